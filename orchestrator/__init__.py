@@ -1,0 +1,1 @@
+"""Decide what to run, schedule it, record it, compare it."""

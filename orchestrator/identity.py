@@ -1,0 +1,45 @@
+"""Canonical JSON of a config → signature. Paths, hosts and hardware never enter."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+from pydantic import BaseModel
+
+#: Hex digits kept of the SHA-256: 64 bits, a collision among 10⁵ trials has probability 3·10⁻¹⁰.
+SIGNATURE_LENGTH = 16
+
+
+def compute_identity(config: BaseModel) -> dict[str, Any]:
+    """Return the fields of ``config`` that decide a result, nested; fields marked ``identity: False`` are left out."""
+    identity: dict[str, Any] = {}
+    for name, field in type(config).model_fields.items():
+        extra = field.json_schema_extra
+        if isinstance(extra, dict) and extra.get("identity") is False:
+            continue
+        value = getattr(config, name)
+        identity[name] = compute_identity(value) if isinstance(value, BaseModel) else _plain(value)
+    return identity
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, BaseModel):
+        return compute_identity(value)
+    return value
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False, ensure_ascii=True)
+
+
+def compute_signature(config: BaseModel, data_fingerprint: str) -> str:
+    """Return the signature of a trial or stage: hash of its identity and of the data it sees."""
+    identity = {"config": compute_identity(config), "data_fingerprint": data_fingerprint}
+    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:SIGNATURE_LENGTH]

@@ -1,0 +1,1 @@
+"""Statistics, tables, figures and one HTML file, all read from the ledger."""

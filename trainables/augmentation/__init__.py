@@ -1,0 +1,1 @@
+"""Random augmentation policies, batched and seeded per sample."""

@@ -1,0 +1,369 @@
+"""The complete scientific description of one trial (and of one stage), as frozen pydantic models.
+
+Everything here decides a result and is therefore part of the trial's signature, except the fields marked
+``Unhashed``: they say where things lie or how to behave when something is missing. Defaults come from the papers
+in the field; where a number is an assumption, its comment says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+#: Part of every signature. Raise it when the meaning of a field changes without the field changing.
+SCHEMA_VERSION = 1
+
+#: Marks a field that never enters a signature: a location or a way to behave, not science.
+UNHASHED: dict[str, Any] = {"identity": False}
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+PositiveInt = Annotated[int, Field(gt=0)]
+
+
+class Frozen(BaseModel):
+    """Base of all configuration: immutable, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+# --------------------------------------------------------------------------- data
+
+
+class ImageData(Frozen):
+    """What all sources of images share."""
+
+    image_size: PositiveInt = Field(32, description="Side in px to which every image is brought before storage.")
+    channels: Literal[1, 3] = Field(3, description="Channels stored: 1 grey, 3 RGB.")
+    resize: Literal["crop", "squash", "pad"] = Field(
+        "crop", description="crop: short side to image_size, centre crop. squash: ignore aspect. pad: black borders."
+    )
+    val_fraction: Fraction = Field(0.2, description="Share of groups for validation where the source has no split.")
+    test_fraction: Fraction = Field(0.2, description="Share of groups for test where the source has no split.")
+    split_seed: int = Field(0, description="Seed of the split; the same for all arms and replicates.")
+    ordinal: bool = Field(False, description="Classes are ordered: quadratic weighted kappa is reported.")
+    label_map: dict[str, str] | None = Field(
+        None, description="Original label -> class name; labels that are not named are an error."
+    )
+    external_sites: tuple[str, ...] = Field(
+        (), description="Sites kept out of train, val and test; each becomes an external set of that name."
+    )
+    on_bad: Literal["error", "quarantine"] = Field(
+        "error", description="An unusable image stops the study, or is set aside and counted in the report."
+    )
+    max_megapixels: float = Field(
+        200.0, gt=0, description="Larger images are refused before decoding.", json_schema_extra=UNHASHED
+    )
+
+
+class DigitsData(ImageData):
+    """scikit-learn's 1,797 handwritten digits, 8×8 grey: real, offline."""
+
+    kind: Literal["digits"] = "digits"
+    channels: Literal[1, 3] = 1
+
+
+class MedmnistData(ImageData):
+    """A MedMNIST npz: a file on disk (``path``), or downloaded by the medmnist package."""
+
+    kind: Literal["medmnist"] = "medmnist"
+    flag: str = Field("pneumoniamnist", description="Name in MedMNIST, also the name of the data set.")
+    path: Path | None = Field(None, description="The npz; none: downloaded.", json_schema_extra=UNHASHED)
+    source_size: Literal[28, 64, 128, 224] = Field(28, description="Which size of MedMNIST+ to download.")
+    image_size: PositiveInt = 28
+    channels: Literal[1, 3] = 1
+
+
+class ImageFolderData(ImageData):
+    """``root/{train,val,test,external/<name>}/<class>/*`` or ``root/<class>/*`` (then split by fraction)."""
+
+    kind: Literal["image_folder"] = "image_folder"
+    path: Path = Field(description="Root folder.", json_schema_extra=UNHASHED)
+    image_size: PositiveInt = 224
+
+
+class CsvData(ImageData):
+    """A manifest with columns file_name, label and optionally id, split, group, site; others are kept."""
+
+    kind: Literal["csv"] = "csv"
+    path: Path = Field(description="The manifest.", json_schema_extra=UNHASHED)
+    root: Path | None = Field(
+        None, description="Folder file_name is relative to; none: the manifest's.", json_schema_extra=UNHASHED
+    )
+    classes: tuple[str, ...] | None = Field(None, description="Allowed labels in order; none: those found, sorted.")
+    image_size: PositiveInt = 224
+
+
+class TorchvisionData(ImageData):
+    """Any torchvision classification set by its class name, e.g. ``CIFAR10``."""
+
+    kind: Literal["torchvision"] = "torchvision"
+    name: str = Field(description="Class in torchvision.datasets.")
+    path: Path = Field(Path("data"), description="Root handed to torchvision.", json_schema_extra=UNHASHED)
+    download: bool = Field(False, description="Let torchvision download it.", json_schema_extra=UNHASHED)
+
+
+class PhantomData(ImageData):
+    """Procedural fundus-like images: the label is the presence of lesions of known size and mask.
+
+    Sites differ in colour, blur, vignetting and noise. A nuisance can be correlated with the label.
+    """
+
+    kind: Literal["phantom"] = "phantom"
+    image_size: PositiveInt = 64
+    num_images: PositiveInt = Field(1200, description="Over all in-distribution splits.")
+    num_sites: PositiveInt = Field(3, description="Acquisition sites site-0 … inside train, val and test.")
+    num_external_sites: int = Field(1, ge=0, description="Further sites, each an external set.")
+    num_external_images: PositiveInt = Field(300, description="Per external site.")
+    images_per_patient: PositiveInt = Field(2, description="Group size: both eyes of one patient.")
+    num_classes: Literal[2, 3, 4, 5] = Field(2, description="Grades; more lesions and larger ones per grade.")
+    lesion_radius_px: tuple[float, float] = Field((1.2, 3.5), description="At 64 px; scales with image_size.")
+    lesion_contrast: float = Field(0.35, gt=0, le=1, description="1 is black haemorrhages, 0 invisible ones.")
+    nuisance: Literal["none", "sharpness", "intensity", "corner_tag", "colour", "resolution"] = "none"
+    rho: Fraction = Field(0.5, description="P(nuisance agrees with the label) in train and val; .5 is none.")
+    rho_test: Fraction | None = Field(None, description="The same in test; none: rho.")
+    seed: int = Field(0, description="Seed of the images.")
+
+
+DataConfig = Annotated[
+    DigitsData | MedmnistData | ImageFolderData | CsvData | TorchvisionData | PhantomData, Field(discriminator="kind")
+]
+
+# --------------------------------------------------------------------------- model and pretraining
+
+
+class ModelConfig(Frozen):
+    """Which network, and how it is fitted to small or grey images."""
+
+    name: str = Field("resnet18", description="torchvision model, or timm/<name>.")
+    stem: Literal["auto", "original", "small"] = Field(
+        "auto", description="small: first convolution with stride 1, no max-pool after it; auto: small below 48 px."
+    )
+    input_size: PositiveInt | None = Field(
+        None, description="Images are upscaled to this side (px) on the device; none: what the model needs."
+    )
+
+
+class ScratchPretraining(Frozen):
+    """Random initial weights, the same for all arms of a replicate."""
+
+    kind: Literal["scratch"] = "scratch"
+
+
+class ImageNetPretraining(Frozen):
+    """Supervised ImageNet weights: a file, the hub cache, or a download, in this order."""
+
+    kind: Literal["imagenet"] = "imagenet"
+    weights: str = Field("default", description="torchvision weights name (IMAGENET1K_V1) or timm tag; default: its.")
+    file: Path | None = Field(None, description="A state dict (.safetensors, .pth).", json_schema_extra=UNHASHED)
+    file_sha256: str | None = Field(None, description="Digest of the file; filled in by the plan.")
+    on_unavailable: Literal["error", "skip"] = Field(
+        "error", description="No weights reachable: stop, or leave the arm out loudly.", json_schema_extra=UNHASHED
+    )
+
+
+class ContrastivePretraining(Frozen):
+    """SimCLR on the training split (Chen et al. 2020), from scratch or from ImageNet weights."""
+
+    kind: Literal["contrastive"] = "contrastive"
+    method: Literal["simclr"] = "simclr"
+    init: Annotated[ScratchPretraining | ImageNetPretraining, Field(discriminator="kind")] = ScratchPretraining()
+    epochs: PositiveInt = 100
+    batch_size: PositiveInt = 256
+    learning_rate: float = Field(
+        0.06, gt=0, description="SGD, momentum .9, cosine. .06: lightly’s small-image benchmarks."
+    )
+    weight_decay: float = Field(1e-4, ge=0)
+    temperature: float = Field(0.2, gt=0)
+    projection_dim: PositiveInt = 128
+    hidden_dim: PositiveInt = 512
+    crop_scale_min: Fraction = Field(0.2, description="Smallest area share of RandomResizedCrop.")
+    jitter_strength: float = Field(1.0, ge=0, description="Scales ColorJitter(.4, .4, .4, .1).")
+    per_replicate: bool = Field(False, description="One pretraining per replicate instead of one for all.")
+
+
+PretrainingConfig = Annotated[
+    ScratchPretraining | ImageNetPretraining | ContrastivePretraining, Field(discriminator="kind")
+]
+
+# --------------------------------------------------------------------------- augmentation and regularisers
+
+
+class Augmentation(Frozen):
+    """Geometry around the policy: RandomResizedCrop → flips → policy → normalise → RandomErasing (StrongAugment)."""
+
+    crop_scale_min: Fraction | None = Field(None, description="Smallest area share of RandomResizedCrop; none: off.")
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+    erasing: Fraction = Field(0.0, description="Probability of RandomErasing.")
+
+
+class NoAugmentation(Augmentation):
+    """No photometric policy."""
+
+    kind: Literal["none"] = "none"
+
+
+class RandAugment(Augmentation):
+    """RandAugment (Cubuk et al. 2020); strength scales the magnitude, 1 is ``magnitude``."""
+
+    kind: Literal["randaugment"] = "randaugment"
+    num_ops: PositiveInt = 2
+    magnitude: int = Field(9, ge=0, le=30, description="Of 31 bins, torchvision's default.")
+    strength: Fraction = 1.0
+
+
+class TrivialAugment(Augmentation):
+    """TrivialAugment Wide (Müller & Hutter 2021); strength scales the largest magnitude."""
+
+    kind: Literal["trivialaugment"] = "trivialaugment"
+    strength: Fraction = 1.0
+
+
+class StrongAugmentation(Augmentation):
+    """The 19-op policy of StrongAugment (Pohjonen et al. 2022); strength 0 is exactly no change."""
+
+    kind: Literal["strong"] = "strong"
+    policy: Literal["strong-v0.1.0"] = "strong-v0.1.0"
+    strength: Fraction = 1.0
+
+
+AugmentationConfig = Annotated[
+    NoAugmentation | RandAugment | TrivialAugment | StrongAugmentation, Field(discriminator="kind")
+]
+
+
+class NoRegulariser(Frozen):
+    """Plain cross-entropy."""
+
+    kind: Literal["none"] = "none"
+
+
+class WeightDecay(Frozen):
+    """Decoupled (AdamW) or L2 (SGD) weight decay on all weights but biases and normalisation."""
+
+    kind: Literal["weight_decay"] = "weight_decay"
+    weight: float = Field(1e-2, ge=0)
+
+
+class SpectralDecoupling(Frozen):
+    """L2 penalty on the logits (Pezeshki et al. 2020, Pohjonen et al. 2022); weight decay is 0 here."""
+
+    kind: Literal["spectral_decoupling"] = "spectral_decoupling"
+    weight: float | tuple[float, ...] = Field(0.01, description="λ, or one λ per class or group.")
+    half: bool = Field(True, description="½λ instead of λ.")
+    reduction: Literal["mean", "sum"] = Field("mean", description="Over classes.")
+    target: Literal["all", "true_class"] = "all"
+    gamma: float | tuple[float, ...] = Field(0.0, description="Offset, or one per class or group.")
+    group_by: Literal["class", "group"] = Field("class", description="What several λ or γ are indexed by.")
+    delay_steps: int = Field(0, ge=0, description="Optimiser steps before the penalty starts.")
+
+
+class LabelSmoothing(Frozen):
+    """Cross-entropy against (1−ε)·one-hot + ε/K (Szegedy et al. 2016)."""
+
+    kind: Literal["label_smoothing"] = "label_smoothing"
+    epsilon: Fraction = 0.1
+
+
+class Dropout(Frozen):
+    """Dropout before the classification head (Srivastava et al. 2014)."""
+
+    kind: Literal["dropout"] = "dropout"
+    probability: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
+
+
+class Mixup(Frozen):
+    """Convex combinations of pairs of a batch, Beta(α, α) (Zhang et al. 2018)."""
+
+    kind: Literal["mixup"] = "mixup"
+    alpha: float = Field(0.2, gt=0)
+
+
+RegulariserConfig = Annotated[
+    NoRegulariser | WeightDecay | SpectralDecoupling | LabelSmoothing | Dropout | Mixup, Field(discriminator="kind")
+]
+
+# --------------------------------------------------------------------------- training and evaluation
+
+
+class TrainingConfig(Frozen):
+    """Optimisation. The model with the best validation value is the one evaluated."""
+
+    epochs: PositiveInt = 20
+    batch_size: PositiveInt = 64
+    optimiser: Literal["adamw", "sgd"] = "adamw"
+    learning_rate: float = Field(1e-3, gt=0)
+    momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD only.")
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_epochs: Annotated[float, Field(ge=0.0)] = 0.0
+    backbone_learning_rate_factor: float = Field(1.0, ge=0, description="Below the head; 0 is a linear probe.")
+    gradient_clip_norm: float | None = Field(None, gt=0)
+    class_weights: Literal["none", "balanced"] = "none"
+    label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="Of the training split, by group.")
+    select_by: Literal["loss", "accuracy", "balanced_accuracy", "auroc"] = Field(
+        "balanced_accuracy", description="On in-distribution validation; decides the checkpoint and early stopping."
+    )
+    patience: PositiveInt | None = Field(None, description="Epochs without improvement before stopping; none: never.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 autocast on a GPU.")
+
+
+class EvaluationConfig(Frozen):
+    """What every trained model is tested on."""
+
+    modality: Literal["auto", "general", "fundus", "dermoscopy", "chest_xray", "pathology"] = Field(
+        "auto", description="Which severity tables; auto: what the data set says, else general."
+    )
+    shifts: tuple[str, ...] | Literal["all"] = Field("all", description="Names in the shift bank.")
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
+    shift_seed: int = Field(0, description="Of the shifts' randomness; the same for all trials.")
+    ece_bins: PositiveInt = 15
+    store_features: bool = Field(True, description="Keep penultimate features of the unshifted sets (float16).")
+
+
+class TrialConfig(Frozen):
+    """One arm × one replicate: everything that decides a trial's result."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    data: DataConfig = DigitsData()
+    model: ModelConfig = ModelConfig()
+    pretraining: PretrainingConfig = ScratchPretraining()
+    augmentation: AugmentationConfig = NoAugmentation()
+    regulariser: RegulariserConfig = NoRegulariser()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    seed: int = Field(0, description="Study seed.")
+    replicate: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _one_value_per_class_or_group(self) -> TrialConfig:
+        if isinstance(self.regulariser, SpectralDecoupling):
+            weight, gamma = self.regulariser.weight, self.regulariser.gamma
+            if isinstance(weight, tuple) and isinstance(gamma, tuple) and len(weight) != len(gamma):
+                raise ValueError(
+                    f"regulariser.weight has {len(weight)} values and regulariser.gamma {len(gamma)}; "
+                    "give one value, or one per class or group to both"
+                )
+        return self
+
+
+class StageConfig(Frozen):
+    """One upstream work that trials share: a contrastive pretraining."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    kind: Literal["contrastive"] = "contrastive"
+    data: DataConfig
+    model: ModelConfig
+    pretraining: ContrastivePretraining
+    seed: int = 0
+    replicate: int | None = Field(None, description="None: shared by all replicates.")
+
+
+class Execution(Frozen):
+    """How a trial is executed on this machine. Never hashed: no result depends on it."""
+
+    device: str = Field("auto", description="auto: cuda if there is one, else cpu.")
+    num_threads: PositiveInt = Field(1, description="CPU threads of the trial: its share.")
+    cache_dir: Path = Field(Path("~/.cache/robustsweep"), description="Decoded images, one copy per node.")
+    evaluation_batch_size: PositiveInt = 256

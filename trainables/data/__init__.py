@@ -1,0 +1,1 @@
+"""Image sources, splits by group, fingerprints, the phantom."""

@@ -1,0 +1,60 @@
+"""What every source ends in: named splits of memory-mapped uint8 images with labels, ids and groups."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+
+@dataclass(frozen=True)
+class ImageSet:
+    """One split or external set; row i of every array belongs to one image."""
+
+    name: str
+    #: Memory-mapped, read-only, values 0–255.
+    images: UInt8[np.ndarray, "n channels height width"]
+    #: Index into ``Dataset.classes``.
+    labels: Int64[np.ndarray, " n"]
+    #: Immutable ids, unique over the whole data set.
+    ids: np.ndarray
+    #: Patient, eye pair, slide: never in two splits.
+    groups: np.ndarray
+    #: Acquisition site or hospital; "" where unknown.
+    sites: np.ndarray
+    #: Further columns of a manifest, nuisance and lesion statistics of a phantom: one value per image each.
+    metadata: dict[str, list[Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+@dataclass(frozen=True)
+class BadImage:
+    """An image set aside by ``data.on_bad: quarantine``."""
+
+    file_name: str
+    row: int | None
+    problem: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """All splits of one source. ``splits`` holds train, val, test; ``external`` any number of further sets."""
+
+    name: str
+    classes: tuple[str, ...]
+    #: Hash of content, labels, groups and split assignment; independent of where the files lie.
+    fingerprint: str
+    splits: dict[str, ImageSet]
+    external: dict[str, ImageSet]
+    quarantined: tuple[BadImage, ...] = ()
+    #: fundus, dermoscopy, chest_xray, pathology or general: which severity tables fit.
+    modality: str = "general"
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)

@@ -1,0 +1,52 @@
+"""Every error this package raises on purpose.
+
+RobustSweepError
+├── ConfigError            a setting is impossible or does not fit the data or model
+├── DataError              an image, a label, a manifest or a split is unusable
+├── WeightsUnavailableError  pretrained weights cannot be reached
+├── CheckpointError        a checkpoint is damaged or belongs to another trial
+├── DivergedError          the loss is not finite
+├── StorageError           the ledger cannot be read or written
+└── StudyError             the study file, or a request about it, is wrong   (orchestrator)
+    └── LeaseError         another driver holds the study                    (orchestrator)
+
+Each message says what was attempted, what was found, what was expected and what to do.
+"""
+
+from __future__ import annotations
+
+
+class RobustSweepError(Exception):
+    """Base of every deliberate error; its message is meant for the user as it is."""
+
+
+class ConfigError(RobustSweepError):
+    """A setting is impossible, or does not fit the data or the model."""
+
+
+class DataError(RobustSweepError):
+    """Images, labels, a manifest or a split are unusable."""
+
+
+class WeightsUnavailableError(RobustSweepError):
+    """Pretrained weights are neither in a file, nor in the cache, nor downloadable."""
+
+
+class CheckpointError(RobustSweepError):
+    """A checkpoint is damaged, or was written by another trial."""
+
+
+class DivergedError(RobustSweepError):
+    """The training loss became NaN or infinite."""
+
+
+class StorageError(RobustSweepError):
+    """The ledger could not be read or written."""
+
+
+class StudyError(RobustSweepError):
+    """The study file, or a request about it, is wrong."""
+
+
+class LeaseError(StudyError):
+    """Another driver holds the study."""

@@ -1,0 +1,1 @@
+"""Where a model's first weights come from."""

@@ -1,0 +1,1 @@
+"""The shift bank: deterministic corruptions with severity tables."""
