@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 #: Part of every signature. Raise it when the meaning of a field changes without the field changing.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION: Literal[1] = 1
 
 #: Marks a field that never enters a signature: a location or a way to behave, not science.
 UNHASHED: dict[str, Any] = {"identity": False}
@@ -25,7 +25,7 @@ PositiveInt = Annotated[int, Field(gt=0)]
 class Frozen(BaseModel):
     """Base of all configuration: immutable, and an unknown key is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 # --------------------------------------------------------------------------- data
@@ -180,6 +180,7 @@ class ContrastivePretraining(Frozen):
     hidden_dim: PositiveInt = 512
     crop_scale_min: Fraction = Field(0.2, description="Smallest area share of RandomResizedCrop.")
     jitter_strength: float = Field(1.0, ge=0, description="Scales ColorJitter(.4, .4, .4, .1).")
+    horizontal_flip: bool = Field(True, description="Off where left and right mean something, as in digits.")
     per_replicate: bool = Field(False, description="One pretraining per replicate instead of one for all.")
 
 
@@ -251,12 +252,12 @@ class SpectralDecoupling(Frozen):
     """L2 penalty on the logits (Pezeshki et al. 2020, Pohjonen et al. 2022); weight decay is 0 here."""
 
     kind: Literal["spectral_decoupling"] = "spectral_decoupling"
-    weight: float | tuple[float, ...] = Field(0.01, description="λ, or one λ per class or group.")
+    weight: float | tuple[float, ...] = Field(0.01, description="λ, or one λ per class or site.")
     half: bool = Field(True, description="½λ instead of λ.")
     reduction: Literal["mean", "sum"] = Field("mean", description="Over classes.")
     target: Literal["all", "true_class"] = "all"
-    gamma: float | tuple[float, ...] = Field(0.0, description="Offset, or one per class or group.")
-    group_by: Literal["class", "group"] = Field("class", description="What several λ or γ are indexed by.")
+    gamma: float | tuple[float, ...] = Field(0.0, description="Offset, or one per class or site.")
+    group_by: Literal["class", "site"] = Field("class", description="What several λ or γ are indexed by.")
     delay_steps: int = Field(0, ge=0, description="Optimiser steps before the penalty starts.")
 
 

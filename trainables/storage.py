@@ -144,6 +144,17 @@ class Folder:
         if fs.exists(self.uri):
             yield from sorted({str(path).rstrip("/").rsplit("/", 1)[-1] for path in fs.ls(self.uri, detail=False)})
 
+    def rename(self, name: str, new_name: str) -> None:
+        """Rename a file, replacing what had the new name."""
+        old, new = self._at(name), self._at(new_name)
+        try:
+            if self.is_local:
+                os.replace(old, new)
+            else:
+                self._fs().mv(old, new)
+        except OSError as error:
+            raise StorageError(f"could not rename {old} to {new_name}: {error}") from error
+
     def remove(self, name: str) -> None:
         """Remove the file or folder ``name`` if it is there."""
         path = self._at(name)

@@ -26,6 +26,8 @@ class ImageSet:
     sites: np.ndarray
     #: Further columns of a manifest, nuisance and lesion statistics of a phantom: one value per image each.
     metadata: dict[str, list[Any]] = field(default_factory=dict)
+    #: Lesions, where the source knows them: 0 background, k the k-th lesion of the image.
+    masks: UInt8[np.ndarray, "n height width"] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -36,6 +38,7 @@ class BadImage:
     """An image set aside by ``data.on_bad: quarantine``."""
 
     file_name: str
+    #: Line in the manifest (its header is line 1), index in an array; None for a file in a folder.
     row: int | None
     problem: str
 

@@ -1,0 +1,87 @@
+"""Write docs/images/report.png (and compare.png) with a headless Chromium.
+
+    python docs/screenshot.py STUDY_LEDGER OUT_DIR [--mlflow URL] [--height PX] [--dark]
+
+STUDY_LEDGER is the folder of one study, the one that holds ``report/index.html``. With ``--mlflow`` the page at URL
+(the compare page that ``robustsweep ui`` prints) is photographed as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+
+
+def find_browser() -> str:
+    """Return the path of a Chromium on PATH.
+
+    Raises:
+        SystemExit: there is none; the message says what to install.
+    """
+    for name in BROWSERS:
+        path = shutil.which(name)
+        if path is not None:
+            return path
+    sys.exit(f"looked for one of {', '.join(BROWSERS)} on PATH and found none; install Chromium and try again")
+
+
+def take_screenshot(url: str, target: Path, *, size: tuple[int, int], wait_seconds: float, dark: bool = False) -> None:
+    """Write a PNG of ``url`` as a window of ``size`` (px) shows it after ``wait_seconds``.
+
+    Raises:
+        SystemExit: the browser wrote no image; its last words are in the message.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.unlink(missing_ok=True)
+    with tempfile.TemporaryDirectory() as profile:
+        command = [
+            find_browser(),
+            "--headless",
+            "--no-sandbox",
+            "--disable-gpu",
+            "--no-first-run",
+            "--disable-background-networking",
+            "--hide-scrollbars",
+            f"--user-data-dir={profile}",
+            f"--window-size={size[0]},{size[1]}",
+            f"--timeout={int(1000 * wait_seconds)}",
+            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+            f"--screenshot={target}",
+            url,
+        ]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=wait_seconds + 120, check=False)
+    if not target.exists():
+        sys.exit(f"tried to photograph {url} and {command[0]} wrote no {target}: {done.stderr.strip()[-500:]}")
+
+
+def main() -> None:
+    """Parse the command line and write the images."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("ledger", type=Path, help="folder of the study, which holds report/index.html")
+    parser.add_argument("out", type=Path, help="folder for the images, e.g. docs/images")
+    parser.add_argument("--mlflow", metavar="URL", help="also photograph this page as compare.png")
+    parser.add_argument("--height", type=int, default=1900, help="of the report's window in px (default 1900)")
+    parser.add_argument("--dark", action="store_true", help="dark colour scheme")
+    arguments = parser.parse_args()
+    page = arguments.ledger / "report" / "index.html"
+    if not page.is_file():
+        sys.exit(f"looked for {page} and found none; run `robustsweep report STUDY` first, or name the study's folder")
+    target = arguments.out / "report.png"
+    take_screenshot(
+        page.absolute().as_uri(), target, size=(1200, arguments.height), wait_seconds=6, dark=arguments.dark
+    )
+    print(f"wrote {target}")
+    if arguments.mlflow:
+        target = arguments.out / "compare.png"
+        take_screenshot(arguments.mlflow, target, size=(1600, 1100), wait_seconds=20, dark=arguments.dark)
+        print(f"wrote {target}")
+
+
+if __name__ == "__main__":
+    main()

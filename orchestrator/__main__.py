@@ -1,0 +1,5 @@
+"""``python -m orchestrator`` is ``robustsweep``."""
+
+from orchestrator.cli import main
+
+main()

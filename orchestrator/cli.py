@@ -1,0 +1,237 @@
+"""The command line: ``robustsweep run | plan | status | report | ui | sync | trial | schema | doctor``.
+
+Exit codes: 0 all trials complete, 1 some failed or are missing, 2 the request was wrong, 3 infrastructure failed.
+Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from trainables.errors import RobustSweepError, StorageError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.study import Study
+
+COMPLETE, INCOMPLETE, WRONG_REQUEST, INFRASTRUCTURE = 0, 1, 2, 3
+
+app = typer.Typer(
+    name="robustsweep",
+    help="Find out which training choices hold up under distribution shift: one YAML file in, a robustness study out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+StudyFile = Annotated[Path, typer.Argument(help="The study file.", show_default=False)]
+Storage = Annotated[str | None, typer.Option(help="Root of the ledger: path or fsspec URI.", show_default="results")]
+Mlflow = Annotated[str | None, typer.Option(help="MLflow tracking URI.", show_default="SQLite beside the ledger")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to join.", show_default="this machine")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="key.path=value, overrides the file. Repeatable.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    storage: Storage = None,
+    mlflow: Mlflow = None,
+    address: Address = None,
+    overrides: Overrides = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed trials again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run what is open, resume what was interrupted, write the report. Run it again after any interruption."""
+    from orchestrator.run import run_study
+
+    loaded = _load(study, overrides)
+    console = _console(stderr=as_json)
+    summary = run_study(
+        loaded,
+        storage=_storage(loaded, storage),
+        mlflow=mlflow,
+        address=address,
+        console=console,
+        retry_failed=retry_failed,
+    )
+    again = f"robustsweep run {study}"
+    if as_json:
+        typer.echo(json.dumps(vars(summary)))
+    if summary.unshipped:
+        console.print(f"{summary.unshipped} records are not in MLflow yet: robustsweep sync {study}", highlight=False)
+    if not summary.is_complete:
+        console.print(
+            f"[bold]{summary.failed} failed, {summary.missing} missing of {summary.planned} trials.[/bold] "
+            f"Go on with: {again}" + (" --retry-failed" if summary.failed and not summary.missing else ""),
+            highlight=False,
+        )
+    console.print(f"look at the runs with: robustsweep ui {study}", highlight=False)
+    raise typer.Exit(COMPLETE if summary.is_complete else INCOMPLETE)
+
+
+@app.command()
+def plan(
+    study: StudyFile,
+    storage: Storage = None,
+    overrides: Overrides = None,
+    pilot: Annotated[bool, typer.Option(help="Time a few steps when no trial has finished yet.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Show stages and trials, what is complete, to resume and to run, and what it will take."""
+    from orchestrator.estimate import estimate
+    from orchestrator.planview import describe_plan, render_plan
+    from orchestrator.run import prepare
+
+    loaded = _load(study, overrides)
+    prepared = prepare(loaded, storage=_storage(loaded, storage))
+    costs = estimate(prepared, allow_pilot=pilot)
+    if as_json:
+        typer.echo(json.dumps(describe_plan(prepared, costs)))
+    else:
+        render_plan(prepared, costs, _console())
+
+
+@app.command()
+def status(study: StudyFile, storage: Storage = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+    """Show how many trials are planned, complete, running, failed, interrupted, missing."""
+    from orchestrator.status import compute_status, render_status
+
+    loaded = _load(study, overrides)
+    counts = compute_status(loaded, storage=_storage(loaded, storage))
+    if as_json:
+        typer.echo(json.dumps(counts))
+    else:
+        render_status(counts, _console())
+    raise typer.Exit(COMPLETE if counts["complete"] == counts["planned"] else INCOMPLETE)
+
+
+@app.command()
+def report(
+    study: StudyFile,
+    storage: Storage = None,
+    overrides: Overrides = None,
+    metric: Annotated[str, typer.Option(help="Metric of the tables and figures.")] = "balanced_accuracy",
+) -> None:
+    """Write the report anew from the ledger."""
+    from orchestrator.ledger import Ledger
+    from orchestrator.report.write import write_report
+
+    loaded = _load(study, overrides)
+    ledger = Ledger(_storage(loaded, storage), loaded.study)
+    written = write_report(ledger, cache_dir=loaded.execution.cache_dir.expanduser(), metric=metric)
+    _console().print(written.summary, soft_wrap=True, highlight=False, markup=False)
+
+
+@app.command()
+def ui(
+    study: StudyFile,
+    storage: Storage = None,
+    mlflow: Mlflow = None,
+    overrides: Overrides = None,
+    port: Annotated[int | None, typer.Option(help="Port on 127.0.0.1.", show_default="a free one")] = None,
+) -> None:
+    """Start MLflow on 127.0.0.1 over the study's store and print where the trials are compared. Ctrl-C ends it."""
+    from orchestrator.ledger import Ledger
+    from orchestrator.tracking_store import resolve_tracking_uri
+    from orchestrator.ui import serve_ui
+
+    loaded = _load(study, overrides)
+    ledger = Ledger(_storage(loaded, storage), loaded.study)
+    uri = resolve_tracking_uri(ledger, flag=mlflow, study_value=loaded.execution.mlflow)
+    with serve_ui(uri, loaded.study, port=port) as server:
+        links = server.links
+        typer.echo(f"MLflow           {server.url}")
+        typer.echo(f"runs             {links.experiment}")
+        typer.echo(f"compare          {links.compare}  ({links.num_compared} of {links.num_trials} trials)")
+        typer.echo(f"severity curves  {links.curves}")
+        sys.stdout.flush()
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            typer.echo("stopped")
+
+
+@app.command()
+def sync(study: StudyFile, storage: Storage = None, mlflow: Mlflow = None, overrides: Overrides = None) -> None:
+    """Ship everything in the ledger to MLflow; rebuilds a lost MLflow store."""
+    from orchestrator.ledger import Lease, Ledger
+    from orchestrator.shipping import sync as sync_ledger
+    from orchestrator.tracking_store import redact, resolve_tracking_uri
+
+    loaded = _load(study, overrides)
+    ledger = Ledger(_storage(loaded, storage), loaded.study)
+    uri = resolve_tracking_uri(ledger, flag=mlflow, study_value=loaded.execution.mlflow)
+    with Lease(ledger):
+        result = sync_ledger(ledger, uri)
+    typer.echo(f"{result.shipped} records shipped to {redact(uri)}, {result.skipped} were there already")
+
+
+@app.command()
+def trial(
+    study: StudyFile,
+    signature: Annotated[str, typer.Argument(help="Signature of a stage or trial, or its first digits.")],
+    storage: Storage = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run one stage or trial in this process, without Ray: for a debugger."""
+    from orchestrator.single import run_single
+
+    loaded = _load(study, overrides)
+    folder = run_single(loaded, signature, storage=_storage(loaded, storage), echo=typer.echo)
+    typer.echo(f"complete: {folder}")
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a study file, for editors."""
+    from orchestrator.study import study_schema
+
+    typer.echo(json.dumps(study_schema(), indent=1))
+
+
+@app.command()
+def doctor(storage: Storage = None, mlflow: Mlflow = None, address: Address = None, as_json: AsJson = False) -> None:
+    """Check this machine: versions, GPU, Ray, storage, MLflow, weights cache."""
+    from orchestrator.doctor import examine, render_findings
+
+    findings = examine(storage=storage or "results", mlflow=mlflow, address=address)
+    if as_json:
+        typer.echo(json.dumps([vars(finding) for finding in findings]))
+    else:
+        render_findings(findings, _console())
+    raise typer.Exit(COMPLETE if all(finding.ok for finding in findings) else INFRASTRUCTURE)
+
+
+def _load(path: Path, overrides: list[str] | None) -> Study:
+    from orchestrator.study import load_study
+
+    return load_study(path, overrides or ())
+
+
+def _storage(study: Study, flag: str | None) -> str:
+    return flag or study.execution.storage
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def main() -> Any:
+    """Run the command line; deliberate errors become one message and an exit code."""
+    try:
+        return app()
+    except StorageError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(INFRASTRUCTURE)
+    except RobustSweepError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(WRONG_REQUEST)

@@ -1,0 +1,90 @@
+"""The fields of a trial by their dotted path: what factors, conditions and overrides may name."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from pydantic import BaseModel
+
+from trainables.config import TrialConfig
+
+#: Fields that no factor may set: seeds never come from the arm (pairing), the rest is bookkeeping.
+_NOT_A_CHOICE = frozenset({"schema_version", "seed", "replicate"})
+
+
+@dataclass(frozen=True)
+class FieldPath:
+    """One field of the trial; a section with several kinds declares the same path in several models."""
+
+    path: str
+    #: Models that declare it, and under which name.
+    owners: tuple[type[BaseModel], ...]
+    name: str
+    #: What a section may be; one model, or one per kind. Empty for a plain value.
+    models: tuple[type[BaseModel], ...]
+    is_file: bool
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """Kinds of a tagged section, () for anything else."""
+        return tuple(kind_of(model) for model in self.models if "kind" in model.model_fields)
+
+
+def kind_of(model: type[BaseModel]) -> str:
+    """Return the tag of one member of a tagged union."""
+    return str(model.model_fields["kind"].default)
+
+
+def models_in(annotation: Any) -> tuple[type[BaseModel], ...]:
+    """Return the models that a type annotation allows, in order."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return (annotation,)
+    return tuple(model for argument in get_args(annotation) for model in models_in(argument))
+
+
+def _collect(models: Iterable[type[BaseModel]], prefix: str, fields: dict[str, FieldPath]) -> None:
+    for model in models:
+        for name, info in model.model_fields.items():
+            if not prefix and name in _NOT_A_CHOICE:
+                continue
+            path = f"{prefix}{name}"
+            known = fields.get(path)
+            inner = models_in(info.annotation)
+            is_file = Path in (info.annotation, *get_args(info.annotation))
+            owners = (*known.owners, model) if known else (model,)
+            fields[path] = FieldPath(path, owners, name, inner, is_file)
+            _collect(inner, f"{path}.", fields)
+
+
+def _fields() -> dict[str, FieldPath]:
+    fields: dict[str, FieldPath] = {}
+    _collect([TrialConfig], "", fields)
+    return fields
+
+
+#: Dotted path → field, e.g. ``augmentation.strength``; sections are among them.
+FIELDS: dict[str, FieldPath] = _fields()
+
+#: Sections of a trial in the order of the study file.
+SECTIONS = tuple(path for path in FIELDS if "." not in path)
+
+
+def find_nearest(word: str, options: Iterable[str]) -> str | None:
+    """Return the option that ``word`` was most likely meant to be, None when none is near."""
+    options = list(options)
+    same_end = [option for option in options if option.endswith(f".{word}")]
+    if same_end:
+        return min(same_end, key=len)
+    by_lower = {option.lower(): option for option in options}
+    close = difflib.get_close_matches(word[:100].lower(), list(by_lower), n=1, cutoff=0.6)
+    return by_lower[close[0]] if close else None
+
+
+def suggest(word: str, options: Iterable[str]) -> str:
+    """Return ``; did you mean x?``, or nothing when no option is near."""
+    nearest = find_nearest(word, options)
+    return f"; did you mean {nearest}?" if nearest else ""

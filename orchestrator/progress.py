@@ -1,0 +1,143 @@
+"""Live progress: a table on a terminal, plain lines in a log. Fed from the scheduling loop, drawn in its own thread."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from dataclasses import dataclass, field
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from orchestrator.plan import Work
+
+_SHOWN = ("val/balanced_accuracy", "val/accuracy", "ssl/loss", "train/loss")
+_MAX_ROWS = 24
+
+
+@dataclass
+class _Row:
+    """A running work as the table shows it."""
+
+    work: Work
+    started: float = field(default_factory=time.monotonic)
+    epochs: int | None = None
+    epoch: int = 0
+    phase: str = "starting"
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+class StudyProgress:
+    """Shows stages, trials, epochs, time left and last metrics. Use as a context manager.
+
+    Args:
+        console: where to draw; lines instead of a table when it is not a terminal.
+        num_works: open stages and trials.
+        num_done: complete before this run.
+    """
+
+    def __init__(self, console: Console, *, num_works: int, num_done: int) -> None:
+        self._console = console
+        self._events: queue.SimpleQueue[tuple[str, Work, dict[str, Any]] | None] = queue.SimpleQueue()
+        self._rows: dict[str, _Row] = {}
+        self._num_works, self._num_done = num_works, num_done
+        self._num_ended = self._num_failed = 0
+        self._thread = threading.Thread(target=self._consume, name="progress", daemon=True)
+        self._bar = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
+            TextColumn("left"), TimeRemainingColumn(), console=console,
+        )  # fmt: skip
+        self._task = self._bar.add_task("stages and trials", total=num_works)
+        self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
+
+    def __enter__(self) -> StudyProgress:
+        if self._console.is_terminal:
+            self._live.start()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._events.put(None)
+        self._thread.join()
+        if self._console.is_terminal:
+            self._live.stop()
+
+    def listen(self, what: str, work: Work, details: dict[str, Any]) -> None:
+        """Take an event from the scheduling loop; returns at once."""
+        self._events.put((what, work, details))
+
+    def _consume(self) -> None:
+        while (item := self._events.get()) is not None:
+            what, work, details = item
+            if what == "started":
+                self._rows[work.signature] = _Row(work)
+                self._say(work, "started")
+            elif what == "event":
+                self._on_event(work, details)
+            else:
+                self._on_end(work, details)
+
+    def _on_event(self, work: Work, event: dict[str, Any]) -> None:
+        row = self._rows.setdefault(work.signature, _Row(work))
+        kind = event.get("event")
+        if kind == "started":
+            row.epochs, row.phase = event["epochs"], "training"
+        elif kind == "epoch":
+            row.epoch, row.metrics, row.phase = event["epoch"], event["metrics"], "training"
+            self._say(work, f"epoch {row.epoch}{_of(row.epochs)}  {_metric(row.metrics)}")
+        elif kind == "evaluation":
+            row.phase = f"evaluating {event['done']}/{event['total']}"
+
+    def _on_end(self, work: Work, details: dict[str, Any]) -> None:
+        row = self._rows.pop(work.signature, None)
+        self._num_ended += 1
+        self._bar.update(self._task, completed=self._num_ended)
+        if details["status"] == "failed":
+            self._num_failed += 1
+            reason = str(details.get("message") or details.get("reason")).splitlines()[0]
+            self._print(f"[red]failed[/red]  {_name(work)}: {reason}")
+        elif details["status"] == "complete":
+            seconds = time.monotonic() - row.started if row else 0.0
+            self._say(work, f"complete in {seconds:.0f} s ({self._num_ended}/{self._num_works})")
+
+    def _say(self, work: Work, text: str) -> None:
+        """A plain line; a terminal shows the same in the table."""
+        if not self._console.is_terminal:
+            self._print(f"{_name(work)}: {text}")
+
+    def _print(self, line: str) -> None:
+        clock = time.strftime("%H:%M:%S")
+        self._console.print(f"{clock} {line}", soft_wrap=True, highlight=False)
+
+    def _render(self) -> Group:
+        table = Table(box=None, pad_edge=False)
+        for heading in ("running", "epoch", "last", "phase", "time"):
+            table.add_column(heading, overflow="fold")
+        rows = list(self._rows.values())
+        for row in rows[:_MAX_ROWS]:
+            epoch = f"{row.epoch}{_of(row.epochs)}"
+            table.add_row(
+                _name(row.work), epoch, _metric(row.metrics), row.phase, f"{time.monotonic() - row.started:.0f} s"
+            )
+        if len(rows) > _MAX_ROWS:
+            table.add_row(f"… and {len(rows) - _MAX_ROWS} more")
+        counts = f"{self._num_done} complete before · {self._num_failed} failed"
+        return Group(table, self._bar, counts)
+
+
+def _of(epochs: int | None) -> str:
+    return f"/{epochs}" if epochs else ""
+
+
+def _metric(metrics: dict[str, float]) -> str:
+    shown = next((key for key in _SHOWN if key in metrics), None)
+    return f"{shown} {metrics[shown]:.3f}" if shown else ""
+
+
+def _name(work: Work) -> str:
+    name = work.name if work.replicate is None else f"{work.name} · replicate {work.replicate}"
+    return f"{work.kind} {name} \\[{work.signature[:8]}]"

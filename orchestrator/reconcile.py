@@ -1,0 +1,59 @@
+"""(plan, ledger) → what to do. Pure, and the only place that decides whether something runs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from orchestrator.plan import Plan, Work
+
+#: State of one signature in the ledger. "interrupted" has started and neither finished nor failed.
+COMPLETE, FAILED, INTERRUPTED, ABSENT = "complete", "failed", "interrupted", "absent"
+
+
+@dataclass(frozen=True)
+class Actions:
+    """What ``run`` will do, each in the plan's order."""
+
+    start: tuple[Work, ...]
+    resume: tuple[Work, ...]
+    skip: tuple[Work, ...]
+    #: Failed before, and not to be tried again; nor is a trial whose stage is among them.
+    failed: tuple[Work, ...]
+    #: In the ledger, no longer planned. Never deleted.
+    orphaned: tuple[str, ...]
+
+    @property
+    def open(self) -> tuple[Work, ...]:
+        """Everything to be handed out: stages first, interrupted before new."""
+        todo = self.resume + self.start
+        return tuple(sorted(todo, key=lambda work: work.kind != "stage"))
+
+
+def reconcile(plan: Plan, states: Mapping[str, str], *, retry_failed: bool = False) -> Actions:
+    """Compare what should exist with what does.
+
+    Args:
+        plan: stages and trials of the study as it is now.
+        states: signature → state, for everything in the ledger.
+        retry_failed: hand out what failed before as well.
+    """
+    start, resume, skip, failed = [], [], [], []
+    needed = {need for trial in plan.trials if states.get(trial.signature) != COMPLETE for need in trial.needs}
+    dead: set[str] = set()
+    for work in plan.works:
+        state = states.get(work.signature, ABSENT)
+        if state == COMPLETE:
+            skip.append(work)
+        elif work.kind == "stage" and work.signature not in needed:
+            skip.append(work)  # all that depended on it are complete
+        elif (state == FAILED and not retry_failed) or dead & set(work.needs):
+            failed.append(work)
+            dead.add(work.signature)
+        elif state == ABSENT:
+            start.append(work)
+        else:
+            resume.append(work)
+    planned = {work.signature for work in plan.works}
+    orphaned = tuple(sorted(set(states) - planned))
+    return Actions(tuple(start), tuple(resume), tuple(skip), tuple(failed), orphaned)

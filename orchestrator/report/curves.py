@@ -1,0 +1,212 @@
+"""Severity curves and training curves."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+from orchestrator.report.plot import Figure, colour, floats, layout_of, panel_title, rows_of_test, sentence, translucent
+from orchestrator.report.tables import METRICS, Results
+
+#: Curves shown at first, and in the legend to be switched on; the rest is in shifts.csv and the caption says so.
+SHOWN_CURVES = 8
+LISTED_CURVES = 24
+
+_COLUMNS = 4
+
+# ------------------------------------------------------------------------------------------------ severity curves
+
+
+def severity_curves(results: Results, groups: Mapping[str, str], what: str, *, shown: Sequence[str]) -> Figure | None:
+    """Return one panel per shift: mean per severity and min–max over the trials of a group.
+
+    Args:
+        results: the study.
+        groups: signature → group (an arm's label, or a level of one factor).
+        what: what a colour is, for the caption.
+        shown: groups in the order of their colours; the first ``SHOWN_CURVES`` are drawn, the others up to
+            ``LISTED_CURVES`` wait in the legend.
+    """
+    shifts = rows_of_test(results)
+    names = list(dict.fromkeys(shifts.loc[shifts["severity"] > 0, "shift"]))
+    if not names:
+        return None
+    frame = shifts.assign(group=shifts["signature"].map(dict(groups)))
+    table = frame.groupby(["group", "shift", "severity"])[results.metric].agg(["mean", "min", "max", "count"])
+    clean = frame[frame["severity"] == 0].groupby("group")[results.metric].agg(["mean", "min", "max", "count"])
+    listed = [group for group in shown if group in clean.index][:LISTED_CURVES]
+    rows = math.ceil(len(names) / _COLUMNS)
+    data, layout = [], layout_of(annotations=[])
+    low = float(table["min"].min())
+    for number, shift in enumerate(names):
+        suffix = "" if number == 0 else str(number + 1)
+        _add_panel(layout, suffix, number, rows, low)
+        layout["annotations"].append(_small_title(shift, layout, suffix))
+        for index, group in enumerate(listed):
+            if (group, shift) in table.index:
+                curve = pd.concat([clean.loc[[group]].set_axis([0]), table.loc[(group, shift)]])
+                data += _curve(curve, group, index, suffix, first=number == 0)
+    layout["legend"] |= {"y": 1 + 22 / (rows * 175), "groupclick": "togglegroup"}
+    layout["margin"] |= {"t": 34 + 19 * _legend_lines(listed), "b": 0}
+    drawn = min(len(listed), SHOWN_CURVES)
+    rest = len(clean) - len(listed)
+    subset = (
+        ""
+        if len(clean) <= drawn
+        else f" {drawn} of {len(clean)} are drawn; click the legend for {len(listed) - drawn} more"
+    )
+    subset += f"; the other {rest} are in shifts.csv." if rest else ("." if subset else "")
+    return Figure(
+        title="How fast does it fall as a shift gets stronger?",
+        note=(
+            f"{sentence(METRICS[results.metric])} against severity (0 is the unshifted test set). Line: mean over the "
+            f"trials of one {what}; band: their smallest and largest. "
+            f"n = {frame['signature'].nunique()} complete trials.{subset}"
+        ),
+        data=data,
+        layout=layout,
+        height_px=layout["margin"]["t"] + 175 * rows,
+    )
+
+
+def _legend_lines(names: Sequence[str]) -> int:
+    """Return how many lines a legend takes on a page of 1,000 px, at 7 px a letter and one width for all entries."""
+    width = 50 + 7 * max((len(name) for name in names), default=0)
+    return math.ceil(len(names) / max(1, 1000 // width))
+
+
+def _add_panel(layout: dict[str, Any], suffix: str, number: int, rows: int, low: float) -> None:
+    row, column = divmod(number, _COLUMNS)
+    left, top = column / _COLUMNS, 1 - row / rows
+    layout[f"xaxis{suffix}"] = {
+        "domain": [left + 0.01, left + 1 / _COLUMNS - 0.01],
+        "anchor": f"y{suffix}",
+        "dtick": 1,
+        "showgrid": False,
+        "zeroline": False,
+        "range": [-0.15, 5.15],
+        "fixedrange": True,
+    }
+    # One scale for all panels, otherwise a steep curve and a flat one look the same.
+    layout[f"yaxis{suffix}"] = {
+        "domain": [top - 1 / rows + (46 / 175) / rows, top],
+        "anchor": f"x{suffix}",
+        "tickformat": ".0%",
+        "showticklabels": column == 0,
+        "range": [max(0.0, low - 0.03), 1.005],
+        "nticks": 5,
+        "zeroline": False,
+        "fixedrange": True,
+    }
+
+
+def _small_title(text: str, layout: dict[str, Any], suffix: str) -> dict[str, Any]:
+    x, y = layout[f"xaxis{suffix}"]["domain"][0], layout[f"yaxis{suffix}"]["domain"][1]
+    return panel_title(text.replace("_", " "), x, y)
+
+
+def _curve(curve: pd.DataFrame, group: str, index: int, suffix: str, *, first: bool) -> list[dict[str, Any]]:
+    axes = {"type": "scatter", "xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "legendgroup": str(index)}
+    visible = True if index < SHOWN_CURVES else "legendonly"
+    severities = [int(value) for value in curve.index]
+    line = axes | {
+        "name": escape(group),
+        "mode": "lines+markers",
+        "x": severities,
+        "y": floats(curve["mean"]),
+        "line": {"color": colour(index), "width": 2},
+        "marker": {"size": 4},
+        "showlegend": first,
+        "visible": visible,
+        "customdata": [[int(n)] for n in curve["count"]],
+        "hovertemplate": f"{escape(group)}<br>severity %{{x}}: %{{y:.1%}} (n = %{{customdata[0]}})<extra></extra>",
+    }
+    if curve["count"].max() < 2:
+        return [line]
+    band = axes | {
+        "mode": "lines",
+        "x": severities + severities[::-1],
+        "y": floats(list(curve["max"]) + list(curve["min"])[::-1]),
+        "fill": "toself",
+        "fillcolor": translucent(index),
+        "line": {"width": 0},
+        "hoverinfo": "skip",
+        "showlegend": False,
+        "visible": visible,
+    }
+    return [band, line]
+
+
+# ------------------------------------------------------------------------------------------------ training curves
+
+
+def training_curves(results: Results, groups: Mapping[str, str], order: Sequence[str]) -> Figure | None:
+    """Return training loss, validation metric and contrastive loss per epoch, a thin line per trial or stage.
+
+    Args:
+        results: the study.
+        groups: signature → group that colours a trial's lines.
+        order: groups in the order of their colours.
+    """
+    trials = [(groups[s], record.epochs) for s, record in results.records.items() if record.epochs and s in groups]
+    stages = [("stage", record.epochs) for record in results.stages if record.epochs]
+    panels = [
+        ("train/loss", "training loss", trials),
+        (f"val/{results.metric}", f"validation {METRICS[results.metric]}", trials),
+        ("ssl/loss", "contrastive loss (stages)", stages),
+    ]
+    panels = [panel for panel in panels if any(panel[0] in line["metrics"] for _, lines in panel[2] for line in lines)]
+    if not panels:
+        return None
+    data: list[dict[str, Any]] = []
+    layout = layout_of(annotations=[])
+    layout["margin"] |= {"t": 62}
+    layout["legend"]["y"] = 1.12
+    for number, (key, title, runs) in enumerate(panels):
+        suffix = "" if number == 0 else str(number + 1)
+        left, right = number / len(panels) + (0.035 if number else 0.0), (number + 1) / len(panels)
+        layout[f"xaxis{suffix}"] = {"domain": [left, right], "anchor": f"y{suffix}", "title": {"text": "epoch"}}
+        layout[f"yaxis{suffix}"] = {"anchor": f"x{suffix}", "nticks": 6, "tickformat": ".0%" if "val/" in key else ""}
+        layout["annotations"].append(panel_title(title, left, 1.0))
+        for index, group in enumerate([*order, "stage"]):
+            lines = [epochs for name, epochs in runs if name == group]
+            if lines:
+                data.append(_training_lines(key, lines, (group, index), suffix))
+    return Figure(
+        title="Did the trainings settle?",
+        note=f"A line is one training. n = {len(trials)} trials and {len(stages)} stages that wrote at least an epoch.",
+        data=data,
+        layout=layout,
+        height_px=300,
+    )
+
+
+def _training_lines(
+    key: str, runs: Sequence[Sequence[Mapping[str, Any]]], group: tuple[str, int], suffix: str
+) -> dict[str, Any]:
+    x: list[int | None] = []
+    y: list[float | None] = []
+    for epochs in runs:
+        for line in epochs:
+            x.append(line["epoch"])
+            y.append(line["metrics"].get(key))
+        x.append(None)  # a gap: many trainings in one trace keep a page of 400 trials quick
+        y.append(None)
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": escape(group[0]),
+        "legendgroup": group[0],
+        "showlegend": not suffix and bool(group[0]),
+        "x": x,
+        "y": y,
+        "xaxis": f"x{suffix}",
+        "yaxis": f"y{suffix}",
+        "line": {"width": 1.2, "color": colour(group[1])},
+        "opacity": 0.6,
+        "hovertemplate": f"{escape(group[0])}<br>epoch %{{x}}: %{{y:.3f}}<extra></extra>",
+    }

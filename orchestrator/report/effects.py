@@ -1,0 +1,151 @@
+"""Main effect of each factor: paired differences between two levels, everything else being equal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.report.statistics import MIN_UNITS, Interval, bootstrap_interval, holm, wilcoxon
+from orchestrator.report.tables import Results
+
+#: From this many replicates on, whole replicates are resampled; below, cells are, and the report says so.
+MIN_REPLICATES = 5
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One matching pair: all other levels and the replicate, and level minus reference."""
+
+    name: str
+    replicate: int
+    difference: float
+
+
+@dataclass(frozen=True)
+class Effect:
+    """What one level changes against its factor's first level, averaged over all else."""
+
+    factor: str
+    level: str
+    reference: str
+    #: Column of the trials table.
+    measure: str
+    #: Mean over cells; None without a single complete pair.
+    difference: float | None
+    interval: Interval | None
+    #: What the interval resamples, or why there is none.
+    resampled: str
+    cells: tuple[Cell, ...]
+    #: Pairs that are planned but lack a defined value on a side.
+    num_missing: int
+    #: Signed-rank test over shift types of the mean difference per shift; and Holm over all effects of this measure.
+    p_value: float | None = None
+    p_holm: float | None = None
+    num_shifts: int = 0
+
+
+def compute_effects(results: Results, measure: str) -> list[Effect]:
+    """Return the effect of every level against its factor's first level on one column of the trials table.
+
+    A factor whose levels were partly excluded or skipped is compared on the cells that both levels are planned in.
+    """
+    effects = []
+    for factor in results.factors:
+        levels = [str(level) for level in results.plan["factors"][factor]]
+        for level in levels[1:]:
+            effect = _effect(results, factor, (level, levels[0]), measure)
+            if effect is not None:
+                effects.append(_with_test(results, effect))
+    corrected = holm([effect.p_value for effect in effects])
+    return [replace(effect, p_holm=p) for effect, p in zip(effects, corrected, strict=True)]
+
+
+def _effect(results: Results, factor: str, pair: tuple[str, str], measure: str) -> Effect | None:
+    level, reference = pair
+    trials = results.trials
+    if measure not in trials:
+        return None
+    table = _side_by_side(trials, factor, trials[measure])
+    planned = _side_by_side(trials, factor, pd.Series(1.0, index=trials.index))
+    if level not in table or reference not in table:
+        return None
+    both = planned[level].notna() & planned[reference].notna()
+    differences = (table[level] - table[reference])[both]
+    defined = differences.dropna()
+    replicates = defined.index.get_level_values("replicate")
+    names = [" · ".join(key[:-1]) for key in defined.index]
+    interval, resampled = _interval(defined.to_numpy(), replicates.to_numpy(), seed=results.plan["seed"])
+    return Effect(
+        factor=factor,
+        level=level,
+        reference=reference,
+        measure=measure,
+        difference=float(defined.mean()) if len(defined) else None,
+        interval=interval,
+        resampled=resampled,
+        cells=tuple(Cell(*values) for values in zip(names, map(int, replicates), map(float, defined), strict=True)),
+        num_missing=int(len(differences) - len(defined)),
+    )
+
+
+def _side_by_side(trials: pd.DataFrame, factor: str, values: pd.Series) -> pd.DataFrame:
+    """Return ``values`` with a row per (other levels, replicate) and a column per level of ``factor``."""
+    column = f"arm/{factor}"
+    others = [name for name in trials if str(name).startswith("arm/") and name != column]
+    # A leading constant level keeps the index a MultiIndex when nothing else varies.
+    keys = [pd.Series("", index=trials.index, name="all")] if not others else [trials[name] for name in others]
+    index = pd.MultiIndex.from_arrays([*keys, trials["replicate"], trials[column]])
+    return pd.Series(values.to_numpy(), index=index).unstack()
+
+
+def _interval(differences: np.ndarray, replicates: np.ndarray, *, seed: int) -> tuple[Interval | None, str]:
+    num_cells, num_replicates = len(differences), len(set(replicates))
+    if num_replicates >= MIN_REPLICATES:
+        interval = bootstrap_interval(differences, seed=seed, clusters=replicates)
+        return interval, f"{num_replicates} whole replicates ({num_cells} cells) resampled"
+    if num_cells < MIN_UNITS:
+        return None, f"no interval: {num_cells} {'cell' if num_cells == 1 else 'cells'}, at least {MIN_UNITS} needed"
+    replicate_text = "1 replicate" if num_replicates == 1 else f"{num_replicates} replicates"
+    return (
+        bootstrap_interval(differences, seed=seed),
+        f"{num_cells} cells resampled ({replicate_text}: too few to resample replicates)",
+    )
+
+
+def _with_test(results: Results, effect: Effect) -> Effect:
+    """Add the signed-rank test over shift types where the measure is the mean over shifts."""
+    means = results.shift_means
+    if effect.measure != f"robustness/mean_{results.metric}" or means.empty:
+        return effect
+    pairs = _side_by_side(results.trials, effect.factor, results.trials["signature"]).dropna(
+        subset=[effect.level, effect.reference]
+    )
+    differences = means.reindex(pairs[effect.level]).to_numpy() - means.reindex(pairs[effect.reference]).to_numpy()
+    per_shift = pd.DataFrame(differences, columns=means.columns).mean().dropna()
+    return replace(effect, p_value=wilcoxon(per_shift.to_numpy()), num_shifts=len(per_shift))
+
+
+def effects_table(effects: Sequence[Effect]) -> pd.DataFrame:
+    """Return one row per effect, without the cells."""
+    rows = [
+        {
+            "measure": effect.measure,
+            "factor": effect.factor,
+            "level": effect.level,
+            "reference": effect.reference,
+            "mean_difference": effect.difference,
+            "low_95": effect.interval.low if effect.interval else None,
+            "high_95": effect.interval.high if effect.interval else None,
+            "num_cells": len(effect.cells),
+            "num_missing_cells": effect.num_missing,
+            "resampled": effect.resampled,
+            "num_shifts": effect.num_shifts,
+            "p_wilcoxon_over_shifts": effect.p_value,
+            "p_holm": effect.p_holm,
+        }
+        for effect in effects
+    ]
+    return pd.DataFrame(rows, columns=None if rows else ["measure", "factor", "level", "reference"])

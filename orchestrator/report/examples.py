@@ -1,0 +1,83 @@
+"""Examples of each shift: one of the study's own test images at every severity, as small PNGs."""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from trainables.config import TrialConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+#: Larger images are scaled down to this side for the page (px); corruptions are applied at full size before.
+MAX_SIDE_PX = 112
+
+
+@dataclass(frozen=True)
+class Examples:
+    """One image under every shift."""
+
+    #: Id and class of the image.
+    image: str
+    severities: tuple[int, ...]
+    #: The unshifted image, PNG.
+    original: bytes
+    #: Shift → one PNG per severity, and the strengths in words.
+    rows: dict[str, tuple[tuple[bytes, str], ...]]
+    scaled: bool
+
+
+def build_examples(config: TrialConfig, *, cache_dir: Path) -> Examples:
+    """Return the first test image of the last class (the diseased one, by convention) under every shift of the study.
+
+    The image gets the same random numbers as in the evaluation: what one sees is what the models were given.
+
+    Raises:
+        RobustSweepError: the data or a shift cannot be had here, e.g. the images have moved.
+    """
+    import torch
+
+    from trainables.data.sources import load_dataset
+    from trainables.seeding import hash_ids, mix
+    from trainables.shifts.bank import build_shifts
+
+    data = load_dataset(config.data, cache_dir=cache_dir)
+    modality = data.modality if config.evaluation.modality == "auto" else config.evaluation.modality
+    test = data.splits["test"]
+    row = int((test.labels == test.labels.max()).argmax())
+    image = torch.from_numpy(test.images[row : row + 1].copy())
+    seeds = mix(torch.from_numpy(hash_ids(test.ids[row : row + 1])), "shift", config.evaluation.shift_seed)
+    rows: dict[str, list[tuple[bytes, str]]] = {}
+    severities = []
+    for shift in build_shifts(config.evaluation, modality):
+        if shift.severity:
+            rows.setdefault(shift.name, []).append((_png(shift.apply(image, seeds)), _in_words(shift.strength)))
+            severities.append(shift.severity)
+    return Examples(
+        image=f"{test.ids[row]}, class {data.classes[int(test.labels[row])]}",
+        severities=tuple(sorted(set(severities))),
+        original=_png(image),
+        rows={name: tuple(cells) for name, cells in rows.items()},
+        scaled=max(image.shape[-2:]) > MAX_SIDE_PX,
+    )
+
+
+def _in_words(strength: Any) -> str:
+    if isinstance(strength, tuple | list):
+        return ", ".join(_in_words(value) for value in strength)
+    return f"{strength:g}" if isinstance(strength, int | float) else str(strength)
+
+
+def _png(image: Tensor) -> bytes:
+    """Return a 1 × C × H × W uint8 tensor as PNG, at most ``MAX_SIDE_PX`` wide or high."""
+    from PIL import Image
+
+    pixels = image[0].permute(1, 2, 0).cpu().numpy()
+    picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
+    picture.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, format="PNG")
+    return buffer.getvalue()

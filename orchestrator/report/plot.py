@@ -1,0 +1,93 @@
+"""What the figures of the report share: palette, layout, small helpers.
+
+A figure is plain Plotly data and layout; the page draws it with the one plotly.js it carries and owns the colours of
+text, axes and grid (light or dark). Text of the user is escaped in figures, because Plotly reads a subset of HTML.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+from orchestrator.report.tables import Results
+
+#: Okabe & Ito 2008 (told apart by colour-blind readers), reordered, black and yellow left out, the
+#: blue lighter so that it reads on a dark page too.
+PALETTE = ("#2b8ac9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a63d2", "#8c6d46")
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "hexagon")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure: the question it answers, how to read it and from how much, and what Plotly draws."""
+
+    title: str
+    note: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+    height_px: int
+    #: Narrowest useful width; the page scrolls a wider one sideways.
+    min_width_px: int = 0
+
+    def named(self, title: str) -> Figure:
+        """Return the same figure under another question."""
+        return replace(self, title=title)
+
+
+def colour(index: int) -> str:
+    """Return the palette's colour of the index-th level or arm; past the palette, hues by the golden angle."""
+    if index < len(PALETTE):
+        return PALETTE[index]
+    return f"hsl({(index * 137.508) % 360:.0f},55%,48%)"
+
+
+def translucent(index: int) -> str:
+    """Return ``colour(index)`` faint enough for bands that overlap."""
+    value = colour(index)
+    if value.startswith("hsl"):
+        return value.replace("hsl", "hsla").replace(")", ",.12)")
+    red, green, blue = (int(value[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},.12)"
+
+
+def layout_of(**more: Any) -> dict[str, Any]:
+    """Return the layout all figures start from, with ``more`` on top."""
+    margin = {"l": 56, "r": 16, "t": 24, "b": 48}
+    legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "title": {"text": ""}}
+    return {"margin": margin, "legend": legend, "hovermode": "closest"} | more
+
+
+def floats(values: Any) -> list[float | None]:
+    """Return JSON-able numbers; NaN becomes None, which Plotly leaves out."""
+    return [None if pd.isna(value) else float(value) for value in values]
+
+
+def panel_title(text: str, x: float, y: float) -> dict[str, Any]:
+    """Return a left-aligned annotation whose foot is at (x, y) in fractions of the plot."""
+    return {
+        "text": escape(text),
+        "x": x,
+        "y": y,
+        "xref": "paper",
+        "yref": "paper",
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "showarrow": False,
+        "font": {"size": 12.5},
+    }
+
+
+def rows_of_test(results: Results) -> pd.DataFrame:
+    """Return the shifts table's rows of the in-distribution test set, identity (severity 0) included."""
+    shifts = results.shifts
+    if shifts.empty or results.metric not in shifts:
+        return pd.DataFrame(columns=["severity", "signature", "shift"])
+    return shifts[shifts["set"] == "test"]
+
+
+def sentence(text: str) -> str:
+    """Return ``text`` with its first letter raised and the others as they are (AUROC stays AUROC)."""
+    return text[:1].upper() + text[1:]

@@ -1,0 +1,120 @@
+"""Where the numbers come from: the head of the page, its counts, and the facts at its end."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from html import escape
+from typing import Any
+
+from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
+from orchestrator.report.html import Section, callout, facts, note, plural
+from orchestrator.report.tables import MISSING, Results
+
+
+def lede(results: Results) -> str:
+    """Return one sentence: data, classes, images per split, arms × replicates."""
+    data = results.plan["data"]
+    splits = [name for name in ("train", "val", "test") if name in data["num_images"]]
+    order = [*splits, *sorted(set(data["num_images"]) - set(splits))]
+    images = ", ".join(f"{data['num_images'][name]:,} {name}" for name in order)
+    return (
+        f"{data['name']}, {len(data['classes'])} classes; images: {images}. "
+        f"{plural(results.trials['name'].nunique(), 'arm')}, {plural(len(results.trials), 'trial')} planned."
+    )
+
+
+def status(results: Results) -> str:
+    """Return the counts as a meter, and loudly what is failed, missing or skipped (HTML)."""
+    counts = results.counts
+    states = (COMPLETE, FAILED, INTERRUPTED, MISSING)
+    meter = "".join(f'<i class="{state}" style="flex:{counts[state]}"></i>' for state in states if counts[state])
+    words = "".join(
+        f'<span class="{state if counts[state] else "none"}"><b>{counts[state]}</b>{state}</span>' for state in states
+    )
+    planned = f"<span><b>{counts['planned']}</b>planned</span>"
+    html = f'<div class="status">{planned}{words}<div class="meter">{meter}</div></div>'
+    lacking = counts["planned"] - counts[COMPLETE]
+    if lacking:
+        html += callout(
+            f"{lacking} of {counts['planned']} trials are not complete. Every mean is over what is complete, "
+            "so arms may rest on different replicates; see Problems.",
+            "bad",
+        )
+    skipped = results.plan["skipped"]
+    if skipped:
+        items = [f"{arm['name']} ({plural(arm['num_trials'], 'trial')}): {arm['reason']}" for arm in skipped]
+        html += callout(f"{plural(len(skipped), 'arm')} left out of the plan:", "warn", items)
+    return html
+
+
+def provenance_section(results: Results, *, digest: str, files: Mapping[str, str]) -> Section:
+    """Return versions, fingerprints, compute, configuration and the files beside the page.
+
+    Args:
+        results: the study.
+        digest: ``results_sha256`` of it.
+        files: name of a CSV → what is in it.
+    """
+    plan = results.plan
+    rows = {
+        "results": f"sha256 {digest} (trials and shifts without times: equal for an undisturbed and a resumed study)",
+        "study file": f"sha256 {plan['study_sha256']}",
+        "data": f"{plan['data']['name']} ({plan['data']['kind']}), fingerprint {plan['data']['fingerprint']}, "
+        f"modality {plan['data']['modality']}",
+        "classes": _short(", ".join(map(str, plan["data"]["classes"]))),
+        "code": f"git commit {plan['git_commit']}" if plan["git_commit"] else "not in a git repository",
+        "versions": ", ".join(f"{name} {version}" for name, version in plan["versions"].items()),
+        "seed": str(plan["seed"]),
+        "tracking": plan["mlflow"] or "not logged to MLflow",
+        "planned": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(plan["written_ms"] / 1000)),
+        "ran on": _environments(results),
+    }
+    if results.orphaned:
+        rows["no longer planned"] = f"{len(results.orphaned)} trials in the ledger, left out of this report"
+    links = ", ".join(f'<a href="{escape(name)}">{escape(name)}</a> ({escape(what)})' for name, what in files.items())
+    body = facts(rows) + f'<p class="note">Beside this page: {links}.</p>' + _configuration(results)
+    return Section("provenance", "Provenance", "Provenance", body)
+
+
+def _short(text: str, limit: int = 400) -> str:
+    return text if len(text) <= limit else f"{text[:limit]} … ({len(text)} characters)"
+
+
+def _environments(results: Results) -> str:
+    done = [record.result for record in results.records.values() if record.result is not None]
+    if not done:
+        return "nothing has run to its end"
+    seen = sorted({", ".join(f"{k} {v}" for k, v in result["environment"].items()) for result in done})
+    hours = sum(result["duration_seconds"] for result in done) / 3600
+    return f"{'; '.join(seen)}. {hours:.2f} trial hours over {len(done)} complete trials"
+
+
+def _configuration(results: Results) -> str:
+    configs = [flatten(record.config["config"]) for record in results.records.values()]
+    if not configs:
+        return note("No trial has started, so no configuration is recorded.")
+    keys = sorted({key for config in configs for key in config} - {"replicate"})
+    cells: dict[bool, list[str]] = {True: [], False: []}
+    for key in keys:
+        values = list(dict.fromkeys(str(config[key]) for config in configs if key in config))
+        varied = len(values) > 1 or any(key not in config for config in configs)
+        text = _short(" | ".join(values), 120)
+        cells[varied].append(f"<div><span>{escape(key)}</span><b>{escape(text)}</b></div>")
+    varied, same = cells[True], cells[False]
+    summary = f"{plural(len(varied), 'field')} varied, {len(same)} the same in all {len(configs)} trials that started"
+    return (
+        f'<details><summary>Resolved configuration: {summary}</summary><div class="columns varied">{"".join(varied)}'
+        f'</div><div class="columns">{"".join(same)}</div></details>'
+    )
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return ``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,312 @@
+"""The parts of the page, from tables, effects and examples. Each returns None when the study has nothing for it."""
+
+from __future__ import annotations
+
+import base64
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from html import escape
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
+from orchestrator.report.answer import Answer
+from orchestrator.report.curves import severity_curves, training_curves
+from orchestrator.report.effects import Effect
+from orchestrator.report.examples import Examples
+from orchestrator.report.figures import Style, effects_figure, heat_map, scatter
+from orchestrator.report.html import Cell, Column, Section, callout, embed, note, plural, table, views
+from orchestrator.report.plot import sentence
+from orchestrator.report.tables import METRICS, MISSING, Results
+
+#: Longer tables scroll inside the page.
+TALL_ROWS = 24
+
+
+def answer_section(answer: Answer) -> Section:
+    """Return the findings in words."""
+    if answer.problem is not None:
+        return Section("answer", "Answer", "No answer yet", callout(answer.problem, "warn"))
+    cards = "".join(
+        f'<div class="answer{"" if number else " first"}"><p class="head">{escape(statement.heading)}</p>'
+        f'<p class="main">{escape(statement.headline)}</p><p>{escape(statement.text)}</p></div>'
+        for number, statement in enumerate(answer.statements)
+    )
+    return Section("answer", "Answer", "The answer in words", f'<div class="answers">{cards}</div>')
+
+
+# ------------------------------------------------------------------------------------------------ arms
+
+
+def arms_section(results: Results, arms: pd.DataFrame) -> Section:
+    """Return the table of arms: mean ± sd over replicates, the replicates as dots, what is incomplete."""
+    factors = [factor for factor in results.factors if f"arm/{factor}" in arms]
+    names = [Column(factor) for factor in factors] or [Column("arm")]
+    chooser = results.measures[0].column if results.measures else None
+    shifted = f"robustness/mean_{results.metric}"
+    limits = _limits(results, shifted)
+    columns = [*names, Column("complete", is_number=True)]
+    columns += [Column(measure.short, is_number=True) for measure in results.measures]
+    if limits:
+        columns.append(Column(f"replicates, {100 * limits[0]:.0f}–{100 * limits[1]:.0f} %", sortable=False))
+    marks = {column: _best(arms, column) for column in (f"val/{results.metric}", shifted)}
+    tags = {marks[f"val/{results.metric}"]: "chosen"}
+    tags[marks[shifted]] = "oracle" if marks[shifted] not in tags else "chosen and oracle"
+    rows = []
+    for _, arm in arms.iterrows():
+        tag = tags.get(arm["name"]) if chooser and len(arms) > 1 else None
+        row = [Cell(escape(arm[f"arm/{factor}"])) for factor in factors] or [Cell(escape(arm["label"]))]
+        if tag:
+            html = f'{row[-1].html}<br><span class="tag {tag.split()[0]}">{tag}</span>'
+            row[-1] = Cell(html, value=arm["label"])
+        row.append(_completeness(arm))
+        row += [_measured(arms, arm, measure.column, measure.higher_is_better) for measure in results.measures]
+        if limits:
+            values = results.trials.loc[results.trials["name"] == arm["name"], shifted]
+            row.append(Cell(_strip(values, limits)))
+        rows.append(row)
+    replicates = int(arms["planned"].max())
+    text = (
+        f"{sentence(METRICS[results.metric])} in %, mean ± standard deviation over replicates (n = {replicates} "
+        "planned per arm); ECE, the expected calibration error, in % too, lower is better. Bold is the best of a "
+        "column, and only the validation column may choose. The dots are the replicates’ mean shifted value. Click a "
+        "heading to sort."
+    )
+    if replicates == 1:
+        text += " With one replicate there is no standard deviation: differences between arms may be chance."
+    return Section(
+        "arms", "Arms", "How good is each arm?", note(text) + table(columns, rows, tall=len(rows) > TALL_ROWS)
+    )
+
+
+def _limits(results: Results, column: str) -> tuple[float, float] | None:
+    if column not in results.trials or not results.trials[column].notna().any():
+        return None
+    low, high = float(results.trials[column].min()), float(results.trials[column].max())
+    return np.floor(20 * low) / 20, max(np.ceil(20 * high) / 20, np.floor(20 * low) / 20 + 0.05)
+
+
+def _best(arms: pd.DataFrame, column: str) -> str | None:
+    name = f"{column}.mean"
+    return str(arms.loc[arms[name].idxmax(), "name"]) if name in arms and arms[name].notna().any() else None
+
+
+def _completeness(arm: pd.Series) -> Cell:
+    text = f"{arm[COMPLETE]} / {arm['planned']}"
+    if arm[COMPLETE] < arm["planned"]:
+        lacking = ", ".join(f"{arm[state]} {state}" for state in (FAILED, INTERRUPTED, MISSING) if arm[state])
+        text = f'{text}<br><span class="tag short">{lacking}</span>'
+    return Cell(text, value=arm[COMPLETE])
+
+
+def _measured(arms: pd.DataFrame, arm: pd.Series, column: str, higher_is_better: bool) -> Cell:
+    mean, sd, n = (arm[f"{column}.{part}"] for part in ("mean", "sd", "n"))
+    if pd.isna(mean):
+        return Cell('<span class="sd">undefined</span>' if arm[COMPLETE] else '<span class="sd">–</span>', value="")
+    every = arms[f"{column}.mean"]
+    best = len(arms) > 1 and mean == (every.max() if higher_is_better else every.min())
+    spread = f' <span class="sd">± {100 * sd:.1f}</span>' if not pd.isna(sd) else ' <span class="sd">n = 1</span>'
+    if 1 < n < arm[COMPLETE]:
+        spread += f' <span class="sd">n = {n}</span>'
+    return Cell(f"{100 * mean:.1f}{spread}", value=float(mean), css="best" if best else "")
+
+
+def _strip(values: pd.Series, limits: tuple[float, float]) -> str:
+    low, high = limits
+    dots = "".join(
+        f'<circle cx="{4 + 102 * (value - low) / (high - low):.1f}" cy="8" r="3.5">'
+        f"<title>{100 * value:.1f} %</title></circle>"
+        for value in values.dropna()
+    )
+    return f'<svg class="strip" width="110" height="16" role="img"><line x1="4" x2="106" y1="8" y2="8"/>{dots}</svg>'
+
+
+# ------------------------------------------------------------------------------------------------ figures
+
+
+def effects_section(results: Results, effects: Mapping[str, Sequence[Effect]]) -> Section | None:
+    """Return the main effects as a figure and a table; None without a factor that has two levels."""
+    shown = {measure: rows for measure, rows in effects.items() if rows}
+    if not shown:
+        return None
+    titles = {measure.column: measure.title for measure in results.measures}
+    figure = effects_figure(shown, {column: titles.get(column, column) for column in shown})
+    rows = [_effect_row(effect) for effect in next(iter(shown.values()))]
+    columns = [
+        Column("factor"),
+        Column("level vs reference"),
+        Column("difference, points", is_number=True),
+        Column("95 % interval", is_number=True, sortable=False),
+        Column("what the interval is over", sortable=False),
+        Column("p over shift types", is_number=True),
+        Column("p, Holm", is_number=True),
+    ]
+    lead = next(iter(shown))
+    text = (
+        f"Effects on {titles.get(lead, lead)}. p: two-sided Wilcoxon signed-rank test over the shift types’ mean "
+        "differences, corrected after Holm for the number of rows; it asks whether the effect has the same sign across "
+        "shifts, not across replicates."
+    )
+    body = embed(figure, "figure-effects") + note(text) + table(columns, rows)
+    return Section("effects", "Effects", "Main effect of each factor", body)
+
+
+def _effect_row(effect: Effect) -> list[Cell]:
+    interval, resampled = effect.interval, effect.resampled
+    if effect.num_missing:
+        resampled += f"; {effect.num_missing} planned pairs are missing"
+    p_value, p_holm = (_p(p) for p in (effect.p_value, effect.p_holm))
+    if effect.p_value is not None:
+        p_value = Cell(f'{p_value.html} <span class="sd">n = {effect.num_shifts}</span>', value=p_value.value)
+    difference = effect.difference
+    return [
+        Cell(escape(effect.factor)),
+        Cell(f'{escape(effect.level)} <span class="sd">vs {escape(effect.reference)}</span>'),
+        Cell("–", "") if difference is None else Cell(f"{100 * difference:+.1f}", difference),
+        Cell("–" if interval is None else f"{100 * interval.low:+.1f} to {100 * interval.high:+.1f}"),
+        Cell(escape(resampled)),
+        p_value,
+        p_holm,
+    ]
+
+
+def _p(value: float | None) -> Cell:
+    if value is None:
+        return Cell("–", "")
+    return Cell(f"{value:.3f}" if value >= 0.001 else "&lt; 0.001", value)
+
+
+def shifts_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> Section | None:
+    """Return heat map and severity curves; the curves by each factor, and by arm."""
+    heat = heat_map(results)
+    curves = {}
+    for factor in _by_size(results, effects):
+        groups = dict(zip(results.trials["signature"], results.trials[f"arm/{factor}"], strict=True))
+        levels = [str(level) for level in results.plan["factors"][factor]]
+        curves[factor] = severity_curves(results, groups, f"level of {factor}, over all other factors", shown=levels)
+    groups = {s: results.labels[n] for s, n in zip(results.trials["signature"], results.trials["name"], strict=True)}
+    column = f"val/{results.metric}.mean"
+    ranked = arms.sort_values(column, ascending=False, kind="stable") if column in arms else arms
+    curves["arm"] = severity_curves(results, groups, "arm", shown=list(ranked["label"]))
+    drawn = {name: figure for name, figure in curves.items() if figure is not None}
+    if heat is None or not drawn:
+        return None
+    body = embed(heat, "figure-heat") + views(drawn, "figure-severity", "One curve per")
+    return Section("shifts", "Shifts", "Where does it break?", body)
+
+
+def _by_size(results: Results, effects: Sequence[Effect]) -> list[str]:
+    """Return the factors, largest effect first: they get colour and shape, and the first view."""
+    size = dict.fromkeys(results.factors, 0.0)
+    for effect in effects:
+        size[effect.factor] = max(size[effect.factor], abs(effect.difference or 0.0))
+    return sorted(size, key=lambda factor: -size[factor])
+
+
+def transfer_section(results: Results, effects: Sequence[Effect]) -> Section | None:
+    """Return in-distribution against shifted, worst shifted and every external set, a dot per trial."""
+    order = _by_size(results, effects)
+    style = Style(order[0] if order else None, order[1] if len(order) > 1 else None)
+    metric = results.metric
+    titles = {f"robustness/mean_{metric}": "mean over shifts", f"robustness/worst_{metric}": "worst shift"}
+    titles |= {f"external/{name}/{metric}": f"{name} (external set)" for name in results.external_sets}
+    figure = scatter(results, titles, style)
+    if figure is None:
+        return None
+    body = embed(figure, "figure-transfer")
+    if not results.external_sets:
+        body += note("The study has no external set.")
+    return Section("transfer", "Transfer", "In distribution and elsewhere", body)
+
+
+def training_section(results: Results, effects: Sequence[Effect]) -> Section | None:
+    """Return the training curves, coloured by the factor with the largest effect."""
+    order = _by_size(results, effects)
+    signatures = results.trials["signature"]
+    colours = results.trials[f"arm/{order[0]}"] if order else pd.Series("trial", index=signatures.index)
+    levels = [str(level) for level in results.plan["factors"][order[0]]] if order else ["trial"]
+    figure = training_curves(results, dict(zip(signatures, colours, strict=True)), levels)
+    return figure and Section("training", "Training", "Training", embed(figure, "figure-training"))
+
+
+# ------------------------------------------------------------------------------------------------ examples
+
+
+def examples_section(examples: Examples | None, problem: str | None) -> Section | None:
+    """Return the grid of shifted images, or why there is none; None when none was asked for."""
+    title = "What do the shifts look like?"
+    if examples is None:
+        return Section("examples", "Examples", title, callout(problem, "warn")) if problem else None
+    original = _image(examples.original, "unshifted", examples.scaled)
+    head = "".join(f"<th>{severity}</th>" for severity in examples.severities)
+    rows = []
+    for shift, cells in examples.rows.items():
+        name = shift.replace("_", " ")
+        images = "".join(f"<td>{_image(png, f'{name}, strength {text}', examples.scaled)}</td>" for png, text in cells)
+        rows.append(f'<tr><th scope="row">{escape(name)}</th><td>{original}</td>{images}</tr>')
+    half = (len(rows) + 1) // 2
+    tables = "".join(
+        f'<table class="examples"><thead><tr><th scope="row">severity</th><th>0</th>{head}</tr></thead>'
+        f"<tbody>{''.join(part)}</tbody></table>"
+        for part in (rows[:half], rows[half:])
+    )
+    scaled = " Scaled down for the page; shifted at full size." if examples.scaled else ""
+    text = f"Test image {examples.image}, exactly as the models were given it.{scaled} Hover for the strength."
+    return Section("examples", "Examples", title, f'{note(text)}<div class="scroll gallery">{tables}</div>')
+
+
+def _image(png: bytes, text: str, smooth: bool) -> str:
+    data = base64.b64encode(png).decode()
+    css = ' class="smooth"' if smooth else ""
+    return f'<img{css} src="data:image/png;base64,{data}" alt="{escape(text)}" title="{escape(text)}" loading="lazy">'
+
+
+# ------------------------------------------------------------------------------------------------ what is not there
+
+
+def problems_section(results: Results) -> Section:
+    """Return every trial that is not complete, undefined metrics and images set aside: or that there are none."""
+    body = ""
+    incomplete = results.trials[results.trials["state"] != COMPLETE]
+    if len(incomplete):
+        columns = [
+            Column("state"),
+            Column("arm"),
+            Column("replicate", is_number=True),
+            Column("signature"),
+            Column("reason"),
+        ]
+        rows = [
+            [
+                Cell(escape(trial["state"])),
+                Cell(escape(results.labels[trial["name"]])),
+                Cell(str(trial["replicate"]), value=trial["replicate"]),
+                Cell(f"<code>{escape(trial['signature'])}</code>"),
+                Cell(escape(trial["reason"]), css="wide"),
+            ]
+            for _, trial in incomplete.iterrows()
+        ]
+        body += table(columns, rows, tall=len(rows) > TALL_ROWS)
+    else:
+        body += note("Every planned trial is complete.")
+    undefined = Counter(
+        f"{key}: {why}"
+        for record in results.records.values()
+        if record.result is not None
+        for key, why in record.result["undefined"].items()
+    )
+    if undefined:
+        items = [f"{text} ({count} of {len(results.complete)} complete trials)" for text, count in undefined.items()]
+        body += callout("Undefined metrics are left out of every mean:", "warn", items)
+    images = results.plan["data"]["quarantined"]
+    if images:
+        items = [f"{bad['file_name']}{_row(bad['row'])}: {bad['problem']}" for bad in images]
+        body += callout(f"{plural(len(images), 'image')} set aside as unusable:", "warn", items)
+    else:
+        body += note("No image was set aside.")
+    return Section("problems", "Problems", "Failed, missing, set aside", body)
+
+
+def _row(row: int | None) -> str:
+    return "" if row is None else f" (row {row})"

@@ -1,0 +1,223 @@
+"""Ledger → tidy tables: one row per planned trial, per arm, and per trial × set × shift × severity.
+
+Rows start from the plan, not from what happens to lie in the ledger, so a missing trial is a row and not a gap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+
+from orchestrator.ledger import Ledger, Record
+from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
+from orchestrator.report.statistics import summarise
+from trainables.errors import StudyError
+
+#: What a planned trial without a folder in the ledger is called in every table.
+MISSING = "missing"
+
+#: Metrics that every set and shift has, so that mean and worst over shifts exist.
+METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
+
+#: Columns of the trials table that differ between an undisturbed and a resumed run.
+_TIMES = ("duration_seconds", "peak_rss_mib", "reason")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One headline number of a trial: its column, how it is called, and which direction is better."""
+
+    column: str
+    title: str
+    #: Heading in a table that says elsewhere which metric it is about.
+    short: str
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything the report shows, as tables; built by ``load_results``."""
+
+    plan: dict[str, Any]
+    #: Name in METRICS that selection, effects and heat map use.
+    metric: str
+    records: dict[str, Record]
+    stages: list[Record]
+    trials: pd.DataFrame
+    shifts: pd.DataFrame
+    #: Signatures in the ledger that are no longer planned; left out of every table.
+    orphaned: tuple[str, ...]
+
+    @property
+    def factors(self) -> list[str]:
+        """Names of the factors with more than one level, in the study file's order."""
+        varied = [name for name, levels in self.plan["factors"].items() if len(levels) > 1]
+        # JSON objects are written with sorted keys; an arm's name keeps the order of the study file.
+        first = self.plan["trials"][0]["name"] if self.plan["trials"] else ""
+        return sorted(varied, key=lambda name: first.find(f"{name}="))
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """Arm name → short label: the levels of the factors that vary; the full name where that is not unique."""
+        arms = {trial["name"]: trial["arm"] for trial in self.plan["trials"]}
+        short = {name: " · ".join(str(arm[f]) for f in self.factors if f in arm) or name for name, arm in arms.items()}
+        seen = Counter(short.values())
+        return {name: label if seen[label] == 1 else name for name, label in short.items()}
+
+    @cached_property
+    def complete(self) -> pd.DataFrame:
+        """The rows of the trials table that are complete."""
+        return self.trials[self.trials["state"] == COMPLETE]
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """planned, complete, failed, interrupted and missing trials; the last four add up to the first."""
+        states = self.trials["state"].value_counts()
+        return {"planned": len(self.trials)} | {
+            state: int(states.get(state, 0)) for state in (COMPLETE, FAILED, INTERRUPTED, MISSING)
+        }
+
+    @cached_property
+    def shift_means(self) -> pd.DataFrame:
+        """Mean over severities of the metric on the shifted test set: a row per signature, a column per shift."""
+        if self.shifts.empty or self.metric not in self.shifts:
+            return pd.DataFrame()
+        rows = self.shifts[(self.shifts["set"] == "test") & (self.shifts["severity"] > 0)]
+        return rows.groupby(["signature", "shift"])[self.metric].mean().unstack("shift")
+
+    @cached_property
+    def measures(self) -> list[Measure]:
+        """Headline numbers in the order they are shown; those no trial has are left out."""
+        metric, title = self.metric, METRICS[self.metric]
+        listed = [
+            Measure(f"val/{metric}", f"validation {title}", "validation"),
+            Measure(f"id/{metric}", f"in-distribution {title}", "in-distribution test"),
+            Measure(f"robustness/mean_{metric}", f"mean shifted {title}", "mean shifted"),
+            Measure(f"robustness/worst_{metric}", f"worst shifted {title}", "worst shifted"),
+            *(Measure(f"external/{name}/{metric}", f"{name} {title}", name) for name in self.external_sets),
+            Measure("calibration/ece", "in-distribution ECE", "ECE", higher_is_better=False),
+            Measure("calibration/mean_shifted_ece", "mean shifted ECE", "shifted ECE", higher_is_better=False),
+        ]
+        return [
+            measure for measure in listed if measure.column in self.trials and self.trials[measure.column].notna().any()
+        ]
+
+    @cached_property
+    def external_sets(self) -> list[str]:
+        """Names of the external sets that complete trials were evaluated on."""
+        return [] if self.shifts.empty else sorted(set(self.shifts["set"]) - {"test", "val"})
+
+
+def load_results(ledger: Ledger, metric: str = "balanced_accuracy") -> Results:
+    """Return the tables of a study in whatever state it is.
+
+    Raises:
+        StudyError: the study has never been planned, or ``metric`` is not one that every shift has.
+        StorageError: a file of the ledger is damaged; the message names it.
+    """
+    if metric not in METRICS:
+        raise StudyError(f"asked for a report by the metric {metric!r}; expected one of {', '.join(METRICS)}")
+    plan = ledger.read_plan()
+    records = {record.signature: record for record in ledger.records("trial")}
+    stages = ledger.records("stage")
+    planned = {trial["signature"] for trial in plan["trials"]}
+    return Results(
+        plan=plan,
+        metric=metric,
+        records={signature: record for signature, record in records.items() if signature in planned},
+        stages=stages,
+        trials=trials_table(plan, records, stages),
+        shifts=shifts_table(plan, records),
+        orphaned=tuple(sorted(set(records) - planned)),
+    )
+
+
+def trials_table(plan: dict[str, Any], records: dict[str, Record], stages: list[Record]) -> pd.DataFrame:
+    """Return one row per planned trial: signature, arm, levels, replicate, state, reason, times and all metrics."""
+    broken = {stage.signature: stage for stage in stages if stage.state == FAILED}
+    rows = []
+    for trial in plan["trials"]:
+        record = records.get(trial["signature"])
+        row = _key(trial) | {"state": record.state if record else MISSING, "reason": _reason(trial, record, broken)}
+        if record is not None and record.result is not None:
+            result = record.result
+            row |= {name: result.get(name) for name in ("epochs", "best_epoch", "duration_seconds", "peak_rss_mib")}
+            row |= _validation(result) | dict(sorted(result["metrics"].items()))
+        rows.append(row)
+    return pd.DataFrame(rows, columns=None if rows else ["signature", "name", "replicate", "state", "reason"])
+
+
+def _key(trial: dict[str, Any]) -> dict[str, Any]:
+    levels = {f"arm/{factor}": str(level) for factor, level in trial["arm"].items()}
+    return {"signature": trial["signature"], "name": trial["name"], **levels, "replicate": trial["replicate"]}
+
+
+def _reason(trial: dict[str, Any], record: Record | None, broken: dict[str, Record]) -> str:
+    if record is not None and record.failure is not None and record.result is None:
+        return f"{record.failure['reason']}: {record.failure['message']}"
+    dead = [need for need in trial["needs"] if need in broken]
+    if dead and (record is None or record.result is None):
+        return f"upstream: stage {dead[0]} failed"
+    return ""
+
+
+def _validation(result: dict[str, Any]) -> dict[str, float]:
+    """Return the metrics on unshifted in-distribution validation: the only ones that may choose an arm."""
+    for evaluation in result["evaluations"]:
+        if evaluation["set"] == "val" and evaluation["severity"] == 0:
+            return {f"val/{name}": value for name, value in sorted(evaluation["metrics"].items())}
+    return {}
+
+
+def shifts_table(plan: dict[str, Any], records: dict[str, Record]) -> pd.DataFrame:
+    """Return one row per complete trial × set × shift × severity, tidy; a strength of several numbers is JSON."""
+    rows = []
+    for trial in plan["trials"]:
+        record = records.get(trial["signature"])
+        if record is None or record.result is None:
+            continue
+        key = _key(trial)
+        for evaluation in record.result["evaluations"]:
+            about = {name: evaluation[name] for name in ("set", "shift", "severity", "strength", "num_images")}
+            if isinstance(about["strength"], list | dict):
+                about["strength"] = json.dumps(about["strength"])
+            rows.append(key | about | evaluation["metrics"])
+    return pd.DataFrame(rows, columns=None if rows else ["signature", "name", "replicate", "set", "shift", "severity"])
+
+
+def arms_table(results: Results) -> pd.DataFrame:
+    """Return one row per arm in plan order: levels, counts by state, and mean, sd (ddof 1) and n of each measure."""
+    rows = []
+    for name, group in results.trials.groupby("name", sort=False):
+        levels = {column: group[column].iloc[0] for column in group if str(column).startswith("arm/")}
+        states = Counter(group["state"])
+        row = {"name": name, "label": results.labels[str(name)], **levels, "planned": len(group)}
+        row |= {state: states[state] for state in (COMPLETE, FAILED, INTERRUPTED, MISSING)}
+        for measure in results.measures:
+            summary = summarise(group[measure.column])
+            row |= {f"{measure.column}.mean": summary.mean, f"{measure.column}.sd": summary.sd}
+            row[f"{measure.column}.n"] = summary.n
+        rows.append(row)
+    return pd.DataFrame(rows, columns=None if rows else ["name", "label"])
+
+
+def results_sha256(results: Results) -> str:
+    """Return the digest of trials and shifts without times: equal for an undisturbed and a resumed study."""
+    rows = [
+        {key: value for key, value in row.items() if key not in _TIMES}
+        for frame in (results.trials.sort_values("signature"), results.shifts.sort_values("signature", kind="stable"))
+        for row in frame.astype(object).where(frame.notna(), None).to_dict("records")
+    ]
+    text = json.dumps(rows, sort_keys=True, separators=(",", ":"), allow_nan=False, default=_plain)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _plain(value: Any) -> Any:
+    """Return the Python number in a NumPy scalar; anything else is a TypeError of ``json``."""
+    return value.item()

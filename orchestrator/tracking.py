@@ -1,0 +1,399 @@
+"""The projection of the ledger to MLflow, exactly once. The only module that imports MLflow.
+
+What makes it exactly once: a run is found by its signature tag before it is created; MLflow ignores a metric that it
+already has with the same key, timestamp, step and value, and the ledger keeps all four; nothing is retried inside
+a request, only from the start, with the state of the server read anew.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+# MLflow by default retries a request 7 times, 4 minutes in all, and a create_run that was carried out but not answered
+# would be carried out twice. We retry ourselves, off the scheduling loop.
+os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+# A line on stdout, and a request, for every run that ends.
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+# Importing MLflow starts a thread that reports usage to its vendor; what runs beside patient data calls nobody.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from sqlalchemy.exc import SQLAlchemyError
+
+from orchestrator.ledger import Ledger, Record
+from orchestrator.projection import (
+    MAX_DIGEST_LENGTH,
+    MAX_TAG_LENGTH,
+    STATUSES,
+    Batch,
+    Projection,
+    make_batches,
+    make_key,
+    project,
+)
+from orchestrator.reconcile import INTERRUPTED
+from orchestrator.tracking_store import RefusedError, TrackingError, choose_artifact_location, redact
+from trainables.errors import StorageError, StudyError
+
+_logger = logging.getLogger(__name__)
+
+RUNNING = STATUSES[INTERRUPTED]
+_RUNS_PER_PAGE = 1000
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+
+# Its "Creating initial database tables" and alembic's steps are no news for the user of a study.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+@dataclass
+class _Run:
+    """What we know of a run; a cache, read anew by ``Tracker.open``."""
+
+    run_id: str
+    kind: str
+    status: str
+    shipped: str | None = None
+    failure: str | None = None
+    #: Epochs that MLflow has; None: it has not been asked.
+    epochs: set[int] | None = None
+    #: Params that MLflow has; the data set is logged before them.
+    num_params: int = 0
+
+    def shows(self, projection: Projection) -> bool:
+        """Return whether a record whose outcome is known has been sent entirely."""
+        return (
+            self.status == projection.status != RUNNING
+            and self.shipped == str(projection.num_points)
+            and self.failure == projection.closing_tags.get("robustsweep.failure")
+        )
+
+    def is_described_by(self, projection: Projection) -> bool:
+        """Return whether data set and params have been sent."""
+        return self.num_params >= len(projection.params)
+
+
+class Tracker:
+    """One study's runs in MLflow.
+
+    Args:
+        tracking_uri: absolute, see ``resolve_tracking_uri``.
+        ledger: of the study.
+        about: the content of ``plan.json``.
+    """
+
+    def __init__(self, tracking_uri: str, ledger: Ledger, *, about: Mapping[str, Any]) -> None:
+        self.tracking_uri = tracking_uri
+        self._ledger = ledger
+        self._about = about
+        self._client: Any = None
+        self._runs: dict[str, _Run] = {}
+        self.experiment_id = ""
+        self.parent_run_id = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether ``open`` has succeeded."""
+        return bool(self.parent_run_id)
+
+    def open(self) -> None:
+        """Find or create the experiment and the parent run, and read which runs there are.
+
+        May be called again at any time: after a failure it is how a lost answer, a deleted run or an emptied store
+        is noticed. A deleted experiment is restored, since the study goes on.
+
+        Raises:
+            TrackingError: MLflow cannot be reached.
+        """
+        self.parent_run_id = ""
+        with self._asking("open the experiment"):
+            self._client = self._client or MlflowClient(self.tracking_uri)
+            self.experiment_id = self._ensure_experiment()
+            self._runs, parent = self._load_runs()
+            self.parent_run_id = self._ensure_parent(parent)
+
+    def ship(self, record: Record) -> bool:
+        """Bring MLflow up to ``record``; return whether anything had to be sent.
+
+        Raises:
+            TrackingError: MLflow cannot be reached; open and ship again later.
+            RefusedError: MLflow does not accept it.
+            StorageError: the record is not one that this version writes.
+        """
+        projection = project(record)
+        with self._asking(f"log {record.kind} {record.signature}"):
+            run = self._runs.get(record.signature)
+            if run is not None and run.shows(projection):
+                return False
+            if run is None:
+                run = self._create(record, projection)
+                self._runs[record.signature] = run
+            known = self._known_epochs(run, projection)
+            is_current = run.is_described_by(projection) and not set(projection.epochs) - known
+            if projection.status == RUNNING and is_current:
+                return False
+            self._send(run, record, projection, known)
+        return True
+
+    def has_shipped(self, signature: str, state: str) -> bool:
+        """Return whether the run of a finished record is closed with the status that ``state`` means."""
+        run = self._runs.get(signature)
+        return run is not None and run.shipped is not None and run.status == STATUSES[state] != RUNNING
+
+    def close_interrupted(self, resumed: Collection[str] = ()) -> int:
+        """Close runs of this ledger that say RUNNING and are not; return how many were killed.
+
+        What the ledger knows of them is shipped first, so one that finished just before a crash becomes FINISHED.
+
+        Args:
+            resumed: signatures that are running or will be; their runs stay open.
+
+        Raises:
+            TrackingError: MLflow cannot be reached.
+        """
+        killed = 0
+        for signature, run in list(self._runs.items()):
+            mine = self._ledger.folder(run.kind, signature).exists("config.json")
+            if run.status != RUNNING or signature in resumed or not mine:
+                continue
+            try:
+                record = self._ledger.read(run.kind, signature)
+            except StorageError as error:
+                _logger.warning("left the run of %s %s open, its record is unreadable: %s", run.kind, signature, error)
+                continue
+            self.ship(record)
+            if record.state == INTERRUPTED:
+                with self._asking(f"close {run.kind} {signature}"):
+                    self._client.set_terminated(run.run_id, "KILLED", end_time=project(record).last_ms)
+                run.status = "KILLED"
+                killed += 1
+        return killed
+
+    def log_report(self, html: bytes, *, summary: Mapping[str, Any], is_complete: bool) -> None:
+        """Attach the report to the parent run and close it, FINISHED when the study is complete, else FAILED.
+
+        Args:
+            html: the self-contained report.
+            summary: counts and headline findings; each becomes a tag ``robustsweep.summary.<name>``.
+            is_complete: nothing failed, nothing is missing.
+
+        Raises:
+            TrackingError: MLflow cannot be reached.
+        """
+        tags = [
+            RunTag(make_key(f"robustsweep.summary.{name}"), str(value)[:MAX_TAG_LENGTH])
+            for name, value in summary.items()
+        ]
+        with self._asking("log the report"):
+            self._client.log_batch(self.parent_run_id, tags=tags)
+            self._client.log_text(self.parent_run_id, html.decode(), "report.html")
+        self.close(is_complete=is_complete)
+
+    def close(self, *, is_complete: bool) -> None:
+        """Close the parent run, FINISHED or FAILED.
+
+        Raises:
+            TrackingError: MLflow cannot be reached.
+        """
+        with self._asking("close the study's run"):
+            self._client.set_terminated(self.parent_run_id, "FINISHED" if is_complete else "FAILED")
+
+    # ------------------------------------------------------------------ experiment and runs
+
+    def _ensure_experiment(self) -> str:
+        study = self._about["study"]
+        found = self._client.get_experiment_by_name(study)
+        if found is None:
+            location = choose_artifact_location(self.tracking_uri, self._ledger)
+            # The tag makes the UI offer its pages for training instead of those for language models.
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            return str(self._client.create_experiment(study, artifact_location=location, tags=tags))
+        if found.lifecycle_stage == LifecycleStage.DELETED:
+            self._client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _ensure_parent(self, run_id: str | None) -> str:
+        """Tags, not params: a study may gain a level or a replicate, and params cannot change."""
+        about = self._about
+        tags = {
+            "robustsweep.kind": "study",
+            "robustsweep.study": about["study"],
+            "robustsweep.study_sha256": about["study_sha256"],
+            "robustsweep.replicates": str(about["replicates"]),
+            "robustsweep.seed": str(about["seed"]),
+            "robustsweep.data_fingerprint": about["data"]["fingerprint"],
+            "mlflow.runName": f"study {about['study']}",
+            "mlflow.note.content": about["question"],  # the description in the UI
+        }
+        if about["git_commit"] is not None:
+            tags["mlflow.source.git.commit"] = about["git_commit"]
+        tags |= {make_key(f"factor.{name}"): ", ".join(map(str, levels)) for name, levels in about["factors"].items()}
+        tags = {key: value[:MAX_TAG_LENGTH] for key, value in tags.items()}
+        if run_id is None:
+            created = self._client.create_run(self.experiment_id, start_time=about["written_ms"], tags=tags)
+            return str(created.info.run_id)
+        self._client.update_run(run_id, status=RUNNING)
+        self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        return run_id
+
+    def _load_runs(self) -> tuple[dict[str, _Run], str | None]:
+        """Return signature → run and the parent's id; a second run of a signature is deleted.
+
+        There is one when the answer to a create_run was lost and the server carried it out after we looked.
+        """
+        runs: dict[str, _Run] = {}
+        parent = None
+        for found in _search_runs(self._client, self.experiment_id):
+            tags = found.data.tags
+            if tags.get("robustsweep.kind") == "study":
+                parent = found.info.run_id
+                continue
+            signature = tags.get("robustsweep.signature")
+            if signature is None:
+                continue  # somebody's own run in the same experiment
+            run = _Run(
+                run_id=found.info.run_id,
+                kind=tags["robustsweep.kind"],
+                status=found.info.status,
+                shipped=tags.get("robustsweep.shipped"),
+                failure=tags.get("robustsweep.failure"),
+                num_params=len(found.data.params),
+            )
+            other = runs.get(signature)
+            if other is not None:
+                run, extra = (run, other) if run.shipped and not other.shipped else (other, run)
+                self._client.delete_run(extra.run_id)
+            runs[signature] = run
+        return runs, parent
+
+    def _create(self, record: Record, projection: Projection) -> _Run:
+        tags = projection.tags | {"mlflow.parentRunId": self.parent_run_id}
+        created = self._client.create_run(self.experiment_id, start_time=projection.start_ms, tags=tags)
+        return _Run(created.info.run_id, record.kind, RUNNING, epochs=set())
+
+    def _known_epochs(self, run: _Run, projection: Projection) -> frozenset[int]:
+        """Return the epochs already there; asked once for a run of an earlier session.
+
+        An epoch that a resumed trial repeats has a new timestamp, and would be a second point.
+        """
+        if run.epochs is None:
+            first = next(iter(projection.epochs.values()), ())
+            history = self._client.get_metric_history(run.run_id, first[0].key) if first else []
+            run.epochs = {metric.step for metric in history}
+        return frozenset(run.epochs)
+
+    # ------------------------------------------------------------------ sending
+
+    def _send(self, run: _Run, record: Record, projection: Projection, known: frozenset[int]) -> None:
+        if run.status != RUNNING:
+            self._client.update_run(run.run_id, status=RUNNING)
+            run.status = RUNNING
+        failure = projection.closing_tags.get("robustsweep.failure")
+        if run.failure is not None and failure is None and projection.status != RUNNING:
+            self._client.delete_tag(run.run_id, "robustsweep.failure")
+            run.failure = None
+        is_described = run.is_described_by(projection)
+        if not is_described:
+            self._client.log_inputs(run.run_id, datasets=[self._dataset(record)])
+        for batch in make_batches(projection, params=not is_described, known_epochs=known):
+            self._log(run.run_id, batch)
+        run.num_params = len(projection.params)
+        run.epochs = set(known) | set(projection.epochs)
+        if projection.traceback is not None:
+            self._client.log_text(run.run_id, projection.traceback, "traceback.txt")
+        if projection.status != RUNNING:
+            self._client.set_terminated(run.run_id, projection.status, end_time=projection.last_ms)
+            run.status, run.shipped, run.failure = projection.status, str(projection.num_points), failure
+
+    def _log(self, run_id: str, batch: Batch) -> None:
+        self._client.log_batch(
+            run_id,
+            metrics=[Metric(p.key, p.value, p.timestamp_ms, p.step) for p in batch.points],
+            params=[Param(key, value) for key, value in batch.params],
+            tags=[RunTag(key, value) for key, value in batch.tags.items()],
+        )
+
+    def _dataset(self, record: Record) -> DatasetInput:
+        about, fingerprint = self._about["data"], record.config["data_fingerprint"]
+        profile = None
+        if fingerprint == about["fingerprint"]:  # a factor may vary the data; the plan describes one of them
+            profile = json.dumps({"num_images": about["num_images"], "classes": about["classes"]})
+        dataset = Dataset(
+            name=about["name"],
+            digest=fingerprint[:MAX_DIGEST_LENGTH],
+            source_type=record.config["config"]["data"]["kind"],
+            source=json.dumps({"fingerprint": fingerprint}),
+            profile=profile,
+        )
+        return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])
+
+    def _asking(self, what: str) -> AbstractContextManager[None]:
+        return _asking(self.tracking_uri, f"{what} of study {self._about['study']!r}")
+
+
+@dataclass(frozen=True)
+class TrialRuns:
+    """The trials of a study in MLflow."""
+
+    experiment_id: str
+    #: Finished ones first, then by arm and replicate.
+    run_ids: list[str]
+    #: Metrics whose steps are severities.
+    shift_keys: list[str]
+
+
+def find_trial_runs(tracking_uri: str, study: str) -> TrialRuns:
+    """Return the study's trial runs.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+        StudyError: it has no such study.
+    """
+    with _asking(tracking_uri, f"find study {study!r}"):
+        client = MlflowClient(tracking_uri)
+        experiment = client.get_experiment_by_name(study)
+        runs = [] if experiment is None else list(_search_runs(client, experiment.experiment_id))
+    if experiment is None:
+        raise StudyError(
+            f"looked for study {study!r} in MLflow at {redact(tracking_uri)} and found no such experiment; "
+            "run the study, or project its ledger with `robustsweep sync`"
+        )
+    trials = [run for run in runs if run.data.tags.get("robustsweep.kind") == "trial"]
+    trials.sort(key=lambda run: (run.info.status != "FINISHED", run.info.run_name))
+    keys = sorted({key for run in trials for key in run.data.metrics if key.startswith("shift/")})
+    return TrialRuns(str(experiment.experiment_id), [run.info.run_id for run in trials], keys)
+
+
+def _search_runs(client: Any, experiment_id: str) -> Iterator[Any]:
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], max_results=_RUNS_PER_PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+@contextmanager
+def _asking(tracking_uri: str, what: str) -> Iterator[None]:
+    """Translate errors of MLflow, of its database layer and of its HTTP layer (all of these are OSError)."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        asked = f"asked MLflow at {redact(tracking_uri)} to {what}"
+        said = redact(str(error).strip().split("\n", 1)[0])[:500]
+        if isinstance(error, MlflowException) and error.error_code in _REFUSALS:
+            raise RefusedError(f"{asked}; it refused: {said}; the ledger has everything") from error
+        raise TrackingError(
+            f"{asked}: {type(error).__name__}: {said}; check that it runs, and the address. The ledger has everything: "
+            "`robustsweep sync` ships what is missing"
+        ) from error

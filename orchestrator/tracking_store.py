@@ -1,0 +1,89 @@
+"""Which MLflow store a study is projected to, and how its address is shown without the secrets in it."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+from orchestrator.ledger import Ledger
+from trainables.errors import StorageError, StudyError
+
+#: What MLflow 3.17 opens; its file store (a plain path) refuses to start there.
+SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+
+
+class TrackingError(StorageError):
+    """MLflow could not be reached, or answered with a fault of its own; trying again later makes sense."""
+
+
+class RefusedError(TrackingError):
+    """MLflow understood and refused what was sent; sending the same again does not help."""
+
+
+def resolve_tracking_uri(
+    ledger: Ledger, *, flag: str | None, study_value: str | None, environment: Mapping[str, str] | None = None
+) -> str:
+    """Return the tracking URI of a study, absolute, so that every process means the same store.
+
+    Args:
+        ledger: gives the default, ``sqlite:///<ledger>/mlflow.db``.
+        flag: value of ``--mlflow``; goes before everything else.
+        study_value: ``execution.mlflow`` of the study file; goes after the environment.
+        environment: where ``MLFLOW_TRACKING_URI`` is looked up; none: that of this process.
+
+    Raises:
+        StudyError: MLflow cannot open such a URI, or the ledger is remote and none was given.
+    """
+    variable = (os.environ if environment is None else environment).get("MLFLOW_TRACKING_URI")
+    uri = flag or variable or study_value
+    if uri:
+        return make_absolute(uri)
+    if not ledger.root.is_local:
+        raise StudyError(
+            f"looked for an MLflow store beside the ledger {ledger.root.uri} and a database cannot lie there; "
+            "give one with --mlflow URI (an http address of a server, or a database such as postgresql://…)"
+        )
+    return f"sqlite:///{ledger.root.uri}/mlflow.db"
+
+
+def make_absolute(uri: str) -> str:
+    """Return ``uri`` with a relative SQLite path made absolute.
+
+    Raises:
+        StudyError: MLflow cannot open it, or another process could not find the same store.
+    """
+    scheme = uri.split(":", 1)[0].split("+", 1)[0].lower()
+    if scheme not in SCHEMES or (":" not in uri and scheme != "databricks"):
+        raise StudyError(
+            f"MLflow cannot track to {redact(uri)!r}; expected an address starting with one of {', '.join(SCHEMES)}, "
+            "for a file for example sqlite:///runs/mlflow.db"
+        )
+    if scheme != "sqlite":
+        return uri.rstrip("/")
+    prefix, _, rest = uri.partition("://")
+    path, mark, query = rest.partition("?")
+    if not path.startswith("/") or path == "/" or ":memory:" in path:
+        raise StudyError(
+            f"MLflow store {uri!r}: expected a database file, such as sqlite:///runs/mlflow.db (relative) or "
+            "sqlite:////data/mlflow.db (absolute); a database in memory would be lost with this process"
+        )
+    return f"{prefix}:///{Path(path[1:]).expanduser().absolute()}{mark}{query}"
+
+
+def choose_artifact_location(uri: str, ledger: Ledger) -> str | None:
+    """Return where artifacts go: beside the ledger for a database, None (the server decides) for a server.
+
+    MLflow's own default for a database is ``./mlruns`` of whatever process asks.
+    """
+    if uri.startswith(("http:", "https:", "databricks")):
+        return None
+    location = f"{ledger.root.uri}/mlartifacts"
+    return Path(location).as_uri() if ledger.root.is_local else location
+
+
+def redact(text: str) -> str:
+    """Return ``text`` without the user names, passwords and tokens of the URIs in it."""
+    text = re.sub(r"://[^/\s'\"]*@", "://***@", text)
+    return re.sub(r"(?i)\b(\w*(?:password|passwd|pwd|token|secret)\w*)=[^&\s'\"]+", r"\1=***", text)

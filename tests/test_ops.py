@@ -1,0 +1,274 @@
+"""Batched image operations against plain numpy, Pillow and torchvision."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+from torchvision.transforms import functional as tv
+
+from trainables.ops import colour, filters, geometry, noise
+from trainables.ops.pixels import compute_grey, compute_mean_grey
+
+
+def make_images(num: int, channels: int = 3, height: int = 23, width: int = 31, seed: int = 0) -> torch.Tensor:
+    """Random smooth-ish images with full range, sides odd and unequal."""
+    values = np.random.default_rng(seed).integers(0, 256, (num, channels, height, width), dtype=np.uint8)
+    values[:, :, : height // 2] = np.linspace(0, 255, width).astype(np.uint8)  # half of it a ramp
+    return torch.from_numpy(values)
+
+
+def factors(*values: float) -> torch.Tensor:
+    return torch.tensor(values, dtype=torch.float32)
+
+
+def rounded(values: np.ndarray) -> np.ndarray:
+    return np.clip(np.round(values), 0, 255).astype(np.uint8)
+
+
+def test_grey_is_pillows_luma() -> None:
+    images = make_images(2)
+    expected = [np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")) for image in images]
+    np.testing.assert_array_equal(compute_grey(images)[:, 0].numpy(), np.stack(expected))
+
+
+def test_brightness_is_the_formula_and_zero_is_black() -> None:
+    images = make_images(3)
+    result = colour.adjust_brightness(images, factors(0.0, 0.37, 1.9)).numpy()
+    assert not result[0].any()
+    for index, factor in ((1, 0.37), (2, 1.9)):
+        expected = rounded(images[index].numpy() * np.float32(factor))
+        np.testing.assert_array_equal(result[index], expected)
+    assert result[2].max() == 255  # saturates, does not wrap
+
+
+def test_contrast_and_saturation_blend_with_grey() -> None:
+    images = make_images(2)
+    grey = compute_grey(images).numpy().astype(np.float64)
+    x = images.numpy().astype(np.float64)
+    contrast = colour.adjust_contrast(images, factors(0.25, 1.75)).numpy()
+    saturation = colour.adjust_saturation(images, factors(0.0, 1.5)).numpy()
+    for index, m in enumerate((0.25, 1.75)):
+        expected = rounded(m * x[index] + (1 - m) * grey[index].mean())
+        assert np.abs(contrast[index].astype(int) - expected.astype(int)).max() <= 1
+    np.testing.assert_array_equal(saturation[0], np.repeat(grey[0], 3, axis=0).astype(np.uint8))
+    np.testing.assert_array_equal(saturation[1], rounded(1.5 * x[1] - 0.5 * grey[1]))
+
+
+def test_gamma_and_tone_are_their_curves() -> None:
+    images = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 1, 16, 16)
+    t = np.arange(256) / 255.0
+    gamma = colour.adjust_gamma(images, factors(0.5, 1.7)).numpy().reshape(2, 256)
+    np.testing.assert_array_equal(gamma[0], rounded(255 * np.sqrt(t)))
+    np.testing.assert_array_equal(gamma[1], rounded(255 * t ** float(np.float32(1.7))))
+    tone = colour.adjust_tone(images, factors(0.0, 1.0), factors(1.0, 0.5)).numpy().reshape(2, 256)
+    np.testing.assert_array_equal(tone[0], rounded(255 * (3 * (1 - t) * t**2 + t**3)))
+    np.testing.assert_array_equal(tone[1], rounded(255 * (3 * (1 - t) ** 2 * t + 1.5 * (1 - t) * t**2 + t**3)))
+
+
+def test_hue_moves_red_to_green_to_blue() -> None:
+    red = torch.zeros(2, 3, 4, 4, dtype=torch.uint8)
+    red[:, 0] = 200
+    result = colour.adjust_hue(red, factors(1 / 3, -1 / 3))
+    assert result[0, :, 0, 0].tolist() == [0, 200, 0]
+    assert result[1, :, 0, 0].tolist() == [0, 0, 200]
+    images = make_images(1)
+    reference = tv.adjust_hue(images, 0.2)
+    assert (colour.adjust_hue(images, factors(0.2)).int() - reference.int()).abs().max() <= 2
+
+
+def test_hsv_saturation_leaves_grey_pixels_grey() -> None:
+    images = make_images(1)  # its upper half is a grey ramp
+    result = colour.scale_saturation(images, factors(1.0), factors(0.25))
+    assert torch.equal(result[..., :11, :], images[..., :11, :])
+    spread = lambda x: (x.amax(1).int() - x.amin(1).int()).float().mean()  # noqa: E731
+    assert spread(result[..., 11:, :]) > spread(images[..., 11:, :])
+
+
+@pytest.mark.parametrize("bits", range(1, 9))
+def test_posterize_keeps_the_top_bits(bits: int) -> None:
+    images = make_images(1)
+    expected = images.numpy() & (0xFF >> (8 - bits) << (8 - bits) & 0xFF)
+    np.testing.assert_array_equal(colour.posterize(images, factors(bits)).numpy(), expected)
+
+
+@pytest.mark.parametrize("threshold", [0, 1, 128, 255, 256])
+def test_solarize_inverts_from_the_threshold(threshold: int) -> None:
+    images = make_images(1)
+    x = images.numpy().astype(int)
+    expected = np.where(x < threshold, x, 255 - x)
+    np.testing.assert_array_equal(colour.solarize(images, factors(threshold)).numpy(), expected)
+
+
+def test_equalize_and_autocontrast_are_pillows() -> None:
+    images = (make_images(3).float() * 0.4 + 31).to(torch.uint8)
+    images[2] = 77  # flat: both must leave it
+    for index, image in enumerate(images):
+        pillow = Image.fromarray(image.permute(1, 2, 0).numpy())
+        equalized = np.asarray(ImageOps.equalize(pillow)).transpose(2, 0, 1)
+        np.testing.assert_array_equal(colour.equalize(images)[index].numpy(), equalized)
+        stretched = np.asarray(ImageOps.autocontrast(pillow)).transpose(2, 0, 1).astype(int)
+        assert np.abs(colour.autocontrast(images)[index].numpy().astype(int) - stretched).max() <= 1
+    assert torch.equal(colour.autocontrast(images)[2], images[2])
+
+
+def test_sharpen_and_emboss_are_their_kernels() -> None:
+    images = make_images(1, channels=1)
+    x = np.pad(images[0, 0].numpy().astype(np.float64), 1, mode="reflect")
+    kernels = {
+        filters.sharpen: [[-1, -1, -1], [-1, 9, -1], [-1, -1, -1]],
+        filters.emboss: [[-2, -1, 0], [-1, 1, 1], [0, 1, 2]],
+    }
+    for operation, kernel in kernels.items():
+        windows = np.lib.stride_tricks.sliding_window_view(x, (3, 3))
+        convolved = np.einsum("hwij,ij->hw", windows, np.array(kernel, dtype=np.float64))
+        expected = rounded(0.5 * x[1:-1, 1:-1] + 0.5 * convolved)
+        np.testing.assert_array_equal(operation(images, factors(0.5))[0, 0].numpy(), expected)
+
+
+def test_sharpness_is_torchvisions() -> None:
+    images = make_images(1)
+    for factor in (0.1, 1.9):
+        reference = tv.adjust_sharpness(images, factor).int()
+        assert (filters.adjust_sharpness(images, factors(factor)).int() - reference).abs().max() <= 1
+
+
+def test_gaussian_blur_is_torchvisions_for_every_sample_its_own_sigma() -> None:
+    images = make_images(3)
+    sigmas, radii = (0.4, 1.3, 2.9), (1, 2, 5)
+    result = filters.gaussian_blur(images, factors(*sigmas), torch.tensor(radii))
+    for index in range(3):
+        side = 2 * radii[index] + 1
+        reference = tv.gaussian_blur(images[index].double(), [side, side], [sigmas[index]] * 2)
+        assert (result[index].double() - reference).abs().max() <= 0.501
+
+
+def test_defocus_spreads_a_point_over_a_disk() -> None:
+    images = torch.zeros(1, 1, 41, 41, dtype=torch.uint8)
+    images[0, 0, 20, 20] = 255
+    radius = 2.0
+    disk = filters.defocus_blur(images, radius_px=radius, alias_px=0.0)[0, 0].float()
+    y, x = torch.meshgrid(torch.arange(41.0) - 20, torch.arange(41.0) - 20, indexing="ij")
+    distance = torch.sqrt(x**2 + y**2)
+    inside = disk[distance <= radius - 0.5]
+    assert inside.min() == inside.max()  # flat
+    assert inside[0] == pytest.approx(255 / (math.pi * radius**2), rel=0.15)
+    assert not disk[distance >= radius + 0.5].any()
+
+
+def test_motion_blur_leaves_flat_images_and_smears_along_the_angle() -> None:
+    images = torch.zeros(2, 1, 21, 21, dtype=torch.uint8)
+    images[:, :, 10, 10] = 255
+    smeared = filters.motion_blur(images, factors(0.0, math.pi / 2), num_taps=5, sigma_px=10.0)
+    assert smeared[0, 0].nonzero().tolist() == [[10, column] for column in range(6, 11)]
+    assert smeared[1, 0].nonzero().tolist() == [[row, 10] for row in range(6, 11)]
+    flat = torch.full((1, 3, 9, 9), 201, dtype=torch.uint8)
+    assert torch.equal(filters.motion_blur(flat, factors(0.3), num_taps=9, sigma_px=2.0), flat)
+
+
+def test_pixelate_averages_cells() -> None:
+    images = make_images(1, height=8, width=8)
+    result = filters.pixelate(images, kept=0.5).double()
+    cells = images.double().reshape(1, 3, 4, 2, 4, 2).mean(dim=(3, 5))
+    assert (result[..., ::2, ::2] - cells).abs().max() <= 0.5
+    assert torch.equal(result[..., ::2, ::2], result[..., 1::2, 1::2])
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_keeps_colours_in_place_and_quality_is_per_sample(channels: int) -> None:
+    images = torch.zeros(3, channels, 32, 32, dtype=torch.uint8)
+    images[:, 0] = torch.linspace(100, 220, 32).to(torch.uint8)  # red (or grey) only
+    result = filters.jpeg(images, torch.tensor([95, 10, 0]))
+    error = (result.int() - images.int()).abs().float().mean(dim=(1, 2, 3))
+    assert error[0] < 3
+    assert error[0] < error[1] < error[2]
+
+
+def test_shot_noise_is_poisson() -> None:
+    for photons in (3.0, 51.0, 255.0):  # 255 / photons is whole: rounding to uint8 adds nothing
+        values = torch.tensor([0, 5, 64, 128], dtype=torch.uint8)
+        images = values[:, None, None, None].expand(4, 1, 200, 200)
+        result = noise.add_shot_noise(images, torch.arange(4), photons=photons).double() * photons / 255.0
+        assert not result[0].any()
+        for value, counts in zip(values[1:].tolist(), result[1:], strict=True):
+            rate = value / 255.0 * photons
+            if rate + 5 * math.sqrt(rate) + 1 > photons:
+                continue  # counts above a white pixel's are cut
+            # 40,000 draws: standard errors √(λ/N) of the mean, λ·√((2 + 1/λ)/N) of the variance
+            assert counts.mean() == pytest.approx(rate, abs=5 * math.sqrt(rate / 40_000))
+            assert counts.var() == pytest.approx(rate, abs=5 * rate * math.sqrt((2 + 1 / rate) / 40_000))
+
+
+def test_shot_noise_counts_follow_the_poisson_probabilities() -> None:
+    images = torch.full((1, 1, 300, 300), 128, dtype=torch.uint8)
+    counts = (noise.add_shot_noise(images, torch.tensor([9]), photons=5.0).double() / 51.0).round()
+    rate = 128 / 255 * 5
+    for count in range(5):
+        share = (counts == count).double().mean().item()
+        expected = math.exp(-rate) * rate**count / math.factorial(count)
+        assert share == pytest.approx(expected, abs=5 * math.sqrt(expected / 90000))
+
+
+def test_noises_have_their_published_size() -> None:
+    images = torch.full((4, 3, 64, 64), 128, dtype=torch.uint8)
+    seeds = torch.arange(4, dtype=torch.int64)
+    gaussian = noise.add_gaussian_noise(images, torch.full((4,), 0.1), seeds).double()
+    assert gaussian.mean() == pytest.approx(128, abs=0.7)
+    assert gaussian.std() == pytest.approx(25.5, rel=0.02)
+    speckle = noise.add_speckle_noise(images, torch.full((4,), 0.1), seeds).double()
+    assert speckle.std() == pytest.approx(12.8, rel=0.02)
+    impulse = noise.add_impulse_noise(images, torch.full((4,), 0.2), seeds)
+    assert (impulse == 0).double().mean() == pytest.approx(0.1, abs=0.01)
+    assert (impulse == 255).double().mean() == pytest.approx(0.1, abs=0.01)
+    mixed = noise.mix_uniform_noise(images, torch.full((4,), 0.2), seeds)
+    assert torch.equal(mixed[:, 0], mixed[:, 2])  # the same in all channels
+    assert mixed.double().mean() == pytest.approx(0.8 * 128 + 0.2 * 127, abs=0.7)
+
+
+def test_affine_maps_are_torchvisions() -> None:
+    images = make_images(1, height=24, width=30)
+    cases = [
+        (geometry.shear_matrices(factors(0.25), factors(0.0)), {"shear": [math.degrees(math.atan(0.25)), 0.0]}),
+        (geometry.shear_matrices(factors(0.0), factors(-0.4)), {"shear": [0.0, math.degrees(math.atan(-0.4))]}),
+        (geometry.translation_matrices(factors(5.7), factors(-3.2)), {"translate": [5, -3]}),
+    ]
+    for matrices, change in cases:
+        arguments = {"angle": 0.0, "translate": [0, 0], "scale": 1.0, "shear": [0.0, 0.0]} | change
+        if "shear" in change:
+            arguments["center"] = [0, 0]
+        reference = tv.affine(images, **arguments)
+        result = geometry.warp_affine(images, matrices)
+        assert (result == reference).double().mean() > 0.98  # nearest pixel: ties may fall either way
+    rotated = geometry.warp_affine(images, geometry.rotation_matrices(factors(33.0), height=24, width=30))
+    assert (rotated == tv.rotate(images, 33.0)).double().mean() > 0.98
+
+
+def test_resize_crop_of_everything_is_the_image_and_a_box_is_its_part() -> None:
+    images = make_images(2, height=32, width=32)
+    boxes = torch.tensor([[0.0, 0.0, 32.0, 32.0], [8.0, 4.0, 16.0, 16.0]])
+    result = geometry.resize_crop(images, boxes, size=32)
+    assert torch.equal(result[0], images[0])
+    reference = torch.nn.functional.interpolate(images[1:, :, 8:24, 4:20].float(), size=32, mode="bilinear")[0]
+    inner = (slice(None), slice(1, -1), slice(1, -1))  # at the border the crop sees its neighbours
+    assert (result[1][inner].float() - reference[inner]).abs().max() <= 0.51
+
+
+def test_colour_operations_leave_grey_images_alone() -> None:
+    images = make_images(2, channels=1)
+    half = factors(0.5, 0.5)
+    for result in (
+        colour.adjust_channel(images, half, channel=2),
+        colour.adjust_hue(images, half),
+        colour.adjust_saturation(images, half),
+        colour.scale_saturation(images, half, half),
+        colour.to_grayscale(images),
+    ):
+        assert torch.equal(result, images)
+
+
+def test_mean_grey_is_exact_for_large_flat_images() -> None:
+    images = torch.full((1, 1, 3000, 3000), 255, dtype=torch.uint8)  # a float32 sum would drift
+    assert compute_mean_grey(images).item() == 255.0

@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.ledger import Ledger
+from orchestrator.tracking_store import choose_artifact_location, redact, resolve_tracking_uri
+from trainables.errors import StudyError
+
+
+def resolve(ledger: Ledger, flag: str | None = None, study: str | None = None, variable: str | None = None) -> str:
+    environment = {} if variable is None else {"MLFLOW_TRACKING_URI": variable}
+    return resolve_tracking_uri(ledger, flag=flag, study_value=study, environment=environment)
+
+
+def test_the_flag_then_the_environment_then_the_study_then_beside_the_ledger(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path), "demo")
+    assert resolve(ledger, "http://flag", "http://study", "http://variable") == "http://flag"
+    assert resolve(ledger, None, "http://study", "http://variable") == "http://variable"
+    assert resolve(ledger, None, "http://study/") == "http://study"
+    assert resolve(ledger) == f"sqlite:///{tmp_path}/demo/mlflow.db"
+
+
+def test_a_relative_database_becomes_absolute(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    ledger = Ledger("runs", "demo")
+    assert resolve(ledger, "sqlite:///a/b.db?timeout=30") == f"sqlite:///{tmp_path}/a/b.db?timeout=30"
+    assert resolve(ledger, "sqlite:////data/b.db") == "sqlite:////data/b.db"
+    assert resolve(ledger) == f"sqlite:///{tmp_path}/runs/demo/mlflow.db"
+
+
+@pytest.mark.parametrize(
+    "uri", ["./mlruns", "file:///tmp/mlruns", "ftp://x", "http", "sqlite://", "sqlite:///:memory:"]
+)
+def test_what_mlflow_cannot_share_is_refused(tmp_path: Path, uri: str) -> None:
+    with pytest.raises(StudyError, match=r"sqlite:///runs/mlflow\.db"):
+        resolve(Ledger(str(tmp_path), "demo"), uri)
+
+
+def test_a_remote_ledger_needs_a_store_of_its_own() -> None:
+    with pytest.raises(StudyError, match="--mlflow"):
+        resolve(Ledger("s3://bucket/runs", "demo"))
+
+
+def test_artifacts_of_a_database_lie_beside_the_ledger(tmp_path: Path) -> None:
+    ledger = Ledger(str(tmp_path / "a b"), "demo")
+    assert choose_artifact_location("sqlite:////x.db", ledger) == f"file://{tmp_path}/a%20b/demo/mlartifacts"
+    assert choose_artifact_location("http://host", ledger) is None
+    assert choose_artifact_location("postgresql://h/d", Ledger("s3://b", "demo")) == "s3://b/demo/mlartifacts"
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "http://me:hunter2@host/x",
+        "postgresql+psycopg2://me:hunter2@host:5432/db failed",
+        "no http://host?token=hunter2&a=1",
+        "mysql://h/d?ssl_password=hunter2",
+        "http://me:hun@hunter2@host",
+    ],
+)
+def test_secrets_are_never_shown(text: str) -> None:
+    shown = redact(text)
+    assert "hunter2" not in shown
+    assert "h" in shown.split("://", 1)[1]

@@ -1,0 +1,115 @@
+"""The augmentation of a trial: RandomResizedCrop → flips → policy on uint8 images, erasing after normalisation."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from trainables.augmentation.policy import Policy, keep
+from trainables.augmentation.standard import RANDAUGMENT, TRIVIALAUGMENT, StandardPolicy
+from trainables.augmentation.strong import StrongPolicy
+from trainables.config import AugmentationConfig
+from trainables.ops import geometry
+from trainables.seeding import uniform
+
+
+class Augmenter:
+    """Crop, flips and policy of one trial; build it with ``build_augmentation``.
+
+    Args:
+        policy: what happens to pixels after the geometry.
+        image_size: side in px of cropped images.
+        crop_scale_min: smallest area share of the random crop, or None: no cropping.
+        horizontal_flip: mirror left–right with probability ½.
+        vertical_flip: mirror up–down with probability ½.
+    """
+
+    def __init__(
+        self,
+        policy: Policy,
+        *,
+        image_size: int,
+        crop_scale_min: float | None,
+        horizontal_flip: bool,
+        vertical_flip: bool,
+    ) -> None:
+        self.policy, self.image_size, self.crop_scale_min = policy, image_size, crop_scale_min
+        self.horizontal_flip, self.vertical_flip = horizontal_flip, vertical_flip
+
+    def __call__(self, images: UInt8[Tensor, "n c h w"], seeds: Int64[Tensor, " n"]) -> UInt8[Tensor, "n c H W"]:
+        """Return the augmented images on their device; the same (image, seed) gives the same result in any batch.
+
+        Args:
+            images: 1 or 3 channels.
+            seeds: ``mix(hash_ids(ids), derive_seed(seed, replicate, "augmentation"), epoch)``.
+        """
+        if self.crop_scale_min is not None:
+            boxes = draw_crops(seeds, scale_min=self.crop_scale_min, height=images.shape[2], width=images.shape[3])
+            images = geometry.resize_crop(images, boxes, size=self.image_size)
+        for wanted, dim, stream in ((self.horizontal_flip, -1, "left-right"), (self.vertical_flip, -2, "up-down")):
+            if wanted:
+                images = geometry.flip(images, uniform(seeds, stream=stream) < 0.5, dim=dim)
+        return self.policy(images, seeds)
+
+
+def build_augmentation(config: AugmentationConfig, image_size: int) -> Augmenter:
+    """Return the augmentation that ``config`` describes; erasing is ``random_erasing``, after normalisation."""
+    return Augmenter(
+        _build_policy(config),
+        image_size=image_size,
+        crop_scale_min=config.crop_scale_min,
+        horizontal_flip=config.horizontal_flip,
+        vertical_flip=config.vertical_flip,
+    )
+
+
+def _build_policy(config: AugmentationConfig) -> Policy:
+    if config.kind == "none" or config.strength == 0.0:
+        return keep
+    if config.kind == "randaugment":
+        return StandardPolicy(RANDAUGMENT, num_ops=config.num_ops, bin=config.magnitude, strength=config.strength)
+    if config.kind == "trivialaugment":
+        return StandardPolicy(TRIVIALAUGMENT, num_ops=1, bin=None, strength=config.strength)
+    return StrongPolicy(config.strength)
+
+
+def draw_crops(seeds: Int64[Tensor, " n"], *, scale_min: float, height: int, width: int) -> Float[Tensor, "n 4"]:
+    """Return random boxes (top, left, height, width, px): area share in [scale_min, 1], sides 3:4 to 4:3.
+
+    Source: RandomResizedCrop of torchvision. Differs: a box that does not fit is shortened instead of drawn again,
+    and edges need not lie on whole pixels.
+    """
+    u = uniform(seeds, 4, stream="crop")
+    area = height * width * (scale_min + (1.0 - scale_min) * u[:, 0])
+    ratio = torch.exp((2.0 * u[:, 1] - 1.0) * math.log(4.0 / 3.0))
+    box_height = torch.sqrt(area / ratio).clamp(max=height)
+    box_width = torch.sqrt(area * ratio).clamp(max=width)
+    return torch.stack([u[:, 2] * (height - box_height), u[:, 3] * (width - box_width), box_height, box_width], dim=1)
+
+
+def random_erasing(
+    images: Float[Tensor, "n c h w"], seeds: Int64[Tensor, " n"], probability: float
+) -> Float[Tensor, "n c h w"]:
+    """Return normalised images in which, with ``probability``, one rectangle (2–33 % of the area) is 0.
+
+    Source: Zhong et al. 2020 with torchvision's defaults (sides .3 to 3.3). Differs: a rectangle that does not fit is
+    shortened instead of drawn again.
+    """
+    if probability == 0.0:
+        return images
+    height, width = images.shape[-2:]
+    u = uniform(seeds, 5, stream="erasing")
+    area = height * width * (0.02 + 0.31 * u[:, 1])
+    ratio = torch.exp(math.log(0.3) + u[:, 2] * math.log(3.3 / 0.3))
+    box_height = torch.sqrt(area * ratio).round().clamp(1, height)
+    box_width = torch.sqrt(area / ratio).round().clamp(1, width)
+    top = torch.floor(u[:, 3] * (height - box_height + 1))[:, None]
+    left = torch.floor(u[:, 4] * (width - box_width + 1))[:, None]
+    y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    in_rows = (y >= top) & (y < top + box_height[:, None])
+    in_columns = (x >= left) & (x < left + box_width[:, None])
+    chosen = (u[:, 0] < probability)[:, None, None]
+    return torch.where((chosen & in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0, images)

@@ -1,0 +1,234 @@
+"""Sources whose images come as arrays: scikit-learn's digits, MedMNIST's npz."""
+
+from __future__ import annotations
+
+import importlib
+import zipfile
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from filelock import FileLock
+from jaxtyping import Int64, UInt8
+
+from trainables.config import DigitsData, MedmnistData
+from trainables.data.assembly import suggest
+from trainables.data.cache import digest_files
+from trainables.data.decoding import (
+    UNREADABLE,
+    PixelSpec,
+    build_pixel_spec,
+    fit_arrays,
+)
+from trainables.data.splits import SPLITS
+from trainables.data.table import Pixels, Source, Table, hash_json
+from trainables.errors import ConfigError, DataError
+
+#: 2-D flags of MedMNIST v2 and the severity tables that fit them.
+MEDMNIST_MODALITY = {
+    "pathmnist": "pathology", "chestmnist": "chest_xray", "dermamnist": "dermoscopy", "octmnist": "general",
+    "pneumoniamnist": "chest_xray", "retinamnist": "fundus", "breastmnist": "general", "bloodmnist": "general",
+    "tissuemnist": "general", "organamnist": "general", "organcmnist": "general", "organsmnist": "general",
+}  # fmt: skip
+#: A larger member compressed more strongly than this is a bomb: images compress 1- to 10-fold, zeros 1000-fold.
+MAX_COMPRESSION = 100
+#: Below this a strongly compressed member (labels, tiny tests) does no harm.
+HARMLESS_BYTES = 64 * 2**20
+#: What zipfile and NumPy raise on a damaged npz.
+DAMAGED = (*UNREADABLE, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
+
+
+@dataclass(frozen=True)
+class ArrayPixels:
+    """Images in arrays of one shape, loaded part by part; ``parts`` gives (number of rows, loader)."""
+
+    parts: Sequence[tuple[int, Callable[[], UInt8[np.ndarray, "n ..."]]]]
+    spec: PixelSpec
+    has_masks: bool = False
+
+    def decode(
+        self,
+        rows: Int64[np.ndarray, " n"],
+        images: UInt8[np.ndarray, "n channels height width"],
+        masks: UInt8[np.ndarray, "n height width"] | None,
+    ) -> tuple[list[str], dict[int, str]]:
+        """See ``Pixels.decode``."""
+        digests = np.empty(len(rows), dtype=object)
+        first = 0
+        for count, load in self.parts:
+            places = np.flatnonzero((rows >= first) & (rows < first + count))
+            if len(places):
+                array = load()
+                fitted = np.empty((len(places), *images.shape[1:]), dtype=np.uint8)
+                digests[places] = fit_arrays(array[rows[places] - first], self.spec, fitted)
+                images[places] = fitted
+            first += count
+        return list(digests), {}
+
+
+def build_array_table(pixels: Pixels, labels: Sequence[str], splits: Sequence[str], file_name: str) -> Table:
+    """Return a table of numbered images, each its own group: ids like ``train-000012``, ``image-000012``."""
+    counters: dict[str, int] = {}
+    rows: list[int | None] = []
+    ids = []
+    for split in splits:
+        index = counters[split] = counters.get(split, -1) + 1
+        rows.append(index)
+        ids.append(f"{split or 'image'}-{index:06d}")
+    return Table(
+        pixels=pixels,
+        ids=ids,
+        labels=list(labels),
+        splits=list(splits),
+        groups=ids,
+        sites=[""] * len(ids),
+        file_names=[f"{file_name} {split}".strip() for split in splits],
+        rows=rows,
+    )
+
+
+def build_digits_source(config: DigitsData, cache: Path) -> Source:
+    """Return scikit-learn's 1,797 digits: grey 8×8, values 0–16 spread over 0–255."""
+    spec = build_pixel_spec(config)
+
+    def read_table() -> Table:
+        from sklearn.datasets import load_digits  # half a second, and only needed once per node
+
+        digits = load_digits()
+        arrays = np.round(digits.images * (255 / 16)).astype(np.uint8)
+        pixels = ArrayPixels([(len(arrays), lambda: arrays)], spec)
+        return build_array_table(pixels, [str(label) for label in digits.target], [""] * len(arrays), "digits")
+
+    return Source(hash_json(["digits", version("scikit-learn")]), read_table)
+
+
+# --------------------------------------------------------------------------- MedMNIST
+
+
+def build_medmnist_source(config: MedmnistData, cache: Path) -> Source:
+    """Return the source of a MedMNIST npz: ``data.path``, else ``~/.medmnist``, else downloaded there.
+
+    Raises:
+        ConfigError: no path, and the flag is unknown or the medmnist package missing.
+        DataError: the file is missing, cannot be read or downloaded, or is not laid out like MedMNIST.
+    """
+    path = _find_medmnist(config) if config.path is None else config.path
+    if not path.is_file():
+        raise DataError(f"data.path: there is no file {path}; expected a MedMNIST npz ({config.flag})")
+    digest = digest_files([path.absolute()], memory=cache / "digests" / "medmnist.json")[0]
+    return Source(hash_json(["medmnist", digest]), lambda: _read_medmnist(path, build_pixel_spec(config)))
+
+
+def _find_medmnist(config: MedmnistData) -> Path:
+    """Return the npz in medmnist's own folder, downloading it when it is not there."""
+    if config.flag not in MEDMNIST_MODALITY:
+        raise ConfigError(
+            f"data.flag is {config.flag!r}{suggest(config.flag, list(MEDMNIST_MODALITY))}; expected one of "
+            f"{', '.join(MEDMNIST_MODALITY)}, or data.path with an npz of your own"
+        )
+    suffix = "" if config.source_size == 28 else f"_{config.source_size}"
+    root = Path.home() / ".medmnist"
+    path = root / f"{config.flag}{suffix}.npz"
+    if path.is_file():
+        return path
+    try:
+        medmnist = importlib.import_module("medmnist")
+    except ImportError:
+        raise ConfigError(
+            f"data.path is not set, {path} does not exist, and the package that downloads it is missing: "
+            "set data.path to the npz, or pip install 'robustsweep[data]'"
+        ) from None
+    root.mkdir(exist_ok=True)
+    with FileLock(f"{path}.lock"):
+        if path.is_file():
+            return path
+        try:
+            getattr(medmnist, medmnist.INFO[config.flag]["python_class"])(
+                split="train", download=True, root=str(root), size=config.source_size
+            )
+        except (RuntimeError, OSError) as error:
+            path.unlink(missing_ok=True)  # a part of it, or one with a wrong checksum
+            raise DataError(
+                f"could not download {path.name} ({str(error).strip().splitlines()[0]}): check the network, or get it "
+                f"from medmnist.com and set data.path"
+            ) from error
+    return path
+
+
+def _read_medmnist(path: Path, spec: PixelSpec) -> Table:
+    labels: list[str] = []
+    splits: list[str] = []
+    parts: list[tuple[int, Callable[[], UInt8[np.ndarray, "n ..."]]]] = []
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for split in SPLITS:
+                shape, dtype = _check_member(archive, f"{split}_images", path)
+                _check_images(shape, dtype, f"{split}_images in {path.name}", spec)
+                _check_member(archive, f"{split}_labels", path)
+                values = _read_labels(path, split, shape[0])
+                labels += [str(value) for value in values]
+                splits += [split] * shape[0]
+                parts.append((shape[0], lambda key=f"{split}_images": _load_member(path, key)))  # type: ignore[misc]
+    except DAMAGED as error:
+        raise DataError(f"could not read {path} ({type(error).__name__}: {error}); expected a MedMNIST npz") from error
+    return build_array_table(ArrayPixels(parts, spec), labels, splits, path.name)
+
+
+def _load_member(path: Path, key: str) -> np.ndarray:
+    """Return one array of an npz; objects (pickles) are refused."""
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            return archive[key]
+    except DAMAGED as error:
+        raise DataError(f"could not read {key} in {path} ({error}): the file is damaged, get it again") from error
+
+
+def _check_member(archive: zipfile.ZipFile, key: str, path: Path) -> tuple[tuple[int, ...], np.dtype]:
+    """Return shape and type of an array from its header, before anything large is decompressed."""
+    names = archive.namelist()
+    if f"{key}.npy" not in names:
+        raise DataError(
+            f"{path} has no array {key!r}; found {', '.join(sorted(name.removesuffix('.npy') for name in names))}; "
+            "expected {train,val,test}_images and {train,val,test}_labels"
+        )
+    info = archive.getinfo(f"{key}.npy")
+    if info.file_size > max(HARMLESS_BYTES, MAX_COMPRESSION * info.compress_size):
+        raise DataError(
+            f"{key} in {path} would grow from {info.compress_size} to {info.file_size} bytes, more than "
+            f"{MAX_COMPRESSION}-fold: this is no image data and was not decompressed"
+        )
+    with archive.open(info) as file:
+        major, _ = np.lib.format.read_magic(file)
+        read_header = np.lib.format.read_array_header_1_0 if major == 1 else np.lib.format.read_array_header_2_0
+        shape, _, dtype = read_header(file)
+    if dtype.hasobject:
+        raise DataError(f"{key} in {path} holds Python objects, which could run code when read; expected numbers")
+    if int(np.prod(shape, dtype=object)) * dtype.itemsize > info.file_size:
+        raise DataError(f"{key} in {path} claims the shape {shape}, more than its {info.file_size} bytes can hold")
+    return shape, dtype
+
+
+def _check_images(shape: tuple[int, ...], dtype: np.dtype, what: str, spec: PixelSpec) -> None:
+    if dtype != np.uint8 or not (len(shape) == 3 or (len(shape) == 4 and shape[3] == 3)) or 0 in shape:
+        raise DataError(f"{what} are {dtype} of shape {shape}; expected uint8 (N, H, W) grey or (N, H, W, 3) RGB")
+    if shape[1] * shape[2] > spec.max_megapixels * 1e6:
+        raise DataError(f"{what} are {shape[2]}×{shape[1]} px, more than data.max_megapixels={spec.max_megapixels:g}")
+
+
+def _read_labels(path: Path, split: str, count: int) -> Int64[np.ndarray, " n"]:
+    """Return the labels of a split, squeezed from MedMNIST's (N, 1)."""
+    labels = _load_member(path, f"{split}_labels")
+    if labels.ndim == 2 and labels.shape[1] > 1:
+        raise DataError(
+            f"{split}_labels in {path} have shape {labels.shape}: several labels per image are not supported, "
+            "expected (N, 1) or (N,)"
+        )
+    if labels.shape not in ((count,), (count, 1)) or labels.dtype.kind not in "iu":
+        raise DataError(
+            f"{split}_labels in {path} are {labels.dtype} of shape {labels.shape}; expected whole numbers, one for "
+            f"each of the {count} images"
+        )
+    return labels.reshape(-1).astype(np.int64)

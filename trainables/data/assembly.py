@@ -1,0 +1,119 @@
+"""From a table to labelled sets: class order, external sites, splits by group, and every check that needs no pixel."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+import numpy as np
+from jaxtyping import Int64
+
+from trainables.config import ImageData
+from trainables.data.splits import (
+    EXTERNAL,
+    assign_splits,
+    check_covered,
+    check_disjoint,
+    check_split_names,
+    check_unique,
+)
+from trainables.data.table import Table, describe_row, list_first
+from trainables.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True)
+class Assignment:
+    """Where every row of a table goes."""
+
+    classes: tuple[str, ...]
+    #: Index into ``classes``; −1 for a row with a problem.
+    labels: Int64[np.ndarray, " n"]
+    #: train, val, test or external/<name>; "" for a row with a problem.
+    sets: np.ndarray
+    #: By row.
+    problems: dict[int, str]
+
+
+def assign_sets(table: Table, config: ImageData) -> Assignment:
+    """Return the class and the set of every row.
+
+    Raises:
+        ConfigError: an external site does not exist, or the split fractions leave no training data.
+        DataError: unmapped labels, repeated ids, groups or ids in two sets, an empty split, a class not in train.
+    """
+    if not table.ids:
+        raise DataError(f"found no image in the {config.model_dump()['kind']} data; expected at least a few per class")
+    classes, labels, problems = _resolve_labels(table, config)
+    sets = np.full(len(table.ids), "", dtype=object)
+    usable = np.array([row for row in range(len(table.ids)) if row not in problems], dtype=np.int64)
+    splits = np.array(table.splits, dtype=object)[usable]
+    ids, groups, sites = (np.array(values, dtype=object)[usable] for values in (table.ids, table.groups, table.sites))
+    for site in config.external_sites:
+        splits[_find_site(sites, site)] = EXTERNAL + site
+    check_split_names([name for name in splits if name])
+    splits = assign_splits(
+        splits,
+        labels[usable],
+        groups,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.split_seed,
+    )
+    sets[usable] = splits
+    check_disjoint(splits, ids, what="id")
+    check_unique(list(ids), [describe_row(table.file_names[row], table.rows[row]) for row in usable], what="id")
+    check_disjoint(splits, groups, what="group")
+    if not problems:  # else the problems come first, and this check again after quarantine
+        check_covered(sets, labels, classes)
+    return Assignment(classes, labels, sets, problems)
+
+
+def _resolve_labels(table: Table, config: ImageData) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"], dict[int, str]]:
+    """Return classes, label indices (−1: problem) and all problems known so far."""
+    problems = dict(table.problems)
+    usable = [row for row in range(len(table.ids)) if row not in problems]
+    found = [table.labels[row] for row in usable]
+    mapping = {label: label for label in found} if config.label_map is None else config.label_map
+    unmapped = [row for row in usable if table.labels[row] not in mapping]
+    if unmapped:
+        lines = [f"{describe_row(table.file_names[row], table.rows[row])}: {table.labels[row]!r}" for row in unmapped]
+        raise DataError(
+            f"data.label_map names no class for the label of {len(unmapped)} image(s); expected one of "
+            f"{', '.join(map(repr, mapping))}. Add the label to the map, or leave the images out:\n  "
+            + list_first(lines)
+        )
+    classes = table.classes or tuple(dict.fromkeys(mapping[label] for label in sort_naturally(set(found))))
+    index = {name: position for position, name in enumerate(classes)}
+    labels = np.full(len(table.ids), -1, dtype=np.int64)
+    for row, label in zip(usable, found, strict=True):
+        labels[row] = index.get(mapping[label], -1)
+        if labels[row] < 0:
+            problems[row] = f"has the label {mapping[label]!r}, expected one of the classes {', '.join(classes)}"
+    if len(classes) < 2 and not problems:
+        raise DataError(f"found the classes {list(classes)}, expected at least two to tell apart")
+    return classes, labels, problems
+
+
+def sort_naturally(labels: set[str]) -> list[str]:
+    """Return labels in order: by value when all are whole numbers ("2" before "10"), else by the alphabet."""
+    numeric = all(label.isdecimal() for label in labels)
+    return sorted(labels, key=lambda label: (int(label) if numeric else 0, label))
+
+
+def _find_site(sites: np.ndarray, site: str) -> np.ndarray:
+    """Return the mask of a site's rows."""
+    mask = sites == site
+    if not mask.any():
+        known = sorted(set(sites) - {""})
+        raise ConfigError(
+            f"data.external_sites names {site!r}, which no image has{suggest(site, known)}; "
+            f"the sites are {', '.join(known) or 'not recorded in this data'}"
+        )
+    return mask
+
+
+def suggest(value: str, known: Sequence[str]) -> str:
+    """Return " (nearest: …)" for a mistyped value, "" when nothing is near."""
+    near = get_close_matches(value, known, n=1)
+    return f" (nearest: {near[0]!r})" if near else ""

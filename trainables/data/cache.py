@@ -1,0 +1,251 @@
+"""Decoded images on disk: one folder per content, memory-mapped by every process of a node.
+
+    <cache_dir>/data/<key>/index.json   labels, ids, groups, sites, metadata of every set
+    <cache_dir>/data/<key>/0.npy …      uint8 (n, channels, size, size), one file per set; 0.masks.npy beside it
+
+A folder is written under another name and renamed, so it is there completely or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+from trainables.config import ImageData
+from trainables.data.assembly import Assignment
+from trainables.data.dataset import BadImage, Dataset, ImageSet
+from trainables.data.decoding import map_threads
+from trainables.data.splits import EXTERNAL, SPLITS, check_covered
+from trainables.data.table import Table, describe_row, hash_json, list_first
+from trainables.errors import DataError, StorageError
+
+#: Raise it when decoding or the layout of a folder changes.
+CACHE_VERSION = 1
+#: Raise it when the fingerprint's definition changes: all signatures change with it.
+FINGERPRINT_VERSION = 1
+_COPY_ROWS = 1024
+
+
+def digest_files(paths: Sequence[Path], *, memory: Path) -> list[str]:
+    """Return the sha256 of every file, "" for one that cannot be read.
+
+    A file whose size and modification time are those remembered in the JSON file ``memory`` is not read again.
+    """
+    known = _read_memory(memory)
+    entries = map_threads(lambda path: _digest_file(path, known.get(str(path))), paths)
+    fresh = {str(path): entry for path, entry in zip(paths, entries, strict=True) if entry}
+    if any(known.get(path) != entry for path, entry in fresh.items()):
+        memory.parent.mkdir(parents=True, exist_ok=True)
+        temporary = memory.with_suffix(f".{os.getpid()}.tmp")
+        temporary.write_text(json.dumps(known | fresh))
+        temporary.replace(memory)
+    return [entry[2] if entry else "" for entry in entries]
+
+
+def _read_memory(memory: Path) -> dict[str, list[Any]]:
+    try:
+        return json.loads(memory.read_text())
+    except (FileNotFoundError, ValueError):  # nothing remembered, or damaged: the files are simply read again
+        return {}
+
+
+def _digest_file(path: Path, known: list[Any] | None) -> list[Any] | None:
+    try:
+        stat = path.stat()
+        if known is not None and known[:2] == [stat.st_size, stat.st_mtime_ns]:
+            return known
+        with path.open("rb") as file:
+            return [stat.st_size, stat.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()]
+    except OSError:  # reported with its row when the image is decoded
+        return None
+
+
+def write_dataset(folder: Path, table: Table, assignment: Assignment, config: ImageData) -> None:
+    """Decode every image of ``table`` into ``folder``, which appears when all is done.
+
+    Raises:
+        DataError: images are unusable and ``on_bad`` is ``error``; or what is left after quarantine has no images in
+            some set, or a class that train lacks.
+        StorageError: the disk is full.
+    """
+    temporary = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed; ours, since we hold the lock
+    temporary.mkdir(parents=True)
+    try:
+        _check_space(temporary, int((assignment.sets != "").sum()), config)
+        sets, problems = _decode_sets(temporary, table, assignment, config)
+        bad = [
+            BadImage(table.file_names[row], table.rows[row], problem)
+            for row, problem in sorted((assignment.problems | problems).items())
+        ]
+        if bad and config.on_bad == "error":
+            raise DataError(_describe_bad(bad))
+        if bad:
+            kept = np.array([name if row not in problems else "" for row, name in enumerate(assignment.sets)])
+            check_covered(kept, assignment.labels, assignment.classes)
+            _check_external(assignment.sets, kept)
+        index = {
+            "classes": assignment.classes,
+            "fingerprint": _compute_fingerprint(sets, assignment.classes, config),
+            "quarantined": [[image.file_name, image.row, image.problem] for image in bad],
+            "sets": [{key: value for key, value in entry.items() if key != "digests"} for entry in sets],
+        }
+        (temporary / "index.json").write_text(json.dumps(index, allow_nan=False))
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _check_space(folder: Path, num_images: int, config: ImageData) -> None:
+    needed = num_images * config.channels * config.image_size**2
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise StorageError(
+            f"{num_images} images of {config.image_size} px need {needed / 2**30:.1f} GiB in {folder.parent}, which "
+            f"has {free / 2**30:.1f} GiB free: free some, or choose another cache_dir or a smaller data.image_size"
+        )
+
+
+def _decode_sets(
+    folder: Path, table: Table, assignment: Assignment, config: ImageData
+) -> tuple[list[dict[str, Any]], dict[int, str]]:
+    """Write the arrays of every set; return their index entries (usable rows only) and the problems by row."""
+    names = [*SPLITS, *sorted(set(assignment.sets) - {*SPLITS, ""})]
+    ids = np.array(table.ids, dtype=object)
+    sets: list[dict[str, Any]] = []
+    all_problems: dict[int, str] = {}
+    for name in names:
+        rows = np.flatnonzero(assignment.sets == name)
+        if len(rows) == 0:
+            continue  # only while there are problems: check_covered speaks after them
+        rows = rows[np.argsort(ids[rows])]
+        entry, problems = _decode_set(folder / str(len(sets)), rows, table, config)
+        all_problems.update(problems)
+        good = np.array([row not in problems for row in rows])
+        sets.append({"name": name, **entry, **_describe_rows(table, assignment.labels, rows[good])})
+        sets[-1]["digests"] = [digest for digest, keep in zip(entry["digests"], good, strict=True) if keep]
+    return sets, all_problems
+
+
+def _decode_set(
+    stem: Path, rows: Int64[np.ndarray, " n"], table: Table, config: ImageData
+) -> tuple[dict[str, Any], dict[int, str]]:
+    size = config.image_size
+    images_file, masks_file = f"{stem.name}.npy", f"{stem.name}.masks.npy" if table.pixels.has_masks else None
+    images = _create(stem.with_name(images_file), (len(rows), config.channels, size, size))
+    masks = _create(stem.with_name(masks_file), (len(rows), size, size)) if masks_file else None
+    digests, problems = table.pixels.decode(rows, images, masks)
+    if problems:
+        good = np.array([row not in problems for row in rows])
+        _keep_rows(stem.with_name(images_file), images, good)
+        if masks is not None and masks_file is not None:
+            _keep_rows(stem.with_name(masks_file), masks, good)
+    return {"images": images_file, "masks": masks_file, "digests": digests}, problems
+
+
+def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
+    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+
+
+def _keep_rows(path: Path, array: UInt8[np.ndarray, "n ..."], good: np.ndarray) -> None:
+    """Rewrite an array's file with the good rows only, in pieces: it may be larger than memory."""
+    kept = np.flatnonzero(good)
+    if len(kept) == 0:
+        return  # write_dataset raises: an empty set is never stored
+    part = path.with_suffix(".part")
+    target = _create(part, (len(kept), *array.shape[1:]))
+    for start in range(0, len(kept), _COPY_ROWS):
+        target[start : start + _COPY_ROWS] = array[kept[start : start + _COPY_ROWS]]
+    target.flush()
+    part.replace(path)
+
+
+def _describe_rows(table: Table, labels: Int64[np.ndarray, " n"], rows: Int64[np.ndarray, " k"]) -> dict[str, Any]:
+    return {
+        "labels": labels[rows].tolist(),
+        "ids": [table.ids[row] for row in rows],
+        "groups": [table.groups[row] for row in rows],
+        "sites": [table.sites[row] for row in rows],
+        "metadata": {key: [values[row] for row in rows] for key, values in table.metadata.items()},
+    }
+
+
+def _describe_bad(bad: Sequence[BadImage]) -> str:
+    lines = [f"{describe_row(image.file_name, image.row)}: {image.problem}" for image in bad]
+    return (
+        f"{len(bad)} image(s) cannot be used. Correct them, or set data.on_bad: quarantine to go on without them "
+        f"(they are then counted in the report):\n  {list_first(lines)}"
+    )
+
+
+def _check_external(before: np.ndarray, after: np.ndarray) -> None:
+    emptied = sorted({name for name in set(before) - set(after) if name.startswith(EXTERNAL)})
+    if emptied:
+        raise DataError(
+            f"every image of {', '.join(emptied)} is unusable, so nothing is left of it after quarantine: "
+            "correct its images or take it out of the data"
+        )
+
+
+def _compute_fingerprint(sets: Sequence[dict[str, Any]], classes: Sequence[str], config: ImageData) -> str:
+    """Return the sha256 of every row's identity and content, and of the settings that change pixels; no path."""
+    rows = [
+        [entry["name"], identifier, classes[label], group, site, digest]
+        for entry in sets
+        for identifier, label, group, site, digest in zip(
+            *(entry[key] for key in ("ids", "labels", "groups", "sites", "digests")), strict=True
+        )
+    ]
+    settings = [FINGERPRINT_VERSION, config.image_size, config.channels, config.resize, list(classes)]
+    return hash_json([settings, rows])
+
+
+def read_dataset(folder: Path, *, name: str, modality: str) -> Dataset:
+    """Return the data set in a folder that ``write_dataset`` made; images are mapped, not read.
+
+    Raises:
+        StorageError: the folder is damaged.
+    """
+    try:
+        index = json.loads((folder / "index.json").read_text())
+        sets = [_read_set(folder, entry) for entry in index["sets"]]
+    except (OSError, ValueError, KeyError) as error:
+        raise StorageError(
+            f"could not map the decoded images in {folder} ({error}); expected the files written there earlier: "
+            "delete this folder and run again, it will be made anew"
+        ) from error
+    return Dataset(
+        name=name,
+        classes=tuple(index["classes"]),
+        fingerprint=index["fingerprint"],
+        splits={images.name: images for images in sets if images.name in SPLITS},
+        external={
+            short: replace(images, name=short)
+            for images in sets
+            if (short := images.name.removeprefix(EXTERNAL)) != images.name
+        },
+        quarantined=tuple(BadImage(*entry) for entry in index["quarantined"]),
+        modality=modality,
+    )
+
+
+def _read_set(folder: Path, entry: dict[str, Any]) -> ImageSet:
+    return ImageSet(
+        name=entry["name"],
+        images=np.load(folder / entry["images"], mmap_mode="r", allow_pickle=False),
+        labels=np.array(entry["labels"], dtype=np.int64),
+        ids=np.array(entry["ids"], dtype=str),
+        groups=np.array(entry["groups"], dtype=str),
+        sites=np.array(entry["sites"], dtype=str),
+        metadata=entry["metadata"],
+        masks=np.load(folder / entry["masks"], mmap_mode="r", allow_pickle=False) if entry["masks"] else None,
+    )

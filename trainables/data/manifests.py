@@ -1,0 +1,251 @@
+"""Sources whose images are files: a CSV manifest, and class folders."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from trainables.config import CsvData, ImageData, ImageFolderData
+from trainables.data.assembly import sort_naturally, suggest
+from trainables.data.cache import digest_files
+from trainables.data.decoding import FilePixels, build_pixel_spec
+from trainables.data.splits import EXTERNAL, SPLITS, check_unique
+from trainables.data.table import Source, Table, hash_json, list_first
+from trainables.errors import DataError
+
+REQUIRED_COLUMNS = ("file_name", "label")
+OPTIONAL_COLUMNS = ("id", "split", "group", "site")
+#: What pandas and spreadsheets write for a missing value; "none" and "NA" may be a class.
+MISSING = {"", "nan", "<na>", "#n/a"}
+IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
+#: Left in folders by file managers.
+LITTER = {"thumbs.db", "desktop.ini"}
+
+
+def build_csv_source(config: CsvData, cache: Path) -> Source:
+    """Return the source of a manifest.
+
+    Raises:
+        DataError: the manifest cannot be read, lacks a column, leaves its root, repeats a file or names no split.
+    """
+    names, records = _read_manifest(config.path)
+    root = config.root or config.path.parent
+    columns = {name: [record[name] for record in records] for name in names}
+    lines = [record[""] for record in records]
+    where = config.path.name
+    files = _check_file_names(columns["file_name"], lines, where)
+    places = [f"line {line}" for line in lines]
+    known = [(name, place) for name, place in zip(files, places, strict=True) if name]
+    check_unique([name for name, _ in known], [place for _, place in known], what="file_name")
+    problems = _find_missing(columns, lines, where)
+    _check_splits(columns.get("split", []), lines, where)
+    paths = [root / name for name in files]
+    ids = columns.get("id", files)
+
+    def build_table(pixels: FilePixels) -> Table:
+        return Table(
+            pixels=pixels,
+            ids=ids,
+            labels=columns["label"],
+            splits=columns.get("split", [""] * len(files)),
+            groups=columns.get("group", ids),
+            sites=["" if site.lower() in MISSING else site for site in columns.get("site", [""] * len(files))],
+            file_names=[name or where for name in files],
+            rows=list(lines),
+            metadata={
+                name: _convert(values)
+                for name, values in columns.items()
+                if name not in REQUIRED_COLUMNS + OPTIONAL_COLUMNS
+            },
+            problems=problems,
+            classes=config.classes,
+        )
+
+    return _build_file_source(config, paths, cache, root, build_table, said=columns)
+
+
+def _build_file_source(
+    config: ImageData,
+    paths: Sequence[Path],
+    cache: Path,
+    root: Path,
+    build_table: Callable[[FilePixels], Table],
+    *,
+    said: Any,
+) -> Source:
+    """Return a source whose content is the digest of every file and what is ``said`` about them."""
+    memory = cache / "digests" / f"{hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:24]}.json"
+    absolute = [path.absolute() for path in paths]
+    digests = digest_files(absolute, memory=memory)
+    pixels = FilePixels(absolute, digests, build_pixel_spec(config))
+    return Source(hash_json([digests, said]), lambda: build_table(pixels))
+
+
+def _read_manifest(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
+    """Return the column names, and a record per line with its line number under ""."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.reader(file, strict=True)
+            names = [name.strip() for name in next(reader, [])]
+            _check_columns(names, path)
+            records = []
+            for cells in reader:
+                if len(cells) > len(names):
+                    raise DataError(
+                        f"{path.name} line {reader.line_num} has {len(cells)} cells, expected {len(names)} like the "
+                        'header: quote values that contain a comma ("a, b")'
+                    )
+                if any(cell.strip() for cell in cells):
+                    padded = [cell.strip() for cell in cells] + [""] * (len(names) - len(cells))
+                    records.append({**dict(zip(names, padded, strict=True)), "": reader.line_num})
+    except FileNotFoundError:
+        raise DataError(f"data.path: there is no manifest {path}; expected a CSV file") from None
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"could not read the manifest {path}: {error}; expected CSV in UTF-8") from error
+    return names, records
+
+
+def _check_columns(names: Sequence[str], path: Path) -> None:
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated or "" in names:
+        raise DataError(
+            f"{path.name} has the columns {list(names)}; expected every column to have a name, and no name twice: "
+            "correct its first line"
+        )
+    for required in REQUIRED_COLUMNS:
+        if required not in names:
+            raise DataError(
+                f"{path.name} has no column {required!r}{suggest(required, names)}; found "
+                f"{', '.join(names) or 'none'}; expected {', '.join(REQUIRED_COLUMNS)} and optionally "
+                f"{', '.join(OPTIONAL_COLUMNS)}, separated by commas"
+            )
+
+
+def _check_file_names(names: Sequence[str], lines: Sequence[int], where: str) -> list[str]:
+    """Return the names in normal form; they must stay below the root, whatever ``on_bad`` says."""
+    escaping = []
+    for name, line in zip(names, lines, strict=True):
+        path = PurePosixPath(name.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts or name[1:2] == ":" or "\0" in name:
+            escaping.append(f"{where} line {line}: {name!r}")
+    if escaping:
+        raise DataError(
+            f"{len(escaping)} file_name(s) point outside the root; expected paths relative to data.root without '..' "
+            f"(set data.root to the folder that holds all images):\n  {list_first(escaping)}"
+        )
+    return ["" if name.lower() in MISSING else str(PurePosixPath(name.replace("\\", "/"))) for name in names]
+
+
+def _find_missing(columns: dict[str, list[str]], lines: Sequence[int], where: str) -> dict[int, str]:
+    """Return the rows with an empty cell where none may be (an unknown site is allowed), with the reason."""
+    needed = [name for name in (*REQUIRED_COLUMNS, "id", "split", "group") if name in columns]
+    problems: dict[int, str] = {}
+    for row, line in enumerate(lines):
+        empty = [name for name in needed if columns[name][row].lower() in MISSING]
+        if empty:
+            problems[row] = f"has no value (or NaN) for {', '.join(empty)} in {where} line {line}, expected one"
+    return problems
+
+
+def _check_splits(splits: Sequence[str], lines: Sequence[int], where: str) -> None:
+    wrong = [
+        f"{where} line {line}: {split!r}{suggest(split.lower(), SPLITS)}"
+        for split, line in zip(splits, lines, strict=False)
+        if split not in SPLITS and not split.startswith(EXTERNAL) and split.lower() not in MISSING
+    ]
+    if wrong:
+        raise DataError(
+            f"{len(wrong)} value(s) of the column split are unknown; expected {', '.join(SPLITS)} or "
+            f"{EXTERNAL}<name>:\n  {list_first(wrong)}"
+        )
+
+
+def _convert(values: Sequence[str]) -> list[Any]:
+    """Return a metadata column as integers or floats where every value is one, else as text; None where missing."""
+    present = [value for value in values if value.lower() not in MISSING]
+    for kind in (int, float):
+        try:
+            numbers = [kind(value) for value in present]
+        except ValueError:
+            continue
+        if all(abs(number) < float("inf") for number in numbers):
+            return [None if value.lower() in MISSING else kind(value) for value in values]
+    return [None if value.lower() in MISSING else value for value in values]
+
+
+def build_image_folder_source(config: ImageFolderData, cache: Path) -> Source:
+    """Return the source of ``{train,val,test,external/<name>}/<class>/*`` or ``<class>/*``.
+
+    Every image is its own group: where several show one patient, use a CSV manifest with a column ``group``.
+
+    Raises:
+        DataError: the folder is missing, or a file or folder lies where none is expected.
+    """
+    if not config.path.is_dir():
+        raise DataError(f"data.path: there is no folder {config.path}; expected one with a folder per split or class")
+    files = sorted(_list_files(config.path))
+    top = {name.split("/")[0] for name in files}
+    has_splits = "train" in top
+    if has_splits and top - {*SPLITS, "external"}:
+        odd = sorted(top - {*SPLITS, "external"})
+        raise DataError(
+            f"{config.path} holds train and also {', '.join(map(repr, odd))}{suggest(odd[0], [*SPLITS, 'external'])}; "
+            "expected only train, val, test and external beside each other: move or rename"
+        )
+    places = [_read_place(name, has_splits) for name in files]
+    wrong = [name for name, place in zip(files, places, strict=True) if place is None]
+    if wrong:
+        layout = "<split>/<class>/<image> or external/<name>/<class>/<image>" if has_splits else "<class>/<image>"
+        raise DataError(f"{len(wrong)} file(s) in {config.path} lie outside {layout}:\n  {list_first(wrong)}")
+    known = [place for place in places if place is not None]
+    splits, labels = [split for split, _ in known], [label for _, label in known]
+    problems = {
+        row: f"is not of a known image format; expected one of {' '.join(sorted(IMAGE_SUFFIXES))}"
+        for row, name in enumerate(files)
+        if PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES
+    }
+
+    def build_table(pixels: FilePixels) -> Table:
+        return Table(
+            pixels=pixels,
+            ids=files,
+            labels=labels,
+            splits=splits,
+            groups=files,
+            sites=[split.removeprefix(EXTERNAL) if split.startswith(EXTERNAL) else "" for split in splits],
+            file_names=files,
+            rows=[None] * len(files),
+            problems=problems,
+            classes=tuple(sort_naturally(set(labels))) if config.label_map is None else None,
+        )
+
+    paths = [config.path / name for name in files]
+    return _build_file_source(config, paths, cache, config.path, build_table, said=files)
+
+
+def _list_files(folder: Path, prefix: str = "") -> list[str]:
+    """Return the paths of all files below, with forward slashes; hidden ones and litter left out."""
+    found = []
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name.lower() in LITTER:
+                continue
+            if entry.is_dir():
+                found += _list_files(Path(entry.path), f"{prefix}{entry.name}/")
+            else:
+                found.append(prefix + entry.name)
+    return found
+
+
+def _read_place(name: str, has_splits: bool) -> tuple[str, str] | None:
+    """Return (split, class) of a relative path, None when it is too short."""
+    parts = name.split("/")
+    depth = 0 if not has_splits else 2 if parts[0] == "external" else 1
+    if len(parts) < depth + 2:
+        return None
+    split = "" if depth == 0 else EXTERNAL + parts[1] if depth == 2 else parts[0]
+    return split, parts[depth]

@@ -1,0 +1,86 @@
+"""What a source says about its images before any is decoded, and how their pixels are reached."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Int64, UInt8
+
+#: How many offenders a message names before it only counts.
+MAX_NAMED = 20
+
+
+@runtime_checkable
+class Pixels(Protocol):
+    """The images behind a table: files, arrays, a generator."""
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether ``decode`` also fills masks."""
+
+    def decode(
+        self,
+        rows: Int64[np.ndarray, " n"],
+        images: UInt8[np.ndarray, "n channels height width"],
+        masks: UInt8[np.ndarray, "n height width"] | None,
+    ) -> tuple[list[str], dict[int, str]]:
+        """Fill ``images[i]`` (and ``masks[i]``) with the table's row ``rows[i]``.
+
+        Returns the content digest of every row, and the problem of each row that has one (by row). A digest
+        depends on the source's bytes alone, not on where they lie.
+        """
+
+
+@dataclass(frozen=True)
+class Table:
+    """One entry per image in every list."""
+
+    pixels: Pixels
+    ids: list[str]
+    #: As the source writes them, before ``label_map``.
+    labels: list[str]
+    #: train, val, test, external/<name>, or "" where the source has no split.
+    splits: list[str]
+    groups: list[str]
+    sites: list[str]
+    #: What a message calls the image.
+    file_names: list[str]
+    #: See ``BadImage.row``.
+    rows: list[int | None]
+    metadata: dict[str, list[Any]] = field(default_factory=dict)
+    #: Rows already known to be unusable, with the reason.
+    problems: dict[int, str] = field(default_factory=dict)
+    #: Order of the classes, where the source or the user gives one.
+    classes: tuple[str, ...] | None = None
+
+
+@dataclass(frozen=True)
+class Source:
+    """A table that is only read when its content is not in the cache yet."""
+
+    #: Changes whenever the images or what is said about them change; found without decoding.
+    content: str
+    read_table: Callable[[], Table]
+
+
+def describe_row(file_name: str, row: int | None) -> str:
+    """Return how messages name an image: ``a.png`` or ``a.png (row 7)``."""
+    return file_name if row is None else f"{file_name} (row {row})"
+
+
+def list_first(items: Sequence[str], *, total: int | None = None) -> str:
+    """Return the first items, one a line, and how many of ``total`` (none: of the items) are not shown."""
+    shown = list(items[:MAX_NAMED])
+    more = (len(items) if total is None else total) - len(shown)
+    return "\n  ".join([*shown, f"… and {more} more"] if more > 0 else shown)
+
+
+def hash_json(value: Any) -> str:
+    """Return the sha256 of a JSON value in canonical form, as 64 hexadecimal digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return hashlib.sha256(text.encode("utf-8", "surrogateescape")).hexdigest()

@@ -1,0 +1,112 @@
+"""Classification metrics on plain arrays. Every figure in a report comes from here, recomputed from stored logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64
+from scipy.special import log_softmax
+from scipy.stats import rankdata
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Values by name, and the reason for each that is not defined on these labels."""
+
+    values: dict[str, float]
+    undefined: dict[str, str]
+
+
+def compute_metrics(
+    logits: Float[np.ndarray, "n classes"],
+    labels: Int64[np.ndarray, " n"],
+    *,
+    ece_bins: int = 15,
+    ordinal: bool = False,
+) -> Metrics:
+    """Return accuracy, balanced_accuracy, auroc, ece, nll, brier and, where classes are ordered, quadratic_kappa.
+
+    accuracy, balanced_accuracy, auroc and quadratic_kappa: higher is better; ece, nll and brier: lower.
+
+    Args:
+        logits: unnormalised outputs.
+        labels: index of the true class.
+        ece_bins: equal-width bins of the expected calibration error.
+        ordinal: classes are ordered.
+    """
+    log_probabilities = log_softmax(logits.astype(np.float64), axis=1)
+    probabilities = np.exp(log_probabilities)
+    predicted = logits.argmax(axis=1)
+    correct = predicted == labels
+    one_hot = np.eye(logits.shape[1])[labels]
+    values = {
+        "accuracy": float(correct.mean()),
+        "balanced_accuracy": compute_balanced_accuracy(predicted, labels),
+        "ece": compute_ece(probabilities.max(axis=1), correct, bins=ece_bins),
+        "nll": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
+        "brier": float(np.square(probabilities - one_hot).sum(axis=1).mean()),
+    }
+    undefined: dict[str, str] = {}
+    auroc = compute_auroc(probabilities, labels)
+    if auroc is None:
+        undefined["auroc"] = "only one class is present, or a class is absent"
+    else:
+        values["auroc"] = auroc
+    if ordinal:
+        kappa = compute_quadratic_kappa(predicted, labels, num_classes=logits.shape[1])
+        if kappa is None:
+            undefined["quadratic_kappa"] = "all labels and predictions are one class"
+        else:
+            values["quadratic_kappa"] = kappa
+    return Metrics(values, undefined)
+
+
+def compute_balanced_accuracy(predicted: Int64[np.ndarray, " n"], labels: Int64[np.ndarray, " n"]) -> float:
+    """Return the mean recall over the classes that are present, in [0, 1]."""
+    present, inverse = np.unique(labels, return_inverse=True)
+    recall = np.bincount(inverse, weights=predicted == labels) / np.bincount(inverse)
+    assert len(recall) == len(present)
+    return float(recall.mean())
+
+
+def compute_auroc(scores: Float64[np.ndarray, "n classes"], labels: Int64[np.ndarray, " n"]) -> float | None:
+    """Return the area under the ROC curve, macro one-vs-rest for more than two classes; ties count ½.
+
+    None when a class of ``scores`` is absent. Source: Mann–Whitney U from midranks (Hanley & McNeil 1982).
+    """
+    counts = np.bincount(labels, minlength=scores.shape[1])
+    if (counts == 0).any():
+        return None
+    columns = [1] if scores.shape[1] == 2 else range(scores.shape[1])
+    ranks = rankdata(scores[:, columns], axis=0)
+    positive = labels[:, None] == np.asarray(columns)
+    num_positive = positive.sum(axis=0)
+    u = (ranks * positive).sum(axis=0) - num_positive * (num_positive + 1) / 2
+    return float((u / (num_positive * (len(labels) - num_positive))).mean())
+
+
+def compute_ece(confidence: Float64[np.ndarray, " n"], correct: np.ndarray, *, bins: int = 15) -> float:
+    """Return the expected calibration error Σ (n_m/N)·|acc_m − conf_m| over equal-width bins, in [0, 1].
+
+    Source: Guo et al. 2017, eq. 3; bins are (low, high], as there.
+    """
+    index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    accuracy = np.bincount(index, weights=correct, minlength=bins)
+    mean_confidence = np.bincount(index, weights=confidence, minlength=bins)
+    return float(np.abs(accuracy - mean_confidence).sum() / len(confidence))
+
+
+def compute_quadratic_kappa(
+    predicted: Int64[np.ndarray, " n"], labels: Int64[np.ndarray, " n"], *, num_classes: int
+) -> float | None:
+    """Return Cohen's kappa with quadratic weights, in [−1, 1]; None when chance agreement is already perfect.
+
+    Source: Cohen 1968.
+    """
+    observed = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    confusion = observed.reshape(num_classes, num_classes) / len(labels)
+    weights = np.square(np.subtract.outer(np.arange(num_classes), np.arange(num_classes)))
+    expected = np.outer(confusion.sum(axis=1), confusion.sum(axis=0))
+    chance = float((weights * expected).sum())
+    return None if chance == 0.0 else 1.0 - float((weights * confusion).sum()) / chance

@@ -1,0 +1,272 @@
+"""Any torchvision or timm classification network, fitted to small and to grey images.
+
+- Grey images: the first convolution gets one input channel whose kernel is the sum over RGB, which answers a grey
+  image as the original answers its RGB copy.
+- Small images (``stem: small``): the first convolution keeps its kernel and gets stride 1, a max-pool right after it
+  is removed. Pretrained weights still fit.
+- Networks with a smallest or fixed input (Inception, ViT): images are upscaled on the device.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from trainables.config import ModelConfig
+from trainables.errors import ConfigError
+
+#: Below this side (px) a stem that divides by four leaves too little: MedMNIST and CIFAR practice.
+SMALL_STEM_BELOW_PX = 48
+#: Sides tried, smallest first, until a network accepts its input (299: Inception).
+_INPUT_SIZES = (32, 64, 96, 128, 160, 192, 224, 299, 384)
+_IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+class Classifier(nn.Module):
+    """A network together with what it expects: normalisation and input size.
+
+    Args:
+        backbone: maps normalised images to logits.
+        head: name of the last linear (or 1×1 convolution) layer inside ``backbone``; its input are the features.
+        mean: per channel, of images in [0, 1].
+        std: per channel, of images in [0, 1].
+        input_size: side in px at which the backbone works.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, backbone: nn.Module, *, head: str, mean: Tensor, std: Tensor, input_size: int) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.input_size = input_size
+        self.head_name = head
+        self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", std.view(1, -1, 1, 1), persistent=False)
+
+    @property
+    def head(self) -> nn.Module:
+        """The last layer, or dropout followed by it."""
+        return self.backbone.get_submodule(self.head_name)
+
+    def normalise(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+        """Return float images, normalised, at the size of the data."""
+        return (images.float() / 255.0 - self.mean) / self.std
+
+    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
+        """Return the logits of normalised images."""
+        if images.shape[-1] != self.input_size:
+            images = F.interpolate(images, (self.input_size, self.input_size), mode="bilinear", antialias=True)
+        logits: Tensor = self.backbone(images)
+        return logits.flatten(1)
+
+    def forward_features(
+        self, images: Float[Tensor, "n c h w"]
+    ) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n features"]]:
+        """Return logits and penultimate features (the input of the head; spatially averaged where it is a map)."""
+        seen: list[Tensor] = []
+        hook = self.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        try:
+            logits = self.forward(images)
+        finally:
+            hook.remove()
+        features = seen[0]
+        return logits, features.mean((2, 3)) if features.ndim == 4 else features
+
+    @property
+    def num_features(self) -> int:
+        """Length of the penultimate feature vector."""
+        layer = _last_layer(self.head)
+        return layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
+
+    def encoder_state(self) -> dict[str, Tensor]:
+        """Return the weights and buffers of everything but the head."""
+        prefix = f"{self.head_name}."
+        return {name: value for name, value in self.backbone.state_dict().items() if not name.startswith(prefix)}
+
+    def load_encoder(self, state: Mapping[str, Tensor], *, origin: str) -> None:
+        """Load the weights of everything but the head; the head keeps its own.
+
+        Raises:
+            ConfigError: a weight is missing or has another shape.
+        """
+        mine = self.encoder_state()
+        missing = [name for name in mine if name not in state]
+        misfits = [name for name in mine if name in state and state[name].shape != mine[name].shape]
+        if missing or misfits:
+            raise ConfigError(
+                f"loaded {origin} into this network: {len(missing)} of {len(mine)} weights are missing "
+                f"({', '.join(missing[:3])} …) and {len(misfits)} have another shape ({', '.join(misfits[:3])} …); "
+                "expected the weights of the same architecture"
+            )
+        self.backbone.load_state_dict({name: state[name] for name in mine}, strict=False)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """A network as its library builds it, with the library's normalisation."""
+
+    backbone: nn.Module
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    fixed_size: int | None
+
+
+def build_model(
+    config: ModelConfig,
+    *,
+    num_classes: int,
+    channels: int,
+    image_size: int,
+    dropout: float = 0.0,
+    imagenet: Mapping[str, Tensor] | None = None,
+) -> Classifier:
+    """Return the network for these images, with random weights drawn from torch's global generator.
+
+    Args:
+        config: name, stem and input size.
+        num_classes: number of logits.
+        channels: 1 or 3.
+        image_size: side of the stored images in px.
+        dropout: probability before the head; 0 is none.
+        imagenet: RGB state dict for everything but the head (``pretraining.imagenet``).
+
+    Raises:
+        ConfigError: no such network, no usable input size, or weights that do not fit.
+    """
+    origin = create_backbone(config.name, num_classes=num_classes)
+    head = find_head(origin.backbone, num_classes, name=config.name)
+    mean, std = torch.tensor(origin.mean), torch.tensor(origin.std)
+    model = Classifier(origin.backbone, head=head, mean=mean, std=std, input_size=image_size)
+    if imagenet is not None:
+        model.load_encoder(imagenet, origin="ImageNet weights")
+    small = config.stem == "small" or (
+        config.stem == "auto" and image_size < SMALL_STEM_BELOW_PX and not origin.fixed_size and not config.input_size
+    )
+    if small:
+        _make_stem_small(model.backbone)
+    if channels == 1:
+        _make_grey(model.backbone)
+        model.mean, model.std = model.mean.mean(1, keepdim=True), model.std.mean(1, keepdim=True)
+    model.input_size = config.input_size or origin.fixed_size or _find_input_size(model, channels, image_size)
+    if dropout > 0.0:
+        layer = model.backbone.get_submodule(head)
+        _replace(model.backbone, head, nn.Sequential(nn.Dropout(dropout), layer))
+    return model
+
+
+def create_backbone(name: str, *, num_classes: int) -> _Origin:
+    """Return the RGB network ``name`` with random weights.
+
+    Raises:
+        ConfigError: neither torchvision nor timm has it; the nearest names are given.
+    """
+    if name.startswith("timm/"):
+        return _create_timm(name.removeprefix("timm/"), num_classes)
+    from torchvision import models
+
+    known = models.list_models(module=models)
+    if name not in known:
+        raise ConfigError(_unknown(name, known, "torchvision"))
+    # Inception and GoogLeNet return several outputs in training unless told otherwise.
+    extra = {"aux_logits": False, "init_weights": True} if name in ("inception_v3", "googlenet") else {}
+    backbone = models.get_model(name, weights=None, num_classes=num_classes, **extra)
+    return _Origin(backbone, _IMAGENET_MEAN, _IMAGENET_STD, getattr(backbone, "image_size", None))
+
+
+def _create_timm(name: str, num_classes: int) -> _Origin:
+    import timm
+
+    if not timm.is_model(name):
+        raise ConfigError(_unknown(name, timm.list_models(), "timm"))
+    backbone = timm.create_model(name, pretrained=False, num_classes=num_classes)
+    cfg = backbone.pretrained_cfg
+    fixed = cfg["input_size"][-1] if cfg.get("fixed_input_size") else None
+    return _Origin(backbone, tuple(cfg["mean"]), tuple(cfg["std"]), fixed)
+
+
+def _unknown(name: str, known: list[str], library: str) -> str:
+    near = difflib.get_close_matches(name, known, n=3) or known[:3]
+    return (
+        f"model.name: looked for {name!r} among the {len(known)} classification networks of {library} and found none; "
+        f"did you mean {', '.join(near)}? (timm networks are written timm/<name>)"
+    )
+
+
+def find_head(backbone: nn.Module, num_classes: int, *, name: str) -> str:
+    """Return the name of the layer that produces the logits.
+
+    Raises:
+        ConfigError: the network has no such layer.
+    """
+    heads = [
+        key
+        for key, module in backbone.named_modules()
+        if (isinstance(module, nn.Linear) and module.out_features == num_classes)
+        or (isinstance(module, nn.Conv2d) and module.out_channels == num_classes)
+    ]
+    if not heads:
+        raise ConfigError(f"model.name: {name} has no linear layer with {num_classes} outputs; choose another network")
+    return heads[-1]
+
+
+def _last_layer(module: nn.Module) -> nn.Linear | nn.Conv2d:
+    layer = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
+    assert isinstance(layer, nn.Linear | nn.Conv2d)
+    return layer
+
+
+def _first_convolution(backbone: nn.Module) -> tuple[str, nn.Conv2d]:
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.Conv2d):
+            return name, module
+    raise ConfigError(f"{type(backbone).__name__} has no convolution that could be fitted to grey or small images")
+
+
+def _replace(backbone: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    setattr(backbone.get_submodule(parent), child, module)
+
+
+def _make_stem_small(backbone: nn.Module) -> None:
+    _, convolution = _first_convolution(backbone)
+    convolution.stride = (1, 1)
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.MaxPool2d):
+            # Only a pool of the stem: ResNet's and DenseNet's lie directly below the root or `features`.
+            if name in ("maxpool", "features.pool0"):
+                _replace(backbone, name, nn.Identity())
+            return
+
+
+def _make_grey(backbone: nn.Module) -> None:
+    name, old = _first_convolution(backbone)
+    if old.in_channels != 3:
+        raise ConfigError(f"cannot fit {type(backbone).__name__} to grey images: {name} has {old.in_channels} inputs")
+    old.weight = nn.Parameter(old.weight.detach().sum(1, keepdim=True))
+    old.in_channels = 1
+
+
+@torch.no_grad()
+def _find_input_size(model: Classifier, channels: int, image_size: int) -> int:
+    was_training = model.training
+    model.eval()
+    problem: Exception | None = None
+    for size in [image_size, *(size for size in _INPUT_SIZES if size > image_size)]:
+        try:
+            model.backbone(torch.zeros(1, channels, size, size))
+        except (RuntimeError, ValueError, AssertionError) as error:  # how networks say "too small"
+            problem = error
+            continue
+        model.train(was_training)
+        return size
+    raise ConfigError(
+        f"no input side from {image_size} to {_INPUT_SIZES[-1]} px is accepted by the network; "
+        f"set model.input_size. The last answer was: {problem}"
+    )

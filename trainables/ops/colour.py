@@ -1,0 +1,154 @@
+"""Operations that change every pixel by itself: brightness, contrast, gamma, hue, quantisation, histograms.
+
+Images of one channel have no colour: gains of one channel, hue, saturation and grayscale return them as they are.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor
+
+from trainables.ops.pixels import (
+    apply_lut,
+    compute_grey,
+    compute_mean_grey,
+    is_grey,
+    levels,
+    per_sample,
+    to_uint8,
+)
+
+Images = UInt8[Tensor, "n c h w"]
+
+
+def adjust_channel(images: Images, gain: Float[Tensor, " n"], *, channel: int) -> Images:
+    """Return the images with one channel times ``gain`` (≥ 0, 1 is identity), saturating."""
+    if is_grey(images):
+        return images
+    result = images.clone()
+    result[:, channel] = to_uint8(images[:, channel] * gain[:, None, None])
+    return result
+
+
+def adjust_brightness(images: Images, factor: Float[Tensor, " n"]) -> Images:
+    """Return m·x, saturating: 0 is black, 1 identity."""
+    return to_uint8(images * per_sample(factor))
+
+
+def adjust_contrast(images: Images, factor: Float[Tensor, " n"]) -> Images:
+    """Return m·x + (1−m)·mean(grey(x)): 0 is flat grey, 1 identity."""
+    m = per_sample(factor)
+    return to_uint8(images * m + (1 - m) * per_sample(compute_mean_grey(images)))
+
+
+def adjust_saturation(images: Images, factor: Float[Tensor, " n"]) -> Images:
+    """Return m·x + (1−m)·grey(x): 0 is grey, 1 identity."""
+    if is_grey(images):
+        return images
+    m = per_sample(factor)
+    return to_uint8(images * m + (1 - m) * compute_grey(images))
+
+
+def adjust_gamma(images: Images, gamma: Float[Tensor, " n"]) -> Images:
+    """Return 255·(x/255)^γ, γ > 0: above 1 darker, 1 identity."""
+    table = 255.0 * (levels(images.device) / 255.0) ** gamma.double()[:, None]
+    return apply_lut(images, to_uint8(table)[:, None])
+
+
+def adjust_tone(images: Images, low: Float[Tensor, " n"], high: Float[Tensor, " n"]) -> Images:
+    """Return the Bézier tone curve 3(1−t)²t·low + 3(1−t)t²·high + t³ of t = x/255; (1/3, 2/3) is identity."""
+    t = levels(images.device) / 255.0
+    curve = 3 * (1 - t) ** 2 * t * low.double()[:, None] + 3 * (1 - t) * t**2 * high.double()[:, None] + t**3
+    return apply_lut(images, to_uint8(255.0 * curve)[:, None])
+
+
+def adjust_hue(images: Images, turns: Float[Tensor, " n"]) -> Images:
+    """Return the images with hue shifted by ``turns`` (of the colour circle, 0 is identity up to rounding)."""
+    if is_grey(images):
+        return images
+    hue, saturation, value = _rgb_to_hsv(images)
+    return _hsv_to_rgb(hue + turns[:, None, None], saturation, value)
+
+
+def scale_saturation(images: Images, scale: Float[Tensor, " n"], offset: Float[Tensor, " n"]) -> Images:
+    """Return the images with HSV saturation s·scale + offset; (1, 0) is identity up to rounding.
+
+    Source: ``saturate`` of ImageNet-C and MedMNIST-C. Differs: pixels without a hue stay grey; there they turn red.
+    """
+    if is_grey(images):
+        return images
+    hue, saturation, value = _rgb_to_hsv(images)
+    changed = (saturation * scale[:, None, None] + offset[:, None, None]).clamp(0, 1)
+    return _hsv_to_rgb(hue, torch.where(saturation > 0, changed, saturation), value)
+
+
+def _rgb_to_hsv(images: UInt8[Tensor, "n 3 h w"]) -> tuple[Tensor, Tensor, Tensor]:
+    """Hue in turns, saturation and value in [0, 1], each (n, h, w)."""
+    red, green, blue = (images.float() / 255.0).unbind(1)
+    value = torch.maximum(torch.maximum(red, green), blue)
+    chroma = value - torch.minimum(torch.minimum(red, green), blue)
+    safe = torch.where(chroma > 0, chroma, 1.0)
+    hue = torch.where(
+        value == red,
+        (green - blue) / safe,
+        torch.where(value == green, 2.0 + (blue - red) / safe, 4.0 + (red - green) / safe),
+    )
+    return hue / 6.0, chroma / torch.where(value > 0, value, 1.0), value
+
+
+def _hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> UInt8[Tensor, "n 3 h w"]:
+    """Inverse of ``_rgb_to_hsv``; hue may lie outside [0, 1)."""
+    channels = []
+    for number in (5.0, 3.0, 1.0):  # red, green, blue: v − v·s·max(0, min(k, 4−k, 1)), k = (number + 6h) mod 6
+        k = torch.remainder(number + 6.0 * hue, 6.0)
+        channels.append(value - value * saturation * torch.minimum(k, 4.0 - k).clamp(0, 1))
+    return to_uint8(255.0 * torch.stack(channels, dim=1))
+
+
+def solarize(images: Images, threshold: Float[Tensor, " n"]) -> Images:
+    """Return x where x < threshold, else 255−x; 256 is identity."""
+    return torch.where(images < per_sample(threshold), images, 255 - images)
+
+
+def posterize(images: Images, bits: Float[Tensor, " n"]) -> Images:
+    """Return the images with their ``bits`` (1–8) top bits kept; 8 is identity."""
+    mask = (0xFF << (8 - bits.to(torch.int32))) & 0xFF
+    return images & per_sample(mask).to(torch.uint8)
+
+
+def invert(images: Images) -> Images:
+    """Return 255−x."""
+    return 255 - images
+
+
+def to_grayscale(images: Images) -> Images:
+    """Return grey(x) in all channels."""
+    return compute_grey(images).to(torch.uint8).expand_as(images).clone()
+
+
+def autocontrast(images: Images) -> Images:
+    """Return every channel stretched linearly to 0–255; a channel of one value stays."""
+    pixels = images.flatten(2).to(torch.int32)
+    low, high = (extreme[..., None, None] for extreme in (pixels.amin(2), pixels.amax(2)))
+    span = (high - low).clamp(min=1)
+    stretched = (255 * (images.to(torch.int32) - low) + span // 2) // span
+    return torch.where(high > low, stretched.clamp(0, 255).to(torch.uint8), images)
+
+
+def equalize(images: Images) -> Images:
+    """Return every channel with its histogram equalised, as Pillow does it (integer arithmetic)."""
+    histogram = _compute_histogram(images)
+    levels_used = torch.where(histogram > 0, torch.arange(256, device=images.device), -1)
+    last = histogram.gather(2, levels_used.amax(2, keepdim=True))
+    step = (histogram.sum(2, keepdim=True) - last) // 255
+    below = histogram.cumsum(2) - histogram
+    table = ((below + step // 2) // step.clamp(min=1)).clamp(0, 255).to(torch.uint8)
+    return torch.where(step[..., None] > 0, apply_lut(images, table), images)
+
+
+def _compute_histogram(images: Images) -> Int64[Tensor, "n c 256"]:
+    num, channels = images.shape[:2]
+    offset = 256 * torch.arange(num * channels, device=images.device)
+    flat = images.reshape(num * channels, -1).to(torch.int64) + offset[:, None]
+    return torch.bincount(flat.flatten(), minlength=256 * num * channels).reshape(num, channels, 256)

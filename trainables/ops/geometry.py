@@ -1,0 +1,71 @@
+"""Operations that move pixels: affine maps, crops, flips."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, UInt8
+from torch import Tensor
+from torch.nn import functional as F
+
+from trainables.ops.pixels import to_uint8
+
+Images = UInt8[Tensor, "n c h w"]
+
+
+def flip(images: Images, chosen: Bool[Tensor, " n"], *, dim: int) -> Images:
+    """Return the images with the chosen ones mirrored along ``dim`` (−1 left–right, −2 up–down)."""
+    return torch.where(chosen[:, None, None, None], images.flip(dim), images)
+
+
+def resize_crop(images: Images, boxes: Float[Tensor, "n 4"], *, size: int) -> UInt8[Tensor, "n c size size"]:
+    """Return the boxes (top, left, height, width, in px, inside the image) enlarged to ``size``², bilinear."""
+    height, width = images.shape[-2:]
+    top, left, box_height, box_width = (value[:, None] for value in boxes.unbind(1))
+    centre = (torch.arange(size, device=images.device) + 0.5) / size
+    y = 2.0 * (top + centre * box_height) / height - 1.0  # grid_sample's units: −1 and 1 are the outer edges
+    x = 2.0 * (left + centre * box_width) / width - 1.0
+    grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=3)
+    return to_uint8(F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False))
+
+
+def warp_affine(images: Images, matrices: Float[Tensor, "n 2 3"]) -> Images:
+    """Return the images looked up at matrix · (x, y, 1), nearest pixel, black outside.
+
+    Args:
+        images: uint8 images.
+        matrices: from a place in the result to the place in the source, px, pixel centres at .5, origin top left.
+    """
+    num, channels, height, width = images.shape
+    y = (torch.arange(height, device=images.device) + 0.5)[None, :, None]
+    x = (torch.arange(width, device=images.device) + 0.5)[None, None, :]
+    m = matrices[:, :, :, None, None]
+    column = torch.round(m[:, 0, 0] * x + m[:, 0, 1] * y + m[:, 0, 2] - 0.5).to(torch.int64)
+    row = torch.round(m[:, 1, 0] * x + m[:, 1, 1] * y + m[:, 1, 2] - 0.5).to(torch.int64)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
+    moved = images.flatten(2).gather(2, index.flatten(1)[:, None].expand(num, channels, height * width))
+    return torch.where(inside[:, None], moved.reshape(images.shape), 0).to(torch.uint8)
+
+
+def shear_matrices(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> Float[Tensor, "n 2 3"]:
+    """Return matrices for ``warp_affine`` that shear about the top left corner (px per px)."""
+    one, zero = torch.ones_like(x), torch.zeros_like(x)
+    return _matrices((one, x, zero), (y, one, zero))
+
+
+def translation_matrices(right_px: Float[Tensor, " n"], down_px: Float[Tensor, " n"]) -> Float[Tensor, "n 2 3"]:
+    """Return matrices for ``warp_affine`` that move by whole pixels (cut towards 0)."""
+    one, zero = torch.ones_like(right_px), torch.zeros_like(right_px)
+    return _matrices((one, zero, -torch.trunc(right_px)), (zero, one, -torch.trunc(down_px)))
+
+
+def rotation_matrices(degrees: Float[Tensor, " n"], *, height: int, width: int) -> Float[Tensor, "n 2 3"]:
+    """Return matrices for ``warp_affine`` that rotate counter-clockwise about the centre."""
+    angle = torch.deg2rad(degrees.double())
+    cos, sin = torch.cos(angle).float(), torch.sin(angle).float()
+    x, y = width / 2.0, height / 2.0
+    return _matrices((cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y))
+
+
+def _matrices(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> Float[Tensor, "n 2 3"]:
+    return torch.stack([torch.stack(first, dim=1), torch.stack(second, dim=1)], dim=1)

@@ -1,0 +1,54 @@
+"""What every image operation is made of: rounding to uint8, look-up tables, grey values.
+
+Contract of all operations in this package: images are uint8 (n, c, h, w) with c = 1 or 3 on any device, magnitudes are
+one number per sample, and what comes back for a sample does not depend on the batch around it. For that, sums
+over pixels or kernel taps are exact (integers) or taken in a fixed order: a reduction or a convolution in float32
+may pick another order for another batch size, and a rounding to uint8 then flips a few pixels.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float, Int32, Num, UInt8
+from torch import Tensor
+
+
+def to_uint8(values: Num[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """Return ``values`` (in units of 0–255) rounded to the nearest integer and saturated."""
+    return values.round().clamp(0, 255).to(torch.uint8)
+
+
+def per_sample(magnitudes: Num[Tensor, " n"]) -> Num[Tensor, "n 1 1 1"]:
+    """Return ``magnitudes`` shaped to multiply a batch of images."""
+    return magnitudes.reshape(-1, 1, 1, 1)
+
+
+def is_grey(images: UInt8[Tensor, "n c h w"]) -> bool:
+    """Return whether the images have one channel; operations on colour leave such images as they are."""
+    return images.shape[1] == 1
+
+
+def compute_grey(images: UInt8[Tensor, "n c h w"]) -> Int32[Tensor, "n 1 h w"]:
+    """Return luma 0–255 (ITU-R 601-2, in Pillow's 16-bit fixed point, hence exact)."""
+    if is_grey(images):
+        return images.to(torch.int32)
+    red, green, blue = images.to(torch.int32).unbind(1)
+    return ((19595 * red + 38470 * green + 7471 * blue + 32768) >> 16)[:, None]
+
+
+def compute_mean_grey(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
+    """Return the mean luma of every image, in [0, 255]."""
+    total = compute_grey(images).flatten(1).sum(1, dtype=torch.int64)  # integers: exact in any order
+    return (total.double() / (images.shape[-1] * images.shape[-2])).float()
+
+
+def levels(device: torch.device) -> Float[Tensor, "256"]:
+    """Return 0, 1, …, 255 in float64: what a look-up table is computed from."""
+    return torch.arange(256, dtype=torch.float64, device=device)
+
+
+def apply_lut(images: UInt8[Tensor, "n c h w"], lut: UInt8[Tensor, "n k 256"]) -> UInt8[Tensor, "n c h w"]:
+    """Return every pixel's entry in its sample's table; ``k`` is the number of channels, or 1 for all alike."""
+    num, channels, height, width = images.shape
+    table = lut.expand(num, channels, 256)
+    return table.gather(2, images.flatten(2).to(torch.int64)).reshape(num, channels, height, width)

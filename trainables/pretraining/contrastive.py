@@ -1,0 +1,175 @@
+"""SimCLR on the training split: loss and projection head by lightly, views by our own seeded batched ops.
+
+Source: Chen et al. 2020 (SimCLR), with the view policy of MoCo v2 (Chen et al. 2020b): RandomResizedCrop, colour jitter
+.8, greyscale .2, Gaussian blur .5, flip. Labels are never read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor, nn
+
+from trainables.augmentation.pipeline import draw_crops
+from trainables.checkpoint import (
+    TrainingState,
+    capture_random_state,
+    load_checkpoint,
+    pack_module,
+    pack_optimiser,
+    restore_random_state,
+    save_checkpoint,
+    unpack,
+    unpack_optimiser,
+)
+from trainables.config import ContrastivePretraining, StageConfig
+from trainables.data.dataset import ImageSet
+from trainables.errors import DivergedError
+from trainables.models import Classifier
+from trainables.ops.colour import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, to_grayscale
+from trainables.ops.filters import gaussian_blur
+from trainables.ops.geometry import flip, resize_crop
+from trainables.seeding import derive_seed, hash_ids, mix, uniform
+from trainables.storage import Folder
+from trainables.training import learning_rate_factor, write_missing_epochs
+
+# MoCo v2's policy: ColorJitter(.4, .4, .4, .1) with probability .8, greyscale .2, blur σ ∈ [.1, 2] px at 224 with .5.
+_JITTER, _HUE = 0.4, 0.1
+_P_JITTER, _P_GREY, _P_BLUR = 0.8, 0.2, 0.5
+_BLUR_SIGMA_AT_224 = (0.1, 2.0)
+
+
+def make_view(
+    images: UInt8[Tensor, "n c h w"], seeds: Int64[Tensor, " n"], config: ContrastivePretraining
+) -> UInt8[Tensor, "n c h w"]:
+    """Return one random view of each image; the same seed gives the same view in any batch."""
+    draws = uniform(seeds, 12, stream="view").T
+    size = images.shape[-1]
+    boxes = draw_crops(seeds, scale_min=config.crop_scale_min, height=size, width=size)
+    images = resize_crop(images, boxes, size=size)
+    if config.horizontal_flip:
+        images = flip(images, draws[3] < 0.5, dim=-1)
+    jittered = images
+    spread = config.jitter_strength * (2.0 * draws[4:8] - 1.0)
+    jittered = adjust_brightness(jittered, (1.0 + _JITTER * spread[0]).clamp(min=0.0))
+    jittered = adjust_contrast(jittered, (1.0 + _JITTER * spread[1]).clamp(min=0.0))
+    jittered = adjust_saturation(jittered, (1.0 + _JITTER * spread[2]).clamp(min=0.0))
+    jittered = adjust_hue(jittered, _HUE * spread[3])
+    images = _choose(draws[8] < _P_JITTER, jittered, images)
+    images = _choose(draws[9] < _P_GREY, to_grayscale(images), images)
+    low, high = _BLUR_SIGMA_AT_224
+    sigma = (low + (high - low) * draws[10]) * size / 224
+    blurred = gaussian_blur(images, sigma, (2.0 * sigma).ceil().clamp(min=1).to(torch.int64))
+    return _choose(draws[11] < _P_BLUR, blurred, images)
+
+
+def _choose(chosen: Tensor, changed: Tensor, images: Tensor) -> Tensor:
+    return torch.where(chosen[:, None, None, None], changed, images)
+
+
+def pretrain_encoder(
+    model: Classifier,
+    train: ImageSet,
+    config: StageConfig,
+    *,
+    signature: str,
+    folder: Folder,
+    report: Callable[[dict[str, Any]], None],
+) -> list[dict[str, Any]]:
+    """Pretrain ``model`` in place on ``train``, from the last checkpoint if there is one; return the epochs' records.
+
+    Raises:
+        DivergedError: the loss is not finite.
+    """
+    from lightly.loss import NTXentLoss
+    from lightly.models.modules.heads import SimCLRProjectionHead
+
+    settings = config.pretraining
+    projector = SimCLRProjectionHead(model.num_features, settings.hidden_dim, settings.projection_dim).to(
+        model.mean.device
+    )
+    pair = nn.ModuleDict({"encoder": model, "projector": projector})
+    optimiser = torch.optim.SGD(
+        pair.parameters(), lr=settings.learning_rate, momentum=0.9, weight_decay=settings.weight_decay
+    )
+    criterion = NTXentLoss(temperature=settings.temperature)
+    state = load_checkpoint(folder, signature)
+    if state is None:
+        state = TrainingState(signature)
+    else:
+        pair.load_state_dict(unpack("model", state.tensors))
+        unpack_optimiser(optimiser, state.tensors, state.optimiser_scalars)
+        restore_random_state(state.tensors, state.random_state)
+    write_missing_epochs(folder, state)
+    while state.epoch < settings.epochs:
+        started = time.perf_counter()
+        loss = _train_epoch(pair, train, config, criterion=criterion, optimiser=optimiser, state=state)
+        metrics = {
+            "ssl/loss": loss,
+            "learning_rate": optimiser.param_groups[0]["lr"],
+            "seconds": time.perf_counter() - started,
+        }
+        record = {"epoch": state.epoch + 1, "timestamp_ms": int(time.time() * 1000), "metrics": metrics}
+        _remember(state, pair, optimiser, record)
+        save_checkpoint(folder, state)
+        folder.append_line("epochs.jsonl", json.dumps(record, sort_keys=True, allow_nan=False))
+        report(record)
+    return state.history
+
+
+def _train_epoch(
+    pair: nn.ModuleDict,
+    train: ImageSet,
+    config: StageConfig,
+    *,
+    criterion: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    state: TrainingState,
+) -> float:
+    settings, epoch = config.pretraining, state.epoch + 1
+    encoder, projector = pair["encoder"], pair["projector"]
+    assert isinstance(encoder, Classifier)
+    device = encoder.mean.device
+    pair.train()
+    base = mix(torch.from_numpy(hash_ids(train.ids)), "contrastive", config.seed, config.replicate)
+    order = np.random.default_rng(derive_seed(config.seed, config.replicate, "stage order", epoch))
+    rows = order.permutation(len(train))
+    # A last batch that is not full has fewer negatives: left out, as in SimCLR; the order changes every epoch.
+    num_batches = max(1, len(rows) // settings.batch_size)
+    total = torch.zeros((), device=device)
+    for batch in np.array_split(rows[: num_batches * settings.batch_size], num_batches):
+        rate = learning_rate_factor(state.step, num_batches * settings.epochs, 0, "cosine") * settings.learning_rate
+        optimiser.param_groups[0]["lr"] = rate
+        images = torch.from_numpy(train.images[batch]).to(device, non_blocking=True)
+        seeds = mix(base[torch.from_numpy(batch)], "epoch", epoch).to(device)
+        views = torch.cat([make_view(images, mix(seeds, "view", side), settings) for side in (0, 1)])
+        with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+            _, features = encoder.forward_features(encoder.normalise(views))
+            first, second = projector(features.flatten(1)).chunk(2)
+        loss = criterion(first.float(), second.float())
+        optimiser.zero_grad(set_to_none=True)
+        loss.backward()
+        optimiser.step()
+        state.step += 1
+        total += loss.detach()
+    mean = float(total) / num_batches
+    if not math.isfinite(mean):
+        raise DivergedError(f"epoch {epoch}: the contrastive loss is {mean}; lower pretraining.learning_rate")
+    return mean
+
+
+def _remember(
+    state: TrainingState, pair: nn.ModuleDict, optimiser: torch.optim.Optimizer, record: dict[str, Any]
+) -> None:
+    packed, state.optimiser_scalars = pack_optimiser(optimiser)
+    random, state.random_state = capture_random_state()
+    state.tensors = {**pack_module("model", pair), **packed, **random}
+    state.epoch += 1
+    state.history = [*state.history, record]

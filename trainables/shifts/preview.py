@@ -1,0 +1,32 @@
+"""What the shifts look like: a sheet of examples for reports and for one's own eyes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from trainables.shifts.bank import IDENTITY, Shift
+
+
+def contact_sheet(
+    images: UInt8[Tensor, "n c h w"], shifts: Sequence[Shift], seeds: Int64[Tensor, " n"]
+) -> UInt8[np.ndarray, "height width c"]:
+    """Return one picture: a row per shift and image, columns the unshifted image and then the shift's severities.
+
+    Shifts with fewer severities leave black cells. ``seeds`` are those of ``Shift.apply``.
+    """
+    by_name: dict[str, list[Shift]] = {}
+    for shift in shifts:
+        by_name.setdefault(shift.name, []).append(shift)
+    columns = 1 + max((len(row) for row in by_name.values()), default=0)
+    rows = []
+    for row in by_name.values():
+        cells = [shift.apply(images, seeds) for shift in (IDENTITY, *row)]
+        cells += [torch.zeros_like(images)] * (columns - len(cells))
+        rows.append(torch.cat(cells, dim=3))  # n c h (columns·w)
+    sheet = torch.cat(rows, dim=0) if rows else images
+    return sheet.permute(0, 2, 3, 1).flatten(0, 1).cpu().numpy()

@@ -1,0 +1,240 @@
+"""MAIN PATH below the orchestrator: one config in, one evaluated model in a folder out.
+
+``run_trial`` and ``run_stage`` can be called from a notebook, a debugger or a bare GPU machine; they know nothing of
+Ray or MLflow. They write the folder that the ledger reads:
+
+    epochs.jsonl  checkpoint.safetensors  model.safetensors  predictions/<set>.npz  result.json (last)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import resource
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from safetensors.torch import load as load_safetensors
+from safetensors.torch import save as save_safetensors
+from torch import Tensor
+
+from trainables.config import (
+    ContrastivePretraining,
+    Dropout,
+    Execution,
+    ImageNetPretraining,
+    ModelConfig,
+    PretrainingConfig,
+    StageConfig,
+    TrialConfig,
+)
+from trainables.data.dataset import Dataset
+from trainables.data.sources import load_dataset
+from trainables.errors import ConfigError
+from trainables.evaluation.robustness import evaluate_model, summarise_predictions
+from trainables.models import Classifier, build_model
+from trainables.pretraining.imagenet import load_imagenet
+from trainables.seeding import derive_seed, seed_everything
+from trainables.storage import Folder
+from trainables.training import Outcome, resolve_precision, train_model
+
+ENCODER, MODEL = "encoder.safetensors", "model.safetensors"
+
+#: Receives progress: {"event": "epoch" | "evaluation" | …, …}; called from this process.
+Report = Callable[[dict[str, Any]], None]
+
+
+def run_trial(
+    config: TrialConfig,
+    *,
+    signature: str,
+    folder: Folder,
+    execution: Execution,
+    encoder: Folder | None = None,
+    report: Report = lambda event: None,
+) -> dict[str, Any]:
+    """Train and evaluate one model; return the content of ``result.json``.
+
+    Called again after an interruption it goes on from the last checkpoint; called again after it finished it
+    evaluates again and changes nothing else.
+
+    Args:
+        config: everything that decides the result.
+        signature: identity of the trial; checkpoints of another one are refused.
+        folder: where everything is written.
+        execution: device, threads, cache.
+        encoder: folder of the finished contrastive stage, when the trial starts from one.
+        report: called with progress events.
+
+    Raises:
+        RobustSweepError: any of ``trainables.errors``, with a message for the user.
+    """
+    started_ms = int(time.time() * 1000)
+    device = prepare_process(execution)
+    data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
+    report({"event": "started", "epochs": config.training.epochs})
+    model = build_initial_model(config, data, encoder=encoder).to(device)
+    if device.type == "cuda":
+        model = model.to(memory_format=torch.channels_last)
+    outcome = train_model(
+        model,
+        data,
+        config,
+        signature=signature,
+        folder=folder,
+        report=lambda record: report({"event": "epoch", **record}),
+    )
+    weights = save_safetensors({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()})
+    folder.write(MODEL, weights)
+    result = _evaluate(model, data, config, folder=folder, execution=execution, report=report)
+    result |= _provenance(signature, started_ms, outcome, device, config)
+    result["checkpoint_sha256"] = hashlib.sha256(weights).hexdigest()
+    result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    folder.write_json("result.json", result)
+    return result
+
+
+def run_stage(
+    config: StageConfig,
+    *,
+    signature: str,
+    folder: Folder,
+    execution: Execution,
+    report: Report = lambda event: None,
+) -> dict[str, Any]:
+    """Pretrain one encoder, store it as ``encoder.safetensors``; return the content of ``result.json``."""
+    from trainables.pretraining.contrastive import pretrain_encoder  # lightly is needed in stages only
+
+    started_ms = int(time.time() * 1000)
+    device = prepare_process(execution)
+    data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
+    report({"event": "started", "epochs": config.pretraining.epochs})
+    seed_everything(derive_seed(config.seed, config.replicate, "stage"))
+    model = _build(config.model, config.pretraining.init, data).to(device)
+    history = pretrain_encoder(
+        model,
+        data.splits["train"],
+        config,
+        signature=signature,
+        folder=folder,
+        report=lambda record: report({"event": "epoch", **record}),
+    )
+    state = {name: value.detach().cpu().contiguous() for name, value in model.encoder_state().items()}
+    folder.write(ENCODER, save_safetensors(state))
+    result = {"status": "complete", "metrics": {"ssl/final_loss": history[-1]["metrics"]["ssl/loss"]}}
+    result |= _provenance(signature, started_ms, Outcome(len(history), len(history)), device, config)
+    folder.write_json("result.json", result)
+    return result
+
+
+def prepare_process(execution: Execution) -> torch.device:
+    """Fix threads and determinism for this process; return the device."""
+    torch.set_num_threads(execution.num_threads)
+    name = execution.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError("execution.device: asked for cuda, but torch sees no GPU; set it to auto or cpu")
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        torch.set_float32_matmul_precision("high")
+    return device
+
+
+def build_initial_model(config: TrialConfig, data: Dataset, *, encoder: Folder | None) -> Classifier:
+    """Return the network a trial starts from.
+
+    The seed never depends on the arm: all arms of a replicate share every weight whose shape agrees, the head
+    included whatever the pretraining.
+
+    Raises:
+        ConfigError: the trial starts from a contrastive stage and no finished one is given.
+    """
+    seed_everything(derive_seed(config.seed, config.replicate, "init"))
+    dropout = config.regulariser.probability if isinstance(config.regulariser, Dropout) else 0.0
+    model = _build(config.model, config.pretraining, data, dropout=dropout)
+    if isinstance(config.pretraining, ContrastivePretraining):
+        if encoder is None or not encoder.exists(ENCODER):
+            raise ConfigError(
+                f"pretraining: the trial starts from a contrastive encoder, and there is none in {encoder}; "
+                "run its stage first (run_stage) and pass its folder"
+            )
+        model.load_encoder(load_safetensors(encoder.read(ENCODER)), origin=f"the encoder in {encoder.uri}")
+    # What is drawn from global generators from here on (dropout) starts at the same point in every arm.
+    seed_everything(derive_seed(config.seed, config.replicate, "training"))
+    return model
+
+
+def _build(model: ModelConfig, pretraining: PretrainingConfig, data: Dataset, *, dropout: float = 0.0) -> Classifier:
+    imagenet: dict[str, Tensor] | None = None
+    if isinstance(pretraining, ImageNetPretraining):
+        state = torch.get_rng_state()
+        imagenet = load_imagenet(model.name, pretraining)
+        torch.set_rng_state(state)  # loading must not shift what the network draws
+    _, channels, _, size = data.splits["train"].images.shape
+    return build_model(
+        model, num_classes=data.num_classes, channels=channels, image_size=size, dropout=dropout, imagenet=imagenet
+    )
+
+
+def _evaluate(
+    model: Classifier, data: Dataset, config: TrialConfig, *, folder: Folder, execution: Execution, report: Report
+) -> dict[str, Any]:
+    shifts = evaluate_model(
+        model,
+        data,
+        config.evaluation,
+        folder=folder,
+        batch_size=execution.evaluation_batch_size,
+        precision=resolve_precision(config.training, model.mean.device),
+        on_progress=lambda done, total: report({"event": "evaluation", "done": done, "total": total}),
+    )
+    evaluation = summarise_predictions(
+        folder,
+        ["val", "test", *data.external],
+        strengths={f"{shift.name}/{shift.severity}": shift.strength for shift in shifts},
+        ece_bins=config.evaluation.ece_bins,
+        ordinal=config.data.ordinal,
+    )
+    return {
+        "status": "complete",
+        "metrics": evaluation.metrics,
+        "evaluations": evaluation.rows,
+        "undefined": evaluation.undefined,
+        "num_quarantined": len(data.quarantined),
+    }
+
+
+def _provenance(
+    signature: str, started_ms: int, outcome: Outcome, device: torch.device, config: TrialConfig | StageConfig
+) -> dict[str, Any]:
+    import torchvision
+
+    finished_ms = int(time.time() * 1000)
+    precision = resolve_precision(config.training, device) if isinstance(config, TrialConfig) else torch.float32
+    # ru_maxrss is KiB on Linux and bytes on macOS.
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    return {
+        "signature": signature,
+        "started_ms": started_ms,
+        "finished_ms": finished_ms,
+        "duration_seconds": (finished_ms - started_ms) / 1000,
+        "epochs": outcome.epochs,
+        "best_epoch": outcome.best_epoch,
+        "peak_rss_mib": round(rss, 1),
+        "environment": {
+            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
+            "num_threads": torch.get_num_threads(),
+            "num_cpus": os.cpu_count(),
+            "precision": str(precision).removeprefix("torch."),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "python": platform.python_version(),
+        },
+    }
