@@ -148,7 +148,7 @@ def ui(
     with serve_ui(uri, loaded.study, port=port) as server:
         links = server.links
         typer.echo(f"MLflow           {server.url}")
-        typer.echo(f"runs             {links.experiment}")
+        typer.echo(f"runs             {links.charts}")
         typer.echo(f"compare          {links.compare}  ({links.num_compared} of {links.num_trials} trials)")
         typer.echo(f"severity curves  {links.curves}")
         sys.stdout.flush()

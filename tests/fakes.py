@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,19 +81,13 @@ def make_fake_ledger(
             continue
         ledger.begin(work, study=study, git_commit="0123456789abcdef0123456789abcdef01234567")
         folder = ledger.folder("trial", work.signature)
-        for line in _epochs(work, 12 if number < num_complete else 5):
-            folder.append_line("epochs.jsonl", _json(line))
+        lines = _epochs(work, 12 if number < num_complete else 5)
+        folder.write("epochs.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
         if number < num_complete:
             folder.write_json("result.json", make_result(work, externals))
         elif number < num_complete + fate.failed:
             folder.write_json("failure.json", _failure(work))
     return ledger
-
-
-def _json(value: Any) -> str:
-    import json
-
-    return json.dumps(value)
 
 
 def _work(base: TrialConfig, levels: dict[str, str], replicate: int, number: int) -> Work:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from orchestrator.report.effects import Effect
+from orchestrator.report.plot import sentence
 from orchestrator.report.tables import METRICS, Results
 
 #: Below this many resampled units the interval's real coverage is under .90 (measured; see ``bootstrap_interval``).
@@ -42,6 +43,11 @@ def percent(mean: float | None, sd: float | None = None) -> str:
     return text.replace(" ", NO_BREAK)
 
 
+def missing_pairs(count: int) -> str:
+    """Return in words how many planned pairs lack a side."""
+    return f"{count} planned {'pair is' if count == 1 else 'pairs are'} missing"
+
+
 def answer(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> Answer:
     """Return the findings of a study.
 
@@ -57,7 +63,7 @@ def answer(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> A
     missing = [column.removesuffix(".mean") for column in (chooser, shifted) if column not in arms]
     if missing:
         return Answer((), f"No complete trial has a defined {' or '.join(missing)}, so no arm can be chosen by it.")
-    chosen, best = arms.loc[arms[chooser].idxmax()], arms.loc[arms[shifted].idxmax()]
+    chosen, best = (arms.iloc[int(arms[column].argmax())] for column in (chooser, shifted))
     statements = [_chosen(results, arms, chosen), _oracle(results, chosen, best)]
     if len(arms) == 1:
         statements = statements[:1]
@@ -115,12 +121,12 @@ def _largest(results: Results, effects: Sequence[Effect]) -> Statement:
     heading = f"Largest effect on mean shifted {METRICS[results.metric]}"
     headline = f"{effect.factor}: {effect.level} instead of {effect.reference}, {difference:+.1f} points"
     if effect.interval is None:
-        return Statement(heading, headline, f"{effect.resampled[0].upper()}{effect.resampled[1:]}.")
+        return Statement(heading, headline, f"{sentence(effect.resampled)}.")
     low, high = 100 * effect.interval.low, 100 * effect.interval.high
     verdict = "" if low > 0 or high < 0 else " The interval contains 0: it cannot be told from no effect."
     few = effect.interval.num_units < FEW_UNITS
     narrow = f" Intervals from {effect.interval.num_units} units are too narrow; read it as a hint." if few else ""
-    missing = f" {effect.num_missing} planned pairs are missing." if effect.num_missing else ""
+    missing = f" {sentence(missing_pairs(effect.num_missing))}." if effect.num_missing else ""
     picked = f" It was picked as the largest of {len(effects)}, which flatters it." if len(effects) > 1 else ""
     interval = f"95 % interval {low:+.1f} to {high:+.1f}; {effect.resampled}."
     return Statement(heading, headline, f"{interval}{missing}{verdict}{narrow}{picked}")

@@ -205,6 +205,8 @@ def scatter(results: Results, panels: Mapping[str, str], style: Style) -> Figure
     values = trials[[clean, *wanted]].to_numpy(dtype=float)
     if not len(values) or np.isnan(values[:, 1:]).all():
         return None
+    if len(_levels(results, style.by_colour)) * len(_levels(results, style.by_symbol)) > MAX_LEGEND:
+        style = Style(style.by_colour, None)
     low, high = float(np.nanmin(values)), float(np.nanmax(values))
     margin = max(0.01, 0.06 * (high - low))
     limits = [max(0.0, low - margin), min(1.02, high + margin)]
@@ -278,8 +280,6 @@ def _dots(
     trials: pd.DataFrame, columns: tuple[str, str], style: Style, results: Results, suffix: str
 ) -> list[dict[str, Any]]:
     hues = _levels(results, style.by_colour)
-    if len(hues) * len(_levels(results, style.by_symbol)) > MAX_LEGEND:
-        style = Style(style.by_colour, None)
     shapes = _levels(results, style.by_symbol)
     traces = []
     for hue_index, hue in enumerate(hues):

@@ -98,9 +98,9 @@ def _configuration(results: Results) -> str:
     cells: dict[bool, list[str]] = {True: [], False: []}
     for key in keys:
         values = list(dict.fromkeys(str(config[key]) for config in configs if key in config))
-        varied = len(values) > 1 or any(key not in config for config in configs)
+        differs = len(values) > 1 or any(key not in config for config in configs)
         text = _short(" | ".join(values), 120)
-        cells[varied].append(f"<div><span>{escape(key)}</span><b>{escape(text)}</b></div>")
+        cells[differs].append(f"<div><span>{escape(key)}</span><b>{escape(text)}</b></div>")
     varied, same = cells[True], cells[False]
     summary = f"{plural(len(varied), 'field')} varied, {len(same)} the same in all {len(configs)} trials that started"
     return (

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
-from orchestrator.report.answer import Answer
+from orchestrator.report.answer import Answer, missing_pairs
 from orchestrator.report.curves import severity_curves, training_curves
 from orchestrator.report.effects import Effect
 from orchestrator.report.examples import Examples
@@ -89,7 +89,7 @@ def _limits(results: Results, column: str) -> tuple[float, float] | None:
 
 def _best(arms: pd.DataFrame, column: str) -> str | None:
     name = f"{column}.mean"
-    return str(arms.loc[arms[name].idxmax(), "name"]) if name in arms and arms[name].notna().any() else None
+    return str(arms["name"].iloc[int(arms[name].argmax())]) if name in arms else None
 
 
 def _completeness(arm: pd.Series) -> Cell:
@@ -155,7 +155,7 @@ def effects_section(results: Results, effects: Mapping[str, Sequence[Effect]]) -
 def _effect_row(effect: Effect) -> list[Cell]:
     interval, resampled = effect.interval, effect.resampled
     if effect.num_missing:
-        resampled += f"; {effect.num_missing} planned pairs are missing"
+        resampled += f"; {missing_pairs(effect.num_missing)}"
     p_value, p_holm = (_p(p) for p in (effect.p_value, effect.p_holm))
     if effect.p_value is not None:
         p_value = Cell(f'{p_value.html} <span class="sd">n = {effect.num_shifts}</span>', value=p_value.value)
@@ -227,7 +227,9 @@ def training_section(results: Results, effects: Sequence[Effect]) -> Section | N
     colours = results.trials[f"arm/{order[0]}"] if order else pd.Series("trial", index=signatures.index)
     levels = [str(level) for level in results.plan["factors"][order[0]]] if order else ["trial"]
     figure = training_curves(results, dict(zip(signatures, colours, strict=True)), levels)
-    return figure and Section("training", "Training", "Training", embed(figure, "figure-training"))
+    if figure is None:
+        return None
+    return Section("training", "Training", "Training", embed(figure, "figure-training"))
 
 
 # ------------------------------------------------------------------------------------------------ examples

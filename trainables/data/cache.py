@@ -41,14 +41,22 @@ def digest_files(paths: Sequence[Path], *, memory: Path) -> list[str]:
     A file whose size and modification time are those remembered in the JSON file ``memory`` is not read again.
     """
     known = _read_memory(memory)
-    entries = map_threads(lambda path: _digest_file(path, known.get(str(path))), paths)
-    fresh = {str(path): entry for path, entry in zip(paths, entries, strict=True) if entry}
-    if any(known.get(path) != entry for path, entry in fresh.items()):
+    stamps = [_read_stamp(path) for path in paths]
+    entries = {
+        str(path): known[str(path)]
+        for path, stamp in zip(paths, stamps, strict=True)
+        if stamp and known.get(str(path), [None])[:2] == stamp
+    }
+    changed = [(path, stamp) for path, stamp in zip(paths, stamps, strict=True) if stamp and str(path) not in entries]
+    digests = map_threads(lambda item: _digest_file(item[0]), changed)
+    fresh = {str(path): [*stamp, digest] for (path, stamp), digest in zip(changed, digests, strict=True) if digest}
+    if fresh:
         memory.parent.mkdir(parents=True, exist_ok=True)
         temporary = memory.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_text(json.dumps(known | fresh))
         temporary.replace(memory)
-    return [entry[2] if entry else "" for entry in entries]
+    entries |= fresh
+    return [entries[str(path)][2] if str(path) in entries else "" for path in paths]
 
 
 def _read_memory(memory: Path) -> dict[str, list[Any]]:
@@ -58,15 +66,21 @@ def _read_memory(memory: Path) -> dict[str, list[Any]]:
         return {}
 
 
-def _digest_file(path: Path, known: list[Any] | None) -> list[Any] | None:
+def _read_stamp(path: Path) -> list[int] | None:
+    """Return size and modification time, None for a file that is reported with its row when it is decoded."""
     try:
         stat = path.stat()
-        if known is not None and known[:2] == [stat.st_size, stat.st_mtime_ns]:
-            return known
-        with path.open("rb") as file:
-            return [stat.st_size, stat.st_mtime_ns, hashlib.file_digest(file, "sha256").hexdigest()]
-    except OSError:  # reported with its row when the image is decoded
+    except OSError:
         return None
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def _digest_file(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:  # the same
+        return ""
 
 
 def write_dataset(folder: Path, table: Table, assignment: Assignment, config: ImageData) -> None:

@@ -66,8 +66,10 @@ def _name(config: DataConfig) -> str:
         return config.flag
     if isinstance(config, TorchvisionData):
         return config.name
-    if isinstance(config, CsvData | ImageFolderData):
+    if isinstance(config, CsvData):
         return config.path.stem
+    if isinstance(config, ImageFolderData):
+        return config.path.absolute().name
     return config.kind
 
 

@@ -1,0 +1,94 @@
+"""The plan as JSON for programs and as tables for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from orchestrator.estimate import Estimate
+from orchestrator.run import Prepared, announce, say
+
+_MAX_ARMS = 60
+
+
+def describe_plan(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
+    """Return counts, estimate, stages, trials (with their state) and skipped arms."""
+    actions = prepared.actions
+    state = {work.signature: name for name in ("start", "resume", "skip", "failed") for work in getattr(actions, name)}
+    named = {"start": "to run", "resume": "to resume", "skip": "complete", "failed": "failed"}
+    plan = prepared.plan.as_json()
+    for row in plan["stages"] + plan["trials"]:
+        row["state"] = named[state[row["signature"]]]
+    return {
+        "study": prepared.study.study,
+        "ledger": prepared.ledger.root.uri,
+        "counts": count_trials(prepared),
+        "estimate": costs.as_json(),
+        **plan,
+        "orphaned": list(actions.orphaned),
+    }
+
+
+def count_trials(prepared: Prepared) -> dict[str, int]:
+    """Return how many trials (and open stages) there are of each sort."""
+    actions = prepared.actions
+    return {
+        "planned": len(prepared.plan.trials),
+        "complete": _trials(actions.skip),
+        "to_resume": _trials(actions.resume),
+        "to_run": _trials(actions.start),
+        "failed": _trials(actions.failed),
+        "stages": len(prepared.plan.stages),
+        "stages_open": sum(work.kind == "stage" for work in actions.open),
+    }
+
+
+def _trials(works: Any) -> int:
+    return sum(work.kind == "trial" for work in works)
+
+
+def render_plan(prepared: Prepared, costs: Estimate, console: Console) -> None:
+    """Print stages, arms and the estimate."""
+    say(console, "study", f"{prepared.study.study}: {prepared.study.question}")
+    say(console, "ledger", prepared.ledger.root.uri)
+    announce(prepared, console)
+    open_signatures = {work.signature for work in prepared.actions.open}
+    if prepared.plan.stages:
+        stages = Table("stage", "signature", "trials that wait for it", "state", title="stages, longest first")
+        for stage in prepared.plan.stages:
+            state = "open" if stage.signature in open_signatures else "complete or not needed"
+            stages.add_row(stage.name, stage.signature, str(stage.num_dependants), state)
+        console.print(stages)
+    planned = Counter(trial.name for trial in prepared.plan.trials)
+    still_open = Counter(work.name for work in prepared.actions.open if work.kind == "trial")
+    arms = Table("arm", "trials", "open", title=f"{len(planned)} arms × {prepared.study.replicates} replicates")
+    for name, count in list(planned.items())[:_MAX_ARMS]:
+        arms.add_row(name, str(count), str(still_open[name]))
+    if len(planned) > _MAX_ARMS:
+        arms.add_row(f"… and {len(planned) - _MAX_ARMS} more arms (--json lists all)", "", "")
+    console.print(arms)
+    console.print(describe_estimate(costs), highlight=False)
+
+
+def describe_estimate(costs: Estimate) -> str:
+    """Return the estimate in words, with its source."""
+    if costs.wall_seconds is None or costs.work_seconds is None:
+        return f"estimate: {costs.source}"
+    if not costs.work_seconds:
+        return "estimate: nothing is open"
+    per_trial = f", {costs.seconds_per_trial:.0f} s a trial" if costs.seconds_per_trial is not None else ""
+    return (
+        f"estimate from {costs.source}: {format_duration(costs.wall_seconds)} on {costs.slots} slots{per_trial}, "
+        f"{costs.gpu_hours:.2f} GPU-hours"
+    )
+
+
+def format_duration(seconds: float) -> str:
+    """Return "1 h 05 min", "12 min" or "40 s"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
