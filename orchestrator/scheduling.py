@@ -13,14 +13,17 @@ import logging
 import os
 import shutil
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-# Before ray is imported. The ledger is the truth: no snapshots, no log files per trial, no usage report.
+# Before ray is imported. The ledger is the truth: no snapshots, no log files per trial, no usage report; signals are
+# the driver's business.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(10**9))
+os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # only the older output is silent when told so
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -33,10 +36,13 @@ from orchestrator.ledger import Ledger
 from orchestrator.plan import Work
 from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
 from orchestrator.worker import Worker, WorkerLostError
+from trainables.errors import InfrastructureError, StudyError
 from trainables.storage import Folder
 
 #: A slot reports at most this often: Tune's loop handles some 40 results a second.
 REPORT_SECONDS = 1.0
+#: A slot with nothing to report says so this often: between two reports it hears of nothing, a stop included.
+ALIVE_SECONDS = 5.0
 
 #: Called in the scheduling loop with ("started" | "event" | "ended", work, details): must be quick and never raise.
 Listener = Callable[[str, Work, dict[str, Any]], None]
@@ -57,17 +63,41 @@ def connect(address: str | None) -> dict[str, float]:
     """Start a local Ray, or join the cluster at ``address``; return its resources.
 
     Without an address a Ray that happens to run on this machine is never joined.
+
+    Raises:
+        InfrastructureError: Ray does not start, or the cluster does not answer.
     """
-    ray.init(
-        address=address or "local",
-        include_dashboard=False if address is None else None,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-        # Nothing of size passes through the object store.
-        **({"object_store_memory": 100 * 2**20} if address is None else {}),
-    )
-    resources: dict[str, float] = ray.cluster_resources()
+    try:
+        ray.init(
+            address=address or "local",
+            include_dashboard=False if address is None else None,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+            # Nothing of size passes through the object store.
+            **({"object_store_memory": 100 * 2**20} if address is None else {}),
+        )
+        resources: dict[str, float] = ray.cluster_resources()
+    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+        what = f"could not join the Ray cluster at {address}" if address else "could not start Ray on this machine"
+        raise InfrastructureError(f"{what}: {error}; robustsweep doctor looks at what is there") from error
     return resources
+
+
+def check_fits(resources: Mapping[str, float], slots: Slots) -> None:
+    """Refuse a trial larger than this machine: Ray would wait for ever for a machine to be added.
+
+    Raises:
+        StudyError: a trial asks for more CPUs or GPUs than there are.
+    """
+    for key, asked, found in (
+        ("cpus_per_trial", slots.cpus, resources.get("CPU", 0.0)),
+        ("gpus_per_trial", slots.gpus, resources.get("GPU", 0.0)),
+    ):
+        if asked > found:
+            raise StudyError(
+                f"execution.{key}: a trial asks for {asked:g}, and this machine has {found:g}; "
+                "ask for less, or join a cluster with --address"
+            )
 
 
 def disconnect() -> None:
@@ -75,7 +105,7 @@ def disconnect() -> None:
     ray.shutdown()
 
 
-def num_slots(resources: dict[str, float], slots: Slots) -> int:
+def num_slots(resources: Mapping[str, float], slots: Slots) -> int:
     """Return how many trials fit at once; at least 1, so that an empty autoscaling cluster is asked to grow."""
     if slots.max_concurrent is not None:
         return slots.max_concurrent
@@ -115,7 +145,7 @@ class OpenWork(Searcher):  # type: ignore[misc]  # ray is untyped
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass progress on."""
-        if trial_id in self._running and not result.get("done"):
+        if trial_id in self._running and not result.get("done") and result["event"] is not None:
             self._listen("event", self._running[trial_id], json.loads(result["event"]))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -124,16 +154,13 @@ class OpenWork(Searcher):  # type: ignore[misc]  # ray is untyped
         if work is None:
             return
         self._num_open -= 1
-        details = json.loads(result["event"]) if result and "event" in result else {}
-        if self._ledger.folder(work.kind, work.signature).exists("result.json"):
-            details["status"] = COMPLETE  # whatever happened to the actor afterwards
-        elif error or details.get("status") != FAILED:
-            details = {"status": FAILED if error else INTERRUPTED, "reason": "crashed"}
+        folder = self._ledger.folder(work.kind, work.signature)
+        details = _judge_end(result, error=error, is_complete=folder.exists("result.json"), uri=folder.uri)
         self._listen("ended", work, details)
         if details["status"] == COMPLETE:
             self._release(work.signature)
-        elif details["status"] == FAILED:
-            self._fail_dependants(work)
+        else:
+            self._drop_dependants(work, is_failed=details["status"] == FAILED)
 
     def _release(self, signature: str) -> None:
         for dependant, missing in self._missing.items():
@@ -142,15 +169,15 @@ class OpenWork(Searcher):  # type: ignore[misc]  # ray is untyped
                 if not missing:
                     heapq.heappush(self._ready, self._rank[dependant])
 
-    def _fail_dependants(self, work: Work) -> None:
+    def _drop_dependants(self, work: Work, *, is_failed: bool) -> None:
+        """What waits for ``work`` cannot start in this run, and would otherwise be waited for without end."""
         for signature, missing in self._missing.items():
             if work.signature in missing:
                 missing.clear()
                 missing.add("never")
                 self._num_open -= 1
-                message = f"the stage it starts from failed: {work.name} ({work.signature})"
-                details = {"status": FAILED, "reason": "upstream", "message": message}
-                self._listen("ended", self._works[signature], details)
+                if is_failed:
+                    self._listen("ended", self._works[signature], describe_upstream(work))
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles its searcher into a file that we never read."""
@@ -164,6 +191,19 @@ class OpenWork(Searcher):  # type: ignore[misc]  # ray is untyped
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Do nothing: the ledger is the state."""
+
+
+def _judge_end(result: dict[str, Any] | None, *, error: bool, is_complete: bool, uri: str) -> dict[str, Any]:
+    """Return how a work ended: its last event, corrected by what lies in the ledger."""
+    details: dict[str, Any] = json.loads(result["event"]) if result and result.get("event") else {}
+    if is_complete:
+        return details | {"status": COMPLETE}  # whatever happened to the actor afterwards
+    if error:
+        return {"status": FAILED, "reason": "crashed"}
+    if details.get("status") == COMPLETE:
+        message = f"the worker finished, and there is no result.json in {uri}: is this storage shared by all machines?"
+        return {"status": FAILED, "reason": "error", "message": message}
+    return details if details.get("status") == FAILED else {"status": INTERRUPTED}
 
 
 class Slot(tune.Trainable):  # type: ignore[misc]
@@ -194,9 +234,9 @@ class Slot(tune.Trainable):  # type: ignore[misc]
 
     def _next_report(self) -> dict[str, Any]:
         newest: dict[str, Any] | None = None
-        until = time.monotonic() + REPORT_SECONDS
-        while newest is None or time.monotonic() < until:
-            event = self._worker.next_event(REPORT_SECONDS if newest is None else max(0.0, until - time.monotonic()))
+        started = time.monotonic()
+        while (passed := time.monotonic() - started) < (ALIVE_SECONDS if newest is None else REPORT_SECONDS):
+            event = self._worker.next_event(max(0.0, REPORT_SECONDS - passed) or REPORT_SECONDS)
             if event is None:
                 self._check_stall()
                 continue
@@ -204,9 +244,9 @@ class Slot(tune.Trainable):  # type: ignore[misc]
             newest = event
             if event["event"] == "done":
                 break
-        done = newest["event"] == "done"
+        done = newest is not None and newest["event"] == "done"
         # As text: Tune would flatten a nested event into keys of its own.
-        return {"event": json.dumps(newest), "status": newest.get("status"), "done": done}
+        return {"event": newest and json.dumps(newest), "done": done}
 
     def _check_stall(self) -> None:
         silent = time.monotonic() - self._last_sign
@@ -221,6 +261,17 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self._worker.close()
 
 
+class _StopWhenAsked(tune.Stopper):  # type: ignore[misc]
+    def __init__(self, asked: threading.Event) -> None:
+        self._asked = asked
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._asked.is_set()
+
+
 def execute(
     works: Sequence[Work],
     *,
@@ -230,8 +281,9 @@ def execute(
     slots: Slots,
     on_start: Callable[[Work], None],
     listen: Listener,
+    stop: threading.Event,
 ) -> None:
-    """Run all ``works`` and return when each is complete or failed, or after an interruption (SIGINT).
+    """Run all ``works`` and return when each is complete or failed, or soon after ``stop`` is set.
 
     Args:
         works: open work in the order of preference.
@@ -241,6 +293,7 @@ def execute(
         slots: resources of one trial.
         on_start: called right before a work is handed out; writes its ``config.json``.
         listen: told of every start, event and end.
+        stop: ends running trials; they go on from their last checkpoint in a later run.
     """
     searcher = OpenWork(
         works,
@@ -265,6 +318,7 @@ def execute(
             ),
             run_config=tune.RunConfig(
                 name=ledger.study,
+                stop=_StopWhenAsked(stop),
                 storage_path=scratch,
                 failure_config=tune.FailureConfig(max_failures=slots.max_retries),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger has them

@@ -10,20 +10,25 @@ from __future__ import annotations
 import json
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from trainables.errors import RobustSweepError
+from trainables.errors import InfrastructureError
 from trainables.storage import Folder
 
 
-class WorkerLostError(RobustSweepError):
+ZYGOTE = (sys.executable, "-m", "orchestrator.zygote")
+
+
+class WorkerLostError(InfrastructureError):
     """The process of a trial vanished or hung; trying again may help."""
 
 
@@ -32,15 +37,13 @@ class Worker:
 
     Args:
         num_threads: CPU threads for each trial.
+        command: how the zygote is started.
     """
 
-    def __init__(self, *, num_threads: int) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
+    def __init__(self, *, num_threads: int, command: Sequence[str] = ZYGOTE) -> None:
+        threads = {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
         self._zygote = subprocess.Popen(
-            [sys.executable, "-m", "orchestrator.zygote"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env=environment,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | threads
         )
         self._buffer = b""
         self._child: int | None = None
@@ -49,7 +52,10 @@ class Worker:
         self._failure: dict[str, Any] | None = None
 
     def begin(self, request: Mapping[str, Any]) -> None:
-        """Start a stage or trial (see ``zygote.run_request``); at once, without waiting for imports."""
+        """Start a stage or trial (see ``zygote.run_request``); at once, without waiting for imports.
+
+        That the zygote is gone shows in ``next_event``.
+        """
         self._folder = Folder(request["folder"])
         self._failure = None
         if self._folder.is_local:
@@ -59,8 +65,9 @@ class Worker:
             log = self._local_log = Path(tempfile.mkdtemp(prefix="robustsweep-")) / "log.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
         assert self._zygote.stdin is not None
-        self._zygote.stdin.write(json.dumps({**request, "log": str(log)}).encode() + b"\n")
-        self._zygote.stdin.flush()
+        with suppress(BrokenPipeError):
+            self._zygote.stdin.write(json.dumps({**request, "log": str(log)}).encode() + b"\n")
+            self._zygote.stdin.flush()
 
     def next_event(self, timeout_seconds: float) -> dict[str, Any] | None:
         """Return the next event of the running trial, None when none came in time.
@@ -91,7 +98,8 @@ class Worker:
             return
         data = os.read(self._zygote.stdout.fileno(), 1 << 16)
         if not data:
-            raise WorkerLostError(f"the zygote of this slot ended with exit code {self._zygote.wait()}")
+            self._child = None
+            raise WorkerLostError(f"the zygote of this slot {_describe_end(self._zygote.wait())}")
         self._buffer += data
 
     def _interpret(self, event: dict[str, Any]) -> dict[str, Any] | None:
@@ -116,23 +124,26 @@ class Worker:
             return {"event": "done", "status": "failed", **self._failure}
         if code == 0:
             return {"event": "done", "status": "complete"}
-        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         hint = "; out of memory is the usual cause" if code == -signal.SIGKILL else ""
-        raise WorkerLostError(f"the process of the trial {how}{hint}; its log: {self._folder}/log.txt")
+        where = self._folder.uri if self._folder is not None else ""
+        raise WorkerLostError(f"the process of the trial {_describe_end(code)}{hint}; its log: {where}/log.txt")
 
     def _keep_log(self) -> None:
         if self._local_log is not None and self._folder is not None and self._local_log.exists():
             self._folder.write("log.txt", self._local_log.read_bytes())
+            shutil.rmtree(self._local_log.parent)
 
     def kill(self) -> None:
         """Kill the running trial's process, if any; its slot stays usable."""
         if self._child is not None:
-            os.kill(self._child, signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(self._child, signal.SIGKILL)
 
     def close(self) -> None:
         """End the slot: the zygote kills a running trial when its stdin closes."""
         if self._zygote.stdin is not None:
-            self._zygote.stdin.close()
+            with suppress(BrokenPipeError):  # a request that never went out
+                self._zygote.stdin.close()
         try:
             self._zygote.wait(timeout=5)
         except subprocess.TimeoutExpired:
@@ -140,3 +151,7 @@ class Worker:
             self._zygote.wait()
         if self._zygote.stdout is not None:
             self._zygote.stdout.close()
+
+
+def _describe_end(code: int) -> str:
+    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"

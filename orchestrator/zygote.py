@@ -5,11 +5,13 @@ JSON request a line from stdin. For each it forks; the child runs the trial and 
 stdout; when the child is gone, the zygote adds ``{"event": "exit", …}``. Memory, GPU context and global state end with
 the child; a crash, an OOM kill or a hang is one process's.
 
-When stdin closes (the parent died), a running child is killed: nothing trains on unseen.
+When stdin closes (the parent died), a running child is killed; when the zygote itself is killed, the kernel kills its
+child (Linux): nothing trains on unseen.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import os
 import select
@@ -22,6 +24,9 @@ from typing import Any, TextIO
 from trainables.config import Execution, StageConfig, TrialConfig
 from trainables.errors import DivergedError, RobustSweepError
 from trainables.storage import Folder
+
+#: ``prctl`` option: the signal that the kernel sends when the parent ends (linux/prctl.h).
+_PR_SET_PDEATHSIG = 1
 
 
 def run_request(request: Mapping[str, Any], report: Any) -> None:
@@ -61,6 +66,7 @@ def _child(request: Mapping[str, Any], events: TextIO) -> None:
 
     code = 1
     try:
+        report({"event": "forked", "pid": os.getpid()})
         run_request(request, report)
         code = 0
     except Exception as error:  # noqa: BLE001 - the process boundary: every failure becomes a record, then exit 1
@@ -74,10 +80,14 @@ def _child(request: Mapping[str, Any], events: TextIO) -> None:
 def _fork(request: Mapping[str, Any], events: TextIO) -> tuple[int, int]:
     """Return the child's process id and a descriptor that becomes readable when it ends."""
     alive, held_by_child = os.pipe()
+    zygote = os.getpid()
     pid = os.fork()
     if pid == 0:
         os.close(alive)
+        _die_with(zygote)
         signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the driver, which stops trials in order
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)  # requests are the zygote's to read
         if request.get("log"):
             log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             os.dup2(log, 1)
@@ -87,18 +97,30 @@ def _fork(request: Mapping[str, Any], events: TextIO) -> tuple[int, int]:
     return pid, alive
 
 
+def _die_with(parent: int) -> None:
+    """Let the kernel kill this process when its parent ends; elsewhere than on Linux it finishes its trial."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before we asked
+            os._exit(1)
+
+
+def _preload() -> None:
+    """Import what every fork needs."""
+    import sklearn.utils  # noqa: F401
+    import torch  # noqa: F401
+    import torchvision  # noqa: F401
+
+    import trainables.trial  # noqa: F401
+
+
 def serve() -> None:
     """Answer requests from stdin until it closes."""
     # Events leave through a private descriptor: what a library prints must not corrupt the protocol.
     events = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    import sklearn.utils  # noqa: F401
-    import torch  # noqa: F401
-    import torchvision  # noqa: F401
-
-    import trainables.trial  # noqa: F401  (imported here, so that every fork has it)
-
+    _preload()
     events.write(json.dumps({"event": "ready", "pid": os.getpid()}) + "\n")
     events.flush()
     buffer = b""
@@ -112,8 +134,6 @@ def serve() -> None:
             continue
         buffer = rest
         pid, alive = _fork(json.loads(line), events)
-        events.write(json.dumps({"event": "forked", "pid": pid}) + "\n")
-        events.flush()
         if not _wait(pid, alive, events):
             return
 

@@ -1,15 +1,16 @@
 """One training state in one safetensors file: weights, optimiser, random states, history. Never pickled.
 
-The file before it is kept as ``checkpoint.previous.safetensors``; a damaged file is recognised by its checksum and
-the previous one is taken.
+Every file is sealed: its own metadata holds a checksum of all names, types, shapes, values and facts. The checkpoint
+before the last is kept as ``checkpoint.previous.safetensors``, and taken when the last one turns out to be damaged.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import random
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,6 +25,10 @@ from trainables.errors import CheckpointError
 from trainables.storage import Folder
 
 CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
+
+_LOG = logging.getLogger(__name__)
+#: One metadata key only: safetensors writes several in random order, and equal weights should be equal files.
+_SEAL = "robustsweep"
 
 
 @dataclass
@@ -50,6 +55,26 @@ def unpack(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors under ``prefix``, without it."""
     start = f"{prefix}."
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
+
+
+def restore_module(module: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
+    """Copy weights and buffers into ``module``, in place.
+
+    Differs from ``load_state_dict``: no version hooks (MNASNet's refuse a plain dict).
+
+    Raises:
+        CheckpointError: names or shapes are not the module's.
+    """
+    mine = module.state_dict()
+    wrong = sorted(mine.keys() ^ state.keys())
+    wrong += [name for name in mine if name in state and state[name].shape != mine[name].shape]
+    if wrong:
+        raise CheckpointError(
+            f"read {origin}: {len(wrong)} tensors are missing, unknown, or of another shape than in this network "
+            f"({', '.join(wrong[:3])} …); remove the folder to start again"
+        )
+    for name, tensor in mine.items():
+        tensor.copy_(state[name])
 
 
 def pack_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -121,18 +146,75 @@ def save_checkpoint(folder: Folder, state: TrainingState) -> None:
         "optimiser_scalars": state.optimiser_scalars,
         "random_state": state.random_state,
     }
-    text = json.dumps(plain, sort_keys=True)
-    metadata = {"state": text, "sha256": _digest(state.tensors, text)}
-    data = save_safetensors({name: tensor.contiguous() for name, tensor in state.tensors.items()}, metadata)
+    data = _seal(state.tensors, plain)
     if folder.exists(CURRENT):
         folder.rename(CURRENT, PREVIOUS)
     folder.write(CURRENT, data)
 
 
+def load_checkpoint(folder: Folder, signature: str) -> TrainingState | None:
+    """Return the newest intact state, None when training has to start from the beginning.
+
+    A damaged file is removed, so that it can never take the place of the intact one before it.
+
+    Raises:
+        CheckpointError: an intact checkpoint belongs to another trial.
+    """
+    for name in (CURRENT, PREVIOUS):
+        if not folder.exists(name):
+            continue
+        unsealed = _unseal(folder.read(name))
+        if unsealed is None:
+            _LOG.warning("%s in %s is damaged; going on from the one before it", name, folder.uri)
+            folder.remove(name)
+            continue
+        tensors, facts = unsealed
+        if facts["signature"] != signature:
+            raise CheckpointError(
+                f"read {name} in {folder.uri}: it was written by the trial {facts['signature']}, expected {signature}; "
+                "remove the folder to start this trial again"
+            )
+        return TrainingState(tensors=tensors, **facts)
+    return None
+
+
+def forget_checkpoints(folder: Folder) -> None:
+    """Remove what only training needs: checkpoints, and the weights selected on the way."""
+    for name in (CURRENT, PREVIOUS):
+        folder.remove(name)
+    forget_best(folder, keep=())
+
+
+def save_weights(folder: Folder, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
+    """Write tensors and JSON facts about them into one sealed safetensors file; return its SHA-256.
+
+    Raises:
+        StorageError: the storage refused; what was there before is unchanged.
+    """
+    data = _seal({key: value.detach().cpu() for key, value in tensors.items()}, facts)
+    folder.write(name, data)
+    return hashlib.sha256(data).hexdigest()
+
+
+def load_weights(folder: Folder, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return tensors and facts as ``save_weights`` got them.
+
+    Raises:
+        CheckpointError: the file is damaged.
+        StorageError: it is missing.
+    """
+    unsealed = _unseal(folder.read(name))
+    if unsealed is None:
+        raise CheckpointError(
+            f"read {name} in {folder.uri} and found it damaged, expected what was written; "
+            "remove the folder to start again"
+        )
+    return unsealed
+
+
 def save_best(folder: Folder, module: nn.Module, epoch: int) -> None:
     """Write the weights selected so far, before the checkpoint that says so; ``forget_best`` removes older ones."""
-    state = {name: value.detach().cpu().contiguous() for name, value in module.state_dict().items()}
-    folder.write(_best_name(epoch), save_safetensors(state))
+    save_weights(folder, _best_name(epoch), module.state_dict(), {"epoch": epoch})
 
 
 def load_best(folder: Folder, epoch: int) -> dict[str, Tensor]:
@@ -142,19 +224,14 @@ def load_best(folder: Folder, epoch: int) -> dict[str, Tensor]:
         CheckpointError: they are damaged.
         StorageError: they are missing.
     """
-    try:
-        return load_safetensors(folder.read(_best_name(epoch)))
-    except SafetensorError as error:
-        raise CheckpointError(
-            f"read {_best_name(epoch)} in {folder.uri} and found it damaged ({error}); "
-            "remove the folder to start this trial again"
-        ) from error
+    return load_weights(folder, _best_name(epoch))[0]
 
 
-def forget_best(folder: Folder, *, keep: int) -> None:
-    """Remove the selected weights of all epochs but ``keep``."""
-    for name in folder.children():
-        if name.startswith("best-") and name != _best_name(keep):
+def forget_best(folder: Folder, *, keep: Collection[int]) -> None:
+    """Remove the selected weights of all epochs but those in ``keep``."""
+    names = {_best_name(epoch) for epoch in keep}
+    for name in list(folder.children()):
+        if name.startswith("best-") and name not in names:
             folder.remove(name)
 
 
@@ -162,41 +239,29 @@ def _best_name(epoch: int) -> str:
     return f"best-{epoch}.safetensors"
 
 
-def load_checkpoint(folder: Folder, signature: str) -> TrainingState | None:
-    """Return the newest intact state, None when training has to start from the beginning.
-
-    Raises:
-        CheckpointError: an intact checkpoint belongs to another trial.
-    """
-    for name in (CURRENT, PREVIOUS):
-        if not folder.exists(name):
-            continue
-        state = _parse(folder.read(name))
-        if state is None:
-            continue
-        if state.signature != signature:
-            raise CheckpointError(
-                f"read {name} in {folder.uri}: it was written by the trial {state.signature}, expected {signature}; "
-                "remove the folder to start this trial again"
-            )
-        return state
-    return None
+def _seal(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
+    plain = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    text = json.dumps(facts, sort_keys=True)
+    return save_safetensors(plain, {_SEAL: json.dumps({"facts": text, "sha256": _digest(plain, text)})})
 
 
-def _parse(data: bytes) -> TrainingState | None:
+def _unseal(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
     """Return None for anything that is not exactly what was written."""
     try:
         tensors = load_safetensors(data)
-        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])["__metadata__"]
-        text = header["state"]
-    except (SafetensorError, ValueError, KeyError):
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        seal = json.loads(header["__metadata__"][_SEAL])
+        if seal["sha256"] != _digest(tensors, seal["facts"]):
+            return None
+        return tensors, json.loads(seal["facts"])
+    except (SafetensorError, ValueError, KeyError, TypeError):
         return None
-    return TrainingState(tensors=tensors, **json.loads(text)) if header["sha256"] == _digest(tensors, text) else None
 
 
 def _digest(tensors: Mapping[str, Tensor], text: str) -> str:
     digest = hashlib.sha256(text.encode())
     for name in sorted(tensors):
-        digest.update(name.encode())
-        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+        tensor = tensors[name]
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()

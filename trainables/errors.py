@@ -7,6 +7,7 @@ RobustSweepError
 ├── CheckpointError        a checkpoint is damaged or belongs to another trial
 ├── DivergedError          the loss is not finite
 ├── StorageError           the ledger cannot be read or written
+├── InfrastructureError    Ray cannot be reached, or a trial's process was lost       (orchestrator)
 └── StudyError             the study file, or a request about it, is wrong   (orchestrator)
     └── LeaseError         another driver holds the study                    (orchestrator)
 
@@ -42,6 +43,10 @@ class DivergedError(RobustSweepError):
 
 class StorageError(RobustSweepError):
     """The ledger could not be read or written."""
+
+
+class InfrastructureError(RobustSweepError):
+    """Ray cannot be reached, or the process of a trial was lost; trying again may help."""
 
 
 class StudyError(RobustSweepError):

@@ -1,10 +1,12 @@
 """Any torchvision or timm classification network, fitted to small and to grey images.
 
-- Grey images: the first convolution gets one input channel whose kernel is the sum over RGB, which answers a grey
-  image as the original answers its RGB copy.
+- Grey images: the first convolution gets one input channel whose kernel is the sum over RGB, and images are
+  normalised by the mean over RGB: it answers as the original does to the RGB copy (exactly so where the channels
+  share one normalisation).
 - Small images (``stem: small``): the first convolution keeps its kernel and gets stride 1, a max-pool right after it
   is removed. Pretrained weights still fit.
 - Networks with a smallest or fixed input (Inception, ViT): images are upscaled on the device.
+- Dropout that a network has of its own (MobileNet, SqueezeNet, …) stays as its library sets it.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ SMALL_STEM_BELOW_PX = 48
 #: Sides tried, smallest first, until a network accepts its input (299: Inception).
 _INPUT_SIZES = (32, 64, 96, 128, 160, 192, 224, 299, 384)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+#: Ported from TensorFlow: trained on images in [−1, 1] (torchvision's ``transform_input`` says so in its own way).
+_TENSORFLOW_NAMES = ("inception_v3", "googlenet")
 
 
 class Classifier(nn.Module):
@@ -98,14 +102,21 @@ class Classifier(nn.Module):
         """
         mine = self.encoder_state()
         missing = [name for name in mine if name not in state]
-        misfits = [name for name in mine if name in state and state[name].shape != mine[name].shape]
+        missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # absent in files before 2018
+        misfits = [
+            f"{name} {tuple(state[name].shape)} instead of {tuple(mine[name].shape)}"
+            for name in mine
+            if name in state and state[name].shape != mine[name].shape
+        ]
         if missing or misfits:
             raise ConfigError(
                 f"loaded {origin} into this network: {len(missing)} of {len(mine)} weights are missing "
                 f"({', '.join(missing[:3])} …) and {len(misfits)} have another shape ({', '.join(misfits[:3])} …); "
                 "expected the weights of the same architecture"
             )
-        self.backbone.load_state_dict({name: state[name] for name in mine}, strict=False)
+        for name, tensor in mine.items():
+            if name in state:
+                tensor.copy_(state[name])
 
 
 @dataclass(frozen=True)
@@ -154,7 +165,10 @@ def build_model(
     if channels == 1:
         _make_grey(model.backbone)
         model.mean, model.std = model.mean.mean(1, keepdim=True), model.std.mean(1, keepdim=True)
-    model.input_size = config.input_size or origin.fixed_size or _find_input_size(model, channels, image_size)
+    if origin.fixed_size and not (small or config.input_size):
+        model.input_size = origin.fixed_size
+    else:
+        model.input_size = _find_input_size(model, channels, image_size, wanted=config.input_size or origin.fixed_size)
     if dropout > 0.0:
         layer = model.backbone.get_submodule(head)
         _replace(model.backbone, head, nn.Sequential(nn.Dropout(dropout), layer))
@@ -169,24 +183,49 @@ def create_backbone(name: str, *, num_classes: int) -> _Origin:
     """
     if name.startswith("timm/"):
         return _create_timm(name.removeprefix("timm/"), num_classes)
+    check_model_name(name)
+    from torchvision import models
+
+    if name in _TENSORFLOW_NAMES:  # several outputs in training unless told otherwise
+        backbone = models.get_model(name, weights=None, num_classes=num_classes, aux_logits=False, init_weights=True)
+        return _Origin(backbone, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), None)
+    backbone = models.get_model(name, weights=None, num_classes=num_classes)
+    return _Origin(backbone, _IMAGENET_MEAN, _IMAGENET_STD, getattr(backbone, "image_size", None))
+
+
+def check_model_name(name: str) -> None:
+    """Check that torchvision, or timm for ``timm/<name>``, has the network.
+
+    Raises:
+        ConfigError: it has not; the nearest names are given.
+    """
+    if name.startswith("timm/"):
+        import timm
+
+        if not timm.is_model(name.removeprefix("timm/")):
+            raise ConfigError(_unknown(name.removeprefix("timm/"), timm.list_models(), "timm"))
+        return
     from torchvision import models
 
     known = models.list_models(module=models)
     if name not in known:
         raise ConfigError(_unknown(name, known, "torchvision"))
-    # Inception and GoogLeNet return several outputs in training unless told otherwise.
-    extra = {"aux_logits": False, "init_weights": True} if name in ("inception_v3", "googlenet") else {}
-    backbone = models.get_model(name, weights=None, num_classes=num_classes, **extra)
-    return _Origin(backbone, _IMAGENET_MEAN, _IMAGENET_STD, getattr(backbone, "image_size", None))
 
 
 def _create_timm(name: str, num_classes: int) -> _Origin:
+    check_model_name(f"timm/{name}")
     import timm
 
-    if not timm.is_model(name):
-        raise ConfigError(_unknown(name, timm.list_models(), "timm"))
-    backbone = timm.create_model(name, pretrained=False, num_classes=num_classes)
+    try:
+        backbone = timm.create_model(name, pretrained=False, num_classes=num_classes)
+    except RuntimeError as error:  # how timm says that the tag after the dot is unknown
+        raise ConfigError(f"model.name: timm could not build {name!r}: {error}") from error
     cfg = backbone.pretrained_cfg
+    if not isinstance(cfg["classifier"], str):
+        raise ConfigError(
+            f"model.name: {name} has several heads ({', '.join(cfg['classifier'] or ())}), expected one; "
+            "choose another network"
+        )
     fixed = cfg["input_size"][-1] if cfg.get("fixed_input_size") else None
     return _Origin(backbone, tuple(cfg["mean"]), tuple(cfg["std"]), fixed)
 
@@ -234,15 +273,17 @@ def _replace(backbone: nn.Module, name: str, module: nn.Module) -> None:
     setattr(backbone.get_submodule(parent), child, module)
 
 
+_STEM_LAYERS = (nn.Conv2d, nn.MaxPool2d)
+
+
 def _make_stem_small(backbone: nn.Module) -> None:
     _, convolution = _first_convolution(backbone)
     convolution.stride = (1, 1)
-    for name, module in backbone.named_modules():
-        if isinstance(module, nn.MaxPool2d):
-            # Only a pool of the stem: ResNet's and DenseNet's lie directly below the root or `features`.
-            if name in ("maxpool", "features.pool0"):
-                _replace(backbone, name, nn.Identity())
-            return
+    layers = [(name, module) for name, module in backbone.named_modules() if isinstance(module, _STEM_LAYERS)]
+    pools = [index for index, (_, module) in enumerate(layers) if isinstance(module, nn.MaxPool2d)]
+    # Right after the first convolution, or after the three 3×3 ones that timm's ResNets have in its place.
+    if pools and (pools[0] == 1 or layers[pools[0]][0] == "maxpool"):
+        _replace(backbone, layers[pools[0]][0], nn.Identity())
 
 
 def _make_grey(backbone: nn.Module) -> None:
@@ -254,11 +295,13 @@ def _make_grey(backbone: nn.Module) -> None:
 
 
 @torch.no_grad()
-def _find_input_size(model: Classifier, channels: int, image_size: int) -> int:
+def _find_input_size(model: Classifier, channels: int, image_size: int, *, wanted: int | None) -> int:
+    """Return the smallest side from ``image_size`` that the network accepts, or ``wanted`` if it does that."""
     was_training = model.training
     model.eval()
     problem: Exception | None = None
-    for size in [image_size, *(size for size in _INPUT_SIZES if size > image_size)]:
+    sizes = [wanted] if wanted else [image_size, *(size for size in _INPUT_SIZES if size > image_size)]
+    for size in sizes:
         try:
             model.backbone(torch.zeros(1, channels, size, size))
         except (RuntimeError, ValueError, AssertionError) as error:  # how networks say "too small"
@@ -267,6 +310,6 @@ def _find_input_size(model: Classifier, channels: int, image_size: int) -> int:
         model.train(was_training)
         return size
     raise ConfigError(
-        f"no input side from {image_size} to {_INPUT_SIZES[-1]} px is accepted by the network; "
-        f"set model.input_size. The last answer was: {problem}"
+        f"tried images of {', '.join(map(str, sizes))} px and the network took none of them; set model.input_size to "
+        f"one that fits, or model.stem to original. The last answer was: {problem}"
     )

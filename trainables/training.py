@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +23,7 @@ from trainables.checkpoint import (
     load_checkpoint,
     pack_module,
     pack_optimiser,
+    restore_module,
     restore_random_state,
     save_best,
     save_checkpoint,
@@ -73,8 +75,9 @@ def train_model(
         report: called after every epoch.
 
     Raises:
-        DivergedError: the loss is not finite.
+        DivergedError: the loss, or an output on validation images, is not finite.
         ConfigError: settings that do not fit the data.
+        CheckpointError: the checkpoint belongs to another trial.
     """
     trainer = _Trainer(model, data, config, signature=signature)
     state = load_checkpoint(folder, signature)
@@ -82,28 +85,30 @@ def train_model(
         trainer.restore(state)
     write_missing_epochs(folder, trainer.state)
     while not trainer.finished:
+        best_before = trainer.state.best_epoch
         record = trainer.run_epoch()
         if trainer.state.best_epoch == trainer.state.epoch:
             save_best(folder, model, trainer.state.epoch)
         # The checkpoint holds the epoch's record, so a line is only ever written for work that will not be redone.
         save_checkpoint(folder, trainer.state)
-        forget_best(folder, keep=trainer.state.best_epoch)
+        # The checkpoint before this one may be needed again, and with it what was best then.
+        forget_best(folder, keep=(best_before, trainer.state.best_epoch))
         folder.append_line("epochs.jsonl", _dump(record))
         report(record)
-    model.load_state_dict(load_best(folder, trainer.state.best_epoch))
+    best = trainer.state.best_epoch
+    restore_module(model, load_best(folder, best), origin=f"the weights of epoch {best} in {folder.uri}")
     return Outcome(trainer.state.epoch, trainer.state.best_epoch)
 
 
 def _dump(record: dict[str, Any]) -> str:
-    import json
-
     return json.dumps(record, sort_keys=True, allow_nan=False)
 
 
 def write_missing_epochs(folder: Folder, state: TrainingState) -> None:
-    """Bring ``epochs.jsonl`` to what the checkpoint knows: a kill can fall between the two writes."""
-    if len(folder.read_lines("epochs.jsonl")) != len(state.history):
-        folder.write("epochs.jsonl", "".join(_dump(record) + "\n" for record in state.history).encode())
+    """Bring ``epochs.jsonl`` to what the checkpoint knows: a kill can fall between the two writes, or tear a line."""
+    expected = "".join(_dump(record) + "\n" for record in state.history).encode()
+    if (folder.read("epochs.jsonl") if folder.exists("epochs.jsonl") else b"") != expected:
+        folder.write("epochs.jsonl", expected)
 
 
 class _Trainer:
@@ -142,10 +147,10 @@ class _Trainer:
     def finished(self) -> bool:
         training, state = self.config.training, self.state
         stalled = training.patience is not None and state.epoch - state.best_epoch >= training.patience
-        return state.epoch >= training.epochs or (stalled and state.epoch > 0)
+        return state.epoch >= training.epochs or stalled
 
     def restore(self, state: TrainingState) -> None:
-        self.model.load_state_dict(unpack("model", state.tensors))
+        restore_module(self.model, unpack("model", state.tensors), origin="the checkpoint")
         unpack_optimiser(self.optimiser, state.tensors, state.optimiser_scalars)
         restore_random_state(state.tensors, state.random_state)
         self.state = state
@@ -164,8 +169,15 @@ class _Trainer:
         self._remember(epoch, metrics, record)
         return record
 
-    def _train_epoch(self, epoch: int) -> dict[str, float]:
+    def _set_training_mode(self) -> None:
+        """A frozen backbone (linear probe) stays as it was pretrained: batch statistics and dropout included."""
         self.model.train()
+        if self.config.training.backbone_learning_rate_factor == 0.0:
+            self.model.eval()
+            self.model.head.train()
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        self._set_training_mode()
         totals: dict[str, Tensor] = {}
         count = 0
         for index, (images, labels, sites, seeds) in enumerate(self.batches.epoch(epoch)):

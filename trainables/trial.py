@@ -4,6 +4,8 @@
 Ray or MLflow. They write the folder that the ledger reads:
 
     epochs.jsonl  checkpoint.safetensors  model.safetensors  predictions/<set>.npz  result.json (last)
+
+Checkpoints live until the model (or encoder) is written: from then on an interrupted call only evaluates.
 """
 
 from __future__ import annotations
@@ -18,10 +20,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from safetensors.torch import load as load_safetensors
-from safetensors.torch import save as save_safetensors
 from torch import Tensor
 
+from trainables.checkpoint import forget_checkpoints, load_weights, restore_module, save_weights
 from trainables.config import (
     ContrastivePretraining,
     Dropout,
@@ -34,8 +35,8 @@ from trainables.config import (
 )
 from trainables.data.dataset import Dataset
 from trainables.data.sources import load_dataset
-from trainables.errors import ConfigError
-from trainables.evaluation.robustness import evaluate_model, summarise_predictions
+from trainables.errors import CheckpointError, ConfigError
+from trainables.evaluation.robustness import choose_shifts, evaluate_model, summarise_predictions
 from trainables.models import Classifier, build_model
 from trainables.pretraining.imagenet import load_imagenet
 from trainables.seeding import derive_seed, seed_everything
@@ -76,26 +77,45 @@ def run_trial(
     started_ms = int(time.time() * 1000)
     device = prepare_process(execution)
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
+    choose_shifts(data, config.evaluation)  # a wrong name must not be found after the training
     report({"event": "started", "epochs": config.training.epochs})
     model = build_initial_model(config, data, encoder=encoder).to(device)
     if device.type == "cuda":
         model = model.to(memory_format=torch.channels_last)
-    outcome = train_model(
-        model,
-        data,
-        config,
-        signature=signature,
-        folder=folder,
-        report=lambda record: report({"event": "epoch", **record}),
-    )
-    weights = save_safetensors({name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()})
-    folder.write(MODEL, weights)
+    if not folder.exists(MODEL):
+        outcome = train_model(
+            model,
+            data,
+            config,
+            signature=signature,
+            folder=folder,
+            report=lambda record: report({"event": "epoch", **record}),
+        )
+        facts = {"signature": signature, "epochs": outcome.epochs, "best_epoch": outcome.best_epoch}
+        save_weights(folder, MODEL, model.state_dict(), facts)
+    outcome = _load_model(model, folder, signature)
+    forget_checkpoints(folder)
     result = _evaluate(model, data, config, folder=folder, execution=execution, report=report)
     result |= _provenance(signature, started_ms, outcome, device, config)
-    result["checkpoint_sha256"] = hashlib.sha256(weights).hexdigest()
+    result["checkpoint_sha256"] = hashlib.sha256(folder.read(MODEL)).hexdigest()
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     folder.write_json("result.json", result)
     return result
+
+
+def _load_model(model: Classifier, folder: Folder, signature: str) -> Outcome:
+    tensors, facts = load_weights(folder, MODEL)
+    _check_signature(MODEL, folder, facts["signature"], signature)
+    restore_module(model, tensors, origin=f"{MODEL} in {folder.uri}")
+    return Outcome(facts["epochs"], facts["best_epoch"])
+
+
+def _check_signature(name: str, folder: Folder, found: str, expected: str) -> None:
+    if found != expected:
+        raise CheckpointError(
+            f"read {name} in {folder.uri}: it was written by {found}, expected {expected}; "
+            "remove the folder to start again"
+        )
 
 
 def run_stage(
@@ -106,25 +126,31 @@ def run_stage(
     execution: Execution,
     report: Report = lambda event: None,
 ) -> dict[str, Any]:
-    """Pretrain one encoder, store it as ``encoder.safetensors``; return the content of ``result.json``."""
+    """Pretrain one encoder, store it as ``encoder.safetensors``; return the content of ``result.json``.
+
+    Args and Raises: as ``run_trial``.
+    """
     from trainables.pretraining.contrastive import pretrain_encoder  # lightly is needed in stages only
 
     started_ms = int(time.time() * 1000)
     device = prepare_process(execution)
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
     report({"event": "started", "epochs": config.pretraining.epochs})
-    seed_everything(derive_seed(config.seed, config.replicate, "stage"))
-    model = _build(config.model, config.pretraining.init, data).to(device)
-    history = pretrain_encoder(
-        model,
-        data.splits["train"],
-        config,
-        signature=signature,
-        folder=folder,
-        report=lambda record: report({"event": "epoch", **record}),
-    )
-    state = {name: value.detach().cpu().contiguous() for name, value in model.encoder_state().items()}
-    folder.write(ENCODER, save_safetensors(state))
+    if not folder.exists(ENCODER):
+        seed_everything(derive_seed(config.seed, config.replicate, "stage"))
+        model = _build(config.model, config.pretraining.init, data).to(device)
+        pretrain_encoder(
+            model,
+            data.splits["train"],
+            config,
+            signature=signature,
+            folder=folder,
+            report=lambda record: report({"event": "epoch", **record}),
+        )
+        save_weights(folder, ENCODER, model.encoder_state(), {"signature": signature})
+    _check_signature(ENCODER, folder, load_weights(folder, ENCODER)[1]["signature"], signature)
+    forget_checkpoints(folder)
+    history = folder.read_lines("epochs.jsonl")
     result = {"status": "complete", "metrics": {"ssl/final_loss": history[-1]["metrics"]["ssl/loss"]}}
     result |= _provenance(signature, started_ms, Outcome(len(history), len(history)), device, config)
     folder.write_json("result.json", result)
@@ -132,12 +158,19 @@ def run_stage(
 
 
 def prepare_process(execution: Execution) -> torch.device:
-    """Fix threads and determinism for this process; return the device."""
+    """Fix threads and determinism for this process; return the device.
+
+    Raises:
+        ConfigError: no such device here.
+    """
     torch.set_num_threads(execution.num_threads)
     name = execution.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"execution.device: found {name!r}, expected auto, cpu, cuda or cuda:<index>") from error
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise ConfigError("execution.device: asked for cuda, but torch sees no GPU; set it to auto or cpu")
@@ -165,7 +198,7 @@ def build_initial_model(config: TrialConfig, data: Dataset, *, encoder: Folder |
                 f"pretraining: the trial starts from a contrastive encoder, and there is none in {encoder}; "
                 "run its stage first (run_stage) and pass its folder"
             )
-        model.load_encoder(load_safetensors(encoder.read(ENCODER)), origin=f"the encoder in {encoder.uri}")
+        model.load_encoder(load_weights(encoder, ENCODER)[0], origin=f"the encoder in {encoder.uri}")
     # What is drawn from global generators from here on (dropout) starts at the same point in every arm.
     seed_everything(derive_seed(config.seed, config.replicate, "training"))
     return model
@@ -186,7 +219,8 @@ def _build(model: ModelConfig, pretraining: PretrainingConfig, data: Dataset, *,
 def _evaluate(
     model: Classifier, data: Dataset, config: TrialConfig, *, folder: Folder, execution: Execution, report: Report
 ) -> dict[str, Any]:
-    shifts = evaluate_model(
+    shifts, left_out = choose_shifts(data, config.evaluation)
+    evaluate_model(
         model,
         data,
         config.evaluation,
@@ -206,7 +240,7 @@ def _evaluate(
         "status": "complete",
         "metrics": evaluation.metrics,
         "evaluations": evaluation.rows,
-        "undefined": evaluation.undefined,
+        "undefined": evaluation.undefined | left_out,
         "num_quarantined": len(data.quarantined),
     }
 

@@ -50,7 +50,8 @@ def compute_metrics(
     undefined: dict[str, str] = {}
     auroc = compute_auroc(probabilities, labels)
     if auroc is None:
-        undefined["auroc"] = "only one class is present, or a class is absent"
+        absent = np.flatnonzero(np.bincount(labels, minlength=logits.shape[1]) == 0)
+        undefined["auroc"] = f"no image of class {', '.join(map(str, absent))} (counted from 0)"
     else:
         values["auroc"] = auroc
     if ordinal:
@@ -64,10 +65,8 @@ def compute_metrics(
 
 def compute_balanced_accuracy(predicted: Int64[np.ndarray, " n"], labels: Int64[np.ndarray, " n"]) -> float:
     """Return the mean recall over the classes that are present, in [0, 1]."""
-    present, inverse = np.unique(labels, return_inverse=True)
-    recall = np.bincount(inverse, weights=predicted == labels) / np.bincount(inverse)
-    assert len(recall) == len(present)
-    return float(recall.mean())
+    _, inverse = np.unique(labels, return_inverse=True)
+    return float((np.bincount(inverse, weights=predicted == labels) / np.bincount(inverse)).mean())
 
 
 def compute_auroc(scores: Float64[np.ndarray, "n classes"], labels: Int64[np.ndarray, " n"]) -> float | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,7 +13,7 @@ from jaxtyping import Float16, Float32, Int64
 from torch import Tensor
 
 from trainables.data.dataset import ImageSet
-from trainables.errors import StorageError
+from trainables.errors import DivergedError, StorageError
 from trainables.models import Classifier
 from trainables.storage import Folder
 
@@ -64,9 +65,9 @@ def load_predictions(folder: Folder, name: str) -> Predictions:
                 labels=arrays["labels"],
                 shifts=tuple(str(shift) for shift in arrays["shifts"]),
                 logits=arrays["logits"],
-                features=arrays["features"] if "features" in arrays else None,
+                features=arrays.get("features"),
             )
-    except (ValueError, KeyError, EOFError) as error:
+    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
         raise StorageError(f"{folder.uri}/predictions/{name}.npz is damaged: {error}") from error
 
 
@@ -88,7 +89,10 @@ def predict(
         batch_size: images per forward pass.
         precision: bfloat16 runs under autocast.
         transform: maps a uint8 batch (and the slice of the set it is) to the shifted uint8 batch.
-        features: return penultimate features as float16.
+        features: return penultimate features as float16, clipped to its range (±65504).
+
+    Raises:
+        DivergedError: an output is not finite.
     """
     model.eval()
     device = model.mean.device
@@ -105,4 +109,15 @@ def predict(
             else:
                 output = model(model.normalise(batch))
         logits.append(output.float())
-    return torch.cat(logits).cpu().numpy(), torch.cat(kept).half().cpu().numpy() if features else None
+    outputs = torch.cat(logits).cpu().numpy()
+    finite = np.isfinite(outputs).all(axis=1)
+    if not finite.all():
+        raise DivergedError(
+            f"predicted the {len(images)} images of {images.name} and found outputs that are not finite for "
+            f"{int((~finite).sum())} of them, the first {images.ids[int(np.argmin(finite))]}; "
+            "lower training.learning_rate or set training.gradient_clip_norm"
+        )
+    if not features:
+        return outputs, None
+    limit = torch.finfo(torch.float16).max
+    return outputs, torch.cat(kept).clamp(-limit, limit).half().cpu().numpy()

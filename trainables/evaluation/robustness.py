@@ -32,6 +32,25 @@ class Evaluation:
     undefined: dict[str, str]
 
 
+def choose_shifts(data: Dataset, config: EvaluationConfig) -> tuple[list[Shift], dict[str, str]]:
+    """Return the identity and every shift the test set is evaluated under, and why others are left out.
+
+    A shift that leaves grey images as they are tests nothing, and would only flatter the mean: it is left out, with
+    an entry ``{"shift/<name>": reason}``.
+
+    Raises:
+        ConfigError: an unknown or repeated shift, severity or modality.
+    """
+    shifts = build_shifts(config, data.modality)
+    is_grey = data.splits["test"].images.shape[1] == 1
+    left_out = {
+        f"shift/{shift.name}": "changes nothing in grey images, so it is left out of the evaluation and of every mean"
+        for shift in shifts
+        if is_grey and shift.needs_colour
+    }
+    return [IDENTITY, *(shift for shift in shifts if f"shift/{shift.name}" not in left_out)], left_out
+
+
 def evaluate_model(
     model: Classifier,
     data: Dataset,
@@ -40,11 +59,24 @@ def evaluate_model(
     folder: Folder,
     batch_size: int,
     precision: torch.dtype,
-    on_progress: Callable[[int, int], None] | None = None,
-) -> list[Shift]:
-    """Predict validation, test under every shift, and every external set; store the predictions; return the shifts."""
-    modality = data.modality if config.modality == "auto" else config.modality
-    shifts = [IDENTITY, *build_shifts(config, modality)]
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> None:
+    """Predict validation, test under every shift, and every external set; store the predictions.
+
+    Args:
+        model: on the device to be used.
+        data: val, test and external sets are read.
+        config: which shifts (``choose_shifts``), their seed, and whether features are kept.
+        folder: ``predictions/<set>.npz`` are written here.
+        batch_size: images per forward pass.
+        precision: bfloat16 runs under autocast.
+        on_progress: called with the number of passes done and their total.
+
+    Raises:
+        DivergedError: an output is not finite.
+        StorageError: the storage refused.
+    """
+    shifts, _ = choose_shifts(data, config)
     sets: list[tuple[ImageSet, list[Shift]]] = [(data.splits["val"], [IDENTITY]), (data.splits["test"], shifts)]
     sets += [(external, [IDENTITY]) for external in data.external.values()]
     total, done = sum(len(todo) for _, todo in sets), 0
@@ -52,7 +84,7 @@ def evaluate_model(
         seeds = mix(torch.from_numpy(hash_ids(images.ids)).to(model.mean.device), "shift", config.shift_seed)
         logits, features = [], None
         for shift in todo:
-            wants_features = config.store_features and shift is IDENTITY
+            wants_features = config.store_features and shift == IDENTITY
             output, hidden = predict(
                 model,
                 images,
@@ -64,13 +96,11 @@ def evaluate_model(
             logits.append(output)
             features = hidden if wants_features else features
             done += 1
-            if on_progress is not None:
-                on_progress(done, total)
+            on_progress(done, total)
         save_predictions(
             folder,
             Predictions(images.name, images.ids, images.labels, tuple(map(_key, todo)), np.stack(logits), features),
         )
-    return shifts
 
 
 def _shifted(shift: Shift, seeds: Tensor) -> Callable[[Tensor, slice], Tensor]:
@@ -99,13 +129,14 @@ def summarise_predictions(
         ordinal: classes are ordered.
     """
     rows: list[dict[str, Any]] = []
-    undefined: dict[str, str] = {}
+    undefined: dict[str, list[str]] = {}
     for name in names:
         predictions = load_predictions(folder, name)
         for key, logits in zip(predictions.shifts, predictions.logits, strict=True):
             shift, severity = key.rsplit("/", 1)
             metrics = compute_metrics(logits, predictions.labels, ece_bins=ece_bins, ordinal=ordinal)
-            undefined |= {f"{name}/{key}/{metric}": why for metric, why in metrics.undefined.items()}
+            for metric, why in metrics.undefined.items():
+                undefined.setdefault(_prefix(name, shift, metric) + metric, []).append(why)
             rows.append(
                 {
                     "set": name,
@@ -116,7 +147,27 @@ def summarise_predictions(
                     "metrics": metrics.values,
                 }
             )
-    return Evaluation(rows, summarise_rows(rows), undefined)
+    num_shifted = sum(row["set"] == "test" and row["shift"] != IDENTITY.name for row in rows)
+    return Evaluation(
+        rows, summarise_rows(rows), {key: _explain(key, whys, num_shifted) for key, whys in undefined.items()}
+    )
+
+
+def _prefix(name: str, shift: str, metric: str) -> str:
+    """Return what stands before ``metric`` in the headline number that this row gives or enters."""
+    if name == "val":
+        return "validation/"
+    if name != "test":
+        return f"external/{name}/"
+    if shift == IDENTITY.name:
+        return "id/" if metric in HIGHER_IS_BETTER else "calibration/"
+    return "robustness/mean_" if metric in HIGHER_IS_BETTER else "calibration/mean_shifted_"
+
+
+def _explain(key: str, whys: list[str], num_shifted: int) -> str:
+    if not key.startswith("robustness/") or len(whys) == num_shifted:
+        return whys[0]
+    return f"{whys[0]}: under {len(whys)} of {num_shifted} shifts, which are left out of mean and worst"
 
 
 def summarise_rows(rows: list[dict[str, Any]]) -> dict[str, float]:
@@ -129,15 +180,10 @@ def summarise_rows(rows: list[dict[str, Any]]) -> dict[str, float]:
     shifted: dict[str, list[float]] = {}
     for row in rows:
         for metric, value in row["metrics"].items():
-            if row["set"] == "val":
-                headline[f"validation/{metric}"] = value
-            elif row["set"] != "test":
-                headline[f"external/{row['set']}/{metric}"] = value
-            elif row["shift"] == IDENTITY.name:
-                group = "id" if metric in HIGHER_IS_BETTER else "calibration"
-                headline[f"{group}/{metric}"] = value
-            else:
+            if row["set"] == "test" and row["shift"] != IDENTITY.name:
                 shifted.setdefault(metric, []).append(value)
+            else:
+                headline[_prefix(row["set"], row["shift"], metric) + metric] = value
     for metric, values in shifted.items():
         if metric in HIGHER_IS_BETTER:
             headline[f"robustness/mean_{metric}"] = float(np.mean(values))

@@ -24,6 +24,7 @@ from trainables.checkpoint import (
     load_checkpoint,
     pack_module,
     pack_optimiser,
+    restore_module,
     restore_random_state,
     save_checkpoint,
     unpack,
@@ -87,6 +88,7 @@ def pretrain_encoder(
 
     Raises:
         DivergedError: the loss is not finite.
+        CheckpointError: the checkpoint belongs to another stage.
     """
     from lightly.loss import NTXentLoss
     from lightly.models.modules.heads import SimCLRProjectionHead
@@ -104,13 +106,14 @@ def pretrain_encoder(
     if state is None:
         state = TrainingState(signature)
     else:
-        pair.load_state_dict(unpack("model", state.tensors))
+        restore_module(pair, unpack("model", state.tensors), origin="the checkpoint")
         unpack_optimiser(optimiser, state.tensors, state.optimiser_scalars)
         restore_random_state(state.tensors, state.random_state)
     write_missing_epochs(folder, state)
+    seeds = mix(torch.from_numpy(hash_ids(train.ids)), "contrastive", config.seed, config.replicate)
     while state.epoch < settings.epochs:
         started = time.perf_counter()
-        loss = _train_epoch(pair, train, config, criterion=criterion, optimiser=optimiser, state=state)
+        loss = _train_epoch(pair, train, config, seeds, criterion=criterion, optimiser=optimiser, state=state)
         metrics = {
             "ssl/loss": loss,
             "learning_rate": optimiser.param_groups[0]["lr"],
@@ -128,6 +131,7 @@ def _train_epoch(
     pair: nn.ModuleDict,
     train: ImageSet,
     config: StageConfig,
+    sample_seeds: Int64[Tensor, " n"],
     *,
     criterion: nn.Module,
     optimiser: torch.optim.Optimizer,
@@ -138,7 +142,6 @@ def _train_epoch(
     assert isinstance(encoder, Classifier)
     device = encoder.mean.device
     pair.train()
-    base = mix(torch.from_numpy(hash_ids(train.ids)), "contrastive", config.seed, config.replicate)
     order = np.random.default_rng(derive_seed(config.seed, config.replicate, "stage order", epoch))
     rows = order.permutation(len(train))
     # A last batch that is not full has fewer negatives: left out, as in SimCLR; the order changes every epoch.
@@ -148,7 +151,7 @@ def _train_epoch(
         rate = learning_rate_factor(state.step, num_batches * settings.epochs, 0, "cosine") * settings.learning_rate
         optimiser.param_groups[0]["lr"] = rate
         images = torch.from_numpy(train.images[batch]).to(device, non_blocking=True)
-        seeds = mix(base[torch.from_numpy(batch)], "epoch", epoch).to(device)
+        seeds = mix(sample_seeds[torch.from_numpy(batch)], "epoch", epoch).to(device)
         views = torch.cat([make_view(images, mix(seeds, "view", side), settings) for side in (0, 1)])
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             _, features = encoder.forward_features(encoder.normalise(views))

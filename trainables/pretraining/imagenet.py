@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import pickle
+import re
 import urllib.error
 import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +15,36 @@ from torch import Tensor
 
 from trainables.config import ImageNetPretraining
 from trainables.errors import ConfigError, WeightsUnavailableError
+from trainables.models import check_model_name
 
 #: Asking whether a server is there must not hold up planning.
 _REACH_SECONDS = 5.0
+#: What timm looks for in a repository of the Hugging Face hub, in its order.
+_HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
+#: DenseNets saved by torchvision before 2018 write ``norm.1.weight`` for ``norm1.weight``.
+_OLD_DENSENET_NAME = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
+
+
+@dataclass(frozen=True)
+class _Source:
+    """Where the weights come from, and where they lie if they were fetched before."""
+
+    url: str
+    cached: Path | None
+    is_hugging_face: bool = False
 
 
 def find_missing_weights(model_name: str, config: ImageNetPretraining) -> str | None:
-    """Return why the weights cannot be had, None when they can (file or cache present, or the server answers)."""
+    """Return why the weights cannot be had, None when they can (file or cache present, or the server answers).
+
+    Raises:
+        ConfigError: no such network, or no such weights for it.
+    """
     if config.file is not None:
         return None if config.file.is_file() else f"pretraining.file: there is no file {config.file}"
-    url, cached = _find_source(model_name, config)
-    if cached:
-        return None
-    try:
-        request = urllib.request.Request(url, method="HEAD")
-        with urllib.request.urlopen(request, timeout=_REACH_SECONDS):
-            return None
-    except (urllib.error.URLError, OSError) as error:
-        reason = getattr(error, "reason", error)
-        return f"ImageNet weights for {model_name} are not in the cache and {url} cannot be reached ({reason})"
+    source = _find_source(model_name, config)
+    problem = None if source.cached else _find_problem(source)
+    return problem and f"ImageNet weights for {model_name} are not in the cache and {source.url} {problem}"
 
 
 def compute_file_sha256(path: Path) -> str:
@@ -42,28 +56,31 @@ def compute_file_sha256(path: Path) -> str:
 def load_imagenet(model_name: str, config: ImageNetPretraining) -> dict[str, Tensor]:
     """Return the RGB state dict of the network, in its own library's names.
 
+    A server is asked only for what no cache has, and only after it answered: libraries retry for minutes.
+
     Raises:
-        WeightsUnavailableError: neither file nor cache nor download has them.
-        ConfigError: no such weights for this network.
+        WeightsUnavailableError: neither file nor cache nor download has them, or the cached file is damaged.
+        ConfigError: no such network or weights, or the file holds something else.
     """
     if config.file is not None:
         return _load_file(config.file, config.file_sha256)
+    reason = find_missing_weights(model_name, config)
+    if reason is not None:
+        raise WeightsUnavailableError(
+            f"{reason}; put the weights into the cache, name a file with pretraining.file, "
+            "or set pretraining.on_unavailable: skip"
+        )
+    source = _find_source(model_name, config)
     try:
         if model_name.startswith("timm/"):
-            import timm
-
-            backbone = timm.create_model(_timm_name(model_name, config), pretrained=True)
-        else:
-            from torchvision import models
-
-            backbone = models.get_model(model_name, weights=_torchvision_weights(model_name, config))
-    except (urllib.error.URLError, OSError) as error:
+            return _load_timm(_timm_name(model_name, config), source)
+        weights = _torchvision_weights(model_name, config)
+        return _rename(weights.get_state_dict(progress=False, check_hash=True, weights_only=True))
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise WeightsUnavailableError(
-            f"pretraining: fetched ImageNet weights for {model_name} and failed: {error}; "
-            "put them into the cache, name a file with pretraining.file, or set pretraining.on_unavailable: skip"
+            f"pretraining: loaded ImageNet weights for {model_name} from {source.cached or source.url} and failed: "
+            f"{error}; remove a damaged file from the cache, or name a file with pretraining.file"
         ) from error
-    state: dict[str, Tensor] = backbone.state_dict()
-    return state
 
 
 def _load_file(path: Path, sha256: str | None) -> dict[str, Tensor]:
@@ -73,28 +90,70 @@ def _load_file(path: Path, sha256: str | None) -> dict[str, Tensor]:
         raise ConfigError(
             f"pretraining.file: {path} has changed since the study was planned; run it again to plan anew"
         )
-    if path.suffix == ".safetensors":
-        from safetensors.torch import load_file
-
-        return load_file(path)
     import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
 
-    content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        if path.suffix == ".safetensors":
+            return _rename(load_file(path))
+        # weights_only: a pickle can run any code when it is loaded.
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
+        raise ConfigError(
+            f"pretraining.file: read {path} and found no plain state dict ({_first_line(error)}); expected tensors by "
+            "name in .safetensors, or in .pth as torch.save(model.state_dict()) writes them"
+        ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigError(f"pretraining.file: {path} holds {type(content).__name__}, expected a state dict of tensors")
+    return _rename(state)
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
+
+
+def _rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {_OLD_DENSENET_NAME.sub(r"\1\2", name): value for name, value in state.items()}
+
+
+def _load_timm(name: str, source: _Source) -> dict[str, Tensor]:
+    import timm
+
+    # A file in the cache is named, so that the hub is not asked whether it is still the newest.
+    known = {"file": str(source.cached), "custom_load": False} if source.is_hugging_face and source.cached else {}
+    state: dict[str, Tensor] = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=known).state_dict()
     return state
 
 
-def _find_source(model_name: str, config: ImageNetPretraining) -> tuple[str, bool]:
-    """Return the URL of the weights, and whether they are in the local cache."""
+def _find_problem(source: _Source) -> str | None:
+    """Return why the server does not hand out the weights, None when it does."""
+    if source.is_hugging_face:
+        from huggingface_hub.constants import HF_HUB_OFFLINE
+
+        if HF_HUB_OFFLINE:
+            return "may not be asked: HF_HUB_OFFLINE is set"
+    try:
+        request = urllib.request.Request(source.url, method="HEAD")
+        with urllib.request.urlopen(request, timeout=_REACH_SECONDS):
+            return None
+    except (urllib.error.URLError, OSError) as error:
+        return f"cannot be reached ({getattr(error, 'reason', error)})"
+
+
+def _find_source(model_name: str, config: ImageNetPretraining) -> _Source:
+    check_model_name(model_name)
     if model_name.startswith("timm/"):
         return _find_timm_source(model_name, config)
+    return _find_hub_source(str(_torchvision_weights(model_name, config).url))
+
+
+def _find_hub_source(url: str) -> _Source:
     import torch
 
-    url = str(_torchvision_weights(model_name, config).url)
     cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rsplit("/", 1)[-1]
-    return url, cached.is_file()
+    return _Source(url, cached if cached.is_file() else None)
 
 
 def _torchvision_weights(model_name: str, config: ImageNetPretraining) -> Any:
@@ -111,22 +170,34 @@ def _torchvision_weights(model_name: str, config: ImageNetPretraining) -> Any:
 
 
 def _timm_name(model_name: str, config: ImageNetPretraining) -> str:
-    name = model_name.removeprefix("timm/").split(".")[0]
-    return model_name.removeprefix("timm/") if config.weights == "default" else f"{name}.{config.weights}"
+    name = model_name.removeprefix("timm/")
+    return name if config.weights == "default" else f"{name.split('.')[0]}.{config.weights}"
 
 
-def _find_timm_source(model_name: str, config: ImageNetPretraining) -> tuple[str, bool]:
+def _find_timm_source(model_name: str, config: ImageNetPretraining) -> _Source:
     import timm
-    import torch
-    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub import hf_hub_url, try_to_load_from_cache
 
-    name = _timm_name(model_name, config)
-    cfg = timm.models.get_pretrained_cfg(name)
+    name, network = _timm_name(model_name, config), model_name.removeprefix("timm/")
+    try:
+        cfg = timm.models.get_pretrained_cfg(name)
+    except RuntimeError:  # an unknown tag
+        cfg = None
     if cfg is None or not (cfg.hf_hub_id or cfg.url):
-        known = ", ".join(timm.list_pretrained(f"{name.split('.')[0]}*")) or "none"
+        known = ", ".join(timm.list_pretrained(f"{network.split('.')[0]}.*")) or "none"
         raise ConfigError(f"pretraining.weights: timm has no weights {name!r}; known for this network: {known}")
-    if cfg.hf_hub_id:
-        repository = cfg.hf_hub_id if cfg.architecture in cfg.hf_hub_id else f"{cfg.hf_hub_id}{name}"
-        cached = isinstance(try_to_load_from_cache(repository, "model.safetensors"), str)
-        return f"https://huggingface.co/{repository}/resolve/main/model.safetensors", cached
-    return cfg.url, (Path(torch.hub.get_dir()) / "checkpoints" / cfg.url.rsplit("/", 1)[-1]).is_file()
+    default = timm.models.get_pretrained_cfg(network)
+    if (cfg.mean, cfg.std) != (default.mean, default.std):
+        raise ConfigError(
+            f"pretraining.weights: {name} was trained with another normalisation than {network} is built with; "
+            f"set model.name: timm/{name} and pretraining.weights: default"
+        )
+    if not cfg.hf_hub_id:
+        return _find_hub_source(cfg.url)
+    repository, _, revision = cfg.hf_hub_id.partition("@")
+    for file_name in (cfg.hf_hub_filename,) if cfg.hf_hub_filename else _HUGGING_FACE_FILES:
+        cached = try_to_load_from_cache(repository, file_name, revision=revision or None)
+        if isinstance(cached, str):
+            return _Source(repository, Path(cached), is_hugging_face=True)
+    url = hf_hub_url(repository, cfg.hf_hub_filename or _HUGGING_FACE_FILES[0], revision=revision or None)
+    return _Source(url, None, is_hugging_face=True)
