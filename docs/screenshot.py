@@ -3,7 +3,7 @@
     python docs/screenshot.py STUDY_LEDGER OUT_DIR [--mlflow URL] [--height PX] [--dark]
 
 STUDY_LEDGER is the folder of one study, the one that holds ``report/index.html``. With ``--mlflow`` the page at URL
-(the compare page that ``robustsweep ui`` prints) is photographed as well.
+(the page of severity curves that ``robustsweep ui`` prints) is photographed as well.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def take_screenshot(url: str, target: Path, *, size: tuple[int, int], wait_secon
             "--hide-scrollbars",
             f"--user-data-dir={profile}",
             f"--window-size={size[0]},{size[1]}",
-            f"--timeout={int(1000 * wait_seconds)}",
+            f"--virtual-time-budget={int(1000 * wait_seconds)}",
             f"--blink-settings=preferredColorScheme={0 if dark else 1}",
             f"--screenshot={target}",
             url,
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("ledger", type=Path, help="folder of the study, which holds report/index.html")
     parser.add_argument("out", type=Path, help="folder for the images, e.g. docs/images")
     parser.add_argument("--mlflow", metavar="URL", help="also photograph this page as compare.png")
-    parser.add_argument("--height", type=int, default=1900, help="of the report's window in px (default 1900)")
+    parser.add_argument("--height", type=int, default=1350, help="of the report's window in px (default 1350)")
     parser.add_argument("--dark", action="store_true", help="dark colour scheme")
     arguments = parser.parse_args()
     page = arguments.ledger / "report" / "index.html"
@@ -79,8 +79,17 @@ def main() -> None:
     print(f"wrote {target}")
     if arguments.mlflow:
         target = arguments.out / "compare.png"
-        take_screenshot(arguments.mlflow, target, size=(1600, 1100), wait_seconds=20, dark=arguments.dark)
+        take_screenshot(arguments.mlflow, target, size=(1900, 1000), wait_seconds=20, dark=arguments.dark)
+        _cut_assistant(target)
         print(f"wrote {target}")
+
+
+def _cut_assistant(target: Path) -> None:
+    """Cut off the panel that MLflow opens at the right of a wide window."""
+    from PIL import Image
+
+    with Image.open(target) as image:
+        image.crop((0, 0, 1410, 880)).save(target)
 
 
 if __name__ == "__main__":
