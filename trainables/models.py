@@ -101,18 +101,17 @@ class Classifier(nn.Module):
             ConfigError: a weight is missing or has another shape.
         """
         mine = self.encoder_state()
-        missing = [name for name in mine if name not in state]
-        missing = [name for name in missing if not name.endswith("num_batches_tracked")]  # absent in files before 2018
-        misfits = [
+        # num_batches_tracked is absent in files older than 2018, and decides nothing.
+        misfits = [name for name in mine if name not in state and not name.endswith("num_batches_tracked")]
+        misfits += [
             f"{name} {tuple(state[name].shape)} instead of {tuple(mine[name].shape)}"
             for name in mine
             if name in state and state[name].shape != mine[name].shape
         ]
-        if missing or misfits:
+        if misfits:
             raise ConfigError(
-                f"loaded {origin} into this network: {len(missing)} of {len(mine)} weights are missing "
-                f"({', '.join(missing[:3])} …) and {len(misfits)} have another shape ({', '.join(misfits[:3])} …); "
-                "expected the weights of the same architecture"
+                f"loaded {origin} into this network: {len(misfits)} of {len(mine)} weights are missing or have another "
+                f"shape, the first {', '.join(misfits[:3])}; expected the weights of the same architecture"
             )
         for name, tensor in mine.items():
             if name in state:
@@ -157,6 +156,11 @@ def build_model(
     model = Classifier(origin.backbone, head=head, mean=mean, std=std, input_size=image_size)
     if imagenet is not None:
         model.load_encoder(imagenet, origin="ImageNet weights")
+    if config.stem == "small" and origin.fixed_size:
+        raise ConfigError(
+            f"model.stem: {config.name} cuts images of {origin.fixed_size} px into patches and has no stem to be made "
+            "small; set it to auto"
+        )
     small = config.stem == "small" or (
         config.stem == "auto" and image_size < SMALL_STEM_BELOW_PX and not origin.fixed_size and not config.input_size
     )

@@ -49,7 +49,9 @@ class Folder:
     def _fs(self) -> Any:
         import fsspec  # imported here: local ledgers never need it
 
-        return fsspec.core.url_to_fs(self.uri)[0]
+        fs = fsspec.core.url_to_fs(self.uri)[0]
+        fs.invalidate_cache()  # listings are cached, and other machines write here too
+        return fs
 
     def exists(self, name: str) -> bool:
         """Return whether the file ``name`` is there."""

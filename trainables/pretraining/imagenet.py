@@ -79,7 +79,7 @@ def load_imagenet(model_name: str, config: ImageNetPretraining) -> dict[str, Ten
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise WeightsUnavailableError(
             f"pretraining: loaded ImageNet weights for {model_name} from {source.cached or source.url} and failed: "
-            f"{error}; remove a damaged file from the cache, or name a file with pretraining.file"
+            f"{_first_line(error)}; remove a damaged file from the cache, or name a file with pretraining.file"
         ) from error
 
 

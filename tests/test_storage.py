@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+import pytest
+
+from trainables.errors import StorageError
+from trainables.storage import Folder
+
+
+@pytest.fixture(params=["local", "memory"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Folder:
+    """The same contract on a disk and on an object store."""
+    return Folder(tmp_path / "ledger" if request.param == "local" else f"memory://{uuid.uuid4()}/ledger")
+
+
+def test_files_and_folders(folder: Folder) -> None:
+    assert list(folder.children()) == []
+    assert not folder.exists("a")
+    folder.write("a", b"1")
+    folder.write("sub/b", b"2")
+    (folder / "sub" / "deeper").write("c", b"3")
+    assert (folder / "sub").read("b") == b"2"
+    assert list(folder.children()) == ["a", "sub"]
+    assert list((folder / "sub").children()) == ["b", "deeper"]
+    assert (folder / "sub").name == "sub"
+    folder.write("a", b"4")
+    assert folder.read("a") == b"4"
+    folder.rename("a", "sub/b")
+    assert not folder.exists("a")
+    assert folder.read("sub/b") == b"4"
+    folder.remove("sub")
+    folder.remove("never there")
+    assert list(folder.children()) == []
+
+
+def test_json_and_lines(folder: Folder) -> None:
+    assert folder.read_lines("epochs.jsonl") == []
+    folder.append_line("epochs.jsonl", '{"epoch": 1}')
+    folder.append_line("epochs.jsonl", '{"epoch": 2}')
+    assert folder.read_lines("epochs.jsonl") == [{"epoch": 1}, {"epoch": 2}]
+    folder.write_json("result.json", {"b": 0.1, "a": [1, None, "ä"]})
+    assert folder.read_json("result.json") == {"b": 0.1, "a": [1, None, "ä"]}
+
+
+def test_a_torn_last_line_is_left_out_and_a_damaged_one_is_not(folder: Folder) -> None:
+    folder.write("epochs.jsonl", b'{"epoch": 1}\n{"epo')
+    assert folder.read_lines("epochs.jsonl") == [{"epoch": 1}]
+    folder.write("epochs.jsonl", b'{"epo\n{"epoch": 2}\n')
+    with pytest.raises(StorageError, match="damaged, expected one JSON value a line"):
+        folder.read_lines("epochs.jsonl")
+
+
+def test_errors_name_the_file(folder: Folder) -> None:
+    with pytest.raises(StorageError, match=r"could not read .*nothing.json"):
+        folder.read_json("nothing.json")
+    folder.write("result.json", b"{")
+    with pytest.raises(StorageError, match=r"result.json is damaged, expected JSON"):
+        folder.read_json("result.json")
+    with pytest.raises(StorageError, match="could not rename"):
+        folder.rename("nothing", "something")
+
+
+def test_nan_is_never_written(folder: Folder) -> None:
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        folder.write_json("result.json", {"loss": float("nan")})
+    assert not folder.exists("result.json")
+
+
+@pytest.mark.parametrize("name", ["", "/etc/passwd", "../out", "a/../../out", "a\\b"])
+def test_names_cannot_leave_the_folder(folder: Folder, name: str) -> None:
+    with pytest.raises(StorageError, match="refused to leave"):
+        folder.write(name, b"")
+    with pytest.raises(StorageError, match="refused to leave"):
+        folder / name
+
+
+def test_a_failed_write_leaves_the_old_content_and_no_rest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = Folder(tmp_path)
+    folder.write("result.json", b"old")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(StorageError, match="No space left"):
+        folder.write("result.json", b"new")
+    assert folder.read("result.json") == b"old"
+    assert list(folder.children()) == ["result.json"]
+
+
+def test_local_uris_are_paths(tmp_path: Path) -> None:
+    Folder(f"file://{tmp_path}/x").write("a", b"1")
+    assert (tmp_path / "x" / "a").read_bytes() == b"1"
+    assert Folder("somewhere").uri == str(Path.cwd() / "somewhere")

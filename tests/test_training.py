@@ -1,0 +1,342 @@
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from tiny import random_dataset, random_set, tiny_trial
+
+from trainables.checkpoint import TrainingState
+from trainables.config import TrialConfig
+from trainables.data.dataset import Dataset
+from trainables.errors import CheckpointError, ConfigError, DivergedError
+from trainables.models import Classifier
+from trainables.storage import Folder
+from trainables.training import (
+    Outcome,
+    TrainingImages,
+    build_optimiser,
+    choose_label_fraction,
+    learning_rate_factor,
+    resolve_precision,
+    train_model,
+    write_missing_epochs,
+)
+from trainables.trial import build_initial_model
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def config(**sections: Any) -> TrialConfig:
+    training = {"epochs": 3, "batch_size": 16, "label_fraction": 1.0, **sections.pop("training", {})}
+    return tiny_trial(training=training, **sections)
+
+
+def train(
+    folder: Path, settings: TrialConfig, data: Dataset | None = None, report: Any = lambda record: None
+) -> tuple[Outcome, Classifier, list[dict[str, Any]]]:
+    data = data or random_dataset()
+    model = build_initial_model(settings, data, encoder=None)
+    outcome = train_model(model, data, settings, signature="mine", folder=Folder(folder), report=report)
+    return outcome, model, Folder(folder).read_lines("epochs.jsonl")
+
+
+def test_training_learns(tmp_path: Path) -> None:
+    outcome, _, epochs = train(tmp_path, config(training={"epochs": 10, "learning_rate": 0.01}))
+    assert epochs[-1]["metrics"]["train/loss"] < 0.7 * epochs[0]["metrics"]["train/loss"]
+    assert outcome.epochs == 10
+    # The learning rate is that of the last step: a cosine that has all but ended.
+    assert epochs[-1]["metrics"]["learning_rate"] == pytest.approx(0.01 * 0.5 * (1 + math.cos(math.pi * 29 / 30)))
+
+
+@pytest.mark.parametrize(
+    "arm",
+    [
+        {"regulariser": {"kind": "spectral_decoupling", "weight": 0.1, "delay_steps": 1}},
+        {"regulariser": {"kind": "spectral_decoupling", "weight": (0.1, 0.2), "group_by": "site"}},
+        {"regulariser": {"kind": "label_smoothing"}, "training": {"class_weights": "balanced"}},
+        {"regulariser": {"kind": "mixup"}, "training": {"optimiser": "sgd", "precision": "bfloat16"}},
+        {"augmentation": {"kind": "trivialaugment", "erasing": 0.5}, "training": {"gradient_clip_norm": 0.1}},
+        {"augmentation": {"kind": "randaugment", "horizontal_flip": True, "crop_scale_min": 0.5}},
+    ],
+)
+def test_every_option_trains_and_is_reproducible(tmp_path: Path, arm: dict[str, Any]) -> None:
+    arm["training"] = {"epochs": 1, **arm.get("training", {})}
+    _, first, epochs = train(tmp_path / "one", config(**arm))
+    _, second, _ = train(tmp_path / "two", config(**arm))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+    terms = epochs[0]["metrics"]
+    parts = [terms[name] for name in ("train/cross_entropy", "train/spectral_decoupling") if name in terms]
+    assert terms["train/loss"] == pytest.approx(sum(parts), rel=1e-5)
+
+
+def test_another_replicate_is_another_training(tmp_path: Path) -> None:
+    first, second = (train(tmp_path / str(i), config(replicate=i, training={"epochs": 1}))[1] for i in (0, 1))
+    assert not torch.equal(first.head.weight, second.head.weight)
+
+
+def test_nan_input_and_huge_rates_are_divergence(tmp_path: Path) -> None:
+    with pytest.raises(DivergedError, match=r"not finite|training loss is (nan|inf)"):
+        train(tmp_path, config(training={"learning_rate": 1e30, "optimiser": "sgd"}))
+    assert not (tmp_path / "model.safetensors").exists()
+
+
+def test_divergence_names_epoch_and_setting(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Classifier, "normalise", lambda self, images: images.float() * float("nan"))
+    with pytest.raises(DivergedError, match=r"epoch 1: the mean training loss is nan; lower training.learning_rate"):
+        train(tmp_path, config())
+    assert Folder(tmp_path).read_lines("epochs.jsonl") == []
+
+
+def test_patience_stops_and_the_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.5, 0.7, 0.6, 0.7, 0.1, 0.9])
+    monkeypatch.setattr("trainables.training._Trainer._validate", lambda self: {"val/accuracy": next(values)})
+    kept: dict[int, torch.Tensor] = {}
+    settings = config(training={"epochs": 6, "patience": 3, "select_by": "accuracy"})
+    data = random_dataset()
+    model = build_initial_model(settings, data, encoder=None)
+
+    def report(record: dict[str, Any]) -> None:
+        kept[record["epoch"]] = model.head.weight.detach().clone()
+
+    outcome = train_model(model, data, settings, signature="mine", folder=Folder(tmp_path), report=report)
+    # .7 again in epoch 4 is no improvement, so epoch 2 stays the best and three epochs later it is over.
+    assert outcome == Outcome(epochs=5, best_epoch=2)
+    assert torch.equal(model.head.weight, kept[2])
+    assert not torch.equal(model.head.weight, kept[5])
+
+
+def test_the_smallest_loss_is_the_best(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    values = iter([0.5, 0.2, 0.6])
+    monkeypatch.setattr("trainables.training._Trainer._validate", lambda self: {"val/loss": next(values)})
+    assert train(tmp_path, config(training={"select_by": "loss"}))[0].best_epoch == 2
+
+
+def test_selection_and_training_see_validation_and_nothing_else(tmp_path: Path) -> None:
+    data = random_dataset()
+    swapped = replace(
+        data,
+        splits={**data.splits, "test": random_set("other-test", 30)},
+        external={"far-away": random_set("far-away", 6)},
+    )
+    _, first, epochs = train(tmp_path / "one", config(), data)
+    _, second, others = train(tmp_path / "two", config(), swapped)
+    assert torch.equal(first.head.weight, second.head.weight)
+    assert [e["metrics"]["val/loss"] for e in epochs] == [e["metrics"]["val/loss"] for e in others]
+    # Another validation set changes what is measured, not what is learnt.
+    swapped = replace(data, splits={**data.splits, "val": random_set("other-val", 30)})
+    _, _, others = train(tmp_path / "three", config(), swapped)
+    assert [e["metrics"]["train/loss"] for e in epochs] == [e["metrics"]["train/loss"] for e in others]
+    assert [e["metrics"]["val/loss"] for e in epochs] != [e["metrics"]["val/loss"] for e in others]
+
+
+def test_selection_by_an_undefined_metric_is_refused(tmp_path: Path) -> None:
+    data = random_dataset()
+    val = random_set("val", 20, num_classes=2)  # class 2 is absent
+    with pytest.raises(ConfigError, match=r"training.select_by: auroc is not defined on the 20 validation images"):
+        train(tmp_path, config(training={"select_by": "auroc"}), replace(data, splits={**data.splits, "val": val}))
+
+
+# --------------------------------------------------------------------------- resume
+
+
+class Interrupted(BaseException):
+    """Not an Exception: nothing may catch it."""
+
+
+def interrupt_after(epoch: int) -> Any:
+    def report(record: dict[str, Any]) -> None:
+        if record["epoch"] == epoch:
+            raise Interrupted
+
+    return report
+
+
+def test_a_damaged_last_checkpoint_costs_one_epoch_and_nothing_else(tmp_path: Path) -> None:
+    _, whole, expected = train(tmp_path / "whole", config())
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", config(), report=interrupt_after(2))
+    folder = Folder(tmp_path / "cut")
+    folder.write("checkpoint.safetensors", folder.read("checkpoint.safetensors")[:-5])
+    with (tmp_path / "cut" / "epochs.jsonl").open("ab") as file:
+        file.write(b'{"epoch": 3, "torn')
+    done = []
+    _, resumed, found = train(tmp_path / "cut", config(), report=lambda record: done.append(record["epoch"]))
+    assert done == [2, 3]
+    assert [e["metrics"]["val/loss"] for e in found] == [e["metrics"]["val/loss"] for e in expected]
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path: Path) -> None:
+    outcome, first, _ = train(tmp_path, config())
+    done: list[Any] = []
+    again, second, _ = train(tmp_path, config(), report=done.append)
+    assert done == []
+    assert again == outcome
+    assert torch.equal(first.head.weight, second.head.weight)
+
+
+def test_another_trials_checkpoint_is_refused(tmp_path: Path) -> None:
+    settings, data = config(), random_dataset()
+    train(tmp_path, settings)
+    model = build_initial_model(settings, data, encoder=None)
+    with pytest.raises(CheckpointError, match="written by the trial mine, expected other"):
+        train_model(model, data, settings, signature="other", folder=Folder(tmp_path), report=lambda record: None)
+
+
+@pytest.mark.parametrize("content", [None, b"", b'{"epoch": 1}\n{"epoch": 2}\n', b'{"epoch": 1}\n{"ep', b"{\n"])
+def test_epoch_lines_are_brought_to_what_the_checkpoint_knows(tmp_path: Path, content: bytes | None) -> None:
+    folder = Folder(tmp_path)
+    if content is not None:
+        folder.write("epochs.jsonl", content)
+    write_missing_epochs(folder, TrainingState("mine", history=[{"epoch": 1}]))
+    assert folder.read("epochs.jsonl") == b'{"epoch": 1}\n'
+
+
+# --------------------------------------------------------------------------- optimiser and schedule
+
+
+def test_weight_decay_spares_biases_and_normalisation() -> None:
+    model = build_initial_model(config(), random_dataset(), encoder=None)
+    _, optimiser = build_optimiser(model, config(regulariser={"kind": "weight_decay", "weight": 0.3}))
+    for group in optimiser.param_groups:
+        assert {parameter.ndim > 1 for parameter in group["params"]} == {group["weight_decay"] == 0.3}
+    assert sum(len(group["params"]) for group in optimiser.param_groups) == len(list(model.parameters()))
+    for arm in ({}, {"regulariser": {"kind": "spectral_decoupling"}}):
+        _, optimiser = build_optimiser(model, config(**arm))
+        assert all(group["weight_decay"] == 0.0 for group in optimiser.param_groups)
+
+
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_settings_reach_the_optimiser(name: str) -> None:
+    model = build_initial_model(config(), random_dataset(), encoder=None)
+    training = {"optimiser": name, "learning_rate": 0.02, "momentum": 0.7, "backbone_learning_rate_factor": 0.1}
+    parameters, optimiser = build_optimiser(model, config(training=training))
+    assert isinstance(optimiser, torch.optim.AdamW if name == "adamw" else torch.optim.SGD)
+    head = {id(parameter) for parameter in model.head.parameters()}
+    for group in optimiser.param_groups:
+        is_head = {id(parameter) in head for parameter in group["params"]}
+        assert len(is_head) == 1
+        assert group["lr"] == pytest.approx(0.02 if is_head.pop() else 0.002)
+        assert name == "adamw" or group["momentum"] == 0.7
+    assert len(parameters) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize("regulariser", ["none", "dropout"])
+def test_a_linear_probe_leaves_the_backbone_as_it_was(tmp_path: Path, regulariser: str) -> None:
+    settings = config(training={"backbone_learning_rate_factor": 0.0}, regulariser={"kind": regulariser})
+    before = build_initial_model(settings, random_dataset(), encoder=None)
+    _, after, epochs = train(tmp_path, settings)
+    for name, value in before.encoder_state().items():  # batch statistics and their counters included
+        assert torch.equal(value, after.encoder_state()[name]), name
+    assert not torch.equal(next(before.head.parameters()), next(after.head.parameters()))
+    assert epochs[-1]["metrics"]["train/loss"] < epochs[0]["metrics"]["train/loss"]
+
+
+def test_schedule() -> None:
+    rates = [learning_rate_factor(step, 12, 4, "cosine") for step in range(12)]
+    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
+    assert rates[4] == 1.0
+    assert rates[8] == pytest.approx(0.5)
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[-1] > 0
+    assert [learning_rate_factor(step, 5, 2, "constant") for step in range(5)] == [0.5, 1, 1, 1, 1]
+
+
+def test_precision() -> None:
+    training = config().training
+    assert resolve_precision(training, CPU) == torch.float32
+    assert resolve_precision(training, torch.device("cuda")) == torch.bfloat16
+    assert resolve_precision(config(training={"precision": "bfloat16"}).training, CPU) == torch.bfloat16
+    assert resolve_precision(config(training={"precision": "float32"}).training, torch.device("cuda")) == torch.float32
+
+
+# --------------------------------------------------------------------------- batches
+
+
+def batches(settings: TrialConfig, epoch: int = 1, num_images: int = 48) -> list[tuple[torch.Tensor, ...]]:
+    return list(TrainingImages(random_set("train", num_images), settings, CPU).epoch(epoch))
+
+
+def test_arms_share_order_and_sample_seeds() -> None:
+    plain = batches(config())
+    for arm in (
+        {"augmentation": {"kind": "strong"}},
+        {"regulariser": {"kind": "mixup"}},
+        {"model": {"name": "resnet18"}},
+    ):
+        for mine, theirs in zip(plain, batches(config(**arm)), strict=True):
+            assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
+    for other in (batches(config(), epoch=2), batches(config(replicate=1)), batches(config(seed=1))):
+        assert not torch.equal(plain[0][3], other[0][3])
+        assert not torch.equal(plain[0][0], other[0][0])
+
+
+def test_a_sample_keeps_its_seed_whatever_the_batch_size() -> None:
+    def seeds(batch_size: int) -> dict[bytes, int]:
+        found = batches(config(training={"batch_size": batch_size}))
+        return {
+            image.numpy().tobytes(): int(seed)
+            for images, _, _, seeds in found
+            for image, seed in zip(images, seeds, strict=True)
+        }
+
+    assert seeds(5) == seeds(48)
+    assert len(seeds(48)) == 48
+
+
+def test_every_image_comes_once_with_its_own_label_and_site() -> None:
+    train_set = random_set("train", 48)
+    rows = {image.tobytes(): index for index, image in enumerate(train_set.images)}
+    seen = []
+    for images, labels, sites, _ in batches(config()):
+        for image, label, site in zip(images, labels, sites, strict=True):
+            row = rows[image.numpy().tobytes()]
+            assert label == train_set.labels[row]
+            assert "ab"[int(site)] == train_set.sites[row]
+            seen.append(row)
+    assert sorted(seen) == list(range(48))
+
+
+def test_no_batch_holds_a_single_image() -> None:
+    sizes = [len(images) for images, *_ in batches(config(training={"batch_size": 16}), num_images=33)]
+    assert sizes == [16, 17]
+    assert TrainingImages(random_set("train", 33), config(), CPU).num_batches == 2
+    with pytest.raises(ConfigError, match="leaves 1 training images"):
+        TrainingImages(random_set("train", 1), config(), CPU)
+
+
+def test_label_fractions_are_nested_whole_groups_of_every_class() -> None:
+    train_set = random_set("train", 240)
+    chosen = {
+        fraction: set(choose_label_fraction(train_set, fraction, 7).tolist()) for fraction in (0.01, 0.1, 0.5, 1.0)
+    }
+    assert chosen[0.01] < chosen[0.1] < chosen[0.5] < chosen[1.0]
+    assert len(chosen[1.0]) == 240
+    assert len(chosen[0.5]) == pytest.approx(120, abs=6)
+    for rows in chosen.values():
+        assert {train_set.labels[row] for row in rows} == {0, 1, 2}
+        groups = {train_set.groups[row] for row in rows}
+        assert rows == {row for row in range(240) if train_set.groups[row] in groups}
+    assert set(choose_label_fraction(train_set, 0.5, 8).tolist()) != chosen[0.5]
+
+
+def test_label_fraction_is_shared_by_replicates() -> None:
+    first, second = (
+        TrainingImages(random_set("train", 240), config(replicate=i, training={"label_fraction": 0.2}), CPU)
+        for i in (0, 1)
+    )
+    assert np.array_equal(first.rows, second.rows)
