@@ -7,13 +7,15 @@ Nothing heavy is imported before a command needs it.
 from __future__ import annotations
 
 import json
+import shlex
+import signal
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainables.errors import RobustSweepError, StorageError
+from trainables.errors import InfrastructureError, RobustSweepError, StorageError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -51,28 +53,34 @@ def run(
     """Run what is open, resume what was interrupted, write the report. Run it again after any interruption."""
     from orchestrator.run import run_study
 
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what schedulers and `docker stop` send
     loaded = _load(study, overrides)
     console = _console(stderr=as_json)
-    summary = run_study(
-        loaded,
-        storage=_storage(loaded, storage),
-        mlflow=mlflow,
-        address=address,
-        console=console,
-        retry_failed=retry_failed,
-    )
-    again = f"robustsweep run {study}"
+    flags = {"--storage": storage, "--mlflow": mlflow, "--set": overrides}
+    again = _command("run", study, flags | {"--address": address})
+    try:
+        summary = run_study(
+            loaded,
+            storage=_storage(loaded, storage),
+            mlflow=mlflow,
+            address=address,
+            console=console,
+            retry_failed=retry_failed,
+        )
+    except KeyboardInterrupt:
+        _tell(console, f"stopped; go on with: {again}")
+        raise typer.Exit(INCOMPLETE) from None
     if as_json:
         typer.echo(json.dumps(vars(summary)))
     if summary.unshipped:
-        console.print(f"{summary.unshipped} records are not in MLflow yet: robustsweep sync {study}", highlight=False)
+        _tell(console, f"{summary.unshipped} records are not in MLflow yet: {_command('sync', study, flags)}")
     if not summary.is_complete:
-        console.print(
-            f"[bold]{summary.failed} failed, {summary.missing} missing of {summary.planned} trials.[/bold] "
-            f"Go on with: {again}" + (" --retry-failed" if summary.failed and not summary.missing else ""),
-            highlight=False,
+        _tell(
+            console,
+            f"{summary.failed} failed, {summary.interrupted} interrupted, {summary.missing} missing "
+            f"of {summary.planned} trials; go on with: {again}" + " --retry-failed" * summary.is_only_failed,
         )
-    console.print(f"look at the runs with: robustsweep ui {study}", highlight=False)
+    _tell(console, f"look at the runs with: {_command('ui', study, flags)}")
     raise typer.Exit(COMPLETE if summary.is_complete else INCOMPLETE)
 
 
@@ -101,7 +109,7 @@ def plan(
 @app.command()
 def status(study: StudyFile, storage: Storage = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
     """Show how many trials are planned, complete, running, failed, interrupted, missing."""
-    from orchestrator.status import compute_status, render_status
+    from orchestrator.status import compute_status, is_current, render_status
 
     loaded = _load(study, overrides)
     counts = compute_status(loaded, storage=_storage(loaded, storage))
@@ -109,6 +117,8 @@ def status(study: StudyFile, storage: Storage = None, overrides: Overrides = Non
         typer.echo(json.dumps(counts))
     else:
         render_status(counts, _console())
+    if not is_current(loaded, storage=_storage(loaded, storage)):
+        typer.echo("the study differs from the one that was last run; this is about that one", err=True)
     raise typer.Exit(COMPLETE if counts["complete"] == counts["planned"] else INCOMPLETE)
 
 
@@ -152,6 +162,7 @@ def ui(
         typer.echo(f"compare          {links.compare}  ({links.num_compared} of {links.num_trials} trials)")
         typer.echo(f"severity curves  {links.curves}")
         sys.stdout.flush()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped either way, the server must not stay
         try:
             server.wait()
         except KeyboardInterrupt:
@@ -197,10 +208,24 @@ def schema() -> None:
 
 
 @app.command()
-def doctor(storage: Storage = None, mlflow: Mlflow = None, address: Address = None, as_json: AsJson = False) -> None:
+def doctor(
+    study: Annotated[Path | None, typer.Argument(help="The study file, for what it names.", show_default=False)] = None,
+    storage: Storage = None,
+    mlflow: Mlflow = None,
+    address: Address = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
     """Check this machine: versions, GPU, Ray, storage, MLflow, weights cache."""
     from orchestrator.doctor import examine, render_findings
 
+    if study is not None:
+        execution = _load(study, overrides).execution
+        storage, mlflow, address = (
+            storage or execution.storage,
+            mlflow or execution.mlflow,
+            address or execution.address,
+        )
     findings = examine(storage=storage or "results", mlflow=mlflow, address=address)
     if as_json:
         typer.echo(json.dumps([vars(finding) for finding in findings]))
@@ -219,6 +244,19 @@ def _storage(study: Study, flag: str | None) -> str:
     return flag or study.execution.storage
 
 
+def _command(name: str, study: Path, flags: dict[str, Any]) -> str:
+    """Return the command line that goes on with the same study, to be pasted into a shell."""
+    words = ["robustsweep", name, str(study)]
+    for flag, value in flags.items():
+        for word in value if isinstance(value, list) else [value]:
+            words += [flag, word] if word is not None else []
+    return shlex.join(words)
+
+
+def _tell(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
 def _console(*, stderr: bool = False) -> Console:
     from rich.console import Console
 
@@ -229,7 +267,7 @@ def main() -> Any:
     """Run the command line; deliberate errors become one message and an exit code."""
     try:
         return app()
-    except StorageError as error:
+    except (StorageError, InfrastructureError) as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(INFRASTRUCTURE)
     except RobustSweepError as error:

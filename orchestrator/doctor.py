@@ -17,6 +17,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.tracking_store import redact
@@ -120,5 +121,5 @@ def render_findings(findings: list[Finding], console: Console) -> None:
     """Print a table, what is wrong in red."""
     table = Table("", "looked at", "found")
     for finding in findings:
-        table.add_row("[green]ok[/green]" if finding.ok else "[red]no[/red]", finding.what, finding.found)
+        table.add_row("[green]ok[/green]" if finding.ok else "[red]no[/red]", finding.what, escape(finding.found))
     console.print(table)

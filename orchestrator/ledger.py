@@ -13,10 +13,13 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import signal
 import socket
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -25,8 +28,10 @@ from typing import Any
 from orchestrator.identity import compute_identity
 from orchestrator.plan import Plan, Work
 from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED
-from trainables.errors import LeaseError, StudyError
+from trainables.errors import LeaseError, StorageError, StudyError
 from trainables.storage import Folder
+
+_logger = logging.getLogger(__name__)
 
 #: A driver writes a sign of life this often; it is taken for dead after LEASE_SECONDS.
 HEARTBEAT_SECONDS = 10.0
@@ -88,7 +93,9 @@ class Ledger:
     def begin(self, work: Work, *, study: str, git_commit: str | None) -> None:
         """Write ``config.json`` if this work is new, and forget an earlier failure."""
         folder = self.folder(work.kind, work.signature)
-        folder.remove("failure.json")
+        if folder.exists("failure.json"):  # in this order: attempts belong to the failure
+            folder.remove("attempts.jsonl")
+            folder.remove("failure.json")
         if folder.exists("config.json"):
             return
         folder.write_json(
@@ -121,7 +128,7 @@ class Ledger:
             "reason": details.get("reason", "crashed"),
             "message": details.get("message", lost),
             "traceback": details.get("traceback", ""),
-            "attempts": len(attempts) + (details.get("reason") != "crashed"),
+            "attempts": max(1, len(attempts) + (details.get("reason") != "crashed")),
             "timestamp_ms": int(time.time() * 1000),
         }
         folder.write_json("failure.json", failure)
@@ -167,36 +174,50 @@ class Ledger:
         return plan
 
 
+def describe_upstream(stage: Work) -> dict[str, str]:
+    """Return the details of the failure of a trial whose stage failed, for ``record_failure``."""
+    message = f"the stage it starts from failed: {stage.name} ({stage.signature})"
+    return {"status": FAILED, "reason": "upstream", "message": message}
+
+
 class Lease:
     """One driver per study: a context manager that holds ``lease.json`` and renews it from a thread.
 
+    A driver that was taken for dead (a suspended laptop, a partitioned network) and finds that another has taken over
+    interrupts itself, as Ctrl-C would.
+
     Raises:
-        LeaseError: on entering, when another driver is alive.
+        LeaseError: on entering, when another driver is alive; on leaving, when another has taken over.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._folder = ledger.root
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
-        self._me = {"host": socket.gethostname(), "pid": os.getpid(), "since_ms": int(time.time() * 1000)}
+        since_ms = int(time.time() * 1000)
+        self._me = {"host": socket.gethostname(), "pid": os.getpid(), "since_ms": since_ms, "token": uuid.uuid4().hex}
+        self._successor: dict[str, Any] | None = None
 
     def holder(self) -> dict[str, Any] | None:
         """Return who holds the lease (host, pid, since_ms, alive_ms), None when nobody alive does."""
-        if not self._folder.exists("lease.json"):
+        holder = self._read()
+        if holder is None:
             return None
-        holder: dict[str, Any] = self._folder.read_json("lease.json")
         age = time.time() - holder["alive_ms"] / 1000
         return holder if age < LEASE_SECONDS and _is_alive(holder) else None
 
-    def __enter__(self) -> Lease:
+    def check(self) -> None:
+        """Raise ``LeaseError`` when another driver is alive; writes nothing."""
         holder = self.holder()
         if holder is not None:
-            since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since_ms"] / 1000))
             age = time.time() - holder["alive_ms"] / 1000
             raise LeaseError(
-                f"the study in {self._folder.uri} is being run by process {holder['pid']} on {holder['host']} "
-                f"since {since} (last sign of life {age:.0f} s ago); wait for it, or stop it first"
+                f"the study in {self._folder.uri} is being run by {_describe(holder)} (last sign of life {age:.0f} s "
+                "ago); wait for it, or stop it first"
             )
+
+    def __enter__(self) -> Lease:
+        self.check()
         self._write()
         self._thread.start()
         return self
@@ -204,14 +225,42 @@ class Lease:
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
-        self._folder.remove("lease.json")
+        if self._successor is not None:
+            raise LeaseError(
+                f"the study in {self._folder.uri} was taken over by {_describe(self._successor)}, since this driver "
+                f"had given no sign of life for {LEASE_SECONDS:.0f} s; it has stopped, and nothing is lost"
+            )
+        if self._is_mine(self._read()):
+            self._folder.remove("lease.json")
+
+    def _is_mine(self, holder: dict[str, Any] | None) -> bool:
+        return holder is not None and holder["token"] == self._me["token"]
+
+    def _read(self) -> dict[str, Any] | None:
+        if not self._folder.exists("lease.json"):
+            return None
+        holder: dict[str, Any] = self._folder.read_json("lease.json")
+        return holder
 
     def _write(self) -> None:
         self._folder.write_json("lease.json", self._me | {"alive_ms": int(time.time() * 1000)})
 
     def _renew(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
-            self._write()
+            try:
+                holder = self._read()
+                if holder is not None and not self._is_mine(holder):
+                    self._successor = holder
+                    os.kill(os.getpid(), signal.SIGINT)
+                    return
+                self._write()
+            except (StorageError, OSError) as error:
+                _logger.warning("could not renew the lease of the study, trying again: %s", error)
+
+
+def _describe(holder: dict[str, Any]) -> str:
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since_ms"] / 1000))
+    return f"process {holder['pid']} on {holder['host']} since {since}"
 
 
 def _is_alive(holder: dict[str, Any]) -> bool:

@@ -97,6 +97,17 @@ def _row(work: Work) -> dict[str, Any]:
     return row | {"kind": work.config.kind, "num_dependants": work.num_dependants}  # type: ignore[union-attr]
 
 
+def describe_skipped(skipped: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return one line per reason for the skipped arms of ``Plan.as_json``: how many trials, why, which arms."""
+    by_reason: dict[str, list[Mapping[str, Any]]] = {}
+    for arm in skipped:
+        by_reason.setdefault(arm["reason"], []).append(arm)
+    return [
+        f"{sum(arm['num_trials'] for arm in arms)} trials: {reason}. Arms: {'; '.join(arm['name'] for arm in arms)}"
+        for reason, arms in by_reason.items()
+    ]
+
+
 def make_plan(arms: Sequence[ArmLike], *, replicates: int, facts: Facts) -> Plan:
     """Return the plan of a study: every arm × replicate, and each stage they need exactly once.
 

@@ -6,9 +6,11 @@ from collections import Counter
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.estimate import Estimate
+from orchestrator.reconcile import COMPLETE
 from orchestrator.run import Prepared, announce, say
 
 _MAX_ARMS = 60
@@ -17,11 +19,10 @@ _MAX_ARMS = 60
 def describe_plan(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
     """Return counts, estimate, stages, trials (with their state) and skipped arms."""
     actions = prepared.actions
-    state = {work.signature: name for name in ("start", "resume", "skip", "failed") for work in getattr(actions, name)}
-    named = {"start": "to run", "resume": "to resume", "skip": "complete", "failed": "failed"}
+    states = _states(prepared)
     plan = prepared.plan.as_json()
     for row in plan["stages"] + plan["trials"]:
-        row["state"] = named[state[row["signature"]]]
+        row["state"] = states[row["signature"]]
     return {
         "study": prepared.study.study,
         "ledger": prepared.ledger.root.uri,
@@ -30,6 +31,15 @@ def describe_plan(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
         **plan,
         "orphaned": list(actions.orphaned),
     }
+
+
+def _states(prepared: Prepared) -> dict[str, str]:
+    """Signature → what will become of it."""
+    actions = prepared.actions
+    named = {"to run": actions.start, "to resume": actions.resume, "complete": actions.skip, "failed": actions.failed}
+    states = {work.signature: name for name, works in named.items() for work in works}
+    unneeded = [work.signature for work in actions.skip if prepared.states.get(work.signature) != COMPLETE]
+    return states | dict.fromkeys(unneeded, "not needed")
 
 
 def count_trials(prepared: Prepared) -> dict[str, int]:
@@ -55,18 +65,18 @@ def render_plan(prepared: Prepared, costs: Estimate, console: Console) -> None:
     say(console, "study", f"{prepared.study.study}: {prepared.study.question}")
     say(console, "ledger", prepared.ledger.root.uri)
     announce(prepared, console)
-    open_signatures = {work.signature for work in prepared.actions.open}
+    states = _states(prepared)
     if prepared.plan.stages:
         stages = Table("stage", "signature", "trials that wait for it", "state", title="stages, longest first")
         for stage in prepared.plan.stages:
-            state = "open" if stage.signature in open_signatures else "complete or not needed"
-            stages.add_row(stage.name, stage.signature, str(stage.num_dependants), state)
+            row = (stage.name, stage.signature, str(stage.num_dependants), states[stage.signature])
+            stages.add_row(*map(escape, row))
         console.print(stages)
     planned = Counter(trial.name for trial in prepared.plan.trials)
     still_open = Counter(work.name for work in prepared.actions.open if work.kind == "trial")
     arms = Table("arm", "trials", "open", title=f"{len(planned)} arms × {prepared.study.replicates} replicates")
     for name, count in list(planned.items())[:_MAX_ARMS]:
-        arms.add_row(name, str(count), str(still_open[name]))
+        arms.add_row(escape(name), str(count), str(still_open[name]))
     if len(planned) > _MAX_ARMS:
         arms.add_row(f"… and {len(planned) - _MAX_ARMS} more arms (--json lists all)", "", "")
     console.print(arms)

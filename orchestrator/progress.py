@@ -10,6 +10,7 @@ from typing import Any
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -42,7 +43,7 @@ class StudyProgress:
 
     def __init__(self, console: Console, *, num_works: int, num_done: int) -> None:
         self._console = console
-        self._events: queue.SimpleQueue[tuple[str, Work, dict[str, Any]] | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[tuple[str, Work, dict[str, Any]] | str | None] = queue.SimpleQueue()
         self._rows: dict[str, _Row] = {}
         self._num_works, self._num_done = num_works, num_done
         self._num_ended = self._num_failed = 0
@@ -70,12 +71,19 @@ class StudyProgress:
         """Take an event from the scheduling loop; returns at once."""
         self._events.put((what, work, details))
 
+    def say(self, line: str) -> None:
+        """Print a line above the table; can be called from a signal handler."""
+        self._events.put(line)
+
     def _consume(self) -> None:
         while (item := self._events.get()) is not None:
+            if isinstance(item, str):
+                self._print(item)
+                continue
             what, work, details = item
             if what == "started":
                 self._rows[work.signature] = _Row(work)
-                self._say(work, "started")
+                self._tell(work, "started")
             elif what == "event":
                 self._on_event(work, details)
             else:
@@ -85,10 +93,12 @@ class StudyProgress:
         row = self._rows.setdefault(work.signature, _Row(work))
         kind = event.get("event")
         if kind == "started":
+            if row.epochs is not None:
+                self._print(f"[yellow]lost[/yellow]  {_name(work)}: its process ended; started again")
             row.epochs, row.phase = event["epochs"], "training"
         elif kind == "epoch":
             row.epoch, row.metrics, row.phase = event["epoch"], event["metrics"], "training"
-            self._say(work, f"epoch {row.epoch}{_of(row.epochs)}  {_metric(row.metrics)}")
+            self._tell(work, f"epoch {row.epoch}{_of(row.epochs)}  {_metric(row.metrics)}")
         elif kind == "evaluation":
             row.phase = f"evaluating {event['done']}/{event['total']}"
 
@@ -99,12 +109,12 @@ class StudyProgress:
         if details["status"] == "failed":
             self._num_failed += 1
             reason = str(details.get("message") or details.get("reason")).splitlines()[0]
-            self._print(f"[red]failed[/red]  {_name(work)}: {reason}")
+            self._print(f"[red]failed[/red]  {_name(work)}: {escape(reason)}")
         elif details["status"] == "complete":
             seconds = time.monotonic() - row.started if row else 0.0
-            self._say(work, f"complete in {seconds:.0f} s ({self._num_ended}/{self._num_works})")
+            self._tell(work, f"complete in {seconds:.0f} s ({self._num_ended}/{self._num_works})")
 
-    def _say(self, work: Work, text: str) -> None:
+    def _tell(self, work: Work, text: str) -> None:
         """A plain line; a terminal shows the same in the table."""
         if not self._console.is_terminal:
             self._print(f"{_name(work)}: {text}")
@@ -140,4 +150,4 @@ def _metric(metrics: dict[str, float]) -> str:
 
 def _name(work: Work) -> str:
     name = work.name if work.replicate is None else f"{work.name} · replicate {work.replicate}"
-    return f"{work.kind} {name} \\[{work.signature[:8]}]"
+    return escape(f"{work.kind} {name} [{work.signature[:8]}]")

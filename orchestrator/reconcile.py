@@ -17,6 +17,7 @@ class Actions:
 
     start: tuple[Work, ...]
     resume: tuple[Work, ...]
+    #: Complete; or a stage that nothing needs any more.
     skip: tuple[Work, ...]
     #: Failed before, and not to be tried again; nor is a trial whose stage is among them.
     failed: tuple[Work, ...]
@@ -39,17 +40,18 @@ def reconcile(plan: Plan, states: Mapping[str, str], *, retry_failed: bool = Fal
         retry_failed: hand out what failed before as well.
     """
     start, resume, skip, failed = [], [], [], []
-    needed = {need for trial in plan.trials if states.get(trial.signature) != COMPLETE for need in trial.needs}
+    done = {COMPLETE} if retry_failed else {COMPLETE, FAILED}
+    needed = {need for trial in plan.trials if states.get(trial.signature) not in done for need in trial.needs}
     dead: set[str] = set()
     for work in plan.works:
         state = states.get(work.signature, ABSENT)
         if state == COMPLETE:
             skip.append(work)
-        elif work.kind == "stage" and work.signature not in needed:
-            skip.append(work)  # all that depended on it are complete
         elif (state == FAILED and not retry_failed) or dead & set(work.needs):
             failed.append(work)
             dead.add(work.signature)
+        elif work.kind == "stage" and work.signature not in needed:
+            skip.append(work)  # no trial that will run starts from it
         elif state == ABSENT:
             start.append(work)
         else:

@@ -5,28 +5,29 @@
 
 from __future__ import annotations
 
-import hashlib
 import signal
 import subprocess
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
+from rich.markup import escape
 
-from orchestrator.identity import canonical_json
-from orchestrator.ledger import Lease, Ledger
-from orchestrator.plan import Plan, Work, make_plan
+from orchestrator.ledger import Lease, Ledger, describe_upstream
+from orchestrator.plan import Plan, Work, describe_skipped, make_plan
 from orchestrator.progress import StudyProgress
 from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED, Actions, reconcile
 from orchestrator.shipping import Shipper
+from orchestrator.status import compute_study_sha256
 from orchestrator.study import Study
 from orchestrator.tracking_store import TrackingError, redact, resolve_tracking_uri
-from orchestrator.world import World, check_networks, check_sections
+from orchestrator.world import World, check_batches, check_trials
 from trainables.config import Execution, TrialConfig
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Summary:
-    """How a study stands, in trials; what ``run`` ends with. ``missing`` is neither complete nor failed."""
+    """How a study stands, in trials; what ``run`` ends with. ``missing`` has never begun."""
 
     planned: int
     complete: int
@@ -52,6 +53,11 @@ class Summary:
         """Whether every planned trial is complete."""
         return self.complete == self.planned
 
+    @property
+    def is_only_failed(self) -> bool:
+        """Whether everything that is not complete has failed: running again would start nothing."""
+        return self.failed > 0 and self.interrupted == self.missing == 0
+
 
 @dataclass(frozen=True)
 class Prepared:
@@ -61,13 +67,15 @@ class Prepared:
     ledger: Ledger
     world: World
     plan: Plan
+    #: Signature → state, of everything in the ledger.
+    states: Mapping[str, str]
     actions: Actions
     about: dict[str, Any]
 
     @property
-    def trial_configs(self) -> list[TrialConfig]:
-        """Configs of all planned trials."""
-        return [work.config for work in self.plan.trials if isinstance(work.config, TrialConfig)]
+    def open_configs(self) -> list[TrialConfig]:
+        """Configs of the trials that will run."""
+        return [work.config for work in self.actions.open if isinstance(work.config, TrialConfig)]
 
 
 def prepare(study: Study, *, storage: str, retry_failed: bool = False, mlflow: str | None = None) -> Prepared:
@@ -80,11 +88,12 @@ def prepare(study: Study, *, storage: str, retry_failed: bool = False, mlflow: s
     """
     world = World(study.execution.cache_dir)
     arms = study.arms()
-    check_sections((arm.config for arm in arms), world)
+    check_batches((arm.config for arm in arms), world)
     plan = make_plan(arms, replicates=study.replicates, facts=world)
     ledger = Ledger(storage, study.study)
-    actions = reconcile(plan, ledger.states(), retry_failed=retry_failed)
-    return Prepared(study, ledger, world, plan, actions, _describe(study, world, mlflow=mlflow))
+    states = ledger.states()
+    actions = reconcile(plan, states, retry_failed=retry_failed)
+    return Prepared(study, ledger, world, plan, states, actions, _describe(study, world, mlflow=mlflow))
 
 
 def run_study(
@@ -114,13 +123,19 @@ def run_study(
     say(console, "study", f"{study.study}: {study.question}")
     say(console, "ledger", ledger.root.uri)
     say(console, "MLflow", redact(tracking_uri))
-    with Lease(ledger):
-        prepared = prepare(study, storage=storage, retry_failed=retry_failed, mlflow=redact(tracking_uri))
-        check_networks(prepared.trial_configs)
+    lease = Lease(ledger)
+    lease.check()  # before the data are read, which may take long
+    prepared = prepare(study, storage=storage, retry_failed=retry_failed, mlflow=redact(tracking_uri))
+    check_trials(prepared.open_configs, prepared.world)
+    with lease:  # nothing has been written before
+        states = ledger.states()
+        actions = reconcile(prepared.plan, states, retry_failed=retry_failed)
+        prepared = replace(prepared, states=states, actions=actions)
         announce(prepared, console)
         ledger.write_plan(prepared.plan, prepared.about)
         with shipping(prepared, tracking_uri) as running:
-            if prepared.actions.open:
+            record_upstream_failures(prepared)
+            if actions.open:
                 execute_open(prepared, address=address, console=console, notice=running.shipper.notice)
         return conclude(prepared, running, console)
 
@@ -133,23 +148,35 @@ def announce(prepared: Prepared, console: Console) -> None:
     say(
         console,
         "plan",
-        f"{len(plan.trials)} trials and {len(plan.stages)} stages planned; {done} trials complete, "
-        f"{len(actions.resume)} to resume, {kinds['trial']} trials and {kinds['stage']} stages to run",
+        f"{_count(len(plan.trials), 'trial')} and {_count(len(plan.stages), 'stage')}; {_count(done, 'trial')} "
+        f"complete, {_count(kinds['trial'], 'trial')} and {_count(kinds['stage'], 'stage')} to run"
+        + (f", {len(actions.resume)} of them to resume" if actions.resume else ""),
     )
-    for skipped in plan.skipped:
-        console.print(
-            f"[bold yellow]left out[/bold yellow] {skipped.name} ({skipped.num_trials} trials): {skipped.reason}",
-            soft_wrap=True,
-            highlight=False,
-        )
+    for line in describe_skipped(plan.as_json()["skipped"]):
+        warn(console, "left out", line)
     num_bad = sum(len(dataset.quarantined) for dataset in prepared.world.datasets)
     if num_bad:
-        console.print(f"[bold yellow]quarantined[/bold yellow] {num_bad} images are set aside; the report names them")
+        warn(console, "quarantined", f"{_count(num_bad, 'image')}; the report names them")
     if actions.failed:
         failed = sum(work.kind == "trial" for work in actions.failed)
-        console.print(f"[bold red]failed before[/bold red] {failed} trials; --retry-failed tries them again")
+        warn(console, "failed before", f"{_count(failed, 'trial')}; --retry-failed tries again")
     if actions.orphaned:
-        console.print(f"{len(actions.orphaned)} stages and trials in the ledger are no longer planned; they are kept")
+        say(console, "kept", f"{len(actions.orphaned)} stages and trials in the ledger that are no longer planned")
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def record_upstream_failures(prepared: Prepared) -> None:
+    """Write down that trials cannot start whose stage failed in an earlier run: new arms that share it."""
+    states, commit = prepared.states, find_git_commit()
+    stages = {stage.signature: stage for stage in prepared.plan.stages}
+    for work in prepared.actions.failed:
+        if states.get(work.signature, ABSENT) != FAILED:
+            failed = next(stages[need] for need in work.needs if states.get(need) == FAILED)
+            details = describe_upstream(failed)
+            prepared.ledger.record_failure(work, details, study=prepared.study.study, git_commit=commit)
 
 
 @dataclass
@@ -186,29 +213,32 @@ def execute_open(
     commit = find_git_commit()
     with StudyProgress(console, num_works=len(actions.open), num_done=len(actions.skip)) as progress:
 
-        def begin(work: Work) -> None:
-            ledger.begin(work, study=study.study, git_commit=commit)
-
         def listen(what: str, work: Work, details: dict[str, Any]) -> None:
-            if what == "ended" and details["status"] == FAILED:
+            if what == "started":
+                ledger.begin(work, study=study.study, git_commit=commit)
+            elif what == "ended" and details["status"] == FAILED:
                 ledger.record_failure(work, details, study=study.study, git_commit=commit)
             notice(work.kind, work.signature)
             progress.listen(what, work, details)
 
-        with terminating_in_order():
-            resources = scheduling.connect(address or study.execution.address)
-            try:
+        address = address or study.execution.address
+        try:
+            resources = scheduling.connect(address)
+            slots = resolve_slots(study, resources)
+            if address is None:
+                scheduling.check_fits(resources, slots)
+            with stopping_in_order(progress.say) as stop:
                 scheduling.execute(
                     actions.open,
                     complete=[work.signature for work in actions.skip],
                     ledger=ledger,
                     execution=resolve_execution(study).model_dump(mode="json"),
-                    slots=resolve_slots(study, resources),
-                    on_start=begin,
+                    slots=slots,
                     listen=listen,
+                    stop=stop,
                 )
-            finally:
-                scheduling.disconnect()
+        finally:
+            scheduling.disconnect()
 
 
 def conclude(prepared: Prepared, shipped: Shipping, console: Console) -> Summary:
@@ -225,24 +255,21 @@ def conclude(prepared: Prepared, shipped: Shipping, console: Console) -> Summary
                 is_complete=summary.is_complete,
             )
         except TrackingError as error:
-            console.print(f"[yellow]the report is not in MLflow yet:[/yellow] {error}", soft_wrap=True)
-    console.print(report.summary, soft_wrap=True, highlight=False)
+            warn(console, "the report is not in MLflow yet", str(error))
+    console.print(report.summary, soft_wrap=True, highlight=False, markup=False)
+    say(console, "report", report.html)
     return summary
 
 
 def summarise(plan: Plan, states: Mapping[str, str], *, report: str | None = None, unshipped: int = 0) -> Summary:
     """Return how the study stands, counted over planned trials."""
-    dead = {stage.signature for stage in plan.stages if states.get(stage.signature) == FAILED}
-    counts: Counter[str] = Counter()
-    for trial in plan.trials:
-        state = states.get(trial.signature, ABSENT)
-        counts[FAILED if state != COMPLETE and dead & set(trial.needs) else state] += 1
+    counts = Counter(states.get(trial.signature, ABSENT) for trial in plan.trials)
     return Summary(
         planned=len(plan.trials),
         complete=counts[COMPLETE],
         failed=counts[FAILED],
         interrupted=counts[INTERRUPTED],
-        missing=counts[INTERRUPTED] + counts[ABSENT],
+        missing=counts[ABSENT],
         skipped_arms=len(plan.skipped),
         unshipped=unshipped,
         report=report,
@@ -278,17 +305,22 @@ def resolve_slots(study: Study, resources: Mapping[str, float]) -> Slots:
 
 
 @contextmanager
-def terminating_in_order() -> Iterator[None]:
-    """Treat SIGTERM like Ctrl-C: Tune stops its trials in order on SIGINT and knows nothing of SIGTERM."""
+def stopping_in_order(announce: Callable[[str], None]) -> Iterator[threading.Event]:
+    """Yield an event that the first SIGINT or SIGTERM sets; a second signal is a KeyboardInterrupt."""
+    stop = threading.Event()
 
-    def interrupt(*_: object) -> None:
-        signal.raise_signal(signal.SIGINT)
+    def handle(*_: object) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        announce("stopping: running trials go on from their last epoch next time; once more to stop at once")
 
-    previous = signal.signal(signal.SIGTERM, interrupt)
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        yield stop
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def find_git_commit() -> str | None:
@@ -308,6 +340,11 @@ def find_git_commit() -> str | None:
 def say(console: Console, label: str, text: str) -> None:
     """Print one labelled line; text from the user is not markup."""
     console.print(f"{label:<8} {text}", soft_wrap=True, highlight=False, markup=False)
+
+
+def warn(console: Console, label: str, text: str) -> None:
+    """Print one line that stands out; text from the user is not markup."""
+    console.print(f"[bold yellow]{label}[/bold yellow] {escape(text)}", soft_wrap=True, highlight=False)
 
 
 def _describe(study: Study, world: World, *, mlflow: str | None) -> dict[str, Any]:
@@ -336,7 +373,7 @@ def _describe(study: Study, world: World, *, mlflow: str | None) -> dict[str, An
             name: _version(name) for name in ("robustsweep", "ray", "torch", "torchvision", "mlflow", "numpy")
         },
         "written_ms": int(time.time() * 1000),
-        "study_sha256": hashlib.sha256(canonical_json(base).encode()).hexdigest(),
+        "study_sha256": compute_study_sha256(study),
         "base": base,
     }
 

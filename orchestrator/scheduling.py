@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 # Before ray is imported. The ledger is the truth: no snapshots, no log files per trial, no usage report; signals are
@@ -24,6 +25,7 @@ from typing import Any
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(10**9))
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
+os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # only the older output is silent when told so
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -32,10 +34,10 @@ import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, describe_upstream
 from orchestrator.plan import Work
 from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
-from orchestrator.worker import Worker, WorkerLostError
+from orchestrator.worker import ZYGOTE, Worker, WorkerLostError
 from trainables.errors import InfrastructureError, StudyError
 from trainables.storage import Folder
 
@@ -119,9 +121,10 @@ class OpenWork(Searcher):  # type: ignore[misc]  # ray is untyped
     """Hands out open work: by rank, and only when everything it needs is complete."""
 
     def __init__(self, works: Sequence[Work], *, complete: Iterable[str], ledger: Ledger, execution: dict[str, Any],
-                 on_start: Callable[[Work], None], listen: Listener) -> None:  # fmt: skip
+                 listen: Listener, read_error: Callable[[str], str] = lambda trial_id: "") -> None:  # fmt: skip
         super().__init__()
-        self._ledger, self._execution, self._on_start, self._listen = ledger, execution, on_start, listen
+        self._read_error = read_error
+        self._ledger, self._execution, self._listen = ledger, execution, listen
         done = set(complete)
         self._rank = {work.signature: rank for rank, work in enumerate(works)}
         self._works = {work.signature: work for work in works}
@@ -137,7 +140,6 @@ class OpenWork(Searcher):  # type: ignore[misc]  # ray is untyped
             return None if self._num_open - len(self._running) > 0 else Searcher.FINISHED
         work = self._order[heapq.heappop(self._ready)]
         self._running[trial_id] = work
-        self._on_start(work)
         self._listen("started", work, {})
         folder = self._ledger.folder(work.kind, work.signature)
         encoder = self._ledger.folder("stage", work.needs[0]).uri if work.needs else None
@@ -145,7 +147,7 @@ class OpenWork(Searcher):  # type: ignore[misc]  # ray is untyped
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass progress on."""
-        if trial_id in self._running and not result.get("done") and result["event"] is not None:
+        if trial_id in self._running and not result.get("done") and result.get("event"):
             self._listen("event", self._running[trial_id], json.loads(result["event"]))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
@@ -156,6 +158,8 @@ class OpenWork(Searcher):  # type: ignore[misc]  # ray is untyped
         self._num_open -= 1
         folder = self._ledger.folder(work.kind, work.signature)
         details = _judge_end(result, error=error, is_complete=folder.exists("result.json"), uri=folder.uri)
+        if details.get("reason") == "crashed":
+            details["traceback"] = self._read_error(trial_id)
         self._listen("ended", work, details)
         if details["status"] == COMPLETE:
             self._release(work.signature)
@@ -209,9 +213,12 @@ def _judge_end(result: dict[str, Any] | None, *, error: bool, is_complete: bool,
 class Slot(tune.Trainable):  # type: ignore[misc]
     """One long-lived actor: passes works to its ``Worker`` and its events to Tune."""
 
+    #: How its zygote is started.
+    command: Sequence[str] = ZYGOTE
+
     def setup(self, config: dict[str, Any]) -> None:
         """Start the zygote and the first work."""
-        self._worker = Worker(num_threads=config["execution"]["num_threads"])
+        self._worker = Worker(num_threads=config["execution"]["num_threads"], command=self.command)
         self.reset_config(config)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
@@ -224,7 +231,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         return True
 
     def step(self) -> dict[str, Any]:
-        """Return the newest event, at most one per ``REPORT_SECONDS``."""
+        """Return the newest event, at most one per ``REPORT_SECONDS``; none when nothing happened."""
         try:
             return self._next_report()
         except WorkerLostError as error:
@@ -235,13 +242,14 @@ class Slot(tune.Trainable):  # type: ignore[misc]
     def _next_report(self) -> dict[str, Any]:
         newest: dict[str, Any] | None = None
         started = time.monotonic()
-        while (passed := time.monotonic() - started) < (ALIVE_SECONDS if newest is None else REPORT_SECONDS):
-            event = self._worker.next_event(max(0.0, REPORT_SECONDS - passed) or REPORT_SECONDS)
+        until = started + ALIVE_SECONDS
+        while (left := until - time.monotonic()) > 0:
+            event = self._worker.next_event(min(left, REPORT_SECONDS))
             if event is None:
                 self._check_stall()
                 continue
             self._last_sign = time.monotonic()
-            newest = event
+            newest, until = event, started + REPORT_SECONDS
             if event["event"] == "done":
                 break
         done = newest is not None and newest["event"] == "done"
@@ -261,9 +269,29 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self._worker.close()
 
 
+class _Errors(tune.Callback):  # type: ignore[misc]
+    """Reads what Tune knows of a trial's errors: of an actor that died before it could tell, there is nothing else."""
+
+    def __init__(self) -> None:
+        self._trials: Sequence[Any] = ()
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._trials = trials
+
+    def read(self, trial_id: str) -> str:
+        trial = next(trial for trial in reversed(self._trials) if trial.trial_id == trial_id)
+        return Path(trial.error_file).read_text(errors="replace")
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as for the searcher: pickled into a file that we never read
+
+
 class _StopWhenAsked(tune.Stopper):  # type: ignore[misc]
     def __init__(self, asked: threading.Event) -> None:
         self._asked = asked
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as for the searcher: pickled into a file that we never read
 
     def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
         return False
@@ -279,7 +307,6 @@ def execute(
     ledger: Ledger,
     execution: dict[str, Any],
     slots: Slots,
-    on_start: Callable[[Work], None],
     listen: Listener,
     stop: threading.Event,
 ) -> None:
@@ -291,19 +318,19 @@ def execute(
         ledger: where the workers find and leave everything.
         execution: ``trainables.config.Execution`` as JSON.
         slots: resources of one trial.
-        on_start: called right before a work is handed out; writes its ``config.json``.
-        listen: told of every start, event and end.
+        listen: told of every start (right before a work is handed out: writes its ``config.json``), event and end.
         stop: ends running trials; they go on from their last checkpoint in a later run.
     """
+    errors = _Errors()
     searcher = OpenWork(
         works,
         complete=complete,
         ledger=ledger,
         execution={**execution, "stall_seconds": slots.stall_seconds},
-        on_start=on_start,
         listen=listen,
+        read_error=errors.read,
     )
-    logging.getLogger("ray.tune").setLevel(logging.ERROR)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are in the ledger, and told by ``listen``
     scratch = tempfile.mkdtemp(prefix="robustsweep-tune-")  # Tune insists on a place; nothing in it is read again
     try:
         tune.Tuner(
@@ -319,6 +346,7 @@ def execute(
             run_config=tune.RunConfig(
                 name=ledger.study,
                 stop=_StopWhenAsked(stop),
+                callbacks=[errors],
                 storage_path=scratch,
                 failure_config=tune.FailureConfig(max_failures=slots.max_retries),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger has them

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+
 from rich.console import Console
 
+from orchestrator.identity import canonical_json
 from orchestrator.ledger import Lease, Ledger
 from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED
 from orchestrator.study import Study
@@ -33,6 +36,20 @@ def compute_status(study: Study, *, storage: str) -> dict[str, int]:
         "interrupted": begun - running,
         "missing": trials.count(ABSENT),
     }
+
+
+def is_current(study: Study, *, storage: str) -> bool:
+    """Return whether the last run was of this very study file; also True when there has been none."""
+    ledger = Ledger(storage, study.study)
+    if not ledger.root.exists("plan.json"):
+        return True
+    return bool(ledger.read_plan()["study_sha256"] == compute_study_sha256(study))
+
+
+def compute_study_sha256(study: Study) -> str:
+    """Return the digest of all that a study file says, except how it is executed."""
+    content = study.model_dump(mode="json", exclude={"execution"})
+    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
 
 
 def render_status(counts: dict[str, int], console: Console) -> None:

@@ -24,7 +24,6 @@ from typing import Any
 from trainables.errors import InfrastructureError
 from trainables.storage import Folder
 
-
 ZYGOTE = (sys.executable, "-m", "orchestrator.zygote")
 
 

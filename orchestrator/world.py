@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.identity import canonical_json, compute_identity
+from orchestrator.identity import canonical_json
 from orchestrator.plan import imagenet_of
 from trainables.config import ContrastivePretraining, DataConfig, TrialConfig
 from trainables.data.dataset import Dataset
@@ -32,7 +32,7 @@ class World:
         Raises:
             DataError: an image, label or split is unusable; all problems are named.
         """
-        key = canonical_json([compute_identity(config), str(getattr(config, "path", ""))])
+        key = config.model_dump_json()
         if key not in self._datasets:
             from trainables.data.sources import load_dataset
 
@@ -88,23 +88,43 @@ def _sha256(path: Path) -> str:
     return compute_file_sha256(path)
 
 
-def check_networks(configs: Iterable[TrialConfig]) -> None:
-    """Build every distinct network of a study without memory, so that a wrong name stops it before it starts.
+def check_trials(configs: Iterable[TrialConfig], world: World) -> None:
+    """Build what every trial will build, without its memory, so that a wrong name stops a study before it starts.
 
     Raises:
-        ConfigError: no such network.
+        ConfigError: no such network, shift or modality; or not one value per class or site.
     """
+    checked: set[str] = set()
+    for config in configs:
+        parts = (config.data, config.model, config.regulariser, config.evaluation)
+        key = canonical_json([part.model_dump(mode="json") for part in parts])
+        if key not in checked:
+            _check_trial(config, world.dataset(config.data))
+            checked.add(key)
+
+
+def _check_trial(config: TrialConfig, data: Dataset) -> None:
     import torch
 
+    from trainables.losses import build_loss
     from trainables.models import create_backbone, find_head
+    from trainables.shifts.bank import build_shifts
 
-    for name in sorted({config.model.name for config in configs}):
-        with torch.device("meta"):
-            find_head(create_backbone(name, num_classes=7).backbone, 7, name=name)
+    build_shifts(config.evaluation, data.modality)
+    build_loss(
+        config.regulariser,
+        class_weights=None,
+        num_classes=data.num_classes,
+        num_sites=len(set(data.splits["train"].sites.tolist())),
+        device=torch.device("cpu"),
+    )
+    with torch.device("meta"):
+        # Any number of classes that no other layer of the network has as its width.
+        find_head(create_backbone(config.model.name, num_classes=7).backbone, 7, name=config.model.name)
 
 
-def check_sections(configs: Iterable[TrialConfig], world: World) -> None:
-    """Check what needs the data: values per class, shift names, images per batch.
+def check_batches(configs: Iterable[TrialConfig], world: World) -> None:
+    """Check that every batch can be filled.
 
     Raises:
         StudyError: with every problem.

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -92,7 +93,8 @@ class Folder:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except OSError as error:
-            Path(temporary).unlink(missing_ok=True)
+            with suppress(OSError):  # there may be no folder to remove it from
+                Path(temporary).unlink()
             raise StorageError(f"could not write {path}: {error}; what was there before is unchanged") from error
 
     def append_line(self, name: str, line: str) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from orchestrator.plan import describe_skipped
 from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
 from orchestrator.report.html import Section, callout, facts, note, plural
 from orchestrator.report.tables import MISSING, Results
@@ -43,8 +44,7 @@ def status(results: Results) -> str:
         )
     skipped = results.plan["skipped"]
     if skipped:
-        items = [f"{arm['name']} ({plural(arm['num_trials'], 'trial')}): {arm['reason']}" for arm in skipped]
-        html += callout(f"{plural(len(skipped), 'arm')} left out of the plan:", "warn", items)
+        html += callout(f"{plural(len(skipped), 'arm')} left out of the plan:", "warn", describe_skipped(skipped))
     return html
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from orchestrator.ledger import Ledger
+from orchestrator.plan import describe_skipped
 from orchestrator.report import provenance, sections
 from orchestrator.report.answer import Answer, answer
 from orchestrator.report.effects import compute_effects, effects_table
@@ -129,5 +130,5 @@ def _summary(results: Results, words: Answer) -> str:
     lines += [f"{s.heading}: {s.headline}. {s.text}" for s in words.statements]
     skipped = results.plan["skipped"]
     if skipped:
-        lines.append(f"Left out of the plan: {', '.join(arm['name'] for arm in skipped)}")
+        lines += [f"Left out of the plan: {line}" for line in describe_skipped(skipped)]
     return "\n".join(lines)

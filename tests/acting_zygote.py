@@ -1,0 +1,107 @@
+"""A zygote whose trials do what a test asks for instead of training. Run as a program.
+
+The act is ``request["act"]``, or else the first word of the work's name in the ledger; then a result is written too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from orchestrator import zygote
+from trainables.errors import DivergedError
+from trainables.storage import Folder
+
+COMMAND = (sys.executable, __file__)
+
+_memory: list[str] = []
+
+
+def finish(report: Any) -> None:
+    report({"event": "epoch", "epoch": 1})
+
+
+def describe(report: Any) -> None:
+    """Tell who we are and what an earlier trial left behind, then leave something behind."""
+    report({"event": "about", "pid": os.getpid(), "zygote": os.getppid(), "memory": list(_memory), "cwd": os.getcwd(),
+            "left": os.environ.get("LEFT"), "threads": os.environ["OMP_NUM_THREADS"],
+            "stdin": sys.stdin.read()})  # fmt: skip
+    _memory.append("used")
+    os.environ["LEFT"] = "behind"
+    os.chdir("/")
+
+
+def chatter(report: Any) -> None:
+    """What libraries do to stdout."""
+    print('{"event": "exit", "code": 7}')
+    sys.stdout.write("no newline at the end of this")
+    os.write(1, b'{"event": "broken')
+    os.system("echo a child of the child; echo and its stderr >&2")
+    print("progress 100%\r", file=sys.stderr)
+    report({"event": "epoch", "epoch": 1, "note": 'line\nbreak "quoted" é'})
+
+
+def fail(report: Any) -> None:
+    raise ValueError("shape (3, 4) does not fit\nsecond line")
+
+
+def diverge(report: Any) -> None:
+    raise DivergedError("the loss became nan in epoch 5")
+
+
+def leave(report: Any) -> None:
+    sys.exit(3)
+
+
+def hang(report: Any) -> None:
+    report({"event": "about", "pid": os.getpid(), "zygote": os.getppid()})
+    time.sleep(600)
+
+
+def shout(report: Any) -> None:
+    """A failure larger than what a pipe takes at once."""
+    for step in range(200):
+        report({"event": "epoch", "epoch": step, "note": "x" * 5000})
+    raise ValueError("y" * 200_000)
+
+
+ACTS: dict[str, Callable[[Any], None]] = {
+    act.__name__: act for act in (finish, describe, chatter, fail, diverge, leave, hang, shout)
+}
+
+
+def run_request(request: Mapping[str, Any], report: Any) -> None:
+    if "act" in request:
+        ACTS[request["act"]](report)
+        return
+    folder = Folder(request["folder"])
+    act = folder.read_json("config.json")["name"].split()[0]
+    if act in ("dies_once", "hangs_once") and not folder.exists("tried"):
+        folder.write("tried", b"")
+        report({"event": "started", "epochs": 1})
+        if act == "dies_once":
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)
+    if act == "ends_actor":
+        actor = int(Path(f"/proc/{os.getppid()}/stat").read_text().rsplit(")", 1)[1].split()[1])
+        os.kill(actor, signal.SIGKILL)
+        time.sleep(600)
+    if act == "dies":
+        os.kill(os.getpid(), signal.SIGKILL)
+    ACTS.get(act, finish)(report)
+    if act == "loses_result":
+        return
+    encoder = request["encoder"] and Folder(request["encoder"]).read_json("result.json")["name"]
+    result = {"name": act, "encoder": encoder, "pid": os.getpid(), "zygote": os.getppid()}
+    folder.write_json("result.json", result)
+
+
+if __name__ == "__main__":
+    zygote.run_request = run_request
+    zygote._preload = lambda: None
+    zygote.serve()

@@ -1,0 +1,40 @@
+"""Fixtures that several files share."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the processes that tests start
+
+import pytest
+import torch
+from studies import Place, make_place
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where decoded images lie during one test run."""
+    return tmp_path_factory.mktemp("image-cache")
+
+
+@dataclass(frozen=True)
+class FinishedStudy:
+    """A study that was run once, undisturbed, through the command line; not to be changed by a test."""
+
+    place: Place
+    output: str
+    errors: str
+    exit_code: int
+
+
+@pytest.fixture(scope="session")
+def finished_study(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
+    """The one study of a test run that is trained from start to end."""
+    folder = tmp_path_factory.mktemp("finished")
+    place = make_place(folder, folder / "cache")
+    done = place.call("run")
+    return FinishedStudy(place, done.stdout, done.stderr, done.returncode)
