@@ -137,6 +137,8 @@ def report(
     ledger = Ledger(_storage(loaded, storage), loaded.study)
     written = write_report(ledger, cache_dir=loaded.execution.cache_dir.expanduser(), metric=metric)
     _console().print(written.summary, soft_wrap=True, highlight=False, markup=False)
+    for where in (written.html, *written.csv):
+        typer.echo(where)
 
 
 @app.command()
