@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("ledger", type=Path, help="folder of the study, which holds report/index.html")
     parser.add_argument("out", type=Path, help="folder for the images, e.g. docs/images")
     parser.add_argument("--mlflow", metavar="URL", help="also photograph this page as compare.png")
-    parser.add_argument("--height", type=int, default=1350, help="of the report's window in px (default 1350)")
+    parser.add_argument("--height", type=int, default=1280, help="of the report's window in px (default 1280)")
     parser.add_argument("--dark", action="store_true", help="dark colour scheme")
     arguments = parser.parse_args()
     page = arguments.ledger / "report" / "index.html"
