@@ -31,3 +31,8 @@ format: install
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
+
+# Minutes of work: ratios against peers measured in the same run, beside the committed ones.
+.PHONY: bench
+bench: install
+	$(BIN)/python benchmarks/table.py

@@ -1,0 +1,132 @@
+"""``run`` on a finished study: nothing is started, and how long that takes.
+
+    python benchmarks/resume.py --trials 1000 10000
+
+The ledger is written through its API from the study's real plan, with synthetic results. MLflow's database holds every
+run in full, as after a real study: one trial is shipped, and its rows are copied for the others.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sqlite3
+import tempfile
+import time
+from pathlib import Path
+
+from common import Line, Place, make_place
+from fakes import STARTED_MS, make_result
+
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Work
+from orchestrator.run import Prepared, prepare
+from orchestrator.study import load_study
+
+#: 2 × 25 levels, few enough that a page can show them; a larger study has more replicates.
+ARMS = 50
+#: 10 s for 10,000 trials; the same limit for fewer.
+BAR_SECONDS = 10.0
+NUM_EPOCHS = 12
+
+
+def finish_study(place: Place, *, num_severities: int) -> Prepared:
+    """Write the ledger of a study all of whose trials are complete; return what ``run`` will see."""
+    study = load_study(place.study)
+    prepared = prepare(study, storage=str(place.storage))
+    ledger = prepared.ledger
+    ledger.write_plan(prepared.plan, prepared.about)
+    for work in prepared.plan.trials:
+        write_complete(ledger, work, study=study.study, num_severities=num_severities)
+    return prepared
+
+
+def write_complete(ledger: Ledger, work: Work, *, study: str, num_severities: int) -> None:
+    """Write one finished trial: ``config.json``, 12 epochs and a result of 14 shifts."""
+    ledger.begin(work, study=study, git_commit=None)
+    folder = ledger.folder(work.kind, work.signature)
+    lines = []
+    for epoch in range(1, NUM_EPOCHS + 1):
+        metrics = {"train/loss": 1 / epoch, "val/loss": 1.1 / epoch, "val/accuracy": 0.9, "seconds": 1.0}
+        lines.append(json.dumps({"epoch": epoch, "timestamp_ms": STARTED_MS + epoch * 1000, "metrics": metrics}))
+    folder.write("epochs.jsonl", ("\n".join(lines) + "\n").encode())
+    folder.write_json("result.json", make_result(work, (), num_severities))
+
+
+def fill_mlflow(prepared: Prepared, database: Path) -> int:
+    """Ship the first trial, copy its run for all others; return the number of metric values in the database."""
+    from orchestrator.tracking import Tracker
+
+    first, *others = prepared.plan.trials
+    about = prepared.about | prepared.plan.as_json()
+    tracker = Tracker(f"sqlite:///{database}", prepared.ledger, about=about)
+    tracker.open()
+    tracker.ship(prepared.ledger.read("trial", first.signature))
+    tracker.close(is_complete=True)
+    connection = sqlite3.connect(database)
+    with connection:
+        copy_run(connection, first.signature, [work.signature for work in others])
+    num_values = int(connection.execute("SELECT count(*) FROM metrics").fetchone()[0])
+    connection.close()
+    return num_values
+
+
+def copy_run(connection: sqlite3.Connection, signature: str, signatures: list[str]) -> None:
+    """Copy all rows of the run of ``signature``, one copy per signature."""
+    query = "SELECT run_uuid FROM tags WHERE key = 'robustsweep.signature' AND value = ?"
+    (template,) = connection.execute(query, [signature]).fetchone()
+    connection.execute("CREATE TEMP TABLE copies (new_id TEXT, signature TEXT)")
+    connection.executemany("INSERT INTO copies VALUES (?, ?)", [(new[:32], new) for new in signatures])
+    for table in ("runs", "tags", "params", "metrics", "latest_metrics"):
+        columns = [row[1] for row in connection.execute(f"PRAGMA table_info({table})")]
+        values = ", ".join("new_id" if column == "run_uuid" else f"{table}.{column}" for column in columns)
+        connection.execute(
+            f"INSERT INTO {table} ({', '.join(columns)}) SELECT {values} FROM {table}, copies WHERE run_uuid = ?",
+            [template],
+        )
+    connection.execute(
+        "UPDATE tags SET value = copies.signature FROM copies "
+        "WHERE tags.run_uuid = copies.new_id AND key = 'robustsweep.signature'"
+    )
+
+
+def measure(num_trials: int, *, num_severities: int) -> Line:
+    """Return the line of a finished study of ``num_trials``.
+
+    Raises:
+        ValueError: not a multiple of the number of arms.
+    """
+    if num_trials % ARMS:
+        raise ValueError(f"--trials: found {num_trials}, expected a multiple of the {ARMS} arms")
+    with tempfile.TemporaryDirectory(prefix="robustsweep-bench-") as root:
+        folder = Path(root)
+        replicates = num_trials // ARMS
+        place = make_place(folder, "resume", levels=ARMS // 2, replicates=replicates, cache_dir=folder / "cache")
+        started = time.perf_counter()
+        prepared = finish_study(place, num_severities=num_severities)
+        num_values = fill_mlflow(prepared, Path(prepared.ledger.root.uri) / "mlflow.db")
+        written = time.perf_counter() - started
+        plan_seconds = place.call("plan", "--no-pilot", "--json")
+        seconds = place.call("run")
+    facts = {
+        "trials": num_trials,
+        "seconds": seconds,
+        "plan_seconds": plan_seconds,
+        "metric_values_in_mlflow": num_values,
+        "seconds_to_fake": written,
+    }
+    return Line(f"resume.{num_trials}", BAR_SECONDS / seconds, 1.0, facts)
+
+
+def main() -> None:
+    """Measure and print one JSON line per size."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, nargs="+", default=[1000])
+    parser.add_argument("--severities", type=int, default=1, help="of each of 14 shifts, in the synthetic results")
+    asked = parser.parse_args()
+    for num_trials in asked.trials:
+        measure(num_trials, num_severities=asked.severities).emit()
+
+
+if __name__ == "__main__":
+    main()

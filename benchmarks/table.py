@@ -1,0 +1,104 @@
+"""All benchmarks in their quick form, as a table beside the committed figures: ``make bench``.
+
+    python benchmarks/table.py                # quick, about ten minutes on two cores
+    python benchmarks/table.py --full         # with the sizes of the claims, about an hour
+    python benchmarks/table.py --write        # and replace the measured lines of benchmarks/results.json
+
+A ratio above 1 is better than the peer or the bar. The exit code is 0 whatever is measured: a busy machine is no error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+HERE = Path(__file__).resolve().parent
+RESULTS = HERE / "results.json"
+
+QUICK = (("startup.py", "--repeat", "3"), ("orchestration.py",), ("resume.py",), ("tracking.py",))
+FULL = (
+    *QUICK,
+    ("orchestration.py", "--trials", "120", "--peers", "bare"),
+    ("resume.py", "--trials", "10000"),
+    ("tracking.py", "--runs", "1000"),
+)
+#: A ratio below this share of the committed one is called worse; two runs of one commit differ by about a tenth.
+TOLERANCE = 0.8
+
+
+def run_script(words: Sequence[str]) -> list[dict[str, Any]]:
+    """Run one benchmark; return its JSON lines.
+
+    Raises:
+        subprocess.CalledProcessError: it failed.
+    """
+    command = [sys.executable, str(HERE / words[0]), *words[1:]]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+    return [json.loads(line) for line in done.stdout.splitlines() if line.startswith('{"benchmark"')]
+
+
+def load_results() -> dict[str, dict[str, Any]]:
+    """Return benchmark → committed line."""
+    return {line["benchmark"]: line for line in json.loads(RESULTS.read_text())}
+
+
+def write_results(lines: Sequence[Mapping[str, Any]], before: Mapping[str, Mapping[str, Any]]) -> None:
+    """Replace the lines that were measured, keep the others."""
+    merged = {**before, **{line["benchmark"]: line for line in lines}}
+    text = ",\n".join(json.dumps(merged[name]) for name in sorted(merged))
+    RESULTS.write_text(f"[\n{text}\n]\n")
+
+
+def judge(line: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
+    """Return how a line compares with the committed one: new, worse, better or as before."""
+    if before is None:
+        return "new"
+    change = line["ratio"] / before["ratio"]
+    if change < TOLERANCE:
+        return "worse"
+    return "better" if change > 1 / TOLERANCE else "as before"
+
+
+def make_table(lines: Sequence[Mapping[str, Any]], before: Mapping[str, Mapping[str, Any]]) -> Table:
+    """Return the table: ratio, committed ratio, bar, and what to think of it."""
+    table = Table("benchmark", "ratio", "committed", "bar", "reaches it", "change")
+    for line in lines:
+        old = before.get(line["benchmark"])
+        table.add_row(
+            line["benchmark"],
+            f"{line['ratio']:.2f}",
+            "" if old is None else f"{old['ratio']:.2f}",
+            f"{line['bar']:.2f}",
+            "yes" if line["ok"] else "no",
+            judge(line, old),
+        )
+    return table
+
+
+def main() -> None:
+    """Run the benchmarks, print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--full", action="store_true")
+    parser.add_argument("--write", action="store_true")
+    asked = parser.parse_args()
+    before = load_results()
+    lines = []
+    console = Console()
+    for words in FULL if asked.full else QUICK:
+        console.print(f"running {' '.join(words)}", highlight=False)
+        lines += run_script(words)
+    console.print(make_table(lines, before))
+    if asked.write:
+        write_results(lines, before)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,124 @@
+"""What the benchmarks claim is measured by ``make bench``; here: that they measure what they say. Nothing is timed."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from orchestrator.run import prepare
+from orchestrator.study import load_study
+from orchestrator.tracking import Tracker
+
+BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
+SCRIPTS = ("orchestration", "startup", "resume", "tracking", "table")
+
+
+@pytest.fixture
+def scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, ModuleType]]:
+    """The scripts as modules, gone again afterwards: their names are plain words."""
+    import importlib
+
+    names = ("common", *SCRIPTS)
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    yield {name: importlib.import_module(name) for name in names}
+    for name in names:
+        del sys.modules[name]
+
+
+def test_a_line_reaches_its_bar_or_does_not(scripts: dict[str, ModuleType]) -> None:
+    line_type = scripts["common"].Line
+    above, below = line_type("a", 5.0, 5.0, {"seconds": 1.23456}), line_type("a", 4.99, 5.0, {})
+    assert (above.as_json()["ok"], below.as_json()["ok"]) == (True, False)
+    assert above.as_json()["seconds"] == 1.235
+    assert {"cpu", "num_cpus", "memory_gib", "torch", "ray", "mlflow"} <= set(above.as_json()["machine"])
+
+
+def test_study_has_the_trials_it_is_asked_for(scripts: dict[str, ModuleType], tmp_path: Path, cache_dir: Path) -> None:
+    place = scripts["common"].make_place(tmp_path, "some", levels=3, replicates=4, cache_dir=cache_dir)
+    plan = prepare(load_study(place.study), storage=str(place.storage)).plan
+    assert len(plan.trials) == 2 * 3 * 4
+    assert not plan.stages
+
+
+def test_number_of_trials_has_to_fill_the_arms(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="found 25, expected a multiple of the 12 arms"):
+        scripts["orchestration"].make_job(tmp_path, num_trials=25)
+
+
+def test_first_step_is_the_earliest_start_of_an_epoch(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    place = scripts["common"].Place(tmp_path / "study.yaml", tmp_path)
+    for name, ended, seconds in (("a", 20_000, 2.0), ("b", 19_500, 1.0)):
+        (tmp_path / name).mkdir()
+        line = {"epoch": 1, "timestamp_ms": ended, "metrics": {"seconds": seconds}}
+        (tmp_path / name / "epochs.jsonl").write_text(json.dumps(line) + "\n")
+    assert scripts["startup"].find_first_step(place) == 18.0
+
+
+def test_copied_runs_are_what_the_tracker_would_have_shipped(
+    scripts: dict[str, ModuleType], tmp_path: Path, cache_dir: Path
+) -> None:
+    place = scripts["common"].make_place(tmp_path, "done", levels=1, replicates=2, cache_dir=cache_dir)
+    prepared = scripts["resume"].finish_study(place, num_severities=1)
+    database = Path(prepared.ledger.root.uri) / "mlflow.db"
+    num_values = scripts["resume"].fill_mlflow(prepared, database)
+    assert num_values % len(prepared.plan.trials) == 0
+    tracker = Tracker(f"sqlite:///{database}", prepared.ledger, about=prepared.about | prepared.plan.as_json())
+    tracker.open()
+    assert [tracker.ship(record) for record in prepared.ledger.records("trial")] == [False] * 4
+    assert not prepare(load_study(place.study), storage=str(place.storage)).actions.open
+
+
+def test_requests_are_counted_and_then_no_longer(
+    scripts: dict[str, ModuleType], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import requests
+
+    monkeypatch.setattr(requests.Session, "send", lambda *args, **kwargs: "answer")
+    prepared = requests.Request("GET", "http://127.0.0.1:9/").prepare()
+    with scripts["tracking"].counting_requests() as count:
+        assert [requests.Session().send(prepared) for _ in range(3)] == ["answer"] * 3
+        assert count() == 3
+    requests.Session().send(prepared)
+    assert count() == 3
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"), [(0.79, "worse"), (0.81, "as before"), (1.24, "as before"), (1.26, "better")]
+)
+def test_a_regression_is_visible(scripts: dict[str, ModuleType], ratio: float, expected: str) -> None:
+    line: dict[str, Any] = {"benchmark": "a", "ratio": ratio, "bar": 1.0, "ok": False}
+    assert scripts["table"].judge(line, {"ratio": 1.0}) == expected
+    assert scripts["table"].judge(line, None) == "new"
+
+
+def test_writing_keeps_what_was_not_measured(
+    scripts: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = scripts["table"]
+    monkeypatch.setattr(table, "RESULTS", tmp_path / "results.json")
+    table.write_results([{"benchmark": "b", "ratio": 2.0}], {"a": {"benchmark": "a"}, "b": {"benchmark": "b"}})
+    assert table.load_results() == {"a": {"benchmark": "a"}, "b": {"benchmark": "b", "ratio": 2.0}}
+
+
+def test_committed_lines_are_complete(scripts: dict[str, ModuleType]) -> None:
+    lines = scripts["table"].load_results()
+    assert lines
+    for line in lines.values():
+        assert {"benchmark", "ratio", "bar", "ok", "machine"} <= set(line)
+        # Both are rounded to four digits in the file.
+        assert line["ok"] == (line["ratio"] >= line["bar"]) or line["ratio"] == pytest.approx(line["bar"], rel=1e-3)
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_says_what_it_does(script: str) -> None:
+    words = [sys.executable, BENCHMARKS / f"{script}.py", "--help"]
+    done = subprocess.run(words, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert f"python benchmarks/{script}.py" in done.stdout
