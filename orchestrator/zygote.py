@@ -156,3 +156,4 @@ def _wait(pid: int, alive: int, events: TextIO) -> bool:
 
 if __name__ == "__main__":
     serve()
+    os._exit(0)  # tearing down torch takes 2 s, and somebody waits
