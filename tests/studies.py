@@ -28,6 +28,7 @@ factors:
 execution: {cache_dir: CACHE}
 """
 NUM_TRIALS, NUM_STAGES = 4, 1
+RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,16 @@ class Place:
         out, err = process.communicate(timeout=280)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
+    def survivors(self) -> dict[int, str]:
+        """Return pid → command line of what is left of the study: driver, Ray, actors, zygotes, trials.
+
+        Ray's two agents are not counted: when raylet and GCS are gone at once, they try for 60 s to tell the GCS.
+        """
+        return {pid: line for pid, line in find_marked(self.marker).items() if not line.startswith(RAY_AGENTS)}
+
     def wait_for_silence(self) -> None:
-        """Wait until no process of the study is left: driver, Ray, actors, zygotes, trials."""
-        wait_until(lambda: not find_marked(self.marker), "no process of the study is left")
+        """Wait until nothing of the study is left."""
+        wait_until(lambda: not self.survivors(), "no process of the study is left")
 
 
 def make_place(folder: Path, cache_dir: Path) -> Place:
