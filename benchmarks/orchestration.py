@@ -48,7 +48,7 @@ def make_job(folder: Path, *, num_trials: int) -> Job:
     Raises:
         ValueError: the number is no multiple of the number of arms.
     """
-    from orchestrator.run import prepare
+    from orchestrator.prepare import prepare
     from orchestrator.study import load_study
 
     if num_trials % ARMS:

@@ -20,7 +20,7 @@ from fakes import STARTED_MS, make_result
 
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Work
-from orchestrator.run import Prepared, prepare
+from orchestrator.prepare import Prepared, prepare
 from orchestrator.study import load_study
 
 #: 2 × 25 levels, few enough that a page can show them; a larger study has more replicates.

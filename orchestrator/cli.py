@@ -95,7 +95,7 @@ def plan(
     """Show stages and trials, what is complete, to resume and to run, and what it will take."""
     from orchestrator.estimate import estimate
     from orchestrator.planview import describe_plan, render_plan
-    from orchestrator.run import prepare
+    from orchestrator.prepare import prepare
 
     loaded = _load(study, overrides)
     prepared = prepare(loaded, storage=_storage(loaded, storage))

@@ -9,8 +9,8 @@ from typing import Any
 
 from orchestrator.identity import canonical_json, compute_identity
 from orchestrator.plan import Work
+from orchestrator.prepare import Prepared, resolve_execution
 from orchestrator.reconcile import COMPLETE
-from orchestrator.run import Prepared, resolve_execution
 from trainables.config import StageConfig, TrialConfig
 
 #: More pilots than this would no longer be short; further kinds of trial take the mean.

@@ -9,9 +9,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from orchestrator.announce import announce, say
 from orchestrator.estimate import Estimate
+from orchestrator.prepare import Prepared
 from orchestrator.reconcile import COMPLETE
-from orchestrator.run import Prepared, announce, say
 
 _MAX_ARMS = 60
 

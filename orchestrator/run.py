@@ -6,29 +6,25 @@
 from __future__ import annotations
 
 import signal
-import subprocess
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from importlib import metadata
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
-from rich.markup import escape
 
+from orchestrator.announce import announce, say, warn
 from orchestrator.ledger import Lease, Ledger, describe_upstream
-from orchestrator.plan import Plan, Work, describe_skipped, make_plan
+from orchestrator.plan import Plan, Work
+from orchestrator.prepare import Prepared, find_git_commit, prepare, resolve_execution
 from orchestrator.progress import StudyProgress
-from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED, Actions, reconcile
+from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED, reconcile
 from orchestrator.shipping import Shipper
-from orchestrator.status import compute_study_sha256
 from orchestrator.study import Study
 from orchestrator.tracking_store import TrackingError, redact, resolve_tracking_uri
-from orchestrator.world import World, check_batches, check_trials
-from trainables.config import Execution, TrialConfig
+from orchestrator.world import check_trials
 
 if TYPE_CHECKING:
     from orchestrator.scheduling import Slots
@@ -57,43 +53,6 @@ class Summary:
     def is_only_failed(self) -> bool:
         """Whether everything that is not complete has failed: running again would start nothing."""
         return self.failed > 0 and self.interrupted == self.missing == 0
-
-
-@dataclass(frozen=True)
-class Prepared:
-    """A study looked up in the world and in the ledger: everything ``plan`` shows and ``run`` needs."""
-
-    study: Study
-    ledger: Ledger
-    world: World
-    plan: Plan
-    #: Signature → state, of everything in the ledger.
-    states: Mapping[str, str]
-    actions: Actions
-    about: dict[str, Any]
-
-    @property
-    def open_configs(self) -> list[TrialConfig]:
-        """Configs of the trials that will run."""
-        return [work.config for work in self.actions.open if isinstance(work.config, TrialConfig)]
-
-
-def prepare(study: Study, *, storage: str, retry_failed: bool = False, mlflow: str | None = None) -> Prepared:
-    """Look up data, weights and ledger; return the plan and what is to be done.
-
-    Raises:
-        DataError: the data are unusable; every problem is named.
-        WeightsUnavailableError: pretrained weights cannot be had.
-        StudyError: settings do not fit the data.
-    """
-    world = World(study.execution.cache_dir)
-    arms = study.arms()
-    check_batches((arm.config for arm in arms), world)
-    plan = make_plan(arms, replicates=study.replicates, facts=world)
-    ledger = Ledger(storage, study.study)
-    states = ledger.states()
-    actions = reconcile(plan, states, retry_failed=retry_failed)
-    return Prepared(study, ledger, world, plan, states, actions, _describe(study, world, mlflow=mlflow))
 
 
 def run_study(
@@ -138,34 +97,6 @@ def run_study(
             if actions.open:
                 execute_open(prepared, address=address, console=console, notice=running.shipper.notice)
         return conclude(prepared, running, console)
-
-
-def announce(prepared: Prepared, console: Console) -> None:
-    """Say what there is, what will run, and loudly what will not."""
-    plan, actions = prepared.plan, prepared.actions
-    kinds = Counter(work.kind for work in actions.open)
-    done = sum(work.kind == "trial" for work in actions.skip)
-    say(
-        console,
-        "plan",
-        f"{_count(len(plan.trials), 'trial')} and {_count(len(plan.stages), 'stage')}; {_count(done, 'trial')} "
-        f"complete, {_count(kinds['trial'], 'trial')} and {_count(kinds['stage'], 'stage')} to run"
-        + (f", {len(actions.resume)} of them to resume" if actions.resume else ""),
-    )
-    for line in describe_skipped(plan.as_json()["skipped"]):
-        warn(console, "left out", line)
-    num_bad = sum(len(dataset.quarantined) for dataset in prepared.world.datasets)
-    if num_bad:
-        warn(console, "quarantined", f"{_count(num_bad, 'image')}; the report names them")
-    if actions.failed:
-        failed = sum(work.kind == "trial" for work in actions.failed)
-        warn(console, "failed before", f"{_count(failed, 'trial')}; --retry-failed tries again")
-    if actions.orphaned:
-        say(console, "kept", f"{len(actions.orphaned)} stages and trials in the ledger that are no longer planned")
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def record_upstream_failures(prepared: Prepared) -> None:
@@ -276,17 +207,6 @@ def summarise(plan: Plan, states: Mapping[str, str], *, report: str | None = Non
     )
 
 
-def resolve_execution(study: Study) -> Execution:
-    """Return what a worker has to know about its machine's share."""
-    execution = study.execution
-    return Execution(
-        device=execution.device,
-        num_threads=max(1, int(execution.cpus_per_trial)),
-        cache_dir=execution.cache_dir.expanduser(),
-        evaluation_batch_size=execution.evaluation_batch_size,
-    )
-
-
 def resolve_slots(study: Study, resources: Mapping[str, float]) -> Slots:
     """Return what one trial takes of the cluster."""
     from orchestrator.scheduling import Slots
@@ -321,74 +241,3 @@ def stopping_in_order(announce: Callable[[str], None]) -> Iterator[threading.Eve
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
-
-
-def find_git_commit() -> str | None:
-    """Return the commit of the working folder, with ``-dirty`` where there are changes; None outside git."""
-    try:
-        described = subprocess.run(
-            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return described.stdout.strip()
-
-
-def say(console: Console, label: str, text: str) -> None:
-    """Print one labelled line; text from the user is not markup."""
-    console.print(f"{label:<8} {text}", soft_wrap=True, highlight=False, markup=False)
-
-
-def warn(console: Console, label: str, text: str) -> None:
-    """Print one line that stands out; text from the user is not markup."""
-    console.print(f"[bold yellow]{label}[/bold yellow] {escape(text)}", soft_wrap=True, highlight=False)
-
-
-def _describe(study: Study, world: World, *, mlflow: str | None) -> dict[str, Any]:
-    """What the report has to know about the study, as ``plan.json`` holds it."""
-    data = world.dataset(study.data)
-    sets = data.splits | data.external
-    base = study.model_dump(mode="json", exclude={"execution"})
-    return {
-        "study": study.study,
-        "question": study.question,
-        "factors": {factor: list(levels) for factor, levels in _levels(study).items()},
-        "replicates": study.replicates,
-        "seed": study.seed,
-        "data": {
-            "name": data.name,
-            "kind": study.data.kind,
-            "classes": list(data.classes),
-            "fingerprint": data.fingerprint,
-            "num_images": {name: len(images) for name, images in sets.items()},
-            "quarantined": [vars(bad) for dataset in world.datasets for bad in dataset.quarantined],
-            "modality": data.modality,
-        },
-        "mlflow": mlflow,
-        "git_commit": find_git_commit(),
-        "versions": {
-            name: _version(name) for name in ("robustsweep", "ray", "torch", "torchvision", "mlflow", "numpy")
-        },
-        "written_ms": int(time.time() * 1000),
-        "study_sha256": compute_study_sha256(study),
-        "base": base,
-    }
-
-
-def _levels(study: Study) -> dict[str, dict[str, None]]:
-    """Factor → its levels in the order of the file (keys of a dict)."""
-    levels: dict[str, dict[str, None]] = {}
-    for arm in study.arms():
-        for factor, level in arm.levels.items():
-            levels.setdefault(factor, {})[level] = None
-    return levels
-
-
-def _version(package: str) -> str | None:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return None

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from typing import Any
 
 from orchestrator.ledger import Lease
+from orchestrator.prepare import find_git_commit, prepare, resolve_execution
 from orchestrator.reconcile import COMPLETE
-from orchestrator.run import find_git_commit, prepare, resolve_execution
 from orchestrator.study import Study
 from orchestrator.zygote import run_request
 from trainables.errors import StudyError

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.run import prepare
+from orchestrator.prepare import prepare
 from orchestrator.study import load_study
 from orchestrator.tracking import Tracker
 

@@ -8,7 +8,7 @@ import pytest
 from orchestrator.estimate import STARTUP_SECONDS, Estimate, estimate
 from orchestrator.plan import Work
 from orchestrator.planview import count_trials, describe_estimate, describe_plan, format_duration
-from orchestrator.run import Prepared, prepare
+from orchestrator.prepare import Prepared, prepare
 from orchestrator.study import parse_study
 
 TEXT = """\

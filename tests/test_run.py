@@ -14,10 +14,12 @@ from planning import make_stage, make_trial
 from rich.console import Console
 
 from orchestrator import run
+from orchestrator.announce import announce
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, Skipped
+from orchestrator.prepare import Prepared, find_git_commit, prepare, resolve_execution
 from orchestrator.reconcile import reconcile
-from orchestrator.run import Prepared, announce, prepare, record_upstream_failures, run_study, summarise
+from orchestrator.run import record_upstream_failures, run_study, summarise
 from orchestrator.study import Study, parse_study
 from orchestrator.world import World, check_trials
 from trainables.config import TrialConfig
@@ -239,17 +241,17 @@ def test_a_trial_takes_a_gpu_where_there_is_one(
 def test_a_trial_has_as_many_threads_as_cpus(cache_dir: Path) -> None:
     for cpus, threads in ((0.5, 1), (1, 1), (4, 4)):
         study = make_study("", f"execution.cpus_per_trial={cpus}", cache_dir=cache_dir)
-        assert run.resolve_execution(study).num_threads == threads
+        assert resolve_execution(study).num_threads == threads
 
 
 def test_the_commit_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
-    assert run.find_git_commit() is None
+    assert find_git_commit() is None
     git = ["git", "-c", "user.name=n", "-c", "user.email=e@example.org"]
     for command in (["init", "-q"], ["commit", "-q", "--allow-empty", "-m", "m"]):
         subprocess.run([*git, *command], check=True, env=os.environ | {"GIT_CONFIG_GLOBAL": os.devnull})
-    commit = run.find_git_commit()
+    commit = find_git_commit()
     assert commit is not None
     assert len(commit) == 40
     assert int(commit, 16)

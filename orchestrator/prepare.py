@@ -1,0 +1,127 @@
+"""A study looked up in the world and in the ledger: what ``plan`` shows and ``run`` needs."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Plan, make_plan
+from orchestrator.reconcile import Actions, reconcile
+from orchestrator.status import compute_study_sha256
+from orchestrator.study import Study
+from orchestrator.world import World, check_batches
+from trainables.config import Execution, TrialConfig
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A study looked up in the world and in the ledger: everything ``plan`` shows and ``run`` needs."""
+
+    study: Study
+    ledger: Ledger
+    world: World
+    plan: Plan
+    #: Signature → state, of everything in the ledger.
+    states: Mapping[str, str]
+    actions: Actions
+    about: dict[str, Any]
+
+    @property
+    def open_configs(self) -> list[TrialConfig]:
+        """Configs of the trials that will run."""
+        return [work.config for work in self.actions.open if isinstance(work.config, TrialConfig)]
+
+
+def prepare(study: Study, *, storage: str, retry_failed: bool = False, mlflow: str | None = None) -> Prepared:
+    """Look up data, weights and ledger; return the plan and what is to be done.
+
+    Raises:
+        DataError: the data are unusable; every problem is named.
+        WeightsUnavailableError: pretrained weights cannot be had.
+        StudyError: settings do not fit the data.
+    """
+    world = World(study.execution.cache_dir)
+    arms = study.arms()
+    check_batches((arm.config for arm in arms), world)
+    plan = make_plan(arms, replicates=study.replicates, facts=world)
+    ledger = Ledger(storage, study.study)
+    states = ledger.states()
+    actions = reconcile(plan, states, retry_failed=retry_failed)
+    return Prepared(study, ledger, world, plan, states, actions, _describe(study, world, mlflow=mlflow))
+
+
+def resolve_execution(study: Study) -> Execution:
+    """Return what a worker has to know about its machine's share."""
+    execution = study.execution
+    return Execution(
+        device=execution.device,
+        num_threads=max(1, int(execution.cpus_per_trial)),
+        cache_dir=execution.cache_dir.expanduser(),
+        evaluation_batch_size=execution.evaluation_batch_size,
+    )
+
+
+def find_git_commit() -> str | None:
+    """Return the commit of the working folder, with ``-dirty`` where there are changes; None outside git."""
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return described.stdout.strip()
+
+
+def _describe(study: Study, world: World, *, mlflow: str | None) -> dict[str, Any]:
+    """What the report has to know about the study, as ``plan.json`` holds it."""
+    data = world.dataset(study.data)
+    sets = data.splits | data.external
+    base = study.model_dump(mode="json", exclude={"execution"})
+    return {
+        "study": study.study,
+        "question": study.question,
+        "factors": {factor: list(levels) for factor, levels in _levels(study).items()},
+        "replicates": study.replicates,
+        "seed": study.seed,
+        "data": {
+            "name": data.name,
+            "kind": study.data.kind,
+            "classes": list(data.classes),
+            "fingerprint": data.fingerprint,
+            "num_images": {name: len(images) for name, images in sets.items()},
+            "quarantined": [vars(bad) for dataset in world.datasets for bad in dataset.quarantined],
+            "modality": data.modality,
+        },
+        "mlflow": mlflow,
+        "git_commit": find_git_commit(),
+        "versions": {
+            name: _version(name) for name in ("robustsweep", "ray", "torch", "torchvision", "mlflow", "numpy")
+        },
+        "written_ms": int(time.time() * 1000),
+        "study_sha256": compute_study_sha256(study),
+        "base": base,
+    }
+
+
+def _levels(study: Study) -> dict[str, dict[str, None]]:
+    """Factor → its levels in the order of the file (keys of a dict)."""
+    levels: dict[str, dict[str, None]] = {}
+    for arm in study.arms():
+        for factor, level in arm.levels.items():
+            levels.setdefault(factor, {})[level] = None
+    return levels
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
