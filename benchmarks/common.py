@@ -148,7 +148,15 @@ def describe_machine() -> dict[str, Any]:
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30),
         "load": round(os.getloadavg()[0], 1),
         "python": platform.python_version(),
-    } | {name: metadata.version(name) for name in names}
+    } | {name: _find_version(name) for name in names}
+
+
+def _find_version(package: str) -> str:
+    """Return the version of a package; "absent" where a benchmark needs no ray or mlflow and there is none."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
 
 
 @contextmanager

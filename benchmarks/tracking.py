@@ -57,8 +57,13 @@ class Shipped:
     #: For all trials together.
     num_requests: int
     seconds: float
+    #: CPU of this process, which a real study's scheduling loop shares.
+    cpu_seconds: float
     #: In the caller's thread, the scheduling loop of a real study.
     notice_microseconds: float
+    #: Opening the study again, as the next run does.
+    reopen_seconds: float
+    num_reopen_requests: int
 
 
 def ship(ledger: Ledger, tracking_uri: str) -> Shipped:
@@ -70,7 +75,7 @@ def ship(ledger: Ledger, tracking_uri: str) -> Shipped:
     signatures = [trial["signature"] for trial in ledger.read_plan()["trials"]]
     num_values = sum(project(ledger.read("trial", signature)).num_points for signature in signatures)
     tracker = Tracker(tracking_uri, ledger, about=ledger.read_plan())
-    shipper = Shipper(tracker, ledger, interval_seconds=0.0)
+    shipper = Shipper(lambda: tracker, ledger, interval_seconds=0.0)
     started = time.perf_counter()
     for signature in signatures:
         shipper.notice("trial", signature)
@@ -78,13 +83,19 @@ def ship(ledger: Ledger, tracking_uri: str) -> Shipped:
     with counting_requests() as count:
         tracker.open()
         num_opening = count()
+        cpu = time.process_time()
         shipper.start()
         num_left = shipper.finish(timeout_seconds=3600.0)
+        cpu, seconds = time.process_time() - cpu, time.perf_counter() - started
         num_requests = count() - num_opening
-    seconds = time.perf_counter() - started
-    if num_left:
-        raise RuntimeError(f"{num_left} of {len(signatures)} records did not reach {tracking_uri}")
-    return Shipped(num_values, num_opening, num_requests, seconds, 1e6 * notice_seconds)
+        if num_left:
+            raise RuntimeError(f"{num_left} of {len(signatures)} records did not reach {tracking_uri}")
+        again = time.perf_counter()
+        Tracker(tracking_uri, ledger, about=ledger.read_plan()).open()
+        reopen_seconds, num_reopen = time.perf_counter() - again, count() - num_opening - num_requests
+    return Shipped(
+        num_values, num_opening, num_requests, seconds, cpu, 1e6 * notice_seconds, reopen_seconds, num_reopen
+    )
 
 
 def time_one_by_one(tracking_uri: str) -> float:
@@ -116,10 +127,13 @@ def measure(store: str, tracking_uri: str, folder: Path, *, num_runs: int) -> Li
         "one_by_one_per_second": one_by_one,
         "ours_over_one_by_one": rate / one_by_one,
         "seconds": shipped.seconds,
+        "cpu_ms_per_trial": 1e3 * shipped.cpu_seconds / num_runs,
         "notice_microseconds": shipped.notice_microseconds,
+        "reopen_seconds": shipped.reopen_seconds,
     }
     if store == "http":
         facts |= {"requests_per_trial": per_trial, "requests_once": shipped.num_opening_requests}
+        facts["requests_to_reopen"] = shipped.num_reopen_requests
     return Line(f"tracking.{store}.{num_runs}", min(ratios), 1.0, facts)
 
 

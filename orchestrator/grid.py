@@ -356,7 +356,8 @@ def _report_useless(arms: Sequence[Arm], unused: set[Key], source: Source, *, ex
     if not arms and expected_any:
         source.report(("exclude",), "every arm is excluded, expected at least one to remain")
     seen: dict[str, str] = {}
-    twins = [(other, arm.name) for arm in arms if (other := seen.setdefault(repr(arm.config), arm.name)) != arm.name]
+    configs = ((arm.config.model_dump_json(), arm.name) for arm in arms)
+    twins = [(other, name) for config, name in configs if (other := seen.setdefault(config, name)) != name]
     if twins:
         more = f", and {len(twins) - 1} more such pairs" if len(twins) > 1 else ""
         first, second = twins[0]

@@ -41,5 +41,10 @@ def canonical_json(value: Any) -> str:
 
 def compute_signature(config: BaseModel, data_fingerprint: str) -> str:
     """Return the signature of a trial or stage: hash of its identity and of the data it sees."""
-    identity = {"config": compute_identity(config), "data_fingerprint": data_fingerprint}
-    return hashlib.sha256(canonical_json(identity).encode()).hexdigest()[:SIGNATURE_LENGTH]
+    return sign(compute_identity(config), data_fingerprint)
+
+
+def sign(identity: dict[str, Any], data_fingerprint: str) -> str:
+    """Return the signature of what ``compute_identity`` returned and of the data."""
+    text = canonical_json({"config": identity, "data_fingerprint": data_fingerprint})
+    return hashlib.sha256(text.encode()).hexdigest()[:SIGNATURE_LENGTH]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from orchestrator.identity import compute_signature
+from orchestrator.identity import compute_identity, compute_signature, sign
 from trainables.config import ContrastivePretraining, ImageNetPretraining, StageConfig, TrialConfig
 
 
@@ -120,22 +120,22 @@ def make_plan(arms: Sequence[ArmLike], *, replicates: int, facts: Facts) -> Plan
     for arm in arms:
         reason = facts.missing_weights(arm.config)
         if reason is None:
-            runnable.append(arm)
+            config = facts.resolve(arm.config)
+            runnable.append((arm, arm.name, config, compute_identity(config), facts.fingerprint(config)))
         else:
             skipped.append(Skipped(arm.name, arm.levels, replicates, reason))
     for replicate in range(replicates):
-        for arm in runnable:
-            config = facts.resolve(arm.config.model_copy(update={"replicate": replicate}))
-            fingerprint = facts.fingerprint(config)
+        for arm, name, base, identity, fingerprint in runnable:
+            config = base.model_copy(update={"replicate": replicate})
             needs = []
             stage = _stage_of(config, fingerprint)
             if stage is not None:
                 stages.setdefault(stage.signature, stage)
                 needs.append(stage.signature)
-            signature = compute_signature(config, fingerprint)
+            # What compute_signature(config, …) returns; the identity of an arm is walked through once, not per trial.
+            signature = sign(identity | {"replicate": replicate}, fingerprint)
             trials.setdefault(
-                signature,
-                Work("trial", signature, arm.name, config, fingerprint, tuple(needs), arm.levels, replicate),
+                signature, Work("trial", signature, name, config, fingerprint, tuple(needs), arm.levels, replicate)
             )
     dependants = Counter(need for trial in trials.values() for need in trial.needs)
     ordered = sorted(

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from typing import Any
 
+from orchestrator.grid import Arm
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, make_plan
 from orchestrator.reconcile import Actions, reconcile
@@ -52,17 +53,23 @@ def prepare(study: Study, *, storage: str, retry_failed: bool = False, mlflow: s
     ledger = Ledger(storage, study.study)
     states = ledger.states()
     actions = reconcile(plan, states, retry_failed=retry_failed)
-    return Prepared(study, ledger, world, plan, states, actions, _describe(study, world, mlflow=mlflow))
+    return Prepared(study, ledger, world, plan, states, actions, _describe(study, arms, world, mlflow=mlflow))
 
 
-def resolve_execution(study: Study) -> Execution:
-    """Return what a worker has to know about its machine's share."""
+def resolve_execution(study: Study, ledger: Ledger | None = None) -> Execution:
+    """Return what a worker has to know about its machine's share.
+
+    Args:
+        study: what the user asked for.
+        ledger: where the study's decisions on acceleration are kept; None: a pilot, which decides nothing.
+    """
     execution = study.execution
     return Execution(
         device=execution.device,
         num_threads=max(1, int(execution.cpus_per_trial)),
         cache_dir=execution.cache_dir.expanduser(),
         evaluation_batch_size=execution.evaluation_batch_size,
+        acceleration=(ledger.root / "acceleration").uri if ledger and execution.acceleration == "probe" else None,
     )
 
 
@@ -80,7 +87,7 @@ def find_git_commit() -> str | None:
     return described.stdout.strip()
 
 
-def _describe(study: Study, world: World, *, mlflow: str | None) -> dict[str, Any]:
+def _describe(study: Study, arms: Sequence[Arm], world: World, *, mlflow: str | None) -> dict[str, Any]:
     """What the report has to know about the study, as ``plan.json`` holds it."""
     data = world.dataset(study.data)
     sets = data.splits | data.external
@@ -88,7 +95,7 @@ def _describe(study: Study, world: World, *, mlflow: str | None) -> dict[str, An
     return {
         "study": study.study,
         "question": study.question,
-        "factors": {factor: list(levels) for factor, levels in _levels(study).items()},
+        "factors": {factor: list(levels) for factor, levels in _levels(arms).items()},
         "replicates": study.replicates,
         "seed": study.seed,
         "data": {
@@ -111,10 +118,10 @@ def _describe(study: Study, world: World, *, mlflow: str | None) -> dict[str, An
     }
 
 
-def _levels(study: Study) -> dict[str, dict[str, None]]:
+def _levels(arms: Sequence[Arm]) -> dict[str, dict[str, None]]:
     """Factor → its levels in the order of the file (keys of a dict)."""
     levels: dict[str, dict[str, None]] = {}
-    for arm in study.arms():
+    for arm in arms:
         for factor, level in arm.levels.items():
             levels.setdefault(factor, {})[level] = None
     return levels

@@ -121,6 +121,27 @@ def _project(record: Record) -> Projection:
     )
 
 
+def describe_study(about: Mapping[str, Any]) -> dict[str, str]:
+    """Return the tags of the study's own run, from ``plan.json``.
+
+    Tags, not params: a study may gain a level or a replicate, and params cannot change.
+    """
+    tags = {
+        "robustsweep.kind": "study",
+        "robustsweep.study": about["study"],
+        "robustsweep.study_sha256": about["study_sha256"],
+        "robustsweep.replicates": str(about["replicates"]),
+        "robustsweep.seed": str(about["seed"]),
+        "robustsweep.data_fingerprint": about["data"]["fingerprint"],
+        "mlflow.runName": f"study {about['study']}",
+        "mlflow.note.content": about["question"],  # the description in the UI
+    }
+    if about["git_commit"] is not None:
+        tags["mlflow.source.git.commit"] = about["git_commit"]
+    tags |= {make_key(f"factor.{name}"): ", ".join(map(str, levels)) for name, levels in about["factors"].items()}
+    return {key: value[:MAX_TAG_LENGTH] for key, value in tags.items()}
+
+
 def make_key(*parts: str) -> str:
     """Return a metric, param or tag key of ``parts`` joined by ``/``, with only characters that MLflow allows.
 

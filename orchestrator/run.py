@@ -16,15 +16,18 @@ from typing import TYPE_CHECKING, Any
 from rich.console import Console
 
 from orchestrator.announce import announce, say, warn
-from orchestrator.ledger import Lease, Ledger, describe_upstream
+from orchestrator.backstage import Backstage
+from orchestrator.ledger import Lease, Ledger, describe_upstream, describe_work
+from orchestrator.packing import choose_gpus_per_trial
 from orchestrator.plan import Plan, Work
 from orchestrator.prepare import Prepared, find_git_commit, prepare, resolve_execution
 from orchestrator.progress import StudyProgress
 from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED, reconcile
+from orchestrator.report.source import DEFAULT_METRIC, PAGE, Report, Source, read_report
+from orchestrator.settled import compute_state, forget, is_shipped
 from orchestrator.shipping import Shipper
 from orchestrator.study import Study
 from orchestrator.tracking_store import TrackingError, redact, resolve_tracking_uri
-from orchestrator.world import check_trials
 
 if TYPE_CHECKING:
     from orchestrator.scheduling import Slots
@@ -85,18 +88,21 @@ def run_study(
     lease = Lease(ledger)
     lease.check()  # before the data are read, which may take long
     prepared = prepare(study, storage=storage, retry_failed=retry_failed, mlflow=redact(tracking_uri))
-    check_trials(prepared.open_configs, prepared.world)
-    with lease:  # nothing has been written before
-        states = ledger.states()
-        actions = reconcile(prepared.plan, states, retry_failed=retry_failed)
-        prepared = replace(prepared, states=states, actions=actions)
-        announce(prepared, console)
-        ledger.write_plan(prepared.plan, prepared.about)
-        with shipping(prepared, tracking_uri) as running:
-            record_upstream_failures(prepared)
-            if actions.open:
-                execute_open(prepared, address=address, console=console, notice=running.shipper.notice)
-        return conclude(prepared, running, console)
+    with Backstage(study, address=address or study.execution.address) as backstage:
+        if prepared.actions.open:
+            backstage.start()
+            backstage.check(prepared.open_configs)
+        with lease:  # nothing has been written before
+            states = ledger.states()
+            actions = reconcile(prepared.plan, states, retry_failed=retry_failed)
+            prepared = replace(prepared, states=states, actions=actions)
+            announce(prepared, console)
+            ledger.write_plan(prepared.plan, prepared.about)
+            with shipping(prepared, tracking_uri) as running:
+                record_upstream_failures(prepared)
+                if running is not None and actions.open:
+                    execute_open(prepared, backstage, console=console, notice=running.shipper.notice)
+            return conclude(prepared, running, backstage, console)
 
 
 def record_upstream_failures(prepared: Prepared) -> None:
@@ -114,19 +120,26 @@ def record_upstream_failures(prepared: Prepared) -> None:
 class Shipping:
     """The projection to MLflow of a running study; ``unshipped`` is known when it has ended."""
 
-    tracker: Tracker
     shipper: Shipper
     unshipped: int = 0
 
 
 @contextmanager
-def shipping(prepared: Prepared, tracking_uri: str) -> Iterator[Shipping]:
-    """Ship the ledger to MLflow while the body runs."""
-    from orchestrator.tracking import Tracker  # imports mlflow
+def shipping(prepared: Prepared, tracking_uri: str) -> Iterator[Shipping | None]:
+    """Ship the ledger to MLflow while the body runs; None when it shows everything and nothing will change."""
+    if find_settled_report(prepared, tracking_uri) is not None:
+        yield None
+        return
+    if prepared.actions.open:
+        forget(prepared.ledger.root)
 
-    tracker = Tracker(tracking_uri, prepared.ledger, about=prepared.about | prepared.plan.as_json())
-    shipper = Shipper(tracker, prepared.ledger, resumed=[work.signature for work in prepared.actions.open])
-    running = Shipping(tracker, shipper)
+    def make_tracker() -> Tracker:
+        from orchestrator.tracking import Tracker  # imports mlflow: in the shipper's thread, once a trial trains
+
+        return Tracker(tracking_uri, prepared.ledger, about=prepared.about | prepared.plan.as_json())
+
+    shipper = Shipper(make_tracker, prepared.ledger, resumed=[work.signature for work in prepared.actions.open])
+    running = Shipping(shipper)
     shipper.start()
     try:
         yield running
@@ -134,8 +147,21 @@ def shipping(prepared: Prepared, tracking_uri: str) -> Iterator[Shipping]:
         running.unshipped = shipper.finish(timeout_seconds=60.0)
 
 
+def find_settled_report(prepared: Prepared, tracking_uri: str) -> Report | None:
+    """Return the report that was written and shipped for this very state of the study, None when there is work."""
+    root, states = prepared.ledger.root, prepared.states
+    new_failures = any(states.get(work.signature) != FAILED for work in prepared.actions.failed)
+    if prepared.actions.open or new_failures:
+        return None
+    state = compute_state(prepared.ledger.read_plan(), states)
+    report = read_report(root, Source(state, DEFAULT_METRIC, examples=True))
+    if report is None or not is_shipped(root, tracking_uri, state=state, page_sha256=report.page_sha256):
+        return None
+    return report
+
+
 def execute_open(
-    prepared: Prepared, *, address: str | None, console: Console, notice: Callable[[str, str], None]
+    prepared: Prepared, backstage: Backstage, *, console: Console, notice: Callable[[str, str], None]
 ) -> None:
     """Run everything that is open, on this machine or a cluster."""
     from orchestrator import scheduling  # imports ray
@@ -145,49 +171,60 @@ def execute_open(
     with StudyProgress(console, num_works=len(actions.open), num_done=len(actions.skip)) as progress:
 
         def listen(what: str, work: Work, details: dict[str, Any]) -> None:
-            if what == "started":
-                ledger.begin(work, study=study.study, git_commit=commit)
-            elif what == "ended" and details["status"] == FAILED:
+            if what == "ended" and details["status"] == FAILED:
                 ledger.record_failure(work, details, study=study.study, git_commit=commit)
             notice(work.kind, work.signature)
             progress.listen(what, work, details)
 
-        address = address or study.execution.address
+        resources = backstage.wait_for_ray()
+        slots = resolve_slots(prepared, resources, say=progress.say)
+        if backstage.is_local:
+            scheduling.check_fits(resources, slots)
+        with stopping_in_order(progress.say) as stop:
+            scheduling.execute(
+                actions.open,
+                complete=[work.signature for work in actions.skip],
+                ledger=ledger,
+                job=scheduling.Job(
+                    execution=resolve_execution(study, ledger).model_dump(mode="json"),
+                    token=backstage.token,
+                    preload=backstage.preload,
+                    describe=lambda work: describe_work(work, study=study.study, git_commit=commit),
+                ),
+                slots=slots,
+                listen=listen,
+                stop=stop,
+            )
+
+
+def conclude(prepared: Prepared, shipped: Shipping | None, backstage: Backstage, console: Console) -> Summary:
+    """Write the report, attach it to MLflow's parent run, print where everything is; nothing twice."""
+    ledger = prepared.ledger
+    states = ledger.states()
+    state = compute_state(ledger.read_plan(), states)
+    report = read_report(ledger.root, Source(state, DEFAULT_METRIC, examples=True))
+    if report is None and backstage.is_started:
+        report = backstage.write_report(ledger)
+    elif report is None:
+        from orchestrator.report.write import write_report  # imports pandas
+
+        report = write_report(ledger, cache_dir=prepared.study.execution.cache_dir.expanduser())
+    unshipped = shipped.unshipped if shipped else 0
+    summary = summarise(prepared.plan, states, report=report.html, unshipped=unshipped)
+    if shipped is not None and unshipped == 0:
         try:
-            resources = scheduling.connect(address)
-            slots = resolve_slots(study, resources)
-            if address is None:
-                scheduling.check_fits(resources, slots)
-            with stopping_in_order(progress.say) as stop:
-                scheduling.execute(
-                    actions.open,
-                    complete=[work.signature for work in actions.skip],
-                    ledger=ledger,
-                    execution=resolve_execution(study).model_dump(mode="json"),
-                    slots=slots,
-                    listen=listen,
-                    stop=stop,
-                )
-        finally:
-            scheduling.disconnect()
-
-
-def conclude(prepared: Prepared, shipped: Shipping, console: Console) -> Summary:
-    """Write the report, attach it to MLflow's parent run, print where everything is."""
-    from orchestrator.report.write import write_report  # imports pandas
-
-    report = write_report(prepared.ledger, cache_dir=prepared.study.execution.cache_dir.expanduser())
-    summary = summarise(prepared.plan, prepared.ledger.states(), report=report.html, unshipped=shipped.unshipped)
-    if shipped.unshipped == 0:
-        try:
-            shipped.tracker.log_report(
-                prepared.ledger.root.read("report/index.html"),
+            shipped.shipper.tracker.log_report(
+                ledger.root.read(PAGE),
                 summary=report.counts | {"skipped_arms": len(prepared.plan.skipped)},
                 is_complete=summary.is_complete,
             )
         except TrackingError as error:
             warn(console, "the report is not in MLflow yet", str(error))
+        else:
+            shipped.shipper.tracker.remember(state=state, page_sha256=report.page_sha256)
     console.print(report.summary, soft_wrap=True, highlight=False, markup=False)
+    if shipped is None:
+        say(console, "settled", "nothing has changed since the report was written and everything shipped to MLflow")
     say(console, "report", report.html)
     return summary
 
@@ -207,14 +244,21 @@ def summarise(plan: Plan, states: Mapping[str, str], *, report: str | None = Non
     )
 
 
-def resolve_slots(study: Study, resources: Mapping[str, float]) -> Slots:
-    """Return what one trial takes of the cluster."""
+def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, say: Callable[[str], None]) -> Slots:
+    """Return what one trial takes of the cluster; say why it takes that much of a GPU."""
     from orchestrator.scheduling import Slots
 
-    execution = study.execution
+    execution, ledger = prepared.study.execution, prepared.ledger
     gpus = execution.gpus_per_trial
-    if gpus == "auto":
-        gpus = 1.0 if resources.get("GPU", 0.0) > 0 and execution.device != "cpu" else 0.0
+    if gpus == "auto" and resources.get("GPU", 0.0) > 0 and execution.device != "cpu":
+        records = [record for kind in ("stage", "trial") for record in ledger.records(kind)]
+        share = choose_gpus_per_trial(
+            prepared.actions.open, records, evaluation_batch_size=execution.evaluation_batch_size
+        )
+        say(share.reason)
+        gpus = share.gpus
+    elif gpus == "auto":
+        gpus = 0.0
     return Slots(
         cpus=execution.cpus_per_trial,
         gpus=gpus,

@@ -1,20 +1,21 @@
 """Open work → Ray Tune. The only module that names ray.
 
 Tune starts actors where resources are free and tells when one is lost; what is to be done, and what has been done, it
-is never asked. A searcher hands out one open piece of work per Tune trial, stages before their dependants, and says
+is never asked. A searcher hands out open work, one Tune trial carrying several of ours when they are short, and says
 "nothing ready" while all that is left waits for a stage.
 """
 
 from __future__ import annotations
 
-import heapq
 import json
 import logging
 import os
 import shutil
+import socket
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,19 +36,32 @@ from ray import tune
 from ray.tune.search import Searcher
 
 from orchestrator.ledger import Ledger, describe_upstream
+from orchestrator.open_work import CHUNK_SECONDS, OpenWork
 from orchestrator.plan import Work
 from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
-from orchestrator.worker import ZYGOTE, Worker, WorkerLostError
+from orchestrator.slot import ChunkRunner, pack, unpack
+from orchestrator.worker import ZYGOTE
 from trainables.errors import InfrastructureError, StudyError
-from trainables.storage import Folder
 
-#: A slot reports at most this often: Tune's loop handles some 40 results a second.
-REPORT_SECONDS = 1.0
-#: A slot with nothing to report says so this often: between two reports it hears of nothing, a stop included.
-ALIVE_SECONDS = 5.0
+#: Reports of all slots together that Tune's loop takes without falling behind; it can do some 40 a second.
+REPORTS_PER_SECOND = 16.0
 
 #: Called in the scheduling loop with ("started" | "event" | "ended", work, details): must be quick and never raise.
 Listener = Callable[[str, Work, dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the workers of a run have to know."""
+
+    #: ``trainables.config.Execution`` as JSON.
+    execution: dict[str, Any]
+    #: Names the zygotes of this run.
+    token: str
+    #: What they import.
+    preload: tuple[str, ...]
+    #: Work → content of its ``config.json``.
+    describe: Callable[[Work], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -69,6 +83,8 @@ def connect(address: str | None) -> dict[str, float]:
     Raises:
         InfrastructureError: Ray does not start, or the cluster does not answer.
     """
+    if address is not None:
+        _check_listens(address)
     try:
         ray.init(
             address=address or "local",
@@ -83,6 +99,19 @@ def connect(address: str | None) -> dict[str, float]:
         what = f"could not join the Ray cluster at {address}" if address else "could not start Ray on this machine"
         raise InfrastructureError(f"{what}: {error}; robustsweep doctor looks at what is there") from error
     return resources
+
+
+def _check_listens(address: str) -> None:
+    """Ray itself tries for several minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # "auto"
+    try:
+        socket.create_connection((host, int(port)), timeout=10.0).close()
+    except OSError as error:
+        raise InfrastructureError(
+            f"could not join the Ray cluster at {address}: {error}; is its head running, and may this machine reach it?"
+        ) from error
 
 
 def check_fits(resources: Mapping[str, float], slots: Slots) -> None:
@@ -117,71 +146,112 @@ def num_slots(resources: Mapping[str, float], slots: Slots) -> int:
     return max(1, int(min(fits, default=1.0) + 1e-9))
 
 
-class OpenWork(Searcher):  # type: ignore[misc]  # ray is untyped
-    """Hands out open work: by rank, and only when everything it needs is complete."""
+class Handing(Searcher):  # type: ignore[misc]  # ray is untyped
+    """Hands out open work to Tune, a chunk per Tune trial, and judges how each work ended.
 
-    def __init__(self, works: Sequence[Work], *, complete: Iterable[str], ledger: Ledger, execution: dict[str, Any],
-                 listen: Listener, read_error: Callable[[str], str] = lambda trial_id: "") -> None:  # fmt: skip
+    Args:
+        open_work: what is to be done.
+        ledger: where the workers find and leave everything.
+        chunk: what all chunks have in common.
+        describe: work → content of its ``config.json``.
+        listen: told of every start, event and end.
+        read_error: Tune trial → what Tune knows of its end.
+    """
+
+    def __init__(
+        self,
+        open_work: OpenWork,
+        *,
+        ledger: Ledger,
+        chunk: dict[str, Any],
+        describe: Callable[[Work], dict[str, Any]],
+        listen: Listener,
+        read_error: Callable[[str], str] = lambda trial_id: "",
+    ) -> None:
         super().__init__()
-        self._read_error = read_error
-        self._ledger, self._execution, self._listen = ledger, execution, listen
-        done = set(complete)
-        self._rank = {work.signature: rank for rank, work in enumerate(works)}
-        self._works = {work.signature: work for work in works}
-        self._missing = {work.signature: set(work.needs) - done for work in works}
-        self._ready = [rank for rank, work in enumerate(works) if not self._missing[work.signature]]
-        self._order = list(works)
-        self._num_open = len(works)
-        self._running: dict[str, Work] = {}
+        self._open, self._ledger, self._chunk, self._describe = open_work, ledger, chunk, describe
+        self._listen, self._read_error = listen, read_error
+        #: Tune trial → its works that have not ended; the first is the one that runs.
+        self._running: dict[str, list[Work]] = {}
+        self._begun: set[str] = set()
+        #: Signature → how often the actor was lost that ran it.
+        self._losses: Counter[str] = Counter()
+        #: Machines that are known to write where this driver reads.
+        self._shares_storage: set[str] = set()
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the request for the next work, None when nothing is ready, FINISHED when nothing is left."""
-        if not self._ready:
-            return None if self._num_open - len(self._running) > 0 else Searcher.FINISHED
-        work = self._order[heapq.heappop(self._ready)]
-        self._running[trial_id] = work
-        self._listen("started", work, {})
-        folder = self._ledger.folder(work.kind, work.signature)
-        encoder = self._ledger.folder("stage", work.needs[0]).uri if work.needs else None
-        return {"folder": folder.uri, "encoder": encoder, "execution": self._execution, "signature": work.signature}
+        """Return the next chunk, None when nothing is ready, FINISHED when nothing is left."""
+        works = self._open.take()
+        if not works:
+            return Searcher.FINISHED if self._open.is_finished else None
+        self._running[trial_id] = works
+        created = {"created_ms": int(time.time() * 1000), "works": [self._request(work) for work in works]}
+        return {"chunk": pack({**self._chunk, **created}), "signature": works[0].signature}
+
+    def _request(self, work: Work) -> dict[str, Any]:
+        return {
+            "record": self._describe(work),
+            "folder": self._ledger.folder(work.kind, work.signature).uri,
+            "encoder": self._ledger.folder("stage", work.needs[0]).uri if work.needs else None,
+        }
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass progress on."""
-        if trial_id in self._running and not result.get("done") and result.get("event"):
-            self._listen("event", self._running[trial_id], json.loads(result["event"]))
+        """Pass on what a slot has to tell."""
+        for event in json.loads(result.get("events", "[]")):
+            work = self._open.get(event["signature"])
+            if work is None or work not in self._running.get(trial_id, ()):
+                continue  # told before its actor was lost
+            if event["event"] == "begun":
+                if work.signature not in self._begun:
+                    self._begun.add(work.signature)
+                    self._listen("started", work, {})
+            elif event["event"] == "returned":
+                self._running[trial_id].remove(work)
+                self._open.give_back([work])
+            elif event["event"] == "done":
+                self._running[trial_id].remove(work)
+                self._end(work, self._judge(work, event))
+            else:
+                self._listen("event", work, event)
+
+    def on_trial_recover(self, trial_id: str) -> None:
+        """Remember whose actor was lost; Tune starts another one with the same chunk."""
+        self._losses.update(work.signature for work in self._running.get(trial_id, ())[:1])
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Record the end of a work and release what waited for it."""
-        work = self._running.pop(trial_id, None)
-        if work is None:
-            return
-        self._num_open -= 1
+        """Settle what is left of a chunk: nothing, unless it was stopped or its actor was lost too often."""
+        self.on_trial_result(trial_id, result or {})
+        left = self._running.pop(trial_id, [])
+        for number, work in enumerate(left):
+            if self._ledger.folder(work.kind, work.signature).exists("result.json"):
+                self._end(work, {"status": COMPLETE})  # whatever happened to the actor afterwards
+            elif not error:
+                self._end(work, {"status": INTERRUPTED})
+            elif number == 0 and self._losses[work.signature] >= self._chunk["max_retries"]:
+                self._end(work, {"status": FAILED, "reason": "crashed", "traceback": self._read_error(trial_id)})
+            else:
+                self._losses[work.signature] += number == 0
+                self._open.give_back([work])
+
+    def _judge(self, work: Work, event: dict[str, Any]) -> dict[str, Any]:
+        """Return how a work ended: what its slot says, if that is what lies in the ledger."""
+        if event["status"] != COMPLETE or event["host"] in self._shares_storage:
+            return event
         folder = self._ledger.folder(work.kind, work.signature)
-        details = _judge_end(result, error=error, is_complete=folder.exists("result.json"), uri=folder.uri)
-        if details.get("reason") == "crashed":
-            details["traceback"] = self._read_error(trial_id)
+        if not folder.exists("result.json"):
+            message = f"{event['host']} finished, and there is no result.json in {folder.uri}: "
+            return {"status": FAILED, "reason": "error", "message": message + "is this storage shared by all machines?"}
+        self._shares_storage.add(event["host"])
+        return event
+
+    def _end(self, work: Work, details: dict[str, Any]) -> None:
         self._listen("ended", work, details)
         if details["status"] == COMPLETE:
-            self._release(work.signature)
-        else:
-            self._drop_dependants(work, is_failed=details["status"] == FAILED)
-
-    def _release(self, signature: str) -> None:
-        for dependant, missing in self._missing.items():
-            if signature in missing:
-                missing.discard(signature)
-                if not missing:
-                    heapq.heappush(self._ready, self._rank[dependant])
-
-    def _drop_dependants(self, work: Work, *, is_failed: bool) -> None:
-        """What waits for ``work`` cannot start in this run, and would otherwise be waited for without end."""
-        for signature, missing in self._missing.items():
-            if work.signature in missing:
-                missing.clear()
-                missing.add("never")
-                self._num_open -= 1
-                if is_failed:
-                    self._listen("ended", self._works[signature], describe_upstream(work))
+            self._open.complete(work, seconds=details.get("seconds"))
+            return
+        for dependant in self._open.drop(work):
+            if details["status"] == FAILED:
+                self._listen("ended", dependant, describe_upstream(work))
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles its searcher into a file that we never read."""
@@ -197,88 +267,45 @@ class OpenWork(Searcher):  # type: ignore[misc]  # ray is untyped
         """Do nothing: the ledger is the state."""
 
 
-def _judge_end(result: dict[str, Any] | None, *, error: bool, is_complete: bool, uri: str) -> dict[str, Any]:
-    """Return how a work ended: its last event, corrected by what lies in the ledger."""
-    details: dict[str, Any] = json.loads(result["event"]) if result and result.get("event") else {}
-    if is_complete:
-        return details | {"status": COMPLETE}  # whatever happened to the actor afterwards
-    if error:
-        return {"status": FAILED, "reason": "crashed"}
-    if details.get("status") == COMPLETE:
-        message = f"the worker finished, and there is no result.json in {uri}: is this storage shared by all machines?"
-        return {"status": FAILED, "reason": "error", "message": message}
-    return details if details.get("status") == FAILED else {"status": INTERRUPTED}
-
-
 class Slot(tune.Trainable):  # type: ignore[misc]
-    """One long-lived actor: passes works to its ``Worker`` and its events to Tune."""
+    """The actor around a ``ChunkRunner``: Tune starts it where resources are free, and uses it again."""
 
-    #: How its zygote is started.
+    #: How the zygote of its node is started.
     command: Sequence[str] = ZYGOTE
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Start the zygote and the first work."""
-        self._worker = Worker(num_threads=config["execution"]["num_threads"], command=self.command)
-        self.reset_config(config)
+        """Take the first chunk."""
+        self._runner = ChunkRunner(unpack(config["chunk"]), command=self.command)
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Start the next work in this slot."""
-        self._stall_seconds = new_config["execution"]["stall_seconds"]
-        execution = {key: value for key, value in new_config["execution"].items() if key != "stall_seconds"}
-        self._worker.begin({**new_config, "execution": execution})
-        self._folder = Folder(new_config["folder"])
-        self._last_sign = time.monotonic()
+        """Take the next chunk."""
+        self._runner.begin(unpack(new_config["chunk"]))
         return True
 
     def step(self) -> dict[str, Any]:
-        """Return the newest event, at most one per ``REPORT_SECONDS``; none when nothing happened."""
-        try:
-            return self._next_report()
-        except WorkerLostError as error:
-            note = {"timestamp_ms": int(time.time() * 1000), "host": os.uname().nodename, "message": str(error)}
-            self._folder.append_line("attempts.jsonl", json.dumps(note))
-            raise
-
-    def _next_report(self) -> dict[str, Any]:
-        newest: dict[str, Any] | None = None
-        started = time.monotonic()
-        until = started + ALIVE_SECONDS
-        while (left := until - time.monotonic()) > 0:
-            event = self._worker.next_event(min(left, REPORT_SECONDS))
-            if event is None:
-                self._check_stall()
-                continue
-            self._last_sign = time.monotonic()
-            newest, until = event, started + REPORT_SECONDS
-            if event["event"] == "done":
-                break
-        done = newest is not None and newest["event"] == "done"
-        # As text: Tune would flatten a nested event into keys of its own.
-        return {"event": newest and json.dumps(newest), "done": done}
-
-    def _check_stall(self) -> None:
-        silent = time.monotonic() - self._last_sign
-        if silent > self._stall_seconds:
-            self._worker.kill()
-            raise WorkerLostError(
-                f"no sign of life for {silent:.0f} s (execution.stall_minutes); the process was killed"
-            )
+        """Return what has happened; as text: Tune would flatten nested events into keys of its own."""
+        return {"events": json.dumps(self._runner.step()), "done": self._runner.is_done}
 
     def cleanup(self) -> None:
-        """End the zygote and whatever runs in it."""
-        self._worker.close()
+        """End whatever runs."""
+        self._runner.close()
 
 
-class _Errors(tune.Callback):  # type: ignore[misc]
-    """Reads what Tune knows of a trial's errors: of an actor that died before it could tell, there is nothing else."""
+class _Tidings(tune.Callback):  # type: ignore[misc]
+    """What Tune tells callbacks and not searchers: that an actor was lost, and what it knows of the reason."""
 
     def __init__(self) -> None:
         self._trials: Sequence[Any] = ()
+        self.on_recover: Callable[[str], None] = lambda trial_id: None
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._trials = trials
 
-    def read(self, trial_id: str) -> str:
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self.on_recover(trial.trial_id)
+
+    def read_error(self, trial_id: str) -> str:
+        """Return the traceback of a Tune trial that ended with an error."""
         trial = next(trial for trial in reversed(self._trials) if trial.trial_id == trial_id)
         return Path(trial.error_file).read_text(errors="replace")
 
@@ -305,7 +332,7 @@ def execute(
     *,
     complete: Iterable[str],
     ledger: Ledger,
-    execution: dict[str, Any],
+    job: Job,
     slots: Slots,
     listen: Listener,
     stop: threading.Event,
@@ -316,29 +343,39 @@ def execute(
         works: open work in the order of preference.
         complete: signatures that count as done already.
         ledger: where the workers find and leave everything.
-        execution: ``trainables.config.Execution`` as JSON.
+        job: what the workers have to know.
         slots: resources of one trial.
-        listen: told of every start (right before a work is handed out: writes its ``config.json``), event and end.
+        listen: told of every start, event and end.
         stop: ends running trials; they go on from their last checkpoint in a later run.
     """
-    errors = _Errors()
-    searcher = OpenWork(
-        works,
-        complete=complete,
+    number = min(len(works), num_slots(ray.cluster_resources(), slots))
+    tidings = _Tidings()
+    handing = Handing(
+        OpenWork(works, complete=complete, num_slots=number),
         ledger=ledger,
-        execution={**execution, "stall_seconds": slots.stall_seconds},
+        chunk={
+            "execution": job.execution,
+            "token": job.token,
+            "preload": job.preload,
+            "stall_seconds": slots.stall_seconds,
+            "max_retries": slots.max_retries,
+            "chunk_seconds": CHUNK_SECONDS,
+            "report_seconds": max(1.0, number / REPORTS_PER_SECOND),
+        },
+        describe=job.describe,
         listen=listen,
-        read_error=errors.read,
+        read_error=tidings.read_error,
     )
+    tidings.on_recover = handing.on_trial_recover
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are in the ledger, and told by ``listen``
     scratch = tempfile.mkdtemp(prefix="robustsweep-tune-")  # Tune insists on a place; nothing in it is read again
     try:
         tune.Tuner(
             tune.with_resources(Slot, {"cpu": slots.cpus, "gpu": slots.gpus}),
             tune_config=tune.TuneConfig(
-                search_alg=searcher,
+                search_alg=handing,
                 num_samples=-1,
-                max_concurrent_trials=min(len(works), num_slots(ray.cluster_resources(), slots)),
+                max_concurrent_trials=number,
                 reuse_actors=True,
                 trial_name_creator=lambda trial: trial.config["signature"],
                 trial_dirname_creator=lambda trial: trial.trial_id,
@@ -346,7 +383,7 @@ def execute(
             run_config=tune.RunConfig(
                 name=ledger.study,
                 stop=_StopWhenAsked(stop),
-                callbacks=[errors],
+                callbacks=[tidings],
                 storage_path=scratch,
                 failure_config=tune.FailureConfig(max_failures=slots.max_retries),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger has them

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Collection
+import time
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 from orchestrator.ledger import Ledger
@@ -53,7 +55,7 @@ def sync(ledger: Ledger, tracking_uri: str) -> SyncResult:
 
     plan = ledger.read_plan()
     tracker = Tracker(tracking_uri, ledger, about=plan)
-    tracker.open()
+    tracker.open(look_at_all=True)
     sent = [tracker.ship(record) for kind in ("stage", "trial") for record in ledger.records(kind)]
     tracker.close_interrupted()
     states = ledger.states()
@@ -65,16 +67,23 @@ class Shipper:
     """One background thread that brings noticed records to MLflow.
 
     Args:
-        tracker: not open yet; this thread opens it, and opens it again after every failure.
+        make_tracker: called in this thread once there is something to ship: it imports MLflow. The tracker is opened
+            here, and again after every failure.
         ledger: of the study.
         resumed: signatures that this driver will run; runs of others that a crash left RUNNING are closed.
-        interval_seconds: how long notices are collected before they are shipped.
+        interval_seconds: how long notices are collected before they are shipped; a trial that is over sooner is
+            shipped once.
     """
 
     def __init__(
-        self, tracker: Tracker, ledger: Ledger, *, resumed: Collection[str] = (), interval_seconds: float = 2.0
+        self,
+        make_tracker: Callable[[], Tracker],
+        ledger: Ledger,
+        *,
+        resumed: Collection[str] = (),
+        interval_seconds: float = 5.0,
     ) -> None:
-        self._tracker = tracker
+        self._make_tracker = make_tracker
         self._ledger = ledger
         self._resumed = frozenset(resumed)
         self._interval_seconds = interval_seconds
@@ -84,6 +93,7 @@ class Shipper:
         self._refusals: dict[Key, int] = {}
         self._refused: set[Key] = set()
         self._unreadable: set[Key] = set()
+        self._num_shipped = 0
         self._num_failures = 0  # in a row
         self._has_failed = False
         self._has_caught_up = False
@@ -91,6 +101,11 @@ class Shipper:
         self._given_up = threading.Event()
         self._is_closed = False
         self._thread = threading.Thread(target=self._run, name="mlflow-shipper", daemon=True)
+
+    @cached_property
+    def tracker(self) -> Tracker:
+        """The tracker, as this shipper left it."""
+        return self._make_tracker()
 
     def notice(self, kind: str, signature: str) -> None:
         """Remember that a record has changed; returns at once, from any thread."""
@@ -106,9 +121,16 @@ class Shipper:
 
         Call it when nothing runs any more. Returns the number of records that MLflow does not show yet, 0 when all is
         well; ``robustsweep sync`` ships them later.
+
+        Args:
+            timeout_seconds: give up when no record has been shipped for so long.
         """
         self._ended.set()
-        self._thread.join(timeout_seconds)
+        num_shipped, last_moment = -1, time.monotonic()
+        while self._thread.is_alive() and time.monotonic() < last_moment + timeout_seconds:
+            if num_shipped != self._num_shipped:
+                num_shipped, last_moment = self._num_shipped, time.monotonic()
+            self._thread.join(min(timeout_seconds, 0.5))
         self._given_up.set()
         with self._lock:
             num_left = len(self._pending) + len(self._refused)
@@ -119,6 +141,8 @@ class Shipper:
         while not self._given_up.is_set():
             self._ended.wait(self._pause_seconds())
             is_last = self._ended.is_set()
+            if not (is_last or self._pending or "tracker" in vars(self)):
+                continue  # trials are starting, and importing MLflow would take 2 s from them
             if self._attempt(is_last) and is_last:
                 return
             if is_last:
@@ -152,10 +176,10 @@ class Shipper:
 
     def _prepare(self) -> None:
         """After a failure nothing that was known of the server counts."""
-        if self._num_failures or not self._tracker.is_open:
-            self._tracker.open()
+        if self._num_failures or not self.tracker.is_open:
+            self.tracker.open()
         if not self._has_caught_up:
-            self._tracker.close_interrupted(self._resumed)
+            self.tracker.close_interrupted(self._resumed)
             self._catch_up()
             self._has_caught_up = True
 
@@ -165,12 +189,12 @@ class Shipper:
         for kind in ("stage", "trial"):
             for signature in (self._ledger.root / f"{kind}s").children():
                 state = states.get(signature)
-                if state in (COMPLETE, FAILED) and not self._tracker.has_shipped(signature, state):
+                if state in (COMPLETE, FAILED) and not self.tracker.has_shipped(signature, state):
                     self.notice(kind, signature)
 
     def _ship(self, key: Key, num_notices: int) -> None:
         try:
-            self._tracker.ship(self._ledger.read(*key))
+            self.tracker.ship(self._ledger.read(*key))
         except RefusedError as error:
             self._refusals[key] = self._refusals.get(key, 0) + 1
             if self._refusals[key] < _MAX_REFUSALS:
@@ -186,6 +210,7 @@ class Shipper:
             return
         else:
             self._refused.discard(key)
+            self._num_shipped += 1
         with self._lock:
             if self._pending.get(key) == num_notices:
                 del self._pending[key]
@@ -193,6 +218,6 @@ class Shipper:
     def _close(self) -> None:
         if self._has_failed:
             # A create_run without an answer may have been carried out late: opening removes the second run.
-            self._tracker.open()
-        self._tracker.close_interrupted()
+            self.tracker.open()
+        self.tracker.close_interrupted()
         self._is_closed = True

@@ -41,6 +41,6 @@ def run_single(study: Study, signature: str, *, storage: str, echo: Callable[[st
         ledger.begin(work, study=study.study, git_commit=find_git_commit())
         folder = ledger.folder(work.kind, work.signature)
         encoder = ledger.folder("stage", work.needs[0]).uri if work.needs else None
-        execution = resolve_execution(study).model_dump(mode="json")
+        execution = resolve_execution(study, ledger).model_dump(mode="json")
         run_request({"folder": folder.uri, "encoder": encoder, "execution": execution}, report)
     return folder.uri

@@ -47,6 +47,9 @@ class ExecutionConfig(Frozen):
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one, else cpu.")
     cache_dir: Path = Field(Path("~/.cache/robustsweep"), description="Decoded images, one copy per node.")
     evaluation_batch_size: PositiveInt = 256
+    acceleration: Literal["off", "probe"] = Field(
+        "off", description="probe: memory format, precision and compiling are timed once, and the same for all trials."
+    )
     storage: str = Field("results", description="Root of the ledger: a folder (from where one starts) or fsspec URI.")
     mlflow: str | None = Field(None, description="MLflow tracking URI; null: a SQLite file beside the ledger.")
     address: str | None = Field(None, description="Ray cluster to join; null: this machine.")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -36,50 +36,27 @@ from orchestrator.projection import (
     STATUSES,
     Batch,
     Projection,
+    describe_study,
     make_batches,
     make_key,
     project,
 )
 from orchestrator.reconcile import INTERRUPTED
+from orchestrator.run_index import RUNNING, Run, RunIndex
+from orchestrator.settled import Shipped, forget_shipped
 from orchestrator.tracking_store import RefusedError, TrackingError, choose_artifact_location, redact
 from trainables.errors import StorageError, StudyError
 
 _logger = logging.getLogger(__name__)
 
-RUNNING = STATUSES[INTERRUPTED]
 _RUNS_PER_PAGE = 1000
+#: Runs asked for one by one (10 ms each) rather than all (5 ms each).
+_MAX_QUESTIONS = 200
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
 # Its "Creating initial database tables" and alembic's steps are no news for the user of a study.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
 logging.getLogger("alembic").setLevel(logging.WARNING)
-
-
-@dataclass
-class _Run:
-    """What we know of a run; a cache, read anew by ``Tracker.open``."""
-
-    run_id: str
-    kind: str
-    status: str
-    shipped: str | None = None
-    failure: str | None = None
-    #: Epochs that MLflow has; None: it has not been asked.
-    epochs: set[int] | None = None
-    #: Params that MLflow has; the data set is logged before them.
-    num_params: int = 0
-
-    def shows(self, projection: Projection) -> bool:
-        """Return whether a record whose outcome is known has been sent entirely."""
-        return (
-            self.status == projection.status != RUNNING
-            and self.shipped == str(projection.num_points)
-            and self.failure == projection.closing_tags.get("robustsweep.failure")
-        )
-
-    def is_described_by(self, projection: Projection) -> bool:
-        """Return whether data set and params have been sent."""
-        return self.num_params >= len(projection.params)
 
 
 class Tracker:
@@ -96,7 +73,7 @@ class Tracker:
         self._ledger = ledger
         self._about = about
         self._client: Any = None
-        self._runs: dict[str, _Run] = {}
+        self._index = RunIndex(ledger.root)
         self.experiment_id = ""
         self.parent_run_id = ""
 
@@ -105,21 +82,31 @@ class Tracker:
         """Whether ``open`` has succeeded."""
         return bool(self.parent_run_id)
 
-    def open(self) -> None:
-        """Find or create the experiment and the parent run, and read which runs there are.
+    @property
+    def _runs(self) -> dict[str, Run]:
+        return self._index.runs
 
-        May be called again at any time: after a failure it is how a lost answer, a deleted run or an emptied store
-        is noticed. A deleted experiment is restored, since the study goes on.
+    def open(self, *, look_at_all: bool = False) -> None:
+        """Find or create the experiment and the parent run, and find out which runs there are.
+
+        May be called again at any time: after a failure it is how a lost answer or an emptied store is noticed. A
+        deleted experiment is restored, since the study goes on.
+
+        Args:
+            look_at_all: ask for every run, also for those that the ledger knows to have ended: 5 ms each.
 
         Raises:
             TrackingError: MLflow cannot be reached.
         """
         self.parent_run_id = ""
+        forget_shipped(self._ledger.root)
         with self._asking("open the experiment"):
             self._client = self._client or MlflowClient(self.tracking_uri)
             self.experiment_id = self._ensure_experiment()
-            self._runs, parent = self._load_runs()
-            self.parent_run_id = self._ensure_parent(parent)
+            parents = [run.info.run_id for run in self._search("tags.`robustsweep.kind` = 'study'")]
+            parent_run_id = self._ensure_parent(parents[-1] if parents else None)
+            self._find_runs(parent_run_id, look_at_all)
+            self.parent_run_id = parent_run_id
 
     def ship(self, record: Record) -> bool:
         """Bring MLflow up to ``record``; return whether anything had to be sent.
@@ -130,18 +117,26 @@ class Tracker:
             StorageError: the record is not one that this version writes.
         """
         projection = project(record)
-        with self._asking(f"log {record.kind} {record.signature}"):
-            run = self._runs.get(record.signature)
-            if run is not None and run.shows(projection):
-                return False
-            if run is None:
-                run = self._create(record, projection)
-                self._runs[record.signature] = run
-            known = self._known_epochs(run, projection)
-            is_current = run.is_described_by(projection) and not set(projection.epochs) - known
-            if projection.status == RUNNING and is_current:
-                return False
-            self._send(run, record, projection, known)
+        try:
+            with self._asking(f"log {record.kind} {record.signature}"):
+                return self._ship(record, projection)
+        except RefusedError:
+            self._index.forget(record.signature)  # it may have been deleted
+            raise
+
+    def _ship(self, record: Record, projection: Projection) -> bool:
+        run = self._runs.get(record.signature)
+        if run is not None and run.shows(projection):
+            return False
+        if run is None:
+            run = self._create(record, projection)
+            self._runs[record.signature] = run
+        known = self._known_epochs(run, projection)
+        is_current = run.is_described_by(projection) and not set(projection.epochs) - known
+        if projection.status == RUNNING and is_current:
+            return False
+        self._send(run, record, projection, known)
+        self._index.note(record.signature)
         return True
 
     def has_shipped(self, signature: str, state: str) -> bool:
@@ -162,9 +157,10 @@ class Tracker:
         """
         killed = 0
         for signature, run in list(self._runs.items()):
-            mine = self._ledger.folder(run.kind, signature).exists("config.json")
-            if run.status != RUNNING or signature in resumed or not mine:
+            if run.status != RUNNING or signature in resumed:
                 continue
+            if not self._ledger.folder(run.kind, signature).exists("config.json"):
+                continue  # of another ledger
             try:
                 record = self._ledger.read(run.kind, signature)
             except StorageError as error:
@@ -175,7 +171,9 @@ class Tracker:
                 with self._asking(f"close {run.kind} {signature}"):
                     self._client.set_terminated(run.run_id, "KILLED", end_time=project(record).last_ms)
                 run.status = "KILLED"
+                self._index.note(signature)
                 killed += 1
+        self._index.save()
         return killed
 
     def log_report(self, html: bytes, *, summary: Mapping[str, Any], is_complete: bool) -> None:
@@ -207,6 +205,15 @@ class Tracker:
         with self._asking("close the study's run"):
             self._client.set_terminated(self.parent_run_id, "FINISHED" if is_complete else "FAILED")
 
+    def remember(self, *, state: str, page_sha256: str) -> None:
+        """Write down that the store shows this state of the study and this report (``settled.is_shipped``).
+
+        Raises:
+            StorageError: the ledger cannot be written.
+        """
+        shown = Shipped.of(self.tracking_uri, self.parent_run_id, state=state, page_sha256=page_sha256)
+        shown.write(self._ledger.root)
+
     # ------------------------------------------------------------------ experiment and runs
 
     def _ensure_experiment(self) -> str:
@@ -222,65 +229,52 @@ class Tracker:
         return str(found.experiment_id)
 
     def _ensure_parent(self, run_id: str | None) -> str:
-        """Tags, not params: a study may gain a level or a replicate, and params cannot change."""
-        about = self._about
-        tags = {
-            "robustsweep.kind": "study",
-            "robustsweep.study": about["study"],
-            "robustsweep.study_sha256": about["study_sha256"],
-            "robustsweep.replicates": str(about["replicates"]),
-            "robustsweep.seed": str(about["seed"]),
-            "robustsweep.data_fingerprint": about["data"]["fingerprint"],
-            "mlflow.runName": f"study {about['study']}",
-            "mlflow.note.content": about["question"],  # the description in the UI
-        }
-        if about["git_commit"] is not None:
-            tags["mlflow.source.git.commit"] = about["git_commit"]
-        tags |= {make_key(f"factor.{name}"): ", ".join(map(str, levels)) for name, levels in about["factors"].items()}
-        tags = {key: value[:MAX_TAG_LENGTH] for key, value in tags.items()}
+        tags = describe_study(self._about)
         if run_id is None:
-            created = self._client.create_run(self.experiment_id, start_time=about["written_ms"], tags=tags)
+            created = self._client.create_run(self.experiment_id, start_time=self._about["written_ms"], tags=tags)
             return str(created.info.run_id)
         self._client.update_run(run_id, status=RUNNING)
         self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         return run_id
 
-    def _load_runs(self) -> tuple[dict[str, _Run], str | None]:
-        """Return signature → run and the parent's id; a second run of a signature is deleted.
+    def _find_runs(self, parent_run_id: str, look_at_all: bool) -> None:
+        """Fill the index: what has ended from the ledger, what runs and what the ledger was not told of from MLflow."""
+        if not look_at_all and self._index.load(parent_run_id):
+            self._add_runs(self._search(f"attributes.status = '{RUNNING}'"))
+            begun = [s for kind in ("stages", "trials") for s in (self._ledger.root / kind).children()]
+            unknown = [s for s in begun if s not in self._runs and s.isalnum()]  # a stray file has no run
+            if len(unknown) <= _MAX_QUESTIONS:
+                for signature in unknown:
+                    self._add_runs(self._search(f"tags.`robustsweep.signature` = '{signature}'"))
+                return
+        self._index.runs = {}
+        self._add_runs(self._search())
+        self._index.replace(parent_run_id, self._runs)
+
+    def _add_runs(self, runs: Iterable[Any]) -> None:
+        """Add runs to the index; a second run of a signature is deleted.
 
         There is one when the answer to a create_run was lost and the server carried it out after we looked.
         """
-        runs: dict[str, _Run] = {}
-        parent = None
-        for found in _search_runs(self._client, self.experiment_id):
-            tags = found.data.tags
-            if tags.get("robustsweep.kind") == "study":
-                parent = found.info.run_id
-                continue
-            signature = tags.get("robustsweep.signature")
+        for found in runs:
+            signature = found.data.tags.get("robustsweep.signature")
             if signature is None:
-                continue  # somebody's own run in the same experiment
-            run = _Run(
-                run_id=found.info.run_id,
-                kind=tags["robustsweep.kind"],
-                status=found.info.status,
-                shipped=tags.get("robustsweep.shipped"),
-                failure=tags.get("robustsweep.failure"),
-                num_params=len(found.data.params),
-            )
-            other = runs.get(signature)
-            if other is not None:
+                continue  # the study's own run, or somebody's in the same experiment
+            run, other = Run.of(found), self._runs.get(signature)
+            if other is not None and other.run_id != run.run_id:
                 run, extra = (run, other) if run.shipped and not other.shipped else (other, run)
                 self._client.delete_run(extra.run_id)
-            runs[signature] = run
-        return runs, parent
+            self._runs[signature] = run
 
-    def _create(self, record: Record, projection: Projection) -> _Run:
+    def _search(self, what: str = "") -> Iterator[Any]:
+        return _search_runs(self._client, self.experiment_id, what)
+
+    def _create(self, record: Record, projection: Projection) -> Run:
         tags = projection.tags | {"mlflow.parentRunId": self.parent_run_id}
         created = self._client.create_run(self.experiment_id, start_time=projection.start_ms, tags=tags)
-        return _Run(created.info.run_id, record.kind, RUNNING, epochs=set())
+        return Run(created.info.run_id, record.kind, RUNNING, epochs=set())
 
-    def _known_epochs(self, run: _Run, projection: Projection) -> frozenset[int]:
+    def _known_epochs(self, run: Run, projection: Projection) -> frozenset[int]:
         """Return the epochs already there; asked once for a run of an earlier session.
 
         An epoch that a resumed trial repeats has a new timestamp, and would be a second point.
@@ -293,7 +287,7 @@ class Tracker:
 
     # ------------------------------------------------------------------ sending
 
-    def _send(self, run: _Run, record: Record, projection: Projection, known: frozenset[int]) -> None:
+    def _send(self, run: Run, record: Record, projection: Projection, known: frozenset[int]) -> None:
         if run.status != RUNNING:
             self._client.update_run(run.run_id, status=RUNNING)
             run.status = RUNNING
@@ -373,10 +367,10 @@ def find_trial_runs(tracking_uri: str, study: str) -> TrialRuns:
     return TrialRuns(str(experiment.experiment_id), [run.info.run_id for run in trials], keys)
 
 
-def _search_runs(client: Any, experiment_id: str) -> Iterator[Any]:
+def _search_runs(client: Any, experiment_id: str, what: str = "") -> Iterator[Any]:
     token = None
     while True:
-        page = client.search_runs([experiment_id], max_results=_RUNS_PER_PAGE, page_token=token)
+        page = client.search_runs([experiment_id], what, max_results=_RUNS_PER_PAGE, page_token=token)
         yield from page
         token = page.token
         if not token:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import os
 import re
+import sqlite3
 from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from orchestrator.ledger import Ledger
 from trainables.errors import StorageError, StudyError
+
+if TYPE_CHECKING:
+    from orchestrator.ledger import Ledger
 
 #: What MLflow 3.17 opens; its file store (a plain path) refuses to start there.
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
@@ -81,6 +86,21 @@ def choose_artifact_location(uri: str, ledger: Ledger) -> str | None:
         return None
     location = f"{ledger.root.uri}/mlartifacts"
     return Path(location).as_uri() if ledger.root.is_local else location
+
+
+def has_run(uri: str, run_id: str) -> bool:
+    """Return whether a SQLite store has the run, without importing MLflow; True for a server, which is not asked."""
+    if not uri.startswith("sqlite"):
+        return True
+    path = uri.partition("://")[2].partition("?")[0][1:]
+    if not Path(path).is_file():  # opening it would create it
+        return False
+    query = "SELECT count(*) FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'"
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            return bool(connection.execute(query, [run_id]).fetchone()[0])
+    except sqlite3.Error:
+        return False  # not a database of the MLflow that we know: whoever opens it will say so
 
 
 def redact(text: str) -> str:

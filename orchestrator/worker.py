@@ -1,8 +1,7 @@
-"""Body of one stage or trial on a worker: hand the request to this slot's zygote, pass its events on, judge its end.
+"""A slot's side of the zygote: hand requests over, pass events on, judge how a process ended.
 
-A slot is one long-lived process of the scheduler (a Tune actor) with one zygote. A trial that raises fails for good,
-with its traceback in the ledger. A trial whose process vanishes or stops giving signs of life is the
-infrastructure's fault: ``WorkerLostError``, and the scheduler tries again from the checkpoint.
+A trial that raises fails for good, with its traceback in the ledger. A trial whose process vanishes is the
+infrastructure's fault: ``WorkerLostError``, and whoever asked may try again from the checkpoint.
 """
 
 from __future__ import annotations
@@ -12,15 +11,18 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from orchestrator.zygote import starting
 from trainables.errors import InfrastructureError
 from trainables.storage import Folder
 
@@ -31,19 +33,73 @@ class WorkerLostError(InfrastructureError):
     """The process of a trial vanished or hung; trying again may help."""
 
 
+def make_zygote_path(token: str) -> Path:
+    """Return where the zygote of this user on this node listens for the driver that made ``token``.
+
+    Raises:
+        InfrastructureError: the folder belongs to somebody else.
+    """
+    folder = Path(tempfile.gettempdir()) / f"robustsweep-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise InfrastructureError(f"{folder} belongs to somebody else; remove it, or set TMPDIR to a folder of yours")
+    return folder / f"{token}.sock"
+
+
+def connect_zygote(
+    path: Path, *, num_threads: int, preload: Sequence[str] = (), command: Sequence[str] = ZYGOTE
+) -> socket.socket:
+    """Return a connection to the node's zygote; the first who asks starts it. Does not wait for its imports.
+
+    Args:
+        path: of its socket.
+        num_threads: CPU threads of each trial.
+        preload: what it imports (``zygote.main``).
+        command: how it is started; path and ``preload`` are added.
+
+    Raises:
+        InfrastructureError: it does not start.
+    """
+    with starting(str(path)):
+        try:
+            return _connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            path.unlink(missing_ok=True)  # of one that was killed
+        threads = {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
+        # Threads that spin at barriers take the cores from other trials: 2 threads on 2 shared cores needed 5 s of CPU
+        # instead of 3.
+        environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | threads
+        words = [*command, str(path), *preload]
+        done = subprocess.run(words, env=environment, capture_output=True, check=False)
+        if done.returncode:
+            raise InfrastructureError(f"could not start a process for trials: {done.stderr.decode(errors='replace')}")
+        return _connect(path)
+
+
+def _connect(path: Path) -> socket.socket:
+    with ExitStack() as stack:
+        connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+        connection.connect(str(path))
+        stack.pop_all()
+    return connection
+
+
 class Worker:
-    """One slot: runs one stage or trial at a time, each in a fresh process.
+    """One slot: runs one request at a time, each in a fresh process.
 
     Args:
         num_threads: CPU threads for each trial.
-        command: how the zygote is started.
+        path: of the zygote's socket.
+        preload: what the zygote imports.
+        command: how the zygote is started when there is none.
     """
 
-    def __init__(self, *, num_threads: int, command: Sequence[str] = ZYGOTE) -> None:
-        threads = {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
-        self._zygote = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=os.environ | threads
-        )
+    def __init__(
+        self, *, num_threads: int, path: Path, preload: Sequence[str] = (), command: Sequence[str] = ZYGOTE
+    ) -> None:
+        self._path = path
+        self._connect = partial(connect_zygote, path, num_threads=num_threads, preload=preload, command=command)
+        self._connection: socket.socket | None = None
         self._buffer = b""
         self._child: int | None = None
         self._folder: Folder | None = None
@@ -51,22 +107,43 @@ class Worker:
         self._failure: dict[str, Any] | None = None
 
     def begin(self, request: Mapping[str, Any]) -> None:
-        """Start a stage or trial (see ``zygote.run_request``); at once, without waiting for imports.
+        """Start a stage, a trial or a check (see ``zygote.run_request``); at once, without waiting for imports.
 
-        That the zygote is gone shows in ``next_event``.
+        Raises:
+            InfrastructureError: there is no zygote, and none can be started.
         """
-        self._folder = Folder(request["folder"])
-        self._failure = None
-        if self._folder.is_local:
-            self._local_log = None
-            log = Path(self._folder.uri) / "log.txt"
+        self._folder = Folder(request["folder"]) if "folder" in request else None
+        self._failure = self._local_log = None
+        extra: dict[str, Any] = {"environment": _visible_devices()}
+        if self._folder is not None:
+            extra["log"] = self._make_log(self._folder)
+        line = json.dumps({**request, **extra}).encode() + b"\n"
+        if self._connection is not None:
+            try:
+                self._connection.sendall(line)
+            except ConnectionError:
+                self._forget_connection()
+            else:
+                return
+        self.connect().sendall(line)
+
+    def connect(self) -> socket.socket:
+        """Connect to the node's zygote, and let it start its imports if there was none.
+
+        Raises:
+            InfrastructureError: none can be started.
+        """
+        if self._connection is None:
+            self._connection = self._connect()
+        return self._connection
+
+    def _make_log(self, folder: Folder) -> str:
+        if folder.is_local:
+            log = Path(folder.uri) / "log.txt"
         else:
             log = self._local_log = Path(tempfile.mkdtemp(prefix="robustsweep-")) / "log.txt"
         log.parent.mkdir(parents=True, exist_ok=True)
-        assert self._zygote.stdin is not None
-        with suppress(BrokenPipeError):
-            self._zygote.stdin.write(json.dumps({**request, "log": str(log)}).encode() + b"\n")
-            self._zygote.stdin.flush()
+        return str(log)
 
     def next_event(self, timeout_seconds: float) -> dict[str, Any] | None:
         """Return the next event of the running trial, None when none came in time.
@@ -91,21 +168,27 @@ class Worker:
             self._fill(remaining)
 
     def _fill(self, timeout_seconds: float) -> None:
-        assert self._zygote.stdout is not None
-        readable, _, _ = select.select([self._zygote.stdout], [], [], timeout_seconds)
+        assert self._connection is not None
+        readable, _, _ = select.select([self._connection], [], [], timeout_seconds)
         if not readable:
             return
-        data = os.read(self._zygote.stdout.fileno(), 1 << 16)
+        try:
+            data = self._connection.recv(1 << 16)
+        except ConnectionResetError:
+            data = b""
         if not data:
-            self._child = None
-            raise WorkerLostError(f"the zygote of this slot {_describe_end(self._zygote.wait())}")
+            self._forget_connection()
+            raise WorkerLostError(f"the process that starts trials on this node has ended; {self._read_zygote_log()}")
         self._buffer += data
+
+    def _read_zygote_log(self) -> str:
+        log = Path(f"{self._path}.log")
+        text = log.read_text(errors="replace").strip() if log.exists() else ""
+        return f"the end of its log:\n{text[-2000:]}" if text else "it left no message: was it killed?"
 
     def _interpret(self, event: dict[str, Any]) -> dict[str, Any] | None:
         """Return what the caller should see; None for the zygote's own bookkeeping."""
         match event["event"]:
-            case "ready":
-                pass
             case "forked":
                 self._child = event["pid"]
             case "failed":
@@ -123,9 +206,10 @@ class Worker:
             return {"event": "done", "status": "failed", **self._failure}
         if code == 0:
             return {"event": "done", "status": "complete"}
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         hint = "; out of memory is the usual cause" if code == -signal.SIGKILL else ""
-        where = self._folder.uri if self._folder is not None else ""
-        raise WorkerLostError(f"the process of the trial {_describe_end(code)}{hint}; its log: {where}/log.txt")
+        where = f"; its log: {self._folder.uri}/log.txt" if self._folder is not None else ""
+        raise WorkerLostError(f"the process of the trial {how}{hint}{where}")
 
     def _keep_log(self) -> None:
         if self._local_log is not None and self._folder is not None and self._local_log.exists():
@@ -139,18 +223,17 @@ class Worker:
                 os.kill(self._child, signal.SIGKILL)
 
     def close(self) -> None:
-        """End the slot: the zygote kills a running trial when its stdin closes."""
-        if self._zygote.stdin is not None:
-            with suppress(BrokenPipeError):  # a request that never went out
-                self._zygote.stdin.close()
-        try:
-            self._zygote.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self._zygote.kill()
-            self._zygote.wait()
-        if self._zygote.stdout is not None:
-            self._zygote.stdout.close()
+        """End the slot and what runs in it."""
+        self.kill()  # the zygote would do it too, when the connection closes
+        self._forget_connection()
+
+    def _forget_connection(self) -> None:
+        self._child, self._buffer = None, b""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
 
 
-def _describe_end(code: int) -> str:
-    return f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+def _visible_devices() -> dict[str, str]:
+    """Return which devices Ray has given to this slot: the zygote serves all slots of the node."""
+    return {name: value for name, value in os.environ.items() if name.endswith("_VISIBLE_DEVICES")}

@@ -88,19 +88,23 @@ def _sha256(path: Path) -> str:
     return compute_file_sha256(path)
 
 
+def find_distinct(configs: Iterable[TrialConfig]) -> list[TrialConfig]:
+    """Return one of all configs that build the same network, loss and shifts on the same data."""
+    found: dict[str, TrialConfig] = {}
+    for config in configs:
+        parts = (config.data, config.model, config.regulariser, config.evaluation)
+        found.setdefault(canonical_json([part.model_dump(mode="json") for part in parts]), config)
+    return list(found.values())
+
+
 def check_trials(configs: Iterable[TrialConfig], world: World) -> None:
     """Build what every trial will build, without its memory, so that a wrong name stops a study before it starts.
 
     Raises:
         ConfigError: no such network, shift or modality; or not one value per class or site.
     """
-    checked: set[str] = set()
-    for config in configs:
-        parts = (config.data, config.model, config.regulariser, config.evaluation)
-        key = canonical_json([part.model_dump(mode="json") for part in parts])
-        if key not in checked:
-            _check_trial(config, world.dataset(config.data))
-            checked.add(key)
+    for config in find_distinct(configs):
+        _check_trial(config, world.dataset(config.data))
 
 
 def _check_trial(config: TrialConfig, data: Dataset) -> None:

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
+import struct
 import sys
 import time
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from orchestrator import zygote
@@ -29,7 +30,8 @@ def finish(report: Any) -> None:
 def describe(report: Any) -> None:
     """Tell who we are and what an earlier trial left behind, then leave something behind."""
     report({"event": "about", "pid": os.getpid(), "zygote": os.getppid(), "memory": list(_memory), "cwd": os.getcwd(),
-            "left": os.environ.get("LEFT"), "threads": os.environ["OMP_NUM_THREADS"],
+            "left": os.environ.get("LEFT"), "devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+            "threads": os.environ["OMP_NUM_THREADS"],
             "stdin": sys.stdin.read()})  # fmt: skip
     _memory.append("used")
     os.environ["LEFT"] = "behind"
@@ -75,6 +77,19 @@ ACTS: dict[str, Callable[[Any], None]] = {
 }
 
 
+def find_peer() -> int:
+    """Return the process at the other end of this trial's connection."""
+    for name in os.listdir("/proc/self/fd"):
+        try:
+            with socket.socket(fileno=os.dup(int(name))) as each:
+                pid, _, _ = struct.unpack("3i", each.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
+        except OSError:  # no socket
+            continue
+        if pid not in (0, os.getppid()):  # the zygote has sockets of its own
+            return int(pid)
+    raise AssertionError("no connection")
+
+
 def run_request(request: Mapping[str, Any], report: Any) -> None:
     if "act" in request:
         ACTS[request["act"]](report)
@@ -88,8 +103,7 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
             os.kill(os.getpid(), signal.SIGKILL)
         time.sleep(600)
     if act == "ends_actor":
-        actor = int(Path(f"/proc/{os.getppid()}/stat").read_text().rsplit(")", 1)[1].split()[1])
-        os.kill(actor, signal.SIGKILL)
+        os.kill(find_peer(), signal.SIGKILL)
         time.sleep(600)
     if act == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
@@ -103,5 +117,6 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
 
 if __name__ == "__main__":
     zygote.run_request = run_request
-    zygote._preload = lambda: None
-    zygote.serve()
+    zygote._preload = lambda names, contrastive: None
+    zygote.IDLE_SECONDS = 0.3
+    zygote.main(sys.argv[1])

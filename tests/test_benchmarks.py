@@ -17,7 +17,7 @@ from orchestrator.study import load_study
 from orchestrator.tracking import Tracker
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-SCRIPTS = ("orchestration", "startup", "resume", "tracking", "table")
+SCRIPTS = ("orchestration", "startup", "resume", "tracking", "packing", "table", "training", "memory")
 
 
 @pytest.fixture
@@ -89,6 +89,18 @@ def test_requests_are_counted_and_then_no_longer(
     assert count() == 3
 
 
+def test_stacked_is_one_after_another_but_for_rounding(scripts: dict[str, ModuleType], cache_dir: Path) -> None:
+    import torch
+
+    packing = scripts["packing"]
+    job = packing.Job(
+        cache_dir=cache_dir, device="cpu", threads=1, replicates=2, epochs=1, image_size=16, batch_size=256,
+        model="timm/test_resnet",
+    )  # fmt: skip
+    assert max(packing.measure_difference(job, torch.float64).values()) < 1e-9
+    assert max(packing.measure_difference(job, torch.float32).values()) < 1e-2
+
+
 @pytest.mark.parametrize(
     ("ratio", "expected"), [(0.79, "worse"), (0.81, "as before"), (1.24, "as before"), (1.26, "better")]
 )
@@ -114,6 +126,86 @@ def test_committed_lines_are_complete(scripts: dict[str, ModuleType]) -> None:
         assert {"benchmark", "ratio", "bar", "ok", "machine"} <= set(line)
         # Both are rounded to four digits in the file.
         assert line["ok"] == (line["ratio"] >= line["bar"]) or line["ratio"] == pytest.approx(line["bar"], rel=1e-3)
+
+
+def test_busy_is_when_at_least_one_kernel_runs(scripts: dict[str, ModuleType]) -> None:
+    share = scripts["training"].compute_busy_share
+    assert share([(0.0, 1.0)]) == 1.0
+    assert share([(9.0, 10.0), (0.0, 2.0), (1.0, 3.0), (1.5, 1.6)]) == pytest.approx(0.4)
+
+
+def test_both_sides_of_the_training_benchmark_train(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    import torch
+
+    from trainables.config import TrialConfig
+
+    training = scripts["training"]
+    settings = {"epochs": 2, "batch_size": 16, "learning_rate": 3e-3}
+    config = TrialConfig.model_validate({"model": {"name": "shufflenet_v2_x0_5"}, "training": settings})
+    job = training.Job(training.make_data(tmp_path, 128, 16), config, torch.device("cpu"))
+    first, ours, bare = job.build(), job.build(), job.build()
+    assert len(training.train_ours(job, ours)) == 2
+    training.train_bare(job, job.load("train"), job.load("val"), bare)
+    for model in (ours, bare):
+        assert torch.equal(first.head.weight, job.build().head.weight)
+        assert not torch.equal(first.head.weight, model.head.weight)
+    line = training.compare(
+        scripts["common"].Line("a", 0.0, 0.5, {}), job, lambda model: None, lambda model: None, images=3, repeat=2
+    )
+    assert line.ratio > 0
+    assert {"lowest_ratio", "ratio_by_cpu_seconds", "model", "batch_size"} <= line.facts.keys()
+
+
+_SMAPS = """\
+7f00-7f10 r--s 00000000 00:01 5          /cache/data/ab/0.npy
+Size:                 80 kB
+Rss:                  64 kB
+Pss:                  32 kB
+Private_Clean:         0 kB
+Private_Dirty:         0 kB
+VmFlags: rd sh
+7f20-7f30 rw-p 00000000 00:00 0          [heap]
+Rss:                1024 kB
+Pss:                1000 kB
+Private_Clean:         0 kB
+Private_Dirty:       512 kB
+"""
+
+
+def test_memory_of_the_images_is_told_from_the_rest(scripts: dict[str, ModuleType]) -> None:
+    images, everything = scripts["memory"].parse_maps(_SMAPS, "/cache/data")
+    assert (images["Rss"], images["Pss"]) == (64 / 1024, 32 / 1024)
+    assert (everything["Rss"], everything["Private_Dirty"]) == (1088 / 1024, 0.5)
+
+
+@pytest.mark.parametrize(("share", "copies"), [(150.0, 1.0), (300.0, 2.0)])
+def test_copies_of_the_images_are_noticed(scripts: dict[str, ModuleType], share: float, copies: float) -> None:
+    memory = scripts["memory"]
+
+    def sample(pss: float, mapped: float, *, is_worker: bool = True) -> Any:
+        return memory.Sample(pss, mapped, 50.0, 500.0, is_worker)
+
+    both, driver = [sample(share, 300.0), sample(share, 300.0)], sample(0.0, 900.0, is_worker=False)
+    seen = memory.Watch([[], [sample(300.0, 300.0)], [sample(9.0, 10.0), sample(1.0, 10.0)], both, [driver, driver]])
+    assert seen.full == [both]
+    line = memory.make_line(seen, size=300.0, peer=600.0)
+    assert line.facts["copies"] == copies
+    assert line.ok == (copies == 1.0)
+    with pytest.raises(RuntimeError, match="never saw 2 processes"):
+        memory.make_line(memory.Watch([[driver]]), size=300.0, peer=600.0)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_images_mapped_by_a_process_are_found(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    import numpy as np
+
+    np.save(tmp_path / "0.npy", np.zeros(2**20, dtype=np.uint8))
+    assert scripts["memory"].take_look(tmp_path) == []
+    mapped = np.load(tmp_path / "0.npy", mmap_mode="r")
+    assert mapped.sum() == 0
+    (found,) = scripts["memory"].take_look(tmp_path)
+    assert found.images_rss == pytest.approx(1.0, abs=0.01)
+    assert not found.is_worker
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -201,7 +201,7 @@ def test_another_trials_checkpoint_is_refused(folder: Folder) -> None:
 def test_best_weights(folder: Folder) -> None:
     network = build_network()
     for epoch in (1, 2, 3):
-        save_best(folder, network, epoch)
+        save_best(folder, network.state_dict(), epoch)
     forget_best(folder, keep=(2, 3))
     assert torch.equal(load_best(folder, 2)["0.weight"], network.state_dict()["0.weight"])
     with pytest.raises(StorageError, match="best-1"):
@@ -216,7 +216,7 @@ def test_best_weights(folder: Folder) -> None:
 def test_forget_checkpoints_leaves_the_rest(folder: Folder) -> None:
     save_checkpoint(folder, make_state())
     save_checkpoint(folder, make_state())
-    save_best(folder, build_network(), 1)
+    save_best(folder, build_network().state_dict(), 1)
     save_weights(folder, "model.safetensors", {"a": torch.ones(1)}, {"signature": "mine"})
     forget_checkpoints(folder)
     assert list(folder.children()) == ["model.safetensors"]

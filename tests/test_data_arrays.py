@@ -3,6 +3,7 @@
 import os
 import sys
 import zipfile
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,20 @@ def test_digits_are_those_of_scikit_learn(tmp_path):
     assert train.labels[5] == digits.target[row]
     assert dataset.classes == tuple("0123456789")
     assert sum(len(images) for images in dataset.splits.values()) == 1797
+
+
+@pytest.mark.parametrize("fault", ["not installed", "no file", "damaged"])
+def test_digits_that_cannot_be_read(fault, tmp_path, monkeypatch):
+    spec = None
+    if fault != "not installed":
+        spec = ModuleSpec("sklearn", None, is_package=True)
+        spec.submodule_search_locations = [str(tmp_path)]
+    if fault == "damaged":
+        (tmp_path / "datasets" / "data").mkdir(parents=True)
+        (tmp_path / "datasets" / "data" / "digits.csv.gz").write_bytes(b"no gzip")
+    monkeypatch.setattr("trainables.data.arrays.find_spec", lambda name: spec)
+    with pytest.raises(DataError, match="scikit-learn"):
+        load_dataset(DigitsData(image_size=8), cache_dir=tmp_path / "cache")
 
 
 @pytest.mark.parametrize(("shape", "channels"), [((28, 28), 1), ((28, 28, 3), 3), ((28, 28), 3), ((28, 28, 3), 1)])

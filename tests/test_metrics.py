@@ -6,13 +6,17 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.special import log_softmax
+from scipy.stats import rankdata
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 
 from trainables.evaluation.metrics import (
     compute_auroc,
     compute_balanced_accuracy,
     compute_ece,
+    compute_log_softmax,
     compute_metrics,
+    compute_midranks,
     compute_quadratic_kappa,
 )
 
@@ -24,6 +28,15 @@ def draw(seed: int, *, num_classes: int, count: int = 60, ties: bool = True) -> 
     scores = np.round(raw, 1) + 0.05 if ties else raw
     labels = np.concatenate([np.arange(num_classes), generator.integers(0, num_classes, count - num_classes)])
     return scores / scores.sum(axis=1, keepdims=True), labels
+
+
+@given(seed=st.integers(0, 10_000), shape=st.tuples(st.integers(1, 70), st.integers(1, 12)), ties=st.booleans())
+@settings(max_examples=30, deadline=None)
+def test_ranks_and_log_softmax_are_scipys_bit_for_bit(seed: int, shape: tuple[int, int], ties: bool) -> None:
+    values = 30 * np.random.default_rng(seed).standard_normal(shape)
+    values = np.round(values / 10) if ties else values
+    assert np.array_equal(compute_midranks(values), rankdata(values, axis=0))
+    assert np.array_equal(compute_log_softmax(values), log_softmax(values, axis=1))
 
 
 @given(seed=st.integers(0, 10_000), ties=st.booleans())

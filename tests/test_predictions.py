@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,8 +10,18 @@ import torch
 from tiny import NETWORK, random_set
 
 from trainables.config import ModelConfig
+from trainables.data.feed import ImageFeed
 from trainables.errors import DivergedError, StorageError
-from trainables.evaluation.predictions import Predictions, load_predictions, predict, save_predictions
+from trainables.evaluation import predictions
+from trainables.evaluation.predictions import (
+    Predictions,
+    _rebatch,
+    keep,
+    load_predictions,
+    predict,
+    predict_each,
+    save_predictions,
+)
 from trainables.models import Classifier, build_model
 from trainables.storage import Folder
 
@@ -94,6 +106,57 @@ def test_transform_gets_the_rows_of_its_batch(model: Classifier) -> None:
 
     predict(model, IMAGES, batch_size=4, precision=torch.float32, transform=transform)
     assert seen == [(0, 4), (4, 8), (8, 10)]
+
+
+def test_several_passes_are_each_what_one_alone_gives(model: Classifier) -> None:
+    def darken(batch: torch.Tensor, rows: slice) -> torch.Tensor:
+        return batch // 2 + rows.start
+
+    passes = []
+    feed = ImageFeed(IMAGES, torch.device("cpu"))
+    settings = {"batch_size": 4, "precision": torch.float32}
+    logits, features = predict_each(
+        model, feed, [keep, darken], features=True, on_pass=lambda: passes.append(1), **settings
+    )
+    assert logits.shape == (2, 10, 3)
+    assert len(passes) == 2
+    for transform, found in zip([keep, darken], logits, strict=True):
+        alone, hidden = predict(model, IMAGES, transform=transform, features=True, **settings)
+        assert np.array_equal(found, alone)
+        assert hidden is not None
+        assert features is not None
+        assert np.array_equal(hidden, features) == (transform is keep)
+
+
+def test_features_are_those_of_the_first_pass_in_a_stream_of_full_batches(
+    model: Classifier, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stream that a GPU gets, on the CPU: its batches run over the ends of passes."""
+    sizes: list[int] = []
+    stream = predictions._transform_batches
+    feed, settings = ImageFeed(IMAGES, torch.device("cpu")), {"batch_size": 4, "precision": torch.float32}
+    expected, hidden = predict_each(model, feed, [keep, keep, keep], features=True, **settings)
+
+    def full(*args: Any) -> Iterator[torch.Tensor]:
+        for batch in _rebatch(stream(*args), 4):
+            sizes.append(len(batch))
+            yield batch
+
+    monkeypatch.setattr(predictions, "_transform_batches", full)
+    found, features = predict_each(model, feed, [keep, keep, keep], features=True, **settings)
+    assert sizes == [4] * 7 + [2]
+    assert hidden is not None
+    assert features is not None
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(features, hidden, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("sizes", [[3, 3, 3, 1], [10], [1] * 10, [4, 4, 2], [2, 7, 1]])
+def test_rebatched_images_are_the_same_in_full_batches(sizes: list[int]) -> None:
+    images = torch.arange(10)
+    batches = list(_rebatch(torch.split(images, sizes), 4))
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert torch.equal(torch.cat(batches), images)
 
 
 def test_bfloat16_gives_float32_logits(model: Classifier) -> None:

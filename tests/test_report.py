@@ -1,5 +1,7 @@
+import hashlib
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,9 @@ from fakes import Fate, make_fake_ledger
 from orchestrator.ledger import Ledger
 from orchestrator.report.examples import build_examples
 from orchestrator.report.provenance import flatten
-from orchestrator.report.write import Report, write_report
+from orchestrator.report.source import DEFAULT_METRIC, Report, Source, read_report
+from orchestrator.report.write import write_report
+from orchestrator.settled import compute_state
 from trainables.config import CsvData, EvaluationConfig, TrialConfig
 
 FIGURE = re.compile(r'<script type="application/json" id="([^"]+)">(.*?)</script>', re.DOTALL)
@@ -185,6 +189,31 @@ def test_images_that_have_moved_cost_the_examples_and_not_the_report(tmp_path: P
     config = TrialConfig(data=CsvData(path=tmp_path / "gone.csv"))
     _, page = render(make_fake_ledger(tmp_path, config=config), tmp_path, examples=True)
     assert "No examples are shown, because the images could not be had here" in page
+
+
+def test_many_trainings_are_thinned_and_the_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = make_fake_ledger(tmp_path)
+    monkeypatch.setattr("orchestrator.report.curves.MAX_TRAINING_POINTS", 24 * 13 - 1)
+    _, page = render(ledger, tmp_path)
+    assert "n = 24 trials" in page
+    assert "One in 2 trials of each colour is drawn." in page
+    traces = [trace for trace in figures_of(page)["figure-training"]["data"] if trace["yaxis"] == "y"]
+    assert sum(trace["x"].count(1) for trace in traces) == 12
+    monkeypatch.undo()
+    _, page = render(ledger, tmp_path)
+    assert "of each colour is drawn" not in page
+
+
+def test_a_report_remembers_what_it_was_made_from(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path, replicates=1)
+    report, page = render(ledger, tmp_path)
+    source = Source(compute_state(ledger.read_plan(), ledger.states()), DEFAULT_METRIC, examples=False)
+    assert read_report(ledger.root, source) == report
+    assert report.page_sha256 == hashlib.sha256(page.encode()).hexdigest()
+    for other in (replace(source, metric="auroc"), replace(source, examples=True), replace(source, state="x")):
+        assert read_report(ledger.root, other) is None
+    Path(report.csv[1]).unlink()
+    assert read_report(ledger.root, source) is None
 
 
 def test_configuration_is_flattened() -> None:

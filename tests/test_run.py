@@ -231,10 +231,13 @@ def test_the_first_signal_asks_and_the_second_insists() -> None:
     ],
 )
 def test_a_trial_takes_a_gpu_where_there_is_one(
-    overrides: list[str], resources: dict[str, float], gpus: float, cache_dir: Path
+    overrides: list[str], resources: dict[str, float], gpus: float, cache_dir: Path, tmp_path: Path
 ) -> None:
-    slots = run.resolve_slots(make_study("", *overrides, cache_dir=cache_dir), resources)
+    prepared = prepare(make_study("", *overrides, cache_dir=cache_dir), storage=str(tmp_path))
+    said: list[str] = []
+    slots = run.resolve_slots(prepared, resources, say=said.append)
     assert (slots.cpus, slots.gpus) == (1.0, gpus)
+    assert len(said) == (gpus == 1.0)  # why it takes a whole one
     assert (slots.max_retries, slots.stall_seconds) == (2, 1800.0)
 
 
@@ -242,6 +245,15 @@ def test_a_trial_has_as_many_threads_as_cpus(cache_dir: Path) -> None:
     for cpus, threads in ((0.5, 1), (1, 1), (4, 4)):
         study = make_study("", f"execution.cpus_per_trial={cpus}", cache_dir=cache_dir)
         assert resolve_execution(study).num_threads == threads
+
+
+def test_decisions_on_acceleration_lie_in_the_ledger(tmp_path: Path, cache_dir: Path) -> None:
+    ledger = Ledger(str(tmp_path), "s")
+    off = make_study("", cache_dir=cache_dir)
+    probing = make_study("", "execution.acceleration=probe", cache_dir=cache_dir)
+    assert resolve_execution(off, ledger).acceleration is None
+    assert resolve_execution(probing, ledger).acceleration == str(tmp_path / "s" / "acceleration")
+    assert resolve_execution(probing).acceleration is None  # a pilot decides nothing
 
 
 def test_the_commit_of_the_working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

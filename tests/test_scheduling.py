@@ -1,24 +1,25 @@
-"""What is handed out and when: by the searcher alone, by a slot alone, and by a real Ray with acted trials."""
+"""What is handed out and when: by the searcher alone, and by a real Ray with acted trials."""
 
 from __future__ import annotations
 
 import json
 import threading
+import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import acting_slot
-import acting_zygote
 import pytest
 from planning import make_stage, make_trial
 from processes import is_running, wait_until
 
 from orchestrator import scheduling
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, describe_work
+from orchestrator.open_work import OpenWork
 from orchestrator.plan import Work
-from orchestrator.scheduling import OpenWork, Searcher, Slot, Slots, check_fits, execute, num_slots
-from orchestrator.worker import WorkerLostError
+from orchestrator.scheduling import Handing, Job, Searcher, Slots, check_fits, execute, num_slots
+from orchestrator.slot import unpack
 from trainables.errors import InfrastructureError, StudyError
 
 EXECUTION = {"num_threads": 1, "device": "cpu"}
@@ -33,8 +34,6 @@ class Diary:
 
     def listen(self, what: str, work: Work, details: dict[str, Any]) -> None:
         self.lines.append((what, work.name, details))
-        if what == "started":
-            self.ledger.begin(work, study="s", git_commit=None)
         if what == "ended" and details["status"] == "failed":
             self.ledger.record_failure(work, details, study="s", git_commit=None)
         if what == "event" and self.on_event:
@@ -60,67 +59,95 @@ def ledger(tmp_path: Path) -> Ledger:
 # ------------------------------------------------------------------ the searcher
 
 
-class Handing:
-    """An ``OpenWork`` and what it was told."""
+class Hands:
+    """A searcher, and what it was told."""
 
-    def __init__(self, ledger: Ledger, *works: Work, complete: tuple[Work, ...] = ()) -> None:
+    def __init__(self, ledger: Ledger, *works: Work, complete: tuple[Work, ...] = (), max_retries: int = 1) -> None:
         self.ledger, self.diary = ledger, Diary(ledger)
-        signatures = [work.signature for work in complete]
-        self.searcher = OpenWork(
-            works, complete=signatures, ledger=ledger, execution=EXECUTION, listen=self.diary.listen
+        self.open = OpenWork(works, complete=[work.signature for work in complete], num_slots=1)
+        self.searcher = Handing(
+            self.open,
+            ledger=ledger,
+            chunk={"execution": EXECUTION, "max_retries": max_retries},
+            describe=describe,
+            listen=self.diary.listen,
+            read_error=lambda trial_id: f"what Tune knows of {trial_id}",
         )
         self.number = 0
 
     def next(self) -> Any:
-        """Return the signature of the next work, None or FINISHED."""
+        """Return the names in the next chunk, None or FINISHED."""
         self.number += 1
-        request = self.searcher.suggest(str(self.number))
-        return request["signature"] if isinstance(request, dict) else request
+        config = self.searcher.suggest(str(self.number))
+        if not isinstance(config, dict):
+            return config
+        return [work["record"]["name"] for work in unpack(config["chunk"])["works"]]
 
-    def end(self, number: int, work: Work, status: str | None = "complete", *, error: bool = False) -> None:
-        if status == "complete":
-            self.ledger.folder(work.kind, work.signature).write_json("result.json", {})
-        event = {"event": "done", "status": status, **({"reason": "error"} if status == "failed" else {})}
-        self.searcher.on_trial_complete(str(number), None if error else {"event": json.dumps(event)}, error)
+    def tell(self, number: int, *events: tuple[Work, dict[str, Any]], last: bool = False) -> None:
+        """Let the slot of the ``number``-th chunk report; a complete work leaves a result, unless it says otherwise."""
+        for work, event in events:
+            if event.get("status") == "complete" and event.get("writes", True):
+                self.ledger.folder(work.kind, work.signature).write_json("result.json", {})
+        told = [{"signature": work.signature, "host": "here", **event} for work, event in events]
+        if last:
+            self.searcher.on_trial_complete(str(number), {"events": json.dumps(told)})
+        else:
+            self.searcher.on_trial_result(str(number), {"events": json.dumps(told)})
 
 
-def test_work_is_handed_out_in_order_and_dependants_wait(ledger: Ledger) -> None:
-    stage, alone = make_stage("stage"), make_trial("alone")
-    first, second = make_trial("first", stage), make_trial("second", stage)
-    handing = Handing(ledger, stage, first, alone, second)
-    assert handing.next() == stage.signature
-    assert handing.next() == alone.signature
-    assert handing.next() is None
-    handing.end(2, alone)
-    assert handing.next() is None
-    handing.end(1, stage)
-    assert handing.next() == first.signature
-    assert handing.next() == second.signature
-    assert handing.next() == Searcher.FINISHED
-    assert handing.diary.started() == ["stage", "alone", "first", "second"]
+def describe(work: Work) -> dict[str, Any]:
+    return describe_work(work, study="s", git_commit=None)
+
+
+BEGUN = {"event": "begun"}
+DONE = {"event": "done", "status": "complete", "seconds": 0.1}
+BAD = {"event": "done", "status": "failed", "reason": "error", "message": "m"}
 
 
 def test_a_request_names_the_folders_of_the_trial_and_of_its_stage(ledger: Ledger) -> None:
     stage, trial = make_stage("stage"), make_trial("trial", make_stage("stage"))
-    handing = Handing(ledger, trial, complete=(stage,))
-    request = handing.searcher.suggest("1")
-    assert request["folder"] == ledger.folder("trial", trial.signature).uri
-    assert request["encoder"] == ledger.folder("stage", stage.signature).uri
-    assert request["execution"] == EXECUTION
-    assert Handing(ledger, stage).searcher.suggest("1")["encoder"] is None
+    config = Hands(ledger, trial, complete=(stage,)).searcher.suggest("1")
+    assert config["signature"] == trial.signature
+    (work,) = unpack(config["chunk"])["works"]
+    assert work["folder"] == ledger.folder("trial", trial.signature).uri
+    assert work["encoder"] == ledger.folder("stage", stage.signature).uri
+    assert work["record"]["config"] == trial.config.model_dump(mode="json")
+    assert unpack(Hands(ledger, stage).searcher.suggest("1")["chunk"])["works"][0]["encoder"] is None
+
+
+def test_a_chunk_is_told_work_by_work(ledger: Ledger) -> None:
+    works = [make_trial(str(number)) for number in range(8)]
+    hands = Hands(ledger, *works)
+    assert hands.next() == ["0", "1", "2", "3"]
+    hands.tell(1, (works[0], BEGUN), (works[0], {"event": "epoch", "epoch": 3}))
+    hands.tell(1, (works[0], DONE), (works[1], BEGUN))
+    hands.tell(1, (works[1], BAD), (works[2], BEGUN), (works[2], DONE), (works[3], {"event": "returned"}), last=True)
+    assert hands.diary.started() == ["0", "1", "2"]
+    assert hands.diary.ends() == {"0": "complete", "1": "failed: error", "2": "complete"}
+    assert [details["epoch"] for what, _, details in hands.diary.lines if what == "event"] == [3]
+    assert hands.next() == ["3", "4", "5"]
+
+
+def test_nothing_ready_is_none_and_nothing_left_is_finished(ledger: Ledger) -> None:
+    stage = make_stage("stage")
+    trial = make_trial("trial", stage)
+    hands = Hands(ledger, stage, trial)
+    assert [hands.next(), hands.next()] == [["stage"], None]
+    hands.tell(1, (stage, DONE), last=True)
+    assert [hands.next(), hands.next()] == [["trial"], None]
+    hands.tell(3, (trial, DONE), last=True)
+    assert hands.next() == Searcher.FINISHED
 
 
 def test_a_failed_stage_fails_its_dependants_and_no_one_else(ledger: Ledger) -> None:
     bad, good = make_stage("bad"), make_stage("good")
     lost, kept = make_trial("lost", bad), make_trial("kept", good)
-    handing = Handing(ledger, bad, good, lost, kept)
-    handing.next(), handing.next()
-    handing.end(1, bad, "failed")
-    assert handing.next() is None
-    handing.end(2, good)
-    assert handing.next() == kept.signature
-    assert handing.next() == Searcher.FINISHED
-    assert handing.diary.ends() == {"bad": "failed: error", "lost": "failed: upstream", "good": "complete"}
+    hands = Hands(ledger, bad, good, lost, kept)
+    hands.next(), hands.next()
+    hands.tell(1, (bad, BAD), last=True)
+    hands.tell(2, (good, DONE), last=True)
+    assert hands.next() == ["kept"]
+    assert hands.diary.ends() == {"bad": "failed: error", "lost": "failed: upstream", "good": "complete"}
     failure = ledger.read("trial", lost.signature).failure
     assert failure is not None
     assert bad.signature in failure["message"]
@@ -128,48 +155,65 @@ def test_a_failed_stage_fails_its_dependants_and_no_one_else(ledger: Ledger) -> 
 
 def test_dependants_of_a_stopped_stage_are_neither_failed_nor_waited_for(ledger: Ledger) -> None:
     stage = make_stage("stage")
-    handing = Handing(ledger, stage, make_trial("trial", stage))
-    handing.next()
-    handing.end(1, stage, None)
-    assert handing.next() == Searcher.FINISHED
-    assert handing.diary.ends() == {"stage": "interrupted"}
+    hands = Hands(ledger, stage, make_trial("trial", stage))
+    hands.next()
+    hands.tell(1, (stage, BEGUN), last=True)
+    assert hands.next() == Searcher.FINISHED
+    assert hands.diary.ends() == {"stage": "interrupted"}
 
 
-@pytest.mark.parametrize(
-    ("writes_result", "status", "error", "expected"),
-    [
-        (True, "complete", False, "complete"),
-        (True, None, True, "complete"),  # the actor died after the last file was written
-        (False, "failed", False, "failed: error"),
-        (False, None, True, "failed: crashed"),
-        (False, None, False, "interrupted"),
-        (False, "nothing was written", False, "failed: error"),
-    ],
-)
-def test_the_ledger_decides_how_a_work_ended(
-    ledger: Ledger, writes_result: bool, status: str | None, error: bool, expected: str
-) -> None:
-    trial = make_trial("trial")
-    handing = Handing(ledger, trial)
-    handing.next()
-    if writes_result:
-        ledger.folder("trial", trial.signature).write_json("result.json", {})
-    if status == "nothing was written":
-        event = json.dumps({"event": "done", "status": "complete"})
-        handing.searcher.on_trial_complete("1", {"event": event})
-        assert "shared by all machines" in ledger.read("trial", trial.signature).failure["message"]  # type: ignore[index]
-    else:
-        handing.end(1, trial, status, error=error)
-    assert handing.diary.ends()["trial"] == expected
+def test_a_result_that_is_not_where_the_driver_reads_is_a_failure(ledger: Ledger) -> None:
+    first, second = make_trial("first"), make_trial("second")
+    hands = Hands(ledger, first, second)
+    hands.next()
+    hands.tell(1, (first, {**DONE, "writes": False}), last=True)
+    assert hands.diary.ends() == {"first": "failed: error"}
+    assert "shared by all machines" in ledger.read("trial", first.signature).failure["message"]  # type: ignore[index]
 
 
-def test_progress_is_passed_on_and_signs_of_life_are_not(ledger: Ledger) -> None:
-    handing = Handing(ledger, make_trial("trial"))
-    handing.next()
-    handing.searcher.on_trial_result("1", {"event": json.dumps({"event": "epoch", "epoch": 3}), "done": False})
-    handing.searcher.on_trial_result("1", {"event": None, "done": False})
-    handing.searcher.on_trial_result("unknown", {"event": "{}", "done": False})
-    assert handing.diary.lines[1:] == [("event", "trial", {"event": "epoch", "epoch": 3})]
+def test_a_lost_actor_costs_the_running_work_a_try_and_the_others_nothing(ledger: Ledger) -> None:
+    works = [make_trial(str(number)) for number in range(8)]
+    hands = Hands(ledger, *works)
+    assert hands.next() == ["0", "1", "2", "3"]
+    hands.tell(1, (works[0], BEGUN), (works[0], DONE), (works[1], BEGUN))
+    hands.searcher.on_trial_recover("1")
+    hands.tell(1, (works[0], DONE), (works[1], BEGUN))  # told again by the new actor
+    ledger.folder("trial", works[2].signature).write_json("result.json", {})  # done, and never told
+    hands.searcher.on_trial_complete("1", None, error=True)
+    assert hands.diary.ends() == {"0": "complete", "1": "failed: crashed", "2": "complete"}
+    assert ledger.read("trial", works[1].signature).failure["traceback"] == "what Tune knows of 1"  # type: ignore[index]
+    assert hands.next() == ["3", "4", "5"]
+
+
+def test_a_work_that_happened_to_run_when_others_had_lost_the_actor_is_not_blamed(ledger: Ledger) -> None:
+    first, second = make_trial("first"), make_trial("second")
+    hands = Hands(ledger, first, second)
+    assert hands.next() == ["first"]
+    hands.searcher.on_trial_complete("1", None, error=True)  # its first loss, of one that is forgiven
+    assert hands.diary.ends() == {}
+    assert hands.next() == ["first"]
+    hands.searcher.on_trial_complete("2", None, error=True)
+    assert hands.diary.ends() == {"first": "failed: crashed"}
+
+
+def test_stopping_interrupts_what_runs_and_what_waits_in_its_chunk(ledger: Ledger) -> None:
+    works = [make_trial(str(number)) for number in range(8)]
+    hands = Hands(ledger, *works)
+    hands.next()
+    hands.tell(1, (works[0], BEGUN), (works[0], DONE), (works[1], BEGUN), last=True)
+    assert hands.diary.started() == ["0", "1"]
+    assert hands.diary.ends() == {"0": "complete", "1": "interrupted", "2": "interrupted", "3": "interrupted"}
+    assert ledger.states() == {works[0].signature: "complete"}
+
+
+def test_what_is_said_of_others_is_ignored(ledger: Ledger) -> None:
+    trial, other = make_trial("trial"), make_trial("other")
+    hands = Hands(ledger, trial)
+    hands.next()
+    hands.tell(1, (other, DONE))
+    hands.tell(7, (trial, DONE))
+    hands.searcher.on_trial_result("1", {})
+    assert hands.diary.lines == []
 
 
 # ------------------------------------------------------------------ resources
@@ -200,72 +244,6 @@ def test_a_trial_larger_than_the_machine_is_refused() -> None:
         check_fits({"CPU": 2.0}, Slots(2.5, 0.0, None, 0, 1.0))
 
 
-# ------------------------------------------------------------------ a slot
-
-
-def acted(folder: Path, act: str, stall_seconds: float = 600.0) -> dict[str, Any]:
-    execution = {**EXECUTION, "stall_seconds": stall_seconds}
-    return {"folder": str(folder), "encoder": None, "execution": execution, "act": act}
-
-
-@pytest.fixture
-def slot(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Slot]]:
-    """Make a slot in this process, without Ray."""
-    made: list[Slot] = []
-    monkeypatch.setattr(scheduling, "REPORT_SECONDS", 0.2)
-    monkeypatch.setattr(scheduling, "ALIVE_SECONDS", 0.4)
-
-    def make(request: dict[str, Any]) -> Slot:
-        slot = Slot.__new__(Slot)  # Tune's constructor asks for a running Ray
-        slot.command = acting_zygote.COMMAND
-        slot.setup(request)
-        made.append(slot)
-        return slot
-
-    yield make
-    for each in made:
-        each.cleanup()
-
-
-def steps(slot: Slot) -> Iterator[dict[str, Any]]:
-    while True:
-        result = slot.step()
-        yield result
-        if result["done"]:
-            return
-
-
-def test_a_slot_reports_the_newest_event_and_the_end(slot: Callable[..., Slot], tmp_path: Path) -> None:
-    results = list(steps(slot(acted(tmp_path, "shout"))))
-    assert len(results) < 50  # of 200 events
-    last = json.loads(results[-1]["event"])
-    assert (last["event"], last["status"]) == ("done", "failed")
-
-
-def test_a_slot_is_used_again(slot: Callable[..., Slot], tmp_path: Path) -> None:
-    one = slot(acted(tmp_path, "describe"))
-    list(steps(one))
-    assert one.reset_config(acted(tmp_path, "fail")) is True
-    assert json.loads(list(steps(one))[-1]["event"])["status"] == "failed"
-
-
-def test_a_silent_trial_still_lets_its_slot_answer(slot: Callable[..., Slot], tmp_path: Path) -> None:
-    one = slot(acted(tmp_path, "hang"))
-    results = [one.step() for _ in range(12)]
-    assert {"event": None, "done": False} in results
-
-
-def test_a_hanging_trial_is_killed_and_noted(slot: Callable[..., Slot], tmp_path: Path) -> None:
-    one = slot(acted(tmp_path, "hang", stall_seconds=1.5))
-    pid = json.loads(next(result["event"] for result in steps(one) if result["event"]))["pid"]
-    with pytest.raises(WorkerLostError, match=r"no sign of life for .*stall_minutes"):
-        list(steps(one))
-    wait_until(lambda: not is_running(pid), "the process is gone")
-    (note,) = [json.loads(line) for line in (tmp_path / "attempts.jsonl").read_text().splitlines()]
-    assert "no sign of life" in note["message"]
-    assert note["host"]
-
-
 # ------------------------------------------------------------------ a real Ray
 
 
@@ -289,7 +267,7 @@ def run_all(ray: dict[str, float], ledger: Ledger, monkeypatch: pytest.MonkeyPat
             works,
             complete=(),
             ledger=ledger,
-            execution=EXECUTION,
+            job=Job(EXECUTION, uuid.uuid4().hex[:8], (), describe),
             slots=Slots(cpus=0.5, gpus=0.0, **chosen),
             listen=diary.listen,
             stop=stop or threading.Event(),
@@ -325,7 +303,7 @@ def test_a_study_with_every_kind_of_trouble(
         "chatter": "complete",
     }
     started = diary.started()
-    assert started[:2] == ["good stage", "fail stage"]
+    assert started.index("good stage") < min(started.index(f"finish {number}") for number in range(3))
     assert "finish without" not in started
     assert len(started) == len(set(started)) == len(works) - 1
     records = {record.config["name"]: record for kind in ("stage", "trial") for record in ledger.records(kind)}
@@ -351,9 +329,10 @@ def test_one_slot_serves_all_trials_with_a_fresh_process_each(run_all: Callable[
 
 def test_a_hanging_trial_is_tried_again(run_all: Callable[..., Diary], ledger: Ledger) -> None:
     work = make_trial("hangs_once")
-    assert run_all(work, stall_seconds=3.0).ends() == {"hangs_once": "complete"}
-    (note,) = ledger.folder("trial", work.signature).read_lines("attempts.jsonl")
-    assert "no sign of life" in note["message"]
+    assert run_all(work, stall_seconds=4.0).ends() == {"hangs_once": "complete"}
+    notes = ledger.folder("trial", work.signature).read_lines("attempts.jsonl")
+    assert notes
+    assert all("no sign of life" in note["message"] for note in notes)
 
 
 def test_a_lost_actor_leaves_what_ray_knows_of_it(run_all: Callable[..., Diary], ledger: Ledger) -> None:

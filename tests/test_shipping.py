@@ -65,7 +65,7 @@ class FakeTracker:
 
 
 def make_shipper(tracker: Any, ledger: Ledger, **options: Any) -> Shipper:
-    shipper = Shipper(tracker, ledger, interval_seconds=0.01, **options)
+    shipper = Shipper(lambda: tracker, ledger, interval_seconds=0.01, **options)
     shipper.start()
     return shipper
 
@@ -82,7 +82,7 @@ def test_notices_are_collected_and_finish_ships_the_last(tmp_path: Path) -> None
     begin(ledger, "t1")
     begin(ledger, "t2")
     tracker = FakeTracker()
-    shipper = Shipper(tracker, ledger, interval_seconds=60)  # type: ignore[arg-type]
+    shipper = Shipper(lambda: tracker, ledger, interval_seconds=60)  # type: ignore[arg-type]
     shipper.start()
     for _ in range(5):
         shipper.notice("trial", "t1")
@@ -152,6 +152,20 @@ def test_finish_gives_up_in_time_and_counts(tmp_path: Path) -> None:
     shipper = make_shipper(tracker, ledger)
     shipper.notice("trial", "t1")
     assert shipper.finish(0.2) == 1
+
+
+def test_finish_waits_as_long_as_records_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    signatures = [f"t{number}" for number in range(8)]
+    ledger = make_ledger(tmp_path)
+    tracker = FakeTracker()
+    shipper = make_shipper(tracker, ledger)
+    ship = tracker.ship
+    monkeypatch.setattr(tracker, "ship", lambda record: (time.sleep(0.2), ship(record))[1])
+    for signature in signatures:
+        begin(ledger, signature)
+        shipper.notice("trial", signature)
+    assert shipper.finish(0.6) == 0
+    assert set(tracker.shipped) == set(signatures)
 
 
 def test_what_an_earlier_driver_did_not_ship_is_caught_up(tmp_path: Path) -> None:

@@ -340,3 +340,42 @@ def test_label_fraction_is_shared_by_replicates() -> None:
         for i in (0, 1)
     )
     assert np.array_equal(first.rows, second.rows)
+
+
+def test_selected_weights_are_written_once_they_are_not_the_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    values = iter([0.5, 0.7, 0.6, 0.4, 0.9, 0.95])
+    monkeypatch.setattr("trainables.training._Trainer._validate", lambda self: {"val/accuracy": next(values)})
+    settings, data = config(training={"epochs": 6, "select_by": "accuracy"}), random_dataset()
+    model = build_initial_model(settings, data, encoder=None)
+    folder = Folder(tmp_path)
+    found: list[list[str]] = []
+
+    def report(record: dict[str, Any]) -> None:
+        found.append([name for name in folder.children() if name.startswith("best-")])
+
+    train_model(model, data, settings, signature="mine", folder=folder, report=report)
+    # Epoch 2 is best until 5; the checkpoint before epoch 5's still names it.
+    assert found == [[], [], ["best-2.safetensors"], ["best-2.safetensors"], ["best-2.safetensors"], []]
+
+
+@pytest.mark.parametrize("interrupted_after", [1, 2, 3, 4])
+@pytest.mark.parametrize("damaged", [False, True])
+def test_the_selected_weights_survive_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupted_after: int, damaged: bool
+) -> None:
+    values = {1: 0.5, 2: 0.7, 3: 0.6, 4: 0.65, 5: 0.1}
+    monkeypatch.setattr(
+        "trainables.training._Trainer._validate", lambda self: {"val/accuracy": values[self.state.epoch + 1]}
+    )
+    settings = config(training={"epochs": 5, "select_by": "accuracy"})
+    _, whole, _ = train(tmp_path / "whole", settings)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", settings, report=interrupt_after(interrupted_after))
+    folder = Folder(tmp_path / "cut")
+    if damaged:
+        folder.write("checkpoint.safetensors", b"torn")
+    outcome, resumed, _ = train(tmp_path / "cut", settings)
+    assert outcome == Outcome(epochs=5, best_epoch=2)
+    assert torch.equal(whole.head.weight, resumed.head.weight)

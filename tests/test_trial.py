@@ -281,7 +281,8 @@ def test_threads_are_the_trials_share(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_science_does_not_load_the_orchestration_nor_what_it_may_not_need() -> None:
     code = (
         "import sys, trainables.trial, trainables.pretraining.contrastive;"
-        "print([n for n in ('ray', 'mlflow', 'orchestrator', 'optuna', 'lightly', 'timm') if n in sys.modules])"
+        "print([n for n in ('ray', 'mlflow', 'orchestrator', 'optuna', 'lightly', 'timm', 'torchvision', 'scipy',"
+        " 'sklearn', 'pandas') if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=TESTS.parent)
     assert done.stdout.strip() == "[]"

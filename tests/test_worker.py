@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,14 +17,22 @@ import pytest
 from processes import is_running, wait_until
 
 from orchestrator.worker import Worker, WorkerLostError
+from trainables.errors import InfrastructureError
 from trainables.storage import Folder
 
 
 @pytest.fixture
-def worker() -> Iterator[Worker]:
-    worker = Worker(num_threads=3, command=acting_zygote.COMMAND)
+def path() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="slot-") as folder:  # pytest's own folders are too long for a socket
+        yield Path(folder) / "z.sock"
+
+
+@pytest.fixture
+def worker(path: Path) -> Iterator[Worker]:
+    worker = Worker(num_threads=3, path=path, command=acting_zygote.COMMAND)
     yield worker
     worker.close()
+    wait_until(lambda: not any(path.parent.iterdir()), "the zygote has left nothing")
 
 
 def begin(worker: Worker, act: str, folder: Path | str) -> None:
@@ -139,30 +148,77 @@ def test_a_killed_zygote_takes_its_trial_along(worker: Worker, tmp_path: Path) -
     begin(worker, "hang", tmp_path)
     about = next(events_of(worker))
     os.kill(about["zygote"], signal.SIGKILL)
-    with pytest.raises(WorkerLostError, match="zygote of this slot was killed by SIGKILL"):
+    with pytest.raises(WorkerLostError, match=r"starts trials on this node has ended; .*was it killed"):
         next(events_of(worker))
     wait_until(lambda: not is_running(about["pid"]), "the trial is gone")
-    begin(worker, "finish", tmp_path)  # the pipe is broken; said by the next event
-    with pytest.raises(WorkerLostError, match="zygote"):
+    assert run(worker, "finish", tmp_path)[-1]["status"] == "complete"  # by another zygote
+
+
+def test_a_zygote_killed_between_two_trials_is_replaced(worker: Worker, tmp_path: Path) -> None:
+    about = run(worker, "describe", tmp_path)[0]
+    os.kill(about["zygote"], signal.SIGKILL)
+    wait_until(lambda: not is_running(about["zygote"]), "it is gone")
+    assert run(worker, "describe", tmp_path)[0]["zygote"] != about["zygote"]
+
+
+def test_slots_of_a_node_share_a_zygote_and_not_their_fate(worker: Worker, path: Path, tmp_path: Path) -> None:
+    other = Worker(num_threads=3, path=path, command=acting_zygote.COMMAND)
+    begin(worker, "hang", tmp_path / "a")
+    begin(other, "hang", tmp_path / "b")
+    first, second = next(events_of(worker)), next(events_of(other))
+    assert first["zygote"] == second["zygote"]
+    other.close()
+    wait_until(lambda: not is_running(second["pid"]), "the trial of the closed slot is gone")
+    assert is_running(first["pid"])
+    worker.kill()
+    with pytest.raises(WorkerLostError, match="SIGKILL"):
         next(events_of(worker))
+    assert run(worker, "finish", tmp_path)[-1]["status"] == "complete"
 
 
-def test_closing_ends_a_running_trial(tmp_path: Path) -> None:
-    worker = Worker(num_threads=1, command=acting_zygote.COMMAND)
+def test_closing_ends_a_running_trial_and_the_last_to_leave_ends_the_zygote(worker: Worker, tmp_path: Path) -> None:
     begin(worker, "hang", tmp_path)
     about = next(events_of(worker))
     worker.close()
-    assert not is_running(about["pid"])
-    assert not is_running(about["zygote"])
     worker.close()  # twice is harmless
+    wait_until(lambda: not is_running(about["pid"]), "the trial is gone")
+    wait_until(lambda: not is_running(about["zygote"]), "the zygote is gone")
+
+
+def test_devices_of_the_slot_are_those_of_its_trials(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for devices in ("0", "1"):  # the zygote has seen neither
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+        assert run(worker, "describe", tmp_path)[0]["devices"] == devices
+
+
+def test_a_zygote_that_cannot_import_says_why(path: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        "import sys\nfrom orchestrator import zygote\n"
+        "def _preload(names, contrastive): raise ModuleNotFoundError('No module named timm')\n"
+        "zygote._preload = _preload\nzygote.main(sys.argv[1])\n"
+    )
+    worker = Worker(num_threads=1, path=path, command=(sys.executable, str(broken)))
+    begin(worker, "finish", tmp_path)
+    with pytest.raises(WorkerLostError, match="No module named timm"):
+        next(events_of(worker))
+
+
+def test_a_zygote_that_cannot_start_is_an_infrastructure_error(path: Path) -> None:
+    worker = Worker(num_threads=1, path=path, command=(sys.executable, "-c", "raise SystemExit('no room')"))
+    with pytest.raises(InfrastructureError, match="no room"):
+        worker.connect()
 
 
 PARENT = """
 import sys, time
+from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import acting_zygote
 from orchestrator.worker import Worker
-worker = Worker(num_threads=1, command=acting_zygote.COMMAND)
+worker = Worker(num_threads=1, path=Path(sys.argv[3]), command=acting_zygote.COMMAND)
 worker.begin({"folder": sys.argv[2], "encoder": None, "execution": {}, "act": "hang"})
 event = worker.next_event(60)
 print(event["pid"], event["zygote"], flush=True)
@@ -170,8 +226,8 @@ time.sleep(600)
 """
 
 
-def test_nothing_trains_on_when_the_parent_is_killed(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", PARENT, str(Path(__file__).parent), str(tmp_path)]
+def test_nothing_trains_on_when_the_parent_is_killed(path: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PARENT, str(Path(__file__).parent), str(tmp_path), str(path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
         pids = [int(pid) for pid in parent.stdout.readline().split()]

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import json
 import os
-import select
+import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,67 +18,92 @@ from orchestrator.zygote import describe_failure, run_request
 from trainables.errors import ConfigError, DataError, DivergedError, StorageError
 
 
+class Line:
+    """A connection as a slot has it, by hand."""
+
+    def __init__(self, path: Path) -> None:
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.connect(str(path))
+        self.events = self.socket.makefile("r")
+
+    def ask(self, *acts: str) -> None:
+        self.socket.sendall(b"".join(json.dumps({"act": act}).encode() + b"\n" for act in acts))
+
+    def read(self) -> dict[str, Any]:
+        event: dict[str, Any] = json.loads(self.events.readline())
+        return event
+
+    def hang_up(self) -> None:
+        self.events.close()
+        self.socket.close()
+
+
 @pytest.fixture
-def zygote() -> Iterator[subprocess.Popen[bytes]]:
-    with subprocess.Popen(acting_zygote.COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
-        yield process
-        process.kill()
+def path() -> Iterator[Path]:
+    """A zygote that listens there."""
+    path = Path(tempfile.mkdtemp(prefix="zygote-")) / "z.sock"  # pytest's own folders are too long for a socket
+    subprocess.run([*acting_zygote.COMMAND, str(path)], check=True)
+    yield path
+    wait_until(lambda: not any(path.parent.iterdir()), "the zygote is gone, and has left nothing")
+    path.parent.rmdir()
 
 
-def ask(zygote: subprocess.Popen[bytes], *acts: str) -> None:
-    assert zygote.stdin is not None
-    for act in acts:
-        zygote.stdin.write(json.dumps({"act": act}).encode() + b"\n")
-    zygote.stdin.flush()
+@pytest.fixture
+def line(path: Path) -> Iterator[Line]:
+    line = Line(path)
+    yield line
+    line.hang_up()
 
 
-def read(zygote: subprocess.Popen[bytes]) -> dict[str, Any]:
-    assert zygote.stdout is not None
-    event: dict[str, Any] = json.loads(zygote.stdout.readline())
-    return event
-
-
-def test_the_protocol(zygote: subprocess.Popen[bytes]) -> None:
-    assert read(zygote) == {"event": "ready", "pid": zygote.pid}
-    ask(zygote, "finish")
-    forked = read(zygote)
+def test_the_protocol(line: Line) -> None:
+    line.ask("finish")
+    forked = line.read()
     assert forked["event"] == "forked"
-    assert forked["pid"] != zygote.pid
-    assert read(zygote) == {"event": "epoch", "epoch": 1}
-    assert read(zygote) == {"event": "exit", "code": 0}
-    ask(zygote, "fail")
-    assert [read(zygote)["event"] for _ in range(2)] == ["forked", "failed"]
-    assert read(zygote) == {"event": "exit", "code": 1}
+    assert forked["pid"] != os.getpid()
+    assert line.read() == {"event": "epoch", "epoch": 1}
+    assert line.read() == {"event": "exit", "code": 0}
+    line.ask("fail")
+    assert [line.read()["event"] for _ in range(2)] == ["forked", "failed"]
+    assert line.read() == {"event": "exit", "code": 1}
 
 
-def test_it_ends_when_its_parent_hangs_up(zygote: subprocess.Popen[bytes]) -> None:
-    read(zygote)
-    assert zygote.stdin is not None
-    zygote.stdin.close()
-    assert zygote.wait(60) == 0
+def test_requests_of_one_connection_wait_for_each_other(line: Line) -> None:
+    line.ask("finish", "finish")
+    assert [line.read()["event"] for _ in range(6)] == ["forked", "epoch", "exit"] * 2
 
 
-def test_hanging_up_kills_the_running_trial(zygote: subprocess.Popen[bytes]) -> None:
-    read(zygote)
-    ask(zygote, "hang")
-    pid = read(zygote)["pid"]
-    read(zygote)
-    assert zygote.stdin is not None
-    zygote.stdin.close()
-    assert zygote.wait(60) == 0
-    assert not is_running(pid)
+def test_connections_do_not_wait_for_each_other(path: Path, line: Line) -> None:
+    other = Line(path)
+    line.ask("hang")
+    line.read()
+    other.ask("finish")
+    assert [other.read()["event"] for _ in range(3)] == ["forked", "epoch", "exit"]
+    other.hang_up()
 
 
-def test_an_idle_zygote_is_silent_and_has_no_children(zygote: subprocess.Popen[bytes]) -> None:
-    read(zygote)
-    ask(zygote, "finish")
-    pids = {read(zygote).get("pid") for _ in range(3)}
-    assert zygote.stdout is not None
-    time.sleep(0.1)
-    assert select.select([zygote.stdout], [], [], 0)[0] == []
-    wait_until(lambda: not any(is_running(pid) for pid in pids if pid), "no child is left")
+def test_hanging_up_kills_the_running_trial(line: Line) -> None:
+    line.ask("hang")
+    pid = line.read()["pid"]
+    about = line.read()
+    line.hang_up()
+    wait_until(lambda: not is_running(pid), "the trial is gone")
+    wait_until(lambda: not is_running(about["zygote"]), "the zygote is gone")
+
+
+def test_an_idle_zygote_is_silent_and_has_no_children(line: Line) -> None:
+    line.ask("finish")
+    pids = {line.read().get("pid") for _ in range(3)}
+    line.socket.settimeout(0.3)
+    with pytest.raises(TimeoutError):
+        line.socket.recv(1)
     with pytest.raises(FileNotFoundError):
         os.stat(f"/proc/{pids.difference({None}).pop()}")  # reaped, not a zombie
+
+
+def test_a_connected_zygote_waits_for_ever(line: Line) -> None:
+    time.sleep(0.8)  # more than twice as long as an unconnected one
+    line.ask("finish")
+    assert line.read()["event"] == "forked"
 
 
 @pytest.mark.parametrize(
@@ -93,6 +119,7 @@ def test_an_idle_zygote_is_silent_and_has_no_children(zygote: subprocess.Popen[b
 def test_failures_are_described_for_the_user(error: Exception, reason: str, message: str) -> None:
     described = describe_failure(error)
     assert (described["reason"], described["message"]) == (reason, message)
+    assert described["type"] == type(error).__name__
     assert type(error).__name__ in described["traceback"]
 
 

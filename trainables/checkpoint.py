@@ -212,9 +212,12 @@ def load_weights(folder: Folder, name: str) -> tuple[dict[str, Tensor], dict[str
     return unsealed
 
 
-def save_best(folder: Folder, module: nn.Module, epoch: int) -> None:
-    """Write the weights selected so far, before the checkpoint that says so; ``forget_best`` removes older ones."""
-    save_weights(folder, _best_name(epoch), module.state_dict(), {"epoch": epoch})
+def save_best(folder: Folder, weights: Mapping[str, Tensor], epoch: int) -> None:
+    """Write the weights selected at ``epoch``, before the first checkpoint that names them without being of that epoch.
+
+    ``forget_best`` removes older ones.
+    """
+    save_weights(folder, _best_name(epoch), weights, {"epoch": epoch})
 
 
 def load_best(folder: Folder, epoch: int) -> dict[str, Tensor]:

@@ -307,7 +307,10 @@ class TrainingConfig(Frozen):
         "balanced_accuracy", description="On in-distribution validation; decides the checkpoint and early stopping."
     )
     patience: PositiveInt | None = Field(None, description="Epochs without improvement before stopping; none: never.")
-    precision: Literal["auto", "float32", "bfloat16"] = Field("auto", description="auto: bfloat16 autocast on a GPU.")
+    precision: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="auto: bfloat16 autocast on a GPU (execution.acceleration: probe: the faster), else float32.",
+    )
 
 
 class EvaluationConfig(Frozen):
@@ -368,3 +371,6 @@ class Execution(Frozen):
     num_threads: PositiveInt = Field(1, description="CPU threads of the trial: its share.")
     cache_dir: Path = Field(Path("~/.cache/robustsweep"), description="Decoded images, one copy per node.")
     evaluation_batch_size: PositiveInt = 256
+    acceleration: str | None = Field(
+        None, description="Folder or URI of the study's probes of memory format, precision, compiling; null: no probe."
+    )

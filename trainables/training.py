@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from trainables.acceleration import Choice, default_choice
 from trainables.augmentation.pipeline import Augmenter, build_augmentation, random_erasing
 from trainables.checkpoint import (
     TrainingState,
@@ -32,9 +33,10 @@ from trainables.checkpoint import (
 )
 from trainables.config import Mixup, TrainingConfig, TrialConfig, WeightDecay
 from trainables.data.dataset import Dataset, ImageSet
+from trainables.data.feed import ImageFeed, split_sizes
 from trainables.errors import ConfigError, DivergedError
 from trainables.evaluation.metrics import compute_metrics
-from trainables.evaluation.predictions import predict
+from trainables.evaluation.predictions import keep, predict_each
 from trainables.losses import Loss, build_loss, mixup
 from trainables.models import Classifier
 from trainables.seeding import derive_seed, hash_ids, mix
@@ -60,7 +62,14 @@ def resolve_precision(config: TrainingConfig, device: torch.device) -> torch.dty
 
 
 def train_model(
-    model: Classifier, data: Dataset, config: TrialConfig, *, signature: str, folder: Folder, report: Report
+    model: Classifier,
+    data: Dataset,
+    config: TrialConfig,
+    *,
+    signature: str,
+    folder: Folder,
+    report: Report,
+    acceleration: Choice | None = None,
 ) -> Outcome:
     """Train ``model`` in place, from the last checkpoint in ``folder`` if there is one; it ends with the best weights.
 
@@ -73,30 +82,34 @@ def train_model(
         signature: of the trial; a checkpoint of another one is refused.
         folder: checkpoints and ``epochs.jsonl`` are written here.
         report: called after every epoch.
+        acceleration: precision, and whether to compile; None: what the device does without a probe.
 
     Raises:
         DivergedError: the loss, or an output on validation images, is not finite.
         ConfigError: settings that do not fit the data.
         CheckpointError: the checkpoint belongs to another trial.
     """
-    trainer = _Trainer(model, data, config, signature=signature)
+    choice = acceleration or default_choice(resolve_precision(config.training, model.mean.device), model.mean.device)
+    trainer = _Trainer(model, data, config, choice, signature=signature)
     state = load_checkpoint(folder, signature)
     if state is not None:
         trainer.restore(state)
     write_missing_epochs(folder, trainer.state)
     while not trainer.finished:
-        best_before = trainer.state.best_epoch
+        before, weights = trainer.state.best_epoch, unpack("model", trainer.state.tensors)
         record = trainer.run_epoch()
-        if trainer.state.best_epoch == trainer.state.epoch:
-            save_best(folder, model, trainer.state.epoch)
+        state = trainer.state
+        if 0 < before == state.epoch - 1 and before == state.best_epoch:  # so far only in the checkpoint before
+            save_best(folder, weights, before)
         # The checkpoint holds the epoch's record, so a line is only ever written for work that will not be redone.
-        save_checkpoint(folder, trainer.state)
+        save_checkpoint(folder, state)
         # The checkpoint before this one may be needed again, and with it what was best then.
-        forget_best(folder, keep=(best_before, trainer.state.best_epoch))
+        forget_best(folder, keep=(before, state.best_epoch))
         folder.append_line("epochs.jsonl", _dump(record))
         report(record)
     best = trainer.state.best_epoch
-    restore_module(model, load_best(folder, best), origin=f"the weights of epoch {best} in {folder.uri}")
+    weights = unpack("model", trainer.state.tensors) if best == trainer.state.epoch else load_best(folder, best)
+    restore_module(model, weights, origin=f"the weights of epoch {best} in {folder.uri}")
     return Outcome(trainer.state.epoch, trainer.state.best_epoch)
 
 
@@ -114,12 +127,15 @@ def write_missing_epochs(folder: Folder, state: TrainingState) -> None:
 class _Trainer:
     """The loop and its state. One instance per process and trial."""
 
-    def __init__(self, model: Classifier, data: Dataset, config: TrialConfig, *, signature: str) -> None:
+    def __init__(
+        self, model: Classifier, data: Dataset, config: TrialConfig, choice: Choice, *, signature: str
+    ) -> None:
         self.model, self.config = model, config
         self.device = model.mean.device
-        self.precision = resolve_precision(config.training, self.device)
+        self.precision = choice.dtype
+        self.forward = choice.build_forward(model, config.training.batch_size)
         self.num_classes, self.ordinal = data.num_classes, config.data.ordinal
-        self.val = data.splits["val"]
+        self.val, self.val_feed = data.splits["val"], ImageFeed(data.splits["val"], self.device)
         self.batches = TrainingImages(data.splits["train"], config, self.device)
         self.augment: Augmenter = build_augmentation(config.augmentation, data.splits["train"].images.shape[-1])
         self.loss = self._build_loss(data.splits["train"])
@@ -209,7 +225,7 @@ class _Trainer:
             generator = np.random.default_rng(derive_seed(config.seed, config.replicate, "mixup", *position))
             inputs, partner, share = mixup(inputs, alpha=config.regulariser.alpha, generator=generator)
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            logits = self.model(inputs)
+            logits = self.forward(inputs)
         terms = self.loss(logits, labels, sites, self.state.step)
         if partner is not None:
             mixed = self.loss(logits, labels[partner], sites[partner], self.state.step)
@@ -223,8 +239,8 @@ class _Trainer:
         return {"loss": loss, **terms}, (logits.argmax(1) == labels).float().mean()
 
     def _validate(self) -> dict[str, float]:
-        logits, _ = predict(self.model, self.val, batch_size=256, precision=self.precision)
-        metrics = compute_metrics(logits, self.val.labels, ordinal=self.ordinal).values
+        logits, _ = predict_each(self.model, self.val_feed, [keep], batch_size=256, precision=self.precision)
+        metrics = compute_metrics(logits[0], self.val.labels, ordinal=self.ordinal).values
         metrics["loss"] = metrics.pop("nll")
         return {f"val/{name}": value for name, value in metrics.items()}
 
@@ -285,14 +301,16 @@ def build_optimiser(model: Classifier, config: TrialConfig) -> tuple[list[nn.Par
             parameter.requires_grad_(False)
             continue
         groups.setdefault((is_head, parameter.ndim > 1), []).append(parameter)
-    described = [
-        {
-            "params": parameters,
+    described: list[dict[str, Any]] = []
+    for (is_head, decays), parameters in sorted(groups.items(), key=lambda item: item[0]):
+        settings = {
             "lr": training.learning_rate * (1.0 if is_head else training.backbone_learning_rate_factor),
             "weight_decay": decay if decays else 0.0,
         }
-        for (is_head, decays), parameters in sorted(groups.items(), key=lambda item: item[0])
-    ]
+        if described and settings.items() <= described[-1].items():  # one group is updated faster than two
+            described[-1]["params"] += parameters
+        else:
+            described.append({"params": list(parameters), **settings})
     trained = [parameter for parameters in groups.values() for parameter in parameters]
     if training.optimiser == "adamw":
         return trained, torch.optim.AdamW(described)
@@ -303,7 +321,7 @@ class TrainingImages:
     """The training split in seeded order, as batches on the device. Order and seeds never depend on the arm."""
 
     def __init__(self, train: ImageSet, config: TrialConfig, device: torch.device) -> None:
-        self._train, self._device = train, device
+        self._feed, self._device = ImageFeed(train, device), device
         self._seed = (config.seed, config.replicate)
         self._batch_size = config.training.batch_size
         self.rows = choose_label_fraction(train, config.training.label_fraction, derive_seed(config.seed, "labels"))
@@ -311,36 +329,34 @@ class TrainingImages:
             raise ConfigError(f"training.label_fraction leaves {len(self.rows)} training images; at least 2 are needed")
         names, sites = np.unique(train.sites, return_inverse=True)
         self.num_sites = len(names)
-        self._sites = torch.from_numpy(sites.astype(np.int64))
-        self._labels = torch.from_numpy(np.array(train.labels))
-        self._sample_seeds = mix(torch.from_numpy(hash_ids(train.ids)), "augmentation", config.seed, config.replicate)
+        self._sites = torch.from_numpy(sites.astype(np.int64)).to(device)
+        self._labels = torch.from_numpy(np.array(train.labels)).to(device)
+        seeds = mix(torch.from_numpy(hash_ids(train.ids)), "augmentation", config.seed, config.replicate)
+        self._sample_seeds = seeds.to(device)
 
     @property
     def num_batches(self) -> int:
         """Optimiser steps per epoch."""
-        return len(self._split(np.arange(len(self.rows))))
+        return len(self._sizes)
 
-    def _split(self, order: Int64[np.ndarray, " n"]) -> list[Int64[np.ndarray, " m"]]:
-        batches = [order[start : start + self._batch_size] for start in range(0, len(order), self._batch_size)]
-        if len(batches) > 1 and len(batches[-1]) == 1:  # batch normalisation cannot take a single image
-            batches[-2:] = [np.concatenate(batches[-2:])]
-        return batches
+    @property
+    def _sizes(self) -> list[int]:
+        sizes = split_sizes(len(self.rows), self._batch_size)
+        if len(sizes) > 1 and sizes[-1] == 1:  # batch normalisation cannot take a single image
+            sizes[-2:] = [sizes[-2] + 1]
+        return sizes
 
     def epoch(self, epoch: int) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Yield uint8 images, labels, site indices and per-sample seeds of each batch."""
         generator = np.random.default_rng(derive_seed(*self._seed, "order", epoch))
-        for batch in self._split(self.rows[generator.permutation(len(self.rows))]):
-            images = torch.from_numpy(self._train.images[batch])  # fancy indexing: only this batch leaves the map
-            if self._device.type == "cuda":
-                images = images.pin_memory().to(self._device, non_blocking=True)
-            index = torch.from_numpy(batch)
-            seeds = mix(self._sample_seeds[index], "epoch", epoch)
-            yield (
-                images,
-                self._labels[index].to(self._device, non_blocking=True),
-                self._sites[index].to(self._device, non_blocking=True),
-                seeds.to(self._device, non_blocking=True),
-            )
+        order = self.rows[generator.permutation(len(self.rows))]
+        index = torch.from_numpy(order).to(self._device)
+        labels, sites = self._labels[index], self._sites[index]
+        seeds = mix(self._sample_seeds[index], "epoch", epoch)
+        start = 0
+        for images in self._feed.batches(order, self._sizes):
+            part = slice(start, start := start + len(images))
+            yield images, labels[part], sites[part], seeds[part]
 
 
 def choose_label_fraction(train: ImageSet, fraction: float, seed: int) -> Int64[np.ndarray, " m"]:

@@ -17,11 +17,13 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from importlib.metadata import version
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from trainables.acceleration import Choice, decide, default_choice, describe_key, probe
 from trainables.checkpoint import forget_checkpoints, load_weights, restore_module, save_weights
 from trainables.config import (
     ContrastivePretraining,
@@ -44,6 +46,9 @@ from trainables.storage import Folder
 from trainables.training import Outcome, resolve_precision, train_model
 
 ENCODER, MODEL = "encoder.safetensors", "model.safetensors"
+
+#: GPU memory of a process beside what torch reserves: context, kernels, libraries. Assumption: not measured.
+GPU_CONTEXT_MIB = 600.0
 
 #: Receives progress: {"event": "epoch" | "evaluation" | …, …}; called from this process.
 Report = Callable[[dict[str, Any]], None]
@@ -79,9 +84,9 @@ def run_trial(
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
     choose_shifts(data, config.evaluation)  # a wrong name must not be found after the training
     report({"event": "started", "epochs": config.training.epochs})
-    model = build_initial_model(config, data, encoder=encoder).to(device)
-    if device.type == "cuda":
-        model = model.to(memory_format=torch.channels_last)
+    choice = choose_acceleration(config, data, device, execution)
+    _forget_gpu_memory(device)
+    model = choice.place(build_initial_model(config, data, encoder=encoder).to(device))
     if not folder.exists(MODEL):
         outcome = train_model(
             model,
@@ -90,13 +95,14 @@ def run_trial(
             signature=signature,
             folder=folder,
             report=lambda record: report({"event": "epoch", **record}),
+            acceleration=choice,
         )
         facts = {"signature": signature, "epochs": outcome.epochs, "best_epoch": outcome.best_epoch}
         save_weights(folder, MODEL, model.state_dict(), facts)
     outcome = _load_model(model, folder, signature)
     forget_checkpoints(folder)
-    result = _evaluate(model, data, config, folder=folder, execution=execution, report=report)
-    result |= _provenance(signature, started_ms, outcome, device, config)
+    result = _evaluate(model, data, config, choice, folder=folder, execution=execution, report=report)
+    result |= _provenance(signature, started_ms, outcome, device, choice, execution)
     result["checkpoint_sha256"] = hashlib.sha256(folder.read(MODEL)).hexdigest()
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     folder.write_json("result.json", result)
@@ -134,6 +140,7 @@ def run_stage(
 
     started_ms = int(time.time() * 1000)
     device = prepare_process(execution)
+    _forget_gpu_memory(device)
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
     report({"event": "started", "epochs": config.pretraining.epochs})
     if not folder.exists(ENCODER):
@@ -152,7 +159,8 @@ def run_stage(
     forget_checkpoints(folder)
     history = folder.read_lines("epochs.jsonl")
     result = {"status": "complete", "metrics": {"ssl/final_loss": history[-1]["metrics"]["ssl/loss"]}}
-    result |= _provenance(signature, started_ms, Outcome(len(history), len(history)), device, config)
+    outcome = Outcome(len(history), len(history))
+    result |= _provenance(signature, started_ms, outcome, device, Choice(), execution)
     folder.write_json("result.json", result)
     return result
 
@@ -178,6 +186,23 @@ def prepare_process(execution: Execution) -> torch.device:
         torch.backends.cudnn.benchmark = False
         torch.set_float32_matmul_precision("high")
     return device
+
+
+def choose_acceleration(config: TrialConfig, data: Dataset, device: torch.device, execution: Execution) -> Choice:
+    """Return how the network is executed: as the study has decided, or without probes what the device does by default.
+
+    Draws from torch's global generator when it has to probe: seed afterwards.
+    """
+    default = default_choice(resolve_precision(config.training, device), device)
+    if execution.acceleration is None:
+        return default
+    decision = decide(
+        Folder(execution.acceleration),
+        describe_key(config, data, device),
+        lambda: probe(config, data, device, default=default),
+        lock=execution.cache_dir.expanduser() / "acceleration.lock",
+    )
+    return decision.choice
 
 
 def build_initial_model(config: TrialConfig, data: Dataset, *, encoder: Folder | None) -> Classifier:
@@ -217,7 +242,14 @@ def _build(model: ModelConfig, pretraining: PretrainingConfig, data: Dataset, *,
 
 
 def _evaluate(
-    model: Classifier, data: Dataset, config: TrialConfig, *, folder: Folder, execution: Execution, report: Report
+    model: Classifier,
+    data: Dataset,
+    config: TrialConfig,
+    choice: Choice,
+    *,
+    folder: Folder,
+    execution: Execution,
+    report: Report,
 ) -> dict[str, Any]:
     shifts, left_out = choose_shifts(data, config.evaluation)
     evaluate_model(
@@ -226,7 +258,7 @@ def _evaluate(
         config.evaluation,
         folder=folder,
         batch_size=execution.evaluation_batch_size,
-        precision=resolve_precision(config.training, model.mean.device),
+        precision=choice.dtype,
         on_progress=lambda done, total: report({"event": "evaluation", "done": done, "total": total}),
     )
     evaluation = summarise_predictions(
@@ -246,12 +278,9 @@ def _evaluate(
 
 
 def _provenance(
-    signature: str, started_ms: int, outcome: Outcome, device: torch.device, config: TrialConfig | StageConfig
+    signature: str, started_ms: int, outcome: Outcome, device: torch.device, choice: Choice, execution: Execution
 ) -> dict[str, Any]:
-    import torchvision
-
     finished_ms = int(time.time() * 1000)
-    precision = resolve_precision(config.training, device) if isinstance(config, TrialConfig) else torch.float32
     # ru_maxrss is KiB on Linux and bytes on macOS.
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return {
@@ -262,13 +291,35 @@ def _provenance(
         "epochs": outcome.epochs,
         "best_epoch": outcome.best_epoch,
         "peak_rss_mib": round(rss, 1),
+        **_measure_gpu_memory(device),
         "environment": {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "num_threads": torch.get_num_threads(),
             "num_cpus": os.cpu_count(),
-            "precision": str(precision).removeprefix("torch."),
+            **choice.model_dump(),
+            "acceleration": "off" if execution.acceleration is None else "probe",
+            "evaluation_batch_size": execution.evaluation_batch_size,
             "torch": torch.__version__,
-            "torchvision": torchvision.__version__,
+            "torchvision": version("torchvision"),
             "python": platform.python_version(),
         },
+    }
+
+
+def _forget_gpu_memory(device: torch.device) -> None:
+    """Let the peak start from here: an earlier trial of this process, or a probe, is not this trial's."""
+    if device.type == "cuda":
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _measure_gpu_memory(device: torch.device) -> dict[str, float]:
+    """Return the most GPU memory that this process has held, and how much the GPU has, in MiB; nothing on a CPU."""
+    if device.type != "cuda":
+        return {}
+    peak, total = torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
+    return {
+        "peak_gpu_memory_mib": round(peak / 2**20 + GPU_CONTEXT_MIB, 1),
+        "gpu_memory_mib": round(total / 2**20, 1),
     }

@@ -16,6 +16,9 @@ from orchestrator.report.tables import METRICS, Results
 SHOWN_CURVES = 8
 LISTED_CURVES = 24
 
+#: Points of a panel of training curves, two panels are 8 MB of the page; of more trainings every n-th is drawn.
+MAX_TRAINING_POINTS = 150_000
+
 _COLUMNS = 4
 
 # ------------------------------------------------------------------------------------------------ severity curves
@@ -35,7 +38,8 @@ def severity_curves(results: Results, groups: Mapping[str, str], what: str, *, s
     names = list(dict.fromkeys(shifts.loc[shifts["severity"] > 0, "shift"]))
     if not names:
         return None
-    frame = shifts.assign(group=shifts["signature"].map(dict(groups)))
+    frame = shifts[["signature", "shift", "severity", results.metric]].astype({"signature": "category"})
+    frame = frame.assign(group=frame["signature"].map(dict(groups)).astype("category"))
     table = frame.groupby(["group", "shift", "severity"])[results.metric].agg(["mean", "min", "max", "count"])
     clean = frame[frame["severity"] == 0].groupby("group")[results.metric].agg(["mean", "min", "max", "count"])
     listed = [group for group in shown if group in clean.index][:LISTED_CURVES]
@@ -153,6 +157,7 @@ def training_curves(results: Results, groups: Mapping[str, str], order: Sequence
         order: groups in the order of their colours.
     """
     trials = [(groups[s], record.epochs) for s, record in results.records.items() if record.epochs and s in groups]
+    step = max(1, math.ceil(sum(len(epochs) + 1 for _, epochs in trials) / MAX_TRAINING_POINTS))
     stages = [("stage", record.epochs) for record in results.stages if record.epochs]
     panels = [
         ("train/loss", "training loss", trials),
@@ -173,12 +178,13 @@ def training_curves(results: Results, groups: Mapping[str, str], order: Sequence
         layout[f"yaxis{suffix}"] = {"anchor": f"x{suffix}", "nticks": 6, "tickformat": ".0%" if "val/" in key else ""}
         layout["annotations"].append(panel_title(title, left, 1.0))
         for index, group in enumerate([*order, "stage"]):
-            lines = [epochs for name, epochs in runs if name == group]
+            lines = [epochs for name, epochs in runs if name == group][:: step if group != "stage" else 1]
             if lines:
                 data.append(_training_lines(key, lines, (group, index), suffix))
     return Figure(
         title="Did the trainings settle?",
-        note=f"A line is one training. n = {len(trials)} trials and {len(stages)} stages that wrote at least an epoch.",
+        note=f"A line is one training. n = {len(trials)} trials and {len(stages)} stages that wrote at least an epoch."
+        + (f" One in {step} trials of each colour is drawn." if step > 1 else ""),
         data=data,
         layout=layout,
         height_px=300,

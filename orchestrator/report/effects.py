@@ -53,27 +53,22 @@ def compute_effects(results: Results, measure: str) -> list[Effect]:
     A factor whose levels were partly excluded or skipped is compared on the cells that both levels are planned in.
     """
     effects = []
-    for factor in results.factors:
-        levels = [str(level) for level in results.plan["factors"][factor]]
-        for level in levels[1:]:
-            effect = _effect(results, factor, (level, levels[0]), measure)
-            if effect is not None:
-                effects.append(_with_test(results, effect))
+    for factor in results.factors if measure in results.trials else ():
+        cells = _side_by_side(results.trials, factor)
+        reference, *levels = [str(level) for level in results.plan["factors"][factor]]
+        for level in levels:
+            if level in cells and reference in cells:
+                pairs = cells[[level, reference]].dropna().astype(int)
+                effects.append(_with_test(results, _effect(results, factor, pairs, measure), pairs))
     corrected = holm([effect.p_value for effect in effects])
     return [replace(effect, p_holm=p) for effect, p in zip(effects, corrected, strict=True)]
 
 
-def _effect(results: Results, factor: str, pair: tuple[str, str], measure: str) -> Effect | None:
-    level, reference = pair
-    trials = results.trials
-    if measure not in trials:
-        return None
-    table = _side_by_side(trials, factor, trials[measure])
-    planned = _side_by_side(trials, factor, pd.Series(1.0, index=trials.index))
-    if level not in table or reference not in table:
-        return None
-    both = planned[level].notna() & planned[reference].notna()
-    differences = (table[level] - table[reference])[both]
+def _effect(results: Results, factor: str, pairs: pd.DataFrame, measure: str) -> Effect:
+    """Return the effect of the first column of ``pairs`` against the second; cells hold rows of the trials table."""
+    level, reference = pairs.columns
+    values = results.trials[measure].to_numpy(dtype=float)
+    differences = pd.Series(values[pairs[level]] - values[pairs[reference]], index=pairs.index)
     defined = differences.dropna()
     replicates = defined.index.get_level_values("replicate")
     names = [" · ".join(key[:-1]) for key in defined.index]
@@ -91,14 +86,14 @@ def _effect(results: Results, factor: str, pair: tuple[str, str], measure: str) 
     )
 
 
-def _side_by_side(trials: pd.DataFrame, factor: str, values: pd.Series) -> pd.DataFrame:
-    """Return ``values`` with a row per (other levels, replicate) and a column per level of ``factor``."""
+def _side_by_side(trials: pd.DataFrame, factor: str) -> pd.DataFrame:
+    """Return the row of each trial in ``trials``, by (other levels, replicate) and, as columns, level of ``factor``."""
     column = f"arm/{factor}"
     others = [name for name in trials if str(name).startswith("arm/") and name != column]
     # A leading constant level keeps the index a MultiIndex when nothing else varies.
     keys = [pd.Series("", index=trials.index, name="all")] if not others else [trials[name] for name in others]
     index = pd.MultiIndex.from_arrays([*keys, trials["replicate"], trials[column]])
-    return pd.Series(values.to_numpy(), index=index).unstack()
+    return pd.Series(range(len(trials)), index=index).unstack()
 
 
 def _interval(differences: np.ndarray, replicates: np.ndarray, *, seed: int) -> tuple[Interval | None, str]:
@@ -115,15 +110,13 @@ def _interval(differences: np.ndarray, replicates: np.ndarray, *, seed: int) -> 
     )
 
 
-def _with_test(results: Results, effect: Effect) -> Effect:
+def _with_test(results: Results, effect: Effect, pairs: pd.DataFrame) -> Effect:
     """Add the signed-rank test over shift types where the measure is the mean over shifts."""
     means = results.shift_means
     if effect.measure != f"robustness/mean_{results.metric}" or means.empty:
         return effect
-    pairs = _side_by_side(results.trials, effect.factor, results.trials["signature"]).dropna(
-        subset=[effect.level, effect.reference]
-    )
-    differences = means.reindex(pairs[effect.level]).to_numpy() - means.reindex(pairs[effect.reference]).to_numpy()
+    first, second = (means.reindex(results.trials["signature"].iloc[pairs[level]]) for level in pairs)
+    differences = first.to_numpy() - second.to_numpy()
     per_shift = pd.DataFrame(differences, columns=means.columns).mean().dropna()
     return replace(effect, p_value=wilcoxon(per_shift.to_numpy()), num_shifts=len(per_shift))
 

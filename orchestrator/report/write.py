@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import gc
+import hashlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-
-import pandas as pd
 
 from orchestrator.ledger import Ledger
 from orchestrator.plan import describe_skipped
@@ -14,39 +15,30 @@ from orchestrator.report.answer import Answer, answer
 from orchestrator.report.effects import compute_effects, effects_table
 from orchestrator.report.examples import Examples, build_examples
 from orchestrator.report.html import render_page
+from orchestrator.report.source import DEFAULT_METRIC, PAGE, TABLES, Report, Source, locate_report, write_source
 from orchestrator.report.tables import Results, arms_table, load_results, results_sha256
+from orchestrator.report.text import TextTable
+from orchestrator.settled import SOURCE, compute_state
 from trainables.config import TrialConfig
 from trainables.errors import RobustSweepError
 from trainables.storage import Folder
 
-FILES = {
-    "trials.csv": "a row per planned trial",
-    "arms.csv": "mean, sd and n per arm",
-    "shifts.csv": "a row per trial, set, shift and severity",
-    "effects.csv": "main effects on every headline number",
-}
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Pause the search for cycles: 10,000 records are millions of objects without one (2 s of 5 s reading them)."""
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
-@dataclass(frozen=True)
-class Report:
-    """Where the report lies and what it says in a few lines."""
-
-    #: Path or URI of the page.
-    html: str
-    #: Paths or URIs of the tables beside it.
-    csv: tuple[str, ...]
-    #: A few lines for a terminal.
-    summary: str
-    #: planned, complete, failed, interrupted, missing.
-    counts: dict[str, int]
-    #: Digest of all results without times.
-    results_sha256: str
-
-
-def write_report(
-    ledger: Ledger, *, cache_dir: Path, metric: str = "balanced_accuracy", examples: bool = True
-) -> Report:
-    """Write ``report/index.html`` and its CSV files into the ledger, whatever state the study is in.
+@_without_collection()
+def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRIC, examples: bool = True) -> Report:
+    """Write ``report/index.html`` and its tables into the ledger, whatever state the study is in.
 
     Args:
         ledger: of the study.
@@ -58,6 +50,7 @@ def write_report(
         StudyError: the study was never planned, or the metric is unknown.
         StorageError: the ledger is damaged, or the storage refuses.
     """
+    state = compute_state(ledger.read_plan(), ledger.states())  # first: the report is old if they change meanwhile
     results = load_results(ledger, metric)
     arms = arms_table(results)
     effects = {measure.column: compute_effects(results, measure.column) for measure in results.measures}
@@ -76,7 +69,7 @@ def write_report(
         sections.training_section(results, main),
         sections.examples_section(pictures, problem),
         sections.problems_section(results),
-        provenance.provenance_section(results, digest=digest, files=FILES),
+        provenance.provenance_section(results, digest=digest, files=TABLES),
     ]
     page = render_page(
         title=f"{ledger.study}: robustness report",
@@ -88,12 +81,21 @@ def write_report(
         footer="One file that needs no network, made by RobustSweep from the study’s ledger.",
     )
     tables = {
-        "trials.csv": results.trials,
-        "arms.csv": arms,
-        "shifts.csv": results.shifts,
-        "effects.csv": effects_table([effect for rows in effects.values() for effect in rows]),
+        "trials.csv": results.text["trials"],
+        "arms.csv": TextTable(arms),
+        "shifts.csv": results.text["shifts"],
+        "effects.csv": TextTable(effects_table([effect for rows in effects.values() for effect in rows])),
     }
-    return _write(ledger.root / "report", page, tables, (results, words, digest))
+    _write(ledger.root, page, tables)
+    report = locate_report(
+        ledger.root,
+        summary=_summary(results, words),
+        counts=results.counts,
+        results_sha256=digest,
+        page_sha256=hashlib.sha256(page.encode()).hexdigest(),
+    )
+    write_source(ledger.root, Source(state, metric, examples=pictures is not None), report)
+    return report
 
 
 def _examples(results: Results, cache_dir: Path) -> tuple[Examples | None, str | None]:
@@ -107,19 +109,11 @@ def _examples(results: Results, cache_dir: Path) -> tuple[Examples | None, str |
         return None, f"No examples are shown, because the images could not be had here: {error}"
 
 
-def _write(folder: Folder, page: str, tables: dict[str, pd.DataFrame], about: tuple[Results, Answer, str]) -> Report:
-    results, words, digest = about
-    for name, frame in tables.items():
-        folder.write(name, frame.to_csv(index=False, lineterminator="\n").encode())
-    folder.write("index.html", page.encode())  # last: a page never lies beside older tables
-    uri = folder.uri.rstrip("/")
-    return Report(
-        html=f"{uri}/index.html",
-        csv=tuple(f"{uri}/{name}" for name in tables),
-        summary=_summary(results, words),
-        counts=results.counts,
-        results_sha256=digest,
-    )
+def _write(root: Folder, page: str, tables: dict[str, TextTable]) -> None:
+    root.remove(SOURCE)
+    for name, table in tables.items():
+        root.write(f"report/{name}", table.csv().encode())
+    root.write(PAGE, page.encode())  # last: a page never lies beside older tables
 
 
 def _summary(results: Results, words: Answer) -> str:

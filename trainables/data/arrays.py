@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import gzip
 import importlib
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 from filelock import FileLock
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float64, Int64, UInt8
 
 from trainables.config import DigitsData, MedmnistData
 from trainables.data.assembly import suggest
@@ -95,14 +97,31 @@ def build_digits_source(config: DigitsData, cache: Path) -> Source:
     spec = build_pixel_spec(config)
 
     def read_table() -> Table:
-        from sklearn.datasets import load_digits  # half a second, and only needed once per node
-
-        digits = load_digits()
-        arrays = np.round(digits.images * (255 / 16)).astype(np.uint8)
+        values = _read_digits()
+        arrays = np.round(values[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
         pixels = ArrayPixels([(len(arrays), lambda: arrays)], spec)
-        return build_array_table(pixels, [str(label) for label in digits.target], [""] * len(arrays), "digits")
+        labels = [str(label) for label in values[:, -1].astype(int)]
+        return build_array_table(pixels, labels, [""] * len(arrays), "digits")
 
     return Source(hash_json(["digits", version("scikit-learn")]), read_table)
+
+
+def _read_digits() -> Float64[np.ndarray, "n 65"]:
+    """Return 64 values and the label of every digit, from the file that ``sklearn.datasets.load_digits`` reads.
+
+    Importing scikit-learn takes one to two seconds; finding where it is installed takes none.
+    """
+    spec = find_spec("sklearn")
+    if spec is None or not spec.submodule_search_locations:
+        raise DataError("data.kind: digits come with scikit-learn, which is not installed: pip install scikit-learn")
+    path = Path(spec.submodule_search_locations[0], "datasets", "data", "digits.csv.gz")
+    try:
+        with gzip.open(path, "rt", encoding="ascii") as file:
+            return np.loadtxt(file, delimiter=",")
+    except DAMAGED as error:
+        raise DataError(
+            f"data.kind: could not read the digits of scikit-learn in {path} ({error}): install scikit-learn again"
+        ) from error
 
 
 # --------------------------------------------------------------------------- MedMNIST

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Float64, Int64
-from scipy.special import log_softmax
-from scipy.stats import rankdata
 
 
 @dataclass(frozen=True)
@@ -35,7 +33,7 @@ def compute_metrics(
         ece_bins: equal-width bins of the expected calibration error.
         ordinal: classes are ordered.
     """
-    log_probabilities = log_softmax(logits.astype(np.float64), axis=1)
+    log_probabilities = compute_log_softmax(logits.astype(np.float64))
     probabilities = np.exp(log_probabilities)
     predicted = logits.argmax(axis=1)
     correct = predicted == labels
@@ -63,6 +61,30 @@ def compute_metrics(
     return Metrics(values, undefined)
 
 
+def compute_log_softmax(logits: Float64[np.ndarray, "n classes"]) -> Float64[np.ndarray, "n classes"]:
+    """Return log(exp(f) / Σ exp(f)) per row, with the largest logit taken out first, so that nothing overflows.
+
+    Differs from ``scipy.special.log_softmax`` in nothing but the second that importing SciPy takes in every trial.
+    """
+    centred = logits - logits.max(axis=1, keepdims=True)
+    return centred - np.log(np.exp(centred).sum(axis=1, keepdims=True))
+
+
+def compute_midranks(values: Float64[np.ndarray, "n columns"]) -> Float64[np.ndarray, "n columns"]:
+    """Return the rank of each value in its column, from 1; equal values share the mean of their ranks."""
+    order = values.argsort(axis=0)
+    ordered = np.take_along_axis(values, order, axis=0)
+    differs = ordered[1:] != ordered[:-1]
+    edge = np.ones((1, values.shape[1]), dtype=bool)
+    position = np.arange(len(values))[:, None]
+    first = np.maximum.accumulate(np.where(np.concatenate([edge, differs]), position, 0), axis=0)
+    last = np.where(np.concatenate([differs, edge]), position, len(values))
+    last = np.minimum.accumulate(last[::-1], axis=0)[::-1]
+    ranks = np.empty(values.shape)
+    np.put_along_axis(ranks, order, (first + last) / 2 + 1, axis=0)
+    return ranks
+
+
 def compute_balanced_accuracy(predicted: Int64[np.ndarray, " n"], labels: Int64[np.ndarray, " n"]) -> float:
     """Return the mean recall over the classes that are present, in [0, 1]."""
     _, inverse = np.unique(labels, return_inverse=True)
@@ -78,7 +100,7 @@ def compute_auroc(scores: Float64[np.ndarray, "n classes"], labels: Int64[np.nda
     if (counts == 0).any():
         return None
     columns = [1] if scores.shape[1] == 2 else range(scores.shape[1])
-    ranks = rankdata(scores[:, columns], axis=0)
+    ranks = compute_midranks(scores[:, columns])
     positive = labels[:, None] == np.asarray(columns)
     num_positive = positive.sum(axis=0)
     u = (ranks * positive).sum(axis=0) - num_positive * (num_positive + 1) / 2

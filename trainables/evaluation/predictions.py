@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Float32, Int64
+from jaxtyping import Float16, Float32, Int64, UInt8
 from torch import Tensor
 
 from trainables.data.dataset import ImageSet
+from trainables.data.feed import ImageFeed, split_sizes
 from trainables.errors import DivergedError, StorageError
 from trainables.models import Classifier
 from trainables.storage import Folder
@@ -71,53 +72,121 @@ def load_predictions(folder: Folder, name: str) -> Predictions:
         raise StorageError(f"{folder.uri}/predictions/{name}.npz is damaged: {error}") from error
 
 
-@torch.inference_mode()
+#: Maps uint8 images, and the slice of the set that they are, to the shifted uint8 images.
+Transform = Callable[[UInt8[Tensor, "m c h w"], slice], UInt8[Tensor, "m c h w"]]
+
+
+def keep(batch: UInt8[Tensor, "m c h w"], rows: slice) -> UInt8[Tensor, "m c h w"]:
+    """Return the images as they are: the transform of a plain pass."""
+    return batch
+
+
 def predict(
     model: Classifier,
     images: ImageSet,
     *,
     batch_size: int,
     precision: torch.dtype,
-    transform: Callable[[Tensor, slice], Tensor] | None = None,
+    transform: Transform = keep,
     features: bool = False,
 ) -> tuple[Float32[np.ndarray, "n classes"], Float16[np.ndarray, "n features"] | None]:
     """Return logits, and penultimate features if asked for, of all images in order.
 
+    Args and Raises: as ``predict_each``.
+    """
+    feed = ImageFeed(images, model.mean.device)
+    logits, hidden = predict_each(
+        model, feed, [transform], batch_size=batch_size, precision=precision, features=features
+    )
+    return logits[0], hidden
+
+
+@torch.inference_mode()
+def predict_each(
+    model: Classifier,
+    feed: ImageFeed,
+    transforms: Sequence[Transform],
+    *,
+    batch_size: int,
+    precision: torch.dtype,
+    features: bool = False,
+    on_pass: Callable[[], None] = lambda: None,
+) -> tuple[Float32[np.ndarray, "transforms n classes"], Float16[np.ndarray, "n features"] | None]:
+    """Return the logits of all images in order under every transform, and features of the first if asked for.
+
+    On a GPU this is one stream of full batches that runs over the ends of passes, and is waited for once.
+
     Args:
         model: on the device to be used; it is put into evaluation mode.
-        images: memory-mapped images; only a batch at a time is copied.
+        feed: the images.
+        transforms: each makes one pass over the set.
         batch_size: images per forward pass.
         precision: bfloat16 runs under autocast.
-        transform: maps a uint8 batch (and the slice of the set it is) to the shifted uint8 batch.
-        features: return penultimate features as float16, clipped to its range (±65504).
+        features: return the penultimate features of the first pass as float16, clipped to its range (±65504).
+        on_pass: called when all images of a pass have been handed to the device.
 
     Raises:
         DivergedError: an output is not finite.
     """
     model.eval()
-    device = model.mean.device
-    logits, kept = [], []
-    for start in range(0, len(images), batch_size):
-        rows = slice(start, min(start + batch_size, len(images)))
-        batch = torch.from_numpy(np.array(images.images[rows])).to(device, non_blocking=True)
-        if transform is not None:
-            batch = transform(batch, rows)
-        with torch.autocast(device.type, precision, enabled=precision != torch.float32):
-            if features:
+    stream = _transform_batches(feed, transforms, batch_size, on_pass)
+    if feed.device.type == "cuda":
+        # Not on a CPU: nothing would be gained, and there the bits of some networks depend on the size of a batch.
+        stream = _rebatch(stream, batch_size)
+    logits: list[Tensor] = []
+    kept: list[Tensor] = []
+    limit, missing = torch.finfo(torch.float16).max, len(feed) if features else 0
+    for batch in stream:
+        with torch.autocast(feed.device.type, precision, enabled=precision != torch.float32):
+            if missing > 0:
                 output, hidden = model.forward_features(model.normalise(batch))
-                kept.append(hidden.float())
+                kept.append(_copy(hidden[:missing].float().clamp(-limit, limit).half()))
+                missing -= len(kept[-1])
             else:
                 output = model(model.normalise(batch))
-        logits.append(output.float())
-    outputs = torch.cat(logits).cpu().numpy()
-    finite = np.isfinite(outputs).all(axis=1)
+        logits.append(_copy(output.float()))
+    if feed.device.type == "cuda":
+        torch.cuda.synchronize(feed.device)
+    outputs = torch.cat(logits).numpy().reshape(len(transforms), len(feed), -1)
+    _check_finite(outputs, feed.images)
+    return outputs, torch.cat(kept).numpy() if features else None
+
+
+def _copy(values: Tensor) -> Tensor:
+    """Return values on the CPU; from a GPU they arrive later, in pinned memory, and nothing waits for them."""
+    return values.to("cpu", non_blocking=True)
+
+
+def _transform_batches(
+    feed: ImageFeed, transforms: Sequence[Transform], batch_size: int, on_pass: Callable[[], None]
+) -> Iterator[Tensor]:
+    rows, sizes = np.arange(len(feed)), split_sizes(len(feed), batch_size)
+    for transform in transforms:
+        start = 0
+        for batch in feed.batches(rows, sizes):
+            yield transform(batch, slice(start, start + len(batch)))
+            start += len(batch)
+        on_pass()
+
+
+def _rebatch(batches: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
+    """Yield the same images in batches of ``batch_size``, the last of what is left."""
+    waiting: list[Tensor] = []
+    for batch in batches:
+        waiting.append(batch)
+        while sum(map(len, waiting)) >= batch_size:
+            joined = torch.cat(waiting)
+            yield joined[:batch_size]
+            waiting = [joined[batch_size:]] if len(joined) > batch_size else []
+    if waiting:
+        yield torch.cat(waiting)
+
+
+def _check_finite(outputs: Float32[np.ndarray, "transforms n classes"], images: ImageSet) -> None:
+    finite = np.isfinite(outputs).all(axis=(0, 2))
     if not finite.all():
         raise DivergedError(
             f"predicted the {len(images)} images of {images.name} and found outputs that are not finite for "
             f"{int((~finite).sum())} of them, the first {images.ids[int(np.argmin(finite))]}; "
             "lower training.learning_rate or set training.gradient_clip_norm"
         )
-    if not features:
-        return outputs, None
-    limit = torch.finfo(torch.float16).max
-    return outputs, torch.cat(kept).clamp(-limit, limit).half().cpu().numpy()

@@ -8,12 +8,20 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int64
 from torch import Tensor
 
 from trainables.config import EvaluationConfig
 from trainables.data.dataset import Dataset, ImageSet
+from trainables.data.feed import ImageFeed
 from trainables.evaluation.metrics import compute_metrics
-from trainables.evaluation.predictions import Predictions, load_predictions, predict, save_predictions
+from trainables.evaluation.predictions import (
+    Predictions,
+    Transform,
+    load_predictions,
+    predict_each,
+    save_predictions,
+)
 from trainables.models import Classifier
 from trainables.seeding import hash_ids, mix
 from trainables.shifts.bank import IDENTITY, Shift, build_shifts
@@ -80,30 +88,29 @@ def evaluate_model(
     sets: list[tuple[ImageSet, list[Shift]]] = [(data.splits["val"], [IDENTITY]), (data.splits["test"], shifts)]
     sets += [(external, [IDENTITY]) for external in data.external.values()]
     total, done = sum(len(todo) for _, todo in sets), 0
+
+    def count() -> None:
+        nonlocal done
+        done += 1
+        on_progress(done, total)
+
     for images, todo in sets:
         seeds = mix(torch.from_numpy(hash_ids(images.ids)).to(model.mean.device), "shift", config.shift_seed)
-        logits, features = [], None
-        for shift in todo:
-            wants_features = config.store_features and shift == IDENTITY
-            output, hidden = predict(
-                model,
-                images,
-                batch_size=batch_size,
-                precision=precision,
-                transform=_shifted(shift, seeds),
-                features=wants_features,
-            )
-            logits.append(output)
-            features = hidden if wants_features else features
-            done += 1
-            on_progress(done, total)
+        logits, features = predict_each(
+            model,
+            ImageFeed(images, model.mean.device),
+            [_shifted(shift, seeds) for shift in todo],
+            batch_size=batch_size,
+            precision=precision,
+            features=config.store_features,  # of the first pass, the identity
+            on_pass=count,
+        )
         save_predictions(
-            folder,
-            Predictions(images.name, images.ids, images.labels, tuple(map(_key, todo)), np.stack(logits), features),
+            folder, Predictions(images.name, images.ids, images.labels, tuple(map(_key, todo)), logits, features)
         )
 
 
-def _shifted(shift: Shift, seeds: Tensor) -> Callable[[Tensor, slice], Tensor]:
+def _shifted(shift: Shift, seeds: Int64[Tensor, " n"]) -> Transform:
     return lambda batch, rows: shift.apply(batch, seeds[rows])
 
 

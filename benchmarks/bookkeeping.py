@@ -1,0 +1,219 @@
+"""What a trial costs beside its own work: thousands of trials of 1 s on 16 slots, ours beside plain Tune.
+
+    python benchmarks/bookkeeping.py                         # 640 trials of ours, 320 of the peer
+    python benchmarks/bookkeeping.py --trials 10000          # the claim; 11 minutes and more
+
+A trial sleeps. Ours is everything ``robustsweep run`` does: a forked process with torch imported per trial, the ledger,
+every metric to MLflow (SQLite), plan and report. The peer is the cheapest that plain Tune has: a class trainable with
+``reuse_actors``, in the actor's own process, its loggers off, nothing tracked; it does a tenth of the work (half in the
+quick size). Both are timed whole, and the ratio is one of seconds per trial.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from common import ROOT, Line, describe_machine, environment, make_place
+
+NUM_SLOTS, SECONDS = 16, 1.0
+ARMS = 20
+BAR, BAR_WALL_SECONDS, BAR_MEMORY_MIB = 2.5, 800.0, 1024.0
+
+
+# ------------------------------------------------------------------ ours
+
+
+def sleep_instead(request: Mapping[str, Any], report: Any) -> None:
+    """Stand in for a trial in the forked process: one epoch, a result like a real one, ``SECONDS`` in all."""
+    began = time.time()
+    from trainables.storage import Folder
+
+    folder = Folder(request["folder"])
+    signature = folder.read_json("config.json")["signature"]
+    time.sleep(SECONDS / 2)
+    metrics = {"train/loss": 0.5, "val/loss": 0.6, "val/accuracy": 0.9, "seconds": SECONDS / 2}
+    epoch = {"epoch": 1, "timestamp_ms": int(time.time() * 1000), "metrics": metrics}
+    folder.append_line("epochs.jsonl", json.dumps(epoch))
+    report({"event": "epoch", **epoch})
+    time.sleep(max(0.0, began + SECONDS - time.time()))
+    stamps = {"started_ms": int(began * 1000), "finished_ms": int(time.time() * 1000), "duration_seconds": SECONDS}
+    folder.write_json("result.json", {**RESULT, **stamps, "signature": signature})
+
+
+#: Filled before the first fork.
+RESULT: dict[str, Any] = {}
+
+
+def main_zygote(path: str, *words: str) -> None:
+    """Body of a zygote whose trials sleep; it imports what the real one imports."""
+    from fakes import make_result
+    from planning import make_trial
+
+    from orchestrator import zygote
+
+    RESULT.update(make_result(make_trial("any"), (), 1))
+    really = zygote.run_request
+    zygote.run_request = lambda request, report: (really if "check" in request else sleep_instead)(request, report)
+    zygote.main(path, *words)
+
+
+def main_ours(study: Path, storage: Path) -> None:
+    """Body of our driver; prints its peak memory and what lies in MLflow."""
+    from rich.console import Console
+
+    from orchestrator import backstage, slot
+    from orchestrator.run import run_study
+    from orchestrator.study import load_study
+    from orchestrator.worker import Worker
+
+    command = (sys.executable, __file__, "zygote")
+    backstage.Worker = slot.Worker = partial(Worker, command=command)
+    with open(storage.parent / "said.txt", "w") as said:
+        run_study(load_study(study), storage=str(storage), mlflow=None, address=None, console=Console(file=said))
+    print(json.dumps({"driver_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+
+
+def measure_ours(folder: Path, num_trials: int) -> dict[str, float]:
+    """Return seconds a trial, peak memory of the driver, and how the pace at the end compares with the start."""
+    place = make_place(folder, "ours", levels=ARMS // 2, replicates=num_trials // ARMS, cache_dir=folder / "cache")
+    cpus = int(describe_machine()["num_cpus"]) / NUM_SLOTS
+    place.study.write_text(place.study.read_text().replace("execution: {", f"execution: {{cpus_per_trial: {cpus}, "))
+    started = time.perf_counter()
+    done = _call("ours", "--study", str(place.study), "--storage", str(place.storage))
+    wall = time.perf_counter() - started
+    paths = list(place.storage.rglob("trials/*/result.json"))
+    if len(paths) != num_trials:
+        raise RuntimeError(f"found {len(paths)} results in {place.storage}, expected {num_trials}")
+    ends = sorted(json.loads(path.read_text())["finished_ms"] / 1000 for path in paths)
+    tenth = num_trials // 10
+    return {
+        "seconds": wall,
+        "per_trial": wall / num_trials,
+        "first_tenth_per_trial": (ends[tenth] - ends[0]) / tenth,
+        "last_tenth_per_trial": (ends[-NUM_SLOTS] - ends[-NUM_SLOTS - tenth]) / tenth,
+        **done,
+    }
+
+
+# ------------------------------------------------------------------ plain Tune
+
+
+def main_peer(num_trials: int) -> None:
+    """Body of the plain Tune driver."""
+    os.environ |= {"TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1", "TUNE_GLOBAL_CHECKPOINT_S": "1000000000"}
+    import ray
+    from ray import tune
+
+    class Count(tune.Callback):
+        complete = 0
+
+        def on_trial_complete(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            self.complete += 1
+
+    class Sleeper(tune.Trainable):
+        def setup(self, config: dict[str, Any]) -> None: ...
+
+        def reset_config(self, new_config: dict[str, Any]) -> bool:
+            return True
+
+        def step(self) -> dict[str, Any]:
+            time.sleep(SECONDS)
+            return {"loss": 0.5, "done": True}
+
+    num_cpus = int(describe_machine()["num_cpus"])
+    ray.init(address="local", include_dashboard=False, log_to_driver=False)
+    with tempfile.TemporaryDirectory() as scratch:
+        count = Count()
+        tune.Tuner(
+            tune.with_resources(Sleeper, {"cpu": num_cpus / NUM_SLOTS}),
+            param_space={"x": tune.grid_search(list(range(num_trials)))},
+            tune_config=tune.TuneConfig(reuse_actors=True),
+            run_config=tune.RunConfig(storage_path=scratch, verbose=0, callbacks=[count]),
+        ).fit()
+    if count.complete != num_trials:
+        raise RuntimeError(f"plain Tune: {count.complete} of {num_trials} trials")
+    print(json.dumps({"driver_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+
+
+def measure_peer(num_trials: int) -> dict[str, float]:
+    """Return what ``measure_ours`` returns, as far as it applies."""
+    started = time.perf_counter()
+    done = _call("peer", "--trials", str(num_trials))
+    wall = time.perf_counter() - started
+    return {"seconds": wall, "per_trial": wall / num_trials, **done}
+
+
+def _call(way: str, *options: str) -> dict[str, float]:
+    words = [sys.executable, __file__, "--as", way, *options]
+    paths = f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'benchmarks'}"
+    done = subprocess.run(
+        words, env=environment() | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False, cwd=ROOT
+    )
+    if done.returncode:
+        raise RuntimeError(f"{way} ended with exit code {done.returncode}:\n{done.stderr[-3000:]}")
+    facts: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return facts
+
+
+# ------------------------------------------------------------------ measuring
+
+
+def measure(num_trials: int, num_peer_trials: int) -> list[Line]:
+    """Return the lines: against plain Tune, memory of the driver, and for 10,000 trials the wall time.
+
+    Raises:
+        ValueError: the number is no multiple of the number of arms.
+    """
+    if num_trials % ARMS:
+        raise ValueError(f"--trials: found {num_trials}, expected a multiple of the {ARMS} arms")
+    with tempfile.TemporaryDirectory(prefix="robustsweep-bench-") as root:
+        ours = measure_ours(Path(root), num_trials)
+    peer = measure_peer(num_peer_trials)
+    facts = {"trials": num_trials, "slots": NUM_SLOTS, "peer_trials": num_peer_trials}
+    facts |= ours | {f"peer_{name}": value for name, value in peer.items()}
+    name = f"bookkeeping.{num_trials}"
+    flat = ours["first_tenth_per_trial"] / ours["last_tenth_per_trial"]
+    lines = [
+        Line(f"{name}.plain_tune", peer["per_trial"] / ours["per_trial"], BAR, facts),
+        Line(f"{name}.memory", BAR_MEMORY_MIB / ours["driver_mib"], 1.0, {"mib": ours["driver_mib"]}),
+        # The first tenth holds the ramp up, so that only a growing cost brings this below the bar.
+        Line(f"{name}.flat", flat, 0.9, {"first": ours["first_tenth_per_trial"], "last": ours["last_tenth_per_trial"]}),
+    ]
+    ideal = num_trials * SECONDS / NUM_SLOTS
+    wall_bar = BAR_WALL_SECONDS / 625.0 * ideal  # 800 s for 10,000 trials, the same share of waste for fewer
+    lines.append(Line(f"{name}.wall", wall_bar / ours["seconds"], 1.0, {"seconds": ours["seconds"], "ideal": ideal}))
+    return lines
+
+
+def main() -> None:
+    """Measure and print the JSON lines, or be one of the processes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--trials", type=int, default=640)
+    parser.add_argument("--peer-trials", type=int, help="default: a tenth, at least 320")
+    for hidden in ("--as", "--study", "--storage"):
+        parser.add_argument(hidden, help=argparse.SUPPRESS)
+    if sys.argv[1:2] == ["zygote"]:
+        main_zygote(*sys.argv[2:])
+    asked = vars(parser.parse_args())
+    if asked["as"] == "ours":
+        main_ours(Path(asked["study"]), Path(asked["storage"]))
+    elif asked["as"] == "peer":
+        main_peer(asked["trials"])
+    else:
+        for line in measure(asked["trials"], asked["peer_trials"] or max(320, asked["trials"] // 10)):
+            line.emit()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""What takes seconds to start, all at once: Ray, and this node's zygote, in which the trials are checked meanwhile."""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any
+
+from orchestrator import zygote
+from orchestrator.ledger import Ledger
+from orchestrator.prepare import resolve_execution
+from orchestrator.report.source import Report
+from orchestrator.study import Study
+from orchestrator.worker import Worker, make_zygote_path
+from orchestrator.world import find_distinct
+from trainables import errors
+from trainables.config import ContrastivePretraining, TrialConfig
+from trainables.errors import InfrastructureError, RobustSweepError
+
+#: How long leaving waits for a Ray that is still starting.
+_PATIENCE_SECONDS = 20.0
+
+
+class Backstage:
+    """Ray and the zygote of one run. A context manager: leaving it ends both.
+
+    Args:
+        study: says what a trial takes.
+        address: Ray cluster; None: this machine.
+    """
+
+    def __init__(self, study: Study, *, address: str | None) -> None:
+        self._execution = resolve_execution(study)
+        self._address = address
+        configs = [arm.config for arm in study.arms()]
+        stages = [zygote.CONTRASTIVE] if any(isinstance(c.pretraining, ContrastivePretraining) for c in configs) else []
+        #: What the zygotes of this run import.
+        self.preload = (*sorted({config.model.name for config in configs}), *stages)
+        #: Names the zygotes of this run.
+        self.token = uuid.uuid4().hex[:16]
+        self._worker: Worker | None = None
+        self._ray: _RayThread | None = None
+
+    def __enter__(self) -> Backstage:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._worker is not None:
+            self._worker.close()
+        self._stop_ray()
+
+    @property
+    def is_started(self) -> bool:
+        """Whether there was something to be run."""
+        return self._worker is not None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether Ray runs on this machine alone."""
+        return self._address is None
+
+    def start(self) -> None:
+        """Begin to start both; returns at once, and does nothing the second time.
+
+        Raises:
+            InfrastructureError: no process can be started.
+        """
+        if self._worker is None:
+            path = make_zygote_path(self.token)
+            self._worker = Worker(num_threads=self._execution.num_threads, path=path, preload=self.preload)
+            self._worker.connect()
+            self._ray = _RayThread(self._address)
+            self._ray.start()
+
+    def check(self, configs: Iterable[TrialConfig]) -> None:
+        """Build what every trial will build, in a process that has torch imported (``world.check_trials``).
+
+        Raises:
+            RobustSweepError: what a trial would have raised.
+        """
+        self.start()
+        distinct = [config.model_dump(mode="json") for config in find_distinct(configs)]
+        self._begin({"check": distinct})
+        self._finish("checking the trials")
+
+    def write_report(self, ledger: Ledger) -> Report:
+        """Write the report in a process of the zygote, which has torch imported, while Ray stops.
+
+        Raises:
+            RobustSweepError: as ``report.write.write_report``.
+        """
+        self._begin({"report": ledger.study, "storage": ledger.storage})
+        self._stop_ray()
+        (event,) = self._finish("writing the report")
+        said = {key: value for key, value in event.items() if key != "event"}
+        return Report(**(said | {"csv": tuple(said["csv"])}))
+
+    def _begin(self, request: dict[str, Any]) -> None:
+        assert self._worker is not None
+        self._worker.begin({**request, "cache_dir": str(self._execution.cache_dir)})
+
+    def _finish(self, what: str) -> list[dict[str, Any]]:
+        """Wait for the end of a request; return its events, or raise as it did."""
+        assert self._worker is not None
+        events: list[dict[str, Any]] = []
+        while not events or events[-1]["event"] != "done":
+            event = self._worker.next_event(60.0)
+            events += [event] if event is not None else []
+        end = events.pop()
+        if end["status"] != "complete":
+            known = getattr(errors, end["type"], None)
+            if isinstance(known, type) and issubclass(known, RobustSweepError):
+                raise known(end["message"])
+            raise InfrastructureError(f"{what} failed unexpectedly:\n{end['traceback']}")
+        return events
+
+    def _stop_ray(self) -> None:
+        if self._ray is not None:
+            self._ray.end()
+            self._ray = None
+
+    def wait_for_ray(self) -> Mapping[str, float]:
+        """Return the resources of the cluster.
+
+        Raises:
+            InfrastructureError: Ray does not start, or the cluster does not answer.
+        """
+        self.start()
+        assert self._ray is not None
+        return self._ray.wait()
+
+
+class _RayThread(threading.Thread):
+    """Starts Ray, and stays: the kernel ends Ray's processes with the thread that started them."""
+
+    def __init__(self, address: str | None) -> None:
+        super().__init__(name="ray", daemon=True)
+        self._address = address
+        self._is_up, self._is_over = threading.Event(), threading.Event()
+        self._resources: Mapping[str, float] = {}
+        self._error: InfrastructureError | None = None
+
+    def run(self) -> None:
+        """Body of the thread."""
+        from orchestrator import scheduling  # imports ray
+
+        try:
+            self._resources = scheduling.connect(self._address)
+        except InfrastructureError as error:
+            self._error = error
+        self._is_up.set()
+        self._is_over.wait()
+
+    def wait(self) -> Mapping[str, float]:
+        """Return the resources once Ray is up."""
+        self._is_up.wait()
+        if self._error is not None:
+            raise self._error
+        return self._resources
+
+    def end(self) -> None:
+        """Leave or stop Ray, and wait for it; not for one that does not come up, which ends with this process."""
+        if not self._is_up.wait(_PATIENCE_SECONDS):
+            return
+        if self._error is None:
+            from orchestrator import scheduling
+
+            scheduling.disconnect()
+        self._is_over.set()
+        self.join()

@@ -1,0 +1,97 @@
+"""What is still to be done, and who may do what next. Knows nothing of Ray, processes or files."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from orchestrator.plan import Work
+
+#: A slot that has carried a chunk for this long gives back what it has not begun. Handing out costs some 0.2 s (Tune's
+#: event loop), and a slot that carries a chunk begins its next work at once; long works travel alone in effect.
+CHUNK_SECONDS = 20.0
+#: Works in a chunk at most: each brings its ``config.json`` along.
+MAX_CHUNK = 64
+
+
+class OpenWork:
+    """Open stages and trials, by rank, each only when everything it needs is complete.
+
+    Args:
+        works: in the order of preference.
+        complete: signatures that count as done already.
+        num_slots: how many chunks can run at once.
+    """
+
+    def __init__(self, works: Sequence[Work], *, complete: Iterable[str], num_slots: int) -> None:
+        done = set(complete)
+        self._num_slots = num_slots
+        self._works = {work.signature: work for work in works}
+        self._rank = {work.signature: rank for rank, work in enumerate(works)}
+        self._missing = {work.signature: set(work.needs) - done for work in works}
+        self._dependants: dict[str, list[Work]] = defaultdict(list)
+        for work in works:
+            for need in self._missing[work.signature]:
+                self._dependants[need].append(work)
+        self._ready = [self._rank[work.signature] for work in works if not self._missing[work.signature]]
+        self._order = list(works)
+        self._num_timed, self._seconds = 0, 0.0
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every work has ended or can never start."""
+        return not self._works
+
+    def get(self, signature: str) -> Work | None:
+        """Return the work, None when it has ended."""
+        return self._works.get(signature)
+
+    def take(self) -> list[Work]:
+        """Return what one slot should do next, in this order; empty when all that is left waits or runs."""
+        if not self._ready:
+            return []
+        first = self._order[heapq.heappop(self._ready)]
+        taken = [first]
+        size = self._chunk_size()
+        while first.kind == "trial" and len(taken) < size and self._ready:
+            if self._order[self._ready[0]].kind != "trial":
+                break  # others wait for a stage, so that it never waits in a chunk
+            taken.append(self._order[heapq.heappop(self._ready)])
+        return taken
+
+    def _chunk_size(self) -> int:
+        """So few that all slots end at about the same time, and, once it is known, no more than will be begun."""
+        fair = math.ceil((len(self._ready) + 1) / (2 * self._num_slots))
+        mean = self._seconds / self._num_timed if self._num_timed else 0.0
+        return min(fair, MAX_CHUNK, int(CHUNK_SECONDS / mean) + 1 if mean else MAX_CHUNK)
+
+    def give_back(self, works: Iterable[Work]) -> None:
+        """Take back what a slot has not done."""
+        for work in works:
+            heapq.heappush(self._ready, self._rank[work.signature])
+
+    def complete(self, work: Work, *, seconds: float | None = None) -> None:
+        """Release what waited for ``work``.
+
+        Args:
+            work: taken before.
+            seconds: how long it took, if it did all of it in one go.
+        """
+        if seconds is not None and work.kind == "trial":
+            self._num_timed, self._seconds = self._num_timed + 1, self._seconds + seconds
+        del self._works[work.signature]
+        for dependant in self._dependants.pop(work.signature, ()):
+            missing = self._missing[dependant.signature]
+            missing.discard(work.signature)
+            if not missing and dependant.signature in self._works:
+                heapq.heappush(self._ready, self._rank[dependant.signature])
+
+    def drop(self, work: Work) -> list[Work]:
+        """Let go of a work that will not complete in this run; return the works that can never start without it."""
+        del self._works[work.signature]
+        lost = [each for each in self._dependants.pop(work.signature, ()) if each.signature in self._works]
+        for each in lost:
+            del self._works[each.signature]
+        return lost

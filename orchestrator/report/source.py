@@ -1,0 +1,85 @@
+"""What a report was made from, beside it: ``run`` does not write a report again that would say the same."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+
+from orchestrator.settled import SOURCE
+from trainables.storage import Folder
+
+PAGE = "report/index.html"
+#: Name of a table beside the page → what is in it.
+TABLES = {
+    "trials.csv": "a row per planned trial",
+    "arms.csv": "mean, sd and n per arm",
+    "shifts.csv": "a row per trial, set, shift and severity",
+    "effects.csv": "main effects on every headline number",
+}
+#: What arms are compared by, unless one is asked for.
+DEFAULT_METRIC = "balanced_accuracy"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the report lies and what it says in a few lines."""
+
+    #: Path or URI of the page.
+    html: str
+    #: Paths or URIs of the tables beside it.
+    csv: tuple[str, ...]
+    #: A few lines for a terminal.
+    summary: str
+    #: planned, complete, failed, interrupted, missing.
+    counts: dict[str, int]
+    #: Digest of all results without times.
+    results_sha256: str
+    #: Digest of the page.
+    page_sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a report is made from."""
+
+    #: ``settled.compute_state`` of the study.
+    state: str
+    metric: str
+    #: An image under every shift is drawn.
+    examples: bool
+
+
+def write_source(root: Folder, source: Source, report: Report) -> None:
+    """Remember what ``report`` was made from; call it when all its files are written."""
+    said = {"summary": report.summary, "counts": report.counts}
+    said |= {"results_sha256": report.results_sha256, "page_sha256": report.page_sha256}
+    root.write_json(SOURCE, {"source": asdict(source), "report": said})
+
+
+def read_report(root: Folder, source: Source) -> Report | None:
+    """Return the report in the folder of a ledger, None unless it was made from ``source`` and all its files are there.
+
+    Raises:
+        StorageError: ``source.json`` is damaged.
+    """
+    if not root.exists(SOURCE):
+        return None
+    found = root.read_json(SOURCE)
+    files = (PAGE, *(f"report/{name}" for name in TABLES))
+    if found["source"] != asdict(source) or not all(map(root.exists, files)):
+        return None
+    return locate_report(root, **found["report"])
+
+
+def locate_report(
+    root: Folder, *, summary: str, counts: dict[str, int], results_sha256: str, page_sha256: str
+) -> Report:
+    """Return what is known of the report in the folder of a ledger."""
+    uri = root.uri.rstrip("/")
+    return Report(
+        html=f"{uri}/{PAGE}",
+        csv=tuple(f"{uri}/report/{name}" for name in TABLES),
+        summary=summary,
+        counts=counts,
+        results_sha256=results_sha256,
+        page_sha256=page_sha256,
+    )

@@ -1,0 +1,176 @@
+"""What a slot does with a chunk of works: one after another, each in a fresh process, tried again when it was lost.
+
+Knows nothing of Ray: ``scheduling.Slot`` is the actor around it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import time
+import zlib
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from orchestrator.ledger import begin_record
+from orchestrator.worker import ZYGOTE, Worker, WorkerLostError, make_zygote_path
+from trainables.storage import Folder
+
+
+def pack(chunk: dict[str, Any]) -> str:
+    """Return a chunk as text that Tune neither flattens nor prints, and keeps for every chunk of a study: small."""
+    return base64.b64encode(zlib.compress(json.dumps(chunk).encode())).decode()
+
+
+def unpack(text: str) -> dict[str, Any]:
+    """Return what ``pack`` has packed."""
+    chunk: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(text)))
+    return chunk
+
+
+class ChunkRunner:
+    """Runs chunks in this slot.
+
+    A chunk is a list of ``works``, each ``{"record": content of config.json, "folder": …, "encoder": … | None}``, and
+    what they share: ``execution``, ``token`` and ``preload`` (which zygote), ``stall_seconds``, ``max_retries``,
+    ``chunk_seconds``, ``report_seconds``, ``created_ms``.
+
+    Args:
+        chunk: the first one.
+        command: how the node's zygote is started when there is none.
+    """
+
+    def __init__(self, chunk: dict[str, Any], *, command: Sequence[str] = ZYGOTE) -> None:
+        self._worker = Worker(
+            num_threads=chunk["execution"]["num_threads"],
+            path=make_zygote_path(chunk["token"]),
+            preload=chunk["preload"],
+            command=command,
+        )
+        self.begin(chunk)
+
+    def begin(self, chunk: dict[str, Any]) -> None:
+        """Take the next chunk; what is complete already, or failed since the chunk was made, is only reported."""
+        self._chunk = chunk
+        self._todo = deque(chunk["works"])
+        self._current: dict[str, Any] | None = None
+        self._folder = Folder(chunk["works"][0]["folder"])
+        self._news: list[dict[str, Any]] = []
+        self._tries = 0
+        self._began = self._last_sign = 0.0
+        self._until = time.monotonic() + chunk["chunk_seconds"]
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing of the chunk is left."""
+        return self._current is None and not self._todo
+
+    def step(self) -> list[dict[str, Any]]:
+        """Return what has happened since the last call, each event with the signature of its work.
+
+        ``begun`` and ``done`` of every work, of everything between the newest per work, and ``returned`` of works that
+        others should do. Returns ``report_seconds`` after the call when there is news, twice that when there is none,
+        and at once when the chunk is done.
+        """
+        self._news = []
+        started, pause = time.monotonic(), self._chunk["report_seconds"]
+        while not self.is_done:
+            left = started + (pause if self._news else 2 * pause) - time.monotonic()
+            if left <= 0:
+                break
+            self._give_back()
+            if self._current is None:
+                self._begin_next()
+            else:
+                self._advance(min(left, pause))
+        return self._news
+
+    def _give_back(self) -> None:
+        """Let others do what this slot has not come to, also while a long work runs."""
+        if time.monotonic() > self._until and self._current is not None:
+            self._news += [{"signature": work["record"]["signature"], "event": "returned"} for work in self._todo]
+            self._todo.clear()
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        assert self._current is not None
+        signature = self._current["record"]["signature"]
+        last = self._news[-1] if self._news else {"signature": None}
+        if last["signature"] == signature and last["event"] != "begun":
+            self._news.pop()  # only the newest counts
+        self._news.append({"signature": signature, **event})
+
+    def _begin_next(self) -> None:
+        work = self._current = self._todo.popleft()
+        self._folder = Folder(work["folder"])
+        self._tries, self._began = 0, time.monotonic()
+        ended = self._find_end()
+        if ended is not None:
+            self._end(ended)
+            return
+        begin_record(self._folder, work["record"])
+        self._tell({"event": "begun"})
+        self._try()
+
+    def _find_end(self) -> dict[str, Any] | None:
+        """Return how the work ended in an earlier life of this slot, whose last words may have been lost."""
+        if self._folder.exists("result.json"):
+            return {"event": "done", "status": "complete"}
+        if self._folder.exists("failure.json"):
+            failure = self._folder.read_json("failure.json")
+            if failure["timestamp_ms"] > self._chunk["created_ms"]:
+                return {"event": "done"} | {key: failure[key] for key in ("status", "reason", "message", "traceback")}
+        return None
+
+    def _try(self) -> None:
+        assert self._current is not None
+        self._tries += 1
+        self._last_sign = time.monotonic()
+        execution = self._chunk["execution"]
+        self._worker.begin(
+            {"folder": self._current["folder"], "encoder": self._current["encoder"], "execution": execution}
+        )
+
+    def _advance(self, timeout_seconds: float) -> None:
+        try:
+            event = self._worker.next_event(timeout_seconds)
+            if event is None:
+                self._check_stall()
+                return
+        except WorkerLostError as error:
+            note = {"timestamp_ms": int(time.time() * 1000), "host": os.uname().nodename, "message": str(error)}
+            self._folder.append_line("attempts.jsonl", json.dumps(note))
+            if self._tries <= self._chunk["max_retries"]:
+                self._try()
+            else:
+                self._end({"event": "done", "status": "failed", "reason": "crashed"})
+            return
+        self._last_sign = time.monotonic()
+        if event["event"] == "done":
+            self._end({**self._verify(event), "seconds": time.monotonic() - self._began})
+        else:
+            self._tell(event)
+
+    def _verify(self, end: dict[str, Any]) -> dict[str, Any]:
+        if end["status"] == "complete" and not self._folder.exists("result.json"):
+            message = f"its process ended well and left no result.json in {self._folder.uri}"
+            return {"event": "done", "status": "failed", "reason": "error", "message": message}
+        return end
+
+    def _end(self, event: dict[str, Any]) -> None:
+        self._tell({**event, "host": os.uname().nodename})
+        self._current = None
+
+    def _check_stall(self) -> None:
+        silent = time.monotonic() - self._last_sign
+        if silent > self._chunk["stall_seconds"]:
+            self._worker.kill()
+            self._worker.close()  # what the killed process still says is about an attempt that is over
+            raise WorkerLostError(
+                f"no sign of life for {silent:.0f} s (execution.stall_minutes); the process was killed"
+            )
+
+    def close(self) -> None:
+        """Kill what runs and leave the zygote."""
+        self._worker.close()

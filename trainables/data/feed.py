@@ -1,0 +1,75 @@
+"""A set's images as batches on the device: out of GPU memory where the set fits, else out of the map."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from trainables.data.dataset import ImageSet
+
+#: A set is copied to the GPU when it takes at most this share of the memory that is free there: the rest is for the
+#: network, and for the other trials on the same GPU. An assumption; no result depends on it.
+RESIDENT_SHARE = 1 / 8
+
+
+class ImageFeed:
+    """The images of one set, to be asked for by row numbers, in any order and as often as needed.
+
+    On a CPU the images stay mapped: a node holds them once, whatever the number of its trials.
+
+    Args:
+        images: the set.
+        device: where batches are wanted.
+    """
+
+    def __init__(self, images: ImageSet, device: torch.device) -> None:
+        self.images, self.device = images, device
+        self._resident: Tensor | None = None
+        if device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(device)
+            if images.images.nbytes <= RESIDENT_SHARE * free:
+                self._resident = torch.from_numpy(np.array(images.images)).to(device)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def batches(self, rows: Int64[np.ndarray, " n"], sizes: Sequence[int]) -> Iterator[UInt8[Tensor, "m c h w"]]:
+        """Yield the images of ``rows`` in batches of ``sizes``, which add up to their number."""
+        if self._resident is not None:
+            # One transfer of row numbers for all batches.
+            for index in torch.split(torch.from_numpy(rows).to(self.device), list(sizes)):
+                yield self._resident[index]
+            return
+        parts = np.split(rows, np.cumsum(sizes)[:-1])
+        if self.device.type == "cuda":
+            yield from self._prefetch(parts)
+            return
+        for part in parts:
+            yield torch.from_numpy(self.images.images[part])  # fancy indexing: only this batch leaves the map
+
+    def _prefetch(self, parts: Sequence[Int64[np.ndarray, " m"]]) -> Iterator[UInt8[Tensor, "m c h w"]]:
+        """Read the next batch from the map while the GPU works on this one."""
+        with ThreadPoolExecutor(max_workers=1) as reader:
+            coming: Future[Tensor] = reader.submit(self._read_pinned, parts[0])
+            for part in parts[1:]:
+                ready, coming = coming, reader.submit(self._read_pinned, part)
+                yield ready.result().to(self.device, non_blocking=True)
+            yield coming.result().to(self.device, non_blocking=True)
+
+    def _read_pinned(self, part: Int64[np.ndarray, " m"]) -> UInt8[Tensor, "m c h w"]:
+        with torch.cuda.device(self.device):
+            return torch.from_numpy(self.images.images[part]).pin_memory()
+
+
+def split_sizes(count: int, batch_size: int) -> list[int]:
+    """Return the sizes of the batches of ``count`` images: full ones, and what is left.
+
+    >>> split_sizes(10, 4)
+    [4, 4, 2]
+    """
+    return [min(batch_size, count - start) for start in range(0, count, batch_size)]
