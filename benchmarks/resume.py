@@ -1,4 +1,4 @@
-"""``run`` on a finished study: nothing is started, and how long that takes.
+"""``run`` on a finished study, where nothing is started; and after kill -9, to the first training step.
 
     python benchmarks/resume.py --trials 1000 10000
 
@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import resource
+import signal
 import sqlite3
 import tempfile
 import time
@@ -34,6 +35,7 @@ from orchestrator.study import load_study
 ARMS = 50
 #: 10 s for 10,000 trials; the same limit for fewer.
 BAR_SECONDS = 10.0
+KILLED_BAR_SECONDS = 15.0
 NUM_EPOCHS = 12
 
 
@@ -151,14 +153,53 @@ def measure(num_trials: int, *, num_severities: int) -> Line:
     return Line(f"resume.{num_trials}", BAR_SECONDS / seconds, 1.0, facts)
 
 
+def measure_killed() -> Line:
+    """Return the line of a driver killed with kill -9: from ``run`` again to the first new training step.
+
+    Raises:
+        RuntimeError: nothing trains.
+    """
+    with tempfile.TemporaryDirectory(prefix="robustsweep-bench-") as root:
+        folder = Path(root)
+        place = make_place(folder, "killed", levels=6, replicates=2, cache_dir=folder / "cache", epochs=8)
+        driver = place.start("run")
+        wait_for_step(place, after=0.0)
+        driver.kill()
+        driver.wait()
+        began = time.time()
+        driver = place.start("run")
+        try:
+            step = wait_for_step(place, after=began)
+        finally:
+            driver.send_signal(signal.SIGINT)
+            driver.wait(60)
+    facts = {"seconds": step - began}
+    return Line("resume.killed", KILLED_BAR_SECONDS / (step - began), 1.0, facts)
+
+
+def wait_for_step(place: Place, *, after: float) -> float:
+    """Wait for an epoch that began after a time; return when it began, both in seconds of the clock."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        for path in place.storage.rglob("epochs.jsonl"):
+            for line in path.read_text().splitlines():
+                record = json.loads(line)
+                began = float(record["timestamp_ms"] / 1000 - record["metrics"]["seconds"])
+                if began > after:
+                    return began
+        time.sleep(0.1)
+    raise RuntimeError(f"no training step within 120 s:\n{(place.storage / 'output.txt').read_text()[-2000:]}")
+
+
 def main() -> None:
-    """Measure and print one JSON line per size."""
+    """Measure and print one JSON line per size, and that of a killed driver."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--trials", type=int, nargs="+", default=[1000])
     parser.add_argument("--severities", type=int, default=1, help="of each of 14 shifts, in the synthetic results")
     asked = parser.parse_args()
     for num_trials in asked.trials:
         measure(num_trials, num_severities=asked.severities).emit()
+    measure_killed().emit()
 
 
 if __name__ == "__main__":

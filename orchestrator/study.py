@@ -39,7 +39,9 @@ class ExecutionConfig(Frozen):
 
     cpus_per_trial: float = Field(1.0, gt=0, description="CPU cores of a trial or stage.")
     gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
-        "auto", description="GPUs of a trial or stage, fractions share one; auto: 1 where there is a GPU, else 0."
+        "auto",
+        description="GPUs of a trial or stage, fractions share one; auto: what memory allows once it is known from "
+        "finished trials, 1 before, 0 without a GPU.",
     )
     max_concurrent_trials: PositiveInt | None = Field(None, description="Null: as many as resources allow.")
     max_retries: int = Field(2, ge=0, description="Of a trial lost to infrastructure: a node, memory, a hang.")

@@ -17,7 +17,17 @@ from orchestrator.study import load_study
 from orchestrator.tracking import Tracker
 
 BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
-SCRIPTS = ("orchestration", "startup", "resume", "tracking", "packing", "table", "training", "memory")
+SCRIPTS = (
+    "orchestration",
+    "startup",
+    "resume",
+    "tracking",
+    "packing",
+    "table",
+    "training",
+    "memory",
+    "bookkeeping",
+)
 
 
 @pytest.fixture
