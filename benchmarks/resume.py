@@ -167,9 +167,13 @@ def measure_killed() -> Line:
         driver.kill()
         driver.wait()
         began = time.time()
+        said = (place.storage / "output.txt").stat().st_size
         driver = place.start("run")
         try:
-            step = wait_for_step(place, after=began)
+            # What the killed driver has left trains on for 2 s; the plan is said later than that.
+            while b"plan " not in (place.storage / "output.txt").read_bytes()[said:] and driver.poll() is None:
+                time.sleep(0.05)
+            step = wait_for_step(place, after=time.time())
         finally:
             driver.send_signal(signal.SIGINT)
             driver.wait(60)
