@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Iterable, Mapping
+from functools import cached_property
 from types import TracebackType
 from typing import Any
 
@@ -32,12 +33,9 @@ class Backstage:
     """
 
     def __init__(self, study: Study, *, address: str | None) -> None:
+        self._study = study
         self._execution = resolve_execution(study)
         self._address = address
-        configs = [arm.config for arm in study.arms()]
-        stages = [zygote.CONTRASTIVE] if any(isinstance(c.pretraining, ContrastivePretraining) for c in configs) else []
-        #: What the zygotes of this run import.
-        self.preload = (*sorted({config.model.name for config in configs}), *stages)
         #: Names the zygotes of this run.
         self.token = uuid.uuid4().hex[:16]
         self._worker: Worker | None = None
@@ -50,6 +48,13 @@ class Backstage:
         if self._worker is not None:
             self._worker.close()
         self._stop_ray()
+
+    @cached_property
+    def preload(self) -> tuple[str, ...]:
+        """What the zygotes of this run import."""
+        configs = [arm.config for arm in self._study.arms()]
+        stages = [zygote.CONTRASTIVE] if any(isinstance(c.pretraining, ContrastivePretraining) for c in configs) else []
+        return (*sorted({config.model.name for config in configs}), *stages)
 
     @property
     def is_started(self) -> bool:
@@ -140,15 +145,15 @@ class _RayThread(threading.Thread):
         self._address = address
         self._is_up, self._is_over = threading.Event(), threading.Event()
         self._resources: Mapping[str, float] = {}
-        self._error: InfrastructureError | None = None
+        self._error: Exception | None = None
 
     def run(self) -> None:
         """Body of the thread."""
-        from orchestrator import scheduling  # imports ray
-
         try:
+            from orchestrator import scheduling  # imports ray
+
             self._resources = scheduling.connect(self._address)
-        except InfrastructureError as error:
+        except Exception as error:  # noqa: BLE001 - the thread's boundary: ``wait`` raises it where it is waited for
             self._error = error
         self._is_up.set()
         self._is_over.wait()

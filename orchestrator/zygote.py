@@ -151,6 +151,8 @@ class Zygote:
         self._selector.register(connection, selectors.EVENT_READ, self._read)
 
     def _read(self, connection: socket.socket) -> None:
+        if connection not in self._requests:
+            return  # hung up while what the same ``select`` returned was dealt with
         try:
             data = connection.recv(_CHUNK_BYTES)
         except ConnectionResetError:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import tempfile
@@ -88,6 +89,19 @@ def test_hanging_up_kills_the_running_trial(line: Line) -> None:
     line.hang_up()
     wait_until(lambda: not is_running(pid), "the trial is gone")
     wait_until(lambda: not is_running(about["zygote"]), "the zygote is gone")
+
+
+def test_a_trial_and_its_slot_that_end_in_the_same_moment_harm_nobody(path: Path, line: Line) -> None:
+    other = Line(path)
+    other.ask("hang")
+    pid = other.read()["pid"]
+    zygote = other.read()["zygote"]
+    os.kill(zygote, signal.SIGSTOP)  # it will see both at once
+    os.kill(pid, signal.SIGKILL)
+    other.hang_up()
+    os.kill(zygote, signal.SIGCONT)
+    line.ask("finish")
+    assert [line.read()["event"] for _ in range(3)] == ["forked", "epoch", "exit"]
 
 
 def test_an_idle_zygote_is_silent_and_has_no_children(line: Line) -> None:
