@@ -1,4 +1,8 @@
-"""What takes seconds to start, all at once: Ray, and this node's zygote, in which the trials are checked meanwhile."""
+"""What takes seconds to start: this node's zygote, in which the trials are checked, and Ray.
+
+Ray starts beside the zygote where trials need it at once: on a cluster, and where there is a GPU to be shared out.
+Elsewhere the driver's own slots (``head_start.py``) begin, and Ray comes when there is work for it.
+"""
 
 from __future__ import annotations
 
@@ -13,6 +17,7 @@ from orchestrator import zygote
 from orchestrator.ledger import Ledger
 from orchestrator.prepare import resolve_execution
 from orchestrator.report.source import Report
+from orchestrator.resources import find_own_resources
 from orchestrator.study import Study
 from orchestrator.worker import Worker, make_zygote_path
 from orchestrator.world import find_distinct
@@ -56,6 +61,11 @@ class Backstage:
         stages = [zygote.CONTRASTIVE] if any(isinstance(c.pretraining, ContrastivePretraining) for c in configs) else []
         return (*sorted({config.model.name for config in configs}), *stages)
 
+    @cached_property
+    def own_resources(self) -> Mapping[str, float] | None:
+        """What this machine has for the driver's own slots; None: all trials run in Ray."""
+        return None if self._address else find_own_resources(self._study.execution)
+
     @property
     def is_started(self) -> bool:
         """Whether there was something to be run."""
@@ -67,7 +77,7 @@ class Backstage:
         return self._address is None
 
     def start(self) -> None:
-        """Begin to start both; returns at once, and does nothing the second time.
+        """Begin to start what is needed at once; returns immediately, and does nothing the second time.
 
         Raises:
             InfrastructureError: no process can be started.
@@ -76,6 +86,12 @@ class Backstage:
             path = make_zygote_path(self.token)
             self._worker = Worker(num_threads=self._execution.num_threads, path=path, preload=self.preload)
             self._worker.connect()
+            if self.own_resources is None:
+                self.start_ray()
+
+    def start_ray(self) -> None:
+        """Begin to start Ray; returns immediately, and does nothing the second time."""
+        if self._ray is None:
             self._ray = _RayThread(self._address)
             self._ray.start()
 
@@ -132,7 +148,7 @@ class Backstage:
         Raises:
             InfrastructureError: Ray does not start, or the cluster does not answer.
         """
-        self.start()
+        self.start_ray()
         assert self._ray is not None
         return self._ray.wait()
 

@@ -27,7 +27,7 @@ class OpenWork:
 
     def __init__(self, works: Sequence[Work], *, complete: Iterable[str], num_slots: int) -> None:
         done = set(complete)
-        self._num_slots = num_slots
+        self.num_slots = num_slots
         self._works = {work.signature: work for work in works}
         self._rank = {work.signature: rank for rank, work in enumerate(works)}
         self._missing = {work.signature: set(work.needs) - done for work in works}
@@ -43,6 +43,18 @@ class OpenWork:
     def is_finished(self) -> bool:
         """Whether every work has ended or can never start."""
         return not self._works
+
+    @property
+    def mean_seconds(self) -> float | None:
+        """How long a trial takes, None before the first is complete."""
+        return self._seconds / self._num_timed if self._num_timed else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long all slots will be busy, None when a stage is open or no trial has been timed."""
+        if self.mean_seconds is None or any(work.kind == "stage" for work in self._works.values()):
+            return None
+        return self.mean_seconds * len(self._works) / self.num_slots
 
     def get(self, signature: str) -> Work | None:
         """Return the work, None when it has ended."""
@@ -63,8 +75,8 @@ class OpenWork:
 
     def _chunk_size(self) -> int:
         """So few that all slots end at about the same time, and, once it is known, no more than will be begun."""
-        fair = math.ceil((len(self._ready) + 1) / (2 * self._num_slots))
-        mean = self._seconds / self._num_timed if self._num_timed else 0.0
+        fair = math.ceil((len(self._ready) + 1) / (2 * self.num_slots))
+        mean = self.mean_seconds
         return min(fair, MAX_CHUNK, int(CHUNK_SECONDS / mean) + 1 if mean else MAX_CHUNK)
 
     def give_back(self, works: Iterable[Work]) -> None:

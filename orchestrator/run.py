@@ -17,20 +17,23 @@ from rich.console import Console
 
 from orchestrator.announce import announce, say, warn
 from orchestrator.backstage import Backstage
+from orchestrator.desk import Desk, Job
+from orchestrator.head_start import HeadStart
 from orchestrator.ledger import Lease, Ledger, describe_upstream, describe_work
+from orchestrator.open_work import OpenWork
 from orchestrator.packing import choose_gpus_per_trial
 from orchestrator.plan import Plan, Work
 from orchestrator.prepare import Prepared, find_git_commit, prepare, resolve_execution
 from orchestrator.progress import StudyProgress
 from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED, reconcile
 from orchestrator.report.source import DEFAULT_METRIC, PAGE, Report, Source, read_report
+from orchestrator.resources import Slots, check_fits, num_own_slots
 from orchestrator.settled import compute_state, forget, is_shipped
 from orchestrator.shipping import Shipper
 from orchestrator.study import Study
 from orchestrator.tracking_store import TrackingError, redact, resolve_tracking_uri
 
 if TYPE_CHECKING:
-    from orchestrator.scheduling import Slots
     from orchestrator.tracking import Tracker
 
 
@@ -164,11 +167,12 @@ def execute_open(
     prepared: Prepared, backstage: Backstage, *, console: Console, notice: Callable[[str, str], None]
 ) -> None:
     """Run everything that is open, on this machine or a cluster."""
-    from orchestrator import scheduling  # imports ray
-
     study, ledger, actions = prepared.study, prepared.ledger, prepared.actions
     commit = find_git_commit()
-    with StudyProgress(console, num_works=len(actions.open), num_done=len(actions.skip)) as progress:
+    with (
+        StudyProgress(console, num_works=len(actions.open), num_done=len(actions.skip)) as progress,
+        stopping_in_order(progress.say) as stop,
+    ):
 
         def listen(what: str, work: Work, details: dict[str, Any]) -> None:
             if what == "ended" and details["status"] == FAILED:
@@ -176,25 +180,46 @@ def execute_open(
             notice(work.kind, work.signature)
             progress.listen(what, work, details)
 
-        resources = backstage.wait_for_ray()
-        slots = resolve_slots(prepared, resources, say=progress.say)
-        if backstage.is_local:
-            scheduling.check_fits(resources, slots)
-        with stopping_in_order(progress.say) as stop:
-            scheduling.execute(
-                actions.open,
-                complete=[work.signature for work in actions.skip],
-                ledger=ledger,
-                job=scheduling.Job(
-                    execution=resolve_execution(study, ledger).model_dump(mode="json"),
-                    token=backstage.token,
-                    preload=backstage.preload,
-                    describe=lambda work: describe_work(work, study=study.study, git_commit=commit),
-                ),
-                slots=slots,
-                listen=listen,
-                stop=stop,
-            )
+        job = Job(
+            execution=resolve_execution(study, ledger).model_dump(mode="json"),
+            token=backstage.token,
+            preload=backstage.preload,
+            max_retries=study.execution.max_retries,
+            stall_seconds=60.0 * study.execution.stall_minutes,
+            describe=lambda work: describe_work(work, study=study.study, git_commit=commit),
+        )
+        todo = OpenWork(actions.open, complete=[work.signature for work in actions.skip], num_slots=1)
+        desk = Desk(todo, ledger=ledger, job=job, listen=listen)
+        with starting_at_once(prepared, backstage, desk, stop) as needs_ray:
+            if needs_ray:
+                execute_in_ray(prepared, backstage, desk, stop=stop, say=progress.say)
+
+
+@contextmanager
+def starting_at_once(prepared: Prepared, backstage: Backstage, desk: Desk, stop: threading.Event) -> Iterator[bool]:
+    """Let the driver's own slots begin, if it may have some; yield, in time, whether Ray is needed."""
+    own = backstage.own_resources
+    if own is None:
+        yield True
+        return
+    slots = resolve_slots(prepared, own, say=lambda line: None)
+    check_fits(own, slots)
+    with HeadStart(desk, num_own_slots(own, slots), stop=stop) as head_start:
+        yield head_start.wait()
+
+
+def execute_in_ray(
+    prepared: Prepared, backstage: Backstage, desk: Desk, *, stop: threading.Event, say: Callable[[str], None]
+) -> None:
+    """Work at the desk with Ray Tune, which takes over from the driver's own slots."""
+    resources = backstage.wait_for_ray()
+    from orchestrator import scheduling  # imports ray
+
+    slots = resolve_slots(prepared, resources, say=say)
+    if backstage.is_local:
+        check_fits(resources, slots)
+    study = prepared.study
+    scheduling.execute(desk, study=study.study, slots=slots, max_retries=study.execution.max_retries, stop=stop)
 
 
 def conclude(prepared: Prepared, shipped: Shipping | None, backstage: Backstage, console: Console) -> Summary:
@@ -246,8 +271,6 @@ def summarise(plan: Plan, states: Mapping[str, str], *, report: str | None = Non
 
 def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, say: Callable[[str], None]) -> Slots:
     """Return what one trial takes of the cluster; say why it takes that much of a GPU."""
-    from orchestrator.scheduling import Slots
-
     execution, ledger = prepared.study.execution, prepared.ledger
     gpus = execution.gpus_per_trial
     if gpus == "auto" and resources.get("GPU", 0.0) > 0 and execution.device != "cpu":
@@ -259,13 +282,7 @@ def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, say: Ca
         gpus = share.gpus
     elif gpus == "auto":
         gpus = 0.0
-    return Slots(
-        cpus=execution.cpus_per_trial,
-        gpus=gpus,
-        max_concurrent=execution.max_concurrent_trials,
-        max_retries=execution.max_retries,
-        stall_seconds=60.0 * execution.stall_minutes,
-    )
+    return Slots(cpus=execution.cpus_per_trial, gpus=gpus, max_concurrent=execution.max_concurrent_trials)
 
 
 @contextmanager

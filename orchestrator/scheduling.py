@@ -1,8 +1,8 @@
 """Open work → Ray Tune. The only module that names ray.
 
 Tune starts actors where resources are free and tells when one is lost; what is to be done, and what has been done, it
-is never asked. A searcher hands out open work, one Tune trial carrying several of ours when they are short, and says
-"nothing ready" while all that is left waits for a stage.
+is never asked. A searcher hands out what the desk has, one Tune trial carrying several of ours when they are short, and
+says "nothing ready" while all that is left waits for a stage.
 """
 
 from __future__ import annotations
@@ -14,10 +14,8 @@ import shutil
 import socket
 import tempfile
 import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,49 +28,22 @@ os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # only the older output is silent when told so
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+# A worker per CPU that is started in case somebody needs it, and imports what ours import: 1.3 CPU s on 2 cores.
+os.environ.setdefault("RAY_enable_worker_prestart", "0")
+os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 
 import ray
 from ray import tune
 from ray.tune.search import Searcher
 
-from orchestrator.ledger import Ledger, describe_upstream
-from orchestrator.open_work import CHUNK_SECONDS, OpenWork
-from orchestrator.plan import Work
-from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
+from orchestrator.desk import Desk
+from orchestrator.resources import Slots, num_slots
 from orchestrator.slot import ChunkRunner, pack, unpack
 from orchestrator.worker import ZYGOTE
-from trainables.errors import InfrastructureError, StudyError
+from trainables.errors import InfrastructureError
 
 #: Reports of all slots together that Tune's loop takes without falling behind; it can do some 40 a second.
 REPORTS_PER_SECOND = 16.0
-
-#: Called in the scheduling loop with ("started" | "event" | "ended", work, details): must be quick and never raise.
-Listener = Callable[[str, Work, dict[str, Any]], None]
-
-
-@dataclass(frozen=True)
-class Job:
-    """What the workers of a run have to know."""
-
-    #: ``trainables.config.Execution`` as JSON.
-    execution: dict[str, Any]
-    #: Names the zygotes of this run.
-    token: str
-    #: What they import.
-    preload: tuple[str, ...]
-    #: Work → content of its ``config.json``.
-    describe: Callable[[Work], dict[str, Any]]
-
-
-@dataclass(frozen=True)
-class Slots:
-    """What one trial takes, and how trials are retried."""
-
-    cpus: float
-    gpus: float
-    max_concurrent: int | None
-    max_retries: int
-    stall_seconds: float
 
 
 def connect(address: str | None) -> dict[str, float]:
@@ -114,144 +85,42 @@ def _check_listens(address: str) -> None:
         ) from error
 
 
-def check_fits(resources: Mapping[str, float], slots: Slots) -> None:
-    """Refuse a trial larger than this machine: Ray would wait for ever for a machine to be added.
-
-    Raises:
-        StudyError: a trial asks for more CPUs or GPUs than there are.
-    """
-    for key, asked, found in (
-        ("cpus_per_trial", slots.cpus, resources.get("CPU", 0.0)),
-        ("gpus_per_trial", slots.gpus, resources.get("GPU", 0.0)),
-    ):
-        if asked > found:
-            raise StudyError(
-                f"execution.{key}: a trial asks for {asked:g}, and this machine has {found:g}; "
-                "ask for less, or join a cluster with --address"
-            )
-
-
 def disconnect() -> None:
     """Leave or stop Ray."""
     ray.shutdown()
 
 
-def num_slots(resources: Mapping[str, float], slots: Slots) -> int:
-    """Return how many trials fit at once; at least 1, so that an empty autoscaling cluster is asked to grow."""
-    if slots.max_concurrent is not None:
-        return slots.max_concurrent
-    fits = [resources.get("CPU", 0.0) / slots.cpus] if slots.cpus else []
-    if slots.gpus:
-        fits.append(resources.get("GPU", 0.0) / slots.gpus)
-    return max(1, int(min(fits, default=1.0) + 1e-9))
-
-
 class Handing(Searcher):  # type: ignore[misc]  # ray is untyped
-    """Hands out open work to Tune, a chunk per Tune trial, and judges how each work ended.
+    """Hands out the desk's works to Tune, a chunk per Tune trial.
 
     Args:
-        open_work: what is to be done.
-        ledger: where the workers find and leave everything.
-        chunk: what all chunks have in common.
-        describe: work → content of its ``config.json``.
-        listen: told of every start, event and end.
+        desk: where the work is.
+        report_seconds: how often a slot tells what has happened.
         read_error: Tune trial → what Tune knows of its end.
     """
 
     def __init__(
-        self,
-        open_work: OpenWork,
-        *,
-        ledger: Ledger,
-        chunk: dict[str, Any],
-        describe: Callable[[Work], dict[str, Any]],
-        listen: Listener,
-        read_error: Callable[[str], str] = lambda trial_id: "",
+        self, desk: Desk, *, report_seconds: float = 1.0, read_error: Callable[[str], str] = lambda trial_id: ""
     ) -> None:
         super().__init__()
-        self._open, self._ledger, self._chunk, self._describe = open_work, ledger, chunk, describe
-        self._listen, self._read_error = listen, read_error
-        #: Tune trial → its works that have not ended; the first is the one that runs.
-        self._running: dict[str, list[Work]] = {}
-        self._begun: set[str] = set()
-        #: Signature → how often the actor was lost that ran it.
-        self._losses: Counter[str] = Counter()
-        #: Machines that are known to write where this driver reads.
-        self._shares_storage: set[str] = set()
+        self._desk, self._report_seconds, self._read_error = desk, report_seconds, read_error
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next chunk, None when nothing is ready, FINISHED when nothing is left."""
-        works = self._open.take()
-        if not works:
-            return Searcher.FINISHED if self._open.is_finished else None
-        self._running[trial_id] = works
-        created = {"created_ms": int(time.time() * 1000), "works": [self._request(work) for work in works]}
-        return {"chunk": pack({**self._chunk, **created}), "signature": works[0].signature}
-
-    def _request(self, work: Work) -> dict[str, Any]:
-        return {
-            "record": self._describe(work),
-            "folder": self._ledger.folder(work.kind, work.signature).uri,
-            "encoder": self._ledger.folder("stage", work.needs[0]).uri if work.needs else None,
-        }
+        chunk = self._desk.take(trial_id)
+        if chunk is None:
+            return Searcher.FINISHED if self._desk.is_finished else None
+        signature = chunk["works"][0]["record"]["signature"]
+        return {"chunk": pack({**chunk, "report_seconds": self._report_seconds}), "signature": signature}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass on what a slot has to tell."""
-        for event in json.loads(result.get("events", "[]")):
-            work = self._open.get(event["signature"])
-            if work is None or work not in self._running.get(trial_id, ()):
-                continue  # told before its actor was lost
-            if event["event"] == "begun":
-                if work.signature not in self._begun:
-                    self._begun.add(work.signature)
-                    self._listen("started", work, {})
-            elif event["event"] == "returned":
-                self._running[trial_id].remove(work)
-                self._open.give_back([work])
-            elif event["event"] == "done":
-                self._running[trial_id].remove(work)
-                self._end(work, self._judge(work, event))
-            else:
-                self._listen("event", work, event)
-
-    def on_trial_recover(self, trial_id: str) -> None:
-        """Remember whose actor was lost; Tune starts another one with the same chunk."""
-        self._losses.update(work.signature for work in self._running.get(trial_id, ())[:1])
+        self._desk.tell(trial_id, json.loads(result.get("events", "[]")))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Settle what is left of a chunk: nothing, unless it was stopped or its actor was lost too often."""
+        """Settle what is left of a chunk."""
         self.on_trial_result(trial_id, result or {})
-        left = self._running.pop(trial_id, [])
-        for number, work in enumerate(left):
-            if self._ledger.folder(work.kind, work.signature).exists("result.json"):
-                self._end(work, {"status": COMPLETE})  # whatever happened to the actor afterwards
-            elif not error:
-                self._end(work, {"status": INTERRUPTED})
-            elif number == 0 and self._losses[work.signature] >= self._chunk["max_retries"]:
-                self._end(work, {"status": FAILED, "reason": "crashed", "traceback": self._read_error(trial_id)})
-            else:
-                self._losses[work.signature] += number == 0
-                self._open.give_back([work])
-
-    def _judge(self, work: Work, event: dict[str, Any]) -> dict[str, Any]:
-        """Return how a work ended: what its slot says, if that is what lies in the ledger."""
-        if event["status"] != COMPLETE or event["host"] in self._shares_storage:
-            return event
-        folder = self._ledger.folder(work.kind, work.signature)
-        if not folder.exists("result.json"):
-            message = f"{event['host']} finished, and there is no result.json in {folder.uri}: "
-            return {"status": FAILED, "reason": "error", "message": message + "is this storage shared by all machines?"}
-        self._shares_storage.add(event["host"])
-        return event
-
-    def _end(self, work: Work, details: dict[str, Any]) -> None:
-        self._listen("ended", work, details)
-        if details["status"] == COMPLETE:
-            self._open.complete(work, seconds=details.get("seconds"))
-            return
-        for dependant in self._open.drop(work):
-            if details["status"] == FAILED:
-                self._listen("ended", dependant, describe_upstream(work))
+        self._desk.release(trial_id, error=partial(self._read_error, trial_id) if error else None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles its searcher into a file that we never read."""
@@ -294,15 +163,15 @@ class Slot(tune.Trainable):  # type: ignore[misc]
 class _Tidings(tune.Callback):  # type: ignore[misc]
     """What Tune tells callbacks and not searchers: that an actor was lost, and what it knows of the reason."""
 
-    def __init__(self) -> None:
+    def __init__(self, on_recover: Callable[[str], None]) -> None:
         self._trials: Sequence[Any] = ()
-        self.on_recover: Callable[[str], None] = lambda trial_id: None
+        self._on_recover = on_recover
 
     def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
         self._trials = trials
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self.on_recover(trial.trial_id)
+        self._on_recover(trial.trial_id)
 
     def read_error(self, trial_id: str) -> str:
         """Return the traceback of a Tune trial that ended with an error."""
@@ -327,47 +196,22 @@ class _StopWhenAsked(tune.Stopper):  # type: ignore[misc]
         return self._asked.is_set()
 
 
-def execute(
-    works: Sequence[Work],
-    *,
-    complete: Iterable[str],
-    ledger: Ledger,
-    job: Job,
-    slots: Slots,
-    listen: Listener,
-    stop: threading.Event,
-) -> None:
-    """Run all ``works`` and return when each is complete or failed, or soon after ``stop`` is set.
+def execute(desk: Desk, *, study: str, slots: Slots, max_retries: int, stop: threading.Event) -> None:
+    """Work at the desk until each work is complete or failed, or until soon after ``stop`` is set.
 
     Args:
-        works: open work in the order of preference.
-        complete: signatures that count as done already.
-        ledger: where the workers find and leave everything.
-        job: what the workers have to know.
+        desk: where the work is.
+        study: its name.
         slots: resources of one trial.
-        listen: told of every start, event and end.
+        max_retries: how often a lost actor is replaced.
         stop: ends running trials; they go on from their last checkpoint in a later run.
     """
-    number = min(len(works), num_slots(ray.cluster_resources(), slots))
-    tidings = _Tidings()
-    handing = Handing(
-        OpenWork(works, complete=complete, num_slots=number),
-        ledger=ledger,
-        chunk={
-            "execution": job.execution,
-            "token": job.token,
-            "preload": job.preload,
-            "stall_seconds": slots.stall_seconds,
-            "max_retries": slots.max_retries,
-            "chunk_seconds": CHUNK_SECONDS,
-            "report_seconds": max(1.0, number / REPORTS_PER_SECOND),
-        },
-        describe=job.describe,
-        listen=listen,
-        read_error=tidings.read_error,
-    )
-    tidings.on_recover = handing.on_trial_recover
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are in the ledger, and told by ``listen``
+    number = num_slots(ray.cluster_resources(), slots)
+    desk.set_num_slots(number)
+    desk.expect_successors()
+    tidings = _Tidings(desk.lose)
+    handing = Handing(desk, report_seconds=max(1.0, number / REPORTS_PER_SECOND), read_error=tidings.read_error)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are in the ledger, and told to the listener
     scratch = tempfile.mkdtemp(prefix="robustsweep-tune-")  # Tune insists on a place; nothing in it is read again
     try:
         tune.Tuner(
@@ -381,11 +225,11 @@ def execute(
                 trial_dirname_creator=lambda trial: trial.trial_id,
             ),
             run_config=tune.RunConfig(
-                name=ledger.study,
+                name=study,
                 stop=_StopWhenAsked(stop),
                 callbacks=[tidings],
                 storage_path=scratch,
-                failure_config=tune.FailureConfig(max_failures=slots.max_retries),
+                failure_config=tune.FailureConfig(max_failures=max_retries),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger has them
                 verbose=0,
             ),

@@ -87,6 +87,10 @@ class ChunkRunner:
                 self._advance(min(left, pause))
         return self._news
 
+    def hurry(self) -> None:
+        """Let others do what has not begun."""
+        self._until = 0.0
+
     def _give_back(self) -> None:
         """Let others do what this slot has not come to, also while a long work runs."""
         if time.monotonic() > self._until and self._current is not None:

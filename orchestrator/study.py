@@ -52,6 +52,10 @@ class ExecutionConfig(Frozen):
     acceleration: Literal["off", "probe"] = Field(
         "off", description="probe: memory format, precision and compiling are timed once, and the same for all trials."
     )
+    head_start: bool = Field(
+        True,
+        description="Where there is no GPU and no cluster, the driver runs trials until Ray is up.",
+    )
     storage: str = Field("results", description="Root of the ledger: a folder (from where one starts) or fsspec URI.")
     mlflow: str | None = Field(None, description="MLflow tracking URI; null: a SQLite file beside the ledger.")
     address: str | None = Field(None, description="Ray cluster to join; null: this machine.")

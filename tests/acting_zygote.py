@@ -48,6 +48,11 @@ def chatter(report: Any) -> None:
     report({"event": "epoch", "epoch": 1, "note": 'line\nbreak "quoted" é'})
 
 
+def nap(report: Any) -> None:
+    """As long as a short trial."""
+    time.sleep(0.3)
+
+
 def fail(report: Any) -> None:
     raise ValueError("shape (3, 4) does not fit\nsecond line")
 
@@ -73,7 +78,7 @@ def shout(report: Any) -> None:
 
 
 ACTS: dict[str, Callable[[Any], None]] = {
-    act.__name__: act for act in (finish, describe, chatter, fail, diverge, leave, hang, shout)
+    act.__name__: act for act in (finish, nap, describe, chatter, fail, diverge, leave, hang, shout)
 }
 
 
@@ -111,7 +116,7 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
     if act == "loses_result":
         return
     encoder = request["encoder"] and Folder(request["encoder"]).read_json("result.json")["name"]
-    result = {"name": act, "encoder": encoder, "pid": os.getpid(), "zygote": os.getppid()}
+    result = {"name": act, "encoder": encoder, "pid": os.getpid(), "zygote": os.getppid(), "slot": find_peer()}
     folder.write_json("result.json", result)
 
 

@@ -1,0 +1,233 @@
+"""Where slots get their work and say what became of it, whoever runs them: Tune's actors, or threads of the driver.
+
+A slot takes a chunk of works, tells its events, and is released. Everything is said to one listener. Knows nothing of
+Ray and of processes.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.ledger import Ledger, describe_upstream
+from orchestrator.open_work import CHUNK_SECONDS, OpenWork
+from orchestrator.plan import Work
+from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
+
+#: Called with ("started" | "event" | "ended", work, details), one call at a time: must be quick and never raise.
+Listener = Callable[[str, Work, dict[str, Any]], None]
+
+#: A slot of the driver works on beside the actor that is about to replace it if its work will be over this soon.
+SHORT_SECONDS = 10.0
+#: How the names of the driver's own slots begin; Tune's have letters and digits only.
+_OWN = "own-"
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the slots of a run have to know."""
+
+    #: ``trainables.config.Execution`` as JSON.
+    execution: dict[str, Any]
+    #: Names the zygotes of this run.
+    token: str
+    #: What they import.
+    preload: tuple[str, ...]
+    max_retries: int
+    stall_seconds: float
+    #: Work → content of its ``config.json``.
+    describe: Callable[[Work], dict[str, Any]]
+
+
+class Desk:
+    """Hands out open work, a chunk per slot, and judges how each work ended. May be called from any thread.
+
+    Args:
+        open_work: what is to be done.
+        ledger: where the slots find and leave everything.
+        job: what they have to know.
+        listen: told of every start, event and end.
+    """
+
+    def __init__(self, open_work: OpenWork, *, ledger: Ledger, job: Job, listen: Listener) -> None:
+        self._open, self._ledger, self._job, self._listen = open_work, ledger, job, listen
+        self._changed = threading.Condition(threading.RLock())
+        #: Slot → its works that have not ended; the first is the one that runs.
+        self._running: dict[str, list[Work]] = {}
+        #: Slots that have told of a work.
+        self._at_work: set[str] = set()
+        self._begun: set[str] = set()
+        #: Signature → how often the slot was lost that ran it.
+        self._losses: Counter[str] = Counter()
+        #: Machines that are known to write where this driver reads.
+        self._shares_storage: set[str] = set()
+        self._has_successors = False
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every work has ended or can never start."""
+        with self._changed:
+            return self._open.is_finished
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the open works will take, None when too little is known."""
+        with self._changed:
+            return self._open.seconds_left
+
+    def set_num_slots(self, number: int) -> None:
+        """Say how many slots may be at work at once."""
+        with self._changed:
+            self._open.num_slots = number
+
+    def wait(self, seconds: float) -> None:
+        """Return when a slot has told something, after ``seconds`` at the latest."""
+        with self._changed:
+            self._changed.wait(seconds)
+
+    # ------------------------------------------------------------------ the driver's own slots
+
+    def take_own(self, number: int) -> dict[str, Any] | None:
+        """Return the next chunk of the driver's ``number``-th slot, as ``take`` does."""
+        with self._changed:
+            return self._take(_own(number)) if self.may_go_on(number) else None
+
+    def tell_own(self, number: int, events: Iterable[Mapping[str, Any]]) -> None:
+        """As ``tell``."""
+        self.tell(_own(number), events)
+
+    def release_own(self, number: int) -> None:
+        """As ``release``."""
+        self.release(_own(number))
+
+    def expect_successors(self) -> None:
+        """Let Tune's slots replace the driver's own, one by one, as soon as they are at work."""
+        with self._changed:
+            self._has_successors = True
+
+    def may_go_on(self, number: int) -> bool:
+        """Return whether one of the driver's own slots should begin another work."""
+        with self._changed:
+            if not self._has_successors:
+                return True
+            return self._is_short() and len(self._at_work - {_own(number)}) < self._open.num_slots
+
+    def _is_short(self) -> bool:
+        mean = self._open.mean_seconds
+        return mean is not None and mean < SHORT_SECONDS
+
+    def _is_full(self) -> bool:
+        """Whether another slot would have to wait for one of the driver's own, and that may take long."""
+        own = [name for name in self._running if name.startswith(_OWN)]
+        return bool(own) and not self._is_short() and len(self._running) >= self._open.num_slots
+
+    # ------------------------------------------------------------------ all slots
+
+    def take(self, slot: str) -> dict[str, Any] | None:
+        """Return the next chunk for a slot (see ``slot.ChunkRunner``), None when nothing is ready."""
+        with self._changed:
+            return None if self._is_full() else self._take(slot)
+
+    def _take(self, slot: str) -> dict[str, Any] | None:
+        works = self._open.take()
+        if not works:
+            return None
+        self._running[slot] = works
+        return {
+            "works": [self._request(work) for work in works],
+            "created_ms": int(time.time() * 1000),
+            "execution": self._job.execution,
+            "token": self._job.token,
+            "preload": self._job.preload,
+            "max_retries": self._job.max_retries,
+            "stall_seconds": self._job.stall_seconds,
+            "chunk_seconds": CHUNK_SECONDS,
+        }
+
+    def _request(self, work: Work) -> dict[str, Any]:
+        return {
+            "record": self._job.describe(work),
+            "folder": self._ledger.folder(work.kind, work.signature).uri,
+            "encoder": self._ledger.folder("stage", work.needs[0]).uri if work.needs else None,
+        }
+
+    def tell(self, slot: str, events: Iterable[Mapping[str, Any]]) -> None:
+        """Take what a slot has to say (``slot.ChunkRunner.step``)."""
+        with self._changed:
+            for event in events:
+                work = self._open.get(event["signature"])
+                if work is None or work not in self._running.get(slot, ()):
+                    continue  # told before its actor was lost
+                self._at_work.add(slot)
+                self._take_event(slot, work, dict(event))
+            self._changed.notify_all()
+
+    def _take_event(self, slot: str, work: Work, event: dict[str, Any]) -> None:
+        match event["event"]:
+            case "begun":
+                if work.signature not in self._begun:
+                    self._begun.add(work.signature)
+                    self._listen("started", work, {})
+            case "returned":
+                self._running[slot].remove(work)
+                self._open.give_back([work])
+            case "done":
+                self._running[slot].remove(work)
+                self._end(work, self._judge(work, event))
+            case _:
+                self._listen("event", work, event)
+
+    def lose(self, slot: str) -> None:
+        """Remember that the actor of a slot was lost; another one carries the same chunk out."""
+        with self._changed:
+            self._losses.update(work.signature for work in self._running.get(slot, ())[:1])
+
+    def release(self, slot: str, *, error: Callable[[], str] | None = None) -> None:
+        """Settle what is left of a chunk: nothing, unless the slot was stopped or lost too often.
+
+        Args:
+            slot: takes no part any more, or will take another chunk.
+            error: what is known of its end, if it was lost.
+        """
+        with self._changed:
+            left = self._running.pop(slot, [])
+            self._at_work.discard(slot)
+            for number, work in enumerate(left):
+                if self._ledger.folder(work.kind, work.signature).exists("result.json"):
+                    self._end(work, {"status": COMPLETE})  # whatever happened to the slot afterwards
+                elif error is None:
+                    self._end(work, {"status": INTERRUPTED})
+                elif number == 0 and self._losses[work.signature] >= self._job.max_retries:
+                    self._end(work, {"status": FAILED, "reason": "crashed", "traceback": error()})
+                else:
+                    self._losses[work.signature] += number == 0
+                    self._open.give_back([work])
+            self._changed.notify_all()
+
+    def _judge(self, work: Work, event: dict[str, Any]) -> dict[str, Any]:
+        """Return how a work ended: what its slot says, if that is what lies in the ledger."""
+        if event["status"] != COMPLETE or event["host"] in self._shares_storage:
+            return event
+        folder = self._ledger.folder(work.kind, work.signature)
+        if not folder.exists("result.json"):
+            message = f"{event['host']} finished, and there is no result.json in {folder.uri}: "
+            return {"status": FAILED, "reason": "error", "message": message + "is this storage shared by all machines?"}
+        self._shares_storage.add(event["host"])
+        return event
+
+    def _end(self, work: Work, details: dict[str, Any]) -> None:
+        self._listen("ended", work, details)
+        if details["status"] == COMPLETE:
+            self._open.complete(work, seconds=details.get("seconds"))
+            return
+        for dependant in self._open.drop(work):
+            if details["status"] == FAILED:
+                self._listen("ended", dependant, describe_upstream(work))
+
+
+def _own(number: int) -> str:
+    return f"{_OWN}{number}"
