@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from types import TracebackType
 from typing import Any
@@ -106,13 +106,15 @@ class Backstage:
         self._begin({"check": distinct})
         self._finish("checking the trials")
 
-    def write_report(self, ledger: Ledger) -> Report:
-        """Write the report in a process of the zygote, which has torch imported, while Ray stops.
+    def begin_report(self, ledger: Ledger) -> Callable[[], Report]:
+        """Write the report in a process of the zygote, which has torch imported; return how to wait for it.
 
-        Raises:
-            RobustSweepError: as ``report.write.write_report``.
+        Waiting also stops Ray, and raises what ``report.write.write_report`` raises.
         """
         self._begin({"report": ledger.study, "storage": ledger.storage})
+        return self._finish_report
+
+    def _finish_report(self) -> Report:
         self._stop_ray()
         (event,) = self._finish("writing the report")
         said = {key: value for key, value in event.items() if key != "event"}

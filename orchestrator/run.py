@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -105,7 +106,8 @@ def run_study(
                 record_upstream_failures(prepared)
                 if running is not None and actions.open:
                     execute_open(prepared, backstage, console=console, notice=running.shipper.notice)
-            return conclude(prepared, running, backstage, console)
+                get_report = begin_report(prepared, backstage)  # while the last records are shipped
+            return conclude(prepared, running, get_report(), console)
 
 
 def record_upstream_failures(prepared: Prepared) -> None:
@@ -222,18 +224,24 @@ def execute_in_ray(
     scheduling.execute(desk, study=study.study, slots=slots, max_retries=study.execution.max_retries, stop=stop)
 
 
-def conclude(prepared: Prepared, shipped: Shipping | None, backstage: Backstage, console: Console) -> Summary:
-    """Write the report, attach it to MLflow's parent run, print where everything is; nothing twice."""
+def begin_report(prepared: Prepared, backstage: Backstage) -> Callable[[], Report]:
+    """Start to write the report, unless there is one of this state of the study; return how to wait for it."""
+    ledger = prepared.ledger
+    state = compute_state(ledger.read_plan(), ledger.states())
+    report = read_report(ledger.root, Source(state, DEFAULT_METRIC, examples=True))
+    if report is not None:
+        return lambda: report
+    if backstage.is_started:
+        return backstage.begin_report(ledger)
+    from orchestrator.report.write import write_report  # imports pandas
+
+    return partial(write_report, ledger, cache_dir=prepared.study.execution.cache_dir.expanduser())
+
+
+def conclude(prepared: Prepared, shipped: Shipping | None, report: Report, console: Console) -> Summary:
+    """Attach the report to MLflow's parent run, print where everything is; nothing twice."""
     ledger = prepared.ledger
     states = ledger.states()
-    state = compute_state(ledger.read_plan(), states)
-    report = read_report(ledger.root, Source(state, DEFAULT_METRIC, examples=True))
-    if report is None and backstage.is_started:
-        report = backstage.write_report(ledger)
-    elif report is None:
-        from orchestrator.report.write import write_report  # imports pandas
-
-        report = write_report(ledger, cache_dir=prepared.study.execution.cache_dir.expanduser())
     unshipped = shipped.unshipped if shipped else 0
     summary = summarise(prepared.plan, states, report=report.html, unshipped=unshipped)
     if shipped is not None and unshipped == 0:
@@ -246,6 +254,7 @@ def conclude(prepared: Prepared, shipped: Shipping | None, backstage: Backstage,
         except TrackingError as error:
             warn(console, "the report is not in MLflow yet", str(error))
         else:
+            state = compute_state(ledger.read_plan(), states)
             shipped.shipper.tracker.remember(state=state, page_sha256=report.page_sha256)
     console.print(report.summary, soft_wrap=True, highlight=False, markup=False)
     if shipped is None:

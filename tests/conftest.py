@@ -10,7 +10,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the
 
 import pytest
 import torch
-from studies import Place, make_place
+from studies import IN_RAY, Place, make_place
 
 torch.set_num_threads(1)
 
@@ -33,8 +33,8 @@ class FinishedStudy:
 
 @pytest.fixture(scope="session")
 def finished_study(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
-    """The one study of a test run that is trained from start to end."""
+    """The one study of a test run that is trained from start to end, all of it in Ray."""
     folder = tmp_path_factory.mktemp("finished")
     place = make_place(folder, folder / "cache")
-    done = place.call("run")
+    done = place.call("run", *IN_RAY)
     return FinishedStudy(place, done.stdout, done.stderr, done.returncode)

@@ -28,6 +28,8 @@ factors:
 execution: {cache_dir: CACHE}
 """
 NUM_TRIALS, NUM_STAGES = 4, 1
+#: Options of ``run``: the driver runs no trial itself, as it would while so short a study lasts.
+IN_RAY = ("--set", "execution.head_start=false")
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 

@@ -1,4 +1,7 @@
-"""The driver is interrupted, then killed at a random point: running the same command again is all there is to do."""
+"""The driver is interrupted, then killed at a random point: running the same command again is all there is to do.
+
+The first run and the last have their trials in slots of the driver, the one that is killed in Ray.
+"""
 
 from __future__ import annotations
 
@@ -9,15 +12,15 @@ from pathlib import Path
 import pytest
 from conftest import FinishedStudy
 from mlflow.tracking import MlflowClient
-from studies import NUM_STAGES, NUM_TRIALS, Place, make_place, stamps
+from studies import IN_RAY, NUM_STAGES, NUM_TRIALS, Place, make_place, stamps
 
 from orchestrator.ledger import Ledger
 from orchestrator.report.tables import load_results, results_sha256
 
 
-def run_until(place: Place, number: int, signal_name: str) -> tuple[int, str]:
+def run_until(place: Place, number: int, signal_name: str, *options: str) -> tuple[int, str]:
     """Run the study and send a signal after the ``number``-th epoch; return the exit code and what was said."""
-    process = place.start("run")
+    process = place.start("run", *options)
     assert process.stdout is not None
     said = []
     for line in process.stdout:
@@ -52,7 +55,7 @@ def test_an_interrupted_and_killed_study_ends_as_an_undisturbed_one(
     place.wait_for_silence()
     first = stamps(place, complete_of(ledger))
 
-    code, said = run_until(place, moments[1], "SIGKILL")
+    code, said = run_until(place, moments[1], "SIGKILL", *IN_RAY)
     assert code == -9, said
     place.wait_for_silence()  # raylet, actors, zygotes and trials end with their driver
     assert (place.ledger / "lease.json").exists()
