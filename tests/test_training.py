@@ -64,7 +64,7 @@ def test_training_learns(tmp_path: Path) -> None:
         {"regulariser": {"kind": "spectral_decoupling", "weight": 0.1, "delay_steps": 1}},
         {"regulariser": {"kind": "spectral_decoupling", "weight": (0.1, 0.2), "group_by": "site"}},
         {"regulariser": {"kind": "label_smoothing"}, "training": {"class_weights": "balanced"}},
-        {"regulariser": {"kind": "mixup"}, "training": {"optimiser": "sgd", "precision": "bfloat16"}},
+        {"regulariser": {"kind": "mixup"}, "training": {"optimiser": "sgd"}},
         {"augmentation": {"kind": "trivialaugment", "erasing": 0.5}, "training": {"gradient_clip_norm": 0.1}},
         {"augmentation": {"kind": "randaugment", "horizontal_flip": True, "crop_scale_min": 0.5}},
     ],
@@ -260,7 +260,10 @@ def test_precision() -> None:
     training = config().training
     assert resolve_precision(training, CPU) == torch.float32
     assert resolve_precision(training, torch.device("cuda")) == torch.bfloat16
-    assert resolve_precision(config(training={"precision": "bfloat16"}).training, CPU) == torch.bfloat16
+    asked = config(training={"precision": "bfloat16"}).training
+    assert resolve_precision(asked, torch.device("cuda")) == torch.bfloat16
+    with pytest.raises(ConfigError, match="found bfloat16 on a CPU"):
+        resolve_precision(asked, CPU)
     assert resolve_precision(config(training={"precision": "float32"}).training, torch.device("cuda")) == torch.float32
 
 

@@ -55,9 +55,18 @@ class Outcome:
 
 
 def resolve_precision(config: TrainingConfig, device: torch.device) -> torch.dtype:
-    """Return the dtype of the forward pass: bfloat16 on a GPU unless told otherwise."""
+    """Return the dtype of the forward pass: bfloat16 on a GPU unless told otherwise.
+
+    Raises:
+        ConfigError: bfloat16 on a CPU, where some gradients of convolutions are left uninitialised (torch 2.15).
+    """
     if config.precision == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if config.precision == "bfloat16" and device.type == "cpu":
+        raise ConfigError(
+            "training.precision: found bfloat16 on a CPU, where torch computes wrong gradients for small feature maps; "
+            "use auto (bfloat16 on GPUs only) or float32"
+        )
     return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
 
 
