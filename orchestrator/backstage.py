@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import Any
 
 from orchestrator import zygote
+from orchestrator.garbage import made_to_stay
 from orchestrator.ledger import Ledger
 from orchestrator.prepare import resolve_execution
 from orchestrator.report.source import Report
@@ -168,7 +169,8 @@ class _RayThread(threading.Thread):
     def run(self) -> None:
         """Body of the thread."""
         try:
-            from orchestrator import scheduling  # imports ray
+            with made_to_stay():
+                from orchestrator import scheduling  # imports ray
 
             self._resources = scheduling.connect(self._address)
         except Exception as error:  # noqa: BLE001 - the thread's boundary: ``wait`` raises it where it is waited for

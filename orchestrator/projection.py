@@ -13,6 +13,7 @@ import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from orchestrator.ledger import Record
@@ -58,7 +59,7 @@ class Projection:
     epochs: dict[int, tuple[Point, ...]]
     #: Points of the evaluation, empty before a trial is complete.
     scores: tuple[Point, ...]
-    #: Set with the last values, when the outcome is known.
+    #: What is said of the outcome, when it is known.
     closing_tags: dict[str, str]
     traceback: str | None
 
@@ -66,6 +67,13 @@ class Projection:
     def num_points(self) -> int:
         """Number of metric values, epochs and scores together."""
         return sum(map(len, self.epochs.values())) + len(self.scores)
+
+    @property
+    def final_tags(self) -> dict[str, str]:
+        """The closing tags and the number of values; none before the outcome is known."""
+        if self.status == STATUSES[INTERRUPTED]:
+            return {}
+        return self.closing_tags | {"robustsweep.shipped": str(self.num_points)}
 
 
 @dataclass(frozen=True)
@@ -142,6 +150,7 @@ def describe_study(about: Mapping[str, Any]) -> dict[str, str]:
     return {key: value[:MAX_TAG_LENGTH] for key, value in tags.items()}
 
 
+@lru_cache(maxsize=10_000)  # the trials of a study have the same keys
 def make_key(*parts: str) -> str:
     """Return a metric, param or tag key of ``parts`` joined by ``/``, with only characters that MLflow allows.
 
@@ -156,12 +165,13 @@ def make_key(*parts: str) -> str:
     return f"{key[: MAX_KEY_LENGTH - 9]}-{digest}"
 
 
-def make_batches(projection: Projection, *, params: bool, known_epochs: frozenset[int]) -> Iterator[Batch]:
-    """Yield what has to be sent, within MLflow's limits, an epoch never torn apart, the closing tags last.
+def make_batches(projection: Projection, *, params: bool, tags: bool, known_epochs: frozenset[int]) -> Iterator[Batch]:
+    """Yield what has to be sent, within MLflow's limits, an epoch never torn apart, the final tags last.
 
     Args:
         projection: of the record.
         params: send the params as well; repeating them changes nothing.
+        tags: send the final tags as well.
         known_epochs: those that MLflow already has.
     """
     items = tuple(projection.params.items()) if params else ()
@@ -179,11 +189,9 @@ def make_batches(projection: Projection, *, params: bool, known_epochs: frozense
     for number in range(num_calls):
         some = chunks[number] if number < len(chunks) else ()
         points = packed[number] if number < len(packed) else ()
-        tags: dict[str, str] = {}
-        if number == num_calls - 1 and projection.status != STATUSES[INTERRUPTED]:
-            tags = projection.closing_tags | {"robustsweep.shipped": str(projection.num_points)}
-        if some or points or tags:
-            yield Batch(some, points, tags)
+        last = projection.final_tags if tags and number == num_calls - 1 else {}
+        if some or points or last:
+            yield Batch(some, points, last)
 
 
 def _project_epochs(lines: Sequence[Mapping[str, Any]]) -> dict[int, tuple[Point, ...]]:

@@ -53,8 +53,13 @@ class Run:
             num_params=len(found.data.params),
         )
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether everything of a record whose outcome was known has been sent; the status is the last of it."""
+        return self.shipped is not None and self.status != RUNNING
+
     def shows(self, projection: Projection) -> bool:
-        """Return whether a record whose outcome is known has been sent entirely."""
+        """Return whether this record, with a known outcome, has been sent entirely."""
         return (
             self.status == projection.status != RUNNING
             and self.shipped == str(projection.num_points)

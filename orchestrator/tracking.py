@@ -24,10 +24,13 @@ os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 # Importing MLflow starts a thread that reports usage to its vendor; what runs beside patient data calls nobody.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
-from mlflow.tracking import MlflowClient
-from sqlalchemy.exc import SQLAlchemyError
+from orchestrator.garbage import made_to_stay
+
+with made_to_stay():
+    from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.ledger import Ledger, Record
 from orchestrator.projection import (
@@ -101,7 +104,9 @@ class Tracker:
         self.parent_run_id = ""
         forget_shipped(self._ledger.root)
         with self._asking("open the experiment"):
-            self._client = self._client or MlflowClient(self.tracking_uri)
+            if self._client is None:
+                with made_to_stay():  # a database: imports more, and makes or checks the tables
+                    self._client = MlflowClient(self.tracking_uri)
             self.experiment_id = self._ensure_experiment()
             parents = [run.info.run_id for run in self._search("tags.`robustsweep.kind` = 'study'")]
             parent_run_id = self._ensure_parent(parents[-1] if parents else None)
@@ -128,6 +133,7 @@ class Tracker:
         run = self._runs.get(record.signature)
         if run is not None and run.shows(projection):
             return False
+        is_new = run is None
         if run is None:
             run = self._create(record, projection)
             self._runs[record.signature] = run
@@ -135,14 +141,14 @@ class Tracker:
         is_current = run.is_described_by(projection) and not set(projection.epochs) - known
         if projection.status == RUNNING and is_current:
             return False
-        self._send(run, record, projection, known)
+        self._send(run, record, projection, known, tags=not is_new)
         self._index.note(record.signature)
         return True
 
     def has_shipped(self, signature: str, state: str) -> bool:
         """Return whether the run of a finished record is closed with the status that ``state`` means."""
         run = self._runs.get(signature)
-        return run is not None and run.shipped is not None and run.status == STATUSES[state] != RUNNING
+        return run is not None and run.is_whole and run.status == STATUSES[state]
 
     def close_interrupted(self, resumed: Collection[str] = ()) -> int:
         """Close runs of this ledger that say RUNNING and are not; return how many were killed.
@@ -262,7 +268,7 @@ class Tracker:
                 continue  # the study's own run, or somebody's in the same experiment
             run, other = Run.of(found), self._runs.get(signature)
             if other is not None and other.run_id != run.run_id:
-                run, extra = (run, other) if run.shipped and not other.shipped else (other, run)
+                run, extra = (run, other) if run.is_whole and not other.is_whole else (other, run)
                 self._client.delete_run(extra.run_id)
             self._runs[signature] = run
 
@@ -270,9 +276,10 @@ class Tracker:
         return _search_runs(self._client, self.experiment_id, what)
 
     def _create(self, record: Record, projection: Projection) -> Run:
-        tags = projection.tags | {"mlflow.parentRunId": self.parent_run_id}
+        # The outcome, if known, is said at once: a transaction less. It counts when the status says so too.
+        tags = projection.tags | {"mlflow.parentRunId": self.parent_run_id} | projection.final_tags
         created = self._client.create_run(self.experiment_id, start_time=projection.start_ms, tags=tags)
-        return Run(created.info.run_id, record.kind, RUNNING, epochs=set())
+        return Run(created.info.run_id, record.kind, RUNNING, failure=tags.get("robustsweep.failure"), epochs=set())
 
     def _known_epochs(self, run: Run, projection: Projection) -> frozenset[int]:
         """Return the epochs already there; asked once for a run of an earlier session.
@@ -287,7 +294,7 @@ class Tracker:
 
     # ------------------------------------------------------------------ sending
 
-    def _send(self, run: Run, record: Record, projection: Projection, known: frozenset[int]) -> None:
+    def _send(self, run: Run, record: Record, projection: Projection, known: frozenset[int], *, tags: bool) -> None:
         if run.status != RUNNING:
             self._client.update_run(run.run_id, status=RUNNING)
             run.status = RUNNING
@@ -298,7 +305,7 @@ class Tracker:
         is_described = run.is_described_by(projection)
         if not is_described:
             self._client.log_inputs(run.run_id, datasets=[self._dataset(record)])
-        for batch in make_batches(projection, params=not is_described, known_epochs=known):
+        for batch in make_batches(projection, params=not is_described, tags=tags, known_epochs=known):
             self._log(run.run_id, batch)
         run.num_params = len(projection.params)
         run.epochs = set(known) | set(projection.epochs)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import ctypes
 import fcntl
-import gc
 import json
 import os
 import selectors
@@ -28,6 +27,8 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NoReturn
+
+from orchestrator.garbage import made_to_stay
 
 #: ``prctl`` option: the signal that the kernel sends when the parent ends (linux/prctl.h).
 _PR_SET_PDEATHSIG = 1
@@ -274,9 +275,8 @@ def main(path: str, *words: str) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _redirect(os.devnull, os.O_RDONLY, 0)
     _redirect(f"{path}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 1, 2)
-    _preload([word for word in words if word != CONTRASTIVE], contrastive=CONTRASTIVE in words)
-    gc.collect()
-    gc.freeze()  # what is imported is never looked at again: a collection in a child would copy all of it
+    with made_to_stay():  # searching it for cycles took a third of the imports, and would copy all of it in a child
+        _preload([word for word in words if word != CONTRASTIVE], contrastive=CONTRASTIVE in words)
     zygote.serve()
     os._exit(0)  # tearing down torch takes 2 s, and somebody waits
 

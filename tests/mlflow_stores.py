@@ -1,4 +1,4 @@
-"""Real MLflow stores to test against: a fresh database, a server that can be killed, a client that counts."""
+"""Real MLflow stores to test against: a fresh database, a server that can be killed, a client that counts, look-ups."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
-from orchestrator.tracking import MlflowClient
+from ledger_records import CREATED_MS
+
+from orchestrator.ledger import Ledger
+from orchestrator.tracking import MlflowClient, Tracker
 
 
 def make_database(folder: Path, template: Path) -> str:
@@ -75,3 +78,28 @@ class CountingClient:
             return method(*args, **kwargs)
 
         return counted
+
+
+def make_tracker(uri: str, ledger: Ledger) -> Tracker:
+    tracker = Tracker(uri, ledger, about=ledger.read_plan())
+    tracker.open()
+    return tracker
+
+
+def ship(tracker: Tracker, ledger: Ledger, signature: str = "t1", kind: str = "trial") -> bool:
+    return tracker.ship(ledger.read(kind, signature))
+
+
+def runs_of(uri: str, signature: str = "t1") -> list[Any]:
+    client = MlflowClient(uri)
+    return list(client.search_runs(["1"], f"tags.`robustsweep.signature` = '{signature}'"))
+
+
+def run_of(uri: str, signature: str = "t1") -> Any:
+    (run,) = runs_of(uri, signature)
+    return run
+
+
+def points_of(uri: str, key: str, signature: str = "t1") -> list[tuple[int, float, int]]:
+    history = MlflowClient(uri).get_metric_history(run_of(uri, signature).info.run_id, key)
+    return [(metric.step, metric.value, metric.timestamp - CREATED_MS) for metric in history]

@@ -99,7 +99,7 @@ def test_batches_keep_the_limits_whole_epochs_and_the_closing_tags_for_the_end(t
         params={f"p{number}": "x" for number in range(250)},
         epochs={epoch: tuple(Point(f"m{i}", 1.0, epoch, epoch) for i in range(7)) for epoch in range(1, 400)},
     )
-    batches = list(make_batches(projection, params=True, known_epochs=frozenset({1, 2})))
+    batches = list(make_batches(projection, params=True, tags=True, known_epochs=frozenset({1, 2})))
     for batch in batches:
         assert len(batch.params) <= MAX_PARAMS_PER_CALL
         assert len(batch.params) + len(batch.points) + len(batch.tags) <= MAX_ENTITIES_PER_CALL
@@ -117,7 +117,18 @@ def test_nothing_new_of_a_running_trial_is_no_call(tmp_path: Path) -> None:
     begin(ledger)
     add_epochs(ledger)
     projection = project(ledger.read("trial", "t1"))
-    assert list(make_batches(projection, params=False, known_epochs=frozenset({1, 2, 3}))) == []
+    assert list(make_batches(projection, params=False, tags=True, known_epochs=frozenset({1, 2, 3}))) == []
+
+
+def test_tags_that_the_run_was_created_with_are_not_sent_again(tmp_path: Path) -> None:
+    ledger = make_ledger(tmp_path)
+    finished(ledger)
+    projection = project(ledger.read("trial", "t1"))
+    assert set(projection.final_tags) == {*projection.closing_tags, "robustsweep.shipped"}
+    (batch,) = make_batches(projection, params=True, tags=False, known_epochs=frozenset())
+    assert batch.tags == {}
+    begin(ledger, "t2")
+    assert project(ledger.read("trial", "t2")).final_tags == {}
 
 
 def test_a_long_value_says_that_it_was_cut(tmp_path: Path) -> None:

@@ -38,6 +38,13 @@ def test_what_has_ended_comes_back_and_what_runs_does_not(root: Folder) -> None:
     assert loaded(root).runs["a"].epochs is None
 
 
+def test_a_run_is_whole_when_its_status_says_so_too() -> None:
+    assert make_run(1).is_whole
+    assert make_run(1, "FAILED").is_whole
+    assert not make_run(1, "RUNNING").is_whole
+    assert not Run("run1", "trial", "FINISHED").is_whole
+
+
 def test_the_last_line_of_a_signature_counts(root: Folder) -> None:
     index = RunIndex(root)
     index.replace("parent", {"a": make_run(1), "b": make_run(2)})
