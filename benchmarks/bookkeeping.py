@@ -28,7 +28,9 @@ from common import ROOT, Line, describe_machine, environment, make_place
 
 NUM_SLOTS, SECONDS = 16, 1.0
 ARMS = 20
-BAR, BAR_WALL_SECONDS, BAR_MEMORY_MIB = 2.5, 800.0, 1024.0
+BAR, BAR_WALL_SECONDS, BAR_MEMORY_MIB, FLAT = 2.5, 800.0, 1024.0, 0.9
+#: Trials of the claims.
+CLAIM = 10_000
 
 
 # ------------------------------------------------------------------ ours
@@ -182,17 +184,24 @@ def measure(num_trials: int, num_peer_trials: int) -> list[Line]:
     facts = {"trials": num_trials, "slots": NUM_SLOTS, "peer_trials": num_peer_trials}
     facts |= ours | {f"peer_{name}": value for name, value in peer.items()}
     name = f"bookkeeping.{num_trials}"
+    is_claim = num_trials >= CLAIM  # fewer are over before starting is paid off
+    said = {} if is_claim else {"bar_is": f"none below {CLAIM} trials"}
     flat = ours["first_tenth_per_trial"] / ours["last_tenth_per_trial"]
-    lines = [
-        Line(f"{name}.plain_tune", peer["per_trial"] / ours["per_trial"], BAR, facts),
+    ideal = num_trials * SECONDS / NUM_SLOTS
+    bar_wall = BAR_WALL_SECONDS / 625.0 * ideal  # 800 s for 10,000 trials
+    pace = {"first": ours["first_tenth_per_trial"], "last": ours["last_tenth_per_trial"]}
+    return [
+        Line(f"{name}.plain_tune", peer["per_trial"] / ours["per_trial"], BAR if is_claim else 0.0, facts | said),
         Line(f"{name}.memory", BAR_MEMORY_MIB / ours["driver_mib"], 1.0, {"mib": ours["driver_mib"]}),
         # The first tenth holds the ramp up, so that only a growing cost brings this below the bar.
-        Line(f"{name}.flat", flat, 0.9, {"first": ours["first_tenth_per_trial"], "last": ours["last_tenth_per_trial"]}),
+        Line(f"{name}.flat", flat, FLAT if is_claim else 0.0, pace | said),
+        Line(
+            f"{name}.wall",
+            bar_wall / ours["seconds"],
+            1.0 if is_claim else 0.0,
+            {"seconds": ours["seconds"], "ideal": ideal, **said},
+        ),
     ]
-    ideal = num_trials * SECONDS / NUM_SLOTS
-    wall_bar = BAR_WALL_SECONDS / 625.0 * ideal  # 800 s for 10,000 trials, the same share of waste for fewer
-    lines.append(Line(f"{name}.wall", wall_bar / ours["seconds"], 1.0, {"seconds": ours["seconds"], "ideal": ideal}))
-    return lines
 
 
 def main() -> None:

@@ -200,13 +200,20 @@ class Desk:
                 if self._ledger.folder(work.kind, work.signature).exists("result.json"):
                     self._end(work, {"status": COMPLETE})  # whatever happened to the slot afterwards
                 elif error is None:
-                    self._end(work, {"status": INTERRUPTED})
+                    self._drop(work)
                 elif number == 0 and self._losses[work.signature] >= self._job.max_retries:
                     self._end(work, {"status": FAILED, "reason": "crashed", "traceback": error()})
                 else:
                     self._losses[work.signature] += number == 0
                     self._open.give_back([work])
             self._changed.notify_all()
+
+    def _drop(self, work: Work) -> None:
+        """Let go of a work that was stopped; of one that had not begun there is nothing to be told."""
+        if work.signature in self._begun:
+            self._end(work, {"status": INTERRUPTED})
+        else:
+            self._open.drop(work)
 
     def _judge(self, work: Work, event: dict[str, Any]) -> dict[str, Any]:
         """Return how a work ended: what its slot says, if that is what lies in the ledger."""

@@ -15,11 +15,11 @@ from orchestrator.desk import Desk
 from orchestrator.slot import ChunkRunner
 from orchestrator.worker import ZYGOTE
 
-#: Starting Ray and an actor per slot takes some 12 CPU seconds and the first trial in it comes 8 s later: what is over
-#: sooner than this does not need them.
-WORTH_SECONDS = 20.0
+#: Starting Ray and an actor per slot takes some 12 CPU seconds, a tenth of what two cores do in a minute: what is over
+#: sooner than this is faster without.
+WORTH_SECONDS = 60.0
 #: When no trial has ended after this long, they are not that short.
-PATIENCE_SECONDS = 10.0
+PATIENCE_SECONDS = 20.0
 #: How often a slot tells what has happened.
 _REPORT_SECONDS = 0.25
 

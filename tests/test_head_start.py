@@ -91,7 +91,7 @@ def test_stopping_ends_what_runs(place: Place) -> None:
         place.stop.set()
         assert start.wait() is False
     wait_until(lambda: not is_running(pid), "its process is gone")
-    assert set(place.diary.ends().values()) == {"interrupted"}
+    assert place.diary.ends() == {"hang": "interrupted"}
 
 
 def test_an_exception_that_passes_ends_what_runs(place: Place) -> None:
