@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results.json"
@@ -87,7 +87,7 @@ def judge(line: Mapping[str, Any], before: Mapping[str, Any] | None) -> str:
 
 def make_table(lines: Sequence[Mapping[str, Any]], before: Mapping[str, Mapping[str, Any]]) -> Table:
     """Return the table: ratio, committed ratio, bar, and what to think of it."""
-    table = Table("benchmark", "ratio", "committed", "bar", "reaches it", "change")
+    table = Table(Column("benchmark", no_wrap=True), "ratio", "committed", "bar", "reaches it", "change")
     for line in lines:
         old = before.get(line["benchmark"])
         table.add_row(
@@ -109,7 +109,7 @@ def main() -> None:
     parser.add_argument("--write", action="store_true")
     asked = parser.parse_args()
     before, lines, failed = load_results(), [], []
-    console = Console()
+    console = Console(width=110)
     for words in FULL if asked.full else CI if asked.ci else QUICK:
         console.print(f"running {' '.join(words)}", highlight=False)
         try:
