@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import atexit
 import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+#: At exit Python frees everything, and compiled modules complain of what they still find (nanobind's "leaked").
+atexit.register(gc.unfreeze)
 
 
 @contextmanager

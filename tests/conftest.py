@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +38,3 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     place = make_place(folder, folder / "cache")
     done = place.call("run", *IN_RAY)
     return FinishedStudy(place, done.stdout, done.stderr, done.returncode)
-
-
-def pytest_unconfigure() -> None:
-    """Let go of what ``orchestrator.garbage`` has frozen in this process: compiled modules complain of it at exit."""
-    gc.unfreeze()
