@@ -19,6 +19,11 @@ quickstart: install
 test: install
 	$(BIN)/python -m pytest
 
+# Every fault that is injected, also those that take long: half an hour.
+.PHONY: faults
+faults: install
+	$(BIN)/python -m pytest tests/faults -m "long or not long"
+
 check: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .

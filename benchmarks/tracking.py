@@ -21,9 +21,10 @@ from common import Line, mlflow_server
 from fakes import make_fake_ledger
 
 from orchestrator.ledger import Ledger
+from orchestrator.mlflow_access import MlflowClient
 from orchestrator.projection import project
 from orchestrator.shipping import Shipper
-from orchestrator.tracking import MlflowClient, Tracker
+from orchestrator.tracking import Tracker
 
 METRICS_PER_SECOND, REQUESTS_PER_TRIAL = 1500.0, 4.0
 NUM_ONE_BY_ONE = 50

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 from rich.console import Console
 from rich.markup import escape
 
 from orchestrator.plan import describe_skipped
 from orchestrator.prepare import Prepared
+
+#: Damaged folders that are named one by one.
+_MAX_DAMAGES = 10
 
 
 def say(console: Console, label: str, text: str) -> None:
@@ -33,6 +37,8 @@ def announce(prepared: Prepared, console: Console) -> None:
         f"complete, {_count(kinds['trial'], 'trial')} and {_count(kinds['stage'], 'stage')} to run"
         + (f", {len(actions.resume)} of them to resume" if actions.resume else ""),
     )
+    for line in _describe_changes(prepared):
+        say(console, "changed", line)
     for line in describe_skipped(plan.as_json()["skipped"]):
         warn(console, "left out", line)
     num_bad = sum(len(dataset.quarantined) for dataset in prepared.world.datasets)
@@ -41,8 +47,37 @@ def announce(prepared: Prepared, console: Console) -> None:
     if actions.failed:
         failed = sum(work.kind == "trial" for work in actions.failed)
         warn(console, "failed before", f"{_count(failed, 'trial')}; --retry-failed tries again")
+    damages = [
+        prepared.ledger.damaged[work.signature] for work in actions.open if work.signature in prepared.ledger.damaged
+    ]
+    for damage in damages[:_MAX_DAMAGES]:
+        warn(console, "damaged", f"{damage}; it is made again")
+    if len(damages) > _MAX_DAMAGES:
+        warn(console, "damaged", f"and {len(damages) - _MAX_DAMAGES} more")
     if actions.orphaned:
-        say(console, "kept", f"{len(actions.orphaned)} stages and trials in the ledger that are no longer planned")
+        kept = f"{len(actions.orphaned)} stages and trials in the ledger that are no longer planned"
+        say(console, "kept", f"{kept}; nothing is deleted")
+
+
+def _describe_changes(prepared: Prepared) -> Iterator[str]:
+    """Say what is planned otherwise than by the run before, and why as far as that is known."""
+    before, about = prepared.before, prepared.about
+    if before is None:
+        return
+    old = {trial["signature"] for trial in before["trials"]}
+    new = {trial.signature for trial in prepared.plan.trials}
+    if old == new:
+        return
+    yield f"{_count(len(new - old), 'trial')} added, {len(old - new)} no longer planned since the run before"
+    if before["data"]["fingerprint"] != about["data"]["fingerprint"]:
+        yield "the images, labels or splits have changed, and with them every result"
+    elif before["study_sha256"] == about["study_sha256"]:
+        versions = ", ".join(
+            f"{name} {version} instead of {before['versions'].get(name)}"
+            for name, version in about["versions"].items()
+            if version != before["versions"].get(name)
+        )
+        yield f"the study file is the same: weights or defaults have changed ({versions or 'with the same versions'})"
 
 
 def _count(number: int, noun: str) -> str:

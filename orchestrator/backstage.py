@@ -53,7 +53,8 @@ class Backstage:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self._worker is not None:
             self._worker.close()
-        self._stop_ray()
+        if kind is None or issubclass(kind, Exception):
+            self._stop_ray()  # else somebody is in a hurry: its processes end with this one
 
     @cached_property
     def preload(self) -> tuple[str, ...]:
@@ -107,12 +108,12 @@ class Backstage:
         self._begin({"check": distinct})
         self._finish("checking the trials")
 
-    def begin_report(self, ledger: Ledger) -> Callable[[], Report]:
+    def begin_report(self, ledger: Ledger, lease: Mapping[str, str]) -> Callable[[], Report]:
         """Write the report in a process of the zygote, which has torch imported; return how to wait for it.
 
         Waiting also stops Ray, and raises what ``report.write.write_report`` raises.
         """
-        self._begin({"report": ledger.study, "storage": ledger.storage})
+        self._begin({"report": ledger.study, "storage": ledger.storage, "lease": dict(lease)})
         return self._finish_report
 
     def _finish_report(self) -> Report:

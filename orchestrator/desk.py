@@ -17,6 +17,7 @@ from orchestrator.ledger import Ledger, describe_upstream
 from orchestrator.open_work import CHUNK_SECONDS, OpenWork
 from orchestrator.plan import Work
 from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
+from trainables.finished import is_finished
 
 #: Called with ("started" | "event" | "ended", work, details), one call at a time: must be quick and never raise.
 Listener = Callable[[str, Work, dict[str, Any]], None]
@@ -41,6 +42,8 @@ class Job:
     stall_seconds: float
     #: Work → content of its ``config.json``.
     describe: Callable[[Work], dict[str, Any]]
+    #: ``Lease.ticket`` of the driver: without it nothing is written. None: there is no lease.
+    lease: Mapping[str, str] | None = None
 
 
 class Desk:
@@ -146,6 +149,7 @@ class Desk:
             "max_retries": self._job.max_retries,
             "stall_seconds": self._job.stall_seconds,
             "chunk_seconds": CHUNK_SECONDS,
+            "lease": self._job.lease,
         }
 
     def _request(self, work: Work) -> dict[str, Any]:
@@ -197,7 +201,7 @@ class Desk:
             left = self._running.pop(slot, [])
             self._at_work.discard(slot)
             for number, work in enumerate(left):
-                if self._ledger.folder(work.kind, work.signature).exists("result.json"):
+                if is_finished(self._ledger.folder(work.kind, work.signature)):
                     self._end(work, {"status": COMPLETE})  # whatever happened to the slot afterwards
                 elif error is None:
                     self._drop(work)
@@ -220,8 +224,8 @@ class Desk:
         if event["status"] != COMPLETE or event["host"] in self._shares_storage:
             return event
         folder = self._ledger.folder(work.kind, work.signature)
-        if not folder.exists("result.json"):
-            message = f"{event['host']} finished, and there is no result.json in {folder.uri}: "
+        if not is_finished(folder):
+            message = f"{event['host']} finished, and there is no good result.json in {folder.uri}: "
             return {"status": FAILED, "reason": "error", "message": message + "is this storage shared by all machines?"}
         self._shares_storage.add(event["host"])
         return event

@@ -2,25 +2,20 @@
 
     <storage>/<study>/
       plan.json            the last plan: arms, factors, data, skipped
-      lease.json           which driver works on the study, and when it was last alive
+      lease.json           which driver works on the study, and when it was last alive (``lease.py``)
       stages/<signature>/  config.json epochs.jsonl encoder.safetensors result.json | failure.json log.txt
       trials/<signature>/  config.json epochs.jsonl checkpoint.safetensors model.safetensors
                            predictions/<set>.npz result.json | failure.json log.txt
       report/  mlflow.db
       shipped.json mlflow_runs.jsonl   what MLflow has already (``settled.py``, ``run_index.py``)
 
-``config.json`` is written first and ``result.json`` last: a trial is complete when ``result.json`` exists.
+``config.json`` is written first and ``result.json`` last: a trial is complete when ``result.json`` exists and neither
+it nor a file it lists is damaged. What is damaged counts as interrupted, and is made again.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import signal
-import socket
-import threading
 import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -30,16 +25,11 @@ from orchestrator.identity import compute_identity
 from orchestrator.plan import Plan, Work
 from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED
 from orchestrator.settled import forget
-from trainables.errors import LeaseError, StorageError, StudyError
+from trainables.errors import StorageError, StudyError
+from trainables.finished import RESULT, find_damage
 from trainables.storage import Folder
 
-_logger = logging.getLogger(__name__)
-
 T = TypeVar("T")
-
-#: A driver writes a sign of life this often; it is taken for dead after LEASE_SECONDS.
-HEARTBEAT_SECONDS = 10.0
-LEASE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
@@ -72,19 +62,42 @@ class Ledger:
     def __init__(self, storage: str, study: str) -> None:
         self.root = Folder(storage) / study
         self.storage, self.study = storage, study
+        #: Signature → what ``states`` has found damaged, in words.
+        self.damaged: dict[str, str] = {}
+        #: What this process has found intact: looked at once.
+        self._intact: set[str] = set()
 
     def folder(self, kind: str, signature: str) -> Folder:
         """Return the folder of a stage or trial."""
         return self.root / f"{kind}s" / signature
 
     def states(self) -> dict[str, str]:
-        """Return signature → state of everything in the ledger, from file names alone."""
+        """Return signature → state of everything in the ledger, from file names, sizes and the seals of results."""
+        self.damaged = {}
         return {signature: state for kind in ("stage", "trial") for signature, state in self._states(kind)}
 
     def _states(self, kind: str) -> Iterator[tuple[str, str]]:
         folder = self.root / f"{kind}s"
         signatures = list(folder.children())
-        yield from zip(signatures, self._each(lambda signature: _state(folder / signature), signatures), strict=True)
+        yield from zip(
+            signatures, self._each(lambda signature: self._state(folder / signature), signatures), strict=True
+        )
+
+    def _state(self, folder: Folder) -> str:
+        files = set(folder.children())
+        damage = None
+        if RESULT in files:
+            damage = None if folder.name in self._intact else find_damage(folder)
+        elif "failure.json" in files and not folder.is_intact("failure.json"):
+            damage = f"{folder.uri}/failure.json is damaged or was changed by hand"
+        if RESULT in files and damage is None:
+            self._intact.add(folder.name)
+            return COMPLETE
+        if "failure.json" in files and damage is None:
+            return FAILED
+        if damage is not None:
+            self.damaged[folder.name] = damage
+        return INTERRUPTED if files & {"config.json", RESULT, "failure.json"} else ABSENT
 
     def _each(self, look: Callable[[str], T], signatures: Sequence[str]) -> list[T]:
         """Return what ``look`` says of each; several at once where the storage answers in tens of ms, not µs."""
@@ -102,7 +115,7 @@ class Ledger:
         """Write ``failure.json``; also for a trial that never began because its stage failed."""
         self.begin(work, study=study, git_commit=git_commit)
         folder = self.folder(work.kind, work.signature)
-        attempts = folder.read_lines("attempts.jsonl")
+        attempts = _read_attempts(folder)
         lost = attempts[-1]["message"] if attempts else "the worker was lost; its machine or Ray actor ended"
         failure = {
             "signature": work.signature,
@@ -127,7 +140,7 @@ class Ledger:
             kind=kind,
             config=folder.read_json("config.json"),
             epochs=folder.read_lines("epochs.jsonl"),
-            result=folder.read_json("result.json") if folder.exists("result.json") else None,
+            result=folder.read_json(RESULT) if folder.exists(RESULT) else None,
             failure=folder.read_json("failure.json") if folder.exists("failure.json") else None,
         )
 
@@ -155,13 +168,12 @@ class Ledger:
         return plan
 
 
-def _state(folder: Folder) -> str:
-    files = set(folder.children())
-    if "result.json" in files:
-        return COMPLETE
-    if "failure.json" in files:
-        return FAILED
-    return INTERRUPTED if "config.json" in files else ABSENT
+def _read_attempts(folder: Folder) -> list[Any]:
+    """Return the notes on lost attempts, none if they are damaged: they are for people."""
+    try:
+        return folder.read_lines("attempts.jsonl")
+    except StorageError:
+        return []
 
 
 def describe_work(work: Work, *, study: str, git_commit: str | None) -> dict[str, Any]:
@@ -187,7 +199,9 @@ def begin_record(folder: Folder, record: dict[str, Any]) -> None:
     if folder.exists("failure.json"):  # in this order: attempts belong to the failure
         folder.remove("attempts.jsonl")
         folder.remove("failure.json")
-    if not folder.exists("config.json"):
+    if folder.exists(RESULT) and find_damage(folder) is not None:
+        folder.remove(RESULT)
+    if not folder.is_intact("config.json"):
         folder.write_json("config.json", record)
 
 
@@ -195,99 +209,3 @@ def describe_upstream(stage: Work) -> dict[str, str]:
     """Return the details of the failure of a trial whose stage failed, for ``record_failure``."""
     message = f"the stage it starts from failed: {stage.name} ({stage.signature})"
     return {"status": FAILED, "reason": "upstream", "message": message}
-
-
-class Lease:
-    """One driver per study: a context manager that holds ``lease.json`` and renews it from a thread.
-
-    A driver that was taken for dead (a suspended laptop, a partitioned network) and finds that another has taken over
-    interrupts itself, as Ctrl-C would.
-
-    Raises:
-        LeaseError: on entering, when another driver is alive; on leaving, when another has taken over.
-    """
-
-    def __init__(self, ledger: Ledger) -> None:
-        self._folder = ledger.root
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
-        since_ms = int(time.time() * 1000)
-        self._me = {"host": socket.gethostname(), "pid": os.getpid(), "since_ms": since_ms, "token": uuid.uuid4().hex}
-        self._successor: dict[str, Any] | None = None
-
-    def holder(self) -> dict[str, Any] | None:
-        """Return who holds the lease (host, pid, since_ms, alive_ms), None when nobody alive does."""
-        holder = self._read()
-        if holder is None:
-            return None
-        age = time.time() - holder["alive_ms"] / 1000
-        return holder if age < LEASE_SECONDS and _is_alive(holder) else None
-
-    def check(self) -> None:
-        """Raise ``LeaseError`` when another driver is alive; writes nothing."""
-        holder = self.holder()
-        if holder is not None:
-            age = time.time() - holder["alive_ms"] / 1000
-            raise LeaseError(
-                f"the study in {self._folder.uri} is being run by {_describe(holder)} (last sign of life {age:.0f} s "
-                "ago); wait for it, or stop it first"
-            )
-
-    def __enter__(self) -> Lease:
-        self.check()
-        self._write()
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-        if self._successor is not None:
-            raise LeaseError(
-                f"the study in {self._folder.uri} was taken over by {_describe(self._successor)}, since this driver "
-                f"had given no sign of life for {LEASE_SECONDS:.0f} s; it has stopped, and nothing is lost"
-            )
-        if self._is_mine(self._read()):
-            self._folder.remove("lease.json")
-
-    def _is_mine(self, holder: dict[str, Any] | None) -> bool:
-        return holder is not None and holder["token"] == self._me["token"]
-
-    def _read(self) -> dict[str, Any] | None:
-        if not self._folder.exists("lease.json"):
-            return None
-        holder: dict[str, Any] = self._folder.read_json("lease.json")
-        return holder
-
-    def _write(self) -> None:
-        self._folder.write_json("lease.json", self._me | {"alive_ms": int(time.time() * 1000)})
-
-    def _renew(self) -> None:
-        while not self._stop.wait(HEARTBEAT_SECONDS):
-            try:
-                holder = self._read()
-                if holder is not None and not self._is_mine(holder):
-                    self._successor = holder
-                    os.kill(os.getpid(), signal.SIGINT)
-                    return
-                self._write()
-            except (StorageError, OSError) as error:
-                _logger.warning("could not renew the lease of the study, trying again: %s", error)
-
-
-def _describe(holder: dict[str, Any]) -> str:
-    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since_ms"] / 1000))
-    return f"process {holder['pid']} on {holder['host']} since {since}"
-
-
-def _is_alive(holder: dict[str, Any]) -> bool:
-    """Return False only when the holder ran on this host and its process is gone: no need to wait for the expiry."""
-    if holder["host"] != socket.gethostname():
-        return True
-    try:
-        os.kill(holder["pid"], 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

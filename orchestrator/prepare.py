@@ -31,6 +31,8 @@ class Prepared:
     states: Mapping[str, str]
     actions: Actions
     about: dict[str, Any]
+    #: ``plan.json`` of the run before, None when there was none.
+    before: dict[str, Any] | None = None
 
     @property
     def open_configs(self) -> list[TrialConfig]:
@@ -53,7 +55,9 @@ def prepare(study: Study, *, storage: str, retry_failed: bool = False, mlflow: s
     ledger = Ledger(storage, study.study)
     states = ledger.states()
     actions = reconcile(plan, states, retry_failed=retry_failed)
-    return Prepared(study, ledger, world, plan, states, actions, _describe(study, arms, world, mlflow=mlflow))
+    about = _describe(study, arms, world, mlflow=mlflow)
+    before = ledger.read_plan() if ledger.root.is_intact("plan.json") else None
+    return Prepared(study, ledger, world, plan, states, actions, about, before)
 
 
 def resolve_execution(study: Study, ledger: Ledger | None = None) -> Execution:

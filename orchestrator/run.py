@@ -20,7 +20,8 @@ from orchestrator.announce import announce, say, warn
 from orchestrator.backstage import Backstage
 from orchestrator.desk import Desk, Job
 from orchestrator.head_start import HeadStart
-from orchestrator.ledger import Lease, Ledger, describe_upstream, describe_work
+from orchestrator.lease import Lease
+from orchestrator.ledger import Ledger, describe_upstream, describe_work
 from orchestrator.open_work import OpenWork
 from orchestrator.packing import choose_gpus_per_trial
 from orchestrator.plan import Plan, Work
@@ -36,6 +37,9 @@ from orchestrator.tracking_store import TrackingError, redact, resolve_tracking_
 
 if TYPE_CHECKING:
     from orchestrator.tracking import Tracker
+
+#: How long records are still shipped by a driver that has been told to stop at once.
+_HASTE_SECONDS = 1.0
 
 
 @dataclass(frozen=True)
@@ -105,8 +109,8 @@ def run_study(
             with shipping(prepared, tracking_uri) as running:
                 record_upstream_failures(prepared)
                 if running is not None and actions.open:
-                    execute_open(prepared, backstage, console=console, notice=running.shipper.notice)
-                get_report = begin_report(prepared, backstage)  # while the last records are shipped
+                    execute_open(prepared, backstage, lease, console=console, notice=running.shipper.notice)
+                get_report = begin_report(prepared, backstage, lease)  # while the last records are shipped
             return conclude(prepared, running, get_report(), console)
 
 
@@ -146,10 +150,12 @@ def shipping(prepared: Prepared, tracking_uri: str) -> Iterator[Shipping | None]
     shipper = Shipper(make_tracker, prepared.ledger, resumed=[work.signature for work in prepared.actions.open])
     running = Shipping(shipper)
     shipper.start()
+    patience = _HASTE_SECONDS
     try:
         yield running
+        patience = 60.0
     finally:
-        running.unshipped = shipper.finish(timeout_seconds=60.0)
+        running.unshipped = shipper.finish(timeout_seconds=patience)
 
 
 def find_settled_report(prepared: Prepared, tracking_uri: str) -> Report | None:
@@ -166,7 +172,7 @@ def find_settled_report(prepared: Prepared, tracking_uri: str) -> Report | None:
 
 
 def execute_open(
-    prepared: Prepared, backstage: Backstage, *, console: Console, notice: Callable[[str, str], None]
+    prepared: Prepared, backstage: Backstage, lease: Lease, *, console: Console, notice: Callable[[str, str], None]
 ) -> None:
     """Run everything that is open, on this machine or a cluster."""
     study, ledger, actions = prepared.study, prepared.ledger, prepared.actions
@@ -189,6 +195,7 @@ def execute_open(
             max_retries=study.execution.max_retries,
             stall_seconds=60.0 * study.execution.stall_minutes,
             describe=lambda work: describe_work(work, study=study.study, git_commit=commit),
+            lease=lease.ticket,
         )
         todo = OpenWork(actions.open, complete=[work.signature for work in actions.skip], num_slots=1)
         desk = Desk(todo, ledger=ledger, job=job, listen=listen)
@@ -224,7 +231,7 @@ def execute_in_ray(
     scheduling.execute(desk, study=study.study, slots=slots, max_retries=study.execution.max_retries, stop=stop)
 
 
-def begin_report(prepared: Prepared, backstage: Backstage) -> Callable[[], Report]:
+def begin_report(prepared: Prepared, backstage: Backstage, lease: Lease) -> Callable[[], Report]:
     """Start to write the report, unless there is one of this state of the study; return how to wait for it."""
     ledger = prepared.ledger
     state = compute_state(ledger.read_plan(), ledger.states())
@@ -232,7 +239,7 @@ def begin_report(prepared: Prepared, backstage: Backstage) -> Callable[[], Repor
     if report is not None:
         return lambda: report
     if backstage.is_started:
-        return backstage.begin_report(ledger)
+        return backstage.begin_report(ledger, lease.ticket)
     from orchestrator.report.write import write_report  # imports pandas
 
     return partial(write_report, ledger, cache_dir=prepared.study.execution.cache_dir.expanduser())
@@ -296,11 +303,14 @@ def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, say: Ca
 
 @contextmanager
 def stopping_in_order(announce: Callable[[str], None]) -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT or SIGTERM sets; a second signal is a KeyboardInterrupt."""
+    """Yield an event that the first SIGINT sets; a second one, and SIGTERM, are a KeyboardInterrupt.
+
+    Whoever sends SIGTERM kills seconds later: Ray's jobs after 3.
+    """
     stop = threading.Event()
 
-    def handle(*_: object) -> None:
-        if stop.is_set():
+    def handle(number: int, _: object) -> None:
+        if stop.is_set() or number == signal.SIGTERM:
             raise KeyboardInterrupt
         stop.set()
         announce("stopping: running trials go on from their last epoch next time; once more to stop at once")

@@ -65,7 +65,7 @@ def is_shipped(root: Folder, tracking_uri: str, *, state: str, page_sha256: str)
 
     Of a SQLite file it is checked that it still has the study; what a server has lost only ``robustsweep sync`` sees.
     """
-    if not root.exists(SHIPPED):
+    if not root.is_intact(SHIPPED):
         return False
     found = root.read_json(SHIPPED)
     expected = asdict(Shipped.of(tracking_uri, found["run_id"], state=state, page_sha256=page_sha256))

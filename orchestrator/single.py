@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from orchestrator.ledger import Lease
+from orchestrator.lease import Lease
 from orchestrator.prepare import find_git_commit, prepare, resolve_execution
 from orchestrator.reconcile import COMPLETE
 from orchestrator.study import Study
@@ -37,10 +37,11 @@ def run_single(study: Study, signature: str, *, storage: str, echo: Callable[[st
             shown = "  ".join(f"{name} {value:.4g}" for name, value in event["metrics"].items())
             echo(f"epoch {event['epoch']}  {shown}")
 
-    with Lease(ledger):
+    with Lease(ledger) as lease:
         ledger.begin(work, study=study.study, git_commit=find_git_commit())
         folder = ledger.folder(work.kind, work.signature)
         encoder = ledger.folder("stage", work.needs[0]).uri if work.needs else None
         execution = resolve_execution(study, ledger).model_dump(mode="json")
-        run_request({"folder": folder.uri, "encoder": encoder, "execution": execution}, report)
+        request = {"folder": folder.uri, "encoder": encoder, "execution": execution, "lease": lease.ticket}
+        run_request(request, report)
     return folder.uri

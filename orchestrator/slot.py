@@ -14,9 +14,10 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from orchestrator.lease import guarded
 from orchestrator.ledger import begin_record
 from orchestrator.worker import ZYGOTE, Worker, WorkerLostError, make_zygote_path
-from trainables.storage import Folder
+from trainables.finished import is_finished
 
 
 def pack(chunk: dict[str, Any]) -> str:
@@ -35,7 +36,7 @@ class ChunkRunner:
 
     A chunk is a list of ``works``, each ``{"record": content of config.json, "folder": …, "encoder": … | None}``, and
     what they share: ``execution``, ``token`` and ``preload`` (which zygote), ``stall_seconds``, ``max_retries``,
-    ``chunk_seconds``, ``report_seconds``, ``created_ms``.
+    ``chunk_seconds``, ``report_seconds``, ``created_ms``, ``lease``.
 
     Args:
         chunk: the first one.
@@ -56,7 +57,7 @@ class ChunkRunner:
         self._chunk = chunk
         self._todo = deque(chunk["works"])
         self._current: dict[str, Any] | None = None
-        self._folder = Folder(chunk["works"][0]["folder"])
+        self._folder = guarded(chunk["works"][0]["folder"], chunk["lease"])
         self._news: list[dict[str, Any]] = []
         self._tries = 0
         self._began = self._last_sign = 0.0
@@ -107,7 +108,7 @@ class ChunkRunner:
 
     def _begin_next(self) -> None:
         work = self._current = self._todo.popleft()
-        self._folder = Folder(work["folder"])
+        self._folder = guarded(work["folder"], self._chunk["lease"])
         self._tries, self._began = 0, time.monotonic()
         ended = self._find_end()
         if ended is not None:
@@ -119,7 +120,7 @@ class ChunkRunner:
 
     def _find_end(self) -> dict[str, Any] | None:
         """Return how the work ended in an earlier life of this slot, whose last words may have been lost."""
-        if self._folder.exists("result.json"):
+        if is_finished(self._folder):
             return {"event": "done", "status": "complete"}
         if self._folder.exists("failure.json"):
             failure = self._folder.read_json("failure.json")
@@ -131,10 +132,8 @@ class ChunkRunner:
         assert self._current is not None
         self._tries += 1
         self._last_sign = time.monotonic()
-        execution = self._chunk["execution"]
-        self._worker.begin(
-            {"folder": self._current["folder"], "encoder": self._current["encoder"], "execution": execution}
-        )
+        shared = {"execution": self._chunk["execution"], "lease": self._chunk["lease"]}
+        self._worker.begin({"folder": self._current["folder"], "encoder": self._current["encoder"], **shared})
 
     def _advance(self, timeout_seconds: float) -> None:
         try:
@@ -157,8 +156,8 @@ class ChunkRunner:
             self._tell(event)
 
     def _verify(self, end: dict[str, Any]) -> dict[str, Any]:
-        if end["status"] == "complete" and not self._folder.exists("result.json"):
-            message = f"its process ended well and left no result.json in {self._folder.uri}"
+        if end["status"] == "complete" and not is_finished(self._folder):
+            message = f"its process ended well and left no good result.json in {self._folder.uri}"
             return {"event": "done", "status": "failed", "reason": "error", "message": message}
         return end
 

@@ -7,7 +7,8 @@ import hashlib
 from rich.console import Console
 
 from orchestrator.identity import canonical_json
-from orchestrator.ledger import Lease, Ledger
+from orchestrator.lease import Lease
+from orchestrator.ledger import Ledger
 from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED
 from orchestrator.study import Study
 

@@ -1,4 +1,4 @@
-"""The projection of the ledger to MLflow, exactly once. The only module that imports MLflow.
+"""The projection of the ledger to MLflow, exactly once.
 
 What makes it exactly once: a run is found by its signature tag before it is created; MLflow ignores a metric that it
 already has with the same key, timestamp, step and value, and the ledger keeps all four; nothing is retried inside
@@ -9,30 +9,23 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 from collections.abc import Collection, Iterable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager
 from typing import Any
 
-# MLflow by default retries a request 7 times, 4 minutes in all, and a create_run that was carried out but not answered
-# would be carried out twice. We retry ourselves, off the scheduling loop.
-os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
-os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-# A line on stdout, and a request, for every run that ends.
-os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
-# Importing MLflow starts a thread that reports usage to its vendor; what runs beside patient data calls nobody.
-os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-
-from orchestrator.garbage import made_to_stay
-
-with made_to_stay():
-    from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
-    from mlflow.exceptions import MlflowException
-    from mlflow.tracking import MlflowClient
-    from sqlalchemy.exc import SQLAlchemyError
-
 from orchestrator.ledger import Ledger, Record
+from orchestrator.mlflow_access import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LifecycleStage,
+    Metric,
+    Param,
+    RunTag,
+    asking,
+    connect,
+    search_runs,
+)
 from orchestrator.projection import (
     MAX_DIGEST_LENGTH,
     MAX_TAG_LENGTH,
@@ -44,22 +37,16 @@ from orchestrator.projection import (
     make_key,
     project,
 )
-from orchestrator.reconcile import INTERRUPTED
+from orchestrator.reconcile import COMPLETE, INTERRUPTED
 from orchestrator.run_index import RUNNING, Run, RunIndex
 from orchestrator.settled import Shipped, forget_shipped
-from orchestrator.tracking_store import RefusedError, TrackingError, choose_artifact_location, redact
-from trainables.errors import StorageError, StudyError
+from orchestrator.tracking_store import RefusedError, choose_artifact_location
+from trainables.errors import StorageError
 
 _logger = logging.getLogger(__name__)
 
-_RUNS_PER_PAGE = 1000
 #: Runs asked for one by one (10 ms each) rather than all (5 ms each).
 _MAX_QUESTIONS = 200
-_REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
-
-# Its "Creating initial database tables" and alembic's steps are no news for the user of a study.
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 class Tracker:
@@ -104,9 +91,7 @@ class Tracker:
         self.parent_run_id = ""
         forget_shipped(self._ledger.root)
         with self._asking("open the experiment"):
-            if self._client is None:
-                with made_to_stay():  # a database: imports more, and makes or checks the tables
-                    self._client = MlflowClient(self.tracking_uri)
+            self._client = self._client or connect(self.tracking_uri)
             self.experiment_id = self._ensure_experiment()
             parents = [run.info.run_id for run in self._search("tags.`robustsweep.kind` = 'study'")]
             parent_run_id = self._ensure_parent(parents[-1] if parents else None)
@@ -133,6 +118,11 @@ class Tracker:
         run = self._runs.get(record.signature)
         if run is not None and run.shows(projection):
             return False
+        if run is not None and run.is_whole and run.status == STATUSES[COMPLETE]:  # was damaged, and is made again
+            if projection.status == RUNNING:
+                return False
+            self._client.delete_run(run.run_id)  # with new timestamps every value would be there twice
+            run = None
         is_new = run is None
         if run is None:
             run = self._create(record, projection)
@@ -273,7 +263,7 @@ class Tracker:
             self._runs[signature] = run
 
     def _search(self, what: str = "") -> Iterator[Any]:
-        return _search_runs(self._client, self.experiment_id, what)
+        return search_runs(self._client, self.experiment_id, what)
 
     def _create(self, record: Record, projection: Projection) -> Run:
         # The outcome, if known, is said at once: a transaction less. It counts when the status says so too.
@@ -338,63 +328,4 @@ class Tracker:
         return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])
 
     def _asking(self, what: str) -> AbstractContextManager[None]:
-        return _asking(self.tracking_uri, f"{what} of study {self._about['study']!r}")
-
-
-@dataclass(frozen=True)
-class TrialRuns:
-    """The trials of a study in MLflow."""
-
-    experiment_id: str
-    #: Finished ones first, then by arm and replicate.
-    run_ids: list[str]
-    #: Metrics whose steps are severities.
-    shift_keys: list[str]
-
-
-def find_trial_runs(tracking_uri: str, study: str) -> TrialRuns:
-    """Return the study's trial runs.
-
-    Raises:
-        TrackingError: MLflow cannot be reached.
-        StudyError: it has no such study.
-    """
-    with _asking(tracking_uri, f"find study {study!r}"):
-        client = MlflowClient(tracking_uri)
-        experiment = client.get_experiment_by_name(study)
-        runs = [] if experiment is None else list(_search_runs(client, experiment.experiment_id))
-    if experiment is None:
-        raise StudyError(
-            f"looked for study {study!r} in MLflow at {redact(tracking_uri)} and found no such experiment; "
-            "run the study, or project its ledger with `robustsweep sync`"
-        )
-    trials = [run for run in runs if run.data.tags.get("robustsweep.kind") == "trial"]
-    trials.sort(key=lambda run: (run.info.status != "FINISHED", run.info.run_name))
-    keys = sorted({key for run in trials for key in run.data.metrics if key.startswith("shift/")})
-    return TrialRuns(str(experiment.experiment_id), [run.info.run_id for run in trials], keys)
-
-
-def _search_runs(client: Any, experiment_id: str, what: str = "") -> Iterator[Any]:
-    token = None
-    while True:
-        page = client.search_runs([experiment_id], what, max_results=_RUNS_PER_PAGE, page_token=token)
-        yield from page
-        token = page.token
-        if not token:
-            return
-
-
-@contextmanager
-def _asking(tracking_uri: str, what: str) -> Iterator[None]:
-    """Translate errors of MLflow, of its database layer and of its HTTP layer (all of these are OSError)."""
-    try:
-        yield
-    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
-        asked = f"asked MLflow at {redact(tracking_uri)} to {what}"
-        said = redact(str(error).strip().split("\n", 1)[0])[:500]
-        if isinstance(error, MlflowException) and error.error_code in _REFUSALS:
-            raise RefusedError(f"{asked}; it refused: {said}; the ledger has everything") from error
-        raise TrackingError(
-            f"{asked}: {type(error).__name__}: {said}; check that it runs, and the address. The ledger has everything: "
-            "`robustsweep sync` ships what is missing"
-        ) from error
+        return asking(self.tracking_uri, f"{what} of study {self._about['study']!r}")

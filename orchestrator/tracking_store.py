@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import sqlite3
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Callable, Mapping
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -88,12 +88,40 @@ def choose_artifact_location(uri: str, ledger: Ledger) -> str | None:
     return Path(location).as_uri() if ledger.root.is_local else location
 
 
+def create_database(uri: str, open_store: Callable[[str], object]) -> None:
+    """Make the tables of a SQLite store that does not exist yet, all or nothing.
+
+    MLflow takes a second for its hundred migrations, and refuses a database that a kill has left in between.
+
+    Args:
+        uri: of any store; of others than SQLite files nothing is done.
+        open_store: opens, and thereby makes, the store of a URI.
+    """
+    path = _find_file(uri)
+    if path is None or path.exists():
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        open_store(f"sqlite:///{temporary}")
+        with suppress(FileExistsError):  # another process was faster
+            os.link(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _find_file(uri: str) -> Path | None:
+    """Return the file of a SQLite store, None for others."""
+    return Path(uri.partition("://")[2].partition("?")[0][1:]) if uri.startswith("sqlite") else None
+
+
 def has_run(uri: str, run_id: str) -> bool:
     """Return whether a SQLite store has the run, without importing MLflow; True for a server, which is not asked."""
-    if not uri.startswith("sqlite"):
+    path = _find_file(uri)
+    if path is None:
         return True
-    path = uri.partition("://")[2].partition("?")[0][1:]
-    if not Path(path).is_file():  # opening it would create it
+    if not path.is_file():  # opening it would create it
         return False
     query = "SELECT count(*) FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'"
     try:

@@ -21,7 +21,7 @@ from orchestrator.tracking_store import TrackingError, redact
 from trainables.errors import StudyError
 
 if TYPE_CHECKING:
-    from orchestrator.tracking import TrialRuns
+    from orchestrator.mlflow_access import TrialRuns
 
 #: MLflow's pages get slow above it, and so does reading them.
 MAX_COMPARED_RUNS = 100
@@ -94,7 +94,7 @@ def serve_ui(tracking_uri: str, study: str, *, port: int | None = None, timeout_
         StudyError: the port is taken, or MLflow has no such study.
         TrackingError: the store cannot be read, or the server did not start; with the end of its log.
     """
-    from orchestrator.tracking import find_trial_runs  # importing it imports MLflow: 2 s
+    from orchestrator.mlflow_access import find_trial_runs  # importing it imports MLflow: 2 s
 
     trials = find_trial_runs(tracking_uri, study)
     if tracking_uri.startswith(("http:", "https:")):

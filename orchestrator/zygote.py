@@ -47,8 +47,10 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
         request: ``{"check": configs, "cache_dir": …}``: build what these trials would build; ``{"report": study,
             "storage": …, "cache_dir": …}``: write the report; or the stage or trial whose ``config.json`` lies in
             ``request["folder"]``: ``folder``, ``encoder`` (folder of the finished stage, or None) and ``execution``.
+            What writes has the ``lease`` of its driver (``lease.fence``), None for anybody.
         report: called with each progress event.
     """
+    from orchestrator.lease import guarded
     from trainables.config import Execution, StageConfig, TrialConfig
     from trainables.storage import Folder
 
@@ -63,11 +65,12 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
         from orchestrator.report.write import write_report
 
         ledger = Ledger(request["storage"], request["report"])
+        ledger.root = guarded(ledger.root.uri, request["lease"])
         report({"event": "report", **asdict(write_report(ledger, cache_dir=Path(request["cache_dir"])))})
         return
     from trainables.trial import run_stage, run_trial
 
-    folder, execution = Folder(request["folder"]), Execution.model_validate(request["execution"])
+    folder, execution = guarded(request["folder"], request["lease"]), Execution.model_validate(request["execution"])
     record = folder.read_json("config.json")
     signature = record["signature"]
     if record["kind"] == "stage":

@@ -17,7 +17,8 @@ from typing import Any
 from ledger_records import CREATED_MS
 
 from orchestrator.ledger import Ledger
-from orchestrator.tracking import MlflowClient, Tracker
+from orchestrator.mlflow_access import MlflowClient
+from orchestrator.tracking import Tracker
 
 
 def make_database(folder: Path, template: Path) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import random
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from trainables.checkpoint import (
     capture_random_state,
     forget_best,
     forget_checkpoints,
+    has_best,
+    is_trained,
     load_best,
     load_checkpoint,
     load_weights,
@@ -237,3 +240,35 @@ def test_weights_of_another_network_are_refused(change: str) -> None:
         state["3.bias"] = torch.zeros(3)
     with pytest.raises(CheckpointError, match=r"3\.(bias|other)"):
         restore_module(network, state, origin="test")
+
+
+# ------------------------------------------------------------------ what is damaged is made again
+
+
+def finish_training(folder: Folder) -> None:
+    save_weights(folder, "model.safetensors", make_state().tensors, {"signature": "mine"})
+    folder.append_line("epochs.jsonl", json.dumps({"epoch": 1}))
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "epochs.jsonl"])
+@pytest.mark.parametrize("damage", [b"", b"{\n", b"garbage\n" * 100])
+def test_final_weights_count_with_their_history_only(folder: Folder, name: str, damage: bytes) -> None:
+    assert not is_trained(folder, "model.safetensors")
+    finish_training(folder)
+    assert is_trained(folder, "model.safetensors")
+    folder.write(name, damage)
+    assert not is_trained(folder, "model.safetensors")
+    assert list(folder.children()) == []  # so that it is not found again
+
+
+def test_a_checkpoint_whose_best_weights_are_damaged_is_of_no_use(folder: Folder) -> None:
+    state = make_state(epoch=3)
+    assert has_best(folder, state)
+    state.best_epoch = 2
+    save_checkpoint(folder, state)
+    save_best(folder, {"weight": torch.zeros(2)}, 2)
+    assert has_best(folder, state)
+    data = folder.read("best-2.safetensors")
+    folder.write("best-2.safetensors", data[:-1])
+    assert not has_best(folder, state)
+    assert list(folder.children()) == []

@@ -149,6 +149,7 @@ def test_an_interruption_says_how_to_go_on(call: Call, place: Place, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr("orchestrator.run.run_study", interrupt)
+    monkeypatch.setattr("orchestrator.cli._leave_at_once", sys.exit)
     said = call("run", *place.flags, "--set", "training.epochs=2", "--set", "question=is it so?", "--address", "host:1")
     assert said.code == 1
     words = (

@@ -85,7 +85,7 @@ def test_packages_import_each_other_as_agreed() -> None:
 
 
 def test_only_one_module_each_names_ray_and_mlflow() -> None:
-    for package, home in (("ray", "orchestrator/scheduling.py"), ("mlflow", "orchestrator/tracking.py")):
+    for package, home in (("ray", "orchestrator/scheduling.py"), ("mlflow", "orchestrator/mlflow_access.py")):
         pattern = re.compile(rf"^\s*(from|import) {package}\b", re.MULTILINE)
         assert [relative(path) for path in SOURCES if pattern.search(path.read_text(encoding="utf-8"))] == [home]
 

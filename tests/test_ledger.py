@@ -1,13 +1,6 @@
 from __future__ import annotations
 
 import json
-import logging
-import os
-import signal
-import socket
-import subprocess
-import sys
-import threading
 import time
 import uuid
 from pathlib import Path
@@ -16,11 +9,10 @@ from typing import Any
 import pytest
 from planning import make_stage, make_trial
 
-from orchestrator import ledger as ledgers
-from orchestrator.ledger import Lease, Ledger, describe_upstream
+from orchestrator.ledger import Ledger, describe_upstream
 from orchestrator.plan import Plan
 from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
-from trainables.errors import LeaseError, StorageError, StudyError
+from trainables.errors import StorageError, StudyError
 
 STAGE = make_stage("stage")
 TRIAL = make_trial("trial", STAGE)
@@ -112,6 +104,40 @@ def test_records_are_complete_and_sorted(ledger: Ledger) -> None:
     assert [record.signature for record in records if record.result] == [works[0].signature]
 
 
+def test_what_is_damaged_is_interrupted_and_named(ledger: Ledger) -> None:
+    begin(ledger)
+    finish(ledger)
+    begin(ledger, STAGE)
+    ledger.record_failure(STAGE, {"reason": "error", "message": "m"}, study="s", git_commit=None)
+    folder = ledger.folder("trial", TRIAL.signature)
+    folder.write("result.json", folder.read("result.json")[:-5])
+    other = ledger.folder("stage", STAGE.signature)
+    other.write("failure.json", b"")
+    found = Ledger(ledger.storage, ledger.study)
+    whole = COMPLETE if not ledger.root.is_local else INTERRUPTED  # an object store never holds a part of a file
+    assert found.states() == {TRIAL.signature: whole, STAGE.signature: INTERRUPTED}
+    assert "failure.json is damaged" in found.damaged[STAGE.signature]
+    if ledger.root.is_local:
+        assert found.damaged[TRIAL.signature].startswith(f"{folder.uri}/result.json is damaged")
+        begin(found)
+        assert not folder.exists("result.json")
+    begin(found, STAGE)
+    assert not other.exists("failure.json")
+
+
+def test_a_damaged_config_is_written_again(ledger: Ledger) -> None:
+    begin(ledger)
+    ledger.folder("trial", TRIAL.signature).write("config.json", b"{")
+    begin(ledger)
+    assert ledger.read("trial", TRIAL.signature).config["signature"] == TRIAL.signature
+
+
+def test_damaged_notes_do_not_hide_a_failure(ledger: Ledger) -> None:
+    begin(ledger)
+    ledger.folder("trial", TRIAL.signature).write("attempts.jsonl", b"garbage\n")
+    assert fail(ledger, reason="error", message="m")["message"] == "m"
+
+
 def test_a_damaged_file_is_named(ledger: Ledger) -> None:
     begin(ledger)
     ledger.folder("trial", TRIAL.signature).write("result.json", b"{")
@@ -166,113 +192,3 @@ def test_a_trial_that_never_began_can_fail(ledger: Ledger) -> None:
     assert failure["reason"] == "upstream"
     assert STAGE.signature in failure["message"]
     assert ledger.states() == {TRIAL.signature: FAILED}
-
-
-# ------------------------------------------------------------------ lease
-
-
-def hold(ledger: Ledger, **changes: Any) -> None:
-    """Write the lease of another driver."""
-    now = int(time.time() * 1000)
-    holder = {"host": "elsewhere", "pid": 7, "since_ms": now - 5000, "alive_ms": now, "token": "theirs"}
-    ledger.root.write_json("lease.json", holder | changes)
-
-
-def test_the_lease_is_there_while_it_is_held(ledger: Ledger) -> None:
-    with Lease(ledger) as lease:
-        holder = lease.holder()
-        assert holder is not None
-        assert (holder["host"], holder["pid"]) == (socket.gethostname(), os.getpid())
-    assert Lease(ledger).holder() is None
-    assert not ledger.root.exists("lease.json")
-
-
-def test_a_second_driver_is_refused_and_told_who_and_since_when(ledger: Ledger) -> None:
-    with Lease(ledger), pytest.raises(LeaseError, match=rf"process {os.getpid()} on .* since \d{{4}}-") as caught:
-        Lease(ledger).check()
-    assert ledger.root.uri in str(caught.value)
-    hold(ledger)
-    with pytest.raises(LeaseError, match="process 7 on elsewhere"), Lease(ledger):
-        pass
-    assert ledger.root.read_json("lease.json")["token"] == "theirs"
-
-
-def test_checking_writes_nothing(ledger: Ledger) -> None:
-    Lease(ledger).check()
-    assert list(ledger.root.children()) == []
-
-
-def test_a_driver_without_a_sign_of_life_is_taken_over(ledger: Ledger) -> None:
-    hold(ledger, alive_ms=int((time.time() - ledgers.LEASE_SECONDS - 1) * 1000))
-    with Lease(ledger) as lease:
-        holder = lease.holder()
-        assert holder is not None
-        assert holder["pid"] == os.getpid()
-
-
-def test_a_dead_process_of_this_machine_is_taken_over_at_once(ledger: Ledger) -> None:
-    dead = subprocess.Popen([sys.executable, "-c", ""])
-    dead.wait()
-    hold(ledger, host=socket.gethostname(), pid=dead.pid)
-    assert Lease(ledger).holder() is None
-    hold(ledger, host=socket.gethostname(), pid=os.getppid())
-    assert Lease(ledger).holder() is not None
-    hold(ledger, host="elsewhere", pid=dead.pid)  # nothing can be known of its processes
-    assert Lease(ledger).holder() is not None
-
-
-def wait_for(condition: Any) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
-
-
-def test_signs_of_life_go_on(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ledgers, "HEARTBEAT_SECONDS", 0.01)
-    with Lease(ledger):
-        first = ledger.root.read_json("lease.json")["alive_ms"]
-        wait_for(lambda: ledger.root.read_json("lease.json")["alive_ms"] > first)
-
-
-def test_storage_that_is_away_for_a_while_does_not_end_the_signs_of_life(
-    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
-) -> None:
-    monkeypatch.setattr(ledgers, "HEARTBEAT_SECONDS", 0.01)
-    lease = Lease(ledger)
-    write, refusals = lease._write, iter([StorageError("disk full"), OSError("gone")])
-
-    def refuse_twice() -> None:
-        error = next(refusals, None)
-        if error is not None and threading.current_thread() is not threading.main_thread():
-            raise error
-        write()
-
-    with caplog.at_level(logging.WARNING), lease:
-        monkeypatch.setattr(lease, "_write", refuse_twice)
-        wait_for(lambda: len(caplog.records) == 2)
-        first = ledger.root.read_json("lease.json")["alive_ms"]
-        wait_for(lambda: ledger.root.read_json("lease.json")["alive_ms"] > first)
-    assert "could not renew the lease" in caplog.text
-
-
-def test_a_driver_that_was_replaced_stops_itself(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A suspended laptop wakes up: another driver has taken over meanwhile, and two must not write."""
-    monkeypatch.setattr(ledgers, "HEARTBEAT_SECONDS", 0.01)
-    stopped = threading.Event()
-    previous = signal.signal(signal.SIGINT, lambda *_: stopped.set())
-    try:
-        lease = Lease(ledger).__enter__()
-        hold(ledger)
-        assert stopped.wait(30)
-        with pytest.raises(LeaseError, match="taken over by process 7 on elsewhere"):
-            lease.__exit__()
-    finally:
-        signal.signal(signal.SIGINT, previous)
-    assert ledger.root.read_json("lease.json")["token"] == "theirs"
-
-
-def test_a_replaced_driver_that_ends_first_leaves_the_lease_to_its_successor(ledger: Ledger) -> None:
-    with Lease(ledger):
-        hold(ledger)
-    assert ledger.root.read_json("lease.json")["token"] == "theirs"

@@ -75,6 +75,21 @@ def test_the_announcement_counts_what_there_is(prepared: Prepared) -> None:
     assert "1 stages and trials in the ledger that are no longer planned" in said
 
 
+def test_what_is_planned_otherwise_than_before_is_said(prepared: Prepared) -> None:
+    before = prepared.about | prepared.plan.as_json()
+    assert "changed" not in said_by(prepared) + said_by(replace(prepared, before=before))
+    before["trials"] = [before["trials"][0], *({"signature": digit * 16} for digit in "ab")]
+    said = said_by(replace(prepared, before=before))
+    assert "changed  1 trial added, 2 no longer planned since the run before\n" in said
+    assert "the study file is the same: weights or defaults have changed (with the same versions)" in said
+    older = before | {"versions": before["versions"] | {"torch": "1.0"}}
+    assert " instead of 1.0)" in said_by(replace(prepared, before=older))
+    other = before | {"study_sha256": "0"}
+    assert said_by(replace(prepared, before=other)).count("changed") == 1
+    moved = other | {"data": before["data"] | {"fingerprint": "0"}}
+    assert "the images, labels or splits have changed" in said_by(replace(prepared, before=moved))
+
+
 def test_what_is_left_out_or_failed_is_said_loudly_and_literally(prepared: Prepared) -> None:
     """Names and reasons may look like markup: [red] or [/]."""
     plan = replace(prepared.plan, skipped=(Skipped("pretraining=[red]", {}, 2, "no [/] weights"),))
@@ -212,10 +227,12 @@ def test_the_first_signal_asks_and_the_second_insists() -> None:
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
     with run.stopping_in_order(said.append) as stop:
         assert not stop.is_set()
-        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGINT)
         assert stop.is_set()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+    with run.stopping_in_order(said.append) as stop, pytest.raises(KeyboardInterrupt):
+        signal.raise_signal(signal.SIGTERM)  # whoever sends it will kill soon
     assert len(said) == 1
     assert "go on from their last epoch" in said[0]
     assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == before

@@ -14,13 +14,14 @@ from rich.console import Console
 
 from orchestrator import run
 from orchestrator.ledger import Ledger
+from orchestrator.mlflow_access import MlflowClient
 from orchestrator.prepare import Prepared, prepare
 from orchestrator.report import write
 from orchestrator.run import Summary, find_settled_report, run_study
 from orchestrator.settled import SHIPPED, SOURCE, Shipped, compute_state, forget, is_shipped
 from orchestrator.shipping import sync
 from orchestrator.study import Study, parse_study
-from orchestrator.tracking import MlflowClient, Tracker
+from orchestrator.tracking import Tracker
 from trainables.storage import Folder
 
 TEXT = """\

@@ -13,8 +13,9 @@ from ledger_records import add_epochs, begin, complete, finished, make_ledger
 from mlflow_stores import Server, make_database
 
 from orchestrator.ledger import Ledger, Record
+from orchestrator.mlflow_access import MlflowClient
 from orchestrator.shipping import Shipper, SyncResult, sync
-from orchestrator.tracking import MlflowClient, Tracker
+from orchestrator.tracking import Tracker
 from orchestrator.tracking_store import RefusedError, TrackingError
 
 

@@ -71,7 +71,7 @@ def test_a_trial_whose_stage_is_missing_says_what_to_run_first(place: Place) -> 
 
 
 def test_a_running_study_is_not_disturbed(place: Place) -> None:
-    from orchestrator.ledger import Lease
+    from orchestrator.lease import Lease
 
     ledger = Ledger(str(place.storage), "tiny")
     trial = next(record for record in ledger.records("trial") if not record.config["needs"])

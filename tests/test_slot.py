@@ -35,6 +35,7 @@ def make_chunk(root: Path, *names: str, **changes: Any) -> dict[str, Any]:
         "max_retries": 2,
         "report_seconds": 0.2,
         "chunk_seconds": 20.0,
+        "lease": None,
     }
     return {**common, "works": works, "token": uuid.uuid4().hex[:8], "created_ms": 0, **changes}
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from planning import make_trial
 from rich.console import Console
 
-from orchestrator.ledger import Lease, Ledger
+from orchestrator.lease import Lease
+from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
 from orchestrator.status import COUNTS, compute_status, compute_study_sha256, is_current, render_status
 from orchestrator.study import Study, parse_study

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import uuid
 from pathlib import Path
@@ -95,3 +96,53 @@ def test_local_uris_are_paths(tmp_path: Path) -> None:
     Folder(f"file://{tmp_path}/x").write("a", b"1")
     assert (tmp_path / "x" / "a").read_bytes() == b"1"
     assert Folder("somewhere").uri == str(Path.cwd() / "somewhere")
+
+
+# ------------------------------------------------------------------ seals
+
+
+@pytest.mark.parametrize("value", [{"b": 0.1, "a": [1, None, "ä"]}, {}, {"a": {"seal": 1}}])
+def test_an_object_comes_back_and_is_intact(folder: Folder, value: dict[str, object]) -> None:
+    folder.write_json("x.json", value)
+    assert folder.read_json("x.json") == value
+    assert folder.is_intact("x.json")
+    assert set(json.loads(folder.read("x.json"))) == {"seal", *value}  # plain JSON for everybody else
+
+
+def test_a_changed_object_is_not_read(folder: Folder) -> None:
+    folder.write_json("x.json", {"accuracy": 0.91})
+    folder.write("x.json", folder.read("x.json").replace(b"0.91", b"0.99"))
+    assert not folder.is_intact("x.json")
+    with pytest.raises(StorageError, match=r"x.json is damaged or was changed by hand"):
+        folder.read_json("x.json")
+
+
+def test_json_of_others_can_be_read_and_is_not_called_intact(folder: Folder) -> None:
+    folder.write("x.json", b'{"a": 1}')
+    assert folder.read_json("x.json") == {"a": 1}
+    assert not folder.is_intact("x.json")
+    assert not folder.is_intact("never there")
+    folder.write_json("list.json", [1, 2])
+    assert folder.read_json("list.json") == [1, 2]
+
+
+def test_sizes(folder: Folder) -> None:
+    folder.write("x", b"123")
+    assert (folder.size("x"), folder.size("never there")) == (3, None)
+
+
+def test_a_guard_comes_before_every_change_here_and_below(tmp_path: Path) -> None:
+    def refuse() -> None:
+        raise StorageError("not now")
+
+    folder = Folder(tmp_path, guard=refuse) / "below"
+    for change in (
+        lambda: folder.write("x", b""),
+        lambda: folder.write_json("x", {}),
+        lambda: folder.append_line("x", ""),
+        lambda: folder.rename("x", "y"),
+        lambda: folder.remove("x"),
+    ):
+        with pytest.raises(StorageError, match="not now"):
+            change()
+    assert list(tmp_path.iterdir()) == []

@@ -10,7 +10,8 @@ from ledger_records import CREATED_MS, FINGERPRINT, add_epochs, begin, complete,
 from mlflow_stores import CountingClient, make_database, make_tracker, points_of, run_of, ship
 
 from orchestrator.ledger import Ledger
-from orchestrator.tracking import MlflowClient, Tracker, find_trial_runs
+from orchestrator.mlflow_access import MlflowClient, find_trial_runs
+from orchestrator.tracking import Tracker
 from orchestrator.tracking_store import RefusedError, TrackingError
 from trainables.errors import StudyError
 
@@ -186,6 +187,25 @@ def test_a_failure_that_was_only_announced_is_forgotten_by_the_retry(uri: str, l
     assert run_of(uri).info.status == "FINISHED"
 
 
+def test_a_trial_made_again_after_damage_is_there_once(uri: str, ledger: Ledger) -> None:
+    finished(ledger)
+    tracker = make_tracker(uri, ledger)
+    ship(tracker, ledger)
+    before, points = run_of(uri).info.run_id, points_of(uri, "robustness/mean_accuracy")
+    ledger.folder("trial", "t1").remove("result.json")
+    assert not ship(tracker, ledger)  # what it shows is still right
+    assert run_of(uri).info.status == "FINISHED"
+    complete(ledger, finished_ms=CREATED_MS + 99_000)
+    assert not ship(tracker, ledger)  # the same values, computed later
+    assert (run_of(uri).info.run_id, points_of(uri, "robustness/mean_accuracy")) == (before, points)
+    add_epochs(ledger, first=4, last=4)  # trained anew, and otherwise
+    complete(ledger, finished_ms=CREATED_MS + 99_000)
+    assert ship(tracker, ledger)
+    assert run_of(uri).info.run_id != before  # the other is deleted
+    assert points_of(uri, "robustness/mean_accuracy") == [(0, 0.7, 99_000)]
+    assert not ship(make_tracker(uri, ledger), ledger)
+
+
 def test_a_second_run_of_a_signature_is_removed(uri: str, ledger: Ledger) -> None:
     finished(ledger)
     tracker = make_tracker(uri, ledger)
@@ -266,7 +286,7 @@ def test_more_runs_than_a_page(uri: str, ledger: Ledger, monkeypatch: pytest.Mon
     for signature in signatures:
         begin(ledger, signature)
         ship(tracker, ledger, signature)
-    monkeypatch.setattr("orchestrator.tracking._RUNS_PER_PAGE", 2)
+    monkeypatch.setattr("orchestrator.mlflow_access._RUNS_PER_PAGE", 2)
     assert sorted(make_tracker(uri, ledger)._runs) == signatures
 
 

@@ -10,8 +10,9 @@ from ledger_records import finished, make_ledger
 from mlflow_stores import make_database, make_tracker, run_of, ship
 
 from orchestrator.ledger import Ledger
+from orchestrator.mlflow_access import MlflowClient
 from orchestrator.settled import is_shipped
-from orchestrator.tracking import MlflowClient, Tracker
+from orchestrator.tracking import Tracker
 
 
 @pytest.fixture(scope="module")

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ledger import Ledger
-from orchestrator.tracking_store import choose_artifact_location, redact, resolve_tracking_uri
+from orchestrator.tracking_store import choose_artifact_location, create_database, redact, resolve_tracking_uri
 from trainables.errors import StudyError
 
 
@@ -64,3 +64,39 @@ def test_secrets_are_never_shown(text: str) -> None:
     shown = redact(text)
     assert "hunter2" not in shown
     assert "h" in shown.split("://", 1)[1]
+
+
+# ------------------------------------------------------------------ a new SQLite file
+
+
+def test_a_database_is_created_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "below" / "mlflow.db"
+    uri = f"sqlite:///{path}"
+
+    def file_of(other: str) -> Path:
+        return Path(other.removeprefix("sqlite:///"))
+
+    def half(other: str) -> None:
+        file_of(other).write_bytes(b"half")
+        assert not path.exists()
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        create_database(uri, half)
+    assert list(path.parent.iterdir()) == []
+    create_database(uri, lambda other: file_of(other).write_bytes(b"whole"))
+    assert [(each.name, each.read_bytes()) for each in path.parent.iterdir()] == [("mlflow.db", b"whole")]
+    create_database(uri, lambda other: pytest.fail("it is there already"))
+    path.unlink()
+
+    def slow(other: str) -> None:
+        path.write_bytes(b"another process was faster")
+        file_of(other).write_bytes(b"whole")
+
+    create_database(uri, slow)
+    assert [each.read_bytes() for each in path.parent.iterdir()] == [b"another process was faster"]
+
+
+def test_servers_make_their_own_tables() -> None:
+    for uri in ("http://127.0.0.1:5000", "postgresql://user@host/db"):
+        create_database(uri, lambda other: pytest.fail("nothing is to be made"))

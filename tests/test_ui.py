@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from ledger_records import finished, make_ledger
 
+from orchestrator.mlflow_access import TrialRuns
 from orchestrator.shipping import sync
-from orchestrator.tracking import TrialRuns
 from orchestrator.tracking_store import TrackingError
 from orchestrator.ui import MAX_COMPARED_RUNS, make_links, serve_ui
 from trainables.errors import StudyError

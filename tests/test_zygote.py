@@ -138,6 +138,6 @@ def test_failures_are_described_for_the_user(error: Exception, reason: str, mess
 
 
 def test_a_request_about_a_folder_without_a_config_says_where_it_looked(tmp_path: Path) -> None:
-    request = {"folder": str(tmp_path), "encoder": None, "execution": {"cache_dir": str(tmp_path)}}
+    request = {"folder": str(tmp_path), "encoder": None, "execution": {"cache_dir": str(tmp_path)}, "lease": None}
     with pytest.raises(StorageError, match=rf"could not read {tmp_path}/config.json"):
         run_request(request, lambda event: None)

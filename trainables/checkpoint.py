@@ -21,7 +21,8 @@ from safetensors.torch import load as load_safetensors
 from safetensors.torch import save as save_safetensors
 from torch import Tensor, nn
 
-from trainables.errors import CheckpointError
+from trainables.errors import CheckpointError, StorageError
+from trainables.finished import EPOCHS
 from trainables.storage import Folder
 
 CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
@@ -212,6 +213,25 @@ def load_weights(folder: Folder, name: str) -> tuple[dict[str, Tensor], dict[str
     return unsealed
 
 
+def is_trained(folder: Folder, name: str) -> bool:
+    """Return whether the final weights ``name`` and the history of their training are there and intact.
+
+    Damaged ones are removed, so that they are made again.
+    """
+    if not folder.exists(name):
+        return False
+    try:
+        load_weights(folder, name)
+        if not folder.read_lines(EPOCHS):
+            raise StorageError(f"{folder.uri}/{EPOCHS} is missing or empty")
+    except (CheckpointError, StorageError) as error:
+        _LOG.warning("%s; training again", error)
+        folder.remove(name)
+        folder.remove(EPOCHS)
+        return False
+    return True
+
+
 def save_best(folder: Folder, weights: Mapping[str, Tensor], epoch: int) -> None:
     """Write the weights selected at ``epoch``, before the first checkpoint that names them without being of that epoch.
 
@@ -228,6 +248,19 @@ def load_best(folder: Folder, epoch: int) -> dict[str, Tensor]:
         StorageError: they are missing.
     """
     return load_weights(folder, _best_name(epoch))[0]
+
+
+def has_best(folder: Folder, state: TrainingState) -> bool:
+    """Return whether the weights that ``state`` calls the best can be had; if not, it is of no use and removed."""
+    if state.best_epoch in (0, state.epoch):
+        return True  # there are none yet, or they are its own
+    try:
+        load_best(folder, state.best_epoch)
+    except (CheckpointError, StorageError) as error:
+        _LOG.warning("%s; training starts again", error)
+        forget_checkpoints(folder)
+        return False
+    return True
 
 
 def forget_best(folder: Folder, *, keep: Collection[int]) -> None:

@@ -1,20 +1,26 @@
 """A folder on local disk or behind any fsspec URI, with the few operations a ledger needs.
 
 Writes are atomic: a reader sees the old content or the new, never a part (rename on local disk, single PUT on an
-object store). Nothing here knows what the files mean.
+object store). A JSON object begins with its seal, a checksum of all that follows: what a failing disk, a full one or an
+editor has made of it is noticed. Nothing here knows what the files mean.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from trainables.errors import StorageError
+
+#: How a sealed JSON object begins. The seal is of the bytes behind this, without the last newline.
+_SEAL = re.compile(rb'{\n "seal": "([0-9a-f]{64})"[,\n]')
 
 
 class Folder:
@@ -22,16 +28,17 @@ class Folder:
 
     Args:
         uri: a local path, or a URI of fsspec (``s3://bucket/prefix``, ``memory://x``).
+        guard: called before anything is changed here or below; what it raises keeps the change from being made.
     """
 
-    def __init__(self, uri: str | Path) -> None:
-        self.uri = str(uri)
+    def __init__(self, uri: str | Path, *, guard: Callable[[], None] = lambda: None) -> None:
+        self.uri, self.guard = str(uri), guard
         self.is_local = "://" not in self.uri or self.uri.startswith("file://")
         if self.is_local:
             self.uri = str(Path(self.uri.removeprefix("file://")).expanduser().absolute())
 
     def __truediv__(self, name: str) -> Folder:
-        return Folder(self._at(name))
+        return Folder(self._at(name), guard=self.guard)
 
     def __repr__(self) -> str:
         return f"Folder({self.uri!r})"
@@ -77,6 +84,7 @@ class Folder:
         Raises:
             StorageError: the storage refused (disk full, no permission); the old content is untouched.
         """
+        self.guard()
         path = self._at(name)
         if not self.is_local:
             try:
@@ -99,6 +107,7 @@ class Folder:
 
     def append_line(self, name: str, line: str) -> None:
         """Append one line to ``name``; on an object store the (small) file is rewritten."""
+        self.guard()
         data = (line + "\n").encode()
         if not self.is_local:
             self.write(name, (self.read(name) if self.exists(name) else b"") + data)
@@ -119,14 +128,37 @@ class Folder:
         Raises:
             StorageError: it is missing, or damaged.
         """
+        data = self.read(name)
         try:
-            return json.loads(self.read(name))
+            value = json.loads(data)
         except ValueError as error:
             raise StorageError(f"{self._at(name)} is damaged, expected JSON: {error}") from error
+        if isinstance(value, dict) and value.pop("seal", None) is not None and not _is_sealed(data):
+            raise StorageError(f"{self._at(name)} is damaged or was changed by hand: its seal does not fit")
+        return value
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write ``value`` as JSON (NaN is refused: it is not JSON and other readers choke on it)."""
-        self.write(name, (json.dumps(value, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+        """Write ``value`` as JSON, an object with its seal; NaN is refused: it is not JSON, and others choke on it."""
+        text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
+        if isinstance(value, dict):
+            rest = text[1:]
+            seal = hashlib.sha256(rest.encode()).hexdigest()
+            text = f'{{\n "seal": "{seal}"' + ("," if value else "\n") + rest
+        self.write(name, (text + "\n").encode())
+
+    def is_intact(self, name: str) -> bool:
+        """Return whether ``name`` is there and a JSON object exactly as ``write_json`` wrote it."""
+        return self.exists(name) and _is_sealed(self.read(name))
+
+    def size(self, name: str) -> int | None:
+        """Return the size of the file in bytes, None when it is missing."""
+        path = self._at(name)
+        if not self.is_local:
+            return int(self._fs().size(path)) if self.exists(name) else None
+        try:
+            return os.stat(path).st_size
+        except FileNotFoundError:
+            return None
 
     def read_lines(self, name: str) -> list[Any]:
         """Return the JSON values of a ``.jsonl`` file, [] when it is missing; a torn last line is left out."""
@@ -150,6 +182,7 @@ class Folder:
 
     def rename(self, name: str, new_name: str) -> None:
         """Rename a file, replacing what had the new name."""
+        self.guard()
         old, new = self._at(name), self._at(new_name)
         try:
             if self.is_local:
@@ -161,6 +194,7 @@ class Folder:
 
     def remove(self, name: str) -> None:
         """Remove the file or folder ``name`` if it is there."""
+        self.guard()
         path = self._at(name)
         if not self.is_local:
             if self._fs().exists(path):
@@ -169,3 +203,10 @@ class Folder:
             shutil.rmtree(path)
         else:
             Path(path).unlink(missing_ok=True)
+
+
+def _is_sealed(data: bytes) -> bool:
+    head = _SEAL.match(data)
+    if head is None or not data.endswith(b"\n"):
+        return False
+    return hashlib.sha256(data[head.end() : -1]).hexdigest().encode() == head.group(1)

@@ -20,6 +20,7 @@ from trainables.checkpoint import (
     TrainingState,
     capture_random_state,
     forget_best,
+    has_best,
     load_best,
     load_checkpoint,
     pack_module,
@@ -101,7 +102,7 @@ def train_model(
     choice = acceleration or default_choice(resolve_precision(config.training, model.mean.device), model.mean.device)
     trainer = _Trainer(model, data, config, choice, signature=signature)
     state = load_checkpoint(folder, signature)
-    if state is not None:
+    if state is not None and has_best(folder, state):
         trainer.restore(state)
     write_missing_epochs(folder, trainer.state)
     while not trainer.finished:

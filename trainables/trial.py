@@ -10,7 +10,6 @@ Checkpoints live until the model (or encoder) is written: from then on an interr
 
 from __future__ import annotations
 
-import hashlib
 import os
 import platform
 import resource
@@ -24,7 +23,7 @@ import torch
 from torch import Tensor
 
 from trainables.acceleration import Choice, decide, default_choice, describe_key, probe
-from trainables.checkpoint import forget_checkpoints, load_weights, restore_module, save_weights
+from trainables.checkpoint import forget_checkpoints, is_trained, load_weights, restore_module, save_weights
 from trainables.config import (
     ContrastivePretraining,
     Dropout,
@@ -39,6 +38,7 @@ from trainables.data.dataset import Dataset
 from trainables.data.sources import load_dataset
 from trainables.errors import CheckpointError, ConfigError
 from trainables.evaluation.robustness import choose_shifts, evaluate_model, summarise_predictions
+from trainables.finished import EPOCHS, RESULT, describe_files
 from trainables.models import Classifier, build_model
 from trainables.pretraining.imagenet import load_imagenet
 from trainables.seeding import derive_seed, seed_everything
@@ -87,7 +87,7 @@ def run_trial(
     choice = choose_acceleration(config, data, device, execution)
     _forget_gpu_memory(device)
     model = choice.place(build_initial_model(config, data, encoder=encoder).to(device))
-    if not folder.exists(MODEL):
+    if not is_trained(folder, MODEL):
         outcome = train_model(
             model,
             data,
@@ -103,9 +103,11 @@ def run_trial(
     forget_checkpoints(folder)
     result = _evaluate(model, data, config, choice, folder=folder, execution=execution, report=report)
     result |= _provenance(signature, started_ms, outcome, device, choice, execution)
-    result["checkpoint_sha256"] = hashlib.sha256(folder.read(MODEL)).hexdigest()
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    folder.write_json("result.json", result)
+    sets = ["val", "test", *data.external]
+    result["files"] = describe_files(folder, [MODEL, EPOCHS, *(f"predictions/{name}.npz" for name in sets)])
+    result["checkpoint_sha256"] = result["files"][MODEL]["sha256"]
+    folder.write_json(RESULT, result)
     return result
 
 
@@ -143,7 +145,7 @@ def run_stage(
     _forget_gpu_memory(device)
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
     report({"event": "started", "epochs": config.pretraining.epochs})
-    if not folder.exists(ENCODER):
+    if not is_trained(folder, ENCODER):
         seed_everything(derive_seed(config.seed, config.replicate, "stage"))
         model = _build(config.model, config.pretraining.init, data).to(device)
         pretrain_encoder(
@@ -157,11 +159,12 @@ def run_stage(
         save_weights(folder, ENCODER, model.encoder_state(), {"signature": signature})
     _check_signature(ENCODER, folder, load_weights(folder, ENCODER)[1]["signature"], signature)
     forget_checkpoints(folder)
-    history = folder.read_lines("epochs.jsonl")
+    history = folder.read_lines(EPOCHS)
     result = {"status": "complete", "metrics": {"ssl/final_loss": history[-1]["metrics"]["ssl/loss"]}}
     outcome = Outcome(len(history), len(history))
     result |= _provenance(signature, started_ms, outcome, device, Choice(), execution)
-    folder.write_json("result.json", result)
+    result["files"] = describe_files(folder, [ENCODER, EPOCHS])
+    folder.write_json(RESULT, result)
     return result
 
 

@@ -56,12 +56,8 @@ def write_source(root: Folder, source: Source, report: Report) -> None:
 
 
 def read_report(root: Folder, source: Source) -> Report | None:
-    """Return the report in the folder of a ledger, None unless it was made from ``source`` and all its files are there.
-
-    Raises:
-        StorageError: ``source.json`` is damaged.
-    """
-    if not root.exists(SOURCE):
+    """Return the report in the folder of a ledger, None unless it was made from ``source`` and all of it is there."""
+    if not root.is_intact(SOURCE):
         return None
     found = root.read_json(SOURCE)
     files = (PAGE, *(f"report/{name}" for name in TABLES))

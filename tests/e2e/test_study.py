@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -212,7 +213,7 @@ def test_a_study_grows_fails_is_stopped_and_goes_on(finished_study: FinishedStud
     assert stopped.stdout is not None
     for line in stopped.stdout:
         if ": epoch " in line:
-            stopped.terminate()
+            stopped.send_signal(signal.SIGINT)
             break
     rest, errors = stopped.communicate(timeout=200)
     assert stopped.returncode == 1, rest + errors

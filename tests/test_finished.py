@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from trainables.errors import StorageError
+from trainables.finished import describe_files, find_damage, is_finished
+from trainables.storage import Folder
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Folder:
+    """A finished trial."""
+    folder = Folder(tmp_path / "trial")
+    folder.write("model.safetensors", b"weights")
+    folder.write("predictions/test.npz", b"predictions")
+    files = describe_files(folder, ["model.safetensors", "predictions/test.npz"])
+    folder.write_json("result.json", {"metrics": {"accuracy": 0.9}, "files": files})
+    return folder
+
+
+def test_what_is_whole_is_finished(folder: Folder) -> None:
+    assert find_damage(folder) is None
+    assert is_finished(folder)
+    assert not is_finished(folder / "predictions")
+
+
+def test_files_are_described_by_size_and_content(folder: Folder) -> None:
+    described = describe_files(folder, ["model.safetensors"])["model.safetensors"]
+    assert described["bytes"] == 7
+    assert len(described["sha256"]) == 64
+    folder.write("model.safetensors", b"WEIGHTS")
+    assert describe_files(folder, ["model.safetensors"])["model.safetensors"] != described
+    with pytest.raises(StorageError, match="never there"):
+        describe_files(folder, ["never there"])
+
+
+def test_a_result_cut_off_anywhere_is_noticed(folder: Folder) -> None:
+    whole = folder.read("result.json")
+    for length in range(len(whole)):
+        folder.write("result.json", whole[:length])
+        assert "result.json is damaged" in (find_damage(folder) or "")
+    for position in range(0, len(whole), 7):
+        folder.write("result.json", whole[:position] + b"#" + whole[position + 1 :])
+        assert not is_finished(folder)
+    folder.write("result.json", whole)
+    assert is_finished(folder)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "predictions/test.npz"])
+def test_files_that_are_missing_or_of_another_size_are_named(folder: Folder, name: str) -> None:
+    folder.write(name, b"")
+    assert (find_damage(folder) or "").startswith(f"{folder.uri}/{name} has 0 bytes, ")
+    folder.remove(name)
+    assert find_damage(folder) == f"{folder.uri}/{name} is missing"
