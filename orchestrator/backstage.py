@@ -84,12 +84,16 @@ class Backstage:
         Raises:
             InfrastructureError: no process can be started.
         """
+        self.start_zygote()
+        if self.own_resources is None:
+            self.start_ray()
+
+    def start_zygote(self) -> None:
+        """Begin to start the process that imports torch; as ``start``."""
         if self._worker is None:
             path = make_zygote_path(self.token)
             self._worker = Worker(num_threads=self._execution.num_threads, path=path, preload=self.preload)
             self._worker.connect()
-            if self.own_resources is None:
-                self.start_ray()
 
     def start_ray(self) -> None:
         """Begin to start Ray; returns immediately, and does nothing the second time."""

@@ -95,8 +95,10 @@ def run_study(
     say(console, "MLflow", redact(tracking_uri))
     lease = Lease(ledger)
     lease.check()  # before the data are read, which may take long
-    prepared = prepare(study, storage=storage, retry_failed=retry_failed, mlflow=redact(tracking_uri))
     with Backstage(study, address=address or study.execution.address) as backstage:
+        if not ledger.root.exists("plan.json"):
+            backstage.start_zygote()  # a new study: something will run, and importing torch takes seconds
+        prepared = prepare(study, storage=storage, retry_failed=retry_failed, mlflow=redact(tracking_uri))
         if prepared.actions.open:
             backstage.start()
             backstage.check(prepared.open_configs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,6 +56,15 @@ def test_trials_are_checked_in_a_process_of_the_zygote(backstage: Backstage, con
 def test_an_unexpected_error_in_a_check_says_where(backstage: Backstage, configs: list[TrialConfig]) -> None:
     with pytest.raises(InfrastructureError, match=r"(?s)failed unexpectedly.*Traceback.*replicate"):
         backstage.check([configs[0].model_copy(update={"replicate": -1})])
+
+
+def test_a_zygote_alone_starts_no_ray(cache_dir: Path) -> None:
+    study = make_study(cache_dir, "execution.head_start=false")  # Ray would start at once
+    with Backstage(study, address=None) as backstage:
+        backstage.start_zygote()
+        assert backstage.is_started
+        assert make_zygote_path(backstage.token).exists()
+        assert not [thread for thread in threading.enumerate() if thread.name == "ray"]
 
 
 def test_leaving_ends_the_zygote(backstage: Backstage) -> None:

@@ -54,3 +54,11 @@ def test_files_that_are_missing_or_of_another_size_are_named(folder: Folder, nam
     assert (find_damage(folder) or "").startswith(f"{folder.uri}/{name} has 0 bytes, ")
     folder.remove(name)
     assert find_damage(folder) == f"{folder.uri}/{name} is missing"
+
+
+@pytest.mark.parametrize("others", [{}, {"a": {"files": {"x": 1}}, "z": {"files": {}}}])
+def test_a_result_without_files_is_whole_if_it_is_sealed(tmp_path: Path, others: dict[str, object]) -> None:
+    folder = Folder(tmp_path)
+    for result in (others, {**others, "files": {}}):
+        folder.write_json("result.json", result)
+        assert find_damage(folder) is None

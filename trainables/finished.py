@@ -7,10 +7,11 @@ nothing (the seal of ``result.json``, sizes) whenever a study is looked up, and 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Iterable
 from typing import Any
 
-from trainables.storage import Folder
+from trainables.storage import Folder, is_sealed
 
 RESULT = "result.json"
 EPOCHS = "epochs.jsonl"
@@ -33,14 +34,27 @@ def find_damage(folder: Folder) -> str | None:
     """
     if not folder.is_local:
         return None
-    if not folder.is_intact(RESULT):
+    data = folder.read(RESULT)
+    if not is_sealed(data):
         return f"{folder.uri}/{RESULT} is damaged or was changed by hand"
-    for name, expected in folder.read_json(RESULT).get("files", {}).items():
+    for name, expected in _parse_files(data).items():
         size = folder.size(name)
         if size != expected["bytes"]:
             found = "is missing" if size is None else f"has {size} bytes, {expected['bytes']} were written"
             return f"{folder.uri}/{name} {found}"
     return None
+
+
+def _parse_files(data: bytes) -> dict[str, dict[str, Any]]:
+    """Return ``files`` of a sealed result, without parsing the rest: a study has thousands of results of 30 KB."""
+    key = b'\n "files": '
+    start = data.find(key)
+    if start < 0:
+        return {}
+    start += len(key)
+    end = start + 2 if data.startswith(b"{}", start) else data.index(b"\n }", start) + len(b"\n }")
+    files: dict[str, dict[str, Any]] = json.loads(data[start:end])
+    return files
 
 
 def is_finished(folder: Folder) -> bool:

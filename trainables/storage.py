@@ -133,7 +133,7 @@ class Folder:
             value = json.loads(data)
         except ValueError as error:
             raise StorageError(f"{self._at(name)} is damaged, expected JSON: {error}") from error
-        if isinstance(value, dict) and value.pop("seal", None) is not None and not _is_sealed(data):
+        if isinstance(value, dict) and value.pop("seal", None) is not None and not is_sealed(data):
             raise StorageError(f"{self._at(name)} is damaged or was changed by hand: its seal does not fit")
         return value
 
@@ -148,7 +148,7 @@ class Folder:
 
     def is_intact(self, name: str) -> bool:
         """Return whether ``name`` is there and a JSON object exactly as ``write_json`` wrote it."""
-        return self.exists(name) and _is_sealed(self.read(name))
+        return self.exists(name) and is_sealed(self.read(name))
 
     def size(self, name: str) -> int | None:
         """Return the size of the file in bytes, None when it is missing."""
@@ -205,7 +205,8 @@ class Folder:
             Path(path).unlink(missing_ok=True)
 
 
-def _is_sealed(data: bytes) -> bool:
+def is_sealed(data: bytes) -> bool:
+    """Return whether these are the bytes of a JSON object as ``Folder.write_json`` writes it."""
     head = _SEAL.match(data)
     if head is None or not data.endswith(b"\n"):
         return False
