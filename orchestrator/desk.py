@@ -68,7 +68,7 @@ class Desk:
         self._losses: Counter[str] = Counter()
         #: Machines that are known to write where this driver reads.
         self._shares_storage: set[str] = set()
-        self._has_successors = False
+        self._has_successors = self._may_overlap = False
 
     @property
     def is_finished(self) -> bool:
@@ -107,10 +107,14 @@ class Desk:
         """As ``release``."""
         self.release(_own(number))
 
-    def expect_successors(self) -> None:
-        """Let Tune's slots replace the driver's own, one by one, as soon as they are at work."""
+    def expect_successors(self, *, may_overlap: bool = True) -> None:
+        """Let Tune's slots replace the driver's own, one by one, as soon as they are at work.
+
+        Args:
+            may_overlap: for the rest of a short trial both may be at work; else the first has to end before.
+        """
         with self._changed:
-            self._has_successors = True
+            self._has_successors, self._may_overlap = True, may_overlap
 
     def may_go_on(self, number: int) -> bool:
         """Return whether one of the driver's own slots should begin another work."""
@@ -121,7 +125,7 @@ class Desk:
 
     def _is_short(self) -> bool:
         mean = self._open.mean_seconds
-        return mean is not None and mean < SHORT_SECONDS
+        return self._may_overlap and mean is not None and mean < SHORT_SECONDS
 
     def _is_full(self) -> bool:
         """Whether another slot would have to wait for one of the driver's own, and that may take long."""

@@ -208,7 +208,7 @@ def execute(desk: Desk, *, study: str, slots: Slots, max_retries: int, stop: thr
     """
     number = num_slots(ray.cluster_resources(), slots)
     desk.set_num_slots(number)
-    desk.expect_successors()
+    desk.expect_successors(may_overlap=slots.max_concurrent is None)
     tidings = _Tidings(desk.lose)
     handing = Handing(desk, report_seconds=max(1.0, number / REPORTS_PER_SECOND), read_error=tidings.read_error)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are in the ledger, and told to the listener

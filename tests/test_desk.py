@@ -235,6 +235,18 @@ def test_what_is_short_goes_on_until_its_successor_is_at_work(ledger: Ledger) ->
     assert desk.may_go_on(1)  # two of two are at work
 
 
+def test_a_limit_on_concurrent_trials_is_kept_also_for_short_ones(ledger: Ledger) -> None:
+    works = [make_trial(str(number)) for number in range(8)]
+    desk = make_desk(ledger, *works, num_slots=1)
+    assert len(names(desk.take_own(0)) or ()) == 4
+    end(desk, ledger, works[0], slot=0, seconds=1.0)
+    desk.expect_successors(may_overlap=False)
+    assert desk.take("tune") is None
+    assert not desk.may_go_on(0)
+    desk.release_own(0)
+    assert desk.take("tune") is not None
+
+
 def test_an_own_slot_that_is_stopped_leaves_its_works_interrupted(ledger: Ledger) -> None:
     works = [make_trial("0"), make_trial("1"), make_trial("2")]
     slots = Slots(ledger, *works)

@@ -201,6 +201,13 @@ def test_a_timm_network_and_every_shift_pass_the_check(cache_dir: Path) -> None:
     check_trials([config, timm, config], World(cache_dir))
 
 
+def test_an_image_size_that_a_network_does_not_take_is_found_before_it_trains(cache_dir: Path) -> None:
+    model = {"name": "squeezenet1_1", "input_size": 16}
+    config = TrialConfig.model_validate({"data": {"kind": "digits", "image_size": 16}, "model": model})
+    with pytest.raises(ConfigError, match=r"tried images of 16 px .* set model\.input_size"):
+        check_trials([config], World(cache_dir))
+
+
 def test_two_data_sets_that_differ_in_place_only_are_both_read(tmp_path: Path, cache_dir: Path) -> None:
     """The same manifest over two roots: the fingerprints differ, if both are looked at."""
     from PIL import Image

@@ -193,7 +193,7 @@ def test_actors_take_over_from_the_slots_of_the_driver(
     job = Job(EXECUTION, uuid.uuid4().hex[:8], (), 2, 600.0, describe)
     desk = Desk(OpenWork(works, complete=(), num_slots=1), ledger=ledger, job=job, listen=diary.listen)
     with HeadStart(desk, 2, stop=stop, command=acting_zygote.COMMAND):
-        execute(desk, study="s", slots=Slots(0.5, 0.0, 2), max_retries=2, stop=stop)
+        execute(desk, study="s", slots=Slots(1.0, 0.0, None), max_retries=2, stop=stop)
     assert diary.ends() == {work.name: "complete" for work in works}
     slots = Counter(result["slot"] for result in results_of(ledger, *works))
     assert slots.total() == 80

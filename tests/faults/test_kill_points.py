@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import time
 from collections import Counter
 from pathlib import Path
@@ -17,21 +18,33 @@ from orchestrator.ledger import Ledger
 from orchestrator.report.tables import load_results, results_sha256
 
 NUM_KILLS = 20
+#: Longer trials than the other tests have, so that twenty kills find something to kill.
+LONGER = ("--set", "training.epochs=15")
+NUM_EPOCHS = 15 * NUM_TRIALS + 2 * NUM_STAGES
+_EPOCH = re.compile(r"\[(\w{8})]: epoch (\d+)/")
 
 
-def kill_after(place: Place, num_signs: int, seconds: float, *options: str) -> bool:
-    """Run the study, kill it some time after it has told of so many starts, epochs and ends; False: it was over."""
-    process = place.start("run", *options)
+def kill_at(place: Place, goal: int, num_done: int, seconds: float, *options: str) -> tuple[int, set[tuple[str, int]]]:
+    """Run the study and kill it some time after ``goal`` epochs are done in all; return its exit code and epochs.
+
+    Args:
+        num_done: how many were done before.
+        seconds: how long after the line that says so.
+
+    Returns:
+        Exit code, and (first letters of the signature, epoch) of every epoch that was trained.
+    """
+    process = place.start("run", *LONGER, *options)
     assert process.stdout is not None
-    seen = 0
+    epochs = set()
     for line in process.stdout:
-        seen += any(word in line for word in (": started", ": epoch ", ": complete in "))
-        if seen == num_signs:
+        epochs |= {(match[1], int(match[2])) for match in _EPOCH.finditer(line)}
+        if num_done + len(epochs) >= goal and (epochs or ": started" in line):
             time.sleep(seconds)
             break
     process.kill()
-    process.communicate()
-    return process.returncode == -9
+    rest, _ = process.communicate()
+    return process.returncode, epochs | {(match[1], int(match[2])) for match in _EPOCH.finditer(rest)}
 
 
 def count_epochs(ledger: Ledger) -> dict[str, int]:
@@ -50,25 +63,31 @@ def complete_of(ledger: Ledger) -> list[str]:
 @pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_twenty_kills_cost_nothing_but_time(finished_study: FinishedStudy, tmp_path: Path) -> None:
-    place = make_place(tmp_path, finished_study.place.study.parent / "cache")
+    cache_dir = finished_study.place.study.parent / "cache"
+    undisturbed = make_place(tmp_path / "undisturbed", cache_dir)
+    assert undisturbed.call("run", *LONGER).returncode == 0
+    place = make_place(tmp_path / "killed", cache_dir)
     ledger = Ledger(str(place.storage), "tiny")
     seed = random.SystemRandom().randrange(2**32)
     when = random.Random(seed)
     print(f"seed {seed}")
-    num_kills = 0
     for number in range(NUM_KILLS):
         options = IN_RAY if number % 4 == 3 else ()
         before, epochs = stamps(place, complete_of(ledger)), count_epochs(ledger)
-        num_kills += kill_after(place, when.randint(1, 3), when.uniform(0.0, 1.0), *options)
+        goal = number * NUM_EPOCHS // (NUM_KILLS + 2)  # the last epochs are for those that come too late
+        code, trained = kill_at(place, goal, sum(epochs.values()), when.uniform(0.0, 0.3), *options)
+        assert code == -9, f"kill {number} came too late"
         place.wait_for_silence()
-        after = stamps(place)
-        assert before.items() <= after.items()  # what is complete is not touched
+        assert before.items() <= stamps(place).items()  # what is complete is not touched
+        again = [
+            (name, epoch) for name, epoch in trained for key in epochs if key.startswith(name) and epoch <= epochs[key]
+        ]
+        assert not again  # what is lost is what was not yet finished
         assert all(count_epochs(ledger)[signature] >= count for signature, count in epochs.items())
-    assert num_kills >= NUM_KILLS // 2  # the last ones may have found everything done
-    done = place.call("run")
+    done = place.call("run", *LONGER)
     assert done.returncode == 0, done.stdout + done.stderr
-    undisturbed = Ledger(str(finished_study.place.storage), "tiny")
-    assert results_sha256(load_results(ledger)) == results_sha256(load_results(undisturbed))
+    whole = Ledger(str(undisturbed.storage), "tiny")
+    assert results_sha256(load_results(ledger)) == results_sha256(load_results(whole))
     check_store(f"sqlite:///{place.ledger}/mlflow.db")
 
 
@@ -84,4 +103,4 @@ def check_store(uri: str) -> None:
     for run in runs:
         if run.data.tags["robustsweep.kind"] == "trial":
             history = client.get_metric_history(run.info.run_id, "val/loss")
-            assert sorted(point.step for point in history) == [1, 2, 3]
+            assert sorted(point.step for point in history) == list(range(1, 16))
