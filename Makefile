@@ -30,6 +30,12 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# One long fault of each kind: driver, node, disk, MLflow, lease.
+.PHONY: faults-sample
+faults-sample: install
+	$(BIN)/python -m pytest tests/faults -m long -k "twenty_kills or lost_node or (while_trials_train and options) or \
+	(killed_in_mid_study and False) or (wakes_up_too_late and own)"
+
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .

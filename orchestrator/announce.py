@@ -47,11 +47,13 @@ def announce(prepared: Prepared, console: Console) -> None:
     if actions.failed:
         failed = sum(work.kind == "trial" for work in actions.failed)
         warn(console, "failed before", f"{_count(failed, 'trial')}; --retry-failed tries again")
+    todo = {work.signature for work in actions.open}
     damages = [
-        prepared.ledger.damaged[work.signature] for work in actions.open if work.signature in prepared.ledger.damaged
+        f"{damage}; " + ("it is made again" if signature in todo else "nothing that will run needs it")
+        for signature, damage in sorted(prepared.ledger.damaged.items(), key=lambda item: item[0] not in todo)
     ]
     for damage in damages[:_MAX_DAMAGES]:
-        warn(console, "damaged", f"{damage}; it is made again")
+        warn(console, "damaged", damage)
     if len(damages) > _MAX_DAMAGES:
         warn(console, "damaged", f"and {len(damages) - _MAX_DAMAGES} more")
     if actions.orphaned:

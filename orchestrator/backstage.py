@@ -24,7 +24,7 @@ from orchestrator.worker import Worker, make_zygote_path
 from orchestrator.world import find_distinct
 from trainables import errors
 from trainables.config import ContrastivePretraining, TrialConfig
-from trainables.errors import InfrastructureError, RobustSweepError
+from trainables.errors import ClusterLostError, InfrastructureError, RobustSweepError
 
 #: How long leaving waits for a Ray that is still starting.
 _PATIENCE_SECONDS = 20.0
@@ -53,8 +53,8 @@ class Backstage:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if self._worker is not None:
             self._worker.close()
-        if kind is None or issubclass(kind, Exception):
-            self._stop_ray()  # else somebody is in a hurry: its processes end with this one
+        if kind is None or (issubclass(kind, Exception) and not issubclass(kind, ClusterLostError)):
+            self._stop_ray()  # else somebody is in a hurry, or Ray does not answer: its processes end with this one
 
     @cached_property
     def preload(self) -> tuple[str, ...]:

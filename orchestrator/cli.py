@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainables.errors import InfrastructureError, RobustSweepError, StorageError
+from trainables.errors import ClusterLostError, InfrastructureError, RobustSweepError, StorageError, redact
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -72,10 +72,15 @@ def run(
     except KeyboardInterrupt:
         _tell(console, f"stopped; go on with: {again}")
         _leave_at_once(INCOMPLETE)
+    except ClusterLostError as error:
+        typer.echo(f"error: {error}", err=True)
+        _tell(console, f"go on with{', or with the --address of another head' * bool(address)}: {again}")
+        _leave_at_once(INFRASTRUCTURE)
     if as_json:
         typer.echo(json.dumps(vars(summary)))
     if summary.unshipped:
-        _tell(console, f"{summary.unshipped} records are not in MLflow yet: {_command('sync', study, flags)}")
+        later = _command("sync", study, flags)
+        _tell(console, f"{summary.unshipped} records are not shipped to MLflow yet; once it can be reached: {later}")
     if not summary.is_complete:
         _tell(
             console,
@@ -109,9 +114,15 @@ def plan(
 
 
 @app.command()
-def status(study: StudyFile, storage: Storage = None, overrides: Overrides = None, as_json: AsJson = False) -> None:
+def status(
+    study: StudyFile,
+    storage: Storage = None,
+    overrides: Overrides = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all of what is complete, compare checksums.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Show how many trials are planned, complete, running, failed, interrupted, missing."""
-    from orchestrator.status import compute_status, is_current, render_status
+    from orchestrator.status import compute_status, find_damaged, is_current, render_status
 
     loaded = _load(study, overrides)
     counts = compute_status(loaded, storage=_storage(loaded, storage))
@@ -121,7 +132,10 @@ def status(study: StudyFile, storage: Storage = None, overrides: Overrides = Non
         render_status(counts, _console())
     if not is_current(loaded, storage=_storage(loaded, storage)):
         typer.echo("the study differs from the one that was last run; this is about that one", err=True)
-    raise typer.Exit(COMPLETE if counts["complete"] == counts["planned"] else INCOMPLETE)
+    damaged = find_damaged(loaded, storage=_storage(loaded, storage)) if verify else []
+    for damage in damaged:
+        typer.echo(f"damaged: {damage}; remove that file and run the study again: it is made anew", err=True)
+    raise typer.Exit(COMPLETE if counts["complete"] == counts["planned"] and not damaged else INCOMPLETE)
 
 
 @app.command()
@@ -179,7 +193,7 @@ def sync(study: StudyFile, storage: Storage = None, mlflow: Mlflow = None, overr
     from orchestrator.lease import Lease
     from orchestrator.ledger import Ledger
     from orchestrator.shipping import sync as sync_ledger
-    from orchestrator.tracking_store import redact, resolve_tracking_uri
+    from orchestrator.tracking_store import resolve_tracking_uri
 
     loaded = _load(study, overrides)
     ledger = Ledger(_storage(loaded, storage), loaded.study)
@@ -257,11 +271,11 @@ def _storage(study: Study, flag: str | None) -> str:
 
 
 def _command(name: str, study: Path, flags: dict[str, Any]) -> str:
-    """Return the command line that goes on with the same study, to be pasted into a shell."""
+    """Return the command line that goes on with the same study, to be pasted into a shell; without passwords."""
     words = ["robustsweep", name, str(study)]
     for flag, value in flags.items():
         for word in value if isinstance(value, list) else [value]:
-            words += [flag, word] if word is not None else []
+            words += [flag, redact(word)] if word is not None else []
     return shlex.join(words)
 
 

@@ -17,6 +17,7 @@ from orchestrator.ledger import Ledger, describe_upstream
 from orchestrator.open_work import CHUNK_SECONDS, OpenWork
 from orchestrator.plan import Work
 from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
+from orchestrator.zygote import DISK_FULL
 from trainables.finished import is_finished
 
 #: Called with ("started" | "event" | "ended", work, details), one call at a time: must be quick and never raise.
@@ -68,7 +69,7 @@ class Desk:
         self._losses: Counter[str] = Counter()
         #: Machines that are known to write where this driver reads.
         self._shares_storage: set[str] = set()
-        self._has_successors = self._may_overlap = False
+        self._has_successors = self._may_overlap = self._is_closed = False
 
     @property
     def is_finished(self) -> bool:
@@ -86,6 +87,12 @@ class Desk:
         """Say how many slots may be at work at once."""
         with self._changed:
             self._open.num_slots = number
+
+    def close(self) -> None:
+        """Hand out nothing and listen to nobody any more: whoever still works is left alone."""
+        with self._changed:
+            self._is_closed = True
+            self._running.clear()
 
     def wait(self, seconds: float) -> None:
         """Return when a slot has told something, after ``seconds`` at the latest."""
@@ -140,7 +147,7 @@ class Desk:
             return None if self._is_full() else self._take(slot)
 
     def _take(self, slot: str) -> dict[str, Any] | None:
-        works = self._open.take()
+        works = [] if self._is_closed else self._open.take()
         if not works:
             return None
         self._running[slot] = works
@@ -194,12 +201,12 @@ class Desk:
         with self._changed:
             self._losses.update(work.signature for work in self._running.get(slot, ())[:1])
 
-    def release(self, slot: str, *, error: Callable[[], str] | None = None) -> None:
+    def release(self, slot: str, *, error: Callable[[], dict[str, str]] | None = None) -> None:
         """Settle what is left of a chunk: nothing, unless the slot was stopped or lost too often.
 
         Args:
             slot: takes no part any more, or will take another chunk.
-            error: what is known of its end, if it was lost.
+            error: if it was lost: reason, message and traceback of that.
         """
         with self._changed:
             left = self._running.pop(slot, [])
@@ -210,7 +217,7 @@ class Desk:
                 elif error is None:
                     self._drop(work)
                 elif number == 0 and self._losses[work.signature] >= self._job.max_retries:
-                    self._end(work, {"status": FAILED, "reason": "crashed", "traceback": error()})
+                    self._end(work, {"status": FAILED, "losses": self._losses[work.signature] + 1, **error()})
                 else:
                     self._losses[work.signature] += number == 0
                     self._open.give_back([work])
@@ -225,6 +232,8 @@ class Desk:
 
     def _judge(self, work: Work, event: dict[str, Any]) -> dict[str, Any]:
         """Return how a work ended: what its slot says, if that is what lies in the ledger."""
+        if event.get("reason") == DISK_FULL:
+            return {**event, "status": INTERRUPTED}
         if event["status"] != COMPLETE or event["host"] in self._shares_storage:
             return event
         folder = self._ledger.folder(work.kind, work.signature)

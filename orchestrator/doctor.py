@@ -20,8 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.tracking_store import redact
-from trainables.errors import StorageError
+from trainables.errors import ConfigError, StorageError, redact
 from trainables.storage import Folder
 
 _PACKAGES = ("ray", "mlflow", "optuna", "torch", "torchvision", "timm", "lightly", "numpy", "pydantic")
@@ -64,12 +63,12 @@ def _examine_device() -> Finding:
 
 
 def _examine_storage(storage: str) -> Iterator[Finding]:
-    folder = Folder(storage)
     try:
+        folder = Folder(storage)
         folder.write(".doctor", b"written by robustsweep doctor")
         folder.remove(".doctor")
         yield Finding("storage", True, f"{folder.uri} can be written")
-    except (StorageError, ImportError, ValueError) as error:
+    except (StorageError, ConfigError) as error:
         yield Finding("storage", False, str(error))
         return
     if folder.is_local:

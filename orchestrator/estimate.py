@@ -84,8 +84,8 @@ def _from_finished(prepared: Prepared, todo: Sequence[Work]) -> tuple[str, list[
     durations: dict[str, list[float]] = {}
     num_trials = 0
     for kind in ("trial", "stage"):
-        for record in prepared.ledger.records(kind):
-            if record.state == COMPLETE and record.result is not None:
+        for record in prepared.ledger.records(kind, states=(COMPLETE,)):
+            if record.result is not None:
                 took = record.result["duration_seconds"]
                 durations.setdefault(kind, []).append(took)
                 durations.setdefault(record.config["name"], []).append(took)

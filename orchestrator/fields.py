@@ -12,6 +12,9 @@ from pydantic import BaseModel
 
 from trainables.config import TrialConfig
 
+#: A word is compared with so many options: 10 µs each.
+_MAX_COMPARED = 1000
+
 #: Fields that no factor may set: seeds never come from the arm (pairing), the rest is bookkeeping.
 _NOT_A_CHOICE = frozenset({"schema_version", "seed", "replicate"})
 
@@ -79,7 +82,7 @@ def find_nearest(word: str, options: Iterable[str]) -> str | None:
     same_end = [option for option in options if option.endswith(f".{word}")]
     if same_end:
         return min(same_end, key=len)
-    by_lower = {option.lower(): option for option in options}
+    by_lower = {option.lower(): option for option in options[:_MAX_COMPARED]}
     close = difflib.get_close_matches(word[:100].lower(), list(by_lower), n=1, cutoff=0.6)
     return by_lower[close[0]] if close else None
 

@@ -19,6 +19,9 @@ from trainables.config import TrialConfig
 #: Assumption: beyond this a full grid is a mistake, and the search is what is meant.
 MAX_ARMS = 10_000
 
+#: Assumption: far more conditions, and far more exclusions, than anybody writes; each is compared with every arm.
+MAX_RULES = 1000
+
 #: Names of factors that are not a field; they become tags and parameters in MLflow.
 _FACTOR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
@@ -172,7 +175,7 @@ def _read_base(tree: Mapping[str, Any]) -> list[Assignment]:
 
 def _entries(tree: Mapping[str, Any], name: str) -> Iterator[tuple[Key, Mapping[str, Any]]]:
     entries = tree.get(name)
-    for index, entry in enumerate(entries if isinstance(entries, list | tuple) else ()):
+    for index, entry in enumerate(entries[:MAX_RULES] if isinstance(entries, list | tuple) else ()):
         if isinstance(entry, Mapping):
             yield (name, index), entry
 

@@ -7,6 +7,7 @@ writes for a driver, the driver itself, its slots and the processes of its trial
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -28,7 +29,9 @@ _logger = logging.getLogger(__name__)
 HEARTBEAT_SECONDS = 10.0
 LEASE_SECONDS = 60.0
 LEASE = "lease.json"
-#: How long two drivers on an object store have to see each other.
+#: Held only for the moment in which the lease is taken.
+LOCK = "lease.lock"
+#: How long two drivers have to see each other where nothing can be locked.
 SETTLING_SECONDS = 1.0
 
 
@@ -43,7 +46,7 @@ def fence(lease: Mapping[str, str]) -> Callable[[], None]:
     def check() -> None:
         holder = _read(root)
         if holder is None or holder["token"] != lease["token"]:
-            by = "nobody" if holder is None else _describe(holder)
+            by = "nobody: another driver has taken over and ended" if holder is None else _describe(holder)
             raise LeaseError(f"refused to write into {root.uri}: its lease is now held by {by}; nothing is lost")
 
     return check
@@ -71,6 +74,7 @@ class Lease:
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         since_ms = int(time.time() * 1000)
         self._me = {"host": socket.gethostname(), "pid": os.getpid(), "since_ms": since_ms, "token": uuid.uuid4().hex}
+        self._is_lost = False
         self._successor: dict[str, Any] | None = None
 
     @property
@@ -83,17 +87,15 @@ class Lease:
         holder = self._read()
         if holder is None:
             return None
-        age = time.time() - holder["alive_ms"] / 1000
-        return holder if age < LEASE_SECONDS and _is_alive(holder) else None
+        return holder if _age(holder) < LEASE_SECONDS and _is_alive(holder) else None
 
     def check(self) -> None:
         """Raise ``LeaseError`` when another driver is alive; writes nothing."""
         holder = self.holder()
         if holder is not None:
-            age = time.time() - holder["alive_ms"] / 1000
             raise LeaseError(
-                f"the study in {self._folder.uri} is being run by {_describe(holder)} (last sign of life {age:.0f} s "
-                "ago); wait for it, or stop it first"
+                f"the study in {self._folder.uri} is being run by {_describe(holder)} (last sign of life "
+                f"{_age(holder):.0f} s ago); wait for it, or stop it first"
             )
 
     def __enter__(self) -> Lease:
@@ -108,38 +110,71 @@ class Lease:
     def _alone(self) -> Iterator[None]:
         """Between looking for a holder and becoming one, nobody else may do the same.
 
-        A lock on disk. An object store has none that we may rely on: there the last writer wins, and the other finds
-        out by looking again after a moment.
+        A lock on disk; on an object store a file that only one can create. Where there is no such step, or the one who
+        created it was killed in that moment, the last writer wins, and the other finds out by looking again.
         """
         if self._folder.is_local:
-            from filelock import FileLock  # imported here: most commands take no lease
-
-            lock = FileLock(f"{self._folder.uri}/lease.lock")
-            try:
-                os.makedirs(self._folder.uri, exist_ok=True)
-                lock.acquire()
-            except OSError as error:
-                raise StorageError(f"could not write {lock.lock_file}: {error}") from error
-            try:
+            with self._locked_on_disk():
                 yield
-            finally:
-                lock.release()
             return
-        yield
+        is_locked = self._lock_by_creating()
+        try:
+            yield
+            if not is_locked:
+                self._settle()
+        finally:
+            self._folder.remove(LOCK)
+
+    @contextmanager
+    def _locked_on_disk(self) -> Iterator[None]:
+        from filelock import FileLock  # imported here: most commands take no lease
+
+        lock = FileLock(f"{self._folder.uri}/{LOCK}")
+        try:
+            os.makedirs(self._folder.uri, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            raise StorageError(f"could not write {lock.lock_file}: {error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _lock_by_creating(self) -> bool:
+        """Return whether the lock is ours, False where it cannot be relied on.
+
+        Raises:
+            LeaseError: another driver has it.
+        """
+        said = json.dumps(self._say()).encode()
+        is_created = self._folder.create(LOCK, said)
+        if is_created:
+            # Servers that know no conditional requests ignore the condition, and would create it a second time.
+            return self._folder.create(LOCK, said) is False
+        if is_created is None:
+            return False
+        other = _read(self._folder, LOCK)
+        if other is None or _age(other) < LEASE_SECONDS:
+            by = "another driver" if other is None else _describe(other)
+            raise LeaseError(f"the study in {self._folder.uri} is being taken in this moment by {by}; wait for it")
+        return False
+
+    def _settle(self) -> None:
         time.sleep(SETTLING_SECONDS)
         holder = self._read()
         if not self._is_mine(holder):
             by = "nobody" if holder is None else _describe(holder)
-            raise LeaseError(f"the study in {self._folder.uri} was taken at the same moment by {by}; wait for it")
+            raise LeaseError(f"the study in {self._folder.uri} was taken in the same moment by {by}; wait for it")
 
     def __exit__(self, *_: object) -> None:
         self._stop.set()
         self._thread.join()
         self._ledger.root.guard = self._guard_before
-        if self._successor is not None:
+        if self._is_lost:
+            by = "another driver, which has ended since" if self._successor is None else _describe(self._successor)
             raise LeaseError(
-                f"the study in {self._folder.uri} was taken over by {_describe(self._successor)}, since this driver "
-                f"had given no sign of life for {LEASE_SECONDS:.0f} s; it has stopped, and nothing is lost"
+                f"the study in {self._folder.uri} was taken over by {by}: this one had given no sign of life for "
+                f"{LEASE_SECONDS:.0f} s. It has stopped, and nothing is lost"
             )
         if self._is_mine(self._read()):
             self._folder.remove(LEASE)
@@ -151,14 +186,17 @@ class Lease:
         return _read(self._folder)
 
     def _write(self) -> None:
-        self._folder.write_json(LEASE, self._me | {"alive_ms": int(time.time() * 1000)})
+        self._folder.write_json(LEASE, self._say())
+
+    def _say(self) -> dict[str, Any]:
+        return self._me | {"alive_ms": int(time.time() * 1000)}
 
     def _renew(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
                 holder = self._read()
-                if holder is not None and not self._is_mine(holder):
-                    self._successor = holder
+                if not self._is_mine(holder):  # nobody has it: another has taken over, and finished
+                    self._is_lost, self._successor = True, holder
                     os.kill(os.getpid(), signal.SIGINT)
                     return
                 self._write()
@@ -166,22 +204,30 @@ class Lease:
                 _logger.warning("could not renew the lease of the study, trying again: %s", error)
 
 
-def _read(root: Folder) -> dict[str, Any] | None:
-    """Return what ``lease.json`` says, None when there is none.
+def _read(root: Folder, name: str = LEASE) -> dict[str, Any] | None:
+    """Return what ``lease.json`` (or the lock) says, None when there is none.
 
     Raises:
         LeaseError: it is damaged.
+        StorageError: it could not be read.
     """
-    if not root.exists(LEASE):
-        return None
     try:
-        holder: dict[str, Any] = root.read_json(LEASE)
+        holder: dict[str, Any] = root.read_json(name)
         return {key: holder[key] for key in ("host", "pid", "since_ms", "alive_ms", "token")}
     except (StorageError, KeyError, TypeError) as error:
+        if isinstance(error.__cause__, FileNotFoundError):  # not looked for before: that is one more request
+            return None
+        if error.__cause__ is not None and not isinstance(error.__cause__, ValueError):
+            raise  # of the storage, not of what lies there
         raise LeaseError(
-            f"could not find out who runs the study in {root.uri}: {LEASE} is damaged ({error}); "
+            f"could not find out who runs the study in {root.uri}: {name} is damaged ({error}); "
             "if no driver works on it, remove that file"
         ) from error
+
+
+def _age(holder: dict[str, Any]) -> float:
+    """Return how long ago the last sign of life was, in seconds."""
+    return time.time() - float(holder["alive_ms"]) / 1000
 
 
 def _describe(holder: dict[str, Any]) -> str:

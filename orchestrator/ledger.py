@@ -16,20 +16,24 @@ it nor a file it lists is damaged. What is damaged counts as interrupted, and is
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 from orchestrator.identity import compute_identity
 from orchestrator.plan import Plan, Work
 from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED
 from orchestrator.settled import forget
+from orchestrator.zygote import LOST
 from trainables.errors import StorageError, StudyError
-from trainables.finished import RESULT, find_damage
+from trainables.finished import CONFIG, RESULT, find_damage
 from trainables.storage import Folder
 
 T = TypeVar("T")
+#: States of what has begun.
+STARTED = (COMPLETE, FAILED, INTERRUPTED)
 
 
 @dataclass(frozen=True)
@@ -66,14 +70,22 @@ class Ledger:
         self.damaged: dict[str, str] = {}
         #: What this process has found intact: looked at once.
         self._intact: set[str] = set()
+        self._find_damage: Callable[[Folder], str | None] = find_damage
 
     def folder(self, kind: str, signature: str) -> Folder:
         """Return the folder of a stage or trial."""
         return self.root / f"{kind}s" / signature
 
-    def states(self) -> dict[str, str]:
-        """Return signature → state of everything in the ledger, from file names, sizes and the seals of results."""
+    def states(self, *, every_byte: bool = False) -> dict[str, str]:
+        """Return signature → state of everything in the ledger, from file names, sizes and the seals of results.
+
+        Args:
+            every_byte: compare the content of all files of what is complete: reads all of the ledger.
+        """
         self.damaged = {}
+        if every_byte:
+            self._intact.clear()
+            self._find_damage = partial(find_damage, every_byte=True)
         return {signature: state for kind in ("stage", "trial") for signature, state in self._states(kind)}
 
     def _states(self, kind: str) -> Iterator[tuple[str, str]]:
@@ -87,9 +99,10 @@ class Ledger:
         files = set(folder.children())
         damage = None
         if RESULT in files:
-            damage = None if folder.name in self._intact else find_damage(folder)
-        elif "failure.json" in files and not folder.is_intact("failure.json"):
-            damage = f"{folder.uri}/failure.json is damaged or was changed by hand"
+            damage = None if folder.name in self._intact else self._find_damage(folder)
+        elif "failure.json" in files:
+            bad = [name for name in (CONFIG, "failure.json") if not folder.is_intact(name)]
+            damage = f"{folder.uri}/{bad[0]} is damaged or was changed by hand" if bad else None
         if RESULT in files and damage is None:
             self._intact.add(folder.name)
             return COMPLETE
@@ -97,7 +110,7 @@ class Ledger:
             return FAILED
         if damage is not None:
             self.damaged[folder.name] = damage
-        return INTERRUPTED if files & {"config.json", RESULT, "failure.json"} else ABSENT
+        return INTERRUPTED if files & {CONFIG, RESULT, "failure.json"} else ABSENT
 
     def _each(self, look: Callable[[str], T], signatures: Sequence[str]) -> list[T]:
         """Return what ``look`` says of each; several at once where the storage answers in tens of ms, not µs."""
@@ -115,15 +128,14 @@ class Ledger:
         """Write ``failure.json``; also for a trial that never began because its stage failed."""
         self.begin(work, study=study, git_commit=git_commit)
         folder = self.folder(work.kind, work.signature)
-        attempts = _read_attempts(folder)
-        lost = attempts[-1]["message"] if attempts else "the worker was lost; its machine or Ray actor ended"
         failure = {
             "signature": work.signature,
             "status": FAILED,
-            "reason": details.get("reason", "crashed"),
-            "message": details.get("message", lost),
+            "reason": details["reason"],
+            "message": details["message"],
             "traceback": details.get("traceback", ""),
-            "attempts": max(1, len(attempts) + (details.get("reason") != "crashed")),
+            # Processes that were lost are noted; an attempt that raised is not, nor are slots that were lost.
+            "attempts": max(1, len(_read_attempts(folder)) + details.get("losses", details["reason"] not in LOST)),
             "timestamp_ms": int(time.time() * 1000),
         }
         folder.write_json("failure.json", failure)
@@ -144,10 +156,28 @@ class Ledger:
             failure=folder.read_json("failure.json") if folder.exists("failure.json") else None,
         )
 
-    def records(self, kind: str) -> list[Record]:
-        """Return the records of all stages or all trials that have started, sorted by signature."""
-        started = [signature for signature, state in self._states(kind) if state != ABSENT]
-        return self._each(lambda signature: self.read(kind, signature), started)
+    def records(
+        self, kind: str, *, signatures: Container[str] | None = None, states: Container[str] = STARTED
+    ) -> list[Record]:
+        """Return the records of stages or trials, sorted by signature.
+
+        Args:
+            kind: stage or trial.
+            signatures: only these, if they have started; None: all.
+            states: only those in one of these states.
+
+        Raises:
+            StorageError: one of them is damaged; the message names the file.
+        """
+        wanted = [
+            signature
+            for signature, state in self._states(kind)
+            if state in states and (signatures is None or signature in signatures)
+        ]
+        damaged = [self.damaged[signature] for signature in wanted if signature in self.damaged]
+        if damaged:
+            raise StorageError(f"{damaged[0]}: `robustsweep run` makes it again")
+        return self._each(lambda signature: self.read(kind, signature), wanted)
 
     def write_plan(self, plan: Plan, about: dict[str, Any]) -> None:
         """Write ``plan.json``: the plan and what report and explorer need to know about the study."""

@@ -26,8 +26,8 @@ with made_to_stay():
     from mlflow.tracking import MlflowClient
     from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.tracking_store import RefusedError, TrackingError, create_database, redact
-from trainables.errors import StudyError
+from orchestrator.tracking_store import RefusedError, TrackingError, create_database, is_database_server
+from trainables.errors import StudyError, redact
 
 __all__ = [
     "Dataset", "DatasetInput", "InputTag", "LifecycleStage", "Metric", "MlflowClient", "Param", "RunTag", "TrialRuns",
@@ -37,8 +37,9 @@ __all__ = [
 _RUNS_PER_PAGE = 1000
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
-# Its "Creating initial database tables" and alembic's steps are no news for the user of a study.
-logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+# Its "Creating initial database tables" and alembic's steps are no news for the user of a study, nor is the traceback
+# that it logs of every error which it raises as well.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
@@ -49,7 +50,20 @@ def connect(tracking_uri: str) -> Any:
     """
     with made_to_stay():  # a database: imports more, and makes or checks the tables
         create_database(tracking_uri, MlflowClient)
+        if is_database_server(tracking_uri):
+            _check_answers(tracking_uri)
         return MlflowClient(tracking_uri)
+
+
+def _check_answers(tracking_uri: str) -> None:
+    """Raise at once what MLflow would raise after trying for 100 s; we try again later."""
+    from mlflow.store.db.utils import create_sqlalchemy_engine  # half a second, and only databases need it
+
+    engine = create_sqlalchemy_engine(tracking_uri)  # type: ignore[no-untyped-call]
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
 
 
 @dataclass(frozen=True)

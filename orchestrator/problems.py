@@ -89,6 +89,8 @@ def list_options(word: str, options: list[str]) -> str:
 def _expected(kind: str, message: str, value: Any, context: Mapping[str, Any]) -> str:
     if kind == "literal_error":
         return context["expected"] + suggest(str(value), re.findall(r"'([^']*)'", context["expected"]))
+    if kind == "too_long":
+        return f"at most {context['max_length']:,} entries"
     if kind in _EXPECTED:
         return _EXPECTED[kind]
     text = message.removeprefix("Input should be ").replace("a valid ", "a ").replace("a integer", "an integer")

@@ -28,12 +28,14 @@ from orchestrator.plan import Plan, Work
 from orchestrator.prepare import Prepared, find_git_commit, prepare, resolve_execution
 from orchestrator.progress import StudyProgress
 from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED, reconcile
-from orchestrator.report.source import DEFAULT_METRIC, PAGE, Report, Source, read_report
+from orchestrator.report.source import DEFAULT_METRIC, Report, Source, read_report
 from orchestrator.resources import Slots, check_fits, num_own_slots
 from orchestrator.settled import compute_state, forget, is_shipped
-from orchestrator.shipping import Shipper
+from orchestrator.shipping import MAX_WAIT_SECONDS, PATIENCE_SECONDS, Shipper
 from orchestrator.study import Study
-from orchestrator.tracking_store import TrackingError, redact, resolve_tracking_uri
+from orchestrator.tracking_store import TrackingError, resolve_tracking_uri
+from orchestrator.zygote import DISK_FULL
+from trainables.errors import DiskFullError, redact
 
 if TYPE_CHECKING:
     from orchestrator.tracking import Tracker
@@ -155,9 +157,9 @@ def shipping(prepared: Prepared, tracking_uri: str) -> Iterator[Shipping | None]
     patience = _HASTE_SECONDS
     try:
         yield running
-        patience = 60.0
+        patience = PATIENCE_SECONDS
     finally:
-        running.unshipped = shipper.finish(timeout_seconds=patience)
+        running.unshipped = shipper.finish(timeout_seconds=patience, max_seconds=MAX_WAIT_SECONDS)
 
 
 def find_settled_report(prepared: Prepared, tracking_uri: str) -> Report | None:
@@ -176,9 +178,14 @@ def find_settled_report(prepared: Prepared, tracking_uri: str) -> Report | None:
 def execute_open(
     prepared: Prepared, backstage: Backstage, lease: Lease, *, console: Console, notice: Callable[[str, str], None]
 ) -> None:
-    """Run everything that is open, on this machine or a cluster."""
+    """Run everything that is open, on this machine or a cluster.
+
+    Raises:
+        DiskFullError: somebody found no room for what it wrote. Everything is stopped: other trials would end likewise.
+    """
     study, ledger, actions = prepared.study, prepared.ledger, prepared.actions
     commit = find_git_commit()
+    full: list[str] = []
     with (
         StudyProgress(console, num_works=len(actions.open), num_done=len(actions.skip)) as progress,
         stopping_in_order(progress.say) as stop,
@@ -186,7 +193,13 @@ def execute_open(
 
         def listen(what: str, work: Work, details: dict[str, Any]) -> None:
             if what == "ended" and details["status"] == FAILED:
-                ledger.record_failure(work, details, study=study.study, git_commit=commit)
+                try:
+                    ledger.record_failure(work, details, study=study.study, git_commit=commit)
+                except DiskFullError as error:
+                    details = {"status": INTERRUPTED, "reason": DISK_FULL, "message": str(error)}
+            if details.get("reason") == DISK_FULL:
+                full.append(details["message"])
+                stop.set()
             notice(work.kind, work.signature)
             progress.listen(what, work, details)
 
@@ -204,6 +217,8 @@ def execute_open(
         with starting_at_once(prepared, backstage, desk, stop) as needs_ray:
             if needs_ray:
                 execute_in_ray(prepared, backstage, desk, stop=stop, say=progress.say)
+    if full:
+        raise DiskFullError(full[0])
 
 
 @contextmanager
@@ -255,16 +270,9 @@ def conclude(prepared: Prepared, shipped: Shipping | None, report: Report, conso
     summary = summarise(prepared.plan, states, report=report.html, unshipped=unshipped)
     if shipped is not None and unshipped == 0:
         try:
-            shipped.shipper.tracker.log_report(
-                ledger.root.read(PAGE),
-                summary=report.counts | {"skipped_arms": len(prepared.plan.skipped)},
-                is_complete=summary.is_complete,
-            )
+            shipped.shipper.conclude(report, is_complete=summary.is_complete)
         except TrackingError as error:
             warn(console, "the report is not in MLflow yet", str(error))
-        else:
-            state = compute_state(ledger.read_plan(), states)
-            shipped.shipper.tracker.remember(state=state, page_sha256=report.page_sha256)
     console.print(report.summary, soft_wrap=True, highlight=False, markup=False)
     if shipped is None:
         say(console, "settled", "nothing has changed since the report was written and everything shipped to MLflow")
@@ -292,7 +300,7 @@ def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, say: Ca
     execution, ledger = prepared.study.execution, prepared.ledger
     gpus = execution.gpus_per_trial
     if gpus == "auto" and resources.get("GPU", 0.0) > 0 and execution.device != "cpu":
-        records = [record for kind in ("stage", "trial") for record in ledger.records(kind)]
+        records = [record for kind in ("stage", "trial") for record in ledger.records(kind, states=(COMPLETE,))]
         share = choose_gpus_per_trial(
             prepared.actions.open, records, evaluation_batch_size=execution.evaluation_batch_size
         )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,6 +58,10 @@ class Run:
         """Whether everything of a record whose outcome was known has been sent; the status is the last of it."""
         return self.shipped is not None and self.status != RUNNING
 
+    def has_ended_as(self, state: str) -> bool:
+        """Return whether it is closed with the status that this state of a record means, and all of it sent."""
+        return self.is_whole and self.status == STATUSES[state]
+
     def shows(self, projection: Projection) -> bool:
         """Return whether this record, with a known outcome, has been sent entirely."""
         return (
@@ -84,31 +88,27 @@ class RunIndex:
 
     def __init__(self, root: Folder) -> None:
         self._root = root
+        #: The study's own run, None before ``load`` or ``replace`` was told.
         self._parent_run_id: str | None = None
         self.runs: dict[str, Run] = {}
         #: Lines not written yet.
         self._lines: list[str] = []
 
+    @property
+    def parent_run_id(self) -> str | None:
+        """The study's own run in the store that this index is of; None: there is no index."""
+        return self._parent_run_id or next((line["parent_run_id"] for line in _read(self._root)), None)
+
     def load(self, parent_run_id: str) -> bool:
         """Make ``runs`` those known to have ended under this parent; return whether anything is known of it."""
         if self._parent_run_id != parent_run_id:
-            lines = self._read()
+            lines = _read(self._root)
             if not lines or lines[0] != {"parent_run_id": parent_run_id}:
                 return False
-            said = {line.pop("signature"): line for line in lines[1:]}  # the last line of a signature counts
-            self.runs = {signature: Run(**line) for signature, line in said.items() if line["run_id"] is not None}
+            self.runs = _parse(lines)
             self._parent_run_id, self._lines = parent_run_id, []
         self.runs = {signature: run for signature, run in self.runs.items() if run.status != RUNNING}
         return True
-
-    def _read(self) -> list[Any]:
-        try:
-            if self._root.exists(INDEX) and not self._root.read(INDEX).endswith(b"\n"):
-                return []  # what follows a torn line would be lost
-            return self._root.read_lines(INDEX)
-        except StorageError as error:
-            _logger.warning("asking MLflow for all runs, because what is known of them cannot be read: %s", error)
-            return []
 
     def replace(self, parent_run_id: str, runs: Mapping[str, Run]) -> None:
         """Begin anew with all runs that MLflow has under this parent.
@@ -148,6 +148,22 @@ class RunIndex:
             _logger.warning("could not remember what MLflow has, trying again: %s", error)
         else:
             self._lines = []
+
+
+def _read(root: Folder) -> list[Any]:
+    try:
+        if root.exists(INDEX) and not root.read(INDEX).endswith(b"\n"):
+            return []  # what follows a torn line would be lost
+        return root.read_lines(INDEX)
+    except StorageError as error:
+        _logger.warning("asking MLflow for all runs, because what is known of them cannot be read: %s", error)
+        return []
+
+
+def _parse(lines: Sequence[Any]) -> dict[str, Run]:
+    """Return signature → run; the last line of a signature counts."""
+    said = {line["signature"]: {key: value for key, value in line.items() if key != "signature"} for line in lines[1:]}
+    return {signature: Run(**about) for signature, about in said.items() if about["run_id"] is not None}
 
 
 def _line(signature: str, run: Run) -> str:

@@ -14,6 +14,7 @@ import shutil
 import socket
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -31,16 +32,30 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # A worker per CPU that is started in case somebody needs it, and imports what ours import: 1.3 CPU s on 2 cores.
 os.environ.setdefault("RAY_enable_worker_prestart", "0")
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+# What Ray prints on a driver's terminal, whatever ``log_to_driver`` says: of a lost node, the log of its raylet.
+os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 
 import ray
 from ray import tune
+from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
 from orchestrator.desk import Desk
 from orchestrator.resources import Slots, num_slots
 from orchestrator.slot import ChunkRunner, pack, unpack
-from orchestrator.worker import ZYGOTE
-from trainables.errors import InfrastructureError
+from orchestrator.worker import MEMORY_ADVICE, ZYGOTE
+from orchestrator.zygote import CRASHED, OUT_OF_MEMORY
+from trainables.errors import ClusterLostError, InfrastructureError
+
+# Tune hands the driver's cloud keys to its actors in a runtime environment, and Ray writes those into log files that
+# everybody on the machine can read. Actors have the keys of the node that they run on.
+class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+
+#: A head, or a raylet of this machine, that does not answer for so long is lost. Ray would end this process 60 s after
+#: its head (gcs_rpc_server_reconnect_timeout_s), without a word on how to go on, and wait for its raylet for ever.
+PATIENCE_SECONDS = 30.0
+#: How often they are asked.
+_LOOK_SECONDS = 3.0
 
 #: Reports of all slots together that Tune's loop takes without falling behind; it can do some 40 a second.
 REPORTS_PER_SECOND = 16.0
@@ -74,15 +89,20 @@ def connect(address: str | None) -> dict[str, float]:
 
 def _check_listens(address: str) -> None:
     """Ray itself tries for several minutes."""
-    host, colon, port = address.removeprefix("ray://").rpartition(":")
-    if not colon or not port.isdecimal():
+    if not address.rpartition(":")[2].isdecimal():
         return  # "auto"
     try:
-        socket.create_connection((host, int(port)), timeout=10.0).close()
+        _knock(address.removeprefix("ray://"))
     except OSError as error:
         raise InfrastructureError(
             f"could not join the Ray cluster at {address}: {error}; is its head running, and may this machine reach it?"
         ) from error
+
+
+def _knock(address: str) -> None:
+    """Connect, and no more."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), timeout=10.0).close()
 
 
 def disconnect() -> None:
@@ -96,12 +116,10 @@ class Handing(Searcher):  # type: ignore[misc]  # ray is untyped
     Args:
         desk: where the work is.
         report_seconds: how often a slot tells what has happened.
-        read_error: Tune trial → what Tune knows of its end.
+        read_error: Tune trial → what is known of its end (``Desk.release``).
     """
 
-    def __init__(
-        self, desk: Desk, *, report_seconds: float = 1.0, read_error: Callable[[str], str] = lambda trial_id: ""
-    ) -> None:
+    def __init__(self, desk: Desk, *, report_seconds: float, read_error: Callable[[str], dict[str, str]]) -> None:
         super().__init__()
         self._desk, self._report_seconds, self._read_error = desk, report_seconds, read_error
 
@@ -173,10 +191,14 @@ class _Tidings(tune.Callback):  # type: ignore[misc]
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
         self._on_recover(trial.trial_id)
 
-    def read_error(self, trial_id: str) -> str:
-        """Return the traceback of a Tune trial that ended with an error."""
+    def read_error(self, trial_id: str) -> dict[str, str]:
+        """Return reason, message and traceback of a Tune trial that ended with an error."""
         trial = next(trial for trial in reversed(self._trials) if trial.trial_id == trial_id)
-        return Path(trial.error_file).read_text(errors="replace")
+        text = Path(trial.error_file).read_text(errors="replace")
+        reason, message = CRASHED, "the worker was lost; its machine or Ray actor ended"
+        if "running low on memory" in text:  # what Ray's memory monitor says
+            reason, message = OUT_OF_MEMORY, f"Ray ended its slot, the machine was low on memory: {MEMORY_ADVICE}"
+        return {"reason": reason, "message": message, "traceback": text}
 
     def __getstate__(self) -> dict[str, Any]:
         return {}  # as for the searcher: pickled into a file that we never read
@@ -196,6 +218,51 @@ class _StopWhenAsked(tune.Stopper):  # type: ignore[misc]
         return self._asked.is_set()
 
 
+class _Tuning(threading.Thread):
+    """Runs Tune, in a thread of its own: a Ray that has lost its head holds whoever calls it, and no signal helps."""
+
+    def __init__(self, tuner: tune.Tuner) -> None:
+        super().__init__(name="tune", daemon=True)
+        self._tuner = tuner
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        """Body of the thread."""
+        try:
+            self._tuner.fit()
+        except Exception as error:  # noqa: BLE001 - the thread's boundary: ``wait`` raises it where it is waited for
+            self._error = error
+
+    def wait(self) -> None:
+        """Return when Tune has ended.
+
+        Raises:
+            ClusterLostError: Tune may never end.
+        """
+        answered = dict.fromkeys(_find_peers(), time.monotonic())
+        while self.is_alive():
+            self.join(_LOOK_SECONDS)
+            for peer, last in answered.items():
+                try:
+                    _knock(peer)
+                    answered[peer] = time.monotonic()
+                except OSError as error:
+                    if time.monotonic() - last > PATIENCE_SECONDS:
+                        raise ClusterLostError(
+                            f"lost Ray: {peer} has not answered for {PATIENCE_SECONDS:.0f} s ({error}); what is "
+                            "finished is in the ledger, and what ran goes on from its last epoch"
+                        ) from error
+        if self._error is not None:
+            raise self._error
+
+
+def _find_peers() -> set[str]:
+    """Return the addresses of those without whom nothing goes on: the head, and the raylet of this machine."""
+    context = ray.get_runtime_context()
+    own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
+    return {context.gcs_address, f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}"}
+
+
 def execute(desk: Desk, *, study: str, slots: Slots, max_retries: int, stop: threading.Event) -> None:
     """Work at the desk until each work is complete or failed, or until soon after ``stop`` is set.
 
@@ -205,6 +272,9 @@ def execute(desk: Desk, *, study: str, slots: Slots, max_retries: int, stop: thr
         slots: resources of one trial.
         max_retries: how often a lost actor is replaced.
         stop: ends running trials; they go on from their last checkpoint in a later run.
+
+    Raises:
+        ClusterLostError: the head of the cluster, or the raylet of this machine, is gone.
     """
     number = num_slots(ray.cluster_resources(), slots)
     desk.set_num_slots(number)
@@ -213,7 +283,7 @@ def execute(desk: Desk, *, study: str, slots: Slots, max_retries: int, stop: thr
     handing = Handing(desk, report_seconds=max(1.0, number / REPORTS_PER_SECOND), read_error=tidings.read_error)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are in the ledger, and told to the listener
     scratch = tempfile.mkdtemp(prefix="robustsweep-tune-")  # Tune insists on a place; nothing in it is read again
-    try:
+    tuning = _Tuning(
         tune.Tuner(
             tune.with_resources(Slot, {"cpu": slots.cpus, "gpu": slots.gpus}),
             tune_config=tune.TuneConfig(
@@ -233,6 +303,12 @@ def execute(desk: Desk, *, study: str, slots: Slots, max_retries: int, stop: thr
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger has them
                 verbose=0,
             ),
-        ).fit()
+        )
+    )
+    tuning.start()
+    try:
+        tuning.wait()
     finally:
+        if tuning.is_alive():
+            desk.close()
         shutil.rmtree(scratch, ignore_errors=True)

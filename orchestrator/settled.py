@@ -16,7 +16,8 @@ from typing import Any
 
 from orchestrator.identity import canonical_json
 from orchestrator.reconcile import ABSENT
-from orchestrator.tracking_store import has_run, redact
+from orchestrator.tracking_store import has_run
+from trainables.errors import redact
 from trainables.storage import Folder
 
 SOURCE, SHIPPED = "report/source.json", "shipped.json"

@@ -8,15 +8,17 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
 from orchestrator.ledger import Ledger
-from orchestrator.reconcile import COMPLETE, FAILED
+from orchestrator.reconcile import ABSENT, COMPLETE, FAILED
+from orchestrator.report.source import PAGE, Report, find_report
+from orchestrator.settled import compute_state
 from orchestrator.tracking_store import RefusedError, TrackingError
-from trainables.errors import StorageError
+from trainables.errors import LeaseError, StorageError
 
 if TYPE_CHECKING:
     from orchestrator.tracking import Tracker
@@ -29,6 +31,11 @@ MAX_BACKOFF_SECONDS = 60.0
 _LAST_BACKOFF_SECONDS = 1.0
 #: A record that MLflow refuses this often, its state read anew in between, is given up.
 _MAX_REFUSALS = 2
+#: The end of a study waits for MLflow until nothing has arrived for so long, and a slow one takes no longer than that.
+PATIENCE_SECONDS = 60.0
+MAX_WAIT_SECONDS = 600.0
+#: Whoever waits longer than this is told what for.
+_SILENT_SECONDS = 10.0
 
 #: (kind, signature) of a record.
 Key = tuple[str, str]
@@ -44,10 +51,10 @@ class SyncResult:
 
 
 def sync(ledger: Ledger, tracking_uri: str) -> SyncResult:
-    """Ship every record of ``ledger``; what never finished becomes KILLED. Hold the ledger's lease meanwhile.
+    """Ship every record of ``ledger`` and its report; what never finished becomes KILLED. Hold the lease meanwhile.
 
     Raises:
-        TrackingError: MLflow cannot be reached; what has been shipped stays, call it again.
+        TrackingError: MLflow cannot be reached, or not everything arrived; what has been shipped stays, call it again.
         StorageError: the ledger cannot be read.
         StudyError: the study has never been run with this storage.
     """
@@ -56,11 +63,19 @@ def sync(ledger: Ledger, tracking_uri: str) -> SyncResult:
     plan = ledger.read_plan()
     tracker = Tracker(tracking_uri, ledger, about=plan)
     tracker.open(look_at_all=True)
-    sent = [tracker.ship(record) for kind in ("stage", "trial") for record in ledger.records(kind)]
-    tracker.close_interrupted()
     states = ledger.states()
-    tracker.close(is_complete=all(states.get(trial["signature"]) == COMPLETE for trial in plan["trials"]))
-    return SyncResult(shipped=sum(sent), skipped=len(sent) - sum(sent))
+    shipper = Shipper(lambda: tracker, ledger, resumed=states)  # closed when everything has been shipped
+    for kind in ("stage", "trial"):
+        for signature in (ledger.root / f"{kind}s").children():
+            if states.get(signature, ABSENT) != ABSENT:
+                shipper.notice(kind, signature)
+    shipper.start()
+    num_left = shipper.finish(PATIENCE_SECONDS)
+    if num_left:
+        raise TrackingError(f"{num_left} records did not reach MLflow. {shipper.problem}")
+    is_complete = all(states.get(trial["signature"]) == COMPLETE for trial in plan["trials"])
+    shipper.conclude(find_report(ledger.root, compute_state(plan, states)), is_complete=is_complete)
+    return SyncResult(shipper.num_shipped, shipper.num_skipped)
 
 
 class Shipper:
@@ -93,7 +108,10 @@ class Shipper:
         self._refusals: dict[Key, int] = {}
         self._refused: set[Key] = set()
         self._unreadable: set[Key] = set()
-        self._num_shipped = 0
+        #: Records of which something was sent, or nothing had to be.
+        self.num_shipped, self.num_skipped = 0, 0
+        #: The last thing that went wrong.
+        self.problem = ""
         self._num_failures = 0  # in a row
         self._has_failed = False
         self._has_caught_up = False
@@ -116,26 +134,75 @@ class Shipper:
         """Start the thread."""
         self._thread.start()
 
-    def finish(self, timeout_seconds: float) -> int:
+    def finish(self, timeout_seconds: float, *, max_seconds: float = float("inf")) -> int:
         """Ship what is left and close the runs of whatever was interrupted.
 
         Call it when nothing runs any more. Returns the number of records that MLflow does not show yet, 0 when all is
         well; ``robustsweep sync`` ships them later.
 
         Args:
-            timeout_seconds: give up when no record has been shipped for so long.
+            timeout_seconds: give up when no record has arrived for so long.
+            max_seconds: give up then in any case.
         """
         self._ended.set()
-        num_shipped, last_moment = -1, time.monotonic()
-        while self._thread.is_alive() and time.monotonic() < last_moment + timeout_seconds:
-            if num_shipped != self._num_shipped:
-                num_shipped, last_moment = self._num_shipped, time.monotonic()
+        started = last_moment = time.monotonic()
+        num_arrived, is_told = -1, False
+        while self._thread.is_alive() and time.monotonic() < min(last_moment + timeout_seconds, started + max_seconds):
+            if num_arrived != self._num_arrived:
+                num_arrived, last_moment = self._num_arrived, time.monotonic()
+            if not is_told and time.monotonic() > started + _SILENT_SECONDS:
+                _logger.warning("waiting until MLflow has the last %d records", max(1, len(self._find_left())))
+                is_told = True
             self._thread.join(min(timeout_seconds, 0.5))
         self._given_up.set()
-        with self._lock:
-            num_left = len(self._pending) + len(self._refused)
         # closing counts as one: everything may be there, and a run still say RUNNING
-        return num_left if num_left or self._is_closed else 1
+        return len(self._find_left()) or int(not self._is_closed)
+
+    def conclude(self, report: Report | None, *, is_complete: bool) -> None:
+        """Attach the report to the study's run and close it; remember that MLflow shows everything. After ``finish``.
+
+        Args:
+            report: of the study as it is now; None: there is none.
+            is_complete: nothing failed, nothing is missing.
+
+        Raises:
+            TrackingError: MLflow could not be reached for ``PATIENCE_SECONDS``.
+            StorageError: the ledger cannot be read or written.
+        """
+        deadline, has_failed = time.monotonic() + PATIENCE_SECONDS, False
+        while True:
+            try:
+                if has_failed:
+                    self.tracker.open()
+                self._conclude(report, is_complete)
+                return
+            except RefusedError:
+                raise
+            except TrackingError:
+                if time.monotonic() > deadline:
+                    raise
+                has_failed = True
+                time.sleep(_LAST_BACKOFF_SECONDS)
+
+    def _conclude(self, report: Report | None, is_complete: bool) -> None:
+        if report is None:
+            self.tracker.close(is_complete=is_complete)
+            return
+        plan = self._ledger.read_plan()
+        summary = report.counts | {"skipped_arms": len(plan["skipped"])}
+        self.tracker.log_report(self._ledger.root.read(PAGE), summary=summary, is_complete=is_complete)
+        state = compute_state(plan, self._ledger.states())
+        self.tracker.remember(state=state, page_sha256=report.page_sha256)
+
+    @property
+    def _num_arrived(self) -> int:
+        return self.num_shipped + self.num_skipped
+
+    def _find_left(self) -> set[Key]:
+        """Return what MLflow does not show yet; everything that has finished as long as it could not be asked."""
+        with self._lock:
+            left = set(self._pending) | self._refused
+        return left if self._has_caught_up else left | set(self._find_finished(lambda signature, state: False))
 
     def _run(self) -> None:
         while not self._given_up.is_set():
@@ -163,11 +230,15 @@ class Shipper:
                 self._ship(key, num_notices)
             if is_last and not self._pending:
                 self._close()
+        except LeaseError as error:  # another driver ships the study now
+            self.problem = str(error)
+            self._given_up.set()
+            return False
         except (StorageError, OSError) as error:  # of MLflow, or of the ledger's storage
             if self._num_failures == 0:
-                _logger.warning("shipping to MLflow pauses, the study goes on: %s", error)
+                _logger.warning("shipping to MLflow pauses%s: %s", "" if is_last else ", the study goes on", error)
             self._num_failures = min(self._num_failures + 1, 10)
-            self._has_failed = True
+            self._has_failed, self.problem = True, str(error)
             return False
         if self._num_failures:
             _logger.warning("shipping to MLflow goes on")
@@ -176,44 +247,58 @@ class Shipper:
 
     def _prepare(self) -> None:
         """After a failure nothing that was known of the server counts."""
+        self._ledger.root.guard()
         if self._num_failures or not self.tracker.is_open:
             self.tracker.open()
         if not self._has_caught_up:
             self.tracker.close_interrupted(self._resumed)
-            self._catch_up()
+            for key in self._find_finished(self.tracker.has_shipped):  # before this driver started
+                self.notice(*key)
             self._has_caught_up = True
 
-    def _catch_up(self) -> None:
-        """Notice what finished before this driver started and never reached MLflow."""
+    def _find_finished(self, is_shown: Callable[[str, str], bool]) -> Iterator[Key]:
+        """Yield the finished records that are not shown: signature and state are asked for."""
         states = self._ledger.states()
         for kind in ("stage", "trial"):
             for signature in (self._ledger.root / f"{kind}s").children():
                 state = states.get(signature)
-                if state in (COMPLETE, FAILED) and not self.tracker.has_shipped(signature, state):
-                    self.notice(kind, signature)
+                if state in (COMPLETE, FAILED) and not is_shown(signature, state):
+                    yield kind, signature
 
     def _ship(self, key: Key, num_notices: int) -> None:
+        self._ledger.root.guard()
         try:
-            self.tracker.ship(self._ledger.read(*key))
+            has_sent = self.tracker.ship(self._ledger.read(*key))
         except RefusedError as error:
             self._refusals[key] = self._refusals.get(key, 0) + 1
             if self._refusals[key] < _MAX_REFUSALS:
                 raise  # its run may have been deleted meanwhile: look again, then try once more
-            _logger.warning("%s %s is not in MLflow: %s", *key, error)
-            self._refused.add(key)
+            self._give_up(key, error)
         except TrackingError:
             raise
         except StorageError as error:
-            if key not in self._unreadable:
-                _logger.warning("%s %s could not be read for MLflow, trying again: %s", *key, error)
-            self._unreadable.add(key)
-            return
+            if not self._ended.is_set() or key not in self._unreadable:
+                self._report_unreadable(key, error)
+                return
+            self._give_up(key, error)
         else:
             self._refused.discard(key)
-            self._num_shipped += 1
+            self.num_shipped += has_sent
+            self.num_skipped += not has_sent
         with self._lock:
             if self._pending.get(key) == num_notices:
                 del self._pending[key]
+
+    def _give_up(self, key: Key, error: StorageError) -> None:
+        _logger.warning("%s %s is not in MLflow: %s", *key, error)
+        self._refused.add(key)
+        self.problem = str(error)
+
+    def _report_unreadable(self, key: Key, error: StorageError) -> None:
+        """It may be one that is being written."""
+        if key not in self._unreadable:
+            _logger.warning("%s %s could not be read for MLflow, trying again: %s", *key, error)
+        self._unreadable.add(key)
 
     def _close(self) -> None:
         if self._has_failed:

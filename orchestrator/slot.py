@@ -17,6 +17,8 @@ from typing import Any
 from orchestrator.lease import guarded
 from orchestrator.ledger import begin_record
 from orchestrator.worker import ZYGOTE, Worker, WorkerLostError, make_zygote_path
+from orchestrator.zygote import DISK_FULL, HUNG
+from trainables.errors import DiskFullError
 from trainables.finished import is_finished
 
 
@@ -82,10 +84,13 @@ class ChunkRunner:
             if left <= 0:
                 break
             self._give_back()
-            if self._current is None:
-                self._begin_next()
-            else:
-                self._advance(min(left, pause))
+            try:
+                if self._current is None:
+                    self._begin_next()
+                else:
+                    self._advance(min(left, pause))
+            except DiskFullError as error:  # of what this slot writes; a trial tells of its own
+                self._end({"event": "done", "status": "failed", "reason": DISK_FULL, "message": str(error)})
         return self._news
 
     def hurry(self) -> None:
@@ -95,8 +100,11 @@ class ChunkRunner:
     def _give_back(self) -> None:
         """Let others do what this slot has not come to, also while a long work runs."""
         if time.monotonic() > self._until and self._current is not None:
-            self._news += [{"signature": work["record"]["signature"], "event": "returned"} for work in self._todo]
-            self._todo.clear()
+            self._return_all()
+
+    def _return_all(self) -> None:
+        self._news += [{"signature": work["record"]["signature"], "event": "returned"} for work in self._todo]
+        self._todo.clear()
 
     def _tell(self, event: dict[str, Any]) -> None:
         assert self._current is not None
@@ -122,7 +130,7 @@ class ChunkRunner:
         """Return how the work ended in an earlier life of this slot, whose last words may have been lost."""
         if is_finished(self._folder):
             return {"event": "done", "status": "complete"}
-        if self._folder.exists("failure.json"):
+        if self._folder.is_intact("failure.json"):
             failure = self._folder.read_json("failure.json")
             if failure["timestamp_ms"] > self._chunk["created_ms"]:
                 return {"event": "done"} | {key: failure[key] for key in ("status", "reason", "message", "traceback")}
@@ -147,7 +155,8 @@ class ChunkRunner:
             if self._tries <= self._chunk["max_retries"]:
                 self._try()
             else:
-                self._end({"event": "done", "status": "failed", "reason": "crashed"})
+                end = {"reason": error.reason, "message": str(error), "traceback": error.traceback}
+                self._end({"event": "done", "status": "failed", **end})
             return
         self._last_sign = time.monotonic()
         if event["event"] == "done":
@@ -164,6 +173,8 @@ class ChunkRunner:
     def _end(self, event: dict[str, Any]) -> None:
         self._tell({**event, "host": os.uname().nodename})
         self._current = None
+        if event.get("reason") == DISK_FULL:
+            self._return_all()  # the next would end in the same way
 
     def _check_stall(self) -> None:
         silent = time.monotonic() - self._last_sign
@@ -171,7 +182,7 @@ class ChunkRunner:
             self._worker.kill()
             self._worker.close()  # what the killed process still says is about an attempt that is over
             raise WorkerLostError(
-                f"no sign of life for {silent:.0f} s (execution.stall_minutes); the process was killed"
+                f"no sign of life for {silent:.0f} s (execution.stall_minutes); the process was killed", reason=HUNG
             )
 
     def close(self) -> None:

@@ -39,6 +39,13 @@ def compute_status(study: Study, *, storage: str) -> dict[str, int]:
     }
 
 
+def find_damaged(study: Study, *, storage: str) -> list[str]:
+    """Return what is damaged of all that is complete or has failed, in words; reads every byte of it."""
+    ledger = Ledger(storage, study.study)
+    ledger.states(every_byte=True)
+    return list(ledger.damaged.values())
+
+
 def is_current(study: Study, *, storage: str) -> bool:
     """Return whether the last run was of this very study file; also True when there has been none."""
     ledger = Ledger(storage, study.study)

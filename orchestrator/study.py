@@ -7,12 +7,12 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
 
 from orchestrator.fields import FIELDS, SECTIONS, kind_of
-from orchestrator.grid import Arm, Grid, expand, read_grid
+from orchestrator.grid import MAX_RULES, Arm, Grid, expand, read_grid
 from orchestrator.problems import explain
-from orchestrator.yaml_source import Key, Source, apply_override, format_key, read_yaml
+from orchestrator.yaml_source import MAX_BYTES, Key, Source, apply_override, format_key, read_yaml
 from trainables.config import (
     AugmentationConfig,
     DataConfig,
@@ -25,10 +25,24 @@ from trainables.config import (
     PretrainingConfig,
     RegulariserConfig,
     ScratchPretraining,
+    Seed,
     TrainingConfig,
 )
 from trainables.errors import StudyError
 
+#: Assumption: ten times the largest study that this was measured with; a plan of more takes minutes and gigabytes.
+MAX_TRIALS = 100_000
+
+
+def _check_user(path: Path) -> Path:
+    try:
+        path.expanduser()
+    except RuntimeError as error:  # ~nobody/…
+        raise ValueError(f"found {str(path)!r}: {error}") from None
+    return path
+
+
+UserPath = Annotated[Path, AfterValidator(_check_user)]
 Label = str | int | float | bool | None
 #: Factor → one level or several; at least one factor.
 When = Annotated[dict[str, Label | list[Label]], Field(min_length=1)]
@@ -37,17 +51,17 @@ When = Annotated[dict[str, Label | list[Label]], Field(min_length=1)]
 class ExecutionConfig(Frozen):
     """How a study is executed. Never hashed: no result depends on it."""
 
-    cpus_per_trial: float = Field(1.0, gt=0, description="CPU cores of a trial or stage.")
-    gpus_per_trial: Annotated[float, Field(ge=0)] | Literal["auto"] = Field(
+    cpus_per_trial: float = Field(1.0, ge=0.001, le=10_000, description="CPU cores of a trial or stage.")
+    gpus_per_trial: Annotated[float, Field(ge=0, le=1000)] | Literal["auto"] = Field(
         "auto",
         description="GPUs of a trial or stage, fractions share one; auto: what memory allows once it is known from "
         "finished trials, 1 before, 0 without a GPU.",
     )
     max_concurrent_trials: PositiveInt | None = Field(None, description="Null: as many as resources allow.")
-    max_retries: int = Field(2, ge=0, description="Of a trial lost to infrastructure: a node, memory, a hang.")
-    stall_minutes: float = Field(30.0, gt=0, description="A trial that reports nothing for so long is ended.")
+    max_retries: int = Field(2, ge=0, le=1000, description="Of a trial lost to infrastructure: a node, memory, a hang.")
+    stall_minutes: float = Field(30.0, gt=0, le=1e6, description="A trial that reports nothing for so long is ended.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one, else cpu.")
-    cache_dir: Path = Field(Path("~/.cache/robustsweep"), description="Decoded images, one copy per node.")
+    cache_dir: UserPath = Field(Path("~/.cache/robustsweep"), description="Decoded images, one copy per node.")
     evaluation_batch_size: PositiveInt = 256
     acceleration: Literal["off", "probe"] = Field(
         "off", description="probe: memory format, precision and compiling are timed once, and the same for all trials."
@@ -101,10 +115,10 @@ class Study(Frozen):
     regulariser: RegulariserConfig = NoRegulariser()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    seed: int = Field(0, description="Everything random follows from it, the replicate and the role.")
+    seed: Seed = Field(0, description="Everything random follows from it, the replicate and the role.")
     factors: dict[str, list[Any] | dict[str, Any]] = Field({}, description="Field or name: its levels.")
-    conditions: list[Condition] = Field([], description="Fields set in matching arms, in order.")
-    exclude: list[When] = Field([], description="Combinations that are left out.")
+    conditions: list[Condition] = Field([], max_length=MAX_RULES, description="Fields set in matching arms, in order.")
+    exclude: list[When] = Field([], max_length=MAX_RULES, description="Combinations that are left out.")
     replicates: PositiveInt = Field(1, description="Trials per arm; each has its own seed, shared across arms.")
     execution: ExecutionConfig = ExecutionConfig()
 
@@ -133,7 +147,8 @@ def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     """
     path = Path(path)
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1).decode("utf-8-sig")  # one more is refused: the file may have no end
     except (OSError, ValueError) as error:
         raise StudyError(f"could not read the study {path}: {error}; expected a YAML file in UTF-8") from error
     return parse_study(text, source=str(path), overrides=overrides, folder=path.parent)
@@ -175,7 +190,10 @@ def _validate(tree: Source, folder: Path | str) -> Study | None:
         for key, _, text in explain(error, Study, tree.value):
             if format_key(key) not in known:  # what could not be read is not wrong a second time
                 tree.report(key, text)
-    expand(read_grid(tree), tree)
+    arms = expand(read_grid(tree), tree)
+    if study is not None and len(arms) * study.replicates > MAX_TRIALS:
+        found = f"found {study.replicates:,} of {len(arms):,} arms"
+        tree.report(("replicates",), f"{found}, expected at most {MAX_TRIALS:,} trials in all")
     return study
 
 

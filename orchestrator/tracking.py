@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
@@ -45,7 +45,7 @@ from trainables.errors import StorageError
 
 _logger = logging.getLogger(__name__)
 
-#: Runs asked for one by one (10 ms each) rather than all (5 ms each).
+#: Runs asked for one by one (10 ms each) rather than all (5 ms each); not more than half of all.
 _MAX_QUESTIONS = 200
 
 
@@ -94,7 +94,7 @@ class Tracker:
             self._client = self._client or connect(self.tracking_uri)
             self.experiment_id = self._ensure_experiment()
             parents = [run.info.run_id for run in self._search("tags.`robustsweep.kind` = 'study'")]
-            parent_run_id = self._ensure_parent(parents[-1] if parents else None)
+            parent_run_id = self._ensure_parent(parents)
             self._find_runs(parent_run_id, look_at_all)
             self.parent_run_id = parent_run_id
 
@@ -138,7 +138,7 @@ class Tracker:
     def has_shipped(self, signature: str, state: str) -> bool:
         """Return whether the run of a finished record is closed with the status that ``state`` means."""
         run = self._runs.get(signature)
-        return run is not None and run.is_whole and run.status == STATUSES[state]
+        return run is not None and run.has_ended_as(state)
 
     def close_interrupted(self, resumed: Collection[str] = ()) -> int:
         """Close runs of this ledger that say RUNNING and are not; return how many were killed.
@@ -224,11 +224,17 @@ class Tracker:
             self._client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
-    def _ensure_parent(self, run_id: str | None) -> str:
+    def _ensure_parent(self, found: Sequence[str]) -> str:
         tags = describe_study(self._about)
-        if run_id is None:
+        if not found:
             created = self._client.create_run(self.experiment_id, start_time=self._about["written_ms"], tags=tags)
             return str(created.info.run_id)
+        run_id = found[-1]
+        if len(found) > 1:  # a create_run without an answer, carried out late; what we know is below the other
+            known = self._index.parent_run_id
+            run_id = known if known is not None and known in found else run_id
+            for extra in set(found) - {run_id}:
+                self._client.delete_run(extra)
         self._client.update_run(run_id, status=RUNNING)
         self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         return run_id
@@ -239,7 +245,7 @@ class Tracker:
             self._add_runs(self._search(f"attributes.status = '{RUNNING}'"))
             begun = [s for kind in ("stages", "trials") for s in (self._ledger.root / kind).children()]
             unknown = [s for s in begun if s not in self._runs and s.isalnum()]  # a stray file has no run
-            if len(unknown) <= _MAX_QUESTIONS:
+            if len(unknown) <= min(_MAX_QUESTIONS, len(begun) // 2):
                 for signature in unknown:
                     self._add_runs(self._search(f"tags.`robustsweep.signature` = '{signature}'"))
                 return

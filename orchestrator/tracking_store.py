@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
 from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainables.errors import StorageError, StudyError
+from trainables.errors import StorageError, StudyError, redact
 
 if TYPE_CHECKING:
     from orchestrator.ledger import Ledger
 
 #: What MLflow 3.17 opens; its file store (a plain path) refuses to start there.
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
+#: The first that is installed; MLflow is tested with psycopg2.
+_POSTGRESQL_DRIVERS = ("psycopg2", "psycopg")
 
 
 class TrackingError(StorageError):
@@ -57,7 +59,7 @@ def make_absolute(uri: str) -> str:
     """Return ``uri`` with a relative SQLite path made absolute.
 
     Raises:
-        StudyError: MLflow cannot open it, or another process could not find the same store.
+        StudyError: MLflow cannot open it, lacks a driver for it, or another process could not find the same store.
     """
     scheme = uri.split(":", 1)[0].split("+", 1)[0].lower()
     if scheme not in SCHEMES or (":" not in uri and scheme != "databricks"):
@@ -66,7 +68,7 @@ def make_absolute(uri: str) -> str:
             "for a file for example sqlite:///runs/mlflow.db"
         )
     if scheme != "sqlite":
-        return uri.rstrip("/")
+        return _name_driver(uri.rstrip("/"))
     prefix, _, rest = uri.partition("://")
     path, mark, query = rest.partition("?")
     if not path.startswith("/") or path == "/" or ":memory:" in path:
@@ -74,7 +76,33 @@ def make_absolute(uri: str) -> str:
             f"MLflow store {uri!r}: expected a database file, such as sqlite:///runs/mlflow.db (relative) or "
             "sqlite:////data/mlflow.db (absolute); a database in memory would be lost with this process"
         )
-    return f"{prefix}:///{Path(path[1:]).expanduser().absolute()}{mark}{query}"
+    try:
+        file = Path(path[1:]).expanduser().absolute()
+    except RuntimeError as error:  # ~nobody/…
+        raise StudyError(f"MLflow store {uri!r}: {error}; give the path of a database file") from error
+    return f"{prefix}:///{file}{mark}{query}"
+
+
+def _name_driver(uri: str) -> str:
+    """Return the URI of a PostgreSQL store with the driver that is installed; which one is meant otherwise varies.
+
+    SQLAlchemy 2.1 takes psycopg where it took psycopg2 before.
+    """
+    prefix = "postgresql://"
+    if not uri.startswith(prefix):
+        return uri
+    found = [driver for driver in _POSTGRESQL_DRIVERS if find_spec(driver) is not None]
+    if not found:
+        raise StudyError(
+            f"MLflow store {redact(uri)!r}: looked for a driver of PostgreSQL ({', '.join(_POSTGRESQL_DRIVERS)}) and "
+            "found none installed; install psycopg2-binary, or robustsweep[cluster]"
+        )
+    return f"postgresql+{found[0]}://{uri.removeprefix(prefix)}"
+
+
+def is_database_server(uri: str) -> bool:
+    """Return whether MLflow's client itself connects to a database over the network."""
+    return uri.startswith(("postgresql", "mysql", "mssql"))
 
 
 def choose_artifact_location(uri: str, ledger: Ledger) -> str | None:
@@ -129,9 +157,3 @@ def has_run(uri: str, run_id: str) -> bool:
             return bool(connection.execute(query, [run_id]).fetchone()[0])
     except sqlite3.Error:
         return False  # not a database of the MLflow that we know: whoever opens it will say so
-
-
-def redact(text: str) -> str:
-    """Return ``text`` without the user names, passwords and tokens of the URIs in it."""
-    text = re.sub(r"://[^/\s'\"]*@", "://***@", text)
-    return re.sub(r"(?i)\b(\w*(?:password|passwd|pwd|token|secret)\w*)=[^&\s'\"]+", r"\1=***", text)

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
-from orchestrator.tracking_store import TrackingError, redact
-from trainables.errors import StudyError
+from orchestrator.tracking_store import TrackingError
+from trainables.errors import StudyError, redact
 
 if TYPE_CHECKING:
     from orchestrator.mlflow_access import TrialRuns

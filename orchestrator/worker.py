@@ -1,7 +1,7 @@
 """A slot's side of the zygote: hand requests over, pass events on, judge how a process ended.
 
-A trial that raises fails for good, with its traceback in the ledger. A trial whose process vanishes is the
-infrastructure's fault: ``WorkerLostError``, and whoever asked may try again from the checkpoint.
+A trial that raises fails for good, with its traceback in the ledger. When a trial's process vanishes, or finds no
+memory, it may be the infrastructure's fault: ``WorkerLostError``, and whoever asked may try again from the checkpoint.
 """
 
 from __future__ import annotations
@@ -22,15 +22,32 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.zygote import starting
+from orchestrator.zygote import CRASHED, OUT_OF_MEMORY, starting
 from trainables.errors import InfrastructureError
 from trainables.storage import Folder
 
 ZYGOTE = (sys.executable, "-m", "orchestrator.zygote")
 
 
+#: What to do when memory runs out; neither trials nor machines say who took it.
+MEMORY_ADVICE = (
+    "let trials ask for less at once (training.batch_size, execution.evaluation_batch_size), or run fewer of them side "
+    "by side (execution.max_concurrent_trials)"
+)
+
+
 class WorkerLostError(InfrastructureError):
-    """The process of a trial vanished or hung; trying again may help."""
+    """The process of a trial vanished, hung, or found no memory; trying again may help.
+
+    Args:
+        message: for the user.
+        reason: CRASHED, HUNG or OUT_OF_MEMORY.
+        traceback: of what it raised, if it did.
+    """
+
+    def __init__(self, message: str, *, reason: str = CRASHED, traceback: str = "") -> None:
+        super().__init__(message)
+        self.reason, self.traceback = reason, traceback
 
 
 def make_zygote_path(token: str) -> Path:
@@ -202,12 +219,15 @@ class Worker:
     def _judge(self, code: int) -> dict[str, Any]:
         self._child = None
         self._keep_log()
+        if self._failure is not None and self._failure["reason"] == OUT_OF_MEMORY:
+            message = f"there was no memory for what the trial asked for: {MEMORY_ADVICE}; {self._failure['message']}"
+            raise WorkerLostError(message, reason=OUT_OF_MEMORY, traceback=self._failure["traceback"])
         if self._failure is not None:
             return {"event": "done", "status": "failed", **self._failure}
         if code == 0:
             return {"event": "done", "status": "complete"}
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
-        hint = "; out of memory is the usual cause" if code == -signal.SIGKILL else ""
+        hint = f"; if nobody did it, the machine ran out of memory: {MEMORY_ADVICE}" if code == -signal.SIGKILL else ""
         where = f"; its log: {self._folder.uri}/log.txt" if self._folder is not None else ""
         raise WorkerLostError(f"the process of the trial {how}{hint}{where}")
 

@@ -17,7 +17,7 @@ import yaml
 Key = tuple[str | int, ...]
 
 #: Assumptions: far above any study that a person writes, far below what hurts.
-MAX_BYTES = 1_000_000
+MAX_BYTES = 200_000
 MAX_DEPTH = 32
 MAX_ALIAS_NODES = 10_000
 MAX_SHOWN = 100
@@ -27,7 +27,8 @@ _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _INT = re.compile(r"[-+]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
-_SURROGATE = re.compile("[\ud800-\udfff]")  # half a character: can be escaped in YAML, but not written to a file
+#: Half a character, and the NUL at which file names end: can be escaped in YAML, and nothing else takes them.
+_UNUSABLE = re.compile("[\0\ud800-\udfff]")
 _SPECIAL = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
@@ -53,16 +54,24 @@ class Source:
     value: Any = None
     #: Key → line (from 1), or the override that put it there.
     places: dict[Key, int | str] = field(default_factory=dict)
-    problems: list[Problem] = field(default_factory=list)
+    #: As keys, each is there once.
+    _problems: dict[Problem, None] = field(default_factory=dict)
+
+    @property
+    def problems(self) -> list[Problem]:
+        """All problems, in the order in which they were found."""
+        return list(self._problems)
 
     def report(self, key: Key, text: str) -> None:
         """Add a problem at ``key``; where the key is missing, its nearest ancestor gives the line."""
         place = self.place(key)
         line = place if isinstance(place, int) else 0
         where = place if isinstance(place, str) else f"{self.name}:{line}" if line else self.name
-        problem = Problem(where, line, format_key(key), text)
-        if problem not in self.problems:
-            self.problems.append(problem)
+        self.add(Problem(where, line, format_key(key), text))
+
+    def add(self, problem: Problem) -> None:
+        """Add a problem, unless it is known."""
+        self._problems[problem] = None
 
     def place(self, key: Key) -> int | str:
         """Return the line of ``key`` (0: unknown), or the override it came from."""
@@ -165,8 +174,8 @@ class _Builder:
         if not self._allowed(node, key):
             return None
         if isinstance(node, yaml.ScalarNode):
-            if _SURROGATE.search(node.value):
-                self.source.report(key, f"found {node.value!a}, expected whole Unicode characters")
+            if _UNUSABLE.search(node.value):
+                self.source.report(key, f"found {node.value[:60]!a}, expected whole Unicode characters, no NUL")
                 return None
             return resolve_scalar(node.value) if node.tag == "plain" else node.value
         self.open.add(id(node))
@@ -197,7 +206,7 @@ class _Builder:
         value: dict[str, Any] = {}
         for key_node, value_node in node.value:
             line = key_node.start_mark.line + 1
-            if not isinstance(key_node, yaml.ScalarNode) or _SURROGATE.search(key_node.value):
+            if not isinstance(key_node, yaml.ScalarNode) or _UNUSABLE.search(key_node.value):
                 self.source.report(key, f"line {line}: found a key that is not text, expected a word")
                 continue
             name = key_node.value
@@ -224,11 +233,12 @@ def apply_override(source: Source, override: str) -> None:
     place = f"--set {override.encode('utf-8', 'backslashreplace').decode()}"
     path, equals, text = override.partition("=")
     parsed = read_yaml(text, place)
-    source.problems += parsed.problems
+    for problem in parsed.problems:
+        source.add(problem)
     if parsed.problems:
         return
-    if not equals or not path.strip() or _SURROGATE.search(path):
-        source.problems.append(Problem(place, 0, "", "expected dotted.path=value, e.g. training.epochs=2"))
+    if not equals or not path.strip() or _UNUSABLE.search(path):
+        source.add(Problem(place, 0, "", "expected dotted.path=value, e.g. training.epochs=2"))
         return
     if source.value is None:
         source.value = {}
@@ -237,7 +247,7 @@ def apply_override(source: Source, override: str) -> None:
         part, rest = _next_part(node, key, rest)
         if part is None:
             found = f"found {format_value(node)} at {format_key(key) or 'the top'}, which has nothing called {rest!r}"
-            source.problems.append(Problem(place, 0, path.strip(), f"{found}; override the whole of it instead"))
+            source.add(Problem(place, 0, path.strip(), f"{found}; override the whole of it instead"))
             return
         key = (*key, part)
         if not rest:

@@ -13,6 +13,7 @@ zygote itself is killed, the kernel kills its children (Linux): nothing trains o
 from __future__ import annotations
 
 import ctypes
+import errno
 import fcntl
 import json
 import os
@@ -34,6 +35,10 @@ from orchestrator.garbage import made_to_stay
 _PR_SET_PDEATHSIG = 1
 #: A zygote to which nobody is connected ends after this long: slots come and go, and a new one takes seconds.
 IDLE_SECONDS = 2.0
+#: Reason of a trial that ended because there was no room for what it wrote: it has not failed, and goes on later.
+DISK_FULL = "disk full"
+#: Reasons of a trial whose process was lost, each time it was tried.
+LOST = CRASHED, HUNG, OUT_OF_MEMORY = "crashed", "hung", "out of memory"
 #: Among the words that say what to import: contrastive stages will run.
 CONTRASTIVE = "contrastive"
 #: Largest piece read from a connection at once.
@@ -85,11 +90,23 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
 def describe_failure(error: BaseException) -> dict[str, str]:
     """Return class, reason, message and traceback of a trial that raised."""
     from trainables.errors import DivergedError, RobustSweepError
+    from trainables.storage import is_disk_full
 
-    reason = "diverged" if isinstance(error, DivergedError) else "error"
+    reason = "diverged" if isinstance(error, DivergedError) else DISK_FULL if is_disk_full(error) else "error"
+    reason = OUT_OF_MEMORY if is_out_of_memory(error) else reason
     message = str(error) if isinstance(error, RobustSweepError) else f"{type(error).__name__}: {error}"
     text = "".join(traceback.format_exception(error))
     return {"type": type(error).__name__, "reason": reason, "message": message, "traceback": text}
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether Python, the system, or torch's allocator for CPUs or GPUs had no more memory to give."""
+    return (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"  # torch's, of a GPU; importing torch for it would take seconds
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))  # c10/core/impl/alloc_cpu.cpp
+    )
 
 
 @contextmanager
@@ -238,8 +255,9 @@ def _run_child(request: Mapping[str, Any], connection: socket.socket) -> NoRetur
     except Exception as error:  # noqa: BLE001 - the process boundary: every failure becomes a record, then exit 1
         report({"event": "failed", **describe_failure(error)})
     finally:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        with suppress(OSError):  # of the log, on a full disk; what has happened is told already
+            sys.stdout.flush()
+            sys.stderr.flush()
         os._exit(code)
 
 

@@ -5,6 +5,7 @@ The act is ``request["act"]``, or else the first word of the work's name in the 
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
@@ -61,6 +62,11 @@ def diverge(report: Any) -> None:
     raise DivergedError("the loss became nan in epoch 5")
 
 
+def fill(report: Any) -> None:
+    """What a library says that writes on a full disk."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), "cache")
+
+
 def leave(report: Any) -> None:
     sys.exit(3)
 
@@ -68,6 +74,11 @@ def leave(report: Any) -> None:
 def hang(report: Any) -> None:
     report({"event": "about", "pid": os.getpid(), "zygote": os.getppid()})
     time.sleep(600)
+
+
+def starves(report: Any) -> None:
+    """Ask for more memory than can be addressed."""
+    bytearray(2**60)
 
 
 def shout(report: Any) -> None:
@@ -78,7 +89,7 @@ def shout(report: Any) -> None:
 
 
 ACTS: dict[str, Callable[[Any], None]] = {
-    act.__name__: act for act in (finish, nap, describe, chatter, fail, diverge, leave, hang, shout)
+    act.__name__: act for act in (finish, nap, describe, chatter, fail, fill, diverge, leave, hang, starves, shout)
 }
 
 
@@ -101,11 +112,13 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
         return
     folder = Folder(request["folder"])
     act = folder.read_json("config.json")["name"].split()[0]
-    if act in ("dies_once", "hangs_once") and not folder.exists("tried"):
+    if act in ("dies_once", "hangs_once", "starves_once") and not folder.exists("tried"):
         folder.write("tried", b"")
         report({"event": "started", "epochs": 1})
         if act == "dies_once":
             os.kill(os.getpid(), signal.SIGKILL)
+        if act == "starves_once":
+            starves(report)
         time.sleep(600)
     if act == "ends_actor":
         os.kill(find_peer(), signal.SIGKILL)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import uuid
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -49,18 +50,18 @@ class Place:
     def flags(self) -> list[str]:
         return [str(self.study), "--storage", str(self.storage)]
 
-    def start(self, command: str, *options: str) -> subprocess.Popen[str]:
+    def start(self, command: str, *options: str, **variables: str) -> subprocess.Popen[str]:
         """Start ``robustsweep``; its processes can be found by the marker, wherever they end up."""
-        environment = {**os.environ, "ROBUSTSWEEP_TEST": self.marker, "COLUMNS": "200", "NO_COLOR": "1"}
+        environment = {**os.environ, "ROBUSTSWEEP_TEST": self.marker, "COLUMNS": "200", "NO_COLOR": "1", **variables}
         environment.pop("MLFLOW_TRACKING_URI", None)
         return subprocess.Popen(
             [sys.executable, "-m", "orchestrator", command, *self.flags, *options],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=self.storage.parent,
         )  # fmt: skip
 
-    def call(self, command: str, *options: str) -> subprocess.CompletedProcess[str]:
+    def call(self, command: str, *options: str, **variables: str) -> subprocess.CompletedProcess[str]:
         """Run ``robustsweep`` to its end."""
-        process = self.start(command, *options)
+        process = self.start(command, *options, **variables)
         out, err = process.communicate(timeout=280)
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
@@ -70,6 +71,16 @@ class Place:
         Ray's two agents are not counted: when raylet and GCS are gone at once, they try for 60 s to tell the GCS.
         """
         return {pid: line for pid, line in find_marked(self.marker).items() if not line.startswith(RAY_AGENTS)}
+
+    def training(self) -> dict[str, int]:
+        """Return signature → pid of the processes in which stages and trials run now: each writes its own log."""
+        found = {}
+        for pid, line in find_marked(self.marker).items():
+            if "orchestrator.zygote" in line:
+                with suppress(OSError):  # it has just ended
+                    log = Path(os.readlink(f"/proc/{pid}/fd/1"))
+                    found |= {log.parent.name: pid} if log.name == "log.txt" else {}
+        return found
 
     def wait_for_silence(self) -> None:
         """Wait until nothing of the study is left."""

@@ -25,7 +25,7 @@ from trainables.acceleration import (
     probe,
 )
 from trainables.config import Execution, TrialConfig
-from trainables.errors import CheckpointError
+from trainables.errors import CheckpointError, StorageError
 from trainables.models import Classifier
 from trainables.storage import Folder
 from trainables.training import train_model
@@ -187,6 +187,28 @@ def test_of_two_nodes_the_earlier_decision_holds(tmp_path: Path) -> None:
         return decided(FAST, key)
 
     assert decide(folder, key, measure, lock=tmp_path / "lock").choice == COMPILED
+
+
+@pytest.mark.parametrize("how", ["cut", "emptied", "garbage", "missing"])
+def test_a_damaged_decision_has_a_copy(tmp_path: Path, how: str) -> None:
+    folder, key = Folder(tmp_path / "acceleration"), {"model": "m"}
+
+    def ask(choice: Choice) -> Choice:
+        return decide(folder, key, lambda: decided(choice, key), lock=tmp_path / "lock").choice
+
+    assert ask(FAST) == FAST
+    copies = sorted((tmp_path / "acceleration").rglob("*.json"))
+    for path in copies:
+        data = path.read_bytes()
+        path.unlink()
+        if how != "missing":
+            path.write_bytes({"cut": data[:-9], "emptied": b"", "garbage": b"#" * len(data)}[how])
+        assert ask(COMPILED) == FAST
+        path.write_bytes(data)
+    for path in copies:
+        path.write_bytes(b"{}")
+    with pytest.raises(StorageError, match=f"{copies[0].name}.* damaged, its copy too; remove the folder"):
+        ask(COMPILED)
 
 
 def test_a_decision_for_something_else_is_refused(tmp_path: Path) -> None:

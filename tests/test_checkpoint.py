@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 from pathlib import Path
 
@@ -31,7 +33,7 @@ from trainables.checkpoint import (
     unpack,
     unpack_optimiser,
 )
-from trainables.errors import CheckpointError, StorageError
+from trainables.errors import CheckpointError, DiskFullError, StorageError
 from trainables.seeding import seed_everything
 from trainables.storage import Folder
 
@@ -193,6 +195,34 @@ def test_killed_between_rename_and_write(folder: Folder, monkeypatch: pytest.Mon
     loaded = load_checkpoint(folder, "mine")
     assert loaded is not None
     assert loaded.epoch == 1
+
+
+@pytest.mark.parametrize("damage", [b"", b"torn", None])
+def test_an_older_good_checkpoint_is_kept_until_a_newer_one_is_known_to_be_good(
+    folder: Folder, monkeypatch: pytest.MonkeyPatch, damage: bytes | None
+) -> None:
+    """The disk spoils the last checkpoint, nobody notices, and then it is full."""
+    for epoch in (1, 2):
+        save_checkpoint(folder, make_state(epoch=epoch))
+    data = folder.read(CURRENT)
+    folder.write(CURRENT, bytes(len(data)) if damage is None else damage)
+
+    def refuse(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", refuse)
+        with pytest.raises(DiskFullError, match=CURRENT):
+            save_checkpoint(folder, make_state(epoch=3))
+    loaded = load_checkpoint(folder, "mine")
+    assert loaded is not None
+    assert loaded.epoch == 1
+    for epoch in (2, 3):
+        save_checkpoint(folder, make_state(epoch=epoch))
+    folder.write(CURRENT, b"torn")
+    loaded = load_checkpoint(folder, "mine")
+    assert loaded is not None
+    assert loaded.epoch == 2
 
 
 def test_another_trials_checkpoint_is_refused(folder: Folder) -> None:

@@ -141,7 +141,8 @@ def test_storage_that_cannot_be_written_is_infrastructure(call: Call, place: Pla
     place.storage.write_text("a file is in the way")
     said = call("run", *place.flags)
     assert said.code == 3
-    assert said.err.startswith("error: could not write")
+    assert said.err.startswith(f"error: could not read {place.storage}")
+    assert "Not a directory" in said.err
 
 
 def test_an_interruption_says_how_to_go_on(call: Call, place: Place, monkeypatch: pytest.MonkeyPatch) -> None:

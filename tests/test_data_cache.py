@@ -1,5 +1,6 @@
 """What is decoded once stays decoded; the fingerprint follows content and nothing else."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ from PIL import Image
 from trainables.config import ImageFolderData, PhantomData
 from trainables.data import cache, decoding
 from trainables.data.sources import load_dataset
-from trainables.errors import StorageError
+from trainables.errors import DiskFullError, StorageError
 
 
 def _folder(root: Path) -> ImageFolderData:
@@ -48,9 +49,11 @@ def hashed(monkeypatch):
 def test_second_load_maps_and_neither_decodes_nor_hashes(tmp_path, decoded, hashed):
     config = _folder(tmp_path / "d")
     first = load_dataset(config, cache_dir=tmp_path / "c")
-    assert len(decoded) == len(hashed) == 20
+    assert len(decoded) == 20
+    assert len(hashed) == 20 + len(first.splits)
     second = load_dataset(config, cache_dir=tmp_path / "c")
-    assert len(decoded) == len(hashed) == 20
+    assert len(decoded) == 20
+    assert len(hashed) == 20 + len(first.splits)
     assert second.fingerprint == first.fingerprint
     assert isinstance(second.splits["train"].images, np.memmap)
     assert not second.splits["train"].images.flags.writeable
@@ -137,13 +140,34 @@ def test_leftover_of_a_killed_process_is_replaced(tmp_path):
     assert len(load_dataset(config, cache_dir=tmp_path / "c").splits["train"]) == 12
 
 
-def test_damaged_cache_says_what_to_delete(tmp_path):
+@pytest.mark.parametrize("name", ["0.npy", "index.json"])
+@pytest.mark.parametrize("how", ["cut", "emptied", "garbage", "missing"])
+def test_what_is_damaged_is_said_and_made_anew(tmp_path, caplog, name, how):
     config = _folder(tmp_path / "d")
-    load_dataset(config, cache_dir=tmp_path / "c")
-    (array,) = (tmp_path / "c" / "data").glob("*/0.npy")
-    array.write_bytes(array.read_bytes()[:-10])
-    with pytest.raises(StorageError, match="delete this folder"):
-        load_dataset(config, cache_dir=tmp_path / "c")
+    first = load_dataset(config, cache_dir=tmp_path / "c")
+    before = {split: np.array(images.images) for split, images in first.splits.items()}
+    (path,) = (tmp_path / "c" / "data").glob(f"*/{name}")
+    data = path.read_bytes()
+    path.unlink()
+    if how != "missing":
+        path.write_bytes({"cut": data[:-10], "emptied": b"", "garbage": bytes(len(data))}[how])
+    again = load_dataset(config, cache_dir=tmp_path / "c")
+    assert again.fingerprint == first.fingerprint
+    assert all(np.array_equal(again.splits[split].images, images) for split, images in before.items())
+    assert str(path) in caplog.text or (name, how) == ("index.json", "missing")
+    assert path.read_bytes() == data
+    with pytest.raises(StorageError, match="could not map the decoded images"):
+        cache.read_dataset(tmp_path / "c", name="x", modality="general")
+
+
+def test_a_disk_that_fills_up_while_images_are_decoded(tmp_path, monkeypatch):
+    def full(descriptor, start, length):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(cache.os, "posix_fallocate", full)
+    with pytest.raises(DiskFullError, match=r"could not write .*/0\.npy: the disk is full"):
+        load_dataset(_folder(tmp_path / "d"), cache_dir=tmp_path / "c")
+    assert not list((tmp_path / "c" / "data").glob("*/index.json"))
 
 
 def test_damaged_digest_memory_is_made_anew(tmp_path, hashed):
@@ -152,7 +176,7 @@ def test_damaged_digest_memory_is_made_anew(tmp_path, hashed):
     (memory,) = (tmp_path / "c" / "data" / "digests").glob("*.json")
     memory.write_text("{")
     assert load_dataset(config, cache_dir=tmp_path / "c").fingerprint == first.fingerprint
-    assert len(hashed) == 40
+    assert len(hashed) == 40 + len(first.splits)
     assert len(json.loads(memory.read_text())) == 20
 
 

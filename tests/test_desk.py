@@ -47,7 +47,8 @@ class Slots:
 
     def lose(self, number: int) -> None:
         """Let the slot of the ``number``-th chunk be lost for good."""
-        self.desk.release(str(number), error=lambda: f"what Tune knows of {number}")
+        details = {"reason": "crashed", "message": "lost", "traceback": f"what Tune knows of {number}"}
+        self.desk.release(str(number), error=lambda: details)
 
 
 def names(chunk: dict[str, Any] | None) -> list[str] | None:
@@ -111,6 +112,17 @@ def test_a_failed_stage_fails_its_dependants_and_no_one_else(ledger: Ledger) -> 
     failure = ledger.read("trial", lost.signature).failure
     assert failure is not None
     assert bad.signature in failure["message"]
+
+
+def test_a_full_disk_fails_nobody(ledger: Ledger) -> None:
+    stage = make_stage("stage")
+    trial = make_trial("trial", stage)
+    slots = Slots(ledger, stage, trial)
+    slots.next()
+    slots.tell(1, (stage, {**BAD, "reason": "disk full"}), last=True)
+    assert slots.diary.ends() == {"stage": "interrupted: disk full"}
+    assert ledger.states() == {}
+    assert slots.desk.is_finished
 
 
 def test_dependants_of_a_stopped_stage_are_neither_failed_nor_waited_for(ledger: Ledger) -> None:

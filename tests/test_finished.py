@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,23 @@ def test_files_that_are_missing_or_of_another_size_are_named(folder: Folder, nam
     assert (find_damage(folder) or "").startswith(f"{folder.uri}/{name} has 0 bytes, ")
     folder.remove(name)
     assert find_damage(folder) == f"{folder.uri}/{name} is missing"
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "predictions/test.npz"])
+def test_another_content_of_the_same_size_is_noticed(folder: Folder, name: str) -> None:
+    path = Path(folder.uri, name)
+    before, finished = path.stat().st_mtime_ns, Path(folder.uri, "result.json").stat().st_mtime_ns
+    data = path.read_bytes()
+    path.write_bytes(b"#" * len(data))
+    os.utime(path, ns=(finished + 1, finished + 1))  # written after the trial had ended
+    assert find_damage(folder) == f"{folder.uri}/{name} has another content than was written"
+    path.write_bytes(data)  # as a copy that does not keep times would be
+    os.utime(path, ns=(finished + 1, finished + 1))
+    assert find_damage(folder) is None
+    path.write_bytes(b"#" * len(data))
+    os.utime(path, ns=(before, before))  # a failing disk
+    assert find_damage(folder) is None
+    assert find_damage(folder, every_byte=True) == f"{folder.uri}/{name} has another content than was written"
 
 
 @pytest.mark.parametrize("others", [{}, {"a": {"files": {"x": 1}}, "z": {"files": {}}}])

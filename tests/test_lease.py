@@ -165,11 +165,45 @@ def test_of_drivers_that_start_in_the_same_moment_one_runs(tmp_path: Path) -> No
     assert said[-1] == "took it\n"
 
 
-def test_on_an_object_store_the_one_that_wrote_last_runs(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    if ledger.root.is_local:
-        pytest.skip("a disk has locks")
-    monkeypatch.setattr(time, "sleep", lambda seconds: hold(ledger))  # another driver, between our write and our look
-    with pytest.raises(LeaseError, match="at the same moment by process 7 on elsewhere"), Lease(ledger):
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch) -> Ledger:
+    """On an object store."""
+    monkeypatch.setattr(leases, "SETTLING_SECONDS", 0.01)
+    return Ledger(f"memory://{uuid.uuid4()}/results", "s")
+
+
+def test_on_an_object_store_the_lock_is_a_file_that_one_can_create(
+    remote: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(time, "sleep", None)  # nobody has to look again
+    now = int(time.time() * 1000)
+    other = {"host": "elsewhere", "pid": 7, "since_ms": now, "alive_ms": now, "token": "theirs"}
+    remote.root.write_json("lease.lock", other)
+    with pytest.raises(LeaseError, match="being taken in this moment by process 7 on elsewhere"), Lease(remote):
+        pass
+    assert sorted(remote.root.children()) == ["lease.lock"]
+    remote.root.remove("lease.lock")
+    with Lease(remote):
+        assert list(remote.root.children()) == ["lease.json"]
+
+
+def test_a_lock_that_a_killed_driver_left_is_no_obstacle(remote: Ledger) -> None:
+    old = int((time.time() - leases.LEASE_SECONDS - 1) * 1000)
+    remote.root.write_json(
+        "lease.lock", {"host": "elsewhere", "pid": 7, "since_ms": old, "alive_ms": old, "token": "theirs"}
+    )
+    with Lease(remote):
+        assert list(remote.root.children()) == ["lease.json"]
+
+
+@pytest.mark.parametrize("answers", [[None], [True, True]], ids=["no such step", "the condition is ignored"])
+def test_where_nothing_can_be_locked_the_one_that_wrote_last_runs(
+    remote: Ledger, monkeypatch: pytest.MonkeyPatch, answers: list[bool | None]
+) -> None:
+    said = iter(answers)
+    monkeypatch.setattr(type(remote.root), "create", lambda *_: next(said))
+    monkeypatch.setattr(time, "sleep", lambda seconds: hold(remote))  # another driver, between our write and our look
+    with pytest.raises(LeaseError, match="in the same moment by process 7 on elsewhere"), Lease(remote):
         pass
 
 

@@ -163,18 +163,17 @@ def test_a_failure_keeps_reason_message_and_traceback(ledger: Ledger) -> None:
     assert (failure["signature"], failure["attempts"]) == (TRIAL.signature, 1)
 
 
-def test_a_lost_worker_counts_its_attempts_and_says_how_the_last_one_ended(ledger: Ledger) -> None:
+@pytest.mark.parametrize(("reason", "attempts"), [("crashed", 2), ("hung", 2), ("out of memory", 2), ("error", 3)])
+def test_attempts_that_were_lost_are_counted(ledger: Ledger, reason: str, attempts: int) -> None:
     begin(ledger)
     folder = ledger.folder("trial", TRIAL.signature)
     for message in ("first", "killed by SIGKILL"):
         folder.append_line("attempts.jsonl", json.dumps({"timestamp_ms": 1, "host": "h", "message": message}))
-    failure = fail(ledger, status="failed", reason="crashed")
-    assert (failure["reason"], failure["message"], failure["attempts"]) == ("crashed", "killed by SIGKILL", 2)
+    assert fail(ledger, status="failed", reason=reason, message="m")["attempts"] == attempts
 
 
 def test_a_lost_machine_leaves_no_note(ledger: Ledger) -> None:
-    failure = fail(ledger, status="failed", reason="crashed")
-    assert "machine or Ray actor ended" in failure["message"]
+    assert fail(ledger, status="failed", reason="crashed", message="m", losses=3)["attempts"] == 3
 
 
 def test_attempts_are_counted_anew_after_a_failure(ledger: Ledger) -> None:

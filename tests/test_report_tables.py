@@ -9,7 +9,7 @@ from orchestrator.ledger import Ledger
 from orchestrator.report.answer import answer
 from orchestrator.report.effects import compute_effects, effects_table
 from orchestrator.report.tables import arms_table, load_results, results_sha256
-from trainables.errors import StudyError
+from trainables.errors import StorageError, StudyError
 
 MEAN = "robustness/mean_balanced_accuracy"
 
@@ -70,10 +70,29 @@ def test_trial_that_is_no_longer_planned_is_left_out_and_counted(tmp_path: Path)
     assert gone["signature"] not in set(results.shifts["signature"])
 
 
+def test_damage_counts_where_it_is_needed(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path, replicates=1)
+    plan = ledger.read_plan()
+    gone = plan["trials"].pop()["signature"]
+    plan["stages"] = [{"signature": "5" * 16}]
+    ledger.root.write_json("plan.json", plan)
+    for folder in (ledger.folder("trial", gone), ledger.folder("stage", "5" * 16)):
+        folder.write("result.json", b"torn")
+    results = load_results(ledger)
+    assert results.counts["complete"] == results.counts["planned"]
+    assert results.orphaned == (gone,)
+    assert len(results.damaged) == 2
+    needed = ledger.folder("trial", plan["trials"][0]["signature"])
+    needed.write("result.json", b"torn")
+    with pytest.raises(StorageError, match=rf"{needed.uri}/result.json is damaged.*robustsweep run"):
+        load_results(Ledger(ledger.storage, ledger.study))
+
+
 def test_trial_whose_stage_failed_says_so(tmp_path: Path) -> None:
     ledger = make_fake_ledger(tmp_path, replicates=1, fate=Fate(missing=1))
     plan = ledger.read_plan()
     plan["trials"][-1]["needs"] = ["5" * 16]
+    plan["stages"] = [{"signature": "5" * 16}]
     ledger.root.write_json("plan.json", plan)
     stage = ledger.folder("stage", "5" * 16)
     stage.write_json("config.json", {"signature": "5" * 16})

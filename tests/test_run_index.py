@@ -38,6 +38,18 @@ def test_what_has_ended_comes_back_and_what_runs_does_not(root: Folder) -> None:
     assert loaded(root).runs["a"].epochs is None
 
 
+def test_the_parent_is_known_without_the_store(root: Folder) -> None:
+    assert RunIndex(root).parent_run_id is None
+    RunIndex(root).replace("parent", {"a": make_run(1)})
+    assert RunIndex(root).parent_run_id == "parent"
+
+
+def test_a_run_that_ended_shows_one_state_only() -> None:
+    assert make_run(1).has_ended_as("complete")
+    assert not make_run(1).has_ended_as("failed")
+    assert not make_run(1, "RUNNING").has_ended_as("complete")
+
+
 def test_a_run_is_whole_when_its_status_says_so_too() -> None:
     assert make_run(1).is_whole
     assert make_run(1, "FAILED").is_whole

@@ -27,7 +27,7 @@ from orchestrator.plan import Work
 from orchestrator.resources import Slots
 from orchestrator.scheduling import Handing, Searcher, execute
 from orchestrator.slot import unpack
-from trainables.errors import InfrastructureError
+from trainables.errors import ClusterLostError, InfrastructureError
 
 
 @pytest.fixture
@@ -43,7 +43,11 @@ def test_the_searcher_hands_out_what_the_desk_has(ledger: Ledger) -> None:
     trial, diary = make_trial("trial", stage), Diary(ledger)
     job = Job(EXECUTION, "token", (), 1, 600.0, describe)
     desk = Desk(OpenWork([stage, trial], complete=(), num_slots=1), ledger=ledger, job=job, listen=diary.listen)
-    searcher = Handing(desk, report_seconds=3.0, read_error=lambda trial_id: f"what Tune knows of {trial_id}")
+
+    def read_error(trial_id: str) -> dict[str, str]:
+        return {"reason": "crashed", "message": "lost", "traceback": f"what Tune knows of {trial_id}"}
+
+    searcher = Handing(desk, report_seconds=3.0, read_error=read_error)
 
     config = searcher.suggest("1")
     assert config["signature"] == stage.signature
@@ -61,6 +65,7 @@ def test_the_searcher_hands_out_what_the_desk_has(ledger: Ledger) -> None:
     failure = ledger.read("trial", trial.signature).failure
     assert failure is not None
     assert failure["traceback"] == "what Tune knows of 3"
+    assert failure["attempts"] == 2
     assert searcher.suggest("4") == Searcher.FINISHED
 
 
@@ -199,6 +204,32 @@ def test_actors_take_over_from_the_slots_of_the_driver(
     assert slots.total() == 80
     assert 1 <= slots.pop(os.getpid()) < 80
     assert slots
+
+
+def test_a_ray_that_is_lost_is_not_waited_for(
+    run_all: Callable[..., Diary], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody answers any more; the trial that runs then is left alone."""
+
+    def silence(peer: str) -> None:
+        raise ConnectionRefusedError(peer)
+
+    def fall_silent(work: Work, event: dict[str, Any]) -> None:
+        monkeypatch.setattr(scheduling, "_knock", silence)
+
+    monkeypatch.setattr(scheduling, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(scheduling, "PATIENCE_SECONDS", 0.5)
+    diary, stop = Diary(ledger, fall_silent), threading.Event()
+    try:
+        with pytest.raises(
+            ClusterLostError, match=r"lost Ray: [\d.]+:\d+ has not answered .* goes on from its last epoch"
+        ):
+            run_all(make_trial("hang"), diary=diary, stop=stop)
+    finally:
+        stop.set()  # this Ray is alive
+    (tuning,) = (thread for thread in threading.enumerate() if thread.name == "tune")
+    tuning.join()
+    assert diary.ends() == {}
 
 
 def test_a_cluster_that_does_not_answer_is_an_infrastructure_error() -> None:

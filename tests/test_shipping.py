@@ -41,6 +41,7 @@ class FakeTracker:
         self.num_opened = 0
         self.shipped: list[str] = []
         self.num_closed = 0
+        self.ends: list[bool] = []
         self.entered = threading.Event()
         self.block = threading.Event()
         self.block.set()
@@ -63,6 +64,11 @@ class FakeTracker:
     def close_interrupted(self, resumed: Any = ()) -> int:
         self.num_closed += 1
         return 0
+
+    def close(self, *, is_complete: bool) -> None:
+        if self.faults:
+            raise self.faults.pop(0)("asked MLflow: fault")
+        self.ends.append(is_complete)
 
 
 def make_shipper(tracker: Any, ledger: Ledger, **options: Any) -> Shipper:
@@ -142,8 +148,11 @@ def test_a_damaged_record_holds_up_nobody(tmp_path: Path) -> None:
     shipper = make_shipper(tracker, ledger)
     shipper.notice("trial", "t1")
     shipper.notice("trial", "t2")
-    assert shipper.finish(1) == 1
+    started = time.monotonic()
+    assert shipper.finish(1000) == 1
+    assert time.monotonic() < started + 500  # nobody is waited for
     assert set(tracker.shipped) == {"t2"}
+    assert "config.json" in shipper.problem
 
 
 def test_finish_gives_up_in_time_and_counts(tmp_path: Path) -> None:
@@ -153,6 +162,41 @@ def test_finish_gives_up_in_time_and_counts(tmp_path: Path) -> None:
     shipper = make_shipper(tracker, ledger)
     shipper.notice("trial", "t1")
     assert shipper.finish(0.2) == 1
+
+
+def test_what_an_earlier_driver_could_not_ship_is_counted_too(tmp_path: Path) -> None:
+    ledger = make_ledger(tmp_path)
+    for signature in ("t1", "t2", "t3"):
+        finished(ledger, signature)
+    tracker = FakeTracker()
+    tracker.open = lambda: (_ for _ in ()).throw(TrackingError("connection refused"))  # type: ignore[method-assign]
+    shipper = make_shipper(tracker, ledger)
+    shipper.notice("trial", "t3")
+    assert shipper.finish(0.2) == 3
+    assert shipper.problem == "connection refused"
+
+
+def test_a_slow_server_is_not_waited_for_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger = make_ledger(tmp_path)
+    tracker = FakeTracker()
+    ship = tracker.ship
+    monkeypatch.setattr(tracker, "ship", lambda record: (time.sleep(0.1), ship(record))[1])
+    shipper = make_shipper(tracker, ledger)
+    for number in range(100):
+        begin(ledger, f"t{number}")
+        shipper.notice("trial", f"t{number}")
+    assert shipper.finish(60, max_seconds=0.5) > 0  # 10 s would ship all
+
+
+def test_the_end_of_a_study_is_tried_again(tmp_path: Path) -> None:
+    tracker = FakeTracker(TrackingError, TrackingError)
+    shipper = Shipper(lambda: tracker, make_ledger(tmp_path))  # type: ignore[arg-type]
+    shipper.conclude(None, is_complete=True)
+    assert tracker.ends == [True]
+    assert tracker.num_opened == 2
+    tracker.faults = [RefusedError]
+    with pytest.raises(RefusedError):
+        shipper.conclude(None, is_complete=False)
 
 
 def test_finish_waits_as_long_as_records_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -137,15 +138,51 @@ def test_what_ended_in_an_earlier_life_is_only_reported(start: Start, tmp_path: 
     assert "shape (3, 4)" in list(news_of(runner))[-1]["message"]
 
 
-@pytest.mark.parametrize(("name", "tries", "end"), [("dies_once", 1, "complete"), ("dies", 3, "failed")])
-def test_a_lost_trial_is_tried_again_in_its_slot(start: Start, tmp_path: Path, name: str, tries: int, end: str) -> None:
+def test_a_full_disk_ends_the_chunk_and_costs_no_try(start: Start, tmp_path: Path) -> None:
+    events = list(news_of(start(make_chunk(tmp_path, "fill", "finish 2", "finish 3"))))
+    (end,) = [event for event in events if event["event"] == "done"]
+    assert (end["signature"], end["reason"]) == ("fill", "disk full")
+    assert "No space left on device: 'cache'" in end["message"]
+    assert [event["signature"] for event in events if event["event"] == "returned"] == ["finish 2", "finish 3"]
+    assert not (tmp_path / "fill" / "attempts.jsonl").exists()
+
+
+def test_a_slot_that_finds_no_room_itself_says_so(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    runner = start(make_chunk(tmp_path, "finish 1", "finish 2"))
+    monkeypatch.setattr(os, "fsync", full)
+    events = list(news_of(runner))
+    assert [event["event"] for event in events] == ["done", "returned"]
+    assert events[0]["reason"] == "disk full"
+    assert f"could not write {tmp_path}/finish-1/config.json: the disk is full" in events[0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "tries", "end", "reason", "word"),
+    [
+        ("dies_once", 1, "complete", None, "SIGKILL"),
+        ("dies", 3, "failed", "crashed", "SIGKILL"),
+        ("starves_once", 1, "complete", None, "max_concurrent_trials"),
+        ("starves", 3, "failed", "out of memory", "max_concurrent_trials"),
+    ],
+)
+def test_a_lost_trial_is_tried_again_in_its_slot(
+    start: Start, tmp_path: Path, name: str, tries: int, end: str, reason: str | None, word: str
+) -> None:
     events = list(news_of(start(make_chunk(tmp_path, name, "finish"))))
     assert ends_of(events) == [(name, end), ("finish", "complete")]
     notes = [json.loads(line) for line in (tmp_path / name / "attempts.jsonl").read_text().splitlines()]
     assert len(notes) == tries
-    assert all("SIGKILL" in note["message"] and note["host"] for note in notes)
-    if end == "failed":
-        assert next(event for event in events if event["event"] == "done")["reason"] == "crashed"
+    assert all(word in note["message"] and note["host"] for note in notes)
+    done = next(event for event in events if event["event"] == "done")
+    assert done.get("reason") == reason
+    if reason is not None:
+        assert done["message"] == notes[-1]["message"]
+        assert ("in starves" in done["traceback"]) == (reason == "out of memory")
 
 
 def test_a_hanging_trial_is_killed_noted_and_tried_again(start: Start, tmp_path: Path) -> None:

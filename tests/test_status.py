@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 import time
 from io import StringIO
 from pathlib import Path
@@ -10,8 +11,9 @@ from rich.console import Console
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan
-from orchestrator.status import COUNTS, compute_status, compute_study_sha256, is_current, render_status
+from orchestrator.status import COUNTS, compute_status, compute_study_sha256, find_damaged, is_current, render_status
 from orchestrator.study import Study, parse_study
+from trainables.finished import describe_files
 
 TEXT = "study: s\ndata: {kind: digits}\nfactors: {augmentation: [none, strong]}\nreplicates: 3\n"
 
@@ -73,6 +75,19 @@ def test_a_study_that_has_changed_since_is_noticed(tmp_path: Path) -> None:
     assert is_current(make_study(), storage=str(tmp_path))
     assert is_current(make_study(TEXT, "execution.cpus_per_trial=2"), storage=str(tmp_path))
     assert not is_current(make_study(TEXT, "replicates=4"), storage=str(tmp_path))
+
+
+def test_every_byte_is_looked_at_when_asked_for(tmp_path: Path) -> None:
+    ledger = make_ledger(tmp_path, "complete a", "complete b")
+    trial = make_trial("complete a")
+    folder = ledger.folder("trial", trial.signature)
+    folder.write_json("result.json", {"files": describe_files(folder, ["config.json"])})
+    assert find_damaged(make_study(), storage=str(tmp_path)) == []
+    config = Path(folder.uri, "config.json")
+    config.write_bytes(b"#" * config.stat().st_size)
+    os.utime(config, ns=(0, 0))
+    assert compute_status(make_study(), storage=str(tmp_path))["complete"] == 2
+    assert find_damaged(make_study(), storage=str(tmp_path)) == [f"{config} has another content than was written"]
 
 
 def test_counts_are_printed_one_a_line() -> None:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
+import time
 import uuid
 from pathlib import Path
 
 import pytest
 
-from trainables.errors import StorageError
-from trainables.storage import Folder
+from trainables.errors import DiskFullError, StorageError
+from trainables.storage import Folder, is_disk_full
 
 
 @pytest.fixture(params=["local", "memory"])
@@ -126,9 +128,50 @@ def test_json_of_others_can_be_read_and_is_not_called_intact(folder: Folder) -> 
     assert folder.read_json("list.json") == [1, 2]
 
 
-def test_sizes(folder: Folder) -> None:
+def test_sizes_and_times(folder: Folder) -> None:
     folder.write("x", b"123")
-    assert (folder.size("x"), folder.size("never there")) == (3, None)
+    size, written = folder.stat("x") or (0, 0)
+    assert size == 3
+    assert abs(written / 1e9 - time.time()) < 3600 if folder.is_local else written == 0
+    assert folder.stat("never there") is None
+
+
+# ------------------------------------------------------------------ torn lines and full disks
+
+
+def test_a_line_torn_at_any_byte_is_cut_off_before_the_next(folder: Folder) -> None:
+    lines = [json.dumps({"epoch": number, "note": "é\n" * number}) for number in range(1, 4)]
+    whole = "".join(f"{line}\n" for line in lines).encode()
+    for length in range(len(whole) + 1):
+        folder.write("epochs.jsonl", whole[:length])
+        before = folder.read_lines("epochs.jsonl")
+        folder.append_line("epochs.jsonl", '{"epoch": 9}')
+        assert folder.read_lines("epochs.jsonl") == [*before, {"epoch": 9}], length
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
+def test_a_full_disk_is_said_as_what_it_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    folder = Folder(tmp_path)
+    folder.append_line("epochs.jsonl", "1")
+
+    def full(descriptor: int) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", full)
+    for change in (lambda: folder.write("x", b"1"), lambda: folder.append_line("x", "1")):
+        with pytest.raises(
+            DiskFullError, match=rf"could not .* {tmp_path}/x: the disk is full .* run the same command"
+        ):
+            change()
+
+
+def test_other_failures_are_no_full_disk(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="Not a directory") as caught:
+        Folder(tmp_path / "file" / "below").write("x", b"")
+    assert not is_disk_full(caught.value)
+    assert is_disk_full(OSError(errno.ENOSPC, "full"))
+    assert not is_disk_full(OSError("28"))
 
 
 def test_a_guard_comes_before_every_change_here_and_below(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import pytest
@@ -228,6 +229,18 @@ def test_a_second_run_that_says_the_outcome_too_is_removed(uri: str, ledger: Led
     assert not ship(tracker, ledger)
 
 
+def test_a_second_run_of_the_study_is_removed(uri: str, ledger: Ledger) -> None:
+    """As when the answer to its create_run was lost, and the server carried it out late."""
+    tracker = make_tracker(uri, ledger)
+    client = MlflowClient(uri)
+    for _ in range(4):  # MLflow sorts runs of the same time by their random ids
+        client.create_run("1", start_time=CREATED_MS, tags={"robustsweep.kind": "study"})
+    again = make_tracker(uri, ledger)
+    assert again.parent_run_id == tracker.parent_run_id
+    (left,) = client.search_runs(["1"], "tags.`robustsweep.kind` = 'study'")
+    assert left.info.run_id == tracker.parent_run_id
+
+
 def test_stages_are_runs_of_their_own_kind(uri: str, ledger: Ledger) -> None:
     begin(ledger, "s1", "stage")
     result = {"finished_ms": CREATED_MS + 5, "duration_seconds": 1.0, "metrics": {"ssl/final_loss": 0.5}}
@@ -296,6 +309,29 @@ def test_an_unreachable_server_is_named_without_its_password(ledger: Ledger) -> 
         tracker.open()
     assert "hunter2" not in str(caught.value)
     assert not tracker.is_open
+
+
+def test_a_database_that_is_away_costs_one_attempt(ledger: Ledger) -> None:
+    """MLflow's own ten take 100 s."""
+    pytest.importorskip("psycopg2")
+    attempts = []
+
+    class Closing(BaseRequestHandler):
+        def handle(self) -> None:
+            attempts.append(self.client_address)
+
+    with ThreadingTCPServer(("127.0.0.1", 0), Closing) as server:
+        thread = threading.Thread(target=server.serve_forever, args=[0.05])
+        thread.start()
+        uri = f"postgresql+psycopg2://me:hunter2@127.0.0.1:{server.server_address[1]}/db?sslmode=disable"
+        try:
+            with pytest.raises(TrackingError, match="closed the connection") as caught:
+                Tracker(uri, ledger, about=ledger.read_plan()).open()
+        finally:
+            server.shutdown()
+            thread.join()
+    assert len(attempts) == 1
+    assert "hunter2" not in str(caught.value)
 
 
 @pytest.mark.parametrize("fault", ["answers 500", "hangs"])

@@ -5,8 +5,13 @@ from pathlib import Path
 import pytest
 
 from orchestrator.ledger import Ledger
-from orchestrator.tracking_store import choose_artifact_location, create_database, redact, resolve_tracking_uri
-from trainables.errors import StudyError
+from orchestrator.tracking_store import (
+    choose_artifact_location,
+    create_database,
+    is_database_server,
+    resolve_tracking_uri,
+)
+from trainables.errors import StudyError, redact
 
 
 def resolve(ledger: Ledger, flag: str | None = None, study: str | None = None, variable: str | None = None) -> str:
@@ -36,6 +41,19 @@ def test_a_relative_database_becomes_absolute(tmp_path: Path, monkeypatch: pytes
 def test_what_mlflow_cannot_share_is_refused(tmp_path: Path, uri: str) -> None:
     with pytest.raises(StudyError, match=r"sqlite:///runs/mlflow\.db"):
         resolve(Ledger(str(tmp_path), "demo"), uri)
+
+
+def test_postgresql_means_the_driver_that_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, installed = Ledger(str(tmp_path), "demo"), ["psycopg"]
+    monkeypatch.setattr("orchestrator.tracking_store.find_spec", lambda name: name if name in installed else None)
+    assert resolve(ledger, "postgresql://me:pw@host:5/db") == "postgresql+psycopg://me:pw@host:5/db"
+    installed.append("psycopg2")
+    assert resolve(ledger, "postgresql://me:pw@host:5/db") == "postgresql+psycopg2://me:pw@host:5/db"
+    installed.clear()
+    assert resolve(ledger, "postgresql+pg8000://host/db") == "postgresql+pg8000://host/db"  # the user knows
+    with pytest.raises(StudyError, match="psycopg2-binary") as caught:
+        resolve(ledger, "postgresql://me:hunter2@host/db")
+    assert "hunter2" not in str(caught.value)
 
 
 def test_a_remote_ledger_needs_a_store_of_its_own() -> None:
@@ -95,6 +113,14 @@ def test_a_database_is_created_whole_or_not_at_all(tmp_path: Path) -> None:
 
     create_database(uri, slow)
     assert [each.read_bytes() for each in path.parent.iterdir()] == [b"another process was faster"]
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [("postgresql+psycopg2://h/d", True), ("mysql://h/d", True), ("sqlite:////x.db", False), ("http://h", False)],
+)
+def test_databases_over_the_network_are_known(uri: str, expected: bool) -> None:
+    assert is_database_server(uri) is expected
 
 
 def test_servers_make_their_own_tables() -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import http.client
 import os
 import socket
 import urllib.parse
@@ -43,6 +44,34 @@ def test_the_server_answers_shows_the_study_and_leaves_no_process(uri: str) -> N
     with pytest.raises(ProcessLookupError):
         os.killpg(group, 0)
     server.wait()
+
+
+def ask(server: str, path: str, host: str) -> int:
+    """Return the status of the answer to a browser that believes to talk to ``host``."""
+    connection = http.client.HTTPConnection(server.removeprefix("http://"), timeout=30)
+    try:
+        connection.request("GET", path, headers={"Host": host})
+        return connection.getresponse().status
+    finally:
+        connection.close()
+
+
+def test_the_server_answers_this_machine_only_and_leaves_its_folder_to_nobody(uri: str, tmp_path: Path) -> None:
+    (tmp_path / "outside").write_text("private")
+    with serve_ui(uri, "demo") as server:
+        port = int(server.url.rsplit(":", 1)[1])
+        listening = Path("/proc/net/tcp").read_text().upper()
+        assert f"0100007F:{port:04X} 00000000:0000 0A" in listening
+        assert f"00000000:{port:04X} 00000000:0000 0A" not in listening
+        assert ask(server.url, "/health", "127.0.0.1") == 200
+        run = server.links.compare.split("%22")[1]
+        list_page = "/ajax-api/2.0/mlflow/experiments/get-by-name?experiment_name=demo"
+        assert ask(server.url, list_page, "127.0.0.1") == 200
+        assert ask(server.url, list_page, "elsewhere.example") == 403  # DNS rebinding
+        for climb in ("../" * 12, "..%2f" * 12, "%2e%2e/" * 12, "..%252f" * 12, "/"):
+            where = f"{climb}{str(tmp_path / 'outside')[1:]}"
+            assert ask(server.url, f"/get-artifact?run_uuid={run}&path={where}", "127.0.0.1") != 200
+            assert ask(server.url, f"/static-files/{where}", "127.0.0.1") != 200
 
 
 def test_a_server_that_does_not_start_shows_its_log(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

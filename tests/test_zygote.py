@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 
 import acting_zygote
 import pytest
+import torch
 from processes import is_running, wait_until
 
 from orchestrator.zygote import describe_failure, run_request
@@ -127,7 +129,12 @@ def test_a_connected_zygote_waits_for_ever(line: Line) -> None:
         (DataError("row 7 is bad"), "error", "row 7 is bad"),
         (ConfigError("no such field"), "error", "no such field"),
         (KeyError("x"), "error", "KeyError: 'x'"),
-        (MemoryError(), "error", "MemoryError: "),
+        (MemoryError(), "out of memory", "MemoryError: "),
+        (
+            OSError(errno.ENOMEM, "Cannot allocate memory"),
+            "out of memory",
+            "OSError: [Errno 12] Cannot allocate memory",
+        ),
     ],
 )
 def test_failures_are_described_for_the_user(error: Exception, reason: str, message: str) -> None:
@@ -135,6 +142,14 @@ def test_failures_are_described_for_the_user(error: Exception, reason: str, mess
     assert (described["reason"], described["message"]) == (reason, message)
     assert described["type"] == type(error).__name__
     assert type(error).__name__ in described["traceback"]
+
+
+def test_torch_says_when_there_is_no_memory() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**56)
+    assert describe_failure(caught.value)["reason"] == "out of memory"
+    assert describe_failure(torch.OutOfMemoryError("CUDA out of memory"))["reason"] == "out of memory"
+    assert describe_failure(RuntimeError("shapes do not fit"))["reason"] == "error"
 
 
 def test_a_request_about_a_folder_without_a_config_says_where_it_looked(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from trainables.config import Frozen, TrialConfig
 from trainables.data.dataset import Dataset
-from trainables.errors import CheckpointError
+from trainables.errors import CheckpointError, StorageError
 from trainables.models import Classifier, build_model
 from trainables.storage import Folder
 
@@ -235,26 +235,47 @@ def decide(folder: Folder, key: dict[str, Any], measure: Callable[[], Decision],
     """Return the study's decision for ``key``; the first trial to ask measures, all others read.
 
     Args:
-        folder: the study's folder of decisions: ``<hash of the key>/<time>-<process>.json``, the earliest holds.
+        folder: the study's folder of decisions: ``<hash of the key>/<time>-<process>.<copy>.json``, the earliest holds.
+            Each is there twice: nothing else tells how the trials that are complete were run.
         key: see ``describe_key``.
         measure: the probe.
         lock: file on this node: only one process at a time measures, undisturbed by the others.
 
     Raises:
         CheckpointError: the decision that lies there is for another key.
+        StorageError: both copies of it are damaged, or the storage refuses.
     """
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     place = folder / name
     lock.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(lock):
-        if not list(place.children()):
+        if not _list_decisions(place):
             decision = measure()
-            if not list(place.children()):  # another node may have been faster
-                place.write_json(f"{time.time_ns():020d}-{os.getpid()}.json", decision.model_dump(mode="json"))
-    earliest = min(child for child in place.children() if child.endswith(".json"))
+            if not _list_decisions(place):  # another node may have been faster
+                moment = f"{time.time_ns():020d}-{os.getpid()}"
+                for copy in ("a", "b"):
+                    place.write_json(f"{moment}.{copy}.json", decision.model_dump(mode="json"))
+    earliest = _find_earliest(place)
     found = Decision.model_validate(place.read_json(earliest))
     if found.key != key:
         raise CheckpointError(
             f"read the decision {earliest} in {place.uri}: it is for {found.key}, expected {key}; remove the folder"
         )
     return found
+
+
+def _list_decisions(place: Folder) -> list[str]:
+    return sorted(child for child in place.children() if child.endswith(".json"))
+
+
+def _find_earliest(place: Folder) -> str:
+    """Return the name of an intact copy of the decision that was made first."""
+    names = _list_decisions(place)
+    first = names[0].partition(".")[0]
+    intact = [name for name in names if name.startswith(f"{first}.") and place.is_intact(name)]
+    if not intact:
+        raise StorageError(
+            f"read the decision {names[0]} in {place.uri}, how to run the trials of this study, and found it damaged, "
+            "its copy too; remove the folder and run again with --retry-failed: it is made anew, perhaps otherwise"
+        )
+    return intact[0]

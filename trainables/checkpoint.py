@@ -1,7 +1,8 @@
 """One training state in one safetensors file: weights, optimiser, random states, history. Never pickled.
 
 Every file is sealed: its own metadata holds a checksum of all names, types, shapes, values and facts. The checkpoint
-before the last is kept as ``checkpoint.previous.safetensors``, and taken when the last one turns out to be damaged.
+before the last is kept as ``checkpoint.previous.safetensors``, until the last one has been read back and found intact;
+it is taken when the last one turns out to be damaged.
 """
 
 from __future__ import annotations
@@ -132,7 +133,7 @@ def restore_random_state(tensors: Mapping[str, Tensor], scalars: Mapping[str, An
 
 
 def save_checkpoint(folder: Folder, state: TrainingState) -> None:
-    """Write ``state`` atomically and keep the one before it.
+    """Write ``state`` atomically and keep the newest intact one before it.
 
     Raises:
         StorageError: the storage refused; the checkpoint of the last epoch is still there.
@@ -148,7 +149,9 @@ def save_checkpoint(folder: Folder, state: TrainingState) -> None:
         "random_state": state.random_state,
     }
     data = _seal(state.tensors, plain)
-    if folder.exists(CURRENT):
+    # What lies on a disk is read back before it takes the place of an older good one. An object store never holds a
+    # part of a file.
+    if folder.exists(CURRENT) and (not folder.is_local or _unseal(folder.read(CURRENT)) is not None):
         folder.rename(CURRENT, PREVIOUS)
     folder.write(CURRENT, data)
 

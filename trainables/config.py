@@ -19,7 +19,11 @@ SCHEMA_VERSION: Literal[1] = 1
 UNHASHED: dict[str, Any] = {"identity": False}
 
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-PositiveInt = Annotated[int, Field(gt=0)]
+#: The upper bounds here and below are assumptions: above anything that is meant, below what takes a planning machine's
+#: memory or overflows a machine's integer.
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+ImageSize = Annotated[int, Field(gt=0, le=16_384)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class Frozen(BaseModel):
@@ -34,14 +38,14 @@ class Frozen(BaseModel):
 class ImageData(Frozen):
     """What all sources of images share."""
 
-    image_size: PositiveInt = Field(32, description="Side in px to which every image is brought before storage.")
+    image_size: ImageSize = Field(32, description="Side in px to which every image is brought before storage.")
     channels: Literal[1, 3] = Field(3, description="Channels stored: 1 grey, 3 RGB.")
     resize: Literal["crop", "squash", "pad"] = Field(
         "crop", description="crop: short side to image_size, centre crop. squash: ignore aspect. pad: black borders."
     )
     val_fraction: Fraction = Field(0.2, description="Share of groups for validation where the source has no split.")
     test_fraction: Fraction = Field(0.2, description="Share of groups for test where the source has no split.")
-    split_seed: int = Field(0, description="Seed of the split; the same for all arms and replicates.")
+    split_seed: Seed = Field(0, description="Seed of the split; the same for all arms and replicates.")
     ordinal: bool = Field(False, description="Classes are ordered: quadratic weighted kappa is reported.")
     label_map: dict[str, str] | None = Field(
         None, description="Original label -> class name; labels that are not named are an error."
@@ -71,7 +75,7 @@ class MedmnistData(ImageData):
     flag: str = Field("pneumoniamnist", description="Name in MedMNIST, also the name of the data set.")
     path: Path | None = Field(None, description="The npz; none: downloaded.", json_schema_extra=UNHASHED)
     source_size: Literal[28, 64, 128, 224] = Field(28, description="Which size of MedMNIST+ to download.")
-    image_size: PositiveInt = 28
+    image_size: ImageSize = 28
     channels: Literal[1, 3] = 1
 
 
@@ -80,7 +84,7 @@ class ImageFolderData(ImageData):
 
     kind: Literal["image_folder"] = "image_folder"
     path: Path = Field(description="Root folder.", json_schema_extra=UNHASHED)
-    image_size: PositiveInt = 224
+    image_size: ImageSize = 224
 
 
 class CsvData(ImageData):
@@ -92,7 +96,7 @@ class CsvData(ImageData):
         None, description="Folder file_name is relative to; none: the manifest's.", json_schema_extra=UNHASHED
     )
     classes: tuple[str, ...] | None = Field(None, description="Allowed labels in order; none: those found, sorted.")
-    image_size: PositiveInt = 224
+    image_size: ImageSize = 224
 
 
 class TorchvisionData(ImageData):
@@ -111,11 +115,11 @@ class PhantomData(ImageData):
     """
 
     kind: Literal["phantom"] = "phantom"
-    image_size: PositiveInt = 64
-    num_images: PositiveInt = Field(1200, description="Over all in-distribution splits.")
-    num_sites: PositiveInt = Field(3, description="Acquisition sites site-0 … inside train, val and test.")
-    num_external_sites: int = Field(1, ge=0, description="Further sites, each an external set.")
-    num_external_images: PositiveInt = Field(300, description="Per external site.")
+    image_size: int = Field(64, gt=0, le=1024)
+    num_images: int = Field(1200, gt=0, le=1_000_000, description="Over all in-distribution splits.")
+    num_sites: int = Field(3, gt=0, le=1000, description="Acquisition sites site-0 … inside train, val and test.")
+    num_external_sites: int = Field(1, ge=0, le=1000, description="Further sites, each an external set.")
+    num_external_images: int = Field(300, gt=0, le=10_000, description="Per external site.")
     images_per_patient: PositiveInt = Field(2, description="Group size: both eyes of one patient.")
     num_classes: Literal[2, 3, 4, 5] = Field(2, description="Grades; more lesions and larger ones per grade.")
     lesion_radius_px: tuple[float, float] = Field((1.2, 3.5), description="At 64 px; scales with image_size.")
@@ -123,7 +127,7 @@ class PhantomData(ImageData):
     nuisance: Literal["none", "sharpness", "intensity", "corner_tag", "colour", "resolution"] = "none"
     rho: Fraction = Field(0.5, description="P(nuisance agrees with the label) in train and val; .5 is none.")
     rho_test: Fraction | None = Field(None, description="The same in test; none: rho.")
-    seed: int = Field(0, description="Seed of the images.")
+    seed: Seed = Field(0, description="Seed of the images.")
 
 
 DataConfig = Annotated[
@@ -140,7 +144,7 @@ class ModelConfig(Frozen):
     stem: Literal["auto", "original", "small"] = Field(
         "auto", description="small: first convolution with stride 1, no max-pool after it; auto: small below 48 px."
     )
-    input_size: PositiveInt | None = Field(
+    input_size: ImageSize | None = Field(
         None, description="Images are upscaled to this side (px) on the device; none: what the model needs."
     )
 
@@ -258,7 +262,7 @@ class SpectralDecoupling(Frozen):
     target: Literal["all", "true_class"] = "all"
     gamma: float | tuple[float, ...] = Field(0.0, description="Offset, or one per class or site.")
     group_by: Literal["class", "site"] = Field("class", description="What several λ or γ are indexed by.")
-    delay_steps: int = Field(0, ge=0, description="Optimiser steps before the penalty starts.")
+    delay_steps: int = Field(0, ge=0, lt=2**31, description="Optimiser steps before the penalty starts.")
 
 
 class LabelSmoothing(Frozen):
@@ -321,8 +325,8 @@ class EvaluationConfig(Frozen):
     )
     shifts: tuple[str, ...] | Literal["all"] = Field("all", description="Names in the shift bank.")
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
-    shift_seed: int = Field(0, description="Of the shifts' randomness; the same for all trials.")
-    ece_bins: PositiveInt = 15
+    shift_seed: Seed = Field(0, description="Of the shifts' randomness; the same for all trials.")
+    ece_bins: int = Field(15, gt=0, le=10_000)
     store_features: bool = Field(True, description="Keep penultimate features of the unshifted sets (float16).")
 
 
@@ -337,8 +341,8 @@ class TrialConfig(Frozen):
     regulariser: RegulariserConfig = NoRegulariser()
     training: TrainingConfig = TrainingConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
-    seed: int = Field(0, description="Study seed.")
-    replicate: int = Field(0, ge=0)
+    seed: Seed = Field(0, description="Study seed.")
+    replicate: int = Field(0, ge=0, lt=2**31)
 
     @model_validator(mode="after")
     def _one_value_per_class_or_group(self) -> TrialConfig:
@@ -360,7 +364,7 @@ class StageConfig(Frozen):
     data: DataConfig
     model: ModelConfig
     pretraining: ContrastivePretraining
-    seed: int = 0
+    seed: Seed = 0
     replicate: int | None = Field(None, description="None: shared by all replicates.")
 
 

@@ -7,7 +7,9 @@ RobustSweepError
 ├── CheckpointError        a checkpoint is damaged or belongs to another trial
 ├── DivergedError          the loss is not finite
 ├── StorageError           the ledger cannot be read or written
+│   └── DiskFullError      there is no room left; nobody's fault but the disk's
 ├── InfrastructureError    Ray cannot be reached, or a trial's process was lost       (orchestrator)
+│   └── ClusterLostError   the head of the Ray cluster is gone                        (orchestrator)
 └── StudyError             the study file, or a request about it, is wrong   (orchestrator)
     └── LeaseError         another driver holds the study                    (orchestrator)
 
@@ -16,9 +18,20 @@ Each message says what was attempted, what was found, what was expected and what
 
 from __future__ import annotations
 
+import re
+
+
+def redact(text: str) -> str:
+    """Return ``text`` without the user names, passwords and tokens of the URIs in it."""
+    text = re.sub(r"://[^/\s'\"]*@", "://***@", text)
+    return re.sub(r"(?i)\b(\w*(?:password|passwd|pwd|token|secret)\w*)=[^&\s'\"]+", r"\1=***", text)
+
 
 class RobustSweepError(Exception):
-    """Base of every deliberate error; its message is meant for the user as it is."""
+    """Base of every deliberate error; its message is meant for the user as it is, and holds no password."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(redact(message))
 
 
 class ConfigError(RobustSweepError):
@@ -45,8 +58,16 @@ class StorageError(RobustSweepError):
     """The ledger could not be read or written."""
 
 
+class DiskFullError(StorageError):
+    """There is no room left for what was to be written; the same command goes on when there is."""
+
+
 class InfrastructureError(RobustSweepError):
     """Ray cannot be reached, or the process of a trial was lost; trying again may help."""
+
+
+class ClusterLostError(InfrastructureError):
+    """The head of the Ray cluster is gone; the same command goes on with another one."""
 
 
 class StudyError(RobustSweepError):

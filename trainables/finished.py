@@ -1,18 +1,19 @@
 """What a finished stage or trial consists of, and whether all of it is still there.
 
 ``result.json`` is written last and lists the other files with size and checksum. Damage is looked for where it costs
-nothing (the seal of ``result.json``, sizes) whenever a study is looked up, and in every byte where a file is used.
+nothing (the seal of ``result.json``, sizes, files written later) whenever a study is looked up, and in every byte where
+a file is used, or when asked for.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from trainables.storage import Folder, is_sealed
 
+CONFIG = "config.json"
 RESULT = "result.json"
 EPOCHS = "epochs.jsonl"
 
@@ -23,26 +24,47 @@ def describe_files(folder: Folder, names: Iterable[str]) -> dict[str, dict[str, 
     Raises:
         StorageError: one is missing.
     """
-    content = {name: folder.read(name) for name in names}
-    return {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in content.items()}
+    digests = {name: folder.sha256(name) for name in names}
+    return {name: {"bytes": (folder.stat(name) or (0, 0))[0], "sha256": digest} for name, digest in digests.items()}
 
 
-def find_damage(folder: Folder) -> str | None:
+def find_change(
+    folder: Folder, files: Mapping[str, Mapping[str, Any]], *, since: str, every_byte: bool = False
+) -> str | None:
+    """Return which file is not as ``describe_files`` has found it, in words with its name; None when all are.
+
+    Args:
+        folder: on a disk, or anywhere when every byte is looked at.
+        files: what ``describe_files`` has returned.
+        since: name of the file that was written after all of them; the content of those that are newer is compared.
+        every_byte: compare the content of all.
+    """
+    _, written = folder.stat(since) or (0, 0)
+    for name, expected in files.items():
+        size, changed = folder.stat(name) or (None, 0)
+        if size != expected["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes, {expected['bytes']} were written"
+            return f"{folder.uri}/{name} {found}"
+        if (every_byte or changed > written) and folder.sha256(name) != expected["sha256"]:
+            return f"{folder.uri}/{name} has another content than was written"
+    return None
+
+
+def find_damage(folder: Folder, *, every_byte: bool = False) -> str | None:
     """Return what is wrong with a folder that has a ``result.json``, in words with the file's name; None when nothing.
 
-    Looks at sizes, not at content. Only on a disk: an object store never holds a part of a file.
+    Only on a disk: an object store never holds a part of a file.
+
+    Args:
+        folder: of a stage or trial.
+        every_byte: compare the content of all files, anywhere; else sizes, and the content of what was written later.
     """
-    if not folder.is_local:
+    if not folder.is_local and not every_byte:
         return None
     data = folder.read(RESULT)
     if not is_sealed(data):
         return f"{folder.uri}/{RESULT} is damaged or was changed by hand"
-    for name, expected in _parse_files(data).items():
-        size = folder.size(name)
-        if size != expected["bytes"]:
-            found = "is missing" if size is None else f"has {size} bytes, {expected['bytes']} were written"
-            return f"{folder.uri}/{name} {found}"
-    return None
+    return find_change(folder, _parse_files(data), since=RESULT, every_byte=every_byte)
 
 
 def _parse_files(data: bytes) -> dict[str, dict[str, Any]]:

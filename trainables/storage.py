@@ -7,20 +7,26 @@ editor has made of it is noticed. Nothing here knows what the files mean.
 
 from __future__ import annotations
 
+import errno
 import hashlib
+import inspect
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
-from trainables.errors import StorageError
+from trainables.errors import ConfigError, DiskFullError, StorageError, redact
 
 #: How a sealed JSON object begins. The seal is of the bytes behind this, without the last newline.
 _SEAL = re.compile(rb'{\n "seal": "([0-9a-f]{64})"[,\n]')
+#: ``user:password@`` in a URI.
+_PASSWORD = re.compile(r"://[^/@]*:[^/]*@")
+#: How a system says that a disk, or somebody's share of it, is full.
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Folder:
@@ -35,7 +41,15 @@ class Folder:
         self.uri, self.guard = str(uri), guard
         self.is_local = "://" not in self.uri or self.uri.startswith("file://")
         if self.is_local:
-            self.uri = str(Path(self.uri.removeprefix("file://")).expanduser().absolute())
+            try:
+                self.uri = str(Path(self.uri.removeprefix("file://")).expanduser().absolute())
+            except RuntimeError as error:  # ~nobody/…
+                raise StorageError(f"looked for the folder {self.uri}: {error}; give another one") from error
+        elif _PASSWORD.search(self.uri):
+            raise ConfigError(
+                f"got the storage {redact(self.uri)} with a password in it, which every file that names the storage "
+                "would show; give it in the environment (FSSPEC_<PROTOCOL>_PASSWORD) or in fsspec's configuration"
+            )
 
     def __truediv__(self, name: str) -> Folder:
         return Folder(self._at(name), guard=self.guard)
@@ -50,21 +64,31 @@ class Folder:
 
     def _at(self, name: str) -> str:
         parts = name.split("/")
-        if not name or name.startswith("/") or ".." in parts or "\\" in name:
+        if not name or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
             raise StorageError(f"refused to leave {self.uri}: got the name {name!r}, expected a plain relative one")
         return f"{self.uri.rstrip('/')}/{name}"
 
-    def _fs(self) -> Any:
-        import fsspec  # imported here: local ledgers never need it
+    @contextmanager
+    def _fs(self, attempt: str) -> Iterator[Any]:
+        """Yield fsspec's file system; whatever goes wrong is a ``StorageError`` that says what was attempted."""
+        try:
+            import fsspec  # imported here: local ledgers never need it
 
-        fs = fsspec.core.url_to_fs(self.uri)[0]
-        fs.invalidate_cache()  # listings are cached, and other machines write here too
-        return fs
+            fs = fsspec.core.url_to_fs(self.uri)[0]
+            fs.invalidate_cache()  # listings are cached, and other machines write here too
+            yield fs
+        except OSError as error:
+            raise explain_failure(f"could not {attempt}", error) from error
+        except Exception as error:  # the seam: every file system has errors of its own, without a common base
+            raise StorageError(f"could not {attempt}: {type(error).__name__}: {error}") from error
 
     def exists(self, name: str) -> bool:
         """Return whether the file ``name`` is there."""
         path = self._at(name)
-        return os.path.exists(path) if self.is_local else bool(self._fs().exists(path))
+        if self.is_local:
+            return os.path.exists(path)
+        with self._fs(f"look for {path}") as fs:
+            return bool(fs.exists(path))
 
     def read(self, name: str) -> bytes:
         """Return the content of ``name``.
@@ -73,8 +97,11 @@ class Folder:
             StorageError: it is missing or cannot be read.
         """
         path = self._at(name)
+        if not self.is_local:
+            with self._fs(f"read {path}") as fs:
+                return bytes(fs.cat_file(path))
         try:
-            return Path(path).read_bytes() if self.is_local else bytes(self._fs().cat_file(path))
+            return Path(path).read_bytes()
         except OSError as error:
             raise StorageError(f"could not read {path}: {error}") from error
 
@@ -87,10 +114,8 @@ class Folder:
         self.guard()
         path = self._at(name)
         if not self.is_local:
-            try:
-                self._fs().pipe_file(path, data)
-            except OSError as error:
-                raise StorageError(f"could not write {path}: {error}") from error
+            with self._fs(f"write {path}") as fs:
+                fs.pipe_file(path, data)
             return
         temporary = f"{path}.{os.getpid()}.tmp"
         try:
@@ -103,24 +128,60 @@ class Folder:
         except OSError as error:
             with suppress(OSError):  # there may be no folder to remove it from
                 Path(temporary).unlink()
-            raise StorageError(f"could not write {path}: {error}; what was there before is unchanged") from error
+            raise explain_failure(f"could not write {path}", error) from error
+
+    def create(self, name: str, data: bytes) -> bool | None:
+        """Write ``name`` unless it is there, in one step; return whether it was written.
+
+        Of several who try at once one succeeds. None where fsspec's library for this storage has no such step.
+
+        Raises:
+            StorageError: the storage refused.
+        """
+        self.guard()
+        path = self._at(name)
+        try:
+            if self.is_local:
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                with open(path, "xb") as file:
+                    file.write(data)
+                return True
+            with self._fs(f"create {path}") as fs:
+                if not _creates_in_one_step(type(fs)):
+                    return None
+                with suppress(FileExistsError):
+                    fs.pipe_file(path, data, mode="create")
+                    return True
+                return False
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise explain_failure(f"could not create {path}", error) from error
 
     def append_line(self, name: str, line: str) -> None:
-        """Append one line to ``name``; on an object store the (small) file is rewritten."""
+        """Append one line to ``name``; on an object store the (small) file is rewritten.
+
+        What a full disk or a kill has left of a line is cut off first: nobody has read it (``read_lines``).
+
+        Raises:
+            StorageError: the storage refused; all lines before are there.
+        """
         self.guard()
         data = (line + "\n").encode()
         if not self.is_local:
-            self.write(name, (self.read(name) if self.exists(name) else b"") + data)
+            before = self.read(name) if self.exists(name) else b""
+            self.write(name, before[: before.rfind(b"\n") + 1] + data)
             return
         path = self._at(name)
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(path, "ab") as file:
+            with open(path, "a+b") as file:
+                _cut_torn_line(file)
                 file.write(data)
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
-            raise StorageError(f"could not append to {path}: {error}") from error
+            raise explain_failure(f"could not append to {path}", error) from error
 
     def read_json(self, name: str) -> Any:
         """Return the JSON value in ``name``.
@@ -150,15 +211,35 @@ class Folder:
         """Return whether ``name`` is there and a JSON object exactly as ``write_json`` wrote it."""
         return self.exists(name) and is_sealed(self.read(name))
 
-    def size(self, name: str) -> int | None:
-        """Return the size of the file in bytes, None when it is missing."""
+    def stat(self, name: str) -> tuple[int, int] | None:
+        """Return the size of a file in bytes and when it was last written (ns), None when it is missing.
+
+        On an object store the time is 0: nothing is changed in place there.
+        """
         path = self._at(name)
         if not self.is_local:
-            return int(self._fs().size(path)) if self.exists(name) else None
+            with self._fs(f"look at {path}") as fs:
+                return (int(fs.size(path)), 0) if fs.exists(path) else None
         try:
-            return os.stat(path).st_size
+            found = os.stat(path)
         except FileNotFoundError:
             return None
+        return found.st_size, found.st_mtime_ns
+
+    def sha256(self, name: str) -> str:
+        """Return the checksum of a file, read in pieces on a disk.
+
+        Raises:
+            StorageError: it is missing or cannot be read.
+        """
+        if not self.is_local:
+            return hashlib.sha256(self.read(name)).hexdigest()
+        path = self._at(name)
+        try:
+            with open(path, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as error:
+            raise StorageError(f"could not read {path}: {error}") from error
 
     def read_lines(self, name: str) -> list[Any]:
         """Return the JSON values of a ``.jsonl`` file, [] when it is missing; a torn last line is left out."""
@@ -176,33 +257,74 @@ class Folder:
             if os.path.isdir(self.uri):
                 yield from sorted(os.listdir(self.uri))
             return
-        fs = self._fs()
-        if fs.exists(self.uri):
-            yield from sorted({str(path).rstrip("/").rsplit("/", 1)[-1] for path in fs.ls(self.uri, detail=False)})
+        with self._fs(f"list {self.uri}") as fs:
+            paths = fs.ls(self.uri, detail=False) if fs.exists(self.uri) else []
+        yield from sorted({str(path).rstrip("/").rsplit("/", 1)[-1] for path in paths})
 
     def rename(self, name: str, new_name: str) -> None:
         """Rename a file, replacing what had the new name."""
         self.guard()
         old, new = self._at(name), self._at(new_name)
+        if not self.is_local:
+            with self._fs(f"rename {old} to {new_name}") as fs:
+                fs.mv(old, new)
+            return
         try:
-            if self.is_local:
-                os.replace(old, new)
-            else:
-                self._fs().mv(old, new)
+            os.replace(old, new)
         except OSError as error:
-            raise StorageError(f"could not rename {old} to {new_name}: {error}") from error
+            raise explain_failure(f"could not rename {old} to {new_name}", error) from error
 
     def remove(self, name: str) -> None:
         """Remove the file or folder ``name`` if it is there."""
         self.guard()
         path = self._at(name)
         if not self.is_local:
-            if self._fs().exists(path):
-                self._fs().rm(path, recursive=True)
+            with self._fs(f"remove {path}") as fs:
+                if fs.exists(path):
+                    fs.rm(path, recursive=True)
         elif os.path.isdir(path):
             shutil.rmtree(path)
         else:
             Path(path).unlink(missing_ok=True)
+
+
+def _creates_in_one_step(file_system: type) -> bool:
+    """Return whether the library implements exclusive creation itself; fsspec's own looks first, and writes then."""
+    method = getattr(file_system, "_pipe_file", None) or file_system.pipe_file  # type: ignore[attr-defined]
+    return "mode" in inspect.signature(method).parameters and not method.__module__.startswith(
+        ("fsspec.spec", "fsspec.asyn")
+    )
+
+
+def _cut_torn_line(file: IO[bytes]) -> None:
+    """Cut off what follows the last newline."""
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return
+    file.seek(-1, os.SEEK_END)
+    if file.read(1) != b"\n":
+        file.seek(0)
+        file.truncate(file.read().rfind(b"\n") + 1)
+
+
+def is_disk_full(error: BaseException) -> bool:
+    """Return whether something failed because there was no room for it, whoever tried to write."""
+    return isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in _FULL)
+
+
+def explain_failure(attempt: str, error: OSError) -> StorageError:
+    """Return what to raise when something could not be written.
+
+    Args:
+        attempt: what was to be done, with the file's name.
+        error: of the system.
+    """
+    if is_disk_full(error):
+        return DiskFullError(
+            f"{attempt}: the disk is full ({error.strerror}). Nothing that was complete is harmed: make room, and run "
+            "the same command again to go on"
+        )
+    return StorageError(f"{attempt}: {error}; what was there before is unchanged")
 
 
 def is_sealed(data: bytes) -> bool:

@@ -38,7 +38,7 @@ from trainables.data.dataset import Dataset
 from trainables.data.sources import load_dataset
 from trainables.errors import CheckpointError, ConfigError
 from trainables.evaluation.robustness import choose_shifts, evaluate_model, summarise_predictions
-from trainables.finished import EPOCHS, RESULT, describe_files
+from trainables.finished import CONFIG, EPOCHS, RESULT, describe_files
 from trainables.models import Classifier, build_model
 from trainables.pretraining.imagenet import load_imagenet
 from trainables.seeding import derive_seed, seed_everything
@@ -105,10 +105,15 @@ def run_trial(
     result |= _provenance(signature, started_ms, outcome, device, choice, execution)
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     sets = ["val", "test", *data.external]
-    result["files"] = describe_files(folder, [MODEL, EPOCHS, *(f"predictions/{name}.npz" for name in sets)])
+    result["files"] = _describe_files(folder, [MODEL, EPOCHS, *(f"predictions/{name}.npz" for name in sets)])
     result["checkpoint_sha256"] = result["files"][MODEL]["sha256"]
     folder.write_json(RESULT, result)
     return result
+
+
+def _describe_files(folder: Folder, names: list[str]) -> dict[str, dict[str, Any]]:
+    """Return what ``result.json`` says of the files beside it; whoever trains without a ledger has no config there."""
+    return describe_files(folder, [*([CONFIG] if folder.exists(CONFIG) else []), *names])
 
 
 def _load_model(model: Classifier, folder: Folder, signature: str) -> Outcome:
@@ -163,7 +168,7 @@ def run_stage(
     result = {"status": "complete", "metrics": {"ssl/final_loss": history[-1]["metrics"]["ssl/loss"]}}
     outcome = Outcome(len(history), len(history))
     result |= _provenance(signature, started_ms, outcome, device, Choice(), execution)
-    result["files"] = describe_files(folder, [ENCODER, EPOCHS])
+    result["files"] = _describe_files(folder, [ENCODER, EPOCHS])
     folder.write_json(RESULT, result)
     return result
 

@@ -292,6 +292,8 @@ def problems_section(results: Results) -> Section:
         body += table(columns, rows, tall=len(rows) > TALL_ROWS)
     else:
         body += note("Every planned trial is complete.")
+    if results.damaged:
+        body += callout("Damaged files in the ledger; nothing in this report needs them:", "warn", results.damaged)
     undefined = Counter(
         f"{key}: {why}"
         for record in results.records.values()

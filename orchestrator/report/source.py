@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 
 from orchestrator.settled import SOURCE
+from trainables.finished import describe_files, find_change
 from trainables.storage import Folder
 
 PAGE = "report/index.html"
@@ -15,6 +16,7 @@ TABLES = {
     "shifts.csv": "a row per trial, set, shift and severity",
     "effects.csv": "main effects on every headline number",
 }
+_FILES = (PAGE, *(f"report/{name}" for name in TABLES))
 #: What arms are compared by, unless one is asked for.
 DEFAULT_METRIC = "balanced_accuracy"
 
@@ -52,7 +54,7 @@ def write_source(root: Folder, source: Source, report: Report) -> None:
     """Remember what ``report`` was made from; call it when all its files are written."""
     said = {"summary": report.summary, "counts": report.counts}
     said |= {"results_sha256": report.results_sha256, "page_sha256": report.page_sha256}
-    root.write_json(SOURCE, {"source": asdict(source), "report": said})
+    root.write_json(SOURCE, {"source": asdict(source), "report": said, "files": describe_files(root, _FILES)})
 
 
 def read_report(root: Folder, source: Source) -> Report | None:
@@ -60,10 +62,18 @@ def read_report(root: Folder, source: Source) -> Report | None:
     if not root.is_intact(SOURCE):
         return None
     found = root.read_json(SOURCE)
-    files = (PAGE, *(f"report/{name}" for name in TABLES))
-    if found["source"] != asdict(source) or not all(map(root.exists, files)):
+    if found["source"] != asdict(source) or not all(map(root.exists, _FILES)):
         return None
+    if "files" not in found or find_change(root, found["files"], since=SOURCE) is not None:
+        return None  # written by an older version, or damaged
     return locate_report(root, **found["report"])
+
+
+def find_report(root: Folder, state: str) -> Report | None:
+    """Return the report of this state of the study, whatever it was asked to show; None: there is none."""
+    if not root.is_intact(SOURCE):
+        return None
+    return read_report(root, Source(**(root.read_json(SOURCE)["source"] | {"state": state})))
 
 
 def locate_report(

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.ledger import Ledger, Record
-from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
+from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED
 from orchestrator.report.statistics import summarise
 from orchestrator.report.text import TextTable
 from trainables.errors import StudyError
@@ -61,6 +61,8 @@ class Results:
     shifts: pd.DataFrame
     #: Signatures in the ledger that are no longer planned; left out of every table.
     orphaned: tuple[str, ...]
+    #: What is damaged in the ledger, in words; nothing of it is in a table.
+    damaged: tuple[str, ...] = ()
 
     @property
     def factors(self) -> list[str]:
@@ -136,10 +138,12 @@ def load_results(ledger: Ledger, metric: str = "balanced_accuracy") -> Results:
     """
     if metric not in METRICS:
         raise StudyError(f"asked for a report by the metric {metric!r}; expected one of {', '.join(METRICS)}")
-    plan = ledger.read_plan()
-    records = {record.signature: record for record in ledger.records("trial")}
-    stages = ledger.records("stage")
+    plan, states = ledger.read_plan(), ledger.states()
     planned = {trial["signature"] for trial in plan["trials"]}
+    records = {record.signature: record for record in ledger.records("trial", signatures=planned)}
+    # A damaged stage that no trial will start from is not made again.
+    whole = {stage["signature"] for stage in plan["stages"]} - ledger.damaged.keys()
+    stages = ledger.records("stage", signatures=whole)
     trials, shifts = trials_table(plan, records, stages), shifts_table(plan, records)
     for record in records.values():
         if record.result is not None:
@@ -147,11 +151,12 @@ def load_results(ledger: Ledger, metric: str = "balanced_accuracy") -> Results:
     return Results(
         plan=plan,
         metric=metric,
-        records={signature: record for signature, record in records.items() if signature in planned},
+        records=records,
         stages=stages,
         trials=trials,
         shifts=shifts,
-        orphaned=tuple(sorted(set(records) - planned)),
+        orphaned=tuple(s for s in (ledger.root / "trials").children() if s not in planned and states[s] != ABSENT),
+        damaged=tuple(ledger.damaged.values()),
     )
 
 

@@ -46,7 +46,7 @@ factors:
 """
 
 
-@pytest.mark.parametrize("options", [(), IN_RAY])
+@pytest.mark.parametrize("options", [(), pytest.param(IN_RAY, marks=pytest.mark.long)])
 def test_one_trial_fails_and_the_sweep_goes_on(
     finished_study: FinishedStudy, tmp_path: Path, options: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:

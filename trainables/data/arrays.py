@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import importlib
+import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -135,7 +136,7 @@ def build_medmnist_source(config: MedmnistData, cache: Path) -> Source:
         DataError: the file is missing, cannot be read or downloaded, or is not laid out like MedMNIST.
     """
     path = _find_medmnist(config) if config.path is None else config.path
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise DataError(f"data.path: there is no file {path}; expected a MedMNIST npz ({config.flag})")
     digest = digest_files([path.absolute()], memory=cache / "digests" / "medmnist.json")[0]
     return Source(hash_json(["medmnist", digest]), lambda: _read_medmnist(path, build_pixel_spec(config)))

@@ -21,6 +21,9 @@ from trainables.data.splits import (
 from trainables.data.table import Table, describe_row, list_first
 from trainables.errors import ConfigError, DataError
 
+#: Longer numbers are names: Python refuses to read those of thousands of digits.
+_MAX_DIGITS = 100
+
 
 @dataclass(frozen=True)
 class Assignment:
@@ -97,7 +100,7 @@ def _resolve_labels(table: Table, config: ImageData) -> tuple[tuple[str, ...], I
 
 def sort_naturally(labels: set[str]) -> list[str]:
     """Return labels in order: by value when all are whole numbers ("2" before "10"), else by the alphabet."""
-    numeric = all(label.isdecimal() for label in labels)
+    numeric = all(label.isdecimal() and len(label) <= _MAX_DIGITS for label in labels)
     return sorted(labels, key=lambda label: (int(label) if numeric else 0, label))
 
 

@@ -1,20 +1,23 @@
 """Decoded images on disk: one folder per content, memory-mapped by every process of a node.
 
-    <cache_dir>/data/<key>/index.json   labels, ids, groups, sites, metadata of every set
+    <cache_dir>/data/<key>/index.json   labels, ids, groups, sites, metadata of every set, checksums of the arrays
     <cache_dir>/data/<key>/0.npy …      uint8 (n, channels, size, size), one file per set; 0.masks.npy beside it
 
-A folder is written under another name and renamed, so it is there completely or not at all.
+A folder is written under another name and renamed, so it is there completely or not at all. What is damaged later is
+noticed as in the ledger (``trainables/finished.py``).
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from stat import S_ISREG
 from typing import Any
 
 import numpy as np
@@ -26,10 +29,15 @@ from trainables.data.dataset import BadImage, Dataset, ImageSet
 from trainables.data.decoding import map_threads
 from trainables.data.splits import EXTERNAL, SPLITS, check_covered
 from trainables.data.table import Table, describe_row, hash_json, list_first
-from trainables.errors import DataError, StorageError
+from trainables.errors import DataError, DiskFullError, StorageError
+from trainables.finished import describe_files, find_change
+from trainables.storage import Folder, explain_failure
 
 #: Raise it when decoding or the layout of a folder changes.
-CACHE_VERSION = 1
+CACHE_VERSION = 2
+INDEX = "index.json"
+
+_LOG = logging.getLogger(__name__)
 #: Raise it when the fingerprint's definition changes: all signatures change with it.
 FINGERPRINT_VERSION = 1
 _COPY_ROWS = 1024
@@ -51,10 +59,7 @@ def digest_files(paths: Sequence[Path], *, memory: Path) -> list[str]:
     digests = map_threads(lambda item: _digest_file(item[0]), changed)
     fresh = {str(path): [*stamp, digest] for (path, stamp), digest in zip(changed, digests, strict=True) if digest}
     if fresh:
-        memory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = memory.with_suffix(f".{os.getpid()}.tmp")
-        temporary.write_text(json.dumps(known | fresh))
-        temporary.replace(memory)
+        Folder(memory.parent).write(memory.name, json.dumps(known | fresh).encode())
     entries |= fresh
     return [entries[str(path)][2] if str(path) in entries else "" for path in paths]
 
@@ -71,6 +76,8 @@ def _read_stamp(path: Path) -> list[int] | None:
     try:
         stat = path.stat()
     except OSError:
+        return None
+    if not S_ISREG(stat.st_mode):
         return None
     return [stat.st_size, stat.st_mtime_ns]
 
@@ -89,7 +96,7 @@ def write_dataset(folder: Path, table: Table, assignment: Assignment, config: Im
     Raises:
         DataError: images are unusable and ``on_bad`` is ``error``; or what is left after quarantine has no images in
             some set, or a class that train lacks.
-        StorageError: the disk is full.
+        DiskFullError: there is not enough room; it is made sure of before images are decoded.
     """
     temporary = folder.with_name(folder.name + ".tmp")
     shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed; ours, since we hold the lock
@@ -112,8 +119,11 @@ def write_dataset(folder: Path, table: Table, assignment: Assignment, config: Im
             "fingerprint": _compute_fingerprint(sets, assignment.classes, config),
             "quarantined": [[image.file_name, image.row, image.problem] for image in bad],
             "sets": [{key: value for key, value in entry.items() if key != "digests"} for entry in sets],
+            "files": describe_files(Folder(temporary), sorted(path.name for path in temporary.glob("*.npy"))),
         }
-        (temporary / "index.json").write_text(json.dumps(index, allow_nan=False))
+        text = json.dumps(index, allow_nan=False)  # in one line: of a million images
+        Folder(temporary).write(INDEX, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
+        shutil.rmtree(folder, ignore_errors=True)  # damaged; whoever has mapped it keeps what it has
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -123,7 +133,7 @@ def _check_space(folder: Path, num_images: int, config: ImageData) -> None:
     needed = num_images * config.channels * config.image_size**2
     free = shutil.disk_usage(folder).free
     if needed > free:
-        raise StorageError(
+        raise DiskFullError(
             f"{num_images} images of {config.image_size} px need {needed / 2**30:.1f} GiB in {folder.parent}, which "
             f"has {free / 2**30:.1f} GiB free: free some, or choose another cache_dir or a smaller data.image_size"
         )
@@ -167,7 +177,14 @@ def _decode_set(
 
 
 def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
-    return np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    try:
+        array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+        if hasattr(os, "posix_fallocate"):  # else a disk that fills up meanwhile kills whoever writes into the mapping
+            with path.open("r+b") as file:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+    except OSError as error:
+        raise explain_failure(f"could not write {path}", error) from error
+    return array
 
 
 def _keep_rows(path: Path, array: UInt8[np.ndarray, "n ..."], good: np.ndarray) -> None:
@@ -223,6 +240,17 @@ def _compute_fingerprint(sets: Sequence[dict[str, Any]], classes: Sequence[str],
     return hash_json([settings, rows])
 
 
+def find_dataset(folder: Path, *, name: str, modality: str) -> Dataset | None:
+    """Return what ``read_dataset`` does, None when there is nothing or it is damaged and has to be made anew."""
+    if not (folder / INDEX).exists():
+        return None
+    try:
+        return read_dataset(folder, name=name, modality=modality)
+    except StorageError as error:
+        _LOG.warning("%s", error)
+        return None
+
+
 def read_dataset(folder: Path, *, name: str, modality: str) -> Dataset:
     """Return the data set in a folder that ``write_dataset`` made; images are mapped, not read.
 
@@ -230,12 +258,12 @@ def read_dataset(folder: Path, *, name: str, modality: str) -> Dataset:
         StorageError: the folder is damaged.
     """
     try:
-        index = json.loads((folder / "index.json").read_text())
+        index = _read_index(folder)
         sets = [_read_set(folder, entry) for entry in index["sets"]]
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, StorageError) as error:
         raise StorageError(
-            f"could not map the decoded images in {folder} ({error}); expected the files written there earlier: "
-            "delete this folder and run again, it will be made anew"
+            f"could not map the decoded images in {folder} ({error}); expected the files written there earlier; "
+            "they are made anew"
         ) from error
     return Dataset(
         name=name,
@@ -250,6 +278,17 @@ def read_dataset(folder: Path, *, name: str, modality: str) -> Dataset:
         quarantined=tuple(BadImage(*entry) for entry in index["quarantined"]),
         modality=modality,
     )
+
+
+def _read_index(folder: Path) -> dict[str, Any]:
+    seal, _, text = Folder(folder).read(INDEX).partition(b"\n")
+    if hashlib.sha256(text).hexdigest().encode() != seal:
+        raise StorageError(f"{folder / INDEX} is damaged or was changed by hand")
+    index: dict[str, Any] = json.loads(text)
+    damage = find_change(Folder(folder), index["files"], since=INDEX)
+    if damage is not None:
+        raise StorageError(damage)
+    return index
 
 
 def _read_set(folder: Path, entry: dict[str, Any]) -> ImageSet:

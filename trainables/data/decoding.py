@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from stat import S_ISREG
 from typing import TypeVar
 
 import numpy as np
@@ -116,7 +117,10 @@ def decode_file(path: Path, spec: PixelSpec) -> UInt8[np.ndarray, "channels heig
         DataError: what is wrong with the file, as the end of a sentence that begins with its name.
     """
     try:
-        if path.stat().st_size == 0:
+        stat = path.stat()
+        if not S_ISREG(stat.st_mode):  # reading a pipe or a device may never end
+            raise DataError("is no file, expected an image")
+        if stat.st_size == 0:
             raise DataError("is empty (0 bytes), expected an image")
         with Image.open(path) as image:
             _check_header(image, spec.max_megapixels)

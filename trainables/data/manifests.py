@@ -99,6 +99,8 @@ def _read_manifest(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
                         f"{path.name} line {reader.line_num} has {len(cells)} cells, expected {len(names)} like the "
                         'header: quote values that contain a comma ("a, b")'
                     )
+                if any("\0" in cell for cell in cells):
+                    raise DataError(f"{path.name} line {reader.line_num} holds a NUL character, expected text")
                 if any(cell.strip() for cell in cells):
                     padded = [cell.strip() for cell in cells] + [""] * (len(names) - len(cells))
                     records.append({**dict(zip(names, padded, strict=True)), "": reader.line_num})
@@ -130,7 +132,7 @@ def _check_file_names(names: Sequence[str], lines: Sequence[int], where: str) ->
     escaping = []
     for name, line in zip(names, lines, strict=True):
         path = PurePosixPath(name.replace("\\", "/"))
-        if path.is_absolute() or ".." in path.parts or name[1:2] == ":" or "\0" in name:
+        if path.is_absolute() or ".." in path.parts or name[1:2] == ":":
             escaping.append(f"{where} line {line}: {name!r}")
     if escaping:
         raise DataError(
@@ -185,9 +187,12 @@ def build_image_folder_source(config: ImageFolderData, cache: Path) -> Source:
     Raises:
         DataError: the folder is missing, or a file or folder lies where none is expected.
     """
-    if not config.path.is_dir():
+    if not os.path.isdir(config.path):
         raise DataError(f"data.path: there is no folder {config.path}; expected one with a folder per split or class")
-    files = sorted(_list_files(config.path))
+    try:
+        files = sorted(_list_files(config.path))
+    except OSError as error:
+        raise DataError(f"data.path: could not list the images in {config.path}: {error}") from error
     top = {name.split("/")[0] for name in files}
     has_splits = "train" in top
     if has_splits and top - {*SPLITS, "external"}:
@@ -227,15 +232,26 @@ def build_image_folder_source(config: ImageFolderData, cache: Path) -> Source:
     return _build_file_source(config, paths, cache, config.path, build_table, said=files)
 
 
-def _list_files(folder: Path, prefix: str = "") -> list[str]:
-    """Return the paths of all files below, with forward slashes; hidden ones and litter left out."""
+def _list_files(folder: Path, prefix: str = "", above: tuple[str, ...] = ()) -> list[str]:
+    """Return the paths of all files below, with forward slashes; hidden ones and litter left out.
+
+    Args:
+        folder: to be listed.
+        prefix: its path.
+        above: the real paths of the folders that it lies in.
+    """
+    here = os.path.realpath(folder)
+    if here in above:
+        raise DataError(f"data.path: {folder} is a link to a folder that it lies in: remove it")
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
             if entry.name.startswith(".") or entry.name.lower() in LITTER:
                 continue
+            if entry.name.encode(errors="ignore") != os.fsencode(entry.name):
+                raise DataError(f"data.path: {entry.path!a} has a name that is no text in UTF-8: rename it")
             if entry.is_dir():
-                found += _list_files(Path(entry.path), f"{prefix}{entry.name}/")
+                found += _list_files(Path(entry.path), f"{prefix}{entry.name}/", (*above, here))
             else:
                 found.append(prefix + entry.name)
     return found

@@ -11,7 +11,7 @@ from filelock import FileLock
 from trainables.config import CsvData, DataConfig, ImageFolderData, MedmnistData, PhantomData, TorchvisionData
 from trainables.data.arrays import MEDMNIST_MODALITY, build_digits_source, build_medmnist_source
 from trainables.data.assembly import assign_sets
-from trainables.data.cache import CACHE_VERSION, read_dataset, write_dataset
+from trainables.data.cache import CACHE_VERSION, find_dataset, read_dataset, write_dataset
 from trainables.data.dataset import Dataset
 from trainables.data.manifests import build_csv_source, build_image_folder_source
 from trainables.data.phantom import build_phantom_source
@@ -36,12 +36,13 @@ def load_dataset(config: DataConfig, *, cache_dir: Path) -> Dataset:
     """Return the data set of ``config``, its images memory-mapped from ``cache_dir/data/<key>/``.
 
     The first call decodes, also when several processes of a node call at once; later ones only map. The key is a
-    hash of content and settings, so data that moved are found again and data that changed are not.
+    hash of content and settings, so data that moved are found again and data that changed are not. What is damaged
+    there is made anew.
 
     Raises:
         ConfigError: the config does not fit the data.
         DataError: images, labels, a manifest or the splits are unusable; all unusable images are named at once.
-        StorageError: the cache cannot be written or is damaged.
+        StorageError: the cache cannot be written.
     """
     cache = cache_dir.expanduser().absolute() / "data"
     try:
@@ -53,12 +54,16 @@ def load_dataset(config: DataConfig, *, cache_dir: Path) -> Dataset:
     source = SOURCES[config.kind](config, cache)
     settings = config.model_dump(mode="json", exclude=NOT_STORED)
     folder = cache / hash_json([CACHE_VERSION, source.content, settings])[:24]
-    if not (folder / "index.json").exists():
+    about = {"name": _name(config), "modality": _modality(config)}
+    dataset = find_dataset(folder, **about)
+    if dataset is None:
         with FileLock(f"{folder}.lock"):
-            if not (folder / "index.json").exists():
+            dataset = find_dataset(folder, **about)  # another process may have been faster
+            if dataset is None:
                 table = source.read_table()
                 write_dataset(folder, table, assign_sets(table, config), config)
-    return read_dataset(folder, name=_name(config), modality=_modality(config))
+                dataset = read_dataset(folder, **about)
+    return dataset
 
 
 def _name(config: DataConfig) -> str:

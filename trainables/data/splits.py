@@ -13,6 +13,8 @@ from trainables.errors import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")
 EXTERNAL = "external/"
+#: Of an external set: file systems take 255, and a suffix follows.
+MAX_NAME_BYTES = 200
 
 
 def assign_splits(
@@ -87,10 +89,10 @@ def check_split_names(splits: Sequence[str]) -> None:
     for name in sorted(set(splits) - set(SPLITS)):
         short = name.removeprefix(EXTERNAL)
         plain = short.strip() == short and all(character.isalnum() or character in "_-. " for character in short)
-        if not short or not plain or short in SPLITS or short.startswith("."):
+        if not 0 < len(short.encode()) <= MAX_NAME_BYTES or not plain or short in SPLITS or short.startswith("."):
             raise DataError(
                 f"tried to name an external set {short!r}; expected letters, digits, '_', '-', '.' or blanks inside, "
-                f"and none of {', '.join(SPLITS)}: rename the site or folder"
+                f"at most {MAX_NAME_BYTES} bytes, and none of {', '.join(SPLITS)}: rename the site or folder"
             )
 
 

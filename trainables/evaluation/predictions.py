@@ -53,13 +53,15 @@ def save_predictions(folder: Folder, predictions: Predictions) -> None:
 
 
 def load_predictions(folder: Folder, name: str) -> Predictions:
-    """Return the predictions on the set ``name``.
+    """Return the predictions on the set ``name``; every byte of them is checked.
 
     Raises:
         StorageError: they are missing or damaged.
     """
+    file = io.BytesIO(folder.read(f"predictions/{name}.npz"))
     try:
-        with np.load(io.BytesIO(folder.read(f"predictions/{name}.npz")), allow_pickle=False) as arrays:
+        _check_sums(file)
+        with np.load(file, allow_pickle=False) as arrays:
             return Predictions(
                 name=name,
                 ids=arrays["ids"],
@@ -68,8 +70,17 @@ def load_predictions(folder: Folder, name: str) -> Predictions:
                 logits=arrays["logits"],
                 features=arrays.get("features"),
             )
-    except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise StorageError(f"{folder.uri}/predictions/{name}.npz is damaged: {error}") from error
+
+
+def _check_sums(file: io.BytesIO) -> None:
+    """Compare the checksums in an npz before anything in it is believed: NumPy would make arrays of any size."""
+    with zipfile.ZipFile(file) as archive:
+        bad = archive.testzip()
+    if bad is not None:
+        raise ValueError(f"the checksum of {bad} does not fit")
+    file.seek(0)
 
 
 #: Maps uint8 images, and the slice of the set that they are, to the shifted uint8 images.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import re
 import urllib.error
@@ -41,7 +42,7 @@ def find_missing_weights(model_name: str, config: ImageNetPretraining) -> str | 
         ConfigError: no such network, or no such weights for it.
     """
     if config.file is not None:
-        return None if config.file.is_file() else f"pretraining.file: there is no file {config.file}"
+        return None if os.path.isfile(config.file) else f"pretraining.file: there is no file {config.file}"
     source = _find_source(model_name, config)
     problem = None if source.cached else _find_problem(source)
     return problem and f"ImageNet weights for {model_name} are not in the cache and {source.url} {problem}"
@@ -84,21 +85,16 @@ def load_imagenet(model_name: str, config: ImageNetPretraining) -> dict[str, Ten
 
 
 def _load_file(path: Path, sha256: str | None) -> dict[str, Tensor]:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise WeightsUnavailableError(f"pretraining.file: there is no file {path}")
     if sha256 is not None and compute_file_sha256(path) != sha256:
         raise ConfigError(
             f"pretraining.file: {path} has changed since the study was planned; run it again to plan anew"
         )
-    import torch
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        if path.suffix == ".safetensors":
-            return _rename(load_file(path))
-        # weights_only: a pickle can run any code when it is loaded.
-        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+        content = _read_content(path)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ConfigError(
             f"pretraining.file: read {path} and found no plain state dict ({_first_line(error)}); expected tensors by "
@@ -108,6 +104,17 @@ def _load_file(path: Path, sha256: str | None) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise ConfigError(f"pretraining.file: {path} holds {type(content).__name__}, expected a state dict of tensors")
     return _rename(state)
+
+
+def _read_content(path: Path) -> Any:
+    """Return what a file of tensors holds, without running code: loading a pickle otherwise can run any."""
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    import torch
+
+    return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def _first_line(error: Exception) -> str:
@@ -122,7 +129,10 @@ def _load_timm(name: str, source: _Source) -> dict[str, Tensor]:
     import timm
 
     # A file in the cache is named, so that the hub is not asked whether it is still the newest.
-    known = {"file": str(source.cached), "custom_load": False} if source.is_hugging_face and source.cached else {}
+    # And read here: older versions of timm unpickle whatever a file holds.
+    known: dict[str, Any] = {}
+    if source.is_hugging_face and source.cached:
+        known = {"state_dict": _read_content(source.cached), "custom_load": False}
     state: dict[str, Tensor] = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=known).state_dict()
     return state
 

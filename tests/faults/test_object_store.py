@@ -1,0 +1,114 @@
+"""The ledger on an object store: a real server with the protocol of S3, and the command line as on a cluster."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import FinishedStudy
+from object_stores import SECRET, connect, serve_s3
+from studies import NUM_TRIALS, make_place
+
+from orchestrator.ledger import Ledger
+from orchestrator.report.tables import load_results, results_sha256
+
+BUCKET = "studies"
+
+
+@pytest.fixture(scope="module")
+def store() -> Iterator[dict[str, str]]:
+    """A store with a bucket; what to put into the environment to reach it."""
+    pytest.importorskip("moto", reason="the server comes with the extra dev")
+    pytest.importorskip("s3fs", reason="its client comes with the extra cluster")
+    with serve_s3() as environment:
+        connect(environment).mkdir(BUCKET)
+        yield environment
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_study_on_an_object_store_survives_the_death_of_its_driver(
+    finished_study: FinishedStudy, store: dict[str, str], tmp_path: Path
+) -> None:
+    place = make_place(tmp_path, finished_study.place.study.parent / "cache")
+    where = ("--storage", f"s3://{BUCKET}/some/where", "--mlflow", f"sqlite:///{tmp_path}/mlflow.db")
+    driver = place.start("run", *where, **store)
+    assert driver.stdout is not None
+    for line in driver.stdout:
+        if ": epoch 2" in line:
+            break
+    driver.kill()
+    driver.communicate()
+    place.wait_for_silence()
+    done = place.call("run", *where, **store)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert f"{NUM_TRIALS} planned, {NUM_TRIALS} complete" in said
+    assert SECRET not in said
+    assert f"report   s3://{BUCKET}/some/where/tiny/report/index.html" in said
+    files = connect(store)
+    names = {name.rsplit("/", 1)[-1] for name in files.ls(f"{BUCKET}/some/where/tiny", detail=False)}
+    assert {"plan.json", "report", "trials", "stages"} <= names
+    assert not names & {"lease.json", "lease.lock"}
+    files.get(f"{BUCKET}/some/where/tiny", str(tmp_path / "copy" / "tiny"), recursive=True)
+    again, whole = Ledger(str(tmp_path / "copy"), "tiny"), Ledger(str(finished_study.place.storage), "tiny")
+    assert results_sha256(load_results(again)) == results_sha256(load_results(whole))
+    settled = place.call("run", *where, **store)
+    assert (settled.returncode, "settled" in settled.stdout) == (0, True), settled.stdout + settled.stderr
+
+
+# ------------------------------------------------------------------------------------------------ the lease
+
+#: Takes the lease at a given moment, and says whether it got it.
+TAKE = """
+import sys, time
+from orchestrator.lease import Lease
+from orchestrator.ledger import Ledger
+from trainables.errors import LeaseError
+ledger = Ledger(sys.argv[1], "s")
+ledger.root.exists("connected")
+while time.time() < float(sys.argv[2]):
+    pass
+try:
+    Lease(ledger).__enter__()
+except LeaseError as error:
+    print("refused:", error)
+else:
+    print("took it")
+    time.sleep(4)
+"""
+
+
+def take_at_once(store: dict[str, str], storage: str, *, number: int) -> list[str]:
+    """Return what so many drivers say that take the lease in the same moment."""
+    words = [sys.executable, "-c", TAKE, storage, str(time.time() + 6.0)]
+    drivers = [
+        subprocess.Popen(words, env=os.environ | store, stdout=subprocess.PIPE, text=True) for _ in range(number)
+    ]
+    return sorted(driver.communicate(timeout=60)[0] for driver in drivers)
+
+
+@pytest.mark.parametrize("before", ["nobody", "a driver taken for dead"])
+def test_of_drivers_that_start_in_the_same_moment_one_runs(store: dict[str, str], tmp_path: Path, before: str) -> None:
+    storage = f"s3://{BUCKET}/{tmp_path.name}"
+    if before != "nobody":
+        dead = '{"host": "elsewhere", "pid": 7, "since_ms": 0, "alive_ms": 0, "token": "theirs"}'
+        connect(store).pipe_file(f"{BUCKET}/{tmp_path.name}/s/lease.json", dead.encode())
+    said = take_at_once(store, storage, number=4)
+    assert [line.startswith("refused: the study in") for line in said] == [True] * 3 + [False], said
+    assert said[-1] == "took it\n"
+
+
+def test_a_store_that_cannot_be_reached_is_told(tmp_path: Path, finished_study: FinishedStudy) -> None:
+    place = make_place(tmp_path, finished_study.place.study.parent / "cache")
+    away = {"AWS_ENDPOINT_URL": "http://127.0.0.1:9", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": SECRET}
+    done = place.call("status", "--storage", f"s3://{BUCKET}/x", **away, AWS_MAX_ATTEMPTS="1")
+    assert done.returncode == 3
+    assert f"error: could not look for s3://{BUCKET}/x/tiny/plan.json" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert SECRET not in done.stdout + done.stderr

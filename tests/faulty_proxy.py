@@ -1,0 +1,126 @@
+"""A sick way to a healthy HTTP server: passes requests on or treats them badly, switchable meanwhile. Tests only."""
+
+from __future__ import annotations
+
+import http.client
+import random
+import threading
+import time
+from collections import Counter
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+#: What a request may meet. Of ``lose`` and ``late`` every second one, at random: it is carried out and its answer lost,
+#: or it is carried out when whoever asked may have given up.
+PASS, SLOW, ERROR_500, ERROR_503, CLOSE, HANG, GARBAGE, LOSE, LATE, AWAY = (
+    "pass", "slow", "500", "503", "close", "hang", "garbage", "lose", "late", "away",
+)  # fmt: skip
+_NOT_PASSED_ON = ("connection", "transfer-encoding", "content-length")
+
+
+class FaultyProxy:
+    """A proxy on 127.0.0.1 before the server at ``target``; a context manager.
+
+    Args:
+        target: address of the server.
+        seconds: by how much ``slow`` and ``late`` delay a request.
+        seed: of ``lose`` and ``late``.
+    """
+
+    def __init__(self, target: str, *, seconds: float = 5.0, seed: int = 0) -> None:
+        self._host = urlsplit(target).netloc
+        self._seconds = seconds
+        self._random, self._lock = random.Random(seed), threading.Lock()
+        self._healed = threading.Event()
+        self.fault = PASS
+        #: What happened to how many requests.
+        self.counts: Counter[str] = Counter()
+        self._server: ThreadingHTTPServer | None = None
+        self._listen(0)
+
+    def __enter__(self) -> FaultyProxy:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.switch(AWAY)
+
+    @property
+    def url(self) -> str:
+        """The address, the same however often it went away."""
+        return f"http://127.0.0.1:{self.port}"
+
+    def switch(self, fault: str) -> None:
+        """Treat every request from now on like this; ``away`` refuses connections."""
+        self._healed.set()  # those that hang are let go
+        self._healed = threading.Event()
+        self.fault = fault
+        if fault == AWAY and self._server is not None:
+            self._server.shutdown()
+            self._server.server_close()
+            self._server = None
+        elif fault != AWAY and self._server is None:
+            self._listen(self.port)
+
+    def _listen(self, port: int) -> None:
+        proxy = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def log_message(self, *_: object) -> None:
+                pass
+
+            def __getattr__(self, name: str) -> object:
+                if name.startswith("do_"):
+                    return lambda: proxy.treat(self)
+                raise AttributeError(name)
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", port), Handler)
+        self._server.daemon_threads = True
+        self.port = self._server.server_port
+        threading.Thread(target=self._server.serve_forever, args=[0.05], daemon=True).start()
+
+    def treat(self, request: BaseHTTPRequestHandler) -> None:
+        """Do to a request what the fault of the moment does."""
+        body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
+        fault = self.fault
+        with self._lock:
+            if fault in (LOSE, LATE) and self._random.random() < 0.5:
+                fault = PASS
+            self.counts[fault] += 1
+        if fault in (SLOW, LATE):
+            time.sleep(self._seconds)
+        elif fault == HANG:
+            self._healed.wait()
+        if fault in (PASS, SLOW, LATE, LOSE):
+            status, headers, answer = self._forward(request, body)
+            if fault != LOSE:
+                _answer(request, status, answer, headers)
+        elif fault == GARBAGE:
+            _answer(request, 200, b"<html>Please log in</html>", [("Content-Type", "text/html")])
+        elif fault in (ERROR_500, ERROR_503):
+            _answer(request, int(fault), b"<html>upstream is not well</html>", [("Content-Type", "text/html")])
+        request.close_connection = True
+
+    def _forward(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
+        connection = http.client.HTTPConnection(self._host, timeout=60)
+        try:
+            headers = {key: value for key, value in request.headers.items() if key.lower() != "connection"}
+            connection.request(request.command, request.path, body, headers | {"Host": self._host})
+            response = connection.getresponse()
+            return response.status, response.getheaders(), response.read()
+        except OSError:  # the server behind is away
+            return 502, [], b"bad gateway"
+        finally:
+            connection.close()
+
+
+def _answer(request: BaseHTTPRequestHandler, status: int, body: bytes, headers: list[tuple[str, str]]) -> None:
+    try:
+        request.send_response(status)
+        for key, value in headers:
+            if key.lower() not in _NOT_PASSED_ON:
+                request.send_header(key, value)
+        request.send_header("Content-Length", str(len(body)))
+        request.end_headers()
+        request.wfile.write(body)
+    except OSError:
+        pass  # who asked has given up

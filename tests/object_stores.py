@@ -1,0 +1,52 @@
+"""A server that speaks the protocol of S3, in a process of its own. Tests only."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+_SERVE = """
+import sys
+from moto.server import ThreadedMotoServer
+server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+server.start()
+print("%s:%d" % server.get_host_and_port(), flush=True)
+sys.stdin.read()
+"""
+#: What the server takes from anybody.
+KEY, SECRET = "AKIAOBJECTSTORETESTS", "object-store-secret-f00dfeed"
+
+
+@contextmanager
+def serve_s3() -> Iterator[dict[str, str]]:
+    """Run an empty store; yield the environment in which every client finds it."""
+    server = subprocess.Popen(
+        [sys.executable, "-c", _SERVE],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        address = server.stdout.readline().strip()
+        yield {
+            "AWS_ENDPOINT_URL": f"http://{address}",
+            "AWS_ACCESS_KEY_ID": KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET,
+            "AWS_DEFAULT_REGION": "us-east-1",
+        }
+    finally:
+        server.send_signal(signal.SIGTERM)
+        server.communicate(timeout=30)
+
+
+def connect(environment: Mapping[str, str]) -> Any:
+    """Return an s3fs file system on the store."""
+    from s3fs import S3FileSystem
+
+    return S3FileSystem(endpoint_url=environment["AWS_ENDPOINT_URL"], key=KEY, secret=SECRET, skip_instance_cache=True)
