@@ -34,13 +34,15 @@ from common import Line
 
 from trainables.augmentation.pipeline import build_augmentation
 from trainables.config import Execution, TrialConfig
+from trainables.data.batches import TrainingImages
 from trainables.data.dataset import Dataset
 from trainables.data.sources import load_dataset
 from trainables.losses import build_loss
 from trainables.models import Classifier
+from trainables.optimisation import build_optimiser, learning_rate_factor
 from trainables.preload import preload
 from trainables.stacking import StackedTrainer
-from trainables.training import TrainingImages, build_optimiser, learning_rate_factor, resolve_precision
+from trainables.training import resolve_precision
 from trainables.trial import build_initial_model, prepare_process
 
 GPU_BAR = 2.0
@@ -105,19 +107,19 @@ def train_model(model: Classifier, data: Dataset, config: TrialConfig) -> None:
         config.regulariser,
         class_weights=None,
         num_classes=data.num_classes,
-        num_sites=batches.num_sites,
+        groups=batches.groups,
         device=device,
     )
     _, optimiser = build_optimiser(model, config)
     model.train()
     num_steps, step = batches.num_batches * training.epochs, 0
     for epoch in range(1, training.epochs + 1):
-        for images, labels, sites, seeds in batches.epoch(epoch):
+        for images, labels, groups, seeds in batches.epoch(epoch):
             for group in optimiser.param_groups:
                 group["lr"] = training.learning_rate * learning_rate_factor(step, num_steps, 0, training.schedule)
             with torch.autocast(device.type, precision, enabled=precision != torch.float32):
                 logits = model(model.normalise(augment(images, seeds)))
-            total = torch.stack(list(loss(logits, labels, sites, step).values())).sum()
+            total = torch.stack(list(loss(logits, labels, groups, step).values())).sum()
             optimiser.zero_grad(set_to_none=True)
             total.backward()
             optimiser.step()

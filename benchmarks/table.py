@@ -40,6 +40,7 @@ QUICK = (
     ("training.py",),
     ("packing.py",),
     ("memory.py",),
+    ("evaluation.py", "--trials", "4", "--images", "4"),
 )
 FULL = (
     *QUICK,
@@ -47,6 +48,12 @@ FULL = (
     ("orchestration.py", "--trials", "120", "--peers", "bare"),
     ("resume.py", "--trials", "10000"),
     ("tracking.py", "--runs", "1000"),
+    ("evaluation.py",),
+    # These make an environment for their peer, and need a package index.
+    ("shifts.py",),
+    ("shift_parity.py",),
+    ("augmentation.py",),
+    ("augmentation_parity.py",),
 )
 #: A ratio below this share of the committed one is called worse; two runs of one commit differ by about a tenth.
 TOLERANCE = 0.8

@@ -1,4 +1,4 @@
-"""The command line: ``robustsweep run | plan | status | report | ui | sync | trial | schema | doctor``.
+"""The command line: ``robustsweep run | plan | status | report | ui | sync | trial | shifts | schema | doctor``.
 
 Exit codes: 0 all trials complete, 1 some failed or are missing, 2 the request was wrong, 3 infrastructure failed.
 Nothing heavy is imported before a command needs it.
@@ -11,6 +11,7 @@ import os
 import shlex
 import signal
 import sys
+from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -33,12 +34,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+shifts = typer.Typer(
+    help="The shifts of a study, on its own test images (those of the first arm).", no_args_is_help=True
+)
+app.add_typer(shifts, name="shifts")
+
 StudyFile = Annotated[Path, typer.Argument(help="The study file.", show_default=False)]
 Storage = Annotated[str | None, typer.Option(help="Root of the ledger: path or fsspec URI.", show_default="results")]
 Mlflow = Annotated[str | None, typer.Option(help="MLflow tracking URI.", show_default="SQLite beside the ledger")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join.", show_default="this machine")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key.path=value, overrides the file. Repeatable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+
+
+class Layout(StrEnum):
+    """How exported images lie."""
+
+    npz = "npz"
+    folder = "folder"
 
 
 @app.command()
@@ -216,6 +229,35 @@ def trial(
     loaded = _load(study, overrides)
     folder = run_single(loaded, signature, storage=_storage(loaded, storage), echo=typer.echo)
     typer.echo(f"complete: {folder}")
+
+
+@shifts.command("preview")
+def preview_shifts(
+    study: StudyFile,
+    out: Annotated[Path | None, typer.Option(help="The PNG.", show_default="<study>-shifts.png")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Test images, one per class from the last one on.")] = 1,
+    overrides: Overrides = None,
+) -> None:
+    """Draw every shift at every severity: what the models are given. Prints the path of the picture."""
+    from orchestrator import shift_files
+
+    loaded = _load(study, overrides)
+    path = out or Path(f"{loaded.study}-shifts.png")
+    typer.echo(shift_files.preview_shifts(loaded, path, num_images=images))
+
+
+@shifts.command("export")
+def export_shifts(
+    study: StudyFile,
+    out: Annotated[Path, typer.Option(help="Folder to write to.", show_default=False)],
+    layout: Annotated[Layout, typer.Option("--format", help="npz as MedMNIST-C, folder as ImageNet-C.")] = Layout.npz,
+    overrides: Overrides = None,
+) -> None:
+    """Write the shifted test sets as files. Prints what was written: a file or folder per shift."""
+    from orchestrator import shift_files
+
+    for path in shift_files.export_shifts(_load(study, overrides), out, layout=layout.value):
+        typer.echo(path)
 
 
 @app.command()

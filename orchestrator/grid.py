@@ -120,6 +120,8 @@ def flatten(path: tuple[str, ...], value: Any, source: Key, report: Report) -> l
         report(source, f"found {format_value(value)}, expected {expected}a mapping with fields of {dotted}")
         return []
     found = [Assignment(path, {}, source)] if field.kinds and "kind" in value else []
+    if len(field.kinds) == 1 and "kind" not in value:  # naming it is enough: combined: {sam: {}}
+        found.append(Assignment((*path, "kind"), field.kinds[0], source))
     for name, inner in value.items():
         found += flatten((*path, *name.split(".")), inner, (*source, name), report)
     return _shallow_first(found)

@@ -18,6 +18,8 @@ from orchestrator.plan import Work
 MAX_TRIALS_PER_GPU = 8
 #: Share of a GPU that stays free: allocators fragment, a desktop or a neighbour needs some (assumption).
 MEMORY_MARGIN = 0.15
+#: Regularisers that need memory of their own: a second copy of the weights, densities of every pixel.
+_HUNGRY_REGULARISERS = frozenset({"sam", "stain_normalisation"})
 
 
 @dataclass(frozen=True)
@@ -70,7 +72,7 @@ def round_share(count: int) -> float:
 
 
 def describe_kind(kind: str, identity: dict[str, Any]) -> str:
-    """Return what decides the memory of a stage or trial: network, images, policy, batch size, precision, optimiser.
+    """Return what decides the memory of a stage or trial: network, images, policy, batch size, precision, optimiser…
 
     Args:
         kind: stage or trial.
@@ -82,8 +84,13 @@ def describe_kind(kind: str, identity: dict[str, Any]) -> str:
     else:
         training = identity["training"]
         parts["augmentation"] = identity["augmentation"]["kind"]
+        parts["regulariser"] = sorted(_list_kinds(identity["regulariser"]) & _HUNGRY_REGULARISERS)
         parts |= {name: training[name] for name in ("batch_size", "precision", "optimiser")}
     return canonical_json(parts)
+
+
+def _list_kinds(regulariser: dict[str, Any]) -> set[str]:
+    return {regulariser["kind"], *(name for name, part in regulariser.items() if isinstance(part, dict))}
 
 
 def _measure(records: Iterable[Record], evaluation_batch_size: int) -> dict[str, tuple[float, float]]:

@@ -72,6 +72,7 @@ def resolve_execution(study: Study, ledger: Ledger | None = None) -> Execution:
         device=execution.device,
         num_threads=max(1, int(execution.cpus_per_trial)),
         cache_dir=execution.cache_dir.expanduser(),
+        shift_cache_gib=execution.shift_cache_gib,
         evaluation_batch_size=execution.evaluation_batch_size,
         acceleration=(ledger.root / "acceleration").uri if ledger and execution.acceleration == "probe" else None,
     )

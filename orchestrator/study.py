@@ -17,18 +17,15 @@ from trainables.config import (
     AugmentationConfig,
     DataConfig,
     EvaluationConfig,
-    Frozen,
     ModelConfig,
     NoAugmentation,
-    NoRegulariser,
-    PositiveInt,
     PretrainingConfig,
-    RegulariserConfig,
     ScratchPretraining,
-    Seed,
     TrainingConfig,
 )
 from trainables.errors import StudyError
+from trainables.frozen import Frozen, PositiveInt, Seed
+from trainables.regularisers import NoRegulariser, RegulariserConfig
 
 #: Assumption: ten times the largest study that this was measured with; a plan of more takes minutes and gigabytes.
 MAX_TRIALS = 100_000
@@ -62,6 +59,9 @@ class ExecutionConfig(Frozen):
     stall_minutes: float = Field(30.0, gt=0, le=1e6, description="A trial that reports nothing for so long is ended.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one, else cpu.")
     cache_dir: UserPath = Field(Path("~/.cache/robustsweep"), description="Decoded images, one copy per node.")
+    shift_cache_gib: float = Field(
+        20.0, ge=0, description="Disk per node for shifted copies of test sets; 0: every trial shifts anew."
+    )
     evaluation_batch_size: PositiveInt = 256
     acceleration: Literal["off", "probe"] = Field(
         "off", description="probe: memory format, precision and compiling are timed once, and the same for all trials."
@@ -107,7 +107,7 @@ class Study(Frozen):
     )
     question: str = Field("", description="What we want to know, for the head of the report.")
     data: DataConfig = Field(
-        description="the images: kind is digits, medmnist, image_folder, csv, torchvision, phantom"
+        description="the images: kind is digits, coloured_digits, medmnist, image_folder, csv, torchvision, phantom"
     )
     model: ModelConfig = ModelConfig()
     pretraining: PretrainingConfig = ScratchPretraining()

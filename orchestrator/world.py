@@ -101,8 +101,8 @@ def check_trials(configs: Iterable[TrialConfig], world: World) -> None:
     """Build what every trial will build, so that a wrong name or size stops a study before it starts.
 
     Raises:
-        ConfigError: no such network, shift or modality; images of a size the network does not take; or not one value
-            per class or site.
+        ConfigError: no such network, shift or modality; images of a size the network does not take; or a regulariser
+            that does not fit the network or the data.
     """
     for config in find_distinct(configs):
         _check_trial(config, world.dataset(config.data))
@@ -111,21 +111,35 @@ def check_trials(configs: Iterable[TrialConfig], world: World) -> None:
 def _check_trial(config: TrialConfig, data: Dataset) -> None:
     import torch
 
+    from trainables.data.groups import find_groups
     from trainables.losses import build_loss
     from trainables.models import build_model
+    from trainables.regularisers import StainNormalisation, StochasticDepth, choose_group_columns, find_part
     from trainables.shifts.bank import build_shifts
+    from trainables.stain_normalisation import check_stainable
 
     build_shifts(config.evaluation, data.modality)
+    train, regulariser = data.splits["train"], config.regulariser
+    weights = None if config.training.class_weights == "none" else torch.ones(data.num_classes)
     build_loss(
-        config.regulariser,
-        class_weights=None,
+        regulariser,
+        class_weights=weights,
         num_classes=data.num_classes,
-        num_sites=len(set(data.splits["train"].sites.tolist())),
+        groups=find_groups(train, choose_group_columns(regulariser)),
         device=torch.device("cpu"),
     )
+    _, channels, _, size = train.images.shape
+    if find_part(regulariser, StainNormalisation) is not None:
+        check_stainable(channels)
+    depth = find_part(regulariser, StochasticDepth)
     # With its memory: on torch's meta device a forward pass imports for two seconds more.
-    _, channels, _, size = data.splits["train"].images.shape
-    build_model(config.model, num_classes=data.num_classes, channels=channels, image_size=size)
+    build_model(
+        config.model,
+        num_classes=data.num_classes,
+        channels=channels,
+        image_size=size,
+        stochastic_depth=None if depth is None else depth.probability,
+    )
 
 
 def check_batches(configs: Iterable[TrialConfig], world: World) -> None:

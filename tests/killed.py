@@ -82,8 +82,8 @@ def _arm(point: str, case: str) -> None:
 
 
 def _num_steps() -> int:
+    from trainables.data.batches import TrainingImages
     from trainables.data.sources import load_dataset
-    from trainables.training import TrainingImages
 
     config = CASES["dropout"]
     return TrainingImages(

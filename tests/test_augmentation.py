@@ -6,12 +6,25 @@ import numpy as np
 import pytest
 import torch
 
-from trainables.augmentation import standard, strong
+from trainables.augmentation import sequences
+from trainables.augmentation.augmix import AugMixPolicy
 from trainables.augmentation.pipeline import build_augmentation, draw_crops, random_erasing
-from trainables.augmentation.policy import apply_chosen
-from trainables.augmentation.standard import RANDAUGMENT, TRIVIALAUGMENT, StandardPolicy
-from trainables.augmentation.strong import StrongPolicy
-from trainables.config import AugmentationConfig, NoAugmentation, RandAugment, StrongAugmentation, TrivialAugment
+from trainables.augmentation.policy import Operation, PixelOperation, PointOperation, TableOperation, WarpOperation
+from trainables.augmentation.sequences import apply_chosen, apply_sequences, number_rounds
+from trainables.augmentation.standard import RANDAUGMENT, TRIVIALAUGMENT, Space, StandardPolicy, build_operations
+from trainables.augmentation.strong import SPACES, StrongPolicy, StrongSpace
+from trainables.config import (
+    AugmentationConfig,
+    AugMix,
+    NoAugmentation,
+    RandAugment,
+    StrongAugmentation,
+    TrivialAugment,
+)
+from trainables.errors import ConfigError
+from trainables.ops import colour
+from trainables.ops.geometry import warp_affine
+from trainables.ops.pixels import apply_lut
 from trainables.seeding import hash_ids, mix
 
 POLICIES: list[AugmentationConfig] = [
@@ -20,7 +33,10 @@ POLICIES: list[AugmentationConfig] = [
     TrivialAugment(),
     StrongAugmentation(),
     StrongAugmentation(strength=0.5, crop_scale_min=0.5, horizontal_flip=True),
+    StrongAugmentation(policy="strong-v1"),
+    AugMix(),
 ]
+ALL = [StrongAugmentation(), StrongAugmentation(policy="strong-v1"), RandAugment(), TrivialAugment(), AugMix()]
 
 
 def make_images(num: int, channels: int = 3, side: int = 19) -> torch.Tensor:
@@ -31,13 +47,28 @@ def make_seeds(num: int, epoch: int = 0) -> torch.Tensor:
     return mix(torch.from_numpy(hash_ids([f"image-{index}" for index in range(num)])), "augmentation", epoch)
 
 
-def name_of(index: int) -> str:
-    return list(strong.OPERATIONS)[index]
+V0, V1 = SPACES["strong-v0.1.0"], SPACES["strong-v1"]
+
+
+def run_one(operation: Operation, images: torch.Tensor, magnitudes: torch.Tensor, seeds: torch.Tensor) -> torch.Tensor:
+    """Call one operation by itself, without rounds or fused tables."""
+    match operation:
+        case PointOperation():
+            return operation.apply(images, magnitudes)
+        case TableOperation():
+            return apply_lut(images, operation.tabulate(images, magnitudes))
+        case PixelOperation():
+            return operation.apply(images, magnitudes, seeds)
+    return warp_affine(images, operation.build_matrices(magnitudes, *images.shape[-2:]), fill=operation.fill)
+
+
+def draw_magnitudes(policy: StrongPolicy, num: int, name: str) -> torch.Tensor:
+    return policy._draw_magnitudes(make_seeds(num))[:, list(policy.space.operations).index(name)]
 
 
 def test_strong_has_the_papers_nineteen_operations() -> None:
-    assert len(strong.OPERATIONS) == 19
-    bounds = {name: (operation.low, operation.high) for name, operation in strong.OPERATIONS.items()}
+    assert len(V0.operations) == 19
+    bounds = {name: (values.low, values.high) for name, (_, values) in V0.operations.items()}
     assert bounds["brightness"] == bounds["contrast"] == bounds["gamma"] == (0.1, 2.0)
     assert bounds["hue"] == (-0.5, 0.5)
     assert bounds["posterize"] == (1, 8)
@@ -47,77 +78,114 @@ def test_strong_has_the_papers_nineteen_operations() -> None:
     assert bounds["blur"] == (0.0, 3.0)
 
 
+def test_strong_v1_has_the_first_releases_operations() -> None:
+    assert len(V1.operations) == 21
+    assert not {"sharpen", "emboss", "noise", "jpeg", "tone"} & set(V1.operations)
+    bounds = {name: (values.low, values.high) for name, (_, values) in V1.operations.items()}
+    assert bounds["sharpness"] == (1.0, 4.0)
+    assert bounds["blur"] == (0.0, 2.0)
+    assert bounds["shear_x"] == bounds["shear_y"] == (-45.0, 45.0)
+    assert bounds["translate_x"] == bounds["translate_y"] == (-32.0, 32.0)
+    assert bounds["rotate"] == (-135.0, 135.0)
+
+
+@pytest.mark.parametrize("space", [V0, V1])
 @pytest.mark.parametrize("channels", [1, 3])
-def test_identity_magnitudes_return_the_input_bit_for_bit(channels: int) -> None:
+def test_identity_magnitudes_return_the_input_bit_for_bit(space: StrongSpace, channels: int) -> None:
     images, seeds = make_images(2, channels), make_seeds(2)
-    rows = torch.arange(2)
-    policy = StrongPolicy(1.0)
-    for number, (name, operation) in enumerate(strong.OPERATIONS.items()):
-        magnitudes = torch.tensor(operation.identity).expand(2, len(strong.OPERATIONS), 2)
-        assert torch.equal(policy._apply(number, operation, magnitudes, seeds, images, rows), images), name
+    for name, (operation, values) in space.operations.items():
+        if values.kind != "switch" and name != "jpeg":  # these are left out of the draw where they are off
+            magnitudes = torch.tensor(values.identity).expand(2, 2)
+            assert torch.equal(run_one(operation, images, magnitudes, seeds), images), name
 
 
-def test_operations_are_distinct_and_equally_likely_in_every_place() -> None:
-    drawn = StrongPolicy(1.0).draw(make_seeds(20_000)).operations
+@pytest.mark.parametrize("space", [V0, V1])
+def test_what_changes_nothing_is_not_drawn(space: StrongSpace) -> None:
+    assert (StrongPolicy(space, 0.0).draw(make_seeds(500)).choices == -1).all()
+
+
+@pytest.mark.parametrize("space", [V0, V1])
+def test_operations_are_distinct_and_equally_likely(space: StrongSpace) -> None:
+    drawn = StrongPolicy(space, 1.0)._draw_choices(make_seeds(20_000))
     for row in drawn[:2000].tolist():
         used = [number for number in row if number >= 0]
         assert len(set(used)) == len(used)
         assert row[: len(used)] == used  # gaps only at the end
-    for step in range(2):
-        share = torch.bincount(drawn[:, step], minlength=19).double() / 20_000
-        assert (share - 1 / 19).abs().max() < 5 * (1 / 19 / 20_000) ** 0.5
+    share = torch.bincount(drawn[:, 0], minlength=len(space.operations)).double() / 20_000
+    expected = 1 / len(space.operations)
+    assert (share - expected).abs().max() < 5 * (expected / 20_000) ** 0.5
 
 
-def test_number_of_operations_has_the_published_frequencies() -> None:
-    counts = (StrongPolicy(1.0).draw(make_seeds(20_000)).operations >= 0).sum(1)
-    for number, probability in ((2, 0.5), (3, 0.3), (4, 0.2)):
+def test_strong_v1_warps_at_most_once() -> None:
+    policy = StrongPolicy(V1, 1.0)
+    warps = [number for number, name in enumerate(V1.operations) if isinstance(V1.operations[name][0], WarpOperation)]
+    count = torch.isin(policy._draw_choices(make_seeds(5000)), torch.tensor(warps)).sum(1)
+    assert len(warps) == 5
+    assert set(count.tolist()) == {0, 1}
+
+
+@pytest.mark.parametrize(
+    ("space", "shares"),
+    [(V0, {2: 0.5, 3: 0.3, 4: 0.2}), (V1, {2: 0.6, 3: 0.24, 4: 0.096, 5: 0.064})],
+)
+def test_number_of_operations_has_the_published_frequencies(space: StrongSpace, shares: dict[int, float]) -> None:
+    counts = (StrongPolicy(space, 1.0)._draw_choices(make_seeds(20_000)) >= 0).sum(1)
+    assert set(counts.tolist()) == set(shares)
+    for number, probability in shares.items():
         assert (counts == number).double().mean() == pytest.approx(probability, abs=0.016)  # 4.5 standard errors
 
 
-def test_magnitudes_fill_the_bounds_integers_with_both_ends() -> None:
-    magnitudes = StrongPolicy(1.0).draw(make_seeds(20_000)).magnitudes
-    for index, (name, operation) in enumerate(strong.OPERATIONS.items()):
+@pytest.mark.parametrize("space", [V0, V1])
+def test_magnitudes_fill_the_bounds_integers_with_both_ends(space: StrongSpace) -> None:
+    magnitudes = StrongPolicy(space, 1.0)._draw_magnitudes(make_seeds(20_000))
+    for index, (name, (_, bounds)) in enumerate(space.operations.items()):
         values = magnitudes[:, index, 0]
-        if operation.kind == "integer":
-            assert set(values.tolist()) == set(range(int(operation.low), int(operation.high) + 1)), name
-        elif operation.kind == "switch":
+        if bounds.kind == "integer":
+            assert set(values.tolist()) == set(range(int(bounds.low), int(bounds.high) + 1)), name
+        elif bounds.kind == "switch":
             assert (values == 1).all()
         else:
-            span = operation.high - operation.low
-            assert operation.low <= values.min() < operation.low + 0.01 * span
-            assert operation.high - 0.01 * span < values.max() <= operation.high
-    tone = magnitudes[:, list(strong.OPERATIONS).index("tone")]
-    assert abs(torch.corrcoef(tone.T)[0, 1].item()) < 0.03  # two independent magnitudes
+            span = bounds.high - bounds.low
+            assert bounds.low <= values.min() <= bounds.low + 0.01 * span
+            assert bounds.high - 0.01 * span <= values.max() <= bounds.high
+
+
+def test_tone_has_two_independent_magnitudes() -> None:
+    tone = draw_magnitudes(StrongPolicy(V0, 1.0), 20_000, "tone")
+    assert abs(torch.corrcoef(tone.T)[0, 1].item()) < 0.03
 
 
 def test_strength_moves_bounds_linearly_from_the_identity() -> None:
-    magnitudes = StrongPolicy(0.5).draw(make_seeds(20_000)).magnitudes
+    policy = StrongPolicy(V0, 0.5)
     expected = {"brightness": (0.55, 1.5), "hue": (-0.25, 0.25), "noise": (0.0, 0.1), "posterize": (4, 8)}
     expected |= {"solarize": (128, 255), "jpeg": (50, 100), "tone": (1 / 6, 2 / 3)}
     for name, (low, high) in expected.items():
-        values = magnitudes[:, list(strong.OPERATIONS).index(name), 0]
+        values = draw_magnitudes(policy, 20_000, name)[:, 0]
         assert values.min().item() == pytest.approx(low, abs=0.01)
         assert values.max().item() == pytest.approx(high, abs=0.01)
     for name in ("autocontrast", "equalize", "grayscale"):
-        share = magnitudes[:, list(strong.OPERATIONS).index(name), 0].mean().item()
+        share = draw_magnitudes(policy, 20_000, name)[:, 0].mean().item()
         assert share == pytest.approx(0.5, abs=0.02)
 
 
 def test_jpeg_goes_down_from_100() -> None:
-    values = StrongPolicy(0.1).draw(make_seeds(5000)).magnitudes[:, list(strong.OPERATIONS).index("jpeg"), 0]
+    values = draw_magnitudes(StrongPolicy(V0, 0.1), 5000, "jpeg")[:, 0]
     assert (values.min().item(), values.max().item()) == (90, 100)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_strength_zero_changes_no_bit(channels: int) -> None:
     images, seeds = make_images(64, channels), make_seeds(64)
-    assert torch.equal(StrongPolicy(0.0)(images, seeds), images)  # by its bounds, without the short cut
-    for config in (StrongAugmentation(strength=0), RandAugment(strength=0), TrivialAugment(strength=0)):
-        assert torch.equal(build_augmentation(config, 19)(images, seeds), images)
+    for space in (V0, V1):
+        assert torch.equal(StrongPolicy(space, 0.0)(images, seeds), images)  # by its bounds, without the short cut
+    for config in ALL:
+        assert torch.equal(build_augmentation(config.model_copy(update={"strength": 0}), 19)(images, seeds), images)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
-@pytest.mark.parametrize("config", POLICIES, ids=lambda config: f"{config.kind}-{config.crop_scale_min}")
+@pytest.mark.parametrize(
+    "config", POLICIES, ids=lambda config: f"{config.kind}-{config.crop_scale_min}-{getattr(config, 'policy', '')}"
+)
 def test_the_result_depends_on_image_and_seed_alone(config: AugmentationConfig, channels: int) -> None:
     num = 60
     images, seeds = make_images(num, channels), make_seeds(num)
@@ -142,56 +210,153 @@ def test_input_is_not_written_to() -> None:
 
 def test_strong_at_full_strength_changes_almost_every_image() -> None:
     images, seeds = make_images(200), make_seeds(200)
-    changed = (StrongPolicy(1.0)(images, seeds) != images).flatten(1).any(1).double().mean()
+    changed = (StrongPolicy(V0, 1.0)(images, seeds) != images).flatten(1).any(1).double().mean()
     assert changed > 0.97
 
 
-def test_strong_applies_in_drawn_order() -> None:
-    """The policy on one image equals its drawn operations called one after the other."""
-    images, seeds = make_images(30), make_seeds(30)
-    policy = StrongPolicy(1.0)
-    draw, result = policy.draw(seeds), policy(images, seeds)
-    for index in range(30):
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(
+    "policy",
+    [
+        StrongPolicy(V0, 1.0),
+        StrongPolicy(V0, 0.6),
+        StrongPolicy(V1, 1.0),
+        StandardPolicy(TRIVIALAUGMENT, num_ops=4, bin=None, strength=1.0),
+    ],
+)
+def test_fused_tables_and_batches_are_the_operations_one_by_one(
+    policy: StrongPolicy | StandardPolicy, channels: int
+) -> None:
+    images, seeds = make_images(120, channels), make_seeds(120)
+    drawn, result = policy.draw(seeds), policy(images, seeds)
+    for index in range(120):
         image, seed = images[index : index + 1], seeds[index : index + 1]
-        for number in draw.operations[index].tolist():
+        for step, number in enumerate(drawn.choices[index].tolist()):
             if number >= 0:
-                operation = strong.OPERATIONS[name_of(number)]
-                image = operation.apply(image, draw.magnitudes[index : index + 1, number], seed)
-        # hue at a magnitude other than its identity and all others are plain calls
-        assert torch.equal(image[0], result[index]), [name_of(n) for n in draw.operations[index].tolist() if n >= 0]
+                magnitudes = drawn.magnitudes[index : index + 1, step]
+                image = run_one(policy.operations[number], image, magnitudes, seed)
+        assert torch.equal(image[0], result[index]), drawn.choices[index]
+
+
+def test_rounds_end_with_pixels_and_start_with_tables_that_look() -> None:
+    point, pixels = PointOperation(lambda x, m: x), PixelOperation(lambda x, m, seeds: x)
+    looks = TableOperation(lambda x, m: colour.tabulate_autocontrast(x))
+    choices = np.array([[0, 0, 2, 0], [0, 1, 0, 2], [1, 1, -1, 0], [-1, 2, 2, 1], [-1, -1, -1, -1]])
+    expected = [[0, 0, 0, 1], [0, 1, 1, 1], [0, 1, -1, 1], [-1, 0, 1, 2], [-1, -1, -1, -1]]
+    assert number_rounds(choices, [point, looks, pixels]).tolist() == expected
 
 
 def test_apply_chosen_leaves_rows_without_a_choice() -> None:
     images = make_images(4)
-    choice = torch.tensor([1, -1, 0, 1])
-    result = apply_chosen(images, choice, [lambda x, rows: 255 - x, lambda x, rows: torch.zeros_like(x)])
+    change = {0: lambda x: 255 - x, 1: torch.zeros_like}
+    result = apply_chosen(images, np.array([1, -1, 0, 1]), lambda number, rows, own: change[number](own))
     assert not result[[0, 3]].any()
     assert torch.equal(result[1], images[1])
     assert torch.equal(result[2], 255 - images[2])
 
 
+def test_large_groups_run_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    images, seeds, policy = make_images(100), make_seeds(100), StrongPolicy(V0, 1.0)
+    whole = policy(images, seeds)
+    monkeypatch.setattr(sequences, "_BLOCK_VALUES", 1)
+    assert torch.equal(policy(images, seeds), whole)
+
+
+def draw_dots(num: int, side: int = 40) -> torch.Tensor:
+    """White rectangles on black: where the image is, the mask is."""
+    images = torch.zeros(num, 1, side, side, dtype=torch.uint8)
+    images[:, :, 8:20, 14:32] = 255
+    return images
+
+
+@pytest.mark.parametrize("config", [RandAugment(), TrivialAugment()], ids=lambda config: config.kind)
+def test_masks_move_as_images_do(config: AugmentationConfig) -> None:
+    """Among the samples that are only moved, mask and image stay one."""
+    config = config.model_copy(update={"horizontal_flip": True, "vertical_flip": True})
+    augment = build_augmentation(config, 40)
+    images, seeds = draw_dots(300), make_seeds(300)
+    result, masks = augment(images, seeds), augment.move(images // 255, seeds)
+    names = list(build_operations(RANDAUGMENT))
+    warps = torch.tensor([names.index(name) for name in ("shear_x", "shear_y", "translate_x", "translate_y", "rotate")])
+    drawn = augment.policy.draw(seeds).choices
+    moved = (torch.isin(drawn, warps) | (drawn < 0)).all(1)
+    assert moved.sum() > 30
+    assert torch.equal(result[moved], masks[moved] * 255)
+    assert not torch.equal(masks, images // 255)
+
+
+def test_masks_follow_the_strong_policy_and_keep_their_labels() -> None:
+    masks, seeds = draw_dots(200) // 255 * 7, make_seeds(200)
+    assert torch.equal(build_augmentation(StrongAugmentation(), 40).move(masks, seeds), masks)  # nothing moves there
+    moved = build_augmentation(StrongAugmentation(policy="strong-v1"), 40).move(masks, seeds)
+    assert set(moved.unique().tolist()) == {0, 7}
+    assert (moved != masks).flatten(1).any(1).double().mean() > 0.3
+    alone = build_augmentation(StrongAugmentation(policy="strong-v1"), 40).move(masks[3:4], seeds[3:4])
+    assert torch.equal(alone, moved[3:4])
+    assert torch.equal(build_augmentation(NoAugmentation(), 40).move(masks, seeds), masks)
+
+
+def test_masks_are_cropped_as_images_are() -> None:
+    images, seeds = draw_dots(50), make_seeds(50)
+    augment = build_augmentation(NoAugmentation(crop_scale_min=0.3), 40)
+    result, masks = augment(images, seeds), augment.move(images, seeds)
+    assert (result.int() - masks.int()).abs().double().mean() < 8  # bilinear and nearest differ along edges only
+    assert set(masks.unique().tolist()) == {0, 255}
+
+
+def test_augmix_has_no_masks() -> None:
+    with pytest.raises(ConfigError, match="AugMix"):
+        build_augmentation(AugMix(), 40).move(draw_dots(2), make_seeds(2))
+
+
+def test_augmix_mixes_up_to_three_chains_of_up_to_three_operations() -> None:
+    policy = AugMixPolicy(severity=3, width=3, max_depth=3, strength=1.0)
+    chains, seeds = policy.draw(make_seeds(9000)), make_seeds(9000)
+    depth = (chains.choices >= 0).sum(1)
+    assert [round((depth == number).double().mean().item(), 1) for number in (1, 2, 3)] == [0.3, 0.3, 0.3]
+    assert 0.0099 < chains.magnitudes[..., 0].abs().min() < chains.magnitudes[..., 0].abs().max() < 0.3001
+    weights, own = policy.draw_weights(seeds)
+    assert torch.allclose(weights.sum(1), torch.ones(9000))
+    # Dirichlet(1, 1, 1): mean 1/3, variance 1/18; Beta(1, 1) is uniform
+    assert weights.mean(0).tolist() == pytest.approx([1 / 3] * 3, abs=0.013)
+    assert weights.var(0).tolist() == pytest.approx([1 / 18] * 3, rel=0.06)
+    assert (own.mean().item(), own.var().item()) == pytest.approx((1 / 2, 1 / 12), abs=0.015)
+
+
+def test_augmix_is_its_formula() -> None:
+    images, seeds = make_images(20), make_seeds(20)
+    policy = AugMixPolicy(severity=3, width=2, max_depth=1, strength=1.0)
+    weights, own = policy.draw_weights(seeds)
+    chains = [apply_sequences(images, policy.draw(mix(seeds, "chain", number)), policy.operations) for number in (0, 1)]
+    mixture = sum(weights[:, number, None, None, None] * chain for number, chain in enumerate(chains))
+    expected = own[:, None, None, None] * images + (1 - own[:, None, None, None]) * mixture
+    assert (policy(images, seeds) - expected).abs().max() <= 0.501
+
+
 def test_randaugment_uses_its_bin_and_trivialaugment_all_bins() -> None:
-    _, shares = StandardPolicy(RANDAUGMENT, num_ops=2, bin=9, strength=0.5).draw(make_seeds(500))
+    shares = StandardPolicy(RANDAUGMENT, num_ops=2, bin=9, strength=0.5).draw(make_seeds(500)).magnitudes[..., 0]
     assert shares.shape == (500, 2)
     assert torch.allclose(shares.abs(), torch.tensor(0.15))
     assert 0.4 < (shares > 0).double().mean() < 0.6
-    choices, shares = StandardPolicy(TRIVIALAUGMENT, num_ops=1, bin=None, strength=1.0).draw(make_seeds(5000))
+    drawn = StandardPolicy(TRIVIALAUGMENT, num_ops=1, bin=None, strength=1.0).draw(make_seeds(5000))
+    choices, shares = drawn.choices, drawn.magnitudes[..., 0]
     assert set((shares.abs() * 30).round().int().flatten().tolist()) == set(range(31))
-    assert set(choices.flatten().tolist()) == set(range(14))
+    assert set(choices.flatten().tolist()) == {-1, *range(1, 14)}
 
 
 def test_standard_operations_have_torchvisions_magnitudes() -> None:
-    images = make_images(1)
-    full = torch.tensor([1.0])
-    posterized = standard.OPERATIONS["posterize"](images, full, RANDAUGMENT)
-    assert torch.equal(posterized, images & 0xF0)
-    assert torch.equal(standard.OPERATIONS["posterize"](images, full, TRIVIALAUGMENT), images & 0xC0)
-    assert torch.equal(standard.OPERATIONS["solarize"](images, full, RANDAUGMENT), 255 - images)
-    moved = standard.OPERATIONS["translate_x"](images, -full, RANDAUGMENT)  # 150/331 of 19 px: 8
+    images, full, seeds = make_images(1), torch.tensor([[1.0, 0.0]]), make_seeds(1)
+
+    def run(name: str, share: torch.Tensor, space: Space = RANDAUGMENT) -> torch.Tensor:
+        return run_one(build_operations(space)[name], images, share, seeds)
+
+    assert torch.equal(run("posterize", full), images & 0xF0)
+    assert torch.equal(run("posterize", full, TRIVIALAUGMENT), images & 0xC0)
+    assert torch.equal(run("solarize", full), 255 - images)
+    moved = run("translate_x", -full)  # 150/331 of 19 px: 8
     assert torch.equal(moved[..., :-8], images[..., 8:])
     assert not moved[..., -8:].any()
-    dark = standard.OPERATIONS["brightness"](images, -full, RANDAUGMENT)
-    assert (dark.float() - images * 0.1).abs().max() <= 0.51
+    assert (run("brightness", -full).float() - images * 0.1).abs().max() <= 0.51
 
 
 def test_flips_hit_half_of_the_images() -> None:

@@ -27,6 +27,11 @@ SCRIPTS = (
     "training",
     "memory",
     "bookkeeping",
+    "evaluation",
+    "shifts",
+    "shift_parity",
+    "augmentation",
+    "augmentation_parity",
 )
 
 

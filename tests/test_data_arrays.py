@@ -80,7 +80,7 @@ def test_images_are_resized(tmp_path):
 @pytest.mark.parametrize(
     ("flag", "modality"),
     [("chestmnist", "chest_xray"), ("retinamnist", "fundus"), ("dermamnist", "dermoscopy"), ("pathmnist", "pathology"),
-     ("bloodmnist", "general"), ("my_own", "general")],
+     ("bloodmnist", "blood"), ("my_own", "general")],
 )  # fmt: skip
 def test_modality_follows_the_flag(flag, modality, tmp_path):
     dataset = _load(_npz(tmp_path / "x.npz"), tmp_path, flag=flag)

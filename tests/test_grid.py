@@ -126,3 +126,22 @@ def test_a_study_made_in_python_has_the_same_arms() -> None:
 def test_a_thousand_arms_and_their_names() -> None:
     found = arms(f"factors: {{training.epochs: {list(range(1, 101))}, training.batch_size: {list(range(1, 11))}}}")
     assert len(found) == 1000
+
+
+def test_a_part_of_a_combination_is_there_when_it_is_named() -> None:
+    found = arms(
+        "factors:\n  regulariser:\n    both: {kind: combined, sam: {}, weight_decay.weight: 0.3}\n"
+        "    three: {kind: combined, sam: sam, dropout: {}, group_dro: {group_by: [class]}}\n"
+    )
+    both, three = (config.regulariser for config in found.values())
+    assert (both.sam.rho, both.weight_decay.weight, both.dropout) == (0.05, 0.3, None)
+    assert (three.sam.rho, three.dropout.probability, three.group_dro.group_by) == (0.05, 0.5, ("class",))
+
+
+def test_a_field_of_a_part_is_a_factor() -> None:
+    found = arms(
+        "regulariser: {kind: combined, sam: {}, spectral_decoupling: {weight: 0.5}}\n"
+        "factors: {regulariser.spectral_decoupling.weight: [0.1, 1]}\n"
+    )
+    assert [config.regulariser.spectral_decoupling.weight for config in found.values()] == [0.1, 1.0]
+    assert all(config.regulariser.sam is not None for config in found.values())

@@ -28,7 +28,7 @@ STUDY = "factors: {pretraining: {a: scratch, b: {kind: contrastive, epochs: 3}},
 @pytest.mark.parametrize(
     ("config", "signature"),
     [
-        (TrialConfig(), "650d7f227c60bcfa"),
+        (TrialConfig(), "3acbefb669c722e2"),
         (
             TrialConfig(
                 data=PhantomData(num_sites=2, lesion_radius_px=(1.0, 2.5)),
@@ -38,11 +38,11 @@ STUDY = "factors: {pretraining: {a: scratch, b: {kind: contrastive, epochs: 3}},
                 seed=3,
                 replicate=2,
             ),
-            "09e2934393788e9d",
+            "f2bcd2f9302e62ab",
         ),
         (
             StageConfig(data=MedmnistData(), model=TrialConfig().model, pretraining=ContrastivePretraining()),
-            "754d29f5d3a7a8c5",
+            "9fcad6b971cfeded",
         ),
     ],
 )

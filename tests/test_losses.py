@@ -9,13 +9,15 @@ import torch.nn.functional as F
 from scipy.optimize import brentq
 from torch import Tensor
 
-from trainables.config import LabelSmoothing, NoRegulariser, SpectralDecoupling
+from trainables.data.groups import Groups
 from trainables.errors import ConfigError
-from trainables.losses import build_loss, mixup, spectral_decoupling, spectral_decoupling_binary
+from trainables.losses import build_loss, spectral_decoupling, spectral_decoupling_binary
+from trainables.regularisers import Combined, GroupDro, LabelSmoothing, NoRegulariser, SpectralDecoupling
 
 LOGITS = torch.tensor([[1.0, -2.0, 3.0], [0.0, 4.0, -1.0]])
 LABELS = torch.tensor([2, 0])
 SITES = torch.tensor([1, 0])
+TWO_SITES = Groups(("site_a", "site_b"), np.array([1, 0, 0]))
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def test_softmax_confidence_settles_at_the_analytic_cap(num_classes: int, reduct
         SpectralDecoupling(weight=0.01, reduction=reduction),
         class_weights=None,
         num_classes=num_classes,
-        num_sites=1,
+        groups=Groups(("site_",), np.zeros(1, dtype=np.int64)),
         device=torch.device("cpu"),
     )
     label, site = torch.tensor([0]), torch.tensor([0])
@@ -102,7 +104,7 @@ def test_softmax_confidence_settles_at_the_analytic_cap(num_classes: int, reduct
 
 
 def build(regulariser: object, **kwargs: object) -> object:
-    defaults = {"class_weights": None, "num_classes": 3, "num_sites": 2, "device": torch.device("cpu")}
+    defaults = {"class_weights": None, "num_classes": 3, "groups": TWO_SITES, "device": torch.device("cpu")}
     return build_loss(regulariser, **{**defaults, **kwargs})  # type: ignore[arg-type]
 
 
@@ -149,21 +151,45 @@ def test_cross_entropy_by_hand() -> None:
     assert terms["cross_entropy"].item() == pytest.approx((first + second) / 2, rel=1e-6)
 
 
-def test_mixup_is_the_convex_combination_and_reproducible() -> None:
-    images = torch.rand(5, 1, 4, 4)
-    mixed, partner, share = mixup(images, alpha=0.4, generator=np.random.default_rng(1))
-    again, partner_again, share_again = mixup(images, alpha=0.4, generator=np.random.default_rng(1))
-    assert torch.equal(mixed, again)
-    assert torch.equal(partner, partner_again)
-    assert share == share_again
-    assert 0 <= share <= 1
-    assert sorted(partner.tolist()) == list(range(5))
-    torch.testing.assert_close(mixed, share * images + (1 - share) * images[partner])
+@pytest.mark.parametrize("options", [{}, {"target": "true_class"}, {"reduction": "sum", "half": False}])
+def test_the_penalty_of_segmentation_is_that_of_its_pixels(options: dict) -> None:
+    logits, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
+    weight, gamma = torch.rand(2, 4, 5), torch.randn(2, 4, 5)
+    found = spectral_decoupling(logits, labels, weight=weight, gamma=gamma, **options)
+    pixels = logits.permute(0, 2, 3, 1).reshape(-1, 3)
+    expected = spectral_decoupling(pixels, labels.flatten(), weight=weight.flatten(), gamma=gamma.flatten(), **options)
+    assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_mixup_shares_follow_beta() -> None:
-    generator = np.random.default_rng(0)
-    images = torch.zeros(2, 1, 1, 1)
-    shares = np.array([mixup(images, alpha=0.2, generator=generator)[2] for _ in range(2000)])
-    assert shares.mean() == pytest.approx(0.5, abs=0.03)
-    assert shares.var() == pytest.approx(1 / (4 * (2 * 0.2 + 1)), abs=0.01)
+def test_segmentation_by_hand() -> None:
+    logits = torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]])  # one image, two classes, 1 × 2 pixels
+    labels = torch.zeros(1, 1, 2, dtype=torch.int64)
+    # ½·λ·mean over pixels of the mean over classes: (1+9)/2 and (4+0)/2.
+    assert spectral_decoupling(logits, labels, weight=0.1).item() == pytest.approx(0.05 * (5 + 2) / 2)
+
+
+def test_a_combination_has_the_terms_of_its_parts() -> None:
+    both = build(
+        Combined(label_smoothing=LabelSmoothing(epsilon=0.3), spectral_decoupling=SpectralDecoupling(weight=1))
+    )
+    terms = both(LOGITS, LABELS, SITES, 0)
+    smooth = build(LabelSmoothing(epsilon=0.3))(LOGITS, LABELS, SITES, 0)
+    penal = build(SpectralDecoupling(weight=1))(LOGITS, LABELS, SITES, 0)
+    assert terms["cross_entropy"].item() == smooth["cross_entropy"].item()
+    assert terms["spectral_decoupling"].item() == penal["spectral_decoupling"].item()
+
+
+def test_group_dro_weighs_the_losses_of_groups() -> None:
+    loss = build(GroupDro(step_size=0.1))
+    first, second = F.cross_entropy(LOGITS, LABELS, reduction="none").tolist()
+    # Site b (index 1) is the first image's; both start at ½ and are multiplied by e^{η·loss} before they count.
+    raised = [math.exp(0.1 * second), math.exp(0.1 * first)]
+    expected = (raised[0] * second + raised[1] * first) / sum(raised)
+    assert loss(LOGITS, LABELS, SITES, 0)["group_dro"].item() == pytest.approx(expected, rel=1e-6)
+    again = [loss(LOGITS, LABELS, SITES, 0, adapt=False)["group_dro"].item() for _ in range(2)]
+    assert again == pytest.approx([expected] * 2, rel=1e-6)
+
+
+def test_group_dro_and_class_weights_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"group_dro and training.class_weights, which both weigh the loss"):
+        build(GroupDro(), class_weights=torch.ones(3))

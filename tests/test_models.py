@@ -193,3 +193,25 @@ def test_the_same_seed_gives_every_arm_the_same_weights() -> None:
     dropped = build_model(ModelConfig(), num_classes=3, channels=1, image_size=28, dropout=0.5)
     assert [p.tolist() for p in plain.head.parameters()] == [p.tolist() for p in dropped.head.parameters()]
     assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), dropped.parameters(), strict=True))
+
+
+@pytest.mark.parametrize(
+    "name", ["efficientnet_b0", "convnext_tiny", "swin_t", "timm/resnet18", "timm/test_vit", "timm/test_resnet"]
+)
+def test_stochastic_depth_grows_with_depth_and_leaves_the_weights_alone(name: str) -> None:
+    torch.manual_seed(0)
+    plain = build_model(ModelConfig(name=name), num_classes=3, channels=1, image_size=28)
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(name=name), num_classes=3, channels=1, image_size=28, stochastic_depth=0.3)
+    layers = [layer for layer in model.modules() if type(layer).__name__ in ("StochasticDepth", "DropPath")]
+    rates = [layer.p if hasattr(layer, "p") else layer.drop_prob for layer in layers]
+    assert rates == sorted(rates)
+    assert rates[-1] == pytest.approx(0.3)
+    assert list(plain.state_dict()) == list(model.state_dict())
+    assert all(torch.equal(a, b) for a, b in zip(plain.parameters(), model.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("name", ["resnet18", "shufflenet_v2_x0_5", "timm/densenet121"])
+def test_stochastic_depth_is_refused_where_the_network_has_none(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"stochastic depth, which it does not have; expected a network with it"):
+        build_model(ModelConfig(name=name), num_classes=3, channels=1, image_size=28, stochastic_depth=0.3)

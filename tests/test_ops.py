@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import colorsys
+import io
 import math
 
 import numpy as np
@@ -11,7 +13,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import functional as tv
 
 from trainables.ops import colour, filters, geometry, noise
-from trainables.ops.pixels import compute_grey, compute_mean_grey
+from trainables.ops.pixels import apply_lut, choose, compute_grey, compute_mean_grey, ramp
 
 
 def make_images(num: int, channels: int = 3, height: int = 23, width: int = 31, seed: int = 0) -> torch.Tensor:
@@ -80,6 +82,49 @@ def test_hue_moves_red_to_green_to_blue() -> None:
     assert (colour.adjust_hue(images, factors(0.2)).int() - reference.int()).abs().max() <= 2
 
 
+def test_hue_zero_is_the_identity_and_sixths_of_a_turn_exact() -> None:
+    images = make_images(3)
+    assert torch.equal(colour.adjust_hue(images, factors(0.0, 0.0, 0.0)), images)
+    third = colour.adjust_hue(images, factors(1 / 3, 1 / 3, 1 / 3))
+    assert torch.equal(third, images[:, [2, 0, 1]])
+    half = colour.adjust_hue(images, factors(0.5, -0.5, 0.5)).int()
+    extremes = images.amax(1, keepdim=True).int() + images.amin(1, keepdim=True).int()
+    assert torch.equal(half, extremes - images)
+
+
+@pytest.mark.parametrize("turns", [-0.45, -0.3, -0.13, -0.02, 0.07, 0.2, 0.26, 0.41])
+def test_hue_is_a_turn_in_hsv(turns: float) -> None:
+    images = make_images(1)
+    pixels = images[0].permute(1, 2, 0).reshape(-1, 3).numpy()
+    turned = [colorsys.rgb_to_hsv(*(pixel / 255.0)) for pixel in pixels]
+    expected = np.array([colorsys.hsv_to_rgb((hue + turns) % 1.0, *rest) for hue, *rest in turned]) * 255.0
+    result = colour.adjust_hue(images, factors(turns))[0].permute(1, 2, 0).reshape(-1, 3).numpy()
+    assert np.abs(result - expected).max() <= 0.501
+
+
+def test_tables_are_their_operations() -> None:
+    images = (make_images(3).float() * 0.4 + 31).to(torch.uint8)
+    images[2] = 77
+    m = factors(0.3, 1.8, 0.5)
+    for tables, expected in (
+        (colour.tabulate_contrast(images, m), colour.adjust_contrast(images, m)),
+        (colour.tabulate_autocontrast(images), colour.autocontrast(images)),
+        (colour.tabulate_equalize(images), colour.equalize(images)),
+        (colour.adjust_gamma(ramp(images, 3), m).squeeze(2), colour.adjust_gamma(images, m)),
+        (colour.solarize(ramp(images, 3), 99 * m).squeeze(2), colour.solarize(images, 99 * m)),
+    ):
+        assert torch.equal(apply_lut(images, tables), expected)
+
+
+def test_choose_takes_samples_or_pixels() -> None:
+    images, others = make_images(2), make_images(2, seed=1)
+    result = choose(torch.tensor([True, False]), images, others)
+    assert torch.equal(result[0], images[0])
+    assert torch.equal(result[1], others[1])
+    chosen = images[:, :1] < 100
+    assert torch.equal(choose(chosen, images, others), torch.where(chosen, images, others))
+
+
 def test_hsv_saturation_leaves_grey_pixels_grey() -> None:
     images = make_images(1)  # its upper half is a grey ramp
     result = colour.scale_saturation(images, factors(1.0), factors(0.25))
@@ -144,6 +189,28 @@ def test_gaussian_blur_is_torchvisions_for_every_sample_its_own_sigma() -> None:
         side = 2 * radii[index] + 1
         reference = tv.gaussian_blur(images[index].double(), [side, side], [sigmas[index]] * 2)
         assert (result[index].double() - reference).abs().max() <= 0.501
+
+
+def test_a_blur_wider_than_the_image_mirrors_it_again() -> None:
+    images = make_images(2, height=4, width=3)
+    result = filters.gaussian_blur(images, factors(2.0, 0.0), torch.tensor([7, 7]))
+    assert torch.equal(result[1], images[1])
+    mirrored = np.pad(images[0].numpy(), ((0, 0), (7, 7), (7, 7)), mode="reflect").astype(np.float64)
+    weights = np.exp(-(np.arange(-7, 8) ** 2) / 8.0)
+    windows = np.lib.stride_tricks.sliding_window_view(mirrored, (15, 15), axis=(1, 2))
+    expected = np.einsum("chwij,i,j->chw", windows, weights, weights) / weights.sum() ** 2
+    assert np.abs(result[0].numpy() - expected).max() <= 0.501
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_jpeg_is_pillows(channels: int) -> None:
+    images = make_images(3, channels)
+    result = filters.jpeg(images, torch.tensor([0, 40, 100]))
+    for image, own, quality in zip(images, result, (1, 40, 100), strict=True):
+        buffer = io.BytesIO()
+        Image.fromarray(image.permute(1, 2, 0).squeeze(2).numpy()).save(buffer, "JPEG", quality=quality)
+        expected = np.asarray(Image.open(buffer)).reshape(23, 31, channels)
+        np.testing.assert_array_equal(own.permute(1, 2, 0).numpy(), expected)
 
 
 def test_defocus_spreads_a_point_over_a_disk() -> None:
@@ -244,6 +311,26 @@ def test_affine_maps_are_torchvisions() -> None:
         assert (result == reference).double().mean() > 0.98  # nearest pixel: ties may fall either way
     rotated = geometry.warp_affine(images, geometry.rotation_matrices(factors(33.0), height=24, width=30))
     assert (rotated == tv.rotate(images, 33.0)).double().mean() > 0.98
+
+
+def test_shear_about_the_centre_is_torchvisions() -> None:
+    images = make_images(1, height=24, width=30)
+    for degrees in (40.0, -25.0):
+        amount = factors(math.tan(math.radians(degrees)))
+        matrices = geometry.about_centre(geometry.shear_matrices(amount, factors(0.0)), height=24, width=30)
+        reference = tv.affine(
+            images, angle=0.0, translate=[0, 0], scale=1.0, shear=[degrees, 0.0], fill=[128.0, 128.0, 128.0]
+        )
+        result = geometry.warp_affine(images, matrices, fill=128)
+        assert (result == reference).double().mean() > 0.98  # nearest pixel: ties may fall either way
+
+
+def test_masks_are_cropped_to_the_nearest_pixel() -> None:
+    masks = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8).expand(2, 1, 8, 8)
+    boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0], [2.0, 4.0, 4.0, 4.0]])
+    result = geometry.pick_crop(masks, boxes, size=8)
+    assert torch.equal(result[0], masks[0])
+    assert torch.equal(result[1], masks[1, :, 2:6, 4:8].repeat_interleave(2, 1).repeat_interleave(2, 2))
 
 
 def test_resize_crop_of_everything_is_the_image_and_a_box_is_its_part() -> None:

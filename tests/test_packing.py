@@ -81,6 +81,8 @@ def test_what_does_not_change_the_memory_shares_a_measurement() -> None:
     assert (
         kinds("factors: {regulariser: [none, label_smoothing], training.learning_rate: [0.1, 0.2]}\nreplicates: 3") == 1
     )
+    assert kinds("factors: {regulariser: [none, mixup, sam, stain_normalisation]}") == 3
+    assert kinds("factors: {regulariser: {a: sam, b: {kind: combined, sam: {}, dropout: {}}}}") == 1
     assert kinds("factors: {training.batch_size: [16, 64], training.optimiser: [sgd, adamw]}") == 4
     assert kinds("factors: {model.name: [resnet18, resnet34], augmentation: [none, strong]}") == 4
 

@@ -99,6 +99,7 @@ def test_csv_files_hold_the_tables(tmp_path: Path) -> None:
         "trials.csv": 24,
         "arms.csv": 12,
         "effects.csv": 4 * 7,
+        "balanced_errors.csv": 12,
     }
     assert list(tables["trials.csv"]["state"]).count("missing") == 2
 

@@ -8,7 +8,7 @@ from fakes import FACTORS, SHIFTS, Fate, make_fake_ledger
 from orchestrator.ledger import Ledger
 from orchestrator.report.answer import answer
 from orchestrator.report.effects import compute_effects, effects_table
-from orchestrator.report.tables import arms_table, load_results, results_sha256
+from orchestrator.report.tables import arms_table, balanced_errors_table, load_results, results_sha256
 from trainables.errors import StorageError, StudyError
 
 MEAN = "robustness/mean_balanced_accuracy"
@@ -49,6 +49,33 @@ def test_arms_have_mean_and_sample_deviation_over_replicates(tmp_path: Path) -> 
     assert arm[f"{MEAN}.n"] == 3
     assert arm[f"{MEAN}.mean"] == pytest.approx(values.mean())
     assert arm[f"{MEAN}.sd"] == pytest.approx(np.std(values, ddof=1))
+
+
+def test_balanced_errors_are_relative_to_the_first_arm(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path, replicates=2)
+
+    def edit(result: dict[str, Any]) -> None:
+        for row in result["evaluations"]:
+            row["metrics"]["balanced_accuracy"] = {0: 0.9, 1: 0.8}.get(row["severity"], 0.4)
+
+    planned = [trial["name"] for trial in ledger.read_plan()["trials"]]
+    for number in (number for number, name in enumerate(planned) if name == planned[0]):
+        change(ledger, number, edit)
+    results = load_results(ledger)
+    table = balanced_errors_table(results)
+    assert table["name"].tolist() == arms_table(results)["name"].tolist()
+    first = table.iloc[0]
+    assert (first["be"], first["rbe"], first["be_shifts"], first["be_undefined"]) == (1.0, 1.0, len(SHIFTS), 0)
+    assert (first["clean_error"], first["mean_shifted_error"]) == pytest.approx((0.1, (0.2 + 4 * 0.6) / 5))
+    other, rows = table.iloc[-1], results.shifts[results.shifts["name"] == table.iloc[-1]["name"]]
+    errors = 1 - rows[(rows["set"] == "test") & (rows["severity"] > 0)].groupby("shift")["balanced_accuracy"].mean()
+    assert other["be"] == pytest.approx((errors / first["mean_shifted_error"]).mean())
+
+
+def test_balanced_errors_are_empty_without_a_reference(tmp_path: Path) -> None:
+    table = balanced_errors_table(load_results(make_fake_ledger(tmp_path, replicates=1, fate=Fate(missing=24))))
+    assert len(table) > 0
+    assert list(table) == ["name", "label", "reference"]
 
 
 def test_hash_ignores_times_and_sees_every_number(tmp_path: Path) -> None:

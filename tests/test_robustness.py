@@ -8,7 +8,7 @@ import pytest
 import torch
 from tiny import NETWORK, random_dataset
 
-from trainables.config import EvaluationConfig, ModelConfig
+from trainables.config import EvaluationConfig, Execution, ModelConfig
 from trainables.errors import ConfigError
 from trainables.evaluation.metrics import compute_metrics
 from trainables.evaluation.predictions import Predictions, load_predictions, predict, save_predictions
@@ -21,7 +21,7 @@ from trainables.evaluation.robustness import (
 )
 from trainables.models import Classifier, build_model
 from trainables.seeding import hash_ids, mix
-from trainables.shifts.bank import SHIFT_NAMES
+from trainables.shifts.bank import DEFAULT_NAMES
 from trainables.storage import Folder
 
 CONFIG = EvaluationConfig(shifts=("gaussian_noise", "saturation", "contrast_down"), severities=(2, 5))
@@ -37,7 +37,8 @@ def model() -> Classifier:
 
 def evaluate(model: Classifier, folder: Folder, config: EvaluationConfig = CONFIG, batch_size: int = 10) -> Evaluation:
     data = random_dataset()
-    evaluate_model(model, data, config, folder=folder, batch_size=batch_size, precision=torch.float32)
+    execution = Execution(cache_dir=Path(folder.uri) / "cache", evaluation_batch_size=batch_size)
+    evaluate_model(model, data, config, folder=folder, execution=execution, precision=torch.float32)
     shifts, _ = choose_shifts(data, config)
     return summarise_predictions(
         folder,
@@ -51,11 +52,11 @@ def evaluate(model: Classifier, folder: Folder, config: EvaluationConfig = CONFI
 def test_shifts_that_do_nothing_in_grey_images_are_left_out_and_said() -> None:
     shifts, left_out = choose_shifts(random_dataset(), EvaluationConfig())
     names = {shift.name for shift in shifts}
-    assert names == {"identity", *SHIFT_NAMES} - {"saturation"}
+    assert names == {"identity", *DEFAULT_NAMES} - {"saturation"}
     assert list(left_out) == ["shift/saturation"]
     assert "grey images" in left_out["shift/saturation"]
     shifts, left_out = choose_shifts(random_dataset(channels=3), EvaluationConfig())
-    assert {shift.name for shift in shifts} == {"identity", *SHIFT_NAMES}
+    assert {shift.name for shift in shifts} == {"identity", *DEFAULT_NAMES}
     assert left_out == {}
 
 

@@ -129,6 +129,9 @@ def attempt(study: Study, storage: Path) -> None:
         ("evaluation.shifts=[gaussian_nois]", ConfigError, "did you mean 'gaussian_noise'"),
         ("training.batch_size=100000", StudyError, "found 100000, and there are"),
         ("regulariser={kind: spectral_decoupling, weight: [0.1, 0.2]}", ConfigError, "one per class"),
+        ("regulariser={kind: group_dro, group_by: [scaner]}", ConfigError, "found scaner, expected class, site"),
+        ("regulariser=stochastic_depth", ConfigError, "which it does not have"),
+        ("regulariser=stain_normalisation", ConfigError, "images of 1 channel, expected RGB"),
         ("data={kind: csv, path: /nowhere.csv}", DataError, "/nowhere.csv"),
     ],
 )

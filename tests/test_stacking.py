@@ -72,6 +72,10 @@ def test_adam_is_stacked_too() -> None:
     ("arm", "reason"),
     [
         ({"regulariser": {"kind": "mixup"}}, "mixup draws one share per batch"),
+        ({"regulariser": {"kind": "combined", "mixup": {}, "weight_decay": {}}}, "mixup draws one share per batch"),
+        ({"regulariser": {"kind": "cutmix"}}, "cutmix draws one rectangle per batch"),
+        ({"regulariser": {"kind": "sam"}}, "sam takes its step along the gradient of all weights"),
+        ({"regulariser": {"kind": "group_dro"}}, "group_dro has weights of its own per trial"),
         ({"regulariser": {"kind": "dropout"}}, "the layers .* draw from one random stream"),
         ({"model": {"name": "mobilenet_v3_small"}}, "draw from one random stream"),
         ({"training": {"gradient_clip_norm": 1.0}}, "gradient_clip_norm"),

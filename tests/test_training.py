@@ -5,7 +5,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from tiny import random_dataset, random_set, tiny_trial
@@ -18,10 +17,6 @@ from trainables.models import Classifier
 from trainables.storage import Folder
 from trainables.training import (
     Outcome,
-    TrainingImages,
-    build_optimiser,
-    choose_label_fraction,
-    learning_rate_factor,
     resolve_precision,
     train_model,
     write_missing_epochs,
@@ -65,6 +60,20 @@ def test_training_learns(tmp_path: Path) -> None:
         {"regulariser": {"kind": "spectral_decoupling", "weight": (0.1, 0.2), "group_by": "site"}},
         {"regulariser": {"kind": "label_smoothing"}, "training": {"class_weights": "balanced"}},
         {"regulariser": {"kind": "mixup"}, "training": {"optimiser": "sgd"}},
+        {"regulariser": {"kind": "cutmix"}},
+        {"regulariser": {"kind": "sam"}, "training": {"gradient_clip_norm": 0.1}},
+        {"regulariser": {"kind": "group_dro", "group_by": ["class", "site"], "adjustment": 1.0}},
+        {
+            "regulariser": {
+                "kind": "combined",
+                "weight_decay": {"weight": 0.1},
+                "spectral_decoupling": {"weight": 0.1},
+                "label_smoothing": {},
+                "dropout": {},
+                "mixup": {},
+                "sam": {"adaptive": True, "rho": 0.5},
+            }
+        },
         {"augmentation": {"kind": "trivialaugment", "erasing": 0.5}, "training": {"gradient_clip_norm": 0.1}},
         {"augmentation": {"kind": "randaugment", "horizontal_flip": True, "crop_scale_min": 0.5}},
     ],
@@ -77,7 +86,8 @@ def test_every_option_trains_and_is_reproducible(tmp_path: Path, arm: dict[str, 
         torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
     )
     terms = epochs[0]["metrics"]
-    parts = [terms[name] for name in ("train/cross_entropy", "train/spectral_decoupling") if name in terms]
+    names = ("train/cross_entropy", "train/group_dro", "train/spectral_decoupling")
+    parts = [terms[name] for name in names if name in terms]
     assert terms["train/loss"] == pytest.approx(sum(parts), rel=1e-5)
 
 
@@ -206,35 +216,6 @@ def test_epoch_lines_are_brought_to_what_the_checkpoint_knows(tmp_path: Path, co
     assert folder.read("epochs.jsonl") == b'{"epoch": 1}\n'
 
 
-# --------------------------------------------------------------------------- optimiser and schedule
-
-
-def test_weight_decay_spares_biases_and_normalisation() -> None:
-    model = build_initial_model(config(), random_dataset(), encoder=None)
-    _, optimiser = build_optimiser(model, config(regulariser={"kind": "weight_decay", "weight": 0.3}))
-    for group in optimiser.param_groups:
-        assert {parameter.ndim > 1 for parameter in group["params"]} == {group["weight_decay"] == 0.3}
-    assert sum(len(group["params"]) for group in optimiser.param_groups) == len(list(model.parameters()))
-    for arm in ({}, {"regulariser": {"kind": "spectral_decoupling"}}):
-        _, optimiser = build_optimiser(model, config(**arm))
-        assert all(group["weight_decay"] == 0.0 for group in optimiser.param_groups)
-
-
-@pytest.mark.parametrize("name", ["adamw", "sgd"])
-def test_settings_reach_the_optimiser(name: str) -> None:
-    model = build_initial_model(config(), random_dataset(), encoder=None)
-    training = {"optimiser": name, "learning_rate": 0.02, "momentum": 0.7, "backbone_learning_rate_factor": 0.1}
-    parameters, optimiser = build_optimiser(model, config(training=training))
-    assert isinstance(optimiser, torch.optim.AdamW if name == "adamw" else torch.optim.SGD)
-    head = {id(parameter) for parameter in model.head.parameters()}
-    for group in optimiser.param_groups:
-        is_head = {id(parameter) in head for parameter in group["params"]}
-        assert len(is_head) == 1
-        assert group["lr"] == pytest.approx(0.02 if is_head.pop() else 0.002)
-        assert name == "adamw" or group["momentum"] == 0.7
-    assert len(parameters) == len(list(model.parameters()))
-
-
 @pytest.mark.parametrize("regulariser", ["none", "dropout"])
 def test_a_linear_probe_leaves_the_backbone_as_it_was(tmp_path: Path, regulariser: str) -> None:
     settings = config(training={"backbone_learning_rate_factor": 0.0}, regulariser={"kind": regulariser})
@@ -246,16 +227,6 @@ def test_a_linear_probe_leaves_the_backbone_as_it_was(tmp_path: Path, regularise
     assert epochs[-1]["metrics"]["train/loss"] < epochs[0]["metrics"]["train/loss"]
 
 
-def test_schedule() -> None:
-    rates = [learning_rate_factor(step, 12, 4, "cosine") for step in range(12)]
-    assert rates[:4] == [0.25, 0.5, 0.75, 1.0]
-    assert rates[4] == 1.0
-    assert rates[8] == pytest.approx(0.5)
-    assert rates[4:] == sorted(rates[4:], reverse=True)
-    assert rates[-1] > 0
-    assert [learning_rate_factor(step, 5, 2, "constant") for step in range(5)] == [0.5, 1, 1, 1, 1]
-
-
 def test_precision() -> None:
     training = config().training
     assert resolve_precision(training, CPU) == torch.float32
@@ -265,84 +236,6 @@ def test_precision() -> None:
     with pytest.raises(ConfigError, match="found bfloat16 on a CPU"):
         resolve_precision(asked, CPU)
     assert resolve_precision(config(training={"precision": "float32"}).training, torch.device("cuda")) == torch.float32
-
-
-# --------------------------------------------------------------------------- batches
-
-
-def batches(settings: TrialConfig, epoch: int = 1, num_images: int = 48) -> list[tuple[torch.Tensor, ...]]:
-    return list(TrainingImages(random_set("train", num_images), settings, CPU).epoch(epoch))
-
-
-def test_arms_share_order_and_sample_seeds() -> None:
-    plain = batches(config())
-    for arm in (
-        {"augmentation": {"kind": "strong"}},
-        {"regulariser": {"kind": "mixup"}},
-        {"model": {"name": "resnet18"}},
-    ):
-        for mine, theirs in zip(plain, batches(config(**arm)), strict=True):
-            assert all(torch.equal(a, b) for a, b in zip(mine, theirs, strict=True))
-    for other in (batches(config(), epoch=2), batches(config(replicate=1)), batches(config(seed=1))):
-        assert not torch.equal(plain[0][3], other[0][3])
-        assert not torch.equal(plain[0][0], other[0][0])
-
-
-def test_a_sample_keeps_its_seed_whatever_the_batch_size() -> None:
-    def seeds(batch_size: int) -> dict[bytes, int]:
-        found = batches(config(training={"batch_size": batch_size}))
-        return {
-            image.numpy().tobytes(): int(seed)
-            for images, _, _, seeds in found
-            for image, seed in zip(images, seeds, strict=True)
-        }
-
-    assert seeds(5) == seeds(48)
-    assert len(seeds(48)) == 48
-
-
-def test_every_image_comes_once_with_its_own_label_and_site() -> None:
-    train_set = random_set("train", 48)
-    rows = {image.tobytes(): index for index, image in enumerate(train_set.images)}
-    seen = []
-    for images, labels, sites, _ in batches(config()):
-        for image, label, site in zip(images, labels, sites, strict=True):
-            row = rows[image.numpy().tobytes()]
-            assert label == train_set.labels[row]
-            assert "ab"[int(site)] == train_set.sites[row]
-            seen.append(row)
-    assert sorted(seen) == list(range(48))
-
-
-def test_no_batch_holds_a_single_image() -> None:
-    sizes = [len(images) for images, *_ in batches(config(training={"batch_size": 16}), num_images=33)]
-    assert sizes == [16, 17]
-    assert TrainingImages(random_set("train", 33), config(), CPU).num_batches == 2
-    with pytest.raises(ConfigError, match="leaves 1 training images"):
-        TrainingImages(random_set("train", 1), config(), CPU)
-
-
-def test_label_fractions_are_nested_whole_groups_of_every_class() -> None:
-    train_set = random_set("train", 240)
-    chosen = {
-        fraction: set(choose_label_fraction(train_set, fraction, 7).tolist()) for fraction in (0.01, 0.1, 0.5, 1.0)
-    }
-    assert chosen[0.01] < chosen[0.1] < chosen[0.5] < chosen[1.0]
-    assert len(chosen[1.0]) == 240
-    assert len(chosen[0.5]) == pytest.approx(120, abs=6)
-    for rows in chosen.values():
-        assert {train_set.labels[row] for row in rows} == {0, 1, 2}
-        groups = {train_set.groups[row] for row in rows}
-        assert rows == {row for row in range(240) if train_set.groups[row] in groups}
-    assert set(choose_label_fraction(train_set, 0.5, 8).tolist()) != chosen[0.5]
-
-
-def test_label_fraction_is_shared_by_replicates() -> None:
-    first, second = (
-        TrainingImages(random_set("train", 240), config(replicate=i, training={"label_fraction": 0.2}), CPU)
-        for i in (0, 1)
-    )
-    assert np.array_equal(first.rows, second.rows)
 
 
 def test_selected_weights_are_written_once_they_are_not_the_last(
@@ -382,3 +275,42 @@ def test_the_selected_weights_survive_an_interruption(
     outcome, resumed, _ = train(tmp_path / "cut", settings)
     assert outcome == Outcome(epochs=5, best_epoch=2)
     assert torch.equal(whole.head.weight, resumed.head.weight)
+
+
+@pytest.mark.parametrize(
+    "regulariser",
+    [
+        {"kind": "sam"},
+        {"kind": "cutmix"},
+        {"kind": "combined", "group_dro": {"group_by": ["class", "site"]}, "sam": {}, "dropout": {}},
+    ],
+)
+def test_an_interruption_changes_no_bit_of_a_regularisers_state(tmp_path: Path, regulariser: dict[str, Any]) -> None:
+    settings = config(regulariser=regulariser, training={"epochs": 2})
+    _, whole, expected = train(tmp_path / "whole", settings)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", settings, report=interrupt_after(1))
+    _, resumed, found = train(tmp_path / "cut", settings)
+    for (name, mine), theirs in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), name
+    timed = ("seconds", "images_per_second")
+    for mine, theirs in zip(expected, found, strict=True):
+        assert [mine["metrics"][key] for key in mine["metrics"] if key not in timed] == [
+            theirs["metrics"][key] for key in mine["metrics"] if key not in timed
+        ]
+
+
+def test_group_weights_and_losses_are_in_the_record_of_an_epoch(tmp_path: Path) -> None:
+    settings = config(regulariser={"kind": "group_dro", "step_size": 0.5}, training={"epochs": 2})
+    _, _, epochs = train(tmp_path, settings)
+    metrics = epochs[-1]["metrics"]
+    weights = [metrics[f"train/group_weight/site_{site}"] for site in "ab"]
+    losses = [metrics[f"train/group_loss/site_{site}"] for site in "ab"]
+    assert sum(weights) == pytest.approx(1.0, abs=1e-5)
+    assert abs(weights[0] - 0.5) > 1e-3  # they have moved
+    assert metrics["train/worst_group_loss"] == max(losses)
+
+
+def test_weight_decay_is_in_the_record_of_an_epoch(tmp_path: Path) -> None:
+    _, _, epochs = train(tmp_path, config(regulariser={"kind": "weight_decay"}, training={"epochs": 1}))
+    assert epochs[0]["metrics"]["train/weight_decay"] > 0.0

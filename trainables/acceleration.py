@@ -22,9 +22,10 @@ import torch.nn.functional as F
 from filelock import FileLock
 from torch import Tensor
 
-from trainables.config import Frozen, TrialConfig
+from trainables.config import TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.errors import CheckpointError, StorageError
+from trainables.frozen import Frozen
 from trainables.models import Classifier, build_model
 from trainables.storage import Folder
 

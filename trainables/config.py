@@ -8,29 +8,15 @@ in the field; where a number is an assumption, its comment says so.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, JsonValue, model_validator
+
+from trainables.frozen import UNHASHED, Fraction, Frozen, ImageSize, PositiveInt, Seed
+from trainables.regularisers import NoRegulariser, RegulariserConfig, SpectralDecoupling, find_part
 
 #: Part of every signature. Raise it when the meaning of a field changes without the field changing.
-SCHEMA_VERSION: Literal[1] = 1
-
-#: Marks a field that never enters a signature: a location or a way to behave, not science.
-UNHASHED: dict[str, Any] = {"identity": False}
-
-Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
-#: The upper bounds here and below are assumptions: above anything that is meant, below what takes a planning machine's
-#: memory or overflows a machine's integer.
-PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
-ImageSize = Annotated[int, Field(gt=0, le=16_384)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
-
-
-class Frozen(BaseModel):
-    """Base of all configuration: immutable, and an unknown key is an error."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
-
+SCHEMA_VERSION: Literal[2] = 2
 
 # --------------------------------------------------------------------------- data
 
@@ -66,6 +52,24 @@ class DigitsData(ImageData):
 
     kind: Literal["digits"] = "digits"
     channels: Literal[1, 3] = 1
+
+
+class ColouredDigitsData(ImageData):
+    """scikit-learn's digits in red or green, after Colored-MNIST (Arjovsky et al. 2019): is the digit below five?
+
+    The colour agrees with the label with probability ``rho``, in test with ``rho_test``: a model that learns the colour
+    fails there.
+    """
+
+    kind: Literal["coloured_digits"] = "coloured_digits"
+    channels: Literal[3] = 3
+    tint: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0, description="How strong the colour is: the other channels lack this share of the light; 1 is pure colour."
+    )
+    label_noise: Fraction = Field(0.25, description="Share of labels that are wrong, in all splits.")
+    rho: Fraction = Field(0.85, description="P(colour agrees with the label) in train and val; .5 is none.")
+    rho_test: Fraction | None = Field(None, description="The same in test; none: rho.")
+    seed: Seed = Field(0, description="Seed of wrong labels and colours.")
 
 
 class MedmnistData(ImageData):
@@ -131,7 +135,8 @@ class PhantomData(ImageData):
 
 
 DataConfig = Annotated[
-    DigitsData | MedmnistData | ImageFolderData | CsvData | TorchvisionData | PhantomData, Field(discriminator="kind")
+    DigitsData | ColouredDigitsData | MedmnistData | ImageFolderData | CsvData | TorchvisionData | PhantomData,
+    Field(discriminator="kind"),
 ]
 
 # --------------------------------------------------------------------------- model and pretraining
@@ -192,7 +197,7 @@ PretrainingConfig = Annotated[
     ScratchPretraining | ImageNetPretraining | ContrastivePretraining, Field(discriminator="kind")
 ]
 
-# --------------------------------------------------------------------------- augmentation and regularisers
+# --------------------------------------------------------------------------- augmentation
 
 
 class Augmentation(Frozen):
@@ -226,68 +231,28 @@ class TrivialAugment(Augmentation):
     strength: Fraction = 1.0
 
 
+class AugMix(Augmentation):
+    """AugMix (Hendrycks et al. 2020) without its consistency loss; strength scales the magnitudes."""
+
+    kind: Literal["augmix"] = "augmix"
+    severity: int = Field(3, ge=1, le=10, description="Largest level of an operation, of 10.")
+    width: PositiveInt = Field(3, description="Number of chains.")
+    max_depth: PositiveInt = Field(3, description="A chain has 1 to this many operations.")
+    strength: Fraction = 1.0
+
+
 class StrongAugmentation(Augmentation):
-    """The 19-op policy of StrongAugment (Pohjonen et al. 2022); strength 0 is exactly no change."""
+    """A policy of StrongAugment (Pohjonen et al. 2022); strength 0 is exactly no change."""
 
     kind: Literal["strong"] = "strong"
-    policy: Literal["strong-v0.1.0"] = "strong-v0.1.0"
+    policy: Literal["strong-v0.1.0", "strong-v1"] = Field(
+        "strong-v0.1.0", description="strong-v1: the first release, with affine operations, 2 to 5 per image."
+    )
     strength: Fraction = 1.0
 
 
 AugmentationConfig = Annotated[
-    NoAugmentation | RandAugment | TrivialAugment | StrongAugmentation, Field(discriminator="kind")
-]
-
-
-class NoRegulariser(Frozen):
-    """Plain cross-entropy."""
-
-    kind: Literal["none"] = "none"
-
-
-class WeightDecay(Frozen):
-    """Decoupled (AdamW) or L2 (SGD) weight decay on all weights but biases and normalisation."""
-
-    kind: Literal["weight_decay"] = "weight_decay"
-    weight: float = Field(1e-2, ge=0)
-
-
-class SpectralDecoupling(Frozen):
-    """L2 penalty on the logits (Pezeshki et al. 2020, Pohjonen et al. 2022); weight decay is 0 here."""
-
-    kind: Literal["spectral_decoupling"] = "spectral_decoupling"
-    weight: float | tuple[float, ...] = Field(0.01, description="λ, or one λ per class or site.")
-    half: bool = Field(True, description="½λ instead of λ.")
-    reduction: Literal["mean", "sum"] = Field("mean", description="Over classes.")
-    target: Literal["all", "true_class"] = "all"
-    gamma: float | tuple[float, ...] = Field(0.0, description="Offset, or one per class or site.")
-    group_by: Literal["class", "site"] = Field("class", description="What several λ or γ are indexed by.")
-    delay_steps: int = Field(0, ge=0, lt=2**31, description="Optimiser steps before the penalty starts.")
-
-
-class LabelSmoothing(Frozen):
-    """Cross-entropy against (1−ε)·one-hot + ε/K (Szegedy et al. 2016)."""
-
-    kind: Literal["label_smoothing"] = "label_smoothing"
-    epsilon: Fraction = 0.1
-
-
-class Dropout(Frozen):
-    """Dropout before the classification head (Srivastava et al. 2014)."""
-
-    kind: Literal["dropout"] = "dropout"
-    probability: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.5
-
-
-class Mixup(Frozen):
-    """Convex combinations of pairs of a batch, Beta(α, α) (Zhang et al. 2018)."""
-
-    kind: Literal["mixup"] = "mixup"
-    alpha: float = Field(0.2, gt=0)
-
-
-RegulariserConfig = Annotated[
-    NoRegulariser | WeightDecay | SpectralDecoupling | LabelSmoothing | Dropout | Mixup, Field(discriminator="kind")
+    NoAugmentation | RandAugment | TrivialAugment | AugMix | StrongAugmentation, Field(discriminator="kind")
 ]
 
 # --------------------------------------------------------------------------- training and evaluation
@@ -320,10 +285,15 @@ class TrainingConfig(Frozen):
 class EvaluationConfig(Frozen):
     """What every trained model is tested on."""
 
-    modality: Literal["auto", "general", "fundus", "dermoscopy", "chest_xray", "pathology"] = Field(
-        "auto", description="Which severity tables; auto: what the data set says, else general."
+    modality: Literal[
+        "auto", "general", "fundus", "dermoscopy", "chest_xray", "pathology",
+        "blood", "ultrasound", "ct", "oct", "microscopy",
+    ] = Field("auto", description="Which severity tables; auto: what the data set says, else general.")  # fmt: skip
+    shifts: tuple[str | dict[str, JsonValue], ...] | Literal["all", "imagenet-c", "medmnist-c", "stain-grid"] = Field(
+        "all",
+        description="Names of shifts and groups, and mappings: {compose: [name/severity, …], name: …}, "
+        "{name: …, op: …, strengths: […]}, {stain: {haematoxylin: […], eosin: […]}}.",
     )
-    shifts: tuple[str, ...] | Literal["all"] = Field("all", description="Names in the shift bank.")
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
     shift_seed: Seed = Field(0, description="Of the shifts' randomness; the same for all trials.")
     ece_bins: int = Field(15, gt=0, le=10_000)
@@ -333,7 +303,7 @@ class EvaluationConfig(Frozen):
 class TrialConfig(Frozen):
     """One arm × one replicate: everything that decides a trial's result."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     data: DataConfig = DigitsData()
     model: ModelConfig = ModelConfig()
     pretraining: PretrainingConfig = ScratchPretraining()
@@ -346,11 +316,12 @@ class TrialConfig(Frozen):
 
     @model_validator(mode="after")
     def _one_value_per_class_or_group(self) -> TrialConfig:
-        if isinstance(self.regulariser, SpectralDecoupling):
-            weight, gamma = self.regulariser.weight, self.regulariser.gamma
-            if isinstance(weight, tuple) and isinstance(gamma, tuple) and len(weight) != len(gamma):
+        penalty = find_part(self.regulariser, SpectralDecoupling)
+        if penalty is not None and isinstance(penalty.weight, tuple) and isinstance(penalty.gamma, tuple):
+            num_weights, num_gammas = len(penalty.weight), len(penalty.gamma)
+            if num_weights != num_gammas:
                 raise ValueError(
-                    f"regulariser.weight has {len(weight)} values and regulariser.gamma {len(gamma)}; "
+                    f"regulariser.weight has {num_weights} values and regulariser.gamma {num_gammas}; "
                     "give one value, or one per class or group to both"
                 )
         return self
@@ -359,7 +330,7 @@ class TrialConfig(Frozen):
 class StageConfig(Frozen):
     """One upstream work that trials share: a contrastive pretraining."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[2] = SCHEMA_VERSION
     kind: Literal["contrastive"] = "contrastive"
     data: DataConfig
     model: ModelConfig
@@ -374,6 +345,9 @@ class Execution(Frozen):
     device: str = Field("auto", description="auto: cuda if there is one, else cpu.")
     num_threads: PositiveInt = Field(1, description="CPU threads of the trial: its share.")
     cache_dir: Path = Field(Path("~/.cache/robustsweep"), description="Decoded images, one copy per node.")
+    shift_cache_gib: float = Field(
+        20.0, ge=0, description="Disk on this node for shifted copies of test sets; 0: every trial shifts anew."
+    )
     evaluation_batch_size: PositiveInt = 256
     acceleration: str | None = Field(
         None, description="Folder or URI of the study's probes of memory format, precision, compiling; null: no probe."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,27 +11,32 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from trainables.config import LabelSmoothing, RegulariserConfig, SpectralDecoupling
+from trainables.data.groups import Groups
 from trainables.errors import ConfigError
+from trainables.group_dro import GroupWeights
+from trainables.regularisers import GroupDro, LabelSmoothing, RegulariserConfig, SpectralDecoupling, find_part
 
 
 def spectral_decoupling(
-    logits: Float[Tensor, "n classes"],
-    labels: Int64[Tensor, " n"],
+    logits: Float[Tensor, "n classes *pixels"],
+    labels: Int64[Tensor, "n *pixels"],
     *,
-    weight: Float[Tensor, " n"] | float,
-    gamma: Float[Tensor, " n"] | float = 0.0,
+    weight: Float[Tensor, "n *pixels"] | float,
+    gamma: Float[Tensor, "n *pixels"] | float = 0.0,
     half: bool = True,
     reduction: str = "mean",
     target: str = "all",
 ) -> Float[Tensor, ""]:
     """Return the L2 penalty on the logits, λ·mean_b(reduce_c (f − γ)²), with ½ if ``half``. In float32 under AMP.
 
+    For segmentation (logits n × classes × h × w) the mean is over pixels, too: it goes with a per-pixel loss averaged
+    over them.
+
     Args:
         logits: unnormalised outputs f.
-        labels: index of the true class.
-        weight: λ, one for all or one per sample.
-        gamma: offset γ, one for all or one per sample.
+        labels: index of the true class, of each pixel in segmentation.
+        weight: λ, one for all or one per sample (pixel).
+        gamma: offset γ, one for all or one per sample (pixel).
         half: multiply by ½ (the papers' form).
         reduction: over classes, ``mean`` or ``sum``.
         target: ``all`` logits, or only the ``true_class``'s.
@@ -58,50 +63,49 @@ def spectral_decoupling_binary(
     return F.softplus(-sign * logit).mean() + 0.5 * weight * logit.square().mean()
 
 
-def mixup(
-    images: Float[Tensor, "n c h w"], *, alpha: float, generator: np.random.Generator
-) -> tuple[Float[Tensor, "n c h w"], Int64[Tensor, " n"], float]:
-    """Return mixed images, the index of each image's partner, and the share of the first image.
-
-    The share is Beta(α, α), drawn once per batch (Zhang et al. 2018, algorithm 1).
-    """
-    share = float(generator.beta(alpha, alpha))
-    partner = torch.from_numpy(generator.permutation(len(images))).to(images.device)
-    return share * images + (1.0 - share) * images[partner], partner, share
-
-
-#: (logits, labels, sites, optimiser step) → size of each term, to be summed.
-Loss = Callable[[Tensor, Tensor, Tensor, int], dict[str, Tensor]]
+#: Sizes of a loss's terms by name, to be summed.
+Terms = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class ClassificationLoss:
-    """Cross-entropy, and the penalty of the regulariser if it has one. Calling it returns each term by its name."""
+    """Cross-entropy, or group DRO's mean of it, and the penalty of the regulariser if it has one."""
 
-    regulariser: RegulariserConfig
-    class_weights: Tensor | None
+    class_weights: Tensor | None = None
+    smoothing: float = 0.0
+    penalty: SpectralDecoupling | None = None
     weight: Tensor | float = 0.0
     gamma: Tensor | float = 0.0
+    group_weights: GroupWeights | None = None
 
-    def __call__(self, logits: Tensor, labels: Tensor, sites: Tensor, step: int) -> dict[str, Tensor]:
-        """Return ``{"cross_entropy": …, "spectral_decoupling": …}``, scalars on the logits' device."""
-        smoothing = self.regulariser.epsilon if isinstance(self.regulariser, LabelSmoothing) else 0.0
-        terms = {
-            "cross_entropy": F.cross_entropy(
-                logits.float(), labels, weight=self.class_weights, label_smoothing=smoothing
-            )
-        }
-        regulariser = self.regulariser
-        if isinstance(regulariser, SpectralDecoupling) and step >= regulariser.delay_steps:
-            index = labels if regulariser.group_by == "class" else sites
+    def __call__(self, logits: Tensor, labels: Tensor, groups: Tensor, step: int, *, adapt: bool = True) -> Terms:
+        """Return each term by its name: ``{"cross_entropy": …, "spectral_decoupling": …}``, scalars on the device.
+
+        Args:
+            logits: n × classes.
+            labels: index of the true class.
+            groups: index of each image's group, for what is indexed by one.
+            step: optimiser steps so far.
+            adapt: the weights of group DRO take a step, too; not in a second pass over the same batch.
+        """
+        reduction = "mean" if self.group_weights is None else "none"
+        entropy = F.cross_entropy(
+            logits.float(), labels, weight=self.class_weights, label_smoothing=self.smoothing, reduction=reduction
+        )
+        if self.group_weights is None:
+            terms = {"cross_entropy": entropy}
+        else:
+            terms = {"group_dro": self.group_weights(entropy, groups, adapt=adapt)}
+        if self.penalty is not None and step >= self.penalty.delay_steps:
+            index = labels if self.penalty.group_by == "class" else groups
             terms["spectral_decoupling"] = spectral_decoupling(
                 logits,
                 labels,
                 weight=self.weight[index] if isinstance(self.weight, Tensor) else self.weight,
                 gamma=self.gamma[index] if isinstance(self.gamma, Tensor) else self.gamma,
-                half=regulariser.half,
-                reduction=regulariser.reduction,
-                target=regulariser.target,
+                half=self.penalty.half,
+                reduction=self.penalty.reduction,
+                target=self.penalty.target,
             )
         return terms
 
@@ -111,21 +115,42 @@ def build_loss(
     *,
     class_weights: Tensor | None,
     num_classes: int,
-    num_sites: int,
+    groups: Groups,
     device: torch.device,
-) -> Loss:
+) -> ClassificationLoss:
     """Return the loss of a trial.
 
+    Args:
+        regulariser: of the trial.
+        class_weights: one per class, or None.
+        num_classes: of the data.
+        groups: of the training images (those that are used), by ``regularisers.choose_group_columns``.
+        device: where it will be computed.
+
     Raises:
-        ConfigError: spectral decoupling with several λ or γ, and not one per class (or site).
+        ConfigError: spectral decoupling with several λ or γ, and not one per class (or group); group DRO with class
+            weights.
     """
+    smoothing, penalty = find_part(regulariser, LabelSmoothing), find_part(regulariser, SpectralDecoupling)
+    dro = find_part(regulariser, GroupDro)
+    if dro is not None and class_weights is not None:
+        raise ConfigError(
+            "regulariser: found group_dro and training.class_weights, which both weigh the loss; expected one of them: "
+            "set class_weights to none, and group_by to [class] to weigh classes by their loss"
+        )
     weight: Tensor | float = 0.0
     gamma: Tensor | float = 0.0
-    if isinstance(regulariser, SpectralDecoupling):
-        count = num_classes if regulariser.group_by == "class" else num_sites
-        weight = _per_index(regulariser.weight, count, "weight", regulariser.group_by, device)
-        gamma = _per_index(regulariser.gamma, count, "gamma", regulariser.group_by, device)
-    return ClassificationLoss(regulariser, class_weights, weight, gamma)
+    if penalty is not None:
+        count = num_classes if penalty.group_by == "class" else len(groups.names)
+        weight = _per_index(penalty.weight, count, "weight", penalty.group_by, device)
+        gamma = _per_index(penalty.gamma, count, "gamma", penalty.group_by, device)
+    group_weights = None
+    if dro is not None:
+        sizes = torch.from_numpy(np.bincount(groups.index, minlength=len(groups.names)))
+        group_weights = GroupWeights(groups.names, sizes, step_size=dro.step_size, adjustment=dro.adjustment).to(device)
+    return ClassificationLoss(
+        class_weights, smoothing.epsilon if smoothing else 0.0, penalty, weight, gamma, group_weights
+    )
 
 
 def _per_index(

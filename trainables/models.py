@@ -6,7 +6,9 @@
 - Small images (``stem: small``): the first convolution keeps its kernel and gets stride 1, a max-pool right after it
   is removed. Pretrained weights still fit.
 - Networks with a smallest or fixed input (Inception, ViT): images are upscaled on the device.
-- Dropout that a network has of its own (MobileNet, SqueezeNet, …) stays as its library sets it.
+- Dropout and stochastic depth that a network has of its own (MobileNet, ConvNeXt, …) stay as its library sets them,
+  unless the regulariser sets the latter.
+- Stain normalisation, where the regulariser asks for it, is part of the model: ``normalise`` does it first.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ class Classifier(nn.Module):
         self.backbone = backbone
         self.input_size = input_size
         self.head_name = head
+        self.stain: nn.Module | None = None
         self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", std.view(1, -1, 1, 1), persistent=False)
 
@@ -60,7 +63,9 @@ class Classifier(nn.Module):
         return self.backbone.get_submodule(self.head_name)
 
     def normalise(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Return float images, normalised, at the size of the data."""
+        """Return float images, normalised (stains first, if the model does that), at the size of the data."""
+        if self.stain is not None:
+            images = self.stain(images)
         # In place: a batch of 256 at 224 px is 147 MiB, and would be there three times.
         return images.float().div_(255.0).sub_(self.mean).div_(self.std)
 
@@ -136,6 +141,7 @@ def build_model(
     channels: int,
     image_size: int,
     dropout: float = 0.0,
+    stochastic_depth: float | None = None,
     imagenet: Mapping[str, Tensor] | None = None,
 ) -> Classifier:
     """Return the network for these images, with random weights drawn from torch's global generator.
@@ -146,12 +152,13 @@ def build_model(
         channels: 1 or 3.
         image_size: side of the stored images in px.
         dropout: probability before the head; 0 is none.
+        stochastic_depth: probability to leave out the last residual branch; None: as the library sets it.
         imagenet: RGB state dict for everything but the head (``pretraining.imagenet``).
 
     Raises:
-        ConfigError: no such network, no usable input size, or weights that do not fit.
+        ConfigError: no such network, no usable input size, no stochastic depth in it, or weights that do not fit.
     """
-    origin = create_backbone(config.name, num_classes=num_classes)
+    origin = create_backbone(config.name, num_classes=num_classes, stochastic_depth=stochastic_depth)
     head = find_head(origin.backbone, num_classes, name=config.name)
     mean, std = torch.tensor(origin.mean), torch.tensor(origin.std)
     model = Classifier(origin.backbone, head=head, mean=mean, std=std, input_size=image_size)
@@ -180,14 +187,39 @@ def build_model(
     return model
 
 
-def create_backbone(name: str, *, num_classes: int) -> _Origin:
-    """Return the RGB network ``name`` with random weights.
+def create_backbone(name: str, *, num_classes: int, stochastic_depth: float | None = None) -> _Origin:
+    """Return the RGB network ``name`` with random weights; stochastic depth as for ``build_model``.
 
     Raises:
-        ConfigError: neither torchvision nor timm has it; the nearest names are given.
+        ConfigError: neither torchvision nor timm has it (the nearest names are given), or not with stochastic depth.
     """
     if name.startswith("timm/"):
-        return _create_timm(name.removeprefix("timm/"), num_classes)
+        return _create_timm(name.removeprefix("timm/"), num_classes, stochastic_depth)
+    origin = _create_torchvision(name, num_classes)
+    if stochastic_depth is not None:
+        _set_stochastic_depth(origin.backbone, stochastic_depth, name=name)
+    return origin
+
+
+def _set_stochastic_depth(backbone: nn.Module, probability: float, *, name: str) -> None:
+    """Let the probability grow linearly from 0 at the first residual branch (Huang et al. 2016, equation 4)."""
+    from torchvision.ops import StochasticDepth
+
+    layers = [layer for layer in backbone.modules() if isinstance(layer, StochasticDepth)]
+    if not layers:
+        raise ConfigError(_lacks_stochastic_depth(name))
+    for index, layer in enumerate(layers):
+        layer.p = probability * index / max(1, len(layers) - 1)
+
+
+def _lacks_stochastic_depth(name: str) -> str:
+    return (
+        f"regulariser: asked {name} for stochastic depth, which it does not have; expected a network with it, such as "
+        "efficientnet_b0, convnext_tiny, swin_t or timm/resnet18: set model.name to one, or use dropout"
+    )
+
+
+def _create_torchvision(name: str, num_classes: int) -> _Origin:
     check_model_name(name)
     from torchvision import models
 
@@ -217,14 +249,22 @@ def check_model_name(name: str) -> None:
         raise ConfigError(_unknown(name, known, "torchvision"))
 
 
-def _create_timm(name: str, num_classes: int) -> _Origin:
+def _create_timm(name: str, num_classes: int, stochastic_depth: float | None) -> _Origin:
     check_model_name(f"timm/{name}")
     import timm
 
+    # Not given at all where it is not asked for: many of timm's networks refuse the argument.
+    options = {} if stochastic_depth is None else {"drop_path_rate": stochastic_depth}
     try:
-        backbone = timm.create_model(name, pretrained=False, num_classes=num_classes)
+        backbone = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
+    except TypeError as error:  # how a network says that it has no such option
+        if "drop_path_rate" not in str(error):
+            raise
+        raise ConfigError(_lacks_stochastic_depth(f"timm/{name}")) from error
     except RuntimeError as error:  # how timm says that the tag after the dot is unknown
         raise ConfigError(f"model.name: timm could not build {name!r}: {error}") from error
+    if stochastic_depth and not any(isinstance(layer, timm.layers.DropPath) for layer in backbone.modules()):
+        raise ConfigError(_lacks_stochastic_depth(f"timm/{name}"))
     cfg = backbone.pretrained_cfg
     if not isinstance(cfg["classifier"], str):
         raise ConfigError(

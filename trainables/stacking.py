@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state
 
 from trainables.augmentation.pipeline import build_augmentation, random_erasing
-from trainables.config import Mixup, TrialConfig
+from trainables.config import TrialConfig
+from trainables.data.batches import TrainingImages
 from trainables.data.dataset import Dataset
 from trainables.errors import ConfigError
 from trainables.losses import build_loss
 from trainables.models import Classifier
-from trainables.training import TrainingImages, build_optimiser, learning_rate_factor, resolve_precision
+from trainables.optimisation import build_optimiser, learning_rate_factor
+from trainables.regularisers import CutMix, GroupDro, Mixup, Sam, find_part
+from trainables.training import resolve_precision
 
 #: Layers that draw random numbers, by the name of their class (torch, torchvision, timm).
 _RANDOM_LAYERS = ("Dropout", "StochasticDepth", "DropPath", "DropBlock", "PatchDropout")
@@ -46,7 +49,10 @@ def check_stackable(configs: Sequence[TrialConfig], model: Classifier) -> None:
     ]
     reasons = {
         f"the layers {', '.join(drawing[:3])} draw from one random stream": bool(drawing),
-        "mixup draws one share per batch": isinstance(first.regulariser, Mixup),
+        "mixup draws one share per batch": find_part(first.regulariser, Mixup) is not None,
+        "cutmix draws one rectangle per batch": find_part(first.regulariser, CutMix) is not None,
+        "sam takes its step along the gradient of all weights": find_part(first.regulariser, Sam) is not None,
+        "group_dro has weights of its own per trial": find_part(first.regulariser, GroupDro) is not None,
         "training.gradient_clip_norm is over all weights": training.gradient_clip_norm is not None,
         "training.patience stops trials one by one": training.patience is not None,
         "training.class_weights need a loss of their own": training.class_weights != "none",
@@ -90,7 +96,7 @@ class StackedTrainer:
             config.regulariser,
             class_weights=None,
             num_classes=data.num_classes,
-            num_sites=self._batches[0].num_sites,
+            groups=self._batches[0].groups,
             device=self._device,
         )
         self._parameters, self._buffers = stack_module_state(list(models))
@@ -122,12 +128,12 @@ class StackedTrainer:
         total = torch.zeros(len(self._models), device=self._device)
         count = 0
         for batches in zip(*(each.epoch(self._epoch) for each in self._batches), strict=True):
-            images, labels, sites, seeds = (torch.stack(column) for column in zip(*batches, strict=True))
-            total += self._train_step(images, labels, sites, seeds) * labels.shape[1]
+            images, labels, groups, seeds = (torch.stack(column) for column in zip(*batches, strict=True))
+            total += self._train_step(images, labels, groups, seeds) * labels.shape[1]
             count += labels.shape[1]
         return total / count
 
-    def _train_step(self, images: Tensor, labels: Tensor, sites: Tensor, seeds: Tensor) -> Tensor:
+    def _train_step(self, images: Tensor, labels: Tensor, groups: Tensor, seeds: Tensor) -> Tensor:
         """One optimiser step of every model on its batch (k × n × …); returns the k losses."""
         model, training = self._models[0], self._config.training
         flat = model.normalise(self._augment(images.flatten(0, 1), seeds.flatten()))
@@ -140,7 +146,7 @@ class StackedTrainer:
             group["lr"] = rate * factor
         with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
             logits = torch.vmap(self._forward)(self._parameters, self._buffers, inputs)
-        losses: Tensor = torch.vmap(self._loss_of_one)(logits, labels, sites)
+        losses: Tensor = torch.vmap(self._loss_of_one)(logits, labels, groups)
         self._optimiser.zero_grad(set_to_none=True)
         losses.sum().backward()  # type: ignore[no-untyped-call]
         self._optimiser.step()
@@ -151,8 +157,8 @@ class StackedTrainer:
         # Batch normalisation writes its running statistics into the stacked buffers, each model into its own row.
         return functional_call(self._models[0], (dict(parameters), dict(buffers)), (images,))
 
-    def _loss_of_one(self, logits: Tensor, labels: Tensor, sites: Tensor) -> Tensor:
-        return torch.stack(list(self._loss(logits, labels, sites, self._step).values())).sum()
+    def _loss_of_one(self, logits: Tensor, labels: Tensor, groups: Tensor) -> Tensor:
+        return torch.stack(list(self._loss(logits, labels, groups, self._step).values())).sum()
 
     @torch.no_grad()
     def write_back(self) -> None:

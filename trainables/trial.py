@@ -26,7 +26,6 @@ from trainables.acceleration import Choice, decide, default_choice, describe_key
 from trainables.checkpoint import forget_checkpoints, is_trained, load_weights, restore_module, save_weights
 from trainables.config import (
     ContrastivePretraining,
-    Dropout,
     Execution,
     ImageNetPretraining,
     ModelConfig,
@@ -41,7 +40,16 @@ from trainables.evaluation.robustness import choose_shifts, evaluate_model, summ
 from trainables.finished import CONFIG, EPOCHS, RESULT, describe_files
 from trainables.models import Classifier, build_model
 from trainables.pretraining.imagenet import load_imagenet
+from trainables.regularisers import (
+    Dropout,
+    NoRegulariser,
+    RegulariserConfig,
+    StainNormalisation,
+    StochasticDepth,
+    find_part,
+)
 from trainables.seeding import derive_seed, seed_everything
+from trainables.stain_normalisation import StainNormaliser, check_stainable, choose_tiles
 from trainables.storage import Folder
 from trainables.training import Outcome, resolve_precision, train_model
 
@@ -152,7 +160,7 @@ def run_stage(
     report({"event": "started", "epochs": config.pretraining.epochs})
     if not is_trained(folder, ENCODER):
         seed_everything(derive_seed(config.seed, config.replicate, "stage"))
-        model = _build(config.model, config.pretraining.init, data).to(device)
+        model = build_network(config.model, config.pretraining.init, data, NoRegulariser()).to(device)
         pretrain_encoder(
             model,
             data.splits["train"],
@@ -223,8 +231,7 @@ def build_initial_model(config: TrialConfig, data: Dataset, *, encoder: Folder |
         ConfigError: the trial starts from a contrastive stage and no finished one is given.
     """
     seed_everything(derive_seed(config.seed, config.replicate, "init"))
-    dropout = config.regulariser.probability if isinstance(config.regulariser, Dropout) else 0.0
-    model = _build(config.model, config.pretraining, data, dropout=dropout)
+    model = build_network(config.model, config.pretraining, data, config.regulariser)
     if isinstance(config.pretraining, ContrastivePretraining):
         if encoder is None or not encoder.exists(ENCODER):
             raise ConfigError(
@@ -237,16 +244,42 @@ def build_initial_model(config: TrialConfig, data: Dataset, *, encoder: Folder |
     return model
 
 
-def _build(model: ModelConfig, pretraining: PretrainingConfig, data: Dataset, *, dropout: float = 0.0) -> Classifier:
+def build_network(
+    config: ModelConfig,
+    pretraining: PretrainingConfig,
+    data: Dataset,
+    regulariser: RegulariserConfig,
+) -> Classifier:
+    """Return the network for these data on the CPU, with random or ImageNet weights and what the regulariser puts in.
+
+    Raises:
+        ConfigError: the network or the data do not fit the regulariser.
+        WeightsUnavailableError: there are no ImageNet weights.
+    """
     imagenet: dict[str, Tensor] | None = None
     if isinstance(pretraining, ImageNetPretraining):
         state = torch.get_rng_state()
-        imagenet = load_imagenet(model.name, pretraining)
+        imagenet = load_imagenet(config.name, pretraining)
         torch.set_rng_state(state)  # loading must not shift what the network draws
-    _, channels, _, size = data.splits["train"].images.shape
-    return build_model(
-        model, num_classes=data.num_classes, channels=channels, image_size=size, dropout=dropout, imagenet=imagenet
+    train = data.splits["train"].images
+    _, channels, _, size = train.shape
+    dropout, depth = find_part(regulariser, Dropout), find_part(regulariser, StochasticDepth)
+    model = build_model(
+        config,
+        num_classes=data.num_classes,
+        channels=channels,
+        image_size=size,
+        dropout=0.0 if dropout is None else dropout.probability,
+        stochastic_depth=None if depth is None else depth.probability,
+        imagenet=imagenet,
     )
+    stain = find_part(regulariser, StainNormalisation)
+    if stain is not None:
+        check_stainable(channels)
+        model.stain = StainNormaliser(stain.method)
+        if stain.target == "training":
+            model.stain.fit([torch.from_numpy(train[rows]) for rows in choose_tiles(len(train))])
+    return model
 
 
 def _evaluate(
@@ -265,7 +298,7 @@ def _evaluate(
         data,
         config.evaluation,
         folder=folder,
-        batch_size=execution.evaluation_batch_size,
+        execution=execution,
         precision=choice.dtype,
         on_progress=lambda done, total: report({"event": "evaluation", "done": done, "total": total}),
     )

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from orchestrator.report.plot import Figure, colour, floats, layout_of, panel_title, rows_of_test, sentence, translucent
+from orchestrator.report.stain_grid import is_stain_cell
 from orchestrator.report.tables import METRICS, Results
 
 #: Curves shown at first, and in the legend to be switched on; the rest is in shifts.csv and the caption says so.
@@ -35,6 +36,7 @@ def severity_curves(results: Results, groups: Mapping[str, str], what: str, *, s
             ``LISTED_CURVES`` wait in the legend.
     """
     shifts = rows_of_test(results)
+    shifts = shifts[~shifts["shift"].map(is_stain_cell).astype(bool)]
     names = list(dict.fromkeys(shifts.loc[shifts["severity"] > 0, "shift"]))
     if not names:
         return None

@@ -13,6 +13,7 @@ import pandas as pd
 from orchestrator.report.effects import Effect
 from orchestrator.report.plot import (
     PALETTE,
+    SEQUENTIAL,
     SYMBOLS,
     Figure,
     colour,
@@ -22,10 +23,8 @@ from orchestrator.report.plot import (
     rows_of_test,
     sentence,
 )
+from orchestrator.report.stain_grid import is_stain_cell
 from orchestrator.report.tables import METRICS, Results
-
-#: One hue, light to dark: read without a rainbow and in grey print. Low values are the dark ones, where one looks.
-SEQUENTIAL = [[0.0, "#7f2704"], [0.25, "#d94801"], [0.5, "#fd8d3c"], [0.75, "#fdd0a2"], [1.0, "#fff5eb"]]
 
 #: Panels beside each other.
 SCATTER_COLUMNS = 3
@@ -122,11 +121,15 @@ def _effect_traces(effect: Effect, y: float, suffix: str) -> list[dict[str, Any]
 
 
 def heat_map(results: Results) -> Figure | None:
-    """Return arm × shift, mean over severities and replicates, best arm on top; None when nothing is complete."""
+    """Return arm × shift, mean over severities and replicates, best arm on top; None when nothing is complete.
+
+    Cells of a stain grid are left out: they have a figure of their own.
+    """
     shifts = rows_of_test(results)
-    if shifts.empty:
-        return None
+    shifts = shifts[~shifts["shift"].map(is_stain_cell).astype(bool)]
     order = list(dict.fromkeys(shifts.loc[shifts["severity"] > 0, "shift"]))
+    if not order:
+        return None
     # Mean within a trial first, so that each replicate weighs the same.
     per_trial = shifts.groupby(["name", "signature", "shift"], sort=False)[results.metric].mean()
     table = per_trial.groupby(level=["name", "shift"], sort=False).mean().unstack("shift")

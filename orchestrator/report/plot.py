@@ -17,6 +17,8 @@ from orchestrator.report.tables import Results
 #: Okabe & Ito 2008 (told apart by colour-blind readers), reordered, black and yellow left out, the
 #: blue lighter so that it reads on a dark page too.
 PALETTE = ("#2b8ac9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a63d2", "#8c6d46")
+#: One hue, light to dark: read without a rainbow and in grey print. Low values are the dark ones, where one looks.
+SEQUENTIAL = [[0.0, "#7f2704"], [0.25, "#d94801"], [0.5, "#fd8d3c"], [0.75, "#fdd0a2"], [1.0, "#fff5eb"]]
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "hexagon")
 
 

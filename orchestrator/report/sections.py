@@ -18,6 +18,7 @@ from orchestrator.report.examples import Examples
 from orchestrator.report.figures import Style, effects_figure, heat_map, scatter
 from orchestrator.report.html import Cell, Column, Section, callout, embed, note, plural, table, views
 from orchestrator.report.plot import sentence
+from orchestrator.report.stain_grid import MARGIN, Grid, Line, compute_grid, stain_heat_maps, summarise_copies
 from orchestrator.report.tables import METRICS, MISSING, Results
 
 #: Longer tables scroll inside the page.
@@ -178,8 +179,8 @@ def _p(value: float | None) -> Cell:
 
 
 def shifts_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> Section | None:
-    """Return heat map and severity curves; the curves by each factor, and by arm."""
-    heat = heat_map(results)
+    """Return heat map and severity curves (by each factor, and by arm), and the stain grid where there is one."""
+    heat, grid = heat_map(results), compute_grid(results)
     curves = {}
     for factor in _by_size(results, effects):
         groups = dict(zip(results.trials["signature"], results.trials[f"arm/{factor}"], strict=True))
@@ -190,10 +191,46 @@ def shifts_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effec
     ranked = arms.sort_values(column, ascending=False, kind="stable") if column in arms else arms
     curves["arm"] = severity_curves(results, groups, "arm", shown=list(ranked["label"]))
     drawn = {name: figure for name, figure in curves.items() if figure is not None}
-    if heat is None or not drawn:
-        return None
-    body = embed(heat, "figure-heat") + views(drawn, "figure-severity", "One curve per")
-    return Section("shifts", "Shifts", "Where does it break?", body)
+    body = (
+        ""
+        if heat is None or not drawn
+        else embed(heat, "figure-heat") + views(drawn, "figure-severity", "One curve per")
+    )
+    if grid is not None:
+        body += embed(stain_heat_maps(results, grid), "figure-stains") + _copies_table(results, grid)
+    return Section("shifts", "Shifts", "Where does it break?", body) if body else None
+
+
+def _copies_table(results: Results, grid: Grid) -> str:
+    """Return mean, smallest value and share below the floor per arm, over the stain cells and over the other shifts."""
+    columns = [Column("arm")]
+    kinds = ("stain cells", "other shifts") if grid.scores.shape[1] else ("stain cells",)
+    for kind in kinds:
+        columns += [Column(f"{kind}: mean", is_number=True), Column("smallest", is_number=True)]
+        columns.append(Column(f"below {100 * grid.floor:.0f} %", is_number=True))
+    rows = []
+    for name in grid.cells.index:
+        other, stains = summarise_copies(grid, str(name))
+        row = [Cell(escape(results.labels[str(name)]))]
+        for line in (stains, other)[: len(kinds)]:
+            row += _kept(line)
+        rows.append(row)
+    text = (
+        f"Over {grid.cells.shape[1]} stain cells and {grid.scores.shape[1]} other copies of the test set, means "
+        f"over replicates in %. The floor is {100 * MARGIN:.0f} points below the best arm’s unshifted score."
+    )
+    return note(text) + table(columns, rows)
+
+
+def _kept(line: Line | None) -> list[Cell]:
+    if line is None:
+        return [Cell("–", ""), Cell("–", ""), Cell("–", "")]
+    smallest = f'{100 * line.smallest:.1f} <span class="sd">{escape(line.where)}</span>'
+    return [
+        Cell(f"{100 * line.mean:.1f}", line.mean),
+        Cell(smallest, line.smallest),
+        Cell(f"{100 * line.share_below:.0f}", line.share_below),
+    ]
 
 
 def _by_size(results: Results, effects: Sequence[Effect]) -> list[str]:

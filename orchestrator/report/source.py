@@ -15,6 +15,7 @@ TABLES = {
     "arms.csv": "mean, sd and n per arm",
     "shifts.csv": "a row per trial, set, shift and severity",
     "effects.csv": "main effects on every headline number",
+    "balanced_errors.csv": "BE and rBE per arm, relative to the first arm",
 }
 _FILES = (PAGE, *(f"report/{name}" for name in TABLES))
 #: What arms are compared by, unless one is asked for.

@@ -22,6 +22,7 @@ from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED
 from orchestrator.report.statistics import summarise
 from orchestrator.report.text import TextTable
 from trainables.errors import StudyError
+from trainables.evaluation.balanced import Errors, RelativeErrors, compute_relative_errors
 
 #: What a planned trial without a folder in the ledger is called in every table.
 MISSING = "missing"
@@ -237,6 +238,52 @@ def arms_table(results: Results) -> pd.DataFrame:
             row[f"{measure.column}.n"] = summary.n
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["name", "label"])
+
+
+def balanced_errors_table(results: Results) -> pd.DataFrame:
+    """Return one row per arm: its balanced errors on the test set, and BE and rBE relative to the first arm.
+
+    Errors are means over complete replicates, of shifts also over severities. ``be`` and ``rbe`` are means over
+    ``be_shifts`` and ``rbe_shifts`` of them; shifts whose denominator is not above 0 are counted as undefined. Empty
+    where the arm or the first one has no complete trial.
+    """
+    by_arm = _errors_by_arm(results)
+    arms = results.trials.drop_duplicates("name")["name"].tolist()
+    rows = []
+    for name in arms:
+        errors, reference = by_arm.get(name), by_arm.get(arms[0])
+        row: dict[str, Any] = {"name": name, "label": results.labels[name], "reference": arms[0]}
+        if errors is not None:
+            row |= {"clean_error": errors.clean, "mean_shifted_error": float(np.mean([*errors.shifted.values()]))}
+        if errors is not None and reference is not None:
+            row |= _describe_relative(compute_relative_errors(errors, reference))
+        rows.append(row)
+    return pd.DataFrame(rows, columns=None if rows else ["name", "label", "reference"])
+
+
+def _errors_by_arm(results: Results) -> dict[str, Errors]:
+    frame = results.shifts
+    if "balanced_accuracy" not in frame:
+        return {}
+    frame = frame[frame["set"] == "test"].assign(error=lambda rows: 1.0 - rows["balanced_accuracy"])
+    clean = frame[frame["severity"] == 0].groupby("name")["error"].mean()
+    shifted = frame[frame["severity"] > 0].groupby(["name", "shift"], sort=False)["error"].mean()
+    return {
+        str(name): Errors(float(clean[name]), {str(shift): float(error) for shift, error in group[name].items()})
+        for name, group in shifted.groupby(level=0)
+    }
+
+
+def _describe_relative(found: RelativeErrors) -> dict[str, Any]:
+    undefined = Counter(key.split("/")[0] for key in found.undefined)
+    return {
+        "be": found.mean_be,
+        "be_shifts": len(found.be),
+        "be_undefined": undefined["be"],
+        "rbe": found.mean_rbe,
+        "rbe_shifts": len(found.rbe),
+        "rbe_undefined": undefined["rbe"],
+    }
 
 
 def results_sha256(results: Results) -> str:

@@ -16,7 +16,7 @@ from orchestrator.report.effects import compute_effects, effects_table
 from orchestrator.report.examples import Examples, build_examples
 from orchestrator.report.html import render_page
 from orchestrator.report.source import DEFAULT_METRIC, PAGE, TABLES, Report, Source, locate_report, write_source
-from orchestrator.report.tables import Results, arms_table, load_results, results_sha256
+from orchestrator.report.tables import Results, arms_table, balanced_errors_table, load_results, results_sha256
 from orchestrator.report.text import TextTable
 from orchestrator.settled import SOURCE, compute_state
 from trainables.config import TrialConfig
@@ -85,6 +85,7 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
         "arms.csv": TextTable(arms),
         "shifts.csv": results.text["shifts"],
         "effects.csv": TextTable(effects_table([effect for rows in effects.values() for effect in rows])),
+        "balanced_errors.csv": TextTable(balanced_errors_table(results)),
     }
     _write(ledger.root, page, tables)
     report = locate_report(

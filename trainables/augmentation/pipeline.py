@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from trainables.augmentation.policy import Policy, keep
+from trainables.augmentation.augmix import AugMixPolicy
+from trainables.augmentation.policy import Images, NoPolicy, Policy
 from trainables.augmentation.standard import RANDAUGMENT, TRIVIALAUGMENT, StandardPolicy
-from trainables.augmentation.strong import StrongPolicy
+from trainables.augmentation.strong import SPACES, StrongPolicy
 from trainables.config import AugmentationConfig
 from trainables.ops import geometry
 from trainables.seeding import uniform
@@ -46,13 +48,30 @@ class Augmenter:
             images: 1 or 3 channels.
             seeds: ``mix(hash_ids(ids), derive_seed(seed, replicate, "augmentation"), epoch)``.
         """
+        return self.policy(self._place(images, seeds, resize=geometry.resize_crop), seeds)
+
+    def move(self, masks: UInt8[Tensor, "n 1 h w"], seeds: Int64[Tensor, " n"]) -> UInt8[Tensor, "n 1 H W"]:
+        """Return segmentation masks cropped, flipped and moved as the images of the same seeds: nearest pixel.
+
+        Args:
+            masks: labels 0–255; 0 is what comes in from outside.
+            seeds: those of the images.
+
+        Raises:
+            ConfigError: the policy is AugMix.
+        """
+        return self.policy.move(self._place(masks, seeds, resize=geometry.pick_crop), seeds)
+
+    def _place(
+        self, images: Images, seeds: Int64[Tensor, " n"], *, resize: Callable[..., Images]
+    ) -> UInt8[Tensor, "n c H W"]:
         if self.crop_scale_min is not None:
             boxes = draw_crops(seeds, scale_min=self.crop_scale_min, height=images.shape[2], width=images.shape[3])
-            images = geometry.resize_crop(images, boxes, size=self.image_size)
+            images = resize(images, boxes, size=self.image_size)
         for wanted, dim, stream in ((self.horizontal_flip, -1, "left-right"), (self.vertical_flip, -2, "up-down")):
             if wanted:
                 images = geometry.flip(images, uniform(seeds, stream=stream) < 0.5, dim=dim)
-        return self.policy(images, seeds)
+        return images
 
 
 def build_augmentation(config: AugmentationConfig, image_size: int) -> Augmenter:
@@ -68,12 +87,16 @@ def build_augmentation(config: AugmentationConfig, image_size: int) -> Augmenter
 
 def _build_policy(config: AugmentationConfig) -> Policy:
     if config.kind == "none" or config.strength == 0.0:
-        return keep
+        return NoPolicy()
     if config.kind == "randaugment":
         return StandardPolicy(RANDAUGMENT, num_ops=config.num_ops, bin=config.magnitude, strength=config.strength)
     if config.kind == "trivialaugment":
         return StandardPolicy(TRIVIALAUGMENT, num_ops=1, bin=None, strength=config.strength)
-    return StrongPolicy(config.strength)
+    if config.kind == "augmix":
+        return AugMixPolicy(
+            severity=config.severity, width=config.width, max_depth=config.max_depth, strength=config.strength
+        )
+    return StrongPolicy(SPACES[config.policy], config.strength)
 
 
 def draw_crops(seeds: Int64[Tensor, " n"], *, scale_min: float, height: int, width: int) -> Float[Tensor, "n 4"]:

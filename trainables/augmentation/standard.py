@@ -14,13 +14,18 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from trainables.augmentation.policy import apply_chosen
+from trainables.augmentation.policy import (
+    Images,
+    Magnitudes,
+    Operation,
+    PixelOperation,
+    PointOperation,
+    TableOperation,
+    WarpOperation,
+)
+from trainables.augmentation.sequences import Sequences, apply_sequences, move_masks
 from trainables.ops import colour, filters, geometry
 from trainables.seeding import uniform
-
-Images = UInt8[Tensor, "n c h w"]
-#: Share of the largest magnitude in [−1, 1]; the sign matters to the operations that have one.
-Share = Float[Tensor, " n"]
 
 
 class Space(NamedTuple):
@@ -39,55 +44,51 @@ class Space(NamedTuple):
 RANDAUGMENT = Space(0.3, 150.0 / 331.0, 0.0, 30.0, 0.9, 4)
 #: torchvision.transforms.TrivialAugmentWide
 TRIVIALAUGMENT = Space(0.99, 0.0, 32.0, 135.0, 0.99, 6)
+SWITCHES = ("autocontrast", "equalize")
 
 
-def _shear(images: Images, share: Share, space: Space, *, down: bool) -> Images:
-    amount, zero = space.shear * share, torch.zeros_like(share)
-    return geometry.warp_affine(images, geometry.shear_matrices(*((zero, amount) if down else (amount, zero))))
+def build_operations(space: Space) -> dict[str, Operation]:
+    """Return the 14 operations; their magnitude is a share in [−1, 1] of the largest, its sign matters to some."""
+
+    def enhance(operation: Callable[[Images, Tensor], Images]) -> Callable[[Images, Magnitudes], Images]:
+        return lambda x, share: operation(x, 1.0 + space.enhance * share[:, 0])
+
+    def on_pixels(operation: Callable[[Images, Magnitudes], Images]) -> PixelOperation:
+        return PixelOperation(lambda x, share, seeds: operation(x, share))
+
+    return {
+        "identity": PointOperation(lambda x, share: x),
+        "shear_x": WarpOperation(partial(_shear, space=space, down=False)),
+        "shear_y": WarpOperation(partial(_shear, space=space, down=True)),
+        "translate_x": WarpOperation(partial(_translate, space=space, down=False)),
+        "translate_y": WarpOperation(partial(_translate, space=space, down=True)),
+        "rotate": WarpOperation(partial(_rotate, space=space)),
+        "brightness": PointOperation(enhance(colour.adjust_brightness)),
+        "saturation": on_pixels(enhance(colour.adjust_saturation)),
+        "contrast": TableOperation(enhance(colour.tabulate_contrast)),
+        "sharpness": on_pixels(enhance(filters.adjust_sharpness)),
+        "posterize": PointOperation(
+            lambda x, share: colour.posterize(x, 8 - torch.round(space.posterize_bits * share[:, 0].abs()))
+        ),
+        "solarize": PointOperation(lambda x, share: colour.solarize(x, 255.0 * (1.0 - share[:, 0].abs()))),
+        "autocontrast": TableOperation(lambda x, share: colour.tabulate_autocontrast(x)),
+        "equalize": TableOperation(lambda x, share: colour.tabulate_equalize(x)),
+    }
 
 
-def _translate(images: Images, share: Share, space: Space, *, down: bool) -> Images:
-    side = images.shape[-2 if down else -1]
-    amount, zero = (space.translate_side * side + space.translate_px) * share, torch.zeros_like(share)
-    matrices = geometry.translation_matrices(*((zero, amount) if down else (amount, zero)))
-    return geometry.warp_affine(images, matrices)
+def _shear(share: Magnitudes, height: int, width: int, *, space: Space, down: bool) -> Float[Tensor, "n 2 3"]:
+    amount, zero = space.shear * share[:, 0], torch.zeros_like(share[:, 0])
+    return geometry.shear_matrices(*((zero, amount) if down else (amount, zero)))
 
 
-def _rotate(images: Images, share: Share, space: Space) -> Images:
-    height, width = images.shape[-2:]
-    matrices = geometry.rotation_matrices(space.rotate_degrees * share, height=height, width=width)
-    return geometry.warp_affine(images, matrices)
+def _translate(share: Magnitudes, height: int, width: int, *, space: Space, down: bool) -> Float[Tensor, "n 2 3"]:
+    largest = space.translate_side * (height if down else width) + space.translate_px
+    amount, zero = largest * share[:, 0], torch.zeros_like(share[:, 0])
+    return geometry.translation_matrices(*((zero, amount) if down else (amount, zero)))
 
 
-def _enhance(operation: Callable[[Images, Tensor], Images]) -> Callable[[Images, Share, Space], Images]:
-    return lambda images, share, space: operation(images, 1.0 + space.enhance * share)
-
-
-def _posterize(images: Images, share: Share, space: Space) -> Images:
-    return colour.posterize(images, 8 - torch.round(space.posterize_bits * share.abs()))
-
-
-def _solarize(images: Images, share: Share, space: Space) -> Images:
-    return colour.solarize(images, 255.0 * (1.0 - share.abs()))
-
-
-OPERATIONS: dict[str, Callable[[Images, Share, Space], Images]] = {
-    "identity": lambda images, share, space: images,
-    "shear_x": partial(_shear, down=False),
-    "shear_y": partial(_shear, down=True),
-    "translate_x": partial(_translate, down=False),
-    "translate_y": partial(_translate, down=True),
-    "rotate": _rotate,
-    "brightness": _enhance(colour.adjust_brightness),
-    "saturation": _enhance(colour.adjust_saturation),
-    "contrast": _enhance(colour.adjust_contrast),
-    "sharpness": _enhance(filters.adjust_sharpness),
-    "posterize": _posterize,
-    "solarize": _solarize,
-    "autocontrast": lambda images, share, space: colour.autocontrast(images),
-    "equalize": lambda images, share, space: colour.equalize(images),
-}
-_SWITCHES = [list(OPERATIONS).index(name) for name in ("autocontrast", "equalize")]
+def _rotate(share: Magnitudes, height: int, width: int, *, space: Space) -> Float[Tensor, "n 2 3"]:
+    return geometry.rotation_matrices(space.rotate_degrees * share[:, 0], height=height, width=width)
 
 
 class StandardPolicy:
@@ -101,30 +102,25 @@ class StandardPolicy:
     """
 
     def __init__(self, space: Space, *, num_ops: int, bin: int | None, strength: float) -> None:
-        self.space, self.num_ops, self.bin, self.strength = space, num_ops, bin, strength
+        self.num_ops, self.bin, self.strength = num_ops, bin, strength
+        named = build_operations(space)
+        self.operations = list(named.values())
+        self._is_switch = torch.tensor([name in SWITCHES for name in named])
 
     def __call__(self, images: UInt8[Tensor, "n c h w"], seeds: Int64[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
         """Return the augmented images."""
-        choices, shares = self.draw(seeds)
-        for step in range(self.num_ops):
-            operations = [partial(self._apply, operation, shares[:, step]) for operation in OPERATIONS.values()]
-            images = apply_chosen(images, choices[:, step], operations)
-        return images
+        return apply_sequences(images, self.draw(seeds), self.operations)
 
-    def draw(self, seeds: Int64[Tensor, " n"]) -> tuple[Int64[Tensor, "n num_ops"], Float[Tensor, "n num_ops"]]:
-        """Return which operations each sample gets (−1: a switch that stays off) and their signed magnitude shares."""
+    def move(self, masks: UInt8[Tensor, "n 1 h w"], seeds: Int64[Tensor, " n"]) -> UInt8[Tensor, "n 1 h w"]:
+        """Return the masks of these samples moved as their images are."""
+        return move_masks(masks, self.draw(seeds), self.operations)
+
+    def draw(self, seeds: Int64[Tensor, " n"]) -> Sequences:
+        """Return which operations each sample gets (−1: identity, or a switch that stays off) and their shares."""
         u = uniform(seeds, self.num_ops, 4, stream="standard")
-        choices = torch.floor(u[..., 0] * len(OPERATIONS)).to(torch.int64)
+        choices = torch.floor(u[..., 0] * len(self.operations)).to(torch.int64)
         bins = torch.floor(u[..., 1] * 31) if self.bin is None else torch.full_like(u[..., 1], self.bin)
         shares = self.strength * bins / 30.0 * torch.where(u[..., 2] < 0.5, 1.0, -1.0)
-        is_switch = torch.isin(choices, torch.tensor(_SWITCHES, device=seeds.device))
-        return torch.where(is_switch & (u[..., 3] >= self.strength), -1, choices), shares
-
-    def _apply(
-        self,
-        operation: Callable[[Images, Share, Space], Images],
-        shares: Float[Tensor, " n"],
-        images: UInt8[Tensor, "rows c h w"],
-        rows: Int64[Tensor, " rows"],
-    ) -> UInt8[Tensor, "rows c h w"]:
-        return operation(images, shares[rows], self.space)
+        off = self._is_switch.to(seeds.device)[choices] & (u[..., 3] >= self.strength)
+        choices = torch.where(off | (choices == 0), -1, choices)
+        return Sequences(choices, shares[..., None].expand(-1, -1, 2), seeds)

@@ -1,169 +1,228 @@
-"""The strong policy: a few distinct operations per image from a very wide magnitude space.
+"""The strong policies: a few distinct operations per image from a very wide magnitude space.
 
-Source: Pohjonen et al. 2022 (arXiv 2206.15274), the space of StrongAugment v0.1.0. Differs: everything is drawn from
-the sample's seed; jpeg keeps red and blue in place; posterize does not overflow.
+Source: Pohjonen et al. 2022 (arXiv 2206.15274): strong-v0.1.0 is the space of StrongAugment 0.1.0, strong-v1 that of
+the first release, which belongs to the paper's first version. Differs: everything is drawn from the sample's seed;
+results are rounded, not cut; jpeg keeps red and blue in place; posterize does not overflow; strength is an axis.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
-from trainables.augmentation.policy import apply_chosen
-from trainables.ops import colour, filters, noise
+from trainables.augmentation.policy import (
+    Images,
+    Magnitudes,
+    Operation,
+    PixelOperation,
+    PointOperation,
+    Seeds,
+    TableOperation,
+    WarpOperation,
+)
+from trainables.augmentation.sequences import Sequences, apply_sequences, move_masks
+from trainables.ops import colour, filters, geometry, noise
 from trainables.seeding import uniform
 
-Images = UInt8[Tensor, "n c h w"]
-#: Two per sample; only tone uses the second.
-Magnitudes = Float[Tensor, "n 2"]
-Seeds = Int64[Tensor, " n"]
 
+class Range(NamedTuple):
+    """From which magnitudes an operation draws."""
 
-class StrongOperation(NamedTuple):
-    """One row of the policy's table."""
-
-    apply: Callable[[Images, Magnitudes, Seeds], Images]
     low: float
     high: float
     #: Magnitudes (the second for tone) that change nothing.
     identity: tuple[float, float]
     #: float: uniform in [low, high). integer: uniform, both ends included. switch: 1 with probability strength.
-    kind: str = "float"
+    kind: Literal["float", "integer", "switch"] = "float"
 
 
-def _first(operation: Callable[[Images, Tensor], Images]) -> Callable[[Images, Magnitudes, Seeds], Images]:
-    return lambda images, magnitudes, seeds: operation(images, magnitudes[:, 0])
+@dataclass(frozen=True)
+class StrongSpace:
+    """One released policy."""
+
+    operations: Mapping[str, tuple[Operation, Range]]
+    #: Probabilities of ``min_ops``, ``min_ops`` + 1, … operations per image.
+    num_ops_shares: tuple[float, ...]
+    min_ops: int = 2
+
+    @property
+    def max_ops(self) -> int:
+        """Return the largest number of operations per image."""
+        return self.min_ops + len(self.num_ops_shares) - 1
 
 
-def _plain(operation: Callable[[Images], Images]) -> Callable[[Images, Magnitudes, Seeds], Images]:
-    return lambda images, magnitudes, seeds: operation(images)
+def _point(operation: Callable[[Images, Tensor], Images], channel: int | None = None) -> PointOperation:
+    return PointOperation(lambda images, magnitudes: operation(images, magnitudes[:, 0]), channel)
 
 
-def _channel(channel: int) -> Callable[[Images, Magnitudes, Seeds], Images]:
-    return _first(partial(colour.adjust_channel, channel=channel))
+def _pixels(operation: Callable[[Images, Tensor], Images]) -> PixelOperation:
+    return PixelOperation(lambda images, magnitudes, seeds: operation(images, magnitudes[:, 0]))
 
 
-def _blur(images: Images, magnitudes: Magnitudes, seeds: Seeds) -> Images:
-    sigma = magnitudes[:, 0]
+def _gain(channel: int) -> PointOperation:
+    return _point(partial(colour.adjust_channel, channel=channel), channel)
+
+
+def _blur(images: Images, sigma: Float[Tensor, " n"]) -> Images:
     half = torch.div(torch.round(3.5 * sigma), 2, rounding_mode="floor").clamp(min=1)  # kernel side 2·half + 1 ≥ 3
     return filters.gaussian_blur(images, sigma, half.to(torch.int64))
-
-
-def _jpeg(images: Images, magnitudes: Magnitudes, seeds: Seeds) -> Images:
-    return filters.jpeg(images, magnitudes[:, 0].to(torch.int64))
 
 
 def _noise(images: Images, magnitudes: Magnitudes, seeds: Seeds) -> Images:
     return noise.mix_uniform_noise(images, magnitudes[:, 0], seeds)
 
 
-def _tone(images: Images, magnitudes: Magnitudes, seeds: Seeds) -> Images:
+def _tone(images: Images, magnitudes: Magnitudes) -> Images:
     return colour.adjust_tone(images, magnitudes[:, 0], magnitudes[:, 1])
+
+
+def _shear(magnitudes: Magnitudes, height: int, width: int, *, down: bool) -> Float[Tensor, "n 2 3"]:
+    amount = torch.tan(torch.deg2rad(magnitudes[:, 0].double())).float()
+    zero = torch.zeros_like(amount)
+    matrices = geometry.shear_matrices(*((zero, amount) if down else (amount, zero)))
+    return geometry.about_centre(matrices, height=height, width=width)
+
+
+def _translate(magnitudes: Magnitudes, height: int, width: int, *, down: bool) -> Float[Tensor, "n 2 3"]:
+    amount, zero = magnitudes[:, 0], torch.zeros_like(magnitudes[:, 0])
+    return geometry.translation_matrices(*((zero, amount) if down else (amount, zero)))
+
+
+def _rotate(magnitudes: Magnitudes, height: int, width: int) -> Float[Tensor, "n 2 3"]:
+    return geometry.rotation_matrices(torch.trunc(magnitudes[:, 0]), height=height, width=width)
 
 
 _ONE = (1.0, 0.0)
 _ZERO = (0.0, 0.0)
+_SWITCH = Range(0, 1, _ZERO, "switch")
+#: What comes in from outside in strong-v1, as published.
+_GREY = 128
 
-OPERATIONS: dict[str, StrongOperation] = {
-    "red": StrongOperation(_channel(0), 0.0, 2.0, _ONE),
-    "green": StrongOperation(_channel(1), 0.0, 2.0, _ONE),
-    "blue": StrongOperation(_channel(2), 0.0, 2.0, _ONE),
-    "hue": StrongOperation(_first(colour.adjust_hue), -0.5, 0.5, _ZERO),
-    "saturation": StrongOperation(_first(colour.adjust_saturation), 0.0, 2.0, _ONE),
-    "brightness": StrongOperation(_first(colour.adjust_brightness), 0.1, 2.0, _ONE),
-    "contrast": StrongOperation(_first(colour.adjust_contrast), 0.1, 2.0, _ONE),
-    "gamma": StrongOperation(_first(colour.adjust_gamma), 0.1, 2.0, _ONE),
-    "solarize": StrongOperation(_first(colour.solarize), 0, 255, (256.0, 0.0), "integer"),
-    "posterize": StrongOperation(_first(colour.posterize), 1, 8, (8.0, 0.0), "integer"),
-    "sharpen": StrongOperation(_first(filters.sharpen), 0.0, 1.0, _ZERO),
-    "emboss": StrongOperation(_first(filters.emboss), 0.0, 1.0, _ZERO),
-    "blur": StrongOperation(_blur, 0.0, 3.0, _ZERO),
-    "noise": StrongOperation(_noise, 0.0, 0.2, _ZERO),
-    # JPEG at 100 still changes pixels: 101 stands for "not encoded", so that strength 0 is the identity.
-    "jpeg": StrongOperation(_jpeg, 0, 100, (101.0, 0.0), "integer"),
-    "tone": StrongOperation(_tone, 0.0, 1.0, (1 / 3, 2 / 3)),
-    "autocontrast": StrongOperation(_plain(colour.autocontrast), 0, 1, _ZERO, "switch"),
-    "equalize": StrongOperation(_plain(colour.equalize), 0, 1, _ZERO, "switch"),
-    "grayscale": StrongOperation(_plain(colour.to_grayscale), 0, 1, _ZERO, "switch"),
+_COLOURS: dict[str, tuple[Operation, Range]] = {
+    "red": (_gain(0), Range(0.0, 2.0, _ONE)),
+    "green": (_gain(1), Range(0.0, 2.0, _ONE)),
+    "blue": (_gain(2), Range(0.0, 2.0, _ONE)),
+    "hue": (_pixels(colour.adjust_hue), Range(-0.5, 0.5, _ZERO)),
+    "saturation": (_pixels(colour.adjust_saturation), Range(0.0, 2.0, _ONE)),
+    "brightness": (_point(colour.adjust_brightness), Range(0.1, 2.0, _ONE)),
+    "contrast": (TableOperation(lambda x, m: colour.tabulate_contrast(x, m[:, 0])), Range(0.1, 2.0, _ONE)),
+    "gamma": (_point(colour.adjust_gamma), Range(0.1, 2.0, _ONE)),
+}
+_POSTERIZE = (_point(colour.posterize), Range(1, 8, (8.0, 0.0), "integer"))
+_SWITCHES: dict[str, tuple[Operation, Range]] = {
+    "autocontrast": (TableOperation(lambda x, m: colour.tabulate_autocontrast(x)), _SWITCH),
+    "equalize": (TableOperation(lambda x, m: colour.tabulate_equalize(x)), _SWITCH),
+    "grayscale": (PixelOperation(lambda x, m, seeds: colour.to_grayscale(x)), _SWITCH),
+}
+
+SPACES: dict[str, StrongSpace] = {
+    "strong-v0.1.0": StrongSpace(
+        {
+            **_COLOURS,
+            "solarize": (_point(colour.solarize), Range(0, 255, (256.0, 0.0), "integer")),
+            "posterize": _POSTERIZE,
+            "sharpen": (_pixels(filters.sharpen), Range(0.0, 1.0, _ZERO)),
+            "emboss": (_pixels(filters.emboss), Range(0.0, 1.0, _ZERO)),
+            "blur": (_pixels(_blur), Range(0.0, 3.0, _ZERO)),
+            "noise": (PixelOperation(_noise), Range(0.0, 0.2, _ZERO)),
+            # JPEG at 100 still changes pixels: 101 stands for "not encoded", so that strength 0 is the identity.
+            "jpeg": (
+                _pixels(lambda x, quality: filters.jpeg(x, quality.to(torch.int64))),
+                Range(0, 100, (101.0, 0.0), "integer"),
+            ),
+            "tone": (PointOperation(_tone), Range(0.0, 1.0, (1 / 3, 2 / 3))),
+            **_SWITCHES,
+        },
+        (0.5, 0.3, 0.2),
+    ),
+    # A further operation with probability .4 after each from the second on, at most five, at most one of them a warp.
+    "strong-v1": StrongSpace(
+        {
+            "identity": (_point(lambda x, m: x), Range(0.0, 0.0, _ZERO)),
+            **_COLOURS,
+            "sharpness": (_pixels(filters.adjust_sharpness), Range(1.0, 4.0, _ONE)),
+            "blur": (_pixels(_blur), Range(0.0, 2.0, _ZERO)),
+            "solarize": (_point(colour.solarize), Range(0, 256, (256.0, 0.0), "integer")),
+            "posterize": _POSTERIZE,
+            **_SWITCHES,
+            "shear_x": (WarpOperation(partial(_shear, down=False), _GREY), Range(-45.0, 45.0, _ZERO)),
+            "shear_y": (WarpOperation(partial(_shear, down=True), _GREY), Range(-45.0, 45.0, _ZERO)),
+            "translate_x": (WarpOperation(partial(_translate, down=False), _GREY), Range(-32.0, 32.0, _ZERO)),
+            "translate_y": (WarpOperation(partial(_translate, down=True), _GREY), Range(-32.0, 32.0, _ZERO)),
+            "rotate": (WarpOperation(_rotate, _GREY), Range(-135.0, 135.0, _ZERO)),
+        },
+        (0.6, 0.24, 0.096, 0.064),
+    ),
 }
 
 
-class StrongDraw(NamedTuple):
-    """What was drawn for a batch."""
-
-    #: Index into ``OPERATIONS``, in the order of application; −1 after an image's last.
-    operations: Int64[Tensor, "n 4"]
-    #: For every operation, drawn or not.
-    magnitudes: Float[Tensor, "n operations 2"]
-
-
 class StrongPolicy:
-    """The policy strong-v0.1.0 at a strength between 0 (no change at all) and 1 (the published space).
+    """A strong policy at a strength between 0 (no change at all) and 1 (the published space).
 
     Strength moves every bound linearly from its identity; integer bounds are rounded down; the switch-like operations
     (autocontrast, equalize, grayscale), when drawn, act with probability ``strength``.
+
+    Args:
+        space: which policy.
+        strength: share of the way from the identity to the published bounds.
     """
 
-    def __init__(self, strength: float) -> None:
-        self.strength = strength
-        table = list(OPERATIONS.values())
-        identity = torch.tensor([operation.identity for operation in table], dtype=torch.float64)
-        low, high = (
-            torch.tensor([[bound] * 2 for bound in bounds], dtype=torch.float64)
-            for bounds in ([operation.low for operation in table], [operation.high for operation in table])
-        )
-        low, high = (identity + strength * (bound - identity) for bound in (low, high))
-        integer = torch.tensor([[operation.kind == "integer"] * 2 for operation in table])
+    def __init__(self, space: StrongSpace, strength: float) -> None:
+        self.space, self.strength = space, strength
+        self.operations = [operation for operation, _ in space.operations.values()]
+        ranges = [values for _, values in space.operations.values()]
+        identity = torch.tensor([values.identity for values in ranges], dtype=torch.float64)
+        bounds = torch.tensor([[values.low, values.high] for values in ranges], dtype=torch.float64)
+        low, high = (identity + strength * (bound[:, None] - identity) for bound in bounds.unbind(1))
+        integer, switch = (torch.tensor([[values.kind == kind] for values in ranges]) for kind in ("integer", "switch"))
         self._low = torch.where(integer, low.floor(), low).float()
         self._high = torch.where(integer, high.floor(), high).float()
-        self._identity, self._integer = identity.float(), integer
-        self._switch = torch.tensor([[operation.kind == "switch"] * 2 for operation in table])
+        self._identity, self._integer, self._switch = identity.float(), integer, switch
+        self._uses = torch.tensor([[True, name == "tone"] for name in space.operations])
+        self._warps = torch.tensor([isinstance(operation, WarpOperation) for operation in self.operations])
 
     def __call__(self, images: UInt8[Tensor, "n c h w"], seeds: Int64[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
         """Return the augmented images."""
-        draw = self.draw(seeds)
-        operations = [
-            partial(self._apply, number, operation, draw.magnitudes, seeds)
-            for number, operation in enumerate(OPERATIONS.values())
-        ]
-        for step in range(draw.operations.shape[1]):
-            images = apply_chosen(images, draw.operations[:, step], operations)
-        return images
+        return apply_sequences(images, self.draw(seeds), self.operations)
 
-    def draw(self, seeds: Int64[Tensor, " n"]) -> StrongDraw:
-        """Return which operations each sample gets, and at which magnitudes."""
-        keys = uniform(seeds, len(OPERATIONS), stream="order")
-        order = torch.argsort(keys, dim=1, stable=True)[:, :4]  # a random permutation's head: distinct and uniform
-        share = uniform(seeds, stream="num_ops")
-        num_ops = 2 + (share >= 0.5).to(torch.int64) + (share >= 0.8).to(torch.int64)  # 2, 3, 4: .5, .3, .2
-        steps = torch.arange(4, device=seeds.device)
-        operations = torch.where(steps < num_ops[:, None], order, -1)
+    def move(self, masks: UInt8[Tensor, "n 1 h w"], seeds: Int64[Tensor, " n"]) -> UInt8[Tensor, "n 1 h w"]:
+        """Return the masks of these samples moved as their images are."""
+        return move_masks(masks, self.draw(seeds), self.operations)
 
+    def draw(self, seeds: Int64[Tensor, " n"]) -> Sequences:
+        """Return which operations each sample gets, and at which magnitudes; what would change nothing is left out."""
+        choices = self._draw_choices(seeds)
+        magnitudes = self._draw_magnitudes(seeds)
+        same = (magnitudes == self._identity.to(seeds.device)) | ~self._uses.to(seeds.device)
+        drawn = choices.clamp(min=0)
+        choices = torch.where(same.all(2).gather(1, drawn), -1, choices)
+        return Sequences(choices, magnitudes.gather(1, drawn[:, :, None].expand(-1, -1, 2)), seeds)
+
+    def _draw_choices(self, seeds: Int64[Tensor, " n"]) -> Int64[Tensor, "n steps"]:
+        """Distinct operations in random order: the head of a random permutation, without warps after the first."""
+        order = torch.argsort(uniform(seeds, len(self.operations), stream="order"), dim=1, stable=True)
+        warps = self._warps.to(seeds.device)[order]
+        spare = warps & (warps.cumsum(1) > 1)
+        order = order.gather(1, torch.argsort(spare.to(torch.uint8), dim=1, stable=True))[:, : self.space.max_ops]
+        share = uniform(seeds, stream="num_ops").double()
+        bounds = torch.tensor(self.space.num_ops_shares[:-1], dtype=torch.float64, device=seeds.device).cumsum(0)
+        num_ops = self.space.min_ops + (share[:, None] >= bounds).sum(1)
+        steps = torch.arange(self.space.max_ops, device=seeds.device)
+        return torch.where(steps < num_ops[:, None], order, -1)
+
+    def _draw_magnitudes(self, seeds: Int64[Tensor, " n"]) -> Float[Tensor, "n operations 2"]:
+        """For every operation, drawn or not."""
         low, high, integer, switch = (
             value.to(seeds.device) for value in (self._low, self._high, self._integer, self._switch)
         )
-        u = uniform(seeds, len(OPERATIONS), 2, stream="magnitude")
+        u = uniform(seeds, len(self.operations), 2, stream="magnitude")
         magnitudes = low + u * (high - low)
         whole = torch.floor(low + u * (high - low + 1)).clamp(max=high)
         magnitudes = torch.where(integer, whole, magnitudes)
-        return StrongDraw(operations, torch.where(switch, (u < self.strength).float(), magnitudes))
-
-    def _apply(
-        self,
-        number: int,
-        operation: StrongOperation,
-        magnitudes: Float[Tensor, "n operations 2"],
-        seeds: Int64[Tensor, " n"],
-        images: UInt8[Tensor, "rows c h w"],
-        rows: Int64[Tensor, " rows"],
-    ) -> UInt8[Tensor, "rows c h w"]:
-        own = magnitudes[rows, number]
-        identity = self._identity[number].to(images.device)
-        used = 2 if operation.apply is _tone else 1
-        unchanged = (own == identity)[:, :used].all(1)
-        return torch.where(unchanged[:, None, None, None], images, operation.apply(images, own, seeds[rows]))
+        return torch.where(switch, (u < self.strength).float(), magnitudes)

@@ -32,9 +32,9 @@ from trainables.errors import ConfigError, DataError
 
 #: 2-D flags of MedMNIST v2 and the severity tables that fit them.
 MEDMNIST_MODALITY = {
-    "pathmnist": "pathology", "chestmnist": "chest_xray", "dermamnist": "dermoscopy", "octmnist": "general",
-    "pneumoniamnist": "chest_xray", "retinamnist": "fundus", "breastmnist": "general", "bloodmnist": "general",
-    "tissuemnist": "general", "organamnist": "general", "organcmnist": "general", "organsmnist": "general",
+    "pathmnist": "pathology", "chestmnist": "chest_xray", "dermamnist": "dermoscopy", "octmnist": "oct",
+    "pneumoniamnist": "chest_xray", "retinamnist": "fundus", "breastmnist": "ultrasound", "bloodmnist": "blood",
+    "tissuemnist": "microscopy", "organamnist": "ct", "organcmnist": "ct", "organsmnist": "ct",
 }  # fmt: skip
 #: A larger member compressed more strongly than this is a bomb: images compress 1- to 10-fold, zeros 1000-fold.
 MAX_COMPRESSION = 100
@@ -98,13 +98,22 @@ def build_digits_source(config: DigitsData, cache: Path) -> Source:
     spec = build_pixel_spec(config)
 
     def read_table() -> Table:
-        values = _read_digits()
-        arrays = np.round(values[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+        arrays, digits = read_digits()
         pixels = ArrayPixels([(len(arrays), lambda: arrays)], spec)
-        labels = [str(label) for label in values[:, -1].astype(int)]
-        return build_array_table(pixels, labels, [""] * len(arrays), "digits")
+        return build_array_table(pixels, [str(digit) for digit in digits], [""] * len(arrays), "digits")
 
     return Source(hash_json(["digits", version("scikit-learn")]), read_table)
+
+
+def read_digits() -> tuple[UInt8[np.ndarray, "n 8 8"], Int64[np.ndarray, " n"]]:
+    """Return scikit-learn's digits, grey 0–255, and which digit each is.
+
+    Raises:
+        DataError: scikit-learn is not installed, or its file is damaged.
+    """
+    values = _read_digits()
+    arrays = np.round(values[:, :-1].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    return arrays, values[:, -1].astype(np.int64)
 
 
 def _read_digits() -> Float64[np.ndarray, "n 65"]:

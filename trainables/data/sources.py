@@ -12,6 +12,7 @@ from trainables.config import CsvData, DataConfig, ImageFolderData, MedmnistData
 from trainables.data.arrays import MEDMNIST_MODALITY, build_digits_source, build_medmnist_source
 from trainables.data.assembly import assign_sets
 from trainables.data.cache import CACHE_VERSION, find_dataset, read_dataset, write_dataset
+from trainables.data.coloured import build_coloured_digits_source
 from trainables.data.dataset import Dataset
 from trainables.data.manifests import build_csv_source, build_image_folder_source
 from trainables.data.phantom import build_phantom_source
@@ -21,6 +22,7 @@ from trainables.errors import StorageError
 
 SOURCES: dict[str, Callable[[Any, Path], Source]] = {
     "digits": build_digits_source,
+    "coloured_digits": build_coloured_digits_source,
     "medmnist": build_medmnist_source,
     "image_folder": build_image_folder_source,
     "csv": build_csv_source,

@@ -8,16 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64
-from torch import Tensor
 
-from trainables.config import EvaluationConfig
+from trainables.config import EvaluationConfig, Execution
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
 from trainables.evaluation.metrics import compute_metrics
 from trainables.evaluation.predictions import (
     Predictions,
-    Transform,
     load_predictions,
     predict_each,
     save_predictions,
@@ -25,6 +22,7 @@ from trainables.evaluation.predictions import (
 from trainables.models import Classifier
 from trainables.seeding import hash_ids, mix
 from trainables.shifts.bank import IDENTITY, Shift, build_shifts
+from trainables.shifts.cache import ShiftedCopies
 from trainables.storage import Folder
 
 #: Metrics for which the smallest value over the shifts is the worst.
@@ -65,20 +63,22 @@ def evaluate_model(
     config: EvaluationConfig,
     *,
     folder: Folder,
-    batch_size: int,
+    execution: Execution,
     precision: torch.dtype,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
     """Predict validation, test under every shift, and every external set; store the predictions.
+
+    Shifted copies that this node lacks are built first, and kept for the next model; no prediction depends on them.
 
     Args:
         model: on the device to be used.
         data: val, test and external sets are read.
         config: which shifts (``choose_shifts``), their seed, and whether features are kept.
         folder: ``predictions/<set>.npz`` are written here.
-        batch_size: images per forward pass.
+        execution: images per forward pass; where shifted copies are kept, and how many.
         precision: bfloat16 runs under autocast.
-        on_progress: called with the number of passes done and their total.
+        on_progress: called with the number of passes done and their total, also whenever a copy was built.
 
     Raises:
         DivergedError: an output is not finite.
@@ -95,23 +95,28 @@ def evaluate_model(
         on_progress(done, total)
 
     for images, todo in sets:
-        seeds = mix(torch.from_numpy(hash_ids(images.ids)).to(model.mean.device), "shift", config.shift_seed)
-        logits, features = predict_each(
-            model,
-            ImageFeed(images, model.mean.device),
-            [_shifted(shift, seeds) for shift in todo],
-            batch_size=batch_size,
-            precision=precision,
-            features=config.store_features,  # of the first pass, the identity
-            on_pass=count,
-        )
+        feed = ImageFeed(images, model.mean.device)
+        seeds = mix(torch.from_numpy(hash_ids(images.ids)).to(feed.device), "shift", config.shift_seed)
+        with ShiftedCopies(
+            execution.cache_dir.expanduser() / "shifts",
+            budget_bytes=int(execution.shift_cache_gib * 2**30),
+            feed=feed,
+            seeds=seeds,
+            content=(data.fingerprint, images.name, config.shift_seed),
+        ) as copies:
+            copies.build(todo, batch_size=execution.evaluation_batch_size, on_built=lambda: on_progress(done, total))
+            logits, features = predict_each(
+                model,
+                feed,
+                [copies.transform(shift) for shift in todo],
+                batch_size=execution.evaluation_batch_size,
+                precision=precision,
+                features=config.store_features,  # of the first pass, the identity
+                on_pass=count,
+            )
         save_predictions(
             folder, Predictions(images.name, images.ids, images.labels, tuple(map(_key, todo)), logits, features)
         )
-
-
-def _shifted(shift: Shift, seeds: Int64[Tensor, " n"]) -> Transform:
-    return lambda batch, rows: shift.apply(batch, seeds[rows])
 
 
 def _key(shift: Shift) -> str:

@@ -7,14 +7,14 @@ from jaxtyping import Bool, Float, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.ops.pixels import to_uint8
+from trainables.ops.pixels import choose, to_uint8
 
 Images = UInt8[Tensor, "n c h w"]
 
 
 def flip(images: Images, chosen: Bool[Tensor, " n"], *, dim: int) -> Images:
     """Return the images with the chosen ones mirrored along ``dim`` (−1 left–right, −2 up–down)."""
-    return torch.where(chosen[:, None, None, None], images.flip(dim), images)
+    return choose(chosen, images.flip(dim), images)
 
 
 def resize_crop(images: Images, boxes: Float[Tensor, "n 4"], *, size: int) -> UInt8[Tensor, "n c size size"]:
@@ -28,12 +28,24 @@ def resize_crop(images: Images, boxes: Float[Tensor, "n 4"], *, size: int) -> UI
     return to_uint8(F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False))
 
 
-def warp_affine(images: Images, matrices: Float[Tensor, "n 2 3"]) -> Images:
-    """Return the images looked up at matrix · (x, y, 1), nearest pixel, black outside.
+def pick_crop(masks: Images, boxes: Float[Tensor, "n 4"], *, size: int) -> UInt8[Tensor, "n c size size"]:
+    """Return the boxes (top, left, height, width, in px, inside the image) enlarged to ``size``², nearest pixel."""
+    num, channels, height, width = masks.shape
+    top, left, box_height, box_width = (value[:, None] for value in boxes.unbind(1))
+    centre = (torch.arange(size, device=masks.device) + 0.5) / size
+    row = torch.floor(top + centre * box_height).to(torch.int64).clamp(0, height - 1)
+    column = torch.floor(left + centre * box_width).to(torch.int64).clamp(0, width - 1)
+    index = (row[:, :, None] * width + column[:, None, :]).flatten(1)[:, None].expand(num, channels, -1)
+    return masks.flatten(2).gather(2, index).reshape(num, channels, size, size)
+
+
+def warp_affine(images: Images, matrices: Float[Tensor, "n 2 3"], *, fill: int = 0) -> Images:
+    """Return the images looked up at matrix · (x, y, 1), nearest pixel, ``fill`` outside.
 
     Args:
         images: uint8 images.
         matrices: from a place in the result to the place in the source, px, pixel centres at .5, origin top left.
+        fill: grey value 0–255 of what comes in from outside.
     """
     num, channels, height, width = images.shape
     y = (torch.arange(height, device=images.device) + 0.5)[None, :, None]
@@ -44,7 +56,7 @@ def warp_affine(images: Images, matrices: Float[Tensor, "n 2 3"]) -> Images:
     inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
     index = row.clamp(0, height - 1) * width + column.clamp(0, width - 1)
     moved = images.flatten(2).gather(2, index.flatten(1)[:, None].expand(num, channels, height * width))
-    return torch.where(inside[:, None], moved.reshape(images.shape), 0).to(torch.uint8)
+    return choose(inside[:, None], moved.reshape(images.shape), torch.full_like(images[:1], fill))
 
 
 def shear_matrices(x: Float[Tensor, " n"], y: Float[Tensor, " n"]) -> Float[Tensor, "n 2 3"]:
@@ -65,6 +77,13 @@ def rotation_matrices(degrees: Float[Tensor, " n"], *, height: int, width: int) 
     cos, sin = torch.cos(angle).float(), torch.sin(angle).float()
     x, y = width / 2.0, height / 2.0
     return _matrices((cos, -sin, x - cos * x + sin * y), (sin, cos, y - sin * x - cos * y))
+
+
+def about_centre(matrices: Float[Tensor, "n 2 3"], *, height: int, width: int) -> Float[Tensor, "n 2 3"]:
+    """Return ``matrices``, whose origin is the top left corner, with the centre of the image as their origin."""
+    x, y = width / 2.0, height / 2.0
+    (a, b, right), (c, d, down) = (row.unbind(1) for row in matrices.unbind(1))
+    return _matrices((a, b, right + x - a * x - b * y), (c, d, down + y - c * x - d * y))
 
 
 def _matrices(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> Float[Tensor, "n 2 3"]:

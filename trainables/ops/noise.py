@@ -6,13 +6,14 @@ Strengths are in units of the grey range (1 is 255) unless said otherwise.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, Int32, Int64, UInt8
 from torch import Tensor
 
-from trainables.ops.pixels import levels, per_sample, to_uint8
-from trainables.seeding import normal, uniform
+from trainables.ops.pixels import levels, per_sample, to_uint8, to_uint8_
+from trainables.seeding import normal, uniform, uniform_16bit
 
 Images = UInt8[Tensor, "n c h w"]
 Seeds = Int64[Tensor, " n"]
@@ -37,8 +38,8 @@ def add_impulse_noise(images: Images, amount: Float[Tensor, " n"], seeds: Seeds)
 def mix_uniform_noise(images: Images, amount: Float[Tensor, " n"], seeds: Seeds) -> Images:
     """Return (1−m)·x + m·U{0…254}, the same noise in all channels; 0 is identity (StrongAugment's noise)."""
     m = per_sample(amount)
-    noise = torch.floor(255.0 * uniform(seeds, 1, *images.shape[2:], stream="noise"))
-    return to_uint8((1 - m) * images + m * noise)
+    noise = uniform_16bit(seeds, 1, *images.shape[2:], stream="noise").mul_(255).bitwise_right_shift_(16)
+    return to_uint8_(images.float().mul_(1 - m).add_(noise * m))
 
 
 def add_shot_noise(images: Images, seeds: Seeds, *, photons: float) -> Images:
@@ -52,21 +53,29 @@ def add_shot_noise(images: Images, seeds: Seeds, *, photons: float) -> Images:
         seeds: one per sample.
         photons: expected count of a white pixel; fewer is noisier.
     """
-    table = _poisson_table(photons, images.device)
-    # Table rows lie in (level, level + 1], so the flattened table is sorted and one search serves all rates.
-    # The half step keeps a draw of exactly 0 from meaning "less likely than anything".
-    draw = uniform(seeds, *images.shape[1:]).double() + 2.0**-25
-    position = torch.searchsorted(table.flatten(), draw + images)
-    counts = position - images.to(torch.int64) * table.shape[1]
-    return to_uint8(counts * (255.0 / photons))
+    thresholds = _poisson_thresholds(photons, images.device)
+    num_entries = thresholds.shape[1]
+    flat, first = thresholds.flatten(), images.flatten().to(torch.int32) * num_entries
+    draw = (uniform(seeds, *images.shape[1:]) * 2.0**24).to(torch.int32).flatten()  # exact: 24 bits
+    count = torch.zeros_like(first)
+    step = num_entries // 2
+    while step:  # bisection: how many thresholds a draw reaches
+        reached = draw >= flat.index_select(0, first + count + (step - 1))
+        count += step * reached
+        step //= 2
+    return to_uint8(count.reshape(images.shape) * (255.0 / photons))
 
 
-def _poisson_table(photons: float, device: torch.device) -> Float[Tensor, "256 k"]:
-    """Row x: x + P(count ≤ k) for the rate x/255 · photons; the last column is exactly x + 1."""
+@lru_cache(maxsize=16)
+def _poisson_thresholds(photons: float, device: torch.device) -> Int32[Tensor, "256 k"]:
+    """Row x: the smallest 24-bit draw that means more than 0, 1, … counts at the rate x/255 · photons; k = 2^m."""
     largest = math.ceil(photons + 8.0 * math.sqrt(photons) + 20.0)  # 2⁻²⁵ lies below 5.5 σ plus skew
     counts = torch.arange(largest + 1, dtype=torch.float64, device=device)
     rates = (levels(device) / 255.0 * photons).clamp(min=1e-300)[:, None]
     mass = torch.exp(counts * torch.log(rates) - rates - torch.lgamma(counts + 1.0))
     cumulative = mass.cumsum(1).clamp(max=1.0)
-    cumulative[:, -1] = 1.0
-    return cumulative + levels(device)[:, None]
+    # A draw d stands for the probability (d + ½)·2⁻²⁴: 0 is not "less likely than anything".
+    reached = torch.floor(cumulative * 2.0**24 - 0.5) + 1.0
+    thresholds = torch.full((256, 2 ** math.ceil(math.log2(largest + 2))), 2**24, dtype=torch.int32, device=device)
+    thresholds[:, : largest + 1] = reached.to(torch.int32)
+    return thresholds

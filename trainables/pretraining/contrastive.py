@@ -37,9 +37,10 @@ from trainables.models import Classifier
 from trainables.ops.colour import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, to_grayscale
 from trainables.ops.filters import gaussian_blur
 from trainables.ops.geometry import flip, resize_crop
+from trainables.optimisation import learning_rate_factor
 from trainables.seeding import derive_seed, hash_ids, mix, uniform
 from trainables.storage import Folder
-from trainables.training import learning_rate_factor, write_missing_epochs
+from trainables.training import write_missing_epochs
 
 # MoCo v2's policy: ColorJitter(.4, .4, .4, .1) with probability .8, greyscale .2, blur σ ∈ [.1, 2] px at 224 with .5.
 _JITTER, _HUE = 0.4, 0.1

@@ -1,67 +1,69 @@
-"""The shift bank: every shift of a study as a value that turns test images into shifted ones, the same each time."""
+"""The shift bank: what a study asks for → shifts.
+
+An entry of ``evaluation.shifts`` is the name of a shift (``snow``, ``stain_h0.5_e2``, one of an installed package) or
+of a group (``all``, ``imagenet-c``, ``medmnist-c``, ``stain-grid``), or a mapping::
+
+    {compose: [gaussian_noise/2, jpeg/3]}                      one after the other, at the severities given
+    {compose: [gaussian_noise, jpeg], name: noisy_jpeg}        both at the severities of the evaluation
+    {name: dusk, op: brightness_down, strengths: [0.4, 0.1]}   an operation of the bank, or strong_<name> of the policy
+    {stain: {haematoxylin: [0.5, 1, 2], eosin: [1, 2]}}        every combination
+"""
 
 from __future__ import annotations
 
-import difflib
-import json
-import math
-from collections.abc import Iterable
+import itertools
+import re
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
-from importlib import resources
-
-import torch
-from jaxtyping import Int64, UInt8
-from torch import Tensor
+from typing import Any
 
 from trainables.config import EvaluationConfig
 from trainables.errors import ConfigError
-from trainables.seeding import mix
-from trainables.shifts.operations import OPERATIONS, Strength
+from trainables.shifts import strong
+from trainables.shifts.medmnist_c import STAIN
+from trainables.shifts.operation import Operation, Strength
+from trainables.shifts.operations import DEFAULT, OPERATIONS
+from trainables.shifts.registry import registered_shifts
+from trainables.shifts.shift import IDENTITY, Shift, compose
+from trainables.shifts.tables import load_aliases, load_groups, load_tables
+from trainables.shifts.wording import check_known, check_once, read_mapping, read_name, read_numbers, read_strengths
+
+__all__ = ["DEFAULT_NAMES", "IDENTITY", "SHIFT_NAMES", "Shift", "build_shifts", "stain_name"]
 
 #: Every shift there is, in the order in which tables and figures list them.
 SHIFT_NAMES: tuple[str, ...] = tuple(OPERATIONS)
+#: What ``all`` means in every modality: what changes any image, at strengths of its modality.
+DEFAULT_NAMES: tuple[str, ...] = tuple(DEFAULT)
+#: Names that stand for many.
+GROUPS = ("all", "imagenet-c", "medmnist-c", "stain-grid")
+#: Multipliers of haematoxylin and of eosin in the published grid (Pohjonen et al. 2022).
+STAIN_FACTORS = (0.0, 0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
 
-#: Values shifted at a time: bounds the memory of noise (a few 8-byte temporaries a value).
-_CHUNK_VALUES = 2**23
+_STAIN_NAME = re.compile(r"stain_h(\d+(?:\.\d+)?)_e(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
-class Shift:
-    """One corruption at one severity.
+class _Bank:
+    """What names mean in one evaluation."""
 
-    Attributes:
-        name: in ``SHIFT_NAMES``, or "identity".
-        severity: 1 (mild) to 5; 0 is the identity.
-        strength: in the units of severities.json.
-    """
+    modality: str
+    severities: tuple[int, ...]
+    own: Mapping[str, tuple[Operation, tuple[Strength, ...]]]
 
-    name: str
-    severity: int
-    strength: Strength
+    def at(self, name: str, severity: int) -> Shift:
+        """Return the shift of a name at a severity; ``name`` is known."""
+        if cell := _STAIN_NAME.fullmatch(name):
+            return Shift(name, severity, (float(cell[1]), float(cell[2])), STAIN)
+        if name in self.own:
+            operation, strengths = self.own[name]
+            return Shift(name, severity, strengths[severity - 1], operation)
+        return Shift(name, severity, load_tables()[self.modality][name][severity - 1])
 
-    @property
-    def needs_colour(self) -> bool:
-        """Whether images of one channel come back unchanged: such a shift tests nothing there."""
-        return self.name != "identity" and OPERATIONS[self.name].needs_colour
-
-    def apply(self, images: UInt8[Tensor, "n c h w"], sample_seeds: Int64[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
-        """Return the shifted images, on the images' device, each the same in whatever batch it comes.
-
-        Args:
-            images: 1 or 3 channels.
-            sample_seeds: ``mix(hash_ids(ids), shift_seed)`` on the images' device; name and strength are mixed in here.
-        """
-        if self.name == "identity" or self.strength == OPERATIONS[self.name].identity:
-            return images
-        seeds = mix(sample_seeds, "shift", self.name, self.strength)
-        rows = max(1, _CHUNK_VALUES // max(1, math.prod(images.shape[1:])))
-        parts = zip(torch.split(images, rows), torch.split(seeds, rows), strict=True)
-        return torch.cat([OPERATIONS[self.name].apply(part, self.strength, part_seeds) for part, part_seeds in parts])
-
-
-#: Severity 0: the input, bit for bit.
-IDENTITY = Shift("identity", 0, 0.0)
+    def known_severities(self, name: str) -> tuple[int, ...]:
+        """Return the severities that a name has: of the bank's the evaluation's, of one's own all that were given."""
+        if _STAIN_NAME.fullmatch(name):
+            return (1,)
+        return tuple(range(1, len(self.own[name][1]) + 1)) if name in self.own else self.severities
 
 
 def build_shifts(evaluation: EvaluationConfig, modality: str) -> list[Shift]:
@@ -72,43 +74,138 @@ def build_shifts(evaluation: EvaluationConfig, modality: str) -> list[Shift]:
         modality: what the data set says it is.
 
     Raises:
-        ConfigError: an unknown or repeated shift, severity or modality.
+        ConfigError: an unknown or repeated shift, severity or modality, or a mapping that says none.
     """
     if evaluation.modality != "auto":
         modality = evaluation.modality
-    names = SHIFT_NAMES if evaluation.shifts == "all" else evaluation.shifts
-    _check_known("evaluation.modality", [modality], tuple(_load_tables()))
-    _check_known("evaluation.shifts", names, SHIFT_NAMES)
-    _check_once("evaluation.shifts", names)
-    _check_once("evaluation.severities", evaluation.severities)
-    table = _load_tables()[modality]
-    return [
-        Shift(name, severity, table[name][severity - 1]) for name in names for severity in sorted(evaluation.severities)
-    ]
+    check_known("evaluation.modality", [modality], tuple(load_tables()))
+    check_once("evaluation.severities", evaluation.severities)
+    asked = (evaluation.shifts,) if isinstance(evaluation.shifts, str) else evaluation.shifts
+    entries = list(enumerate(asked))
+    bank = _Bank(modality, tuple(sorted(evaluation.severities)), _read_own(entries))
+    shifts: dict[str, list[Shift]] = {}
+    explicit: list[str] = []
+    for index, entry in entries:
+        key = "evaluation.shifts" if isinstance(entry, str) else f"evaluation.shifts[{index}]"
+        for found in _read_entry(key, entry, bank):
+            shifts.setdefault(found[0].name, found)
+            if not isinstance(entry, str) or entry not in GROUPS:
+                explicit.append(found[0].name)
+    check_once("evaluation.shifts", tuple(explicit))
+    return [shift for found in shifts.values() for shift in found]
 
 
-@cache
-def _load_tables() -> dict[str, dict[str, tuple[Strength, ...]]]:
-    """Modality -> shift -> strengths at severity 1–5."""
-    text = resources.files("trainables.shifts").joinpath("severities.json").read_text(encoding="utf-8")
-    return {
-        modality: {
-            name: tuple(tuple(map(float, value)) if isinstance(value, list) else float(value) for value in strengths)
-            for name, strengths in table.items()
-        }
-        for modality, table in json.loads(text)["tables"].items()
-    }
+def stain_name(haematoxylin: float, eosin: float) -> str:
+    """Return the name of a cell of the stain grid, e.g. ``stain_h0.5_e2``."""
+    return f"stain_h{haematoxylin:g}_e{eosin:g}"
 
 
-def _check_known(key: str, found: Iterable[str], known: tuple[str, ...]) -> None:
-    for name in found:
-        if name not in known:
-            nearest = difflib.get_close_matches(name, known, n=1)
-            hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-            raise ConfigError(f"{key}: found {name!r}, expected one of {', '.join(known)}{hint}")
+def _read_entry(key: str, entry: str | Mapping[str, Any], bank: _Bank) -> list[list[Shift]]:
+    """Return lists of shifts of one name each."""
+    if isinstance(entry, str):
+        names = _expand(key, entry, bank.modality)
+    elif "compose" in entry:
+        return [_read_composition(key, entry, bank)]
+    elif "stain" in entry:
+        names = _read_stains(key, entry)
+    elif "op" in entry:
+        names = (str(entry["name"]),)  # read before: it is in ``bank.own``
+    else:
+        raise ConfigError(
+            f"{key}: found a mapping with {', '.join(map(str, entry)) or 'nothing'}, expected one with compose, with "
+            "stain, or with name, op and strengths"
+        )
+    check_known(key, names, (*SHIFT_NAMES, *bank.own, *GROUPS), also=_STAIN_NAME)
+    return [[bank.at(name, severity) for severity in bank.known_severities(name)] for name in names]
 
 
-def _check_once(key: str, found: tuple[str, ...] | tuple[int, ...]) -> None:
-    repeated = sorted({str(value) for value in found if found.count(value) > 1})
-    if repeated:
-        raise ConfigError(f"{key}: {', '.join(repeated)} is listed more than once; name every value once")
+def _expand(key: str, name: str, modality: str) -> tuple[str, ...]:
+    """Return the names that a name or a group stands for."""
+    if name == "all":
+        return DEFAULT_NAMES
+    if name == "stain-grid":
+        return tuple(stain_name(h, e) for h, e in itertools.product(STAIN_FACTORS, repeat=2) if (h, e) != (0.0, 0.0))
+    groups = load_groups(modality)
+    if name == "medmnist-c" and name not in groups:
+        raise ConfigError(
+            f"{key}: found 'medmnist-c', but MedMNIST-C has no table for the modality {modality!r}: set "
+            "evaluation.modality, or name the shifts"
+        )
+    return groups.get(name, (load_aliases().get(name, name),))
+
+
+def _read_own(
+    entries: Sequence[tuple[int, str | Mapping[str, Any]]],
+) -> dict[str, tuple[Operation, tuple[Strength, ...]]]:
+    """Return the shifts that packages bring and those that the study defines."""
+    own = {name: (shift.operation, shift.strengths) for name, shift in registered_shifts().items()}
+    for name in own:
+        _check_free("registered shifts", read_name("registered shifts", name), ())
+    operations = OPERATIONS | strong.OPERATIONS | {"stain": STAIN}
+    for index, entry in entries:
+        if isinstance(entry, str) or "op" not in entry:
+            continue
+        key = f"evaluation.shifts[{index}]"
+        fields = read_mapping(key, entry, required=("name", "op", "strengths"))
+        name = read_name(f"{key}.name", fields["name"])
+        _check_free(f"{key}.name", name, own)
+        check_known(f"{key}.op", [fields["op"]], tuple(operations))
+        operation = operations[fields["op"]]
+        size = len(operation.identity) if isinstance(operation.identity, tuple) else 1
+        own[name] = operation, read_strengths(f"{key}.strengths", fields["strengths"], size)
+    return own
+
+
+def _check_free(key: str, name: str, own: Container[str]) -> None:
+    if name in own or name in OPERATIONS or name in GROUPS or _STAIN_NAME.fullmatch(name):
+        raise ConfigError(f"{key}: {name!r} is taken; choose another name")
+
+
+def _read_stains(key: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
+    fields = read_mapping(key, entry, required=("stain",))
+    factors = read_mapping(f"{key}.stain", fields["stain"], required=("haematoxylin", "eosin"))
+    haematoxylin, eosin = (read_numbers(f"{key}.stain.{name}", factors[name]) for name in ("haematoxylin", "eosin"))
+    return tuple(itertools.starmap(stain_name, itertools.product(haematoxylin, eosin)))
+
+
+def _read_composition(key: str, entry: Mapping[str, Any], bank: _Bank) -> list[Shift]:
+    """Return one shift if every part has its severity, else one per severity of the evaluation."""
+    fields = read_mapping(key, entry, required=("compose",), optional=("name",))
+    words = fields["compose"]
+    if not isinstance(words, list | tuple) or len(words) < 2 or not all(isinstance(word, str) for word in words):
+        raise ConfigError(f"{key}.compose: found {words!r}, expected two or more of the form name or name/severity")
+    parts = [_read_part(f"{key}.compose", word, bank) for word in words]
+    default = "_then_".join(f"{name}{severity or ''}" for name, severity in parts)
+    name = read_name(f"{key}.name", fields.get("name", default))
+    _check_free(f"{key}.name", name, bank.own)
+    is_fixed = all(fixed or _STAIN_NAME.fullmatch(part) for part, fixed in parts)
+    found = []
+    for severity in (1,) if is_fixed else bank.severities:
+        shifts = tuple(bank.at(part, fixed or _severity_of(part, severity)) for part, fixed in parts)
+        strength = tuple(float(shift.severity) for shift in shifts)
+        found.append(Shift(name, severity, strength, compose(shifts)))
+    return found
+
+
+def _severity_of(part: str, severity: int) -> int:
+    return 1 if _STAIN_NAME.fullmatch(part) else severity
+
+
+def _read_part(key: str, word: str, bank: _Bank) -> tuple[str, int | None]:
+    """Return name and severity; None where the evaluation's severities count."""
+    name, _, severity = word.partition("/")
+    name = load_aliases().get(name, name)
+    check_known(key, [name], (*SHIFT_NAMES, *bank.own), also=_STAIN_NAME)
+    if not severity:
+        _check_severities(key, word, bank, name, bank.severities)
+        return name, None
+    if not severity.isdecimal():
+        raise ConfigError(f"{key}: found {word!r}, expected name/severity with a whole severity")
+    _check_severities(key, word, bank, name, (int(severity),))
+    return name, int(severity)
+
+
+def _check_severities(key: str, word: str, bank: _Bank, name: str, severities: Iterable[int]) -> None:
+    largest = len(bank.own[name][1]) if name in bank.own else 5
+    if not all(1 <= severity <= largest for severity in severities):
+        raise ConfigError(f"{key}: found {word!r}, expected {name} with a severity from 1 to {largest}")

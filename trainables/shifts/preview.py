@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from trainables.shifts.bank import IDENTITY, Shift
+from trainables.shifts.shift import IDENTITY, Shift
 
 
 def contact_sheet(

@@ -1,0 +1,97 @@
+"""The training split as batches: which images, in which order, with which seeds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from trainables.config import TrialConfig
+from trainables.data.dataset import ImageSet
+from trainables.data.feed import ImageFeed, split_sizes
+from trainables.data.groups import Groups, find_groups
+from trainables.errors import ConfigError
+from trainables.regularisers import choose_group_columns
+from trainables.seeding import derive_seed, hash_ids, mix
+
+
+class Batch(NamedTuple):
+    """One batch on the device."""
+
+    images: UInt8[Tensor, "n c h w"]
+    #: Index of the class.
+    labels: Int64[Tensor, " n"]
+    #: Index of the group: the site, unless the regulariser groups by something else.
+    groups: Int64[Tensor, " n"]
+    #: Of everything that is drawn for one sample in one epoch.
+    seeds: Int64[Tensor, " n"]
+
+
+class TrainingImages:
+    """The training split in seeded order, as batches on the device. Order and seeds never depend on the arm.
+
+    Args:
+        train: the split.
+        config: the trial; its seeds, batch size, label fraction, and the groups of its regulariser.
+        device: where batches are wanted.
+
+    Raises:
+        ConfigError: too few images, or groups by a column that they do not have.
+    """
+
+    def __init__(self, train: ImageSet, config: TrialConfig, device: torch.device) -> None:
+        self._feed, self._device = ImageFeed(train, device), device
+        self._seed = (config.seed, config.replicate)
+        self._batch_size = config.training.batch_size
+        self.rows = choose_label_fraction(train, config.training.label_fraction, derive_seed(config.seed, "labels"))
+        if len(self.rows) < 2:
+            raise ConfigError(f"training.label_fraction leaves {len(self.rows)} training images; at least 2 are needed")
+        found = find_groups(train, choose_group_columns(config.regulariser))
+        #: Of the images that are used; those of a group may all be left out by the label fraction.
+        self.groups = Groups(found.names, found.index[self.rows])
+        self._groups = torch.from_numpy(found.index).to(device)
+        self._labels = torch.from_numpy(np.array(train.labels)).to(device)
+        seeds = mix(torch.from_numpy(hash_ids(train.ids)), "augmentation", config.seed, config.replicate)
+        self._sample_seeds = seeds.to(device)
+
+    @property
+    def num_batches(self) -> int:
+        """Optimiser steps per epoch."""
+        return len(self._sizes)
+
+    @property
+    def _sizes(self) -> list[int]:
+        sizes = split_sizes(len(self.rows), self._batch_size)
+        if len(sizes) > 1 and sizes[-1] == 1:  # batch normalisation cannot take a single image
+            sizes[-2:] = [sizes[-2] + 1]
+        return sizes
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch (from 1)."""
+        generator = np.random.default_rng(derive_seed(*self._seed, "order", epoch))
+        order = self.rows[generator.permutation(len(self.rows))]
+        index = torch.from_numpy(order).to(self._device)
+        labels, groups = self._labels[index], self._groups[index]
+        seeds = mix(self._sample_seeds[index], "epoch", epoch)
+        start = 0
+        for images in self._feed.batches(order, self._sizes):
+            part = slice(start, start := start + len(images))
+            yield Batch(images, labels[part], groups[part], seeds[part])
+
+
+def choose_label_fraction(train: ImageSet, fraction: float, seed: int) -> Int64[np.ndarray, " m"]:
+    """Return the rows of a subset of whole groups, drawn per class; a smaller fraction is part of a larger one."""
+    if fraction == 1.0:
+        return np.arange(len(train))
+    groups, first, inverse = np.unique(train.groups, return_index=True, return_inverse=True)
+    keys = hash_ids(f"{seed}/{group}" for group in groups)
+    chosen = np.zeros(len(groups), dtype=bool)
+    for label in np.unique(train.labels):
+        members = np.flatnonzero(train.labels[first] == label)
+        keep = max(1, round(fraction * len(members)))
+        chosen[members[np.argsort(keys[members], kind="stable")[:keep]]] = True
+    return np.flatnonzero(chosen[inverse])

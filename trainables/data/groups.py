@@ -1,0 +1,45 @@
+"""Groups of images by class, site or a column of their metadata: what losses weigh and penalties are indexed by."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int64
+
+from trainables.data.dataset import ImageSet
+from trainables.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Groups:
+    """Which group every image of a set belongs to."""
+
+    #: Sorted by the columns' values: ``class_0.site_paris``; a class is named by its index.
+    names: tuple[str, ...]
+    #: Index into ``names``.
+    index: Int64[np.ndarray, " n"]
+
+
+def find_groups(images: ImageSet, columns: Sequence[str]) -> Groups:
+    """Return the groups by ``class``, ``site`` or a column of the metadata; of several columns, the combinations found.
+
+    Raises:
+        ConfigError: the images have no such column.
+    """
+    known = {"class": images.labels, "site": images.sites}
+    known |= {name: np.array(values, dtype=object) for name, values in images.metadata.items()}
+    unknown = [column for column in columns if column not in known]
+    if unknown:
+        raise ConfigError(
+            f"regulariser.group_by: found {', '.join(unknown)}, expected {', '.join(known)}: class, site, or a further "
+            "column that this data set has for each image"
+        )
+    parts = [np.unique(known[column], return_inverse=True) for column in columns]
+    codes, index = np.unique(np.stack([inverse for _, inverse in parts], axis=1), axis=0, return_inverse=True)
+    names = (
+        ".".join(f"{column}_{values[code]}" for column, (values, _), code in zip(columns, parts, row, strict=True))
+        for row in codes
+    )
+    return Groups(tuple(names), index.reshape(-1).astype(np.int64))

@@ -1,0 +1,60 @@
+"""Sharpness-aware minimisation: the gradient is taken where the loss is highest nearby (Foret et al. 2021)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+#: Where the gradient is zero there is no direction to go: then the weights stay.
+_TINY = 1e-12
+
+
+@contextmanager
+def at_sharpest_point(
+    model: nn.Module, parameters: Sequence[nn.Parameter], *, rho: float, adaptive: bool
+) -> Iterator[None]:
+    """Inside, the weights are w + ρ·g/‖g‖ for the gradients g that they hold, and batch statistics are not recorded.
+
+    On leaving, weights are what they were, bit for bit; gradients are those of the pass inside.
+
+    Args:
+        model: its normalisation layers use the batch's statistics inside and leave the running ones alone.
+        parameters: those that are trained.
+        rho: radius ρ.
+        adaptive: w + ρ·w²g/‖|w|·g‖, a radius relative to each weight.
+
+    Source: Foret et al. 2021 (arXiv 2010.01412), equation 2; Kwon et al. 2021 (arXiv 2102.11600), equation 8.
+    """
+    moved = [parameter for parameter in parameters if parameter.grad is not None]
+    before = [parameter.detach().clone() for parameter in moved]
+    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
+    _climb(moved, rho=rho, adaptive=adaptive)
+    for layer in layers:
+        layer.track_running_stats = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.track_running_stats = True
+        with torch.no_grad():
+            for parameter, value in zip(moved, before, strict=True):
+                parameter.copy_(value)
+
+
+@torch.no_grad()
+def _climb(parameters: Sequence[nn.Parameter], *, rho: float, adaptive: bool) -> None:
+    """Move the weights to the edge of the neighbourhood, up the gradient; nothing waits for the device."""
+    gradients: list[Tensor] = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    directions = gradients
+    if adaptive:
+        sizes = [parameter.abs() for parameter in parameters]
+        gradients = [size * gradient for size, gradient in zip(sizes, gradients, strict=True)]
+        directions = [size * gradient for size, gradient in zip(sizes, gradients, strict=True)]
+    norm = torch.stack([gradient.norm() for gradient in gradients]).norm()
+    scale = rho / (norm + _TINY)
+    for parameter, direction in zip(parameters, directions, strict=True):
+        parameter.add_(direction * scale)

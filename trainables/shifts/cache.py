@@ -1,0 +1,316 @@
+"""Shifted copies of a test set on disk: built once per node, mapped by every process that evaluates on them.
+
+    <cache_dir>/shifts/<key>.u8    CRC-32 of what follows (4 bytes), then uint8 (n, channels, height, width)
+    <cache_dir>/shifts/<key>.tmp   the same while it is written; nobody reads it
+
+A file is locked exclusively while it is written and shared while it is in use, so that nobody builds what another
+process builds, and nothing is evicted that is in use. The kernel takes back the locks of a process that was killed. A
+copy only saves time: wherever there is none, for whatever reason, the shift is computed, with the same result.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import logging
+import os
+import shutil
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack, suppress
+from functools import cache
+from importlib.metadata import version
+from importlib.resources import files
+from pathlib import Path
+from typing import IO, Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from trainables.data.cache import CACHE_VERSION
+from trainables.data.feed import ImageFeed, split_sizes
+from trainables.data.table import hash_json
+from trainables.shifts import strong
+from trainables.shifts.medmnist_c import STAIN
+from trainables.shifts.operations import OPERATIONS
+from trainables.shifts.shift import IDENTITY, Shift
+
+_LOG = logging.getLogger(__name__)
+#: A CRC, since every byte is checked whenever a copy is used: SHA-256 takes three times as long (1.6, 5.4 GiB/s).
+_CHECK_BYTES = 4
+#: Copies leave this much of the disk free, for checkpoints and results. An assumption.
+KEPT_FREE_BYTES = 2 * 2**30
+#: What is computed on the CPU wherever the images are. On a GPU only these copies are worth reading: the other
+#: operations take the images where they are. An assumption: not measured.
+ON_CPU = ("jpeg", "strong_jpeg")
+
+
+@cache
+def digest_operations() -> str:
+    """Return a digest of what turns images into shifted ones: the code of the operations, and the libraries below.
+
+    So no number has to be raised by hand when an operation changes: older copies are no longer found.
+    """
+    digest = hashlib.sha256()
+    for package in ("trainables.ops", "trainables.shifts", "trainables"):
+        for file in sorted(files(package).iterdir(), key=lambda file: file.name):
+            if file.name.endswith(".py") and (package != "trainables" or file.name == "seeding.py"):
+                digest.update(file.read_bytes())
+    for library in ("torch", "numpy", "pillow"):
+        digest.update(version(library).encode())
+    return digest.hexdigest()
+
+
+def name_operation(shift: Shift) -> str | None:
+    """Return which operation of this package a shift applies; None of other packages' and of compositions.
+
+    What those do is not known from outside, so no copies of them are kept.
+    """
+    if shift.operation is None:
+        return shift.name
+    known = OPERATIONS | strong.OPERATIONS | {"stain": STAIN}
+    return next((name for name, operation in known.items() if operation is shift.operation), None)
+
+
+def describe_device(device: torch.device) -> list[str]:
+    """Return what decides how a device rounds: its type, and the instructions or the model."""
+    if device.type == "cuda":
+        return ["cuda", torch.cuda.get_device_name(device)]
+    return [device.type, torch.backends.cpu.get_cpu_capability()]
+
+
+class ShiftedCopies:
+    """The shifted copies of one image set; a context: what it has found or built stays until it is left.
+
+    Args:
+        folder: where all copies of a node lie.
+        budget_bytes: of all copies together; the least recently used make room. 0: none are kept.
+        feed: the images, on the device they are shifted on.
+        seeds: of ``Shift.apply``, one per image.
+        content: what identifies images and seeds: fingerprint of the data, name of the set, seed of the shifts.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        budget_bytes: int,
+        feed: ImageFeed,
+        seeds: Int64[Tensor, " n"],
+        content: Sequence[str | int],
+    ) -> None:
+        self._folder, self._budget_bytes, self._feed, self._seeds = folder, budget_bytes, feed, seeds
+        self._content = [CACHE_VERSION, *content, *describe_device(feed.device), digest_operations()]
+        self._shape = feed.images.images.shape
+        self._size_bytes = _CHECK_BYTES + int(np.prod(self._shape))
+        self._held: dict[Path, IO[bytes]] = {}
+        self._files = ExitStack()
+
+    def __enter__(self) -> ShiftedCopies:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.clear()
+        self._files.close()
+
+    # ------------------------------------------------------------------ what evaluations ask for
+
+    def build(self, shifts: Iterable[Shift], *, batch_size: int, on_built: Callable[[], None] = lambda: None) -> None:
+        """Build the copies that are missing, while there is room; what another process builds is left to it.
+
+        Existing copies of ``shifts`` are held first: none makes room for another one.
+
+        Args:
+            shifts: in the order in which they are wanted.
+            batch_size: images per call of an operation.
+            on_built: called after every copy that was built.
+        """
+        wanted = {shift: path for shift in shifts if (path := self._locate(shift)) is not None}
+        try:
+            missing = [(shift, path) for shift, path in wanted.items() if not self._hold(path)]
+            if missing:
+                self._folder.mkdir(parents=True, exist_ok=True)
+            lacking = 0
+            for shift, path in missing:
+                outcome = self._build(shift, path, batch_size)
+                lacking += outcome == "no room"
+                if outcome == "built":
+                    on_built()
+        except OSError as error:  # a full disk, too many open files, a file system without locks
+            _LOG.warning("no more shifted copies are kept in %s (%s): shifts are computed instead", self._folder, error)
+            return
+        if lacking:
+            _LOG.info(
+                "%d of %d shifted copies do not fit into %s (execution.shift_cache_gib, or the free disk): "
+                "these shifts are computed for every trial",
+                lacking,
+                len(wanted),
+                self._folder,
+            )
+
+    def transform(self, shift: Shift) -> Callable[[UInt8[Tensor, "m c h w"], slice], UInt8[Tensor, "m c h w"]]:
+        """Return a function from images and their rows to the shifted ones, out of the copy if there is one by then.
+
+        It goes through the set from the first row to the last, as often as one likes.
+        """
+        mapped: UInt8[np.ndarray, "n c h w"] | None = None
+
+        def apply(images: UInt8[Tensor, "m c h w"], rows: slice) -> UInt8[Tensor, "m c h w"]:
+            nonlocal mapped
+            if rows.start == 0:
+                mapped = self._map(shift)
+            if mapped is None:
+                return shift.apply(images, self._seeds[rows])
+            shifted = torch.from_numpy(np.array(mapped[rows])).to(images.device)
+            if rows.stop == len(self._feed):
+                mapped = None  # what is mapped counts as memory of this process
+            return shifted
+
+        return apply
+
+    # ------------------------------------------------------------------ one copy
+
+    def _locate(self, shift: Shift) -> Path | None:
+        """Return where the copy of a shift lies or would lie; None if none is kept."""
+        name = name_operation(shift)
+        is_worth_it = self._feed.device.type == "cpu" or name in ON_CPU
+        if name is None or shift == IDENTITY or not is_worth_it or self._budget_bytes < self._size_bytes:
+            return None
+        key: list[Any] = [*self._content, shift.name, name, shift.strength]
+        return self._folder / f"{hash_json(key)[:32]}.u8"
+
+    def _hold(self, path: Path) -> bool:
+        """Keep a copy from being evicted; return whether there is one."""
+        if path in self._held:
+            return True
+        try:
+            file = self._files.enter_context(path.open("rb"))
+        except FileNotFoundError:
+            return False
+        fcntl.flock(file, fcntl.LOCK_SH)  # waits for a rename or an unlink, no longer
+        if os.fstat(file.fileno()).st_size != self._size_bytes:
+            self._discard(path)
+            return False
+        os.utime(path)
+        self._held[path] = file
+        return True
+
+    def _discard(self, path: Path) -> None:
+        _LOG.warning("the shifted copy %s is damaged: it was removed, to be built again", path)
+        self._held.pop(path, None)
+        path.unlink(missing_ok=True)
+
+    def _map(self, shift: Shift) -> UInt8[np.ndarray, "n c h w"] | None:
+        """Return the copy, every byte of it checked; None if there is none."""
+        path = self._locate(shift)
+        try:
+            if path is None or not self._hold(path):
+                return None
+            file = self._held[path]
+            mapped = np.memmap(file, np.uint8, "r", offset=_CHECK_BYTES, shape=self._shape)
+            file.seek(0)
+            if file.read(_CHECK_BYTES) == _checksum(mapped.data):
+                return mapped
+            self._discard(path)
+        except OSError as error:
+            _LOG.warning("could not read the shifted copy %s (%s): the shift is computed instead", path, error)
+        return None
+
+    def _build(self, shift: Shift, path: Path, batch_size: int) -> Literal["built", "left to another", "no room"]:
+        temporary = path.with_suffix(".tmp")
+        with ExitStack() as files:
+            file = files.enter_context(open(os.open(temporary, os.O_RDWR | os.O_CREAT, 0o644), "r+b"))
+            if not _lock_exclusively(file) or not _is_at(temporary, file):
+                return "left to another"
+            try:
+                if self._hold(path):  # finished this moment
+                    return "left to another"
+                file.truncate(0)  # what a process that was killed has left
+                if not self._reserve(file):
+                    return "no room"
+                self._write(shift, file, batch_size)
+                temporary.replace(path)
+            finally:
+                if _is_at(temporary, file):
+                    temporary.unlink()
+            fcntl.flock(file, fcntl.LOCK_SH)
+            self._held[path] = file
+            self._files.push(files.pop_all())
+        return "built"
+
+    def _write(self, shift: Shift, file: IO[bytes], batch_size: int) -> None:
+        check, start = _checksum(b""), 0
+        file.seek(_CHECK_BYTES)
+        count = len(self._feed)
+        for images in self._feed.batches(np.arange(count), split_sizes(count, batch_size)):
+            shifted = shift.apply(images, self._seeds[start : start + len(images)])
+            pixels = shifted.contiguous().cpu().numpy().data
+            check = _checksum(pixels, check)
+            file.write(pixels)
+            start += len(images)
+        file.seek(0)
+        file.write(check)
+        file.flush()  # not synced: what a crash of the machine leaves does not have this checksum
+
+    # ------------------------------------------------------------------ room
+
+    def _reserve(self, file: IO[bytes]) -> bool:
+        """Take room for one copy in ``file``, out of the budget of all processes; return whether there is any."""
+        with (self._folder / "room.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not self._make_room():
+                return False
+            if hasattr(os, "posix_fallocate"):  # counts at once in what others see as free
+                os.posix_fallocate(file.fileno(), 0, self._size_bytes)
+            else:
+                file.truncate(self._size_bytes)
+        return True
+
+    def _make_room(self) -> bool:
+        copies = []
+        for path in (*self._folder.glob("*.u8"), *self._folder.glob("*.tmp")):
+            with suppress(FileNotFoundError):
+                stat = path.stat()
+                copies.append((stat.st_mtime_ns, stat.st_size, path))
+        used = sum(size for _, size, _ in copies)
+        free = shutil.disk_usage(self._folder).free - KEPT_FREE_BYTES
+        lacking = self._size_bytes + max(used - self._budget_bytes, -free)
+        others = sorted(copy for copy in copies if copy[2] not in self._held)
+        if sum(size for _, size, _ in others) < lacking:
+            return False  # nothing is evicted in vain
+        for _, size, path in others:
+            if lacking > 0 and _evict(path):
+                lacking -= size
+        return lacking <= 0
+
+
+def _checksum(content: bytes | memoryview, before: bytes = bytes(_CHECK_BYTES)) -> bytes:
+    """Return the checksum of something that follows on what has the checksum ``before``."""
+    return zlib.crc32(content, int.from_bytes(before, "big")).to_bytes(_CHECK_BYTES, "big")
+
+
+def _lock_exclusively(file: IO[bytes]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _is_at(path: Path, file: IO[bytes]) -> bool:
+    """Return whether an open file still has its name: another process may have finished or removed it meanwhile."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
+
+
+def _evict(path: Path) -> bool:
+    """Remove a copy unless a process uses or writes it; return whether it is gone."""
+    with suppress(FileNotFoundError), path.open("r+b") as file:
+        if not _lock_exclusively(file):
+            return False
+        path.unlink()
+    return True

@@ -1,0 +1,84 @@
+"""Shifts that other packages bring: from Python by ``register_shift``, or installed as an entry point.
+
+Trials run in processes of their own, which import this package but no notebook: what studies name has to be
+installed. A package says in its ``pyproject.toml``::
+
+    [project.entry-points."robustsweep.shifts"]
+    my_shift = "my_package.my_module:MY_SHIFT"
+
+where ``MY_SHIFT`` is a ``RegisteredShift``. ``register_shift`` serves notebooks and tests, in their own process.
+The signature of a trial holds a shift's name, not its code: give changed code another name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+
+from trainables.errors import ConfigError
+from trainables.shifts.operation import Operation, Strength
+
+#: Group of entry points.
+GROUP = "robustsweep.shifts"
+
+
+@dataclass(frozen=True)
+class RegisteredShift:
+    """An operation with its strengths.
+
+    Attributes:
+        operation: ``apply(images, strength, sample_seeds)`` takes and returns uint8 (n, c, h, w) on the same device,
+            without looking from one image to another; draw from ``trainables.seeding``.
+        strengths: at severity 1, 2, …, up to 5.
+    """
+
+    operation: Operation
+    strengths: tuple[Strength, ...]
+
+
+_registered: dict[str, RegisteredShift] = {}
+
+
+def register_shift(name: str, shift: RegisteredShift) -> None:
+    """Make a shift known in this process under a name; the same name again replaces it.
+
+    Raises:
+        ConfigError: not 1 to 5 strengths.
+    """
+    _check(name, shift)
+    _registered[name] = shift
+
+
+def registered_shifts() -> dict[str, RegisteredShift]:
+    """Return the shifts of installed packages and those of this process, which win, by name.
+
+    Raises:
+        ConfigError: an entry point cannot be loaded or is no shift.
+    """
+    return {**_load_entry_points(), **_registered}
+
+
+@cache
+def _load_entry_points() -> dict[str, RegisteredShift]:
+    shifts = {}
+    for point in metadata.entry_points(group=GROUP):
+        try:
+            shift = point.load()
+        except (ImportError, AttributeError) as error:
+            raise ConfigError(
+                f"the entry point {point.name} = {point.value!r} of group {GROUP} cannot be loaded ({error}): "
+                "reinstall or remove the package that brings it"
+            ) from error
+        _check(point.name, shift)
+        shifts[point.name] = shift
+    return shifts
+
+
+def _check(name: str, shift: object) -> None:
+    if not isinstance(shift, RegisteredShift):
+        raise ConfigError(
+            f"shift {name!r}: found {type(shift).__name__}, expected a trainables.shifts.registry.RegisteredShift"
+        )
+    if not 1 <= len(shift.strengths) <= 5:
+        raise ConfigError(f"shift {name!r}: found {len(shift.strengths)} strengths, expected 1 to 5")

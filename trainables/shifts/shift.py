@@ -1,0 +1,84 @@
+"""One shift at one severity: a value that turns images into shifted ones, the same each time."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from trainables.errors import ConfigError
+from trainables.seeding import mix
+from trainables.shifts.operation import Operation, Strength
+from trainables.shifts.operations import OPERATIONS
+
+#: Values shifted at a time. A CPU is fastest while temporaries (8 bytes a value) stay in its cache; on a GPU the
+#: number bounds their memory.
+_CHUNK_VALUES = {"cpu": 2**19, "other": 2**25}
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One corruption at one severity.
+
+    Attributes:
+        name: as in tables and figures; one of the bank's if no operation is given, or "identity".
+        severity: 1 (mild) to 5; 0 is the identity.
+        strength: in the units of severities.json.
+        operation: of a shift that is not in the bank under its name.
+    """
+
+    name: str
+    severity: int
+    strength: Strength
+    operation: Operation | None = field(default=None, compare=False)
+
+    @property
+    def needs_colour(self) -> bool:
+        """Whether images of one channel come back unchanged: such a shift tests nothing there."""
+        return self.name != "identity" and self._operation.needs_colour
+
+    @property
+    def _operation(self) -> Operation:
+        return OPERATIONS[self.name] if self.operation is None else self.operation
+
+    def apply(self, images: UInt8[Tensor, "n c h w"], sample_seeds: Int64[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
+        """Return the shifted images, on the images' device, each the same in whatever batch it comes.
+
+        Args:
+            images: 1 or 3 channels.
+            sample_seeds: ``mix(hash_ids(ids), shift_seed)`` on the images' device; name and strength are mixed in here.
+
+        Raises:
+            ConfigError: a registered operation returned something else than images of the same shape.
+        """
+        if self.name == "identity" or self.strength == self._operation.identity:
+            return images
+        seeds = mix(sample_seeds, "shift", self.name, self.strength)
+        values = _CHUNK_VALUES["cpu" if images.device.type == "cpu" else "other"]
+        rows = max(1, values // max(1, math.prod(images.shape[1:])))
+        parts = zip(torch.split(images, rows), torch.split(seeds, rows), strict=True)
+        shifted = torch.cat([self._operation.apply(part, self.strength, part_seeds) for part, part_seeds in parts])
+        if shifted.shape != images.shape or shifted.dtype != torch.uint8:
+            raise ConfigError(
+                f"shift {self.name!r} returned {shifted.dtype} {tuple(shifted.shape)}, expected torch.uint8 "
+                f"{tuple(images.shape)}: correct its operation"
+            )
+        return shifted
+
+
+#: Severity 0: the input, bit for bit.
+IDENTITY = Shift("identity", 0, 0.0)
+
+
+def compose(parts: tuple[Shift, ...]) -> Operation:
+    """Return the operation that applies the shifts one after the other; each draws from its own name and strength."""
+
+    def apply(images: Tensor, strength: Strength, seeds: Tensor) -> Tensor:
+        for part in parts:
+            images = part.apply(images, seeds)
+        return images
+
+    return Operation(apply, identity=math.nan, needs_colour=all(part.needs_colour for part in parts))

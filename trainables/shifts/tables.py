@@ -1,0 +1,49 @@
+"""severities.json: strengths by modality, shift and severity; groups of shifts; other names."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib import resources
+from typing import Any
+
+from trainables.shifts.operation import Strength
+
+#: The modality that has every shift; what another lacks is taken from it.
+GENERAL = "general"
+
+
+@cache
+def load_tables() -> dict[str, dict[str, tuple[Strength, ...]]]:
+    """Return modality → shift → strengths at severity 1–5, every shift in every modality."""
+    tables = {
+        modality: {name: tuple(map(_to_strength, strengths)) for name, strengths in table.items()}
+        for modality, table in _read()["tables"].items()
+    }
+    return {modality: tables[GENERAL] | table for modality, table in tables.items()}
+
+
+@cache
+def load_groups(modality: str) -> dict[str, tuple[str, ...]]:
+    """Return group → shifts: ``imagenet-c``, and ``medmnist-c`` if it has the modality."""
+    groups = _read()["groups"]
+    found = {"imagenet-c": tuple(groups["imagenet-c"])}
+    if modality in groups["medmnist-c"]:
+        found["medmnist-c"] = tuple(groups["medmnist-c"][modality])
+    return found
+
+
+@cache
+def load_aliases() -> dict[str, str]:
+    """Return published names that this bank has under another: found name → name here."""
+    return dict(_read()["aliases"])
+
+
+@cache
+def _read() -> dict[str, Any]:
+    text = resources.files("trainables.shifts").joinpath("severities.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))
+
+
+def _to_strength(value: Any) -> Strength:
+    return tuple(map(float, value)) if isinstance(value, list) else float(value)
