@@ -10,7 +10,7 @@ from trainables.augmentation import sequences
 from trainables.augmentation.augmix import AugMixPolicy
 from trainables.augmentation.pipeline import build_augmentation, draw_crops, random_erasing
 from trainables.augmentation.policy import Operation, PixelOperation, PointOperation, TableOperation, WarpOperation
-from trainables.augmentation.sequences import apply_chosen, apply_sequences, number_rounds
+from trainables.augmentation.sequences import _put, apply_chosen, apply_sequences, number_rounds
 from trainables.augmentation.standard import RANDAUGMENT, TRIVIALAUGMENT, Space, StandardPolicy, build_operations
 from trainables.augmentation.strong import SPACES, StrongPolicy, StrongSpace
 from trainables.config import (
@@ -396,3 +396,11 @@ def test_erasing_zeroes_one_rectangle_with_its_probability() -> None:
     assert torch.equal(result[~hit], images[~hit])
     assert torch.equal(random_erasing(images[:5], seeds[:5], 0.3), result[:5])
     assert random_erasing(images, seeds, 0.0) is images
+
+
+@pytest.mark.parametrize("side", [(8, 8), (7, 5)])
+def test_rows_are_written_alike_eight_bytes_at_a_time_or_one(side: tuple[int, int]) -> None:
+    values, new = torch.zeros(5, 3, *side, dtype=torch.uint8), torch.randint(1, 256, (2, 3, *side), dtype=torch.uint8)
+    _put(values, torch.tensor([3, 1]), new)
+    assert torch.equal(values[[3, 1]], new)
+    assert not values[[0, 2, 4]].any()

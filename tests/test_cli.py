@@ -87,7 +87,7 @@ def test_looking_needs_neither_torch_nor_ray_nor_mlflow(words: list[str], finish
     ("words", "message"),
     [
         (["--set", "model.name=shufflenet_v2_x0_6"], "shufflenet_v2_x0_5"),
-        (["--set", "evaluation.shifts=[fog]"], "evaluation.shifts: found 'fog', expected one of"),
+        (["--set", "evaluation.shifts=[smog]"], "evaluation.shifts: found 'smog', expected one of"),
         (["--set", "training.epoch=3"], "epochs"),
         (["--set", "data={kind: medmnist, path: nowhere.npz}"], "nowhere.npz"),
         (["--mlflow", "ftp://x"], "MLflow cannot track to"),

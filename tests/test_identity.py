@@ -120,6 +120,7 @@ def test_workers_devices_and_storage_are_not_identity() -> None:
         "execution={cpus_per_trial: 4, gpus_per_trial: 0.5, max_concurrent_trials: 3, device: cuda}",
         "execution.storage=s3://bucket/x",
         "execution.cache_dir=/scratch",
+        "execution.shift_cache_gib=0",
         "execution.evaluation_batch_size=7",
     ]
     assert names_of(plan_of(STUDY)) == names_of(plan_of(STUDY, *overrides))

@@ -84,7 +84,7 @@ BROKEN = {
     ),
     "level kind": (
         HEAD + "factors:\n  augmentation:\n  - strong\n  - strog",
-        "s.yaml:6: factors.augmentation[1]: found 'strog', expected one of none, randaugment, trivialaugment, strong; "
+        "s.yaml:6: factors.augmentation[1]: found 'strog', expected one of none, randaugment, trivialaugment, augmix, strong; "
         "did you mean strong?",
     ),
     "level key": (

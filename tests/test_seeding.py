@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trainables.seeding import derive_seed, hash_ids, mix, normal, seed_everything, uniform
+from trainables.seeding import derive_seed, hash_ids, mix, normal, seed_everything, uniform, uniform_16bit
 
 SEEDS = torch.from_numpy(hash_ids(f"image-{index}" for index in range(4000)))
 
@@ -54,6 +54,18 @@ def test_consecutive_seeds_are_as_good_as_hashed_ones() -> None:
     values = uniform(torch.arange(4000), 2)
     assert abs(np.corrcoef(values[:-1, 0], values[1:, 0])[0, 1]) < 0.06
     assert values.mean() == pytest.approx(0.5, abs=0.01)
+
+
+def test_integers_are_uniform_and_depend_on_their_seed_alone() -> None:
+    values = uniform_16bit(SEEDS, 5)
+    assert values.shape == (4000, 5)
+    assert 0 <= int(values.min()) < 20
+    assert 2**16 - 20 < int(values.max()) < 2**16
+    assert values.double().mean() == pytest.approx((2**16 - 1) / 2, rel=0.01)
+    assert values.double().std() == pytest.approx(2**16 / 12**0.5, rel=0.01)
+    assert np.abs(np.corrcoef(values.T) - np.eye(5)).max() < 0.07  # the four of one hash, and the next one's
+    assert torch.equal(uniform_16bit(SEEDS[7:8], 5), values[7:8])
+    assert torch.equal(uniform_16bit(SEEDS[:3], 2), values[:3, :2])
 
 
 def test_normal_has_mean_zero_and_unit_variance() -> None:

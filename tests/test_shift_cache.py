@@ -27,6 +27,7 @@ from trainables.shifts import cache
 from trainables.shifts.bank import IDENTITY, Shift, build_shifts
 from trainables.shifts.cache import ShiftedCopies, digest_operations, name_operation
 from trainables.shifts.operation import Operation
+from trainables.shifts.operations import OPERATIONS
 from trainables.shifts.registry import RegisteredShift, register_shift
 from trainables.storage import Folder
 
@@ -158,8 +159,8 @@ def test_other_content_is_another_copy(tmp_path: Path, monkeypatch: pytest.Monke
         lambda: build(tmp_path, [jpeg], name="val"),
         lambda: build(tmp_path, [jpeg], seed=1),
         lambda: build(tmp_path, [replace(jpeg, strength=31.0)]),
-        lambda: build(tmp_path, [replace(jpeg, name="mine", operation=cache.OPERATIONS["jpeg"])]),
-        lambda: build(tmp_path, [replace(jpeg, name="mine", operation=cache.OPERATIONS["pixelate"], strength=0.3)]),
+        lambda: build(tmp_path, [replace(jpeg, name="mine", operation=OPERATIONS["jpeg"])]),
+        lambda: build(tmp_path, [replace(jpeg, name="mine", operation=OPERATIONS["pixelate"], strength=0.3)]),
     ]
     assert [other() for other in others] == [1] * len(others)
     assert [other() for other in others] == [0] * len(others)
@@ -250,7 +251,8 @@ def test_what_another_process_builds_is_left_to_it(tmp_path: Path, applied: Coun
 
 def test_several_who_start_at_once_share_the_work(tmp_path: Path, applied: Counter[str]) -> None:
     shifts = build_shifts(EvaluationConfig(shifts=("imagenet-c",), severities=(1, 3)), "general")
-    start, wrong = threading.Barrier(4), []
+    start = threading.Barrier(4)
+    wrong: list[Shift] = []
 
     def evaluate() -> None:
         start.wait()

@@ -21,8 +21,8 @@ _CELL = re.compile(r"stain_h([0-9.]+)_e([0-9.]+)")
 #: A cell counts as broken this far below the best arm's unshifted score. Our choice: the papers name no floor.
 MARGIN = 0.10
 
-_COLUMNS = 3
-_PANEL_PX = 300
+_COLUMNS = 4
+_PANEL_PX = 250
 #: Between the rows of panels: the lower axis and the next title.
 _GAP_PX = 74
 

@@ -25,7 +25,7 @@ from trainables.augmentation.policy import (
     WarpOperation,
 )
 from trainables.ops.geometry import warp_affine
-from trainables.ops.pixels import apply_lut, ramp
+from trainables.ops.pixels import ramp
 
 #: Four colour images of 224². Sixteen take up to five times as long per image: memory comes fresh from the system.
 _BLOCK_VALUES = 4 * 3 * 224 * 224
@@ -56,6 +56,7 @@ def apply_sequences(
     if rounds.max(initial=-1) < 0:
         return images
     is_table = _is_a((PointOperation, TableOperation), choices, operations)
+    size[is_table] = 0.0
     state = images.clone(memory_format=torch.contiguous_format)
     drawn = _Drawn(state, choices, sequences, operations)
     for number in range(rounds.max() + 1):
@@ -87,31 +88,20 @@ def _run_round(state: Images, now: _Round, drawn: _Drawn) -> None:
     order = np.lexsort((~changed.any(1), now.pixel_choice))  # within an operation those with a table come first
     numbers, counts = np.unique(now.pixel_choice, return_counts=True)
     for number, group in zip(numbers.tolist(), np.split(order, np.cumsum(counts)[:-1]), strict=True):
-        for block in np.array_split(group, -(-len(group) // _count_per_block(state))):
+        for block in np.array_split(group, -(-len(group) // drawn.block_size)):
             at = _to_device(now.rows[block], state)
             own = state.index_select(0, at)
             looked_up = int(changed[block].any(1).sum())
             if looked_up:
                 tables = composed.index_select(0, _to_device(block[:looked_up], state))
-                _look_up_(own[:looked_up], tables, changed[block[:looked_up]])
+                drawn.look_up_(own[:looked_up], tables, changed[block[:looked_up]])
             if number >= 0:
                 own = drawn.run(number, own, now.rows[block], now.pixel_step[block])
             _put(state, at, own)
 
 
-def _look_up_(images: Images, tables: UInt8[Tensor, "n c 256"], changed: Bool[np.ndarray, "n c"]) -> None:
-    """Look up those channels that change, in place."""
-    if changed.all():
-        torch.gather(tables, 2, images.flatten(2).to(torch.int64), out=images.flatten(2))
-        return
-    at = _to_device(np.flatnonzero(changed), images)
-    planes = images.flatten(0, 1)[:, None]
-    new = apply_lut(planes.index_select(0, at), tables.flatten(0, 1).index_select(0, at)[:, None])
-    _put(planes, at, new)
-
-
 def _put(values: UInt8[Tensor, "n ..."], at: Int64[Tensor, " k"], new: UInt8[Tensor, "k ..."]) -> None:
-    """Write ``new`` into the rows ``at`` of ``values``; eight bytes at a time, because torch copies value by value."""
+    """Write ``new`` into the rows ``at`` of contiguous ``values``: eight bytes at a time, for torch goes one by one."""
     rows, new_rows = values.flatten(1), new.flatten(1)
     if rows.shape[1] % 8 == 0 and new_rows.storage_offset() % 8 == 0 and rows.storage_offset() % 8 == 0:
         rows, new_rows = rows.view(torch.int64), new_rows.view(torch.int64)
@@ -179,6 +169,9 @@ class _Drawn:
                 self.place[rows, steps] = range(count, count + len(rows))
                 count += len(rows)
         self.tables = torch.cat(parts)
+        self.block_size = _count_per_block(images)
+        shape = (min(self.block_size, len(images)), images.shape[1], images.shape[2:].numel())
+        self._index = torch.empty(shape, dtype=torch.int64, device=images.device)
 
     def _find_magnitudes(self, rows: np.ndarray, steps: np.ndarray, like: Tensor) -> Float[Tensor, "k 2"]:
         return self.magnitudes.index_select(0, _to_device(rows * self.num_steps + steps, like))
@@ -206,9 +199,10 @@ class _Drawn:
             rows, operation = now.rows[at], self.operations[number]
             assert isinstance(operation, TableOperation)
             magnitudes = self._find_magnitudes(rows, steps, state)
-            size = _count_per_block(state)
-            for some, own in zip(_to_device(rows, state).split(size), magnitudes.split(size), strict=True):
-                parts.append(operation.tabulate(state.index_select(0, some), own))
+            at_device = _to_device(rows, state)
+            for start in range(0, len(rows), self.block_size):
+                block = slice(start, start + self.block_size)
+                parts.append(operation.tabulate(state.index_select(0, at_device[block]), magnitudes[block]))
             self.place[rows, steps] = range(count, count + len(rows))
             count += len(rows)
         if len(parts) > 1:
@@ -221,6 +215,21 @@ class _Drawn:
             return _warp(operation, images, magnitudes, fill=operation.fill)
         assert isinstance(operation, PixelOperation)
         return operation.apply(images, magnitudes, self.seeds.index_select(0, _to_device(rows, images)))
+
+    def look_up_(self, images: Images, tables: UInt8[Tensor, "k c 256"], changed: Bool[np.ndarray, "k c"]) -> None:
+        """Look up those channels of the images that change, in place.
+
+        The index has eight bytes per pixel: it is always the same memory, because fresh memory of that size comes from
+        the system and then costs more than the look-up.
+        """
+        planes, flat_tables, size = images.flatten(0, 1).flatten(1), tables.flatten(0, 1), changed.size
+        index = self._index.flatten(0, 1)
+        if changed.all():
+            torch.gather(flat_tables, 1, index[:size].copy_(planes), out=planes)
+            return
+        at = _to_device(np.flatnonzero(changed), images)
+        index = index[: len(at)].copy_(planes.index_select(0, at))
+        _put(planes, at, flat_tables.index_select(0, at).gather(1, index))
 
     def find_changed(self, choices: Choices, channels: int) -> Bool[np.ndarray, "m c"]:
         """Return which channels these operations change."""

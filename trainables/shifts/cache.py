@@ -270,10 +270,11 @@ class ShiftedCopies:
 
     def _make_room(self) -> bool:
         copies = []
-        for path in (*self._folder.glob("*.u8"), *self._folder.glob("*.tmp")):
-            with suppress(FileNotFoundError):
-                stat = path.stat()
-                copies.append((stat.st_mtime_ns, stat.st_size, path))
+        for entry in os.scandir(self._folder):
+            with suppress(FileNotFoundError):  # another process has finished or removed it
+                if entry.name.endswith((".u8", ".tmp")):
+                    stat = entry.stat()
+                    copies.append((stat.st_mtime_ns, stat.st_size, Path(entry.path)))
         used = sum(size for _, size, _ in copies)
         free = shutil.disk_usage(self._folder).free - KEPT_FREE_BYTES
         lacking = self._size_bytes + max(used - self._budget_bytes, -free)
