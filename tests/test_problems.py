@@ -84,8 +84,8 @@ BROKEN = {
     ),
     "level kind": (
         HEAD + "factors:\n  augmentation:\n  - strong\n  - strog",
-        "s.yaml:6: factors.augmentation[1]: found 'strog', expected one of none, randaugment, trivialaugment, augmix, strong; "
-        "did you mean strong?",
+        "s.yaml:6: factors.augmentation[1]: found 'strog', expected one of none, randaugment, trivialaugment, augmix, "
+        "strong; did you mean strong?",
     ),
     "level key": (
         HEAD + "factors:\n  pretraining:\n    a:\n      kind: contrastive\n      epoch: 1",
