@@ -116,8 +116,9 @@ def _with_test(results: Results, effect: Effect, pairs: pd.DataFrame) -> Effect:
     means = results.shift_means
     if effect.measure != f"robustness/mean_{results.metric}" or means.empty:
         return effect
-    if any(is_stain_cell(str(name)) for name in means):  # neighbours on one grid are not shifts of their own
-        means = means.T.groupby(lambda name: "stain grid" if is_stain_cell(name) else name).mean().T
+    # Neighbours on one grid are not shifts of their own.
+    types = ["stain grid" if is_stain_cell(str(name)) else str(name) for name in means]
+    means = means.T.groupby(types, sort=False).mean().T
     first, second = (means.reindex(results.trials["signature"].iloc[pairs[level]]) for level in pairs)
     differences = first.to_numpy() - second.to_numpy()
     per_shift = pd.DataFrame(differences, columns=means.columns).mean().dropna()
