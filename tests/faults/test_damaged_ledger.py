@@ -34,7 +34,7 @@ OF_STAGES = {
 #: Of the study: written again, or done without.
 OF_STUDY = {
     "plan.json", "lease.lock", "shipped.json", "mlflow_runs.jsonl", "report/index.html", "report/trials.csv",
-    "report/arms.csv", "report/shifts.csv", "report/effects.csv", "report/source.json",
+    "report/arms.csv", "report/shifts.csv", "report/effects.csv", "report/balanced_errors.csv", "report/source.json",
 }  # fmt: skip
 #: MLflow's own, not the ledger's: ``sync`` makes them again (``test_shipping.py``).
 OF_MLFLOW = {"mlflow.db", "mlartifacts/*"}
