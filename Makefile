@@ -30,11 +30,10 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# A sample of the long ones: a node lost, a disk full, MLflow killed, a lease lost.
+# A sample of the long ones: a node lost, a disk full in Ray.
 .PHONY: faults-sample
 faults-sample: install
-	$(BIN)/python -m pytest tests/faults -m long -k "lost_node or (while_trials_train and options) or \
-	(killed_in_mid_study and False) or (wakes_up_too_late and own)"
+	$(BIN)/python -m pytest tests/faults -m long -k "lost_node or (while_trials_train and options)"
 
 format: install
 	$(BIN)/ruff check --fix .
