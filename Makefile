@@ -33,7 +33,7 @@ check: install
 # A sample of the long ones: a node lost, a disk full in Ray.
 .PHONY: faults-sample
 faults-sample: install
-	$(BIN)/python -m pytest tests/faults -m long -k "lost_node or (while_trials_train and options)"
+	$(BIN)/python -m pytest tests/faults -m long -k "lost_node or (while_trials_train and Ray)"
 
 format: install
 	$(BIN)/ruff check --fix .

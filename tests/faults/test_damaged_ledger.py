@@ -106,7 +106,8 @@ def test_damaged_trials_and_the_encoder(finished_study: FinishedStudy, tmp_path:
         assert f"damaged {path} " in said
 
 
-@pytest.mark.parametrize("how", some("garbage"))
+@pytest.mark.long
+@pytest.mark.parametrize("how", HOWS)
 def test_damaged_configs_and_cached_images(finished_study: FinishedStudy, tmp_path: Path, how: str) -> None:
     """What a trial is made from: its config, the record of its stage, the decoded images."""
     place = copy_place(finished_study.place, tmp_path)

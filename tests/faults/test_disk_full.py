@@ -79,7 +79,8 @@ def test_nothing_begins_on_a_full_disk(finished_study: FinishedStudy, disk: Smal
     place.wait_for_silence()
 
 
-@pytest.mark.parametrize("options", [(), pytest.param(IN_RAY, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("options", [(), IN_RAY], ids=["own slots", "Ray"])
 def test_a_disk_that_fills_up_while_trials_train(
     finished_study: FinishedStudy, disk: SmallDisk, options: tuple[str, ...]
 ) -> None:

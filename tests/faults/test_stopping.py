@@ -40,7 +40,7 @@ def stop(place: Place, *signals: signal.Signals, options: tuple[str, ...] = ()) 
     ("signals", "options"),
     [
         ((signal.SIGTERM,), ()),
-        ((signal.SIGTERM,), IN_RAY),
+        pytest.param((signal.SIGTERM,), IN_RAY, marks=pytest.mark.long),
         pytest.param((signal.SIGINT, signal.SIGINT), (), marks=pytest.mark.long),
         pytest.param((signal.SIGINT, signal.SIGINT), IN_RAY, marks=pytest.mark.long),
     ],
