@@ -19,7 +19,7 @@ quickstart: install
 test: install
 	$(BIN)/python -m pytest
 
-# Every fault that is injected, also those that take long: half an hour.
+# Every fault that is injected, also those that take long: more than an hour; ten minutes of it wait for MLflow.
 .PHONY: faults
 faults: install
 	$(BIN)/python -m pytest tests/faults -m "long or not long"

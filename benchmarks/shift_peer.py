@@ -1,4 +1,4 @@
-"""What the public packages make of images, and how long it takes; runs in the throw-away environment of ``peers.py``.
+"""What the public packages make of images, and how long it takes; runs in the environment of ``shift_images.py``.
 
 ``python shift_peer.py IMAGES.npz RESULT.npz``: for every corruption of imagecorruptions and severity the shifted
 images, and the CPU seconds of each; for the deterministic ones of medmnistc the images.

@@ -81,6 +81,17 @@ def check_whole(place: Place, finished_study: FinishedStudy) -> None:
             assert sorted(point.step for point in history) == [1, 2, 3]
 
 
+def check_goes_on(place: Place, finished_study: FinishedStudy, address: str) -> None:
+    """Run the study again on a cluster: what was there stays, and it ends as an undisturbed one."""
+    before, done = epochs_of(place), stamps(place, complete_of(place))
+    again = place.call("run", "--address", address)
+    assert again.returncode == 0, again.stdout + again.stderr
+    after = epochs_of(place)
+    assert all(after[each][: len(lines)] == lines for each, lines in before.items())
+    assert done.items() <= stamps(place).items()
+    check_whole(place, finished_study)
+
+
 def test_trials_of_a_lost_node_go_on_elsewhere(finished_study: FinishedStudy, place: Place, machines: Machines) -> None:
     process = place.start("run", "--address", machines.address)
     node, signature = wait_for_a_trial(place, process, machines.workers)
@@ -116,14 +127,8 @@ def test_a_study_that_loses_its_head_goes_on_with_another(
     assert "Traceback" not in out + errors
     assert not (place.ledger / "lease.json").exists()
     machines.end()
-    before, done = epochs_of(place), stamps(place, complete_of(place))
     with running_cluster(place.marker) as others:
-        again = place.call("run", "--address", others.address)
-    assert again.returncode == 0, again.stdout + again.stderr
-    after = epochs_of(place)
-    assert all(after[each][: len(lines)] == lines for each, lines in before.items())
-    assert done.items() <= stamps(place).items()
-    check_whole(place, finished_study)
+        check_goes_on(place, finished_study, others.address)
 
 
 def test_a_driver_that_is_killed_leaves_nothing_on_the_nodes(
@@ -135,10 +140,4 @@ def test_a_driver_that_is_killed_leaves_nothing_on_the_nodes(
     process.communicate()
     wait_until(lambda: not place.training(), "no trial is left on any node")
     wait_until(lambda: not any("zygote" in line for line in place.survivors().values()), "nor a zygote")
-    before, done = epochs_of(place), stamps(place, complete_of(place))
-    again = place.call("run", "--address", machines.address)
-    assert again.returncode == 0, again.stdout + again.stderr
-    after = epochs_of(place)
-    assert all(after[each][: len(lines)] == lines for each, lines in before.items())
-    assert done.items() <= stamps(place).items()
-    check_whole(place, finished_study)
+    check_goes_on(place, finished_study, machines.address)
