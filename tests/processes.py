@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 
@@ -35,3 +36,16 @@ def wait_until(condition: Callable[[], bool], what: str, seconds: float = 60.0) 
     while not condition():
         assert time.monotonic() < deadline, f"waited {seconds:.0f} s until {what}"
         time.sleep(0.05)
+
+
+def lines(process: subprocess.Popen[str]) -> Iterator[str]:
+    """Yield the lines of its standard output, and read no byte ahead: ``communicate`` would not see it."""
+    assert process.stdout is not None
+    line = b""
+    while byte := os.read(process.stdout.fileno(), 1):
+        line += byte
+        if byte == b"\n":
+            yield line.decode()
+            line = b""
+    if line:
+        yield line.decode()

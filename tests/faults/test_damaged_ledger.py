@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FinishedStudy
+from processes import lines
 from studies import NUM_TRIALS, Place, copy_place, make_place, stamps
 
 from orchestrator.ledger import Ledger
@@ -214,8 +215,7 @@ def test_a_failing_disk_is_found_when_asked_for(finished_study: FinishedStudy, t
 def test_a_killed_study_whose_checkpoints_are_damaged(finished_study: FinishedStudy, tmp_path: Path, how: str) -> None:
     place = make_place(tmp_path, finished_study.place.study.parent / "cache")
     process = place.start("run")
-    assert process.stdout is not None
-    for line in process.stdout:
+    for line in lines(process):
         if re.search(r"^\S+ trial .*: epoch 2", line):
             break
     process.kill()

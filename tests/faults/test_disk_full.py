@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import FinishedStudy
 from disks import SmallDisk, small_disk
+from processes import lines
 from studies import IN_RAY, NUM_TRIALS, Place, copy_place, make_place, stamps
 
 from orchestrator.ledger import Ledger
@@ -87,9 +88,8 @@ def test_a_disk_that_fills_up_while_trials_train(
     """MLflow's database lies on the same disk."""
     place = make_place(disk.root / "study", finished_study.place.study.parent / "cache")
     process = place.start("run", *options)
-    assert process.stdout is not None
     said = ""
-    for line in process.stdout:
+    for line in lines(process):
         said += line
         if ": epoch 2" in line:
             disk.fill()

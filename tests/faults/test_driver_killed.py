@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import FinishedStudy
 from mlflow.tracking import MlflowClient
+from processes import lines
 from studies import IN_RAY, NUM_STAGES, NUM_TRIALS, Place, make_place, stamps
 
 from orchestrator.ledger import Ledger
@@ -21,9 +22,8 @@ from orchestrator.report.tables import load_results, results_sha256
 def run_until(place: Place, number: int, signal_name: str, *options: str) -> tuple[int, str]:
     """Run the study and send a signal after the ``number``-th epoch; return the exit code and what was said."""
     process = place.start("run", *options)
-    assert process.stdout is not None
     said = []
-    for line in process.stdout:
+    for line in lines(process):
         said.append(line)
         if sum(": epoch " in each for each in said) == number:
             process.kill() if signal_name == "SIGKILL" else process.send_signal(2)

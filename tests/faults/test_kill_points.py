@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from conftest import FinishedStudy
 from mlflow.tracking import MlflowClient
+from processes import lines
 from studies import IN_RAY, NUM_STAGES, NUM_TRIALS, Place, make_place, stamps
 
 from orchestrator.ledger import Ledger
@@ -35,9 +36,8 @@ def kill_at(place: Place, goal: int, num_done: int, seconds: float, *options: st
         Exit code, and (first letters of the signature, epoch) of every epoch that was trained.
     """
     process = place.start("run", *LONGER, *options)
-    assert process.stdout is not None
     epochs = set()
-    for line in process.stdout:
+    for line in lines(process):
         epochs |= {(match[1], int(match[2])) for match in _EPOCH.finditer(line)}
         if num_done + len(epochs) >= goal and (epochs or ": started" in line):
             time.sleep(seconds)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import FinishedStudy
 from object_stores import SECRET, connect, serve_s3
+from processes import lines
 from studies import NUM_TRIALS, make_place
 
 from orchestrator.ledger import Ledger
@@ -38,8 +39,7 @@ def test_a_study_on_an_object_store_survives_the_death_of_its_driver(
     place = make_place(tmp_path, finished_study.place.study.parent / "cache")
     where = ("--storage", f"s3://{BUCKET}/some/where", "--mlflow", f"sqlite:///{tmp_path}/mlflow.db")
     driver = place.start("run", *where, **store)
-    assert driver.stdout is not None
-    for line in driver.stdout:
+    for line in lines(driver):
         if ": epoch 2" in line:
             break
     driver.kill()

@@ -9,6 +9,7 @@ import pytest
 from conftest import FinishedStudy
 from mlflow_stores import check_shown, show
 from postgres import PASSWORD, Postgres
+from processes import lines
 from studies import NUM_TRIALS, Place, copy_place, make_place
 
 from orchestrator.ledger import Ledger
@@ -43,14 +44,11 @@ def check_whole(place: Place, uri: str, finished_study: FinishedStudy) -> None:
 def test_a_database_killed_in_mid_study(postgres: Postgres, finished_study: FinishedStudy, tmp_path: Path) -> None:
     place = make_place(tmp_path, finished_study.place.study.parent / "cache")
     process = place.start("run", "--mlflow", postgres.uri)
-    assert process.stdout is not None
-    said = ""
-    for line in process.stdout:
-        said += line
-        if said.count(": epoch ") == 3:
-            break
+    said, coming = "", lines(process)
+    while said.count(": epoch ") < 3:
+        said += next(coming)
     postgres.kill()
-    said += process.stdout.readline() + process.stdout.readline()
+    said += next(coming) + next(coming)
     postgres.start()
     out, err = process.communicate(timeout=280)
     said += out + err

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from conftest import FinishedStudy
+from processes import lines
 from studies import IN_RAY, Place, make_place
 
 from orchestrator.ledger import Ledger
@@ -20,20 +21,21 @@ GRACE_SECONDS = 3.0
 def stop(place: Place, *signals: signal.Signals, options: tuple[str, ...] = ()) -> tuple[int, str]:
     """Run until the first epoch, send the signals, kill after the grace; return the exit code and what was said."""
     process = place.start("run", *options)
-    assert process.stdout is not None
-    said = []
-    for line in process.stdout:
-        said.append(line)
-        if ": epoch " in line:
-            break
-    for number in signals:
+    said, coming = "", lines(process)
+    while ": epoch " not in said:
+        said += next(coming)
+    first, *more = signals
+    process.send_signal(first)
+    for number in more:  # two of the same at once are one
+        while "once more to stop at once" not in said:
+            said += next(coming)
         process.send_signal(number)
     try:
         rest, errors = process.communicate(timeout=GRACE_SECONDS)
     except subprocess.TimeoutExpired:
         process.kill()
         rest, errors = process.communicate()
-    return process.returncode, "".join(said) + rest + errors
+    return process.returncode, said + rest + errors
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import FinishedStudy
 from mlflow.tracking import MlflowClient
+from processes import lines
 from studies import IN_RAY, NUM_STAGES, NUM_TRIALS, Place, make_place, stamps
 
 from orchestrator.lease import LEASE_SECONDS
@@ -32,8 +33,7 @@ def test_a_driver_that_wakes_up_too_late_changes_nothing(
 ) -> None:
     place = make_place(tmp_path, finished_study.place.study.parent / "cache")
     late = place.start("run", *options)
-    assert late.stdout is not None
-    for line in late.stdout:
+    for line in lines(late):
         if ": epoch 1" in line:
             break
     late.send_signal(signal.SIGSTOP)  # its slots and trials go on for as long as they need no driver
