@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from orchestrator.plan import describe_skipped
 from orchestrator.prepare import Prepared
+from orchestrator.search import Search
 
 #: Damaged folders that are named one by one.
 _MAX_DAMAGES = 10
@@ -35,8 +36,11 @@ def announce(prepared: Prepared, console: Console) -> None:
         "plan",
         f"{_count(len(plan.trials), 'trial')} and {_count(len(plan.stages), 'stage')}; {_count(done, 'trial')} "
         f"complete, {_count(kinds['trial'], 'trial')} and {_count(kinds['stage'], 'stage')} to run"
-        + (f", {len(actions.resume)} of them to resume" if actions.resume else ""),
+        + (f", {len(actions.resume)} of them to resume" if actions.resume else "")
+        + (f"; {_count(plan.num_to_come, 'trial')} to be proposed" if plan.num_to_come else ""),
     )
+    if prepared.search is not None:
+        _announce_search(prepared.search, console)
     for line in _describe_changes(prepared):
         say(console, "changed", line)
     for line in describe_skipped(plan.as_json()["skipped"]):
@@ -59,6 +63,20 @@ def announce(prepared: Prepared, console: Console) -> None:
     if actions.orphaned:
         kept = f"{len(actions.orphaned)} stages and trials in the ledger that are no longer planned"
         say(console, "kept", f"{kept}; nothing is deleted")
+
+
+def _announce_search(search: Search, console: Console) -> None:
+    config = search.config
+    goals = " and ".join(
+        f"{'higher' if objective.higher_is_better else 'lower'} {objective.metric}" for objective in config.objectives
+    )
+    how = f"rounds of {config.parallel}" if config.order == "rounds" else f"{config.parallel} at once"
+    done = f"{search.num_distinct} of {config.num_trials} configurations proposed, {how}"
+    done += "; the space has no further one" if search.is_exhausted else ""
+    say(console, "search", f"{config.sampler.kind} for {goals}; {done}")
+    if config.is_oracle:
+        guides = (each.metric for each in (*config.objectives, *config.constraints) if not each.is_honest)
+        warn(console, "oracle", f"the search is guided by {', '.join(guides)}, which no honest choice knows")
 
 
 def _describe_changes(prepared: Prepared) -> Iterator[str]:

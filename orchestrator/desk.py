@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,10 +55,20 @@ class Desk:
         ledger: where the slots find and leave everything.
         job: what they have to know.
         listen: told of every start, event and end.
+        find_more: asked after every end for works that have come up; must not raise.
     """
 
-    def __init__(self, open_work: OpenWork, *, ledger: Ledger, job: Job, listen: Listener) -> None:
+    def __init__(
+        self,
+        open_work: OpenWork,
+        *,
+        ledger: Ledger,
+        job: Job,
+        listen: Listener,
+        find_more: Callable[[], Sequence[Work]] = tuple,
+    ) -> None:
         self._open, self._ledger, self._job, self._listen = open_work, ledger, job, listen
+        self._find_more = find_more
         self._changed = threading.Condition(threading.RLock())
         #: Slot → its works that have not ended; the first is the one that runs.
         self._running: dict[str, list[Work]] = {}
@@ -247,10 +257,11 @@ class Desk:
         self._listen("ended", work, details)
         if details["status"] == COMPLETE:
             self._open.complete(work, seconds=details.get("seconds"))
-            return
-        for dependant in self._open.drop(work):
-            if details["status"] == FAILED:
-                self._listen("ended", dependant, describe_upstream(work))
+        else:
+            for dependant in self._open.drop(work):
+                if details["status"] == FAILED:
+                    self._listen("ended", dependant, describe_upstream(work))
+        self._open.add(self._find_more())
 
 
 def _own(number: int) -> str:

@@ -43,7 +43,7 @@ def estimate(prepared: Prepared, *, allow_pilot: bool) -> Estimate:
         allow_pilot: time a few steps per kind of trial when none has finished yet (imports torch, some seconds).
     """
     slots, gpus = _count_slots(prepared)
-    todo = prepared.actions.open
+    todo = prepared.actions.open + tuple(prepared.search.stand_ins() if prepared.search else ())
     if not todo:
         return Estimate("nothing is open", None, 0.0, 0.0, 0.0, slots)
     source, seconds = _from_finished(prepared, todo)

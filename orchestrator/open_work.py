@@ -26,18 +26,28 @@ class OpenWork:
     """
 
     def __init__(self, works: Sequence[Work], *, complete: Iterable[str], num_slots: int) -> None:
-        done = set(complete)
         self.num_slots = num_slots
-        self._works = {work.signature: work for work in works}
-        self._rank = {work.signature: rank for rank, work in enumerate(works)}
-        self._missing = {work.signature: set(work.needs) - done for work in works}
+        self._done = set(complete)
+        self._works: dict[str, Work] = {}
+        self._rank: dict[str, int] = {}
+        self._missing: dict[str, set[str]] = {}
         self._dependants: dict[str, list[Work]] = defaultdict(list)
+        self._ready: list[int] = []
+        self._order: list[Work] = []
+        self._num_timed, self._seconds = 0, 0.0
+        self.add(works)
+
+    def add(self, works: Sequence[Work]) -> None:
+        """Take further works, after all others in the order of preference; what they need is complete or among all."""
         for work in works:
+            self._works[work.signature] = work
+            self._rank[work.signature] = len(self._order)
+            self._order.append(work)
+            self._missing[work.signature] = set(work.needs) - self._done
             for need in self._missing[work.signature]:
                 self._dependants[need].append(work)
-        self._ready = [self._rank[work.signature] for work in works if not self._missing[work.signature]]
-        self._order = list(works)
-        self._num_timed, self._seconds = 0, 0.0
+            if not self._missing[work.signature]:
+                heapq.heappush(self._ready, self._rank[work.signature])
 
     @property
     def is_finished(self) -> bool:
@@ -94,6 +104,7 @@ class OpenWork:
         if seconds is not None and work.kind == "trial":
             self._num_timed, self._seconds = self._num_timed + 1, self._seconds + seconds
         del self._works[work.signature]
+        self._done.add(work.signature)
         for dependant in self._dependants.pop(work.signature, ()):
             missing = self._missing[dependant.signature]
             missing.discard(work.signature)

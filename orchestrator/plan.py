@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
@@ -70,6 +70,8 @@ class Plan:
     stages: tuple[Work, ...]
     trials: tuple[Work, ...]
     skipped: tuple[Skipped, ...] = ()
+    #: Trials that a search has yet to propose.
+    num_to_come: int = 0
 
     @property
     def works(self) -> tuple[Work, ...]:
@@ -87,6 +89,7 @@ class Plan:
             "stages": [_row(stage) for stage in self.stages],
             "trials": [_row(trial) for trial in self.trials],
             "skipped": [asdict(skipped) | {"levels": dict(skipped.levels)} for skipped in self.skipped],
+            **({"to_come": self.num_to_come} if self.num_to_come else {}),
         }
 
 
@@ -137,12 +140,27 @@ def make_plan(arms: Sequence[ArmLike], *, replicates: int, facts: Facts) -> Plan
             trials.setdefault(
                 signature, Work("trial", signature, name, config, fingerprint, tuple(needs), arm.levels, replicate)
             )
-    dependants = Counter(need for trial in trials.values() for need in trial.needs)
-    ordered = sorted(
-        (replace(stage, num_dependants=dependants[stage.signature]) for stage in stages.values()),
-        key=lambda stage: -_cost(stage),
-    )
-    return Plan(tuple(ordered), tuple(trials.values()), tuple(skipped))
+    return Plan(_order_stages(stages.values(), trials.values()), tuple(trials.values()), tuple(skipped))
+
+
+def merge_plans(plans: Iterable[Plan], *, skipped: Sequence[Skipped] = (), num_to_come: int = 0) -> Plan:
+    """Return the plan of all that is in ``plans``, each signature once, replicates varying slowest."""
+    stages: dict[str, Work] = {}
+    trials: dict[str, Work] = {}
+    for plan in plans:
+        for stage in plan.stages:
+            stages.setdefault(stage.signature, stage)
+        for trial in plan.trials:
+            trials.setdefault(trial.signature, trial)
+    ordered = sorted(trials.values(), key=lambda trial: trial.replicate or 0)
+    return Plan(_order_stages(stages.values(), ordered), tuple(ordered), tuple(skipped), num_to_come)
+
+
+def _order_stages(stages: Iterable[Work], trials: Iterable[Work]) -> tuple[Work, ...]:
+    """Return the stages with their dependants counted, longest first."""
+    dependants = Counter(need for trial in trials for need in trial.needs)
+    counted = (replace(stage, num_dependants=dependants[stage.signature]) for stage in stages)
+    return tuple(sorted(counted, key=lambda stage: -_cost(stage)))
 
 
 def _cost(stage: Work) -> float:

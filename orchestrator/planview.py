@@ -47,10 +47,11 @@ def count_trials(prepared: Prepared) -> dict[str, int]:
     """Return how many trials (and open stages) there are of each sort."""
     actions = prepared.actions
     return {
-        "planned": len(prepared.plan.trials),
+        "planned": len(prepared.plan.trials) + prepared.plan.num_to_come,
         "complete": _trials(actions.skip),
         "to_resume": _trials(actions.resume),
         "to_run": _trials(actions.start),
+        **({"to_come": prepared.plan.num_to_come} if prepared.search else {}),
         "failed": _trials(actions.failed),
         "stages": len(prepared.plan.stages),
         "stages_open": sum(work.kind == "stage" for work in actions.open),
@@ -75,12 +76,14 @@ def render_plan(prepared: Prepared, costs: Estimate, console: Console) -> None:
         console.print(stages)
     planned = Counter(trial.name for trial in prepared.plan.trials)
     still_open = Counter(work.name for work in prepared.actions.open if work.kind == "trial")
-    arms = Table("arm", "trials", "open", title=f"{len(planned)} arms × {prepared.study.replicates} replicates")
+    what = "arms" if prepared.search is None else "configurations proposed so far"
+    arms = Table("arm", "trials", "open", title=f"{len(planned)} {what} × {prepared.study.replicates} replicates")
     for name, count in list(planned.items())[:_MAX_ARMS]:
         arms.add_row(escape(name), str(count), str(still_open[name]))
     if len(planned) > _MAX_ARMS:
         arms.add_row(f"… and {len(planned) - _MAX_ARMS} more arms (--json lists all)", "", "")
-    console.print(arms)
+    if planned:
+        console.print(arms)
     console.print(describe_estimate(costs), highlight=False)
 
 

@@ -13,6 +13,7 @@ from orchestrator.grid import Arm
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, make_plan
 from orchestrator.reconcile import Actions, reconcile
+from orchestrator.search import Search
 from orchestrator.status import compute_study_sha256
 from orchestrator.study import Study
 from orchestrator.world import World, check_batches
@@ -33,11 +34,19 @@ class Prepared:
     about: dict[str, Any]
     #: ``plan.json`` of the run before, None when there was none.
     before: dict[str, Any] | None = None
+    #: Where the study searches instead of going through its grid.
+    search: Search | None = None
 
     @property
     def open_configs(self) -> list[TrialConfig]:
-        """Configs of the trials that will run."""
-        return [work.config for work in self.actions.open if isinstance(work.config, TrialConfig)]
+        """Configs of the trials that will run; of a search that goes on, some from all over its space."""
+        known = [work.config for work in self.actions.open if isinstance(work.config, TrialConfig)]
+        return known + (list(self.search.samples()) if self.search and not self.search.is_over else [])
+
+    @property
+    def is_open(self) -> bool:
+        """Whether something will run."""
+        return bool(self.actions.open) or (self.search is not None and not self.search.is_over)
 
 
 def prepare(study: Study, *, storage: str, retry_failed: bool = False, mlflow: str | None = None) -> Prepared:
@@ -50,14 +59,15 @@ def prepare(study: Study, *, storage: str, retry_failed: bool = False, mlflow: s
     """
     world = World(study.execution.cache_dir)
     arms = study.arms()
-    check_batches((arm.config for arm in arms), world)
-    plan = make_plan(arms, replicates=study.replicates, facts=world)
     ledger = Ledger(storage, study.study)
+    search = None if study.search is None else Search(study, ledger, arms, world)
+    check_batches((arm.config for arm in arms) if search is None else search.samples(), world)
+    plan = search.plan if search else make_plan(arms, replicates=study.replicates, facts=world)
     states = ledger.states()
     actions = reconcile(plan, states, retry_failed=retry_failed)
     about = _describe(study, arms, world, mlflow=mlflow)
     before = ledger.read_plan() if ledger.root.is_intact("plan.json") else None
-    return Prepared(study, ledger, world, plan, states, actions, about, before)
+    return Prepared(study, ledger, world, plan, states, actions, about, before, search)
 
 
 def resolve_execution(study: Study, ledger: Ledger | None = None) -> Execution:
@@ -96,8 +106,9 @@ def _describe(study: Study, arms: Sequence[Arm], world: World, *, mlflow: str | 
     """What the report has to know about the study, as ``plan.json`` holds it."""
     data = world.dataset(study.data)
     sets = data.splits | data.external
-    base = study.model_dump(mode="json", exclude={"execution"})
+    base = study.describe()
     return {
+        **({"search": base["search"] | {"is_oracle": study.search.is_oracle}} if study.search else {}),
         "study": study.study,
         "question": study.question,
         "factors": {factor: list(levels) for factor, levels in _levels(arms).items()},

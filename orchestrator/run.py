@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -27,9 +27,11 @@ from orchestrator.packing import choose_gpus_per_trial
 from orchestrator.plan import Plan, Work
 from orchestrator.prepare import Prepared, find_git_commit, prepare, resolve_execution
 from orchestrator.progress import StudyProgress
-from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED, reconcile
+from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED
 from orchestrator.report.source import DEFAULT_METRIC, Report, Source, read_report
 from orchestrator.resources import Slots, check_fits, num_own_slots
+from orchestrator.search_storage import resolve_storage
+from orchestrator.searching import Growth, look_again, showing, write_grown_plan
 from orchestrator.settled import compute_state, forget, is_shipped
 from orchestrator.shipping import MAX_WAIT_SECONDS, PATIENCE_SECONDS, Shipper
 from orchestrator.study import Study
@@ -92,6 +94,7 @@ def run_study(
     """
     ledger = Ledger(storage, study.study)
     tracking_uri = resolve_tracking_uri(ledger, flag=mlflow, study_value=study.execution.mlflow)
+    resolve_storage(ledger, study.execution.optuna)  # a wrong address is refused before anything starts
     say(console, "study", f"{study.study}: {study.question}")
     say(console, "ledger", ledger.root.uri)
     say(console, "MLflow", redact(tracking_uri))
@@ -101,19 +104,19 @@ def run_study(
         if not ledger.root.exists("plan.json"):
             backstage.start_zygote()  # a new study: something will run, and importing torch takes seconds
         prepared = prepare(study, storage=storage, retry_failed=retry_failed, mlflow=redact(tracking_uri))
-        if prepared.actions.open:
+        if prepared.is_open:
             backstage.start()
             backstage.check(prepared.open_configs)
         with lease:  # nothing has been written before
-            states = ledger.states()
-            actions = reconcile(prepared.plan, states, retry_failed=retry_failed)
-            prepared = replace(prepared, states=states, actions=actions)
+            prepared = look_again(prepared, retry_failed=retry_failed)
             announce(prepared, console)
             ledger.write_plan(prepared.plan, prepared.about)
-            with shipping(prepared, tracking_uri) as running:
+            with showing(prepared, console) as show, shipping(prepared, tracking_uri) as running:
                 record_upstream_failures(prepared)
-                if running is not None and actions.open:
-                    execute_open(prepared, backstage, lease, console=console, notice=running.shipper.notice)
+                if running is not None and prepared.actions.open:
+                    notice = running.shipper.notice
+                    execute_open(prepared, backstage, lease, console=console, notice=notice, show=show)
+                    prepared = write_grown_plan(prepared)
                 get_report = begin_report(prepared, backstage, lease)  # while the last records are shipped
             return conclude(prepared, running, get_report(), console)
 
@@ -176,9 +179,15 @@ def find_settled_report(prepared: Prepared, tracking_uri: str) -> Report | None:
 
 
 def execute_open(
-    prepared: Prepared, backstage: Backstage, lease: Lease, *, console: Console, notice: Callable[[str, str], None]
+    prepared: Prepared,
+    backstage: Backstage,
+    lease: Lease,
+    *,
+    console: Console,
+    notice: Callable[[str, str], None],
+    show: Callable[[], None],
 ) -> None:
-    """Run everything that is open, on this machine or a cluster.
+    """Run everything that is open, and what a search proposes meanwhile, on this machine or a cluster.
 
     Raises:
         DiskFullError: somebody found no room for what it wrote. Everything is stopped: other trials would end likewise.
@@ -186,8 +195,9 @@ def execute_open(
     study, ledger, actions = prepared.study, prepared.ledger, prepared.actions
     commit = find_git_commit()
     full: list[str] = []
+    num_works = len(actions.open) + prepared.plan.num_to_come
     with (
-        StudyProgress(console, num_works=len(actions.open), num_done=len(actions.skip)) as progress,
+        StudyProgress(console, num_works=num_works, num_done=len(actions.skip)) as progress,
         stopping_in_order(progress.say) as stop,
     ):
 
@@ -200,9 +210,12 @@ def execute_open(
             if details.get("reason") == DISK_FULL:
                 full.append(details["message"])
                 stop.set()
+            if what == "ended":
+                growth.settle(work, details)
             notice(work.kind, work.signature)
             progress.listen(what, work, details)
 
+        growth = Growth(prepared, listen=listen, stop=stop, show=show)
         job = Job(
             execution=resolve_execution(study, ledger).model_dump(mode="json"),
             token=backstage.token,
@@ -213,12 +226,13 @@ def execute_open(
             lease=lease.ticket,
         )
         todo = OpenWork(actions.open, complete=[work.signature for work in actions.skip], num_slots=1)
-        desk = Desk(todo, ledger=ledger, job=job, listen=listen)
+        desk = Desk(todo, ledger=ledger, job=job, listen=listen, find_more=growth.find_more)
         with starting_at_once(prepared, backstage, desk, stop) as needs_ray:
             if needs_ray:
                 execute_in_ray(prepared, backstage, desk, stop=stop, say=progress.say)
     if full:
         raise DiskFullError(full[0])
+    growth.check()
 
 
 @contextmanager
@@ -284,11 +298,11 @@ def summarise(plan: Plan, states: Mapping[str, str], *, report: str | None = Non
     """Return how the study stands, counted over planned trials."""
     counts = Counter(states.get(trial.signature, ABSENT) for trial in plan.trials)
     return Summary(
-        planned=len(plan.trials),
+        planned=len(plan.trials) + plan.num_to_come,
         complete=counts[COMPLETE],
         failed=counts[FAILED],
         interrupted=counts[INTERRUPTED],
-        missing=counts[ABSENT],
+        missing=counts[ABSENT] + plan.num_to_come,
         skipped_arms=len(plan.skipped),
         unshipped=unshipped,
         report=report,

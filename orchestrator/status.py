@@ -23,10 +23,13 @@ def compute_status(study: Study, *, storage: str) -> dict[str, int]:
     """
     ledger = Ledger(storage, study.study)
     if not ledger.root.exists("plan.json"):
-        planned = len(study.arms()) * study.replicates
+        num_arms = len(study.arms()) if study.search is None else study.search.num_trials
+        planned = num_arms * study.replicates
         return dict.fromkeys(COUNTS, 0) | {"planned": planned, "missing": planned}
     states = ledger.states()
-    trials = [states.get(trial["signature"], ABSENT) for trial in ledger.read_plan()["trials"]]
+    plan = ledger.read_plan()
+    trials = [states.get(trial["signature"], ABSENT) for trial in plan["trials"]]
+    trials += [ABSENT] * plan.get("to_come", 0)
     begun = trials.count(INTERRUPTED)
     running = begun if Lease(ledger).holder() else 0
     return {
@@ -56,8 +59,7 @@ def is_current(study: Study, *, storage: str) -> bool:
 
 def compute_study_sha256(study: Study) -> str:
     """Return the digest of all that a study file says, except how it is executed."""
-    content = study.model_dump(mode="json", exclude={"execution"})
-    return hashlib.sha256(canonical_json(content).encode()).hexdigest()
+    return hashlib.sha256(canonical_json(study.describe()).encode()).hexdigest()
 
 
 def render_status(counts: dict[str, int], console: Console) -> None:

@@ -12,6 +12,8 @@ from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from orchestrator.fields import FIELDS, SECTIONS, kind_of
 from orchestrator.grid import MAX_RULES, Arm, Grid, expand, read_grid
 from orchestrator.problems import explain
+from orchestrator.search_config import SearchConfig
+from orchestrator.search_space import find_problems
 from orchestrator.yaml_source import MAX_BYTES, Key, Source, apply_override, format_key, read_yaml
 from trainables.config import (
     AugmentationConfig,
@@ -73,6 +75,9 @@ class ExecutionConfig(Frozen):
     storage: str = Field("results", description="Root of the ledger: a folder (from where one starts) or fsspec URI.")
     mlflow: str | None = Field(None, description="MLflow tracking URI; null: a SQLite file beside the ledger.")
     address: str | None = Field(None, description="Ray cluster to join; null: this machine.")
+    optuna: str | None = Field(
+        None, description="Optuna storage that shows a search; null: a SQLite file beside the ledger."
+    )
 
 
 class Condition(Frozen):
@@ -99,6 +104,8 @@ class Study(Frozen):
     order. A field that does not apply to an arm is an error, and so are two arms with the same configuration:
     ``exclude`` one of them.
 
+    With ``search`` only those combinations are run that it proposes, together with values from its own ranges.
+
     Relative paths to data and weights start at the study file's folder, in an override at the working directory.
     """
 
@@ -120,7 +127,13 @@ class Study(Frozen):
     conditions: list[Condition] = Field([], max_length=MAX_RULES, description="Fields set in matching arms, in order.")
     exclude: list[When] = Field([], max_length=MAX_RULES, description="Combinations that are left out.")
     replicates: PositiveInt = Field(1, description="Trials per arm; each has its own seed, shared across arms.")
+    search: SearchConfig | None = Field(None, description="Adaptive search instead of the full grid; null: the grid.")
     execution: ExecutionConfig = ExecutionConfig()
+
+    def describe(self) -> dict[str, Any]:
+        """Return all that the file says, except how it is executed, as JSON values."""
+        absent = {"search"} if self.search is None else set()
+        return self.model_dump(mode="json", exclude={"execution"} | absent)
 
     def arms(self) -> list[Arm]:
         """Return the arms: all combinations of levels in file order, without the excluded ones.
@@ -191,9 +204,13 @@ def _validate(tree: Source, folder: Path | str) -> Study | None:
             if format_key(key) not in known:  # what could not be read is not wrong a second time
                 tree.report(key, text)
     arms = expand(read_grid(tree), tree)
-    if study is not None and len(arms) * study.replicates > MAX_TRIALS:
-        found = f"found {study.replicates:,} of {len(arms):,} arms"
+    num_arms = study.search.num_trials if study is not None and study.search else len(arms)
+    if study is not None and num_arms * study.replicates > MAX_TRIALS:
+        found = f"found {study.replicates:,} of {num_arms:,} arms"
         tree.report(("replicates",), f"{found}, expected at most {MAX_TRIALS:,} trials in all")
+    if study is not None and study.search and not tree.problems:
+        for key, text in find_problems(study.search, arms, replicates=study.replicates):
+            tree.report(("search", *key), text)
     return study
 
 

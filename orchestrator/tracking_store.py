@@ -68,7 +68,7 @@ def make_absolute(uri: str) -> str:
             "for a file for example sqlite:///runs/mlflow.db"
         )
     if scheme != "sqlite":
-        return _name_driver(uri.rstrip("/"))
+        return name_driver(uri.rstrip("/"))
     prefix, _, rest = uri.partition("://")
     path, mark, query = rest.partition("?")
     if not path.startswith("/") or path == "/" or ":memory:" in path:
@@ -83,10 +83,13 @@ def make_absolute(uri: str) -> str:
     return f"{prefix}:///{file}{mark}{query}"
 
 
-def _name_driver(uri: str) -> str:
+def name_driver(uri: str) -> str:
     """Return the URI of a PostgreSQL store with the driver that is installed; which one is meant otherwise varies.
 
     SQLAlchemy 2.1 takes psycopg where it took psycopg2 before.
+
+    Raises:
+        StudyError: none is installed.
     """
     prefix = "postgresql://"
     if not uri.startswith(prefix):
@@ -94,7 +97,7 @@ def _name_driver(uri: str) -> str:
     found = [driver for driver in _POSTGRESQL_DRIVERS if find_spec(driver) is not None]
     if not found:
         raise StudyError(
-            f"MLflow store {redact(uri)!r}: looked for a driver of PostgreSQL ({', '.join(_POSTGRESQL_DRIVERS)}) and "
+            f"store {redact(uri)!r}: looked for a driver of PostgreSQL ({', '.join(_POSTGRESQL_DRIVERS)}) and "
             "found none installed; install psycopg2-binary, or robustsweep[cluster]"
         )
     return f"postgresql+{found[0]}://{uri.removeprefix(prefix)}"

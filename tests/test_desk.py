@@ -290,3 +290,26 @@ def test_whoever_waits_is_woken_by_news(ledger: Ledger) -> None:
     while not woken.is_set():
         desk.tell("1", [{"signature": trial.signature, **BEGUN}])
     waiter.join()
+
+
+def test_more_work_may_come_up_whenever_one_has_ended(ledger: Ledger) -> None:
+    first, second, third = (make_trial(name) for name in ("first", "second", "third"))
+    more = {first.signature: [second], second.signature: [third]}
+    ended: list[str] = []
+
+    def listen(what: str, work: Work, details: dict[str, Any]) -> None:
+        ended.extend([work.signature] if what == "ended" else [])
+
+    desk = Desk(
+        OpenWork([first], complete=(), num_slots=1),
+        ledger=ledger,
+        job=Job(EXECUTION, "token", (), 1, 600.0, describe),
+        listen=listen,
+        find_more=lambda: more.get(ended[-1], []),  # told before it is asked
+    )
+    for number, (work, event) in enumerate([(first, DONE), (second, BAD), (third, DONE)]):
+        assert names(desk.take(str(number))) == [work.name]
+        ledger.folder("trial", work.signature).write_json("result.json", {})
+        assert not desk.is_finished
+        desk.tell(str(number), [{"signature": work.signature, "host": "here", **event}])
+    assert desk.is_finished

@@ -92,3 +92,19 @@ def test_what_was_not_done_is_handed_out_again_in_its_place() -> None:
     assert names(work.take()) == ["2"]
     work.give_back(first[1:])
     assert names(work.take() + work.take()) == ["1", "3"]
+
+
+def test_further_works_come_after_the_others_and_wait_for_what_they_need() -> None:
+    stage, later = make_stage("stage"), make_stage("later")
+    work = OpenWork([make_trial("first", stage)], complete=[stage.signature], num_slots=1)
+    assert names(work.take()) == ["first"]
+    work.complete(make_trial("first", stage))
+    assert work.is_finished
+    work.add([later, make_trial("second", later), make_trial("third", stage)])
+    assert not work.is_finished
+    assert names(work.take()) == ["later"]
+    assert names(work.take()) == ["third"]
+    work.complete(later)
+    work.add([make_trial("fourth", later)])  # complete meanwhile
+    assert names(work.take()) == ["second"]
+    assert names(work.take()) == ["fourth"]

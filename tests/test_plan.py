@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from planning import StatedFacts, plan_of
 
-from orchestrator.plan import imagenet_of
+from orchestrator.plan import imagenet_of, merge_plans
 from trainables.config import StageConfig, TrialConfig
 
 CONTRASTIVE = "{kind: contrastive, epochs: %d}"
@@ -136,3 +136,14 @@ def test_replicates_share_everything_but_their_number(replicates: int) -> None:
     configs = [trial.config.model_copy(update={"replicate": 0}) for trial in plan.trials]
     assert len(configs) == replicates
     assert all(config == configs[0] for config in configs)
+
+
+def test_merged_plans_have_each_signature_once_and_replicates_vary_slowest() -> None:
+    text = "pretraining: {kind: contrastive}\nreplicates: 2\nfactors: {training.epochs: [%s]}\n"
+    plans = [plan_of(text % epochs) for epochs in ("1", "2", "1")]
+    merged = merge_plans(plans, num_to_come=4)
+    whole = plan_of(text % "1, 2")
+    assert [trial.signature for trial in merged.trials] == [trial.signature for trial in whole.trials]
+    assert merged.stages == whole.stages  # with all dependants counted
+    assert merged.as_json()["to_come"] == 4
+    assert "to_come" not in whole.as_json()

@@ -21,7 +21,7 @@ def lede(results: Results) -> str:
     images = ", ".join(f"{data['num_images'][name]:,} {name}" for name in order)
     return (
         f"{data['name']}, {len(data['classes'])} classes; images: {images}. "
-        f"{plural(results.trials['name'].nunique(), 'arm')}, {plural(len(results.trials), 'trial')} planned."
+        f"{plural(results.trials['name'].nunique(), 'arm')}, {plural(results.counts['planned'], 'trial')} planned."
     )
 
 

@@ -42,7 +42,8 @@ def answer_section(answer: Answer) -> Section:
 
 def arms_section(results: Results, arms: pd.DataFrame) -> Section:
     """Return the table of arms: mean ± sd over replicates, the replicates as dots, what is incomplete."""
-    factors = [factor for factor in results.factors if f"arm/{factor}" in arms]
+    is_grid = "search" not in results.plan
+    factors = [factor for factor in results.factors if is_grid and f"arm/{factor}" in arms]
     names = [Column(factor) for factor in factors] or [Column("arm")]
     chooser = results.measures[0].column if results.measures else None
     shifted = f"robustness/mean_{results.metric}"

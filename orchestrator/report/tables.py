@@ -90,9 +90,9 @@ class Results:
     def counts(self) -> dict[str, int]:
         """planned, complete, failed, interrupted and missing trials; the last four add up to the first."""
         states = self.trials["state"].value_counts()
-        return {"planned": len(self.trials)} | {
-            state: int(states.get(state, 0)) for state in (COMPLETE, FAILED, INTERRUPTED, MISSING)
-        }
+        counts = {state: int(states.get(state, 0)) for state in (COMPLETE, FAILED, INTERRUPTED, MISSING)}
+        counts[MISSING] += self.plan.get("to_come", 0)  # what a search has yet to propose
+        return {"planned": sum(counts.values())} | counts
 
     @cached_property
     def text(self) -> dict[str, TextTable]:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from orchestrator.ledger import Ledger
 from orchestrator.plan import describe_skipped
-from orchestrator.report import provenance, sections
+from orchestrator.report import importance, provenance, sections
 from orchestrator.report.answer import Answer, answer
 from orchestrator.report.effects import compute_effects, effects_table
 from orchestrator.report.examples import Examples, build_examples
@@ -53,7 +53,9 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
     state = compute_state(ledger.read_plan(), ledger.states())  # first: the report is old if they change meanwhile
     results = load_results(ledger, metric)
     arms = arms_table(results)
-    effects = {measure.column: compute_effects(results, measure.column) for measure in results.measures}
+    # The arms of a search are no grid: there is nothing that they could be paired by.
+    measures = [] if "search" in results.plan else results.measures
+    effects = {measure.column: compute_effects(results, measure.column) for measure in measures}
     words = answer(results, arms, effects.get(f"robustness/mean_{metric}", []))
     digest = results_sha256(results)
     pictures, problem = _examples(results, cache_dir) if examples else (None, None)
@@ -62,6 +64,7 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
     main = effects.get(f"robustness/mean_{metric}", [])
     parts = [
         sections.answer_section(words),
+        importance.search_section(results),
         sections.arms_section(results, arms) if len(arms) else None,
         sections.effects_section(results, shown),
         sections.shifts_section(results, arms, main),

@@ -1,0 +1,188 @@
+"""What to try next, asked of a sampler of Optuna. Its study is rebuilt in memory for every question.
+
+So a proposal is a function of the study's seed, its own number, and what is known of those before: no state of a
+sampler can be lost, and a search that was killed goes on exactly as it would have. What some samplers remember of a
+trial (its generation) or of themselves (how far the sequence was drawn) comes with the proposal and is given back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+from orchestrator.grid import Arm
+from orchestrator.search_config import NSGAII, NSGAIII, QMC, TPE, SamplerConfig, SearchConfig
+from orchestrator.search_space import Dimension, Space, Value
+from trainables.errors import StudyError
+
+if TYPE_CHECKING:
+    import optuna
+
+RUNNING, COMPLETE, FAILED = "running", "complete", "failed"
+
+#: So many draws that hit a combination which the study leaves out; then they are made without a model.
+_MAX_EXCLUDED = 100
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is known of a proposal."""
+
+    state: str
+    #: In the order of the objectives.
+    values: tuple[float, ...] = ()
+    #: Metric → by how much the constraint on it is broken; 0 or less: it is kept.
+    excess: Mapping[str, float] = field(default_factory=dict)
+    #: Of a failure.
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Question:
+    """One proposal as a sampler sees it."""
+
+    #: Dimension → drawn value.
+    values: Mapping[str, Value]
+    #: What the sampler remembers of it, and of itself.
+    memory: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What to try next."""
+
+    arm: Arm
+    question: Question
+
+
+def make_distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution:
+    """Return Optuna's name for a dimension."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if dimension.choices:
+        return CategoricalDistribution(dimension.choices)
+    if dimension.is_integer:
+        step = int(dimension.step or 1)
+        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log, step=step)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+
+
+def make_trial(
+    space: Space, question: Question, outcome: Outcome, *, marks: Mapping[str, Any] | None = None
+) -> optuna.trial.FrozenTrial:
+    """Return a proposal as Optuna's trial; ``marks`` become its user attributes."""
+    from optuna.trial import TrialState, create_trial
+
+    dimensions = {each.name: each for each in space.factors} | space.dimensions
+    states = {RUNNING: TrialState.RUNNING, COMPLETE: TrialState.COMPLETE, FAILED: TrialState.FAIL}
+    return create_trial(
+        state=states[outcome.state],
+        values=list(outcome.values) if outcome.state == COMPLETE else None,
+        params=dict(question.values),
+        distributions={name: make_distribution(dimensions[name]) for name in question.values},
+        user_attrs=dict(marks or {}),
+        system_attrs=dict(question.memory["trial"]),
+        constraints=dict(outcome.excess) if outcome.state == COMPLETE else None,
+    )
+
+
+def make_directions(search: SearchConfig) -> list[Literal["minimize", "maximize"]]:
+    """Return Optuna's name for the direction of each objective."""
+    return ["maximize" if each.higher_is_better else "minimize" for each in search.objectives]
+
+
+def propose(
+    search: SearchConfig, space: Space, history: Sequence[tuple[Question, Outcome]], *, number: int, seed: int
+) -> Answer:
+    """Return what to try next.
+
+    Args:
+        search: how to search.
+        space: where.
+        history: all proposals before, with what is known of them now.
+        number: of this proposal.
+        seed: of the study.
+
+    Raises:
+        StudyError: the sampler cannot be had, or every combination of levels is left out.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage, study_name="search", directions=make_directions(search))
+    for question, outcome in history:
+        study.add_trial(make_trial(space, question, outcome))
+    own = storage.get_study_id_from_name("search")
+    drawn = {key: value for question, _ in history for key, value in question.memory["study"].items()}
+    for key, value in drawn.items():
+        storage.set_study_system_attr(own, key, value)
+
+    for attempt in range(10 * _MAX_EXCLUDED):
+        start = _make_seed(seed, number, attempt)
+        with warnings.catch_warnings():  # the interface of some may change, says Optuna; tests would notice
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            study.sampler = _make_sampler(search.sampler, start, fixed_seed=_make_seed(seed))
+        if attempt >= _MAX_EXCLUDED:
+            study.sampler = optuna.samplers.RandomSampler(seed=start)
+        trial = study.ask()
+
+        def draw(dimension: Dimension, trial: optuna.Trial = trial) -> Value:
+            return _draw(trial, dimension)
+
+        arm = space.build(draw)
+        if arm is not None:
+            counters = {key: v for key, v in storage.get_study_system_attrs(own).items() if isinstance(v, int)}
+            memory = storage.get_all_trials(own)[-1].system_attrs
+            return Answer(arm, Question(dict(trial.params), {"trial": dict(memory), "study": counters}))
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    raise StudyError(
+        f"looked for a combination of levels that is not left out, and drew {10 * _MAX_EXCLUDED} that are; "
+        "exclude less, or make the choice a single factor whose levels are the combinations"
+    )
+
+
+def _draw(trial: optuna.Trial, dimension: Dimension) -> Value:
+    name, low, high, log = dimension.name, dimension.low, dimension.high, dimension.log
+    if dimension.choices:
+        return trial.suggest_categorical(name, dimension.choices)
+    if dimension.is_integer:
+        return trial.suggest_int(name, int(low), int(high), log=log, step=int(dimension.step or 1))
+    return trial.suggest_float(name, low, high, log=log, step=dimension.step)
+
+
+def _make_seed(*parts: object) -> int:
+    """Return a seed in [0, 2³²), a hash of ``parts``."""
+    text = "\x1f".join(map(str, ("search", *parts)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+def _make_sampler(config: SamplerConfig, seed: int, *, fixed_seed: int) -> optuna.samplers.BaseSampler:
+    """Return a fresh sampler.
+
+    Args:
+        config: which.
+        seed: of this draw.
+        fixed_seed: the same for all draws of the study: what a sequence is scrambled with.
+    """
+    from optuna import samplers
+
+    random = samplers.RandomSampler(seed=seed)
+    if isinstance(config, TPE):
+        return samplers.TPESampler(n_startup_trials=config.num_startup, seed=seed)
+    if isinstance(config, QMC):
+        return samplers.QMCSampler(
+            qmc_type=config.sequence,
+            scramble=True,
+            seed=fixed_seed,
+            independent_sampler=random,
+            warn_independent_sampling=False,
+        )
+    if isinstance(config, NSGAII):
+        return samplers.NSGAIISampler(population_size=config.population_size, seed=seed)
+    if isinstance(config, NSGAIII):
+        return samplers.NSGAIIISampler(population_size=config.population_size, seed=seed)
+    return random

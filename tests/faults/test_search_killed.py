@@ -1,0 +1,121 @@
+"""kill -9 of a search at ten points: it proposes, runs and ends exactly as one that was never disturbed."""
+
+from __future__ import annotations
+
+import random
+import time
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from conftest import FinishedStudy
+from postgres import PASSWORD, Postgres
+from studies import IN_RAY, Place, make_place, stamps
+
+from orchestrator.ledger import Ledger
+from orchestrator.report.tables import load_results, results_sha256
+from orchestrator.tracking_store import name_driver
+
+NUM_KILLS, NUM_CONFIGURATIONS = 10, 12
+SEARCH = f"""\
+search:
+  num_trials: {NUM_CONFIGURATIONS}
+  parallel: 3
+  sampler: {{kind: tpe, num_startup: 3}}
+  space:
+    training.learning_rate: {{low: 1e-4, high: 1e-2, log: true}}
+    augmentation.strength: {{low: 0, high: 1, step: 0.25}}
+"""
+
+
+def make_search(folder: Path, cache_dir: Path) -> Place:
+    """Write the tiny study as a search over its factors, a learning rate and a strength."""
+    place = make_place(folder, cache_dir)
+    place.study.write_text(place.study.read_text() + SEARCH)
+    return place
+
+
+def count_steps(place: Place) -> int:
+    """Return how much has happened: proposals that are made, stages and trials that are complete."""
+    lines = Ledger(str(place.storage), "tiny").root.read_lines("search.jsonl")
+    return len(lines) + len(list(place.ledger.glob("*/*/result.json")))
+
+
+def kill_at(place: Place, goal: int, seconds: float, *options: str) -> int:
+    """Run the search and kill it some time after ``goal`` steps; return its exit code."""
+    process = place.start("run", *options)
+    try:
+        while count_steps(place) < goal and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(seconds)
+    finally:
+        process.kill()
+        process.communicate()
+    return process.returncode
+
+
+def read_proposals(place: Place) -> list[dict[str, Any]]:
+    """Return the lines without their times."""
+    lines = Ledger(str(place.storage), "tiny").root.read_lines("search.jsonl")
+    return [{key: value for key, value in line.items() if key != "asked_ms"} for line in lines]
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_ten_kills_change_nothing(finished_study: FinishedStudy, tmp_path: Path) -> None:
+    cache_dir = finished_study.place.study.parent / "cache"
+    undisturbed = make_search(tmp_path / "undisturbed", cache_dir)
+    done = undisturbed.call("run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    num_steps = count_steps(undisturbed)
+    place = make_search(tmp_path / "killed", cache_dir)
+    ledger = Ledger(str(place.storage), "tiny")
+    seed = random.SystemRandom().randrange(2**32)
+    when = random.Random(seed)
+    print(f"seed {seed}")
+    for number in range(NUM_KILLS):
+        goal = max(1, number * num_steps // (NUM_KILLS + 1))
+        complete = [signature for signature, state in ledger.states().items() if state == "complete"]
+        before = stamps(place, complete)
+        code = kill_at(place, goal, when.uniform(0.0, 0.4), *(IN_RAY if number % 5 == 4 else ()))
+        assert code == -9, f"kill {number} came too late"
+        place.wait_for_silence()
+        assert before.items() <= stamps(place).items()  # what is complete is not touched
+    done = place.call("run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert read_proposals(place) == read_proposals(undisturbed)
+    assert len({line["signatures"][0] for line in read_proposals(place)}) == NUM_CONFIGURATIONS
+    whole = Ledger(str(undisturbed.storage), "tiny")
+    assert results_sha256(load_results(ledger)) == results_sha256(load_results(whole))
+    shown = optuna.load_study(study_name="tiny", storage=f"sqlite:///{place.ledger}/optuna.db").get_trials()
+    assert {trial.state.name for trial in shown} == {"COMPLETE"}
+    assert len(shown) == len(read_proposals(place))
+    again = place.call("run")
+    assert again.returncode == 0
+    assert read_proposals(place) == read_proposals(undisturbed)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(600)
+def test_a_search_shown_in_postgresql(finished_study: FinishedStudy, tmp_path: Path) -> None:
+    """It is away, then back: nothing is held up, everything is shown, and its password is nowhere."""
+    pytest.importorskip("psycopg2")
+    with Postgres() as postgres:
+        place = make_search(tmp_path, finished_study.place.study.parent / "cache")
+        options = ("--set", f"execution.optuna={postgres.uri}", "--set", "search.num_trials=3")
+        postgres.kill()
+        done = place.call("run", *options)
+        said = done.stdout + done.stderr
+        assert done.returncode == 0, said
+        assert "the search is not in Optuna's storage yet" in said
+        postgres.start()
+        done = place.call("run", *options)
+        said += done.stdout + done.stderr
+        assert done.returncode == 0, said
+        assert said.count("not in Optuna's storage yet") == 1
+        shown = optuna.load_study(study_name="tiny", storage=name_driver(postgres.uri)).get_trials()
+        assert [trial.state.name for trial in shown] == ["COMPLETE"] * 3
+        assert PASSWORD not in said
+        for path in place.storage.rglob("*"):
+            assert not path.is_file() or PASSWORD.encode() not in path.read_bytes(), path

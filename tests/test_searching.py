@@ -1,0 +1,132 @@
+"""A search inside a run: through the command line, and what happens when it cannot go on."""
+
+from __future__ import annotations
+
+import json
+import threading
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+from rich.console import Console
+from searches import SPACE, measure
+from studies import Place, make_place
+
+from orchestrator.ledger import Ledger
+from orchestrator.plan import Work
+from orchestrator.prepare import Prepared, prepare
+from orchestrator.searching import Growth, look_again, showing, write_grown_plan
+from orchestrator.study import parse_study
+from trainables.errors import StudyError
+
+HEAD = "study: s\ndata: {kind: digits, image_size: 8}\nmodel: {name: shufflenet_v2_x0_5}\n"
+SMALL = """\
+search:
+  num_trials: 3
+  parallel: 2
+  sampler: {kind: random}
+  space: {training.learning_rate: {low: 1e-4, high: 1e-2, log: true}}
+"""
+
+
+@pytest.fixture
+def prepared(tmp_path: Path, cache_dir: Path) -> Prepared:
+    study = parse_study(HEAD + SPACE, source="s.yaml", overrides=[f"execution.cache_dir={cache_dir}"])
+    return prepare(study, storage=str(tmp_path))
+
+
+def finish(prepared: Prepared, work: Work, **changes: Any) -> None:
+    prepared.ledger.begin(work, study="s", git_commit=None)
+    result = {"metrics": measure(work.config), "num_parameters": 5, "undefined": {}}  # type: ignore[arg-type]
+    prepared.ledger.folder("trial", work.signature).write_json("result.json", result | changes)
+
+
+def grow(prepared: Prepared, stop: threading.Event) -> Growth:
+    return Growth(prepared, listen=lambda *_: None, stop=stop, show=lambda: None)
+
+
+def test_a_look_writes_the_first_round_and_its_plan_grows(prepared: Prepared) -> None:
+    assert prepared.is_open
+    assert prepared.plan.num_to_come == 10
+    assert len(prepared.open_configs) > 2  # from all over the space
+    prepared = look_again(prepared, retry_failed=False)
+    assert (len(prepared.actions.open), prepared.plan.num_to_come) == (3, 7)
+    growth = grow(prepared, threading.Event())
+    for work in prepared.actions.open:
+        assert growth.find_more() == []
+        finish(prepared, work)
+        growth.settle(work, {"status": "complete"})
+    assert len(growth.find_more()) == 3
+    growth.check()
+    plan = prepared.ledger.read_plan()
+    assert (len(plan["trials"]), plan["to_come"]) == (6, 4)
+    assert plan["search"]["num_trials"] == 10
+    assert not plan["search"]["is_oracle"]
+    assert len(write_grown_plan(prepared).plan.trials) == 6
+
+
+def test_nothing_is_proposed_once_the_study_stops(prepared: Prepared) -> None:
+    prepared = look_again(prepared, retry_failed=False)
+    stop = threading.Event()
+    growth = grow(prepared, stop)
+    for work in prepared.actions.open:
+        finish(prepared, work)
+        growth.settle(work, {"status": "complete"})
+    stop.set()
+    assert growth.find_more() == []
+
+
+def test_a_search_that_cannot_go_on_stops_the_study_and_says_why(prepared: Prepared) -> None:
+    prepared = look_again(prepared, retry_failed=False)
+    stop = threading.Event()
+    growth = grow(prepared, stop)
+    for work in prepared.actions.open:
+        finish(prepared, work, metrics={"validation/accuracy": 0.5})
+        growth.settle(work, {"status": "complete"})
+    assert growth.find_more() == []
+    assert stop.is_set()
+    with pytest.raises(StudyError, match="looked for validation/balanced_accuracy"):
+        growth.check()
+
+
+def test_a_storage_that_is_away_is_said_and_holds_nothing_up(prepared: Prepared, tmp_path: Path) -> None:
+    study = prepared.study
+    execution = study.execution.model_copy(update={"optuna": f"sqlite:///{tmp_path}/s.yaml/no/folder.db"})
+    (tmp_path / "s.yaml").write_text("a file, not a folder")
+    changed = Prepared(**(vars(prepared) | {"study": study.model_copy(update={"execution": execution})}))
+    console = Console(file=StringIO(), width=200)
+    with showing(changed, console) as show:
+        show()
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "the search is not in Optuna's storage yet" in said
+    assert "the next run tries again" in said
+
+
+def test_a_search_through_the_command_line(tmp_path: Path, cache_dir: Path) -> None:
+    place = make_place(tmp_path, cache_dir)
+    lines = place.study.read_text().splitlines()
+    kept = [line for line in lines if not any(word in line for word in ("scratch", "contrastive", "pretraining"))]
+    place.study.write_text("\n".join(kept) + "\n" + SMALL)
+    once = ("--set", "training.epochs=1")
+    done = place.call("run", *once)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "search   random for higher validation/balanced_accuracy; 2 of 3 configurations proposed" in done.stdout
+    assert "3 planned, 3 complete" in done.stdout
+    check_shown(place)
+    settled = place.call("run", *once)
+    assert settled.returncode == 0
+    assert "settled" in settled.stdout
+    counted = json.loads(place.call("status", "--json", *once).stdout)
+    assert (counted["planned"], counted["complete"]) == (3, 3)
+    more = json.loads(place.call("plan", "--json", "--no-pilot", *once, "--set", "search.num_trials=5").stdout)
+    assert (more["counts"]["planned"], more["counts"]["complete"], more["counts"]["to_come"]) == (5, 3, 2)
+    assert more["estimate"]["work_seconds"] > 0
+
+
+def check_shown(place: Place) -> None:
+    shown = optuna.load_study(study_name="tiny", storage=f"sqlite:///{place.ledger}/optuna.db").get_trials()
+    assert [trial.state.name for trial in shown] == ["COMPLETE"] * 3
+    states = Ledger(str(place.storage), "tiny").states()
+    assert {trial.user_attrs["signature"] for trial in shown} == {s for s, state in states.items()}
