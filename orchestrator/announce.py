@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.markup import escape
 
+from orchestrator.hypothesis_check import find_hopeless
 from orchestrator.plan import describe_skipped
 from orchestrator.prepare import Prepared
+from orchestrator.preregistration import EXPLORATORY, PREREGISTERED, trace_hypotheses
 
 #: Damaged folders that are named one by one.
 _MAX_DAMAGES = 10
@@ -37,6 +39,15 @@ def announce(prepared: Prepared, console: Console) -> None:
         f"complete, {_count(kinds['trial'], 'trial')} and {_count(kinds['stage'], 'stage')} to run"
         + (f", {len(actions.resume)} of them to resume" if actions.resume else ""),
     )
+    standing = prepared.standing
+    if standing is not None:
+        say(console, "budget", standing.describe() + " taken so far, over all runs")
+    if actions.held_back:
+        held_back = Counter(work.kind for work in actions.held_back)
+        which = " and ".join(_count(number, kind) for kind, number in sorted(held_back.items(), reverse=True))
+        rest = "" if actions.open else ", and nothing else is open"
+        warn(console, "held back", f"{which}: the budget has no room for more{rest}; raise execution.budget to go on")
+    _announce_hypotheses(prepared, console)
     for line in _describe_changes(prepared):
         say(console, "changed", line)
     for line in describe_skipped(plan.as_json()["skipped"]):
@@ -59,6 +70,26 @@ def announce(prepared: Prepared, console: Console) -> None:
     if actions.orphaned:
         kept = f"{len(actions.orphaned)} stages and trials in the ledger that are no longer planned"
         say(console, "kept", f"{kept}; nothing is deleted")
+
+
+def _announce_hypotheses(prepared: Prepared, console: Console) -> None:
+    """Say what is claimed and since when, and loudly what was changed late, and what no result could support."""
+    registration = prepared.registration
+    if registration.damage is not None:
+        warn(console, "damaged", registration.damage)
+    traced = trace_hypotheses(registration.versions)
+    counts = Counter(each.status for each in traced)
+    claimed = counts[PREREGISTERED] + counts[EXPLORATORY]
+    if claimed:
+        noun = "hypothesis" if claimed == 1 else "hypotheses"
+        late = f", {counts[EXPLORATORY]} exploratory" if counts[EXPLORATORY] else ""
+        say(console, "claims", f"{claimed} {noun}: {counts[PREREGISTERED]} preregistered{late}")
+    for each in traced:
+        if each.status != PREREGISTERED:
+            changes = f"; {'; '.join(each.changes)}" if each.changes else ""
+            warn(console, each.status, f"{each.name}: {each.remark}{changes}")
+    for line in find_hopeless(prepared.study.hypotheses, prepared.plan, prepared.about["factors"]):
+        warn(console, "hopeless", line)
 
 
 def _describe_changes(prepared: Prepared) -> Iterator[str]:

@@ -38,6 +38,8 @@ class OpenWork:
         self._ready = [self._rank[work.signature] for work in works if not self._missing[work.signature]]
         self._order = list(works)
         self._num_timed, self._seconds = 0, 0.0
+        #: Nothing is handed out any more.
+        self.is_closed = False
 
     @property
     def is_finished(self) -> bool:
@@ -99,6 +101,18 @@ class OpenWork:
             missing.discard(work.signature)
             if not missing and dependant.signature in self._works:
                 heapq.heappush(self._ready, self._rank[dependant.signature])
+
+    def close(self, running: Iterable[Work]) -> list[Work]:
+        """Hand out nothing any more; return what that concerns.
+
+        Args:
+            running: what has been taken, and may still end.
+        """
+        before, self.is_closed = self._works, True
+        self._works = {work.signature: work for work in running}
+        self._ready.clear()
+        self._dependants.clear()
+        return [work for work in before.values() if work.signature not in self._works]
 
     def drop(self, work: Work) -> list[Work]:
         """Let go of a work that will not complete in this run; return the works that can never start without it."""

@@ -7,10 +7,9 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -18,21 +17,24 @@ from rich.console import Console
 
 from orchestrator.announce import announce, say, warn
 from orchestrator.backstage import Backstage
+from orchestrator.budget import Meter, keeping, read_usage
 from orchestrator.desk import Desk, Job
 from orchestrator.head_start import HeadStart
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger, describe_upstream, describe_work
+from orchestrator.notify import Notifier
 from orchestrator.open_work import OpenWork
 from orchestrator.packing import choose_gpus_per_trial
-from orchestrator.plan import Plan, Work
-from orchestrator.prepare import Prepared, find_git_commit, prepare, resolve_execution
+from orchestrator.plan import Work
+from orchestrator.prepare import Prepared, decide, find_git_commit, prepare, resolve_execution
 from orchestrator.progress import StudyProgress
-from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED, reconcile
+from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED
 from orchestrator.report.source import DEFAULT_METRIC, Report, Source, read_report
 from orchestrator.resources import Slots, check_fits, num_own_slots
 from orchestrator.settled import compute_state, forget, is_shipped
 from orchestrator.shipping import MAX_WAIT_SECONDS, PATIENCE_SECONDS, Shipper
 from orchestrator.study import Study
+from orchestrator.summary import Summary, account, summarise
 from orchestrator.tracking_store import TrackingError, resolve_tracking_uri
 from orchestrator.zygote import DISK_FULL
 from trainables.errors import DiskFullError, redact
@@ -42,30 +44,6 @@ if TYPE_CHECKING:
 
 #: How long records are still shipped by a driver that has been told to stop at once.
 _HASTE_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Summary:
-    """How a study stands, in trials; what ``run`` ends with. ``missing`` has never begun."""
-
-    planned: int
-    complete: int
-    failed: int
-    interrupted: int
-    missing: int
-    skipped_arms: int
-    unshipped: int
-    report: str | None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every planned trial is complete."""
-        return self.complete == self.planned
-
-    @property
-    def is_only_failed(self) -> bool:
-        """Whether everything that is not complete has failed: running again would start nothing."""
-        return self.failed > 0 and self.interrupted == self.missing == 0
 
 
 def run_study(
@@ -105,17 +83,20 @@ def run_study(
             backstage.start()
             backstage.check(prepared.open_configs)
         with lease:  # nothing has been written before
-            states = ledger.states()
-            actions = reconcile(prepared.plan, states, retry_failed=retry_failed)
-            prepared = replace(prepared, states=states, actions=actions)
+            prepared = decide(prepared, ledger.states(), retry_failed=retry_failed)
             announce(prepared, console)
+            prepared.registration.write(ledger.root)
             ledger.write_plan(prepared.plan, prepared.about)
-            with shipping(prepared, tracking_uri) as running:
-                record_upstream_failures(prepared)
-                if running is not None and actions.open:
-                    execute_open(prepared, backstage, lease, console=console, notice=running.shipper.notice)
-                get_report = begin_report(prepared, backstage, lease)  # while the last records are shipped
-            return conclude(prepared, running, get_report(), console)
+            with notifying(prepared, console) as notifier:
+                with shipping(prepared, tracking_uri) as running:
+                    record_upstream_failures(prepared)
+                    if running is not None and prepared.actions.open:
+                        execute_open(prepared, backstage, lease, notifier, console=console, shipper=running.shipper)
+                    get_report = begin_report(prepared, backstage, lease)  # while the last records are shipped
+                summary = conclude(prepared, running, get_report(), console)
+                if prepared.actions.open:
+                    notifier.tell("end", f"{summary.describe()}. Report: {summary.report}")
+            return summary
 
 
 def record_upstream_failures(prepared: Prepared) -> None:
@@ -162,6 +143,17 @@ def shipping(prepared: Prepared, tracking_uri: str) -> Iterator[Shipping | None]
         running.unshipped = shipper.finish(timeout_seconds=patience, max_seconds=MAX_WAIT_SECONDS)
 
 
+@contextmanager
+def notifying(prepared: Prepared, console: Console) -> Iterator[Notifier]:
+    """Let people be told, as ``execution.notify`` asks for; at once, when the budget leaves nothing to do."""
+    actions = prepared.actions
+    config = prepared.study.execution.notify if actions.open or actions.held_back else None
+    with Notifier(config, study=prepared.study.study, warn=lambda text: warn(console, "notify", text)) as notifier:
+        if actions.held_back and not actions.open:
+            notifier.tell("budget", f"nothing is started: {len(actions.held_back)} stages and trials are held back")
+        yield notifier
+
+
 def find_settled_report(prepared: Prepared, tracking_uri: str) -> Report | None:
     """Return the report that was written and shipped for this very state of the study, None when there is work."""
     root, states = prepared.ledger.root, prepared.states
@@ -176,7 +168,13 @@ def find_settled_report(prepared: Prepared, tracking_uri: str) -> Report | None:
 
 
 def execute_open(
-    prepared: Prepared, backstage: Backstage, lease: Lease, *, console: Console, notice: Callable[[str, str], None]
+    prepared: Prepared,
+    backstage: Backstage,
+    lease: Lease,
+    notifier: Notifier,
+    *,
+    console: Console,
+    shipper: Shipper,
 ) -> None:
     """Run everything that is open, on this machine or a cluster.
 
@@ -200,7 +198,9 @@ def execute_open(
             if details.get("reason") == DISK_FULL:
                 full.append(details["message"])
                 stop.set()
-            notice(work.kind, work.signature)
+            elif what == "ended" and details["status"] == FAILED:
+                notifier.tell_failure(work, details)
+            shipper.notice(work.kind, work.signature)
             progress.listen(what, work, details)
 
         job = Job(
@@ -213,22 +213,45 @@ def execute_open(
             lease=lease.ticket,
         )
         todo = OpenWork(actions.open, complete=[work.signature for work in actions.skip], num_slots=1)
-        desk = Desk(todo, ledger=ledger, job=job, listen=listen)
-        with starting_at_once(prepared, backstage, desk, stop) as needs_ray:
+
+        def tell_spent(num_works: int) -> None:
+            text = f"the budget is spent: what runs goes on to its end, {num_works} stages and trials are not started"
+            progress.say(text)
+            notifier.tell("budget", text)
+
+        meter = make_meter(prepared, on_spent=tell_spent)
+        desk = Desk(todo, ledger=ledger, job=job, listen=listen, meter=meter)
+        with (
+            keeping(meter, ledger.root),
+            starting_at_once(prepared, backstage, desk, stop=stop, say=progress.say) as needs_ray,
+        ):
             if needs_ray:
                 execute_in_ray(prepared, backstage, desk, stop=stop, say=progress.say)
     if full:
         raise DiskFullError(full[0])
 
 
+def make_meter(prepared: Prepared, *, on_spent: Callable[[int], None]) -> Meter:
+    """Return what counts the time of this run on top of what the runs before have taken."""
+    execution = prepared.study.execution
+    return Meter(
+        read_usage(prepared.ledger),
+        limits={} if execution.budget is None else execution.budget.limits(),
+        price_per_gpu_hour=execution.price_per_gpu_hour,
+        on_spent=on_spent,
+    )
+
+
 @contextmanager
-def starting_at_once(prepared: Prepared, backstage: Backstage, desk: Desk, stop: threading.Event) -> Iterator[bool]:
+def starting_at_once(
+    prepared: Prepared, backstage: Backstage, desk: Desk, *, stop: threading.Event, say: Callable[[str], None]
+) -> Iterator[bool]:
     """Let the driver's own slots begin, if it may have some; yield, in time, whether Ray is needed."""
     own = backstage.own_resources
     if own is None:
         yield True
         return
-    slots = resolve_slots(prepared, own, say=lambda line: None)
+    slots = resolve_slots(prepared, own, say=say)
     check_fits(own, slots)
     with HeadStart(desk, num_own_slots(own, slots), stop=stop) as head_start:
         yield head_start.wait()
@@ -241,10 +264,12 @@ def execute_in_ray(
     resources = backstage.wait_for_ray()
     from orchestrator import scheduling  # imports ray
 
-    slots = resolve_slots(prepared, resources, say=say)
+    is_said = backstage.own_resources is not None  # by those who had a head start
+    slots = resolve_slots(prepared, resources, say=(lambda line: None) if is_said else say)
     if backstage.is_local:
         check_fits(resources, slots)
     study = prepared.study
+    desk.set_gpus(slots.gpus)
     scheduling.execute(desk, study=study.study, slots=slots, max_retries=study.execution.max_retries, stop=stop)
 
 
@@ -268,6 +293,7 @@ def conclude(prepared: Prepared, shipped: Shipping | None, report: Report, conso
     states = ledger.states()
     unshipped = shipped.unshipped if shipped else 0
     summary = summarise(prepared.plan, states, report=report.html, unshipped=unshipped)
+    summary = account(summary, prepared, states)
     if shipped is not None and unshipped == 0:
         try:
             shipped.shipper.conclude(report, is_complete=summary.is_complete)
@@ -278,21 +304,6 @@ def conclude(prepared: Prepared, shipped: Shipping | None, report: Report, conso
         say(console, "settled", "nothing has changed since the report was written and everything shipped to MLflow")
     say(console, "report", report.html)
     return summary
-
-
-def summarise(plan: Plan, states: Mapping[str, str], *, report: str | None = None, unshipped: int = 0) -> Summary:
-    """Return how the study stands, counted over planned trials."""
-    counts = Counter(states.get(trial.signature, ABSENT) for trial in plan.trials)
-    return Summary(
-        planned=len(plan.trials),
-        complete=counts[COMPLETE],
-        failed=counts[FAILED],
-        interrupted=counts[INTERRUPTED],
-        missing=counts[ABSENT],
-        skipped_arms=len(plan.skipped),
-        unshipped=unshipped,
-        report=report,
-    )
 
 
 def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, say: Callable[[str], None]) -> Slots:
@@ -308,6 +319,9 @@ def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, say: Ca
         gpus = share.gpus
     elif gpus == "auto":
         gpus = 0.0
+    limits = {} if execution.budget is None else execution.budget.limits()
+    if gpus == 0.0 and limits.keys() & {"gpu_hours", "money"}:
+        say("no trial takes a GPU here: gpu_hours and money in execution.budget limit nothing")
     return Slots(cpus=execution.cpus_per_trial, gpus=gpus, max_concurrent=execution.max_concurrent_trials)
 
 

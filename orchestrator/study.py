@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
+from orchestrator.budget import Budget
 from orchestrator.fields import FIELDS, SECTIONS, kind_of
-from orchestrator.grid import MAX_RULES, Arm, Grid, expand, read_grid
+from orchestrator.grid import MAX_RULES, Arm, Grid, When, expand, read_grid
+from orchestrator.hypotheses import MAX_HYPOTHESES, HypothesisConfig, name_kinds
+from orchestrator.hypothesis_check import check_hypotheses
+from orchestrator.notify import NotifyConfig
 from orchestrator.problems import explain
+from orchestrator.report_config import ReportConfig, anchor_table, check_report
 from orchestrator.yaml_source import MAX_BYTES, Key, Source, apply_override, format_key, read_yaml
 from trainables.config import (
     AugmentationConfig,
@@ -40,9 +45,6 @@ def _check_user(path: Path) -> Path:
 
 
 UserPath = Annotated[Path, AfterValidator(_check_user)]
-Label = str | int | float | bool | None
-#: Factor → one level or several; at least one factor.
-When = Annotated[dict[str, Label | list[Label]], Field(min_length=1)]
 
 
 class ExecutionConfig(Frozen):
@@ -73,6 +75,15 @@ class ExecutionConfig(Frozen):
     storage: str = Field("results", description="Root of the ledger: a folder (from where one starts) or fsspec URI.")
     mlflow: str | None = Field(None, description="MLflow tracking URI; null: a SQLite file beside the ledger.")
     address: str | None = Field(None, description="Ray cluster to join; null: this machine.")
+    budget: Budget | None = Field(None, description="What all runs may take together; null: no limit.")
+    price_per_gpu_hour: float | None = Field(None, gt=0, le=1e6, description="In any currency.")
+    notify: NotifyConfig | None = Field(None, description="Who is told that a run ended or a trial failed.")
+
+    @model_validator(mode="after")
+    def _check_price(self) -> Self:
+        if self.budget is not None and self.budget.money is not None and self.price_per_gpu_hour is None:
+            raise ValueError("found budget.money without a price, expected price_per_gpu_hour beside budget")
+        return self
 
 
 class Condition(Frozen):
@@ -99,7 +110,8 @@ class Study(Frozen):
     order. A field that does not apply to an arm is an error, and so are two arms with the same configuration:
     ``exclude`` one of them.
 
-    Relative paths to data and weights start at the study file's folder, in an override at the working directory.
+    Relative paths to data, weights and tables start at the study file's folder, in an override at the working
+    directory.
     """
 
     study: str = Field(
@@ -120,6 +132,12 @@ class Study(Frozen):
     conditions: list[Condition] = Field([], max_length=MAX_RULES, description="Fields set in matching arms, in order.")
     exclude: list[When] = Field([], max_length=MAX_RULES, description="Combinations that are left out.")
     replicates: PositiveInt = Field(1, description="Trials per arm; each has its own seed, shared across arms.")
+    hypotheses: list[HypothesisConfig] = Field(
+        [],
+        max_length=MAX_HYPOTHESES,
+        description="What is claimed before the study runs; the report says how it ended.",
+    )
+    report: ReportConfig = ReportConfig()
     execution: ExecutionConfig = ExecutionConfig()
 
     def arms(self) -> list[Arm]:
@@ -182,7 +200,10 @@ def _validate(tree: Source, folder: Path | str) -> Study | None:
     for section in SECTIONS:
         if section in tree.value:
             tree.value[section] = _spell_out(section, tree.value[section])
-    _make_paths_absolute(tree, read_grid(tree), folder)
+    name_kinds(tree.value)
+    grid = read_grid(tree)
+    _make_paths_absolute(tree, grid, folder)
+    anchor_table(tree, folder)
     study, known = None, {problem.key for problem in tree.problems}
     try:
         study = Study.model_validate(tree.value)
@@ -191,6 +212,8 @@ def _validate(tree: Source, folder: Path | str) -> Study | None:
             if format_key(key) not in known:  # what could not be read is not wrong a second time
                 tree.report(key, text)
     arms = expand(read_grid(tree), tree)
+    check_hypotheses(tree, grid, arms)
+    check_report(tree, grid, arms)
     if study is not None and len(arms) * study.replicates > MAX_TRIALS:
         found = f"found {study.replicates:,} of {len(arms):,} arms"
         tree.report(("replicates",), f"{found}, expected at most {MAX_TRIALS:,} trials in all")

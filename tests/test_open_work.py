@@ -92,3 +92,18 @@ def test_what_was_not_done_is_handed_out_again_in_its_place() -> None:
     assert names(work.take()) == ["2"]
     work.give_back(first[1:])
     assert names(work.take() + work.take()) == ["1", "3"]
+
+
+def test_when_it_is_closed_only_what_runs_is_left() -> None:
+    stage = make_stage("stage")
+    running, *others = trials(4)
+    work = OpenWork([stage, running, *others, make_trial("waits", stage)], complete=(), num_slots=1)
+    assert names(work.take()) == ["stage"]
+    taken = work.take()
+    dropped = work.close([stage, *taken])
+    assert sorted(names([stage, *taken, *dropped])) == ["0", "1", "2", "3", "stage", "waits"]
+    assert work.take() == []
+    work.complete(stage)
+    for each in taken:
+        work.drop(each)
+    assert work.is_finished
