@@ -6,6 +6,7 @@ import json
 import subprocess
 import sys
 import venv
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -50,27 +51,30 @@ def make_images(num: int, side: int = 224) -> np.ndarray:
 
 
 def make_environment(folder: Path) -> Path:
-    """Return the Python of a new environment in ``folder`` with the peers; needs a package index.
+    """Return the Python of an environment in ``folder`` with the peers, made unless it is there; needs a package index.
 
     Raises:
         subprocess.CalledProcessError: something cannot be installed.
     """
-    venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
+    if (folder / "done").exists():
+        return python
+    venv.create(folder, with_pip=True, clear=True)
     for words in (PEERS, ("--no-deps", "medmnistc")):
         subprocess.run([python, "-m", "pip", "install", "--quiet", *words], check=True, stdout=sys.stderr)
+    (folder / "done").touch()
     return python
 
 
-def run_peer(python: Path, images: np.ndarray, folder: Path) -> PeerRun:
-    """Return what the peers make of the images, on one thread.
+def run_peer(python: Path, images: np.ndarray, folder: Path, *, names: Sequence[str] = (), seed: int = 0) -> PeerRun:
+    """Return what the peers make of the images, on one thread; with ``names`` only these of imagecorruptions.
 
     Raises:
         subprocess.CalledProcessError: they do not start.
     """
-    np.savez(folder / "images.npz", images=images)
+    np.savez(folder / "images.npz", images=images, seed=seed)
     words = [str(python), str(Path(__file__).with_name("shift_peer.py")), folder / "images.npz", folder / "peer.npz"]
-    subprocess.run(words, check=True, env=environment(), stdout=sys.stderr)
+    subprocess.run([*words, *names], check=True, env=environment(), stdout=sys.stderr)
     with np.load(folder / "peer.npz") as archive:
         facts: dict[str, Any] = json.loads(str(archive["facts"]))
         outputs = {key.replace("|", "/"): archive[key] for key in archive.files if key != "facts"}

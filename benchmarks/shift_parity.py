@@ -38,10 +38,10 @@ EXCEPTIONS = {
 TOLERANCE = 0.1
 
 
-def shift_images(images: np.ndarray, shift: Shift) -> np.ndarray:
-    """Return (n, h, w, c) shifted."""
+def shift_images(images: np.ndarray, shift: Shift, *, first: int = 0) -> np.ndarray:
+    """Return (n, h, w, c) shifted; ``first`` is the number of the first image, which its randomness follows from."""
     batch = torch.from_numpy(images.transpose(0, 3, 1, 2).copy())
-    seeds = mix(torch.from_numpy(hash_ids(map(str, range(len(images))))), 0)
+    seeds = mix(torch.from_numpy(hash_ids(map(str, range(first, first + len(images))))), 0)
     return shift.apply(batch, seeds).numpy().transpose(0, 2, 3, 1)
 
 

@@ -45,13 +45,17 @@ QUICK = (
 FULL = (
     *QUICK,
     ("bookkeeping.py", "--trials", "10000"),
+    ("report.py",),
     ("orchestration.py", "--trials", "120", "--peers", "bare"),
     ("resume.py", "--trials", "10000"),
     ("tracking.py", "--runs", "1000"),
     ("evaluation.py",),
+    ("significance.py",),
     # These make an environment for their peer, and need a package index.
     ("shifts.py",),
     ("shift_parity.py",),
+    ("shift_draws.py",),
+    ("shift_accuracy.py",),
     ("augmentation.py",),
     ("augmentation_parity.py",),
 )

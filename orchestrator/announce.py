@@ -8,8 +8,10 @@ from collections.abc import Iterator
 from rich.console import Console
 from rich.markup import escape
 
+from orchestrator.hypothesis_check import find_hopeless
 from orchestrator.plan import describe_skipped
 from orchestrator.prepare import Prepared
+from orchestrator.preregistration import EXPLORATORY, PREREGISTERED, trace_hypotheses
 from orchestrator.search import Search
 
 #: Damaged folders that are named one by one.
@@ -41,6 +43,15 @@ def announce(prepared: Prepared, console: Console) -> None:
     )
     if prepared.search is not None:
         _announce_search(prepared.search, console)
+    standing = prepared.standing
+    if standing is not None:
+        say(console, "budget", standing.describe() + " taken so far, over all runs")
+    if actions.held_back:
+        held_back = Counter(work.kind for work in actions.held_back)
+        which = " and ".join(_count(number, kind) for kind, number in sorted(held_back.items(), reverse=True))
+        rest = "" if actions.open else ", and nothing else is open"
+        warn(console, "held back", f"{which}: the budget has no room for more{rest}; raise execution.budget to go on")
+    _announce_hypotheses(prepared, console)
     for line in _describe_changes(prepared):
         say(console, "changed", line)
     for line in describe_skipped(plan.as_json()["skipped"]):
@@ -77,6 +88,26 @@ def _announce_search(search: Search, console: Console) -> None:
     if config.is_oracle:
         guides = (each.metric for each in (*config.objectives, *config.constraints) if not each.is_honest)
         warn(console, "oracle", f"the search is guided by {', '.join(guides)}, which no honest choice knows")
+
+
+def _announce_hypotheses(prepared: Prepared, console: Console) -> None:
+    """Say what is claimed and since when, and loudly what was changed late, and what no result could support."""
+    registration = prepared.registration
+    if registration.damage is not None:
+        warn(console, "damaged", registration.damage)
+    traced = trace_hypotheses(registration.versions)
+    counts = Counter(each.status for each in traced)
+    claimed = counts[PREREGISTERED] + counts[EXPLORATORY]
+    if claimed:
+        noun = "hypothesis" if claimed == 1 else "hypotheses"
+        late = f", {counts[EXPLORATORY]} exploratory" if counts[EXPLORATORY] else ""
+        say(console, "claims", f"{claimed} {noun}: {counts[PREREGISTERED]} preregistered{late}")
+    for each in traced:
+        if each.status != PREREGISTERED:
+            changes = f"; {'; '.join(each.changes)}" if each.changes else ""
+            warn(console, each.status, f"{each.name}: {each.remark}{changes}")
+    for line in find_hopeless(prepared.study.hypotheses, prepared.plan, prepared.about["factors"]):
+        warn(console, "hopeless", line)
 
 
 def _describe_changes(prepared: Prepared) -> Iterator[str]:

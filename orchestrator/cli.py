@@ -1,6 +1,7 @@
-"""The command line: ``robustsweep run | plan | status | report | ui | sync | trial | shifts | schema | doctor``.
+"""``robustsweep run | plan | status | report | select | stats | ui | sync | trial | shifts | schema | doctor``.
 
-Exit codes: 0 all trials complete, 1 some failed or are missing, 2 the request was wrong, 3 infrastructure failed.
+Exit codes: 0 all trials complete, 1 some failed or are missing, 2 the request was wrong, 3 infrastructure failed,
+4 some are missing because the budget is spent: the same command would start nothing.
 Nothing heavy is imported before a command needs it.
 """
 
@@ -17,6 +18,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli_options import Address, AsJson, Mlflow, Overrides, Storage, StudyFile
+from orchestrator.cli_select import select
+from orchestrator.cli_stats import stats
 from trainables.errors import ClusterLostError, InfrastructureError, RobustSweepError, StorageError, redact
 
 if TYPE_CHECKING:
@@ -24,7 +28,7 @@ if TYPE_CHECKING:
 
     from orchestrator.study import Study
 
-COMPLETE, INCOMPLETE, WRONG_REQUEST, INFRASTRUCTURE = 0, 1, 2, 3
+COMPLETE, INCOMPLETE, WRONG_REQUEST, INFRASTRUCTURE, OUT_OF_BUDGET = 0, 1, 2, 3, 4
 
 app = typer.Typer(
     name="robustsweep",
@@ -39,19 +43,19 @@ shifts = typer.Typer(
 )
 app.add_typer(shifts, name="shifts")
 
-StudyFile = Annotated[Path, typer.Argument(help="The study file.", show_default=False)]
-Storage = Annotated[str | None, typer.Option(help="Root of the ledger: path or fsspec URI.", show_default="results")]
-Mlflow = Annotated[str | None, typer.Option(help="MLflow tracking URI.", show_default="SQLite beside the ledger")]
-Address = Annotated[str | None, typer.Option(help="Ray cluster to join.", show_default="this machine")]
-Overrides = Annotated[list[str] | None, typer.Option("--set", help="key.path=value, overrides the file. Repeatable.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
-
 
 class Layout(StrEnum):
     """How exported images lie."""
 
     npz = "npz"
     folder = "folder"
+
+
+class FigureFormat(StrEnum):
+    """What figures are written as."""
+
+    svg = "svg"
+    png = "png"
 
 
 @app.command()
@@ -95,13 +99,12 @@ def run(
         later = _command("sync", study, flags)
         _tell(console, f"{summary.unshipped} records are not shipped to MLflow yet; once it can be reached: {later}")
     if not summary.is_complete:
-        _tell(
-            console,
-            f"{summary.failed} failed, {summary.interrupted} interrupted, {summary.missing} missing "
-            f"of {summary.planned} trials; go on with: {again}" + " --retry-failed" * summary.is_only_failed,
-        )
+        first = "raise execution.budget, then " * summary.is_out_of_budget
+        last = " --retry-failed" * summary.is_only_failed
+        _tell(console, f"{summary.describe()}; {first}go on with: {again}{last}")
     _tell(console, f"look at the runs with: {_command('ui', study, flags)}")
-    raise typer.Exit(COMPLETE if summary.is_complete else INCOMPLETE)
+    incomplete = OUT_OF_BUDGET if summary.is_out_of_budget else INCOMPLETE
+    raise typer.Exit(COMPLETE if summary.is_complete else incomplete)
 
 
 @app.command()
@@ -135,20 +138,29 @@ def status(
     as_json: AsJson = False,
 ) -> None:
     """Show how many trials are planned, complete, running, failed, interrupted, missing."""
-    from orchestrator.status import compute_status, find_damaged, is_current, render_status
+    from orchestrator.status import (
+        compute_status,
+        find_damaged,
+        find_standing,
+        is_current,
+        is_out_of_budget,
+        render_status,
+    )
 
     loaded = _load(study, overrides)
     counts = compute_status(loaded, storage=_storage(loaded, storage))
+    standing = find_standing(loaded, storage=_storage(loaded, storage))
     if as_json:
-        typer.echo(json.dumps(counts))
+        typer.echo(json.dumps(counts | ({} if standing is None else {"budget": standing.as_json()})))
     else:
-        render_status(counts, _console())
+        render_status(counts, _console(), standing)
     if not is_current(loaded, storage=_storage(loaded, storage)):
         typer.echo("the study differs from the one that was last run; this is about that one", err=True)
     damaged = find_damaged(loaded, storage=_storage(loaded, storage)) if verify else []
     for damage in damaged:
         typer.echo(f"damaged: {damage}; remove that file and run the study again: it is made anew", err=True)
-    raise typer.Exit(COMPLETE if counts["complete"] == counts["planned"] and not damaged else INCOMPLETE)
+    incomplete = OUT_OF_BUDGET if is_out_of_budget(counts, standing) and not damaged else INCOMPLETE
+    raise typer.Exit(COMPLETE if counts["complete"] == counts["planned"] and not damaged else incomplete)
 
 
 @app.command()
@@ -157,17 +169,24 @@ def report(
     storage: Storage = None,
     overrides: Overrides = None,
     metric: Annotated[str, typer.Option(help="Metric of the tables and figures.")] = "balanced_accuracy",
+    figures: Annotated[FigureFormat | None, typer.Option(help="Write each figure as a file, and its data.")] = None,
 ) -> None:
     """Write the report anew from the ledger."""
     from orchestrator.ledger import Ledger
+    from orchestrator.report.images import write_figures
     from orchestrator.report.write import write_report
 
     loaded = _load(study, overrides)
     ledger = Ledger(_storage(loaded, storage), loaded.study)
     written = write_report(ledger, cache_dir=loaded.execution.cache_dir.expanduser(), metric=metric)
     _console().print(written.summary, soft_wrap=True, highlight=False, markup=False)
-    for where in (written.html, *written.csv):
+    images = write_figures(ledger.root, figures.value) if figures is not None else []
+    for where in (written.html, *written.csv, *images):
         typer.echo(where)
+
+
+app.command()(select)
+app.command()(stats)
 
 
 @app.command()

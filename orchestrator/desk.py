@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.budget import Meter
 from orchestrator.ledger import Ledger, describe_upstream
 from orchestrator.open_work import CHUNK_SECONDS, OpenWork
 from orchestrator.plan import Work
@@ -56,6 +57,7 @@ class Desk:
         job: what they have to know.
         listen: told of every start, event and end.
         find_more: asked after every end for works that have come up; must not raise.
+        meter: counts the time of the slots; when the budget is spent nothing more is handed out. None: no budget.
     """
 
     def __init__(
@@ -66,9 +68,10 @@ class Desk:
         job: Job,
         listen: Listener,
         find_more: Callable[[], Sequence[Work]] = tuple,
+        meter: Meter | None = None,
     ) -> None:
         self._open, self._ledger, self._job, self._listen = open_work, ledger, job, listen
-        self._find_more = find_more
+        self._find_more, self._meter = find_more, meter or Meter()
         self._changed = threading.Condition(threading.RLock())
         #: Slot → its works that have not ended; the first is the one that runs.
         self._running: dict[str, list[Work]] = {}
@@ -91,17 +94,24 @@ class Desk:
     def seconds_left(self) -> float | None:
         """How long the open works will take, None when too little is known."""
         with self._changed:
-            return self._open.seconds_left
+            return 0.0 if self._open.is_closed else self._open.seconds_left
 
     def set_num_slots(self, number: int) -> None:
         """Say how many slots may be at work at once."""
         with self._changed:
             self._open.num_slots = number
 
+    def set_gpus(self, number: float) -> None:
+        """Say how many GPUs each of Ray's slots holds; the driver's own hold none."""
+        with self._changed:
+            self._meter.gpus_per_slot = number
+
     def close(self) -> None:
         """Hand out nothing and listen to nobody any more: whoever still works is left alone."""
         with self._changed:
             self._is_closed = True
+            for slot in self._running:
+                self._meter.end(slot)
             self._running.clear()
 
     def wait(self, seconds: float) -> None:
@@ -157,6 +167,7 @@ class Desk:
             return None if self._is_full() else self._take(slot)
 
     def _take(self, slot: str) -> dict[str, Any] | None:
+        self._close_if_spent()
         works = [] if self._is_closed else self._open.take()
         if not works:
             return None
@@ -169,7 +180,7 @@ class Desk:
             "preload": self._job.preload,
             "max_retries": self._job.max_retries,
             "stall_seconds": self._job.stall_seconds,
-            "chunk_seconds": CHUNK_SECONDS,
+            "chunk_seconds": min(CHUNK_SECONDS, self._meter.seconds_left()),
             "lease": self._job.lease,
         }
 
@@ -180,15 +191,31 @@ class Desk:
             "encoder": self._ledger.folder("stage", work.needs[0]).uri if work.needs else None,
         }
 
+    def _close_if_spent(self) -> None:
+        """Hand out nothing any more when the budget is spent; what runs goes on to its end."""
+        if self._meter.seconds_left() > 0 or self._open.is_closed:
+            return
+        held_back = self._open.close(work for works in self._running.values() for work in works)
+        for work in held_back:
+            if work.signature in self._begun:  # and was lost
+                self._listen("ended", work, {"status": INTERRUPTED})
+        if held_back:
+            self._meter.on_spent(len(held_back))
+
     def tell(self, slot: str, events: Iterable[Mapping[str, Any]]) -> None:
         """Take what a slot has to say (``slot.ChunkRunner.step``)."""
         with self._changed:
+            self._close_if_spent()
             for event in events:
                 work = self._open.get(event["signature"])
                 if work is None or work not in self._running.get(slot, ()):
                     continue  # told before its actor was lost
                 self._at_work.add(slot)
+                gpus = 0.0 if slot.startswith(_OWN) else self._meter.gpus_per_slot
+                self._meter.report(slot, gpus=gpus, busy_seconds=event["busy_seconds"])
                 self._take_event(slot, work, dict(event))
+            if not self._running.get(slot):
+                self._meter.end(slot)  # the chunk is done
             self._changed.notify_all()
 
     def _take_event(self, slot: str, work: Work, event: dict[str, Any]) -> None:
@@ -199,7 +226,7 @@ class Desk:
                     self._listen("started", work, {})
             case "returned":
                 self._running[slot].remove(work)
-                self._open.give_back([work])
+                self._give_back(work)
             case "done":
                 self._running[slot].remove(work)
                 self._end(work, self._judge(work, event))
@@ -209,6 +236,7 @@ class Desk:
     def lose(self, slot: str) -> None:
         """Remember that the actor of a slot was lost; another one carries the same chunk out."""
         with self._changed:
+            self._meter.end(slot)  # until the next one is at work
             self._losses.update(work.signature for work in self._running.get(slot, ())[:1])
 
     def release(self, slot: str, *, error: Callable[[], dict[str, str]] | None = None) -> None:
@@ -221,6 +249,7 @@ class Desk:
         with self._changed:
             left = self._running.pop(slot, [])
             self._at_work.discard(slot)
+            self._meter.end(slot)
             for number, work in enumerate(left):
                 if is_finished(self._ledger.folder(work.kind, work.signature)):
                     self._end(work, {"status": COMPLETE})  # whatever happened to the slot afterwards
@@ -230,8 +259,15 @@ class Desk:
                     self._end(work, {"status": FAILED, "losses": self._losses[work.signature] + 1, **error()})
                 else:
                     self._losses[work.signature] += number == 0
-                    self._open.give_back([work])
+                    self._give_back(work)
             self._changed.notify_all()
+
+    def _give_back(self, work: Work) -> None:
+        """Let another slot do a work, unless nothing is handed out any more."""
+        if self._open.is_closed:
+            self._drop(work)
+        else:
+            self._open.give_back([work])
 
     def _drop(self, work: Work) -> None:
         """Let go of a work that was stopped; of one that had not begun there is nothing to be told."""
@@ -261,7 +297,8 @@ class Desk:
             for dependant in self._open.drop(work):
                 if details["status"] == FAILED:
                     self._listen("ended", dependant, describe_upstream(work))
-        self._open.add(self._find_more())
+        if not self._open.is_closed:
+            self._open.add(self._find_more())
 
 
 def _own(number: int) -> str:

@@ -7,9 +7,9 @@ import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from orchestrator.fields import FIELDS, SECTIONS, suggest
 from orchestrator.problems import explain, list_options
@@ -24,6 +24,10 @@ MAX_RULES = 1000
 
 #: Names of factors that are not a field; they become tags and parameters in MLflow.
 _FACTOR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
+
+Label = str | int | float | bool | None
+#: Factor → one level or several; at least one factor.
+When = Annotated[dict[str, Label | list[Label]], Field(min_length=1)]
 
 #: Takes a key of the study file and what is wrong there.
 Report = Callable[[Key, str], None]
@@ -151,12 +155,12 @@ def read_grid(source: Source) -> Grid:
     for key, entry in _entries(tree, "conditions"):
         when, sets = entry.get("when"), entry.get("set")
         if isinstance(when, Mapping) and isinstance(sets, Mapping):
-            match = _read_match(when, (*key, "when"), raw, factors, report)
+            match = read_match(when, (*key, "when"), raw, factors, report)
             assignments = _read_fields(sets, (*key, "set"), report)
             if match is not None:
                 conditions.append((key, match, tuple(assignments)))
     for key, entry in _entries(tree, "exclude"):
-        match = _read_match(entry, key, raw, factors, report)
+        match = read_match(entry, key, raw, factors, report)
         if match is not None:
             exclude.append(match)
     return Grid(tuple(_read_base(tree)), factors, tuple(conditions), tuple(exclude), not reported)
@@ -238,17 +242,25 @@ def _report_fields_set_twice(factors: Mapping[str, tuple[Level, ...]], report: R
                 report(("factors", factor), f"{'.'.join(path)} is also set by the factor {other}; keep it in one")
 
 
-def _read_match(
+def read_match(
     when: Mapping[str, Any], key: Key, raw: Mapping[str, Any], factors: Mapping[str, tuple[Level, ...]], report: Report
 ) -> Match | None:
-    """Return which labels are meant, None when that cannot be told (the reason is reported, here or earlier)."""
+    """Return which labels are meant, None when that cannot be told (the reason is reported, here or earlier).
+
+    Args:
+        when: factor → one level or several.
+        key: where it stands in the study file.
+        raw: the factors as they are written, also those that could not be read.
+        factors: those that could.
+        report: takes what is wrong.
+    """
     match: dict[str, frozenset[str]] = {}
     for factor, wanted in when.items():
         if factor not in raw:
             report((*key, factor), f"there is no factor {factor!r}{list_options(factor, list(raw))}")
         elif factor in factors:
             labels = [label for label, _ in factors[factor]]
-            found = [_find_label(item, labels) for item in (wanted if isinstance(wanted, list | tuple) else [wanted])]
+            found = [find_label(item, labels) for item in (wanted if isinstance(wanted, list | tuple) else [wanted])]
             for item, label in zip(wanted if isinstance(wanted, list | tuple) else [wanted], found, strict=True):
                 if label is None:
                     text = format_label(item)
@@ -257,7 +269,7 @@ def _read_match(
     return match if len(match) == len(when) and match and all(match.values()) else None
 
 
-def _find_label(value: Any, labels: Sequence[str]) -> str | None:
+def find_label(value: Any, labels: Sequence[str]) -> str | None:
     """Return the label that a value means: as it is written, or by what it is (0.50 is 0.5)."""
     text = format_label(value)
     if text in labels:

@@ -2,6 +2,7 @@
 
     <storage>/<study>/
       plan.json            the last plan: arms, factors, data, skipped
+      hypotheses.json      what was claimed when (``preregistration.py``)
       lease.json           which driver works on the study, and when it was last alive (``lease.py``)
       stages/<signature>/  config.json epochs.jsonl encoder.safetensors result.json | failure.json log.txt
       trials/<signature>/  config.json epochs.jsonl checkpoint.safetensors model.safetensors
@@ -174,10 +175,23 @@ class Ledger:
             for signature, state in self._states(kind)
             if state in states and (signatures is None or signature in signatures)
         ]
-        damaged = [self.damaged[signature] for signature in wanted if signature in self.damaged]
+        return list(self.read_each(kind, wanted))
+
+    def read_each(self, kind: str, signatures: Sequence[str]) -> Iterator[Record]:
+        """Yield the records of these, one after another: all of them at once may be gigabytes.
+
+        Raises:
+            StorageError: one of them was found damaged by ``states``, or is found so; the message names the file.
+        """
+        damaged = [self.damaged[signature] for signature in signatures if signature in self.damaged]
         if damaged:
             raise StorageError(f"{damaged[0]}: `robustsweep run` makes it again")
-        return self._each(lambda signature: self.read(kind, signature), wanted)
+        look = partial(self.read, kind)
+        if self.root.is_local:
+            yield from map(look, signatures)
+            return
+        with ThreadPoolExecutor(16) as pool:
+            yield from pool.map(look, signatures)
 
     def write_plan(self, plan: Plan, about: dict[str, Any]) -> None:
         """Write ``plan.json``: the plan and what report and explorer need to know about the study."""

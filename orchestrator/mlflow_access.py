@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 # MLflow by default retries a request 7 times, 4 minutes in all, and a create_run that was carried out but not answered
@@ -15,13 +18,25 @@ os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
 # A line on stdout, and a request, for every run that ends.
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+# A registry is somebody else's: of a model that comes from there, nothing is unpickled. MLflow looks for it before.
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
 # Importing MLflow starts a thread that reports usage to its vendor; what runs beside patient data calls nobody.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 from orchestrator.garbage import made_to_stay
 
 with made_to_stay():
-    from mlflow.entities import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, Param, RunTag
+    from mlflow.entities import (
+        Dataset,
+        DatasetInput,
+        InputTag,
+        LifecycleStage,
+        LoggedModelOutput,
+        Metric,
+        Param,
+        RunTag,
+    )
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
     from sqlalchemy.exc import SQLAlchemyError
@@ -30,8 +45,9 @@ from orchestrator.tracking_store import RefusedError, TrackingError, create_data
 from trainables.errors import StudyError, redact
 
 __all__ = [
-    "Dataset", "DatasetInput", "InputTag", "LifecycleStage", "Metric", "MlflowClient", "Param", "RunTag", "TrialRuns",
-    "asking", "connect", "find_trial_runs", "search_runs",
+    "Dataset", "DatasetInput", "InputTag", "LifecycleStage", "LoggedModelOutput", "Metric", "MlflowClient", "Param",
+    "RunTag", "TrialRuns", "asking", "connect", "default_store", "download_model", "find_run", "find_trial_runs",
+    "find_versions", "import_flavour", "save_torch_model", "search_runs",
 ]  # fmt: skip
 
 _RUNS_PER_PAGE = 1000
@@ -108,6 +124,93 @@ def search_runs(client: Any, experiment_id: str, what: str = "") -> Iterator[Any
         token = page.token
         if not token:
             return
+
+
+def find_run(client: Any, study: str, signature: str) -> Any:
+    """Return the run of a trial, None when MLflow has none. Call it within ``asking``."""
+    experiment = client.get_experiment_by_name(study)
+    if experiment is None:
+        return None
+    return next(search_runs(client, experiment.experiment_id, f"tags.`robustsweep.signature` = '{signature}'"), None)
+
+
+def find_versions(client: Any, name: str) -> Iterator[Any]:
+    """Yield the versions of a registered model, newest first, page by page; nothing when there is no such model."""
+    token = None
+    while True:
+        page = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"], page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def import_flavour() -> Any:
+    """Return ``mlflow.pytorch``; importing it takes seconds, and warns of type hints in MLflow's own code."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*type hint is inferred as AnyType")
+        import mlflow.pyfunc  # saving imports it too
+        import mlflow.pytorch
+    return mlflow.pytorch
+
+
+def save_torch_model(module: Any, folder: Path, *, metadata: dict[str, Any]) -> None:
+    """Write a ``trainables.exported.ImageClassifier`` as an MLflow model without pickle: a graph of any batch size.
+
+    Its example are the images of the self-test: no image of a patient gets into the registry.
+
+    Args:
+        module: in evaluation mode.
+        folder: where to write; it does not exist yet.
+        metadata: JSON values, shown with the model.
+
+    Raises:
+        RuntimeError: torch cannot export the network.
+    """
+    flavour = import_flavour()
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    from trainables.exported import make_test_images
+
+    example = make_test_images(module.config.images).numpy()
+    # Without names: an input with a name would have to be a dict, which the flavour's own predict refuses (3.17).
+    inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, *example.shape[1:]))])
+    outputs = Schema([TensorSpec(np.dtype(np.float32), (-1, len(module.config.classes)))])
+    flavour.save_model(
+        module,
+        str(folder),
+        signature=ModelSignature(inputs, outputs),
+        input_example=example,
+        serialization_format="pt2",
+        pip_requirements=[f"torch=={version('torch')}", f"numpy=={version('numpy')}"],
+        metadata=metadata,
+    )
+
+
+def download_model(name: str, number: str, folder: Path) -> Any:
+    """Return the module of a version in the registry, loaded from a copy in ``folder``.
+
+    Call it within ``asking`` and ``default_store``.
+    """
+    flavour = import_flavour()
+    from mlflow.artifacts import download_artifacts
+
+    return flavour.load_model(download_artifacts(f"models:/{name}/{number}", dst_path=str(folder)))
+
+
+@contextmanager
+def default_store(tracking_uri: str) -> Iterator[None]:
+    """Make a store MLflow's own default for a while: 3.17's registry looks models up there, whatever client asks."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")  # set_tracking_uri keeps it there, None unsets it
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]
 
 
 @contextmanager

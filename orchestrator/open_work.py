@@ -35,6 +35,8 @@ class OpenWork:
         self._ready: list[int] = []
         self._order: list[Work] = []
         self._num_timed, self._seconds = 0, 0.0
+        #: Nothing is handed out any more.
+        self.is_closed = False
         self.add(works)
 
     def add(self, works: Sequence[Work]) -> None:
@@ -110,6 +112,18 @@ class OpenWork:
             missing.discard(work.signature)
             if not missing and dependant.signature in self._works:
                 heapq.heappush(self._ready, self._rank[dependant.signature])
+
+    def close(self, running: Iterable[Work]) -> list[Work]:
+        """Hand out nothing any more; return what that concerns.
+
+        Args:
+            running: what has been taken, and may still end.
+        """
+        before, self.is_closed = self._works, True
+        self._works = {work.signature: work for work in running}
+        self._ready.clear()
+        self._dependants.clear()
+        return [work for work in before.values() if work.signature not in self._works]
 
     def drop(self, work: Work) -> list[Work]:
         """Let go of a work that will not complete in this run; return the works that can never start without it."""

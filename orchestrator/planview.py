@@ -10,8 +10,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from orchestrator.announce import announce, say
+from orchestrator.budget import describe_needs
 from orchestrator.estimate import Estimate
 from orchestrator.prepare import Prepared
+from orchestrator.preregistration import trace_hypotheses
 from orchestrator.reconcile import COMPLETE
 
 _MAX_ARMS = 60
@@ -29,6 +31,11 @@ def describe_plan(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
         "ledger": prepared.ledger.root.uri,
         "counts": count_trials(prepared),
         "estimate": costs.as_json(),
+        **({} if prepared.standing is None else {"budget": _describe_standing(prepared, costs)}),
+        "hypotheses": [
+            {"name": each.name, "claim": each.content["claim"], "status": each.status, "remark": each.remark}
+            for each in trace_hypotheses(prepared.registration.versions)
+        ],
         **plan,
         "orphaned": list(actions.orphaned),
     }
@@ -38,6 +45,7 @@ def _states(prepared: Prepared) -> dict[str, str]:
     """Signature → what will become of it."""
     actions = prepared.actions
     named = {"to run": actions.start, "to resume": actions.resume, "complete": actions.skip, "failed": actions.failed}
+    named["held back"] = actions.held_back
     states = {work.signature: name for name, works in named.items() for work in works}
     unneeded = [work.signature for work in actions.skip if prepared.states.get(work.signature) != COMPLETE]
     return states | dict.fromkeys(unneeded, "not needed")
@@ -58,6 +66,29 @@ def count_trials(prepared: Prepared) -> dict[str, int]:
     }
 
 
+def find_needs(prepared: Prepared, costs: Estimate) -> dict[str, float | None]:
+    """Return limit of a budget → what is still to be taken of it until all trials are complete; None: not known."""
+    todo = prepared.actions.open + prepared.actions.held_back
+    begun = prepared.standing.begun if prepared.standing is not None else frozenset()
+    return {
+        "trials": sum(work.kind == "trial" and work.signature not in begun for work in todo),
+        "wall_hours": None if costs.wall_seconds is None else costs.wall_seconds / 3600,
+        "gpu_hours": costs.gpu_hours,
+        "money": costs.money,
+    }
+
+
+def _describe_standing(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
+    """Return how the study stands to its budget, and whether the rest fits (None: not known), as JSON values."""
+    standing, needs = prepared.standing, find_needs(prepared, costs)
+    assert standing is not None
+    fits = {
+        name: None if needs[name] is None else standing.taken[name] + needs[name] <= limit  # type: ignore[operator]
+        for name, limit in standing.limits.items()
+    }
+    return standing.as_json() | {"needs": {name: needs[name] for name in fits}, "fits": fits}
+
+
 def _trials(works: Any) -> int:
     return sum(work.kind == "trial" for work in works)
 
@@ -75,7 +106,8 @@ def render_plan(prepared: Prepared, costs: Estimate, console: Console) -> None:
             stages.add_row(*map(escape, row))
         console.print(stages)
     planned = Counter(trial.name for trial in prepared.plan.trials)
-    still_open = Counter(work.name for work in prepared.actions.open if work.kind == "trial")
+    todo = prepared.actions.open + prepared.actions.held_back
+    still_open = Counter(work.name for work in todo if work.kind == "trial")
     what = "arms" if prepared.search is None else "configurations proposed so far"
     arms = Table("arm", "trials", "open", title=f"{len(planned)} {what} × {prepared.study.replicates} replicates")
     for name, count in list(planned.items())[:_MAX_ARMS]:
@@ -85,6 +117,9 @@ def render_plan(prepared: Prepared, costs: Estimate, console: Console) -> None:
     if planned:
         console.print(arms)
     console.print(describe_estimate(costs), highlight=False)
+    if prepared.standing is not None:
+        for line in describe_needs(prepared.standing, find_needs(prepared, costs)):
+            say(console, "budget", line)
 
 
 def describe_estimate(costs: Estimate) -> str:
@@ -96,7 +131,7 @@ def describe_estimate(costs: Estimate) -> str:
     per_trial = f", {costs.seconds_per_trial:.0f} s a trial" if costs.seconds_per_trial is not None else ""
     return (
         f"estimate from {costs.source}: {format_duration(costs.wall_seconds)} on {costs.slots} slots{per_trial}, "
-        f"{costs.gpu_hours:.2f} GPU-hours"
+        f"{costs.gpu_hours:.2f} GPU-hours" + (f", {costs.money:.2f} in money" if costs.money is not None else "")
     )
 
 

@@ -5,14 +5,18 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata
 from typing import Any
 
+from orchestrator.budget import Standing, describe_budget, read_standing
 from orchestrator.grid import Arm
+from orchestrator.hypotheses import check_external_sets
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, make_plan
-from orchestrator.reconcile import Actions, reconcile
+from orchestrator.preregistration import NOTHING_CLAIMED, Registration, look_up
+from orchestrator.reconcile import COMPLETE, Actions, reconcile
+from orchestrator.report_config import describe_reference
 from orchestrator.search import Search
 from orchestrator.status import compute_study_sha256
 from orchestrator.study import Study
@@ -36,6 +40,10 @@ class Prepared:
     before: dict[str, Any] | None = None
     #: Where the study searches instead of going through its grid.
     search: Search | None = None
+    #: To the budget, None without one.
+    standing: Standing | None = None
+    #: The hypotheses, and when they were written.
+    registration: Registration = NOTHING_CLAIMED
 
     @property
     def open_configs(self) -> list[TrialConfig]:
@@ -59,15 +67,40 @@ def prepare(study: Study, *, storage: str, retry_failed: bool = False, mlflow: s
     """
     world = World(study.execution.cache_dir)
     arms = study.arms()
+    check_external_sets(study.hypotheses, sorted({name for dataset in world.datasets for name in dataset.external}))
     ledger = Ledger(storage, study.study)
     search = None if study.search is None else Search(study, ledger, arms, world)
     check_batches((arm.config for arm in arms) if search is None else search.samples(), world)
     plan = search.plan if search else make_plan(arms, replicates=study.replicates, facts=world)
     states = ledger.states()
-    actions = reconcile(plan, states, retry_failed=retry_failed)
     about = _describe(study, arms, world, mlflow=mlflow)
     before = ledger.read_plan() if ledger.root.is_intact("plan.json") else None
-    return Prepared(study, ledger, world, plan, states, actions, about, before, search)
+    actions = reconcile(plan, states, retry_failed=retry_failed)
+    prepared = Prepared(study, ledger, world, plan, states, actions, about, before, search)
+    return decide(prepared, states, retry_failed=retry_failed)
+
+
+def decide(prepared: Prepared, states: Mapping[str, str], *, retry_failed: bool) -> Prepared:
+    """Return a study with what is to be done now (``reconcile``), as far as the budget has room for it.
+
+    Args:
+        prepared: the study.
+        states: signature → state of everything in the ledger.
+        retry_failed: hand out what failed before as well.
+    """
+    actions = reconcile(prepared.plan, states, retry_failed=retry_failed)
+    standing = read_standing(prepared.ledger, prepared.about["budget"], states)
+    actions = actions if standing is None else standing.hold_back(actions)
+    registration = look_up(
+        prepared.ledger.root, prepared.study.hypotheses, lambda: count_complete(prepared.ledger, states)
+    )
+    about = prepared.about | {"hypotheses": registration.as_json()}
+    return replace(prepared, states=states, actions=actions, standing=standing, about=about, registration=registration)
+
+
+def count_complete(ledger: Ledger, states: Mapping[str, str]) -> int:
+    """Return how many trials are complete, planned or not."""
+    return sum(states.get(signature) == COMPLETE for signature in (ledger.root / "trials").children())
 
 
 def resolve_execution(study: Study, ledger: Ledger | None = None) -> Execution:
@@ -124,6 +157,8 @@ def _describe(study: Study, arms: Sequence[Arm], world: World, *, mlflow: str | 
             "modality": data.modality,
         },
         "mlflow": mlflow,
+        "reference": describe_reference(study.report, arms),
+        "budget": describe_budget(study.execution.budget, study.execution.price_per_gpu_hour),
         "git_commit": find_git_commit(),
         "versions": {
             name: _version(name) for name in ("robustsweep", "ray", "torch", "torchvision", "mlflow", "numpy")

@@ -113,16 +113,21 @@ _EXPECTED = {
 
 def find_model(model: type[BaseModel], data: Any, key: Key) -> type[BaseModel] | None:
     """Return the model that describes ``data`` at ``key``, None below plain values and unknown kinds."""
-    current: type[BaseModel] | None = model
+    options, node = _options_at(model, data, key)
+    return _choose(options, node)
+
+
+def _options_at(model: type[BaseModel], data: Any, key: Key) -> tuple[tuple[type[BaseModel], ...], Any]:
+    """Return the models that may describe ``data`` at ``key``, and what is there."""
+    options: tuple[type[BaseModel], ...] = (model,)
+    node = data
     for part in key:
-        info = current.model_fields.get(str(part)) if current and isinstance(part, str) else None
-        data = data[part] if _has(data, part) else None
-        if isinstance(part, str):
+        if isinstance(part, str):  # else an item of a list of models
+            current = _choose(options, node)
+            info = current.model_fields.get(part) if current else None
             options = models_in(info.annotation) if info else ()
-        else:
-            options = (current,) if current else ()  # an item of a list of models
-        current = _choose(options, data)
-    return current
+        node = node[part] if _has(node, part) else None
+    return options, node
 
 
 def _has(node: Any, part: str | int) -> bool:
@@ -139,6 +144,4 @@ def _choose(options: tuple[type[BaseModel], ...], data: Any) -> type[BaseModel] 
 
 
 def _kinds_at(model: type[BaseModel], data: Any, key: Key) -> list[str]:
-    owner = find_model(model, data, key[:-1])
-    info = owner.model_fields.get(str(key[-1])) if owner and key else None
-    return [kind_of(option) for option in models_in(info.annotation)] if info else []
+    return [kind_of(option) for option in _options_at(model, data, key)[0]]

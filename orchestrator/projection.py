@@ -17,6 +17,7 @@ from functools import lru_cache
 from typing import Any
 
 from orchestrator.ledger import Record
+from orchestrator.preregistration import read_versions
 from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
 from trainables.errors import StorageError
 
@@ -29,6 +30,9 @@ MAX_TAG_LENGTH = 5000  # 8,000 now; servers before 3.0 took 5,000
 MAX_DIGEST_LENGTH = 36
 #: Room for one call's params and for the closing tags.
 _MAX_POINTS_PER_CALL = MAX_ENTITIES_PER_CALL - MAX_PARAMS_PER_CALL - 50
+
+#: Tags of the study's own run, followed by the name of a hypothesis.
+VERDICT_TAG, STATUS_TAG = "robustsweep.hypothesis.", "robustsweep.hypothesis_status."
 
 #: State of a record → status of its run. What is interrupted may be running right now.
 STATUSES = {COMPLETE: "FINISHED", FAILED: "FAILED", INTERRUPTED: "RUNNING"}
@@ -146,8 +150,31 @@ def describe_study(about: Mapping[str, Any]) -> dict[str, str]:
     }
     if about["git_commit"] is not None:
         tags["mlflow.source.git.commit"] = about["git_commit"]
+    versions = read_versions(about)
+    if versions:
+        tags["robustsweep.hypotheses_sha256"] = versions[-1]["sha256"]
     tags |= {make_key(f"factor.{name}"): ", ".join(map(str, levels)) for name, levels in about["factors"].items()}
     return {key: value[:MAX_TAG_LENGTH] for key, value in tags.items()}
+
+
+#: Columns of ``verdicts.csv`` that become metrics of the study's own run.
+_VERDICT_COLUMNS = ("effect", "low", "high", "p", "p_holm")
+
+
+def project_verdicts(rows: Sequence[Mapping[str, str]]) -> tuple[tuple[Point, ...], dict[str, str]]:
+    """Return the metrics and tags of the study's own run for the rows of ``verdicts.csv``, without what is undefined.
+
+    ``hypothesis/<name>/effect`` (low, high, p, p_holm) at step 0; the tags hold the verdict, and whether the hypothesis
+    was preregistered.
+    """
+    points = tuple(
+        Point(make_key("hypothesis", row["name"], column), float(row[column]), int(row["moment_ms"]), 0)
+        for row in rows
+        for column in _VERDICT_COLUMNS
+        if row[column]
+    )
+    tags = {make_key(f"{VERDICT_TAG}{row['name']}"): row["verdict"] for row in rows}
+    return points, tags | {make_key(f"{STATUS_TAG}{row['name']}"): row["status"] for row in rows}
 
 
 @lru_cache(maxsize=10_000)  # the trials of a study have the same keys

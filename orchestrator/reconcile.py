@@ -23,6 +23,8 @@ class Actions:
     failed: tuple[Work, ...]
     #: In the ledger, no longer planned. Never deleted.
     orphaned: tuple[str, ...]
+    #: Would be started or resumed if the budget had room for them (``budget.Standing.hold_back``).
+    held_back: tuple[Work, ...] = ()
 
     @property
     def open(self) -> tuple[Work, ...]:

@@ -35,6 +35,11 @@ def find_own_resources(execution: ExecutionConfig) -> dict[str, float] | None:
     return {"CPU": float(joblib.cpu_count()), "GPU": 0.0}
 
 
+def count_gpus(execution: ExecutionConfig) -> int:
+    """Return how many NVIDIA GPUs this machine has for trials, without importing torch."""
+    return 0 if execution.device == "cpu" else len(list(Path("/dev").glob("nvidia[0-9]*")))
+
+
 def check_fits(resources: Mapping[str, float], slots: Slots) -> None:
     """Refuse a trial larger than this machine: Ray would wait for ever for a machine to be added.
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,14 +17,16 @@ from rich.console import Console
 
 from orchestrator.announce import announce, say, warn
 from orchestrator.backstage import Backstage
+from orchestrator.budget import Meter, keeping, read_usage
 from orchestrator.desk import Desk, Job
 from orchestrator.head_start import HeadStart
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger, describe_upstream, describe_work
+from orchestrator.notify import Notifier
 from orchestrator.open_work import OpenWork
 from orchestrator.packing import choose_gpus_per_trial
-from orchestrator.plan import Plan, Work
-from orchestrator.prepare import Prepared, find_git_commit, prepare, resolve_execution
+from orchestrator.plan import Work
+from orchestrator.prepare import Prepared, decide, find_git_commit, prepare, resolve_execution
 from orchestrator.progress import StudyProgress
 from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED
 from orchestrator.report.source import DEFAULT_METRIC, Report, Source, read_report
@@ -35,6 +36,7 @@ from orchestrator.searching import Growth, look_again, showing, write_grown_plan
 from orchestrator.settled import compute_state, forget, is_shipped
 from orchestrator.shipping import MAX_WAIT_SECONDS, PATIENCE_SECONDS, Shipper
 from orchestrator.study import Study
+from orchestrator.summary import Summary, account, summarise
 from orchestrator.tracking_store import TrackingError, resolve_tracking_uri
 from orchestrator.zygote import DISK_FULL
 from trainables.errors import DiskFullError, redact
@@ -44,30 +46,6 @@ if TYPE_CHECKING:
 
 #: How long records are still shipped by a driver that has been told to stop at once.
 _HASTE_SECONDS = 1.0
-
-
-@dataclass(frozen=True)
-class Summary:
-    """How a study stands, in trials; what ``run`` ends with. ``missing`` has never begun."""
-
-    planned: int
-    complete: int
-    failed: int
-    interrupted: int
-    missing: int
-    skipped_arms: int
-    unshipped: int
-    report: str | None
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether every planned trial is complete."""
-        return self.complete == self.planned
-
-    @property
-    def is_only_failed(self) -> bool:
-        """Whether everything that is not complete has failed: running again would start nothing."""
-        return self.failed > 0 and self.interrupted == self.missing == 0
 
 
 def run_study(
@@ -110,15 +88,27 @@ def run_study(
         with lease:  # nothing has been written before
             prepared = look_again(prepared, retry_failed=retry_failed)
             announce(prepared, console)
+            prepared.registration.write(ledger.root)
             ledger.write_plan(prepared.plan, prepared.about)
-            with showing(prepared, console) as show, shipping(prepared, tracking_uri) as running:
-                record_upstream_failures(prepared)
-                if running is not None and prepared.actions.open:
-                    notice = running.shipper.notice
-                    execute_open(prepared, backstage, lease, console=console, notice=notice, show=show)
-                    prepared = write_grown_plan(prepared)
-                get_report = begin_report(prepared, backstage, lease)  # while the last records are shipped
-            return conclude(prepared, running, get_report(), console)
+            with notifying(prepared, console) as notifier:
+                return carry_out(prepared, backstage, lease, notifier, console=console, tracking_uri=tracking_uri)
+
+
+def carry_out(
+    prepared: Prepared, backstage: Backstage, lease: Lease, notifier: Notifier, *, console: Console, tracking_uri: str
+) -> Summary:
+    """Execute what is open, show it in MLflow and in Optuna's storage, write the report; return how the study stands."""
+    with showing(prepared, console) as show, shipping(prepared, tracking_uri) as running:
+        record_upstream_failures(prepared)
+        if running is not None and prepared.actions.open:
+            watch = Watch(notifier, running.shipper.notice, show)
+            execute_open(prepared, backstage, lease, watch, console=console)
+            prepared = write_grown_plan(prepared)
+        get_report = begin_report(prepared, backstage, lease)  # while the last records are shipped
+    summary = conclude(prepared, running, get_report(), console)
+    if prepared.actions.open:
+        notifier.tell("end", f"{summary.describe()}. Report: {summary.report}")
+    return summary
 
 
 def record_upstream_failures(prepared: Prepared) -> None:
@@ -130,6 +120,17 @@ def record_upstream_failures(prepared: Prepared) -> None:
             failed = next(stages[need] for need in work.needs if states.get(need) == FAILED)
             details = describe_upstream(failed)
             prepared.ledger.record_failure(work, details, study=prepared.study.study, git_commit=commit)
+
+
+@dataclass(frozen=True)
+class Watch:
+    """Who is told while a study is executed."""
+
+    notifier: Notifier
+    #: The shipper: kind and signature of what has changed in the ledger.
+    notice: Callable[[str, str], None]
+    #: Optuna's storage: the search has changed.
+    show: Callable[[], None]
 
 
 @dataclass
@@ -165,6 +166,17 @@ def shipping(prepared: Prepared, tracking_uri: str) -> Iterator[Shipping | None]
         running.unshipped = shipper.finish(timeout_seconds=patience, max_seconds=MAX_WAIT_SECONDS)
 
 
+@contextmanager
+def notifying(prepared: Prepared, console: Console) -> Iterator[Notifier]:
+    """Let people be told, as ``execution.notify`` asks for; at once, when the budget leaves nothing to do."""
+    actions = prepared.actions
+    config = prepared.study.execution.notify if actions.open or actions.held_back else None
+    with Notifier(config, study=prepared.study.study, warn=lambda text: warn(console, "notify", text)) as notifier:
+        if actions.held_back and not actions.open:
+            notifier.tell("budget", f"nothing is started: {len(actions.held_back)} stages and trials are held back")
+        yield notifier
+
+
 def find_settled_report(prepared: Prepared, tracking_uri: str) -> Report | None:
     """Return the report that was written and shipped for this very state of the study, None when there is work."""
     root, states = prepared.ledger.root, prepared.states
@@ -182,10 +194,9 @@ def execute_open(
     prepared: Prepared,
     backstage: Backstage,
     lease: Lease,
+    watch: Watch,
     *,
     console: Console,
-    notice: Callable[[str, str], None],
-    show: Callable[[], None],
 ) -> None:
     """Run everything that is open, and what a search proposes meanwhile, on this machine or a cluster.
 
@@ -210,12 +221,14 @@ def execute_open(
             if details.get("reason") == DISK_FULL:
                 full.append(details["message"])
                 stop.set()
+            elif what == "ended" and details["status"] == FAILED:
+                watch.notifier.tell_failure(work, details)
             if what == "ended":
                 growth.settle(work, details)
-            notice(work.kind, work.signature)
+            watch.notice(work.kind, work.signature)
             progress.listen(what, work, details)
 
-        growth = Growth(prepared, listen=listen, stop=stop, show=show)
+        growth = Growth(prepared, listen=listen, stop=stop, show=watch.show)
         job = Job(
             execution=resolve_execution(study, ledger).model_dump(mode="json"),
             token=backstage.token,
@@ -226,8 +239,18 @@ def execute_open(
             lease=lease.ticket,
         )
         todo = OpenWork(actions.open, complete=[work.signature for work in actions.skip], num_slots=1)
-        desk = Desk(todo, ledger=ledger, job=job, listen=listen, find_more=growth.find_more)
-        with starting_at_once(prepared, backstage, desk, stop) as needs_ray:
+
+        def tell_spent(num_works: int) -> None:
+            text = f"the budget is spent: what runs goes on to its end, {num_works} stages and trials are not started"
+            progress.say(text)
+            watch.notifier.tell("budget", text)
+
+        meter = make_meter(prepared, on_spent=tell_spent)
+        desk = Desk(todo, ledger=ledger, job=job, listen=listen, find_more=growth.find_more, meter=meter)
+        with (
+            keeping(meter, ledger.root),
+            starting_at_once(prepared, backstage, desk, stop=stop, say=progress.say) as needs_ray,
+        ):
             if needs_ray:
                 execute_in_ray(prepared, backstage, desk, stop=stop, say=progress.say)
     if full:
@@ -235,14 +258,27 @@ def execute_open(
     growth.check()
 
 
+def make_meter(prepared: Prepared, *, on_spent: Callable[[int], None]) -> Meter:
+    """Return what counts the time of this run on top of what the runs before have taken."""
+    execution = prepared.study.execution
+    return Meter(
+        read_usage(prepared.ledger),
+        limits={} if execution.budget is None else execution.budget.limits(),
+        price_per_gpu_hour=execution.price_per_gpu_hour,
+        on_spent=on_spent,
+    )
+
+
 @contextmanager
-def starting_at_once(prepared: Prepared, backstage: Backstage, desk: Desk, stop: threading.Event) -> Iterator[bool]:
+def starting_at_once(
+    prepared: Prepared, backstage: Backstage, desk: Desk, *, stop: threading.Event, say: Callable[[str], None]
+) -> Iterator[bool]:
     """Let the driver's own slots begin, if it may have some; yield, in time, whether Ray is needed."""
     own = backstage.own_resources
     if own is None:
         yield True
         return
-    slots = resolve_slots(prepared, own, say=lambda line: None)
+    slots = resolve_slots(prepared, own, say=say)
     check_fits(own, slots)
     with HeadStart(desk, num_own_slots(own, slots), stop=stop) as head_start:
         yield head_start.wait()
@@ -255,10 +291,12 @@ def execute_in_ray(
     resources = backstage.wait_for_ray()
     from orchestrator import scheduling  # imports ray
 
-    slots = resolve_slots(prepared, resources, say=say)
+    is_said = backstage.own_resources is not None  # by those who had a head start
+    slots = resolve_slots(prepared, resources, say=(lambda line: None) if is_said else say)
     if backstage.is_local:
         check_fits(resources, slots)
     study = prepared.study
+    desk.set_gpus(slots.gpus)
     scheduling.execute(desk, study=study.study, slots=slots, max_retries=study.execution.max_retries, stop=stop)
 
 
@@ -282,6 +320,7 @@ def conclude(prepared: Prepared, shipped: Shipping | None, report: Report, conso
     states = ledger.states()
     unshipped = shipped.unshipped if shipped else 0
     summary = summarise(prepared.plan, states, report=report.html, unshipped=unshipped)
+    summary = account(summary, prepared, states)
     if shipped is not None and unshipped == 0:
         try:
             shipped.shipper.conclude(report, is_complete=summary.is_complete)
@@ -292,21 +331,6 @@ def conclude(prepared: Prepared, shipped: Shipping | None, report: Report, conso
         say(console, "settled", "nothing has changed since the report was written and everything shipped to MLflow")
     say(console, "report", report.html)
     return summary
-
-
-def summarise(plan: Plan, states: Mapping[str, str], *, report: str | None = None, unshipped: int = 0) -> Summary:
-    """Return how the study stands, counted over planned trials."""
-    counts = Counter(states.get(trial.signature, ABSENT) for trial in plan.trials)
-    return Summary(
-        planned=len(plan.trials) + plan.num_to_come,
-        complete=counts[COMPLETE],
-        failed=counts[FAILED],
-        interrupted=counts[INTERRUPTED],
-        missing=counts[ABSENT] + plan.num_to_come,
-        skipped_arms=len(plan.skipped),
-        unshipped=unshipped,
-        report=report,
-    )
 
 
 def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, say: Callable[[str], None]) -> Slots:
@@ -322,6 +346,9 @@ def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, say: Ca
         gpus = share.gpus
     elif gpus == "auto":
         gpus = 0.0
+    limits = {} if execution.budget is None else execution.budget.limits()
+    if gpus == 0.0 and limits.keys() & {"gpu_hours", "money"}:
+        say("no trial takes a GPU here: gpu_hours and money in execution.budget limit nothing")
     return Slots(cpus=execution.cpus_per_trial, gpus=gpus, max_concurrent=execution.max_concurrent_trials)
 
 

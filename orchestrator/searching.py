@@ -14,8 +14,7 @@ from rich.console import Console
 from orchestrator.announce import warn
 from orchestrator.desk import Listener
 from orchestrator.plan import Work
-from orchestrator.prepare import Prepared
-from orchestrator.reconcile import reconcile
+from orchestrator.prepare import Prepared, decide
 from orchestrator.search_storage import PATIENCE_SECONDS, Projection, Showing, resolve_storage
 from trainables.errors import RobustSweepError
 
@@ -30,10 +29,10 @@ def look_again(prepared: Prepared, *, retry_failed: bool) -> Prepared:
         search.observe(states, retry_failed=retry_failed)
         search.next_works(lambda work, details: None)  # what cannot start is found, and recorded, with the whole plan
         plan = search.plan
-    actions = reconcile(plan, states, retry_failed=retry_failed)
+    prepared = decide(replace(prepared, plan=plan), states, retry_failed=retry_failed)
     if search is not None:
-        search.hand_out(actions)
-    return replace(prepared, plan=plan, states=states, actions=actions)
+        search.hand_out(prepared.actions)
+    return prepared
 
 
 def write_grown_plan(prepared: Prepared) -> Prepared:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator.ledger import Ledger
 from orchestrator.reconcile import ABSENT, COMPLETE, FAILED
-from orchestrator.report.source import PAGE, Report, find_report
+from orchestrator.report.source import PAGE, Report, find_report, read_verdicts
 from orchestrator.settled import compute_state
 from orchestrator.tracking_store import RefusedError, TrackingError
 from trainables.errors import LeaseError, StorageError
@@ -190,7 +190,8 @@ class Shipper:
             return
         plan = self._ledger.read_plan()
         summary = report.counts | {"skipped_arms": len(plan["skipped"])}
-        self.tracker.log_report(self._ledger.root.read(PAGE), summary=summary, is_complete=is_complete)
+        root = self._ledger.root
+        self.tracker.log_report(root.read(PAGE), summary=summary, is_complete=is_complete, verdicts=read_verdicts(root))
         state = compute_state(plan, self._ledger.states())
         self.tracker.remember(state=state, page_sha256=report.page_sha256)
 

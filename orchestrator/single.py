@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from orchestrator.budget import Meter, keeping, read_usage
 from orchestrator.lease import Lease
 from orchestrator.prepare import find_git_commit, prepare, resolve_execution
 from orchestrator.reconcile import COMPLETE
+from orchestrator.resources import count_gpus
 from orchestrator.study import Study
 from orchestrator.zygote import run_request
 from trainables.errors import StudyError
@@ -37,7 +39,9 @@ def run_single(study: Study, signature: str, *, storage: str, echo: Callable[[st
             shown = "  ".join(f"{name} {value:.4g}" for name, value in event["metrics"].items())
             echo(f"epoch {event['epoch']}  {shown}")
 
-    with Lease(ledger) as lease:
+    meter = Meter(read_usage(ledger))  # its time counts, and no budget keeps it from running
+    meter.report("single", gpus=float(count_gpus(study.execution) > 0), busy_seconds=0.0)
+    with Lease(ledger) as lease, keeping(meter, ledger.root):
         ledger.begin(work, study=study.study, git_commit=find_git_commit())
         folder = ledger.folder(work.kind, work.signature)
         encoder = ledger.folder("stage", work.needs[0]).uri if work.needs else None

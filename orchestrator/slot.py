@@ -63,7 +63,8 @@ class ChunkRunner:
         self._news: list[dict[str, Any]] = []
         self._tries = 0
         self._began = self._last_sign = 0.0
-        self._until = time.monotonic() + chunk["chunk_seconds"]
+        self._taken = time.monotonic()
+        self._until = self._taken + chunk["chunk_seconds"]
 
     @property
     def is_done(self) -> bool:
@@ -74,8 +75,8 @@ class ChunkRunner:
         """Return what has happened since the last call, each event with the signature of its work.
 
         ``begun`` and ``done`` of every work, of everything between the newest per work, and ``returned`` of works that
-        others should do. Returns ``report_seconds`` after the call when there is news, twice that when there is none,
-        and at once when the chunk is done.
+        others should do; each with ``busy_seconds``, how long the slot has had the chunk. Returns ``report_seconds``
+        after the call when there is news, twice that when there is none, and at once when the chunk is done.
         """
         self._news = []
         started, pause = time.monotonic(), self._chunk["report_seconds"]
@@ -91,7 +92,8 @@ class ChunkRunner:
                     self._advance(min(left, pause))
             except DiskFullError as error:  # of what this slot writes; a trial tells of its own
                 self._end({"event": "done", "status": "failed", "reason": DISK_FULL, "message": str(error)})
-        return self._news
+        busy_seconds = round(time.monotonic() - self._taken, 3)
+        return [{**event, "busy_seconds": busy_seconds} for event in self._news]
 
     def hurry(self) -> None:
         """Let others do what has not begun."""

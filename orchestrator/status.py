@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
 
 from rich.console import Console
 
+from orchestrator.budget import Standing, describe_budget, read_standing
 from orchestrator.identity import canonical_json
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
@@ -42,6 +44,22 @@ def compute_status(study: Study, *, storage: str) -> dict[str, int]:
     }
 
 
+def find_standing(study: Study, *, storage: str) -> Standing | None:
+    """Return how a study stands to the budget that its file has now, None without one."""
+    execution, ledger = study.execution, Ledger(storage, study.study)
+    if execution.budget is None:
+        return None
+    return read_standing(ledger, describe_budget(execution.budget, execution.price_per_gpu_hour), ledger.states())
+
+
+def is_out_of_budget(counts: Mapping[str, int], standing: Standing | None) -> bool:
+    """Return whether trials are missing, and running the study again would start none of them."""
+    if standing is None or counts["running"]:
+        return False
+    interrupted, missing = counts["interrupted"], counts["missing"]
+    return 0 < standing.count_held_back(interrupted=interrupted, missing=missing) == interrupted + missing
+
+
 def find_damaged(study: Study, *, storage: str) -> list[str]:
     """Return what is damaged of all that is complete or has failed, in words; reads every byte of it."""
     ledger = Ledger(storage, study.study)
@@ -62,7 +80,11 @@ def compute_study_sha256(study: Study) -> str:
     return hashlib.sha256(canonical_json(study.describe()).encode()).hexdigest()
 
 
-def render_status(counts: dict[str, int], console: Console) -> None:
-    """Print the counts, one a line."""
+def render_status(counts: Mapping[str, int], console: Console, standing: Standing | None = None) -> None:
+    """Print the counts, one a line, and what is taken of the budget."""
     for name, count in counts.items():
         console.print(f"{name:<12} {count}", highlight=False)
+    if standing is not None:
+        console.print(f"{'budget':<12} {standing.describe()}", highlight=False)
+    if is_out_of_budget(counts, standing):
+        console.print("the budget is spent: raise execution.budget and run again", highlight=False)

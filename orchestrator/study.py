@@ -5,13 +5,18 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError, model_validator
 
+from orchestrator.budget import Budget
 from orchestrator.fields import FIELDS, SECTIONS, kind_of
-from orchestrator.grid import MAX_RULES, Arm, Grid, expand, read_grid
+from orchestrator.grid import MAX_RULES, Arm, Grid, When, expand, read_grid
+from orchestrator.hypotheses import MAX_HYPOTHESES, HypothesisConfig, name_kinds
+from orchestrator.hypothesis_check import check_hypotheses
+from orchestrator.notify import NotifyConfig
 from orchestrator.problems import explain
+from orchestrator.report_config import ReportConfig, anchor_table, check_report
 from orchestrator.search_config import SearchConfig
 from orchestrator.search_space import find_problems
 from orchestrator.yaml_source import MAX_BYTES, Key, Source, apply_override, format_key, read_yaml
@@ -42,9 +47,6 @@ def _check_user(path: Path) -> Path:
 
 
 UserPath = Annotated[Path, AfterValidator(_check_user)]
-Label = str | int | float | bool | None
-#: Factor → one level or several; at least one factor.
-When = Annotated[dict[str, Label | list[Label]], Field(min_length=1)]
 
 
 class ExecutionConfig(Frozen):
@@ -78,6 +80,15 @@ class ExecutionConfig(Frozen):
     optuna: str | None = Field(
         None, description="Optuna storage that shows a search; null: a SQLite file beside the ledger."
     )
+    budget: Budget | None = Field(None, description="What all runs may take together; null: no limit.")
+    price_per_gpu_hour: float | None = Field(None, gt=0, le=1e6, description="In any currency.")
+    notify: NotifyConfig | None = Field(None, description="Who is told that a run ended or a trial failed.")
+
+    @model_validator(mode="after")
+    def _check_price(self) -> Self:
+        if self.budget is not None and self.budget.money is not None and self.price_per_gpu_hour is None:
+            raise ValueError("found budget.money without a price, expected price_per_gpu_hour beside budget")
+        return self
 
 
 class Condition(Frozen):
@@ -106,7 +117,8 @@ class Study(Frozen):
 
     With ``search`` only those combinations are run that it proposes, together with values from its own ranges.
 
-    Relative paths to data and weights start at the study file's folder, in an override at the working directory.
+    Relative paths to data, weights and tables start at the study file's folder, in an override at the working
+    directory.
     """
 
     study: str = Field(
@@ -128,12 +140,18 @@ class Study(Frozen):
     exclude: list[When] = Field([], max_length=MAX_RULES, description="Combinations that are left out.")
     replicates: PositiveInt = Field(1, description="Trials per arm; each has its own seed, shared across arms.")
     search: SearchConfig | None = Field(None, description="Adaptive search instead of the full grid; null: the grid.")
+    hypotheses: list[HypothesisConfig] = Field(
+        [],
+        max_length=MAX_HYPOTHESES,
+        description="What is claimed before the study runs; the report says how it ended.",
+    )
+    report: ReportConfig = ReportConfig()
     execution: ExecutionConfig = ExecutionConfig()
 
     def describe(self) -> dict[str, Any]:
         """Return all that the file says, except how it is executed, as JSON values."""
-        absent = {"search"} if self.search is None else set()
-        return self.model_dump(mode="json", exclude={"execution"} | absent)
+        unset = {name for name in ("search", "hypotheses") if not getattr(self, name)}
+        return self.model_dump(mode="json", exclude={"execution"} | unset)
 
     def arms(self) -> list[Arm]:
         """Return the arms: all combinations of levels in file order, without the excluded ones.
@@ -195,7 +213,10 @@ def _validate(tree: Source, folder: Path | str) -> Study | None:
     for section in SECTIONS:
         if section in tree.value:
             tree.value[section] = _spell_out(section, tree.value[section])
-    _make_paths_absolute(tree, read_grid(tree), folder)
+    name_kinds(tree.value)
+    grid = read_grid(tree)
+    _make_paths_absolute(tree, grid, folder)
+    anchor_table(tree, folder)
     study, known = None, {problem.key for problem in tree.problems}
     try:
         study = Study.model_validate(tree.value)
@@ -204,6 +225,8 @@ def _validate(tree: Source, folder: Path | str) -> Study | None:
             if format_key(key) not in known:  # what could not be read is not wrong a second time
                 tree.report(key, text)
     arms = expand(read_grid(tree), tree)
+    check_hypotheses(tree, grid, arms)
+    check_report(tree, grid, arms)
     num_arms = study.search.num_trials if study is not None and study.search else len(arms)
     if study is not None and num_arms * study.replicates > MAX_TRIALS:
         found = f"found {study.replicates:,} of {num_arms:,} arms"
@@ -211,6 +234,10 @@ def _validate(tree: Source, folder: Path | str) -> Study | None:
     if study is not None and study.search and not tree.problems:
         for key, text in find_problems(study.search, arms, replicates=study.replicates):
             tree.report(("search", *key), text)
+        if study.hypotheses:
+            tree.report(("hypotheses",), "a search proposes its configurations by results: there are no pairs to compare")
+        if study.execution.budget is not None and study.execution.budget.trials is not None:
+            tree.report(("execution", "budget", "trials"), "the trials of a search are limited by search.num_trials")
     return study
 
 

@@ -26,16 +26,21 @@ from orchestrator.mlflow_access import (
     connect,
     search_runs,
 )
+from orchestrator.preregistration import DELETED, read_versions
 from orchestrator.projection import (
     MAX_DIGEST_LENGTH,
+    MAX_PARAMS_PER_CALL,
     MAX_TAG_LENGTH,
+    STATUS_TAG,
     STATUSES,
+    VERDICT_TAG,
     Batch,
     Projection,
     describe_study,
     make_batches,
     make_key,
     project,
+    project_verdicts,
 )
 from orchestrator.reconcile import COMPLETE, INTERRUPTED
 from orchestrator.run_index import RUNNING, Run, RunIndex
@@ -172,13 +177,16 @@ class Tracker:
         self._index.save()
         return killed
 
-    def log_report(self, html: bytes, *, summary: Mapping[str, Any], is_complete: bool) -> None:
+    def log_report(
+        self, html: bytes, *, summary: Mapping[str, Any], is_complete: bool, verdicts: Sequence[Mapping[str, str]] = ()
+    ) -> None:
         """Attach the report to the parent run and close it, FINISHED when the study is complete, else FAILED.
 
         Args:
             html: the self-contained report.
             summary: counts and headline findings; each becomes a tag ``robustsweep.summary.<name>``.
             is_complete: nothing failed, nothing is missing.
+            verdicts: rows of ``verdicts.csv``.
 
         Raises:
             TrackingError: MLflow cannot be reached.
@@ -189,8 +197,28 @@ class Tracker:
         ]
         with self._asking("log the report"):
             self._client.log_batch(self.parent_run_id, tags=tags)
+            if read_versions(self._about):
+                self._log_verdicts(verdicts)
             self._client.log_text(self.parent_run_id, html.decode(), "report.html")
         self.close(is_complete=is_complete)
+
+    def _log_verdicts(self, rows: Sequence[Mapping[str, str]]) -> None:
+        """Bring the study's own run up to the verdicts; what it shows already is not sent again."""
+        points, tags = project_verdicts(rows)
+        shown = self._client.get_run(self.parent_run_id).data
+        metrics = []
+        for point in points:
+            if shown.metrics.get(point.key) != point.value:
+                history = self._client.get_metric_history(self.parent_run_id, point.key)
+                # MLflow shows the value with the latest timestamp.
+                moment = max([point.timestamp_ms, *(metric.timestamp + 1 for metric in history)])
+                metrics.append(Metric(point.key, point.value, moment, point.step))
+        gone = [key for key in shown.tags if key.startswith((VERDICT_TAG, STATUS_TAG)) and key not in tags]
+        items = list((tags | dict.fromkeys(gone, DELETED)).items())
+        self._client.log_batch(self.parent_run_id, metrics=metrics)
+        for start in range(0, len(items), MAX_PARAMS_PER_CALL):
+            some = items[start : start + MAX_PARAMS_PER_CALL]
+            self._client.log_batch(self.parent_run_id, tags=[RunTag(key, value) for key, value in some])
 
     def close(self, *, is_complete: bool) -> None:
         """Close the parent run, FINISHED or FAILED.

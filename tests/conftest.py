@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the processes that tests start
 
 import pytest
 import torch
 from studies import IN_RAY, Place, make_place
+
+if TYPE_CHECKING:
+    from trained import TrainedStudy
 
 torch.set_num_threads(1)
 
@@ -38,3 +42,11 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     place = make_place(folder, folder / "cache")
     done = place.call("run", *IN_RAY)
     return FinishedStudy(place, done.stdout, done.stderr, done.returncode)
+
+
+@pytest.fixture(scope="session")
+def trained_study(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> TrainedStudy:
+    """A small study of two arms and two replicates that is trained in this process; not to be changed by a test."""
+    from trained import train_study  # not above: conftest.py is read before shape annotations are made to run
+
+    return train_study(tmp_path_factory.mktemp("trained"), cache_dir)

@@ -26,6 +26,9 @@ factors:
     scratch: {kind: scratch}
     contrastive: {kind: contrastive, epochs: 2, batch_size: 512, horizontal_flip: false}
   augmentation: [none, strong]
+hypotheses:
+- {name: strong, claim: It helps., treatment: {augmentation: strong}, control: {augmentation: none}, direction: higher,
+   smallest_effect: 0.01, over: shifts}
 execution: {cache_dir: CACHE}
 """
 NUM_TRIALS, NUM_STAGES = 4, 1

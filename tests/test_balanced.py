@@ -1,11 +1,19 @@
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 from trainables.errors import DataError
-from trainables.evaluation.balanced import Errors, collect_errors, compute_relative_errors, load_reference
+from trainables.evaluation.balanced import (
+    Errors,
+    ReferenceTable,
+    collect_errors,
+    compute_relative_errors,
+    load_reference,
+)
 
 
 def row(shift: str, severity: int, accuracy: float, name: str = "test") -> dict:
@@ -54,12 +62,71 @@ def test_undefined_denominators_are_left_out_and_said() -> None:
 def test_a_given_reference_is_read_with_medmnist_cs_names(tmp_path: Path) -> None:
     path = tmp_path / "reference.json"
     path.write_text('{"clean_score": 0.1, "raw_scores": {"jpeg_compression": 0.2, "gamma_corr_up": 0.3}}')
-    assert load_reference(path) == Errors(0.1, {"jpeg": 0.2, "gamma_up": 0.3})
+    assert load_reference(path) == ReferenceTable(0.1, {"jpeg": 0.2, "gamma_up": 0.3})
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"clean_score": 0.1}', '{"clean_score": 0, "raw_scores": {"jpeg": "x"}}'])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        '{"clean_score": 0.1}',
+        '{"clean_score": 0, "raw_scores": {"jpeg": "x"}}',
+        '{"clean_score": 12, "raw_scores": {"jpeg": 0.1}}',
+    ],
+)
 def test_a_reference_of_another_form_is_refused(text: str, tmp_path: Path) -> None:
     path = tmp_path / "reference.json"
     path.write_text(text)
     with pytest.raises(DataError, match=r"could not read the reference .*expected JSON like"):
         load_reference(path)
+
+
+def write_table(folder: Path, text: str) -> Path:
+    path = folder / "reference.csv"
+    path.write_text(text)
+    return path
+
+
+def test_a_table_of_means_over_severities(tmp_path: Path) -> None:
+    path = write_table(tmp_path, "error, shift, by\n0.1,identity,us\n0.2,jpeg_compression,us\n.3,snow,us\n")
+    table = load_reference(path)
+    assert table == ReferenceTable(0.1, {"jpeg": 0.2, "snow": 0.3})
+    assert table.select({"jpeg": {1, 3}, "fog": {1}}) == Errors(0.1, {"jpeg": 0.2})
+    assert ReferenceTable.from_json(json.loads(json.dumps(table.as_json()))) == table
+
+
+def test_a_table_by_severity_answers_for_the_severities_that_were_evaluated(tmp_path: Path) -> None:
+    text = "shift,severity,error\njpeg,1,0.2\njpeg,3,0.4\njpeg,5,0.9\nidentity,,0.1\nsnow,1,0.5\n"
+    table = load_reference(write_table(tmp_path, text))
+    assert table == ReferenceTable(0.1, {"jpeg": {1: 0.2, 3: 0.4, 5: 0.9}, "snow": {1: 0.5}})
+    found = table.select({"jpeg": {1, 3}, "snow": {1, 3}})
+    assert (found.clean, found.shifted) == (0.1, {"jpeg": pytest.approx(0.3)})  # snow lacks a severity
+    assert ReferenceTable.from_json(json.loads(json.dumps(table.as_json()))) == table
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("", "found no columns and no column shift or error"),
+        ("shift,severity\njpeg,1\n", "found shift, severity and no column error"),
+        ("shift,error\njpeg,0.2\n", "no row of the shift identity"),
+        ("shift,error\nidentity,0.2\n", "found no shift"),
+        ("shift,error\nidentity,0.1\njpeg,20\n", "line 3: found the error '20', expected a number in"),
+        ("shift,error\nidentity,0.1\njpeg,nan\n", "line 3: found the error 'nan'"),
+        ("shift,error\nidentity,0.1\njpeg\n", "line 3: found the error ''"),
+        ("shift,error\nidentity,0.1\n,0.2\n", "line 3: found no shift"),
+        ("shift,error\nidentity,0.1\njpeg,0.2\njpeg,0.3\n", "line 4: jpeg is there twice"),
+        ("shift,error\nidentity,0.1\nidentity,0.2\n", "line 3: identity is there twice"),
+        ("shift,severity,error\nidentity,0,0.1\njpeg,1,0.2\njpeg,1,0.3\n", "line 4: jpeg at severity 1 is there twice"),
+        ("shift,severity,error\nidentity,0,0.1\njpeg,all,0.2\n", "line 3: found the severity 'all'"),
+    ],
+)
+def test_a_table_that_cannot_be_used_is_refused_with_its_line(text: str, said: str, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=f"(?s)read the reference .*reference.csv.*{re.escape(said)}"):
+        load_reference(write_table(tmp_path, text))
+
+
+def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"could not read the reference .*gone\.csv"):
+        load_reference(tmp_path / "gone.csv")

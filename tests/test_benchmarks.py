@@ -32,6 +32,7 @@ SCRIPTS = (
     "shift_parity",
     "augmentation",
     "augmentation_parity",
+    "report",
 )
 
 
@@ -229,3 +230,13 @@ def test_every_script_says_what_it_does(script: str) -> None:
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert f"python benchmarks/{script}.py" in done.stdout
+
+
+def test_report_of_a_synthetic_ledger_is_of_all_its_trials(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    report = scripts["report"]
+    lines = report.measure(tmp_path, 50)
+    assert [line.benchmark for line in lines] == ["report.50.cpu", "report.50.page"]
+    assert all(line.facts["bar_is"] for line in lines)
+    assert (lines[0].facts["complete"], lines[0].facts["trials"]) == (50, 50)
+    with pytest.raises(ValueError, match="found 51, expected a multiple of the 50 arms"):
+        report.make_ledger(tmp_path, 51)

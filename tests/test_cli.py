@@ -65,7 +65,9 @@ print("imported:", *sorted(heavy & set(sys.modules)))
 """
 
 
-@pytest.mark.parametrize("words", [["--help"], ["run", "--help"], ["trial", "--help"]], ids=" ".join)
+@pytest.mark.parametrize(
+    "words", [["--help"], ["run", "--help"], ["select", "--help"], ["trial", "--help"]], ids=" ".join
+)
 def test_help_imports_nothing_heavy(words: list[str]) -> None:
     done = subprocess.run([sys.executable, "-c", HELP, *words], capture_output=True, text=True, check=True)
     assert "Usage: robustsweep" in done.stdout

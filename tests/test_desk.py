@@ -41,7 +41,8 @@ class Slots:
         for work, event in events:
             if event.get("status") == "complete" and event.get("writes", True):
                 self.ledger.folder(work.kind, work.signature).write_json("result.json", {})
-        self.desk.tell(str(number), [{"signature": work.signature, "host": "here", **event} for work, event in events])
+        about = {"host": "here", "busy_seconds": 0.0}
+        self.desk.tell(str(number), [{"signature": work.signature, **about, **event} for work, event in events])
         if last:
             self.desk.release(str(number))
 
@@ -55,8 +56,8 @@ def names(chunk: dict[str, Any] | None) -> list[str] | None:
     return None if chunk is None else [work["record"]["name"] for work in chunk["works"]]
 
 
-BEGUN = {"event": "begun"}
-DONE = {"event": "done", "status": "complete", "seconds": 0.1}
+BEGUN = {"event": "begun", "busy_seconds": 0.0}
+DONE = {"event": "done", "busy_seconds": 0.0, "status": "complete", "seconds": 0.1}
 BAD = {"event": "done", "status": "failed", "reason": "error", "message": "m"}
 
 
@@ -224,7 +225,7 @@ def test_what_is_long_is_waited_for(ledger: Ledger) -> None:
     assert not desk.may_go_on(0)
     end(desk, ledger, works[0], slot=0, seconds=2 * SHORT_SECONDS)
     assert desk.take("tune") is None
-    desk.tell_own(0, [{"signature": works[1].signature, "event": "returned"}])
+    desk.tell_own(0, [{"signature": works[1].signature, "event": "returned", "busy_seconds": 0.0}])
     desk.release_own(0)
     assert names(desk.take("tune")) == ["1", "4"]
     assert desk.take("another") is None  # the other own slot is still at it

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from orchestrator.estimate import STARTUP_SECONDS, Estimate, estimate
+from orchestrator.ledger import Ledger
 from orchestrator.plan import Work
 from orchestrator.planview import count_trials, describe_estimate, describe_plan, format_duration
 from orchestrator.prepare import Prepared, prepare
@@ -69,6 +70,46 @@ def test_gpu_hours_are_the_share_of_a_gpu(tmp_path: Path, cache_dir: Path) -> No
     assert costs.gpu_hours == pytest.approx(4 * 0.25)
 
 
+def test_money_is_gpu_hours_at_a_price(tmp_path: Path, cache_dir: Path) -> None:
+    finish(make(tmp_path, cache_dir), make(tmp_path, cache_dir).plan.trials[0], 3600.0)
+    settings = ("execution.gpus_per_trial=0.25", "execution.price_per_gpu_hour=3")
+    costs = estimate(make(tmp_path, cache_dir, *settings), allow_pilot=False)
+    assert costs.money == pytest.approx(4 * 0.25 * 3)
+    assert describe_estimate(costs).endswith("1.00 GPU-hours, 3.00 in money")
+
+
+def test_what_the_budget_holds_back_is_estimated_too(tmp_path: Path, cache_dir: Path) -> None:
+    finish(make(tmp_path, cache_dir), make(tmp_path, cache_dir).plan.trials[0], 100.0)
+    Ledger(str(tmp_path), "s").root.write_json("usage.json", {"wall_seconds": 9, "slot_seconds": 9, "gpu_seconds": 9})
+    prepared = make(tmp_path, cache_dir, "execution.budget={trials: 2}")
+    assert (len(prepared.actions.open), len(prepared.actions.held_back)) == (2, 2)  # a stage, and a trial that needs it
+    assert estimate(prepared, allow_pilot=False).work_seconds == 400.0
+
+
+def test_a_like_study_counts_where_the_study_has_nothing_yet(tmp_path: Path, cache_dir: Path) -> None:
+    other = make(tmp_path, cache_dir, "study=other", "seed=7")
+    other.ledger.write_plan(other.plan, other.about)
+    for work, device, seconds in ((other.plan.trials[0], "cpu", 60.0), (other.plan.trials[2], "H100", 5.0)):
+        other.ledger.begin(work, study="other", git_commit=None)
+        result = {"duration_seconds": seconds, "environment": {"device": device}}
+        other.ledger.folder("trial", work.signature).write_json("result.json", result)
+    costs = estimate(make(tmp_path, cache_dir, "execution.device=cpu"), allow_pilot=False)
+    assert costs.source == "1 finished trials of a like study (other)"
+    assert costs.seconds_per_trial == 60.0
+    for change in ("training.epochs=5", "data.image_size=16"):
+        unlike = estimate(make(tmp_path, cache_dir, "execution.device=cpu", change), allow_pilot=False)
+        assert unlike.source.startswith("unknown")
+
+
+def test_slots_are_what_cores_and_gpus_allow(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.estimate.os.cpu_count", lambda: 16)
+    monkeypatch.setattr("orchestrator.estimate.count_gpus", lambda execution: 2)
+    finish(make(tmp_path, cache_dir), make(tmp_path, cache_dir).plan.trials[0], 1.0)
+    for gpus, slots in (("auto", 2), ("0.25", 8), ("0", 16)):
+        settings = ("execution.max_concurrent_trials=null", f"execution.gpus_per_trial={gpus}")
+        assert estimate(make(tmp_path, cache_dir, *settings), allow_pilot=False).slots == slots
+
+
 def test_a_finished_study_costs_nothing(tmp_path: Path, cache_dir: Path) -> None:
     prepared = make(tmp_path, cache_dir)
     for work in prepared.plan.works:
@@ -113,7 +154,7 @@ def test_the_plan_as_json_names_the_state_of_everything(tmp_path: Path, cache_di
         "planned": 4, "complete": 1, "to_resume": 1, "to_run": 1, "failed": 1, "stages": 1, "stages_open": 1,
     }  # fmt: skip
     assert set(described) == {
-        "study", "ledger", "counts", "estimate", "stages", "trials", "skipped", "orphaned",
+        "study", "ledger", "counts", "estimate", "stages", "trials", "skipped", "orphaned", "hypotheses",
     }  # fmt: skip
 
 

@@ -108,3 +108,18 @@ def test_further_works_come_after_the_others_and_wait_for_what_they_need() -> No
     work.add([make_trial("fourth", later)])  # complete meanwhile
     assert names(work.take()) == ["second"]
     assert names(work.take()) == ["fourth"]
+
+
+def test_when_it_is_closed_only_what_runs_is_left() -> None:
+    stage = make_stage("stage")
+    running, *others = trials(4)
+    work = OpenWork([stage, running, *others, make_trial("waits", stage)], complete=(), num_slots=1)
+    assert names(work.take()) == ["stage"]
+    taken = work.take()
+    dropped = work.close([stage, *taken])
+    assert sorted(names([stage, *taken, *dropped])) == ["0", "1", "2", "3", "stage", "waits"]
+    assert work.take() == []
+    work.complete(stage)
+    for each in taken:
+        work.drop(each)
+    assert work.is_finished

@@ -54,7 +54,7 @@ def test_the_searcher_hands_out_what_the_desk_has(ledger: Ledger) -> None:
     assert unpack(config["chunk"])["report_seconds"] == 3.0
     assert searcher.suggest("2") is None  # what is left waits for the stage
     ledger.folder("stage", stage.signature).write_json("result.json", {})
-    done = {"signature": stage.signature, "host": "here", "event": "done", "status": "complete"}
+    done = {"signature": stage.signature, "host": "here", "busy_seconds": 0.1, "event": "done", "status": "complete"}
     searcher.on_trial_complete("1", {"events": json.dumps([done])})
     searcher.on_trial_result("1", {})  # Tune's own results say nothing of ours
 

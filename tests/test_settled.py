@@ -119,6 +119,7 @@ def test_a_file_that_is_gone_is_noticed(desk: Desk, name: str) -> None:
 
 CHANGES: dict[str, Callable[[Desk], bool]] = {
     "a new arm": lambda desk: desk.is_settled(desk.make_study("factors.augmentation=[none, strong, randaugment]")),
+    "another reference": lambda desk: desk.is_settled(desk.make_study("report.reference.arm=augmentation=strong")),
     "another question": lambda desk: desk.is_settled(desk.make_study("question=Because?")),
     "another store": lambda desk: desk.is_settled(mlflow="http://127.0.0.1:9"),
 }
@@ -127,6 +128,24 @@ CHANGES: dict[str, Callable[[Desk], bool]] = {
 @pytest.mark.parametrize("change", CHANGES)
 def test_a_change_of_the_study_is_noticed(desk: Desk, change: str) -> None:
     assert not CHANGES[change](desk)
+    assert desk.is_settled()
+
+
+def test_another_table_makes_the_report_anew_and_no_trial(tmp_path: Path, cache_dir: Path, template: Path) -> None:
+    desk = Desk(tmp_path / "d", cache_dir, template)
+    table, result = tmp_path / "alexnet.csv", desk.folder / "s" / "report" / "balanced_errors.csv"
+    table.write_text("shift,error\nidentity,0.1\ngaussian_noise,0.5\n")
+    desk.study = desk.make_study(f"report.reference.table={table}")
+    desk.run()
+    assert desk.is_settled()
+    before = result.read_text()
+    assert "alexnet.csv" in before
+    table.write_text("shift,error\nidentity,0.1\ngaussian_noise,0.25\n")
+    prepared = desk.prepare()
+    assert not prepared.actions.open
+    assert not desk.is_settled()
+    desk.run()
+    assert result.read_text() != before
     assert desk.is_settled()
 
 

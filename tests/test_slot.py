@@ -79,6 +79,8 @@ def test_works_of_a_chunk_run_one_after_another_in_fresh_processes(start: Start,
     assert begun == ["finish 1", "finish 2", "fail 3", "finish 4"]
     assert ends_of(events) == [(name, "failed" if name == "fail 3" else "complete") for name in begun]
     assert all(event["host"] and event["seconds"] > 0 for event in events if event["event"] == "done")
+    assert all(event["busy_seconds"] > 0 for event in events)
+    assert events[-1]["busy_seconds"] >= sum(event["seconds"] for event in events if event["event"] == "done")
     results = [json.loads((tmp_path / f"finish-{n}" / "result.json").read_text()) for n in (1, 2, 4)]
     assert len({result["pid"] for result in results}) == 3
     assert len({result["zygote"] for result in results}) == 1

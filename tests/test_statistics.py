@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.report.statistics import bootstrap_interval, holm, paired_bootstrap, summarise, wilcoxon
+from orchestrator.report.statistics import METHODS, Method, bootstrap_interval, paired_bootstrap, summarise
 
 
 def test_summary_uses_the_sample_deviation_and_leaves_undefined_values_out() -> None:
@@ -88,15 +88,103 @@ def test_large_input_is_drawn_in_chunks() -> None:
     assert interval.high - interval.low == pytest.approx(2 * 1.96 / np.sqrt(20_000), rel=0.15)
 
 
-@pytest.mark.parametrize(
-    ("differences", "expected"),
-    [([1, 2, 3, 4, 5, 6], 2 / 2**6), ([-1, 2, 3, 4, 5, 6], 4 / 2**6), ([1, 2, 3, 4, 5], None), ([0, 0, 1, 2, 3], None)],
-)
-def test_signed_rank_test_is_exact_and_refuses_too_few(differences: list[float], expected: float | None) -> None:
-    assert wilcoxon(differences) == (None if expected is None else pytest.approx(expected))
+@pytest.mark.parametrize("method", METHODS)
+def test_equal_values_give_an_interval_of_no_width(method: Method) -> None:
+    interval = bootstrap_interval([0.1] * 7, seed=0, method=method)
+    assert interval is not None
+    assert interval.low == interval.high == pytest.approx(0.1)
 
 
-def test_holm_is_step_down_monotone_and_ignores_what_was_not_tested() -> None:
-    assert holm([0.01, 0.04, 0.03, None]) == [pytest.approx(0.03), pytest.approx(0.06), pytest.approx(0.06), None]
-    assert holm([0.6, 0.9]) == [1.0, 1.0]
-    assert holm([]) == []
+@pytest.mark.parametrize("method", METHODS)
+def test_nearly_equal_values_give_a_finite_interval(method: Method) -> None:
+    interval = bootstrap_interval([0.3, 0.1 + 0.2, 0.3, 0.3, 0.1 + 0.2, 0.3], seed=0, method=method)
+    assert interval is not None
+    assert 0.299 < interval.low <= interval.high < 0.301
+
+
+def test_bca_agrees_with_scipy_on_skewed_values() -> None:
+    values = np.random.default_rng(5).exponential(size=30)
+    interval = bootstrap_interval(values, seed=3, method="bca", num_resamples=50_000)
+    assert interval is not None
+    found = stats.bootstrap((values,), np.mean, method="BCa", n_resamples=50_000, rng=np.random.default_rng(0))
+    assert interval.low == pytest.approx(found.confidence_interval.low, abs=0.006)
+    assert interval.high == pytest.approx(found.confidence_interval.high, abs=0.012)
+    percentile = bootstrap_interval(values, seed=3, num_resamples=50_000)
+    assert percentile is not None
+    assert interval.high > percentile.high + 0.014  # the correction is larger than what the comparison allows
+
+
+def test_bca_of_clusters_is_bca_of_their_means_where_they_are_equally_large() -> None:
+    means = np.random.default_rng(5).exponential(size=12)
+    values, clusters = np.repeat(means, 3), np.repeat(np.arange(12), 3)
+    alone = bootstrap_interval(means, seed=0, method="bca")
+    together = bootstrap_interval(values, clusters=clusters, seed=0, method="bca")
+    assert alone is not None
+    assert together is not None
+    assert (together.low, together.high) == (pytest.approx(alone.low), pytest.approx(alone.high))
+    assert together.num_units == 12
+
+
+def test_expanded_interval_of_normal_values_is_students() -> None:
+    values = np.random.default_rng(2).normal(size=12)
+    interval = bootstrap_interval(values, seed=0, method="expanded", num_resamples=50_000)
+    low, high = stats.t.interval(0.95, 11, values.mean(), values.std(ddof=1) / np.sqrt(12))
+    assert interval is not None
+    assert interval.high - interval.low == pytest.approx(high - low, rel=0.06)
+
+
+def test_level_decides_the_width() -> None:
+    values = np.random.default_rng(2).normal(size=200)
+    wide, narrow = (paired_bootstrap(values, np.zeros(200), seed=0, level=level) for level in (0.95, 0.68))
+    assert wide is not None
+    assert narrow is not None
+    assert (wide.high - wide.low) / (narrow.high - narrow.low) == pytest.approx(1.96 / 0.994, rel=0.05)
+    assert narrow.level == 0.68
+
+
+def test_unknown_method_names_the_known() -> None:
+    with pytest.raises(ValueError, match="percentile, bca"):
+        bootstrap_interval([1.0] * 5, seed=0, method="BCa")  # type: ignore[arg-type]
+
+
+def test_studentized_interval_of_clusters_is_that_of_their_means_where_they_are_equally_large() -> None:
+    means = np.random.default_rng(5).exponential(size=12)
+    values, clusters = np.repeat(means, 3), np.repeat(np.arange(12), 3)
+    alone = bootstrap_interval(means, seed=0, method="studentized")
+    together = bootstrap_interval(values, clusters=clusters, seed=0, method="studentized")
+    assert alone is not None
+    assert together is not None
+    assert (together.low, together.high) == (pytest.approx(alone.low), pytest.approx(alone.high))
+
+
+def test_studentized_interval_inverts_the_resampled_t_statistics() -> None:
+    values = np.array([0.0, 1.0, 3.0, 10.0, 4.0])
+    draws = np.array(list(itertools.product(values, repeat=5)))
+    errors = draws.std(axis=1, ddof=1) / np.sqrt(5)
+    with np.errstate(divide="ignore"):
+        t = np.sort((draws.mean(axis=1) - values.mean()) / errors)
+    low, high = values.mean() - values.std(ddof=1) / np.sqrt(5) * t[[int(0.975 * 3124), int(0.025 * 3124)]]
+    interval = bootstrap_interval(values, seed=0, method="studentized", num_resamples=200_000)
+    assert interval is not None
+    assert (interval.low, interval.high) == (pytest.approx(low, rel=0.02), pytest.approx(high, rel=0.02))
+
+
+def test_studentized_interval_is_refused_where_too_many_resamples_hold_equal_units() -> None:
+    mostly_zero = [0.0, 0.0, 0.0, 0.01, 0.02]  # (3/5)⁵ = 7.8 % of the resamples are all zero
+    assert bootstrap_interval(mostly_zero, seed=0, method="studentized") is None
+    assert bootstrap_interval(mostly_zero, seed=0, method="expanded") is not None
+
+
+def test_expanded_and_studentized_intervals_of_few_units_cover_what_they_promise() -> None:
+    """A small copy of ``benchmarks/significance.py``: 600 draws, standard error .01."""
+    draws = np.random.default_rng(0).normal(size=(600, 8))
+    covered = dict.fromkeys(METHODS, 0)
+    for seed, values in enumerate(draws):
+        for method in METHODS:
+            interval = bootstrap_interval(values, seed=seed, method=method, num_resamples=1000)
+            covered[method] += interval is not None and interval.low <= 0 <= interval.high
+    shares = {method: count / len(draws) for method, count in covered.items()}
+    assert 0.92 <= shares["expanded"] <= 0.98
+    assert 0.92 <= shares["studentized"] <= 0.98
+    assert shares["percentile"] < shares["expanded"] - 0.02
+    assert shares["bca"] < shares["expanded"] - 0.02

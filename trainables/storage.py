@@ -101,7 +101,8 @@ class Folder:
             with self._fs(f"read {path}") as fs:
                 return bytes(fs.cat_file(path))
         try:
-            return Path(path).read_bytes()
+            with open(path, "rb") as file:
+                return file.read()
         except OSError as error:
             raise StorageError(f"could not read {path}: {error}") from error
 
@@ -245,9 +246,9 @@ class Folder:
         """Return the JSON values of a ``.jsonl`` file, [] when it is missing; a torn last line is left out."""
         if not self.exists(name):
             return []
-        lines = self.read(name).split(b"\n")[:-1]  # what follows the last newline was never finished
+        whole = self.read(name).rpartition(b"\n")[0]  # what follows the last newline was never finished
         try:
-            return [json.loads(line) for line in lines if line.strip()]
+            return [json.loads(line) for line in whole.decode().split("\n") if line.strip()]
         except ValueError as error:
             raise StorageError(f"{self._at(name)} is damaged, expected one JSON value a line: {error}") from error
 

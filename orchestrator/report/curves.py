@@ -9,16 +9,16 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.report.plot import Figure, colour, floats, layout_of, panel_title, rows_of_test, sentence, translucent
-from orchestrator.report.stain_grid import is_stain_cell
+from orchestrator.report.plot import Figure, colour, floats, layout_of, panel_title, sentence, translucent
+from orchestrator.report.stain_grid import rows_of_shifts
 from orchestrator.report.tables import METRICS, Results
 
 #: Curves shown at first, and in the legend to be switched on; the rest is in shifts.csv and the caption says so.
 SHOWN_CURVES = 8
 LISTED_CURVES = 24
 
-#: Points of a panel of training curves, two panels are 8 MB of the page; of more trainings every n-th is drawn.
-MAX_TRAINING_POINTS = 150_000
+#: Points of a panel of training curves, about 2 MB of the page in two panels; of more trainings every n-th is drawn.
+MAX_TRAINING_POINTS = 50_000
 
 _COLUMNS = 4
 
@@ -35,18 +35,22 @@ def severity_curves(results: Results, groups: Mapping[str, str], what: str, *, s
         shown: groups in the order of their colours; the first ``SHOWN_CURVES`` are drawn, the others up to
             ``LISTED_CURVES`` wait in the legend.
     """
-    shifts = rows_of_test(results)
-    shifts = shifts[~shifts["shift"].map(is_stain_cell).astype(bool)]
-    names = list(dict.fromkeys(shifts.loc[shifts["severity"] > 0, "shift"]))
+    shifts, names = rows_of_shifts(results)
     if not names:
         return None
-    frame = shifts[["signature", "shift", "severity", results.metric]].astype({"signature": "category"})
-    frame = frame.assign(group=frame["signature"].map(dict(groups)).astype("category"))
-    table = frame.groupby(["group", "shift", "severity"])[results.metric].agg(["mean", "min", "max", "count"])
-    clean = frame[frame["severity"] == 0].groupby("group")[results.metric].agg(["mean", "min", "max", "count"])
+    frame = shifts.assign(group=shifts["signature"].map(dict(groups)).astype("category"))
+    table = frame.groupby(["group", "shift", "severity"], observed=True)[results.metric].agg(
+        ["mean", "min", "max", "count"]
+    )
+    clean = (
+        frame[frame["severity"] == 0]
+        .groupby("group", observed=True)[results.metric]
+        .agg(["mean", "min", "max", "count"])
+    )
     listed = [group for group in shown if group in clean.index][:LISTED_CURVES]
     rows = math.ceil(len(names) / _COLUMNS)
-    data, layout = [], layout_of(annotations=[])
+    data: list[dict[str, Any]] = []
+    layout = layout_of(annotations=[])
     low = float(table["min"].min())
     for number, shift in enumerate(names):
         suffix = "" if number == 0 else str(number + 1)
@@ -54,8 +58,12 @@ def severity_curves(results: Results, groups: Mapping[str, str], what: str, *, s
         layout["annotations"].append(_small_title(shift, layout, suffix))
         for index, group in enumerate(listed):
             if (group, shift) in table.index:
-                curve = pd.concat([clean.loc[[group]].set_axis([0]), table.loc[(group, shift)]])
-                data += _curve(curve, group, index, suffix, first=number == 0)
+                start: pd.DataFrame = clean.loc[[group]].set_axis([0])
+                stronger = pd.DataFrame(table.xs((group, shift)))
+                curve = pd.concat([start, stronger])
+                traces = _curve(curve, group, index, suffix, first=number == 0)
+                traces[-1]["meta"] = {"panel": shift, "columns": ["n", "smallest", "largest"]}
+                data += traces
     layout["legend"] |= {"y": 1 + 22 / (rows * 175), "groupclick": "togglegroup"}
     layout["margin"] |= {"t": 34 + 19 * _legend_lines(listed), "b": 0}
     drawn = min(len(listed), SHOWN_CURVES)
@@ -76,6 +84,7 @@ def severity_curves(results: Results, groups: Mapping[str, str], what: str, *, s
         data=data,
         layout=layout,
         height_px=layout["margin"]["t"] + 175 * rows,
+        axes=("severity", METRICS[results.metric]),
     )
 
 
@@ -128,7 +137,9 @@ def _curve(curve: pd.DataFrame, group: str, index: int, suffix: str, *, first: b
         "marker": {"size": 4},
         "showlegend": first,
         "visible": visible,
-        "customdata": [[int(n)] for n in curve["count"]],
+        "customdata": [
+            [int(n), *floats(ends)] for n, *ends in zip(curve["count"], curve["min"], curve["max"], strict=True)
+        ],
         "hovertemplate": f"{escape(group)}<br>severity %{{x}}: %{{y:.1%}} (n = %{{customdata[0]}})<extra></extra>",
     }
     if curve["count"].max() < 2:
@@ -182,7 +193,7 @@ def training_curves(results: Results, groups: Mapping[str, str], order: Sequence
         for index, group in enumerate([*order, "stage"]):
             lines = [epochs for name, epochs in runs if name == group][:: step if group != "stage" else 1]
             if lines:
-                data.append(_training_lines(key, lines, (group, index), suffix))
+                data.append(_training_lines(key, lines, (group, index), suffix) | {"meta": {"panel": title}})
     return Figure(
         title="Did the trainings settle?",
         note=f"A line is one training. n = {len(trials)} trials and {len(stages)} stages that wrote at least an epoch."
@@ -190,6 +201,7 @@ def training_curves(results: Results, groups: Mapping[str, str], order: Sequence
         data=data,
         layout=layout,
         height_px=300,
+        axes=("epoch", "value"),
     )
 
 
@@ -201,7 +213,8 @@ def _training_lines(
     for epochs in runs:
         for line in epochs:
             x.append(line["epoch"])
-            y.append(line["metrics"].get(key))
+            value = line["metrics"].get(key)
+            y.append(None if value is None else float(f"{value:.5g}"))
         x.append(None)  # a gap: many trainings in one trace keep a page of 400 trials quick
         y.append(None)
     return {

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 
+from orchestrator.report.significance import holm, wilcoxon
 from orchestrator.report.stain_grid import is_stain_cell
-from orchestrator.report.statistics import MIN_UNITS, Interval, bootstrap_interval, holm, wilcoxon
+from orchestrator.report.statistics import MIN_UNITS, Interval, bootstrap_interval
 from orchestrator.report.tables import Results
 
 #: From this many replicates on, whole replicates are resampled; below, cells are, and the report says so.
@@ -53,14 +54,28 @@ def compute_effects(results: Results, measure: str) -> list[Effect]:
 
     A factor whose levels were partly excluded or skipped is compared on the cells that both levels are planned in.
     """
-    effects = []
-    for factor in results.factors if measure in results.trials else ():
-        cells = _side_by_side(results.trials, factor)
-        reference, *levels = [str(level) for level in results.plan["factors"][factor]]
-        for level in levels:
-            if level in cells and reference in cells:
-                pairs = cells[[level, reference]].dropna().astype(int)
-                effects.append(_with_test(results, _effect(results, factor, pairs, measure), pairs))
+    return compute_all_effects(results, [measure])[measure]
+
+
+def compute_all_effects(results: Results, measures: Sequence[str]) -> dict[str, list[Effect]]:
+    """Return column of the trials table → ``compute_effects`` of it; what is paired is looked up once for all."""
+    found = {factor: _pairs_of(results, factor) for factor in results.factors} if measures else {}
+    return {measure: _effects_on(results, measure, found) for measure in measures}
+
+
+def _pairs_of(results: Results, factor: str) -> list[pd.DataFrame]:
+    """Return, per level, its rows of the trials table beside the reference's."""
+    cells = _side_by_side(results.trials, factor)
+    reference, *levels = [str(level) for level in results.plan["factors"][factor]]
+    return [cells[[level, reference]].dropna().astype(int) for level in levels if level in cells and reference in cells]
+
+
+def _effects_on(results: Results, measure: str, found: Mapping[str, Sequence[pd.DataFrame]]) -> list[Effect]:
+    effects = [
+        _with_test(results, _effect(results, factor, pairs, measure), pairs)
+        for factor, levels in found.items()
+        for pairs in (levels if measure in results.trials else ())
+    ]
     corrected = holm([effect.p_value for effect in effects])
     return [replace(effect, p_holm=p) for effect, p in zip(effects, corrected, strict=True)]
 
@@ -146,3 +161,11 @@ def effects_table(effects: Sequence[Effect]) -> pd.DataFrame:
         for effect in effects
     ]
     return pd.DataFrame(rows, columns=None if rows else ["measure", "factor", "level", "reference"])
+
+
+def rank_factors(results: Results, effects: Sequence[Effect]) -> list[str]:
+    """Return the factors, the one with the largest effect first; they get colour and shape in that order."""
+    size = dict.fromkeys(results.factors, 0.0)
+    for effect in effects:
+        size[effect.factor] = max(size[effect.factor], abs(effect.difference or 0.0))
+    return sorted(size, key=lambda factor: -size[factor])

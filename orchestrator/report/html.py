@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from importlib.resources import files
 from string import Template
+from typing import Any
 
 from orchestrator.report.plot import Figure
 
 #: A higher figure scrolls inside the page.
 TALL_PX = 1400
+
+#: A table of at most so many rows is not broken over two sheets of paper.
+SHORT_ROWS = 16
+
+#: Width of a saved figure that needs no more.
+SAVED_WIDTH_PX = 1000
+
+_FIGURE = re.compile(r'<script type="application/json" id="([^"]+)">(.*?)</script>', re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -94,16 +104,25 @@ def callout(text: str, kind: str = "", items: Sequence[str] = ()) -> str:
 
 
 def embed(figure: Figure, identifier: str) -> str:
-    """Return a figure with its title, its note and its data; page.js draws it."""
-    payload = json.dumps({"data": figure.data, "layout": figure.layout}, separators=(",", ":"), allow_nan=False)
+    """Return a figure with its title, its note, its data and buttons that save it; page.js draws it."""
+    said: dict[str, Any] = {"data": figure.data, "layout": figure.layout, "axes": figure.axes, "title": figure.title}
+    said |= {"height": figure.height_px, "width": max(figure.min_width_px, SAVED_WIDTH_PX)}
+    payload = json.dumps(said, separators=(",", ":"), allow_nan=False)
     payload = payload.replace("<", "\\u003c")  # "</script>" inside a string would end the element
     scroll = "scroll tall" if figure.height_px > TALL_PX else "scroll"
     style = f"height:{figure.height_px}px" + (f";min-width:{figure.min_width_px}px" if figure.min_width_px else "")
+    save = "".join(f'<button data-save="{kind}">{kind.upper()}</button>' for kind in ("svg", "png", "csv"))
     return (
         f"<figure><figcaption><h3>{escape(figure.title)}</h3>{note(figure.note)}</figcaption>"
         f'<div class="{scroll}"><div class="plot" style="{style}" data-figure="{identifier}"></div></div>'
+        f'<div class="save" aria-label="save this figure">{save}</div>'
         f'<script type="application/json" id="{identifier}">{payload}</script></figure>'
     )
+
+
+def read_figures(page: str) -> dict[str, dict[str, Any]]:
+    """Return identifier → what ``embed`` wrote of every figure of a page: data, layout, axes, title, height, width."""
+    return {identifier: json.loads(payload) for identifier, payload in _FIGURE.findall(page)}
 
 
 def views(figures: Mapping[str, Figure], identifier: str, caption: str) -> str:
@@ -124,7 +143,8 @@ def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, tall: bo
     head = "".join(_head(column) for column in columns)
     body = "".join("<tr>" + "".join(_cell(*pair) for pair in zip(row, columns, strict=True)) + "</tr>" for row in rows)
     scroll = "scroll tall" if tall else "scroll"
-    return f'<div class="{scroll}"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    short = ' class="short"' if len(rows) <= SHORT_ROWS else ""
+    return f'<div class="{scroll}"><table{short}><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _head(column: Column) -> str:

@@ -18,10 +18,11 @@ function themed(layout) {
   return result;
 }
 
+const figureOf = (plot) => JSON.parse(document.getElementById(plot.dataset.figure).textContent);
+
 function draw(plot) {
-  const figure = JSON.parse(document.getElementById(plot.dataset.figure).textContent);
-  const config = { responsive: true, displaylogo: false, modeBarButtons: [["toImage", "resetScale2d"]],
-    toImageButtonOptions: { format: "svg", filename: plot.dataset.figure } };
+  const figure = figureOf(plot);
+  const config = { responsive: true, displaylogo: false, modeBarButtons: [["resetScale2d"]] };
   Plotly.react(plot, figure.data, themed(figure.layout), config);
   plot.dataset.drawn = "1";
 }
@@ -33,8 +34,82 @@ const nearby = new IntersectionObserver((entries) => {
 plots.forEach((plot) => nearby.observe(plot));
 const redraw = () => plots.filter((plot) => plot.dataset.drawn).forEach(draw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
-addEventListener("beforeprint", () => plots.filter((plot) => plot.offsetParent).forEach(draw));
-addEventListener("afterprint", redraw);
+
+// Do something in light colours, whatever the page is shown in: for paper and for saved figures.
+function inLight(action) {
+  document.documentElement.dataset.theme = "light";
+  try { return action(); } finally { delete document.documentElement.dataset.theme; }
+}
+
+// On paper a figure is drawn as wide as on a screen and scaled to what an A4 or Letter page can hold (CSS px, 96 dpi).
+// Text of tables is printed .75 times as large as it is shown (page.css).
+const PAPER = { width: 690, height: 860, drawn: 960, text: 0.75 };
+addEventListener("beforeprint", () => inLight(() => {
+  for (const details of document.querySelectorAll("details:not([open])")) { details.open = true; details.dataset.closed = "1"; }
+  for (const table of document.querySelectorAll("table:not(.examples)")) {
+    table.style.width = "min-content"; // a table whose words do not fit is scaled down whole
+    const zoom = Math.min(1, PAPER.width / (PAPER.text * table.offsetWidth));
+    table.style.width = "";
+    table.style.zoom = zoom;
+  }
+  for (const plot of plots.filter((each) => each.offsetParent)) {
+    const { width, height } = figureOf(plot);
+    const drawn = Math.max(PAPER.drawn, width);
+    plot.style.width = `${drawn}px`;
+    draw(plot);
+    plot.style.zoom = Math.min(PAPER.width / drawn, PAPER.height / height);
+  }
+}));
+addEventListener("afterprint", () => {
+  for (const details of document.querySelectorAll("details[data-closed]")) { details.open = false; delete details.dataset.closed; }
+  for (const plot of plots) plot.style.width = plot.style.zoom = "";
+  for (const table of document.querySelectorAll("table")) table.style.zoom = "";
+  redraw();
+});
+
+// Save a figure: as it is drawn on white paper, or its data as a table. The same rows as exports.figure_rows.
+const plain = (html) => new DOMParser().parseFromString(String(html).replaceAll("<br>", "; "), "text/html").body.textContent;
+function rowsOf({ data, axes: [x, y, z] }) {
+  const rows = [];
+  for (const trace of data.filter((each) => each.hoverinfo !== "skip")) {
+    const head = {};
+    if (trace.meta?.panel) head.panel = trace.meta.panel;
+    if (trace.name) head.series = plain(trace.name);
+    const text = (value) => typeof value === "string" ? plain(value) : value;
+    const customs = (values) => (trace.meta?.columns ?? []).map((name, k) => [name, text([values].flat()[k])]);
+    let line = trace.type !== "heatmap" && trace.x.includes(null) ? 0 : undefined;
+    if (trace.type === "heatmap") trace.z.forEach((line, i) => line.forEach((value, j) => rows.push({ ...head,
+      [x]: plain(trace.x[j]), [y]: plain(trace.y[i]), [z]: value, ...Object.fromEntries(customs(trace.customdata?.[i][j])) })));
+    else trace.x.forEach((value, i) => {
+      if (value === null && line !== undefined) { line += 1; return; } // a gap: another line of the same trace begins
+      const row = { ...head, ...(line === undefined ? {} : { line }), [x]: value, [y]: trace.y[i] };
+      if (trace.error_x) row[`${x} sd`] = trace.error_x.array[i];
+      if (trace.error_y) row[`${y} sd`] = trace.error_y.array[i];
+      if (Array.isArray(trace.hovertext)) row.label = plain(trace.hovertext[i]);
+      rows.push({ ...row, ...Object.fromEntries(customs(trace.customdata?.[i])) });
+    });
+  }
+  return rows;
+}
+function csvOf(figure) {
+  const rows = rowsOf(figure), columns = [...new Set(rows.flatMap((row) => Object.keys(row)))];
+  const cell = (value) => /[",\n]/.test(value ?? "") ? `"${String(value).replaceAll('"', '""')}"` : String(value ?? "");
+  return [columns, ...rows.map((row) => columns.map((name) => row[name]))].map((line) => line.map(cell).join(",") + "\n").join("");
+}
+function download(name, text) {
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([text], { type: "text/csv" }));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+}
+for (const button of document.querySelectorAll(".save button")) button.addEventListener("click", () => {
+  const plot = button.closest("figure").querySelector(".plot"), figure = figureOf(plot), { width, height } = figure;
+  const filename = plot.dataset.figure.replace("figure-", ""), format = button.dataset.save;
+  if (format === "csv") return download(`${filename}.csv`, csvOf(figure));
+  const layout = inLight(() => ({ ...themed(figure.layout), paper_bgcolor: "#fff", plot_bgcolor: "#fff", autosize: false, width, height }));
+  Plotly.downloadImage({ data: figure.data, layout }, { format, filename, width, height, scale: format === "png" ? 2 : 1 });
+});
 
 // One of several views of a figure.
 for (const views of document.querySelectorAll(".views")) {

@@ -6,20 +6,30 @@ text, axes and grid (light or dark). Text of the user is escaped in figures, bec
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from html import escape
 from typing import Any
 
+import numpy as np
 import pandas as pd
-
-from orchestrator.report.tables import Results
+from numpy.typing import NDArray
 
 #: Okabe & Ito 2008 (told apart by colour-blind readers), reordered, black and yellow left out, the
 #: blue lighter so that it reads on a dark page too.
 PALETTE = ("#2b8ac9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a63d2", "#8c6d46")
 #: One hue, light to dark: read without a rainbow and in grey print. Low values are the dark ones, where one looks.
 SEQUENTIAL = [[0.0, "#7f2704"], [0.25, "#d94801"], [0.5, "#fd8d3c"], [0.75, "#fdd0a2"], [1.0, "#fff5eb"]]
+#: Two hues that meet in white: differences around 0. Orange is worse, as the dark end above.
+DIVERGING = [[0.0, "#a63603"], [0.25, "#fd8d3c"], [0.5, "#f7f7f7"], [0.75, "#6baed6"], [1.0, "#08519c"]]
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "hexagon")
+
+
+#: Digits behind the point of what is drawn, for scores in [0, 1]: a third of the page otherwise.
+DIGITS = 7
+
+#: Dots of one panel; more are neither told apart nor drawn quickly by a browser.
+MAX_DOTS = 2_000
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,8 @@ class Figure:
     height_px: int
     #: Narrowest useful width; the page scrolls a wider one sideways.
     min_width_px: int = 0
+    #: What x and y (and the colour of a heat map) are called in the figure's CSV.
+    axes: tuple[str, ...] = ("x", "y", "z")
 
     def named(self, title: str) -> Figure:
         """Return the same figure under another question."""
@@ -63,8 +75,9 @@ def layout_of(**more: Any) -> dict[str, Any]:
 
 
 def floats(values: Any) -> list[float | None]:
-    """Return JSON-able numbers; NaN becomes None, which Plotly leaves out."""
-    return [None if pd.isna(value) else float(value) for value in values]
+    """Return JSON-able numbers of ``DIGITS`` digits; NaN becomes None, which Plotly leaves out."""
+    array = np.asarray(values, dtype=float)
+    return [None if math.isnan(value) else value for value in array.round(DIGITS).tolist()]
 
 
 def panel_title(text: str, x: float, y: float) -> dict[str, Any]:
@@ -82,14 +95,20 @@ def panel_title(text: str, x: float, y: float) -> dict[str, Any]:
     }
 
 
-def rows_of_test(results: Results) -> pd.DataFrame:
-    """Return the shifts table's rows of the in-distribution test set, identity (severity 0) included."""
-    shifts = results.shifts
-    if shifts.empty or results.metric not in shifts:
-        return pd.DataFrame(columns=["severity", "signature", "shift"])
-    return shifts[shifts["set"] == "test"]
-
-
 def sentence(text: str) -> str:
     """Return ``text`` with its first letter raised and the others as they are (AUROC stays AUROC)."""
     return text[:1].upper() + text[1:]
+
+
+def every_nth(arms: pd.Series, *, most: int = MAX_DOTS) -> tuple[NDArray[np.intp], str]:
+    """Return which dots are drawn, sorted, and in words which are not ("" where all are).
+
+    Args:
+        arms: the arm of every dot; of each arm every n-th is drawn, its first always.
+        most: about so many are drawn.
+    """
+    step = max(1, math.ceil(len(arms) / most))
+    drawn = np.flatnonzero(arms.groupby(arms).cumcount().to_numpy() % step == 0)
+    if step == 1:
+        return drawn, ""
+    return drawn, f" One dot in {step} is drawn ({len(drawn):,} of {len(arms):,}); everything else is from all of them."

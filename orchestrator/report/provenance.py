@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from html import escape
 from typing import Any
 
+from orchestrator.budget import Standing
 from orchestrator.plan import describe_skipped
 from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
 from orchestrator.report.html import Section, callout, facts, note, plural
@@ -25,8 +26,13 @@ def lede(results: Results) -> str:
     )
 
 
-def status(results: Results) -> str:
-    """Return the counts as a meter, and loudly what is failed, missing or skipped (HTML)."""
+def status(results: Results, standing: Standing | None = None) -> str:
+    """Return the counts as a meter, and loudly what is failed, missing, held back or skipped (HTML).
+
+    Args:
+        results: the study.
+        standing: to its budget; None: it has none.
+    """
     counts = results.counts
     states = (COMPLETE, FAILED, INTERRUPTED, MISSING)
     meter = "".join(f'<i class="{state}" style="flex:{counts[state]}"></i>' for state in states if counts[state])
@@ -42,19 +48,39 @@ def status(results: Results) -> str:
             "so arms may rest on different replicates; see Problems.",
             "bad",
         )
+    held_back = describe_held_back(results, standing)
+    if held_back is not None:
+        html += callout(held_back, "warn")
     skipped = results.plan["skipped"]
     if skipped:
         html += callout(f"{plural(len(skipped), 'arm')} left out of the plan:", "warn", describe_skipped(skipped))
     return html
 
 
-def provenance_section(results: Results, *, digest: str, files: Mapping[str, str]) -> Section:
+def describe_held_back(results: Results, standing: Standing | None) -> str | None:
+    """Return in words what is missing because the budget is spent, None when nothing is."""
+    if standing is None:
+        return None
+    counts = results.counts
+    number = standing.count_held_back(interrupted=counts[INTERRUPTED], missing=counts[MISSING])
+    if not number:
+        return None
+    return (
+        f"The budget is spent ({standing.describe()}): {number} of the trials that are missing or interrupted will "
+        "not start until execution.budget is raised."
+    )
+
+
+def provenance_section(
+    results: Results, *, digest: str, files: Mapping[str, str], compute: Mapping[str, str] | None = None
+) -> Section:
     """Return versions, fingerprints, compute, configuration and the files beside the page.
 
     Args:
         results: the study.
         digest: ``results_sha256`` of it.
         files: name of a CSV → what is in it.
+        compute: further facts on what the study has taken.
     """
     plan = results.plan
     rows = {
@@ -69,6 +95,7 @@ def provenance_section(results: Results, *, digest: str, files: Mapping[str, str
         "tracking": plan["mlflow"] or "not logged to MLflow",
         "planned": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(plan["written_ms"] / 1000)),
         "ran on": _environments(results),
+        **(compute or {}),
     }
     if results.orphaned:
         rows["no longer planned"] = f"{len(results.orphaned)} trials in the ledger, left out of this report"
@@ -91,7 +118,9 @@ def _environments(results: Results) -> str:
 
 
 def _configuration(results: Results) -> str:
-    configs = [flatten(record.config["config"]) for record in results.records.values()]
+    # Replicates of an arm have its configuration, and their own number.
+    records = {record.config["name"]: record for record in results.records.values()}
+    configs = [flatten(record.config["config"]) for record in records.values()]
     if not configs:
         return note("No trial has started, so no configuration is recorded.")
     keys = sorted({key for config in configs for key in config} - {"replicate"})
@@ -102,7 +131,9 @@ def _configuration(results: Results) -> str:
         text = _short(" | ".join(values), 120)
         cells[differs].append(f"<div><span>{escape(key)}</span><b>{escape(text)}</b></div>")
     varied, same = cells[True], cells[False]
-    summary = f"{plural(len(varied), 'field')} varied, {len(same)} the same in all {len(configs)} trials that started"
+    summary = (
+        f"{plural(len(varied), 'field')} varied, {len(same)} the same in all {len(results.records)} trials that started"
+    )
     return (
         f'<details><summary>Resolved configuration: {summary}</summary><div class="columns varied">{"".join(varied)}'
         f'</div><div class="columns">{"".join(same)}</div></details>'

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import base64
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from html import escape
 
@@ -13,10 +12,11 @@ import pandas as pd
 from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
 from orchestrator.report.answer import Answer, missing_pairs
 from orchestrator.report.curves import severity_curves, training_curves
-from orchestrator.report.effects import Effect
+from orchestrator.report.differences import compute_differences, difference_map
+from orchestrator.report.effects import Effect, rank_factors
 from orchestrator.report.examples import Examples
-from orchestrator.report.figures import Style, effects_figure, heat_map, scatter
-from orchestrator.report.html import Cell, Column, Section, callout, embed, note, plural, table, views
+from orchestrator.report.figures import effects_figure, heat_map
+from orchestrator.report.html import Cell, Column, Section, callout, embed, note, table, views
 from orchestrator.report.plot import sentence
 from orchestrator.report.stain_grid import MARGIN, Grid, Line, compute_grid, stain_heat_maps, summarise_copies
 from orchestrator.report.tables import METRICS, MISSING, Results
@@ -181,11 +181,11 @@ def _p(value: float | None) -> Cell:
 
 def shifts_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> Section | None:
     """Return heat map and severity curves (by each factor, and by arm), and the stain grid where there is one."""
-    heat, grid = heat_map(results), compute_grid(results)
+    heat, grid, differences = heat_map(results), compute_grid(results), compute_differences(results)
     curves = {}
-    for factor in _by_size(results, effects):
+    for factor in rank_factors(results, effects):
         groups = dict(zip(results.trials["signature"], results.trials[f"arm/{factor}"], strict=True))
-        levels = [str(level) for level in results.plan["factors"][factor]]
+        levels = results.levels(factor)
         curves[factor] = severity_curves(results, groups, f"level of {factor}, over all other factors", shown=levels)
     groups = {s: results.labels[n] for s, n in zip(results.trials["signature"], results.trials["name"], strict=True)}
     column = f"val/{results.metric}.mean"
@@ -195,7 +195,9 @@ def shifts_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effec
     body = (
         ""
         if heat is None or not drawn
-        else embed(heat, "figure-heat") + views(drawn, "figure-severity", "One curve per")
+        else embed(heat, "figure-heat")
+        + ("" if differences is None else embed(difference_map(results, differences), "figure-differences"))
+        + views(drawn, "figure-severity", "One curve per")
     )
     if grid is not None:
         body += embed(stain_heat_maps(results, grid), "figure-stains") + _copies_table(results, grid)
@@ -234,36 +236,12 @@ def _kept(line: Line | None) -> list[Cell]:
     ]
 
 
-def _by_size(results: Results, effects: Sequence[Effect]) -> list[str]:
-    """Return the factors, largest effect first: they get colour and shape, and the first view."""
-    size = dict.fromkeys(results.factors, 0.0)
-    for effect in effects:
-        size[effect.factor] = max(size[effect.factor], abs(effect.difference or 0.0))
-    return sorted(size, key=lambda factor: -size[factor])
-
-
-def transfer_section(results: Results, effects: Sequence[Effect]) -> Section | None:
-    """Return in-distribution against shifted, worst shifted and every external set, a dot per trial."""
-    order = _by_size(results, effects)
-    style = Style(order[0] if order else None, order[1] if len(order) > 1 else None)
-    metric = results.metric
-    titles = {f"robustness/mean_{metric}": "mean over shifts", f"robustness/worst_{metric}": "worst shift"}
-    titles |= {f"external/{name}/{metric}": f"{name} (external set)" for name in results.external_sets}
-    figure = scatter(results, titles, style)
-    if figure is None:
-        return None
-    body = embed(figure, "figure-transfer")
-    if not results.external_sets:
-        body += note("The study has no external set.")
-    return Section("transfer", "Transfer", "In distribution and elsewhere", body)
-
-
 def training_section(results: Results, effects: Sequence[Effect]) -> Section | None:
     """Return the training curves, coloured by the factor with the largest effect."""
-    order = _by_size(results, effects)
+    order = rank_factors(results, effects)
     signatures = results.trials["signature"]
     colours = results.trials[f"arm/{order[0]}"] if order else pd.Series("trial", index=signatures.index)
-    levels = [str(level) for level in results.plan["factors"][order[0]]] if order else ["trial"]
+    levels = results.levels(order[0]) if order else ["trial"]
     figure = training_curves(results, dict(zip(signatures, colours, strict=True)), levels)
     if figure is None:
         return None
@@ -300,55 +278,3 @@ def _image(png: bytes, text: str, smooth: bool) -> str:
     data = base64.b64encode(png).decode()
     css = ' class="smooth"' if smooth else ""
     return f'<img{css} src="data:image/png;base64,{data}" alt="{escape(text)}" title="{escape(text)}" loading="lazy">'
-
-
-# ------------------------------------------------------------------------------------------------ what is not there
-
-
-def problems_section(results: Results) -> Section:
-    """Return every trial that is not complete, undefined metrics and images set aside: or that there are none."""
-    body = ""
-    incomplete = results.trials[results.trials["state"] != COMPLETE]
-    if len(incomplete):
-        columns = [
-            Column("state"),
-            Column("arm"),
-            Column("replicate", is_number=True),
-            Column("signature"),
-            Column("reason"),
-        ]
-        rows = [
-            [
-                Cell(escape(trial["state"])),
-                Cell(escape(results.labels[trial["name"]])),
-                Cell(str(trial["replicate"]), value=trial["replicate"]),
-                Cell(f"<code>{escape(trial['signature'])}</code>"),
-                Cell(escape(trial["reason"]), css="wide"),
-            ]
-            for _, trial in incomplete.iterrows()
-        ]
-        body += table(columns, rows, tall=len(rows) > TALL_ROWS)
-    else:
-        body += note("Every planned trial is complete.")
-    if results.damaged:
-        body += callout("Damaged files in the ledger; nothing in this report needs them:", "warn", results.damaged)
-    undefined = Counter(
-        f"{key}: {why}"
-        for record in results.records.values()
-        if record.result is not None
-        for key, why in record.result["undefined"].items()
-    )
-    if undefined:
-        items = [f"{text} ({count} of {len(results.complete)} complete trials)" for text, count in undefined.items()]
-        body += callout("Undefined metrics are left out of every mean:", "warn", items)
-    images = results.plan["data"]["quarantined"]
-    if images:
-        items = [f"{bad['file_name']}{_row(bad['row'])}: {bad['problem']}" for bad in images]
-        body += callout(f"{plural(len(images), 'image')} set aside as unusable:", "warn", items)
-    else:
-        body += note("No image was set aside.")
-    return Section("problems", "Problems", "Failed, missing, set aside", body)
-
-
-def _row(row: int | None) -> str:
-    return "" if row is None else f" (row {row})"

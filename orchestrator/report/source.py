@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from dataclasses import asdict, dataclass
 
 from orchestrator.settled import SOURCE
 from trainables.finished import describe_files, find_change
 from trainables.storage import Folder
 
-PAGE = "report/index.html"
+PAGE, VERDICTS = "report/index.html", "report/verdicts.csv"
 #: Name of a table beside the page → what is in it.
 TABLES = {
     "trials.csv": "a row per planned trial",
     "arms.csv": "mean, sd and n per arm",
     "shifts.csv": "a row per trial, set, shift and severity",
     "effects.csv": "main effects on every headline number",
-    "balanced_errors.csv": "BE and rBE per arm, relative to the first arm",
+    "balanced_errors.csv": "BE and rBE per arm, relative to the reference",
+    "verdicts.csv": "what came of every hypothesis",
+    "costs.csv": "seconds, device hours and memory per arm",
 }
-_FILES = (PAGE, *(f"report/{name}" for name in TABLES))
+#: The same for a paper: LaTeX with booktabs, and Markdown.
+PAPER_TABLES = {
+    "arms.md": "arms, Markdown",
+    "arms.tex": "arms, LaTeX",
+    "effects.md": "main effects, Markdown",
+    "effects.tex": "main effects, LaTeX",
+}
+#: Folder of the figures as files, where they were asked for.
+FIGURES = "report/figures"
+_FILES = (PAGE, *(f"report/{name}" for name in TABLES | PAPER_TABLES))
 #: What arms are compared by, unless one is asked for.
 DEFAULT_METRIC = "balanced_accuracy"
 
@@ -75,6 +88,11 @@ def find_report(root: Folder, state: str) -> Report | None:
     if not root.is_intact(SOURCE):
         return None
     return read_report(root, Source(**(root.read_json(SOURCE)["source"] | {"state": state})))
+
+
+def read_verdicts(root: Folder) -> list[dict[str, str]]:
+    """Return the rows of ``verdicts.csv`` of a report that is there; "" is undefined."""
+    return list(csv.DictReader(io.StringIO(root.read(VERDICTS).decode())))
 
 
 def locate_report(

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from orchestrator.report.plot import SEQUENTIAL, Figure, layout_of, panel_title, rows_of_test, sentence
+from orchestrator.report.plot import SEQUENTIAL, Figure, layout_of, panel_title, sentence
 from orchestrator.report.tables import METRICS, Results
 
 #: What ``trainables.shifts.bank.stain_name`` writes; the report does not import torch.
@@ -59,20 +59,32 @@ def is_stain_cell(name: str) -> bool:
     return _CELL.fullmatch(name) is not None
 
 
+def rows_of_shifts(results: Results) -> tuple[pd.DataFrame, list[str]]:
+    """Return ``results.test_rows`` without the cells of a stain grid, and the shifts in it in the study's order."""
+    rows = results.test_rows
+    if results.metric not in rows:
+        return rows.iloc[:0], []
+    rows = rows[~rows["shift"].map(is_stain_cell).astype(bool)]
+    return rows, [str(name) for name in rows.loc[rows["severity"] > 0, "shift"].unique()]
+
+
 def compute_grid(results: Results) -> Grid | None:
     """Return the scores of a study that was tested on stain cells; None where there are none."""
-    rows = rows_of_test(results)
-    rows = rows.dropna(subset=[results.metric]) if len(rows) else rows
+    rows = results.test_rows
+    if results.metric not in rows:
+        return None
+    rows = rows.dropna(subset=[results.metric])
     shifted = rows[rows["severity"] > 0]
     is_cell = shifted["shift"].map(is_stain_cell).astype(bool)
     if not is_cell.any():
         return None
-    clean = rows[rows["severity"] == 0].groupby("name")[results.metric].mean()
-    scores = shifted[~is_cell].groupby(["name", "shift", "severity"])[results.metric].mean()
+    clean = rows[rows["severity"] == 0].groupby("name", observed=True)[results.metric].mean()
+    scores = shifted[~is_cell].groupby(["name", "shift", "severity"], observed=True)[results.metric].mean()
     cells = shifted[is_cell]
-    factors = cells["shift"].str.extract(_CELL).astype(float)
+    factors = cells["shift"].astype(str).str.extract(_CELL).astype(float)
     cells = cells.assign(haematoxylin=factors[0], eosin=factors[1])
-    table = cells.groupby(["name", "haematoxylin", "eosin"])[results.metric].mean().unstack(["haematoxylin", "eosin"])
+    groups = cells.groupby(["name", "haematoxylin", "eosin"], observed=True)[results.metric]
+    table = groups.mean().unstack(["haematoxylin", "eosin"])
     table = table.sort_index(axis=1)
     table = table.loc[table.mean(axis=1).sort_values(ascending=False, kind="stable").index]
     rest = scores.unstack(["shift", "severity"]).reindex(table.index)
@@ -116,7 +128,8 @@ def stain_heat_maps(results: Results, grid: Grid) -> Figure:
         layout["annotations"].append(panel_title(results.labels[name], column * width + 0.02, top))
         if 1.0 in haematoxylin and 1.0 in eosin:
             layout["shapes"].append(_frame(eosin.index(1.0), haematoxylin.index(1.0), suffix))
-        data.append(_panel(cells, (low, high), suffix, first=number == 0))
+        meta = {"meta": {"panel": results.labels[name], "columns": ["cell"]}}
+        data.append(_panel(cells, (low, high), suffix, first=number == 0) | meta)
     return Figure(
         title="Where on the stain grid does each arm break?",
         note=(

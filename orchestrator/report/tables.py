@@ -6,10 +6,8 @@ Rows start from the plan, not from what happens to lie in the ledger, so a missi
 from __future__ import annotations
 
 import hashlib
-import itertools
-import json
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -17,12 +15,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from orchestrator.ledger import Ledger, Record
+from orchestrator.ledger import STARTED, Ledger, Record
 from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED
+from orchestrator.report.evaluations import Evaluations, Packer, evaluations_table
 from orchestrator.report.statistics import summarise
 from orchestrator.report.text import TextTable
 from trainables.errors import StudyError
-from trainables.evaluation.balanced import Errors, RelativeErrors, compute_relative_errors
+from trainables.evaluation.balanced import Errors, ReferenceTable, RelativeErrors, compute_relative_errors
 
 #: What a planned trial without a folder in the ledger is called in every table.
 MISSING = "missing"
@@ -32,9 +31,6 @@ METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "au
 
 #: Columns of the trials table that differ between an undisturbed and a resumed run.
 _TIMES = ("duration_seconds", "peak_rss_mib", "reason")
-
-#: What the shifts table says of an evaluation besides its metrics.
-_ABOUT = ("set", "shift", "severity", "strength", "num_images")
 
 
 @dataclass(frozen=True)
@@ -73,6 +69,14 @@ class Results:
         first = self.plan["trials"][0]["name"] if self.plan["trials"] else ""
         return sorted(varied, key=lambda name: first.find(f"{name}="))
 
+    def levels(self, factor: str) -> list[str]:
+        """Return the levels of a factor that trials are planned with, in the study file's order.
+
+        Their place in it is their colour, in every figure.
+        """
+        planned = set(self.trials[f"arm/{factor}"])
+        return [str(level) for level in self.plan["factors"][factor] if str(level) in planned]
+
     @cached_property
     def labels(self) -> dict[str, str]:
         """Arm name → short label: the levels of the factors that vary; the full name where that is not unique."""
@@ -100,12 +104,22 @@ class Results:
         return {"trials": TextTable(self.trials), "shifts": TextTable(self.shifts)}
 
     @cached_property
+    def test_rows(self) -> pd.DataFrame:
+        """The rows of the shifts table on the in-distribution test set, identity (severity 0) included.
+
+        ``signature``, ``name`` and ``shift`` are categories: grouping 700,000 rows by texts takes seconds.
+        """
+        rows = self.shifts[self.shifts["set"] == "test"] if len(self.shifts) else self.shifts
+        return rows.astype(dict.fromkeys(("signature", "name", "shift"), "category"))
+
+    @cached_property
     def shift_means(self) -> pd.DataFrame:
         """Mean over severities of the metric on the shifted test set: a row per signature, a column per shift."""
-        if self.shifts.empty or self.metric not in self.shifts:
+        if self.metric not in self.test_rows:
             return pd.DataFrame()
-        rows = self.shifts[(self.shifts["set"] == "test") & (self.shifts["severity"] > 0)]
-        return rows.groupby(["signature", "shift"])[self.metric].mean().unstack("shift")
+        rows = self.test_rows[self.test_rows["severity"] > 0]
+        means = rows.groupby(["signature", "shift"], observed=True)[self.metric].mean().unstack("shift")
+        return means.set_axis(means.index.astype(str), axis=0).set_axis(means.columns.astype(str), axis=1)
 
     @cached_property
     def measures(self) -> list[Measure]:
@@ -127,11 +141,18 @@ class Results:
     @cached_property
     def external_sets(self) -> list[str]:
         """Names of the external sets that complete trials were evaluated on."""
-        return [] if self.shifts.empty else sorted(set(self.shifts["set"]) - {"test", "val"})
+        return [] if self.shifts.empty else sorted(set(self.shifts["set"].unique()) - {"test", "val"})
 
 
-def load_results(ledger: Ledger, metric: str = "balanced_accuracy") -> Results:
+def load_results(
+    ledger: Ledger, metric: str = "balanced_accuracy", *, states: Mapping[str, str] | None = None
+) -> Results:
     """Return the tables of a study in whatever state it is.
+
+    Args:
+        ledger: of the study.
+        metric: name in ``METRICS``.
+        states: what ``ledger.states()`` has just returned; None: it is asked.
 
     Raises:
         StudyError: the study has never been planned, or ``metric`` is not one that every shift has.
@@ -139,29 +160,32 @@ def load_results(ledger: Ledger, metric: str = "balanced_accuracy") -> Results:
     """
     if metric not in METRICS:
         raise StudyError(f"asked for a report by the metric {metric!r}; expected one of {', '.join(METRICS)}")
-    plan, states = ledger.read_plan(), ledger.states()
+    plan, states = ledger.read_plan(), ledger.states() if states is None else states
     planned = {trial["signature"] for trial in plan["trials"]}
-    records = {record.signature: record for record in ledger.records("trial", signatures=planned)}
+    started = [signature for signature in sorted(planned) if states.get(signature, ABSENT) in STARTED]
+    records, evaluations, packer = {}, {}, Packer()
+    for record in ledger.read_each("trial", started):
+        records[record.signature] = record
+        if record.result is not None:
+            evaluations[record.signature] = packer.pack(record.result.pop("evaluations"))
     # A damaged stage that no trial will start from is not made again.
     whole = {stage["signature"] for stage in plan["stages"]} - ledger.damaged.keys()
     stages = ledger.records("stage", signatures=whole)
-    trials, shifts = trials_table(plan, records, stages), shifts_table(plan, records)
-    for record in records.values():
-        if record.result is not None:
-            del record.result["evaluations"]  # they are in the tables now; 1 GB for 10,000 trials of 73
     return Results(
         plan=plan,
         metric=metric,
         records=records,
         stages=stages,
-        trials=trials,
-        shifts=shifts,
+        trials=trials_table(plan, records, stages, evaluations),
+        shifts=shifts_table(plan, evaluations),
         orphaned=tuple(s for s in (ledger.root / "trials").children() if s not in planned and states[s] != ABSENT),
         damaged=tuple(ledger.damaged.values()),
     )
 
 
-def trials_table(plan: dict[str, Any], records: dict[str, Record], stages: list[Record]) -> pd.DataFrame:
+def trials_table(
+    plan: dict[str, Any], records: dict[str, Record], stages: list[Record], evaluations: Mapping[str, Evaluations]
+) -> pd.DataFrame:
     """Return one row per planned trial: signature, arm, levels, replicate, state, reason, times and all metrics."""
     broken = {stage.signature: stage for stage in stages if stage.state == FAILED}
     rows = []
@@ -171,7 +195,8 @@ def trials_table(plan: dict[str, Any], records: dict[str, Record], stages: list[
         if record is not None and record.result is not None:
             result = record.result
             row |= {name: result.get(name) for name in ("epochs", "best_epoch", "duration_seconds", "peak_rss_mib")}
-            row |= _validation(result) | dict(sorted(result["metrics"].items()))
+            row |= {f"val/{name}": value for name, value in evaluations[trial["signature"]].validation.items()}
+            row |= dict(sorted(result["metrics"].items()))
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["signature", "name", "replicate", "state", "reason"])
 
@@ -190,38 +215,13 @@ def _reason(trial: dict[str, Any], record: Record | None, broken: dict[str, Reco
     return ""
 
 
-def _validation(result: dict[str, Any]) -> dict[str, float]:
-    """Return the metrics on unshifted in-distribution validation: the only ones that may choose an arm."""
-    for evaluation in result["evaluations"]:
-        if evaluation["set"] == "val" and evaluation["severity"] == 0:
-            return {f"val/{name}": value for name, value in sorted(evaluation["metrics"].items())}
-    return {}
-
-
-def shifts_table(plan: dict[str, Any], records: dict[str, Record]) -> pd.DataFrame:
+def shifts_table(plan: dict[str, Any], evaluations: Mapping[str, Evaluations]) -> pd.DataFrame:
     """Return one row per complete trial × set × shift × severity, tidy; a strength of several numbers is JSON."""
-    keys, evaluations, counts = [], [], []
-    for trial in plan["trials"]:
-        record = records.get(trial["signature"])
-        if record is not None and record.result is not None:
-            keys.append(_key(trial))
-            evaluations += record.result["evaluations"]
-            counts.append(len(record.result["evaluations"]))
-    if not evaluations:
+    complete = [trial for trial in plan["trials"] if trial["signature"] in evaluations]
+    packed = [evaluations[trial["signature"]] for trial in complete]
+    if not any(each.about for each in packed):
         return pd.DataFrame(columns=["signature", "name", "replicate", "set", "shift", "severity"])
-    # Column by column, each evaluation looked at once: a dict per row takes three times as long.
-    of_trial = pd.DataFrame(keys).take(np.repeat(np.arange(len(keys)), counts)).reset_index(drop=True)
-    about = _columns(evaluations, _ABOUT)
-    about["strength"] = [json.dumps(each) if isinstance(each, list | dict) else each for each in about["strength"]]
-    metrics = [evaluation["metrics"] for evaluation in evaluations]
-    values = _columns(metrics, tuple(dict.fromkeys(itertools.chain.from_iterable(metrics))))
-    return pd.concat([of_trial, pd.DataFrame(about | values)], axis=1)
-
-
-def _columns(rows: Sequence[Mapping[str, Any]], names: Sequence[str]) -> dict[str, list[Any]]:
-    """Return name → its value in every row, None where a row lacks it."""
-    values = [tuple(map(row.get, names)) for row in rows]
-    return {name: list(column) for name, column in zip(names, zip(*values, strict=True), strict=True)}
+    return evaluations_table(pd.DataFrame(list(map(_key, complete))), packed)
 
 
 def arms_table(results: Results) -> pd.DataFrame:
@@ -240,38 +240,63 @@ def arms_table(results: Results) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=None if rows else ["name", "label"])
 
 
+def find_reference(plan: Mapping[str, Any]) -> tuple[str, str | ReferenceTable]:
+    """Return how the report calls the reference of BE and rBE, and which it is: the name of an arm, or a table.
+
+    Args:
+        plan: content of ``plan.json``; older ones name no reference, which is then the first arm, as without one.
+    """
+    said = plan.get("reference")
+    if said is None:
+        first = plan["trials"][0]["name"] if plan["trials"] else ""
+        return first, first
+    if "table" in said:
+        return said["table"], ReferenceTable.from_json(said)
+    return said["arm"], said["arm"]
+
+
 def balanced_errors_table(results: Results) -> pd.DataFrame:
-    """Return one row per arm: its balanced errors on the test set, and BE and rBE relative to the first arm.
+    """Return one row per arm: its balanced errors on the test set, and BE and rBE relative to the study's reference.
 
     Errors are means over complete replicates, of shifts also over severities. ``be`` and ``rbe`` are means over
-    ``be_shifts`` and ``rbe_shifts`` of them; shifts whose denominator is not above 0 are counted as undefined. Empty
-    where the arm or the first one has no complete trial.
+    ``be_shifts`` and ``rbe_shifts`` of them; shifts whose denominator is not above 0, or that a given table lacks, are
+    counted as undefined. Empty where the arm or the reference arm has no complete trial.
     """
-    by_arm = _errors_by_arm(results)
-    arms = results.trials.drop_duplicates("name")["name"].tolist()
+    by_arm, severities = _errors_by_arm(results), _severities_by_arm(results)
+    title, reference = find_reference(results.plan)
     rows = []
-    for name in arms:
-        errors, reference = by_arm.get(name), by_arm.get(arms[0])
-        row: dict[str, Any] = {"name": name, "label": results.labels[name], "reference": arms[0]}
+    for name in results.trials.drop_duplicates("name")["name"].tolist():
+        errors = by_arm.get(name)
+        row: dict[str, Any] = {"name": name, "label": results.labels[name], "reference": title}
         if errors is not None:
             row |= {"clean_error": errors.clean, "mean_shifted_error": float(np.mean([*errors.shifted.values()]))}
-        if errors is not None and reference is not None:
-            row |= _describe_relative(compute_relative_errors(errors, reference))
+            against = by_arm.get(reference) if isinstance(reference, str) else reference.select(severities[name])
+            if against is not None:
+                row |= _describe_relative(compute_relative_errors(errors, against))
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["name", "label", "reference"])
 
 
 def _errors_by_arm(results: Results) -> dict[str, Errors]:
-    frame = results.shifts
+    frame = results.test_rows
     if "balanced_accuracy" not in frame:
         return {}
-    frame = frame[frame["set"] == "test"].assign(error=lambda rows: 1.0 - rows["balanced_accuracy"])
-    clean = frame[frame["severity"] == 0].groupby("name")["error"].mean()
-    shifted = frame[frame["severity"] > 0].groupby(["name", "shift"], sort=False)["error"].mean()
+    frame = frame.assign(error=1.0 - frame["balanced_accuracy"])
+    clean = frame[frame["severity"] == 0].groupby("name", observed=True)["error"].mean()
+    groups = frame[frame["severity"] > 0].groupby(["name", "shift"], sort=False, observed=True)
+    shifted = groups["error"].mean()
     return {
         str(name): Errors(float(clean[name]), {str(shift): float(error) for shift, error in group[name].items()})
-        for name, group in shifted.groupby(level=0)
+        for name, group in shifted.groupby(level=0, observed=True)
     }
+
+
+def _severities_by_arm(results: Results) -> dict[str, dict[str, set[int]]]:
+    frame = results.test_rows[results.test_rows["severity"] > 0]
+    found: dict[str, dict[str, set[int]]] = {}
+    for name, shift, severity in frame[["name", "shift", "severity"]].drop_duplicates().itertuples(index=False):
+        found.setdefault(name, {}).setdefault(shift, set()).add(int(severity))
+    return found
 
 
 def _describe_relative(found: RelativeErrors) -> dict[str, Any]:
@@ -288,8 +313,10 @@ def _describe_relative(found: RelativeErrors) -> dict[str, Any]:
 
 def results_sha256(results: Results) -> str:
     """Return the digest of trials and shifts without times: equal for an undisturbed and a resumed study."""
-    rows: list[str] = []
+    digest, mark = hashlib.sha256(), "["
     for frame, text in ((results.trials, results.text["trials"]), (results.shifts, results.text["shifts"])):
-        written = text.json_rows(without=_TIMES)
-        rows += map(written.__getitem__, frame["signature"].argsort(kind="stable").tolist())
-    return hashlib.sha256(f"[{','.join(rows)}]".encode()).hexdigest()
+        for row in text.json_rows(without=_TIMES, order=frame["signature"].argsort(kind="stable")):
+            digest.update(f"{mark}{row}".encode())
+            mark = ","
+    digest.update(b"]" if mark == "," else b"[]")
+    return digest.hexdigest()

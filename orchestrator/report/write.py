@@ -8,16 +8,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.budget import Standing, describe_compute, read_standing
 from orchestrator.ledger import Ledger
 from orchestrator.plan import describe_skipped
 from orchestrator.report import importance, provenance, sections
 from orchestrator.report.answer import Answer, answer
-from orchestrator.report.effects import compute_effects, effects_table
+from orchestrator.report.balanced_section import balanced_section
+from orchestrator.report.cost import arm_costs_table, cost_section, costs_table
+from orchestrator.report.effects import compute_all_effects, effects_table
 from orchestrator.report.examples import Examples, build_examples
+from orchestrator.report.exports import paper_tables
 from orchestrator.report.html import render_page
-from orchestrator.report.source import DEFAULT_METRIC, PAGE, TABLES, Report, Source, locate_report, write_source
+from orchestrator.report.interactions import interactions_section
+from orchestrator.report.left_out import left_out_section
+from orchestrator.report.pareto import trade_off_section
+from orchestrator.report.source import (
+    DEFAULT_METRIC,
+    FIGURES,
+    PAGE,
+    PAPER_TABLES,
+    TABLES,
+    Report,
+    Source,
+    locate_report,
+    write_source,
+)
+from orchestrator.report.spread import spread_section
 from orchestrator.report.tables import Results, arms_table, balanced_errors_table, load_results, results_sha256
 from orchestrator.report.text import TextTable
+from orchestrator.report.transfer import transfer_section
+from orchestrator.report.verdict_section import summarise_verdicts, verdict_section
+from orchestrator.report.verdicts import judge, verdicts_table
 from orchestrator.settled import SOURCE, compute_state
 from trainables.config import TrialConfig
 from trainables.errors import RobustSweepError
@@ -50,36 +71,47 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
         StudyError: the study was never planned, or the metric is unknown.
         StorageError: the ledger is damaged, or the storage refuses.
     """
-    state = compute_state(ledger.read_plan(), ledger.states())  # first: the report is old if they change meanwhile
-    results = load_results(ledger, metric)
+    states = ledger.states()  # first: the report is old if they change meanwhile
+    state = compute_state(ledger.read_plan(), states)
+    results = load_results(ledger, metric, states=states)
     arms = arms_table(results)
     # The arms of a search are no grid: there is nothing that they could be paired by.
     measures = [] if "search" in results.plan else results.measures
-    effects = {measure.column: compute_effects(results, measure.column) for measure in measures}
+    effects = compute_all_effects(results, [measure.column for measure in measures])
+    verdicts = judge(results)
     words = answer(results, arms, effects.get(f"robustness/mean_{metric}", []))
-    digest = results_sha256(results)
+    digest, costs, balanced = results_sha256(results), costs_table(results), balanced_errors_table(results)
+    standing = read_standing(ledger, results.plan.get("budget"), states)  # older plans have none
     pictures, problem = _examples(results, cache_dir) if examples else (None, None)
 
     shown = {c: effects[c] for c in (f"robustness/mean_{metric}", f"id/{metric}") if c in effects}
     main = effects.get(f"robustness/mean_{metric}", [])
     parts = [
+        verdict_section(results, verdicts),
         sections.answer_section(words),
         importance.search_section(results),
         sections.arms_section(results, arms) if len(arms) else None,
         sections.effects_section(results, shown),
+        interactions_section(results, main),
+        spread_section(results),
         sections.shifts_section(results, arms, main),
-        sections.transfer_section(results, main),
+        balanced_section(results, balanced),
+        transfer_section(results, main),
+        trade_off_section(results, arms, main),
         sections.training_section(results, main),
+        cost_section(results, costs, main),
         sections.examples_section(pictures, problem),
-        sections.problems_section(results),
-        provenance.provenance_section(results, digest=digest, files=TABLES),
+        left_out_section(results),
+        provenance.provenance_section(
+            results, digest=digest, files=TABLES | PAPER_TABLES, compute=describe_compute(ledger, standing)
+        ),
     ]
     page = render_page(
         title=f"{ledger.study}: robustness report",
         eyebrow=f"Robustness study · {ledger.study}",
         question=results.plan["question"] or ledger.study,
         lede=provenance.lede(results),
-        status=provenance.status(results),
+        status=provenance.status(results, standing),
         sections=[part for part in parts if part is not None],
         footer="One file that needs no network, made by RobustSweep from the study’s ledger.",
     )
@@ -88,12 +120,14 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
         "arms.csv": TextTable(arms),
         "shifts.csv": results.text["shifts"],
         "effects.csv": TextTable(effects_table([effect for rows in effects.values() for effect in rows])),
-        "balanced_errors.csv": TextTable(balanced_errors_table(results)),
+        "balanced_errors.csv": TextTable(balanced),
+        "verdicts.csv": TextTable(verdicts_table(verdicts)),
+        "costs.csv": TextTable(arm_costs_table(results, costs)),
     }
-    _write(ledger.root, page, tables)
+    _write(ledger.root, page, {n: table.csv() for n, table in tables.items()} | paper_tables(results, arms, shown))
     report = locate_report(
         ledger.root,
-        summary=_summary(results, words),
+        summary="\n".join([_summary(results, words, standing), *summarise_verdicts(verdicts)]),
         counts=results.counts,
         results_sha256=digest,
         page_sha256=hashlib.sha256(page.encode()).hexdigest(),
@@ -113,16 +147,19 @@ def _examples(results: Results, cache_dir: Path) -> tuple[Examples | None, str |
         return None, f"No examples are shown, because the images could not be had here: {error}"
 
 
-def _write(root: Folder, page: str, tables: dict[str, TextTable]) -> None:
+def _write(root: Folder, page: str, tables: dict[str, str]) -> None:
     root.remove(SOURCE)
-    for name, table in tables.items():
-        root.write(f"report/{name}", table.csv().encode())
+    root.remove(FIGURES)  # of an older page
+    for name, text in tables.items():
+        root.write(f"report/{name}", text.encode())
     root.write(PAGE, page.encode())  # last: a page never lies beside older tables
 
 
-def _summary(results: Results, words: Answer) -> str:
+def _summary(results: Results, words: Answer, standing: Standing | None) -> str:
     counts = results.counts
     lines = [", ".join(f"{count} {state}" for state, count in counts.items() if count or state == "complete")]
+    held_back = provenance.describe_held_back(results, standing)
+    lines += [held_back] if held_back is not None else []
     if words.problem is not None:
         lines.append(words.problem)
     lines += [f"{s.heading}: {s.headline}. {s.text}" for s in words.statements]

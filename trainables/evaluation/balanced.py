@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import cache
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,50 @@ class Errors:
     clean: float
     #: Shift → mean over its severities.
     shifted: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class ReferenceTable:
+    """A reference that was given, not trained: errors in [0, 1] as ``Errors`` has them, lower is better."""
+
+    #: Unshifted.
+    clean: float
+    #: Shift → its error, a mean over severities, or each severity's.
+    shifted: Mapping[str, float | Mapping[int, float]]
+
+    def select(self, evaluated: Mapping[str, Collection[int]]) -> Errors:
+        """Return the errors of the shifts and severities that a model was evaluated under.
+
+        A shift is left out if the table lacks it, or one of the severities.
+
+        Args:
+            evaluated: shift → severities.
+        """
+        found: dict[str, float] = {}
+        for shift, severities in evaluated.items():
+            error = self.shifted.get(shift, {})
+            if isinstance(error, float):
+                found[shift] = error
+            elif severities and error.keys() >= set(severities):
+                found[shift] = sum(error[severity] for severity in severities) / len(severities)
+        return Errors(self.clean, found)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return what ``from_json`` reads."""
+        shifted = {
+            shift: error if isinstance(error, float) else {str(severity): value for severity, value in error.items()}
+            for shift, error in self.shifted.items()
+        }
+        return {"clean": self.clean, "shifted": shifted}
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> ReferenceTable:
+        """Return what ``as_json`` wrote."""
+        shifted = {
+            shift: {int(severity): value for severity, value in error.items()} if isinstance(error, Mapping) else error
+            for shift, error in said["shifted"].items()
+        }
+        return cls(said["clean"], shifted)
 
 
 @dataclass(frozen=True)
@@ -57,7 +106,10 @@ def compute_relative_errors(errors: Errors, reference: Errors) -> RelativeErrors
     undefined: dict[str, str] = {}
     for shift, error in errors.shifted.items():
         if shift not in reference.shifted:
-            undefined |= dict.fromkeys((f"be/{shift}", f"rbe/{shift}"), "the reference was not evaluated under it")
+            undefined |= dict.fromkeys(
+                (f"be/{shift}", f"rbe/{shift}"),
+                "the reference was not evaluated under it, or not at all its severities",
+            )
             continue
         expected = reference.shifted[shift]
         if expected > 0.0:
@@ -94,26 +146,113 @@ def collect_errors(rows: Iterable[Mapping[str, Any]]) -> Errors:
     return Errors(clean, {shift: sum(values) / len(values) for shift, values in shifted.items()})
 
 
-def load_reference(path: Path) -> Errors:
-    """Return a given reference, laid out as MedMNIST-C has its baselines: ``{"clean_score": …, "raw_scores": {…}}``.
+#: How a table calls the unshifted test set.
+UNSHIFTED = "identity"
 
-    Scores are errors, those of a shift averaged over its severities; MedMNIST-C's names of shifts are understood.
+
+def load_reference(path: Path) -> ReferenceTable:
+    """Return a given reference; MedMNIST-C's names of shifts are understood.
+
+    A CSV table has the columns ``shift``, ``error`` (in [0, 1]) and, unless errors are means over severities,
+    ``severity``; the row of the shift ``identity`` is the unshifted test set. A file that ends in ``.json`` is laid out
+    as MedMNIST-C has its baselines: ``{"clean_score": 0.1, "raw_scores": {"jpeg": 0.2}}``, errors as well.
 
     Raises:
-        DataError: the file cannot be read or is laid out otherwise.
+        DataError: the file cannot be read, or is laid out otherwise.
     """
-    from trainables.shifts.tables import load_aliases  # torch comes with it, and a report needs none
-
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        aliases = load_aliases()
-        shifted = {aliases.get(name, name): float(error) for name, error in found["raw_scores"].items()}
-        return Errors(float(found["clean_score"]), shifted)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DataError(f"could not read the reference {path} ({error}); expected a table in UTF-8") from error
+    return _read_json(text, path) if path.suffix.lower() == ".json" else _read_csv(text, path)
+
+
+def _read_json(text: str, path: Path) -> ReferenceTable:
+    try:
+        found = json.loads(text)
+        shifted = {_rename(name): _to_error(error) for name, error in found["raw_scores"].items()}
+        return ReferenceTable(_to_error(found["clean_score"]), shifted)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"could not read the reference {path} ({type(error).__name__}: {error}); expected JSON like "
             '{"clean_score": 0.1, "raw_scores": {"jpeg": 0.2}} with errors in [0, 1]'
         ) from error
+
+
+def _read_csv(text: str, path: Path) -> ReferenceTable:
+    rows = csv.DictReader(io.StringIO(text), skipinitialspace=True)
+    columns = [str(name).strip() for name in rows.fieldnames or ()]
+    missing = [name for name in ("shift", "error") if name not in columns]
+    if missing:
+        listed = ", ".join(columns) or "no columns"
+        raise DataError(
+            f"read the reference {path}, found {listed} and no column {' or '.join(missing)}; expected shift, error "
+            "and, unless errors are means over severities, severity"
+        )
+    rows.fieldnames = columns
+    clean: float | None = None
+    shifted: dict[str, Any] = {}
+    for row in rows:
+        try:
+            shift, severity, error = _read_row(row, has_severities="severity" in columns)
+            if shift == UNSHIFTED:
+                _check_new(clean is None, shift)
+                clean = error
+            elif severity is None:
+                _check_new(shift not in shifted, shift)
+                shifted[shift] = error
+            else:
+                _check_new(severity not in shifted.setdefault(shift, {}), f"{shift} at severity {severity}")
+                shifted[shift][severity] = error
+        except ValueError as problem:
+            raise DataError(f"read the reference {path}, line {rows.line_num}: {problem}") from problem
+    if clean is None or not shifted:
+        lacking = (
+            f"no row of the shift {UNSHIFTED}, the error on the unshifted test set" if clean is None else "no shift"
+        )
+        raise DataError(f"read the reference {path}, found {lacking}; expected it and at least one shift")
+    return ReferenceTable(clean, shifted)
+
+
+def _read_row(row: Mapping[str, str | None], *, has_severities: bool) -> tuple[str, int | None, float]:
+    """Return shift, severity and error of a row; a ValueError says what is wrong."""
+    shift = _rename((row["shift"] or "").strip())
+    if not shift:
+        raise ValueError("found no shift, expected its name")
+    severity = None
+    if has_severities and shift != UNSHIFTED:
+        found = (row["severity"] or "").strip()
+        if not found.isdecimal() or int(found) < 1:
+            raise ValueError(f"found the severity {found!r}, expected a whole number from 1")
+        severity = int(found)
+    return shift, severity, _to_error((row["error"] or "").strip())
+
+
+def _check_new(is_new: bool, what: str) -> None:
+    if not is_new:
+        raise ValueError(f"{what} is there twice, expected one row")
+
+
+def _to_error(value: Any) -> float:
+    """Return a number in [0, 1]; a ValueError says what was found."""
+    try:
+        error = float(value)
+    except (TypeError, ValueError):
+        error = math.nan
+    if not 0.0 <= error <= 1.0:
+        raise ValueError(f"found the error {value!r}, expected a number in [0, 1]")
+    return error
+
+
+def _rename(shift: str) -> str:
+    return _load_aliases().get(shift, shift)
+
+
+@cache
+def _load_aliases() -> dict[str, str]:
+    """Return published name → name here, read without the shift bank: it imports torch, and a study file needs none."""
+    text = resources.files("trainables.shifts").joinpath("severities.json").read_text(encoding="utf-8")
+    return dict(json.loads(text)["aliases"])
 
 
 def _mean(values: Mapping[str, float]) -> float | None:

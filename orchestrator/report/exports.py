@@ -1,0 +1,198 @@
+"""The report's tables for papers (LaTeX with booktabs, Markdown), and the data of a figure as rows."""
+
+from __future__ import annotations
+
+import csv
+import io
+import itertools
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from html import unescape
+from typing import Any
+
+import pandas as pd
+
+from orchestrator.reconcile import COMPLETE
+from orchestrator.report.effects import Effect
+from orchestrator.report.plot import sentence
+from orchestrator.report.tables import METRICS, Results
+
+_LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
+_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\n": " "}
+_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+_LATEX |= {"±": r"$\pm$", "–": "--", "·": r"$\cdot$", "×": r"$\times$", "−": "$-$", "≥": r"$\geq$", "≤": r"$\leq$"}
+_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
+_DASH = "–"
+
+
+def escape_latex(text: str) -> str:
+    """Return text that LaTeX sets as it is written."""
+    return "".join(_LATEX.get(character, character) for character in text)
+
+
+def escape_markdown(text: str) -> str:
+    """Return text that Markdown shows as it is written, on one line."""
+    return _MARKDOWN.sub(r"\\\1", text.replace("\n", " "))
+
+
+def write_latex(head: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int, caption: str, label: str) -> str:
+    """Return a ``table`` environment in the style of booktabs; the first ``texts`` columns are left-aligned."""
+    lines = [
+        "% needs \\usepackage{booktabs}",
+        "\\begin{table}",
+        "\\centering",
+        f"\\caption{{{escape_latex(caption)}}}",
+        f"\\label{{tab:{label}}}",
+        f"\\begin{{tabular}}{{{'l' * texts}{'r' * (len(head) - texts)}}}",
+        "\\toprule",
+        " & ".join(map(escape_latex, head)) + r" \\",
+        "\\midrule",
+        *(" & ".join(map(escape_latex, row)) + r" \\" for row in rows),
+        "\\bottomrule",
+        "\\end{tabular}",
+        "\\end{table}",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def write_markdown(head: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int, caption: str) -> str:
+    """Return a Markdown table under its caption; the first ``texts`` columns are left-aligned."""
+    rule = [":--" if number < texts else "--:" for number in range(len(head))]
+    body = [[escape_markdown(cell) for cell in row] for row in (head, *rows)]
+    lines = [f"| {' | '.join(row)} |" for row in (body[0], rule, *body[1:])]
+    return f"{escape_markdown(caption)}\n\n" + "\n".join(lines) + "\n"
+
+
+def paper_tables(results: Results, arms: pd.DataFrame, effects: Mapping[str, Sequence[Effect]]) -> dict[str, str]:
+    """Return file name → text of the tables of arms and of effects, as LaTeX and as Markdown."""
+    written = {}
+    for name, (head, rows, texts, caption) in {
+        "arms": _arms(results, arms),
+        "effects": _effects(results, effects),
+    }.items():
+        written[f"{name}.md"] = write_markdown(head, rows, texts=texts, caption=caption)
+        written[f"{name}.tex"] = write_latex(head, rows, texts=texts, caption=caption, label=name)
+    return written
+
+
+_Table = tuple[list[str], list[list[str]], int, str]
+
+
+def _arms(results: Results, arms: pd.DataFrame) -> _Table:
+    factors = [factor for factor in results.factors if f"arm/{factor}" in arms]
+    head = [*(factors or ["arm"]), "n", *(measure.short for measure in results.measures)]
+    rows = []
+    for arm in arms.to_dict("records"):
+        row = [str(arm[f"arm/{factor}"]) for factor in factors] or [str(arm["label"])]
+        row.append(f"{arm[COMPLETE]}" if arm[COMPLETE] == arm["planned"] else f"{arm[COMPLETE]} of {arm['planned']}")
+        row += [_measured(arm, measure.column) for measure in results.measures]
+        rows.append(row)
+    caption = (
+        f"{sentence(METRICS[results.metric])} in %, mean ± standard deviation over the n complete replicates of an "
+        "arm; ECE in %, lower is better."
+    )
+    return head, rows, max(1, len(factors)), caption
+
+
+def _measured(arm: Mapping[Any, Any], column: str) -> str:
+    mean, sd = arm[f"{column}.mean"], arm[f"{column}.sd"]
+    if pd.isna(mean):
+        return _DASH
+    return f"{100 * mean:.1f}" if pd.isna(sd) else f"{100 * mean:.1f} ± {100 * sd:.1f}"
+
+
+def _effects(results: Results, effects: Mapping[str, Sequence[Effect]]) -> _Table:
+    titles = {measure.column: measure.title for measure in results.measures}
+    head = ["factor", "level", "reference", "measure", "difference", "95 % interval", "cells", "p, Holm"]
+    rows = []
+    for effect in itertools.chain.from_iterable(effects.values()):
+        interval, p = effect.interval, effect.p_holm
+        rows.append(
+            [
+                effect.factor,
+                effect.level,
+                effect.reference,
+                titles.get(effect.measure, effect.measure),
+                _DASH if effect.difference is None else _signed(effect.difference),
+                _DASH if interval is None else f"{_signed(interval.low)} to {_signed(interval.high)}",
+                str(len(effect.cells)),
+                _DASH if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001",
+            ]
+        )
+    caption = (
+        "Main effects: level minus reference, everything else being equal, in percentage points. p: two-sided "
+        "Wilcoxon signed-rank test over shift types, corrected after Holm."
+    )
+    return head, rows, 4, caption
+
+
+def _signed(difference: float) -> str:
+    """Return a difference in points with its sign, a typographic minus."""
+    return f"{100 * difference:+.1f}".replace("-", "−")
+
+
+# ------------------------------------------------------------------------------------------------ data of a figure
+
+
+def figure_rows(figure: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the data of a figure, a row per dot or cell: panel, series, coordinates, sd, and what else it carries.
+
+    ``rowsOf`` in page.js does the same for a browser.
+
+    Args:
+        figure: an entry of ``html.read_figures``.
+    """
+    rows: list[dict[str, Any]] = []
+    for trace in figure["data"]:
+        if trace.get("hoverinfo") == "skip":  # lines and bands that only guide the eye
+            continue
+        meta = trace.get("meta", {})
+        head = {"panel": meta["panel"]} if meta.get("panel") else {}
+        if trace.get("name"):
+            head["series"] = _plain(trace["name"])
+        points = _cells if trace["type"] == "heatmap" else _dots
+        for values, custom in points(trace, figure["axes"]):
+            customs = custom if isinstance(custom, list) else [custom]
+            named = zip(meta.get("columns", ()), customs, strict=False)
+            more = {name: _plain(value) if isinstance(value, str) else value for name, value in named}
+            rows.append(head | values | more)
+    return rows
+
+
+def _cells(trace: Mapping[str, Any], axes: Sequence[str]) -> Iterator[tuple[dict[str, Any], Any]]:
+    x, y, z = axes
+    custom = trace.get("customdata")
+    for i, line in enumerate(trace["z"]):
+        for j, value in enumerate(line):
+            yield {x: _plain(trace["x"][j]), y: _plain(trace["y"][i]), z: value}, custom[i][j] if custom else None
+
+
+def _dots(trace: Mapping[str, Any], axes: Sequence[str]) -> Iterator[tuple[dict[str, Any], Any]]:
+    x, y, *_ = axes
+    custom, texts = trace.get("customdata"), trace.get("hovertext")
+    line = 0 if None in trace["x"] else None
+    for i, values in enumerate(zip(trace["x"], trace["y"], strict=True)):
+        if values[0] is None and line is not None:  # a gap: another line of the same trace begins
+            line += 1
+            continue
+        row: dict[str, Any] = {} if line is None else {"line": line}
+        row |= {x: values[0], y: values[1]}
+        row |= {f"{name} sd": trace[key]["array"][i] for name, key in ((x, "error_x"), (y, "error_y")) if key in trace}
+        row |= {"label": _plain(texts[i])} if isinstance(texts, list) else {}
+        yield row, custom[i] if custom else None
+
+
+def _plain(text: Any) -> str:
+    """Return the text that a browser shows for a label of a figure."""
+    return unescape(re.sub(r"<[^>]*>", "", str(text).replace("<br>", "; ")))
+
+
+def figure_csv(figure: Mapping[str, Any]) -> str:
+    """Return ``figure_rows`` as CSV; undefined values are empty."""
+    rows = figure_rows(figure)
+    columns = list(dict.fromkeys(itertools.chain.from_iterable(rows)))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
