@@ -43,14 +43,7 @@ def announce(prepared: Prepared, console: Console) -> None:
     )
     if prepared.search is not None:
         _announce_search(prepared.search, console)
-    standing = prepared.standing
-    if standing is not None:
-        say(console, "budget", standing.describe() + " taken so far, over all runs")
-    if actions.held_back:
-        held_back = Counter(work.kind for work in actions.held_back)
-        which = " and ".join(_count(number, kind) for kind, number in sorted(held_back.items(), reverse=True))
-        rest = "" if actions.open else ", and nothing else is open"
-        warn(console, "held back", f"{which}: the budget has no room for more{rest}; raise execution.budget to go on")
+    _announce_budget(prepared, console)
     _announce_hypotheses(prepared, console)
     for line in _describe_changes(prepared):
         say(console, "changed", line)
@@ -74,6 +67,17 @@ def announce(prepared: Prepared, console: Console) -> None:
     if actions.orphaned:
         kept = f"{len(actions.orphaned)} stages and trials in the ledger that are no longer planned"
         say(console, "kept", f"{kept}; nothing is deleted")
+
+
+def _announce_budget(prepared: Prepared, console: Console) -> None:
+    standing, actions = prepared.standing, prepared.actions
+    if standing is not None:
+        say(console, "budget", standing.describe() + " taken so far, over all runs")
+    if actions.held_back:
+        held_back = Counter(work.kind for work in actions.held_back)
+        which = " and ".join(_count(number, kind) for kind, number in sorted(held_back.items(), reverse=True))
+        rest = "" if actions.open else ", and nothing else is open"
+        warn(console, "held back", f"{which}: the budget has no room for more{rest}; raise execution.budget to go on")
 
 
 def _announce_search(search: Search, console: Console) -> None:

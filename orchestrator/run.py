@@ -26,7 +26,7 @@ from orchestrator.notify import Notifier
 from orchestrator.open_work import OpenWork
 from orchestrator.packing import choose_gpus_per_trial
 from orchestrator.plan import Work
-from orchestrator.prepare import Prepared, decide, find_git_commit, prepare, resolve_execution
+from orchestrator.prepare import Prepared, find_git_commit, prepare, resolve_execution
 from orchestrator.progress import StudyProgress
 from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED
 from orchestrator.report.source import DEFAULT_METRIC, Report, Source, read_report
@@ -97,7 +97,7 @@ def run_study(
 def carry_out(
     prepared: Prepared, backstage: Backstage, lease: Lease, notifier: Notifier, *, console: Console, tracking_uri: str
 ) -> Summary:
-    """Execute what is open, show it in MLflow and in Optuna's storage, write the report; return how the study stands."""
+    """Execute what is open, show it in MLflow and Optuna's storage, write the report; return how the study stands."""
     with showing(prepared, console) as show, shipping(prepared, tracking_uri) as running:
         record_upstream_failures(prepared)
         if running is not None and prepared.actions.open:

@@ -232,13 +232,17 @@ def _validate(tree: Source, folder: Path | str) -> Study | None:
         found = f"found {study.replicates:,} of {num_arms:,} arms"
         tree.report(("replicates",), f"{found}, expected at most {MAX_TRIALS:,} trials in all")
     if study is not None and study.search and not tree.problems:
-        for key, text in find_problems(study.search, arms, replicates=study.replicates):
-            tree.report(("search", *key), text)
-        if study.hypotheses:
-            tree.report(("hypotheses",), "a search proposes its configurations by results: there are no pairs to compare")
-        if study.execution.budget is not None and study.execution.budget.trials is not None:
-            tree.report(("execution", "budget", "trials"), "the trials of a search are limited by search.num_trials")
+        _check_search(tree, study, study.search, arms)
     return study
+
+
+def _check_search(tree: Source, study: Study, search: SearchConfig, arms: list[Arm]) -> None:
+    for key, text in find_problems(search, arms, replicates=study.replicates):
+        tree.report(("search", *key), text)
+    if study.hypotheses:
+        tree.report(("hypotheses",), "does not go with search: what is proposed by results makes no pairs to compare")
+    if study.execution.budget is not None and study.execution.budget.trials is not None:
+        tree.report(("execution", "budget", "trials"), "does not go with search: search.num_trials is its limit")
 
 
 def _spell_out(path: str, value: Any) -> Any:
