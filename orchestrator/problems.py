@@ -144,4 +144,5 @@ def _choose(options: tuple[type[BaseModel], ...], data: Any) -> type[BaseModel] 
 
 
 def _kinds_at(model: type[BaseModel], data: Any, key: Key) -> list[str]:
-    return [kind_of(option) for option in _options_at(model, data, key)[0]]
+    options, _ = _options_at(model, data, key)
+    return [kind_of(option) for option in options if "kind" in option.model_fields]

@@ -58,7 +58,7 @@ def names(chunk: dict[str, Any] | None) -> list[str] | None:
 
 BEGUN = {"event": "begun", "busy_seconds": 0.0}
 DONE = {"event": "done", "busy_seconds": 0.0, "status": "complete", "seconds": 0.1}
-BAD = {"event": "done", "status": "failed", "reason": "error", "message": "m"}
+BAD = {"event": "done", "busy_seconds": 0.0, "status": "failed", "reason": "error", "message": "m"}
 
 
 def test_a_request_names_the_folders_of_the_trial_and_of_its_stage(ledger: Ledger) -> None:

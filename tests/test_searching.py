@@ -109,7 +109,7 @@ def test_a_search_through_the_command_line(tmp_path: Path, cache_dir: Path) -> N
     lines = place.study.read_text().splitlines()
     kept = [line for line in lines if not any(word in line for word in ("scratch", "contrastive", "pretraining"))]
     place.study.write_text("\n".join(kept) + "\n" + SMALL)
-    once = ("--set", "training.epochs=1")
+    once = ("--set", "training.epochs=1", "--set", "hypotheses=[]")
     done = place.call("run", *once)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "search   random for higher validation/balanced_accuracy; 2 of 3 configurations proposed" in done.stdout

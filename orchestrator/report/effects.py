@@ -10,11 +10,14 @@ import pandas as pd
 
 from orchestrator.report.significance import holm, wilcoxon
 from orchestrator.report.stain_grid import is_stain_cell
-from orchestrator.report.statistics import MIN_UNITS, Interval, bootstrap_interval
+from orchestrator.report.statistics import MIN_UNITS, Interval, Method, bootstrap_interval
 from orchestrator.report.tables import Results
 
 #: From this many replicates on, whole replicates are resampled; below, cells are, and the report says so.
 MIN_REPLICATES = 5
+
+#: Covers what it says from six units on, where percentile intervals need 48 (docs/statistics.md).
+METHOD: Method = "expanded"
 
 
 @dataclass(frozen=True)
@@ -115,13 +118,13 @@ def _side_by_side(trials: pd.DataFrame, factor: str) -> pd.DataFrame:
 def _interval(differences: np.ndarray, replicates: np.ndarray, *, seed: int) -> tuple[Interval | None, str]:
     num_cells, num_replicates = len(differences), len(set(replicates))
     if num_replicates >= MIN_REPLICATES:
-        interval = bootstrap_interval(differences, seed=seed, clusters=replicates)
+        interval = bootstrap_interval(differences, seed=seed, clusters=replicates, method=METHOD)
         return interval, f"{num_replicates} whole replicates ({num_cells} cells) resampled"
     if num_cells < MIN_UNITS:
         return None, f"no interval: {num_cells} {'cell' if num_cells == 1 else 'cells'}, at least {MIN_UNITS} needed"
     replicate_text = "1 replicate" if num_replicates == 1 else f"{num_replicates} replicates"
     return (
-        bootstrap_interval(differences, seed=seed),
+        bootstrap_interval(differences, seed=seed, method=METHOD),
         f"{num_cells} cells resampled ({replicate_text}: too few to resample replicates)",
     )
 

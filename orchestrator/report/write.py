@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from orchestrator.report.cost import arm_costs_table, cost_section, costs_table
 from orchestrator.report.effects import compute_all_effects, effects_table
 from orchestrator.report.examples import Examples, build_examples
 from orchestrator.report.exports import paper_tables
-from orchestrator.report.html import render_page
+from orchestrator.report.html import Section, render_page
 from orchestrator.report.interactions import interactions_section
 from orchestrator.report.left_out import left_out_section
 from orchestrator.report.pareto import trade_off_section
@@ -106,15 +106,7 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
             results, digest=digest, files=TABLES | PAPER_TABLES, compute=describe_compute(ledger, standing)
         ),
     ]
-    page = render_page(
-        title=f"{ledger.study}: robustness report",
-        eyebrow=f"Robustness study · {ledger.study}",
-        question=results.plan["question"] or ledger.study,
-        lede=provenance.lede(results),
-        status=provenance.status(results, standing),
-        sections=[part for part in parts if part is not None],
-        footer="One file that needs no network, made by RobustSweep from the study’s ledger.",
-    )
+    page = _render(results, parts, standing)
     tables = {
         "trials.csv": results.text["trials"],
         "arms.csv": TextTable(arms),
@@ -134,6 +126,19 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
     )
     write_source(ledger.root, Source(state, metric, examples=pictures is not None), report)
     return report
+
+
+def _render(results: Results, parts: Sequence[Section | None], standing: Standing | None) -> str:
+    study = results.plan["study"]
+    return render_page(
+        title=f"{study}: robustness report",
+        eyebrow=f"Robustness study · {study}",
+        question=results.plan["question"] or study,
+        lede=provenance.lede(results),
+        status=provenance.status(results, standing),
+        sections=[part for part in parts if part is not None],
+        footer="One file that needs no network, made by RobustSweep from the study’s ledger.",
+    )
 
 
 def _examples(results: Results, cache_dir: Path) -> tuple[Examples | None, str | None]:

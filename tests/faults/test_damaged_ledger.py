@@ -36,7 +36,8 @@ OF_STAGES = {
 OF_STUDY = {
     "plan.json", "lease.lock", "shipped.json", "mlflow_runs.jsonl", "report/index.html", "report/trials.csv",
     "report/arms.csv", "report/shifts.csv", "report/effects.csv", "report/balanced_errors.csv", "report/source.json",
-    "report/verdicts.csv", "hypotheses.json",
+    "report/verdicts.csv", "report/costs.csv", "report/arms.md", "report/arms.tex", "report/effects.md",
+    "report/effects.tex", "hypotheses.json", "usage.json",
 }  # fmt: skip
 #: MLflow's own, not the ledger's: ``sync`` makes them again (``test_shipping.py``).
 OF_MLFLOW = {"mlflow.db", "mlartifacts/*"}
