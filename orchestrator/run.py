@@ -5,41 +5,31 @@
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from rich.console import Console
 
 from orchestrator.announce import announce, say, warn
 from orchestrator.backstage import Backstage
-from orchestrator.budget import Meter, keeping, read_usage
-from orchestrator.desk import Desk, Job
-from orchestrator.head_start import HeadStart
+from orchestrator.execution import Watch, execute_open
 from orchestrator.lease import Lease
-from orchestrator.ledger import Ledger, describe_upstream, describe_work
+from orchestrator.ledger import Ledger, describe_upstream
 from orchestrator.notify import Notifier
-from orchestrator.open_work import OpenWork
-from orchestrator.packing import choose_gpus_per_trial
-from orchestrator.plan import Work
-from orchestrator.prepare import Prepared, find_git_commit, prepare, resolve_execution
-from orchestrator.progress import StudyProgress
-from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED
+from orchestrator.prepare import Prepared, find_git_commit, prepare
+from orchestrator.reconcile import ABSENT, FAILED
 from orchestrator.report.source import DEFAULT_METRIC, Report, Source, read_report
-from orchestrator.resources import Slots, check_fits, num_own_slots
 from orchestrator.search_storage import resolve_storage
-from orchestrator.searching import Growth, look_again, showing, write_grown_plan
+from orchestrator.searching import look_again, showing, write_grown_plan
 from orchestrator.settled import compute_state, forget, is_shipped
 from orchestrator.shipping import MAX_WAIT_SECONDS, PATIENCE_SECONDS, Shipper
 from orchestrator.study import Study
 from orchestrator.summary import Summary, account, summarise
 from orchestrator.tracking_store import TrackingError, resolve_tracking_uri
-from orchestrator.zygote import DISK_FULL
-from trainables.errors import DiskFullError, redact
+from trainables.errors import redact
 
 if TYPE_CHECKING:
     from orchestrator.tracking import Tracker
@@ -122,17 +112,6 @@ def record_upstream_failures(prepared: Prepared) -> None:
             prepared.ledger.record_failure(work, details, study=prepared.study.study, git_commit=commit)
 
 
-@dataclass(frozen=True)
-class Watch:
-    """Who is told while a study is executed."""
-
-    notifier: Notifier
-    #: The shipper: kind and signature of what has changed in the ledger.
-    notice: Callable[[str, str], None]
-    #: Optuna's storage: the search has changed.
-    show: Callable[[], None]
-
-
 @dataclass
 class Shipping:
     """The projection to MLflow of a running study; ``unshipped`` is known when it has ended."""
@@ -190,116 +169,6 @@ def find_settled_report(prepared: Prepared, tracking_uri: str) -> Report | None:
     return report
 
 
-def execute_open(
-    prepared: Prepared,
-    backstage: Backstage,
-    lease: Lease,
-    watch: Watch,
-    *,
-    console: Console,
-) -> None:
-    """Run everything that is open, and what a search proposes meanwhile, on this machine or a cluster.
-
-    Raises:
-        DiskFullError: somebody found no room for what it wrote. Everything is stopped: other trials would end likewise.
-    """
-    study, ledger, actions = prepared.study, prepared.ledger, prepared.actions
-    commit = find_git_commit()
-    full: list[str] = []
-    num_works = len(actions.open) + prepared.plan.num_to_come
-    with (
-        StudyProgress(console, num_works=num_works, num_done=len(actions.skip)) as progress,
-        stopping_in_order(progress.say) as stop,
-    ):
-
-        def listen(what: str, work: Work, details: dict[str, Any]) -> None:
-            if what == "ended" and details["status"] == FAILED:
-                try:
-                    ledger.record_failure(work, details, study=study.study, git_commit=commit)
-                except DiskFullError as error:
-                    details = {"status": INTERRUPTED, "reason": DISK_FULL, "message": str(error)}
-            if details.get("reason") == DISK_FULL:
-                full.append(details["message"])
-                stop.set()
-            elif what == "ended" and details["status"] == FAILED:
-                watch.notifier.tell_failure(work, details)
-            if what == "ended":
-                growth.settle(work, details)
-            watch.notice(work.kind, work.signature)
-            progress.listen(what, work, details)
-
-        growth = Growth(prepared, listen=listen, stop=stop, show=watch.show)
-        job = Job(
-            execution=resolve_execution(study, ledger).model_dump(mode="json"),
-            token=backstage.token,
-            preload=backstage.preload,
-            max_retries=study.execution.max_retries,
-            stall_seconds=60.0 * study.execution.stall_minutes,
-            describe=lambda work: describe_work(work, study=study.study, git_commit=commit),
-            lease=lease.ticket,
-        )
-        todo = OpenWork(actions.open, complete=[work.signature for work in actions.skip], num_slots=1)
-
-        def tell_spent(num_works: int) -> None:
-            text = f"the budget is spent: what runs goes on to its end, {num_works} stages and trials are not started"
-            progress.say(text)
-            watch.notifier.tell("budget", text)
-
-        meter = make_meter(prepared, on_spent=tell_spent)
-        desk = Desk(todo, ledger=ledger, job=job, listen=listen, find_more=growth.find_more, meter=meter)
-        with (
-            keeping(meter, ledger.root),
-            starting_at_once(prepared, backstage, desk, stop=stop, say=progress.say) as needs_ray,
-        ):
-            if needs_ray:
-                execute_in_ray(prepared, backstage, desk, stop=stop, say=progress.say)
-    if full:
-        raise DiskFullError(full[0])
-    growth.check()
-
-
-def make_meter(prepared: Prepared, *, on_spent: Callable[[int], None]) -> Meter:
-    """Return what counts the time of this run on top of what the runs before have taken."""
-    execution = prepared.study.execution
-    return Meter(
-        read_usage(prepared.ledger),
-        limits={} if execution.budget is None else execution.budget.limits(),
-        price_per_gpu_hour=execution.price_per_gpu_hour,
-        on_spent=on_spent,
-    )
-
-
-@contextmanager
-def starting_at_once(
-    prepared: Prepared, backstage: Backstage, desk: Desk, *, stop: threading.Event, say: Callable[[str], None]
-) -> Iterator[bool]:
-    """Let the driver's own slots begin, if it may have some; yield, in time, whether Ray is needed."""
-    own = backstage.own_resources
-    if own is None:
-        yield True
-        return
-    slots = resolve_slots(prepared, own, say=say)
-    check_fits(own, slots)
-    with HeadStart(desk, num_own_slots(own, slots), stop=stop) as head_start:
-        yield head_start.wait()
-
-
-def execute_in_ray(
-    prepared: Prepared, backstage: Backstage, desk: Desk, *, stop: threading.Event, say: Callable[[str], None]
-) -> None:
-    """Work at the desk with Ray Tune, which takes over from the driver's own slots."""
-    resources = backstage.wait_for_ray()
-    from orchestrator import scheduling  # imports ray
-
-    is_said = backstage.own_resources is not None  # by those who had a head start
-    slots = resolve_slots(prepared, resources, say=(lambda line: None) if is_said else say)
-    if backstage.is_local:
-        check_fits(resources, slots)
-    study = prepared.study
-    desk.set_gpus(slots.gpus)
-    scheduling.execute(desk, study=study.study, slots=slots, max_retries=study.execution.max_retries, stop=stop)
-
-
 def begin_report(prepared: Prepared, backstage: Backstage, lease: Lease) -> Callable[[], Report]:
     """Start to write the report, unless there is one of this state of the study; return how to wait for it."""
     ledger = prepared.ledger
@@ -331,44 +200,3 @@ def conclude(prepared: Prepared, shipped: Shipping | None, report: Report, conso
         say(console, "settled", "nothing has changed since the report was written and everything shipped to MLflow")
     say(console, "report", report.html)
     return summary
-
-
-def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, say: Callable[[str], None]) -> Slots:
-    """Return what one trial takes of the cluster; say why it takes that much of a GPU."""
-    execution, ledger = prepared.study.execution, prepared.ledger
-    gpus = execution.gpus_per_trial
-    if gpus == "auto" and resources.get("GPU", 0.0) > 0 and execution.device != "cpu":
-        records = [record for kind in ("stage", "trial") for record in ledger.records(kind, states=(COMPLETE,))]
-        share = choose_gpus_per_trial(
-            prepared.actions.open, records, evaluation_batch_size=execution.evaluation_batch_size
-        )
-        say(share.reason)
-        gpus = share.gpus
-    elif gpus == "auto":
-        gpus = 0.0
-    limits = {} if execution.budget is None else execution.budget.limits()
-    if gpus == 0.0 and limits.keys() & {"gpu_hours", "money"}:
-        say("no trial takes a GPU here: gpu_hours and money in execution.budget limit nothing")
-    return Slots(cpus=execution.cpus_per_trial, gpus=gpus, max_concurrent=execution.max_concurrent_trials)
-
-
-@contextmanager
-def stopping_in_order(announce: Callable[[str], None]) -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT sets; a second one, and SIGTERM, are a KeyboardInterrupt.
-
-    Whoever sends SIGTERM kills seconds later: Ray's jobs after 3.
-    """
-    stop = threading.Event()
-
-    def handle(number: int, _: object) -> None:
-        if stop.is_set() or number == signal.SIGTERM:
-            raise KeyboardInterrupt
-        stop.set()
-        announce("stopping: running trials go on from their last epoch next time; once more to stop at once")
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
