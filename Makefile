@@ -30,10 +30,11 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# A sample of the long ones: a node lost, a disk full in Ray.
+# A sample of the long ones: a node lost, a disk full in Ray, the driver killed and stopped.
 .PHONY: faults-sample
 faults-sample: install
-	$(BIN)/python -m pytest tests/faults -m long -k "lost_node or (while_trials_train and Ray)"
+	$(BIN)/python -m pytest tests/faults -m long \
+	  -k "lost_node or (while_trials_train and Ray) or interrupted_and_killed or (hurry and signals0)"
 
 format: install
 	$(BIN)/ruff check --fix .

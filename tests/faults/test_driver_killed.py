@@ -36,6 +36,7 @@ def complete_of(ledger: Ledger) -> list[str]:
     return [signature for signature, state in ledger.states().items() if state == "complete"]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_an_interrupted_and_killed_study_ends_as_an_undisturbed_one(
     finished_study: FinishedStudy, tmp_path: Path

@@ -38,13 +38,14 @@ def stop(place: Place, *signals: signal.Signals, options: tuple[str, ...] = ()) 
     return process.returncode, said + rest + errors
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("signals", "options"),
     [
         ((signal.SIGTERM,), ()),
-        pytest.param((signal.SIGTERM,), IN_RAY, marks=pytest.mark.long),
-        pytest.param((signal.SIGINT, signal.SIGINT), (), marks=pytest.mark.long),
-        pytest.param((signal.SIGINT, signal.SIGINT), IN_RAY, marks=pytest.mark.long),
+        ((signal.SIGTERM,), IN_RAY),
+        ((signal.SIGINT, signal.SIGINT), ()),
+        ((signal.SIGINT, signal.SIGINT), IN_RAY),
     ],
 )
 def test_whoever_is_in_a_hurry_is_obeyed(

@@ -141,6 +141,7 @@ def test_a_server_that_lost_everything_is_given_it_again(
     check_whole(place, server.url, finished_study)
 
 
+@pytest.mark.long
 def test_a_database_that_is_deleted_is_rebuilt_as_it_was(place: Place) -> None:
     database, artifacts = place.ledger / "mlflow.db", place.ledger / "mlartifacts"
 

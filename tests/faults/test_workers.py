@@ -103,6 +103,7 @@ def check_failed(place: Place, said: str, records: Sequence[Record], *words: str
             assert record.kind == "stage" or html.escape(word) in report
 
 
+@pytest.mark.long
 @OWN_AND_RAY
 @pytest.mark.timeout(400)
 def test_a_trial_whose_process_is_killed_goes_on(
