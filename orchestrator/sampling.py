@@ -3,18 +3,21 @@
 So a proposal is a function of the study's seed, its own number, and what is known of those before: no state of a
 sampler can be lost, and a search that was killed goes on exactly as it would have. What some samplers remember of a
 trial (its generation) or of themselves (how far the sequence was drawn) comes with the proposal and is given back.
+CMA-ES is not asked of Optuna, which keeps its state as a pickle: ``evolution.py`` does without one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from orchestrator.evolution import draw_point, get_population_size
 from orchestrator.grid import Arm
-from orchestrator.search_config import NSGAII, NSGAIII, QMC, TPE, SamplerConfig, SearchConfig
+from orchestrator.search_config import CMAES, NSGAII, NSGAIII, QMC, TPE, SamplerConfig, SearchConfig
 from orchestrator.search_space import Dimension, Space, Value
 from trainables.errors import StudyError
 
@@ -121,13 +124,15 @@ def propose(
     for key, value in drawn.items():
         storage.set_study_system_attr(own, key, value)
 
+    numbers, remembered = _draw_numbers(search, space, history, seed=_make_seed(seed, number))
     for attempt in range(10 * _MAX_EXCLUDED):
         start = _make_seed(seed, number, attempt)
         with warnings.catch_warnings():  # the interface of some may change, says Optuna; tests would notice
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            study.sampler = _make_sampler(search.sampler, start, fixed_seed=_make_seed(seed))
-        if attempt >= _MAX_EXCLUDED:
-            study.sampler = optuna.samplers.RandomSampler(seed=start)
+            sampler = _make_sampler(search.sampler, start, fixed_seed=_make_seed(seed))
+            if attempt >= _MAX_EXCLUDED:
+                sampler = optuna.samplers.RandomSampler(seed=start)
+            study.sampler = optuna.samplers.PartialFixedSampler(numbers, sampler) if numbers else sampler
         trial = study.ask()
 
         def draw(dimension: Dimension, trial: optuna.Trial = trial) -> Value:
@@ -136,13 +141,39 @@ def propose(
         arm = space.build(draw)
         if arm is not None:
             counters = {key: v for key, v in storage.get_study_system_attrs(own).items() if isinstance(v, int)}
-            memory = storage.get_all_trials(own)[-1].system_attrs
-            return Answer(arm, Question(dict(trial.params), {"trial": dict(memory), "study": counters}))
+            memory = storage.get_all_trials(own)[-1].system_attrs | remembered
+            return Answer(arm, Question(dict(trial.params), {"trial": memory, "study": counters}))
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
     raise StudyError(
         f"looked for a combination of levels that is not left out, and drew {10 * _MAX_EXCLUDED} that are; "
         "exclude less, or make the choice a single factor whose levels are the combinations"
     )
+
+
+def _draw_numbers(
+    search: SearchConfig, space: Space, history: Sequence[tuple[Question, Outcome]], *, seed: int
+) -> tuple[dict[str, Value], dict[str, Any]]:
+    """Return the values that Optuna's sampler is not asked for, and what to remember of them; those of CMA-ES."""
+    if not isinstance(search.sampler, CMAES):
+        return {}, {}
+    ranges = [each for each in space.dimensions.values() if not each.choices]
+    per_round = search.parallel if search.order == "rounds" else 1
+    return draw_point(
+        ranges,
+        [(question.memory["trial"], _rate(search, outcome)) for question, outcome in history],
+        population_size=search.sampler.population_size or get_population_size(len(ranges), per_round=per_round),
+        seed=seed,
+    )
+
+
+def _rate(search: SearchConfig, outcome: Outcome) -> tuple[float, float] | None:
+    """Return (by how much the constraints are broken, value), lower is better; None: nothing is known yet."""
+    if outcome.state == RUNNING:
+        return None
+    if outcome.state == FAILED:
+        return math.inf, 0.0
+    sign = -1 if search.objectives[0].higher_is_better else 1
+    return sum(max(0.0, each) for each in outcome.excess.values()), sign * outcome.values[0]
 
 
 def _draw(trial: optuna.Trial, dimension: Dimension) -> Value:

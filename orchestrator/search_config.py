@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
-from typing import Annotated, Literal
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -146,7 +146,16 @@ class NSGAIII(Frozen):
     population_size: Annotated[int, Field(ge=2)] = 50
 
 
-SamplerConfig = Annotated[TPE | RandomSearch | QMC | NSGAII | NSGAIII, Field(discriminator="kind")]
+class CMAES(Frozen):
+    """Covariance matrix adaptation evolution strategy (Hansen 2016), with margin (Hamano et al. 2022); ranges only."""
+
+    kind: Literal["cmaes"] = "cmaes"
+    population_size: Annotated[int, Field(ge=4)] | None = Field(
+        None, description="Of a generation; null: 4 + 3 ln(ranges), and in rounds a multiple of parallel."
+    )
+
+
+SamplerConfig = Annotated[TPE | RandomSearch | QMC | NSGAII | NSGAIII | CMAES, Field(discriminator="kind")]
 
 
 class SearchConfig(Frozen):
@@ -189,6 +198,13 @@ class SearchConfig(Frozen):
     def metrics(self) -> list[str]:
         """All headline numbers that the search looks at."""
         return list(dict.fromkeys(measured.metric for measured in (*self.objectives, *self.constraints)))
+
+
+def name_sampler(tree: Mapping[str, Any]) -> None:
+    """Write out, in place, what a study file says for short: ``sampler: tpe`` is ``sampler: {kind: tpe}``."""
+    search = tree.get("search")
+    if isinstance(search, dict) and isinstance(search.get("sampler"), str):
+        search["sampler"] = {"kind": search["sampler"]}
 
 
 def is_multiple(distance: float, step: float | None) -> bool:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from orchestrator.fields import FIELDS, FieldPath, suggest
 from orchestrator.grid import Arm, flatten, format_label
 from orchestrator.problems import explain
-from orchestrator.search_config import Parameter, SearchConfig, is_multiple
+from orchestrator.search_config import CMAES, Parameter, SearchConfig, is_multiple
 from orchestrator.yaml_source import Key
 from trainables.config import TrialConfig
 
@@ -180,6 +180,8 @@ def find_problems(search: SearchConfig, arms: Sequence[Arm], *, replicates: int)
     for key, text in _find_wrong_names(search, arms):
         sound = False
         yield key, text
+    if isinstance(search.sampler, CMAES):
+        yield from _find_no_evolution(search)
     if search.aggregate == "lower_bound" and replicates < 2:
         yield ("aggregate",), f"found lower_bound with {replicates} replicate, expected at least 2"
     if not search.space and all(len(set(labels)) < 2 for labels in _labels(arms).values()):
@@ -197,6 +199,15 @@ def find_problems(search: SearchConfig, arms: Sequence[Arm], *, replicates: int)
                 yield ("space", name), f"{end} is no value of this field here: {reasons}"
     for name in unused:
         yield ("space", name), "does not apply to any arm; correct it, or take it away"
+
+
+def _find_no_evolution(search: SearchConfig) -> Iterator[tuple[Key, str]]:
+    """Yield why CMA-ES cannot carry out a search."""
+    if all(parameter.choices is not None for parameter in search.space.values()):
+        yield ("space",), "found no range, and the sampler cmaes moves nothing else; add {low, high}, or take tpe"
+    if len(search.objectives) > 1:
+        found = f"found {len(search.objectives)}, expected 1 with the sampler cmaes"
+        yield ("objectives",), f"{found}; keep one, or take tpe or nsga_ii"
 
 
 def _labels(arms: Sequence[Arm]) -> dict[str, list[str]]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -17,7 +17,7 @@ from orchestrator.hypothesis_check import check_hypotheses
 from orchestrator.notify import NotifyConfig
 from orchestrator.problems import explain
 from orchestrator.report_config import ReportConfig, anchor_table, check_report
-from orchestrator.search_config import SearchConfig
+from orchestrator.search_config import SearchConfig, name_sampler
 from orchestrator.search_space import find_problems
 from orchestrator.yaml_source import MAX_BYTES, Key, Source, apply_override, format_key, read_yaml
 from trainables.config import (
@@ -214,6 +214,7 @@ def _validate(tree: Source, folder: Path | str) -> Study | None:
         if section in tree.value:
             tree.value[section] = _spell_out(section, tree.value[section])
     name_kinds(tree.value)
+    name_sampler(tree.value)
     grid = read_grid(tree)
     _make_paths_absolute(tree, grid, folder)
     anchor_table(tree, folder)
@@ -300,9 +301,11 @@ def study_schema() -> dict[str, Any]:
     properties = schema["properties"]
     for section in SECTIONS:
         if FIELDS[section].kinds:
-            properties[section] = _with_short_forms(section, properties[section])
+            properties[section] = _with_short_forms(FIELDS[section].kinds, properties[section])
     init = schema["$defs"]["ContrastivePretraining"]["properties"]
-    init["init"] = _with_short_forms("pretraining.init", init["init"])
+    init["init"] = _with_short_forms(FIELDS["pretraining.init"].kinds, init["init"])
+    search = schema["$defs"]["SearchConfig"]["properties"]
+    search["sampler"] = _with_short_forms(search["sampler"]["discriminator"]["mapping"], search["sampler"])
     values = {path: _value_schema(path) for path in FIELDS}
     named = {"type": "object", "minProperties": 1, "additionalProperties": {"$ref": "#/$defs/Fields"}}
     properties["factors"] |= {
@@ -314,9 +317,9 @@ def study_schema() -> dict[str, Any]:
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema | {"title": "RobustSweep study"}
 
 
-def _with_short_forms(path: str, schema: dict[str, Any]) -> dict[str, Any]:
+def _with_short_forms(kinds: Iterable[str], schema: dict[str, Any]) -> dict[str, Any]:
     described = {key: schema.pop(key) for key in ("description", "default", "title") if key in schema}
-    return described | {"anyOf": [{"enum": list(FIELDS[path].kinds)}, schema]}
+    return described | {"anyOf": [{"enum": list(kinds)}, schema]}
 
 
 def _value_schema(path: str) -> dict[str, Any]:

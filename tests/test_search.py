@@ -24,6 +24,7 @@ SAMPLERS = {
     "qmc": "{kind: qmc, sequence: halton}",
     "nsga_ii": "{kind: nsga_ii, population_size: 3}",
     "nsga_iii": "{kind: nsga_iii, population_size: 3}",
+    "cmaes": "{kind: cmaes, population_size: 4}",
 }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import jsonschema
 import pytest
 import yaml
 from hypothesis import given
@@ -14,7 +15,7 @@ from test_study import FUZZ, TREES, WORDS
 
 from orchestrator.search_config import aggregate
 from orchestrator.search_space import Dimension, Space, Value
-from orchestrator.study import parse_study
+from orchestrator.study import parse_study, study_schema
 from trainables.errors import StudyError
 
 
@@ -58,6 +59,16 @@ def problem(search: str, *, rest: str = "factors: {augmentation: [none, strong]}
         ("aggregate: lower_bound", "found lower_bound with 1 replicate"),
         ("sampler: {kind: tpee}", "did you mean tpe"),
         ("sampler: {kind: random, population_size: 3}", "unknown key"),
+        ("sampler: tpee", r"search\.sampler\.kind: found 'tpee'.*did you mean tpe"),
+        ("sampler: cmaes", r"search\.space: found no range, and the sampler cmaes moves nothing else"),
+        (
+            "sampler: cmaes, space: {training.optimiser: {choices: [adamw, sgd]}}",
+            r"search\.space: found no range, and the sampler cmaes",
+        ),
+        (
+            "sampler: cmaes, objectives: [{metric: validation/ece}, {metric: validation/nll}]",
+            r"search\.objectives: found 2, expected 1 with the sampler cmaes",
+        ),
         ("num_trials: 0", "greater than or equal to 1"),
     ],
 )
@@ -65,6 +76,16 @@ def test_what_is_wrong_with_a_search_is_named(search: str, message: str) -> None
     search += "" if search.startswith("num_trials") else ", num_trials: 3"
     text = f"{HEAD}factors: {{augmentation: [none, strong]}}\nsearch: {{{search}}}\n"
     assert re.search(message, "\n".join(problems(text)))
+
+
+def test_a_sampler_can_be_named_for_short() -> None:
+    assert read(SPACE, "search.sampler=qmc") == read(SPACE, "search.sampler={kind: qmc}")
+    schema = jsonschema.Draft202012Validator(study_schema())
+    for sampler in ("qmc", {"kind": "cmaes", "population_size": 8}):
+        content = {"study": "s", "data": {"kind": "digits"}, "search": {"num_trials": 3, "sampler": sampler}}
+        schema.validate(content)
+    content["search"]["sampler"] = "qcm"  # type: ignore[index]
+    assert not schema.is_valid(content)
 
 
 def test_a_search_of_nothing_is_refused() -> None:

@@ -135,8 +135,9 @@ def splash_water(
 ) -> Images:
     """Return the images with drops of water on the lens, brightest near their edges.
 
-    Source: ``spatter`` of ImageNet-C, its three mild levels. Differs: a drop's edge is where wet meets dry; ImageNet-C
-    runs Canny's detector, which finds the same contour up to a pixel. Distances to it are exact.
+    Source: ``spatter`` of ImageNet-C, its three mild levels. Differs: a drop's edge is where wet meets dry, ImageNet-C
+    runs Canny's detector; distances to it are exact; equalised as Pillow does, not OpenCV. With the same draws a fixed
+    network's accuracy differs by up to one point for it (docs/shifts.md).
 
     Args:
         images: uint8 images.
