@@ -110,7 +110,39 @@ def test_the_peer_is_given_what_our_operations_draw(accuracy: ModuleType) -> Non
     assert draws["angle"].shape == (2,)
     assert draws["moves"].shape == (2, 2, 224, 224)
     assert np.abs(draws["moves"]).max() <= 1.0
+    assert (draws["angle"] >= -45.0).all()
+    assert (draws["angle"] < 45.0).all()
+    assert np.allclose(draws["fall"], -90.0 - draws["angle"])
+    assert draws["fog"].shape == (2, 256, 256)
+    assert draws["normals"].shape == draws["uniforms"].shape == (2, 224, 224, 3)
+    assert abs(draws["liquid"].std() - 1.0) < 0.01
+    assert [draws[f"flakes/{n}"].shape[1] for n in range(1, 6)] == [75, 112, 56, 50, 90]  # 224 / 3, 2, 4, 4.5, 2.5
     for severity, (reach, rounds) in enumerate([(1, 2), (2, 1), (2, 3), (3, 2), (4, 2)], start=1):  # ImageNet-C
         pairs = draws[f"glass/{severity}"]
         assert pairs.shape == (rounds, 2, 224, 224, 2)
         assert (pairs.min(), pairs.max()) == (-reach, reach - 1)
+
+
+def test_noise_is_what_the_draws_say(accuracy: ModuleType) -> None:
+    draws = importlib.import_module("shift_draws")
+    seeds, images = draws.make_seeds(0, 1), np.full((1, 224, 224, 3), 100, np.uint8)
+    given = draws.collect_draws(seeds)
+    ours = draws.corrupt(images, seeds, ["gaussian_noise", "impulse_noise"])
+    expected = np.clip(np.round(100 + 255 * 0.08 * given["normals"].astype(float)), 0, 255)  # ImageNet-C, severity 1
+    assert np.abs(ours["gaussian_noise", 1] - expected).max() <= 1
+    assert ((ours["impulse_noise", 1] == 0) == (given["uniforms"] < 0.015)).all()
+
+
+def test_pixels_differ_by_what_is_inside_the_border(accuracy: ModuleType) -> None:
+    draws = importlib.import_module("shift_draws")
+    ours = np.full((1, 224, 224, 3), 7, np.uint8)
+    theirs = ours.copy()
+    theirs[0, 3, 3] = 200
+    theirs[0, 100, 100, 0] = 9
+    theirs[0, 100, 101, 0] = 6
+    inside = 3 * (224 - 32) ** 2
+    assert draws.describe_pixels(ours, theirs) == {
+        "largest": 2,
+        "mean": pytest.approx(-1 / inside),
+        "beyond_1": pytest.approx(1 / inside),
+    }
