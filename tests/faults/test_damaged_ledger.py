@@ -146,7 +146,8 @@ def test_a_damaged_study_around_good_trials(finished_study: FinishedStudy, tmp_p
         assert (place.ledger / report).read_bytes() == (finished_study.place.ledger / report).read_bytes()
 
 
-@pytest.mark.parametrize("name", ["index.html", pytest.param("effects.csv", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["index.html", "effects.csv"])
 def test_a_damaged_report_is_written_again(finished_study: FinishedStudy, tmp_path: Path, name: str) -> None:
     place = copy_place(finished_study.place, tmp_path)
     assert place.call("run").returncode == 0  # ships to a store of its own
@@ -157,6 +158,7 @@ def test_a_damaged_report_is_written_again(finished_study: FinishedStudy, tmp_pa
     assert path.read_bytes() != b"#" * size
 
 
+@pytest.mark.long
 def test_a_damaged_record_that_is_no_longer_planned(finished_study: FinishedStudy, tmp_path: Path) -> None:
     place = copy_place(finished_study.place, tmp_path)
     orphan, *_ = sorted((place.ledger / "trials").iterdir())
