@@ -13,7 +13,7 @@ import pandas as pd
 from orchestrator.reconcile import COMPLETE
 from orchestrator.report.effects import Effect, rank_factors
 from orchestrator.report.html import Cell, Column, Section, embed, note, plural, table
-from orchestrator.report.plot import Figure, colour, every_nth, floats, layout_of
+from orchestrator.report.plot import Figure, colour, every_nth, floats, layout_of, seed_dots
 from orchestrator.report.tables import METRICS, Results
 
 #: Cheapest to dearest arm from which on the axis is logarithmic.
@@ -171,7 +171,8 @@ def _figure(results: Results, costs: pd.DataFrame, effects: Sequence[Effect]) ->
     for index, level in enumerate(results.levels(order[0]) if order else [None]):
         is_seed = np.ones(len(seen), bool) if level is None else (seen[groups[1]] == level).to_numpy()
         is_arm = np.ones(len(means), bool) if level is None else (means[groups[1]] == level).to_numpy()
-        data.append(_seeds(results, seen[is_seed], shifted, index))
+        own = seen[is_seed]
+        data.append(seed_dots(results, own, floats(own["seconds"].round(1)), shifted, (index, "%{x:.1f} s, %{y:.1%}")))
         data.append(_means(results, means[is_arm], shifted, (level, index)))
     spread = float(means[("seconds", "mean")].max() / max(float(means[("seconds", "mean")].min()), 1e-9))
     axis: dict[str, Any] = {"title": {"text": "seconds per trial, share of stages included"}, "zeroline": False}
@@ -191,23 +192,6 @@ def _figure(results: Results, costs: pd.DataFrame, effects: Sequence[Effect]) ->
         height_px=400,
         axes=("seconds", title),
     )
-
-
-def _seeds(results: Results, trials: pd.DataFrame, shifted: str, index: int) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": floats(trials["seconds"].round(1)),
-        "y": floats(trials[shifted]),
-        "marker": {"size": 4.5, "color": colour(index), "opacity": 0.4},
-        "hovertext": [
-            f"{escape(results.labels[arm])}, replicate {replicate}"
-            for arm, replicate in zip(trials["name"], trials["replicate"], strict=True)
-        ],
-        "hovertemplate": "%{hovertext}<br>%{x:.1f} s, %{y:.1%}<extra></extra>",
-        "showlegend": False,
-        "meta": {"panel": "seed"},
-    }
 
 
 def _means(results: Results, arms: pd.DataFrame, shifted: str, level: tuple[str | None, int]) -> dict[str, Any]:

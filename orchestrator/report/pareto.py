@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from orchestrator.report.effects import Effect, rank_factors
 from orchestrator.report.html import Cell, Column, Section, embed, note, table
-from orchestrator.report.plot import Figure, colour, every_nth, floats, layout_of, sentence
+from orchestrator.report.plot import Figure, colour, every_nth, floats, layout_of, seed_dots, sentence
 from orchestrator.report.tables import METRICS, Results
 
 
@@ -90,7 +90,8 @@ def _figure(results: Results, arms: pd.DataFrame, front: NDArray[np.intp], effec
     x, y = (arms.iloc[front][f"{column}.mean"].to_numpy() for column in (clean, worst))
     data: list[dict[str, Any]] = [_stairs(x, y)]
     for index, level in enumerate(levels):
-        data.append(_seeds(results, trials[of_trial == level], (clean, worst), index))
+        own = trials[of_trial == level]
+        data.append(seed_dots(results, own, floats(own[clean]), worst, (index, "%{x:.1%}, worst %{y:.1%}")))
         data.append(_means(arms[groups == level], (clean, worst), (level, index), named=factor is not None))
     layout = layout_of(
         xaxis={"title": {"text": f"in-distribution {METRICS[results.metric]}"}, "tickformat": ".1%", "zeroline": False},
@@ -124,23 +125,6 @@ def _stairs(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, Any]:
 def _letter(x: float, y: float, number: int) -> dict[str, Any]:
     place = {"x": float(x), "y": float(y), "xanchor": "left", "yanchor": "bottom", "xshift": 6, "yshift": 4}
     return {"text": f"<b>{_name(number)}</b>", "showarrow": False, "font": {"size": 13}, **place}
-
-
-def _seeds(results: Results, trials: pd.DataFrame, columns: tuple[str, str], index: int) -> dict[str, Any]:
-    return {
-        "type": "scatter",
-        "mode": "markers",
-        "x": floats(trials[columns[0]]),
-        "y": floats(trials[columns[1]]),
-        "marker": {"size": 4.5, "color": colour(index), "opacity": 0.4},
-        "hovertext": [
-            f"{escape(results.labels[arm])}, replicate {replicate}"
-            for arm, replicate in zip(trials["name"], trials["replicate"], strict=True)
-        ],
-        "hovertemplate": "%{hovertext}<br>%{x:.1%}, worst %{y:.1%}<extra></extra>",
-        "showlegend": False,
-        "meta": {"panel": "seed"},
-    }
 
 
 def _means(arms: pd.DataFrame, columns: tuple[str, str], level: tuple[str, int], *, named: bool) -> dict[str, Any]:

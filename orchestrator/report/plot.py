@@ -15,6 +15,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from orchestrator.report.tables import Results
+
 #: Okabe & Ito 2008 (told apart by colour-blind readers), reordered, black and yellow left out, the
 #: blue lighter so that it reads on a dark page too.
 PALETTE = ("#2b8ac9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a63d2", "#8c6d46")
@@ -112,3 +114,32 @@ def every_nth(arms: pd.Series, *, most: int = MAX_DOTS) -> tuple[NDArray[np.intp
     if step == 1:
         return drawn, ""
     return drawn, f" One dot in {step} is drawn ({len(drawn):,} of {len(arms):,}); everything else is from all of them."
+
+
+def seed_dots(
+    results: Results, trials: pd.DataFrame, x: list[float | None], y: str, look: tuple[int, str]
+) -> dict[str, Any]:
+    """Return a trace with a small dot per trial.
+
+    Args:
+        results: the study.
+        trials: rows of the trials table.
+        x: where each of them stands.
+        y: column of what is drawn upwards.
+        look: index of the colour, and the template of the numbers shown when one points at a dot.
+    """
+    index, numbers = look
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": x,
+        "y": floats(trials[y]),
+        "marker": {"size": 4.5, "color": colour(index), "opacity": 0.4},
+        "hovertext": [
+            f"{escape(results.labels[arm])}, replicate {replicate}"
+            for arm, replicate in zip(trials["name"], trials["replicate"], strict=True)
+        ],
+        "hovertemplate": f"%{{hovertext}}<br>{numbers}<extra></extra>",
+        "showlegend": False,
+        "meta": {"panel": "seed"},
+    }
