@@ -57,7 +57,6 @@ COLUMNS = ("mosaics", "ours", "peer", "difference", "error")
 #: Known differences.
 EXCEPTIONS = {
     "pixelate": "enlarged by area, not by the nearest pixel",
-    "defocus_blur": "edge pixels of the disc count by what is covered of them",
     "frost": "procedural textures",
 }
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from scipy import ndimage
 from torchvision.transforms import functional as tv
 
 from trainables.ops import colour, filters, geometry, noise
@@ -213,17 +214,37 @@ def test_jpeg_is_pillows(channels: int) -> None:
         np.testing.assert_array_equal(own.permute(1, 2, 0).numpy(), expected)
 
 
-def test_defocus_spreads_a_point_over_a_disk() -> None:
+def spread_point(radius_px: float, alias_px: float = 0.0) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a defocused point of light looks like, and how far its pixels are from it."""
     images = torch.zeros(1, 1, 41, 41, dtype=torch.uint8)
     images[0, 0, 20, 20] = 255
-    radius = 2.0
-    disk = filters.defocus_blur(images, radius_px=radius, alias_px=0.0)[0, 0].float()
     y, x = torch.meshgrid(torch.arange(41.0) - 20, torch.arange(41.0) - 20, indexing="ij")
-    distance = torch.sqrt(x**2 + y**2)
-    inside = disk[distance <= radius - 0.5]
-    assert inside.min() == inside.max()  # flat
-    assert inside[0] == pytest.approx(255 / (math.pi * radius**2), rel=0.15)
-    assert not disk[distance >= radius + 0.5].any()
+    blurred = filters.defocus_blur(images, radius_px=radius_px, alias_px=alias_px)
+    return blurred[0, 0].float(), torch.sqrt(x**2 + y**2)
+
+
+def test_defocus_spreads_a_point_over_a_disk_of_whole_pixels() -> None:
+    disk, distance = spread_point(3.0)
+    assert disk[distance <= 3.0].unique().tolist() == [round(255 / 29)]
+    assert not disk[distance > 3.0].any()
+
+
+def test_a_small_disk_covers_parts_of_pixels() -> None:
+    disk, distance = spread_point(1.5)
+    inside = disk[distance <= 1.0]
+    assert inside.min() == inside.max()
+    assert inside[0] == pytest.approx(255 / (math.pi * 1.5**2), rel=0.15)
+    assert 0 < disk[21, 21] < inside[0]
+    assert not disk[distance >= 2.0 + 1e-6].any()
+
+
+@pytest.mark.parametrize("sigma_px", [1.0, 3.0, 6.0])
+def test_blur_that_repeats_the_border_is_scipys(sigma_px: float) -> None:
+    images = make_images(2)
+    blurred = filters.blur_alike(images, sigma_px=sigma_px, radius_px=round(4 * sigma_px), repeats=True)
+    for image, own in zip(images.flatten(0, 1), blurred.flatten(0, 1), strict=True):
+        expected = ndimage.gaussian_filter(image.double().numpy(), sigma_px, mode="nearest", truncate=4.0)
+        assert np.abs(own.numpy() - expected).max() < 1.0  # 16-bit weights, rounding
 
 
 def test_motion_blur_leaves_flat_images_and_smears_along_the_angle() -> None:

@@ -37,12 +37,12 @@ def glass_blur(images: Images, seeds: Seeds, *, sigma_px: float, reach_px: float
     """
     num, channels, height, width = images.shape
     radius = max(1, math.ceil(4.0 * sigma_px))  # 4 sigma: scikit-image
-    blurred = blur_alike(images, sigma_px=sigma_px, radius_px=radius)
+    blurred = blur_alike(images, sigma_px=sigma_px, radius_px=radius, repeats=True)
     source = torch.arange(height * width, device=images.device).expand(num, -1)
     for number in range(rounds):
         source = source.gather(1, _follow_copies(seeds, number, (height, width), reach_px))
     moved = blurred.flatten(2).gather(2, source[:, None].expand(num, channels, -1))
-    return blur_alike(moved.reshape(images.shape), sigma_px=sigma_px, radius_px=radius)
+    return blur_alike(moved.reshape(images.shape), sigma_px=sigma_px, radius_px=radius, repeats=True)
 
 
 def _follow_copies(seeds: Seeds, number: int, size: tuple[int, int], reach_px: float) -> Int64[Tensor, "n pixels"]:
