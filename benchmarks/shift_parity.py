@@ -30,8 +30,6 @@ DETERMINISTIC = {
 EXCEPTIONS = {
     "imagecorruptions/pixelate": "enlarged by area, not by the nearest pixel",
     "medmnistc/pixelate": "enlarged by area, not by the nearest pixel",
-    "imagecorruptions/defocus_blur": "its kernels of 8 and 10 px add up to 1.01, ours to 1: 3 levels",
-    "medmnistc/defocus_blur": "its kernels of 8 and 10 px add up to 1.01, ours to 1: 3 levels",
     "imagecorruptions/frost": "procedural textures",
 }
 #: Largest share by which the mean change of a random shift may differ.
