@@ -23,7 +23,7 @@ from trainables.shifts.tables import load_aliases
 
 #: Shifts without randomness: px at the border that are left out.
 DETERMINISTIC = {
-    "gaussian_blur": 25, "defocus_blur": 12, "zoom_blur": 0, "brightness": 0, "contrast": 0, "saturate": 0,
+    "gaussian_blur": 0, "defocus_blur": 12, "zoom_blur": 0, "brightness": 0, "contrast": 0, "saturate": 0,
     "pixelate": 0, "jpeg": 0, "brightness_up": 0, "contrast_down": 0, "black_corner": 0,
 }  # fmt: skip
 #: Known differences.

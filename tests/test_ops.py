@@ -13,7 +13,7 @@ from PIL import Image, ImageOps
 from torchvision.transforms import functional as tv
 
 from trainables.ops import colour, filters, geometry, noise
-from trainables.ops.pixels import apply_lut, choose, compute_grey, compute_mean_grey, ramp
+from trainables.ops.pixels import apply_lut, choose, compute_grey, compute_mean_grey, cut_to_uint8_, ramp
 
 
 def make_images(num: int, channels: int = 3, height: int = 23, width: int = 31, seed: int = 0) -> torch.Tensor:
@@ -35,6 +35,16 @@ def test_grey_is_pillows_luma() -> None:
     images = make_images(2)
     expected = [np.asarray(Image.fromarray(image.permute(1, 2, 0).numpy()).convert("L")) for image in images]
     np.testing.assert_array_equal(compute_grey(images)[:, 0].numpy(), np.stack(expected))
+
+
+def test_cutting_off_keeps_whole_numbers_that_arithmetic_made_a_little_too_small() -> None:
+    for dtype in (torch.float32, torch.float64):
+        whole = torch.arange(256, dtype=dtype)
+        below = torch.nextafter(torch.nextafter(whole, whole - 1), whole - 1)
+        assert cut_to_uint8_(below.clone()).tolist() == list(range(256))
+        assert cut_to_uint8_(whole + 0.999).tolist() == list(range(256))
+        assert cut_to_uint8_(whole - 0.001).tolist() == [0, *range(255)]
+    assert cut_to_uint8_(torch.tensor([-300.0, -0.5, 255.9, 4e4])).tolist() == [0, 0, 255, 255]
 
 
 def test_brightness_is_the_formula_and_zero_is_black() -> None:

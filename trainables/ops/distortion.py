@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from trainables.ops.filters import blur_alike, smooth_field
-from trainables.ops.pixels import to_uint8
+from trainables.ops.pixels import cut_to_uint8_
 from trainables.seeding import uniform
 
 Images = UInt8[Tensor, "n c h w"]
@@ -84,7 +84,7 @@ def elastic_transform(images: Images, seeds: Seeds, *, amplitude_px: float, sigm
     y = torch.arange(height, device=images.device)[:, None] + moves[:, 0]
     x = torch.arange(width, device=images.device) + moves[:, 1]
     grid = torch.stack([(2.0 * x + 1.0) / width - 1.0, (2.0 * y + 1.0) / height - 1.0], dim=3)  # −1, 1: outer edges
-    return to_uint8(F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False))
+    return cut_to_uint8_(F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False))
 
 
 def elastic_radius(sigma_px: float) -> int:
@@ -104,7 +104,7 @@ def zoom_blur(images: Images, *, largest: float, step: float) -> Images:
     for number in range(num_zooms):
         zoomed = _zoom(pixels, 1.0 + number * step)
         total += zoomed[..., :height, :width]
-    return to_uint8(total.contiguous() / (num_zooms + 1))
+    return cut_to_uint8_(total.contiguous().div_(num_zooms + 1))
 
 
 def _zoom(pixels: Float[Tensor, "n c h w"], factor: float) -> Float[Tensor, "n c H W"]:
