@@ -1,33 +1,31 @@
 """What imagecorruptions makes of images with the random numbers of ``shift_draws.py``; for the peer's environment.
 
 ``python shift_draws_peer.py DRAWS.npz RESULT.npz NAME …``: the images in DRAWS corrupted in the named ways. Each way
-answers what the package asks of ``np.random`` with what ours drew. ``spatter_as_ours`` is spatter with what is known to
-differ taken from ours.
+answers what the package asks of ``np.random`` with what ours drew.
 """
 
 import sys
 import types
 import warnings
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
 from scipy.stats import poisson
 from shift_peer import repair_imagecorruptions
 
 
 @contextmanager
-def answering(module, answers):
-    """Let ``module.<name>`` be what is given for the name, within."""
-    originals = {name: getattr(module, name) for name in answers}
+def answering_draws(answers):
+    """Let ``np.random.<name>`` be what is given for the name, within."""
+    originals = {name: getattr(np.random, name) for name in answers}
     for name, answer in answers.items():
-        setattr(module, name, answer)
+        setattr(np.random, name, answer)
     try:
         yield
     finally:
         for name, original in originals.items():
-            setattr(module, name, original)
+            setattr(np.random, name, original)
 
 
 def add_normals(draws, index, severity):
@@ -112,27 +110,6 @@ def splash(draws, index, severity):
     return {"normal": lambda size, loc, scale: loc + scale * liquid}
 
 
-def follow_drops(levels, low, high):
-    """Return our contour of drops in place of Canny's: where wet meets dry."""
-    wet = levels > 0
-    edges = np.zeros_like(levels)
-    edges[:, :-1][wet[:, :-1] ^ wet[:, 1:]] = 255
-    edges[:-1][wet[:-1] ^ wet[1:]] = 255
-    return edges
-
-
-def replace_known(package):
-    """Return (module, name → function): contour, exact distances, Pillow's equalisation, mirrored borders."""
-    measure, smooth = cv2.distanceTransform, package.corruptions.gaussian
-    drops = {
-        "Canny": follow_drops,
-        "distanceTransform": lambda image, kind, mask: measure(image, kind, cv2.DIST_MASK_PRECISE),
-        "equalizeHist": lambda image: np.asarray(ImageOps.equalize(Image.fromarray(image))),
-    }
-    borders = {"gaussian": lambda image, sigma: smooth(image, sigma=sigma, mode="mirror")}
-    return (cv2, drops), (package.corruptions, borders)
-
-
 WAYS = {
     "gaussian_noise": add_normals,
     "speckle_noise": add_normals,
@@ -144,7 +121,6 @@ WAYS = {
     "snow": let_snow_fall,
     "fog": let_fog_rise,
     "spatter": splash,
-    "spatter_as_ours": splash,
 }
 
 
@@ -155,16 +131,13 @@ def main():
     package = repair_imagecorruptions()
     with np.load(sys.argv[1]) as archive:
         draws = {key: archive[key] for key in archive.files}
-    known, made = replace_known(package), {}
+    made = {}
     for name in sys.argv[3:]:
         for severity in range(1, 6):
             shifted = []
             for index, image in enumerate(draws["images"]):
-                with ExitStack() as stack:
-                    replaced = known if name == "spatter_as_ours" else ()
-                    for module, answers in ((np.random, WAYS[name](draws, index, severity)), *replaced):
-                        stack.enter_context(answering(module, answers))
-                    shifted.append(package.corrupt(image, severity, name.replace("_as_ours", "")))
+                with answering_draws(WAYS[name](draws, index, severity)):
+                    shifted.append(package.corrupt(image, severity, name))
             made[f"{name}|{severity}"] = np.stack(shifted)
     np.savez(sys.argv[2], **made)
 

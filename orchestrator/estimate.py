@@ -16,7 +16,7 @@ from orchestrator.plan import Work
 from orchestrator.prepare import Prepared, resolve_execution
 from orchestrator.reconcile import COMPLETE
 from orchestrator.resources import Slots, count_gpus, num_slots
-from trainables.config import StageConfig, TrialConfig
+from trainables.config import SCHEMA_VERSION, StageConfig, TrialConfig, read_trial_config
 from trainables.storage import Folder
 
 #: More pilots than this would no longer be short; further kinds of trial take the mean.
@@ -125,8 +125,9 @@ def _from_like_studies(prepared: Prepared, todo: Sequence[Work], *, on_gpu: bool
         trials = {row["signature"] for row in ledger.read_plan()["trials"][:MAX_LIKE_TRIALS]}
         known = len(durations)
         for record in ledger.records("trial", signatures=trials, states=(COMPLETE,)):
-            config = TrialConfig.model_validate(record.config["config"])
-            kind = _kind_of_trial(config)
+            if record.config["config"]["schema_version"] != SCHEMA_VERSION:
+                continue  # another version of this package may have taken another time
+            kind = _kind_of_trial(read_trial_config(record.config["config"]))
             was_on_gpu = record.result is not None and record.result["environment"]["device"] != "cpu"
             if kind in kinds and was_on_gpu == on_gpu:
                 durations.setdefault(kind, []).append(took_seconds(record))

@@ -23,7 +23,7 @@ from orchestrator.report.card_text import render_html, render_markdown
 from orchestrator.report.scores import score_parts
 from orchestrator.report.tables import Results
 from orchestrator.select import Selection
-from trainables.config import TrialConfig
+from trainables.config import read_trial_config
 from trainables.errors import CheckpointError, DataError, StudyError
 from trainables.finished import describe_files
 from trainables.storage import Folder
@@ -123,7 +123,7 @@ def export_selection(
     if onnx:
         check_onnx_installed()
     record = results.records[selection.signature]
-    config = TrialConfig.model_validate(record.config["config"])
+    config = read_trial_config(record.config["config"])
     data = load_dataset(config.data, cache_dir=cache_dir)
     _check_data(record, data)
     trial, folder = ledger.folder("trial", selection.signature), out or ledger.root / "selected" / make_slug(selection)

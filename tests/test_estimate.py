@@ -101,6 +101,20 @@ def test_a_like_study_counts_where_the_study_has_nothing_yet(tmp_path: Path, cac
         assert unlike.source.startswith("unknown")
 
 
+def test_a_like_study_of_another_version_does_not_count(tmp_path: Path, cache_dir: Path) -> None:
+    other = make(tmp_path, cache_dir, "study=other", "seed=7")
+    other.ledger.write_plan(other.plan, other.about)
+    work = other.plan.trials[0]
+    other.ledger.begin(work, study="other", git_commit=None)
+    folder = other.ledger.folder("trial", work.signature)
+    folder.write_json("result.json", {"duration_seconds": 60.0, "environment": {"device": "cpu"}})
+    stored = folder.read_json("config.json")
+    older = stored["config"] | {"schema_version": stored["config"]["schema_version"] - 1}
+    folder.write_json("config.json", stored | {"config": older})
+    costs = estimate(make(tmp_path, cache_dir, "execution.device=cpu"), allow_pilot=False)
+    assert costs.source.startswith("unknown")
+
+
 def test_slots_are_what_cores_and_gpus_allow(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("orchestrator.estimate.os.cpu_count", lambda: 16)
     monkeypatch.setattr("orchestrator.estimate.count_gpus", lambda execution: 2)

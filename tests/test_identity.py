@@ -28,7 +28,7 @@ STUDY = "factors: {pretraining: {a: scratch, b: {kind: contrastive, epochs: 3}},
 @pytest.mark.parametrize(
     ("config", "signature"),
     [
-        (TrialConfig(), "3acbefb669c722e2"),
+        (TrialConfig(), "56a34b3213a66c7e"),
         (
             TrialConfig(
                 data=PhantomData(num_sites=2, lesion_radius_px=(1.0, 2.5)),
@@ -38,11 +38,11 @@ STUDY = "factors: {pretraining: {a: scratch, b: {kind: contrastive, epochs: 3}},
                 seed=3,
                 replicate=2,
             ),
-            "f2bcd2f9302e62ab",
+            "dd1876ea9920440c",
         ),
         (
             StageConfig(data=MedmnistData(), model=TrialConfig().model, pretraining=ContrastivePretraining()),
-            "9fcad6b971cfeded",
+            "3e56a08000a95c20",
         ),
     ],
 )

@@ -67,7 +67,12 @@ def test_zoom_blur_keeps_the_centre_and_weighs_the_image_twice() -> None:
     assert distortion.zoom_blur(torch.full_like(images, 200), largest=1.3, step=0.1).unique().tolist() == [200]
 
 
-def test_one_sigma_for_all_is_the_blur_with_a_sigma_each() -> None:
-    images = ramp_images()
+def test_one_sigma_for_all_is_the_blur_with_a_sigma_each_but_for_the_border_and_fractions() -> None:
+    images = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, 3, 40, 33), dtype=np.uint8))
     each = gaussian_blur(images, torch.full((2,), 1.7), torch.full((2,), 7))
-    assert (blur_alike(images, sigma_px=1.7, radius_px=7).int() - each.int()).abs().max() <= 1
+    cut_off = (each.int() - blur_alike(images, sigma_px=1.7, radius_px=7).int())[..., 7:-7, 7:-7]
+    assert cut_off.unique().tolist() == [0, 1]
+    assert cut_off.float().mean() == pytest.approx(0.5, abs=0.05)
+    step = torch.zeros(1, 1, 1, 9, dtype=torch.uint8)
+    step[..., 0] = 200  # repeated outside: half of the weight and half of the middle's lie on it
+    assert blur_alike(step, sigma_px=1.0, radius_px=4)[0, 0, 0, 0] == int(200 * (0.5 + 0.5 * 0.39905))

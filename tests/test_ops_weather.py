@@ -42,6 +42,7 @@ def test_frost_is_a_blend_with_a_part_of_a_texture(channels: int) -> None:
     images = flat(100, channels)
     only_kept = weather.add_frost(images, SEEDS, kept=0.5, frost=0.0)
     assert only_kept.unique().tolist() == [50]
+    assert weather.add_frost(images + 3, SEEDS, kept=0.5, frost=0.0).unique().tolist() == [51]  # 51.5, cut off
     frosty = weather.add_frost(images, SEEDS, kept=0.0, frost=1.0)
     red = frost_textures(48, images.device)[:, 0]
     if channels == 3:  # the first image is a part of a texture
@@ -70,15 +71,21 @@ def test_fractal_heights_fill_the_range_and_rough_ones_are_rougher() -> None:
     assert step(rough) > 2 * step(smooth)
 
 
-def test_distances_are_euclidean_up_to_the_limit() -> None:
-    found = torch.zeros(1, 1, 50, 60, dtype=torch.bool)
-    found[..., 20, 30] = True
-    found[..., 41, 7] = True
-    distance = weather._distance_to(found, limit_px=12)[0, 0].numpy()
-    y, x = np.mgrid[0:50, 0:60]
-    expected = np.minimum(np.hypot(y - 20, x - 30), np.hypot(y - 41, x - 7))
-    np.testing.assert_allclose(distance[expected <= 12], expected[expected <= 12], rtol=1e-6)
-    assert (distance[expected > 12] >= 12).all()
+def test_rims_of_drops_are_opencvs() -> None:
+    """A round drop, a smaller one and a slope; expected is what OpenCV 4.9 made of them in imagecorruptions' steps."""
+    y, x = np.mgrid[0:16, 0:24]
+    drops = np.maximum(230 - 5 * ((x - 6) ** 2 + (y - 7) ** 2), 200 - 11 * ((x - 18) ** 2 + (y - 4) ** 2))
+    layer = np.maximum(drops, 3 * x + 5 * y - 20)
+    layer[layer < 70] = 0
+    rims = weather._light_rims(torch.from_numpy(layer.astype(np.uint8))[None, None])[0, 0]
+    expected = {
+        0: "22 21 14 27 41 41 41 41 41 69 124 132 90 21 0 0 0 0 0 14 97 180 207 207",
+        5: "55 111 196 254 255 255 250 214 129 49 70 155 196 126 41 42 84 84 42 28 84 141 169 170",
+        9: "14 55 98 146 129 84 35 12 0 0 0 41 69 98 112 168 225 254 255 255 255 255 255 255",
+        15: "190 149 83 28 14 0 0 0 85 170 255 255 255 255 255 255 255 255 255 255 255 255 255 255",
+    }
+    for row, values in expected.items():
+        assert rims[row].tolist() == [float(value) for value in values.split()], row
 
 
 @pytest.mark.parametrize("channels", [1, 3])

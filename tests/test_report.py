@@ -196,6 +196,16 @@ def test_images_that_have_moved_cost_the_examples_and_not_the_report(tmp_path: P
     assert "No examples are shown, because the images could not be had here" in page
 
 
+def test_trials_of_another_version_cost_the_examples_and_not_the_report(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path)
+    for record in ledger.records("trial"):
+        folder = ledger.folder("trial", record.signature)
+        stored = folder.read_json("config.json")
+        folder.write_json("config.json", stored | {"config": stored["config"] | {"schema_version": 1}})
+    _, page = render(ledger, tmp_path, examples=True)
+    assert "another version of RobustSweep ran the trial" in page
+
+
 def test_many_trainings_are_thinned_and_the_page_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger = make_fake_ledger(tmp_path)
     monkeypatch.setattr("orchestrator.report.curves.MAX_TRAINING_POINTS", 24 * 13 - 1)

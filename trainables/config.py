@@ -7,16 +7,18 @@ in the field; where a number is an assumption, its comment says so.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
+from trainables.errors import ConfigError
 from trainables.frozen import UNHASHED, Fraction, Frozen, ImageSize, PositiveInt, Seed
 from trainables.regularisers import NoRegulariser, RegulariserConfig, SpectralDecoupling, find_part
 
 #: Part of every signature. Raise it when the meaning of a field changes without the field changing.
-SCHEMA_VERSION: Literal[2] = 2
+SCHEMA_VERSION: Literal[3] = 3
 
 # --------------------------------------------------------------------------- data
 
@@ -303,7 +305,7 @@ class EvaluationConfig(Frozen):
 class TrialConfig(Frozen):
     """One arm × one replicate: everything that decides a trial's result."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     data: DataConfig = DigitsData()
     model: ModelConfig = ModelConfig()
     pretraining: PretrainingConfig = ScratchPretraining()
@@ -327,10 +329,25 @@ class TrialConfig(Frozen):
         return self
 
 
+def read_trial_config(stored: Mapping[str, Any]) -> TrialConfig:
+    """Return the config that a trial has written into its folder.
+
+    Raises:
+        ConfigError: another version of this package ran the trial, in which its fields mean something else.
+    """
+    version = stored.get("schema_version")
+    if version != SCHEMA_VERSION:
+        raise ConfigError(
+            f"schema_version: read the config of a stored trial, found {version}, expected {SCHEMA_VERSION}: another "
+            "version of RobustSweep ran the trial; run the study again, or read it with that version"
+        )
+    return TrialConfig.model_validate(stored)
+
+
 class StageConfig(Frozen):
     """One upstream work that trials share: a contrastive pretraining."""
 
-    schema_version: Literal[2] = SCHEMA_VERSION
+    schema_version: Literal[3] = SCHEMA_VERSION
     kind: Literal["contrastive"] = "contrastive"
     data: DataConfig
     model: ModelConfig

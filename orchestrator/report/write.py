@@ -40,7 +40,7 @@ from orchestrator.report.transfer import transfer_section
 from orchestrator.report.verdict_section import summarise_verdicts, verdict_section
 from orchestrator.report.verdicts import judge, verdicts_table
 from orchestrator.settled import SOURCE, compute_state
-from trainables.config import TrialConfig
+from trainables.config import read_trial_config
 from trainables.errors import RobustSweepError
 from trainables.storage import Folder
 
@@ -147,7 +147,7 @@ def _examples(results: Results, cache_dir: Path) -> tuple[Examples | None, str |
     if not records:
         return None, "No trial has started, so it is not known which images to show."
     try:
-        return build_examples(TrialConfig.model_validate(records[0].config["config"]), cache_dir=cache_dir), None
+        return build_examples(read_trial_config(records[0].config["config"]), cache_dir=cache_dir), None
     except RobustSweepError as error:
         return None, f"No examples are shown, because the images could not be had here: {error}"
 

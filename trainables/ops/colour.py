@@ -195,6 +195,19 @@ def tabulate_equalize(images: Images) -> Tables:
     return torch.where(step > 0, table, torch.arange(256, device=images.device)).to(torch.uint8)
 
 
+def equalize_as_opencv(images: Images) -> Images:
+    """Return every channel with its histogram equalised as OpenCV does it: the darkest level present becomes 0.
+
+    A channel of one value stays. Source: OpenCV's ``equalizeHist``, in its float32.
+    """
+    histogram = _compute_histogram(images)
+    first = (histogram > 0).to(torch.uint8).argmax(2, keepdim=True)
+    below = histogram.cumsum(2) - histogram.gather(2, first)
+    rest = below[..., -1:]
+    table = to_uint8(below.float() * (255.0 / rest.clamp(min=1).float()))
+    return apply_lut(images, torch.where(rest > 0, table, torch.arange(256, device=images.device)).to(torch.uint8))
+
+
 def _compute_histogram(images: Images) -> Int64[Tensor, "n c 256"]:
     num, channels = images.shape[:2]
     offset = 256 * torch.arange(num * channels, dtype=torch.int32, device=images.device)

@@ -1,4 +1,7 @@
-"""Operations that mix neighbouring pixels: blurs, 3×3 kernels, pixelation, JPEG. Borders are mirrored unless said."""
+"""Operations that mix neighbouring pixels: blurs, 3×3 kernels, pixelation, JPEG.
+
+Borders are mirrored unless said otherwise.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.ops.pixels import is_grey, per_sample, to_uint8, to_uint8_
+from trainables.ops.pixels import cut_to_uint8_, is_grey, per_sample, to_uint8, to_uint8_
 
 Images = UInt8[Tensor, "n c h w"]
 
@@ -35,23 +38,18 @@ def _mirrored(side: int, radius: int, device: torch.device) -> Int64[Tensor, " p
     return torch.minimum(index, period - index)
 
 
-def _pad(
-    images: Num[Tensor, "n c h w"], radius: int, dtype: torch.dtype | None = None, *, repeats: bool = False
-) -> Num[Tensor, "n c H W"]:
-    """The images with mirrored borders, or with borders that repeat the outermost pixel, as ``dtype``."""
+def _pad(images: Num[Tensor, "n c h w"], radius: int, dtype: torch.dtype | None = None) -> Num[Tensor, "n c H W"]:
+    """The images with mirrored borders, as ``dtype``."""
     height, width = images.shape[-2:]
-    if repeats or radius < min(height, width):  # slices: on a CPU 50 times as fast as picking columns by index
+    if radius < min(height, width):  # slices: on a CPU 50 times as fast as picking columns by index
         sides = (*images.shape[:2], height + 2 * radius, width + 2 * radius)
         padded = torch.empty(sides, dtype=dtype or images.dtype, device=images.device)
         middle = padded[..., radius : radius + height, :]
         middle[..., radius : radius + width].copy_(images)
         for whole, dim, side in ((middle, 3, width), (padded, 2, height)) if radius else ():
-            if repeats:
-                near, far = whole.narrow(dim, radius, 1), whole.narrow(dim, radius + side - 1, 1)
-            else:
-                near, far = (whole.narrow(dim, first, radius).flip(dim) for first in (radius + 1, side - 1))
-            whole.narrow(dim, 0, radius).copy_(near)
-            whole.narrow(dim, radius + side, radius).copy_(far)
+            near, far = whole.narrow(dim, radius + 1, radius), whole.narrow(dim, side - 1, radius)
+            whole.narrow(dim, 0, radius).copy_(near.flip(dim))
+            whole.narrow(dim, radius + side, radius).copy_(far.flip(dim))
         return padded
     rows = images.index_select(2, _mirrored(height, radius, images.device))
     return rows.index_select(3, _mirrored(width, radius, images.device)).to(dtype or images.dtype)
@@ -124,7 +122,7 @@ def gaussian_blur(images: Images, sigma_px: Float[Tensor, " n"], radius_px: Int6
 
 
 def _sum_pairs(
-    padded: Float[Tensor, "n c h w"], weights: Sequence[Float[Tensor, "n 1 1 1"]], *, dim: int, side: int
+    padded: Float[Tensor, "n c h w"], weights: Sequence[Float[Tensor, "n 1 1 1"] | float], *, dim: int, side: int
 ) -> Float[Tensor, "n c H W"]:
     """Sum over a symmetric kernel along ``dim``: one product for the two pixels at the same distance."""
     radius = len(weights) - 1
@@ -137,18 +135,14 @@ def _sum_pairs(
     return result
 
 
-def blur_alike(images: Images, *, sigma_px: float, radius_px: int, repeats: bool = False) -> Images:
+def blur_alike(images: Images, *, sigma_px: float, radius_px: int) -> Images:
     """Return the images blurred by one Gaussian of ``sigma_px`` (> 0), cut at ``radius_px``; exact, hence any batch.
 
-    Args:
-        images: uint8 images.
-        sigma_px: of the Gaussian.
-        radius_px: how far it reaches.
-        repeats: beyond the border lies the outermost pixel again (scikit-image's default), instead of a mirror image.
+    Borders are repeated and fractions cut off, as in ImageNet-C; ``gaussian_blur`` mirrors and rounds.
     """
     fixed = [math.floor(weight * 2**16) for weight in gaussian_weights(sigma_px, radius_px)]
     height, width = images.shape[-2:]
-    padded = _pad(images, radius_px, torch.float32, repeats=repeats)
+    padded = F.pad(images.float(), (radius_px,) * 4, mode="replicate")
     rows = torch.zeros((*padded.shape[:2], height, padded.shape[3]), device=images.device)
     for tap, weight in enumerate(fixed):
         rows.add_(padded[..., tap : tap + height, :], alpha=weight)  # below 2²⁴
@@ -156,21 +150,24 @@ def blur_alike(images: Images, *, sigma_px: float, radius_px: int, repeats: bool
     result = torch.zeros(images.shape, dtype=torch.float64, device=images.device)
     for tap, weight in enumerate(fixed):
         result.add_(exact[..., tap : tap + width], alpha=weight)  # below 2⁵³
-    return to_uint8(result / sum(fixed) ** 2)
+    return cut_to_uint8_(result.div_(sum(fixed) ** 2))
 
 
 def smooth_field(field: Float[Tensor, "n c h w"], *, sigma_px: float, radius_px: int) -> Float[Tensor, "n c h w"]:
     """Return numbers of any range blurred by one Gaussian of ``sigma_px`` (> 0), cut at ``radius_px``."""
-    weights = gaussian_weights(sigma_px, radius_px)
-    height, width = field.shape[-2:]
-    padded = _pad(field, radius_px)
-    rows = torch.zeros((*padded.shape[:2], height, padded.shape[3]), device=field.device)
-    for tap, weight in enumerate(weights):
-        rows += weight * padded[..., tap : tap + height, :]  # in tap order, and never fused: any batch
-    result = torch.zeros(field.shape, device=field.device)
-    for tap, weight in enumerate(weights):
-        result += weight * rows[..., tap : tap + width]
-    return result
+    return _smooth(_pad(field, radius_px), gaussian_weights(sigma_px, radius_px))
+
+
+def smooth_inside(field: Float[Tensor, "n c h w"], *, sigma_px: float, radius_px: int) -> Float[Tensor, "n c h w"]:
+    """Return what ``smooth_field`` does, with the numbers at the border repeated outside instead of mirrored."""
+    padded = F.pad(field, (radius_px,) * 4, mode="replicate")
+    return _smooth(padded, gaussian_weights(sigma_px, radius_px))
+
+
+def _smooth(padded: Float[Tensor, "n c H W"], weights: Sequence[float]) -> Float[Tensor, "n c h w"]:
+    half = weights[len(weights) // 2 :]
+    height, width = (side - len(weights) + 1 for side in padded.shape[-2:])
+    return _sum_pairs(_sum_pairs(padded, half, dim=2, side=height), half, dim=3, side=width)
 
 
 def gaussian_weights(sigma_px: float, radius_px: int) -> list[float]:
@@ -194,7 +191,7 @@ def defocus_blur(images: Images, *, radius_px: float, alias_px: float) -> Images
     # 16-bit fixed point: products with uint8 sum to little more than 2²⁴, so what is not saturated is exact in float32.
     fixed = torch.floor(kernel * 2**16).to(torch.int64).tolist()
     result = _correlate_by_runs(_pad(images, len(fixed) // 2), fixed, images.shape[-2:])
-    return to_uint8(result.float() * (float(kernel.sum()) / sum(map(sum, fixed))))
+    return cut_to_uint8_(result.float().div_(sum(map(sum, fixed)) / float(kernel.sum())))
 
 
 def _correlate_by_runs(
@@ -238,23 +235,30 @@ def motion_blur(images: Images, angle: Float[Tensor, " n"], *, num_taps: int, si
 
     Source: ``motion_blur`` of ImageNet-C (ImageMagick): whole-pixel steps, edge pixels repeated.
     """
-    num, channels, height, width = images.shape
+    return cut_to_uint8_(smear(images.float(), angle, num_taps=num_taps, sigma_px=sigma_px))
+
+
+def smear(
+    levels: Float[Tensor, "n c h w"], angle: Float[Tensor, " n"], *, num_taps: int, sigma_px: float
+) -> Float[Tensor, "n c h w"]:
+    """Return ``motion_blur`` of whole numbers, not rounded: below 2⁸ exact in float32, below 2³⁷ in float64."""
+    num, channels, height, width = levels.shape
     weights = [math.exp(-(step**2) / (2.0 * sigma_px**2)) for step in range(num_taps)]
     fixed = [math.floor(weight / sum(weights) * 2**16) for weight in weights]  # sums stay below 2²⁴: exact
     margin = num_taps - 1
-    padded = F.pad(images.float(), (margin,) * 4, mode="replicate")
+    padded = F.pad(levels, (margin,) * 4, mode="replicate")
     wide = width + 2 * margin
     # Every ``width`` values that follow each other, so that a shifted row is one row of this view.
     windows = padded.as_strided((padded.numel() - width + 1, width), (1, 1))
-    plane = torch.arange(num * channels, device=images.device).reshape(num, channels, 1) * (height + 2 * margin)
-    first = (plane + margin + torch.arange(height, device=images.device)) * wide + margin
-    result = torch.zeros((num * channels * height, width), device=images.device)
+    plane = torch.arange(num * channels, device=levels.device).reshape(num, channels, 1) * (height + 2 * margin)
+    first = (plane + margin + torch.arange(height, device=levels.device)) * wide + margin
+    result = torch.zeros((num * channels * height, width), dtype=levels.dtype, device=levels.device)
     for step, weight in enumerate(fixed):
         down = torch.round(step * torch.sin(angle.double())).to(torch.int64)
         right = torch.round(step * torch.cos(angle.double())).to(torch.int64)
         starts = first + (down * wide + right)[:, None, None]
         result.add_(windows.index_select(0, starts.flatten()), alpha=weight)
-    return to_uint8(result / sum(fixed)).reshape(images.shape)
+    return result.div_(sum(fixed)).reshape(levels.shape)
 
 
 def pixelate(images: Images, *, kept: float) -> Images:

@@ -8,14 +8,15 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Float, Float64, Int64, Num, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.ops.colour import equalize
-from trainables.ops.filters import EMBOSS, filter_3x3, motion_blur, smooth_field, smoothing_gain
+from trainables.ops.colour import equalize_as_opencv
+from trainables.ops.contours import DISTANCE_UNIT, find_contours, measure_distance
+from trainables.ops.filters import EMBOSS, filter_3x3, smear, smooth_inside, smoothing_gain
 from trainables.ops.frost_textures import NUM_TEXTURES, frost_textures
-from trainables.ops.pixels import compute_grey, is_grey, per_sample, to_uint8
+from trainables.ops.pixels import compute_grey, cut_to_uint8_, is_grey, per_sample, to_uint8_
 from trainables.seeding import normal, uniform
 
 Images = UInt8[Tensor, "n c h w"]
@@ -26,6 +27,8 @@ Layer = Float[Tensor, "n 1 h w"]
 _WATER, _MUD = (175.0, 238.0, 238.0), (63.0, 42.0, 20.0)
 #: Below this a pixel of mud is none.
 _THIN_MUD = 0.8
+#: Steps between two grey levels of a flake of snow before it is smeared: ImageNet-C's flakes have no levels there.
+_FLAKE_STEPS = 2**8
 
 
 def add_snow(
@@ -57,11 +60,20 @@ def add_snow(
     size = (max(height, round(small[0] * flake_px)), max(width, round(small[1] * flake_px)))
     noise = mean + deviation * normal(seeds, 1, *small, stream="flakes")
     noise = F.interpolate(noise, size=size, mode="bilinear", align_corners=True)
-    flakes = to_uint8(255.0 * noise * (noise >= threshold))
+    flakes = (noise * (noise >= threshold)).clamp_(0, 1).mul_(255.0 * _FLAKE_STEPS).round_().double()
     angle = -torch.pi * (0.25 + 0.5 * uniform(seeds, stream="angle"))  # ImageNet-C: −135° to −45°
-    flakes = motion_blur(flakes, angle, num_taps=streak[0], sigma_px=streak[1])[..., :height, :width]
-    ground = torch.maximum(images, 1.5 * compute_grey(images) + 127.5)
-    return to_uint8(kept * images + (1.0 - kept) * ground + flakes.float() + flakes.flip(2, 3).float())
+    flakes = to_uint8_(smear(flakes, angle, num_taps=streak[0], sigma_px=streak[1]).div_(_FLAKE_STEPS))
+    flakes = flakes[..., :height, :width]
+    ground = torch.maximum(images, 1.5 * _luma(images) + 127.5)
+    return cut_to_uint8_(kept * images + (1.0 - kept) * ground + flakes.float() + flakes.flip(2, 3).float())
+
+
+def _luma(images: Images) -> Layer:
+    """Grey values with their fractions, as OpenCV finds them in float32; ``compute_grey`` rounds."""
+    if is_grey(images):
+        return images.float()
+    red, green, blue = (images[:, channel : channel + 1].float() for channel in range(3))
+    return red.mul_(0.299).add_(green.mul_(0.587)).add_(blue.mul_(0.114))
 
 
 def add_frost(images: Images, seeds: Seeds, *, kept: float, frost: float) -> Images:
@@ -83,7 +95,7 @@ def add_frost(images: Images, seeds: Seeds, *, kept: float, frost: float) -> Ima
     row = down[:, None] + torch.arange(height, device=images.device)
     starts = (plane[:, :, None] * side + row[:, None, :]) * side + right[:, None, None]
     part = windows.index_select(0, starts.flatten()).reshape(images.shape)
-    return to_uint8(kept * images + frost * part)
+    return cut_to_uint8_(kept * images + frost * part)
 
 
 def add_fog(images: Images, seeds: Seeds, *, amount: float, decay: float) -> Images:
@@ -102,7 +114,7 @@ def add_fog(images: Images, seeds: Seeds, *, amount: float, decay: float) -> Ima
     fog = _diamond_square(seeds, side, decay)[:, None, :height, :width]
     brightest = per_sample(images.flatten(1).amax(1)).float() / 255.0
     scale = brightest / (brightest + amount)
-    return to_uint8((images.float() + 255.0 * amount * fog) * scale)
+    return cut_to_uint8_((images.float() + 255.0 * amount * fog) * scale)
 
 
 def _diamond_square(seeds: Seeds, side: int, decay: float) -> Float[Tensor, "n side side"]:
@@ -135,9 +147,7 @@ def splash_water(
 ) -> Images:
     """Return the images with drops of water on the lens, brightest near their edges.
 
-    Source: ``spatter`` of ImageNet-C, its three mild levels. Differs: a drop's edge is where wet meets dry, ImageNet-C
-    runs Canny's detector; distances to it are exact; equalised as Pillow does, not OpenCV. With the same draws a fixed
-    network's accuracy differs by up to one point for it (docs/shifts.md).
+    Source: ``spatter`` of ImageNet-C, its three mild levels, step by step.
 
     Args:
         images: uint8 images.
@@ -148,14 +158,18 @@ def splash_water(
         amount: brightness of the drops, relative to the grey range.
     """
     layer = _liquid(images, seeds, liquid, drop_px)
-    layer = layer * (layer >= threshold)
-    levels = torch.floor(255.0 * layer.clamp(0, 1))
-    distance = _distance_to(_find_edges(levels > 0), limit_px=20).clamp(max=20.0)
-    contrast = equalize(_mean_3x3(distance).floor().to(torch.uint8))
-    rim = _mean_3x3(filter_3x3(contrast, EMBOSS).clamp(0, 255)).round()
-    water = levels * rim
+    levels = (255.0 * (layer * (layer >= threshold)).clamp(0, 1)).to(torch.uint8)
+    water = levels * _light_rims(levels)
     water = water / per_sample(water.flatten(1).amax(1)).clamp(min=1.0)
-    return to_uint8(images + amount * water * _tint(_WATER, images))
+    return cut_to_uint8_(images + amount * water * _tint(_WATER, images))
+
+
+def _light_rims(levels: UInt8[Tensor, "n 1 h w"]) -> Layer:
+    """Light from one side on drops whose slope follows the distance to their contours; whole numbers, 0–255."""
+    distance = measure_distance(find_contours(levels, weak=50, strong=150), limit_px=20)
+    whole_px = (_sum_3x3(distance) / (9 * DISTANCE_UNIT)).to(torch.uint8)
+    lit = filter_3x3(equalize_as_opencv(whole_px), EMBOSS).clamp(0, 255)
+    return (_sum_3x3(lit) / 9.0).round()
 
 
 def splash_mud(
@@ -167,15 +181,16 @@ def splash_mud(
     the sigma that softens the splashes' edges.
     """
     layer = (_liquid(images, seeds, liquid, drop_px) > threshold).float()
-    cover = smooth_field(layer, sigma_px=soft_px, radius_px=math.ceil(4.0 * soft_px))
+    cover = smooth_inside(layer, sigma_px=soft_px, radius_px=math.ceil(4.0 * soft_px))
     cover = cover * (cover >= _THIN_MUD)
-    return to_uint8((1.0 - cover) * images + cover * _tint(_MUD, images))
+    return cut_to_uint8_((1.0 - cover) * images + cover * _tint(_MUD, images))
 
 
-def _liquid(images: Images, seeds: Seeds, liquid: tuple[float, float], drop_px: float) -> Layer:
-    """Smooth noise of the given mean and standard deviation."""
+def _liquid(images: Images, seeds: Seeds, liquid: tuple[float, float], drop_px: float) -> Float64[Tensor, "n 1 h w"]:
+    """Smooth noise of the given mean and standard deviation; float64: where it ends, a level more is a drop's edge."""
     radius = max(1, math.ceil(4.0 * drop_px))
-    noise = smooth_field(normal(seeds, 1, *images.shape[-2:], stream="liquid"), sigma_px=drop_px, radius_px=radius)
+    noise = normal(seeds, 1, *images.shape[-2:], stream="liquid").double()
+    noise = smooth_inside(noise, sigma_px=drop_px, radius_px=radius)
     return liquid[0] + liquid[1] / smoothing_gain(drop_px, radius) * noise
 
 
@@ -186,28 +201,6 @@ def _tint(colour: tuple[float, float, float], images: Images) -> Float[Tensor, "
     return values[None, :, None, None]
 
 
-def _find_edges(wet: Bool[Tensor, "n 1 h w"]) -> Bool[Tensor, "n 1 h w"]:
-    """Pixels that are not as wet as the one to their right or below them."""
-    edges = torch.zeros_like(wet)
-    edges[..., :-1] |= wet[..., :-1] ^ wet[..., 1:]
-    edges[..., :-1, :] |= wet[..., :-1, :] ^ wet[..., 1:, :]
-    return edges
-
-
-def _distance_to(found: Bool[Tensor, "n 1 h w"], *, limit_px: int) -> Layer:
-    """Euclidean distance in px to the nearest pixel found; right up to the limit, at least the limit beyond."""
-    far = limit_px + 1
-    height, width = found.shape[-2:]
-    row = torch.arange(height, device=found.device)[:, None]
-    above = torch.where(found, row, -far).cummax(2).values
-    below = torch.where(found, row, height + far).flip(2).cummin(2).values.flip(2)
-    vertical = torch.minimum(row - above, below - row).clamp(max=far).float() ** 2
-    padded = F.pad(vertical, (limit_px, limit_px), value=float(far**2))
-    nearest = vertical
-    for offset in range(2 * limit_px + 1):
-        nearest = torch.minimum(nearest, padded[..., offset : offset + width] + float((offset - limit_px) ** 2))
-    return nearest.sqrt()
-
-
-def _mean_3x3(layer: Layer) -> Layer:
-    return filter_3x3(layer, ((1, 1, 1),) * 3) / 9.0
+def _sum_3x3(layer: Num[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 h w"]:
+    """Whole numbers, exact below 2²⁴."""
+    return filter_3x3(layer, ((1, 1, 1),) * 3)

@@ -23,7 +23,7 @@ from trainables.shifts.operation import (
 def _gaussian_blur(images: Images, strength: Strength, seeds: Seeds) -> Images:
     sigma = scale_to(images, one(strength))
     # 4 sigma: scikit-image
-    return filters.blur_alike(images, sigma_px=sigma, radius_px=math.ceil(4.0 * sigma), repeats=True)
+    return filters.blur_alike(images, sigma_px=sigma, radius_px=math.ceil(4.0 * sigma))
 
 
 def _defocus_blur(images: Images, strength: Strength, seeds: Seeds) -> Images:

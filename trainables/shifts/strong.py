@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from torch import Tensor
 
 from trainables.ops import colour, filters, noise
@@ -23,7 +24,8 @@ def _switch(operation: Callable[[Images], Images], *, needs_colour: bool = False
 
 def _blur(images: Images, strength: Strength, seeds: Seeds) -> Images:
     sigma = one(strength)
-    return filters.blur_alike(images, sigma_px=sigma, radius_px=max(1, round(3.5 * sigma) // 2))
+    radius = torch.full((len(images),), max(1, round(3.5 * sigma) // 2), device=images.device)
+    return filters.gaussian_blur(images, each(sigma, images), radius)
 
 
 #: Names are those of the policy, with a prefix: "brightness" and others mean something else in the bank.
