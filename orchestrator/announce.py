@@ -73,8 +73,8 @@ def _announce_budget(prepared: Prepared, console: Console) -> None:
     standing, actions = prepared.standing, prepared.actions
     if standing is not None:
         say(console, "budget", standing.describe() + " taken so far, over all runs")
-    if actions.held_back:
-        held_back = Counter(work.kind for work in actions.held_back)
+    held_back = Counter(work.kind for work in actions.held_back) + Counter(trial=prepared.num_withheld)
+    if held_back:
         which = " and ".join(_count(number, kind) for kind, number in sorted(held_back.items(), reverse=True))
         rest = "" if actions.open else ", and nothing else is open"
         warn(console, "held back", f"{which}: the budget has no room for more{rest}; raise execution.budget to go on")

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
+from orchestrator.attempts import spent_seconds
 from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, Actions
 from trainables.errors import LeaseError, StorageError
 from trainables.frozen import Frozen, PositiveInt
@@ -25,6 +26,7 @@ from trainables.storage import Folder
 
 if TYPE_CHECKING:
     from orchestrator.ledger import Ledger, Record
+    from orchestrator.plan import Work
 
 _logger = logging.getLogger(__name__)
 
@@ -105,6 +107,12 @@ class Standing:
             held_back=tuple(work for work in actions.open if work.signature not in kept),
         )
 
+    def begin(self, works: Collection[Work]) -> Standing:
+        """Return how the study stands once the trials among ``works`` have begun."""
+        new = {work.signature for work in works if work.kind == "trial"} - self.begun
+        taken = {**self.taken, "trials": self.taken["trials"] + len(new)}
+        return replace(self, taken=taken, begun=self.begun | new)
+
     def count_held_back(self, *, interrupted: int, missing: int) -> int:
         """Return how many of the trials that are not complete would not start if the study was run again."""
         if set(self.spent) - {"trials"}:
@@ -177,8 +185,8 @@ def read_standing(ledger: Ledger, about: Mapping[str, Any] | None, states: Mappi
 def describe_compute(ledger: Ledger, standing: Standing | None) -> dict[str, str]:
     """Return name → what all runs of a study have taken, in words, and of which budget; what is known of it."""
     facts = {}
-    if ledger.root.is_intact(USAGE):
-        usage = read_usage(ledger)
+    usage = find_usage(ledger)
+    if usage is not None:
         hours = [usage.wall_seconds / 3600, usage.slot_seconds / 3600, usage.gpu_seconds / 3600]
         wall, slots, gpus = map(_format, hours)
         facts["taken"] = f"{wall} wall hours, {slots} slot-hours, {gpus} GPU-hours; all runs, lost attempts included"
@@ -326,14 +334,20 @@ def _write(root: Folder, usage: Usage) -> None:
     root.write_json(USAGE, {name: round(seconds, 3) for name, seconds in asdict(usage).items()})
 
 
+def find_usage(ledger: Ledger) -> Usage | None:
+    """Return what all runs of a study have taken, None where their account is missing or damaged."""
+    return Usage(**ledger.root.read_json(USAGE)) if ledger.root.is_intact(USAGE) else None
+
+
 def read_usage(ledger: Ledger) -> Usage:
     """Return what all runs of a study have taken.
 
-    Where ``usage.json`` is missing or damaged it is reckoned from what is complete or has failed: lost attempts are not
-    in it.
+    Where ``usage.json`` is missing or damaged it is reckoned from what is complete or has failed: attempts that were
+    cut off together with their driver or machine are not in it.
     """
-    if ledger.root.is_intact(USAGE):
-        return Usage(**ledger.root.read_json(USAGE))
+    usage = find_usage(ledger)
+    if usage is not None:
+        return usage
     return reckon([record for kind in ("stage", "trial") for record in ledger.records(kind, states=(COMPLETE, FAILED))])
 
 
@@ -341,7 +355,7 @@ def reckon(records: Collection[Record]) -> Usage:
     """Return the least that stages and trials must have taken; what ran on a GPU had all of it."""
     spans, slots, gpus = [], 0.0, 0.0
     for record in records:
-        seconds, end_ms = took_seconds(record), _find_end_ms(record)
+        seconds, end_ms = spent_seconds(record), _find_end_ms(record)
         spans.append((end_ms / 1000 - seconds, end_ms / 1000))
         slots += seconds
         if record.result is not None and record.result["environment"]["device"] != "cpu":
@@ -351,12 +365,6 @@ def reckon(records: Collection[Record]) -> Usage:
         wall += max(0.0, end - max(begin, until))
         until = max(until, end)
     return Usage(wall, slots, gpus)
-
-
-def took_seconds(record: Record) -> float:
-    """Return how long a stage or trial took: of one that was interrupted, ``result.json`` knows the last part only."""
-    epochs = sum(epoch["metrics"]["seconds"] for epoch in record.epochs if "seconds" in epoch["metrics"])
-    return max(epochs, record.result["duration_seconds"] if record.result is not None else 0.0)
 
 
 def _find_end_ms(record: Record) -> float:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli_options import Address, AsJson, Mlflow, Overrides, Storage, StudyFile
+from orchestrator.cli_options import Address, AsJson, Mlflow, Overrides, Storage, StudyFile, StudyOrName
 from orchestrator.cli_select import select
 from orchestrator.cli_stats import stats
 from trainables.errors import ClusterLostError, InfrastructureError, RobustSweepError, StorageError, redact
@@ -131,7 +131,7 @@ def plan(
 
 @app.command()
 def status(
-    study: StudyFile,
+    study: StudyOrName,
     storage: Storage = None,
     overrides: Overrides = None,
     verify: Annotated[bool, typer.Option("--verify", help="Read all of what is complete, compare checksums.")] = False,
@@ -147,7 +147,7 @@ def status(
         render_status,
     )
 
-    loaded = _load(study, overrides)
+    loaded = _open(study, storage, overrides)
     counts = compute_status(loaded, storage=_storage(loaded, storage))
     standing = find_standing(loaded, storage=_storage(loaded, storage))
     if as_json:
@@ -165,7 +165,7 @@ def status(
 
 @app.command()
 def report(
-    study: StudyFile,
+    study: StudyOrName,
     storage: Storage = None,
     overrides: Overrides = None,
     metric: Annotated[str, typer.Option(help="Metric of the tables and figures.")] = "balanced_accuracy",
@@ -176,7 +176,7 @@ def report(
     from orchestrator.report.images import write_figures
     from orchestrator.report.write import write_report
 
-    loaded = _load(study, overrides)
+    loaded = _open(study, storage, overrides)
     ledger = Ledger(_storage(loaded, storage), loaded.study)
     written = write_report(ledger, cache_dir=loaded.execution.cache_dir.expanduser(), metric=metric)
     _console().print(written.summary, soft_wrap=True, highlight=False, markup=False)
@@ -191,7 +191,7 @@ app.command()(stats)
 
 @app.command()
 def ui(
-    study: StudyFile,
+    study: StudyOrName,
     storage: Storage = None,
     mlflow: Mlflow = None,
     overrides: Overrides = None,
@@ -202,7 +202,7 @@ def ui(
     from orchestrator.tracking_store import resolve_tracking_uri
     from orchestrator.ui import serve_ui
 
-    loaded = _load(study, overrides)
+    loaded = _open(study, storage, overrides)
     ledger = Ledger(_storage(loaded, storage), loaded.study)
     uri = resolve_tracking_uri(ledger, flag=mlflow, study_value=loaded.execution.mlflow)
     with serve_ui(uri, loaded.study, port=port) as server:
@@ -220,14 +220,14 @@ def ui(
 
 
 @app.command()
-def sync(study: StudyFile, storage: Storage = None, mlflow: Mlflow = None, overrides: Overrides = None) -> None:
+def sync(study: StudyOrName, storage: Storage = None, mlflow: Mlflow = None, overrides: Overrides = None) -> None:
     """Ship everything in the ledger to MLflow; rebuilds a lost MLflow store."""
     from orchestrator.lease import Lease
     from orchestrator.ledger import Ledger
     from orchestrator.shipping import sync as sync_ledger
     from orchestrator.tracking_store import resolve_tracking_uri
 
-    loaded = _load(study, overrides)
+    loaded = _open(study, storage, overrides)
     ledger = Ledger(_storage(loaded, storage), loaded.study)
     uri = resolve_tracking_uri(ledger, flag=mlflow, study_value=loaded.execution.mlflow)
     with Lease(ledger):
@@ -325,6 +325,12 @@ def _load(path: Path, overrides: list[str] | None) -> Study:
     from orchestrator.study import load_study
 
     return load_study(path, overrides or ())
+
+
+def _open(what: str, storage: str | None, overrides: list[str] | None) -> Study:
+    from orchestrator.known_study import open_study
+
+    return open_study(what, storage=storage, overrides=overrides or ())
 
 
 def _storage(study: Study, flag: str | None) -> str:

@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 
 StudyFile = Annotated[Path, typer.Argument(help="The study file.", show_default=False)]
+StudyOrName = Annotated[
+    str, typer.Argument(help="The study file, or the name of a study that was run.", show_default=False)
+]
 Storage = Annotated[str | None, typer.Option(help="Root of the ledger: path or fsspec URI.", show_default="results")]
 Mlflow = Annotated[str | None, typer.Option(help="MLflow tracking URI.", show_default="SQLite beside the ledger")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join.", show_default="this machine")]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli_options import AsJson, Mlflow, Overrides, Storage, StudyFile
+from orchestrator.cli_options import AsJson, Mlflow, Overrides, Storage, StudyOrName
 from trainables.errors import StudyError
 
 
@@ -20,7 +20,7 @@ class Rule(StrEnum):
 
 
 def select(  # noqa: PLR0913 - the options of a command are its arguments
-    study: StudyFile,
+    study: StudyOrName,
     *,
     by: Annotated[str, typer.Option(help="Metric on in-distribution validation; any column with --oracle.")] = (
         "balanced_accuracy"
@@ -45,13 +45,13 @@ def select(  # noqa: PLR0913 - the options of a command are its arguments
     as_json: AsJson = False,
 ) -> None:
     """Choose an arm on in-distribution validation; export its model with a card; register it in MLflow."""
+    from orchestrator.known_study import open_study
     from orchestrator.release import Request, release_model
     from orchestrator.select import Question
-    from orchestrator.study import load_study
 
     if alias is not None and register is None:
         raise StudyError("--alias names a version in MLflow's model registry; give the model's name with --register")
-    loaded = load_study(study, overrides or ())
+    loaded = open_study(study, storage=storage, overrides=overrides or ())
     done = release_model(
         loaded,
         Request(Question(by, rule.value, oracle, replicate, incomplete), out, onnx, register, alias),

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from orchestrator.budget import took_seconds
+from orchestrator.attempts import took_seconds
 from orchestrator.identity import canonical_json, compute_identity
 from orchestrator.ledger import Ledger
 from orchestrator.packing import choose_gpus_per_trial

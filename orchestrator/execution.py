@@ -55,7 +55,7 @@ class Listener:
         self._prepared, self._watch, self._progress, self._stop = prepared, watch, progress, stop
         self._commit = find_git_commit()
         self._full: str | None = None
-        self.growth = Growth(prepared, listen=self.hear, stop=stop, show=watch.show)
+        self.growth = Growth(prepared, listen=self.hear, stop=stop, show=watch.show, on_spent=self.tell_spent)
 
     def describe(self, work: Work) -> dict[str, Any]:
         """Return the content of ``config.json`` of a work."""

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cache, partial
 from importlib import resources
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.fields import suggest
 from orchestrator.grid import Arm, Grid, format_label, read_match
@@ -31,6 +31,11 @@ from orchestrator.hypotheses import (
 from orchestrator.plan import Plan
 from orchestrator.problems import list_options
 from orchestrator.yaml_source import Key, Source, format_key
+from trainables.errors import StudyError
+
+if TYPE_CHECKING:
+    from trainables.config import DataConfig
+    from trainables.data.dataset import Dataset
 
 #: Takes what is wrong, and where below the hypothesis.
 Report = Callable[..., None]
@@ -189,6 +194,52 @@ def _check_shift(hypothesis: Hypothesis, evaluation: Any, grid: Grid, report: Re
             if severity not in severities:
                 found = f"found {severity}, the study evaluates severities {', '.join(map(str, severities))}"
                 report(found, "severities", index)
+
+
+def check_evaluated_shifts(
+    hypotheses: Sequence[Hypothesis], arms: Sequence[Arm], load: Callable[[DataConfig], Dataset]
+) -> None:
+    """Look up the shifts that hypotheses are about among those that the arms they compare are evaluated under.
+
+    Imports torch (2 s) where a hypothesis names a shift: the bank itself is asked, as the trials will.
+
+    Args:
+        hypotheses: of a study file, without other problems.
+        arms: of the study.
+        load: returns the data of a config; they decide which severity tables hold, and what is left out of grey images.
+
+    Raises:
+        StudyError: an arm is not evaluated under such a shift, or not at such a severity.
+        ConfigError: the evaluation names something unknown.
+    """
+    factors = {name: list(dict.fromkeys(arm.levels[name] for arm in arms)) for name in (arms[0].levels if arms else ())}
+    for number, hypothesis in enumerate(hypotheses):
+        if split_metric(hypothesis.metric)[0] == "shift":
+            contrast = find_contrast(hypothesis, [arm.levels for arm in arms], factors)
+            compared = sorted({arm for parts in contrast.cells.values() for part in parts for arm in part})
+            for index in compared:
+                _check_evaluated(f"hypotheses[{number}] ({hypothesis.name})", hypothesis, arms[index], load)
+
+
+def _check_evaluated(key: str, hypothesis: Hypothesis, arm: Arm, load: Callable[[DataConfig], Dataset]) -> None:
+    from trainables.evaluation.robustness import choose_shifts  # imports torch
+
+    name = split_metric(hypothesis.metric)[1]
+    shifts, left_out = choose_shifts(load(arm.config.data), arm.config.evaluation)
+    severities: dict[str, list[int]] = {}
+    for shift in shifts[1:]:  # the first is the identity
+        severities.setdefault(shift.name, []).append(shift.severity)
+    found = f"{key}.metric: found {hypothesis.metric!r}, and the arm {arm.name!r} is not evaluated under {name!r}"
+    if f"shift/{name}" in left_out:
+        raise StudyError(f"{found}: it {left_out[f'shift/{name}']}")
+    if name not in severities:
+        raise StudyError(f"{found}; its shifts are {', '.join(severities) or 'none'}{suggest(name, list(severities))}")
+    missing = sorted(set(hypothesis.severities or ()) - set(severities[name]))
+    if missing:
+        raise StudyError(
+            f"{key}.severities: found {', '.join(map(str, missing))}, and the arm {arm.name!r} is evaluated under "
+            f"{name!r} at the severities {', '.join(map(str, severities[name]))}"
+        )
 
 
 def find_hopeless(hypotheses: Sequence[Hypothesis], plan: Plan, factors: Mapping[str, Sequence[str]]) -> Iterator[str]:

@@ -7,6 +7,7 @@
       stages/<signature>/  config.json epochs.jsonl encoder.safetensors result.json | failure.json log.txt
       trials/<signature>/  config.json epochs.jsonl checkpoint.safetensors model.safetensors
                            predictions/<set>.npz result.json | failure.json log.txt
+                           attempts.jsonl, where one was lost (``attempts.py``)
       report/  mlflow.db
       shipped.json mlflow_runs.jsonl   what MLflow has already (``settled.py``, ``run_index.py``)
 
@@ -23,6 +24,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
 
+from orchestrator.attempts import ATTEMPTS, FAILURE, count_lost, forget_failure, read_attempts
 from orchestrator.identity import compute_identity
 from orchestrator.plan import Plan, Work
 from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED
@@ -47,6 +49,8 @@ class Record:
     epochs: list[dict[str, Any]]
     result: dict[str, Any] | None
     failure: dict[str, Any] | None
+    #: Notes on attempts that came to nothing.
+    attempts: Sequence[dict[str, Any]] = ()
 
     @property
     def state(self) -> str:
@@ -101,17 +105,17 @@ class Ledger:
         damage = None
         if RESULT in files:
             damage = None if folder.name in self._intact else self._find_damage(folder)
-        elif "failure.json" in files:
-            bad = [name for name in (CONFIG, "failure.json") if not folder.is_intact(name)]
+        elif FAILURE in files:
+            bad = [name for name in (CONFIG, FAILURE) if not folder.is_intact(name)]
             damage = f"{folder.uri}/{bad[0]} is damaged or was changed by hand" if bad else None
         if RESULT in files and damage is None:
             self._intact.add(folder.name)
             return COMPLETE
-        if "failure.json" in files and damage is None:
+        if FAILURE in files and damage is None:
             return FAILED
         if damage is not None:
             self.damaged[folder.name] = damage
-        return INTERRUPTED if files & {CONFIG, RESULT, "failure.json"} else ABSENT
+        return INTERRUPTED if files & {CONFIG, RESULT, FAILURE} else ABSENT
 
     def _each(self, look: Callable[[str], T], signatures: Sequence[str]) -> list[T]:
         """Return what ``look`` says of each; several at once where the storage answers in tens of ms, not µs."""
@@ -136,10 +140,14 @@ class Ledger:
             "message": details["message"],
             "traceback": details.get("traceback", ""),
             # Processes that were lost are noted; an attempt that raised is not, nor are slots that were lost.
-            "attempts": max(1, len(_read_attempts(folder)) + details.get("losses", details["reason"] not in LOST)),
+            "attempts": max(
+                1, count_lost(read_attempts(folder)) + details.get("losses", details["reason"] not in LOST)
+            ),
             "timestamp_ms": int(time.time() * 1000),
         }
-        folder.write_json("failure.json", failure)
+        if "attempt" in details:  # it raised, and its slot knows how long it took
+            failure["attempt"] = details["attempt"]
+        folder.write_json(FAILURE, failure)
 
     def read(self, kind: str, signature: str) -> Record:
         """Return the record of one stage or trial.
@@ -148,13 +156,15 @@ class Ledger:
             StorageError: a file is missing or damaged; the message names it.
         """
         folder = self.folder(kind, signature)
+        files = set(folder.children())
         return Record(
             signature=signature,
             kind=kind,
             config=folder.read_json("config.json"),
             epochs=folder.read_lines("epochs.jsonl"),
-            result=folder.read_json(RESULT) if folder.exists(RESULT) else None,
-            failure=folder.read_json("failure.json") if folder.exists("failure.json") else None,
+            result=folder.read_json(RESULT) if RESULT in files else None,
+            failure=folder.read_json(FAILURE) if FAILURE in files else None,
+            attempts=read_attempts(folder) if ATTEMPTS in files else (),
         )
 
     def records(
@@ -212,14 +222,6 @@ class Ledger:
         return plan
 
 
-def _read_attempts(folder: Folder) -> list[Any]:
-    """Return the notes on lost attempts, none if they are damaged: they are for people."""
-    try:
-        return folder.read_lines("attempts.jsonl")
-    except StorageError:
-        return []
-
-
 def describe_work(work: Work, *, study: str, git_commit: str | None) -> dict[str, Any]:
     """Return the content of ``config.json``."""
     return {
@@ -240,9 +242,8 @@ def describe_work(work: Work, *, study: str, git_commit: str | None) -> dict[str
 
 def begin_record(folder: Folder, record: dict[str, Any]) -> None:
     """Write ``config.json`` into the folder of a work if it is new, and forget an earlier failure."""
-    if folder.exists("failure.json"):  # in this order: attempts belong to the failure
-        folder.remove("attempts.jsonl")
-        folder.remove("failure.json")
+    if folder.exists(FAILURE):
+        forget_failure(folder)
     if folder.exists(RESULT) and find_damage(folder) is not None:
         folder.remove(RESULT)
     if not folder.is_intact("config.json"):

@@ -69,9 +69,10 @@ def count_trials(prepared: Prepared) -> dict[str, int]:
 def find_needs(prepared: Prepared, costs: Estimate) -> dict[str, float | None]:
     """Return limit of a budget → what is still to be taken of it until all trials are complete; None: not known."""
     todo = prepared.actions.open + prepared.actions.held_back
+    to_come = prepared.plan.num_to_come
     begun = prepared.standing.begun if prepared.standing is not None else frozenset()
     return {
-        "trials": sum(work.kind == "trial" and work.signature not in begun for work in todo),
+        "trials": to_come + sum(work.kind == "trial" and work.signature not in begun for work in todo),
         "wall_hours": None if costs.wall_seconds is None else costs.wall_seconds / 3600,
         "gpu_hours": costs.gpu_hours,
         "money": costs.money,

@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.budget import Standing, describe_budget, read_standing
 from orchestrator.grid import Arm
 from orchestrator.hypotheses import check_external_sets
+from orchestrator.hypothesis_check import check_evaluated_shifts
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Plan, make_plan
 from orchestrator.preregistration import NOTHING_CLAIMED, Registration, look_up
@@ -46,15 +47,26 @@ class Prepared:
     registration: Registration = NOTHING_CLAIMED
 
     @property
+    def grows(self) -> bool:
+        """Whether a search will propose more, if its trials end and the budget lasts."""
+        is_spent = self.standing is not None and bool(self.standing.spent)
+        return self.search is not None and not self.search.is_over and not is_spent
+
+    @property
+    def num_withheld(self) -> int:
+        """How many trials a search will not propose because the budget is spent."""
+        return 0 if self.grows else self.plan.num_to_come
+
+    @property
     def open_configs(self) -> list[TrialConfig]:
         """Configs of the trials that will run; of a search that goes on, some from all over its space."""
         known = [work.config for work in self.actions.open if isinstance(work.config, TrialConfig)]
-        return known + (list(self.search.samples()) if self.search and not self.search.is_over else [])
+        return known + (list(self.search.samples()) if self.search and self.grows else [])
 
     @property
     def is_open(self) -> bool:
         """Whether something will run."""
-        return bool(self.actions.open) or (self.search is not None and not self.search.is_over)
+        return bool(self.actions.open) or self.grows
 
 
 def prepare(study: Study, *, storage: str, retry_failed: bool = False, mlflow: str | None = None) -> Prepared:
@@ -67,7 +79,10 @@ def prepare(study: Study, *, storage: str, retry_failed: bool = False, mlflow: s
     """
     world = World(study.execution.cache_dir)
     arms = study.arms()
-    check_external_sets(study.hypotheses, sorted({name for dataset in world.datasets for name in dataset.external}))
+    if study.hypotheses:
+        external = {name for arm in arms for name in world.dataset(arm.config.data).external}
+        check_external_sets(study.hypotheses, sorted(external))
+        check_evaluated_shifts(study.hypotheses, arms, world.dataset)
     ledger = Ledger(storage, study.study)
     search = None if study.search is None else Search(study, ledger, arms, world)
     check_batches((arm.config for arm in arms) if search is None else search.samples(), world)
@@ -157,6 +172,7 @@ def _describe(study: Study, arms: Sequence[Arm], world: World, *, mlflow: str | 
             "modality": data.modality,
         },
         "mlflow": mlflow,
+        "cache_dir": str(study.execution.cache_dir),
         "reference": describe_reference(study.report, arms),
         "budget": describe_budget(study.execution.budget, study.execution.price_per_gpu_hour),
         "git_commit": find_git_commit(),

@@ -149,10 +149,11 @@ def shipping(prepared: Prepared, tracking_uri: str) -> Iterator[Shipping | None]
 def notifying(prepared: Prepared, console: Console) -> Iterator[Notifier]:
     """Let people be told, as ``execution.notify`` asks for; at once, when the budget leaves nothing to do."""
     actions = prepared.actions
-    config = prepared.study.execution.notify if actions.open or actions.held_back else None
+    num_held_back = len(actions.held_back) + prepared.num_withheld
+    config = prepared.study.execution.notify if actions.open or num_held_back else None
     with Notifier(config, study=prepared.study.study, warn=lambda text: warn(console, "notify", text)) as notifier:
-        if actions.held_back and not actions.open:
-            notifier.tell("budget", f"nothing is started: {len(actions.held_back)} stages and trials are held back")
+        if num_held_back and not actions.open:
+            notifier.tell("budget", f"nothing is started: {num_held_back} stages and trials are held back")
         yield notifier
 
 

@@ -35,6 +35,8 @@ _CONNECT_SECONDS = 10
 _PROPOSAL, _MEANING = "robustsweep.proposal", "robustsweep.meaning"
 #: What ``Study.set_metric_names`` writes; it warns that its interface may change.
 _METRIC_NAMES = "study:metric_names"
+#: System attribute of a trial in which Optuna 4 kept by how much each constraint is broken: a list, 0 or less is kept.
+_CONSTRAINTS = "constraints"
 
 
 def resolve_storage(ledger: Ledger, value: str | None) -> str | None:
@@ -102,7 +104,7 @@ class Projection:
         trials = storage.get_all_trials(own)
         known = {trial.user_attrs.get(_PROPOSAL): trial for trial in trials}  # the last one that says so
         for each in shown:
-            wanted = make_trial(self._space, each.question, each.outcome, marks=each.marks)
+            wanted = self._draw(each)
             found = known.get(each.marks[_PROPOSAL])
             if found is None or (found.state.is_finished() and (found.state, found.values) != _key(wanted)):
                 study.add_trial(wanted)
@@ -116,6 +118,16 @@ class Projection:
             if not trial.state.is_finished() and trial.user_attrs.get(_PROPOSAL) not in ours:
                 place = storage.get_trial_id_from_study_id_trial_number(own, trial.number)
                 storage.set_trial_state_values(place, TrialState.FAIL)
+
+    def _draw(self, shown: Shown) -> optuna.trial.FrozenTrial:
+        """Return a proposal as Optuna's trial; what it breaks is there as Optuna 4 wrote it, too: the dashboard's way.
+
+        Optuna 5 reads both, so a constraint has two entries there; which trials are feasible is the same.
+        """
+        trial = make_trial(self._space, shown.question, shown.outcome, marks=shown.marks)
+        if trial.constraints:
+            trial.system_attrs = {**trial.system_attrs, _CONSTRAINTS: list(trial.constraints.values())}
+        return trial
 
     def _open(self) -> tuple[optuna.storages.BaseStorage, optuna.Study]:
         import optuna
@@ -162,6 +174,7 @@ class Projection:
     def _meaning(self) -> str:
         """Digest of what values and parameters of a trial mean."""
         said = self._search.model_dump(mode="json", include={"space", "objectives", "constraints", "aggregate"})
+        said |= {"constraints_key": _CONSTRAINTS} if self._search.constraints else {}  # older pictures are drawn again
         said |= {"factors": [[each.name, *each.choices] for each in self._space.factors]}
         return hashlib.sha256(canonical_json(said).encode()).hexdigest()[:16]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -12,9 +12,11 @@ from typing import Any
 from rich.console import Console
 
 from orchestrator.announce import warn
+from orchestrator.budget import Standing, read_standing
 from orchestrator.desk import Listener
 from orchestrator.plan import Work
 from orchestrator.prepare import Prepared, decide
+from orchestrator.reconcile import Actions
 from orchestrator.search_storage import PATIENCE_SECONDS, Projection, Showing, resolve_storage
 from trainables.errors import RobustSweepError
 
@@ -27,12 +29,19 @@ def look_again(prepared: Prepared, *, retry_failed: bool) -> Prepared:
     states, search, plan = prepared.ledger.states(), prepared.search, prepared.plan
     if search is not None:
         search.observe(states, retry_failed=retry_failed)
+        plan = search.plan
+    if search is not None and replace(prepared, standing=read_budget(prepared, states)).grows:
         search.next_works(lambda work, details: None)  # what cannot start is found, and recorded, with the whole plan
         plan = search.plan
     prepared = decide(replace(prepared, plan=plan), states, retry_failed=retry_failed)
     if search is not None:
         search.hand_out(prepared.actions)
     return prepared
+
+
+def read_budget(prepared: Prepared, states: Mapping[str, str]) -> Standing | None:
+    """Return how a study stands to its budget now, None without one."""
+    return read_standing(prepared.ledger, prepared.about["budget"], states)
 
 
 def write_grown_plan(prepared: Prepared) -> Prepared:
@@ -52,12 +61,22 @@ class Growth:
         listen: told of trials that cannot start because their stage has failed.
         stop: nothing is proposed once it is set; set here when the search cannot go on.
         show: called when something has changed that Optuna's storage shows.
+        on_spent: called once, with the number of works that are not handed out because the budget has no room for
+            their trials.
     """
 
     def __init__(
-        self, prepared: Prepared, *, listen: Listener, stop: threading.Event, show: Callable[[], None]
+        self,
+        prepared: Prepared,
+        *,
+        listen: Listener,
+        stop: threading.Event,
+        show: Callable[[], None],
+        on_spent: Callable[[int], None] = lambda number: None,
     ) -> None:
         self._prepared, self._listen, self._stop, self._show = prepared, listen, stop, show
+        self._on_spent: Callable[[int], None] | None = on_spent
+        self._standing = prepared.standing and prepared.standing.begin(prepared.actions.open)
         self._problem: RobustSweepError | None = None
 
     def settle(self, work: Work, details: dict[str, Any]) -> None:
@@ -70,8 +89,11 @@ class Growth:
         search = self._prepared.search
         if search is None or self._stop.is_set():
             return []
+        if self._standing is not None and "trials" in self._standing.spent:
+            self._tell_spent(search.plan.num_to_come)
+            return []
         try:
-            works = search.next_works(partial(self._listen, "ended"))
+            works = self._ration(search.next_works(partial(self._listen, "ended")))
             if works:
                 write_grown_plan(self._prepared)
             self._show()
@@ -80,6 +102,20 @@ class Growth:
             self._stop.set()
             return []
         return works
+
+    def _ration(self, works: list[Work]) -> list[Work]:
+        """Return those that the budget has room for; the others are proposed, and wait for a larger one."""
+        if self._standing is None:
+            return works
+        actions = self._standing.hold_back(Actions(tuple(works), (), (), (), ()))
+        self._standing = self._standing.begin(actions.open)
+        self._tell_spent(len(actions.held_back))
+        return list(actions.open)
+
+    def _tell_spent(self, number: int) -> None:
+        if number and self._on_spent is not None:
+            self._on_spent(number)
+            self._on_spent = None
 
     def check(self) -> None:
         """Raise what has stopped the search, if something has."""

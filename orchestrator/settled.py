@@ -20,6 +20,8 @@ from orchestrator.tracking_store import has_run
 from trainables.errors import redact
 from trainables.storage import Folder
 
+#: Of a plan, what nothing that is made from it shows.
+_ASIDE = ("written_ms", "cache_dir")
 SOURCE, SHIPPED = "report/source.json", "shipped.json"
 
 
@@ -52,10 +54,10 @@ def compute_state(plan: Mapping[str, Any], states: Mapping[str, str]) -> str:
     The content of a complete record never changes; what else may change begins first, and ``forget`` is called then.
 
     Args:
-        plan: content of ``plan.json``; when it was written does not count.
+        plan: content of ``plan.json``; when it was written and where images are cached does not count.
         states: signature → state of everything in the ledger.
     """
-    said = {key: value for key, value in plan.items() if key != "written_ms"}
+    said = {key: value for key, value in plan.items() if key not in _ASIDE}
     begun = {signature: state for signature, state in states.items() if state != ABSENT}
     text = canonical_json([metadata.version("robustsweep"), said, begun])
     return hashlib.sha256(text.encode()).hexdigest()

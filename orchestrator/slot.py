@@ -14,6 +14,7 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Any
 
+from orchestrator.attempts import ATTEMPTS
 from orchestrator.lease import guarded
 from orchestrator.ledger import begin_record
 from orchestrator.worker import ZYGOTE, Worker, WorkerLostError, make_zygote_path
@@ -62,7 +63,7 @@ class ChunkRunner:
         self._folder = guarded(chunk["works"][0]["folder"], chunk["lease"])
         self._news: list[dict[str, Any]] = []
         self._tries = 0
-        self._began = self._last_sign = 0.0
+        self._began = self._tried = self._last_sign = 0.0
         self._taken = time.monotonic()
         self._until = self._taken + chunk["chunk_seconds"]
 
@@ -141,7 +142,7 @@ class ChunkRunner:
     def _try(self) -> None:
         assert self._current is not None
         self._tries += 1
-        self._last_sign = time.monotonic()
+        self._tried = self._last_sign = time.monotonic()
         shared = {"execution": self._chunk["execution"], "lease": self._chunk["lease"]}
         self._worker.begin({"folder": self._current["folder"], "encoder": self._current["encoder"], **shared})
 
@@ -152,8 +153,8 @@ class ChunkRunner:
                 self._check_stall()
                 return
         except WorkerLostError as error:
-            note = {"timestamp_ms": int(time.time() * 1000), "host": os.uname().nodename, "message": str(error)}
-            self._folder.append_line("attempts.jsonl", json.dumps(note))
+            note = {**self._measure_attempt(), "host": os.uname().nodename, "message": str(error)}
+            self._folder.append_line(ATTEMPTS, json.dumps(note))
             if self._tries <= self._chunk["max_retries"]:
                 self._try()
             else:
@@ -162,9 +163,14 @@ class ChunkRunner:
             return
         self._last_sign = time.monotonic()
         if event["event"] == "done":
-            self._end({**self._verify(event), "seconds": time.monotonic() - self._began})
+            attempt = self._measure_attempt()
+            self._end({**self._verify(event), "attempt": attempt, "seconds": time.monotonic() - self._began})
         else:
             self._tell(event)
+
+    def _measure_attempt(self) -> dict[str, Any]:
+        """Return when the attempt that has just ended did so, and how long it took."""
+        return {"timestamp_ms": int(time.time() * 1000), "seconds": round(time.monotonic() - self._tried, 3)}
 
     def _verify(self, end: dict[str, Any]) -> dict[str, Any]:
         if end["status"] == "complete" and not is_finished(self._folder):

@@ -41,10 +41,16 @@ def resolve_tracking_uri(
         environment: where ``MLFLOW_TRACKING_URI`` is looked up; none: that of this process.
 
     Raises:
-        StudyError: MLflow cannot open such a URI, or the ledger is remote and none was given.
+        StudyError: MLflow cannot open such a URI, a password is missing in it, or the ledger is remote and none was
+            given.
     """
     variable = (os.environ if environment is None else environment).get("MLFLOW_TRACKING_URI")
     uri = flag or variable or study_value
+    if uri and "***" in uri:  # ``redact``
+        raise StudyError(
+            f"MLflow's address is known as {uri}, without the password: no ledger keeps one; give the address with "
+            "--mlflow, in MLFLOW_TRACKING_URI, or the study file"
+        )
     if uri:
         return make_absolute(uri)
     if not ledger.root.is_local:

@@ -435,10 +435,13 @@ def test_lost_accounts_are_reckoned_from_the_records(ledger: Ledger) -> None:
             result = {"duration_seconds": 50.0, "finished_ms": end_ms, "environment": {"device": device}}
             folder.write_json("result.json", result)
     assert read_usage(ledger) == Usage(200.0, 300.0, 100.0)
+    note = {"timestamp_ms": 990_000, "seconds": 30.0}  # after 20 s of an epoch that was made again
+    ledger.folder("trial", first.signature).append_line("attempts.jsonl", json.dumps(note))
+    assert read_usage(ledger) == Usage(230.0, 330.0, 100.0)
     ledger.root.write_json("usage.json", {"wall_seconds": 1.0, "slot_seconds": 2.0, "gpu_seconds": 3.0})
     assert read_usage(ledger) == Usage(1.0, 2.0, 3.0)
     Path(ledger.root.uri, "usage.json").write_text('{"wall_seconds": 0}')  # by hand: the seal is gone
-    assert read_usage(ledger) == Usage(200.0, 300.0, 100.0)
+    assert read_usage(ledger) == Usage(230.0, 330.0, 100.0)
 
 
 # ------------------------------------------------------------------ what is said

@@ -232,6 +232,24 @@ def test_an_arm_without_weights_is_left_out_loudly(
     assert "on_unavailable: skip" in said.err
 
 
+def test_commands_that_look_at_what_is_there_take_a_name(
+    call: Call, finished_study: FinishedStudy, tmp_path: Path
+) -> None:
+    place = copy_place(finished_study.place, tmp_path)
+    flags = ["tiny", "--storage", str(place.storage)]
+    said = call("status", *flags)
+    assert (said.code, said.err) == (0, "")
+    assert "complete     4" in said.out
+    assert "4 planned, 4 complete" in call("report", *flags).out
+    assert "records shipped to sqlite:///" + str(tmp_path) in call("sync", *flags).out
+    said = call("status", "tinny", *flags[1:])
+    assert said.code == 2
+    assert "the studies there are tiny" in said.err
+    said = call("run", *flags)  # needs the file: it says what should be
+    assert said.code == 2
+    assert "could not read the study tiny" in said.err
+
+
 def test_report_and_sync_say_what_they_did(call: Call, finished_study: FinishedStudy, tmp_path: Path) -> None:
     place = copy_place(finished_study.place, tmp_path)
     said = call("report", *place.flags, "--metric", "accuracy")

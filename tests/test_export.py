@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import shutil
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +28,6 @@ from trainables.models import build_model
 from trainables.regularisers import StainNormalisation, find_part
 from trainables.stain_normalisation import StainNormaliser
 from trainables.storage import Folder
-
-HAS_ONNX = all(map(find_spec, ("onnx", "onnxscript", "onnxruntime")))
 
 
 def export_to(trained: TrainedStudy, out: Path | None, **question: Any) -> tuple[Selection, Exported]:
@@ -276,10 +273,10 @@ def test_a_difference_is_accepted_relative_to_the_largest_logit() -> None:
         compare(expected[:, :1], expected, what="a against b", tolerance=1e-2)
 
 
-@pytest.mark.skipif(HAS_ONNX, reason="the extra onnx is installed")
 def test_onnx_without_its_packages_is_refused_before_anything_is_written(
-    trained_study: TrainedStudy, tmp_path: Path
+    trained_study: TrainedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("trainables.onnx_graph.find_spec", lambda package: None)
     results = trained_study.results
     selection = select_arm(results, Question())
     with pytest.raises(ConfigError, match=r"pip install 'robustsweep\[onnx\]'"):
@@ -289,7 +286,6 @@ def test_onnx_without_its_packages_is_refused_before_anything_is_written(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.skipif(not HAS_ONNX, reason="needs the extra onnx")
 def test_the_onnx_file_answers_as_the_network_does(
     trained_study: TrainedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,7 @@ from orchestrator.hypotheses import (
     read_hypothesis,
 )
 from orchestrator.hypothesis_check import find_hopeless
+from orchestrator.prepare import Prepared, prepare
 from orchestrator.report.significance import permutation_test, smallest_p, trend_test
 from orchestrator.study import Study, parse_study
 from trainables.errors import StudyError
@@ -192,6 +194,53 @@ def test_shifts_of_a_group_and_of_ones_own_are_known() -> None:
         parse_study(text + write(BASE | SIDES | {"metric": f"shift/{name}/accuracy"}), source="s.yaml")
         (problem,) = problems(text + write(BASE | SIDES | {"metric": "shift/jpag/accuracy"}))
         assert "the study evaluates no shift 'jpag'" in problem
+
+
+def prepare_with(tmp_path: Path, cache_dir: Path, text: str, metric: str, **changes: Any) -> Prepared:
+    text += f"execution: {{cache_dir: {cache_dir}}}\n" + write(BASE | SIDES | {"metric": metric} | changes)
+    return prepare(parse_study(text, source="s.yaml"), storage=str(tmp_path))
+
+
+PHANTOM = "study: s\ndata: {kind: phantom, image_size: 16, num_images: 60, num_external_images: 10}\n"
+ARMS = "training: {batch_size: 8}\nfactors: {augmentation: [none, strong]}\n"
+
+
+@pytest.mark.parametrize(
+    ("evaluation", "metric", "changes", "said"),
+    [
+        ("{shifts: [gaussian_noise, jpeg]}", "shift/jpeg/accuracy", {"severities": [1, 5]}, None),
+        ("{shifts: [imagenet-c]}", "shift/saturate/accuracy", {}, None),
+        ("{shifts: all}", "external/external-0/accuracy", {}, None),
+        # in the bank, and not among what "all" stands for
+        ("{shifts: all}", "shift/snow/accuracy", {}, r"'augmentation=none' is not evaluated under 'snow'; its"),
+        ("{shifts: [{compose: [jpeg/1, snow/2]}]}", "shift/jpeg1_then_snow3/nll", {}, "did you mean jpeg1_then_snow2"),
+        ("{shifts: [{name: dusk, op: brightness_down, strengths: [0.4]}]}", "shift/dusk/nll", {"severities": [2]},
+         r"severities: found 2, .* under 'dusk' at the severities 1$"),
+        ("{shifts: all}", "external/external-1/accuracy", {}, "the data have external-0"),
+    ],
+)  # fmt: skip
+def test_what_the_study_really_evaluates_is_looked_up_before_anything_runs(
+    tmp_path: Path, cache_dir: Path, evaluation: str, metric: str, changes: dict[str, Any], said: str | None
+) -> None:
+    text = PHANTOM + ARMS + f"evaluation: {evaluation}\n"
+    if said is None:
+        assert len(prepare_with(tmp_path, cache_dir, text, metric, **changes).plan.trials) == 2
+        return
+    with pytest.raises(StudyError, match=rf"hypotheses\[0\].*{said}"):
+        prepare_with(tmp_path, cache_dir, text, metric, **changes)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_shift_that_some_of_the_compared_arms_lack_or_grey_images_do_not_show_is_refused(
+    tmp_path: Path, cache_dir: Path
+) -> None:
+    varied = "training: {batch_size: 8}\nfactors:\n  augmentation: [none, strong]\n"
+    varied += "conditions:\n- {when: {augmentation: strong}, set: {evaluation.shifts: [jpeg]}}\n"
+    with pytest.raises(StudyError, match="the arm 'augmentation=strong' is not evaluated under 'gamma_up'"):
+        prepare_with(tmp_path, cache_dir, PHANTOM + varied, "shift/gamma_up/accuracy")
+    grey = "study: s\ndata: {kind: digits, image_size: 8}\n" + ARMS
+    with pytest.raises(StudyError, match=r"'saturate': it changes nothing in grey images"):
+        prepare_with(tmp_path, cache_dir, grey + "evaluation: {shifts: [imagenet-c]}\n", "shift/saturate/accuracy")
 
 
 def test_external_sets_are_looked_up_once_the_data_are_known() -> None:

@@ -186,6 +186,24 @@ def test_attempts_are_counted_anew_after_a_failure(ledger: Ledger) -> None:
     assert fail(ledger, reason="error", message="m")["attempts"] == 1
 
 
+def test_what_attempts_took_outlives_the_failure_that_is_tried_again(ledger: Ledger) -> None:
+    begin(ledger)
+    folder = ledger.folder("trial", TRIAL.signature)
+    lost = {"timestamp_ms": 5000, "seconds": 4.0, "host": "h", "message": "killed"}
+    folder.append_line("attempts.jsonl", json.dumps(lost))
+    raised = {"timestamp_ms": 9000, "seconds": 2.5}
+    assert fail(ledger, reason="error", message="m", attempt=raised)["attempt"] == raised
+    before = folder.read("failure.json")
+    for _ in range(2):  # killed after the note was written
+        begin(ledger)
+        folder.write("failure.json", before)
+    begin(ledger)
+    notes = ledger.read("trial", TRIAL.signature).attempts
+    assert notes == [lost, {**raised, "message": "m", "failed": "error"}]
+    folder.append_line("attempts.jsonl", json.dumps(lost))
+    assert fail(ledger, reason="error", message="m")["attempts"] == 2  # of this life
+
+
 def test_a_trial_that_never_began_can_fail(ledger: Ledger) -> None:
     failure = fail(ledger, **describe_upstream(STAGE))
     assert failure["reason"] == "upstream"

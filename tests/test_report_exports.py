@@ -101,6 +101,20 @@ def test_rows_of_lines_are_counted_and_guides_left_out() -> None:
     assert figure_rows(make_figure(x=[1], y=[1], hoverinfo="skip")) == []
 
 
+def test_rows_of_training_curves_name_their_trial(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path, replicates=2)
+    _, page = render(ledger, tmp_path)
+    rows = [row for row in figure_rows(read_figures(page)["figure-training"]) if row["panel"] == "training loss"]
+    drawn = {(row["signature"], row["epoch"]): row["value"] for row in rows}
+    written = {
+        (record.signature, line["epoch"]): float(f"{line['metrics']['train/loss']:.5g}")
+        for record in ledger.records("trial")
+        for line in record.epochs
+    }
+    assert drawn == written
+    assert len(drawn) == len(rows)
+
+
 def test_rows_of_a_heat_map_are_its_cells() -> None:
     figure = make_figure(type="heatmap", x=["s", "t"], y=["arm"], z=[[0.5, None]])
     assert figure_rows(figure) == [{"a": "s", "b": "arm", "c": 0.5}, {"a": "t", "b": "arm", "c": None}]

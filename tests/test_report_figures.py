@@ -1,5 +1,6 @@
 """The figures and tables that were added to the page: each on numbers whose answer is known."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -205,6 +206,41 @@ def test_cost_is_a_table_beside_the_page_and_says_what_it_counts(tmp_path: Path)
     assert len(costs) == 12
     assert costs["n"].sum() == 23
     assert "23 complete trials" in page
+
+
+def test_what_was_lost_is_counted_beside_what_was_finished(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path, fate=Fate(failed=1, interrupted=1), factors={"f": ("a", "b")}, replicates=3)
+    records = load_results(ledger).records
+    complete = next(record for record in records.values() if record.result is not None)
+    at_ms = complete.epochs[0]["timestamp_ms"]
+    note = {"timestamp_ms": at_ms + 1000, "seconds": 3600.0}
+    ledger.folder("trial", complete.signature).append_line("attempts.jsonl", json.dumps(note))
+    ledger.root.write_json("usage.json", {"wall_seconds": 9e3, "slot_seconds": 14_400.0, "gpu_seconds": 0.0})
+    results = load_results(ledger)
+    costs = costs_table(results)
+    lost = {record.signature: sum(e["metrics"]["seconds"] for e in record.epochs) for record in records.values()}
+    lost |= {record.signature: 0.0 for record in records.values() if record.result is not None}
+    lost[complete.signature] = 3600.0 - 3.2  # it went on from the first epoch
+    assert costs.set_index("signature")["lost_seconds"].to_dict() == pytest.approx(lost)
+    arms = arm_costs_table(results, costs)
+    assert arms["n"].sum() == 4
+    assert arms["lost_hours"].sum() == pytest.approx(sum(lost.values()) / 3600)
+    assert (arms["finished_hours"] + arms["lost_hours"]).tolist() == pytest.approx(arms["hours"].tolist())
+    _, page = render(ledger, tmp_path)
+    assert "1.0 h without a result" in page
+    assert f"Budgets count 4.0 h, all the time that slots had work: {4 - arms['hours'].sum():.1f} h more" in page
+
+
+# ------------------------------------------------------------------ views
+
+
+def test_every_view_has_a_button_on_a_screen_and_a_heading_on_paper(tmp_path: Path) -> None:
+    _, page = render(make_fake_ledger(tmp_path, replicates=1), tmp_path)
+    chosen = re.findall(r'<button data-view="figure-severity-\d-view" aria-pressed="\w+">(\w+)</button>', page)
+    assert {"augmentation", "pretraining", "arm"} <= set(chosen)
+    assert re.findall(r'<p class="which">One curve per (\w+)</p>', page) == chosen
+    on_paper = page.partition("@media print {")[2]
+    assert ".which { display: block;" in on_paper
 
 
 # ------------------------------------------------------------------ what is left out, thinning

@@ -103,8 +103,12 @@ def test_constraints_are_shown(tmp_path: Path) -> None:
     stage.project()
     stage.finish(0)
     stage.project()
-    (excess,) = stage.study.get_trials()[0].constraints.values()
+    trial, *others = stage.study.get_trials()
+    excess = trial.constraints["validation/ece"]
     assert excess > 0
+    assert trial.system_attrs["constraints"] == [excess]  # where optuna-dashboard looks
+    assert set(trial.constraints.values()) == {excess}
+    assert not any(other.constraints for other in others)  # not known yet
     with pytest.raises(ValueError, match=r"No feasible trials|No trials"):
         _ = stage.study.best_trial
 

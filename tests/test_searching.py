@@ -14,11 +14,15 @@ from rich.console import Console
 from searches import SPACE, measure
 from studies import Place, make_place
 
+from orchestrator.announce import announce
+from orchestrator.estimate import estimate
 from orchestrator.ledger import Ledger
 from orchestrator.plan import Work
+from orchestrator.planview import find_needs
 from orchestrator.prepare import Prepared, prepare
 from orchestrator.searching import Growth, look_again, showing, write_grown_plan
 from orchestrator.study import parse_study
+from orchestrator.summary import account, summarise
 from trainables.errors import StudyError
 
 HEAD = "study: s\ndata: {kind: digits, image_size: 8}\nmodel: {name: shufflenet_v2_x0_5}\n"
@@ -102,6 +106,64 @@ def test_a_storage_that_is_away_is_said_and_holds_nothing_up(prepared: Prepared,
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "the search is not in Optuna's storage yet" in said
     assert "the next run tries again" in said
+
+
+def carry_on(prepared: Prepared) -> tuple[Prepared, list[int]]:
+    """Look again and carry out all that is handed out; return the study, and what was said to be held back."""
+    spent: list[int] = []
+    prepared = look_again(prepared, retry_failed=False)
+    growth = Growth(prepared, listen=lambda *_: None, stop=threading.Event(), show=lambda: None, on_spent=spent.append)
+    todo = list(prepared.actions.open)
+    while todo:
+        work = todo.pop(0)
+        finish(prepared, work, duration_seconds=1.0, finished_ms=1000, environment={"device": "cpu"})
+        growth.settle(work, {"status": "complete"})
+        todo += growth.find_more()
+    return write_grown_plan(prepared), spent
+
+
+@pytest.mark.parametrize("order", ["rounds", "asynchronous"])
+def test_a_search_stops_when_its_trials_are_spent_and_goes_on_when_there_are_more(
+    order: str, tmp_path: Path, cache_dir: Path
+) -> None:
+    def prepare_with(storage: str, *overrides: str) -> Prepared:
+        settings = [f"execution.cache_dir={cache_dir}", f"search.order={order}", *overrides]
+        study = parse_study(HEAD + SPACE, source="s.yaml", overrides=settings)
+        return prepare(study, storage=str(tmp_path / storage))
+
+    whole, _ = carry_on(prepare_with("undisturbed"))
+    assert len(whole.plan.trials) == 10
+    names: list[str] = []
+    for limit in (2, 5, 6):  # in the first round, in the second, and with it
+        prepared, spent = carry_on(prepare_with("s", f"execution.budget={{trials: {limit}}}"))
+        counts = account(summarise(prepared.plan, prepared.ledger.states()), prepared, prepared.ledger.states())
+        assert (counts.complete, counts.missing, counts.held_back) == (limit, 10 - limit, 10 - limit)
+        assert counts.is_out_of_budget
+        assert len(spent) == 1
+        names = [proposal.arm.name for proposal in prepared.search.proposals]  # type: ignore[union-attr]
+        assert len(names) <= limit + 2  # a round of three at most
+        again = prepare_with("s", f"execution.budget={{trials: {limit}}}")
+        assert not again.is_open
+        assert len(look_again(again, retry_failed=False).search.proposals) == len(names)  # type: ignore[union-attr]
+    console = Console(file=StringIO(), width=200)
+    announce(again, console)
+    assert "held back 4 trials: the budget has no room for more" in console.file.getvalue()  # type: ignore[attr-defined]
+    assert find_needs(again, estimate(again, allow_pilot=False))["trials"] == 4
+    ended, spent = carry_on(prepare_with("s", "execution.budget={trials: 10}"))
+    assert not spent
+    if order == "rounds":
+        assert [trial.name for trial in ended.plan.trials] == [trial.name for trial in whole.plan.trials]
+    assert len(ended.plan.trials) == 10
+    assert not ended.actions.held_back
+
+
+def test_hypotheses_about_a_search_are_refused_with_the_reason() -> None:
+    sides = "treatment: {augmentation: strong}, control: {augmentation: none}"
+    claim = f"{{name: h, claim: c, {sides}, direction: higher, smallest_effect: 0}}"
+    with pytest.raises(
+        StudyError, match=r"hypotheses: does not go with search: .*no test on them keeps its error rate"
+    ):
+        parse_study(HEAD + SPACE, source="s.yaml", overrides=[f"hypotheses=[{claim}]"])
 
 
 def test_a_search_through_the_command_line(tmp_path: Path, cache_dir: Path) -> None:

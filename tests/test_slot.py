@@ -79,6 +79,8 @@ def test_works_of_a_chunk_run_one_after_another_in_fresh_processes(start: Start,
     assert begun == ["finish 1", "finish 2", "fail 3", "finish 4"]
     assert ends_of(events) == [(name, "failed" if name == "fail 3" else "complete") for name in begun]
     assert all(event["host"] and event["seconds"] > 0 for event in events if event["event"] == "done")
+    ends = [event for event in events if event["event"] == "done"]
+    assert all(0 < event["attempt"]["seconds"] <= event["seconds"] + 0.001 for event in ends)  # it is rounded
     assert all(event["busy_seconds"] > 0 for event in events)
     assert events[-1]["busy_seconds"] >= sum(event["seconds"] for event in events if event["event"] == "done")
     results = [json.loads((tmp_path / f"finish-{n}" / "result.json").read_text()) for n in (1, 2, 4)]
@@ -179,7 +181,7 @@ def test_a_lost_trial_is_tried_again_in_its_slot(
     assert ends_of(events) == [(name, end), ("finish", "complete")]
     notes = [json.loads(line) for line in (tmp_path / name / "attempts.jsonl").read_text().splitlines()]
     assert len(notes) == tries
-    assert all(word in note["message"] and note["host"] for note in notes)
+    assert all(word in note["message"] and note["host"] and note["seconds"] > 0 for note in notes)
     done = next(event for event in events if event["event"] == "done")
     assert done.get("reason") == reason
     if reason is not None:

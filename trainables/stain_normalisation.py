@@ -228,17 +228,20 @@ def _quantile(values: Float[Tensor, "n m"], chosen: Bool[Tensor, "n m"], share: 
     return (low + (high - low) * (place - below)).float()
 
 
-#: RGB → cone responses, and back (Reinhard et al. 2001, equations 3 to 9).
-_RGB_TO_LMS = torch.tensor([[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]]).double()
-_LMS_TO_LAB = (
+_RGB_TO_LMS_MATRIX = torch.tensor(
+    [[0.3811, 0.5783, 0.0402], [0.1967, 0.7244, 0.0782], [0.0241, 0.1288, 0.8444]]
+).double()
+_LMS_TO_LAB_MATRIX = (
     torch.tensor([3.0, 6.0, 2.0]).double().rsqrt()[:, None]
     * torch.tensor([[1.0, 1.0, 1.0], [1.0, 1.0, -2.0], [1.0, -1.0, 0.0]]).double()
 )
+#: Rows of RGB → cone responses → lαβ (Reinhard et al. 2001, equations 3 to 9), and back: ONNX has no matrix inverse.
+_RGB_TO_LMS, _LMS_TO_LAB = _RGB_TO_LMS_MATRIX.tolist(), _LMS_TO_LAB_MATRIX.tolist()
+_LMS_TO_RGB, _LAB_TO_LMS = torch.linalg.inv(_RGB_TO_LMS_MATRIX).tolist(), torch.linalg.inv(_LMS_TO_LAB_MATRIX).tolist()
 
 
-def _transform(values: Float[Tensor, "n 3 h w"], matrix: Float[Tensor, "3 3"]) -> Float[Tensor, "n 3 h w"]:
+def _transform(values: Float[Tensor, "n 3 h w"], rows: list[list[float]]) -> Float[Tensor, "n 3 h w"]:
     """Return every pixel times the matrix, added in a fixed order."""
-    rows = matrix.tolist()
     return torch.stack([row[0] * values[:, 0] + row[1] * values[:, 1] + row[2] * values[:, 2] for row in rows], dim=1)
 
 
@@ -248,5 +251,5 @@ def _rgb_to_lab(images: Images) -> Float[Tensor, "n 3 h w"]:
 
 
 def _lab_to_rgb(values: Float[Tensor, "n 3 h w"]) -> Images:
-    cones = _transform(values, torch.linalg.inv(_LMS_TO_LAB)).exp()
-    return to_uint8(_transform(cones, torch.linalg.inv(_RGB_TO_LMS)))
+    cones = _transform(values, _LAB_TO_LMS).exp()
+    return to_uint8(_transform(cones, _LMS_TO_RGB))

@@ -1,7 +1,8 @@
-"""What an arm takes to train and evaluate: seconds, device hours, memory, and its share of the stages before it."""
+"""What an arm takes to train and evaluate: seconds, hours, what of them was lost, memory, its share of stages."""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from html import escape
@@ -10,6 +11,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from orchestrator.attempts import lost_seconds, took_seconds
+from orchestrator.budget import Usage
 from orchestrator.reconcile import COMPLETE
 from orchestrator.report.effects import Effect, rank_factors
 from orchestrator.report.html import Cell, Column, Section, embed, note, plural, table
@@ -23,37 +26,41 @@ _TALL_ROWS = 24
 
 
 def costs_table(results: Results) -> pd.DataFrame:
-    """Return one row per complete trial: seconds, its share of the stages it starts from, memory, device.
+    """Return one row per planned trial that has taken something: its seconds, those lost, memory, device.
 
-    ``trial_seconds`` are of the attempt that completed it, from its start to its end: training and all evaluations. A
-    stage's seconds are shared equally among all trials planned to start from it, complete or not.
+    ``trial_seconds`` are of training and all evaluations, NaN unless the trial is complete; ``lost_seconds`` of
+    attempts that were lost or failed, and of all that has no result yet. A stage's seconds, finished and lost, are
+    shared equally among all trials planned to start from it, complete or not.
     """
     users = Counter(need for trial in results.plan["trials"] for need in trial["needs"])
-    took = {s.signature: s.result["duration_seconds"] for s in results.stages if s.result is not None}
+    took = {stage.signature: took_seconds(stage) for stage in results.stages if stage.result is not None}
+    lost = {stage.signature: lost_seconds(stage) for stage in results.stages}
     rows = []
     for trial in results.plan["trials"]:
         record = results.records.get(trial["signature"])
         result = record.result if record is not None else None
-        if result is None:
-            continue
-        rows.append(
-            {
-                "signature": trial["signature"],
-                "name": trial["name"],
-                "replicate": trial["replicate"],
-                "trial_seconds": float(result["duration_seconds"]),
-                "stage_seconds": float(sum(took[need] / users[need] for need in trial["needs"] if need in took)),
-                "peak_rss_mib": result.get("peak_rss_mib"),
-                "peak_gpu_memory_mib": result.get("peak_gpu_memory_mib"),
-                "device": result["environment"]["device"],
-            }
-        )
-    columns = ["signature", "name", "replicate", "trial_seconds", "stage_seconds", "peak_rss_mib"]
+        in_vain = sum(lost[need] / users[need] for need in trial["needs"] if need in lost)
+        row = {
+            "signature": trial["signature"],
+            "name": trial["name"],
+            "replicate": trial["replicate"],
+            "trial_seconds": math.nan if record is None or result is None else took_seconds(record),
+            "stage_seconds": float(sum(took[need] / users[need] for need in trial["needs"] if need in took)),
+            "lost_seconds": float(in_vain + (lost_seconds(record) if record is not None else 0.0)),
+            "peak_rss_mib": result.get("peak_rss_mib") if result else None,
+            "peak_gpu_memory_mib": result.get("peak_gpu_memory_mib") if result else None,
+            "device": result["environment"]["device"] if result else None,
+        }
+        if result is not None or row["stage_seconds"] or row["lost_seconds"]:
+            rows.append(row)
+    columns = ["signature", "name", "replicate", "trial_seconds", "stage_seconds", "lost_seconds", "peak_rss_mib"]
     return pd.DataFrame(rows, columns=[*columns, "peak_gpu_memory_mib", "device"])
 
 
 def arm_costs_table(results: Results, costs: pd.DataFrame) -> pd.DataFrame:
     """Return one row per arm in plan order: n, seconds (mean, sd), stage share, hours, peak memory, devices.
+
+    ``n``, mean and sd are of complete trials; ``finished_hours`` + ``lost_hours`` = ``hours`` are of all.
 
     Args:
         results: the study.
@@ -61,20 +68,22 @@ def arm_costs_table(results: Results, costs: pd.DataFrame) -> pd.DataFrame:
     """
     rows = []
     for name, group in costs.groupby("name", sort=False):
-        seconds = group["trial_seconds"]
-        total = seconds.sum() + group["stage_seconds"].sum()
+        seconds = group["trial_seconds"].dropna()
+        finished, lost = seconds.sum() + group["stage_seconds"].sum(), group["lost_seconds"].sum()
         rows.append(
             {
                 "name": name,
                 "label": results.labels[str(name)],
-                "n": len(group),
-                "trial_seconds.mean": seconds.mean(),
-                "trial_seconds.sd": seconds.std(ddof=1) if len(group) > 1 else None,
+                "n": len(seconds),
+                "trial_seconds.mean": seconds.mean() if len(seconds) else None,
+                "trial_seconds.sd": seconds.std(ddof=1) if len(seconds) > 1 else None,
                 "stage_seconds_per_trial": group["stage_seconds"].mean(),
-                "hours": total / 3600,
+                "finished_hours": finished / 3600,
+                "lost_hours": lost / 3600,
+                "hours": (finished + lost) / 3600,
                 "peak_rss_mib": _largest(group["peak_rss_mib"]),
                 "peak_gpu_memory_mib": _largest(group["peak_gpu_memory_mib"]),
-                "devices": ", ".join(sorted(set(group["device"]))),
+                "devices": _listed(group["device"]),
             }
         )
     return pd.DataFrame(rows, columns=None if rows else ["name", "label", "n"])
@@ -85,43 +94,66 @@ def _largest(values: pd.Series) -> float | None:
     return float(known.max()) if len(known) else None
 
 
-def cost_section(results: Results, costs: pd.DataFrame, effects: Sequence[Effect]) -> Section | None:
-    """Return cost against mean shifted score, and a row per arm; None while nothing is complete.
+def cost_section(
+    results: Results, costs: pd.DataFrame, effects: Sequence[Effect], usage: Usage | None
+) -> Section | None:
+    """Return cost against mean shifted score, and a row per arm; None while nothing has taken any time.
 
     Args:
         results: the study.
         costs: ``costs_table(results)``.
         effects: on the mean shifted metric; the factor with the largest gives the colours.
+        usage: the account that budgets go by; None: there is none.
     """
     if costs.empty:
         return None
     arms = arm_costs_table(results, costs)
     figure = _figure(results, costs, effects)
-    body = ("" if figure is None else embed(figure, "figure-cost")) + note(_text(results, costs)) + _table(arms)
+    said = _text(results, costs) + _account(arms, usage)
+    body = ("" if figure is None else embed(figure, "figure-cost")) + note(said) + _table(arms)
     return Section("cost", "Cost", "What does an arm take?", body)
 
 
 def _text(results: Results, costs: pd.DataFrame) -> str:
+    complete = costs["trial_seconds"].dropna()
     done = [stage for stage in results.stages if stage.state == COMPLETE]
-    hours = costs["trial_seconds"].sum() / 3600
     text = (
-        f"{plural(len(costs), 'complete trial')}, {_hours(hours)} of trials on {_listed(costs['device'])}. Seconds are "
-        "of the attempt that completed a trial, training and all evaluations; where several trials share a device they "
-        "count in full, so hours are an upper bound of what the devices were held."
+        f"{plural(len(complete), 'complete trial')}, {_hours(complete.sum() / 3600)} of trials on "
+        f"{_listed(costs['device']) or 'no device'}. Seconds are of training and all evaluations, epochs before an "
+        "interruption included; where several trials share a device they count in full, so hours are an upper bound of "
+        "what the devices were held."
     )
     if done:
-        spent = sum(stage.result["duration_seconds"] for stage in done if stage.result is not None) / 3600
         text += (
-            f" {plural(len(done), 'stage')} took {_hours(spent)} more, shared equally among the trials planned to "
-            "start from each: an arm of its own would pay for all of it."
+            f" {plural(len(done), 'stage')} took {_hours(sum(map(took_seconds, done)) / 3600)} more, shared equally "
+            "among the trials planned to start from each: an arm of its own would pay for all of it."
         )
     if costs["peak_gpu_memory_mib"].notna().any():
         text += " GPU memory is what the process reserved at most, and its context."
     return text
 
 
+def _account(arms: pd.DataFrame, usage: Usage | None) -> str:
+    """Return in words what was lost, and why the table is less than the account that budgets go by."""
+    finished, lost, total = (float(arms[name].sum()) for name in ("finished_hours", "lost_hours", "hours"))
+    text = f" All arms: {_hours(finished)} for what is complete"
+    text += (
+        f", {_hours(lost)} without a result (attempts that were lost or failed, trials that failed or are unfinished), "
+        f"{_hours(total)} together."
+        if lost
+        else "; no attempt that was lost or failed has left a note."
+    )
+    if usage is not None and usage.slot_seconds / 3600 > total:
+        held = usage.slot_seconds / 3600
+        text += (
+            f" Budgets count {_hours(held)}, all the time that slots had work: {_hours(held - total)} more, for "
+            "starting processes, attempts cut off together with their driver or machine, and trials no longer planned."
+        )
+    return text
+
+
 def _listed(devices: pd.Series) -> str:
-    return ", ".join(sorted(set(devices)))
+    return ", ".join(sorted(set(devices.dropna())))
 
 
 def _hours(hours: float) -> str:
@@ -131,7 +163,8 @@ def _hours(hours: float) -> str:
 def _table(arms: pd.DataFrame) -> str:
     has_gpu = arms["peak_gpu_memory_mib"].notna().any()
     columns = [Column("arm"), Column("n", is_number=True), Column("seconds per trial", is_number=True)]
-    columns += [Column("share of stages, s", is_number=True), Column("device time of the arm", is_number=True)]
+    columns += [Column("share of stages, s", is_number=True), Column("finished", is_number=True)]
+    columns += [Column("without a result", is_number=True), Column("device time in all", is_number=True)]
     columns += [Column("peak memory, GiB", is_number=True)]
     columns += [Column("peak GPU memory, GiB", is_number=True)] if has_gpu else []
     rows = []
@@ -141,8 +174,9 @@ def _table(arms: pd.DataFrame) -> str:
         row = [
             Cell(escape(str(arm["label"]))),
             Cell(str(arm["n"]), arm["n"]),
-            Cell(f"{arm['trial_seconds.mean']:,.1f}{spread}", arm["trial_seconds.mean"]),
+            _number(arm["trial_seconds.mean"], ",.1f", spread),
             Cell(f"{arm['stage_seconds_per_trial']:,.1f}", arm["stage_seconds_per_trial"]),
+            *(Cell(_hours(arm[name]) if arm[name] else "–", arm[name]) for name in ("finished_hours", "lost_hours")),
             Cell(_hours(arm["hours"]), arm["hours"]),
             _gib(arm["peak_rss_mib"]),
         ]
@@ -150,8 +184,12 @@ def _table(arms: pd.DataFrame) -> str:
     return table(columns, rows, tall=len(rows) > _TALL_ROWS)
 
 
+def _number(value: float | None, form: str, more: str = "") -> Cell:
+    return Cell("–", "") if value is None or pd.isna(value) else Cell(f"{value:{form}}{more}", float(value))
+
+
 def _gib(mib: float | None) -> Cell:
-    return Cell("–", "") if mib is None or pd.isna(mib) else Cell(f"{mib / 1024:.2f}", float(mib))
+    return _number(None if mib is None else mib / 1024, ".2f")
 
 
 def _figure(results: Results, costs: pd.DataFrame, effects: Sequence[Effect]) -> Figure | None:

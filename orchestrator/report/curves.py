@@ -9,6 +9,7 @@ from typing import Any
 
 import pandas as pd
 
+from orchestrator.ledger import Record
 from orchestrator.report.plot import Figure, colour, floats, layout_of, panel_title, sentence, translucent
 from orchestrator.report.stain_grid import rows_of_shifts
 from orchestrator.report.tables import METRICS, Results
@@ -169,15 +170,19 @@ def training_curves(results: Results, groups: Mapping[str, str], order: Sequence
         groups: signature → group that colours a trial's lines.
         order: groups in the order of their colours.
     """
-    trials = [(groups[s], record.epochs) for s, record in results.records.items() if record.epochs and s in groups]
-    step = max(1, math.ceil(sum(len(epochs) + 1 for _, epochs in trials) / MAX_TRAINING_POINTS))
-    stages = [("stage", record.epochs) for record in results.stages if record.epochs]
+    trials = [(groups[s], record) for s, record in results.records.items() if record.epochs and s in groups]
+    step = max(1, math.ceil(sum(len(record.epochs) + 1 for _, record in trials) / MAX_TRAINING_POINTS))
+    stages = [("stage", record) for record in results.stages if record.epochs]
     panels = [
         ("train/loss", "training loss", trials),
         (f"val/{results.metric}", f"validation {METRICS[results.metric]}", trials),
         ("ssl/loss", "contrastive loss (stages)", stages),
     ]
-    panels = [panel for panel in panels if any(panel[0] in line["metrics"] for _, lines in panel[2] for line in lines)]
+    panels = [
+        panel
+        for panel in panels
+        if any(panel[0] in line["metrics"] for _, record in panel[2] for line in record.epochs)
+    ]
     if not panels:
         return None
     data: list[dict[str, Any]] = []
@@ -191,9 +196,10 @@ def training_curves(results: Results, groups: Mapping[str, str], order: Sequence
         layout[f"yaxis{suffix}"] = {"anchor": f"x{suffix}", "nticks": 6, "tickformat": ".0%" if "val/" in key else ""}
         layout["annotations"].append(panel_title(title, left, 1.0))
         for index, group in enumerate([*order, "stage"]):
-            lines = [epochs for name, epochs in runs if name == group][:: step if group != "stage" else 1]
-            if lines:
-                data.append(_training_lines(key, lines, (group, index), suffix) | {"meta": {"panel": title}})
+            drawn = [record for name, record in runs if name == group][:: step if group != "stage" else 1]
+            if drawn:
+                meta = {"panel": title, "lines": [record.signature for record in drawn]}
+                data.append(_training_lines(key, drawn, (group, index), suffix) | {"meta": meta})
     return Figure(
         title="Did the trainings settle?",
         note=f"A line is one training. n = {len(trials)} trials and {len(stages)} stages that wrote at least an epoch."
@@ -205,13 +211,11 @@ def training_curves(results: Results, groups: Mapping[str, str], order: Sequence
     )
 
 
-def _training_lines(
-    key: str, runs: Sequence[Sequence[Mapping[str, Any]]], group: tuple[str, int], suffix: str
-) -> dict[str, Any]:
+def _training_lines(key: str, runs: Sequence[Record], group: tuple[str, int], suffix: str) -> dict[str, Any]:
     x: list[int | None] = []
     y: list[float | None] = []
-    for epochs in runs:
-        for line in epochs:
+    for record in runs:
+        for line in record.epochs:
             x.append(line["epoch"])
             value = line["metrics"].get(key)
             y.append(None if value is None else float(f"{value:.5g}"))

@@ -170,12 +170,15 @@ def _cells(trace: Mapping[str, Any], axes: Sequence[str]) -> Iterator[tuple[dict
 def _dots(trace: Mapping[str, Any], axes: Sequence[str]) -> Iterator[tuple[dict[str, Any], Any]]:
     x, y, *_ = axes
     custom, texts = trace.get("customdata"), trace.get("hovertext")
+    signatures = trace.get("meta", {}).get("lines")
     line = 0 if None in trace["x"] else None
     for i, values in enumerate(zip(trace["x"], trace["y"], strict=True)):
         if values[0] is None and line is not None:  # a gap: another line of the same trace begins
             line += 1
             continue
-        row: dict[str, Any] = {} if line is None else {"line": line}
+        row: dict[str, Any] = {}
+        if line is not None:
+            row = {"signature": signatures[line]} if signatures else {"line": line}
         row |= {x: values[0], y: values[1]}
         row |= {f"{name} sd": trace[key]["array"][i] for name, key in ((x, "error_x"), (y, "error_y")) if key in trace}
         row |= {"label": _plain(texts[i])} if isinstance(texts, list) else {}

@@ -126,7 +126,7 @@ def read_figures(page: str) -> dict[str, dict[str, Any]]:
 
 
 def views(figures: Mapping[str, Figure], identifier: str, caption: str) -> str:
-    """Return several figures of which one is shown at a time, chosen by buttons named after the keys."""
+    """Return several figures of which one is shown at a time, chosen by buttons named after the keys; on paper all."""
     if len(figures) == 1:
         return embed(next(iter(figures.values())), identifier)
     buttons, blocks = [], []
@@ -134,7 +134,8 @@ def views(figures: Mapping[str, Figure], identifier: str, caption: str) -> str:
         view = f"{identifier}-{number}"
         pressed, hidden = ("true", "") if number == 0 else ("false", " hidden")
         buttons.append(f'<button data-view="{view}-view" aria-pressed="{pressed}">{escape(name)}</button>')
-        blocks.append(f'<div id="{view}-view"{hidden}>{embed(figure, view)}</div>')
+        which = f'<p class="which">{escape(caption)} {escape(name)}</p>'
+        blocks.append(f'<div id="{view}-view"{hidden}>{which}{embed(figure, view)}</div>')
     return f'<div class="views">{escape(caption)} {"".join(buttons)}</div>{"".join(blocks)}'
 
 

@@ -41,11 +41,15 @@ function inLight(action) {
   try { return action(); } finally { delete document.documentElement.dataset.theme; }
 }
 
-// On paper a figure is drawn as wide as on a screen and scaled to what an A4 or Letter page can hold (CSS px, 96 dpi).
+const viewOf = (button) => document.getElementById(button.dataset.view);
+
+// On paper all views of a figure are shown, each drawn as wide as on a screen and scaled to what an A4 or Letter page can
+// hold (CSS px, 96 dpi).
 // Text of tables is printed .75 times as large as it is shown (page.css).
 const PAPER = { width: 690, height: 860, drawn: 960, text: 0.75 };
 addEventListener("beforeprint", () => inLight(() => {
   for (const details of document.querySelectorAll("details:not([open])")) { details.open = true; details.dataset.closed = "1"; }
+  for (const button of document.querySelectorAll(".views button")) viewOf(button).hidden = false;
   for (const table of document.querySelectorAll("table:not(.examples)")) {
     table.style.width = "min-content"; // a table whose words do not fit is scaled down whole
     const zoom = Math.min(1, PAPER.width / (PAPER.text * table.offsetWidth));
@@ -62,6 +66,7 @@ addEventListener("beforeprint", () => inLight(() => {
 }));
 addEventListener("afterprint", () => {
   for (const details of document.querySelectorAll("details[data-closed]")) { details.open = false; delete details.dataset.closed; }
+  for (const button of document.querySelectorAll(".views button")) viewOf(button).hidden = button.getAttribute("aria-pressed") !== "true";
   for (const plot of plots) plot.style.width = plot.style.zoom = "";
   for (const table of document.querySelectorAll("table")) table.style.zoom = "";
   redraw();
@@ -82,7 +87,8 @@ function rowsOf({ data, axes: [x, y, z] }) {
       [x]: plain(trace.x[j]), [y]: plain(trace.y[i]), [z]: value, ...Object.fromEntries(customs(trace.customdata?.[i][j])) })));
     else trace.x.forEach((value, i) => {
       if (value === null && line !== undefined) { line += 1; return; } // a gap: another line of the same trace begins
-      const row = { ...head, ...(line === undefined ? {} : { line }), [x]: value, [y]: trace.y[i] };
+      const which = line === undefined ? {} : trace.meta?.lines ? { signature: trace.meta.lines[line] } : { line };
+      const row = { ...head, ...which, [x]: value, [y]: trace.y[i] };
       if (trace.error_x) row[`${x} sd`] = trace.error_x.array[i];
       if (trace.error_y) row[`${y} sd`] = trace.error_y.array[i];
       if (Array.isArray(trace.hovertext)) row.label = plain(trace.hovertext[i]);
@@ -117,7 +123,7 @@ for (const views of document.querySelectorAll(".views")) {
   for (const button of buttons) button.addEventListener("click", () => {
     for (const other of buttons) {
       other.setAttribute("aria-pressed", String(other === button));
-      document.getElementById(other.dataset.view).hidden = other !== button;
+      viewOf(other).hidden = other !== button;
     }
   });
 }

@@ -19,7 +19,7 @@ TABLES = {
     "effects.csv": "main effects on every headline number",
     "balanced_errors.csv": "BE and rBE per arm, relative to the reference",
     "verdicts.csv": "what came of every hypothesis",
-    "costs.csv": "seconds, device hours and memory per arm",
+    "costs.csv": "seconds, device hours (finished, without a result) and memory per arm",
 }
 #: The same for a paper: LaTeX with booktabs, and Markdown.
 PAPER_TABLES = {

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.budget import Standing, describe_compute, read_standing
+from orchestrator.budget import Standing, describe_compute, find_usage, read_standing
 from orchestrator.ledger import Ledger
 from orchestrator.plan import describe_skipped
 from orchestrator.report import importance, provenance, sections
@@ -99,7 +99,7 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
         transfer_section(results, main),
         trade_off_section(results, arms, main),
         sections.training_section(results, main),
-        cost_section(results, costs, main),
+        cost_section(results, costs, main, find_usage(ledger)),
         sections.examples_section(pictures, problem),
         left_out_section(results),
         provenance.provenance_section(
