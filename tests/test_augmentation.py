@@ -10,7 +10,7 @@ from trainables.augmentation import sequences
 from trainables.augmentation.augmix import AugMixPolicy
 from trainables.augmentation.pipeline import build_augmentation, draw_crops, random_erasing
 from trainables.augmentation.policy import Operation, PixelOperation, PointOperation, TableOperation, WarpOperation
-from trainables.augmentation.sequences import _put, apply_chosen, apply_sequences, number_rounds
+from trainables.augmentation.sequences import Sequences, Stop, _put, apply_chosen, apply_sequences, find_stops, schedule
 from trainables.augmentation.standard import RANDAUGMENT, TRIVIALAUGMENT, Space, StandardPolicy, build_operations
 from trainables.augmentation.strong import SPACES, StrongPolicy, StrongSpace
 from trainables.config import (
@@ -238,12 +238,48 @@ def test_fused_tables_and_batches_are_the_operations_one_by_one(
         assert torch.equal(image[0], result[index]), drawn.choices[index]
 
 
-def test_rounds_end_with_pixels_and_start_with_tables_that_look() -> None:
+def test_tables_known_beforehand_do_not_stop_an_image() -> None:
     point, pixels = PointOperation(lambda x, m: x), PixelOperation(lambda x, m, seeds: x)
     looks = TableOperation(lambda x, m: colour.tabulate_autocontrast(x))
-    choices = np.array([[0, 0, 2, 0], [0, 1, 0, 2], [1, 1, -1, 0], [-1, 2, 2, 1], [-1, -1, -1, -1]])
-    expected = [[0, 0, 0, 1], [0, 1, 1, 1], [0, 1, -1, 1], [-1, 0, 1, 2], [-1, -1, -1, -1]]
-    assert number_rounds(choices, [point, looks, pixels]).tolist() == expected
+    chains, runs = find_stops([[0, 0, 2, 0], [0, 1, 2, 0], [-1, 2, 2, 1], [-1, -1, -1, -1]], [point, looks, pixels])
+    assert chains == [
+        [Stop(2, 0, 2, 0, True)],
+        [Stop(1, 1, 1, 0, True), Stop(2, 1, 2, 1, True)],  # what an operation that looks gives is a table
+        [Stop(2, 2, 1, 0, False), Stop(2, 2, 2, 1, False), Stop(1, 2, 3, 2, False)],
+        [],
+    ]
+    assert runs == {(0, 0): [0, 1], (0, 1): [3], (1, 0): [0], (1, 2): [3]}
+
+
+def test_stops_keep_their_order_and_run_in_few_groups() -> None:
+    drawn = np.random.default_rng(5).permuted(np.tile(np.arange(8), (60, 1)), axis=1)[:, :3].tolist()
+    chains = [
+        [Stop(number, row, step, step, False) for step, number in enumerate(own)] for row, own in enumerate(drawn)
+    ]
+    groups = list(schedule(chains))
+    assert all(len({stop.operation for stop in group}) == 1 for group in groups)
+    done = [stop for group in groups for stop in group]
+    assert [[stop for stop in done if stop.row == row] for row in range(60)] == chains
+    assert len(groups) < 0.8 * 3 * 8  # step by step every operation would have a group
+
+
+@pytest.mark.parametrize("side", [128, 19])
+def test_large_planes_are_looked_up_as_small_ones_and_memory_order_does_not_matter(side: int) -> None:
+    """From 128² on a CPU looks up two pixels at a time."""
+    images, seeds = make_images(30, side=side), make_seeds(30)
+    tables = torch.randint(0, 256, (30, 3, 256), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    point = PointOperation(lambda x, m: tables[m[:, 0].long()][:, :, None])  # a table of its own for every image
+    red = PointOperation(lambda x, m: tables[m[:, 0].long()][:, :, None], channel=0)
+    choices = torch.tensor([[0], [1], [-1]]).repeat(10, 1)
+    magnitudes = torch.arange(30.0)[:, None, None].expand(30, 1, 2)
+    expected = apply_lut(images, tables)
+    expected[1::3, 1:] = images[1::3, 1:]
+    expected[2::3] = images[2::3]
+    for own in (images, images.contiguous(memory_format=torch.channels_last)):
+        result = apply_sequences(own, Sequences(choices, magnitudes, seeds), [point, red])
+        assert torch.equal(result, expected)
+        result.add_(1)  # an ordinary tensor
+    assert torch.equal(images, make_images(30, side=side))
 
 
 def test_apply_chosen_leaves_rows_without_a_choice() -> None:

@@ -14,7 +14,17 @@ from scipy import ndimage
 from torchvision.transforms import functional as tv
 
 from trainables.ops import colour, filters, geometry, noise
-from trainables.ops.pixels import apply_lut, choose, compute_grey, compute_mean_grey, cut_to_uint8_, ramp
+from trainables.ops.pixels import (
+    apply_lut,
+    choose,
+    compute_grey,
+    compute_mean_grey,
+    cut_to_uint8_,
+    look_up,
+    ramp,
+    to_uint8,
+    to_uint8_,
+)
 
 
 def make_images(num: int, channels: int = 3, height: int = 23, width: int = 31, seed: int = 0) -> torch.Tensor:
@@ -30,6 +40,24 @@ def factors(*values: float) -> torch.Tensor:
 
 def rounded(values: np.ndarray) -> np.ndarray:
     return np.clip(np.round(values), 0, 255).astype(np.uint8)
+
+
+def test_rounding_in_place_is_rounding() -> None:
+    values = torch.cat([torch.arange(-600, 1200) / 2.0, torch.linspace(-3000, 3000, 9999)])  # halves, and beyond uint8
+    expected = np.clip(np.round(values.numpy()), 0, 255).astype(np.uint8)
+    np.testing.assert_array_equal(to_uint8(values).numpy(), expected)
+    np.testing.assert_array_equal(to_uint8_(values.clone()).numpy(), expected)
+
+
+@pytest.mark.parametrize("pixels", [2**14, 2**14 + 1, 30])
+def test_planes_are_looked_up_each_in_its_own_table(pixels: int) -> None:
+    rng = np.random.default_rng(1)
+    planes = rng.integers(0, 256, (13, pixels), dtype=np.uint8)
+    tables = rng.integers(0, 256, (13, 256), dtype=np.uint8)
+    expected = np.take_along_axis(tables, planes.astype(np.int64), 1)
+    result = torch.from_numpy(planes.copy())
+    look_up(result, torch.from_numpy(tables), out=result)
+    np.testing.assert_array_equal(result.numpy(), expected)
 
 
 def test_grey_is_pillows_luma() -> None:

@@ -1,15 +1,19 @@
 """A few operations per image, each image its own in its own order, run as batches.
 
-An image's operations fall into rounds: look-up tables that follow each other, composed into one table and applied by
-one gather, then at most one operation on pixels. All images go through their first rounds together, then through
-their second, and so on; within a round those with the same operation are one batch. Tables of uint8 compose without
-rounding anew, so what comes out is bit for bit what the operations called one by one give.
+Look-up tables that follow each other are composed into one and applied by one gather, together with the next operation
+that needs the image itself: a stop. A stop is run for many images at once, whichever their steps are, as long as the
+stops of every image keep their order. Tables of uint8 compose without rounding anew, so what comes out is bit for bit
+what the operations called one by one give.
+
+The plan is made of lists: for a hundred stops many calls to numpy or torch take longer than Python.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import accumulate, chain
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -18,19 +22,25 @@ from torch import Tensor
 
 from trainables.augmentation.policy import (
     Images,
+    Magnitudes,
     Operation,
     PixelOperation,
     PointOperation,
+    Seeds,
     TableOperation,
     WarpOperation,
 )
 from trainables.ops.geometry import warp_affine
-from trainables.ops.pixels import ramp
+from trainables.ops.memory import keep_freed_memory
+from trainables.ops.pixels import look_up, ramp
 
-#: Four colour images of 224². Sixteen take up to five times as long per image: memory comes fresh from the system.
-_BLOCK_VALUES = 4 * 3 * 224 * 224
+#: Five colour images of 224². From 3 to 10 it matters little: fewer calls against float copies in the cache.
+_BLOCK_VALUES = 5 * 3 * 224 * 224
 
+Item = TypeVar("Item")
 Choices = Int64[np.ndarray, "n steps"]
+#: Steps of point operations that follow each other, by image and how many stops lie before them.
+Runs = dict[tuple[int, int], list[int]]
 
 
 class Sequences(NamedTuple):
@@ -42,6 +52,18 @@ class Sequences(NamedTuple):
     seeds: Int64[Tensor, " n"]
 
 
+class Stop(NamedTuple):
+    """An operation that needs the image itself, of one image."""
+
+    operation: int
+    row: int
+    step: int
+    #: How many stops of the image lie before it.
+    number: int
+    #: Whether the image has to be looked up in a table before.
+    is_tabled: bool
+
+
 def apply_sequences(
     images: UInt8[Tensor, "n c h w"], sequences: Sequences, operations: Sequence[Operation]
 ) -> UInt8[Tensor, "n c h w"]:
@@ -51,53 +73,196 @@ def apply_sequences(
     """
     width = sequences.choices.shape[1]
     known = torch.cat([sequences.choices.double(), sequences.magnitudes[..., 0].abs().double()], 1).cpu().numpy()
-    choices, size = known[:, :width].astype(np.int64), known[:, width:]
-    rounds = number_rounds(choices, operations)
-    if rounds.max(initial=-1) < 0:
+    choices, size = known[:, :width].astype(np.int64).tolist(), known[:, width:].tolist()
+    chains, runs = find_stops(choices, operations)
+    if not runs and not any(chains):
         return images
-    is_table = _is_a((PointOperation, TableOperation), choices, operations)
-    size[is_table] = 0.0
-    state = images.clone(memory_format=torch.contiguous_format)
-    drawn = _Drawn(state, choices, sequences, operations)
-    for number in range(rounds.max() + 1):
-        now = rounds == number
-        rows = np.flatnonzero(now.any(1))
-        # Those of like magnitude are neighbours, because a blur takes as long as the widest kernel of its block.
-        rows = rows[np.argsort(np.where(now, size, 0.0)[rows].max(1), kind="stable")]
-        tables = np.where(now & is_table, choices, -1)[rows]
-        pixels = np.where(now & ~is_table, choices, -1)[rows]
-        _run_round(state, _Round(rows, tables, pixels.max(1), pixels.argmax(1)), drawn)
-    return state
+    keep_freed_memory()
+    result = torch.empty_like(images, memory_format=torch.contiguous_format)  # outside: callers may write to it
+    with torch.inference_mode():  # a twentieth less time: no bookkeeping for gradients
+        work = _Work(images, result, operations, _compose_runs(images, runs, choices, sequences.magnitudes, operations))
+        # Those of like magnitude are neighbours, because a blur spans from its block's first wide kernel to its last.
+        groups = (sorted(group, key=lambda stop: size[stop.row][stop.step]) for group in schedule(chains))
+        blocks = [_put_tabled_first(block) for group in groups for block in _split(group, work.block_size)]
+        at = [(stop.row, stop.step) for block in blocks for stop in block]
+        rows, steps = torch.tensor(at, dtype=torch.int64, device=images.device).reshape(-1, 2).unbind(1)
+        magnitudes, seeds = sequences.magnitudes[rows, steps], sequences.seeds[rows]
+        end = 0
+        for block in blocks:
+            start, end = end, end + len(block)
+            work.run(block, magnitudes[start:end], seeds[start:end])
+        work.finish()
+    return result
 
 
-class _Round(NamedTuple):
-    """What happens to some images in one round."""
+def find_stops(choices: Sequence[Sequence[int]], operations: Sequence[Operation]) -> tuple[list[list[Stop]], Runs]:
+    """Return the stops of every image in their order, and what lies between them."""
+    is_point = [isinstance(operation, PointOperation) for operation in operations]
+    gives_table = [isinstance(operation, TableOperation) for operation in operations]
+    chains: list[list[Stop]] = []
+    runs: Runs = {}
+    for row, own in enumerate(choices):
+        stops: list[Stop] = []
+        is_tabled = False
+        for step, operation in enumerate(own):
+            if operation < 0:
+                continue
+            if is_point[operation]:
+                runs.setdefault((row, len(stops)), []).append(step)
+                is_tabled = True
+            else:
+                stops.append(Stop(operation, row, step, len(stops), is_tabled))
+                is_tabled = gives_table[operation]
+        chains.append(stops)
+    return chains, runs
 
-    #: Their rows in the batch.
-    rows: Int64[np.ndarray, " m"]
-    table_choices: Int64[np.ndarray, "m steps"]
-    #: The one operation on pixels of every image, or −1; and in which step it was drawn.
-    pixel_choice: Int64[np.ndarray, " m"]
-    pixel_step: Int64[np.ndarray, " m"]
+
+def schedule(chains: Iterable[Sequence[Stop]]) -> Iterator[list[Stop]]:
+    """Yield all stops in groups of one operation, those of an image in its order.
+
+    Next is the operation that most images are ready for, preferably one that no image needs later. The fewest groups
+    would be a shortest common supersequence, which is hard to find; these are a third fewer than going step by step.
+    """
+    ahead = [list(reversed(stops)) for stops in chains if stops]
+    wanted = Counter(stop.operation for stops in ahead for stop in stops)
+    ready: dict[int, list[list[Stop]]] = {}
+    for stops in ahead:
+        ready.setdefault(stops[-1].operation, []).append(stops)
+    while ready:
+        operation = max(ready, key=lambda number: (len(ready[number]) == wanted[number], len(ready[number]), -number))
+        group = ready.pop(operation)
+        wanted[operation] -= len(group)
+        yield [stops.pop() for stops in group]
+        for stops in group:
+            if stops:
+                ready.setdefault(stops[-1].operation, []).append(stops)
 
 
-def _run_round(state: Images, now: _Round, drawn: _Drawn) -> None:
-    """Change the state of the images of this round: those with the same operation on pixels as one batch."""
-    composed = drawn.compose(state, now)
-    changed = drawn.find_changed(now.table_choices, state.shape[1])
-    order = np.lexsort((~changed.any(1), now.pixel_choice))  # within an operation those with a table come first
-    numbers, counts = np.unique(now.pixel_choice, return_counts=True)
-    for number, group in zip(numbers.tolist(), np.split(order, np.cumsum(counts)[:-1]), strict=True):
-        for block in np.array_split(group, -(-len(group) // drawn.block_size)):
-            at = _to_device(now.rows[block], state)
-            own = state.index_select(0, at)
-            looked_up = int(changed[block].any(1).sum())
-            if looked_up:
-                tables = composed.index_select(0, _to_device(block[:looked_up], state))
-                drawn.look_up_(own[:looked_up], tables, changed[block[:looked_up]])
-            if number >= 0:
-                own = drawn.run(number, own, now.rows[block], now.pixel_step[block])
-            _put(state, at, own)
+def _split(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
+    """Return the items in as few parts of at most ``size`` as there can be, all of about the same size."""
+    num = -(-len(items) // size)
+    return [items[len(items) * part // num : len(items) * (part + 1) // num] for part in range(num)]
+
+
+def _put_tabled_first(block: Sequence[Stop]) -> list[Stop]:
+    """Return stops in order of magnitude as the tabled ones upwards, the others downwards: the largest meet."""
+    return [stop for stop in block if stop.is_tabled] + [stop for stop in reversed(block) if not stop.is_tabled]
+
+
+class _Table(NamedTuple):
+    """A look-up table of one image, and which channels it changes."""
+
+    values: UInt8[Tensor, "c 256"]
+    channels: Sequence[int]
+
+
+Tables = Mapping[tuple[int, int], _Table]
+
+
+class _Work:
+    """A batch on its way: every image as it is so far, and the table that it has yet to be looked up in."""
+
+    def __init__(self, images: Images, result: Images, operations: Sequence[Operation], runs: Tables) -> None:
+        self.operations, self.runs, self.block_size = operations, runs, _count_per_block(images)
+        self.images, self._results = list(images.contiguous().unbind()), list(result.unbind())
+        self.tables = [runs.get((row, 0)) for row in range(len(images))]
+        self._identity = ramp(images, 1)[0, :, 0]
+
+    def run(self, block: Sequence[Stop], magnitudes: Magnitudes, seeds: Seeds) -> None:
+        """Bring images through stops of one operation; those with a table come first."""
+        images, operation = self._look_up([stop.row for stop in block]), self.operations[block[0].operation]
+        tables = [self.runs.get((stop.row, stop.number + 1)) for stop in block]
+        changed = block
+        if isinstance(operation, TableOperation):
+            tables = self._append(operation.tabulate(images, magnitudes), tables)
+            changed = [stop for stop in block if stop.is_tabled]
+        elif isinstance(operation, WarpOperation):
+            images = _warp(operation, images, magnitudes, fill=operation.fill)
+        else:
+            assert isinstance(operation, PixelOperation)
+            images = operation.apply(images, magnitudes, seeds)
+        self._keep([stop.row for stop in changed], images)
+        for stop, table in zip(block, tables, strict=True):
+            self.tables[stop.row] = table
+
+    def finish(self) -> None:
+        """Look up the tables that are left; copy the images that nothing changes."""
+        rows = [row for row, table in enumerate(self.tables) if table is not None]
+        for block in _split(rows, self.block_size):
+            self._keep(block, self._look_up(block))
+        for image, result in zip(self.images, self._results, strict=True):
+            if image is not result:
+                result.copy_(image)
+
+    def _keep(self, rows: Sequence[int], images: Images) -> None:
+        """Write the first images to the result, always to the same memory: fresh memory costs more than the copy."""
+        for row, image in zip(rows, images.unbind(), strict=False):
+            self.images[row] = self._results[row].copy_(image)
+
+    def _append(self, tables: UInt8[Tensor, "k c 256"], later: Sequence[_Table | None]) -> list[_Table | None]:
+        """Return these tables, each followed by what comes later, which may be nothing."""
+        follow = torch.stack([self._identity if table is None else table.values for table in later])
+        channels = range(tables.shape[1])
+        return [_Table(values, channels) for values in follow.gather(2, tables.to(torch.int64)).unbind()]
+
+    def _look_up(self, rows: Sequence[int]) -> Images:
+        """Return a copy of these images after their tables; those that have one come first."""
+        images = torch.stack([self.images[row] for row in rows])
+        tables = [table for row in rows if (table := self.tables[row]) is not None]
+        if not tables:
+            return images
+        num_channels = images.shape[1]
+        planes = images.flatten(0, 1).flatten(1)[: len(tables) * num_channels]
+        values = torch.stack([table.values for table in tables]).flatten(0, 1)
+        at = [num_channels * number + channel for number, table in enumerate(tables) for channel in table.channels]
+        if len(at) == len(planes):
+            look_up(planes, values, out=planes)
+        else:
+            own = torch.tensor(at, device=images.device)
+            changed = planes.index_select(0, own)
+            look_up(changed, values.index_select(0, own), out=changed)
+            _put(planes, own, changed)
+        return images
+
+
+def _compose_runs(
+    images: Images,
+    runs: Runs,
+    choices: Sequence[Sequence[int]],
+    magnitudes: Float[Tensor, "n steps 2"],
+    operations: Sequence[Operation],
+) -> Tables:
+    """Return the table of every run; the tables of an operation come from one call."""
+    if not runs:
+        return {}
+    steps = [(row, step) for (row, _), own in runs.items() for step in own]
+    by_operation: dict[int, list[int]] = {}
+    for place, (row, step) in enumerate(steps):
+        by_operation.setdefault(choices[row][step], []).append(place)
+    order = list(chain.from_iterable(by_operation.values()))
+    at = torch.tensor([steps[place] for place in order], device=images.device)
+    drawn, parts, end = magnitudes[at[:, 0], at[:, 1]], [], 0
+    for number, places in by_operation.items():
+        operation, start, end = operations[number], end, end + len(places)
+        assert isinstance(operation, PointOperation)
+        parts.append(operation.apply(ramp(images, len(places)), drawn[start:end]).squeeze(2))
+    tables, lengths = torch.cat(parts)[np.argsort(order).tolist()], [len(own) for own in runs.values()]
+    first = list(accumulate(lengths, initial=0))[:-1]
+    composed = tables[first]
+    for depth in range(1, max(lengths)):
+        longer = [number for number, length in enumerate(lengths) if length > depth]
+        later = tables[[first[number] + depth for number in longer]]
+        composed[longer] = later.gather(2, composed[longer].to(torch.int64))
+    reach = [_find_reach(operation, images.shape[1]) for operation in operations]
+    channels = [sorted(set().union(*(reach[choices[row][step]] for step in own))) for (row, _), own in runs.items()]
+    return dict(zip(runs, map(_Table, composed.unbind(), channels), strict=True))
+
+
+def _find_reach(operation: Operation, num_channels: int) -> Sequence[int]:
+    """Return which channels an operation changes."""
+    if isinstance(operation, PointOperation) and operation.channel is not None and num_channels > 1:
+        return [operation.channel]
+    return range(num_channels)
 
 
 def _put(values: UInt8[Tensor, "n ..."], at: Int64[Tensor, " k"], new: UInt8[Tensor, "k ..."]) -> None:
@@ -125,25 +290,6 @@ def move_masks(
     return masks
 
 
-def number_rounds(choices: Choices, operations: Sequence[Operation]) -> Choices:
-    """Return in which round every step runs; −1 where there is nothing to run.
-
-    An operation on pixels ends a round. A table that depends on the image starts one, since it has to look at what the
-    tables before it made.
-    """
-    looks = _is_a((TableOperation,), choices, operations)
-    ends = _is_a((PixelOperation, WarpOperation), choices, operations)
-    number, started = np.zeros(len(choices), dtype=np.int64), np.zeros(len(choices), dtype=bool)
-    rounds = np.full_like(choices, -1)
-    for step in range(choices.shape[1]):
-        runs = choices[:, step] >= 0
-        number += looks[:, step] & started
-        rounds[:, step] = np.where(runs, number, -1)
-        number += ends[:, step]
-        started = (started | runs) & ~ends[:, step]
-    return rounds
-
-
 def _is_a(kinds: tuple[type, ...], choices: Choices, operations: Sequence[Operation]) -> Bool[np.ndarray, "n steps"]:
     known = np.array([isinstance(operation, kinds) for operation in operations] + [False])  # −1 is the last
     return known[choices]
@@ -151,93 +297,6 @@ def _is_a(kinds: tuple[type, ...], choices: Choices, operations: Sequence[Operat
 
 def _to_device(index: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(index)).to(like.device, non_blocking=True)
-
-
-class _Drawn:
-    """What a batch drew. The tables of a point operation come from one call, not one per round and step."""
-
-    def __init__(self, images: Images, choices: Choices, sequences: Sequences, operations: Sequence[Operation]) -> None:
-        self.operations, self.seeds = operations, sequences.seeds
-        self.magnitudes, self.num_steps = sequences.magnitudes.flatten(0, 1), choices.shape[1]
-        self.place = np.full_like(choices, -1)  # where an (image, step)'s table lies in ``tables``
-        parts, count = [ramp(images, 1).squeeze(2)], 1  # the first changes nothing
-        for number, operation in enumerate(operations):
-            rows, steps = np.nonzero(choices == number)
-            if isinstance(operation, PointOperation) and len(rows):
-                magnitudes = self._find_magnitudes(rows, steps, images)
-                parts.append(operation.apply(ramp(images, len(rows)), magnitudes).squeeze(2))
-                self.place[rows, steps] = range(count, count + len(rows))
-                count += len(rows)
-        self.tables = torch.cat(parts)
-        self.block_size = _count_per_block(images)
-        shape = (min(self.block_size, len(images)), images.shape[1], images.shape[2:].numel())
-        self._index = torch.empty(shape, dtype=torch.int64, device=images.device)
-
-    def _find_magnitudes(self, rows: np.ndarray, steps: np.ndarray, like: Tensor) -> Float[Tensor, "k 2"]:
-        return self.magnitudes.index_select(0, _to_device(rows * self.num_steps + steps, like))
-
-    def compose(self, state: Images, now: _Round) -> UInt8[Tensor, "m c 256"]:
-        """Return the tables of the images in this round: their steps, one after the other, as one."""
-        self._tabulate(state, now)
-        places = np.where(now.table_choices >= 0, self.place[now.rows], -1)
-        places = np.take_along_axis(places, np.argsort(places < 0, axis=1, kind="stable"), 1)  # without gaps
-        tables = self.tables.index_select(0, _to_device(places[:, 0].clip(min=0), state))
-        for later in places.T[1:]:
-            at = np.flatnonzero(later >= 0)
-            if len(at):
-                own = _to_device(at, state)
-                new = self.tables.index_select(0, _to_device(later[at], state))
-                _put(tables, own, new.gather(2, tables.index_select(0, own).to(torch.int64)))
-        return tables
-
-    def _tabulate(self, state: Images, now: _Round) -> None:
-        """Add the tables of those operations that look at the images; they are the first of their runs."""
-        looks = (now.table_choices >= 0) & (self.place[now.rows] < 0)
-        parts, count = [self.tables], len(self.tables)
-        for number in np.unique(now.table_choices[looks]).tolist():
-            at, steps = np.nonzero(looks & (now.table_choices == number))
-            rows, operation = now.rows[at], self.operations[number]
-            assert isinstance(operation, TableOperation)
-            magnitudes = self._find_magnitudes(rows, steps, state)
-            at_device = _to_device(rows, state)
-            for start in range(0, len(rows), self.block_size):
-                block = slice(start, start + self.block_size)
-                parts.append(operation.tabulate(state.index_select(0, at_device[block]), magnitudes[block]))
-            self.place[rows, steps] = range(count, count + len(rows))
-            count += len(rows)
-        if len(parts) > 1:
-            self.tables = torch.cat(parts)
-
-    def run(self, number: int, images: Images, rows: np.ndarray, steps: np.ndarray) -> Images:
-        """Return images of these rows after an operation on pixels that they drew in these steps."""
-        operation, magnitudes = self.operations[number], self._find_magnitudes(rows, steps, images)
-        if isinstance(operation, WarpOperation):
-            return _warp(operation, images, magnitudes, fill=operation.fill)
-        assert isinstance(operation, PixelOperation)
-        return operation.apply(images, magnitudes, self.seeds.index_select(0, _to_device(rows, images)))
-
-    def look_up_(self, images: Images, tables: UInt8[Tensor, "k c 256"], changed: Bool[np.ndarray, "k c"]) -> None:
-        """Look up those channels of the images that change, in place.
-
-        The index has eight bytes per pixel: it is always the same memory, because fresh memory of that size comes from
-        the system and then costs more than the look-up.
-        """
-        planes, flat_tables, size = images.flatten(0, 1).flatten(1), tables.flatten(0, 1), changed.size
-        index = self._index.flatten(0, 1)
-        if changed.all():
-            torch.gather(flat_tables, 1, index[:size].copy_(planes), out=planes)
-            return
-        at = _to_device(np.flatnonzero(changed), images)
-        index = index[: len(at)].copy_(planes.index_select(0, at))
-        _put(planes, at, flat_tables.index_select(0, at).gather(1, index))
-
-    def find_changed(self, choices: Choices, channels: int) -> Bool[np.ndarray, "m c"]:
-        """Return which channels these operations change."""
-        reach = np.zeros((len(self.operations) + 1, channels), dtype=bool)  # −1 is the last: nothing
-        for number, operation in enumerate(self.operations):
-            channel = operation.channel if isinstance(operation, PointOperation) else None
-            reach[number, slice(None) if channel is None or channels == 1 else channel] = True
-        return reach[choices].any(1)
 
 
 def apply_chosen(

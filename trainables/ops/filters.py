@@ -5,7 +5,6 @@ Borders are mirrored unless said otherwise.
 
 from __future__ import annotations
 
-import io
 import math
 from collections.abc import Sequence
 from itertools import pairwise
@@ -74,8 +73,8 @@ def sharpen(images: Images, amount: Float[Tensor, " n"]) -> Images:
     """
     padded = _pad(images, 1, torch.int16)  # int16: exact, and twice as fast as float32
     rows = (padded[:, :, :-2] + padded[:, :, 1:-1]).add_(padded[:, :, 2:])
-    added = (9 * padded[:, :, 1:-1, 1:-1]).sub_(rows[..., :-2]).sub_(rows[..., 1:-1]).sub_(rows[..., 2:])
-    return _add(images, amount, added)
+    taken = (rows[..., :-2] + rows[..., 1:-1]).add_(rows[..., 2:]).sub_(padded[:, :, 1:-1, 1:-1], alpha=9)
+    return _add(images, -amount, taken)
 
 
 def _add(images: Images, amount: Float[Tensor, " n"], added: Int16[Tensor, "n c h w"]) -> Images:
@@ -107,31 +106,42 @@ def adjust_sharpness(images: Images, factor: Float[Tensor, " n"]) -> Images:
 
 def gaussian_blur(images: Images, sigma_px: Float[Tensor, " n"], radius_px: Int64[Tensor, " n"]) -> Images:
     """Return the images blurred by a Gaussian of their own ``sigma_px`` (0 is identity), cut at ``radius_px``."""
-    largest = int(radius_px.max()) if len(radius_px) else 0
+    radii = radius_px.tolist()
+    largest = max(radii, default=0)
     height, width = images.shape[-2:]
     sigma = sigma_px.double().clamp(min=1e-3)  # weights beside the centre underflow to 0: identity
     padded = _pad(images, largest, torch.float32)
-    weights = []
-    for distance in range(largest + 1):
-        weight = torch.exp(-(distance**2) / (2.0 * sigma**2))
-        weights.append(torch.where(radius_px >= distance, weight, 0.0))
-    total = 2.0 * sum(weights[1:], torch.zeros_like(sigma)) + 1.0  # a wider neighbour only adds exact zeros
-    scaled = [per_sample((weight / total).float()) for weight in weights]
-    rows = _sum_pairs(padded, scaled, dim=2, side=height)
-    return to_uint8_(_sum_pairs(rows, scaled, dim=3, side=width))
+    distance = torch.arange(largest + 1, device=images.device)[:, None]
+    weights = torch.where(radius_px >= distance, torch.exp(-(distance**2) / (2.0 * sigma**2)), 0.0)
+    total = 2.0 * sum(weights[1:].unbind(), torch.zeros_like(sigma)) + 1.0  # a wider neighbour only adds exact zeros
+    scaled = (weights / total).float()[:, :, None, None, None].unbind()
+    # Which images reach so far: of a batch ordered by radius, no others.
+    wide = [[number for number, radius in enumerate(radii) if radius >= away] for away in range(largest + 1)]
+    spans = [slice(numbers[0], numbers[-1] + 1) for numbers in wide] if radii else [slice(0)]
+    rows = _sum_pairs(padded, scaled, spans, dim=2, side=height)
+    return to_uint8_(_sum_pairs(rows, scaled, spans, dim=3, side=width))
 
 
 def _sum_pairs(
-    padded: Float[Tensor, "n c h w"], weights: Sequence[Float[Tensor, "n 1 1 1"] | float], *, dim: int, side: int
+    padded: Float[Tensor, "n c h w"],
+    weights: Sequence[Float[Tensor, "#n 1 1 1"]],
+    spans: Sequence[slice],
+    *,
+    dim: int,
+    side: int,
 ) -> Float[Tensor, "n c H W"]:
-    """Sum over a symmetric kernel along ``dim``: one product for the two pixels at the same distance."""
+    """Sum over a symmetric kernel along ``dim``: one product for the two pixels at the same distance.
+
+    Outside its span a distance has the weight 0 and is left out, which is the same as adding it.
+    """
     radius = len(weights) - 1
     result = padded.narrow(dim, radius, side) * weights[0]
     pair = torch.empty_like(result)
     for distance in range(1, radius + 1):
-        before, after = (padded.narrow(dim, radius + away, side) for away in (-distance, distance))
-        torch.add(before, after, out=pair)
-        result.add_(pair.mul_(weights[distance]))  # in two steps: never fused, the same in any batch
+        own = spans[distance]
+        before, after = (padded[own].narrow(dim, radius + away, side) for away in (-distance, distance))
+        both = torch.add(before, after, out=pair[own])
+        result[own].add_(both.mul_(weights[distance][own]))  # in two steps: never fused, the same in any batch
     return result
 
 
@@ -165,9 +175,10 @@ def smooth_inside(field: Float[Tensor, "n c h w"], *, sigma_px: float, radius_px
 
 
 def _smooth(padded: Float[Tensor, "n c H W"], weights: Sequence[float]) -> Float[Tensor, "n c h w"]:
-    half = weights[len(weights) // 2 :]
+    half = torch.tensor(weights[len(weights) // 2 :], dtype=padded.dtype, device=padded.device)
+    taps, spans = half[:, None, None, None, None].unbind(), [slice(None)] * len(half)
     height, width = (side - len(weights) + 1 for side in padded.shape[-2:])
-    return _sum_pairs(_sum_pairs(padded, half, dim=2, side=height), half, dim=3, side=width)
+    return _sum_pairs(_sum_pairs(padded, taps, spans, dim=2, side=height), taps, spans, dim=3, side=width)
 
 
 def gaussian_weights(sigma_px: float, radius_px: int) -> list[float]:
@@ -315,17 +326,19 @@ def jpeg(images: Images, quality: Int64[Tensor, " n"]) -> Images:
         mode, pixels = "L", images[:, 0].cpu()
     else:  # Pillow keeps a colour pixel in four bytes: red, green, blue, unused
         red, green, blue = images.cpu().to(torch.int32).unbind(1)
-        mode, pixels = "RGBX", red.add_(green.mul_(2**8)).add_(blue.mul_(2**16))
+        mode, pixels = "RGBX", red.add_(green, alpha=2**8).add_(blue, alpha=2**16)
     # No batched codec exists: one call an image.
     recoded = [_recode_jpeg(image, mode, max(1, q)) for image, q in zip(pixels.numpy(), quality.tolist(), strict=True)]
-    result = torch.frombuffer(bytearray(b"".join(recoded)), dtype=pixels.dtype).reshape(pixels.shape)
-    if mode == "RGBX":
-        result = torch.stack([result, result >> 8, result >> 16], dim=1).bitwise_and_(255).to(torch.uint8)
-    return result.reshape(images.shape).to(images.device)
+    decoded = torch.frombuffer(bytearray(b"".join(recoded)), dtype=pixels.dtype).reshape(pixels.shape)
+    result = torch.empty(images.shape, dtype=torch.uint8)
+    for channel in range(images.shape[1]):
+        result[:, channel] = decoded >> 8 * channel if channel else decoded  # the lowest byte is what uint8 keeps
+    return result.to(images.device)
 
 
 def _recode_jpeg(pixels: Shaped[np.ndarray, "h w"], mode: str, quality: int) -> bytes:
-    buffer = io.BytesIO()
+    """Encode and decode with the codecs alone: saving and opening a file is Python, and slower."""
     height, width = pixels.shape
-    Image.frombuffer(mode, (width, height), pixels, "raw", mode, 0, 1).save(buffer, "JPEG", quality=quality)
-    return Image.open(buffer, formats=("JPEG",)).tobytes("raw", mode)
+    image = Image.frombuffer(mode, (width, height), pixels, "raw", mode, 0, 1)
+    code = image.tobytes("jpeg", mode, quality)
+    return Image.frombytes(mode[:3], image.size, code, "jpeg", mode[:3], "").tobytes("raw", mode)

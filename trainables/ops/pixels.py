@@ -9,8 +9,13 @@ may pick another order for another batch size, and a rounding to uint8 then flip
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int32, Num, UInt8
+from jaxtyping import Bool, Float, Float32, Int32, Num, UInt8
 from torch import Tensor
+
+#: From this size of a plane on a table of 2¹⁶ pairs is worth making.
+_PAIRED_PIXELS = 2**14
+#: So many planes of 224² are looked up at a time that index and tables stay in the cache.
+_CACHED_PLANES = 6
 
 
 def to_uint8(values: Num[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
@@ -19,9 +24,12 @@ def to_uint8(values: Num[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     return values.round().clamp_(0, 255).to(torch.int16).to(torch.uint8)
 
 
-def to_uint8_(values: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """Return what ``to_uint8`` does, writing over ``values``: on a CPU large fresh memory costs more than the sums."""
-    return values.round_().clamp_(0, 255).to(torch.int16).to(torch.uint8)
+def to_uint8_(values: Float32[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """Return what ``to_uint8`` does, writing over ``values``: on a CPU large fresh memory costs more than the sums.
+
+    Adding 1.5·2²³ leaves no bits for a fraction, rounds to even as ``round`` does, and the integer is the lowest byte.
+    """
+    return values.clamp_(0, 255).add_(1.5 * 2**23).view(torch.int32).to(torch.uint8)
 
 
 def cut_to_uint8_(values: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
@@ -49,7 +57,8 @@ def compute_grey(images: UInt8[Tensor, "n c h w"]) -> Int32[Tensor, "n 1 h w"]:
     if is_grey(images):
         return images.to(torch.int32)
     red, green, blue = (images[:, channel : channel + 1].to(torch.int32) for channel in range(3))
-    return red.mul_(19595).add_(green.mul_(38470)).add_(blue.mul_(7471)).add_(32768).bitwise_right_shift_(16)
+    weighted = red.mul_(19595).add_(green, alpha=38470).add_(blue, alpha=7471)
+    return weighted.add_(32768).bitwise_right_shift_(16)
 
 
 def compute_mean_grey(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
@@ -84,3 +93,30 @@ def apply_lut(images: UInt8[Tensor, "n c h w"], lut: UInt8[Tensor, "n k 256"]) -
     num, channels, height, width = images.shape
     table = lut.expand(num, channels, 256)
     return table.gather(2, images.flatten(2).to(torch.int64)).reshape(num, channels, height, width)
+
+
+def look_up(
+    planes: UInt8[Tensor, "k pixels"], tables: UInt8[Tensor, "k 256"], *, out: UInt8[Tensor, "k pixels"]
+) -> None:
+    """Write every pixel's entry in its plane's table to ``out``, which may be ``planes``.
+
+    On a CPU a gather takes as long per entry for two bytes as for one: large planes are looked up two pixels at a time.
+
+    Args:
+        planes: contiguous.
+        tables: one for each.
+        out: contiguous.
+    """
+    if planes.device.type != "cpu":
+        torch.gather(tables, 1, planes.to(torch.int64), out=out)
+        return
+    pixels = planes.shape[1]
+    if pixels >= _PAIRED_PIXELS and pixels % 2 == 0:
+        # A pair's first byte is its low or its high one; what is looked up is written back in the same order.
+        single = tables.to(torch.int16)
+        tables, high = single, (single << 8)[:, :, None]
+        planes, out = planes.view(torch.uint16), out.view(torch.int16)
+    for start in range(0, len(planes), _CACHED_PLANES):
+        now = slice(start, start + _CACHED_PLANES)
+        table = tables[now] if tables.dtype == torch.uint8 else (high[now] | tables[now, None]).flatten(1)
+        torch.gather(table, 1, planes[now].to(torch.int64), out=out[now])

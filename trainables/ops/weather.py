@@ -16,7 +16,7 @@ from trainables.ops.colour import equalize_as_opencv
 from trainables.ops.contours import DISTANCE_UNIT, find_contours, measure_distance
 from trainables.ops.filters import EMBOSS, filter_3x3, smear, smooth_inside, smoothing_gain
 from trainables.ops.frost_textures import NUM_TEXTURES, frost_textures
-from trainables.ops.pixels import compute_grey, cut_to_uint8_, is_grey, per_sample, to_uint8_
+from trainables.ops.pixels import compute_grey, cut_to_uint8_, is_grey, per_sample, to_uint8
 from trainables.seeding import normal, uniform
 
 Images = UInt8[Tensor, "n c h w"]
@@ -62,7 +62,7 @@ def add_snow(
     noise = F.interpolate(noise, size=size, mode="bilinear", align_corners=True)
     flakes = (noise * (noise >= threshold)).clamp_(0, 1).mul_(255.0 * _FLAKE_STEPS).round_().double()
     angle = -torch.pi * (0.25 + 0.5 * uniform(seeds, stream="angle"))  # ImageNet-C: −135° to −45°
-    flakes = to_uint8_(smear(flakes, angle, num_taps=streak[0], sigma_px=streak[1]).div_(_FLAKE_STEPS))
+    flakes = to_uint8(smear(flakes, angle, num_taps=streak[0], sigma_px=streak[1]).div_(_FLAKE_STEPS))
     flakes = flakes[..., :height, :width]
     ground = torch.maximum(images, 1.5 * _luma(images) + 127.5)
     return cut_to_uint8_(kept * images + (1.0 - kept) * ground + flakes.float() + flakes.flip(2, 3).float())
