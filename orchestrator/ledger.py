@@ -6,7 +6,7 @@
       lease.json           which driver works on the study, and when it was last alive (``lease.py``)
       stages/<signature>/  config.json epochs.jsonl encoder.safetensors result.json | failure.json log.txt
       trials/<signature>/  config.json epochs.jsonl checkpoint.safetensors model.safetensors
-                           predictions/<set>.npz result.json | failure.json log.txt
+                           predictions/<set>.npz result.json | failure.json | stop.json log.txt
       report/  mlflow.db
       shipped.json mlflow_runs.jsonl   what MLflow has already (``settled.py``, ``run_index.py``)
 
@@ -25,16 +25,16 @@ from typing import Any, TypeVar
 
 from orchestrator.identity import compute_identity
 from orchestrator.plan import Plan, Work
-from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED
+from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
 from orchestrator.settled import forget
 from orchestrator.zygote import LOST
 from trainables.errors import StorageError, StudyError
-from trainables.finished import CONFIG, RESULT, find_damage
+from trainables.finished import CONFIG, RESULT, STOP, find_damage
 from trainables.storage import Folder
 
 T = TypeVar("T")
 #: States of what has begun.
-STARTED = (COMPLETE, FAILED, INTERRUPTED)
+STARTED = (COMPLETE, FAILED, STOPPED, INTERRUPTED)
 
 
 @dataclass(frozen=True)
@@ -47,13 +47,17 @@ class Record:
     epochs: list[dict[str, Any]]
     result: dict[str, Any] | None
     failure: dict[str, Any] | None
+    #: Why the trial was stopped early, if it was (``early_stopping.py``).
+    stop: dict[str, Any] | None = None
 
     @property
     def state(self) -> str:
-        """complete, failed or interrupted."""
+        """complete, failed, stopped_early or interrupted."""
         if self.result is not None:
             return COMPLETE
-        return FAILED if self.failure is not None else INTERRUPTED
+        if self.failure is not None:
+            return FAILED
+        return INTERRUPTED if self.stop is None else STOPPED
 
 
 class Ledger:
@@ -101,8 +105,9 @@ class Ledger:
         damage = None
         if RESULT in files:
             damage = None if folder.name in self._intact else self._find_damage(folder)
-        elif "failure.json" in files:
-            bad = [name for name in (CONFIG, "failure.json") if not folder.is_intact(name)]
+        elif "failure.json" in files or {CONFIG, STOP} <= files:
+            end = "failure.json" if "failure.json" in files else STOP
+            bad = [name for name in (CONFIG, end) if not folder.is_intact(name)]
             damage = f"{folder.uri}/{bad[0]} is damaged or was changed by hand" if bad else None
         if RESULT in files and damage is None:
             self._intact.add(folder.name)
@@ -111,6 +116,8 @@ class Ledger:
             return FAILED
         if damage is not None:
             self.damaged[folder.name] = damage
+        elif {CONFIG, STOP} <= files:  # without a config it has not begun, and ends as soon as it does
+            return STOPPED
         return INTERRUPTED if files & {CONFIG, RESULT, "failure.json"} else ABSENT
 
     def _each(self, look: Callable[[str], T], signatures: Sequence[str]) -> list[T]:
@@ -148,13 +155,17 @@ class Ledger:
             StorageError: a file is missing or damaged; the message names it.
         """
         folder = self.folder(kind, signature)
+        result = folder.read_json(RESULT) if folder.exists(RESULT) else None
+        failure = folder.read_json("failure.json") if folder.exists("failure.json") else None
+        has_ended = result is not None or failure is not None
         return Record(
             signature=signature,
             kind=kind,
             config=folder.read_json("config.json"),
             epochs=folder.read_lines("epochs.jsonl"),
-            result=folder.read_json(RESULT) if folder.exists(RESULT) else None,
-            failure=folder.read_json("failure.json") if folder.exists("failure.json") else None,
+            result=result,
+            failure=failure,
+            stop=folder.read_json(STOP) if not has_ended and folder.exists(STOP) else None,
         )
 
     def records(
@@ -238,13 +249,18 @@ def describe_work(work: Work, *, study: str, git_commit: str | None) -> dict[str
     }
 
 
-def begin_record(folder: Folder, record: dict[str, Any]) -> None:
-    """Write ``config.json`` into the folder of a work if it is new, and forget an earlier failure."""
+def begin_record(folder: Folder, record: dict[str, Any], *, early_stopping: bool = False) -> None:
+    """Write ``config.json`` into the folder of a work if it is new, and forget an earlier failure.
+
+    Without ``early_stopping`` a trial that was stopped early goes on.
+    """
     if folder.exists("failure.json"):  # in this order: attempts belong to the failure
         folder.remove("attempts.jsonl")
         folder.remove("failure.json")
     if folder.exists(RESULT) and find_damage(folder) is not None:
         folder.remove(RESULT)
+    if folder.exists(STOP) and not (early_stopping and folder.is_intact(STOP)):
+        folder.remove(STOP)
     if not folder.is_intact("config.json"):
         folder.write_json("config.json", record)
 
