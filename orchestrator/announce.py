@@ -37,7 +37,8 @@ def announce(prepared: Prepared, console: Console) -> None:
         console,
         "plan",
         f"{_count(len(plan.trials), 'trial')} and {_count(len(plan.stages), 'stage')}; {_count(done, 'trial')} "
-        f"complete, {_count(kinds['trial'], 'trial')} and {_count(kinds['stage'], 'stage')} to run"
+        f"complete, {f'{len(actions.stopped)} stopped early, ' if actions.stopped else ''}"
+        f"{_count(kinds['trial'], 'trial')} and {_count(kinds['stage'], 'stage')} to run"
         + (f", {len(actions.resume)} of them to resume" if actions.resume else "")
         + (f"; {_count(plan.num_to_come, 'trial')} to be proposed" if plan.num_to_come else ""),
     )
@@ -89,6 +90,10 @@ def _announce_search(search: Search, console: Console) -> None:
     done = f"{search.num_distinct} of {config.num_trials} configurations proposed, {how}"
     done += "; the space has no further one" if search.is_exhausted else ""
     say(console, "search", f"{config.sampler.kind} for {goals}; {done}")
+    if config.early_stopping is not None:
+        rule, grace = config.early_stopping.kind, config.early_stopping.grace_epochs
+        after = "epoch 1" if grace == 1 else f"{grace} epochs"
+        say(console, "stopping", f"{rule}, by {config.judged_by}, from {after} on: what falls behind is stopped early")
     if config.is_oracle:
         guides = (each.metric for each in (*config.objectives, *config.constraints) if not each.is_honest)
         warn(console, "oracle", f"the search is guided by {', '.join(guides)}, which no honest choice knows")

@@ -110,6 +110,9 @@ class Backstage:
         self.start()
         distinct = [config.model_dump(mode="json") for config in find_distinct(configs)]
         self._begin({"check": distinct})
+        if self._study.stops_early:  # what judges trials imports ray, and now the zygote imports torch
+            with made_to_stay():
+                import orchestrator.stopping_rules  # noqa: F401
         self._finish("checking the trials")
 
     def begin_report(self, ledger: Ledger, lease: Mapping[str, str]) -> Callable[[], Report]:

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import Field, model_validator
 
 from orchestrator.attempts import spent_seconds
-from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, Actions
+from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, STOPPED, Actions
 from trainables.errors import LeaseError, StorageError
+from trainables.finished import EPOCHS
 from trainables.frozen import Frozen, PositiveInt
 from trainables.storage import Folder
 
@@ -201,7 +202,8 @@ def describe_budget(budget: Budget | None, price_per_gpu_hour: float | None) -> 
 def find_begun(ledger: Ledger, states: Mapping[str, str]) -> frozenset[str]:
     """Return the trials that a budget counts: all that have begun, also those that are no longer planned.
 
-    Not those that were only written down as failed because their stage had.
+    Not those that were only written down as failed because their stage had, or as stopped early because another
+    replicate was.
     """
     begun = {name for name in (ledger.root / "trials").children() if states.get(name, ABSENT) != ABSENT}
     failed = [signature for signature in begun if states[signature] == FAILED]
@@ -210,6 +212,8 @@ def find_begun(ledger: Ledger, states: Mapping[str, str]) -> frozenset[str]:
         for signature in failed
         if ledger.folder("trial", signature).read_json("failure.json")["reason"] == "upstream"
     }
+    stopped = (signature for signature in begun if states[signature] == STOPPED)
+    never |= {signature for signature in stopped if not ledger.folder("trial", signature).exists(EPOCHS)}
     return frozenset(begun - never)
 
 
@@ -348,7 +352,8 @@ def read_usage(ledger: Ledger) -> Usage:
     usage = find_usage(ledger)
     if usage is not None:
         return usage
-    return reckon([record for kind in ("stage", "trial") for record in ledger.records(kind, states=(COMPLETE, FAILED))])
+    ended = (COMPLETE, FAILED, STOPPED)
+    return reckon([record for kind in ("stage", "trial") for record in ledger.records(kind, states=ended)])
 
 
 def reckon(records: Collection[Record]) -> Usage:

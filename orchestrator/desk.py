@@ -17,9 +17,9 @@ from orchestrator.budget import Meter
 from orchestrator.ledger import Ledger, describe_upstream
 from orchestrator.open_work import CHUNK_SECONDS, OpenWork
 from orchestrator.plan import Work
-from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
+from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED, STOPPED
 from orchestrator.zygote import DISK_FULL
-from trainables.finished import is_finished
+from trainables.finished import is_finished, is_stopped
 
 #: Called with ("started" | "event" | "ended", work, details), one call at a time: must be quick and never raise.
 Listener = Callable[[str, Work, dict[str, Any]], None]
@@ -253,6 +253,8 @@ class Desk:
             for number, work in enumerate(left):
                 if is_finished(self._ledger.folder(work.kind, work.signature)):
                     self._end(work, {"status": COMPLETE})  # whatever happened to the slot afterwards
+                elif self._may_stop(work) and is_stopped(self._ledger.folder(work.kind, work.signature)):
+                    self._end(work, {"status": STOPPED})
                 elif error is None:
                     self._drop(work)
                 elif number == 0 and self._losses[work.signature] >= self._job.max_retries:
@@ -261,6 +263,9 @@ class Desk:
                     self._losses[work.signature] += number == 0
                     self._give_back(work)
             self._changed.notify_all()
+
+    def _may_stop(self, work: Work) -> bool:
+        return work.kind == "trial" and bool(self._job.execution.get("early_stopping"))
 
     def _give_back(self, work: Work) -> None:
         """Let another slot do a work, unless nothing is handed out any more."""

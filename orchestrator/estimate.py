@@ -63,6 +63,7 @@ def estimate(prepared: Prepared, *, allow_pilot: bool) -> Estimate:
         source, seconds = _from_like_studies(prepared, todo, on_gpu=gpus > 0)
     if seconds is None and allow_pilot:
         source, seconds = _from_pilot(prepared, todo)
+    source += ", as if nothing was stopped early" if prepared.study.stops_early else ""
     if seconds is None:
         return Estimate("unknown: no trial has finished, and no pilot was made", None, None, None, None, slots)
     trials = [took for work, took in zip(todo, seconds, strict=True) if work.kind == "trial"]

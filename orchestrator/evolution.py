@@ -22,8 +22,8 @@ _GENERATION, _POINT = "cmaes:generation", "cmaes:point"
 #: Of the range of each dimension (on its scale); Hansen (2016), The CMA Evolution Strategy: A Tutorial, appendix A.
 _INITIAL_SIGMA = 0.3
 
-#: What is known of a point, lower is better: (by how much it breaks constraints, its value); None: nothing yet.
-Badness = tuple[float, float] | None
+#: What is known of a point: numbers to be ranked by, lower is better, the first ones first; None: nothing yet.
+Badness = tuple[float, ...] | None
 #: What a proposal remembers, and how it came out.
 Told = tuple[Mapping[str, Any], Badness]
 
@@ -45,7 +45,7 @@ def draw_point(
         population_size: how many points move the distribution by one generation; at least 4.
         seed: of this draw.
     """
-    generations: dict[Any, list[tuple[tuple[float, float], Mapping[str, float]]]] = {}
+    generations: dict[Any, list[tuple[tuple[float, ...], Mapping[str, float]]]] = {}
     for memory, badness in history:
         if badness is not None and _POINT in memory:
             generations.setdefault(memory[_GENERATION], []).append((badness, memory[_POINT]))

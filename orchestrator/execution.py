@@ -14,6 +14,7 @@ from rich.console import Console
 from orchestrator.backstage import Backstage
 from orchestrator.budget import Meter, keeping, read_usage
 from orchestrator.desk import Desk, Job
+from orchestrator.early_stopping import EarlyStopping, judging
 from orchestrator.head_start import HeadStart
 from orchestrator.lease import Lease
 from orchestrator.ledger import describe_work
@@ -49,10 +50,20 @@ class Listener:
         watch: who is told.
         progress: what the terminal shows.
         stop: set when nothing more is to be handed out.
+        early: who judges the trials of a search; None: nobody does.
     """
 
-    def __init__(self, prepared: Prepared, watch: Watch, progress: StudyProgress, stop: threading.Event) -> None:
+    def __init__(
+        self,
+        prepared: Prepared,
+        watch: Watch,
+        progress: StudyProgress,
+        stop: threading.Event,
+        *,
+        early: EarlyStopping | None = None,
+    ) -> None:
         self._prepared, self._watch, self._progress, self._stop = prepared, watch, progress, stop
+        self._early = early
         self._commit = find_git_commit()
         self._full: str | None = None
         self.growth = Growth(prepared, listen=self.hear, stop=stop, show=watch.show, on_spent=self.tell_spent)
@@ -72,6 +83,8 @@ class Listener:
             self._watch.notifier.tell_failure(work, details)
         if what == "ended":
             self.growth.settle(work, details)
+        if self._early is not None:
+            self._early.hear(what, work, details)
         self._watch.notice(work.kind, work.signature)
         self._progress.listen(what, work, details)
 
@@ -98,6 +111,8 @@ class Listener:
         """
         if self._full is not None:
             raise DiskFullError(self._full)
+        if self._early is not None:
+            self._early.check()
         self.growth.check()
 
 
@@ -112,8 +127,9 @@ def execute_open(prepared: Prepared, backstage: Backstage, lease: Lease, watch: 
     with (
         StudyProgress(console, num_works=num_works, num_done=len(actions.skip)) as progress,
         stopping_in_order(progress.say) as stop,
+        judging(prepared, stop) as early,
     ):
-        listener = Listener(prepared, watch, progress, stop)
+        listener = Listener(prepared, watch, progress, stop, early=early)
         meter = make_meter(prepared, on_spent=listener.tell_spent)
         desk = make_desk(prepared, backstage, lease, listener, meter)
         with (

@@ -6,7 +6,7 @@
       lease.json           which driver works on the study, and when it was last alive (``lease.py``)
       stages/<signature>/  config.json epochs.jsonl encoder.safetensors result.json | failure.json log.txt
       trials/<signature>/  config.json epochs.jsonl checkpoint.safetensors model.safetensors
-                           predictions/<set>.npz result.json | failure.json log.txt
+                           predictions/<set>.npz result.json | failure.json | stop.json log.txt
                            attempts.jsonl, where one was lost (``attempts.py``)
       report/  mlflow.db
       shipped.json mlflow_runs.jsonl   what MLflow has already (``settled.py``, ``run_index.py``)
@@ -27,16 +27,16 @@ from typing import Any, TypeVar
 from orchestrator.attempts import ATTEMPTS, FAILURE, count_lost, forget_failure, read_attempts
 from orchestrator.identity import compute_identity
 from orchestrator.plan import Plan, Work
-from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED
+from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
 from orchestrator.settled import forget
 from orchestrator.zygote import LOST
 from trainables.errors import StorageError, StudyError
-from trainables.finished import CONFIG, RESULT, find_damage
+from trainables.finished import CONFIG, RESULT, STOP, find_damage
 from trainables.storage import Folder
 
 T = TypeVar("T")
 #: States of what has begun.
-STARTED = (COMPLETE, FAILED, INTERRUPTED)
+STARTED = (COMPLETE, FAILED, STOPPED, INTERRUPTED)
 
 
 @dataclass(frozen=True)
@@ -51,13 +51,17 @@ class Record:
     failure: dict[str, Any] | None
     #: Notes on attempts that came to nothing.
     attempts: Sequence[dict[str, Any]] = ()
+    #: Why the trial was stopped early, if it was (``early_stopping.py``).
+    stop: dict[str, Any] | None = None
 
     @property
     def state(self) -> str:
-        """complete, failed or interrupted."""
+        """complete, failed, stopped_early or interrupted."""
         if self.result is not None:
             return COMPLETE
-        return FAILED if self.failure is not None else INTERRUPTED
+        if self.failure is not None:
+            return FAILED
+        return INTERRUPTED if self.stop is None else STOPPED
 
 
 class Ledger:
@@ -105,8 +109,8 @@ class Ledger:
         damage = None
         if RESULT in files:
             damage = None if folder.name in self._intact else self._find_damage(folder)
-        elif FAILURE in files:
-            bad = [name for name in (CONFIG, FAILURE) if not folder.is_intact(name)]
+        elif FAILURE in files or {CONFIG, STOP} <= files:
+            bad = [name for name in (CONFIG, FAILURE if FAILURE in files else STOP) if not folder.is_intact(name)]
             damage = f"{folder.uri}/{bad[0]} is damaged or was changed by hand" if bad else None
         if RESULT in files and damage is None:
             self._intact.add(folder.name)
@@ -115,6 +119,8 @@ class Ledger:
             return FAILED
         if damage is not None:
             self.damaged[folder.name] = damage
+        elif {CONFIG, STOP} <= files:  # without a config it has not begun, and ends as soon as it does
+            return STOPPED
         return INTERRUPTED if files & {CONFIG, RESULT, FAILURE} else ABSENT
 
     def _each(self, look: Callable[[str], T], signatures: Sequence[str]) -> list[T]:
@@ -157,6 +163,7 @@ class Ledger:
         """
         folder = self.folder(kind, signature)
         files = set(folder.children())
+        has_ended = bool(files & {RESULT, FAILURE})
         return Record(
             signature=signature,
             kind=kind,
@@ -165,6 +172,7 @@ class Ledger:
             result=folder.read_json(RESULT) if RESULT in files else None,
             failure=folder.read_json(FAILURE) if FAILURE in files else None,
             attempts=read_attempts(folder) if ATTEMPTS in files else (),
+            stop=folder.read_json(STOP) if STOP in files and not has_ended else None,
         )
 
     def records(
@@ -240,12 +248,17 @@ def describe_work(work: Work, *, study: str, git_commit: str | None) -> dict[str
     }
 
 
-def begin_record(folder: Folder, record: dict[str, Any]) -> None:
-    """Write ``config.json`` into the folder of a work if it is new, and forget an earlier failure."""
+def begin_record(folder: Folder, record: dict[str, Any], *, early_stopping: bool = False) -> None:
+    """Write ``config.json`` into the folder of a work if it is new, and forget an earlier failure.
+
+    Without ``early_stopping`` a trial that was stopped early goes on.
+    """
     if folder.exists(FAILURE):
         forget_failure(folder)
     if folder.exists(RESULT) and find_damage(folder) is not None:
         folder.remove(RESULT)
+    if folder.exists(STOP) and not (early_stopping and folder.is_intact(STOP)):
+        folder.remove(STOP)
     if not folder.is_intact("config.json"):
         folder.write_json("config.json", record)
 

@@ -45,7 +45,7 @@ def _states(prepared: Prepared) -> dict[str, str]:
     """Signature → what will become of it."""
     actions = prepared.actions
     named = {"to run": actions.start, "to resume": actions.resume, "complete": actions.skip, "failed": actions.failed}
-    named["held back"] = actions.held_back
+    named["held back"], named["stopped early"] = actions.held_back, actions.stopped
     states = {work.signature: name for name, works in named.items() for work in works}
     unneeded = [work.signature for work in actions.skip if prepared.states.get(work.signature) != COMPLETE]
     return states | dict.fromkeys(unneeded, "not needed")
@@ -60,6 +60,7 @@ def count_trials(prepared: Prepared) -> dict[str, int]:
         "to_resume": _trials(actions.resume),
         "to_run": _trials(actions.start),
         **({"to_come": prepared.plan.num_to_come} if prepared.search else {}),
+        **({"stopped_early": _trials(actions.stopped)} if prepared.study.stops_early else {}),
         "failed": _trials(actions.failed),
         "stages": len(prepared.plan.stages),
         "stages_open": sum(work.kind == "stage" for work in actions.open),

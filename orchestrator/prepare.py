@@ -90,7 +90,7 @@ def prepare(study: Study, *, storage: str, retry_failed: bool = False, mlflow: s
     states = ledger.states()
     about = _describe(study, arms, world, mlflow=mlflow)
     before = ledger.read_plan() if ledger.root.is_intact("plan.json") else None
-    actions = reconcile(plan, states, retry_failed=retry_failed)
+    actions = reconcile(plan, states, retry_failed=retry_failed, early_stopping=study.stops_early)
     prepared = Prepared(study, ledger, world, plan, states, actions, about, before, search)
     return decide(prepared, states, retry_failed=retry_failed)
 
@@ -103,7 +103,8 @@ def decide(prepared: Prepared, states: Mapping[str, str], *, retry_failed: bool)
         states: signature → state of everything in the ledger.
         retry_failed: hand out what failed before as well.
     """
-    actions = reconcile(prepared.plan, states, retry_failed=retry_failed)
+    early_stopping = prepared.study.stops_early
+    actions = reconcile(prepared.plan, states, retry_failed=retry_failed, early_stopping=early_stopping)
     standing = read_standing(prepared.ledger, prepared.about["budget"], states)
     actions = actions if standing is None else standing.hold_back(actions)
     registration = look_up(
@@ -133,6 +134,7 @@ def resolve_execution(study: Study, ledger: Ledger | None = None) -> Execution:
         shift_cache_gib=execution.shift_cache_gib,
         evaluation_batch_size=execution.evaluation_batch_size,
         acceleration=(ledger.root / "acceleration").uri if ledger and execution.acceleration == "probe" else None,
+        early_stopping=study.stops_early,
     )
 
 

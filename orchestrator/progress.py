@@ -15,6 +15,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from orchestrator.plan import Work
+from orchestrator.reconcile import STOPPED
+from trainables.config import TrialConfig
 
 _SHOWN = ("val/balanced_accuracy", "val/accuracy", "ssl/loss", "train/loss")
 _MAX_ROWS = 24
@@ -46,7 +48,7 @@ class StudyProgress:
         self._events: queue.SimpleQueue[tuple[str, Work, dict[str, Any]] | str | None] = queue.SimpleQueue()
         self._rows: dict[str, _Row] = {}
         self._num_works, self._num_done = num_works, num_done
-        self._num_ended = self._num_failed = 0
+        self._num_ended = self._num_failed = self._num_stopped = 0
         self._thread = threading.Thread(target=self._consume, name="progress", daemon=True)
         self._bar = Progress(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(),
@@ -110,6 +112,12 @@ class StudyProgress:
             self._num_failed += 1
             reason = str(details.get("message") or details.get("reason")).splitlines()[0]
             self._print(f"[red]failed[/red]  {_name(work)}: {escape(reason)}")
+        elif details["status"] == STOPPED:
+            self._num_stopped += 1
+            epoch, config = details.get("epoch", 0), work.config
+            total = config.training.epochs if isinstance(config, TrialConfig) else None
+            when = f"after epoch {epoch}{_of(total)}" if epoch else "before it began"
+            self._tell(work, f"stopped early {when} ({self._num_ended}/{self._num_works})")
         elif details["status"] == "complete":
             seconds = time.monotonic() - row.started if row else 0.0
             self._tell(work, f"complete in {seconds:.0f} s ({self._num_ended}/{self._num_works})")
@@ -136,6 +144,7 @@ class StudyProgress:
         if len(rows) > _MAX_ROWS:
             table.add_row(f"… and {len(rows) - _MAX_ROWS} more")
         counts = f"{self._num_done} complete before · {self._num_failed} failed"
+        counts += f" · {self._num_stopped} stopped early" if self._num_stopped else ""
         return Group(table, self._bar, counts)
 
 

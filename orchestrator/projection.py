@@ -18,7 +18,7 @@ from typing import Any
 
 from orchestrator.ledger import Record
 from orchestrator.preregistration import read_versions
-from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
+from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED, STOPPED
 from trainables.errors import StorageError
 
 # Limits of MLflow 3.17 (mlflow.utils.validation).
@@ -34,8 +34,12 @@ _MAX_POINTS_PER_CALL = MAX_ENTITIES_PER_CALL - MAX_PARAMS_PER_CALL - 50
 #: Tags of the study's own run, followed by the name of a hypothesis.
 VERDICT_TAG, STATUS_TAG = "robustsweep.hypothesis.", "robustsweep.hypothesis_status."
 
-#: State of a record → status of its run. What is interrupted may be running right now.
-STATUSES = {COMPLETE: "FINISHED", FAILED: "FAILED", INTERRUPTED: "RUNNING"}
+#: Tag of a run that a search has stopped early: after which epoch, and why.
+STOPPED_TAG = "robustsweep.stopped_early"
+
+#: State of a record → status of its run. What is interrupted may be running right now; what was stopped early has no
+#: results, and who asks for runs that are FINISHED wants these.
+STATUSES = {COMPLETE: "FINISHED", FAILED: "FAILED", STOPPED: "KILLED", INTERRUPTED: "RUNNING"}
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,9 @@ def _project(record: Record) -> Projection:
         reason = record.failure["message"].strip().splitlines() or ["no message"]
         closing = {"robustsweep.failure": f"{record.failure['reason']}: {reason[0]}"}
         traceback = record.failure["traceback"]
+    elif record.stop is not None:
+        last_ms = max(last_ms, record.stop["timestamp_ms"])
+        closing = {STOPPED_TAG: describe_stop(record)}
     return Projection(
         status=STATUSES[record.state],
         start_ms=config["created_ms"],
@@ -130,6 +137,18 @@ def _project(record: Record) -> Projection:
         scores=scores,
         closing_tags=_shorten(closing, MAX_TAG_LENGTH),
         traceback=traceback,
+    )
+
+
+def describe_stop(record: Record) -> str:
+    """Return in words when and why a trial was stopped early."""
+    stop, total = record.stop, record.config["config"]["training"]["epochs"]
+    assert stop is not None
+    trained = max((line["epoch"] for line in record.epochs), default=0)
+    judged = "" if stop["signature"] == record.signature else " of another replicate"
+    return (
+        f"after epoch {trained} of {total}: {stop['metric']} {stop['value']:.4g}{judged} after epoch {stop['epoch']} "
+        f"({stop['rule']})"
     )
 
 

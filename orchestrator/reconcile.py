@@ -9,6 +9,8 @@ from orchestrator.plan import Plan, Work
 
 #: State of one signature in the ledger. "interrupted" has started and neither finished nor failed.
 COMPLETE, FAILED, INTERRUPTED, ABSENT = "complete", "failed", "interrupted", "absent"
+#: A trial that a search has stopped before its last epoch (``early_stopping.py``).
+STOPPED = "stopped_early"
 
 
 @dataclass(frozen=True)
@@ -25,6 +27,8 @@ class Actions:
     orphaned: tuple[str, ...]
     #: Would be started or resumed if the budget had room for them (``budget.Standing.hold_back``).
     held_back: tuple[Work, ...] = ()
+    #: Stopped early, and to be left so.
+    stopped: tuple[Work, ...] = ()
 
     @property
     def open(self) -> tuple[Work, ...]:
@@ -33,16 +37,19 @@ class Actions:
         return tuple(sorted(todo, key=lambda work: work.kind != "stage"))
 
 
-def reconcile(plan: Plan, states: Mapping[str, str], *, retry_failed: bool = False) -> Actions:
+def reconcile(
+    plan: Plan, states: Mapping[str, str], *, retry_failed: bool = False, early_stopping: bool = False
+) -> Actions:
     """Compare what should exist with what does.
 
     Args:
         plan: stages and trials of the study as it is now.
         states: signature → state, for everything in the ledger.
         retry_failed: hand out what failed before as well.
+        early_stopping: what was stopped early stays so; else it goes on where it was stopped.
     """
-    start, resume, skip, failed = [], [], [], []
-    done = {COMPLETE} if retry_failed else {COMPLETE, FAILED}
+    start, resume, skip, failed, stopped = [], [], [], [], []
+    done = {COMPLETE} | ({STOPPED} if early_stopping else set()) | (set() if retry_failed else {FAILED})
     needed = {need for trial in plan.trials if states.get(trial.signature) not in done for need in trial.needs}
     dead: set[str] = set()
     for work in plan.works:
@@ -52,6 +59,8 @@ def reconcile(plan: Plan, states: Mapping[str, str], *, retry_failed: bool = Fal
         elif (state == FAILED and not retry_failed) or dead & set(work.needs):
             failed.append(work)
             dead.add(work.signature)
+        elif state == STOPPED and early_stopping:
+            stopped.append(work)
         elif work.kind == "stage" and work.signature not in needed:
             skip.append(work)  # no trial that will run starts from it
         elif state == ABSENT:
@@ -60,4 +69,4 @@ def reconcile(plan: Plan, states: Mapping[str, str], *, retry_failed: bool = Fal
             resume.append(work)
     planned = {work.signature for work in plan.works}
     orphaned = tuple(sorted(set(states) - planned))
-    return Actions(tuple(start), tuple(resume), tuple(skip), tuple(failed), orphaned)
+    return Actions(tuple(start), tuple(resume), tuple(skip), tuple(failed), orphaned, stopped=tuple(stopped))

@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.export import Exported, export_selection
 from orchestrator.ledger import Ledger
 from orchestrator.plan import describe_skipped
+from orchestrator.reconcile import STOPPED
 from orchestrator.report.tables import METRICS, Results, load_results
 from orchestrator.select import RULES, Question, Selection, describe_value, select_arm
 from orchestrator.study import Study
@@ -84,7 +85,8 @@ def describe_selection(selection: Selection, results: Results) -> list[str]:
     who = "ORACLE: test, shifted or external data choose" if selection.oracle else "in-distribution validation"
     lines = [
         f"{counts['complete']} of {counts['planned']} trials complete"
-        + "".join(f", {counts[state]} {state}" for state in ("failed", "interrupted", "missing") if counts[state]),
+        + "".join(f", {counts[state]} {state}" for state in ("failed", "interrupted", "missing") if counts[state])
+        + (f", {counts[STOPPED]} stopped early" if counts.get(STOPPED) else ""),
         *(f"left out of the plan: {line}" for line in describe_skipped(results.plan["skipped"])),
         f"arms by {selection.column} ({who}), mean ± sd over replicates:",
     ]

@@ -189,7 +189,8 @@ def conclude(prepared: Prepared, shipped: Shipping | None, report: Report, conso
     ledger = prepared.ledger
     states = ledger.states()
     unshipped = shipped.unshipped if shipped else 0
-    summary = summarise(prepared.plan, states, report=report.html, unshipped=unshipped)
+    early_stopping = prepared.study.stops_early
+    summary = summarise(prepared.plan, states, report=report.html, unshipped=unshipped, early_stopping=early_stopping)
     summary = account(summary, prepared, states)
     if shipped is not None and unshipped == 0:
         try:

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from orchestrator.projection import STATUSES, Projection
+from orchestrator.projection import STATUSES, STOPPED_TAG, Projection
 from orchestrator.reconcile import INTERRUPTED
 from trainables.errors import StorageError
 from trainables.storage import Folder
@@ -35,6 +35,8 @@ class Run:
     status: str
     shipped: str | None = None
     failure: str | None = None
+    #: Why it was stopped early, if it was.
+    stopped: str | None = None
     #: Params that MLflow has; the data set is logged before them.
     num_params: int = 0
     #: Epochs that MLflow has; None: it has not been asked.
@@ -50,6 +52,7 @@ class Run:
             status=found.info.status,
             shipped=tags.get("robustsweep.shipped"),
             failure=tags.get("robustsweep.failure"),
+            stopped=tags.get(STOPPED_TAG),
             num_params=len(found.data.params),
         )
 
@@ -68,6 +71,7 @@ class Run:
             self.status == projection.status != RUNNING
             and self.shipped == str(projection.num_points)
             and self.failure == projection.closing_tags.get("robustsweep.failure")
+            and self.stopped == projection.closing_tags.get(STOPPED_TAG)
         )
 
     def is_described_by(self, projection: Projection) -> bool:

@@ -9,7 +9,6 @@ CMA-ES is not asked of Optuna, which keeps its state as a pickle: ``evolution.py
 from __future__ import annotations
 
 import hashlib
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -24,7 +23,7 @@ from trainables.errors import StudyError
 if TYPE_CHECKING:
     import optuna
 
-RUNNING, COMPLETE, FAILED = "running", "complete", "failed"
+RUNNING, COMPLETE, FAILED, STOPPED = "running", "complete", "failed", "stopped"
 
 #: So many draws that hit a combination which the study leaves out; then they are made without a model.
 _MAX_EXCLUDED = 100
@@ -39,8 +38,10 @@ class Outcome:
     values: tuple[float, ...] = ()
     #: Metric → by how much the constraint on it is broken; 0 or less: it is kept.
     excess: Mapping[str, float] = field(default_factory=dict)
-    #: Of a failure.
+    #: Of a failure, or of an early stop.
     reason: str = ""
+    #: Epoch → value after it, in the direction of the objective; only with early stopping.
+    curve: Mapping[int, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,13 @@ def make_trial(
 
     dimensions = {each.name: each for each in space.factors} | space.dimensions
     states = {RUNNING: TrialState.RUNNING, COMPLETE: TrialState.COMPLETE, FAILED: TrialState.FAIL}
+    states[STOPPED] = TrialState.PRUNED
+    # The last value of what was stopped is its value for Optuna, as ``Study.tell`` has it; it never is the best trial.
+    values = outcome.values if outcome.state == COMPLETE else list(outcome.curve.values())[-1:]
     return create_trial(
         state=states[outcome.state],
-        values=list(outcome.values) if outcome.state == COMPLETE else None,
+        values=list(values) or None,
+        intermediate_values=dict(outcome.curve),
         params=dict(question.values),
         distributions={name: make_distribution(dimensions[name]) for name in question.values},
         user_attrs=dict(marks or {}),
@@ -166,14 +171,22 @@ def _draw_numbers(
     )
 
 
-def _rate(search: SearchConfig, outcome: Outcome) -> tuple[float, float] | None:
-    """Return (by how much the constraints are broken, value), lower is better; None: nothing is known yet."""
+def _rate(search: SearchConfig, outcome: Outcome) -> tuple[float, ...] | None:
+    """Return what a point is ranked by, lower is better; None: nothing is known yet.
+
+    First those that keep to the constraints, by value; then what was stopped early, by how far it came; then what
+    breaks constraints, by how much; then what failed.
+    """
     if outcome.state == RUNNING:
         return None
     if outcome.state == FAILED:
-        return math.inf, 0.0
+        return 3.0, 0.0, 0.0
     sign = -1 if search.objectives[0].higher_is_better else 1
-    return sum(max(0.0, each) for each in outcome.excess.values()), sign * outcome.values[0]
+    if outcome.state == STOPPED:
+        epoch, value = max(outcome.curve.items(), default=(0, 0.0))
+        return 1.0, -float(epoch), sign * value
+    excess = sum(max(0.0, each) for each in outcome.excess.values())
+    return 2.0 if excess > 0.0 else 0.0, excess, sign * outcome.values[0]
 
 
 def _draw(trial: optuna.Trial, dimension: Dimension) -> Value:

@@ -57,6 +57,9 @@ PATIENCE_SECONDS = 30.0
 #: How often they are asked.
 _LOOK_SECONDS = 3.0
 
+#: What decides on early stopping (``stopping_rules.py``); named here, where ray is imported as we want it.
+SCHEDULERS = tune.schedulers
+
 #: Reports of all slots together that Tune's loop takes without falling behind; it can do some 40 a second.
 REPORTS_PER_SECOND = 16.0
 

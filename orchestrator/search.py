@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from pydantic import ValidationError
@@ -25,15 +25,15 @@ from orchestrator import sampling
 from orchestrator.grid import Arm
 from orchestrator.ledger import Ledger, describe_upstream
 from orchestrator.plan import Facts, Plan, Skipped, Work, make_plan, merge_plans
-from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED, Actions, reconcile
+from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED, Actions, reconcile
 from orchestrator.sampling import Outcome, Question
-from orchestrator.search_config import SearchConfig, aggregate
-from orchestrator.search_space import Dimension, Space, Value
+from orchestrator.search_config import SearchConfig, aggregate, find_epoch_metric, is_higher_better
+from orchestrator.search_space import Dimension, Space, Value, find_max_epochs
 from orchestrator.search_storage import Shown
 from orchestrator.study import Study
 from trainables.config import TrialConfig
 from trainables.errors import StorageError, StudyError
-from trainables.finished import RESULT
+from trainables.finished import EPOCHS, RESULT
 
 PROPOSALS = "search.jsonl"
 _KEYS = {"number", "round", "values", "signatures", "sampler"}
@@ -99,6 +99,8 @@ class Search:
         self._states: dict[str, str] = {}
         #: Signature → metric → value, None where it is undefined.
         self._measured: dict[str, dict[str, float | None]] = {}
+        #: Signature → epoch → value, of what has ended; only with early stopping.
+        self._curves: dict[str, dict[int, float]] = {}
         #: Signatures of what has been handed out in this run.
         self._handed: set[str] = set()
         lines = _read_lines(ledger)
@@ -131,6 +133,11 @@ class Search:
         return make_plan([arm], replicates=self._study.replicates, facts=self._facts)
 
     # ------------------------------------------------------------------ what there is
+
+    @property
+    def max_epochs(self) -> int:
+        """How long the longest training can be."""
+        return find_max_epochs(self.config, self._arms)
 
     @property
     def num_distinct(self) -> int:
@@ -178,16 +185,30 @@ class Search:
         """
         signatures = [trial.signature for trial in proposal.plan.trials]
         states = [self._states.get(signature, ABSENT) for signature in signatures]
-        if not set(states) <= {COMPLETE, FAILED}:
+        if not set(states) <= {COMPLETE, FAILED, STOPPED}:
             return Outcome(sampling.RUNNING)
         if FAILED in states:
             return Outcome(sampling.FAILED, reason=f"{states.count(FAILED)} of {len(states)} replicates failed")
+        curve = self._average_curves(signatures)
+        if STOPPED in states:
+            reason = f"stopped early after {max(curve, default=0)} epochs"
+            return Outcome(sampling.STOPPED, reason=reason, curve=curve)
         measured = [self._measure(signature) for signature in signatures]
         undefined = [name for name in self.config.metrics if any(each[name] is None for each in measured)]
         if undefined:
             return Outcome(sampling.FAILED, reason=f"{', '.join(undefined)} undefined")
         values = {name: [each[name] for each in measured] for name in self.config.metrics}
-        return judge(self.config, values)  # type: ignore[arg-type]
+        return replace(judge(self.config, values), curve=curve)  # type: ignore[arg-type]
+
+    def _average_curves(self, signatures: Sequence[str]) -> dict[int, float]:
+        """Return epoch → mean over the replicates that were trained so long, empty without early stopping."""
+        if self.config.early_stopping is None:
+            return {}
+        for signature in signatures:
+            if signature not in self._curves:
+                lines = self._ledger.folder("trial", signature).read_lines(EPOCHS)
+                self._curves[signature] = read_curve(self.config, lines)
+        return average_curves([self._curves[signature] for signature in signatures])
 
     def _measure(self, signature: str) -> dict[str, float | None]:
         if signature not in self._measured:
@@ -214,8 +235,9 @@ class Search:
     def observe(self, states: Mapping[str, str], *, retry_failed: bool = False) -> None:
         """Take what the ledger says of everything in it; what has failed is open again if it is to be tried again."""
         again = {trial.signature for trial in self.plan.works} if retry_failed else set()
+        kept = {STOPPED} if self.config.early_stopping is not None else set()
         self._states = {
-            signature: INTERRUPTED if state == FAILED and signature in again else state
+            signature: INTERRUPTED if (state == FAILED and signature in again) or state in {STOPPED} - kept else state
             for signature, state in states.items()
         }
 
@@ -283,7 +305,7 @@ class Search:
     def _find_open(self, new: Sequence[Proposal], fail: Fail) -> list[Work]:
         """Return what the ledger does not have of new proposals and is not under way; fail what has no stage."""
         plan = merge_plans(proposal.plan for proposal in new)
-        actions = reconcile(plan, self._states)
+        actions = reconcile(plan, self._states, early_stopping=self.config.early_stopping is not None)
         for work in actions.failed:
             if self._states.get(work.signature) != FAILED:
                 dead = (each for each in plan.stages if self._states.get(each.signature) == FAILED)
@@ -326,3 +348,22 @@ def judge(config: SearchConfig, values: Mapping[str, Sequence[float]]) -> Outcom
         broken = constraint.compute_excess(found[constraint.metric])
         excess[constraint.metric] = max(broken, excess.get(constraint.metric, broken))
     return Outcome(sampling.COMPLETE, tuple(found[each.metric] for each in config.objectives), excess)
+
+
+def read_curve(config: SearchConfig, lines: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Return epoch → value that trials are judged by, from ``epochs.jsonl``.
+
+    Where lower is better for it and higher for the objective, or the other way round, its sign is changed: samplers
+    know one direction.
+    """
+    metric = find_epoch_metric(config.judged_by)
+    sign = 1 if is_higher_better(config.judged_by) == config.objectives[0].higher_is_better else -1
+    found = {line["epoch"]: line["metrics"].get(metric) for line in lines}
+    return {epoch: sign * value for epoch, value in found.items() if value is not None}
+
+
+def average_curves(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """Return epoch → mean over the replicates that have this epoch."""
+    epochs = sorted({epoch for curve in curves for epoch in curve})
+    found = {epoch: [curve[epoch] for curve in curves if epoch in curve] for epoch in epochs}
+    return {epoch: sum(values) / len(values) for epoch, values in found.items()}

@@ -19,6 +19,11 @@ _METRICS = re.compile(
     r"|robustness/(mean|worst)_\w+"
 )
 _KNOWN = re.compile(r".*?(balanced_accuracy|accuracy|auroc|quadratic_kappa|ece|nll|brier|num_parameters)")
+#: Headline numbers that a training knows after each epoch, of the validation images.
+_SEEN = tuple(
+    f"validation/{name}"
+    for name in ("balanced_accuracy", "accuracy", "auroc", "quadratic_kappa", "ece", "nll", "brier")
+)
 #: What decides nothing about images that a model has not seen.
 _HONEST = ("validation/", "num_parameters")
 
@@ -59,7 +64,12 @@ class _Measured(Frozen):
     @property
     def higher_is_better(self) -> bool:
         """Whether it is maximised."""
-        return not self.metric.endswith(_LOWER_IS_BETTER)
+        return is_higher_better(self.metric)
+
+
+def is_higher_better(metric: str) -> bool:
+    """Return whether higher values of a headline number are better."""
+    return not metric.endswith(_LOWER_IS_BETTER)
 
 
 class Objective(_Measured):
@@ -158,6 +168,49 @@ class CMAES(Frozen):
 SamplerConfig = Annotated[TPE | RandomSearch | QMC | NSGAII | NSGAIII | CMAES, Field(discriminator="kind")]
 
 
+class _EarlyStopping(Frozen):
+    grace_epochs: PositiveInt = Field(1, description="No trial is stopped before it was trained this long.")
+    metric: str | None = Field(
+        None, description="What trials are judged by, e.g. validation/auroc; null: the objective of the search."
+    )
+
+    @field_validator("metric")
+    @classmethod
+    def _is_seen(cls, name: str | None) -> str | None:
+        if name is not None and find_epoch_metric(name) is None:
+            raise ValueError(f"found {name!r}, expected what is known after each epoch: {', '.join(_SEEN)}")
+        return name
+
+
+class ASHA(_EarlyStopping):
+    """Asynchronous successive halving (Li et al. 2020), as Ray Tune has it."""
+
+    kind: Literal["asha"] = "asha"
+    reduction_factor: float = Field(
+        3.0, gt=1, le=100, description="The best 1/reduction_factor of a rung go on; the next is so many times later."
+    )
+    brackets: PositiveInt = Field(
+        1, description="Several: some trials have their first rung later, reduction_factor times for each bracket."
+    )
+
+
+class MedianStopping(_EarlyStopping):
+    """Stopped when its best is worse than the median of the others' running means (Golovin et al. 2017)."""
+
+    kind: Literal["median"] = "median"
+    min_samples: PositiveInt = Field(3, description="Others that have to have come as far.")
+
+
+EarlyStoppingConfig = Annotated[ASHA | MedianStopping, Field(discriminator="kind")]
+
+
+def find_epoch_metric(name: str) -> str | None:
+    """Return how a headline number is called in the record of an epoch, None when training does not see it."""
+    if name not in _SEEN:
+        return None
+    return "val/loss" if name == "validation/nll" else name.replace("validation/", "val/")
+
+
 class SearchConfig(Frozen):
     """An adaptive search instead of the full grid: factors are categorical dimensions of it."""
 
@@ -181,13 +234,29 @@ class SearchConfig(Frozen):
         "(needs two replicates).",
     )
     sampler: SamplerConfig = TPE()
+    early_stopping: EarlyStoppingConfig | None = Field(
+        None, description="Trials that fall behind are not trained to their end; null: all are."
+    )
 
     @model_validator(mode="after")
     def _fits(self) -> SearchConfig:
         names = [objective.metric for objective in self.objectives]
         if len(set(names)) < len(names):
             raise ValueError("found an objective twice; keep one")
+        if self.early_stopping is not None and len(names) > 1:
+            raise ValueError(f"found early_stopping with {len(names)} objectives, expected 1: it ranks by one number")
+        if self.early_stopping is not None and find_epoch_metric(self.judged_by) is None:
+            raise ValueError(
+                f"found early_stopping with the objective {names[0]}, which is not known after each epoch; give "
+                f"early_stopping.metric: one of {', '.join(_SEEN)}"
+            )
         return self
+
+    @property
+    def judged_by(self) -> str:
+        """The headline number that decides what is stopped early."""
+        own = None if self.early_stopping is None else self.early_stopping.metric
+        return own or self.objectives[0].metric
 
     @property
     def is_oracle(self) -> bool:
@@ -203,8 +272,9 @@ class SearchConfig(Frozen):
 def name_sampler(tree: Mapping[str, Any]) -> None:
     """Write out, in place, what a study file says for short: ``sampler: tpe`` is ``sampler: {kind: tpe}``."""
     search = tree.get("search")
-    if isinstance(search, dict) and isinstance(search.get("sampler"), str):
-        search["sampler"] = {"kind": search["sampler"]}
+    for key in ("sampler", "early_stopping"):
+        if isinstance(search, dict) and isinstance(search.get(key), str):
+            search[key] = {"kind": search[key]}
 
 
 def is_multiple(distance: float, step: float | None) -> bool:

@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from orchestrator.fields import FIELDS, FieldPath, suggest
 from orchestrator.grid import Arm, flatten, format_label
 from orchestrator.problems import explain
-from orchestrator.search_config import CMAES, Parameter, SearchConfig, is_multiple
+from orchestrator.search_config import ASHA, CMAES, EarlyStoppingConfig, Parameter, SearchConfig, is_multiple
 from orchestrator.yaml_source import Key
 from trainables.config import TrialConfig
 
@@ -146,6 +146,14 @@ class Space:
                     yield name, end, made
 
 
+def find_max_epochs(search: SearchConfig, arms: Sequence[Arm]) -> int:
+    """Return how long the longest training of a search can be."""
+    searched = search.space.get("training.epochs")
+    ends = [] if searched is None else [searched.high, *(searched.choices or [])]
+    values = [end for end in ends if isinstance(end, int)]
+    return max(values or [arm.config.training.epochs for arm in arms])
+
+
 def make_dimension(name: str, parameter: Parameter) -> Dimension:
     """Return the dimension that a parameter of the study file means."""
     if parameter.choices is not None:
@@ -176,17 +184,17 @@ def _spelled_out(name: str, value: Any) -> Any:
 
 def find_problems(search: SearchConfig, arms: Sequence[Arm], *, replicates: int) -> Iterator[tuple[Key, str]]:
     """Yield what is wrong with the space of a search: key below ``search``, and text."""
-    sound = True
-    for key, text in _find_wrong_names(search, arms):
-        sound = False
-        yield key, text
+    problems = list(_find_wrong_names(search, arms))
+    yield from problems
     if isinstance(search.sampler, CMAES):
         yield from _find_no_evolution(search)
+    if search.early_stopping is not None and arms:
+        yield from _find_no_stopping(search.early_stopping, find_max_epochs(search, arms))
     if search.aggregate == "lower_bound" and replicates < 2:
         yield ("aggregate",), f"found lower_bound with {replicates} replicate, expected at least 2"
     if not search.space and all(len(set(labels)) < 2 for labels in _labels(arms).values()):
         yield ("space",), "nothing varies; name fields to be searched here, or factors"
-    if not sound:
+    if problems:
         return
     space = Space(arms, search.space)
     unused, told = set(search.space), set()
@@ -208,6 +216,18 @@ def _find_no_evolution(search: SearchConfig) -> Iterator[tuple[Key, str]]:
     if len(search.objectives) > 1:
         found = f"found {len(search.objectives)}, expected 1 with the sampler cmaes"
         yield ("objectives",), f"{found}; keep one, or take tpe or nsga_ii"
+
+
+def _find_no_stopping(config: EarlyStoppingConfig, max_epochs: int) -> Iterator[tuple[Key, str]]:
+    """Yield why nothing could be stopped early."""
+    grace = config.grace_epochs
+    if grace >= max_epochs:
+        text = f"found {grace}, and no training is longer than {max_epochs} epochs: nothing could be stopped"
+        yield ("early_stopping", "grace_epochs"), f"{text}; expected less"
+    elif isinstance(config, ASHA) and grace * config.reduction_factor ** (config.brackets - 1) >= max_epochs:
+        found = f"found {config.brackets} with reduction_factor {config.reduction_factor:g} and grace_epochs {grace}"
+        text = f"{found}: in the last bracket nothing is stopped before the end ({max_epochs} epochs); take fewer"
+        yield ("early_stopping", "brackets"), text
 
 
 def _labels(arms: Sequence[Arm]) -> dict[str, list[str]]:

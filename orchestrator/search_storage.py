@@ -112,6 +112,10 @@ class Projection:
                 place = storage.get_trial_id_from_study_id_trial_number(own, found.number)
                 for key, value in wanted.system_attrs.items():
                     storage.set_trial_system_attr(place, key, value)
+                for epoch, value in wanted.intermediate_values.items():
+                    storage.set_trial_intermediate_value(place, epoch, value)
+                for mark in each.marks.keys() - found.user_attrs.keys():  # why it failed, or was stopped
+                    storage.set_trial_user_attr(place, mark, each.marks[mark])
                 storage.set_trial_state_values(place, wanted.state, wanted.values)
         ours = {each.marks[_PROPOSAL] for each in shown}
         for trial in trials:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.reconcile import COMPLETE
+from orchestrator.reconcile import COMPLETE, STOPPED
 from orchestrator.report.statistics import summarise
 from orchestrator.report.tables import Results
 from trainables.errors import StudyError
@@ -106,7 +106,7 @@ def select_arm(results: Results, question: Question) -> Selection:
     column = find_column(results.complete, question)
     higher = _is_higher_better(column)
     ranking = rank_arms(results, column, higher_is_better=higher)
-    if ranking[0].mean is None:
+    if not ranking or ranking[0].mean is None:
         raise StudyError(f"looked for {column} and no complete trial has a defined value; choose another --by")
     arm, reasons = _choose(ranking, question.rule, column)
     replicate, signature, reason = _choose_replicate(results, arm, column, question.replicate)
@@ -126,10 +126,12 @@ def select_arm(results: Results, question: Question) -> Selection:
 
 def _check_counts(results: Results, question: Question) -> None:
     counts = results.counts
-    said = ", ".join(f"{count} {state}" for state, count in counts.items() if count or state == COMPLETE)
+    said = ", ".join(
+        f"{count} {state.replace('_', ' ')}" for state, count in counts.items() if count or state == COMPLETE
+    )
     if not counts[COMPLETE]:
         raise StudyError(f"asked which arm to choose, and no trial is complete ({said}); run the study first")
-    if counts[COMPLETE] < counts["planned"] and not question.incomplete:
+    if counts[COMPLETE] + counts.get(STOPPED, 0) < counts["planned"] and not question.incomplete:
         raise StudyError(
             f"asked which arm to choose, and not all trials are complete ({said}): another arm may turn out to be "
             "better; go on with `robustsweep run`, or choose among what is complete with --incomplete"
@@ -173,9 +175,12 @@ def _is_higher_better(column: str) -> bool:
 
 
 def rank_arms(results: Results, column: str, *, higher_is_better: bool) -> tuple[RankedArm, ...]:
-    """Return all arms, best mean first; equal ones in plan order, those without a defined value last."""
+    """Return all arms, best mean first; equal ones in plan order, those without a defined value last.
+
+    What a search has stopped early is left out, also where one of its replicates is complete.
+    """
     arms = []
-    for name, group in results.trials.groupby("name", sort=False):
+    for name, group in results.trials[~results.trials["name"].isin(results.stopped_arms)].groupby("name", sort=False):
         summary = summarise(group[column])
         done = group[group["state"] == COMPLETE]
         records = [results.records[signature] for signature in done["signature"]]

@@ -63,6 +63,11 @@ def compute_state(plan: Mapping[str, Any], states: Mapping[str, str]) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
+def stops_early(plan: Mapping[str, Any]) -> bool:
+    """Return whether the study of a ``plan.json`` leaves trials that were stopped early as they are."""
+    return bool(plan.get("search", {}).get("early_stopping"))
+
+
 def is_shipped(root: Folder, tracking_uri: str, *, state: str, page_sha256: str) -> bool:
     """Return whether the store is known to show all of this state and this report, without importing MLflow.
 

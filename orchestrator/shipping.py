@@ -14,9 +14,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING
 
 from orchestrator.ledger import Ledger
-from orchestrator.reconcile import ABSENT, COMPLETE, FAILED
+from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, STOPPED
 from orchestrator.report.source import PAGE, Report, find_report, read_verdicts
-from orchestrator.settled import compute_state
+from orchestrator.settled import compute_state, stops_early
 from orchestrator.tracking_store import RefusedError, TrackingError
 from trainables.errors import LeaseError, StorageError
 
@@ -73,7 +73,8 @@ def sync(ledger: Ledger, tracking_uri: str) -> SyncResult:
     num_left = shipper.finish(PATIENCE_SECONDS)
     if num_left:
         raise TrackingError(f"{num_left} records did not reach MLflow. {shipper.problem}")
-    is_complete = all(states.get(trial["signature"]) == COMPLETE for trial in plan["trials"])
+    settled = {COMPLETE, STOPPED} if stops_early(plan) else {COMPLETE}
+    is_complete = all(states.get(trial["signature"]) in settled for trial in plan["trials"])
     shipper.conclude(find_report(ledger.root, compute_state(plan, states)), is_complete=is_complete)
     return SyncResult(shipper.num_shipped, shipper.num_skipped)
 
@@ -263,7 +264,7 @@ class Shipper:
         for kind in ("stage", "trial"):
             for signature in (self._ledger.root / f"{kind}s").children():
                 state = states.get(signature)
-                if state in (COMPLETE, FAILED) and not is_shown(signature, state):
+                if state in (COMPLETE, FAILED, STOPPED) and not is_shown(signature, state):
                     yield kind, signature
 
     def _ship(self, key: Key, num_notices: int) -> None:

@@ -46,6 +46,7 @@ def run_single(study: Study, signature: str, *, storage: str, echo: Callable[[st
         folder = ledger.folder(work.kind, work.signature)
         encoder = ledger.folder("stage", work.needs[0]).uri if work.needs else None
         execution = resolve_execution(study, ledger).model_dump(mode="json")
+        execution["early_stopping"] = False  # who asks for one trial wants all of it
         request = {"folder": folder.uri, "encoder": encoder, "execution": execution, "lease": lease.ticket}
         run_request(request, report)
     return folder.uri

@@ -20,7 +20,7 @@ from orchestrator.ledger import begin_record
 from orchestrator.worker import ZYGOTE, Worker, WorkerLostError, make_zygote_path
 from orchestrator.zygote import DISK_FULL, HUNG
 from trainables.errors import DiskFullError
-from trainables.finished import is_finished
+from trainables.finished import is_finished, is_stopped
 
 
 def pack(chunk: dict[str, Any]) -> str:
@@ -66,6 +66,11 @@ class ChunkRunner:
         self._began = self._tried = self._last_sign = 0.0
         self._taken = time.monotonic()
         self._until = self._taken + chunk["chunk_seconds"]
+
+    @property
+    def _early_stopping(self) -> bool:
+        """Whether trials may be stopped while they run, or before they begin."""
+        return bool(self._chunk["execution"].get("early_stopping"))
 
     @property
     def is_done(self) -> bool:
@@ -125,7 +130,10 @@ class ChunkRunner:
         if ended is not None:
             self._end(ended)
             return
-        begin_record(self._folder, work["record"])
+        begin_record(self._folder, work["record"], early_stopping=self._early_stopping)
+        if self._early_stopping and is_stopped(self._folder):
+            self._end({"event": "done", "status": "stopped_early"})
+            return
         self._tell({"event": "begun"})
         self._try()
 

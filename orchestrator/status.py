@@ -11,7 +11,7 @@ from orchestrator.budget import Standing, describe_budget, read_standing
 from orchestrator.identity import canonical_json
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
-from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED
+from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
 from orchestrator.study import Study
 
 #: What ``status`` counts, in trials. running + interrupted + missing + failed + complete = planned.
@@ -21,22 +21,25 @@ COUNTS = ("planned", "complete", "running", "failed", "interrupted", "missing")
 def compute_status(study: Study, *, storage: str) -> dict[str, int]:
     """Return the counts over the trials of the last plan; before the first run all are missing.
 
-    A trial that has begun and not ended is running while a driver is alive, else interrupted.
+    A trial that has begun and not ended is running while a driver is alive, else interrupted. With early stopping what
+    was stopped is counted too: there is no more to be done for it.
     """
     ledger = Ledger(storage, study.study)
     if not ledger.root.exists("plan.json"):
         num_arms = len(study.arms()) if study.search is None else study.search.num_trials
         planned = num_arms * study.replicates
-        return dict.fromkeys(COUNTS, 0) | {"planned": planned, "missing": planned}
+        none = dict.fromkeys(COUNTS, 0) | ({STOPPED: 0} if study.stops_early else {})
+        return none | {"planned": planned, "missing": planned}
     states = ledger.states()
     plan = ledger.read_plan()
     trials = [states.get(trial["signature"], ABSENT) for trial in plan["trials"]]
     trials += [ABSENT] * plan.get("to_come", 0)
-    begun = trials.count(INTERRUPTED)
+    begun = trials.count(INTERRUPTED) + (0 if study.stops_early else trials.count(STOPPED))
     running = begun if Lease(ledger).holder() else 0
     return {
         "planned": len(trials),
         "complete": trials.count(COMPLETE),
+        **({STOPPED: trials.count(STOPPED)} if study.stops_early else {}),
         "running": running,
         "failed": trials.count(FAILED),
         "interrupted": begun - running,
@@ -82,8 +85,9 @@ def compute_study_sha256(study: Study) -> str:
 
 def render_status(counts: Mapping[str, int], console: Console, standing: Standing | None = None) -> None:
     """Print the counts, one a line, and what is taken of the budget."""
+    width = max(12, *map(len, counts))
     for name, count in counts.items():
-        console.print(f"{name:<12} {count}", highlight=False)
+        console.print(f"{name.replace('_', ' '):<{width}} {count}", highlight=False)
     if standing is not None:
         console.print(f"{'budget':<12} {standing.describe()}", highlight=False)
     if is_out_of_budget(counts, standing):

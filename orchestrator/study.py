@@ -151,7 +151,15 @@ class Study(Frozen):
     def describe(self) -> dict[str, Any]:
         """Return all that the file says, except how it is executed, as JSON values."""
         unset = {name for name in ("search", "hypotheses") if not getattr(self, name)}
-        return self.model_dump(mode="json", exclude={"execution"} | unset)
+        said = self.model_dump(mode="json", exclude={"execution"} | unset)
+        if self.search is not None and self.search.early_stopping is None:
+            del said["search"]["early_stopping"]
+        return said
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether trials that fall behind are stopped."""
+        return self.search is not None and self.search.early_stopping is not None
 
     def arms(self) -> list[Arm]:
         """Return the arms: all combinations of levels in file order, without the excluded ones.
@@ -309,6 +317,8 @@ def study_schema() -> dict[str, Any]:
     init["init"] = _with_short_forms(FIELDS["pretraining.init"].kinds, init["init"])
     search = schema["$defs"]["SearchConfig"]["properties"]
     search["sampler"] = _with_short_forms(search["sampler"]["discriminator"]["mapping"], search["sampler"])
+    kinds = search["early_stopping"]["anyOf"][0]["discriminator"]["mapping"]
+    search["early_stopping"] = _with_short_forms(kinds, search["early_stopping"])
     values = {path: _value_schema(path) for path in FIELDS}
     named = {"type": "object", "minProperties": 1, "additionalProperties": {"$ref": "#/$defs/Fields"}}
     properties["factors"] |= {

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from orchestrator.budget import read_standing
 from orchestrator.plan import Plan
 from orchestrator.prepare import Prepared
-from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED
+from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,13 @@ class Summary:
     held_back: int = 0
     #: How much of each limit is taken; None: no budget.
     budget: str | None = None
+    #: By a search, and with that there is no more to be done for them.
+    stopped_early: int = 0
 
     @property
     def is_complete(self) -> bool:
-        """Whether every planned trial is complete."""
-        return self.complete == self.planned
+        """Whether every planned trial is complete, or was stopped early."""
+        return self.complete + self.stopped_early == self.planned
 
     @property
     def is_only_failed(self) -> bool:
@@ -46,15 +48,26 @@ class Summary:
 
     def describe(self) -> str:
         """Return how the study stands, in one line."""
+        if self.is_complete and self.stopped_early:
+            return f"{self.complete} of {self.planned} trials are complete, {self.stopped_early} were stopped early"
         if self.is_complete:
             return f"all {self.planned} trials are complete"
         text = f"{self.failed} failed, {self.interrupted} interrupted, {self.missing} missing of {self.planned} trials"
         return text + (f"; the budget is spent: {self.budget}" if self.held_back else "")
 
 
-def summarise(plan: Plan, states: Mapping[str, str], *, report: str | None = None, unshipped: int = 0) -> Summary:
-    """Return how the study stands, counted over planned trials."""
+def summarise(
+    plan: Plan,
+    states: Mapping[str, str],
+    *,
+    report: str | None = None,
+    unshipped: int = 0,
+    early_stopping: bool = False,
+) -> Summary:
+    """Return how the study stands, counted over planned trials; without early stopping what was stopped is open."""
     counts = Counter(states.get(trial.signature, ABSENT) for trial in plan.trials)
+    stopped = counts.pop(STOPPED, 0)
+    counts[INTERRUPTED] += 0 if early_stopping else stopped
     return Summary(
         planned=len(plan.trials) + plan.num_to_come,
         complete=counts[COMPLETE],
@@ -64,6 +77,7 @@ def summarise(plan: Plan, states: Mapping[str, str], *, report: str | None = Non
         skipped_arms=len(plan.skipped),
         unshipped=unshipped,
         report=report,
+        stopped_early=stopped if early_stopping else 0,
     )
 
 

@@ -33,6 +33,7 @@ from orchestrator.projection import (
     MAX_TAG_LENGTH,
     STATUS_TAG,
     STATUSES,
+    STOPPED_TAG,
     VERDICT_TAG,
     Batch,
     Projection,
@@ -303,7 +304,8 @@ class Tracker:
         # The outcome, if known, is said at once: a transaction less. It counts when the status says so too.
         tags = projection.tags | {"mlflow.parentRunId": self.parent_run_id} | projection.final_tags
         created = self._client.create_run(self.experiment_id, start_time=projection.start_ms, tags=tags)
-        return Run(created.info.run_id, record.kind, RUNNING, failure=tags.get("robustsweep.failure"), epochs=set())
+        failure, stopped = tags.get("robustsweep.failure"), tags.get(STOPPED_TAG)
+        return Run(created.info.run_id, record.kind, RUNNING, failure=failure, stopped=stopped, epochs=set())
 
     def _known_epochs(self, run: Run, projection: Projection) -> frozenset[int]:
         """Return the epochs already there; asked once for a run of an earlier session.
@@ -326,6 +328,10 @@ class Tracker:
         if run.failure is not None and failure is None and projection.status != RUNNING:
             self._client.delete_tag(run.run_id, "robustsweep.failure")
             run.failure = None
+        stopped = projection.closing_tags.get(STOPPED_TAG)
+        if run.stopped is not None and stopped is None:  # it goes on
+            self._client.delete_tag(run.run_id, STOPPED_TAG)
+            run.stopped = None
         is_described = run.is_described_by(projection)
         if not is_described:
             self._client.log_inputs(run.run_id, datasets=[self._dataset(record)])
@@ -338,6 +344,7 @@ class Tracker:
         if projection.status != RUNNING:
             self._client.set_terminated(run.run_id, projection.status, end_time=projection.last_ms)
             run.status, run.shipped, run.failure = projection.status, str(projection.num_points), failure
+            run.stopped = stopped
 
     def _log(self, run_id: str, batch: Batch) -> None:
         self._client.log_batch(

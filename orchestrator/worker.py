@@ -122,6 +122,7 @@ class Worker:
         self._folder: Folder | None = None
         self._local_log: Path | None = None
         self._failure: dict[str, Any] | None = None
+        self._stopped: dict[str, Any] | None = None
 
     def begin(self, request: Mapping[str, Any]) -> None:
         """Start a stage, a trial or a check (see ``zygote.run_request``); at once, without waiting for imports.
@@ -130,7 +131,7 @@ class Worker:
             InfrastructureError: there is no zygote, and none can be started.
         """
         self._folder = Folder(request["folder"]) if "folder" in request else None
-        self._failure = self._local_log = None
+        self._failure = self._stopped = self._local_log = None
         extra: dict[str, Any] = {"environment": _visible_devices()}
         if self._folder is not None:
             extra["log"] = self._make_log(self._folder)
@@ -165,7 +166,7 @@ class Worker:
     def next_event(self, timeout_seconds: float) -> dict[str, Any] | None:
         """Return the next event of the running trial, None when none came in time.
 
-        The last event is ``{"event": "done", "status": "complete" | "failed", …}``.
+        The last event is ``{"event": "done", "status": "complete" | "stopped_early" | "failed", …}``.
 
         Raises:
             WorkerLostError: the trial's process, or the zygote, is gone.
@@ -210,6 +211,8 @@ class Worker:
                 self._child = event["pid"]
             case "failed":
                 self._failure = {key: value for key, value in event.items() if key != "event"}
+            case "stopped_early":
+                self._stopped = {"event": "done", "status": "stopped_early", "epoch": event["epoch"]}
             case "exit":
                 return self._judge(event["code"])
             case _:
@@ -225,7 +228,7 @@ class Worker:
         if self._failure is not None:
             return {"event": "done", "status": "failed", **self._failure}
         if code == 0:
-            return {"event": "done", "status": "complete"}
+            return self._stopped or {"event": "done", "status": "complete"}
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         hint = f"; if nobody did it, the machine ran out of memory: {MEMORY_ADVICE}" if code == -signal.SIGKILL else ""
         where = f"; its log: {self._folder.uri}/log.txt" if self._folder is not None else ""

@@ -73,6 +73,7 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
         ledger.root = guarded(ledger.root.uri, request["lease"])
         report({"event": "report", **asdict(write_report(ledger, cache_dir=Path(request["cache_dir"])))})
         return
+    from trainables.stopping import StopTraining
     from trainables.trial import run_stage, run_trial
 
     folder, execution = guarded(request["folder"], request["lease"]), Execution.model_validate(request["execution"])
@@ -84,7 +85,10 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
         return
     encoder = Folder(request["encoder"]) if request["encoder"] else None
     trial = TrialConfig.model_validate(record["config"])
-    run_trial(trial, signature=signature, folder=folder, execution=execution, encoder=encoder, report=report)
+    try:
+        run_trial(trial, signature=signature, folder=folder, execution=execution, encoder=encoder, report=report)
+    except StopTraining as stop:
+        report({"event": "stopped_early", "epoch": stop.epoch})
 
 
 def describe_failure(error: BaseException) -> dict[str, str]:

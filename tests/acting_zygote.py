@@ -54,6 +54,11 @@ def nap(report: Any) -> None:
     time.sleep(0.3)
 
 
+def stops(report: Any) -> None:
+    """As a trial that finds stop.json."""
+    report({"event": "stopped_early", "epoch": 4})
+
+
 def fail(report: Any) -> None:
     raise ValueError("shape (3, 4) does not fit\nsecond line")
 
@@ -89,7 +94,8 @@ def shout(report: Any) -> None:
 
 
 ACTS: dict[str, Callable[[Any], None]] = {
-    act.__name__: act for act in (finish, nap, describe, chatter, fail, fill, diverge, leave, hang, starves, shout)
+    act.__name__: act
+    for act in (finish, nap, describe, chatter, stops, fail, fill, diverge, leave, hang, starves, shout)
 }
 
 
@@ -126,7 +132,7 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
     if act == "dies":
         os.kill(os.getpid(), signal.SIGKILL)
     ACTS.get(act, finish)(report)
-    if act == "loses_result":
+    if act in ("loses_result", "stops"):
         return
     encoder = request["encoder"] and Folder(request["encoder"]).read_json("result.json")["name"]
     result = {"name": act, "encoder": encoder, "pid": os.getpid(), "zygote": os.getppid(), "slot": find_peer()}

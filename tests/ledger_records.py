@@ -121,3 +121,9 @@ def finished(ledger: Ledger, signature: str = "t1") -> None:
 
 def _evaluation(name: str, shift: str, severity: int, value: float) -> dict[str, Any]:
     return {"set": name, "shift": shift, "severity": severity, "metrics": {"accuracy": value, "ece": 1 - value}}
+
+
+def stop(ledger: Ledger, signature: str = "t1", *, judged: str = "t1") -> None:
+    """Write ``stop.json``."""
+    said = {"rule": "asha", "metric": "validation/accuracy", "signature": judged, "epoch": 2, "value": 0.7}
+    ledger.folder("trial", signature).write_json("stop.json", said | {"timestamp_ms": CREATED_MS + 2500})

@@ -182,6 +182,15 @@ def test_trials_count_that_have_begun_however_they_ended(ledger: Ledger) -> None
     assert read_standing(ledger, describe_budget(None, None), ledger.states()) is None
 
 
+def test_of_what_was_stopped_early_only_that_counts_which_was_trained(ledger: Ledger) -> None:
+    trained, never = make_trial("x"), make_trial("y")
+    for work in (trained, never):
+        ledger.begin(work, study="s", git_commit=None)
+        ledger.folder("trial", work.signature).write_json("stop.json", {})
+    ledger.folder("trial", trained.signature).append_line("epochs.jsonl", "{}")
+    assert find_begun(ledger, ledger.states()) == {trained.signature}
+
+
 # ------------------------------------------------------------------ time
 
 

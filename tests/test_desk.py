@@ -24,10 +24,17 @@ def ledger(tmp_path: Path) -> Ledger:
 class Slots:
     """Slots at a desk, and what it was told."""
 
-    def __init__(self, ledger: Ledger, *works: Work, complete: tuple[Work, ...] = (), max_retries: int = 1) -> None:
+    def __init__(
+        self,
+        ledger: Ledger,
+        *works: Work,
+        complete: tuple[Work, ...] = (),
+        max_retries: int = 1,
+        execution: dict[str, Any] = EXECUTION,
+    ) -> None:
         self.ledger, self.diary = ledger, Diary(ledger)
         todo = OpenWork(works, complete=[work.signature for work in complete], num_slots=1)
-        job = Job(EXECUTION, "token", (), max_retries, 600.0, describe)
+        job = Job(execution, "token", (), max_retries, 600.0, describe)
         self.desk = Desk(todo, ledger=ledger, job=job, listen=self.diary.listen)
         self.number = 0
 
@@ -314,3 +321,18 @@ def test_more_work_may_come_up_whenever_one_has_ended(ledger: Ledger) -> None:
         assert not desk.is_finished
         desk.tell(str(number), [{"signature": work.signature, "host": "here", **event}])
     assert desk.is_finished
+
+
+def test_a_trial_that_was_stopped_early_has_ended(ledger: Ledger) -> None:
+    works = [make_trial(str(number)) for number in range(4)]
+    slots = Slots(ledger, *works, execution={**EXECUTION, "early_stopping": True})
+    slots.next()
+    slots.tell(1, (works[0], BEGUN), (works[0], {**DONE, "status": "stopped_early", "epoch": 2}), (works[1], BEGUN))
+    folder = ledger.folder("trial", works[1].signature)
+    folder.write_json("stop.json", {})  # it was told so, and its slot was lost before it could say that
+    slots.lose(1)
+    assert slots.diary.ends() == {"0": "stopped_early", "1": "stopped_early"}
+    slots.next(), slots.next()
+    slots.tell(2, (works[2], BEGUN), (works[2], DONE), last=True)
+    slots.tell(3, (works[3], BEGUN), (works[3], DONE), last=True)
+    assert slots.desk.is_finished

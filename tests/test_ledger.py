@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from planning import make_stage, make_trial
 
-from orchestrator.ledger import Ledger, describe_upstream
+from orchestrator.ledger import Ledger, begin_record, describe_upstream
 from orchestrator.plan import Plan
-from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
+from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
 from trainables.errors import StorageError, StudyError
 
 STAGE = make_stage("stage")
@@ -209,3 +209,26 @@ def test_a_trial_that_never_began_can_fail(ledger: Ledger) -> None:
     assert failure["reason"] == "upstream"
     assert STAGE.signature in failure["message"]
     assert ledger.states() == {TRIAL.signature: FAILED}
+
+
+def test_a_trial_that_was_stopped_early(ledger: Ledger) -> None:
+    folder = ledger.folder("trial", TRIAL.signature)
+    folder.write_json("stop.json", {"epoch": 2})
+    assert ledger.states()[TRIAL.signature] == ABSENT  # it has not begun: it ends when it does
+    ledger.begin(TRIAL, study="s", git_commit=None)  # by somebody who stops nothing early
+    assert not folder.exists("stop.json")
+    folder.write_json("stop.json", {"epoch": 2})
+    begin_record(folder, {}, early_stopping=True)
+    assert ledger.states()[TRIAL.signature] == STOPPED
+    record = ledger.read("trial", TRIAL.signature)
+    assert (record.state, record.stop) == (STOPPED, {"epoch": 2})
+    folder.write_json("result.json", {"files": {}})
+    assert ledger.states()[TRIAL.signature] == COMPLETE  # it was faster
+    assert ledger.read("trial", TRIAL.signature).state == COMPLETE
+
+
+def test_a_damaged_stop_counts_as_interrupted(ledger: Ledger) -> None:
+    ledger.begin(TRIAL, study="s", git_commit=None)
+    ledger.folder("trial", TRIAL.signature).write("stop.json", b"{")
+    assert ledger.states()[TRIAL.signature] == INTERRUPTED
+    assert "stop.json is damaged" in ledger.damaged[TRIAL.signature]

@@ -49,3 +49,13 @@ def test_a_terminal_has_a_table_that_leaves_nothing_behind_but_failures() -> Non
     assert "stages and trials" in text
     assert "no [/tag] here" in text
     assert "epoch 1/2  val" not in text
+
+
+def test_what_was_stopped_early_is_said_with_its_last_epoch() -> None:
+    console = Console(file=StringIO(), width=200)
+    with StudyProgress(console, num_works=2, num_done=0) as progress:
+        progress.listen("ended", TRIAL, {"status": "stopped_early", "epoch": 4})
+        progress.listen("ended", make_trial("other"), {"status": "stopped_early"})
+    text = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "stopped early after epoch 4/20 (1/2)" in text
+    assert "stopped early before it began (2/2)" in text

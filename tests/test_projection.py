@@ -5,7 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
-from ledger_records import CREATED_MS, add_epochs, begin, fail, finished, make_ledger
+from ledger_records import CREATED_MS, add_epochs, begin, fail, finished, make_ledger, stop
 
 from orchestrator.projection import (
     MAX_ENTITIES_PER_CALL,
@@ -137,3 +137,20 @@ def test_a_long_value_says_that_it_was_cut(tmp_path: Path) -> None:
     value = project(ledger.read("trial", "t1")).params["config.long"]
     assert len(value) == MAX_PARAM_LENGTH
     assert "cut" in value
+
+
+def test_a_trial_that_was_stopped_early(tmp_path: Path) -> None:
+    ledger = make_ledger(tmp_path)
+    begin(ledger)
+    add_epochs(ledger, last=2)
+    stop(ledger)
+    projection = project(ledger.read("trial", "t1"))
+    assert (projection.status, projection.last_ms) == ("KILLED", CREATED_MS + 2500)
+    why = "after epoch 2 of 3: validation/accuracy 0.7 after epoch 2 (asha)"
+    assert projection.final_tags == {"robustsweep.stopped_early": why, "robustsweep.shipped": "4"}
+    assert set(projection.epochs) == {1, 2}
+    assert projection.scores == ()
+    begin(ledger, "t2")
+    stop(ledger, "t2")
+    tags = project(ledger.read("trial", "t2")).closing_tags
+    assert tags["robustsweep.stopped_early"].startswith("after epoch 0 of 3: validation/accuracy 0.7 of another repl")

@@ -6,7 +6,7 @@ import pytest
 from planning import make_stage, make_trial
 
 from orchestrator.plan import Plan
-from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED, Actions, reconcile
+from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED, Actions, reconcile
 
 STAGE = make_stage("stage")
 ALONE, DEPENDANT = make_trial("alone"), make_trial("dependant", STAGE)
@@ -93,3 +93,15 @@ def test_what_is_no_longer_planned_is_named_and_kept() -> None:
 def test_a_finished_study_starts_nothing() -> None:
     actions = reconcile(PLAN, {work.signature: COMPLETE for work in PLAN.works})
     assert actions.open == ()
+
+
+@pytest.mark.parametrize("retry_failed", [False, True])
+def test_what_was_stopped_early_stays_so_as_long_as_the_study_stops_early(retry_failed: bool) -> None:
+    found = states(ABSENT, FAILED, STOPPED)
+    actions = reconcile(PLAN, found, retry_failed=retry_failed, early_stopping=True)
+    assert [work.name for work in actions.stopped] == ["dependant"]
+    assert names(actions) == {"skip": ["stage"], "resume" if retry_failed else "failed": ["alone"]}
+    actions = reconcile(PLAN, found, retry_failed=retry_failed)
+    assert actions.stopped == ()
+    assert names(actions)["start"] == ["stage"]
+    assert "dependant" in names(actions)["resume"]

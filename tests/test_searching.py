@@ -17,6 +17,7 @@ from studies import Place, make_place
 from orchestrator.announce import announce
 from orchestrator.estimate import estimate
 from orchestrator.ledger import Ledger
+from orchestrator.mlflow_access import MlflowClient
 from orchestrator.plan import Work
 from orchestrator.planview import find_needs
 from orchestrator.prepare import Prepared, prepare
@@ -192,3 +193,69 @@ def check_shown(place: Place) -> None:
     assert [trial.state.name for trial in shown] == ["COMPLETE"] * 3
     states = Ledger(str(place.storage), "tiny").states()
     assert {trial.user_attrs["signature"] for trial in shown} == {s for s, state in states.items()}
+
+
+STOPPING = """\
+search:
+  num_trials: 3
+  parallel: 1
+  sampler: {kind: random}
+  space: {training.learning_rate: {choices: [5e-3, 1e-9, 1e-8]}}
+  early_stopping: {kind: asha, grace_epochs: 2, reduction_factor: 2}
+"""
+
+
+def test_a_search_that_stops_early_through_the_command_line(tmp_path: Path, cache_dir: Path) -> None:
+    place = make_place(tmp_path, cache_dir)
+    lines = place.study.read_text().splitlines()
+    kept = [line for line in lines if not any(word in line for word in ("scratch", "contrastive", "pretraining"))]
+    kept = [line for line in kept if not line.startswith(("factors", "  augmentation"))]
+    place.study.write_text("\n".join(kept) + "\n" + STOPPING)
+    # With this seed the one that learns is the first; the others cannot keep up, by epoch 8 at the latest.
+    options = (
+        "--set",
+        "training.epochs=11",
+        "--set",
+        "training.label_fraction=0.4",
+        "--set",
+        "hypotheses=[]",
+        "--set",
+        "seed=3",
+    )
+    done = place.call("run", *options)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "stopping asha, by validation/balanced_accuracy, from 2 epochs on" in done.stdout
+    assert "3 planned, 1 complete, 2 stopped early" in done.stdout
+    assert done.stdout.count("stopped early after epoch") == 2
+    ledger = Ledger(str(place.storage), "tiny")
+    states = ledger.states()
+    stopped = [signature for signature, state in states.items() if state == "stopped_early"]
+    assert (len(stopped), list(states.values()).count("complete")) == (2, 1)
+    for signature in stopped:
+        folder = ledger.folder("trial", signature)
+        assert 2 <= len(folder.read_lines("epochs.jsonl")) < 11
+        assert folder.exists("checkpoint.safetensors")
+        assert not folder.exists("model.safetensors")
+    shown = optuna.load_study(study_name="tiny", storage=f"sqlite:///{place.ledger}/optuna.db").get_trials()
+    assert sorted(trial.state.name for trial in shown) == ["COMPLETE", "PRUNED", "PRUNED"]
+    assert all(len(trial.intermediate_values) >= 2 for trial in shown)
+    runs = find_runs(place)
+    assert sorted(run.info.status for run in runs) == ["FINISHED", "KILLED", "KILLED"]
+    assert sum("robustsweep.stopped_early" in run.data.tags for run in runs) == 2
+    assert "2 configurations (2 trials) stopped early" in (place.ledger / "report" / "index.html").read_text()
+    again = place.call("run", *options)
+    assert (again.returncode, "settled" in again.stdout) == (0, True), again.stdout + again.stderr
+    whole = place.call("run", *options, "--set", "search.early_stopping=null")
+    assert whole.returncode == 0, whole.stdout + whole.stderr
+    assert "3 planned, 3 complete" in whole.stdout
+    assert set(Ledger(str(place.storage), "tiny").states().values()) == {"complete"}
+    assert [run.info.status for run in find_runs(place)] == ["FINISHED"] * 3
+
+
+def find_runs(place: Place) -> list[Any]:
+    """Return MLflow's runs of the trials."""
+    client = MlflowClient(f"sqlite:///{place.ledger}/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    return [run for run in runs if run.data.tags["robustsweep.kind"] == "trial"]

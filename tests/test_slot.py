@@ -218,3 +218,33 @@ def test_closing_kills_what_runs(start: Start, tmp_path: Path) -> None:
     pid = next(event["pid"] for event in news_of(runner) if event["event"] == "about")
     runner.close()
     wait_until(lambda: not is_running(pid), "the process is gone")
+
+
+def test_what_was_stopped_early_ends_at_once_where_trials_are_stopped_early(start: Start, tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "finish-1"))
+    folder.write_json("stop.json", {})
+    stopping = {"num_threads": 1, "early_stopping": True}
+    events = list(news_of(start(make_chunk(tmp_path, "finish 1", "finish 2", execution=stopping))))
+    assert ends_of(events) == [("finish 1", "stopped_early"), ("finish 2", "complete")]
+    assert "finish 1" not in [event["signature"] for event in events if event["event"] == "begun"]
+    assert folder.is_intact("config.json")
+    assert not folder.exists("result.json")
+    assert ends_of(list(news_of(start(make_chunk(tmp_path, "finish 1"))))) == [("finish 1", "complete")]
+    assert not folder.exists("stop.json")
+
+
+def test_a_damaged_stop_is_none(start: Start, tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "finish-1"))
+    folder.write("stop.json", b'{"cut')
+    stopping = {"num_threads": 1, "early_stopping": True}
+    assert ends_of(list(news_of(start(make_chunk(tmp_path, "finish 1", execution=stopping))))) == [
+        ("finish 1", "complete")
+    ]
+    assert not folder.exists("stop.json")
+
+
+def test_a_trial_that_says_it_was_stopped_has_not_failed(start: Start, tmp_path: Path) -> None:
+    stopping = {"num_threads": 1, "early_stopping": True}
+    events = list(news_of(start(make_chunk(tmp_path, "stops", "finish", execution=stopping))))
+    assert ends_of(events) == [("stops", "stopped_early"), ("finish", "complete")]
+    assert next(event["epoch"] for event in events if event["event"] == "done") == 4

@@ -7,7 +7,7 @@ from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
 
 import pytest
-from ledger_records import CREATED_MS, FINGERPRINT, add_epochs, begin, complete, fail, finished, make_ledger
+from ledger_records import CREATED_MS, FINGERPRINT, add_epochs, begin, complete, fail, finished, make_ledger, stop
 from mlflow_stores import CountingClient, make_database, make_tracker, points_of, run_of, ship
 
 from orchestrator.ledger import Ledger
@@ -389,3 +389,43 @@ def test_nothing_is_left_in_the_working_directory(
     ship(tracker, ledger)
     tracker.log_report(b"<html></html>", summary={}, is_complete=True)
     assert list((tmp_path / "cwd").iterdir()) == []
+
+
+def test_a_trial_that_was_stopped_early_ends_and_goes_on_in_the_same_run(uri: str, ledger: Ledger) -> None:
+    begin(ledger)
+    add_epochs(ledger, last=2)
+    ship(make_tracker(uri, ledger), ledger)
+    stop(ledger)
+    tracker = make_tracker(uri, ledger)
+    assert ship(tracker, ledger)
+    stopped = run_of(uri)
+    assert (stopped.info.status, stopped.info.end_time) == ("KILLED", CREATED_MS + 2500)
+    assert stopped.data.tags["robustsweep.stopped_early"].startswith("after epoch 2 of 3: validation/accuracy 0.7")
+    assert not ship(tracker, ledger)
+    assert tracker.has_shipped("t1", "stopped_early")
+    assert not ship(make_tracker(uri, ledger), ledger)
+    ledger.folder("trial", "t1").remove("stop.json")
+    add_epochs(ledger, first=3)
+    tracker = make_tracker(uri, ledger)
+    assert ship(tracker, ledger)
+    running = run_of(uri)
+    assert running.info.status == "RUNNING"
+    assert "robustsweep.stopped_early" not in running.data.tags
+    complete(ledger)
+    assert ship(tracker, ledger)
+    finished = run_of(uri)
+    assert (finished.info.status, finished.info.run_id) == ("FINISHED", stopped.info.run_id)
+    assert len(points_of(uri, "train/loss")) == 3
+
+
+def test_one_that_was_faster_than_its_stop_is_complete(uri: str, ledger: Ledger) -> None:
+    begin(ledger)
+    add_epochs(ledger)
+    stop(ledger)
+    tracker = make_tracker(uri, ledger)
+    ship(tracker, ledger)
+    complete(ledger)
+    assert ship(tracker, ledger)
+    run = run_of(uri)
+    assert run.info.status == "FINISHED"
+    assert "robustsweep.stopped_early" not in run.data.tags

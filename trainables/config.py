@@ -369,3 +369,6 @@ class Execution(Frozen):
     acceleration: str | None = Field(
         None, description="Folder or URI of the study's probes of memory format, precision, compiling; null: no probe."
     )
+    early_stopping: bool = Field(
+        False, description="Before every epoch a trial looks for stop.json in its folder, and ends where there is one."
+    )

@@ -15,6 +15,8 @@ from trainables.storage import Folder, is_sealed
 
 CONFIG = "config.json"
 RESULT = "result.json"
+#: Written by others into the folder of a trial that is not to be trained any further.
+STOP = "stop.json"
 EPOCHS = "epochs.jsonl"
 
 
@@ -77,6 +79,11 @@ def _parse_files(data: bytes) -> dict[str, dict[str, Any]]:
     end = start + 2 if data.startswith(b"{}", start) else data.index(b"\n }", start) + len(b"\n }")
     files: dict[str, dict[str, Any]] = json.loads(data[start:end])
     return files
+
+
+def is_stopped(folder: Folder) -> bool:
+    """Return whether the trial was stopped early: it is not complete, and somebody has said that it is not to be."""
+    return folder.is_intact(STOP) and not folder.exists(RESULT)
 
 
 def is_finished(folder: Folder) -> bool:

@@ -50,6 +50,7 @@ from trainables.regularisers import (
 )
 from trainables.seeding import derive_seed, seed_everything
 from trainables.stain_normalisation import StainNormaliser, check_stainable, choose_tiles
+from trainables.stopping import stop_if_asked
 from trainables.storage import Folder
 from trainables.training import Outcome, resolve_precision, train_model
 
@@ -76,6 +77,9 @@ def run_trial(
     Called again after an interruption it goes on from the last checkpoint; called again after it finished it
     evaluates again and changes nothing else.
 
+    With ``execution.early_stopping`` a ``stop.json`` in the folder ends the training before its next epoch: then
+    nothing is evaluated, and no ``result.json`` is written. Called again without that file it goes on from there.
+
     Args:
         config: everything that decides the result.
         signature: identity of the trial; checkpoints of another one are refused.
@@ -86,6 +90,7 @@ def run_trial(
 
     Raises:
         RobustSweepError: any of ``trainables.errors``, with a message for the user.
+        StopTraining: the trial was stopped early.
     """
     started_ms = int(time.time() * 1000)
     device = prepare_process(execution)
@@ -96,13 +101,18 @@ def run_trial(
     _forget_gpu_memory(device)
     model = choice.place(build_initial_model(config, data, encoder=encoder).to(device))
     if not is_trained(folder, MODEL):
+
+        def tell(record: dict[str, Any]) -> None:
+            report({"event": "epoch", **record})
+
+        num_epochs = config.training.epochs
         outcome = train_model(
             model,
             data,
             config,
             signature=signature,
             folder=folder,
-            report=lambda record: report({"event": "epoch", **record}),
+            report=stop_if_asked(tell, folder, num_epochs=num_epochs) if execution.early_stopping else tell,
             acceleration=choice,
         )
         facts = {"signature": signature, "epochs": outcome.epochs, "best_epoch": outcome.best_epoch}

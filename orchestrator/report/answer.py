@@ -57,9 +57,12 @@ def answer(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> A
         effects: effects on the mean shifted metric.
     """
     metric = results.metric
+    arms = arms[~arms["name"].isin(results.stopped_arms)]  # one of its replicates may be complete
     chooser, shifted = f"val/{metric}.mean", f"robustness/mean_{metric}.mean"
     if not len(results.complete):
         return Answer((), "No trial is complete, so there is no answer yet.")
+    if not len(arms):
+        return Answer((), "Every configuration that has a complete trial was stopped early: there is none to choose.")
     missing = [column.removesuffix(".mean") for column in (chooser, shifted) if column not in arms]
     if missing:
         return Answer((), f"No complete trial has a defined {' or '.join(missing)}, so no arm can be chosen by it.")

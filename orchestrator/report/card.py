@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from orchestrator.reconcile import STOPPED
 from orchestrator.report.answer import percent
 from orchestrator.report.card_text import Card, CardPart, Code, Facts, Grid, Items, Text
 from orchestrator.report.html import plural
@@ -81,7 +82,7 @@ def _warnings(selection: Selection) -> list[str]:
             f"Chosen by an oracle: {selection.column} is not in-distribution validation. The data that chose it are "
             "among those it is judged by here, so these numbers are a bound and not what to expect."
         )
-    lacking = counts["planned"] - counts["complete"]
+    lacking = counts["planned"] - counts["complete"] - counts.get(STOPPED, 0)
     if lacking:
         said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
         warnings.append(f"Chosen while {lacking} trials were not complete ({said}): another arm may be better.")

@@ -12,6 +12,7 @@ import pandas as pd
 
 from orchestrator.report.html import Cell, Column, Section, callout, embed, note, plural, table
 from orchestrator.report.plot import PALETTE, Figure, floats, layout_of
+from orchestrator.report.stopped import Stopped, describe_stopped, find_stopped, stopped_table
 from orchestrator.report.tables import METRICS, Results
 from orchestrator.sampling import Outcome, Question, make_directions, make_trial
 from orchestrator.search import judge
@@ -89,7 +90,7 @@ def _judge(config: SearchConfig, results: Results, group: pd.DataFrame) -> Outco
             column = pd.Series([None if each is None else each[name] for each in done], dtype=float)
         else:
             column = group[name] if name in group else pd.Series(dtype=float)
-        if len(column) < len(group) or column.isna().any():
+        if len(column) < len(group) or column.isna().any() or str(group["name"].iloc[0]) in results.stopped_arms:
             return None
         values[name] = [float(value) for value in column]
     return judge(config, values)
@@ -158,7 +159,8 @@ def search_section(results: Results) -> Section | None:
     found = find_configurations(results)
     if found is None:
         return None
-    body = note(_describe(found, results))
+    stopped = find_stopped(results, found.config)
+    body = note(_describe(found, results, stopped))
     if found.config.is_oracle:
         guides = [each.metric for each in (*found.config.objectives, *found.config.constraints) if not each.is_honest]
         body += callout(
@@ -172,10 +174,11 @@ def search_section(results: Results) -> Section | None:
     body += _table(found, best)
     figure = _history(found) if len(found.config.objectives) == 1 else _front(found, best)
     body += embed(figure, "figure-search") + _importances(found)
+    body += stopped_table(results, found.config, stopped, [*found.factors, *found.config.space])
     return Section("search", "Search", "What has the search found?", body)
 
 
-def _describe(found: Found, results: Results) -> str:
+def _describe(found: Found, results: Results, stopped: Sequence[Stopped]) -> str:
     config = found.config
     goals = " and ".join(
         f"{'higher' if each.higher_is_better else 'lower'} {each.metric}{' (oracle)' * each.oracle}"
@@ -189,13 +192,14 @@ def _describe(found: Found, results: Results) -> str:
     )
     how = {"mean": "mean", "worst": "worst", "lower_bound": "mean less one standard error"}[config.aggregate]
     to_come = config.num_trials - len(found.configurations)
-    lacking = len(found.configurations) - len(found.known)
+    lacking = len(found.configurations) - len(found.known) - len(stopped)
     text = (
         f"Searched by {config.sampler.kind.replace('_', '-')} for {goals}{bounds}; {how} over "
         f"{plural(results.plan['replicates'], 'replicate')}. {plural(len(found.configurations), 'configuration')} of "
         f"{config.num_trials} proposed, {len(found.known)} complete"
     )
     text += f", {lacking} failed, undefined or not ended" if lacking else ""
+    text += f", {describe_stopped(results, stopped)}" if stopped else ""
     text += f", {to_come} not proposed: the space has no more or the search has not ended" if to_come > 0 else ""
     text += ". The best of many is flattered by having been picked; train it anew with other seeds to know it."
     if config.constraints or [each.metric for each in config.objectives] != [f"validation/{results.metric}"]:

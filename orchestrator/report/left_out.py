@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator
 from html import escape
 
-from orchestrator.reconcile import COMPLETE
+from orchestrator.reconcile import COMPLETE, STOPPED
 from orchestrator.report.html import Cell, Column, Section, note, plural, table
 from orchestrator.report.tables import Results
 
@@ -41,11 +41,16 @@ def find_left_out(results: Results) -> Iterator[tuple[str, int, str, str]]:
         skipped.setdefault(arm["reason"], []).append(arm["name"])
     for reason, names in skipped.items():
         yield "arm, skipped by the plan", len(names), _short(names), reason
-    incomplete = results.trials[results.trials["state"] != COMPLETE]
+    incomplete = results.trials[~results.trials["state"].isin([COMPLETE, STOPPED])]
     for key, group in incomplete.groupby(["state", "reason"], sort=False):
         state, why = map(str, key)
         arms = [results.labels[name] for name in dict.fromkeys(group["name"])]
         yield f"{state} trial", len(group), _short(arms), why or "not run yet: run the study again"
+    stopped = results.trials[results.trials["state"] == STOPPED]
+    if len(stopped):
+        arms = [results.labels[name] for name in dict.fromkeys(stopped["name"])]
+        why = "the search has stopped it early: it, or another replicate of its configuration, fell behind"
+        yield "trial, stopped early", len(stopped), _short(arms), why
     yield from _undefined(results)
     for text in results.damaged:
         yield "damaged file", 1, text, "run the study again: it is made anew"
@@ -90,7 +95,7 @@ def _trials(results: Results) -> str:
     columns = [Column(title, is_number=title == "replicate") for title in titles]
     rows = [
         [
-            Cell(escape(trial["state"])),
+            Cell(escape(trial["state"].replace("_", " "))),
             Cell(escape(results.labels[trial["name"]])),
             Cell(str(trial["replicate"]), value=trial["replicate"]),
             Cell(f"<code>{escape(trial['signature'])}</code>"),

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.budget import Standing
 from orchestrator.plan import describe_skipped
-from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
+from orchestrator.reconcile import COMPLETE, INTERRUPTED, STOPPED
 from orchestrator.report.html import Section, callout, facts, note, plural
 from orchestrator.report.tables import MISSING, Results
 
@@ -34,14 +34,15 @@ def status(results: Results, standing: Standing | None = None) -> str:
         standing: to its budget; None: it has none.
     """
     counts = results.counts
-    states = (COMPLETE, FAILED, INTERRUPTED, MISSING)
+    states = results.states
     meter = "".join(f'<i class="{state}" style="flex:{counts[state]}"></i>' for state in states if counts[state])
     words = "".join(
-        f'<span class="{state if counts[state] else "none"}"><b>{counts[state]}</b>{state}</span>' for state in states
+        f'<span class="{state if counts[state] else "none"}"><b>{counts[state]}</b>{state.replace("_", " ")}</span>'
+        for state in states
     )
     planned = f"<span><b>{counts['planned']}</b>planned</span>"
     html = f'<div class="status">{planned}{words}<div class="meter">{meter}</div></div>'
-    lacking = counts["planned"] - counts[COMPLETE]
+    lacking = counts["planned"] - counts[COMPLETE] - counts.get(STOPPED, 0)
     if lacking:
         html += callout(
             f"{lacking} of {counts['planned']} trials are not complete. Every mean is over what is complete, "

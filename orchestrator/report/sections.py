@@ -9,7 +9,7 @@ from html import escape
 import numpy as np
 import pandas as pd
 
-from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
+from orchestrator.reconcile import COMPLETE
 from orchestrator.report.answer import Answer, missing_pairs
 from orchestrator.report.curves import severity_curves, training_curves
 from orchestrator.report.differences import compute_differences, difference_map
@@ -19,7 +19,7 @@ from orchestrator.report.figures import effects_figure, heat_map
 from orchestrator.report.html import Cell, Column, Section, callout, embed, note, table, views
 from orchestrator.report.plot import sentence
 from orchestrator.report.stain_grid import MARGIN, Grid, Line, compute_grid, stain_heat_maps, summarise_copies
-from orchestrator.report.tables import METRICS, MISSING, Results
+from orchestrator.report.tables import METRICS, Results
 
 #: Longer tables scroll inside the page.
 TALL_ROWS = 24
@@ -52,7 +52,8 @@ def arms_section(results: Results, arms: pd.DataFrame) -> Section:
     columns += [Column(measure.short, is_number=True) for measure in results.measures]
     if limits:
         columns.append(Column(f"replicates, {100 * limits[0]:.0f}–{100 * limits[1]:.0f} %", sortable=False))
-    marks = {column: _best(arms, column) for column in (f"val/{results.metric}", shifted)}
+    eligible = arms[~arms["name"].isin(results.stopped_arms)]
+    marks = {column: _best(eligible, column) for column in (f"val/{results.metric}", shifted)}
     tags = {marks[f"val/{results.metric}"]: "chosen"}
     tags[marks[shifted]] = "oracle" if marks[shifted] not in tags else "chosen and oracle"
     rows = []
@@ -62,7 +63,7 @@ def arms_section(results: Results, arms: pd.DataFrame) -> Section:
         if tag:
             html = f'{row[-1].html}<br><span class="tag {tag.split()[0]}">{tag}</span>'
             row[-1] = Cell(html, value=arm["label"])
-        row.append(_completeness(arm))
+        row.append(_completeness(results, arm))
         row += [_measured(arms, arm, measure.column, measure.higher_is_better) for measure in results.measures]
         if limits:
             values = results.trials.loc[results.trials["name"] == arm["name"], shifted]
@@ -91,13 +92,14 @@ def _limits(results: Results, column: str) -> tuple[float, float] | None:
 
 def _best(arms: pd.DataFrame, column: str) -> str | None:
     name = f"{column}.mean"
-    return str(arms["name"].iloc[int(arms[name].argmax())]) if name in arms else None
+    return str(arms["name"].iloc[int(arms[name].argmax())]) if name in arms and len(arms) else None
 
 
-def _completeness(arm: pd.Series) -> Cell:
+def _completeness(results: Results, arm: pd.Series) -> Cell:
     text = f"{arm[COMPLETE]} / {arm['planned']}"
     if arm[COMPLETE] < arm["planned"]:
-        lacking = ", ".join(f"{arm[state]} {state}" for state in (FAILED, INTERRUPTED, MISSING) if arm[state])
+        states = [state for state in results.states if state != COMPLETE and arm[state]]
+        lacking = ", ".join(f"{arm[state]} {state.replace('_', ' ')}" for state in states)
         text = f'{text}<br><span class="tag short">{lacking}</span>'
     return Cell(text, value=arm[COMPLETE])
 

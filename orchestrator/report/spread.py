@@ -33,7 +33,7 @@ def _variance(results: Results) -> str | None:
     measure, factors = f"robustness/mean_{results.metric}", results.factors
     columns = [f"arm/{factor}" for factor in factors]
     rows = results.complete
-    if measure not in rows or not factors:
+    if measure not in rows or not factors or "search" in results.plan:  # its arms are no grid: they differ in more
         return None
     rows = rows.dropna(subset=[measure, *columns])
     rows = rows[rows[_BLOCK] < MAX_BLOCKS]

@@ -16,10 +16,12 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.ledger import STARTED, Ledger, Record
-from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED
+from orchestrator.projection import describe_stop
+from orchestrator.reconcile import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
 from orchestrator.report.evaluations import Evaluations, Packer, evaluations_table
 from orchestrator.report.statistics import summarise
 from orchestrator.report.text import TextTable
+from orchestrator.settled import stops_early
 from trainables.errors import StudyError
 from trainables.evaluation.balanced import Errors, ReferenceTable, RelativeErrors, compute_relative_errors
 
@@ -91,10 +93,20 @@ class Results:
         return self.trials[self.trials["state"] == COMPLETE]
 
     @property
+    def states(self) -> tuple[str, ...]:
+        """The states that a planned trial of this study can be in."""
+        return list_states(self.plan)
+
+    @cached_property
+    def stopped_arms(self) -> frozenset[str]:
+        """Names of the configurations that a search has stopped early: they are not to be chosen."""
+        return frozenset(self.trials[self.trials["state"] == STOPPED]["name"])
+
+    @property
     def counts(self) -> dict[str, int]:
-        """planned, complete, failed, interrupted and missing trials; the last four add up to the first."""
+        """planned, complete, (stopped_early,) failed, interrupted and missing trials; these add up to the first."""
         states = self.trials["state"].value_counts()
-        counts = {state: int(states.get(state, 0)) for state in (COMPLETE, FAILED, INTERRUPTED, MISSING)}
+        counts = {state: int(states.get(state, 0)) for state in self.states}
         counts[MISSING] += self.plan.get("to_come", 0)  # what a search has yet to propose
         return {"planned": sum(counts.values())} | counts
 
@@ -188,10 +200,12 @@ def trials_table(
 ) -> pd.DataFrame:
     """Return one row per planned trial: signature, arm, levels, replicate, state, reason, times and all metrics."""
     broken = {stage.signature: stage for stage in stages if stage.state == FAILED}
-    rows = []
+    rows, known = [], list_states(plan)
     for trial in plan["trials"]:
         record = records.get(trial["signature"])
-        row = _key(trial) | {"state": record.state if record else MISSING, "reason": _reason(trial, record, broken)}
+        state = record.state if record else MISSING
+        state = state if state in known else INTERRUPTED  # stopped early by a search that does so no more
+        row = _key(trial) | {"state": state, "reason": _reason(trial, record, broken)}
         if record is not None and record.result is not None:
             result = record.result
             row |= {name: result.get(name) for name in ("epochs", "best_epoch", "duration_seconds", "peak_rss_mib")}
@@ -199,6 +213,11 @@ def trials_table(
             row |= dict(sorted(result["metrics"].items()))
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["signature", "name", "replicate", "state", "reason"])
+
+
+def list_states(plan: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the states that a planned trial can be in."""
+    return (COMPLETE, *((STOPPED,) if stops_early(plan) else ()), FAILED, INTERRUPTED, MISSING)
 
 
 def _key(trial: dict[str, Any]) -> dict[str, Any]:
@@ -209,6 +228,8 @@ def _key(trial: dict[str, Any]) -> dict[str, Any]:
 def _reason(trial: dict[str, Any], record: Record | None, broken: dict[str, Record]) -> str:
     if record is not None and record.failure is not None and record.result is None:
         return f"{record.failure['reason']}: {record.failure['message']}"
+    if record is not None and record.state == STOPPED:
+        return f"stopped {describe_stop(record)}"
     dead = [need for need in trial["needs"] if need in broken]
     if dead and (record is None or record.result is None):
         return f"upstream: stage {dead[0]} failed"
@@ -231,7 +252,7 @@ def arms_table(results: Results) -> pd.DataFrame:
         levels = {column: group[column].iloc[0] for column in group if str(column).startswith("arm/")}
         states = Counter(group["state"])
         row = {"name": name, "label": results.labels[str(name)], **levels, "planned": len(group)}
-        row |= {state: states[state] for state in (COMPLETE, FAILED, INTERRUPTED, MISSING)}
+        row |= {state: states[state] for state in results.states}
         for measure in results.measures:
             summary = summarise(group[measure.column])
             row |= {f"{measure.column}.mean": summary.mean, f"{measure.column}.sd": summary.sd}

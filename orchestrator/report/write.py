@@ -162,7 +162,11 @@ def _write(root: Folder, page: str, tables: dict[str, str]) -> None:
 
 def _summary(results: Results, words: Answer, standing: Standing | None) -> str:
     counts = results.counts
-    lines = [", ".join(f"{count} {state}" for state, count in counts.items() if count or state == "complete")]
+    lines = [
+        ", ".join(
+            f"{count} {state.replace('_', ' ')}" for state, count in counts.items() if count or state == "complete"
+        )
+    ]
     held_back = provenance.describe_held_back(results, standing)
     lines += [held_back] if held_back is not None else []
     if words.problem is not None:

@@ -14,6 +14,7 @@ from postgres import PASSWORD, Postgres
 from studies import IN_RAY, Place, make_place, stamps
 
 from orchestrator.ledger import Ledger
+from orchestrator.mlflow_access import MlflowClient
 from orchestrator.report.tables import load_results, results_sha256
 from orchestrator.tracking_store import name_driver
 
@@ -119,3 +120,77 @@ def test_a_search_shown_in_postgresql(finished_study: FinishedStudy, tmp_path: P
         assert PASSWORD not in said
         for path in place.storage.rglob("*"):
             assert not path.is_file() or PASSWORD.encode() not in path.read_bytes(), path
+
+
+STOPPING = """\
+search:
+  num_trials: 6
+  parallel: 2
+  sampler: {kind: tpe, num_startup: 3}
+  space: {training.learning_rate: {low: 1e-9, high: 1e-2, log: true}}
+  early_stopping: {kind: asha, grace_epochs: 1, reduction_factor: 2}
+replicates: 2
+"""
+
+
+def make_stopping_search(folder: Path, cache_dir: Path) -> Place:
+    """Write the tiny study as a search over a learning rate that ends early what falls behind."""
+    place = make_place(folder, cache_dir)
+    kept = place.study.read_text().partition("factors:")[0] + f"execution: {{cache_dir: {cache_dir}}}\n"
+    place.study.write_text(kept.replace("epochs: 3", "epochs: 8") + STOPPING)
+    return place
+
+
+def count_signs(place: Place) -> int:
+    """Return how much has happened: epochs, stops, results."""
+    trials = place.ledger / "trials"
+    return sum(path.read_bytes().count(b"\n") for path in trials.glob("*/epochs.jsonl")) + sum(
+        1 for name in ("stop.json", "result.json") for _ in trials.glob(f"*/{name}")
+    )
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1800)
+def test_kills_of_a_search_that_stops_early(finished_study: FinishedStudy, tmp_path: Path) -> None:
+    """Which configurations are stopped depends on speed; how many there are, and that nothing is lost, does not."""
+    place = make_stopping_search(tmp_path, finished_study.place.study.parent / "cache")
+    ledger = Ledger(str(place.storage), "tiny")
+    seed = random.SystemRandom().randrange(2**32)
+    when = random.Random(seed)
+    print(f"seed {seed}")
+    for number in range(6):
+        goal = count_signs(place) + when.randrange(1, 6)
+        ended = [signature for signature, state in ledger.states().items() if state in ("complete", "stopped_early")]
+        before = stamps(place, ended)
+        process = place.start("run", *(IN_RAY if number == 4 else ()))
+        while count_signs(place) < goal and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(when.uniform(0.0, 0.3))
+        process.kill()
+        process.communicate()
+        assert process.returncode == -9, f"kill {number} came too late"
+        place.wait_for_silence()
+        assert before.items() <= stamps(place).items()  # what has ended is not touched
+    done = place.call("run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    proposals = read_proposals(place)
+    assert len({line["signatures"][0] for line in proposals}) == 6
+    states = ledger.states()
+    assert set(states.values()) == {"complete", "stopped_early"}
+    assert len(states) == 12
+    for signature in states:
+        epochs = [line["epoch"] for line in ledger.folder("trial", signature).read_lines("epochs.jsonl")]
+        assert epochs == list(range(1, len(epochs) + 1))  # each once
+    shown = optuna.load_study(study_name="tiny", storage=f"sqlite:///{place.ledger}/optuna.db").get_trials()
+    assert {trial.state.name for trial in shown} == {"COMPLETE", "PRUNED"}
+    assert len(shown) == len(proposals)
+    client = MlflowClient(f"sqlite:///{place.ledger}/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id], max_results=100)
+    trials = [run for run in runs if run.data.tags["robustsweep.kind"] == "trial"]
+    assert len(trials) == len(states)
+    found = {run.data.tags["robustsweep.signature"]: run.info.status for run in trials}
+    assert found == {s: "FINISHED" if state == "complete" else "KILLED" for s, state in states.items()}
+    again = place.call("run")
+    assert (again.returncode, "settled" in again.stdout) == (0, True), again.stdout + again.stderr
