@@ -28,7 +28,8 @@ class _Row:
 
     work: Work
     started: float = field(default_factory=time.monotonic)
-    epochs: int | None = None
+    #: Whether a process has said that it trains.
+    is_training: bool = False
     epoch: int = 0
     phase: str = "starting"
     metrics: dict[str, float] = field(default_factory=dict)
@@ -95,12 +96,12 @@ class StudyProgress:
         row = self._rows.setdefault(work.signature, _Row(work))
         kind = event.get("event")
         if kind == "started":
-            if row.epochs is not None:
+            if row.is_training:
                 self._print(f"[yellow]lost[/yellow]  {_name(work)}: its process ended; started again")
-            row.epochs, row.phase = event["epochs"], "training"
+            row.is_training, row.phase = True, "training"
         elif kind == "epoch":
             row.epoch, row.metrics, row.phase = event["epoch"], event["metrics"], "training"
-            self._tell(work, f"epoch {row.epoch}{_of(row.epochs)}  {_metric(row.metrics)}")
+            self._tell(work, f"epoch {_describe_epoch(work, row.epoch)}  {_metric(row.metrics)}")
         elif kind == "evaluation":
             row.phase = f"evaluating {event['done']}/{event['total']}"
 
@@ -114,9 +115,8 @@ class StudyProgress:
             self._print(f"[red]failed[/red]  {_name(work)}: {escape(reason)}")
         elif details["status"] == STOPPED:
             self._num_stopped += 1
-            epoch, config = details.get("epoch", 0), work.config
-            total = config.training.epochs if isinstance(config, TrialConfig) else None
-            when = f"after epoch {epoch}{_of(total)}" if epoch else "before it began"
+            epoch = details.get("epoch", 0)
+            when = f"after epoch {_describe_epoch(work, epoch)}" if epoch else "before it began"
             self._tell(work, f"stopped early {when} ({self._num_ended}/{self._num_works})")
         elif details["status"] == "complete":
             seconds = time.monotonic() - row.started if row else 0.0
@@ -137,7 +137,7 @@ class StudyProgress:
             table.add_column(heading, overflow="fold")
         rows = list(self._rows.values())
         for row in rows[:_MAX_ROWS]:
-            epoch = f"{row.epoch}{_of(row.epochs)}"
+            epoch = _describe_epoch(row.work, row.epoch)
             table.add_row(
                 _name(row.work), epoch, _metric(row.metrics), row.phase, f"{time.monotonic() - row.started:.0f} s"
             )
@@ -148,8 +148,10 @@ class StudyProgress:
         return Group(table, self._bar, counts)
 
 
-def _of(epochs: int | None) -> str:
-    return f"/{epochs}" if epochs else ""
+def _describe_epoch(work: Work, epoch: int) -> str:
+    config = work.config
+    total = config.training.epochs if isinstance(config, TrialConfig) else config.pretraining.epochs
+    return f"{epoch}/{total}"
 
 
 def _metric(metrics: dict[str, float]) -> str:

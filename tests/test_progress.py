@@ -14,9 +14,9 @@ TRIAL = make_trial("factor=[red], other=[/]")
 def follow(console: Console) -> str:
     with StudyProgress(console, num_works=3, num_done=0) as progress:
         progress.listen("started", TRIAL, {})
-        progress.listen("event", TRIAL, {"event": "started", "epochs": 2})
+        progress.listen("event", TRIAL, {"event": "started"})
         progress.listen("event", TRIAL, {"event": "epoch", "epoch": 1, "metrics": {"val/accuracy": 0.5}})
-        progress.listen("event", TRIAL, {"event": "started", "epochs": 2})
+        progress.listen("event", TRIAL, {"event": "started"})
         progress.listen("event", TRIAL, {"event": "evaluation", "done": 1, "total": 4})
         progress.listen("event", TRIAL, {"event": "something new"})
         progress.say("stopping")
@@ -34,7 +34,7 @@ def test_a_log_has_plain_lines_with_everything_as_it_is() -> None:
     name = f"trial factor=[red], other=[/] · replicate 0 [{TRIAL.signature[:8]}]"
     assert lines[:5] == [
         f"{name}: started",
-        f"{name}: epoch 1/2  val/accuracy 0.500",
+        f"{name}: epoch 1/20  val/accuracy 0.500",
         f"lost  {name}: its process ended; started again",
         "stopping",
         f"{name}: complete in 0 s (1/3)",
@@ -48,7 +48,7 @@ def test_a_terminal_has_a_table_that_leaves_nothing_behind_but_failures() -> Non
     text = follow(Console(file=StringIO(), width=200, force_terminal=True))
     assert "stages and trials" in text
     assert "no [/tag] here" in text
-    assert "epoch 1/2  val" not in text
+    assert "epoch 1/20  val" not in text
 
 
 def test_what_was_stopped_early_is_said_with_its_last_epoch() -> None:

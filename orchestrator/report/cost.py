@@ -138,8 +138,8 @@ def _account(arms: pd.DataFrame, usage: Usage | None) -> str:
     finished, lost, total = (float(arms[name].sum()) for name in ("finished_hours", "lost_hours", "hours"))
     text = f" All arms: {_hours(finished)} for what is complete"
     text += (
-        f", {_hours(lost)} without a result (attempts that were lost or failed, trials that failed, were stopped early or are unfinished), "
-        f"{_hours(total)} together."
+        f", {_hours(lost)} without a result (attempts that were lost or failed, trials that failed, were stopped early "
+        f"or are unfinished), {_hours(total)} together."
         if lost
         else "; no attempt that was lost or failed has left a note."
     )
