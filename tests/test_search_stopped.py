@@ -291,7 +291,7 @@ def test_the_report_says_what_was_stopped_and_what_that_has_saved(storage: Path)
     assert results.counts == {"planned": 12, "complete": 9, STOPPED: 3, "failed": 0, "interrupted": 0, "missing": 0}
     text = text_of(results)
     assert "6 configurations of 6 proposed, 4 complete" in text
-    assert "2 configurations (3 trials) stopped early, which saved 6 of 60 epochs (10%)" in text
+    assert "2 configurations (3 trials) stopped early, which saved 6 of 60 epochs (10 %)" in text
     assert "Which were stopped early?" in text
     assert "3 of 5" in text
     found = find_configurations(results)

@@ -56,7 +56,7 @@ def describe_stopped(results: Results, stopped: Sequence[Stopped]) -> str:
     """Return in words how many were stopped and what that has saved."""
     saved, total = count_epochs(results)
     trials = int((results.trials["state"] == STOPPED).sum())
-    share = f" ({saved / total:.0%})" if total else ""
+    share = f" ({100 * saved / total:.0f} %)" if total else ""
     return (
         f"{plural(len(stopped), 'configuration')} ({plural(trials, 'trial')}) stopped early, which saved {saved:,} of "
         f"{total:,} epochs{share}"
