@@ -18,22 +18,23 @@ from orchestrator.mlflow_access import MlflowClient
 from orchestrator.report.tables import load_results, results_sha256
 from orchestrator.tracking_store import name_driver
 
-NUM_KILLS, NUM_CONFIGURATIONS = 10, 12
+NUM_CONFIGURATIONS = 12
+TPE = "{kind: tpe, num_startup: 3}"
 SEARCH = f"""\
 search:
   num_trials: {NUM_CONFIGURATIONS}
   parallel: 3
-  sampler: {{kind: tpe, num_startup: 3}}
+  sampler: SAMPLER
   space:
     training.learning_rate: {{low: 1e-4, high: 1e-2, log: true}}
     augmentation.strength: {{low: 0, high: 1, step: 0.25}}
 """
 
 
-def make_search(folder: Path, cache_dir: Path) -> Place:
+def make_search(folder: Path, cache_dir: Path, sampler: str = TPE) -> Place:
     """Write the tiny study as a search over its factors, a learning rate and a strength."""
     place = make_place(folder, cache_dir)
-    place.study.write_text(place.study.read_text() + SEARCH)
+    place.study.write_text(place.study.read_text() + SEARCH.replace("SAMPLER", sampler))
     return place
 
 
@@ -64,19 +65,20 @@ def read_proposals(place: Place) -> list[dict[str, Any]]:
 
 @pytest.mark.long
 @pytest.mark.timeout(1800)
-def test_ten_kills_change_nothing(finished_study: FinishedStudy, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("sampler", "num_kills"), [(TPE, 10), ("cmaes", 5)], ids=["tpe", "cmaes"])
+def test_kills_change_nothing(finished_study: FinishedStudy, tmp_path: Path, sampler: str, num_kills: int) -> None:
     cache_dir = finished_study.place.study.parent / "cache"
-    undisturbed = make_search(tmp_path / "undisturbed", cache_dir)
+    undisturbed = make_search(tmp_path / "undisturbed", cache_dir, sampler)
     done = undisturbed.call("run")
     assert done.returncode == 0, done.stdout + done.stderr
     num_steps = count_steps(undisturbed)
-    place = make_search(tmp_path / "killed", cache_dir)
+    place = make_search(tmp_path / "killed", cache_dir, sampler)
     ledger = Ledger(str(place.storage), "tiny")
     seed = random.SystemRandom().randrange(2**32)
     when = random.Random(seed)
     print(f"seed {seed}")
-    for number in range(NUM_KILLS):
-        goal = max(1, number * num_steps // (NUM_KILLS + 1))
+    for number in range(num_kills):
+        goal = max(1, number * num_steps // (num_kills + 1))
         complete = [signature for signature, state in ledger.states().items() if state == "complete"]
         before = stamps(place, complete)
         code = kill_at(place, goal, when.uniform(0.0, 0.4), *(IN_RAY if number % 5 == 4 else ()))
