@@ -34,7 +34,8 @@ search:
 def make_search(folder: Path, cache_dir: Path, sampler: str = TPE) -> Place:
     """Write the tiny study as a search over its factors, a learning rate and a strength."""
     place = make_place(folder, cache_dir)
-    place.study.write_text(place.study.read_text() + SEARCH.replace("SAMPLER", sampler))
+    kept = place.study.read_text().partition("hypotheses:")[0] + f"execution: {{cache_dir: {cache_dir}}}\n"
+    place.study.write_text(kept + SEARCH.replace("SAMPLER", sampler))
     return place
 
 
