@@ -69,7 +69,7 @@ def main() -> None:
     """Compare and print."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer-python", type=Path, help="of an environment with imagecorruptions and medmnistc")
-    parser.add_argument("--images", type=int, default=24)
+    parser.add_argument("--images", type=int, default=64)
     options = parser.parse_args()
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
