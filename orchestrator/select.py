@@ -22,8 +22,8 @@ RULES = {
     ONE_STANDARD_ERROR: "the simplest arm whose mean is within one standard error of the best arm's: fewest weights, "
     "then fewest pretraining stages, then least time per trial, then the better mean",
 }
-#: Where the only columns stand that may choose an arm.
-VALIDATION = "val/"
+#: Where the only columns stand that may choose an arm; MLflow's headline numbers are the same under the longer name.
+VALIDATION, _HEADLINE = "val/", "validation/"
 #: Metric → whether higher is better, for every metric of an evaluation.
 _HIGHER_IS_BETTER = {"accuracy": True, "balanced_accuracy": True, "auroc": True, "quadratic_kappa": True} | {
     "ece": False, "nll": False, "brier": False,
@@ -148,8 +148,9 @@ def find_column(complete: pd.DataFrame, question: Question) -> str:
     Raises:
         StudyError: there is none, or it is not validation and ``oracle`` is not set, or the other way round.
     """
-    by = question.by if "/" in question.by else f"{VALIDATION}{question.by}"
-    known = [str(column) for column in complete if "/" in str(column) and not str(column).startswith("arm/")]
+    asked = question.by.removeprefix(_HEADLINE)
+    by = asked if "/" in asked else f"{VALIDATION}{asked}"
+    known = [str(each) for each in complete if "/" in str(each) and not str(each).startswith(("arm/", _HEADLINE))]
     validation = [column for column in known if column.startswith(VALIDATION)]
     others = [column for column in known if column not in validation]
     if by not in known:

@@ -57,6 +57,13 @@ def test_the_arm_is_the_one_that_the_report_calls_chosen(results: Results) -> No
     assert "oracle" not in chosen.label
 
 
+def test_validation_has_the_names_of_the_report_and_of_mlflow(results: Results) -> None:
+    short, long = (select_arm(results, Question(by=name)) for name in ("ece", "validation/ece"))
+    assert short == long
+    with pytest.raises(StudyError, match="val/ece is in-distribution validation, which is no oracle"):
+        select_arm(results, Question(by="validation/ece", oracle=True))
+
+
 def test_the_replicate_is_the_best_on_validation_or_the_one_asked_for(results: Results) -> None:
     changed = with_values(results, {"imagenet · none · none": [0.8, 0.9, 0.7]})
     chosen = select_arm(changed, Question(by="accuracy"))
