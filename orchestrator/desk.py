@@ -265,7 +265,7 @@ class Desk:
             self._changed.notify_all()
 
     def _may_stop(self, work: Work) -> bool:
-        return work.kind == "trial" and bool(self._job.execution.get("early_stopping"))
+        return work.kind == "trial" and bool(self._job.execution["early_stopping"])
 
     def _give_back(self, work: Work) -> None:
         """Let another slot do a work, unless nothing is handed out any more."""

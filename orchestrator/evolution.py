@@ -56,9 +56,8 @@ def draw_point(
         points = [_locate(dimensions, point, optimiser.mean) for _, point in ranked]
         optimiser.tell([(point, float(rank)) for rank, point in enumerate(points)])
         generation += 1
-        if (
-            optimiser.should_stop()
-        ):  # it has shrunk to a point: from the start, with twice as many (Auger & Hansen 2005)
+        # Once it has shrunk to a point: from the start, with twice as many (Auger & Hansen 2005).
+        if optimiser.should_stop():
             optimiser = _make_optimiser(dimensions, 2 * optimiser.population_size)
     optimiser.reseed_rng(seed)
     encoded, raw = optimiser.ask()

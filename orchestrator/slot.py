@@ -70,7 +70,7 @@ class ChunkRunner:
     @property
     def _early_stopping(self) -> bool:
         """Whether trials may be stopped while they run, or before they begin."""
-        return bool(self._chunk["execution"].get("early_stopping"))
+        return bool(self._chunk["execution"]["early_stopping"])
 
     @property
     def is_done(self) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.ledger import Ledger, describe_work
 from orchestrator.plan import Work
 
-EXECUTION = {"num_threads": 1, "device": "cpu"}
+EXECUTION = {"num_threads": 1, "device": "cpu", "early_stopping": False}
 
 
 class Diary:

@@ -30,7 +30,7 @@ def make_chunk(root: Path, *names: str, **changes: Any) -> dict[str, Any]:
         for name in names
     ]
     common = {
-        "execution": {"num_threads": 1},
+        "execution": {"num_threads": 1, "early_stopping": False},
         "stall_seconds": 600.0,
         "preload": [],
         "max_retries": 2,
