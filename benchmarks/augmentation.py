@@ -54,13 +54,13 @@ def make_environment(folder: Path) -> Path:
 def run_peer(
     python: Path, images: np.ndarray, folder: Path, what: str, cases: Sequence[tuple[str, dict[str, Any]]] = ()
 ) -> dict[str, np.ndarray]:
-    """Return what ``augmentation_peer.py`` found, on one thread.
+    """Return what ``peers/augmentation.py`` found, on one thread.
 
     Raises:
         subprocess.CalledProcessError: it failed.
     """
     np.savez(folder / "images.npz", images=images, cases=json.dumps(list(cases)))
-    script = Path(__file__).with_name("augmentation_peer.py")
+    script = Path(__file__).parent / "peers/augmentation.py"
     words = [str(python), str(script), str(folder / "images.npz"), str(folder / "peer.npz"), what]
     subprocess.run(words, check=True, env=environment(), stdout=sys.stderr)
     with np.load(folder / "peer.npz") as archive:

@@ -19,8 +19,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,52 +34,15 @@ CLAIM = 10_000
 # ------------------------------------------------------------------ ours
 
 
-def sleep_instead(request: Mapping[str, Any], report: Any) -> None:
-    """Stand in for a trial in the forked process: one epoch, a result like a real one, ``SECONDS`` in all."""
-    began = time.time()
-    from trainables.storage import Folder
-
-    folder = Folder(request["folder"])
-    signature = folder.read_json("config.json")["signature"]
-    time.sleep(SECONDS / 2)
-    metrics = {"train/loss": 0.5, "val/loss": 0.6, "val/accuracy": 0.9, "seconds": SECONDS / 2}
-    epoch = {"epoch": 1, "timestamp_ms": int(time.time() * 1000), "metrics": metrics}
-    folder.append_line("epochs.jsonl", json.dumps(epoch))
-    report({"event": "epoch", **epoch})
-    time.sleep(max(0.0, began + SECONDS - time.time()))
-    stamps = {"started_ms": int(began * 1000), "finished_ms": int(time.time() * 1000), "duration_seconds": SECONDS}
-    folder.write_json("result.json", {**RESULT, **stamps, "signature": signature})
-
-
-#: Filled before the first fork.
-RESULT: dict[str, Any] = {}
-
-
-def main_zygote(path: str, *words: str) -> None:
-    """Body of a zygote whose trials sleep; it imports what the real one imports."""
-    import fakes
-    from planning import make_trial
-
-    from orchestrator import zygote
-
-    fakes.SHIFTS = fakes.SHIFTS[:1]  # as the study says
-    RESULT.update(fakes.make_result(make_trial("any"), (), 1))
-    really = zygote.run_request
-    zygote.run_request = lambda request, report: (sleep_instead if "folder" in request else really)(request, report)
-    zygote.main(path, *words)
-
-
 def main_ours(study: Path, storage: Path) -> None:
     """Body of our driver; prints its peak memory and what lies in MLflow."""
     from rich.console import Console
 
-    from orchestrator import backstage, slot
-    from orchestrator.run import run_study
-    from orchestrator.study import load_study
-    from orchestrator.worker import Worker
+    from orchestrator.driver import child_process
+    from orchestrator.driver.run import run_study
+    from orchestrator.study.study_file import load_study
 
-    command = (sys.executable, __file__, "zygote")
-    backstage.Worker = slot.Worker = partial(Worker, command=command)
+    child_process.MODULE = "benchmarks.sleeping_child"
     with open(storage.parent / "said.txt", "w") as said:
         run_study(load_study(study), storage=str(storage), mlflow=None, address=None, console=Console(file=said))
     print(json.dumps({"driver_mib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
@@ -156,7 +117,7 @@ def measure_peer(num_trials: int) -> dict[str, float]:
 
 def _call(way: str, *options: str) -> dict[str, float]:
     words = [sys.executable, __file__, "--as", way, *options]
-    paths = f"{ROOT}:{ROOT / 'tests'}:{ROOT / 'benchmarks'}"
+    paths = f"{ROOT}:{ROOT / 'benchmarks'}"
     done = subprocess.run(
         words, env=environment() | {"PYTHONPATH": paths}, capture_output=True, text=True, check=False, cwd=ROOT
     )
@@ -211,8 +172,6 @@ def main() -> None:
     parser.add_argument("--peer-trials", type=int, help="default: a tenth, at least 160")
     for hidden in ("--as", "--study", "--storage"):
         parser.add_argument(hidden, help=argparse.SUPPRESS)
-    if sys.argv[1:2] == ["zygote"]:
-        main_zygote(*sys.argv[2:])
     asked = vars(parser.parse_args())
     if asked["as"] == "ours":
         main_ours(Path(asked["study"]), Path(asked["storage"]))

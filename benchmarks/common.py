@@ -21,8 +21,8 @@ from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 
-# The fake ledgers are written with the results that the tests use.
-sys.path.append(str(ROOT / "tests"))
+# Synthetic ledgers are written with the results that the tests use.
+sys.path.append(str(ROOT))
 
 #: A trial of 1.4 to 1.9 s on one core: see ``docs/performance.md``. 12 arms of 2 × 6 levels.
 STUDY = """\
@@ -52,7 +52,7 @@ class Place:
         """Start ``robustsweep``; what it prints goes to ``output.txt`` beside the ledger."""
         self.storage.mkdir(parents=True, exist_ok=True)
         with open(self.storage / "output.txt", "ab") as output:
-            words = [sys.executable, "-m", "orchestrator", command, str(self.study), "--storage", str(self.storage)]
+            words = [sys.executable, "-m", "robustsweep", command, str(self.study), "--storage", str(self.storage)]
             return subprocess.Popen([*words, *options], stdout=output, stderr=output, env=environment(), cwd=ROOT)
 
     def call(self, command: str, *options: str) -> float:

@@ -33,9 +33,9 @@ from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
 from trainables.evaluation.predictions import keep, predict_each
 from trainables.evaluation.robustness import evaluate_model
-from trainables.models import Classifier, build_model
+from trainables.models.networks import Classifier, build_model
 from trainables.shifts.tables import load_aliases
-from trainables.storage import Folder
+from trainables.storage.folder import Folder
 
 BAR = 5.0
 NAMES = (

@@ -29,11 +29,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import Line
 
-from orchestrator.hypotheses import describe_hypothesis, read_hypothesis
-from orchestrator.reconcile import COMPLETE
-from orchestrator.report.power import Test, compute_power
-from orchestrator.report.tables import Results
-from orchestrator.report.verdicts import CONTRADICTED, SUPPORTED, judge
+from orchestrator.analysis.results import Results
+from orchestrator.analysis.verdicts import CONTRADICTED, SUPPORTED, judge
+from orchestrator.planning.states import COMPLETE
+from orchestrator.statistics.power import Test, compute_power
+from orchestrator.study.hypotheses import describe_hypothesis, read_hypothesis
 
 METRICS = ("id/accuracy", "id/balanced_accuracy", "id/auroc", "val/accuracy")
 REPLICATES, ALPHA, POWER = 12, 0.05, 0.97

@@ -122,7 +122,7 @@ def take_look(folder: Path) -> list[Sample]:
             images, all_maps = parse_maps(path.read_text(), str(folder))
             if images:
                 private = all_maps["Private_Clean"] + all_maps["Private_Dirty"]
-                is_worker = "orchestrator.zygote" in path.with_name("cmdline").read_text()
+                is_worker = "orchestrator.execution.fork_server" in path.with_name("cmdline").read_text()
                 samples.append(Sample(images["Pss"], images["Rss"], private, all_maps["Rss"], is_worker))
     return samples
 

@@ -48,8 +48,8 @@ def make_job(folder: Path, *, num_trials: int) -> Job:
     Raises:
         ValueError: the number is no multiple of the number of arms.
     """
-    from orchestrator.prepare import prepare
-    from orchestrator.study import load_study
+    from orchestrator.driver.prepare import prepare
+    from orchestrator.study.study_file import load_study
 
     if num_trials % ARMS:
         raise ValueError(f"--trials: found {num_trials}, expected a multiple of the {ARMS} arms")
@@ -106,7 +106,7 @@ WAYS: dict[str, Callable[[Job, Path, str], None]] = {
 def train_one(row: dict[str, Any], folder: str, cache_dir: str, report: Callable[[Any], None]) -> dict[str, Any]:
     """Train and evaluate one trial in this process; return its result."""
     from trainables.config import Execution, TrialConfig
-    from trainables.storage import Folder
+    from trainables.storage.folder import Folder
     from trainables.trial import run_trial
 
     return run_trial(

@@ -6,7 +6,7 @@
 - one after another: one process, one model at a time.
 - side by side: forked processes that share the device, each with its models one after another: 8 on a GPU (no MPS), as
   many as cores, of one thread each, on a CPU.
-- stacked: one process, ``trainables.stacking``.
+- stacked: one process, ``stacking.py``.
 
 All three train from the same weights on the same images in the same order, and are timed without process start, data
 and warm-up. On a CPU one after another and stacked may use all cores (``--threads``); on a busy machine, look at CPU
@@ -31,18 +31,18 @@ from typing import Any
 import numpy as np
 import torch
 from common import Line
+from stacking import StackedTrainer
 
 from trainables.augmentation.pipeline import build_augmentation
 from trainables.config import Execution, TrialConfig
 from trainables.data.batches import TrainingImages
 from trainables.data.dataset import Dataset
-from trainables.data.sources import load_dataset
-from trainables.losses import build_loss
-from trainables.models import Classifier
-from trainables.optimisation import build_optimiser, learning_rate_factor
+from trainables.data.load import load_dataset
+from trainables.models.networks import Classifier
 from trainables.preload import preload
-from trainables.stacking import StackedTrainer
-from trainables.training import resolve_precision
+from trainables.training.loop import resolve_precision
+from trainables.training.losses import build_loss
+from trainables.training.optimisation import build_optimiser, learning_rate_factor
 from trainables.trial import build_initial_model, prepare_process
 
 GPU_BAR = 2.0

@@ -43,7 +43,7 @@ def make_ledger(folder: Path, num_trials: int) -> Path:
     """
     if num_trials % ARMS:
         raise ValueError(f"--trials: found {num_trials}, expected a multiple of the {ARMS} arms")
-    from fakes import make_fake_ledger
+    from tests.support.synthetic_ledger import make_fake_ledger
 
     storage = folder / f"ledger-{num_trials}"
     done = storage / "whole"
@@ -55,7 +55,7 @@ def make_ledger(folder: Path, num_trials: int) -> Path:
 
 def main_report(storage: Path) -> None:
     """Body of the measured process: write the report, print what it took."""
-    from orchestrator.ledger import Ledger
+    from orchestrator.ledger.ledger import Ledger
     from orchestrator.report.write import write_report
 
     started = time.perf_counter()

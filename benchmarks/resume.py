@@ -23,13 +23,13 @@ from pathlib import Path
 from unittest import mock
 
 from common import Line, Place, make_place
-from fakes import STARTED_MS, make_result
 
-from orchestrator.ledger import Ledger
-from orchestrator.plan import Work
-from orchestrator.prepare import Prepared, prepare
-from orchestrator.run_index import RunIndex
-from orchestrator.study import load_study
+from orchestrator.driver.prepare import Prepared, prepare
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.planning.plan import Work
+from orchestrator.study.study_file import load_study
+from orchestrator.tracking.run_index import RunIndex
+from tests.support.synthetic_ledger import STARTED_MS, make_result
 
 #: 2 × 25 levels, few enough that a page can show them; a larger study has more replicates.
 ARMS = 50
@@ -64,7 +64,7 @@ def write_complete(ledger: Ledger, work: Work, *, study: str, num_severities: in
 
 def fill_mlflow(prepared: Prepared, database: Path) -> int:
     """Ship the first trial, copy its run for all others; return the number of metric values in the database."""
-    from orchestrator.tracking import Tracker
+    from orchestrator.tracking.tracker import Tracker
 
     first, *others = prepared.plan.trials
     about = prepared.about | prepared.plan.as_json()

@@ -107,7 +107,7 @@ def corrupt_by_peer(
         subprocess.CalledProcessError: it failed, or asked for other numbers than ours drew.
     """
     np.savez(folder / "draws.npz", images=images, **{k.replace("/", "|"): v for k, v in collect_draws(seeds).items()})
-    script = Path(__file__).with_name("shift_draws_peer.py")
+    script = Path(__file__).parent / "peers/shift_draws.py"
     words = [str(python), str(script), folder / "draws.npz", folder / "out.npz", *names]
     subprocess.run(words, check=True, env=environment(), stdout=sys.stderr)
     with np.load(folder / "out.npz") as archive:

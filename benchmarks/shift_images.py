@@ -23,7 +23,7 @@ PEERS = (
 
 @dataclass(frozen=True)
 class PeerRun:
-    """What ``shift_peer.py`` found: images (n, h, w, 3) by package/name/severity, CPU seconds by name/severity."""
+    """What ``peers/shifts.py`` found: images (n, h, w, 3) by package/name/severity, CPU seconds by name/severity."""
 
     outputs: dict[str, np.ndarray]
     seconds: dict[str, float]
@@ -73,7 +73,7 @@ def run_peer(python: Path, images: np.ndarray, folder: Path, *, names: Sequence[
         subprocess.CalledProcessError: they do not start.
     """
     np.savez(folder / "images.npz", images=images, seed=seed)
-    words = [str(python), str(Path(__file__).with_name("shift_peer.py")), folder / "images.npz", folder / "peer.npz"]
+    words = [str(python), str(Path(__file__).parent / "peers/shifts.py"), folder / "images.npz", folder / "peer.npz"]
     subprocess.run([*words, *names], check=True, env=environment(), stdout=sys.stderr)
     with np.load(folder / "peer.npz") as archive:
         facts: dict[str, Any] = json.loads(str(archive["facts"]))

@@ -25,10 +25,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import Line
 
-from orchestrator.report.power import TESTS as POWER_TESTS
-from orchestrator.report.power import minimum_replicates
-from orchestrator.report.significance import Alternative, holm, permutation_test, sign_test, trend_test, wilcoxon
-from orchestrator.report.statistics import METHODS, bootstrap_interval
+from orchestrator.statistics.intervals import METHODS, bootstrap_interval
+from orchestrator.statistics.paired_tests import Alternative, holm, permutation_test, sign_test, wilcoxon
+from orchestrator.statistics.power import TESTS as POWER_TESTS
+from orchestrator.statistics.power import minimum_replicates
+from orchestrator.statistics.trend import trend_test
 
 #: Fewer than the report's 10,000, for time: an end of an interval moves by 3 % of its width at most.
 NUM_RESAMPLES = 2_000

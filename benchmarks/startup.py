@@ -19,7 +19,7 @@ from common import Line, Place, environment, make_place, median_of, time_process
 
 HELP_SECONDS, PLAN_SECONDS, FIRST_STEP_FACTOR = 0.5, 3.0, 1.3
 
-#: Ray as ``orchestrator.scheduling`` starts it: no dashboard. Ended without ``ray.shutdown`` being timed.
+#: Ray as ``orchestrator.cluster.tune_executor`` starts it: no dashboard. Ended without ``ray.shutdown`` being timed.
 FLOOR = """
 import json, sys, time
 began = float(sys.argv[1])
@@ -33,7 +33,7 @@ print(json.dumps([imported - began, time.time() - began]))
 
 def measure_help() -> float:
     """Return the seconds of ``robustsweep --help``."""
-    return time_process([sys.executable, "-m", "orchestrator", "--help"])
+    return time_process([sys.executable, "-m", "robustsweep", "--help"])
 
 
 def measure_floor() -> float:

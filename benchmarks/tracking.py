@@ -18,13 +18,13 @@ from typing import Any
 
 import requests
 from common import Line, mlflow_server
-from fakes import make_fake_ledger
 
-from orchestrator.ledger import Ledger
-from orchestrator.mlflow_access import MlflowClient
-from orchestrator.projection import project
-from orchestrator.shipping import Shipper
-from orchestrator.tracking import Tracker
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.tracking.client import MlflowClient
+from orchestrator.tracking.projection import project
+from orchestrator.tracking.shipper import Shipper
+from orchestrator.tracking.tracker import Tracker
+from tests.support.synthetic_ledger import make_fake_ledger
 
 METRICS_PER_SECOND, REQUESTS_PER_TRIAL = 1500.0, 4.0
 NUM_ONE_BY_ONE = 50

@@ -36,9 +36,9 @@ from trainables.config import Execution, TrialConfig
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
 from trainables.evaluation.predictions import keep, predict_each
-from trainables.models import Classifier
-from trainables.storage import Folder
-from trainables.training import resolve_precision, train_model
+from trainables.models.networks import Classifier
+from trainables.storage.folder import Folder
+from trainables.training.loop import resolve_precision, train_model
 from trainables.trial import build_initial_model, prepare_process
 
 BAR, BUSY_BAR = 0.95, 0.9

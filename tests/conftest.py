@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 os.environ["OMP_NUM_THREADS"] = "1"  # before torch is imported, here and in the processes that tests start
+# Processes that tests start, Ray's actors among them, import ``tests.support``.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH")]))
 
 import pytest
 import torch
-from studies import IN_RAY, Place, make_place
+
+from tests.support.tiny_study import IN_RAY, Place, make_place
 
 if TYPE_CHECKING:
-    from trained import TrainedStudy
+    from tests.support.trained_study import TrainedStudy
 
 torch.set_num_threads(1)
 
@@ -47,6 +50,8 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
 @pytest.fixture(scope="session")
 def trained_study(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> TrainedStudy:
     """A small study of two arms and two replicates that is trained in this process; not to be changed by a test."""
-    from trained import train_study  # not above: conftest.py is read before shape annotations are made to run
+    from tests.support.trained_study import (
+        train_study,  # not above: conftest.py is read before shape annotations are made to run
+    )
 
     return train_study(tmp_path_factory.mktemp("trained"), cache_dir)

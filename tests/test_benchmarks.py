@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from orchestrator.prepare import prepare
-from orchestrator.study import load_study
-from orchestrator.tracking import Tracker
+from orchestrator.driver.prepare import prepare
+from orchestrator.study.study_file import load_study
+from orchestrator.tracking.tracker import Tracker
+from tests.support.paths import BENCHMARKS
 
-BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 SCRIPTS = (
     "orchestration",
     "startup",

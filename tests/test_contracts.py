@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parent.parent
+from tests.support.paths import ROOT
+
 SOURCES = sorted(path for package in ("orchestrator", "trainables") for path in (ROOT / package).rglob("*.py"))
 MAX_FILE_LINES, MAX_BODY_LINES = 400, 60
 
@@ -52,7 +53,7 @@ def undocumented(node: ast.AST, prefix: str = "") -> Iterator[str]:
 
 def test_there_is_something_to_look_at() -> None:
     names = {relative(path) for path in SOURCES}
-    assert {"orchestrator/run.py", "trainables/trial.py", "orchestrator/report/write.py"} <= names
+    assert {"orchestrator/driver/run.py", "trainables/trial.py", "orchestrator/report/write.py"} <= names
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=relative)
@@ -85,7 +86,10 @@ def test_packages_import_each_other_as_agreed() -> None:
 
 
 def test_only_one_module_each_names_ray_and_mlflow() -> None:
-    for package, home in (("ray", "orchestrator/scheduling.py"), ("mlflow", "orchestrator/mlflow_access.py")):
+    for package, home in (
+        ("ray", "orchestrator/cluster/tune_executor.py"),
+        ("mlflow", "orchestrator/tracking/client.py"),
+    ):
         pattern = re.compile(rf"^\s*(from|import) {package}\b", re.MULTILINE)
         assert [relative(path) for path in SOURCES if pattern.search(path.read_text(encoding="utf-8"))] == [home]
 
@@ -121,7 +125,7 @@ def test_the_reading_order_of_the_readme_leads_to_files() -> None:
     for word in ("make quickstart", "make test"):
         assert word in readme
     linked = set(re.findall(r"\]\((?!https?:|#)([^)#]+)", readme)) | set(re.findall(r"`((?:\w+/)+\w+\.\w+)`", readme))
-    assert {"configs/quickstart.yaml", "orchestrator/run.py", "trainables/trial.py"} <= linked
+    assert {"configs/quickstart.yaml", "orchestrator/driver/run.py", "trainables/trial.py"} <= linked
     ours = {name for name in linked if not name.startswith(("../", "results/"))}
     assert [name for name in sorted(ours) if not (ROOT / name).exists()] == []
 

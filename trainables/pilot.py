@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import torch
 
-from trainables.acceleration import default_choice
 from trainables.config import Execution, ScratchPretraining, TrialConfig
 from trainables.data.dataset import ImageSet
-from trainables.data.sources import load_dataset
+from trainables.data.load import load_dataset
 from trainables.evaluation.predictions import predict
-from trainables.models import Classifier
+from trainables.models.networks import Classifier
 from trainables.shifts.bank import build_shifts
-from trainables.step import TrainingStep
-from trainables.training import resolve_precision
+from trainables.training.acceleration import default_choice
+from trainables.training.loop import resolve_precision
+from trainables.training.step import TrainingStep
 from trainables.trial import build_network, prepare_process
 
 #: Steps before the clock starts (allocations, first kernels) and steps on the clock.

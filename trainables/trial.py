@@ -22,8 +22,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trainables.acceleration import Choice, decide, default_choice, describe_key, probe
-from trainables.checkpoint import forget_checkpoints, is_trained, load_weights, restore_module, save_weights
 from trainables.config import (
     ContrastivePretraining,
     Execution,
@@ -34,11 +32,11 @@ from trainables.config import (
     TrialConfig,
 )
 from trainables.data.dataset import Dataset
-from trainables.data.sources import load_dataset
+from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
 from trainables.evaluation.robustness import choose_shifts, evaluate_model, summarise_predictions
-from trainables.finished import CONFIG, EPOCHS, RESULT, describe_files
-from trainables.models import Classifier, build_model
+from trainables.models.networks import Classifier, build_model
+from trainables.ops.stain_normalisation import StainNormaliser, check_stainable, choose_tiles
 from trainables.pretraining.imagenet import load_imagenet
 from trainables.regularisers import (
     Dropout,
@@ -49,10 +47,12 @@ from trainables.regularisers import (
     find_part,
 )
 from trainables.seeding import derive_seed, seed_everything
-from trainables.stain_normalisation import StainNormaliser, check_stainable, choose_tiles
-from trainables.stopping import stop_if_asked
-from trainables.storage import Folder
-from trainables.training import Outcome, resolve_precision, train_model
+from trainables.storage.checkpoint import forget_checkpoints, is_trained, load_weights, restore_module, save_weights
+from trainables.storage.completeness import CONFIG, EPOCHS, RESULT, describe_files
+from trainables.storage.folder import Folder
+from trainables.training.acceleration import Choice, decide, default_choice, describe_key, probe
+from trainables.training.loop import Outcome, resolve_precision, train_model
+from trainables.training.stopping import stop_if_asked
 
 ENCODER, MODEL = "encoder.safetensors", "model.safetensors"
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.ledger import Record
-from orchestrator.report.plot import Figure, colour, floats, layout_of, panel_title, sentence, translucent
-from orchestrator.report.stain_grid import rows_of_shifts
-from orchestrator.report.tables import METRICS, Results
+from orchestrator.analysis.results import METRICS, Results
+from orchestrator.analysis.stain_grid import rows_of_shifts
+from orchestrator.analysis.wording import sentence
+from orchestrator.ledger.record import Record
+from orchestrator.report.style import Figure, colour, floats, layout_of, panel_title, translucent
 
 #: Curves shown at first, and in the legend to be switched on; the rest is in shifts.csv and the caption says so.
 SHOWN_CURVES = 8

@@ -40,7 +40,7 @@ def build_examples(config: TrialConfig, *, cache_dir: Path) -> Examples:
     """
     import torch
 
-    from trainables.data.sources import load_dataset
+    from trainables.data.load import load_dataset
     from trainables.seeding import hash_ids, mix
     from trainables.shifts.bank import build_shifts
 

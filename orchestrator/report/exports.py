@@ -12,55 +12,22 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.reconcile import COMPLETE
-from orchestrator.report.effects import Effect
-from orchestrator.report.plot import sentence
-from orchestrator.report.tables import METRICS, Results
+from orchestrator.analysis.effects import Effect
+from orchestrator.analysis.formats import _LATEX, write_latex, write_markdown
+from orchestrator.analysis.results import METRICS, Results
+from orchestrator.analysis.wording import sentence
+from orchestrator.planning.states import COMPLETE
 
-_LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
 _LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\n": " "}
+
+
 _LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+
+
 _LATEX |= {"±": r"$\pm$", "–": "--", "·": r"$\cdot$", "×": r"$\times$", "−": "$-$", "≥": r"$\geq$", "≤": r"$\leq$"}
-_MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
+
+
 _DASH = "–"
-
-
-def escape_latex(text: str) -> str:
-    """Return text that LaTeX sets as it is written."""
-    return "".join(_LATEX.get(character, character) for character in text)
-
-
-def escape_markdown(text: str) -> str:
-    """Return text that Markdown shows as it is written, on one line."""
-    return _MARKDOWN.sub(r"\\\1", text.replace("\n", " "))
-
-
-def write_latex(head: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int, caption: str, label: str) -> str:
-    """Return a ``table`` environment in the style of booktabs; the first ``texts`` columns are left-aligned."""
-    lines = [
-        "% needs \\usepackage{booktabs}",
-        "\\begin{table}",
-        "\\centering",
-        f"\\caption{{{escape_latex(caption)}}}",
-        f"\\label{{tab:{label}}}",
-        f"\\begin{{tabular}}{{{'l' * texts}{'r' * (len(head) - texts)}}}",
-        "\\toprule",
-        " & ".join(map(escape_latex, head)) + r" \\",
-        "\\midrule",
-        *(" & ".join(map(escape_latex, row)) + r" \\" for row in rows),
-        "\\bottomrule",
-        "\\end{tabular}",
-        "\\end{table}",
-    ]
-    return "\n".join(lines) + "\n"
-
-
-def write_markdown(head: Sequence[str], rows: Sequence[Sequence[str]], *, texts: int, caption: str) -> str:
-    """Return a Markdown table under its caption; the first ``texts`` columns are left-aligned."""
-    rule = [":--" if number < texts else "--:" for number in range(len(head))]
-    body = [[escape_markdown(cell) for cell in row] for row in (head, *rows)]
-    lines = [f"| {' | '.join(row)} |" for row in (body[0], rule, *body[1:])]
-    return f"{escape_markdown(caption)}\n\n" + "\n".join(lines) + "\n"
 
 
 def paper_tables(results: Results, arms: pd.DataFrame, effects: Mapping[str, Sequence[Effect]]) -> dict[str, str]:

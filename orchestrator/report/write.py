@@ -8,41 +8,47 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from orchestrator.budget import Standing, describe_compute, find_usage, read_standing
-from orchestrator.ledger import Ledger
-from orchestrator.plan import describe_skipped
-from orchestrator.report import importance, provenance, sections
-from orchestrator.report.answer import Answer, answer
-from orchestrator.report.balanced_section import balanced_section
-from orchestrator.report.cost import arm_costs_table, cost_section, costs_table
-from orchestrator.report.effects import compute_all_effects, effects_table
-from orchestrator.report.examples import Examples, build_examples
-from orchestrator.report.exports import paper_tables
-from orchestrator.report.html import Section, render_page
-from orchestrator.report.interactions import interactions_section
-from orchestrator.report.left_out import left_out_section
-from orchestrator.report.pareto import trade_off_section
-from orchestrator.report.source import (
+from orchestrator.analysis.costs import arm_costs_table, costs_table
+from orchestrator.analysis.effects import compute_all_effects, effects_table
+from orchestrator.analysis.formats import TextTable
+from orchestrator.analysis.results import Results, arms_table, balanced_errors_table, load_results, results_sha256
+from orchestrator.analysis.verdicts import judge, verdicts_table
+from orchestrator.ledger.derived import (
     DEFAULT_METRIC,
     FIGURES,
     PAGE,
     PAPER_TABLES,
+    SOURCE,
     TABLES,
     Report,
     Source,
+    compute_state,
     locate_report,
     write_source,
 )
-from orchestrator.report.spread import spread_section
-from orchestrator.report.tables import Results, arms_table, balanced_errors_table, load_results, results_sha256
-from orchestrator.report.text import TextTable
-from orchestrator.report.transfer import transfer_section
-from orchestrator.report.verdict_section import summarise_verdicts, verdict_section
-from orchestrator.report.verdicts import judge, verdicts_table
-from orchestrator.settled import SOURCE, compute_state
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.usage import describe_compute, find_usage, read_standing
+from orchestrator.planning.budget import Standing
+from orchestrator.planning.plan import describe_skipped
+from orchestrator.report.examples import Examples, build_examples
+from orchestrator.report.exports import paper_tables
+from orchestrator.report.page import Section, render_page
+from orchestrator.report.sections import provenance
+from orchestrator.report.sections.answer import Answer, answer, answer_section, arms_section
+from orchestrator.report.sections.balanced import balanced_section
+from orchestrator.report.sections.effects import effects_section
+from orchestrator.report.sections.interactions import interactions_section
+from orchestrator.report.sections.provenance import left_out_section
+from orchestrator.report.sections.search import search_section
+from orchestrator.report.sections.shifts import examples_section, shifts_section
+from orchestrator.report.sections.spread import spread_section
+from orchestrator.report.sections.trade_off import trade_off_section
+from orchestrator.report.sections.training import cost_section, training_section
+from orchestrator.report.sections.transfer import transfer_section
+from orchestrator.report.sections.verdicts import summarise_verdicts, verdict_section
 from trainables.config import read_trial_config
 from trainables.errors import RobustSweepError
-from trainables.storage import Folder
+from trainables.storage.folder import Folder
 
 
 @contextmanager
@@ -88,19 +94,19 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
     main = effects.get(f"robustness/mean_{metric}", [])
     parts = [
         verdict_section(results, verdicts),
-        sections.answer_section(words),
-        importance.search_section(results),
-        sections.arms_section(results, arms) if len(arms) else None,
-        sections.effects_section(results, shown),
+        answer_section(words),
+        search_section(results),
+        arms_section(results, arms) if len(arms) else None,
+        effects_section(results, shown),
         interactions_section(results, main),
         spread_section(results),
-        sections.shifts_section(results, arms, main),
+        shifts_section(results, arms, main),
         balanced_section(results, balanced),
         transfer_section(results, main),
         trade_off_section(results, arms, main),
-        sections.training_section(results, main),
+        training_section(results, main),
         cost_section(results, costs, main, find_usage(ledger)),
-        sections.examples_section(pictures, problem),
+        examples_section(pictures, problem),
         left_out_section(results),
         provenance.provenance_section(
             results, digest=digest, files=TABLES | PAPER_TABLES, compute=describe_compute(ledger, standing)

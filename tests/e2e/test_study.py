@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from conftest import FinishedStudy
 from mlflow.tracking import MlflowClient
-from studies import NUM_STAGES, NUM_TRIALS, Place, copy_place, stamps
 
-from orchestrator.ledger import Ledger
-from orchestrator.report.tables import load_results, results_sha256
+from orchestrator.analysis.results import load_results, results_sha256
+from orchestrator.ledger.ledger import Ledger
+from tests.support.tiny_study import NUM_STAGES, NUM_TRIALS, Place, copy_place, stamps
 
 
 def ledger_of(place: Place) -> Ledger:

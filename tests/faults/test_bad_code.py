@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 from conftest import FinishedStudy
 from mlflow.tracking import MlflowClient
-from studies import IN_RAY, make_place
 
-from orchestrator.ledger import Ledger
-from orchestrator.report.source import PAGE
+from orchestrator.ledger.derived import PAGE
+from orchestrator.ledger.ledger import Ledger
+from tests.support.tiny_study import IN_RAY, make_place
 
 #: Found by every Python of the study: breaks one network as a user's own code would, in its second training step.
 SITECUSTOMIZE = """\

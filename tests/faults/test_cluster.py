@@ -10,14 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from clusters import Machines, Node, running_cluster
 from conftest import FinishedStudy
 from mlflow.tracking import MlflowClient
-from processes import wait_until
-from studies import Place, make_place, stamps
 
-from orchestrator.ledger import Ledger
-from orchestrator.report.tables import load_results, results_sha256
+from orchestrator.analysis.results import load_results, results_sha256
+from orchestrator.ledger.ledger import Ledger
+from tests.support.processes import wait_until
+from tests.support.ray_clusters import Machines, Node, running_cluster
+from tests.support.tiny_study import Place, make_place, stamps
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(600)]
 

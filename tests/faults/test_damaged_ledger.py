@@ -14,11 +14,11 @@ from pathlib import Path
 
 import pytest
 from conftest import FinishedStudy
-from processes import lines
-from studies import NUM_TRIALS, Place, copy_place, make_place, stamps
 
-from orchestrator.ledger import Ledger
-from orchestrator.report.tables import load_results, results_sha256
+from orchestrator.analysis.results import load_results, results_sha256
+from orchestrator.ledger.ledger import Ledger
+from tests.support.processes import lines
+from tests.support.tiny_study import NUM_TRIALS, Place, copy_place, make_place, stamps
 
 pytestmark = pytest.mark.timeout(600)
 

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 from conftest import FinishedStudy
-from disks import SmallDisk, small_disk
-from processes import lines
-from studies import IN_RAY, NUM_TRIALS, Place, copy_place, make_place, stamps
 
-from orchestrator.ledger import Ledger
-from orchestrator.reconcile import COMPLETE, FAILED, INTERRUPTED
-from orchestrator.report.tables import load_results, results_sha256
+from orchestrator.analysis.results import load_results, results_sha256
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.planning.states import COMPLETE, FAILED, INTERRUPTED
+from tests.support.processes import lines
+from tests.support.small_disk import SmallDisk, small_disk
+from tests.support.tiny_study import IN_RAY, NUM_TRIALS, Place, copy_place, make_place, stamps
 
 pytestmark = pytest.mark.timeout(600)
 

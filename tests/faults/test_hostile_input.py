@@ -28,17 +28,17 @@ from conftest import FinishedStudy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from studies import Place, copy_place
-from study_texts import HEAD
 
-from orchestrator.ledger import Ledger
-from orchestrator.prepare import prepare
-from orchestrator.report.tables import load_results
+from orchestrator.analysis.results import load_results
+from orchestrator.driver.prepare import prepare
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.write import write_report
-from orchestrator.study import load_study
-from trainables.checkpoint import load_checkpoint, load_weights
+from orchestrator.study.study_file import load_study
+from tests.support.paths import CONFIGS
+from tests.support.study_texts import HEAD
+from tests.support.tiny_study import Place, copy_place
 from trainables.config import CsvData, ImageFolderData, ImageNetPretraining, MedmnistData
-from trainables.data.sources import load_dataset
+from trainables.data.load import load_dataset
 from trainables.errors import (
     CheckpointError,
     DataError,
@@ -48,11 +48,11 @@ from trainables.errors import (
     WeightsUnavailableError,
 )
 from trainables.evaluation.predictions import load_predictions
-from trainables.finished import describe_files
 from trainables.pretraining.imagenet import load_imagenet
-from trainables.storage import Folder
+from trainables.storage.checkpoint import load_checkpoint, load_weights
+from trainables.storage.completeness import describe_files
+from trainables.storage.folder import Folder
 
-CONFIGS = sorted((Path(__file__).parents[2] / "configs").glob("*.yaml"))
 FUZZ = settings(
     max_examples=40,
     deadline=None,

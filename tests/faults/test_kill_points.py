@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 from conftest import FinishedStudy
 from mlflow.tracking import MlflowClient
-from processes import lines
-from studies import IN_RAY, NUM_STAGES, NUM_TRIALS, Place, make_place, stamps
 
-from orchestrator.ledger import Ledger
-from orchestrator.report.tables import load_results, results_sha256
+from orchestrator.analysis.results import load_results, results_sha256
+from orchestrator.ledger.ledger import Ledger
+from tests.support.processes import lines
+from tests.support.tiny_study import IN_RAY, NUM_STAGES, NUM_TRIALS, Place, make_place, stamps
 
 NUM_KILLS = 20
 #: Longer trials than the other tests have, so that twenty kills find something to kill.

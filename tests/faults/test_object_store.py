@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 from conftest import FinishedStudy
-from object_stores import SECRET, connect, serve_s3
-from processes import lines
-from studies import NUM_TRIALS, make_place
 
-from orchestrator.ledger import Ledger
-from orchestrator.report.tables import load_results, results_sha256
+from orchestrator.analysis.results import load_results, results_sha256
+from orchestrator.ledger.ledger import Ledger
+from tests.support.object_stores import SECRET, connect, serve_s3
+from tests.support.processes import lines
+from tests.support.tiny_study import NUM_TRIALS, make_place
 
 BUCKET = "studies"
 
@@ -67,7 +67,7 @@ def test_a_study_on_an_object_store_survives_the_death_of_its_driver(
 #: Takes the lease at a given moment, and says whether it got it.
 TAKE = """
 import sys, time
-from orchestrator.lease import Lease
+from orchestrator.ledger.lease import Lease
 from orchestrator.ledger import Ledger
 from trainables.errors import LeaseError
 ledger = Ledger(sys.argv[1], "s")

@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 from conftest import FinishedStudy
-from mlflow_stores import check_shown, show
-from postgres import PASSWORD, Postgres
-from processes import lines
-from studies import NUM_TRIALS, Place, copy_place, make_place
 
-from orchestrator.ledger import Ledger
-from orchestrator.report.tables import load_results, results_sha256
-from orchestrator.tracking_store import make_absolute
+from orchestrator.analysis.results import load_results, results_sha256
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.tracking.addresses import make_absolute
+from tests.support.mlflow_stores import check_shown, show
+from tests.support.postgres import PASSWORD, Postgres
+from tests.support.processes import lines
+from tests.support.tiny_study import NUM_TRIALS, Place, copy_place, make_place
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from typing import Any
 import optuna
 import pytest
 from conftest import FinishedStudy
-from postgres import PASSWORD, Postgres
-from studies import IN_RAY, Place, make_place, stamps
 
-from orchestrator.ledger import Ledger
-from orchestrator.mlflow_access import MlflowClient
-from orchestrator.report.tables import load_results, results_sha256
-from orchestrator.tracking_store import name_driver
+from orchestrator.analysis.results import load_results, results_sha256
+from orchestrator.ledger.databases import name_driver
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.tracking.client import MlflowClient
+from tests.support.postgres import PASSWORD, Postgres
+from tests.support.tiny_study import IN_RAY, Place, make_place, stamps
 
 NUM_CONFIGURATIONS = 12
 TPE = "{kind: tpe, num_startup: 3}"

@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 from conftest import FinishedStudy
-from studies import IN_RAY, Place, copy_place, make_place
 
+from tests.support.tiny_study import IN_RAY, Place, copy_place, make_place
 from trainables.errors import StorageError
 
 #: What the environment of a driver on a cluster holds; each value occurs nowhere else.

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 from conftest import FinishedStudy
-from processes import lines
-from studies import IN_RAY, Place, make_place
 
-from orchestrator.ledger import Ledger
-from orchestrator.report.tables import load_results, results_sha256
+from orchestrator.analysis.results import load_results, results_sha256
+from orchestrator.ledger.ledger import Ledger
+from tests.support.processes import lines
+from tests.support.tiny_study import IN_RAY, Place, make_place
 
 #: ``RAY_JOB_STOP_WAIT_TIME_S``.
 GRACE_SECONDS = 3.0

@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 from conftest import FinishedStudy
 from mlflow.tracking import MlflowClient
-from processes import lines
-from studies import IN_RAY, NUM_STAGES, NUM_TRIALS, Place, make_place, stamps
 
-from orchestrator.lease import LEASE_SECONDS
-from orchestrator.ledger import Ledger
-from orchestrator.report.tables import load_results, results_sha256
-from trainables.storage import Folder
+from orchestrator.analysis.results import load_results, results_sha256
+from orchestrator.ledger.lease import LEASE_SECONDS
+from orchestrator.ledger.ledger import Ledger
+from tests.support.processes import lines
+from tests.support.tiny_study import IN_RAY, NUM_STAGES, NUM_TRIALS, Place, make_place, stamps
+from trainables.storage.folder import Folder
 
 
 def let_time_pass(place: Place) -> None:

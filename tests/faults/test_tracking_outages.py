@@ -18,14 +18,26 @@ from pathlib import Path
 
 import pytest
 from conftest import FinishedStudy
-from faulty_proxy import AWAY, CLOSE, ERROR_500, ERROR_503, GARBAGE, HANG, LATE, LOSE, PASS, SLOW, FaultyProxy
-from mlflow_stores import Server, Shown, check_shown, show
-from processes import lines, wait_until
-from studies import NUM_STAGES, NUM_TRIALS, Place, copy_place, make_place, stamps
 
-from orchestrator.ledger import Ledger
-from orchestrator.mlflow_access import MlflowClient
-from orchestrator.report.tables import load_results, results_sha256
+from orchestrator.analysis.results import load_results, results_sha256
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.tracking.client import MlflowClient
+from tests.support.faulty_proxy import (
+    AWAY,
+    CLOSE,
+    ERROR_500,
+    ERROR_503,
+    GARBAGE,
+    HANG,
+    LATE,
+    LOSE,
+    PASS,
+    SLOW,
+    FaultyProxy,
+)
+from tests.support.mlflow_stores import Server, Shown, check_shown, show
+from tests.support.processes import lines, wait_until
+from tests.support.tiny_study import NUM_STAGES, NUM_TRIALS, Place, copy_place, make_place, stamps
 
 NUM_RECORDS = NUM_STAGES + NUM_TRIALS
 #: How long the driver waits for an answer.

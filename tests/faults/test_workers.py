@@ -16,11 +16,12 @@ from typing import Any
 import pytest
 from conftest import FinishedStudy
 from mlflow.tracking import MlflowClient
-from processes import wait_until
-from studies import IN_RAY, NUM_STAGES, NUM_TRIALS, Place, make_place, stamps
 
-from orchestrator.ledger import Ledger, Record
-from orchestrator.report.tables import load_results, results_sha256
+from orchestrator.analysis.results import load_results, results_sha256
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.record import Record
+from tests.support.processes import wait_until
+from tests.support.tiny_study import IN_RAY, NUM_STAGES, NUM_TRIALS, Place, make_place, stamps
 
 OWN_AND_RAY = pytest.mark.parametrize(
     "options", [pytest.param((), id="own slots"), pytest.param(IN_RAY, id="Ray", marks=pytest.mark.long)]

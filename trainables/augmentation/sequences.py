@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 
+from trainables.augmentation.memory import keep_freed_memory
 from trainables.augmentation.policy import (
     Images,
     Magnitudes,
@@ -31,7 +32,6 @@ from trainables.augmentation.policy import (
     WarpOperation,
 )
 from trainables.ops.geometry import warp_affine
-from trainables.ops.memory import keep_freed_memory
 from trainables.ops.pixels import look_up, ramp
 
 #: Five colour images of 224². From 3 to 10 it matters little: fewer calls against float copies in the cache.

@@ -4,7 +4,7 @@
     <cache_dir>/data/<key>/0.npy …      uint8 (n, channels, size, size), one file per set; 0.masks.npy beside it
 
 A folder is written under another name and renamed, so it is there completely or not at all. What is damaged later is
-noticed as in the ledger (``trainables/finished.py``).
+noticed as in the ledger (``trainables/storage/completeness.py``).
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ from trainables.data.decoding import map_threads
 from trainables.data.splits import EXTERNAL, SPLITS, check_covered
 from trainables.data.table import Table, describe_row, hash_json, list_first
 from trainables.errors import DataError, DiskFullError, StorageError
-from trainables.finished import describe_files, find_change
-from trainables.storage import Folder, explain_failure
+from trainables.storage.completeness import describe_files, find_change
+from trainables.storage.folder import Folder, explain_failure
 
 #: Raise it when decoding or the layout of a folder changes.
 CACHE_VERSION = 2

@@ -15,8 +15,8 @@ from torch import Tensor
 from trainables.data.dataset import ImageSet
 from trainables.data.feed import ImageFeed, split_sizes
 from trainables.errors import DivergedError, StorageError
-from trainables.models import Classifier
-from trainables.storage import Folder
+from trainables.models.networks import Classifier
+from trainables.storage.folder import Folder
 
 
 @dataclass(frozen=True)

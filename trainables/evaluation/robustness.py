@@ -19,11 +19,11 @@ from trainables.evaluation.predictions import (
     predict_each,
     save_predictions,
 )
-from trainables.models import Classifier
+from trainables.models.networks import Classifier
 from trainables.seeding import hash_ids, mix
 from trainables.shifts.bank import IDENTITY, Shift, build_shifts
 from trainables.shifts.cache import ShiftedCopies
-from trainables.storage import Folder
+from trainables.storage.folder import Folder
 
 #: Metrics for which the smallest value over the shifts is the worst.
 HIGHER_IS_BETTER = ("accuracy", "balanced_accuracy", "auroc", "quadratic_kappa")

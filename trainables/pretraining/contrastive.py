@@ -18,7 +18,15 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
 from trainables.augmentation.pipeline import draw_crops
-from trainables.checkpoint import (
+from trainables.config import ContrastivePretraining, StageConfig
+from trainables.data.dataset import ImageSet
+from trainables.errors import DivergedError
+from trainables.models.networks import Classifier
+from trainables.ops.colour import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, to_grayscale
+from trainables.ops.filters import gaussian_blur
+from trainables.ops.geometry import flip, resize_crop
+from trainables.seeding import derive_seed, hash_ids, mix, uniform
+from trainables.storage.checkpoint import (
     TrainingState,
     capture_random_state,
     load_checkpoint,
@@ -30,17 +38,9 @@ from trainables.checkpoint import (
     unpack,
     unpack_optimiser,
 )
-from trainables.config import ContrastivePretraining, StageConfig
-from trainables.data.dataset import ImageSet
-from trainables.errors import DivergedError
-from trainables.models import Classifier
-from trainables.ops.colour import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, to_grayscale
-from trainables.ops.filters import gaussian_blur
-from trainables.ops.geometry import flip, resize_crop
-from trainables.optimisation import learning_rate_factor
-from trainables.seeding import derive_seed, hash_ids, mix, uniform
-from trainables.storage import Folder
-from trainables.training import write_missing_epochs
+from trainables.storage.folder import Folder
+from trainables.training.loop import write_missing_epochs
+from trainables.training.optimisation import learning_rate_factor
 
 # MoCo v2's policy: ColorJitter(.4, .4, .4, .1) with probability .8, greyscale .2, blur σ ∈ [.1, 2] px at 224 with .5.
 _JITTER, _HUE = 0.4, 0.1

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trainables.config import ImageNetPretraining
 from trainables.errors import ConfigError, WeightsUnavailableError
-from trainables.models import check_model_name
+from trainables.models.networks import check_model_name
 
 #: Asking whether a server is there must not hold up planning.
 _REACH_SECONDS = 5.0

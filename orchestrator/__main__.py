@@ -1,5 +1,0 @@
-"""``python -m orchestrator`` is ``robustsweep``."""
-
-from orchestrator.cli import main
-
-main()

@@ -1,0 +1,343 @@
+"""Ledger → tidy tables: one row per planned trial, per arm, and per trial × set × shift × severity.
+
+Rows start from the plan, not from what happens to lie in the ledger, so a missing trial is a row and not a gap.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.analysis.evaluations import Evaluations, Packer, evaluations_table
+from orchestrator.analysis.formats import TextTable
+from orchestrator.ledger.derived import stops_early
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.record import STARTED, Record, describe_stop
+from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
+from orchestrator.statistics.intervals import summarise
+from trainables.errors import StudyError
+from trainables.evaluation.balanced import Errors, ReferenceTable, RelativeErrors, compute_relative_errors
+
+#: What a planned trial without a folder in the ledger is called in every table.
+MISSING = "missing"
+
+#: Metrics that every set and shift has, so that mean and worst over shifts exist.
+METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
+
+#: Columns of the trials table that differ between an undisturbed and a resumed run.
+_TIMES = ("duration_seconds", "peak_rss_mib", "reason")
+
+
+@dataclass(frozen=True)
+class Measure:
+    """One headline number of a trial: its column, how it is called, and which direction is better."""
+
+    column: str
+    title: str
+    #: Heading in a table that says elsewhere which metric it is about.
+    short: str
+    higher_is_better: bool = True
+
+
+@dataclass(frozen=True)
+class Results:
+    """Everything the report shows, as tables; built by ``load_results``."""
+
+    plan: dict[str, Any]
+    #: Name in METRICS that selection, effects and heat map use.
+    metric: str
+    #: Without the evaluations of their results: those are ``shifts``.
+    records: dict[str, Record]
+    stages: list[Record]
+    trials: pd.DataFrame
+    shifts: pd.DataFrame
+    #: Signatures in the ledger that are no longer planned; left out of every table.
+    orphaned: tuple[str, ...]
+    #: What is damaged in the ledger, in words; nothing of it is in a table.
+    damaged: tuple[str, ...] = ()
+
+    @property
+    def factors(self) -> list[str]:
+        """Names of the factors with more than one level, in the study file's order."""
+        varied = [name for name, levels in self.plan["factors"].items() if len(levels) > 1]
+        # JSON objects are written with sorted keys; an arm's name keeps the order of the study file.
+        first = self.plan["trials"][0]["name"] if self.plan["trials"] else ""
+        return sorted(varied, key=lambda name: first.find(f"{name}="))
+
+    def levels(self, factor: str) -> list[str]:
+        """Return the levels of a factor that trials are planned with, in the study file's order.
+
+        Their place in it is their colour, in every figure.
+        """
+        planned = set(self.trials[f"arm/{factor}"])
+        return [str(level) for level in self.plan["factors"][factor] if str(level) in planned]
+
+    @cached_property
+    def labels(self) -> dict[str, str]:
+        """Arm name → short label: the levels of the factors that vary; the full name where that is not unique."""
+        arms = {trial["name"]: trial["arm"] for trial in self.plan["trials"]}
+        short = {name: " · ".join(str(arm[f]) for f in self.factors if f in arm) or name for name, arm in arms.items()}
+        seen = Counter(short.values())
+        return {name: label if seen[label] == 1 else name for name, label in short.items()}
+
+    @cached_property
+    def complete(self) -> pd.DataFrame:
+        """The rows of the trials table that are complete."""
+        return self.trials[self.trials["state"] == COMPLETE]
+
+    @property
+    def states(self) -> tuple[str, ...]:
+        """The states that a planned trial of this study can be in."""
+        return list_states(self.plan)
+
+    @cached_property
+    def stopped_arms(self) -> frozenset[str]:
+        """Names of the configurations that a search has stopped early: they are not to be chosen."""
+        return frozenset(self.trials[self.trials["state"] == STOPPED]["name"])
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """planned, complete, (stopped_early,) failed, interrupted and missing trials; these add up to the first."""
+        states = self.trials["state"].value_counts()
+        counts = {state: int(states.get(state, 0)) for state in self.states}
+        counts[MISSING] += self.plan.get("to_come", 0)  # what a search has yet to propose
+        return {"planned": sum(counts.values())} | counts
+
+    @cached_property
+    def text(self) -> dict[str, TextTable]:
+        """The tables ``trials`` and ``shifts`` as text."""
+        return {"trials": TextTable(self.trials), "shifts": TextTable(self.shifts)}
+
+    @cached_property
+    def test_rows(self) -> pd.DataFrame:
+        """The rows of the shifts table on the in-distribution test set, identity (severity 0) included.
+
+        ``signature``, ``name`` and ``shift`` are categories: grouping 700,000 rows by texts takes seconds.
+        """
+        rows = self.shifts[self.shifts["set"] == "test"] if len(self.shifts) else self.shifts
+        return rows.astype(dict.fromkeys(("signature", "name", "shift"), "category"))
+
+    @cached_property
+    def shift_means(self) -> pd.DataFrame:
+        """Mean over severities of the metric on the shifted test set: a row per signature, a column per shift."""
+        if self.metric not in self.test_rows:
+            return pd.DataFrame()
+        rows = self.test_rows[self.test_rows["severity"] > 0]
+        means = rows.groupby(["signature", "shift"], observed=True)[self.metric].mean().unstack("shift")
+        return means.set_axis(means.index.astype(str), axis=0).set_axis(means.columns.astype(str), axis=1)
+
+    @cached_property
+    def measures(self) -> list[Measure]:
+        """Headline numbers in the order they are shown; those no trial has are left out."""
+        metric, title = self.metric, METRICS[self.metric]
+        listed = [
+            Measure(f"val/{metric}", f"validation {title}", "validation"),
+            Measure(f"id/{metric}", f"in-distribution {title}", "in-distribution test"),
+            Measure(f"robustness/mean_{metric}", f"mean shifted {title}", "mean shifted"),
+            Measure(f"robustness/worst_{metric}", f"worst shifted {title}", "worst shifted"),
+            *(Measure(f"external/{name}/{metric}", f"{name} {title}", name) for name in self.external_sets),
+            Measure("calibration/ece", "in-distribution ECE", "ECE", higher_is_better=False),
+            Measure("calibration/mean_shifted_ece", "mean shifted ECE", "shifted ECE", higher_is_better=False),
+        ]
+        return [
+            measure for measure in listed if measure.column in self.trials and self.trials[measure.column].notna().any()
+        ]
+
+    @cached_property
+    def external_sets(self) -> list[str]:
+        """Names of the external sets that complete trials were evaluated on."""
+        return [] if self.shifts.empty else sorted(set(self.shifts["set"].unique()) - {"test", "val"})
+
+
+def load_results(
+    ledger: Ledger, metric: str = "balanced_accuracy", *, states: Mapping[str, str] | None = None
+) -> Results:
+    """Return the tables of a study in whatever state it is.
+
+    Args:
+        ledger: of the study.
+        metric: name in ``METRICS``.
+        states: what ``ledger.states()`` has just returned; None: it is asked.
+
+    Raises:
+        StudyError: the study has never been planned, or ``metric`` is not one that every shift has.
+        StorageError: a file of the ledger is damaged; the message names it.
+    """
+    if metric not in METRICS:
+        raise StudyError(f"asked for a report by the metric {metric!r}; expected one of {', '.join(METRICS)}")
+    plan, states = ledger.read_plan(), ledger.states() if states is None else states
+    planned = {trial["signature"] for trial in plan["trials"]}
+    started = [signature for signature in sorted(planned) if states.get(signature, ABSENT) in STARTED]
+    records, evaluations, packer = {}, {}, Packer()
+    for record in ledger.read_each("trial", started):
+        records[record.signature] = record
+        if record.result is not None:
+            evaluations[record.signature] = packer.pack(record.result.pop("evaluations"))
+    # A damaged stage that no trial will start from is not made again.
+    whole = {stage["signature"] for stage in plan["stages"]} - ledger.damaged.keys()
+    stages = ledger.records("stage", signatures=whole)
+    return Results(
+        plan=plan,
+        metric=metric,
+        records=records,
+        stages=stages,
+        trials=trials_table(plan, records, stages, evaluations),
+        shifts=shifts_table(plan, evaluations),
+        orphaned=tuple(s for s in (ledger.root / "trials").children() if s not in planned and states[s] != ABSENT),
+        damaged=tuple(ledger.damaged.values()),
+    )
+
+
+def trials_table(
+    plan: dict[str, Any], records: dict[str, Record], stages: list[Record], evaluations: Mapping[str, Evaluations]
+) -> pd.DataFrame:
+    """Return one row per planned trial: signature, arm, levels, replicate, state, reason, times and all metrics."""
+    broken = {stage.signature: stage for stage in stages if stage.state == FAILED}
+    rows, known = [], list_states(plan)
+    for trial in plan["trials"]:
+        record = records.get(trial["signature"])
+        state = record.state if record else MISSING
+        state = state if state in known else INTERRUPTED  # stopped early by a search that does so no more
+        row = _key(trial) | {"state": state, "reason": _reason(trial, record, broken)}
+        if record is not None and record.result is not None:
+            result = record.result
+            row |= {name: result.get(name) for name in ("epochs", "best_epoch", "duration_seconds", "peak_rss_mib")}
+            row |= {f"val/{name}": value for name, value in evaluations[trial["signature"]].validation.items()}
+            row |= dict(sorted(result["metrics"].items()))
+        rows.append(row)
+    return pd.DataFrame(rows, columns=None if rows else ["signature", "name", "replicate", "state", "reason"])
+
+
+def list_states(plan: Mapping[str, Any]) -> tuple[str, ...]:
+    """Return the states that a planned trial can be in."""
+    return (COMPLETE, *((STOPPED,) if stops_early(plan) else ()), FAILED, INTERRUPTED, MISSING)
+
+
+def _key(trial: dict[str, Any]) -> dict[str, Any]:
+    levels = {f"arm/{factor}": str(level) for factor, level in trial["arm"].items()}
+    return {"signature": trial["signature"], "name": trial["name"], **levels, "replicate": trial["replicate"]}
+
+
+def _reason(trial: dict[str, Any], record: Record | None, broken: dict[str, Record]) -> str:
+    if record is not None and record.failure is not None and record.result is None:
+        return f"{record.failure['reason']}: {record.failure['message']}"
+    if record is not None and record.state == STOPPED:
+        return f"stopped {describe_stop(record)}"
+    dead = [need for need in trial["needs"] if need in broken]
+    if dead and (record is None or record.result is None):
+        return f"upstream: stage {dead[0]} failed"
+    return ""
+
+
+def shifts_table(plan: dict[str, Any], evaluations: Mapping[str, Evaluations]) -> pd.DataFrame:
+    """Return one row per complete trial × set × shift × severity, tidy; a strength of several numbers is JSON."""
+    complete = [trial for trial in plan["trials"] if trial["signature"] in evaluations]
+    packed = [evaluations[trial["signature"]] for trial in complete]
+    if not any(each.about for each in packed):
+        return pd.DataFrame(columns=["signature", "name", "replicate", "set", "shift", "severity"])
+    return evaluations_table(pd.DataFrame(list(map(_key, complete))), packed)
+
+
+def arms_table(results: Results) -> pd.DataFrame:
+    """Return one row per arm in plan order: levels, counts by state, and mean, sd (ddof 1) and n of each measure."""
+    rows = []
+    for name, group in results.trials.groupby("name", sort=False):
+        levels = {column: group[column].iloc[0] for column in group if str(column).startswith("arm/")}
+        states = Counter(group["state"])
+        row = {"name": name, "label": results.labels[str(name)], **levels, "planned": len(group)}
+        row |= {state: states[state] for state in results.states}
+        for measure in results.measures:
+            summary = summarise(group[measure.column])
+            row |= {f"{measure.column}.mean": summary.mean, f"{measure.column}.sd": summary.sd}
+            row[f"{measure.column}.n"] = summary.n
+        rows.append(row)
+    return pd.DataFrame(rows, columns=None if rows else ["name", "label"])
+
+
+def find_reference(plan: Mapping[str, Any]) -> tuple[str, str | ReferenceTable]:
+    """Return how the report calls the reference of BE and rBE, and which it is: the name of an arm, or a table.
+
+    Args:
+        plan: content of ``plan.json``; older ones name no reference, which is then the first arm, as without one.
+    """
+    said = plan.get("reference")
+    if said is None:
+        first = plan["trials"][0]["name"] if plan["trials"] else ""
+        return first, first
+    if "table" in said:
+        return said["table"], ReferenceTable.from_json(said)
+    return said["arm"], said["arm"]
+
+
+def balanced_errors_table(results: Results) -> pd.DataFrame:
+    """Return one row per arm: its balanced errors on the test set, and BE and rBE relative to the study's reference.
+
+    Errors are means over complete replicates, of shifts also over severities. ``be`` and ``rbe`` are means over
+    ``be_shifts`` and ``rbe_shifts`` of them; shifts whose denominator is not above 0, or that a given table lacks, are
+    counted as undefined. Empty where the arm or the reference arm has no complete trial.
+    """
+    by_arm, severities = _errors_by_arm(results), _severities_by_arm(results)
+    title, reference = find_reference(results.plan)
+    rows = []
+    for name in results.trials.drop_duplicates("name")["name"].tolist():
+        errors = by_arm.get(name)
+        row: dict[str, Any] = {"name": name, "label": results.labels[name], "reference": title}
+        if errors is not None:
+            row |= {"clean_error": errors.clean, "mean_shifted_error": float(np.mean([*errors.shifted.values()]))}
+            against = by_arm.get(reference) if isinstance(reference, str) else reference.select(severities[name])
+            if against is not None:
+                row |= _describe_relative(compute_relative_errors(errors, against))
+        rows.append(row)
+    return pd.DataFrame(rows, columns=None if rows else ["name", "label", "reference"])
+
+
+def _errors_by_arm(results: Results) -> dict[str, Errors]:
+    frame = results.test_rows
+    if "balanced_accuracy" not in frame:
+        return {}
+    frame = frame.assign(error=1.0 - frame["balanced_accuracy"])
+    clean = frame[frame["severity"] == 0].groupby("name", observed=True)["error"].mean()
+    groups = frame[frame["severity"] > 0].groupby(["name", "shift"], sort=False, observed=True)
+    shifted = groups["error"].mean()
+    return {
+        str(name): Errors(float(clean[name]), {str(shift): float(error) for shift, error in group[name].items()})
+        for name, group in shifted.groupby(level=0, observed=True)
+    }
+
+
+def _severities_by_arm(results: Results) -> dict[str, dict[str, set[int]]]:
+    frame = results.test_rows[results.test_rows["severity"] > 0]
+    found: dict[str, dict[str, set[int]]] = {}
+    for name, shift, severity in frame[["name", "shift", "severity"]].drop_duplicates().itertuples(index=False):
+        found.setdefault(name, {}).setdefault(shift, set()).add(int(severity))
+    return found
+
+
+def _describe_relative(found: RelativeErrors) -> dict[str, Any]:
+    undefined = Counter(key.split("/")[0] for key in found.undefined)
+    return {
+        "be": found.mean_be,
+        "be_shifts": len(found.be),
+        "be_undefined": undefined["be"],
+        "rbe": found.mean_rbe,
+        "rbe_shifts": len(found.rbe),
+        "rbe_undefined": undefined["rbe"],
+    }
+
+
+def results_sha256(results: Results) -> str:
+    """Return the digest of trials and shifts without times: equal for an undisturbed and a resumed study."""
+    digest, mark = hashlib.sha256(), "["
+    for frame, text in ((results.trials, results.text["trials"]), (results.shifts, results.text["shifts"])):
+        for row in text.json_rows(without=_TIMES, order=frame["signature"].argsort(kind="stable")):
+            digest.update(f"{mark}{row}".encode())
+            mark = ","
+    digest.update(b"]" if mark == "," else b"[]")
+    return digest.hexdigest()

@@ -1,0 +1,93 @@
+"""The stain grid: each arm's score per cell (haematoxylin × eosin), and what is left of it in one line."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from orchestrator.analysis.results import Results
+
+#: What ``trainables.shifts.bank.stain_name`` writes; the report does not import torch.
+_CELL = re.compile(r"stain_h([0-9.]+)_e([0-9.]+)")
+#: A cell counts as broken this far below the best arm's unshifted score. Our choice: the papers name no floor.
+MARGIN = 0.10
+
+
+@dataclass(frozen=True)
+class Grid:
+    """Scores per arm over shifted copies, best mean first.
+
+    Attributes:
+        floor: in [0, 1]; ``MARGIN`` below the best arm's unshifted score.
+        cells: arms × stain cells (columns are pairs of multipliers), mean over replicates.
+        scores: arms × every other shift and severity, mean over replicates; without columns where the study has none.
+        num_trials: that entered.
+    """
+
+    floor: float
+    cells: pd.DataFrame
+    scores: pd.DataFrame
+    num_trials: int
+
+
+@dataclass(frozen=True)
+class Line:
+    """What one arm keeps over many copies of the test set: its mean, its smallest value, the share below the floor."""
+
+    mean: float
+    smallest: float
+    where: str
+    share_below: float
+
+
+def is_stain_cell(name: str) -> bool:
+    """Return whether a shift is a cell of a stain grid."""
+    return _CELL.fullmatch(name) is not None
+
+
+def rows_of_shifts(results: Results) -> tuple[pd.DataFrame, list[str]]:
+    """Return ``results.test_rows`` without the cells of a stain grid, and the shifts in it in the study's order."""
+    rows = results.test_rows
+    if results.metric not in rows:
+        return rows.iloc[:0], []
+    rows = rows[~rows["shift"].map(is_stain_cell).astype(bool)]
+    return rows, [str(name) for name in rows.loc[rows["severity"] > 0, "shift"].unique()]
+
+
+def compute_grid(results: Results) -> Grid | None:
+    """Return the scores of a study that was tested on stain cells; None where there are none."""
+    rows = results.test_rows
+    if results.metric not in rows:
+        return None
+    rows = rows.dropna(subset=[results.metric])
+    shifted = rows[rows["severity"] > 0]
+    is_cell = shifted["shift"].map(is_stain_cell).astype(bool)
+    if not is_cell.any():
+        return None
+    clean = rows[rows["severity"] == 0].groupby("name", observed=True)[results.metric].mean()
+    scores = shifted[~is_cell].groupby(["name", "shift", "severity"], observed=True)[results.metric].mean()
+    cells = shifted[is_cell]
+    factors = cells["shift"].astype(str).str.extract(_CELL).astype(float)
+    cells = cells.assign(haematoxylin=factors[0], eosin=factors[1])
+    groups = cells.groupby(["name", "haematoxylin", "eosin"], observed=True)[results.metric]
+    table = groups.mean().unstack(["haematoxylin", "eosin"])
+    table = table.sort_index(axis=1)
+    table = table.loc[table.mean(axis=1).sort_values(ascending=False, kind="stable").index]
+    rest = scores.unstack(["shift", "severity"]).reindex(table.index)
+    return Grid(float(clean.max()) - MARGIN, table, rest, int(cells["signature"].nunique()))
+
+
+def summarise_copies(grid: Grid, name: str) -> tuple[Line | None, Line]:
+    """Return what an arm keeps over the other shifts (None without any), and over the stain cells."""
+    other, cells = (pd.Series(table.loc[name]).dropna() for table in (grid.scores, grid.cells))
+    named = {key: f"{str(key[0]).replace('_', ' ')} {key[1]}" for key in other.index}
+    stains = {key: f"H × {key[0]:g}, E × {key[1]:g}" for key in cells.index}
+    return (_line(other, named, grid.floor) if len(other) else None), _line(cells, stains, grid.floor)
+
+
+def _line(values: pd.Series, names: dict[Any, str], floor: float) -> Line:
+    where = names[values.idxmin()]
+    return Line(float(values.mean()), float(values.min()), where, float((values < floor).mean()))

@@ -1,0 +1,289 @@
+"""What the report's statistics say of results from elsewhere, as tables: Markdown, LaTeX and CSV."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.analysis.evidence import Measured, weigh
+from orchestrator.analysis.formats import TextTable, write_latex, write_markdown
+from orchestrator.analysis.tidy.reading import StatsConfig
+from orchestrator.analysis.tidy.results import SEED, TidyResults
+from orchestrator.analysis.verdicts import decide
+from orchestrator.statistics.factorial import Contrast, compute_contrasts, decompose_variance
+from orchestrator.statistics.intervals import bootstrap_interval, summarise
+from orchestrator.statistics.paired_tests import holm, wilcoxon
+from orchestrator.statistics.power import compute_power, minimum_replicates, upper_sd
+from orchestrator.study.hypotheses import Hypothesis, describe_comparison
+from trainables.storage.folder import Folder
+
+_DASH = "–"
+
+
+@dataclass(frozen=True)
+class Table:
+    """One table: the numbers, and how it is shown."""
+
+    name: str
+    caption: str
+    #: A row per line, numbers as they are.
+    frame: pd.DataFrame
+    #: Columns of text, on the left.
+    texts: int
+    #: Too long for a terminal.
+    is_long: bool = False
+
+    def markdown(self) -> str:
+        """Return it in Markdown, numbers rounded."""
+        return write_markdown(self._head, self._cells(), texts=self.texts, caption=self.caption)
+
+    def latex(self) -> str:
+        """Return it in LaTeX, numbers rounded."""
+        return write_latex(self._head, self._cells(), texts=self.texts, caption=self.caption, label=self.name)
+
+    @property
+    def _head(self) -> list[str]:
+        return [str(column) for column in self.frame]
+
+    def _cells(self) -> list[list[str]]:
+        return [[_format(name, value) for name, value in row.items()] for row in self.frame.to_dict("records")]
+
+
+def _format(column: Any, value: Any) -> str:
+    if pd.isna(value):
+        return _DASH
+    if isinstance(value, float) and str(column).startswith("p"):
+        return f"{value:.3f}" if value >= 0.001 else "< 0.001"
+    if not isinstance(value, float):
+        return str(value)
+    text = f"{value:.4f}" if value == 0 or 0.001 <= abs(value) < 100 else f"{value:.3g}"
+    return text.replace("-", "−")
+
+
+def compute_tables(config: StatsConfig, measured: TidyResults) -> list[Table]:
+    """Return the tables in the order in which they are read: verdicts first, single shifts last."""
+    contrasts = {
+        measure: compute_contrasts(
+            measured.trials,
+            value=measure,
+            factors=measured.factors,
+            block=SEED,
+            max_order=min(config.max_order, len(measured.factors)),
+            seed=config.seed,
+            method=config.interval,
+        )
+        for measure in measured.measures
+    }
+    tables = [
+        _hypotheses(config, measured),
+        _means(config, measured, list(measured.measures)),
+        _effects(config, measured, contrasts),
+        _seeds(config, measured, contrasts),
+        _variance(config, measured),
+        _left_out(measured),
+        replace(_means(config, measured, list(measured.of_shifts)), name="shifts", is_long=True),
+    ]
+    return [table for table in tables if not table.frame.empty]
+
+
+def write_tables(tables: Sequence[Table], out: str) -> list[str]:
+    """Write every table as CSV, Markdown and LaTeX into a folder; return the paths.
+
+    Raises:
+        StorageError: the storage refused.
+    """
+    folder, paths = Folder(out), []
+    for table in tables:
+        texts = {"csv": TextTable(table.frame).csv(), "md": table.markdown(), "tex": table.latex()}
+        for ending, text in texts.items():
+            folder.write(f"{table.name}.{ending}", text.encode())
+            paths.append(f"{out.rstrip('/')}/{table.name}.{ending}")
+    return paths
+
+
+def _means(config: StatsConfig, measured: TidyResults, measures: Sequence[str]) -> Table:
+    rows = []
+    for measure in measures:
+        for arm, group in _arms(measured):
+            values, found = group[measure], summarise(group[measure])
+            interval = bootstrap_interval(values, seed=config.seed, method=config.interval)
+            rows.append(
+                {"measure": measure}
+                | arm
+                | {
+                    "mean": found.mean,
+                    "sd": found.sd,
+                    "low": interval.low if interval else None,
+                    "high": interval.high if interval else None,
+                    "n": found.n,
+                }
+            )
+    caption = (
+        f"Mean and standard deviation (ddof 1) over n seeds; low to high: 95 % {config.interval} bootstrap interval."
+    )
+    return Table("means", caption, pd.DataFrame(rows), 1 + len(measured.factors))
+
+
+def _arms(measured: TidyResults) -> list[tuple[dict[str, str], pd.DataFrame]]:
+    factors = list(measured.factors)
+    groups = measured.trials.groupby(factors, sort=False)
+    named = [(dict(zip(factors, map(str, key), strict=True)), group) for key, group in groups]
+    return sorted(named, key=lambda pair: [measured.factors[name].index(pair[0][name]) for name in factors])
+
+
+def _effects(config: StatsConfig, measured: TidyResults, contrasts: dict[str, list[Contrast]]) -> Table:
+    rows = []
+    for measure, found in contrasts.items():
+        over = [_over_shifts(measured, measure, each) for each in found]
+        corrected = holm([p for _, p in over])
+        for each, (num_shifts, p), p_holm in zip(found, over, corrected, strict=True):
+            interval = each.interval
+            row: dict[str, Any] = {"measure": measure, "effect": _name(each), "difference": each.estimate}
+            row |= {"low": interval.low if interval else None, "high": interval.high if interval else None}
+            row |= {"p": each.p_value, "p Holm": each.p_holm, "seeds": each.num_blocks, "cells": each.num_cells}
+            row |= {"missing": each.num_missing}
+            if measured.of_shifts:
+                row |= {"shifts": num_shifts, "p over shifts": p, "p over shifts, Holm": p_holm}
+            rows.append(row)
+    caption = (
+        "Main effects (level − reference) and interactions (differences of differences), everything else and the seed "
+        f"being equal. low to high: 95 % {config.interval} bootstrap interval, p: two-sided sign flips, both of whole "
+        "seeds; – where there are too few. Holm: corrected over all effects on one measure."
+    )
+    if measured.of_shifts:
+        caption += " Over shifts: Wilcoxon signed-rank test over kinds of shift."
+    return Table("effects", caption, pd.DataFrame(rows), 2)
+
+
+def _name(contrast: Contrast) -> str:
+    parts = zip(contrast.factors, contrast.levels, contrast.references, strict=True)
+    return " × ".join(f"{factor}: {level} − {reference}" for factor, level, reference in parts)
+
+
+def _over_shifts(measured: TidyResults, measure: str, contrast: Contrast) -> tuple[int, float | None]:
+    """Return the number of kinds of shift and the signed-rank p over them; for main effects on a mean over shifts."""
+    metric = measured.measures[measure]
+    names = [name for name, of in measured.of_shifts.items() if of == metric]
+    if len(contrast.factors) > 1 or measure != f"robustness/mean_{metric}":
+        return 0, None
+    (factor,), (level,), (reference,) = contrast.factors, contrast.levels, contrast.references
+    others = [name for name in measured.factors if name != factor]
+    wide = measured.trials.set_index([factor, *others, SEED])[names]
+    present = set(wide.index.get_level_values(factor))
+    if not {level, reference} <= present:
+        return 0, None
+    differences = wide.xs(level, level=factor) - wide.xs(reference, level=factor)
+    per_shift = np.array([summarise(differences[name]).mean for name in names], dtype=float)
+    return int(np.isfinite(per_shift).sum()), wilcoxon(per_shift)
+
+
+def _seeds(config: StatsConfig, measured: TidyResults, contrasts: dict[str, list[Contrast]]) -> Table:
+    """Return how many seeds it takes to find the smallest effect that matters, for every contrast of such a measure."""
+    rows = []
+    for measure, found in contrasts.items():
+        smallest = config.metrics[measured.measures[measure]].smallest_effect
+        for each in found if smallest is not None else ():
+            if each.sd:
+                rows.append({"measure": measure, "effect": _name(each), **_plan(config, each, smallest, len(found))})
+    caption = (
+        f"Seeds that a two-sided {config.test} test needs to find the smallest effect that matters with a power of "
+        f"{config.power:g} at alpha = {config.alpha:g}, if differences are normal with the sd found here; if the sd is "
+        "at the upper end of its one-sided 80 % confidence interval (a pilot's sd is uncertain); and at alpha divided "
+        "by the number of effects, Holm's worst case."
+    )
+    return Table("seeds", caption, pd.DataFrame(rows), 2)
+
+
+def _plan(config: StatsConfig, contrast: Contrast, smallest: float | None, family: int) -> dict[str, Any]:
+    assert contrast.sd is not None
+    assert smallest is not None
+    sd, number = contrast.sd, contrast.num_blocks
+    cautious = upper_sd(sd, number)
+
+    def needed(sd: float, alpha: float) -> int | None:
+        return minimum_replicates(smallest, sd, power=config.power, alpha=alpha, test=config.test)
+
+    return {
+        "smallest effect": smallest,
+        "sd": sd,
+        "seeds": number,
+        "power now": compute_power(smallest, sd, number, alpha=config.alpha, test=config.test),
+        "needed": needed(sd, config.alpha),
+        "needed, cautious sd": needed(cautious, config.alpha),
+        "needed, Holm": needed(sd, config.alpha / family),
+    }
+
+
+def _variance(config: StatsConfig, measured: TidyResults) -> Table:
+    rows: list[dict[str, Any]] = []
+    for measure in measured.measures:
+        if measured.trials[measure].notna().sum() < 2:
+            continue
+        found = decompose_variance(
+            measured.trials, value=measure, factors=list(measured.factors), block=SEED, max_order=config.max_order
+        )
+        for term in found.terms:
+            name = " × ".join("seed" if factor == SEED else factor for factor in term.factors)
+            row = {"measure": measure, "source": name or "left: seed × arm, noise", "df": term.df}
+            row |= {
+                "sum of squares": term.sum_of_squares,
+                "share": term.eta_squared,
+                "omega squared": term.omega_squared,
+            }
+            rows.append(row | {"F": term.f, "p": term.p_value})
+        if found.num_missing and abs(found.overlap) > 1e-12:
+            rows.append({"measure": measure, "source": "shared by several (missing cells)", "share": found.overlap})
+    caption = (
+        "What the spread is made of: share of the total sum of squares (eta squared), and omega squared, the "
+        "same without what chance alone gives. Least squares, type III; F against what is left. p is not corrected."
+    )
+    frame = pd.DataFrame(rows, columns=None if rows else ["df"])
+    return Table("variance", caption, frame.astype({"df": "Int64"}), 2)
+
+
+def _left_out(measured: TidyResults) -> Table:
+    counts = measured.counts
+    caption = (
+        "What is there and what is not: missing are evaluations (seed, shift, severity) that some other arm or seed "
+        "has; undefined are those in which a metric is empty. Neither enters a mean, and a mean over shifts of which "
+        "one is missing is not taken."
+    )
+    return Table("counts", caption, counts, len(measured.factors))
+
+
+def _hypotheses(config: StatsConfig, measured: TidyResults) -> Table:
+    caption = (
+        "Verdicts. Nothing is known here of when a hypothesis was written: one that was written after the results were "
+        "seen is exploratory."
+    )
+    if not config.hypotheses:
+        return Table("hypotheses", caption, pd.DataFrame(), 4)
+    values = Measured(measured.as_results(config.seed))
+    found = [weigh(hypothesis, values) for hypothesis in config.hypotheses]
+    corrected = _correct(config.hypotheses, [evidence.p_value for evidence in found])
+    best = _correct(config.hypotheses, [evidence.smallest_p for evidence in found])
+    rows = []
+    for hypothesis, evidence, p_holm, best_p in zip(config.hypotheses, found, corrected, best, strict=True):
+        verdict, reason = decide(hypothesis, evidence, p_holm, best_p)
+        interval = evidence.interval
+        row: dict[str, Any] = {"name": hypothesis.name, "verdict": verdict, "reason": reason}
+        row |= {"compared": describe_comparison(hypothesis), "measure": hypothesis.metric, "effect": evidence.effect}
+        row |= {"low": interval.low if interval else None, "high": interval.high if interval else None}
+        row |= {"p": evidence.p_value, "p Holm": p_holm, "over": evidence.units, "missing": evidence.num_missing}
+        rows.append(row)
+    return Table("hypotheses", caption, pd.DataFrame(rows), 5)
+
+
+def _correct(hypotheses: Sequence[Hypothesis], p_values: Sequence[float | None]) -> list[float | None]:
+    """Return p-values after Holm within each family; one that is None counts as 1 for the others, as in a study."""
+    corrected: list[float | None] = [None] * len(p_values)
+    for family in {hypothesis.family for hypothesis in hypotheses}:
+        members = [number for number, hypothesis in enumerate(hypotheses) if hypothesis.family == family]
+        adjusted = holm([1.0 if (p := p_values[number]) is None else p for number in members])
+        for number, p in zip(members, adjusted, strict=True):
+            corrected[number] = None if p_values[number] is None else p
+    return corrected

@@ -1,0 +1,41 @@
+"""Numbers, plurals and nested settings as words, for the report, the model card and the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+
+def plural(count: int, noun: str) -> str:
+    """Return "1 arm", "2 arms"."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def sentence(text: str) -> str:
+    """Return ``text`` with its first letter raised and the others as they are (AUROC stays AUROC)."""
+    return text[:1].upper() + text[1:]
+
+
+#: Keeps "82.3 ± 1.1 %" on one line.
+NO_BREAK = "\u00a0"
+
+
+def percent(mean: float | None, sd: float | None = None) -> str:
+    """Return "82.3 ± 1.1 %" (or "82.3 %" with one value, "undefined" with none)."""
+    if mean is None or pd.isna(mean):
+        return "undefined"
+    text = f"{100 * mean:.1f} %" if sd is None or pd.isna(sd) else f"{100 * mean:.1f} ± {100 * sd:.1f} %"
+    return text.replace(" ", NO_BREAK)
+
+
+def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return ``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
+    flat: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat

@@ -1,0 +1,124 @@
+"""What this machine has and lacks for a study, looked at rather than assumed."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import socket
+import sys
+import tempfile
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from trainables.errors import ConfigError, StorageError, redact
+from trainables.storage.folder import Folder
+
+_PACKAGES = ("ray", "mlflow", "optuna", "torch", "torchvision", "timm", "lightly", "numpy", "pydantic")
+#: A study with checkpoints of a large network fills this quickly.
+_MIN_FREE_GIB = 5.0
+_TIMEOUT_SECONDS = 5.0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing looked at; ``ok`` is False only when a study cannot run like this."""
+
+    what: str
+    ok: bool
+    found: str
+
+
+def examine(*, storage: str, mlflow: str | None, address: str | None) -> list[Finding]:
+    """Return all findings; asks servers for a few seconds at most."""
+    return [*_examine_python(), _examine_device(), *_examine_storage(storage), *_examine_servers(mlflow, address)]
+
+
+def _examine_python() -> Iterator[Finding]:
+    version = platform.python_version()
+    yield Finding("python", (3, 11) <= sys.version_info[:2] < (3, 14), f"{version} at {sys.executable}")
+    for package in _PACKAGES:
+        try:
+            yield Finding(package, True, metadata.version(package))
+        except metadata.PackageNotFoundError:
+            yield Finding(package, False, f"not installed; pip install {package}")
+
+
+def _examine_device() -> Finding:
+    import torch
+
+    if torch.cuda.is_available():
+        names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
+        return Finding("device", True, ", ".join(names))
+    return Finding("device", True, f"no GPU; {os.cpu_count()} CPU cores")
+
+
+def _examine_storage(storage: str) -> Iterator[Finding]:
+    try:
+        folder = Folder(storage)
+        folder.write(".doctor", b"written by robustsweep doctor")
+        folder.remove(".doctor")
+        yield Finding("storage", True, f"{folder.uri} can be written")
+    except (StorageError, ConfigError) as error:
+        yield Finding("storage", False, str(error))
+        return
+    if folder.is_local:
+        free = shutil.disk_usage(folder.uri).free / 2**30
+        yield Finding("disk", free > _MIN_FREE_GIB, f"{free:.0f} GiB free for the ledger")
+    free = shutil.disk_usage(tempfile.gettempdir()).free / 2**30
+    yield Finding("scratch", free > 1.0, f"{free:.0f} GiB free in {tempfile.gettempdir()}")
+    hub = Path(os.environ.get("TORCH_HOME", "~/.cache/torch")).expanduser() / "hub" / "checkpoints"
+    weights = sorted(path.name for path in hub.glob("*.pth")) if hub.is_dir() else []
+    yield Finding(
+        "weights", True, f"{len(weights)} files in {hub}" + (f": {', '.join(weights[:5])}" if weights else "")
+    )
+
+
+def _examine_servers(mlflow: str | None, address: str | None) -> Iterator[Finding]:
+    uri = mlflow or os.environ.get("MLFLOW_TRACKING_URI")
+    if uri is None:
+        yield Finding("MLflow", True, "a SQLite file beside the ledger")
+    elif uri.startswith("http"):
+        yield _ask(uri)
+    else:
+        yield Finding("MLflow", True, redact(uri))
+    if address is None:
+        yield Finding("Ray", True, "a local one is started for each run")
+    else:
+        yield _reach(address)
+
+
+def _ask(uri: str) -> Finding:
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_TIMEOUT_SECONDS) as answer:
+            return Finding("MLflow", answer.status == 200, f"{redact(uri)} answers")
+    except (urllib.error.URLError, OSError, ValueError) as error:
+        return Finding("MLflow", False, redact(f"{uri} does not answer: {error}"))
+
+
+def _reach(address: str) -> Finding:
+    parts = urlsplit(address if "://" in address else f"ray://{address}")
+    if parts.hostname is None or parts.port is None:
+        return Finding("Ray", address == "auto", f"{address}: expected host:port, ray://host:port or auto")
+    try:
+        socket.create_connection((parts.hostname, parts.port), timeout=_TIMEOUT_SECONDS).close()
+    except OSError as error:
+        return Finding("Ray", False, f"{address} cannot be reached: {error}")
+    return Finding("Ray", True, f"{address} accepts connections")
+
+
+def render_findings(findings: list[Finding], console: Console) -> None:
+    """Print a table, what is wrong in red."""
+    table = Table("", "looked at", "found")
+    for finding in findings:
+        table.add_row("[green]ok[/green]" if finding.ok else "[red]no[/red]", finding.what, escape(finding.found))
+    console.print(table)

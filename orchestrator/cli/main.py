@@ -1,0 +1,368 @@
+"""``robustsweep run | plan | status | report | select | stats | ui | sync | trial | shifts | schema | doctor``.
+
+Exit codes: 0 all trials complete, 1 some failed or are missing, 2 the request was wrong, 3 infrastructure failed,
+4 some are missing because the budget is spent: the same command would start nothing.
+Nothing heavy is imported before a command needs it.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import sys
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from orchestrator.cli.options import Address, AsJson, Mlflow, Overrides, Storage, StudyFile, StudyOrName
+from orchestrator.cli.select import select
+from orchestrator.cli.stats import stats
+from trainables.errors import ClusterLostError, InfrastructureError, RobustSweepError, StorageError, redact
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.study.study_file import Study
+
+COMPLETE, INCOMPLETE, WRONG_REQUEST, INFRASTRUCTURE, OUT_OF_BUDGET = 0, 1, 2, 3, 4
+
+app = typer.Typer(
+    name="robustsweep",
+    help="Find out which training choices hold up under distribution shift: one YAML file in, a robustness study out.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+shifts = typer.Typer(
+    help="The shifts of a study, on its own test images (those of the first arm).", no_args_is_help=True
+)
+app.add_typer(shifts, name="shifts")
+
+
+class Layout(StrEnum):
+    """How exported images lie."""
+
+    npz = "npz"
+    folder = "folder"
+
+
+class FigureFormat(StrEnum):
+    """What figures are written as."""
+
+    svg = "svg"
+    png = "png"
+
+
+@app.command()
+def run(
+    study: StudyFile,
+    storage: Storage = None,
+    mlflow: Mlflow = None,
+    address: Address = None,
+    overrides: Overrides = None,
+    retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed trials again.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Run what is open, resume what was interrupted, write the report. Run it again after any interruption."""
+    from orchestrator.driver.run import run_study
+
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what schedulers and `docker stop` send
+    loaded = _load(study, overrides)
+    console = _console(stderr=as_json)
+    flags = {"--storage": storage, "--mlflow": mlflow, "--set": overrides}
+    again = _command("run", study, flags | {"--address": address})
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        summary = run_study(
+            loaded,
+            storage=_storage(loaded, storage),
+            mlflow=mlflow,
+            address=address,
+            console=console,
+            retry_failed=retry_failed,
+        )
+    except KeyboardInterrupt:
+        _tell(console, f"stopped; go on with: {again}")
+        _leave_at_once(INCOMPLETE)
+    except ClusterLostError as error:
+        typer.echo(f"error: {error}", err=True)
+        _tell(console, f"go on with{', or with the --address of another head' * bool(address)}: {again}")
+        _leave_at_once(INFRASTRUCTURE)
+    if as_json:
+        typer.echo(json.dumps(vars(summary)))
+    if summary.unshipped:
+        later = _command("sync", study, flags)
+        _tell(console, f"{summary.unshipped} records are not shipped to MLflow yet; once it can be reached: {later}")
+    if not summary.is_complete:
+        first = "raise execution.budget, then " * summary.is_out_of_budget
+        last = " --retry-failed" * summary.is_only_failed
+        _tell(console, f"{summary.describe()}; {first}go on with: {again}{last}")
+    _tell(console, f"look at the runs with: {_command('ui', study, flags)}")
+    incomplete = OUT_OF_BUDGET if summary.is_out_of_budget else INCOMPLETE
+    raise typer.Exit(COMPLETE if summary.is_complete else incomplete)
+
+
+@app.command()
+def plan(
+    study: StudyFile,
+    storage: Storage = None,
+    overrides: Overrides = None,
+    pilot: Annotated[bool, typer.Option(help="Time a few steps when no trial has finished yet.")] = True,
+    as_json: AsJson = False,
+) -> None:
+    """Show stages and trials, what is complete, to resume and to run, and what it will take."""
+    from orchestrator.cli.plan import describe_plan, render_plan
+    from orchestrator.driver.estimate import estimate
+    from orchestrator.driver.prepare import prepare
+
+    loaded = _load(study, overrides)
+    prepared = prepare(loaded, storage=_storage(loaded, storage))
+    costs = estimate(prepared, allow_pilot=pilot)
+    if as_json:
+        typer.echo(json.dumps(describe_plan(prepared, costs)))
+    else:
+        render_plan(prepared, costs, _console())
+
+
+@app.command()
+def status(
+    study: StudyOrName,
+    storage: Storage = None,
+    overrides: Overrides = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all of what is complete, compare checksums.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show how many trials are planned, complete, running, failed, interrupted, missing."""
+    from orchestrator.cli.status import (
+        compute_status,
+        find_damaged,
+        find_standing,
+        is_current,
+        is_out_of_budget,
+        render_status,
+    )
+
+    loaded = _open(study, storage, overrides)
+    counts = compute_status(loaded, storage=_storage(loaded, storage))
+    standing = find_standing(loaded, storage=_storage(loaded, storage))
+    if as_json:
+        typer.echo(json.dumps(counts | ({} if standing is None else {"budget": standing.as_json()})))
+    else:
+        render_status(counts, _console(), standing)
+    if not is_current(loaded, storage=_storage(loaded, storage)):
+        typer.echo("the study differs from the one that was last run; this is about that one", err=True)
+    damaged = find_damaged(loaded, storage=_storage(loaded, storage)) if verify else []
+    for damage in damaged:
+        typer.echo(f"damaged: {damage}; remove that file and run the study again: it is made anew", err=True)
+    incomplete = OUT_OF_BUDGET if is_out_of_budget(counts, standing) and not damaged else INCOMPLETE
+    raise typer.Exit(COMPLETE if counts["complete"] == counts["planned"] and not damaged else incomplete)
+
+
+@app.command()
+def report(
+    study: StudyOrName,
+    storage: Storage = None,
+    overrides: Overrides = None,
+    metric: Annotated[str, typer.Option(help="Metric of the tables and figures.")] = "balanced_accuracy",
+    figures: Annotated[FigureFormat | None, typer.Option(help="Write each figure as a file, and its data.")] = None,
+) -> None:
+    """Write the report anew from the ledger."""
+    from orchestrator.ledger.ledger import Ledger
+    from orchestrator.report.figure_files import write_figures
+    from orchestrator.report.write import write_report
+
+    loaded = _open(study, storage, overrides)
+    ledger = Ledger(_storage(loaded, storage), loaded.study)
+    written = write_report(ledger, cache_dir=loaded.execution.cache_dir.expanduser(), metric=metric)
+    _console().print(written.summary, soft_wrap=True, highlight=False, markup=False)
+    images = write_figures(ledger.root, figures.value) if figures is not None else []
+    for where in (written.html, *written.csv, *images):
+        typer.echo(where)
+
+
+app.command()(select)
+app.command()(stats)
+
+
+@app.command()
+def ui(
+    study: StudyOrName,
+    storage: Storage = None,
+    mlflow: Mlflow = None,
+    overrides: Overrides = None,
+    port: Annotated[int | None, typer.Option(help="Port on 127.0.0.1.", show_default="a free one")] = None,
+) -> None:
+    """Start MLflow on 127.0.0.1 over the study's store and print where the trials are compared. Ctrl-C ends it."""
+    from orchestrator.ledger.ledger import Ledger
+    from orchestrator.tracking.addresses import resolve_tracking_uri
+    from orchestrator.tracking.server import serve_ui
+
+    loaded = _open(study, storage, overrides)
+    ledger = Ledger(_storage(loaded, storage), loaded.study)
+    uri = resolve_tracking_uri(ledger, flag=mlflow, study_value=loaded.execution.mlflow)
+    with serve_ui(uri, loaded.study, port=port) as server:
+        links = server.links
+        typer.echo(f"MLflow           {server.url}")
+        typer.echo(f"runs             {links.charts}")
+        typer.echo(f"compare          {links.compare}  ({links.num_compared} of {links.num_trials} trials)")
+        typer.echo(f"severity curves  {links.curves}")
+        sys.stdout.flush()
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped either way, the server must not stay
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            typer.echo("stopped")
+
+
+@app.command()
+def sync(study: StudyOrName, storage: Storage = None, mlflow: Mlflow = None, overrides: Overrides = None) -> None:
+    """Ship everything in the ledger to MLflow; rebuilds a lost MLflow store."""
+    from orchestrator.ledger.lease import Lease
+    from orchestrator.ledger.ledger import Ledger
+    from orchestrator.tracking.addresses import resolve_tracking_uri
+    from orchestrator.tracking.shipper import sync as sync_ledger
+
+    loaded = _open(study, storage, overrides)
+    ledger = Ledger(_storage(loaded, storage), loaded.study)
+    uri = resolve_tracking_uri(ledger, flag=mlflow, study_value=loaded.execution.mlflow)
+    with Lease(ledger):
+        result = sync_ledger(ledger, uri)
+    typer.echo(f"{result.shipped} records shipped to {redact(uri)}, {result.skipped} were there already")
+
+
+@app.command()
+def trial(
+    study: StudyFile,
+    signature: Annotated[str, typer.Argument(help="Signature of a stage or trial, or its first digits.")],
+    storage: Storage = None,
+    overrides: Overrides = None,
+) -> None:
+    """Run one stage or trial in this process, without Ray: for a debugger."""
+    from orchestrator.cli.trial import run_single
+
+    loaded = _load(study, overrides)
+    folder = run_single(loaded, signature, storage=_storage(loaded, storage), echo=typer.echo)
+    typer.echo(f"complete: {folder}")
+
+
+@shifts.command("preview")
+def preview_shifts(
+    study: StudyFile,
+    out: Annotated[Path | None, typer.Option(help="The PNG.", show_default="<study>-shifts.png")] = None,
+    images: Annotated[int, typer.Option(min=1, help="Test images, one per class from the last one on.")] = 1,
+    overrides: Overrides = None,
+) -> None:
+    """Draw every shift at every severity: what the models are given. Prints the path of the picture."""
+    from orchestrator.cli import shifts as shift_files
+
+    loaded = _load(study, overrides)
+    path = out or Path(f"{loaded.study}-shifts.png")
+    typer.echo(shift_files.preview_shifts(loaded, path, num_images=images))
+
+
+@shifts.command("export")
+def export_shifts(
+    study: StudyFile,
+    out: Annotated[Path, typer.Option(help="Folder to write to.", show_default=False)],
+    layout: Annotated[Layout, typer.Option("--format", help="npz as MedMNIST-C, folder as ImageNet-C.")] = Layout.npz,
+    overrides: Overrides = None,
+) -> None:
+    """Write the shifted test sets as files. Prints what was written: a file or folder per shift."""
+    from orchestrator.cli import shifts as shift_files
+
+    for path in shift_files.export_shifts(_load(study, overrides), out, layout=layout.value):
+        typer.echo(path)
+
+
+@app.command()
+def schema() -> None:
+    """Print the JSON schema of a study file, for editors."""
+    from orchestrator.study.study_file import study_schema
+
+    typer.echo(json.dumps(study_schema(), indent=1))
+
+
+@app.command()
+def doctor(
+    study: Annotated[Path | None, typer.Argument(help="The study file, for what it names.", show_default=False)] = None,
+    storage: Storage = None,
+    mlflow: Mlflow = None,
+    address: Address = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Check this machine: versions, GPU, Ray, storage, MLflow, weights cache."""
+    from orchestrator.cli.doctor import examine, render_findings
+
+    if study is not None:
+        execution = _load(study, overrides).execution
+        storage, mlflow, address = (
+            storage or execution.storage,
+            mlflow or execution.mlflow,
+            address or execution.address,
+        )
+    findings = examine(storage=storage or "results", mlflow=mlflow, address=address)
+    if as_json:
+        typer.echo(json.dumps([vars(finding) for finding in findings]))
+    else:
+        render_findings(findings, _console())
+    raise typer.Exit(COMPLETE if all(finding.ok for finding in findings) else INFRASTRUCTURE)
+
+
+def _leave_at_once(code: int) -> None:
+    """End this process without Ray's farewell, which takes seconds; the kernel ends its processes with this one."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _load(path: Path, overrides: list[str] | None) -> Study:
+    from orchestrator.study.study_file import load_study
+
+    return load_study(path, overrides or ())
+
+
+def _open(what: str, storage: str | None, overrides: list[str] | None) -> Study:
+    from orchestrator.cli.lookup import open_study
+
+    return open_study(what, storage=storage, overrides=overrides or ())
+
+
+def _storage(study: Study, flag: str | None) -> str:
+    return flag or study.execution.storage
+
+
+def _command(name: str, study: Path, flags: dict[str, Any]) -> str:
+    """Return the command line that goes on with the same study, to be pasted into a shell; without passwords."""
+    words = ["robustsweep", name, str(study)]
+    for flag, value in flags.items():
+        for word in value if isinstance(value, list) else [value]:
+            words += [flag, redact(word)] if word is not None else []
+    return shlex.join(words)
+
+
+def _tell(console: Console, text: str) -> None:
+    console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def main() -> Any:
+    """Run the command line; deliberate errors become one message and an exit code."""
+    try:
+        return app()
+    except (StorageError, InfrastructureError) as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(INFRASTRUCTURE)
+    except RobustSweepError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(WRONG_REQUEST)

@@ -1,0 +1,145 @@
+"""The plan as JSON for programs and as tables for people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from orchestrator.driver.announce import announce, say
+from orchestrator.driver.estimate import Estimate
+from orchestrator.driver.prepare import Prepared
+from orchestrator.ledger.preregistration import trace_hypotheses
+from orchestrator.planning.budget import describe_needs
+from orchestrator.planning.states import COMPLETE
+
+_MAX_ARMS = 60
+
+
+def describe_plan(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
+    """Return counts, estimate, stages, trials (with their state) and skipped arms."""
+    actions = prepared.actions
+    states = _states(prepared)
+    plan = prepared.plan.as_json()
+    for row in plan["stages"] + plan["trials"]:
+        row["state"] = states[row["signature"]]
+    return {
+        "study": prepared.study.study,
+        "ledger": prepared.ledger.root.uri,
+        "counts": count_trials(prepared),
+        "estimate": costs.as_json(),
+        **({} if prepared.standing is None else {"budget": _describe_standing(prepared, costs)}),
+        "hypotheses": [
+            {"name": each.name, "claim": each.content["claim"], "status": each.status, "remark": each.remark}
+            for each in trace_hypotheses(prepared.registration.versions)
+        ],
+        **plan,
+        "orphaned": list(actions.orphaned),
+    }
+
+
+def _states(prepared: Prepared) -> dict[str, str]:
+    """Signature → what will become of it."""
+    actions = prepared.actions
+    named = {"to run": actions.start, "to resume": actions.resume, "complete": actions.skip, "failed": actions.failed}
+    named["held back"], named["stopped early"] = actions.held_back, actions.stopped
+    states = {work.signature: name for name, works in named.items() for work in works}
+    unneeded = [work.signature for work in actions.skip if prepared.states.get(work.signature) != COMPLETE]
+    return states | dict.fromkeys(unneeded, "not needed")
+
+
+def count_trials(prepared: Prepared) -> dict[str, int]:
+    """Return how many trials (and open stages) there are of each sort."""
+    actions = prepared.actions
+    return {
+        "planned": len(prepared.plan.trials) + prepared.plan.num_to_come,
+        "complete": _trials(actions.skip),
+        "to_resume": _trials(actions.resume),
+        "to_run": _trials(actions.start),
+        **({"to_come": prepared.plan.num_to_come} if prepared.search else {}),
+        **({"stopped_early": _trials(actions.stopped)} if prepared.study.stops_early else {}),
+        "failed": _trials(actions.failed),
+        "stages": len(prepared.plan.stages),
+        "stages_open": sum(work.kind == "stage" for work in actions.open),
+    }
+
+
+def find_needs(prepared: Prepared, costs: Estimate) -> dict[str, float | None]:
+    """Return limit of a budget → what is still to be taken of it until all trials are complete; None: not known."""
+    todo = prepared.actions.open + prepared.actions.held_back
+    to_come = prepared.plan.num_to_come
+    begun = prepared.standing.begun if prepared.standing is not None else frozenset()
+    return {
+        "trials": to_come + sum(work.kind == "trial" and work.signature not in begun for work in todo),
+        "wall_hours": None if costs.wall_seconds is None else costs.wall_seconds / 3600,
+        "gpu_hours": costs.gpu_hours,
+        "money": costs.money,
+    }
+
+
+def _describe_standing(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
+    """Return how the study stands to its budget, and whether the rest fits (None: not known), as JSON values."""
+    standing, needs = prepared.standing, find_needs(prepared, costs)
+    assert standing is not None
+    fits = {
+        name: None if needs[name] is None else standing.taken[name] + needs[name] <= limit  # type: ignore[operator]
+        for name, limit in standing.limits.items()
+    }
+    return standing.as_json() | {"needs": {name: needs[name] for name in fits}, "fits": fits}
+
+
+def _trials(works: Any) -> int:
+    return sum(work.kind == "trial" for work in works)
+
+
+def render_plan(prepared: Prepared, costs: Estimate, console: Console) -> None:
+    """Print stages, arms and the estimate."""
+    say(console, "study", f"{prepared.study.study}: {prepared.study.question}")
+    say(console, "ledger", prepared.ledger.root.uri)
+    announce(prepared, console)
+    states = _states(prepared)
+    if prepared.plan.stages:
+        stages = Table("stage", "signature", "trials that wait for it", "state", title="stages, longest first")
+        for stage in prepared.plan.stages:
+            row = (stage.name, stage.signature, str(stage.num_dependants), states[stage.signature])
+            stages.add_row(*map(escape, row))
+        console.print(stages)
+    planned = Counter(trial.name for trial in prepared.plan.trials)
+    todo = prepared.actions.open + prepared.actions.held_back
+    still_open = Counter(work.name for work in todo if work.kind == "trial")
+    what = "arms" if prepared.search is None else "configurations proposed so far"
+    arms = Table("arm", "trials", "open", title=f"{len(planned)} {what} × {prepared.study.replicates} replicates")
+    for name, count in list(planned.items())[:_MAX_ARMS]:
+        arms.add_row(escape(name), str(count), str(still_open[name]))
+    if len(planned) > _MAX_ARMS:
+        arms.add_row(f"… and {len(planned) - _MAX_ARMS} more arms (--json lists all)", "", "")
+    if planned:
+        console.print(arms)
+    console.print(describe_estimate(costs), highlight=False)
+    if prepared.standing is not None:
+        for line in describe_needs(prepared.standing, find_needs(prepared, costs)):
+            say(console, "budget", line)
+
+
+def describe_estimate(costs: Estimate) -> str:
+    """Return the estimate in words, with its source."""
+    if costs.wall_seconds is None or costs.work_seconds is None:
+        return f"estimate: {costs.source}"
+    if not costs.work_seconds:
+        return "estimate: nothing is open"
+    per_trial = f", {costs.seconds_per_trial:.0f} s a trial" if costs.seconds_per_trial is not None else ""
+    return (
+        f"estimate from {costs.source}: {format_duration(costs.wall_seconds)} on {costs.slots} slots{per_trial}, "
+        f"{costs.gpu_hours:.2f} GPU-hours" + (f", {costs.money:.2f} in money" if costs.money is not None else "")
+    )
+
+
+def format_duration(seconds: float) -> str:
+    """Return "1 h 05 min", "12 min" or "40 s"."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

@@ -1,0 +1,63 @@
+"""``robustsweep select``: its options; what it does is ``release.py``."""
+
+from __future__ import annotations
+
+import json
+from enum import StrEnum
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.options import AsJson, Mlflow, Overrides, Storage, StudyOrName
+from trainables.errors import StudyError
+
+
+class Rule(StrEnum):
+    """How the arm is chosen."""
+
+    best = "best"
+    one_standard_error = "one-standard-error"
+
+
+def select(  # noqa: PLR0913 - the options of a command are its arguments
+    study: StudyOrName,
+    *,
+    by: Annotated[str, typer.Option(help="Metric on in-distribution validation; any column with --oracle.")] = (
+        "balanced_accuracy"
+    ),
+    rule: Annotated[
+        Rule, typer.Option(help="best mean over replicates, or the simplest arm within one standard error of it.")
+    ] = Rule.best,
+    oracle: Annotated[bool, typer.Option("--oracle", help="Let test, shifted or external data choose.")] = False,
+    replicate: Annotated[
+        int | None, typer.Option(help="Whose model to take.", show_default="the best by the same column")
+    ] = None,
+    incomplete: Annotated[bool, typer.Option("--incomplete", help="Choose although trials are missing.")] = False,
+    out: Annotated[
+        str | None, typer.Option(help="Folder or fsspec URI to write.", show_default="<ledger>/selected/<arm>")
+    ] = None,
+    onnx: Annotated[bool, typer.Option("--onnx", help="Write an ONNX file too; needs the extra onnx.")] = False,
+    register: Annotated[str | None, typer.Option(help="Name in MLflow's model registry.", show_default="no")] = None,
+    alias: Annotated[str | None, typer.Option(help="Alias of the registered version.", show_default="none")] = None,
+    storage: Storage = None,
+    mlflow: Mlflow = None,
+    overrides: Overrides = None,
+    as_json: AsJson = False,
+) -> None:
+    """Choose an arm on in-distribution validation; export its model with a card; register it in MLflow."""
+    from orchestrator.cli.lookup import open_study
+    from orchestrator.selection.ranking import Question
+    from orchestrator.selection.select_model import Request, release_model
+
+    if alias is not None and register is None:
+        raise StudyError("--alias names a version in MLflow's model registry; give the model's name with --register")
+    loaded = open_study(study, storage=storage, overrides=overrides or ())
+    done = release_model(
+        loaded,
+        Request(Question(by, rule.value, oracle, replicate, incomplete), out, onnx, register, alias),
+        storage=storage or loaded.execution.storage,
+        mlflow=mlflow,
+        tell=(lambda line: typer.echo(line, err=True)) if as_json else typer.echo,
+    )
+    if as_json:
+        typer.echo(json.dumps(done))

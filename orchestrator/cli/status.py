@@ -1,0 +1,88 @@
+"""How a study stands, from the ledger alone: fast, and without touching data, Ray or MLflow."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from rich.console import Console
+
+from orchestrator.ledger.lease import Lease
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.usage import read_standing
+from orchestrator.planning.budget import Standing, describe_budget
+from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
+from orchestrator.study.study_file import Study, compute_study_sha256
+
+#: What ``status`` counts, in trials. running + interrupted + missing + failed + complete = planned.
+COUNTS = ("planned", "complete", "running", "failed", "interrupted", "missing")
+
+
+def compute_status(study: Study, *, storage: str) -> dict[str, int]:
+    """Return the counts over the trials of the last plan; before the first run all are missing.
+
+    A trial that has begun and not ended is running while a driver is alive, else interrupted. With early stopping what
+    was stopped is counted too: there is no more to be done for it.
+    """
+    ledger = Ledger(storage, study.study)
+    if not ledger.root.exists("plan.json"):
+        num_arms = len(study.arms()) if study.search is None else study.search.num_trials
+        planned = num_arms * study.replicates
+        none = dict.fromkeys(COUNTS, 0) | ({STOPPED: 0} if study.stops_early else {})
+        return none | {"planned": planned, "missing": planned}
+    states = ledger.states()
+    plan = ledger.read_plan()
+    trials = [states.get(trial["signature"], ABSENT) for trial in plan["trials"]]
+    trials += [ABSENT] * plan.get("to_come", 0)
+    begun = trials.count(INTERRUPTED) + (0 if study.stops_early else trials.count(STOPPED))
+    running = begun if Lease(ledger).holder() else 0
+    return {
+        "planned": len(trials),
+        "complete": trials.count(COMPLETE),
+        **({STOPPED: trials.count(STOPPED)} if study.stops_early else {}),
+        "running": running,
+        "failed": trials.count(FAILED),
+        "interrupted": begun - running,
+        "missing": trials.count(ABSENT),
+    }
+
+
+def find_standing(study: Study, *, storage: str) -> Standing | None:
+    """Return how a study stands to the budget that its file has now, None without one."""
+    execution, ledger = study.execution, Ledger(storage, study.study)
+    if execution.budget is None:
+        return None
+    return read_standing(ledger, describe_budget(execution.budget, execution.price_per_gpu_hour), ledger.states())
+
+
+def is_out_of_budget(counts: Mapping[str, int], standing: Standing | None) -> bool:
+    """Return whether trials are missing, and running the study again would start none of them."""
+    if standing is None or counts["running"]:
+        return False
+    interrupted, missing = counts["interrupted"], counts["missing"]
+    return 0 < standing.count_held_back(interrupted=interrupted, missing=missing) == interrupted + missing
+
+
+def find_damaged(study: Study, *, storage: str) -> list[str]:
+    """Return what is damaged of all that is complete or has failed, in words; reads every byte of it."""
+    ledger = Ledger(storage, study.study)
+    ledger.states(every_byte=True)
+    return list(ledger.damaged.values())
+
+
+def is_current(study: Study, *, storage: str) -> bool:
+    """Return whether the last run was of this very study file; also True when there has been none."""
+    ledger = Ledger(storage, study.study)
+    if not ledger.root.exists("plan.json"):
+        return True
+    return bool(ledger.read_plan()["study_sha256"] == compute_study_sha256(study))
+
+
+def render_status(counts: Mapping[str, int], console: Console, standing: Standing | None = None) -> None:
+    """Print the counts, one a line, and what is taken of the budget."""
+    width = max(12, *map(len, counts))
+    for name, count in counts.items():
+        console.print(f"{name.replace('_', ' '):<{width}} {count}", highlight=False)
+    if standing is not None:
+        console.print(f"{'budget':<12} {standing.describe()}", highlight=False)
+    if is_out_of_budget(counts, standing):
+        console.print("the budget is spent: raise execution.budget and run again", highlight=False)

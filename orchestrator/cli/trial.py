@@ -1,0 +1,53 @@
+"""One stage or trial in this process, without Ray and without a fork: what a debugger wants."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from orchestrator.driver.child_process import run_request
+from orchestrator.driver.prepare import find_git_commit, prepare, resolve_execution
+from orchestrator.execution.meter import Meter, keeping
+from orchestrator.execution.resources import count_gpus
+from orchestrator.ledger.lease import Lease
+from orchestrator.ledger.usage import read_usage
+from orchestrator.planning.states import COMPLETE
+from orchestrator.study.study_file import Study
+from trainables.errors import StudyError
+
+
+def run_single(study: Study, signature: str, *, storage: str, echo: Callable[[str], None]) -> str:
+    """Run the stage or trial whose signature starts with ``signature``; return its folder.
+
+    Stages it needs have to be complete. Breakpoints in ``trainables`` are reached, exceptions are not caught.
+
+    Raises:
+        StudyError: no such signature, more than one, or a stage is missing.
+    """
+    prepared = prepare(study, storage=storage)
+    ledger = prepared.ledger
+    work = prepared.plan.find(signature)
+    if work is None:
+        known = "\n".join(f"  {work.signature}  {work.kind}  {work.name}" for work in prepared.plan.works[:20])
+        raise StudyError(f"looked for exactly one stage or trial {signature!r}; the plan has\n{known}")
+    states = ledger.states()
+    missing = [need for need in work.needs if states.get(need) != COMPLETE]
+    if missing:
+        raise StudyError(f"{work.name} starts from the stage {missing[0]}, which is not complete; run that first")
+
+    def report(event: dict[str, Any]) -> None:
+        if event["event"] == "epoch":
+            shown = "  ".join(f"{name} {value:.4g}" for name, value in event["metrics"].items())
+            echo(f"epoch {event['epoch']}  {shown}")
+
+    meter = Meter(read_usage(ledger))  # its time counts, and no budget keeps it from running
+    meter.report("single", gpus=float(count_gpus(study.execution) > 0), busy_seconds=0.0)
+    with Lease(ledger) as lease, keeping(meter, ledger.root):
+        ledger.begin(work, study=study.study, git_commit=find_git_commit())
+        folder = ledger.folder(work.kind, work.signature)
+        encoder = ledger.folder("stage", work.needs[0]).uri if work.needs else None
+        execution = resolve_execution(study, ledger).model_dump(mode="json")
+        execution["early_stopping"] = False  # who asks for one trial wants all of it
+        request = {"folder": folder.uri, "encoder": encoder, "execution": execution, "lease": lease.ticket}
+        run_request(request, report)
+    return folder.uri

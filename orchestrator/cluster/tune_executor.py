@@ -1,0 +1,226 @@
+"""Open work → Ray Tune.
+
+Tune starts actors where resources are free and tells when one is lost; what is to be done, and what has been done, it
+is never asked. A searcher hands out what the desk has, one Tune trial carrying several of ours when they are short, and
+says "nothing ready" while all that is left waits for a stage.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from orchestrator.cluster.connection import PATIENCE_SECONDS, find_peers, knock, ray, tune
+from orchestrator.execution.chunk_runner import ChunkRunner, pack, unpack
+from orchestrator.execution.dispatcher import Desk
+from orchestrator.execution.fork_client import MEMORY_ADVICE
+from orchestrator.execution.resources import Slots, num_slots
+from orchestrator.ledger.failures import CRASHED, OUT_OF_MEMORY
+from trainables.errors import ClusterLostError
+
+#: How often the head and the raylet of this machine are asked.
+_LOOK_SECONDS = 3.0
+#: Reports of all slots together that Tune's loop takes without falling behind; it can do some 40 a second.
+REPORTS_PER_SECOND = 16.0
+
+
+class Handing(tune.search.Searcher):  # type: ignore[misc]  # ray is untyped
+    """Hands out the desk's works to Tune, a chunk per Tune trial.
+
+    Args:
+        desk: where the work is.
+        report_seconds: how often a slot tells what has happened.
+        read_error: Tune trial → what is known of its end (``Desk.release``).
+    """
+
+    def __init__(self, desk: Desk, *, report_seconds: float, read_error: Callable[[str], dict[str, str]]) -> None:
+        super().__init__()
+        self._desk, self._report_seconds, self._read_error = desk, report_seconds, read_error
+
+    def suggest(self, trial_id: str) -> Any:
+        """Return the next chunk, None when nothing is ready, FINISHED when nothing is left."""
+        chunk = self._desk.take(trial_id)
+        if chunk is None:
+            return tune.search.Searcher.FINISHED if self._desk.is_finished else None
+        signature = chunk["works"][0]["record"]["signature"]
+        return {"chunk": pack({**chunk, "report_seconds": self._report_seconds}), "signature": signature}
+
+    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
+        """Pass on what a slot has to tell."""
+        self._desk.tell(trial_id, json.loads(result.get("events", "[]")))
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Settle what is left of a chunk."""
+        self.on_trial_result(trial_id, result or {})
+        self._desk.release(trial_id, error=partial(self._read_error, trial_id) if error else None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return nothing: Tune pickles its searcher into a file that we never read."""
+        return {}
+
+    def save(self, checkpoint_path: str) -> None:
+        """Do nothing: the ledger is the state."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Do nothing: the ledger is the state."""
+
+    def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
+        """Do nothing: the ledger is the state."""
+
+
+class Slot(tune.Trainable):  # type: ignore[misc]
+    """The actor around a ``ChunkRunner``: Tune starts it where resources are free, and uses it again."""
+
+    def setup(self, config: dict[str, Any]) -> None:
+        """Take the first chunk."""
+        self._runner = ChunkRunner(unpack(config["chunk"]))
+
+    def reset_config(self, new_config: dict[str, Any]) -> bool:
+        """Take the next chunk."""
+        self._runner.begin(unpack(new_config["chunk"]))
+        return True
+
+    def step(self) -> dict[str, Any]:
+        """Return what has happened; as text: Tune would flatten nested events into keys of its own."""
+        return {"events": json.dumps(self._runner.step()), "done": self._runner.is_done}
+
+    def cleanup(self) -> None:
+        """End whatever runs."""
+        self._runner.close()
+
+
+class _Tidings(tune.Callback):  # type: ignore[misc]
+    """What Tune tells callbacks and not searchers: that an actor was lost, and what it knows of the reason."""
+
+    def __init__(self, on_recover: Callable[[str], None]) -> None:
+        self._trials: Sequence[Any] = ()
+        self._on_recover = on_recover
+
+    def on_step_begin(self, iteration: int, trials: list[Any], **info: Any) -> None:
+        self._trials = trials
+
+    def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+        self._on_recover(trial.trial_id)
+
+    def read_error(self, trial_id: str) -> dict[str, str]:
+        """Return reason, message and traceback of a Tune trial that ended with an error."""
+        trial = next(trial for trial in reversed(self._trials) if trial.trial_id == trial_id)
+        text = Path(trial.error_file).read_text(errors="replace")
+        reason, message = CRASHED, "the worker was lost; its machine or Ray actor ended"
+        if "running low on memory" in text:  # what Ray's memory monitor says
+            reason, message = OUT_OF_MEMORY, f"Ray ended its slot, the machine was low on memory: {MEMORY_ADVICE}"
+        return {"reason": reason, "message": message, "traceback": text}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as for the searcher: pickled into a file that we never read
+
+
+class _StopWhenAsked(tune.Stopper):  # type: ignore[misc]
+    def __init__(self, asked: threading.Event) -> None:
+        self._asked = asked
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {}  # as for the searcher: pickled into a file that we never read
+
+    def __call__(self, trial_id: str, result: dict[str, Any]) -> bool:
+        return False
+
+    def stop_all(self) -> bool:
+        return self._asked.is_set()
+
+
+class _Tuning(threading.Thread):
+    """Runs Tune, in a thread of its own: a Ray that has lost its head holds whoever calls it, and no signal helps."""
+
+    def __init__(self, tuner: tune.Tuner) -> None:
+        super().__init__(name="tune", daemon=True)
+        self._tuner = tuner
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        """Body of the thread."""
+        try:
+            self._tuner.fit()
+        except Exception as error:  # noqa: BLE001 - the thread's boundary: ``wait`` raises it where it is waited for
+            self._error = error
+
+    def wait(self) -> None:
+        """Return when Tune has ended.
+
+        Raises:
+            ClusterLostError: Tune may never end.
+        """
+        answered = dict.fromkeys(find_peers(), time.monotonic())
+        while self.is_alive():
+            self.join(_LOOK_SECONDS)
+            for peer, last in answered.items():
+                try:
+                    knock(peer)
+                    answered[peer] = time.monotonic()
+                except OSError as error:
+                    if time.monotonic() - last > PATIENCE_SECONDS:
+                        raise ClusterLostError(
+                            f"lost Ray: {peer} has not answered for {PATIENCE_SECONDS:.0f} s ({error}); what is "
+                            "finished is in the ledger, and what ran goes on from its last epoch"
+                        ) from error
+        if self._error is not None:
+            raise self._error
+
+
+def execute(desk: Desk, *, study: str, slots: Slots, max_retries: int, stop: threading.Event) -> None:
+    """Work at the desk until each work is complete or failed, or until soon after ``stop`` is set.
+
+    Args:
+        desk: where the work is.
+        study: its name.
+        slots: resources of one trial.
+        max_retries: how often a lost actor is replaced.
+        stop: ends running trials; they go on from their last checkpoint in a later run.
+
+    Raises:
+        ClusterLostError: the head of the cluster, or the raylet of this machine, is gone.
+    """
+    number = num_slots(ray.cluster_resources(), slots)
+    desk.set_num_slots(number)
+    desk.expect_successors(may_overlap=slots.max_concurrent is None)
+    tidings = _Tidings(desk.lose)
+    handing = Handing(desk, report_seconds=max(1.0, number / REPORTS_PER_SECOND), read_error=tidings.read_error)
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are in the ledger, and told to the listener
+    scratch = tempfile.mkdtemp(prefix="robustsweep-tune-")  # Tune insists on a place; nothing in it is read again
+    tuning = _Tuning(
+        tune.Tuner(
+            tune.with_resources(Slot, {"cpu": slots.cpus, "gpu": slots.gpus}),
+            tune_config=tune.TuneConfig(
+                search_alg=handing,
+                num_samples=-1,
+                max_concurrent_trials=number,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial.config["signature"],
+                trial_dirname_creator=lambda trial: trial.trial_id,
+            ),
+            run_config=tune.RunConfig(
+                name=study,
+                stop=_StopWhenAsked(stop),
+                callbacks=[tidings],
+                storage_path=scratch,
+                failure_config=tune.FailureConfig(max_failures=max_retries),
+                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger has them
+                verbose=0,
+            ),
+        )
+    )
+    tuning.start()
+    try:
+        tuning.wait()
+    finally:
+        if tuning.is_alive():
+            desk.close()
+        shutil.rmtree(scratch, ignore_errors=True)

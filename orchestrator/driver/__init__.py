@@ -1,0 +1,1 @@
+"""The process that runs a study, from the study file to the report."""

@@ -1,0 +1,144 @@
+"""What a command says before anything happens: labelled lines, what there is, what will run, loudly what will not."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.markup import escape
+
+from orchestrator.driver.prepare import Prepared
+from orchestrator.ledger.preregistration import EXPLORATORY, PREREGISTERED, trace_hypotheses
+from orchestrator.planning.feasibility import find_hopeless
+from orchestrator.planning.plan import describe_skipped
+from orchestrator.search.proposals import Search
+
+#: Damaged folders that are named one by one.
+_MAX_DAMAGES = 10
+
+
+def say(console: Console, label: str, text: str) -> None:
+    """Print one labelled line; text from the user is not markup."""
+    console.print(f"{label:<8} {text}", soft_wrap=True, highlight=False, markup=False)
+
+
+def warn(console: Console, label: str, text: str) -> None:
+    """Print one line that stands out; text from the user is not markup."""
+    console.print(f"[bold yellow]{label}[/bold yellow] {escape(text)}", soft_wrap=True, highlight=False)
+
+
+def announce(prepared: Prepared, console: Console) -> None:
+    """Say what there is, what will run, and loudly what will not."""
+    plan, actions = prepared.plan, prepared.actions
+    kinds = Counter(work.kind for work in actions.open)
+    done = sum(work.kind == "trial" for work in actions.skip)
+    say(
+        console,
+        "plan",
+        f"{_count(len(plan.trials), 'trial')} and {_count(len(plan.stages), 'stage')}; {_count(done, 'trial')} "
+        f"complete, {f'{len(actions.stopped)} stopped early, ' if actions.stopped else ''}"
+        f"{_count(kinds['trial'], 'trial')} and {_count(kinds['stage'], 'stage')} to run"
+        + (f", {len(actions.resume)} of them to resume" if actions.resume else "")
+        + (f"; {_count(plan.num_to_come, 'trial')} to be proposed" if plan.num_to_come else ""),
+    )
+    if prepared.search is not None:
+        _announce_search(prepared.search, console)
+    _announce_budget(prepared, console)
+    _announce_hypotheses(prepared, console)
+    for line in _describe_changes(prepared):
+        say(console, "changed", line)
+    for line in describe_skipped(plan.as_json()["skipped"]):
+        warn(console, "left out", line)
+    num_bad = sum(len(dataset.quarantined) for dataset in prepared.world.datasets)
+    if num_bad:
+        warn(console, "quarantined", f"{_count(num_bad, 'image')}; the report names them")
+    if actions.failed:
+        failed = sum(work.kind == "trial" for work in actions.failed)
+        warn(console, "failed before", f"{_count(failed, 'trial')}; --retry-failed tries again")
+    todo = {work.signature for work in actions.open}
+    damages = [
+        f"{damage}; " + ("it is made again" if signature in todo else "nothing that will run needs it")
+        for signature, damage in sorted(prepared.ledger.damaged.items(), key=lambda item: item[0] not in todo)
+    ]
+    for damage in damages[:_MAX_DAMAGES]:
+        warn(console, "damaged", damage)
+    if len(damages) > _MAX_DAMAGES:
+        warn(console, "damaged", f"and {len(damages) - _MAX_DAMAGES} more")
+    if actions.orphaned:
+        kept = f"{len(actions.orphaned)} stages and trials in the ledger that are no longer planned"
+        say(console, "kept", f"{kept}; nothing is deleted")
+
+
+def _announce_budget(prepared: Prepared, console: Console) -> None:
+    standing, actions = prepared.standing, prepared.actions
+    if standing is not None:
+        say(console, "budget", standing.describe() + " taken so far, over all runs")
+    held_back = Counter(work.kind for work in actions.held_back) + Counter(trial=prepared.num_withheld)
+    if held_back:
+        which = " and ".join(_count(number, kind) for kind, number in sorted(held_back.items(), reverse=True))
+        rest = "" if actions.open else ", and nothing else is open"
+        warn(console, "held back", f"{which}: the budget has no room for more{rest}; raise execution.budget to go on")
+
+
+def _announce_search(search: Search, console: Console) -> None:
+    config = search.config
+    goals = " and ".join(
+        f"{'higher' if objective.higher_is_better else 'lower'} {objective.metric}" for objective in config.objectives
+    )
+    how = f"rounds of {config.parallel}" if config.order == "rounds" else f"{config.parallel} at once"
+    done = f"{search.num_distinct} of {config.num_trials} configurations proposed, {how}"
+    done += "; the space has no further one" if search.is_exhausted else ""
+    say(console, "search", f"{config.sampler.kind} for {goals}; {done}")
+    if config.early_stopping is not None:
+        rule, grace = config.early_stopping.kind, config.early_stopping.grace_epochs
+        after = "epoch 1" if grace == 1 else f"{grace} epochs"
+        say(console, "stopping", f"{rule}, by {config.judged_by}, from {after} on: what falls behind is stopped early")
+    if config.is_oracle:
+        guides = (each.metric for each in (*config.objectives, *config.constraints) if not each.is_honest)
+        warn(console, "oracle", f"the search is guided by {', '.join(guides)}, which no honest choice knows")
+
+
+def _announce_hypotheses(prepared: Prepared, console: Console) -> None:
+    """Say what is claimed and since when, and loudly what was changed late, and what no result could support."""
+    registration = prepared.registration
+    if registration.damage is not None:
+        warn(console, "damaged", registration.damage)
+    traced = trace_hypotheses(registration.versions)
+    counts = Counter(each.status for each in traced)
+    claimed = counts[PREREGISTERED] + counts[EXPLORATORY]
+    if claimed:
+        noun = "hypothesis" if claimed == 1 else "hypotheses"
+        late = f", {counts[EXPLORATORY]} exploratory" if counts[EXPLORATORY] else ""
+        say(console, "claims", f"{claimed} {noun}: {counts[PREREGISTERED]} preregistered{late}")
+    for each in traced:
+        if each.status != PREREGISTERED:
+            changes = f"; {'; '.join(each.changes)}" if each.changes else ""
+            warn(console, each.status, f"{each.name}: {each.remark}{changes}")
+    for line in find_hopeless(prepared.study.hypotheses, prepared.plan, prepared.about["factors"]):
+        warn(console, "hopeless", line)
+
+
+def _describe_changes(prepared: Prepared) -> Iterator[str]:
+    """Say what is planned otherwise than by the run before, and why as far as that is known."""
+    before, about = prepared.before, prepared.about
+    if before is None:
+        return
+    old = {trial["signature"] for trial in before["trials"]}
+    new = {trial.signature for trial in prepared.plan.trials}
+    if old == new:
+        return
+    yield f"{_count(len(new - old), 'trial')} added, {len(old - new)} no longer planned since the run before"
+    if before["data"]["fingerprint"] != about["data"]["fingerprint"]:
+        yield "the images, labels or splits have changed, and with them every result"
+    elif before["study_sha256"] == about["study_sha256"]:
+        versions = ", ".join(
+            f"{name} {version} instead of {before['versions'].get(name)}"
+            for name, version in about["versions"].items()
+            if version != before["versions"].get(name)
+        )
+        yield f"the study file is the same: weights or defaults have changed ({versions or 'with the same versions'})"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,79 @@
+"""Requests that a forked child process carries out: a stage or trial, the check of a study's trials, the report."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from orchestrator.execution.fork_server import serve
+from trainables.preload import preload
+
+#: Among the words that say what to import: contrastive stages will run.
+CONTRASTIVE = "contrastive"
+#: Name of this module, for the slots that start a fork server on their node: ``python -m MODULE SOCKET WORDS``.
+MODULE = "orchestrator.driver.child_process"
+
+
+def run_request(request: Mapping[str, Any], report: Any) -> None:
+    """Carry out a request in this process.
+
+    Args:
+        request: ``{"check": configs, "cache_dir": …}``: build what these trials would build; ``{"report": study,
+            "storage": …, "cache_dir": …}``: write the report; or the stage or trial whose ``config.json`` lies in
+            ``request["folder"]``: ``folder``, ``encoder`` (folder of the finished stage, or None) and ``execution``.
+            What writes has the ``lease`` of its driver (``lease.fence``), None for anybody.
+        report: called with each progress event.
+    """
+    from orchestrator.ledger.lease import guarded
+    from trainables.config import Execution, StageConfig, TrialConfig
+    from trainables.storage.folder import Folder
+
+    if "check" in request:
+        from orchestrator.planning.inputs import World
+        from orchestrator.planning.trial_checks import check_trials
+
+        configs = [TrialConfig.model_validate(config) for config in request["check"]]
+        check_trials(configs, World(Path(request["cache_dir"])))
+        return
+    if "report" in request:
+        from orchestrator.ledger.ledger import Ledger
+        from orchestrator.report.write import write_report
+
+        ledger = Ledger(request["storage"], request["report"])
+        ledger.root = guarded(ledger.root.uri, request["lease"])
+        report({"event": "report", **asdict(write_report(ledger, cache_dir=Path(request["cache_dir"])))})
+        return
+    from trainables.training.stopping import StopTraining
+    from trainables.trial import run_stage, run_trial
+
+    folder, execution = guarded(request["folder"], request["lease"]), Execution.model_validate(request["execution"])
+    record = folder.read_json("config.json")
+    signature = record["signature"]
+    if record["kind"] == "stage":
+        stage = StageConfig.model_validate(record["config"])
+        run_stage(stage, signature=signature, folder=folder, execution=execution, report=report)
+        return
+    encoder = Folder(request["encoder"]) if request["encoder"] else None
+    trial = TrialConfig.model_validate(record["config"])
+    try:
+        run_trial(trial, signature=signature, folder=folder, execution=execution, encoder=encoder, report=report)
+    except StopTraining as stop:
+        report({"event": "stopped_early", "epoch": stop.epoch})
+
+
+def main(path: str, *words: str) -> None:
+    """Serve requests on a socket until no slot is connected any more (``fork_server.serve``).
+
+    Args:
+        path: of the socket.
+        words: names of the networks that trials will build, and ``contrastive`` when stages will run.
+    """
+    models = [word for word in words if word != CONTRASTIVE]
+    serve(path, run_request, load_imports=lambda: preload(models, contrastive=CONTRASTIVE in words))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

@@ -1,0 +1,193 @@
+"""What a study will take: from its finished trials, those of a like study, or a short pilot; always saying which."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from orchestrator.driver.prepare import Prepared, resolve_execution
+from orchestrator.execution.gpu_sharing import choose_gpus_per_trial
+from orchestrator.execution.resources import Slots, count_gpus, num_slots
+from orchestrator.ledger.durations import took_seconds
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.planning.identity import compute_identity
+from orchestrator.planning.plan import Work
+from orchestrator.planning.states import COMPLETE
+from trainables.config import SCHEMA_VERSION, StageConfig, TrialConfig, read_trial_config
+from trainables.frozen import canonical_json
+from trainables.storage.folder import Folder
+
+#: More pilots than this would no longer be short; further kinds of trial take the mean.
+MAX_PILOTS = 6
+#: Other studies on the same storage that are looked at, and trials of each.
+MAX_LIKE_STUDIES, MAX_LIKE_TRIALS = 5, 100
+#: Start of Ray and of the first workers' imports, measured on 2 cores (10–20 s).
+STARTUP_SECONDS = 15.0
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Cost of what is open. ``source`` says where the figures come from."""
+
+    source: str
+    seconds_per_trial: float | None
+    work_seconds: float | None
+    wall_seconds: float | None
+    gpu_hours: float | None
+    slots: int
+    #: At ``execution.price_per_gpu_hour``, None without one.
+    money: float | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the fields as JSON values."""
+        return asdict(self)
+
+
+def estimate(prepared: Prepared, *, allow_pilot: bool) -> Estimate:
+    """Return the estimate for all open work of a study, on this machine's resources; without regard to its budget.
+
+    Args:
+        prepared: the plan.
+        allow_pilot: time a few steps per kind of trial when none has finished yet (imports torch, some seconds).
+    """
+    slots, gpus = _count_slots(prepared)
+    todo = prepared.actions.open + prepared.actions.held_back
+    todo += tuple(prepared.search.stand_ins() if prepared.search else ())
+    price = prepared.study.execution.price_per_gpu_hour
+    if not todo:
+        return Estimate("nothing is open", None, 0.0, 0.0, 0.0, slots, None if price is None else 0.0)
+    source, seconds = _from_finished(prepared, todo)
+    if seconds is None:
+        source, seconds = _from_like_studies(prepared, todo, on_gpu=gpus > 0)
+    if seconds is None and allow_pilot:
+        source, seconds = _from_pilot(prepared, todo)
+    source += ", as if nothing was stopped early" if prepared.study.stops_early else ""
+    if seconds is None:
+        return Estimate("unknown: no trial has finished, and no pilot was made", None, None, None, None, slots)
+    trials = [took for work, took in zip(todo, seconds, strict=True) if work.kind == "trial"]
+    total = sum(seconds)
+    return Estimate(
+        source=source,
+        seconds_per_trial=sum(trials) / len(trials) if trials else None,
+        work_seconds=total,
+        wall_seconds=STARTUP_SECONDS + max(total / slots, _critical_path(todo, seconds)),
+        gpu_hours=total * gpus / 3600,
+        slots=slots,
+        money=None if price is None else total * gpus / 3600 * price,
+    )
+
+
+def _critical_path(todo: Sequence[Work], seconds: Sequence[float]) -> float:
+    took = {work.signature: cost for work, cost in zip(todo, seconds, strict=True)}
+    return max(took[work.signature] + max((took.get(need, 0.0) for need in work.needs), default=0.0) for work in todo)
+
+
+def _count_slots(prepared: Prepared) -> tuple[int, float]:
+    """Return how many trials fit on this machine at once, and the GPUs each takes."""
+    execution = prepared.study.execution
+    num_gpus = count_gpus(execution)
+    gpus = execution.gpus_per_trial
+    if gpus == "auto" and num_gpus:
+        records = [each for kind in ("stage", "trial") for each in prepared.ledger.records(kind, states=(COMPLETE,))]
+        todo, size = prepared.actions.open + prepared.actions.held_back, execution.evaluation_batch_size
+        gpus = choose_gpus_per_trial(todo, records, evaluation_batch_size=size).gpus
+    elif gpus == "auto":
+        gpus = 0.0
+    slots = Slots(cpus=execution.cpus_per_trial, gpus=gpus, max_concurrent=execution.max_concurrent_trials)
+    # Trials that ask for GPUs which this machine lacks will run on a cluster: as many at once as it has cores.
+    return num_slots({"CPU": os.cpu_count() or 1, "GPU": num_gpus or math.inf}, slots), gpus
+
+
+def _from_finished(prepared: Prepared, todo: Sequence[Work]) -> tuple[str, list[float] | None]:
+    """Mean duration of the finished trials of the same arm, else of all; stages likewise."""
+    durations: dict[str, list[float]] = {}
+    num_trials = 0
+    for kind in ("trial", "stage"):
+        for record in prepared.ledger.records(kind, states=(COMPLETE,)):
+            if record.result is not None:
+                took = took_seconds(record)
+                durations.setdefault(kind, []).append(took)
+                durations.setdefault(record.config["name"], []).append(took)
+                num_trials += kind == "trial"
+    if not num_trials:
+        return "", None
+    known = [durations.get(work.name) or durations.get(work.kind) or durations["trial"] for work in todo]
+    return f"{num_trials} finished trials", [sum(took) / len(took) for took in known]
+
+
+def _from_like_studies(prepared: Prepared, todo: Sequence[Work], *, on_gpu: bool) -> tuple[str, list[float] | None]:
+    """Mean duration of the finished trials of the same kind in other studies on the same storage."""
+    kinds = [_kind_of(work) for work in todo]
+    durations: dict[str, list[float]] = {}
+    found = []
+    for ledger in _find_other_ledgers(prepared):
+        trials = {row["signature"] for row in ledger.read_plan()["trials"][:MAX_LIKE_TRIALS]}
+        known = len(durations)
+        for record in ledger.records("trial", signatures=trials, states=(COMPLETE,)):
+            if record.config["config"]["schema_version"] != SCHEMA_VERSION:
+                continue  # another version of this package may have taken another time
+            kind = _kind_of_trial(read_trial_config(record.config["config"]))
+            was_on_gpu = record.result is not None and record.result["environment"]["device"] != "cpu"
+            if kind in kinds and was_on_gpu == on_gpu:
+                durations.setdefault(kind, []).append(took_seconds(record))
+        found += [ledger.study] * (len(durations) > known)
+    if not durations:
+        return "", None
+    means = {kind: sum(took) / len(took) for kind, took in durations.items()}
+    mean = sum(means.values()) / len(means)
+    source = f"{sum(map(len, durations.values()))} finished trials of a like study ({', '.join(found)})"
+    return source, [means.get(kind, mean) for kind in kinds]
+
+
+def _find_other_ledgers(prepared: Prepared) -> list[Ledger]:
+    """Return the ledgers beside this study's of the same images, those that were run last first."""
+    storage, data = prepared.ledger.storage, prepared.about["data"]["fingerprint"]
+    found = []
+    for name in Folder(storage).children():
+        if name != prepared.study.study and (Folder(storage) / name).is_intact("plan.json"):
+            ledger = Ledger(storage, name)
+            plan = ledger.read_plan()
+            if plan["data"]["fingerprint"] == data:
+                found.append((plan["written_ms"], name))
+    return [Ledger(storage, name) for _, name in sorted(found, reverse=True)[:MAX_LIKE_STUDIES]]
+
+
+def _from_pilot(prepared: Prepared, todo: Sequence[Work]) -> tuple[str, list[float]]:
+    from trainables.pilot import time_trial  # imports torch
+
+    execution = resolve_execution(prepared.study)
+    timings: dict[str, Any] = {}
+    for work in todo:
+        key = _kind_of(work)
+        if key not in timings and len(timings) < MAX_PILOTS:
+            timings[key] = time_trial(_as_trial(work), execution)
+    mean = sum(t.trial_seconds for t in timings.values()) / len(timings)
+    seconds = []
+    for work in todo:
+        timing = timings.get(_kind_of(work))
+        if isinstance(work.config, StageConfig):
+            # Two views of every image: two images' worth of training each epoch.
+            epoch = timing.epoch_seconds if timing else mean
+            seconds.append(2.0 * epoch * work.config.pretraining.epochs)
+        else:
+            seconds.append(timing.trial_seconds if timing else mean)
+    return f"a pilot of a few steps of {len(timings)} kinds of work on this machine", seconds
+
+
+def _as_trial(work: Work) -> TrialConfig:
+    if isinstance(work.config, TrialConfig):
+        return work.config
+    return TrialConfig(data=work.config.data, model=work.config.model)
+
+
+def _kind_of(work: Work) -> str:
+    return _kind_of_trial(_as_trial(work))
+
+
+def _kind_of_trial(config: TrialConfig) -> str:
+    """What decides the time of a step: data, network, augmentation, batch size, evaluation."""
+    parts = [config.data, config.model, config.augmentation, config.training, config.evaluation]
+    return canonical_json([compute_identity(part) for part in parts])

@@ -1,0 +1,177 @@
+"""What is open → done: at one desk, by the driver's own slots and by Ray; everybody who should know is told."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from orchestrator.driver import child_process
+from orchestrator.driver.events import Listener, Watch
+from orchestrator.driver.prepare import Prepared, resolve_execution
+from orchestrator.driver.progress import StudyProgress
+from orchestrator.driver.runtime import Backstage
+from orchestrator.execution.dispatcher import Desk, Job
+from orchestrator.execution.gpu_sharing import choose_gpus_per_trial
+from orchestrator.execution.local_executor import HeadStart
+from orchestrator.execution.meter import Meter, keeping
+from orchestrator.execution.resources import Slots, check_fits, num_own_slots
+from orchestrator.execution.work_queue import OpenWork
+from orchestrator.ledger.lease import Lease
+from orchestrator.ledger.usage import read_usage
+from orchestrator.planning.states import COMPLETE
+from orchestrator.search.early_stopping import HASTE_SECONDS, PATIENCE_SECONDS, EarlyStopping, Rule
+from orchestrator.study.search_config import SearchConfig, is_higher_better
+
+
+def execute_open(prepared: Prepared, backstage: Backstage, lease: Lease, watch: Watch, *, console: Console) -> None:
+    """Run everything that is open, and what a search proposes meanwhile, on this machine or a cluster.
+
+    Raises:
+        DiskFullError: somebody found no room for what it wrote. Everything is stopped: other trials would end likewise.
+    """
+    actions = prepared.actions
+    num_works = len(actions.open) + prepared.plan.num_to_come
+    with (
+        StudyProgress(console, num_works=num_works, num_done=len(actions.skip)) as progress,
+        stopping_in_order(progress.say) as stop,
+        judging(prepared, stop) as early,
+    ):
+        listener = Listener(prepared, watch, progress, stop, early=early)
+        meter = make_meter(prepared, on_spent=listener.tell_spent)
+        desk = make_desk(prepared, backstage, lease, listener, meter)
+        with (
+            keeping(meter, prepared.ledger.root),
+            starting_at_once(prepared, backstage, desk, stop=stop, say=progress.say) as needs_ray,
+        ):
+            if needs_ray:
+                execute_in_ray(prepared, backstage, desk, stop=stop, say=progress.say)
+    listener.check()
+
+
+def make_stopping_rule(config: SearchConfig, max_epochs: int) -> Rule:
+    """Return the rule that says which trials of a replicate are to stop (``tune_schedulers.StoppingRule``)."""
+    from orchestrator.cluster.tune_schedulers import StoppingRule  # imports ray
+
+    assert config.early_stopping is not None
+    higher_is_better = is_higher_better(config.judged_by)
+    return StoppingRule(config.early_stopping, max_epochs=max_epochs, higher_is_better=higher_is_better)
+
+
+@contextmanager
+def judging(prepared: Prepared, stop: threading.Event) -> Iterator[EarlyStopping | None]:
+    """Judge the trials of a search while the body runs; yield who does, None for a study that stops nothing early."""
+    if prepared.search is None or not prepared.study.stops_early:
+        yield None
+        return
+    early = EarlyStopping(prepared.search, prepared.ledger, make_stopping_rule, stop=stop)
+    patience = HASTE_SECONDS
+    try:
+        yield early
+        patience = PATIENCE_SECONDS
+    finally:
+        early.finish(patience)
+
+
+def make_desk(prepared: Prepared, backstage: Backstage, lease: Lease, listener: Listener, meter: Meter) -> Desk:
+    """Return the desk at which all slots work, with all that is open."""
+    execution, ledger, actions = prepared.study.execution, prepared.ledger, prepared.actions
+    job = Job(
+        execution=resolve_execution(prepared.study, ledger).model_dump(mode="json"),
+        token=backstage.token,
+        module=child_process.MODULE,
+        preload=backstage.preload,
+        max_retries=execution.max_retries,
+        stall_seconds=60.0 * execution.stall_minutes,
+        describe=listener.describe,
+        lease=lease.ticket,
+    )
+    todo = OpenWork(actions.open, complete=[work.signature for work in actions.skip], num_slots=1)
+    find_more = listener.growth.find_more
+    return Desk(todo, ledger=ledger, job=job, listen=listener.hear, find_more=find_more, meter=meter)
+
+
+def make_meter(prepared: Prepared, *, on_spent: Callable[[int], None]) -> Meter:
+    """Return what counts the time of this run on top of what the runs before have taken."""
+    execution = prepared.study.execution
+    return Meter(
+        read_usage(prepared.ledger),
+        limits={} if execution.budget is None else execution.budget.limits(),
+        price_per_gpu_hour=execution.price_per_gpu_hour,
+        on_spent=on_spent,
+    )
+
+
+@contextmanager
+def starting_at_once(
+    prepared: Prepared, backstage: Backstage, desk: Desk, *, stop: threading.Event, say: Callable[[str], None]
+) -> Iterator[bool]:
+    """Let the driver's own slots begin, if it may have some; yield, in time, whether Ray is needed."""
+    own = backstage.own_resources
+    if own is None:
+        yield True
+        return
+    slots = resolve_slots(prepared, own, say=say)
+    check_fits(own, slots)
+    with HeadStart(desk, num_own_slots(own, slots), stop=stop) as head_start:
+        yield head_start.wait()
+
+
+def execute_in_ray(
+    prepared: Prepared, backstage: Backstage, desk: Desk, *, stop: threading.Event, say: Callable[[str], None]
+) -> None:
+    """Work at the desk with Ray Tune, which takes over from the driver's own slots."""
+    resources = backstage.wait_for_ray()
+    from orchestrator.cluster import tune_executor  # imports ray
+
+    is_said = backstage.own_resources is not None  # by those who had a head start
+    slots = resolve_slots(prepared, resources, say=(lambda line: None) if is_said else say)
+    if backstage.is_local:
+        check_fits(resources, slots)
+    study = prepared.study
+    desk.set_gpus(slots.gpus)
+    tune_executor.execute(desk, study=study.study, slots=slots, max_retries=study.execution.max_retries, stop=stop)
+
+
+def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, say: Callable[[str], None]) -> Slots:
+    """Return what one trial takes of the cluster; say why it takes that much of a GPU."""
+    execution, ledger = prepared.study.execution, prepared.ledger
+    gpus = execution.gpus_per_trial
+    if gpus == "auto" and resources.get("GPU", 0.0) > 0 and execution.device != "cpu":
+        records = [record for kind in ("stage", "trial") for record in ledger.records(kind, states=(COMPLETE,))]
+        share = choose_gpus_per_trial(
+            prepared.actions.open, records, evaluation_batch_size=execution.evaluation_batch_size
+        )
+        say(share.reason)
+        gpus = share.gpus
+    elif gpus == "auto":
+        gpus = 0.0
+    limits = {} if execution.budget is None else execution.budget.limits()
+    if gpus == 0.0 and limits.keys() & {"gpu_hours", "money"}:
+        say("no trial takes a GPU here: gpu_hours and money in execution.budget limit nothing")
+    return Slots(cpus=execution.cpus_per_trial, gpus=gpus, max_concurrent=execution.max_concurrent_trials)
+
+
+@contextmanager
+def stopping_in_order(announce: Callable[[str], None]) -> Iterator[threading.Event]:
+    """Yield an event that the first SIGINT sets; a second one, and SIGTERM, are a KeyboardInterrupt.
+
+    Whoever sends SIGTERM kills seconds later: Ray's jobs after 3.
+    """
+    stop = threading.Event()
+
+    def handle(number: int, _: object) -> None:
+        if stop.is_set() or number == signal.SIGTERM:
+            raise KeyboardInterrupt
+        stop.set()
+        announce("stopping: running trials go on from their last epoch next time; once more to stop at once")
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

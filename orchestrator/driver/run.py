@@ -1,0 +1,208 @@
+"""MAIN PATH: study → plan → reconcile with the ledger → execute what is open → report. Reads like a paragraph.
+
+``run`` and ``resume`` are the same: what the ledger says is complete is not touched, what was interrupted goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from orchestrator.driver.announce import announce, say, warn
+from orchestrator.driver.events import Watch
+from orchestrator.driver.execute import execute_open
+from orchestrator.driver.notifications import Notifier
+from orchestrator.driver.prepare import Prepared, find_git_commit, prepare
+from orchestrator.driver.runtime import Backstage
+from orchestrator.driver.search_loop import look_again, showing, write_grown_plan
+from orchestrator.driver.summary import Summary, account, summarise
+from orchestrator.ledger.derived import DEFAULT_METRIC, Report, Source, compute_state, forget, read_report
+from orchestrator.ledger.lease import Lease
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.record import describe_upstream
+from orchestrator.planning.states import ABSENT, FAILED
+from orchestrator.search.optuna_storage import resolve_storage
+from orchestrator.study.study_file import Study
+from orchestrator.tracking.addresses import TrackingError, resolve_tracking_uri
+from orchestrator.tracking.shipped import is_shipped
+from orchestrator.tracking.shipper import MAX_WAIT_SECONDS, PATIENCE_SECONDS, Shipper
+from trainables.errors import redact
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.tracker import Tracker
+
+#: How long records are still shipped by a driver that has been told to stop at once.
+_HASTE_SECONDS = 1.0
+
+
+def run_study(
+    study: Study,
+    *,
+    storage: str,
+    mlflow: str | None,
+    address: str | None,
+    console: Console,
+    retry_failed: bool = False,
+) -> Summary:
+    """Bring the ledger to what the study file says, and write the report; return how the study stands.
+
+    Args:
+        study: the study.
+        storage: ledger root, path or URI.
+        mlflow: tracking URI; None: the environment, the study file, or a SQLite file beside the ledger.
+        address: Ray cluster; None: this machine.
+        console: progress and messages.
+        retry_failed: try failed trials again.
+
+    Raises:
+        RobustSweepError: before anything starts, when the request is wrong.
+    """
+    ledger = Ledger(storage, study.study)
+    tracking_uri = resolve_tracking_uri(ledger, flag=mlflow, study_value=study.execution.mlflow)
+    resolve_storage(ledger, study.execution.optuna)  # a wrong address is refused before anything starts
+    say(console, "study", f"{study.study}: {study.question}")
+    say(console, "ledger", ledger.root.uri)
+    say(console, "MLflow", redact(tracking_uri))
+    lease = Lease(ledger)
+    lease.check()  # before the data are read, which may take long
+    with Backstage(study, address=address or study.execution.address) as backstage:
+        if not ledger.root.exists("plan.json"):
+            backstage.start_zygote()  # a new study: something will run, and importing torch takes seconds
+        prepared = prepare(study, storage=storage, retry_failed=retry_failed, mlflow=redact(tracking_uri))
+        if prepared.is_open:
+            backstage.start()
+            backstage.check(prepared.open_configs)
+        with lease:  # nothing has been written before
+            prepared = look_again(prepared, retry_failed=retry_failed)
+            announce(prepared, console)
+            prepared.registration.write(ledger.root)
+            ledger.write_plan(prepared.plan, prepared.about)
+            with notifying(prepared, console) as notifier:
+                return carry_out(prepared, backstage, lease, notifier, console=console, tracking_uri=tracking_uri)
+
+
+def carry_out(
+    prepared: Prepared, backstage: Backstage, lease: Lease, notifier: Notifier, *, console: Console, tracking_uri: str
+) -> Summary:
+    """Execute what is open, show it in MLflow and Optuna's storage, write the report; return how the study stands."""
+    with showing(prepared, console) as show, shipping(prepared, tracking_uri) as running:
+        record_upstream_failures(prepared)
+        if running is not None and prepared.actions.open:
+            watch = Watch(notifier, running.shipper.notice, show)
+            execute_open(prepared, backstage, lease, watch, console=console)
+            prepared = write_grown_plan(prepared)
+        get_report = begin_report(prepared, backstage, lease)  # while the last records are shipped
+    summary = conclude(prepared, running, get_report(), console)
+    if prepared.actions.open:
+        notifier.tell("end", f"{summary.describe()}. Report: {summary.report}")
+    return summary
+
+
+def record_upstream_failures(prepared: Prepared) -> None:
+    """Write down that trials cannot start whose stage failed in an earlier run: new arms that share it."""
+    states, commit = prepared.states, find_git_commit()
+    stages = {stage.signature: stage for stage in prepared.plan.stages}
+    for work in prepared.actions.failed:
+        if states.get(work.signature, ABSENT) != FAILED:
+            failed = next(stages[need] for need in work.needs if states.get(need) == FAILED)
+            details = describe_upstream(failed)
+            prepared.ledger.record_failure(work, details, study=prepared.study.study, git_commit=commit)
+
+
+@dataclass
+class Shipping:
+    """The projection to MLflow of a running study; ``unshipped`` is known when it has ended."""
+
+    shipper: Shipper
+    unshipped: int = 0
+
+
+@contextmanager
+def shipping(prepared: Prepared, tracking_uri: str) -> Iterator[Shipping | None]:
+    """Ship the ledger to MLflow while the body runs; None when it shows everything and nothing will change."""
+    if find_settled_report(prepared, tracking_uri) is not None:
+        yield None
+        return
+    if prepared.actions.open:
+        forget(prepared.ledger.root)
+
+    def make_tracker() -> Tracker:
+        from orchestrator.tracking.tracker import (
+            Tracker,  # imports mlflow: in the shipper's thread, once a trial trains
+        )
+
+        return Tracker(tracking_uri, prepared.ledger, about=prepared.about | prepared.plan.as_json())
+
+    shipper = Shipper(make_tracker, prepared.ledger, resumed=[work.signature for work in prepared.actions.open])
+    running = Shipping(shipper)
+    shipper.start()
+    patience = _HASTE_SECONDS
+    try:
+        yield running
+        patience = PATIENCE_SECONDS
+    finally:
+        running.unshipped = shipper.finish(timeout_seconds=patience, max_seconds=MAX_WAIT_SECONDS)
+
+
+@contextmanager
+def notifying(prepared: Prepared, console: Console) -> Iterator[Notifier]:
+    """Let people be told, as ``execution.notify`` asks for; at once, when the budget leaves nothing to do."""
+    actions = prepared.actions
+    num_held_back = len(actions.held_back) + prepared.num_withheld
+    config = prepared.study.execution.notify if actions.open or num_held_back else None
+    with Notifier(config, study=prepared.study.study, warn=lambda text: warn(console, "notify", text)) as notifier:
+        if num_held_back and not actions.open:
+            notifier.tell("budget", f"nothing is started: {num_held_back} stages and trials are held back")
+        yield notifier
+
+
+def find_settled_report(prepared: Prepared, tracking_uri: str) -> Report | None:
+    """Return the report that was written and shipped for this very state of the study, None when there is work."""
+    root, states = prepared.ledger.root, prepared.states
+    new_failures = any(states.get(work.signature) != FAILED for work in prepared.actions.failed)
+    if prepared.actions.open or new_failures:
+        return None
+    state = compute_state(prepared.ledger.read_plan(), states)
+    report = read_report(root, Source(state, DEFAULT_METRIC, examples=True))
+    if report is None or not is_shipped(root, tracking_uri, state=state, page_sha256=report.page_sha256):
+        return None
+    return report
+
+
+def begin_report(prepared: Prepared, backstage: Backstage, lease: Lease) -> Callable[[], Report]:
+    """Start to write the report, unless there is one of this state of the study; return how to wait for it."""
+    ledger = prepared.ledger
+    state = compute_state(ledger.read_plan(), ledger.states())
+    report = read_report(ledger.root, Source(state, DEFAULT_METRIC, examples=True))
+    if report is not None:
+        return lambda: report
+    if backstage.is_started:
+        return backstage.begin_report(ledger, lease.ticket)
+    from orchestrator.report.write import write_report  # imports pandas
+
+    return partial(write_report, ledger, cache_dir=prepared.study.execution.cache_dir.expanduser())
+
+
+def conclude(prepared: Prepared, shipped: Shipping | None, report: Report, console: Console) -> Summary:
+    """Attach the report to MLflow's parent run, print where everything is; nothing twice."""
+    ledger = prepared.ledger
+    states = ledger.states()
+    unshipped = shipped.unshipped if shipped else 0
+    early_stopping = prepared.study.stops_early
+    summary = summarise(prepared.plan, states, report=report.html, unshipped=unshipped, early_stopping=early_stopping)
+    summary = account(summary, prepared, states)
+    if shipped is not None and unshipped == 0:
+        try:
+            shipped.shipper.conclude(report, is_complete=summary.is_complete)
+        except TrackingError as error:
+            warn(console, "the report is not in MLflow yet", str(error))
+    console.print(report.summary, soft_wrap=True, highlight=False, markup=False)
+    if shipped is None:
+        say(console, "settled", "nothing has changed since the report was written and everything shipped to MLflow")
+    say(console, "report", report.html)
+    return summary

@@ -1,0 +1,212 @@
+"""What takes seconds to start: this node's zygote, in which the trials are checked, and Ray.
+
+Ray starts beside the zygote where trials need it at once: on a cluster, and where there is a GPU to be shared out.
+Elsewhere the driver's own slots (``head_start.py``) begin, and Ray comes when there is work for it.
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import uuid
+from collections.abc import Callable, Iterable, Mapping
+from functools import cached_property
+from types import TracebackType
+from typing import Any
+
+from orchestrator.driver import child_process
+from orchestrator.driver.prepare import resolve_execution
+from orchestrator.execution.fork_client import Worker, make_zygote_path
+from orchestrator.execution.resources import find_own_resources
+from orchestrator.ledger.derived import Report
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.planning.trial_checks import find_distinct
+from orchestrator.study.study_file import Study
+from trainables import errors
+from trainables.config import ContrastivePretraining, TrialConfig
+from trainables.errors import ClusterLostError, InfrastructureError, RobustSweepError
+from trainables.preload import imports_kept
+
+#: How long leaving waits for a Ray that is still starting.
+_PATIENCE_SECONDS = 20.0
+
+
+class Backstage:
+    """Ray and the zygote of one run. A context manager: leaving it ends both.
+
+    Args:
+        study: says what a trial takes.
+        address: Ray cluster; None: this machine.
+    """
+
+    def __init__(self, study: Study, *, address: str | None) -> None:
+        self._study = study
+        self._execution = resolve_execution(study)
+        self._address = address
+        #: Names the zygotes of this run.
+        self.token = uuid.uuid4().hex[:16]
+        self._worker: Worker | None = None
+        self._ray: _RayThread | None = None
+
+    def __enter__(self) -> Backstage:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
+        if self._worker is not None:
+            self._worker.close()
+        if kind is None or (issubclass(kind, Exception) and not issubclass(kind, ClusterLostError)):
+            self._stop_ray()  # else somebody is in a hurry, or Ray does not answer: its processes end with this one
+
+    @cached_property
+    def preload(self) -> tuple[str, ...]:
+        """What the zygotes of this run import."""
+        configs = [arm.config for arm in self._study.arms()]
+        stages = (
+            [child_process.CONTRASTIVE]
+            if any(isinstance(c.pretraining, ContrastivePretraining) for c in configs)
+            else []
+        )
+        return (*sorted({config.model.name for config in configs}), *stages)
+
+    @cached_property
+    def own_resources(self) -> Mapping[str, float] | None:
+        """What this machine has for the driver's own slots; None: all trials run in Ray."""
+        return None if self._address else find_own_resources(self._study.execution)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether there was something to be run."""
+        return self._worker is not None
+
+    @property
+    def is_local(self) -> bool:
+        """Whether Ray runs on this machine alone."""
+        return self._address is None
+
+    def start(self) -> None:
+        """Begin to start what is needed at once; returns immediately, and does nothing the second time.
+
+        Raises:
+            InfrastructureError: no process can be started.
+        """
+        self.start_zygote()
+        if self.own_resources is None:
+            self.start_ray()
+
+    def start_zygote(self) -> None:
+        """Begin to start the process that imports torch; as ``start``."""
+        if self._worker is None:
+            path = make_zygote_path(self.token)
+            command = (sys.executable, "-m", child_process.MODULE)
+            threads = self._execution.num_threads
+            self._worker = Worker(num_threads=threads, path=path, command=command, preload=self.preload)
+            self._worker.connect()
+
+    def start_ray(self) -> None:
+        """Begin to start Ray; returns immediately, and does nothing the second time."""
+        if self._ray is None:
+            self._ray = _RayThread(self._address)
+            self._ray.start()
+
+    def check(self, configs: Iterable[TrialConfig]) -> None:
+        """Build what every trial will build, in a process that has torch imported (``world.check_trials``).
+
+        Raises:
+            RobustSweepError: what a trial would have raised.
+        """
+        self.start()
+        distinct = [config.model_dump(mode="json") for config in find_distinct(configs)]
+        self._begin({"check": distinct})
+        if self._study.stops_early:  # what judges trials imports ray, and now the zygote imports torch
+            with imports_kept():
+                pass
+        self._finish("checking the trials")
+
+    def begin_report(self, ledger: Ledger, lease: Mapping[str, str]) -> Callable[[], Report]:
+        """Write the report in a process of the zygote, which has torch imported; return how to wait for it.
+
+        Waiting also stops Ray, and raises what ``report.write.write_report`` raises.
+        """
+        self._begin({"report": ledger.study, "storage": ledger.storage, "lease": dict(lease)})
+        return self._finish_report
+
+    def _finish_report(self) -> Report:
+        self._stop_ray()
+        (event,) = self._finish("writing the report")
+        said = {key: value for key, value in event.items() if key != "event"}
+        return Report(**(said | {"csv": tuple(said["csv"])}))
+
+    def _begin(self, request: dict[str, Any]) -> None:
+        assert self._worker is not None
+        self._worker.begin({**request, "cache_dir": str(self._execution.cache_dir)})
+
+    def _finish(self, what: str) -> list[dict[str, Any]]:
+        """Wait for the end of a request; return its events, or raise as it did."""
+        assert self._worker is not None
+        events: list[dict[str, Any]] = []
+        while not events or events[-1]["event"] != "done":
+            event = self._worker.next_event(60.0)
+            events += [event] if event is not None else []
+        end = events.pop()
+        if end["status"] != "complete":
+            known = getattr(errors, end["type"], None)
+            if isinstance(known, type) and issubclass(known, RobustSweepError):
+                raise known(end["message"])
+            raise InfrastructureError(f"{what} failed unexpectedly:\n{end['traceback']}")
+        return events
+
+    def _stop_ray(self) -> None:
+        if self._ray is not None:
+            self._ray.end()
+            self._ray = None
+
+    def wait_for_ray(self) -> Mapping[str, float]:
+        """Return the resources of the cluster.
+
+        Raises:
+            InfrastructureError: Ray does not start, or the cluster does not answer.
+        """
+        self.start_ray()
+        assert self._ray is not None
+        return self._ray.wait()
+
+
+class _RayThread(threading.Thread):
+    """Starts Ray, and stays: the kernel ends Ray's processes with the thread that started them."""
+
+    def __init__(self, address: str | None) -> None:
+        super().__init__(name="ray", daemon=True)
+        self._address = address
+        self._is_up, self._is_over = threading.Event(), threading.Event()
+        self._resources: Mapping[str, float] = {}
+        self._error: Exception | None = None
+
+    def run(self) -> None:
+        """Body of the thread."""
+        try:
+            with imports_kept():
+                from orchestrator.cluster import connection  # imports ray
+
+            self._resources = connection.connect(self._address)
+        except Exception as error:  # noqa: BLE001 - the thread's boundary: ``wait`` raises it where it is waited for
+            self._error = error
+        self._is_up.set()
+        self._is_over.wait()
+
+    def wait(self) -> Mapping[str, float]:
+        """Return the resources once Ray is up."""
+        self._is_up.wait()
+        if self._error is not None:
+            raise self._error
+        return self._resources
+
+    def end(self) -> None:
+        """Leave or stop Ray, and wait for it; not for one that does not come up, which ends with this process."""
+        if not self._is_up.wait(_PATIENCE_SECONDS):
+            return
+        if self._error is None:
+            from orchestrator.cluster import connection
+
+            connection.disconnect()
+        self._is_over.set()
+        self.join()

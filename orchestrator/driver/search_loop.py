@@ -1,0 +1,145 @@
+"""A search inside a run: its plan grows while it is carried out. For a study without one nothing here does anything."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from rich.console import Console
+
+from orchestrator.driver.announce import warn
+from orchestrator.driver.prepare import Prepared, decide
+from orchestrator.execution.dispatcher import Listener
+from orchestrator.ledger.usage import read_standing
+from orchestrator.planning.budget import Standing
+from orchestrator.planning.plan import Work
+from orchestrator.planning.reconcile import Actions
+from orchestrator.search.optuna_storage import PATIENCE_SECONDS, Projection, Showing, resolve_storage
+from trainables.errors import RobustSweepError
+
+#: How long a driver that has been told to stop at once still waits for Optuna's storage.
+_HASTE_SECONDS = 1.0
+
+
+def look_again(prepared: Prepared, *, retry_failed: bool) -> Prepared:
+    """Return the study as it stands now that nobody else writes; a search has made its next proposals."""
+    states, search, plan = prepared.ledger.states(), prepared.search, prepared.plan
+    if search is not None:
+        search.observe(states, retry_failed=retry_failed)
+        plan = search.plan
+    if search is not None and replace(prepared, standing=read_budget(prepared, states)).grows:
+        search.next_works(lambda work, details: None)  # what cannot start is found, and recorded, with the whole plan
+        plan = search.plan
+    prepared = decide(replace(prepared, plan=plan), states, retry_failed=retry_failed)
+    if search is not None:
+        search.hand_out(prepared.actions)
+    return prepared
+
+
+def read_budget(prepared: Prepared, states: Mapping[str, str]) -> Standing | None:
+    """Return how a study stands to its budget now, None without one."""
+    return read_standing(prepared.ledger, prepared.about["budget"], states)
+
+
+def write_grown_plan(prepared: Prepared) -> Prepared:
+    """Write the plan with what the search has proposed meanwhile; return the study with it."""
+    if prepared.search is None:
+        return prepared
+    prepared = replace(prepared, plan=prepared.search.plan)
+    prepared.ledger.write_plan(prepared.plan, prepared.about)
+    return prepared
+
+
+class Growth:
+    """What a desk asks for more work, one call at a time.
+
+    Args:
+        prepared: the study.
+        listen: told of trials that cannot start because their stage has failed.
+        stop: nothing is proposed once it is set; set here when the search cannot go on.
+        show: called when something has changed that Optuna's storage shows.
+        on_spent: called once, with the number of works that are not handed out because the budget has no room for
+            their trials.
+    """
+
+    def __init__(
+        self,
+        prepared: Prepared,
+        *,
+        listen: Listener,
+        stop: threading.Event,
+        show: Callable[[], None],
+        on_spent: Callable[[int], None] = lambda number: None,
+    ) -> None:
+        self._prepared, self._listen, self._stop, self._show = prepared, listen, stop, show
+        self._on_spent: Callable[[int], None] | None = on_spent
+        self._standing = prepared.standing and prepared.standing.begin(prepared.actions.open)
+        self._problem: RobustSweepError | None = None
+
+    def settle(self, work: Work, details: dict[str, Any]) -> None:
+        """Let the search know how a stage or trial has ended."""
+        if self._prepared.search is not None:
+            self._prepared.search.settle(work.signature, details["status"])
+
+    def find_more(self) -> list[Work]:
+        """Return what is to be run in addition; never raises."""
+        search = self._prepared.search
+        if search is None or self._stop.is_set():
+            return []
+        if self._standing is not None and "trials" in self._standing.spent:
+            self._tell_spent(search.plan.num_to_come)
+            return []
+        try:
+            works = self._ration(search.next_works(partial(self._listen, "ended")))
+            if works:
+                write_grown_plan(self._prepared)
+            self._show()
+        except RobustSweepError as error:
+            self._problem = error
+            self._stop.set()
+            return []
+        return works
+
+    def _ration(self, works: list[Work]) -> list[Work]:
+        """Return those that the budget has room for; the others are proposed, and wait for a larger one."""
+        if self._standing is None:
+            return works
+        actions = self._standing.hold_back(Actions(tuple(works), (), (), (), ()))
+        self._standing = self._standing.begin(actions.open)
+        self._tell_spent(len(actions.held_back))
+        return list(actions.open)
+
+    def _tell_spent(self, number: int) -> None:
+        if number and self._on_spent is not None:
+            self._on_spent(number)
+            self._on_spent = None
+
+    def check(self) -> None:
+        """Raise what has stopped the search, if something has."""
+        if self._problem is not None:
+            raise self._problem
+
+
+@contextmanager
+def showing(prepared: Prepared, console: Console) -> Iterator[Callable[[], None]]:
+    """Keep Optuna's storage up to date while the body runs; yield how to say that something has changed."""
+    search = prepared.search
+    uri = resolve_storage(prepared.ledger, prepared.study.execution.optuna) if search is not None else None
+    if search is None or uri is None:
+        yield lambda: None
+        return
+    database = Showing(Projection(uri, prepared.study.study, search.config, search.space))
+    patience = _HASTE_SECONDS
+    try:
+        database.show(search.show())
+        yield lambda: database.show(search.show())
+        database.show(search.show())
+        patience = PATIENCE_SECONDS
+    finally:
+        problem = database.finish(patience)
+        if problem is not None:
+            warn(console, "the search is not in Optuna's storage yet", f"{problem}; the next run tries again")

@@ -1,0 +1,90 @@
+"""How a study stands when a run of it has ended: what ``run`` prints, returns, and tells people."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from orchestrator.driver.prepare import Prepared
+from orchestrator.ledger.usage import read_standing
+from orchestrator.planning.plan import Plan
+from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How a study stands, in trials; what ``run`` ends with. ``missing`` has never begun."""
+
+    planned: int
+    complete: int
+    failed: int
+    interrupted: int
+    missing: int
+    skipped_arms: int
+    unshipped: int
+    report: str | None
+    #: Of those that are not complete: the budget has no room for them.
+    held_back: int = 0
+    #: How much of each limit is taken; None: no budget.
+    budget: str | None = None
+    #: By a search, and with that there is no more to be done for them.
+    stopped_early: int = 0
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every planned trial is complete, or was stopped early."""
+        return self.complete + self.stopped_early == self.planned
+
+    @property
+    def is_only_failed(self) -> bool:
+        """Whether everything that is not complete has failed: running again would start nothing."""
+        return self.failed > 0 and self.interrupted == self.missing == 0
+
+    @property
+    def is_out_of_budget(self) -> bool:
+        """Whether nothing that is missing would start if the study was run again: only a larger budget helps."""
+        return 0 < self.held_back == self.interrupted + self.missing
+
+    def describe(self) -> str:
+        """Return how the study stands, in one line."""
+        if self.is_complete and self.stopped_early:
+            return f"{self.complete} of {self.planned} trials are complete, {self.stopped_early} were stopped early"
+        if self.is_complete:
+            return f"all {self.planned} trials are complete"
+        text = f"{self.failed} failed, {self.interrupted} interrupted, {self.missing} missing of {self.planned} trials"
+        return text + (f"; the budget is spent: {self.budget}" if self.held_back else "")
+
+
+def summarise(
+    plan: Plan,
+    states: Mapping[str, str],
+    *,
+    report: str | None = None,
+    unshipped: int = 0,
+    early_stopping: bool = False,
+) -> Summary:
+    """Return how the study stands, counted over planned trials; without early stopping what was stopped is open."""
+    counts = Counter(states.get(trial.signature, ABSENT) for trial in plan.trials)
+    stopped = counts.pop(STOPPED, 0)
+    counts[INTERRUPTED] += 0 if early_stopping else stopped
+    return Summary(
+        planned=len(plan.trials) + plan.num_to_come,
+        complete=counts[COMPLETE],
+        failed=counts[FAILED],
+        interrupted=counts[INTERRUPTED],
+        missing=counts[ABSENT] + plan.num_to_come,
+        skipped_arms=len(plan.skipped),
+        unshipped=unshipped,
+        report=report,
+        stopped_early=stopped if early_stopping else 0,
+    )
+
+
+def account(summary: Summary, prepared: Prepared, states: Mapping[str, str]) -> Summary:
+    """Return a summary with how the study stands to its budget."""
+    standing = read_standing(prepared.ledger, prepared.about["budget"], states)
+    if standing is None:
+        return summary
+    held_back = standing.count_held_back(interrupted=summary.interrupted, missing=summary.missing)
+    return replace(summary, held_back=held_back, budget=standing.describe())

@@ -1,0 +1,1 @@
+"""Open work becomes finished work, without Ray: queue, dispatcher, executors, fork server."""

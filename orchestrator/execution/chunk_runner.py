@@ -1,0 +1,205 @@
+"""What a slot does with a chunk of works: one after another, each in a fresh process, tried again when it was lost.
+
+Knows nothing of Ray: ``scheduling.Slot`` is the actor around it.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import sys
+import time
+import zlib
+from collections import deque
+from typing import Any
+
+from orchestrator.execution.fork_client import Worker, WorkerLostError, make_zygote_path
+from orchestrator.ledger.attempts import ATTEMPTS
+from orchestrator.ledger.failures import DISK_FULL, HUNG
+from orchestrator.ledger.lease import guarded
+from orchestrator.ledger.record import begin_record
+from trainables.errors import DiskFullError
+from trainables.storage.completeness import is_finished, is_stopped
+
+
+def pack(chunk: dict[str, Any]) -> str:
+    """Return a chunk as text that Tune neither flattens nor prints, and keeps for every chunk of a study: small."""
+    return base64.b64encode(zlib.compress(json.dumps(chunk).encode())).decode()
+
+
+def unpack(text: str) -> dict[str, Any]:
+    """Return what ``pack`` has packed."""
+    chunk: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(text)))
+    return chunk
+
+
+class ChunkRunner:
+    """Runs chunks in this slot.
+
+    A chunk is a list of ``works``, each ``{"record": content of config.json, "folder": …, "encoder": … | None}``, and
+    what they share: ``execution``, ``token``, ``module`` and ``preload`` (which zygote), ``stall_seconds``,
+    ``max_retries``, ``chunk_seconds``, ``report_seconds``, ``created_ms``, ``lease``.
+
+    Args:
+        chunk: the first one.
+    """
+
+    def __init__(self, chunk: dict[str, Any]) -> None:
+        self._worker = Worker(
+            num_threads=chunk["execution"]["num_threads"],
+            path=make_zygote_path(chunk["token"]),
+            preload=chunk["preload"],
+            command=(sys.executable, "-m", chunk["module"]),
+        )
+        self.begin(chunk)
+
+    def begin(self, chunk: dict[str, Any]) -> None:
+        """Take the next chunk; what is complete already, or failed since the chunk was made, is only reported."""
+        self._chunk = chunk
+        self._todo = deque(chunk["works"])
+        self._current: dict[str, Any] | None = None
+        self._folder = guarded(chunk["works"][0]["folder"], chunk["lease"])
+        self._news: list[dict[str, Any]] = []
+        self._tries = 0
+        self._began = self._tried = self._last_sign = 0.0
+        self._taken = time.monotonic()
+        self._until = self._taken + chunk["chunk_seconds"]
+
+    @property
+    def _early_stopping(self) -> bool:
+        """Whether trials may be stopped while they run, or before they begin."""
+        return bool(self._chunk["execution"]["early_stopping"])
+
+    @property
+    def is_done(self) -> bool:
+        """Whether nothing of the chunk is left."""
+        return self._current is None and not self._todo
+
+    def step(self) -> list[dict[str, Any]]:
+        """Return what has happened since the last call, each event with the signature of its work.
+
+        ``begun`` and ``done`` of every work, of everything between the newest per work, and ``returned`` of works that
+        others should do; each with ``busy_seconds``, how long the slot has had the chunk. Returns ``report_seconds``
+        after the call when there is news, twice that when there is none, and at once when the chunk is done.
+        """
+        self._news = []
+        started, pause = time.monotonic(), self._chunk["report_seconds"]
+        while not self.is_done:
+            left = started + (pause if self._news else 2 * pause) - time.monotonic()
+            if left <= 0:
+                break
+            self._give_back()
+            try:
+                if self._current is None:
+                    self._begin_next()
+                else:
+                    self._advance(min(left, pause))
+            except DiskFullError as error:  # of what this slot writes; a trial tells of its own
+                self._end({"event": "done", "status": "failed", "reason": DISK_FULL, "message": str(error)})
+        busy_seconds = round(time.monotonic() - self._taken, 3)
+        return [{**event, "busy_seconds": busy_seconds} for event in self._news]
+
+    def hurry(self) -> None:
+        """Let others do what has not begun."""
+        self._until = 0.0
+
+    def _give_back(self) -> None:
+        """Let others do what this slot has not come to, also while a long work runs."""
+        if time.monotonic() > self._until and self._current is not None:
+            self._return_all()
+
+    def _return_all(self) -> None:
+        self._news += [{"signature": work["record"]["signature"], "event": "returned"} for work in self._todo]
+        self._todo.clear()
+
+    def _tell(self, event: dict[str, Any]) -> None:
+        assert self._current is not None
+        signature = self._current["record"]["signature"]
+        last = self._news[-1] if self._news else {"signature": None}
+        if last["signature"] == signature and last["event"] != "begun":
+            self._news.pop()  # only the newest counts
+        self._news.append({"signature": signature, **event})
+
+    def _begin_next(self) -> None:
+        work = self._current = self._todo.popleft()
+        self._folder = guarded(work["folder"], self._chunk["lease"])
+        self._tries, self._began = 0, time.monotonic()
+        ended = self._find_end()
+        if ended is not None:
+            self._end(ended)
+            return
+        begin_record(self._folder, work["record"], early_stopping=self._early_stopping)
+        if self._early_stopping and is_stopped(self._folder):
+            self._end({"event": "done", "status": "stopped_early"})
+            return
+        self._tell({"event": "begun"})
+        self._try()
+
+    def _find_end(self) -> dict[str, Any] | None:
+        """Return how the work ended in an earlier life of this slot, whose last words may have been lost."""
+        if is_finished(self._folder):
+            return {"event": "done", "status": "complete"}
+        if self._folder.is_intact("failure.json"):
+            failure = self._folder.read_json("failure.json")
+            if failure["timestamp_ms"] > self._chunk["created_ms"]:
+                return {"event": "done"} | {key: failure[key] for key in ("status", "reason", "message", "traceback")}
+        return None
+
+    def _try(self) -> None:
+        assert self._current is not None
+        self._tries += 1
+        self._tried = self._last_sign = time.monotonic()
+        shared = {"execution": self._chunk["execution"], "lease": self._chunk["lease"]}
+        self._worker.begin({"folder": self._current["folder"], "encoder": self._current["encoder"], **shared})
+
+    def _advance(self, timeout_seconds: float) -> None:
+        try:
+            event = self._worker.next_event(timeout_seconds)
+            if event is None:
+                self._check_stall()
+                return
+        except WorkerLostError as error:
+            note = {**self._measure_attempt(), "host": os.uname().nodename, "message": str(error)}
+            self._folder.append_line(ATTEMPTS, json.dumps(note))
+            if self._tries <= self._chunk["max_retries"]:
+                self._try()
+            else:
+                end = {"reason": error.reason, "message": str(error), "traceback": error.traceback}
+                self._end({"event": "done", "status": "failed", **end})
+            return
+        self._last_sign = time.monotonic()
+        if event["event"] == "done":
+            attempt = self._measure_attempt()
+            self._end({**self._verify(event), "attempt": attempt, "seconds": time.monotonic() - self._began})
+        else:
+            self._tell(event)
+
+    def _measure_attempt(self) -> dict[str, Any]:
+        """Return when the attempt that has just ended did so, and how long it took."""
+        return {"timestamp_ms": int(time.time() * 1000), "seconds": round(time.monotonic() - self._tried, 3)}
+
+    def _verify(self, end: dict[str, Any]) -> dict[str, Any]:
+        if end["status"] == "complete" and not is_finished(self._folder):
+            message = f"its process ended well and left no good result.json in {self._folder.uri}"
+            return {"event": "done", "status": "failed", "reason": "error", "message": message}
+        return end
+
+    def _end(self, event: dict[str, Any]) -> None:
+        self._tell({**event, "host": os.uname().nodename})
+        self._current = None
+        if event.get("reason") == DISK_FULL:
+            self._return_all()  # the next would end in the same way
+
+    def _check_stall(self) -> None:
+        silent = time.monotonic() - self._last_sign
+        if silent > self._chunk["stall_seconds"]:
+            self._worker.kill()
+            self._worker.close()  # what the killed process still says is about an attempt that is over
+            raise WorkerLostError(
+                f"no sign of life for {silent:.0f} s (execution.stall_minutes); the process was killed", reason=HUNG
+            )
+
+    def close(self) -> None:
+        """Kill what runs and leave the zygote."""
+        self._worker.close()

@@ -1,0 +1,257 @@
+"""A slot's side of the zygote: hand requests over, pass events on, judge how a process ended.
+
+A trial that raises fails for good, with its traceback in the ledger. When a trial's process vanishes, or finds no
+memory, it may be the infrastructure's fault: ``WorkerLostError``, and whoever asked may try again from the checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+import shutil
+import signal
+import socket
+import subprocess
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from orchestrator.execution.fork_server import starting
+from orchestrator.ledger.failures import CRASHED, OUT_OF_MEMORY
+from trainables.errors import InfrastructureError
+from trainables.storage.folder import Folder
+
+#: What to do when memory runs out; neither trials nor machines say who took it.
+MEMORY_ADVICE = (
+    "let trials ask for less at once (training.batch_size, execution.evaluation_batch_size), or run fewer of them side "
+    "by side (execution.max_concurrent_trials)"
+)
+
+
+class WorkerLostError(InfrastructureError):
+    """The process of a trial vanished, hung, or found no memory; trying again may help.
+
+    Args:
+        message: for the user.
+        reason: CRASHED, HUNG or OUT_OF_MEMORY.
+        traceback: of what it raised, if it did.
+    """
+
+    def __init__(self, message: str, *, reason: str = CRASHED, traceback: str = "") -> None:
+        super().__init__(message)
+        self.reason, self.traceback = reason, traceback
+
+
+def make_zygote_path(token: str) -> Path:
+    """Return where the zygote of this user on this node listens for the driver that made ``token``.
+
+    Raises:
+        InfrastructureError: the folder belongs to somebody else.
+    """
+    folder = Path(tempfile.gettempdir()) / f"robustsweep-{os.getuid()}"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    if folder.stat().st_uid != os.getuid():
+        raise InfrastructureError(f"{folder} belongs to somebody else; remove it, or set TMPDIR to a folder of yours")
+    return folder / f"{token}.sock"
+
+
+def connect_zygote(
+    path: Path, *, num_threads: int, command: Sequence[str], preload: Sequence[str] = ()
+) -> socket.socket:
+    """Return a connection to the node's zygote; the first who asks starts it. Does not wait for its imports.
+
+    Args:
+        path: of its socket.
+        num_threads: CPU threads of each trial.
+        preload: what it imports (``zygote.main``).
+        command: how it is started; path and ``preload`` are added.
+
+    Raises:
+        InfrastructureError: it does not start.
+    """
+    with starting(str(path)):
+        try:
+            return _connect(path)
+        except (FileNotFoundError, ConnectionRefusedError):
+            path.unlink(missing_ok=True)  # of one that was killed
+        threads = {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
+        # Threads that spin at barriers take the cores from other trials: 2 threads on 2 shared cores needed 5 s of CPU
+        # instead of 3.
+        environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ | threads
+        words = [*command, str(path), *preload]
+        done = subprocess.run(words, env=environment, capture_output=True, check=False)
+        if done.returncode:
+            raise InfrastructureError(f"could not start a process for trials: {done.stderr.decode(errors='replace')}")
+        return _connect(path)
+
+
+def _connect(path: Path) -> socket.socket:
+    with ExitStack() as stack:
+        connection = stack.enter_context(socket.socket(socket.AF_UNIX))
+        connection.connect(str(path))
+        stack.pop_all()
+    return connection
+
+
+class Worker:
+    """One slot: runs one request at a time, each in a fresh process.
+
+    Args:
+        num_threads: CPU threads for each trial.
+        path: of the zygote's socket.
+        preload: what the zygote imports.
+        command: how the zygote is started when there is none.
+    """
+
+    def __init__(self, *, num_threads: int, path: Path, command: Sequence[str], preload: Sequence[str] = ()) -> None:
+        self._path = path
+        self._connect = partial(connect_zygote, path, num_threads=num_threads, preload=preload, command=command)
+        self._connection: socket.socket | None = None
+        self._buffer = b""
+        self._child: int | None = None
+        self._folder: Folder | None = None
+        self._local_log: Path | None = None
+        self._failure: dict[str, Any] | None = None
+        self._stopped: dict[str, Any] | None = None
+
+    def begin(self, request: Mapping[str, Any]) -> None:
+        """Start a stage, a trial or a check (see ``zygote.run_request``); at once, without waiting for imports.
+
+        Raises:
+            InfrastructureError: there is no zygote, and none can be started.
+        """
+        self._folder = Folder(request["folder"]) if "folder" in request else None
+        self._failure = self._stopped = self._local_log = None
+        extra: dict[str, Any] = {"environment": _visible_devices()}
+        if self._folder is not None:
+            extra["log"] = self._make_log(self._folder)
+        line = json.dumps({**request, **extra}).encode() + b"\n"
+        if self._connection is not None:
+            try:
+                self._connection.sendall(line)
+            except ConnectionError:
+                self._forget_connection()
+            else:
+                return
+        self.connect().sendall(line)
+
+    def connect(self) -> socket.socket:
+        """Connect to the node's zygote, and let it start its imports if there was none.
+
+        Raises:
+            InfrastructureError: none can be started.
+        """
+        if self._connection is None:
+            self._connection = self._connect()
+        return self._connection
+
+    def _make_log(self, folder: Folder) -> str:
+        if folder.is_local:
+            log = Path(folder.uri) / "log.txt"
+        else:
+            log = self._local_log = Path(tempfile.mkdtemp(prefix="robustsweep-")) / "log.txt"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return str(log)
+
+    def next_event(self, timeout_seconds: float) -> dict[str, Any] | None:
+        """Return the next event of the running trial, None when none came in time.
+
+        The last event is ``{"event": "done", "status": "complete" | "stopped_early" | "failed", …}``.
+
+        Raises:
+            WorkerLostError: the trial's process, or the zygote, is gone.
+        """
+        deadline = time.monotonic() + timeout_seconds
+        while True:
+            line, newline, rest = self._buffer.partition(b"\n")
+            if newline:
+                self._buffer = rest
+                event = self._interpret(json.loads(line))
+                if event is not None:
+                    return event
+                continue
+            remaining = deadline - time.monotonic()
+            if remaining <= 0:
+                return None
+            self._fill(remaining)
+
+    def _fill(self, timeout_seconds: float) -> None:
+        assert self._connection is not None
+        readable, _, _ = select.select([self._connection], [], [], timeout_seconds)
+        if not readable:
+            return
+        try:
+            data = self._connection.recv(1 << 16)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._forget_connection()
+            raise WorkerLostError(f"the process that starts trials on this node has ended; {self._read_zygote_log()}")
+        self._buffer += data
+
+    def _read_zygote_log(self) -> str:
+        log = Path(f"{self._path}.log")
+        text = log.read_text(errors="replace").strip() if log.exists() else ""
+        return f"the end of its log:\n{text[-2000:]}" if text else "it left no message: was it killed?"
+
+    def _interpret(self, event: dict[str, Any]) -> dict[str, Any] | None:
+        """Return what the caller should see; None for the zygote's own bookkeeping."""
+        match event["event"]:
+            case "forked":
+                self._child = event["pid"]
+            case "failed":
+                self._failure = {key: value for key, value in event.items() if key != "event"}
+            case "stopped_early":
+                self._stopped = {"event": "done", "status": "stopped_early", "epoch": event["epoch"]}
+            case "exit":
+                return self._judge(event["code"])
+            case _:
+                return event
+        return None
+
+    def _judge(self, code: int) -> dict[str, Any]:
+        self._child = None
+        self._keep_log()
+        if self._failure is not None and self._failure["reason"] == OUT_OF_MEMORY:
+            message = f"there was no memory for what the trial asked for: {MEMORY_ADVICE}; {self._failure['message']}"
+            raise WorkerLostError(message, reason=OUT_OF_MEMORY, traceback=self._failure["traceback"])
+        if self._failure is not None:
+            return {"event": "done", "status": "failed", **self._failure}
+        if code == 0:
+            return self._stopped or {"event": "done", "status": "complete"}
+        how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+        hint = f"; if nobody did it, the machine ran out of memory: {MEMORY_ADVICE}" if code == -signal.SIGKILL else ""
+        where = f"; its log: {self._folder.uri}/log.txt" if self._folder is not None else ""
+        raise WorkerLostError(f"the process of the trial {how}{hint}{where}")
+
+    def _keep_log(self) -> None:
+        if self._local_log is not None and self._folder is not None and self._local_log.exists():
+            self._folder.write("log.txt", self._local_log.read_bytes())
+            shutil.rmtree(self._local_log.parent)
+
+    def kill(self) -> None:
+        """Kill the running trial's process, if any; its slot stays usable."""
+        if self._child is not None:
+            with suppress(ProcessLookupError):  # it has just ended
+                os.kill(self._child, signal.SIGKILL)
+
+    def close(self) -> None:
+        """End the slot and what runs in it."""
+        self.kill()  # the zygote would do it too, when the connection closes
+        self._forget_connection()
+
+    def _forget_connection(self) -> None:
+        self._child, self._buffer = None, b""
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+def _visible_devices() -> dict[str, str]:
+    """Return which devices Ray has given to this slot: the zygote serves all slots of the node."""
+    return {name: value for name, value in os.environ.items() if name.endswith("_VISIBLE_DEVICES")}

@@ -1,0 +1,227 @@
+"""A fresh process per trial in milliseconds: one process per node has torch imported, and forks whenever a slot asks.
+
+``serve`` listens on a Unix socket, leaves its parent, imports torch and ``trainables`` once, and never touches CUDA or
+Ray. Every slot of the node holds one connection. It writes one JSON request a line; for
+each the zygote forks, and the child runs the trial and writes its events as JSON lines to that connection; when the
+child is gone, the zygote adds ``{"event": "exit", …}``. Memory, GPU context and global state end with the child; a
+crash, an OOM kill or a hang is one process's.
+
+When a connection closes (its slot died), its running child is killed; without any connection the zygote ends; when the
+zygote itself is killed, the kernel kills its children (Linux): nothing trains on unseen.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import fcntl
+import json
+import os
+import selectors
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn
+
+from orchestrator.ledger.failures import describe_failure
+from trainables.preload import imports_kept
+
+#: ``prctl`` option: the signal that the kernel sends when the parent ends (linux/prctl.h).
+_PR_SET_PDEATHSIG = 1
+#: A zygote to which nobody is connected ends after this long: slots come and go, and a new one takes seconds.
+IDLE_SECONDS = 2.0
+#: Largest piece read from a connection at once.
+_CHUNK_BYTES = 1 << 20
+#: Carries out a request in a forked process: takes the request, and what it calls with each progress event.
+Handle = Callable[[Mapping[str, Any], Callable[[dict[str, Any]], None]], None]
+
+
+@contextmanager
+def starting(path: str) -> Iterator[None]:
+    """Hold the lock under which the zygote at ``path`` is started, found, and ended."""
+    with open(f"{path}.lock", "wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+class Zygote:
+    """The server. One thread, so that a fork copies nothing half done.
+
+    Args:
+        path: of the socket; its lock and log lie beside it.
+        handle: carries out a request, in a process of its own.
+    """
+
+    def __init__(self, path: str, handle: Handle) -> None:
+        self._path, self._handle = path, handle
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(path)
+        self._listener.listen(1024)
+        self._selector = selectors.DefaultSelector()
+        self._requests: dict[socket.socket, bytes] = {}
+        self._children: dict[int, socket.socket] = {}
+        self._idle_since = 0.0
+
+    def serve(self) -> None:
+        """Answer requests until nobody is connected any more."""
+        self._idle_since = time.monotonic()
+        wake, woken = socket.socketpair()
+        for end in (wake, woken):
+            end.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
+        self._selector.register(woken, selectors.EVENT_READ, self._reap)
+        self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
+        while not self._is_over():
+            for key, _ in self._selector.select(IDLE_SECONDS):
+                key.data(key.fileobj)
+
+    def _is_over(self) -> bool:
+        if self._requests:
+            self._idle_since = time.monotonic()
+            return False
+        if time.monotonic() - self._idle_since < IDLE_SECONDS:
+            return False
+        with starting(self._path):  # nobody can be about to connect
+            self._listener.setblocking(False)
+            try:
+                self._accept(self._listener)
+            except BlockingIOError:
+                for name in (self._path, f"{self._path}.log", f"{self._path}.lock"):
+                    os.unlink(name)
+                return True
+            self._listener.setblocking(True)
+            return False
+
+    def _accept(self, listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        connection.setblocking(True)
+        self._requests[connection] = b""
+        self._selector.register(connection, selectors.EVENT_READ, self._read)
+
+    def _read(self, connection: socket.socket) -> None:
+        if connection not in self._requests:
+            return  # hung up while what the same ``select`` returned was dealt with
+        try:
+            data = connection.recv(_CHUNK_BYTES)
+        except ConnectionResetError:
+            data = b""
+        if not data:
+            self._hang_up(connection)
+            return
+        self._requests[connection] += data
+        self._begin_next(connection)
+
+    def _begin_next(self, connection: socket.socket) -> None:
+        line, newline, rest = self._requests[connection].partition(b"\n")
+        if not newline or connection in self._children.values():
+            return
+        self._requests[connection] = rest
+        request = json.loads(line)
+        zygote = os.getpid()
+        pid = os.fork()
+        if pid == 0:
+            self._become_child(connection, zygote)
+            _run_child(self._handle, request, connection)
+        self._children[pid] = connection
+
+    def _become_child(self, connection: socket.socket, zygote: int) -> None:
+        """Let go of everything that is the zygote's."""
+        _die_with(zygote)
+        signal.set_wakeup_fd(-1)
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        self._listener.close()
+        for other in self._requests:
+            if other is not connection:
+                other.close()
+        self._selector.close()
+
+    def _reap(self, woken: socket.socket) -> None:
+        with suppress(BlockingIOError):
+            woken.recv(4096)
+        for pid in list(self._children):
+            ended, status = os.waitpid(pid, os.WNOHANG)
+            if ended == 0:
+                continue
+            connection = self._children.pop(pid)
+            if connection in self._requests:  # else its slot has hung up
+                line = json.dumps({"event": "exit", "code": os.waitstatus_to_exitcode(status)})
+                try:
+                    connection.sendall(line.encode() + b"\n")
+                except ConnectionError:
+                    self._hang_up(connection)
+                else:
+                    self._begin_next(connection)
+
+    def _hang_up(self, connection: socket.socket) -> None:
+        del self._requests[connection]
+        self._selector.unregister(connection)
+        connection.close()
+        for pid, its in self._children.items():
+            if its is connection:
+                os.kill(pid, signal.SIGKILL)  # reaped as every other child
+
+
+def _run_child(handle: Handle, request: Mapping[str, Any], connection: socket.socket) -> NoReturn:
+    """Body of the forked process."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the driver, which stops trials in order
+    os.environ.update(request.get("environment", {}))
+    _redirect(os.devnull, os.O_RDONLY, 0)
+    if request.get("log"):
+        _redirect(request["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND, 1, 2)
+    events = connection.makefile("w", encoding="utf-8")
+
+    def report(event: dict[str, Any]) -> None:
+        events.write(json.dumps(event) + "\n")
+        events.flush()
+
+    code = 1
+    try:
+        report({"event": "forked", "pid": os.getpid()})
+        handle(request, report)
+        code = 0
+    except Exception as error:  # noqa: BLE001 - the process boundary: every failure becomes a record, then exit 1
+        report({"event": "failed", **describe_failure(error)})
+    finally:
+        with suppress(OSError):  # of the log, on a full disk; what has happened is told already
+            sys.stdout.flush()
+            sys.stderr.flush()
+        os._exit(code)
+
+
+def _redirect(path: str, flags: int, *descriptors: int) -> None:
+    opened = os.open(path, flags, 0o644)
+    for descriptor in descriptors:
+        os.dup2(opened, descriptor)
+    os.close(opened)
+
+
+def _die_with(parent: int) -> None:
+    """Let the kernel kill this process when its parent ends; elsewhere than on Linux it finishes its trial."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:  # it ended before we asked
+            os._exit(1)
+
+
+def serve(path: str, handle: Handle, *, load_imports: Callable[[], None]) -> NoReturn:
+    """Bind the socket, leave the process that asked for a fork server, serve, and end.
+
+    Args:
+        path: of the socket.
+        handle: carries out a request, in a process of its own.
+        load_imports: imports what all requests need.
+    """
+    zygote = Zygote(path, handle)  # from here on slots can connect; their requests wait
+    if os.fork():
+        os._exit(0)  # Ray kills the children of a slot that ends, and other slots need this one
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _redirect(os.devnull, os.O_RDONLY, 0)
+    _redirect(f"{path}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 1, 2)
+    with imports_kept():  # searching it for cycles took a third of the imports, and would copy all of it in a child
+        load_imports()
+    zygote.serve()
+    os._exit(0)  # tearing down torch takes 2 s, and somebody waits

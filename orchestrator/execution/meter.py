@@ -1,0 +1,141 @@
+"""Measures wall time and GPU time while a study runs, and saves it in the ledger every ``SAVE_SECONDS``."""
+
+from __future__ import annotations
+
+import logging
+import math
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+
+from orchestrator.ledger.usage import USAGE
+from orchestrator.planning.budget import Usage
+from trainables.errors import LeaseError, StorageError
+from trainables.storage.folder import Folder
+
+_logger = logging.getLogger(__name__)
+#: A driver that is killed has not written down this much of each slot's time.
+SAVE_SECONDS = 10.0
+
+
+# ------------------------------------------------------------------ time
+
+
+class Meter:
+    """Counts the time of a run on top of what was taken before. May be called from any thread.
+
+    Args:
+        before: what the runs before have taken.
+        limits: of ``Budget.limits``.
+        price_per_gpu_hour: None: there is no price, and no limit of money.
+        on_spent: called once, with the number of stages and trials that are not handed out because of the budget.
+        clock: seconds; does not go on while the machine is suspended.
+    """
+
+    def __init__(
+        self,
+        before: Usage | None = None,
+        *,
+        limits: Mapping[str, float] | None = None,
+        price_per_gpu_hour: float | None = None,
+        on_spent: Callable[[int], None] = lambda number: None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        limits, hourly = limits or {}, price_per_gpu_hour
+        self._wall_limit = 3600 * limits.get("wall_hours", math.inf)
+        money = limits["money"] / hourly if "money" in limits and hourly is not None else math.inf
+        self._gpu_limit = 3600 * min(limits.get("gpu_hours", math.inf), money)
+        self.on_spent = on_spent
+        #: What a slot of Ray holds.
+        self.gpus_per_slot = 0.0
+        self._clock, self._lock = clock, threading.Lock()
+        self._usage = before or Usage()
+        self._since = clock()
+        #: Slot → the GPUs it holds, and since when it is counted.
+        self._slots: dict[str, tuple[float, float]] = {}
+        self._gpus = 0.0
+
+    def report(self, slot: str, *, gpus: float, busy_seconds: float) -> None:
+        """Count the time of a slot until its ``end``; what it says itself is right, between reports the clock is.
+
+        Args:
+            slot: its name.
+            gpus: that it holds; a fraction where several share one.
+            busy_seconds: how long it has worked since it began, or since its last ``end``.
+        """
+        with self._lock:
+            self._go_on()
+            began = self._since - busy_seconds
+            held, counted_from = self._slots.get(slot, (0.0, self._since))
+            self._slots[slot] = gpus, began
+            self._gpus += gpus - held
+            self._add(0.0, counted_from - began, (counted_from - began) * gpus)
+
+    def end(self, slot: str) -> None:
+        """Count the time of a slot no more."""
+        with self._lock:
+            self._go_on()
+            self._slots.pop(slot, None)
+            self._gpus = sum(held for held, _ in self._slots.values())  # anew: nothing is left of rounding
+
+    def read(self) -> Usage:
+        """Return what has been taken until now."""
+        with self._lock:
+            self._go_on()
+            return self._usage
+
+    def seconds_left(self) -> float:
+        """Return when the budget will be spent if all slots go on, in seconds; 0 when it is, inf without one."""
+        with self._lock:
+            self._go_on()
+            gpus = max(self._gpus, self.gpus_per_slot)
+            gpu_left = self._gpu_limit - self._usage.gpu_seconds
+            left = gpu_left / gpus if gpus else math.inf if gpu_left > 0 else 0.0
+            return max(0.0, min(self._wall_limit - self._usage.wall_seconds, left))
+
+    def _go_on(self) -> None:
+        now = self._clock()
+        passed, self._since = now - self._since, now
+        self._add(passed, passed * len(self._slots), passed * self._gpus)
+
+    def _add(self, wall: float, slots: float, gpus: float) -> None:
+        usage = self._usage
+        self._usage = Usage(usage.wall_seconds + wall, usage.slot_seconds + slots, usage.gpu_seconds + gpus)
+
+
+@contextmanager
+def keeping(meter: Meter, root: Folder) -> Iterator[Meter]:
+    """Write what a meter says into the folder of a ledger while the body runs, from a thread, and when it ends.
+
+    Raises:
+        StorageError: nothing can be written there at the beginning; later that is a warning, since a study should not
+            end because of its accounts.
+    """
+    _write(root, meter.read())
+    over = threading.Event()
+
+    def save() -> None:
+        while not over.wait(SAVE_SECONDS):
+            _try_to_write(root, meter.read())
+
+    thread = threading.Thread(target=save, name="usage", daemon=True)
+    thread.start()
+    try:
+        yield meter
+    finally:
+        over.set()
+        thread.join()
+        _try_to_write(root, meter.read())
+
+
+def _try_to_write(root: Folder, usage: Usage) -> None:
+    try:
+        _write(root, usage)
+    except (StorageError, LeaseError) as error:
+        _logger.warning("could not write down what the study has taken, trying again later: %s", error)
+
+
+def _write(root: Folder, usage: Usage) -> None:
+    root.write_json(USAGE, {name: round(seconds, 3) for name, seconds in asdict(usage).items()})

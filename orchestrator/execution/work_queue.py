@@ -1,0 +1,134 @@
+"""What is still to be done, and who may do what next. Knows nothing of Ray, processes or files."""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+
+from orchestrator.planning.plan import Work
+
+#: A slot that has carried a chunk for this long gives back what it has not begun. Handing out costs some 0.2 s (Tune's
+#: event loop), and a slot that carries a chunk begins its next work at once; long works travel alone in effect.
+CHUNK_SECONDS = 20.0
+#: Works in a chunk at most: each brings its ``config.json`` along.
+MAX_CHUNK = 64
+
+
+class OpenWork:
+    """Open stages and trials, by rank, each only when everything it needs is complete.
+
+    Args:
+        works: in the order of preference.
+        complete: signatures that count as done already.
+        num_slots: how many chunks can run at once.
+    """
+
+    def __init__(self, works: Sequence[Work], *, complete: Iterable[str], num_slots: int) -> None:
+        self.num_slots = num_slots
+        self._done = set(complete)
+        self._works: dict[str, Work] = {}
+        self._rank: dict[str, int] = {}
+        self._missing: dict[str, set[str]] = {}
+        self._dependants: dict[str, list[Work]] = defaultdict(list)
+        self._ready: list[int] = []
+        self._order: list[Work] = []
+        self._num_timed, self._seconds = 0, 0.0
+        #: Nothing is handed out any more.
+        self.is_closed = False
+        self.add(works)
+
+    def add(self, works: Sequence[Work]) -> None:
+        """Take further works, after all others in the order of preference; what they need is complete or among all."""
+        for work in works:
+            self._works[work.signature] = work
+            self._rank[work.signature] = len(self._order)
+            self._order.append(work)
+            self._missing[work.signature] = set(work.needs) - self._done
+            for need in self._missing[work.signature]:
+                self._dependants[need].append(work)
+            if not self._missing[work.signature]:
+                heapq.heappush(self._ready, self._rank[work.signature])
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether every work has ended or can never start."""
+        return not self._works
+
+    @property
+    def mean_seconds(self) -> float | None:
+        """How long a trial takes, None before the first is complete."""
+        return self._seconds / self._num_timed if self._num_timed else None
+
+    @property
+    def seconds_left(self) -> float | None:
+        """How long all slots will be busy, None when a stage is open or no trial has been timed."""
+        if self.mean_seconds is None or any(work.kind == "stage" for work in self._works.values()):
+            return None
+        return self.mean_seconds * len(self._works) / self.num_slots
+
+    def get(self, signature: str) -> Work | None:
+        """Return the work, None when it has ended."""
+        return self._works.get(signature)
+
+    def take(self) -> list[Work]:
+        """Return what one slot should do next, in this order; empty when all that is left waits or runs."""
+        if not self._ready:
+            return []
+        first = self._order[heapq.heappop(self._ready)]
+        taken = [first]
+        size = self._chunk_size()
+        while first.kind == "trial" and len(taken) < size and self._ready:
+            if self._order[self._ready[0]].kind != "trial":
+                break  # others wait for a stage, so that it never waits in a chunk
+            taken.append(self._order[heapq.heappop(self._ready)])
+        return taken
+
+    def _chunk_size(self) -> int:
+        """So few that all slots end at about the same time, and, once it is known, no more than will be begun."""
+        fair = math.ceil((len(self._ready) + 1) / (2 * self.num_slots))
+        mean = self.mean_seconds
+        return min(fair, MAX_CHUNK, int(CHUNK_SECONDS / mean) + 1 if mean else MAX_CHUNK)
+
+    def give_back(self, works: Iterable[Work]) -> None:
+        """Take back what a slot has not done."""
+        for work in works:
+            heapq.heappush(self._ready, self._rank[work.signature])
+
+    def complete(self, work: Work, *, seconds: float | None = None) -> None:
+        """Release what waited for ``work``.
+
+        Args:
+            work: taken before.
+            seconds: how long it took, if it did all of it in one go.
+        """
+        if seconds is not None and work.kind == "trial":
+            self._num_timed, self._seconds = self._num_timed + 1, self._seconds + seconds
+        del self._works[work.signature]
+        self._done.add(work.signature)
+        for dependant in self._dependants.pop(work.signature, ()):
+            missing = self._missing[dependant.signature]
+            missing.discard(work.signature)
+            if not missing and dependant.signature in self._works:
+                heapq.heappush(self._ready, self._rank[dependant.signature])
+
+    def close(self, running: Iterable[Work]) -> list[Work]:
+        """Hand out nothing any more; return what that concerns.
+
+        Args:
+            running: what has been taken, and may still end.
+        """
+        before, self.is_closed = self._works, True
+        self._works = {work.signature: work for work in running}
+        self._ready.clear()
+        self._dependants.clear()
+        return [work for work in before.values() if work.signature not in self._works]
+
+    def drop(self, work: Work) -> list[Work]:
+        """Let go of a work that will not complete in this run; return the works that can never start without it."""
+        del self._works[work.signature]
+        lost = [each for each in self._dependants.pop(work.signature, ()) if each.signature in self._works]
+        for each in lost:
+            del self._works[each.signature]
+        return lost

@@ -1,0 +1,151 @@
+"""Which state of the ledger the report and MLflow already show. Deleting these files costs time, never results."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from importlib import metadata
+from typing import Any
+
+from orchestrator.planning.states import ABSENT
+from trainables.frozen import canonical_json
+from trainables.storage.completeness import describe_files, find_change
+from trainables.storage.folder import Folder
+
+PAGE, VERDICTS = "report/index.html", "report/verdicts.csv"
+#: Name of a table beside the page → what is in it.
+TABLES = {
+    "trials.csv": "a row per planned trial",
+    "arms.csv": "mean, sd and n per arm",
+    "shifts.csv": "a row per trial, set, shift and severity",
+    "effects.csv": "main effects on every headline number",
+    "balanced_errors.csv": "BE and rBE per arm, relative to the reference",
+    "verdicts.csv": "what came of every hypothesis",
+    "costs.csv": "seconds, device hours (finished, without a result) and memory per arm",
+}
+#: The same for a paper: LaTeX with booktabs, and Markdown.
+PAPER_TABLES = {
+    "arms.md": "arms, Markdown",
+    "arms.tex": "arms, LaTeX",
+    "effects.md": "main effects, Markdown",
+    "effects.tex": "main effects, LaTeX",
+}
+#: Folder of the figures as files, where they were asked for.
+FIGURES = "report/figures"
+_FILES = (PAGE, *(f"report/{name}" for name in TABLES | PAPER_TABLES))
+#: What arms are compared by, unless one is asked for.
+DEFAULT_METRIC = "balanced_accuracy"
+
+
+@dataclass(frozen=True)
+class Report:
+    """Where the report lies and what it says in a few lines."""
+
+    #: Path or URI of the page.
+    html: str
+    #: Paths or URIs of the tables beside it.
+    csv: tuple[str, ...]
+    #: A few lines for a terminal.
+    summary: str
+    #: planned, complete, failed, interrupted, missing.
+    counts: dict[str, int]
+    #: Digest of all results without times.
+    results_sha256: str
+    #: Digest of the page.
+    page_sha256: str
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a report is made from."""
+
+    #: ``settled.compute_state`` of the study.
+    state: str
+    metric: str
+    #: An image under every shift is drawn.
+    examples: bool
+
+
+def write_source(root: Folder, source: Source, report: Report) -> None:
+    """Remember what ``report`` was made from; call it when all its files are written."""
+    said = {"summary": report.summary, "counts": report.counts}
+    said |= {"results_sha256": report.results_sha256, "page_sha256": report.page_sha256}
+    root.write_json(SOURCE, {"source": asdict(source), "report": said, "files": describe_files(root, _FILES)})
+
+
+def read_report(root: Folder, source: Source) -> Report | None:
+    """Return the report in the folder of a ledger, None unless it was made from ``source`` and all of it is there."""
+    if not root.is_intact(SOURCE):
+        return None
+    found = root.read_json(SOURCE)
+    if found["source"] != asdict(source) or not all(map(root.exists, _FILES)):
+        return None
+    if "files" not in found or find_change(root, found["files"], since=SOURCE) is not None:
+        return None  # written by an older version, or damaged
+    return locate_report(root, **found["report"])
+
+
+def find_report(root: Folder, state: str) -> Report | None:
+    """Return the report of this state of the study, whatever it was asked to show; None: there is none."""
+    if not root.is_intact(SOURCE):
+        return None
+    return read_report(root, Source(**(root.read_json(SOURCE)["source"] | {"state": state})))
+
+
+def read_verdicts(root: Folder) -> list[dict[str, str]]:
+    """Return the rows of ``verdicts.csv`` of a report that is there; "" is undefined."""
+    return list(csv.DictReader(io.StringIO(root.read(VERDICTS).decode())))
+
+
+def locate_report(
+    root: Folder, *, summary: str, counts: dict[str, int], results_sha256: str, page_sha256: str
+) -> Report:
+    """Return what is known of the report in the folder of a ledger."""
+    uri = root.uri.rstrip("/")
+    return Report(
+        html=f"{uri}/{PAGE}",
+        csv=tuple(f"{uri}/report/{name}" for name in TABLES),
+        summary=summary,
+        counts=counts,
+        results_sha256=results_sha256,
+        page_sha256=page_sha256,
+    )
+
+
+#: Of a plan, what nothing that is made from it shows.
+_ASIDE = ("written_ms", "cache_dir")
+SOURCE, SHIPPED = "report/source.json", "shipped.json"
+
+
+def compute_state(plan: Mapping[str, Any], states: Mapping[str, str]) -> str:
+    """Return the digest of what a report and MLflow are made from: plan, states, and the version that makes them.
+
+    The content of a complete record never changes; what else may change begins first, and ``forget`` is called then.
+
+    Args:
+        plan: content of ``plan.json``; when it was written and where images are cached does not count.
+        states: signature → state of everything in the ledger.
+    """
+    said = {key: value for key, value in plan.items() if key not in _ASIDE}
+    begun = {signature: state for signature, state in states.items() if state != ABSENT}
+    text = canonical_json([metadata.version("robustsweep"), said, begun])
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def stops_early(plan: Mapping[str, Any]) -> bool:
+    """Return whether the study of a ``plan.json`` leaves trials that were stopped early as they are."""
+    return bool(plan.get("search", {}).get("early_stopping"))
+
+
+def forget(root: Folder) -> None:
+    """Remove both: something will change."""
+    root.remove(SOURCE)
+    forget_shipped(root)
+
+
+def forget_shipped(root: Folder) -> None:
+    """Remove what is remembered of MLflow: something will be sent there."""
+    root.remove(SHIPPED)

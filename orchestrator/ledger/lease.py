@@ -1,0 +1,248 @@
+"""One driver per study: ``lease.json`` says which, and nobody else can write into the ledger.
+
+The holder renews it; a driver that has not done so for a minute is taken for dead, and the next one takes over. Whoever
+writes for a driver, the driver itself, its slots and the processes of its trials, looks at the lease before each write
+(``fence``): one that was suspended meanwhile changes nothing when it wakes up.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+import socket
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+from orchestrator.ledger.ledger import Ledger
+from trainables.errors import LeaseError, StorageError
+from trainables.storage.folder import Folder
+
+_logger = logging.getLogger(__name__)
+
+#: A driver writes a sign of life this often; it is taken for dead after LEASE_SECONDS.
+HEARTBEAT_SECONDS = 10.0
+LEASE_SECONDS = 60.0
+LEASE = "lease.json"
+#: Held only for the moment in which the lease is taken.
+LOCK = "lease.lock"
+#: How long two drivers have to see each other where nothing can be locked.
+SETTLING_SECONDS = 1.0
+
+
+def fence(lease: Mapping[str, str]) -> Callable[[], None]:
+    """Return a guard for folders (``Folder(…, guard=…)``): it raises ``LeaseError`` unless this lease still holds.
+
+    Args:
+        lease: ``Lease.ticket``.
+    """
+    root = Folder(lease["root"])
+
+    def check() -> None:
+        holder = _read(root)
+        if holder is None or holder["token"] != lease["token"]:
+            by = "nobody: another driver has taken over and ended" if holder is None else _describe(holder)
+            raise LeaseError(f"refused to write into {root.uri}: its lease is now held by {by}; nothing is lost")
+
+    return check
+
+
+def guarded(uri: str, lease: Mapping[str, str] | None) -> Folder:
+    """Return a folder that only the holder of ``lease`` may write into; None: anybody."""
+    return Folder(uri) if lease is None else Folder(uri, guard=fence(lease))
+
+
+class Lease:
+    """One driver per study: a context manager that holds ``lease.json`` and renews it from a thread.
+
+    A driver that was taken for dead (a suspended laptop, a partitioned network) and finds that another has taken over
+    interrupts itself, as Ctrl-C would.
+
+    Raises:
+        LeaseError: on entering, when another driver is alive; on leaving, when another has taken over.
+    """
+
+    def __init__(self, ledger: Ledger) -> None:
+        self._ledger, self._guard_before = ledger, ledger.root.guard
+        self._folder = Folder(ledger.root.uri)  # its own: writing the lease needs no lease
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
+        since_ms = int(time.time() * 1000)
+        self._me = {"host": socket.gethostname(), "pid": os.getpid(), "since_ms": since_ms, "token": uuid.uuid4().hex}
+        self._is_lost = False
+        self._successor: dict[str, Any] | None = None
+
+    @property
+    def ticket(self) -> dict[str, str]:
+        """What ``fence`` needs, for processes that write on behalf of this driver."""
+        return {"root": self._folder.uri, "token": str(self._me["token"])}
+
+    def holder(self) -> dict[str, Any] | None:
+        """Return who holds the lease (host, pid, since_ms, alive_ms), None when nobody alive does."""
+        holder = self._read()
+        if holder is None:
+            return None
+        return holder if _age(holder) < LEASE_SECONDS and _is_alive(holder) else None
+
+    def check(self) -> None:
+        """Raise ``LeaseError`` when another driver is alive; writes nothing."""
+        holder = self.holder()
+        if holder is not None:
+            raise LeaseError(
+                f"the study in {self._folder.uri} is being run by {_describe(holder)} (last sign of life "
+                f"{_age(holder):.0f} s ago); wait for it, or stop it first"
+            )
+
+    def __enter__(self) -> Lease:
+        with self._alone():
+            self.check()
+            self._write()
+        self._ledger.root.guard = fence(self.ticket)  # from here on
+        self._thread.start()
+        return self
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Between looking for a holder and becoming one, nobody else may do the same.
+
+        A lock on disk; on an object store a file that only one can create. Where there is no such step, or the one who
+        created it was killed in that moment, the last writer wins, and the other finds out by looking again.
+        """
+        if self._folder.is_local:
+            with self._locked_on_disk():
+                yield
+            return
+        is_locked = self._lock_by_creating()
+        try:
+            yield
+            if not is_locked:
+                self._settle()
+        finally:
+            self._folder.remove(LOCK)
+
+    @contextmanager
+    def _locked_on_disk(self) -> Iterator[None]:
+        from filelock import FileLock  # imported here: most commands take no lease
+
+        lock = FileLock(f"{self._folder.uri}/{LOCK}")
+        try:
+            os.makedirs(self._folder.uri, exist_ok=True)
+            lock.acquire()
+        except OSError as error:
+            raise StorageError(f"could not write {lock.lock_file}: {error}") from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def _lock_by_creating(self) -> bool:
+        """Return whether the lock is ours, False where it cannot be relied on.
+
+        Raises:
+            LeaseError: another driver has it.
+        """
+        said = json.dumps(self._say()).encode()
+        is_created = self._folder.create(LOCK, said)
+        if is_created:
+            # Servers that know no conditional requests ignore the condition, and would create it a second time.
+            return self._folder.create(LOCK, said) is False
+        if is_created is None:
+            return False
+        other = _read(self._folder, LOCK)
+        if other is None or _age(other) < LEASE_SECONDS:
+            by = "another driver" if other is None else _describe(other)
+            raise LeaseError(f"the study in {self._folder.uri} is being taken in this moment by {by}; wait for it")
+        return False
+
+    def _settle(self) -> None:
+        time.sleep(SETTLING_SECONDS)
+        holder = self._read()
+        if not self._is_mine(holder):
+            by = "nobody" if holder is None else _describe(holder)
+            raise LeaseError(f"the study in {self._folder.uri} was taken in the same moment by {by}; wait for it")
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        self._ledger.root.guard = self._guard_before
+        if self._is_lost:
+            by = "another driver, which has ended since" if self._successor is None else _describe(self._successor)
+            raise LeaseError(
+                f"the study in {self._folder.uri} was taken over by {by}: this one had given no sign of life for "
+                f"{LEASE_SECONDS:.0f} s. It has stopped, and nothing is lost"
+            )
+        if self._is_mine(self._read()):
+            self._folder.remove(LEASE)
+
+    def _is_mine(self, holder: dict[str, Any] | None) -> bool:
+        return holder is not None and holder["token"] == self._me["token"]
+
+    def _read(self) -> dict[str, Any] | None:
+        return _read(self._folder)
+
+    def _write(self) -> None:
+        self._folder.write_json(LEASE, self._say())
+
+    def _say(self) -> dict[str, Any]:
+        return self._me | {"alive_ms": int(time.time() * 1000)}
+
+    def _renew(self) -> None:
+        while not self._stop.wait(HEARTBEAT_SECONDS):
+            try:
+                holder = self._read()
+                if not self._is_mine(holder):  # nobody has it: another has taken over, and finished
+                    self._is_lost, self._successor = True, holder
+                    os.kill(os.getpid(), signal.SIGINT)
+                    return
+                self._write()
+            except (LeaseError, StorageError, OSError) as error:
+                _logger.warning("could not renew the lease of the study, trying again: %s", error)
+
+
+def _read(root: Folder, name: str = LEASE) -> dict[str, Any] | None:
+    """Return what ``lease.json`` (or the lock) says, None when there is none.
+
+    Raises:
+        LeaseError: it is damaged.
+        StorageError: it could not be read.
+    """
+    try:
+        holder: dict[str, Any] = root.read_json(name)
+        return {key: holder[key] for key in ("host", "pid", "since_ms", "alive_ms", "token")}
+    except (StorageError, KeyError, TypeError) as error:
+        if isinstance(error.__cause__, FileNotFoundError):  # not looked for before: that is one more request
+            return None
+        if error.__cause__ is not None and not isinstance(error.__cause__, ValueError):
+            raise  # of the storage, not of what lies there
+        raise LeaseError(
+            f"could not find out who runs the study in {root.uri}: {name} is damaged ({error}); "
+            "if no driver works on it, remove that file"
+        ) from error
+
+
+def _age(holder: dict[str, Any]) -> float:
+    """Return how long ago the last sign of life was, in seconds."""
+    return time.time() - float(holder["alive_ms"]) / 1000
+
+
+def _describe(holder: dict[str, Any]) -> str:
+    since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since_ms"] / 1000))
+    return f"process {holder['pid']} on {holder['host']} since {since}"
+
+
+def _is_alive(holder: dict[str, Any]) -> bool:
+    """Return False only when the holder ran on this host and its process is gone: no need to wait for the expiry."""
+    if holder["host"] != socket.gethostname():
+        return True
+    try:
+        os.kill(holder["pid"], 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,202 @@
+"""What has happened, on storage: one folder per stage and per trial. The only truth; MLflow is a projection of it.
+
+    <storage>/<study>/
+      plan.json            the last plan: arms, factors, data, skipped
+      hypotheses.json      what was claimed when (``preregistration.py``)
+      lease.json           which driver works on the study, and when it was last alive (``lease.py``)
+      stages/<signature>/  config.json epochs.jsonl encoder.safetensors result.json | failure.json log.txt
+      trials/<signature>/  config.json epochs.jsonl checkpoint.safetensors model.safetensors
+                           predictions/<set>.npz result.json | failure.json | stop.json log.txt
+                           attempts.jsonl, where one was lost (``attempts.py``)
+      report/  mlflow.db
+      shipped.json mlflow_runs.jsonl   what MLflow has already (``settled.py``, ``run_index.py``)
+
+``config.json`` is written first and ``result.json`` last: a trial is complete when ``result.json`` exists and neither
+it nor a file it lists is damaged. What is damaged counts as interrupted, and is made again.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Container, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from orchestrator.ledger.attempts import ATTEMPTS, FAILURE, count_lost, read_attempts
+from orchestrator.ledger.derived import forget
+from orchestrator.ledger.failures import LOST
+from orchestrator.ledger.record import STARTED, Record, begin_record, describe_work
+from orchestrator.planning.plan import Plan, Work
+from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
+from trainables.errors import StorageError, StudyError
+from trainables.storage.completeness import CONFIG, RESULT, STOP, find_damage
+from trainables.storage.folder import Folder
+
+T = TypeVar("T")
+
+
+class Ledger:
+    """The folders of one study.
+
+    Args:
+        storage: local path or fsspec URI under which all studies lie.
+        study: name of the study.
+    """
+
+    def __init__(self, storage: str, study: str) -> None:
+        self.root = Folder(storage) / study
+        self.storage, self.study = storage, study
+        #: Signature → what ``states`` has found damaged, in words.
+        self.damaged: dict[str, str] = {}
+        #: What this process has found intact: looked at once.
+        self._intact: set[str] = set()
+        self._find_damage: Callable[[Folder], str | None] = find_damage
+
+    def folder(self, kind: str, signature: str) -> Folder:
+        """Return the folder of a stage or trial."""
+        return self.root / f"{kind}s" / signature
+
+    def states(self, *, every_byte: bool = False) -> dict[str, str]:
+        """Return signature → state of everything in the ledger, from file names, sizes and the seals of results.
+
+        Args:
+            every_byte: compare the content of all files of what is complete: reads all of the ledger.
+        """
+        self.damaged = {}
+        if every_byte:
+            self._intact.clear()
+            self._find_damage = partial(find_damage, every_byte=True)
+        return {signature: state for kind in ("stage", "trial") for signature, state in self._states(kind)}
+
+    def _states(self, kind: str) -> Iterator[tuple[str, str]]:
+        folder = self.root / f"{kind}s"
+        signatures = list(folder.children())
+        yield from zip(
+            signatures, self._each(lambda signature: self._state(folder / signature), signatures), strict=True
+        )
+
+    def _state(self, folder: Folder) -> str:
+        files = set(folder.children())
+        damage = None
+        if RESULT in files:
+            damage = None if folder.name in self._intact else self._find_damage(folder)
+        elif FAILURE in files or {CONFIG, STOP} <= files:
+            bad = [name for name in (CONFIG, FAILURE if FAILURE in files else STOP) if not folder.is_intact(name)]
+            damage = f"{folder.uri}/{bad[0]} is damaged or was changed by hand" if bad else None
+        if RESULT in files and damage is None:
+            self._intact.add(folder.name)
+            return COMPLETE
+        if FAILURE in files and damage is None:
+            return FAILED
+        if damage is not None:
+            self.damaged[folder.name] = damage
+        elif {CONFIG, STOP} <= files:  # without a config it has not begun, and ends as soon as it does
+            return STOPPED
+        return INTERRUPTED if files & {CONFIG, RESULT, FAILURE} else ABSENT
+
+    def _each(self, look: Callable[[str], T], signatures: Sequence[str]) -> list[T]:
+        """Return what ``look`` says of each; several at once where the storage answers in tens of ms, not µs."""
+        if self.root.is_local:
+            return list(map(look, signatures))
+        with ThreadPoolExecutor(16) as pool:
+            return list(pool.map(look, signatures))
+
+    def begin(self, work: Work, *, study: str, git_commit: str | None) -> None:
+        """Write ``config.json`` if this work is new, and forget an earlier failure."""
+        forget(self.root)
+        begin_record(self.folder(work.kind, work.signature), describe_work(work, study=study, git_commit=git_commit))
+
+    def record_failure(self, work: Work, details: dict[str, Any], *, study: str, git_commit: str | None) -> None:
+        """Write ``failure.json``; also for a trial that never began because its stage failed."""
+        self.begin(work, study=study, git_commit=git_commit)
+        folder = self.folder(work.kind, work.signature)
+        failure = {
+            "signature": work.signature,
+            "status": FAILED,
+            "reason": details["reason"],
+            "message": details["message"],
+            "traceback": details.get("traceback", ""),
+            # Processes that were lost are noted; an attempt that raised is not, nor are slots that were lost.
+            "attempts": max(
+                1, count_lost(read_attempts(folder)) + details.get("losses", details["reason"] not in LOST)
+            ),
+            "timestamp_ms": int(time.time() * 1000),
+        }
+        if "attempt" in details:  # it raised, and its slot knows how long it took
+            failure["attempt"] = details["attempt"]
+        folder.write_json(FAILURE, failure)
+
+    def read(self, kind: str, signature: str) -> Record:
+        """Return the record of one stage or trial.
+
+        Raises:
+            StorageError: a file is missing or damaged; the message names it.
+        """
+        folder = self.folder(kind, signature)
+        files = set(folder.children())
+        has_ended = bool(files & {RESULT, FAILURE})
+        return Record(
+            signature=signature,
+            kind=kind,
+            config=folder.read_json("config.json"),
+            epochs=folder.read_lines("epochs.jsonl"),
+            result=folder.read_json(RESULT) if RESULT in files else None,
+            failure=folder.read_json(FAILURE) if FAILURE in files else None,
+            attempts=read_attempts(folder) if ATTEMPTS in files else (),
+            stop=folder.read_json(STOP) if STOP in files and not has_ended else None,
+        )
+
+    def records(
+        self, kind: str, *, signatures: Container[str] | None = None, states: Container[str] = STARTED
+    ) -> list[Record]:
+        """Return the records of stages or trials, sorted by signature.
+
+        Args:
+            kind: stage or trial.
+            signatures: only these, if they have started; None: all.
+            states: only those in one of these states.
+
+        Raises:
+            StorageError: one of them is damaged; the message names the file.
+        """
+        wanted = [
+            signature
+            for signature, state in self._states(kind)
+            if state in states and (signatures is None or signature in signatures)
+        ]
+        return list(self.read_each(kind, wanted))
+
+    def read_each(self, kind: str, signatures: Sequence[str]) -> Iterator[Record]:
+        """Yield the records of these, one after another: all of them at once may be gigabytes.
+
+        Raises:
+            StorageError: one of them was found damaged by ``states``, or is found so; the message names the file.
+        """
+        damaged = [self.damaged[signature] for signature in signatures if signature in self.damaged]
+        if damaged:
+            raise StorageError(f"{damaged[0]}: `robustsweep run` makes it again")
+        look = partial(self.read, kind)
+        if self.root.is_local:
+            yield from map(look, signatures)
+            return
+        with ThreadPoolExecutor(16) as pool:
+            yield from pool.map(look, signatures)
+
+    def write_plan(self, plan: Plan, about: dict[str, Any]) -> None:
+        """Write ``plan.json``: the plan and what report and explorer need to know about the study."""
+        self.root.write_json("plan.json", about | plan.as_json())
+
+    def read_plan(self) -> dict[str, Any]:
+        """Return ``plan.json``.
+
+        Raises:
+            StudyError: the study has never been run with this storage.
+        """
+        if not self.root.exists("plan.json"):
+            raise StudyError(
+                f"looked for the study {self.study!r} in {self.root.uri} and found no plan.json; "
+                "run it first, or say where it lies with --storage"
+            )
+        plan: dict[str, Any] = self.root.read_json("plan.json")
+        return plan

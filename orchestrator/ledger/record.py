@@ -1,0 +1,95 @@
+"""One stage or trial as the ledger holds it, and the entries that begin and end it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.ledger.attempts import FAILURE, forget_failure
+from orchestrator.planning.identity import compute_identity
+from orchestrator.planning.plan import Work
+from orchestrator.planning.states import COMPLETE, FAILED, INTERRUPTED, STOPPED
+from trainables.storage.completeness import RESULT, STOP, find_damage
+from trainables.storage.folder import Folder
+
+
+def describe_stop(record: Record) -> str:
+    """Return in words when and why a trial was stopped early."""
+    stop, total = record.stop, record.config["config"]["training"]["epochs"]
+    assert stop is not None
+    trained = max((line["epoch"] for line in record.epochs), default=0)
+    judged = "" if stop["signature"] == record.signature else " of another replicate"
+    return (
+        f"after epoch {trained} of {total}: {stop['metric']} {stop['value']:.4g}{judged} after epoch {stop['epoch']} "
+        f"({stop['rule']})"
+    )
+
+
+#: States of what has begun.
+STARTED = (COMPLETE, FAILED, STOPPED, INTERRUPTED)
+
+
+@dataclass(frozen=True)
+class Record:
+    """All that the ledger says about one stage or trial, except its large files."""
+
+    signature: str
+    kind: str
+    config: dict[str, Any]
+    epochs: list[dict[str, Any]]
+    result: dict[str, Any] | None
+    failure: dict[str, Any] | None
+    #: Notes on attempts that came to nothing.
+    attempts: Sequence[dict[str, Any]] = ()
+    #: Why the trial was stopped early, if it was (``early_stopping.py``).
+    stop: dict[str, Any] | None = None
+
+    @property
+    def state(self) -> str:
+        """complete, failed, stopped_early or interrupted."""
+        if self.result is not None:
+            return COMPLETE
+        if self.failure is not None:
+            return FAILED
+        return INTERRUPTED if self.stop is None else STOPPED
+
+
+def describe_work(work: Work, *, study: str, git_commit: str | None) -> dict[str, Any]:
+    """Return the content of ``config.json``."""
+    return {
+        "signature": work.signature,
+        "kind": work.kind,
+        "study": study,
+        "name": work.name,
+        "arm": dict(work.levels or {}),
+        "replicate": work.replicate,
+        "needs": list(work.needs),
+        "config": work.config.model_dump(mode="json"),
+        "identity": compute_identity(work.config),
+        "data_fingerprint": work.data_fingerprint,
+        "git_commit": git_commit,
+        "created_ms": int(time.time() * 1000),
+    }
+
+
+def begin_record(folder: Folder, record: dict[str, Any], *, early_stopping: bool = False) -> None:
+    """Write ``config.json`` into the folder of a work if it is new, and forget an earlier failure.
+
+    Without ``early_stopping`` a trial that was stopped early goes on.
+    """
+    if folder.exists(FAILURE):
+        forget_failure(folder)
+    if folder.exists(RESULT) and find_damage(folder) is not None:
+        folder.remove(RESULT)
+    if folder.exists(STOP) and not (early_stopping and folder.is_intact(STOP)):
+        folder.remove(STOP)
+    if not folder.is_intact("config.json"):
+        folder.write_json("config.json", record)
+
+
+def describe_upstream(stage: Work) -> dict[str, str]:
+    """Return the details of the failure of a trial whose stage failed, for ``record_failure``."""
+    message = f"the stage it starts from failed: {stage.name} ({stage.signature})"
+    return {"status": FAILED, "reason": "upstream", "message": message}

@@ -1,0 +1,1 @@
+"""What should happen: plan, signatures, reconciliation, budget. Pure, but for ``inputs``."""

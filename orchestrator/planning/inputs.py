@@ -1,0 +1,87 @@
+"""What planning has to know about the world: the data (validated and prepared here), and whether weights can be had."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from orchestrator.planning.plan import imagenet_of
+from trainables.config import ContrastivePretraining, DataConfig, TrialConfig
+from trainables.data.dataset import Dataset
+from trainables.errors import WeightsUnavailableError
+from trainables.frozen import canonical_json
+
+
+class World:
+    """Answers of the real world to the questions of ``plan.Facts``; every question is asked once.
+
+    Args:
+        cache_dir: where decoded images are kept on this node.
+    """
+
+    def __init__(self, cache_dir: Path) -> None:
+        self._cache_dir = cache_dir.expanduser()
+        self._datasets: dict[str, Dataset] = {}
+        self._missing: dict[str, str | None] = {}
+
+    def dataset(self, config: DataConfig) -> Dataset:
+        """Return the data, decoded and checked; the images stay on disk.
+
+        Raises:
+            DataError: an image, label or split is unusable; all problems are named.
+        """
+        key = config.model_dump_json()
+        if key not in self._datasets:
+            from trainables.data.load import load_dataset
+
+            self._datasets[key] = load_dataset(config, cache_dir=self._cache_dir)
+        return self._datasets[key]
+
+    @property
+    def datasets(self) -> list[Dataset]:
+        """All data sets asked for so far."""
+        return list(self._datasets.values())
+
+    def fingerprint(self, config: TrialConfig) -> str:
+        """Return the fingerprint of the trial's data."""
+        return self.dataset(config.data).fingerprint
+
+    def missing_weights(self, config: TrialConfig) -> str | None:
+        """Return why the ImageNet weights cannot be had and the study allows to go on without, else None.
+
+        Raises:
+            WeightsUnavailableError: they cannot be had and ``on_unavailable`` is ``error``.
+        """
+        imagenet = imagenet_of(config)
+        if imagenet is None:
+            return None
+        key = canonical_json([config.model.name, imagenet.weights, str(imagenet.file)])
+        if key not in self._missing:
+            from trainables.pretraining.imagenet import find_missing_weights
+
+            self._missing[key] = find_missing_weights(config.model.name, imagenet)
+        reason = self._missing[key]
+        if reason is not None and imagenet.on_unavailable == "error":
+            raise WeightsUnavailableError(
+                f"{reason}; put the weights into the cache, name a file with pretraining.file, "
+                "or set pretraining.on_unavailable: skip to leave these arms out"
+            )
+        return reason
+
+    def resolve(self, config: TrialConfig) -> TrialConfig:
+        """Return the config with the digest of its weights file filled in: the content decides, not the path."""
+        imagenet = imagenet_of(config)
+        if imagenet is None or imagenet.file is None:
+            return config
+        resolved: Any = imagenet.model_copy(update={"file_sha256": _sha256(imagenet.file)})
+        if isinstance(config.pretraining, ContrastivePretraining):
+            resolved = config.pretraining.model_copy(update={"init": resolved})
+        return config.model_copy(update={"pretraining": resolved})
+
+
+@cache
+def _sha256(path: Path) -> str:
+    from trainables.pretraining.imagenet import compute_file_sha256
+
+    return compute_file_sha256(path)

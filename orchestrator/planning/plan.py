@@ -1,0 +1,194 @@
+"""Study → stages and trials, deduplicated by signature, critical path first. Pure: no file, no clock, no network."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Protocol
+
+from orchestrator.planning.identity import compute_identity, compute_signature, sign
+from trainables.config import ContrastivePretraining, ImageNetPretraining, StageConfig, TrialConfig
+
+
+class ArmLike(Protocol):
+    """One combination of levels and the config it resolves to (``orchestrator.study.study_file.Arm``)."""
+
+    @property
+    def name(self) -> str: ...  # noqa: D102
+    @property
+    def levels(self) -> Mapping[str, str]: ...  # noqa: D102
+    @property
+    def config(self) -> TrialConfig: ...  # noqa: D102
+
+
+class Facts(Protocol):
+    """What planning has to know about the world, looked up beforehand (``orchestrator.planning.inputs``)."""
+
+    def fingerprint(self, config: TrialConfig) -> str:
+        """Return the fingerprint of the trial's data."""
+
+    def missing_weights(self, config: TrialConfig) -> str | None:
+        """Return why the pretrained weights that the trial starts from cannot be had, None when they can."""
+
+    def resolve(self, config: TrialConfig) -> TrialConfig:
+        """Return the config with what the world decides filled in (digest of a weights file)."""
+
+
+@dataclass(frozen=True)
+class Work:
+    """A stage or a trial: what can be handed to a worker."""
+
+    kind: str  # "stage" or "trial"
+    signature: str
+    name: str
+    config: TrialConfig | StageConfig
+    data_fingerprint: str
+    #: Signatures of the stages that have to be complete first.
+    needs: tuple[str, ...] = ()
+    #: Factor → level; empty for a stage.
+    levels: Mapping[str, str] | None = None
+    replicate: int | None = None
+    #: How many trials cannot start before this is done; the searcher hands out the largest first.
+    num_dependants: int = 0
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """An arm left out because the world lacks something and the study allows it."""
+
+    name: str
+    levels: Mapping[str, str]
+    num_trials: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What should exist. Stages come before trials, those with most dependants first."""
+
+    stages: tuple[Work, ...]
+    trials: tuple[Work, ...]
+    skipped: tuple[Skipped, ...] = ()
+    #: Trials that a search has yet to propose.
+    num_to_come: int = 0
+
+    @property
+    def works(self) -> tuple[Work, ...]:
+        """Stages, then trials, in the order they are handed out."""
+        return self.stages + self.trials
+
+    def find(self, signature: str) -> Work | None:
+        """Return the stage or trial whose signature starts with ``signature``, None unless exactly one does."""
+        found = [work for work in self.works if work.signature.startswith(signature)]
+        return found[0] if len(found) == 1 else None
+
+    def as_json(self) -> dict[str, Any]:
+        """Return stages, trials and skipped arms as JSON values, without the configs (they are in the ledger)."""
+        return {
+            "stages": [_row(stage) for stage in self.stages],
+            "trials": [_row(trial) for trial in self.trials],
+            "skipped": [asdict(skipped) | {"levels": dict(skipped.levels)} for skipped in self.skipped],
+            **({"to_come": self.num_to_come} if self.num_to_come else {}),
+        }
+
+
+def _row(work: Work) -> dict[str, Any]:
+    row: dict[str, Any] = {"signature": work.signature, "name": work.name, "needs": list(work.needs)}
+    if work.kind == "trial":
+        return row | {"arm": dict(work.levels or {}), "replicate": work.replicate}
+    return row | {"kind": work.config.kind, "num_dependants": work.num_dependants}  # type: ignore[union-attr]
+
+
+def describe_skipped(skipped: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return one line per reason for the skipped arms of ``Plan.as_json``: how many trials, why, which arms."""
+    by_reason: dict[str, list[Mapping[str, Any]]] = {}
+    for arm in skipped:
+        by_reason.setdefault(arm["reason"], []).append(arm)
+    return [
+        f"{sum(arm['num_trials'] for arm in arms)} trials: {reason}. Arms: {'; '.join(arm['name'] for arm in arms)}"
+        for reason, arms in by_reason.items()
+    ]
+
+
+def make_plan(arms: Sequence[ArmLike], *, replicates: int, facts: Facts) -> Plan:
+    """Return the plan of a study: every arm × replicate, and each stage they need exactly once.
+
+    Replicates vary slowest, so that an interrupted study has complete comparisons rather than complete arms.
+    """
+    stages: dict[str, Work] = {}
+    trials: dict[str, Work] = {}
+    skipped: list[Skipped] = []
+    runnable = []
+    for arm in arms:
+        reason = facts.missing_weights(arm.config)
+        if reason is None:
+            config = facts.resolve(arm.config)
+            runnable.append((arm, arm.name, config, compute_identity(config), facts.fingerprint(config)))
+        else:
+            skipped.append(Skipped(arm.name, arm.levels, replicates, reason))
+    for replicate in range(replicates):
+        for arm, name, base, identity, fingerprint in runnable:
+            config = base.model_copy(update={"replicate": replicate})
+            needs = []
+            stage = _stage_of(config, fingerprint)
+            if stage is not None:
+                stages.setdefault(stage.signature, stage)
+                needs.append(stage.signature)
+            # What compute_signature(config, …) returns; the identity of an arm is walked through once, not per trial.
+            signature = sign(identity | {"replicate": replicate}, fingerprint)
+            trials.setdefault(
+                signature, Work("trial", signature, name, config, fingerprint, tuple(needs), arm.levels, replicate)
+            )
+    return Plan(_order_stages(stages.values(), trials.values()), tuple(trials.values()), tuple(skipped))
+
+
+def merge_plans(plans: Iterable[Plan], *, skipped: Sequence[Skipped] = (), num_to_come: int = 0) -> Plan:
+    """Return the plan of all that is in ``plans``, each signature once, replicates varying slowest."""
+    stages: dict[str, Work] = {}
+    trials: dict[str, Work] = {}
+    for plan in plans:
+        for stage in plan.stages:
+            stages.setdefault(stage.signature, stage)
+        for trial in plan.trials:
+            trials.setdefault(trial.signature, trial)
+    ordered = sorted(trials.values(), key=lambda trial: trial.replicate or 0)
+    return Plan(_order_stages(stages.values(), ordered), tuple(ordered), tuple(skipped), num_to_come)
+
+
+def _order_stages(stages: Iterable[Work], trials: Iterable[Work]) -> tuple[Work, ...]:
+    """Return the stages with their dependants counted, longest first."""
+    dependants = Counter(need for trial in trials for need in trial.needs)
+    counted = (replace(stage, num_dependants=dependants[stage.signature]) for stage in stages)
+    return tuple(sorted(counted, key=lambda stage: -_cost(stage)))
+
+
+def _cost(stage: Work) -> float:
+    """Length of the critical path through a stage, in epochs; ties keep the order of the study file."""
+    assert isinstance(stage.config, StageConfig)
+    return float(stage.config.pretraining.epochs)
+
+
+def _stage_of(config: TrialConfig, fingerprint: str) -> Work | None:
+    pretraining = config.pretraining
+    if not isinstance(pretraining, ContrastivePretraining):
+        return None
+    stage = StageConfig(
+        data=config.data,
+        model=config.model,
+        pretraining=pretraining,
+        seed=config.seed,
+        replicate=config.replicate if pretraining.per_replicate else None,
+    )
+    name = f"{pretraining.method} on {config.data.kind} from {pretraining.init.kind}"
+    if stage.replicate is not None:
+        name += f", replicate {stage.replicate}"
+    return Work("stage", compute_signature(stage, fingerprint), name, stage, fingerprint)
+
+
+def imagenet_of(config: TrialConfig) -> ImageNetPretraining | None:
+    """Return the ImageNet weights that a trial starts from, directly or through its contrastive stage."""
+    pretraining = config.pretraining
+    if isinstance(pretraining, ContrastivePretraining):
+        pretraining = pretraining.init
+    return pretraining if isinstance(pretraining, ImageNetPretraining) else None

@@ -1,0 +1,87 @@
+"""Checks before a study starts: build the network, loss and shifts of every trial, so that a wrong name stops it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from orchestrator.planning.inputs import World
+from trainables.config import ContrastivePretraining, TrialConfig
+from trainables.data.dataset import Dataset
+from trainables.errors import StudyError
+from trainables.frozen import canonical_json
+
+
+def find_distinct(configs: Iterable[TrialConfig]) -> list[TrialConfig]:
+    """Return one of all configs that build the same network, loss and shifts on the same data."""
+    found: dict[str, TrialConfig] = {}
+    for config in configs:
+        parts = (config.data, config.model, config.regulariser, config.evaluation)
+        found.setdefault(canonical_json([part.model_dump(mode="json") for part in parts]), config)
+    return list(found.values())
+
+
+def check_trials(configs: Iterable[TrialConfig], world: World) -> None:
+    """Build what every trial will build, so that a wrong name or size stops a study before it starts.
+
+    Raises:
+        ConfigError: no such network, shift or modality; images of a size the network does not take; or a regulariser
+            that does not fit the network or the data.
+    """
+    for config in find_distinct(configs):
+        _check_trial(config, world.dataset(config.data))
+
+
+def _check_trial(config: TrialConfig, data: Dataset) -> None:
+    import torch
+
+    from trainables.data.groups import find_groups
+    from trainables.models.networks import build_model
+    from trainables.ops.stain_normalisation import check_stainable
+    from trainables.regularisers import StainNormalisation, StochasticDepth, choose_group_columns, find_part
+    from trainables.shifts.bank import build_shifts
+    from trainables.training.losses import build_loss
+
+    build_shifts(config.evaluation, data.modality)
+    train, regulariser = data.splits["train"], config.regulariser
+    weights = None if config.training.class_weights == "none" else torch.ones(data.num_classes)
+    build_loss(
+        regulariser,
+        class_weights=weights,
+        num_classes=data.num_classes,
+        groups=find_groups(train, choose_group_columns(regulariser)),
+        device=torch.device("cpu"),
+    )
+    _, channels, _, size = train.images.shape
+    if find_part(regulariser, StainNormalisation) is not None:
+        check_stainable(channels)
+    depth = find_part(regulariser, StochasticDepth)
+    # With its memory: on torch's meta device a forward pass imports for two seconds more.
+    build_model(
+        config.model,
+        num_classes=data.num_classes,
+        channels=channels,
+        image_size=size,
+        stochastic_depth=None if depth is None else depth.probability,
+    )
+
+
+def check_batches(configs: Iterable[TrialConfig], world: World) -> None:
+    """Check that every batch can be filled.
+
+    Raises:
+        StudyError: with every problem.
+    """
+    problems = set()
+    for config in configs:
+        data = world.dataset(config.data)
+        train = len(data.splits["train"])
+        if config.training.batch_size > train:
+            problems.add(
+                f"training.batch_size: found {config.training.batch_size}, and there are {train} training images"
+            )
+        if isinstance(config.pretraining, ContrastivePretraining) and config.pretraining.batch_size > train:
+            problems.add(
+                f"pretraining.batch_size: found {config.pretraining.batch_size}, and there are {train} training images"
+            )
+    if problems:
+        raise StudyError("\n".join(sorted(problems)))

@@ -1,0 +1,269 @@
+"""Heat maps: scores and differences by arm and shift, and stain grids."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from orchestrator.analysis.differences import ALPHA, MIN_PAIRS, UNSHIFTED, Differences
+from orchestrator.analysis.results import METRICS, Results
+from orchestrator.analysis.stain_grid import Grid, rows_of_shifts
+from orchestrator.analysis.wording import sentence
+from orchestrator.report.style import DIVERGING, SEQUENTIAL, Figure, floats, layout_of, panel_title
+
+#: Cells drawn per effect; more dots than these are a bar.
+MAX_CELLS = 500
+#: Above this many arms the numbers inside the heat map no longer fit.
+ANNOTATED_ARMS = 40
+
+
+# ------------------------------------------------------------------------------------------------ heat map
+
+
+def heat_map(results: Results) -> Figure | None:
+    """Return arm × shift, mean over severities and replicates, best arm on top; None when nothing is complete.
+
+    Cells of a stain grid are left out: they have a figure of their own.
+    """
+    shifts, order = rows_of_shifts(results)
+    if not order:
+        return None
+    # Mean within a trial first, so that each replicate weighs the same.
+    per_trial = shifts.groupby(["name", "signature", "shift"], sort=False, observed=True)[results.metric].mean()
+    table = per_trial.groupby(level=["name", "shift"], sort=False, observed=True).mean().unstack("shift")
+    columns = [name for name in ["identity", *order] if name in table]
+    table = table[columns]
+    table = table.loc[table[order].mean(axis=1).sort_values().index]  # Plotly draws the last row on top
+    labels = [escape(results.labels[str(name)]) for name in table.index]
+    z = [floats(row) for row in table.to_numpy(dtype=float)]
+    names = ["unshifted" if name == "identity" else name.replace("_", " ") for name in columns]
+    trace: dict[str, Any] = {
+        "type": "heatmap",
+        "z": z,
+        "x": [escape(name) for name in names],
+        "y": labels,
+        "colorscale": SEQUENTIAL,
+        "xgap": 2,
+        "ygap": 2,
+        "hoverongaps": False,
+        "hovertemplate": "%{y}<br>%{x}: %{z:.1%}<extra></extra>",
+        "colorbar": {
+            "thickness": 10,
+            "tickformat": ".0%",
+            "outlinewidth": 0,
+            "len": min(1.0, 260 / (26 * len(z) + 60)),
+        },
+    }
+    if len(z) <= ANNOTATED_ARMS:
+        percent = [["" if value is None else f"{100 * value:.0f}" for value in row] for row in z]
+        trace |= {"text": percent, "texttemplate": "%{text}", "textfont": {"size": 11}}
+    layout = layout_of(
+        xaxis={"side": "top", "tickangle": -38, "automargin": True, "showgrid": False, "type": "category"},
+        yaxis={"automargin": True, "showgrid": False, "type": "category", "tickfont": {"size": 11.5}},
+    )
+    layout["margin"] |= {"l": 10, "t": 90, "b": 12}
+    row_px = 24 if len(z) <= ANNOTATED_ARMS else 14
+    if row_px == 14:
+        layout["yaxis"] |= {"dtick": 1, "tickfont": {"size": 10}}
+    num_trials = shifts["signature"].nunique()
+    severities = sorted(set(shifts["severity"]) - {0})
+    return Figure(
+        title="Which arm breaks under which shift?",
+        note=(
+            f"{sentence(METRICS[results.metric])} in %, mean over severities {_listed(severities)} and over "
+            f"replicates; arms sorted by their mean, best on top. n = {num_trials} complete trials, {len(table)} arms, "
+            f"{len(order)} shifts. Dark is low."
+        ),
+        data=[trace],
+        layout=layout,
+        height_px=130 + max(row_px * len(z), 60),
+        min_width_px=300 + 46 * len(columns),
+        axes=("shift", "arm", METRICS[results.metric]),
+    )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(str(number) for number in numbers)
+
+
+def difference_map(results: Results, found: Differences) -> Figure:
+    """Return the heat map: best arm on top, marked cells with a star."""
+    shown = found.mean.loc[found.mean.drop(columns=[UNSHIFTED], errors="ignore").mean(axis=1).sort_values().index]
+    p_holm, n = found.p_holm.loc[shown.index], found.n.loc[shown.index]
+    marked = (p_holm <= ALPHA).to_numpy()
+    z = [floats(100 * row) for row in shown.to_numpy(dtype=float)]
+    extreme = max((abs(value) for row in z for value in row if value is not None), default=1.0) or 1.0
+    names = ["unshifted" if name == UNSHIFTED else str(name).replace("_", " ") for name in shown.columns]
+    is_annotated = len(z) <= ANNOTATED_ARMS
+    trace: dict[str, Any] = {
+        "type": "heatmap",
+        "z": z,
+        "x": [escape(name) for name in names],
+        "y": [escape(results.labels[str(name)]) for name in shown.index],
+        "zmin": -extreme,
+        "zmax": extreme,
+        "colorscale": DIVERGING,
+        "xgap": 2,
+        "ygap": 2,
+        "hoverongaps": False,
+        "text": _texts(z, marked, is_annotated=is_annotated),
+        "texttemplate": "%{text}",
+        "textfont": {"size": 10.5 if is_annotated else 8},
+        "customdata": [
+            [[int(count), None if np.isnan(p) else round(float(p), 4)] for count, p in zip(*pair, strict=True)]
+            for pair in zip(n.to_numpy(), p_holm.to_numpy(), strict=True)
+        ],
+        "meta": {"columns": ["pairs", "p_holm"]},
+        "hovertemplate": "%{y}<br>%{x}: %{z:+.1f} points<br>n = %{customdata[0]}, p (Holm) %{customdata[1]}"
+        "<extra></extra>",
+        "colorbar": {
+            "thickness": 10,
+            "ticksuffix": " pt",
+            "outlinewidth": 0,
+            "len": min(1.0, 260 / (26 * len(z) + 60)),
+        },
+    }
+    layout = layout_of(
+        xaxis={"side": "top", "tickangle": -38, "automargin": True, "showgrid": False, "type": "category"},
+        yaxis={"automargin": True, "showgrid": False, "type": "category", "tickfont": {"size": 11.5}},
+    )
+    layout["margin"] |= {"l": 10, "t": 90, "b": 12}
+    if not is_annotated:
+        layout["yaxis"] |= {"dtick": 1, "tickfont": {"size": 10}}
+    return Figure(
+        title=f"Where does an arm differ from “{results.labels[found.reference]}”?",
+        note=_note(results, found, int(marked.sum())),
+        data=[trace],
+        layout=layout,
+        height_px=130 + max((24 if is_annotated else 14) * len(z), 60),
+        min_width_px=300 + 46 * len(names),
+        axes=("shift", "arm", "difference, points"),
+    )
+
+
+def _texts(z: list[list[float | None]], marked: NDArray[np.bool_], *, is_annotated: bool) -> list[list[str]]:
+    """Return what stands in each cell: number and star, or where there is no room the star alone."""
+    return [
+        [
+            "" if value is None else (f"{round(value):+d}" if is_annotated else "") + "*" * bool(star)
+            for value, star in zip(row, stars, strict=True)
+        ]
+        for row, stars in zip(z, marked, strict=True)
+    ]
+
+
+def _note(results: Results, found: Differences, num_marked: int) -> str:
+    low, high = int(found.n.to_numpy().min()), int(found.n.to_numpy().max())
+    n = f"n = {high}" if low == high else f"n = {low} to {high}"
+    text = (
+        f"{METRICS[results.metric][:1].upper()}{METRICS[results.metric][1:]}, arm minus reference in points, paired "
+        f"replicate by replicate ({n} pairs per cell), mean over severities; arms sorted by their mean over the "
+        "shifts, best on top."
+    )
+    if not found.num_tested:
+        return f"{text} Not tested: it takes {MIN_PAIRS} pairs of replicates."
+    verb = "is" if num_marked == 1 else "are"
+    return (
+        f"{text} {num_marked} of {found.num_tested} tested cells {verb} marked *: paired t-test over replicates, p ≤ "
+        f"{ALPHA:g} after Holm over the whole map. It supposes differences of roughly normal distribution; a cell "
+        "without a star is not shown to be equal."
+    )
+
+
+_COLUMNS = 4
+_PANEL_PX = 250
+#: Between the rows of panels: the lower axis and the next title.
+_GAP_PX = 74
+
+
+def stain_heat_maps(results: Results, grid: Grid) -> Figure:
+    """Return one panel per arm, haematoxylin up and eosin right, all on one colour scale; the unshifted cell framed."""
+    panels = [(str(name), row.unstack("eosin")) for name, row in grid.cells.iterrows()]
+    rows = math.ceil(len(panels) / _COLUMNS)
+    height = rows * _PANEL_PX + (rows - 1) * _GAP_PX
+    low, high = float(np.nanmin(grid.cells)), float(np.nanmax(grid.cells))
+    data: list[dict[str, Any]] = []
+    layout = layout_of(annotations=[], shapes=[])
+    layout["margin"] |= {"t": 36, "b": 48}
+    for number, (name, cells) in enumerate(panels):
+        suffix = "" if number == 0 else str(number + 1)
+        row, column = divmod(number, _COLUMNS)
+        haematoxylin, eosin = list(map(float, cells.index)), list(map(float, cells.columns))
+        top = 1 - row * (_PANEL_PX + _GAP_PX) / height
+        width = 1 / min(len(panels), _COLUMNS)
+        layout[f"xaxis{suffix}"] = _axis("eosin ×", eosin, f"y{suffix}") | {
+            "domain": [column * width + 0.02, (column + 1) * width - 0.02]
+        }
+        layout[f"yaxis{suffix}"] = _axis("haematoxylin ×" if column == 0 else "", haematoxylin, f"x{suffix}") | {
+            "domain": [top - _PANEL_PX / height, top]
+        }
+        layout["annotations"].append(panel_title(results.labels[name], column * width + 0.02, top))
+        if 1.0 in haematoxylin and 1.0 in eosin:
+            layout["shapes"].append(_frame(eosin.index(1.0), haematoxylin.index(1.0), suffix))
+        meta = {"meta": {"panel": results.labels[name], "columns": ["cell"]}}
+        data.append(_panel(cells, (low, high), suffix, first=number == 0) | meta)
+    return Figure(
+        title="Where on the stain grid does each arm break?",
+        note=(
+            f"{sentence(METRICS[results.metric])} in %, mean over replicates; haematoxylin and eosin are multiplied; "
+            f"the framed cell (1, 1) is the unshifted image. Best mean first. n = {grid.num_trials} "
+            f"complete trials, {grid.cells.shape[1]} cells. Dark is low; one scale for all."
+        ),
+        data=data,
+        layout=layout,
+        height_px=height + 84,
+        min_width_px=230 * min(len(panels), _COLUMNS),
+    )
+
+
+def _axis(title: str, values: Sequence[float], anchor: str) -> dict[str, Any]:
+    ticks = {"tickvals": list(range(len(values))), "ticktext": [f"{value:g}" for value in values]}
+    return {
+        "title": {"text": title},
+        "anchor": anchor,
+        "showgrid": False,
+        "zeroline": False,
+        "fixedrange": True,
+    } | ticks
+
+
+def _frame(x: int, y: int, suffix: str) -> dict[str, Any]:
+    corners = {"x0": x - 0.5, "x1": x + 0.5, "y0": y - 0.5, "y1": y + 0.5}
+    return {
+        "type": "rect",
+        "xref": f"x{suffix}",
+        "yref": f"y{suffix}",
+        "line": {"color": "#2b8ac9", "width": 2},
+    } | corners
+
+
+def _panel(cells: pd.DataFrame, limits: tuple[float, float], suffix: str, *, first: bool) -> dict[str, Any]:
+    z = [[None if np.isnan(value) else float(value) for value in row] for row in cells.to_numpy(dtype=float)]
+    hover = [[f"H × {h:g}, E × {e:g}" for e in cells.columns] for h in cells.index]
+    return {
+        "type": "heatmap",
+        "z": z,
+        "x": list(range(len(cells.columns))),
+        "y": list(range(len(cells.index))),
+        "xaxis": f"x{suffix}",
+        "yaxis": f"y{suffix}",
+        "zmin": limits[0],
+        "zmax": limits[1],
+        "colorscale": SEQUENTIAL,
+        "showscale": first,
+        "xgap": 1,
+        "ygap": 1,
+        "hoverongaps": False,
+        "text": [["" if value is None else f"{100 * value:.0f}" for value in row] for row in z],
+        "texttemplate": "%{text}",
+        "textfont": {"size": 10.5},
+        "customdata": [[escape(text) for text in row] for row in hover],
+        "hovertemplate": "%{customdata}: %{z:.1%}<extra></extra>",
+        "colorbar": {"thickness": 10, "tickformat": ".0%", "outlinewidth": 0},
+    }

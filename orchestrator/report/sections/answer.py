@@ -1,0 +1,230 @@
+"""Report sections: the answer in words, and the table of arms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.analysis.effects import Effect
+from orchestrator.analysis.results import METRICS, Results
+from orchestrator.analysis.wording import NO_BREAK, percent, sentence
+from orchestrator.planning.states import COMPLETE
+from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, note, table
+
+
+def answer_section(answer: Answer) -> Section:
+    """Return the findings in words."""
+    if answer.problem is not None:
+        return Section("answer", "Answer", "No answer yet", callout(answer.problem, "warn"))
+    cards = "".join(
+        f'<div class="answer{"" if number else " first"}"><p class="head">{escape(statement.heading)}</p>'
+        f'<p class="main">{escape(statement.headline)}</p><p>{escape(statement.text)}</p></div>'
+        for number, statement in enumerate(answer.statements)
+    )
+    return Section("answer", "Answer", "The answer in words", f'<div class="answers">{cards}</div>')
+
+
+# ------------------------------------------------------------------------------------------------ arms
+
+
+def arms_section(results: Results, arms: pd.DataFrame) -> Section:
+    """Return the table of arms: mean ± sd over replicates, the replicates as dots, what is incomplete."""
+    is_grid = "search" not in results.plan
+    factors = [factor for factor in results.factors if is_grid and f"arm/{factor}" in arms]
+    names = [Column(factor) for factor in factors] or [Column("arm")]
+    chooser = results.measures[0].column if results.measures else None
+    shifted = f"robustness/mean_{results.metric}"
+    limits = _limits(results, shifted)
+    columns = [*names, Column("complete", is_number=True)]
+    columns += [Column(measure.short, is_number=True) for measure in results.measures]
+    if limits:
+        columns.append(Column(f"replicates, {100 * limits[0]:.0f}–{100 * limits[1]:.0f} %", sortable=False))
+    eligible = arms[~arms["name"].isin(results.stopped_arms)]
+    marks = {column: _best(eligible, column) for column in (f"val/{results.metric}", shifted)}
+    tags = {marks[f"val/{results.metric}"]: "chosen"}
+    tags[marks[shifted]] = "oracle" if marks[shifted] not in tags else "chosen and oracle"
+    rows = []
+    for _, arm in arms.iterrows():
+        tag = tags.get(arm["name"]) if chooser and len(arms) > 1 else None
+        row = [Cell(escape(arm[f"arm/{factor}"])) for factor in factors] or [Cell(escape(arm["label"]))]
+        if tag:
+            html = f'{row[-1].html}<br><span class="tag {tag.split()[0]}">{tag}</span>'
+            row[-1] = Cell(html, value=arm["label"])
+        row.append(_completeness(results, arm))
+        row += [_measured(arms, arm, measure.column, measure.higher_is_better) for measure in results.measures]
+        if limits:
+            values = results.trials.loc[results.trials["name"] == arm["name"], shifted]
+            row.append(Cell(_strip(values, limits)))
+        rows.append(row)
+    replicates = int(arms["planned"].max())
+    text = (
+        f"{sentence(METRICS[results.metric])} in %, mean ± standard deviation over replicates (n = {replicates} "
+        "planned per arm); ECE, the expected calibration error, in % too, lower is better. Bold is the best of a "
+        "column, and only the validation column may choose. The dots are the replicates’ mean shifted value. Click a "
+        "heading to sort."
+    )
+    if replicates == 1:
+        text += " With one replicate there is no standard deviation: differences between arms may be chance."
+    return Section(
+        "arms", "Arms", "How good is each arm?", note(text) + table(columns, rows, tall=len(rows) > TALL_ROWS)
+    )
+
+
+def _limits(results: Results, column: str) -> tuple[float, float] | None:
+    if column not in results.trials or not results.trials[column].notna().any():
+        return None
+    low, high = float(results.trials[column].min()), float(results.trials[column].max())
+    return np.floor(20 * low) / 20, max(np.ceil(20 * high) / 20, np.floor(20 * low) / 20 + 0.05)
+
+
+def _best(arms: pd.DataFrame, column: str) -> str | None:
+    name = f"{column}.mean"
+    return str(arms["name"].iloc[int(arms[name].argmax())]) if name in arms and len(arms) else None
+
+
+def _completeness(results: Results, arm: pd.Series) -> Cell:
+    text = f"{arm[COMPLETE]} / {arm['planned']}"
+    if arm[COMPLETE] < arm["planned"]:
+        states = [state for state in results.states if state != COMPLETE and arm[state]]
+        lacking = ", ".join(f"{arm[state]} {state.replace('_', ' ')}" for state in states)
+        text = f'{text}<br><span class="tag short">{lacking}</span>'
+    return Cell(text, value=arm[COMPLETE])
+
+
+def _measured(arms: pd.DataFrame, arm: pd.Series, column: str, higher_is_better: bool) -> Cell:
+    mean, sd, n = (arm[f"{column}.{part}"] for part in ("mean", "sd", "n"))
+    if pd.isna(mean):
+        return Cell('<span class="sd">undefined</span>' if arm[COMPLETE] else '<span class="sd">–</span>', value="")
+    every = arms[f"{column}.mean"]
+    best = len(arms) > 1 and mean == (every.max() if higher_is_better else every.min())
+    spread = f' <span class="sd">± {100 * sd:.1f}</span>' if not pd.isna(sd) else ' <span class="sd">n = 1</span>'
+    if 1 < n < arm[COMPLETE]:
+        spread += f' <span class="sd">n = {n}</span>'
+    return Cell(f"{100 * mean:.1f}{spread}", value=float(mean), css="best" if best else "")
+
+
+def _strip(values: pd.Series, limits: tuple[float, float]) -> str:
+    low, high = limits
+    dots = "".join(
+        f'<circle cx="{4 + 102 * (value - low) / (high - low):.1f}" cy="8" r="3.5">'
+        f"<title>{100 * value:.1f} %</title></circle>"
+        for value in values.dropna()
+    )
+    return f'<svg class="strip" width="110" height="16" role="img"><line x1="4" x2="106" y1="8" y2="8"/>{dots}</svg>'
+
+
+#: Below this many resampled units a nominal 95 % interval covers less than 93 % (measured; see ``bootstrap_interval``).
+FEW_UNITS = 6
+
+
+@dataclass(frozen=True)
+class Statement:
+    """One finding: a short heading, its central words, and the sentence that carries numbers and n."""
+
+    heading: str
+    headline: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the report says before any figure; ``problem`` instead of findings where nothing can be said."""
+
+    statements: tuple[Statement, ...]
+    problem: str | None = None
+
+
+def missing_pairs(count: int) -> str:
+    """Return in words how many planned pairs lack a side."""
+    return f"{count} planned {'pair is' if count == 1 else 'pairs are'} missing"
+
+
+def answer(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> Answer:
+    """Return the findings of a study.
+
+    Args:
+        results: the study.
+        arms: ``arms_table(results)``.
+        effects: effects on the mean shifted metric.
+    """
+    metric = results.metric
+    arms = arms[~arms["name"].isin(results.stopped_arms)]  # one of its replicates may be complete
+    chooser, shifted = f"val/{metric}.mean", f"robustness/mean_{metric}.mean"
+    if not len(results.complete):
+        return Answer((), "No trial is complete, so there is no answer yet.")
+    if not len(arms):
+        return Answer((), "Every configuration that has a complete trial was stopped early: there is none to choose.")
+    missing = [column.removesuffix(".mean") for column in (chooser, shifted) if column not in arms]
+    if missing:
+        return Answer((), f"No complete trial has a defined {' or '.join(missing)}, so no arm can be chosen by it.")
+    chosen, best = (arms.iloc[int(arms[column].argmax())] for column in (chooser, shifted))
+    statements = [_chosen(results, arms, chosen), _oracle(results, chosen, best)]
+    if len(arms) == 1:
+        statements = statements[:1]
+    largest = [effect for effect in effects if effect.difference is not None]
+    if largest:
+        statements.append(_largest(results, largest))
+    return Answer(tuple(statements))
+
+
+def _value(arm: pd.Series, column: str) -> str:
+    return percent(arm.get(f"{column}.mean"), arm.get(f"{column}.sd"))
+
+
+def _n(arm: pd.Series, column: str) -> str:
+    n = int(arm[f"{column}.n"])
+    text = f"n = {n} of {arm['planned']} replicates" if n < arm["planned"] else f"n = {n}"
+    return text.replace(" ", NO_BREAK)
+
+
+def _chosen(results: Results, arms: pd.DataFrame, arm: pd.Series) -> Statement:
+    metric, title = results.metric, METRICS[results.metric]
+    column = f"val/{metric}"
+    ties = int((arms[f"{column}.mean"] == arm[f"{column}.mean"]).sum()) - 1
+    tied = f" {ties} further arm{'s' if ties > 1 else ''} tied; the first in the plan is named." if ties else ""
+    heading = "Chosen on in-distribution validation" if len(arms) > 1 else "The only arm"
+    return Statement(
+        heading,
+        str(arm["label"]),
+        f"Validation {title} {_value(arm, column)} ({_n(arm, column)}): {_value(arm, f'id/{metric}')} on the "
+        f"in-distribution test set, {_value(arm, f'robustness/mean_{metric}')} on average over the shifts, "
+        f"{_value(arm, f'robustness/worst_{metric}')} under the worst one.{tied}",
+    )
+
+
+def _oracle(results: Results, chosen: pd.Series, best: pd.Series) -> Statement:
+    column = f"robustness/mean_{results.metric}"
+    gap = 100 * (best[f"{column}.mean"] - chosen[f"{column}.mean"])
+    if best["name"] == chosen["name"]:
+        lost = "Validation chose the same arm: nothing was lost by choosing without looking at the shifts."
+    elif pd.isna(gap):
+        lost = "The arm that validation chose has no defined value to compare with."
+    else:
+        lost = f"Choosing on validation gave up {gap:.1f} points of it."
+    return Statement(
+        "Best under shift, in hindsight (oracle)",
+        str(best["label"]),
+        f"Mean shifted {METRICS[results.metric]} {_value(best, column)} ({_n(best, column)}). {lost} "
+        "The oracle looks at test data to choose: it is a bound, not a choice.",
+    )
+
+
+def _largest(results: Results, effects: Sequence[Effect]) -> Statement:
+    effect = max(effects, key=lambda effect: abs(effect.difference or 0.0))
+    difference = 100 * (effect.difference or 0.0)
+    heading = f"Largest effect on mean shifted {METRICS[results.metric]}"
+    headline = f"{effect.factor}: {effect.level} instead of {effect.reference}, {difference:+.1f} points"
+    if effect.interval is None:
+        return Statement(heading, headline, f"{sentence(effect.resampled)}.")
+    low, high = 100 * effect.interval.low, 100 * effect.interval.high
+    verdict = "" if low > 0 or high < 0 else " The interval contains 0: it cannot be told from no effect."
+    few = effect.interval.num_units < FEW_UNITS
+    narrow = f" Intervals from {effect.interval.num_units} units are too narrow; read it as a hint." if few else ""
+    missing = f" {sentence(missing_pairs(effect.num_missing))}." if effect.num_missing else ""
+    picked = f" It was picked as the largest of {len(effects)}, which flatters it." if len(effects) > 1 else ""
+    interval = f"95 % interval {low:+.1f} to {high:+.1f}; {effect.resampled}."
+    return Statement(heading, headline, f"{interval}{missing}{verdict}{narrow}{picked}")

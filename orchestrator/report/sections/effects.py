@@ -1,0 +1,158 @@
+"""Report section: the main effect of each factor's levels, its table and its figure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from html import escape
+from typing import Any
+
+from orchestrator.analysis.effects import Effect
+from orchestrator.analysis.results import Results
+from orchestrator.report.heat_maps import MAX_CELLS
+from orchestrator.report.page import Cell, Column, Section, embed, note, table
+from orchestrator.report.sections.answer import missing_pairs
+from orchestrator.report.style import PALETTE, Figure, floats, layout_of, panel_title
+
+# ------------------------------------------------------------------------------------------------ main effects
+
+
+def effects_figure(effects: Mapping[str, Sequence[Effect]], titles: Mapping[str, str]) -> Figure:
+    """Return dots (cells), mean and 95 % interval of each effect, one panel per measure, in percentage points."""
+    panels = list(effects)
+    rows = effects[panels[0]]
+    texts = [f"{escape(e.factor)}: <b>{escape(e.level)}</b> vs {escape(e.reference)}" for e in rows]
+    data: list[dict[str, Any]] = []
+    layout = layout_of(showlegend=False)
+    layout["margin"] |= {"l": 10, "t": 36}
+    layout["annotations"] = []
+    width = 1 / len(panels)
+    num_cells = max((len(effect.cells) for effect in rows), default=0)
+    step = max(1, -(-num_cells // MAX_CELLS))
+    subset = f" One cell in {step} is drawn; means and intervals are from all." if step > 1 else ""
+    for number, measure in enumerate(panels):
+        suffix = "" if number == 0 else str(number + 1)
+        for position, effect in enumerate(effects[measure]):
+            traces = _effect_traces(effect, -position, suffix, step)
+            data += [trace | {"meta": {"panel": titles[measure]}} for trace in traces]
+        left, right = number * width + (0.02 if number else 0), (number + 1) * width - 0.02
+        layout[f"xaxis{suffix}"] = {
+            "domain": [left, right],
+            "anchor": f"y{suffix}",
+            "ticksuffix": " pt",
+            "zeroline": True,
+            # One scale: an effect in distribution and one under shift are to be compared.
+            **({"matches": "x"} if number else {}),
+        }
+        axis: dict[str, Any] = {
+            "tickvals": [-i for i in range(len(rows))],
+            "ticktext": texts,
+            "showticklabels": number == 0,
+            "automargin": True,
+            "range": [-len(rows) + 0.4, 0.6],
+            "showgrid": False,
+            "zeroline": False,
+            "anchor": f"x{suffix}",
+        }
+        layout[f"yaxis{suffix}"] = axis if number == 0 else axis | {"matches": "y"}
+        layout["annotations"].append(panel_title(titles[measure], left, 1.0))
+    return Figure(
+        title="What does each choice change, everything else being equal?",
+        note=(
+            "Level minus reference (the factor’s first level), in percentage points. A dot is one cell: the same "
+            f"other levels and replicate (n ≤ {num_cells} per row); the diamond is their mean, the line its 95 % "
+            f"bootstrap interval.{subset}"
+        ),
+        data=data,
+        layout=layout,
+        height_px=110 + 46 * len(rows),
+        axes=("difference, points", "row"),
+    )
+
+
+def _effect_traces(effect: Effect, y: float, suffix: str, step: int) -> list[dict[str, Any]]:
+    axes = {"xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "hoverinfo": "text", "type": "scatter"}
+    shown, name = effect.cells[::step], f"{escape(effect.factor)}: {escape(effect.level)} vs {escape(effect.reference)}"
+    # Deterministic jitter: dots of equal value stay countable.
+    jitter = [round(y - 0.16 + 0.32 * ((i * 0.618) % 1), 3) for i in range(len(shown))]
+    dots = axes | {
+        "name": f"{name}, cells",
+        "mode": "markers",
+        "x": floats([100 * cell.difference for cell in shown]),
+        "y": jitter,
+        "hovertext": [
+            f"{escape(cell.name) or 'cell'}, replicate {cell.replicate}: {100 * cell.difference:+.1f} points"
+            for cell in shown
+        ],
+        "marker": {"size": 7, "color": PALETTE[0], "opacity": 0.5},
+    }
+    if effect.difference is None:
+        return [dots]
+    mean = 100 * effect.difference
+    text = f"{name}<br>{mean:+.1f} points"
+    traces = [dots]
+    if effect.interval is not None:
+        low, high = 100 * effect.interval.low, 100 * effect.interval.high
+        text += f" ({low:+.1f} to {high:+.1f})"
+        line = {"color": PALETTE[1], "width": 3}
+        axes["name"] = f"{name}, 95 % interval"
+        traces.append(axes | {"mode": "lines", "x": [low, high], "y": [y, y], "line": line, "hovertext": text})
+    axes["name"] = f"{name}, mean"
+    marker = {"size": 11, "color": PALETTE[1], "symbol": "diamond"}
+    hover = f"{text}<br>{escape(effect.resampled)}"
+    traces.append(axes | {"mode": "markers", "x": [mean], "y": [y], "marker": marker, "hovertext": [hover]})
+    return traces
+
+
+# ------------------------------------------------------------------------------------------------ figures
+
+
+def effects_section(results: Results, effects: Mapping[str, Sequence[Effect]]) -> Section | None:
+    """Return the main effects as a figure and a table; None without a factor that has two levels."""
+    shown = {measure: rows for measure, rows in effects.items() if rows}
+    if not shown:
+        return None
+    titles = {measure.column: measure.title for measure in results.measures}
+    figure = effects_figure(shown, {column: titles.get(column, column) for column in shown})
+    rows = [_effect_row(effect) for effect in next(iter(shown.values()))]
+    columns = [
+        Column("factor"),
+        Column("level vs reference"),
+        Column("difference, points", is_number=True),
+        Column("95 % interval", is_number=True, sortable=False),
+        Column("what the interval is over", sortable=False),
+        Column("p over shift types", is_number=True),
+        Column("p, Holm", is_number=True),
+    ]
+    lead = next(iter(shown))
+    text = (
+        f"Effects on {titles.get(lead, lead)}. p: two-sided Wilcoxon signed-rank test over the shift types’ mean "
+        "differences, corrected after Holm for the number of rows; it asks whether the effect has the same sign across "
+        "shifts, not across replicates."
+    )
+    body = embed(figure, "figure-effects") + note(text) + table(columns, rows)
+    return Section("effects", "Effects", "Main effect of each factor", body)
+
+
+def _effect_row(effect: Effect) -> list[Cell]:
+    interval, resampled = effect.interval, effect.resampled
+    if effect.num_missing:
+        resampled += f"; {missing_pairs(effect.num_missing)}"
+    p_value, p_holm = (_p(p) for p in (effect.p_value, effect.p_holm))
+    if effect.p_value is not None:
+        p_value = Cell(f'{p_value.html} <span class="sd">n = {effect.num_shifts}</span>', value=p_value.value)
+    difference = effect.difference
+    return [
+        Cell(escape(effect.factor)),
+        Cell(f'{escape(effect.level)} <span class="sd">vs {escape(effect.reference)}</span>'),
+        Cell("–", "") if difference is None else Cell(f"{100 * difference:+.1f}", difference),
+        Cell("–" if interval is None else f"{100 * interval.low:+.1f} to {100 * interval.high:+.1f}"),
+        Cell(escape(resampled)),
+        p_value,
+        p_holm,
+    ]
+
+
+def _p(value: float | None) -> Cell:
+    if value is None:
+        return Cell("–", "")
+    return Cell(f"{value:.3f}" if value >= 0.001 else "&lt; 0.001", value)

@@ -1,0 +1,238 @@
+"""Report sections: the head of the page, counts, what is left out, and where the numbers come from."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from html import escape
+
+from orchestrator.analysis.results import MISSING, Results
+from orchestrator.analysis.wording import flatten, plural
+from orchestrator.planning.budget import Standing
+from orchestrator.planning.plan import describe_skipped
+from orchestrator.planning.states import COMPLETE, INTERRUPTED, STOPPED
+from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, facts, note, table
+
+
+def lede(results: Results) -> str:
+    """Return one sentence: data, classes, images per split, arms × replicates."""
+    data = results.plan["data"]
+    splits = [name for name in ("train", "val", "test") if name in data["num_images"]]
+    order = [*splits, *sorted(set(data["num_images"]) - set(splits))]
+    images = ", ".join(f"{data['num_images'][name]:,} {name}" for name in order)
+    return (
+        f"{data['name']}, {len(data['classes'])} classes; images: {images}. "
+        f"{plural(results.trials['name'].nunique(), 'arm')}, {plural(results.counts['planned'], 'trial')} planned."
+    )
+
+
+def status(results: Results, standing: Standing | None = None) -> str:
+    """Return the counts as a meter, and loudly what is failed, missing, held back or skipped (HTML).
+
+    Args:
+        results: the study.
+        standing: to its budget; None: it has none.
+    """
+    counts = results.counts
+    states = results.states
+    meter = "".join(f'<i class="{state}" style="flex:{counts[state]}"></i>' for state in states if counts[state])
+    words = "".join(
+        f'<span class="{state if counts[state] else "none"}"><b>{counts[state]}</b>{state.replace("_", " ")}</span>'
+        for state in states
+    )
+    planned = f"<span><b>{counts['planned']}</b>planned</span>"
+    html = f'<div class="status">{planned}{words}<div class="meter">{meter}</div></div>'
+    lacking = counts["planned"] - counts[COMPLETE] - counts.get(STOPPED, 0)
+    if lacking:
+        html += callout(
+            f"{lacking} of {counts['planned']} trials are not complete. Every mean is over what is complete, "
+            "so arms may rest on different replicates; see Problems.",
+            "bad",
+        )
+    held_back = describe_held_back(results, standing)
+    if held_back is not None:
+        html += callout(held_back, "warn")
+    skipped = results.plan["skipped"]
+    if skipped:
+        html += callout(f"{plural(len(skipped), 'arm')} left out of the plan:", "warn", describe_skipped(skipped))
+    return html
+
+
+def describe_held_back(results: Results, standing: Standing | None) -> str | None:
+    """Return in words what is missing because the budget is spent, None when nothing is."""
+    if standing is None:
+        return None
+    counts = results.counts
+    number = standing.count_held_back(interrupted=counts[INTERRUPTED], missing=counts[MISSING])
+    if not number:
+        return None
+    return (
+        f"The budget is spent ({standing.describe()}): {number} of the trials that are missing or interrupted will "
+        "not start until execution.budget is raised."
+    )
+
+
+def provenance_section(
+    results: Results, *, digest: str, files: Mapping[str, str], compute: Mapping[str, str] | None = None
+) -> Section:
+    """Return versions, fingerprints, compute, configuration and the files beside the page.
+
+    Args:
+        results: the study.
+        digest: ``results_sha256`` of it.
+        files: name of a CSV → what is in it.
+        compute: further facts on what the study has taken.
+    """
+    plan = results.plan
+    rows = {
+        "results": f"sha256 {digest} (trials and shifts without times: equal for an undisturbed and a resumed study)",
+        "study file": f"sha256 {plan['study_sha256']}",
+        "data": f"{plan['data']['name']} ({plan['data']['kind']}), fingerprint {plan['data']['fingerprint']}, "
+        f"modality {plan['data']['modality']}",
+        "classes": _short(", ".join(map(str, plan["data"]["classes"]))),
+        "code": f"git commit {plan['git_commit']}" if plan["git_commit"] else "not in a git repository",
+        "versions": ", ".join(f"{name} {version}" for name, version in plan["versions"].items()),
+        "seed": str(plan["seed"]),
+        "tracking": plan["mlflow"] or "not logged to MLflow",
+        "planned": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(plan["written_ms"] / 1000)),
+        "ran on": _environments(results),
+        **(compute or {}),
+    }
+    if results.orphaned:
+        rows["no longer planned"] = f"{len(results.orphaned)} trials in the ledger, left out of this report"
+    links = ", ".join(f'<a href="{escape(name)}">{escape(name)}</a> ({escape(what)})' for name, what in files.items())
+    body = facts(rows) + f'<p class="note">Beside this page: {links}.</p>' + _configuration(results)
+    return Section("provenance", "Provenance", "Provenance", body)
+
+
+def _short(text: str, limit: int = 400) -> str:
+    return text if len(text) <= limit else f"{text[:limit]} … ({len(text)} characters)"
+
+
+def _environments(results: Results) -> str:
+    done = [record.result for record in results.records.values() if record.result is not None]
+    if not done:
+        return "nothing has run to its end"
+    seen = sorted({", ".join(f"{k} {v}" for k, v in result["environment"].items()) for result in done})
+    hours = sum(result["duration_seconds"] for result in done) / 3600
+    return f"{'; '.join(seen)}. {hours:.2f} trial hours over {len(done)} complete trials"
+
+
+def _configuration(results: Results) -> str:
+    # Replicates of an arm have its configuration, and their own number.
+    records = {record.config["name"]: record for record in results.records.values()}
+    configs = [flatten(record.config["config"]) for record in records.values()]
+    if not configs:
+        return note("No trial has started, so no configuration is recorded.")
+    keys = sorted({key for config in configs for key in config} - {"replicate"})
+    cells: dict[bool, list[str]] = {True: [], False: []}
+    for key in keys:
+        values = list(dict.fromkeys(str(config[key]) for config in configs if key in config))
+        differs = len(values) > 1 or any(key not in config for config in configs)
+        text = _short(" | ".join(values), 120)
+        cells[differs].append(f"<div><span>{escape(key)}</span><b>{escape(text)}</b></div>")
+    varied, same = cells[True], cells[False]
+    summary = (
+        f"{plural(len(varied), 'field')} varied, {len(same)} the same in all {len(results.records)} trials that started"
+    )
+    return (
+        f'<details><summary>Resolved configuration: {summary}</summary><div class="columns varied">{"".join(varied)}'
+        f'</div><div class="columns">{"".join(same)}</div></details>'
+    )
+
+
+#: Trials listed one by one; a study of 10,000 that has just begun would be a page of them.
+MAX_TRIALS = 500
+
+
+def left_out_section(results: Results) -> Section:
+    """Return everything that is left out, how many of it and why; and each trial that is not complete."""
+    columns = [Column("what"), Column("how many", is_number=True), Column("which", sortable=False), Column("why")]
+    rows = [
+        [Cell(escape(what)), Cell(f"{count:,}", count), Cell(escape(which), css="wide"), Cell(escape(why), css="wide")]
+        for what, count, which, why in find_left_out(results)
+    ]
+    if rows:
+        body = note("Nothing of this is in a table, figure or mean above.") + table(columns, rows)
+    else:
+        body = note(
+            "Nothing: every planned trial is complete, no arm was skipped, no metric is undefined, no file is damaged, "
+            "no image was set aside."
+        )
+    return Section("left-out", "Left out", "What is left out, and why?", body + _trials(results))
+
+
+def find_left_out(results: Results) -> Iterator[tuple[str, int, str, str]]:
+    """Yield what is left out, how many, which, and why."""
+    skipped: dict[str, list[str]] = {}
+    for arm in results.plan["skipped"]:
+        skipped.setdefault(arm["reason"], []).append(arm["name"])
+    for reason, names in skipped.items():
+        yield "arm, skipped by the plan", len(names), _join_names(names), reason
+    incomplete = results.trials[~results.trials["state"].isin([COMPLETE, STOPPED])]
+    for key, group in incomplete.groupby(["state", "reason"], sort=False):
+        state, why = map(str, key)
+        arms = [results.labels[name] for name in dict.fromkeys(group["name"])]
+        yield f"{state} trial", len(group), _join_names(arms), why or "not run yet: run the study again"
+    stopped = results.trials[results.trials["state"] == STOPPED]
+    if len(stopped):
+        arms = [results.labels[name] for name in dict.fromkeys(stopped["name"])]
+        why = "the search has stopped it early: it, or another replicate of its configuration, fell behind"
+        yield "trial, stopped early", len(stopped), _join_names(arms), why
+    yield from _undefined(results)
+    for text in results.damaged:
+        yield "damaged file", 1, text, "run the study again: it is made anew"
+    if results.orphaned:
+        why = "in the ledger, but no longer planned: the study file has changed"
+        yield "trial of an earlier plan", len(results.orphaned), _join_names(list(results.orphaned)), why
+    images = Counter(bad["problem"] for bad in results.plan["data"]["quarantined"])
+    for problem, count in images.items():
+        files = [_image(bad) for bad in results.plan["data"]["quarantined"] if bad["problem"] == problem]
+        yield "image, set aside", count, _join_names(files), problem
+
+
+def _undefined(results: Results) -> Iterator[tuple[str, int, str, str]]:
+    found = Counter(
+        (key, why)
+        for record in results.records.values()
+        if record.result is not None
+        for key, why in record.result["undefined"].items()
+    )
+    keys: dict[tuple[str, int], list[str]] = {}
+    for (key, why), count in found.items():
+        keys.setdefault((why, count), []).append(key)
+    for (why, count), names in keys.items():
+        yield "undefined metric", len(names), f"{_join_names(names)} in {count} of {len(results.complete)} trials", why
+
+
+def _image(bad: dict[str, object]) -> str:
+    return f"{bad['file_name']}" + ("" if bad["row"] is None else f" (row {bad['row']})")
+
+
+def _join_names(names: list[str], limit: int = 12) -> str:
+    return "; ".join(names[:limit]) + (f"; and {len(names) - limit:,} more" if len(names) > limit else "")
+
+
+def _trials(results: Results) -> str:
+    """Return each trial that is not complete: all of them are also in trials.csv."""
+    incomplete = results.trials[results.trials["state"] != COMPLETE]
+    if incomplete.empty:
+        return ""
+    shown = incomplete.head(MAX_TRIALS)
+    titles = ("state", "arm", "replicate", "signature", "reason")
+    columns = [Column(title, is_number=title == "replicate") for title in titles]
+    rows = [
+        [
+            Cell(escape(trial["state"].replace("_", " "))),
+            Cell(escape(results.labels[trial["name"]])),
+            Cell(str(trial["replicate"]), value=trial["replicate"]),
+            Cell(f"<code>{escape(trial['signature'])}</code>"),
+            Cell(escape(trial["reason"]), css="wide"),
+        ]
+        for trial in shown.to_dict("records")
+    ]
+    more = len(incomplete) - len(shown)
+    text = f"{plural(len(incomplete), 'trial')} not complete, one by one."
+    text += f" {more:,} more are in trials.csv." if more else ""
+    return f"<h3>{escape('Which trials?')}</h3>" + note(text) + table(columns, rows, tall=len(rows) > TALL_ROWS)

@@ -1,0 +1,107 @@
+"""Report sections: scores by shift and severity, stain grids, and example images."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Sequence
+from html import escape
+
+import pandas as pd
+
+from orchestrator.analysis.differences import compute_differences
+from orchestrator.analysis.effects import Effect, rank_factors
+from orchestrator.analysis.results import Results
+from orchestrator.analysis.stain_grid import MARGIN, Grid, Line, compute_grid, summarise_copies
+from orchestrator.report.curves import severity_curves
+from orchestrator.report.examples import Examples
+from orchestrator.report.heat_maps import difference_map, heat_map, stain_heat_maps
+from orchestrator.report.page import Cell, Column, Section, callout, embed, note, table, views
+
+
+def shifts_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> Section | None:
+    """Return heat map and severity curves (by each factor, and by arm), and the stain grid where there is one."""
+    heat, grid, differences = heat_map(results), compute_grid(results), compute_differences(results)
+    curves = {}
+    for factor in rank_factors(results, effects):
+        groups = dict(zip(results.trials["signature"], results.trials[f"arm/{factor}"], strict=True))
+        levels = results.levels(factor)
+        curves[factor] = severity_curves(results, groups, f"level of {factor}, over all other factors", shown=levels)
+    groups = {s: results.labels[n] for s, n in zip(results.trials["signature"], results.trials["name"], strict=True)}
+    column = f"val/{results.metric}.mean"
+    ranked = arms.sort_values(column, ascending=False, kind="stable") if column in arms else arms
+    curves["arm"] = severity_curves(results, groups, "arm", shown=list(ranked["label"]))
+    drawn = {name: figure for name, figure in curves.items() if figure is not None}
+    body = (
+        ""
+        if heat is None or not drawn
+        else embed(heat, "figure-heat")
+        + ("" if differences is None else embed(difference_map(results, differences), "figure-differences"))
+        + views(drawn, "figure-severity", "One curve per")
+    )
+    if grid is not None:
+        body += embed(stain_heat_maps(results, grid), "figure-stains") + _copies_table(results, grid)
+    return Section("shifts", "Shifts", "Where does it break?", body) if body else None
+
+
+def _copies_table(results: Results, grid: Grid) -> str:
+    """Return mean, smallest value and share below the floor per arm, over the stain cells and over the other shifts."""
+    columns = [Column("arm")]
+    kinds = ("stain cells", "other shifts") if grid.scores.shape[1] else ("stain cells",)
+    for kind in kinds:
+        columns += [Column(f"{kind}: mean", is_number=True), Column("smallest", is_number=True)]
+        columns.append(Column(f"below {100 * grid.floor:.0f} %", is_number=True))
+    rows = []
+    for name in grid.cells.index:
+        other, stains = summarise_copies(grid, str(name))
+        row = [Cell(escape(results.labels[str(name)]))]
+        for line in (stains, other)[: len(kinds)]:
+            row += _kept(line)
+        rows.append(row)
+    text = (
+        f"Over {grid.cells.shape[1]} stain cells and {grid.scores.shape[1]} other copies of the test set, means "
+        f"over replicates in %. The floor is {100 * MARGIN:.0f} points below the best arm’s unshifted score."
+    )
+    return note(text) + table(columns, rows)
+
+
+def _kept(line: Line | None) -> list[Cell]:
+    if line is None:
+        return [Cell("–", ""), Cell("–", ""), Cell("–", "")]
+    smallest = f'{100 * line.smallest:.1f} <span class="sd">{escape(line.where)}</span>'
+    return [
+        Cell(f"{100 * line.mean:.1f}", line.mean),
+        Cell(smallest, line.smallest),
+        Cell(f"{100 * line.share_below:.0f}", line.share_below),
+    ]
+
+
+# ------------------------------------------------------------------------------------------------ examples
+
+
+def examples_section(examples: Examples | None, problem: str | None) -> Section | None:
+    """Return the grid of shifted images, or why there is none; None when none was asked for."""
+    title = "What do the shifts look like?"
+    if examples is None:
+        return Section("examples", "Examples", title, callout(problem, "warn")) if problem else None
+    original = _image(examples.original, "unshifted", examples.scaled)
+    head = "".join(f"<th>{severity}</th>" for severity in examples.severities)
+    rows = []
+    for shift, cells in examples.rows.items():
+        name = shift.replace("_", " ")
+        images = "".join(f"<td>{_image(png, f'{name}, strength {text}', examples.scaled)}</td>" for png, text in cells)
+        rows.append(f'<tr><th scope="row">{escape(name)}</th><td>{original}</td>{images}</tr>')
+    half = (len(rows) + 1) // 2
+    tables = "".join(
+        f'<table class="examples"><thead><tr><th scope="row">severity</th><th>0</th>{head}</tr></thead>'
+        f"<tbody>{''.join(part)}</tbody></table>"
+        for part in (rows[:half], rows[half:])
+    )
+    scaled = " Scaled down for the page; shifted at full size." if examples.scaled else ""
+    text = f"Test image {examples.image}, exactly as the models were given it.{scaled} Hover for the strength."
+    return Section("examples", "Examples", title, f'{note(text)}<div class="scroll gallery">{tables}</div>')
+
+
+def _image(png: bytes, text: str, smooth: bool) -> str:
+    data = base64.b64encode(png).decode()
+    css = ' class="smooth"' if smooth else ""
+    return f'<img{css} src="data:image/png;base64,{data}" alt="{escape(text)}" title="{escape(text)}" loading="lazy">'

@@ -1,0 +1,108 @@
+"""What the spread of the mean shifted score is made of, and how many replicates it takes to see a difference."""
+
+from __future__ import annotations
+
+import math
+from html import escape
+
+import numpy as np
+
+from orchestrator.analysis.results import METRICS, Results
+from orchestrator.report.page import Cell, Column, Section, note, table
+from orchestrator.statistics.factorial import Term, VarianceTable, decompose_variance
+from orchestrator.statistics.power import minimum_replicates, upper_sd
+
+#: The least squares take seconds with hundreds of blocks; shares of 30 are as good.
+MAX_BLOCKS = 30
+
+#: Differences between two arms that one may care about, in [0, 1].
+EFFECTS = (0.005, 0.01, 0.02, 0.05)
+
+_BLOCK = "replicate"
+
+
+def spread_section(results: Results) -> Section | None:
+    """Return the analysis of variance and the minimum replicates; None with one arm or one replicate."""
+    variance, power = _variance(results), _power(results)
+    if variance is None and power is None:
+        return None
+    return Section("spread", "Spread", "What is the spread made of?", (variance or "") + (power or ""))
+
+
+def _variance(results: Results) -> str | None:
+    measure, factors = f"robustness/mean_{results.metric}", results.factors
+    columns = [f"arm/{factor}" for factor in factors]
+    rows = results.complete
+    if measure not in rows or not factors or "search" in results.plan:  # its arms are no grid: they differ in more
+        return None
+    rows = rows.dropna(subset=[measure, *columns])
+    rows = rows[rows[_BLOCK] < MAX_BLOCKS]
+    if rows[_BLOCK].nunique() < 2 or rows["name"].nunique() < 2 or np.ptp(rows[measure].to_numpy(dtype=float)) == 0:
+        return None
+    found = decompose_variance(rows, value=measure, factors=columns, block=_BLOCK)
+    body = [
+        Column("source of spread"),
+        Column("degrees of freedom", is_number=True),
+        Column("share of the spread, %", is_number=True),
+        Column("p", is_number=True),
+    ]
+    ordered = sorted(found.terms, key=lambda term: -term.eta_squared)
+    some = f" Of the first {MAX_BLOCKS} replicates." if results.complete[_BLOCK].max() >= MAX_BLOCKS else ""
+    text = (
+        f"Analysis of variance of the mean shifted {METRICS[results.metric]} with the replicate as block (n = "
+        f"{found.num_values} trials): the share of the sum of squares (η²) that belongs to each choice, to two choices "
+        f"together, to the seed, and to nothing of these.{some}{_missing(found)} p: F test against what is left."
+    )
+    return note(text) + table(body, [_term_row(term) for term in ordered])
+
+
+def _missing(found: VarianceTable) -> str:
+    if not found.num_missing:
+        return ""
+    return (
+        f" {found.num_missing} cells are missing, so the terms overlap by {100 * found.overlap:.1f} % of the spread, "
+        "which belongs to none alone."
+    )
+
+
+def _term_row(term: Term) -> list[Cell]:
+    names = [name.removeprefix("arm/") for name in term.factors]
+    said = " × ".join(names) if names else "what is left: arm × seed, and noise"
+    said = "seed (replicate)" if names == [_BLOCK] else said
+    p = Cell("–", "") if term.p_value is None else Cell(f"{term.p_value:.2g}", term.p_value)
+    return [Cell(escape(said)), Cell(str(term.df), term.df), Cell(f"{100 * term.eta_squared:.1f}", term.eta_squared), p]
+
+
+def _power(results: Results) -> str | None:
+    """Return how many replicates it takes, from the spread of paired differences against the first arm."""
+    measure = f"robustness/mean_{results.metric}"
+    if measure not in results.complete:
+        return None
+    scores = results.complete.pivot(index="name", columns=_BLOCK, values=measure)
+    first = results.trials["name"].iloc[0]
+    if first not in scores.index or len(scores) < 2:
+        return None
+    differences = scores.drop(index=first) - scores.loc[first]
+    freedom = (differences.count(axis=1) - 1).clip(lower=0)
+    total = int(freedom.sum())
+    sd = math.sqrt(float((differences.var(axis=1, ddof=1) * freedom).sum()) / total) if total else 0.0
+    if sd == 0:
+        return None
+    cautious = upper_sd(sd, total + 1)
+    columns = [Column("difference between two arms, points", is_number=True)]
+    columns += [Column("replicates it takes", is_number=True), Column("to be careful", is_number=True)]
+    rows = [
+        [Cell(f"{100 * effect:g}", effect), *(_number(minimum_replicates(effect, each)) for each in (sd, cautious))]
+        for effect in EFFECTS
+    ]
+    text = (
+        "Replicates per arm for a paired t-test of two arms to find a true difference 4 times in 5 (two-sided, α = "
+        f".05, one comparison; more after Holm). Paired differences have a standard deviation of {100 * sd:.2f} points "
+        f"(pooled over {len(differences)} arms against the first, {total} degrees of freedom); careful: at its "
+        f"upper 80 % bound, {100 * cautious:.2f}."
+    )
+    return "<h3>How many replicates does it take?</h3>" + note(text) + table(columns, rows)
+
+
+def _number(replicates: int | None) -> Cell:
+    return Cell("&gt; 10,000", 10_001) if replicates is None else Cell(f"{replicates:,}", replicates)

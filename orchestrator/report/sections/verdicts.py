@@ -1,0 +1,182 @@
+"""The verdicts as the first part of the page, and as lines for a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+
+from orchestrator.analysis.results import Results
+from orchestrator.analysis.verdicts import NOT_ENOUGH, VERDICTS, Verdict
+from orchestrator.analysis.wording import NO_BREAK, sentence
+from orchestrator.ledger.preregistration import (
+    DELETED,
+    EXPLORATORY,
+    PREREGISTERED,
+    Registered,
+    read_versions,
+    trace_hypotheses,
+)
+from orchestrator.report.page import Section, callout, facts, note
+from orchestrator.study.hypotheses import describe_comparison, is_share
+
+#: The strip with effect and interval, px.
+_WIDTH, _HEIGHT, _MARGIN = 300, 44, 14
+
+
+def verdict_section(results: Results, verdicts: Sequence[Verdict]) -> Section | None:
+    """Return what came of every hypothesis; None for a study that never had one."""
+    versions = read_versions(results.plan)
+    if not versions:
+        return None
+    body = note(_describe_all(verdicts)) if verdicts else ""
+    if any(version["after_damage"] for version in versions):
+        body += callout("hypotheses.json was damaged: what was registered before is lost, and so is when.", "warn")
+    traced = trace_hypotheses(versions)
+    judged = {each.registered.name for each in verdicts}
+    unreadable = [each.name for each in traced if each.status != DELETED and each.name not in judged]
+    if unreadable:
+        body += callout("Not judged, because this version does not understand them:", "bad", unreadable)
+    deleted = [each for each in traced if each.status == DELETED]
+    if deleted:
+        items = [f"{each.name}: {each.content['claim']} ({each.remark})" for each in deleted]
+        body += callout("Deleted after results were known:", "bad", items)
+    body += "".join(map(_card, verdicts))
+    return Section("verdicts", "Verdicts", "What was claimed, and what came of it", body)
+
+
+def summarise_verdicts(verdicts: Sequence[Verdict]) -> list[str]:
+    """Return one line per hypothesis."""
+    return [
+        f"{sentence(each.verdict)}{' (exploratory)' * (each.registered.status == EXPLORATORY)}: "
+        f"{each.hypothesis.claim.strip().rstrip('.')}. {describe_evidence(each)}"
+        for each in verdicts
+    ]
+
+
+def _describe_all(verdicts: Sequence[Verdict]) -> str:
+    early = sum(each.registered.status == PREREGISTERED for each in verdicts)
+    late = len(verdicts) - early
+    counts = [(sum(each.verdict == verdict for each in verdicts), verdict) for verdict in VERDICTS]
+    found = ", ".join(f"{count} {verdict}" for count, verdict in counts if count)
+    written = (
+        f"{early} of them written before any trial was complete"
+        if late
+        else "all written before any trial was complete"
+    )
+    text = (
+        f"{len(verdicts)} claimed ({written}): {found}. All tests are two-sided; p-values are corrected after Holm "
+        "within a family, intervals are not."
+    )
+    return text + " What is exploratory was chosen in the light of results, and needs a new study." * bool(late)
+
+
+def describe_evidence(verdict: Verdict) -> str:
+    """Return effect, interval, p-values and n in one sentence, or why there are none."""
+    evidence, hypothesis = verdict.evidence, verdict.hypothesis
+    pairs = f"{evidence.num_complete} of {evidence.num_planned} pairs"
+    if evidence.effect is None:
+        return f"{sentence(verdict.reason)} ({pairs})."
+    text = _effect(verdict, evidence.effect)
+    if evidence.interval is not None:
+        low, high = (_number(verdict, value) for value in (evidence.interval.low, evidence.interval.high))
+        text += f" ({100 * (1 - hypothesis.alpha):g}{NO_BREAK}% interval {low} to {high})"
+    if evidence.p_value is not None:
+        text += f", p {_p(evidence.p_value)}"
+        if verdict.p_holm is not None and verdict.p_holm != evidence.p_value:
+            text += f" (after correction {_p(verdict.p_holm).removeprefix('= ')})"
+    return f"{text}; {evidence.units}, {pairs}. {sentence(verdict.reason)}."
+
+
+def _effect(verdict: Verdict, value: float) -> str:
+    return f"{_number(verdict, value)} points" if is_share(verdict.hypothesis.metric) else _number(verdict, value)
+
+
+def _number(verdict: Verdict, value: float) -> str:
+    return f"{100 * value:+.1f}" if is_share(verdict.hypothesis.metric) else f"{value:+.3g}"
+
+
+def _p(value: float) -> str:
+    return f"= {value:.3f}" if value >= 0.001 else "< 0.001"
+
+
+def _card(verdict: Verdict) -> str:
+    hypothesis, registered = verdict.hypothesis, verdict.registered
+    css = "notenough" if verdict.verdict == NOT_ENOUGH else verdict.verdict.replace(" ", "")
+    mark = "" if registered.status == PREREGISTERED else f'<span class="tag short">{escape(registered.status)}</span>'
+    return (
+        f'<div class="verdict {css}"><div class="head"><b>{escape(sentence(verdict.verdict))}</b>'
+        f"{escape(hypothesis.name)}{mark}</div>"
+        f'<p class="claim">{escape(hypothesis.claim)}</p><p>{escape(describe_evidence(verdict))}</p>'
+        f"{_strip(verdict)}{_changes(registered)}{_details(verdict)}</div>"
+    )
+
+
+def _changes(registered: Registered) -> str:
+    if registered.status != EXPLORATORY:
+        return ""
+    return callout(f"Exploratory: {registered.remark}.", "warn", registered.changes)
+
+
+def _details(verdict: Verdict) -> str:
+    hypothesis, evidence = verdict.hypothesis, verdict.evidence
+    claimed = "other than 0" if hypothesis.direction == "two-sided" else hypothesis.direction
+    smallest = _effect(verdict, hypothesis.smallest_effect).lstrip("+")
+    severities = "" if hypothesis.severities is None else f", severity {', '.join(map(str, hypothesis.severities))}"
+    rows = {
+        "compared": describe_comparison(hypothesis),
+        "metric": f"{hypothesis.metric}{severities}",
+        "claimed": f"{claimed}, and by at least {smallest} to matter" if hypothesis.smallest_effect else claimed,
+        "test": f"{hypothesis.test.replace('_', ' ')} over {evidence.units}, α = {hypothesis.alpha:g}, "
+        f"family {hypothesis.family}",
+        "registered": registered_text(verdict.registered),
+    }
+    if evidence.means:
+        rows["means"] = "; ".join(f"{part} {_mean(verdict, value)}" for part, value in evidence.means.items())
+    if evidence.num_missing:
+        rows["missing"] = (
+            f"{evidence.num_missing} of {evidence.num_planned} planned pairs; {hypothesis.max_missing:.0%} may be"
+        )
+    if evidence.caution:
+        rows["mind"] = evidence.caution
+    return f"<details><summary>How it was tested</summary>{facts(rows)}</details>"
+
+
+def registered_text(registered: Registered) -> str:
+    """Return status and what it rests on."""
+    return f"{registered.status}: {registered.remark}"
+
+
+def _mean(verdict: Verdict, value: float) -> str:
+    return f"{100 * value:.1f}{NO_BREAK}%" if is_share(verdict.hypothesis.metric) else f"{value:.3g}"
+
+
+def _strip(verdict: Verdict) -> str:
+    """Return effect and interval drawn to scale, with 0 and the smallest effect that matters."""
+    evidence, hypothesis = verdict.evidence, verdict.hypothesis
+    if evidence.effect is None:
+        return ""
+    smallest = hypothesis.smallest_effect
+    signs = {"higher": (1,), "lower": (-1,), "two-sided": (1, -1)}[hypothesis.direction]
+    marks = [sign * smallest for sign in signs] if smallest else []
+    ends = [] if evidence.interval is None else [evidence.interval.low, evidence.interval.high]
+    shown = [0.0, evidence.effect, *marks, *ends]
+    low, high = min(shown), max(shown)
+    scale = (_WIDTH - 2 * _MARGIN) / ((high - low) or 1.0)
+
+    def x(value: float) -> str:
+        return f"{_MARGIN + (value - low) * scale:.1f}"
+
+    lines = [f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="4" y2="28"/><text x="{x(0)}" y="40">0</text>']
+    for mark in marks:
+        text = f"{_effect(verdict, mark)}: the smallest effect that matters"
+        lines.append(
+            f'<line class="matters" x1="{x(mark)}" x2="{x(mark)}" y1="4" y2="28"><title>{escape(text)}</title></line>'
+            f'<text x="{x(mark)}" y="40">{escape(_number(verdict, mark))}</text>'
+        )
+    if ends:
+        lines.append(f'<line class="interval" x1="{x(ends[0])}" x2="{x(ends[1])}" y1="16" y2="16"/>')
+    lines.append(f'<circle cx="{x(evidence.effect)}" cy="16" r="5"/>')
+    label = escape(f"effect and interval: {describe_evidence(verdict)}")
+    return (
+        f'<svg class="strip" width="{_WIDTH}" height="{_HEIGHT}" role="img" aria-label="{label}">{"".join(lines)}</svg>'
+    )

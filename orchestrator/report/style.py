@@ -1,0 +1,137 @@
+"""What the figures of the report share: palette, layout, small helpers.
+
+A figure is plain Plotly data and layout; the page draws it with the one plotly.js it carries and owns the colours of
+text, axes and grid (light or dark). Text of the user is escaped in figures, because Plotly reads a subset of HTML.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from html import escape
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from orchestrator.analysis.results import Results
+
+#: Okabe & Ito 2008 (told apart by colour-blind readers), reordered, black and yellow left out, the
+#: blue lighter so that it reads on a dark page too.
+PALETTE = ("#2b8ac9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a63d2", "#8c6d46")
+#: One hue, light to dark: read without a rainbow and in grey print. Low values are the dark ones, where one looks.
+SEQUENTIAL = [[0.0, "#7f2704"], [0.25, "#d94801"], [0.5, "#fd8d3c"], [0.75, "#fdd0a2"], [1.0, "#fff5eb"]]
+#: Two hues that meet in white: differences around 0. Orange is worse, as the dark end above.
+DIVERGING = [[0.0, "#a63603"], [0.25, "#fd8d3c"], [0.5, "#f7f7f7"], [0.75, "#6baed6"], [1.0, "#08519c"]]
+SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "hexagon")
+#: Digits behind the point of what is drawn, for scores in [0, 1]: a third of the page otherwise.
+DIGITS = 7
+#: Dots of one panel; more are neither told apart nor drawn quickly by a browser.
+MAX_DOTS = 2_000
+
+
+@dataclass(frozen=True)
+class Figure:
+    """One figure: the question it answers, how to read it and from how much, and what Plotly draws."""
+
+    title: str
+    note: str
+    data: list[dict[str, Any]]
+    layout: dict[str, Any]
+    height_px: int
+    #: Narrowest useful width; the page scrolls a wider one sideways.
+    min_width_px: int = 0
+    #: What x and y (and the colour of a heat map) are called in the figure's CSV.
+    axes: tuple[str, ...] = ("x", "y", "z")
+
+    def named(self, title: str) -> Figure:
+        """Return the same figure under another question."""
+        return replace(self, title=title)
+
+
+def colour(index: int) -> str:
+    """Return the palette's colour of the index-th level or arm; past the palette, hues by the golden angle."""
+    if index < len(PALETTE):
+        return PALETTE[index]
+    return f"hsl({(index * 137.508) % 360:.0f},55%,48%)"
+
+
+def translucent(index: int) -> str:
+    """Return ``colour(index)`` faint enough for bands that overlap."""
+    value = colour(index)
+    if value.startswith("hsl"):
+        return value.replace("hsl", "hsla").replace(")", ",.12)")
+    red, green, blue = (int(value[i : i + 2], 16) for i in (1, 3, 5))
+    return f"rgba({red},{green},{blue},.12)"
+
+
+def layout_of(**more: Any) -> dict[str, Any]:
+    """Return the layout all figures start from, with ``more`` on top."""
+    margin = {"l": 56, "r": 16, "t": 24, "b": 48}
+    legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "title": {"text": ""}}
+    return {"margin": margin, "legend": legend, "hovermode": "closest"} | more
+
+
+def floats(values: Any) -> list[float | None]:
+    """Return JSON-able numbers of ``DIGITS`` digits; NaN becomes None, which Plotly leaves out."""
+    array = np.asarray(values, dtype=float)
+    return [None if math.isnan(value) else value for value in array.round(DIGITS).tolist()]
+
+
+def panel_title(text: str, x: float, y: float) -> dict[str, Any]:
+    """Return a left-aligned annotation whose foot is at (x, y) in fractions of the plot."""
+    return {
+        "text": escape(text),
+        "x": x,
+        "y": y,
+        "xref": "paper",
+        "yref": "paper",
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "showarrow": False,
+        "font": {"size": 12.5},
+    }
+
+
+def every_nth(arms: pd.Series, *, most: int = MAX_DOTS) -> tuple[NDArray[np.intp], str]:
+    """Return which dots are drawn, sorted, and in words which are not ("" where all are).
+
+    Args:
+        arms: the arm of every dot; of each arm every n-th is drawn, its first always.
+        most: about so many are drawn.
+    """
+    step = max(1, math.ceil(len(arms) / most))
+    drawn = np.flatnonzero(arms.groupby(arms).cumcount().to_numpy() % step == 0)
+    if step == 1:
+        return drawn, ""
+    return drawn, f" One dot in {step} is drawn ({len(drawn):,} of {len(arms):,}); everything else is from all of them."
+
+
+def seed_dots(
+    results: Results, trials: pd.DataFrame, x: list[float | None], y: str, look: tuple[int, str]
+) -> dict[str, Any]:
+    """Return a trace with a small dot per trial.
+
+    Args:
+        results: the study.
+        trials: rows of the trials table.
+        x: where each of them stands.
+        y: column of what is drawn upwards.
+        look: index of the colour, and the template of the numbers shown when one points at a dot.
+    """
+    index, numbers = look
+    return {
+        "type": "scatter",
+        "mode": "markers",
+        "x": x,
+        "y": floats(trials[y]),
+        "marker": {"size": 4.5, "color": colour(index), "opacity": 0.4},
+        "hovertext": [
+            f"{escape(results.labels[arm])}, replicate {replicate}"
+            for arm, replicate in zip(trials["name"], trials["replicate"], strict=True)
+        ],
+        "hovertemplate": f"%{{hovertext}}<br>{numbers}<extra></extra>",
+        "showlegend": False,
+        "meta": {"panel": "seed"},
+    }

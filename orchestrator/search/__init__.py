@@ -1,0 +1,1 @@
+"""Adaptive search: proposals from Optuna or CMA-ES, outcomes, early stopping."""

@@ -1,0 +1,245 @@
+"""Trials of a search that fall behind are not trained to their end. Who that is, Ray Tune's schedulers decide.
+
+    trials/<signature>/stop.json   rule, metric, and which replicate had which value after which epoch
+
+The driver writes it, and the trial looks for it before each epoch: it works between nodes and on object stores, and
+whoever is killed finds it again. Trials are compared with those of the same replicate, which have the same images; when
+one is to stop, all replicates of its configuration do. Once one of them was trained to its end nothing of it is stopped
+any more: it has stood every comparison, and the others are there to make its value known better.
+
+Nothing else is kept. A new run tells the rules what lies in ``epochs.jsonl``, in the order in which it happened; so
+what was decided and not written before a kill is decided again.
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.planning.plan import Work
+from orchestrator.planning.states import COMPLETE
+from orchestrator.search.proposals import Proposal, Search
+from orchestrator.study.search_config import SearchConfig, find_epoch_metric
+from trainables.config import TrialConfig
+from trainables.errors import DiskFullError, StorageError
+from trainables.storage.completeness import EPOCHS, RESULT, STOP, is_stopped
+
+_logger = logging.getLogger(__name__)
+
+#: Pause before a write that the storage refused is tried again.
+_RETRY_SECONDS = 1.0
+#: How long that goes on when the study has ended, and when somebody wants to stop at once.
+PATIENCE_SECONDS, HASTE_SECONDS = 30.0, 1.0
+
+#: What happened to a work, as ``desk.Listener`` is told.
+_News = tuple[str, Work, dict[str, Any]]
+
+
+class Rule(Protocol):
+    """Decides which trials of one replicate stop early (``cluster.tune_schedulers.StoppingRule``)."""
+
+    def judge(self, trial: str, epoch: int, value: float) -> bool:
+        """Return whether a trial that goes on is to stop, given its value after an epoch."""
+
+    def record(self, trial: str, epoch: int, value: float) -> None:
+        """Add the value of a trial that is no longer judged."""
+
+
+#: Returns the rule of a study: configuration of the search, epochs of the longest training.
+MakeRule = Callable[[SearchConfig, int], Rule]
+
+
+class EarlyStopping:
+    """Judges the trials of a search from a thread of its own: importing Ray takes seconds, and a storage its time.
+
+    Args:
+        search: with ``early_stopping``; its proposals are read.
+        ledger: of the study.
+        make_rule: called in that thread, once for each replicate.
+        stop: set when trials cannot be judged any more: ``check`` says why.
+    """
+
+    def __init__(self, search: Search, ledger: Ledger, make_rule: MakeRule, *, stop: threading.Event) -> None:
+        config = search.config.early_stopping
+        assert config is not None
+        self._search, self._ledger, self._stop, self._config = search, ledger, stop, config
+        self._make_rule = make_rule
+        self._name = search.config.judged_by
+        self._metric = find_epoch_metric(self._name)
+        self._news: queue.SimpleQueue[_News | None] = queue.SimpleQueue()
+        #: Replicate → rule: each has validation images of its own.
+        self._rules: dict[int, Rule] = {}
+        #: Signature of a trial → its configuration.
+        self._known: dict[str, Proposal] = {}
+        #: Signature of a trial → last epoch that the rule was told.
+        self._told: dict[str, int] = {}
+        #: Signatures of configurations of which a replicate was trained to its end.
+        self._passed: set[str] = set()
+        #: Signature of a configuration → content of ``stop.json``.
+        self._verdicts: dict[str, dict[str, Any]] = {}
+        #: Trials whose ``stop.json`` is still to be written.
+        self._owed: dict[str, Work] = {}
+        self._error: Exception | None = None
+        self._given_up = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="early-stopping", daemon=True)
+        self._thread.start()
+
+    def hear(self, what: str, work: Work, details: dict[str, Any]) -> None:
+        """Take what has happened to a work, as ``desk.Listener``; returns at once."""
+        if work.kind == "trial":
+            self._news.put((what, work, details))
+
+    def finish(self, timeout_seconds: float = PATIENCE_SECONDS) -> None:
+        """Judge and write what is left."""
+        self._news.put(None)
+        self._thread.join(timeout_seconds)
+        self._given_up.set()
+
+    def check(self) -> None:
+        """Raise what has kept trials from being judged, or a decision from being written; after ``finish``.
+
+        Raises:
+            StorageError: the ledger refuses.
+            Exception: whatever Tune's schedulers raise.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._owed:
+            raise StorageError(f"could not write {STOP} of {len(self._owed)} trials; run the study again to go on")
+
+    # ------------------------------------------------------------------ the thread
+
+    def _run(self) -> None:
+        try:
+            self._learn()
+            while True:
+                self._write()
+                try:
+                    news = self._news.get(timeout=_RETRY_SECONDS if self._owed else None)
+                except queue.Empty:
+                    continue
+                if news is None:
+                    break
+                self._take(*news)
+            while self._owed and not self._given_up.wait(_RETRY_SECONDS):
+                self._write()
+        except Exception as error:  # noqa: BLE001 - the thread's boundary: ``check`` raises it
+            self._error = error
+            self._stop.set()
+
+    def _take(self, what: str, work: Work, details: dict[str, Any]) -> None:
+        if work.signature not in self._known:
+            self._learn()
+        proposal = self._known.get(work.signature)
+        if proposal is None:
+            return
+        if proposal.signature in self._verdicts:
+            if what == "started":  # it had failed, and is tried again
+                self._owed[work.signature] = work
+            return
+        for line in self._read_news(what, work, details):
+            if self._tell(work, line, is_open=True):
+                return
+        if what == "ended" and details["status"] == COMPLETE:  # perhaps sooner than it had to (``training.patience``)
+            self._passed.add(proposal.signature)
+
+    def _read_news(self, what: str, work: Work, details: dict[str, Any]) -> list[dict[str, Any]]:
+        """Return the epochs that the rule has not been told; slots tell the newest only, the ledger has all of them."""
+        is_epoch, told = details.get("event") == "epoch", self._told.get(work.signature, 0)
+        if is_epoch and details["epoch"] == told + 1:
+            return [details]
+        if not is_epoch and what != "ended":
+            return []
+        return [line for line in self._read_epochs(work) if line["epoch"] > told]
+
+    def _read_epochs(self, work: Work) -> list[dict[str, Any]]:
+        try:
+            return self._ledger.folder("trial", work.signature).read_lines(EPOCHS)
+        except StorageError as error:  # looked at again when there is news of it; a damaged file is made again
+            _logger.warning("early stopping has not seen the epochs of %s yet: %s", work.signature, error)
+            return []
+
+    def _tell(self, work: Work, line: dict[str, Any], *, is_open: bool) -> bool:
+        """Tell the rule of an epoch; return whether the configuration is to stop because of it."""
+        assert isinstance(work.config, TrialConfig)
+        epoch, value = line["epoch"], line["metrics"].get(self._metric)
+        self._told[work.signature] = epoch
+        if value is None:  # not defined on these images
+            return False
+        proposal, rule = self._known[work.signature], self._find_rule(work.config.replicate)
+        if epoch >= work.config.training.epochs:
+            self._passed.add(proposal.signature)
+        if not is_open or proposal.signature in self._passed:
+            rule.record(proposal.signature, epoch, value)
+            return False
+        if not rule.judge(proposal.signature, epoch, value):
+            return False
+        self._stop_all(
+            proposal,
+            {
+                "rule": self._config.kind,
+                "metric": self._name,
+                "signature": work.signature,
+                "epoch": epoch,
+                "value": value,
+                "timestamp_ms": int(time.time() * 1000),
+            },
+        )
+        return True
+
+    def _find_rule(self, replicate: int) -> Rule:
+        if replicate not in self._rules:
+            self._rules[replicate] = self._make_rule(self._search.config, self._search.max_epochs)
+        return self._rules[replicate]
+
+    def _stop_all(self, proposal: Proposal, verdict: dict[str, Any]) -> None:
+        self._verdicts[proposal.signature] = verdict
+        self._owed |= {trial.signature: trial for trial in proposal.plan.trials}
+
+    # ------------------------------------------------------------------ the ledger
+
+    def _learn(self) -> None:
+        """Tell the rules what the ledger has of proposals that are new here, in the order in which it happened."""
+        new = [each for each in list(self._search.proposals) if each.plan.trials[0].signature not in self._known]
+        lines: list[tuple[int, str, int, Work, dict[str, Any], bool]] = []
+        for proposal in new:
+            for trial in proposal.plan.trials:
+                self._known[trial.signature] = proposal
+                folder = self._ledger.folder("trial", trial.signature)
+                is_open = not (folder.exists(RESULT) or folder.exists("failure.json"))
+                if folder.exists(RESULT):
+                    self._passed.add(proposal.signature)
+                if is_open and is_stopped(folder):
+                    is_open = False
+                    self._stop_all(proposal, folder.read_json(STOP))
+                for line in self._read_epochs(trial):
+                    lines.append((line["timestamp_ms"], trial.signature, line["epoch"], trial, line, is_open))
+        for moment, signature, epoch, trial, line, is_open in sorted(lines, key=lambda each: each[:3]):
+            verdict = self._verdicts.get(self._known[signature].signature)
+            if verdict is None:
+                self._tell(trial, line, is_open=is_open)
+            elif epoch <= verdict["epoch"] if signature == verdict["signature"] else moment <= verdict["timestamp_ms"]:
+                self._tell(trial, line, is_open=False)
+
+    def _write(self) -> None:
+        """Write what is owed; what the storage refuses stays so."""
+        for signature, work in list(self._owed.items()):
+            try:
+                self._write_stop(work)
+            except DiskFullError:
+                raise
+            except StorageError as error:
+                _logger.warning("could not stop trial %s, trying again: %s", signature, error)
+                return
+            del self._owed[signature]
+
+    def _write_stop(self, work: Work) -> None:
+        folder = self._ledger.folder("trial", work.signature)
+        if folder.exists(RESULT) or folder.exists("failure.json") or folder.is_intact(STOP):
+            return  # it has ended, in whatever way
+        folder.write_json(STOP, self._verdicts[self._known[work.signature].signature])

@@ -1,0 +1,70 @@
+"""Metrics of a search's configurations, from the results and curves of their trials."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from orchestrator.planning.states import COMPLETE
+from orchestrator.study.search_config import (
+    SearchConfig,
+    aggregate,
+    find_epoch_metric,
+    is_higher_better,
+)
+
+#: State of a configuration of which some replicate has not ended; the others are those of ``planning.states``.
+RUNNING = "running"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is known of a proposal."""
+
+    state: str
+    #: In the order of the objectives.
+    values: tuple[float, ...] = ()
+    #: Metric → by how much the constraint on it is broken; 0 or less: it is kept.
+    excess: Mapping[str, float] = field(default_factory=dict)
+    #: Of a failure, or of an early stop.
+    reason: str = ""
+    #: Epoch → value after it, in the direction of the objective; only with early stopping.
+    curve: Mapping[int, float] = field(default_factory=dict)
+
+
+def judge(config: SearchConfig, values: Mapping[str, Sequence[float]]) -> Outcome:
+    """Return the outcome of a configuration whose replicates are all complete.
+
+    Args:
+        config: what the search is about.
+        values: metric → its value in each replicate.
+    """
+    found = {
+        each.metric: aggregate(values[each.metric], config.aggregate, higher_is_better=each.higher_is_better)
+        for each in (*config.objectives, *config.constraints)
+    }
+    excess: dict[str, float] = {}
+    for constraint in config.constraints:
+        broken = constraint.compute_excess(found[constraint.metric])
+        excess[constraint.metric] = max(broken, excess.get(constraint.metric, broken))
+    return Outcome(COMPLETE, tuple(found[each.metric] for each in config.objectives), excess)
+
+
+def read_curve(config: SearchConfig, lines: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    """Return epoch → value that trials are judged by, from ``epochs.jsonl``.
+
+    Where lower is better for it and higher for the objective, or the other way round, its sign is changed: samplers
+    know one direction.
+    """
+    metric = find_epoch_metric(config.judged_by)
+    sign = 1 if is_higher_better(config.judged_by) == config.objectives[0].higher_is_better else -1
+    found = {line["epoch"]: line["metrics"].get(metric) for line in lines}
+    return {epoch: sign * value for epoch, value in found.items() if value is not None}
+
+
+def average_curves(curves: Sequence[Mapping[int, float]]) -> dict[int, float]:
+    """Return epoch → mean over the replicates that have this epoch."""
+    epochs = sorted({epoch for curve in curves for epoch in curve})
+    found = {epoch: [curve[epoch] for curve in curves if epoch in curve] for epoch in epochs}
+    return {epoch: sum(values) / len(values) for epoch, values in found.items()}

@@ -1,0 +1,217 @@
+"""What to try next, asked of a sampler of Optuna. Its study is rebuilt in memory for every question.
+
+So a proposal is a function of the study's seed, its own number, and what is known of those before: no state of a
+sampler can be lost, and a search that was killed goes on exactly as it would have. What some samplers remember of a
+trial (its generation) or of themselves (how far the sequence was drawn) comes with the proposal and is given back.
+CMA-ES is not asked of Optuna, which keeps its state as a pickle: ``cma_es.py`` does without one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from orchestrator.planning.states import COMPLETE, FAILED, STOPPED
+from orchestrator.search.cma_es import draw_point, get_population_size
+from orchestrator.search.outcomes import RUNNING, Outcome
+from orchestrator.study.grid import Arm
+from orchestrator.study.search_config import CMAES, NSGAII, NSGAIII, QMC, TPE, SamplerConfig, SearchConfig
+from orchestrator.study.search_space import Dimension, Space, Value
+from trainables.errors import StudyError
+
+if TYPE_CHECKING:
+    import optuna
+
+#: So many draws that hit a combination which the study leaves out; then they are made without a model.
+_MAX_EXCLUDED = 100
+
+
+@dataclass(frozen=True)
+class Question:
+    """One proposal as a sampler sees it."""
+
+    #: Dimension → drawn value.
+    values: Mapping[str, Value]
+    #: What the sampler remembers of it, and of itself.
+    memory: Mapping[str, Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What to try next."""
+
+    arm: Arm
+    question: Question
+
+
+def make_distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution:
+    """Return Optuna's name for a dimension."""
+    from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
+
+    if dimension.choices:
+        return CategoricalDistribution(dimension.choices)
+    if dimension.is_integer:
+        step = int(dimension.step or 1)
+        return IntDistribution(int(dimension.low), int(dimension.high), log=dimension.log, step=step)
+    return FloatDistribution(dimension.low, dimension.high, log=dimension.log, step=dimension.step)
+
+
+def make_trial(
+    space: Space, question: Question, outcome: Outcome, *, marks: Mapping[str, Any] | None = None
+) -> optuna.trial.FrozenTrial:
+    """Return a proposal as Optuna's trial; ``marks`` become its user attributes."""
+    from optuna.trial import TrialState, create_trial
+
+    dimensions = {each.name: each for each in space.factors} | space.dimensions
+    states = {RUNNING: TrialState.RUNNING, COMPLETE: TrialState.COMPLETE, FAILED: TrialState.FAIL}
+    states[STOPPED] = TrialState.PRUNED
+    # The last value of what was stopped is its value for Optuna, as ``Study.tell`` has it; it never is the best trial.
+    values = outcome.values if outcome.state == COMPLETE else list(outcome.curve.values())[-1:]
+    return create_trial(
+        state=states[outcome.state],
+        values=list(values) or None,
+        intermediate_values=dict(outcome.curve),
+        params=dict(question.values),
+        distributions={name: make_distribution(dimensions[name]) for name in question.values},
+        user_attrs=dict(marks or {}),
+        system_attrs=dict(question.memory["trial"]),
+        constraints=dict(outcome.excess) if outcome.state == COMPLETE else None,
+    )
+
+
+def make_directions(search: SearchConfig) -> list[Literal["minimize", "maximize"]]:
+    """Return Optuna's name for the direction of each objective."""
+    return ["maximize" if each.higher_is_better else "minimize" for each in search.objectives]
+
+
+def propose(
+    search: SearchConfig, space: Space, history: Sequence[tuple[Question, Outcome]], *, number: int, seed: int
+) -> Answer:
+    """Return what to try next.
+
+    Args:
+        search: how to search.
+        space: where.
+        history: all proposals before, with what is known of them now.
+        number: of this proposal.
+        seed: of the study.
+
+    Raises:
+        StudyError: the sampler cannot be had, or every combination of levels is left out.
+    """
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    storage = optuna.storages.InMemoryStorage()
+    study = optuna.create_study(storage=storage, study_name="search", directions=make_directions(search))
+    for question, outcome in history:
+        study.add_trial(make_trial(space, question, outcome))
+    own = storage.get_study_id_from_name("search")
+    drawn = {key: value for question, _ in history for key, value in question.memory["study"].items()}
+    for key, value in drawn.items():
+        storage.set_study_system_attr(own, key, value)
+
+    numbers, remembered = _draw_numbers(search, space, history, seed=_make_seed(seed, number))
+    for attempt in range(10 * _MAX_EXCLUDED):
+        start = _make_seed(seed, number, attempt)
+        with warnings.catch_warnings():  # the interface of some may change, says Optuna; tests would notice
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            sampler = _make_sampler(search.sampler, start, fixed_seed=_make_seed(seed))
+            if attempt >= _MAX_EXCLUDED:
+                sampler = optuna.samplers.RandomSampler(seed=start)
+            study.sampler = optuna.samplers.PartialFixedSampler(numbers, sampler) if numbers else sampler
+        trial = study.ask()
+
+        def draw(dimension: Dimension, trial: optuna.Trial = trial) -> Value:
+            return _draw(trial, dimension)
+
+        arm = space.build(draw)
+        if arm is not None:
+            counters = {key: v for key, v in storage.get_study_system_attrs(own).items() if isinstance(v, int)}
+            memory = storage.get_all_trials(own)[-1].system_attrs | remembered
+            return Answer(arm, Question(dict(trial.params), {"trial": memory, "study": counters}))
+        study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    raise StudyError(
+        f"looked for a combination of levels that is not left out, and drew {10 * _MAX_EXCLUDED} that are; "
+        "exclude less, or make the choice a single factor whose levels are the combinations"
+    )
+
+
+def _draw_numbers(
+    search: SearchConfig, space: Space, history: Sequence[tuple[Question, Outcome]], *, seed: int
+) -> tuple[dict[str, Value], dict[str, Any]]:
+    """Return the values that Optuna's sampler is not asked for, and what to remember of them; those of CMA-ES."""
+    if not isinstance(search.sampler, CMAES):
+        return {}, {}
+    ranges = [each for each in space.dimensions.values() if not each.choices]
+    per_round = search.parallel if search.order == "rounds" else 1
+    return draw_point(
+        ranges,
+        [(question.memory["trial"], _rate(search, outcome)) for question, outcome in history],
+        population_size=search.sampler.population_size or get_population_size(len(ranges), per_round=per_round),
+        seed=seed,
+    )
+
+
+def _rate(search: SearchConfig, outcome: Outcome) -> tuple[float, ...] | None:
+    """Return what a point is ranked by, lower is better; None: nothing is known yet.
+
+    First those that keep to the constraints, by value; then what was stopped early, by how far it came; then what
+    breaks constraints, by how much; then what failed.
+    """
+    if outcome.state == RUNNING:
+        return None
+    if outcome.state == FAILED:
+        return 3.0, 0.0, 0.0
+    sign = -1 if search.objectives[0].higher_is_better else 1
+    if outcome.state == STOPPED:
+        epoch, value = max(outcome.curve.items(), default=(0, 0.0))
+        return 1.0, -float(epoch), sign * value
+    excess = sum(max(0.0, each) for each in outcome.excess.values())
+    return 2.0 if excess > 0.0 else 0.0, excess, sign * outcome.values[0]
+
+
+def _draw(trial: optuna.Trial, dimension: Dimension) -> Value:
+    name, low, high, log = dimension.name, dimension.low, dimension.high, dimension.log
+    if dimension.choices:
+        return trial.suggest_categorical(name, dimension.choices)
+    if dimension.is_integer:
+        return trial.suggest_int(name, int(low), int(high), log=log, step=int(dimension.step or 1))
+    return trial.suggest_float(name, low, high, log=log, step=dimension.step)
+
+
+def _make_seed(*parts: object) -> int:
+    """Return a seed in [0, 2³²), a hash of ``parts``."""
+    text = "\x1f".join(map(str, ("search", *parts)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big")
+
+
+def _make_sampler(config: SamplerConfig, seed: int, *, fixed_seed: int) -> optuna.samplers.BaseSampler:
+    """Return a fresh sampler.
+
+    Args:
+        config: which.
+        seed: of this draw.
+        fixed_seed: the same for all draws of the study: what a sequence is scrambled with.
+    """
+    from optuna import samplers
+
+    random = samplers.RandomSampler(seed=seed)
+    if isinstance(config, TPE):
+        return samplers.TPESampler(n_startup_trials=config.num_startup, seed=seed)
+    if isinstance(config, QMC):
+        return samplers.QMCSampler(
+            qmc_type=config.sequence,
+            scramble=True,
+            seed=fixed_seed,
+            independent_sampler=random,
+            warn_independent_sampling=False,
+        )
+    if isinstance(config, NSGAII):
+        return samplers.NSGAIISampler(population_size=config.population_size, seed=seed)
+    if isinstance(config, NSGAIII):
+        return samplers.NSGAIIISampler(population_size=config.population_size, seed=seed)
+    return random

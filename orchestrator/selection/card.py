@@ -1,0 +1,316 @@
+"""What the model card says of the chosen model, from the study's tables; after Mitchell et al. 2019."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+
+from orchestrator.analysis.results import METRICS, Results
+from orchestrator.analysis.wording import flatten, percent, plural, sentence
+from orchestrator.planning.states import STOPPED
+from orchestrator.selection.card_format import Card, CardPart, Code, Facts, Grid, Items, Text
+from orchestrator.selection.part_scores import PartScore, PartScores
+from orchestrator.selection.ranking import RULES, Selection, describe_value
+from orchestrator.statistics.intervals import Summary, summarise
+from trainables.config import TrialConfig
+
+_USE = """\
+from trainables.models.exported import load_exported
+
+model = load_exported("FOLDER")              # nothing is unpickled
+images = model.decode_image("image.png")     # uint8, 1 x {channels} x {size} x {size}
+confidence = model(images).softmax(1)        # in the order of model.config.classes"""
+
+#: Settings of the training that the card lists; the others are in config.json of the trial.
+_SETTINGS = (
+    "training.epochs", "training.batch_size", "training.optimiser", "training.learning_rate", "training.schedule",
+    "training.label_fraction", "training.class_weights", "training.select_by", "training.precision",
+)  # fmt: skip
+
+
+def build_card(
+    results: Results,
+    selection: Selection,
+    config: TrialConfig,
+    *,
+    parts: PartScores,
+    checks: Sequence[str],
+    files: Mapping[str, str],
+) -> Card:
+    """Return the card of the selected model.
+
+    Args:
+        results: the study.
+        selection: of these results.
+        config: of the selected trial.
+        parts: scores per site and class of the selected arm.
+        checks: what was compared numerically, in sentences.
+        files: name of a file beside the card → what is in it.
+    """
+    chosen = results.trials[results.trials["name"] == selection.arm.name]
+    data = results.plan["data"]
+    return Card(
+        title=f"{results.plan['study']}: {selection.arm.name}" + " (oracle)" * selection.oracle,
+        eyebrow="Model card" + " · chosen by an oracle" * selection.oracle,
+        lede=f"{plural(len(data['classes']), 'class').replace('classs', 'classes')} of {data['name']} images, "
+        f"replicate {selection.replicate} ({selection.arm.complete} are complete, from 0). Made to answer: "
+        f"{results.plan['question'] or results.plan['study']}",
+        warnings=_warnings(selection),
+        parts=[
+            _intended_use(results, config),
+            _data(results),
+            _training(results, selection, config),
+            _performance(results, selection, chosen, parts),
+            _robustness(results, selection, chosen),
+            _calibration(results, selection, chosen),
+            _selection(selection),
+            _limits(results, selection, parts, select_by=config.training.select_by),
+            _provenance(results, selection, checks, files),
+        ],
+        tags=["image-classification", "robustness", results.plan["study"], *(["oracle"] if selection.oracle else [])],
+    )
+
+
+def _warnings(selection: Selection) -> list[str]:
+    counts, warnings = selection.counts, []
+    if selection.oracle:
+        warnings.append(
+            f"Chosen by an oracle: {selection.column} is not in-distribution validation. The data that chose it are "
+            "among those it is judged by here, so these numbers are a bound and not what to expect."
+        )
+    lacking = counts["planned"] - counts["complete"] - counts.get(STOPPED, 0)
+    if lacking:
+        said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+        warnings.append(f"Chosen while {lacking} trials were not complete ({said}): another arm may be better.")
+    return warnings
+
+
+def _intended_use(results: Results, config: TrialConfig) -> CardPart:
+    data = results.plan["data"]
+    images = config.data
+    colour = "grey" if images.channels == 1 else "RGB"
+    return CardPart(
+        "Intended use",
+        [
+            Text(
+                f"To study which training choices hold up under distribution shift, on {data['name']} images "
+                f"({data['modality']}). The network puts {colour} images, brought to {images.image_size} px "
+                f"({images.resize}), each into one of: {_list(data['classes'])}."
+            ),
+            Text(
+                "Not a medical device. Not for diagnosis, triage or any decision about a person. Not tested on images "
+                "of other kinds, sites or populations than those listed here; before any use, test it on your own."
+            ),
+            Code(_USE.format(channels=images.channels, size=images.image_size)),
+        ],
+    )
+
+
+def _list(values: Sequence[str], most: int = 30) -> str:
+    shown = ", ".join(map(str, values[:most]))
+    return shown if len(values) <= most else f"{shown} … ({len(values)} in all)"
+
+
+def _data(results: Results) -> CardPart:
+    data = results.plan["data"]
+    images = dict(data["num_images"])
+    rows = {
+        "source": f"{data['name']} (kind {data['kind']}, modality {data['modality']})",
+        "fingerprint": data["fingerprint"],
+        "images": ", ".join(f"{images.pop(name):,} {name}" for name in ("train", "val", "test")),
+        "external sets": ", ".join(f"{count:,} {name}" for name, count in images.items()) or "none",
+        "set aside as unusable": str(len(data["quarantined"])),
+        "splits": "no group (patient) is in two of them; the same for all arms and replicates",
+    }
+    return CardPart("Data", [Facts(rows)])
+
+
+def _training(results: Results, selection: Selection, config: TrialConfig) -> CardPart:
+    record = results.records[selection.signature]
+    assert record.result is not None
+    flat = flatten(config.model_dump(mode="json"))
+    arm = record.config["arm"]
+    rows = {f"{name} (varied)": str(arm[name]) for name in results.factors if name in arm}
+    rows["network"] = f"{config.model.name}, {record.result['num_parameters']:,} weights"
+    rows |= {
+        name: getattr(config, name).kind
+        for name in ("pretraining", "augmentation", "regulariser")
+        if name not in results.factors
+    }
+    rows |= {name.removeprefix("training."): str(flat[name]) for name in _SETTINGS}
+    rows["trained"] = f"{record.result['epochs']} epochs; the weights are those of epoch {record.result['best_epoch']}"
+    return CardPart("Training", [Facts(rows)])
+
+
+# ------------------------------------------------------------------------------------------------ results
+
+
+def _performance(results: Results, selection: Selection, chosen: pd.DataFrame, parts: PartScores) -> CardPart:
+    images = results.plan["data"]["num_images"]
+    sets = {"validation": ("val", "val"), "in-distribution test": ("id", "test")}
+    sets |= {f"{name} (external)": (f"external/{name}", name) for name in results.external_sets}
+    rows = []
+    for title, (prefix, name) in sets.items():
+        values = [_mean(chosen, f"{prefix}/{metric}") for metric in METRICS]
+        this = _own(chosen, selection, f"{prefix}/{results.metric}")
+        rows.append([title, f"{images.get(name, 0):,}", *values, this])
+    columns = ["set", "images", *METRICS.values(), f"this model: {METRICS[results.metric]}"]
+    blocks: list[Text | Grid] = [
+        Text(
+            f"Mean ± standard deviation over {plural(selection.arm.complete, 'replicate')} of the arm; the last column "
+            "is the exported replicate."
+        ),
+        Grid(columns, rows),
+    ]
+    if parts.sites:
+        blocks.append(Text("In-distribution test set, per site:"))
+        blocks.append(Grid(["site", "images", "accuracy", "balanced accuracy"], [_site(site) for site in parts.sites]))
+    blocks.append(Text("In-distribution test set, per class:"))
+    classes = [[part.name, f"{part.num_images:,}", _percent(part.accuracy)] for part in parts.classes]
+    blocks.append(Grid(["class", "images", "recall"], classes))
+    return CardPart("Results", blocks)
+
+
+def _site(site: PartScore) -> list[str]:
+    assert site.balanced_accuracy is not None
+    return [site.name, f"{site.num_images:,}", _percent(site.accuracy), _percent(site.balanced_accuracy)]
+
+
+def _percent(summary: Summary) -> str:
+    return percent(summary.mean, summary.sd)
+
+
+def _mean(chosen: pd.DataFrame, column: str) -> str:
+    return _percent(summarise(chosen[column])) if column in chosen else "undefined"
+
+
+def _own(chosen: pd.DataFrame, selection: Selection, column: str) -> str:
+    if column not in chosen:
+        return "undefined"
+    return percent(float(chosen.loc[chosen["signature"] == selection.signature, column].iloc[0]))
+
+
+def _robustness(results: Results, selection: Selection, chosen: pd.DataFrame) -> CardPart:
+    metric, frame = results.metric, results.shifts
+    frame = frame[(frame["name"] == selection.arm.name) & (frame["set"] == "test") & (frame["severity"] > 0)]
+    if frame.empty or metric not in frame:
+        return CardPart("Robustness", [Text("The study tested no shift.")])
+    rows = []
+    for shift, group in frame.groupby("shift", sort=False):
+        by_severity = group.groupby("severity")[metric].mean()
+        worst = by_severity.idxmin() if by_severity.notna().any() else None
+        at = group[group["severity"] == worst][metric]
+        rows.append(
+            (by_severity.min(), str(shift), _percent(summarise(group.groupby("signature")[metric].mean())), at, worst)
+        )
+    rows.sort(key=lambda row: (pd.isna(row[0]), row[0]))
+    _, name, _, values, severity = rows[0]
+    grid = [
+        [shift, mean, _percent(summarise(at)), "–" if at_ is None else str(at_)] for _, shift, mean, at, at_ in rows
+    ]
+    text = (
+        f"{sentence(METRICS[metric])} on the shifted test set, mean ± standard deviation over replicates, the worst "
+        f"shift first. Over all of them {_mean(chosen, f'robustness/mean_{metric}')}; the worst is {name} at severity "
+        f"{severity}: {_percent(summarise(values))}. Unshifted: {_mean(chosen, f'id/{metric}')}."
+    )
+    return CardPart(
+        "Robustness", [Text(text), Grid(["shift", "mean over severities", "worst severity", "which"], grid)]
+    )
+
+
+def _calibration(results: Results, selection: Selection, chosen: pd.DataFrame) -> CardPart:
+    columns = {
+        "in-distribution test": "calibration/ece",
+        "mean over shifts": "calibration/mean_shifted_ece",
+        "worst shift": "calibration/worst_shifted_ece",
+    }
+    columns |= {f"{name} (external)": f"external/{name}/ece" for name in results.external_sets}
+    rows = [
+        [title, _mean(chosen, column), _own(chosen, selection, column)]
+        for title, column in columns.items()
+        if column in chosen
+    ]
+    scores = ", ".join(
+        f"{title} {summary.mean:.3f}"
+        for title, column in {"log loss": "calibration/nll", "Brier score": "calibration/brier"}.items()
+        if column in chosen and (summary := summarise(chosen[column])).mean is not None
+    )
+    text = (
+        f"Expected calibration error, lower is better. On the in-distribution test set also: {scores}."
+        if scores
+        else ""
+    )
+    blocks: list[Text | Grid] = [Text(text)] if text else []
+    return CardPart("Calibration", [*blocks, Grid(["set", "ECE", "this model"], rows)])
+
+
+# ------------------------------------------------------------------------------------------------ selection, limits
+
+
+def _selection(selection: Selection) -> CardPart:
+    counts = ", ".join(f"{count} {state}" for state, count in selection.counts.items() if count)
+    who = "an oracle" if selection.oracle else "in-distribution validation only"
+    rows = [
+        [arm.label, str(place), describe_value(arm), f"{arm.complete} / {arm.planned}"]
+        for place, arm in enumerate(selection.ranking, start=1)
+    ]
+    return CardPart(
+        "Selection",
+        [
+            Facts({"chosen by": f"{selection.column} ({who})", "rule": RULES[selection.rule], "trials": counts}),
+            Items(selection.reasons),
+            Grid(["arm", "rank", selection.column, "complete"], rows[:20]),
+            *([Text(f"{len(rows) - 20} further arms are in selection.json.")] if len(rows) > 20 else []),
+        ],
+    )
+
+
+def _limits(results: Results, selection: Selection, parts: PartScores, *, select_by: str) -> CardPart:
+    items = []
+    if not results.external_sets:
+        items.append("No external set: nothing is known about images from another site.")
+    if not parts.sites:
+        items.append("Sites inside the test set are unknown or one: per-site results cannot be given.")
+    if selection.arm.complete < 3:
+        items.append(
+            f"{plural(selection.arm.complete, 'replicate')}: the spread over seeds is "
+            f"{'unknown' if selection.arm.complete == 1 else 'hardly known'}."
+        )
+    items += [
+        "The spread is that of initial weights, order and augmentation; all replicates share one split of the data.",
+        f"The arm was picked among {len(selection.ranking)} by {selection.column}, which flatters that column; so does "
+        f"picking its best replicate. The epoch was picked by validation {select_by}.",
+        "The shifts are synthetic: they stand for what may happen to images, and real changes of scanner, staining or "
+        "population differ. Robustness to others is unknown.",
+        "Performance for subgroups of people (age, sex, skin tone, …) was not measured unless it is a site above.",
+        "Confidences are as the training left them, not recalibrated (see Calibration).",
+    ]
+    return CardPart("Limits", [Items(items)])
+
+
+def _provenance(results: Results, selection: Selection, checks: Sequence[str], files: Mapping[str, str]) -> CardPart:
+    record, plan = results.records[selection.signature], results.plan
+    assert record.result is not None
+    environment = ", ".join(f"{name} {value}" for name, value in record.result["environment"].items())
+    rows = {
+        "study": f"{plan['study']}, sha256 {plan['study_sha256']}",
+        "trial": f"signature {selection.signature}, replicate {selection.replicate}",
+        "weights": f"sha256 {record.result['checkpoint_sha256']}",
+        "data": f"fingerprint {record.config['data_fingerprint']}",
+        "code": f"git commit {record.config['git_commit']}"
+        if record.config["git_commit"]
+        else "not in a git repository",
+        "versions": ", ".join(f"{name} {version}" for name, version in plan["versions"].items()),
+        "trained on": environment,
+    }
+    return CardPart(
+        "Provenance",
+        [
+            Facts(rows),
+            Text("Numerical checks of what lies in this folder:"),
+            Items(checks),
+            Text("Files:"),
+            Facts(files),
+        ],
+    )

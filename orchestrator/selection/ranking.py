@@ -1,0 +1,259 @@
+"""Which arm is chosen, and which of its replicates: a rule on in-distribution validation, anything else is an oracle.
+
+Pure: works on the tables of ``report.tables`` alone.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from orchestrator.analysis.results import Results
+from orchestrator.planning.states import COMPLETE, STOPPED
+from orchestrator.statistics.intervals import summarise
+from trainables.errors import StudyError
+
+BEST, ONE_STANDARD_ERROR = "best", "one-standard-error"
+RULES = {
+    BEST: "the best mean over replicates; of equal ones the first in the plan",
+    ONE_STANDARD_ERROR: "the simplest arm whose mean is within one standard error of the best arm's: fewest weights, "
+    "then fewest pretraining stages, then least time per trial, then the better mean",
+}
+#: Where the only columns stand that may choose an arm; MLflow's headline numbers are the same under the longer name.
+VALIDATION, _HEADLINE = "val/", "validation/"
+#: Metric → whether higher is better, for every metric of an evaluation.
+_HIGHER_IS_BETTER = {"accuracy": True, "balanced_accuracy": True, "auroc": True, "quadratic_kappa": True} | {
+    "ece": False, "nll": False, "brier": False,
+}  # fmt: skip
+_AGGREGATES = ("mean_shifted_", "worst_shifted_", "mean_", "worst_")
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked for."""
+
+    #: A metric on validation ("auroc"), or with ``oracle`` any column of the trials ("robustness/worst_auroc").
+    by: str = "balanced_accuracy"
+    rule: str = BEST
+    #: Test, shifted or external data may choose.
+    oracle: bool = False
+    #: Which replicate to take; None: the best one by the same column.
+    replicate: int | None = None
+    #: Choose although trials are missing.
+    incomplete: bool = False
+
+
+@dataclass(frozen=True)
+class RankedArm:
+    """One arm and what it was ranked by."""
+
+    name: str
+    label: str
+    mean: float | None
+    #: ddof 1; None with one replicate.
+    sd: float | None
+    #: Complete replicates with a defined value.
+    n: int
+    planned: int
+    complete: int
+    #: Weights of the network, pretraining stages it starts from, mean seconds per trial; None: no trial is complete.
+    num_parameters: int | None
+    num_stages: int
+    seconds: float | None
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The chosen arm and replicate, and everything that led to them."""
+
+    column: str
+    higher_is_better: bool
+    rule: str
+    oracle: bool
+    #: Best first; arms without a defined value last.
+    ranking: tuple[RankedArm, ...]
+    arm: RankedArm
+    replicate: int
+    signature: str
+    #: In words: how the arm and the replicate came to be chosen.
+    reasons: tuple[str, ...]
+    #: planned, complete, failed, interrupted, missing trials.
+    counts: dict[str, int]
+
+    @property
+    def label(self) -> str:
+        """The arm's label, which says so when an oracle chose it."""
+        return f"{self.arm.label} (oracle)" if self.oracle else self.arm.label
+
+    def as_json(self) -> dict[str, Any]:
+        """Return it as JSON values."""
+        return asdict(self) | {"ranking": [asdict(arm) for arm in self.ranking], "reasons": list(self.reasons)}
+
+
+def select_arm(results: Results, question: Question) -> Selection:
+    """Return the chosen arm and replicate.
+
+    Raises:
+        StudyError: no such column or rule, the column would look at test data without ``oracle``, trials are missing
+            without ``incomplete``, or the replicate is not there.
+    """
+    if question.rule not in RULES:
+        raise StudyError(f"asked for the rule {question.rule!r}; expected one of {', '.join(RULES)}")
+    _check_counts(results, question)
+    column = find_column(results.complete, question)
+    higher = _is_higher_better(column)
+    ranking = rank_arms(results, column, higher_is_better=higher)
+    if not ranking or ranking[0].mean is None:
+        raise StudyError(f"looked for {column} and no complete trial has a defined value; choose another --by")
+    arm, reasons = _choose(ranking, question.rule, column)
+    replicate, signature, reason = _choose_replicate(results, arm, column, question.replicate)
+    return Selection(
+        column=column,
+        higher_is_better=higher,
+        rule=question.rule,
+        oracle=question.oracle,
+        ranking=ranking,
+        arm=arm,
+        replicate=replicate,
+        signature=signature,
+        reasons=(*reasons, reason),
+        counts=results.counts,
+    )
+
+
+def _check_counts(results: Results, question: Question) -> None:
+    counts = results.counts
+    said = ", ".join(
+        f"{count} {state.replace('_', ' ')}" for state, count in counts.items() if count or state == COMPLETE
+    )
+    if not counts[COMPLETE]:
+        raise StudyError(f"asked which arm to choose, and no trial is complete ({said}); run the study first")
+    if counts[COMPLETE] + counts.get(STOPPED, 0) < counts["planned"] and not question.incomplete:
+        raise StudyError(
+            f"asked which arm to choose, and not all trials are complete ({said}): another arm may turn out to be "
+            "better; go on with `robustsweep run`, or choose among what is complete with --incomplete"
+        )
+
+
+def find_column(complete: pd.DataFrame, question: Question) -> str:
+    """Return the column that is asked for.
+
+    Args:
+        complete: the complete rows of the trials table.
+        question: ``by`` and ``oracle`` are read.
+
+    Raises:
+        StudyError: there is none, or it is not validation and ``oracle`` is not set, or the other way round.
+    """
+    asked = question.by.removeprefix(_HEADLINE)
+    by = asked if "/" in asked else f"{VALIDATION}{asked}"
+    known = [str(each) for each in complete if "/" in str(each) and not str(each).startswith(("arm/", _HEADLINE))]
+    validation = [column for column in known if column.startswith(VALIDATION)]
+    others = [column for column in known if column not in validation]
+    if by not in known:
+        listed = others if question.oracle else [column.removeprefix(VALIDATION) for column in validation]
+        raise StudyError(f"--by: looked for {question.by!r} among the results; expected one of {', '.join(listed)}")
+    if by in others and not question.oracle:
+        raise StudyError(
+            f"--by: {by} is not in-distribution validation: an arm chosen by it has seen the data that it is judged by "
+            f"(rule: only {VALIDATION}… chooses); add --oracle to do so, and everything will say that an oracle chose"
+        )
+    if by in validation and question.oracle:
+        raise StudyError(f"--oracle: {by} is in-distribution validation, which is no oracle; leave --oracle out")
+    return by
+
+
+def _is_higher_better(column: str) -> bool:
+    metric = column.rsplit("/", 1)[-1]
+    for prefix in _AGGREGATES:
+        metric = metric.removeprefix(prefix)
+    if metric not in _HIGHER_IS_BETTER:
+        raise StudyError(f"--by: it is not known whether a high or a low {column} is better; choose another column")
+    return _HIGHER_IS_BETTER[metric]
+
+
+def rank_arms(results: Results, column: str, *, higher_is_better: bool) -> tuple[RankedArm, ...]:
+    """Return all arms, best mean first; equal ones in plan order, those without a defined value last.
+
+    What a search has stopped early is left out, also where one of its replicates is complete.
+    """
+    arms = []
+    for name, group in results.trials[~results.trials["name"].isin(results.stopped_arms)].groupby("name", sort=False):
+        summary = summarise(group[column])
+        done = group[group["state"] == COMPLETE]
+        records = [results.records[signature] for signature in done["signature"]]
+        stages = [len(trial["needs"]) for trial in results.plan["trials"] if trial["name"] == name]
+        arms.append(
+            RankedArm(
+                name=str(name),
+                label=results.labels[str(name)],
+                mean=summary.mean,
+                sd=summary.sd,
+                n=summary.n,
+                planned=len(group),
+                complete=len(done),
+                num_parameters=max(
+                    (record.result["num_parameters"] for record in records if record.result), default=None
+                ),
+                num_stages=max(stages),
+                seconds=float(done["duration_seconds"].mean()) if len(done) else None,
+            )
+        )
+    sign = -1.0 if higher_is_better else 1.0
+    return tuple(sorted(arms, key=lambda arm: math.inf if arm.mean is None else sign * arm.mean))
+
+
+def _choose(ranking: tuple[RankedArm, ...], rule: str, column: str) -> tuple[RankedArm, list[str]]:
+    best = ranking[0]
+    ties = [arm for arm in ranking[1:] if arm.mean == best.mean]
+    reason = f"Best mean {column} over replicates: {describe_value(best)}."
+    if rule == BEST:
+        tied = f" {len(ties)} more had the same; this one is the first in the plan." if ties else ""
+        return best, [reason + tied]
+    if best.sd is None:
+        raise StudyError(
+            f"--rule {ONE_STANDARD_ERROR}: the best arm ({best.label}) has {best.n} replicate, and a standard error "
+            f"needs two; run more replicates, or use --rule {BEST}"
+        )
+    error = best.sd / math.sqrt(best.n)
+    assert best.mean is not None
+    near = [arm for arm in ranking if arm.mean is not None and abs(arm.mean - best.mean) <= error]
+    # min keeps the first of equals, and the ranking has the best first.
+    chosen = min(near, key=lambda arm: (arm.num_parameters or 0, arm.num_stages, arm.seconds or 0.0))
+    within = f"{len(near)} of {len(ranking)} arms are within one standard error ({error:.4g}) of the best mean {column}"
+    return chosen, [
+        f"{within}, {describe_value(best)} of {best.label}.",
+        f"The simplest of them: {chosen.num_parameters:,} weights, {chosen.num_stages} pretraining stages, "
+        f"{chosen.seconds:.1f} s per trial; {describe_value(chosen)}.",
+    ]
+
+
+def _choose_replicate(results: Results, arm: RankedArm, column: str, wanted: int | None) -> tuple[int, str, str]:
+    """Return replicate, signature and why."""
+    rows = results.complete
+    rows = rows[rows["name"] == arm.name]
+    if wanted is not None:
+        rows = rows[rows["replicate"] == wanted]
+        if rows.empty:
+            raise StudyError(
+                f"--replicate: looked for replicate {wanted} of {arm.label}, which has {arm.complete} complete of "
+                f"{arm.planned} (0 to {arm.planned - 1}); choose one that is complete"
+            )
+        return wanted, str(rows["signature"].iloc[0]), f"Replicate {wanted} was asked for."
+    rows = rows[rows[column].notna()].sort_values("replicate")
+    values = rows[column]
+    best = rows.iloc[int(values.argmax() if _is_higher_better(column) else values.argmin())]
+    reason = f"Replicate {best['replicate']} has the best {column} of its {len(rows)} complete ones: {best[column]:.4f}"
+    tied = " (the first of equals)" if (values == best[column]).sum() > 1 else ""
+    return int(best["replicate"]), str(best["signature"]), f"{reason}{tied}."
+
+
+def describe_value(arm: RankedArm) -> str:
+    """Return "0.9123 ± 0.0045 (n = 3)", "undefined" where there is no value."""
+    if arm.mean is None:
+        return "undefined"
+    spread = "" if arm.sd is None else f" ± {arm.sd:.4f}"
+    return f"{arm.mean:.4f}{spread} (n = {arm.n})"

@@ -1,0 +1,199 @@
+"""The chosen model in MLflow's model registry: one version per set of weights, linked to the trial's run, no pickle.
+
+The version holds the network as ``torch.export`` writes it (``.pt2``: a graph and raw tensors, which MLflow checks for
+pickles before loading), and the model card. Loading needs torch and MLflow, not this package.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.selection.export import (
+    CARD,
+    CARD_PAGE,
+    TOLERANCES,
+    Check,
+    Exported,
+    compare,
+    compute_logits,
+    make_slug,
+)
+from orchestrator.selection.ranking import Selection
+from orchestrator.tracking.client import (
+    LoggedModelOutput,
+    asking,
+    connect,
+    default_store,
+    download_model,
+    find_run,
+    find_versions,
+    save_torch_model,
+)
+from orchestrator.tracking.projection import MAX_TAG_LENGTH
+from trainables.errors import CheckpointError, ConfigError, StudyError, redact
+
+#: What identifies a version: the same trial with the same weights is registered once.
+_KEYS = ("robustsweep.signature", "robustsweep.checkpoint_sha256")
+
+
+@dataclass(frozen=True)
+class Registered:
+    """One version in the registry."""
+
+    name: str
+    version: str
+    alias: str | None
+    #: For ``mlflow.pytorch.load_model``.
+    uri: str
+    run_id: str
+    #: False: it was registered before.
+    is_new: bool
+    check: Check
+
+
+def register_model(
+    tracking_uri: str,
+    ledger: Ledger,
+    selection: Selection,
+    exported: Exported,
+    *,
+    name: str,
+    alias: str | None,
+    tell: Callable[[str], None],
+) -> Registered:
+    """Register the exported network, unless these weights are registered already; check what MLflow gives back.
+
+    Args:
+        tracking_uri: absolute.
+        ledger: of the study.
+        selection: what was chosen.
+        exported: what was written of it.
+        name: of the registered model.
+        alias: is set on the version, and so taken from the one that had it; None: aliases stay.
+        tell: receives the lines for the user.
+
+    Raises:
+        StudyError: the name cannot be used, or the trial is not in MLflow.
+        TrackingError: MLflow cannot be reached.
+        CheckpointError: what comes back answers differently; a new version is deleted again.
+        ConfigError: torch cannot export the network.
+    """
+    _check_names(name, alias)
+    with asking(tracking_uri, f"register {name!r}"), default_store(tracking_uri):
+        client = connect(tracking_uri)
+        run = find_run(client, ledger.study, selection.signature)
+        if run is None:
+            raise StudyError(
+                f"looked for the run of trial {selection.signature} in MLflow at {redact(tracking_uri)} and found "
+                "none; ship the study first with `robustsweep sync`"
+            )
+        tags = _describe(ledger, selection, exported)
+        found = [
+            version
+            for version in find_versions(client, name)
+            if all(version.tags.get(key) == tags[key] for key in _KEYS)
+        ]
+        version = str(found[0].version) if found else _create(client, run, selection, exported, name=name, tags=tags)
+        check = _check(client, name, version, exported, is_new=not found)
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version, key, value)
+        if alias is not None:
+            _move_alias(client, name, alias, version, tell)
+    uri = f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
+    tell(f"checked: {check.describe()}")
+    tell(f"{'was registered already' if found else 'registered'}: {name} version {version}, load it from {uri}")
+    return Registered(name, str(version), alias, uri, run.info.run_id, not found, check)
+
+
+def _check_names(name: str, alias: str | None) -> None:
+    if not re.fullmatch(r"[^/:'\"\\]{1,250}", name):
+        raise StudyError(f"--register: found {name!r}, expected 1 to 250 characters without / : \\ and quotes")
+    bad = alias is not None and (
+        not re.fullmatch(r"[A-Za-z0-9_-]{1,255}", alias) or re.fullmatch(r"v\d+|latest", alias)
+    )
+    if bad:
+        raise StudyError(
+            f"--alias: found {alias!r}, expected letters, digits, _ and -, and neither 'latest' nor a version like 'v1'"
+        )
+
+
+def _describe(ledger: Ledger, selection: Selection, exported: Exported) -> dict[str, str]:
+    tags = {
+        "robustsweep.study": ledger.study,
+        "robustsweep.signature": selection.signature,
+        "robustsweep.checkpoint_sha256": exported.model.config.weights_sha256,
+        "robustsweep.arm": selection.arm.name,
+        "robustsweep.replicate": str(selection.replicate),
+        "robustsweep.rule": selection.rule,
+        "robustsweep.selected_by": selection.column,
+        "robustsweep.oracle": str(selection.oracle).lower(),
+        "robustsweep.exported_to": exported.folder.uri,
+    }
+    return {key: value[:MAX_TAG_LENGTH] for key, value in tags.items()}
+
+
+def _create(client: Any, run: Any, selection: Selection, exported: Exported, *, name: str, tags: dict[str, str]) -> str:
+    """Return the new version, with its files uploaded and linked to the run."""
+    config = exported.model.config
+    run_id = run.info.run_id
+    with TemporaryDirectory() as place:
+        folder = Path(place) / "model"
+        try:
+            save_torch_model(exported.model, folder, metadata=config.provenance | {"classes": list(config.classes)})
+        except RuntimeError as error:  # what torch.export raises, all its kinds
+            cause = str(error).strip().splitlines()[0]
+            raise ConfigError(
+                f"torch could not export {config.architecture.name} for MLflow: {cause}; the folder "
+                f"{exported.folder.uri} holds the same network, without --register"
+            ) from error
+        for file in (CARD, CARD_PAGE):
+            (folder / file).write_bytes(exported.folder.read(file))
+        logged = client.create_logged_model(
+            run.info.experiment_id, name=re.sub(r"[^\w-]+", "-", make_slug(selection)), source_run_id=run_id, tags=tags
+        )
+        client.log_model_artifacts(logged.model_id, str(folder))
+    client.finalize_logged_model(logged.model_id, "READY")
+    client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+    if not list(find_versions(client, name)) and not client.search_registered_models(f"name = '{name}'"):
+        client.create_registered_model(name)
+    who = "an ORACLE" if selection.oracle else "in-distribution validation"
+    created = client.create_model_version(
+        name,
+        source=f"models:/{logged.model_id}",
+        run_id=run_id,
+        model_id=logged.model_id,
+        tags=tags,
+        description=f"{selection.label}, replicate {selection.replicate}, chosen by {selection.column} ({who}, rule "
+        f"{selection.rule}). Takes uint8 images n × {config.images.channels} × {config.images.size_px} × "
+        f"{config.images.size_px}, returns logits. Card: {CARD} among the model's artifacts."[:5000],
+    )
+    return str(created.version)
+
+
+def _check(client: Any, name: str, version: str, exported: Exported, *, is_new: bool) -> Check:
+    """Load the version back and compare it with the folder; a new one that answers differently is deleted again."""
+    with TemporaryDirectory() as place:
+        module = download_model(name, version, Path(place))
+        what = f"MLflow's {name} version {version} against model.safetensors"
+        try:
+            logits = compute_logits(module, exported.images)
+            return compare(logits, exported.logits, what=what, tolerance=TOLERANCES["float32"])
+        except CheckpointError:
+            if is_new:
+                source = client.get_model_version(name, version).source
+                client.delete_model_version(name, version)
+                client.delete_logged_model(source.removeprefix("models:/"))
+            raise
+
+
+def _move_alias(client: Any, name: str, alias: str, version: str, tell: Callable[[str], None]) -> None:
+    before = client.get_registered_model(name).aliases.get(alias)
+    if before is not None and str(before) != str(version):
+        tell(f"alias {alias} moves from version {before} to version {version}")
+    client.set_registered_model_alias(name, alias, version)

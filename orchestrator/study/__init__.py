@@ -1,0 +1,1 @@
+"""The study file: schema, parsing, checks, the grid, hypotheses."""

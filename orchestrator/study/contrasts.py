@@ -1,0 +1,161 @@
+"""The contrast of a hypothesis: which arms are compared with which, and how many units a test of it needs."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.study.grid import Match, find_label, format_label
+from orchestrator.study.hypotheses import MIN_TREND_LEVELS, Comparison, Hypothesis, Trend
+from orchestrator.study.yaml_source import resolve_scalar
+from trainables.errors import StudyError
+
+# --------------------------------------------------------------------------- what is compared
+
+
+class ContrastError(StudyError):
+    """These arms cannot be compared; the message says why."""
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """A weighted sum of means of groups of arms, within each cell."""
+
+    #: What each group is called.
+    parts: tuple[str, ...]
+    #: Weight of each group's mean.
+    weights: tuple[float, ...]
+    #: Of a trend: the number that each group stands for.
+    levels: tuple[float, ...] | None
+    #: Levels of all factors that no group differs in → for each group the numbers of its arms.
+    cells: Mapping[tuple[str, ...], tuple[tuple[int, ...], ...]]
+
+
+def find_contrast(
+    hypothesis: Hypothesis, arms: Sequence[Mapping[str, str]], factors: Mapping[str, Sequence[str]]
+) -> Contrast:
+    """Return what a hypothesis compares.
+
+    Args:
+        hypothesis: from a study file.
+        arms: factor → label of every arm; those that a study has left out may be missing.
+        factors: factor → its labels, also those that no arm has.
+
+    Raises:
+        ContrastError: a group has no arm, an arm is in two, no cell has all groups, or levels are not numbers.
+    """
+    where = _resolve(hypothesis.where or {}, factors)
+    groups, weights, levels = _find_groups(hypothesis, factors)
+    shared = [factor for factor in factors if not _is_varied(factor, list(groups.values()))]
+    cells: dict[tuple[str, ...], list[list[int]]] = {}
+    used: Counter[str] = Counter()
+    for number, arm in enumerate(arms):
+        member = [position for position, match in enumerate(groups.values()) if _matches(match | where, arm)]
+        if len(member) > 1:
+            first, second = (list(groups)[position] for position in member[:2])
+            raise ContrastError(f"the arm {_describe(arm)} is in {first} and in {second}; every arm has to be in one")
+        for position in member:
+            used[list(groups)[position]] += 1
+            key = tuple(arm[factor] for factor in shared)
+            cells.setdefault(key, [[] for _ in groups])[position].append(number)
+    for name in groups:
+        if not used[name]:
+            raise ContrastError(f"no arm is in {name}")
+    whole = {key: tuple(map(tuple, parts)) for key, parts in cells.items() if all(parts)}
+    if not whole:
+        raise ContrastError(
+            f"no arms can be paired: none of {', '.join(groups)} has a counterpart that is equal in everything else"
+        )
+    return Contrast(tuple(groups), weights, levels, whole)
+
+
+def compute_smallest_p(hypothesis: Hypothesis, num_units: int, num_levels: int = 0) -> float:
+    """Return the p-value of a test on so many units when all of them agree, before correction.
+
+    Differences of one sign have 2 · 2⁻ⁿ by sign flips, signs and signed ranks, two-sided; n blocks of k levels in
+    perfect order have 2 / (k!)ⁿ by Page's test. The bootstrap is given no smaller p-value than sign flips have.
+    """
+    ways = math.factorial(num_levels) if hypothesis.test == "page" else 2
+    return min(1.0, 2.0 / ways**num_units)
+
+
+def num_units_needed(hypothesis: Hypothesis, num_levels: int = 0) -> int:
+    """Return how many units a test needs to be able to fall to α, whatever the data, before correction."""
+    num_units = 1
+    while compute_smallest_p(hypothesis, num_units, num_levels) > hypothesis.alpha:
+        num_units += 1
+    return num_units
+
+
+def _find_groups(
+    hypothesis: Hypothesis, labels: Mapping[str, Sequence[str]]
+) -> tuple[dict[str, dict[str, frozenset[str]]], tuple[float, ...], tuple[float, ...] | None]:
+    if isinstance(hypothesis, Trend):
+        known = read_numbers(labels.get(hypothesis.factor, ()))
+        numbers = sorted(known) if hypothesis.levels is None else sorted(set(hypothesis.levels))
+        if len(numbers) < MIN_TREND_LEVELS:
+            found = f"found {len(numbers)} levels of {hypothesis.factor}"
+            raise ContrastError(f"{found}, a trend has at least {MIN_TREND_LEVELS}; compare two levels by a comparison")
+        groups = {
+            f"{hypothesis.factor}={format_label(number)}": {hypothesis.factor: frozenset({known.get(number, "")})}
+            for number in numbers
+        }
+        return groups, _slope_weights(numbers), tuple(numbers)
+    treatment, control = (_resolve(when, labels) for when in (hypothesis.treatment, hypothesis.control))
+    if isinstance(hypothesis, Comparison):
+        return {"treatment": treatment, "control": control}, (1.0, -1.0), None
+    at, versus = (_resolve(when, labels) for when in (hypothesis.at, hypothesis.versus))
+    groups = {
+        "treatment, at": treatment | at,
+        "control, at": control | at,
+        "treatment, versus": treatment | versus,
+        "control, versus": control | versus,
+    }
+    return groups, (1.0, -1.0, -1.0, 1.0), None
+
+
+def _slope_weights(numbers: Sequence[float]) -> tuple[float, ...]:
+    """Weights of the least-squares line's rise from the lowest to the highest level."""
+    mean = sum(numbers) / len(numbers)
+    spread = sum((number - mean) ** 2 for number in numbers)
+    reach = numbers[-1] - numbers[0]
+    return tuple((number - mean) * reach / spread if spread else 0.0 for number in numbers)
+
+
+def read_numbers(labels: Sequence[str]) -> dict[float, str]:
+    """Return number → label of levels that are numbers.
+
+    Raises:
+        ContrastError: one is not.
+    """
+    numbers = {label: resolve_scalar(label) for label in labels}
+    words = [label for label, number in numbers.items() if isinstance(number, bool | str | None)]
+    if words:
+        raise ContrastError(f"found the level {words[0]!r}, a trend needs levels that are numbers")
+    return {float(number): label for label, number in numbers.items() if isinstance(number, int | float)}
+
+
+def _resolve(when: Mapping[str, Any], labels: Mapping[str, Sequence[str]]) -> dict[str, frozenset[str]]:
+    return {
+        factor: frozenset(
+            label
+            for item in (wanted if isinstance(wanted, list | tuple) else [wanted])
+            if (label := find_label(item, labels.get(factor, ()))) is not None
+        )
+        for factor, wanted in when.items()
+    }
+
+
+def _is_varied(factor: str, groups: Sequence[Match]) -> bool:
+    return len({group.get(factor) for group in groups}) > 1
+
+
+def _matches(match: Match, arm: Mapping[str, str]) -> bool:
+    return all(arm.get(factor) in labels for factor, labels in match.items())
+
+
+def _describe(arm: Mapping[str, str]) -> str:
+    return repr(", ".join(f"{factor}={level}" for factor, level in arm.items()))

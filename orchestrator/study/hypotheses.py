@@ -1,0 +1,198 @@
+"""The hypotheses of a study file: what is claimed, which arms are compared for it, and when it counts as shown.
+
+A hypothesis compares trials that are equal in everything but what it names, replicate by replicate: a *contrast*.
+Every kind is one: a weighted sum of the means of a few groups of arms (``parts``), within each *cell*, that is one
+combination of the levels of all other factors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, TypeAdapter, ValidationError
+
+from orchestrator.study.grid import When, format_label
+from trainables.frozen import Frozen, canonical_json
+
+#: Assumption: ten times what anybody claims in one study.
+MAX_HYPOTHESES = 100
+#: Metrics of which more is better, and of which less is.
+SCORES = ("accuracy", "balanced_accuracy", "auroc", "quadratic_kappa")
+ERRORS = ("ece", "nll", "brier")
+#: A family of hypotheses is corrected together.
+DEFAULT_FAMILY = "main"
+#: A line through two levels is a difference.
+MIN_TREND_LEVELS = 3
+Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+PairedTest = Literal["permutation", "wilcoxon_signed_rank", "sign", "paired_bootstrap"]
+
+
+class _Hypothesis(Frozen):
+    """What all kinds share."""
+
+    name: Name = Field(description="Short name: in the report, and in MLflow as hypothesis/<name>/….")
+    claim: str = Field(min_length=1, max_length=1000, description="The claim in words.")
+    metric: str = Field(
+        "robustness/mean_balanced_accuracy", description="Column of trials.csv, or shift/<name>/<metric>."
+    )
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] | None = Field(
+        None, min_length=1, description="With shift/<name>/<metric>: its mean over these; null: over all."
+    )
+    where: When | None = Field(None, description="Only in these arms: factor: level, or list of levels.")
+    direction: Literal["higher", "lower", "two-sided"] = Field(
+        description="What is claimed of the effect: above 0, below 0, or other than 0."
+    )
+    smallest_effect: float = Field(ge=0, description="Smallest effect that matters, in the metric's units; 0: any.")
+    over: Literal["replicates", "cells", "shifts"] = Field(
+        "replicates",
+        description="What the test counts: replicates; cells, as if independent, where replicates are too few; shifts.",
+    )
+    alpha: float = Field(
+        0.05, gt=0, le=0.5, description="Error rate of a whole family, two-sided; the same in all of it."
+    )
+    family: Name = Field(DEFAULT_FAMILY, description="p-values of one family are corrected together, after Holm.")
+    max_missing: float = Field(
+        0.0, ge=0, lt=1, description="Share of the planned pairs that may be missing before nothing is concluded."
+    )
+
+
+class Comparison(_Hypothesis):
+    """Treatment against control: {factor: level}, or {factor: augmentation, level: strong}."""
+
+    kind: Literal["comparison"] = "comparison"
+    treatment: When = Field(description="The arms that are claimed to differ: factor: level, or list of levels.")
+    control: When = Field(description="The arms they are compared with; the same factors as in treatment.")
+    test: PairedTest = Field("permutation", description="Test on the paired differences.")
+
+
+class Interaction(_Hypothesis):
+    """The difference of differences: treatment − control in the arms ``at``, minus the same in the arms ``versus``."""
+
+    kind: Literal["interaction"] = "interaction"
+    treatment: When = Field(description="factor: level, or list of levels.")
+    control: When = Field(description="The same factors as in treatment.")
+    at: When = Field(description="The arms in which the effect is claimed to be larger (higher) or smaller (lower).")
+    versus: When = Field(description="The arms it is compared with there; the same factors as in at.")
+    test: PairedTest = Field("permutation", description="Test on the paired differences of differences.")
+
+
+class Trend(_Hypothesis):
+    """A metric that rises or falls with a numeric factor; the effect is that of a line from lowest to highest level."""
+
+    kind: Literal["trend"] = "trend"
+    factor: str = Field(description="A factor whose levels are numbers.")
+    levels: list[float] | None = Field(None, description="Three or more of its levels; null: all.")
+    test: Literal["page", "permutation", "wilcoxon_signed_rank", "sign", "paired_bootstrap"] = Field(
+        "page", description="page: of ordered alternatives, on ranks within a unit; the others on the slopes."
+    )
+
+
+HypothesisConfig = Annotated[Comparison | Interaction | Trend, Field(discriminator="kind")]
+Hypothesis = Comparison | Interaction | Trend
+_ADAPTER: TypeAdapter[Hypothesis] = TypeAdapter(HypothesisConfig)
+#: Fields that select arms, by kind.
+SELECTORS = {
+    "comparison": ("treatment", "control", "where"),
+    "interaction": ("treatment", "control", "at", "versus", "where"),
+    "trend": ("where",),
+}
+
+
+def name_kinds(tree: Mapping[str, Any]) -> None:
+    """Write out, in place, what may be left out of a study file: ``kind: comparison``, ``{factor: f, level: l}``."""
+    listed = tree.get("hypotheses")
+    for entry in listed if isinstance(listed, list) else ():
+        if isinstance(entry, dict):
+            entry.setdefault("kind", "comparison")
+            for field in SELECTORS["interaction"]:
+                when = entry.get(field)
+                if isinstance(when, dict) and set(when) == {"factor", "level"} and isinstance(when["factor"], str):
+                    entry[field] = {when["factor"]: when["level"]}
+
+
+def read_hypothesis(content: Any) -> Hypothesis | None:
+    """Return one hypothesis from plain values, None if it is not valid."""
+    try:
+        return _ADAPTER.validate_python(content)
+    except ValidationError:
+        return None
+
+
+def describe_hypothesis(hypothesis: Hypothesis) -> dict[str, Any]:
+    """Return a hypothesis as JSON values, defaults included, equal for what means the same."""
+    content = hypothesis.model_dump(mode="json")
+    for field in SELECTORS[hypothesis.kind]:
+        if content[field] is not None:
+            content[field] = {factor: sorted(_listed(wanted)) for factor, wanted in content[field].items()}
+    for field in ("severities", "levels"):
+        if content.get(field) is not None:
+            content[field] = sorted(set(content[field]))
+    return content
+
+
+def compute_hypotheses_sha256(contents: Iterable[Mapping[str, Any]]) -> str:
+    """Return the digest of hypotheses as ``describe_hypothesis`` returns them; their order does not count."""
+    text = canonical_json(sorted(map(dict, contents), key=lambda content: str(content["name"])))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def describe_comparison(hypothesis: Hypothesis) -> str:
+    """Return in words what is compared."""
+    where = f", where {_name(hypothesis.where)}" if hypothesis.where else ""
+    if isinstance(hypothesis, Trend):
+        levels = "" if hypothesis.levels is None else f" = {', '.join(map(format_label, hypothesis.levels))}"
+        return f"trend over {hypothesis.factor}{levels}{where}"
+    sides = f"{_name(hypothesis.treatment)} against {_name(hypothesis.control)}"
+    if isinstance(hypothesis, Interaction):
+        return f"{sides}, at {_name(hypothesis.at)} more than at {_name(hypothesis.versus)}{where}"
+    return f"{sides}{where}"
+
+
+def _name(when: Mapping[str, Any]) -> str:
+    return ", ".join(f"{factor}={' or '.join(_listed(wanted))}" for factor, wanted in when.items())
+
+
+def _listed(wanted: Any) -> list[str]:
+    return sorted({format_label(item) for item in (wanted if isinstance(wanted, list | tuple) else [wanted])})
+
+
+# --------------------------------------------------------------------------- metrics
+
+
+def list_metrics() -> list[str]:
+    """Return the metrics that every study has; there are also ``external/<set>/…`` and ``shift/<name>/…``."""
+    names = [f"id/{score}" for score in SCORES] + [f"calibration/{error}" for error in ERRORS]
+    for which in ("mean", "worst"):
+        names += [f"robustness/{which}_{score}" for score in SCORES]
+        names += [f"calibration/{which}_shifted_{error}" for error in ERRORS]
+    return names + [f"val/{metric}" for metric in (*SCORES, *ERRORS)]
+
+
+def split_metric(metric: str) -> tuple[str, str, str]:
+    """Return ``shift`` or ``external`` (or nothing), the name in between, and the metric itself."""
+    kind, _, rest = metric.partition("/")
+    name, slash, last = rest.rpartition("/")
+    return (kind, name, last) if kind in ("shift", "external") and slash and name else ("", "", metric)
+
+
+def is_share(metric: str) -> bool:
+    """Return whether a metric lies in [0, 1] and is shown in percent; quadratic kappa is, too."""
+    return not metric.endswith(("nll", "brier"))
+
+
+def find_shift_metric(metric: str) -> str | None:
+    """Return which metric of every shift the mean is taken of, None for a metric that is no mean over shifts."""
+    for prefix, known in (("robustness/mean_", SCORES), ("calibration/mean_shifted_", ERRORS)):
+        if metric.startswith(prefix) and metric.removeprefix(prefix) in known:
+            return metric.removeprefix(prefix)
+    return None
+
+
+def iterate_selectors(hypothesis: Hypothesis) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """Yield name and content of the fields that select arms."""
+    for field in SELECTORS[hypothesis.kind]:
+        when = getattr(hypothesis, field)
+        if when is not None:
+            yield field, when

@@ -1,0 +1,196 @@
+"""What is wrong with the hypotheses of a study file: names, levels, metrics, arms that cannot be paired."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache, partial
+from importlib import resources
+from typing import Any
+
+from orchestrator.study.contrasts import (
+    ContrastError,
+    find_contrast,
+    read_numbers,
+)
+from orchestrator.study.fields import suggest
+from orchestrator.study.grid import Arm, Grid, format_label, read_match
+from orchestrator.study.hypotheses import (
+    ERRORS,
+    SCORES,
+    Hypothesis,
+    Interaction,
+    Trend,
+    find_shift_metric,
+    iterate_selectors,
+    list_metrics,
+    read_hypothesis,
+    split_metric,
+)
+from orchestrator.study.problems import list_options
+from orchestrator.study.yaml_source import Key, Source, format_key
+
+#: Takes what is wrong, and where below the hypothesis.
+Report = Callable[..., None]
+#: Shifts that have severities of their own, not the evaluation's.
+_STAIN_NAME = re.compile(r"stain_h\d+(\.\d+)?_e\d+(\.\d+)?")
+_GROUPS = ("all", "imagenet-c", "medmnist-c", "stain-grid")
+
+
+def check_hypotheses(tree: Source, grid: Grid, arms: Sequence[Arm]) -> None:
+    """Report everything wrong with the hypotheses of a study file; what is not even valid is left to its validation.
+
+    Args:
+        tree: the study file.
+        grid: what it varies.
+        arms: its arms; whether they can be paired is looked at once nothing else is wrong.
+    """
+    listed = tree.value.get("hypotheses")
+    read: dict[Key, Hypothesis] = {}
+    for index, entry in enumerate(listed if isinstance(listed, list) else ()):
+        hypothesis = read_hypothesis(entry)
+        if hypothesis is not None:
+            read["hypotheses", index] = hypothesis
+    _check_names(read, tree)
+    _check_families(read, tree)
+    raw = tree.value.get("factors")
+    raw = raw if isinstance(raw, Mapping) else {}
+    is_sound = grid.is_complete and bool(arms) and not tree.problems
+    factors = {factor: [label for label, _ in levels] for factor, levels in grid.factors.items()}
+    for key, hypothesis in read.items():
+        num_problems = len(tree.problems)
+        report: Report = partial(_report_below, tree, key)
+        _check_selectors(hypothesis, key, raw, grid, tree)
+        _check_factors(hypothesis, report)
+        _check_trend(hypothesis, raw, factors, report)
+        _check_metric(hypothesis, report)
+        _check_shift(hypothesis, tree.value.get("evaluation"), grid, report)
+        if is_sound and len(tree.problems) == num_problems:
+            try:
+                find_contrast(hypothesis, [arm.levels for arm in arms], factors)
+            except ContrastError as error:
+                report(str(error))
+
+
+def _report_below(tree: Source, key: Key, text: str, *below: str | int) -> None:
+    tree.report((*key, *below), text)
+
+
+def _check_names(read: Mapping[Key, Hypothesis], tree: Source) -> None:
+    seen: dict[str, Key] = {}
+    for key, hypothesis in read.items():
+        # MLflow's metrics are told apart on file systems that ignore case, too.
+        first = seen.setdefault(hypothesis.name.lower(), key)
+        if first != key:
+            text = f"the name {hypothesis.name!r} is there twice, first in {format_key(first)}; names are unique"
+            tree.report((*key, "name"), f"{text}, upper and lower case being the same")
+
+
+def _check_families(read: Mapping[Key, Hypothesis], tree: Source) -> None:
+    seen: dict[str, Hypothesis] = {}
+    for key, hypothesis in read.items():
+        first = seen.setdefault(hypothesis.family, hypothesis)
+        if first.alpha != hypothesis.alpha:
+            found = f"found {hypothesis.alpha} where {first.name} of the same family {first.family!r} has {first.alpha}"
+            tree.report((*key, "alpha"), f"{found}; one family has one error rate")
+
+
+def _check_selectors(hypothesis: Hypothesis, key: Key, raw: Mapping[str, Any], grid: Grid, tree: Source) -> None:
+    for field, when in iterate_selectors(hypothesis):
+        read_match(when, (*key, field), raw, grid.factors, tree.report)
+
+
+def _check_factors(hypothesis: Hypothesis, report: Report) -> None:
+    """Both sides name the same factors; a factor is named once otherwise."""
+    if isinstance(hypothesis, Trend):
+        taken = {hypothesis.factor: "factor"}
+    else:
+        taken = dict.fromkeys(hypothesis.treatment, "treatment")
+        _check_sides(hypothesis, "treatment", "control", report)
+    if isinstance(hypothesis, Interaction):
+        for factor in [factor for factor in hypothesis.at if factor in taken]:
+            report(f"{factor} is named in treatment too; an interaction is between two factors", "at", factor)
+        taken |= dict.fromkeys(hypothesis.at, "at")
+        _check_sides(hypothesis, "at", "versus", report)
+    for factor in [factor for factor in hypothesis.where or {} if factor in taken]:
+        report(f"{factor} is named in {taken[factor]} too; restrict it there", "where", factor)
+
+
+def _check_sides(hypothesis: Hypothesis, first: str, second: str, report: Report) -> None:
+    one, other = getattr(hypothesis, first), getattr(hypothesis, second)
+    if set(one) != set(other):
+        names = f"{first} names {', '.join(one)} and {second} {', '.join(other)}"
+        report(f"{names}; name the same factors in both, so that everything else is equal", second)
+    elif one == other:
+        report(f"{first} and {second} are the same, so there is nothing to compare", second)
+
+
+def _check_trend(
+    hypothesis: Hypothesis, raw: Mapping[str, Any], factors: Mapping[str, Sequence[str]], report: Report
+) -> None:
+    if not isinstance(hypothesis, Trend):
+        return
+    if hypothesis.factor not in raw:
+        report(f"there is no factor {hypothesis.factor!r}{list_options(hypothesis.factor, list(raw))}", "factor")
+    elif hypothesis.factor in factors:
+        labels = factors[hypothesis.factor]
+        try:
+            known = read_numbers(labels)
+        except ContrastError as error:
+            report(str(error), "factor")
+            return
+        for index, number in enumerate(hypothesis.levels or ()):
+            if number not in known:
+                text = format_label(number)
+                report(f"{hypothesis.factor} has no level {text!r}{list_options(text, list(labels))}", "levels", index)
+
+
+def _check_metric(hypothesis: Hypothesis, report: Report) -> None:
+    metric = hypothesis.metric
+    kind, _, last = split_metric(metric)
+    if kind and last not in (*SCORES, *ERRORS):
+        report(f"found {metric!r}, there is no metric {last!r}{list_options(last, [*SCORES, *ERRORS])}", "metric")
+    elif not kind and metric not in list_metrics():
+        more = "; expected a column of trials.csv such as id/accuracy, shift/<name>/<metric> or external/<set>/<metric>"
+        report(f"there is no metric {metric!r}{suggest(metric, list_metrics()) or more}", "metric")
+    if hypothesis.severities is not None and kind != "shift":
+        report(f"found severities with the metric {metric}; they belong to shift/<name>/<metric>", "severities")
+    if hypothesis.over == "shifts" and find_shift_metric(metric) is None:
+        expected = "expected the mean over shifts of a metric: robustness/mean_… or calibration/mean_shifted_…"
+        report(f"over shifts, found {metric!r}, {expected}", "metric")
+
+
+def _check_shift(hypothesis: Hypothesis, evaluation: Any, grid: Grid, report: Report) -> None:
+    """The names that a study evaluates under, as far as the file tells: what packages bring is not looked up."""
+    kind, name, _ = split_metric(hypothesis.metric)
+    varies = any(assignment.path[0] == "evaluation" for assignment in grid.assignments() if len(assignment.source) > 2)
+    section = evaluation if isinstance(evaluation, Mapping) else {}
+    asked = section.get("shifts", "all")
+    asked = [asked] if isinstance(asked, str) else asked
+    if kind != "shift" or varies or not isinstance(asked, list):
+        return
+    own = [entry for entry in asked if isinstance(entry, Mapping)]
+    if any("compose" in entry and "name" not in entry for entry in own) and "_then_" in name:
+        return
+    bank = _load_bank()
+    words = [bank["aliases"].get(entry, entry) for entry in asked if isinstance(entry, str)]
+    known = [word for word in words if word not in _GROUPS] + [str(entry["name"]) for entry in own if "name" in entry]
+    if any(word in _GROUPS for word in words):
+        known += list(bank["tables"]["general"])
+    has_stains = "stain-grid" in words or any("stain" in entry for entry in own)
+    if name not in known and not (has_stains and _STAIN_NAME.fullmatch(name)):
+        report(f"the study evaluates no shift {name!r}{list_options(name, known)}", "metric")
+    severities = section.get("severities", [1, 2, 3, 4, 5])
+    if name in bank["tables"]["general"] and isinstance(severities, list):
+        for index, severity in enumerate(hypothesis.severities or ()):
+            if severity not in severities:
+                found = f"found {severity}, the study evaluates severities {', '.join(map(str, severities))}"
+                report(found, "severities", index)
+
+
+@cache
+def _load_bank() -> dict[str, Any]:
+    """Return the severity tables as they are written; reading them as the bank does would import torch."""
+    text = resources.files("trainables.shifts").joinpath("severities.json").read_text(encoding="utf-8")
+    return dict(json.loads(text))

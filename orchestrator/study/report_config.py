@@ -1,0 +1,115 @@
+"""The section ``report`` of the study file: what the report compares with, checked when the file is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Self
+
+from pydantic import Field, model_validator
+
+from orchestrator.study.grid import Arm, Grid, When, find_label, read_match
+from orchestrator.study.problems import list_options
+from orchestrator.study.yaml_source import Key, Source
+from trainables.errors import DataError
+from trainables.evaluation.balanced import load_reference
+from trainables.frozen import Frozen
+
+_ARM: Key = ("report", "reference", "arm")
+_TABLE: Key = ("report", "reference", "table")
+
+
+class Reference(Frozen):
+    """Whose errors are 1 in BE and rBE: an arm of the study, or a table."""
+
+    arm: str | When | None = Field(None, description="Name of an arm, or levels that only one arm has.")
+    table: Path | None = Field(
+        None, description="CSV with shift, error and perhaps severity, or MedMNIST-C's JSON; from the study file."
+    )
+
+    @model_validator(mode="after")
+    def _check_one(self) -> Self:
+        if (self.arm is None) == (self.table is None):
+            raise ValueError(f"found {'neither' if self.arm is None else 'both'}, expected arm or table")
+        return self
+
+
+class ReportConfig(Frozen):
+    """What the report says, and no trial depends on: never part of a signature."""
+
+    reference: Reference | None = Field(None, description="Of BE and rBE; null: the first arm.")
+
+
+def anchor_table(tree: Source, folder: Path | str) -> None:
+    """Make the path of a given table absolute, in place: from the study file, in an override from where one starts."""
+    section = _find_reference(tree)
+    path = section.get("table") if section is not None else None
+    if section is None or not isinstance(path, str):
+        return
+    start = "." if isinstance(tree.place(_TABLE), str) else folder
+    try:
+        section["table"] = os.path.abspath(Path(start) / Path(path).expanduser())
+    except RuntimeError as error:  # ~nobody/…
+        tree.report(_TABLE, f"found {path!r}: {error}")
+
+
+def check_report(tree: Source, grid: Grid, arms: Sequence[Arm]) -> None:
+    """Report an arm that there is not, or not only one of, and a table that cannot be used."""
+    section = _find_reference(tree)
+    if section is None:
+        return
+    table, wanted = section.get("table"), section.get("arm")
+    if isinstance(table, str):
+        try:
+            load_reference(Path(table))
+        except DataError as error:
+            tree.report(_TABLE, str(error))
+    if not arms or not grid.is_complete:
+        return
+    names = [arm.name for arm in arms]
+    if isinstance(wanted, str) and wanted not in names:
+        tree.report(_ARM, f"there is no arm {wanted!r}{list_options(wanted, names)}")
+    elif isinstance(wanted, Mapping) and wanted:
+        _check_levels(wanted, tree, grid, arms)
+
+
+def _check_levels(wanted: Mapping[str, Any], tree: Source, grid: Grid, arms: Sequence[Arm]) -> None:
+    raw = tree.value.get("factors")
+    match = read_match(wanted, _ARM, raw if isinstance(raw, Mapping) else {}, grid.factors, tree.report)
+    if match is None:
+        return
+    found = [arm.name for arm in arms if all(arm.levels[factor] in labels for factor, labels in match.items())]
+    if len(found) != 1:
+        listed = f": {'; '.join(found[:4])}{'; …' if len(found) > 4 else ''}" if found else ""
+        tree.report(_ARM, f"found {len(found)} arms with these levels{listed}, expected one")
+
+
+def _find_reference(tree: Source) -> dict[str, Any] | None:
+    report = tree.value.get("report")
+    reference = report.get("reference") if isinstance(report, dict) else None
+    return reference if isinstance(reference, dict) else None
+
+
+def describe_reference(config: ReportConfig, arms: Sequence[Arm]) -> dict[str, Any] | None:
+    """Return the reference as ``plan.json`` holds it: ``{"arm": name}``, a table with what is in it, or None.
+
+    Raises:
+        DataError: the table has become unreadable.
+    """
+    reference = config.reference
+    if reference is None:
+        return None
+    if reference.table is not None:
+        return {"table": reference.table.name} | load_reference(reference.table).as_json()
+    if isinstance(reference.arm, str):
+        return {"arm": reference.arm}
+    wanted = reference.arm or {}
+    return {"arm": next(arm.name for arm in arms if _has_levels(arm, wanted))}
+
+
+def _has_levels(arm: Arm, wanted: Mapping[str, Any]) -> bool:
+    return all(
+        arm.levels[factor] in {find_label(label, [arm.levels[factor]]) for label in listed}
+        for factor, listed in ((f, w if isinstance(w, list) else [w]) for f, w in wanted.items())
+    )

@@ -1,0 +1,293 @@
+"""The ``search`` section of a study file: what is searched for, and how. Where is ``search_space.py``."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from orchestrator.study.grid import format_label
+from trainables.frozen import Frozen, PositiveInt
+
+#: Names of metrics whose lower values are better.
+_LOWER_IS_BETTER = ("ece", "nll", "brier", "num_parameters")
+_METRICS = re.compile(
+    r"num_parameters|(validation|id|calibration|external/[^/]+)/(mean_shifted_|worst_shifted_)?\w+"
+    r"|robustness/(mean|worst)_\w+"
+)
+_KNOWN = re.compile(r".*?(balanced_accuracy|accuracy|auroc|quadratic_kappa|ece|nll|brier|num_parameters)")
+#: Headline numbers that a training knows after each epoch, of the validation images.
+_SEEN = tuple(
+    f"validation/{name}"
+    for name in ("balanced_accuracy", "accuracy", "auroc", "quadratic_kappa", "ece", "nll", "brier")
+)
+#: What decides nothing about images that a model has not seen.
+_HONEST = ("validation/", "num_parameters")
+
+
+def _check_metric(name: str) -> str:
+    if not _METRICS.fullmatch(name) or not _KNOWN.fullmatch(name):
+        raise ValueError(
+            f"found {name!r}, expected a headline number of a trial, such as validation/balanced_accuracy, "
+            "robustness/worst_balanced_accuracy, calibration/ece, external/<set>/auroc, or num_parameters"
+        )
+    return name
+
+
+class _Measured(Frozen):
+    metric: str = Field(description="A headline number of a trial, as in MLflow, e.g. validation/balanced_accuracy.")
+    oracle: bool = Field(
+        False, description="Has to be true for anything but in-distribution validation: no honest choice knows it."
+    )
+
+    _check = field_validator("metric")(_check_metric)
+
+    @model_validator(mode="after")
+    def _is_asked_for(self) -> _Measured:
+        if not self.is_honest and not self.oracle:
+            raise ValueError(
+                f"found {self.metric}, which is not in-distribution validation: what is chosen by it is an oracle's "
+                "choice, and its score no estimate; take validation/…, or set oracle: true to have it so, labelled"
+            )
+        if self.is_honest and self.oracle:
+            raise ValueError(f"found oracle: true, and {self.metric} is nobody's secret; take it away")
+        return self
+
+    @property
+    def is_honest(self) -> bool:
+        """Whether a choice by it is allowed to know it."""
+        return self.metric.startswith(_HONEST)
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether it is maximised."""
+        return is_higher_better(self.metric)
+
+
+def is_higher_better(metric: str) -> bool:
+    """Return whether higher values of a headline number are better."""
+    return not metric.endswith(_LOWER_IS_BETTER)
+
+
+class Objective(_Measured):
+    """What the search improves; the name says in which direction."""
+
+
+class Constraint(_Measured):
+    """What an acceptable trial has to keep to: at most, at least, or both."""
+
+    at_most: float | None = None
+    at_least: float | None = None
+
+    @model_validator(mode="after")
+    def _has_a_bound(self) -> Constraint:
+        if self.at_most is None and self.at_least is None:
+            raise ValueError("found no bound, expected at_most or at_least")
+        return self
+
+    def compute_excess(self, value: float) -> float:
+        """Return by how much ``value`` breaks the constraint; 0 or less: it keeps to it."""
+        above = -math.inf if self.at_most is None else value - self.at_most
+        below = -math.inf if self.at_least is None else self.at_least - value
+        return max(above, below)
+
+
+class Parameter(Frozen):
+    """A dimension of the search: a range, or choices."""
+
+    low: int | float | None = Field(None, description="Lowest value.")
+    high: int | float | None = Field(None, description="Highest value.")
+    log: bool = Field(False, description="Drawn on a logarithmic scale.")
+    step: int | float | None = Field(None, gt=0, description="Only low, low + step, …; not with log.")
+    choices: list[str | int | float | bool | None] | None = Field(None, min_length=1, description="Instead of a range.")
+
+    @model_validator(mode="after")
+    def _is_one_of_both(self) -> Parameter:
+        if (self.choices is None) == (self.low is None and self.high is None):
+            raise ValueError("expected either low and high, or choices")
+        if self.choices is not None:
+            labels = [format_label(choice) for choice in self.choices]
+            if self.log or self.step is not None or len(set(labels)) < len(labels):
+                raise ValueError("expected choices that differ, without log and step")
+            return self
+        if self.low is None or self.high is None or not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(f"found low {self.low} and high {self.high}, expected two numbers, low below high")
+        if self.log and (self.low <= 0 or self.step is not None):
+            raise ValueError("found log, expected low above 0 and no step")
+        if not is_multiple(self.high - self.low, self.step):
+            raise ValueError(f"found step {self.step}, expected one that leads from {self.low} to {self.high}")
+        return self
+
+
+class TPE(Frozen):
+    """Tree-structured Parzen estimator (Bergstra et al. 2011, Watanabe 2023)."""
+
+    kind: Literal["tpe"] = "tpe"
+    num_startup: PositiveInt = Field(10, description="Random trials before the model is used.")
+
+
+class RandomSearch(Frozen):
+    """Independent draws."""
+
+    kind: Literal["random"] = "random"
+
+
+class QMC(Frozen):
+    """Quasi-Monte Carlo: a scrambled low-discrepancy sequence (Bergstra & Bengio 2012)."""
+
+    kind: Literal["qmc"] = "qmc"
+    sequence: Literal["sobol", "halton"] = "sobol"
+
+
+class NSGAII(Frozen):
+    """Elitist genetic algorithm for several objectives (Deb et al. 2002)."""
+
+    kind: Literal["nsga_ii"] = "nsga_ii"
+    population_size: Annotated[int, Field(ge=2)] = 50
+
+
+class NSGAIII(Frozen):
+    """The same with reference points, for more than three objectives (Deb & Jain 2014)."""
+
+    kind: Literal["nsga_iii"] = "nsga_iii"
+    population_size: Annotated[int, Field(ge=2)] = 50
+
+
+class CMAES(Frozen):
+    """Covariance matrix adaptation evolution strategy (Hansen 2016), with margin (Hamano et al. 2022); ranges only."""
+
+    kind: Literal["cmaes"] = "cmaes"
+    population_size: Annotated[int, Field(ge=4)] | None = Field(
+        None, description="Of a generation; null: 4 + 3 ln(ranges), and in rounds a multiple of parallel."
+    )
+
+
+SamplerConfig = Annotated[TPE | RandomSearch | QMC | NSGAII | NSGAIII | CMAES, Field(discriminator="kind")]
+
+
+class _EarlyStopping(Frozen):
+    grace_epochs: PositiveInt = Field(1, description="No trial is stopped before it was trained this long.")
+    metric: str | None = Field(
+        None, description="What trials are judged by, e.g. validation/auroc; null: the objective of the search."
+    )
+
+    @field_validator("metric")
+    @classmethod
+    def _is_seen(cls, name: str | None) -> str | None:
+        if name is not None and find_epoch_metric(name) is None:
+            raise ValueError(f"found {name!r}, expected what is known after each epoch: {', '.join(_SEEN)}")
+        return name
+
+
+class ASHA(_EarlyStopping):
+    """Asynchronous successive halving (Li et al. 2020), as Ray Tune has it."""
+
+    kind: Literal["asha"] = "asha"
+    reduction_factor: float = Field(
+        3.0, gt=1, le=100, description="The best 1/reduction_factor of a rung go on; the next is so many times later."
+    )
+    brackets: PositiveInt = Field(
+        1, description="Several: some trials have their first rung later, reduction_factor times for each bracket."
+    )
+
+
+class MedianStopping(_EarlyStopping):
+    """Stopped when its best is worse than the median of the others' running means (Golovin et al. 2017)."""
+
+    kind: Literal["median"] = "median"
+    min_samples: PositiveInt = Field(3, description="Others that have to have come as far.")
+
+
+EarlyStoppingConfig = Annotated[ASHA | MedianStopping, Field(discriminator="kind")]
+
+
+def find_epoch_metric(name: str) -> str | None:
+    """Return how a headline number is called in the record of an epoch, None when training does not see it."""
+    if name not in _SEEN:
+        return None
+    return "val/loss" if name == "validation/nll" else name.replace("validation/", "val/")
+
+
+class SearchConfig(Frozen):
+    """An adaptive search instead of the full grid: factors are categorical dimensions of it."""
+
+    space: dict[str, Parameter] = Field({}, description="Dotted field of the trial: a range or choices.")
+    objectives: Annotated[list[Objective], Field(min_length=1, max_length=10)] = Field(
+        [Objective(metric="validation/balanced_accuracy")], description="Several: the Pareto front is searched for."
+    )
+    constraints: list[Constraint] = Field([], max_length=20, description="What a trial has to keep to.")
+    num_trials: int = Field(
+        ge=1, le=10_000, description="Different configurations; one that is proposed again is answered from the ledger."
+    )
+    parallel: PositiveInt = Field(4, description="Configurations under way at once.")
+    order: Literal["rounds", "asynchronous"] = Field(
+        "rounds",
+        description="rounds: proposals are made together once all before are known, so that the search can be "
+        "reproduced; asynchronous: the next one as soon as one is known.",
+    )
+    aggregate: Literal["mean", "worst", "lower_bound"] = Field(
+        "mean",
+        description="Over replicates; worst: the worst of them; lower_bound: the mean made worse by its standard error "
+        "(needs two replicates).",
+    )
+    sampler: SamplerConfig = TPE()
+    early_stopping: EarlyStoppingConfig | None = Field(
+        None, description="Trials that fall behind are not trained to their end; null: all are."
+    )
+
+    @model_validator(mode="after")
+    def _fits(self) -> SearchConfig:
+        names = [objective.metric for objective in self.objectives]
+        if len(set(names)) < len(names):
+            raise ValueError("found an objective twice; keep one")
+        if self.early_stopping is not None and len(names) > 1:
+            raise ValueError(f"found early_stopping with {len(names)} objectives, expected 1: it ranks by one number")
+        if self.early_stopping is not None and find_epoch_metric(self.judged_by) is None:
+            raise ValueError(
+                f"found early_stopping with the objective {names[0]}, which is not known after each epoch; give "
+                f"early_stopping.metric: one of {', '.join(_SEEN)}"
+            )
+        return self
+
+    @property
+    def judged_by(self) -> str:
+        """The headline number that decides what is stopped early."""
+        own = None if self.early_stopping is None else self.early_stopping.metric
+        return own or self.objectives[0].metric
+
+    @property
+    def is_oracle(self) -> bool:
+        """Whether the search is guided by what no honest choice knows."""
+        return not all(measured.is_honest for measured in (*self.objectives, *self.constraints))
+
+    @property
+    def metrics(self) -> list[str]:
+        """All headline numbers that the search looks at."""
+        return list(dict.fromkeys(measured.metric for measured in (*self.objectives, *self.constraints)))
+
+
+def name_sampler(tree: Mapping[str, Any]) -> None:
+    """Write out, in place, what a study file says for short: ``sampler: tpe`` is ``sampler: {kind: tpe}``."""
+    search = tree.get("search")
+    for key in ("sampler", "early_stopping"):
+        if isinstance(search, dict) and isinstance(search.get(key), str):
+            search[key] = {"kind": search[key]}
+
+
+def is_multiple(distance: float, step: float | None) -> bool:
+    """Return whether so many whole steps lie in ``distance``, up to rounding."""
+    return step is None or abs(distance / step - round(distance / step)) < 1e-8
+
+
+def aggregate(values: Sequence[float], how: str, *, higher_is_better: bool) -> float:
+    """Return what a search takes for the value of a configuration, from that of its replicates."""
+    mean = sum(values) / len(values)
+    if how == "worst":
+        return min(values) if higher_is_better else max(values)
+    if how == "mean" or len(values) < 2:
+        return mean
+    error = math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+    return mean - error if higher_is_better else mean + error

@@ -1,0 +1,306 @@
+"""The study file → ``Study``: what we want to know, checked as a whole, with all problems of the file at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from orchestrator.study.execution_config import ExecutionConfig
+from orchestrator.study.fields import FIELDS, SECTIONS, kind_of
+from orchestrator.study.grid import MAX_RULES, Arm, Grid, When, expand, read_grid
+from orchestrator.study.hypotheses import MAX_HYPOTHESES, HypothesisConfig, name_kinds
+from orchestrator.study.hypothesis_checks import check_hypotheses
+from orchestrator.study.problems import explain
+from orchestrator.study.report_config import ReportConfig, anchor_table, check_report
+from orchestrator.study.search_config import SearchConfig, name_sampler
+from orchestrator.study.search_space import find_problems
+from orchestrator.study.yaml_source import MAX_BYTES, Key, Source, apply_override, format_key, read_yaml
+from trainables.config import (
+    AugmentationConfig,
+    DataConfig,
+    EvaluationConfig,
+    ModelConfig,
+    NoAugmentation,
+    PretrainingConfig,
+    ScratchPretraining,
+    TrainingConfig,
+)
+from trainables.errors import StudyError
+from trainables.frozen import Frozen, PositiveInt, Seed, canonical_json
+from trainables.regularisers import NoRegulariser, RegulariserConfig
+
+
+def compute_study_sha256(study: Study) -> str:
+    """Return the digest of all that a study file says, except how it is executed."""
+    return hashlib.sha256(canonical_json(study.describe()).encode()).hexdigest()
+
+
+#: Assumption: ten times the largest study that this was measured with; a plan of more takes minutes and gigabytes.
+MAX_TRIALS = 100_000
+
+
+class Condition(Frozen):
+    """Fields that are set in the arms that match."""
+
+    when: When = Field(description="Factor: level, or list of levels. All factors named have to match.")
+    set: Annotated[dict[str, Any], Field(min_length=1)] = Field(description="Dotted field of the trial: value.")
+
+
+class Study(Frozen):
+    """One study file.
+
+    The sections from ``data`` to ``seed`` are the base values of every trial; what is left out has its default.
+    ``factors`` vary them, in full combination:
+
+    - A factor named after a field (``augmentation.strength: [0, 0.5, 1]``) has values of that field as levels, in a
+      list (labelled 0, 0.5, 1) or named (``learning_rate`` ``{low: 1e-4, high: 1e-3}``).
+    - A factor named after a section (``pretraining``) has as levels bare strings, short for ``{kind: string}``, or
+      named mappings. A mapping that names a ``kind`` replaces the section; one that does not is merged into the base
+      section. Keys inside may be dotted (``init.kind``).
+    - A factor of any other name (``recipe``) has named levels of ``{dotted.field: value}`` with whole paths.
+
+    Shallow fields are set before deeper ones, so the order of factors does not matter; then come ``conditions``, in
+    order. A field that does not apply to an arm is an error, and so are two arms with the same configuration:
+    ``exclude`` one of them.
+
+    With ``search`` only those combinations are run that it proposes, together with values from its own ranges.
+
+    Relative paths to data, weights and tables start at the study file's folder, in an override at the working
+    directory.
+    """
+
+    study: str = Field(
+        pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$", description="Name: MLflow experiment and ledger folder."
+    )
+    question: str = Field("", description="What we want to know, for the head of the report.")
+    data: DataConfig = Field(
+        description="the images: kind is digits, coloured_digits, medmnist, image_folder, csv, torchvision, phantom"
+    )
+    model: ModelConfig = ModelConfig()
+    pretraining: PretrainingConfig = ScratchPretraining()
+    augmentation: AugmentationConfig = NoAugmentation()
+    regulariser: RegulariserConfig = NoRegulariser()
+    training: TrainingConfig = TrainingConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    seed: Seed = Field(0, description="Everything random follows from it, the replicate and the role.")
+    factors: dict[str, list[Any] | dict[str, Any]] = Field({}, description="Field or name: its levels.")
+    conditions: list[Condition] = Field([], max_length=MAX_RULES, description="Fields set in matching arms, in order.")
+    exclude: list[When] = Field([], max_length=MAX_RULES, description="Combinations that are left out.")
+    replicates: PositiveInt = Field(1, description="Trials per arm; each has its own seed, shared across arms.")
+    search: SearchConfig | None = Field(None, description="Adaptive search instead of the full grid; null: the grid.")
+    hypotheses: list[HypothesisConfig] = Field(
+        [],
+        max_length=MAX_HYPOTHESES,
+        description="What is claimed before the study runs; the report says how it ended.",
+    )
+    report: ReportConfig = ReportConfig()
+    execution: ExecutionConfig = ExecutionConfig()
+
+    def describe(self) -> dict[str, Any]:
+        """Return all that the file says, except how it is executed, as JSON values."""
+        unset = {name for name in ("search", "hypotheses") if not getattr(self, name)}
+        said = self.model_dump(mode="json", exclude={"execution"} | unset)
+        if self.search is not None and self.search.early_stopping is None:
+            del said["search"]["early_stopping"]
+        return said
+
+    @property
+    def stops_early(self) -> bool:
+        """Whether trials that fall behind are stopped."""
+        return self.search is not None and self.search.early_stopping is not None
+
+    def arms(self) -> list[Arm]:
+        """Return the arms: all combinations of levels in file order, without the excluded ones.
+
+        Raises:
+            StudyError: the factors do not fit the trial; never for a study that was read from a file.
+        """
+        source = Source(self.study, {name: _plain(getattr(self, name)) for name in self.model_fields_set})
+        arms = expand(read_grid(source), source)
+        if source.problems:
+            raise StudyError(source.describe_problems())
+        return arms
+
+
+def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
+    """Return the study in a YAML file.
+
+    Args:
+        path: the study file.
+        overrides: ``dotted.path=YAML value`` each, set before anything is checked.
+
+    Raises:
+        StudyError: the file cannot be read, or is wrong; the message lists all problems with line and key.
+    """
+    path = Path(path)
+    try:
+        with path.open("rb") as file:
+            text = file.read(MAX_BYTES + 1).decode("utf-8-sig")  # one more is refused: the file may have no end
+    except (OSError, ValueError) as error:
+        raise StudyError(f"could not read the study {path}: {error}; expected a YAML file in UTF-8") from error
+    return parse_study(text, source=str(path), overrides=overrides, folder=path.parent)
+
+
+def parse_study(text: str, *, source: str, overrides: Sequence[str] = (), folder: Path | str = ".") -> Study:
+    """Return the study that a YAML text describes.
+
+    Args:
+        text: the content of a study file.
+        source: what to call it in messages.
+        overrides: ``dotted.path=YAML value`` each.
+        folder: where relative paths to data and weights start.
+
+    Raises:
+        StudyError: it is wrong; the message lists all problems with line and key.
+    """
+    tree = read_yaml(text, source)
+    for override in overrides:
+        apply_override(tree, override)
+    if isinstance(tree.value, dict):
+        study = _validate(tree, folder)
+        if study is not None and not tree.problems:
+            return study
+    elif not tree.problems:
+        tree.report((), "found no study, expected a mapping with the keys study, data and factors")
+    raise StudyError(tree.describe_problems())
+
+
+def _validate(tree: Source, folder: Path | str) -> Study | None:
+    for section in SECTIONS:
+        if section in tree.value:
+            tree.value[section] = _spell_out(section, tree.value[section])
+    name_kinds(tree.value)
+    name_sampler(tree.value)
+    grid = read_grid(tree)
+    _make_paths_absolute(tree, grid, folder)
+    anchor_table(tree, folder)
+    study, known = None, {problem.key for problem in tree.problems}
+    try:
+        study = Study.model_validate(tree.value)
+    except ValidationError as error:
+        for key, _, text in explain(error, Study, tree.value):
+            if format_key(key) not in known:  # what could not be read is not wrong a second time
+                tree.report(key, text)
+    arms = expand(read_grid(tree), tree)
+    check_hypotheses(tree, grid, arms)
+    check_report(tree, grid, arms)
+    num_arms = study.search.num_trials if study is not None and study.search else len(arms)
+    if study is not None and num_arms * study.replicates > MAX_TRIALS:
+        found = f"found {study.replicates:,} of {num_arms:,} arms"
+        tree.report(("replicates",), f"{found}, expected at most {MAX_TRIALS:,} trials in all")
+    if study is not None and study.search and not tree.problems:
+        _check_search(tree, study, study.search, arms)
+    return study
+
+
+def _check_search(tree: Source, study: Study, search: SearchConfig, arms: list[Arm]) -> None:
+    for key, text in find_problems(search, arms, replicates=study.replicates):
+        tree.report(("search", *key), text)
+    if study.hypotheses:
+        tree.report(
+            ("hypotheses",),
+            "does not go with search: what it trains is chosen by the results so far, so its trials make no pairs, "
+            "and no test on them keeps its error rate; test the claim in a study of its own, with the configurations "
+            "in question as factors and other replicates (another seed)",
+        )
+
+
+def _spell_out(path: str, value: Any) -> Any:
+    """Return a base section with ``imagenet`` written as ``{kind: imagenet}``, as levels may be."""
+    field = FIELDS.get(path)
+    if field and field.kinds and isinstance(value, str):
+        return {"kind": value}
+    if field and field.models and isinstance(value, dict):
+        return {name: _spell_out(f"{path}.{name}", inner) for name, inner in value.items()}
+    return value
+
+
+def _make_paths_absolute(tree: Source, grid: Grid, folder: Path | str) -> None:
+    """Anchor relative paths, in place, so that workers with other working directories find the files."""
+    for key, path in list(_relative_paths(grid)):
+        *parents, name = key
+        node = tree.value
+        for part in parents:
+            node = node[part]
+        start = "." if isinstance(tree.place(key), str) else folder
+        try:
+            node[name] = os.path.abspath(Path(start) / Path(path).expanduser())
+        except RuntimeError as error:  # ~nobody/…
+            tree.report(key, f"found {path!r}: {error}")
+
+
+def _relative_paths(grid: Grid) -> Iterator[tuple[Key, str]]:
+    """Yield place and value of every path to data or weights, also of a default that is relative."""
+    named = {assignment.source for assignment in grid.assignments()}
+    for assignment in grid.assignments():
+        field = FIELDS.get(".".join(assignment.path))
+        if field and field.is_file and isinstance(assignment.value, str):
+            yield assignment.source, assignment.value
+        if assignment.path[-1] == "kind" and assignment.source[-1:] == ("kind",) and field:
+            owner = next((model for model in field.owners if kind_of(model) == assignment.value), None)
+            for name, info in owner.model_fields.items() if owner else ():
+                place = (*assignment.source[:-1], name)
+                if isinstance(info.default, Path) and place not in named:
+                    yield place, str(info.default)
+
+
+def _plain(value: Any) -> Any:
+    """Return what was set in a model, as plain values with every kind named."""
+    if isinstance(value, BaseModel):
+        named = value.model_fields_set | ({"kind"} & set(type(value).model_fields))
+        return {name: _plain(getattr(value, name)) for name in type(value).model_fields if name in named}
+    if isinstance(value, Mapping):
+        return {key: _plain(inner) for key, inner in value.items()}
+    return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def study_schema() -> dict[str, Any]:
+    """Return the JSON schema of the study file (draft 2020-12), for editors to complete and check it."""
+    schema = Study.model_json_schema()
+    properties = schema["properties"]
+    for section in SECTIONS:
+        if FIELDS[section].kinds:
+            properties[section] = _with_short_forms(FIELDS[section].kinds, properties[section])
+    init = schema["$defs"]["ContrastivePretraining"]["properties"]
+    init["init"] = _with_short_forms(FIELDS["pretraining.init"].kinds, init["init"])
+    search = schema["$defs"]["SearchConfig"]["properties"]
+    search["sampler"] = _with_short_forms(search["sampler"]["discriminator"]["mapping"], search["sampler"])
+    kinds = search["early_stopping"]["anyOf"][0]["discriminator"]["mapping"]
+    search["early_stopping"] = _with_short_forms(kinds, search["early_stopping"])
+    values = {path: _value_schema(path) for path in FIELDS}
+    named = {"type": "object", "minProperties": 1, "additionalProperties": {"$ref": "#/$defs/Fields"}}
+    properties["factors"] |= {
+        "properties": {path: _levels_schema(path) for path in FIELDS},
+        "additionalProperties": named | {"description": "Named levels, each sets fields by their whole path."},
+    }
+    schema["$defs"]["Fields"] = {"type": "object", "properties": values, "additionalProperties": False}
+    schema["$defs"]["Condition"]["properties"]["set"] = {"$ref": "#/$defs/Fields", "minProperties": 1}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema | {"title": "RobustSweep study"}
+
+
+def _with_short_forms(kinds: Iterable[str], schema: dict[str, Any]) -> dict[str, Any]:
+    described = {key: schema.pop(key) for key in ("description", "default", "title") if key in schema}
+    return described | {"anyOf": [{"enum": list(kinds)}, schema]}
+
+
+def _value_schema(path: str) -> dict[str, Any]:
+    """Schema of a value of a field: its own, or for a section a mapping that may be partial and dotted."""
+    field = FIELDS[path]
+    if not field.models:
+        refs = [{"$ref": f"#/$defs/{owner.__name__}/properties/{field.name}"} for owner in field.owners]
+        return refs[0] if len(refs) == 1 else {"anyOf": refs}
+    inner = {name.removeprefix(f"{path}.") for name in FIELDS if name.startswith(f"{path}.")}
+    partial = {"type": "object", "propertyNames": {"enum": sorted(inner)}}
+    partial["properties"] = {"kind": {"enum": list(field.kinds)}} if field.kinds else {}
+    return {"anyOf": [{"enum": list(field.kinds)}, partial]} if field.kinds else partial
+
+
+def _levels_schema(path: str) -> dict[str, Any]:
+    value = _value_schema(path)
+    listed = {"type": "array", "minItems": 1, "items": value}
+    return {"anyOf": [listed, {"type": "object", "minProperties": 1, "additionalProperties": value}]}

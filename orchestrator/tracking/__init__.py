@@ -1,0 +1,1 @@
+"""The ledger in MLflow. The only package that imports mlflow."""

@@ -1,0 +1,110 @@
+"""Which MLflow store a study is projected to, and how its address is shown without the secrets in it."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+from collections.abc import Mapping
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from orchestrator.ledger.databases import SCHEMES, find_sqlite_file, name_driver
+from trainables.errors import StorageError, StudyError, redact
+
+if TYPE_CHECKING:
+    from orchestrator.ledger.ledger import Ledger
+
+
+class TrackingError(StorageError):
+    """MLflow could not be reached, or answered with a fault of its own; trying again later makes sense."""
+
+
+class RefusedError(TrackingError):
+    """MLflow understood and refused what was sent; sending the same again does not help."""
+
+
+def resolve_tracking_uri(
+    ledger: Ledger, *, flag: str | None, study_value: str | None, environment: Mapping[str, str] | None = None
+) -> str:
+    """Return the tracking URI of a study, absolute, so that every process means the same store.
+
+    Args:
+        ledger: gives the default, ``sqlite:///<ledger>/mlflow.db``.
+        flag: value of ``--mlflow``; goes before everything else.
+        study_value: ``execution.mlflow`` of the study file; goes after the environment.
+        environment: where ``MLFLOW_TRACKING_URI`` is looked up; none: that of this process.
+
+    Raises:
+        StudyError: MLflow cannot open such a URI, a password is missing in it, or the ledger is remote and none was
+            given.
+    """
+    variable = (os.environ if environment is None else environment).get("MLFLOW_TRACKING_URI")
+    uri = flag or variable or study_value
+    if uri and "***" in uri:  # ``redact``
+        raise StudyError(
+            f"MLflow's address is known as {uri}, without the password: no ledger keeps one; give the address with "
+            "--mlflow, in MLFLOW_TRACKING_URI, or the study file"
+        )
+    if uri:
+        return make_absolute(uri)
+    if not ledger.root.is_local:
+        raise StudyError(
+            f"looked for an MLflow store beside the ledger {ledger.root.uri} and a database cannot lie there; "
+            "give one with --mlflow URI (an http address of a server, or a database such as postgresql://…)"
+        )
+    return f"sqlite:///{ledger.root.uri}/mlflow.db"
+
+
+def make_absolute(uri: str) -> str:
+    """Return ``uri`` with a relative SQLite path made absolute.
+
+    Raises:
+        StudyError: MLflow cannot open it, lacks a driver for it, or another process could not find the same store.
+    """
+    scheme = uri.split(":", 1)[0].split("+", 1)[0].lower()
+    if scheme not in SCHEMES or (":" not in uri and scheme != "databricks"):
+        raise StudyError(
+            f"MLflow cannot track to {redact(uri)!r}; expected an address starting with one of {', '.join(SCHEMES)}, "
+            "for a file for example sqlite:///runs/mlflow.db"
+        )
+    if scheme != "sqlite":
+        return name_driver(uri.rstrip("/"))
+    prefix, _, rest = uri.partition("://")
+    path, mark, query = rest.partition("?")
+    if not path.startswith("/") or path == "/" or ":memory:" in path:
+        raise StudyError(
+            f"MLflow store {uri!r}: expected a database file, such as sqlite:///runs/mlflow.db (relative) or "
+            "sqlite:////data/mlflow.db (absolute); a database in memory would be lost with this process"
+        )
+    try:
+        file = Path(path[1:]).expanduser().absolute()
+    except RuntimeError as error:  # ~nobody/…
+        raise StudyError(f"MLflow store {uri!r}: {error}; give the path of a database file") from error
+    return f"{prefix}:///{file}{mark}{query}"
+
+
+def choose_artifact_location(uri: str, ledger: Ledger) -> str | None:
+    """Return where artifacts go: beside the ledger for a database, None (the server decides) for a server.
+
+    MLflow's own default for a database is ``./mlruns`` of whatever process asks.
+    """
+    if uri.startswith(("http:", "https:", "databricks")):
+        return None
+    location = f"{ledger.root.uri}/mlartifacts"
+    return Path(location).as_uri() if ledger.root.is_local else location
+
+
+def has_run(uri: str, run_id: str) -> bool:
+    """Return whether a SQLite store has the run, without importing MLflow; True for a server, which is not asked."""
+    path = find_sqlite_file(uri)
+    if path is None:
+        return True
+    if not path.is_file():  # opening it would create it
+        return False
+    query = "SELECT count(*) FROM runs WHERE run_uuid = ? AND lifecycle_stage = 'active'"
+    try:
+        with closing(sqlite3.connect(path)) as connection:
+            return bool(connection.execute(query, [run_id]).fetchone()[0])
+    except sqlite3.Error:
+        return False  # not a database of the MLflow that we know: whoever opens it will say so

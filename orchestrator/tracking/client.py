@@ -1,0 +1,231 @@
+"""Access to MLflow, and the only module that imports it: its settings, its errors, finding runs."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+# MLflow by default retries a request 7 times, 4 minutes in all, and a create_run that was carried out but not answered
+# would be carried out twice. We retry ourselves, off the scheduling loop.
+os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
+os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
+# A line on stdout, and a request, for every run that ends.
+os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
+os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
+# A registry is somebody else's: of a model that comes from there, nothing is unpickled. MLflow looks for it before.
+os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
+# Importing MLflow starts a thread that reports usage to its vendor; what runs beside patient data calls nobody.
+os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+
+from trainables.preload import imports_kept
+
+with imports_kept():
+    from mlflow.entities import (
+        Dataset,
+        DatasetInput,
+        InputTag,
+        LifecycleStage,
+        LoggedModelOutput,
+        Metric,
+        Param,
+        RunTag,
+    )
+    from mlflow.exceptions import MlflowException
+    from mlflow.tracking import MlflowClient
+    from sqlalchemy.exc import SQLAlchemyError
+
+from orchestrator.ledger.databases import create_database, is_database_server
+from orchestrator.tracking.addresses import RefusedError, TrackingError
+from trainables.errors import StudyError, redact
+
+__all__ = [
+    "Dataset", "DatasetInput", "InputTag", "LifecycleStage", "LoggedModelOutput", "Metric", "MlflowClient", "Param",
+    "RunTag", "TrialRuns", "asking", "connect", "default_store", "download_model", "find_run", "find_trial_runs",
+    "find_versions", "import_flavour", "save_torch_model", "search_runs",
+]  # fmt: skip
+
+_RUNS_PER_PAGE = 1000
+_REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+
+# Its "Creating initial database tables" and alembic's steps are no news for the user of a study, nor is the traceback
+# that it logs of every error which it raises as well.
+logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+logging.getLogger("alembic").setLevel(logging.WARNING)
+
+
+def connect(tracking_uri: str) -> Any:
+    """Return MLflow's client of a store; a SQLite file is created whole.
+
+    Call it within ``asking``.
+    """
+    with imports_kept():  # a database: imports more, and makes or checks the tables
+        create_database(tracking_uri, MlflowClient)
+        if is_database_server(tracking_uri):
+            _check_answers(tracking_uri)
+        return MlflowClient(tracking_uri)
+
+
+def _check_answers(tracking_uri: str) -> None:
+    """Raise at once what MLflow would raise after trying for 100 s; we try again later."""
+    from mlflow.store.db.utils import create_sqlalchemy_engine  # half a second, and only databases need it
+
+    engine = create_sqlalchemy_engine(tracking_uri)  # type: ignore[no-untyped-call]
+    try:
+        engine.connect().close()
+    finally:
+        engine.dispose()
+
+
+@dataclass(frozen=True)
+class TrialRuns:
+    """The trials of a study in MLflow."""
+
+    experiment_id: str
+    #: Finished ones first, then by arm and replicate.
+    run_ids: list[str]
+    #: Metrics whose steps are severities.
+    shift_keys: list[str]
+
+
+def find_trial_runs(tracking_uri: str, study: str) -> TrialRuns:
+    """Return the study's trial runs.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+        StudyError: it has no such study.
+    """
+    with asking(tracking_uri, f"find study {study!r}"):
+        client = MlflowClient(tracking_uri)
+        experiment = client.get_experiment_by_name(study)
+        runs = [] if experiment is None else list(search_runs(client, experiment.experiment_id))
+    if experiment is None:
+        raise StudyError(
+            f"looked for study {study!r} in MLflow at {redact(tracking_uri)} and found no such experiment; "
+            "run the study, or project its ledger with `robustsweep sync`"
+        )
+    trials = [run for run in runs if run.data.tags.get("robustsweep.kind") == "trial"]
+    trials.sort(key=lambda run: (run.info.status != "FINISHED", run.info.run_name))
+    keys = sorted({key for run in trials for key in run.data.metrics if key.startswith("shift/")})
+    return TrialRuns(str(experiment.experiment_id), [run.info.run_id for run in trials], keys)
+
+
+def search_runs(client: Any, experiment_id: str, what: str = "") -> Iterator[Any]:
+    """Yield the runs of an experiment that match MLflow's filter ``what``, page by page."""
+    token = None
+    while True:
+        page = client.search_runs([experiment_id], what, max_results=_RUNS_PER_PAGE, page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def find_run(client: Any, study: str, signature: str) -> Any:
+    """Return the run of a trial, None when MLflow has none. Call it within ``asking``."""
+    experiment = client.get_experiment_by_name(study)
+    if experiment is None:
+        return None
+    return next(search_runs(client, experiment.experiment_id, f"tags.`robustsweep.signature` = '{signature}'"), None)
+
+
+def find_versions(client: Any, name: str) -> Iterator[Any]:
+    """Yield the versions of a registered model, newest first, page by page; nothing when there is no such model."""
+    token = None
+    while True:
+        page = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"], page_token=token)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def import_flavour() -> Any:
+    """Return ``mlflow.pytorch``; importing it takes seconds, and warns of type hints in MLflow's own code."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*type hint is inferred as AnyType")
+        import mlflow.pyfunc  # saving imports it too
+        import mlflow.pytorch
+    return mlflow.pytorch
+
+
+def save_torch_model(module: Any, folder: Path, *, metadata: dict[str, Any]) -> None:
+    """Write an ``ImageClassifier`` (``trainables.models.exported``) as an MLflow model without pickle: a graph of any
+    batch size.
+
+    Its example are the images of the self-test: no image of a patient gets into the registry.
+
+    Args:
+        module: in evaluation mode.
+        folder: where to write; it does not exist yet.
+        metadata: JSON values, shown with the model.
+
+    Raises:
+        RuntimeError: torch cannot export the network.
+    """
+    flavour = import_flavour()
+    import numpy as np
+    from mlflow.models import ModelSignature
+    from mlflow.types import Schema, TensorSpec
+
+    from trainables.models.exported import make_test_images
+
+    example = make_test_images(module.config.images).numpy()
+    # Without names: an input with a name would have to be a dict, which the flavour's own predict refuses (3.17).
+    inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, *example.shape[1:]))])
+    outputs = Schema([TensorSpec(np.dtype(np.float32), (-1, len(module.config.classes)))])
+    flavour.save_model(
+        module,
+        str(folder),
+        signature=ModelSignature(inputs, outputs),
+        input_example=example,
+        serialization_format="pt2",
+        pip_requirements=[f"torch=={version('torch')}", f"numpy=={version('numpy')}"],
+        metadata=metadata,
+    )
+
+
+def download_model(name: str, number: str, folder: Path) -> Any:
+    """Return the module of a version in the registry, loaded from a copy in ``folder``.
+
+    Call it within ``asking`` and ``default_store``.
+    """
+    flavour = import_flavour()
+    from mlflow.artifacts import download_artifacts
+
+    return flavour.load_model(download_artifacts(f"models:/{name}/{number}", dst_path=str(folder)))
+
+
+@contextmanager
+def default_store(tracking_uri: str) -> Iterator[None]:
+    """Make a store MLflow's own default for a while: 3.17's registry looks models up there, whatever client asks."""
+    import mlflow
+
+    before = os.environ.get("MLFLOW_TRACKING_URI")  # set_tracking_uri keeps it there, None unsets it
+    mlflow.set_tracking_uri(tracking_uri)
+    try:
+        yield
+    finally:
+        mlflow.set_tracking_uri(before)  # type: ignore[arg-type]
+
+
+@contextmanager
+def asking(tracking_uri: str, what: str) -> Iterator[None]:
+    """Translate errors of MLflow, of its database layer and of its HTTP layer (all of these are OSError)."""
+    try:
+        yield
+    except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
+        asked = f"asked MLflow at {redact(tracking_uri)} to {what}"
+        said = redact(str(error).strip().split("\n", 1)[0])[:500]
+        if isinstance(error, MlflowException) and error.error_code in _REFUSALS:
+            raise RefusedError(f"{asked}; it refused: {said}; the ledger has everything") from error
+        raise TrackingError(
+            f"{asked}: {type(error).__name__}: {said}; check that it runs, and the address. The ledger has everything: "
+            "`robustsweep sync` ships what is missing"
+        ) from error

@@ -1,0 +1,215 @@
+"""MLflow's own web server over a study's store, on this machine only, opened at the comparison of its trials."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from dataclasses import dataclass
+from types import TracebackType
+from typing import IO, TYPE_CHECKING
+
+from orchestrator.tracking.addresses import TrackingError
+from trainables.errors import StudyError, redact
+
+if TYPE_CHECKING:
+    from orchestrator.tracking.client import TrialRuns
+
+#: MLflow's pages get slow above it, and so does reading them.
+MAX_COMPARED_RUNS = 100
+_POLL_SECONDS = 0.2
+_STOP_SECONDS = 10.0
+_TAIL_LINES = 20
+
+
+@dataclass(frozen=True)
+class Links:
+    """Pages of a study."""
+
+    #: MLflow's comparison of the trials: parallel coordinates, params and metrics side by side.
+    compare: str
+    #: Severity curves of one shift, a line per trial; further shifts are chosen at the left. None: no trial has any.
+    curves: str | None
+    #: All runs with charts of every metric, most robust trial first.
+    charts: str
+    num_compared: int
+    num_trials: int
+
+
+class UiServer:
+    """A running server, or one that somebody else runs; a context manager that stops ours.
+
+    Attributes:
+        url: where it answers.
+        links: pages of the study.
+    """
+
+    def __init__(self, url: str, links: Links, process: subprocess.Popen[bytes] | None) -> None:
+        self.url = url
+        self.links = links
+        self._process = process
+
+    @property
+    def compare_url(self) -> str:
+        """The page that compares the trials."""
+        return self.links.compare
+
+    def __enter__(self) -> UiServer:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def wait(self) -> None:
+        """Return when the server has ended; at once when it is not ours."""
+        if self._process is not None:
+            self._process.wait()
+
+    def stop(self) -> None:
+        """End the server and its workers; nothing to do when it is not ours."""
+        if self._process is not None:
+            _stop(self._process)
+
+
+def serve_ui(tracking_uri: str, study: str, *, port: int | None = None, timeout_seconds: float = 60.0) -> UiServer:
+    """Return a server that answers, over the store of ``tracking_uri``; for an http address, that server itself.
+
+    Args:
+        tracking_uri: absolute, see ``resolve_tracking_uri``.
+        study: its trials are compared.
+        port: on 127.0.0.1; none: a free one.
+        timeout_seconds: how long to wait for the first answer; 6 s are usual.
+
+    Raises:
+        StudyError: the port is taken, or MLflow has no such study.
+        TrackingError: the store cannot be read, or the server did not start; with the end of its log.
+    """
+    from orchestrator.tracking.client import find_trial_runs  # importing it imports MLflow: 2 s
+
+    trials = find_trial_runs(tracking_uri, study)
+    if tracking_uri.startswith(("http:", "https:")):
+        url = _strip_credentials(tracking_uri)
+        return UiServer(url, make_links(url, trials), None)
+    port = _choose_port(port)
+    url = f"http://127.0.0.1:{port}"
+    with tempfile.TemporaryFile() as log:
+        process = _start(tracking_uri, port, log)
+        try:
+            _wait_until_healthy(url, process, log, timeout_seconds)
+        except BaseException:
+            _stop(process)
+            raise
+    return UiServer(url, make_links(url, trials), process)
+
+
+def make_links(url: str, trials: TrialRuns) -> Links:
+    """Return the pages of a study below ``url``; at most ``MAX_COMPARED_RUNS`` trials are compared.
+
+    Source: the routes ``compareRuns``, ``metricPage`` and ``experiments`` of MLflow 3.17's pages.
+    """
+    chosen = trials.run_ids[:MAX_COMPARED_RUNS]
+    runs, experiments = _quote(chosen), _quote([trials.experiment_id])
+    curves = None
+    if trials.shift_keys:
+        preferred = [key for key in trials.shift_keys if key.endswith("/balanced_accuracy")]
+        key = (preferred or trials.shift_keys)[0]
+        curves = (
+            f"{url}/#/metric?runs={runs}&metric={_quote(key)}&experiments={experiments}"
+            f"&plot_metric_keys={_quote([key])}&plot_layout=%7B%7D&x_axis=step&y_axis_scale=linear"
+            "&line_smoothness=1&show_point=true&deselected_curves=[]&last_linear_y_axis_range=[]"
+        )
+    # Sorted by start, MLflow folds the trials under the study's run and draws no chart of them.
+    order = urllib.parse.quote("metrics.`robustness/mean_balanced_accuracy`", safe="")
+    return Links(
+        compare=f"{url}/#/compare-runs?runs={runs}&experiments={experiments}",
+        curves=curves,
+        charts=f"{url}/#/experiments/{trials.experiment_id}/runs?orderByKey={order}&orderByAsc=false"
+        "&compareRunsMode=CHART",
+        num_compared=len(chosen),
+        num_trials=len(trials.run_ids),
+    )
+
+
+def _quote(value: str | list[str]) -> str:
+    return urllib.parse.quote(json.dumps(value, separators=(",", ":")), safe="[],/")
+
+
+def _strip_credentials(uri: str) -> str:
+    scheme, _, rest = uri.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}".rstrip("/")
+
+
+def _choose_port(port: int | None) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port or 0))
+        except OSError as error:
+            raise StudyError(
+                f"could not serve on 127.0.0.1:{port}: {error.strerror}; give another --port, or none for a free one"
+            ) from error
+        return int(probe.getsockname()[1])
+
+
+def _start(tracking_uri: str, port: int, log: IO[bytes]) -> subprocess.Popen[bytes]:
+    environment = os.environ | {
+        "MLFLOW_BACKEND_STORE_URI": tracking_uri,  # not an argument: everybody on the machine could read a password
+        # The server reports usage to MLflow's vendor unless told not to; the second is the general convention.
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "DO_NOT_TRACK": "true",
+        # Runners for scheduled scoring of language models: 3 more processes, of no use here.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+    }
+    environment.pop("MLFLOW_TRACKING_URI", None)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    return subprocess.Popen(
+        command,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=log,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,  # its workers end with it: stop() signals the whole session
+    )
+
+
+def _wait_until_healthy(url: str, process: subprocess.Popen[bytes], log: IO[bytes], timeout_seconds: float) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            break
+        try:
+            with urllib.request.urlopen(f"{url}/health", timeout=5):
+                return
+        except (urllib.error.URLError, TimeoutError, ConnectionError):
+            time.sleep(_POLL_SECONDS)
+    log.seek(0)
+    tail = "\n".join(redact(log.read().decode(errors="replace")).splitlines()[-_TAIL_LINES:])
+    found = "no answer" if process.poll() is None else f"exit code {process.returncode}"
+    raise TrackingError(
+        f"started MLflow's server on {url} and found {found} within {timeout_seconds:.0f} s; "
+        f"read the end of its log:\n{tail}"
+    )
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    for signum in (signal.SIGTERM, signal.SIGKILL):
+        try:
+            os.killpg(process.pid, signum)
+        except ProcessLookupError:
+            break
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            continue
+    process.wait()

@@ -1,0 +1,374 @@
+"""The projection of the ledger to MLflow, exactly once.
+
+What makes it exactly once: a run is found by its signature tag before it is created; MLflow ignores a metric that it
+already has with the same key, timestamp, step and value, and the ledger keeps all four; nothing is retried inside
+a request, only from the start, with the state of the server read anew.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from orchestrator.ledger.derived import forget_shipped
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.preregistration import DELETED, read_versions
+from orchestrator.ledger.record import Record
+from orchestrator.planning.states import COMPLETE, INTERRUPTED
+from orchestrator.tracking.addresses import RefusedError, choose_artifact_location
+from orchestrator.tracking.client import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    LifecycleStage,
+    Metric,
+    Param,
+    RunTag,
+    asking,
+    connect,
+    search_runs,
+)
+from orchestrator.tracking.projection import (
+    MAX_DIGEST_LENGTH,
+    MAX_PARAMS_PER_CALL,
+    MAX_TAG_LENGTH,
+    STATUS_TAG,
+    STATUSES,
+    STOPPED_TAG,
+    VERDICT_TAG,
+    Batch,
+    Projection,
+    describe_study,
+    make_batches,
+    make_key,
+    project,
+    project_verdicts,
+)
+from orchestrator.tracking.run_index import RUNNING, Run, RunIndex
+from orchestrator.tracking.shipped import Shipped
+from trainables.errors import StorageError
+
+_logger = logging.getLogger(__name__)
+
+#: Runs asked for one by one (10 ms each) rather than all (5 ms each); not more than half of all.
+_MAX_QUESTIONS = 200
+
+
+class Tracker:
+    """One study's runs in MLflow.
+
+    Args:
+        tracking_uri: absolute, see ``resolve_tracking_uri``.
+        ledger: of the study.
+        about: the content of ``plan.json``.
+    """
+
+    def __init__(self, tracking_uri: str, ledger: Ledger, *, about: Mapping[str, Any]) -> None:
+        self.tracking_uri = tracking_uri
+        self._ledger = ledger
+        self._about = about
+        self._client: Any = None
+        self._index = RunIndex(ledger.root)
+        self.experiment_id = ""
+        self.parent_run_id = ""
+
+    @property
+    def is_open(self) -> bool:
+        """Whether ``open`` has succeeded."""
+        return bool(self.parent_run_id)
+
+    @property
+    def _runs(self) -> dict[str, Run]:
+        return self._index.runs
+
+    def open(self, *, look_at_all: bool = False) -> None:
+        """Find or create the experiment and the parent run, and find out which runs there are.
+
+        May be called again at any time: after a failure it is how a lost answer or an emptied store is noticed. A
+        deleted experiment is restored, since the study goes on.
+
+        Args:
+            look_at_all: ask for every run, also for those that the ledger knows to have ended: 5 ms each.
+
+        Raises:
+            TrackingError: MLflow cannot be reached.
+        """
+        self.parent_run_id = ""
+        forget_shipped(self._ledger.root)
+        with self._asking("open the experiment"):
+            self._client = self._client or connect(self.tracking_uri)
+            self.experiment_id = self._ensure_experiment()
+            parents = [run.info.run_id for run in self._search("tags.`robustsweep.kind` = 'study'")]
+            parent_run_id = self._ensure_parent(parents)
+            self._find_runs(parent_run_id, look_at_all)
+            self.parent_run_id = parent_run_id
+
+    def ship(self, record: Record) -> bool:
+        """Bring MLflow up to ``record``; return whether anything had to be sent.
+
+        Raises:
+            TrackingError: MLflow cannot be reached; open and ship again later.
+            RefusedError: MLflow does not accept it.
+            StorageError: the record is not one that this version writes.
+        """
+        projection = project(record)
+        try:
+            with self._asking(f"log {record.kind} {record.signature}"):
+                return self._ship(record, projection)
+        except RefusedError:
+            self._index.forget(record.signature)  # it may have been deleted
+            raise
+
+    def _ship(self, record: Record, projection: Projection) -> bool:
+        run = self._runs.get(record.signature)
+        if run is not None and run.shows(projection):
+            return False
+        if run is not None and run.is_whole and run.status == STATUSES[COMPLETE]:  # was damaged, and is made again
+            if projection.status == RUNNING:
+                return False
+            self._client.delete_run(run.run_id)  # with new timestamps every value would be there twice
+            run = None
+        is_new = run is None
+        if run is None:
+            run = self._create(record, projection)
+            self._runs[record.signature] = run
+        known = self._known_epochs(run, projection)
+        is_current = run.is_described_by(projection) and not set(projection.epochs) - known
+        if projection.status == RUNNING and is_current:
+            return False
+        self._send(run, record, projection, known, tags=not is_new)
+        self._index.note(record.signature)
+        return True
+
+    def has_shipped(self, signature: str, state: str) -> bool:
+        """Return whether the run of a finished record is closed with the status that ``state`` means."""
+        run = self._runs.get(signature)
+        return run is not None and run.has_ended_as(state)
+
+    def close_interrupted(self, resumed: Collection[str] = ()) -> int:
+        """Close runs of this ledger that say RUNNING and are not; return how many were killed.
+
+        What the ledger knows of them is shipped first, so one that finished just before a crash becomes FINISHED.
+
+        Args:
+            resumed: signatures that are running or will be; their runs stay open.
+
+        Raises:
+            TrackingError: MLflow cannot be reached.
+        """
+        killed = 0
+        for signature, run in list(self._runs.items()):
+            if run.status != RUNNING or signature in resumed:
+                continue
+            if not self._ledger.folder(run.kind, signature).exists("config.json"):
+                continue  # of another ledger
+            try:
+                record = self._ledger.read(run.kind, signature)
+            except StorageError as error:
+                _logger.warning("left the run of %s %s open, its record is unreadable: %s", run.kind, signature, error)
+                continue
+            self.ship(record)
+            if record.state == INTERRUPTED:
+                with self._asking(f"close {run.kind} {signature}"):
+                    self._client.set_terminated(run.run_id, "KILLED", end_time=project(record).last_ms)
+                run.status = "KILLED"
+                self._index.note(signature)
+                killed += 1
+        self._index.save()
+        return killed
+
+    def log_report(
+        self, html: bytes, *, summary: Mapping[str, Any], is_complete: bool, verdicts: Sequence[Mapping[str, str]] = ()
+    ) -> None:
+        """Attach the report to the parent run and close it, FINISHED when the study is complete, else FAILED.
+
+        Args:
+            html: the self-contained report.
+            summary: counts and headline findings; each becomes a tag ``robustsweep.summary.<name>``.
+            is_complete: nothing failed, nothing is missing.
+            verdicts: rows of ``verdicts.csv``.
+
+        Raises:
+            TrackingError: MLflow cannot be reached.
+        """
+        tags = [
+            RunTag(make_key(f"robustsweep.summary.{name}"), str(value)[:MAX_TAG_LENGTH])
+            for name, value in summary.items()
+        ]
+        with self._asking("log the report"):
+            self._client.log_batch(self.parent_run_id, tags=tags)
+            if read_versions(self._about):
+                self._log_verdicts(verdicts)
+            self._client.log_text(self.parent_run_id, html.decode(), "report.html")
+        self.close(is_complete=is_complete)
+
+    def _log_verdicts(self, rows: Sequence[Mapping[str, str]]) -> None:
+        """Bring the study's own run up to the verdicts; what it shows already is not sent again."""
+        points, tags = project_verdicts(rows)
+        shown = self._client.get_run(self.parent_run_id).data
+        metrics = []
+        for point in points:
+            if shown.metrics.get(point.key) != point.value:
+                history = self._client.get_metric_history(self.parent_run_id, point.key)
+                # MLflow shows the value with the latest timestamp.
+                moment = max([point.timestamp_ms, *(metric.timestamp + 1 for metric in history)])
+                metrics.append(Metric(point.key, point.value, moment, point.step))
+        gone = [key for key in shown.tags if key.startswith((VERDICT_TAG, STATUS_TAG)) and key not in tags]
+        items = list((tags | dict.fromkeys(gone, DELETED)).items())
+        self._client.log_batch(self.parent_run_id, metrics=metrics)
+        for start in range(0, len(items), MAX_PARAMS_PER_CALL):
+            some = items[start : start + MAX_PARAMS_PER_CALL]
+            self._client.log_batch(self.parent_run_id, tags=[RunTag(key, value) for key, value in some])
+
+    def close(self, *, is_complete: bool) -> None:
+        """Close the parent run, FINISHED or FAILED.
+
+        Raises:
+            TrackingError: MLflow cannot be reached.
+        """
+        with self._asking("close the study's run"):
+            self._client.set_terminated(self.parent_run_id, "FINISHED" if is_complete else "FAILED")
+
+    def remember(self, *, state: str, page_sha256: str) -> None:
+        """Write down that the store shows this state of the study and this report (``settled.is_shipped``).
+
+        Raises:
+            StorageError: the ledger cannot be written.
+        """
+        shown = Shipped.of(self.tracking_uri, self.parent_run_id, state=state, page_sha256=page_sha256)
+        shown.write(self._ledger.root)
+
+    # ------------------------------------------------------------------ experiment and runs
+
+    def _ensure_experiment(self) -> str:
+        study = self._about["study"]
+        found = self._client.get_experiment_by_name(study)
+        if found is None:
+            location = choose_artifact_location(self.tracking_uri, self._ledger)
+            # The tag makes the UI offer its pages for training instead of those for language models.
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            return str(self._client.create_experiment(study, artifact_location=location, tags=tags))
+        if found.lifecycle_stage == LifecycleStage.DELETED:
+            self._client.restore_experiment(found.experiment_id)
+        return str(found.experiment_id)
+
+    def _ensure_parent(self, found: Sequence[str]) -> str:
+        tags = describe_study(self._about)
+        if not found:
+            created = self._client.create_run(self.experiment_id, start_time=self._about["written_ms"], tags=tags)
+            return str(created.info.run_id)
+        run_id = found[-1]
+        if len(found) > 1:  # a create_run without an answer, carried out late; what we know is below the other
+            known = self._index.parent_run_id
+            run_id = known if known is not None and known in found else run_id
+            for extra in set(found) - {run_id}:
+                self._client.delete_run(extra)
+        self._client.update_run(run_id, status=RUNNING)
+        self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
+        return run_id
+
+    def _find_runs(self, parent_run_id: str, look_at_all: bool) -> None:
+        """Fill the index: what has ended from the ledger, what runs and what the ledger was not told of from MLflow."""
+        if not look_at_all and self._index.load(parent_run_id):
+            self._add_runs(self._search(f"attributes.status = '{RUNNING}'"))
+            begun = [s for kind in ("stages", "trials") for s in (self._ledger.root / kind).children()]
+            unknown = [s for s in begun if s not in self._runs and s.isalnum()]  # a stray file has no run
+            if len(unknown) <= min(_MAX_QUESTIONS, len(begun) // 2):
+                for signature in unknown:
+                    self._add_runs(self._search(f"tags.`robustsweep.signature` = '{signature}'"))
+                return
+        self._index.runs = {}
+        self._add_runs(self._search())
+        self._index.replace(parent_run_id, self._runs)
+
+    def _add_runs(self, runs: Iterable[Any]) -> None:
+        """Add runs to the index; a second run of a signature is deleted.
+
+        There is one when the answer to a create_run was lost and the server carried it out after we looked.
+        """
+        for found in runs:
+            signature = found.data.tags.get("robustsweep.signature")
+            if signature is None:
+                continue  # the study's own run, or somebody's in the same experiment
+            run, other = Run.of(found), self._runs.get(signature)
+            if other is not None and other.run_id != run.run_id:
+                run, extra = (run, other) if run.is_whole and not other.is_whole else (other, run)
+                self._client.delete_run(extra.run_id)
+            self._runs[signature] = run
+
+    def _search(self, what: str = "") -> Iterator[Any]:
+        return search_runs(self._client, self.experiment_id, what)
+
+    def _create(self, record: Record, projection: Projection) -> Run:
+        # The outcome, if known, is said at once: a transaction less. It counts when the status says so too.
+        tags = projection.tags | {"mlflow.parentRunId": self.parent_run_id} | projection.final_tags
+        created = self._client.create_run(self.experiment_id, start_time=projection.start_ms, tags=tags)
+        failure, stopped = tags.get("robustsweep.failure"), tags.get(STOPPED_TAG)
+        return Run(created.info.run_id, record.kind, RUNNING, failure=failure, stopped=stopped, epochs=set())
+
+    def _known_epochs(self, run: Run, projection: Projection) -> frozenset[int]:
+        """Return the epochs already there; asked once for a run of an earlier session.
+
+        An epoch that a resumed trial repeats has a new timestamp, and would be a second point.
+        """
+        if run.epochs is None:
+            first = next(iter(projection.epochs.values()), ())
+            history = self._client.get_metric_history(run.run_id, first[0].key) if first else []
+            run.epochs = {metric.step for metric in history}
+        return frozenset(run.epochs)
+
+    # ------------------------------------------------------------------ sending
+
+    def _send(self, run: Run, record: Record, projection: Projection, known: frozenset[int], *, tags: bool) -> None:
+        if run.status != RUNNING:
+            self._client.update_run(run.run_id, status=RUNNING)
+            run.status = RUNNING
+        failure = projection.closing_tags.get("robustsweep.failure")
+        if run.failure is not None and failure is None and projection.status != RUNNING:
+            self._client.delete_tag(run.run_id, "robustsweep.failure")
+            run.failure = None
+        stopped = projection.closing_tags.get(STOPPED_TAG)
+        if run.stopped is not None and stopped is None:  # it goes on
+            self._client.delete_tag(run.run_id, STOPPED_TAG)
+            run.stopped = None
+        is_described = run.is_described_by(projection)
+        if not is_described:
+            self._client.log_inputs(run.run_id, datasets=[self._dataset(record)])
+        for batch in make_batches(projection, params=not is_described, tags=tags, known_epochs=known):
+            self._log(run.run_id, batch)
+        run.num_params = len(projection.params)
+        run.epochs = set(known) | set(projection.epochs)
+        if projection.traceback is not None:
+            self._client.log_text(run.run_id, projection.traceback, "traceback.txt")
+        if projection.status != RUNNING:
+            self._client.set_terminated(run.run_id, projection.status, end_time=projection.last_ms)
+            run.status, run.shipped, run.failure = projection.status, str(projection.num_points), failure
+            run.stopped = stopped
+
+    def _log(self, run_id: str, batch: Batch) -> None:
+        self._client.log_batch(
+            run_id,
+            metrics=[Metric(p.key, p.value, p.timestamp_ms, p.step) for p in batch.points],
+            params=[Param(key, value) for key, value in batch.params],
+            tags=[RunTag(key, value) for key, value in batch.tags.items()],
+        )
+
+    def _dataset(self, record: Record) -> DatasetInput:
+        about, fingerprint = self._about["data"], record.config["data_fingerprint"]
+        profile = None
+        if fingerprint == about["fingerprint"]:  # a factor may vary the data; the plan describes one of them
+            profile = json.dumps({"num_images": about["num_images"], "classes": about["classes"]})
+        dataset = Dataset(
+            name=about["name"],
+            digest=fingerprint[:MAX_DIGEST_LENGTH],
+            source_type=record.config["config"]["data"]["kind"],
+            source=json.dumps({"fingerprint": fingerprint}),
+            profile=profile,
+        )
+        return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])
+
+    def _asking(self, what: str) -> AbstractContextManager[None]:
+        return asking(self.tracking_uri, f"{what} of study {self._about['study']!r}")

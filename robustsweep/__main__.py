@@ -1,0 +1,5 @@
+"""``python -m robustsweep`` is ``robustsweep``."""
+
+from orchestrator.cli.main import main
+
+main()

@@ -1,0 +1,1 @@
+"""Tests: one package per package, ``faults`` injects faults, ``e2e`` runs whole studies."""

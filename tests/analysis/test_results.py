@@ -1,0 +1,191 @@
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from orchestrator.analysis.effects import compute_effects, effects_table
+from orchestrator.analysis.results import arms_table, balanced_errors_table, load_results, results_sha256
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.report.sections.answer import answer
+from tests.support.synthetic_ledger import FACTORS, SHIFTS, Fate, make_fake_ledger
+from trainables.errors import StorageError, StudyError
+
+MEAN = "robustness/mean_balanced_accuracy"
+
+
+def change(ledger: Ledger, number: int, edit: Any) -> None:
+    """Apply ``edit`` to the number-th result, in plan order."""
+    folder = ledger.folder("trial", ledger.read_plan()["trials"][number]["signature"])
+    result = folder.read_json("result.json")
+    edit(result)
+    folder.write_json("result.json", result)
+
+
+def test_every_planned_trial_is_a_row_and_the_states_add_up(tmp_path: Path) -> None:
+    results = load_results(make_fake_ledger(tmp_path, fate=Fate(failed=2, interrupted=1, missing=3)))
+    assert results.counts == {"planned": 24, "complete": 18, "failed": 2, "interrupted": 1, "missing": 3}
+    assert len(results.trials) == 24
+    reasons = results.trials.loc[results.trials["state"] == "failed", "reason"]
+    assert reasons.str.startswith("diverged: the training loss became nan").all()
+
+
+def test_factor_order_is_the_study_files(tmp_path: Path) -> None:
+    results = load_results(make_fake_ledger(tmp_path))
+    assert results.factors == list(FACTORS)
+    assert next(iter(results.labels.values())) == "scratch · none · none"
+
+
+def test_shifts_are_tidy(tmp_path: Path) -> None:
+    results = load_results(make_fake_ledger(tmp_path))
+    assert len(results.shifts) == 24 * (3 + 5 * len(SHIFTS))
+    assert not results.shifts.duplicated(["signature", "set", "shift", "severity"]).any()
+
+
+def test_arms_have_mean_and_sample_deviation_over_replicates(tmp_path: Path) -> None:
+    results = load_results(make_fake_ledger(tmp_path, replicates=3))
+    arm = arms_table(results).iloc[0]
+    values = results.trials.loc[results.trials["name"] == arm["name"], MEAN]
+    assert arm[f"{MEAN}.n"] == 3
+    assert arm[f"{MEAN}.mean"] == pytest.approx(values.mean())
+    assert arm[f"{MEAN}.sd"] == pytest.approx(np.std(values, ddof=1))
+
+
+def test_balanced_errors_are_relative_to_the_first_arm(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path, replicates=2)
+
+    def edit(result: dict[str, Any]) -> None:
+        for row in result["evaluations"]:
+            row["metrics"]["balanced_accuracy"] = {0: 0.9, 1: 0.8}.get(row["severity"], 0.4)
+
+    planned = [trial["name"] for trial in ledger.read_plan()["trials"]]
+    for number in (number for number, name in enumerate(planned) if name == planned[0]):
+        change(ledger, number, edit)
+    results = load_results(ledger)
+    table = balanced_errors_table(results)
+    assert table["name"].tolist() == arms_table(results)["name"].tolist()
+    first = table.iloc[0]
+    assert (first["be"], first["rbe"], first["be_shifts"], first["be_undefined"]) == (1.0, 1.0, len(SHIFTS), 0)
+    assert (first["clean_error"], first["mean_shifted_error"]) == pytest.approx((0.1, (0.2 + 4 * 0.6) / 5))
+    other, rows = table.iloc[-1], results.shifts[results.shifts["name"] == table.iloc[-1]["name"]]
+    errors = 1 - rows[(rows["set"] == "test") & (rows["severity"] > 0)].groupby("shift")["balanced_accuracy"].mean()
+    assert other["be"] == pytest.approx((errors / first["mean_shifted_error"]).mean())
+
+
+def test_balanced_errors_are_empty_without_a_reference(tmp_path: Path) -> None:
+    table = balanced_errors_table(load_results(make_fake_ledger(tmp_path, replicates=1, fate=Fate(missing=24))))
+    assert len(table) > 0
+    assert list(table) == ["name", "label", "reference"]
+
+
+def test_hash_ignores_times_and_sees_every_number(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path, replicates=1)
+    before = results_sha256(load_results(ledger))
+    change(ledger, 0, lambda result: result.update(duration_seconds=9e9, finished_ms=1, peak_rss_mib=1.0))
+    assert results_sha256(load_results(ledger)) == before
+    change(ledger, 0, lambda result: result["evaluations"][7]["metrics"].update(nll=0.123))
+    assert results_sha256(load_results(ledger)) != before
+
+
+def test_trial_that_is_no_longer_planned_is_left_out_and_counted(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path, replicates=1)
+    plan = ledger.read_plan()
+    gone = plan["trials"].pop()
+    ledger.root.write_json("plan.json", plan)
+    results = load_results(ledger)
+    assert results.orphaned == (gone["signature"],)
+    assert gone["signature"] not in set(results.shifts["signature"])
+
+
+def test_damage_counts_where_it_is_needed(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path, replicates=1)
+    plan = ledger.read_plan()
+    gone = plan["trials"].pop()["signature"]
+    plan["stages"] = [{"signature": "5" * 16}]
+    ledger.root.write_json("plan.json", plan)
+    for folder in (ledger.folder("trial", gone), ledger.folder("stage", "5" * 16)):
+        folder.write("result.json", b"torn")
+    results = load_results(ledger)
+    assert results.counts["complete"] == results.counts["planned"]
+    assert results.orphaned == (gone,)
+    assert len(results.damaged) == 2
+    needed = ledger.folder("trial", plan["trials"][0]["signature"])
+    needed.write("result.json", b"torn")
+    with pytest.raises(StorageError, match=rf"{needed.uri}/result.json is damaged.*robustsweep run"):
+        load_results(Ledger(ledger.storage, ledger.study))
+
+
+def test_trial_whose_stage_failed_says_so(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path, replicates=1, fate=Fate(missing=1))
+    plan = ledger.read_plan()
+    plan["trials"][-1]["needs"] = ["5" * 16]
+    plan["stages"] = [{"signature": "5" * 16}]
+    ledger.root.write_json("plan.json", plan)
+    stage = ledger.folder("stage", "5" * 16)
+    stage.write_json("config.json", {"signature": "5" * 16})
+    stage.write_json("failure.json", {"reason": "error", "message": "out of memory"})
+    assert load_results(ledger).trials.iloc[-1]["reason"] == f"upstream: stage {'5' * 16} failed"
+
+
+def test_unknown_metric_and_unplanned_study_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="expected one of accuracy, balanced_accuracy, auroc"):
+        load_results(make_fake_ledger(tmp_path), "f1")
+    with pytest.raises(StudyError, match=r"no plan\.json"):
+        load_results(Ledger(str(tmp_path), "another"))
+
+
+def test_effect_is_the_mean_paired_difference_over_matching_cells(tmp_path: Path) -> None:
+    results = load_results(make_fake_ledger(tmp_path, fate=Fate(missing=1)))
+    effect = next(e for e in compute_effects(results, MEAN) if e.factor == "augmentation")
+    trials = results.trials
+    by_hand = []
+    for _, left in trials[trials["arm/augmentation"] == "strong"].iterrows():
+        keys = ["arm/pretraining", "arm/regulariser", "replicate"]
+        match = trials[(trials["arm/augmentation"] == "none") & (trials[keys] == left[keys]).all(axis=1)]
+        by_hand.append(left[MEAN] - match[MEAN].item())
+    assert effect.difference == pytest.approx(np.nanmean(by_hand))
+    assert (len(effect.cells), effect.num_missing) == (11, 1)
+    assert effect.interval is not None
+    assert effect.interval.low < effect.difference < effect.interval.high
+    assert effect.resampled == "11 cells resampled (2 replicates: too few to resample replicates)"
+
+
+def test_test_over_shifts_counts_shifts_and_holm_corrects_all_effects(tmp_path: Path) -> None:
+    effects = compute_effects(load_results(make_fake_ledger(tmp_path)), MEAN)
+    assert [effect.num_shifts for effect in effects] == [len(SHIFTS)] * 4
+    strong = next(effect for effect in effects if effect.level == "strong")
+    assert strong.p_value == pytest.approx(2 / 2 ** len(SHIFTS))  # all 14 shifts have the same sign
+    assert all(effect.p_holm >= effect.p_value for effect in effects if effect.p_value and effect.p_holm)
+    assert len(effects_table(effects)) == 4
+
+
+def test_five_replicates_are_resampled_whole_and_three_cells_have_no_interval(tmp_path: Path) -> None:
+    factors = {"augmentation": ("none", "strong")}
+    many = compute_effects(load_results(make_fake_ledger(tmp_path / "5", factors=factors, replicates=5)), MEAN)[0]
+    assert many.interval is not None
+    assert many.resampled == "5 whole replicates (5 cells) resampled"
+    few = compute_effects(load_results(make_fake_ledger(tmp_path / "3", factors=factors, replicates=3)), MEAN)[0]
+    assert few.interval is None
+    assert few.resampled == "no interval: 3 cells, at least 4 needed"
+
+
+def test_answer_is_chosen_on_validation_and_never_on_test(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path, factors={"augmentation": ("none", "strong")})
+
+    def favour(arm: int, name: str) -> None:
+        def edit(result: dict[str, Any]) -> None:
+            for evaluation in result["evaluations"]:
+                if evaluation["set"] == name:
+                    evaluation["metrics"]["balanced_accuracy"] = 0.999
+            if name == "test":
+                result["metrics"][MEAN] = 0.999
+
+        for replicate in range(2):
+            change(ledger, 2 * replicate + arm, edit)
+
+    favour(0, "val")
+    favour(1, "test")
+    results = load_results(ledger)
+    words = answer(results, arms_table(results), compute_effects(results, MEAN))
+    assert [statement.headline for statement in words.statements[:2]] == ["none", "strong"]
+    assert "(oracle)" in words.statements[1].heading

@@ -1,0 +1,450 @@
+"""Verdicts on results with planted effects: the rule, what is paired with what, corrections, and how they are shown."""
+
+from __future__ import annotations
+
+import csv
+import re
+import zlib
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from test_hypotheses import make
+
+from orchestrator.analysis.evidence import Evidence
+from orchestrator.analysis.results import load_results
+from orchestrator.analysis.verdicts import (
+    CONTRADICTED,
+    NOT_ENOUGH,
+    NOT_SUPPORTED,
+    SUPPORTED,
+    Verdict,
+    decide,
+    judge,
+    verdicts_table,
+)
+from orchestrator.ledger.derived import read_verdicts
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.report.write import write_report
+from orchestrator.statistics.intervals import Interval
+from orchestrator.study.hypotheses import Hypothesis, describe_hypothesis
+from orchestrator.tracking.client import MlflowClient
+from orchestrator.tracking.projection import project_verdicts
+from tests.support.ledger_records import make_ledger
+from tests.support.mlflow_stores import make_database, make_tracker
+from tests.support.synthetic_ledger import Fate, make_fake_ledger
+
+METRIC = "robustness/mean_balanced_accuracy"
+#: Levels of a trial and its replicate → the value of every metric.
+Value = Callable[[Mapping[str, str], int], float]
+
+
+def version(*hypotheses: Hypothesis, complete: int = 0, moment_ms: int = 1) -> dict[str, Any]:
+    return {
+        "registered_ms": moment_ms,
+        "num_complete": complete,
+        "sha256": "0" * 64,
+        "hypotheses": [describe_hypothesis(hypothesis) for hypothesis in hypotheses],
+        "after_damage": False,
+    }
+
+
+def claim(ledger: Ledger, *versions: dict[str, Any]) -> Ledger:
+    """Write versions of hypotheses into the plan of a finished study."""
+    plan = ledger.read_plan()
+    ledger.root.write_json("plan.json", plan | {"hypotheses": {"versions": list(versions)}})
+    return ledger
+
+
+def plant(folder: Path, value: Value, *, replicates: int = 6, fate: Fate | None = None, **factors: Any) -> Ledger:
+    """Return a finished study whose metrics are ``value``; its shifts differ by a constant of their own."""
+    factors = factors or {"augmentation": ("none", "strong")}
+    ledger = make_fake_ledger(folder, factors=factors, replicates=replicates, fate=fate, externals=())
+    for trial in ledger.read_plan()["trials"]:
+        place = ledger.folder("trial", trial["signature"])
+        if place.exists("result.json"):
+            result, planted = place.read_json("result.json"), value(trial["arm"], trial["replicate"])
+            for number, evaluation in enumerate(result["evaluations"]):
+                shifted = planted + 1e-3 * (number // 5) * bool(evaluation["severity"])
+                evaluation["metrics"] = dict.fromkeys(evaluation["metrics"], shifted)
+            result["metrics"] = dict.fromkeys(result["metrics"], planted)
+            place.write_json("result.json", result)
+    return ledger
+
+
+def verdict_of(ledger: Ledger, hypothesis: Hypothesis) -> Verdict:
+    (verdict,) = judge(load_results(claim(ledger, version(hypothesis))))
+    return verdict
+
+
+def noise(*keys: Any) -> float:
+    return float(np.random.default_rng([zlib.crc32(str(key).encode()) for key in keys]).normal())
+
+
+# ------------------------------------------------------------------ the rule
+
+
+def found(effect: float, low: float, high: float, **changes: Any) -> Evidence:
+    evidence = Evidence(effect, Interval(low, high, 8), 0.01, 8, 0.01, 6, "8 replicates", 8, 8, {})
+    return replace(evidence, **changes)
+
+
+@pytest.mark.parametrize(
+    ("direction", "evidence", "p_holm", "verdict", "reason"),
+    [
+        ("higher", found(0.03, 0.02, 0.04), 0.05, SUPPORTED, "large enough"),
+        ("higher", found(0.03, 0.02, 0.04), 0.051, NOT_SUPPORTED, "not significant"),
+        ("higher", found(0.01, 0.005, 0.015), 0.01, SUPPORTED, "large enough"),
+        ("higher", found(0.009, 0.005, 0.015), 0.01, NOT_SUPPORTED, "smaller than what matters"),
+        ("higher", found(0.005, 0.001, 0.0099), 0.01, CONTRADICTED, "no effect that would matter"),
+        ("higher", found(0.0, -0.005, 0.005), 0.9, CONTRADICTED, "no effect that would matter"),
+        ("higher", found(-0.03, -0.04, -0.02), 0.01, CONTRADICTED, "other direction"),
+        ("higher", found(-0.03, -0.09, 0.02), 0.2, NOT_SUPPORTED, "not significant"),
+        ("lower", found(-0.03, -0.04, -0.02), 0.01, SUPPORTED, "large enough"),
+        ("lower", found(0.03, 0.02, 0.04), 0.01, CONTRADICTED, "other direction"),
+        ("lower", found(-0.005, -0.0099, -0.001), 0.01, CONTRADICTED, "no effect that would matter"),
+        ("two-sided", found(-0.03, -0.04, -0.02), 0.01, SUPPORTED, "large enough"),
+        ("two-sided", found(0.03, 0.02, 0.04), 0.01, SUPPORTED, "large enough"),
+        ("two-sided", found(0.0, -0.009, 0.009), 0.9, CONTRADICTED, "no effect that would matter"),
+        ("two-sided", found(0.0, -0.009, 0.011), 0.9, NOT_SUPPORTED, "not significant"),
+        ("higher", found(0.03, 0.02, 0.04), None, NOT_SUPPORTED, "exactly 0"),
+        ("higher", found(0.03, 0.02, 0.04, num_complete=7), 0.01, NOT_ENOUGH, "1 of 8 planned pairs are missing"),
+        ("higher", found(0.03, 0.02, 0.04, num_units=5), 0.01, NOT_ENOUGH, "6 are needed for p ≤ 0.05"),
+        ("higher", found(0.03, 0.02, 0.04, problem="nothing"), None, NOT_ENOUGH, "nothing"),
+    ],
+)
+def test_the_rule(direction: str, evidence: Evidence, p_holm: float | None, verdict: str, reason: str) -> None:
+    decided = decide(make(direction=direction), evidence, p_holm, 0.01)
+    assert decided[0] == verdict
+    assert reason in decided[1]
+
+
+def test_any_effect_matters_where_none_is_named() -> None:
+    anything = make(smallest_effect=0)
+    assert decide(anything, found(1e-9, 1e-10, 1e-8), 0.01, 0.01)[0] == SUPPORTED
+    assert decide(anything, found(-0.1, -0.2, -0.01), 0.06, 0.01)[0] == NOT_SUPPORTED  # the test decides, not both
+
+
+def test_some_pairs_may_be_missing_where_the_hypothesis_says_so() -> None:
+    evidence = found(0.03, 0.02, 0.04, num_complete=7)
+    assert decide(make(max_missing=0.125), evidence, 0.01, 0.01)[0] == SUPPORTED
+    assert decide(make(max_missing=0.12), evidence, 0.01, 0.01)[0] == NOT_ENOUGH
+
+
+def test_a_family_too_large_for_its_replicates_is_not_enough_data() -> None:
+    assert decide(make(), found(0.03, 0.02, 0.04), 0.06, 0.06) == (
+        NOT_ENOUGH, "8 replicates cannot give p ≤ 0.05 after correction for the family",
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------ what is paired
+
+
+def test_pairs_share_all_else_and_the_replicate(tmp_path: Path) -> None:
+    """What the replicate and the other factor do is large, and cancels."""
+
+    def value(arm: Mapping[str, str], replicate: int) -> float:
+        return 0.5 + 0.05 * replicate + 0.1 * (arm["pretraining"] == "b") + 0.02 * (arm["augmentation"] == "strong")
+
+    ledger = plant(tmp_path, value, augmentation=("none", "strong"), pretraining=("a", "b"))
+    verdict = verdict_of(ledger, make())
+    evidence = verdict.evidence
+    assert evidence.effect == pytest.approx(0.02)
+    assert evidence.interval is not None
+    assert evidence.interval.low == pytest.approx(evidence.interval.high)
+    assert (evidence.num_units, evidence.units) == (6, "6 replicates")
+    assert (evidence.num_planned, evidence.num_complete, evidence.num_missing) == (12, 12, 0)
+    assert evidence.p_value == pytest.approx(2 / 2**6)
+    assert evidence.means["treatment"] - evidence.means["control"] == pytest.approx(0.02)
+    assert verdict.verdict == SUPPORTED
+    assert verdict_of(ledger, make(where={"pretraining": "b"})).evidence.num_planned == 6
+
+
+def test_an_interaction_and_a_trend_are_found(tmp_path: Path) -> None:
+    def value(arm: Mapping[str, str], replicate: int) -> float:
+        strength = float(arm["strength"])
+        return 0.5 + 0.01 * replicate + (0.04 * strength if arm["pretraining"] == "a" else 0.01 * strength)
+
+    ledger = plant(tmp_path, value, strength=("0", "0.5", "1"), pretraining=("a", "b"))
+    sides = {"treatment": {"strength": 1}, "control": {"strength": 0}}
+    ends = {"at": {"pretraining": "a"}, "versus": {"pretraining": "b"}}
+    interaction = verdict_of(ledger, make(kind="interaction", **sides, **ends))
+    assert interaction.evidence.effect == pytest.approx(0.03)
+    assert interaction.evidence.num_planned == 6
+    assert interaction.verdict == SUPPORTED
+    trend = verdict_of(ledger, make(kind="trend", factor="strength"))
+    assert trend.evidence.effect == pytest.approx(0.025)
+    assert trend.evidence.p_value == pytest.approx(2 / 6**6, abs=2e-4)
+    assert trend.verdict == SUPPORTED
+    falling = verdict_of(ledger, make(kind="trend", factor="strength", direction="lower"))
+    assert (falling.verdict, falling.reason) == (CONTRADICTED, "significant in the other direction")
+
+
+def test_ranks_and_line_that_disagree_show_no_trend(tmp_path: Path) -> None:
+    values = {"0": 0.9, "1": 0.5, "2": 0.51, "30": 0.52}  # the line falls by its first point, most steps rise
+    ledger = plant(tmp_path, lambda arm, replicate: values[arm["x"]] + 0.001 * replicate, x=tuple(values))
+    evidence = verdict_of(ledger, make(kind="trend", factor="x", levels=[1, 2, 30])).evidence
+    assert evidence.effect is not None
+    assert evidence.effect > 0
+    values["30"] = 0.89
+    ledger = plant(tmp_path / "other", lambda arm, replicate: values[arm["x"]], x=tuple(values))
+    evidence = verdict_of(ledger, make(kind="trend", factor="x")).evidence
+    assert evidence.effect is not None
+    assert (evidence.effect > 0, evidence.p_value) == (True, 1.0)
+
+
+def test_shifts_are_counted_as_shifts(tmp_path: Path) -> None:
+    ledger = plant(tmp_path, lambda arm, replicate: 0.5 + 0.1 * (arm["augmentation"] == "strong"), replicates=1)
+    verdict = verdict_of(ledger, make(over="shifts", test="wilcoxon_signed_rank"))
+    assert verdict.evidence.units == "14 shift types"
+    assert verdict.evidence.p_value == pytest.approx(2 / 2**14)
+    assert verdict.verdict == SUPPORTED
+    assert verdict.evidence.caution is not None
+
+
+def test_cells_count_until_there_are_enough_replicates(tmp_path: Path) -> None:
+    def value(arm: Mapping[str, str], replicate: int) -> float:
+        return 0.5 + 0.1 * (arm["augmentation"] == "strong") + 0.01 * noise(arm, replicate)
+
+    factors = {"augmentation": ("none", "strong"), "pretraining": ("a", "b", "c")}
+    for replicates, units, is_cautioned in ((3, "9 cells", True), (6, "6 replicates", False)):
+        ledger = plant(tmp_path / units, value, replicates=replicates, **factors)
+        evidence = verdict_of(ledger, make(over="cells")).evidence
+        assert (evidence.units, evidence.caution is not None) == (units, is_cautioned)
+    few = verdict_of(plant(tmp_path / "few", value, replicates=1, **factors), make(over="cells"))
+    assert (few.verdict, few.reason) == (NOT_ENOUGH, "3 cells, 6 are needed for p ≤ 0.05")
+
+
+def test_a_metric_under_one_shift_is_the_mean_over_its_severities(tmp_path: Path) -> None:
+    ledger = plant(tmp_path, lambda arm, replicate: 0.5)
+    for trial in ledger.read_plan()["trials"]:
+        place = ledger.folder("trial", trial["signature"])
+        result = place.read_json("result.json")
+        for evaluation in result["evaluations"]:
+            if evaluation["shift"] == "jpeg" and trial["arm"]["augmentation"] == "strong":
+                evaluation["metrics"]["nll"] = 0.5 - 0.1 * evaluation["severity"]
+            elif evaluation["shift"] == "jpeg":
+                evaluation["metrics"]["nll"] = 0.5
+        place.write_json("result.json", result)
+    jpeg = make(metric="shift/jpeg/nll", direction="lower", severities=[1, 3])
+    assert verdict_of(ledger, jpeg).evidence.effect == pytest.approx(-0.2)
+    every = make(metric="shift/jpeg/nll", direction="lower")
+    assert verdict_of(ledger, every).evidence.effect == pytest.approx(-0.3)
+    absent = verdict_of(ledger, make(metric="shift/jpeg/nll", severities=[1], where={"augmentation": "none"}))
+    assert absent.verdict == NOT_ENOUGH
+    unknown = verdict_of(ledger, make(metric="shift/fog/nll"))
+    assert (unknown.verdict, unknown.reason) == (NOT_ENOUGH, "no complete trial has shift/fog/nll")
+
+
+@pytest.mark.parametrize("test", ["permutation", "wilcoxon_signed_rank", "sign", "paired_bootstrap"])
+def test_every_test_sees_a_clear_effect_and_not_a_missing_one(tmp_path: Path, test: str) -> None:
+    def value(size: float) -> Value:
+        return lambda arm, replicate: 0.5 + size * (arm["augmentation"] == "strong") + 0.01 * noise(arm, replicate)
+
+    clear = verdict_of(plant(tmp_path / "a", value(0.1), replicates=8), make(test=test))
+    assert (clear.verdict, clear.evidence.caution) == (SUPPORTED, None)
+    absent = verdict_of(plant(tmp_path / "b", value(0.0), replicates=8), make(test=test, smallest_effect=0.0))
+    assert absent.verdict == NOT_SUPPORTED
+    assert absent.evidence.p_value is not None
+    assert absent.evidence.p_value > 0.05
+
+
+def test_differences_that_are_all_zero_are_no_effect(tmp_path: Path) -> None:
+    ledger = plant(tmp_path, lambda arm, replicate: 0.5)
+    for test in ("permutation", "wilcoxon_signed_rank", "sign"):
+        verdict = verdict_of(ledger, make(test=test, smallest_effect=0.0))
+        assert (verdict.verdict, verdict.evidence.p_value) == (NOT_SUPPORTED, None)
+        assert verdict_of(ledger, make(test=test)).verdict == CONTRADICTED
+
+
+@pytest.mark.parametrize("replicates", [6, 8, 10])
+def test_the_bootstrap_is_no_surer_than_sign_flips(tmp_path: Path, replicates: int) -> None:
+    def value(arm: Mapping[str, str], replicate: int) -> float:
+        return 0.5 + (0.001 + 0.02 * replicate) * (arm["augmentation"] == "strong")
+
+    ledger = plant(tmp_path, value, replicates=replicates)
+    resampled, flipped = (verdict_of(ledger, make(test=test)).evidence for test in ("paired_bootstrap", "permutation"))
+    assert resampled.p_value is not None
+    assert flipped.p_value == 2 / 2**replicates
+    assert resampled.p_value >= flipped.p_value
+
+
+def test_the_p_value_of_the_bootstrap_fits_its_interval(tmp_path: Path) -> None:
+    def value(arm: Mapping[str, str], replicate: int) -> float:
+        return 0.5 + (0.4 + noise(replicate)) * 0.05 * (arm["augmentation"] == "strong")
+
+    ledger = plant(tmp_path, value, replicates=16)
+    p_value = verdict_of(ledger, make(test="paired_bootstrap")).evidence.p_value
+    assert p_value is not None
+    for factor in (0.9, 1.1):
+        interval = verdict_of(ledger, make(test="paired_bootstrap", alpha=factor * p_value)).evidence.interval
+        assert interval is not None
+        assert (interval.low > 0) == (factor > 1)
+
+
+# ------------------------------------------------------------------ what is missing
+
+
+def test_a_study_under_way_has_not_enough_data(tmp_path: Path) -> None:
+    def value(arm: Mapping[str, str], replicate: int) -> float:
+        return 0.5 + 0.1 * (arm["augmentation"] == "strong") + 0.001 * noise(arm, replicate)
+
+    ledger = plant(tmp_path, value, replicates=8, fate=Fate(missing=1))
+    verdict = verdict_of(ledger, make())
+    assert (verdict.verdict, verdict.reason) == (NOT_ENOUGH, "1 of 8 planned pairs are missing")
+    assert verdict.evidence.effect == pytest.approx(0.1, abs=0.01)
+    assert verdict_of(ledger, make(max_missing=0.2)).verdict == SUPPORTED
+    none = verdict_of(plant(tmp_path / "none", value, fate=Fate(missing=12)), make())
+    assert (none.verdict, none.evidence.effect, none.evidence.num_planned) == (NOT_ENOUGH, None, 6)
+
+
+def test_arms_left_out_of_the_plan_are_named(tmp_path: Path) -> None:
+    ledger = plant(tmp_path, lambda arm, replicate: 0.5)
+    plan = ledger.read_plan()
+    plan["trials"] = [trial for trial in plan["trials"] if trial["arm"]["augmentation"] == "none"]
+    ledger.root.write_json("plan.json", plan)
+    verdict = verdict_of(ledger, make())
+    assert (verdict.verdict, verdict.reason) == (
+        NOT_ENOUGH, "the plan has nothing to compare: no arm is in treatment",
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------ families and versions
+
+
+def test_holm_counts_what_was_promised_and_exploratory_ones_do_not_thin_it(tmp_path: Path) -> None:
+    def value(arm: Mapping[str, str], replicate: int) -> float:
+        return 0.5 + 0.1 * (arm["augmentation"] == "strong") + 0.001 * noise(arm, replicate)
+
+    ledger = plant(tmp_path, value, replicates=8)
+    p = 2 / 2**8
+    early = version(make(name="a"), make(name="b"), make(name="c", family="other"))
+
+    def corrected(*versions: dict[str, Any]) -> dict[str, float | None]:
+        return {each.hypothesis.name: each.p_holm for each in judge(load_results(claim(ledger, *versions)))}
+
+    assert corrected(early) == pytest.approx({"a": 2 * p, "b": 2 * p, "c": p})
+    added = version(make(name="a"), make(name="b"), make(name="d"), complete=1)
+    assert corrected(early, added) == pytest.approx({"a": 2 * p, "b": 2 * p, "d": 3 * p})
+    deleted = version(make(name="a"), complete=1)
+    assert corrected(early, deleted) == pytest.approx({"a": 2 * p})
+    changed = version(make(name="a"), make(name="b", direction="lower"), complete=1)
+    assert corrected(early, changed) == pytest.approx({"a": 2 * p, "b": 3 * p})
+
+
+# ------------------------------------------------------------------ how it is shown
+
+
+@pytest.fixture
+def told(tmp_path: Path) -> Ledger:
+    """Four hypotheses: two promised, one of them changed since, one deleted, one added."""
+
+    def value(arm: Mapping[str, str], replicate: int) -> float:
+        return 0.5 + 0.1 * (arm["augmentation"] == "strong") + 0.001 * noise(arm, replicate)
+
+    kept, changed = make(name="kept", claim="Strong <b>helps</b>."), make(name="changed", smallest_effect=0.2)
+    first = version(kept, make(name="changed"), make(name="gone", claim="It was not so."))
+    second = version(kept, changed, make(name="added", metric="shift/fog/auroc"), complete=5, moment_ms=2)
+    return claim(plant(tmp_path, value, replicates=9), first, second)
+
+
+def test_the_report_begins_with_the_verdicts(told: Ledger, tmp_path: Path) -> None:
+    report = write_report(told, cache_dir=tmp_path / "cache", examples=False)
+    page = Path(report.html).read_text(encoding="utf-8")
+    sections = re.findall(r'<section id="(\w+)"', page)
+    assert sections[0] == "verdicts"
+    body = page[page.index('<section id="verdicts"') :].split("</section>")[0]
+    assert "3 claimed (1 of them written before any trial was complete)" in body
+    assert "Strong &lt;b&gt;helps&lt;/b&gt;." in body
+    assert re.search(r"Exploratory: changed on .* when 5 trials were complete.*smallest_effect: 0.01 → 0.2", body)
+    assert re.search(r"Deleted after results were known:.*gone: It was not so. \(deleted on", body)
+    assert body.count('<svg class="strip"') == 2
+    assert re.search(r"<p>\+(9|10)\.\d points \(95\W% interval", body)
+    lines = report.summary.splitlines()
+    assert lines[-3].startswith("Supported: Strong <b>helps</b>. +")
+    assert lines[-2].startswith("Contradicted (exploratory): it helps.")
+    assert lines[-1].startswith("Not enough data (exploratory): it helps. No complete trial has shift/fog/auroc")
+    rows = read_verdicts(told.root)
+    assert [row["verdict"] for row in rows] == [SUPPORTED, CONTRADICTED, NOT_ENOUGH]
+    assert [row["status"] for row in rows] == ["preregistered", "exploratory", "exploratory"]
+    assert float(rows[0]["effect"]) == pytest.approx(0.1, abs=1e-3)
+    assert (rows[2]["effect"], rows[2]["p"]) == ("", "")
+
+
+def test_a_hypothesis_of_another_version_is_named(told: Ledger, tmp_path: Path) -> None:
+    plan = told.read_plan()
+    plan["hypotheses"]["versions"][-1]["hypotheses"][0] |= {"test": "of_tomorrow", "name": "<b>kept"}
+    told.root.write_json("plan.json", plan)
+    report = write_report(told, cache_dir=tmp_path / "cache", examples=False)
+    page = Path(report.html).read_text(encoding="utf-8")
+    assert "does not understand them:<ul><li>&lt;b&gt;kept</li>" in page
+    assert [row["name"] for row in read_verdicts(told.root)] == ["changed", "added"]
+
+
+def test_a_study_that_claims_nothing_has_no_verdicts(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path, replicates=1)
+    report = write_report(ledger, cache_dir=tmp_path / "cache", examples=False)
+    assert 'id="verdicts"' not in Path(report.html).read_text(encoding="utf-8")
+    assert read_verdicts(ledger.root) == []
+
+
+def test_a_verdict_is_the_same_whatever_the_report_is_about(told: Ledger) -> None:
+    tables = [verdicts_table(judge(load_results(told, metric))) for metric in ("balanced_accuracy", "auroc")]
+    assert tables[0].equals(tables[1])
+
+
+# ------------------------------------------------------------------ MLflow
+
+
+def rows_of(verdict: str, effect: str, moment_ms: int = 7) -> list[dict[str, str]]:
+    row = dict.fromkeys(("effect", "low", "high", "p", "p_holm"), "")
+    return [
+        row
+        | {"name": "h", "verdict": verdict, "status": "preregistered", "effect": effect, "moment_ms": str(moment_ms)}
+    ]
+
+
+def test_metrics_and_tags_of_a_verdict(told: Ledger, tmp_path: Path) -> None:
+    write_report(told, cache_dir=tmp_path / "cache", examples=False)
+    points, tags = project_verdicts(read_verdicts(told.root))
+    assert tags["robustsweep.hypothesis.kept"] == SUPPORTED
+    assert tags["robustsweep.hypothesis_status.changed"] == "exploratory"
+    keys = {point.key for point in points}
+    assert {f"hypothesis/kept/{name}" for name in ("effect", "low", "high", "p", "p_holm")} <= keys
+    assert not any(key.startswith("hypothesis/added/") for key in keys)
+    ends = [trial.result["finished_ms"] for trial in told.records("trial") if trial.result is not None]
+    assert {point.timestamp_ms for point in points} == {max(ends)}
+
+
+def test_the_studys_own_run_shows_every_verdict_once(tmp_path: Path) -> None:
+    ledger = make_ledger(tmp_path)
+    ledger.root.write_json("plan.json", ledger.read_plan() | {"hypotheses": {"versions": [version(make())]}})
+    uri = make_database(tmp_path, tmp_path / "template.db")
+    tracker = make_tracker(uri, ledger)
+    client = MlflowClient(uri)
+
+    def log(rows: list[dict[str, str]]) -> tuple[Any, list[tuple[float, int]]]:
+        tracker.log_report(b"page", summary={}, is_complete=True, verdicts=rows)
+        history = client.get_metric_history(tracker.parent_run_id, "hypothesis/h/effect")
+        return client.get_run(tracker.parent_run_id).data, [(each.value, each.timestamp) for each in history]
+
+    data, points = log(rows_of(NOT_ENOUGH, "0.25"))
+    assert data.tags["robustsweep.hypothesis.h"] == NOT_ENOUGH
+    assert data.tags["robustsweep.hypotheses_sha256"] == "0" * 64
+    assert points == [(0.25, 7)]
+    assert log(rows_of(NOT_ENOUGH, "0.25", moment_ms=9))[1] == points
+    data, points = log(rows_of(SUPPORTED, "0.125"))
+    assert sorted(points) == [(0.125, 8), (0.25, 7)]
+    assert (data.metrics["hypothesis/h/effect"], data.tags["robustsweep.hypothesis.h"]) == (0.125, SUPPORTED)
+    data, _ = log([])
+    assert data.tags["robustsweep.hypothesis.h"] == "deleted"
+
+
+def test_the_table_can_be_read_by_anything(told: Ledger, tmp_path: Path) -> None:
+    report = write_report(told, cache_dir=tmp_path / "cache", examples=False)
+    (path,) = [Path(name) for name in report.csv if name.endswith("verdicts.csv")]
+    with path.open(newline="") as file:
+        assert [row["name"] for row in csv.DictReader(file)] == ["kept", "changed", "added"]

@@ -1,0 +1,275 @@
+"""A study that has not changed costs nothing; one that has, in any way, does the work again."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from io import StringIO
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from orchestrator.driver import run
+from orchestrator.driver.prepare import Prepared, prepare
+from orchestrator.driver.run import Summary, find_settled_report, run_study
+from orchestrator.ledger.derived import SHIPPED, SOURCE, compute_state, forget
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.report import write
+from orchestrator.study.study_file import Study, parse_study
+from orchestrator.tracking.client import MlflowClient
+from orchestrator.tracking.shipped import Shipped, is_shipped
+from orchestrator.tracking.shipper import sync
+from orchestrator.tracking.tracker import Tracker
+from tests.support.mlflow_stores import make_database
+from tests.support.synthetic_ledger import make_result
+from trainables.storage.folder import Folder
+
+TEXT = """\
+study: s
+question: Why?
+data: {kind: digits, image_size: 8}
+model: {name: shufflenet_v2_x0_5}
+evaluation: {shifts: [gaussian_noise], severities: [3]}
+factors: {augmentation: [none, strong]}
+"""
+
+
+class Desk:
+    """A study whose trials are all complete, its ledger and its store."""
+
+    def __init__(self, folder: Path, cache_dir: Path, template: Path) -> None:
+        self.folder, self.cache_dir = folder, cache_dir
+        folder.mkdir(exist_ok=True)
+        self.uri = make_database(folder, template)
+        self.study = self.make_study()
+        self.ledger = Ledger(str(folder), "s")
+        self.complete_all(self.study)
+
+    def make_study(self, *overrides: str) -> Study:
+        always = [f"execution.cache_dir={self.cache_dir}", f"execution.storage={self.folder}"]
+        return parse_study(TEXT, source="s.yaml", overrides=[*always, *overrides])
+
+    def prepare(self, study: Study | None = None, *, mlflow: str | None = None, retry_failed: bool = False) -> Prepared:
+        """Do what ``run`` does before it decides."""
+        prepared = prepare(
+            study or self.study, storage=str(self.folder), retry_failed=retry_failed, mlflow=mlflow or self.uri
+        )
+        prepared.ledger.write_plan(prepared.plan, prepared.about)
+        return prepared
+
+    def complete_all(self, study: Study) -> None:
+        prepared = prepare(study, storage=str(self.folder))
+        for work in prepared.actions.open:
+            prepared.ledger.begin(work, study="s", git_commit=None)
+            prepared.ledger.folder("trial", work.signature).write_json("result.json", make_result(work, ()))
+
+    def run(self, *, mlflow: str | None = None) -> tuple[Summary, str]:
+        console = Console(file=StringIO(), width=200)
+        summary = run_study(
+            self.study, storage=str(self.folder), mlflow=mlflow or self.uri, address=None, console=console
+        )
+        return summary, console.file.getvalue()  # type: ignore[attr-defined]
+
+    def is_settled(self, study: Study | None = None, *, mlflow: str | None = None) -> bool:
+        return find_settled_report(self.prepare(study, mlflow=mlflow), mlflow or self.uri) is not None
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("template") / "empty.db"
+
+
+@pytest.fixture(scope="module")
+def desk(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, template: Path) -> Desk:
+    """Settled before every test; a test puts back what it changes."""
+    desk = Desk(tmp_path_factory.mktemp("desk"), cache_dir, template)
+    summary, said = desk.run()
+    assert (summary.is_complete, summary.unshipped) == (True, 0)
+    assert "nothing has changed" not in said
+    return desk
+
+
+def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Tracker, "open", lambda *_, **__: pytest.fail("MLflow was asked"))
+    monkeypatch.setattr(write, "write_report", lambda *_, **__: pytest.fail("the report was written"))
+
+
+def test_a_second_run_does_nothing_and_says_so(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    forbid(monkeypatch)
+    summary, said = desk.run()
+    assert (summary.complete, summary.unshipped) == (2, 0)
+    assert "nothing has changed" in said
+    assert "2 planned, 2 complete" in said
+    assert f"report   {desk.folder}/s/report/index.html" in said
+    assert desk.uri in said
+
+
+@pytest.mark.parametrize("name", ["report/index.html", "report/shifts.csv", SOURCE, SHIPPED, "../mlflow.db"])
+def test_a_file_that_is_gone_is_noticed(desk: Desk, name: str) -> None:
+    path = (desk.folder / "s" / name).resolve()
+    kept = path.with_name("kept")
+    path.rename(kept)
+    try:
+        assert not desk.is_settled()
+        assert not path.exists()
+    finally:
+        kept.rename(path)
+    assert desk.is_settled()
+
+
+CHANGES: dict[str, Callable[[Desk], bool]] = {
+    "a new arm": lambda desk: desk.is_settled(desk.make_study("factors.augmentation=[none, strong, randaugment]")),
+    "another reference": lambda desk: desk.is_settled(desk.make_study("report.reference.arm=augmentation=strong")),
+    "another question": lambda desk: desk.is_settled(desk.make_study("question=Because?")),
+    "another store": lambda desk: desk.is_settled(mlflow="http://127.0.0.1:9"),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_change_of_the_study_is_noticed(desk: Desk, change: str) -> None:
+    assert not CHANGES[change](desk)
+    assert desk.is_settled()
+
+
+def test_another_table_makes_the_report_anew_and_no_trial(tmp_path: Path, cache_dir: Path, template: Path) -> None:
+    desk = Desk(tmp_path / "d", cache_dir, template)
+    table, result = tmp_path / "alexnet.csv", desk.folder / "s" / "report" / "balanced_errors.csv"
+    table.write_text("shift,error\nidentity,0.1\ngaussian_noise,0.5\n")
+    desk.study = desk.make_study(f"report.reference.table={table}")
+    desk.run()
+    assert desk.is_settled()
+    before = result.read_text()
+    assert "alexnet.csv" in before
+    table.write_text("shift,error\nidentity,0.1\ngaussian_noise,0.25\n")
+    prepared = desk.prepare()
+    assert not prepared.actions.open
+    assert not desk.is_settled()
+    desk.run()
+    assert result.read_text() != before
+    assert desk.is_settled()
+
+
+def test_a_record_that_is_gone_or_failed_is_noticed(desk: Desk) -> None:
+    signature = desk.prepare().plan.trials[0].signature
+    result = desk.folder / "s" / "trials" / signature / "result.json"
+    result.rename(result.with_name("kept"))
+    try:
+        assert not desk.is_settled()
+        result.with_name("failure.json").write_text("{}")
+        assert not desk.is_settled()
+        result.with_name("failure.json").unlink()
+    finally:
+        result.with_name("kept").rename(result)
+    assert desk.is_settled()
+
+
+def test_a_store_without_the_study_is_noticed(desk: Desk, template: Path) -> None:
+    database = desk.folder / "mlflow.db"
+    database.rename(desk.folder / "kept.db")
+    try:
+        shutil.copy(template, database)
+        assert not desk.is_settled()
+        database.write_bytes(b"no database")
+        assert not desk.is_settled()
+    finally:
+        (desk.folder / "kept.db").rename(database)
+    assert desk.is_settled()
+
+
+def test_what_begins_is_no_longer_settled(desk: Desk) -> None:
+    kept = {name: desk.ledger.root.read(name) for name in (SOURCE, SHIPPED)}
+    prepared = desk.prepare()
+    prepared.ledger.begin(prepared.plan.trials[0], study="s", git_commit=None)
+    assert not any(map(desk.ledger.root.exists, kept))
+    for name, content in kept.items():
+        desk.ledger.root.write(name, content)
+    assert desk.is_settled()
+
+
+def test_open_work_forgets_before_it_starts(tmp_path: Path, cache_dir: Path, template: Path) -> None:
+    desk = Desk(tmp_path / "d", cache_dir, template)
+    desk.run()
+    more = desk.prepare(desk.make_study("replicates=2"))
+    assert len(more.actions.open) == 2
+    with run.shipping(more, desk.uri) as running:
+        assert running is not None
+        assert not desk.ledger.root.exists(SOURCE)
+    assert not desk.ledger.root.exists(SHIPPED)
+
+
+def test_the_work_is_done_again_and_settles_again(tmp_path: Path, cache_dir: Path, template: Path) -> None:
+    desk = Desk(tmp_path / "d", cache_dir, template)
+    desk.run()
+    page = desk.folder / "s" / "report" / "index.html"
+    page.unlink()
+    _, said = desk.run()
+    assert "nothing has changed" not in said
+    assert page.exists()
+    assert desk.is_settled()
+
+    assert write.write_report(desk.ledger, cache_dir=cache_dir, metric="auroc").html == str(page)
+    assert not desk.is_settled()  # another report than MLflow has, by a metric that `run` does not use
+    desk.run()
+    assert desk.is_settled()
+
+    shutil.copy(template, desk.folder / "other.db")
+    desk.uri = f"sqlite:///{desk.folder}/other.db"
+    desk.run()
+    assert desk.is_settled()
+    client = MlflowClient(desk.uri)
+    experiment = client.get_experiment_by_name("s")
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(each.data.tags["robustsweep.kind"] for each in runs) == ["study", "trial", "trial"]
+    assert {each.info.status for each in runs} == {"FINISHED"}
+    (parent,) = (each for each in runs if each.data.tags["robustsweep.kind"] == "study")
+    assert [artifact.path for artifact in client.list_artifacts(parent.info.run_id)] == ["report.html"]
+
+    sync(desk.ledger, desk.uri)  # looks at the store itself, and ships the report too
+    assert desk.is_settled()
+
+
+def test_what_could_not_be_shipped_is_tried_again(
+    tmp_path: Path, cache_dir: Path, template: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    desk = Desk(tmp_path / "d", cache_dir, template)
+    monkeypatch.setattr(run, "Shipper", lambda *args, **options: _Failing())
+    summary, _ = desk.run()
+    assert summary.unshipped == 3
+    assert not desk.is_settled()
+    assert desk.ledger.root.exists(SOURCE)  # the report need not be written again
+
+
+class _Failing:
+    def start(self) -> None:
+        pass
+
+    def finish(self, timeout_seconds: float, *, max_seconds: float) -> int:
+        return 3
+
+
+# ------------------------------------------------------------------ the parts
+
+
+def test_the_state_is_of_plan_and_records_and_not_of_the_time() -> None:
+    plan = {"study": "s", "written_ms": 1}
+    state = compute_state(plan, {"a": "complete"})
+    assert compute_state(plan | {"written_ms": 2}, {"a": "complete", "b": "absent"}) == state
+    others = [
+        compute_state(plan, {"a": "failed"}),
+        compute_state(plan, {}),
+        compute_state({"study": "t"}, {"a": "complete"}),
+    ]
+    assert len({state, *others}) == 4
+
+
+def test_no_secret_is_remembered(tmp_path: Path) -> None:
+    root, uri = Folder(tmp_path), "http://me:hunter2@127.0.0.1:5000"
+    Shipped.of(uri, "r", state="s", page_sha256="p").write(root)
+    assert b"hunter2" not in root.read(SHIPPED)
+    assert is_shipped(root, uri, state="s", page_sha256="p")
+    assert not is_shipped(root, uri, state="other", page_sha256="p")
+    assert not is_shipped(root, uri, state="s", page_sha256="other")
+    forget(root)
+    assert not is_shipped(root, uri, state="s", page_sha256="p")
+    forget(root)

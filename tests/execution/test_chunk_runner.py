@@ -1,0 +1,251 @@
+"""A slot with real processes and acted trials, without Ray."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import signal
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.execution.chunk_runner import ChunkRunner, pack, unpack
+from tests.support.processes import is_running, wait_until
+from tests.support.scripted_fork_server import MODULE
+from trainables.storage.folder import Folder
+
+
+def make_chunk(root: Path, *names: str, **changes: Any) -> dict[str, Any]:
+    """Return a chunk of acted trials; each acts the first word of its name."""
+    works = [
+        {
+            "record": {"signature": name, "name": name, "kind": "trial"},
+            "folder": str(root / name.replace(" ", "-")),
+            "encoder": None,
+        }
+        for name in names
+    ]
+    common = {
+        "execution": {"num_threads": 1, "early_stopping": False},
+        "stall_seconds": 600.0,
+        "module": MODULE,
+        "preload": [],
+        "max_retries": 2,
+        "report_seconds": 0.2,
+        "chunk_seconds": 20.0,
+        "lease": None,
+    }
+    return {**common, "works": works, "token": uuid.uuid4().hex[:8], "created_ms": 0, **changes}
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[[dict[str, Any]], ChunkRunner]]:
+    made: list[ChunkRunner] = []
+
+    def start(chunk: dict[str, Any]) -> ChunkRunner:
+        made.append(ChunkRunner(chunk))
+        return made[-1]
+
+    yield start
+    for each in made:
+        each.close()
+
+
+def news_of(runner: ChunkRunner) -> Iterator[dict[str, Any]]:
+    while not runner.is_done:
+        yield from runner.step()
+
+
+def ends_of(events: list[dict[str, Any]]) -> list[tuple[str, str]]:
+    return [(event["signature"], event["status"]) for event in events if event["event"] == "done"]
+
+
+Start = Callable[[dict[str, Any]], ChunkRunner]
+
+
+def test_a_chunk_survives_packing(tmp_path: Path) -> None:
+    chunk = make_chunk(tmp_path, *(f"finish {number}" for number in range(20)))
+    assert unpack(pack(chunk)) == chunk
+    assert len(pack(chunk)) < len(json.dumps(chunk)) / 2
+
+
+def test_works_of_a_chunk_run_one_after_another_in_fresh_processes(start: Start, tmp_path: Path) -> None:
+    runner = start(make_chunk(tmp_path, "finish 1", "finish 2", "fail 3", "finish 4"))
+    events = list(news_of(runner))
+    begun = [event["signature"] for event in events if event["event"] == "begun"]
+    assert begun == ["finish 1", "finish 2", "fail 3", "finish 4"]
+    assert ends_of(events) == [(name, "failed" if name == "fail 3" else "complete") for name in begun]
+    assert all(event["host"] and event["seconds"] > 0 for event in events if event["event"] == "done")
+    ends = [event for event in events if event["event"] == "done"]
+    assert all(0 < event["attempt"]["seconds"] <= event["seconds"] + 0.001 for event in ends)  # it is rounded
+    assert all(event["busy_seconds"] > 0 for event in events)
+    assert events[-1]["busy_seconds"] + 0.001 >= sum(event["seconds"] for event in ends)
+    results = [json.loads((tmp_path / f"finish-{n}" / "result.json").read_text()) for n in (1, 2, 4)]
+    assert len({result["pid"] for result in results}) == 3
+    assert len({result["zygote"] for result in results}) == 1
+    assert json.loads((tmp_path / "finish-4" / "config.json").read_text())["name"] == "finish 4"
+
+
+def test_what_comes_later_in_a_chunk_has_not_begun(start: Start, tmp_path: Path) -> None:
+    runner = start(make_chunk(tmp_path, "hang", "finish later"))
+    runner.step()
+    assert (tmp_path / "hang" / "config.json").exists()
+    assert not (tmp_path / "finish-later").exists()
+
+
+def test_a_slot_gives_back_what_it_does_not_come_to(start: Start, tmp_path: Path) -> None:
+    runner = start(make_chunk(tmp_path, "hang", "finish 2", "finish 3", chunk_seconds=0.5))
+    events: list[dict[str, Any]] = []
+    while not any(event["event"] == "returned" for event in events):
+        events += runner.step()
+    assert [event["signature"] for event in events if event["event"] == "returned"] == ["finish 2", "finish 3"]
+    assert not runner.is_done
+    one = start(make_chunk(tmp_path, "finish 2", chunk_seconds=0.0))  # one is always done
+    assert ends_of(list(news_of(one))) == [("finish 2", "complete")]
+
+
+def test_the_same_slot_takes_another_chunk(start: Start, tmp_path: Path) -> None:
+    chunk = make_chunk(tmp_path, "finish 1")
+    runner = start(chunk)
+    list(news_of(runner))
+    runner.begin(chunk | {"works": make_chunk(tmp_path, "fail")["works"]})
+    assert not runner.is_done
+    assert ends_of(list(news_of(runner))) == [("fail", "failed")]
+
+
+def test_many_events_are_told_once_per_report(start: Start, tmp_path: Path) -> None:
+    events = list(news_of(start(make_chunk(tmp_path, "shout"))))
+    assert len(events) < 50  # of 200
+    assert events[0]["event"] == "begun"
+    assert events[-1]["message"].startswith("ValueError: yyy")
+
+
+def test_a_silent_trial_still_lets_its_slot_answer(start: Start, tmp_path: Path) -> None:
+    runner = start(make_chunk(tmp_path, "hang"))
+    assert [] in [runner.step() for _ in range(4)]
+
+
+def test_what_ended_in_an_earlier_life_is_only_reported(start: Start, tmp_path: Path) -> None:
+    done, failed = Folder(str(tmp_path / "finish-1")), Folder(str(tmp_path / "fail-2"))
+    done.write_json("result.json", {"kept": True})
+    failure = {"status": "failed", "reason": "error", "message": "m", "traceback": "t", "timestamp_ms": 2000}
+    failed.write_json("failure.json", failure)
+    runner = start(make_chunk(tmp_path, "finish 1", "fail 2", created_ms=1000))
+    events = list(news_of(runner))
+    assert ends_of(events) == [("finish 1", "complete"), ("fail 2", "failed")]
+    assert events[1]["message"] == "m"
+    assert done.read_json("result.json") == {"kept": True}
+    runner.begin(make_chunk(tmp_path, "fail 2", created_ms=3000))  # a failure of an earlier run: asked for again
+    assert "shape (3, 4)" in list(news_of(runner))[-1]["message"]
+
+
+def test_a_full_disk_ends_the_chunk_and_costs_no_try(start: Start, tmp_path: Path) -> None:
+    events = list(news_of(start(make_chunk(tmp_path, "fill", "finish 2", "finish 3"))))
+    (end,) = [event for event in events if event["event"] == "done"]
+    assert (end["signature"], end["reason"]) == ("fill", "disk full")
+    assert "No space left on device: 'cache'" in end["message"]
+    assert [event["signature"] for event in events if event["event"] == "returned"] == ["finish 2", "finish 3"]
+    assert not (tmp_path / "fill" / "attempts.jsonl").exists()
+
+
+def test_a_slot_that_finds_no_room_itself_says_so(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    runner = start(make_chunk(tmp_path, "finish 1", "finish 2"))
+    monkeypatch.setattr(os, "fsync", full)
+    events = list(news_of(runner))
+    assert [event["event"] for event in events] == ["done", "returned"]
+    assert events[0]["reason"] == "disk full"
+    assert f"could not write {tmp_path}/finish-1/config.json: the disk is full" in events[0]["message"]
+
+
+@pytest.mark.parametrize(
+    ("name", "tries", "end", "reason", "word"),
+    [
+        ("dies_once", 1, "complete", None, "SIGKILL"),
+        ("dies", 3, "failed", "crashed", "SIGKILL"),
+        ("starves_once", 1, "complete", None, "max_concurrent_trials"),
+        ("starves", 3, "failed", "out of memory", "max_concurrent_trials"),
+    ],
+)
+def test_a_lost_trial_is_tried_again_in_its_slot(
+    start: Start, tmp_path: Path, name: str, tries: int, end: str, reason: str | None, word: str
+) -> None:
+    events = list(news_of(start(make_chunk(tmp_path, name, "finish"))))
+    assert ends_of(events) == [(name, end), ("finish", "complete")]
+    notes = [json.loads(line) for line in (tmp_path / name / "attempts.jsonl").read_text().splitlines()]
+    assert len(notes) == tries
+    assert all(word in note["message"] and note["host"] and note["seconds"] > 0 for note in notes)
+    done = next(event for event in events if event["event"] == "done")
+    assert done.get("reason") == reason
+    if reason is not None:
+        assert done["message"] == notes[-1]["message"]
+        assert ("in starves" in done["traceback"]) == (reason == "out of memory")
+
+
+def test_a_hanging_trial_is_killed_noted_and_tried_again(start: Start, tmp_path: Path) -> None:
+    runner = start(make_chunk(tmp_path, "hangs_once", stall_seconds=1.0))
+    assert ends_of(list(news_of(runner))) == [("hangs_once", "complete")]
+    (note,) = [json.loads(line) for line in (tmp_path / "hangs_once" / "attempts.jsonl").read_text().splitlines()]
+    assert "no sign of life" in note["message"]
+    assert "stall_minutes" in note["message"]
+
+
+def test_a_hanging_trial_is_really_gone(start: Start, tmp_path: Path) -> None:
+    runner = start(make_chunk(tmp_path, "hang", stall_seconds=0.7, max_retries=0))
+    pid = next(event["pid"] for event in news_of(runner) if event["event"] == "about")
+    assert ends_of(list(news_of(runner))) == [("hang", "failed")]
+    wait_until(lambda: not is_running(pid), "the process is gone")
+
+
+def test_a_killed_zygote_costs_one_try(start: Start, tmp_path: Path) -> None:
+    runner = start(make_chunk(tmp_path, "hang", "finish", max_retries=0))
+    about = next(event for event in news_of(runner) if event["event"] == "about")
+    os.kill(about["zygote"], signal.SIGKILL)
+    assert ends_of(list(news_of(runner))) == [("hang", "failed"), ("finish", "complete")]
+    note = json.loads((tmp_path / "hang" / "attempts.jsonl").read_text())
+    assert "starts trials on this node has ended" in note["message"]
+
+
+def test_closing_kills_what_runs(start: Start, tmp_path: Path) -> None:
+    runner = start(make_chunk(tmp_path, "hang"))
+    pid = next(event["pid"] for event in news_of(runner) if event["event"] == "about")
+    runner.close()
+    wait_until(lambda: not is_running(pid), "the process is gone")
+
+
+def test_what_was_stopped_early_ends_at_once_where_trials_are_stopped_early(start: Start, tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "finish-1"))
+    folder.write_json("stop.json", {})
+    stopping = {"num_threads": 1, "early_stopping": True}
+    events = list(news_of(start(make_chunk(tmp_path, "finish 1", "finish 2", execution=stopping))))
+    assert ends_of(events) == [("finish 1", "stopped_early"), ("finish 2", "complete")]
+    assert "finish 1" not in [event["signature"] for event in events if event["event"] == "begun"]
+    assert folder.is_intact("config.json")
+    assert not folder.exists("result.json")
+    assert ends_of(list(news_of(start(make_chunk(tmp_path, "finish 1"))))) == [("finish 1", "complete")]
+    assert not folder.exists("stop.json")
+
+
+def test_a_damaged_stop_is_none(start: Start, tmp_path: Path) -> None:
+    folder = Folder(str(tmp_path / "finish-1"))
+    folder.write("stop.json", b'{"cut')
+    stopping = {"num_threads": 1, "early_stopping": True}
+    assert ends_of(list(news_of(start(make_chunk(tmp_path, "finish 1", execution=stopping))))) == [
+        ("finish 1", "complete")
+    ]
+    assert not folder.exists("stop.json")
+
+
+def test_a_trial_that_says_it_was_stopped_has_not_failed(start: Start, tmp_path: Path) -> None:
+    stopping = {"num_threads": 1, "early_stopping": True}
+    events = list(news_of(start(make_chunk(tmp_path, "stops", "finish", execution=stopping))))
+    assert ends_of(events) == [("stops", "stopped_early"), ("finish", "complete")]
+    assert next(event["epoch"] for event in events if event["event"] == "done") == 4

@@ -1,0 +1,237 @@
+"""One slot with real processes: whatever a trial does to itself, the slot knows how it ended."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestrator.execution.fork_client import Worker, WorkerLostError
+from tests.support.processes import is_running, wait_until
+from tests.support.scripted_fork_server import COMMAND
+from trainables.errors import InfrastructureError
+from trainables.storage.folder import Folder
+
+
+@pytest.fixture
+def path() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory(prefix="slot-") as folder:  # pytest's own folders are too long for a socket
+        yield Path(folder) / "z.sock"
+
+
+@pytest.fixture
+def worker(path: Path) -> Iterator[Worker]:
+    worker = Worker(num_threads=3, path=path, command=COMMAND)
+    yield worker
+    worker.close()
+    wait_until(lambda: not any(path.parent.iterdir()), "the zygote has left nothing")
+
+
+def begin(worker: Worker, act: str, folder: Path | str) -> None:
+    worker.begin({"folder": str(folder), "encoder": None, "execution": {}, "act": act})
+
+
+def events_of(worker: Worker) -> Iterator[dict[str, Any]]:
+    """Yield the events of the running trial up to "done"."""
+    while True:
+        event = worker.next_event(60.0)
+        assert event is not None, "the trial gave no sign of life"
+        yield event
+        if event["event"] == "done":
+            return
+
+
+def run(worker: Worker, act: str, folder: Path | str) -> list[dict[str, Any]]:
+    begin(worker, act, folder)
+    return list(events_of(worker))
+
+
+def test_a_trial_that_finishes(worker: Worker, tmp_path: Path) -> None:
+    assert run(worker, "finish", tmp_path) == [{"event": "epoch", "epoch": 1}, {"event": "done", "status": "complete"}]
+
+
+def test_every_trial_is_a_process_of_its_own(worker: Worker, tmp_path: Path) -> None:
+    first, second = (run(worker, "describe", tmp_path / str(number))[0] for number in range(2))
+    assert first["pid"] != second["pid"]
+    assert first["zygote"] == second["zygote"] != os.getpid()
+    assert second["memory"] == []
+    assert second["left"] is None
+    assert second["cwd"] == first["cwd"]
+    assert first["threads"] == "3"
+    assert first["stdin"] == ""
+
+
+def test_an_exception_is_a_failure_with_its_traceback(worker: Worker, tmp_path: Path) -> None:
+    (done,) = run(worker, "fail", tmp_path)
+    assert (done["event"], done["status"], done["reason"]) == ("done", "failed", "error")
+    assert done["message"] == "ValueError: shape (3, 4) does not fit\nsecond line"
+    assert "in fail" in done["traceback"]
+    assert run(worker, "finish", tmp_path)[-1]["status"] == "complete"
+
+
+def test_a_divergence_is_called_one(worker: Worker, tmp_path: Path) -> None:
+    (done,) = run(worker, "diverge", tmp_path)
+    assert (done["reason"], done["message"]) == ("diverged", "the loss became nan in epoch 5")
+
+
+def test_what_libraries_print_goes_to_the_log_and_not_into_the_protocol(worker: Worker, tmp_path: Path) -> None:
+    events = run(worker, "chatter", tmp_path)
+    assert events == [
+        {"event": "epoch", "epoch": 1, "note": 'line\nbreak "quoted" é'},
+        {"event": "done", "status": "complete"},
+    ]
+    log = (tmp_path / "log.txt").read_text()
+    for text in ('"code": 7', "no newline", '{"event": "broken', "a child of the child", "its stderr", "progress"):
+        assert text in log
+
+
+def test_the_log_grows_over_attempts(worker: Worker, tmp_path: Path) -> None:
+    for _ in range(2):
+        run(worker, "chatter", tmp_path)
+    assert (tmp_path / "log.txt").read_text().count("no newline") == 2
+
+
+def test_the_log_reaches_a_remote_ledger(worker: Worker) -> None:
+    folder = Folder(f"memory://{uuid.uuid4()}/trial")
+    run(worker, "chatter", folder.uri)
+    assert b"no newline" in folder.read("log.txt")
+
+
+def test_large_events_arrive_whole(worker: Worker, tmp_path: Path) -> None:
+    events = run(worker, "shout", tmp_path)
+    assert [event["epoch"] for event in events[:-1]] == list(range(200))
+    assert events[-1]["message"] == "ValueError: " + "y" * 200_000
+
+
+def test_no_event_in_time_is_none(worker: Worker, tmp_path: Path) -> None:
+    begin(worker, "hang", tmp_path)
+    assert next(events_of(worker))["event"] == "about"
+    assert worker.next_event(0.05) is None
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
+def test_a_killed_process_is_lost_and_the_slot_stays(worker: Worker, tmp_path: Path, number: signal.Signals) -> None:
+    begin(worker, "hang", tmp_path)
+    os.kill(next(events_of(worker))["pid"], number)
+    with pytest.raises(WorkerLostError, match=rf"was killed by {number.name}.*{tmp_path}/log.txt") as caught:
+        next(events_of(worker))
+    assert ("out of memory" in str(caught.value)) == (number == signal.SIGKILL)
+    assert run(worker, "finish", tmp_path)[-1]["status"] == "complete"
+
+
+def test_a_process_that_leaves_without_a_word_is_lost(worker: Worker, tmp_path: Path) -> None:
+    begin(worker, "leave", tmp_path)
+    with pytest.raises(WorkerLostError, match="ended with exit code 1"):
+        next(events_of(worker))
+
+
+def test_killing_a_hanging_trial_leaves_the_slot_usable(worker: Worker, tmp_path: Path) -> None:
+    worker.kill()  # nothing runs
+    begin(worker, "hang", tmp_path)
+    pid = next(events_of(worker))["pid"]
+    worker.kill()
+    with pytest.raises(WorkerLostError, match="SIGKILL"):
+        next(events_of(worker))
+    assert not is_running(pid)
+    assert run(worker, "finish", tmp_path)[-1]["status"] == "complete"
+
+
+def test_a_killed_zygote_takes_its_trial_along(worker: Worker, tmp_path: Path) -> None:
+    begin(worker, "hang", tmp_path)
+    about = next(events_of(worker))
+    os.kill(about["zygote"], signal.SIGKILL)
+    with pytest.raises(WorkerLostError, match=r"starts trials on this node has ended; .*was it killed"):
+        next(events_of(worker))
+    wait_until(lambda: not is_running(about["pid"]), "the trial is gone")
+    assert run(worker, "finish", tmp_path)[-1]["status"] == "complete"  # by another zygote
+
+
+def test_a_zygote_killed_between_two_trials_is_replaced(worker: Worker, tmp_path: Path) -> None:
+    about = run(worker, "describe", tmp_path)[0]
+    os.kill(about["zygote"], signal.SIGKILL)
+    wait_until(lambda: not is_running(about["zygote"]), "it is gone")
+    assert run(worker, "describe", tmp_path)[0]["zygote"] != about["zygote"]
+
+
+def test_slots_of_a_node_share_a_zygote_and_not_their_fate(worker: Worker, path: Path, tmp_path: Path) -> None:
+    other = Worker(num_threads=3, path=path, command=COMMAND)
+    begin(worker, "hang", tmp_path / "a")
+    begin(other, "hang", tmp_path / "b")
+    first, second = next(events_of(worker)), next(events_of(other))
+    assert first["zygote"] == second["zygote"]
+    other.close()
+    wait_until(lambda: not is_running(second["pid"]), "the trial of the closed slot is gone")
+    assert is_running(first["pid"])
+    worker.kill()
+    with pytest.raises(WorkerLostError, match="SIGKILL"):
+        next(events_of(worker))
+    assert run(worker, "finish", tmp_path)[-1]["status"] == "complete"
+
+
+def test_closing_ends_a_running_trial_and_the_last_to_leave_ends_the_zygote(worker: Worker, tmp_path: Path) -> None:
+    begin(worker, "hang", tmp_path)
+    about = next(events_of(worker))
+    worker.close()
+    worker.close()  # twice is harmless
+    wait_until(lambda: not is_running(about["pid"]), "the trial is gone")
+    wait_until(lambda: not is_running(about["zygote"]), "the zygote is gone")
+
+
+def test_devices_of_the_slot_are_those_of_its_trials(
+    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for devices in ("0", "1"):  # the zygote has seen neither
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
+        assert run(worker, "describe", tmp_path)[0]["devices"] == devices
+
+
+def test_a_zygote_that_cannot_import_says_why(path: Path, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text(
+        "import sys\nfrom orchestrator.execution import fork_server\n"
+        "def load(): raise ModuleNotFoundError('No module named timm')\n"
+        "fork_server.serve(sys.argv[1], lambda request, report: None, load_imports=load)\n"
+    )
+    worker = Worker(num_threads=1, path=path, command=(sys.executable, str(broken)))
+    begin(worker, "finish", tmp_path)
+    with pytest.raises(WorkerLostError, match="No module named timm"):
+        next(events_of(worker))
+
+
+def test_a_zygote_that_cannot_start_is_an_infrastructure_error(path: Path) -> None:
+    worker = Worker(num_threads=1, path=path, command=(sys.executable, "-c", "raise SystemExit('no room')"))
+    with pytest.raises(InfrastructureError, match="no room"):
+        worker.connect()
+
+
+PARENT = """
+import sys, time
+from pathlib import Path
+from orchestrator.execution.fork_client import Worker
+from tests.support.scripted_fork_server import COMMAND
+worker = Worker(num_threads=1, path=Path(sys.argv[2]), command=COMMAND)
+worker.begin({"folder": sys.argv[1], "encoder": None, "execution": {}, "act": "hang"})
+event = worker.next_event(60)
+print(event["pid"], event["zygote"], flush=True)
+time.sleep(600)
+"""
+
+
+def test_nothing_trains_on_when_the_parent_is_killed(path: Path, tmp_path: Path) -> None:
+    command = [sys.executable, "-c", PARENT, str(tmp_path), str(path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        pids = [int(pid) for pid in parent.stdout.readline().split()]
+        assert len(pids) == 2
+        assert all(map(is_running, pids))
+        parent.kill()
+        parent.wait()
+    wait_until(lambda: not any(map(is_running, pids)), "trial and zygote are gone")

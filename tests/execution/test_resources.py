@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import joblib
+import pytest
+
+from orchestrator.execution import resources
+from orchestrator.execution.resources import Slots, check_fits, find_own_resources, num_own_slots, num_slots
+from orchestrator.study.execution_config import ExecutionConfig
+from trainables.errors import StudyError
+
+
+@pytest.mark.parametrize(
+    ("resources", "cpus", "gpus", "most", "expected"),
+    [
+        ({"CPU": 8.0}, 1.0, 0.0, None, 8),
+        ({"CPU": 8.0}, 3.0, 0.0, None, 2),
+        ({"CPU": 8.0, "GPU": 1.0}, 1.0, 0.25, None, 4),
+        ({"CPU": 8.0, "GPU": 3.0}, 0.1, 0.1, None, 30),
+        ({"CPU": 8.0}, 1.0, 0.0, 3, 3),
+        ({}, 1.0, 1.0, None, 1),  # an autoscaling cluster that is empty yet
+    ],
+)
+def test_slots_are_what_fits(
+    resources: dict[str, float], cpus: float, gpus: float, most: int | None, expected: int
+) -> None:
+    assert num_slots(resources, Slots(cpus, gpus, most)) == expected
+
+
+def test_a_trial_larger_than_the_machine_is_refused() -> None:
+    check_fits({"CPU": 2.0}, Slots(2.0, 0.0, None))
+    with pytest.raises(StudyError, match=r"gpus_per_trial: a trial asks for 1, and this machine has 0"):
+        check_fits({"CPU": 2.0}, Slots(1.0, 1.0, None))
+    with pytest.raises(StudyError, match=r"cpus_per_trial: a trial asks for 2.5, and this machine has 2"):
+        check_fits({"CPU": 2.0}, Slots(2.5, 0.0, None))
+
+
+@pytest.fixture
+def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file by which a GPU is known; there is none yet."""
+    monkeypatch.setattr(resources, "_GPU_DEVICES", (str(tmp_path / "nvidiactl"),))
+    return tmp_path / "nvidiactl"
+
+
+@pytest.mark.parametrize(
+    ("execution", "without_gpu", "with_gpu"),
+    [
+        ({}, True, False),
+        ({"device": "cpu"}, True, True),
+        ({"gpus_per_trial": 0}, True, False),
+        ({"gpus_per_trial": 0, "device": "cpu"}, True, True),
+        ({"gpus_per_trial": 0.5}, False, False),  # Ray says that there is none
+        ({"head_start": False, "device": "cpu"}, False, False),
+    ],
+)
+def test_the_driver_runs_only_what_takes_no_gpu(
+    gpu: Path, execution: dict[str, Any], without_gpu: bool, with_gpu: bool
+) -> None:
+    found = find_own_resources(ExecutionConfig(**execution))
+    assert found == ({"CPU": float(joblib.cpu_count()), "GPU": 0.0} if without_gpu else None)
+    gpu.touch()
+    assert (find_own_resources(ExecutionConfig(**execution)) is not None) is with_gpu
+
+
+@pytest.mark.parametrize(("cpus", "most", "expected"), [(1.0, None, 8), (3.0, None, 2), (1.0, 3, 3), (1.0, 99, 8)])
+def test_own_slots_are_what_fits_and_no_more_than_asked(cpus: float, most: int | None, expected: int) -> None:
+    assert num_own_slots({"CPU": 8.0}, Slots(cpus, 0.0, most)) == expected

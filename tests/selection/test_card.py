@@ -1,0 +1,165 @@
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from orchestrator.analysis.results import Results, load_results
+from orchestrator.selection.card import build_card
+from orchestrator.selection.card_format import Card, render_html, render_markdown
+from orchestrator.selection.part_scores import PartScore, PartScores, score_parts
+from orchestrator.selection.ranking import Question, Selection, select_arm
+from orchestrator.statistics.intervals import Summary
+from tests.support.synthetic_ledger import Fate, make_fake_ledger
+from tests.support.trained_study import TrainedStudy
+from trainables.config import TrialConfig
+from trainables.evaluation.predictions import load_predictions
+
+SECTIONS = [
+    "Intended use", "Data", "Training", "Results", "Robustness", "Calibration", "Selection", "Limits", "Provenance",
+]  # fmt: skip
+CLASSES = tuple(PartScore(name, 180, Summary(0.9, 0.01, 2)) for name in ("normal", "diseased"))
+SITES = tuple(PartScore(name, 90, Summary(0.8, 0.02, 2), Summary(0.81, 0.02, 2)) for name in ("paris", "lyon"))
+
+
+def card_of(
+    folder: Path,
+    question: Question | None = None,
+    sites: Sequence[PartScore] = SITES,
+    words: str = "Which holds up?",
+    **ledger: Any,
+) -> tuple[Results, Selection, Card]:
+    results = load_results(make_fake_ledger(folder, question=words, **ledger))
+    for record in results.records.values():
+        if record.result is not None:
+            record.result.setdefault("checkpoint_sha256", "c" * 64)
+    selection = select_arm(results, question or Question())
+    config = TrialConfig.model_validate(results.records[selection.signature].config["config"])
+    card = build_card(
+        results,
+        selection,
+        config,
+        parts=PartScores(tuple(sites), CLASSES),
+        checks=["model.safetensors against the stored predictions: largest difference 0"],
+        files={"model.safetensors": "the weights"},
+    )
+    return results, selection, card
+
+
+class Text(HTMLParser):
+    """Collects the headings of a page, its whole text, and everything that a browser would load or run."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.headings: list[str] = []
+        self.text = ""
+        self.loaded: list[str] = []
+        self._tag = ""
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self._tag = tag
+        self.loaded += [f"{tag} {name}" for name, _ in attrs if name in ("src", "srcset")] + [tag] * (tag == "script")
+
+    def handle_data(self, data: str) -> None:
+        self.headings += [data] if self._tag == "h2" and data.strip() else []
+        self.text += data if self._tag != "style" else ""
+
+
+def test_both_forms_have_every_section_and_load_nothing(tmp_path: Path) -> None:
+    _, _, card = card_of(tmp_path)
+    page, markdown = Text(render_html(card)), render_markdown(card)
+    assert page.headings == re.findall(r"^## (.*)$", markdown, re.MULTILINE) == SECTIONS
+    assert page.loaded == []
+    front = yaml.safe_load(markdown.split("---")[1])
+    assert front["pipeline_tag"] == "image-classification"
+    assert front["tags"] == ["image-classification", "robustness", "fake-study"]
+
+
+def test_the_numbers_are_those_of_the_report(tmp_path: Path) -> None:
+    results, selection, card = card_of(tmp_path, replicates=3)
+    chosen = results.trials[results.trials["name"] == selection.arm.name]
+    page = Text(render_html(card)).text.replace("\u00a0", " ")
+    for column in (
+        "val/balanced_accuracy", "id/auroc", "external/site-3/accuracy", "robustness/mean_balanced_accuracy",
+        "calibration/ece", "calibration/mean_shifted_ece",
+    ):  # fmt: skip
+        mean, sd = chosen[column].mean(), chosen[column].std(ddof=1)
+        assert f"{100 * mean:.1f} ± {100 * sd:.1f} %" in page, column
+    own = chosen[chosen["signature"] == selection.signature]["external/site-3/balanced_accuracy"].iloc[0]
+    assert f"{100 * own:.1f} %" in page
+    shifts = results.shifts[(results.shifts["name"] == selection.arm.name) & (results.shifts["set"] == "test")]
+    means = shifts[shifts["severity"] > 0].groupby(["shift", "severity"])["balanced_accuracy"].mean()
+    name, severity = means.idxmin()
+    assert f"the worst is {name} at severity {severity}: {100 * means.min():.1f}" in page
+    assert "1,080 train, 357 val, 360 test" in page
+    assert "300 site-3" in page
+    for fact in (selection.signature, "f" * 16, "a" * 64, "c" * 64, "git commit 0123456789", "torch 2.15.0"):
+        assert fact in page
+
+
+def test_an_oracle_and_missing_trials_are_the_first_thing_one_reads(tmp_path: Path) -> None:
+    question = Question(by="id/auroc", oracle=True, incomplete=True)
+    _, _, card = card_of(tmp_path, question, fate=Fate(failed=1, missing=2))
+    markdown, page = render_markdown(card), render_html(card)
+    head = markdown.split("## Intended use")[0]
+    assert "Chosen by an oracle: id/auroc is not in-distribution validation" in head
+    assert "Chosen while 3 trials were not complete (24 planned, 21 complete, 1 failed, 2 missing)" in head
+    assert re.search(r"^# .*\(oracle\)$", head, re.MULTILINE)
+    assert page.count('class="callout warn"') == 2
+    assert '- "oracle"' in markdown
+    _, _, plain = card_of(tmp_path / "plain")
+    assert plain.warnings == []
+    assert "oracle" not in render_markdown(plain).lower()
+
+
+def test_what_is_not_known_is_a_limit(tmp_path: Path) -> None:
+    _, _, card = card_of(tmp_path, sites=(), externals=())
+    limits = next(part for part in card.parts if part.title == "Limits")
+    text = " ".join(limits.blocks[0].items)  # type: ignore[union-attr]
+    assert "No external set" in text
+    assert "per-site results cannot be given" in text
+    assert "2 replicates: the spread over seeds is hardly known" in text
+    _, _, better = card_of(tmp_path / "better", replicates=3)
+    text = " ".join(next(part for part in better.parts if part.title == "Limits").blocks[0].items)  # type: ignore[union-attr]
+    assert "No external set" not in text
+    assert "hardly known" not in text
+
+
+def test_names_from_the_study_are_shown_and_never_obeyed(tmp_path: Path) -> None:
+    evil = "<script>alert(1)</script> | [x](http://x) `a` *b* \n# head"
+    _, _, card = card_of(tmp_path, words=evil)
+    page, markdown = render_html(card), render_markdown(card)
+    assert "<script>" not in page
+    assert "<script>" not in markdown
+    assert "\\<script\\>alert(1)\\</script\\> \\| \\[x\\](http://x) \\`a\\` \\*b\\* \\# head" in markdown
+    assert Text(page).loaded == []
+
+
+def test_scores_per_site_and_class_come_from_the_stored_predictions(trained_study: TrainedStudy) -> None:
+    results, ledger = trained_study.results, trained_study.ledger
+    arm = results.trials["name"].iloc[0]
+    rows = results.complete[results.complete["name"] == arm]
+    stored = [load_predictions(ledger.folder("trial", signature), "test") for signature in rows["signature"]]
+    labels = stored[0].labels
+    sites = np.array(["a", "b", "c"] * 8)
+    scores = score_parts(ledger, results, arm, sites, ("0", "1"))
+    correct = [each.of("identity/0").argmax(1) == labels for each in stored]
+    for site in scores.sites:
+        expected = [each[sites == site.name].mean() for each in correct]
+        assert site.accuracy.mean == pytest.approx(np.mean(expected))
+        assert site.accuracy.sd == pytest.approx(np.std(expected, ddof=1))
+        assert (site.num_images, site.accuracy.n) == (8, 2)
+    assert [part.name for part in scores.sites] == ["a", "b", "c"]
+    balanced = np.mean([part.accuracy.mean or 0.0 for part in scores.classes])
+    assert balanced == pytest.approx(rows["id/balanced_accuracy"].mean()), "mean recall is the balanced accuracy"
+    assert score_parts(ledger, results, arm, np.array([""] * 24), ("0", "1")).sites == ()
+    one = replace(scores, sites=()).classes
+    assert sum(part.num_images for part in one) == 24

@@ -1,0 +1,1 @@
+"""Servers, fakes and small studies that several tests share."""

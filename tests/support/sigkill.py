@@ -1,0 +1,123 @@
+"""Run a tiny trial or stage without interruption, and again with real SIGKILLs at chosen points; compare afterwards.
+
+``python killed.py CACHE FOLDER``: for every case, ``FOLDER/<case>/whole`` was never interrupted, and
+``FOLDER/<case>/<point>`` was killed at that point and called again. Each call is a fresh process, forked before any
+tensor was computed.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import lightly.loss  # noqa: F401 – imported here once, not in every process
+import torch
+import torchvision.models  # noqa: F401
+
+from tests.support.tiny_configs import tiny_stage, tiny_trial
+from trainables.config import Execution
+from trainables.storage.folder import Folder
+from trainables.trial import run_stage, run_trial
+
+TRAINING = {"epochs": 4, "batch_size": 32, "label_fraction": 0.08}
+CASES = {
+    "mixup": tiny_trial(
+        augmentation={"kind": "strong", "erasing": 0.3, "crop_scale_min": 0.5},
+        regulariser={"kind": "mixup"},
+        training=TRAINING,
+        evaluation={"shifts": ["gaussian_noise"], "severities": [3]},
+    ),
+    "dropout": tiny_trial(
+        regulariser={"kind": "dropout"},
+        training={**TRAINING, "optimiser": "sgd", "warmup_epochs": 1.5, "select_by": "loss", "gradient_clip_norm": 1.0},
+        evaluation={"shifts": ["gaussian_noise"], "severities": [3]},
+    ),
+    "stage": tiny_stage(epochs=3, batch_size=400),
+}
+#: Steps of one epoch are 4 (about 90 images), of the stage 2.
+POINTS = {
+    "mixup": ("in-epoch-3", "between-the-writes", "before-the-line", "in-evaluation"),
+    "dropout": ("after-epoch-2", "in-epoch-3"),
+    "stage": ("after-epoch-2", "in-epoch-3"),
+}
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _die_before(owner: Any, method: str, is_now: Callable[..., bool]) -> None:
+    original = getattr(owner, method)
+
+    def replacement(*args: Any, **kwargs: Any) -> Any:
+        if is_now(*args):
+            _die()
+        return original(*args, **kwargs)
+
+    setattr(owner, method, replacement)
+
+
+def _arm(point: str, case: str) -> None:
+    """Make this process kill itself at ``point``."""
+    counts = {"steps": 0, "checkpoints": 0, "lines": 0}
+
+    def count(key: str, last: int, happens: bool) -> bool:
+        counts[key] += happens
+        return counts[key] == last
+
+    if point == "in-epoch-3":
+        last = 6 if case == "stage" else 2 * _num_steps() + 2
+        for optimiser in (torch.optim.AdamW, torch.optim.SGD):
+            _die_before(optimiser, "step", lambda *args: count("steps", last, True))
+    elif point == "between-the-writes":
+        _die_before(Folder, "write", lambda _, name, data: count("checkpoints", 3, name == "checkpoint.safetensors"))
+    elif point == "before-the-line":
+        _die_before(Folder, "append_line", lambda *args: count("lines", 3, True))
+    elif point == "in-evaluation":
+        _die_before(Folder, "write", lambda _, name, data: name == "predictions/test.npz")
+
+
+def _num_steps() -> int:
+    from trainables.data.batches import TrainingImages
+    from trainables.data.load import load_dataset
+
+    config = CASES["dropout"]
+    return TrainingImages(
+        load_dataset(config.data, cache_dir=CACHE).splits["train"], config, torch.device("cpu")
+    ).num_batches
+
+
+def _call(case: str, folder: Path, point: str | None) -> int:
+    """Run the case in a forked process; return its exit code, negative for a signal."""
+    child = os.fork()
+    if child:
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    code = 1
+    try:
+        if point is not None:
+            _arm(point, case)
+
+        def report(event: dict[str, Any]) -> None:
+            if point == "after-epoch-2" and event["event"] == "epoch" and event["epoch"] == 2:
+                _die()
+
+        run: Any = run_stage if case == "stage" else run_trial
+        run(CASES[case], signature=case, folder=Folder(folder), execution=Execution(cache_dir=CACHE), report=report)
+        code = 0
+    finally:
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    CACHE, root = Path(sys.argv[1]), Path(sys.argv[2])
+    torch.set_num_threads(1)
+    for case, points in POINTS.items():
+        assert _call(case, root / case / "whole", None) == 0
+        for point in points:
+            assert _call(case, root / case / point, point) == -signal.SIGKILL, (case, point)
+            assert not (root / case / point / "result.json").exists()
+            assert _call(case, root / case / point, None) == 0, (case, point)

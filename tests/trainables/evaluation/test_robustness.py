@@ -1,0 +1,183 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.tiny_configs import NETWORK, random_dataset
+from trainables.config import EvaluationConfig, Execution, ModelConfig
+from trainables.errors import ConfigError
+from trainables.evaluation.metrics import compute_metrics
+from trainables.evaluation.predictions import Predictions, load_predictions, predict, save_predictions
+from trainables.evaluation.robustness import (
+    Evaluation,
+    choose_shifts,
+    evaluate_model,
+    summarise_predictions,
+    summarise_rows,
+)
+from trainables.models.networks import Classifier, build_model
+from trainables.seeding import hash_ids, mix
+from trainables.shifts.bank import DEFAULT_NAMES
+from trainables.storage.folder import Folder
+
+CONFIG = EvaluationConfig(shifts=("gaussian_noise", "saturation", "contrast_down"), severities=(2, 5))
+SHIFTED = ("gaussian_noise/2", "gaussian_noise/5", "contrast_down/2", "contrast_down/5")
+
+
+@pytest.fixture(scope="module")
+def model() -> Classifier:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    return build_model(ModelConfig(name=NETWORK), num_classes=3, channels=1, image_size=16)
+
+
+def evaluate(model: Classifier, folder: Folder, config: EvaluationConfig = CONFIG, batch_size: int = 10) -> Evaluation:
+    data = random_dataset()
+    execution = Execution(cache_dir=Path(folder.uri) / "cache", evaluation_batch_size=batch_size)
+    evaluate_model(model, data, config, folder=folder, execution=execution, precision=torch.float32)
+    shifts, _ = choose_shifts(data, config)
+    return summarise_predictions(
+        folder,
+        ["val", "test", "elsewhere"],
+        strengths={f"{shift.name}/{shift.severity}": shift.strength for shift in shifts},
+        ece_bins=15,
+        ordinal=True,
+    )
+
+
+def test_shifts_that_do_nothing_in_grey_images_are_left_out_and_said() -> None:
+    shifts, left_out = choose_shifts(random_dataset(), EvaluationConfig())
+    names = {shift.name for shift in shifts}
+    assert names == {"identity", *DEFAULT_NAMES} - {"saturation"}
+    assert list(left_out) == ["shift/saturation"]
+    assert "grey images" in left_out["shift/saturation"]
+    shifts, left_out = choose_shifts(random_dataset(channels=3), EvaluationConfig())
+    assert {shift.name for shift in shifts} == {"identity", *DEFAULT_NAMES}
+    assert left_out == {}
+
+
+def test_every_remaining_shift_changes_grey_images() -> None:
+    data = random_dataset()
+    images = torch.from_numpy(data.splits["test"].images)
+    seeds = mix(torch.from_numpy(hash_ids(data.splits["test"].ids)), "shift", 0)
+    for shift in choose_shifts(data, EvaluationConfig(severities=(5,)))[0]:
+        assert torch.equal(shift.apply(images, seeds), images) == (shift.name == "identity"), shift
+
+
+def test_an_unknown_shift_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"evaluation.shifts: found 'gausian_noise'.*did you mean 'gaussian_noise'"):
+        choose_shifts(random_dataset(), EvaluationConfig(shifts=("gausian_noise",)))
+
+
+def test_identity_is_the_clean_evaluation(model: Classifier, tmp_path: Path) -> None:
+    evaluation = evaluate(model, Folder(tmp_path))
+    test = random_dataset().splits["test"]
+    clean, _ = predict(model, test, batch_size=10, precision=torch.float32)
+    stored = load_predictions(Folder(tmp_path), "test")
+    assert np.array_equal(stored.of("identity/0"), clean)
+    row = next(row for row in evaluation.rows if row["set"] == "test" and row["shift"] == "identity")
+    assert row["metrics"] == compute_metrics(clean, test.labels, ordinal=True).values
+    assert row["strength"] == 0.0
+
+
+def test_what_is_stored(model: Classifier, tmp_path: Path) -> None:
+    evaluation = evaluate(model, Folder(tmp_path))
+    data = random_dataset()
+    for name, images, shifts in (
+        ("val", data.splits["val"], ("identity/0",)),
+        ("test", data.splits["test"], ("identity/0", *SHIFTED)),
+        ("elsewhere", data.external["elsewhere"], ("identity/0",)),
+    ):
+        stored = load_predictions(Folder(tmp_path), name)
+        assert stored.shifts == shifts
+        assert stored.ids.tolist() == images.ids.tolist()
+        assert np.array_equal(stored.labels, images.labels)
+        assert stored.logits.shape == (len(shifts), len(images), 3)
+        assert stored.features is not None
+        assert stored.features.shape == (len(images), model.num_features)
+    assert len(evaluation.rows) == 7
+    assert len({row["strength"] for row in evaluation.rows if row["set"] == "test"}) == 5
+    logits = load_predictions(Folder(tmp_path), "test").logits
+    assert all(not np.array_equal(logits[0], shifted) for shifted in logits[1:])
+
+
+def test_shifted_images_do_not_depend_on_the_batch(model: Classifier, tmp_path: Path) -> None:
+    evaluate(model, Folder(tmp_path / "one"), batch_size=7)
+    evaluate(model, Folder(tmp_path / "two"), batch_size=24)
+    first, second = (load_predictions(Folder(tmp_path / name), "test").logits for name in ("one", "two"))
+    np.testing.assert_allclose(first, second, rtol=1e-4, atol=1e-5)
+
+
+def test_another_seed_is_another_noise_and_nothing_else(model: Classifier, tmp_path: Path) -> None:
+    evaluate(model, Folder(tmp_path / "one"))
+    evaluate(model, Folder(tmp_path / "two"), CONFIG.model_copy(update={"shift_seed": 1, "store_features": False}))
+    first, second = (load_predictions(Folder(tmp_path / name), "test") for name in ("one", "two"))
+    assert not np.array_equal(first.of("gaussian_noise/2"), second.of("gaussian_noise/2"))
+    assert np.array_equal(first.of("contrast_down/5"), second.of("contrast_down/5"))
+    assert second.features is None
+
+
+def row(name: str, shift: str, **metrics: float) -> dict:
+    return {"set": name, "shift": shift, "severity": 1, "metrics": metrics}
+
+
+def test_headline_numbers_by_hand() -> None:
+    headline = summarise_rows(
+        [
+            row("test", "identity", accuracy=0.9, auroc=0.95, ece=0.05, quadratic_kappa=0.8),
+            row("test", "jpeg", accuracy=0.7, auroc=0.9, ece=0.2),
+            row("test", "pixelate", accuracy=0.4, auroc=0.6, ece=0.4),
+            row("val", "identity", accuracy=0.92),
+            row("Messidor", "identity", accuracy=0.6, ece=0.3),
+        ]
+    )
+    assert headline == pytest.approx(
+        {
+            "id/accuracy": 0.9,
+            "id/auroc": 0.95,
+            "id/quadratic_kappa": 0.8,
+            "calibration/ece": 0.05,
+            "robustness/mean_accuracy": 0.55,
+            "robustness/worst_accuracy": 0.4,
+            "robustness/mean_auroc": 0.75,
+            "robustness/worst_auroc": 0.6,
+            "calibration/mean_shifted_ece": 0.3,
+            "calibration/worst_shifted_ece": 0.4,
+            "validation/accuracy": 0.92,
+            "external/Messidor/accuracy": 0.6,
+            "external/Messidor/ece": 0.3,
+        }
+    )
+
+
+def summarise(tmp_path: Path, predictions: Predictions) -> Evaluation:
+    save_predictions(Folder(tmp_path), predictions)
+    return summarise_predictions(Folder(tmp_path), [predictions.name], strengths={}, ece_bins=15, ordinal=True)
+
+
+def test_undefined_metrics_are_said_once_and_absent(tmp_path: Path) -> None:
+    shifts = ("identity/0", "jpeg/1", "jpeg/2")
+    logits = np.tile(np.float32([[[3.0, 0.0]]]), (3, 4, 1))
+    predictions = Predictions("test", np.arange(4).astype(str), np.zeros(4, dtype=np.int64), shifts, logits)
+    evaluation = summarise(tmp_path, predictions)
+    absent = {"id/auroc", "robustness/mean_auroc", "id/quadratic_kappa", "robustness/mean_quadratic_kappa"}
+    assert set(evaluation.undefined) == absent
+    assert not absent & evaluation.metrics.keys()
+    assert evaluation.undefined["robustness/mean_auroc"] == "no image of class 1 (counted from 0)"
+    evaluation = summarise(tmp_path, replace(predictions, name="Messidor", shifts=shifts[:1], logits=logits[:1]))
+    assert set(evaluation.undefined) == {"external/Messidor/auroc", "external/Messidor/quadratic_kappa"}
+
+
+def test_a_mean_over_fewer_shifts_says_over_how_many(tmp_path: Path) -> None:
+    logits = np.tile(np.float32([[[3.0, 0.0]]]), (3, 4, 1))
+    logits[2, 0] = (0.0, 3.0)
+    predictions = Predictions(
+        "test", np.arange(4).astype(str), np.zeros(4, dtype=np.int64), ("identity/0", "jpeg/1", "jpeg/2"), logits
+    )
+    evaluation = summarise(tmp_path, predictions)
+    assert evaluation.metrics["robustness/mean_quadratic_kappa"] == 0.0
+    assert "under 1 of 2 shifts, which are left out" in evaluation.undefined["robustness/mean_quadratic_kappa"]

@@ -1,0 +1,154 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.tiny_configs import random_dataset, random_set, tiny_stage
+from trainables.config import ContrastivePretraining, StageConfig
+from trainables.data.dataset import ImageSet
+from trainables.data.load import load_dataset
+from trainables.errors import CheckpointError, DivergedError
+from trainables.models.networks import Classifier, build_model
+from trainables.pretraining.contrastive import make_view, pretrain_encoder
+from trainables.seeding import hash_ids
+from trainables.storage.folder import Folder
+
+SETTINGS = ContrastivePretraining()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def images(channels: int = 3, count: int = 64, size: int = 16) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (count, channels, size, size), generator=generator, dtype=torch.uint8)
+
+
+def seeds(count: int = 64) -> torch.Tensor:
+    return torch.from_numpy(hash_ids(map(str, range(count))))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_view_depends_on_its_seed_alone(channels: int) -> None:
+    whole = make_view(images(channels), seeds(), SETTINGS)
+    assert whole.shape == images(channels).shape
+    assert whole.dtype == torch.uint8
+    rows = torch.tensor([5, 60, 7])
+    assert torch.equal(make_view(images(channels)[rows], seeds()[rows], SETTINGS), whole[rows])
+    assert not torch.equal(make_view(images(channels), seeds() + 1, SETTINGS), whole)
+
+
+def test_views_follow_the_policys_frequencies() -> None:
+    # A gradient from left to right, in one colour: what happened to it can be read off.
+    ramp = torch.zeros(2000, 3, 16, 16, dtype=torch.uint8)
+    ramp[:, 0] = torch.linspace(40, 200, 16).to(torch.uint8)
+    whole = ContrastivePretraining(crop_scale_min=1.0, jitter_strength=0.0)
+    views = make_view(ramp, seeds(2000), whole).float()
+    grey = (views[:, 0] == views[:, 2]).flatten(1).all(1)
+    assert grey.float().mean() == pytest.approx(0.2, abs=0.03)
+    flipped = views[:, 0, 8, 0] > views[:, 0, 8, -1]
+    assert flipped.float().mean() == pytest.approx(0.5, abs=0.04)
+    views = make_view(ramp, seeds(2000), whole.model_copy(update={"horizontal_flip": False}))
+    assert (views[:, 0, 8, 0] < views[:, 0, 8, -1]).all()
+
+
+def test_jitter_is_scaled_and_hits_four_of_five() -> None:
+    flat = torch.full((2000, 3, 8, 8), 100, dtype=torch.uint8)
+    flat[:, 0] = 160
+    still = ContrastivePretraining(crop_scale_min=1.0, jitter_strength=0.0)
+    moved = still.model_copy(update={"jitter_strength": 1.0})
+    before, after = make_view(flat, seeds(2000), still), make_view(flat, seeds(2000), moved)
+    changed = (before != after).flatten(1).any(1)
+    assert changed.float().mean() == pytest.approx(0.8, abs=0.04)
+
+
+def pretrain(
+    folder: Path, config: StageConfig, train: ImageSet | None = None, report: Any = lambda record: None
+) -> tuple[Classifier, list[dict[str, Any]]]:
+    torch.manual_seed(0)
+    model = build_model(config.model, num_classes=3, channels=1, image_size=16)
+    train = train or random_dataset().splits["train"]
+    history = pretrain_encoder(model, train, config, signature="mine", folder=Folder(folder), report=report)
+    return model, history
+
+
+def test_pretraining_learns_to_recognise_images_and_leaves_the_head(tmp_path: Path, cache_dir: Path) -> None:
+    config = tiny_stage(epochs=2, batch_size=128, crop_scale_min=0.9, jitter_strength=0.0, horizontal_flip=False)
+    train = load_dataset(config.data, cache_dir=cache_dir).splits["train"]
+    torch.manual_seed(0)
+    before = build_model(config.model, num_classes=3, channels=1, image_size=16)
+    model, history = pretrain(tmp_path, config, train)
+    # Guessing among the 2 × 128 − 1 other views of a batch costs ln 255.
+    assert history[-1]["metrics"]["ssl/loss"] < 0.8 * math.log(255)
+    assert torch.equal(model.head.weight, before.head.weight)
+    assert not torch.equal(model.encoder_state()["conv1.0.weight"], before.encoder_state()["conv1.0.weight"])
+    assert Folder(tmp_path).read_lines("epochs.jsonl") == history
+
+
+def test_labels_are_never_read(tmp_path: Path) -> None:
+    train = random_set("train", 48)
+    shuffled = ImageSet("train", train.images, np.zeros_like(train.labels), train.ids, train.groups, train.sites)
+    first, _ = pretrain(tmp_path / "one", tiny_stage(batch_size=24), train)
+    second, _ = pretrain(tmp_path / "two", tiny_stage(batch_size=24), shuffled)
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+
+
+def test_replicates_differ_only_if_they_are_asked_to(tmp_path: Path) -> None:
+    config = tiny_stage(epochs=1, batch_size=24)
+    other = config.model_copy(update={"replicate": 1})
+    first, second, third = (pretrain(tmp_path / str(i), c)[0] for i, c in enumerate((config, config, other)))
+    name = "conv1.0.weight"
+    assert torch.equal(first.encoder_state()[name], second.encoder_state()[name])
+    assert not torch.equal(first.encoder_state()[name], third.encoder_state()[name])
+
+
+def test_interrupted_and_called_again(tmp_path: Path) -> None:
+    config = tiny_stage(epochs=3, batch_size=24)
+    whole, expected = pretrain(tmp_path / "whole", config)
+
+    class Interrupted(BaseException):
+        pass
+
+    def interrupt(record: dict[str, Any]) -> None:
+        if record["epoch"] == 2:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        pretrain(tmp_path / "cut", config, report=interrupt)
+    done: list[int] = []
+    resumed, found = pretrain(tmp_path / "cut", config, report=lambda record: done.append(record["epoch"]))
+    assert done == [3]
+    assert [e["metrics"]["ssl/loss"] for e in found] == [e["metrics"]["ssl/loss"] for e in expected]
+    assert all(
+        torch.equal(a, b) for a, b in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True)
+    )
+    with pytest.raises(CheckpointError, match="written by the trial mine, expected other"):
+        pretrain_encoder(
+            whole,
+            random_dataset().splits["train"],
+            config,
+            signature="other",
+            folder=Folder(tmp_path / "cut"),
+            report=lambda record: None,
+        )
+
+
+def test_divergence_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Classifier, "normalise", lambda self, images: images.float() * float("nan"))
+    with pytest.raises(DivergedError, match=r"epoch 1: the contrastive loss is nan; lower pretraining.learning_rate"):
+        pretrain(tmp_path, tiny_stage(batch_size=24))
+    assert not list(tmp_path.iterdir()) or not Folder(tmp_path).exists("checkpoint.safetensors")
+
+
+def test_fewer_images_than_a_batch(tmp_path: Path) -> None:
+    _, history = pretrain(tmp_path, tiny_stage(epochs=1, batch_size=512))
+    assert len(history) == 1

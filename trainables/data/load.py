@@ -1,0 +1,87 @@
+"""The one entry to all data: a config in, a memory-mapped data set out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+
+from trainables.config import CsvData, DataConfig, ImageFolderData, MedmnistData, PhantomData, TorchvisionData
+from trainables.data.assembly import assign_sets
+from trainables.data.cache import CACHE_VERSION, find_dataset, read_dataset, write_dataset
+from trainables.data.dataset import Dataset
+from trainables.data.sources.arrays import MEDMNIST_MODALITY, build_digits_source, build_medmnist_source
+from trainables.data.sources.coloured import build_coloured_digits_source
+from trainables.data.sources.manifests import build_csv_source, build_image_folder_source
+from trainables.data.sources.phantom import build_phantom_source
+from trainables.data.sources.torchvision_sets import build_torchvision_source
+from trainables.data.table import Source, hash_json
+from trainables.errors import StorageError
+
+SOURCES: dict[str, Callable[[Any, Path], Source]] = {
+    "digits": build_digits_source,
+    "coloured_digits": build_coloured_digits_source,
+    "medmnist": build_medmnist_source,
+    "image_folder": build_image_folder_source,
+    "csv": build_csv_source,
+    "torchvision": build_torchvision_source,
+    "phantom": build_phantom_source,
+}
+
+#: Fields that say where data lie, or what is reported about it: they change no stored byte.
+NOT_STORED = {"path", "root", "download", "ordinal"}
+
+
+def load_dataset(config: DataConfig, *, cache_dir: Path) -> Dataset:
+    """Return the data set of ``config``, its images memory-mapped from ``cache_dir/data/<key>/``.
+
+    The first call decodes, also when several processes of a node call at once; later ones only map. The key is a
+    hash of content and settings, so data that moved are found again and data that changed are not. What is damaged
+    there is made anew.
+
+    Raises:
+        ConfigError: the config does not fit the data.
+        DataError: images, labels, a manifest or the splits are unusable; all unusable images are named at once.
+        StorageError: the cache cannot be written.
+    """
+    cache = cache_dir.expanduser().absolute() / "data"
+    try:
+        cache.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"could not make the cache {cache} ({error}): choose a cache_dir that can be written"
+        ) from error
+    source = SOURCES[config.kind](config, cache)
+    settings = config.model_dump(mode="json", exclude=NOT_STORED)
+    folder = cache / hash_json([CACHE_VERSION, source.content, settings])[:24]
+    about = {"name": _name(config), "modality": _modality(config)}
+    dataset = find_dataset(folder, **about)
+    if dataset is None:
+        with FileLock(f"{folder}.lock"):
+            dataset = find_dataset(folder, **about)  # another process may have been faster
+            if dataset is None:
+                table = source.read_table()
+                write_dataset(folder, table, assign_sets(table, config), config)
+                dataset = read_dataset(folder, **about)
+    return dataset
+
+
+def _name(config: DataConfig) -> str:
+    if isinstance(config, MedmnistData):
+        return config.flag
+    if isinstance(config, TorchvisionData):
+        return config.name
+    if isinstance(config, CsvData):
+        return config.path.stem
+    if isinstance(config, ImageFolderData):
+        return config.path.absolute().name
+    return config.kind
+
+
+def _modality(config: DataConfig) -> str:
+    """Return which severity tables fit: known for MedMNIST's flags and the phantom, else general."""
+    if isinstance(config, PhantomData):
+        return "fundus"
+    return MEDMNIST_MODALITY.get(config.flag, "general") if isinstance(config, MedmnistData) else "general"

@@ -1,0 +1,1 @@
+"""One module per kind of data source: image folders, manifests, MedMNIST, torchvision, synthetic images."""

@@ -1,0 +1,257 @@
+"""A trained network in a folder of its own, rebuilt without the study it came from: safetensors and JSON, no pickle.
+
+    model.safetensors   the weights, byte for byte those of the trial
+    config.json         architecture, image size and channels, normalisation, classes, a self-test, provenance
+
+``load_exported(folder)`` gives a module that takes uint8 images and returns logits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jaxtyping import Float32, UInt8
+from pydantic import Field, JsonValue, ValidationError
+from torch import Tensor, nn
+
+from trainables.config import ModelConfig, TrialConfig
+from trainables.data.decoding import PixelSpec, decode_file
+from trainables.errors import CheckpointError, DataError
+from trainables.frozen import Frozen, ImageSize, PositiveInt
+from trainables.models.networks import Classifier, build_model
+from trainables.ops.stain_normalisation import StainNormaliser
+from trainables.regularisers import Dropout, StainNormalisation, StochasticDepth, find_part
+from trainables.storage.checkpoint import load_weights, restore_module
+from trainables.storage.folder import Folder
+
+WEIGHTS, CONFIG = "model.safetensors", "config.json"
+#: How far the logits of the self-test may differ, relative to the largest one. Another version of a library or another
+#: CPU rounds differently (1e-6); another stem or input size changes them by half, another normalisation by a tenth.
+SELF_TEST_TOLERANCE = 1e-3
+
+
+class Architecture(Frozen):
+    """What the network is built from."""
+
+    name: str = Field(description="torchvision model, or timm/<name>.")
+    stem: Literal["auto", "original", "small"]
+    input_size: ImageSize | None
+    dropout: float
+    stochastic_depth: float | None
+    stain_normalisation: Literal["macenko", "reinhard"] | None = Field(description="Done first, inside the network.")
+
+
+class Images(Frozen):
+    """What the network is given: uint8, n × channels × size × size."""
+
+    size_px: ImageSize
+    channels: Literal[1, 3] = Field(description="1 grey, 3 RGB.")
+    resize: Literal["crop", "squash", "pad"] = Field(description="How files are brought to that size.")
+    max_megapixels: float
+
+
+class Normalisation(Frozen):
+    """What happens inside the network before its first layer: (x / 255 − mean) / std, then resizing."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    network_size_px: PositiveInt
+
+
+class SelfTest(Frozen):
+    """Logits of two made-up images (``make_test_images``) in float32 on a CPU: a rebuilt network has to give them."""
+
+    logits: tuple[tuple[float, ...], ...]
+
+
+class ExportedConfig(Frozen):
+    """The content of ``config.json``."""
+
+    format: Literal["robustsweep-model-1"] = "robustsweep-model-1"
+    architecture: Architecture
+    images: Images
+    normalisation: Normalisation
+    classes: tuple[str, ...] = Field(description="In the order of the logits.")
+    weights_sha256: str
+    self_test: SelfTest
+    provenance: dict[str, JsonValue]
+
+
+class ImageClassifier(nn.Module):
+    """uint8 images → logits, preprocessing included: what is exported, served and compared.
+
+    Args:
+        network: with its normalisation.
+        config: of the folder it came from.
+    """
+
+    def __init__(self, network: Classifier, config: ExportedConfig) -> None:
+        super().__init__()
+        self.network = network
+        self.config = config
+
+    def forward(self, images: UInt8[Tensor, "n c h w"]) -> Float32[Tensor, "n classes"]:
+        """Return the logits; softmax gives the confidences, ``config.classes`` their names."""
+        logits: Tensor = self.network(self.network.normalise(images))
+        return logits
+
+    def decode_image(self, path: Path | str) -> UInt8[Tensor, "1 c h w"]:
+        """Return an image file as the network takes it: its channels and size, brought there as in training.
+
+        Raises:
+            DataError: it is not an image that can be used.
+        """
+        images = self.config.images
+        spec = PixelSpec(images.size_px, images.channels, images.resize, images.max_megapixels)
+        try:
+            return torch.from_numpy(np.array(decode_file(Path(path), spec)))[None]
+        except DataError as error:
+            raise DataError(f"{path} {error}") from error
+
+
+def make_test_images(images: Images) -> UInt8[Tensor, "2 c h w"]:
+    """Return the images of the self-test, which never change: a diagonal ramp and a checkerboard on a ramp."""
+    index = torch.arange(images.size_px)
+    row, column = index[:, None], index[None, :]
+    ramp = (row + column) * 128 // images.size_px
+    board = (row // 3 + column // 3) % 2 * 120 + column * 128 // images.size_px
+    channels = [torch.stack([ramp, board]) + 60 * channel for channel in range(images.channels)]
+    return (torch.stack(channels, dim=1) % 256).to(torch.uint8)
+
+
+def build_exported(
+    trial: Folder, config: TrialConfig, *, classes: tuple[str, ...], provenance: Mapping[str, Any]
+) -> ImageClassifier:
+    """Return the network of a finished trial, on the CPU, in evaluation mode; ``write_exported`` writes it.
+
+    Args:
+        trial: folder of the trial.
+        config: of the trial.
+        classes: names in the order of the logits.
+        provenance: JSON values that say where it comes from.
+
+    Raises:
+        CheckpointError: the weights are damaged, or are not those of this config.
+        StorageError: they are missing.
+    """
+    dropout, depth = find_part(config.regulariser, Dropout), find_part(config.regulariser, StochasticDepth)
+    stain = find_part(config.regulariser, StainNormalisation)
+    architecture = Architecture(
+        name=config.model.name,
+        stem=config.model.stem,
+        input_size=config.model.input_size,
+        dropout=0.0 if dropout is None else dropout.probability,
+        stochastic_depth=None if depth is None else depth.probability,
+        stain_normalisation=None if stain is None else stain.method,
+    )
+    data = config.data
+    images = Images(
+        size_px=data.image_size, channels=data.channels, resize=data.resize, max_megapixels=data.max_megapixels
+    )
+    network = _build(architecture, images, num_classes=len(classes))
+    restore_module(network, load_weights(trial, WEIGHTS)[0], origin=f"{WEIGHTS} in {trial.uri}")
+    exported = ExportedConfig(
+        architecture=architecture,
+        images=images,
+        normalisation=Normalisation(
+            mean=tuple(network.mean.flatten().tolist()),
+            std=tuple(network.std.flatten().tolist()),
+            network_size_px=network.input_size,
+        ),
+        classes=classes,
+        weights_sha256=trial.sha256(WEIGHTS),
+        self_test=SelfTest(logits=_answer_self_test(network, images)),
+        provenance=dict(provenance),
+    )
+    return ImageClassifier(network, exported).eval()
+
+
+def write_exported(trial: Folder, out: Folder, model: ImageClassifier) -> None:
+    """Write ``config.json`` and ``model.safetensors``, a copy of the trial's, into ``out``.
+
+    Raises:
+        StorageError: the storage refused.
+    """
+    out.write_json(CONFIG, model.config.model_dump(mode="json"))  # first: it says whose folder this is
+    out.write(WEIGHTS, trial.read(WEIGHTS))
+
+
+def load_exported(folder: Folder | Path | str) -> ImageClassifier:
+    """Return the network in a folder that ``robustsweep select`` wrote, on the CPU, in evaluation mode.
+
+    Nothing is unpickled and nothing but this package's networks is built. The network answers the self-test first.
+
+    Raises:
+        CheckpointError: a file is damaged, or was written by a version whose networks differ.
+        StorageError: a file is missing.
+        ConfigError: torchvision or timm here does not have the network.
+    """
+    place = folder if isinstance(folder, Folder) else Folder(folder)
+    config = _read_config(place)
+    found = place.sha256(WEIGHTS)
+    if found != config.weights_sha256:
+        raise CheckpointError(
+            f"read {WEIGHTS} in {place.uri}: its checksum is {found}, {CONFIG} says {config.weights_sha256}; "
+            "export it again with `robustsweep select`"
+        )
+    network = _build(config.architecture, config.images, num_classes=len(config.classes))
+    restore_module(network, load_weights(place, WEIGHTS)[0], origin=f"{WEIGHTS} in {place.uri}")
+    normalisation = config.normalisation
+    # As it was, whatever today's libraries say about the network.
+    network.mean.copy_(torch.tensor(normalisation.mean).view(1, -1, 1, 1))
+    network.std.copy_(torch.tensor(normalisation.std).view(1, -1, 1, 1))
+    network.input_size = normalisation.network_size_px
+    _check_self_test(network, config, place)
+    return ImageClassifier(network, config).eval()
+
+
+def _read_config(folder: Folder) -> ExportedConfig:
+    try:
+        return ExportedConfig.model_validate(folder.read_json(CONFIG))
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise CheckpointError(
+            f"read {CONFIG} in {folder.uri}: {key}: {first['msg']}, and {error.error_count() - 1} further problems; "
+            "expected a file that `robustsweep select` of this version wrote: export it again"
+        ) from error
+
+
+def _build(architecture: Architecture, images: Images, *, num_classes: int) -> Classifier:
+    """Return the network with weights that are still random; the caller's random numbers are not touched."""
+    model = ModelConfig(name=architecture.name, stem=architecture.stem, input_size=architecture.input_size)
+    with torch.random.fork_rng(devices=[]):
+        network = build_model(
+            model,
+            num_classes=num_classes,
+            channels=images.channels,
+            image_size=images.size_px,
+            dropout=architecture.dropout,
+            stochastic_depth=architecture.stochastic_depth,
+        )
+    if architecture.stain_normalisation is not None:
+        network.stain = StainNormaliser(architecture.stain_normalisation)
+    return network
+
+
+@torch.inference_mode()
+def _answer_self_test(network: Classifier, images: Images) -> tuple[tuple[float, ...], ...]:
+    network.eval()
+    logits = network(network.normalise(make_test_images(images)))
+    return tuple(tuple(row) for row in logits.tolist())
+
+
+def _check_self_test(network: Classifier, config: ExportedConfig, folder: Folder) -> None:
+    expected = np.array(config.self_test.logits)
+    found = np.array(_answer_self_test(network, config.images))
+    difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")
+    if not difference <= SELF_TEST_TOLERANCE * float(np.abs(expected).max()):
+        raise CheckpointError(
+            f"rebuilt {config.architecture.name} from {folder.uri} and gave it the self-test: its logits differ by "
+            f"{difference:.3g} from those in {CONFIG}, expected at most {SELF_TEST_TOLERANCE:g} of the largest one; "
+            f"the library builds another network today: install the versions of {CONFIG} (provenance.versions)"
+        )

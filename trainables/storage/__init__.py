@@ -1,0 +1,1 @@
+"""Folders on any storage, checkpoints, and the check that a record is complete."""

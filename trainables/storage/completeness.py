@@ -1,0 +1,91 @@
+"""What a finished stage or trial consists of, and whether all of it is still there.
+
+``result.json`` is written last and lists the other files with size and checksum. Damage is looked for where it costs
+nothing (the seal of ``result.json``, sizes, files written later) whenever a study is looked up, and in every byte where
+a file is used, or when asked for.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from trainables.storage.folder import Folder, is_sealed
+
+CONFIG = "config.json"
+RESULT = "result.json"
+#: Written by others into the folder of a trial that is not to be trained any further.
+STOP = "stop.json"
+EPOCHS = "epochs.jsonl"
+
+
+def describe_files(folder: Folder, names: Iterable[str]) -> dict[str, dict[str, Any]]:
+    """Return name → ``bytes`` and ``sha256`` of files in ``folder``.
+
+    Raises:
+        StorageError: one is missing.
+    """
+    digests = {name: folder.sha256(name) for name in names}
+    return {name: {"bytes": (folder.stat(name) or (0, 0))[0], "sha256": digest} for name, digest in digests.items()}
+
+
+def find_change(
+    folder: Folder, files: Mapping[str, Mapping[str, Any]], *, since: str, every_byte: bool = False
+) -> str | None:
+    """Return which file is not as ``describe_files`` has found it, in words with its name; None when all are.
+
+    Args:
+        folder: on a disk, or anywhere when every byte is looked at.
+        files: what ``describe_files`` has returned.
+        since: name of the file that was written after all of them; the content of those that are newer is compared.
+        every_byte: compare the content of all.
+    """
+    _, written = folder.stat(since) or (0, 0)
+    for name, expected in files.items():
+        size, changed = folder.stat(name) or (None, 0)
+        if size != expected["bytes"]:
+            found = "is missing" if size is None else f"has {size} bytes, {expected['bytes']} were written"
+            return f"{folder.uri}/{name} {found}"
+        if (every_byte or changed > written) and folder.sha256(name) != expected["sha256"]:
+            return f"{folder.uri}/{name} has another content than was written"
+    return None
+
+
+def find_damage(folder: Folder, *, every_byte: bool = False) -> str | None:
+    """Return what is wrong with a folder that has a ``result.json``, in words with the file's name; None when nothing.
+
+    Only on a disk: an object store never holds a part of a file.
+
+    Args:
+        folder: of a stage or trial.
+        every_byte: compare the content of all files, anywhere; else sizes, and the content of what was written later.
+    """
+    if not folder.is_local and not every_byte:
+        return None
+    data = folder.read(RESULT)
+    if not is_sealed(data):
+        return f"{folder.uri}/{RESULT} is damaged or was changed by hand"
+    return find_change(folder, _parse_files(data), since=RESULT, every_byte=every_byte)
+
+
+def _parse_files(data: bytes) -> dict[str, dict[str, Any]]:
+    """Return ``files`` of a sealed result, without parsing the rest: a study has thousands of results of 30 KB."""
+    key = b'\n "files": '
+    start = data.find(key)
+    if start < 0:
+        return {}
+    start += len(key)
+    end = start + 2 if data.startswith(b"{}", start) else data.index(b"\n }", start) + len(b"\n }")
+    files: dict[str, dict[str, Any]] = json.loads(data[start:end])
+    return files
+
+
+def is_stopped(folder: Folder) -> bool:
+    """Return whether the trial was stopped early: it is not complete, and somebody has said that it is not to be."""
+    return folder.is_intact(STOP) and not folder.exists(RESULT)
+
+
+def is_finished(folder: Folder) -> bool:
+    """Return whether the stage or trial is complete and none of its files is known to be damaged."""
+    return folder.exists(RESULT) and find_damage(folder) is None

@@ -1,0 +1,1 @@
+"""Train one model: loop, step, optimisation, losses, mixing, acceleration."""

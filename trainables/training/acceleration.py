@@ -1,0 +1,282 @@
+"""Memory format, precision and ``torch.compile``, chosen by a short probe on the real network and batch.
+
+The choice changes how sums are rounded, so it is made once per network, batch size and device, kept in the ledger, and
+the same for all trials of a study: they stay comparable. Without a probe nothing is chosen (``default_choice``).
+Measured on CPUs only so far: none of this has run on a GPU.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from torch import Tensor
+
+from trainables.config import TrialConfig
+from trainables.data.dataset import Dataset
+from trainables.errors import CheckpointError, StorageError
+from trainables.frozen import Frozen
+from trainables.models.networks import Classifier, build_model
+from trainables.storage.folder import Folder
+
+#: A step has to be faster by this factor than without a probe: two timings of one step differ by a few per cent.
+MIN_GAIN = 1.1
+#: Compiling takes 10 s to minutes: a training shorter than this is not worth trying it (assumption).
+COMPILE_ABOVE_SECONDS = 120.0
+#: Steps before those that count; then steps for so long, and so many at least and at most; the fastest is taken.
+_WARMUP_STEPS, _TIMED_SECONDS, _MIN_STEPS, _MAX_STEPS = 2, 0.5, 5, 50
+
+Clock = Callable[[], float]
+
+
+class Choice(Frozen):
+    """How a network is executed."""
+
+    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    precision: Literal["float32", "bfloat16"] = "float32"
+    compiled: bool = False
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of the forward pass; bfloat16 runs under autocast."""
+        return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
+
+    def place(self, model: Classifier) -> Classifier:
+        """Return ``model`` with its weights in the memory format, in place."""
+        return model.to(memory_format=torch.channels_last) if self.memory_format == "channels_last" else model
+
+    def build_forward(self, model: Classifier, batch_size: int) -> Callable[[Tensor], Tensor]:
+        """Return the forward pass of training; a batch of another size (the last one) is not worth compiling for."""
+        if not self.compiled:
+            return model
+        compiled = torch.compile(model, dynamic=False)
+        return lambda images: compiled(images) if len(images) == batch_size else model(images)
+
+
+class Timing(Frozen):
+    """What one candidate took; a failed one has no times."""
+
+    choice: Choice
+    step_seconds: float | None = None
+    compile_seconds: float = 0.0
+    failure: str | None = None
+
+    def total_seconds(self, steps: int) -> float:
+        """Seconds of a training of ``steps`` optimiser steps; infinite for a failed candidate."""
+        return float("inf") if self.step_seconds is None else self.compile_seconds + steps * self.step_seconds
+
+
+class Decision(Frozen):
+    """A choice, and what it was made from; the first timing is that of the default."""
+
+    choice: Choice
+    key: dict[str, Any]
+    timings: tuple[Timing, ...]
+    planned_steps: int
+
+
+def default_choice(precision: torch.dtype, device: torch.device) -> Choice:
+    """Return what runs without a probe: channels_last on a GPU, contiguous on a CPU, compiled nowhere."""
+    return Choice(
+        memory_format="channels_last" if device.type == "cuda" else "contiguous",
+        precision="bfloat16" if precision == torch.bfloat16 else "float32",
+    )
+
+
+def list_candidates(default: Choice, *, any_precision: bool) -> list[Choice]:
+    """Return the uncompiled candidates, the default first.
+
+    Args:
+        default: of the device.
+        any_precision: both precisions may be tried: a GPU, and the trial leaves it open (``training.precision: auto``).
+    """
+    formats: tuple[Literal["contiguous", "channels_last"], ...] = ("contiguous", "channels_last")
+    precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
+    everything = [
+        Choice(memory_format=memory_format, precision=precision)
+        for memory_format in formats
+        for precision in (precisions if any_precision else (default.precision,))
+    ]
+    return [default, *(choice for choice in everything if choice != default)]
+
+
+def choose(timings: Sequence[Timing], *, planned_steps: int) -> Choice:
+    """Return the choice with which ``planned_steps`` take least, compiling included.
+
+    Args:
+        timings: the first is the default's, which is kept unless another one's step is ``MIN_GAIN`` times as fast.
+        planned_steps: optimiser steps of one trial; every trial compiles anew, in a process of its own.
+    """
+    default = timings[0]
+    if default.step_seconds is None:
+        return default.choice
+    faster = [
+        timing
+        for timing in timings
+        if timing.step_seconds is not None and timing.step_seconds * MIN_GAIN <= default.step_seconds
+    ]
+    return min([default, *faster], key=lambda timing: timing.total_seconds(planned_steps)).choice
+
+
+def probe(
+    config: TrialConfig, data: Dataset, device: torch.device, *, default: Choice, clock: Clock = time.perf_counter
+) -> Decision:
+    """Time a few steps of each candidate on this trial's network and batch; return the decision.
+
+    Compiling is tried on the fastest of the others, when the training is long enough. It draws from torch's global
+    generator: seed afterwards.
+
+    Args:
+        config: the trial.
+        data: the first training images make the batch.
+        device: where it will train.
+        default: what runs without a probe.
+        clock: seconds.
+    """
+    key = describe_key(config, data, device)
+    images = config.training.label_fraction * len(data.splits["train"])
+    steps = config.training.epochs * math.ceil(images / config.training.batch_size)
+    bench = _Bench(config, data, device, clock)
+    # On a CPU bfloat16 is 1.7 to 2.3 times as fast, and not to be trusted: some gradients are left uninitialised
+    # (oneDNN 3.13, a strided convolution over one pixel; docs/log.md, 2026-11-22).
+    any_precision = config.training.precision == "auto" and device.type == "cuda"
+    candidates = list_candidates(default, any_precision=any_precision)
+    # In turns, since what else runs on the machine comes and goes.
+    first, second = ([bench.time(choice) for choice in candidates] for _ in range(2))
+    timings = [_faster(*pair) for pair in zip(first, second, strict=True)]
+    best = choose(timings, planned_steps=steps)
+    seconds = next(timing for timing in timings if timing.choice == best).total_seconds(steps)
+    if COMPILE_ABOVE_SECONDS < seconds < float("inf"):
+        timings.append(bench.time(best.model_copy(update={"compiled": True})))
+    return Decision(choice=choose(timings, planned_steps=steps), key=key, timings=tuple(timings), planned_steps=steps)
+
+
+class _Bench:
+    """One batch of the trial, and steps over it."""
+
+    def __init__(self, config: TrialConfig, data: Dataset, device: torch.device, clock: Clock) -> None:
+        self._config, self._device, self._clock = config, device, clock
+        train = data.splits["train"]
+        rows = slice(0, min(config.training.batch_size, len(train)))
+        self._images = torch.from_numpy(train.images[rows].copy()).to(device)
+        self._labels = torch.from_numpy(train.labels[rows].copy()).to(device)
+        self._num_classes = data.num_classes
+
+    def time(self, choice: Choice) -> Timing:
+        """Return the seconds of a step, and of compiling: what the first step takes longer."""
+        try:
+            seconds = self._time_steps(choice)
+        except RuntimeError as error:  # no memory, no kernel for this format, no compiler: torch's are all of this kind
+            return Timing(choice=choice, failure=f"{type(error).__name__}: {str(error)[:500]}")
+        step = min(seconds[_WARMUP_STEPS:])
+        compiling = max(0.0, seconds[0] - step) if choice.compiled else 0.0
+        return Timing(choice=choice, step_seconds=step, compile_seconds=compiling)
+
+    def _time_steps(self, choice: Choice) -> list[float]:
+        _, channels, _, size = self._images.shape
+        model = build_model(self._config.model, num_classes=self._num_classes, channels=channels, image_size=size).to(
+            self._device
+        )
+        model = choice.place(model).train()
+        forward = choice.build_forward(model, len(self._images))
+        optimiser = torch.optim.AdamW(model.parameters(), lr=1e-4)
+        seconds: list[float] = []
+        while not _is_enough(seconds[_WARMUP_STEPS:]):
+            began = self._now()
+            with torch.autocast(self._device.type, choice.dtype, enabled=choice.precision != "float32"):
+                logits = forward(model.normalise(self._images))
+            optimiser.zero_grad(set_to_none=True)
+            F.cross_entropy(logits.float(), self._labels).backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+            seconds.append(self._now() - began)
+        return seconds
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return self._clock()
+
+
+def _faster(first: Timing, second: Timing) -> Timing:
+    """Return the faster of two timings of one choice; what fails once has failed."""
+    if first.step_seconds is None or second.step_seconds is None:
+        return first if first.step_seconds is None else second
+    return first if first.step_seconds <= second.step_seconds else second
+
+
+def _is_enough(seconds: Sequence[float]) -> bool:
+    return len(seconds) >= _MIN_STEPS and (sum(seconds) >= _TIMED_SECONDS or len(seconds) >= _MAX_STEPS)
+
+
+def describe_key(config: TrialConfig, data: Dataset, device: torch.device) -> dict[str, Any]:
+    """Return what a decision holds for: network, images, batch size, asked precision, device, torch."""
+    _, channels, _, size = data.splits["train"].images.shape
+    return {
+        "model": config.model.model_dump(mode="json"),
+        "image_size": size,
+        "channels": channels,
+        "batch_size": config.training.batch_size,
+        "precision": config.training.precision,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}",
+        "torch": torch.__version__,
+    }
+
+
+def decide(folder: Folder, key: dict[str, Any], measure: Callable[[], Decision], *, lock: Path) -> Decision:
+    """Return the study's decision for ``key``; the first trial to ask measures, all others read.
+
+    Args:
+        folder: the study's folder of decisions: ``<hash of the key>/<time>-<process>.<copy>.json``, the earliest holds.
+            Each is there twice: nothing else tells how the trials that are complete were run.
+        key: see ``describe_key``.
+        measure: the probe.
+        lock: file on this node: only one process at a time measures, undisturbed by the others.
+
+    Raises:
+        CheckpointError: the decision that lies there is for another key.
+        StorageError: both copies of it are damaged, or the storage refuses.
+    """
+    name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
+    place = folder / name
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(lock):
+        if not _list_decisions(place):
+            decision = measure()
+            if not _list_decisions(place):  # another node may have been faster
+                moment = f"{time.time_ns():020d}-{os.getpid()}"
+                for copy in ("a", "b"):
+                    place.write_json(f"{moment}.{copy}.json", decision.model_dump(mode="json"))
+    earliest = _find_earliest(place)
+    found = Decision.model_validate(place.read_json(earliest))
+    if found.key != key:
+        raise CheckpointError(
+            f"read the decision {earliest} in {place.uri}: it is for {found.key}, expected {key}; remove the folder"
+        )
+    return found
+
+
+def _list_decisions(place: Folder) -> list[str]:
+    return sorted(child for child in place.children() if child.endswith(".json"))
+
+
+def _find_earliest(place: Folder) -> str:
+    """Return the name of an intact copy of the decision that was made first."""
+    names = _list_decisions(place)
+    first = names[0].partition(".")[0]
+    intact = [name for name in names if name.startswith(f"{first}.") and place.is_intact(name)]
+    if not intact:
+        raise StorageError(
+            f"read the decision {names[0]} in {place.uri}, how to run the trials of this study, and found it damaged, "
+            "its copy too; remove the folder and run again with --retry-failed: it is made anew, perhaps otherwise"
+        )
+    return intact[0]

@@ -1,0 +1,244 @@
+"""Train one classifier: seeded per epoch, checkpointed after every epoch, selected on in-distribution validation."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from trainables.config import TrainingConfig, TrialConfig
+from trainables.data.dataset import Dataset
+from trainables.data.feed import ImageFeed
+from trainables.errors import ConfigError, DivergedError
+from trainables.evaluation.metrics import compute_metrics
+from trainables.evaluation.predictions import keep, predict_each
+from trainables.models.networks import Classifier
+from trainables.storage.checkpoint import (
+    TrainingState,
+    capture_random_state,
+    forget_best,
+    has_best,
+    load_best,
+    load_checkpoint,
+    pack_module,
+    pack_optimiser,
+    restore_module,
+    restore_random_state,
+    save_best,
+    save_checkpoint,
+    unpack,
+    unpack_optimiser,
+)
+from trainables.storage.folder import Folder
+from trainables.training.acceleration import Choice, default_choice
+from trainables.training.optimisation import learning_rate_factor
+from trainables.training.step import TrainingStep
+
+#: Called after every epoch with its record: {"epoch", "timestamp_ms", "metrics"}.
+Report = Callable[[dict[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training leaves behind; the model given to it holds the selected weights."""
+
+    epochs: int
+    best_epoch: int
+
+
+def resolve_precision(config: TrainingConfig, device: torch.device) -> torch.dtype:
+    """Return the dtype of the forward pass: bfloat16 on a GPU unless told otherwise.
+
+    Raises:
+        ConfigError: bfloat16 on a CPU, where some gradients of convolutions are left uninitialised (torch 2.15).
+    """
+    if config.precision == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if config.precision == "bfloat16" and device.type == "cpu":
+        raise ConfigError(
+            "training.precision: found bfloat16 on a CPU, where torch computes wrong gradients for small feature maps; "
+            "use auto (bfloat16 on GPUs only) or float32"
+        )
+    return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
+
+
+def train_model(
+    model: Classifier,
+    data: Dataset,
+    config: TrialConfig,
+    *,
+    signature: str,
+    folder: Folder,
+    report: Report,
+    acceleration: Choice | None = None,
+) -> Outcome:
+    """Train ``model`` in place, from the last checkpoint in ``folder`` if there is one; it ends with the best weights.
+
+    A run that was interrupted and goes on gives the same weights, bit for bit on a CPU, as one that was not.
+
+    Args:
+        model: on the device to be used.
+        data: train and val are read; test and external sets are never touched.
+        config: the trial.
+        signature: of the trial; a checkpoint of another one is refused.
+        folder: checkpoints and ``epochs.jsonl`` are written here.
+        report: called after every epoch.
+        acceleration: precision, and whether to compile; None: what the device does without a probe.
+
+    Raises:
+        DivergedError: the loss, or an output on validation images, is not finite.
+        ConfigError: settings that do not fit the data.
+        CheckpointError: the checkpoint belongs to another trial.
+    """
+    choice = acceleration or default_choice(resolve_precision(config.training, model.mean.device), model.mean.device)
+    trainer = _Trainer(model, data, config, choice, signature=signature)
+    state = load_checkpoint(folder, signature)
+    if state is not None and has_best(folder, state):
+        trainer.restore(state)
+    write_missing_epochs(folder, trainer.state)
+    while not trainer.finished:
+        before, weights = trainer.state.best_epoch, unpack("model", trainer.state.tensors)
+        record = trainer.run_epoch()
+        state = trainer.state
+        if 0 < before == state.epoch - 1 and before == state.best_epoch:  # so far only in the checkpoint before
+            save_best(folder, weights, before)
+        # The checkpoint holds the epoch's record, so a line is only ever written for work that will not be redone.
+        save_checkpoint(folder, state)
+        # The checkpoint before this one may be needed again, and with it what was best then.
+        forget_best(folder, keep=(before, state.best_epoch))
+        folder.append_line("epochs.jsonl", _dump(record))
+        report(record)
+    best = trainer.state.best_epoch
+    weights = unpack("model", trainer.state.tensors) if best == trainer.state.epoch else load_best(folder, best)
+    restore_module(model, weights, origin=f"the weights of epoch {best} in {folder.uri}")
+    return Outcome(trainer.state.epoch, trainer.state.best_epoch)
+
+
+def _dump(record: dict[str, Any]) -> str:
+    return json.dumps(record, sort_keys=True, allow_nan=False)
+
+
+def write_missing_epochs(folder: Folder, state: TrainingState) -> None:
+    """Bring ``epochs.jsonl`` to what the checkpoint knows: a kill can fall between the two writes, or tear a line."""
+    expected = "".join(_dump(record) + "\n" for record in state.history).encode()
+    if (folder.read("epochs.jsonl") if folder.exists("epochs.jsonl") else b"") != expected:
+        folder.write("epochs.jsonl", expected)
+
+
+class _Trainer:
+    """The loop and its state. One instance per process and trial."""
+
+    def __init__(
+        self, model: Classifier, data: Dataset, config: TrialConfig, choice: Choice, *, signature: str
+    ) -> None:
+        self.model, self.config = model, config
+        self.device = model.mean.device
+        self.precision = choice.dtype
+        self.ordinal = config.data.ordinal
+        self.val, self.val_feed = data.splits["val"], ImageFeed(data.splits["val"], self.device)
+        self.step = TrainingStep(model, data, config, choice)
+        self.batches, self.optimiser = self.step.batches, self.step.optimiser
+        self.base_rates = [group["lr"] for group in self.optimiser.param_groups]
+        self.num_steps = self.batches.num_batches * config.training.epochs
+        self.state = TrainingState(signature)
+
+    @property
+    def finished(self) -> bool:
+        training, state = self.config.training, self.state
+        stalled = training.patience is not None and state.epoch - state.best_epoch >= training.patience
+        return state.epoch >= training.epochs or stalled
+
+    def restore(self, state: TrainingState) -> None:
+        restore_module(self.model, unpack("model", state.tensors), origin="the checkpoint")
+        unpack_optimiser(self.optimiser, state.tensors, state.optimiser_scalars)
+        if self.step.loss.group_weights is not None:
+            restore_module(self.step.loss.group_weights, unpack("groups", state.tensors), origin="the checkpoint")
+        restore_random_state(state.tensors, state.random_state)
+        self.state = state
+
+    def run_epoch(self) -> dict[str, Any]:
+        """Train one epoch, validate, and put everything into ``self.state``."""
+        started = time.perf_counter()
+        epoch = self.state.epoch + 1
+        sums = self._train_epoch(epoch)
+        seconds = time.perf_counter() - started
+        metrics = {f"train/{name}": value for name, value in sums.items()} | self._validate()
+        metrics["learning_rate"] = self.base_rates[-1] * self._rate_factor(self.state.step - 1)
+        metrics["seconds"] = time.perf_counter() - started
+        metrics["images_per_second"] = len(self.batches.rows) / seconds
+        record = {"epoch": epoch, "timestamp_ms": int(time.time() * 1000), "metrics": metrics}
+        self._remember(epoch, metrics, record)
+        return record
+
+    def _set_training_mode(self) -> None:
+        """A frozen backbone (linear probe) stays as it was pretrained: batch statistics and dropout included."""
+        self.model.train()
+        if self.config.training.backbone_learning_rate_factor == 0.0:
+            self.model.eval()
+            self.model.head.train()
+
+    def _train_epoch(self, epoch: int) -> dict[str, float]:
+        self._set_training_mode()
+        totals: dict[str, Tensor] = {}
+        count = 0
+        for index, batch in enumerate(self.batches.epoch(epoch)):
+            self._set_rate(self.state.step)
+            terms = self.step.run(batch, self.state.step, epoch=epoch, index=index)
+            self.state.step += 1
+            count += len(batch.labels)
+            # Summed on the device: no synchronisation per step.
+            for name, value in terms.items():
+                total = totals.get(name, torch.zeros((), device=self.device))
+                totals[name] = total + value * len(batch.labels)
+        means = {name: float(total) / count for name, total in totals.items()}
+        if not math.isfinite(means["loss"]):
+            raise DivergedError(
+                f"epoch {epoch}: the mean training loss is {means['loss']}; lower training.learning_rate "
+                f"(now {self.config.training.learning_rate}) or set training.gradient_clip_norm"
+            )
+        return means | self.step.summarise()
+
+    def _validate(self) -> dict[str, float]:
+        logits, _ = predict_each(self.model, self.val_feed, [keep], batch_size=256, precision=self.precision)
+        metrics = compute_metrics(logits[0], self.val.labels, ordinal=self.ordinal).values
+        metrics["loss"] = metrics.pop("nll")
+        return {f"val/{name}": value for name, value in metrics.items()}
+
+    def _remember(self, epoch: int, metrics: dict[str, float], record: dict[str, Any]) -> None:
+        state, select_by = self.state, self.config.training.select_by
+        value = metrics.get(f"val/{select_by}")
+        if value is None:
+            raise ConfigError(
+                f"training.select_by: {select_by} is not defined on the {len(self.val)} validation images "
+                "(a class is absent); choose loss or accuracy, or enlarge the validation split"
+            )
+        if state.best_value is None or (value < state.best_value if select_by == "loss" else value > state.best_value):
+            state.best_value, state.best_epoch = value, epoch
+        optimiser, state.optimiser_scalars = pack_optimiser(self.optimiser)
+        random, state.random_state = capture_random_state()
+        groups = self.step.loss.group_weights
+        state.tensors = {
+            **pack_module("model", self.model),
+            **optimiser,
+            **random,
+            **({} if groups is None else pack_module("groups", groups)),
+        }
+        state.epoch = epoch
+        state.history = [*state.history, record]
+
+    def _rate_factor(self, step: int) -> float:
+        return learning_rate_factor(
+            step, self.num_steps, int(self.config.training.warmup_epochs * self.batches.num_batches),
+            self.config.training.schedule,
+        )  # fmt: skip
+
+    def _set_rate(self, step: int) -> None:
+        factor = self._rate_factor(step)
+        for group, rate in zip(self.optimiser.param_groups, self.base_rates, strict=True):
+            group["lr"] = rate * factor

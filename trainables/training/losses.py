@@ -1,0 +1,165 @@
+"""Training losses on plain tensors, and the one that a config asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from trainables.data.groups import Groups
+from trainables.errors import ConfigError
+from trainables.regularisers import GroupDro, LabelSmoothing, RegulariserConfig, SpectralDecoupling, find_part
+from trainables.training.group_dro import GroupWeights
+
+
+def spectral_decoupling(
+    logits: Float[Tensor, "n classes *pixels"],
+    labels: Int64[Tensor, "n *pixels"],
+    *,
+    weight: Float[Tensor, "n *pixels"] | float,
+    gamma: Float[Tensor, "n *pixels"] | float = 0.0,
+    half: bool = True,
+    reduction: str = "mean",
+    target: str = "all",
+) -> Float[Tensor, ""]:
+    """Return the L2 penalty on the logits, λ·mean_b(reduce_c (f − γ)²), with ½ if ``half``. In float32 under AMP.
+
+    For segmentation (logits n × classes × h × w) the mean is over pixels, too: it goes with a per-pixel loss averaged
+    over them.
+
+    Args:
+        logits: unnormalised outputs f.
+        labels: index of the true class, of each pixel in segmentation.
+        weight: λ, one for all or one per sample (pixel).
+        gamma: offset γ, one for all or one per sample (pixel).
+        half: multiply by ½ (the papers' form).
+        reduction: over classes, ``mean`` or ``sum``.
+        target: ``all`` logits, or only the ``true_class``'s.
+
+    Source: Pezeshki et al. 2020 (Gradient Starvation), eq. 13; Pohjonen et al. 2022 (arXiv 2103.17171).
+    """
+    logits = logits.float()
+    offset = gamma[:, None] if isinstance(gamma, Tensor) else gamma
+    squares = (logits - offset).square()
+    if target == "true_class":
+        per_sample = squares.gather(1, labels[:, None]).squeeze(1)
+    else:
+        per_sample = squares.mean(1) if reduction == "mean" else squares.sum(1)
+    return (0.5 if half else 1.0) * (weight * per_sample).mean()
+
+
+def spectral_decoupling_binary(
+    logit: Float[Tensor, " n"], sign: Float[Tensor, " n"], *, weight: float
+) -> Float[Tensor, ""]:
+    """Return mean log(1 + e^{−yf}) + (λ/2)·mean f² for y ∈ {−1, +1}: the form the theory is written in.
+
+    Source: Pezeshki et al. 2020, eq. 13.
+    """
+    return F.softplus(-sign * logit).mean() + 0.5 * weight * logit.square().mean()
+
+
+#: Sizes of a loss's terms by name, to be summed.
+Terms = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class ClassificationLoss:
+    """Cross-entropy, or group DRO's mean of it, and the penalty of the regulariser if it has one."""
+
+    class_weights: Tensor | None = None
+    smoothing: float = 0.0
+    penalty: SpectralDecoupling | None = None
+    weight: Tensor | float = 0.0
+    gamma: Tensor | float = 0.0
+    group_weights: GroupWeights | None = None
+
+    def __call__(self, logits: Tensor, labels: Tensor, groups: Tensor, step: int, *, adapt: bool = True) -> Terms:
+        """Return each term by its name: ``{"cross_entropy": …, "spectral_decoupling": …}``, scalars on the device.
+
+        Args:
+            logits: n × classes.
+            labels: index of the true class.
+            groups: index of each image's group, for what is indexed by one.
+            step: optimiser steps so far.
+            adapt: the weights of group DRO take a step, too; not in a second pass over the same batch.
+        """
+        reduction = "mean" if self.group_weights is None else "none"
+        entropy = F.cross_entropy(
+            logits.float(), labels, weight=self.class_weights, label_smoothing=self.smoothing, reduction=reduction
+        )
+        if self.group_weights is None:
+            terms = {"cross_entropy": entropy}
+        else:
+            terms = {"group_dro": self.group_weights(entropy, groups, adapt=adapt)}
+        if self.penalty is not None and step >= self.penalty.delay_steps:
+            index = labels if self.penalty.group_by == "class" else groups
+            terms["spectral_decoupling"] = spectral_decoupling(
+                logits,
+                labels,
+                weight=self.weight[index] if isinstance(self.weight, Tensor) else self.weight,
+                gamma=self.gamma[index] if isinstance(self.gamma, Tensor) else self.gamma,
+                half=self.penalty.half,
+                reduction=self.penalty.reduction,
+                target=self.penalty.target,
+            )
+        return terms
+
+
+def build_loss(
+    regulariser: RegulariserConfig,
+    *,
+    class_weights: Tensor | None,
+    num_classes: int,
+    groups: Groups,
+    device: torch.device,
+) -> ClassificationLoss:
+    """Return the loss of a trial.
+
+    Args:
+        regulariser: of the trial.
+        class_weights: one per class, or None.
+        num_classes: of the data.
+        groups: of the training images (those that are used), by ``regularisers.choose_group_columns``.
+        device: where it will be computed.
+
+    Raises:
+        ConfigError: spectral decoupling with several λ or γ, and not one per class (or group); group DRO with class
+            weights.
+    """
+    smoothing, penalty = find_part(regulariser, LabelSmoothing), find_part(regulariser, SpectralDecoupling)
+    dro = find_part(regulariser, GroupDro)
+    if dro is not None and class_weights is not None:
+        raise ConfigError(
+            "regulariser: found group_dro and training.class_weights, which both weigh the loss; expected one of them: "
+            "set class_weights to none, and group_by to [class] to weigh classes by their loss"
+        )
+    weight: Tensor | float = 0.0
+    gamma: Tensor | float = 0.0
+    if penalty is not None:
+        count = num_classes if penalty.group_by == "class" else len(groups.names)
+        weight = _per_index(penalty.weight, count, "weight", penalty.group_by, device)
+        gamma = _per_index(penalty.gamma, count, "gamma", penalty.group_by, device)
+    group_weights = None
+    if dro is not None:
+        sizes = torch.from_numpy(np.bincount(groups.index, minlength=len(groups.names)))
+        group_weights = GroupWeights(groups.names, sizes, step_size=dro.step_size, adjustment=dro.adjustment).to(device)
+    return ClassificationLoss(
+        class_weights, smoothing.epsilon if smoothing else 0.0, penalty, weight, gamma, group_weights
+    )
+
+
+def _per_index(
+    value: float | Sequence[float], count: int, key: str, group_by: str, device: torch.device
+) -> Tensor | float:
+    if isinstance(value, int | float):
+        return float(value)
+    if len(value) != count:
+        raise ConfigError(
+            f"regulariser.{key}: found {len(value)} values, expected one or {count} (one per {group_by} of the data)"
+        )
+    return torch.tensor(value, dtype=torch.float32, device=device)

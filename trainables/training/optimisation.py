@@ -1,0 +1,70 @@
+"""Which weights are trained, at which rate, and what decays."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainables.config import TrialConfig
+from trainables.models.networks import Classifier
+from trainables.regularisers import WeightDecay, find_part
+
+
+def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, schedule: str) -> float:
+    """Return the share of the learning rate at ``step`` (from 0): linear warm-up, then cosine to 0 or constant.
+
+    A pure function of the step, so there is no scheduler state to be saved. Source: Loshchilov & Hutter 2017, eq. 5.
+    """
+    if step < warmup_steps:
+        return (step + 1) / warmup_steps
+    if schedule == "constant":
+        return 1.0
+    progress = (step - warmup_steps) / max(1, num_steps - warmup_steps)
+    return 0.5 * (1.0 + math.cos(math.pi * min(1.0, progress)))
+
+
+def build_optimiser(model: Classifier, config: TrialConfig) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
+    """Return the trained parameters and their optimiser.
+
+    Weight decay only where the regulariser is weight decay, and not on biases and normalisation (ndim < 2). A
+    backbone factor of 0 freezes the backbone: a linear probe.
+    """
+    training = config.training
+    weight_decay = find_part(config.regulariser, WeightDecay)
+    decay = 0.0 if weight_decay is None else weight_decay.weight
+    head = {id(parameter) for parameter in model.head.parameters()}
+    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for parameter in model.parameters():
+        is_head = id(parameter) in head
+        if not is_head and training.backbone_learning_rate_factor == 0.0:
+            parameter.requires_grad_(False)
+            continue
+        groups.setdefault((is_head, parameter.ndim > 1), []).append(parameter)
+    described: list[dict[str, Any]] = []
+    for (is_head, decays), parameters in sorted(groups.items(), key=lambda item: item[0]):
+        settings = {
+            "lr": training.learning_rate * (1.0 if is_head else training.backbone_learning_rate_factor),
+            "weight_decay": decay if decays else 0.0,
+        }
+        if described and settings.items() <= described[-1].items():  # one group is updated faster than two
+            described[-1]["params"] += parameters
+        else:
+            described.append({"params": list(parameters), **settings})
+    trained = [parameter for parameters in groups.values() for parameter in parameters]
+    if training.optimiser == "adamw":
+        return trained, torch.optim.AdamW(described)
+    return trained, torch.optim.SGD(described, momentum=training.momentum)
+
+
+@torch.no_grad()
+def measure_weight_decay(optimiser: torch.optim.Optimizer) -> float | None:
+    """Return ½λ‖w‖² over the weights that decay, the penalty that weight decay stands for; None where none do."""
+    terms = [
+        0.5 * group["weight_decay"] * torch.stack([weight.square().sum() for weight in group["params"]]).sum()
+        for group in optimiser.param_groups
+        if group["weight_decay"] > 0.0
+    ]
+    return float(torch.stack(terms).sum()) if terms else None

@@ -1,0 +1,123 @@
+"""One optimiser step of a trial: augment → normalise → mix → forward → loss → backward → step, and what it is made of.
+
+The training loop takes it, and the pilot that times a few of them before a study starts.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainables.augmentation.pipeline import build_augmentation, random_erasing
+from trainables.config import TrialConfig
+from trainables.data.batches import Batch, TrainingImages
+from trainables.data.dataset import Dataset, ImageSet
+from trainables.models.networks import Classifier
+from trainables.regularisers import CutMix, Mixup, Sam, find_part
+from trainables.seeding import derive_seed
+from trainables.training.acceleration import Choice
+from trainables.training.losses import ClassificationLoss, Terms, build_loss
+from trainables.training.mixing import Mixed, cutmix, mixup
+from trainables.training.optimisation import build_optimiser, measure_weight_decay
+from trainables.training.sam import at_sharpest_point
+
+
+class TrainingStep:
+    """A model with its training images, loss and optimiser.
+
+    Args:
+        model: on the device to be used; trained in place.
+        data: the training split is read, nothing else.
+        config: the trial.
+        choice: how the network is executed.
+
+    Raises:
+        ConfigError: settings that do not fit the data.
+    """
+
+    def __init__(self, model: Classifier, data: Dataset, config: TrialConfig, choice: Choice) -> None:
+        self._model, self._config, self._precision = model, config, choice.dtype
+        self._device = model.mean.device
+        self._forward = choice.build_forward(model, config.training.batch_size)
+        train = data.splits["train"]
+        self.batches = TrainingImages(train, config, self._device)
+        self._augment = build_augmentation(config.augmentation, train.images.shape[-1])
+        self.loss = self._build_loss(train, data.num_classes)
+        self._parameters, self.optimiser = build_optimiser(model, config)
+        self._mixup, self._cutmix = find_part(config.regulariser, Mixup), find_part(config.regulariser, CutMix)
+        self._sam = find_part(config.regulariser, Sam)
+
+    def _build_loss(self, train: ImageSet, num_classes: int) -> ClassificationLoss:
+        weights = None
+        if self._config.training.class_weights == "balanced":
+            counts = np.bincount(train.labels[self.batches.rows], minlength=num_classes)
+            weights = torch.tensor(
+                counts.sum() / (num_classes * np.maximum(counts, 1)), dtype=torch.float32, device=self._device
+            )
+        return build_loss(
+            self._config.regulariser,
+            class_weights=weights,
+            num_classes=num_classes,
+            groups=self.batches.groups,
+            device=self._device,
+        )
+
+    def run(self, batch: Batch, step: int, *, epoch: int, index: int) -> Terms:
+        """Take one step; return the loss, the size of each of its terms, and the accuracy on the batch.
+
+        With SAM also the sharpness: how much higher the loss is at the point where the gradient was taken.
+
+        Args:
+            batch: the ``index``-th of the epoch.
+            step: optimiser steps so far, over all epochs.
+            epoch: from 1.
+            index: of the batch, from 0.
+        """
+        images = self._model.normalise(self._augment(batch.images, batch.seeds))
+        if self._config.augmentation.erasing > 0.0:
+            images = random_erasing(images, batch.seeds, self._config.augmentation.erasing)
+        mixed = self._mix(images, epoch, index)
+        inputs = images if mixed is None else mixed.images
+        self.optimiser.zero_grad(set_to_none=True)
+        terms, logits = self._descend(inputs, batch, mixed, step, adapt=True)
+        if self._sam is not None:
+            with at_sharpest_point(self._model, self._parameters, rho=self._sam.rho, adaptive=self._sam.adaptive):
+                self.optimiser.zero_grad(set_to_none=True)
+                highest, _ = self._descend(inputs, batch, mixed, step, adapt=False)
+            terms["sharpness"] = highest["loss"] - terms["loss"]
+        if self._config.training.gradient_clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._config.training.gradient_clip_norm)
+        self.optimiser.step()
+        return {**terms, "accuracy": (logits.argmax(1) == batch.labels).float().mean()}
+
+    def _mix(self, images: Tensor, epoch: int, index: int) -> Mixed | None:
+        position = (self._config.seed, self._config.replicate)
+        if self._mixup is not None:
+            generator = np.random.default_rng(derive_seed(*position, "mixup", epoch, index))
+            return mixup(images, alpha=self._mixup.alpha, generator=generator)
+        if self._cutmix is not None:
+            generator = np.random.default_rng(derive_seed(*position, "cutmix", epoch, index))
+            return cutmix(images, alpha=self._cutmix.alpha, generator=generator)
+        return None
+
+    def _descend(
+        self, inputs: Tensor, batch: Batch, mixed: Mixed | None, step: int, *, adapt: bool
+    ) -> tuple[Terms, Tensor]:
+        """Forward and backward; return the loss with its terms, and the logits."""
+        with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
+            logits = self._forward(inputs)
+        terms = self.loss(logits, batch.labels, batch.groups, step, adapt=adapt)
+        if mixed is not None:
+            partner, share = mixed.partner, mixed.share
+            theirs = self.loss(logits, batch.labels[partner], batch.groups[partner], step, adapt=adapt)
+            terms = {name: share * value + (1.0 - share) * theirs[name] for name, value in terms.items()}
+        loss = torch.stack(list(terms.values())).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return {name: value.detach() for name, value in {"loss": loss, **terms}.items()}, logits
+
+    def summarise(self) -> dict[str, float]:
+        """Return what is known once per epoch: the size of weight decay, the weights and losses of groups."""
+        decay = measure_weight_decay(self.optimiser)
+        report = {} if decay is None else {"weight_decay": decay}
+        return report if self.loss.group_weights is None else report | self.loss.group_weights.summarise()
