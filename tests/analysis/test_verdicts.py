@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_hypotheses import make
 
 from orchestrator.analysis.evidence import Evidence
 from orchestrator.analysis.results import load_results
@@ -33,6 +32,7 @@ from orchestrator.statistics.intervals import Interval
 from orchestrator.study.hypotheses import Hypothesis, describe_hypothesis
 from orchestrator.tracking.client import MlflowClient
 from orchestrator.tracking.projection import project_verdicts
+from tests.study.test_hypotheses import make
 from tests.support.ledger_records import make_ledger
 from tests.support.mlflow_stores import make_database, make_tracker
 from tests.support.synthetic_ledger import Fate, make_fake_ledger

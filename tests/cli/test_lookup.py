@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from conftest import FinishedStudy
 
 from orchestrator.cli.lookup import list_studies, open_study
 from orchestrator.cli.status import compute_status, is_current
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.study.study_file import load_study
 from orchestrator.tracking.addresses import resolve_tracking_uri
+from tests.conftest import FinishedStudy
 from tests.support.tiny_study import copy_place
 from trainables.errors import StudyError
 

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FinishedStudy
 
 from orchestrator.cli import main as cli
 from orchestrator.ledger.ledger import Ledger
+from tests.conftest import FinishedStudy
 from tests.support.tiny_study import Place, copy_place, make_place
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FinishedStudy
 
 from orchestrator.cli.trial import run_single
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.study.study_file import Study, load_study
+from tests.conftest import FinishedStudy
 from tests.support.tiny_study import Place, copy_place
 from trainables.errors import LeaseError, StudyError
 

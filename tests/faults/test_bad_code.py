@@ -7,11 +7,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import FinishedStudy
 from mlflow.tracking import MlflowClient
 
 from orchestrator.ledger.derived import PAGE
 from orchestrator.ledger.ledger import Ledger
+from tests.conftest import FinishedStudy
 from tests.support.tiny_study import IN_RAY, make_place
 
 #: Found by every Python of the study: breaks one network as a user's own code would, in its second training step.

@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import FinishedStudy
 from mlflow.tracking import MlflowClient
 
 from orchestrator.analysis.results import load_results, results_sha256
 from orchestrator.ledger.ledger import Ledger
+from tests.conftest import FinishedStudy
 from tests.support.processes import wait_until
 from tests.support.ray_clusters import Machines, Node, running_cluster
 from tests.support.tiny_study import Place, make_place, stamps

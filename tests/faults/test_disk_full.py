@@ -10,11 +10,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import FinishedStudy
 
 from orchestrator.analysis.results import load_results, results_sha256
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.states import COMPLETE, FAILED, INTERRUPTED
+from tests.conftest import FinishedStudy
 from tests.support.processes import lines
 from tests.support.small_disk import SmallDisk, small_disk
 from tests.support.tiny_study import IN_RAY, NUM_TRIALS, Place, copy_place, make_place, stamps

@@ -10,11 +10,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from conftest import FinishedStudy
 from mlflow.tracking import MlflowClient
 
 from orchestrator.analysis.results import load_results, results_sha256
 from orchestrator.ledger.ledger import Ledger
+from tests.conftest import FinishedStudy
 from tests.support.processes import lines
 from tests.support.tiny_study import IN_RAY, NUM_STAGES, NUM_TRIALS, Place, make_place, stamps
 

@@ -24,7 +24,6 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from conftest import FinishedStudy
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -34,6 +33,7 @@ from orchestrator.driver.prepare import prepare
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.write import write_report
 from orchestrator.study.study_file import load_study
+from tests.conftest import FinishedStudy
 from tests.support.paths import CONFIGS
 from tests.support.study_texts import HEAD
 from tests.support.tiny_study import Place, copy_place

@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import FinishedStudy
 
 from orchestrator.analysis.results import load_results, results_sha256
 from orchestrator.ledger.ledger import Ledger
+from tests.conftest import FinishedStudy
 from tests.support.object_stores import SECRET, connect, serve_s3
 from tests.support.processes import lines
 from tests.support.tiny_study import NUM_TRIALS, make_place

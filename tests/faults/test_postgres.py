@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from conftest import FinishedStudy
 
 from orchestrator.analysis.results import load_results, results_sha256
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.tracking.addresses import make_absolute
+from tests.conftest import FinishedStudy
 from tests.support.mlflow_stores import check_shown, show
 from tests.support.postgres import PASSWORD, Postgres
 from tests.support.processes import lines

@@ -9,12 +9,12 @@ from typing import Any
 
 import optuna
 import pytest
-from conftest import FinishedStudy
 
 from orchestrator.analysis.results import load_results, results_sha256
 from orchestrator.ledger.databases import name_driver
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.tracking.client import MlflowClient
+from tests.conftest import FinishedStudy
 from tests.support.postgres import PASSWORD, Postgres
 from tests.support.tiny_study import IN_RAY, Place, make_place, stamps
 

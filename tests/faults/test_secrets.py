@@ -14,8 +14,8 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
-from conftest import FinishedStudy
 
+from tests.conftest import FinishedStudy
 from tests.support.tiny_study import IN_RAY, Place, copy_place, make_place
 from trainables.errors import StorageError
 

@@ -7,10 +7,10 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from conftest import FinishedStudy
 
 from orchestrator.analysis.results import load_results, results_sha256
 from orchestrator.ledger.ledger import Ledger
+from tests.conftest import FinishedStudy
 from tests.support.processes import lines
 from tests.support.tiny_study import IN_RAY, Place, make_place
 

@@ -7,12 +7,12 @@ import time
 from pathlib import Path
 
 import pytest
-from conftest import FinishedStudy
 from mlflow.tracking import MlflowClient
 
 from orchestrator.analysis.results import load_results, results_sha256
 from orchestrator.ledger.lease import LEASE_SECONDS
 from orchestrator.ledger.ledger import Ledger
+from tests.conftest import FinishedStudy
 from tests.support.processes import lines
 from tests.support.tiny_study import IN_RAY, NUM_STAGES, NUM_TRIALS, Place, make_place, stamps
 from trainables.storage.folder import Folder

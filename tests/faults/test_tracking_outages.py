@@ -17,11 +17,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from conftest import FinishedStudy
 
 from orchestrator.analysis.results import load_results, results_sha256
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.tracking.client import MlflowClient
+from tests.conftest import FinishedStudy
 from tests.support.faulty_proxy import (
     AWAY,
     CLOSE,

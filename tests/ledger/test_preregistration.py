@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from test_hypotheses import make
 
 from orchestrator.driver.announce import announce
 from orchestrator.driver.prepare import Prepared, prepare
@@ -30,6 +29,7 @@ from orchestrator.ledger.preregistration import (
 from orchestrator.planning.plan import Plan
 from orchestrator.study.hypotheses import Hypothesis
 from orchestrator.study.study_file import parse_study
+from tests.study.test_hypotheses import make
 from tests.support.synthetic_ledger import make_result
 
 

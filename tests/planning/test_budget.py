@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import FinishedStudy
 from rich.console import Console
 
 from orchestrator.cli.plan import describe_plan
@@ -30,6 +29,7 @@ from orchestrator.planning.plan import Plan, Work
 from orchestrator.planning.reconcile import reconcile
 from orchestrator.study.execution_config import Budget
 from orchestrator.study.study_file import compute_study_sha256, load_study, parse_study
+from tests.conftest import FinishedStudy
 from tests.support.plans import make_stage, make_trial, plan_of
 from tests.support.processes import wait_until
 from tests.support.recording_handler import EXECUTION, Diary, describe

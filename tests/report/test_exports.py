@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_report import render
 
 from orchestrator.analysis.formats import escape_latex, escape_markdown, write_latex, write_markdown
 from orchestrator.report import figure_files as images
@@ -17,6 +16,7 @@ from orchestrator.report.exports import figure_csv, figure_rows
 from orchestrator.report.figure_files import write_figures
 from orchestrator.report.page import embed, read_figures
 from orchestrator.report.style import Figure
+from tests.report.test_write import render
 from tests.support.synthetic_ledger import Fate, make_fake_ledger
 from trainables.errors import StudyError
 from trainables.storage.folder import Folder

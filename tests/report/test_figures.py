@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
-from test_report import figures_of, render, without_scripts
 
 from orchestrator.analysis.costs import arm_costs_table, costs_table
 from orchestrator.analysis.differences import MIN_PAIRS, compute_differences, paired_t
@@ -19,6 +18,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.sections.interactions import interactions_section
 from orchestrator.report.sections.spread import spread_section
 from orchestrator.report.style import every_nth
+from tests.report.test_write import figures_of, render, without_scripts
 from tests.support.synthetic_ledger import Fate, make_fake_ledger
 
 

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from test_search import crash_everywhere, refuse
 
 from orchestrator.planning.states import COMPLETE
 from orchestrator.search.cma_es import Told, draw_point, get_population_size
 from orchestrator.study.search_space import Dimension
+from tests.search.test_proposals import crash_everywhere, refuse
 from tests.support.instant_search import SPACE, CrashAt, CrashError, Place, names, read
 
 RATE = Dimension("rate", low=1e-4, high=1e-1, log=True)

@@ -13,7 +13,6 @@ from typing import Any
 import optuna
 import pytest
 from rich.console import Console
-from test_search import SAMPLERS, refuse
 
 from orchestrator.analysis.results import Results, arms_table, load_results
 from orchestrator.analysis.search_results import find_best, find_configurations
@@ -35,6 +34,7 @@ from orchestrator.search.outcomes import RUNNING, Outcome, read_curve
 from orchestrator.search.proposals import Search
 from orchestrator.selection.ranking import Question, rank_arms, select_arm
 from orchestrator.study.study_file import Study, parse_study
+from tests.search.test_proposals import SAMPLERS, refuse
 from tests.support.instant_search import FINITE, SPACE, Place, measure, read
 from tests.support.synthetic_ledger import make_result
 from trainables.errors import StudyError

@@ -9,11 +9,11 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from test_study import FUZZ, TREES, WORDS
 
 from orchestrator.study.search_config import aggregate
 from orchestrator.study.search_space import Dimension, Space, Value
 from orchestrator.study.study_file import parse_study, study_schema
+from tests.study.test_study_file import FUZZ, TREES, WORDS
 from tests.support.instant_search import HEAD, SPACE, read
 from tests.support.study_texts import problems
 from trainables.errors import StudyError
