@@ -62,7 +62,7 @@ class Sample:
     #: Of everything: what no other process has.
     private: float
     rss: float
-    #: Whether it runs a trial: a fork of a zygote. The driver maps the images too.
+    #: Whether it runs a trial: a fork of a fork server. The driver maps the images too.
     is_worker: bool
 
 
@@ -122,7 +122,7 @@ def take_look(folder: Path) -> list[Sample]:
             images, all_maps = parse_maps(path.read_text(), str(folder))
             if images:
                 private = all_maps["Private_Clean"] + all_maps["Private_Dirty"]
-                is_worker = "orchestrator.execution.fork_server" in path.with_name("cmdline").read_text()
+                is_worker = "orchestrator.driver.child_process" in path.with_name("cmdline").read_text()
                 samples.append(Sample(images["Pss"], images["Rss"], private, all_maps["Rss"], is_worker))
     return samples
 

@@ -13,7 +13,7 @@ from orchestrator.analysis.results import Results
 from orchestrator.analysis.wording import plural
 from orchestrator.planning.states import STOPPED
 from orchestrator.search.outcomes import Outcome, average_curves, judge, read_curve
-from orchestrator.search.sampler import Question, make_directions, make_trial
+from orchestrator.search.sampler import SampledPoint, make_directions, make_trial
 from orchestrator.study.search_config import SearchConfig, is_higher_better
 from orchestrator.study.search_space import Space, Value, make_dimension
 
@@ -126,8 +126,8 @@ def _evaluate(found: Found, number: int, values: Sequence[float]) -> dict[str, d
     study = optuna.create_study(direction=make_directions(found.config)[number])
     space = Space([], found.config.space, factors=found.factors)
     for each, value in zip(found.known, values, strict=True):
-        question = Question(_numbers(found, each), {"trial": {}, "study": {}})
-        study.add_trial(make_trial(space, question, Outcome("complete", (value,))))
+        point = SampledPoint(_numbers(found, each), {"trial": {}, "study": {}})
+        study.add_trial(make_trial(space, point, Outcome("complete", (value,))))
     share = max(_BEST_SHARE, _MIN_BEST / len(values))
     evaluators = {
         "ped_anova": PedAnovaImportanceEvaluator(target_quantile=share),

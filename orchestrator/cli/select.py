@@ -46,7 +46,7 @@ def select(  # noqa: PLR0913 - the options of a command are its arguments
 ) -> None:
     """Choose an arm on in-distribution validation; export its model with a card; register it in MLflow."""
     from orchestrator.cli.lookup import open_study
-    from orchestrator.selection.ranking import Question
+    from orchestrator.selection.ranking import SelectionCriteria
     from orchestrator.selection.select_model import Request, release_model
 
     if alias is not None and register is None:
@@ -54,7 +54,7 @@ def select(  # noqa: PLR0913 - the options of a command are its arguments
     loaded = open_study(study, storage=storage, overrides=overrides or ())
     done = release_model(
         loaded,
-        Request(Question(by, rule.value, oracle, replicate, incomplete), out, onnx, register, alias),
+        Request(SelectionCriteria(by, rule.value, oracle, replicate, incomplete), out, onnx, register, alias),
         storage=storage or loaded.execution.storage,
         mlflow=mlflow,
         tell=(lambda line: typer.echo(line, err=True)) if as_json else typer.echo,

@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.driver.child_process import run_request
 from orchestrator.driver.prepare import find_git_commit, prepare, resolve_execution
-from orchestrator.execution.meter import Meter, keeping
+from orchestrator.execution.meter import Meter, saving_usage
 from orchestrator.execution.resources import count_gpus
 from orchestrator.ledger.lease import Lease
 from orchestrator.ledger.usage import read_usage
@@ -42,7 +42,7 @@ def run_single(study: Study, signature: str, *, storage: str, echo: Callable[[st
 
     meter = Meter(read_usage(ledger))  # its time counts, and no budget keeps it from running
     meter.report("single", gpus=float(count_gpus(study.execution) > 0), busy_seconds=0.0)
-    with Lease(ledger) as lease, keeping(meter, ledger.root):
+    with Lease(ledger) as lease, saving_usage(meter, ledger.root):
         ledger.begin(work, study=study.study, git_commit=find_git_commit())
         folder = ledger.folder(work.kind, work.signature)
         encoder = ledger.folder("stage", work.needs[0]).uri if work.needs else None

@@ -15,7 +15,7 @@ os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # only the older output is silent when told so
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# A worker per CPU that is started in case somebody needs it, and imports what ours import: 1.3 CPU s on 2 cores.
+# A client per CPU that is started in case somebody needs it, and imports what ours import: 1.3 CPU s on 2 cores.
 os.environ.setdefault("RAY_enable_worker_prestart", "0")
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
 # What Ray prints on a driver's terminal, whatever ``log_to_driver`` says: of a lost node, the log of its raylet.

@@ -1,8 +1,8 @@
-"""Open work → Ray Tune.
+"""Run the dispatcher's chunks in actors of Ray Tune.
 
-Tune starts actors where resources are free and tells when one is lost; what is to be done, and what has been done, it
-is never asked. A searcher hands out what the desk has, one Tune trial carrying several of ours when they are short, and
-says "nothing ready" while all that is left waits for a stage.
+Tune starts actors where resources are free and reports those that are lost. It is never asked which stages and trials
+are open or done. A searcher gives it one chunk per Tune trial, several short trials in one chunk, and answers "nothing
+ready" while all open trials wait for a stage.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from typing import Any
 
 from orchestrator.cluster.connection import PATIENCE_SECONDS, find_peers, knock, ray, tune
 from orchestrator.execution.chunk_runner import ChunkRunner, pack, unpack
-from orchestrator.execution.dispatcher import Desk
+from orchestrator.execution.dispatcher import Dispatcher
 from orchestrator.execution.fork_client import MEMORY_ADVICE
 from orchestrator.execution.resources import Slots, num_slots
 from orchestrator.ledger.failures import CRASHED, OUT_OF_MEMORY
@@ -32,35 +32,37 @@ _LOOK_SECONDS = 3.0
 REPORTS_PER_SECOND = 16.0
 
 
-class Handing(tune.search.Searcher):  # type: ignore[misc]  # ray is untyped
-    """Hands out the desk's works to Tune, a chunk per Tune trial.
+class DispatchSearcher(tune.search.Searcher):  # type: ignore[misc]  # ray is untyped
+    """Hands out the dispatcher's works to Tune, a chunk per Tune trial.
 
     Args:
-        desk: where the work is.
+        dispatcher: where the work is.
         report_seconds: how often a slot tells what has happened.
-        read_error: Tune trial → what is known of its end (``Desk.release``).
+        read_error: Tune trial → what is known of its end (``Dispatcher.release``).
     """
 
-    def __init__(self, desk: Desk, *, report_seconds: float, read_error: Callable[[str], dict[str, str]]) -> None:
+    def __init__(
+        self, dispatcher: Dispatcher, *, report_seconds: float, read_error: Callable[[str], dict[str, str]]
+    ) -> None:
         super().__init__()
-        self._desk, self._report_seconds, self._read_error = desk, report_seconds, read_error
+        self._dispatcher, self._report_seconds, self._read_error = dispatcher, report_seconds, read_error
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next chunk, None when nothing is ready, FINISHED when nothing is left."""
-        chunk = self._desk.take(trial_id)
+        chunk = self._dispatcher.take(trial_id)
         if chunk is None:
-            return tune.search.Searcher.FINISHED if self._desk.is_finished else None
+            return tune.search.Searcher.FINISHED if self._dispatcher.is_finished else None
         signature = chunk["works"][0]["record"]["signature"]
         return {"chunk": pack({**chunk, "report_seconds": self._report_seconds}), "signature": signature}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass on what a slot has to tell."""
-        self._desk.tell(trial_id, json.loads(result.get("events", "[]")))
+        self._dispatcher.tell(trial_id, json.loads(result.get("events", "[]")))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Settle what is left of a chunk."""
         self.on_trial_result(trial_id, result or {})
-        self._desk.release(trial_id, error=partial(self._read_error, trial_id) if error else None)
+        self._dispatcher.release(trial_id, error=partial(self._read_error, trial_id) if error else None)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles its searcher into a file that we never read."""
@@ -76,7 +78,7 @@ class Handing(tune.search.Searcher):  # type: ignore[misc]  # ray is untyped
         """Do nothing: the ledger is the state."""
 
 
-class Slot(tune.Trainable):  # type: ignore[misc]
+class SlotActor(tune.Trainable):  # type: ignore[misc]
     """The actor around a ``ChunkRunner``: Tune starts it where resources are free, and uses it again."""
 
     def setup(self, config: dict[str, Any]) -> None:
@@ -97,7 +99,7 @@ class Slot(tune.Trainable):  # type: ignore[misc]
         self._runner.close()
 
 
-class _Tidings(tune.Callback):  # type: ignore[misc]
+class _LossCallback(tune.Callback):  # type: ignore[misc]
     """What Tune tells callbacks and not searchers: that an actor was lost, and what it knows of the reason."""
 
     def __init__(self, on_recover: Callable[[str], None]) -> None:
@@ -114,7 +116,7 @@ class _Tidings(tune.Callback):  # type: ignore[misc]
         """Return reason, message and traceback of a Tune trial that ended with an error."""
         trial = next(trial for trial in reversed(self._trials) if trial.trial_id == trial_id)
         text = Path(trial.error_file).read_text(errors="replace")
-        reason, message = CRASHED, "the worker was lost; its machine or Ray actor ended"
+        reason, message = CRASHED, "the client was lost; its machine or Ray actor ended"
         if "running low on memory" in text:  # what Ray's memory monitor says
             reason, message = OUT_OF_MEMORY, f"Ray ended its slot, the machine was low on memory: {MEMORY_ADVICE}"
         return {"reason": reason, "message": message, "traceback": text}
@@ -175,11 +177,11 @@ class _Tuning(threading.Thread):
             raise self._error
 
 
-def execute(desk: Desk, *, study: str, slots: Slots, max_retries: int, stop: threading.Event) -> None:
-    """Work at the desk until each work is complete or failed, or until soon after ``stop`` is set.
+def execute(dispatcher: Dispatcher, *, study: str, slots: Slots, max_retries: int, stop: threading.Event) -> None:
+    """Work at the dispatcher until each work is complete or failed, or until soon after ``stop`` is set.
 
     Args:
-        desk: where the work is.
+        dispatcher: where the work is.
         study: its name.
         slots: resources of one trial.
         max_retries: how often a lost actor is replaced.
@@ -189,17 +191,19 @@ def execute(desk: Desk, *, study: str, slots: Slots, max_retries: int, stop: thr
         ClusterLostError: the head of the cluster, or the raylet of this machine, is gone.
     """
     number = num_slots(ray.cluster_resources(), slots)
-    desk.set_num_slots(number)
-    desk.expect_successors(may_overlap=slots.max_concurrent is None)
-    tidings = _Tidings(desk.lose)
-    handing = Handing(desk, report_seconds=max(1.0, number / REPORTS_PER_SECOND), read_error=tidings.read_error)
+    dispatcher.set_num_slots(number)
+    dispatcher.expect_tune_slots(may_overlap=slots.max_concurrent is None)
+    losses = _LossCallback(dispatcher.lose)
+    searcher = DispatchSearcher(
+        dispatcher, report_seconds=max(1.0, number / REPORTS_PER_SECOND), read_error=losses.read_error
+    )
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are in the ledger, and told to the listener
     scratch = tempfile.mkdtemp(prefix="robustsweep-tune-")  # Tune insists on a place; nothing in it is read again
     tuning = _Tuning(
         tune.Tuner(
-            tune.with_resources(Slot, {"cpu": slots.cpus, "gpu": slots.gpus}),
+            tune.with_resources(SlotActor, {"cpu": slots.cpus, "gpu": slots.gpus}),
             tune_config=tune.TuneConfig(
-                search_alg=handing,
+                search_alg=searcher,
                 num_samples=-1,
                 max_concurrent_trials=number,
                 reuse_actors=True,
@@ -209,7 +213,7 @@ def execute(desk: Desk, *, study: str, slots: Slots, max_retries: int, stop: thr
             run_config=tune.RunConfig(
                 name=study,
                 stop=_StopWhenAsked(stop),
-                callbacks=[tidings],
+                callbacks=[losses],
                 storage_path=scratch,
                 failure_config=tune.FailureConfig(max_failures=max_retries),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger has them
@@ -222,5 +226,5 @@ def execute(desk: Desk, *, study: str, slots: Slots, max_retries: int, stop: thr
         tuning.wait()
     finally:
         if tuning.is_alive():
-            desk.close()
+            dispatcher.close()
         shutil.rmtree(scratch, ignore_errors=True)

@@ -50,7 +50,7 @@ def announce(prepared: Prepared, console: Console) -> None:
         say(console, "changed", line)
     for line in describe_skipped(plan.as_json()["skipped"]):
         warn(console, "left out", line)
-    num_bad = sum(len(dataset.quarantined) for dataset in prepared.world.datasets)
+    num_bad = sum(len(dataset.quarantined) for dataset in prepared.inputs.datasets)
     if num_bad:
         warn(console, "quarantined", f"{_count(num_bad, 'image')}; the report names them")
     if actions.failed:

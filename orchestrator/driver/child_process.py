@@ -32,11 +32,11 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
     from trainables.storage.folder import Folder
 
     if "check" in request:
-        from orchestrator.planning.inputs import World
+        from orchestrator.planning.inputs import Inputs
         from orchestrator.planning.trial_checks import check_trials
 
         configs = [TrialConfig.model_validate(config) for config in request["check"]]
-        check_trials(configs, World(Path(request["cache_dir"])))
+        check_trials(configs, Inputs(Path(request["cache_dir"])))
         return
     if "report" in request:
         from orchestrator.ledger.ledger import Ledger

@@ -1,4 +1,4 @@
-"""What is open → done: at one desk, by the driver's own slots and by Ray; everybody who should know is told."""
+"""What is open → done: at one dispatcher, by the driver's own slots and by Ray; everybody who should know is told."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from orchestrator.driver import child_process
-from orchestrator.driver.events import Listener, Watch
+from orchestrator.driver.events import EventHandler, Observers
 from orchestrator.driver.prepare import Prepared, resolve_execution
 from orchestrator.driver.progress import StudyProgress
-from orchestrator.driver.runtime import Backstage
-from orchestrator.execution.dispatcher import Desk, Job
+from orchestrator.driver.runtime import Runtime
+from orchestrator.execution.dispatcher import ChunkSettings, Dispatcher
 from orchestrator.execution.gpu_sharing import choose_gpus_per_trial
-from orchestrator.execution.local_executor import HeadStart
-from orchestrator.execution.meter import Meter, keeping
-from orchestrator.execution.resources import Slots, check_fits, num_own_slots
-from orchestrator.execution.work_queue import OpenWork
+from orchestrator.execution.local_executor import LocalExecutor
+from orchestrator.execution.meter import Meter, saving_usage
+from orchestrator.execution.resources import Slots, check_fits, num_local_slots
+from orchestrator.execution.work_queue import WorkQueue
 from orchestrator.ledger.lease import Lease
 from orchestrator.ledger.usage import read_usage
 from orchestrator.planning.states import COMPLETE
@@ -27,7 +27,7 @@ from orchestrator.search.early_stopping import HASTE_SECONDS, PATIENCE_SECONDS, 
 from orchestrator.study.search_config import SearchConfig, is_higher_better
 
 
-def execute_open(prepared: Prepared, backstage: Backstage, lease: Lease, watch: Watch, *, console: Console) -> None:
+def execute_open(prepared: Prepared, runtime: Runtime, lease: Lease, observers: Observers, *, console: Console) -> None:
     """Run everything that is open, and what a search proposes meanwhile, on this machine or a cluster.
 
     Raises:
@@ -37,19 +37,19 @@ def execute_open(prepared: Prepared, backstage: Backstage, lease: Lease, watch: 
     num_works = len(actions.open) + prepared.plan.num_to_come
     with (
         StudyProgress(console, num_works=num_works, num_done=len(actions.skip)) as progress,
-        stopping_in_order(progress.say) as stop,
-        judging(prepared, stop) as early,
+        handling_signals(progress.say) as stop,
+        stopping_early(prepared, stop) as early,
     ):
-        listener = Listener(prepared, watch, progress, stop, early=early)
-        meter = make_meter(prepared, on_spent=listener.tell_spent)
-        desk = make_desk(prepared, backstage, lease, listener, meter)
+        handler = EventHandler(prepared, observers, progress, stop, early=early)
+        meter = make_meter(prepared, on_spent=handler.report_spent)
+        dispatcher = make_dispatcher(prepared, runtime, lease, handler, meter)
         with (
-            keeping(meter, prepared.ledger.root),
-            starting_at_once(prepared, backstage, desk, stop=stop, say=progress.say) as needs_ray,
+            saving_usage(meter, prepared.ledger.root),
+            running_locally(prepared, runtime, dispatcher, stop=stop, say=progress.say) as needs_ray,
         ):
             if needs_ray:
-                execute_in_ray(prepared, backstage, desk, stop=stop, say=progress.say)
-    listener.check()
+                execute_in_ray(prepared, runtime, dispatcher, stop=stop, say=progress.say)
+    handler.check()
 
 
 def make_stopping_rule(config: SearchConfig, max_epochs: int) -> Rule:
@@ -62,7 +62,7 @@ def make_stopping_rule(config: SearchConfig, max_epochs: int) -> Rule:
 
 
 @contextmanager
-def judging(prepared: Prepared, stop: threading.Event) -> Iterator[EarlyStopping | None]:
+def stopping_early(prepared: Prepared, stop: threading.Event) -> Iterator[EarlyStopping | None]:
     """Judge the trials of a search while the body runs; yield who does, None for a study that stops nothing early."""
     if prepared.search is None or not prepared.study.stops_early:
         yield None
@@ -76,22 +76,24 @@ def judging(prepared: Prepared, stop: threading.Event) -> Iterator[EarlyStopping
         early.finish(patience)
 
 
-def make_desk(prepared: Prepared, backstage: Backstage, lease: Lease, listener: Listener, meter: Meter) -> Desk:
-    """Return the desk at which all slots work, with all that is open."""
+def make_dispatcher(
+    prepared: Prepared, runtime: Runtime, lease: Lease, handler: EventHandler, meter: Meter
+) -> Dispatcher:
+    """Return the dispatcher at which all slots work, with all that is open."""
     execution, ledger, actions = prepared.study.execution, prepared.ledger, prepared.actions
-    job = Job(
+    settings = ChunkSettings(
         execution=resolve_execution(prepared.study, ledger).model_dump(mode="json"),
-        token=backstage.token,
+        token=runtime.token,
         module=child_process.MODULE,
-        preload=backstage.preload,
+        preload=runtime.preload,
         max_retries=execution.max_retries,
         stall_seconds=60.0 * execution.stall_minutes,
-        describe=listener.describe,
+        describe=handler.describe,
         lease=lease.ticket,
     )
-    todo = OpenWork(actions.open, complete=[work.signature for work in actions.skip], num_slots=1)
-    find_more = listener.growth.find_more
-    return Desk(todo, ledger=ledger, job=job, listen=listener.hear, find_more=find_more, meter=meter)
+    todo = WorkQueue(actions.open, complete=[work.signature for work in actions.skip], num_slots=1)
+    find_more = handler.search_loop.find_more
+    return Dispatcher(todo, ledger=ledger, settings=settings, on_event=handler.handle, find_more=find_more, meter=meter)
 
 
 def make_meter(prepared: Prepared, *, on_spent: Callable[[int], None]) -> Meter:
@@ -106,34 +108,36 @@ def make_meter(prepared: Prepared, *, on_spent: Callable[[int], None]) -> Meter:
 
 
 @contextmanager
-def starting_at_once(
-    prepared: Prepared, backstage: Backstage, desk: Desk, *, stop: threading.Event, say: Callable[[str], None]
+def running_locally(
+    prepared: Prepared, runtime: Runtime, dispatcher: Dispatcher, *, stop: threading.Event, say: Callable[[str], None]
 ) -> Iterator[bool]:
     """Let the driver's own slots begin, if it may have some; yield, in time, whether Ray is needed."""
-    own = backstage.own_resources
+    own = runtime.local_resources
     if own is None:
         yield True
         return
     slots = resolve_slots(prepared, own, say=say)
     check_fits(own, slots)
-    with HeadStart(desk, num_own_slots(own, slots), stop=stop) as head_start:
-        yield head_start.wait()
+    with LocalExecutor(dispatcher, num_local_slots(own, slots), stop=stop) as local:
+        yield local.wait()
 
 
 def execute_in_ray(
-    prepared: Prepared, backstage: Backstage, desk: Desk, *, stop: threading.Event, say: Callable[[str], None]
+    prepared: Prepared, runtime: Runtime, dispatcher: Dispatcher, *, stop: threading.Event, say: Callable[[str], None]
 ) -> None:
-    """Work at the desk with Ray Tune, which takes over from the driver's own slots."""
-    resources = backstage.wait_for_ray()
+    """Work at the dispatcher with Ray Tune, which takes over from the driver's own slots."""
+    resources = runtime.wait_for_ray()
     from orchestrator.cluster import tune_executor  # imports ray
 
-    is_said = backstage.own_resources is not None  # by those who had a head start
+    is_said = runtime.local_resources is not None  # by the local executor
     slots = resolve_slots(prepared, resources, say=(lambda line: None) if is_said else say)
-    if backstage.is_local:
+    if runtime.is_local:
         check_fits(resources, slots)
     study = prepared.study
-    desk.set_gpus(slots.gpus)
-    tune_executor.execute(desk, study=study.study, slots=slots, max_retries=study.execution.max_retries, stop=stop)
+    dispatcher.set_gpus(slots.gpus)
+    tune_executor.execute(
+        dispatcher, study=study.study, slots=slots, max_retries=study.execution.max_retries, stop=stop
+    )
 
 
 def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, say: Callable[[str], None]) -> Slots:
@@ -156,7 +160,7 @@ def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, say: Ca
 
 
 @contextmanager
-def stopping_in_order(announce: Callable[[str], None]) -> Iterator[threading.Event]:
+def handling_signals(announce: Callable[[str], None]) -> Iterator[threading.Event]:
     """Yield an event that the first SIGINT sets; a second one, and SIGTERM, are a KeyboardInterrupt.
 
     Whoever sends SIGTERM kills seconds later: Ray's jobs after 3.

@@ -1,4 +1,4 @@
-"""A study looked up in the world and in the ledger: what ``plan`` shows and ``run`` needs."""
+"""Look up a study: its data, weights and ledger, and from them what ``plan`` shows and ``run`` needs."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.ledger.preregistration import NOTHING_CLAIMED, Registration, l
 from orchestrator.ledger.usage import read_standing
 from orchestrator.planning.budget import Standing, describe_budget
 from orchestrator.planning.feasibility import check_evaluated_shifts, check_external_sets
-from orchestrator.planning.inputs import World
+from orchestrator.planning.inputs import Inputs
 from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.planning.reconcile import Actions, reconcile
 from orchestrator.planning.states import COMPLETE
@@ -28,11 +28,11 @@ from trainables.config import Execution, TrialConfig
 
 @dataclass(frozen=True)
 class Prepared:
-    """A study looked up in the world and in the ledger: everything ``plan`` shows and ``run`` needs."""
+    """A study with its plan, the states in its ledger, and what is to be done."""
 
     study: Study
     ledger: Ledger
-    world: World
+    inputs: Inputs
     plan: Plan
     #: Signature → state, of everything in the ledger.
     states: Mapping[str, str]
@@ -78,21 +78,21 @@ def prepare(study: Study, *, storage: str, retry_failed: bool = False, mlflow: s
         WeightsUnavailableError: pretrained weights cannot be had.
         StudyError: settings do not fit the data.
     """
-    world = World(study.execution.cache_dir)
+    inputs = Inputs(study.execution.cache_dir)
     arms = study.arms()
     if study.hypotheses:
-        external = {name for arm in arms for name in world.dataset(arm.config.data).external}
+        external = {name for arm in arms for name in inputs.dataset(arm.config.data).external}
         check_external_sets(study.hypotheses, sorted(external))
-        check_evaluated_shifts(study.hypotheses, arms, world.dataset)
+        check_evaluated_shifts(study.hypotheses, arms, inputs.dataset)
     ledger = Ledger(storage, study.study)
-    search = None if study.search is None else Search(study, ledger, arms, world)
-    check_batches((arm.config for arm in arms) if search is None else search.samples(), world)
-    plan = search.plan if search else make_plan(arms, replicates=study.replicates, facts=world)
+    search = None if study.search is None else Search(study, ledger, arms, inputs)
+    check_batches((arm.config for arm in arms) if search is None else search.samples(), inputs)
+    plan = search.plan if search else make_plan(arms, replicates=study.replicates, facts=inputs)
     states = ledger.states()
-    about = _describe(study, arms, world, mlflow=mlflow)
+    about = _describe(study, arms, inputs, mlflow=mlflow)
     before = ledger.read_plan() if ledger.root.is_intact("plan.json") else None
     actions = reconcile(plan, states, retry_failed=retry_failed, early_stopping=study.stops_early)
-    prepared = Prepared(study, ledger, world, plan, states, actions, about, before, search)
+    prepared = Prepared(study, ledger, inputs, plan, states, actions, about, before, search)
     return decide(prepared, states, retry_failed=retry_failed)
 
 
@@ -153,9 +153,9 @@ def find_git_commit() -> str | None:
     return described.stdout.strip()
 
 
-def _describe(study: Study, arms: Sequence[Arm], world: World, *, mlflow: str | None) -> dict[str, Any]:
+def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str | None) -> dict[str, Any]:
     """What the report has to know about the study, as ``plan.json`` holds it."""
-    data = world.dataset(study.data)
+    data = inputs.dataset(study.data)
     sets = data.splits | data.external
     base = study.describe()
     return {
@@ -171,7 +171,7 @@ def _describe(study: Study, arms: Sequence[Arm], world: World, *, mlflow: str | 
             "classes": list(data.classes),
             "fingerprint": data.fingerprint,
             "num_images": {name: len(images) for name, images in sets.items()},
-            "quarantined": [vars(bad) for dataset in world.datasets for bad in dataset.quarantined],
+            "quarantined": [vars(bad) for dataset in inputs.datasets for bad in dataset.quarantined],
             "modality": data.modality,
         },
         "mlflow": mlflow,

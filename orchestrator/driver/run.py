@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from orchestrator.driver.announce import announce, say, warn
-from orchestrator.driver.events import Watch
+from orchestrator.driver.events import Observers
 from orchestrator.driver.execute import execute_open
 from orchestrator.driver.notifications import Notifier
 from orchestrator.driver.prepare import Prepared, find_git_commit, prepare
-from orchestrator.driver.runtime import Backstage
-from orchestrator.driver.search_loop import look_again, showing, write_grown_plan
+from orchestrator.driver.runtime import Runtime
+from orchestrator.driver.search_loop import exporting, refresh, write_extended_plan
 from orchestrator.driver.summary import Summary, account, summarise
 from orchestrator.ledger.derived import DEFAULT_METRIC, Report, Source, compute_state, forget, read_report
 from orchestrator.ledger.lease import Lease
@@ -70,33 +70,33 @@ def run_study(
     say(console, "MLflow", redact(tracking_uri))
     lease = Lease(ledger)
     lease.check()  # before the data are read, which may take long
-    with Backstage(study, address=address or study.execution.address) as backstage:
+    with Runtime(study, address=address or study.execution.address) as runtime:
         if not ledger.root.exists("plan.json"):
-            backstage.start_zygote()  # a new study: something will run, and importing torch takes seconds
+            runtime.start_fork_server()  # a new study: something will run, and importing torch takes seconds
         prepared = prepare(study, storage=storage, retry_failed=retry_failed, mlflow=redact(tracking_uri))
         if prepared.is_open:
-            backstage.start()
-            backstage.check(prepared.open_configs)
+            runtime.start()
+            runtime.check(prepared.open_configs)
         with lease:  # nothing has been written before
-            prepared = look_again(prepared, retry_failed=retry_failed)
+            prepared = refresh(prepared, retry_failed=retry_failed)
             announce(prepared, console)
             prepared.registration.write(ledger.root)
             ledger.write_plan(prepared.plan, prepared.about)
             with notifying(prepared, console) as notifier:
-                return carry_out(prepared, backstage, lease, notifier, console=console, tracking_uri=tracking_uri)
+                return carry_out(prepared, runtime, lease, notifier, console=console, tracking_uri=tracking_uri)
 
 
 def carry_out(
-    prepared: Prepared, backstage: Backstage, lease: Lease, notifier: Notifier, *, console: Console, tracking_uri: str
+    prepared: Prepared, runtime: Runtime, lease: Lease, notifier: Notifier, *, console: Console, tracking_uri: str
 ) -> Summary:
     """Execute what is open, show it in MLflow and Optuna's storage, write the report; return how the study stands."""
-    with showing(prepared, console) as show, shipping(prepared, tracking_uri) as running:
+    with exporting(prepared, console) as show, shipping(prepared, tracking_uri) as running:
         record_upstream_failures(prepared)
         if running is not None and prepared.actions.open:
-            watch = Watch(notifier, running.shipper.notice, show)
-            execute_open(prepared, backstage, lease, watch, console=console)
-            prepared = write_grown_plan(prepared)
-        get_report = begin_report(prepared, backstage, lease)  # while the last records are shipped
+            observers = Observers(notifier, running.shipper.notice, show)
+            execute_open(prepared, runtime, lease, observers, console=console)
+            prepared = write_extended_plan(prepared)
+        get_report = begin_report(prepared, runtime, lease)  # while the last records are shipped
     summary = conclude(prepared, running, get_report(), console)
     if prepared.actions.open:
         notifier.tell("end", f"{summary.describe()}. Report: {summary.report}")
@@ -174,15 +174,15 @@ def find_settled_report(prepared: Prepared, tracking_uri: str) -> Report | None:
     return report
 
 
-def begin_report(prepared: Prepared, backstage: Backstage, lease: Lease) -> Callable[[], Report]:
+def begin_report(prepared: Prepared, runtime: Runtime, lease: Lease) -> Callable[[], Report]:
     """Start to write the report, unless there is one of this state of the study; return how to wait for it."""
     ledger = prepared.ledger
     state = compute_state(ledger.read_plan(), ledger.states())
     report = read_report(ledger.root, Source(state, DEFAULT_METRIC, examples=True))
     if report is not None:
         return lambda: report
-    if backstage.is_started:
-        return backstage.begin_report(ledger, lease.ticket)
+    if runtime.is_started:
+        return runtime.begin_report(ledger, lease.ticket)
     from orchestrator.report.write import write_report  # imports pandas
 
     return partial(write_report, ledger, cache_dir=prepared.study.execution.cache_dir.expanduser())

@@ -1,7 +1,7 @@
-"""What takes seconds to start: this node's zygote, in which the trials are checked, and Ray.
+"""What takes seconds to start: this node's fork server, in which the trials are checked, and Ray.
 
-Ray starts beside the zygote where trials need it at once: on a cluster, and where there is a GPU to be shared out.
-Elsewhere the driver's own slots (``head_start.py``) begin, and Ray comes when there is work for it.
+Ray starts beside the fork server where trials need it at once: on a cluster, and where there is a GPU to be shared out.
+Elsewhere the driver's own slots (``local_executor.py``) begin, and Ray comes when there is work for it.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from typing import Any
 
 from orchestrator.driver import child_process
 from orchestrator.driver.prepare import resolve_execution
-from orchestrator.execution.fork_client import Worker, make_zygote_path
-from orchestrator.execution.resources import find_own_resources
+from orchestrator.execution.fork_client import ForkClient, make_socket_path
+from orchestrator.execution.resources import find_local_resources
 from orchestrator.ledger.derived import Report
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.trial_checks import find_distinct
@@ -31,8 +31,8 @@ from trainables.preload import imports_kept
 _PATIENCE_SECONDS = 20.0
 
 
-class Backstage:
-    """Ray and the zygote of one run. A context manager: leaving it ends both.
+class Runtime:
+    """Ray and the fork server of one run. A context manager: leaving it ends both.
 
     Args:
         study: says what a trial takes.
@@ -43,23 +43,23 @@ class Backstage:
         self._study = study
         self._execution = resolve_execution(study)
         self._address = address
-        #: Names the zygotes of this run.
+        #: Names the fork servers of this run.
         self.token = uuid.uuid4().hex[:16]
-        self._worker: Worker | None = None
+        self._client: ForkClient | None = None
         self._ray: _RayThread | None = None
 
-    def __enter__(self) -> Backstage:
+    def __enter__(self) -> Runtime:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
-        if self._worker is not None:
-            self._worker.close()
+        if self._client is not None:
+            self._client.close()
         if kind is None or (issubclass(kind, Exception) and not issubclass(kind, ClusterLostError)):
-            self._stop_ray()  # else somebody is in a hurry, or Ray does not answer: its processes end with this one
+            self._stop_ray()  # else the user is in a hurry, or Ray does not answer: it ends with this process
 
     @cached_property
     def preload(self) -> tuple[str, ...]:
-        """What the zygotes of this run import."""
+        """What the fork servers of this run import."""
         configs = [arm.config for arm in self._study.arms()]
         stages = (
             [child_process.CONTRASTIVE]
@@ -69,14 +69,14 @@ class Backstage:
         return (*sorted({config.model.name for config in configs}), *stages)
 
     @cached_property
-    def own_resources(self) -> Mapping[str, float] | None:
+    def local_resources(self) -> Mapping[str, float] | None:
         """What this machine has for the driver's own slots; None: all trials run in Ray."""
-        return None if self._address else find_own_resources(self._study.execution)
+        return None if self._address else find_local_resources(self._study.execution)
 
     @property
     def is_started(self) -> bool:
         """Whether there was something to be run."""
-        return self._worker is not None
+        return self._client is not None
 
     @property
     def is_local(self) -> bool:
@@ -89,18 +89,18 @@ class Backstage:
         Raises:
             InfrastructureError: no process can be started.
         """
-        self.start_zygote()
-        if self.own_resources is None:
+        self.start_fork_server()
+        if self.local_resources is None:
             self.start_ray()
 
-    def start_zygote(self) -> None:
+    def start_fork_server(self) -> None:
         """Begin to start the process that imports torch; as ``start``."""
-        if self._worker is None:
-            path = make_zygote_path(self.token)
+        if self._client is None:
+            path = make_socket_path(self.token)
             command = (sys.executable, "-m", child_process.MODULE)
             threads = self._execution.num_threads
-            self._worker = Worker(num_threads=threads, path=path, command=command, preload=self.preload)
-            self._worker.connect()
+            self._client = ForkClient(num_threads=threads, path=path, command=command, preload=self.preload)
+            self._client.connect()
 
     def start_ray(self) -> None:
         """Begin to start Ray; returns immediately, and does nothing the second time."""
@@ -109,7 +109,7 @@ class Backstage:
             self._ray.start()
 
     def check(self, configs: Iterable[TrialConfig]) -> None:
-        """Build what every trial will build, in a process that has torch imported (``world.check_trials``).
+        """Build what every trial will build, in a process that has torch imported (``inputs.check_trials``).
 
         Raises:
             RobustSweepError: what a trial would have raised.
@@ -117,13 +117,13 @@ class Backstage:
         self.start()
         distinct = [config.model_dump(mode="json") for config in find_distinct(configs)]
         self._begin({"check": distinct})
-        if self._study.stops_early:  # what judges trials imports ray, and now the zygote imports torch
+        if self._study.stops_early:  # what judges trials imports ray, and now the fork server imports torch
             with imports_kept():
                 pass
         self._finish("checking the trials")
 
     def begin_report(self, ledger: Ledger, lease: Mapping[str, str]) -> Callable[[], Report]:
-        """Write the report in a process of the zygote, which has torch imported; return how to wait for it.
+        """Write the report in a process of the fork server, which has torch imported; return how to wait for it.
 
         Waiting also stops Ray, and raises what ``report.write.write_report`` raises.
         """
@@ -137,15 +137,15 @@ class Backstage:
         return Report(**(said | {"csv": tuple(said["csv"])}))
 
     def _begin(self, request: dict[str, Any]) -> None:
-        assert self._worker is not None
-        self._worker.begin({**request, "cache_dir": str(self._execution.cache_dir)})
+        assert self._client is not None
+        self._client.begin({**request, "cache_dir": str(self._execution.cache_dir)})
 
     def _finish(self, what: str) -> list[dict[str, Any]]:
         """Wait for the end of a request; return its events, or raise as it did."""
-        assert self._worker is not None
+        assert self._client is not None
         events: list[dict[str, Any]] = []
         while not events or events[-1]["event"] != "done":
-            event = self._worker.next_event(60.0)
+            event = self._client.next_event(60.0)
             events += [event] if event is not None else []
         end = events.pop()
         if end["status"] != "complete":

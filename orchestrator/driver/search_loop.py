@@ -13,19 +13,19 @@ from rich.console import Console
 
 from orchestrator.driver.announce import warn
 from orchestrator.driver.prepare import Prepared, decide
-from orchestrator.execution.dispatcher import Listener
+from orchestrator.execution.dispatcher import OnEvent
 from orchestrator.ledger.usage import read_standing
 from orchestrator.planning.budget import Standing
 from orchestrator.planning.plan import Work
 from orchestrator.planning.reconcile import Actions
-from orchestrator.search.optuna_storage import PATIENCE_SECONDS, Projection, Showing, resolve_storage
+from orchestrator.search.optuna_storage import PATIENCE_SECONDS, Exporter, Projection, resolve_storage
 from trainables.errors import RobustSweepError
 
 #: How long a driver that has been told to stop at once still waits for Optuna's storage.
 _HASTE_SECONDS = 1.0
 
 
-def look_again(prepared: Prepared, *, retry_failed: bool) -> Prepared:
+def refresh(prepared: Prepared, *, retry_failed: bool) -> Prepared:
     """Return the study as it stands now that nobody else writes; a search has made its next proposals."""
     states, search, plan = prepared.ledger.states(), prepared.search, prepared.plan
     if search is not None:
@@ -45,7 +45,7 @@ def read_budget(prepared: Prepared, states: Mapping[str, str]) -> Standing | Non
     return read_standing(prepared.ledger, prepared.about["budget"], states)
 
 
-def write_grown_plan(prepared: Prepared) -> Prepared:
+def write_extended_plan(prepared: Prepared) -> Prepared:
     """Write the plan with what the search has proposed meanwhile; return the study with it."""
     if prepared.search is None:
         return prepared
@@ -54,12 +54,12 @@ def write_grown_plan(prepared: Prepared) -> Prepared:
     return prepared
 
 
-class Growth:
-    """What a desk asks for more work, one call at a time.
+class SearchLoop:
+    """What a dispatcher asks for more work, one call at a time.
 
     Args:
         prepared: the study.
-        listen: told of trials that cannot start because their stage has failed.
+        on_event: told of trials that cannot start because their stage has failed.
         stop: nothing is proposed once it is set; set here when the search cannot go on.
         show: called when something has changed that Optuna's storage shows.
         on_spent: called once, with the number of works that are not handed out because the budget has no room for
@@ -70,12 +70,12 @@ class Growth:
         self,
         prepared: Prepared,
         *,
-        listen: Listener,
+        on_event: OnEvent,
         stop: threading.Event,
         show: Callable[[], None],
         on_spent: Callable[[int], None] = lambda number: None,
     ) -> None:
-        self._prepared, self._listen, self._stop, self._show = prepared, listen, stop, show
+        self._prepared, self._on_event, self._stop, self._show = prepared, on_event, stop, show
         self._on_spent: Callable[[int], None] | None = on_spent
         self._standing = prepared.standing and prepared.standing.begin(prepared.actions.open)
         self._problem: RobustSweepError | None = None
@@ -91,12 +91,12 @@ class Growth:
         if search is None or self._stop.is_set():
             return []
         if self._standing is not None and "trials" in self._standing.spent:
-            self._tell_spent(search.plan.num_to_come)
+            self._report_spent(search.plan.num_to_come)
             return []
         try:
-            works = self._ration(search.next_works(partial(self._listen, "ended")))
+            works = self._ration(search.next_works(partial(self._on_event, "ended")))
             if works:
-                write_grown_plan(self._prepared)
+                write_extended_plan(self._prepared)
             self._show()
         except RobustSweepError as error:
             self._problem = error
@@ -110,10 +110,10 @@ class Growth:
             return works
         actions = self._standing.hold_back(Actions(tuple(works), (), (), (), ()))
         self._standing = self._standing.begin(actions.open)
-        self._tell_spent(len(actions.held_back))
+        self._report_spent(len(actions.held_back))
         return list(actions.open)
 
-    def _tell_spent(self, number: int) -> None:
+    def _report_spent(self, number: int) -> None:
         if number and self._on_spent is not None:
             self._on_spent(number)
             self._on_spent = None
@@ -125,14 +125,14 @@ class Growth:
 
 
 @contextmanager
-def showing(prepared: Prepared, console: Console) -> Iterator[Callable[[], None]]:
+def exporting(prepared: Prepared, console: Console) -> Iterator[Callable[[], None]]:
     """Keep Optuna's storage up to date while the body runs; yield how to say that something has changed."""
     search = prepared.search
     uri = resolve_storage(prepared.ledger, prepared.study.execution.optuna) if search is not None else None
     if search is None or uri is None:
         yield lambda: None
         return
-    database = Showing(Projection(uri, prepared.study.study, search.config, search.space))
+    database = Exporter(Projection(uri, prepared.study.study, search.config, search.space))
     patience = _HASTE_SECONDS
     try:
         database.show(search.show())

@@ -14,7 +14,7 @@ import zlib
 from collections import deque
 from typing import Any
 
-from orchestrator.execution.fork_client import Worker, WorkerLostError, make_zygote_path
+from orchestrator.execution.fork_client import ForkClient, ProcessLostError, make_socket_path
 from orchestrator.ledger.attempts import ATTEMPTS
 from orchestrator.ledger.failures import DISK_FULL, HUNG
 from orchestrator.ledger.lease import guarded
@@ -38,7 +38,7 @@ class ChunkRunner:
     """Runs chunks in this slot.
 
     A chunk is a list of ``works``, each ``{"record": content of config.json, "folder": …, "encoder": … | None}``, and
-    what they share: ``execution``, ``token``, ``module`` and ``preload`` (which zygote), ``stall_seconds``,
+    what they share: ``execution``, ``token``, ``module`` and ``preload`` (which fork server), ``stall_seconds``,
     ``max_retries``, ``chunk_seconds``, ``report_seconds``, ``created_ms``, ``lease``.
 
     Args:
@@ -46,9 +46,9 @@ class ChunkRunner:
     """
 
     def __init__(self, chunk: dict[str, Any]) -> None:
-        self._worker = Worker(
+        self._client = ForkClient(
             num_threads=chunk["execution"]["num_threads"],
-            path=make_zygote_path(chunk["token"]),
+            path=make_socket_path(chunk["token"]),
             preload=chunk["preload"],
             command=(sys.executable, "-m", chunk["module"]),
         )
@@ -100,7 +100,7 @@ class ChunkRunner:
         busy_seconds = round(time.monotonic() - self._taken, 3)
         return [{**event, "busy_seconds": busy_seconds} for event in self._news]
 
-    def hurry(self) -> None:
+    def stop_after_current(self) -> None:
         """Let others do what has not begun."""
         self._until = 0.0
 
@@ -151,15 +151,15 @@ class ChunkRunner:
         self._tries += 1
         self._tried = self._last_sign = time.monotonic()
         shared = {"execution": self._chunk["execution"], "lease": self._chunk["lease"]}
-        self._worker.begin({"folder": self._current["folder"], "encoder": self._current["encoder"], **shared})
+        self._client.begin({"folder": self._current["folder"], "encoder": self._current["encoder"], **shared})
 
     def _advance(self, timeout_seconds: float) -> None:
         try:
-            event = self._worker.next_event(timeout_seconds)
+            event = self._client.next_event(timeout_seconds)
             if event is None:
                 self._check_stall()
                 return
-        except WorkerLostError as error:
+        except ProcessLostError as error:
             note = {**self._measure_attempt(), "host": os.uname().nodename, "message": str(error)}
             self._folder.append_line(ATTEMPTS, json.dumps(note))
             if self._tries <= self._chunk["max_retries"]:
@@ -194,12 +194,12 @@ class ChunkRunner:
     def _check_stall(self) -> None:
         silent = time.monotonic() - self._last_sign
         if silent > self._chunk["stall_seconds"]:
-            self._worker.kill()
-            self._worker.close()  # what the killed process still says is about an attempt that is over
-            raise WorkerLostError(
+            self._client.kill()
+            self._client.close()  # what the killed process still says is about an attempt that is over
+            raise ProcessLostError(
                 f"no sign of life for {silent:.0f} s (execution.stall_minutes); the process was killed", reason=HUNG
             )
 
     def close(self) -> None:
-        """Kill what runs and leave the zygote."""
-        self._worker.close()
+        """Kill what runs and leave the fork server."""
+        self._client.close()

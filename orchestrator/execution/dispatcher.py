@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.execution.meter import Meter
-from orchestrator.execution.work_queue import CHUNK_SECONDS, OpenWork
+from orchestrator.execution.work_queue import CHUNK_SECONDS, WorkQueue
 from orchestrator.ledger.failures import DISK_FULL
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import describe_upstream
@@ -23,21 +23,21 @@ from orchestrator.planning.states import COMPLETE, FAILED, INTERRUPTED, STOPPED
 from trainables.storage.completeness import is_finished, is_stopped
 
 #: Called with ("started" | "event" | "ended", work, details), one call at a time: must be quick and never raise.
-Listener = Callable[[str, Work, dict[str, Any]], None]
+OnEvent = Callable[[str, Work, dict[str, Any]], None]
 
 #: A slot of the driver works on beside the actor that is about to replace it if its work will be over this soon.
 SHORT_SECONDS = 10.0
 #: How the names of the driver's own slots begin; Tune's have letters and digits only.
-_OWN = "own-"
+_LOCAL = "own-"
 
 
 @dataclass(frozen=True)
-class Job:
+class ChunkSettings:
     """What the slots of a run have to know."""
 
     #: ``trainables.config.Execution`` as JSON.
     execution: dict[str, Any]
-    #: Names the zygotes of this run.
+    #: Names the fork servers of this run.
     token: str
     #: Module that starts one: ``python -m MODULE``.
     module: str
@@ -51,29 +51,29 @@ class Job:
     lease: Mapping[str, str] | None = None
 
 
-class Desk:
+class Dispatcher:
     """Hands out open work, a chunk per slot, and judges how each work ended. May be called from any thread.
 
     Args:
-        open_work: what is to be done.
+        work_queue: what is to be done.
         ledger: where the slots find and leave everything.
-        job: what they have to know.
-        listen: told of every start, event and end.
+        settings: what they have to know.
+        on_event: told of every start, event and end.
         find_more: asked after every end for works that have come up; must not raise.
         meter: counts the time of the slots; when the budget is spent nothing more is handed out. None: no budget.
     """
 
     def __init__(
         self,
-        open_work: OpenWork,
+        work_queue: WorkQueue,
         *,
         ledger: Ledger,
-        job: Job,
-        listen: Listener,
+        settings: ChunkSettings,
+        on_event: OnEvent,
         find_more: Callable[[], Sequence[Work]] = tuple,
         meter: Meter | None = None,
     ) -> None:
-        self._open, self._ledger, self._job, self._listen = open_work, ledger, job, listen
+        self._open, self._ledger, self._settings, self._on_event = work_queue, ledger, settings, on_event
         self._find_more, self._meter = find_more, meter or Meter()
         self._changed = threading.Condition(threading.RLock())
         #: Slot → its works that have not ended; the first is the one that runs.
@@ -124,20 +124,20 @@ class Desk:
 
     # ------------------------------------------------------------------ the driver's own slots
 
-    def take_own(self, number: int) -> dict[str, Any] | None:
+    def take_local(self, number: int) -> dict[str, Any] | None:
         """Return the next chunk of the driver's ``number``-th slot, as ``take`` does."""
         with self._changed:
-            return self._take(_own(number)) if self.may_go_on(number) else None
+            return self._take(_own(number)) if self.may_continue(number) else None
 
-    def tell_own(self, number: int, events: Iterable[Mapping[str, Any]]) -> None:
+    def report_local(self, number: int, events: Iterable[Mapping[str, Any]]) -> None:
         """As ``tell``."""
         self.tell(_own(number), events)
 
-    def release_own(self, number: int) -> None:
+    def release_local(self, number: int) -> None:
         """As ``release``."""
         self.release(_own(number))
 
-    def expect_successors(self, *, may_overlap: bool = True) -> None:
+    def expect_tune_slots(self, *, may_overlap: bool = True) -> None:
         """Let Tune's slots replace the driver's own, one by one, as soon as they are at work.
 
         Args:
@@ -146,7 +146,7 @@ class Desk:
         with self._changed:
             self._has_successors, self._may_overlap = True, may_overlap
 
-    def may_go_on(self, number: int) -> bool:
+    def may_continue(self, number: int) -> bool:
         """Return whether one of the driver's own slots should begin another work."""
         with self._changed:
             if not self._has_successors:
@@ -159,7 +159,7 @@ class Desk:
 
     def _is_full(self) -> bool:
         """Whether another slot would have to wait for one of the driver's own, and that may take long."""
-        own = [name for name in self._running if name.startswith(_OWN)]
+        own = [name for name in self._running if name.startswith(_LOCAL)]
         return bool(own) and not self._is_short() and len(self._running) >= self._open.num_slots
 
     # ------------------------------------------------------------------ all slots
@@ -178,19 +178,19 @@ class Desk:
         return {
             "works": [self._request(work) for work in works],
             "created_ms": int(time.time() * 1000),
-            "execution": self._job.execution,
-            "token": self._job.token,
-            "module": self._job.module,
-            "preload": self._job.preload,
-            "max_retries": self._job.max_retries,
-            "stall_seconds": self._job.stall_seconds,
+            "execution": self._settings.execution,
+            "token": self._settings.token,
+            "module": self._settings.module,
+            "preload": self._settings.preload,
+            "max_retries": self._settings.max_retries,
+            "stall_seconds": self._settings.stall_seconds,
             "chunk_seconds": min(CHUNK_SECONDS, self._meter.seconds_left()),
-            "lease": self._job.lease,
+            "lease": self._settings.lease,
         }
 
     def _request(self, work: Work) -> dict[str, Any]:
         return {
-            "record": self._job.describe(work),
+            "record": self._settings.describe(work),
             "folder": self._ledger.folder(work.kind, work.signature).uri,
             "encoder": self._ledger.folder("stage", work.needs[0]).uri if work.needs else None,
         }
@@ -202,7 +202,7 @@ class Desk:
         held_back = self._open.close(work for works in self._running.values() for work in works)
         for work in held_back:
             if work.signature in self._begun:  # and was lost
-                self._listen("ended", work, {"status": INTERRUPTED})
+                self._on_event("ended", work, {"status": INTERRUPTED})
         if held_back:
             self._meter.on_spent(len(held_back))
 
@@ -215,7 +215,7 @@ class Desk:
                 if work is None or work not in self._running.get(slot, ()):
                     continue  # told before its actor was lost
                 self._at_work.add(slot)
-                gpus = 0.0 if slot.startswith(_OWN) else self._meter.gpus_per_slot
+                gpus = 0.0 if slot.startswith(_LOCAL) else self._meter.gpus_per_slot
                 self._meter.report(slot, gpus=gpus, busy_seconds=event["busy_seconds"])
                 self._take_event(slot, work, dict(event))
             if not self._running.get(slot):
@@ -227,7 +227,7 @@ class Desk:
             case "begun":
                 if work.signature not in self._begun:
                     self._begun.add(work.signature)
-                    self._listen("started", work, {})
+                    self._on_event("started", work, {})
             case "returned":
                 self._running[slot].remove(work)
                 self._give_back(work)
@@ -235,7 +235,7 @@ class Desk:
                 self._running[slot].remove(work)
                 self._end(work, self._judge(work, event))
             case _:
-                self._listen("event", work, event)
+                self._on_event("event", work, event)
 
     def lose(self, slot: str) -> None:
         """Remember that the actor of a slot was lost; another one carries the same chunk out."""
@@ -261,7 +261,7 @@ class Desk:
                     self._end(work, {"status": STOPPED})
                 elif error is None:
                     self._drop(work)
-                elif number == 0 and self._losses[work.signature] >= self._job.max_retries:
+                elif number == 0 and self._losses[work.signature] >= self._settings.max_retries:
                     self._end(work, {"status": FAILED, "losses": self._losses[work.signature] + 1, **error()})
                 else:
                     self._losses[work.signature] += number == 0
@@ -269,7 +269,7 @@ class Desk:
             self._changed.notify_all()
 
     def _may_stop(self, work: Work) -> bool:
-        return work.kind == "trial" and bool(self._job.execution["early_stopping"])
+        return work.kind == "trial" and bool(self._settings.execution["early_stopping"])
 
     def _give_back(self, work: Work) -> None:
         """Let another slot do a work, unless nothing is handed out any more."""
@@ -299,16 +299,16 @@ class Desk:
         return event
 
     def _end(self, work: Work, details: dict[str, Any]) -> None:
-        self._listen("ended", work, details)
+        self._on_event("ended", work, details)
         if details["status"] == COMPLETE:
             self._open.complete(work, seconds=details.get("seconds"))
         else:
             for dependant in self._open.drop(work):
                 if details["status"] == FAILED:
-                    self._listen("ended", dependant, describe_upstream(work))
+                    self._on_event("ended", dependant, describe_upstream(work))
         if not self._open.is_closed:
             self._open.add(self._find_more())
 
 
 def _own(number: int) -> str:
-    return f"{_OWN}{number}"
+    return f"{_LOCAL}{number}"

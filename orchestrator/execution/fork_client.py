@@ -1,7 +1,7 @@
-"""A slot's side of the zygote: hand requests over, pass events on, judge how a process ended.
+"""A slot's side of the fork server: hand requests over, pass events on, judge how a process ended.
 
 A trial that raises fails for good, with its traceback in the ledger. When a trial's process vanishes, or finds no
-memory, it may be the infrastructure's fault: ``WorkerLostError``, and whoever asked may try again from the checkpoint.
+memory, it may be the infrastructure's fault: ``ProcessLostError``, and whoever asked may try again from the checkpoint.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ MEMORY_ADVICE = (
 )
 
 
-class WorkerLostError(InfrastructureError):
+class ProcessLostError(InfrastructureError):
     """The process of a trial vanished, hung, or found no memory; trying again may help.
 
     Args:
@@ -47,8 +47,8 @@ class WorkerLostError(InfrastructureError):
         self.reason, self.traceback = reason, traceback
 
 
-def make_zygote_path(token: str) -> Path:
-    """Return where the zygote of this user on this node listens for the driver that made ``token``.
+def make_socket_path(token: str) -> Path:
+    """Return where the fork server of this user on this node listens for the driver that made ``token``.
 
     Raises:
         InfrastructureError: the folder belongs to somebody else.
@@ -60,15 +60,15 @@ def make_zygote_path(token: str) -> Path:
     return folder / f"{token}.sock"
 
 
-def connect_zygote(
+def connect_fork_server(
     path: Path, *, num_threads: int, command: Sequence[str], preload: Sequence[str] = ()
 ) -> socket.socket:
-    """Return a connection to the node's zygote; the first who asks starts it. Does not wait for its imports.
+    """Return a connection to the node's fork server; the first who asks starts it. Does not wait for its imports.
 
     Args:
         path: of its socket.
         num_threads: CPU threads of each trial.
-        preload: what it imports (``zygote.main``).
+        preload: what it imports (``fork_server.main``).
         command: how it is started; path and ``preload`` are added.
 
     Raises:
@@ -98,19 +98,19 @@ def _connect(path: Path) -> socket.socket:
     return connection
 
 
-class Worker:
+class ForkClient:
     """One slot: runs one request at a time, each in a fresh process.
 
     Args:
         num_threads: CPU threads for each trial.
-        path: of the zygote's socket.
-        preload: what the zygote imports.
-        command: how the zygote is started when there is none.
+        path: of the fork server's socket.
+        preload: what the fork server imports.
+        command: how the fork server is started when there is none.
     """
 
     def __init__(self, *, num_threads: int, path: Path, command: Sequence[str], preload: Sequence[str] = ()) -> None:
         self._path = path
-        self._connect = partial(connect_zygote, path, num_threads=num_threads, preload=preload, command=command)
+        self._connect = partial(connect_fork_server, path, num_threads=num_threads, preload=preload, command=command)
         self._connection: socket.socket | None = None
         self._buffer = b""
         self._child: int | None = None
@@ -120,10 +120,10 @@ class Worker:
         self._stopped: dict[str, Any] | None = None
 
     def begin(self, request: Mapping[str, Any]) -> None:
-        """Start a stage, a trial or a check (see ``zygote.run_request``); at once, without waiting for imports.
+        """Start a stage, a trial or a check (see ``fork_server.run_request``); at once, without waiting for imports.
 
         Raises:
-            InfrastructureError: there is no zygote, and none can be started.
+            InfrastructureError: there is no fork server, and none can be started.
         """
         self._folder = Folder(request["folder"]) if "folder" in request else None
         self._failure = self._stopped = self._local_log = None
@@ -141,7 +141,7 @@ class Worker:
         self.connect().sendall(line)
 
     def connect(self) -> socket.socket:
-        """Connect to the node's zygote, and let it start its imports if there was none.
+        """Connect to the node's fork server, and let it start its imports if there was none.
 
         Raises:
             InfrastructureError: none can be started.
@@ -164,7 +164,7 @@ class Worker:
         The last event is ``{"event": "done", "status": "complete" | "stopped_early" | "failed", …}``.
 
         Raises:
-            WorkerLostError: the trial's process, or the zygote, is gone.
+            ProcessLostError: the trial's process, or the fork server, is gone.
         """
         deadline = time.monotonic() + timeout_seconds
         while True:
@@ -191,16 +191,16 @@ class Worker:
             data = b""
         if not data:
             self._forget_connection()
-            raise WorkerLostError(f"the process that starts trials on this node has ended; {self._read_zygote_log()}")
+            raise ProcessLostError(f"the process that starts trials on this node has ended; {self._read_server_log()}")
         self._buffer += data
 
-    def _read_zygote_log(self) -> str:
+    def _read_server_log(self) -> str:
         log = Path(f"{self._path}.log")
         text = log.read_text(errors="replace").strip() if log.exists() else ""
         return f"the end of its log:\n{text[-2000:]}" if text else "it left no message: was it killed?"
 
     def _interpret(self, event: dict[str, Any]) -> dict[str, Any] | None:
-        """Return what the caller should see; None for the zygote's own bookkeeping."""
+        """Return what the caller should see; None for the fork server's own bookkeeping."""
         match event["event"]:
             case "forked":
                 self._child = event["pid"]
@@ -219,7 +219,7 @@ class Worker:
         self._keep_log()
         if self._failure is not None and self._failure["reason"] == OUT_OF_MEMORY:
             message = f"there was no memory for what the trial asked for: {MEMORY_ADVICE}; {self._failure['message']}"
-            raise WorkerLostError(message, reason=OUT_OF_MEMORY, traceback=self._failure["traceback"])
+            raise ProcessLostError(message, reason=OUT_OF_MEMORY, traceback=self._failure["traceback"])
         if self._failure is not None:
             return {"event": "done", "status": "failed", **self._failure}
         if code == 0:
@@ -227,7 +227,7 @@ class Worker:
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
         hint = f"; if nobody did it, the machine ran out of memory: {MEMORY_ADVICE}" if code == -signal.SIGKILL else ""
         where = f"; its log: {self._folder.uri}/log.txt" if self._folder is not None else ""
-        raise WorkerLostError(f"the process of the trial {how}{hint}{where}")
+        raise ProcessLostError(f"the process of the trial {how}{hint}{where}")
 
     def _keep_log(self) -> None:
         if self._local_log is not None and self._folder is not None and self._local_log.exists():
@@ -242,7 +242,7 @@ class Worker:
 
     def close(self) -> None:
         """End the slot and what runs in it."""
-        self.kill()  # the zygote would do it too, when the connection closes
+        self.kill()  # the fork server would do it too, when the connection closes
         self._forget_connection()
 
     def _forget_connection(self) -> None:
@@ -253,5 +253,5 @@ class Worker:
 
 
 def _visible_devices() -> dict[str, str]:
-    """Return which devices Ray has given to this slot: the zygote serves all slots of the node."""
+    """Return which devices Ray has given to this slot: the fork server serves all slots of the node."""
     return {name: value for name, value in os.environ.items() if name.endswith("_VISIBLE_DEVICES")}

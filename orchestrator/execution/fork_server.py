@@ -1,13 +1,13 @@
-"""A fresh process per trial in milliseconds: one process per node has torch imported, and forks whenever a slot asks.
+"""Fork a fresh process per trial in milliseconds, from one process per node that has torch imported.
 
 ``serve`` listens on a Unix socket, leaves its parent, imports torch and ``trainables`` once, and never touches CUDA or
-Ray. Every slot of the node holds one connection. It writes one JSON request a line; for
-each the zygote forks, and the child runs the trial and writes its events as JSON lines to that connection; when the
-child is gone, the zygote adds ``{"event": "exit", …}``. Memory, GPU context and global state end with the child; a
-crash, an OOM kill or a hang is one process's.
+Ray. Every slot of the node holds one connection and writes one JSON request per line. For each request the server
+forks; the child runs the trial and writes its events as JSON lines to that connection. When the child has ended, the
+server adds ``{"event": "exit", …}``. Memory, GPU context and global state end with the child; a crash, an OOM kill or a
+hang concerns one process only.
 
-When a connection closes (its slot died), its running child is killed; without any connection the zygote ends; when the
-zygote itself is killed, the kernel kills its children (Linux): nothing trains on unseen.
+When a connection closes (its slot has ended), the server kills the child that runs for it. Without any connection the
+server ends. When the server itself is killed, the kernel kills its children (Linux), so no trial goes on unobserved.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from trainables.preload import imports_kept
 
 #: ``prctl`` option: the signal that the kernel sends when the parent ends (linux/prctl.h).
 _PR_SET_PDEATHSIG = 1
-#: A zygote to which nobody is connected ends after this long: slots come and go, and a new one takes seconds.
+#: A fork server to which nobody is connected ends after this long: slots come and go, and a new one takes seconds.
 IDLE_SECONDS = 2.0
 #: Largest piece read from a connection at once.
 _CHUNK_BYTES = 1 << 20
@@ -40,13 +40,13 @@ Handle = Callable[[Mapping[str, Any], Callable[[dict[str, Any]], None]], None]
 
 @contextmanager
 def starting(path: str) -> Iterator[None]:
-    """Hold the lock under which the zygote at ``path`` is started, found, and ended."""
+    """Hold the lock under which the fork server at ``path`` is started, found, and ended."""
     with open(f"{path}.lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
-class Zygote:
+class ForkServer:
     """The server. One thread, so that a fork copies nothing half done.
 
     Args:
@@ -120,16 +120,16 @@ class Zygote:
             return
         self._requests[connection] = rest
         request = json.loads(line)
-        zygote = os.getpid()
+        server = os.getpid()
         pid = os.fork()
         if pid == 0:
-            self._become_child(connection, zygote)
+            self._become_child(connection, server)
             _run_child(self._handle, request, connection)
         self._children[pid] = connection
 
-    def _become_child(self, connection: socket.socket, zygote: int) -> None:
-        """Let go of everything that is the zygote's."""
-        _die_with(zygote)
+    def _become_child(self, connection: socket.socket, server: int) -> None:
+        """Let go of everything that is the fork server's."""
+        _die_with(server)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         self._listener.close()
@@ -214,7 +214,7 @@ def serve(path: str, handle: Handle, *, load_imports: Callable[[], None]) -> NoR
         handle: carries out a request, in a process of its own.
         load_imports: imports what all requests need.
     """
-    zygote = Zygote(path, handle)  # from here on slots can connect; their requests wait
+    server = ForkServer(path, handle)  # from here on slots can connect; their requests wait
     if os.fork():
         os._exit(0)  # Ray kills the children of a slot that ends, and other slots need this one
     os.setsid()
@@ -223,5 +223,5 @@ def serve(path: str, handle: Handle, *, load_imports: Callable[[], None]) -> NoR
     _redirect(f"{path}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 1, 2)
     with imports_kept():  # searching it for cycles took a third of the imports, and would copy all of it in a child
         load_imports()
-    zygote.serve()
+    server.serve()
     os._exit(0)  # tearing down torch takes 2 s, and somebody waits

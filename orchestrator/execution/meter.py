@@ -106,7 +106,7 @@ class Meter:
 
 
 @contextmanager
-def keeping(meter: Meter, root: Folder) -> Iterator[Meter]:
+def saving_usage(meter: Meter, root: Folder) -> Iterator[Meter]:
     """Write what a meter says into the folder of a ledger while the body runs, from a thread, and when it ends.
 
     Raises:

@@ -22,13 +22,13 @@ class Slots:
     max_concurrent: int | None
 
 
-def find_own_resources(execution: ExecutionConfig) -> dict[str, float] | None:
+def find_local_resources(execution: ExecutionConfig) -> dict[str, float] | None:
     """Return what this machine has for trials of the driver's own slots; None when all of them are to run in Ray.
 
     That is where trials may take a GPU: Ray shares those out.
     """
     has_gpu = execution.device != "cpu" and any(Path(name).exists() for name in _GPU_DEVICES)
-    if not execution.head_start or has_gpu or execution.gpus_per_trial not in ("auto", 0):
+    if not execution.local_executor or has_gpu or execution.gpus_per_trial not in ("auto", 0):
         return None
     import joblib  # knows containers and affinity; takes 0.2 s
 
@@ -57,7 +57,7 @@ def check_fits(resources: Mapping[str, float], slots: Slots) -> None:
             )
 
 
-def num_own_slots(resources: Mapping[str, float], slots: Slots) -> int:
+def num_local_slots(resources: Mapping[str, float], slots: Slots) -> int:
     """Return how many trials the driver itself runs at once: as many as there are CPUs for them."""
     fitting = int(resources["CPU"] / slots.cpus + 1e-9)
     return fitting if slots.max_concurrent is None else min(fitting, slots.max_concurrent)

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Sequence
 
 from orchestrator.planning.plan import Work
 
-#: A slot that has carried a chunk for this long gives back what it has not begun. Handing out costs some 0.2 s (Tune's
-#: event loop), and a slot that carries a chunk begins its next work at once; long works travel alone in effect.
+#: A slot that has carried a chunk for this long returns what it has not begun. Dispatching costs some 0.2 s (Tune's
+#: event loop), and a slot begins the next trial of its chunk at once; long trials travel alone in effect.
 CHUNK_SECONDS = 20.0
 #: Works in a chunk at most: each brings its ``config.json`` along.
 MAX_CHUNK = 64
 
 
-class OpenWork:
+class WorkQueue:
     """Open stages and trials, by rank, each only when everything it needs is complete.
 
     Args:

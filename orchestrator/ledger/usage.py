@@ -81,10 +81,10 @@ def read_usage(ledger: Ledger) -> Usage:
     if usage is not None:
         return usage
     ended = (COMPLETE, FAILED, STOPPED)
-    return reckon([record for kind in ("stage", "trial") for record in ledger.records(kind, states=ended)])
+    return estimate_usage([record for kind in ("stage", "trial") for record in ledger.records(kind, states=ended)])
 
 
-def reckon(records: Collection[Record]) -> Usage:
+def estimate_usage(records: Collection[Record]) -> Usage:
     """Return the least that stages and trials must have taken; what ran on a GPU had all of it."""
     spans, slots, gpus = [], 0.0, 0.0
     for record in records:

@@ -1,4 +1,4 @@
-"""What planning has to know about the world: the data (validated and prepared here), and whether weights can be had."""
+"""Inputs of planning: data sets, validated and prepared here, and whether pretrained weights can be had."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from trainables.errors import WeightsUnavailableError
 from trainables.frozen import canonical_json
 
 
-class World:
-    """Answers of the real world to the questions of ``plan.Facts``; every question is asked once.
+class Inputs:
+    """Data sets and weights of a study (``plan.Facts``), each looked up once.
 
     Args:
         cache_dir: where decoded images are kept on this node.

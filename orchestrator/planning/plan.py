@@ -23,7 +23,7 @@ class ArmLike(Protocol):
 
 
 class Facts(Protocol):
-    """What planning has to know about the world, looked up beforehand (``orchestrator.planning.inputs``)."""
+    """What planning has to know about data and weights, looked up beforehand (``orchestrator.planning.inputs``)."""
 
     def fingerprint(self, config: TrialConfig) -> str:
         """Return the fingerprint of the trial's data."""
@@ -32,7 +32,7 @@ class Facts(Protocol):
         """Return why the pretrained weights that the trial starts from cannot be had, None when they can."""
 
     def resolve(self, config: TrialConfig) -> TrialConfig:
-        """Return the config with what the world decides filled in (digest of a weights file)."""
+        """Return the config with what its files decide filled in (digest of a weights file)."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Skipped:
-    """An arm left out because the world lacks something and the study allows it."""
+    """An arm left out because weights cannot be had and the study allows it."""
 
     name: str
     levels: Mapping[str, str]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from orchestrator.planning.inputs import World
+from orchestrator.planning.inputs import Inputs
 from trainables.config import ContrastivePretraining, TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.errors import StudyError
@@ -20,7 +20,7 @@ def find_distinct(configs: Iterable[TrialConfig]) -> list[TrialConfig]:
     return list(found.values())
 
 
-def check_trials(configs: Iterable[TrialConfig], world: World) -> None:
+def check_trials(configs: Iterable[TrialConfig], inputs: Inputs) -> None:
     """Build what every trial will build, so that a wrong name or size stops a study before it starts.
 
     Raises:
@@ -28,7 +28,7 @@ def check_trials(configs: Iterable[TrialConfig], world: World) -> None:
             that does not fit the network or the data.
     """
     for config in find_distinct(configs):
-        _check_trial(config, world.dataset(config.data))
+        _check_trial(config, inputs.dataset(config.data))
 
 
 def _check_trial(config: TrialConfig, data: Dataset) -> None:
@@ -65,7 +65,7 @@ def _check_trial(config: TrialConfig, data: Dataset) -> None:
     )
 
 
-def check_batches(configs: Iterable[TrialConfig], world: World) -> None:
+def check_batches(configs: Iterable[TrialConfig], inputs: Inputs) -> None:
     """Check that every batch can be filled.
 
     Raises:
@@ -73,7 +73,7 @@ def check_batches(configs: Iterable[TrialConfig], world: World) -> None:
     """
     problems = set()
     for config in configs:
-        data = world.dataset(config.data)
+        data = inputs.dataset(config.data)
         train = len(data.splits["train"])
         if config.training.batch_size > train:
             problems.add(

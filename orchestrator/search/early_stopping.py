@@ -36,7 +36,7 @@ _RETRY_SECONDS = 1.0
 #: How long that goes on when the study has ended, and when somebody wants to stop at once.
 PATIENCE_SECONDS, HASTE_SECONDS = 30.0, 1.0
 
-#: What happened to a work, as ``desk.Listener`` is told.
+#: What happened to a work, as ``dispatcher.Listener`` is told.
 _News = tuple[str, Work, dict[str, Any]]
 
 
@@ -89,8 +89,8 @@ class EarlyStopping:
         self._thread = threading.Thread(target=self._run, name="early-stopping", daemon=True)
         self._thread.start()
 
-    def hear(self, what: str, work: Work, details: dict[str, Any]) -> None:
-        """Take what has happened to a work, as ``desk.Listener``; returns at once."""
+    def handle(self, what: str, work: Work, details: dict[str, Any]) -> None:
+        """Take what has happened to a work, as ``dispatcher.Listener``; returns at once."""
         if work.kind == "trial":
             self._news.put((what, work, details))
 

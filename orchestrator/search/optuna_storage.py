@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator.ledger.databases import create_database, name_driver
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.search.outcomes import RUNNING, Outcome
-from orchestrator.search.sampler import Question, make_directions, make_trial
+from orchestrator.search.sampler import SampledPoint, make_directions, make_trial
 from orchestrator.study.search_config import SearchConfig
 from orchestrator.study.search_space import Space
 from trainables.errors import StorageError, StudyError, redact
@@ -67,7 +67,7 @@ class Shown:
     signature: str
     #: Factor or field → what the trial has.
     levels: dict[str, str]
-    question: Question
+    point: SampledPoint
     outcome: Outcome
 
     @property
@@ -129,7 +129,7 @@ class Projection:
 
         Optuna 5 reads both, so a constraint has two entries there; which trials are feasible is the same.
         """
-        trial = make_trial(self._space, shown.question, shown.outcome, marks=shown.marks)
+        trial = make_trial(self._space, shown.point, shown.outcome, marks=shown.marks)
         if trial.constraints:
             trial.system_attrs = {**trial.system_attrs, _CONSTRAINTS: list(trial.constraints.values())}
         return trial
@@ -188,7 +188,7 @@ def _key(trial: optuna.trial.FrozenTrial) -> tuple[Any, Any]:
     return trial.state, trial.values
 
 
-class Showing:
+class Exporter:
     """Keeps a database up to date from a thread of its own.
 
     Args:

@@ -4,7 +4,7 @@
 
 What is known of a proposal is what the ledger says of its trials; nothing else is kept. So a search that was killed
 goes on where it was, one that is run again starts nothing, and of a proposal that was made before (by this search, or
-by any earlier run of the study) the stored results are the answer.
+by any earlier run of the study) the stored results are the suggestion.
 
 A proposal counts while the study can still have it: its values lie in the space, and its first trial has the signature
 it had then. Raising ``num_trials``, widening a range or adding a level keeps all that is known; a change of the base or
@@ -29,7 +29,7 @@ from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, 
 from orchestrator.search import sampler
 from orchestrator.search.optuna_storage import Shown
 from orchestrator.search.outcomes import RUNNING, Outcome, average_curves, judge, read_curve
-from orchestrator.search.sampler import Question
+from orchestrator.search.sampler import SampledPoint
 from orchestrator.study.grid import Arm
 from orchestrator.study.search_config import SearchConfig
 from orchestrator.study.search_space import Dimension, Space, Value, find_max_epochs
@@ -53,7 +53,7 @@ class Proposal:
     number: int
     #: Those of one round were made without knowing of each other.
     round: int
-    question: Question
+    point: SampledPoint
     arm: Arm
     #: Its replicates and the stages that they need.
     plan: Plan
@@ -68,9 +68,9 @@ class Proposal:
         return {
             "number": self.number,
             "round": self.round,
-            "values": dict(self.question.values),
+            "values": dict(self.point.values),
             "signatures": [trial.signature for trial in self.plan.trials],
-            "sampler": {name: dict(kept) for name, kept in self.question.memory.items()},
+            "sampler": {name: dict(kept) for name, kept in self.point.memory.items()},
             "asked_ms": int(time.time() * 1000),
         }
 
@@ -82,7 +82,7 @@ class Search:
         study: with a ``search`` section.
         ledger: its ledger; read here, written by ``next_works`` only.
         arms: of the study.
-        facts: of the world.
+        facts: about data and weights.
     """
 
     def __init__(self, study: Study, ledger: Ledger, arms: Sequence[Arm], facts: Facts) -> None:
@@ -129,7 +129,7 @@ class Search:
         plan = self._plan_of(arm)
         if plan.trials[0].signature != line["signatures"][0]:
             return None
-        return Proposal(line["number"], line["round"], Question(values, line["sampler"]), arm, plan)
+        return Proposal(line["number"], line["round"], SampledPoint(values, line["sampler"]), arm, plan)
 
     def _plan_of(self, arm: Arm) -> Plan:
         return make_plan([arm], replicates=self._study.replicates, facts=self._facts)
@@ -228,7 +228,7 @@ class Search:
     def show(self) -> list[Shown]:
         """Return all proposals with what is known of them, for Optuna's storage."""
         return [
-            Shown(each.number, each.signature, each.arm.levels, each.question, self.get_outcome(each))
+            Shown(each.number, each.signature, each.arm.levels, each.point, self.get_outcome(each))
             for each in self.proposals
         ]
 
@@ -287,14 +287,14 @@ class Search:
     def _propose(self, round_number: int) -> Proposal:
         history = [
             (
-                each.question,
+                each.point,
                 Outcome(RUNNING) if self._is_unknown_to(each, round_number) else self.get_outcome(each),
             )
             for each in self.proposals
         ]
         number = self._num_lines
-        answer = sampler.propose(self.config, self.space, history, number=number, seed=self._study.seed)
-        proposal = Proposal(number, round_number, answer.question, answer.arm, self._plan_of(answer.arm))
+        suggestion = sampler.propose(self.config, self.space, history, number=number, seed=self._study.seed)
+        proposal = Proposal(number, round_number, suggestion.point, suggestion.arm, self._plan_of(suggestion.arm))
         self._ledger.root.append_line(PROPOSALS, json.dumps(proposal.as_json(), allow_nan=False))
         self._num_lines += 1
         self.proposals.append(proposal)

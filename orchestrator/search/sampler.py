@@ -30,7 +30,7 @@ _MAX_EXCLUDED = 100
 
 
 @dataclass(frozen=True)
-class Question:
+class SampledPoint:
     """One proposal as a sampler sees it."""
 
     #: Dimension → drawn value.
@@ -40,11 +40,11 @@ class Question:
 
 
 @dataclass(frozen=True)
-class Answer:
+class Suggestion:
     """What to try next."""
 
     arm: Arm
-    question: Question
+    point: SampledPoint
 
 
 def make_distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution:
@@ -60,7 +60,7 @@ def make_distribution(dimension: Dimension) -> optuna.distributions.BaseDistribu
 
 
 def make_trial(
-    space: Space, question: Question, outcome: Outcome, *, marks: Mapping[str, Any] | None = None
+    space: Space, point: SampledPoint, outcome: Outcome, *, marks: Mapping[str, Any] | None = None
 ) -> optuna.trial.FrozenTrial:
     """Return a proposal as Optuna's trial; ``marks`` become its user attributes."""
     from optuna.trial import TrialState, create_trial
@@ -74,10 +74,10 @@ def make_trial(
         state=states[outcome.state],
         values=list(values) or None,
         intermediate_values=dict(outcome.curve),
-        params=dict(question.values),
-        distributions={name: make_distribution(dimensions[name]) for name in question.values},
+        params=dict(point.values),
+        distributions={name: make_distribution(dimensions[name]) for name in point.values},
         user_attrs=dict(marks or {}),
-        system_attrs=dict(question.memory["trial"]),
+        system_attrs=dict(point.memory["trial"]),
         constraints=dict(outcome.excess) if outcome.state == COMPLETE else None,
     )
 
@@ -88,8 +88,8 @@ def make_directions(search: SearchConfig) -> list[Literal["minimize", "maximize"
 
 
 def propose(
-    search: SearchConfig, space: Space, history: Sequence[tuple[Question, Outcome]], *, number: int, seed: int
-) -> Answer:
+    search: SearchConfig, space: Space, history: Sequence[tuple[SampledPoint, Outcome]], *, number: int, seed: int
+) -> Suggestion:
     """Return what to try next.
 
     Args:
@@ -107,10 +107,10 @@ def propose(
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     storage = optuna.storages.InMemoryStorage()
     study = optuna.create_study(storage=storage, study_name="search", directions=make_directions(search))
-    for question, outcome in history:
-        study.add_trial(make_trial(space, question, outcome))
+    for point, outcome in history:
+        study.add_trial(make_trial(space, point, outcome))
     own = storage.get_study_id_from_name("search")
-    drawn = {key: value for question, _ in history for key, value in question.memory["study"].items()}
+    drawn = {key: value for point, _ in history for key, value in point.memory["study"].items()}
     for key, value in drawn.items():
         storage.set_study_system_attr(own, key, value)
 
@@ -132,7 +132,7 @@ def propose(
         if arm is not None:
             counters = {key: v for key, v in storage.get_study_system_attrs(own).items() if isinstance(v, int)}
             memory = storage.get_all_trials(own)[-1].system_attrs | remembered
-            return Answer(arm, Question(dict(trial.params), {"trial": memory, "study": counters}))
+            return Suggestion(arm, SampledPoint(dict(trial.params), {"trial": memory, "study": counters}))
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
     raise StudyError(
         f"looked for a combination of levels that is not left out, and drew {10 * _MAX_EXCLUDED} that are; "
@@ -141,7 +141,7 @@ def propose(
 
 
 def _draw_numbers(
-    search: SearchConfig, space: Space, history: Sequence[tuple[Question, Outcome]], *, seed: int
+    search: SearchConfig, space: Space, history: Sequence[tuple[SampledPoint, Outcome]], *, seed: int
 ) -> tuple[dict[str, Value], dict[str, Any]]:
     """Return the values that Optuna's sampler is not asked for, and what to remember of them; those of CMA-ES."""
     if not isinstance(search.sampler, CMAES):
@@ -150,7 +150,7 @@ def _draw_numbers(
     per_round = search.parallel if search.order == "rounds" else 1
     return draw_point(
         ranges,
-        [(question.memory["trial"], _rate(search, outcome)) for question, outcome in history],
+        [(point.memory["trial"], _rate(search, outcome)) for point, outcome in history],
         population_size=search.sampler.population_size or get_population_size(len(ranges), per_round=per_round),
         seed=seed,
     )

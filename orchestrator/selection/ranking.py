@@ -32,7 +32,7 @@ _AGGREGATES = ("mean_shifted_", "worst_shifted_", "mean_", "worst_")
 
 
 @dataclass(frozen=True)
-class Question:
+class SelectionCriteria:
     """What is asked for."""
 
     #: A metric on validation ("auroc"), or with ``oracle`` any column of the trials ("robustness/worst_auroc").
@@ -93,28 +93,28 @@ class Selection:
         return asdict(self) | {"ranking": [asdict(arm) for arm in self.ranking], "reasons": list(self.reasons)}
 
 
-def select_arm(results: Results, question: Question) -> Selection:
+def select_arm(results: Results, criteria: SelectionCriteria) -> Selection:
     """Return the chosen arm and replicate.
 
     Raises:
         StudyError: no such column or rule, the column would look at test data without ``oracle``, trials are missing
             without ``incomplete``, or the replicate is not there.
     """
-    if question.rule not in RULES:
-        raise StudyError(f"asked for the rule {question.rule!r}; expected one of {', '.join(RULES)}")
-    _check_counts(results, question)
-    column = find_column(results.complete, question)
+    if criteria.rule not in RULES:
+        raise StudyError(f"asked for the rule {criteria.rule!r}; expected one of {', '.join(RULES)}")
+    _check_counts(results, criteria)
+    column = find_column(results.complete, criteria)
     higher = _is_higher_better(column)
     ranking = rank_arms(results, column, higher_is_better=higher)
     if not ranking or ranking[0].mean is None:
         raise StudyError(f"looked for {column} and no complete trial has a defined value; choose another --by")
-    arm, reasons = _choose(ranking, question.rule, column)
-    replicate, signature, reason = _choose_replicate(results, arm, column, question.replicate)
+    arm, reasons = _choose(ranking, criteria.rule, column)
+    replicate, signature, reason = _choose_replicate(results, arm, column, criteria.replicate)
     return Selection(
         column=column,
         higher_is_better=higher,
-        rule=question.rule,
-        oracle=question.oracle,
+        rule=criteria.rule,
+        oracle=criteria.oracle,
         ranking=ranking,
         arm=arm,
         replicate=replicate,
@@ -124,44 +124,44 @@ def select_arm(results: Results, question: Question) -> Selection:
     )
 
 
-def _check_counts(results: Results, question: Question) -> None:
+def _check_counts(results: Results, criteria: SelectionCriteria) -> None:
     counts = results.counts
     said = ", ".join(
         f"{count} {state.replace('_', ' ')}" for state, count in counts.items() if count or state == COMPLETE
     )
     if not counts[COMPLETE]:
         raise StudyError(f"asked which arm to choose, and no trial is complete ({said}); run the study first")
-    if counts[COMPLETE] + counts.get(STOPPED, 0) < counts["planned"] and not question.incomplete:
+    if counts[COMPLETE] + counts.get(STOPPED, 0) < counts["planned"] and not criteria.incomplete:
         raise StudyError(
             f"asked which arm to choose, and not all trials are complete ({said}): another arm may turn out to be "
             "better; go on with `robustsweep run`, or choose among what is complete with --incomplete"
         )
 
 
-def find_column(complete: pd.DataFrame, question: Question) -> str:
+def find_column(complete: pd.DataFrame, criteria: SelectionCriteria) -> str:
     """Return the column that is asked for.
 
     Args:
         complete: the complete rows of the trials table.
-        question: ``by`` and ``oracle`` are read.
+        criteria: ``by`` and ``oracle`` are read.
 
     Raises:
         StudyError: there is none, or it is not validation and ``oracle`` is not set, or the other way round.
     """
-    asked = question.by.removeprefix(_HEADLINE)
+    asked = criteria.by.removeprefix(_HEADLINE)
     by = asked if "/" in asked else f"{VALIDATION}{asked}"
     known = [str(each) for each in complete if "/" in str(each) and not str(each).startswith(("arm/", _HEADLINE))]
     validation = [column for column in known if column.startswith(VALIDATION)]
     others = [column for column in known if column not in validation]
     if by not in known:
-        listed = others if question.oracle else [column.removeprefix(VALIDATION) for column in validation]
-        raise StudyError(f"--by: looked for {question.by!r} among the results; expected one of {', '.join(listed)}")
-    if by in others and not question.oracle:
+        listed = others if criteria.oracle else [column.removeprefix(VALIDATION) for column in validation]
+        raise StudyError(f"--by: looked for {criteria.by!r} among the results; expected one of {', '.join(listed)}")
+    if by in others and not criteria.oracle:
         raise StudyError(
             f"--by: {by} is not in-distribution validation: an arm chosen by it has seen the data that it is judged by "
             f"(rule: only {VALIDATION}… chooses); add --oracle to do so, and everything will say that an oracle chose"
         )
-    if by in validation and question.oracle:
+    if by in validation and criteria.oracle:
         raise StudyError(f"--oracle: {by} is in-distribution validation, which is no oracle; leave --oracle out")
     return by
 

@@ -11,7 +11,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.plan import describe_skipped
 from orchestrator.planning.states import STOPPED
 from orchestrator.selection.export import Exported, export_selection
-from orchestrator.selection.ranking import RULES, Question, Selection, describe_value, select_arm
+from orchestrator.selection.ranking import RULES, Selection, SelectionCriteria, describe_value, select_arm
 from orchestrator.study.study_file import Study
 from trainables.storage.folder import Folder
 
@@ -23,7 +23,7 @@ _SHOWN_ARMS = 20
 class Request:
     """What is to be done with the chosen model."""
 
-    question: Question
+    criteria: SelectionCriteria
     #: Path or URI of the folder to write; None: below the ledger.
     out: str | None = None
     onnx: bool = False
@@ -48,9 +48,9 @@ def release_model(
         RobustSweepError: any of its kinds, with a message for the user.
     """
     ledger = Ledger(storage, study.study)
-    metric = request.question.by.rsplit("/", 1)[-1]
+    metric = request.criteria.by.rsplit("/", 1)[-1]
     results = load_results(ledger, metric if metric in METRICS else "balanced_accuracy")
-    selection = select_arm(results, request.question)
+    selection = select_arm(results, request.criteria)
     for line in describe_selection(selection, results):
         tell(line)
     out = None if request.out is None else Folder(request.out)

@@ -79,7 +79,7 @@ class ExecutionConfig(Frozen):
     acceleration: Literal["off", "probe"] = Field(
         "off", description="probe: memory format, precision and compiling are timed once, and the same for all trials."
     )
-    head_start: bool = Field(
+    local_executor: bool = Field(
         True,
         description="Where there is no GPU and no cluster, the driver runs trials until Ray is up.",
     )

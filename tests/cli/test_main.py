@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli import main as cli
+from orchestrator.cli.main import main as cli
 from orchestrator.ledger.ledger import Ledger
 from tests.conftest import FinishedStudy
 from tests.support.tiny_study import Place, copy_place, make_place
@@ -55,7 +55,7 @@ HELP = """
 import sys
 import orchestrator, trainables
 sys.argv = ["robustsweep", *sys.argv[1:]]
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 try:
     main()
 except SystemExit as ended:

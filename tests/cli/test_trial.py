@@ -17,7 +17,7 @@ from trainables.errors import LeaseError, StudyError
 
 CALL = """
 import sys
-from orchestrator.cli import main
+from orchestrator.cli.main import main
 try:
     main()
 finally:

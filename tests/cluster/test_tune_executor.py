@@ -14,17 +14,17 @@ from typing import Any
 import pytest
 
 from orchestrator.cluster import connection, tune_executor
-from orchestrator.cluster.tune_executor import Handing, execute
+from orchestrator.cluster.tune_executor import DispatchSearcher, execute
 from orchestrator.execution.chunk_runner import unpack
-from orchestrator.execution.dispatcher import Desk, Job
-from orchestrator.execution.local_executor import HeadStart
+from orchestrator.execution.dispatcher import ChunkSettings, Dispatcher
+from orchestrator.execution.local_executor import LocalExecutor
 from orchestrator.execution.resources import Slots
-from orchestrator.execution.work_queue import OpenWork
+from orchestrator.execution.work_queue import WorkQueue
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.plan import Work
 from tests.support.plans import make_stage, make_trial
 from tests.support.processes import is_running, wait_until
-from tests.support.recording_handler import EXECUTION, Diary, describe
+from tests.support.recording_handler import EXECUTION, RecordingHandler, describe
 from tests.support.scripted_fork_server import MODULE
 from trainables.errors import ClusterLostError, InfrastructureError
 
@@ -39,14 +39,16 @@ def ledger(tmp_path: Path) -> Ledger:
 
 def test_the_searcher_hands_out_what_the_desk_has(ledger: Ledger) -> None:
     stage = make_stage("stage")
-    trial, diary = make_trial("trial", stage), Diary(ledger)
-    job = Job(EXECUTION, "token", MODULE, (), 1, 600.0, describe)
-    desk = Desk(OpenWork([stage, trial], complete=(), num_slots=1), ledger=ledger, job=job, listen=diary.listen)
+    trial, handler = make_trial("trial", stage), RecordingHandler(ledger)
+    settings = ChunkSettings(EXECUTION, "token", MODULE, (), 1, 600.0, describe)
+    dispatcher = Dispatcher(
+        WorkQueue([stage, trial], complete=(), num_slots=1), ledger=ledger, settings=settings, on_event=handler.handle
+    )
 
     def read_error(trial_id: str) -> dict[str, str]:
         return {"reason": "crashed", "message": "lost", "traceback": f"what Tune knows of {trial_id}"}
 
-    searcher = Handing(desk, report_seconds=3.0, read_error=read_error)
+    searcher = DispatchSearcher(dispatcher, report_seconds=3.0, read_error=read_error)
 
     config = searcher.suggest("1")
     assert config["signature"] == stage.signature
@@ -58,9 +60,9 @@ def test_the_searcher_hands_out_what_the_desk_has(ledger: Ledger) -> None:
     searcher.on_trial_result("1", {})  # Tune's own results say nothing of ours
 
     assert searcher.suggest("3")["signature"] == trial.signature
-    desk.lose("3")
+    dispatcher.lose("3")
     searcher.on_trial_complete("3", None, error=True)
-    assert diary.ends() == {"stage": "complete", "trial": "failed: crashed"}
+    assert handler.ends() == {"stage": "complete", "trial": "failed: crashed"}
     failure = ledger.read("trial", trial.signature).failure
     assert failure is not None
     assert failure["traceback"] == "what Tune knows of 3"
@@ -78,26 +80,28 @@ def ray() -> Iterator[dict[str, float]]:
 
 
 @pytest.fixture
-def run_all(ray: dict[str, float], ledger: Ledger) -> Callable[..., Diary]:
+def run_all(ray: dict[str, float], ledger: Ledger) -> Callable[..., RecordingHandler]:
 
     def run_all(
         *works: Work,
-        diary: Diary | None = None,
+        handler: RecordingHandler | None = None,
         stop: threading.Event | None = None,
         max_concurrent: int = 2,
         max_retries: int = 2,
         stall_seconds: float = 600.0,
-    ) -> Diary:
-        diary = diary or Diary(ledger)
-        job = Job(EXECUTION, uuid.uuid4().hex[:8], MODULE, (), max_retries, stall_seconds, describe)
+    ) -> RecordingHandler:
+        handler = handler or RecordingHandler(ledger)
+        settings = ChunkSettings(EXECUTION, uuid.uuid4().hex[:8], MODULE, (), max_retries, stall_seconds, describe)
         execute(
-            Desk(OpenWork(works, complete=(), num_slots=1), ledger=ledger, job=job, listen=diary.listen),
+            Dispatcher(
+                WorkQueue(works, complete=(), num_slots=1), ledger=ledger, settings=settings, on_event=handler.handle
+            ),
             study="s",
             slots=Slots(cpus=0.5, gpus=0.0, max_concurrent=max_concurrent),
             max_retries=max_retries,
             stop=stop or threading.Event(),
         )
-        return diary
+        return handler
 
     return run_all
 
@@ -108,14 +112,14 @@ def results_of(ledger: Ledger, *works: Work) -> list[dict[str, Any]]:
 
 
 def test_a_study_with_every_kind_of_trouble(
-    run_all: Callable[..., Diary], ledger: Ledger, capfd: pytest.CaptureFixture[str]
+    run_all: Callable[..., RecordingHandler], ledger: Ledger, capfd: pytest.CaptureFixture[str]
 ) -> None:
     good, bad = make_stage("good stage"), make_stage("fail stage")
     works = [good, bad]
     works += [make_trial(f"finish {number}", good) for number in range(3)] + [make_trial("finish without", bad)]
     works += [make_trial(act) for act in ("fail", "diverge", "dies_once", "dies", "loses_result", "chatter")]
-    diary = run_all(*works)
-    assert diary.ends() == {
+    handler = run_all(*works)
+    assert handler.ends() == {
         "good stage": "complete",
         "fail stage": "failed: error",
         "finish without": "failed: upstream",
@@ -127,7 +131,7 @@ def test_a_study_with_every_kind_of_trouble(
         "loses_result": "failed: error",
         "chatter": "complete",
     }
-    started = diary.started()
+    started = handler.started()
     assert started.index("good stage") < min(started.index(f"finish {number}") for number in range(3))
     assert "finish without" not in started
     assert len(started) == len(set(started)) == len(works) - 1
@@ -143,16 +147,18 @@ def test_a_study_with_every_kind_of_trouble(
     assert (output.out, output.err) == ("", "")
 
 
-def test_one_slot_serves_all_trials_with_a_fresh_process_each(run_all: Callable[..., Diary], ledger: Ledger) -> None:
+def test_one_slot_serves_all_trials_with_a_fresh_process_each(
+    run_all: Callable[..., RecordingHandler], ledger: Ledger
+) -> None:
     works = [make_trial(f"finish {number}") for number in range(5)]
     run_all(*works, max_concurrent=1)
     results = results_of(ledger, *works)
     assert len(results) == 5
-    assert len({result["zygote"] for result in results}) == 1
+    assert len({result["server"] for result in results}) == 1
     assert len({result["pid"] for result in results}) == 5
 
 
-def test_a_hanging_trial_is_tried_again(run_all: Callable[..., Diary], ledger: Ledger) -> None:
+def test_a_hanging_trial_is_tried_again(run_all: Callable[..., RecordingHandler], ledger: Ledger) -> None:
     work = make_trial("hangs_once")
     assert run_all(work, stall_seconds=4.0).ends() == {"hangs_once": "complete"}
     notes = ledger.folder("trial", work.signature).read_lines("attempts.jsonl")
@@ -160,7 +166,7 @@ def test_a_hanging_trial_is_tried_again(run_all: Callable[..., Diary], ledger: L
     assert all("no sign of life" in note["message"] for note in notes)
 
 
-def test_a_lost_actor_leaves_what_ray_knows_of_it(run_all: Callable[..., Diary], ledger: Ledger) -> None:
+def test_a_lost_actor_leaves_what_ray_knows_of_it(run_all: Callable[..., RecordingHandler], ledger: Ledger) -> None:
     work = make_trial("ends_actor")
     assert run_all(work, max_retries=0).ends() == {"ends_actor": "failed: crashed"}
     failure = ledger.read("trial", work.signature).failure
@@ -170,7 +176,9 @@ def test_a_lost_actor_leaves_what_ray_knows_of_it(run_all: Callable[..., Diary],
     assert failure["attempts"] == 1
 
 
-def test_stopping_ends_running_trials_and_hands_out_nothing_more(run_all: Callable[..., Diary], ledger: Ledger) -> None:
+def test_stopping_ends_running_trials_and_hands_out_nothing_more(
+    run_all: Callable[..., RecordingHandler], ledger: Ledger
+) -> None:
     works = [make_trial("hang"), *(make_trial(f"finish {number}") for number in range(2))]
     stop, pids = threading.Event(), []
 
@@ -179,19 +187,25 @@ def test_stopping_ends_running_trials_and_hands_out_nothing_more(run_all: Callab
             pids.append(event["pid"])
             stop.set()
 
-    diary = run_all(*works, diary=Diary(ledger, stop_when_it_hangs), stop=stop, max_concurrent=1)
-    assert diary.started() == ["hang"]
+    handler = run_all(*works, handler=RecordingHandler(ledger, stop_when_it_hangs), stop=stop, max_concurrent=1)
+    assert handler.started() == ["hang"]
     assert ledger.states()[works[0].signature] == "interrupted"
     wait_until(lambda: not is_running(pids[0]), "its process is gone")
 
 
 def test_actors_take_over_from_the_slots_of_the_driver(ray: dict[str, float], ledger: Ledger) -> None:
-    works, diary, stop = [make_trial(f"nap {number}") for number in range(80)], Diary(ledger), threading.Event()
-    job = Job(EXECUTION, uuid.uuid4().hex[:8], MODULE, (), 2, 600.0, describe)
-    desk = Desk(OpenWork(works, complete=(), num_slots=1), ledger=ledger, job=job, listen=diary.listen)
-    with HeadStart(desk, 2, stop=stop):
-        execute(desk, study="s", slots=Slots(1.0, 0.0, None), max_retries=2, stop=stop)
-    assert diary.ends() == {work.name: "complete" for work in works}
+    works, handler, stop = (
+        [make_trial(f"nap {number}") for number in range(80)],
+        RecordingHandler(ledger),
+        threading.Event(),
+    )
+    settings = ChunkSettings(EXECUTION, uuid.uuid4().hex[:8], MODULE, (), 2, 600.0, describe)
+    dispatcher = Dispatcher(
+        WorkQueue(works, complete=(), num_slots=1), ledger=ledger, settings=settings, on_event=handler.handle
+    )
+    with LocalExecutor(dispatcher, 2, stop=stop):
+        execute(dispatcher, study="s", slots=Slots(1.0, 0.0, None), max_retries=2, stop=stop)
+    assert handler.ends() == {work.name: "complete" for work in works}
     slots = Counter(result["slot"] for result in results_of(ledger, *works))
     assert slots.total() == 80
     assert 1 <= slots.pop(os.getpid()) < 80
@@ -199,7 +213,7 @@ def test_actors_take_over_from_the_slots_of_the_driver(ray: dict[str, float], le
 
 
 def test_a_ray_that_is_lost_is_not_waited_for(
-    run_all: Callable[..., Diary], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
+    run_all: Callable[..., RecordingHandler], ledger: Ledger, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nobody answers any more; the trial that runs then is left alone."""
 
@@ -211,17 +225,17 @@ def test_a_ray_that_is_lost_is_not_waited_for(
 
     monkeypatch.setattr(tune_executor, "_LOOK_SECONDS", 0.1)
     monkeypatch.setattr(tune_executor, "PATIENCE_SECONDS", 0.5)
-    diary, stop = Diary(ledger, fall_silent), threading.Event()
+    handler, stop = RecordingHandler(ledger, fall_silent), threading.Event()
     try:
         with pytest.raises(
             ClusterLostError, match=r"lost Ray: [\d.]+:\d+ has not answered .* goes on from its last epoch"
         ):
-            run_all(make_trial("hang"), diary=diary, stop=stop)
+            run_all(make_trial("hang"), handler=handler, stop=stop)
     finally:
         stop.set()  # this Ray is alive
     (tuning,) = (thread for thread in threading.enumerate() if thread.name == "tune")
     tuning.join()
-    assert diary.ends() == {}
+    assert handler.ends() == {}
 
 
 def test_a_cluster_that_does_not_answer_is_an_infrastructure_error() -> None:

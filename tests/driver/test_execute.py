@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.driver.execute import resolve_slots, stopping_in_order
+from orchestrator.driver.execute import handling_signals, resolve_slots
 from orchestrator.driver.prepare import prepare
 from orchestrator.study.study_file import parse_study
 
@@ -15,13 +15,13 @@ TEXT = "study: s\ndata: {kind: digits, image_size: 8}\nmodel: {name: shufflenet_
 def test_the_first_signal_asks_and_the_second_insists() -> None:
     said: list[str] = []
     before = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
-    with stopping_in_order(said.append) as stop:
+    with handling_signals(said.append) as stop:
         assert not stop.is_set()
         signal.raise_signal(signal.SIGINT)
         assert stop.is_set()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    with stopping_in_order(said.append) as stop, pytest.raises(KeyboardInterrupt):
+    with handling_signals(said.append) as stop, pytest.raises(KeyboardInterrupt):
         signal.raise_signal(signal.SIGTERM)  # whoever sends it will kill soon
     assert len(said) == 1
     assert "go on from their last epoch" in said[0]

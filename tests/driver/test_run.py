@@ -16,7 +16,7 @@ from orchestrator.driver.announce import announce
 from orchestrator.driver.prepare import Prepared, find_git_commit, prepare, resolve_execution
 from orchestrator.driver.run import record_upstream_failures, run_study, summarise
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.planning.inputs import World
+from orchestrator.planning.inputs import Inputs
 from orchestrator.planning.plan import Plan, Skipped
 from orchestrator.planning.reconcile import reconcile
 from orchestrator.planning.trial_checks import check_trials
@@ -192,23 +192,23 @@ def test_the_digest_of_a_weights_file_is_identity_and_its_path_is_not(tmp_path: 
     for name, content in (("a.pth", b"one"), ("b.pth", b"one"), ("c.pth", b"two")):
         (tmp_path / name).write_bytes(content)
         config = TrialConfig.model_validate({"pretraining": {"kind": "imagenet", "file": tmp_path / name}})
-        resolved = World(tmp_path).resolve(config)
+        resolved = Inputs(tmp_path).resolve(config)
         signatures.add(resolved.pretraining.file_sha256)  # type: ignore[union-attr]
     assert len(signatures) == 2
-    assert World(tmp_path).resolve(TrialConfig()) == TrialConfig()
+    assert Inputs(tmp_path).resolve(TrialConfig()) == TrialConfig()
 
 
 def test_a_timm_network_and_every_shift_pass_the_check(cache_dir: Path) -> None:
     config = TrialConfig.model_validate({"data": {"kind": "digits", "image_size": 8}, "model": {"name": "resnet18"}})
     timm = config.model_copy(update={"model": config.model.model_copy(update={"name": "timm/test_resnet"})})
-    check_trials([config, timm, config], World(cache_dir))
+    check_trials([config, timm, config], Inputs(cache_dir))
 
 
 def test_an_image_size_that_a_network_does_not_take_is_found_before_it_trains(cache_dir: Path) -> None:
     model = {"name": "squeezenet1_1", "input_size": 16}
     config = TrialConfig.model_validate({"data": {"kind": "digits", "image_size": 16}, "model": model})
     with pytest.raises(ConfigError, match=r"tried images of 16 px .* set model\.input_size"):
-        check_trials([config], World(cache_dir))
+        check_trials([config], Inputs(cache_dir))
 
 
 def test_two_data_sets_that_differ_in_place_only_are_both_read(tmp_path: Path, cache_dir: Path) -> None:
@@ -219,13 +219,13 @@ def test_two_data_sets_that_differ_in_place_only_are_both_read(tmp_path: Path, c
 
     rows = [f"{index}.png,{'ab'[index % 2]},{('train', 'val', 'test')[index // 2]}" for index in range(6)]
     (tmp_path / "m.csv").write_text("\n".join(["file_name,label,split", *rows]) + "\n")
-    world, fingerprints = World(cache_dir), set()
+    inputs, fingerprints = Inputs(cache_dir), set()
     for root in ("bright", "dark"):
         (tmp_path / root).mkdir()
         for index in range(6):
             Image.new("L", (8, 8), 10 * index + 100 * (root == "bright")).save(tmp_path / root / f"{index}.png")
         config = CsvData(path=tmp_path / "m.csv", root=tmp_path / root, image_size=8)
-        fingerprints.add(world.dataset(config).fingerprint)
+        fingerprints.add(inputs.dataset(config).fingerprint)
     assert len(fingerprints) == 2
 
 

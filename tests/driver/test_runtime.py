@@ -1,4 +1,4 @@
-"""Ray and a real zygote for one run."""
+"""Ray and a real fork server for one run."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.driver.runtime import Backstage
-from orchestrator.execution.fork_client import make_zygote_path
+from orchestrator.driver.runtime import Runtime
+from orchestrator.execution.fork_client import make_socket_path
 from orchestrator.study.study_file import Study, parse_study
 from tests.support.processes import wait_until
 from trainables.config import TrialConfig
@@ -38,51 +38,51 @@ class NoRay:
 
 
 @pytest.fixture
-def backstage(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backstage]:
-    """With a real zygote and without Ray."""
+def runtime(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
+    """With a real fork server and without Ray."""
     monkeypatch.setattr("orchestrator.driver.runtime._RayThread", NoRay)
-    with Backstage(make_study(cache_dir), address=None) as backstage:
-        yield backstage
+    with Runtime(make_study(cache_dir), address=None) as runtime:
+        yield runtime
 
 
-def test_trials_are_checked_in_a_process_of_the_zygote(backstage: Backstage, configs: list[TrialConfig]) -> None:
-    backstage.check(configs)
+def test_trials_are_checked_in_a_process_of_the_server(runtime: Runtime, configs: list[TrialConfig]) -> None:
+    runtime.check(configs)
     wrong = configs[0].model_copy(update={"model": configs[0].model.model_copy(update={"name": "timm/nonsense"})})
     with pytest.raises(ConfigError, match="nonsense"):
-        backstage.check([*configs, wrong])
-    backstage.check(configs)  # the zygote has survived
+        runtime.check([*configs, wrong])
+    runtime.check(configs)  # the fork server has survived
 
 
-def test_an_unexpected_error_in_a_check_says_where(backstage: Backstage, configs: list[TrialConfig]) -> None:
+def test_an_unexpected_error_in_a_check_says_where(runtime: Runtime, configs: list[TrialConfig]) -> None:
     with pytest.raises(InfrastructureError, match=r"(?s)failed unexpectedly.*Traceback.*replicate"):
-        backstage.check([configs[0].model_copy(update={"replicate": -1})])
+        runtime.check([configs[0].model_copy(update={"replicate": -1})])
 
 
-def test_a_zygote_alone_starts_no_ray(cache_dir: Path) -> None:
-    study = make_study(cache_dir, "execution.head_start=false")  # Ray would start at once
-    with Backstage(study, address=None) as backstage:
-        backstage.start_zygote()
-        assert backstage.is_started
-        assert make_zygote_path(backstage.token).exists()
+def test_a_fork_server_alone_starts_no_ray(cache_dir: Path) -> None:
+    study = make_study(cache_dir, "execution.local_executor=false")  # Ray would start at once
+    with Runtime(study, address=None) as runtime:
+        runtime.start_fork_server()
+        assert runtime.is_started
+        assert make_socket_path(runtime.token).exists()
         assert not [thread for thread in threading.enumerate() if thread.name == "ray"]
 
 
-def test_leaving_ends_the_zygote(backstage: Backstage) -> None:
-    backstage.start()
-    path = make_zygote_path(backstage.token)
+def test_leaving_ends_the_server(runtime: Runtime) -> None:
+    runtime.start()
+    path = make_socket_path(runtime.token)
     assert path.exists()
-    backstage.__exit__(None, None, None)
-    wait_until(lambda: not path.exists(), "the zygote is gone")
+    runtime.__exit__(None, None, None)
+    wait_until(lambda: not path.exists(), "the fork server is gone")
 
 
 def test_a_cluster_that_does_not_answer_is_an_infrastructure_error(cache_dir: Path) -> None:
-    with Backstage(make_study(cache_dir), address="127.0.0.1:9") as backstage:
-        backstage.start()
+    with Runtime(make_study(cache_dir), address="127.0.0.1:9") as runtime:
+        runtime.start()
         with pytest.raises(InfrastructureError, match=r"could not join the Ray cluster at 127.0.0.1:9"):
-            backstage.wait_for_ray()
+            runtime.wait_for_ray()
 
 
 def test_nothing_is_started_for_nothing(cache_dir: Path) -> None:
-    with Backstage(make_study(cache_dir), address=None) as backstage:
+    with Runtime(make_study(cache_dir), address=None) as runtime:
         pass
-    assert not make_zygote_path(backstage.token).exists()
+    assert not make_socket_path(runtime.token).exists()

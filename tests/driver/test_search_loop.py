@@ -16,7 +16,7 @@ from orchestrator.cli.plan import find_needs
 from orchestrator.driver.announce import announce
 from orchestrator.driver.estimate import estimate
 from orchestrator.driver.prepare import Prepared, prepare
-from orchestrator.driver.search_loop import Growth, look_again, showing, write_grown_plan
+from orchestrator.driver.search_loop import SearchLoop, exporting, refresh, write_extended_plan
 from orchestrator.driver.summary import account, summarise
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.plan import Work
@@ -48,52 +48,52 @@ def finish(prepared: Prepared, work: Work, **changes: Any) -> None:
     prepared.ledger.folder("trial", work.signature).write_json("result.json", result | changes)
 
 
-def grow(prepared: Prepared, stop: threading.Event) -> Growth:
-    return Growth(prepared, listen=lambda *_: None, stop=stop, show=lambda: None)
+def grow(prepared: Prepared, stop: threading.Event) -> SearchLoop:
+    return SearchLoop(prepared, on_event=lambda *_: None, stop=stop, show=lambda: None)
 
 
 def test_a_look_writes_the_first_round_and_its_plan_grows(prepared: Prepared) -> None:
     assert prepared.is_open
     assert prepared.plan.num_to_come == 10
     assert len(prepared.open_configs) > 2  # from all over the space
-    prepared = look_again(prepared, retry_failed=False)
+    prepared = refresh(prepared, retry_failed=False)
     assert (len(prepared.actions.open), prepared.plan.num_to_come) == (3, 7)
-    growth = grow(prepared, threading.Event())
+    search_loop = grow(prepared, threading.Event())
     for work in prepared.actions.open:
-        assert growth.find_more() == []
+        assert search_loop.find_more() == []
         finish(prepared, work)
-        growth.settle(work, {"status": "complete"})
-    assert len(growth.find_more()) == 3
-    growth.check()
+        search_loop.settle(work, {"status": "complete"})
+    assert len(search_loop.find_more()) == 3
+    search_loop.check()
     plan = prepared.ledger.read_plan()
     assert (len(plan["trials"]), plan["to_come"]) == (6, 4)
     assert plan["search"]["num_trials"] == 10
     assert not plan["search"]["is_oracle"]
-    assert len(write_grown_plan(prepared).plan.trials) == 6
+    assert len(write_extended_plan(prepared).plan.trials) == 6
 
 
 def test_nothing_is_proposed_once_the_study_stops(prepared: Prepared) -> None:
-    prepared = look_again(prepared, retry_failed=False)
+    prepared = refresh(prepared, retry_failed=False)
     stop = threading.Event()
-    growth = grow(prepared, stop)
+    search_loop = grow(prepared, stop)
     for work in prepared.actions.open:
         finish(prepared, work)
-        growth.settle(work, {"status": "complete"})
+        search_loop.settle(work, {"status": "complete"})
     stop.set()
-    assert growth.find_more() == []
+    assert search_loop.find_more() == []
 
 
 def test_a_search_that_cannot_go_on_stops_the_study_and_says_why(prepared: Prepared) -> None:
-    prepared = look_again(prepared, retry_failed=False)
+    prepared = refresh(prepared, retry_failed=False)
     stop = threading.Event()
-    growth = grow(prepared, stop)
+    search_loop = grow(prepared, stop)
     for work in prepared.actions.open:
         finish(prepared, work, metrics={"validation/accuracy": 0.5})
-        growth.settle(work, {"status": "complete"})
-    assert growth.find_more() == []
+        search_loop.settle(work, {"status": "complete"})
+    assert search_loop.find_more() == []
     assert stop.is_set()
     with pytest.raises(StudyError, match="looked for validation/balanced_accuracy"):
-        growth.check()
+        search_loop.check()
 
 
 def test_a_storage_that_is_away_is_said_and_holds_nothing_up(prepared: Prepared, tmp_path: Path) -> None:
@@ -102,7 +102,7 @@ def test_a_storage_that_is_away_is_said_and_holds_nothing_up(prepared: Prepared,
     (tmp_path / "s.yaml").write_text("a file, not a folder")
     changed = Prepared(**(vars(prepared) | {"study": study.model_copy(update={"execution": execution})}))
     console = Console(file=StringIO(), width=200)
-    with showing(changed, console) as show:
+    with exporting(changed, console) as show:
         show()
     said = console.file.getvalue()  # type: ignore[attr-defined]
     assert "the search is not in Optuna's storage yet" in said
@@ -112,15 +112,17 @@ def test_a_storage_that_is_away_is_said_and_holds_nothing_up(prepared: Prepared,
 def carry_on(prepared: Prepared) -> tuple[Prepared, list[int]]:
     """Look again and carry out all that is handed out; return the study, and what was said to be held back."""
     spent: list[int] = []
-    prepared = look_again(prepared, retry_failed=False)
-    growth = Growth(prepared, listen=lambda *_: None, stop=threading.Event(), show=lambda: None, on_spent=spent.append)
+    prepared = refresh(prepared, retry_failed=False)
+    search_loop = SearchLoop(
+        prepared, on_event=lambda *_: None, stop=threading.Event(), show=lambda: None, on_spent=spent.append
+    )
     todo = list(prepared.actions.open)
     while todo:
         work = todo.pop(0)
         finish(prepared, work, duration_seconds=1.0, finished_ms=1000, environment={"device": "cpu"})
-        growth.settle(work, {"status": "complete"})
-        todo += growth.find_more()
-    return write_grown_plan(prepared), spent
+        search_loop.settle(work, {"status": "complete"})
+        todo += search_loop.find_more()
+    return write_extended_plan(prepared), spent
 
 
 @pytest.mark.parametrize("order", ["rounds", "asynchronous"])
@@ -145,7 +147,7 @@ def test_a_search_stops_when_its_trials_are_spent_and_goes_on_when_there_are_mor
         assert len(names) <= limit + 2  # a round of three at most
         again = prepare_with("s", f"execution.budget={{trials: {limit}}}")
         assert not again.is_open
-        assert len(look_again(again, retry_failed=False).search.proposals) == len(names)  # type: ignore[union-attr]
+        assert len(refresh(again, retry_failed=False).search.proposals) == len(names)  # type: ignore[union-attr]
     console = Console(file=StringIO(), width=200)
     announce(again, console)
     assert "held back 4 trials: the budget has no room for more" in console.file.getvalue()  # type: ignore[attr-defined]

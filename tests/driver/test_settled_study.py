@@ -35,7 +35,7 @@ factors: {augmentation: [none, strong]}
 """
 
 
-class Desk:
+class Dispatcher:
     """A study whose trials are all complete, its ledger and its store."""
 
     def __init__(self, folder: Path, cache_dir: Path, template: Path) -> None:
@@ -81,13 +81,13 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, template: Path) -> Desk:
+def dispatcher(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path, template: Path) -> Dispatcher:
     """Settled before every test; a test puts back what it changes."""
-    desk = Desk(tmp_path_factory.mktemp("desk"), cache_dir, template)
-    summary, said = desk.run()
+    dispatcher = Dispatcher(tmp_path_factory.mktemp("dispatcher"), cache_dir, template)
+    summary, said = dispatcher.run()
     assert (summary.is_complete, summary.unshipped) == (True, 0)
     assert "nothing has changed" not in said
-    return desk
+    return dispatcher
 
 
 def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,129 +95,133 @@ def forbid(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(write, "write_report", lambda *_, **__: pytest.fail("the report was written"))
 
 
-def test_a_second_run_does_nothing_and_says_so(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_run_does_nothing_and_says_so(dispatcher: Dispatcher, monkeypatch: pytest.MonkeyPatch) -> None:
     forbid(monkeypatch)
-    summary, said = desk.run()
+    summary, said = dispatcher.run()
     assert (summary.complete, summary.unshipped) == (2, 0)
     assert "nothing has changed" in said
     assert "2 planned, 2 complete" in said
-    assert f"report   {desk.folder}/s/report/index.html" in said
-    assert desk.uri in said
+    assert f"report   {dispatcher.folder}/s/report/index.html" in said
+    assert dispatcher.uri in said
 
 
 @pytest.mark.parametrize("name", ["report/index.html", "report/shifts.csv", SOURCE, SHIPPED, "../mlflow.db"])
-def test_a_file_that_is_gone_is_noticed(desk: Desk, name: str) -> None:
-    path = (desk.folder / "s" / name).resolve()
+def test_a_file_that_is_gone_is_noticed(dispatcher: Dispatcher, name: str) -> None:
+    path = (dispatcher.folder / "s" / name).resolve()
     kept = path.with_name("kept")
     path.rename(kept)
     try:
-        assert not desk.is_settled()
+        assert not dispatcher.is_settled()
         assert not path.exists()
     finally:
         kept.rename(path)
-    assert desk.is_settled()
+    assert dispatcher.is_settled()
 
 
-CHANGES: dict[str, Callable[[Desk], bool]] = {
-    "a new arm": lambda desk: desk.is_settled(desk.make_study("factors.augmentation=[none, strong, randaugment]")),
-    "another reference": lambda desk: desk.is_settled(desk.make_study("report.reference.arm=augmentation=strong")),
-    "another question": lambda desk: desk.is_settled(desk.make_study("question=Because?")),
-    "another store": lambda desk: desk.is_settled(mlflow="http://127.0.0.1:9"),
+CHANGES: dict[str, Callable[[Dispatcher], bool]] = {
+    "a new arm": lambda dispatcher: dispatcher.is_settled(
+        dispatcher.make_study("factors.augmentation=[none, strong, randaugment]")
+    ),
+    "another reference": lambda dispatcher: dispatcher.is_settled(
+        dispatcher.make_study("report.reference.arm=augmentation=strong")
+    ),
+    "another question": lambda dispatcher: dispatcher.is_settled(dispatcher.make_study("question=Because?")),
+    "another store": lambda dispatcher: dispatcher.is_settled(mlflow="http://127.0.0.1:9"),
 }
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_change_of_the_study_is_noticed(desk: Desk, change: str) -> None:
-    assert not CHANGES[change](desk)
-    assert desk.is_settled()
+def test_a_change_of_the_study_is_noticed(dispatcher: Dispatcher, change: str) -> None:
+    assert not CHANGES[change](dispatcher)
+    assert dispatcher.is_settled()
 
 
 def test_another_table_makes_the_report_anew_and_no_trial(tmp_path: Path, cache_dir: Path, template: Path) -> None:
-    desk = Desk(tmp_path / "d", cache_dir, template)
-    table, result = tmp_path / "alexnet.csv", desk.folder / "s" / "report" / "balanced_errors.csv"
+    dispatcher = Dispatcher(tmp_path / "d", cache_dir, template)
+    table, result = tmp_path / "alexnet.csv", dispatcher.folder / "s" / "report" / "balanced_errors.csv"
     table.write_text("shift,error\nidentity,0.1\ngaussian_noise,0.5\n")
-    desk.study = desk.make_study(f"report.reference.table={table}")
-    desk.run()
-    assert desk.is_settled()
+    dispatcher.study = dispatcher.make_study(f"report.reference.table={table}")
+    dispatcher.run()
+    assert dispatcher.is_settled()
     before = result.read_text()
     assert "alexnet.csv" in before
     table.write_text("shift,error\nidentity,0.1\ngaussian_noise,0.25\n")
-    prepared = desk.prepare()
+    prepared = dispatcher.prepare()
     assert not prepared.actions.open
-    assert not desk.is_settled()
-    desk.run()
+    assert not dispatcher.is_settled()
+    dispatcher.run()
     assert result.read_text() != before
-    assert desk.is_settled()
+    assert dispatcher.is_settled()
 
 
-def test_a_record_that_is_gone_or_failed_is_noticed(desk: Desk) -> None:
-    signature = desk.prepare().plan.trials[0].signature
-    result = desk.folder / "s" / "trials" / signature / "result.json"
+def test_a_record_that_is_gone_or_failed_is_noticed(dispatcher: Dispatcher) -> None:
+    signature = dispatcher.prepare().plan.trials[0].signature
+    result = dispatcher.folder / "s" / "trials" / signature / "result.json"
     result.rename(result.with_name("kept"))
     try:
-        assert not desk.is_settled()
+        assert not dispatcher.is_settled()
         result.with_name("failure.json").write_text("{}")
-        assert not desk.is_settled()
+        assert not dispatcher.is_settled()
         result.with_name("failure.json").unlink()
     finally:
         result.with_name("kept").rename(result)
-    assert desk.is_settled()
+    assert dispatcher.is_settled()
 
 
-def test_a_store_without_the_study_is_noticed(desk: Desk, template: Path) -> None:
-    database = desk.folder / "mlflow.db"
-    database.rename(desk.folder / "kept.db")
+def test_a_store_without_the_study_is_noticed(dispatcher: Dispatcher, template: Path) -> None:
+    database = dispatcher.folder / "mlflow.db"
+    database.rename(dispatcher.folder / "kept.db")
     try:
         shutil.copy(template, database)
-        assert not desk.is_settled()
+        assert not dispatcher.is_settled()
         database.write_bytes(b"no database")
-        assert not desk.is_settled()
+        assert not dispatcher.is_settled()
     finally:
-        (desk.folder / "kept.db").rename(database)
-    assert desk.is_settled()
+        (dispatcher.folder / "kept.db").rename(database)
+    assert dispatcher.is_settled()
 
 
-def test_what_begins_is_no_longer_settled(desk: Desk) -> None:
-    kept = {name: desk.ledger.root.read(name) for name in (SOURCE, SHIPPED)}
-    prepared = desk.prepare()
+def test_what_begins_is_no_longer_settled(dispatcher: Dispatcher) -> None:
+    kept = {name: dispatcher.ledger.root.read(name) for name in (SOURCE, SHIPPED)}
+    prepared = dispatcher.prepare()
     prepared.ledger.begin(prepared.plan.trials[0], study="s", git_commit=None)
-    assert not any(map(desk.ledger.root.exists, kept))
+    assert not any(map(dispatcher.ledger.root.exists, kept))
     for name, content in kept.items():
-        desk.ledger.root.write(name, content)
-    assert desk.is_settled()
+        dispatcher.ledger.root.write(name, content)
+    assert dispatcher.is_settled()
 
 
 def test_open_work_forgets_before_it_starts(tmp_path: Path, cache_dir: Path, template: Path) -> None:
-    desk = Desk(tmp_path / "d", cache_dir, template)
-    desk.run()
-    more = desk.prepare(desk.make_study("replicates=2"))
+    dispatcher = Dispatcher(tmp_path / "d", cache_dir, template)
+    dispatcher.run()
+    more = dispatcher.prepare(dispatcher.make_study("replicates=2"))
     assert len(more.actions.open) == 2
-    with run.shipping(more, desk.uri) as running:
+    with run.shipping(more, dispatcher.uri) as running:
         assert running is not None
-        assert not desk.ledger.root.exists(SOURCE)
-    assert not desk.ledger.root.exists(SHIPPED)
+        assert not dispatcher.ledger.root.exists(SOURCE)
+    assert not dispatcher.ledger.root.exists(SHIPPED)
 
 
 def test_the_work_is_done_again_and_settles_again(tmp_path: Path, cache_dir: Path, template: Path) -> None:
-    desk = Desk(tmp_path / "d", cache_dir, template)
-    desk.run()
-    page = desk.folder / "s" / "report" / "index.html"
+    dispatcher = Dispatcher(tmp_path / "d", cache_dir, template)
+    dispatcher.run()
+    page = dispatcher.folder / "s" / "report" / "index.html"
     page.unlink()
-    _, said = desk.run()
+    _, said = dispatcher.run()
     assert "nothing has changed" not in said
     assert page.exists()
-    assert desk.is_settled()
+    assert dispatcher.is_settled()
 
-    assert write.write_report(desk.ledger, cache_dir=cache_dir, metric="auroc").html == str(page)
-    assert not desk.is_settled()  # another report than MLflow has, by a metric that `run` does not use
-    desk.run()
-    assert desk.is_settled()
+    assert write.write_report(dispatcher.ledger, cache_dir=cache_dir, metric="auroc").html == str(page)
+    assert not dispatcher.is_settled()  # another report than MLflow has, by a metric that `run` does not use
+    dispatcher.run()
+    assert dispatcher.is_settled()
 
-    shutil.copy(template, desk.folder / "other.db")
-    desk.uri = f"sqlite:///{desk.folder}/other.db"
-    desk.run()
-    assert desk.is_settled()
-    client = MlflowClient(desk.uri)
+    shutil.copy(template, dispatcher.folder / "other.db")
+    dispatcher.uri = f"sqlite:///{dispatcher.folder}/other.db"
+    dispatcher.run()
+    assert dispatcher.is_settled()
+    client = MlflowClient(dispatcher.uri)
     experiment = client.get_experiment_by_name("s")
     runs = client.search_runs([experiment.experiment_id])
     assert sorted(each.data.tags["robustsweep.kind"] for each in runs) == ["study", "trial", "trial"]
@@ -225,19 +229,19 @@ def test_the_work_is_done_again_and_settles_again(tmp_path: Path, cache_dir: Pat
     (parent,) = (each for each in runs if each.data.tags["robustsweep.kind"] == "study")
     assert [artifact.path for artifact in client.list_artifacts(parent.info.run_id)] == ["report.html"]
 
-    sync(desk.ledger, desk.uri)  # looks at the store itself, and ships the report too
-    assert desk.is_settled()
+    sync(dispatcher.ledger, dispatcher.uri)  # looks at the store itself, and ships the report too
+    assert dispatcher.is_settled()
 
 
 def test_what_could_not_be_shipped_is_tried_again(
     tmp_path: Path, cache_dir: Path, template: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    desk = Desk(tmp_path / "d", cache_dir, template)
+    dispatcher = Dispatcher(tmp_path / "d", cache_dir, template)
     monkeypatch.setattr(run, "Shipper", lambda *args, **options: _Failing())
-    summary, _ = desk.run()
+    summary, _ = dispatcher.run()
     assert summary.unshipped == 3
-    assert not desk.is_settled()
-    assert desk.ledger.root.exists(SOURCE)  # the report need not be written again
+    assert not dispatcher.is_settled()
+    assert dispatcher.ledger.root.exists(SOURCE)  # the report need not be written again
 
 
 class _Failing:

@@ -86,7 +86,7 @@ def test_works_of_a_chunk_run_one_after_another_in_fresh_processes(start: Start,
     assert events[-1]["busy_seconds"] + 0.001 >= sum(event["seconds"] for event in ends)
     results = [json.loads((tmp_path / f"finish-{n}" / "result.json").read_text()) for n in (1, 2, 4)]
     assert len({result["pid"] for result in results}) == 3
-    assert len({result["zygote"] for result in results}) == 1
+    assert len({result["server"] for result in results}) == 1
     assert json.loads((tmp_path / "finish-4" / "config.json").read_text())["name"] == "finish 4"
 
 
@@ -205,10 +205,10 @@ def test_a_hanging_trial_is_really_gone(start: Start, tmp_path: Path) -> None:
     wait_until(lambda: not is_running(pid), "the process is gone")
 
 
-def test_a_killed_zygote_costs_one_try(start: Start, tmp_path: Path) -> None:
+def test_a_killed_fork_server_costs_one_try(start: Start, tmp_path: Path) -> None:
     runner = start(make_chunk(tmp_path, "hang", "finish", max_retries=0))
     about = next(event for event in news_of(runner) if event["event"] == "about")
-    os.kill(about["zygote"], signal.SIGKILL)
+    os.kill(about["server"], signal.SIGKILL)
     assert ends_of(list(news_of(runner))) == [("hang", "failed"), ("finish", "complete")]
     note = json.loads((tmp_path / "hang" / "attempts.jsonl").read_text())
     assert "starts trials on this node has ended" in note["message"]

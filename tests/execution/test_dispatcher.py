@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from orchestrator.execution.dispatcher import SHORT_SECONDS, Desk, Job
-from orchestrator.execution.work_queue import OpenWork
+from orchestrator.execution.dispatcher import SHORT_SECONDS, ChunkSettings, Dispatcher
+from orchestrator.execution.work_queue import WorkQueue
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.plan import Work
 from tests.support.plans import make_stage, make_trial
-from tests.support.recording_handler import EXECUTION, Diary, describe
+from tests.support.recording_handler import EXECUTION, RecordingHandler, describe
 from tests.support.scripted_fork_server import MODULE
 
 
@@ -23,7 +23,7 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 class Slots:
-    """Slots at a desk, and what it was told."""
+    """Slots at a dispatcher, and what it was told."""
 
     def __init__(
         self,
@@ -33,16 +33,16 @@ class Slots:
         max_retries: int = 1,
         execution: dict[str, Any] = EXECUTION,
     ) -> None:
-        self.ledger, self.diary = ledger, Diary(ledger)
-        todo = OpenWork(works, complete=[work.signature for work in complete], num_slots=1)
-        job = Job(execution, "token", MODULE, (), max_retries, 600.0, describe)
-        self.desk = Desk(todo, ledger=ledger, job=job, listen=self.diary.listen)
+        self.ledger, self.handler = ledger, RecordingHandler(ledger)
+        todo = WorkQueue(works, complete=[work.signature for work in complete], num_slots=1)
+        settings = ChunkSettings(execution, "token", MODULE, (), max_retries, 600.0, describe)
+        self.dispatcher = Dispatcher(todo, ledger=ledger, settings=settings, on_event=self.handler.handle)
         self.number = 0
 
     def next(self) -> list[str] | None:
         """Return the names in the next chunk."""
         self.number += 1
-        return names(self.desk.take(str(self.number)))
+        return names(self.dispatcher.take(str(self.number)))
 
     def tell(self, number: int, *events: tuple[Work, dict[str, Any]], last: bool = False) -> None:
         """Let the slot of the ``number``-th chunk report; a complete work leaves a result, unless it says otherwise."""
@@ -50,14 +50,14 @@ class Slots:
             if event.get("status") == "complete" and event.get("writes", True):
                 self.ledger.folder(work.kind, work.signature).write_json("result.json", {})
         about = {"host": "here", "busy_seconds": 0.0}
-        self.desk.tell(str(number), [{"signature": work.signature, **about, **event} for work, event in events])
+        self.dispatcher.tell(str(number), [{"signature": work.signature, **about, **event} for work, event in events])
         if last:
-            self.desk.release(str(number))
+            self.dispatcher.release(str(number))
 
     def lose(self, number: int) -> None:
         """Let the slot of the ``number``-th chunk be lost for good."""
         details = {"reason": "crashed", "message": "lost", "traceback": f"what Tune knows of {number}"}
-        self.desk.release(str(number), error=lambda: details)
+        self.dispatcher.release(str(number), error=lambda: details)
 
 
 def names(chunk: dict[str, Any] | None) -> list[str] | None:
@@ -71,14 +71,14 @@ BAD = {"event": "done", "busy_seconds": 0.0, "status": "failed", "reason": "erro
 
 def test_a_request_names_the_folders_of_the_trial_and_of_its_stage(ledger: Ledger) -> None:
     stage, trial = make_stage("stage"), make_trial("trial", make_stage("stage"))
-    chunk = Slots(ledger, trial, complete=(stage,)).desk.take("1")
+    chunk = Slots(ledger, trial, complete=(stage,)).dispatcher.take("1")
     assert chunk is not None
     (work,) = chunk["works"]
     assert work["record"]["signature"] == trial.signature
     assert work["folder"] == ledger.folder("trial", trial.signature).uri
     assert work["encoder"] == ledger.folder("stage", stage.signature).uri
     assert work["record"]["config"] == trial.config.model_dump(mode="json")
-    chunk = Slots(ledger, stage).desk.take("1")
+    chunk = Slots(ledger, stage).dispatcher.take("1")
     assert chunk is not None
     assert chunk["works"][0]["encoder"] is None
 
@@ -90,9 +90,9 @@ def test_a_chunk_is_told_work_by_work(ledger: Ledger) -> None:
     slots.tell(1, (works[0], BEGUN), (works[0], {"event": "epoch", "epoch": 3}))
     slots.tell(1, (works[0], DONE), (works[1], BEGUN))
     slots.tell(1, (works[1], BAD), (works[2], BEGUN), (works[2], DONE), (works[3], {"event": "returned"}), last=True)
-    assert slots.diary.started() == ["0", "1", "2"]
-    assert slots.diary.ends() == {"0": "complete", "1": "failed: error", "2": "complete"}
-    assert [details["epoch"] for what, _, details in slots.diary.lines if what == "event"] == [3]
+    assert slots.handler.started() == ["0", "1", "2"]
+    assert slots.handler.ends() == {"0": "complete", "1": "failed: error", "2": "complete"}
+    assert [details["epoch"] for what, _, details in slots.handler.lines if what == "event"] == [3]
     assert slots.next() == ["3", "4", "5"]
 
 
@@ -103,10 +103,10 @@ def test_nothing_is_ready_while_a_stage_runs_and_in_the_end_nothing_is_left(ledg
     assert [slots.next(), slots.next()] == [["stage"], None]
     slots.tell(1, (stage, DONE), last=True)
     assert [slots.next(), slots.next()] == [["trial"], None]
-    assert not slots.desk.is_finished
+    assert not slots.dispatcher.is_finished
     slots.tell(3, (trial, DONE), last=True)
     assert slots.next() is None
-    assert slots.desk.is_finished
+    assert slots.dispatcher.is_finished
 
 
 def test_a_failed_stage_fails_its_dependants_and_no_one_else(ledger: Ledger) -> None:
@@ -117,7 +117,7 @@ def test_a_failed_stage_fails_its_dependants_and_no_one_else(ledger: Ledger) -> 
     slots.tell(1, (bad, BAD), last=True)
     slots.tell(2, (good, DONE), last=True)
     assert slots.next() == ["kept"]
-    assert slots.diary.ends() == {"bad": "failed: error", "lost": "failed: upstream", "good": "complete"}
+    assert slots.handler.ends() == {"bad": "failed: error", "lost": "failed: upstream", "good": "complete"}
     failure = ledger.read("trial", lost.signature).failure
     assert failure is not None
     assert bad.signature in failure["message"]
@@ -129,9 +129,9 @@ def test_a_full_disk_fails_nobody(ledger: Ledger) -> None:
     slots = Slots(ledger, stage, trial)
     slots.next()
     slots.tell(1, (stage, {**BAD, "reason": "disk full"}), last=True)
-    assert slots.diary.ends() == {"stage": "interrupted: disk full"}
+    assert slots.handler.ends() == {"stage": "interrupted: disk full"}
     assert ledger.states() == {}
-    assert slots.desk.is_finished
+    assert slots.dispatcher.is_finished
 
 
 def test_dependants_of_a_stopped_stage_are_neither_failed_nor_waited_for(ledger: Ledger) -> None:
@@ -140,8 +140,8 @@ def test_dependants_of_a_stopped_stage_are_neither_failed_nor_waited_for(ledger:
     slots.next()
     slots.tell(1, (stage, BEGUN), last=True)
     assert slots.next() is None
-    assert slots.desk.is_finished
-    assert slots.diary.ends() == {"stage": "interrupted"}
+    assert slots.dispatcher.is_finished
+    assert slots.handler.ends() == {"stage": "interrupted"}
 
 
 def test_a_result_that_is_not_where_the_driver_reads_is_a_failure(ledger: Ledger) -> None:
@@ -149,7 +149,7 @@ def test_a_result_that_is_not_where_the_driver_reads_is_a_failure(ledger: Ledger
     slots = Slots(ledger, first, second)
     slots.next()
     slots.tell(1, (first, {**DONE, "writes": False}), last=True)
-    assert slots.diary.ends() == {"first": "failed: error"}
+    assert slots.handler.ends() == {"first": "failed: error"}
     assert "shared by all machines" in ledger.read("trial", first.signature).failure["message"]  # type: ignore[index]
 
 
@@ -158,11 +158,11 @@ def test_a_lost_actor_costs_the_running_work_a_try_and_the_others_nothing(ledger
     slots = Slots(ledger, *works)
     assert slots.next() == ["0", "1", "2", "3"]
     slots.tell(1, (works[0], BEGUN), (works[0], DONE), (works[1], BEGUN))
-    slots.desk.lose("1")
+    slots.dispatcher.lose("1")
     slots.tell(1, (works[0], DONE), (works[1], BEGUN))  # told again by the new actor
     ledger.folder("trial", works[2].signature).write_json("result.json", {})  # done, and never told
     slots.lose(1)
-    assert slots.diary.ends() == {"0": "complete", "1": "failed: crashed", "2": "complete"}
+    assert slots.handler.ends() == {"0": "complete", "1": "failed: crashed", "2": "complete"}
     assert ledger.read("trial", works[1].signature).failure["traceback"] == "what Tune knows of 1"  # type: ignore[index]
     assert slots.next() == ["3", "4", "5"]
 
@@ -172,10 +172,10 @@ def test_a_work_that_happened_to_run_when_others_had_lost_the_actor_is_not_blame
     slots = Slots(ledger, first, second)
     assert slots.next() == ["first"]
     slots.lose(1)  # its first loss, of one that is forgiven
-    assert slots.diary.ends() == {}
+    assert slots.handler.ends() == {}
     assert slots.next() == ["first"]
     slots.lose(2)
-    assert slots.diary.ends() == {"first": "failed: crashed"}
+    assert slots.handler.ends() == {"first": "failed: crashed"}
 
 
 def test_stopping_interrupts_what_runs_and_what_waits_in_its_chunk(ledger: Ledger) -> None:
@@ -183,8 +183,8 @@ def test_stopping_interrupts_what_runs_and_what_waits_in_its_chunk(ledger: Ledge
     slots = Slots(ledger, *works)
     slots.next()
     slots.tell(1, (works[0], BEGUN), (works[0], DONE), (works[1], BEGUN), last=True)
-    assert slots.diary.started() == ["0", "1"]
-    assert slots.diary.ends() == {"0": "complete", "1": "interrupted"}  # of the others there is nothing to be told
+    assert slots.handler.started() == ["0", "1"]
+    assert slots.handler.ends() == {"0": "complete", "1": "interrupted"}  # of the others there is nothing to be told
     assert ledger.states() == {works[0].signature: "complete"}
 
 
@@ -194,110 +194,110 @@ def test_what_is_said_of_others_is_ignored(ledger: Ledger) -> None:
     slots.next()
     slots.tell(1, (other, DONE))
     slots.tell(7, (trial, DONE))
-    assert slots.diary.lines == []
+    assert slots.handler.lines == []
 
 
 # ------------------------------------------------------------------ the driver's own slots
 
 
-def make_desk(ledger: Ledger, *works: Work, num_slots: int = 2) -> Desk:
-    desk = Slots(ledger, *works).desk
-    desk.set_num_slots(num_slots)
-    return desk
+def make_dispatcher(ledger: Ledger, *works: Work, num_slots: int = 2) -> Dispatcher:
+    dispatcher = Slots(ledger, *works).dispatcher
+    dispatcher.set_num_slots(num_slots)
+    return dispatcher
 
 
-def end(desk: Desk, ledger: Ledger, work: Work, *, slot: str | int, seconds: float) -> None:
+def end(dispatcher: Dispatcher, ledger: Ledger, work: Work, *, slot: str | int, seconds: float) -> None:
     """Let a slot tell that it has done a work."""
     ledger.folder(work.kind, work.signature).write_json("result.json", {})
     events = [{"signature": work.signature, "host": "here", **DONE, "seconds": seconds}]
-    desk.tell_own(slot, events) if isinstance(slot, int) else desk.tell(slot, events)
+    dispatcher.report_local(slot, events) if isinstance(slot, int) else dispatcher.tell(slot, events)
 
 
 def test_own_slots_work_until_others_come(ledger: Ledger) -> None:
     works = [make_trial(str(number)) for number in range(8)]
-    desk = make_desk(ledger, *works)
-    assert names(desk.take_own(0)) == ["0", "1"]
-    assert names(desk.take_own(1)) == ["2", "3"]
+    dispatcher = make_dispatcher(ledger, *works)
+    assert names(dispatcher.take_local(0)) == ["0", "1"]
+    assert names(dispatcher.take_local(1)) == ["2", "3"]
     for work in works[:2]:
-        end(desk, ledger, work, slot=0, seconds=1.0)
-    assert names(desk.take_own(0)) == ["4"]
-    assert desk.seconds_left == pytest.approx(6 * 1.0 / 2)
+        end(dispatcher, ledger, work, slot=0, seconds=1.0)
+    assert names(dispatcher.take_local(0)) == ["4"]
+    assert dispatcher.seconds_left == pytest.approx(6 * 1.0 / 2)
 
 
 def test_what_is_long_is_waited_for(ledger: Ledger) -> None:
     works = [make_trial(str(number)) for number in range(8)]
-    desk = make_desk(ledger, *works)
-    desk.take_own(0), desk.take_own(1)
-    desk.expect_successors()
-    assert desk.take("tune") is None  # how long own slots will be busy is not known
-    assert not desk.may_go_on(0)
-    end(desk, ledger, works[0], slot=0, seconds=2 * SHORT_SECONDS)
-    assert desk.take("tune") is None
-    desk.tell_own(0, [{"signature": works[1].signature, "event": "returned", "busy_seconds": 0.0}])
-    desk.release_own(0)
-    assert names(desk.take("tune")) == ["1", "4"]
-    assert desk.take("another") is None  # the other own slot is still at it
+    dispatcher = make_dispatcher(ledger, *works)
+    dispatcher.take_local(0), dispatcher.take_local(1)
+    dispatcher.expect_tune_slots()
+    assert dispatcher.take("tune") is None  # how long own slots will be busy is not known
+    assert not dispatcher.may_continue(0)
+    end(dispatcher, ledger, works[0], slot=0, seconds=2 * SHORT_SECONDS)
+    assert dispatcher.take("tune") is None
+    dispatcher.report_local(0, [{"signature": works[1].signature, "event": "returned", "busy_seconds": 0.0}])
+    dispatcher.release_local(0)
+    assert names(dispatcher.take("tune")) == ["1", "4"]
+    assert dispatcher.take("another") is None  # the other own slot is still at it
 
 
 def test_what_is_short_goes_on_until_its_successor_is_at_work(ledger: Ledger) -> None:
     works = [make_trial(str(number)) for number in range(16)]
-    desk = make_desk(ledger, *works)
-    assert names(desk.take_own(0)) == ["0", "1", "2", "3"]
-    assert names(desk.take_own(1)) == ["4", "5", "6"]
-    desk.tell_own(1, [{"signature": works[4].signature, **BEGUN}])
-    end(desk, ledger, works[0], slot=0, seconds=1.0)
-    desk.expect_successors()
-    assert names(desk.take("tune")) == ["7", "8", "9"]
-    assert desk.may_go_on(0)
-    assert desk.may_go_on(1)
-    desk.tell("tune", [{"signature": works[7].signature, **BEGUN}])
-    assert not desk.may_go_on(0)
-    desk.release_own(0)
-    assert desk.may_go_on(1)  # two of two are at work
+    dispatcher = make_dispatcher(ledger, *works)
+    assert names(dispatcher.take_local(0)) == ["0", "1", "2", "3"]
+    assert names(dispatcher.take_local(1)) == ["4", "5", "6"]
+    dispatcher.report_local(1, [{"signature": works[4].signature, **BEGUN}])
+    end(dispatcher, ledger, works[0], slot=0, seconds=1.0)
+    dispatcher.expect_tune_slots()
+    assert names(dispatcher.take("tune")) == ["7", "8", "9"]
+    assert dispatcher.may_continue(0)
+    assert dispatcher.may_continue(1)
+    dispatcher.tell("tune", [{"signature": works[7].signature, **BEGUN}])
+    assert not dispatcher.may_continue(0)
+    dispatcher.release_local(0)
+    assert dispatcher.may_continue(1)  # two of two are at work
 
 
 def test_a_limit_on_concurrent_trials_is_kept_also_for_short_ones(ledger: Ledger) -> None:
     works = [make_trial(str(number)) for number in range(8)]
-    desk = make_desk(ledger, *works, num_slots=1)
-    assert len(names(desk.take_own(0)) or ()) == 4
-    end(desk, ledger, works[0], slot=0, seconds=1.0)
-    desk.expect_successors(may_overlap=False)
-    assert desk.take("tune") is None
-    assert not desk.may_go_on(0)
-    desk.release_own(0)
-    assert desk.take("tune") is not None
+    dispatcher = make_dispatcher(ledger, *works, num_slots=1)
+    assert len(names(dispatcher.take_local(0)) or ()) == 4
+    end(dispatcher, ledger, works[0], slot=0, seconds=1.0)
+    dispatcher.expect_tune_slots(may_overlap=False)
+    assert dispatcher.take("tune") is None
+    assert not dispatcher.may_continue(0)
+    dispatcher.release_local(0)
+    assert dispatcher.take("tune") is not None
 
 
 def test_an_own_slot_that_is_stopped_leaves_its_works_interrupted(ledger: Ledger) -> None:
     works = [make_trial("0"), make_trial("1"), make_trial("2")]
     slots = Slots(ledger, *works)
-    assert names(slots.desk.take_own(0)) == ["0", "1"]
-    slots.desk.tell_own(0, [{"signature": works[0].signature, **BEGUN}])
-    slots.desk.release_own(0)
-    assert slots.diary.ends() == {"0": "interrupted"}
-    assert names(slots.desk.take("tune")) == ["2"]
+    assert names(slots.dispatcher.take_local(0)) == ["0", "1"]
+    slots.dispatcher.report_local(0, [{"signature": works[0].signature, **BEGUN}])
+    slots.dispatcher.release_local(0)
+    assert slots.handler.ends() == {"0": "interrupted"}
+    assert names(slots.dispatcher.take("tune")) == ["2"]
 
 
 def test_how_long_it_takes_is_not_known_before_a_trial_and_all_stages_are_done(ledger: Ledger) -> None:
     stage, trial = make_stage("stage"), make_trial("trial")
-    desk = make_desk(ledger, trial, stage, make_trial("other"))
-    assert desk.seconds_left is None
-    desk.take_own(0), desk.take_own(1)
-    end(desk, ledger, trial, slot=0, seconds=1.0)
-    assert desk.seconds_left is None
-    end(desk, ledger, stage, slot=1, seconds=60.0)
-    assert desk.seconds_left == pytest.approx(0.5)
+    dispatcher = make_dispatcher(ledger, trial, stage, make_trial("other"))
+    assert dispatcher.seconds_left is None
+    dispatcher.take_local(0), dispatcher.take_local(1)
+    end(dispatcher, ledger, trial, slot=0, seconds=1.0)
+    assert dispatcher.seconds_left is None
+    end(dispatcher, ledger, stage, slot=1, seconds=60.0)
+    assert dispatcher.seconds_left == pytest.approx(0.5)
 
 
 def test_whoever_waits_is_woken_by_news(ledger: Ledger) -> None:
     trial = make_trial("0")
-    desk = make_desk(ledger, trial)
-    desk.take("1")
+    dispatcher = make_dispatcher(ledger, trial)
+    dispatcher.take("1")
     woken = threading.Event()
-    waiter = threading.Thread(target=lambda: (desk.wait(60.0), woken.set()))
+    waiter = threading.Thread(target=lambda: (dispatcher.wait(60.0), woken.set()))
     waiter.start()
     while not woken.is_set():
-        desk.tell("1", [{"signature": trial.signature, **BEGUN}])
+        dispatcher.tell("1", [{"signature": trial.signature, **BEGUN}])
     waiter.join()
 
 
@@ -306,22 +306,22 @@ def test_more_work_may_come_up_whenever_one_has_ended(ledger: Ledger) -> None:
     more = {first.signature: [second], second.signature: [third]}
     ended: list[str] = []
 
-    def listen(what: str, work: Work, details: dict[str, Any]) -> None:
+    def handle(what: str, work: Work, details: dict[str, Any]) -> None:
         ended.extend([work.signature] if what == "ended" else [])
 
-    desk = Desk(
-        OpenWork([first], complete=(), num_slots=1),
+    dispatcher = Dispatcher(
+        WorkQueue([first], complete=(), num_slots=1),
         ledger=ledger,
-        job=Job(EXECUTION, "token", MODULE, (), 1, 600.0, describe),
-        listen=listen,
+        settings=ChunkSettings(EXECUTION, "token", MODULE, (), 1, 600.0, describe),
+        on_event=handle,
         find_more=lambda: more.get(ended[-1], []),  # told before it is asked
     )
     for number, (work, event) in enumerate([(first, DONE), (second, BAD), (third, DONE)]):
-        assert names(desk.take(str(number))) == [work.name]
+        assert names(dispatcher.take(str(number))) == [work.name]
         ledger.folder("trial", work.signature).write_json("result.json", {})
-        assert not desk.is_finished
-        desk.tell(str(number), [{"signature": work.signature, "host": "here", **event}])
-    assert desk.is_finished
+        assert not dispatcher.is_finished
+        dispatcher.tell(str(number), [{"signature": work.signature, "host": "here", **event}])
+    assert dispatcher.is_finished
 
 
 def test_a_trial_that_was_stopped_early_has_ended(ledger: Ledger) -> None:
@@ -332,8 +332,8 @@ def test_a_trial_that_was_stopped_early_has_ended(ledger: Ledger) -> None:
     folder = ledger.folder("trial", works[1].signature)
     folder.write_json("stop.json", {})  # it was told so, and its slot was lost before it could say that
     slots.lose(1)
-    assert slots.diary.ends() == {"0": "stopped_early", "1": "stopped_early"}
+    assert slots.handler.ends() == {"0": "stopped_early", "1": "stopped_early"}
     slots.next(), slots.next()
     slots.tell(2, (works[2], BEGUN), (works[2], DONE), last=True)
     slots.tell(3, (works[3], BEGUN), (works[3], DONE), last=True)
-    assert slots.desk.is_finished
+    assert slots.dispatcher.is_finished

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.execution.fork_client import Worker, WorkerLostError
+from orchestrator.execution.fork_client import ForkClient, ProcessLostError
 from tests.support.processes import is_running, wait_until
 from tests.support.scripted_fork_server import COMMAND
 from trainables.errors import InfrastructureError
@@ -28,40 +28,40 @@ def path() -> Iterator[Path]:
 
 
 @pytest.fixture
-def worker(path: Path) -> Iterator[Worker]:
-    worker = Worker(num_threads=3, path=path, command=COMMAND)
-    yield worker
-    worker.close()
-    wait_until(lambda: not any(path.parent.iterdir()), "the zygote has left nothing")
+def client(path: Path) -> Iterator[ForkClient]:
+    client = ForkClient(num_threads=3, path=path, command=COMMAND)
+    yield client
+    client.close()
+    wait_until(lambda: not any(path.parent.iterdir()), "the fork server has left nothing")
 
 
-def begin(worker: Worker, act: str, folder: Path | str) -> None:
-    worker.begin({"folder": str(folder), "encoder": None, "execution": {}, "act": act})
+def begin(client: ForkClient, act: str, folder: Path | str) -> None:
+    client.begin({"folder": str(folder), "encoder": None, "execution": {}, "act": act})
 
 
-def events_of(worker: Worker) -> Iterator[dict[str, Any]]:
+def events_of(client: ForkClient) -> Iterator[dict[str, Any]]:
     """Yield the events of the running trial up to "done"."""
     while True:
-        event = worker.next_event(60.0)
+        event = client.next_event(60.0)
         assert event is not None, "the trial gave no sign of life"
         yield event
         if event["event"] == "done":
             return
 
 
-def run(worker: Worker, act: str, folder: Path | str) -> list[dict[str, Any]]:
-    begin(worker, act, folder)
-    return list(events_of(worker))
+def run(client: ForkClient, act: str, folder: Path | str) -> list[dict[str, Any]]:
+    begin(client, act, folder)
+    return list(events_of(client))
 
 
-def test_a_trial_that_finishes(worker: Worker, tmp_path: Path) -> None:
-    assert run(worker, "finish", tmp_path) == [{"event": "epoch", "epoch": 1}, {"event": "done", "status": "complete"}]
+def test_a_trial_that_finishes(client: ForkClient, tmp_path: Path) -> None:
+    assert run(client, "finish", tmp_path) == [{"event": "epoch", "epoch": 1}, {"event": "done", "status": "complete"}]
 
 
-def test_every_trial_is_a_process_of_its_own(worker: Worker, tmp_path: Path) -> None:
-    first, second = (run(worker, "describe", tmp_path / str(number))[0] for number in range(2))
+def test_every_trial_is_a_process_of_its_own(client: ForkClient, tmp_path: Path) -> None:
+    first, second = (run(client, "describe", tmp_path / str(number))[0] for number in range(2))
     assert first["pid"] != second["pid"]
-    assert first["zygote"] == second["zygote"] != os.getpid()
+    assert first["server"] == second["server"] != os.getpid()
     assert second["memory"] == []
     assert second["left"] is None
     assert second["cwd"] == first["cwd"]
@@ -69,21 +69,21 @@ def test_every_trial_is_a_process_of_its_own(worker: Worker, tmp_path: Path) -> 
     assert first["stdin"] == ""
 
 
-def test_an_exception_is_a_failure_with_its_traceback(worker: Worker, tmp_path: Path) -> None:
-    (done,) = run(worker, "fail", tmp_path)
+def test_an_exception_is_a_failure_with_its_traceback(client: ForkClient, tmp_path: Path) -> None:
+    (done,) = run(client, "fail", tmp_path)
     assert (done["event"], done["status"], done["reason"]) == ("done", "failed", "error")
     assert done["message"] == "ValueError: shape (3, 4) does not fit\nsecond line"
     assert "in fail" in done["traceback"]
-    assert run(worker, "finish", tmp_path)[-1]["status"] == "complete"
+    assert run(client, "finish", tmp_path)[-1]["status"] == "complete"
 
 
-def test_a_divergence_is_called_one(worker: Worker, tmp_path: Path) -> None:
-    (done,) = run(worker, "diverge", tmp_path)
+def test_a_divergence_is_called_one(client: ForkClient, tmp_path: Path) -> None:
+    (done,) = run(client, "diverge", tmp_path)
     assert (done["reason"], done["message"]) == ("diverged", "the loss became nan in epoch 5")
 
 
-def test_what_libraries_print_goes_to_the_log_and_not_into_the_protocol(worker: Worker, tmp_path: Path) -> None:
-    events = run(worker, "chatter", tmp_path)
+def test_what_libraries_print_goes_to_the_log_and_not_into_the_protocol(client: ForkClient, tmp_path: Path) -> None:
+    events = run(client, "chatter", tmp_path)
     assert events == [
         {"event": "epoch", "epoch": 1, "note": 'line\nbreak "quoted" é'},
         {"event": "done", "status": "complete"},
@@ -93,134 +93,136 @@ def test_what_libraries_print_goes_to_the_log_and_not_into_the_protocol(worker: 
         assert text in log
 
 
-def test_the_log_grows_over_attempts(worker: Worker, tmp_path: Path) -> None:
+def test_the_log_grows_over_attempts(client: ForkClient, tmp_path: Path) -> None:
     for _ in range(2):
-        run(worker, "chatter", tmp_path)
+        run(client, "chatter", tmp_path)
     assert (tmp_path / "log.txt").read_text().count("no newline") == 2
 
 
-def test_the_log_reaches_a_remote_ledger(worker: Worker) -> None:
+def test_the_log_reaches_a_remote_ledger(client: ForkClient) -> None:
     folder = Folder(f"memory://{uuid.uuid4()}/trial")
-    run(worker, "chatter", folder.uri)
+    run(client, "chatter", folder.uri)
     assert b"no newline" in folder.read("log.txt")
 
 
-def test_large_events_arrive_whole(worker: Worker, tmp_path: Path) -> None:
-    events = run(worker, "shout", tmp_path)
+def test_large_events_arrive_whole(client: ForkClient, tmp_path: Path) -> None:
+    events = run(client, "shout", tmp_path)
     assert [event["epoch"] for event in events[:-1]] == list(range(200))
     assert events[-1]["message"] == "ValueError: " + "y" * 200_000
 
 
-def test_no_event_in_time_is_none(worker: Worker, tmp_path: Path) -> None:
-    begin(worker, "hang", tmp_path)
-    assert next(events_of(worker))["event"] == "about"
-    assert worker.next_event(0.05) is None
+def test_no_event_in_time_is_none(client: ForkClient, tmp_path: Path) -> None:
+    begin(client, "hang", tmp_path)
+    assert next(events_of(client))["event"] == "about"
+    assert client.next_event(0.05) is None
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV, signal.SIGTERM])
-def test_a_killed_process_is_lost_and_the_slot_stays(worker: Worker, tmp_path: Path, number: signal.Signals) -> None:
-    begin(worker, "hang", tmp_path)
-    os.kill(next(events_of(worker))["pid"], number)
-    with pytest.raises(WorkerLostError, match=rf"was killed by {number.name}.*{tmp_path}/log.txt") as caught:
-        next(events_of(worker))
+def test_a_killed_process_is_lost_and_the_slot_stays(
+    client: ForkClient, tmp_path: Path, number: signal.Signals
+) -> None:
+    begin(client, "hang", tmp_path)
+    os.kill(next(events_of(client))["pid"], number)
+    with pytest.raises(ProcessLostError, match=rf"was killed by {number.name}.*{tmp_path}/log.txt") as caught:
+        next(events_of(client))
     assert ("out of memory" in str(caught.value)) == (number == signal.SIGKILL)
-    assert run(worker, "finish", tmp_path)[-1]["status"] == "complete"
+    assert run(client, "finish", tmp_path)[-1]["status"] == "complete"
 
 
-def test_a_process_that_leaves_without_a_word_is_lost(worker: Worker, tmp_path: Path) -> None:
-    begin(worker, "leave", tmp_path)
-    with pytest.raises(WorkerLostError, match="ended with exit code 1"):
-        next(events_of(worker))
+def test_a_process_that_leaves_without_a_word_is_lost(client: ForkClient, tmp_path: Path) -> None:
+    begin(client, "leave", tmp_path)
+    with pytest.raises(ProcessLostError, match="ended with exit code 1"):
+        next(events_of(client))
 
 
-def test_killing_a_hanging_trial_leaves_the_slot_usable(worker: Worker, tmp_path: Path) -> None:
-    worker.kill()  # nothing runs
-    begin(worker, "hang", tmp_path)
-    pid = next(events_of(worker))["pid"]
-    worker.kill()
-    with pytest.raises(WorkerLostError, match="SIGKILL"):
-        next(events_of(worker))
+def test_killing_a_hanging_trial_leaves_the_slot_usable(client: ForkClient, tmp_path: Path) -> None:
+    client.kill()  # nothing runs
+    begin(client, "hang", tmp_path)
+    pid = next(events_of(client))["pid"]
+    client.kill()
+    with pytest.raises(ProcessLostError, match="SIGKILL"):
+        next(events_of(client))
     assert not is_running(pid)
-    assert run(worker, "finish", tmp_path)[-1]["status"] == "complete"
+    assert run(client, "finish", tmp_path)[-1]["status"] == "complete"
 
 
-def test_a_killed_zygote_takes_its_trial_along(worker: Worker, tmp_path: Path) -> None:
-    begin(worker, "hang", tmp_path)
-    about = next(events_of(worker))
-    os.kill(about["zygote"], signal.SIGKILL)
-    with pytest.raises(WorkerLostError, match=r"starts trials on this node has ended; .*was it killed"):
-        next(events_of(worker))
+def test_a_killed_fork_server_takes_its_trial_along(client: ForkClient, tmp_path: Path) -> None:
+    begin(client, "hang", tmp_path)
+    about = next(events_of(client))
+    os.kill(about["server"], signal.SIGKILL)
+    with pytest.raises(ProcessLostError, match=r"starts trials on this node has ended; .*was it killed"):
+        next(events_of(client))
     wait_until(lambda: not is_running(about["pid"]), "the trial is gone")
-    assert run(worker, "finish", tmp_path)[-1]["status"] == "complete"  # by another zygote
+    assert run(client, "finish", tmp_path)[-1]["status"] == "complete"  # by another fork server
 
 
-def test_a_zygote_killed_between_two_trials_is_replaced(worker: Worker, tmp_path: Path) -> None:
-    about = run(worker, "describe", tmp_path)[0]
-    os.kill(about["zygote"], signal.SIGKILL)
-    wait_until(lambda: not is_running(about["zygote"]), "it is gone")
-    assert run(worker, "describe", tmp_path)[0]["zygote"] != about["zygote"]
+def test_a_fork_server_killed_between_two_trials_is_replaced(client: ForkClient, tmp_path: Path) -> None:
+    about = run(client, "describe", tmp_path)[0]
+    os.kill(about["server"], signal.SIGKILL)
+    wait_until(lambda: not is_running(about["server"]), "it is gone")
+    assert run(client, "describe", tmp_path)[0]["server"] != about["server"]
 
 
-def test_slots_of_a_node_share_a_zygote_and_not_their_fate(worker: Worker, path: Path, tmp_path: Path) -> None:
-    other = Worker(num_threads=3, path=path, command=COMMAND)
-    begin(worker, "hang", tmp_path / "a")
+def test_slots_of_a_node_share_a_fork_server_and_not_their_fate(client: ForkClient, path: Path, tmp_path: Path) -> None:
+    other = ForkClient(num_threads=3, path=path, command=COMMAND)
+    begin(client, "hang", tmp_path / "a")
     begin(other, "hang", tmp_path / "b")
-    first, second = next(events_of(worker)), next(events_of(other))
-    assert first["zygote"] == second["zygote"]
+    first, second = next(events_of(client)), next(events_of(other))
+    assert first["server"] == second["server"]
     other.close()
     wait_until(lambda: not is_running(second["pid"]), "the trial of the closed slot is gone")
     assert is_running(first["pid"])
-    worker.kill()
-    with pytest.raises(WorkerLostError, match="SIGKILL"):
-        next(events_of(worker))
-    assert run(worker, "finish", tmp_path)[-1]["status"] == "complete"
+    client.kill()
+    with pytest.raises(ProcessLostError, match="SIGKILL"):
+        next(events_of(client))
+    assert run(client, "finish", tmp_path)[-1]["status"] == "complete"
 
 
-def test_closing_ends_a_running_trial_and_the_last_to_leave_ends_the_zygote(worker: Worker, tmp_path: Path) -> None:
-    begin(worker, "hang", tmp_path)
-    about = next(events_of(worker))
-    worker.close()
-    worker.close()  # twice is harmless
+def test_closing_ends_a_running_trial_and_the_last_to_leave_ends_the_server(client: ForkClient, tmp_path: Path) -> None:
+    begin(client, "hang", tmp_path)
+    about = next(events_of(client))
+    client.close()
+    client.close()  # twice is harmless
     wait_until(lambda: not is_running(about["pid"]), "the trial is gone")
-    wait_until(lambda: not is_running(about["zygote"]), "the zygote is gone")
+    wait_until(lambda: not is_running(about["server"]), "the fork server is gone")
 
 
 def test_devices_of_the_slot_are_those_of_its_trials(
-    worker: Worker, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    client: ForkClient, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for devices in ("0", "1"):  # the zygote has seen neither
+    for devices in ("0", "1"):  # the fork server has seen neither
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", devices)
-        assert run(worker, "describe", tmp_path)[0]["devices"] == devices
+        assert run(client, "describe", tmp_path)[0]["devices"] == devices
 
 
-def test_a_zygote_that_cannot_import_says_why(path: Path, tmp_path: Path) -> None:
+def test_a_fork_server_that_cannot_import_says_why(path: Path, tmp_path: Path) -> None:
     broken = tmp_path / "broken.py"
     broken.write_text(
         "import sys\nfrom orchestrator.execution import fork_server\n"
         "def load(): raise ModuleNotFoundError('No module named timm')\n"
         "fork_server.serve(sys.argv[1], lambda request, report: None, load_imports=load)\n"
     )
-    worker = Worker(num_threads=1, path=path, command=(sys.executable, str(broken)))
-    begin(worker, "finish", tmp_path)
-    with pytest.raises(WorkerLostError, match="No module named timm"):
-        next(events_of(worker))
+    client = ForkClient(num_threads=1, path=path, command=(sys.executable, str(broken)))
+    begin(client, "finish", tmp_path)
+    with pytest.raises(ProcessLostError, match="No module named timm"):
+        next(events_of(client))
 
 
-def test_a_zygote_that_cannot_start_is_an_infrastructure_error(path: Path) -> None:
-    worker = Worker(num_threads=1, path=path, command=(sys.executable, "-c", "raise SystemExit('no room')"))
+def test_a_fork_server_that_cannot_start_is_an_infrastructure_error(path: Path) -> None:
+    client = ForkClient(num_threads=1, path=path, command=(sys.executable, "-c", "raise SystemExit('no room')"))
     with pytest.raises(InfrastructureError, match="no room"):
-        worker.connect()
+        client.connect()
 
 
 PARENT = """
 import sys, time
 from pathlib import Path
-from orchestrator.execution.fork_client import Worker
+from orchestrator.execution.fork_client import ForkClient
 from tests.support.scripted_fork_server import COMMAND
-worker = Worker(num_threads=1, path=Path(sys.argv[2]), command=COMMAND)
-worker.begin({"folder": sys.argv[1], "encoder": None, "execution": {}, "act": "hang"})
-event = worker.next_event(60)
-print(event["pid"], event["zygote"], flush=True)
+client = ForkClient(num_threads=1, path=Path(sys.argv[2]), command=COMMAND)
+client.begin({"folder": sys.argv[1], "encoder": None, "execution": {}, "act": "hang"})
+event = client.next_event(60)
+print(event["pid"], event["server"], flush=True)
 time.sleep(600)
 """
 
@@ -234,4 +236,4 @@ def test_nothing_trains_on_when_the_parent_is_killed(path: Path, tmp_path: Path)
         assert all(map(is_running, pids))
         parent.kill()
         parent.wait()
-    wait_until(lambda: not any(map(is_running, pids)), "trial and zygote are gone")
+    wait_until(lambda: not any(map(is_running, pids)), "trial and fork server are gone")

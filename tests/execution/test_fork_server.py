@@ -44,11 +44,11 @@ class Line:
 
 @pytest.fixture
 def path() -> Iterator[Path]:
-    """A zygote that listens there."""
-    path = Path(tempfile.mkdtemp(prefix="zygote-")) / "z.sock"  # pytest's own folders are too long for a socket
+    """A fork server that listens there."""
+    path = Path(tempfile.mkdtemp(prefix="fork-server-")) / "z.sock"  # pytest's own folders are too long for a socket
     subprocess.run([*COMMAND, str(path)], check=True)
     yield path
-    wait_until(lambda: not any(path.parent.iterdir()), "the zygote is gone, and has left nothing")
+    wait_until(lambda: not any(path.parent.iterdir()), "the fork server is gone, and has left nothing")
     path.parent.rmdir()
 
 
@@ -91,23 +91,23 @@ def test_hanging_up_kills_the_running_trial(line: Line) -> None:
     about = line.read()
     line.hang_up()
     wait_until(lambda: not is_running(pid), "the trial is gone")
-    wait_until(lambda: not is_running(about["zygote"]), "the zygote is gone")
+    wait_until(lambda: not is_running(about["server"]), "the fork server is gone")
 
 
 def test_a_trial_and_its_slot_that_end_in_the_same_moment_harm_nobody(path: Path, line: Line) -> None:
     other = Line(path)
     other.ask("hang")
     pid = other.read()["pid"]
-    zygote = other.read()["zygote"]
-    os.kill(zygote, signal.SIGSTOP)  # it will see both at once
+    server = other.read()["server"]
+    os.kill(server, signal.SIGSTOP)  # it will see both at once
     os.kill(pid, signal.SIGKILL)
     other.hang_up()
-    os.kill(zygote, signal.SIGCONT)
+    os.kill(server, signal.SIGCONT)
     line.ask("finish")
     assert [line.read()["event"] for _ in range(3)] == ["forked", "epoch", "exit"]
 
 
-def test_an_idle_zygote_is_silent_and_has_no_children(line: Line) -> None:
+def test_an_idle_fork_server_is_silent_and_has_no_children(line: Line) -> None:
     line.ask("finish")
     pids = {line.read().get("pid") for _ in range(3)}
     line.socket.settimeout(0.3)
@@ -117,7 +117,7 @@ def test_an_idle_zygote_is_silent_and_has_no_children(line: Line) -> None:
         os.stat(f"/proc/{pids.difference({None}).pop()}")  # reaped, not a zombie
 
 
-def test_a_connected_zygote_waits_for_ever(line: Line) -> None:
+def test_a_connected_fork_server_waits_for_ever(line: Line) -> None:
     time.sleep(0.8)  # more than twice as long as an unconnected one
     line.ask("finish")
     assert line.read()["event"] == "forked"

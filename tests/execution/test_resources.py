@@ -7,7 +7,7 @@ import joblib
 import pytest
 
 from orchestrator.execution import resources
-from orchestrator.execution.resources import Slots, check_fits, find_own_resources, num_own_slots, num_slots
+from orchestrator.execution.resources import Slots, check_fits, find_local_resources, num_local_slots, num_slots
 from orchestrator.study.execution_config import ExecutionConfig
 from trainables.errors import StudyError
 
@@ -52,18 +52,18 @@ def gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         ({"gpus_per_trial": 0}, True, False),
         ({"gpus_per_trial": 0, "device": "cpu"}, True, True),
         ({"gpus_per_trial": 0.5}, False, False),  # Ray says that there is none
-        ({"head_start": False, "device": "cpu"}, False, False),
+        ({"local_executor": False, "device": "cpu"}, False, False),
     ],
 )
 def test_the_driver_runs_only_what_takes_no_gpu(
     gpu: Path, execution: dict[str, Any], without_gpu: bool, with_gpu: bool
 ) -> None:
-    found = find_own_resources(ExecutionConfig(**execution))
+    found = find_local_resources(ExecutionConfig(**execution))
     assert found == ({"CPU": float(joblib.cpu_count()), "GPU": 0.0} if without_gpu else None)
     gpu.touch()
-    assert (find_own_resources(ExecutionConfig(**execution)) is not None) is with_gpu
+    assert (find_local_resources(ExecutionConfig(**execution)) is not None) is with_gpu
 
 
 @pytest.mark.parametrize(("cpus", "most", "expected"), [(1.0, None, 8), (3.0, None, 2), (1.0, 3, 3), (1.0, 99, 8)])
 def test_own_slots_are_what_fits_and_no_more_than_asked(cpus: float, most: int | None, expected: int) -> None:
-    assert num_own_slots({"CPU": 8.0}, Slots(cpus, 0.0, most)) == expected
+    assert num_local_slots({"CPU": 8.0}, Slots(cpus, 0.0, most)) == expected

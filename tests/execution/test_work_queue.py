@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.execution.work_queue import CHUNK_SECONDS, MAX_CHUNK, OpenWork
+from orchestrator.execution.work_queue import CHUNK_SECONDS, MAX_CHUNK, WorkQueue
 from orchestrator.planning.plan import Work
 from tests.support.plans import make_stage, make_trial
 
@@ -18,7 +18,7 @@ def trials(number: int) -> list[Work]:
 def test_works_come_in_order_and_dependants_wait() -> None:
     stage, alone = make_stage("stage"), make_trial("alone")
     first, second = make_trial("first", stage), make_trial("second", stage)
-    work = OpenWork([stage, first, alone, second], complete=(), num_slots=2)
+    work = WorkQueue([stage, first, alone, second], complete=(), num_slots=2)
     assert names(work.take()) == ["stage"]
     assert names(work.take()) == ["alone"]
     assert work.take() == []
@@ -36,14 +36,14 @@ def test_works_come_in_order_and_dependants_wait() -> None:
 
 def test_what_is_complete_already_is_not_waited_for() -> None:
     stage = make_stage("stage")
-    work = OpenWork([make_trial("trial", stage)], complete=[stage.signature], num_slots=1)
+    work = WorkQueue([make_trial("trial", stage)], complete=[stage.signature], num_slots=1)
     assert names(work.take()) == ["trial"]
 
 
 def test_a_dropped_stage_takes_its_dependants_along_and_no_one_else() -> None:
     bad, good = make_stage("bad"), make_stage("good")
     lost, kept = make_trial("lost", bad), make_trial("kept", good)
-    work = OpenWork([bad, good, lost, kept], complete=(), num_slots=1)
+    work = WorkQueue([bad, good, lost, kept], complete=(), num_slots=1)
     assert names(work.take() + work.take()) == ["bad", "good"]
     assert names(work.drop(bad)) == ["lost"]
     assert work.get(lost.signature) is None
@@ -59,14 +59,14 @@ def test_a_dropped_stage_takes_its_dependants_along_and_no_one_else() -> None:
 )
 def test_no_more_is_handed_out_than_will_be_begun(seconds: float, expected: int) -> None:
     works = trials(400)
-    work = OpenWork(works, complete=(), num_slots=2)
+    work = WorkQueue(works, complete=(), num_slots=2)
     assert len(work.take()) == MAX_CHUNK  # nobody knows yet
     work.complete(works[0], seconds=seconds)
     assert len(work.take()) == expected
 
 
 def test_the_last_works_are_shared_out() -> None:
-    work = OpenWork(trials(16), complete=(), num_slots=2)
+    work = WorkQueue(trials(16), complete=(), num_slots=2)
     sizes = []
     while taken := work.take():
         sizes.append(len(taken))
@@ -76,7 +76,7 @@ def test_the_last_works_are_shared_out() -> None:
 def test_a_stage_comes_alone_and_its_length_says_nothing_about_trials() -> None:
     first, second = make_stage("first"), make_stage("second", epochs=3)
     works = [first, *trials(20), second]
-    work = OpenWork(works, complete=(), num_slots=1)
+    work = WorkQueue(works, complete=(), num_slots=1)
     assert names(work.take()) == ["first"]
     work.complete(first, seconds=3600.0)
     taken = work.take()
@@ -86,7 +86,7 @@ def test_a_stage_comes_alone_and_its_length_says_nothing_about_trials() -> None:
 
 def test_what_was_not_done_is_handed_out_again_in_its_place() -> None:
     works = trials(4)
-    work = OpenWork(works, complete=(), num_slots=1)
+    work = WorkQueue(works, complete=(), num_slots=1)
     first = work.take()
     assert names(first) == ["0", "1"]
     assert names(work.take()) == ["2"]
@@ -96,7 +96,7 @@ def test_what_was_not_done_is_handed_out_again_in_its_place() -> None:
 
 def test_further_works_come_after_the_others_and_wait_for_what_they_need() -> None:
     stage, later = make_stage("stage"), make_stage("later")
-    work = OpenWork([make_trial("first", stage)], complete=[stage.signature], num_slots=1)
+    work = WorkQueue([make_trial("first", stage)], complete=[stage.signature], num_slots=1)
     assert names(work.take()) == ["first"]
     work.complete(make_trial("first", stage))
     assert work.is_finished
@@ -113,7 +113,7 @@ def test_further_works_come_after_the_others_and_wait_for_what_they_need() -> No
 def test_when_it_is_closed_only_what_runs_is_left() -> None:
     stage = make_stage("stage")
     running, *others = trials(4)
-    work = OpenWork([stage, running, *others, make_trial("waits", stage)], complete=(), num_slots=1)
+    work = WorkQueue([stage, running, *others, make_trial("waits", stage)], complete=(), num_slots=1)
     assert names(work.take()) == ["stage"]
     taken = work.take()
     dropped = work.close([stage, *taken])

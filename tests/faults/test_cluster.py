@@ -97,7 +97,7 @@ def test_trials_of_a_lost_node_go_on_elsewhere(finished_study: FinishedStudy, pl
     process = place.start("run", "--address", machines.address)
     node, signature = wait_for_a_trial(place, process, machines.workers)
     machines.lose(node)
-    wait_until(lambda: not node.processes(), "nothing is left of the node: no actor, no zygote, no trial")
+    wait_until(lambda: not node.processes(), "nothing is left of the node: no actor, no fork server, no trial")
     before, done = epochs_of(place), stamps(place, complete_of(place))
     out, errors = process.communicate(timeout=300)
     assert process.returncode == 0, out + errors
@@ -142,5 +142,5 @@ def test_a_driver_that_is_killed_leaves_nothing_on_the_nodes(
     process.kill()
     process.communicate()
     wait_until(lambda: not place.training(), "no trial is left on any node")
-    wait_until(lambda: not any("zygote" in line for line in place.survivors().values()), "nor a zygote")
+    wait_until(lambda: not any("child_process" in line for line in place.survivors().values()), "nor a fork server")
     check_goes_on(place, finished_study, machines.address)

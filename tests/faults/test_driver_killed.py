@@ -58,7 +58,7 @@ def test_an_interrupted_and_killed_study_ends_as_an_undisturbed_one(
 
     code, said = run_until(place, moments[1], "SIGKILL", *IN_RAY)
     assert code == -9, said
-    place.wait_for_silence()  # raylet, actors, zygotes and trials end with their driver
+    place.wait_for_silence()  # raylet, actors, fork servers and trials end with their driver
     assert (place.ledger / "lease.json").exists()
     second = stamps(place, complete_of(ledger))
     assert first.items() <= second.items()

@@ -19,9 +19,9 @@ from orchestrator.cli.status import compute_status, find_standing, is_out_of_bud
 from orchestrator.driver.estimate import estimate
 from orchestrator.driver.prepare import prepare
 from orchestrator.execution import meter as budget
-from orchestrator.execution.dispatcher import Desk, Job
-from orchestrator.execution.meter import Meter, keeping
-from orchestrator.execution.work_queue import CHUNK_SECONDS, OpenWork
+from orchestrator.execution.dispatcher import ChunkSettings, Dispatcher
+from orchestrator.execution.meter import Meter, saving_usage
+from orchestrator.execution.work_queue import CHUNK_SECONDS, WorkQueue
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.usage import find_begun, read_standing, read_usage
 from orchestrator.planning.budget import Standing, Usage, describe_budget, describe_needs, measure
@@ -32,7 +32,7 @@ from orchestrator.study.study_file import compute_study_sha256, load_study, pars
 from tests.conftest import FinishedStudy
 from tests.support.plans import make_stage, make_trial, plan_of
 from tests.support.processes import wait_until
-from tests.support.recording_handler import EXECUTION, Diary, describe
+from tests.support.recording_handler import EXECUTION, RecordingHandler, describe
 from tests.support.scripted_fork_server import MODULE
 from tests.support.tiny_study import copy_place
 from trainables.errors import StorageError, StudyError
@@ -235,28 +235,30 @@ def test_the_nearest_limit_counts_and_what_was_taken_before(clock: Clock) -> Non
     assert Meter(clock=clock).seconds_left() == float("inf")
 
 
-# ------------------------------------------------------------------ at the desk
+# ------------------------------------------------------------------ at the dispatcher
 
 
 class Slots:
-    """Slots at a desk with a budget."""
+    """Slots at a dispatcher with a budget."""
 
     def __init__(self, ledger: Ledger, clock: Clock, *works: Work, **limits: float) -> None:
-        self.ledger, self.clock, self.diary, self.spent = ledger, clock, Diary(ledger), list[int]()
+        self.ledger, self.clock, self.handler, self.spent = ledger, clock, RecordingHandler(ledger), list[int]()
         self.meter = Meter(limits=limits, on_spent=self.spent.append, clock=clock)
-        job = Job(EXECUTION, "token", MODULE, (), 1, 600.0, describe)
-        todo = OpenWork(works, complete=(), num_slots=1)
-        self.desk = Desk(todo, ledger=ledger, job=job, listen=self.diary.listen, meter=self.meter)
+        settings = ChunkSettings(EXECUTION, "token", MODULE, (), 1, 600.0, describe)
+        todo = WorkQueue(works, complete=(), num_slots=1)
+        self.dispatcher = Dispatcher(
+            todo, ledger=ledger, settings=settings, on_event=self.handler.handle, meter=self.meter
+        )
 
     def take(self, slot: str) -> list[str] | None:
-        chunk = self.desk.take(slot)
+        chunk = self.dispatcher.take(slot)
         return None if chunk is None else [work["record"]["name"] for work in chunk["works"]]
 
     def tell(self, slot: str, work: Work, event: str, *, busy_seconds: float = 0.0) -> None:
         told: dict[str, Any] = {"signature": work.signature, "host": "here", "event": event, "status": "complete"}
         if event == "done":
             self.ledger.folder(work.kind, work.signature).write_json("result.json", {})
-        self.desk.tell(slot, [{**told, "busy_seconds": busy_seconds}])
+        self.dispatcher.tell(slot, [{**told, "busy_seconds": busy_seconds}])
 
 
 def test_when_the_budget_is_spent_what_runs_goes_on_and_nothing_else_begins(ledger: Ledger, clock: Clock) -> None:
@@ -267,15 +269,15 @@ def test_when_the_budget_is_spent_what_runs_goes_on_and_nothing_else_begins(ledg
     clock.now += 3601
     slots.tell("x", works[0], "epoch")
     assert slots.spent == [4]  # those that nobody has taken
-    assert slots.desk.seconds_left == 0.0  # Ray need not be started
+    assert slots.dispatcher.seconds_left == 0.0  # Ray need not be started
     for work in works[1:4]:
         slots.tell("x", work, "returned")
-    assert not slots.desk.is_finished
+    assert not slots.dispatcher.is_finished
     assert slots.take("y") is None
     slots.tell("x", works[0], "done")
-    assert slots.desk.is_finished
+    assert slots.dispatcher.is_finished
     assert slots.spent == [4]  # said once
-    assert slots.diary.ends() == {"0": "complete"}
+    assert slots.handler.ends() == {"0": "complete"}
 
 
 def test_what_waits_for_a_stage_is_held_back_with_the_others(ledger: Ledger, clock: Clock) -> None:
@@ -286,9 +288,9 @@ def test_what_waits_for_a_stage_is_held_back_with_the_others(ledger: Ledger, clo
     clock.now += 3601
     slots.tell("x", stage, "done")
     assert slots.spent == [1]
-    assert slots.desk.is_finished
+    assert slots.dispatcher.is_finished
     assert slots.take("x") is None
-    assert slots.diary.ends() == {"stage": "complete"}
+    assert slots.handler.ends() == {"stage": "complete"}
 
 
 def test_a_lost_trial_is_not_begun_again_on_a_spent_budget(ledger: Ledger, clock: Clock) -> None:
@@ -298,9 +300,9 @@ def test_a_lost_trial_is_not_begun_again_on_a_spent_budget(ledger: Ledger, clock
     slots.tell("x", trial, "begun")
     clock.now += 3601
     assert slots.take("y") is None
-    slots.desk.release("x", error=lambda: {"reason": "crashed", "message": "m", "traceback": ""})
-    assert slots.desk.is_finished
-    assert slots.diary.ends() == {"trial": "interrupted"}
+    slots.dispatcher.release("x", error=lambda: {"reason": "crashed", "message": "m", "traceback": ""})
+    assert slots.dispatcher.is_finished
+    assert slots.handler.ends() == {"trial": "interrupted"}
 
 
 def test_a_lost_trial_that_waits_for_another_slot_is_told_to_be_interrupted(ledger: Ledger, clock: Clock) -> None:
@@ -308,27 +310,27 @@ def test_a_lost_trial_that_waits_for_another_slot_is_told_to_be_interrupted(ledg
     slots = Slots(ledger, clock, trial, wall_hours=1.0)
     slots.take("x")
     slots.tell("x", trial, "begun")
-    slots.desk.release("x", error=lambda: {"reason": "crashed", "message": "m", "traceback": ""})
+    slots.dispatcher.release("x", error=lambda: {"reason": "crashed", "message": "m", "traceback": ""})
     clock.now += 3601
     assert slots.take("y") is None
-    assert slots.diary.ends() == {"trial": "interrupted"}
+    assert slots.handler.ends() == {"trial": "interrupted"}
     assert slots.spent == [1]
 
 
 def test_all_attempts_cost_and_waiting_for_another_machine_does_not(ledger: Ledger, clock: Clock) -> None:
     trial = make_trial("trial")
     slots = Slots(ledger, clock, trial)
-    slots.desk.set_gpus(0.5)
+    slots.dispatcher.set_gpus(0.5)
     slots.take("x")
     clock.now += 1000  # until there is a machine
     slots.tell("x", trial, "begun", busy_seconds=4.0)
     clock.now += 96
-    slots.desk.lose("x")
+    slots.dispatcher.lose("x")
     clock.now += 1000  # until there is another
     slots.tell("x", trial, "begun", busy_seconds=1.0)
     clock.now += 90
     slots.tell("x", trial, "done", busy_seconds=100.0)
-    slots.desk.release("x")
+    slots.dispatcher.release("x")
     clock.now += 1000
     assert slots.meter.read() == Usage(3186.0, 200.0, 100.0)
 
@@ -336,22 +338,22 @@ def test_all_attempts_cost_and_waiting_for_another_machine_does_not(ledger: Ledg
 def test_the_drivers_own_slots_hold_no_gpu(ledger: Ledger, clock: Clock) -> None:
     trial = make_trial("trial")
     slots = Slots(ledger, clock, trial)
-    slots.desk.set_gpus(1.0)
-    slots.desk.take_own(0)
-    slots.desk.tell_own(0, [{"signature": trial.signature, "event": "begun", "busy_seconds": 0.0}])
+    slots.dispatcher.set_gpus(1.0)
+    slots.dispatcher.take_local(0)
+    slots.dispatcher.report_local(0, [{"signature": trial.signature, "event": "begun", "busy_seconds": 0.0}])
     clock.now += 10
-    slots.desk.release_own(0)
+    slots.dispatcher.release_local(0)
     assert slots.meter.read() == Usage(10.0, 10.0, 0.0)
 
 
 def test_a_chunk_ends_when_the_budget_does(ledger: Ledger, clock: Clock) -> None:
     works = [make_trial(str(number)) for number in range(8)]
     slots = Slots(ledger, clock, *works, wall_hours=1.0)
-    first = slots.desk.take("x")
+    first = slots.dispatcher.take("x")
     assert first is not None
     assert first["chunk_seconds"] == CHUNK_SECONDS
     clock.now += 3595
-    second = slots.desk.take("y")
+    second = slots.dispatcher.take("y")
     assert second is not None
     assert second["chunk_seconds"] == 5.0
 
@@ -362,7 +364,7 @@ def test_a_chunk_ends_when_the_budget_does(ledger: Ledger, clock: Clock) -> None
 def test_what_was_taken_is_written_and_adds_up(ledger: Ledger, clock: Clock) -> None:
     for number in (1, 2):
         meter = Meter(read_usage(ledger), clock=clock)
-        with keeping(meter, ledger.root):
+        with saving_usage(meter, ledger.root):
             meter.report("x", gpus=0.5, busy_seconds=0.0)
             clock.now += 100
         assert read_usage(ledger) == Usage(100.0 * number, 100.0 * number, 50.0 * number)
@@ -374,7 +376,7 @@ from orchestrator import budget
 from trainables.storage import Folder
 budget.SAVE_SECONDS = 0.05
 meter = budget.Meter(budget.Usage(1000.0, 0.0, 0.0))
-with budget.keeping(meter, Folder(sys.argv[1])):
+with budget.saving_usage(meter, Folder(sys.argv[1])):
     meter.report("x", gpus=1.0, busy_seconds=0.0)
     print("at work", flush=True)
     sys.stdin.read()
@@ -398,9 +400,9 @@ def test_accounts_that_cannot_be_written_are_a_warning_later_only(
     tmp_path: Path, ledger: Ledger, caplog: pytest.LogCaptureFixture, clock: Clock
 ) -> None:
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(StorageError), keeping(Meter(clock=clock), Folder(tmp_path / "file")):
+    with pytest.raises(StorageError), saving_usage(Meter(clock=clock), Folder(tmp_path / "file")):
         pytest.fail("nothing should begin")
-    with keeping(Meter(clock=clock), ledger.root):
+    with saving_usage(Meter(clock=clock), ledger.root):
         shutil.rmtree(ledger.root.uri)
         Path(ledger.root.uri).write_text("in the way")
     assert "could not write down what the study has taken" in caplog.text
@@ -411,7 +413,7 @@ def test_it_is_written_off_the_loop(ledger: Ledger, clock: Clock, monkeypatch: p
     writers, before = set(), threading.get_ident()
     write = budget._write
     monkeypatch.setattr(budget, "_write", lambda *words: (writers.add(threading.get_ident()), write(*words)))
-    with keeping(Meter(clock=clock), ledger.root):
+    with saving_usage(Meter(clock=clock), ledger.root):
         wait_until(lambda: len(writers) == 2, "the thread has written")
     assert before in writers  # at the beginning and at the end
 

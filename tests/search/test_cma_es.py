@@ -120,7 +120,7 @@ SEARCH = "search.sampler={kind: cmaes, population_size: 4}"
 
 
 def generations_of(search: Any) -> list[int]:
-    return [proposal.question.memory["trial"]["cmaes:generation"] for proposal in search.proposals]
+    return [proposal.point.memory["trial"]["cmaes:generation"] for proposal in search.proposals]
 
 
 def test_a_search_that_crashes_at_every_step_proposes_the_same_through_all_generations(tmp_path: Path) -> None:
@@ -133,7 +133,7 @@ def test_a_search_that_crashes_at_every_step_proposes_the_same_through_all_gener
         with pytest.raises(CrashError):
             place.run(CrashAt(at))
         search = place.run()
-        assert [each.question for each in search.proposals] == [each.question for each in undisturbed.proposals], at
+        assert [each.point for each in search.proposals] == [each.point for each in undisturbed.proposals], at
         assert place.num_run == 9
     search, _ = crash_everywhere(Place(tmp_path / "lives", study))
     assert names(search) == names(undisturbed)
@@ -143,9 +143,9 @@ def test_categorical_choices_are_drawn_at_random_and_numbers_by_generation(tmp_p
     study = read(SPACE, SEARCH, "search.num_trials=24", "search.parallel=4")
     search = Place(tmp_path, study).run()
     assert {proposal.arm.levels["augmentation"] for proposal in search.proposals[-8:]} == {"none", "strong"}
-    assert any("augmentation.strength" not in proposal.question.values for proposal in search.proposals)
+    assert any("augmentation.strength" not in proposal.point.values for proposal in search.proposals)
     assert all(
-        set(proposal.question.memory["trial"]["cmaes:point"]) == {"training.learning_rate", "augmentation.strength"}
+        set(proposal.point.memory["trial"]["cmaes:point"]) == {"training.learning_rate", "augmentation.strength"}
         for proposal in search.proposals
     )
 

@@ -67,7 +67,7 @@ class Training:
     def train(self, work: Work, values: Sequence[float | None], *, start: int = 1) -> None:
         """Train some epochs, and tell of each."""
         for epoch, value in enumerate(values, start=start):
-            self.early.hear("event", work, {"event": "epoch", **self.write_epoch(work, epoch, value)})
+            self.early.handle("event", work, {"event": "epoch", **self.write_epoch(work, epoch, value)})
 
     def stopped(self) -> dict[str, dict[str, Any]]:
         """Return signature → stop.json, without its time, once everything is judged."""
@@ -111,7 +111,7 @@ def test_a_metric_of_its_own_whose_lower_values_are_better(tmp_path: Path) -> No
     for number, loss in enumerate((0.5, 0.9, 0.4)):
         work = training.work(number)
         line = {"epoch": 1, "timestamp_ms": 1, "metrics": {"val/loss": loss, "val/balanced_accuracy": loss}}
-        training.early.hear("event", work, {"event": "epoch", **line})
+        training.early.handle("event", work, {"event": "epoch", **line})
     assert training.stopped().keys() == {training.work(1).signature}
 
 
@@ -145,7 +145,7 @@ def test_what_was_trained_to_its_end_once_is_not_stopped_any_more(tmp_path: Path
     patient = training.work(2, 0)  # ends sooner, by training.patience
     training.train(patient, [0.7, 0.7])
     training.place.finish(patient)
-    training.early.hear("ended", patient, {"status": COMPLETE})
+    training.early.handle("ended", patient, {"status": COMPLETE})
     training.train(training.work(2, 1), [0.1])
     assert training.stopped() == {}
 
@@ -162,11 +162,11 @@ def test_epochs_that_nobody_told_of_are_read_from_the_ledger(training: Training)
     training.train(good, [0.5])
     for epoch, value in enumerate((0.9, 0.4), start=2):
         line = training.write_epoch(good, epoch, value)
-    training.early.hear("event", good, {"event": "epoch", **line})
+    training.early.handle("event", good, {"event": "epoch", **line})
     training.write_epoch(bad, 1, 0.6)
     training.write_epoch(bad, 2, 0.6)
     training.place.finish(bad)
-    training.early.hear("ended", bad, {"status": COMPLETE})
+    training.early.handle("ended", bad, {"status": COMPLETE})
     late = training.work(2)
     training.train(late, [0.55, 0.55])  # at epoch 1 below 0.6 and above 0.5
     assert {signature: each["epoch"] for signature, each in training.stopped().items()} == {late.signature: 2}
@@ -183,7 +183,7 @@ def test_a_failed_trial_stays_failed_and_stops_when_it_is_tried_again(tmp_path: 
     assert training.place.ledger.states()[failed.signature] == FAILED
     training.start()
     training.folder(failed).remove("failure.json")
-    training.early.hear("started", failed, {})
+    training.early.handle("started", failed, {})
     assert failed.signature in training.stopped()
 
 
@@ -219,7 +219,7 @@ def test_a_new_driver_decides_what_the_one_before_would_have(rule: str, tmp_path
             line = place.write_epoch(work, epoch, value)
             if step < kills[0] and len(kills) == 1 and kills[0] == len(happened):
                 continue  # it never heard of anything: all of it is in the ledger
-            place.early.hear("event", work, {"event": "epoch", **line})
+            place.early.handle("event", work, {"event": "epoch", **line})
             if step in kills:
                 place.stopped()
                 place.start()
@@ -282,7 +282,7 @@ def test_what_could_not_be_written_is_said(training: Training, monkeypatch: pyte
     training.train(training.work(0), [0.5])
     line = training.write_epoch(training.work(1), 1, 0.4)
     monkeypatch.setattr(Folder, "write_json", refuse)
-    training.early.hear("event", training.work(1), {"event": "epoch", **line})
+    training.early.handle("event", training.work(1), {"event": "epoch", **line})
     training.early.finish(0.5)
     with pytest.raises(StorageError, match=r"could not write stop.json of 1 trials; run the study again"):
         training.early.check()
@@ -298,7 +298,7 @@ def test_a_full_disk_stops_the_study(training: Training, monkeypatch: pytest.Mon
     training.train(training.work(0), [0.5])
     line = training.write_epoch(training.work(1), 1, 0.4)
     monkeypatch.setattr(Folder, "write_json", full)
-    training.early.hear("event", training.work(1), {"event": "epoch", **line})
+    training.early.handle("event", training.work(1), {"event": "epoch", **line})
     training.early.finish()
     assert training.stop.is_set()
     with pytest.raises(DiskFullError, match="the disk is full"):

@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.states import COMPLETE, FAILED
-from orchestrator.search.optuna_storage import Projection, Showing, resolve_storage
+from orchestrator.search.optuna_storage import Exporter, Projection, resolve_storage
 from orchestrator.search.proposals import Search
 from tests.support.instant_search import SPACE, Place, read
 from trainables.errors import StorageError, StudyError
@@ -61,7 +61,7 @@ def test_every_proposal_is_a_trial_that_goes_on_under_its_number(stage: Stage) -
     assert stage.states == ["RUNNING", "COMPLETE", "FAIL"]
     trial, proposal = stage.study.get_trials()[1], stage.search.proposals[1]
     assert tuple(trial.values) == stage.search.get_outcome(proposal).values
-    assert trial.params == proposal.question.values
+    assert trial.params == proposal.point.values
     assert trial.user_attrs["signature"] == stage.works[1].signature
     assert stage.study.best_trial.number == 1
     assert stage.study.metric_names == ["validation/balanced_accuracy"]
@@ -132,15 +132,15 @@ def test_a_study_of_somebody_else_is_not_touched(stage: Stage) -> None:
 
 
 def test_the_thread_shows_the_last_state_and_says_what_is_wrong(stage: Stage, tmp_path: Path) -> None:
-    showing = Showing(Projection(stage.uri, "s", stage.search.config, stage.search.space))
-    showing.show(stage.search.show())
+    exporting = Exporter(Projection(stage.uri, "s", stage.search.config, stage.search.space))
+    exporting.show(stage.search.show())
     stage.finish(0)
-    showing.show(stage.search.show())
-    assert showing.finish() is None
+    exporting.show(stage.search.show())
+    assert exporting.finish() is None
     assert stage.states == ["COMPLETE", "RUNNING", "RUNNING"]
     (tmp_path / "bad.db").write_bytes(b"no database, but long enough to be looked at as one" * 99)
     uri = f"sqlite:///{tmp_path}/bad.db"
-    bad = Showing(Projection(uri, "s", stage.search.config, stage.search.space))
+    bad = Exporter(Projection(uri, "s", stage.search.config, stage.search.space))
     bad.show(stage.search.show())
     problem = bad.finish()
     assert problem is not None

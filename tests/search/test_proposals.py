@@ -253,7 +253,7 @@ def test_trials_of_a_stage_that_failed_are_not_run(tmp_path: Path) -> None:
     stage, trial = search.next_works(refuse)
     place.ledger.record_failure(stage, {"reason": "error", "message": "m"}, study="s", git_commit=None)
     search.settle(stage.signature, FAILED)
-    search.settle(trial.signature, FAILED)  # as the desk says
+    search.settle(trial.signature, FAILED)  # as the dispatcher says
     dead: list[tuple[Work, dict[str, str]]] = []
     assert search.next_works(lambda work, details: dead.append((work, details))) == []
     assert search.is_over

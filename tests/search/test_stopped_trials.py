@@ -32,7 +32,7 @@ from orchestrator.search import sampler
 from orchestrator.search.optuna_storage import Projection
 from orchestrator.search.outcomes import RUNNING, Outcome, read_curve
 from orchestrator.search.proposals import Search
-from orchestrator.selection.ranking import Question, rank_arms, select_arm
+from orchestrator.selection.ranking import SelectionCriteria, rank_arms, select_arm
 from orchestrator.study.study_file import Study, parse_study
 from tests.search.test_proposals import SAMPLERS, refuse
 from tests.support.instant_search import FINITE, SPACE, Place, measure, read
@@ -324,10 +324,10 @@ def test_it_is_never_selected_however_good_one_replicate_was(storage: Path) -> N
     ranking = rank_arms(changed, "val/balanced_accuracy", higher_is_better=True)
     assert len(ranking) == 4
     assert not {arm.name for arm in ranking} & results.stopped_arms
-    assert select_arm(changed, Question()).arm == ranking[0]
+    assert select_arm(changed, SelectionCriteria()).arm == ranking[0]
     words = answer(changed, arms, [])
     assert words.statements[0].headline == ranking[0].label
     only = replace(changed, trials=trials[is_stopped])
     with pytest.raises(StudyError, match="no complete trial has a defined value"):
-        select_arm(only, Question())
+        select_arm(only, SelectionCriteria())
     assert answer(only, arms_table(only), []).problem is not None

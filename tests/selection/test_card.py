@@ -15,7 +15,7 @@ from orchestrator.analysis.results import Results, load_results
 from orchestrator.selection.card import build_card
 from orchestrator.selection.card_format import Card, render_html, render_markdown
 from orchestrator.selection.part_scores import PartScore, PartScores, score_parts
-from orchestrator.selection.ranking import Question, Selection, select_arm
+from orchestrator.selection.ranking import Selection, SelectionCriteria, select_arm
 from orchestrator.statistics.intervals import Summary
 from tests.support.synthetic_ledger import Fate, make_fake_ledger
 from tests.support.trained_study import TrainedStudy
@@ -31,7 +31,7 @@ SITES = tuple(PartScore(name, 90, Summary(0.8, 0.02, 2), Summary(0.81, 0.02, 2))
 
 def card_of(
     folder: Path,
-    question: Question | None = None,
+    criteria: SelectionCriteria | None = None,
     sites: Sequence[PartScore] = SITES,
     words: str = "Which holds up?",
     **ledger: Any,
@@ -40,7 +40,7 @@ def card_of(
     for record in results.records.values():
         if record.result is not None:
             record.result.setdefault("checkpoint_sha256", "c" * 64)
-    selection = select_arm(results, question or Question())
+    selection = select_arm(results, criteria or SelectionCriteria())
     config = TrialConfig.model_validate(results.records[selection.signature].config["config"])
     card = build_card(
         results,
@@ -106,7 +106,7 @@ def test_the_numbers_are_those_of_the_report(tmp_path: Path) -> None:
 
 
 def test_an_oracle_and_missing_trials_are_the_first_thing_one_reads(tmp_path: Path) -> None:
-    question = Question(by="id/auroc", oracle=True, incomplete=True)
+    question = SelectionCriteria(by="id/auroc", oracle=True, incomplete=True)
     _, _, card = card_of(tmp_path, question, fate=Fate(failed=1, missing=2))
     markdown, page = render_markdown(card), render_html(card)
     head = markdown.split("## Intended use")[0]

@@ -16,7 +16,7 @@ from orchestrator.cli.main import app
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.selection import export
 from orchestrator.selection.export import CONTENTS, Exported, compare, export_selection, find_tolerance, make_slug
-from orchestrator.selection.ranking import Question, Selection, select_arm
+from orchestrator.selection.ranking import Selection, SelectionCriteria, select_arm
 from tests.support.tiny_configs import tiny_trial
 from tests.support.trained_study import TrainedStudy
 from trainables.config import TrialConfig
@@ -32,7 +32,7 @@ from trainables.storage.folder import Folder
 
 def export_to(trained: TrainedStudy, out: Path | None, **question: Any) -> tuple[Selection, Exported]:
     results = trained.results
-    selection = select_arm(results, Question(**question))
+    selection = select_arm(results, SelectionCriteria(**question))
     folder = None if out is None else Folder(out)
     return selection, export_selection(trained.ledger, results, selection, out=folder, cache_dir=trained.cache_dir)
 
@@ -102,7 +102,7 @@ def test_an_oracle_has_a_folder_of_its_own(trained_study: TrainedStudy, tmp_path
 
 def test_an_object_store_will_do(trained_study: TrainedStudy) -> None:
     results = trained_study.results
-    selection = select_arm(results, Question())
+    selection = select_arm(results, SelectionCriteria())
     out = Folder("memory://exports/chosen")
     exported = export_selection(trained_study.ledger, results, selection, out=out, cache_dir=trained_study.cache_dir)
     assert set(out.children()) == set(exported.files)
@@ -110,7 +110,7 @@ def test_an_object_store_will_do(trained_study: TrainedStudy) -> None:
 
 
 def test_names_that_are_no_file_names_get_a_hash(trained_study: TrainedStudy) -> None:
-    selection = select_arm(trained_study.results, Question())
+    selection = select_arm(trained_study.results, SelectionCriteria())
     slugs = {
         make_slug(replace(selection, arm=replace(selection.arm, label=label))) for label in ("a/b", "a:b", "../a b")
     }
@@ -122,7 +122,7 @@ def test_names_that_are_no_file_names_get_a_hash(trained_study: TrainedStudy) ->
 def test_predictions_that_are_not_reproduced_stop_the_export(trained_study: TrainedStudy, tmp_path: Path) -> None:
     ledger = copy_ledger(trained_study, tmp_path / "copy")
     results = load_results(ledger)
-    selection = select_arm(results, Question())
+    selection = select_arm(results, SelectionCriteria())
     trial = ledger.folder("trial", selection.signature)
     stored = load_predictions(trial, "test")
     save_predictions(trial, replace(stored, logits=stored.logits + np.float32(0.01)))
@@ -135,7 +135,7 @@ def test_predictions_that_are_not_reproduced_stop_the_export(trained_study: Trai
 
 def test_other_images_stop_the_export(trained_study: TrainedStudy, tmp_path: Path) -> None:
     results = trained_study.results
-    selection = select_arm(results, Question())
+    selection = select_arm(results, SelectionCriteria())
     record = results.records[selection.signature]
     results.records[selection.signature] = replace(record, config=record.config | {"data_fingerprint": "0" * 64})
     with pytest.raises(DataError, match=r"expected 0000.*the files have changed"):
@@ -278,7 +278,7 @@ def test_onnx_without_its_packages_is_refused_before_anything_is_written(
 ) -> None:
     monkeypatch.setattr("trainables.models.onnx_graph.find_spec", lambda package: None)
     results = trained_study.results
-    selection = select_arm(results, Question())
+    selection = select_arm(results, SelectionCriteria())
     with pytest.raises(ConfigError, match=r"pip install 'robustsweep\[onnx\]'"):
         export_selection(
             trained_study.ledger, results, selection, out=Folder(tmp_path / "out"), cache_dir=Path("nowhere"), onnx=True
@@ -292,7 +292,7 @@ def test_the_onnx_file_answers_as_the_network_does(
     import onnxruntime
 
     results = trained_study.results
-    selection = select_arm(results, Question())
+    selection = select_arm(results, SelectionCriteria())
     to: dict[str, Any] = {"out": Folder(tmp_path), "cache_dir": trained_study.cache_dir, "onnx": True}
     exported = export_selection(trained_study.ledger, results, selection, **to)
     assert [check.what.split()[0] for check in exported.checks] == ["model.safetensors", "model.onnx"]

@@ -9,7 +9,7 @@ import pytest
 from orchestrator.analysis.results import Results, arms_table, load_results
 from orchestrator.cli.select import Rule
 from orchestrator.ledger.record import Record
-from orchestrator.selection.ranking import ONE_STANDARD_ERROR, RULES, Question, rank_arms, select_arm
+from orchestrator.selection.ranking import ONE_STANDARD_ERROR, RULES, SelectionCriteria, rank_arms, select_arm
 from tests.support.synthetic_ledger import Fate, make_fake_ledger
 from trainables.errors import StudyError
 
@@ -43,7 +43,7 @@ def with_weights(results: Results, label: str, num_parameters: int, seconds: flo
 
 
 def test_the_arm_is_the_one_that_the_report_calls_chosen(results: Results) -> None:
-    chosen = select_arm(results, Question())
+    chosen = select_arm(results, SelectionCriteria())
     arms = arms_table(results)
     best = arms.iloc[int(arms["val/balanced_accuracy.mean"].argmax())]
     assert chosen.arm.name == best["name"]
@@ -58,33 +58,33 @@ def test_the_arm_is_the_one_that_the_report_calls_chosen(results: Results) -> No
 
 
 def test_validation_has_the_names_of_the_report_and_of_mlflow(results: Results) -> None:
-    short, long = (select_arm(results, Question(by=name)) for name in ("ece", "validation/ece"))
+    short, long = (select_arm(results, SelectionCriteria(by=name)) for name in ("ece", "validation/ece"))
     assert short == long
     with pytest.raises(StudyError, match="val/ece is in-distribution validation, which is no oracle"):
-        select_arm(results, Question(by="validation/ece", oracle=True))
+        select_arm(results, SelectionCriteria(by="validation/ece", oracle=True))
 
 
 def test_the_replicate_is_the_best_on_validation_or_the_one_asked_for(results: Results) -> None:
     changed = with_values(results, {"imagenet · none · none": [0.8, 0.9, 0.7]})
-    chosen = select_arm(changed, Question(by="accuracy"))
+    chosen = select_arm(changed, SelectionCriteria(by="accuracy"))
     assert chosen.arm.label == "imagenet · none · none"
     assert chosen.replicate == 1
     row = changed.trials[changed.trials["signature"] == chosen.signature].iloc[0]
     assert (row["name"], row["replicate"]) == (chosen.arm.name, 1)
-    asked = select_arm(changed, Question(by="val/accuracy", replicate=2))
+    asked = select_arm(changed, SelectionCriteria(by="val/accuracy", replicate=2))
     assert asked.replicate == 2
     assert asked.signature != chosen.signature
     assert "was asked for" in asked.reasons[-1]
     with pytest.raises(
         StudyError, match=r"replicate 3 of imagenet · none · none, which has 3 complete of 3 \(0 to 2\)"
     ):
-        select_arm(changed, Question(by="accuracy", replicate=3))
+        select_arm(changed, SelectionCriteria(by="accuracy", replicate=3))
 
 
 def test_of_equal_arms_the_first_in_the_plan_is_chosen(results: Results) -> None:
     equal = [0.5, 0.5, 0.5]
     changed = with_values(results, {"contrastive · none · none": equal, "imagenet · strong · none": equal})
-    chosen = select_arm(changed, Question(by="accuracy"))
+    chosen = select_arm(changed, SelectionCriteria(by="accuracy"))
     assert chosen.arm.label == "imagenet · strong · none"
     assert "1 more had the same" in chosen.reasons[0]
     assert chosen.replicate == 0
@@ -98,7 +98,7 @@ def test_one_standard_error_takes_the_simplest_of_those_that_are_as_good(results
     changed = with_weights(with_values(results, values), best, 2_000_000, 10.0)
     for label in (near, far):
         changed = with_weights(changed, label, 1_000_000, 10.0)
-    question = Question(by="accuracy", rule=ONE_STANDARD_ERROR)
+    question = SelectionCriteria(by="accuracy", rule=ONE_STANDARD_ERROR)
     assert select_arm(changed, replace(question, rule="best")).arm.label == best
     chosen = select_arm(changed, question)
     assert chosen.arm.label == near
@@ -112,47 +112,47 @@ def test_one_standard_error_takes_the_simplest_of_those_that_are_as_good(results
 def test_one_standard_error_needs_two_replicates(tmp_path: Path) -> None:
     single = load_results(make_fake_ledger(tmp_path, replicates=1))
     with pytest.raises(StudyError, match="has 1 replicate, and a standard error needs two"):
-        select_arm(single, Question(rule=ONE_STANDARD_ERROR))
+        select_arm(single, SelectionCriteria(rule=ONE_STANDARD_ERROR))
 
 
 def test_where_lower_is_better_the_lowest_wins(results: Results) -> None:
     low = "scratch · none · none"
     columns = {results.labels[name]: [0.3, 0.3, 0.3] for name in results.labels} | {low: [0.2, 0.3, 0.1]}
     changed = with_values(results, columns, "val/ece")
-    chosen = select_arm(changed, Question(by="ece"))
+    chosen = select_arm(changed, SelectionCriteria(by="ece"))
     assert (chosen.arm.label, chosen.replicate, chosen.higher_is_better) == (low, 2, False)
 
 
 def test_only_validation_chooses_unless_an_oracle_is_asked_for(results: Results) -> None:
     for by in ("id/accuracy", "robustness/worst_balanced_accuracy", "external/site-3/accuracy"):
         with pytest.raises(StudyError, match=f"{by} is not in-distribution validation.*add --oracle"):
-            select_arm(results, Question(by=by))
-    chosen = select_arm(results, Question(by="robustness/worst_balanced_accuracy", oracle=True))
+            select_arm(results, SelectionCriteria(by=by))
+    chosen = select_arm(results, SelectionCriteria(by="robustness/worst_balanced_accuracy", oracle=True))
     assert chosen.oracle
     assert chosen.label.endswith("(oracle)")
     frame = results.trials.groupby("name")["robustness/worst_balanced_accuracy"].mean()
     assert chosen.arm.name == frame.idxmax()
-    calibrated = select_arm(results, Question(by="calibration/ece", oracle=True))
+    calibrated = select_arm(results, SelectionCriteria(by="calibration/ece", oracle=True))
     assert calibrated.arm.name == results.trials.groupby("name")["calibration/ece"].mean().idxmin()
     with pytest.raises(StudyError, match="val/accuracy is in-distribution validation, which is no oracle"):
-        select_arm(results, Question(by="accuracy", oracle=True))
+        select_arm(results, SelectionCriteria(by="accuracy", oracle=True))
 
 
 def test_a_wrong_request_names_what_there_is(results: Results) -> None:
     with pytest.raises(StudyError, match="looked for 'acuracy' among the results; expected one of accuracy, "):
-        select_arm(results, Question(by="acuracy"))
+        select_arm(results, SelectionCriteria(by="acuracy"))
     with pytest.raises(StudyError, match=r"looked for 'id/acuracy'.*external/site-3/accuracy"):
-        select_arm(results, Question(by="id/acuracy", oracle=True))
+        select_arm(results, SelectionCriteria(by="id/acuracy", oracle=True))
     with pytest.raises(StudyError, match="asked for the rule 'worst'; expected one of best, one-standard-error"):
-        select_arm(results, Question(rule="worst"))
+        select_arm(results, SelectionCriteria(rule="worst"))
 
 
 def test_missing_trials_are_refused_or_said(tmp_path: Path) -> None:
     results = load_results(make_fake_ledger(tmp_path, fate=Fate(failed=1, interrupted=1, missing=1)))
     said = r"24 planned, 21 complete, 1 failed, 1 interrupted, 1 missing"
     with pytest.raises(StudyError, match=f"{said}.*choose among what is complete with --incomplete"):
-        select_arm(results, Question())
-    chosen = select_arm(results, Question(incomplete=True))
+        select_arm(results, SelectionCriteria())
+    chosen = select_arm(results, SelectionCriteria(incomplete=True))
     assert chosen.counts["complete"] == 21
     short = [arm for arm in chosen.ranking if arm.complete < arm.planned]
     assert [(arm.complete, arm.planned, arm.n) for arm in short] == [(1, 2, 1)] * 3
@@ -161,7 +161,7 @@ def test_missing_trials_are_refused_or_said(tmp_path: Path) -> None:
 def test_without_a_complete_trial_there_is_no_choice(tmp_path: Path) -> None:
     results = load_results(make_fake_ledger(tmp_path, fate=Fate(missing=24)))
     with pytest.raises(StudyError, match=r"no trial is complete \(24 planned, 0 complete, 24 missing\)"):
-        select_arm(results, Question(incomplete=True))
+        select_arm(results, SelectionCriteria(incomplete=True))
 
 
 def test_arms_without_a_defined_value_come_last(results: Results) -> None:
@@ -173,7 +173,7 @@ def test_arms_without_a_defined_value_come_last(results: Results) -> None:
     assert (ranking[-1].name, ranking[-1].mean, ranking[-1].n, ranking[-1].complete) == (first, None, 0, 3)
     trials["val/auroc"] = float("nan")
     with pytest.raises(StudyError, match="no complete trial has a defined value"):
-        select_arm(changed, Question(by="auroc"))
+        select_arm(changed, SelectionCriteria(by="auroc"))
 
 
 def test_the_command_offers_every_rule() -> None:
@@ -181,7 +181,7 @@ def test_the_command_offers_every_rule() -> None:
 
 
 def test_the_selection_is_json(results: Results) -> None:
-    said = json.loads(json.dumps(select_arm(results, Question()).as_json(), allow_nan=False))
+    said = json.loads(json.dumps(select_arm(results, SelectionCriteria()).as_json(), allow_nan=False))
     assert said["rule"] == "best"
     assert len(said["ranking"]) == 12
     assert said["arm"] == said["ranking"][0]

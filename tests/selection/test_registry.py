@@ -15,7 +15,7 @@ from orchestrator.analysis.results import load_results
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.selection import registry
 from orchestrator.selection.export import Exported, export_selection
-from orchestrator.selection.ranking import Question, Selection, select_arm
+from orchestrator.selection.ranking import Selection, SelectionCriteria, select_arm
 from orchestrator.selection.registry import Registered, register_model
 from orchestrator.tracking.client import MlflowClient, default_store
 from orchestrator.tracking.shipper import sync
@@ -42,7 +42,7 @@ def exports(shipped: tuple[str, Ledger], trained_study: TrainedStudy) -> dict[in
     results = load_results(ledger)
     done = {}
     for replicate in (0, 1):
-        selection = select_arm(results, Question(replicate=replicate))
+        selection = select_arm(results, SelectionCriteria(replicate=replicate))
         done[replicate] = (
             selection, export_selection(ledger, results, selection, out=None, cache_dir=trained_study.cache_dir),
         )  # fmt: skip

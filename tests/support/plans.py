@@ -1,4 +1,4 @@
-"""Plans without a world: a study text, facts that are simply stated, works made of names. Tests only."""
+"""Plans without data: a study text, stated facts, stages and trials made of names. Tests only."""
 
 from __future__ import annotations
 

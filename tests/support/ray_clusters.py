@@ -27,7 +27,7 @@ class Node:
     tmp: Path
 
     def processes(self) -> dict[int, str]:
-        """Return pid → command line of what runs there: raylet, agents, actors, zygote, trials."""
+        """Return pid → command line of what runs there: raylet, agents, actors, fork server, trials."""
         return find_marked(self.marker)
 
     def send(self, number: signal.Signals) -> None:

@@ -1,4 +1,4 @@
-"""A listener that remembers, for whoever works at a desk. Tests only."""
+"""A listener that remembers, for whoever works at a dispatcher. Tests only."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from orchestrator.planning.plan import Work
 EXECUTION = {"num_threads": 1, "device": "cpu", "early_stopping": False}
 
 
-class Diary:
+class RecordingHandler:
     """A listener that remembers, and keeps the ledger as ``run`` does."""
 
     def __init__(self, ledger: Ledger, on_event: Callable[[Work, dict[str, Any]], None] | None = None) -> None:
         self.ledger, self.on_event = ledger, on_event
         self.lines: list[tuple[str, str, dict[str, Any]]] = []
 
-    def listen(self, what: str, work: Work, details: dict[str, Any]) -> None:
+    def handle(self, what: str, work: Work, details: dict[str, Any]) -> None:
         self.lines.append((what, work.name, details))
         if what == "ended" and details["status"] == "failed":
             self.ledger.record_failure(work, details, study="s", git_commit=None)

@@ -1,4 +1,4 @@
-"""A zygote whose trials do what a test asks for instead of training. Run as a program.
+"""A fork server whose trials do what a test asks for instead of training. Run as a program.
 
 The act is ``request["act"]``, or else the first word of the work's name in the ledger; then a result is written too.
 """
@@ -31,7 +31,7 @@ def finish(report: Any) -> None:
 
 def describe(report: Any) -> None:
     """Tell who we are and what an earlier trial left behind, then leave something behind."""
-    report({"event": "about", "pid": os.getpid(), "zygote": os.getppid(), "memory": list(_memory), "cwd": os.getcwd(),
+    report({"event": "about", "pid": os.getpid(), "server": os.getppid(), "memory": list(_memory), "cwd": os.getcwd(),
             "left": os.environ.get("LEFT"), "devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
             "threads": os.environ["OMP_NUM_THREADS"],
             "stdin": sys.stdin.read()})  # fmt: skip
@@ -78,7 +78,7 @@ def leave(report: Any) -> None:
 
 
 def hang(report: Any) -> None:
-    report({"event": "about", "pid": os.getpid(), "zygote": os.getppid()})
+    report({"event": "about", "pid": os.getpid(), "server": os.getppid()})
     time.sleep(600)
 
 
@@ -108,7 +108,7 @@ def find_peer() -> int:
                 pid, _, _ = struct.unpack("3i", each.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, 12))
         except OSError:  # no socket
             continue
-        if pid not in (0, os.getppid()):  # the zygote has sockets of its own
+        if pid not in (0, os.getppid()):  # the fork server has sockets of its own
             return int(pid)
     raise AssertionError("no connection")
 
@@ -136,7 +136,7 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
     if act in ("loses_result", "stops"):
         return
     encoder = request["encoder"] and Folder(request["encoder"]).read_json("result.json")["name"]
-    result = {"name": act, "encoder": encoder, "pid": os.getpid(), "zygote": os.getppid(), "slot": find_peer()}
+    result = {"name": act, "encoder": encoder, "pid": os.getpid(), "server": os.getppid(), "slot": find_peer()}
     folder.write_json("result.json", result)
 
 

@@ -33,7 +33,7 @@ execution: {cache_dir: CACHE}
 """
 NUM_TRIALS, NUM_STAGES = 4, 1
 #: Options of ``run``: the driver runs no trial itself, as it would while so short a study lasts.
-IN_RAY = ("--set", "execution.head_start=false")
+IN_RAY = ("--set", "execution.local_executor=false")
 RAY_AGENTS = ("ray::DashboardAgent", "ray::RuntimeEnvAgent")
 
 
@@ -69,7 +69,7 @@ class Place:
         return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def survivors(self) -> dict[int, str]:
-        """Return pid → command line of what is left of the study: driver, Ray, actors, zygotes, trials.
+        """Return pid → command line of what is left of the study: driver, Ray, actors, fork servers, trials.
 
         Ray's two agents are not counted: when raylet and GCS are gone at once, they try for 60 s to tell the GCS.
         """
@@ -79,7 +79,7 @@ class Place:
         """Return signature → pid of the processes in which stages and trials run now: each writes its own log."""
         found = {}
         for pid, line in find_marked(self.marker).items():
-            if "orchestrator.execution.fork_server" in line:
+            if "orchestrator.driver.child_process" in line:
                 with suppress(OSError):  # it has just ended
                     log = Path(os.readlink(f"/proc/{pid}/fd/1"))
                     found |= {log.parent.name: pid} if log.name == "log.txt" else {}
