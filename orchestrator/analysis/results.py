@@ -24,12 +24,13 @@ from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, 
 from orchestrator.statistics.intervals import summarise
 from trainables.errors import StudyError
 from trainables.evaluation.balanced import Errors, ReferenceTable, RelativeErrors, compute_relative_errors
+from trainables.evaluation.metrics import METRICS, is_higher_better
 
 #: What a planned trial without a folder in the ledger is called in every table.
 MISSING = "missing"
 
-#: Metrics that every set and shift has, so that mean and worst over shifts exist.
-METRICS = {"accuracy": "accuracy", "balanced_accuracy": "balanced accuracy", "auroc": "AUROC"}
+#: Metric → how it is written; those that every set and shift has, so that mean and worst over shifts exist.
+TITLES = {name: METRICS[name].title for name in ("accuracy", "balanced_accuracy", "auroc")}
 
 #: Columns of the trials table that differ between an undisturbed and a resumed run.
 _TIMES = ("duration_seconds", "peak_rss_mib", "reason")
@@ -37,13 +38,17 @@ _TIMES = ("duration_seconds", "peak_rss_mib", "reason")
 
 @dataclass(frozen=True)
 class Measure:
-    """One headline number of a trial: its column, how it is called, and which direction is better."""
+    """One headline number of a trial: its column, and how it is called."""
 
     column: str
     title: str
     #: Heading in a table that says elsewhere which metric it is about.
     short: str
-    higher_is_better: bool = True
+
+    @property
+    def higher_is_better(self) -> bool:
+        """Whether higher values are better."""
+        return is_higher_better(self.column)
 
 
 @dataclass(frozen=True)
@@ -51,7 +56,7 @@ class Results:
     """Everything the report shows, as tables; built by ``load_results``."""
 
     plan: dict[str, Any]
-    #: Name in METRICS that selection, effects and heat map use.
+    #: Name in TITLES that selection, effects and heat map use.
     metric: str
     #: Without the evaluations of their results: those are ``shifts``.
     records: dict[str, Record]
@@ -136,15 +141,15 @@ class Results:
     @cached_property
     def measures(self) -> list[Measure]:
         """Headline numbers in the order they are shown; those no trial has are left out."""
-        metric, title = self.metric, METRICS[self.metric]
+        metric, title = self.metric, TITLES[self.metric]
         listed = [
             Measure(f"val/{metric}", f"validation {title}", "validation"),
             Measure(f"id/{metric}", f"in-distribution {title}", "in-distribution test"),
             Measure(f"robustness/mean_{metric}", f"mean shifted {title}", "mean shifted"),
             Measure(f"robustness/worst_{metric}", f"worst shifted {title}", "worst shifted"),
             *(Measure(f"external/{name}/{metric}", f"{name} {title}", name) for name in self.external_sets),
-            Measure("calibration/ece", "in-distribution ECE", "ECE", higher_is_better=False),
-            Measure("calibration/mean_shifted_ece", "mean shifted ECE", "shifted ECE", higher_is_better=False),
+            Measure("calibration/ece", "in-distribution ECE", "ECE"),
+            Measure("calibration/mean_shifted_ece", "mean shifted ECE", "shifted ECE"),
         ]
         return [
             measure for measure in listed if measure.column in self.trials and self.trials[measure.column].notna().any()
@@ -163,15 +168,15 @@ def load_results(
 
     Args:
         ledger: of the study.
-        metric: name in ``METRICS``.
+        metric: name in ``TITLES``.
         states: what ``ledger.states()`` has just returned; None: it is asked.
 
     Raises:
         StudyError: the study has never been planned, or ``metric`` is not one that every shift has.
         StorageError: a file of the ledger is damaged; the message names it.
     """
-    if metric not in METRICS:
-        raise StudyError(f"asked for a report by the metric {metric!r}; expected one of {', '.join(METRICS)}")
+    if metric not in TITLES:
+        raise StudyError(f"asked for a report by the metric {metric!r}; expected one of {', '.join(TITLES)}")
     plan, states = ledger.read_plan(), ledger.states() if states is None else states
     planned = {trial["signature"] for trial in plan["trials"]}
     started = [signature for signature in sorted(planned) if states.get(signature, ABSENT) in STARTED]

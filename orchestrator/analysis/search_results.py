@@ -14,8 +14,9 @@ from orchestrator.analysis.wording import plural
 from orchestrator.planning.states import STOPPED
 from orchestrator.search.outcomes import Outcome, average_curves, judge, read_curve
 from orchestrator.search.sampler import SampledPoint, make_directions, make_trial
-from orchestrator.study.search_config import SearchConfig, is_higher_better
+from orchestrator.study.search_config import SearchConfig
 from orchestrator.study.search_space import Space, Value, make_dimension
+from trainables.evaluation.metrics import is_higher_better
 
 #: With fewer complete configurations nothing is said about importance. Assumption: as many as random ones at the start.
 MIN_CONFIGURATIONS = 10

@@ -24,7 +24,8 @@ from orchestrator.ledger.lease import Lease
 from orchestrator.ledger.usage import read_usage
 from orchestrator.planning.states import COMPLETE
 from orchestrator.search.early_stopping import HASTE_SECONDS, PATIENCE_SECONDS, EarlyStopping, Rule
-from orchestrator.study.search_config import SearchConfig, is_higher_better
+from orchestrator.study.search_config import SearchConfig
+from trainables.evaluation.metrics import is_higher_better
 
 
 def execute_open(prepared: Prepared, runtime: Runtime, lease: Lease, observers: Observers, *, console: Console) -> None:

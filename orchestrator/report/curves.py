@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.analysis.results import METRICS, Results
+from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.stain_grid import rows_of_shifts
 from orchestrator.analysis.wording import sentence
 from orchestrator.ledger.record import Record
@@ -79,14 +79,14 @@ def severity_curves(results: Results, groups: Mapping[str, str], what: str, *, s
     return Figure(
         title="How fast does it fall as a shift gets stronger?",
         note=(
-            f"{sentence(METRICS[results.metric])} against severity (0 is the unshifted test set). Line: mean over the "
+            f"{sentence(TITLES[results.metric])} against severity (0 is the unshifted test set). Line: mean over the "
             f"trials of one {what}; band: their smallest and largest. "
             f"n = {frame['signature'].nunique()} complete trials.{subset}"
         ),
         data=data,
         layout=layout,
         height_px=layout["margin"]["t"] + 175 * rows,
-        axes=("severity", METRICS[results.metric]),
+        axes=("severity", TITLES[results.metric]),
     )
 
 
@@ -176,7 +176,7 @@ def training_curves(results: Results, groups: Mapping[str, str], order: Sequence
     stages = [("stage", record) for record in results.stages if record.epochs]
     panels = [
         ("train/loss", "training loss", trials),
-        (f"val/{results.metric}", f"validation {METRICS[results.metric]}", trials),
+        (f"val/{results.metric}", f"validation {TITLES[results.metric]}", trials),
         ("ssl/loss", "contrastive loss (stages)", stages),
     ]
     panels = [

@@ -14,7 +14,7 @@ import pandas as pd
 
 from orchestrator.analysis.effects import Effect
 from orchestrator.analysis.formats import _LATEX, write_latex, write_markdown
-from orchestrator.analysis.results import METRICS, Results
+from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.wording import sentence
 from orchestrator.planning.states import COMPLETE
 
@@ -55,7 +55,7 @@ def _arms(results: Results, arms: pd.DataFrame) -> _Table:
         row += [_measured(arm, measure.column) for measure in results.measures]
         rows.append(row)
     caption = (
-        f"{sentence(METRICS[results.metric])} in %, mean ± standard deviation over the n complete replicates of an "
+        f"{sentence(TITLES[results.metric])} in %, mean ± standard deviation over the n complete replicates of an "
         "arm; ECE in %, lower is better."
     )
     return head, rows, max(1, len(factors)), caption

@@ -12,7 +12,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from orchestrator.analysis.differences import ALPHA, MIN_PAIRS, UNSHIFTED, Differences
-from orchestrator.analysis.results import METRICS, Results
+from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.stain_grid import Grid, rows_of_shifts
 from orchestrator.analysis.wording import sentence
 from orchestrator.report.style import DIVERGING, SEQUENTIAL, Figure, floats, layout_of, panel_title
@@ -76,7 +76,7 @@ def heat_map(results: Results) -> Figure | None:
     return Figure(
         title="Which arm breaks under which shift?",
         note=(
-            f"{sentence(METRICS[results.metric])} in %, mean over severities {_listed(severities)} and over "
+            f"{sentence(TITLES[results.metric])} in %, mean over severities {_listed(severities)} and over "
             f"replicates; arms sorted by their mean, best on top. n = {num_trials} complete trials, {len(table)} arms, "
             f"{len(order)} shifts. Dark is low."
         ),
@@ -84,7 +84,7 @@ def heat_map(results: Results) -> Figure | None:
         layout=layout,
         height_px=130 + max(row_px * len(z), 60),
         min_width_px=300 + 46 * len(columns),
-        axes=("shift", "arm", METRICS[results.metric]),
+        axes=("shift", "arm", TITLES[results.metric]),
     )
 
 
@@ -162,7 +162,7 @@ def _note(results: Results, found: Differences, num_marked: int) -> str:
     low, high = int(found.n.to_numpy().min()), int(found.n.to_numpy().max())
     n = f"n = {high}" if low == high else f"n = {low} to {high}"
     text = (
-        f"{METRICS[results.metric][:1].upper()}{METRICS[results.metric][1:]}, arm minus reference in points, paired "
+        f"{TITLES[results.metric][:1].upper()}{TITLES[results.metric][1:]}, arm minus reference in points, paired "
         f"replicate by replicate ({n} pairs per cell), mean over severities; arms sorted by their mean over the "
         "shifts, best on top."
     )
@@ -211,7 +211,7 @@ def stain_heat_maps(results: Results, grid: Grid) -> Figure:
     return Figure(
         title="Where on the stain grid does each arm break?",
         note=(
-            f"{sentence(METRICS[results.metric])} in %, mean over replicates; haematoxylin and eosin are multiplied; "
+            f"{sentence(TITLES[results.metric])} in %, mean over replicates; haematoxylin and eosin are multiplied; "
             f"the framed cell (1, 1) is the unshifted image. Best mean first. n = {grid.num_trials} "
             f"complete trials, {grid.cells.shape[1]} cells. Dark is low; one scale for all."
         ),

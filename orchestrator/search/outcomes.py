@@ -11,8 +11,8 @@ from orchestrator.study.search_config import (
     SearchConfig,
     aggregate,
     find_epoch_metric,
-    is_higher_better,
 )
+from trainables.evaluation.metrics import is_higher_better
 
 #: State of a configuration of which some replicate has not ended; the others are those of ``planning.states``.
 RUNNING = "running"

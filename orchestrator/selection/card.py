@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from orchestrator.analysis.results import METRICS, Results
+from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.wording import flatten, percent, plural, sentence
 from orchestrator.planning.states import STOPPED
 from orchestrator.selection.card_format import Card, CardPart, Code, Facts, Grid, Items, Text
@@ -152,10 +152,10 @@ def _performance(results: Results, selection: Selection, chosen: pd.DataFrame, p
     sets |= {f"{name} (external)": (f"external/{name}", name) for name in results.external_sets}
     rows = []
     for title, (prefix, name) in sets.items():
-        values = [_mean(chosen, f"{prefix}/{metric}") for metric in METRICS]
+        values = [_mean(chosen, f"{prefix}/{metric}") for metric in TITLES]
         this = _own(chosen, selection, f"{prefix}/{results.metric}")
         rows.append([title, f"{images.get(name, 0):,}", *values, this])
-    columns = ["set", "images", *METRICS.values(), f"this model: {METRICS[results.metric]}"]
+    columns = ["set", "images", *TITLES.values(), f"this model: {TITLES[results.metric]}"]
     blocks: list[Text | Grid] = [
         Text(
             f"Mean ± standard deviation over {plural(selection.arm.complete, 'replicate')} of the arm; the last column "
@@ -210,7 +210,7 @@ def _robustness(results: Results, selection: Selection, chosen: pd.DataFrame) ->
         [shift, mean, _percent(summarise(at)), "–" if at_ is None else str(at_)] for _, shift, mean, at, at_ in rows
     ]
     text = (
-        f"{sentence(METRICS[metric])} on the shifted test set, mean ± standard deviation over replicates, the worst "
+        f"{sentence(TITLES[metric])} on the shifted test set, mean ± standard deviation over replicates, the worst "
         f"shift first. Over all of them {_mean(chosen, f'robustness/mean_{metric}')}; the worst is {name} at severity "
         f"{severity}: {_percent(summarise(values))}. Unshifted: {_mean(chosen, f'id/{metric}')}."
     )

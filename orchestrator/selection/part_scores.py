@@ -46,7 +46,7 @@ def score_parts(ledger: Ledger, results: Results, arm: str, sites: np.ndarray, c
     Raises:
         StorageError: stored predictions are missing or damaged.
     """
-    from trainables.evaluation.metrics import compute_balanced_accuracy
+    from trainables.evaluation.classification import compute_balanced_accuracy
     from trainables.evaluation.predictions import load_predictions
 
     rows = results.complete

@@ -14,7 +14,8 @@ import pandas as pd
 from orchestrator.analysis.results import Results
 from orchestrator.planning.states import COMPLETE, STOPPED
 from orchestrator.statistics.intervals import summarise
-from trainables.errors import StudyError
+from trainables.errors import ConfigError, StudyError
+from trainables.evaluation.metrics import is_higher_better
 
 BEST, ONE_STANDARD_ERROR = "best", "one-standard-error"
 RULES = {
@@ -24,11 +25,6 @@ RULES = {
 }
 #: Where the only columns stand that may choose an arm; MLflow's headline numbers are the same under the longer name.
 VALIDATION, _HEADLINE = "val/", "validation/"
-#: Metric → whether higher is better, for every metric of an evaluation.
-_HIGHER_IS_BETTER = {"accuracy": True, "balanced_accuracy": True, "auroc": True, "quadratic_kappa": True} | {
-    "ece": False, "nll": False, "brier": False,
-}  # fmt: skip
-_AGGREGATES = ("mean_shifted_", "worst_shifted_", "mean_", "worst_")
 
 
 @dataclass(frozen=True)
@@ -167,12 +163,10 @@ def find_column(complete: pd.DataFrame, criteria: SelectionCriteria) -> str:
 
 
 def _is_higher_better(column: str) -> bool:
-    metric = column.rsplit("/", 1)[-1]
-    for prefix in _AGGREGATES:
-        metric = metric.removeprefix(prefix)
-    if metric not in _HIGHER_IS_BETTER:
-        raise StudyError(f"--by: it is not known whether a high or a low {column} is better; choose another column")
-    return _HIGHER_IS_BETTER[metric]
+    try:
+        return is_higher_better(column)
+    except ConfigError as error:
+        raise StudyError(f"--by: it is not known whether a high or a low {column} is better; {error}") from error
 
 
 def rank_arms(results: Results, column: str, *, higher_is_better: bool) -> tuple[RankedArm, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from orchestrator.analysis.results import METRICS, Results, load_results
+from orchestrator.analysis.results import TITLES, Results, load_results
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.plan import describe_skipped
 from orchestrator.planning.states import STOPPED
@@ -49,7 +49,7 @@ def release_model(
     """
     ledger = Ledger(storage, study.study)
     metric = request.criteria.by.rsplit("/", 1)[-1]
-    results = load_results(ledger, metric if metric in METRICS else "balanced_accuracy")
+    results = load_results(ledger, metric if metric in TITLES else "balanced_accuracy")
     selection = select_arm(results, request.criteria)
     for line in describe_selection(selection, results):
         tell(line)

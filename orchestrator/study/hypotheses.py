@@ -14,13 +14,11 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from orchestrator.study.grid import When, format_label
+from trainables.evaluation.metrics import ERRORS, METRICS, SCORES
 from trainables.frozen import Frozen, canonical_json
 
 #: Assumption: ten times what anybody claims in one study.
 MAX_HYPOTHESES = 100
-#: Metrics of which more is better, and of which less is.
-SCORES = ("accuracy", "balanced_accuracy", "auroc", "quadratic_kappa")
-ERRORS = ("ece", "nll", "brier")
 #: A family of hypotheses is corrected together.
 DEFAULT_FAMILY = "main"
 #: A line through two levels is a difference.
@@ -167,7 +165,7 @@ def list_metrics() -> list[str]:
     for which in ("mean", "worst"):
         names += [f"robustness/{which}_{score}" for score in SCORES]
         names += [f"calibration/{which}_shifted_{error}" for error in ERRORS]
-    return names + [f"val/{metric}" for metric in (*SCORES, *ERRORS)]
+    return names + [f"val/{metric}" for metric in METRICS]
 
 
 def split_metric(metric: str) -> tuple[str, str, str]:
@@ -175,11 +173,6 @@ def split_metric(metric: str) -> tuple[str, str, str]:
     kind, _, rest = metric.partition("/")
     name, slash, last = rest.rpartition("/")
     return (kind, name, last) if kind in ("shift", "external") and slash and name else ("", "", metric)
-
-
-def is_share(metric: str) -> bool:
-    """Return whether a metric lies in [0, 1] and is shown in percent; quadratic kappa is, too."""
-    return not metric.endswith(("nll", "brier"))
 
 
 def find_shift_metric(metric: str) -> str | None:

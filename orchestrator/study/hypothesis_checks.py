@@ -17,8 +17,6 @@ from orchestrator.study.contrasts import (
 from orchestrator.study.fields import suggest
 from orchestrator.study.grid import Arm, Grid, format_label, read_match
 from orchestrator.study.hypotheses import (
-    ERRORS,
-    SCORES,
     Hypothesis,
     Interaction,
     Trend,
@@ -30,6 +28,7 @@ from orchestrator.study.hypotheses import (
 )
 from orchestrator.study.problems import list_options
 from orchestrator.study.yaml_source import Key, Source, format_key
+from trainables.evaluation.metrics import METRICS
 
 #: Takes what is wrong, and where below the hypothesis.
 Report = Callable[..., None]
@@ -149,8 +148,8 @@ def _check_trend(
 def _check_metric(hypothesis: Hypothesis, report: Report) -> None:
     metric = hypothesis.metric
     kind, _, last = split_metric(metric)
-    if kind and last not in (*SCORES, *ERRORS):
-        report(f"found {metric!r}, there is no metric {last!r}{list_options(last, [*SCORES, *ERRORS])}", "metric")
+    if kind and last not in METRICS:
+        report(f"found {metric!r}, there is no metric {last!r}{list_options(last, list(METRICS))}", "metric")
     elif not kind and metric not in list_metrics():
         more = "; expected a column of trials.csv such as id/accuracy, shift/<name>/<metric> or external/<set>/<metric>"
         report(f"there is no metric {metric!r}{suggest(metric, list_metrics()) or more}", "metric")

@@ -10,26 +10,23 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from orchestrator.study.grid import format_label
+from trainables.evaluation.metrics import METRICS, NUM_PARAMETERS, is_higher_better
 from trainables.frozen import Frozen, PositiveInt
 
-#: Names of metrics whose lower values are better.
-_LOWER_IS_BETTER = ("ece", "nll", "brier", "num_parameters")
-_METRICS = re.compile(
-    r"num_parameters|(validation|id|calibration|external/[^/]+)/(mean_shifted_|worst_shifted_)?\w+"
-    r"|robustness/(mean|worst)_\w+"
+_NAMES = "|".join(METRICS)
+#: Headline numbers of a trial.
+_HEADLINE = re.compile(
+    rf"{NUM_PARAMETERS.name}|(validation|id|calibration|external/[^/]+)/(mean_shifted_|worst_shifted_)?({_NAMES})"
+    rf"|robustness/(mean|worst)_({_NAMES})"
 )
-_KNOWN = re.compile(r".*?(balanced_accuracy|accuracy|auroc|quadratic_kappa|ece|nll|brier|num_parameters)")
 #: Headline numbers that a training knows after each epoch, of the validation images.
-_SEEN = tuple(
-    f"validation/{name}"
-    for name in ("balanced_accuracy", "accuracy", "auroc", "quadratic_kappa", "ece", "nll", "brier")
-)
+_SEEN = tuple(f"validation/{name}" for name in METRICS)
 #: What decides nothing about images that a model has not seen.
-_HONEST = ("validation/", "num_parameters")
+_HONEST = ("validation/", NUM_PARAMETERS.name)
 
 
 def _check_metric(name: str) -> str:
-    if not _METRICS.fullmatch(name) or not _KNOWN.fullmatch(name):
+    if not _HEADLINE.fullmatch(name):
         raise ValueError(
             f"found {name!r}, expected a headline number of a trial, such as validation/balanced_accuracy, "
             "robustness/worst_balanced_accuracy, calibration/ece, external/<set>/auroc, or num_parameters"
@@ -65,11 +62,6 @@ class _Measured(Frozen):
     def higher_is_better(self) -> bool:
         """Whether it is maximised."""
         return is_higher_better(self.metric)
-
-
-def is_higher_better(metric: str) -> bool:
-    """Return whether higher values of a headline number are better."""
-    return not metric.endswith(_LOWER_IS_BETTER)
 
 
 class Objective(_Measured):

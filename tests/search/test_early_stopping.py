@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from orchestrator.driver.execute import make_stopping_rule
 from orchestrator.planning.plan import Work
 from orchestrator.planning.states import COMPLETE, FAILED, STOPPED
 from orchestrator.search import early_stopping
@@ -42,7 +43,7 @@ class Training:
 
     def start(self, search: Search | None = None) -> EarlyStopping:
         """Return who judges, as a new driver would."""
-        self.early = EarlyStopping(search or self.search, self.place.ledger, stop=self.stop)
+        self.early = EarlyStopping(search or self.search, self.place.ledger, make_stopping_rule, stop=self.stop)
         return self.early
 
     def work(self, configuration: int, replicate: int = 0) -> Work:

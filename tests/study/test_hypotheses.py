@@ -28,7 +28,7 @@ from orchestrator.study.study_file import Study, parse_study
 from tests.support.plans import plan_of
 from tests.support.study_texts import HEAD, problems
 from trainables.errors import StudyError
-from trainables.evaluation.metrics import compute_metrics
+from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.robustness import summarise_rows
 
 FACTORS = """\

@@ -20,7 +20,7 @@ from trainables.config import Execution, TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
-from trainables.evaluation.metrics import compute_metrics
+from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.predictions import load_predictions
 from trainables.evaluation.robustness import summarise_rows
 from trainables.storage.folder import Folder

@@ -1,133 +1,118 @@
-"""Classification metrics on plain arrays. Every figure in a report comes from here, recomputed from stored logits."""
+"""The table of metrics: every metric of an evaluation by name, with its formula, direction and range.
+
+Search, select, hypotheses and report look a metric up here; a name that is not in the table is an error. Values are
+computed in ``classification``.
+"""
 
 from __future__ import annotations
 
+import math
+import re
 from dataclasses import dataclass
 
-import numpy as np
-from jaxtyping import Float, Float64, Int64
+from trainables.errors import ConfigError
 
 
 @dataclass(frozen=True)
-class Metrics:
-    """Values by name, and the reason for each that is not defined on these labels."""
+class Metric:
+    """One metric of a trained model.
 
-    values: dict[str, float]
-    undefined: dict[str, str]
+    Attributes:
+        name: as in result files, tables and MLflow.
+        title: as in a sentence.
+        formula: how it is computed, in words.
+        higher_is_better: its direction.
+        low: smallest possible value.
+        high: largest possible value.
+        needs: what has to be known for it to be defined.
+        source: paper it is defined in.
+    """
+
+    name: str
+    title: str
+    formula: str
+    higher_is_better: bool
+    low: float
+    high: float
+    needs: str
+    source: str = ""
+
+    @property
+    def is_share(self) -> bool:
+        """Whether its largest value is 1, so that it is written in percent and differences in points."""
+        return self.high == 1.0
 
 
-def compute_metrics(
-    logits: Float[np.ndarray, "n classes"],
-    labels: Int64[np.ndarray, " n"],
-    *,
-    ece_bins: int = 15,
-    ordinal: bool = False,
-) -> Metrics:
-    """Return accuracy, balanced_accuracy, auroc, ece, nll, brier and, where classes are ordered, quadratic_kappa.
+#: Name → metric. Those of which higher is better come first.
+METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "accuracy", "accuracy", "share of images whose largest logit is the true class's",
+            higher_is_better=True, low=0.0, high=1.0, needs="labels",
+        ),
+        Metric(
+            "balanced_accuracy", "balanced accuracy", "mean recall over the classes that are present",
+            higher_is_better=True, low=0.0, high=1.0, needs="labels",
+        ),
+        Metric(
+            "auroc", "AUROC", "area under the ROC curve, macro one-vs-rest for more than two classes; ties count ½",
+            higher_is_better=True, low=0.0, high=1.0, needs="an image of every class",
+            source="Hanley & McNeil 1982",
+        ),
+        Metric(
+            "quadratic_kappa", "quadratic kappa", "Cohen's kappa with quadratic weights",
+            higher_is_better=True, low=-1.0, high=1.0, needs="ordered classes, more than one of them",
+            source="Cohen 1968",
+        ),
+        Metric(
+            "ece", "ECE", "Σ (n_m/N)·|accuracy_m − confidence_m| over equal-width bins of the confidence",
+            higher_is_better=False, low=0.0, high=1.0, needs="labels", source="Guo et al. 2017, eq. 3",
+        ),
+        Metric(
+            "nll", "log loss", "mean of −log p(true class)",
+            higher_is_better=False, low=0.0, high=math.inf, needs="labels",
+        ),
+        Metric(
+            "brier", "Brier score", "mean over images of Σ over classes of (p − one-hot label)²",
+            higher_is_better=False, low=0.0, high=2.0, needs="labels", source="Brier 1950",
+        ),
+    )
+}  # fmt: skip
+#: Size of the network: a number of the trial that a search may look at, not of an evaluation.
+NUM_PARAMETERS = Metric(
+    "num_parameters", "number of weights", "weights of the network",
+    higher_is_better=False, low=0.0, high=math.inf, needs="a network",
+)  # fmt: skip
+#: Names of the metrics of which higher is better, and of those of which lower is.
+SCORES = tuple(name for name, metric in METRICS.items() if metric.higher_is_better)
+ERRORS = tuple(name for name, metric in METRICS.items() if not metric.higher_is_better)
 
-    accuracy, balanced_accuracy, auroc and quadratic_kappa: higher is better; ece, nll and brier: lower.
+_HEADLINE = re.compile(r"(?:.+/)?(?:(?:mean|worst)_(?:shifted_)?)?(\w+?)")
+
+
+def find_metric(name: str) -> Metric:
+    """Return the metric of a headline number of a trial, such as ``auroc`` for ``robustness/worst_auroc``.
 
     Args:
-        logits: unnormalised outputs.
-        labels: index of the true class.
-        ece_bins: equal-width bins of the expected calibration error.
-        ordinal: classes are ordered.
+        name: a metric, or a headline number: ``validation/…``, ``id/…``, ``calibration/mean_shifted_…``,
+            ``external/<set>/…``, ``shift/<name>/…``, ``num_parameters``.
+
+    Raises:
+        ConfigError: the table has no such metric.
     """
-    log_probabilities = compute_log_softmax(logits.astype(np.float64))
-    probabilities = np.exp(log_probabilities)
-    predicted = logits.argmax(axis=1)
-    correct = predicted == labels
-    one_hot = np.eye(logits.shape[1])[labels]
-    values = {
-        "accuracy": float(correct.mean()),
-        "balanced_accuracy": compute_balanced_accuracy(predicted, labels),
-        "ece": compute_ece(probabilities.max(axis=1), correct, bins=ece_bins),
-        "nll": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
-        "brier": float(np.square(probabilities - one_hot).sum(axis=1).mean()),
-    }
-    undefined: dict[str, str] = {}
-    auroc = compute_auroc(probabilities, labels)
-    if auroc is None:
-        absent = np.flatnonzero(np.bincount(labels, minlength=logits.shape[1]) == 0)
-        undefined["auroc"] = f"no image of class {', '.join(map(str, absent))} (counted from 0)"
-    else:
-        values["auroc"] = auroc
-    if ordinal:
-        kappa = compute_quadratic_kappa(predicted, labels, num_classes=logits.shape[1])
-        if kappa is None:
-            undefined["quadratic_kappa"] = "all labels and predictions are one class"
-        else:
-            values["quadratic_kappa"] = kappa
-    return Metrics(values, undefined)
+    if name == NUM_PARAMETERS.name:
+        return NUM_PARAMETERS
+    match = _HEADLINE.fullmatch(name)
+    if match is None or match[1] not in METRICS:
+        raise ConfigError(f"looked for the metric of {name!r}, expected one that ends with one of {', '.join(METRICS)}")
+    return METRICS[match[1]]
 
 
-def compute_log_softmax(logits: Float64[np.ndarray, "n classes"]) -> Float64[np.ndarray, "n classes"]:
-    """Return log(exp(f) / Σ exp(f)) per row, with the largest logit taken out first, so that nothing overflows.
+def is_higher_better(name: str) -> bool:
+    """Return whether higher values of a headline number are better.
 
-    Differs from ``scipy.special.log_softmax`` in nothing but the second that importing SciPy takes in every trial.
+    Raises:
+        ConfigError: the table has no such metric.
     """
-    centred = logits - logits.max(axis=1, keepdims=True)
-    return centred - np.log(np.exp(centred).sum(axis=1, keepdims=True))
-
-
-def compute_midranks(values: Float64[np.ndarray, "n columns"]) -> Float64[np.ndarray, "n columns"]:
-    """Return the rank of each value in its column, from 1; equal values share the mean of their ranks."""
-    order = values.argsort(axis=0)
-    ordered = np.take_along_axis(values, order, axis=0)
-    differs = ordered[1:] != ordered[:-1]
-    edge = np.ones((1, values.shape[1]), dtype=bool)
-    position = np.arange(len(values))[:, None]
-    first = np.maximum.accumulate(np.where(np.concatenate([edge, differs]), position, 0), axis=0)
-    last = np.where(np.concatenate([differs, edge]), position, len(values))
-    last = np.minimum.accumulate(last[::-1], axis=0)[::-1]
-    ranks = np.empty(values.shape)
-    np.put_along_axis(ranks, order, (first + last) / 2 + 1, axis=0)
-    return ranks
-
-
-def compute_balanced_accuracy(predicted: Int64[np.ndarray, " n"], labels: Int64[np.ndarray, " n"]) -> float:
-    """Return the mean recall over the classes that are present, in [0, 1]."""
-    _, inverse = np.unique(labels, return_inverse=True)
-    return float((np.bincount(inverse, weights=predicted == labels) / np.bincount(inverse)).mean())
-
-
-def compute_auroc(scores: Float64[np.ndarray, "n classes"], labels: Int64[np.ndarray, " n"]) -> float | None:
-    """Return the area under the ROC curve, macro one-vs-rest for more than two classes; ties count ½.
-
-    None when a class of ``scores`` is absent. Source: Mann–Whitney U from midranks (Hanley & McNeil 1982).
-    """
-    counts = np.bincount(labels, minlength=scores.shape[1])
-    if (counts == 0).any():
-        return None
-    columns = [1] if scores.shape[1] == 2 else range(scores.shape[1])
-    ranks = compute_midranks(scores[:, columns])
-    positive = labels[:, None] == np.asarray(columns)
-    num_positive = positive.sum(axis=0)
-    u = (ranks * positive).sum(axis=0) - num_positive * (num_positive + 1) / 2
-    return float((u / (num_positive * (len(labels) - num_positive))).mean())
-
-
-def compute_ece(confidence: Float64[np.ndarray, " n"], correct: np.ndarray, *, bins: int = 15) -> float:
-    """Return the expected calibration error Σ (n_m/N)·|acc_m − conf_m| over equal-width bins, in [0, 1].
-
-    Source: Guo et al. 2017, eq. 3; bins are (low, high], as there.
-    """
-    index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    accuracy = np.bincount(index, weights=correct, minlength=bins)
-    mean_confidence = np.bincount(index, weights=confidence, minlength=bins)
-    return float(np.abs(accuracy - mean_confidence).sum() / len(confidence))
-
-
-def compute_quadratic_kappa(
-    predicted: Int64[np.ndarray, " n"], labels: Int64[np.ndarray, " n"], *, num_classes: int
-) -> float | None:
-    """Return Cohen's kappa with quadratic weights, in [−1, 1]; None when chance agreement is already perfect.
-
-    Source: Cohen 1968.
-    """
-    observed = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
-    confusion = observed.reshape(num_classes, num_classes) / len(labels)
-    weights = np.square(np.subtract.outer(np.arange(num_classes), np.arange(num_classes)))
-    expected = np.outer(confusion.sum(axis=1), confusion.sum(axis=0))
-    chance = float((weights * expected).sum())
-    return None if chance == 0.0 else 1.0 - float((weights * confusion).sum()) / chance
+    return find_metric(name).higher_is_better

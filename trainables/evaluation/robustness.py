@@ -12,7 +12,8 @@ import torch
 from trainables.config import EvaluationConfig, Execution
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
-from trainables.evaluation.metrics import compute_metrics
+from trainables.evaluation.classification import compute_metrics
+from trainables.evaluation.metrics import METRICS
 from trainables.evaluation.predictions import (
     Predictions,
     load_predictions,
@@ -24,9 +25,6 @@ from trainables.seeding import hash_ids, mix
 from trainables.shifts.bank import IDENTITY, Shift, build_shifts
 from trainables.shifts.cache import ShiftedCopies
 from trainables.storage.folder import Folder
-
-#: Metrics for which the smallest value over the shifts is the worst.
-HIGHER_IS_BETTER = ("accuracy", "balanced_accuracy", "auroc", "quadratic_kappa")
 
 
 @dataclass(frozen=True)
@@ -172,8 +170,8 @@ def _prefix(name: str, shift: str, metric: str) -> str:
     if name != "test":
         return f"external/{name}/"
     if shift == IDENTITY.name:
-        return "id/" if metric in HIGHER_IS_BETTER else "calibration/"
-    return "robustness/mean_" if metric in HIGHER_IS_BETTER else "calibration/mean_shifted_"
+        return "id/" if METRICS[metric].higher_is_better else "calibration/"
+    return "robustness/mean_" if METRICS[metric].higher_is_better else "calibration/mean_shifted_"
 
 
 def _explain(key: str, whys: list[str], num_shifted: int) -> str:
@@ -197,7 +195,7 @@ def summarise_rows(rows: list[dict[str, Any]]) -> dict[str, float]:
             else:
                 headline[_prefix(row["set"], row["shift"], metric) + metric] = value
     for metric, values in shifted.items():
-        if metric in HIGHER_IS_BETTER:
+        if METRICS[metric].higher_is_better:
             headline[f"robustness/mean_{metric}"] = float(np.mean(values))
             headline[f"robustness/worst_{metric}"] = min(values)
         else:

@@ -16,7 +16,7 @@ from trainables.config import TrainingConfig, TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.data.feed import ImageFeed
 from trainables.errors import ConfigError, DivergedError
-from trainables.evaluation.metrics import compute_metrics
+from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.predictions import keep, predict_each
 from trainables.models.networks import Classifier
 from trainables.storage.checkpoint import (

@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.effects import Effect
-from orchestrator.analysis.results import METRICS, Results
+from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.wording import NO_BREAK, percent, sentence
 from orchestrator.planning.states import COMPLETE
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, note, table
@@ -62,7 +62,7 @@ def arms_section(results: Results, arms: pd.DataFrame) -> Section:
         rows.append(row)
     replicates = int(arms["planned"].max())
     text = (
-        f"{sentence(METRICS[results.metric])} in %, mean ± standard deviation over replicates (n = {replicates} "
+        f"{sentence(TITLES[results.metric])} in %, mean ± standard deviation over replicates (n = {replicates} "
         "planned per arm); ECE, the expected calibration error, in % too, lower is better. Bold is the best of a "
         "column, and only the validation column may choose. The dots are the replicates’ mean shifted value. Click a "
         "heading to sort."
@@ -182,7 +182,7 @@ def _n(arm: pd.Series, column: str) -> str:
 
 
 def _chosen(results: Results, arms: pd.DataFrame, arm: pd.Series) -> Statement:
-    metric, title = results.metric, METRICS[results.metric]
+    metric, title = results.metric, TITLES[results.metric]
     column = f"val/{metric}"
     ties = int((arms[f"{column}.mean"] == arm[f"{column}.mean"]).sum()) - 1
     tied = f" {ties} further arm{'s' if ties > 1 else ''} tied; the first in the plan is named." if ties else ""
@@ -208,7 +208,7 @@ def _oracle(results: Results, chosen: pd.Series, best: pd.Series) -> Statement:
     return Statement(
         "Best under shift, in hindsight (oracle)",
         str(best["label"]),
-        f"Mean shifted {METRICS[results.metric]} {_value(best, column)} ({_n(best, column)}). {lost} "
+        f"Mean shifted {TITLES[results.metric]} {_value(best, column)} ({_n(best, column)}). {lost} "
         "The oracle looks at test data to choose: it is a bound, not a choice.",
     )
 
@@ -216,7 +216,7 @@ def _oracle(results: Results, chosen: pd.Series, best: pd.Series) -> Statement:
 def _largest(results: Results, effects: Sequence[Effect]) -> Statement:
     effect = max(effects, key=lambda effect: abs(effect.difference or 0.0))
     difference = 100 * (effect.difference or 0.0)
-    heading = f"Largest effect on mean shifted {METRICS[results.metric]}"
+    heading = f"Largest effect on mean shifted {TITLES[results.metric]}"
     headline = f"{effect.factor}: {effect.level} instead of {effect.reference}, {difference:+.1f} points"
     if effect.interval is None:
         return Statement(heading, headline, f"{sentence(effect.resampled)}.")

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 
 from orchestrator.analysis.effects import Effect, rank_factors
-from orchestrator.analysis.results import METRICS, Results
+from orchestrator.analysis.results import TITLES, Results
 from orchestrator.report.page import Section, embed, note
 from orchestrator.report.style import Figure, colour, floats, layout_of, panel_title
 
@@ -89,7 +89,7 @@ def _figure(results: Results, trials: pd.DataFrame, pairs: Sequence[tuple[str, s
     return Figure(
         title="Does what one choice changes depend on another?",
         note=(
-            f"Mean shifted {METRICS[results.metric]} over all other factors and replicates ({n} trials per large "
+            f"Mean shifted {TITLES[results.metric]} over all other factors and replicates ({n} trials per large "
             f"dot); a small dot is one replicate’s mean{some}. Parallel lines: the two choices add up. Lines that "
             f"cross or part: the one changes what the other does.{uneven}"
         ),
@@ -97,7 +97,7 @@ def _figure(results: Results, trials: pd.DataFrame, pairs: Sequence[tuple[str, s
         layout=layout,
         height_px=124 + _PANEL_PX * rows,
         min_width_px=240 * columns,
-        axes=("level", METRICS[results.metric]),
+        axes=("level", TITLES[results.metric]),
     )
 
 

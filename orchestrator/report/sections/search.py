@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.analysis.results import METRICS, Results
+from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.search_results import (
     KINDS,
     MIN_CONFIGURATIONS,
@@ -81,7 +81,7 @@ def _describe(found: Found, results: Results, stopped: Sequence[Stopped]) -> str
     text += f", {to_come} not proposed: the space has no more or the search has not ended" if to_come > 0 else ""
     text += ". The best of many is flattered by having been picked; train it anew with other seeds to know it."
     if config.constraints or [each.metric for each in config.objectives] != [f"validation/{results.metric}"]:
-        text += f" The answer in words looks at validation {METRICS[results.metric]} alone."
+        text += f" The answer in words looks at validation {TITLES[results.metric]} alone."
     return text
 
 

@@ -7,7 +7,7 @@ from html import escape
 
 import numpy as np
 
-from orchestrator.analysis.results import METRICS, Results
+from orchestrator.analysis.results import TITLES, Results
 from orchestrator.report.page import Cell, Column, Section, note, table
 from orchestrator.statistics.factorial import Term, VarianceTable, decompose_variance
 from orchestrator.statistics.power import minimum_replicates, upper_sd
@@ -49,7 +49,7 @@ def _variance(results: Results) -> str | None:
     ordered = sorted(found.terms, key=lambda term: -term.eta_squared)
     some = f" Of the first {MAX_BLOCKS} replicates." if results.complete[_BLOCK].max() >= MAX_BLOCKS else ""
     text = (
-        f"Analysis of variance of the mean shifted {METRICS[results.metric]} with the replicate as block (n = "
+        f"Analysis of variance of the mean shifted {TITLES[results.metric]} with the replicate as block (n = "
         f"{found.num_values} trials): the share of the sum of squares (η²) that belongs to each choice, to two choices "
         f"together, to the seed, and to nothing of these.{some}{_missing(found)} p: F test against what is left."
     )

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from orchestrator.analysis.effects import Effect, rank_factors
-from orchestrator.analysis.results import METRICS, Results
+from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.transfer import find_front
 from orchestrator.analysis.wording import sentence
 from orchestrator.report.page import Cell, Column, Section, embed, note, table
@@ -81,8 +81,8 @@ def _figure(results: Results, arms: pd.DataFrame, front: NDArray[np.intp], effec
         data.append(seed_dots(results, own, floats(own[clean]), worst, (index, "%{x:.1%}, worst %{y:.1%}")))
         data.append(_means(arms[groups == level], (clean, worst), (level, index), named=factor is not None))
     layout = layout_of(
-        xaxis={"title": {"text": f"in-distribution {METRICS[results.metric]}"}, "tickformat": ".1%", "zeroline": False},
-        yaxis={"title": {"text": f"worst shifted {METRICS[results.metric]}"}, "tickformat": ".1%", "zeroline": False},
+        xaxis={"title": {"text": f"in-distribution {TITLES[results.metric]}"}, "tickformat": ".1%", "zeroline": False},
+        yaxis={"title": {"text": f"worst shifted {TITLES[results.metric]}"}, "tickformat": ".1%", "zeroline": False},
         annotations=[
             _letter(arms.iloc[i][f"{clean}.mean"], arms.iloc[i][f"{worst}.mean"], n) for n, i in enumerate(front)
         ],
@@ -92,7 +92,7 @@ def _figure(results: Results, arms: pd.DataFrame, front: NDArray[np.intp], effec
     return Figure(
         title="What does robustness under the worst shift cost in distribution?",
         note=(
-            f"{sentence(METRICS[results.metric])}, n = {len(arms)} arms. A large dot is an arm’s mean, its bars ± one "
+            f"{sentence(TITLES[results.metric])}, n = {len(arms)} arms. A large dot is an arm’s mean, its bars ± one "
             "standard deviation over replicates; small dots are its seeds. On the line (A, B, …) are the arms that no "
             f"other arm beats in both.{hue}{subset}"
         ),

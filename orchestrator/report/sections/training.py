@@ -11,7 +11,7 @@ import pandas as pd
 
 from orchestrator.analysis.costs import arm_costs_table, join_devices
 from orchestrator.analysis.effects import Effect, rank_factors
-from orchestrator.analysis.results import METRICS, Results
+from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.wording import plural
 from orchestrator.ledger.durations import took_seconds
 from orchestrator.planning.budget import Usage
@@ -141,7 +141,7 @@ def _figure(results: Results, costs: pd.DataFrame, effects: Sequence[Effect]) ->
     spread = float(means[("seconds", "mean")].max() / max(float(means[("seconds", "mean")].min()), 1e-9))
     axis: dict[str, Any] = {"title": {"text": "seconds per trial, share of stages included"}, "zeroline": False}
     axis |= {"type": "log", "dtick": 1} if spread > _LOG_FROM else {"rangemode": "tozero"}
-    title = f"mean shifted {METRICS[results.metric]}"
+    title = f"mean shifted {TITLES[results.metric]}"
     layout = layout_of(xaxis=axis, yaxis={"title": {"text": title}, "tickformat": ".0%", "zeroline": False})
     layout["margin"] |= {"l": 72, "t": 40}
     hue = f" Colour: {order[0]}." if order else ""

@@ -11,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from orchestrator.analysis.effects import Effect, rank_factors
-from orchestrator.analysis.results import METRICS, Results
+from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.transfer import MIN_SCORES, MIN_TRIALS, Line, clip_scores, fit_line, probit
 from orchestrator.report.page import Cell, Column, Section, embed, note, table
 from orchestrator.report.style import SYMBOLS, Figure, colour, every_nth, floats, layout_of, panel_title
@@ -146,7 +146,7 @@ def _figure(
         data += _dots(results, trials.iloc[drawn], seen, style, (suffix, title))
         corner = layout[f"xaxis{suffix}"]["domain"][0], layout[f"yaxis{suffix}"]["domain"][1]
         layout["annotations"].append(panel_title(title, *corner) | {"text": escape(title) + said, "align": "left"})
-        layout[f"xaxis{suffix}"]["title"] = {"text": f"in-distribution {METRICS[results.metric]}"}
+        layout[f"xaxis{suffix}"]["title"] = {"text": f"in-distribution {TITLES[results.metric]}"}
     shape = f", shape: {style[1]}" if style[1] else ""
     hue = f" Colour: {style[0]}{shape}." if style[0] else ""
     return Figure(

@@ -17,7 +17,8 @@ from orchestrator.ledger.preregistration import (
     trace_hypotheses,
 )
 from orchestrator.report.page import Section, callout, facts, note
-from orchestrator.study.hypotheses import describe_comparison, is_share
+from orchestrator.study.hypotheses import describe_comparison
+from trainables.evaluation.metrics import find_metric
 
 #: The strip with effect and interval, px.
 _WIDTH, _HEIGHT, _MARGIN = 300, 44, 14
@@ -88,11 +89,15 @@ def describe_evidence(verdict: Verdict) -> str:
 
 
 def _effect(verdict: Verdict, value: float) -> str:
-    return f"{_number(verdict, value)} points" if is_share(verdict.hypothesis.metric) else _number(verdict, value)
+    return (
+        f"{_number(verdict, value)} points"
+        if find_metric(verdict.hypothesis.metric).is_share
+        else _number(verdict, value)
+    )
 
 
 def _number(verdict: Verdict, value: float) -> str:
-    return f"{100 * value:+.1f}" if is_share(verdict.hypothesis.metric) else f"{value:+.3g}"
+    return f"{100 * value:+.1f}" if find_metric(verdict.hypothesis.metric).is_share else f"{value:+.3g}"
 
 
 def _p(value: float) -> str:
@@ -147,7 +152,7 @@ def registered_text(registered: Registered) -> str:
 
 
 def _mean(verdict: Verdict, value: float) -> str:
-    return f"{100 * value:.1f}{NO_BREAK}%" if is_share(verdict.hypothesis.metric) else f"{value:.3g}"
+    return f"{100 * value:.1f}{NO_BREAK}%" if find_metric(verdict.hypothesis.metric).is_share else f"{value:.3g}"
 
 
 def _strip(verdict: Verdict) -> str:

@@ -10,7 +10,7 @@ import torch
 from tests.support.tiny_configs import NETWORK, random_dataset
 from trainables.config import EvaluationConfig, Execution, ModelConfig
 from trainables.errors import ConfigError
-from trainables.evaluation.metrics import compute_metrics
+from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.predictions import Predictions, load_predictions, predict, save_predictions
 from trainables.evaluation.robustness import (
     Evaluation,

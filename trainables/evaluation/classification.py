@@ -1,0 +1,133 @@
+"""Classification metrics on plain arrays. Every figure in a report comes from here, recomputed from stored logits."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Float64, Int64
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """Values by name, and the reason for each that is not defined on these labels."""
+
+    values: dict[str, float]
+    undefined: dict[str, str]
+
+
+def compute_metrics(
+    logits: Float[np.ndarray, "n classes"],
+    labels: Int64[np.ndarray, " n"],
+    *,
+    ece_bins: int = 15,
+    ordinal: bool = False,
+) -> Metrics:
+    """Return accuracy, balanced_accuracy, auroc, ece, nll, brier and, where classes are ordered, quadratic_kappa.
+
+    accuracy, balanced_accuracy, auroc and quadratic_kappa: higher is better; ece, nll and brier: lower.
+
+    Args:
+        logits: unnormalised outputs.
+        labels: index of the true class.
+        ece_bins: equal-width bins of the expected calibration error.
+        ordinal: classes are ordered.
+    """
+    log_probabilities = compute_log_softmax(logits.astype(np.float64))
+    probabilities = np.exp(log_probabilities)
+    predicted = logits.argmax(axis=1)
+    correct = predicted == labels
+    one_hot = np.eye(logits.shape[1])[labels]
+    values = {
+        "accuracy": float(correct.mean()),
+        "balanced_accuracy": compute_balanced_accuracy(predicted, labels),
+        "ece": compute_ece(probabilities.max(axis=1), correct, bins=ece_bins),
+        "nll": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
+        "brier": float(np.square(probabilities - one_hot).sum(axis=1).mean()),
+    }
+    undefined: dict[str, str] = {}
+    auroc = compute_auroc(probabilities, labels)
+    if auroc is None:
+        absent = np.flatnonzero(np.bincount(labels, minlength=logits.shape[1]) == 0)
+        undefined["auroc"] = f"no image of class {', '.join(map(str, absent))} (counted from 0)"
+    else:
+        values["auroc"] = auroc
+    if ordinal:
+        kappa = compute_quadratic_kappa(predicted, labels, num_classes=logits.shape[1])
+        if kappa is None:
+            undefined["quadratic_kappa"] = "all labels and predictions are one class"
+        else:
+            values["quadratic_kappa"] = kappa
+    return Metrics(values, undefined)
+
+
+def compute_log_softmax(logits: Float64[np.ndarray, "n classes"]) -> Float64[np.ndarray, "n classes"]:
+    """Return log(exp(f) / Σ exp(f)) per row, with the largest logit taken out first, so that nothing overflows.
+
+    Differs from ``scipy.special.log_softmax`` in nothing but the second that importing SciPy takes in every trial.
+    """
+    centred = logits - logits.max(axis=1, keepdims=True)
+    return centred - np.log(np.exp(centred).sum(axis=1, keepdims=True))
+
+
+def compute_midranks(values: Float64[np.ndarray, "n columns"]) -> Float64[np.ndarray, "n columns"]:
+    """Return the rank of each value in its column, from 1; equal values share the mean of their ranks."""
+    order = values.argsort(axis=0)
+    ordered = np.take_along_axis(values, order, axis=0)
+    differs = ordered[1:] != ordered[:-1]
+    edge = np.ones((1, values.shape[1]), dtype=bool)
+    position = np.arange(len(values))[:, None]
+    first = np.maximum.accumulate(np.where(np.concatenate([edge, differs]), position, 0), axis=0)
+    last = np.where(np.concatenate([differs, edge]), position, len(values))
+    last = np.minimum.accumulate(last[::-1], axis=0)[::-1]
+    ranks = np.empty(values.shape)
+    np.put_along_axis(ranks, order, (first + last) / 2 + 1, axis=0)
+    return ranks
+
+
+def compute_balanced_accuracy(predicted: Int64[np.ndarray, " n"], labels: Int64[np.ndarray, " n"]) -> float:
+    """Return the mean recall over the classes that are present, in [0, 1]."""
+    _, inverse = np.unique(labels, return_inverse=True)
+    return float((np.bincount(inverse, weights=predicted == labels) / np.bincount(inverse)).mean())
+
+
+def compute_auroc(scores: Float64[np.ndarray, "n classes"], labels: Int64[np.ndarray, " n"]) -> float | None:
+    """Return the area under the ROC curve, macro one-vs-rest for more than two classes; ties count ½.
+
+    None when a class of ``scores`` is absent. Source: Mann–Whitney U from midranks (Hanley & McNeil 1982).
+    """
+    counts = np.bincount(labels, minlength=scores.shape[1])
+    if (counts == 0).any():
+        return None
+    columns = [1] if scores.shape[1] == 2 else range(scores.shape[1])
+    ranks = compute_midranks(scores[:, columns])
+    positive = labels[:, None] == np.asarray(columns)
+    num_positive = positive.sum(axis=0)
+    u = (ranks * positive).sum(axis=0) - num_positive * (num_positive + 1) / 2
+    return float((u / (num_positive * (len(labels) - num_positive))).mean())
+
+
+def compute_ece(confidence: Float64[np.ndarray, " n"], correct: np.ndarray, *, bins: int = 15) -> float:
+    """Return the expected calibration error Σ (n_m/N)·|acc_m − conf_m| over equal-width bins, in [0, 1].
+
+    Source: Guo et al. 2017, eq. 3; bins are (low, high], as there.
+    """
+    index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    accuracy = np.bincount(index, weights=correct, minlength=bins)
+    mean_confidence = np.bincount(index, weights=confidence, minlength=bins)
+    return float(np.abs(accuracy - mean_confidence).sum() / len(confidence))
+
+
+def compute_quadratic_kappa(
+    predicted: Int64[np.ndarray, " n"], labels: Int64[np.ndarray, " n"], *, num_classes: int
+) -> float | None:
+    """Return Cohen's kappa with quadratic weights, in [−1, 1]; None when chance agreement is already perfect.
+
+    Source: Cohen 1968.
+    """
+    observed = np.bincount(labels * num_classes + predicted, minlength=num_classes**2)
+    confusion = observed.reshape(num_classes, num_classes) / len(labels)
+    weights = np.square(np.subtract.outer(np.arange(num_classes), np.arange(num_classes)))
+    expected = np.outer(confusion.sum(axis=1), confusion.sum(axis=0))
+    chance = float((weights * expected).sum())
+    return None if chance == 0.0 else 1.0 - float((weights * confusion).sum()) / chance
