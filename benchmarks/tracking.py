@@ -79,7 +79,7 @@ def ship(ledger: Ledger, tracking_uri: str) -> Shipped:
     shipper = Shipper(lambda: tracker, ledger, interval_seconds=0.0)
     started = time.perf_counter()
     for signature in signatures:
-        shipper.notice("trial", signature)
+        shipper.notify("trial", signature)
     notice_seconds = (time.perf_counter() - started) / len(signatures)
     with counting_requests() as count:
         tracker.open()

@@ -51,7 +51,7 @@ def open_study(what: str, *, storage: str | None = None, overrides: Sequence[str
             "say with --storage where the study lies"
         )
     plan = ledger.read_plan()
-    tree = _recall_execution(plan, ledger, overrides)
+    tree = _read_execution(plan, ledger, overrides)
     values = plan["base"] | tree.value
     try:
         return Study.model_validate(values)
@@ -74,13 +74,13 @@ def _default_storage(overrides: Sequence[str]) -> str:
     return named[-1] if named else str(ExecutionConfig.model_fields["storage"].default)
 
 
-def _recall_execution(plan: Mapping[str, Any], ledger: Ledger, overrides: Sequence[str]) -> Source:
+def _read_execution(plan: Mapping[str, Any], ledger: Ledger, overrides: Sequence[str]) -> Source:
     """Return what is known of ``execution``, as the only section of a study file."""
     budget = plan.get("budget") or {"limits": None, "price_per_gpu_hour": None}  # older plans have none
     known = {
         "budget": budget["limits"],
         "price_per_gpu_hour": budget["price_per_gpu_hour"],
-        "mlflow": _recall_mlflow(plan["mlflow"], ledger),
+        "mlflow": _read_mlflow(plan["mlflow"], ledger),
         "cache_dir": plan.get("cache_dir"),
         "storage": ledger.storage,
     }
@@ -98,7 +98,7 @@ def _recall_execution(plan: Mapping[str, Any], ledger: Ledger, overrides: Sequen
     return tree
 
 
-def _recall_mlflow(address: str | None, ledger: Ledger) -> str | None:
+def _read_mlflow(address: str | None, ledger: Ledger) -> str | None:
     """Return the MLflow store of the last run; None for the one beside the ledger, which may have moved with it."""
     is_default = address is not None and re.fullmatch(rf"sqlite:///.*/{re.escape(ledger.study)}/mlflow\.db", address)
     return None if is_default else address

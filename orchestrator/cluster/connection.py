@@ -28,7 +28,7 @@ from ray.tune.execution import class_cache
 from trainables.errors import InfrastructureError
 
 #: Other modules import ray and tune from here: Ray reads the variables above when it is imported.
-__all__ = ["PATIENCE_SECONDS", "connect", "disconnect", "find_peers", "knock", "ray", "tune"]
+__all__ = ["PATIENCE_SECONDS", "check_reachable", "connect", "disconnect", "find_peers", "ray", "tune"]
 
 # Tune hands the driver's cloud keys to its actors in a runtime environment, and Ray writes those into log files that
 # everybody on the machine can read. Actors have the keys of the node that they run on.
@@ -70,14 +70,14 @@ def _check_listens(address: str) -> None:
     if not address.rpartition(":")[2].isdecimal():
         return  # "auto"
     try:
-        knock(address.removeprefix("ray://"))
+        check_reachable(address.removeprefix("ray://"))
     except OSError as error:
         raise InfrastructureError(
             f"could not join the Ray cluster at {address}: {error}; is its head running, and may this machine reach it?"
         ) from error
 
 
-def knock(address: str) -> None:
+def check_reachable(address: str) -> None:
     """Connect, and no more."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host, int(port)), timeout=10.0).close()

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.connection import PATIENCE_SECONDS, find_peers, knock, ray, tune
+from orchestrator.cluster.connection import PATIENCE_SECONDS, check_reachable, find_peers, ray, tune
 from orchestrator.execution.chunk_runner import ChunkRunner, pack, unpack
 from orchestrator.execution.dispatcher import Dispatcher
 from orchestrator.execution.fork_client import MEMORY_ADVICE
@@ -57,7 +57,7 @@ class DispatchSearcher(tune.search.Searcher):  # type: ignore[misc]  # ray is un
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass on what a slot has to tell."""
-        self._dispatcher.tell(trial_id, json.loads(result.get("events", "[]")))
+        self._dispatcher.report_events(trial_id, json.loads(result.get("events", "[]")))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Settle what is left of a chunk."""
@@ -139,7 +139,7 @@ class _StopWhenAsked(tune.Stopper):  # type: ignore[misc]
         return self._asked.is_set()
 
 
-class _Tuning(threading.Thread):
+class _TuneThread(threading.Thread):
     """Runs Tune, in a thread of its own: a Ray that has lost its head holds whoever calls it, and no signal helps."""
 
     def __init__(self, tuner: tune.Tuner) -> None:
@@ -165,7 +165,7 @@ class _Tuning(threading.Thread):
             self.join(_LOOK_SECONDS)
             for peer, last in answered.items():
                 try:
-                    knock(peer)
+                    check_reachable(peer)
                     answered[peer] = time.monotonic()
                 except OSError as error:
                     if time.monotonic() - last > PATIENCE_SECONDS:
@@ -193,13 +193,13 @@ def execute(dispatcher: Dispatcher, *, study: str, slots: Slots, max_retries: in
     number = num_slots(ray.cluster_resources(), slots)
     dispatcher.set_num_slots(number)
     dispatcher.expect_tune_slots(may_overlap=slots.max_concurrent is None)
-    losses = _LossCallback(dispatcher.lose)
+    losses = _LossCallback(dispatcher.record_loss)
     searcher = DispatchSearcher(
         dispatcher, report_seconds=max(1.0, number / REPORTS_PER_SECOND), read_error=losses.read_error
     )
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are in the ledger, and told to the listener
     scratch = tempfile.mkdtemp(prefix="robustsweep-tune-")  # Tune insists on a place; nothing in it is read again
-    tuning = _Tuning(
+    tuning = _TuneThread(
         tune.Tuner(
             tune.with_resources(SlotActor, {"cpu": slots.cpus, "gpu": slots.gpus}),
             tune_config=tune.TuneConfig(

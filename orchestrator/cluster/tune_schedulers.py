@@ -19,13 +19,13 @@ _RESULT_TIME, _RESULT_VALUE = "epoch", "value"
 
 
 @dataclass(frozen=True)
-class _StandIn:
+class _TrialStub:
     """As much of a Tune trial as its schedulers look at."""
 
     trial_id: str
 
 
-class _NoController:
+class _ControllerStub:
     """As much of Tune's controller: nobody waits for a slot that a trial could yield."""
 
     def get_live_trials(self) -> list[Any]:
@@ -43,7 +43,7 @@ class StoppingRule:
 
     def __init__(self, config: EarlyStoppingConfig, *, max_epochs: int, higher_is_better: bool) -> None:
         self._is_asha = isinstance(config, ASHA)
-        self._trials: dict[str, _StandIn] = {}
+        self._trials: dict[str, _TrialStub] = {}
         common = {
             "time_attr": _RESULT_TIME,
             "metric": _RESULT_VALUE,
@@ -71,7 +71,7 @@ class StoppingRule:
             epoch: higher than in the call before.
             value: after this epoch.
         """
-        action = self._scheduler.on_trial_result(_NoController(), self._find(trial), _describe(epoch, value))
+        action = self._scheduler.on_trial_result(_ControllerStub(), self._find(trial), _describe(epoch, value))
         return bool(action == _STOP)
 
     def record(self, trial: str, epoch: int, value: float) -> None:
@@ -79,15 +79,15 @@ class StoppingRule:
         if self._is_asha:
             self.judge(trial, epoch, value)
         else:
-            self._scheduler.on_trial_complete(_NoController(), self._find(trial), _describe(epoch, value))
+            self._scheduler.on_trial_complete(_ControllerStub(), self._find(trial), _describe(epoch, value))
 
-    def _find(self, trial: str) -> _StandIn:
+    def _find(self, trial: str) -> _TrialStub:
         if trial not in self._trials:
-            self._trials[trial] = _StandIn(trial)
+            self._trials[trial] = _TrialStub(trial)
             before = np.random.get_state()
             # ASHA draws the bracket from the global generator: so it comes out the same in every run.
             np.random.seed(int.from_bytes(hashlib.blake2b(trial.encode(), digest_size=4).digest(), "big"))
-            self._scheduler.on_trial_add(_NoController(), self._trials[trial])
+            self._scheduler.on_trial_add(_ControllerStub(), self._trials[trial])
             np.random.set_state(before)
         return self._trials[trial]
 

@@ -25,7 +25,7 @@ class Observers:
 
     notifier: Notifier
     #: The shipper: kind and signature of what has changed in the ledger.
-    notice: Callable[[str, str], None]
+    notify_shipper: Callable[[str, str], None]
     #: Optuna's storage: the search has changed.
     show: Callable[[], None]
 
@@ -70,12 +70,12 @@ class EventHandler:
             self._full = self._full or details["message"]
             self._stop.set()
         elif what == "ended" and details["status"] == FAILED:
-            self._observers.notifier.tell_failure(work, details)
+            self._observers.notifier.notify_failure(work, details)
         if what == "ended":
-            self.search_loop.settle(work, details)
+            self.search_loop.record_end(work, details)
         if self._early is not None:
             self._early.handle(what, work, details)
-        self._observers.notice(work.kind, work.signature)
+        self._observers.notify_shipper(work.kind, work.signature)
         self._progress.listen(what, work, details)
 
     def _record_failure(self, work: Work, details: dict[str, Any]) -> dict[str, Any]:
@@ -90,7 +90,7 @@ class EventHandler:
         """Take that the budget is spent, and how many works are not started because of it."""
         text = f"the budget is spent: what runs goes on to its end, {num_works} stages and trials are not started"
         self._progress.say(text)
-        self._observers.notifier.tell("budget", text)
+        self._observers.notifier.notify("budget", text)
 
     def check(self) -> None:
         """Raise what has stopped the study, if something has.

@@ -64,7 +64,7 @@ class Notifier:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         if isinstance(error, Exception):
-            self.tell("end", f"stopped by an error: {error}")
+            self.notify("end", f"stopped by an error: {error}")
         self._queue.put(None)
         if not self._urls or (kind is not None and not isinstance(error, Exception)):
             return  # whoever interrupts is in a hurry, and knows
@@ -72,18 +72,18 @@ class Notifier:
         if self._thread.is_alive():
             self._warn(f"not everything could be sent within {PATIENCE_SECONDS:.0f} s")
 
-    def tell(self, event: Event, text: str) -> None:
+    def notify(self, event: Event, text: str) -> None:
         """Send a message, if somebody wants to know of such events; returns at once."""
         if self._urls and event in self._events:
             self._queue.put((event, redact(text)[:_MAX_CHARACTERS]))
 
-    def tell_failure(self, work: Work, details: Mapping[str, Any]) -> None:
+    def notify_failure(self, work: Work, details: Mapping[str, Any]) -> None:
         """Send a message about the first stage or trial of a run that failed; returns at once."""
         if not self._has_failed:
             self._has_failed = True
             name = work.name if work.replicate is None else f"{work.name}, replicate {work.replicate}"
             reason = str(details["message"]).partition("\n")[0]
-            self.tell("failure", f"{work.kind} {name} [{work.signature}]: {reason}. The study goes on.")
+            self.notify("failure", f"{work.kind} {name} [{work.signature}]: {reason}. The study goes on.")
 
     def _run(self) -> None:
         """Body of the thread."""

@@ -20,8 +20,8 @@ from orchestrator.driver.notifications import Notifier
 from orchestrator.driver.prepare import Prepared, find_git_commit, prepare
 from orchestrator.driver.runtime import Runtime
 from orchestrator.driver.search_loop import exporting, refresh, write_extended_plan
-from orchestrator.driver.summary import Summary, account, summarise
-from orchestrator.ledger.derived import DEFAULT_METRIC, Report, Source, compute_state, forget, read_report
+from orchestrator.driver.summary import Summary, add_budget, summarise
+from orchestrator.ledger.derived import DEFAULT_METRIC, Report, Source, compute_state, invalidate, read_report
 from orchestrator.ledger.lease import Lease
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import describe_upstream
@@ -93,13 +93,13 @@ def carry_out(
     with exporting(prepared, console) as show, shipping(prepared, tracking_uri) as running:
         record_upstream_failures(prepared)
         if running is not None and prepared.actions.open:
-            observers = Observers(notifier, running.shipper.notice, show)
+            observers = Observers(notifier, running.shipper.notify, show)
             execute_open(prepared, runtime, lease, observers, console=console)
             prepared = write_extended_plan(prepared)
         get_report = begin_report(prepared, runtime, lease)  # while the last records are shipped
     summary = conclude(prepared, running, get_report(), console)
     if prepared.actions.open:
-        notifier.tell("end", f"{summary.describe()}. Report: {summary.report}")
+        notifier.notify("end", f"{summary.describe()}. Report: {summary.report}")
     return summary
 
 
@@ -129,7 +129,7 @@ def shipping(prepared: Prepared, tracking_uri: str) -> Iterator[Shipping | None]
         yield None
         return
     if prepared.actions.open:
-        forget(prepared.ledger.root)
+        invalidate(prepared.ledger.root)
 
     def make_tracker() -> Tracker:
         from orchestrator.tracking.tracker import (
@@ -157,7 +157,7 @@ def notifying(prepared: Prepared, console: Console) -> Iterator[Notifier]:
     config = prepared.study.execution.notify if actions.open or num_held_back else None
     with Notifier(config, study=prepared.study.study, warn=lambda text: warn(console, "notify", text)) as notifier:
         if num_held_back and not actions.open:
-            notifier.tell("budget", f"nothing is started: {num_held_back} stages and trials are held back")
+            notifier.notify("budget", f"nothing is started: {num_held_back} stages and trials are held back")
         yield notifier
 
 
@@ -195,7 +195,7 @@ def conclude(prepared: Prepared, shipped: Shipping | None, report: Report, conso
     unshipped = shipped.unshipped if shipped else 0
     early_stopping = prepared.study.stops_early
     summary = summarise(prepared.plan, states, report=report.html, unshipped=unshipped, early_stopping=early_stopping)
-    summary = account(summary, prepared, states)
+    summary = add_budget(summary, prepared, states)
     if shipped is not None and unshipped == 0:
         try:
             shipped.shipper.conclude(report, is_complete=summary.is_complete)

@@ -29,14 +29,14 @@ def refresh(prepared: Prepared, *, retry_failed: bool) -> Prepared:
     """Return the study as it stands now that nobody else writes; a search has made its next proposals."""
     states, search, plan = prepared.ledger.states(), prepared.search, prepared.plan
     if search is not None:
-        search.observe(states, retry_failed=retry_failed)
+        search.update_states(states, retry_failed=retry_failed)
         plan = search.plan
     if search is not None and replace(prepared, standing=read_budget(prepared, states)).grows:
         search.next_works(lambda work, details: None)  # what cannot start is found, and recorded, with the whole plan
         plan = search.plan
     prepared = decide(replace(prepared, plan=plan), states, retry_failed=retry_failed)
     if search is not None:
-        search.hand_out(prepared.actions)
+        search.mark_dispatched(prepared.actions)
     return prepared
 
 
@@ -80,10 +80,10 @@ class SearchLoop:
         self._standing = prepared.standing and prepared.standing.begin(prepared.actions.open)
         self._problem: RobustSweepError | None = None
 
-    def settle(self, work: Work, details: dict[str, Any]) -> None:
+    def record_end(self, work: Work, details: dict[str, Any]) -> None:
         """Let the search know how a stage or trial has ended."""
         if self._prepared.search is not None:
-            self._prepared.search.settle(work.signature, details["status"])
+            self._prepared.search.record_end(work.signature, details["status"])
 
     def find_more(self) -> list[Work]:
         """Return what is to be run in addition; never raises."""
@@ -94,7 +94,7 @@ class SearchLoop:
             self._report_spent(search.plan.num_to_come)
             return []
         try:
-            works = self._ration(search.next_works(partial(self._on_event, "ended")))
+            works = self._limit_to_budget(search.next_works(partial(self._on_event, "ended")))
             if works:
                 write_extended_plan(self._prepared)
             self._show()
@@ -104,7 +104,7 @@ class SearchLoop:
             return []
         return works
 
-    def _ration(self, works: list[Work]) -> list[Work]:
+    def _limit_to_budget(self, works: list[Work]) -> list[Work]:
         """Return those that the budget has room for; the others are proposed, and wait for a larger one."""
         if self._standing is None:
             return works

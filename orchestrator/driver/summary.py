@@ -81,7 +81,7 @@ def summarise(
     )
 
 
-def account(summary: Summary, prepared: Prepared, states: Mapping[str, str]) -> Summary:
+def add_budget(summary: Summary, prepared: Prepared, states: Mapping[str, str]) -> Summary:
     """Return a summary with how the study stands to its budget."""
     standing = read_standing(prepared.ledger, prepared.about["budget"], states)
     if standing is None:

@@ -89,7 +89,7 @@ class ChunkRunner:
             left = started + (pause if self._news else 2 * pause) - time.monotonic()
             if left <= 0:
                 break
-            self._give_back()
+            self._return_unstarted()
             try:
                 if self._current is None:
                     self._begin_next()
@@ -104,7 +104,7 @@ class ChunkRunner:
         """Let others do what has not begun."""
         self._until = 0.0
 
-    def _give_back(self) -> None:
+    def _return_unstarted(self) -> None:
         """Let others do what this slot has not come to, also while a long work runs."""
         if time.monotonic() > self._until and self._current is not None:
             self._return_all()
@@ -113,7 +113,7 @@ class ChunkRunner:
         self._news += [{"signature": work["record"]["signature"], "event": "returned"} for work in self._todo]
         self._todo.clear()
 
-    def _tell(self, event: dict[str, Any]) -> None:
+    def _report(self, event: dict[str, Any]) -> None:
         assert self._current is not None
         signature = self._current["record"]["signature"]
         last = self._news[-1] if self._news else {"signature": None}
@@ -133,7 +133,7 @@ class ChunkRunner:
         if self._early_stopping and is_stopped(self._folder):
             self._end({"event": "done", "status": "stopped_early"})
             return
-        self._tell({"event": "begun"})
+        self._report({"event": "begun"})
         self._try()
 
     def _find_end(self) -> dict[str, Any] | None:
@@ -173,7 +173,7 @@ class ChunkRunner:
             attempt = self._measure_attempt()
             self._end({**self._verify(event), "attempt": attempt, "seconds": time.monotonic() - self._began})
         else:
-            self._tell(event)
+            self._report(event)
 
     def _measure_attempt(self) -> dict[str, Any]:
         """Return when the attempt that has just ended did so, and how long it took."""
@@ -186,7 +186,7 @@ class ChunkRunner:
         return end
 
     def _end(self, event: dict[str, Any]) -> None:
-        self._tell({**event, "host": os.uname().nodename})
+        self._report({**event, "host": os.uname().nodename})
         self._current = None
         if event.get("reason") == DISK_FULL:
             self._return_all()  # the next would end in the same way

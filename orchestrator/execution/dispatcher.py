@@ -127,15 +127,15 @@ class Dispatcher:
     def take_local(self, number: int) -> dict[str, Any] | None:
         """Return the next chunk of the driver's ``number``-th slot, as ``take`` does."""
         with self._changed:
-            return self._take(_own(number)) if self.may_continue(number) else None
+            return self._take(_local_name(number)) if self.may_continue(number) else None
 
     def report_local(self, number: int, events: Iterable[Mapping[str, Any]]) -> None:
         """As ``tell``."""
-        self.tell(_own(number), events)
+        self.report_events(_local_name(number), events)
 
     def release_local(self, number: int) -> None:
         """As ``release``."""
-        self.release(_own(number))
+        self.release(_local_name(number))
 
     def expect_tune_slots(self, *, may_overlap: bool = True) -> None:
         """Let Tune's slots replace the driver's own, one by one, as soon as they are at work.
@@ -151,7 +151,7 @@ class Dispatcher:
         with self._changed:
             if not self._has_successors:
                 return True
-            return self._is_short() and len(self._at_work - {_own(number)}) < self._open.num_slots
+            return self._is_short() and len(self._at_work - {_local_name(number)}) < self._open.num_slots
 
     def _is_short(self) -> bool:
         mean = self._open.mean_seconds
@@ -206,7 +206,7 @@ class Dispatcher:
         if held_back:
             self._meter.on_spent(len(held_back))
 
-    def tell(self, slot: str, events: Iterable[Mapping[str, Any]]) -> None:
+    def report_events(self, slot: str, events: Iterable[Mapping[str, Any]]) -> None:
         """Take what a slot has to say (``slot.ChunkRunner.step``)."""
         with self._changed:
             self._close_if_spent()
@@ -230,14 +230,14 @@ class Dispatcher:
                     self._on_event("started", work, {})
             case "returned":
                 self._running[slot].remove(work)
-                self._give_back(work)
+                self._put_back(work)
             case "done":
                 self._running[slot].remove(work)
                 self._end(work, self._judge(work, event))
             case _:
                 self._on_event("event", work, event)
 
-    def lose(self, slot: str) -> None:
+    def record_loss(self, slot: str) -> None:
         """Remember that the actor of a slot was lost; another one carries the same chunk out."""
         with self._changed:
             self._meter.end(slot)  # until the next one is at work
@@ -265,18 +265,18 @@ class Dispatcher:
                     self._end(work, {"status": FAILED, "losses": self._losses[work.signature] + 1, **error()})
                 else:
                     self._losses[work.signature] += number == 0
-                    self._give_back(work)
+                    self._put_back(work)
             self._changed.notify_all()
 
     def _may_stop(self, work: Work) -> bool:
         return work.kind == "trial" and bool(self._settings.execution["early_stopping"])
 
-    def _give_back(self, work: Work) -> None:
+    def _put_back(self, work: Work) -> None:
         """Let another slot do a work, unless nothing is handed out any more."""
         if self._open.is_closed:
             self._drop(work)
         else:
-            self._open.give_back([work])
+            self._open.put_back([work])
 
     def _drop(self, work: Work) -> None:
         """Let go of a work that was stopped; of one that had not begun there is nothing to be told."""
@@ -310,5 +310,5 @@ class Dispatcher:
             self._open.add(self._find_more())
 
 
-def _own(number: int) -> str:
+def _local_name(number: int) -> str:
     return f"{_LOCAL}{number}"

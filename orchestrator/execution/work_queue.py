@@ -91,7 +91,7 @@ class WorkQueue:
         mean = self.mean_seconds
         return min(fair, MAX_CHUNK, int(CHUNK_SECONDS / mean) + 1 if mean else MAX_CHUNK)
 
-    def give_back(self, works: Iterable[Work]) -> None:
+    def put_back(self, works: Iterable[Work]) -> None:
         """Take back what a slot has not done."""
         for work in works:
             heapq.heappush(self._ready, self._rank[work.signature])

@@ -123,7 +123,7 @@ SOURCE, SHIPPED = "report/source.json", "shipped.json"
 def compute_state(plan: Mapping[str, Any], states: Mapping[str, str]) -> str:
     """Return the digest of what a report and MLflow are made from: plan, states, and the version that makes them.
 
-    The content of a complete record never changes; what else may change begins first, and ``forget`` is called then.
+    The content of a complete record never changes; what else may change calls ``invalidate`` first.
 
     Args:
         plan: content of ``plan.json``; when it was written and where images are cached does not count.
@@ -140,12 +140,12 @@ def stops_early(plan: Mapping[str, Any]) -> bool:
     return bool(plan.get("search", {}).get("early_stopping"))
 
 
-def forget(root: Folder) -> None:
+def invalidate(root: Folder) -> None:
     """Remove both: something will change."""
     root.remove(SOURCE)
-    forget_shipped(root)
+    invalidate_shipped(root)
 
 
-def forget_shipped(root: Folder) -> None:
+def invalidate_shipped(root: Folder) -> None:
     """Remove what is remembered of MLflow: something will be sent there."""
     root.remove(SHIPPED)

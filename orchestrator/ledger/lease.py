@@ -99,7 +99,7 @@ class Lease:
             )
 
     def __enter__(self) -> Lease:
-        with self._alone():
+        with self._exclusively():
             self.check()
             self._write()
         self._ledger.root.guard = fence(self.ticket)  # from here on
@@ -107,7 +107,7 @@ class Lease:
         return self
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _exclusively(self) -> Iterator[None]:
         """Between looking for a holder and becoming one, nobody else may do the same.
 
         A lock on disk; on an object store a file that only one can create. Where there is no such step, or the one who

@@ -24,7 +24,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from orchestrator.ledger.attempts import ATTEMPTS, FAILURE, count_lost, read_attempts
-from orchestrator.ledger.derived import forget
+from orchestrator.ledger.derived import invalidate
 from orchestrator.ledger.failures import LOST
 from orchestrator.ledger.record import STARTED, Record, begin_record, describe_work
 from orchestrator.planning.plan import Plan, Work
@@ -104,7 +104,7 @@ class Ledger:
 
     def begin(self, work: Work, *, study: str, git_commit: str | None) -> None:
         """Write ``config.json`` if this work is new, and forget an earlier failure."""
-        forget(self.root)
+        invalidate(self.root)
         begin_record(self.folder(work.kind, work.signature), describe_work(work, study=study, git_commit=git_commit))
 
     def record_failure(self, work: Work, details: dict[str, Any], *, study: str, git_commit: str | None) -> None:

@@ -173,7 +173,7 @@ class Search:
         yield from (arm.config for arm in self._arms)
         yield from (made.config for _, _, made in self.space.corners() if isinstance(made, Arm))
 
-    def stand_ins(self) -> list[Work]:
+    def make_examples_to_come(self) -> list[Work]:
         """Return as many trials (of the arms as they are, in turn) as are still to come, for an estimate."""
         works = make_plan(self._arms, replicates=1, facts=self._facts).trials
         return [works[number % len(works)] for number in range(self.plan.num_to_come)]
@@ -234,7 +234,7 @@ class Search:
 
     # ------------------------------------------------------------------ what comes next
 
-    def observe(self, states: Mapping[str, str], *, retry_failed: bool = False) -> None:
+    def update_states(self, states: Mapping[str, str], *, retry_failed: bool = False) -> None:
         """Take what the ledger says of everything in it; what has failed is open again if it is to be tried again."""
         again = {trial.signature for trial in self.plan.works} if retry_failed else set()
         kept = {STOPPED} if self.config.early_stopping is not None else set()
@@ -243,11 +243,11 @@ class Search:
             for signature, state in states.items()
         }
 
-    def hand_out(self, actions: Actions) -> None:
+    def mark_dispatched(self, actions: Actions) -> None:
         """Take note of what will run without having been returned by ``next_works``."""
         self._handed |= {work.signature for work in actions.open}
 
-    def settle(self, signature: str, state: str) -> None:
+    def record_end(self, signature: str, state: str) -> None:
         """Take note of how a stage or trial has ended."""
         self._states[signature] = state
 
@@ -312,10 +312,10 @@ class Search:
             if self._states.get(work.signature) != FAILED:
                 dead = (each for each in plan.stages if self._states.get(each.signature) == FAILED)
                 stage = next(each for each in dead if each.signature in work.needs)
-                self.settle(work.signature, FAILED)
+                self.record_end(work.signature, FAILED)
                 fail(work, describe_upstream(stage))
         works = [work for work in actions.open if work.signature not in self._handed]
-        self.hand_out(actions)
+        self.mark_dispatched(actions)
         return works
 
 

@@ -27,13 +27,13 @@ from orchestrator.selection.export import (
 from orchestrator.selection.ranking import Selection
 from orchestrator.tracking.client import (
     LoggedModelOutput,
-    asking,
     connect,
     default_store,
     download_model,
     find_run,
     find_versions,
     save_torch_model,
+    translating_errors,
 )
 from orchestrator.tracking.projection import MAX_TAG_LENGTH
 from trainables.errors import CheckpointError, ConfigError, StudyError, redact
@@ -85,7 +85,7 @@ def register_model(
         ConfigError: torch cannot export the network.
     """
     _check_names(name, alias)
-    with asking(tracking_uri, f"register {name!r}"), default_store(tracking_uri):
+    with translating_errors(tracking_uri, f"register {name!r}"), default_store(tracking_uri):
         client = connect(tracking_uri)
         run = find_run(client, ledger.study, selection.signature)
         if run is None:

@@ -46,9 +46,26 @@ from orchestrator.tracking.addresses import RefusedError, TrackingError
 from trainables.errors import StudyError, redact
 
 __all__ = [
-    "Dataset", "DatasetInput", "InputTag", "LifecycleStage", "LoggedModelOutput", "Metric", "MlflowClient", "Param",
-    "RunTag", "TrialRuns", "asking", "connect", "default_store", "download_model", "find_run", "find_trial_runs",
-    "find_versions", "import_flavour", "save_torch_model", "search_runs",
+    "Dataset",
+    "DatasetInput",
+    "InputTag",
+    "LifecycleStage",
+    "LoggedModelOutput",
+    "Metric",
+    "MlflowClient",
+    "Param",
+    "RunTag",
+    "TrialRuns",
+    "connect",
+    "default_store",
+    "download_model",
+    "find_run",
+    "find_trial_runs",
+    "find_versions",
+    "import_flavour",
+    "save_torch_model",
+    "search_runs",
+    "translating_errors",
 ]  # fmt: skip
 
 _RUNS_PER_PAGE = 1000
@@ -63,7 +80,7 @@ logging.getLogger("alembic").setLevel(logging.WARNING)
 def connect(tracking_uri: str) -> Any:
     """Return MLflow's client of a store; a SQLite file is created whole.
 
-    Call it within ``asking``.
+    Call it within ``translating_errors``.
     """
     with imports_kept():  # a database: imports more, and makes or checks the tables
         create_database(tracking_uri, MlflowClient)
@@ -101,7 +118,7 @@ def find_trial_runs(tracking_uri: str, study: str) -> TrialRuns:
         TrackingError: MLflow cannot be reached.
         StudyError: it has no such study.
     """
-    with asking(tracking_uri, f"find study {study!r}"):
+    with translating_errors(tracking_uri, f"find study {study!r}"):
         client = MlflowClient(tracking_uri)
         experiment = client.get_experiment_by_name(study)
         runs = [] if experiment is None else list(search_runs(client, experiment.experiment_id))
@@ -128,7 +145,7 @@ def search_runs(client: Any, experiment_id: str, what: str = "") -> Iterator[Any
 
 
 def find_run(client: Any, study: str, signature: str) -> Any:
-    """Return the run of a trial, None when MLflow has none. Call it within ``asking``."""
+    """Return the run of a trial, None when MLflow has none. Call it within ``translating_errors``."""
     experiment = client.get_experiment_by_name(study)
     if experiment is None:
         return None
@@ -194,7 +211,7 @@ def save_torch_model(module: Any, folder: Path, *, metadata: dict[str, Any]) -> 
 def download_model(name: str, number: str, folder: Path) -> Any:
     """Return the module of a version in the registry, loaded from a copy in ``folder``.
 
-    Call it within ``asking`` and ``default_store``.
+    Call it within ``translating_errors`` and ``default_store``.
     """
     flavour = import_flavour()
     from mlflow.artifacts import download_artifacts
@@ -216,7 +233,7 @@ def default_store(tracking_uri: str) -> Iterator[None]:
 
 
 @contextmanager
-def asking(tracking_uri: str, what: str) -> Iterator[None]:
+def translating_errors(tracking_uri: str, what: str) -> Iterator[None]:
     """Translate errors of MLflow, of its database layer and of its HTTP layer (all of these are OSError)."""
     try:
         yield

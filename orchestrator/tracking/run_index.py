@@ -1,4 +1,4 @@
-"""Which runs MLflow has of a study, as far as this ledger was told: asking for all of them takes 5 ms a run.
+"""Which runs MLflow has of a study, as far as this ledger was told: asking for all of them takes 5 ms per run.
 
 ``mlflow_runs.jsonl`` in the ledger gains a line for every run that ends. Its first line names the study's own run; an
 index with another one is of another store, and counts for nothing. Runs that have not ended are always asked for.

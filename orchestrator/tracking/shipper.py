@@ -67,7 +67,7 @@ def sync(ledger: Ledger, tracking_uri: str) -> SyncResult:
     for kind in ("stage", "trial"):
         for signature in (ledger.root / f"{kind}s").children():
             if states.get(signature, ABSENT) != ABSENT:
-                shipper.notice(kind, signature)
+                shipper.notify(kind, signature)
     shipper.start()
     num_left = shipper.finish(PATIENCE_SECONDS)
     if num_left:
@@ -125,7 +125,7 @@ class Shipper:
         """The tracker, as this shipper left it."""
         return self._make_tracker()
 
-    def notice(self, kind: str, signature: str) -> None:
+    def notify(self, kind: str, signature: str) -> None:
         """Remember that a record has changed; returns at once, from any thread."""
         with self._lock:
             self._pending[kind, signature] = self._pending.get((kind, signature), 0) + 1
@@ -254,7 +254,7 @@ class Shipper:
         if not self._has_caught_up:
             self.tracker.close_interrupted(self._resumed)
             for key in self._find_finished(self.tracker.has_shipped):  # before this driver started
-                self.notice(*key)
+                self.notify(*key)
             self._has_caught_up = True
 
     def _find_finished(self, is_shown: Callable[[str, str], bool]) -> Iterator[Key]:

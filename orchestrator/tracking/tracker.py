@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from orchestrator.ledger.derived import forget_shipped
+from orchestrator.ledger.derived import invalidate_shipped
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.preregistration import DELETED, read_versions
 from orchestrator.ledger.record import Record
@@ -27,9 +27,9 @@ from orchestrator.tracking.client import (
     Metric,
     Param,
     RunTag,
-    asking,
     connect,
     search_runs,
+    translating_errors,
 )
 from orchestrator.tracking.projection import (
     MAX_DIGEST_LENGTH,
@@ -97,8 +97,8 @@ class Tracker:
             TrackingError: MLflow cannot be reached.
         """
         self.parent_run_id = ""
-        forget_shipped(self._ledger.root)
-        with self._asking("open the experiment"):
+        invalidate_shipped(self._ledger.root)
+        with self._translating_errors("open the experiment"):
             self._client = self._client or connect(self.tracking_uri)
             self.experiment_id = self._ensure_experiment()
             parents = [run.info.run_id for run in self._search("tags.`robustsweep.kind` = 'study'")]
@@ -116,7 +116,7 @@ class Tracker:
         """
         projection = project(record)
         try:
-            with self._asking(f"log {record.kind} {record.signature}"):
+            with self._translating_errors(f"log {record.kind} {record.signature}"):
                 return self._ship(record, projection)
         except RefusedError:
             self._index.forget(record.signature)  # it may have been deleted
@@ -172,7 +172,7 @@ class Tracker:
                 continue
             self.ship(record)
             if record.state == INTERRUPTED:
-                with self._asking(f"close {run.kind} {signature}"):
+                with self._translating_errors(f"close {run.kind} {signature}"):
                     self._client.set_terminated(run.run_id, "KILLED", end_time=project(record).last_ms)
                 run.status = "KILLED"
                 self._index.note(signature)
@@ -198,7 +198,7 @@ class Tracker:
             RunTag(make_key(f"robustsweep.summary.{name}"), str(value)[:MAX_TAG_LENGTH])
             for name, value in summary.items()
         ]
-        with self._asking("log the report"):
+        with self._translating_errors("log the report"):
             self._client.log_batch(self.parent_run_id, tags=tags)
             if read_versions(self._about):
                 self._log_verdicts(verdicts)
@@ -229,7 +229,7 @@ class Tracker:
         Raises:
             TrackingError: MLflow cannot be reached.
         """
-        with self._asking("close the study's run"):
+        with self._translating_errors("close the study's run"):
             self._client.set_terminated(self.parent_run_id, "FINISHED" if is_complete else "FAILED")
 
     def remember(self, *, state: str, page_sha256: str) -> None:
@@ -370,5 +370,5 @@ class Tracker:
         )
         return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])
 
-    def _asking(self, what: str) -> AbstractContextManager[None]:
-        return asking(self.tracking_uri, f"{what} of study {self._about['study']!r}")
+    def _translating_errors(self, what: str) -> AbstractContextManager[None]:
+        return translating_errors(self.tracking_uri, f"{what} of study {self._about['study']!r}")

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cli.main import main as cli
+from orchestrator.cli import main as cli_main
 from orchestrator.ledger.ledger import Ledger
 from tests.conftest import FinishedStudy
 from tests.support.tiny_study import Place, copy_place, make_place
@@ -37,7 +37,7 @@ def call(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     def call(*words: str) -> Said:
         monkeypatch.setattr(sys, "argv", ["robustsweep", *words])
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            cli_main.main()
         captured = capsys.readouterr()
         return Said(int(ended.value.code or 0), captured.out, captured.err)
 

@@ -60,7 +60,7 @@ def test_the_searcher_hands_out_what_the_desk_has(ledger: Ledger) -> None:
     searcher.on_trial_result("1", {})  # Tune's own results say nothing of ours
 
     assert searcher.suggest("3")["signature"] == trial.signature
-    dispatcher.lose("3")
+    dispatcher.record_loss("3")
     searcher.on_trial_complete("3", None, error=True)
     assert handler.ends() == {"stage": "complete", "trial": "failed: crashed"}
     failure = ledger.read("trial", trial.signature).failure
@@ -221,7 +221,7 @@ def test_a_ray_that_is_lost_is_not_waited_for(
         raise ConnectionRefusedError(peer)
 
     def fall_silent(work: Work, event: dict[str, Any]) -> None:
-        monkeypatch.setattr(tune_executor, "knock", silence)
+        monkeypatch.setattr(tune_executor, "check_reachable", silence)
 
     monkeypatch.setattr(tune_executor, "_LOOK_SECONDS", 0.1)
     monkeypatch.setattr(tune_executor, "PATIENCE_SECONDS", 0.5)

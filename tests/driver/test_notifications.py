@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator.driver import notifications as notify
+from orchestrator.driver import notifications
 from orchestrator.driver.notifications import Notifier, read_urls
 from orchestrator.driver.prepare import prepare
 from orchestrator.driver.run import notifying
@@ -59,9 +59,9 @@ def test_a_web_hook_is_told_of_all_three_events(hooks: tuple[Hooks, str]) -> Non
     server, url = hooks
     said = Said(url)
     with said.notifier as notifier:
-        notifier.tell_failure(make_trial("arm"), {"message": "the loss became nan\nTraceback: …"})
-        notifier.tell("budget", "10 of 10 trials")
-        notifier.tell("end", "all 16 trials are complete")
+        notifier.notify_failure(make_trial("arm"), {"message": "the loss became nan\nTraceback: …"})
+        notifier.notify("budget", "10 of 10 trials")
+        notifier.notify("end", "all 16 trials are complete")
     assert said.warnings == []
     assert server.paths == ["/s3cr3t"] * 3
     assert [(post["title"], post["type"]) for post in server.posted] == [
@@ -82,7 +82,7 @@ def test_an_e_mail_is_sent() -> None:
     with serving(server) as port:
         said = Said(f"mailto://127.0.0.1:{port}?mode=insecure&from=sweep@example.org&to=me@example.org&format=text")
         with said.notifier as notifier:
-            notifier.tell("end", "all 16 trials are complete")
+            notifier.notify("end", "all 16 trials are complete")
     assert said.warnings == []
     (mail,) = server.received
     assert mail["Subject"] == "RobustSweep, s: the run has ended"
@@ -93,7 +93,7 @@ def test_an_e_mail_is_sent() -> None:
 def test_everybody_is_told(hooks: tuple[Hooks, str]) -> None:
     server, url = hooks
     with Said(url, f"{url}/other").notifier as notifier:
-        notifier.tell("end", "x")
+        notifier.notify("end", "x")
     assert server.paths == ["/s3cr3t", "/s3cr3t/other"]
 
 
@@ -101,15 +101,15 @@ def test_only_the_first_failure_of_a_run_is_told(hooks: tuple[Hooks, str]) -> No
     server, url = hooks
     with Said(url).notifier as notifier:
         for work in (make_stage("stage"), make_trial("trial")):
-            notifier.tell_failure(work, {"message": "m"})
+            notifier.notify_failure(work, {"message": "m"})
     assert [post["message"][:11] for post in server.posted] == ["stage stage"]
 
 
 def test_what_nobody_asked_for_is_not_sent(hooks: tuple[Hooks, str]) -> None:
     server, url = hooks
     with Said(url, on=["failure"]).notifier as notifier:
-        notifier.tell("end", "x")
-        notifier.tell("budget", "x")
+        notifier.notify("end", "x")
+        notifier.notify("budget", "x")
     assert server.posted == []
 
 
@@ -131,7 +131,7 @@ def test_without_a_section_nobody_is_told_whatever_the_environment_says(hooks: t
     server, url = hooks
     warnings: list[str] = []
     with Notifier(None, study="s", warn=warnings.append, environ={VARIABLE: url}) as notifier:
-        notifier.tell("end", "x")
+        notifier.notify("end", "x")
     assert (server.posted, warnings) == ([], [])
 
 
@@ -161,7 +161,7 @@ def test_what_is_not_taken_is_a_warning_without_the_url(hooks: tuple[Hooks, str]
     server.answer = 500
     said = Said(url)
     with said.notifier as notifier:
-        notifier.tell("end", "x")
+        notifier.notify("end", "x")
     (warning,) = said.warnings
     assert warning.startswith("could not send 'the run has ended' to URL 1 of 1 (JSON): it was not taken; ")
     assert "s3cr3t" not in warning
@@ -171,7 +171,7 @@ def test_nobody_there_and_nonsense_are_warnings(hooks: tuple[Hooks, str], caplog
     server, url = hooks
     said = Said("nonsense://s3cr3t", "json://127.0.0.1:1/s3cr3t", url)
     with said.notifier as notifier:
-        notifier.tell("end", "x")
+        notifier.notify("end", "x")
     assert len(said.warnings) == 2
     assert said.warnings[0] == "URL 1 of 3 is not one that apprise knows: nothing is sent there"
     assert "URL 2 of 3 (JSON)" in said.warnings[1]
@@ -180,30 +180,30 @@ def test_nobody_there_and_nonsense_are_warnings(hooks: tuple[Hooks, str], caplog
 
 
 def test_whoever_is_slow_is_not_waited_for(hooks: tuple[Hooks, str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notify, "PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(notifications, "PATIENCE_SECONDS", 0.05)
     server, url = hooks
     server.delay_seconds = 1.0
     said = Said(url)
     with said.notifier as notifier:
-        notifier.tell("end", "x")
+        notifier.notify("end", "x")
     assert said.warnings == ["not everything could be sent within 0 s"]
     said.notifier._thread.join(30)  # not left behind for the next test
 
 
 def test_an_apprise_that_does_not_work_is_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notify, "find_spec", lambda name: name)
+    monkeypatch.setattr(notifications, "find_spec", lambda name: name)
     monkeypatch.setitem(sys.modules, "apprise", None)  # importing it fails
     said = Said("json://127.0.0.1:1")
     with said.notifier as notifier:
-        notifier.tell("end", "x")
+        notifier.notify("end", "x")
     assert said.warnings == ["nobody is told any more: apprise failed with ModuleNotFoundError"]
 
 
 def test_without_apprise_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notify, "find_spec", lambda name: None)
+    monkeypatch.setattr(notifications, "find_spec", lambda name: None)
     said = Said("json://127.0.0.1:1")
     with said.notifier as notifier:
-        notifier.tell("end", "x")
+        notifier.notify("end", "x")
     assert said.warnings == ["nobody will be told: apprise is not installed; pip install 'robustsweep[notify]'"]
 
 

@@ -17,7 +17,7 @@ from orchestrator.driver.announce import announce
 from orchestrator.driver.estimate import estimate
 from orchestrator.driver.prepare import Prepared, prepare
 from orchestrator.driver.search_loop import SearchLoop, exporting, refresh, write_extended_plan
-from orchestrator.driver.summary import account, summarise
+from orchestrator.driver.summary import add_budget, summarise
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.plan import Work
 from orchestrator.study.study_file import parse_study
@@ -62,7 +62,7 @@ def test_a_look_writes_the_first_round_and_its_plan_grows(prepared: Prepared) ->
     for work in prepared.actions.open:
         assert search_loop.find_more() == []
         finish(prepared, work)
-        search_loop.settle(work, {"status": "complete"})
+        search_loop.record_end(work, {"status": "complete"})
     assert len(search_loop.find_more()) == 3
     search_loop.check()
     plan = prepared.ledger.read_plan()
@@ -78,7 +78,7 @@ def test_nothing_is_proposed_once_the_study_stops(prepared: Prepared) -> None:
     search_loop = grow(prepared, stop)
     for work in prepared.actions.open:
         finish(prepared, work)
-        search_loop.settle(work, {"status": "complete"})
+        search_loop.record_end(work, {"status": "complete"})
     stop.set()
     assert search_loop.find_more() == []
 
@@ -89,7 +89,7 @@ def test_a_search_that_cannot_go_on_stops_the_study_and_says_why(prepared: Prepa
     search_loop = grow(prepared, stop)
     for work in prepared.actions.open:
         finish(prepared, work, metrics={"validation/accuracy": 0.5})
-        search_loop.settle(work, {"status": "complete"})
+        search_loop.record_end(work, {"status": "complete"})
     assert search_loop.find_more() == []
     assert stop.is_set()
     with pytest.raises(StudyError, match="looked for validation/balanced_accuracy"):
@@ -120,7 +120,7 @@ def carry_on(prepared: Prepared) -> tuple[Prepared, list[int]]:
     while todo:
         work = todo.pop(0)
         finish(prepared, work, duration_seconds=1.0, finished_ms=1000, environment={"device": "cpu"})
-        search_loop.settle(work, {"status": "complete"})
+        search_loop.record_end(work, {"status": "complete"})
         todo += search_loop.find_more()
     return write_extended_plan(prepared), spent
 
@@ -139,7 +139,7 @@ def test_a_search_stops_when_its_trials_are_spent_and_goes_on_when_there_are_mor
     names: list[str] = []
     for limit in (2, 5, 6):  # in the first round, in the second, and with it
         prepared, spent = carry_on(prepare_with("s", f"execution.budget={{trials: {limit}}}"))
-        counts = account(summarise(prepared.plan, prepared.ledger.states()), prepared, prepared.ledger.states())
+        counts = add_budget(summarise(prepared.plan, prepared.ledger.states()), prepared, prepared.ledger.states())
         assert (counts.complete, counts.missing, counts.held_back) == (limit, 10 - limit, 10 - limit)
         assert counts.is_out_of_budget
         assert len(spent) == 1

@@ -13,7 +13,7 @@ from rich.console import Console
 from orchestrator.driver import run
 from orchestrator.driver.prepare import Prepared, prepare
 from orchestrator.driver.run import Summary, find_settled_report, run_study
-from orchestrator.ledger.derived import SHIPPED, SOURCE, compute_state, forget
+from orchestrator.ledger.derived import SHIPPED, SOURCE, compute_state, invalidate
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report import write
 from orchestrator.study.study_file import Study, parse_study
@@ -274,6 +274,6 @@ def test_no_secret_is_remembered(tmp_path: Path) -> None:
     assert is_shipped(root, uri, state="s", page_sha256="p")
     assert not is_shipped(root, uri, state="other", page_sha256="p")
     assert not is_shipped(root, uri, state="s", page_sha256="other")
-    forget(root)
+    invalidate(root)
     assert not is_shipped(root, uri, state="s", page_sha256="p")
-    forget(root)
+    invalidate(root)

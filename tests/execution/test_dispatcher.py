@@ -50,7 +50,9 @@ class Slots:
             if event.get("status") == "complete" and event.get("writes", True):
                 self.ledger.folder(work.kind, work.signature).write_json("result.json", {})
         about = {"host": "here", "busy_seconds": 0.0}
-        self.dispatcher.tell(str(number), [{"signature": work.signature, **about, **event} for work, event in events])
+        self.dispatcher.report_events(
+            str(number), [{"signature": work.signature, **about, **event} for work, event in events]
+        )
         if last:
             self.dispatcher.release(str(number))
 
@@ -158,7 +160,7 @@ def test_a_lost_actor_costs_the_running_work_a_try_and_the_others_nothing(ledger
     slots = Slots(ledger, *works)
     assert slots.next() == ["0", "1", "2", "3"]
     slots.tell(1, (works[0], BEGUN), (works[0], DONE), (works[1], BEGUN))
-    slots.dispatcher.lose("1")
+    slots.dispatcher.record_loss("1")
     slots.tell(1, (works[0], DONE), (works[1], BEGUN))  # told again by the new actor
     ledger.folder("trial", works[2].signature).write_json("result.json", {})  # done, and never told
     slots.lose(1)
@@ -210,7 +212,7 @@ def end(dispatcher: Dispatcher, ledger: Ledger, work: Work, *, slot: str | int, 
     """Let a slot tell that it has done a work."""
     ledger.folder(work.kind, work.signature).write_json("result.json", {})
     events = [{"signature": work.signature, "host": "here", **DONE, "seconds": seconds}]
-    dispatcher.report_local(slot, events) if isinstance(slot, int) else dispatcher.tell(slot, events)
+    dispatcher.report_local(slot, events) if isinstance(slot, int) else dispatcher.report_events(slot, events)
 
 
 def test_own_slots_work_until_others_come(ledger: Ledger) -> None:
@@ -250,7 +252,7 @@ def test_what_is_short_goes_on_until_its_successor_is_at_work(ledger: Ledger) ->
     assert names(dispatcher.take("tune")) == ["7", "8", "9"]
     assert dispatcher.may_continue(0)
     assert dispatcher.may_continue(1)
-    dispatcher.tell("tune", [{"signature": works[7].signature, **BEGUN}])
+    dispatcher.report_events("tune", [{"signature": works[7].signature, **BEGUN}])
     assert not dispatcher.may_continue(0)
     dispatcher.release_local(0)
     assert dispatcher.may_continue(1)  # two of two are at work
@@ -297,7 +299,7 @@ def test_whoever_waits_is_woken_by_news(ledger: Ledger) -> None:
     waiter = threading.Thread(target=lambda: (dispatcher.wait(60.0), woken.set()))
     waiter.start()
     while not woken.is_set():
-        dispatcher.tell("1", [{"signature": trial.signature, **BEGUN}])
+        dispatcher.report_events("1", [{"signature": trial.signature, **BEGUN}])
     waiter.join()
 
 
@@ -320,7 +322,7 @@ def test_more_work_may_come_up_whenever_one_has_ended(ledger: Ledger) -> None:
         assert names(dispatcher.take(str(number))) == [work.name]
         ledger.folder("trial", work.signature).write_json("result.json", {})
         assert not dispatcher.is_finished
-        dispatcher.tell(str(number), [{"signature": work.signature, "host": "here", **event}])
+        dispatcher.report_events(str(number), [{"signature": work.signature, "host": "here", **event}])
     assert dispatcher.is_finished
 
 

@@ -90,7 +90,7 @@ def test_what_was_not_done_is_handed_out_again_in_its_place() -> None:
     first = work.take()
     assert names(first) == ["0", "1"]
     assert names(work.take()) == ["2"]
-    work.give_back(first[1:])
+    work.put_back(first[1:])
     assert names(work.take() + work.take()) == ["1", "3"]
 
 

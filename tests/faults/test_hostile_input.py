@@ -198,7 +198,7 @@ def test_a_study_file_without_an_end_is_refused() -> None:
 @pytest.mark.parametrize(
     "name", ["..", "../x", "/x", "a/b", "a\\b", ".hidden", "a\nb", "CON\0", "\u202ex", "", "a" * 101]
 )
-def test_a_study_lies_in_a_folder_of_its_own(name: str, tmp_path: Path) -> None:
+def test_a_study_lies_in_a_folder_of_its_local_name(name: str, tmp_path: Path) -> None:
     (tmp_path / "s.yaml").write_text(yaml.safe_dump({"study": name, "data": "digits"}))
     with pytest.raises(StudyError, match=r"s\.yaml:\d+: study"):
         load_study(tmp_path / "s.yaml")

@@ -68,7 +68,7 @@ def test_a_study_on_an_object_store_survives_the_death_of_its_driver(
 TAKE = """
 import sys, time
 from orchestrator.ledger.lease import Lease
-from orchestrator.ledger import Ledger
+from orchestrator.ledger.ledger import Ledger
 from trainables.errors import LeaseError
 ledger = Ledger(sys.argv[1], "s")
 ledger.root.exists("connected")

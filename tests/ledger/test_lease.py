@@ -142,7 +142,7 @@ def test_a_replaced_driver_that_ends_first_leaves_the_lease_to_its_successor(led
 TAKE = """
 import sys, time
 from orchestrator.ledger.lease import Lease
-from orchestrator.ledger import Ledger
+from orchestrator.ledger.ledger import Ledger
 from trainables.errors import LeaseError
 while time.time() < float(sys.argv[2]):
     pass

@@ -18,7 +18,7 @@ from orchestrator.cli.plan import describe_plan
 from orchestrator.cli.status import compute_status, find_standing, is_out_of_budget, render_status
 from orchestrator.driver.estimate import estimate
 from orchestrator.driver.prepare import prepare
-from orchestrator.execution import meter as budget
+from orchestrator.execution import meter
 from orchestrator.execution.dispatcher import ChunkSettings, Dispatcher
 from orchestrator.execution.meter import Meter, saving_usage
 from orchestrator.execution.work_queue import CHUNK_SECONDS, WorkQueue
@@ -254,11 +254,11 @@ class Slots:
         chunk = self.dispatcher.take(slot)
         return None if chunk is None else [work["record"]["name"] for work in chunk["works"]]
 
-    def tell(self, slot: str, work: Work, event: str, *, busy_seconds: float = 0.0) -> None:
+    def report_events(self, slot: str, work: Work, event: str, *, busy_seconds: float = 0.0) -> None:
         told: dict[str, Any] = {"signature": work.signature, "host": "here", "event": event, "status": "complete"}
         if event == "done":
             self.ledger.folder(work.kind, work.signature).write_json("result.json", {})
-        self.dispatcher.tell(slot, [{**told, "busy_seconds": busy_seconds}])
+        self.dispatcher.report_events(slot, [{**told, "busy_seconds": busy_seconds}])
 
 
 def test_when_the_budget_is_spent_what_runs_goes_on_and_nothing_else_begins(ledger: Ledger, clock: Clock) -> None:
@@ -325,7 +325,7 @@ def test_all_attempts_cost_and_waiting_for_another_machine_does_not(ledger: Ledg
     clock.now += 1000  # until there is a machine
     slots.tell("x", trial, "begun", busy_seconds=4.0)
     clock.now += 96
-    slots.dispatcher.lose("x")
+    slots.dispatcher.record_loss("x")
     clock.now += 1000  # until there is another
     slots.tell("x", trial, "begun", busy_seconds=1.0)
     clock.now += 90
@@ -372,12 +372,13 @@ def test_what_was_taken_is_written_and_adds_up(ledger: Ledger, clock: Clock) -> 
 
 KILLED = """
 import sys
-from orchestrator import budget
-from trainables.storage import Folder
-budget.SAVE_SECONDS = 0.05
-meter = budget.Meter(budget.Usage(1000.0, 0.0, 0.0))
-with budget.saving_usage(meter, Folder(sys.argv[1])):
-    meter.report("x", gpus=1.0, busy_seconds=0.0)
+from orchestrator.execution import meter
+from orchestrator.planning.budget import Usage
+from trainables.storage.folder import Folder
+meter.SAVE_SECONDS = 0.05
+used = meter.Meter(Usage(1000.0, 0.0, 0.0))
+with meter.saving_usage(used, Folder(sys.argv[1])):
+    used.report("x", gpus=1.0, busy_seconds=0.0)
     print("at work", flush=True)
     sys.stdin.read()
 """
@@ -411,7 +412,7 @@ def test_accounts_that_cannot_be_written_are_a_warning_later_only(
 def test_it_is_written_off_the_loop(ledger: Ledger, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(budget, "SAVE_SECONDS", 0.01)
     writers, before = set(), threading.get_ident()
-    write = budget._write
+    write = meter._write
     monkeypatch.setattr(budget, "_write", lambda *words: (writers.add(threading.get_ident()), write(*words)))
     with saving_usage(Meter(clock=clock), ledger.root):
         wait_until(lambda: len(writers) == 2, "the thread has written")

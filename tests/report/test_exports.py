@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from orchestrator.analysis.formats import escape_latex, escape_markdown, write_latex, write_markdown
-from orchestrator.report import figure_files as images
+from orchestrator.report import figure_files
 from orchestrator.report.exports import figure_csv, figure_rows
 from orchestrator.report.figure_files import write_figures
 from orchestrator.report.page import embed, read_figures
@@ -132,7 +132,7 @@ def test_figures_are_written_with_their_data_and_go_with_the_page(
 ) -> None:
     ledger = make_fake_ledger(tmp_path, replicates=1)
     render(ledger, tmp_path)
-    monkeypatch.setattr(images, "draw", lambda wanted: {name: name.encode() for name in wanted})
+    monkeypatch.setattr(figure_files, "draw", lambda wanted: {name: name.encode() for name in wanted})
     written = write_figures(ledger.root, "svg")
     folder = Path(ledger.root.uri) / "report" / "figures"
     assert {Path(path) for path in written} == set(folder.iterdir())
@@ -146,7 +146,7 @@ def test_without_kaleido_one_error_says_what_to_install(tmp_path: Path, monkeypa
     monkeypatch.setitem(sys.modules, "kaleido", None)
     monkeypatch.setitem(sys.modules, "choreographer", None)
     with pytest.raises(StudyError, match=r"pip install 'robustsweep\[figures\]'"):
-        images.draw({"figure-x": (make_figure(x=[1], y=[2]), "svg")})
+        figure_files.draw({"figure-x": (make_figure(x=[1], y=[2]), "svg")})
     Folder(tmp_path).write("report/index.html", b"")
     with pytest.raises(StudyError, match="expected one of svg, png"):
         write_figures(Folder(tmp_path), "pdf")
@@ -155,4 +155,4 @@ def test_without_kaleido_one_error_says_what_to_install(tmp_path: Path, monkeypa
 @pytest.mark.skipif(not has_browser, reason="needs the extra `figures` and a Chrome or Chromium")
 @pytest.mark.parametrize(("format", "head"), [("svg", b"<svg"), ("png", b"\x89PNG")])
 def test_a_browser_draws_them(format: str, head: bytes) -> None:
-    assert images.draw({"figure-x": (make_figure(x=[1], y=[2]), format)})["figure-x"].startswith(head)
+    assert figure_files.draw({"figure-x": (make_figure(x=[1], y=[2]), format)})["figure-x"].startswith(head)

@@ -156,7 +156,7 @@ def test_an_asynchronous_search_goes_on_while_a_generation_is_not_complete(tmp_p
     works = search.next_works(refuse)
     for _ in range(6):
         place.finish(works[-1])
-        search.settle(works[-1].signature, COMPLETE)
+        search.record_end(works[-1].signature, COMPLETE)
         works[-1:] = search.next_works(refuse)
     assert generations_of(search) == [0] * 6 + [1] * 3
     assert place.run().num_distinct == 10

@@ -27,7 +27,7 @@ class Stage:
 
     def finish(self, number: int) -> None:
         self.place.finish(self.works[number])
-        self.search.settle(self.works[number].signature, COMPLETE)
+        self.search.record_end(self.works[number].signature, COMPLETE)
 
     def project(self, search: Search | None = None) -> None:
         search = search or self.search
@@ -55,7 +55,7 @@ def test_every_proposal_is_a_trial_that_goes_on_under_its_number(stage: Stage) -
     stage.project()
     assert stage.states == ["RUNNING"] * 3
     stage.finish(1)
-    stage.search.settle(stage.works[2].signature, FAILED)
+    stage.search.record_end(stage.works[2].signature, FAILED)
     stage.project()
     stage.project()  # again changes nothing
     assert stage.states == ["RUNNING", "COMPLETE", "FAIL"]
@@ -90,7 +90,7 @@ def test_trials_that_the_ledger_does_not_know_are_told_as_failed(stage: Stage) -
 
 
 def test_a_failed_trial_that_was_tried_again_has_a_second_trial(stage: Stage) -> None:
-    stage.search.settle(stage.works[0].signature, FAILED)
+    stage.search.record_end(stage.works[0].signature, FAILED)
     stage.project()
     stage.finish(0)
     stage.project()

@@ -80,7 +80,7 @@ def test_an_asynchronous_search_asks_as_soon_as_a_trial_ends(tmp_path: Path) -> 
     assert len(works) == 3
     assert search.next_works(refuse) == []
     place.finish(works[1])
-    search.settle(works[1].signature, COMPLETE)
+    search.record_end(works[1].signature, COMPLETE)
     assert len(search.next_works(refuse)) == 1
     assert len(place.run().plan.trials) == 10
 
@@ -235,14 +235,14 @@ def test_a_failed_trial_is_told_as_failed_and_counts(tmp_path: Path) -> None:
     first, *others = search.next_works(refuse)
     details = {"reason": "diverged", "message": "nan"}
     place.ledger.record_failure(first, details, study="s", git_commit=None)
-    search.settle(first.signature, FAILED)
+    search.record_end(first.signature, FAILED)
     for work in others:
         place.finish(work)
-        search.settle(work.signature, COMPLETE)
+        search.record_end(work.signature, COMPLETE)
     assert search.get_outcome(search.proposals[0]).state == "failed"
     assert len(search.next_works(refuse)) == 3
     again = place.search()
-    again.observe(place.ledger.states(), retry_failed=True)
+    again.update_states(place.ledger.states(), retry_failed=True)
     assert again.get_outcome(again.proposals[0]).state == "running"
 
 
@@ -252,8 +252,8 @@ def test_trials_of_a_stage_that_failed_are_not_run(tmp_path: Path) -> None:
     search = place.search()
     stage, trial = search.next_works(refuse)
     place.ledger.record_failure(stage, {"reason": "error", "message": "m"}, study="s", git_commit=None)
-    search.settle(stage.signature, FAILED)
-    search.settle(trial.signature, FAILED)  # as the dispatcher says
+    search.record_end(stage.signature, FAILED)
+    search.record_end(trial.signature, FAILED)  # as the dispatcher says
     dead: list[tuple[Work, dict[str, str]]] = []
     assert search.next_works(lambda work, details: dead.append((work, details))) == []
     assert search.is_over
@@ -267,11 +267,11 @@ def test_an_undefined_metric_is_a_failure_and_an_unknown_one_stops_the_search(tm
     search = place.search()
     first, second, _ = search.next_works(refuse)
     place.finish(first, {"validation/accuracy": 0.5}, undefined={"validation/auroc": "one class"})
-    search.settle(first.signature, COMPLETE)
+    search.record_end(first.signature, COMPLETE)
     outcome = search.get_outcome(search.proposals[0])
     assert (outcome.state, outcome.reason) == ("failed", "validation/auroc undefined")
     place.finish(second, {"validation/accuracy": 0.5})
-    search.settle(second.signature, COMPLETE)
+    search.record_end(second.signature, COMPLETE)
     with pytest.raises(StudyError, match=r"looked for validation/auroc in the result of trial .*, and it has"):
         search.next_works(refuse)
 
@@ -323,7 +323,7 @@ def test_arms_that_lack_weights_are_not_proposed(tmp_path: Path) -> None:
     study = read(SPACE, "factors.pretraining={scratch: scratch, imagenet: {kind: imagenet, on_unavailable: skip}}")
     facts = StatedFacts(missing={"imagenet": "offline"})
     search = Search(study, Place(tmp_path, study).ledger, study.arms(), facts)
-    search.observe({})
+    search.update_states({})
     search.next_works(refuse)
     assert {skipped.reason for skipped in search.plan.skipped} == {"offline"}
     assert {proposal.arm.levels["pretraining"] for proposal in search.proposals} == {"scratch"}

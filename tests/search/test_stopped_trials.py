@@ -66,11 +66,11 @@ class Stage:
 
     def stop(self, work: Work, *values: float) -> None:
         leave_stopped(self.place.ledger, work, values)
-        self.search.settle(work.signature, STOPPED)
+        self.search.record_end(work.signature, STOPPED)
 
     def finish(self, work: Work) -> None:
         self.place.finish(work)
-        self.search.settle(work.signature, COMPLETE)
+        self.search.record_end(work.signature, COMPLETE)
 
     def outcome(self, number: int, search: Search | None = None) -> Outcome:
         search = search or self.search
@@ -98,7 +98,7 @@ def test_a_stopped_configuration_is_known_with_its_curve_and_no_value(stage: Sta
 
 
 def test_one_complete_replicate_does_not_make_it_complete_and_a_failed_one_makes_it_failed(stage: Stage) -> None:
-    for number, end in enumerate((stage.finish, lambda work: stage.search.settle(work.signature, FAILED))):
+    for number, end in enumerate((stage.finish, lambda work: stage.search.record_end(work.signature, FAILED))):
         end(stage.works(number)[0])
         stage.stop(stage.works(number)[1], 0.1)
     assert [stage.outcome(number).state for number in (0, 1)] == [STOPPED, FAILED]
@@ -124,7 +124,7 @@ def test_every_sampler_lives_with_what_was_stopped(sampler: str, tmp_path: Path)
             leave_stopped(place.ledger, work, [0.1 * number] * (1 + number))
         else:
             place.finish(work)
-        search.settle(work.signature, STOPPED if number % 2 else COMPLETE)
+        search.record_end(work.signature, STOPPED if number % 2 else COMPLETE)
         todo += search.next_works(refuse)
     assert search.is_over
     assert len(todo) == search.num_distinct == 12  # stopped ones count, and none is run twice
@@ -142,7 +142,7 @@ def test_a_stopped_configuration_that_is_proposed_again_is_answered(tmp_path: Pa
     todo = search.next_works(refuse)
     for work in todo:
         leave_stopped(place.ledger, work, [0.1])
-        search.settle(work.signature, STOPPED)
+        search.record_end(work.signature, STOPPED)
         todo += search.next_works(refuse)
     assert search.is_exhausted
     assert len(todo) == len({work.signature for work in todo}) == 8
@@ -220,7 +220,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
     prepared = prepare(make_study(cache_dir, RULE), storage=str(folder))
     search, ledger = prepared.search, prepared.ledger
     assert search is not None
-    search.observe({})
+    search.update_states({})
     todo = search.next_works(refuse)
     for work in todo:  # it grows meanwhile
         names = [proposal.arm.name for proposal in search.proposals]
@@ -232,10 +232,10 @@ def storage(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
                 metrics["validation/balanced_accuracy"] = 0.99  # the best there is, and not to be chosen
             ledger.begin(work, study="s", git_commit=None)
             ledger.folder("trial", work.signature).write_json("result.json", result | {"metrics": metrics})
-            search.settle(work.signature, COMPLETE)
+            search.record_end(work.signature, COMPLETE)
         else:
             leave_stopped(ledger, work, [0.1, 0.2, 0.3])
-            search.settle(work.signature, STOPPED)
+            search.record_end(work.signature, STOPPED)
         todo += search.next_works(refuse)
     ledger.write_plan(search.plan, prepared.about)
     return folder

@@ -71,7 +71,7 @@ class Place:
     def search(self) -> Search:
         """Return the search as a new process would know it."""
         search = Search(self.study, self.ledger, self.study.arms(), StatedFacts())
-        search.observe(self.ledger.states())
+        search.update_states(self.ledger.states())
         return search
 
     def finish(self, work: Work, metrics: dict[str, float] | None = None, **changes: Any) -> None:
@@ -96,14 +96,14 @@ class Place:
         try:
             search.next_works(lambda *_: None)
             actions = reconcile(search.plan, self.ledger.states())
-            search.hand_out(actions)
+            search.mark_dispatched(actions)
             todo = list(actions.open)
             while todo:
                 work = todo.pop(0)
                 step()
                 self.finish(work)
                 step()
-                search.settle(work.signature, "complete")
+                search.record_end(work.signature, "complete")
                 todo += search.next_works(lambda *_: None)
         finally:
             del search._ledger.root.append_line

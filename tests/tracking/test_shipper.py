@@ -93,8 +93,8 @@ def test_notices_are_collected_and_finish_ships_the_last(tmp_path: Path) -> None
     shipper = Shipper(lambda: tracker, ledger, interval_seconds=60)  # type: ignore[arg-type]
     shipper.start()
     for _ in range(5):
-        shipper.notice("trial", "t1")
-    shipper.notice("trial", "t2")
+        shipper.notify("trial", "t1")
+    shipper.notify("trial", "t2")
     assert shipper.finish(30) == 0
     assert tracker.shipped == ["t1", "t2"]
 
@@ -105,9 +105,9 @@ def test_a_notice_during_a_shipment_is_not_lost(tmp_path: Path) -> None:
     tracker = FakeTracker()
     tracker.block.clear()
     shipper = make_shipper(tracker, ledger)
-    shipper.notice("trial", "t1")
+    shipper.notify("trial", "t1")
     assert tracker.entered.wait(30)
-    shipper.notice("trial", "t1")
+    shipper.notify("trial", "t1")
     tracker.block.set()
     assert shipper.finish(30) == 0
     assert tracker.shipped == ["t1", "t1"]
@@ -119,7 +119,7 @@ def test_after_a_fault_the_state_is_read_anew(tmp_path: Path, caplog: pytest.Log
     begin(ledger)
     tracker = FakeTracker(TrackingError, TrackingError)
     shipper = make_shipper(tracker, ledger)
-    shipper.notice("trial", "t1")
+    shipper.notify("trial", "t1")
     with caplog.at_level(logging.WARNING):
         assert shipper.finish(30) == 0
     assert tracker.shipped == ["t1"]
@@ -133,9 +133,9 @@ def test_a_record_that_is_refused_twice_holds_up_nobody(tmp_path: Path) -> None:
     begin(ledger, "t2")
     tracker = FakeTracker(RefusedError, RefusedError)
     shipper = make_shipper(tracker, ledger)
-    shipper.notice("trial", "t1")
+    shipper.notify("trial", "t1")
     wait_until(lambda: not tracker.faults)
-    shipper.notice("trial", "t2")
+    shipper.notify("trial", "t2")
     assert shipper.finish(30) == 1
     assert tracker.shipped == ["t2"]
 
@@ -147,8 +147,8 @@ def test_a_damaged_record_holds_up_nobody(tmp_path: Path) -> None:
     ledger.folder("trial", "t1").write("config.json", b"{")
     tracker = FakeTracker()
     shipper = make_shipper(tracker, ledger)
-    shipper.notice("trial", "t1")
-    shipper.notice("trial", "t2")
+    shipper.notify("trial", "t1")
+    shipper.notify("trial", "t2")
     started = time.monotonic()
     assert shipper.finish(1000) == 1
     assert time.monotonic() < started + 500  # nobody is waited for
@@ -161,7 +161,7 @@ def test_finish_gives_up_in_time_and_counts(tmp_path: Path) -> None:
     begin(ledger, "t1")
     tracker = FakeTracker(*[TrackingError] * 1000)
     shipper = make_shipper(tracker, ledger)
-    shipper.notice("trial", "t1")
+    shipper.notify("trial", "t1")
     assert shipper.finish(0.2) == 1
 
 
@@ -172,7 +172,7 @@ def test_what_an_earlier_driver_could_not_ship_is_counted_too(tmp_path: Path) ->
     tracker = FakeTracker()
     tracker.open = lambda: (_ for _ in ()).throw(TrackingError("connection refused"))  # type: ignore[method-assign]
     shipper = make_shipper(tracker, ledger)
-    shipper.notice("trial", "t3")
+    shipper.notify("trial", "t3")
     assert shipper.finish(0.2) == 3
     assert shipper.problem == "connection refused"
 
@@ -185,7 +185,7 @@ def test_a_slow_server_is_not_waited_for_without_end(tmp_path: Path, monkeypatch
     shipper = make_shipper(tracker, ledger)
     for number in range(100):
         begin(ledger, f"t{number}")
-        shipper.notice("trial", f"t{number}")
+        shipper.notify("trial", f"t{number}")
     assert shipper.finish(60, max_seconds=0.5) > 0  # 10 s would ship all
 
 
@@ -209,7 +209,7 @@ def test_finish_waits_as_long_as_records_arrive(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(tracker, "ship", lambda record: (time.sleep(0.2), ship(record))[1])
     for signature in signatures:
         begin(ledger, signature)
-        shipper.notice("trial", signature)
+        shipper.notify("trial", signature)
     assert shipper.finish(0.6) == 0
     assert set(tracker.shipped) == set(signatures)
 
@@ -249,16 +249,16 @@ def test_a_server_killed_while_shipping_gets_everything_exactly_once(tmp_path: P
     begin(ledger, "t1")
     add_epochs(ledger, "t1", last=2)
     finished(ledger, "t2")
-    shipper.notice("trial", "t1")
-    shipper.notice("trial", "t2")
+    shipper.notify("trial", "t1")
+    shipper.notify("trial", "t2")
     wait_until(lambda: tracker.is_open and tracker.has_shipped("t2", "complete"))
     server.kill()
     try:
         add_epochs(ledger, "t1", first=3, last=3)
         complete(ledger, "t1")
         finished(ledger, "t3")
-        shipper.notice("trial", "t1")
-        shipper.notice("trial", "t3")
+        shipper.notify("trial", "t1")
+        shipper.notify("trial", "t3")
         wait_until(lambda: not tracker.is_open)  # it has tried, in vain
     finally:
         server.start()

@@ -18,7 +18,7 @@ preload(["timm/test_resnet", "shufflenet_v2_x0_5"], contrastive=True)
 import torch
 from tests.support.tiny_configs import tiny_stage, tiny_trial
 from trainables.config import Execution
-from trainables.storage import Folder
+from trainables.storage.folder import Folder
 from trainables.trial import run_stage, run_trial
 
 assert not torch.cuda.is_initialized()
