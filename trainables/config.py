@@ -1,8 +1,8 @@
 """The complete scientific description of one trial (and of one stage), as frozen pydantic models.
 
-Everything here decides a result and is therefore part of the trial's signature, except the fields marked
-``Unhashed``: they say where things lie or how to behave when something is missing. Defaults come from the papers
-in the field; where a number is an assumption, its comment says so.
+Every field decides a result and is therefore part of the trial's signature, except the fields marked ``UNHASHED``:
+they hold locations, or the behaviour when something is missing. Defaults come from the papers in the field; where a
+number is an assumption, its comment says so.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ from trainables.errors import ConfigError
 from trainables.frozen import UNHASHED, Fraction, Frozen, ImageSize, PositiveInt, Seed
 from trainables.regularisers import NoRegulariser, RegulariserConfig, SpectralDecoupling, find_part
 
-#: Part of every signature. Raise it when the meaning of a field changes without the field changing.
+#: Part of every signature. Increase it when a field changes its meaning but neither its name nor its type.
 SCHEMA_VERSION: Literal[3] = 3
 
 # --------------------------------------------------------------------------- data
 
 
 class ImageData(Frozen):
-    """What all sources of images share."""
+    """Base class of all data configurations: the fields that every source of images has."""
 
     image_size: ImageSize = Field(32, description="Side in px to which every image is brought before storage.")
     channels: Literal[1, 3] = Field(3, description="Channels stored: 1 grey, 3 RGB.")
@@ -50,17 +50,17 @@ class ImageData(Frozen):
 
 
 class DigitsData(ImageData):
-    """scikit-learn's 1,797 handwritten digits, 8×8 grey: real, offline."""
+    """scikit-learn's 1,797 handwritten digits, 8×8 grey: real images, available offline."""
 
     kind: Literal["digits"] = "digits"
     channels: Literal[1, 3] = 1
 
 
 class ColouredDigitsData(ImageData):
-    """scikit-learn's digits in red or green, after Colored-MNIST (Arjovsky et al. 2019): is the digit below five?
+    """scikit-learn's digits in red or green, after Colored-MNIST (Arjovsky et al. 2019).
 
-    The colour agrees with the label with probability ``rho``, in test with ``rho_test``: a model that learns the colour
-    fails there.
+    The label is whether the digit is below five. The colour agrees with it with probability ``rho``, in test with
+    ``rho_test``: a model that learns the colour fails there.
     """
 
     kind: Literal["coloured_digits"] = "coloured_digits"
@@ -75,7 +75,7 @@ class ColouredDigitsData(ImageData):
 
 
 class MedmnistData(ImageData):
-    """A MedMNIST npz: a file on disk (``path``), or downloaded by the medmnist package."""
+    """A MedMNIST data set: an npz file on disk (``path``), or a download by the medmnist package."""
 
     kind: Literal["medmnist"] = "medmnist"
     flag: str = Field("pneumoniamnist", description="Name in MedMNIST, also the name of the data set.")
@@ -86,7 +86,7 @@ class MedmnistData(ImageData):
 
 
 class ImageFolderData(ImageData):
-    """``root/{train,val,test,external/<name>}/<class>/*`` or ``root/<class>/*`` (then split by fraction)."""
+    """Images in ``root/{train,val,test,external/<name>}/<class>/*``, or ``root/<class>/*`` (then split by fraction)."""
 
     kind: Literal["image_folder"] = "image_folder"
     path: Path = Field(description="Root folder.", json_schema_extra=UNHASHED)
@@ -94,7 +94,7 @@ class ImageFolderData(ImageData):
 
 
 class CsvData(ImageData):
-    """A manifest with columns file_name, label and optionally id, split, group, site; others are kept."""
+    """A CSV manifest with the columns file_name and label, optionally id, split, group and site; others are kept."""
 
     kind: Literal["csv"] = "csv"
     path: Path = Field(description="The manifest.", json_schema_extra=UNHASHED)
@@ -106,7 +106,7 @@ class CsvData(ImageData):
 
 
 class TorchvisionData(ImageData):
-    """Any torchvision classification set by its class name, e.g. ``CIFAR10``."""
+    """Any torchvision classification data set by its class name, e.g. ``CIFAR10``."""
 
     kind: Literal["torchvision"] = "torchvision"
     name: str = Field(description="Class in torchvision.datasets.")
@@ -145,7 +145,7 @@ DataConfig = Annotated[
 
 
 class ModelConfig(Frozen):
-    """Which network, and how it is fitted to small or grey images."""
+    """Network of a trial, and its adaptation to small or grey images."""
 
     name: str = Field("resnet18", description="torchvision model, or timm/<name>.")
     stem: Literal["auto", "original", "small"] = Field(
@@ -175,7 +175,7 @@ class ImageNetPretraining(Frozen):
 
 
 class ContrastivePretraining(Frozen):
-    """SimCLR on the training split (Chen et al. 2020), from scratch or from ImageNet weights."""
+    """SimCLR pretraining on the training split (Chen et al. 2020), from scratch or from ImageNet weights."""
 
     kind: Literal["contrastive"] = "contrastive"
     method: Literal["simclr"] = "simclr"
@@ -203,7 +203,7 @@ PretrainingConfig = Annotated[
 
 
 class Augmentation(Frozen):
-    """Geometry around the policy: RandomResizedCrop → flips → policy → normalise → RandomErasing (StrongAugment)."""
+    """Base of all augmentations: RandomResizedCrop → flips → policy → normalise → RandomErasing (StrongAugment)."""
 
     crop_scale_min: Fraction | None = Field(None, description="Smallest area share of RandomResizedCrop; none: off.")
     horizontal_flip: bool = False
@@ -261,7 +261,7 @@ AugmentationConfig = Annotated[
 
 
 class TrainingConfig(Frozen):
-    """Optimisation. The model with the best validation value is the one evaluated."""
+    """Settings of the optimisation. The weights of the epoch with the best validation value are evaluated."""
 
     epochs: PositiveInt = 20
     batch_size: PositiveInt = 64
@@ -285,7 +285,7 @@ class TrainingConfig(Frozen):
 
 
 class EvaluationConfig(Frozen):
-    """What every trained model is tested on."""
+    """Settings of the evaluation of every trained model."""
 
     modality: Literal[
         "auto", "general", "fundus", "dermoscopy", "chest_xray", "pathology",
@@ -330,10 +330,10 @@ class TrialConfig(Frozen):
 
 
 def read_trial_config(stored: Mapping[str, Any]) -> TrialConfig:
-    """Return the config that a trial has written into its folder.
+    """Return a trial's config, validated from the JSON that was stored in the trial's folder.
 
     Raises:
-        ConfigError: another version of this package ran the trial, in which its fields mean something else.
+        ConfigError: if it has another schema version, in which fields mean something else.
     """
     version = stored.get("schema_version")
     if version != SCHEMA_VERSION:
@@ -345,7 +345,7 @@ def read_trial_config(stored: Mapping[str, Any]) -> TrialConfig:
 
 
 class StageConfig(Frozen):
-    """One upstream work that trials share: a contrastive pretraining."""
+    """Complete description of one stage: a contrastive pretraining that several trials share."""
 
     schema_version: Literal[3] = SCHEMA_VERSION
     kind: Literal["contrastive"] = "contrastive"
@@ -357,7 +357,7 @@ class StageConfig(Frozen):
 
 
 class Execution(Frozen):
-    """How a trial is executed on this machine. Never hashed: no result depends on it."""
+    """Settings for running a trial on this machine. Never part of a signature: no result depends on them."""
 
     device: str = Field("auto", description="auto: cuda if there is one, else cpu.")
     num_threads: PositiveInt = Field(1, description="CPU threads of the trial: its share.")

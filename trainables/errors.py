@@ -1,4 +1,4 @@
-"""Every error this package raises on purpose.
+"""Hierarchy of the errors that this package raises on purpose.
 
 RobustSweepError
 ├── ConfigError            a setting is impossible or does not fit the data or model
@@ -7,13 +7,13 @@ RobustSweepError
 ├── CheckpointError        a checkpoint is damaged or belongs to another trial
 ├── DivergedError          the loss is not finite
 ├── StorageError           the ledger cannot be read or written
-│   └── DiskFullError      there is no room left; nobody's fault but the disk's
+│   └── DiskFullError      no space is left on the disk; the trial is not at fault
 ├── InfrastructureError    Ray cannot be reached, or a trial's process was lost       (orchestrator)
 │   └── ClusterLostError   the head of the Ray cluster is gone                        (orchestrator)
 └── StudyError             the study file, or a request about it, is wrong   (orchestrator)
     └── LeaseError         another driver holds the study                    (orchestrator)
 
-Each message says what was attempted, what was found, what was expected and what to do.
+Each message states what was attempted, what was found, what was expected and what to do.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def redact(text: str) -> str:
 
 
 class RobustSweepError(Exception):
-    """Base of every deliberate error; its message is meant for the user as it is, and holds no password."""
+    """Base class of all deliberate errors. Messages can be shown to the user as they are: passwords are removed."""
 
     def __init__(self, message: str) -> None:
         super().__init__(redact(message))
@@ -59,7 +59,7 @@ class StorageError(RobustSweepError):
 
 
 class DiskFullError(StorageError):
-    """There is no room left for what was to be written; the same command goes on when there is."""
+    """No space is left for the data to be written; the same command continues once there is space."""
 
 
 class InfrastructureError(RobustSweepError):
@@ -67,7 +67,7 @@ class InfrastructureError(RobustSweepError):
 
 
 class ClusterLostError(InfrastructureError):
-    """The head of the Ray cluster is gone; the same command goes on with another one."""
+    """The head of the Ray cluster is gone; the same command continues with another cluster."""
 
 
 class StudyError(RobustSweepError):

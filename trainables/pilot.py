@@ -1,4 +1,4 @@
-"""A few timed steps of a trial: what it will cost, before it is started."""
+"""Cost estimate of a trial before it starts, from a few timed steps."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from trainables.training.loop import resolve_precision
 from trainables.training.step import TrainingStep
 from trainables.trial import build_network, prepare_process
 
-#: Steps before the clock starts (allocations, first kernels) and steps on the clock.
+#: Numbers of untimed steps (allocations, first kernels) and of timed steps.
 _WARMUP_STEPS, _TIMED_STEPS = 1, 3
 
 
 @dataclass(frozen=True)
 class PilotTimings:
-    """Measured seconds, extrapolated to whole epochs and to the whole evaluation."""
+    """Measured seconds, extrapolated to one epoch with its validation and to the whole evaluation."""
 
     epoch_seconds: float
     evaluation_seconds: float
@@ -32,14 +32,14 @@ class PilotTimings:
 
     @property
     def trial_seconds(self) -> float:
-        """Training to the last epoch, then evaluation; without start-up and checkpoints."""
+        """Seconds of training to the last epoch and of the evaluation, without start-up and checkpoints."""
         return self.epoch_seconds * self.training_epochs + self.evaluation_seconds
 
 
 def time_trial(config: TrialConfig, execution: Execution) -> PilotTimings:
-    """Return what a few optimiser steps and one shifted batch of this trial take on this machine.
+    """Time a few optimiser steps and one unshifted pass over validation and test set on this machine.
 
-    Weights are random (they do not change the time) and nothing is written.
+    The shifts themselves are not timed. Weights are random, which does not change the time, and nothing is written.
     """
     device = prepare_process(execution)
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())

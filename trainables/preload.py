@@ -1,4 +1,4 @@
-"""Import, in a process that will fork, all that trials import later: a forked trial then imports nothing."""
+"""Imports of the fork server: all modules that trials need, so that a forked trial imports nothing itself."""
 
 from __future__ import annotations
 
@@ -8,29 +8,29 @@ import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-#: What every trial comes to: itself, what torch imports when an optimiser is first built, safetensors when it first
-#: writes, importlib.resources when the severity tables are read, numpy and zipfile when predictions are.
+#: Modules that every trial imports: its own, those that torch imports when an optimiser is first built, safetensors
+#: at its first write, importlib.resources for the severity tables, numpy and zipfile when predictions are read.
 _TRIAL = (
     "trainables.trial", "torch._dynamo", "numpy.ctypeslib", "importlib.resources.readers", "importlib.readers",
     "numpy.ma", "encodings.cp437",
 )  # fmt: skip
-#: Where networks come from. timm itself imports torchvision.
+#: Modules of the networks. timm itself imports torchvision.
 _TIMM, _TORCHVISION = ("timm",), ("torchvision.models",)
-#: What a contrastive stage needs besides.
+#: Modules that only a contrastive stage imports.
 _CONTRASTIVE = ("trainables.pretraining.contrastive", "lightly.loss", "lightly.models.modules.heads")
 
 
 def preload(model_names: Sequence[str], *, contrastive: bool = False) -> None:
     """Import the modules that trials of these networks need, whatever their data, augmentation and regulariser.
 
-    Nothing is computed: no thread is started and no GPU touched, so that forking stays safe.
+    Only imports: no thread is started and no GPU is used, so that forking stays safe.
 
     Args:
-        model_names: as in ``model.name``, e.g. ``timm/resnet18`` and ``resnet18``.
-        contrastive: import also what contrastive stages need.
+        model_names: values of ``model.name``, e.g. ``timm/resnet18`` and ``resnet18``.
+        contrastive: whether to import the modules of contrastive stages, too.
 
     Raises:
-        ImportError: a package is not installed.
+        ImportError: if a package is not installed.
     """
     from PIL import Image
 
@@ -46,16 +46,16 @@ def preload(model_names: Sequence[str], *, contrastive: bool = False) -> None:
     Image.preinit()  # the formats of the JPEG shift
 
 
-#: At exit Python frees everything, and compiled modules complain of what they still find (nanobind's "leaked").
+#: Python frees all objects at exit; compiled modules warn about frozen ones as leaked (nanobind).
 atexit.register(gc.unfreeze)
 
 
 @contextmanager
 def imports_kept() -> Iterator[None]:
-    """Pause the search for cycles, and leave out of every later one what exists when the body has succeeded.
+    """Pause the cyclic garbage collector; after success, exclude all existing objects from later collections.
 
-    For imports and the like, once each: cycles that are garbage by then are never freed. Importing MLflow and opening a
-    new database takes 2.4 to 3.2 s of CPU where Ray has been imported, 0.7 to 0.9 of them such searches.
+    Use it for one-off work such as imports: cycles that are garbage by then are never freed. Importing MLflow and
+    opening a new database takes 2.4 to 3.2 s of CPU where Ray has been imported, 0.7 to 0.9 s of it for collections.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -63,5 +63,5 @@ def imports_kept() -> Iterator[None]:
         yield
         gc.freeze()
     finally:
-        if was_enabled:  # else another thread is at it, and will
+        if was_enabled:  # otherwise another thread is inside this context and enables it
             gc.enable()

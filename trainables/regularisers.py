@@ -1,4 +1,4 @@
-"""The factor ``regulariser`` as configuration: one kind, or several of them at once (``combined``).
+"""Configuration of the factor ``regulariser``: one kind, or several of them at once (``combined``).
 
 Where a number is not from the paper that a docstring names, the comment or description says so.
 """
@@ -11,12 +11,12 @@ from pydantic import Field, model_validator
 
 from trainables.frozen import Fraction, Frozen
 
-#: Below 1: something has to be left.
+#: Excludes 1, which would leave no activation or branch.
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
 class NoRegulariser(Frozen):
-    """Plain cross-entropy."""
+    """No regulariser: plain cross-entropy."""
 
     kind: Literal["none"] = "none"
 
@@ -58,14 +58,14 @@ class Dropout(Frozen):
 
 
 class StochasticDepth(Frozen):
-    """Residual branches left out at random per sample (Huang et al. 2016); only networks whose library has them."""
+    """Residual branches dropped at random per sample (Huang et al. 2016), in networks whose library supports it."""
 
     kind: Literal["stochastic_depth"] = "stochastic_depth"
     probability: Probability = Field(0.1, description="Of the last branch; grows linearly from 0 with depth.")
 
 
 class Mixup(Frozen):
-    """Convex combinations of pairs of a batch, Beta(α, α) (Zhang et al. 2018)."""
+    """Convex combinations of pairs of images of a batch, share from Beta(α, α) (Zhang et al. 2018)."""
 
     kind: Literal["mixup"] = "mixup"
     alpha: float = Field(0.2, gt=0)
@@ -98,7 +98,7 @@ class GroupDro(Frozen):
 
 
 class StainNormalisation(Frozen):
-    """Every tile is brought to one staining before the network sees it, in training and evaluation alike."""
+    """Stain normalisation of every image before the network, in training and in evaluation."""
 
     kind: Literal["stain_normalisation"] = "stain_normalisation"
     method: Literal["macenko", "reinhard"] = "macenko"
@@ -166,7 +166,7 @@ Part = TypeVar("Part", bound=Frozen)
 
 
 def find_part(regulariser: RegulariserConfig, kind: type[Part]) -> Part | None:
-    """Return the regulariser of a kind, alone or in a combination; None where there is none.
+    """Return the regulariser of class ``kind``, alone or within a combination; None if there is none.
 
     >>> find_part(Combined(mixup=Mixup(alpha=0.4)), Mixup).alpha
     0.4
@@ -178,7 +178,7 @@ def find_part(regulariser: RegulariserConfig, kind: type[Part]) -> Part | None:
 
 
 def choose_group_columns(regulariser: RegulariserConfig) -> tuple[str, ...]:
-    """Return the columns by which the loss of a regulariser groups images (``data.groups.find_groups``)."""
+    """Return the columns by which the regulariser's loss groups images (see ``data.groups.find_groups``)."""
     dro, penalty = find_part(regulariser, GroupDro), find_part(regulariser, SpectralDecoupling)
     if dro is not None:
         return dro.group_by

@@ -1,7 +1,7 @@
 """Seeds derived by hashing, and counter-based random numbers that do not depend on batch size or worker count.
 
-``torch.Generator`` produces a stream: what a sample draws depends on who drew before it. Here a random number is a
-pure function of (seed, index), so the same sample gets the same noise alone, in a batch of 256, or on another node.
+``torch.Generator`` produces a stream: the numbers of a sample depend on all draws before it. Here a random number is a
+pure function of (seed, index), so a sample gets the same noise alone, in a batch of 256, or on another node.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ def derive_seed(*parts: object) -> int:
 
 
 def hash_ids(ids: Iterable[str]) -> Int64[np.ndarray, " n"]:
-    """Return one 63-bit hash per sample id; computed once per data set, mixed per draw by ``mix``."""
+    """Return one 63-bit hash per sample id. Compute it once per data set; ``mix`` derives the seed of each draw."""
     return np.fromiter((derive_seed(identifier) for identifier in ids), dtype=np.int64)
 
 
 def _shift_right(value: Tensor, bits: int) -> Tensor:
-    """Logical right shift; torch's is arithmetic on signed integers."""
+    """Return ``value`` shifted right logically; torch's own shift of signed integers is arithmetic."""
     return (value >> bits).bitwise_and_((1 << (64 - bits)) - 1)
 
 
@@ -59,7 +59,7 @@ def uniform(seeds: Int64[Tensor, " n"], *shape: int, stream: object = 0) -> Floa
 
 
 def uniform_16bit(seeds: Int64[Tensor, " n"], *shape: int, stream: object = 0) -> Int32[Tensor, "n *shape"]:
-    """Return integers in [0, 2¹⁶), one block of ``shape`` per seed: four from every hash, a quarter of the work."""
+    """Return integers in [0, 2¹⁶), one block of ``shape`` per seed; one hash gives four, a quarter of the work."""
     count = int(np.prod(shape)) if shape else 1
     counter = torch.arange(-(-count // 4), device=seeds.device, dtype=torch.int64) * _GAMMA
     bits = mix(mix(seeds, "stream", stream)[:, None] + counter[None, :])

@@ -1,11 +1,11 @@
-"""MAIN PATH below the orchestrator: one config in, one evaluated model in a folder out.
+"""MAIN PATH below the orchestrator: train and evaluate the model of one config, write its folder.
 
-``run_trial`` and ``run_stage`` can be called from a notebook, a debugger or a bare GPU machine; they know nothing of
+``run_trial`` and ``run_stage`` can be called from a notebook, a debugger or a bare GPU machine; they do not use
 Ray or MLflow. They write the folder that the ledger reads:
 
     epochs.jsonl  checkpoint.safetensors  model.safetensors  predictions/<set>.npz  result.json (last)
 
-Checkpoints live until the model (or encoder) is written: from then on an interrupted call only evaluates.
+Checkpoints are removed once the model (or encoder) is written; if interrupted after that, a new call only evaluates.
 """
 
 from __future__ import annotations
@@ -56,10 +56,10 @@ from trainables.training.stopping import stop_if_asked
 
 ENCODER, MODEL = "encoder.safetensors", "model.safetensors"
 
-#: GPU memory of a process beside what torch reserves: context, kernels, libraries. Assumption: not measured.
+#: GPU memory of a process in MiB that torch does not reserve: context, kernels, libraries. Assumption: not measured.
 GPU_CONTEXT_MIB = 600.0
 
-#: Receives progress: {"event": "epoch" | "evaluation" | …, …}; called from this process.
+#: Callback for progress: {"event": "epoch" | "evaluation" | …, …}; called in this process.
 Report = Callable[[dict[str, Any]], None]
 
 
@@ -74,28 +74,28 @@ def run_trial(
 ) -> dict[str, Any]:
     """Train and evaluate one model; return the content of ``result.json``.
 
-    Called again after an interruption it goes on from the last checkpoint; called again after it finished it
-    evaluates again and changes nothing else.
+    A call after an interruption continues from the last checkpoint. A call after completion does not train again; it
+    repeats the evaluation.
 
     With ``execution.early_stopping`` a ``stop.json`` in the folder ends the training before its next epoch: then
-    nothing is evaluated, and no ``result.json`` is written. Called again without that file it goes on from there.
+    nothing is evaluated and no ``result.json`` is written. A call without that file continues from there.
 
     Args:
-        config: everything that decides the result.
-        signature: identity of the trial; checkpoints of another one are refused.
-        folder: where everything is written.
-        execution: device, threads, cache.
-        encoder: folder of the finished contrastive stage, when the trial starts from one.
-        report: called with progress events.
+        config: all settings that decide the result.
+        signature: identity of the trial; checkpoints of another trial are refused.
+        folder: folder of the trial; all files are written here.
+        execution: device, threads and caches.
+        encoder: folder of the finished contrastive stage; None if the trial does not start from one.
+        report: callback for progress events.
 
     Raises:
-        RobustSweepError: any of ``trainables.errors``, with a message for the user.
-        StopTraining: the trial was stopped early.
+        RobustSweepError: any error of ``trainables.errors``, with a message for the user.
+        StopTraining: if the trial was stopped early.
     """
     started_ms = int(time.time() * 1000)
     device = prepare_process(execution)
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
-    choose_shifts(data, config.evaluation)  # a wrong name must not be found after the training
+    choose_shifts(data, config.evaluation)  # a wrong name has to fail before the training
     report({"event": "started", "epochs": config.training.epochs})
     choice = choose_acceleration(config, data, device, execution)
     _forget_gpu_memory(device)
@@ -130,7 +130,7 @@ def run_trial(
 
 
 def _describe_files(folder: Folder, names: list[str]) -> dict[str, dict[str, Any]]:
-    """Return what ``result.json`` says of the files beside it; whoever trains without a ledger has no config there."""
+    """Return sizes and checksums of files for ``result.json``. ``config.json`` exists only in a ledger's folders."""
     return describe_files(folder, [*([CONFIG] if folder.exists(CONFIG) else []), *names])
 
 
@@ -157,9 +157,9 @@ def run_stage(
     execution: Execution,
     report: Report = lambda event: None,
 ) -> dict[str, Any]:
-    """Pretrain one encoder, store it as ``encoder.safetensors``; return the content of ``result.json``.
+    """Pretrain one encoder, write ``encoder.safetensors`` and return the content of ``result.json``.
 
-    Args and Raises: as ``run_trial``.
+    Arguments and errors are those of ``run_trial``, but a stage is never stopped early.
     """
     from trainables.pretraining.contrastive import pretrain_encoder  # lightly is needed in stages only
 
@@ -192,10 +192,10 @@ def run_stage(
 
 
 def prepare_process(execution: Execution) -> torch.device:
-    """Fix threads and determinism for this process; return the device.
+    """Set the number of threads and cuDNN's determinism for this process; return the device.
 
     Raises:
-        ConfigError: no such device here.
+        ConfigError: if ``execution.device`` is not a device, or there is no GPU.
     """
     torch.set_num_threads(execution.num_threads)
     name = execution.device
@@ -215,9 +215,9 @@ def prepare_process(execution: Execution) -> torch.device:
 
 
 def choose_acceleration(config: TrialConfig, data: Dataset, device: torch.device, execution: Execution) -> Choice:
-    """Return how the network is executed: as the study has decided, or without probes what the device does by default.
+    """Return memory format, precision and compiling: the study's decision, or the device's default without probes.
 
-    Draws from torch's global generator when it has to probe: seed afterwards.
+    A probe draws from torch's global generator: seed afterwards.
     """
     default = default_choice(resolve_precision(config.training, device), device)
     if execution.acceleration is None:
@@ -232,13 +232,13 @@ def choose_acceleration(config: TrialConfig, data: Dataset, device: torch.device
 
 
 def build_initial_model(config: TrialConfig, data: Dataset, *, encoder: Folder | None) -> Classifier:
-    """Return the network a trial starts from.
+    """Return the network with the initial weights of a trial.
 
-    The seed never depends on the arm: all arms of a replicate share every weight whose shape agrees, the head
-    included whatever the pretraining.
+    The seed never depends on the arm: all arms of a replicate share every initial weight whose shape agrees, and the
+    head whatever the pretraining.
 
     Raises:
-        ConfigError: the trial starts from a contrastive stage and no finished one is given.
+        ConfigError: if the trial starts from a contrastive stage and no finished one is given.
     """
     seed_everything(derive_seed(config.seed, config.replicate, "init"))
     model = build_network(config.model, config.pretraining, data, config.regulariser)
@@ -249,7 +249,7 @@ def build_initial_model(config: TrialConfig, data: Dataset, *, encoder: Folder |
                 "run its stage first (run_stage) and pass its folder"
             )
         model.load_encoder(load_weights(encoder, ENCODER)[0], origin=f"the encoder in {encoder.uri}")
-    # What is drawn from global generators from here on (dropout) starts at the same point in every arm.
+    # From here on the global generators (dropout) start from the same state in every arm.
     seed_everything(derive_seed(config.seed, config.replicate, "training"))
     return model
 
@@ -260,17 +260,19 @@ def build_network(
     data: Dataset,
     regulariser: RegulariserConfig,
 ) -> Classifier:
-    """Return the network for these data on the CPU, with random or ImageNet weights and what the regulariser puts in.
+    """Return the network for ``data`` on the CPU, with random or ImageNet weights.
+
+    Dropout, stochastic depth and stain normalisation of the regulariser are part of it.
 
     Raises:
-        ConfigError: the network or the data do not fit the regulariser.
-        WeightsUnavailableError: there are no ImageNet weights.
+        ConfigError: if the network or the data do not fit the regulariser.
+        WeightsUnavailableError: if ImageNet weights are required and cannot be loaded.
     """
     imagenet: dict[str, Tensor] | None = None
     if isinstance(pretraining, ImageNetPretraining):
         state = torch.get_rng_state()
         imagenet = load_imagenet(config.name, pretraining)
-        torch.set_rng_state(state)  # loading must not shift what the network draws
+        torch.set_rng_state(state)  # loading must not change the random initial weights
     train = data.splits["train"].images
     _, channels, _, size = train.shape
     dropout, depth = find_part(regulariser, Dropout), find_part(regulariser, StochasticDepth)
@@ -358,7 +360,7 @@ def _provenance(
 
 
 def _forget_gpu_memory(device: torch.device) -> None:
-    """Let the peak start from here: an earlier trial of this process, or a probe, is not this trial's."""
+    """Reset the peak of GPU memory, which an earlier trial of this process or a probe may have raised."""
     if device.type == "cuda":
         torch.cuda.init()  # type: ignore[no-untyped-call]
         torch.cuda.empty_cache()
@@ -366,7 +368,7 @@ def _forget_gpu_memory(device: torch.device) -> None:
 
 
 def _measure_gpu_memory(device: torch.device) -> dict[str, float]:
-    """Return the most GPU memory that this process has held, and how much the GPU has, in MiB; nothing on a CPU."""
+    """Return this process's peak GPU memory and the GPU's total memory in MiB; nothing on a CPU."""
     if device.type != "cuda":
         return {}
     peak, total = torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory

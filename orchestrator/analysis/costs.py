@@ -1,4 +1,4 @@
-"""Time and memory that trials and arms have taken, with what interruptions cost, as tables."""
+"""Tables of the time and memory that trials and arms took, including time lost to interruptions."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from orchestrator.ledger.durations import lost_seconds, took_seconds
 
 
 def costs_table(results: Results) -> pd.DataFrame:
-    """Return one row per planned trial that has taken something: its seconds, those lost, memory, device.
+    """Return one row per planned trial that took any time: its seconds, peak memory and device.
 
-    ``trial_seconds`` are of training and all evaluations, NaN unless the trial is complete; ``lost_seconds`` of
-    attempts that were lost or failed, and of all that has no result yet. A stage's seconds, finished and lost, are
-    shared equally among all trials planned to start from it, complete or not.
+    ``trial_seconds`` cover training and all evaluations, NaN unless the trial is complete; ``lost_seconds`` cover
+    attempts that were lost or failed, and all time that has led to no result yet. A stage's seconds, finished and
+    lost, are shared equally among all trials planned to start from it, complete or not.
     """
     users = Counter(need for trial in results.plan["trials"] for need in trial["needs"])
     took = {stage.signature: took_seconds(stage) for stage in results.stages if stage.result is not None}
@@ -44,9 +44,10 @@ def costs_table(results: Results) -> pd.DataFrame:
 
 
 def arm_costs_table(results: Results, costs: pd.DataFrame) -> pd.DataFrame:
-    """Return one row per arm in plan order: n, seconds (mean, sd), stage share, hours, peak memory, devices.
+    """Return one row per arm in plan order: seconds per trial, hours, peak memory and devices.
 
-    ``n``, mean and sd are of complete trials; ``finished_hours`` + ``lost_hours`` = ``hours`` are of all.
+    ``n``, mean and sd are over complete trials, all other columns over all trials in ``costs``; ``finished_hours`` +
+    ``lost_hours`` = ``hours``.
 
     Args:
         results: the study.
@@ -81,5 +82,5 @@ def _largest(values: pd.Series) -> float | None:
 
 
 def join_devices(devices: pd.Series) -> str:
-    """Return the different devices, sorted, with commas between them."""
+    """Return the distinct devices, sorted and joined by commas."""
     return ", ".join(sorted(set(devices.dropna())))

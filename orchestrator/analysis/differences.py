@@ -1,4 +1,4 @@
-"""Arm × shift: differences against a reference arm, paired by replicate, and which of them chance explains badly."""
+"""Differences between each arm and a reference arm under each shift, paired by replicate and tested."""
 
 from __future__ import annotations
 
@@ -12,29 +12,29 @@ from orchestrator.analysis.results import Results
 from orchestrator.analysis.stain_grid import rows_of_shifts
 from orchestrator.statistics.paired_tests import holm
 
-#: Fewer pairs of replicates than this: no test. With two, one degree of freedom is left and nothing can be found.
+#: Fewest pairs of replicates that are tested. Two leave one degree of freedom: nothing can be found.
 MIN_PAIRS = 3
-#: Holm-corrected p of a marked cell is at most this.
+#: Largest Holm-corrected p-value of a marked cell.
 ALPHA = 0.05
 UNSHIFTED = "identity"
 
 
 @dataclass(frozen=True)
 class Differences:
-    """Differences against the reference arm, in [-1, 1]; rows are names of arms, columns shifts (identity first)."""
+    """Differences from the reference arm, in [-1, 1]; rows are names of arms, columns are shifts (identity first)."""
 
     reference: str
     mean: pd.DataFrame
-    #: Pairs of replicates behind each cell.
+    #: Number of pairs of replicates per cell.
     n: pd.DataFrame
-    #: Paired t-test, two-sided, corrected after Holm over all tested cells; NaN: not tested.
+    #: p-values of two-sided paired t-tests, Holm-corrected over all tested cells; NaN where not tested.
     p_holm: pd.DataFrame
-    #: Cells that were tested.
+    #: Number of cells that were tested.
     num_tested: int
 
 
 def compute_differences(results: Results) -> Differences | None:
-    """Return arm minus reference per shift; None without shifts, or without a second arm that shares a replicate.
+    """Return arm minus reference per shift, None without shifts or without a second arm that shares a replicate.
 
     The reference is the first arm of the plan: all factors at their first level. A replicate's score under a shift is
     its mean over severities. The test is the paired t-test over replicates: an exact signed-rank or sign-flip test
@@ -62,9 +62,9 @@ def compute_differences(results: Results) -> Differences | None:
 
 
 def paired_t(mean: NDArray[np.float64], sd: NDArray[np.float64], n: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Return two-sided p-values of paired differences with this mean, sd (ddof 1) and number.
+    """Return two-sided p-values of paired t-tests, given mean, sd (ddof 1) and number of the differences.
 
-    NaN where there are fewer than ``MIN_PAIRS`` of them, or where all are equal, which t cannot judge.
+    NaN with fewer than ``MIN_PAIRS`` differences, or where all are equal, so that t is undefined.
     """
     from scipy.stats import t as student
 

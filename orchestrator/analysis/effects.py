@@ -13,16 +13,17 @@ from orchestrator.analysis.stain_grid import is_stain_cell
 from orchestrator.statistics.intervals import MIN_UNITS, Interval, Method, bootstrap_interval
 from orchestrator.statistics.paired_tests import holm, wilcoxon
 
-#: From this many replicates on, whole replicates are resampled; below, cells are, and the report says so.
+#: With at least this many replicates, whole replicates are resampled, otherwise cells; the report states which.
 MIN_REPLICATES = 5
 
-#: Covers what it says from six units on, where percentile intervals need 48 (docs/statistics.md).
+#: Bootstrap method: it reaches its nominal coverage from six units on, percentile intervals only from 48
+#: (docs/statistics.md).
 METHOD: Method = "expanded"
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One matching pair: all other levels and the replicate, and level minus reference."""
+    """One matched pair: its other levels, its replicate, and the difference level minus reference."""
 
     name: str
     replicate: int
@@ -31,7 +32,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Effect:
-    """What one level changes against its factor's first level, averaged over all else."""
+    """Effect of one level against its factor's first level, averaged over all other factors and replicates."""
 
     factor: str
     level: str
@@ -41,12 +42,12 @@ class Effect:
     #: Mean over cells; None without a single complete pair.
     difference: float | None
     interval: Interval | None
-    #: What the interval resamples, or why there is none.
+    #: Units that the interval resamples, in words, or the reason why there is no interval.
     resampled: str
     cells: tuple[Cell, ...]
-    #: Pairs that are planned but lack a defined value on a side.
+    #: Number of planned pairs that lack a defined value on either side.
     num_missing: int
-    #: Signed-rank test over shift types of the mean difference per shift; and Holm over all effects of this measure.
+    #: Signed-rank test of the mean differences per shift type; ``p_holm`` is corrected over all effects on this measure.
     p_value: float | None = None
     p_holm: float | None = None
     num_shifts: int = 0
@@ -61,13 +62,13 @@ def compute_effects(results: Results, measure: str) -> list[Effect]:
 
 
 def compute_all_effects(results: Results, measures: Sequence[str]) -> dict[str, list[Effect]]:
-    """Return column of the trials table → ``compute_effects`` of it; what is paired is looked up once for all."""
+    """Return measure → effects on it. Trials are paired once for all measures (columns of the trials table)."""
     found = {factor: _pairs_of(results, factor) for factor in results.factors} if measures else {}
     return {measure: _effects_on(results, measure, found) for measure in measures}
 
 
 def _pairs_of(results: Results, factor: str) -> list[pd.DataFrame]:
-    """Return, per level, its rows of the trials table beside the reference's."""
+    """Return one table per level: row numbers of its trials and of the paired trials of the reference."""
     cells = _side_by_side(results.trials, factor)
     reference, *levels = [str(level) for level in results.plan["factors"][factor]]
     return [cells[[level, reference]].dropna().astype(int) for level in levels if level in cells and reference in cells]
@@ -84,7 +85,7 @@ def _effects_on(results: Results, measure: str, found: Mapping[str, Sequence[pd.
 
 
 def _effect(results: Results, factor: str, pairs: pd.DataFrame, measure: str) -> Effect:
-    """Return the effect of the first column of ``pairs`` against the second; cells hold rows of the trials table."""
+    """Return the effect of the first column of ``pairs`` against the second. Cells hold row numbers of the trials table."""
     level, reference = pairs.columns
     values = results.trials[measure].to_numpy(dtype=float)
     differences = pd.Series(values[pairs[level]] - values[pairs[reference]], index=pairs.index)
@@ -106,7 +107,7 @@ def _effect(results: Results, factor: str, pairs: pd.DataFrame, measure: str) ->
 
 
 def _side_by_side(trials: pd.DataFrame, factor: str) -> pd.DataFrame:
-    """Return the row of each trial in ``trials``, by (other levels, replicate) and, as columns, level of ``factor``."""
+    """Return row numbers of ``trials``, indexed by other levels and replicate, with a column per level of ``factor``."""
     column = f"arm/{factor}"
     others = [name for name in trials if str(name).startswith("arm/") and name != column]
     # A leading constant level keeps the index a MultiIndex when nothing else varies.
@@ -130,11 +131,11 @@ def _interval(differences: np.ndarray, replicates: np.ndarray, *, seed: int) -> 
 
 
 def _with_test(results: Results, effect: Effect, pairs: pd.DataFrame) -> Effect:
-    """Add the signed-rank test over shift types where the measure is the mean over shifts."""
+    """Return the effect, with the signed-rank test over shift types if the measure is the mean over shifts."""
     means = results.shift_means
     if effect.measure != f"robustness/mean_{results.metric}" or means.empty:
         return effect
-    # Neighbours on one grid are not shifts of their own.
+    # All cells of the stain grid are one shift type: neighbours on a grid are not separate shifts.
     types = ["stain grid" if is_stain_cell(str(name)) else str(name) for name in means]
     means = means.T.groupby(types, sort=False).mean().T
     first, second = (means.reindex(results.trials["signature"].iloc[pairs[level]]) for level in pairs)
@@ -167,7 +168,7 @@ def effects_table(effects: Sequence[Effect]) -> pd.DataFrame:
 
 
 def rank_factors(results: Results, effects: Sequence[Effect]) -> list[str]:
-    """Return the factors, the one with the largest effect first; they get colour and shape in that order."""
+    """Return the factors, the one with the largest effect first. Figures assign colour and shape in this order."""
     size = dict.fromkeys(results.factors, 0.0)
     for effect in effects:
         size[effect.factor] = max(size[effect.factor], abs(effect.difference or 0.0))

@@ -1,4 +1,4 @@
-"""The evaluations of thousands of trials, packed: as dicts they would be a million objects and a gigabyte."""
+"""Packed evaluations of thousands of trials; as dicts they would be a million objects and a gigabyte."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-#: What an evaluation says besides its metrics.
+#: Fields of an evaluation besides its metrics.
 ABOUT = ("set", "shift", "severity", "strength", "num_images")
 
 _ABOUT = itemgetter(*ABOUT)
@@ -24,24 +24,27 @@ _Rows = tuple[tuple[Any, ...], ...]
 class Evaluations:
     """The evaluations of one trial, in the order of its result."""
 
-    #: A row of ``ABOUT`` per evaluation; one object for all trials that were evaluated alike.
+    #: One row of ``ABOUT`` per evaluation. Trials with equal rows share one object.
     about: _Rows
     #: Names of the columns of ``values``.
     metrics: tuple[str, ...]
-    #: evaluations × metrics; NaN where an evaluation lacks one.
+    #: Values, evaluations × metrics; NaN where an evaluation lacks a metric.
     values: NDArray[np.float64]
     #: Metrics on unshifted in-distribution validation: the only ones that may choose an arm.
     validation: Mapping[str, float]
 
 
 class Packer:
-    """Packs one trial after another; what they share is kept once."""
+    """Packer of evaluations, one trial at a time. Rows that trials share are stored once."""
 
     def __init__(self) -> None:
         self._seen: dict[_Rows, _Rows] = {}
 
     def pack(self, evaluations: Sequence[dict[str, Any]]) -> Evaluations:
-        """Return the ``evaluations`` of a ``result.json``; a strength of several numbers becomes JSON, in them too."""
+        """Return the packed ``evaluations`` of a ``result.json``.
+
+        A strength of several numbers becomes JSON text, in the argument too.
+        """
         for row in evaluations:
             if isinstance(row["strength"], list | dict):
                 row["strength"] = json.dumps(row["strength"])
@@ -61,8 +64,8 @@ def evaluations_table(keys: pd.DataFrame, packed: Sequence[Evaluations]) -> pd.D
     """Return one row per evaluation: the trial's row of ``keys``, then ``ABOUT``, then the metrics.
 
     Args:
-        keys: a row per trial.
-        packed: the evaluations of each, in the same order; one at least.
+        keys: one row per trial.
+        packed: evaluations of each trial, in the same order; at least one trial.
     """
     counts = [len(each.about) for each in packed]
     of_trial = keys.take(np.repeat(np.arange(len(keys)), counts)).reset_index(drop=True)
@@ -72,7 +75,7 @@ def evaluations_table(keys: pd.DataFrame, packed: Sequence[Evaluations]) -> pd.D
 
 
 def _about_table(about: Sequence[_Rows]) -> pd.DataFrame:
-    """Return the rows of ``about`` one below the other; each different one is looked at once."""
+    """Return the rows of ``about`` as one table. Shared objects are converted once."""
     different = {id(rows): rows for rows in about}
     starts = dict(zip(different, np.cumsum([0, *map(len, different.values())]).tolist(), strict=False))
     table = pd.DataFrame(list(itertools.chain.from_iterable(different.values())), columns=list(ABOUT))
@@ -81,7 +84,7 @@ def _about_table(about: Sequence[_Rows]) -> pd.DataFrame:
 
 
 def _align(packed: Evaluations, names: tuple[str, ...]) -> NDArray[np.float64]:
-    """Return the values with the columns ``names``."""
+    """Return the values with the columns ``names``, NaN for metrics that the trial lacks."""
     if packed.metrics == names:
         return packed.values
     aligned = np.full((len(packed.about), len(names)), np.nan)

@@ -1,7 +1,7 @@
-"""What the results hold for a hypothesis: paired differences, their mean, an interval and a p-value.
+"""Evidence for a hypothesis: the mean of paired differences, its interval and a p-value.
 
-A pair is one cell (levels of all factors that the hypothesis does not vary) in one replicate. What is counted by the
-test, the *units*, are replicates (mean over cells), cells, or shift types (mean over cells and replicates).
+A pair is one cell (levels of all factors that the hypothesis does not vary) in one replicate. The *units* that a test
+counts are replicates (mean over cells), cells, or shift types (mean over cells and replicates).
 """
 
 from __future__ import annotations
@@ -21,47 +21,47 @@ from orchestrator.statistics.trend import trend_test
 from orchestrator.study.contrasts import Contrast, ContrastError, compute_smallest_p, find_contrast, num_units_needed
 from orchestrator.study.hypotheses import Hypothesis, find_shift_metric, split_metric
 
-#: How intervals are made: those of few units are as wide as Student's.
+#: Bootstrap method: with few units, its intervals are as wide as Student's.
 METHOD: Method = "expanded"
 
-#: How well a bootstrap p-value is found: 14 intervals.
+#: Ratio of bounds at which the search for a bootstrap p-value ends, after 14 intervals.
 _BOOTSTRAP_P_RATIO = 1.001
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What the results hold for one hypothesis."""
+    """Evidence that the results give for one hypothesis."""
 
     #: Mean over units; None without a complete pair.
     effect: float | None
     interval: Interval | None
-    #: Two-sided, before correction; None where it could not be found.
+    #: Two-sided p-value before correction; None if the test cannot give one.
     p_value: float | None
     num_units: int
-    #: What the p-value would be if all units agreed.
+    #: p-value if all units agreed.
     smallest_p: float
-    #: Units that the test needs to be able to fall to α, before correction.
+    #: Fewest units with which p can fall to α, before correction.
     num_needed: int
-    #: What is counted, in words: 6 replicates.
+    #: Number and kind of units in words, e.g. 6 replicates.
     units: str
-    #: Pairs (cell × replicate): planned, and with every value defined.
+    #: Number of pairs (cell × replicate): planned, and with every value defined.
     num_planned: int
     num_complete: int
-    #: Group of arms → its mean over complete pairs.
+    #: Group of arms → its mean over units.
     means: Mapping[str, float]
-    #: Why nothing can be said at all.
+    #: Reason why there is no evidence at all.
     problem: str | None = None
-    #: What to keep in mind.
+    #: Warning for readers about the units.
     caution: str | None = None
 
     @property
     def num_missing(self) -> int:
-        """Planned pairs that lack a value."""
+        """Number of planned pairs that lack a value."""
         return self.num_planned - self.num_complete
 
 
 class Measured:
-    """The values of a study by arm and replicate."""
+    """Values of a study, arranged by arm and replicate."""
 
     def __init__(self, results: Results) -> None:
         self.results = results
@@ -78,7 +78,7 @@ class Measured:
         self.planned[self._arm, self._replicate] = True
 
     def spread(self, values: pd.DataFrame) -> Array:
-        """Return values, a row per signature, as arms × replicates × columns; NaN where there is none."""
+        """Return values (one row per signature) as arms × replicates × columns, NaN for trials without a row."""
         rows = values.reindex(self.results.trials["signature"]).to_numpy(dtype=float)
         spread = np.full((*self.planned.shape, rows.shape[1]), np.nan)
         spread[self._arm, self._replicate] = rows
@@ -86,12 +86,15 @@ class Measured:
 
     @cached_property
     def shifted(self) -> pd.DataFrame:
-        """The evaluations of the shifted test set."""
+        """Rows of the shifts table on the shifted test set."""
         shifts = self.results.shifts
         return shifts[(shifts["set"] == "test") & (shifts["severity"] > 0)]
 
     def values(self, hypothesis: Hypothesis) -> pd.DataFrame:
-        """Return what a hypothesis is about, a row per signature; a column per shift where these are counted."""
+        """Return the values of the hypothesis' metric, one row per signature.
+
+        One column per shift type if these are the units, otherwise a single column; empty if no trial has the metric.
+        """
         kind, name, metric = split_metric(hypothesis.metric)
         of_shifts = find_shift_metric(hypothesis.metric)
         if hypothesis.over == "shifts" and of_shifts is not None:
@@ -106,7 +109,7 @@ class Measured:
         if metric not in self.shifted:
             return pd.DataFrame()
         means = self.shifted.groupby(["signature", "shift"])[metric].mean().unstack("shift")
-        # Neighbours on one grid are not shifts of their own.
+        # All cells of the stain grid are one shift type: neighbours on a grid are not separate shifts.
         types = ["stain grid" if is_stain_cell(str(name)) else str(name) for name in means]
         return means.T.groupby(types, sort=False).mean().T
 
@@ -136,7 +139,7 @@ def weigh(hypothesis: Hypothesis, measured: Measured) -> Evidence:
     if frame.empty:
         return _nothing(f"no complete trial has {hypothesis.metric}", num_planned=num_planned)
     parts = _combine(measured.spread(frame), contrast)
-    parts[np.repeat(np.isnan(parts).any(axis=2, keepdims=True), parts.shape[2], axis=2)] = np.nan  # pair by pair
+    parts[np.repeat(np.isnan(parts).any(axis=2, keepdims=True), parts.shape[2], axis=2)] = np.nan  # whole pairs only
     num_complete = int(np.isfinite(parts).any(axis=(2, 3)).sum())
     if not num_complete:
         return _nothing("no planned pair is complete", num_planned=num_planned)
@@ -149,7 +152,7 @@ def _combine(values: Array, contrast: Contrast) -> Array:
 
     Args:
         values: arms × replicates × columns.
-        contrast: what is compared.
+        contrast: groups of arms to compare.
     """
     return np.stack(
         [np.stack([values[list(arms)].mean(axis=0) for arms in parts], axis=1) for parts in contrast.cells.values()]
@@ -157,7 +160,7 @@ def _combine(values: Array, contrast: Contrast) -> Array:
 
 
 def _test(hypothesis: Hypothesis, contrast: Contrast, parts: Array, *, seed: int) -> Evidence:
-    """Return what units of one kind say; the counts of pairs are left to the caller."""
+    """Return the evidence from the units of the hypothesis. The caller fills in the numbers of pairs."""
     num_needed = num_units_needed(hypothesis, len(contrast.parts))
     by_replicate = _mean(parts, (0, 3))
     counted = hypothesis.over
@@ -186,7 +189,7 @@ def _test(hypothesis: Hypothesis, contrast: Contrast, parts: Array, *, seed: int
     )
 
 
-#: By what is counted.
+#: Kind of units → caution.
 _CAUTIONS = {
     "cells": "Cells of one replicate share its splits, first weights and batch order; counted as if independent, they "
     "give p-values that are too small.",
@@ -205,7 +208,7 @@ def _mean(values: Array, axes: tuple[int, ...]) -> Array:
 def _compute_p(
     hypothesis: Hypothesis, contrast: Contrast, units: Array, differences: Array, *, seed: int
 ) -> float | None:
-    """Return the two-sided p-value, None where the test cannot give one."""
+    """Return the two-sided p-value, None if the test cannot give one."""
     alpha, test = hypothesis.alpha, hypothesis.test
     if test == "wilcoxon_signed_rank":
         return wilcoxon(differences, alpha=alpha)
@@ -215,19 +218,19 @@ def _compute_p(
         flipped = permutation_test(differences, seed=seed, alpha=alpha)
         if flipped is None or test == "permutation":
             return flipped
-        # Means of resamples reach no further than the units: far out, intervals of few units are too narrow.
+        # Resampled means never lie beyond the units, so far out the intervals of few units are too narrow.
         return _invert_bootstrap(differences, flipped, seed=seed)
     assert contrast.levels is not None
     levels, blocks = np.meshgrid(contrast.levels, np.arange(len(units)))
     trend = trend_test(units.ravel(), levels.ravel(), blocks=blocks.ravel(), seed=seed, alpha=alpha)
     if trend.p_value is None or trend.correlation is None:
         return None
-    # Ranks that rise while the line falls speak for neither direction.
+    # Ranks that rise while the mean falls, or the reverse, support neither direction.
     return trend.p_value if trend.correlation * differences.mean() > 0 else 1.0
 
 
 def _invert_bootstrap(differences: Array, smallest: float, *, seed: int) -> float:
-    """Return the smallest α at which the bootstrap interval of the mean leaves out 0, not below ``smallest``."""
+    """Return the smallest α at which the bootstrap interval of the mean excludes 0, at least ``smallest``."""
     excluded, included = 1.0, smallest
     if _leaves_out_zero(differences, included, seed=seed):
         return included

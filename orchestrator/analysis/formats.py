@@ -1,4 +1,4 @@
-"""Tables as text: canonical JSON rows for their digest, CSV for their readers. Each value is written once for both."""
+"""Tables as text: JSON rows for digests, CSV, LaTeX and Markdown. JSON and CSV share the text of each value."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike
 
-#: Rows held as text at once: 700,000 of them are a gigabyte.
+#: Rows held as text at once; 700,000 rows would be a gigabyte.
 _CHUNK = 20_000
 
 
 class TextTable:
-    """The cells of a table as JSON texts, undefined ones as null.
+    """Cells of a table as JSON texts, undefined ones as null.
 
-    Column by column: ``DataFrame.to_csv`` and a JSON object per row take 10 s each for 10,000 trials of 73 evaluations.
+    Cells are written by column: ``DataFrame.to_csv`` and a JSON object per row take 10 s each for 10,000 trials of 73
+    evaluations.
 
     Args:
         frame: numbers, strings, booleans and undefined values; no infinity.
@@ -36,8 +37,8 @@ class TextTable:
         """Yield every row as a JSON object with sorted keys, without the columns ``without``.
 
         Args:
-            without: columns.
-            order: numbers of the rows; None: as in the table.
+            without: columns to leave out.
+            order: row numbers in the wanted order; None keeps the order of the table.
         """
         names = sorted(column for column in self._columns if column not in without)
         template = ",".join(json.dumps(name).replace("%", "%%") + ":%s" for name in names)
@@ -48,7 +49,7 @@ class TextTable:
             yield from map(f"{{{template}}}".__mod__, rows)
 
     def csv(self) -> str:
-        """Return the table as ``DataFrame.to_csv(index=False)`` would, lines ending in a line feed."""
+        """Return the text of ``DataFrame.to_csv(index=False)``, with lines ending in a line feed."""
         columns = [
             texts if name in self._numbers else list(map(_csv_cell, texts)) for name, texts in self._columns.items()
         ]
@@ -61,25 +62,25 @@ def _write_column(values: pd.Series) -> list[str]:
         return []
     is_text = pd.api.types.is_string_dtype(values.dtype) and values.dtype != object
     if is_text or pd.api.types.is_integer_dtype(values.dtype):
-        # A few values, thousands of times each.
+        # These columns repeat a few values thousands of times: write each value once.
         codes, different = pd.factorize(values)
         return np.array([*_write(different.tolist()), "null"], dtype=object)[codes].tolist()
     return _write(values.astype(object).where(values.notna(), None).tolist())
 
 
 def _write(values: list[Any]) -> list[str]:
-    # A line break never stands inside a JSON text without indent, so that it can part the values.
+    # JSON text without indent contains no line break, so a line break can separate the values.
     text = json.dumps(values, separators=("\n", ":"), allow_nan=False, default=_plain)[1:-1]
     return text.split("\n") if values else []
 
 
 def _plain(value: Any) -> Any:
-    """Return the Python number in a NumPy scalar; anything else is a TypeError of ``json``."""
+    """Return the Python number of a NumPy scalar. Anything else is an AttributeError."""
     return value.item()
 
 
 def _is_all_numbers(values: pd.Series) -> bool:
-    """Return whether the JSON texts of a column are its CSV texts: numbers, all defined."""
+    """Return whether a column holds only defined numbers, whose JSON texts are their CSV texts."""
     is_number = pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype)
     return is_number and not values.hasnans
 
@@ -103,12 +104,12 @@ _MARKDOWN = re.compile(r"([\\`*_{}\[\]<>|#~])")
 
 
 def escape_latex(text: str) -> str:
-    """Return text that LaTeX sets as it is written."""
+    """Return text with the characters escaped that are special in LaTeX."""
     return "".join(_LATEX.get(character, character) for character in text)
 
 
 def escape_markdown(text: str) -> str:
-    """Return text that Markdown shows as it is written, on one line."""
+    """Return text on one line, with the characters escaped that are special in Markdown."""
     return _MARKDOWN.sub(r"\\\1", text.replace("\n", " "))
 
 

@@ -1,6 +1,6 @@
-"""Ledger → tidy tables: one row per planned trial, per arm, and per trial × set × shift × severity.
+"""Tidy tables from a ledger: one row per planned trial, per arm, and per trial × set × shift × severity.
 
-Rows start from the plan, not from what happens to lie in the ledger, so a missing trial is a row and not a gap.
+Rows come from the plan, not from the folders in the ledger, so a missing trial is a row and not a gap.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ from trainables.errors import StudyError
 from trainables.evaluation.balanced import Errors, ReferenceTable, RelativeErrors, compute_relative_errors
 from trainables.evaluation.metrics import METRICS, is_higher_better
 
-#: What a planned trial without a folder in the ledger is called in every table.
+#: State, in every table, of a planned trial without a folder in the ledger.
 MISSING = "missing"
 
-#: Metric → how it is written; those that every set and shift has, so that mean and worst over shifts exist.
+#: Metric → title, for the metrics that every set and shift has, so that mean and worst over shifts exist.
 TITLES = {name: METRICS[name].title for name in ("accuracy", "balanced_accuracy", "auroc")}
 
 #: Columns of the trials table that differ between an undisturbed and a resumed run.
@@ -38,11 +38,11 @@ _TIMES = ("duration_seconds", "peak_rss_mib", "reason")
 
 @dataclass(frozen=True)
 class Measure:
-    """One headline number of a trial: its column, and how it is called."""
+    """One headline number of a trial: its column and its titles."""
 
     column: str
     title: str
-    #: Heading in a table that says elsewhere which metric it is about.
+    #: Heading in a table that names the metric elsewhere.
     short: str
 
     @property
@@ -53,19 +53,19 @@ class Measure:
 
 @dataclass(frozen=True)
 class Results:
-    """Everything the report shows, as tables; built by ``load_results``."""
+    """Tables of a study, from which the report is made; built by ``load_results``."""
 
     plan: dict[str, Any]
-    #: Name in TITLES that selection, effects and heat map use.
+    #: Metric in ``TITLES`` that selection, effects and heat maps use.
     metric: str
-    #: Without the evaluations of their results: those are ``shifts``.
+    #: Signature → record of a trial, without the evaluations of its result, which are in ``shifts``.
     records: dict[str, Record]
     stages: list[Record]
     trials: pd.DataFrame
     shifts: pd.DataFrame
-    #: Signatures in the ledger that are no longer planned; left out of every table.
+    #: Signatures of trials in the ledger that are no longer planned; no table contains them.
     orphaned: tuple[str, ...]
-    #: What is damaged in the ledger, in words; nothing of it is in a table.
+    #: Damaged files of the ledger, in words; no table contains their content.
     damaged: tuple[str, ...] = ()
 
     @property
@@ -79,7 +79,7 @@ class Results:
     def levels(self, factor: str) -> list[str]:
         """Return the levels of a factor that trials are planned with, in the study file's order.
 
-        Their place in it is their colour, in every figure.
+        A level's position determines its colour in every figure.
         """
         planned = set(self.trials[f"arm/{factor}"])
         return [str(level) for level in self.plan["factors"][factor] if str(level) in planned]
@@ -94,7 +94,7 @@ class Results:
 
     @cached_property
     def complete(self) -> pd.DataFrame:
-        """The rows of the trials table that are complete."""
+        """Rows of the trials table whose trial is complete."""
         return self.trials[self.trials["state"] == COMPLETE]
 
     @property
@@ -104,15 +104,15 @@ class Results:
 
     @cached_property
     def stopped_arms(self) -> frozenset[str]:
-        """Names of the configurations that a search has stopped early: they are not to be chosen."""
+        """Names of the arms that a search stopped early; they must not be chosen."""
         return frozenset(self.trials[self.trials["state"] == STOPPED]["name"])
 
     @property
     def counts(self) -> dict[str, int]:
-        """planned, complete, (stopped_early,) failed, interrupted and missing trials; these add up to the first."""
+        """Numbers of trials: planned, then in each of ``states``, which add up to planned."""
         states = self.trials["state"].value_counts()
         counts = {state: int(states.get(state, 0)) for state in self.states}
-        counts[MISSING] += self.plan.get("to_come", 0)  # what a search has yet to propose
+        counts[MISSING] += self.plan.get("to_come", 0)  # trials that a search has yet to propose
         return {"planned": sum(counts.values())} | counts
 
     @cached_property
@@ -122,16 +122,16 @@ class Results:
 
     @cached_property
     def test_rows(self) -> pd.DataFrame:
-        """The rows of the shifts table on the in-distribution test set, identity (severity 0) included.
+        """Rows of the shifts table on the in-distribution test set, identity (severity 0) included.
 
-        ``signature``, ``name`` and ``shift`` are categories: grouping 700,000 rows by texts takes seconds.
+        ``signature``, ``name`` and ``shift`` are categories: grouping 700,000 rows by text takes seconds.
         """
         rows = self.shifts[self.shifts["set"] == "test"] if len(self.shifts) else self.shifts
         return rows.astype(dict.fromkeys(("signature", "name", "shift"), "category"))
 
     @cached_property
     def shift_means(self) -> pd.DataFrame:
-        """Mean over severities of the metric on the shifted test set: a row per signature, a column per shift."""
+        """Mean over severities of the metric on the shifted test set; one row per signature, one column per shift."""
         if self.metric not in self.test_rows:
             return pd.DataFrame()
         rows = self.test_rows[self.test_rows["severity"] > 0]
@@ -140,7 +140,7 @@ class Results:
 
     @cached_property
     def measures(self) -> list[Measure]:
-        """Headline numbers in the order they are shown; those no trial has are left out."""
+        """Headline numbers in display order, without those that no trial has."""
         metric, title = self.metric, TITLES[self.metric]
         listed = [
             Measure(f"val/{metric}", f"validation {title}", "validation"),
@@ -164,12 +164,12 @@ class Results:
 def load_results(
     ledger: Ledger, metric: str = "balanced_accuracy", *, states: Mapping[str, str] | None = None
 ) -> Results:
-    """Return the tables of a study in whatever state it is.
+    """Return the tables of a study, which may be unfinished.
 
     Args:
-        ledger: of the study.
+        ledger: ledger of the study.
         metric: name in ``TITLES``.
-        states: what ``ledger.states()`` has just returned; None: it is asked.
+        states: result of a recent ``ledger.states()``; None to call it.
 
     Raises:
         StudyError: the study has never been planned, or ``metric`` is not one that every shift has.
@@ -185,7 +185,7 @@ def load_results(
         records[record.signature] = record
         if record.result is not None:
             evaluations[record.signature] = packer.pack(record.result.pop("evaluations"))
-    # A damaged stage that no trial will start from is not made again.
+    # A damaged stage would be an error, but it is not rebuilt if no trial will start from it.
     whole = {stage["signature"] for stage in plan["stages"]} - ledger.damaged.keys()
     stages = ledger.records("stage", signatures=whole)
     return Results(
@@ -203,13 +203,13 @@ def load_results(
 def trials_table(
     plan: dict[str, Any], records: dict[str, Record], stages: list[Record], evaluations: Mapping[str, Evaluations]
 ) -> pd.DataFrame:
-    """Return one row per planned trial: signature, arm, levels, replicate, state, reason, times and all metrics."""
+    """Return one row per planned trial with its arm, levels, replicate, state, reason, times and all metrics."""
     broken = {stage.signature: stage for stage in stages if stage.state == FAILED}
     rows, known = [], list_states(plan)
     for trial in plan["trials"]:
         record = records.get(trial["signature"])
         state = record.state if record else MISSING
-        state = state if state in known else INTERRUPTED  # stopped early by a search that does so no more
+        state = state if state in known else INTERRUPTED  # stopped early by a search that no longer stops early
         row = _key(trial) | {"state": state, "reason": _reason(trial, record, broken)}
         if record is not None and record.result is not None:
             result = record.result
@@ -242,7 +242,7 @@ def _reason(trial: dict[str, Any], record: Record | None, broken: dict[str, Reco
 
 
 def shifts_table(plan: dict[str, Any], evaluations: Mapping[str, Evaluations]) -> pd.DataFrame:
-    """Return one row per complete trial × set × shift × severity, tidy; a strength of several numbers is JSON."""
+    """Return one row per complete trial × set × shift × severity. A strength of several numbers is JSON text."""
     complete = [trial for trial in plan["trials"] if trial["signature"] in evaluations]
     packed = [evaluations[trial["signature"]] for trial in complete]
     if not any(each.about for each in packed):
@@ -267,10 +267,10 @@ def arms_table(results: Results) -> pd.DataFrame:
 
 
 def find_reference(plan: Mapping[str, Any]) -> tuple[str, str | ReferenceTable]:
-    """Return how the report calls the reference of BE and rBE, and which it is: the name of an arm, or a table.
+    """Return the title of the reference of BE and rBE, and the reference itself: the name of an arm, or a table.
 
     Args:
-        plan: content of ``plan.json``; older ones name no reference, which is then the first arm, as without one.
+        plan: content of ``plan.json``; if it names no reference, as in older plans, the first arm is returned.
     """
     said = plan.get("reference")
     if said is None:
@@ -284,9 +284,9 @@ def find_reference(plan: Mapping[str, Any]) -> tuple[str, str | ReferenceTable]:
 def balanced_errors_table(results: Results) -> pd.DataFrame:
     """Return one row per arm: its balanced errors on the test set, and BE and rBE relative to the study's reference.
 
-    Errors are means over complete replicates, of shifts also over severities. ``be`` and ``rbe`` are means over
-    ``be_shifts`` and ``rbe_shifts`` of them; shifts whose denominator is not above 0, or that a given table lacks, are
-    counted as undefined. Empty where the arm or the reference arm has no complete trial.
+    Errors are means over complete replicates, under shift also over severities. ``be`` and ``rbe`` are means over
+    ``be_shifts`` and ``rbe_shifts`` shifts; a shift whose denominator is not above 0, or that the reference table
+    lacks, counts as undefined. Cells are empty if the arm or the reference arm has no complete trial.
     """
     by_arm, severities = _errors_by_arm(results), _severities_by_arm(results)
     title, reference = find_reference(results.plan)

@@ -18,53 +18,53 @@ from orchestrator.study.search_config import SearchConfig
 from orchestrator.study.search_space import Space, Value, make_dimension
 from trainables.evaluation.metrics import is_higher_better
 
-#: With fewer complete configurations nothing is said about importance. Assumption: as many as random ones at the start.
+#: Fewest complete configurations for importances. Assumption: as many as a search proposes at random at its start.
 MIN_CONFIGURATIONS = 10
-#: PED-ANOVA asks what the best share of configurations has in common; Optuna's documentation wants 5 among them.
+#: Share of configurations that PED-ANOVA treats as best, and their smallest number, from Optuna's documentation.
 _BEST_SHARE, _MIN_BEST = 0.1, 5
 KINDS = {"ped_anova": "PED-ANOVA", "fanova": "fANOVA"}
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One configuration that was searched, with what came of it."""
+    """One configuration that the search proposed, with its outcome."""
 
     name: str
-    #: Factor or field → label, of those that applied.
+    #: Factor or field → label, for those that apply to the configuration.
     levels: dict[str, str]
-    #: None: not all of its replicates are complete, or a metric is undefined.
+    #: None if a replicate is not complete, or a metric is undefined.
     outcome: Outcome | None
 
     @property
     def is_feasible(self) -> bool:
-        """Whether it is known and keeps to all constraints."""
+        """Whether the outcome is known and meets all constraints."""
         return self.outcome is not None and all(excess <= 0 for excess in self.outcome.excess.values())
 
     @property
     def values(self) -> tuple[float, ...]:
-        """In the order of the objectives."""
+        """Values in the order of the objectives; the outcome must be known."""
         assert self.outcome is not None
         return self.outcome.values
 
 
 @dataclass(frozen=True)
 class Found:
-    """A search as the report sees it."""
+    """Search of a study: its settings and the configurations it proposed."""
 
     config: SearchConfig
-    #: In the order in which they were proposed.
+    #: Configurations in the order of proposal.
     configurations: tuple[Configuration, ...]
-    #: Dimension → labels it took, or ().
+    #: Factor → labels, for factors with more than one.
     factors: dict[str, list[str]]
 
     @property
     def known(self) -> list[Configuration]:
-        """Those with an outcome."""
+        """Configurations with a known outcome."""
         return [each for each in self.configurations if each.outcome is not None]
 
 
 def find_configurations(results: Results) -> Found | None:
-    """Return what was searched, None for a study without a search."""
+    """Return the search of a study, None for a study without a search."""
     said = results.plan.get("search")
     if said is None:
         return None
@@ -99,9 +99,9 @@ def _judge(config: SearchConfig, results: Results, group: pd.DataFrame) -> Outco
 def compute_importances(found: Found) -> pd.DataFrame:
     """Return one row per objective and dimension: its importance by PED-ANOVA and by fANOVA, each adding up to 1.
 
-    fANOVA (Hutter et al. 2014) is the share of variance over the whole space, of dimensions that every configuration
-    has; PED-ANOVA (Watanabe et al. 2023) asks what tells the best configurations from all. Empty with too few
-    configurations, or where all are alike.
+    fANOVA (Hutter et al. 2014) is the share of variance over the whole space, for dimensions that every configuration
+    has; PED-ANOVA (Watanabe et al. 2023) measures which dimensions distinguish the best configurations from all. An
+    objective has no rows with fewer than ``MIN_CONFIGURATIONS`` known configurations, or if all have the same value.
     """
     rows: list[dict[str, Any]] = []
     for number, objective in enumerate(found.config.objectives):
@@ -138,7 +138,7 @@ def _evaluate(found: Found, number: int, values: Sequence[float]) -> dict[str, d
 
 
 def _numbers(found: Found, configuration: Configuration) -> dict[str, Value]:
-    """Return the values that vary, numbers as numbers."""
+    """Return the varied values of a configuration, with labels of numbers converted to numbers."""
     values: dict[str, Value] = {name: configuration.levels[name] for name in found.factors}
     for name, parameter in found.config.space.items():
         if name in configuration.levels:
@@ -149,7 +149,7 @@ def _numbers(found: Found, configuration: Configuration) -> dict[str, Value]:
 
 
 def find_best(found: Found) -> list[Configuration]:
-    """Return the best feasible configurations: of one objective in order, of several the Pareto front in plan order."""
+    """Return feasible configurations: for one objective all, best first; for several the Pareto front in plan order."""
     known = [each for each in found.known if each.is_feasible]
     signs = np.array([1.0 if each.higher_is_better else -1.0 for each in found.config.objectives])
     scores = np.array([each.values for each in known]).reshape(len(known), len(signs)) * signs
@@ -165,15 +165,16 @@ class Stopped:
     """One configuration that was stopped early."""
 
     name: str
-    #: The last epoch of the replicate that came farthest, and how many it would have had.
+    #: Last epoch of the replicate that was trained longest, and the planned number of epochs.
     epoch: int
     num_epochs: int
-    #: What it was judged by after that epoch, mean over the replicates that have it; None: it was not defined.
+    #: Value after that epoch of the metric that trials are judged by, mean over the replicates that have it; None if
+    #: undefined.
     value: float | None
 
 
 def find_stopped(results: Results, config: SearchConfig) -> list[Stopped]:
-    """Return the configurations that were stopped early, those that came farthest first, of these the best first."""
+    """Return the configurations that were stopped early, sorted by last epoch (latest first), then value (best first)."""
     found = []
     sign = 1 if is_higher_better(config.judged_by) == config.objectives[0].higher_is_better else -1
     for name, group in results.trials[results.trials["name"].isin(results.stopped_arms)].groupby("name", sort=False):
@@ -187,7 +188,7 @@ def find_stopped(results: Results, config: SearchConfig) -> list[Stopped]:
 
 
 def count_epochs(results: Results) -> tuple[int, int]:
-    """Return how many epochs were not trained because of early stopping, and how many there would have been in all."""
+    """Return the number of epochs that early stopping saved, and the planned number over all trials that started."""
     saved = total = 0
     for record in results.records.values():
         num_epochs = record.config["config"]["training"]["epochs"]
@@ -198,7 +199,7 @@ def count_epochs(results: Results) -> tuple[int, int]:
 
 
 def describe_stopped(results: Results, stopped: Sequence[Stopped]) -> str:
-    """Return in words how many were stopped and what that has saved."""
+    """Return in words how many configurations were stopped early and how many epochs that saved."""
     saved, total = count_epochs(results)
     trials = int((results.trials["state"] == STOPPED).sum())
     share = f" ({100 * saved / total:.0f} %)" if total else ""

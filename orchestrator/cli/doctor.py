@@ -1,4 +1,4 @@
-"""What this machine has and lacks for a study, looked at rather than assumed."""
+"""Checks of this machine for a study: Python, packages, device, storage, MLflow and Ray."""
 
 from __future__ import annotations
 
@@ -24,14 +24,14 @@ from trainables.errors import ConfigError, StorageError, redact
 from trainables.storage.folder import Folder
 
 _PACKAGES = ("ray", "mlflow", "optuna", "torch", "torchvision", "timm", "lightly", "numpy", "pydantic")
-#: A study with checkpoints of a large network fills this quickly.
+#: Least free disk space for a ledger; checkpoints of a large network fill this quickly.
 _MIN_FREE_GIB = 5.0
 _TIMEOUT_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing looked at; ``ok`` is False only when a study cannot run like this."""
+    """Result of one check. ``ok`` is False only if a study cannot run on this machine as it is."""
 
     what: str
     ok: bool
@@ -39,7 +39,7 @@ class Finding:
 
 
 def examine(*, storage: str, mlflow: str | None, address: str | None) -> list[Finding]:
-    """Return all findings; asks servers for a few seconds at most."""
+    """Return the findings of all checks. Each server has ``_TIMEOUT_SECONDS`` to answer."""
     return [*_examine_python(), _examine_device(), *_examine_storage(storage), *_examine_servers(mlflow, address)]
 
 
@@ -117,7 +117,7 @@ def _reach(address: str) -> Finding:
 
 
 def render_findings(findings: list[Finding], console: Console) -> None:
-    """Print a table, what is wrong in red."""
+    """Print the findings as a table, failed checks in red."""
     table = Table("", "looked at", "found")
     for finding in findings:
         table.add_row("[green]ok[/green]" if finding.ok else "[red]no[/red]", finding.what, escape(finding.found))

@@ -1,4 +1,4 @@
-"""A study by its name: what the ledger knows of one that was run, for commands that only look at what is there."""
+"""Lookup of a study by its file, or by its name once it was run, for commands that run no trials."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from orchestrator.study.yaml_source import Source, apply_override
 from trainables.errors import StudyError
 from trainables.storage.folder import Folder
 
-#: What a study may be called.
+#: Valid name of a study.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-#: Folders of a storage that are looked at for names to suggest.
+#: Maximum number of folders of a storage that are searched for study names.
 _MAX_LISTED = 50
 
 
 def open_study(what: str, *, storage: str | None = None, overrides: Sequence[str] = ()) -> Study:
-    """Return the study in a file, or the one of this name as it was last run.
+    """Return the study of a study file, or the study of this name as it was last run.
 
-    Of a study that is found by name ``factors`` may have lost their order, and of ``execution`` only budget, MLflow,
-    cache and storage are known.
+    In a study found by name, ``factors`` may have lost their order, and ``execution`` has its defaults except for
+    budget, GPU price, MLflow, cache and storage.
 
     Args:
-        what: path of a study file, or a name.
-        storage: value of ``--storage``; None: what the file says, or the default.
-        overrides: ``dotted.path=YAML value`` each; for a name only below ``execution``.
+        what: path of a study file, or name of a study.
+        storage: value of ``--storage``, used for a name only; if None, ``execution.storage`` of the overrides or the
+            default.
+        overrides: assignments ``dotted.path=YAML value``; for a name only below ``execution``.
 
     Raises:
-        StudyError: there is neither such a file nor such a study, or what is there cannot be read.
+        StudyError: there is neither such a file nor such a study, or the study cannot be read.
         StorageError: the storage cannot be read, or the plan is damaged.
     """
     if Path(what).is_file():
@@ -63,19 +64,19 @@ def open_study(what: str, *, storage: str | None = None, overrides: Sequence[str
 
 
 def list_studies(storage: str) -> list[str]:
-    """Return the names of studies that were run with a storage, at most ``_MAX_LISTED``."""
+    """Return the names of studies that were run with a storage, from its first ``_MAX_LISTED`` folders."""
     folder = Folder(storage)
     return [name for name in islice(folder.children(), _MAX_LISTED) if (folder / name).exists("plan.json")]
 
 
 def _default_storage(overrides: Sequence[str]) -> str:
-    """Return where studies lie unless the command line says otherwise."""
+    """Return the storage of the last ``execution.storage=`` override, or the default."""
     named = [override.partition("=")[2] for override in overrides if override.startswith("execution.storage=")]
     return named[-1] if named else str(ExecutionConfig.model_fields["storage"].default)
 
 
 def _read_execution(plan: Mapping[str, Any], ledger: Ledger, overrides: Sequence[str]) -> Source:
-    """Return what is known of ``execution``, as the only section of a study file."""
+    """Return the fields of ``execution`` that the plan stores, overrides applied, as a study file of this section."""
     budget = plan.get("budget") or {"limits": None, "price_per_gpu_hour": None}  # older plans have none
     known = {
         "budget": budget["limits"],
@@ -99,6 +100,6 @@ def _read_execution(plan: Mapping[str, Any], ledger: Ledger, overrides: Sequence
 
 
 def _read_mlflow(address: str | None, ledger: Ledger) -> str | None:
-    """Return the MLflow store of the last run; None for the one beside the ledger, which may have moved with it."""
+    """Return the MLflow store of the last run, None for one beside the ledger, which may have moved with it."""
     is_default = address is not None and re.fullmatch(rf"sqlite:///.*/{re.escape(ledger.study)}/mlflow\.db", address)
     return None if is_default else address

@@ -2,7 +2,7 @@
 
 Exit codes: 0 all trials complete, 1 some failed or are missing, 2 the request was wrong, 3 infrastructure failed,
 4 some are missing because the budget is spent: the same command would start nothing.
-Nothing heavy is imported before a command needs it.
+Heavy packages are imported only in the commands that need them.
 """
 
 from __future__ import annotations
@@ -45,14 +45,14 @@ app.add_typer(shifts, name="shifts")
 
 
 class Layout(StrEnum):
-    """How exported images lie."""
+    """File layout of exported images."""
 
     npz = "npz"
     folder = "folder"
 
 
 class FigureFormat(StrEnum):
-    """What figures are written as."""
+    """File format of figures."""
 
     svg = "svg"
     png = "png"
@@ -68,7 +68,7 @@ def run(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed trials again.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run what is open, resume what was interrupted, write the report. Run it again after any interruption."""
+    """Run open trials, resume interrupted ones and write the report. Run it again after any interruption."""
     from orchestrator.driver.run import run_study
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what schedulers and `docker stop` send
@@ -115,7 +115,7 @@ def plan(
     pilot: Annotated[bool, typer.Option(help="Time a few steps when no trial has finished yet.")] = True,
     as_json: AsJson = False,
 ) -> None:
-    """Show stages and trials, what is complete, to resume and to run, and what it will take."""
+    """Show stages and trials with their states, and the estimated time and cost of the open ones."""
     from orchestrator.cli.plan import describe_plan, render_plan
     from orchestrator.driver.estimate import estimate
     from orchestrator.driver.prepare import prepare
@@ -171,7 +171,7 @@ def report(
     metric: Annotated[str, typer.Option(help="Metric of the tables and figures.")] = "balanced_accuracy",
     figures: Annotated[FigureFormat | None, typer.Option(help="Write each figure as a file, and its data.")] = None,
 ) -> None:
-    """Write the report anew from the ledger."""
+    """Rewrite the report from the ledger."""
     from orchestrator.ledger.ledger import Ledger
     from orchestrator.report.figure_files import write_figures
     from orchestrator.report.write import write_report
@@ -197,7 +197,7 @@ def ui(
     overrides: Overrides = None,
     port: Annotated[int | None, typer.Option(help="Port on 127.0.0.1.", show_default="a free one")] = None,
 ) -> None:
-    """Start MLflow on 127.0.0.1 over the study's store and print where the trials are compared. Ctrl-C ends it."""
+    """Start MLflow on 127.0.0.1 with the study's store and print links to its runs. Ctrl-C stops the server."""
     from orchestrator.ledger.ledger import Ledger
     from orchestrator.tracking.addresses import resolve_tracking_uri
     from orchestrator.tracking.server import serve_ui
@@ -212,7 +212,7 @@ def ui(
         typer.echo(f"compare          {links.compare}  ({links.num_compared} of {links.num_trials} trials)")
         typer.echo(f"severity curves  {links.curves}")
         sys.stdout.flush()
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # stopped either way, the server must not stay
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM must stop the server, too
         try:
             server.wait()
         except KeyboardInterrupt:
@@ -221,7 +221,7 @@ def ui(
 
 @app.command()
 def sync(study: StudyOrName, storage: Storage = None, mlflow: Mlflow = None, overrides: Overrides = None) -> None:
-    """Ship everything in the ledger to MLflow; rebuilds a lost MLflow store."""
+    """Ship all records of the ledger to MLflow. This rebuilds a lost MLflow store."""
     from orchestrator.ledger.lease import Lease
     from orchestrator.ledger.ledger import Ledger
     from orchestrator.tracking.addresses import resolve_tracking_uri
@@ -242,7 +242,7 @@ def trial(
     storage: Storage = None,
     overrides: Overrides = None,
 ) -> None:
-    """Run one stage or trial in this process, without Ray: for a debugger."""
+    """Run one stage or trial in this process without Ray, for debugging."""
     from orchestrator.cli.trial import run_single
 
     loaded = _load(study, overrides)
@@ -257,7 +257,7 @@ def preview_shifts(
     images: Annotated[int, typer.Option(min=1, help="Test images, one per class from the last one on.")] = 1,
     overrides: Overrides = None,
 ) -> None:
-    """Draw every shift at every severity: what the models are given. Prints the path of the picture."""
+    """Draw every shift at every severity as the models receive it. Prints the path of the image."""
     from orchestrator.cli import shifts as shift_files
 
     loaded = _load(study, overrides)
@@ -272,7 +272,7 @@ def export_shifts(
     layout: Annotated[Layout, typer.Option("--format", help="npz as MedMNIST-C, folder as ImageNet-C.")] = Layout.npz,
     overrides: Overrides = None,
 ) -> None:
-    """Write the shifted test sets as files. Prints what was written: a file or folder per shift."""
+    """Write the shifted test sets as files. Prints one path per shift: a file or a folder."""
     from orchestrator.cli import shifts as shift_files
 
     for path in shift_files.export_shifts(_load(study, overrides), out, layout=layout.value):
@@ -315,7 +315,7 @@ def doctor(
 
 
 def _leave_at_once(code: int) -> None:
-    """End this process without Ray's farewell, which takes seconds; the kernel ends its processes with this one."""
+    """Exit without Ray's shutdown, which takes seconds. The kernel ends Ray's processes with this one."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)
@@ -338,7 +338,7 @@ def _storage(study: Study, flag: str | None) -> str:
 
 
 def _command(name: str, study: Path, flags: dict[str, Any]) -> str:
-    """Return the command line that goes on with the same study, to be pasted into a shell; without passwords."""
+    """Return a shell command line for the same study, quoted and without passwords."""
     words = ["robustsweep", name, str(study)]
     for flag, value in flags.items():
         for word in value if isinstance(value, list) else [value]:
@@ -357,7 +357,7 @@ def _console(*, stderr: bool = False) -> Console:
 
 
 def main() -> Any:
-    """Run the command line; deliberate errors become one message and an exit code."""
+    """Run the command line; a ``RobustSweepError`` becomes one message and an exit code."""
     try:
         return app()
     except (StorageError, InfrastructureError) as error:

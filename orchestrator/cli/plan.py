@@ -42,7 +42,7 @@ def describe_plan(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
 
 
 def _states(prepared: Prepared) -> dict[str, str]:
-    """Signature → what will become of it."""
+    """Return signature → state as the plan shows it, for example "to resume"."""
     actions = prepared.actions
     named = {"to run": actions.start, "to resume": actions.resume, "complete": actions.skip, "failed": actions.failed}
     named["held back"], named["stopped early"] = actions.held_back, actions.stopped
@@ -52,7 +52,7 @@ def _states(prepared: Prepared) -> dict[str, str]:
 
 
 def count_trials(prepared: Prepared) -> dict[str, int]:
-    """Return how many trials (and open stages) there are of each sort."""
+    """Return state → number of trials, and the numbers of stages and of open stages."""
     actions = prepared.actions
     return {
         "planned": len(prepared.plan.trials) + prepared.plan.num_to_come,
@@ -68,7 +68,7 @@ def count_trials(prepared: Prepared) -> dict[str, int]:
 
 
 def find_needs(prepared: Prepared, costs: Estimate) -> dict[str, float | None]:
-    """Return limit of a budget → what is still to be taken of it until all trials are complete; None: not known."""
+    """Return limit of a budget → amount still needed to complete all trials, None if unknown."""
     todo = prepared.actions.open + prepared.actions.held_back
     to_come = prepared.plan.num_to_come
     begun = prepared.standing.begun if prepared.standing is not None else frozenset()
@@ -81,7 +81,7 @@ def find_needs(prepared: Prepared, costs: Estimate) -> dict[str, float | None]:
 
 
 def _describe_standing(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
-    """Return how the study stands to its budget, and whether the rest fits (None: not known), as JSON values."""
+    """Return usage and needs of the budget as JSON values. ``fits`` is None for a limit whose need is unknown."""
     standing, needs = prepared.standing, find_needs(prepared, costs)
     assert standing is not None
     fits = {

@@ -1,4 +1,4 @@
-"""``robustsweep select``: its options; what it does is ``release.py``."""
+"""Command ``robustsweep select``: its options. The work is done in ``selection/select_model.py``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainables.errors import StudyError
 
 
 class Rule(StrEnum):
-    """How the arm is chosen."""
+    """Rule by which the arm is chosen."""
 
     best = "best"
     one_standard_error = "one-standard-error"
@@ -44,7 +44,7 @@ def select(  # noqa: PLR0913 - the options of a command are its arguments
     overrides: Overrides = None,
     as_json: AsJson = False,
 ) -> None:
-    """Choose an arm on in-distribution validation; export its model with a card; register it in MLflow."""
+    """Choose an arm by in-distribution validation, export its model with a card and register it in MLflow."""
     from orchestrator.cli.lookup import open_study
     from orchestrator.selection.ranking import SelectionCriteria
     from orchestrator.selection.select_model import Request, release_model

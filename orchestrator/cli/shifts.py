@@ -1,4 +1,4 @@
-"""What ``robustsweep shifts`` does: the shifts of a study as files, on the study's own test images."""
+"""Work of ``robustsweep shifts``: write the shifts of a study, on its own test images, as files."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ShiftedTestSet:
-    """The data of a study's first arm, and the shifts its test set is evaluated under, without the identity."""
+    """Data of a study's first arm and the shifts of its evaluation, without the identity."""
 
     data: Dataset
     shifts: list[Shift]
@@ -26,11 +26,11 @@ class ShiftedTestSet:
 
 
 def load_shifts(study: Study) -> ShiftedTestSet:
-    """Return the test set and the shifts of the first arm.
+    """Return the data and the shifts of the first arm.
 
     Raises:
         StudyError: the study has no arm, or names no shift that changes its images.
-        RobustSweepError: the data cannot be had, or a shift is unknown.
+        RobustSweepError: the data cannot be loaded, or a shift is unknown.
     """
     from trainables.data.load import load_dataset
     from trainables.evaluation.robustness import choose_shifts
@@ -47,11 +47,13 @@ def load_shifts(study: Study) -> ShiftedTestSet:
 
 
 def preview_shifts(study: Study, path: Path, *, num_images: int = 1) -> Path:
-    """Write a sheet of all shifts on test images, one per class from the last class on, as PNG; return its path.
+    """Write a sheet of all shifts on test images as PNG and return its path.
+
+    The images are the first of each class, from the last class on.
 
     Raises:
         StorageError: the file cannot be written.
-        RobustSweepError: as ``load_shifts``.
+        RobustSweepError: any error of ``load_shifts``.
     """
     from trainables.shifts.export import draw_sheet
 
@@ -68,11 +70,11 @@ def preview_shifts(study: Study, path: Path, *, num_images: int = 1) -> Path:
 
 
 def export_shifts(study: Study, folder: Path, *, layout: Literal["npz", "folder"]) -> list[Path]:
-    """Write the shifted test sets; return the files (npz) or the folder of every shift.
+    """Write the shifted test sets and return one path per shift: a file (npz) or a folder.
 
     Raises:
         StorageError: a file cannot be written.
-        RobustSweepError: as ``load_shifts``.
+        RobustSweepError: any error of ``load_shifts``.
     """
     from trainables.shifts.export import write_folders, write_npz
 

@@ -1,4 +1,4 @@
-"""``robustsweep stats``: its arguments; what it does is ``report/tidy.py`` and ``report/tidy_tables.py``."""
+"""Command ``robustsweep stats``: its arguments. The work is done in ``analysis/tidy/``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def stats(
         str | None, typer.Option(help="Folder or fsspec URI for CSV, Markdown and LaTeX.", show_default="none")
     ] = None,
 ) -> None:
-    """Apply the report's statistics to results from elsewhere. Prints Markdown; --out also has each shift."""
+    """Apply the report's statistics to results of other tools. Prints Markdown; --out adds the scores per shift."""
     from orchestrator.analysis.tidy.reading import load_tidy
     from orchestrator.analysis.tidy.tables import compute_tables, write_tables
 

@@ -1,4 +1,4 @@
-"""How a study stands, from the ledger alone: fast, and without touching data, Ray or MLflow."""
+"""State of a study, read from the ledger alone: fast, without data, Ray or MLflow."""
 
 from __future__ import annotations
 
@@ -13,15 +13,16 @@ from orchestrator.planning.budget import Standing, describe_budget
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
 from orchestrator.study.study_file import Study, compute_study_sha256
 
-#: What ``status`` counts, in trials. running + interrupted + missing + failed + complete = planned.
+#: Names of the counts of ``status``, in trials. running + interrupted + missing + failed + complete = planned; a study
+#: with early stopping also counts stopped trials.
 COUNTS = ("planned", "complete", "running", "failed", "interrupted", "missing")
 
 
 def compute_status(study: Study, *, storage: str) -> dict[str, int]:
     """Return the counts over the trials of the last plan; before the first run all are missing.
 
-    A trial that has begun and not ended is running while a driver is alive, else interrupted. With early stopping what
-    was stopped is counted too: there is no more to be done for it.
+    A trial that has begun and not ended is running while a driver is alive, else interrupted. With early stopping,
+    stopped trials have a count of their own: they will not be continued.
     """
     ledger = Ledger(storage, study.study)
     if not ledger.root.exists("plan.json"):
@@ -47,7 +48,7 @@ def compute_status(study: Study, *, storage: str) -> dict[str, int]:
 
 
 def find_standing(study: Study, *, storage: str) -> Standing | None:
-    """Return how a study stands to the budget that its file has now, None without one."""
+    """Return the usage of the budget in the current study file, None if the file has no budget."""
     execution, ledger = study.execution, Ledger(storage, study.study)
     if execution.budget is None:
         return None
@@ -55,7 +56,7 @@ def find_standing(study: Study, *, storage: str) -> Standing | None:
 
 
 def is_out_of_budget(counts: Mapping[str, int], standing: Standing | None) -> bool:
-    """Return whether trials are missing, and running the study again would start none of them."""
+    """Return whether trials are missing and the budget would keep another run from starting any of them."""
     if standing is None or counts["running"]:
         return False
     interrupted, missing = counts["interrupted"], counts["missing"]
@@ -63,14 +64,14 @@ def is_out_of_budget(counts: Mapping[str, int], standing: Standing | None) -> bo
 
 
 def find_damaged(study: Study, *, storage: str) -> list[str]:
-    """Return what is damaged of all that is complete or has failed, in words; reads every byte of it."""
+    """Return descriptions of damaged files, one per stage or trial. Reads every byte of complete ones."""
     ledger = Ledger(storage, study.study)
     ledger.states(every_byte=True)
     return list(ledger.damaged.values())
 
 
 def is_current(study: Study, *, storage: str) -> bool:
-    """Return whether the last run was of this very study file; also True when there has been none."""
+    """Return whether the last run had the same study file, True if there was no run."""
     ledger = Ledger(storage, study.study)
     if not ledger.root.exists("plan.json"):
         return True
@@ -78,7 +79,7 @@ def is_current(study: Study, *, storage: str) -> bool:
 
 
 def render_status(counts: Mapping[str, int], console: Console, standing: Standing | None = None) -> None:
-    """Print the counts, one a line, and what is taken of the budget."""
+    """Print the counts, one per line, and the usage of the budget."""
     width = max(12, *map(len, counts))
     for name, count in counts.items():
         console.print(f"{name.replace('_', ' '):<{width}} {count}", highlight=False)

@@ -1,4 +1,4 @@
-"""One stage or trial in this process, without Ray and without a fork: what a debugger wants."""
+"""Run of one stage or trial in this process, without Ray and without a fork, for a debugger."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from trainables.errors import StudyError
 def run_single(study: Study, signature: str, *, storage: str, echo: Callable[[str], None]) -> str:
     """Run the stage or trial whose signature starts with ``signature``; return its folder.
 
-    Stages it needs have to be complete. Breakpoints in ``trainables`` are reached, exceptions are not caught.
+    Stages that it needs must be complete. Breakpoints in ``trainables`` are reached, exceptions are not caught.
 
     Raises:
-        StudyError: no such signature, more than one, or a stage is missing.
+        StudyError: no signature or more than one matches, or a needed stage is not complete.
     """
     prepared = prepare(study, storage=storage)
     ledger = prepared.ledger
@@ -40,14 +40,14 @@ def run_single(study: Study, signature: str, *, storage: str, echo: Callable[[st
             shown = "  ".join(f"{name} {value:.4g}" for name, value in event["metrics"].items())
             echo(f"epoch {event['epoch']}  {shown}")
 
-    meter = Meter(read_usage(ledger))  # its time counts, and no budget keeps it from running
+    meter = Meter(read_usage(ledger))  # the time counts towards the budget, but no limit is enforced
     meter.report("single", gpus=float(count_gpus(study.execution) > 0), busy_seconds=0.0)
     with Lease(ledger) as lease, saving_usage(meter, ledger.root):
         ledger.begin(work, study=study.study, git_commit=find_git_commit())
         folder = ledger.folder(work.kind, work.signature)
         encoder = ledger.folder("stage", work.needs[0]).uri if work.needs else None
         execution = resolve_execution(study, ledger).model_dump(mode="json")
-        execution["early_stopping"] = False  # who asks for one trial wants all of it
+        execution["early_stopping"] = False  # a single trial runs to its last epoch
         request = {"folder": folder.uri, "encoder": encoder, "execution": execution, "lease": lease.ticket}
         run_request(request, report)
     return folder.uri

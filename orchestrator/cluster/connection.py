@@ -1,4 +1,4 @@
-"""The connection to Ray: start it on this machine or join a cluster, and see whether it still answers."""
+"""Connection to Ray: start it on this machine or join a cluster, and check whether it still answers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import logging
 import os
 import socket
 
-# Before ray is imported. The ledger is the truth: no snapshots, no log files per trial, no usage report; signals are
-# the driver's business.
+# Set before ray is imported. The ledger is the truth: no snapshots, no log files per trial, no usage report; the driver
+# handles signals.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
 os.environ.setdefault("TUNE_GLOBAL_CHECKPOINT_S", str(10**9))
 os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")
@@ -15,10 +15,10 @@ os.environ.setdefault("TUNE_PRINT_ALL_TRIAL_ERRORS", "0")
 os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # only the older output is silent when told so
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-# A client per CPU that is started in case somebody needs it, and imports what ours import: 1.3 CPU s on 2 cores.
+# Ray would start a worker per CPU in advance, with the imports of ours: 1.3 CPU s on 2 cores.
 os.environ.setdefault("RAY_enable_worker_prestart", "0")
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
-# What Ray prints on a driver's terminal, whatever ``log_to_driver`` says: of a lost node, the log of its raylet.
+# Hides the raylet log of a lost node, which Ray prints on the driver's terminal whatever ``log_to_driver`` is.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 
 import ray
@@ -30,12 +30,12 @@ from trainables.errors import InfrastructureError
 #: Other modules import ray and tune from here: Ray reads the variables above when it is imported.
 __all__ = ["PATIENCE_SECONDS", "check_reachable", "connect", "disconnect", "find_peers", "ray", "tune"]
 
-# Tune hands the driver's cloud keys to its actors in a runtime environment, and Ray writes those into log files that
+# Tune passes the driver's cloud keys to its actors in a runtime environment, and Ray writes that into log files which
 # everybody on the machine can read. Actors have the keys of the node that they run on.
 class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
 
 #: A head, or a raylet of this machine, that does not answer for so long is lost. Ray would end this process 60 s after
-#: its head (gcs_rpc_server_reconnect_timeout_s), without a word on how to go on, and wait for its raylet for ever.
+#: its head (gcs_rpc_server_reconnect_timeout_s), without advice on how to continue, and wait for its raylet for ever.
 PATIENCE_SECONDS = 30.0
 
 
@@ -66,7 +66,7 @@ def connect(address: str | None) -> dict[str, float]:
 
 
 def _check_listens(address: str) -> None:
-    """Ray itself tries for several minutes."""
+    """Raise at once if nothing listens at ``address``, where Ray itself would try for several minutes."""
     if not address.rpartition(":")[2].isdecimal():
         return  # "auto"
     try:
@@ -78,18 +78,18 @@ def _check_listens(address: str) -> None:
 
 
 def check_reachable(address: str) -> None:
-    """Connect, and no more."""
+    """Raise ``OSError`` if no connection to ``address`` (``host:port``) can be opened within 10 s."""
     host, _, port = address.rpartition(":")
     socket.create_connection((host, int(port)), timeout=10.0).close()
 
 
 def disconnect() -> None:
-    """Leave or stop Ray."""
+    """Leave the cluster, or stop the local Ray."""
     ray.shutdown()
 
 
 def find_peers() -> set[str]:
-    """Return the addresses of those without whom nothing goes on: the head, and the raylet of this machine."""
+    """Return the addresses that a run cannot do without: the head, and the raylet of this machine."""
     context = ray.get_runtime_context()
     own = next(node for node in ray.nodes() if node["NodeID"] == context.get_node_id())
     return {context.gcs_address, f"{own['NodeManagerAddress']}:{own['NodeManagerPort']}"}

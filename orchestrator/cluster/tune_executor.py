@@ -1,8 +1,8 @@
 """Run the dispatcher's chunks in actors of Ray Tune.
 
-Tune starts actors where resources are free and reports those that are lost. It is never asked which stages and trials
-are open or done. A searcher gives it one chunk per Tune trial, several short trials in one chunk, and answers "nothing
-ready" while all open trials wait for a stage.
+Tune starts actors where resources are free and reports lost actors. It does not decide which stages and trials are open
+or done. A searcher gives it one chunk per Tune trial, several short trials in one chunk, and answers "nothing ready"
+while all open trials wait for a stage.
 """
 
 from __future__ import annotations
@@ -26,19 +26,19 @@ from orchestrator.execution.resources import Slots, num_slots
 from orchestrator.ledger.failures import CRASHED, OUT_OF_MEMORY
 from trainables.errors import ClusterLostError
 
-#: How often the head and the raylet of this machine are asked.
+#: Seconds between two checks of the head and of this machine's raylet.
 _LOOK_SECONDS = 3.0
-#: Reports of all slots together that Tune's loop takes without falling behind; it can do some 40 a second.
+#: Reports per second, of all slots together, with which Tune's loop does not fall behind; it can do some 40.
 REPORTS_PER_SECOND = 16.0
 
 
 class DispatchSearcher(tune.search.Searcher):  # type: ignore[misc]  # ray is untyped
-    """Hands out the dispatcher's works to Tune, a chunk per Tune trial.
+    """Gives Tune the dispatcher's chunks, one per Tune trial.
 
     Args:
-        dispatcher: where the work is.
-        report_seconds: how often a slot tells what has happened.
-        read_error: Tune trial → what is known of its end (``Dispatcher.release``).
+        dispatcher: source of chunks and receiver of events.
+        report_seconds: seconds between two reports of a slot.
+        read_error: Tune trial → reason, message and traceback of its error (``Dispatcher.release``).
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class DispatchSearcher(tune.search.Searcher):  # type: ignore[misc]  # ray is un
         self._dispatcher, self._report_seconds, self._read_error = dispatcher, report_seconds, read_error
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the next chunk, None when nothing is ready, FINISHED when nothing is left."""
+        """Return the next chunk, None if nothing is ready, FINISHED if nothing is left."""
         chunk = self._dispatcher.take(trial_id)
         if chunk is None:
             return tune.search.Searcher.FINISHED if self._dispatcher.is_finished else None
@@ -56,16 +56,16 @@ class DispatchSearcher(tune.search.Searcher):  # type: ignore[misc]  # ray is un
         return {"chunk": pack({**chunk, "report_seconds": self._report_seconds}), "signature": signature}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        """Pass on what a slot has to tell."""
+        """Pass the events of a slot to the dispatcher."""
         self._dispatcher.report_events(trial_id, json.loads(result.get("events", "[]")))
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Settle what is left of a chunk."""
+        """Pass the last events to the dispatcher, and release the slot."""
         self.on_trial_result(trial_id, result or {})
         self._dispatcher.release(trial_id, error=partial(self._read_error, trial_id) if error else None)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: Tune pickles its searcher into a file that we never read."""
+        """Return an empty state: Tune pickles its searcher into a file that is never read."""
         return {}
 
     def save(self, checkpoint_path: str) -> None:
@@ -79,28 +79,28 @@ class DispatchSearcher(tune.search.Searcher):  # type: ignore[misc]  # ray is un
 
 
 class SlotActor(tune.Trainable):  # type: ignore[misc]
-    """The actor around a ``ChunkRunner``: Tune starts it where resources are free, and uses it again."""
+    """Actor around a ``ChunkRunner``. Tune starts it where resources are free, and reuses it for further chunks."""
 
     def setup(self, config: dict[str, Any]) -> None:
-        """Take the first chunk."""
+        """Start the first chunk."""
         self._runner = ChunkRunner(unpack(config["chunk"]))
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
-        """Take the next chunk."""
+        """Start the next chunk."""
         self._runner.begin(unpack(new_config["chunk"]))
         return True
 
     def step(self) -> dict[str, Any]:
-        """Return what has happened; as text: Tune would flatten nested events into keys of its own."""
+        """Return the new events, as text, since Tune would flatten nested events into keys of its own."""
         return {"events": json.dumps(self._runner.step()), "done": self._runner.is_done}
 
     def cleanup(self) -> None:
-        """End whatever runs."""
+        """Kill the running process, if any."""
         self._runner.close()
 
 
 class _LossCallback(tune.Callback):  # type: ignore[misc]
-    """What Tune tells callbacks and not searchers: that an actor was lost, and what it knows of the reason."""
+    """Callback for what Tune does not pass to searchers: the loss of an actor, and its reason as far as Tune knows it."""
 
     def __init__(self, on_recover: Callable[[str], None]) -> None:
         self._trials: Sequence[Any] = ()
@@ -117,7 +117,7 @@ class _LossCallback(tune.Callback):  # type: ignore[misc]
         trial = next(trial for trial in reversed(self._trials) if trial.trial_id == trial_id)
         text = Path(trial.error_file).read_text(errors="replace")
         reason, message = CRASHED, "the client was lost; its machine or Ray actor ended"
-        if "running low on memory" in text:  # what Ray's memory monitor says
+        if "running low on memory" in text:  # words of Ray's memory monitor
             reason, message = OUT_OF_MEMORY, f"Ray ended its slot, the machine was low on memory: {MEMORY_ADVICE}"
         return {"reason": reason, "message": message, "traceback": text}
 
@@ -140,7 +140,7 @@ class _StopWhenAsked(tune.Stopper):  # type: ignore[misc]
 
 
 class _TuneThread(threading.Thread):
-    """Runs Tune, in a thread of its own: a Ray that has lost its head holds whoever calls it, and no signal helps."""
+    """Thread that runs Tune: a Ray that has lost its head blocks its caller, and no signal helps."""
 
     def __init__(self, tuner: tune.Tuner) -> None:
         super().__init__(name="tune", daemon=True)
@@ -148,17 +148,17 @@ class _TuneThread(threading.Thread):
         self._error: Exception | None = None
 
     def run(self) -> None:
-        """Body of the thread."""
+        """Run Tune to its end; keep its error for ``wait``."""
         try:
             self._tuner.fit()
         except Exception as error:  # noqa: BLE001 - the thread's boundary: ``wait`` raises it where it is waited for
             self._error = error
 
     def wait(self) -> None:
-        """Return when Tune has ended.
+        """Wait until Tune has ended; raise its error, if any.
 
         Raises:
-            ClusterLostError: Tune may never end.
+            ClusterLostError: the head or this machine's raylet does not answer, so that Tune may never end.
         """
         answered = dict.fromkeys(find_peers(), time.monotonic())
         while self.is_alive():
@@ -178,14 +178,14 @@ class _TuneThread(threading.Thread):
 
 
 def execute(dispatcher: Dispatcher, *, study: str, slots: Slots, max_retries: int, stop: threading.Event) -> None:
-    """Work at the dispatcher until each work is complete or failed, or until soon after ``stop`` is set.
+    """Run the dispatcher's chunks until every stage and trial is complete or failed, or soon after ``stop`` is set.
 
     Args:
-        dispatcher: where the work is.
-        study: its name.
+        dispatcher: source of chunks and receiver of events.
+        study: name of the study.
         slots: resources of one trial.
         max_retries: how often a lost actor is replaced.
-        stop: ends running trials; they go on from their last checkpoint in a later run.
+        stop: event that ends running trials; they continue from their last checkpoint in a later run.
 
     Raises:
         ClusterLostError: the head of the cluster, or the raylet of this machine, is gone.
@@ -197,8 +197,8 @@ def execute(dispatcher: Dispatcher, *, study: str, slots: Slots, max_retries: in
     searcher = DispatchSearcher(
         dispatcher, report_seconds=max(1.0, number / REPORTS_PER_SECOND), read_error=losses.read_error
     )
-    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are in the ledger, and told to the listener
-    scratch = tempfile.mkdtemp(prefix="robustsweep-tune-")  # Tune insists on a place; nothing in it is read again
+    logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are in the ledger, and reported as events
+    scratch = tempfile.mkdtemp(prefix="robustsweep-tune-")  # Tune needs a folder; nothing in it is read again
     tuning = _TuneThread(
         tune.Tuner(
             tune.with_resources(SlotActor, {"cpu": slots.cpus, "gpu": slots.gpus}),

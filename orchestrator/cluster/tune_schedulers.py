@@ -1,6 +1,6 @@
-"""Tune's schedulers, told the results of trials that Tune does not know: our Tune trials are slots that carry chunks.
+"""Apply Tune's schedulers to trials that Tune does not know: our Tune trials are slots that carry chunks.
 
-Which trials are compared, and what becomes of one that is to stop, is decided in ``early_stopping.py``.
+Which trials are compared, and what happens to one that is to stop, is decided in ``search/early_stopping.py``.
 """
 
 from __future__ import annotations
@@ -20,25 +20,25 @@ _RESULT_TIME, _RESULT_VALUE = "epoch", "value"
 
 @dataclass(frozen=True)
 class _TrialStub:
-    """As much of a Tune trial as its schedulers look at."""
+    """Part of a Tune trial that Tune's schedulers read."""
 
     trial_id: str
 
 
 class _ControllerStub:
-    """As much of Tune's controller: nobody waits for a slot that a trial could yield."""
+    """Part of Tune's controller that its schedulers read: no trial waits for a slot that another could yield."""
 
     def get_live_trials(self) -> list[Any]:
         return []
 
 
 class StoppingRule:
-    """Says which trials are to stop, from the results of all that it was told of.
+    """Decides which trials are to stop, from all results that it was given.
 
     Args:
-        config: which rule.
-        max_epochs: of the longest training.
-        higher_is_better: of the values.
+        config: rule and its parameters.
+        max_epochs: epochs of the longest training.
+        higher_is_better: whether a higher value is better.
     """
 
     def __init__(self, config: EarlyStoppingConfig, *, max_epochs: int, higher_is_better: bool) -> None:
@@ -64,18 +64,18 @@ class StoppingRule:
             )
 
     def judge(self, trial: str, epoch: int, value: float) -> bool:
-        """Take the result of a trial that goes on; return whether it is to stop. Not to be called again when it is.
+        """Add the result of a trial that runs; return whether it is to stop. Do not call it again for one that is.
 
         Args:
-            trial: its configuration; decides, in no other way than by chance, on the bracket.
-            epoch: higher than in the call before.
-            value: after this epoch.
+            trial: identifier of its configuration; also the seed with which its bracket is drawn.
+            epoch: epoch of the result, higher than in the call before.
+            value: value after this epoch.
         """
         action = self._scheduler.on_trial_result(_ControllerStub(), self._find(trial), _describe(epoch, value))
         return bool(action == _STOP)
 
     def record(self, trial: str, epoch: int, value: float) -> None:
-        """Take the result of a trial that is not judged any more: others are compared with it. As ``judge``."""
+        """Add the result of a trial that is no longer judged, since others are compared with it."""
         if self._is_asha:
             self.judge(trial, epoch, value)
         else:
@@ -85,7 +85,7 @@ class StoppingRule:
         if trial not in self._trials:
             self._trials[trial] = _TrialStub(trial)
             before = np.random.get_state()
-            # ASHA draws the bracket from the global generator: so it comes out the same in every run.
+            # ASHA draws the bracket from the global generator: with this seed it is the same in every run.
             np.random.seed(int.from_bytes(hashlib.blake2b(trial.encode(), digest_size=4).digest(), "big"))
             self._scheduler.on_trial_add(_ControllerStub(), self._trials[trial])
             np.random.set_state(before)

@@ -1,4 +1,4 @@
-"""What a command says before anything happens: labelled lines, what there is, what will run, loudly what will not."""
+"""Summary that a command prints before it starts: plan, search, budget, hypotheses and warnings."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from orchestrator.planning.feasibility import find_hopeless
 from orchestrator.planning.plan import describe_skipped
 from orchestrator.search.proposals import Search
 
-#: Damaged folders that are named one by one.
+#: Maximum number of damaged folders that are listed one by one.
 _MAX_DAMAGES = 10
 
 
 def say(console: Console, label: str, text: str) -> None:
-    """Print one labelled line; text from the user is not markup."""
+    """Print one labelled line. Markup in ``text`` is printed literally."""
     console.print(f"{label:<8} {text}", soft_wrap=True, highlight=False, markup=False)
 
 
 def warn(console: Console, label: str, text: str) -> None:
-    """Print one line that stands out; text from the user is not markup."""
+    """Print one line with a highlighted label. Markup in ``text`` is printed literally."""
     console.print(f"[bold yellow]{label}[/bold yellow] {escape(text)}", soft_wrap=True, highlight=False)
 
 
 def announce(prepared: Prepared, console: Console) -> None:
-    """Say what there is, what will run, and loudly what will not."""
+    """Print the state of the study and the work to run, with warnings about everything that will not run."""
     plan, actions = prepared.plan, prepared.actions
     kinds = Counter(work.kind for work in actions.open)
     done = sum(work.kind == "trial" for work in actions.skip)
@@ -100,7 +100,7 @@ def _announce_search(search: Search, console: Console) -> None:
 
 
 def _announce_hypotheses(prepared: Prepared, console: Console) -> None:
-    """Say what is claimed and since when, and loudly what was changed late, and what no result could support."""
+    """Print how many hypotheses are registered; warn of late changes and of hypotheses that no result could support."""
     registration = prepared.registration
     if registration.damage is not None:
         warn(console, "damaged", registration.damage)
@@ -120,7 +120,7 @@ def _announce_hypotheses(prepared: Prepared, console: Console) -> None:
 
 
 def _describe_changes(prepared: Prepared) -> Iterator[str]:
-    """Say what is planned otherwise than by the run before, and why as far as that is known."""
+    """Yield the differences from the plan of the previous run, with their cause as far as it is known."""
     before, about = prepared.before, prepared.about
     if before is None:
         return

@@ -11,7 +11,7 @@ from typing import Any
 from orchestrator.execution.fork_server import serve
 from trainables.preload import preload
 
-#: Among the words that say what to import: contrastive stages will run.
+#: Command-line word of a fork server, beside the names of networks: contrastive stages will run.
 CONTRASTIVE = "contrastive"
 #: Name of this module, for the slots that start a fork server on their node: ``python -m MODULE SOCKET WORDS``.
 MODULE = "orchestrator.driver.child_process"
@@ -21,11 +21,12 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
     """Carry out a request in this process.
 
     Args:
-        request: ``{"check": configs, "cache_dir": …}``: build what these trials would build; ``{"report": study,
-            "storage": …, "cache_dir": …}``: write the report; or the stage or trial whose ``config.json`` lies in
-            ``request["folder"]``: ``folder``, ``encoder`` (folder of the finished stage, or None) and ``execution``.
-            What writes has the ``lease`` of its driver (``lease.fence``), None for anybody.
-        report: called with each progress event.
+        request: ``{"check": configs, "cache_dir": …}`` builds network, loss and shifts of these trials;
+            ``{"report": study, "storage": …, "cache_dir": …}`` writes the report; ``{"folder": …, "encoder": …,
+            "execution": …}`` runs the stage or trial whose ``config.json`` lies in ``folder``, with the folder of the
+            finished stage as ``encoder``, or None. Requests that write also have ``lease``: the ticket of their
+            driver's lease (``lease.fence``), or None to write without a lease.
+        report: callback for progress events.
     """
     from orchestrator.ledger.lease import guarded
     from trainables.config import Execution, StageConfig, TrialConfig
@@ -65,10 +66,10 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
 
 
 def main(path: str, *words: str) -> None:
-    """Serve requests on a socket until no slot is connected any more (``fork_server.serve``).
+    """Serve requests on a socket until no slot is connected (``fork_server.serve``).
 
     Args:
-        path: of the socket.
+        path: path of the socket.
         words: names of the networks that trials will build, and ``contrastive`` when stages will run.
     """
     models = [word for word in words if word != CONTRASTIVE]

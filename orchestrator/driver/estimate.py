@@ -1,4 +1,4 @@
-"""What a study will take: from its finished trials, those of a like study, or a short pilot; always saying which."""
+"""Estimate of a study's time and cost, from its finished trials, trials of similar studies or a short pilot."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from trainables.config import SCHEMA_VERSION, StageConfig, TrialConfig, read_tri
 from trainables.frozen import canonical_json
 from trainables.storage.folder import Folder
 
-#: More pilots than this would no longer be short; further kinds of trial take the mean.
+#: Maximum number of kinds of trial that a pilot times, to stay short; further kinds get the mean.
 MAX_PILOTS = 6
-#: Other studies on the same storage that are looked at, and trials of each.
+#: Maximum number of other studies on the same storage that are read, and of trials per study.
 MAX_LIKE_STUDIES, MAX_LIKE_TRIALS = 5, 100
-#: Start of Ray and of the first workers' imports, measured on 2 cores (10–20 s).
+#: Time to start Ray and to import packages in the first workers, measured on 2 cores (10–20 s).
 STARTUP_SECONDS = 15.0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """Cost of what is open. ``source`` says where the figures come from."""
+    """Estimated time and cost of the open stages and trials. ``source`` names the origin of the figures."""
 
     source: str
     seconds_per_trial: float | None
@@ -38,7 +38,7 @@ class Estimate:
     wall_seconds: float | None
     gpu_hours: float | None
     slots: int
-    #: At ``execution.price_per_gpu_hour``, None without one.
+    #: ``gpu_hours`` times ``execution.price_per_gpu_hour``, None if either is unknown.
     money: float | None = None
 
     def as_json(self) -> dict[str, Any]:
@@ -47,11 +47,12 @@ class Estimate:
 
 
 def estimate(prepared: Prepared, *, allow_pilot: bool) -> Estimate:
-    """Return the estimate for all open work of a study, on this machine's resources; without regard to its budget.
+    """Return the estimate for all open stages and trials on this machine, without regard to the budget.
 
     Args:
-        prepared: the plan.
-        allow_pilot: time a few steps per kind of trial when none has finished yet (imports torch, some seconds).
+        prepared: study with its plan.
+        allow_pilot: whether to time a few steps per kind of trial if no trial has finished yet (imports torch, takes
+            some seconds).
     """
     slots, gpus = _count_slots(prepared)
     todo = prepared.actions.open + prepared.actions.held_back
@@ -86,7 +87,7 @@ def _critical_path(todo: Sequence[Work], seconds: Sequence[float]) -> float:
 
 
 def _count_slots(prepared: Prepared) -> tuple[int, float]:
-    """Return how many trials fit on this machine at once, and the GPUs each takes."""
+    """Return how many trials fit on this machine at once, and how many GPUs each takes."""
     execution = prepared.study.execution
     num_gpus = count_gpus(execution)
     gpus = execution.gpus_per_trial
@@ -97,12 +98,15 @@ def _count_slots(prepared: Prepared) -> tuple[int, float]:
     elif gpus == "auto":
         gpus = 0.0
     slots = Slots(cpus=execution.cpus_per_trial, gpus=gpus, max_concurrent=execution.max_concurrent_trials)
-    # Trials that ask for GPUs which this machine lacks will run on a cluster: as many at once as it has cores.
+    # Trials that need GPUs which this machine lacks will run on a cluster: as many at once as this machine has cores.
     return num_slots({"CPU": os.cpu_count() or 1, "GPU": num_gpus or math.inf}, slots), gpus
 
 
 def _from_finished(prepared: Prepared, todo: Sequence[Work]) -> tuple[str, list[float] | None]:
-    """Mean duration of the finished trials of the same arm, else of all; stages likewise."""
+    """Return the source, and per stage or trial the mean seconds of finished ones of the same name, else of all.
+
+    The seconds are None if no trial has finished.
+    """
     durations: dict[str, list[float]] = {}
     num_trials = 0
     for kind in ("trial", "stage"):
@@ -119,7 +123,10 @@ def _from_finished(prepared: Prepared, todo: Sequence[Work]) -> tuple[str, list[
 
 
 def _from_like_studies(prepared: Prepared, todo: Sequence[Work], *, on_gpu: bool) -> tuple[str, list[float] | None]:
-    """Mean duration of the finished trials of the same kind in other studies on the same storage."""
+    """Return the source, and per stage or trial the mean seconds of the same kind in other studies on the storage.
+
+    The seconds are None if no trial of the same kind has finished there.
+    """
     kinds = [_kind_of(work) for work in todo]
     durations: dict[str, list[float]] = {}
     found = []
@@ -143,7 +150,7 @@ def _from_like_studies(prepared: Prepared, todo: Sequence[Work], *, on_gpu: bool
 
 
 def _find_other_ledgers(prepared: Prepared) -> list[Ledger]:
-    """Return the ledgers beside this study's of the same images, those that were run last first."""
+    """Return the ledgers of other studies of the same images on the same storage, latest run first."""
     storage, data = prepared.ledger.storage, prepared.about["data"]["fingerprint"]
     found = []
     for name in Folder(storage).children():
@@ -188,6 +195,6 @@ def _kind_of(work: Work) -> str:
 
 
 def _kind_of_trial(config: TrialConfig) -> str:
-    """What decides the time of a step: data, network, augmentation, batch size, evaluation."""
+    """Return a key of the settings that determine a trial's time: data, network, augmentation, training, evaluation."""
     parts = [config.data, config.model, config.augmentation, config.training, config.evaluation]
     return canonical_json([compute_identity(part) for part in parts])

@@ -21,24 +21,24 @@ from trainables.errors import DiskFullError
 
 @dataclass(frozen=True)
 class Observers:
-    """Who is told while a study is executed."""
+    """Callbacks that the event handler of a running study calls."""
 
     notifier: Notifier
-    #: The shipper: kind and signature of what has changed in the ledger.
+    #: Callback of the MLflow shipper, called with kind and signature of each stage or trial that has changed.
     notify_shipper: Callable[[str, str], None]
-    #: Optuna's storage: the search has changed.
+    #: Callback of Optuna's storage, called when the search has changed.
     show: Callable[[], None]
 
 
 class EventHandler:
-    """Hears of every start, event and end at the dispatcher, and passes it on: ledger, MLflow, people, search.
+    """Handler of the dispatcher's events: forwards each to the ledger, MLflow, notifications, search and terminal.
 
     Args:
         prepared: the study.
-        observers: who is told.
-        progress: what the terminal shows.
-        stop: set when nothing more is to be handed out.
-        early: who judges the trials of a search; None: nobody does.
+        observers: callbacks for notifications, MLflow and Optuna's storage.
+        progress: progress display of the terminal.
+        stop: stops dispatching once it is set; set here when a disk is full.
+        early: early stopping of the search's trials, None if the study has none.
     """
 
     def __init__(
@@ -59,11 +59,11 @@ class EventHandler:
         )
 
     def describe(self, work: Work) -> dict[str, Any]:
-        """Return the content of ``config.json`` of a work."""
+        """Return the content of ``config.json`` of a stage or trial."""
         return describe_work(work, study=self._prepared.study.study, git_commit=self._commit)
 
     def handle(self, what: str, work: Work, details: dict[str, Any]) -> None:
-        """Take what has happened to a work: started, event or ended."""
+        """Process an event of a stage or trial; ``what`` is "started", "event" or "ended"."""
         if what == "ended" and details["status"] == FAILED:
             details = self._record_failure(work, details)
         if details.get("reason") == DISK_FULL:
@@ -87,17 +87,21 @@ class EventHandler:
         return details
 
     def report_spent(self, num_works: int) -> None:
-        """Take that the budget is spent, and how many works are not started because of it."""
+        """Report to the terminal and the notification targets that the budget is spent.
+
+        Args:
+            num_works: number of stages and trials that will not start.
+        """
         text = f"the budget is spent: what runs goes on to its end, {num_works} stages and trials are not started"
         self._progress.say(text)
         self._observers.notifier.notify("budget", text)
 
     def check(self) -> None:
-        """Raise what has stopped the study, if something has.
+        """Raise the error that has stopped the study, if there is one.
 
         Raises:
-            DiskFullError: somebody found no room for what it wrote.
-            RobustSweepError: the search cannot go on.
+            DiskFullError: a disk is full.
+            RobustSweepError: the search cannot continue.
         """
         if self._full is not None:
             raise DiskFullError(self._full)

@@ -1,4 +1,4 @@
-"""What is open → done: at one dispatcher, by the driver's own slots and by Ray; everybody who should know is told."""
+"""Execute a study's open stages and trials: in the driver's own slots first, on Ray Tune if enough work is left."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ from trainables.evaluation.metrics import is_higher_better
 
 
 def execute_open(prepared: Prepared, runtime: Runtime, lease: Lease, observers: Observers, *, console: Console) -> None:
-    """Run everything that is open, and what a search proposes meanwhile, on this machine or a cluster.
+    """Run all open stages and trials, and those that a search proposes meanwhile, on this machine or a cluster.
 
     Raises:
-        DiskFullError: somebody found no room for what it wrote. Everything is stopped: other trials would end likewise.
+        DiskFullError: a disk is full. Everything is stopped, because other trials would fail in the same way.
     """
     actions = prepared.actions
     num_works = len(actions.open) + prepared.plan.num_to_come
@@ -54,7 +54,7 @@ def execute_open(prepared: Prepared, runtime: Runtime, lease: Lease, observers: 
 
 
 def make_stopping_rule(config: SearchConfig, max_epochs: int) -> Rule:
-    """Return the rule that says which trials of a replicate are to stop (``tune_schedulers.StoppingRule``)."""
+    """Return the rule that decides which trials of a replicate stop early (``tune_schedulers.StoppingRule``)."""
     from orchestrator.cluster.tune_schedulers import StoppingRule  # imports ray
 
     assert config.early_stopping is not None
@@ -64,7 +64,7 @@ def make_stopping_rule(config: SearchConfig, max_epochs: int) -> Rule:
 
 @contextmanager
 def stopping_early(prepared: Prepared, stop: threading.Event) -> Iterator[EarlyStopping | None]:
-    """Judge the trials of a search while the body runs; yield who does, None for a study that stops nothing early."""
+    """Judge the trials of a search while the body runs; yield the judge, None without early stopping."""
     if prepared.search is None or not prepared.study.stops_early:
         yield None
         return
@@ -80,7 +80,7 @@ def stopping_early(prepared: Prepared, stop: threading.Event) -> Iterator[EarlyS
 def make_dispatcher(
     prepared: Prepared, runtime: Runtime, lease: Lease, handler: EventHandler, meter: Meter
 ) -> Dispatcher:
-    """Return the dispatcher at which all slots work, with all that is open."""
+    """Return the dispatcher of all slots, with the open stages and trials in its work queue."""
     execution, ledger, actions = prepared.study.execution, prepared.ledger, prepared.actions
     settings = ChunkSettings(
         execution=resolve_execution(prepared.study, ledger).model_dump(mode="json"),
@@ -98,7 +98,7 @@ def make_dispatcher(
 
 
 def make_meter(prepared: Prepared, *, on_spent: Callable[[int], None]) -> Meter:
-    """Return what counts the time of this run on top of what the runs before have taken."""
+    """Return a meter that adds the time of this run to the usage of earlier runs."""
     execution = prepared.study.execution
     return Meter(
         read_usage(prepared.ledger),
@@ -112,7 +112,10 @@ def make_meter(prepared: Prepared, *, on_spent: Callable[[int], None]) -> Meter:
 def running_locally(
     prepared: Prepared, runtime: Runtime, dispatcher: Dispatcher, *, stop: threading.Event, say: Callable[[str], None]
 ) -> Iterator[bool]:
-    """Let the driver's own slots begin, if it may have some; yield, in time, whether Ray is needed."""
+    """Start the driver's own slots if it may have some, and yield whether Ray is needed.
+
+    Yields once the work is done (False), or is known to take long enough for Ray (True).
+    """
     own = runtime.local_resources
     if own is None:
         yield True
@@ -126,11 +129,11 @@ def running_locally(
 def execute_in_ray(
     prepared: Prepared, runtime: Runtime, dispatcher: Dispatcher, *, stop: threading.Event, say: Callable[[str], None]
 ) -> None:
-    """Work at the dispatcher with Ray Tune, which takes over from the driver's own slots."""
+    """Run the dispatcher's stages and trials on Ray Tune, which replaces the driver's own slots."""
     resources = runtime.wait_for_ray()
     from orchestrator.cluster import tune_executor  # imports ray
 
-    is_said = runtime.local_resources is not None  # by the local executor
+    is_said = runtime.local_resources is not None  # reported when the local slots started
     slots = resolve_slots(prepared, resources, say=(lambda line: None) if is_said else say)
     if runtime.is_local:
         check_fits(resources, slots)
@@ -142,7 +145,7 @@ def execute_in_ray(
 
 
 def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, say: Callable[[str], None]) -> Slots:
-    """Return what one trial takes of the cluster; say why it takes that much of a GPU."""
+    """Return the resources of one trial and how many run at once; report the reason for its share of a GPU."""
     execution, ledger = prepared.study.execution, prepared.ledger
     gpus = execution.gpus_per_trial
     if gpus == "auto" and resources.get("GPU", 0.0) > 0 and execution.device != "cpu":
@@ -162,9 +165,9 @@ def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, say: Ca
 
 @contextmanager
 def handling_signals(announce: Callable[[str], None]) -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT sets; a second one, and SIGTERM, are a KeyboardInterrupt.
+    """Yield an event that the first SIGINT sets; a second SIGINT and any SIGTERM raise KeyboardInterrupt.
 
-    Whoever sends SIGTERM kills seconds later: Ray's jobs after 3.
+    A SIGTERM is followed by SIGKILL within seconds, for Ray's jobs after 3 s.
     """
     stop = threading.Event()
 

@@ -1,8 +1,8 @@
-"""Tells people that a study has ended, a trial has failed, or the budget is spent: by web hook, e-mail, chat, …
+"""Notifications that a run has ended, a trial has failed or the budget is spent: by web hook, e-mail, chat, …
 
-Where to is said by URLs of apprise (``json://host/hook``, ``mailto://user:password@host``, ``slack://…``). They are
+The targets are URLs of apprise (``json://host/hook``, ``mailto://user:password@host``, ``slack://…``). They are
 secrets: they come from the environment or from a file outside the study, and no log, file or message repeats one.
-Sending happens in a thread of its own. What cannot be sent is a warning, and never fails a study.
+Messages are sent in a separate thread. A message that cannot be sent is a warning and never fails a study.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ from orchestrator.planning.plan import Work
 from orchestrator.study.execution_config import Event, NotifyConfig
 from trainables.errors import redact
 
-#: How long the end of a run waits for what is still to be sent.
+#: How long the end of a run waits for unsent messages.
 PATIENCE_SECONDS = 20.0
 #: Event → apprise's type of notification, which chats show as a colour.
 _TYPES: dict[Event, str] = {"end": "info", "failure": "failure", "budget": "warning"}
 _TITLES: dict[Event, str] = {"end": "the run has ended", "failure": "a trial failed", "budget": "the budget is spent"}
-#: A traceback's first lines are in the ledger; a message is short.
+#: Maximum length of a message; tracebacks are in the ledger.
 _MAX_CHARACTERS = 500
 
 
 class Notifier:
-    """Tells people about one run. A context manager: leaving it says so when an error passes, and waits for the mail.
+    """Sender of notifications about one run. A context manager: leaving it reports an error and sends what is queued.
 
     Args:
-        config: who is told what; None: nobody.
-        study: its name.
-        warn: called with what could not be sent, and why; from any thread.
-        environ: where ``urls_env`` is looked for.
+        config: events and targets; None sends nothing.
+        study: name of the study.
+        warn: callback for warnings, such as a failure to send; called from any thread.
+        environ: environment in which ``urls_env`` is looked up.
     """
 
     def __init__(
@@ -67,18 +67,18 @@ class Notifier:
             self.notify("end", f"stopped by an error: {error}")
         self._queue.put(None)
         if not self._urls or (kind is not None and not isinstance(error, Exception)):
-            return  # whoever interrupts is in a hurry, and knows
+            return  # an interrupt by the user: nothing to report, and no time to wait
         self._thread.join(PATIENCE_SECONDS)
         if self._thread.is_alive():
             self._warn(f"not everything could be sent within {PATIENCE_SECONDS:.0f} s")
 
     def notify(self, event: Event, text: str) -> None:
-        """Send a message, if somebody wants to know of such events; returns at once."""
+        """Queue a message if such events are configured; returns at once."""
         if self._urls and event in self._events:
             self._queue.put((event, redact(text)[:_MAX_CHARACTERS]))
 
     def notify_failure(self, work: Work, details: Mapping[str, Any]) -> None:
-        """Send a message about the first stage or trial of a run that failed; returns at once."""
+        """Queue a message about the first stage or trial that fails in a run; returns at once."""
         if not self._has_failed:
             self._has_failed = True
             name = work.name if work.replicate is None else f"{work.name}, replicate {work.replicate}"
@@ -89,11 +89,11 @@ class Notifier:
         """Body of the thread."""
         try:
             self._send_all()
-        except Exception as error:  # noqa: BLE001 - the thread's boundary; what the error says may hold a URL
+        except Exception as error:  # noqa: BLE001 - the thread's boundary; the error's text may hold a URL
             self._warn(f"nobody is told any more: apprise failed with {type(error).__name__}")
 
     def _send_all(self) -> None:
-        # apprise says where it could not send to.
+        # apprise logs the URLs that it could not send to.
         logging.getLogger("apprise").setLevel(logging.CRITICAL + 1)
         import apprise  # takes some 0.3 s
 
@@ -122,7 +122,7 @@ class Notifier:
 
 
 def read_urls(config: NotifyConfig, environ: Mapping[str, str], warn: Callable[[str], None]) -> list[str]:
-    """Return the URLs of the environment variable and of the file; what keeps them from being read is a warning."""
+    """Return the URLs of the environment variable and of the file; problems in reading them are warnings."""
     urls = environ.get(config.urls_env, "").split()
     where = f"the environment variable {config.urls_env} is not set"
     if config.urls_file is not None:

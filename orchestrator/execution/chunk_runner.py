@@ -1,6 +1,7 @@
-"""What a slot does with a chunk of works: one after another, each in a fresh process, tried again when it was lost.
+"""Run chunks of stages and trials in one slot, one after another, each in a fresh process.
 
-Knows nothing of Ray: ``scheduling.Slot`` is the actor around it.
+A stage or trial whose process was lost is tried again. Independent of Ray: ``cluster.tune_executor.SlotActor`` is the
+actor around a ``ChunkRunner``.
 """
 
 from __future__ import annotations
@@ -24,25 +25,25 @@ from trainables.storage.completeness import is_finished, is_stopped
 
 
 def pack(chunk: dict[str, Any]) -> str:
-    """Return a chunk as text that Tune neither flattens nor prints, and keeps for every chunk of a study: small."""
+    """Return a chunk as short text. Tune neither flattens nor prints it, and keeps that of every chunk of a study."""
     return base64.b64encode(zlib.compress(json.dumps(chunk).encode())).decode()
 
 
 def unpack(text: str) -> dict[str, Any]:
-    """Return what ``pack`` has packed."""
+    """Return the chunk that ``pack`` has packed."""
     chunk: dict[str, Any] = json.loads(zlib.decompress(base64.b64decode(text)))
     return chunk
 
 
 class ChunkRunner:
-    """Runs chunks in this slot.
+    """Runs the chunks of one slot.
 
     A chunk is a list of ``works``, each ``{"record": content of config.json, "folder": …, "encoder": … | None}``, and
-    what they share: ``execution``, ``token``, ``module`` and ``preload`` (which fork server), ``stall_seconds``,
+    their common settings: ``execution``, ``token``, ``module`` and ``preload`` (which fork server), ``stall_seconds``,
     ``max_retries``, ``chunk_seconds``, ``report_seconds``, ``created_ms``, ``lease``.
 
     Args:
-        chunk: the first one.
+        chunk: first chunk.
     """
 
     def __init__(self, chunk: dict[str, Any]) -> None:
@@ -55,7 +56,10 @@ class ChunkRunner:
         self.begin(chunk)
 
     def begin(self, chunk: dict[str, Any]) -> None:
-        """Take the next chunk; what is complete already, or failed since the chunk was made, is only reported."""
+        """Start the next chunk.
+
+        A stage or trial that is complete already, or has failed since the chunk was made, is only reported.
+        """
         self._chunk = chunk
         self._todo = deque(chunk["works"])
         self._current: dict[str, Any] | None = None
@@ -73,15 +77,16 @@ class ChunkRunner:
 
     @property
     def is_done(self) -> bool:
-        """Whether nothing of the chunk is left."""
+        """Whether no stage or trial of the chunk is left."""
         return self._current is None and not self._todo
 
     def step(self) -> list[dict[str, Any]]:
-        """Return what has happened since the last call, each event with the signature of its work.
+        """Return the events since the last call, each with the signature of its stage or trial.
 
-        ``begun`` and ``done`` of every work, of everything between the newest per work, and ``returned`` of works that
-        others should do; each with ``busy_seconds``, how long the slot has had the chunk. Returns ``report_seconds``
-        after the call when there is news, twice that when there is none, and at once when the chunk is done.
+        ``begun`` and ``done`` are always returned, of the events between them at most the newest per stage or trial.
+        ``returned`` marks a stage or trial that another slot should run. ``busy_seconds`` of an event is how long the
+        slot has had the chunk. Returns ``report_seconds`` after the call if there are events, after twice that if there
+        are none, and at once when the chunk is done.
         """
         self._news = []
         started, pause = time.monotonic(), self._chunk["report_seconds"]
@@ -95,17 +100,17 @@ class ChunkRunner:
                     self._begin_next()
                 else:
                     self._advance(min(left, pause))
-            except DiskFullError as error:  # of what this slot writes; a trial tells of its own
+            except DiskFullError as error:  # from writes of this slot; a trial reports its own
                 self._end({"event": "done", "status": "failed", "reason": DISK_FULL, "message": str(error)})
         busy_seconds = round(time.monotonic() - self._taken, 3)
         return [{**event, "busy_seconds": busy_seconds} for event in self._news]
 
     def stop_after_current(self) -> None:
-        """Let others do what has not begun."""
+        """Make ``step`` give back the stages and trials that have not begun, as ``returned`` events."""
         self._until = 0.0
 
     def _return_unstarted(self) -> None:
-        """Let others do what this slot has not come to, also while a long work runs."""
+        """Give back the stages and trials that have not begun in time, also while a long one runs."""
         if time.monotonic() > self._until and self._current is not None:
             self._return_all()
 
@@ -137,7 +142,10 @@ class ChunkRunner:
         self._try()
 
     def _find_end(self) -> dict[str, Any] | None:
-        """Return how the work ended in an earlier life of this slot, whose last words may have been lost."""
+        """Return the ``done`` event of a stage or trial that ended already, None if it did not.
+
+        An earlier actor of this slot may have been lost before it reported the end.
+        """
         if is_finished(self._folder):
             return {"event": "done", "status": "complete"}
         if self._folder.is_intact("failure.json"):
@@ -176,7 +184,7 @@ class ChunkRunner:
             self._report(event)
 
     def _measure_attempt(self) -> dict[str, Any]:
-        """Return when the attempt that has just ended did so, and how long it took."""
+        """Return when the attempt that has just ended did so, in ms, and how many seconds it took."""
         return {"timestamp_ms": int(time.time() * 1000), "seconds": round(time.monotonic() - self._tried, 3)}
 
     def _verify(self, end: dict[str, Any]) -> dict[str, Any]:
@@ -189,17 +197,17 @@ class ChunkRunner:
         self._report({**event, "host": os.uname().nodename})
         self._current = None
         if event.get("reason") == DISK_FULL:
-            self._return_all()  # the next would end in the same way
+            self._return_all()  # the next one would end in the same way
 
     def _check_stall(self) -> None:
         silent = time.monotonic() - self._last_sign
         if silent > self._chunk["stall_seconds"]:
             self._client.kill()
-            self._client.close()  # what the killed process still says is about an attempt that is over
+            self._client.close()  # later events of the killed process belong to an attempt that is over
             raise ProcessLostError(
                 f"no sign of life for {silent:.0f} s (execution.stall_minutes); the process was killed", reason=HUNG
             )
 
     def close(self) -> None:
-        """Kill what runs and leave the fork server."""
+        """Kill the running process, and disconnect from the fork server."""
         self._client.close()

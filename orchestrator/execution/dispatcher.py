@@ -1,7 +1,7 @@
-"""Where slots get their work and say what became of it, whoever runs them: Tune's actors, or threads of the driver.
+"""Assign chunks of stages and trials to slots, and decide how each one ended. Independent of Ray and of processes.
 
-A slot takes a chunk of works, tells its events, and is released. Everything is said to one listener. Knows nothing of
-Ray and of processes.
+A slot is an actor of Tune, or a thread of the local executor. It takes a chunk, reports its events, and is released.
+Every start, event and end is passed to one callback.
 """
 
 from __future__ import annotations
@@ -25,42 +25,42 @@ from trainables.storage.completeness import is_finished, is_stopped
 #: Called with ("started" | "event" | "ended", work, details), one call at a time: must be quick and never raise.
 OnEvent = Callable[[str, Work, dict[str, Any]], None]
 
-#: A slot of the driver works on beside the actor that is about to replace it if its work will be over this soon.
+#: Trials are short if their mean duration is below this: local slots may then run beside the actors that replace them.
 SHORT_SECONDS = 10.0
-#: How the names of the driver's own slots begin; Tune's have letters and digits only.
+#: Prefix of the names of local slots; the names of Tune's slots have letters and digits only.
 _LOCAL = "own-"
 
 
 @dataclass(frozen=True)
 class ChunkSettings:
-    """What the slots of a run have to know."""
+    """Settings that every chunk of a run carries."""
 
     #: ``trainables.config.Execution`` as JSON.
     execution: dict[str, Any]
-    #: Names the fork servers of this run.
+    #: Name of the fork servers of this run.
     token: str
-    #: Module that starts one: ``python -m MODULE``.
+    #: Module that starts a fork server: ``python -m MODULE``.
     module: str
-    #: What they import.
+    #: Words that select the imports of the fork servers (``driver.child_process.main``).
     preload: tuple[str, ...]
     max_retries: int
     stall_seconds: float
-    #: Work → content of its ``config.json``.
+    #: Stage or trial → content of its ``config.json``.
     describe: Callable[[Work], dict[str, Any]]
-    #: ``Lease.ticket`` of the driver: without it nothing is written. None: there is no lease.
+    #: ``Lease.ticket`` of the driver: nothing is written once it is lost. None if there is no lease.
     lease: Mapping[str, str] | None = None
 
 
 class Dispatcher:
-    """Hands out open work, a chunk per slot, and judges how each work ended. May be called from any thread.
+    """Dispatches open stages and trials, one chunk per slot, and decides how each one ended. Thread-safe.
 
     Args:
-        work_queue: what is to be done.
-        ledger: where the slots find and leave everything.
-        settings: what they have to know.
-        on_event: told of every start, event and end.
-        find_more: asked after every end for works that have come up; must not raise.
-        meter: counts the time of the slots; when the budget is spent nothing more is handed out. None: no budget.
+        work_queue: open stages and trials.
+        ledger: folders that the slots read and write.
+        settings: settings that every chunk carries.
+        on_event: callback for every start, event and end.
+        find_more: returns further stages and trials to run; called after every end; must not raise.
+        meter: counts the time of the slots; nothing is dispatched once its budget is spent. None: no budget.
     """
 
     def __init__(
@@ -76,41 +76,41 @@ class Dispatcher:
         self._open, self._ledger, self._settings, self._on_event = work_queue, ledger, settings, on_event
         self._find_more, self._meter = find_more, meter or Meter()
         self._changed = threading.Condition(threading.RLock())
-        #: Slot → its works that have not ended; the first is the one that runs.
+        #: Slot → its stages and trials that have not ended; the first is the one that runs.
         self._running: dict[str, list[Work]] = {}
-        #: Slots that have told of a work.
+        #: Slots that have reported an event.
         self._at_work: set[str] = set()
         self._begun: set[str] = set()
-        #: Signature → how often the slot was lost that ran it.
+        #: Signature → number of times that the slot which ran it was lost.
         self._losses: Counter[str] = Counter()
-        #: Machines that are known to write where this driver reads.
+        #: Hosts that are known to write where this driver reads.
         self._shares_storage: set[str] = set()
         self._has_successors = self._may_overlap = self._is_closed = False
 
     @property
     def is_finished(self) -> bool:
-        """Whether every work has ended or can never start."""
+        """Whether every stage and trial has ended or can never start."""
         with self._changed:
             return self._open.is_finished
 
     @property
     def seconds_left(self) -> float | None:
-        """How long the open works will take, None when too little is known."""
+        """Estimated seconds until the open stages and trials are done, None while too little is known."""
         with self._changed:
             return 0.0 if self._open.is_closed else self._open.seconds_left
 
     def set_num_slots(self, number: int) -> None:
-        """Say how many slots may be at work at once."""
+        """Set how many slots may run at once."""
         with self._changed:
             self._open.num_slots = number
 
     def set_gpus(self, number: float) -> None:
-        """Say how many GPUs each of Ray's slots holds; the driver's own hold none."""
+        """Set how many GPUs each of Tune's slots holds. Local slots hold none."""
         with self._changed:
             self._meter.gpus_per_slot = number
 
     def close(self) -> None:
-        """Hand out nothing and listen to nobody any more: whoever still works is left alone."""
+        """Stop dispatching, and ignore further reports. Running slots are not stopped."""
         with self._changed:
             self._is_closed = True
             for slot in self._running:
@@ -118,36 +118,37 @@ class Dispatcher:
             self._running.clear()
 
     def wait(self, seconds: float) -> None:
-        """Return when a slot has told something, after ``seconds`` at the latest."""
+        """Wait until a slot has reported or was released, at most ``seconds``."""
         with self._changed:
             self._changed.wait(seconds)
 
-    # ------------------------------------------------------------------ the driver's own slots
+    # ------------------------------------------------------------------ local slots
 
     def take_local(self, number: int) -> dict[str, Any] | None:
-        """Return the next chunk of the driver's ``number``-th slot, as ``take`` does."""
+        """Return the next chunk for a local slot, None if nothing is ready or the slot should end."""
         with self._changed:
             return self._take(_local_name(number)) if self.may_continue(number) else None
 
     def report_local(self, number: int, events: Iterable[Mapping[str, Any]]) -> None:
-        """As ``tell``."""
+        """Handle the events that a local slot reports (``report_events``)."""
         self.report_events(_local_name(number), events)
 
     def release_local(self, number: int) -> None:
-        """As ``release``."""
+        """Remove a local slot (``release``)."""
         self.release(_local_name(number))
 
     def expect_tune_slots(self, *, may_overlap: bool = True) -> None:
-        """Let Tune's slots replace the driver's own, one by one, as soon as they are at work.
+        """Replace the local slots by Tune's slots.
 
         Args:
-            may_overlap: for the rest of a short trial both may be at work; else the first has to end before.
+            may_overlap: whether local slots continue, if trials are short (``SHORT_SECONDS``), until Tune's slots have
+                reported; else they end after their current trial, and a slot of Tune waits for that.
         """
         with self._changed:
             self._has_successors, self._may_overlap = True, may_overlap
 
     def may_continue(self, number: int) -> bool:
-        """Return whether one of the driver's own slots should begin another work."""
+        """Return whether a local slot should begin another stage or trial."""
         with self._changed:
             if not self._has_successors:
                 return True
@@ -158,14 +159,17 @@ class Dispatcher:
         return self._may_overlap and mean is not None and mean < SHORT_SECONDS
 
     def _is_full(self) -> bool:
-        """Whether another slot would have to wait for one of the driver's own, and that may take long."""
+        """Return whether another slot has to wait for a local one to end, which may take long."""
         own = [name for name in self._running if name.startswith(_LOCAL)]
         return bool(own) and not self._is_short() and len(self._running) >= self._open.num_slots
 
     # ------------------------------------------------------------------ all slots
 
     def take(self, slot: str) -> dict[str, Any] | None:
-        """Return the next chunk for a slot (see ``slot.ChunkRunner``), None when nothing is ready."""
+        """Return the next chunk for a slot of Tune (see ``ChunkRunner``).
+
+        None if nothing is ready, or if a local slot has to end first.
+        """
         with self._changed:
             return None if self._is_full() else self._take(slot)
 
@@ -196,24 +200,24 @@ class Dispatcher:
         }
 
     def _close_if_spent(self) -> None:
-        """Hand out nothing any more when the budget is spent; what runs goes on to its end."""
+        """Close the queue if the budget is spent. Stages and trials that run continue to their end."""
         if self._meter.seconds_left() > 0 or self._open.is_closed:
             return
         held_back = self._open.close(work for works in self._running.values() for work in works)
         for work in held_back:
-            if work.signature in self._begun:  # and was lost
+            if work.signature in self._begun:  # begun in a slot that was lost
                 self._on_event("ended", work, {"status": INTERRUPTED})
         if held_back:
             self._meter.on_spent(len(held_back))
 
     def report_events(self, slot: str, events: Iterable[Mapping[str, Any]]) -> None:
-        """Take what a slot has to say (``slot.ChunkRunner.step``)."""
+        """Handle the events that a slot reports (``ChunkRunner.step``)."""
         with self._changed:
             self._close_if_spent()
             for event in events:
                 work = self._open.get(event["signature"])
                 if work is None or work not in self._running.get(slot, ()):
-                    continue  # told before its actor was lost
+                    continue  # reported before its actor was lost
                 self._at_work.add(slot)
                 gpus = 0.0 if slot.startswith(_LOCAL) else self._meter.gpus_per_slot
                 self._meter.report(slot, gpus=gpus, busy_seconds=event["busy_seconds"])
@@ -238,17 +242,19 @@ class Dispatcher:
                 self._on_event("event", work, event)
 
     def record_loss(self, slot: str) -> None:
-        """Remember that the actor of a slot was lost; another one carries the same chunk out."""
+        """Count that the actor of a slot was lost. Another actor runs the same chunk again."""
         with self._changed:
-            self._meter.end(slot)  # until the next one is at work
+            self._meter.end(slot)  # until the next actor reports
             self._losses.update(work.signature for work in self._running.get(slot, ())[:1])
 
     def release(self, slot: str, *, error: Callable[[], dict[str, str]] | None = None) -> None:
-        """Settle what is left of a chunk: nothing, unless the slot was stopped or lost too often.
+        """Remove a slot; end or put back the rest of its chunk.
+
+        There is a rest only if the slot was stopped, or lost too often.
 
         Args:
-            slot: takes no part any more, or will take another chunk.
-            error: if it was lost: reason, message and traceback of that.
+            slot: name of a slot that ends, or will take another chunk.
+            error: returns reason, message and traceback of the loss; None if the slot was not lost.
         """
         with self._changed:
             left = self._running.pop(slot, [])
@@ -272,21 +278,21 @@ class Dispatcher:
         return work.kind == "trial" and bool(self._settings.execution["early_stopping"])
 
     def _put_back(self, work: Work) -> None:
-        """Let another slot do a work, unless nothing is handed out any more."""
+        """Put a stage or trial back into the queue for another slot, or drop it if the queue is closed."""
         if self._open.is_closed:
             self._drop(work)
         else:
             self._open.put_back([work])
 
     def _drop(self, work: Work) -> None:
-        """Let go of a work that was stopped; of one that had not begun there is nothing to be told."""
+        """Remove an interrupted stage or trial from the queue; report it as interrupted only if it had begun."""
         if work.signature in self._begun:
             self._end(work, {"status": INTERRUPTED})
         else:
             self._open.drop(work)
 
     def _judge(self, work: Work, event: dict[str, Any]) -> dict[str, Any]:
-        """Return how a work ended: what its slot says, if that is what lies in the ledger."""
+        """Return how a stage or trial ended: as its slot reports, unless the disk was full or the ledger disagrees."""
         if event.get("reason") == DISK_FULL:
             return {**event, "status": INTERRUPTED}
         if event["status"] != COMPLETE or event["host"] in self._shares_storage:

@@ -1,7 +1,7 @@
-"""A slot's side of the fork server: hand requests over, pass events on, judge how a process ended.
+"""Client of the fork server in a slot: send requests, return events, decide how a process ended.
 
-A trial that raises fails for good, with its traceback in the ledger. When a trial's process vanishes, or finds no
-memory, it may be the infrastructure's fault: ``ProcessLostError``, and whoever asked may try again from the checkpoint.
+A trial that raises fails for good, with its traceback in the ledger. A process that vanishes or runs out of memory may
+be the infrastructure's fault: that raises ``ProcessLostError``, and the caller may try again from the checkpoint.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from orchestrator.ledger.failures import CRASHED, OUT_OF_MEMORY
 from trainables.errors import InfrastructureError
 from trainables.storage.folder import Folder
 
-#: What to do when memory runs out; neither trials nor machines say who took it.
+#: Advice for when memory runs out; which process took the memory is not known.
 MEMORY_ADVICE = (
     "let trials ask for less at once (training.batch_size, execution.evaluation_batch_size), or run fewer of them side "
     "by side (execution.max_concurrent_trials)"
@@ -34,12 +34,12 @@ MEMORY_ADVICE = (
 
 
 class ProcessLostError(InfrastructureError):
-    """The process of a trial vanished, hung, or found no memory; trying again may help.
+    """The process of a trial vanished, hung, or ran out of memory; trying again may help.
 
     Args:
-        message: for the user.
+        message: text for the user.
         reason: CRASHED, HUNG or OUT_OF_MEMORY.
-        traceback: of what it raised, if it did.
+        traceback: traceback of the exception that the process raised, "" if it raised none.
     """
 
     def __init__(self, message: str, *, reason: str = CRASHED, traceback: str = "") -> None:
@@ -48,7 +48,7 @@ class ProcessLostError(InfrastructureError):
 
 
 def make_socket_path(token: str) -> Path:
-    """Return where the fork server of this user on this node listens for the driver that made ``token``.
+    """Return the path of the socket on which this user's fork server on this node listens, for the run of ``token``.
 
     Raises:
         InfrastructureError: the folder belongs to somebody else.
@@ -63,13 +63,13 @@ def make_socket_path(token: str) -> Path:
 def connect_fork_server(
     path: Path, *, num_threads: int, command: Sequence[str], preload: Sequence[str] = ()
 ) -> socket.socket:
-    """Return a connection to the node's fork server; the first who asks starts it. Does not wait for its imports.
+    """Return a connection to the node's fork server, started if there is none. Does not wait for its imports.
 
     Args:
-        path: of its socket.
+        path: path of its socket.
         num_threads: CPU threads of each trial.
-        preload: what it imports (``fork_server.main``).
-        command: how it is started; path and ``preload`` are added.
+        preload: words that select its imports (``driver.child_process.main``).
+        command: command that starts it; ``path`` and ``preload`` are appended.
 
     Raises:
         InfrastructureError: it does not start.
@@ -78,7 +78,7 @@ def connect_fork_server(
         try:
             return _connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
-            path.unlink(missing_ok=True)  # of one that was killed
+            path.unlink(missing_ok=True)  # left by a server that was killed
         threads = {"OMP_NUM_THREADS": str(num_threads), "MKL_NUM_THREADS": str(num_threads)}
         # Threads that spin at barriers take the cores from other trials: 2 threads on 2 shared cores needed 5 s of CPU
         # instead of 3.
@@ -99,13 +99,13 @@ def _connect(path: Path) -> socket.socket:
 
 
 class ForkClient:
-    """One slot: runs one request at a time, each in a fresh process.
+    """Connection of one slot to the fork server: runs one request at a time, each in a fresh process.
 
     Args:
         num_threads: CPU threads for each trial.
-        path: of the fork server's socket.
-        preload: what the fork server imports.
-        command: how the fork server is started when there is none.
+        path: path of the fork server's socket.
+        preload: words that select the imports of the fork server.
+        command: command that starts the fork server if there is none.
     """
 
     def __init__(self, *, num_threads: int, path: Path, command: Sequence[str], preload: Sequence[str] = ()) -> None:
@@ -120,7 +120,7 @@ class ForkClient:
         self._stopped: dict[str, Any] | None = None
 
     def begin(self, request: Mapping[str, Any]) -> None:
-        """Start a stage, a trial or a check (see ``fork_server.run_request``); at once, without waiting for imports.
+        """Send a request (see ``driver.child_process.run_request``). Does not wait for the fork server's imports.
 
         Raises:
             InfrastructureError: there is no fork server, and none can be started.
@@ -141,10 +141,10 @@ class ForkClient:
         self.connect().sendall(line)
 
     def connect(self) -> socket.socket:
-        """Connect to the node's fork server, and let it start its imports if there was none.
+        """Return the connection to the node's fork server, which is started, with its imports, if there is none.
 
         Raises:
-            InfrastructureError: none can be started.
+            InfrastructureError: no fork server can be started.
         """
         if self._connection is None:
             self._connection = self._connect()
@@ -159,12 +159,12 @@ class ForkClient:
         return str(log)
 
     def next_event(self, timeout_seconds: float) -> dict[str, Any] | None:
-        """Return the next event of the running trial, None when none came in time.
+        """Return the next event of the running process, None if none came in time.
 
         The last event is ``{"event": "done", "status": "complete" | "stopped_early" | "failed", …}``.
 
         Raises:
-            ProcessLostError: the trial's process, or the fork server, is gone.
+            ProcessLostError: the process or the fork server is gone, or there was no memory.
         """
         deadline = time.monotonic() + timeout_seconds
         while True:
@@ -200,7 +200,7 @@ class ForkClient:
         return f"the end of its log:\n{text[-2000:]}" if text else "it left no message: was it killed?"
 
     def _interpret(self, event: dict[str, Any]) -> dict[str, Any] | None:
-        """Return what the caller should see; None for the fork server's own bookkeeping."""
+        """Return the event for the caller, None if only this client needs it."""
         match event["event"]:
             case "forked":
                 self._child = event["pid"]
@@ -235,13 +235,13 @@ class ForkClient:
             shutil.rmtree(self._local_log.parent)
 
     def kill(self) -> None:
-        """Kill the running trial's process, if any; its slot stays usable."""
+        """Kill the running process, if any; the slot stays usable."""
         if self._child is not None:
             with suppress(ProcessLookupError):  # it has just ended
                 os.kill(self._child, signal.SIGKILL)
 
     def close(self) -> None:
-        """End the slot and what runs in it."""
+        """Kill the running process, if any, and disconnect."""
         self.kill()  # the fork server would do it too, when the connection closes
         self._forget_connection()
 
@@ -253,5 +253,5 @@ class ForkClient:
 
 
 def _visible_devices() -> dict[str, str]:
-    """Return which devices Ray has given to this slot: the fork server serves all slots of the node."""
+    """Return the variables with the devices that Ray gave to this slot; the fork server serves all slots of the node."""
     return {name: value for name, value in os.environ.items() if name.endswith("_VISIBLE_DEVICES")}

@@ -1,13 +1,13 @@
 """Fork a fresh process per trial in milliseconds, from one process per node that has torch imported.
 
-``serve`` listens on a Unix socket, leaves its parent, imports torch and ``trainables`` once, and never touches CUDA or
-Ray. Every slot of the node holds one connection and writes one JSON request per line. For each request the server
-forks; the child runs the trial and writes its events as JSON lines to that connection. When the child has ended, the
-server adds ``{"event": "exit", …}``. Memory, GPU context and global state end with the child; a crash, an OOM kill or a
-hang concerns one process only.
+``serve`` listens on a Unix socket, detaches from its parent, imports torch and ``trainables`` once, and never touches
+CUDA or Ray. Every slot of the node holds one connection and writes one JSON request per line. For each request the
+server forks; the child runs the trial and writes its events as JSON lines to that connection. When the child has ended,
+the server adds ``{"event": "exit", …}``. Memory, GPU context and global state end with the child; a crash, an OOM kill
+or a hang affects one process only.
 
 When a connection closes (its slot has ended), the server kills the child that runs for it. Without any connection the
-server ends. When the server itself is killed, the kernel kills its children (Linux), so no trial goes on unobserved.
+server ends. When the server itself is killed, the kernel kills its children (Linux), so no trial runs unobserved.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from trainables.preload import imports_kept
 
 #: ``prctl`` option: the signal that the kernel sends when the parent ends (linux/prctl.h).
 _PR_SET_PDEATHSIG = 1
-#: A fork server to which nobody is connected ends after this long: slots come and go, and a new one takes seconds.
+#: A fork server without any connection ends after this long: slots come and go, and starting a new one takes seconds.
 IDLE_SECONDS = 2.0
 #: Largest piece read from a connection at once.
 _CHUNK_BYTES = 1 << 20
-#: Carries out a request in a forked process: takes the request, and what it calls with each progress event.
+#: Function that carries out a request in a forked process; its second argument is called with each progress event.
 Handle = Callable[[Mapping[str, Any], Callable[[dict[str, Any]], None]], None]
 
 
@@ -47,10 +47,10 @@ def starting(path: str) -> Iterator[None]:
 
 
 class ForkServer:
-    """The server. One thread, so that a fork copies nothing half done.
+    """Server that forks a process per request. It has one thread, so that a fork copies no half-done state.
 
     Args:
-        path: of the socket; its lock and log lie beside it.
+        path: path of the socket; its lock and log lie beside it.
         handle: carries out a request, in a process of its own.
     """
 
@@ -65,7 +65,7 @@ class ForkServer:
         self._idle_since = 0.0
 
     def serve(self) -> None:
-        """Answer requests until nobody is connected any more."""
+        """Answer requests until no slot has been connected for ``IDLE_SECONDS``."""
         self._idle_since = time.monotonic()
         wake, woken = socket.socketpair()
         for end in (wake, woken):
@@ -84,7 +84,7 @@ class ForkServer:
             return False
         if time.monotonic() - self._idle_since < IDLE_SECONDS:
             return False
-        with starting(self._path):  # nobody can be about to connect
+        with starting(self._path):  # slots connect under the same lock
             self._listener.setblocking(False)
             try:
                 self._accept(self._listener)
@@ -103,7 +103,7 @@ class ForkServer:
 
     def _read(self, connection: socket.socket) -> None:
         if connection not in self._requests:
-            return  # hung up while what the same ``select`` returned was dealt with
+            return  # closed while another event of the same ``select`` was handled
         try:
             data = connection.recv(_CHUNK_BYTES)
         except ConnectionResetError:
@@ -128,7 +128,7 @@ class ForkServer:
         self._children[pid] = connection
 
     def _become_child(self, connection: socket.socket, server: int) -> None:
-        """Let go of everything that is the fork server's."""
+        """Release the fork server's signal handlers and sockets in the forked process, which ends with the server."""
         _die_with(server)
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -146,7 +146,7 @@ class ForkServer:
             if ended == 0:
                 continue
             connection = self._children.pop(pid)
-            if connection in self._requests:  # else its slot has hung up
+            if connection in self._requests:  # else its slot has disconnected
                 line = json.dumps({"event": "exit", "code": os.waitstatus_to_exitcode(status)})
                 try:
                     connection.sendall(line.encode() + b"\n")
@@ -165,7 +165,7 @@ class ForkServer:
 
 
 def _run_child(handle: Handle, request: Mapping[str, Any], connection: socket.socket) -> NoReturn:
-    """Body of the forked process."""
+    """Carry out a request in the forked process, report its events, and exit."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the driver, which stops trials in order
     os.environ.update(request.get("environment", {}))
     _redirect(os.devnull, os.O_RDONLY, 0)
@@ -185,7 +185,7 @@ def _run_child(handle: Handle, request: Mapping[str, Any], connection: socket.so
     except Exception as error:  # noqa: BLE001 - the process boundary: every failure becomes a record, then exit 1
         report({"event": "failed", **describe_failure(error)})
     finally:
-        with suppress(OSError):  # of the log, on a full disk; what has happened is told already
+        with suppress(OSError):  # of the log, on a full disk; the outcome is reported already
             sys.stdout.flush()
             sys.stderr.flush()
         os._exit(code)
@@ -199,18 +199,18 @@ def _redirect(path: str, flags: int, *descriptors: int) -> None:
 
 
 def _die_with(parent: int) -> None:
-    """Let the kernel kill this process when its parent ends; elsewhere than on Linux it finishes its trial."""
+    """Make the kernel kill this process when its parent ends. Only on Linux: elsewhere it finishes its trial."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-        if os.getppid() != parent:  # it ended before we asked
+        if os.getppid() != parent:  # it ended before the call
             os._exit(1)
 
 
 def serve(path: str, handle: Handle, *, load_imports: Callable[[], None]) -> NoReturn:
-    """Bind the socket, leave the process that asked for a fork server, serve, and end.
+    """Bind the socket, detach from the calling process, serve requests, and exit.
 
     Args:
-        path: of the socket.
+        path: path of the socket.
         handle: carries out a request, in a process of its own.
         load_imports: imports what all requests need.
     """
@@ -221,7 +221,7 @@ def serve(path: str, handle: Handle, *, load_imports: Callable[[], None]) -> NoR
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     _redirect(os.devnull, os.O_RDONLY, 0)
     _redirect(f"{path}.log", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 1, 2)
-    with imports_kept():  # searching it for cycles took a third of the imports, and would copy all of it in a child
+    with imports_kept():  # searching it for cycles took a third of the import time, and would copy all of it in a child
         load_imports()
     server.serve()
-    os._exit(0)  # tearing down torch takes 2 s, and somebody waits
+    os._exit(0)  # tearing down torch takes 2 s, and others wait for this process

@@ -1,6 +1,6 @@
-"""How many trials share a GPU, from the memory that finished ones have taken: pure functions over ledger records.
+"""Number of trials that share a GPU, from the memory that finished ones have taken: pure functions over ledger records.
 
-Nothing is guessed: until every kind of open work has been measured once, a trial has a GPU to itself.
+Nothing is guessed: until every kind of open stage and trial has been measured once, a trial has a GPU to itself.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from orchestrator.planning.identity import compute_identity
 from orchestrator.planning.plan import Work
 from trainables.frozen import canonical_json
 
-#: Trials on one GPU: beyond a few they take turns instead of sharing (assumption; not measured).
+#: Most trials on one GPU: beyond a few they take turns instead of sharing (assumption; not measured).
 MAX_TRIALS_PER_GPU = 8
-#: Share of a GPU that stays free: allocators fragment, a desktop or a neighbour needs some (assumption).
+#: Share of a GPU's memory that stays free for fragmentation, a desktop or other processes (assumption).
 MEMORY_MARGIN = 0.15
-#: Regularisers that need memory of their own: a second copy of the weights, densities of every pixel.
+#: Regularisers that need additional memory: a second copy of the weights, densities of every pixel.
 _HUNGRY_REGULARISERS = frozenset({"sam", "stain_normalisation"})
 
 
 @dataclass(frozen=True)
 class GpuShare:
-    """What one trial or stage takes of a GPU, and why, in words for the user."""
+    """Share of a GPU that one stage or trial takes, and the reason in words for the user."""
 
     gpus: float
     reason: str
@@ -44,10 +44,10 @@ def choose_gpus_per_trial(
 
     Args:
         todo: open stages and trials; one share serves all of them.
-        records: of the ledger, stages and trials.
-        evaluation_batch_size: of the run to come; what was measured with a larger one is still safe.
-        gpu_memory_mib: of the smallest GPU; None: the smallest on which anything was measured.
-        max_per_gpu: at most so many trials on one GPU, at least 1.
+        records: records of the ledger, stages and trials.
+        evaluation_batch_size: setting of the run to come; measurements with a larger one are used too, as safe.
+        gpu_memory_mib: memory of the smallest GPU; None: that of the smallest on which a kind was measured.
+        max_per_gpu: largest number of trials on one GPU, at least 1.
         margin: share of the memory that stays free, in [0, 1).
     """
     measured = _measure(records, evaluation_batch_size)
@@ -73,11 +73,13 @@ def round_share(count: int) -> float:
 
 
 def describe_kind(kind: str, identity: dict[str, Any]) -> str:
-    """Return what decides the memory of a stage or trial: network, images, policy, batch size, precision, optimiser…
+    """Return the settings that decide the memory of a stage or trial, as canonical JSON.
+
+    These are network, images, policy, batch size, precision, optimiser…
 
     Args:
         kind: stage or trial.
-        identity: of its config, as ``config.json`` holds it.
+        identity: identity of its config, as ``config.json`` holds it.
     """
     parts: dict[str, Any] = {"kind": kind, "model": identity["model"], "data": identity["data"]}
     if kind == "stage":
@@ -95,7 +97,7 @@ def _list_kinds(regulariser: dict[str, Any]) -> set[str]:
 
 
 def _measure(records: Iterable[Record], evaluation_batch_size: int) -> dict[str, tuple[float, float]]:
-    """Kind → largest peak, and memory of the smallest GPU it was measured on, in MiB."""
+    """Return kind → largest peak, and memory of the smallest GPU it was measured on, in MiB."""
     measured: dict[str, tuple[float, float]] = {}
     for record in records:
         result = record.result

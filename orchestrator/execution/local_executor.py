@@ -1,7 +1,7 @@
-"""The driver's own slots: they work from the first second, while Ray takes its time to start, and then make way.
+"""Run chunks in threads of the driver: from the first second, until Ray has started and its slots replace these.
 
-For trials without a GPU on one machine. The trials run in the same way as anywhere, each in a process of the node's
-fork server (``slot.ChunkRunner``); only what hands them over is a thread here instead of a Ray actor.
+For trials without a GPU on one machine. As in every slot, each trial runs in a process of the node's fork server
+(``ChunkRunner``); only the slot is a thread here instead of a Ray actor.
 """
 
 from __future__ import annotations
@@ -13,24 +13,25 @@ from types import TracebackType
 from orchestrator.execution.chunk_runner import ChunkRunner
 from orchestrator.execution.dispatcher import Dispatcher
 
-#: Starting Ray and an actor per slot takes some 12 CPU seconds, a tenth of what two cores do in a minute: what is over
-#: sooner than this is faster without.
+#: Ray is started for more remaining time than this. Starting it and an actor per slot takes some 12 CPU seconds, a
+#: tenth of what two cores do in a minute.
 WORTH_SECONDS = 60.0
-#: When no trial has ended after this long, they are not that short.
+#: Ray is started, too, if no trial has ended after this long: trials are not that short.
 PATIENCE_SECONDS = 20.0
-#: How often a slot tells what has happened.
+#: Seconds between two reports of a slot.
 _REPORT_SECONDS = 0.25
 
 
 class LocalExecutor:
-    """A context manager: its threads work at ``dispatcher`` until nothing is left, or others have taken over.
+    """Context manager whose threads run chunks until nothing is left or Tune's slots have replaced them.
 
-    Leaving waits for what runs, unless ``stop`` is set or an exception passes: then it is interrupted.
+    Leaving waits for running stages and trials, unless ``stop`` is set or an exception passes: then they are
+    interrupted.
 
     Args:
-        dispatcher: where the work is.
-        num_slots: how many works at once.
-        stop: set by whoever wants the study to stop, and here when a slot fails: leaving raises its error.
+        dispatcher: source of chunks and receiver of events.
+        num_slots: number of stages and trials that run at once.
+        stop: event that ends the study; also set here when a slot fails, whose error is raised on leaving.
     """
 
     def __init__(self, dispatcher: Dispatcher, num_slots: int, *, stop: threading.Event) -> None:
@@ -58,7 +59,7 @@ class LocalExecutor:
             raise self._error
 
     def wait(self) -> bool:
-        """Return True when it is time to start Ray, False when it is not needed any more."""
+        """Return True once Ray should be started, False once everything is over without it."""
         while not self._is_over():
             left, waited = self._dispatcher.seconds_left, time.monotonic() - self._began
             if (left or 0.0) > WORTH_SECONDS or (left is None and waited > PATIENCE_SECONDS):
@@ -70,7 +71,7 @@ class LocalExecutor:
         return self._stop.is_set() or self._abandoned.is_set() or self._dispatcher.is_finished
 
     def _run(self, number: int) -> None:
-        """Body of a slot's thread."""
+        """Run the chunks of one slot, in its thread."""
         runner: ChunkRunner | None = None
         try:
             while not self._is_over() and self._dispatcher.may_continue(number):

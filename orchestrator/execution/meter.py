@@ -1,4 +1,4 @@
-"""Measures wall time and GPU time while a study runs, and saves it in the ledger every ``SAVE_SECONDS``."""
+"""Measure wall time and GPU time while a study runs, and save them in the ledger every ``SAVE_SECONDS``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainables.errors import LeaseError, StorageError
 from trainables.storage.folder import Folder
 
 _logger = logging.getLogger(__name__)
-#: A driver that is killed has not written down this much of each slot's time.
+#: Seconds between two saves: a driver that is killed loses at most this much of each slot's time.
 SAVE_SECONDS = 10.0
 
 
@@ -24,14 +24,14 @@ SAVE_SECONDS = 10.0
 
 
 class Meter:
-    """Counts the time of a run on top of what was taken before. May be called from any thread.
+    """Counts the time of a run on top of that of earlier runs. Thread-safe.
 
     Args:
-        before: what the runs before have taken.
-        limits: of ``Budget.limits``.
-        price_per_gpu_hour: None: there is no price, and no limit of money.
-        on_spent: called once, with the number of stages and trials that are not handed out because of the budget.
-        clock: seconds; does not go on while the machine is suspended.
+        before: usage of earlier runs.
+        limits: limits of the budget (``Budget.limits``).
+        price_per_gpu_hour: price that turns a limit of money into GPU hours; None if there is no such limit.
+        on_spent: called once, with the number of stages and trials that will not start because of the budget.
+        clock: returns seconds; stands still while the machine is suspended.
     """
 
     def __init__(
@@ -48,22 +48,22 @@ class Meter:
         money = limits["money"] / hourly if "money" in limits and hourly is not None else math.inf
         self._gpu_limit = 3600 * min(limits.get("gpu_hours", math.inf), money)
         self.on_spent = on_spent
-        #: What a slot of Ray holds.
+        #: GPUs that a slot of Tune holds.
         self.gpus_per_slot = 0.0
         self._clock, self._lock = clock, threading.Lock()
         self._usage = before or Usage()
         self._since = clock()
-        #: Slot → the GPUs it holds, and since when it is counted.
+        #: Slot → GPUs that it holds, and the time from which it is counted.
         self._slots: dict[str, tuple[float, float]] = {}
         self._gpus = 0.0
 
     def report(self, slot: str, *, gpus: float, busy_seconds: float) -> None:
-        """Count the time of a slot until its ``end``; what it says itself is right, between reports the clock is.
+        """Count the time of a slot until its ``end``. The clock counts between reports; each report corrects it.
 
         Args:
-            slot: its name.
-            gpus: that it holds; a fraction where several share one.
-            busy_seconds: how long it has worked since it began, or since its last ``end``.
+            slot: name of the slot.
+            gpus: GPUs that it holds; a fraction where several slots share one.
+            busy_seconds: how long it has been busy since it began, or since its last ``end``.
         """
         with self._lock:
             self._go_on()
@@ -74,20 +74,20 @@ class Meter:
             self._add(0.0, counted_from - began, (counted_from - began) * gpus)
 
     def end(self, slot: str) -> None:
-        """Count the time of a slot no more."""
+        """Stop counting the time of a slot."""
         with self._lock:
             self._go_on()
             self._slots.pop(slot, None)
-            self._gpus = sum(held for held, _ in self._slots.values())  # anew: nothing is left of rounding
+            self._gpus = sum(held for held, _ in self._slots.values())  # anew, so that no rounding errors add up
 
     def read(self) -> Usage:
-        """Return what has been taken until now."""
+        """Return the usage until now, earlier runs included."""
         with self._lock:
             self._go_on()
             return self._usage
 
     def seconds_left(self) -> float:
-        """Return when the budget will be spent if all slots go on, in seconds; 0 when it is, inf without one."""
+        """Return the seconds until the budget is spent if all slots continue, 0 if it is spent, inf without one."""
         with self._lock:
             self._go_on()
             gpus = max(self._gpus, self.gpus_per_slot)
@@ -107,11 +107,11 @@ class Meter:
 
 @contextmanager
 def saving_usage(meter: Meter, root: Folder) -> Iterator[Meter]:
-    """Write what a meter says into the folder of a ledger while the body runs, from a thread, and when it ends.
+    """Write the usage that a meter counts into a ledger's folder: at first, from a thread, and after the body.
 
     Raises:
-        StorageError: nothing can be written there at the beginning; later that is a warning, since a study should not
-            end because of its accounts.
+        StorageError: the first write fails. A later failure is a warning, since a study should not end because of its
+            accounts.
     """
     _write(root, meter.read())
     over = threading.Event()

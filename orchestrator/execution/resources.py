@@ -1,4 +1,4 @@
-"""What a trial takes, and how many fit: pure functions over Ray's names for resources, ``CPU`` and ``GPU``."""
+"""Resources of this machine and of a trial, and how many trials fit, under Ray's names ``CPU`` and ``GPU``."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from pathlib import Path
 from orchestrator.study.execution_config import ExecutionConfig
 from trainables.errors import StudyError
 
-#: What drivers of GPUs put there: NVIDIA, AMD, and either of them under WSL.
+#: Device files of GPU drivers: NVIDIA, AMD, and either of them under WSL.
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
 
 
 @dataclass(frozen=True)
 class Slots:
-    """What one trial takes."""
+    """Resources of one trial, and how many trials may run at once."""
 
     cpus: float
     gpus: float
@@ -23,9 +23,9 @@ class Slots:
 
 
 def find_local_resources(execution: ExecutionConfig) -> dict[str, float] | None:
-    """Return what this machine has for trials of the driver's own slots; None when all of them are to run in Ray.
+    """Return what this machine has for local slots, None if all trials are to run in Ray.
 
-    That is where trials may take a GPU: Ray shares those out.
+    Trials that may take a GPU run in Ray, which divides the GPUs among them.
     """
     has_gpu = execution.device != "cpu" and any(Path(name).exists() for name in _GPU_DEVICES)
     if not execution.local_executor or has_gpu or execution.gpus_per_trial not in ("auto", 0):
@@ -41,7 +41,7 @@ def count_gpus(execution: ExecutionConfig) -> int:
 
 
 def check_fits(resources: Mapping[str, float], slots: Slots) -> None:
-    """Refuse a trial larger than this machine: Ray would wait for ever for a machine to be added.
+    """Raise if a trial is larger than this machine: Ray would wait for ever for a machine to be added.
 
     Raises:
         StudyError: a trial asks for more CPUs or GPUs than there are.
@@ -58,7 +58,7 @@ def check_fits(resources: Mapping[str, float], slots: Slots) -> None:
 
 
 def num_local_slots(resources: Mapping[str, float], slots: Slots) -> int:
-    """Return how many trials the driver itself runs at once: as many as there are CPUs for them."""
+    """Return how many trials the local executor runs at once: as many as there are CPUs for, up to the maximum."""
     fitting = int(resources["CPU"] / slots.cpus + 1e-9)
     return fitting if slots.max_concurrent is None else min(fitting, slots.max_concurrent)
 

@@ -1,4 +1,4 @@
-"""What is still to be done, and who may do what next. Knows nothing of Ray, processes or files."""
+"""Priority queue of open stages and trials with dependencies. Independent of Ray, processes and files."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from collections.abc import Iterable, Sequence
 
 from orchestrator.planning.plan import Work
 
-#: A slot that has carried a chunk for this long returns what it has not begun. Dispatching costs some 0.2 s (Tune's
-#: event loop), and a slot begins the next trial of its chunk at once; long trials travel alone in effect.
+#: A slot that has had a chunk for this long returns the trials it has not begun. Dispatching costs some 0.2 s (Tune's
+#: event loop), and a slot begins the next trial of its chunk at once; chunks of long trials have one trial in effect.
 CHUNK_SECONDS = 20.0
-#: Works in a chunk at most: each brings its ``config.json`` along.
+#: Most stages and trials in a chunk: the chunk carries the ``config.json`` of each.
 MAX_CHUNK = 64
 
 
 class WorkQueue:
-    """Open stages and trials, by rank, each only when everything it needs is complete.
+    """Open stages and trials by rank; each is ready once everything that it needs is complete.
 
     Args:
-        works: in the order of preference.
-        complete: signatures that count as done already.
+        works: stages and trials, in the order of preference.
+        complete: signatures that count as complete already.
         num_slots: how many chunks can run at once.
     """
 
@@ -35,12 +35,12 @@ class WorkQueue:
         self._ready: list[int] = []
         self._order: list[Work] = []
         self._num_timed, self._seconds = 0, 0.0
-        #: Nothing is handed out any more.
+        #: Whether dispatching has ended (``close``).
         self.is_closed = False
         self.add(works)
 
     def add(self, works: Sequence[Work]) -> None:
-        """Take further works, after all others in the order of preference; what they need is complete or among all."""
+        """Add stages and trials after all others in the order of preference; their needs are complete or queued."""
         for work in works:
             self._works[work.signature] = work
             self._rank[work.signature] = len(self._order)
@@ -53,27 +53,27 @@ class WorkQueue:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every work has ended or can never start."""
+        """Whether every stage and trial has ended or can never start."""
         return not self._works
 
     @property
     def mean_seconds(self) -> float | None:
-        """How long a trial takes, None before the first is complete."""
+        """Mean duration of the trials that were timed, None before the first."""
         return self._seconds / self._num_timed if self._num_timed else None
 
     @property
     def seconds_left(self) -> float | None:
-        """How long all slots will be busy, None when a stage is open or no trial has been timed."""
+        """How long all slots will be busy, None if a stage is open or no trial has been timed."""
         if self.mean_seconds is None or any(work.kind == "stage" for work in self._works.values()):
             return None
         return self.mean_seconds * len(self._works) / self.num_slots
 
     def get(self, signature: str) -> Work | None:
-        """Return the work, None when it has ended."""
+        """Return the stage or trial with a signature, None if it has ended."""
         return self._works.get(signature)
 
     def take(self) -> list[Work]:
-        """Return what one slot should do next, in this order; empty when all that is left waits or runs."""
+        """Return the next chunk for one slot, in the order to run; empty if everything left waits or runs."""
         if not self._ready:
             return []
         first = self._order[heapq.heappop(self._ready)]
@@ -81,27 +81,30 @@ class WorkQueue:
         size = self._chunk_size()
         while first.kind == "trial" and len(taken) < size and self._ready:
             if self._order[self._ready[0]].kind != "trial":
-                break  # others wait for a stage, so that it never waits in a chunk
+                break  # trials wait for a stage, so it never waits in a chunk
             taken.append(self._order[heapq.heappop(self._ready)])
         return taken
 
     def _chunk_size(self) -> int:
-        """So few that all slots end at about the same time, and, once it is known, no more than will be begun."""
+        """Return half a fair share of the ready stages and trials, so that all slots end at about the same time.
+
+        At most what one slot begins within ``CHUNK_SECONDS``, once the mean duration is known.
+        """
         fair = math.ceil((len(self._ready) + 1) / (2 * self.num_slots))
         mean = self.mean_seconds
         return min(fair, MAX_CHUNK, int(CHUNK_SECONDS / mean) + 1 if mean else MAX_CHUNK)
 
     def put_back(self, works: Iterable[Work]) -> None:
-        """Take back what a slot has not done."""
+        """Put back stages and trials that a slot took and did not end."""
         for work in works:
             heapq.heappush(self._ready, self._rank[work.signature])
 
     def complete(self, work: Work, *, seconds: float | None = None) -> None:
-        """Release what waited for ``work``.
+        """Mark ``work`` as complete, and make ready the stages and trials that waited only for it.
 
         Args:
-            work: taken before.
-            seconds: how long it took, if it did all of it in one go.
+            work: stage or trial that was taken before.
+            seconds: duration, if its slot measured it; None otherwise.
         """
         if seconds is not None and work.kind == "trial":
             self._num_timed, self._seconds = self._num_timed + 1, self._seconds + seconds
@@ -114,10 +117,10 @@ class WorkQueue:
                 heapq.heappush(self._ready, self._rank[dependant.signature])
 
     def close(self, running: Iterable[Work]) -> list[Work]:
-        """Hand out nothing any more; return what that concerns.
+        """Close the queue; return the stages and trials that will not start.
 
         Args:
-            running: what has been taken, and may still end.
+            running: stages and trials that slots have taken; they may still complete.
         """
         before, self.is_closed = self._works, True
         self._works = {work.signature: work for work in running}
@@ -126,7 +129,7 @@ class WorkQueue:
         return [work for work in before.values() if work.signature not in self._works]
 
     def drop(self, work: Work) -> list[Work]:
-        """Let go of a work that will not complete in this run; return the works that can never start without it."""
+        """Remove a stage or trial that will not complete in this run; return those that can never start without it."""
         del self._works[work.signature]
         lost = [each for each in self._dependants.pop(work.signature, ()) if each.signature in self._works]
         for each in lost:

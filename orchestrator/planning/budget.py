@@ -1,4 +1,4 @@
-"""What all runs of a study have used of its budget, and which stages and trials no longer fit into it. Pure."""
+"""Usage of a study's budget over all its runs, and the stages and trials that no longer fit into it. Without I/O."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Usage:
-    """The time that a study has taken, over all its runs."""
+    """Time that a study has taken, over all its runs."""
 
-    #: While a driver executed.
+    #: Seconds during which a driver executed the study.
     wall_seconds: float = 0.0
-    #: Of all slots together, while they had work.
+    #: Seconds during which slots had work, summed over all slots.
     slot_seconds: float = 0.0
-    #: The same, times the share of a GPU that each slot holds.
+    #: The same sum, each slot weighted by the share of a GPU that it holds.
     gpu_seconds: float = 0.0
 
 
 @dataclass(frozen=True)
 class Standing:
-    """How a study stands to its budget."""
+    """Limits of a study's budget and the amount taken of each."""
 
-    #: Limit → how much of it may be taken.
+    #: Limit → amount that may be taken.
     limits: Mapping[str, float]
-    #: Limit → how much of it has been taken.
+    #: Limit → amount that has been taken.
     taken: Mapping[str, float]
-    #: Trials that have begun.
+    #: Signatures of the trials that have begun.
     begun: frozenset[str] = frozenset()
 
     @property
     def spent(self) -> tuple[str, ...]:
-        """The limits that are reached."""
+        """Limits that are reached."""
         return tuple(name for name, limit in self.limits.items() if self.taken[name] >= limit)
 
     def hold_back(self, actions: Actions) -> Actions:
-        """Return the actions that the budget has room for; what it has not is ``held_back``.
+        """Return the actions that the budget has room for, with all other stages and trials in ``held_back``.
 
-        A trial that has begun goes on as long as there is time; of new ones there are as many as ``trials`` allows, in
-        the plan's order, and only the stages that they need.
+        A trial that has begun continues until a limit of time or money is reached. New trials are kept in the plan's
+        order up to the limit ``trials``, and stages only if one of the kept trials needs them.
         """
         allowed: float = math.inf
         if set(self.spent) - {"trials"}:
@@ -66,13 +66,13 @@ class Standing:
         )
 
     def begin(self, works: Collection[Work]) -> Standing:
-        """Return how the study stands once the trials among ``works`` have begun."""
+        """Return the standing after the trials among ``works`` have begun."""
         new = {work.signature for work in works if work.kind == "trial"} - self.begun
         taken = {**self.taken, "trials": self.taken["trials"] + len(new)}
         return replace(self, taken=taken, begun=self.begun | new)
 
     def count_held_back(self, *, interrupted: int, missing: int) -> int:
-        """Return how many of the trials that are not complete would not start if the study was run again."""
+        """Return the number of incomplete trials that would not start if the study was run again."""
         if set(self.spent) - {"trials"}:
             return interrupted + missing
         if "trials" in self.limits:
@@ -80,28 +80,28 @@ class Standing:
         return 0
 
     def describe(self) -> str:
-        """Return how much of each limit has been taken: "3 of 10 trials, 0.25 of 2 GPU-hours"."""
+        """Return the amount taken of each limit in words: "3 of 10 trials, 0.25 of 2 GPU-hours"."""
         return ", ".join(
             f"{format_amount(self.taken[name])} of {format_amount(limit)} {BUDGET_UNITS[name]}"
             for name, limit in self.limits.items()
         )
 
     def as_json(self) -> dict[str, Any]:
-        """Return limits, what has been taken of each, and which are spent, as JSON values."""
+        """Return the limits, the amount taken of each and the limits that are reached as JSON values."""
         return {"limits": dict(self.limits), "taken": dict(self.taken), "spent": list(self.spent)}
 
 
 def format_amount(value: float) -> str:
-    """Return a number of at most two decimals, more only where all of them would be zero."""
+    """Return a number as text with at most two decimals, or with one significant digit below 0.01."""
     return f"{value:.0f}" if value == round(value) else f"{value:.2f}" if value >= 0.01 else f"{value:.1g}"
 
 
 def describe_needs(standing: Standing, needs: Mapping[str, float | None]) -> list[str]:
-    """Return one line per limit: what is taken, what the rest is estimated to take, and whether that fits.
+    """Return one line per limit: the amount taken, the estimate for the rest, and whether both fit together.
 
     Args:
-        standing: to the budget.
-        needs: limit → what is still to be taken; None where it is not known.
+        standing: limits and the amount taken of each.
+        needs: limit → estimated amount still to be taken, None if it is unknown.
     """
     lines = []
     for name, limit in standing.limits.items():
@@ -119,12 +119,12 @@ def describe_needs(standing: Standing, needs: Mapping[str, float | None]) -> lis
 
 
 def measure(usage: Usage, *, num_trials: int, price_per_gpu_hour: float | None) -> dict[str, float]:
-    """Return limit → how much of it has been taken; ``money`` only where a price is known."""
+    """Return limit → amount taken, with ``money`` only if a price is known."""
     hours = usage.gpu_seconds / 3600
     taken = {"trials": float(num_trials), "wall_hours": usage.wall_seconds / 3600, "gpu_hours": hours}
     return taken if price_per_gpu_hour is None else taken | {"money": hours * price_per_gpu_hour}
 
 
 def describe_budget(budget: Budget | None, price_per_gpu_hour: float | None) -> dict[str, Any] | None:
-    """Return a budget as ``plan.json`` holds it, for the report."""
+    """Return a budget as ``plan.json`` stores it for the report, None if the study has no budget."""
     return None if budget is None else {"limits": budget.limits(), "price_per_gpu_hour": price_per_gpu_hour}

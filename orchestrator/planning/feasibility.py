@@ -1,4 +1,4 @@
-"""Hypotheses that the data or the plan cannot support: shifts that are not evaluated, too few replicates."""
+"""Checks for hypotheses that the data or the plan cannot support: shifts that are not evaluated, too few replicates."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ if TYPE_CHECKING:
 def check_evaluated_shifts(
     hypotheses: Sequence[Hypothesis], arms: Sequence[Arm], load: Callable[[DataConfig], Dataset]
 ) -> None:
-    """Look up the shifts that hypotheses are about among those that the arms they compare are evaluated under.
+    """Check that the compared arms are evaluated under the shifts and severities that the hypotheses name.
 
-    Imports torch (2 s) where a hypothesis names a shift: the bank itself is asked, as the trials will.
+    Imports torch (2 s) if a hypothesis names a shift, because the shifts are chosen by the code that the trials run.
 
     Args:
-        hypotheses: of a study file, without other problems.
-        arms: of the study.
-        load: returns the data of a config; they decide which severity tables hold, and what is left out of grey images.
+        hypotheses: hypotheses of a study file without other problems.
+        arms: arms of the study.
+        load: loader of a config's data, which decide the severity tables and the shifts left out for grey images.
 
     Raises:
-        StudyError: an arm is not evaluated under such a shift, or not at such a severity.
-        ConfigError: the evaluation names something unknown.
+        StudyError: if an arm is not evaluated under such a shift, or not at such a severity.
+        ConfigError: if the evaluation names an unknown shift, severity or modality.
     """
     factors = {name: list(dict.fromkeys(arm.levels[name] for arm in arms)) for name in (arms[0].levels if arms else ())}
     for number, hypothesis in enumerate(hypotheses):
@@ -72,9 +72,9 @@ def _check_evaluated(key: str, hypothesis: Hypothesis, arm: Arm, load: Callable[
 
 
 def find_hopeless(hypotheses: Sequence[Hypothesis], plan: Plan, factors: Mapping[str, Sequence[str]]) -> Iterator[str]:
-    """Yield the hypotheses that no result of this plan could support, and why.
+    """Yield one line per hypothesis that no result of this plan could support, with the reason.
 
-    How many shifts there will be is not known here: those that count shifts are left out.
+    The p-value of a hypothesis over shifts is not checked, because the number of shifts is not known here.
     """
     arms = {trial.name: dict(trial.levels or {}) for trial in plan.trials}
     num_replicates = len({trial.replicate for trial in plan.trials})
@@ -108,10 +108,14 @@ def _find_hopeless_after_correction(best: Mapping[str, Sequence[tuple[Hypothesis
 
 
 def check_external_sets(hypotheses: Sequence[Hypothesis], names: Sequence[str]) -> None:
-    """Look up the external sets that hypotheses name, once the data are known.
+    """Check that the data have the external sets that the hypotheses name.
+
+    Args:
+        hypotheses: hypotheses of a study file.
+        names: names of the external sets of the data.
 
     Raises:
-        StudyError: the data have no such set.
+        StudyError: if the data have no such set.
     """
     for number, hypothesis in enumerate(hypotheses):
         kind, name, _ = split_metric(hypothesis.metric)

@@ -1,4 +1,4 @@
-"""Canonical JSON of a config → signature. Paths, hosts and hardware never enter."""
+"""Signatures: hashes of a config in canonical JSON. Paths, hosts and hardware never enter."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SIGNATURE_LENGTH = 16
 
 
 def compute_identity(config: BaseModel) -> dict[str, Any]:
-    """Return the fields of ``config`` that decide a result, nested; fields marked ``identity: False`` are left out."""
+    """Return the fields of ``config`` that decide a result, nested, without the fields marked ``identity: False``."""
     identity: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         extra = field.json_schema_extra
@@ -36,11 +36,11 @@ def _plain(value: Any) -> Any:
 
 
 def compute_signature(config: BaseModel, data_fingerprint: str) -> str:
-    """Return the signature of a trial or stage: hash of its identity and of the data it sees."""
+    """Return the signature of a trial or stage: a hash of its identity and of the fingerprint of its data."""
     return sign(compute_identity(config), data_fingerprint)
 
 
 def sign(identity: dict[str, Any], data_fingerprint: str) -> str:
-    """Return the signature of what ``compute_identity`` returned and of the data."""
+    """Return the signature of an identity (from ``compute_identity``) and of the fingerprint of the data."""
     text = canonical_json({"config": identity, "data_fingerprint": data_fingerprint})
     return hashlib.sha256(text.encode()).hexdigest()[:SIGNATURE_LENGTH]

@@ -1,4 +1,4 @@
-"""Inputs of planning: data sets, validated and prepared here, and whether pretrained weights can be had."""
+"""Inputs of planning: data sets, validated and prepared here, and whether pretrained weights are available."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Inputs:
     """Data sets and weights of a study (``plan.Facts``), each looked up once.
 
     Args:
-        cache_dir: where decoded images are kept on this node.
+        cache_dir: folder of the decoded images on this node.
     """
 
     def __init__(self, cache_dir: Path) -> None:
@@ -26,10 +26,10 @@ class Inputs:
         self._missing: dict[str, str | None] = {}
 
     def dataset(self, config: DataConfig) -> Dataset:
-        """Return the data, decoded and checked; the images stay on disk.
+        """Return the data set of a config, decoded and checked. The images stay on disk.
 
         Raises:
-            DataError: an image, label or split is unusable; all problems are named.
+            DataError: if an image, label or split is unusable; the message names all problems.
         """
         key = config.model_dump_json()
         if key not in self._datasets:
@@ -40,7 +40,7 @@ class Inputs:
 
     @property
     def datasets(self) -> list[Dataset]:
-        """All data sets asked for so far."""
+        """All data sets loaded so far."""
         return list(self._datasets.values())
 
     def fingerprint(self, config: TrialConfig) -> str:
@@ -48,10 +48,10 @@ class Inputs:
         return self.dataset(config.data).fingerprint
 
     def missing_weights(self, config: TrialConfig) -> str | None:
-        """Return why the ImageNet weights cannot be had and the study allows to go on without, else None.
+        """Return the reason why the ImageNet weights are unavailable, None if they are available or not needed.
 
         Raises:
-            WeightsUnavailableError: they cannot be had and ``on_unavailable`` is ``error``.
+            WeightsUnavailableError: if they are unavailable and ``on_unavailable`` is ``error``.
         """
         imagenet = imagenet_of(config)
         if imagenet is None:
@@ -70,7 +70,7 @@ class Inputs:
         return reason
 
     def resolve(self, config: TrialConfig) -> TrialConfig:
-        """Return the config with the digest of its weights file filled in: the content decides, not the path."""
+        """Return the config with the digest of its weights file, so that content and not path decides the signature."""
         imagenet = imagenet_of(config)
         if imagenet is None or imagenet.file is None:
             return config

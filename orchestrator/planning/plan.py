@@ -1,4 +1,4 @@
-"""Study → stages and trials, deduplicated by signature, critical path first. Pure: no file, no clock, no network."""
+"""Plan of a study: stages and trials, each signature once, the longest stages first. No file, clock or network."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainables.config import ContrastivePretraining, ImageNetPretraining, Stage
 
 
 class ArmLike(Protocol):
-    """One combination of levels and the config it resolves to (``orchestrator.study.study_file.Arm``)."""
+    """One combination of levels and the config it resolves to (``orchestrator.study.grid.Arm``)."""
 
     @property
     def name(self) -> str: ...  # noqa: D102
@@ -23,21 +23,21 @@ class ArmLike(Protocol):
 
 
 class Facts(Protocol):
-    """What planning has to know about data and weights, looked up beforehand (``orchestrator.planning.inputs``)."""
+    """Facts about data and weights that planning needs, looked up beforehand (``orchestrator.planning.inputs``)."""
 
     def fingerprint(self, config: TrialConfig) -> str:
         """Return the fingerprint of the trial's data."""
 
     def missing_weights(self, config: TrialConfig) -> str | None:
-        """Return why the pretrained weights that the trial starts from cannot be had, None when they can."""
+        """Return the reason why the ImageNet weights are unavailable, None if they are available or not needed."""
 
     def resolve(self, config: TrialConfig) -> TrialConfig:
-        """Return the config with what its files decide filled in (digest of a weights file)."""
+        """Return the config with the fields filled in that its files decide (digest of a weights file)."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """A stage or a trial: what can be handed to a worker."""
+    """A stage or trial, the unit that a slot runs."""
 
     kind: str  # "stage" or "trial"
     signature: str
@@ -49,13 +49,13 @@ class Work:
     #: Factor → level; empty for a stage.
     levels: Mapping[str, str] | None = None
     replicate: int | None = None
-    #: How many trials cannot start before this is done; the searcher hands out the largest first.
+    #: Number of trials that need this stage; 0 for a trial.
     num_dependants: int = 0
 
 
 @dataclass(frozen=True)
 class Skipped:
-    """An arm left out because weights cannot be had and the study allows it."""
+    """An arm left out because its weights are unavailable and the study allows to skip it."""
 
     name: str
     levels: Mapping[str, str]
@@ -65,21 +65,21 @@ class Skipped:
 
 @dataclass(frozen=True)
 class Plan:
-    """What should exist. Stages come before trials, those with most dependants first."""
+    """Stages and trials that a study should have. Stages come before trials, the longest first."""
 
     stages: tuple[Work, ...]
     trials: tuple[Work, ...]
     skipped: tuple[Skipped, ...] = ()
-    #: Trials that a search has yet to propose.
+    #: Number of trials that a search has yet to propose.
     num_to_come: int = 0
 
     @property
     def works(self) -> tuple[Work, ...]:
-        """Stages, then trials, in the order they are handed out."""
+        """Stages, then trials, in the order of dispatch."""
         return self.stages + self.trials
 
     def find(self, signature: str) -> Work | None:
-        """Return the stage or trial whose signature starts with ``signature``, None unless exactly one does."""
+        """Return the stage or trial whose signature starts with ``signature``, None if none or several do."""
         found = [work for work in self.works if work.signature.startswith(signature)]
         return found[0] if len(found) == 1 else None
 
@@ -101,7 +101,7 @@ def _row(work: Work) -> dict[str, Any]:
 
 
 def describe_skipped(skipped: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return one line per reason for the skipped arms of ``Plan.as_json``: how many trials, why, which arms."""
+    """Return one line per reason for the skipped arms of ``Plan.as_json``: number of trials, reason and arms."""
     by_reason: dict[str, list[Mapping[str, Any]]] = {}
     for arm in skipped:
         by_reason.setdefault(arm["reason"], []).append(arm)
@@ -112,7 +112,7 @@ def describe_skipped(skipped: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def make_plan(arms: Sequence[ArmLike], *, replicates: int, facts: Facts) -> Plan:
-    """Return the plan of a study: every arm × replicate, and each stage they need exactly once.
+    """Return the plan of a study: every arm × replicate, and each stage that these trials need once.
 
     Replicates vary slowest, so that an interrupted study has complete comparisons rather than complete arms.
     """
@@ -135,7 +135,7 @@ def make_plan(arms: Sequence[ArmLike], *, replicates: int, facts: Facts) -> Plan
             if stage is not None:
                 stages.setdefault(stage.signature, stage)
                 needs.append(stage.signature)
-            # What compute_signature(config, …) returns; the identity of an arm is walked through once, not per trial.
+            # Equals compute_signature(config, …), but computes the identity once per arm, not per trial.
             signature = sign(identity | {"replicate": replicate}, fingerprint)
             trials.setdefault(
                 signature, Work("trial", signature, name, config, fingerprint, tuple(needs), arm.levels, replicate)
@@ -144,7 +144,13 @@ def make_plan(arms: Sequence[ArmLike], *, replicates: int, facts: Facts) -> Plan
 
 
 def merge_plans(plans: Iterable[Plan], *, skipped: Sequence[Skipped] = (), num_to_come: int = 0) -> Plan:
-    """Return the plan of all that is in ``plans``, each signature once, replicates varying slowest."""
+    """Return one plan with the stages and trials of all ``plans``, each signature once, replicates varying slowest.
+
+    Args:
+        plans: plans to merge; their own skipped arms are ignored.
+        skipped: skipped arms of the result.
+        num_to_come: number of trials that a search has yet to propose.
+    """
     stages: dict[str, Work] = {}
     trials: dict[str, Work] = {}
     for plan in plans:
@@ -157,14 +163,14 @@ def merge_plans(plans: Iterable[Plan], *, skipped: Sequence[Skipped] = (), num_t
 
 
 def _order_stages(stages: Iterable[Work], trials: Iterable[Work]) -> tuple[Work, ...]:
-    """Return the stages with their dependants counted, longest first."""
+    """Return the stages, longest first, with ``num_dependants`` set."""
     dependants = Counter(need for trial in trials for need in trial.needs)
     counted = (replace(stage, num_dependants=dependants[stage.signature]) for stage in stages)
     return tuple(sorted(counted, key=lambda stage: -_cost(stage)))
 
 
 def _cost(stage: Work) -> float:
-    """Length of the critical path through a stage, in epochs; ties keep the order of the study file."""
+    """Return the length of a stage in epochs; ties keep the order of the study file."""
     assert isinstance(stage.config, StageConfig)
     return float(stage.config.pretraining.epochs)
 
@@ -187,7 +193,7 @@ def _stage_of(config: TrialConfig, fingerprint: str) -> Work | None:
 
 
 def imagenet_of(config: TrialConfig) -> ImageNetPretraining | None:
-    """Return the ImageNet weights that a trial starts from, directly or through its contrastive stage."""
+    """Return the ImageNet weights that a trial or its contrastive stage starts from, None if neither does."""
     pretraining = config.pretraining
     if isinstance(pretraining, ContrastivePretraining):
         pretraining = pretraining.init

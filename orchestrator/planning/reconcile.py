@@ -1,4 +1,4 @@
-"""(plan, ledger) → what to do. Pure, and the only place that decides whether something runs."""
+"""Comparison of plan and ledger: the only place that decides which stages and trials run. Without I/O."""
 
 from __future__ import annotations
 
@@ -11,24 +11,24 @@ from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, STOPPED
 
 @dataclass(frozen=True)
 class Actions:
-    """What ``run`` will do, each in the plan's order."""
+    """Stages and trials by what ``run`` does with them, each group in the plan's order."""
 
     start: tuple[Work, ...]
     resume: tuple[Work, ...]
-    #: Complete; or a stage that nothing needs any more.
+    #: Complete, or a stage that no open trial needs.
     skip: tuple[Work, ...]
-    #: Failed before, and not to be tried again; nor is a trial whose stage is among them.
+    #: Failed before and not retried; includes trials whose stage is among them.
     failed: tuple[Work, ...]
-    #: In the ledger, no longer planned. Never deleted.
+    #: Signatures in the ledger that are no longer planned. Never deleted.
     orphaned: tuple[str, ...]
-    #: Would be started or resumed if the budget had room for them (``budget.Standing.hold_back``).
+    #: Not started or resumed, because the budget has no room for them (``budget.Standing.hold_back``).
     held_back: tuple[Work, ...] = ()
-    #: Stopped early, and to be left so.
+    #: Stopped early and not resumed.
     stopped: tuple[Work, ...] = ()
 
     @property
     def open(self) -> tuple[Work, ...]:
-        """Everything to be handed out: stages first, interrupted before new."""
+        """Stages and trials to dispatch: stages first, interrupted before new."""
         todo = self.resume + self.start
         return tuple(sorted(todo, key=lambda work: work.kind != "stage"))
 
@@ -36,13 +36,13 @@ class Actions:
 def reconcile(
     plan: Plan, states: Mapping[str, str], *, retry_failed: bool = False, early_stopping: bool = False
 ) -> Actions:
-    """Compare what should exist with what does.
+    """Return the actions that turn the ledger into the plan.
 
     Args:
         plan: stages and trials of the study as it is now.
-        states: signature → state, for everything in the ledger.
-        retry_failed: hand out what failed before as well.
-        early_stopping: what was stopped early stays so; else it goes on where it was stopped.
+        states: signature → state of every stage and trial in the ledger.
+        retry_failed: whether failed stages and trials run again.
+        early_stopping: whether trials that were stopped early stay so; otherwise they resume where they stopped.
     """
     start, resume, skip, failed, stopped = [], [], [], [], []
     done = {COMPLETE} | ({STOPPED} if early_stopping else set()) | (set() if retry_failed else {FAILED})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-#: State of one signature in the ledger. "interrupted" has started and neither finished nor failed.
+#: States of one signature in the ledger. An interrupted one has started and neither finished nor failed.
 COMPLETE, FAILED, INTERRUPTED, ABSENT = "complete", "failed", "interrupted", "absent"
-#: A trial that a search has stopped before its last epoch (``early_stopping.py``).
+#: State of a trial that a search has stopped before its last epoch (``orchestrator.search.early_stopping``).
 STOPPED = "stopped_early"

@@ -1,4 +1,4 @@
-"""Checks before a study starts: build the network, loss and shifts of every trial, so that a wrong name stops it."""
+"""Checks before a study starts: the network, loss and shifts of every trial are built once to find wrong names."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from trainables.frozen import canonical_json
 
 
 def find_distinct(configs: Iterable[TrialConfig]) -> list[TrialConfig]:
-    """Return one of all configs that build the same network, loss and shifts on the same data."""
+    """Return the first config of each group that builds the same network, loss and shifts on the same data."""
     found: dict[str, TrialConfig] = {}
     for config in configs:
         parts = (config.data, config.model, config.regulariser, config.evaluation)
@@ -21,11 +21,11 @@ def find_distinct(configs: Iterable[TrialConfig]) -> list[TrialConfig]:
 
 
 def check_trials(configs: Iterable[TrialConfig], inputs: Inputs) -> None:
-    """Build what every trial will build, so that a wrong name or size stops a study before it starts.
+    """Build network, loss and shifts of every trial, so that a wrong name or size stops a study before it starts.
 
     Raises:
-        ConfigError: no such network, shift or modality; images of a size the network does not take; or a regulariser
-            that does not fit the network or the data.
+        ConfigError: if a network, shift or modality is unknown, the network does not accept images of this size, or
+            a regulariser does not fit the network or the data.
     """
     for config in find_distinct(configs):
         _check_trial(config, inputs.dataset(config.data))
@@ -55,7 +55,7 @@ def _check_trial(config: TrialConfig, data: Dataset) -> None:
     if find_part(regulariser, StainNormalisation) is not None:
         check_stainable(channels)
     depth = find_part(regulariser, StochasticDepth)
-    # With its memory: on torch's meta device a forward pass imports for two seconds more.
+    # On the CPU, with its memory: a forward pass on torch's meta device takes two more seconds to import.
     build_model(
         config.model,
         num_classes=data.num_classes,
@@ -66,10 +66,10 @@ def _check_trial(config: TrialConfig, data: Dataset) -> None:
 
 
 def check_batches(configs: Iterable[TrialConfig], inputs: Inputs) -> None:
-    """Check that every batch can be filled.
+    """Check that no batch is larger than the training set.
 
     Raises:
-        StudyError: with every problem.
+        StudyError: if one is; the message lists all problems.
     """
     problems = set()
     for config in configs:

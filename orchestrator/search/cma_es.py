@@ -1,8 +1,8 @@
-"""CMA-ES on the numbers of a search: where its distribution stands follows from what is known, and from nothing else.
+"""CMA-ES over the numeric ranges of a search, its distribution computed from the stored proposals and their outcomes.
 
-The distribution is moved once per generation, by the results of the points that were drawn from the one before. Each
-proposal remembers its generation and its point, so moving through all generations takes milliseconds (``docs/log.md``)
-and is done for every question: there is no state to store, and nothing is asked a second time to get it back.
+The distribution is updated once per generation, by the outcomes of the points that were drawn in that generation. Each
+proposal stores its generation and its point, so repeating all updates takes milliseconds (``docs/log.md``) and is done
+for every new proposal: the distribution itself is never stored, and no earlier point is drawn again.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ if TYPE_CHECKING:
     import cmaes
     import numpy as np
 
-#: Keys of what a proposal remembers.
+#: Keys under which a proposal stores its generation and its point.
 _GENERATION, _POINT = "cmaes:generation", "cmaes:point"
-#: Of the range of each dimension (on its scale); Hansen (2016), The CMA Evolution Strategy: A Tutorial, appendix A.
+#: Fraction of each dimension's range (on its scale); Hansen (2016), The CMA Evolution Strategy: A Tutorial, appendix A.
 _INITIAL_SIGMA = 0.3
 
-#: What is known of a point: numbers to be ranked by, lower is better, the first ones first; None: nothing yet.
+#: Ranking key of a point: lower is better, earlier numbers first. None if its outcome is not known yet.
 Badness = tuple[float, ...] | None
-#: What a proposal remembers, and how it came out.
+#: Values that the sampler stored with a proposal, and the proposal's ranking key.
 Told = tuple[Mapping[str, Any], Badness]
 
 
 def get_population_size(num_dimensions: int, *, per_round: int) -> int:
-    """Return how many points a generation has: the usual number (Hansen 2016, eq. 48), in whole rounds."""
+    """Return the number of points per generation: the usual one (Hansen 2016, eq. 48), rounded up to whole rounds."""
     usual = 4 + math.floor(3 * math.log(num_dimensions))
     return math.ceil(usual / per_round) * per_round
 
@@ -37,13 +37,13 @@ def get_population_size(num_dimensions: int, *, per_round: int) -> int:
 def draw_point(
     dimensions: Sequence[Dimension], history: Sequence[Told], *, population_size: int, seed: int
 ) -> tuple[dict[str, Value], dict[str, Any]]:
-    """Return a value for every dimension, drawn from the distribution that the results lead to, and what to remember.
+    """Return a value for every dimension, drawn from the updated distribution, and the values to store with them.
 
     Args:
-        dimensions: ranges only; all are drawn, whether they apply or not.
-        history: all proposals before, in order.
-        population_size: how many points move the distribution by one generation; at least 4.
-        seed: of this draw.
+        dimensions: numeric ranges; all are drawn, whether or not they apply to the arm.
+        history: all earlier proposals, in order.
+        population_size: number of points per generation; at least 4.
+        seed: seed of this draw.
     """
     generations: dict[Any, list[tuple[tuple[float, ...], Mapping[str, float]]]] = {}
     for memory, badness in history:
@@ -51,12 +51,12 @@ def draw_point(
             generations.setdefault(memory[_GENERATION], []).append((badness, memory[_POINT]))
     optimiser, generation = _make_optimiser(dimensions, population_size), 0
     while len(known := generations.get(generation, [])) >= optimiser.population_size:
-        # Only the order counts for CMA-ES, so constraints and failures can be in it (Deb 2000); ties stay in place.
+        # CMA-ES uses only the order, so it can include constraints and failures (Deb 2000); ties keep their order.
         ranked = sorted(known[: optimiser.population_size], key=lambda each: each[0])
         points = [_locate(dimensions, point, optimiser.mean) for _, point in ranked]
         optimiser.tell([(point, float(rank)) for rank, point in enumerate(points)])
         generation += 1
-        # Once it has shrunk to a point: from the start, with twice as many (Auger & Hansen 2005).
+        # Restart a distribution that has shrunk to a point, with twice the population (Auger & Hansen 2005).
         if optimiser.should_stop():
             optimiser = _make_optimiser(dimensions, 2 * optimiser.population_size)
     optimiser.reseed_rng(seed)
@@ -67,7 +67,7 @@ def draw_point(
 
 
 def _make_optimiser(dimensions: Sequence[Dimension], population_size: int) -> cmaes.CMAwM:
-    """Return CMA-ES with margin (Hamano et al. 2022), which keeps all steps of a stepped range within reach."""
+    """Return CMA-ES with margin (Hamano et al. 2022), which keeps every step of a stepped range reachable."""
     import cmaes
     import numpy as np
 
@@ -81,7 +81,7 @@ def _make_optimiser(dimensions: Sequence[Dimension], population_size: int) -> cm
 
 
 def _locate(dimensions: Sequence[Dimension], point: Mapping[str, float], mean: np.ndarray) -> np.ndarray:
-    """Return a remembered point in the unit cube; where a dimension is new since then, nothing was varied."""
+    """Return a stored point in the unit cube. A dimension that was added since then gets its present mean."""
     x = mean.copy()
     for index, dimension in enumerate(dimensions):
         if dimension.name in point:
@@ -90,13 +90,13 @@ def _locate(dimensions: Sequence[Dimension], point: Mapping[str, float], mean: n
 
 
 def _step(dimension: Dimension) -> float:
-    """Return the distance of neighbouring values where the range is 1; 0: none, or not the same everywhere."""
+    """Return the distance between neighbouring values on a range of 1, 0 if it is continuous or logarithmic."""
     step = dimension.step or (1 if dimension.is_integer else 0)
     return 0.0 if dimension.log else step / (dimension.high - dimension.low)
 
 
 def _scale(dimension: Dimension, x: float) -> float:
-    """Return where ``x`` of the way from low to high is."""
+    """Return the value at fraction ``x`` of the way from low to high, on the dimension's scale."""
     if dimension.log:
         return dimension.low * (dimension.high / dimension.low) ** x
     return dimension.low + x * (dimension.high - dimension.low)
@@ -109,7 +109,7 @@ def _unscale(dimension: Dimension, value: float) -> float:
 
 
 def _decode(dimension: Dimension, x: float) -> Value:
-    """Return the value of the dimension that is nearest to ``x`` of the way from low to high."""
+    """Return the allowed value nearest to fraction ``x`` of the way from low to high."""
     value = _scale(dimension, x)
     if dimension.step is not None:
         value = dimension.low + round((value - dimension.low) / dimension.step) * dimension.step

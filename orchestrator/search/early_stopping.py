@@ -1,14 +1,15 @@
-"""Trials of a search that fall behind are not trained to their end. Who that is, Ray Tune's schedulers decide.
+"""Early stopping of the trials of a search; Ray Tune's schedulers decide which trials stop.
 
     trials/<signature>/stop.json   rule, metric, and which replicate had which value after which epoch
 
-The driver writes it, and the trial looks for it before each epoch: it works between nodes and on object stores, and
-whoever is killed finds it again. Trials are compared with those of the same replicate, which have the same images; when
-one is to stop, all replicates of its configuration do. Once one of them was trained to its end nothing of it is stopped
-any more: it has stood every comparison, and the others are there to make its value known better.
+The driver writes the file, and the trial checks for it before each epoch: this works between nodes and on object
+stores, and it survives a kill of either. Trials are compared with trials of the same replicate, which have the same
+images and batches; when one has to stop, all replicates of its configuration stop. Once one replicate was trained to
+its end, its configuration is not stopped any more: it has passed every comparison, and the other replicates only make
+its value more precise.
 
-Nothing else is kept. A new run tells the rules what lies in ``epochs.jsonl``, in the order in which it happened; so
-what was decided and not written before a kill is decided again.
+No other state is kept. A new run replays ``epochs.jsonl`` to the rules, in the order in which the epochs ended, so a
+decision that was made but not written before a kill is made again.
 """
 
 from __future__ import annotations
@@ -31,37 +32,37 @@ from trainables.storage.completeness import EPOCHS, RESULT, STOP, is_stopped
 
 _logger = logging.getLogger(__name__)
 
-#: Pause before a write that the storage refused is tried again.
+#: Pause before a write that the storage refused is repeated.
 _RETRY_SECONDS = 1.0
-#: How long that goes on when the study has ended, and when somebody wants to stop at once.
+#: How long such writes are repeated after the study has ended, and after it was interrupted.
 PATIENCE_SECONDS, HASTE_SECONDS = 30.0, 1.0
 
-#: What happened to a work, as ``dispatcher.Listener`` is told.
+#: Arguments of ``dispatcher.OnEvent``: an event, its stage or trial, and details.
 _News = tuple[str, Work, dict[str, Any]]
 
 
 class Rule(Protocol):
-    """Decides which trials of one replicate stop early (``cluster.tune_schedulers.StoppingRule``)."""
+    """Rule that decides which trials of one replicate stop early (``cluster.tune_schedulers.StoppingRule``)."""
 
     def judge(self, trial: str, epoch: int, value: float) -> bool:
-        """Return whether a trial that goes on is to stop, given its value after an epoch."""
+        """Return whether a running trial has to stop, given its value after an epoch."""
 
     def record(self, trial: str, epoch: int, value: float) -> None:
         """Add the value of a trial that is no longer judged."""
 
 
-#: Returns the rule of a study: configuration of the search, epochs of the longest training.
+#: Returns a rule, given the configuration of the search and the number of epochs of the longest training.
 MakeRule = Callable[[SearchConfig, int], Rule]
 
 
 class EarlyStopping:
-    """Judges the trials of a search from a thread of its own: importing Ray takes seconds, and a storage its time.
+    """Thread that judges the trials of a search. Importing Ray takes seconds, and a storage may be slow.
 
     Args:
-        search: with ``early_stopping``; its proposals are read.
-        ledger: of the study.
-        make_rule: called in that thread, once for each replicate.
-        stop: set when trials cannot be judged any more: ``check`` says why.
+        search: search with ``early_stopping``; its proposals are read.
+        ledger: ledger of the study.
+        make_rule: factory of rules, called in that thread once per replicate.
+        stop: event that is set when trials can no longer be judged; ``check`` raises the reason.
     """
 
     def __init__(self, search: Search, ledger: Ledger, make_rule: MakeRule, *, stop: threading.Event) -> None:
@@ -72,13 +73,13 @@ class EarlyStopping:
         self._name = search.config.judged_by
         self._metric = find_epoch_metric(self._name)
         self._news: queue.SimpleQueue[_News | None] = queue.SimpleQueue()
-        #: Replicate → rule: each has validation images of its own.
+        #: Replicate → rule: trials are compared only within a replicate.
         self._rules: dict[int, Rule] = {}
         #: Signature of a trial → its configuration.
         self._known: dict[str, Proposal] = {}
-        #: Signature of a trial → last epoch that the rule was told.
+        #: Signature of a trial → last epoch reported to the rule.
         self._told: dict[str, int] = {}
-        #: Signatures of configurations of which a replicate was trained to its end.
+        #: Signatures of configurations with a replicate that was trained to its end.
         self._passed: set[str] = set()
         #: Signature of a configuration → content of ``stop.json``.
         self._verdicts: dict[str, dict[str, Any]] = {}
@@ -90,22 +91,22 @@ class EarlyStopping:
         self._thread.start()
 
     def handle(self, what: str, work: Work, details: dict[str, Any]) -> None:
-        """Take what has happened to a work, as ``dispatcher.Listener``; returns at once."""
+        """Queue an event of a trial for judging (``dispatcher.OnEvent``); stages are ignored. Returns at once."""
         if work.kind == "trial":
             self._news.put((what, work, details))
 
     def finish(self, timeout_seconds: float = PATIENCE_SECONDS) -> None:
-        """Judge and write what is left."""
+        """Process the queued events, write pending stop decisions, and end the thread."""
         self._news.put(None)
         self._thread.join(timeout_seconds)
         self._given_up.set()
 
     def check(self) -> None:
-        """Raise what has kept trials from being judged, or a decision from being written; after ``finish``.
+        """Raise the error that kept trials from being judged or a decision from being written; call after ``finish``.
 
         Raises:
-            StorageError: the ledger refuses.
-            Exception: whatever Tune's schedulers raise.
+            StorageError: the ledger could not be read or written.
+            Exception: any error of Tune's schedulers.
         """
         if self._error is not None:
             raise self._error
@@ -139,17 +140,17 @@ class EarlyStopping:
         if proposal is None:
             return
         if proposal.signature in self._verdicts:
-            if what == "started":  # it had failed, and is tried again
+            if what == "started":  # it had failed, and is retried
                 self._owed[work.signature] = work
             return
         for line in self._read_news(what, work, details):
             if self._tell(work, line, is_open=True):
                 return
-        if what == "ended" and details["status"] == COMPLETE:  # perhaps sooner than it had to (``training.patience``)
+        if what == "ended" and details["status"] == COMPLETE:  # perhaps early (``training.patience``)
             self._passed.add(proposal.signature)
 
     def _read_news(self, what: str, work: Work, details: dict[str, Any]) -> list[dict[str, Any]]:
-        """Return the epochs that the rule has not been told; slots tell the newest only, the ledger has all of them."""
+        """Return the epochs not yet reported to the rule. Slots report only the newest one; the ledger has them all."""
         is_epoch, told = details.get("event") == "epoch", self._told.get(work.signature, 0)
         if is_epoch and details["epoch"] == told + 1:
             return [details]
@@ -160,12 +161,12 @@ class EarlyStopping:
     def _read_epochs(self, work: Work) -> list[dict[str, Any]]:
         try:
             return self._ledger.folder("trial", work.signature).read_lines(EPOCHS)
-        except StorageError as error:  # looked at again when there is news of it; a damaged file is made again
+        except StorageError as error:  # read again at its next event; a damaged file is written anew
             _logger.warning("early stopping has not seen the epochs of %s yet: %s", work.signature, error)
             return []
 
     def _tell(self, work: Work, line: dict[str, Any], *, is_open: bool) -> bool:
-        """Tell the rule of an epoch; return whether the configuration is to stop because of it."""
+        """Report an epoch to the rule; return whether the configuration has to stop because of it."""
         assert isinstance(work.config, TrialConfig)
         epoch, value = line["epoch"], line["metrics"].get(self._metric)
         self._told[work.signature] = epoch
@@ -204,7 +205,7 @@ class EarlyStopping:
     # ------------------------------------------------------------------ the ledger
 
     def _learn(self) -> None:
-        """Tell the rules what the ledger has of proposals that are new here, in the order in which it happened."""
+        """Replay the ledger's epochs of new proposals to the rules, in the order in which the epochs ended."""
         new = [each for each in list(self._search.proposals) if each.plan.trials[0].signature not in self._known]
         lines: list[tuple[int, str, int, Work, dict[str, Any], bool]] = []
         for proposal in new:
@@ -227,7 +228,7 @@ class EarlyStopping:
                 self._tell(trial, line, is_open=False)
 
     def _write(self) -> None:
-        """Write what is owed; what the storage refuses stays so."""
+        """Write pending stop decisions; those that the storage refuses stay pending."""
         for signature, work in list(self._owed.items()):
             try:
                 self._write_stop(work)
@@ -241,5 +242,5 @@ class EarlyStopping:
     def _write_stop(self, work: Work) -> None:
         folder = self._ledger.folder("trial", work.signature)
         if folder.exists(RESULT) or folder.exists("failure.json") or folder.is_intact(STOP):
-            return  # it has ended, in whatever way
+            return  # it has ended, or the decision is there already
         folder.write_json(STOP, self._verdicts[self._known[work.signature].signature])

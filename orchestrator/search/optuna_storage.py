@@ -1,8 +1,8 @@
-"""A search as an Optuna study in a database, so that ``optuna-dashboard`` and notebooks can look at it.
+"""Optuna study in a database that shows a search, for ``optuna-dashboard`` and notebooks.
 
-A projection, like MLflow: made from the ledger, never read back, off the scheduling loop; losing it loses nothing, the
-next ``run`` makes it again. Each proposal is one trial there and carries its number and signature; a trial that carries
-none and never ended is an orphan and told as failed.
+Like MLflow, it is a projection of the ledger: never read back, and written outside the scheduling loop. Losing it loses
+nothing, because the next ``run`` writes it again. Each proposal is one Optuna trial, which carries the proposal's number
+and signature; an unfinished trial that belongs to no present proposal is an orphan and is marked as failed.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ from trainables.frozen import canonical_json
 if TYPE_CHECKING:
     import optuna
 
-#: File beside the ledger.
+#: Database in the ledger's folder, used by default.
 DATABASE = "optuna.db"
 _SCHEMES = ("sqlite", "postgresql", "mysql")
-#: How long an unreachable database may hold the end of a study.
+#: How long an unreachable database may delay the end of a study.
 PATIENCE_SECONDS = 60.0
 _CONNECT_SECONDS = 10
-#: Attribute of Optuna's trial: which proposal it is; of Optuna's study: what its values mean.
+#: User attributes: number and signature of a trial's proposal; digest of the meaning of the study's values.
 _PROPOSAL, _MEANING = "robustsweep.proposal", "robustsweep.meaning"
-#: What ``Study.set_metric_names`` writes; it warns that its interface may change.
+#: System attribute that ``Study.set_metric_names`` writes; that method warns that its interface may change.
 _METRIC_NAMES = "study:metric_names"
-#: System attribute of a trial in which Optuna 4 kept by how much each constraint is broken: a list, 0 or less is kept.
+#: System attribute of a trial in which Optuna 4 stored the excess over each constraint: a list; 0 or less satisfies it.
 _CONSTRAINTS = "constraints"
 
 
 def resolve_storage(ledger: Ledger, value: str | None) -> str | None:
-    """Return the address of the Optuna storage, None where there is none: the ledger is remote and none was given.
+    """Return the address of the Optuna storage, None if the ledger is remote and no address was given.
 
     Raises:
         StudyError: Optuna cannot open such an address.
@@ -65,7 +65,7 @@ class Shown:
 
     number: int
     signature: str
-    #: Factor or field → what the trial has.
+    #: Factor or field → level or value of the trial.
     levels: dict[str, str]
     point: SampledPoint
     outcome: Outcome
@@ -78,13 +78,13 @@ class Shown:
 
 
 class Projection:
-    """Brings proposals into a database.
+    """Writer of proposals to a database.
 
     Args:
-        uri: of the Optuna storage.
-        name: of the study.
-        search: what it is about.
-        space: its space.
+        uri: address of the Optuna storage.
+        name: name of the study.
+        search: configuration of the search.
+        space: space of the search.
     """
 
     def __init__(self, uri: str, name: str, search: SearchConfig, space: Space) -> None:
@@ -92,18 +92,18 @@ class Projection:
         self._storage: optuna.storages.BaseStorage | None = None
 
     def project(self, shown: Sequence[Shown]) -> None:
-        """Make the database show exactly these proposals; what it shows already is not touched.
+        """Add and update trials so that the database shows these proposals; up-to-date trials are not touched.
 
         Raises:
-            StorageError: there is a study of this name that is not RobustSweep's.
-            Exception: whatever Optuna and the database's driver raise.
+            StorageError: the database has a study of this name that is not RobustSweep's.
+            Exception: any error of Optuna or of the database's driver.
         """
         from optuna.trial import TrialState
 
         storage, study = self._open()
         own = storage.get_study_id_from_name(self._name)
         trials = storage.get_all_trials(own)
-        known = {trial.user_attrs.get(_PROPOSAL): trial for trial in trials}  # the last one that says so
+        known = {trial.user_attrs.get(_PROPOSAL): trial for trial in trials}  # the last trial of each proposal
         for each in shown:
             wanted = self._draw(each)
             found = known.get(each.marks[_PROPOSAL])
@@ -125,9 +125,9 @@ class Projection:
                 storage.set_trial_state_values(place, TrialState.FAIL)
 
     def _draw(self, shown: Shown) -> optuna.trial.FrozenTrial:
-        """Return a proposal as Optuna's trial; what it breaks is there as Optuna 4 wrote it, too: the dashboard's way.
+        """Return a proposal as an Optuna trial, with constraints also in Optuna 4's format, which the dashboard reads.
 
-        Optuna 5 reads both, so a constraint has two entries there; which trials are feasible is the same.
+        Optuna 5 reads both, so each constraint has two entries there; the same trials are feasible.
         """
         trial = make_trial(self._space, shown.point, shown.outcome, marks=shown.marks)
         if trial.constraints:
@@ -160,7 +160,7 @@ class Projection:
         return self._storage, study
 
     def _forget_other_meaning(self, storage: optuna.storages.BaseStorage) -> None:
-        """Remove our study if its values mean something else now: a database holds no two meanings of one name."""
+        """Remove our study from the database if the meaning of its values has changed since it was written."""
         import optuna
 
         if self._name not in optuna.get_all_study_names(storage):
@@ -177,9 +177,9 @@ class Projection:
 
     @property
     def _meaning(self) -> str:
-        """Digest of what values and parameters of a trial mean."""
+        """Digest of the settings that define the meaning of a trial's values and parameters."""
         said = self._search.model_dump(mode="json", include={"space", "objectives", "constraints", "aggregate"})
-        said |= {"constraints_key": _CONSTRAINTS} if self._search.constraints else {}  # older pictures are drawn again
+        said |= {"constraints_key": _CONSTRAINTS} if self._search.constraints else {}  # rewrites databases of older versions
         said |= {"factors": [[each.name, *each.choices] for each in self._space.factors]}
         return hashlib.sha256(canonical_json(said).encode()).hexdigest()[:16]
 
@@ -189,28 +189,28 @@ def _key(trial: optuna.trial.FrozenTrial) -> tuple[Any, Any]:
 
 
 class Exporter:
-    """Keeps a database up to date from a thread of its own.
+    """Thread that keeps a database up to date.
 
     Args:
-        projection: what brings the proposals there.
+        projection: writer to the database.
     """
 
     def __init__(self, projection: Projection) -> None:
         self._projection = projection
         self._changed, self._ended = threading.Event(), threading.Event()
         self._latest: Sequence[Shown] = ()
-        #: The last thing that went wrong, in words; None when the database shows everything.
+        #: Last error, in words; None if the last write succeeded.
         self.problem: str | None = None
         self._thread = threading.Thread(target=self._run, name="optuna-storage", daemon=True)
         self._thread.start()
 
     def show(self, shown: Sequence[Shown]) -> None:
-        """Take what is to be shown; returns at once."""
+        """Set the proposals that the database has to show. Returns at once."""
         self._latest = shown
         self._changed.set()
 
     def finish(self, timeout_seconds: float = PATIENCE_SECONDS) -> str | None:
-        """Bring the last of it there; return what went wrong, None when everything is shown."""
+        """Write the last changes; return the error in words, None if the database shows everything."""
         self._ended.set()
         self._changed.set()
         self._thread.join(timeout_seconds)
@@ -220,10 +220,10 @@ class Exporter:
         is_last = False
         while not is_last:
             self._changed.wait()
-            is_last = self._ended.is_set()  # before it is read what to show
+            is_last = self._ended.is_set()  # read before ``_latest``, so the last pass writes the last proposals
             self._changed.clear()
             try:
                 self._projection.project(self._latest)
                 self.problem = None
-            except Exception as error:  # noqa: BLE001 - the thread's boundary: a picture of a search never stops it
+            except Exception as error:  # noqa: BLE001 - the thread's boundary: a projection never stops the search
                 self.problem = redact(f"{type(error).__name__}: {error}".splitlines()[0])

@@ -14,20 +14,20 @@ from orchestrator.study.search_config import (
 )
 from trainables.evaluation.metrics import is_higher_better
 
-#: State of a configuration of which some replicate has not ended; the others are those of ``planning.states``.
+#: State of a configuration with a replicate that has not ended; the other states are in ``planning.states``.
 RUNNING = "running"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What is known of a proposal."""
+    """State and values of a proposal, as far as they are known."""
 
     state: str
-    #: In the order of the objectives.
+    #: Values of the objectives, in their order.
     values: tuple[float, ...] = ()
-    #: Metric → by how much the constraint on it is broken; 0 or less: it is kept.
+    #: Metric → excess over the constraint on it; 0 or less satisfies the constraint.
     excess: Mapping[str, float] = field(default_factory=dict)
-    #: Of a failure, or of an early stop.
+    #: Reason of a failure or of an early stop.
     reason: str = ""
     #: Epoch → value after it, in the direction of the objective; only with early stopping.
     curve: Mapping[int, float] = field(default_factory=dict)
@@ -37,7 +37,7 @@ def judge(config: SearchConfig, values: Mapping[str, Sequence[float]]) -> Outcom
     """Return the outcome of a configuration whose replicates are all complete.
 
     Args:
-        config: what the search is about.
+        config: configuration of the search.
         values: metric → its value in each replicate.
     """
     found = {
@@ -52,10 +52,10 @@ def judge(config: SearchConfig, values: Mapping[str, Sequence[float]]) -> Outcom
 
 
 def read_curve(config: SearchConfig, lines: Sequence[Mapping[str, Any]]) -> dict[int, float]:
-    """Return epoch → value that trials are judged by, from ``epochs.jsonl``.
+    """Return epoch → value of the metric that trials are judged by, from the lines of ``epochs.jsonl``.
 
-    Where lower is better for it and higher for the objective, or the other way round, its sign is changed: samplers
-    know one direction.
+    The sign is changed if the metric and the first objective differ in whether higher is better: samplers know only one
+    direction.
     """
     metric = find_epoch_metric(config.judged_by)
     sign = 1 if is_higher_better(config.judged_by) == config.objectives[0].higher_is_better else -1

@@ -1,14 +1,14 @@
-"""An adaptive search as a plan that grows: proposals so far × replicates, reconciled with the ledger like any plan.
+"""Adaptive search as an extensible plan: proposals so far × replicates, reconciled with the ledger like any plan.
 
-    search.jsonl   a line per proposal, written before its work begins: number, round, values, signatures
+    search.jsonl   one line per proposal, written before its trials start: number, round, values, signatures
 
-What is known of a proposal is what the ledger says of its trials; nothing else is kept. So a search that was killed
-goes on where it was, one that is run again starts nothing, and of a proposal that was made before (by this search, or
-by any earlier run of the study) the stored results are the suggestion.
+The outcome of a proposal is computed from its trials in the ledger; no other state is kept. So a killed search
+continues where it stopped, and a complete one starts nothing when it is run again. If the trials of a proposal are in
+the ledger already, from this search or any earlier run of the study, their results are used.
 
-A proposal counts while the study can still have it: its values lie in the space, and its first trial has the signature
-it had then. Raising ``num_trials``, widening a range or adding a level keeps all that is known; a change of the base or
-of the data begins anew, and the old lines stay.
+A proposal is valid while the study can still contain it: its values lie in the space, and its first trial has the same
+signature as when it was made. Raising ``num_trials``, widening a range or adding a level keeps all outcomes; after a
+change of the base or of the data the search starts anew, and the old lines stay.
 """
 
 from __future__ import annotations
@@ -40,31 +40,31 @@ from trainables.storage.completeness import EPOCHS, RESULT
 
 PROPOSALS = "search.jsonl"
 _KEYS = {"number", "round", "values", "signatures", "sampler"}
-#: So many proposals in a row that were all made before: the space has nothing else to offer.
+#: After this many proposals in a row that were all made before, the space counts as exhausted.
 MAX_DUPLICATES = 50
-#: Takes a trial that cannot start because its stage has failed, and the details of that.
+#: Called with a trial that cannot start because its stage has failed, and the details of the failure.
 Fail = Callable[[Work, dict[str, str]], None]
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """One question of the sampler, and the trials that answer it."""
+    """One configuration that the sampler suggested, with its trials."""
 
     number: int
-    #: Those of one round were made without knowing of each other.
+    #: Proposals of one round are made without knowing each other's outcome.
     round: int
     point: SampledPoint
     arm: Arm
-    #: Its replicates and the stages that they need.
+    #: Replicates of the configuration and the stages that they need.
     plan: Plan
 
     @property
     def signature(self) -> str:
-        """The signature of the first replicate: what makes two proposals the same."""
+        """Signature of the first replicate; proposals with the same signature are the same configuration."""
         return self.plan.trials[0].signature
 
     def as_json(self) -> dict[str, Any]:
-        """Return its line in the ledger."""
+        """Return the proposal's line in ``search.jsonl``."""
         return {
             "number": self.number,
             "round": self.round,
@@ -76,13 +76,13 @@ class Proposal:
 
 
 class Search:
-    """The search of one study: what it has proposed, what is known of it, and what comes next.
+    """Adaptive search of one study: proposals, their outcomes, and the next stages and trials.
 
     Args:
-        study: with a ``search`` section.
-        ledger: its ledger; read here, written by ``next_works`` only.
-        arms: of the study.
-        facts: about data and weights.
+        study: study with a ``search`` section.
+        ledger: ledger of the study; only ``next_works`` writes to it.
+        arms: arms of the study.
+        facts: facts about data and weights.
     """
 
     def __init__(self, study: Study, ledger: Ledger, arms: Sequence[Arm], facts: Facts) -> None:
@@ -101,16 +101,16 @@ class Search:
         self._states: dict[str, str] = {}
         #: Signature → metric → value, None where it is undefined.
         self._measured: dict[str, dict[str, float | None]] = {}
-        #: Signature → epoch → value, of what has ended; only with early stopping.
+        #: Signature → epoch → value, for trials that have ended; only with early stopping.
         self._curves: dict[str, dict[int, float]] = {}
-        #: Signatures of what has been handed out in this run.
+        #: Signatures of stages and trials that were returned or marked as dispatched in this run.
         self._handed: set[str] = set()
         lines = _read_lines(ledger)
         self._num_lines = len(lines)
         self.proposals = [found for line in lines if (found := self._read(line)) is not None]
 
     def _read(self, line: Mapping[str, Any]) -> Proposal | None:
-        """Return the proposal of a line, None when the study cannot have it any more."""
+        """Return the proposal of a line, None if the study can no longer contain it."""
         values, asked = line["values"], set()
 
         def draw(dimension: Dimension) -> Value:
@@ -134,16 +134,16 @@ class Search:
     def _plan_of(self, arm: Arm) -> Plan:
         return make_plan([arm], replicates=self._study.replicates, facts=self._facts)
 
-    # ------------------------------------------------------------------ what there is
+    # ------------------------------------------------------------------ proposals and outcomes
 
     @property
     def max_epochs(self) -> int:
-        """How long the longest training can be."""
+        """Number of epochs of the longest possible training."""
         return find_max_epochs(self.config, self._arms)
 
     @property
     def num_distinct(self) -> int:
-        """How many different configurations have been proposed."""
+        """Number of different configurations that have been proposed."""
         return len({proposal.signature for proposal in self.proposals})
 
     @property
@@ -163,26 +163,26 @@ class Search:
 
     @property
     def plan(self) -> Plan:
-        """What has been proposed so far, as a plan."""
+        """All proposals so far, as a plan."""
         missing = 0 if self.is_over else self.config.num_trials - self.num_distinct
         plans = (proposal.plan for proposal in self.proposals)
         return merge_plans(plans, skipped=self._skipped, num_to_come=missing * self._study.replicates)
 
     def samples(self) -> Iterator[TrialConfig]:
-        """Yield configurations from all over the space: the arms as they are, and its corners."""
+        """Yield configurations from all over the space: the unchanged arms, and the corners of the space."""
         yield from (arm.config for arm in self._arms)
         yield from (made.config for _, _, made in self.space.corners() if isinstance(made, Arm))
 
     def make_examples_to_come(self) -> list[Work]:
-        """Return as many trials (of the arms as they are, in turn) as are still to come, for an estimate."""
+        """Return as many trials as are still to come, for an estimate: trials of the unchanged arms, in turn."""
         works = make_plan(self._arms, replicates=1, facts=self._facts).trials
         return [works[number % len(works)] for number in range(self.plan.num_to_come)]
 
     def get_outcome(self, proposal: Proposal) -> Outcome:
-        """Return what is known of a proposal.
+        """Return the outcome of a proposal, as far as it is known.
 
         Raises:
-            StudyError: trials have no such metric.
+            StudyError: the result of a trial lacks a metric of the search.
             StorageError: a result is damaged.
         """
         signatures = [trial.signature for trial in proposal.plan.trials]
@@ -203,7 +203,7 @@ class Search:
         return replace(judge(self.config, values), curve=curve)  # type: ignore[arg-type]
 
     def _average_curves(self, signatures: Sequence[str]) -> dict[int, float]:
-        """Return epoch → mean over the replicates that were trained so long, empty without early stopping."""
+        """Return epoch → mean over the replicates that have this epoch; empty without early stopping."""
         if self.config.early_stopping is None:
             return {}
         for signature in signatures:
@@ -226,16 +226,19 @@ class Search:
         return self._measured[signature]
 
     def show(self) -> list[Shown]:
-        """Return all proposals with what is known of them, for Optuna's storage."""
+        """Return all proposals with their outcomes, for Optuna's storage."""
         return [
             Shown(each.number, each.signature, each.arm.levels, each.point, self.get_outcome(each))
             for each in self.proposals
         ]
 
-    # ------------------------------------------------------------------ what comes next
+    # ------------------------------------------------------------------ next stages and trials
 
     def update_states(self, states: Mapping[str, str], *, retry_failed: bool = False) -> None:
-        """Take what the ledger says of everything in it; what has failed is open again if it is to be tried again."""
+        """Update outcomes from signature → state. With ``retry_failed``, failed stages and trials count as open.
+
+        Without early stopping, trials that were stopped early count as open too.
+        """
         again = {trial.signature for trial in self.plan.works} if retry_failed else set()
         kept = {STOPPED} if self.config.early_stopping is not None else set()
         self._states = {
@@ -244,22 +247,22 @@ class Search:
         }
 
     def mark_dispatched(self, actions: Actions) -> None:
-        """Take note of what will run without having been returned by ``next_works``."""
+        """Mark stages and trials as dispatched that run without having been returned by ``next_works``."""
         self._handed |= {work.signature for work in actions.open}
 
     def record_end(self, signature: str, state: str) -> None:
-        """Take note of how a stage or trial has ended."""
+        """Record the state in which a stage or trial has ended."""
         self._states[signature] = state
 
     def next_works(self, fail: Fail) -> list[Work]:
-        """Propose what is next if it is time to, write it into the ledger, and return what has to be run for it.
+        """Make the next proposals, write them to the ledger, and return the stages and trials to run for them.
 
-        Proposals whose results are in the ledger are answered at once, and others made. Empty when more has to be known
-        first, or nothing will come.
+        If all results of new proposals are in the ledger already, further proposals are made. Empty if other trials
+        have to end first, or if the search is over.
 
         Raises:
-            StudyError: the sampler cannot be had, or trials do not have what the search is about.
-            StorageError: the ledger refuses.
+            StudyError: every drawn combination of levels is left out, or a result lacks a metric of the search.
+            StorageError: the ledger cannot be read or written.
         """
         while not self.is_over:
             number, room = self._find_room()
@@ -274,7 +277,7 @@ class Search:
         return []
 
     def _find_room(self) -> tuple[int, int]:
-        """Return the number of the present round, and how many proposals may be made in it."""
+        """Return the number of the present round, and how many proposals may be made in it now."""
         last = self.proposals[-1].round if self.proposals else -1
         pending = sum(self.get_outcome(proposal).state == RUNNING for proposal in self.proposals)
         if self.config.order == "asynchronous":
@@ -301,11 +304,11 @@ class Search:
         return proposal
 
     def _is_unknown_to(self, proposal: Proposal, round_number: int) -> bool:
-        """Return whether a round is proposed without knowing of this, whenever that is: so it comes out the same."""
+        """Return whether a round is made without this proposal's outcome, so that it is the same whenever it is made."""
         return self.config.order == "rounds" and proposal.round == round_number
 
     def _find_open(self, new: Sequence[Proposal], fail: Fail) -> list[Work]:
-        """Return what the ledger does not have of new proposals and is not under way; fail what has no stage."""
+        """Return stages and trials of new proposals that still have to be run; fail trials whose stage has failed."""
         plan = merge_plans(proposal.plan for proposal in new)
         actions = reconcile(plan, self._states, early_stopping=self.config.early_stopping is not None)
         for work in actions.failed:

@@ -1,9 +1,9 @@
-"""What to try next, asked of a sampler of Optuna. Its study is rebuilt in memory for every question.
+"""Suggestions by Optuna's samplers. The Optuna study is rebuilt in memory for every suggestion.
 
-So a proposal is a function of the study's seed, its own number, and what is known of those before: no state of a
-sampler can be lost, and a search that was killed goes on exactly as it would have. What some samplers remember of a
-trial (its generation) or of themselves (how far the sequence was drawn) comes with the proposal and is given back.
-CMA-ES is not asked of Optuna, which keeps its state as a pickle: ``cma_es.py`` does without one.
+So a proposal is a function of the study's seed, its own number, and the outcomes of earlier proposals: no state of a
+sampler can be lost, and a killed search continues exactly as it would have. Some samplers store values with a trial
+(its generation) or with the study (how far the sequence was drawn); these are kept in the proposal and restored.
+CMA-ES is our own, because Optuna keeps its state as a pickle: ``cma_es.py`` stores none.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from trainables.errors import StudyError
 if TYPE_CHECKING:
     import optuna
 
-#: So many draws that hit a combination which the study leaves out; then they are made without a model.
+#: After this many draws of combinations that the study leaves out, draws are made without a model.
 _MAX_EXCLUDED = 100
 
 
@@ -35,20 +35,20 @@ class SampledPoint:
 
     #: Dimension → drawn value.
     values: Mapping[str, Value]
-    #: What the sampler remembers of it, and of itself.
+    #: Values that the sampler stores with the trial ("trial") and with the study ("study").
     memory: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """What to try next."""
+    """Configuration to try next."""
 
     arm: Arm
     point: SampledPoint
 
 
 def make_distribution(dimension: Dimension) -> optuna.distributions.BaseDistribution:
-    """Return Optuna's name for a dimension."""
+    """Return the Optuna distribution of a dimension."""
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
     if dimension.choices:
@@ -62,13 +62,13 @@ def make_distribution(dimension: Dimension) -> optuna.distributions.BaseDistribu
 def make_trial(
     space: Space, point: SampledPoint, outcome: Outcome, *, marks: Mapping[str, Any] | None = None
 ) -> optuna.trial.FrozenTrial:
-    """Return a proposal as Optuna's trial; ``marks`` become its user attributes."""
+    """Return a proposal as an Optuna trial; ``marks`` become its user attributes."""
     from optuna.trial import TrialState, create_trial
 
     dimensions = {each.name: each for each in space.factors} | space.dimensions
     states = {RUNNING: TrialState.RUNNING, COMPLETE: TrialState.COMPLETE, FAILED: TrialState.FAIL}
     states[STOPPED] = TrialState.PRUNED
-    # The last value of what was stopped is its value for Optuna, as ``Study.tell`` has it; it never is the best trial.
+    # A stopped trial gets its last value, as in ``Study.tell``; Optuna never counts it as the best trial.
     values = outcome.values if outcome.state == COMPLETE else list(outcome.curve.values())[-1:]
     return create_trial(
         state=states[outcome.state],
@@ -83,24 +83,24 @@ def make_trial(
 
 
 def make_directions(search: SearchConfig) -> list[Literal["minimize", "maximize"]]:
-    """Return Optuna's name for the direction of each objective."""
+    """Return Optuna's direction of each objective."""
     return ["maximize" if each.higher_is_better else "minimize" for each in search.objectives]
 
 
 def propose(
     search: SearchConfig, space: Space, history: Sequence[tuple[SampledPoint, Outcome]], *, number: int, seed: int
 ) -> Suggestion:
-    """Return what to try next.
+    """Return the next suggestion.
 
     Args:
-        search: how to search.
-        space: where.
-        history: all proposals before, with what is known of them now.
-        number: of this proposal.
-        seed: of the study.
+        search: configuration of the search.
+        space: space of the search.
+        history: all earlier proposals, with their outcomes so far.
+        number: number of this proposal.
+        seed: seed of the study.
 
     Raises:
-        StudyError: the sampler cannot be had, or every combination of levels is left out.
+        StudyError: every drawn combination of levels is left out.
     """
     import optuna
 
@@ -117,7 +117,7 @@ def propose(
     numbers, remembered = _draw_numbers(search, space, history, seed=_make_seed(seed, number))
     for attempt in range(10 * _MAX_EXCLUDED):
         start = _make_seed(seed, number, attempt)
-        with warnings.catch_warnings():  # the interface of some may change, says Optuna; tests would notice
+        with warnings.catch_warnings():  # Optuna: the interface of some may change; tests would notice
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
             sampler = _make_sampler(search.sampler, start, fixed_seed=_make_seed(seed))
             if attempt >= _MAX_EXCLUDED:
@@ -143,7 +143,7 @@ def propose(
 def _draw_numbers(
     search: SearchConfig, space: Space, history: Sequence[tuple[SampledPoint, Outcome]], *, seed: int
 ) -> tuple[dict[str, Value], dict[str, Any]]:
-    """Return the values that Optuna's sampler is not asked for, and what to remember of them; those of CMA-ES."""
+    """Return the values that CMA-ES draws, and the values to store with them; both are empty for other samplers."""
     if not isinstance(search.sampler, CMAES):
         return {}, {}
     ranges = [each for each in space.dimensions.values() if not each.choices]
@@ -157,10 +157,10 @@ def _draw_numbers(
 
 
 def _rate(search: SearchConfig, outcome: Outcome) -> tuple[float, ...] | None:
-    """Return what a point is ranked by, lower is better; None: nothing is known yet.
+    """Return the ranking key of a point, None if its outcome is not known yet. Lower is better.
 
-    First those that keep to the constraints, by value; then what was stopped early, by how far it came; then what
-    breaks constraints, by how much; then what failed.
+    First come points that satisfy the constraints, by value; then points that were stopped early, the latest stop
+    first; then points that violate constraints, by how much; then failed ones.
     """
     if outcome.state == RUNNING:
         return None
@@ -193,9 +193,9 @@ def _make_sampler(config: SamplerConfig, seed: int, *, fixed_seed: int) -> optun
     """Return a fresh sampler.
 
     Args:
-        config: which.
-        seed: of this draw.
-        fixed_seed: the same for all draws of the study: what a sequence is scrambled with.
+        config: kind and settings of the sampler.
+        seed: seed of this draw.
+        fixed_seed: seed of a sequence's scrambling, the same for all draws of the study.
     """
     from optuna import samplers
 

@@ -1,4 +1,4 @@
-"""Main and interaction effects of any number of factors with the replicate as block, and what the spread is made of.
+"""Main effects, interactions and variance decomposition for any number of factors, with the replicate as block.
 
 The tables have one row per arm and block: a column per factor, one for the block (the replicate: a seed that all arms
 share) and one for the value. Rows without a defined value are left out and counted.
@@ -25,20 +25,20 @@ class Contrast:
     factors: tuple[str, ...]
     levels: tuple[Any, ...]
     references: tuple[Any, ...]
-    #: Mean over cells; None without a single complete one.
+    #: Mean over cells; None if no cell is complete.
     estimate: float | None
-    #: Sample standard deviation over blocks of the mean in each; None with fewer than two.
+    #: Sample standard deviation of the block means; None with fewer than two blocks.
     sd: float | None
-    #: Of the mean, whole blocks resampled; None for too few blocks.
+    #: Bootstrap interval of the mean, whole blocks resampled; None for too few blocks.
     interval: Interval | None
-    #: Two-sided sign-flip test, whole blocks flipped; None for too few blocks.
+    #: p-value of the two-sided sign-flip test, whole blocks flipped; None for too few blocks.
     p_value: float | None
-    #: Holm over all contrasts that were asked for together.
+    #: p-value after Holm's correction over all contrasts computed together.
     p_holm: float | None
-    #: Combinations of the other factors' levels and the block in which all corners are defined.
+    #: Number of cells (combinations of the other factors' levels and the block) in which all corners are defined.
     num_cells: int
     num_blocks: int
-    #: Those in which some corners are defined and others are not.
+    #: Number of cells in which some corners are defined and others are not.
     num_missing: int
 
 
@@ -46,13 +46,13 @@ class Contrast:
 class Term:
     """One row of an analysis of variance."""
 
-    #: Names of the factors, of the block, or () for what is left: block × arm and noise.
+    #: Names of the factors, name of the block, or () for the residual: block × arm and noise.
     factors: tuple[str, ...]
     df: int
     sum_of_squares: float
     #: Share of the total sum of squares, in [0, 1] (η²).
     eta_squared: float
-    #: The same without what chance alone would give; may be slightly below 0. None for what is left.
+    #: The same share without the part that chance alone gives (ω²); may be slightly below 0. None for the residual.
     omega_squared: float | None = None
     f: float | None = None
     p_value: float | None = None
@@ -60,14 +60,14 @@ class Term:
 
 @dataclass(frozen=True)
 class VarianceTable:
-    """How much of the spread each term accounts for."""
+    """Share of the variance that each term accounts for."""
 
-    #: Block first, then main effects, interactions by order, and what is left.
+    #: Block first, then main effects, interactions by order, and the residual.
     terms: tuple[Term, ...]
     num_values: int
-    #: Combinations of levels and block without a defined value.
+    #: Number of combinations of levels and block without a defined value.
     num_missing: int
-    #: Interactions of which some combination of levels has no value at all: not part of the model.
+    #: Interactions that are not part of the model, because some combination of their levels has no value at all.
     left_out: tuple[tuple[str, ...], ...]
     #: η² that belongs to no term alone, because cells are missing; 0 for a complete table, may be below 0.
     overlap: float
@@ -89,16 +89,16 @@ def compute_contrasts(
     corners have a value, and every such cell weighs the same.
 
     Args:
-        frame: one row per arm and block.
+        frame: table with one row per arm and block.
         value: column of the numbers.
         factors: column → levels, the reference first.
         block: column of the replicate.
-        max_order: 1 for main effects only.
-        seed: of resampling and sign flips.
-        method: of the bootstrap interval.
+        max_order: highest number of factors in an interaction; 1 for main effects only.
+        seed: seed of resampling and sign flips.
+        method: method of the bootstrap interval.
 
     Raises:
-        ValueError: an arm has two rows in one block.
+        ValueError: if an arm has two rows in one block.
 
     Source: Box, Hunter & Hunter 2005, chapter 5 (effects as differences, interactions as differences of differences).
     """
@@ -145,23 +145,23 @@ def _measure(contrast: Contrast, table: pd.DataFrame, block: str, *, seed: int, 
 def decompose_variance(
     frame: pd.DataFrame, *, value: str, factors: Sequence[str], block: str, max_order: int = 2
 ) -> VarianceTable:
-    """Return how the spread of ``value`` divides among the block, the factors, their interactions and what is left.
+    """Return the variance of ``value`` divided among the block, the factors, their interactions and the residual.
 
     Least squares with sum-to-zero coding; the sum of squares of a term is what the model loses without it (type III),
     which for a complete table is that of the textbook and adds up to the total. Where cells are missing the terms
-    overlap, and the table says how much. F tests are against what is left, that is block × arm and noise together; they
-    assume that this is normal and equally large in every cell. A factor that another one determines has fewer degrees
-    of freedom, down to 0.
+    overlap, and the table holds the amount. F tests are against the residual, that is block × arm and noise together;
+    they assume that the residual is normal and equally large in every cell. A factor that another one determines has
+    fewer degrees of freedom, down to 0.
 
     Args:
-        frame: one row per arm and block.
+        frame: table with one row per arm and block.
         value: column of the numbers.
         factors: columns of the factors; one with a single level is left out.
-        block: column of the replicate: "seed" in the table of the report.
+        block: column of the replicate, which the tables of the report call "seed".
         max_order: highest number of factors in an interaction.
 
     Raises:
-        ValueError: an arm has two rows in one block, or no value is defined.
+        ValueError: if an arm has two rows in one block, or no value is defined.
 
     Source: Yates 1934 (type III as weighted squares of means); Hays 1963 and Olejnik & Algina 2003 (ω²).
     """
@@ -205,7 +205,7 @@ def _fit(y: Array, terms: Mapping[tuple[str, ...], Array], total: float) -> tupl
 
 
 def _test(term: Term, error: float | None, num_left: int, total: float) -> Term:
-    """Return the term with ω², F and p where there is an error to compare it with."""
+    """Return the term with ω², F and p, unchanged if it has no degrees of freedom or ``error`` is None."""
     if error is None or not term.df:
         return term
     from scipy.stats import f
@@ -230,7 +230,7 @@ def _product(codings: Sequence[Array]) -> Array:
 
 
 def _is_crossed(rows: pd.DataFrame, term: Sequence[str]) -> bool:
-    """Whether every combination of levels of the term's factors has a value."""
+    """Return whether every combination of levels of the term's factors has a value."""
     return len(rows[list(term)].drop_duplicates()) == np.prod([rows[name].nunique() for name in term])
 
 

@@ -1,6 +1,6 @@
 """Means, standard deviations and bootstrap intervals on plain arrays.
 
-Nothing here knows what a trial is. NaN means "undefined" and is left out, never counted as a number.
+Independent of studies and trials. NaN means "undefined" and is left out, never counted as a number.
 """
 
 from __future__ import annotations
@@ -14,13 +14,13 @@ from numpy.typing import ArrayLike, NDArray
 #: Resamples of every bootstrap interval (methods, section 6.7).
 NUM_RESAMPLES = 10_000
 
-#: With n ≤ 3 units a 95 % percentile interval is the range of the data (n⁻ⁿ > 2.5 %): not given.
+#: Fewer units give no interval: with n ≤ 3 a 95 % percentile interval is the range of the data (n⁻ⁿ > 2.5 %).
 MIN_UNITS = 4
 
 #: Indices drawn at once: bounds the memory of a bootstrap over 10⁵ images to 32 MiB.
 _CHUNK = 4_000_000
 
-#: How the ends of an interval are read off the resampled means; see ``bootstrap_interval``.
+#: Method that computes the ends of an interval from the resampled means; see ``bootstrap_interval``.
 Method = Literal["percentile", "bca", "expanded", "studentized"]
 METHODS: tuple[Method, ...] = ("percentile", "bca", "expanded", "studentized")
 
@@ -38,11 +38,11 @@ class Summary:
 
 @dataclass(frozen=True)
 class Interval:
-    """A bootstrap interval of a mean, and what it was made from."""
+    """A bootstrap interval of a mean, and the settings it was computed with."""
 
     low: float
     high: float
-    #: Independent units resampled: values, or clusters of values.
+    #: Number of independent units that are resampled: values, or clusters of values.
     num_units: int
     level: float = 0.95
     num_resamples: int = NUM_RESAMPLES
@@ -51,7 +51,7 @@ class Interval:
 
 @dataclass(frozen=True)
 class Units:
-    """What is independent of each other: values, or clusters of values, as their sums and how many each holds."""
+    """Independent units: values, or clusters of values, each as the sum and the number of its values."""
 
     sums: Array
     counts: Array
@@ -74,7 +74,7 @@ def gather_units(values: ArrayLike, clusters: ArrayLike | None = None) -> Units:
     """Return the independent units of the defined ``values``: each value, or all values of one cluster label.
 
     Raises:
-        ValueError: there is not one label per value.
+        ValueError: if there is not one label per value.
     """
     array = np.asarray(values, dtype=np.float64).ravel()
     labels = np.arange(len(array)) if clusters is None else np.asarray(clusters).ravel()
@@ -110,22 +110,22 @@ def bootstrap_interval(
 
     Args:
         values: one number per cell; NaN is left out.
-        seed: of the resampling; the same seed gives the same interval.
+        seed: seed of the resampling; the same seed gives the same interval.
         clusters: label per value; whole clusters are resampled, because their values are not independent.
         level: nominal coverage in (0, 1).
-        num_resamples: bootstrap replicates.
+        num_resamples: number of bootstrap replicates.
         method: ``percentile``: quantiles of the resampled means; too narrow for few units. ``bca``: those quantiles
             corrected for bias and skewness (acceleration by the jackknife over units); as narrow. ``expanded``:
             quantiles moved outwards so that for normal values the interval is as wide as Student's t interval.
-            ``studentized``: quantiles of the resampled t statistics; None where so many resamples hold only equal
-            units that a quantile is infinite.
+            ``studentized``: quantiles of the resampled t statistics; None if so many resamples hold only equal units
+            that a quantile is infinite.
 
     Units that are all equal give an interval of no width, by every method. Measured coverage of a nominal 95 % for
     normal values, n = 5, 6, 8, 12, 24: percentile and BCa .85, .85, .88, .91, .93; expanded .93, .93, .94, .95, .95;
     studentized .94 to .95 (``benchmarks/significance.py``; skewed values and clusters in ``docs/statistics.md``).
 
     Raises:
-        ValueError: there is not one label per value, or no such method.
+        ValueError: if there is not one label per value, or the method is unknown.
 
     Source: Efron & Tibshirani 1993, sections 12.5 (studentized), 13.3 (percentile) and 14.3 (BCa); Hesterberg 2015,
     "What teachers should know about the bootstrap", section 3.2 (expanded); Field & Welsh 2007 (cluster bootstrap).
@@ -160,12 +160,12 @@ def paired_bootstrap(
     method: Method = "percentile",
     level: float = 0.95,
 ) -> Interval | None:
-    """Return the interval of mean(first − second) over pairs; a pair with an undefined side is left out.
+    """Return the interval of mean(first − second) over pairs, None for fewer than ``MIN_UNITS`` pairs or clusters.
 
-    None for fewer than ``MIN_UNITS`` pairs (or clusters of pairs). See ``bootstrap_interval``.
+    A pair with an undefined side is left out. See ``bootstrap_interval``.
 
     Raises:
-        ValueError: the two have different lengths, there is not one label per pair, or no such method.
+        ValueError: if the lengths differ, there is not one label per pair, or the method is unknown.
     """
     a, b = np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)
     if a.shape != b.shape:
@@ -174,7 +174,7 @@ def paired_bootstrap(
 
 
 def _resample(*columns: Array, seed: int, num_resamples: int) -> Array:
-    """Return the sum of each column, one value per unit, over the units of each resample: a row per column."""
+    """Return the sums of columns (one value per unit) over the units of each resample, as column × resample."""
     generator = np.random.default_rng(seed)
     num_units = len(columns[0])
     rows = max(1, _CHUNK // num_units)
@@ -212,7 +212,7 @@ def _studentize(tails: Array, units: Units, *, seed: int, num_resamples: int) ->
     variance[variance < 1e-12 * (e @ e) / c.sum() ** 2] = 0
     error = np.sqrt((e @ e) * n / (n - 1)) / c.sum()
     with np.errstate(divide="ignore", invalid="ignore"):
-        # A resample of equal units says ±∞; one that agrees with the mean says 0.
+        # A resample of equal units has t = ±∞; one whose mean is that of the data has t = 0.
         t = np.where(difference == 0, 0.0, difference / np.sqrt(variance))
         ends: Array = units.mean - error * np.quantile(t, tails[::-1])
     return ends

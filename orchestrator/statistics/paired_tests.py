@@ -1,8 +1,8 @@
 """Tests on paired differences, a test of monotone trend, and Holm's correction, on plain arrays.
 
-Every test gives None where there are too few units for a p-value of at most ``alpha``, whatever the data: it could not
-have found anything. NaN means "undefined" and is left out. With ``alternative="greater"`` small p-values speak for
-differences above 0, with ``"less"`` for differences below 0.
+Every test returns None if there are too few units for a p-value of at most ``alpha``, whatever the data. NaN means
+"undefined" and is left out. With ``alternative="greater"`` small p-values are evidence for differences above 0, with
+``"less"`` for differences below 0.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from orchestrator.statistics.intervals import Array, gather_units
 
 Alternative = Literal["two-sided", "greater", "less"]
 ALTERNATIVES: tuple[Alternative, ...] = ("two-sided", "greater", "less")
-#: Random sign flips or orders where there are too many to try all.
+#: Number of random sign flips or orders if there are too many to try all.
 NUM_PERMUTATIONS = 10_000
-#: Sign flips or orders that are all tried; 2¹⁴ for 14 units.
+#: Largest number of sign flips or orders that are all tried; 14 units have 2¹⁴.
 MAX_ENUMERATED = 20_000
-#: The signed-rank distribution is exact up to here, normal above (as in scipy).
+#: The signed-rank distribution is exact up to this number of differences, normal above (as in scipy).
 _MAX_EXACT_RANKS = 50
-#: Differences are ranked, and statistics compared, to so many digits: .85 − .80 and .90 − .85 differ in the 16th.
+#: Digits to which differences are ranked and statistics compared: .85 − .80 and .90 − .85 differ in the 16th.
 DIGITS = 10
 #: Signs drawn at once: bounds the memory of 10,000 flips of 10⁵ units to 32 MiB.
 _CHUNK = 4_000_000
@@ -35,7 +35,7 @@ def smallest_p(num_units: int, alternative: Alternative = "two-sided") -> float:
 
 
 def wilcoxon(differences: ArrayLike, *, alternative: Alternative = "two-sided", alpha: float = 0.05) -> float | None:
-    """Return the p-value of the signed-rank test, None with too few differences other than 0 (6 two-sided).
+    """Return the p-value of the signed-rank test, None with too few differences other than 0 (under 6 two-sided).
 
     Exact for up to 50 differences, also with ties (they share the mean of their ranks); zeros are left out.
 
@@ -65,9 +65,9 @@ def wilcoxon(differences: ArrayLike, *, alternative: Alternative = "two-sided", 
 
 
 def sign_test(differences: ArrayLike, *, alternative: Alternative = "two-sided", alpha: float = 0.05) -> float | None:
-    """Return the exact p-value of the sign test, None with too few differences other than 0 (6 two-sided).
+    """Return the exact p-value of the sign test, None with too few differences other than 0 (under 6 two-sided).
 
-    It asks only how many differences are above 0: no symmetry is assumed, and power is lost for it.
+    The test only counts the differences above 0. It assumes no symmetry, and has less power for it.
 
     Source: Hollander, Wolfe & Chicken 2014, section 3.4.
     """
@@ -87,17 +87,17 @@ def permutation_test(
     alternative: Alternative = "two-sided",
     alpha: float = 0.05,
 ) -> float | None:
-    """Return the p-value of the sign-flip test of the mean, None with too few units other than 0 (6 two-sided).
+    """Return the p-value of the sign-flip test of the mean, None with too few units other than 0 (under 6 two-sided).
 
     Args:
-        differences: one per pair.
-        seed: of the random flips, which are drawn where there are more than 14 units; below, all are tried.
+        differences: one difference per pair.
+        seed: seed of the random flips, which are drawn for more than 14 units; for fewer, all flips are tried.
         clusters: label per difference; the signs of a whole cluster are flipped together.
-        alternative: what small p-values speak for.
-        alpha: what the p-value must be able to reach.
+        alternative: hypothesis that small p-values are evidence for.
+        alpha: level that the p-value must be able to reach.
 
     Raises:
-        ValueError: there is not one label per difference.
+        ValueError: if there is not one label per difference.
 
     Source: Fisher 1935, section 21; Phipson & Smyth 2010 for (b + 1) / (m + 1) of m random flips; Winkler et al. 2015
     for whole-block flips. Assumes that under the null hypothesis a difference (all of a cluster) is as likely as its
@@ -124,7 +124,7 @@ def permutation_test(
 
 
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
-    """Return the p-values of one family corrected for their number; those that are None stay so and do not count.
+    """Return the p-values of one family corrected for their number; None values stay None and do not count.
 
     Source: Holm 1979, step-down.
     """
@@ -138,7 +138,7 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
 
 
 def _other_than_zero(array: Array, alternative: Alternative, alpha: float) -> Array | None:
-    """Return the defined values other than 0, None where so few cannot give a p-value of at most ``alpha``."""
+    """Return the defined values other than 0, None if they are too few for a p-value of at most ``alpha``."""
     if alternative not in ALTERNATIVES:
         raise ValueError(f"got the alternative {alternative!r}; expected one of {', '.join(ALTERNATIVES)}")
     array = array[~np.isnan(array) & (array != 0)]
@@ -164,7 +164,7 @@ def tail_p(possible: Array, observed: float, alternative: Alternative, *, num_mo
 
 
 def outer_sums(choices: Sequence[Array]) -> Array:
-    """Return all sums of one value of each choice."""
+    """Return all sums that add one value from each array in ``choices``."""
     sums = np.zeros(1)
     for choice in choices:
         sums = np.add.outer(sums, choice).ravel()

@@ -1,7 +1,7 @@
-"""How many replicates it takes to see the effect one cares about: power of the paired tests.
+"""Power of the paired tests, and the number of replicates needed to detect an effect.
 
 Assumptions throughout: the differences between two arms, one per replicate, are independent and normal with mean
-``effect`` and standard deviation ``sd``. For the expanded bootstrap interval, take the power of the t test.
+``effect`` and standard deviation ``sd``. For the expanded bootstrap interval, use the power of the t test.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ from orchestrator.statistics.paired_tests import Alternative, smallest_p
 Test = Literal["t", "permutation", "wilcoxon", "sign"]
 TESTS: tuple[Test, ...] = ("t", "permutation", "wilcoxon", "sign")
 
-#: Nobody trains more replicates of an arm; beyond, the answer is None.
+#: Assumption: nobody trains more replicates of an arm. If more are needed, the result is None.
 MAX_REPLICATES = 10_000
 
 #: Draws per simulated power: standard errors of at most .0016 and .005.
 _NUM_DRAWS: dict[Test, int] = {"wilcoxon": 100_000, "permutation": 10_000}
 
-#: Up to here the test is exact and its power simulated; above, it is the t test's, with so many of the pairs.
+#: Number of replicates up to which the test is exact and its power simulated.
 _MAX_SIMULATED: dict[Test, int] = {"wilcoxon": 50, "permutation": 12}
+#: Above that number, the power is that of the t test with the number of pairs times this factor.
 _EFFICIENCY: dict[Test, float] = {"wilcoxon": 3 / math.pi, "permutation": 1.0}
 
 
@@ -43,13 +44,13 @@ def compute_power(
         sd: standard deviation of the differences (ddof 1 where it is estimated).
         num_replicates: number of differences.
         alpha: level of the test. After Holm over m tests, ``alpha / m`` is the worst case.
-        alternative: as in the test.
+        alternative: alternative hypothesis of the test.
         test: ``t`` by the noncentral t distribution, ``sign`` by the binomial one; ``wilcoxon`` and ``permutation``
             (sign flips) by simulation with a fixed seed up to 50 and 12 replicates, and by their asymptotic relative
             efficiency of 3/π and 1 above.
 
     Raises:
-        ValueError: the standard deviation is not above 0, or there are fewer than two replicates.
+        ValueError: if the standard deviation is not above 0, or there are fewer than two replicates.
 
     Source: Lehmann & Romano 2005, sections 5.2 (t) and 4.9 (sign); Hollander, Wolfe & Chicken 2014, section 3.11 (3/π).
     """
@@ -79,12 +80,12 @@ def minimum_replicates(
     alternative: Alternative = "two-sided",
     test: Test = "t",
 ) -> int | None:
-    """Return the smallest number of replicates whose power reaches ``power``; None where 10,000 do not.
+    """Return the smallest number of replicates whose power reaches ``power``, None if 10,000 do not reach it.
 
     A simulated power must exceed ``power`` by two standard errors. See ``compute_power``.
 
     Raises:
-        ValueError: the standard deviation is not above 0.
+        ValueError: if the standard deviation is not above 0.
     """
 
     def reaches(number: int, which: Test) -> bool:
@@ -98,7 +99,7 @@ def minimum_replicates(
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if reaches(middle, "t") else (middle, high)
-    # The others need as many or more.
+    # The other tests need as many replicates or more.
     return next((number for number in range(high, MAX_REPLICATES + 1) if test == "t" or reaches(number, test)), None)
 
 

@@ -21,13 +21,13 @@ from orchestrator.statistics.paired_tests import (
 
 @dataclass(frozen=True)
 class Trend:
-    """How strongly values rise with the levels of a numeric factor."""
+    """Rank correlation of values with the levels of a numeric factor, and its p-value."""
 
     #: Mean over blocks of Spearman's rank correlation within the block, in [−1, 1]; None without a block.
     correlation: float | None
-    #: None where so few blocks and levels could not give a p-value of at most alpha.
+    #: None if there are too few blocks and levels for a p-value of at most alpha.
     p_value: float | None
-    #: Blocks with at least two levels; the others say nothing about a trend.
+    #: Number of blocks with at least two levels; the others hold no information about a trend.
     num_blocks: int
     num_levels: int
 
@@ -45,18 +45,18 @@ def trend_test(
 
     With every level in every block this is Page's test of ordered alternatives: his L is a linear function of the mean
     correlation. Blocks may also lack levels. The values of one block at one level are averaged first; a block whose
-    values are all equal counts as no correlation.
+    values are all equal counts as correlation 0.
 
     Args:
-        values: what should rise or fall; NaN is left out.
+        values: numbers that should rise or fall; NaN is left out.
         groups: level of the numeric factor per value; only the order of the levels counts.
-        blocks: label per value of what is shared, e.g. the replicate.
-        seed: of the random orders, which are drawn where there are more than 20,000; below, all are tried.
+        blocks: label of the block per value, e.g. the replicate.
+        seed: seed of the random orders, which are drawn if more than 20,000 are possible; otherwise all are tried.
         alternative: ``greater``: values rise with the level, ``less``: they fall.
-        alpha: what the p-value must be able to reach.
+        alpha: level that the p-value must be able to reach.
 
     Raises:
-        ValueError: the three have different lengths.
+        ValueError: if ``values``, ``groups`` and ``blocks`` have different lengths.
 
     Source: Page 1963; Hollander, Wolfe & Chicken 2014, section 7.2. Assumes that under the null hypothesis the values
     of a block are exchangeable.
@@ -106,7 +106,7 @@ def _standardise(values: Array) -> Array:
 
 
 def _orders(number: int, values: Array) -> Array:
-    """Return every order of ``values``, one a row."""
+    """Return every order of ``values``, one per row."""
     from itertools import permutations
 
     return values[np.array(list(permutations(range(number))))]

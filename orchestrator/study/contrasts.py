@@ -1,4 +1,4 @@
-"""The contrast of a hypothesis: which arms are compared with which, and how many units a test of it needs."""
+"""Contrast of a hypothesis: the groups of arms that it compares, and the number of units that its test needs."""
 
 from __future__ import annotations
 
@@ -13,39 +13,40 @@ from orchestrator.study.hypotheses import MIN_TREND_LEVELS, Comparison, Hypothes
 from orchestrator.study.yaml_source import resolve_scalar
 from trainables.errors import StudyError
 
-# --------------------------------------------------------------------------- what is compared
+# --------------------------------------------------------------------------- contrasts
 
 
 class ContrastError(StudyError):
-    """These arms cannot be compared; the message says why."""
+    """Raised if the arms of a hypothesis cannot be compared; the message gives the reason."""
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """A weighted sum of means of groups of arms, within each cell."""
+    """A weighted sum of the means of groups of arms, within each cell."""
 
-    #: What each group is called.
+    #: Name of each group.
     parts: tuple[str, ...]
     #: Weight of each group's mean.
     weights: tuple[float, ...]
-    #: Of a trend: the number that each group stands for.
+    #: Number that each group stands for, None if the hypothesis is not a trend.
     levels: tuple[float, ...] | None
-    #: Levels of all factors that no group differs in → for each group the numbers of its arms.
+    #: Levels of the factors in which the groups do not differ → for each group, the indices of its arms.
     cells: Mapping[tuple[str, ...], tuple[tuple[int, ...], ...]]
 
 
 def find_contrast(
     hypothesis: Hypothesis, arms: Sequence[Mapping[str, str]], factors: Mapping[str, Sequence[str]]
 ) -> Contrast:
-    """Return what a hypothesis compares.
+    """Return the contrast that a hypothesis compares.
 
     Args:
-        hypothesis: from a study file.
-        arms: factor → label of every arm; those that a study has left out may be missing.
-        factors: factor → its labels, also those that no arm has.
+        hypothesis: hypothesis of a study file.
+        arms: factor → label for each arm; arms that the study leaves out may be missing.
+        factors: factor → its labels, including labels that no arm has.
 
     Raises:
-        ContrastError: a group has no arm, an arm is in two, no cell has all groups, or levels are not numbers.
+        ContrastError: if a group has no arm, an arm is in two groups, no cell has all groups, or the levels of a trend
+            are not numbers or fewer than three.
     """
     where = _resolve(hypothesis.where or {}, factors)
     groups, weights, levels = _find_groups(hypothesis, factors)
@@ -73,17 +74,17 @@ def find_contrast(
 
 
 def compute_smallest_p(hypothesis: Hypothesis, num_units: int, num_levels: int = 0) -> float:
-    """Return the p-value of a test on so many units when all of them agree, before correction.
+    """Return the uncorrected p-value of a test when all ``num_units`` units agree.
 
-    Differences of one sign have 2 · 2⁻ⁿ by sign flips, signs and signed ranks, two-sided; n blocks of k levels in
-    perfect order have 2 / (k!)ⁿ by Page's test. The bootstrap is given no smaller p-value than sign flips have.
+    Two-sided, n differences of one sign give 2 · 2⁻ⁿ by sign flips, signs and signed ranks; n blocks of k levels in
+    perfect order give 2 / (k!)ⁿ by Page's test. The bootstrap is given the bound of sign flips.
     """
     ways = math.factorial(num_levels) if hypothesis.test == "page" else 2
     return min(1.0, 2.0 / ways**num_units)
 
 
 def num_units_needed(hypothesis: Hypothesis, num_levels: int = 0) -> int:
-    """Return how many units a test needs to be able to fall to α, whatever the data, before correction."""
+    """Return the smallest number of units with which the uncorrected p-value of a test can reach α."""
     num_units = 1
     while compute_smallest_p(hypothesis, num_units, num_levels) > hypothesis.alpha:
         num_units += 1
@@ -118,7 +119,7 @@ def _find_groups(
 
 
 def _slope_weights(numbers: Sequence[float]) -> tuple[float, ...]:
-    """Weights of the least-squares line's rise from the lowest to the highest level."""
+    """Return the weights that give the rise of the least-squares line from the lowest to the highest level."""
     mean = sum(numbers) / len(numbers)
     spread = sum((number - mean) ** 2 for number in numbers)
     reach = numbers[-1] - numbers[0]
@@ -126,10 +127,10 @@ def _slope_weights(numbers: Sequence[float]) -> tuple[float, ...]:
 
 
 def read_numbers(labels: Sequence[str]) -> dict[float, str]:
-    """Return number → label of levels that are numbers.
+    """Return number → label for levels that are numbers.
 
     Raises:
-        ContrastError: one is not.
+        ContrastError: if a label is not a number.
     """
     numbers = {label: resolve_scalar(label) for label in labels}
     words = [label for label, number in numbers.items() if isinstance(number, bool | str | None)]

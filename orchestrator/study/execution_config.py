@@ -1,4 +1,4 @@
-"""The study file's ``execution`` section: where and how trials run, budget, notifications. Never hashed."""
+"""The ``execution`` section of a study file: where and how trials run, budget, notifications. Never hashed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Event = Literal["end", "failure", "budget"]
 
 
 class NotifyConfig(Frozen):
-    """Who is told what. The URLs are never written here."""
+    """Notifications of a run: their events, and the source of the target URLs. No URL is stored in the study file."""
 
     urls_env: str = Field(
         "ROBUSTSWEEP_NOTIFY",
@@ -24,12 +24,12 @@ class NotifyConfig(Frozen):
     on: list[Event] = Field(["end", "failure", "budget"], min_length=1, description="failure: the first of a run.")
 
 
-#: Limit → how it is said.
+#: Limit → its unit in messages.
 BUDGET_UNITS = {"trials": "trials", "wall_hours": "wall hours", "gpu_hours": "GPU-hours", "money": "money"}
 
 
 class Budget(Frozen):
-    """What all runs of a study may take together; at least one limit."""
+    """Limits for all runs of a study together; at least one is set."""
 
     trials: PositiveInt | None = Field(None, description="Trials that have begun, however they ended; not stages.")
     wall_hours: float | None = Field(None, gt=0, le=1e6, description="Hours in which a driver executes the study.")
@@ -43,7 +43,7 @@ class Budget(Frozen):
         return self
 
     def limits(self) -> dict[str, float]:
-        """Return limit → how much of it may be taken."""
+        """Return limit → amount that may be taken, for the limits that are set."""
         return {name: value for name, value in self if value is not None}
 
 
@@ -59,7 +59,7 @@ UserPath = Annotated[Path, AfterValidator(_check_user)]
 
 
 class ExecutionConfig(Frozen):
-    """How a study is executed. Never hashed: no result depends on it."""
+    """Settings for the execution of a study. Never hashed, because no result depends on them."""
 
     cpus_per_trial: float = Field(1.0, ge=0.001, le=10_000, description="CPU cores of a trial or stage.")
     gpus_per_trial: Annotated[float, Field(ge=0, le=1000)] | Literal["auto"] = Field(

@@ -1,4 +1,4 @@
-"""The fields of a trial by their dotted path: what factors, conditions and overrides may name."""
+"""Fields of a trial by dotted path, the names that factors, conditions and overrides may use."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from pydantic import BaseModel
 
 from trainables.config import TrialConfig
 
-#: A word is compared with so many options: 10 µs each.
+#: Maximum number of options that a word is compared with, at 10 µs each.
 _MAX_COMPARED = 1000
 
-#: Fields that no factor may set: seeds never come from the arm (pairing), the rest is bookkeeping.
+#: Fields that no factor may set. Seeds never come from the arm, so that arms are paired; the rest is bookkeeping.
 _NOT_A_CHOICE = frozenset({"schema_version", "seed", "replicate"})
 
 
 @dataclass(frozen=True)
 class FieldPath:
-    """One field of the trial; a section with several kinds declares the same path in several models."""
+    """One field of the trial. The kinds of a section may declare the same path in several models."""
 
     path: str
-    #: Models that declare it, and under which name.
+    #: Models that declare the field, all as ``name``.
     owners: tuple[type[BaseModel], ...]
     name: str
-    #: What a section may be; one model, or one per kind. Empty for a plain value.
+    #: Models of a section: one, or one per kind. Empty for a plain value.
     models: tuple[type[BaseModel], ...]
     is_file: bool
 
     @property
     def kinds(self) -> tuple[str, ...]:
-        """Kinds of a tagged section, () for anything else."""
+        """Kinds of a tagged section, () for any other field."""
         return tuple(kind_of(model) for model in self.models if "kind" in model.model_fields)
 
 
 def kind_of(model: type[BaseModel]) -> str:
-    """Return the tag of one member of a tagged union."""
+    """Return the ``kind`` of a model that is a member of a tagged union."""
     return str(model.model_fields["kind"].default)
 
 
@@ -69,7 +69,7 @@ def _fields() -> dict[str, FieldPath]:
     return fields
 
 
-#: Dotted path → field, e.g. ``augmentation.strength``; sections are among them.
+#: Dotted path (``augmentation.strength``) → field; sections are included.
 FIELDS: dict[str, FieldPath] = _fields()
 
 #: Sections of a trial in the order of the study file.
@@ -77,7 +77,7 @@ SECTIONS = tuple(path for path in FIELDS if "." not in path)
 
 
 def find_nearest(word: str, options: Iterable[str]) -> str | None:
-    """Return the option that ``word`` was most likely meant to be, None when none is near."""
+    """Return the option that ``word`` is most likely a misspelling of, None if no option is similar."""
     options = list(options)
     same_end = [option for option in options if option.endswith(f".{word}")]
     if same_end:
@@ -88,6 +88,6 @@ def find_nearest(word: str, options: Iterable[str]) -> str | None:
 
 
 def suggest(word: str, options: Iterable[str]) -> str:
-    """Return ``; did you mean x?``, or nothing when no option is near."""
+    """Return ``; did you mean x?``, or an empty string if no option is similar."""
     nearest = find_nearest(word, options)
     return f"; did you mean {nearest}?" if nearest else ""

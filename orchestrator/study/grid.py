@@ -1,4 +1,4 @@
-"""Factors × levels → arms. Static checks first, so that one run names everything that is wrong."""
+"""Factors × levels → arms. The grid is checked before arms are built, so that all problems are reported at once."""
 
 from __future__ import annotations
 
@@ -16,67 +16,67 @@ from orchestrator.study.problems import explain, list_options
 from orchestrator.study.yaml_source import Key, Source, format_key, format_value, resolve_scalar
 from trainables.config import TrialConfig
 
-#: Assumption: beyond this a full grid is a mistake, and the search is what is meant.
+#: Assumption: a larger full grid is a mistake, and a search is meant.
 MAX_ARMS = 10_000
 
-#: Assumption: far more conditions, and far more exclusions, than anybody writes; each is compared with every arm.
+#: Assumption: far more conditions or exclusions than a study has. Each is compared with every arm.
 MAX_RULES = 1000
 
-#: Names of factors that are not a field; they become tags and parameters in MLflow.
+#: Names of factors that are not a field. They become tags and parameters in MLflow.
 _FACTOR_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,99}")
 
 Label = str | int | float | bool | None
-#: Factor → one level or several; at least one factor.
+#: Factor → one or several levels; at least one factor.
 When = Annotated[dict[str, Label | list[Label]], Field(min_length=1)]
 
-#: Takes a key of the study file and what is wrong there.
+#: Callback that receives a key of the study file and the text of a problem there.
 Report = Callable[[Key, str], None]
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One combination of levels, and the trial it resolves to."""
+    """One combination of levels and the trial config it resolves to."""
 
     #: Factor → label of its level, in the order of the file.
     levels: dict[str, str]
-    #: Replicate 0.
+    #: Config of replicate 0.
     config: TrialConfig
 
     @property
     def name(self) -> str:
-        """``pretraining=scratch, augmentation.strength=0.5``; ``base`` where nothing varies."""
+        """Levels as text (``pretraining=scratch, augmentation.strength=0.5``), ``base`` if there are no factors."""
         return _name(self.levels)
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """One field of the trial set to one value; ``{}`` starts a section anew."""
+    """One field of the trial and the value it is set to; ``{}`` empties a section."""
 
     path: tuple[str, ...]
     value: Any
-    #: Where in the study file.
+    #: Key in the study file.
     source: Key
 
 
-#: Label and what it sets.
+#: Label of a level and the assignments that the level makes.
 Level = tuple[str, tuple[Assignment, ...]]
-#: Factor → labels; matches the arms that have one of the labels for every factor.
+#: Factor → labels. Matches the arms that have one of the labels for every factor.
 Match = Mapping[str, frozenset[str]]
 
 
 @dataclass(frozen=True)
 class Grid:
-    """What a study varies, checked as far as possible without building an arm."""
+    """Base values, factors, conditions and exclusions of a study, checked without building an arm."""
 
     base: tuple[Assignment, ...]
     factors: Mapping[str, tuple[Level, ...]]
     conditions: tuple[tuple[Key, Match, tuple[Assignment, ...]], ...]
     exclude: tuple[Match, ...]
-    #: Nothing was left out: what an arm lacks is then a fault of its own.
+    #: Whether no part was left out because of a problem; only then are fields that an arm lacks reported.
     is_complete: bool
 
     def assignments(self) -> Iterator[Assignment]:
-        """Yield everything that is set anywhere."""
+        """Yield all assignments of the base, the levels and the conditions."""
         yield from self.base
         for levels in self.factors.values():
             for _, assignments in levels:
@@ -86,7 +86,7 @@ class Grid:
 
 
 def format_label(value: Any) -> str:
-    """Return the label of a level that is a value: 0, 0.5, 1 (also for 1.0), none, true."""
+    """Return the label of a level that is given as a value: 0, 0.5, 1 (also for 1.0), none, true."""
     if value is None:
         return "none"
     if isinstance(value, bool):
@@ -103,10 +103,16 @@ def _name(levels: Mapping[str, str]) -> str:
 
 
 def flatten(path: tuple[str, ...], value: Any, source: Key, report: Report) -> list[Assignment]:
-    """Return what setting field ``path`` to ``value`` means, field by field, shallow ones first.
+    """Return the assignments that set field ``path`` to ``value``, one per field, shallow fields first.
 
-    A section with kinds takes a bare string for ``{kind: string}``; a mapping that names a kind replaces the
-    section, one that does not is merged into it; inner keys may be dotted.
+    For a section with kinds, a bare string is short for ``{kind: string}``. A mapping that names a kind replaces the
+    section, one that does not is merged into it. Inner keys may be dotted.
+
+    Args:
+        path: field of the trial, split at the dots.
+        value: value from the study file.
+        source: key of the value in the study file.
+        report: callback for problems.
     """
     dotted = ".".join(path)
     field = FIELDS.get(dotted)
@@ -124,7 +130,7 @@ def flatten(path: tuple[str, ...], value: Any, source: Key, report: Report) -> l
         report(source, f"found {format_value(value)}, expected {expected}a mapping with fields of {dotted}")
         return []
     found = [Assignment(path, {}, source)] if field.kinds and "kind" in value else []
-    if len(field.kinds) == 1 and "kind" not in value:  # naming it is enough: combined: {sam: {}}
+    if len(field.kinds) == 1 and "kind" not in value:  # the section's name is enough: combined: {sam: {}}
         found.append(Assignment((*path, "kind"), field.kinds[0], source))
     for name, inner in value.items():
         found += flatten((*path, *name.split(".")), inner, (*source, name), report)
@@ -136,7 +142,7 @@ def _shallow_first(assignments: Sequence[Assignment]) -> list[Assignment]:
 
 
 def read_grid(source: Source) -> Grid:
-    """Return the grid of a study file; problems go to ``source``, and what has one is left out.
+    """Return the grid of a study file without the parts that have a problem; problems are added to ``source``.
 
     Values of the wrong type at the top (``factors: 3``) are left to the validation of the study.
     """
@@ -173,7 +179,7 @@ def _read_base(tree: Mapping[str, Any]) -> list[Assignment]:
         if FIELDS[section].kinds:
             base += [Assignment((section,), {"kind": default.kind}, (section,))]
         if section in tree:
-            base += flatten((section,), tree[section], (section,), lambda *_: None)  # reported by the study
+            base += flatten((section,), tree[section], (section,), lambda *_: None)  # reported by Study
     if isinstance(tree.get("seed"), int):
         base.append(Assignment(("seed",), tree["seed"], ("seed",)))
     return base
@@ -245,14 +251,14 @@ def _report_fields_set_twice(factors: Mapping[str, tuple[Level, ...]], report: R
 def read_match(
     when: Mapping[str, Any], key: Key, raw: Mapping[str, Any], factors: Mapping[str, tuple[Level, ...]], report: Report
 ) -> Match | None:
-    """Return which labels are meant, None when that cannot be told (the reason is reported, here or earlier).
+    """Return the labels that ``when`` selects, None if a factor or level is wrong (reported here or earlier).
 
     Args:
-        when: factor → one level or several.
-        key: where it stands in the study file.
-        raw: the factors as they are written, also those that could not be read.
-        factors: those that could.
-        report: takes what is wrong.
+        when: factor → one or several levels.
+        key: key of ``when`` in the study file.
+        raw: factors as they are written, including factors that could not be read.
+        factors: factors that could be read.
+        report: callback for problems.
     """
     match: dict[str, frozenset[str]] = {}
     for factor, wanted in when.items():
@@ -270,7 +276,7 @@ def read_match(
 
 
 def find_label(value: Any, labels: Sequence[str]) -> str | None:
-    """Return the label that a value means: as it is written, or by what it is (0.50 is 0.5)."""
+    """Return the label that a value stands for, by text or by value (0.50 is 0.5), None if there is none."""
     text = format_label(value)
     if text in labels:
         return text
@@ -278,7 +284,7 @@ def find_label(value: Any, labels: Sequence[str]) -> str | None:
 
 
 def expand(grid: Grid, source: Source) -> list[Arm]:
-    """Return the arms in file order, the first factor varying slowest; what is wrong with one goes to ``source``."""
+    """Return the valid arms in file order, the first factor varying slowest; problems are added to ``source``."""
     num_arms = math.prod(len(levels) for levels in grid.factors.values())
     if num_arms > MAX_ARMS:
         source.report(
@@ -337,7 +343,7 @@ def _faults(
     levels: dict[str, str],
     sound: bool,
 ) -> Iterator[tuple[Key, str]]:
-    """Yield where in the study file an arm goes wrong, and how; the last assignment to the wrong field is to blame."""
+    """Yield key in the study file and text for each error of an arm, located at the last assignment to the field."""
     for key, kind, text in explain(error, TrialConfig, values):
         place: Key = ("factors",) if levels else ()
         for assignment in assignments if key else ():
@@ -363,7 +369,7 @@ def _report_faults(faults: Mapping[tuple[Key, str], list[str]], source: Source) 
         if key[:1] in ((), ("factors",), ("conditions",)):
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
             source.report(key, f"{text} (arm {names[0]}{more})")
-        elif format_key(key) not in known:  # else the base values are wrong by themselves
+        elif format_key(key) not in known:  # else the base value itself is wrong, and reported
             source.report(key, f"{text} (arm {names[0]})")
 
 

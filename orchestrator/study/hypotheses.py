@@ -1,8 +1,8 @@
-"""The hypotheses of a study file: what is claimed, which arms are compared for it, and when it counts as shown.
+"""Hypotheses of a study file: the claim, the arms that are compared, and the criterion of the test.
 
-A hypothesis compares trials that are equal in everything but what it names, replicate by replicate: a *contrast*.
-Every kind is one: a weighted sum of the means of a few groups of arms (``parts``), within each *cell*, that is one
-combination of the levels of all other factors.
+A hypothesis compares, replicate by replicate, trials that differ only in the factors that it names: a *contrast*.
+Every kind of hypothesis is a weighted sum of the means of a few groups of arms (``parts``), within each *cell*. A cell
+is one combination of the levels of all other factors.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from orchestrator.study.grid import When, format_label
 from trainables.evaluation.metrics import ERRORS, METRICS, SCORES
 from trainables.frozen import Frozen, canonical_json
 
-#: Assumption: ten times what anybody claims in one study.
+#: Assumption: ten times the hypotheses of a large study.
 MAX_HYPOTHESES = 100
-#: A family of hypotheses is corrected together.
+#: Family of hypotheses that name none. The p-values of a family are corrected together.
 DEFAULT_FAMILY = "main"
-#: A line through two levels is a difference.
+#: A line through two levels is only a difference.
 MIN_TREND_LEVELS = 3
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
 PairedTest = Literal["permutation", "wilcoxon_signed_rank", "sign", "paired_bootstrap"]
 
 
 class _Hypothesis(Frozen):
-    """What all kinds share."""
+    """Fields of every kind of hypothesis."""
 
     name: Name = Field(description="Short name: in the report, and in MLflow as hypothesis/<name>/….")
     claim: str = Field(min_length=1, max_length=1000, description="The claim in words.")
@@ -77,7 +77,7 @@ class Interaction(_Hypothesis):
 
 
 class Trend(_Hypothesis):
-    """A metric that rises or falls with a numeric factor; the effect is that of a line from lowest to highest level."""
+    """A metric that rises or falls with a numeric factor; the effect is a line's rise from lowest to highest level."""
 
     kind: Literal["trend"] = "trend"
     factor: str = Field(description="A factor whose levels are numbers.")
@@ -90,7 +90,7 @@ class Trend(_Hypothesis):
 HypothesisConfig = Annotated[Comparison | Interaction | Trend, Field(discriminator="kind")]
 Hypothesis = Comparison | Interaction | Trend
 _ADAPTER: TypeAdapter[Hypothesis] = TypeAdapter(HypothesisConfig)
-#: Fields that select arms, by kind.
+#: Kind → fields that select arms.
 SELECTORS = {
     "comparison": ("treatment", "control", "where"),
     "interaction": ("treatment", "control", "at", "versus", "where"),
@@ -99,7 +99,7 @@ SELECTORS = {
 
 
 def name_kinds(tree: Mapping[str, Any]) -> None:
-    """Write out, in place, what may be left out of a study file: ``kind: comparison``, ``{factor: f, level: l}``."""
+    """Expand the short forms of hypotheses in place: add ``kind: comparison``, replace ``{factor: f, level: l}``."""
     listed = tree.get("hypotheses")
     for entry in listed if isinstance(listed, list) else ():
         if isinstance(entry, dict):
@@ -111,7 +111,7 @@ def name_kinds(tree: Mapping[str, Any]) -> None:
 
 
 def read_hypothesis(content: Any) -> Hypothesis | None:
-    """Return one hypothesis from plain values, None if it is not valid."""
+    """Return the hypothesis in plain values, None if they are not valid."""
     try:
         return _ADAPTER.validate_python(content)
     except ValidationError:
@@ -119,7 +119,7 @@ def read_hypothesis(content: Any) -> Hypothesis | None:
 
 
 def describe_hypothesis(hypothesis: Hypothesis) -> dict[str, Any]:
-    """Return a hypothesis as JSON values, defaults included, equal for what means the same."""
+    """Return a hypothesis as JSON values, including defaults, in a form that is equal for equivalent hypotheses."""
     content = hypothesis.model_dump(mode="json")
     for field in SELECTORS[hypothesis.kind]:
         if content[field] is not None:
@@ -131,13 +131,13 @@ def describe_hypothesis(hypothesis: Hypothesis) -> dict[str, Any]:
 
 
 def compute_hypotheses_sha256(contents: Iterable[Mapping[str, Any]]) -> str:
-    """Return the digest of hypotheses as ``describe_hypothesis`` returns them; their order does not count."""
+    """Return the digest of hypotheses as returned by ``describe_hypothesis``, independent of their order."""
     text = canonical_json(sorted(map(dict, contents), key=lambda content: str(content["name"])))
     return hashlib.sha256(text.encode()).hexdigest()
 
 
 def describe_comparison(hypothesis: Hypothesis) -> str:
-    """Return in words what is compared."""
+    """Return the compared arms in words."""
     where = f", where {_name(hypothesis.where)}" if hypothesis.where else ""
     if isinstance(hypothesis, Trend):
         levels = "" if hypothesis.levels is None else f" = {', '.join(map(format_label, hypothesis.levels))}"
@@ -160,7 +160,7 @@ def _listed(wanted: Any) -> list[str]:
 
 
 def list_metrics() -> list[str]:
-    """Return the metrics that every study has; there are also ``external/<set>/…`` and ``shift/<name>/…``."""
+    """Return the metrics that every study has, without ``external/<set>/…`` and ``shift/<name>/…``."""
     names = [f"id/{score}" for score in SCORES] + [f"calibration/{error}" for error in ERRORS]
     for which in ("mean", "worst"):
         names += [f"robustness/{which}_{score}" for score in SCORES]
@@ -169,14 +169,14 @@ def list_metrics() -> list[str]:
 
 
 def split_metric(metric: str) -> tuple[str, str, str]:
-    """Return ``shift`` or ``external`` (or nothing), the name in between, and the metric itself."""
+    """Return kind (``shift`` or ``external``), name and metric of ``kind/name/metric``; kind and name may be empty."""
     kind, _, rest = metric.partition("/")
     name, slash, last = rest.rpartition("/")
     return (kind, name, last) if kind in ("shift", "external") and slash and name else ("", "", metric)
 
 
 def find_shift_metric(metric: str) -> str | None:
-    """Return which metric of every shift the mean is taken of, None for a metric that is no mean over shifts."""
+    """Return the metric whose mean over shifts ``metric`` is, None if ``metric`` is not a mean over shifts."""
     for prefix, known in (("robustness/mean_", SCORES), ("calibration/mean_shifted_", ERRORS)):
         if metric.startswith(prefix) and metric.removeprefix(prefix) in known:
             return metric.removeprefix(prefix)
@@ -184,7 +184,7 @@ def find_shift_metric(metric: str) -> str | None:
 
 
 def iterate_selectors(hypothesis: Hypothesis) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield name and content of the fields that select arms."""
+    """Yield the name and content of each field that selects arms and is set."""
     for field in SELECTORS[hypothesis.kind]:
         when = getattr(hypothesis, field)
         if when is not None:

@@ -1,4 +1,4 @@
-"""What is wrong with the hypotheses of a study file: names, levels, metrics, arms that cannot be paired."""
+"""Checks of the hypotheses of a study file: names, levels, metrics, arms that cannot be paired."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ from orchestrator.study.problems import list_options
 from orchestrator.study.yaml_source import Key, Source, format_key
 from trainables.evaluation.metrics import METRICS
 
-#: Takes what is wrong, and where below the hypothesis.
+#: Callback that receives the text of a problem, then the keys below the hypothesis.
 Report = Callable[..., None]
-#: Shifts that have severities of their own, not the evaluation's.
+#: Names of stain shifts, whose severities are their own and not the evaluation's.
 _STAIN_NAME = re.compile(r"stain_h\d+(\.\d+)?_e\d+(\.\d+)?")
 _GROUPS = ("all", "imagenet-c", "medmnist-c", "stain-grid")
 
 
 def check_hypotheses(tree: Source, grid: Grid, arms: Sequence[Arm]) -> None:
-    """Report everything wrong with the hypotheses of a study file; what is not even valid is left to its validation.
+    """Report all problems of the hypotheses of a study file. Hypotheses that are not valid are left to its validation.
 
     Args:
-        tree: the study file.
-        grid: what it varies.
-        arms: its arms; whether they can be paired is looked at once nothing else is wrong.
+        tree: source of the study file, which also receives the problems.
+        grid: grid of the study.
+        arms: arms of the study. Pairing is checked only if the file has no other problem.
     """
     listed = tree.value.get("hypotheses")
     read: dict[Key, Hypothesis] = {}
@@ -79,7 +79,7 @@ def _report_below(tree: Source, key: Key, text: str, *below: str | int) -> None:
 def _check_names(read: Mapping[Key, Hypothesis], tree: Source) -> None:
     seen: dict[str, Key] = {}
     for key, hypothesis in read.items():
-        # MLflow's metrics are told apart on file systems that ignore case, too.
+        # Names become metrics in MLflow, which have to differ on file systems that ignore case, too.
         first = seen.setdefault(hypothesis.name.lower(), key)
         if first != key:
             text = f"the name {hypothesis.name!r} is there twice, first in {format_key(first)}; names are unique"
@@ -101,7 +101,7 @@ def _check_selectors(hypothesis: Hypothesis, key: Key, raw: Mapping[str, Any], g
 
 
 def _check_factors(hypothesis: Hypothesis, report: Report) -> None:
-    """Both sides name the same factors; a factor is named once otherwise."""
+    """Report sides that name different factors, and factors that are named again in ``at`` or ``where``."""
     if isinstance(hypothesis, Trend):
         taken = {hypothesis.factor: "factor"}
     else:
@@ -161,7 +161,7 @@ def _check_metric(hypothesis: Hypothesis, report: Report) -> None:
 
 
 def _check_shift(hypothesis: Hypothesis, evaluation: Any, grid: Grid, report: Report) -> None:
-    """The names that a study evaluates under, as far as the file tells: what packages bring is not looked up."""
+    """Report shifts and severities that the study does not evaluate. Shifts from packages are not looked up."""
     kind, name, _ = split_metric(hypothesis.metric)
     varies = any(assignment.path[0] == "evaluation" for assignment in grid.assignments() if len(assignment.source) > 2)
     section = evaluation if isinstance(evaluation, Mapping) else {}
@@ -190,6 +190,6 @@ def _check_shift(hypothesis: Hypothesis, evaluation: Any, grid: Grid, report: Re
 
 @cache
 def _load_bank() -> dict[str, Any]:
-    """Return the severity tables as they are written; reading them as the bank does would import torch."""
+    """Return the content of ``severities.json``, read without the shift bank, which imports torch."""
     text = resources.files("trainables.shifts").joinpath("severities.json").read_text(encoding="utf-8")
     return dict(json.loads(text))

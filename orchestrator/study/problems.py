@@ -1,4 +1,4 @@
-"""pydantic's errors → the key of the study file they are about, what was found, and what is allowed."""
+"""Validation errors of pydantic → problems of the study file: the key, the value found and the values expected."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pydantic import BaseModel, ValidationError
 from orchestrator.study.fields import kind_of, models_in, suggest
 from orchestrator.study.yaml_source import Key, format_value
 
-#: Longer lists of valid keys are not printed: the nearest one is.
+#: Longer lists of options are not printed, only the nearest option.
 _MAX_LISTED = 24
 
 
 def explain(error: ValidationError, model: type[BaseModel], data: Any) -> Iterator[tuple[Key, str, str]]:
-    """Yield (key, pydantic's type, text) for each wrong value; what a union tried on one value becomes one text.
+    """Yield (key, pydantic's error type, text) for each wrong value, with the errors of all union members in one text.
 
     Args:
-        error: what validating ``data`` as ``model`` raised.
-        model: the model at the root.
-        data: the plain values that were validated.
+        error: error from the validation of ``data`` as ``model``.
+        model: model at the root.
+        data: plain values that were validated.
     """
     texts: dict[tuple[Key, str], list[str]] = {}
     for details in error.errors(include_url=False):
@@ -33,7 +33,7 @@ def explain(error: ValidationError, model: type[BaseModel], data: Any) -> Iterat
 
 
 def _plain_key(location: tuple[int | str, ...], kind: str, data: Any) -> Key:
-    """Return pydantic's location without the tags and type names it inserts for unions."""
+    """Return pydantic's location without the tags and type names that it inserts for unions."""
     key: Key = ()
     node = data
     for index, part in enumerate(location):
@@ -50,7 +50,7 @@ _UNKNOWN, _MISSING = "extra_forbidden", "missing"
 
 
 def _describe(details: Mapping[str, Any], key: Key, model: type[BaseModel], data: Any) -> tuple[str, str]:
-    """Return what was found (with what joins it to the rest) and what was expected instead."""
+    """Return the two parts of a text: the value found, with the joining words, and the values expected."""
     kind, value, context = details["type"], details["input"], details.get("ctx", {})
     if kind == _UNKNOWN:
         owner = find_model(model, data, key[:-1])
@@ -98,7 +98,7 @@ def _expected(kind: str, message: str, value: Any, context: Mapping[str, Any]) -
     return f"a value {text}" if text.startswith(("greater", "less")) else text
 
 
-#: Our words where pydantic's are about Python.
+#: Error type → expected value in words, where pydantic's text uses Python terms.
 _EXPECTED = {
     "string_pattern_mismatch": "a name of at most 100 letters, digits, '.', '_', '-', the first a letter or digit",
     "string_type": "text (in quotes)",
@@ -112,13 +112,13 @@ _EXPECTED = {
 
 
 def find_model(model: type[BaseModel], data: Any, key: Key) -> type[BaseModel] | None:
-    """Return the model that describes ``data`` at ``key``, None below plain values and unknown kinds."""
+    """Return the model that describes ``data`` at ``key``, None for plain values and below unknown kinds."""
     options, node = _options_at(model, data, key)
     return _choose(options, node)
 
 
 def _options_at(model: type[BaseModel], data: Any, key: Key) -> tuple[tuple[type[BaseModel], ...], Any]:
-    """Return the models that may describe ``data`` at ``key``, and what is there."""
+    """Return the models that may describe ``data`` at ``key``, and the value there."""
     options: tuple[type[BaseModel], ...] = (model,)
     node = data
     for part in key:

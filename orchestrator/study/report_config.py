@@ -1,4 +1,4 @@
-"""The section ``report`` of the study file: what the report compares with, checked when the file is read."""
+"""The ``report`` section of a study file: the reference of the report, checked when the file is read."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _TABLE: Key = ("report", "reference", "table")
 
 
 class Reference(Frozen):
-    """Whose errors are 1 in BE and rBE: an arm of the study, or a table."""
+    """Reference whose errors are 1 in BE and rBE: an arm of the study, or a table."""
 
     arm: str | When | None = Field(None, description="Name of an arm, or levels that only one arm has.")
     table: Path | None = Field(
@@ -36,13 +36,16 @@ class Reference(Frozen):
 
 
 class ReportConfig(Frozen):
-    """What the report says, and no trial depends on: never part of a signature."""
+    """Settings of the report. No trial depends on them, so they are never part of a signature."""
 
     reference: Reference | None = Field(None, description="Of BE and rBE; null: the first arm.")
 
 
 def anchor_table(tree: Source, folder: Path | str) -> None:
-    """Make the path of a given table absolute, in place: from the study file, in an override from where one starts."""
+    """Make the path of the reference table absolute, in place.
+
+    A relative path starts at the study file's folder, in an override at the working directory.
+    """
     section = _find_reference(tree)
     path = section.get("table") if section is not None else None
     if section is None or not isinstance(path, str):
@@ -55,7 +58,7 @@ def anchor_table(tree: Source, folder: Path | str) -> None:
 
 
 def check_report(tree: Source, grid: Grid, arms: Sequence[Arm]) -> None:
-    """Report an arm that there is not, or not only one of, and a table that cannot be used."""
+    """Report a reference that does not select exactly one arm, and a table that cannot be used."""
     section = _find_reference(tree)
     if section is None:
         return
@@ -92,10 +95,10 @@ def _find_reference(tree: Source) -> dict[str, Any] | None:
 
 
 def describe_reference(config: ReportConfig, arms: Sequence[Arm]) -> dict[str, Any] | None:
-    """Return the reference as ``plan.json`` holds it: ``{"arm": name}``, a table with what is in it, or None.
+    """Return the reference as stored in ``plan.json``: ``{"arm": name}``, the table's name and content, or None.
 
     Raises:
-        DataError: the table has become unreadable.
+        DataError: if the table can no longer be read.
     """
     reference = config.reference
     if reference is None:

@@ -1,4 +1,4 @@
-"""The ``search`` section of a study file: what is searched for, and how. Where is ``search_space.py``."""
+"""The ``search`` section of a study file: objectives, constraints, sampler, stopping. Space: ``search_space.py``."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from trainables.evaluation.metrics import METRICS, NUM_PARAMETERS, is_higher_bet
 from trainables.frozen import Frozen, PositiveInt
 
 _NAMES = "|".join(METRICS)
-#: Headline numbers of a trial.
+#: Pattern of the headline numbers of a trial.
 _HEADLINE = re.compile(
     rf"{NUM_PARAMETERS.name}|(validation|id|calibration|external/[^/]+)/(mean_shifted_|worst_shifted_)?({_NAMES})"
     rf"|robustness/(mean|worst)_({_NAMES})"
 )
-#: Headline numbers that a training knows after each epoch, of the validation images.
+#: Headline numbers known after each epoch, on the validation images.
 _SEEN = tuple(f"validation/{name}" for name in METRICS)
-#: What decides nothing about images that a model has not seen.
+#: Prefixes of metrics that reveal nothing about test images.
 _HONEST = ("validation/", NUM_PARAMETERS.name)
 
 
@@ -55,21 +55,21 @@ class _Measured(Frozen):
 
     @property
     def is_honest(self) -> bool:
-        """Whether a choice by it is allowed to know it."""
+        """Whether a choice may be based on this metric without being an oracle's."""
         return self.metric.startswith(_HONEST)
 
     @property
     def higher_is_better(self) -> bool:
-        """Whether it is maximised."""
+        """Whether the metric is maximised."""
         return is_higher_better(self.metric)
 
 
 class Objective(_Measured):
-    """What the search improves; the name says in which direction."""
+    """A metric that the search improves; the metric's name decides the direction."""
 
 
 class Constraint(_Measured):
-    """What an acceptable trial has to keep to: at most, at least, or both."""
+    """Bounds on a metric of an acceptable trial: at most, at least, or both."""
 
     at_most: float | None = None
     at_least: float | None = None
@@ -81,14 +81,14 @@ class Constraint(_Measured):
         return self
 
     def compute_excess(self, value: float) -> float:
-        """Return by how much ``value`` breaks the constraint; 0 or less: it keeps to it."""
+        """Return by how much ``value`` violates the constraint, 0 or less if it satisfies it."""
         above = -math.inf if self.at_most is None else value - self.at_most
         below = -math.inf if self.at_least is None else self.at_least - value
         return max(above, below)
 
 
 class Parameter(Frozen):
-    """A dimension of the search: a range, or choices."""
+    """A dimension of the search: a range or choices."""
 
     low: int | float | None = Field(None, description="Lowest value.")
     high: int | float | None = Field(None, description="Highest value.")
@@ -142,7 +142,7 @@ class NSGAII(Frozen):
 
 
 class NSGAIII(Frozen):
-    """The same with reference points, for more than three objectives (Deb & Jain 2014)."""
+    """NSGA-II with reference points, for more than three objectives (Deb & Jain 2014)."""
 
     kind: Literal["nsga_iii"] = "nsga_iii"
     population_size: Annotated[int, Field(ge=2)] = 50
@@ -175,7 +175,7 @@ class _EarlyStopping(Frozen):
 
 
 class ASHA(_EarlyStopping):
-    """Asynchronous successive halving (Li et al. 2020), as Ray Tune has it."""
+    """Asynchronous successive halving (Li et al. 2020), as implemented in Ray Tune."""
 
     kind: Literal["asha"] = "asha"
     reduction_factor: float = Field(
@@ -187,7 +187,7 @@ class ASHA(_EarlyStopping):
 
 
 class MedianStopping(_EarlyStopping):
-    """Stopped when its best is worse than the median of the others' running means (Golovin et al. 2017)."""
+    """Stops a trial whose best is worse than the median of the others' running means (Golovin et al. 2017)."""
 
     kind: Literal["median"] = "median"
     min_samples: PositiveInt = Field(3, description="Others that have to have come as far.")
@@ -197,14 +197,14 @@ EarlyStoppingConfig = Annotated[ASHA | MedianStopping, Field(discriminator="kind
 
 
 def find_epoch_metric(name: str) -> str | None:
-    """Return how a headline number is called in the record of an epoch, None when training does not see it."""
+    """Return the name of a headline number in the record of an epoch, None if it is not known after each epoch."""
     if name not in _SEEN:
         return None
     return "val/loss" if name == "validation/nll" else name.replace("validation/", "val/")
 
 
 class SearchConfig(Frozen):
-    """An adaptive search instead of the full grid: factors are categorical dimensions of it."""
+    """An adaptive search instead of the full grid. Factors are categorical dimensions of the search."""
 
     space: dict[str, Parameter] = Field({}, description="Dotted field of the trial: a range or choices.")
     objectives: Annotated[list[Objective], Field(min_length=1, max_length=10)] = Field(
@@ -246,23 +246,23 @@ class SearchConfig(Frozen):
 
     @property
     def judged_by(self) -> str:
-        """The headline number that decides what is stopped early."""
+        """Headline number that decides which trials are stopped early."""
         own = None if self.early_stopping is None else self.early_stopping.metric
         return own or self.objectives[0].metric
 
     @property
     def is_oracle(self) -> bool:
-        """Whether the search is guided by what no honest choice knows."""
+        """Whether an objective or constraint is an oracle's metric."""
         return not all(measured.is_honest for measured in (*self.objectives, *self.constraints))
 
     @property
     def metrics(self) -> list[str]:
-        """All headline numbers that the search looks at."""
+        """Headline numbers of all objectives and constraints, each once."""
         return list(dict.fromkeys(measured.metric for measured in (*self.objectives, *self.constraints)))
 
 
 def name_sampler(tree: Mapping[str, Any]) -> None:
-    """Write out, in place, what a study file says for short: ``sampler: tpe`` is ``sampler: {kind: tpe}``."""
+    """Expand the short forms of a search in place: ``sampler: tpe`` becomes ``sampler: {kind: tpe}``."""
     search = tree.get("search")
     for key in ("sampler", "early_stopping"):
         if isinstance(search, dict) and isinstance(search.get(key), str):
@@ -270,12 +270,18 @@ def name_sampler(tree: Mapping[str, Any]) -> None:
 
 
 def is_multiple(distance: float, step: float | None) -> bool:
-    """Return whether so many whole steps lie in ``distance``, up to rounding."""
+    """Return whether ``distance`` is a multiple of ``step``, up to rounding; always true if ``step`` is None."""
     return step is None or abs(distance / step - round(distance / step)) < 1e-8
 
 
 def aggregate(values: Sequence[float], how: str, *, higher_is_better: bool) -> float:
-    """Return what a search takes for the value of a configuration, from that of its replicates."""
+    """Return the value that a search uses for a configuration.
+
+    Args:
+        values: one value per replicate.
+        how: ``mean``; ``worst``, the worst replicate; or ``lower_bound``, the mean made worse by its standard error.
+        higher_is_better: direction of the metric.
+    """
     mean = sum(values) / len(values)
     if how == "worst":
         return min(values) if higher_is_better else max(values)

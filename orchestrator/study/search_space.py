@@ -1,7 +1,7 @@
-"""The space of a search: factors and ranges → the trial that a choice of them means. Knows nothing of Optuna.
+"""Space of a search: values drawn for factors and parameters → the trial that they make. Independent of Optuna.
 
-A factor is a categorical dimension, a key of ``search.space`` a range or a list of choices; what does not apply to an
-arm (the strength of no augmentation) is not drawn for it.
+A factor is a categorical dimension; a key of ``search.space`` is a range or a list of choices. A parameter that does
+not apply to an arm (the strength of no augmentation) is not drawn for it.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from orchestrator.study.search_config import ASHA, CMAES, EarlyStoppingConfig, P
 from orchestrator.study.yaml_source import Key
 from trainables.config import TrialConfig
 
-#: Sections that no search may vary: what trials are compared on has to be the same for all.
+#: Sections that no search may vary, because all trials are compared on the same data and shifts.
 _FIXED = ("data", "evaluation")
-#: Digits of a drawn number that enter the trial: more are nobody's intention, and unreadable in names.
+#: Significant digits of a drawn number that enter the trial. More are never intended, and unreadable in names.
 _DIGITS = 6
-#: So many arms (and kinds of sections) are checked with every bound.
+#: Maximum number of combinations of arm and section kinds that are checked with every bound.
 _MAX_CHECKED_ARMS = 200
 
 #: A drawn value: the label of a level or choice, or a number.
@@ -33,7 +33,7 @@ Value = str | int | float
 
 @dataclass(frozen=True)
 class Dimension:
-    """What one value is drawn from: labels, or a range."""
+    """Labels or range that one value is drawn from."""
 
     name: str
     choices: tuple[str, ...] = ()
@@ -53,21 +53,21 @@ class Dimension:
 
     @property
     def ends(self) -> tuple[Value, ...]:
-        """What has to be possible if everything between is to be: all choices, or both bounds."""
+        """Values to check so that all others are valid too: all choices, or both bounds."""
         return self.choices or (self.low, self.high)
 
 
-#: Takes a dimension, returns a value of it.
+#: Function that returns a value of a dimension.
 Draw = Callable[[Dimension], Value]
 
 
 class Space:
-    """Every trial that a search can propose.
+    """Space of all trials that a search can propose.
 
     Args:
-        arms: of the study, those that can run.
+        arms: arms of the study that can run.
         parameters: ``SearchConfig.space``.
-        factors: factor → labels, where the arms are not at hand; nothing can be built then.
+        factors: factor → labels, for use without arms; ``build`` then always returns None.
     """
 
     def __init__(
@@ -83,15 +83,15 @@ class Space:
             for factor, level in arm.levels.items():
                 levels.setdefault(factor, {})[level] = None
         self.factors = [Dimension(factor, tuple(labels)) for factor, labels in levels.items()]
-        # Shallow ones first: what applies may depend on them.
+        # Shallow fields first, because they decide which others apply.
         self._parameters = dict(sorted(parameters.items(), key=lambda item: item[0].count(".")))
         self.dimensions = {name: make_dimension(name, each) for name, each in self._parameters.items()}
 
     def build(self, draw: Draw) -> Arm | None:
-        """Return the trial that ``draw`` decides on, None when the study leaves such a combination of levels out.
+        """Return the trial with the values of ``draw``, None if the study excludes this combination of levels.
 
         Raises:
-            ValidationError: the values do not make a trial; never for a study that was read from a file.
+            ValidationError: if the values do not make a trial; never for a study that was read from a file.
         """
         levels = {each.name: str(draw(each)) if len(each.choices) > 1 else each.choices[0] for each in self.factors}
         arm = self._arms.get(tuple(levels.items()))
@@ -113,7 +113,7 @@ class Space:
         return Arm(levels, TrialConfig.model_validate(tree))
 
     def _meant(self, name: str, drawn: Value) -> Any:
-        """Return the value of the field that a drawn value stands for."""
+        """Return the value of field ``name`` for a drawn value: a choice, or a number rounded and kept in range."""
         choices, dimension = self._parameters[name].choices, self.dimensions[name]
         if choices is not None:
             return next(choice for choice in choices if format_label(choice) == drawn)
@@ -122,9 +122,10 @@ class Space:
         return min(max(float(f"{drawn:.{_DIGITS}g}"), dimension.low), dimension.high)
 
     def corners(self) -> Iterator[tuple[str, Value, Arm | ValidationError]]:
-        """Yield, for arms and each dimension that applies, its ends with the trial they make, or why they make none.
+        """Yield name, end and resulting trial (or error) for each dimension that applies to an arm.
 
-        What is a section (its choices decide which others apply) takes all of its choices meanwhile.
+        Sections take all their choices in turn, because these decide which other dimensions apply; the others stay at
+        their first end. At most ``_MAX_CHECKED_ARMS`` combinations of arm and choices are built.
         """
         sections = [name for name in self.dimensions if FIELDS[name].models]
         kinds = itertools.product(*(self.dimensions[name].choices for name in sections))
@@ -147,7 +148,7 @@ class Space:
 
 
 def find_max_epochs(search: SearchConfig, arms: Sequence[Arm]) -> int:
-    """Return how long the longest training of a search can be."""
+    """Return the largest number of epochs of a trial in the search."""
     searched = search.space.get("training.epochs")
     ends = [] if searched is None else [searched.high, *(searched.choices or [])]
     values = [end for end in ends if isinstance(end, int)]
@@ -155,7 +156,7 @@ def find_max_epochs(search: SearchConfig, arms: Sequence[Arm]) -> int:
 
 
 def make_dimension(name: str, parameter: Parameter) -> Dimension:
-    """Return the dimension that a parameter of the study file means."""
+    """Return the dimension of a parameter of the study file."""
     if parameter.choices is not None:
         return Dimension(name, tuple(map(format_label, parameter.choices)))
     assert parameter.low is not None
@@ -165,7 +166,7 @@ def make_dimension(name: str, parameter: Parameter) -> Dimension:
 
 
 def _takes(field: FieldPath | None, kind: type) -> bool:
-    """Return whether a field of the trial may have a value of this type."""
+    """Return whether a field of the trial may have a value of type ``kind``."""
     return field is not None and any(
         kind in _types(owner.model_fields[field.name].annotation) for owner in field.owners
     )
@@ -178,12 +179,12 @@ def _types(annotation: Any) -> Iterator[Any]:
 
 
 def _spelled_out(name: str, value: Any) -> Any:
-    """Return a section that is named by its kind as a mapping."""
+    """Return ``{"kind": value}`` for a section given by its kind, else the value itself."""
     return {"kind": value} if FIELDS[name].kinds and isinstance(value, str) else value
 
 
 def find_problems(search: SearchConfig, arms: Sequence[Arm], *, replicates: int) -> Iterator[tuple[Key, str]]:
-    """Yield what is wrong with the space of a search: key below ``search``, and text."""
+    """Yield key below ``search`` and text for each problem of a search."""
     problems = list(_find_wrong_names(search, arms))
     yield from problems
     if isinstance(search.sampler, CMAES):
@@ -210,7 +211,7 @@ def find_problems(search: SearchConfig, arms: Sequence[Arm], *, replicates: int)
 
 
 def _find_no_evolution(search: SearchConfig) -> Iterator[tuple[Key, str]]:
-    """Yield why CMA-ES cannot carry out a search."""
+    """Yield the reasons why CMA-ES cannot carry out a search."""
     if all(parameter.choices is not None for parameter in search.space.values()):
         yield ("space",), "found no range, and the sampler cmaes moves nothing else; add {low, high}, or take tpe"
     if len(search.objectives) > 1:
@@ -219,7 +220,7 @@ def _find_no_evolution(search: SearchConfig) -> Iterator[tuple[Key, str]]:
 
 
 def _find_no_stopping(config: EarlyStoppingConfig, max_epochs: int) -> Iterator[tuple[Key, str]]:
-    """Yield why nothing could be stopped early."""
+    """Yield the reasons why early stopping could stop no trial."""
     grace = config.grace_epochs
     if grace >= max_epochs:
         text = f"found {grace}, and no training is longer than {max_epochs} epochs: nothing could be stopped"
@@ -253,7 +254,7 @@ def _find_wrong_names(search: SearchConfig, arms: Sequence[Arm]) -> Iterator[tup
 
 
 def _find_wrong_values(field: FieldPath, parameter: Parameter) -> Iterator[str]:
-    """Yield what can be told of a parameter without building a trial."""
+    """Yield the problems of a parameter that are found without building a trial."""
     if parameter.choices is not None:
         if field.models:
             problems: list[str] = []

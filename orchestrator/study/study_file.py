@@ -1,4 +1,4 @@
-"""The study file → ``Study``: what we want to know, checked as a whole, with all problems of the file at once."""
+"""Study file → ``Study``, checked as a whole. All problems of the file are reported at once."""
 
 from __future__ import annotations
 
@@ -36,16 +36,16 @@ from trainables.regularisers import NoRegulariser, RegulariserConfig
 
 
 def compute_study_sha256(study: Study) -> str:
-    """Return the digest of all that a study file says, except how it is executed."""
+    """Return the digest of a study file's content, without the section ``execution``."""
     return hashlib.sha256(canonical_json(study.describe()).encode()).hexdigest()
 
 
-#: Assumption: ten times the largest study that this was measured with; a plan of more takes minutes and gigabytes.
+#: Assumption: ten times the largest study measured; a larger plan takes minutes and gigabytes.
 MAX_TRIALS = 100_000
 
 
 class Condition(Frozen):
-    """Fields that are set in the arms that match."""
+    """Fields that are set in the arms that match ``when``."""
 
     when: When = Field(description="Factor: level, or list of levels. All factors named have to match.")
     set: Annotated[dict[str, Any], Field(min_length=1)] = Field(description="Dotted field of the trial: value.")
@@ -54,7 +54,7 @@ class Condition(Frozen):
 class Study(Frozen):
     """One study file.
 
-    The sections from ``data`` to ``seed`` are the base values of every trial; what is left out has its default.
+    The sections from ``data`` to ``seed`` are the base values of every trial; fields left out have their defaults.
     ``factors`` vary them, in full combination:
 
     - A factor named after a field (``augmentation.strength: [0, 0.5, 1]``) has values of that field as levels, in a
@@ -68,7 +68,7 @@ class Study(Frozen):
     order. A field that does not apply to an arm is an error, and so are two arms with the same configuration:
     ``exclude`` one of them.
 
-    With ``search`` only those combinations are run that it proposes, together with values from its own ranges.
+    With ``search`` only the combinations that the search proposes are run, together with values from its own ranges.
 
     Relative paths to data, weights and tables start at the study file's folder, in an override at the working
     directory.
@@ -102,7 +102,7 @@ class Study(Frozen):
     execution: ExecutionConfig = ExecutionConfig()
 
     def describe(self) -> dict[str, Any]:
-        """Return all that the file says, except how it is executed, as JSON values."""
+        """Return the content of the file as JSON values, without the section ``execution``."""
         unset = {name for name in ("search", "hypotheses") if not getattr(self, name)}
         said = self.model_dump(mode="json", exclude={"execution"} | unset)
         if self.search is not None and self.search.early_stopping is None:
@@ -111,14 +111,14 @@ class Study(Frozen):
 
     @property
     def stops_early(self) -> bool:
-        """Whether trials that fall behind are stopped."""
+        """Whether the search stops trials early."""
         return self.search is not None and self.search.early_stopping is not None
 
     def arms(self) -> list[Arm]:
         """Return the arms: all combinations of levels in file order, without the excluded ones.
 
         Raises:
-            StudyError: the factors do not fit the trial; never for a study that was read from a file.
+            StudyError: if the factors do not fit the trial; never for a study that was read from a file.
         """
         source = Source(self.study, {name: _plain(getattr(self, name)) for name in self.model_fields_set})
         arms = expand(read_grid(source), source)
@@ -131,16 +131,16 @@ def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
     """Return the study in a YAML file.
 
     Args:
-        path: the study file.
-        overrides: ``dotted.path=YAML value`` each, set before anything is checked.
+        path: path of the study file.
+        overrides: overrides of the form ``dotted.path=YAML value``, applied before all checks.
 
     Raises:
-        StudyError: the file cannot be read, or is wrong; the message lists all problems with line and key.
+        StudyError: if the file cannot be read or has problems; the message lists all of them with line and key.
     """
     path = Path(path)
     try:
         with path.open("rb") as file:
-            text = file.read(MAX_BYTES + 1).decode("utf-8-sig")  # one more is refused: the file may have no end
+            text = file.read(MAX_BYTES + 1).decode("utf-8-sig")  # one byte too many is refused; the file may be endless
     except (OSError, ValueError) as error:
         raise StudyError(f"could not read the study {path}: {error}; expected a YAML file in UTF-8") from error
     return parse_study(text, source=str(path), overrides=overrides, folder=path.parent)
@@ -150,13 +150,13 @@ def parse_study(text: str, *, source: str, overrides: Sequence[str] = (), folder
     """Return the study that a YAML text describes.
 
     Args:
-        text: the content of a study file.
-        source: what to call it in messages.
-        overrides: ``dotted.path=YAML value`` each.
-        folder: where relative paths to data and weights start.
+        text: content of a study file.
+        source: name of the file in messages.
+        overrides: overrides of the form ``dotted.path=YAML value``, applied before all checks.
+        folder: folder at which relative paths in the file start.
 
     Raises:
-        StudyError: it is wrong; the message lists all problems with line and key.
+        StudyError: if the text has problems; the message lists all of them with line and key.
     """
     tree = read_yaml(text, source)
     for override in overrides:
@@ -184,7 +184,7 @@ def _validate(tree: Source, folder: Path | str) -> Study | None:
         study = Study.model_validate(tree.value)
     except ValidationError as error:
         for key, _, text in explain(error, Study, tree.value):
-            if format_key(key) not in known:  # what could not be read is not wrong a second time
+            if format_key(key) not in known:  # a value that could not be read is reported once
                 tree.report(key, text)
     arms = expand(read_grid(tree), tree)
     check_hypotheses(tree, grid, arms)
@@ -211,7 +211,7 @@ def _check_search(tree: Source, study: Study, search: SearchConfig, arms: list[A
 
 
 def _spell_out(path: str, value: Any) -> Any:
-    """Return a base section with ``imagenet`` written as ``{kind: imagenet}``, as levels may be."""
+    """Return a base section with short forms expanded: ``imagenet`` becomes ``{kind: imagenet}``."""
     field = FIELDS.get(path)
     if field and field.kinds and isinstance(value, str):
         return {"kind": value}
@@ -221,7 +221,7 @@ def _spell_out(path: str, value: Any) -> Any:
 
 
 def _make_paths_absolute(tree: Source, grid: Grid, folder: Path | str) -> None:
-    """Anchor relative paths, in place, so that workers with other working directories find the files."""
+    """Make relative paths absolute, in place, so that processes with other working directories find the files."""
     for key, path in list(_relative_paths(grid)):
         *parents, name = key
         node = tree.value
@@ -235,7 +235,7 @@ def _make_paths_absolute(tree: Source, grid: Grid, folder: Path | str) -> None:
 
 
 def _relative_paths(grid: Grid) -> Iterator[tuple[Key, str]]:
-    """Yield place and value of every path to data or weights, also of a default that is relative."""
+    """Yield key and value of every path to data or weights, including relative defaults."""
     named = {assignment.source for assignment in grid.assignments()}
     for assignment in grid.assignments():
         field = FIELDS.get(".".join(assignment.path))
@@ -250,7 +250,7 @@ def _relative_paths(grid: Grid) -> Iterator[tuple[Key, str]]:
 
 
 def _plain(value: Any) -> Any:
-    """Return what was set in a model, as plain values with every kind named."""
+    """Return the fields that were set in a model as plain values, always including ``kind``."""
     if isinstance(value, BaseModel):
         named = value.model_fields_set | ({"kind"} & set(type(value).model_fields))
         return {name: _plain(getattr(value, name)) for name in type(value).model_fields if name in named}
@@ -260,7 +260,7 @@ def _plain(value: Any) -> Any:
 
 
 def study_schema() -> dict[str, Any]:
-    """Return the JSON schema of the study file (draft 2020-12), for editors to complete and check it."""
+    """Return the JSON schema of the study file (draft 2020-12), with which editors complete and check it."""
     schema = Study.model_json_schema()
     properties = schema["properties"]
     for section in SECTIONS:
@@ -289,7 +289,7 @@ def _with_short_forms(kinds: Iterable[str], schema: dict[str, Any]) -> dict[str,
 
 
 def _value_schema(path: str) -> dict[str, Any]:
-    """Schema of a value of a field: its own, or for a section a mapping that may be partial and dotted."""
+    """Return the schema of a field's value; that of a section accepts partial mappings and dotted keys."""
     field = FIELDS[path]
     if not field.models:
         refs = [{"$ref": f"#/$defs/{owner.__name__}/properties/{field.name}"} for owner in field.owners]

@@ -1,8 +1,8 @@
-"""YAML text → plain values that remember their lines, and the list of everything wrong with them.
+"""YAML text → plain values with their line numbers, and a list of all problems.
 
-Stricter than ``yaml.safe_load``: no tags, duplicate or merge keys, no anchors that contain themselves or explode.
-Scalars follow YAML 1.2: ``1e-3`` is a number, and ``on``, ``off``, ``yes`` and ``no`` are words (a bool field still
-accepts them), so a level may be called so. Mapping keys are always the text as it is written.
+Stricter than ``yaml.safe_load``: no tags, duplicate or merge keys, no anchors that contain themselves or repeat too
+many values. Scalars follow YAML 1.2: ``1e-3`` is a number, and ``on``, ``off``, ``yes`` and ``no`` are text (a bool
+field still accepts them), so that they can be names of levels. Mapping keys are always the text as it is written.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-#: Place of a value in the tree: keys of mappings, indices of lists.
+#: Position of a value in the tree: keys of mappings and indices of lists.
 Key = tuple[str | int, ...]
 
-#: Assumptions: far above any study that a person writes, far below what hurts.
+#: Assumptions: far above any study that a person writes, far below sizes that cost noticeable time or memory.
 MAX_BYTES = 200_000
 MAX_DEPTH = 32
 MAX_ALIAS_NODES = 10_000
@@ -27,14 +27,14 @@ _NULL = frozenset({"", "~", "null", "Null", "NULL"})
 _BOOL = {"true": True, "True": True, "TRUE": True, "false": False, "False": False, "FALSE": False}
 _INT = re.compile(r"[-+]?[0-9]{1,18}")
 _FLOAT = re.compile(r"[-+]?(\.[0-9]+|[0-9]+\.[0-9]*|[0-9]+(?=[eE]))([eE][-+]?[0-9]+)?")
-#: Half a character, and the NUL at which file names end: can be escaped in YAML, and nothing else takes them.
+#: Surrogates and NUL (the end of file names), which can be escaped in YAML and are accepted nowhere else.
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 _SPECIAL = re.compile(r"[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)")
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing wrong: where (``study.yaml:12`` or ``--set a=b``), at which key, and what to do about it."""
+    """A problem of the file: place (``study.yaml:12`` or ``--set a=b``), line, key, and text with what to do."""
 
     where: str
     line: int
@@ -47,14 +47,14 @@ class Problem:
 
 @dataclass
 class Source:
-    """A tree of plain values, where each came from, and the problems found so far."""
+    """A tree of plain values, the place of each value, and the problems found so far."""
 
-    #: What to call it in messages: the file.
+    #: Name of the file in messages.
     name: str
     value: Any = None
     #: Key → line (from 1), or the override that put it there.
     places: dict[Key, int | str] = field(default_factory=dict)
-    #: As keys, each is there once.
+    #: Problems as keys of a dict, so that each is stored once, in order.
     _problems: dict[Problem, None] = field(default_factory=dict)
 
     @property
@@ -63,25 +63,25 @@ class Source:
         return list(self._problems)
 
     def report(self, key: Key, text: str) -> None:
-        """Add a problem at ``key``; where the key is missing, its nearest ancestor gives the line."""
+        """Add a problem at ``key``, with the line of its nearest ancestor if the key is missing."""
         place = self.place(key)
         line = place if isinstance(place, int) else 0
         where = place if isinstance(place, str) else f"{self.name}:{line}" if line else self.name
         self.add(Problem(where, line, format_key(key), text))
 
     def add(self, problem: Problem) -> None:
-        """Add a problem, unless it is known."""
+        """Add a problem unless it is already in the list."""
         self._problems[problem] = None
 
     def place(self, key: Key) -> int | str:
-        """Return the line of ``key`` (0: unknown), or the override it came from."""
+        """Return the line of ``key`` or its nearest known ancestor, or the override that set it; 0 if unknown."""
         for length in range(len(key), -1, -1):
             if key[:length] in self.places:
                 return self.places[key[:length]]
         return 0
 
     def describe_problems(self) -> str:
-        """Return all problems as one message, in the order of the file."""
+        """Return one message with the problems in the order of the file, at most ``MAX_SHOWN`` of them."""
         problems = sorted(self.problems, key=lambda problem: problem.line)
         head = "1 problem" if len(problems) == 1 else f"{len(problems)} problems"
         lines = [f"read the study {self.name}, found {head}:", *map(str, problems[:MAX_SHOWN])]
@@ -107,7 +107,7 @@ def format_value(value: Any) -> str:
 
 
 def resolve_scalar(text: str) -> str | int | float | bool | None:
-    """Return what an unquoted scalar means in YAML 1.2 (octal and hexadecimal stay text)."""
+    """Return the value of an unquoted scalar in YAML 1.2 (octal and hexadecimal stay text)."""
     if text in _NULL:
         return None
     if text in _BOOL:
@@ -120,7 +120,7 @@ def resolve_scalar(text: str) -> str | int | float | bool | None:
 
 
 def read_yaml(text: str, name: str) -> Source:
-    """Return the tree of a YAML text; what is wrong is in ``problems`` and left out of the tree."""
+    """Return the tree of a YAML text; parts with a problem are in ``problems``, and None or missing in the tree."""
     source = Source(name)
     if len(text.encode("utf-8", "surrogatepass")) > MAX_BYTES:
         source.report((), f"found {len(text):,} characters, expected at most {MAX_BYTES:,} bytes")
@@ -141,7 +141,7 @@ def read_yaml(text: str, name: str) -> Source:
 
 
 class _Loader(yaml.SafeLoader):
-    """Composes nodes whose tags tell quoted from unquoted; an explicit tag stays what it is and is refused later."""
+    """Loader whose node tags tell quoted from unquoted scalars. An explicit tag is kept and refused later."""
 
     depth = 0
 
@@ -161,7 +161,7 @@ class _Loader(yaml.SafeLoader):
 
 
 class _Builder:
-    """Nodes → plain values, noting the line of each in ``source``."""
+    """Converter of nodes to plain values that stores the line of each value in ``source``."""
 
     def __init__(self, source: Source) -> None:
         self.source = source
@@ -225,10 +225,10 @@ class _Builder:
 
 
 def apply_override(source: Source, override: str) -> None:
-    """Set one value of the tree from ``dotted.path=YAML value``; what is wrong becomes a problem of that override.
+    """Set one value of the tree from ``dotted.path=YAML value``; errors are added as problems of the override.
 
-    Keys that contain dots (factors) are found by the longest one that exists; below ``factors`` the whole rest is
-    the name of a new factor. A number selects an item of a list.
+    For keys that contain dots (factors) the longest existing key is used; below ``factors`` the whole rest of the path
+    is the name of a new factor. A number selects an item of a list.
     """
     place = f"--set {override.encode('utf-8', 'backslashreplace').decode()}"
     path, equals, text = override.partition("=")
@@ -262,7 +262,7 @@ def apply_override(source: Source, override: str) -> None:
 
 
 def _next_part(node: Any, key: Key, rest: str) -> tuple[str | int | None, str]:
-    """Return the next step of an override's path and what is left; None where there is no way on."""
+    """Return the next key of an override's path and the rest of the path, with None as key if ``node`` lacks it."""
     if isinstance(node, list):
         head, _, tail = rest.partition(".")
         return (int(head), tail) if re.fullmatch("[0-9]{1,6}", head) and int(head) < len(node) else (None, rest)

@@ -29,7 +29,7 @@ def make_ledger(folder: Path, cache_dir: Path, *overrides: str, num_complete: in
     prepared = prepare(study, storage=str(folder))
     search, ledger = prepared.search, prepared.ledger
     assert search is not None
-    search.observe({})
+    search.update_states({})
     todo = search.next_works(lambda *_: None)
     for work in todo:  # it grows meanwhile
         if num_complete == 0:
@@ -39,7 +39,7 @@ def make_ledger(folder: Path, cache_dir: Path, *overrides: str, num_complete: in
         ledger.begin(work, study="s", git_commit=None)
         metrics = result["metrics"] | measure(work.config)  # type: ignore[arg-type]
         ledger.folder("trial", work.signature).write_json("result.json", result | {"metrics": metrics})
-        search.settle(work.signature, "complete")
+        search.record_end(work.signature, "complete")
         todo += search.next_works(lambda *_: None)
     ledger.write_plan(search.plan, prepared.about)
     return ledger

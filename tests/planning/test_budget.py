@@ -254,7 +254,7 @@ class Slots:
         chunk = self.dispatcher.take(slot)
         return None if chunk is None else [work["record"]["name"] for work in chunk["works"]]
 
-    def report_events(self, slot: str, work: Work, event: str, *, busy_seconds: float = 0.0) -> None:
+    def tell(self, slot: str, work: Work, event: str, *, busy_seconds: float = 0.0) -> None:
         told: dict[str, Any] = {"signature": work.signature, "host": "here", "event": event, "status": "complete"}
         if event == "done":
             self.ledger.folder(work.kind, work.signature).write_json("result.json", {})
@@ -410,10 +410,10 @@ def test_accounts_that_cannot_be_written_are_a_warning_later_only(
 
 
 def test_it_is_written_off_the_loop(ledger: Ledger, clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(budget, "SAVE_SECONDS", 0.01)
+    monkeypatch.setattr(meter, "SAVE_SECONDS", 0.01)
     writers, before = set(), threading.get_ident()
     write = meter._write
-    monkeypatch.setattr(budget, "_write", lambda *words: (writers.add(threading.get_ident()), write(*words)))
+    monkeypatch.setattr(meter, "_write", lambda *words: (writers.add(threading.get_ident()), write(*words)))
     with saving_usage(Meter(clock=clock), ledger.root):
         wait_until(lambda: len(writers) == 2, "the thread has written")
     assert before in writers  # at the beginning and at the end

@@ -41,7 +41,7 @@ def test_what_mlflow_cannot_share_is_refused(tmp_path: Path, uri: str) -> None:
 
 def test_postgresql_means_the_driver_that_is_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     ledger, installed = Ledger(str(tmp_path), "demo"), ["psycopg"]
-    monkeypatch.setattr("orchestrator.tracking.addresses.find_spec", lambda name: name if name in installed else None)
+    monkeypatch.setattr("orchestrator.ledger.databases.find_spec", lambda name: name if name in installed else None)
     assert resolve(ledger, "postgresql://me:pw@host:5/db") == "postgresql+psycopg://me:pw@host:5/db"
     installed.append("psycopg2")
     assert resolve(ledger, "postgresql://me:pw@host:5/db") == "postgresql+psycopg2://me:pw@host:5/db"

@@ -1,4 +1,4 @@
-"""AugMix: an image mixed with several chains of mild operations on it (Hendrycks et al. 2020, arXiv 1912.02781).
+"""AugMix: mixtures of an image with several chains of mild operations on it (Hendrycks et al. 2020, arXiv 1912.02781).
 
 Magnitudes are those of the reference implementation: a level drawn from [.1, severity] of 10 per operation. Left out:
 the Jensen–Shannon consistency loss. Differs: integer magnitudes (translation, solarize) are rounded as the operations
@@ -21,23 +21,25 @@ from trainables.seeding import mix, uniform
 
 #: Largest magnitudes at level 10: a third of the side for translations.
 _AUGMIX = Space(0.3, 1.0 / 3.0, 0.0, 30.0, 0.0, 0)
-#: Those of the paper: none that is also a corruption of ImageNet-C (contrast, colour, brightness, sharpness).
+#: Operations of the paper, none of which is also a corruption of ImageNet-C (contrast, colour, brightness, sharpness).
 _NAMES = ("autocontrast", "equalize", "rotate", "solarize", "shear_x", "shear_y", "translate_x", "translate_y")
 
 
 def _posterize(images: UInt8[Tensor, "n c h w"], share: Float[Tensor, "n 2"]) -> UInt8[Tensor, "n c h w"]:
-    # The reference keeps 4 bits at level 0 and none at 10; the second number is the strength.
+    # The reference keeps 4 bits at level 0 and none at 10; the second number is the policy's strength.
     return colour.posterize(images, 8 - torch.round(share[:, 1] * (4.0 + 4.0 * share[:, 0].abs())))
 
 
 class AugMixPolicy:
-    """Dirichlet(1, …, 1) mixtures of ``width`` chains of 1 to ``max_depth`` operations, and Beta(1, 1) of the image.
+    """Policy that mixes ``width`` chains of 1 to ``max_depth`` operations, and their mixture with the image.
+
+    Weights are drawn from Dirichlet(1, …, 1) for the chains and from Beta(1, 1) for the image.
 
     Args:
-        severity: largest level, of 10.
+        severity: largest level, out of 10.
         width: number of chains.
         max_depth: largest number of operations in a chain.
-        strength: multiplies the magnitudes; autocontrast and equalize act with this probability; 0 is no change.
+        strength: factor on the magnitudes and probability that autocontrast and equalize act; 0 is no change.
     """
 
     def __init__(self, *, severity: int, width: int, max_depth: int, strength: float) -> None:
@@ -50,14 +52,14 @@ class AugMixPolicy:
         """Return the augmented images."""
         chain_weights, image_weight = self.draw_weights(seeds)
         mixture = torch.zeros(images.shape, device=images.device)
-        for number in range(self.width):  # in this order: the same sum in any batch
+        for number in range(self.width):  # in fixed order: the same sum in any batch
             chain = apply_sequences(images, self.draw(mix(seeds, "chain", number)), self.operations)
             mixture.add_(chain.float().mul_(per_sample(chain_weights[:, number])))
         keep = per_sample(image_weight)
         return to_uint8(mixture.mul_(1.0 - keep).add_(images.float().mul_(keep)))
 
     def move(self, masks: UInt8[Tensor, "n 1 h w"], seeds: Int64[Tensor, " n"]) -> UInt8[Tensor, "n 1 h w"]:
-        """Refuse: there is no mask of a mixture.
+        """Raise an error: no mask fits a mixture of differently moved images.
 
         Raises:
             ConfigError: always.
@@ -80,7 +82,7 @@ class AugMixPolicy:
         return Sequences(torch.where(off | beyond, -1, choices), magnitudes, seeds)
 
     def draw_weights(self, seeds: Int64[Tensor, " n"]) -> tuple[Float[Tensor, "n width"], Float[Tensor, " n"]]:
-        """Return the weights of the chains, which sum to 1, and the image's own."""
+        """Return the weights of the chains, which sum to 1, and the weight of the image."""
         exponential = -torch.log1p(-uniform(seeds, self.width, stream="dirichlet").double())
         weights = exponential / exponential.sum(1, keepdim=True).clamp(min=2.0**-60)
         return weights.float(), uniform(seeds, stream="beta")

@@ -1,4 +1,4 @@
-"""Memory of a CPU: keeping what was freed."""
+"""Reuse of freed memory on the CPU."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ from functools import cache
 
 import torch
 
-#: glibc looks at blocks up to 32 MiB only (M_MMAP_THRESHOLD in mallopt(3)); this one is not written to.
+#: Size of a block that is freed unwritten: glibc considers blocks up to 32 MiB only (M_MMAP_THRESHOLD in mallopt(3)).
 _BLOCK_BYTES = 2**25 - 2**16
 
 
 @cache
 def keep_freed_memory() -> None:
-    """Let this process keep up to 64 MiB that it has freed; other C libraries than glibc are not changed.
+    """Make glibc keep up to 64 MiB of freed memory in this process; other C libraries are not affected.
 
-    glibc gives free memory at the end of the heap back to the system once it is twice the largest block that was ever
+    glibc returns free memory at the end of the heap to the system once it exceeds twice the largest block that was ever
     freed. A batch then gets all its memory anew, page by page, which takes up to a third of the time of augmenting it.
     """
     torch.empty(_BLOCK_BYTES, dtype=torch.uint8)

@@ -1,4 +1,4 @@
-"""The augmentation of a trial: RandomResizedCrop → flips → policy on uint8 images, erasing after normalisation."""
+"""Augmentation of a trial: RandomResizedCrop → flips → policy on uint8 images, erasing after normalisation."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from trainables.seeding import uniform
 
 
 class Augmenter:
-    """Crop, flips and policy of one trial; build it with ``build_augmentation``.
+    """Crop, flips and policy of one trial, built by ``build_augmentation``.
 
     Args:
-        policy: what happens to pixels after the geometry.
+        policy: policy applied after crop and flips.
         image_size: side in px of cropped images.
-        crop_scale_min: smallest area share of the random crop, or None: no cropping.
-        horizontal_flip: mirror left–right with probability ½.
-        vertical_flip: mirror up–down with probability ½.
+        crop_scale_min: smallest area share of the random crop; None if images are not cropped.
+        horizontal_flip: whether to mirror left–right with probability ½.
+        vertical_flip: whether to mirror up–down with probability ½.
     """
 
     def __init__(
@@ -45,17 +45,17 @@ class Augmenter:
         """Return the augmented images on their device; the same (image, seed) gives the same result in any batch.
 
         Args:
-            images: 1 or 3 channels.
+            images: images of 1 or 3 channels.
             seeds: ``mix(hash_ids(ids), derive_seed(seed, replicate, "augmentation"), epoch)``.
         """
         return self.policy(self._place(images, seeds, resize=geometry.resize_crop), seeds)
 
     def move(self, masks: UInt8[Tensor, "n 1 h w"], seeds: Int64[Tensor, " n"]) -> UInt8[Tensor, "n 1 H W"]:
-        """Return segmentation masks cropped, flipped and moved as the images of the same seeds: nearest pixel.
+        """Return segmentation masks cropped, flipped and moved like the images of the same seeds, by nearest pixel.
 
         Args:
-            masks: labels 0–255; 0 is what comes in from outside.
-            seeds: those of the images.
+            masks: labels 0–255; pixels from outside the mask become 0.
+            seeds: seeds of the images.
 
         Raises:
             ConfigError: the policy is AugMix.
@@ -75,7 +75,7 @@ class Augmenter:
 
 
 def build_augmentation(config: AugmentationConfig, image_size: int) -> Augmenter:
-    """Return the augmentation that ``config`` describes; erasing is ``random_erasing``, after normalisation."""
+    """Return the augmentation that ``config`` describes, except for ``random_erasing``, which follows normalisation."""
     return Augmenter(
         _build_policy(config),
         image_size=image_size,

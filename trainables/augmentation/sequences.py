@@ -1,11 +1,11 @@
-"""A few operations per image, each image its own in its own order, run as batches.
+"""Batched execution of a few operations per image, where every image has its own operations in its own order.
 
-Look-up tables that follow each other are composed into one and applied by one gather, together with the next operation
-that needs the image itself: a stop. A stop is run for many images at once, whichever their steps are, as long as the
-stops of every image keep their order. Tables of uint8 compose without rounding anew, so what comes out is bit for bit
-what the operations called one by one give.
+Consecutive look-up tables are composed into one and applied by one gather, together with the next operation that needs
+the image itself, which is called a stop. A stop is run for many images at once, whichever their steps are, as long as
+the stops of every image keep their order. Tables of uint8 compose without further rounding, so the result is bit for
+bit that of the operations called one by one.
 
-The plan is made of lists: for a hundred stops many calls to numpy or torch take longer than Python.
+The schedule consists of lists: for a hundred stops many calls to numpy or torch take longer than Python.
 """
 
 from __future__ import annotations
@@ -34,33 +34,33 @@ from trainables.augmentation.policy import (
 from trainables.ops.geometry import warp_affine
 from trainables.ops.pixels import look_up, ramp
 
-#: Five colour images of 224². From 3 to 10 it matters little: fewer calls against float copies in the cache.
+#: Values of five colour images of 224². From 3 to 10 images matter little: fewer calls against float copies in the cache.
 _BLOCK_VALUES = 5 * 3 * 224 * 224
 
 Item = TypeVar("Item")
 Choices = Int64[np.ndarray, "n steps"]
-#: Steps of point operations that follow each other, by image and how many stops lie before them.
+#: Steps of consecutive point operations, by image and number of stops before them.
 Runs = dict[tuple[int, int], list[int]]
 
 
 class Sequences(NamedTuple):
-    """What each of n images goes through."""
+    """Operations of each of n images."""
 
-    #: Index into the policy's operations, in order of application; −1: nothing in this step.
+    #: Index into the policy's operations, in order of application; −1 if the step does nothing.
     choices: Int64[Tensor, "n steps"]
     magnitudes: Float[Tensor, "n steps 2"]
     seeds: Int64[Tensor, " n"]
 
 
 class Stop(NamedTuple):
-    """An operation that needs the image itself, of one image."""
+    """Operation on one image that needs the image itself."""
 
     operation: int
     row: int
     step: int
-    #: How many stops of the image lie before it.
+    #: Number of stops of the image before this one.
     number: int
-    #: Whether the image has to be looked up in a table before.
+    #: Whether a table has to be applied to the image before.
     is_tabled: bool
 
 
@@ -69,7 +69,7 @@ def apply_sequences(
 ) -> UInt8[Tensor, "n c h w"]:
     """Return the images after their operations.
 
-    The device is waited for once, to learn what was drawn; some operations (blur, jpeg) wait by themselves.
+    Waits for the device once, to read the drawn operations; some operations (blur, jpeg) wait for it as well.
     """
     width = sequences.choices.shape[1]
     known = torch.cat([sequences.choices.double(), sequences.magnitudes[..., 0].abs().double()], 1).cpu().numpy()
@@ -78,10 +78,10 @@ def apply_sequences(
     if not runs and not any(chains):
         return images
     keep_freed_memory()
-    result = torch.empty_like(images, memory_format=torch.contiguous_format)  # outside: callers may write to it
+    result = torch.empty_like(images, memory_format=torch.contiguous_format)  # not in inference mode: callers may write to it
     with torch.inference_mode():  # a twentieth less time: no bookkeeping for gradients
         work = _Work(images, result, operations, _compose_runs(images, runs, choices, sequences.magnitudes, operations))
-        # Those of like magnitude are neighbours, because a blur spans from its block's first wide kernel to its last.
+        # Stops of similar magnitude are neighbours, because a blur spans from its block's first wide kernel to its last.
         groups = (sorted(group, key=lambda stop: size[stop.row][stop.step]) for group in schedule(chains))
         blocks = [_put_tabled_first(block) for group in groups for block in _split(group, work.block_size)]
         at = [(stop.row, stop.step) for block in blocks for stop in block]
@@ -96,7 +96,7 @@ def apply_sequences(
 
 
 def find_stops(choices: Sequence[Sequence[int]], operations: Sequence[Operation]) -> tuple[list[list[Stop]], Runs]:
-    """Return the stops of every image in their order, and what lies between them."""
+    """Return the stops of every image in their order, and the runs of point operations between them."""
     is_point = [isinstance(operation, PointOperation) for operation in operations]
     gives_table = [isinstance(operation, TableOperation) for operation in operations]
     chains: list[list[Stop]] = []
@@ -118,10 +118,10 @@ def find_stops(choices: Sequence[Sequence[int]], operations: Sequence[Operation]
 
 
 def schedule(chains: Iterable[Sequence[Stop]]) -> Iterator[list[Stop]]:
-    """Yield all stops in groups of one operation, those of an image in its order.
+    """Yield all stops in groups of one operation; the stops of an image keep their order.
 
-    Next is the operation that most images are ready for, preferably one that no image needs later. The fewest groups
-    would be a shortest common supersequence, which is hard to find; these are a third fewer than going step by step.
+    The next operation is the one that most images are ready for, preferably one that no image needs later. The fewest
+    groups would be a shortest common supersequence, which is hard to find; these are a third fewer than step by step.
     """
     ahead = [list(reversed(stops)) for stops in chains if stops]
     wanted = Counter(stop.operation for stops in ahead for stop in stops)
@@ -139,18 +139,18 @@ def schedule(chains: Iterable[Sequence[Stop]]) -> Iterator[list[Stop]]:
 
 
 def _split(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
-    """Return the items in as few parts of at most ``size`` as there can be, all of about the same size."""
+    """Return the items in the fewest possible parts of at most ``size``, all of about the same size."""
     num = -(-len(items) // size)
     return [items[len(items) * part // num : len(items) * (part + 1) // num] for part in range(num)]
 
 
 def _put_tabled_first(block: Sequence[Stop]) -> list[Stop]:
-    """Return stops in order of magnitude as the tabled ones upwards, the others downwards: the largest meet."""
+    """Return stops sorted by magnitude as tabled ones ascending, then others descending: the largest are adjacent."""
     return [stop for stop in block if stop.is_tabled] + [stop for stop in reversed(block) if not stop.is_tabled]
 
 
 class _Table(NamedTuple):
-    """A look-up table of one image, and which channels it changes."""
+    """Look-up table of one image, and the channels that it changes."""
 
     values: UInt8[Tensor, "c 256"]
     channels: Sequence[int]
@@ -160,7 +160,7 @@ Tables = Mapping[tuple[int, int], _Table]
 
 
 class _Work:
-    """A batch on its way: every image as it is so far, and the table that it has yet to be looked up in."""
+    """State of a batch: every image as it is so far, and the table that is still to be applied to it."""
 
     def __init__(self, images: Images, result: Images, operations: Sequence[Operation], runs: Tables) -> None:
         self.operations, self.runs, self.block_size = operations, runs, _count_per_block(images)
@@ -169,7 +169,7 @@ class _Work:
         self._identity = ramp(images, 1)[0, :, 0]
 
     def run(self, block: Sequence[Stop], magnitudes: Magnitudes, seeds: Seeds) -> None:
-        """Bring images through stops of one operation; those with a table come first."""
+        """Run stops of one operation and store their images; tabled stops must come first."""
         images, operation = self._look_up([stop.row for stop in block]), self.operations[block[0].operation]
         tables = [self.runs.get((stop.row, stop.number + 1)) for stop in block]
         changed = block
@@ -186,7 +186,7 @@ class _Work:
             self.tables[stop.row] = table
 
     def finish(self) -> None:
-        """Look up the tables that are left; copy the images that nothing changes."""
+        """Apply the remaining tables; copy the images that no operation has changed to the result."""
         rows = [row for row, table in enumerate(self.tables) if table is not None]
         for block in _split(rows, self.block_size):
             self._keep(block, self._look_up(block))
@@ -195,18 +195,18 @@ class _Work:
                 result.copy_(image)
 
     def _keep(self, rows: Sequence[int], images: Images) -> None:
-        """Write the first images to the result, always to the same memory: fresh memory costs more than the copy."""
+        """Copy the first images to ``rows`` of the result: its memory is reused, as new memory costs more than the copy."""
         for row, image in zip(rows, images.unbind(), strict=False):
             self.images[row] = self._results[row].copy_(image)
 
     def _append(self, tables: UInt8[Tensor, "k c 256"], later: Sequence[_Table | None]) -> list[_Table | None]:
-        """Return these tables, each followed by what comes later, which may be nothing."""
+        """Return these tables, each composed with the table that is applied after it, if there is one."""
         follow = torch.stack([self._identity if table is None else table.values for table in later])
         channels = range(tables.shape[1])
         return [_Table(values, channels) for values in follow.gather(2, tables.to(torch.int64)).unbind()]
 
     def _look_up(self, rows: Sequence[int]) -> Images:
-        """Return a copy of these images after their tables; those that have one come first."""
+        """Return a copy of these images with their tables applied; images that have a table must come first."""
         images = torch.stack([self.images[row] for row in rows])
         tables = [table for row in rows if (table := self.tables[row]) is not None]
         if not tables:
@@ -232,7 +232,7 @@ def _compose_runs(
     magnitudes: Float[Tensor, "n steps 2"],
     operations: Sequence[Operation],
 ) -> Tables:
-    """Return the table of every run; the tables of an operation come from one call."""
+    """Return the composed table of every run. Each operation is called once for all its tables."""
     if not runs:
         return {}
     steps = [(row, step) for (row, _), own in runs.items() for step in own]
@@ -259,14 +259,14 @@ def _compose_runs(
 
 
 def _find_reach(operation: Operation, num_channels: int) -> Sequence[int]:
-    """Return which channels an operation changes."""
+    """Return the channels that an operation changes."""
     if isinstance(operation, PointOperation) and operation.channel is not None and num_channels > 1:
         return [operation.channel]
     return range(num_channels)
 
 
 def _put(values: UInt8[Tensor, "n ..."], at: Int64[Tensor, " k"], new: UInt8[Tensor, "k ..."]) -> None:
-    """Write ``new`` into the rows ``at`` of contiguous ``values``: eight bytes at a time, for torch goes one by one."""
+    """Write ``new`` into the rows ``at`` of contiguous ``values``, if possible eight bytes at a time: torch copies singly."""
     rows, new_rows = values.flatten(1), new.flatten(1)
     if rows.shape[1] % 8 == 0 and new_rows.storage_offset() % 8 == 0 and rows.storage_offset() % 8 == 0:
         rows, new_rows = rows.view(torch.int64), new_rows.view(torch.int64)
@@ -276,7 +276,7 @@ def _put(values: UInt8[Tensor, "n ..."], at: Int64[Tensor, " k"], new: UInt8[Ten
 def move_masks(
     masks: UInt8[Tensor, "n 1 h w"], sequences: Sequences, operations: Sequence[Operation]
 ) -> UInt8[Tensor, "n 1 h w"]:
-    """Return the masks after the warps among their images' operations; 0 comes in from outside."""
+    """Return the masks after the warps among their images' operations; pixels from outside the mask become 0."""
     choices = sequences.choices.cpu().numpy()
     warps = np.where(_is_a((WarpOperation,), choices, operations), choices, -1)
     for step in range(warps.shape[1]):
@@ -291,7 +291,7 @@ def move_masks(
 
 
 def _is_a(kinds: tuple[type, ...], choices: Choices, operations: Sequence[Operation]) -> Bool[np.ndarray, "n steps"]:
-    known = np.array([isinstance(operation, kinds) for operation in operations] + [False])  # −1 is the last
+    known = np.array([isinstance(operation, kinds) for operation in operations] + [False])  # index −1 is the last
     return known[choices]
 
 
@@ -304,12 +304,13 @@ def apply_chosen(
     choice: Int64[np.ndarray, " n"],
     run: Callable[[int, Int64[Tensor, " rows"], Images], Images],
 ) -> UInt8[Tensor, "n c h w"]:
-    """Return the images, each after the operation it chose.
+    """Return the images, each after the operation chosen for it.
 
     Args:
-        images: a batch.
-        choice: number of an operation, or −1 to stay as it is.
-        run: gets a number, the rows of the batch that chose it, and their images.
+        images: batch of images.
+        choice: number of an operation per image, or −1 for none.
+        run: function from an operation's number, the rows of the batch that it is chosen for, and their images to the
+            changed images.
     """
     order = np.argsort(choice, kind="stable")
     numbers, counts = np.unique(choice, return_counts=True)
@@ -324,7 +325,7 @@ def apply_chosen(
 
 
 def _count_per_block(images: Images) -> int:
-    """Return how many images an operation gets at once: on a CPU so few that its float copies stay in the cache."""
+    """Return the number of images per call of an operation: on a CPU so few that float copies stay in the cache."""
     return max(1, _BLOCK_VALUES // images.shape[1:].numel()) if images.device.type == "cpu" else len(images)
 
 

@@ -1,7 +1,7 @@
 """RandAugment and TrivialAugment Wide with torchvision's operations and magnitude tables, one draw per image.
 
 Strength f ∈ [0, 1] multiplies the magnitude; the switch-like operations (autocontrast, equalize) act with probability
-f, so that 0 is no change. Differs from torchvision: results are rounded, not cut; moved-in pixels are black.
+f, so that 0 is no change. Differs from torchvision: results are rounded, not cut off; pixels from outside the image are black.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Space(NamedTuple):
     """Largest magnitudes of a policy."""
 
     shear: float
-    #: Of the side where it is at most 1, else px.
+    #: Share of the image's side; ``translate_px`` is added to it.
     translate_side: float
     translate_px: float
     rotate_degrees: float
@@ -40,15 +40,15 @@ class Space(NamedTuple):
     posterize_bits: int
 
 
-#: torchvision.transforms.RandAugment
+#: Magnitudes of torchvision.transforms.RandAugment.
 RANDAUGMENT = Space(0.3, 150.0 / 331.0, 0.0, 30.0, 0.9, 4)
-#: torchvision.transforms.TrivialAugmentWide
+#: Magnitudes of torchvision.transforms.TrivialAugmentWide.
 TRIVIALAUGMENT = Space(0.99, 0.0, 32.0, 135.0, 0.99, 6)
 SWITCHES = ("autocontrast", "equalize")
 
 
 def build_operations(space: Space) -> dict[str, Operation]:
-    """Return the 14 operations; their magnitude is a share in [−1, 1] of the largest, its sign matters to some."""
+    """Return name → operation for all 14; their magnitude is a share in [−1, 1] of the largest, signed for some."""
 
     def enhance(operation: Callable[[Images, Tensor], Images]) -> Callable[[Images, Magnitudes], Images]:
         return lambda x, share: operation(x, 1.0 + space.enhance * share[:, 0])
@@ -92,13 +92,13 @@ def _rotate(share: Magnitudes, height: int, width: int, *, space: Space) -> Floa
 
 
 class StandardPolicy:
-    """``num_ops`` operations per image, drawn with replacement from the 14 of RandAugment and TrivialAugment.
+    """Policy of ``num_ops`` operations per image, drawn with replacement from the 14 of Rand- and TrivialAugment.
 
     Args:
-        space: the largest magnitudes.
+        space: largest magnitudes.
         num_ops: operations per image.
-        bin: magnitude as a bin 0–30 (RandAugment), or None: a bin drawn per operation (TrivialAugment).
-        strength: multiplies the magnitude; 0 is no change.
+        bin: magnitude as a bin 0–30 (RandAugment); None to draw a bin per operation (TrivialAugment).
+        strength: factor on the magnitude and probability that switch-like operations act; 0 is no change.
     """
 
     def __init__(self, space: Space, *, num_ops: int, bin: int | None, strength: float) -> None:
@@ -112,11 +112,11 @@ class StandardPolicy:
         return apply_sequences(images, self.draw(seeds), self.operations)
 
     def move(self, masks: UInt8[Tensor, "n 1 h w"], seeds: Int64[Tensor, " n"]) -> UInt8[Tensor, "n 1 h w"]:
-        """Return the masks of these samples moved as their images are."""
+        """Return the masks of the same samples, moved like their images."""
         return move_masks(masks, self.draw(seeds), self.operations)
 
     def draw(self, seeds: Int64[Tensor, " n"]) -> Sequences:
-        """Return which operations each sample gets (−1: identity, or a switch that stays off) and their shares."""
+        """Return the operations of each sample (−1: identity, or a switch that does not act) and their shares."""
         u = uniform(seeds, self.num_ops, 4, stream="standard")
         choices = torch.floor(u[..., 0] * len(self.operations)).to(torch.int64)
         bins = torch.floor(u[..., 1] * 31) if self.bin is None else torch.full_like(u[..., 1], self.bin)

@@ -1,8 +1,8 @@
-"""The strong policies: a few distinct operations per image from a very wide magnitude space.
+"""Strong policies: a few distinct operations per image from a very wide magnitude space.
 
 Source: Pohjonen et al. 2022 (arXiv 2206.15274): strong-v0.1.0 is the space of StrongAugment 0.1.0, strong-v1 that of
 the first release, which belongs to the paper's first version. Differs: everything is drawn from the sample's seed;
-results are rounded, not cut; jpeg keeps red and blue in place; posterize does not overflow; strength is an axis.
+results are rounded, not cut off; jpeg does not swap red and blue; posterize does not overflow; strength is an axis.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from trainables.seeding import uniform
 
 
 class Range(NamedTuple):
-    """From which magnitudes an operation draws."""
+    """Range of an operation's magnitudes."""
 
     low: float
     high: float
-    #: Magnitudes (the second for tone) that change nothing.
+    #: Magnitudes that change nothing; only tone uses the second.
     identity: tuple[float, float]
     #: float: uniform in [low, high). integer: uniform, both ends included. switch: 1 with probability strength.
     kind: Literal["float", "integer", "switch"] = "float"
@@ -44,7 +44,7 @@ class Range(NamedTuple):
 
 @dataclass(frozen=True)
 class StrongSpace:
-    """One released policy."""
+    """Operations of one released policy and their ranges."""
 
     operations: Mapping[str, tuple[Operation, Range]]
     #: Probabilities of ``min_ops``, ``min_ops`` + 1, … operations per image.
@@ -101,7 +101,7 @@ def _rotate(magnitudes: Magnitudes, height: int, width: int) -> Float[Tensor, "n
 _ONE = (1.0, 0.0)
 _ZERO = (0.0, 0.0)
 _SWITCH = Range(0, 1, _ZERO, "switch")
-#: What comes in from outside in strong-v1, as published.
+#: Grey value of pixels from outside the image in strong-v1, as published.
 _GREY = 128
 
 _COLOURS: dict[str, tuple[Operation, Range]] = {
@@ -169,7 +169,7 @@ class StrongPolicy:
     (autocontrast, equalize, grayscale), when drawn, act with probability ``strength``.
 
     Args:
-        space: which policy.
+        space: operations and ranges of the policy.
         strength: share of the way from the identity to the published bounds.
     """
 
@@ -192,11 +192,11 @@ class StrongPolicy:
         return apply_sequences(images, self.draw(seeds), self.operations)
 
     def move(self, masks: UInt8[Tensor, "n 1 h w"], seeds: Int64[Tensor, " n"]) -> UInt8[Tensor, "n 1 h w"]:
-        """Return the masks of these samples moved as their images are."""
+        """Return the masks of the same samples, moved like their images."""
         return move_masks(masks, self.draw(seeds), self.operations)
 
     def draw(self, seeds: Int64[Tensor, " n"]) -> Sequences:
-        """Return which operations each sample gets, and at which magnitudes; what would change nothing is left out."""
+        """Return the operations and magnitudes of each sample; an operation that would change nothing becomes −1."""
         choices = self._draw_choices(seeds)
         magnitudes = self._draw_magnitudes(seeds)
         same = (magnitudes == self._identity.to(seeds.device)) | ~self._uses.to(seeds.device)
@@ -205,7 +205,7 @@ class StrongPolicy:
         return Sequences(choices, magnitudes.gather(1, drawn[:, :, None].expand(-1, -1, 2)), seeds)
 
     def _draw_choices(self, seeds: Int64[Tensor, " n"]) -> Int64[Tensor, "n steps"]:
-        """Distinct operations in random order: the head of a random permutation, without warps after the first."""
+        """Return distinct operations in random order: the head of a random permutation, without warps after the first."""
         order = torch.argsort(uniform(seeds, len(self.operations), stream="order"), dim=1, stable=True)
         warps = self._warps.to(seeds.device)[order]
         spare = warps & (warps.cumsum(1) > 1)
@@ -217,7 +217,7 @@ class StrongPolicy:
         return torch.where(steps < num_ops[:, None], order, -1)
 
     def _draw_magnitudes(self, seeds: Int64[Tensor, " n"]) -> Float[Tensor, "n operations 2"]:
-        """For every operation, drawn or not."""
+        """Return magnitudes for every operation, drawn or not."""
         low, high, integer, switch = (
             value.to(seeds.device) for value in (self._low, self._high, self._integer, self._switch)
         )

@@ -1,4 +1,4 @@
-"""From a table to labelled sets: class order, external sites, splits by group, and every check that needs no pixel."""
+"""Class and set of every table row: class order, external sites, splits by group, and all checks without pixels."""
 
 from __future__ import annotations
 
@@ -21,20 +21,20 @@ from trainables.data.splits import (
 from trainables.data.table import Table, describe_row, list_first
 from trainables.errors import ConfigError, DataError
 
-#: Longer numbers are names: Python refuses to read those of thousands of digits.
+#: Longer strings of digits are sorted as text: Python's ``int`` refuses thousands of digits.
 _MAX_DIGITS = 100
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """Where every row of a table goes."""
+    """Class and set of every row of a table."""
 
     classes: tuple[str, ...]
     #: Index into ``classes``; −1 for a row with a problem.
     labels: Int64[np.ndarray, " n"]
     #: train, val, test or external/<name>; "" for a row with a problem.
     sets: np.ndarray
-    #: By row.
+    #: Row → why its image cannot be used.
     problems: dict[int, str]
 
 
@@ -43,7 +43,7 @@ def assign_sets(table: Table, config: ImageData) -> Assignment:
 
     Raises:
         ConfigError: an external site does not exist, or the split fractions leave no training data.
-        DataError: unmapped labels, repeated ids, groups or ids in two sets, an empty split, a class not in train.
+        DataError: an unmapped label, a repeated id, a group or id in two sets, an empty split, a class not in train.
     """
     if not table.ids:
         raise DataError(f"found no image in the {config.model_dump()['kind']} data; expected at least a few per class")
@@ -67,13 +67,13 @@ def assign_sets(table: Table, config: ImageData) -> Assignment:
     check_disjoint(splits, ids, what="id")
     check_unique(list(ids), [describe_row(table.file_names[row], table.rows[row]) for row in usable], what="id")
     check_disjoint(splits, groups, what="group")
-    if not problems:  # else the problems come first, and this check again after quarantine
+    if not problems:  # otherwise write_dataset reports them first, and runs this check after quarantine
         check_covered(sets, labels, classes)
     return Assignment(classes, labels, sets, problems)
 
 
 def _resolve_labels(table: Table, config: ImageData) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"], dict[int, str]]:
-    """Return classes, label indices (−1: problem) and all problems known so far."""
+    """Return the classes, the label index of every row (−1 for a problem) and all problems known so far."""
     problems = dict(table.problems)
     usable = [row for row in range(len(table.ids)) if row not in problems]
     found = [table.labels[row] for row in usable]
@@ -99,7 +99,7 @@ def _resolve_labels(table: Table, config: ImageData) -> tuple[tuple[str, ...], I
 
 
 def sort_naturally(labels: set[str]) -> list[str]:
-    """Return labels in order: by value when all are whole numbers ("2" before "10"), else by the alphabet."""
+    """Return the labels sorted by value if all are whole numbers ("2" before "10"), otherwise alphabetically."""
     numeric = all(label.isdecimal() and len(label) <= _MAX_DIGITS for label in labels)
     return sorted(labels, key=lambda label: (int(label) if numeric else 0, label))
 
@@ -117,6 +117,6 @@ def _find_site(sites: np.ndarray, site: str) -> np.ndarray:
 
 
 def suggest(value: str, known: Sequence[str]) -> str:
-    """Return " (nearest: …)" for a mistyped value, "" when nothing is near."""
+    """Return " (nearest: …)" for a mistyped value, "" if no known value is similar."""
     near = get_close_matches(value, known, n=1)
     return f" (nearest: {near[0]!r})" if near else ""

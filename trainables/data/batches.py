@@ -1,4 +1,4 @@
-"""The training split as batches: which images, in which order, with which seeds."""
+"""Batches of the training split: choice of images, their order and their seeds."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Batch(NamedTuple):
     labels: Int64[Tensor, " n"]
     #: Index of the group: the site, unless the regulariser groups by something else.
     groups: Int64[Tensor, " n"]
-    #: Of everything that is drawn for one sample in one epoch.
+    #: Seed of all random draws for one sample in one epoch.
     seeds: Int64[Tensor, " n"]
 
 
@@ -35,12 +35,12 @@ class TrainingImages:
     """The training split in seeded order, as batches on the device. Order and seeds never depend on the arm.
 
     Args:
-        train: the split.
-        config: the trial; its seeds, batch size, label fraction, and the groups of its regulariser.
-        device: where batches are wanted.
+        train: the training split.
+        config: the trial, for its seeds, batch size, label fraction and the groups of its regulariser.
+        device: device of the batches.
 
     Raises:
-        ConfigError: too few images, or groups by a column that they do not have.
+        ConfigError: fewer than two images are left, or the regulariser groups by a column that the images lack.
     """
 
     def __init__(self, train: ImageSet, config: TrialConfig, device: torch.device) -> None:
@@ -51,7 +51,7 @@ class TrainingImages:
         if len(self.rows) < 2:
             raise ConfigError(f"training.label_fraction leaves {len(self.rows)} training images; at least 2 are needed")
         found = find_groups(train, choose_group_columns(config.regulariser))
-        #: Of the images that are used; those of a group may all be left out by the label fraction.
+        #: Groups of the images in use; the label fraction may leave a group without images.
         self.groups = Groups(found.names, found.index[self.rows])
         self._groups = torch.from_numpy(found.index).to(device)
         self._labels = torch.from_numpy(np.array(train.labels)).to(device)
@@ -71,7 +71,7 @@ class TrainingImages:
         return sizes
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
-        """Yield the batches of an epoch (from 1)."""
+        """Yield the batches of an epoch; epochs are numbered from 1."""
         generator = np.random.default_rng(derive_seed(*self._seed, "order", epoch))
         order = self.rows[generator.permutation(len(self.rows))]
         index = torch.from_numpy(order).to(self._device)
@@ -84,7 +84,10 @@ class TrainingImages:
 
 
 def choose_label_fraction(train: ImageSet, fraction: float, seed: int) -> Int64[np.ndarray, " m"]:
-    """Return the rows of a subset of whole groups, drawn per class; a smaller fraction is part of a larger one."""
+    """Return the rows of a subset of whole groups, drawn per class.
+
+    The subset of a smaller fraction is contained in that of a larger one.
+    """
     if fraction == 1.0:
         return np.arange(len(train))
     groups, first, inverse = np.unique(train.groups, return_index=True, return_inverse=True)

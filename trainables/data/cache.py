@@ -3,8 +3,8 @@
     <cache_dir>/data/<key>/index.json   labels, ids, groups, sites, metadata of every set, checksums of the arrays
     <cache_dir>/data/<key>/0.npy …      uint8 (n, channels, size, size), one file per set; 0.masks.npy beside it
 
-A folder is written under another name and renamed, so it is there completely or not at all. What is damaged later is
-noticed as in the ledger (``trainables/storage/completeness.py``).
+A folder is written under a temporary name and then renamed, so it exists completely or not at all. Later damage is
+detected as in the ledger (``trainables/storage/completeness.py``).
 """
 
 from __future__ import annotations
@@ -33,20 +33,20 @@ from trainables.errors import DataError, DiskFullError, StorageError
 from trainables.storage.completeness import describe_files, find_change
 from trainables.storage.folder import Folder, explain_failure
 
-#: Raise it when decoding or the layout of a folder changes.
+#: Increase it when decoding or the layout of a folder changes.
 CACHE_VERSION = 2
 INDEX = "index.json"
 
 _LOG = logging.getLogger(__name__)
-#: Raise it when the fingerprint's definition changes: all signatures change with it.
+#: Increase it when the fingerprint's definition changes: all signatures change with it.
 FINGERPRINT_VERSION = 1
 _COPY_ROWS = 1024
 
 
 def digest_files(paths: Sequence[Path], *, memory: Path) -> list[str]:
-    """Return the sha256 of every file, "" for one that cannot be read.
+    """Return the sha256 of every file, "" for a file that cannot be read.
 
-    A file whose size and modification time are those remembered in the JSON file ``memory`` is not read again.
+    A file whose size and modification time equal those stored in the JSON file ``memory`` is not read again.
     """
     known = _read_memory(memory)
     stamps = [_read_stamp(path) for path in paths]
@@ -67,12 +67,12 @@ def digest_files(paths: Sequence[Path], *, memory: Path) -> list[str]:
 def _read_memory(memory: Path) -> dict[str, list[Any]]:
     try:
         return json.loads(memory.read_text())
-    except (FileNotFoundError, ValueError):  # nothing remembered, or damaged: the files are simply read again
+    except (FileNotFoundError, ValueError):  # missing or damaged: all files are read again
         return {}
 
 
 def _read_stamp(path: Path) -> list[int] | None:
-    """Return size and modification time, None for a file that is reported with its row when it is decoded."""
+    """Return size (bytes) and modification time (ns), None if the path is no readable file; decoding reports it."""
     try:
         stat = path.stat()
     except OSError:
@@ -86,20 +86,20 @@ def _digest_file(path: Path) -> str:
     try:
         with path.open("rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:  # the same
+    except OSError:  # decoding reports the file
         return ""
 
 
 def write_dataset(folder: Path, table: Table, assignment: Assignment, config: ImageData) -> None:
-    """Decode every image of ``table`` into ``folder``, which appears when all is done.
+    """Decode every image of ``table`` into ``folder``, which appears only once it is complete.
 
     Raises:
-        DataError: images are unusable and ``on_bad`` is ``error``; or what is left after quarantine has no images in
-            some set, or a class that train lacks.
-        DiskFullError: there is not enough room; it is made sure of before images are decoded.
+        DataError: images are unusable and ``on_bad`` is ``error``; or after quarantine a set is empty, or train lacks
+            a class.
+        DiskFullError: the disk has too little room, which is checked before images are decoded.
     """
     temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a process that was killed; ours, since we hold the lock
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process; safe, since the caller holds the lock
     temporary.mkdir(parents=True)
     try:
         _check_space(temporary, int((assignment.sets != "").sum()), config)
@@ -121,9 +121,9 @@ def write_dataset(folder: Path, table: Table, assignment: Assignment, config: Im
             "sets": [{key: value for key, value in entry.items() if key != "digests"} for entry in sets],
             "files": describe_files(Folder(temporary), sorted(path.name for path in temporary.glob("*.npy"))),
         }
-        text = json.dumps(index, allow_nan=False)  # in one line: of a million images
+        text = json.dumps(index, allow_nan=False)  # on one line: there may be a million images
         Folder(temporary).write(INDEX, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
-        shutil.rmtree(folder, ignore_errors=True)  # damaged; whoever has mapped it keeps what it has
+        shutil.rmtree(folder, ignore_errors=True)  # damaged; processes that have mapped it keep their data
         temporary.rename(folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -150,7 +150,7 @@ def _decode_sets(
     for name in names:
         rows = np.flatnonzero(assignment.sets == name)
         if len(rows) == 0:
-            continue  # only while there are problems: check_covered speaks after them
+            continue  # only if there are problems: write_dataset reports them before check_covered
         rows = rows[np.argsort(ids[rows])]
         entry, problems = _decode_set(folder / str(len(sets)), rows, table, config)
         all_problems.update(problems)
@@ -179,7 +179,7 @@ def _decode_set(
 def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
     try:
         array = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
-        if hasattr(os, "posix_fallocate"):  # else a disk that fills up meanwhile kills whoever writes into the mapping
+        if hasattr(os, "posix_fallocate"):  # otherwise a disk that fills up kills the process writing the mapping
             with path.open("r+b") as file:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
     except OSError as error:
@@ -188,7 +188,7 @@ def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
 
 
 def _keep_rows(path: Path, array: UInt8[np.ndarray, "n ..."], good: np.ndarray) -> None:
-    """Rewrite an array's file with the good rows only, in pieces: it may be larger than memory."""
+    """Rewrite an array's file with the good rows only, in pieces because it may be larger than memory."""
     kept = np.flatnonzero(good)
     if len(kept) == 0:
         return  # write_dataset raises: an empty set is never stored
@@ -228,7 +228,7 @@ def _check_external(before: np.ndarray, after: np.ndarray) -> None:
 
 
 def _compute_fingerprint(sets: Sequence[dict[str, Any]], classes: Sequence[str], config: ImageData) -> str:
-    """Return the sha256 of every row's identity and content, and of the settings that change pixels; no path."""
+    """Return the sha256 of all rows' identity and content and of the settings that change pixels, without paths."""
     rows = [
         [entry["name"], identifier, classes[label], group, site, digest]
         for entry in sets
@@ -241,7 +241,7 @@ def _compute_fingerprint(sets: Sequence[dict[str, Any]], classes: Sequence[str],
 
 
 def find_dataset(folder: Path, *, name: str, modality: str) -> Dataset | None:
-    """Return what ``read_dataset`` does, None when there is nothing or it is damaged and has to be made anew."""
+    """Return the data set in ``folder``, None if it is missing or damaged and has to be built again."""
     if not (folder / INDEX).exists():
         return None
     try:
@@ -252,7 +252,7 @@ def find_dataset(folder: Path, *, name: str, modality: str) -> Dataset | None:
 
 
 def read_dataset(folder: Path, *, name: str, modality: str) -> Dataset:
-    """Return the data set in a folder that ``write_dataset`` made; images are mapped, not read.
+    """Return the data set in a folder that ``write_dataset`` created; images are mapped, not read.
 
     Raises:
         StorageError: the folder is damaged.

@@ -1,4 +1,4 @@
-"""What every source ends in: named splits of memory-mapped uint8 images with labels, ids and groups."""
+"""Data set that every source yields: named splits of memory-mapped uint8 images with labels, ids and groups."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ class ImageSet:
     labels: Int64[np.ndarray, " n"]
     #: Immutable ids, unique over the whole data set.
     ids: np.ndarray
-    #: Patient, eye pair, slide: never in two splits.
+    #: Patient, eye pair or slide; no group is in two splits.
     groups: np.ndarray
     #: Acquisition site or hospital; "" where unknown.
     sites: np.ndarray
-    #: Further columns of a manifest, nuisance and lesion statistics of a phantom: one value per image each.
+    #: Further columns, one value per image: those of a manifest, or nuisance and lesion statistics of a phantom.
     metadata: dict[str, list[Any]] = field(default_factory=dict)
-    #: Lesions, where the source knows them: 0 background, k the k-th lesion of the image.
+    #: Lesion masks, if the source has them: 0 background, k the k-th lesion of the image.
     masks: UInt8[np.ndarray, "n height width"] | None = None
 
     def __len__(self) -> int:
@@ -54,7 +54,7 @@ class Dataset:
     splits: dict[str, ImageSet]
     external: dict[str, ImageSet]
     quarantined: tuple[BadImage, ...] = ()
-    #: fundus, dermoscopy, chest_xray, pathology or general: which severity tables fit.
+    #: Selects the severity tables: fundus, dermoscopy, … (``EvaluationConfig.modality``), or general.
     modality: str = "general"
 
     @property

@@ -1,9 +1,9 @@
-"""From an encoded image of any kind to uint8 of one size: what is accepted, what is refused, and why.
+"""Decoding of image files and arrays to uint8 images of one size.
 
 Accepted: 8-bit grey, RGB, palette, 1-bit, CMYK and YCbCr images (converted by PIL), alpha (composited on black), EXIF
 orientation (applied), and grey or RGB arrays. Refused: 16- and 32-bit images (which window becomes 8 bits is a
 clinical decision, and PIL silently keeps the high byte of 16-bit RGB), stacks of several frames, images larger than
-``max_megapixels`` (checked in the header, before anything is decoded), and whatever cannot be read to its end.
+``max_megapixels`` (checked in the header, before decoding), and files that cannot be read completely.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ from PIL import Image, ImageOps
 from trainables.config import ImageData
 from trainables.errors import DataError
 
-#: What PIL's many decoders raise on damaged input.
+#: Exceptions that PIL's decoders raise on damaged input.
 UNREADABLE = (
     OSError, SyntaxError, ValueError, EOFError, IndexError, KeyError, TypeError, OverflowError, struct.error,
     Image.DecompressionBombError,
 )  # fmt: skip
-#: One decoded image occupies a thread for milliseconds; more threads than this only fight for memory bandwidth.
+#: Decoding one image takes milliseconds; more threads than this only compete for memory bandwidth.
 MAX_THREADS = 16
 
 Item = TypeVar("Item")
@@ -40,7 +40,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class PixelSpec:
-    """What every image is brought to: ``channels`` × ``image_size`` × ``image_size``."""
+    """Format to which every image is converted: ``channels`` × ``image_size`` × ``image_size``."""
 
     image_size: int
     channels: int
@@ -54,14 +54,14 @@ def build_pixel_spec(config: ImageData) -> PixelSpec:
 
 
 def map_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
-    """Return ``function`` of every item, in order, computed on all cores (PIL, hashing and NumPy release the GIL)."""
+    """Return ``function(item)`` for all items in order, computed in threads: PIL, hashing and NumPy release the GIL."""
     with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
         return list(pool.map(function, items))
 
 
 @contextmanager
 def _own_size_limit() -> Iterator[None]:
-    """Switch PIL's limit off, so that ``max_megapixels`` alone decides; every image's header is checked against it."""
+    """Disable PIL's size limit, so that only ``max_megapixels`` applies; every image's header is checked against it."""
     limit = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:
@@ -71,7 +71,7 @@ def _own_size_limit() -> Iterator[None]:
 
 
 def _check_header(image: Image.Image, max_megapixels: float) -> None:
-    """Raise DataError when the header alone says that the image must not be decoded."""
+    """Raise DataError if the image is too large, has more than 8 bits per channel, or holds several frames."""
     width, height = image.size
     if width * height > max_megapixels * 1e6:
         raise DataError(
@@ -84,7 +84,7 @@ def _check_header(image: Image.Image, max_megapixels: float) -> None:
             f"has more than 8 bits per channel (mode {image.mode}), expected 8: choose the intensity window and "
             "convert it first"
         )
-    # MPO is a JPEG with previews behind the image.
+    # An MPO file is a JPEG followed by previews.
     if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:
         raise DataError(f"holds {getattr(image, 'n_frames', 1)} frames, expected one image: extract the frame to use")
 
@@ -114,7 +114,7 @@ def decode_file(path: Path, spec: PixelSpec) -> UInt8[np.ndarray, "channels heig
     """Return the image in a file.
 
     Raises:
-        DataError: what is wrong with the file, as the end of a sentence that begins with its name.
+        DataError: the file is no usable image; the message completes a sentence that begins with the file's name.
     """
     try:
         stat = path.stat()
@@ -134,7 +134,7 @@ def decode_file(path: Path, spec: PixelSpec) -> UInt8[np.ndarray, "channels heig
 
 @dataclass(frozen=True)
 class FilePixels:
-    """Images in files; their digests are those of the files."""
+    """Images in files; the content digests are those of the files."""
 
     paths: Sequence[Path]
     digests: Sequence[str]
@@ -147,7 +147,7 @@ class FilePixels:
         images: UInt8[np.ndarray, "n channels height width"],
         masks: UInt8[np.ndarray, "n height width"] | None,
     ) -> tuple[list[str], dict[int, str]]:
-        """See ``Pixels.decode``."""
+        """Decode the files of ``rows``, see ``Pixels.decode``."""
 
         def decode(place: int) -> str | None:
             try:
@@ -165,9 +165,9 @@ class FilePixels:
 def fit_arrays(
     arrays: UInt8[np.ndarray, "n ..."], spec: PixelSpec, images: UInt8[np.ndarray, "n channels height width"]
 ) -> list[str]:
-    """Fill ``images`` from grey (n, h, w) or RGB (n, h, w, 3) arrays; return a content digest for each.
+    """Fill ``images`` from grey (n, h, w) or RGB (n, h, w, 3) arrays; return one content digest per image.
 
-    Where the size is right already this is array arithmetic, else PIL resizes image by image.
+    Images of the target size are converted by array arithmetic; PIL resizes all others one by one.
     """
     size = spec.image_size
     if arrays.shape[1:3] == (size, size):

@@ -1,4 +1,4 @@
-"""A set's images as batches on the device: out of GPU memory where the set fits, else out of the map."""
+"""Batches of a set's images on the device, from GPU memory if the set fits there, otherwise from the memory map."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from torch import Tensor
 
 from trainables.data.dataset import ImageSet
 
-#: A set is copied to the GPU when it takes at most this share of the memory that is free there: the rest is for the
-#: network, and for the other trials on the same GPU. An assumption; no result depends on it.
+#: A set is copied to the GPU if it takes at most this share of the free GPU memory: the rest is for the network and for
+#: the other trials on the same GPU. An assumption; no result depends on it.
 RESIDENT_SHARE = 1 / 8
 
 
 class ImageFeed:
-    """The images of one set, to be asked for by row numbers, in any order and as often as needed.
+    """Batches of one set's images by row number, in any order and any number of times.
 
-    On a CPU the images stay mapped: a node holds them once, whatever the number of its trials.
+    On a CPU the images stay mapped: all trials of a node share one copy.
 
     Args:
         images: the set.
-        device: where batches are wanted.
+        device: device of the batches.
     """
 
     def __init__(self, images: ImageSet, device: torch.device) -> None:
@@ -39,7 +39,7 @@ class ImageFeed:
         return len(self.images)
 
     def batches(self, rows: Int64[np.ndarray, " n"], sizes: Sequence[int]) -> Iterator[UInt8[Tensor, "m c h w"]]:
-        """Yield the images of ``rows`` in batches of ``sizes``, which add up to their number."""
+        """Yield the images of ``rows`` in batches of ``sizes``, which sum to the number of rows."""
         if self._resident is not None:
             # One transfer of row numbers for all batches.
             for index in torch.split(torch.from_numpy(rows).to(self.device), list(sizes)):
@@ -50,10 +50,10 @@ class ImageFeed:
             yield from self._prefetch(parts)
             return
         for part in parts:
-            yield torch.from_numpy(self.images.images[part])  # fancy indexing: only this batch leaves the map
+            yield torch.from_numpy(self.images.images[part])  # fancy indexing copies only this batch
 
     def _prefetch(self, parts: Sequence[Int64[np.ndarray, " m"]]) -> Iterator[UInt8[Tensor, "m c h w"]]:
-        """Read the next batch from the map while the GPU works on this one."""
+        """Yield the images of ``parts``; the next part is read from the map while the GPU processes the current one."""
         with ThreadPoolExecutor(max_workers=1) as reader:
             coming: Future[Tensor] = reader.submit(self._read_pinned, parts[0])
             for part in parts[1:]:
@@ -67,7 +67,7 @@ class ImageFeed:
 
 
 def split_sizes(count: int, batch_size: int) -> list[int]:
-    """Return the sizes of the batches of ``count`` images: full ones, and what is left.
+    """Return the sizes of the batches of ``count`` images: full batches, then the remainder.
 
     >>> split_sizes(10, 4)
     [4, 4, 2]

@@ -1,4 +1,4 @@
-"""Groups of images by class, site or a column of their metadata: what losses weigh and penalties are indexed by."""
+"""Groups of images by class, site or metadata column, for losses and penalties with one weight per group."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from trainables.errors import ConfigError
 
 @dataclass(frozen=True)
 class Groups:
-    """Which group every image of a set belongs to."""
+    """Group of every image of a set."""
 
-    #: Sorted by the columns' values: ``class_0.site_paris``; a class is named by its index.
+    #: Names like ``class_0.site_paris``, sorted by the columns' values; a class is named by its index.
     names: tuple[str, ...]
     #: Index into ``names``.
     index: Int64[np.ndarray, " n"]
 
 
 def find_groups(images: ImageSet, columns: Sequence[str]) -> Groups:
-    """Return the groups by ``class``, ``site`` or a column of the metadata; of several columns, the combinations found.
+    """Return the groups by ``class``, ``site`` or metadata column; for several columns, the combinations that occur.
 
     Raises:
         ConfigError: the images have no such column.

@@ -1,4 +1,4 @@
-"""The one entry to all data: a config in, a memory-mapped data set out."""
+"""Entry point to all data: ``load_dataset`` returns the memory-mapped data set of a config."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ SOURCES: dict[str, Callable[[Any, Path], Source]] = {
     "phantom": build_phantom_source,
 }
 
-#: Fields that say where data lie, or what is reported about it: they change no stored byte.
+#: Fields for the location of data, its download or its report; they change no stored byte.
 NOT_STORED = {"path", "root", "download", "ordinal"}
 
 
 def load_dataset(config: DataConfig, *, cache_dir: Path) -> Dataset:
     """Return the data set of ``config``, its images memory-mapped from ``cache_dir/data/<key>/``.
 
-    The first call decodes, also when several processes of a node call at once; later ones only map. The key is a
-    hash of content and settings, so data that moved are found again and data that changed are not. What is damaged
-    there is made anew.
+    Images are decoded once, even if several processes of a node call at the same time; later calls only map them. The
+    key is a hash of content and settings, so moved data are found again and changed data are not. A damaged folder is
+    built again.
 
     Raises:
         ConfigError: the config does not fit the data.
-        DataError: images, labels, a manifest or the splits are unusable; all unusable images are named at once.
+        DataError: images, labels, a manifest or the splits are unusable; all unusable images are reported at once.
         StorageError: the cache cannot be written.
     """
     cache = cache_dir.expanduser().absolute() / "data"
@@ -81,7 +81,7 @@ def _name(config: DataConfig) -> str:
 
 
 def _modality(config: DataConfig) -> str:
-    """Return which severity tables fit: known for MedMNIST's flags and the phantom, else general."""
+    """Return the modality, which selects severity tables: known for MedMNIST and the phantom, otherwise general."""
     if isinstance(config, PhantomData):
         return "fundus"
     return MEDMNIST_MODALITY.get(config.flag, "general") if isinstance(config, MedmnistData) else "general"

@@ -1,4 +1,4 @@
-"""Splits by group, and the checks that nothing leaks: pure functions on arrays."""
+"""Splits by group and checks for leakage between them: pure functions on arrays."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from trainables.errors import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")
 EXTERNAL = "external/"
-#: Of an external set: file systems take 255, and a suffix follows.
+#: Limit for the name of an external set: file systems allow 255, and a suffix follows.
 MAX_NAME_BYTES = 200
 
 
@@ -28,9 +28,9 @@ def assign_splits(
 ) -> np.ndarray:
     """Return ``splits`` with every "" replaced and a missing val or test cut from train.
 
-    Whole groups move. Inside the stratum of its most frequent label, a group's place is its hash with ``seed``; the
-    first ``test_fraction`` of the stratum's images go to test, the next ``val_fraction`` to val. So the result
-    depends neither on the order of rows nor on the arm.
+    Groups are never divided. A group belongs to the stratum of its most frequent label, where groups are sorted by
+    their hash with ``seed``; the first ``test_fraction`` of the stratum's images go to test, the next
+    ``val_fraction`` to val. So the result depends neither on the order of rows nor on the arm.
 
     Raises:
         ConfigError: the fractions leave nothing for training.
@@ -52,14 +52,14 @@ def assign_splits(
 
 
 def _position_in_stratum(labels: Int64[np.ndarray, " n"], groups: np.ndarray, seed: int) -> np.ndarray:
-    """Return for each image the place of its group among the images of its stratum, in (0, 1)."""
+    """Return for each image the position of its group among the images of its stratum, in (0, 1)."""
     names, group_of, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     stratum = _most_frequent_label(group_of, labels)
     digests = (hashlib.blake2b(f"{seed}\x1f{name}".encode(), digest_size=8).digest() for name in names)
     hashes = np.fromiter((int.from_bytes(digest, "big") >> 1 for digest in digests), dtype=np.int64)
     order = np.lexsort((hashes, stratum))
     ordered_sizes, ordered_stratum = sizes[order], stratum[order]
-    # The middle of a group decides, so that a class of one group stays in train whatever the fractions below one half.
+    # The middle of a group decides, so that a class of one group stays in train if val and test take at most one half.
     middle = np.cumsum(ordered_sizes) - ordered_sizes / 2
     _, first, stratum_of = np.unique(ordered_stratum, return_index=True, return_inverse=True)
     before = (np.cumsum(ordered_sizes) - ordered_sizes)[first]
@@ -72,7 +72,7 @@ def _position_in_stratum(labels: Int64[np.ndarray, " n"], groups: np.ndarray, se
 def _most_frequent_label(
     group_of: Int64[np.ndarray, " n"], labels: Int64[np.ndarray, " n"]
 ) -> Int64[np.ndarray, " groups"]:
-    """Return one label per group; on a tie the larger one (the graver grade)."""
+    """Return the most frequent label of each group; on a tie the larger one (the graver grade)."""
     num_labels = int(labels.max()) + 1
     codes, counts = np.unique(group_of * num_labels + labels, return_counts=True)
     order = np.lexsort((codes, counts, codes // num_labels))
@@ -84,7 +84,7 @@ def check_split_names(splits: Sequence[str]) -> None:
     """Check that every name is train, val, test or external/<name>.
 
     Raises:
-        DataError: an external set has a name that metric keys could not carry, or that of a split.
+        DataError: an external set has the name of a split, or one that is not allowed in metric keys or file names.
     """
     for name in sorted(set(splits) - set(SPLITS)):
         short = name.removeprefix(EXTERNAL)
@@ -100,7 +100,7 @@ def check_disjoint(sets: np.ndarray, values: np.ndarray, *, what: str) -> None:
     """Check that no value of ``values`` (ids, groups) occurs in two sets.
 
     Raises:
-        DataError: naming the first offenders with the sets they straddle, and their number.
+        DataError: a value occurs in two sets; the message gives the first such values with their sets, and their number.
     """
     names, set_of = np.unique(sets.astype(str), return_inverse=True)
     unique, value_of = np.unique(values.astype(str), return_inverse=True)
@@ -123,7 +123,7 @@ def check_unique(values: Sequence[str], places: Sequence[str], *, what: str) -> 
     """Check that every value occurs once.
 
     Raises:
-        DataError: naming the first values that occur again, where, and how many there are.
+        DataError: a value occurs twice; the message gives the first such values with their places, and their number.
     """
     first: dict[str, str] = {}
     repeated = []
@@ -139,10 +139,10 @@ def check_unique(values: Sequence[str], places: Sequence[str], *, what: str) -> 
 
 
 def check_covered(sets: np.ndarray, labels: Int64[np.ndarray, " n"], classes: Sequence[str]) -> None:
-    """Check that train, val and test hold images, and train every class.
+    """Check that train, val and test hold images, and that train holds every class.
 
     Raises:
-        DataError: naming the empty splits, or the classes that could never be learnt and where they occur.
+        DataError: a split is empty, or train lacks a class; the message names them and where the class occurs.
     """
     empty = [name for name in SPLITS if not (sets == name).any()]
     if empty:

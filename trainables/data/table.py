@@ -1,4 +1,4 @@
-"""What a source says about its images before any is decoded, and how their pixels are reached."""
+"""Table of a source's images before decoding, and the interface to their pixels."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-#: How many offenders a message names before it only counts.
+#: Number of offenders that a message names; further ones are only counted.
 MAX_NAMED = 20
 
 
 @runtime_checkable
 class Pixels(Protocol):
-    """The images behind a table: files, arrays, a generator."""
+    """Images of a table: files, arrays or a generator."""
 
     @property
     def has_masks(self) -> bool:
@@ -31,50 +31,50 @@ class Pixels(Protocol):
     ) -> tuple[list[str], dict[int, str]]:
         """Fill ``images[i]`` (and ``masks[i]``) with the table's row ``rows[i]``.
 
-        Returns the content digest of every row, and the problem of each row that has one (by row). A digest
-        depends on the source's bytes alone, not on where they lie.
+        Returns the content digest of every row, and row → problem for unusable rows. A digest depends on the source's
+        bytes alone, not on their location.
         """
 
 
 @dataclass(frozen=True)
 class Table:
-    """One entry per image in every list."""
+    """Images of a source before decoding; every list has one entry per image."""
 
     pixels: Pixels
     ids: list[str]
-    #: As the source writes them, before ``label_map``.
+    #: Labels as the source has them, before ``label_map``.
     labels: list[str]
     #: train, val, test, external/<name>, or "" where the source has no split.
     splits: list[str]
     groups: list[str]
     sites: list[str]
-    #: What a message calls the image.
+    #: Name of the image in messages.
     file_names: list[str]
     #: See ``BadImage.row``.
     rows: list[int | None]
     metadata: dict[str, list[Any]] = field(default_factory=dict)
     #: Rows already known to be unusable, with the reason.
     problems: dict[int, str] = field(default_factory=dict)
-    #: Order of the classes, where the source or the user gives one.
+    #: Order of the classes, if the source or the user gives one.
     classes: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
 class Source:
-    """A table that is only read when its content is not in the cache yet."""
+    """Source of a table that is read only if its content is not in the cache yet."""
 
-    #: Changes whenever the images or what is said about them change; found without decoding.
+    #: Hash that changes with the images and with the data about them; computed without decoding.
     content: str
     read_table: Callable[[], Table]
 
 
 def describe_row(file_name: str, row: int | None) -> str:
-    """Return how messages name an image: ``a.png`` or ``a.png (row 7)``."""
+    """Return the name of an image in messages: ``a.png`` or ``a.png (row 7)``."""
     return file_name if row is None else f"{file_name} (row {row})"
 
 
 def list_first(items: Sequence[str], *, total: int | None = None) -> str:
-    """Return the first items, one a line, and how many of ``total`` (none: of the items) are not shown."""
+    """Return the first items, one per line, and how many of ``total`` (default: all items) are not shown."""
     shown = list(items[:MAX_NAMED])
     more = (len(items) if total is None else total) - len(shown)
     return "\n  ".join([*shown, f"… and {more} more"] if more > 0 else shown)

@@ -18,30 +18,30 @@ from trainables.errors import DataError
 
 @dataclass(frozen=True)
 class Errors:
-    """What a model gets wrong on one test set: 1 − balanced accuracy, in [0, 1], lower is better."""
+    """Balanced errors of a model on one test set: 1 − balanced accuracy, in [0, 1], lower is better."""
 
-    #: Unshifted.
+    #: Error on the unshifted test set.
     clean: float
-    #: Shift → mean over its severities.
+    #: Shift → mean error over its severities.
     shifted: Mapping[str, float]
 
 
 @dataclass(frozen=True)
 class ReferenceTable:
-    """A reference that was given, not trained: errors in [0, 1] as ``Errors`` has them, lower is better."""
+    """Balanced errors of a reference model that is read from a file, not trained; in [0, 1], lower is better."""
 
-    #: Unshifted.
+    #: Error on the unshifted test set.
     clean: float
-    #: Shift → its error, a mean over severities, or each severity's.
+    #: Shift → mean error over its severities, or severity → error.
     shifted: Mapping[str, float | Mapping[int, float]]
 
     def select(self, evaluated: Mapping[str, Collection[int]]) -> Errors:
         """Return the errors of the shifts and severities that a model was evaluated under.
 
-        A shift is left out if the table lacks it, or one of the severities.
+        A shift is left out if the table lacks it or one of its evaluated severities.
 
         Args:
-            evaluated: shift → severities.
+            evaluated: shift → evaluated severities.
         """
         found: dict[str, float] = {}
         for shift, severities in evaluated.items():
@@ -53,7 +53,7 @@ class ReferenceTable:
         return Errors(self.clean, found)
 
     def as_json(self) -> dict[str, Any]:
-        """Return what ``from_json`` reads."""
+        """Return the table as plain JSON values, the input of ``from_json``."""
         shifted = {
             shift: error if isinstance(error, float) else {str(severity): value for severity, value in error.items()}
             for shift, error in self.shifted.items()
@@ -62,7 +62,7 @@ class ReferenceTable:
 
     @classmethod
     def from_json(cls, said: Mapping[str, Any]) -> ReferenceTable:
-        """Return what ``as_json`` wrote."""
+        """Return the table from the output of ``as_json``."""
         shifted = {
             shift: {int(severity): value for severity, value in error.items()} if isinstance(error, Mapping) else error
             for shift, error in said["shifted"].items()
@@ -72,34 +72,34 @@ class ReferenceTable:
 
 @dataclass(frozen=True)
 class RelativeErrors:
-    """Errors in units of a reference model's; 1 is as good as it, lower is better."""
+    """Errors relative to a reference model's: 1 is as good as the reference, lower is better."""
 
     #: Shift → E / E_ref.
     be: dict[str, float]
-    #: Shift → (E − E_clean) / (E_ref − E_ref,clean): what the shift costs.
+    #: Shift → (E − E_clean) / (E_ref − E_ref,clean), the relative cost of the shift.
     rbe: dict[str, float]
-    #: "be/<shift>" or "rbe/<shift>" → why it has no value and is left out of the mean.
+    #: "be/<shift>" or "rbe/<shift>" → reason why it has no value and is left out of the mean.
     undefined: dict[str, str]
 
     @property
     def mean_be(self) -> float | None:
-        """The mean over the shifts that have a value; None if none has."""
+        """Mean BE over the shifts that have a value; None if none has."""
         return _mean(self.be)
 
     @property
     def mean_rbe(self) -> float | None:
-        """The mean over the shifts that have a value; None if none has."""
+        """Mean rBE over the shifts that have a value; None if none has."""
         return _mean(self.rbe)
 
 
 def compute_relative_errors(errors: Errors, reference: Errors) -> RelativeErrors:
     """Return BE and rBE of every shift of ``errors``.
 
-    A denominator that is not above 0 says nothing (a reference without errors, or one that the shift does not harm):
-    the shift is left out, with the reason.
+    A ratio is undefined where its denominator is not above 0 (the reference makes no errors, or the shift does not
+    harm it): it is left out, with the reason.
 
-    Source: Di Salvo et al. 2024 (MedMNIST-C), after mCE and relative mCE of Hendrycks & Dietterich 2019. Differs: there
-    such a denominator is divided by.
+    Source: Di Salvo et al. 2024 (MedMNIST-C), after mCE and relative mCE of Hendrycks & Dietterich 2019. Differs: they
+    divide by such a denominator.
     """
     be: dict[str, float] = {}
     rbe: dict[str, float] = {}
@@ -124,10 +124,10 @@ def compute_relative_errors(errors: Errors, reference: Errors) -> RelativeErrors
 
 
 def collect_errors(rows: Iterable[Mapping[str, Any]]) -> Errors:
-    """Return the errors in the rows of an evaluation (``Evaluation.rows``): those of the test set are read.
+    """Return the balanced errors in the test set's rows of an evaluation (``Evaluation.rows``).
 
     Raises:
-        DataError: there is no row of the unshifted test set.
+        DataError: if there is no row of the unshifted test set.
     """
     shifted: dict[str, list[float]] = {}
     clean = None
@@ -146,19 +146,19 @@ def collect_errors(rows: Iterable[Mapping[str, Any]]) -> Errors:
     return Errors(clean, {shift: sum(values) / len(values) for shift, values in shifted.items()})
 
 
-#: How a table calls the unshifted test set.
+#: Name of the unshifted test set in a reference table.
 UNSHIFTED = "identity"
 
 
 def load_reference(path: Path) -> ReferenceTable:
-    """Return a given reference; MedMNIST-C's names of shifts are understood.
+    """Return the reference table in a CSV or JSON file; MedMNIST-C's names of shifts are translated.
 
     A CSV table has the columns ``shift``, ``error`` (in [0, 1]) and, unless errors are means over severities,
-    ``severity``; the row of the shift ``identity`` is the unshifted test set. A file that ends in ``.json`` is laid out
-    as MedMNIST-C has its baselines: ``{"clean_score": 0.1, "raw_scores": {"jpeg": 0.2}}``, errors as well.
+    ``severity``; the row of the shift ``identity`` is the unshifted test set. A ``.json`` file has the layout of
+    MedMNIST-C's baselines, with errors in [0, 1] too: ``{"clean_score": 0.1, "raw_scores": {"jpeg": 0.2}}``.
 
     Raises:
-        DataError: the file cannot be read, or is laid out otherwise.
+        DataError: if the file cannot be read or has another layout.
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -215,7 +215,11 @@ def _read_csv(text: str, path: Path) -> ReferenceTable:
 
 
 def _read_row(row: Mapping[str, str | None], *, has_severities: bool) -> tuple[str, int | None, float]:
-    """Return shift, severity and error of a row; a ValueError says what is wrong."""
+    """Return shift, severity and error of a row.
+
+    Raises:
+        ValueError: if one of them is missing or invalid.
+    """
     shift = _rename((row["shift"] or "").strip())
     if not shift:
         raise ValueError("found no shift, expected its name")
@@ -234,7 +238,11 @@ def _check_new(is_new: bool, what: str) -> None:
 
 
 def _to_error(value: Any) -> float:
-    """Return a number in [0, 1]; a ValueError says what was found."""
+    """Return ``value`` as a number in [0, 1].
+
+    Raises:
+        ValueError: if it is not such a number.
+    """
     try:
         error = float(value)
     except (TypeError, ValueError):
@@ -250,7 +258,7 @@ def _rename(shift: str) -> str:
 
 @cache
 def _load_aliases() -> dict[str, str]:
-    """Return published name → name here, read without the shift bank: it imports torch, and a study file needs none."""
+    """Return published name → own name of shifts, without importing the shift bank and with it torch."""
     text = resources.files("trainables.shifts").joinpath("severities.json").read_text(encoding="utf-8")
     return dict(json.loads(text)["aliases"])
 

@@ -1,4 +1,4 @@
-"""Classification metrics on plain arrays. Every figure in a report comes from here, recomputed from stored logits."""
+"""Classification metrics on plain arrays. Every number in a report is computed here, from stored logits."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jaxtyping import Float, Float64, Int64
 
 @dataclass(frozen=True)
 class Metrics:
-    """Values by name, and the reason for each that is not defined on these labels."""
+    """Metric values by name, and for each metric undefined on these labels the reason."""
 
     values: dict[str, float]
     undefined: dict[str, str]
@@ -23,15 +23,15 @@ def compute_metrics(
     ece_bins: int = 15,
     ordinal: bool = False,
 ) -> Metrics:
-    """Return accuracy, balanced_accuracy, auroc, ece, nll, brier and, where classes are ordered, quadratic_kappa.
+    """Return accuracy, balanced_accuracy, auroc, ece, nll, brier and, for ordered classes, quadratic_kappa.
 
     accuracy, balanced_accuracy, auroc and quadratic_kappa: higher is better; ece, nll and brier: lower.
 
     Args:
         logits: unnormalised outputs.
         labels: index of the true class.
-        ece_bins: equal-width bins of the expected calibration error.
-        ordinal: classes are ordered.
+        ece_bins: number of equal-width bins of the expected calibration error.
+        ordinal: whether classes are ordered.
     """
     log_probabilities = compute_log_softmax(logits.astype(np.float64))
     probabilities = np.exp(log_probabilities)
@@ -62,9 +62,9 @@ def compute_metrics(
 
 
 def compute_log_softmax(logits: Float64[np.ndarray, "n classes"]) -> Float64[np.ndarray, "n classes"]:
-    """Return log(exp(f) / Σ exp(f)) per row, with the largest logit taken out first, so that nothing overflows.
+    """Return log(exp(f) / Σ exp(f)) per row; the largest logit is subtracted first to avoid overflow.
 
-    Differs from ``scipy.special.log_softmax`` in nothing but the second that importing SciPy takes in every trial.
+    The result is that of ``scipy.special.log_softmax``, without the second that importing SciPy takes in every trial.
     """
     centred = logits - logits.max(axis=1, keepdims=True)
     return centred - np.log(np.exp(centred).sum(axis=1, keepdims=True))
@@ -86,7 +86,7 @@ def compute_midranks(values: Float64[np.ndarray, "n columns"]) -> Float64[np.nda
 
 
 def compute_balanced_accuracy(predicted: Int64[np.ndarray, " n"], labels: Int64[np.ndarray, " n"]) -> float:
-    """Return the mean recall over the classes that are present, in [0, 1]."""
+    """Return the mean recall over the classes present in ``labels``, in [0, 1]."""
     _, inverse = np.unique(labels, return_inverse=True)
     return float((np.bincount(inverse, weights=predicted == labels) / np.bincount(inverse)).mean())
 
@@ -94,7 +94,7 @@ def compute_balanced_accuracy(predicted: Int64[np.ndarray, " n"], labels: Int64[
 def compute_auroc(scores: Float64[np.ndarray, "n classes"], labels: Int64[np.ndarray, " n"]) -> float | None:
     """Return the area under the ROC curve, macro one-vs-rest for more than two classes; ties count ½.
 
-    None when a class of ``scores`` is absent. Source: Mann–Whitney U from midranks (Hanley & McNeil 1982).
+    None if a class of ``scores`` has no label. Source: Mann–Whitney U from midranks (Hanley & McNeil 1982).
     """
     counts = np.bincount(labels, minlength=scores.shape[1])
     if (counts == 0).any():
@@ -121,7 +121,7 @@ def compute_ece(confidence: Float64[np.ndarray, " n"], correct: np.ndarray, *, b
 def compute_quadratic_kappa(
     predicted: Int64[np.ndarray, " n"], labels: Int64[np.ndarray, " n"], *, num_classes: int
 ) -> float | None:
-    """Return Cohen's kappa with quadratic weights, in [−1, 1]; None when chance agreement is already perfect.
+    """Return Cohen's kappa with quadratic weights, in [−1, 1]; None if chance agreement is perfect.
 
     Source: Cohen 1968.
     """

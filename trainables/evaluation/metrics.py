@@ -1,7 +1,7 @@
 """The table of metrics: every metric of an evaluation by name, with its formula, direction and range.
 
-Search, select, hypotheses and report look a metric up here; a name that is not in the table is an error. Values are
-computed in ``classification``.
+Search, selection, hypotheses and report use this table; a name that is not in it is an error. Values are computed in
+``classification``.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ class Metric:
     """One metric of a trained model.
 
     Attributes:
-        name: as in result files, tables and MLflow.
-        title: as in a sentence.
-        formula: how it is computed, in words.
-        higher_is_better: its direction.
+        name: name in result files, tables and MLflow.
+        title: name in a sentence.
+        formula: formula in words.
+        higher_is_better: whether higher values are better.
         low: smallest possible value.
         high: largest possible value.
-        needs: what has to be known for it to be defined.
-        source: paper it is defined in.
+        needs: data without which the metric is undefined.
+        source: paper that defines the metric.
     """
 
     name: str
@@ -39,11 +39,11 @@ class Metric:
 
     @property
     def is_share(self) -> bool:
-        """Whether its largest value is 1, so that it is written in percent and differences in points."""
+        """Whether the largest value is 1: then values are written in percent, differences in points."""
         return self.high == 1.0
 
 
-#: Name → metric. Those of which higher is better come first.
+#: Name → metric; metrics of which higher is better come first.
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
@@ -92,14 +92,14 @@ _HEADLINE = re.compile(r"(?:.+/)?(?:(?:mean|worst)_(?:shifted_)?)?(\w+?)")
 
 
 def find_metric(name: str) -> Metric:
-    """Return the metric of a headline number of a trial, such as ``auroc`` for ``robustness/worst_auroc``.
+    """Return the metric behind a headline number, such as ``auroc`` for ``robustness/worst_auroc``.
 
     Args:
         name: a metric, or a headline number: ``validation/…``, ``id/…``, ``calibration/mean_shifted_…``,
             ``external/<set>/…``, ``shift/<name>/…``, ``num_parameters``.
 
     Raises:
-        ConfigError: the table has no such metric.
+        ConfigError: if the table has no such metric.
     """
     if name == NUM_PARAMETERS.name:
         return NUM_PARAMETERS
@@ -113,6 +113,6 @@ def is_higher_better(name: str) -> bool:
     """Return whether higher values of a headline number are better.
 
     Raises:
-        ConfigError: the table has no such metric.
+        ConfigError: if the table has no such metric.
     """
     return find_metric(name).higher_is_better

@@ -1,4 +1,4 @@
-"""Predictions are the unit of storage: logits, labels, ids per shift; every metric is recomputed from them."""
+"""Predictions of a model: computed per shift, stored as logits, labels and ids from which metrics are recomputed."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from trainables.storage.folder import Folder
 
 @dataclass(frozen=True)
 class Predictions:
-    """What a model says about one set of images, unshifted (row "identity/0") and under every shift."""
+    """Predictions of a model on one image set, unshifted (row "identity/0") and under every shift."""
 
     name: str
     ids: np.ndarray
     labels: Int64[np.ndarray, " n"]
-    #: "<shift>/<severity>"
+    #: "<shift>/<severity>" of each row of ``logits``.
     shifts: tuple[str, ...]
     logits: Float32[np.ndarray, "shifts n classes"]
     #: Penultimate features of the unshifted images.
     features: Float16[np.ndarray, "n features"] | None = None
 
     def of(self, shift: str) -> Float32[np.ndarray, "n classes"]:
-        """Return the logits under ``shift`` ("gaussian_noise/3")."""
+        """Return the logits under ``shift``, e.g. "gaussian_noise/3"."""
         return self.logits[self.shifts.index(shift)]
 
 
@@ -53,10 +53,10 @@ def save_predictions(folder: Folder, predictions: Predictions) -> None:
 
 
 def load_predictions(folder: Folder, name: str) -> Predictions:
-    """Return the predictions on the set ``name``; every byte of them is checked.
+    """Return the predictions on the set ``name``, after a check of every byte.
 
     Raises:
-        StorageError: they are missing or damaged.
+        StorageError: if they are missing or damaged.
     """
     file = io.BytesIO(folder.read(f"predictions/{name}.npz"))
     try:
@@ -75,7 +75,7 @@ def load_predictions(folder: Folder, name: str) -> Predictions:
 
 
 def _check_sums(file: io.BytesIO) -> None:
-    """Compare the checksums in an npz before anything in it is believed: NumPy would make arrays of any size."""
+    """Check the checksums of an npz before it is parsed: a damaged header would make NumPy allocate any size."""
     with zipfile.ZipFile(file) as archive:
         bad = archive.testzip()
     if bad is not None:
@@ -83,12 +83,12 @@ def _check_sums(file: io.BytesIO) -> None:
     file.seek(0)
 
 
-#: Maps uint8 images, and the slice of the set that they are, to the shifted uint8 images.
+#: Maps uint8 images and their slice of the set to the shifted uint8 images.
 Transform = Callable[[UInt8[Tensor, "m c h w"], slice], UInt8[Tensor, "m c h w"]]
 
 
 def keep(batch: UInt8[Tensor, "m c h w"], rows: slice) -> UInt8[Tensor, "m c h w"]:
-    """Return the images as they are: the transform of a plain pass."""
+    """Return ``batch`` unchanged: the transform of an unshifted pass."""
     return batch
 
 
@@ -101,9 +101,9 @@ def predict(
     transform: Transform = keep,
     features: bool = False,
 ) -> tuple[Float32[np.ndarray, "n classes"], Float16[np.ndarray, "n features"] | None]:
-    """Return logits, and penultimate features if asked for, of all images in order.
+    """Return the logits, and the penultimate features if requested, of all images in order under one transform.
 
-    Args and Raises: as ``predict_each``.
+    The other arguments and the errors are those of ``predict_each``.
     """
     feed = ImageFeed(images, model.mean.device)
     logits, hidden = predict_each(
@@ -123,26 +123,26 @@ def predict_each(
     features: bool = False,
     on_pass: Callable[[], None] = lambda: None,
 ) -> tuple[Float32[np.ndarray, "transforms n classes"], Float16[np.ndarray, "n features"] | None]:
-    """Return the logits of all images in order under every transform, and features of the first if asked for.
+    """Return the logits of all images in order under every transform, and features of the first if requested.
 
-    On a GPU this is one stream of full batches that runs over the ends of passes, and is waited for once.
+    On a GPU full batches extend across the ends of passes, and the device is synchronised only once.
 
     Args:
-        model: on the device to be used; it is put into evaluation mode.
-        feed: the images.
-        transforms: each makes one pass over the set.
+        model: model on the device of the predictions; it is set to evaluation mode.
+        feed: source of the images.
+        transforms: transforms, one per pass over the set.
         batch_size: images per forward pass.
-        precision: bfloat16 runs under autocast.
-        features: return the penultimate features of the first pass as float16, clipped to its range (±65504).
-        on_pass: called when all images of a pass have been handed to the device.
+        precision: dtype of the forward pass; bfloat16 runs under autocast.
+        features: whether to return the first pass's penultimate features, as float16 clipped to its range (±65504).
+        on_pass: callback after all images of a pass have been sent to the device.
 
     Raises:
-        DivergedError: an output is not finite.
+        DivergedError: if an output is not finite.
     """
     model.eval()
     stream = _transform_batches(feed, transforms, batch_size, on_pass)
     if feed.device.type == "cuda":
-        # Not on a CPU: nothing would be gained, and there the bits of some networks depend on the size of a batch.
+        # Not on a CPU: it is no faster, and the outputs of some networks depend on the batch size there.
         stream = _rebatch(stream, batch_size)
     logits: list[Tensor] = []
     kept: list[Tensor] = []
@@ -164,7 +164,7 @@ def predict_each(
 
 
 def _copy(values: Tensor) -> Tensor:
-    """Return values on the CPU; from a GPU they arrive later, in pinned memory, and nothing waits for them."""
+    """Return ``values`` on the CPU. From a GPU the copy is asynchronous, in pinned memory: synchronise first."""
     return values.to("cpu", non_blocking=True)
 
 
@@ -181,7 +181,7 @@ def _transform_batches(
 
 
 def _rebatch(batches: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
-    """Yield the same images in batches of ``batch_size``, the last of what is left."""
+    """Yield the same images in batches of ``batch_size``; the last may be smaller."""
     waiting: list[Tensor] = []
     for batch in batches:
         waiting.append(batch)

@@ -1,4 +1,4 @@
-"""A trained model on every set and every shift → stored predictions → metrics."""
+"""Evaluation of a trained model on every set and shift: stored predictions, and metrics from them."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from trainables.storage.folder import Folder
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What ``result.json`` says about a model: one row per set × shift × severity, and the headline numbers."""
+    """Evaluation of a model in ``result.json``: one row per set × shift × severity, and the headline numbers."""
 
     rows: list[dict[str, Any]]
     metrics: dict[str, float]
@@ -37,13 +37,13 @@ class Evaluation:
 
 
 def choose_shifts(data: Dataset, config: EvaluationConfig) -> tuple[list[Shift], dict[str, str]]:
-    """Return the identity and every shift the test set is evaluated under, and why others are left out.
+    """Return the identity and all shifts of the test set's evaluation, and the reasons why other shifts are left out.
 
-    A shift that leaves grey images as they are tests nothing, and would only flatter the mean: it is left out, with
-    an entry ``{"shift/<name>": reason}``.
+    A shift that does not change grey images tests nothing and would bias the mean upwards. It is left out, with an
+    entry ``{"shift/<name>": reason}``.
 
     Raises:
-        ConfigError: an unknown or repeated shift, severity or modality.
+        ConfigError: if a shift, severity or modality is unknown or repeated.
     """
     shifts = build_shifts(config, data.modality)
     is_grey = data.splits["test"].images.shape[1] == 1
@@ -65,22 +65,22 @@ def evaluate_model(
     precision: torch.dtype,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Predict validation, test under every shift, and every external set; store the predictions.
+    """Predict validation, test under every shift, and every external set; write the predictions.
 
-    Shifted copies that this node lacks are built first, and kept for the next model; no prediction depends on them.
+    Shifted copies that this node lacks are built first and cached for later models; predictions do not depend on them.
 
     Args:
-        model: on the device to be used.
-        data: val, test and external sets are read.
-        config: which shifts (``choose_shifts``), their seed, and whether features are kept.
-        folder: ``predictions/<set>.npz`` are written here.
-        execution: images per forward pass; where shifted copies are kept, and how many.
-        precision: bfloat16 runs under autocast.
-        on_progress: called with the number of passes done and their total, also whenever a copy was built.
+        model: model on the device of the evaluation.
+        data: data set; its val, test and external sets are read.
+        config: shifts (``choose_shifts``), their seed, and whether features are stored.
+        folder: folder of the trial; ``predictions/<set>.npz`` are written here.
+        execution: images per forward pass; location and size limit of the shifted copies.
+        precision: dtype of the forward pass; bfloat16 runs under autocast.
+        on_progress: callback with the numbers of finished and of all passes, after each pass and each built copy.
 
     Raises:
-        DivergedError: an output is not finite.
-        StorageError: the storage refused.
+        DivergedError: if an output is not finite.
+        StorageError: if the storage refuses a write.
     """
     shifts, _ = choose_shifts(data, config)
     sets: list[tuple[ImageSet, list[Shift]]] = [(data.splits["val"], [IDENTITY]), (data.splits["test"], shifts)]
@@ -132,11 +132,11 @@ def summarise_predictions(
     """Return all metrics of a trial, computed from its stored predictions alone.
 
     Args:
-        folder: the trial's folder.
-        names: sets to be read: ``val``, ``test``, then the external ones.
+        folder: folder of the trial.
+        names: names of the sets: ``val``, ``test``, then the external sets.
         strengths: "<shift>/<severity>" → strength, for the rows.
-        ece_bins: bins of the calibration error.
-        ordinal: classes are ordered.
+        ece_bins: number of bins of the calibration error.
+        ordinal: whether classes are ordered.
     """
     rows: list[dict[str, Any]] = []
     undefined: dict[str, list[str]] = {}
@@ -164,7 +164,7 @@ def summarise_predictions(
 
 
 def _prefix(name: str, shift: str, metric: str) -> str:
-    """Return what stands before ``metric`` in the headline number that this row gives or enters."""
+    """Return the prefix of ``metric`` in the headline number that a row gives or contributes to."""
     if name == "val":
         return "validation/"
     if name != "test":
@@ -184,7 +184,7 @@ def summarise_rows(rows: list[dict[str, Any]]) -> dict[str, float]:
     """Return the headline numbers: ``id/…``, ``calibration/…``, ``robustness/mean_…`` and ``worst_…``, ``external/…``.
 
     Mean and worst are over all shift × severity of the test set, identity excluded. ``worst`` is the smallest value,
-    of the calibration error the largest.
+    for errors (``ece``, ``nll``, ``brier``) the largest.
     """
     headline: dict[str, float] = {}
     shifted: dict[str, list[float]] = {}

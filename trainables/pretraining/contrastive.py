@@ -1,4 +1,4 @@
-"""SimCLR on the training split: loss and projection head by lightly, views by our own seeded batched ops.
+"""SimCLR on the training split, with lightly's loss and projection head and our own seeded batched views.
 
 Source: Chen et al. 2020 (SimCLR), with the view policy of MoCo v2 (Chen et al. 2020b): RandomResizedCrop, colour jitter
 .8, greyscale .2, Gaussian blur .5, flip. Labels are never read.
@@ -85,11 +85,11 @@ def pretrain_encoder(
     folder: Folder,
     report: Callable[[dict[str, Any]], None],
 ) -> list[dict[str, Any]]:
-    """Pretrain ``model`` in place on ``train``, from the last checkpoint if there is one; return the epochs' records.
+    """Pretrain ``model`` in place, from the last checkpoint if there is one; return the record of every epoch.
 
     Raises:
-        DivergedError: the loss is not finite.
-        CheckpointError: the checkpoint belongs to another stage.
+        DivergedError: if the loss is not finite.
+        CheckpointError: if the checkpoint belongs to another stage.
     """
     from lightly.loss import NTXentLoss
     from lightly.models.modules.heads import SimCLRProjectionHead
@@ -145,7 +145,7 @@ def _train_epoch(
     pair.train()
     order = np.random.default_rng(derive_seed(config.seed, config.replicate, "stage order", epoch))
     rows = order.permutation(len(train))
-    # A last batch that is not full has fewer negatives: left out, as in SimCLR; the order changes every epoch.
+    # An incomplete last batch has fewer negatives and is left out, as in SimCLR; the order changes every epoch.
     num_batches = max(1, len(rows) // settings.batch_size)
     total = torch.zeros((), device=device)
     for batch in np.array_split(rows[: num_batches * settings.batch_size], num_batches):

@@ -1,4 +1,4 @@
-"""Supervised ImageNet weights from a file, the hub cache, or a download; and whether they can be had at all."""
+"""Supervised ImageNet weights from a file, the hub cache or a download, and a check of their availability."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from trainables.config import ImageNetPretraining
 from trainables.errors import ConfigError, WeightsUnavailableError
 from trainables.models.networks import check_model_name
 
-#: Asking whether a server is there must not hold up planning.
+#: Timeout of the request that checks a server; short, since planning waits for it.
 _REACH_SECONDS = 5.0
-#: What timm looks for in a repository of the Hugging Face hub, in its order.
+#: Files that timm tries in a repository of the Hugging Face hub, in its order.
 _HUGGING_FACE_FILES = ("model.safetensors", "pytorch_model.bin")
 #: DenseNets saved by torchvision before 2018 write ``norm.1.weight`` for ``norm1.weight``.
 _OLD_DENSENET_NAME = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)")
@@ -28,7 +28,7 @@ _OLD_DENSENET_NAME = re.compile(r"(denselayer\d+\.(?:norm|relu|conv))\.([12]\.)"
 
 @dataclass(frozen=True)
 class _Source:
-    """Where the weights come from, and where they lie if they were fetched before."""
+    """URL of the weights, and their file in the cache if they were downloaded before."""
 
     url: str
     cached: Path | None
@@ -36,10 +36,10 @@ class _Source:
 
 
 def find_missing_weights(model_name: str, config: ImageNetPretraining) -> str | None:
-    """Return why the weights cannot be had, None when they can (file or cache present, or the server answers).
+    """Return why the weights are unavailable; None if the file or a cached copy exists, or the server answers.
 
     Raises:
-        ConfigError: no such network, or no such weights for it.
+        ConfigError: if there is no such network, or no such weights for it.
     """
     if config.file is not None:
         return None if os.path.isfile(config.file) else f"pretraining.file: there is no file {config.file}"
@@ -49,19 +49,21 @@ def find_missing_weights(model_name: str, config: ImageNetPretraining) -> str | 
 
 
 def compute_file_sha256(path: Path) -> str:
-    """Return the SHA-256 of a weights file: its identity, wherever it lies."""
+    """Return the SHA-256 of a weights file, which identifies it independently of its path."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def load_imagenet(model_name: str, config: ImageNetPretraining) -> dict[str, Tensor]:
-    """Return the RGB state dict of the network, in its own library's names.
+    """Return the RGB state dict of the network, with the parameter names of its library.
 
-    A server is asked only for what no cache has, and only after it answered: libraries retry for minutes.
+    A download starts only if the weights are not cached and the server has answered a short request, because the
+    libraries retry for minutes.
 
     Raises:
-        WeightsUnavailableError: neither file nor cache nor download has them, or the cached file is damaged.
-        ConfigError: no such network or weights, or the file holds something else.
+        WeightsUnavailableError: if the weights are in no file or cache and cannot be downloaded, or a cached file is
+            damaged.
+        ConfigError: if there is no such network or weights, or the file has changed or is not a state dict.
     """
     if config.file is not None:
         return _load_file(config.file, config.file_sha256)
@@ -107,7 +109,7 @@ def _load_file(path: Path, sha256: str | None) -> dict[str, Tensor]:
 
 
 def _read_content(path: Path) -> Any:
-    """Return what a file of tensors holds, without running code: loading a pickle otherwise can run any."""
+    """Return the content of a file of tensors, without running code in it as plain unpickling would."""
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
@@ -128,8 +130,8 @@ def _rename(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _load_timm(name: str, source: _Source) -> dict[str, Tensor]:
     import timm
 
-    # A file in the cache is named, so that the hub is not asked whether it is still the newest.
-    # And read here: older versions of timm unpickle whatever a file holds.
+    # A cached file is passed by its content: by name, timm would query the hub for a newer version, and older versions
+    # of timm would unpickle anything in the file.
     known: dict[str, Any] = {}
     if source.is_hugging_face and source.cached:
         known = {"state_dict": _read_content(source.cached), "custom_load": False}
@@ -138,7 +140,7 @@ def _load_timm(name: str, source: _Source) -> dict[str, Tensor]:
 
 
 def _find_problem(source: _Source) -> str | None:
-    """Return why the server does not hand out the weights, None when it does."""
+    """Return why the server does not offer the weights; None if it does."""
     if source.is_hugging_face:
         from huggingface_hub.constants import HF_HUB_OFFLINE
 

@@ -1,4 +1,4 @@
-"""The shift bank: what a study asks for → shifts.
+"""Conversion of the entries of ``evaluation.shifts`` into shifts.
 
 An entry of ``evaluation.shifts`` is the name of a shift (``snow``, ``stain_h0.5_e2``, one of an installed package) or
 of a group (``all``, ``imagenet-c``, ``medmnist-c``, ``stain-grid``), or a mapping::
@@ -30,11 +30,11 @@ from trainables.shifts.wording import check_known, check_once, read_mapping, rea
 
 __all__ = ["DEFAULT_NAMES", "IDENTITY", "SHIFT_NAMES", "Shift", "build_shifts", "stain_name"]
 
-#: Every shift there is, in the order in which tables and figures list them.
+#: Names of all shifts of the bank, in the order of tables and figures.
 SHIFT_NAMES: tuple[str, ...] = tuple(OPERATIONS)
-#: What ``all`` means in every modality: what changes any image, at strengths of its modality.
+#: Names of the shifts of ``all``, the same in every modality: those that change any image.
 DEFAULT_NAMES: tuple[str, ...] = tuple(DEFAULT)
-#: Names that stand for many.
+#: Names that stand for several shifts.
 GROUPS = ("all", "imagenet-c", "medmnist-c", "stain-grid")
 #: Multipliers of haematoxylin and of eosin in the published grid (Pohjonen et al. 2022).
 STAIN_FACTORS = (0.0, 0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
@@ -44,14 +44,14 @@ _STAIN_NAME = re.compile(r"stain_h(\d+(?:\.\d+)?)_e(\d+(?:\.\d+)?)")
 
 @dataclass(frozen=True)
 class _Bank:
-    """What names mean in one evaluation."""
+    """Shifts by name in one evaluation."""
 
     modality: str
     severities: tuple[int, ...]
     own: Mapping[str, tuple[Operation, tuple[Strength, ...]]]
 
     def at(self, name: str, severity: int) -> Shift:
-        """Return the shift of a name at a severity; ``name`` is known."""
+        """Return the shift called ``name`` at a severity. The name must be known."""
         if cell := _STAIN_NAME.fullmatch(name):
             return Shift(name, severity, (float(cell[1]), float(cell[2])), STAIN)
         if name in self.own:
@@ -60,21 +60,21 @@ class _Bank:
         return Shift(name, severity, load_tables()[self.modality][name][severity - 1])
 
     def known_severities(self, name: str) -> tuple[int, ...]:
-        """Return the severities that a name has: of the bank's the evaluation's, of one's own all that were given."""
+        """Return the severities of a name: the evaluation's for the bank's shifts, all defined ones for others."""
         if _STAIN_NAME.fullmatch(name):
             return (1,)
         return tuple(range(1, len(self.own[name][1]) + 1)) if name in self.own else self.severities
 
 
 def build_shifts(evaluation: EvaluationConfig, modality: str) -> list[Shift]:
-    """Return the shifts of an evaluation, shift by shift with rising severity; the identity is not among them.
+    """Return the shifts of an evaluation, grouped by name in ascending severity, without the identity.
 
     Args:
-        evaluation: names, severities, and a modality that overrides the data's unless it is "auto".
-        modality: what the data set says it is.
+        evaluation: names and severities of the shifts, and a modality that overrides the data's unless it is "auto".
+        modality: modality of the data set.
 
     Raises:
-        ConfigError: an unknown or repeated shift, severity or modality, or a mapping that says none.
+        ConfigError: a shift, severity or modality is unknown or repeated, or a mapping defines no shift.
     """
     if evaluation.modality != "auto":
         modality = evaluation.modality
@@ -101,7 +101,7 @@ def stain_name(haematoxylin: float, eosin: float) -> str:
 
 
 def _read_entry(key: str, entry: str | Mapping[str, Any], bank: _Bank) -> list[list[Shift]]:
-    """Return lists of shifts of one name each."""
+    """Return one list of shifts per name."""
     if isinstance(entry, str):
         names = _expand(key, entry, bank.modality)
     elif "compose" in entry:
@@ -109,7 +109,7 @@ def _read_entry(key: str, entry: str | Mapping[str, Any], bank: _Bank) -> list[l
     elif "stain" in entry:
         names = _read_stains(key, entry)
     elif "op" in entry:
-        names = (str(entry["name"]),)  # read before: it is in ``bank.own``
+        names = (str(entry["name"]),)  # already in ``bank.own``
     else:
         raise ConfigError(
             f"{key}: found a mapping with {', '.join(map(str, entry)) or 'nothing'}, expected one with compose, with "
@@ -120,7 +120,7 @@ def _read_entry(key: str, entry: str | Mapping[str, Any], bank: _Bank) -> list[l
 
 
 def _expand(key: str, name: str, modality: str) -> tuple[str, ...]:
-    """Return the names that a name or a group stands for."""
+    """Return the bank's names that a group, an alias or a name stands for."""
     if name == "all":
         return DEFAULT_NAMES
     if name == "stain-grid":
@@ -137,7 +137,7 @@ def _expand(key: str, name: str, modality: str) -> tuple[str, ...]:
 def _read_own(
     entries: Sequence[tuple[int, str | Mapping[str, Any]]],
 ) -> dict[str, tuple[Operation, tuple[Strength, ...]]]:
-    """Return the shifts that packages bring and those that the study defines."""
+    """Return the shifts registered by packages and those defined by the study, by name."""
     own = {name: (shift.operation, shift.strengths) for name, shift in registered_shifts().items()}
     for name in own:
         _check_free("registered shifts", read_name("registered shifts", name), ())
@@ -169,7 +169,7 @@ def _read_stains(key: str, entry: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def _read_composition(key: str, entry: Mapping[str, Any], bank: _Bank) -> list[Shift]:
-    """Return one shift if every part has its severity, else one per severity of the evaluation."""
+    """Return one shift if every part has a fixed severity, else one per severity of the evaluation."""
     fields = read_mapping(key, entry, required=("compose",), optional=("name",))
     words = fields["compose"]
     if not isinstance(words, list | tuple) or len(words) < 2 or not all(isinstance(word, str) for word in words):
@@ -192,7 +192,7 @@ def _severity_of(part: str, severity: int) -> int:
 
 
 def _read_part(key: str, word: str, bank: _Bank) -> tuple[str, int | None]:
-    """Return name and severity; None where the evaluation's severities count."""
+    """Return the name and the severity of a part. The severity is None if the evaluation's severities apply."""
     name, _, severity = word.partition("/")
     name = load_aliases().get(name, name)
     check_known(key, [name], (*SHIFT_NAMES, *bank.own), also=_STAIN_NAME)

@@ -1,11 +1,11 @@
-"""Shifted copies of a test set on disk: built once per node, mapped by every process that evaluates on them.
+"""Shifted copies of a test set on disk, built once per node and memory-mapped by every process that evaluates on them.
 
     <cache_dir>/shifts/<key>.u8    CRC-32 of what follows (4 bytes), then uint8 (n, channels, height, width)
-    <cache_dir>/shifts/<key>.tmp   the same while it is written; nobody reads it
+    <cache_dir>/shifts/<key>.tmp   a copy that is being written; never read
 
-A file is locked exclusively while it is written and shared while it is in use, so that nobody builds what another
-process builds, and nothing is evicted that is in use. The kernel takes back the locks of a process that was killed. A
-copy only saves time: wherever there is none, for whatever reason, the shift is computed, with the same result.
+A process holds an exclusive lock on a file while it writes it and a shared lock while it uses it, so that no two
+processes build the same copy and no copy in use is evicted. The kernel releases the locks of a killed process. Copies
+only save time: if one is missing, for whatever reason, the shift is computed, with the same result.
 """
 
 from __future__ import annotations
@@ -38,20 +38,21 @@ from trainables.shifts.operations import OPERATIONS
 from trainables.shifts.shift import IDENTITY, Shift
 
 _LOG = logging.getLogger(__name__)
-#: A CRC, since every byte is checked whenever a copy is used: SHA-256 takes three times as long (1.6, 5.4 GiB/s).
+#: Size of the CRC-32 that is checked whenever a copy is used; SHA-256 takes three times as long (1.6, 5.4 GiB/s).
 _CHECK_BYTES = 4
-#: Copies leave this much of the disk free, for checkpoints and results. An assumption.
+#: Disk space that copies leave free for checkpoints and results. An assumption.
 KEPT_FREE_BYTES = 2 * 2**30
-#: What is computed on the CPU wherever the images are. On a GPU only these copies are worth reading: the other
-#: operations take the images where they are. An assumption: not measured.
+#: Operations that are computed on the CPU wherever the images are. For images on a GPU only their copies are worth
+#: reading, because the other operations run on the GPU. An assumption: not measured.
 ON_CPU = ("jpeg", "strong_jpeg")
 
 
 @cache
 def digest_operations() -> str:
-    """Return a digest of what turns images into shifted ones: the code of the operations, and the libraries below.
+    """Return a digest of the code of the operations and of ``seeding``, and of the versions of their libraries.
 
-    So no number has to be raised by hand when an operation changes: older copies are no longer found.
+    The digest is part of a copy's key, so that copies from before a change of an operation are no longer found and no
+    version number has to be raised by hand.
     """
     digest = hashlib.sha256()
     for package in ("trainables.ops", "trainables.shifts", "trainables"):
@@ -64,9 +65,9 @@ def digest_operations() -> str:
 
 
 def name_operation(shift: Shift) -> str | None:
-    """Return which operation of this package a shift applies; None of other packages' and of compositions.
+    """Return the name of the operation that a shift applies; None for compositions and operations of other packages.
 
-    What those do is not known from outside, so no copies of them are kept.
+    The effect of these is not known from outside, so no copies of them are kept.
     """
     if shift.operation is None:
         return shift.name
@@ -75,21 +76,21 @@ def name_operation(shift: Shift) -> str | None:
 
 
 def describe_device(device: torch.device) -> list[str]:
-    """Return what decides how a device rounds: its type, and the instructions or the model."""
+    """Return the properties that decide how a device rounds: its type, and CPU instructions or GPU model."""
     if device.type == "cuda":
         return ["cuda", torch.cuda.get_device_name(device)]
     return [device.type, torch.backends.cpu.get_cpu_capability()]
 
 
 class ShiftedCopies:
-    """The shifted copies of one image set; a context: what it has found or built stays until it is left.
+    """Shifted copies of one image set, as a context manager; copies found or built are not evicted until it exits.
 
     Args:
-        folder: where all copies of a node lie.
-        budget_bytes: of all copies together; the least recently used make room. 0: none are kept.
-        feed: the images, on the device they are shifted on.
-        seeds: of ``Shift.apply``, one per image.
-        content: what identifies images and seeds: fingerprint of the data, name of the set, seed of the shifts.
+        folder: folder of all copies of a node.
+        budget_bytes: limit on the size of all copies; the least recently used are evicted. 0: no copies are kept.
+        feed: images of the set, on the device on which they are shifted.
+        seeds: seeds of ``Shift.apply``, one per image.
+        content: identity of images and seeds: fingerprint of the data, name of the set, seed of the shifts.
     """
 
     def __init__(
@@ -115,17 +116,17 @@ class ShiftedCopies:
         self._held.clear()
         self._files.close()
 
-    # ------------------------------------------------------------------ what evaluations ask for
+    # ------------------------------------------------------------------ called by evaluations
 
     def build(self, shifts: Iterable[Shift], *, batch_size: int, on_built: Callable[[], None] = lambda: None) -> None:
-        """Build the copies that are missing, while there is room; what another process builds is left to it.
+        """Build the missing copies as long as there is room. Copies that another process is building are skipped.
 
-        Existing copies of ``shifts`` are held first: none makes room for another one.
+        Existing copies of ``shifts`` are held first, so that none of them is evicted for another one.
 
         Args:
-            shifts: in the order in which they are wanted.
+            shifts: shifts in the order in which they are needed.
             batch_size: images per call of an operation.
-            on_built: called after every copy that was built.
+            on_built: callback after every copy that was built.
         """
         wanted = {shift: path for shift in shifts if (path := self._locate(shift)) is not None}
         try:
@@ -151,9 +152,10 @@ class ShiftedCopies:
             )
 
     def transform(self, shift: Shift) -> Callable[[UInt8[Tensor, "m c h w"], slice], UInt8[Tensor, "m c h w"]]:
-        """Return a function from images and their rows to the shifted ones, out of the copy if there is one by then.
+        """Return a function from images and their rows to the shifted images, read from the copy if there is one.
 
-        It goes through the set from the first row to the last, as often as one likes.
+        Calls must go through the set from the first row to the last, any number of times. The copy is looked up at
+        the start of each pass.
         """
         mapped: UInt8[np.ndarray, "n c h w"] | None = None
 
@@ -165,7 +167,7 @@ class ShiftedCopies:
                 return shift.apply(images, self._seeds[rows])
             shifted = torch.from_numpy(np.array(mapped[rows])).to(images.device)
             if rows.stop == len(self._feed):
-                mapped = None  # what is mapped counts as memory of this process
+                mapped = None  # mapped pages count as memory of this process
             return shifted
 
         return apply
@@ -173,7 +175,7 @@ class ShiftedCopies:
     # ------------------------------------------------------------------ one copy
 
     def _locate(self, shift: Shift) -> Path | None:
-        """Return where the copy of a shift lies or would lie; None if none is kept."""
+        """Return the path of the copy of a shift, whether or not it exists; None if no copy of this shift is kept."""
         name = name_operation(shift)
         is_worth_it = self._feed.device.type == "cpu" or name in ON_CPU
         if name is None or shift == IDENTITY or not is_worth_it or self._budget_bytes < self._size_bytes:
@@ -182,14 +184,14 @@ class ShiftedCopies:
         return self._folder / f"{hash_json(key)[:32]}.u8"
 
     def _hold(self, path: Path) -> bool:
-        """Keep a copy from being evicted; return whether there is one."""
+        """Protect a copy from eviction; return whether it exists."""
         if path in self._held:
             return True
         try:
             file = self._files.enter_context(path.open("rb"))
         except FileNotFoundError:
             return False
-        fcntl.flock(file, fcntl.LOCK_SH)  # waits for a rename or an unlink, no longer
+        fcntl.flock(file, fcntl.LOCK_SH)  # waits only while another process renames or removes the file
         if os.fstat(file.fileno()).st_size != self._size_bytes:
             self._discard(path)
             return False
@@ -203,7 +205,7 @@ class ShiftedCopies:
         path.unlink(missing_ok=True)
 
     def _map(self, shift: Shift) -> UInt8[np.ndarray, "n c h w"] | None:
-        """Return the copy, every byte of it checked; None if there is none."""
+        """Return the memory-mapped copy after checking every byte; None if it is missing, damaged or unreadable."""
         path = self._locate(shift)
         try:
             if path is None or not self._hold(path):
@@ -225,9 +227,9 @@ class ShiftedCopies:
             if not _lock_exclusively(file) or not _is_at(temporary, file):
                 return "left to another"
             try:
-                if self._hold(path):  # finished this moment
+                if self._hold(path):  # another process has just finished it
                     return "left to another"
-                file.truncate(0)  # what a process that was killed has left
+                file.truncate(0)  # the content that a killed process has left
                 if not self._reserve(file):
                     return "no room"
                 self._write(shift, file, batch_size)
@@ -252,17 +254,17 @@ class ShiftedCopies:
             start += len(images)
         file.seek(0)
         file.write(check)
-        file.flush()  # not synced: what a crash of the machine leaves does not have this checksum
+        file.flush()  # not synced: a file damaged by a crash of the machine fails the checksum
 
-    # ------------------------------------------------------------------ room
+    # ------------------------------------------------------------------ disk space
 
     def _reserve(self, file: IO[bytes]) -> bool:
-        """Take room for one copy in ``file``, out of the budget of all processes; return whether there is any."""
+        """Reserve space for one copy in ``file`` from the budget of all processes; return whether there was enough."""
         with (self._folder / "room.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not self._make_room():
                 return False
-            if hasattr(os, "posix_fallocate"):  # counts at once in what others see as free
+            if hasattr(os, "posix_fallocate"):  # other processes see at once that the space is used
                 os.posix_fallocate(file.fileno(), 0, self._size_bytes)
             else:
                 file.truncate(self._size_bytes)
@@ -280,7 +282,7 @@ class ShiftedCopies:
         lacking = self._size_bytes + max(used - self._budget_bytes, -free)
         others = sorted(copy for copy in copies if copy[2] not in self._held)
         if sum(size for _, size, _ in others) < lacking:
-            return False  # nothing is evicted in vain
+            return False  # evicting all of them would not suffice
         for _, size, path in others:
             if lacking > 0 and _evict(path):
                 lacking -= size
@@ -288,7 +290,7 @@ class ShiftedCopies:
 
 
 def _checksum(content: bytes | memoryview, before: bytes = bytes(_CHECK_BYTES)) -> bytes:
-    """Return the checksum of something that follows on what has the checksum ``before``."""
+    """Return the checksum of ``content`` appended to data whose checksum is ``before``."""
     return zlib.crc32(content, int.from_bytes(before, "big")).to_bytes(_CHECK_BYTES, "big")
 
 
@@ -301,7 +303,7 @@ def _lock_exclusively(file: IO[bytes]) -> bool:
 
 
 def _is_at(path: Path, file: IO[bytes]) -> bool:
-    """Return whether an open file still has its name: another process may have finished or removed it meanwhile."""
+    """Return whether an open file is still at ``path``; another process may have finished or removed it meanwhile."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
     except FileNotFoundError:
@@ -309,7 +311,7 @@ def _is_at(path: Path, file: IO[bytes]) -> bool:
 
 
 def _evict(path: Path) -> bool:
-    """Remove a copy unless a process uses or writes it; return whether it is gone."""
+    """Remove a copy unless another process uses or writes it; return whether it is gone."""
     with suppress(FileNotFoundError), path.open("r+b") as file:
         if not _lock_exclusively(file):
             return False

@@ -1,4 +1,4 @@
-"""Shifted test sets as files: a sheet to look at, MedMNIST-C's npz, ImageNet-C's folders."""
+"""Export of shifted test sets: a contact sheet, npz files as in MedMNIST-C, folders as in ImageNet-C."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _BATCH = 256
 
 
 def group_shifts(shifts: Sequence[Shift]) -> dict[str, list[Shift]]:
-    """Return name → its shifts, in order."""
+    """Return name → shifts of this name, in their order."""
     groups: dict[str, list[Shift]] = {}
     for shift in shifts:
         groups.setdefault(shift.name, []).append(shift)
@@ -36,18 +36,18 @@ def group_shifts(shifts: Sequence[Shift]) -> dict[str, list[Shift]]:
 
 
 def compute_seeds(images: ImageSet, shift_seed: int) -> Int64[Tensor, " n"]:
-    """Return the seeds of ``Shift.apply`` with which a set is evaluated."""
+    """Return the seeds that the evaluation of a set passes to ``Shift.apply``."""
     return mix(torch.from_numpy(hash_ids(images.ids)), "shift", shift_seed)
 
 
 def draw_sheet(images: ImageSet, rows: Sequence[int], shifts: Sequence[Shift], *, shift_seed: int) -> Image.Image:
-    """Return a sheet: a row per shift and image, with the shift's name; the unshifted image, then its severities.
+    """Return a contact sheet with one row per shift and image: name, unshifted image, then the severities.
 
     Args:
-        images: the set.
-        rows: which of its images.
-        shifts: without the identity.
-        shift_seed: of the evaluation; models are given the same pixels.
+        images: image set.
+        rows: rows of the images to show.
+        shifts: shifts without the identity.
+        shift_seed: seed of the shifts in the evaluation; the sheet shows the pixels that models are evaluated on.
     """
     chosen = torch.from_numpy(images.images[list(rows)].copy())
     seeds = compute_seeds(images, shift_seed)[list(rows)]
@@ -73,10 +73,11 @@ def draw_sheet(images: ImageSet, rows: Sequence[int], shifts: Sequence[Shift], *
 
 
 def write_npz(folder: Path, images: ImageSet, shifts: Sequence[Shift], *, shift_seed: int) -> list[Path]:
-    """Write ``<shift>.npz`` as MedMNIST-C does, and return the paths: all images at one severity after the other.
+    """Write one ``<shift>.npz`` per shift in the format of MedMNIST-C, and return the paths.
 
-    Arrays: ``test_images`` uint8 (severities·n, height, width) or (…, 3), ``test_labels`` (severities·n, 1), and
-    ``test_severities`` (severities·n,), which MedMNIST-C lacks: a study may have other severities than 1 to 5.
+    All images at one severity are followed by all images at the next one. Arrays: ``test_images`` uint8
+    (severities·n, height, width) or (…, 3), ``test_labels`` (severities·n, 1), and ``test_severities``
+    (severities·n,), which MedMNIST-C lacks: a study may have other severities than 1 to 5.
 
     Raises:
         StorageError: a file cannot be written.
@@ -109,9 +110,9 @@ def write_npz(folder: Path, images: ImageSet, shifts: Sequence[Shift], *, shift_
 def write_folders(
     folder: Path, images: ImageSet, classes: Sequence[str], shifts: Sequence[Shift], *, shift_seed: int
 ) -> list[Path]:
-    """Write ``<shift>/<severity>/<class>/<id>.png`` as ImageNet-C has them, and return the folders of the shifts.
+    """Write ``<shift>/<severity>/<class>/<id>.png`` in the layout of ImageNet-C, and return the folders of the shifts.
 
-    What cannot be part of a file name in class or id is written as in a URL, / as %2F.
+    Characters of a class or id that cannot be part of a file name are encoded as in a URL, / as %2F.
 
     Raises:
         StorageError: a file cannot be written.
@@ -132,7 +133,7 @@ def write_folders(
 
 
 def _shift_batches(images: ImageSet, shift: Shift, shift_seed: int) -> Iterator[tuple[int, UInt8[np.ndarray, "m ..."]]]:
-    """Yield the first row and the pixels of batches: (m, h, w) grey, (m, h, w, 3) RGB."""
+    """Yield the first row and the shifted pixels of every batch: (m, h, w) if grey, (m, h, w, 3) if RGB."""
     seeds, start = compute_seeds(images, shift_seed), 0
     for size in split_sizes(len(images), _BATCH):
         rows = slice(start, start + size)

@@ -1,4 +1,4 @@
-"""The corruptions of ImageNet-C that the first bank lacked, in its strengths (Hendrycks & Dietterich 2019)."""
+"""Corruptions of ImageNet-C that ``operations.DEFAULT`` lacks, with its strengths (Hendrycks & Dietterich 2019)."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ def _zoom_blur(images: Images, strength: Strength, seeds: Seeds) -> Images:
 
 
 def _elastic_transform(images: Images, strength: Strength, seeds: Seeds) -> Images:
-    # ImageNet-C at 224 px: uniform displacements of ±.005·224 px, smoothed by .01·224 px, times the strength. Elsewhere
-    # what is left after smoothing keeps its size relative to the image.
+    # ImageNet-C at 224 px: uniform displacements of ±.005·224 px, smoothed by .01·224 px, times the strength. At other
+    # sizes the displacement that is left after smoothing keeps its size relative to the image.
     sigma = scale_to(images, 2.24)
     left = 1.12 * one(strength) * smoothing_gain(2.24, distortion.elastic_radius(2.24))
     amplitude = scale_to(images, left) / smoothing_gain(sigma, distortion.elastic_radius(sigma))
@@ -59,7 +59,7 @@ def _fog(images: Images, strength: Strength, seeds: Seeds) -> Images:
 
 def _spatter(images: Images, strength: Strength, seeds: Seeds) -> Images:
     mean, deviation, drop, threshold, last, is_mud = several(strength, 6)
-    # What smoothing at 224 px leaves of the noise, so that as much of a small image gets wet.
+    # The deviation that smoothing at 224 px leaves of the noise, so that the same share of a small image gets wet.
     liquid = (mean, deviation * smoothing_gain(drop, math.ceil(4.0 * drop)))
     drop_px = scale_to(images, drop)
     if is_mud:
@@ -69,7 +69,7 @@ def _spatter(images: Images, strength: Strength, seeds: Seeds) -> Images:
     return weather.splash_water(images, seeds, liquid=liquid, drop_px=drop_px, threshold=threshold, amount=last)
 
 
-#: Names are ImageNet-C's.
+#: Operations by ImageNet-C's name.
 OPERATIONS: dict[str, Operation] = {
     "glass_blur": Operation(_glass_blur, (0.0, 0.0, 0.0)),
     "zoom_blur": Operation(_zoom_blur, (1.0, 1.0)),

@@ -1,4 +1,4 @@
-"""The corruptions of MedMNIST-C that ImageNet-C lacks (Di Salvo et al. 2024), and changes of stain."""
+"""Corruptions of MedMNIST-C that ImageNet-C lacks (Di Salvo et al. 2024), and changes of stain."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import math
 from trainables.ops import overlays, stain
 from trainables.shifts.operation import Images, Operation, Seeds, Strength, each, one, scale_to, several
 
-#: MedMNIST-C's masks are squares of the given side; black covers as much as this share of it as radius.
+#: Radius of a deposit as a share of its size: MedMNIST-C's masks are squares of the given side, in which black covers
+#: as much as a circle of this radius.
 _DEPOSIT_RADIUS = 0.44
-#: Height of a line in OpenCV's font at scale 1, the smallest scale used, and the height below which nothing is legible.
+#: Height of a line in OpenCV's font at scale 1 (px), the smallest scale used, and the least legible height.
 _LINE_PX, _SMALLEST_FONT, _LEGIBLE_PX = 32.0, 0.14, 5.0
 
 
@@ -32,7 +33,7 @@ def _characters(images: Images, strength: Strength, seeds: Seeds) -> Images:
     )
 
 
-#: Names are MedMNIST-C's; ``stain`` has no name there. A limit is an identity, not a level.
+#: Operations by MedMNIST-C's name. The identity of black_corner is a limit, not a strength that can be applied.
 OPERATIONS: dict[str, Operation] = {
     "stain_deposit": Operation(_stain_deposit, (0.0, 0.0)),
     "bubble": Operation(_bubble, (0.0, 0.0)),
@@ -40,7 +41,7 @@ OPERATIONS: dict[str, Operation] = {
     "characters": Operation(_characters, (0.0, 0.0, 0.0)),
 }
 
-#: Haematoxylin and eosin multiplied by the two numbers of the strength.
+#: Multiplication of haematoxylin and eosin by the two numbers of the strength; not part of MedMNIST-C.
 STAIN = Operation(
     lambda x, s, seeds: stain.scale_stains(x, each(s, x, 0), each(s, x, 1)), (1.0, 1.0), needs_colour=True
 )

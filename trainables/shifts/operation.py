@@ -1,7 +1,7 @@
-"""What an operation of the shift bank is: one strength for the whole batch, randomness per sample.
+"""Interface of the shift bank's operations: one strength per batch, random numbers per sample.
 
 Published strengths hold at 224 px. On smaller images a blur of the same share of the image would often be less than
-a pixel and do nothing, so lengths shrink to a floor (``scale_length``).
+a pixel and have no effect, so up to .3 px are added (``scale_length``).
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 
 Images = UInt8[Tensor, "n c h w"]
 Seeds = Int64[Tensor, " n"]
-#: One number, or the few that a table gives per severity.
+#: One number or several, as a table gives them per severity.
 Strength = float | tuple[float, ...]
 
 #: Side at which ImageNet-C and MedMNIST-C define their kernels.
@@ -23,16 +23,16 @@ REFERENCE_SIDE_PX = 224
 
 
 class Operation(NamedTuple):
-    """A shift's operation, and the strength at which it is the identity."""
+    """Operation of a shift, and the strength at which it is the identity."""
 
     apply: Callable[[Images, Strength, Seeds], Images]
     identity: Strength
-    #: Images of one channel come back as they are.
+    #: Whether images of one channel are returned unchanged.
     needs_colour: bool = False
 
 
 def scale_length(length_px: float, side_px: int) -> float:
-    """Return a kernel length given at 224 px for an image of ``side_px``: proportional, plus up to .3 px below 224.
+    """Return a kernel length given at 224 px scaled to images of ``side_px``, plus up to .3 px below 224 px.
 
     At 32 px ImageNet-C's Gaussian sigmas 1, 2, 3, 4, 6 become .40, .54, .69, .83, 1.11; CIFAR-10-C publishes
     .4, .6, .7, .8, 1.
@@ -42,21 +42,21 @@ def scale_length(length_px: float, side_px: int) -> float:
 
 
 def scale_to(images: Images, length_px: float) -> float:
-    """Return ``scale_length`` for the shorter side of the images."""
+    """Return a length given at 224 px scaled to the shorter side of the images by ``scale_length``."""
     return scale_length(length_px, min(images.shape[-2:]))
 
 
 def each(strength: Strength, images: Images, index: int = 0) -> Float[Tensor, " n"]:
-    """Return the strength (or its ``index``-th number) once per sample."""
+    """Return the strength (or its ``index``-th number) repeated for every sample."""
     value = strength[index] if isinstance(strength, tuple) else strength
     return torch.full((len(images),), float(value), device=images.device)
 
 
 def one(strength: Strength) -> float:
-    """Return a strength of one number.
+    """Return a strength that must be one number.
 
     Raises:
-        TypeError: there are several.
+        TypeError: the strength has several numbers.
     """
     if isinstance(strength, tuple):
         raise TypeError(f"expected one number as strength, found {strength}")
@@ -64,10 +64,10 @@ def one(strength: Strength) -> float:
 
 
 def several(strength: Strength, count: int) -> tuple[float, ...]:
-    """Return a strength of ``count`` numbers.
+    """Return a strength that must be ``count`` numbers.
 
     Raises:
-        TypeError: there are more or fewer.
+        TypeError: the strength has more or fewer numbers.
     """
     if not isinstance(strength, tuple) or len(strength) != count:
         raise TypeError(f"expected {count} numbers as strength, found {strength}")

@@ -1,4 +1,4 @@
-"""The shift bank's operations: one strength for the whole batch, randomness per sample."""
+"""Operations of the shift bank: one strength per batch, random numbers per sample."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from trainables.shifts.operation import (
 
 def _gaussian_blur(images: Images, strength: Strength, seeds: Seeds) -> Images:
     sigma = scale_to(images, one(strength))
-    # 4 sigma: scikit-image
+    # cut at 4 sigma, as in scikit-image
     return filters.blur_alike(images, sigma_px=sigma, radius_px=math.ceil(4.0 * sigma))
 
 
@@ -59,7 +59,7 @@ def _gamma(images: Images, strength: Strength, seeds: Seeds) -> Images:
     return colour.adjust_gamma(images, each(strength, images))
 
 
-#: What ``shifts: all`` runs, in this order. jpeg's and shot noise's identity is the limit, not a level.
+#: Operations of ``shifts: all``, in this order. The identity of jpeg and shot noise is a limit that cannot be applied.
 DEFAULT: dict[str, Operation] = {
     "gaussian_noise": Operation(lambda x, s, seeds: noise.add_gaussian_noise(x, each(s, x), seeds), 0.0),
     "shot_noise": Operation(lambda x, s, seeds: noise.add_shot_noise(x, seeds, photons=one(s)), math.inf),

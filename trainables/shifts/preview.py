@@ -1,4 +1,4 @@
-"""What the shifts look like: a sheet of examples for reports and for one's own eyes."""
+"""Contact sheets of shifted example images."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from trainables.shifts.shift import IDENTITY, Shift
 def contact_sheet(
     images: UInt8[Tensor, "n c h w"], shifts: Sequence[Shift], seeds: Int64[Tensor, " n"]
 ) -> UInt8[np.ndarray, "height width c"]:
-    """Return one picture: a row per shift and image, columns the unshifted image and then the shift's severities.
+    """Return one picture with one row per shift and image: the unshifted image, then the severities of the shift.
 
-    Shifts with fewer severities leave black cells. ``seeds`` are those of ``Shift.apply``.
+    Cells beyond the severities of a shift are black. ``seeds`` are passed to ``Shift.apply``.
     """
     by_name: dict[str, list[Shift]] = {}
     for shift in shifts:

@@ -1,13 +1,14 @@
-"""Shifts that other packages bring: from Python by ``register_shift``, or installed as an entry point.
+"""Shifts of other packages, registered by ``register_shift`` or installed as an entry point.
 
-Trials run in processes of their own, which import this package but no notebook: what studies name has to be
-installed. A package says in its ``pyproject.toml``::
+Trials run in processes of their own, which import this package but no notebook, so a shift that a study names has to
+be installed. A package declares it in its ``pyproject.toml``::
 
     [project.entry-points."robustsweep.shifts"]
     my_shift = "my_package.my_module:MY_SHIFT"
 
-where ``MY_SHIFT`` is a ``RegisteredShift``. ``register_shift`` serves notebooks and tests, in their own process.
-The signature of a trial holds a shift's name, not its code: give changed code another name.
+where ``MY_SHIFT`` is a ``RegisteredShift``. ``register_shift`` is for notebooks and tests and affects
+only their own process. The signature of a trial contains the name of a shift, not its code: rename a shift when its
+code changes.
 """
 
 from __future__ import annotations
@@ -19,18 +20,18 @@ from importlib import metadata
 from trainables.errors import ConfigError
 from trainables.shifts.operation import Operation, Strength
 
-#: Group of entry points.
+#: Name of the group of entry points.
 GROUP = "robustsweep.shifts"
 
 
 @dataclass(frozen=True)
 class RegisteredShift:
-    """An operation with its strengths.
+    """Operation with its strengths.
 
     Attributes:
-        operation: ``apply(images, strength, sample_seeds)`` takes and returns uint8 (n, c, h, w) on the same device,
-            without looking from one image to another; draw from ``trainables.seeding``.
-        strengths: at severity 1, 2, …, up to 5.
+        operation: ``apply(images, strength, sample_seeds)`` takes and returns uint8 (n, c, h, w) on the same device. An
+            image's result must not depend on other images; draw random numbers by ``trainables.seeding``.
+        strengths: strengths at severity 1, 2, …, up to 5.
     """
 
     operation: Operation
@@ -41,20 +42,20 @@ _registered: dict[str, RegisteredShift] = {}
 
 
 def register_shift(name: str, shift: RegisteredShift) -> None:
-    """Make a shift known in this process under a name; the same name again replaces it.
+    """Register a shift under a name in this process, replacing an earlier one of this name.
 
     Raises:
-        ConfigError: not 1 to 5 strengths.
+        ConfigError: ``shift`` is no ``RegisteredShift`` or has not 1 to 5 strengths.
     """
     _check(name, shift)
     _registered[name] = shift
 
 
 def registered_shifts() -> dict[str, RegisteredShift]:
-    """Return the shifts of installed packages and those of this process, which win, by name.
+    """Return name → shift, from installed packages and from this process, which takes precedence.
 
     Raises:
-        ConfigError: an entry point cannot be loaded or is no shift.
+        ConfigError: an entry point cannot be loaded or is no valid shift.
     """
     return {**_load_entry_points(), **_registered}
 

@@ -1,4 +1,4 @@
-"""One shift at one severity: a value that turns images into shifted ones, the same each time."""
+"""Shift at one severity: a value object that shifts images deterministically."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainables.seeding import mix
 from trainables.shifts.operation import Operation, Strength
 from trainables.shifts.operations import OPERATIONS
 
-#: Values shifted at a time. A CPU is fastest while temporaries (8 bytes a value) stay in its cache; on a GPU the
+#: Values shifted at a time. A CPU is fastest while temporaries (8 bytes per value) stay in its cache; on a GPU the
 #: number bounds their memory.
 _CHUNK_VALUES = {"cpu": 2**19, "other": 2**25}
 
@@ -24,10 +24,10 @@ class Shift:
     """One corruption at one severity.
 
     Attributes:
-        name: as in tables and figures; one of the bank's if no operation is given, or "identity".
+        name: name in tables and figures; a name of the bank if ``operation`` is None, or "identity".
         severity: 1 (mild) to 5; 0 is the identity.
-        strength: in the units of severities.json.
-        operation: of a shift that is not in the bank under its name.
+        strength: strength in the units of severities.json.
+        operation: operation of a shift whose name is not in the bank; None for the bank's shifts.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Shift:
 
     @property
     def needs_colour(self) -> bool:
-        """Whether images of one channel come back unchanged: such a shift tests nothing there."""
+        """Return whether images of one channel are left unchanged, so that the shift tests nothing on them."""
         return self.name != "identity" and self._operation.needs_colour
 
     @property
@@ -45,14 +45,14 @@ class Shift:
         return OPERATIONS[self.name] if self.operation is None else self.operation
 
     def apply(self, images: UInt8[Tensor, "n c h w"], sample_seeds: Int64[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
-        """Return the shifted images, on the images' device, each the same in whatever batch it comes.
+        """Return the shifted images on the device of ``images``. The result of an image does not depend on its batch.
 
         Args:
-            images: 1 or 3 channels.
+            images: images of 1 or 3 channels.
             sample_seeds: ``mix(hash_ids(ids), shift_seed)`` on the images' device; name and strength are mixed in here.
 
         Raises:
-            ConfigError: a registered operation returned something else than images of the same shape.
+            ConfigError: a registered operation did not return uint8 images of the same shape.
         """
         if self.name == "identity" or self.strength == self._operation.identity:
             return images
@@ -69,12 +69,15 @@ class Shift:
         return shifted
 
 
-#: Severity 0: the input, bit for bit.
+#: Shift of severity 0, which returns the input bit for bit.
 IDENTITY = Shift("identity", 0, 0.0)
 
 
 def compose(parts: tuple[Shift, ...]) -> Operation:
-    """Return the operation that applies the shifts one after the other; each draws from its own name and strength."""
+    """Return the operation that applies the shifts one after the other.
+
+    The random numbers of each part depend on its own name and strength.
+    """
 
     def apply(images: Tensor, strength: Strength, seeds: Tensor) -> Tensor:
         for part in parts:

@@ -1,4 +1,4 @@
-"""The strong policy's operations, for shifts of one's own: ``{name: …, op: strong_hue, strengths: …}``."""
+"""Operations of the strong policy, for shifts that a study defines: ``{name: …, op: strong_hue, strengths: …}``."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def _first(operation: Callable[[Images, Tensor], Images], identity: float, *, ne
 
 
 def _switch(operation: Callable[[Images], Images], *, needs_colour: bool = False) -> Operation:
-    """On at 1, off at 0."""
+    """Return an operation that acts at strength 1 and not at 0."""
     return Operation(lambda x, s, seeds: operation(x) if one(s) else x, 0.0, needs_colour)
 
 
@@ -28,7 +28,7 @@ def _blur(images: Images, strength: Strength, seeds: Seeds) -> Images:
     return filters.gaussian_blur(images, each(sigma, images), radius)
 
 
-#: Names are those of the policy, with a prefix: "brightness" and others mean something else in the bank.
+#: Operations by their name in the policy, with a prefix, since "brightness" and others differ from the bank's.
 OPERATIONS: dict[str, Operation] = {
     **{
         f"strong_{name}": _first(partial(colour.adjust_channel, channel=index), 1.0, needs_colour=True)

@@ -1,4 +1,4 @@
-"""severities.json: strengths by modality, shift and severity; groups of shifts; other names."""
+"""Contents of severities.json: strengths by modality, shift and severity; groups of shifts; aliases."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any
 
 from trainables.shifts.operation import Strength
 
-#: The modality that has every shift; what another lacks is taken from it.
+#: The modality that has every shift; shifts that another modality lacks are taken from it.
 GENERAL = "general"
 
 
 @cache
 def load_tables() -> dict[str, dict[str, tuple[Strength, ...]]]:
-    """Return modality → shift → strengths at severity 1–5, every shift in every modality."""
+    """Return modality → shift → strengths at severity 1–5. Every modality has every shift."""
     tables = {
         modality: {name: tuple(map(_to_strength, strengths)) for name, strengths in table.items()}
         for modality, table in _read()["tables"].items()
@@ -25,7 +25,7 @@ def load_tables() -> dict[str, dict[str, tuple[Strength, ...]]]:
 
 @cache
 def load_groups(modality: str) -> dict[str, tuple[str, ...]]:
-    """Return group → shifts: ``imagenet-c``, and ``medmnist-c`` if it has the modality."""
+    """Return group → names of shifts: ``imagenet-c``, and ``medmnist-c`` if MedMNIST-C has the modality."""
     groups = _read()["groups"]
     found = {"imagenet-c": tuple(groups["imagenet-c"])}
     if modality in groups["medmnist-c"]:
@@ -35,7 +35,7 @@ def load_groups(modality: str) -> dict[str, tuple[str, ...]]:
 
 @cache
 def load_aliases() -> dict[str, str]:
-    """Return published names that this bank has under another: found name → name here."""
+    """Return published name → name in this bank, for shifts that have another name here."""
     return dict(_read()["aliases"])
 
 

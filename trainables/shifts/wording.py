@@ -1,4 +1,4 @@
-"""Reading what a study says about shifts: every complaint names the key, what was found and what was expected."""
+"""Checks of the shifts in a study file. Every error names the key, the value found and the value expected."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from typing import Any
 from trainables.errors import ConfigError
 from trainables.shifts.operation import Strength
 
-#: Names become metrics and file names.
+#: Form of a shift's name, which becomes part of metrics and file names.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
 
 
 def check_known(key: str, found: Iterable[Any], known: tuple[str, ...], *, also: re.Pattern[str] | None = None) -> None:
-    """Check that every name is among the known ones or has the form ``also``.
+    """Check that every name is known or matches ``also``.
 
     Raises:
-        ConfigError: with the nearest known name.
+        ConfigError: a name is unknown; the message suggests the nearest known name.
     """
     for name in found:
         if name in known or (also is not None and isinstance(name, str) and also.fullmatch(name)):
@@ -30,10 +30,10 @@ def check_known(key: str, found: Iterable[Any], known: tuple[str, ...], *, also:
 
 
 def check_once(key: str, found: tuple[str, ...] | tuple[int, ...]) -> None:
-    """Check that nothing is listed twice.
+    """Check that no value is listed twice.
 
     Raises:
-        ConfigError: something is.
+        ConfigError: a value is listed twice.
     """
     repeated = sorted({str(value) for value in found if found.count(value) > 1})
     if repeated:
@@ -41,10 +41,10 @@ def check_once(key: str, found: tuple[str, ...] | tuple[int, ...]) -> None:
 
 
 def read_mapping(key: str, found: Any, *, required: tuple[str, ...], optional: tuple[str, ...] = ()) -> dict[str, Any]:
-    """Return a mapping that has the required keys and no unknown ones.
+    """Return ``found`` as a dictionary after checking its keys.
 
     Raises:
-        ConfigError: it has not, or is none.
+        ConfigError: ``found`` is no mapping, lacks a required key or has an unknown one.
     """
     if not isinstance(found, Mapping):
         raise ConfigError(f"{key}: found {found!r}, expected a mapping with {', '.join(required)}")
@@ -56,10 +56,10 @@ def read_mapping(key: str, found: Any, *, required: tuple[str, ...], optional: t
 
 
 def read_name(key: str, found: Any) -> str:
-    """Return a name that can be part of a metric's.
+    """Return ``found`` if it can be part of a metric's name.
 
     Raises:
-        ConfigError: it cannot.
+        ConfigError: ``found`` is no such name.
     """
     if not isinstance(found, str) or not _NAME.fullmatch(found):
         raise ConfigError(f"{key}: found {found!r}, expected a letter, then letters, digits, '_', '.' and '-'")
@@ -67,10 +67,10 @@ def read_name(key: str, found: Any) -> str:
 
 
 def read_numbers(key: str, found: Any) -> tuple[float, ...]:
-    """Return finite numbers ≥ 0, at least one; a single number is a list of one.
+    """Return one or more finite numbers ≥ 0; a single number is read as a list of one.
 
     Raises:
-        ConfigError: something else was found.
+        ConfigError: ``found`` is neither such a number nor a list of them.
     """
     values = found if isinstance(found, list | tuple) else [found]
     if not values or not all(_is_number(value) and value >= 0 for value in values):
@@ -79,10 +79,10 @@ def read_numbers(key: str, found: Any) -> tuple[float, ...]:
 
 
 def read_strengths(key: str, found: Any, size: int) -> tuple[Strength, ...]:
-    """Return 1 to 5 strengths of ``size`` numbers each; severity is their place in the list.
+    """Return 1 to 5 strengths of ``size`` numbers each, in order of severity.
 
     Raises:
-        ConfigError: something else was found.
+        ConfigError: ``found`` is no list of 1 to 5 such strengths.
     """
     form = "a number" if size == 1 else f"a list of {size} numbers"
     if isinstance(found, list | tuple) and 1 <= len(found) <= 5:

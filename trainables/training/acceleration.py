@@ -1,8 +1,8 @@
 """Memory format, precision and ``torch.compile``, chosen by a short probe on the real network and batch.
 
-The choice changes how sums are rounded, so it is made once per network, batch size and device, kept in the ledger, and
-the same for all trials of a study: they stay comparable. Without a probe nothing is chosen (``default_choice``).
-Measured on CPUs only so far: none of this has run on a GPU.
+The choice changes how sums are rounded. It is therefore made once per network, batch size and device, stored in the
+ledger and used by all trials of a study, which stay comparable. Without a probe the device's default is used
+(``default_choice``). Measured on CPUs only so far: none of this has run on a GPU.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ from trainables.frozen import Frozen
 from trainables.models.networks import Classifier, build_model
 from trainables.storage.folder import Folder
 
-#: A step has to be faster by this factor than without a probe: two timings of one step differ by a few per cent.
+#: Least speed-up over the default for another choice: two timings of one step differ by a few per cent.
 MIN_GAIN = 1.1
-#: Compiling takes 10 s to minutes: a training shorter than this is not worth trying it (assumption).
+#: Shortest training for which compiling is tried, since compiling takes 10 s to minutes. An assumption.
 COMPILE_ABOVE_SECONDS = 120.0
-#: Steps before those that count; then steps for so long, and so many at least and at most; the fastest is taken.
+#: Untimed steps; then seconds of timed steps, with their least and largest number. The fastest timed step counts.
 _WARMUP_STEPS, _TIMED_SECONDS, _MIN_STEPS, _MAX_STEPS = 2, 0.5, 5, 50
 
 Clock = Callable[[], float]
 
 
 class Choice(Frozen):
-    """How a network is executed."""
+    """Memory format, precision and compiling with which a network runs."""
 
     memory_format: Literal["contiguous", "channels_last"] = "contiguous"
     precision: Literal["float32", "bfloat16"] = "float32"
@@ -52,11 +52,11 @@ class Choice(Frozen):
         return torch.bfloat16 if self.precision == "bfloat16" else torch.float32
 
     def place(self, model: Classifier) -> Classifier:
-        """Return ``model`` with its weights in the memory format, in place."""
+        """Convert the weights of ``model`` to the memory format in place; return it."""
         return model.to(memory_format=torch.channels_last) if self.memory_format == "channels_last" else model
 
     def build_forward(self, model: Classifier, batch_size: int) -> Callable[[Tensor], Tensor]:
-        """Return the forward pass of training; a batch of another size (the last one) is not worth compiling for."""
+        """Return the forward pass of training. A batch of another size (the last one) runs uncompiled."""
         if not self.compiled:
             return model
         compiled = torch.compile(model, dynamic=False)
@@ -64,7 +64,7 @@ class Choice(Frozen):
 
 
 class Timing(Frozen):
-    """What one candidate took; a failed one has no times."""
+    """Measured times of one candidate; a failed candidate has ``failure`` instead."""
 
     choice: Choice
     step_seconds: float | None = None
@@ -72,12 +72,12 @@ class Timing(Frozen):
     failure: str | None = None
 
     def total_seconds(self, steps: int) -> float:
-        """Seconds of a training of ``steps`` optimiser steps; infinite for a failed candidate."""
+        """Return the seconds of a training of ``steps`` optimiser steps; infinite for a failed candidate."""
         return float("inf") if self.step_seconds is None else self.compile_seconds + steps * self.step_seconds
 
 
 class Decision(Frozen):
-    """A choice, and what it was made from; the first timing is that of the default."""
+    """A choice and the timings that it is based on; the first timing is that of the default."""
 
     choice: Choice
     key: dict[str, Any]
@@ -86,7 +86,7 @@ class Decision(Frozen):
 
 
 def default_choice(precision: torch.dtype, device: torch.device) -> Choice:
-    """Return what runs without a probe: channels_last on a GPU, contiguous on a CPU, compiled nowhere."""
+    """Return the choice without a probe: channels_last on a GPU, contiguous on a CPU, never compiled."""
     return Choice(
         memory_format="channels_last" if device.type == "cuda" else "contiguous",
         precision="bfloat16" if precision == torch.bfloat16 else "float32",
@@ -97,8 +97,8 @@ def list_candidates(default: Choice, *, any_precision: bool) -> list[Choice]:
     """Return the uncompiled candidates, the default first.
 
     Args:
-        default: of the device.
-        any_precision: both precisions may be tried: a GPU, and the trial leaves it open (``training.precision: auto``).
+        default: choice of the device without a probe.
+        any_precision: whether to try both precisions: on a GPU, if the trial has ``training.precision: auto``.
     """
     formats: tuple[Literal["contiguous", "channels_last"], ...] = ("contiguous", "channels_last")
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
@@ -111,11 +111,12 @@ def list_candidates(default: Choice, *, any_precision: bool) -> list[Choice]:
 
 
 def choose(timings: Sequence[Timing], *, planned_steps: int) -> Choice:
-    """Return the choice with which ``planned_steps`` take least, compiling included.
+    """Return the choice with the shortest training, compiling included.
 
     Args:
-        timings: the first is the default's, which is kept unless another one's step is ``MIN_GAIN`` times as fast.
-        planned_steps: optimiser steps of one trial; every trial compiles anew, in a process of its own.
+        timings: timings of the candidates, the default first. Others count only if their step is at least ``MIN_GAIN``
+            times as fast.
+        planned_steps: optimiser steps of one trial. Every trial compiles again, in its own process.
     """
     default = timings[0]
     if default.step_seconds is None:
@@ -133,25 +134,25 @@ def probe(
 ) -> Decision:
     """Time a few steps of each candidate on this trial's network and batch; return the decision.
 
-    Compiling is tried on the fastest of the others, when the training is long enough. It draws from torch's global
-    generator: seed afterwards.
+    Compiling is tried with the best uncompiled choice only, if the training is long enough. The probe draws from
+    torch's global generator: seed afterwards.
 
     Args:
-        config: the trial.
-        data: the first training images make the batch.
-        device: where it will train.
-        default: what runs without a probe.
-        clock: seconds.
+        config: config of the trial.
+        data: data set; its first training images are the batch.
+        device: device of the training.
+        default: choice of the device without a probe.
+        clock: function that returns the time in seconds.
     """
     key = describe_key(config, data, device)
     images = config.training.label_fraction * len(data.splits["train"])
     steps = config.training.epochs * math.ceil(images / config.training.batch_size)
     bench = _Bench(config, data, device, clock)
-    # On a CPU bfloat16 is 1.7 to 2.3 times as fast, and not to be trusted: some gradients are left uninitialised
+    # On a CPU bfloat16 is 1.7 to 2.3 times as fast, but unreliable: some gradients are left uninitialised
     # (oneDNN 3.13, a strided convolution over one pixel; docs/log.md, 2026-11-22).
     any_precision = config.training.precision == "auto" and device.type == "cuda"
     candidates = list_candidates(default, any_precision=any_precision)
-    # In turns, since what else runs on the machine comes and goes.
+    # Two rounds over all candidates, since the load of the machine varies.
     first, second = ([bench.time(choice) for choice in candidates] for _ in range(2))
     timings = [_faster(*pair) for pair in zip(first, second, strict=True)]
     best = choose(timings, planned_steps=steps)
@@ -162,7 +163,7 @@ def probe(
 
 
 class _Bench:
-    """One batch of the trial, and steps over it."""
+    """Timer of optimiser steps over one batch of the trial."""
 
     def __init__(self, config: TrialConfig, data: Dataset, device: torch.device, clock: Clock) -> None:
         self._config, self._device, self._clock = config, device, clock
@@ -173,10 +174,10 @@ class _Bench:
         self._num_classes = data.num_classes
 
     def time(self, choice: Choice) -> Timing:
-        """Return the seconds of a step, and of compiling: what the first step takes longer."""
+        """Return the seconds of a step and of compiling, which is the excess of the first step over the fastest."""
         try:
             seconds = self._time_steps(choice)
-        except RuntimeError as error:  # no memory, no kernel for this format, no compiler: torch's are all of this kind
+        except RuntimeError as error:  # torch raises it for no memory, no kernel for this format, no compiler
             return Timing(choice=choice, failure=f"{type(error).__name__}: {str(error)[:500]}")
         step = min(seconds[_WARMUP_STEPS:])
         compiling = max(0.0, seconds[0] - step) if choice.compiled else 0.0
@@ -208,7 +209,7 @@ class _Bench:
 
 
 def _faster(first: Timing, second: Timing) -> Timing:
-    """Return the faster of two timings of one choice; what fails once has failed."""
+    """Return the faster of two timings of one choice, or a failed one if either failed."""
     if first.step_seconds is None or second.step_seconds is None:
         return first if first.step_seconds is None else second
     return first if first.step_seconds <= second.step_seconds else second
@@ -219,7 +220,7 @@ def _is_enough(seconds: Sequence[float]) -> bool:
 
 
 def describe_key(config: TrialConfig, data: Dataset, device: torch.device) -> dict[str, Any]:
-    """Return what a decision holds for: network, images, batch size, asked precision, device, torch."""
+    """Return the conditions for which a decision is valid: network, images, batch size, precision, device, torch."""
     _, channels, _, size = data.splits["train"].images.shape
     return {
         "model": config.model.model_dump(mode="json"),
@@ -233,18 +234,18 @@ def describe_key(config: TrialConfig, data: Dataset, device: torch.device) -> di
 
 
 def decide(folder: Folder, key: dict[str, Any], measure: Callable[[], Decision], *, lock: Path) -> Decision:
-    """Return the study's decision for ``key``; the first trial to ask measures, all others read.
+    """Return the study's decision for ``key``. The first trial measures and stores it, all others read it.
 
     Args:
-        folder: the study's folder of decisions: ``<hash of the key>/<time>-<process>.<copy>.json``, the earliest holds.
-            Each is there twice: nothing else tells how the trials that are complete were run.
-        key: see ``describe_key``.
-        measure: the probe.
-        lock: file on this node: only one process at a time measures, undisturbed by the others.
+        folder: the study's folder of decisions, ``<hash of the key>/<time>-<process>.<copy>.json``; the earliest is
+            valid. Each is stored twice, since nothing else records how complete trials were run.
+        key: conditions of the decision (``describe_key``).
+        measure: function that runs the probe.
+        lock: lock file on this node; one process at a time measures, undisturbed by others.
 
     Raises:
-        CheckpointError: the decision that lies there is for another key.
-        StorageError: both copies of it are damaged, or the storage refuses.
+        CheckpointError: if the stored decision is for another key.
+        StorageError: if both copies are damaged, or the storage cannot be read or written.
     """
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     place = folder / name
@@ -270,7 +271,7 @@ def _list_decisions(place: Folder) -> list[str]:
 
 
 def _find_earliest(place: Folder) -> str:
-    """Return the name of an intact copy of the decision that was made first."""
+    """Return the file name of an intact copy of the earliest decision."""
     names = _list_decisions(place)
     first = names[0].partition(".")[0]
     intact = [name for name in names if name.startswith(f"{first}.") and place.is_intact(name)]

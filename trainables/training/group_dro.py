@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 
 class GroupWeights(nn.Module):
-    """The groups' weights q: state of the training, to be kept in its checkpoints.
+    """Weights q of the groups: part of the training state, stored in checkpoints.
 
     Args:
-        names: of the groups, for the log.
-        sizes: training images per group; one without any has weight 0.
-        step_size: η, of the exponentiated gradient ascent on q.
-        adjustment: C; C/√n is added to the loss of a group of n images (the generalisation gap one allows for).
+        names: names of the groups, for the log.
+        sizes: training images per group; a group without images has weight 0.
+        step_size: η, step size of the exponentiated gradient ascent on q.
+        adjustment: C; C/√n is added to the loss of a group of n images (the allowance for its generalisation gap).
     """
 
     log_weights: Tensor
@@ -37,21 +37,21 @@ class GroupWeights(nn.Module):
 
     @property
     def weights(self) -> Float[Tensor, " g"]:
-        """Each group's weight; they add up to 1."""
+        """Weight of each group; the weights sum to 1."""
         return self.log_weights.exp()
 
     def forward(self, losses: Float[Tensor, " n"], groups: Int64[Tensor, " n"], *, adapt: bool) -> Float[Tensor, ""]:
-        """Return Σ_g q_g·(mean loss of the batch's images of group g), after a step of q where ``adapt``.
+        """Return Σ_g q_g·(mean loss of the batch's images of group g), after a step of q if ``adapt``.
 
-        Source: Sagawa et al. 2020 (arXiv 1911.08731), algorithm 1 and section 3.3. Differs as the authors' own code:
-        all groups of a batch take part in a step instead of one drawn group.
+        Source: Sagawa et al. 2020 (arXiv 1911.08731), algorithm 1 and section 3.3. Differs, as does the authors'
+        code: all groups of a batch take part in a step instead of one drawn group.
         """
         members = (groups[:, None] == torch.arange(len(self.names), device=groups.device)).to(losses.dtype)
         counts, sums = members.sum(0), (members * losses[:, None]).sum(0)
         means = sums / counts.clamp(min=1.0)
         if adapt:
             with torch.no_grad():
-                # As logarithms: q is multiplied by e^{η·loss}, and a loss may be large.
+                # In logarithms, since the factor e^{η·loss} may overflow for a large loss.
                 raised = self.log_weights + self.step_size * (means + self._offsets)
                 self.log_weights.copy_(raised - raised.logsumexp(0))
                 self._sums += sums
@@ -59,7 +59,10 @@ class GroupWeights(nn.Module):
         return (self.weights * means).sum()
 
     def summarise(self) -> dict[str, float]:
-        """Return each group's weight now, its mean loss since the last call, and the largest of these; start anew."""
+        """Return each group's current weight, its mean loss since the last call and the largest mean loss.
+
+        The means start again after each call.
+        """
         seen = self._counts > 0
         losses = (self._sums / self._counts.clamp(min=1.0)).tolist()
         report = {

@@ -1,4 +1,4 @@
-"""Train one classifier: seeded per epoch, checkpointed after every epoch, selected on in-distribution validation."""
+"""Training of one classifier: seeded and checkpointed per epoch, selected on in-distribution validation."""
 
 from __future__ import annotations
 
@@ -40,23 +40,23 @@ from trainables.training.acceleration import Choice, default_choice
 from trainables.training.optimisation import learning_rate_factor
 from trainables.training.step import TrainingStep
 
-#: Called after every epoch with its record: {"epoch", "timestamp_ms", "metrics"}.
+#: Callback after every epoch, with its record: {"epoch", "timestamp_ms", "metrics"}.
 Report = Callable[[dict[str, Any]], None]
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training leaves behind; the model given to it holds the selected weights."""
+    """Number of trained epochs and the selected epoch; the trained model holds the selected weights."""
 
     epochs: int
     best_epoch: int
 
 
 def resolve_precision(config: TrainingConfig, device: torch.device) -> torch.dtype:
-    """Return the dtype of the forward pass: bfloat16 on a GPU unless told otherwise.
+    """Return the dtype of the forward pass: bfloat16 on a GPU unless configured otherwise.
 
     Raises:
-        ConfigError: bfloat16 on a CPU, where some gradients of convolutions are left uninitialised (torch 2.15).
+        ConfigError: if bfloat16 is set on a CPU: some gradients of convolutions are left uninitialised (torch 2.15).
     """
     if config.precision == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
@@ -78,23 +78,23 @@ def train_model(
     report: Report,
     acceleration: Choice | None = None,
 ) -> Outcome:
-    """Train ``model`` in place, from the last checkpoint in ``folder`` if there is one; it ends with the best weights.
+    """Train ``model`` in place, from the last checkpoint in ``folder`` if there is one; leave the best weights in it.
 
-    A run that was interrupted and goes on gives the same weights, bit for bit on a CPU, as one that was not.
+    An interrupted and continued run gives the same weights as an uninterrupted one, bit for bit on a CPU.
 
     Args:
-        model: on the device to be used.
-        data: train and val are read; test and external sets are never touched.
-        config: the trial.
-        signature: of the trial; a checkpoint of another one is refused.
-        folder: checkpoints and ``epochs.jsonl`` are written here.
-        report: called after every epoch.
-        acceleration: precision, and whether to compile; None: what the device does without a probe.
+        model: model on the device of the training.
+        data: data set; test and external sets are never read.
+        config: config of the trial.
+        signature: signature of the trial; a checkpoint of another trial is refused.
+        folder: folder of the trial, for checkpoints and ``epochs.jsonl``.
+        report: callback after every epoch.
+        acceleration: memory format, precision and compiling; None: the device's default.
 
     Raises:
-        DivergedError: the loss, or an output on validation images, is not finite.
-        ConfigError: settings that do not fit the data.
-        CheckpointError: the checkpoint belongs to another trial.
+        DivergedError: if the loss, or an output on validation images, is not finite.
+        ConfigError: if settings do not fit the data or the device.
+        CheckpointError: if the checkpoint belongs to another trial.
     """
     choice = acceleration or default_choice(resolve_precision(config.training, model.mean.device), model.mean.device)
     trainer = _Trainer(model, data, config, choice, signature=signature)
@@ -106,11 +106,11 @@ def train_model(
         before, weights = trainer.state.best_epoch, unpack("model", trainer.state.tensors)
         record = trainer.run_epoch()
         state = trainer.state
-        if 0 < before == state.epoch - 1 and before == state.best_epoch:  # so far only in the checkpoint before
+        if 0 < before == state.epoch - 1 and before == state.best_epoch:  # they are only in the previous checkpoint
             save_best(folder, weights, before)
-        # The checkpoint holds the epoch's record, so a line is only ever written for work that will not be redone.
+        # The checkpoint holds the epoch's record, so a line is written only for an epoch that will not be repeated.
         save_checkpoint(folder, state)
-        # The checkpoint before this one may be needed again, and with it what was best then.
+        # The previous checkpoint may be needed again, together with its best weights.
         forget_best(folder, keep=(before, state.best_epoch))
         folder.append_line("epochs.jsonl", _dump(record))
         report(record)
@@ -125,14 +125,14 @@ def _dump(record: dict[str, Any]) -> str:
 
 
 def write_missing_epochs(folder: Folder, state: TrainingState) -> None:
-    """Bring ``epochs.jsonl`` to what the checkpoint knows: a kill can fall between the two writes, or tear a line."""
+    """Rewrite ``epochs.jsonl`` if it differs from the checkpoint: a kill can separate the writes or tear a line."""
     expected = "".join(_dump(record) + "\n" for record in state.history).encode()
     if (folder.read("epochs.jsonl") if folder.exists("epochs.jsonl") else b"") != expected:
         folder.write("epochs.jsonl", expected)
 
 
 class _Trainer:
-    """The loop and its state. One instance per process and trial."""
+    """Training epochs and their state. One instance per process and trial."""
 
     def __init__(
         self, model: Classifier, data: Dataset, config: TrialConfig, choice: Choice, *, signature: str
@@ -163,7 +163,7 @@ class _Trainer:
         self.state = state
 
     def run_epoch(self) -> dict[str, Any]:
-        """Train one epoch, validate, and put everything into ``self.state``."""
+        """Train one epoch, validate, update ``self.state`` and return the epoch's record."""
         started = time.perf_counter()
         epoch = self.state.epoch + 1
         sums = self._train_epoch(epoch)
@@ -177,7 +177,10 @@ class _Trainer:
         return record
 
     def _set_training_mode(self) -> None:
-        """A frozen backbone (linear probe) stays as it was pretrained: batch statistics and dropout included."""
+        """Set training mode, for the head alone if the backbone is frozen (linear probe).
+
+        A frozen backbone keeps its batch statistics, and its dropout is off.
+        """
         self.model.train()
         if self.config.training.backbone_learning_rate_factor == 0.0:
             self.model.eval()

@@ -1,4 +1,4 @@
-"""Training losses on plain tensors, and the one that a config asks for."""
+"""Training losses on plain tensors, and the loss of a config."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ def spectral_decoupling(
 ) -> Float[Tensor, ""]:
     """Return the L2 penalty on the logits, λ·mean_b(reduce_c (f − γ)²), with ½ if ``half``. In float32 under AMP.
 
-    For segmentation (logits n × classes × h × w) the mean is over pixels, too: it goes with a per-pixel loss averaged
-    over them.
+    For segmentation (logits n × classes × h × w) the mean is over pixels, too, to match a per-pixel loss that is
+    averaged over them.
 
     Args:
         logits: unnormalised outputs f.
-        labels: index of the true class, of each pixel in segmentation.
+        labels: index of the true class; per pixel in segmentation.
         weight: λ, one for all or one per sample (pixel).
         gamma: offset γ, one for all or one per sample (pixel).
-        half: multiply by ½ (the papers' form).
-        reduction: over classes, ``mean`` or ``sum``.
-        target: ``all`` logits, or only the ``true_class``'s.
+        half: whether to multiply by ½ (the papers' form).
+        reduction: reduction over classes, ``mean`` or ``sum``.
+        target: ``all`` logits, or only that of the ``true_class``.
 
     Source: Pezeshki et al. 2020 (Gradient Starvation), eq. 13; Pohjonen et al. 2022 (arXiv 2103.17171).
     """
@@ -56,20 +56,20 @@ def spectral_decoupling(
 def spectral_decoupling_binary(
     logit: Float[Tensor, " n"], sign: Float[Tensor, " n"], *, weight: float
 ) -> Float[Tensor, ""]:
-    """Return mean log(1 + e^{−yf}) + (λ/2)·mean f² for y ∈ {−1, +1}: the form the theory is written in.
+    """Return mean log(1 + e^{−yf}) + (λ/2)·mean f² for y ∈ {−1, +1}, the form used in the theory.
 
     Source: Pezeshki et al. 2020, eq. 13.
     """
     return F.softplus(-sign * logit).mean() + 0.5 * weight * logit.square().mean()
 
 
-#: Sizes of a loss's terms by name, to be summed.
+#: Name → size of each term of a loss; the loss is their sum.
 Terms = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
 class ClassificationLoss:
-    """Cross-entropy, or group DRO's mean of it, and the penalty of the regulariser if it has one."""
+    """Cross-entropy or its mean weighted by group DRO, plus the regulariser's penalty if it has one."""
 
     class_weights: Tensor | None = None
     smoothing: float = 0.0
@@ -82,11 +82,11 @@ class ClassificationLoss:
         """Return each term by its name: ``{"cross_entropy": …, "spectral_decoupling": …}``, scalars on the device.
 
         Args:
-            logits: n × classes.
+            logits: unnormalised outputs, n × classes.
             labels: index of the true class.
-            groups: index of each image's group, for what is indexed by one.
+            groups: index of each image's group, for group DRO and for λ or γ per group.
             step: optimiser steps so far.
-            adapt: the weights of group DRO take a step, too; not in a second pass over the same batch.
+            adapt: whether to update the weights of group DRO; False in a second pass over the same batch.
         """
         reduction = "mean" if self.group_weights is None else "none"
         entropy = F.cross_entropy(
@@ -121,15 +121,14 @@ def build_loss(
     """Return the loss of a trial.
 
     Args:
-        regulariser: of the trial.
-        class_weights: one per class, or None.
-        num_classes: of the data.
-        groups: of the training images (those that are used), by ``regularisers.choose_group_columns``.
-        device: where it will be computed.
+        regulariser: regulariser of the trial.
+        class_weights: one weight per class, or None.
+        num_classes: number of classes of the data.
+        groups: groups of the training images in use, by ``regularisers.choose_group_columns``.
+        device: device of the training.
 
     Raises:
-        ConfigError: spectral decoupling with several λ or γ, and not one per class (or group); group DRO with class
-            weights.
+        ConfigError: if several λ or γ are not one per class (or group), or if group DRO is combined with class weights.
     """
     smoothing, penalty = find_part(regulariser, LabelSmoothing), find_part(regulariser, SpectralDecoupling)
     dro = find_part(regulariser, GroupDro)

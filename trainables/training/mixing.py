@@ -1,4 +1,4 @@
-"""Regularisers that mix the images of a batch: mixup and CutMix, and the labels' shares that go with them."""
+"""Regularisers that mix the images of a batch: mixup and CutMix, with the shares of the two labels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Mixed(NamedTuple):
     images: Float[Tensor, "n c h w"]
     #: Index of each image's partner.
     partner: Int64[Tensor, " n"]
-    #: Of the image itself, in [0, 1]; the rest is its partner's.
+    #: Share of the image itself and of its label, in [0, 1]; its partner has the rest.
     share: float
 
 
@@ -32,10 +32,10 @@ def mixup(images: Float[Tensor, "n c h w"], *, alpha: float, generator: np.rando
 
 
 def cutmix(images: Float[Tensor, "n c h w"], *, alpha: float, generator: np.random.Generator) -> Mixed:
-    """Return the images with one rectangle, the same for all of the batch, taken from their partners.
+    """Return the images with one rectangle, the same for the whole batch, replaced by their partners' pixels.
 
-    The rectangle has the image's proportions and the area share 1 − λ, λ from Beta(α, α), around a uniform centre; what
-    lies outside the image is cut off, and the share returned is that of the pixels kept (Yun et al. 2019, algorithm 1).
+    The rectangle has the image's proportions and the area share 1 − λ, λ from Beta(α, α), around a uniform centre. It
+    is clipped to the image, and the returned share is that of the pixels kept (Yun et al. 2019, algorithm 1).
     """
     height, width = images.shape[-2:]
     side = math.sqrt(1.0 - float(generator.beta(alpha, alpha)))

@@ -1,4 +1,4 @@
-"""Which weights are trained, at which rate, and what decays."""
+"""Optimiser of a trial: trained parameters, learning rates and weight decay."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from trainables.regularisers import WeightDecay, find_part
 
 
 def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, schedule: str) -> float:
-    """Return the share of the learning rate at ``step`` (from 0): linear warm-up, then cosine to 0 or constant.
+    """Return the factor of the learning rate at ``step`` (from 0): linear warm-up, then cosine to 0 or constant.
 
-    A pure function of the step, so there is no scheduler state to be saved. Source: Loshchilov & Hutter 2017, eq. 5.
+    A pure function of the step, so there is no scheduler state to save. Source: Loshchilov & Hutter 2017, eq. 5.
     """
     if step < warmup_steps:
         return (step + 1) / warmup_steps
@@ -29,8 +29,8 @@ def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, schedule:
 def build_optimiser(model: Classifier, config: TrialConfig) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
     """Return the trained parameters and their optimiser.
 
-    Weight decay only where the regulariser is weight decay, and not on biases and normalisation (ndim < 2). A
-    backbone factor of 0 freezes the backbone: a linear probe.
+    Weights decay only if the regulariser includes weight decay; biases and normalisation (ndim < 2) never do. A
+    backbone factor of 0 freezes the backbone, which gives a linear probe.
     """
     training = config.training
     weight_decay = find_part(config.regulariser, WeightDecay)
@@ -61,7 +61,7 @@ def build_optimiser(model: Classifier, config: TrialConfig) -> tuple[list[nn.Par
 
 @torch.no_grad()
 def measure_weight_decay(optimiser: torch.optim.Optimizer) -> float | None:
-    """Return ½λ‖w‖² over the weights that decay, the penalty that weight decay stands for; None where none do."""
+    """Return ½λ‖w‖² over the decaying weights, the penalty equivalent to weight decay; None if no weights decay."""
     terms = [
         0.5 * group["weight_decay"] * torch.stack([weight.square().sum() for weight in group["params"]]).sum()
         for group in optimiser.param_groups

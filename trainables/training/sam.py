@@ -1,4 +1,4 @@
-"""Sharpness-aware minimisation: the gradient is taken where the loss is highest nearby (Foret et al. 2021)."""
+"""Sharpness-aware minimisation: gradients at the point of highest loss in a neighbourhood (Foret et al. 2021)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-#: Where the gradient is zero there is no direction to go: then the weights stay.
+#: Added to the gradient's norm, so that weights stay unchanged where the gradient is zero.
 _TINY = 1e-12
 
 
@@ -17,15 +17,15 @@ _TINY = 1e-12
 def at_sharpest_point(
     model: nn.Module, parameters: Sequence[nn.Parameter], *, rho: float, adaptive: bool
 ) -> Iterator[None]:
-    """Inside, the weights are w + ρ·g/‖g‖ for the gradients g that they hold, and batch statistics are not recorded.
+    """Set the weights to w + ρ·g/‖g‖ for their current gradients g inside the context, and restore them on exit.
 
-    On leaving, weights are what they were, bit for bit; gradients are those of the pass inside.
+    Weights are restored bit for bit; gradients stay those of the pass inside.
 
     Args:
-        model: its normalisation layers use the batch's statistics inside and leave the running ones alone.
-        parameters: those that are trained.
+        model: network; inside, its batch normalisation uses the batch's statistics without updating the running ones.
+        parameters: trained parameters.
         rho: radius ρ.
-        adaptive: w + ρ·w²g/‖|w|·g‖, a radius relative to each weight.
+        adaptive: whether the weights are w + ρ·w²g/‖|w|·g‖ instead, with a radius relative to each weight.
 
     Source: Foret et al. 2021 (arXiv 2010.01412), equation 2; Kwon et al. 2021 (arXiv 2102.11600), equation 8.
     """
@@ -47,7 +47,7 @@ def at_sharpest_point(
 
 @torch.no_grad()
 def _climb(parameters: Sequence[nn.Parameter], *, rho: float, adaptive: bool) -> None:
-    """Move the weights to the edge of the neighbourhood, up the gradient; nothing waits for the device."""
+    """Move the weights along the gradient to the edge of the neighbourhood, without waiting for the device."""
     gradients: list[Tensor] = [parameter.grad for parameter in parameters if parameter.grad is not None]
     directions = gradients
     if adaptive:

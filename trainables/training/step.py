@@ -1,6 +1,6 @@
-"""One optimiser step of a trial: augment → normalise → mix → forward → loss → backward → step, and what it is made of.
+"""Optimiser step of a trial: augment → normalise → mix → forward → loss → backward → step.
 
-The training loop takes it, and the pilot that times a few of them before a study starts.
+Used by the training loop, and by the pilot that times a few steps before a study starts.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ class TrainingStep:
     """A model with its training images, loss and optimiser.
 
     Args:
-        model: on the device to be used; trained in place.
-        data: the training split is read, nothing else.
-        config: the trial.
-        choice: how the network is executed.
+        model: model on the device of the training; trained in place.
+        data: data set; only the training split is read.
+        config: config of the trial.
+        choice: memory format, precision and compiling.
 
     Raises:
-        ConfigError: settings that do not fit the data.
+        ConfigError: if settings do not fit the data.
     """
 
     def __init__(self, model: Classifier, data: Dataset, config: TrialConfig, choice: Choice) -> None:
@@ -64,15 +64,15 @@ class TrainingStep:
         )
 
     def run(self, batch: Batch, step: int, *, epoch: int, index: int) -> Terms:
-        """Take one step; return the loss, the size of each of its terms, and the accuracy on the batch.
+        """Run one optimiser step; return the loss, the size of each of its terms, and the accuracy on the batch.
 
-        With SAM also the sharpness: how much higher the loss is at the point where the gradient was taken.
+        With SAM also return the sharpness: the increase of the loss at the point where the gradient is computed.
 
         Args:
-            batch: the ``index``-th of the epoch.
+            batch: batch ``index`` of the epoch.
             step: optimiser steps so far, over all epochs.
-            epoch: from 1.
-            index: of the batch, from 0.
+            epoch: number of the epoch, from 1.
+            index: number of the batch, from 0.
         """
         images = self._model.normalise(self._augment(batch.images, batch.seeds))
         if self._config.augmentation.erasing > 0.0:
@@ -104,7 +104,7 @@ class TrainingStep:
     def _descend(
         self, inputs: Tensor, batch: Batch, mixed: Mixed | None, step: int, *, adapt: bool
     ) -> tuple[Terms, Tensor]:
-        """Forward and backward; return the loss with its terms, and the logits."""
+        """Run the forward and backward pass; return the loss with its terms, and the logits."""
         with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
             logits = self._forward(inputs)
         terms = self.loss(logits, batch.labels, batch.groups, step, adapt=adapt)
@@ -117,7 +117,7 @@ class TrainingStep:
         return {name: value.detach() for name, value in {"loss": loss, **terms}.items()}, logits
 
     def summarise(self) -> dict[str, float]:
-        """Return what is known once per epoch: the size of weight decay, the weights and losses of groups."""
+        """Return the metrics of an epoch: the weight decay penalty, and the weights and losses of groups."""
         decay = measure_weight_decay(self.optimiser)
         report = {} if decay is None else {"weight_decay": decay}
         return report if self.loss.group_weights is None else report | self.loss.group_weights.summarise()

@@ -1,4 +1,4 @@
-"""A training that others may end before its time: before each epoch it looks whether they want that."""
+"""Early stop of a training by a ``stop.json`` in its folder, which is checked before each epoch."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from trainables.storage.folder import Folder
 
 
 class StopTraining(Exception):  # noqa: N818 - no error, as StopIteration is none
-    """Leaves a training between two epochs; its checkpoint is written.
+    """Raised between two epochs to stop a training early; its checkpoint has been written.
 
     Args:
-        epoch: the last one that was trained, 0 for none.
+        epoch: last trained epoch; 0 if there is none.
     """
 
     def __init__(self, epoch: int) -> None:
@@ -24,15 +24,15 @@ class StopTraining(Exception):  # noqa: N818 - no error, as StopIteration is non
 def stop_if_asked(
     report: Callable[[dict[str, Any]], None], folder: Folder, *, num_epochs: int
 ) -> Callable[[dict[str, Any]], None]:
-    """Return ``report`` for ``train_model``, which also leaves the training when the folder has a ``stop.json``.
+    """Return a callback for ``train_model`` that calls ``report``, then stops the training if there is a ``stop.json``.
 
     Args:
-        report: called with the record of each epoch.
-        folder: of the trial.
-        num_epochs: after the last one there is nothing to be stopped.
+        report: callback with the record of each epoch.
+        folder: folder of the trial.
+        num_epochs: epochs of the training; it is not stopped after the last.
 
     Raises:
-        StopTraining: there is one now; and later, in what is returned, when there is one after an epoch.
+        StopTraining: if there is a ``stop.json`` now. The callback raises it if there is one after an epoch.
     """
     if folder.exists(STOP):
         raise StopTraining(len(folder.read_lines(EPOCHS)))

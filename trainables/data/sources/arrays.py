@@ -30,23 +30,23 @@ from trainables.data.splits import SPLITS
 from trainables.data.table import Pixels, Source, Table, hash_json
 from trainables.errors import ConfigError, DataError
 
-#: 2-D flags of MedMNIST v2 and the severity tables that fit them.
+#: 2-D flag of MedMNIST v2 → modality, which selects the severity tables.
 MEDMNIST_MODALITY = {
     "pathmnist": "pathology", "chestmnist": "chest_xray", "dermamnist": "dermoscopy", "octmnist": "oct",
     "pneumoniamnist": "chest_xray", "retinamnist": "fundus", "breastmnist": "ultrasound", "bloodmnist": "blood",
     "tissuemnist": "microscopy", "organamnist": "ct", "organcmnist": "ct", "organsmnist": "ct",
 }  # fmt: skip
-#: A larger member compressed more strongly than this is a bomb: images compress 1- to 10-fold, zeros 1000-fold.
+#: Compression ratio above which a large member is refused as a bomb: images compress 1- to 10-fold, zeros 1000-fold.
 MAX_COMPRESSION = 100
-#: Below this a strongly compressed member (labels, tiny tests) does no harm.
+#: Size up to which a strongly compressed member (labels, tiny tests) does no harm.
 HARMLESS_BYTES = 64 * 2**20
-#: What zipfile and NumPy raise on a damaged npz.
+#: Exceptions that zipfile and NumPy raise on a damaged npz.
 DAMAGED = (*UNREADABLE, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError)
 
 
 @dataclass(frozen=True)
 class ArrayPixels:
-    """Images in arrays of one shape, loaded part by part; ``parts`` gives (number of rows, loader)."""
+    """Images in arrays, loaded part by part; ``parts`` holds (number of rows, loader) of each."""
 
     parts: Sequence[tuple[int, Callable[[], UInt8[np.ndarray, "n ..."]]]]
     spec: PixelSpec
@@ -58,7 +58,7 @@ class ArrayPixels:
         images: UInt8[np.ndarray, "n channels height width"],
         masks: UInt8[np.ndarray, "n height width"] | None,
     ) -> tuple[list[str], dict[int, str]]:
-        """See ``Pixels.decode``."""
+        """Load the parts that hold ``rows`` and fit their images, see ``Pixels.decode``."""
         digests = np.empty(len(rows), dtype=object)
         first = 0
         for count, load in self.parts:
@@ -94,7 +94,7 @@ def build_array_table(pixels: Pixels, labels: Sequence[str], splits: Sequence[st
 
 
 def build_digits_source(config: DigitsData, cache: Path) -> Source:
-    """Return scikit-learn's 1,797 digits: grey 8×8, values 0–16 spread over 0–255."""
+    """Return the source of scikit-learn's 1,797 digits: grey 8×8, values 0–16 scaled to 0–255."""
     spec = build_pixel_spec(config)
 
     def read_table() -> Table:
@@ -106,7 +106,7 @@ def build_digits_source(config: DigitsData, cache: Path) -> Source:
 
 
 def read_digits() -> tuple[UInt8[np.ndarray, "n 8 8"], Int64[np.ndarray, " n"]]:
-    """Return scikit-learn's digits, grey 0–255, and which digit each is.
+    """Return the images of scikit-learn's digits, grey 0–255, and the digit of each.
 
     Raises:
         DataError: scikit-learn is not installed, or its file is damaged.
@@ -119,7 +119,7 @@ def read_digits() -> tuple[UInt8[np.ndarray, "n 8 8"], Int64[np.ndarray, " n"]]:
 def _read_digits() -> Float64[np.ndarray, "n 65"]:
     """Return 64 values and the label of every digit, from the file that ``sklearn.datasets.load_digits`` reads.
 
-    Importing scikit-learn takes one to two seconds; finding where it is installed takes none.
+    scikit-learn is located but not imported, because the import takes one to two seconds.
     """
     spec = find_spec("sklearn")
     if spec is None or not spec.submodule_search_locations:
@@ -138,10 +138,10 @@ def _read_digits() -> Float64[np.ndarray, "n 65"]:
 
 
 def build_medmnist_source(config: MedmnistData, cache: Path) -> Source:
-    """Return the source of a MedMNIST npz: ``data.path``, else ``~/.medmnist``, else downloaded there.
+    """Return the source of a MedMNIST npz: ``data.path``, otherwise the file in ``~/.medmnist``, downloaded if missing.
 
     Raises:
-        ConfigError: no path, and the flag is unknown or the medmnist package missing.
+        ConfigError: no path is set, and the flag is unknown or the medmnist package is missing.
         DataError: the file is missing, cannot be read or downloaded, or is not laid out like MedMNIST.
     """
     path = _find_medmnist(config) if config.path is None else config.path
@@ -152,7 +152,7 @@ def build_medmnist_source(config: MedmnistData, cache: Path) -> Source:
 
 
 def _find_medmnist(config: MedmnistData) -> Path:
-    """Return the npz in medmnist's own folder, downloading it when it is not there."""
+    """Return the path of the npz in medmnist's own folder; it is downloaded if it is missing."""
     if config.flag not in MEDMNIST_MODALITY:
         raise ConfigError(
             f"data.flag is {config.flag!r}{suggest(config.flag, list(MEDMNIST_MODALITY))}; expected one of "
@@ -179,7 +179,7 @@ def _find_medmnist(config: MedmnistData) -> Path:
                 split="train", download=True, root=str(root), size=config.source_size
             )
         except (RuntimeError, OSError) as error:
-            path.unlink(missing_ok=True)  # a part of it, or one with a wrong checksum
+            path.unlink(missing_ok=True)  # a partial download, or one with a wrong checksum
             raise DataError(
                 f"could not download {path.name} ({str(error).strip().splitlines()[0]}): check the network, or get it "
                 f"from medmnist.com and set data.path"

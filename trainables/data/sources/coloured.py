@@ -1,4 +1,7 @@
-"""Digits whose colour goes with the label in training and not in test, after Colored-MNIST (Arjovsky et al. 2019)."""
+"""Digits whose colour agrees with the label with a probability that can differ between training and test.
+
+After Colored-MNIST (Arjovsky et al. 2019).
+"""
 
 from __future__ import annotations
 
@@ -15,14 +18,14 @@ from trainables.data.sources.arrays import ArrayPixels, build_array_table, read_
 from trainables.data.splits import assign_splits
 from trainables.data.table import Source, Table, hash_json
 
-#: Raise it when what is drawn changes.
+#: Increase it when the random draws change.
 COLOURED_VERSION = 1
-#: Digits below it are one class, the others the second.
+#: Digits below it are the first class, the others the second.
 HALF = 5
 
 
 def build_coloured_digits_source(config: ColouredDigitsData, cache: Path) -> Source:
-    """Return scikit-learn's digits as 8×8 RGB; metadata are digit, clean_label and nuisance (0 red, 1 green)."""
+    """Return the source of red and green 8×8 digits; metadata are digit, clean_label and nuisance (0 red, 1 green)."""
     settings = config.model_dump(mode="json", include=set(ColouredDigitsData.model_fields))
     return Source(
         hash_json(["coloured digits", COLOURED_VERSION, version("scikit-learn"), settings]), lambda: _read_table(config)
@@ -60,7 +63,7 @@ def _read_table(config: ColouredDigitsData) -> Table:
 def _paint(
     grey: UInt8[np.ndarray, "n 8 8"], colour: Int64[np.ndarray, " n"], tint: float
 ) -> UInt8[np.ndarray, "n 8 8 3"]:
-    """Return every image with one channel as it is, red for 0 and green for 1, and the others dimmed."""
+    """Return RGB images: one channel is the grey image (``colour`` 0: red, 1: green), the others are dimmed by tint."""
     images = np.repeat(np.round(grey * (1.0 - tint)).astype(np.uint8)[..., None], 3, axis=3)
     images[np.arange(len(grey)), :, :, colour] = grey
     return images

@@ -19,10 +19,10 @@ from trainables.errors import DataError
 
 REQUIRED_COLUMNS = ("file_name", "label")
 OPTIONAL_COLUMNS = ("id", "split", "group", "site")
-#: What pandas and spreadsheets write for a missing value; "none" and "NA" may be a class.
+#: Missing values as pandas and spreadsheets write them, in lower case; "none" and "NA" may be a class.
 MISSING = {"", "nan", "<na>", "#n/a"}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
-#: Left in folders by file managers.
+#: Files that file managers leave in folders.
 LITTER = {"thumbs.db", "desktop.ini"}
 
 
@@ -30,7 +30,8 @@ def build_csv_source(config: CsvData, cache: Path) -> Source:
     """Return the source of a manifest.
 
     Raises:
-        DataError: the manifest cannot be read, lacks a column, leaves its root, repeats a file or names no split.
+        DataError: the manifest cannot be read, lacks a column, points outside its root, repeats a file, or has an
+            unknown split.
     """
     names, records = _read_manifest(config.path)
     root = config.root or config.path.parent
@@ -77,7 +78,7 @@ def _build_file_source(
     *,
     said: Any,
 ) -> Source:
-    """Return a source whose content is the digest of every file and what is ``said`` about them."""
+    """Return a source whose content is a hash of the digests of all files and of ``said``, the data about them."""
     memory = cache / "digests" / f"{hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:24]}.json"
     absolute = [path.absolute() for path in paths]
     digests = digest_files(absolute, memory=memory)
@@ -86,7 +87,7 @@ def _build_file_source(
 
 
 def _read_manifest(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return the column names, and a record per line with its line number under ""."""
+    """Return the column names and one record per line; its key "" holds the line number."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
@@ -128,7 +129,7 @@ def _check_columns(names: Sequence[str], path: Path) -> None:
 
 
 def _check_file_names(names: Sequence[str], lines: Sequence[int], where: str) -> list[str]:
-    """Return the names in normal form; they must stay below the root, whatever ``on_bad`` says."""
+    """Return the names in normal form, "" if missing; a path outside the root raises DataError for any ``on_bad``."""
     escaping = []
     for name, line in zip(names, lines, strict=True):
         path = PurePosixPath(name.replace("\\", "/"))
@@ -143,7 +144,7 @@ def _check_file_names(names: Sequence[str], lines: Sequence[int], where: str) ->
 
 
 def _find_missing(columns: dict[str, list[str]], lines: Sequence[int], where: str) -> dict[int, str]:
-    """Return the rows with an empty cell where none may be (an unknown site is allowed), with the reason."""
+    """Return row → problem for rows with an empty cell in a column that needs a value; only a site may be unknown."""
     needed = [name for name in (*REQUIRED_COLUMNS, "id", "split", "group") if name in columns]
     problems: dict[int, str] = {}
     for row, line in enumerate(lines):
@@ -167,7 +168,7 @@ def _check_splits(splits: Sequence[str], lines: Sequence[int], where: str) -> No
 
 
 def _convert(values: Sequence[str]) -> list[Any]:
-    """Return a metadata column as integers or floats where every value is one, else as text; None where missing."""
+    """Return a metadata column as integers or floats if all values are, otherwise as text; None for a missing value."""
     present = [value for value in values if value.lower() not in MISSING]
     for kind in (int, float):
         try:
@@ -182,7 +183,7 @@ def _convert(values: Sequence[str]) -> list[Any]:
 def build_image_folder_source(config: ImageFolderData, cache: Path) -> Source:
     """Return the source of ``{train,val,test,external/<name>}/<class>/*`` or ``<class>/*``.
 
-    Every image is its own group: where several show one patient, use a CSV manifest with a column ``group``.
+    Every image is its own group: if several show one patient, use a CSV manifest with a column ``group``.
 
     Raises:
         DataError: the folder is missing, or a file or folder lies where none is expected.
@@ -233,12 +234,12 @@ def build_image_folder_source(config: ImageFolderData, cache: Path) -> Source:
 
 
 def _list_files(folder: Path, prefix: str = "", above: tuple[str, ...] = ()) -> list[str]:
-    """Return the paths of all files below, with forward slashes; hidden ones and litter left out.
+    """Return the paths of all files below ``folder``, with forward slashes; hidden files and litter are left out.
 
     Args:
-        folder: to be listed.
-        prefix: its path.
-        above: the real paths of the folders that it lies in.
+        folder: folder to list.
+        prefix: path of ``folder`` below the first one, with a trailing slash; "" for the first one.
+        above: real paths of the folders that contain ``folder``.
     """
     here = os.path.realpath(folder)
     if here in above:
@@ -258,7 +259,7 @@ def _list_files(folder: Path, prefix: str = "", above: tuple[str, ...] = ()) -> 
 
 
 def _read_place(name: str, has_splits: bool) -> tuple[str, str] | None:
-    """Return (split, class) of a relative path, None when it is too short."""
+    """Return (split, class) of a relative path, None if it has too few parts."""
     parts = name.split("/")
     depth = 0 if not has_splits else 2 if parts[0] == "external" else 1
     if len(parts) < depth + 2:

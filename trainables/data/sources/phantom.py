@@ -1,7 +1,7 @@
-"""Procedural fundus-like images: lesions of known size and mask, sites, and a nuisance that goes with the label.
+"""Procedural fundus-like images: lesions of known size and mask, sites, and a nuisance correlated with the label.
 
-A *scene* is everything random about the images, drawn at once from one seed; rendering is a pure function of scene
-rows, so any chunk of any size gives the same pixels.
+A *scene* holds all random quantities of the images, drawn at once from one seed. Rendering is a pure function of scene
+rows, so chunks of any size give the same pixels.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from trainables.data.splits import EXTERNAL, assign_splits
 from trainables.data.table import Source, Table, hash_json
 from trainables.errors import ConfigError
 
-#: Raise it when rendering or drawing changes: fingerprints change with it.
+#: Increase it when rendering or drawing changes: fingerprints change with it.
 PHANTOM_VERSION = 1
-#: Images rendered at once by one thread: enough to amortise NumPy's calls, small enough for its cache.
+#: Images rendered at once by one thread: enough to amortise NumPy's calls, few enough for the thread's cache.
 CHUNK = 16
 
 
 @dataclass(frozen=True)
 class PhantomPlan:
-    """All images of a phantom before rendering; entry i of everything is one image."""
+    """All images of a phantom before rendering; entry i of every field belongs to image i."""
 
     scenes: Scenes
     labels: Int64[np.ndarray, " n"]
@@ -84,12 +84,13 @@ def _render_rows(
 
 
 def plan_phantom(config: PhantomData) -> PhantomPlan:
-    """Return labels, sites, splits and everything that is drawn at random, from ``config.seed`` alone.
+    """Return labels, sites, splits and all random quantities of a phantom.
 
-    All images of a patient share grade, site, tint and pigmentation, so a patient in two splits would leak.
+    Random draws depend on ``config.seed`` alone, splits also on ``config.split_seed``. All images of a patient share
+    grade, site, tint and pigmentation, so a patient in two splits would leak.
 
     Raises:
-        ConfigError: too few images for the classes, or lesions that have no room.
+        ConfigError: there are too few images for the classes, or the lesions do not fit into the image.
     """
     needed = 3 * config.num_classes * config.images_per_patient
     if config.num_images < needed:
@@ -106,7 +107,7 @@ def plan_phantom(config: PhantomData) -> PhantomPlan:
     _, patient = np.unique(np.stack([block, number]), axis=1, return_inverse=True)
     patient = patient.reshape(-1)
     num_patients = int(patient.max()) + 1
-    # Grades and sites go round by turns and are shuffled: balanced, and independent of each other.
+    # Grades and sites are assigned in turn to shuffled patients: balanced, and independent of each other.
     labels = (rng.permutation(num_patients) % config.num_classes)[patient]
     known_site = (rng.permutation(num_patients) % config.num_sites)[patient]
     site = np.where(block == 0, known_site, config.num_sites + block - 1)
@@ -147,7 +148,7 @@ def _draw_nuisance(
 
 @dataclass(frozen=True)
 class PhantomPixels:
-    """Pixels that are rendered when asked for."""
+    """Images that ``decode`` renders."""
 
     scenes: Scenes
     digests: list[str]
@@ -159,7 +160,7 @@ class PhantomPixels:
         images: UInt8[np.ndarray, "n channels height width"],
         masks: UInt8[np.ndarray, "n height width"] | None,
     ) -> tuple[list[str], dict[int, str]]:
-        """See ``Pixels.decode``; the digest is that of the recipe, so that rounding on another CPU cannot change it."""
+        """Render ``rows``, see ``Pixels.decode``; digests are of the recipe, so rounding on another CPU changes none."""
         _render_rows(self.scenes, rows, images, masks)
         return [self.digests[row] for row in rows], {}
 
@@ -186,7 +187,7 @@ def _build_table(config: PhantomData, recipe: str) -> Table:
 
 
 def _summarise_lesions(scenes: Scenes, size: int) -> dict[str, list[Any]]:
-    """Return number of lesions and of their pixels, per image."""
+    """Return the number of lesions and of lesion pixels of every image."""
     count = len(scenes.seed)
     area = map_threads(
         lambda start: np.count_nonzero(

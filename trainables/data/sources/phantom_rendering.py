@@ -1,6 +1,6 @@
-"""Pixels of the phantom, many images at a time: retina, disc, vessels, lesions, then what the camera does to them.
+"""Rendering of the phantom, many images at a time: retina, disc, vessels, lesions, then the effects of the camera.
 
-Coordinates are px at 64 px with the origin in the middle of the image, x to the right, y down.
+Coordinates are in px of a 64 px image with the origin in its middle, x to the right, y down.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MACULA_DISTANCE = 17.0
 #: Colours are (red, green, blue) in [0, 1].
 DISC_COLOUR = np.array([0.98, 0.84, 0.58], dtype=np.float32)
 EXUDATE_COLOUR = np.array([1.0, 0.93, 0.55], dtype=np.float32)
-#: How much of a vessel's or a haemorrhage's depth each channel sees: blood is dark in green and blue, less in red.
+#: Share of a vessel's depth that darkens each channel: blood is dark in green and blue, less in red.
 BLOOD_ABSORPTION = np.array([0.45, 1.0, 0.85], dtype=np.float32)
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601
 DARK, BRIGHT = 0, 1
@@ -25,7 +25,7 @@ DARK, BRIGHT = 0, 1
 
 @dataclass(frozen=True)
 class Scenes:
-    """Everything random about n images. Angles in radians, lengths in px at 64 px."""
+    """Random quantities of n images. Angles in radians, lengths in px of a 64 px image."""
 
     seed: UInt64[np.ndarray, " n"]
     #: +1: the macula is right of the disc, −1: left of it (the other eye).
@@ -41,20 +41,20 @@ class Scenes:
     vessels: Float32[np.ndarray, "n vessels 9"]
     #: x, y, radius (0: none), elongation, angle, DARK or BRIGHT, contrast, 1 if it counts as a lesion.
     blobs: Float32[np.ndarray, "n blobs 8"]
-    #: Of the camera: gain of red, green, blue, gamma, blur (σ in px), vignetting, noise (σ of [0, 1]).
+    #: Gain of red, green, blue, gamma, blur (σ in px), vignetting, noise (σ, for values in [0, 1]).
     camera: Float32[np.ndarray, "n 7"]
     #: σ of extra blur, offset, gain of red, green, blue, size of blocks averaged (px; 0: none), 1 for a corner tag.
     nuisance: Float32[np.ndarray, "n 7"]
 
     def take(self, rows: Int64[np.ndarray, " k"]) -> Scenes:
-        """Return the scenes of some rows."""
+        """Return the scenes of ``rows``."""
         return Scenes(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 def render_scenes(
     scenes: Scenes, rows: Int64[np.ndarray, " k"], *, size: int, channels: int
 ) -> tuple[UInt8[np.ndarray, "k channels size size"], UInt8[np.ndarray, "k size size"]]:
-    """Return images and lesion masks (0 background, i the i-th lesion) of some rows."""
+    """Return images and lesion masks (0 background, i the i-th lesion) of ``rows``."""
     part = scenes.take(rows)
     axis = ((np.arange(size, dtype=np.float32) + 0.5) / size - 0.5) * REFERENCE_SIZE
     dark, bright, masks = render_blobs(part, size)
@@ -94,11 +94,11 @@ def _squared_distance(
 
 
 def _render_vessels(part: Scenes, axis: Float32[np.ndarray, " size"]) -> Float32[np.ndarray, "n size size"]:
-    """Return how deep blood is at each pixel, in [0, 1): curves v(u) in coordinates (u, v) of the disc."""
+    """Return the depth of blood at each pixel, in [0, 1); vessels are curves v(u) in coordinates (u, v) of the disc."""
     x = (axis[None, :] - part.disc[:, 0, None]) * part.side[:, None]
     v = axis[None, :, None] - part.disc[:, 1, None, None]
     depth = np.zeros((len(x), len(axis), len(axis)), dtype=np.float32)
-    for index in range(part.vessels.shape[1]):  # a handful of vessels; every step is on all images
+    for index in range(part.vessels.shape[1]):  # few vessels; every step is on all images
         direction, start, bend, slope, waviness, phase, width, darkness, reach = part.vessels[:, index].T[..., None]
         u = np.maximum(x * direction, 0.05)
         along = np.maximum(u - start, 0)
@@ -117,7 +117,7 @@ def _render_vessels(part: Scenes, axis: Float32[np.ndarray, " size"]) -> Float32
 def render_blobs(
     part: Scenes, size: int
 ) -> tuple[Float32[np.ndarray, "n size size"], Float32[np.ndarray, "n size size"], UInt8[np.ndarray, "n size size"]]:
-    """Return the depth of dark and of bright blobs, in [0, 1], and the masks of those that are lesions.
+    """Return the depth of dark and of bright blobs, in [0, 1], and the masks of the blobs that are lesions.
 
     Each blob touches a small square of pixels only; all squares of all images are written in one step.
     """
@@ -150,7 +150,7 @@ def render_blobs(
 def _apply_camera(
     colour: Float32[np.ndarray, "n 3 size size"], part: Scenes, axis: Float32[np.ndarray, " size"]
 ) -> Float32[np.ndarray, "n 3 size size"]:
-    """Return what the camera of each image makes of it: field, cast, nuisance, blur, blocks, noise, tag."""
+    """Return the images as their cameras record them: field of view, cast, nuisance, blur, blocks, noise, tag."""
     size = len(axis)
     gains, (gamma, blur, vignette, noise) = part.camera[:, :3], part.camera[:, 3:].T[..., None, None, None]
     extra_blur, offset, extra_gains = part.nuisance[:, 0], part.nuisance[:, 1], part.nuisance[:, 2:5]
@@ -173,7 +173,7 @@ def _apply_camera(
 def _blur(
     image: Float32[np.ndarray, "n 3 size size"], sigma_px: Float32[np.ndarray, " n"]
 ) -> Float32[np.ndarray, "n 3 size size"]:
-    """Return each image under a Gaussian of its own σ, by its transfer function; borders are black all round."""
+    """Return each image blurred by a Gaussian of its own σ, by its transfer function; it may wrap: borders are black."""
     size = image.shape[-1]
     squared = np.fft.fftfreq(size)[:, None] ** 2 + np.fft.rfftfreq(size)[None, :] ** 2
     transfer = np.exp(-2 * np.pi**2 * squared * sigma_px[:, None, None] ** 2).astype(np.float32)
@@ -183,7 +183,7 @@ def _blur(
 def _average_blocks(
     image: Float32[np.ndarray, "n 3 size size"], block: Float32[np.ndarray, " n"], size: int
 ) -> Float32[np.ndarray, "n 3 size size"]:
-    """Return images at the lower resolution of blocks of ``block`` px (at 64 px), where that is above 0."""
+    """Return the images averaged over blocks of ``block`` px (at 64 px) if ``block`` is above 0, else unchanged."""
     chosen = block > 0
     if not chosen.any():
         return image
@@ -195,9 +195,9 @@ def _average_blocks(
 
 
 def _draw_normal(seed: UInt64[np.ndarray, " n"], shape: tuple[int, ...]) -> Float32[np.ndarray, "n ..."]:
-    """Return nearly normal numbers, a pure function of seed and place: splitmix64, its four 16-bit parts summed.
+    """Return nearly normal numbers, a pure function of seed and position: sums of splitmix64's four 16-bit parts.
 
-    Integers until the last step, so all machines agree. Source: Steele, Lea & Flood 2014 (splitmix64).
+    Only the last step uses floats, so all machines agree. Source: Steele, Lea & Flood 2014 (splitmix64).
     """
     counter = np.arange(int(np.prod(shape)), dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
     value = seed[:, None] + counter

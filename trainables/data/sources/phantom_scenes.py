@@ -1,7 +1,7 @@
-"""What is drawn at random about phantom images: eyes, vessels, lesions, cameras, nuisances. Lengths in px at 64 px.
+"""Random draws for phantom images: eyes, vessels, lesions, cameras, nuisances. Lengths in px of a 64 px image.
 
 The ranges were chosen by eye on contact sheets, and so that a small CNN reaches an AUROC of .85–.97 on known sites and
-clearly less on external ones: assumptions, no paper's numbers.
+clearly less on external ones: they are assumptions, not numbers from a paper.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ KNOWN_CAMERA = ((0.88, 0.82, 0.7, 0.9, 0.25, 0.1, 0.012), (1.1, 1.14, 1.4, 1.15,
 EXTERNAL_CAMERA = ((0.7, 0.95, 1.1, 1.15, 0.7, 0.4, 0.035), (0.85, 1.15, 1.6, 1.35, 1.0, 0.6, 0.05))
 NUM_WAVES = 10
 NUM_DISTRACTORS = 3
-#: Share of a lesion's contrast that harmless spots have.
+#: Contrast of harmless spots, as a share of ``lesion_contrast``.
 DISTRACTOR_CONTRAST = 0.4
-#: Lesions lie within this of the middle, and no nearer than DISC_MARGIN to the disc's.
+#: Lesions lie within this distance of the image's middle, and at least DISC_MARGIN from the disc's middle.
 LESION_FIELD = 25.0
 DISC_MARGIN = 8.0
 LESION_SPACING = 8.5
@@ -49,7 +49,7 @@ def draw_scenes(
     Tint and pigmentation belong to the patient, the camera to the site, all else to the image.
 
     Raises:
-        ConfigError: the lesions have no room.
+        ConfigError: ``lesion_radius_px`` is no range, or the lesions do not fit into the image.
     """
     rng = np.random.default_rng([config.seed, 1])
     count, num_patients = len(labels), int(patient.max()) + 1
@@ -79,7 +79,7 @@ def draw_scenes(
 
 
 def _draw_vessels(count: int, rng: np.random.Generator) -> np.ndarray:
-    """Return (count, 12, 9) vessels: above and below, an arcade of vein and artery, two branches, two nasal trunks."""
+    """Return (count, 12, 9) vessels: above and below each an arcade (vein, artery), two branches, two nasal trunks."""
     vessels = []
     for sign in (1.0, -1.0):
         arcade, nasal = sign * rng.uniform(3.0, 4.2, count), sign * rng.uniform(2.2, 4.5, count)
@@ -107,7 +107,7 @@ def _draw_blobs(
 ) -> np.ndarray:
     """Return (n, blobs, 8): first the lesions of the grade, then harmless faint spots that every image may have.
 
-    Grade 0 has no lesion; grade g has 2g − 1 to 2g + 2, of radii 10 % larger per grade.
+    Grade 0 has no lesion; grade g has 2g − 1 to 2g + 2, with radii 10 % larger per grade.
     """
     low, high = config.lesion_radius_px
     if not 0 < low <= high:
@@ -145,9 +145,10 @@ def _draw_blobs(
 def _draw_places(
     disc: np.ndarray, num_places: int, spacing: float, rng: np.random.Generator
 ) -> tuple[np.ndarray, Int64[np.ndarray, " n"]]:
-    """Return ``num_places`` places per image, ``spacing`` apart, and how many of them lie where a lesion may.
+    """Return ``num_places`` places per image, ``spacing`` apart, and the number of places where a lesion may lie.
 
-    They are random nodes of a square grid, turned and moved at random for each image.
+    Places are random nodes of a square grid, rotated and shifted at random for each image. The allowed ones come
+    first; their number counts the whole grid and may exceed ``num_places``.
     """
     count = len(disc)
     steps = np.arange(-8, 9) * spacing
@@ -166,7 +167,7 @@ def _draw_places(
 
 
 def _draw_cameras(config: PhantomData) -> np.ndarray:
-    """Return (sites, 7): the known sites', then the external ones'; adding a site changes no other."""
+    """Return (sites, 7) cameras of the known sites, then of the external ones; adding a site changes no other."""
     ranges = [KNOWN_CAMERA] * config.num_sites + [EXTERNAL_CAMERA] * config.num_external_sites
     numbers = [*range(config.num_sites), *range(1000, 1000 + config.num_external_sites)]
     return np.stack(

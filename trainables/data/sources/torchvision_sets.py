@@ -22,13 +22,13 @@ from trainables.data.sources.arrays import build_array_table
 from trainables.data.table import Source, Table, hash_json
 from trainables.errors import ConfigError, DataError
 
-#: How torchvision's classes with ``split=`` name their splits; the first that the class knows is taken.
+#: Names of the splits in torchvision's classes with ``split=``; the first that the class accepts is used.
 SPLIT_NAMES = {
     "train": ("train", "trainval", "train-standard"),
     "val": ("val", "valid"),
     "test": ("test",),
 }
-#: Where torchvision's classes keep one label per image, so that no image is decoded to learn it.
+#: Attributes in which torchvision's classes keep one label per image; reading them decodes no image.
 LABEL_ATTRIBUTES = ("targets", "labels", "_labels", "y")
 
 
@@ -46,7 +46,7 @@ class ItemPixels:
         images: UInt8[np.ndarray, "n channels height width"],
         masks: UInt8[np.ndarray, "n height width"] | None,
     ) -> tuple[list[str], dict[int, str]]:
-        """See ``Pixels.decode``; the digest is that of the pixels before they are resized."""
+        """Decode and fit ``rows``, see ``Pixels.decode``; digests are those of the pixels before resizing."""
         starts = np.cumsum([0, *(len(dataset) for dataset in self.datasets)])
         which = np.searchsorted(starts, rows, side="right") - 1
 
@@ -60,7 +60,7 @@ class ItemPixels:
                 return "", str(error)
             return hashlib.sha256(f"{image.mode}{image.size}".encode() + image.tobytes()).hexdigest(), None
 
-        found = [decode(place) for place in range(len(rows))]  # torchvision does not promise to be thread-safe
+        found = [decode(place) for place in range(len(rows))]  # torchvision does not guarantee thread safety
         problems = {int(row): problem for row, (_, problem) in zip(rows, found, strict=True) if problem}
         return [digest for digest, _ in found], problems
 
@@ -70,7 +70,7 @@ def build_torchvision_source(config: TorchvisionData, cache: Path) -> Source:
 
     Raises:
         ConfigError: there is no such class, or it is no classification set.
-        DataError: it is not on disk and ``download`` is off, or the download failed.
+        DataError: the data set is not on disk and ``download`` is off, or the download failed.
     """
     if config.download:
         marker = cache / "downloads" / hash_json([config.name, str(config.path.absolute())])[:24]
@@ -79,7 +79,7 @@ def build_torchvision_source(config: TorchvisionData, cache: Path) -> Source:
             if not marker.exists():
                 _open_datasets(config)
                 marker.touch()
-    # Sizes and times instead of digests: only the cache depends on them, the fingerprint is of the pixels.
+    # Sizes and times instead of digests: only the cache key depends on them, the fingerprint on the pixels.
     listing = sorted(
         [path.relative_to(config.path).as_posix(), path.stat().st_size, path.stat().st_mtime_ns]
         for path in config.path.rglob("*")
@@ -105,8 +105,8 @@ def _read_table(config: TorchvisionData) -> Table:
 
 
 def _open_datasets(config: TorchvisionData) -> dict[str, Any]:
-    """Return split -> torchvision data set; the split is "" where the class knows none."""
-    from torchvision import datasets  # takes seconds, and is only needed once per node
+    """Return split → torchvision data set; the split is "" if the class has no splits."""
+    from torchvision import datasets  # the import takes seconds, and is only needed once per node
 
     known = [name for name in dir(datasets) if inspect.isclass(getattr(datasets, name))]
     if config.name not in known:
@@ -116,7 +116,7 @@ def _open_datasets(config: TorchvisionData) -> dict[str, Any]:
     kind = getattr(datasets, config.name)
     parameters = inspect.signature(kind).parameters
     settings: dict[str, Any] = {"root": str(config.path)} if "root" in parameters else {}
-    if "download" in parameters or "kwargs" in parameters:  # EMNIST and QMNIST hand kwargs on to MNIST
+    if "download" in parameters or "kwargs" in parameters:  # EMNIST and QMNIST pass kwargs on to MNIST
         settings["download"] = config.download
     if "train" in parameters:
         return {
