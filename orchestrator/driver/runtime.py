@@ -1,7 +1,7 @@
-"""What takes seconds to start: this node's fork server, in which the trials are checked, and Ray.
+"""Processes that take seconds to start: this node's fork server, in which the trials are checked, and Ray.
 
-Ray starts beside the fork server where trials need it at once: on a cluster, and where there is a GPU to be shared out.
-Elsewhere the driver's own slots (``local_executor.py``) begin, and Ray comes when there is work for it.
+Ray starts together with the fork server where trials need it at once: on a cluster, or where trials share a GPU.
+Elsewhere the driver's own slots (``execution/local_executor.py``) start first, and Ray if enough work is left.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from trainables.config import ContrastivePretraining, TrialConfig
 from trainables.errors import ClusterLostError, InfrastructureError, RobustSweepError
 from trainables.preload import imports_kept
 
-#: How long leaving waits for a Ray that is still starting.
+#: How long stopping Ray waits while it is still starting.
 _PATIENCE_SECONDS = 20.0
 
 
@@ -35,15 +35,15 @@ class Runtime:
     """Ray and the fork server of one run. A context manager: leaving it ends both.
 
     Args:
-        study: says what a trial takes.
-        address: Ray cluster; None: this machine.
+        study: study to run.
+        address: Ray cluster, None for this machine.
     """
 
     def __init__(self, study: Study, *, address: str | None) -> None:
         self._study = study
         self._execution = resolve_execution(study)
         self._address = address
-        #: Names the fork servers of this run.
+        #: Token in the socket paths of this run's fork servers.
         self.token = uuid.uuid4().hex[:16]
         self._client: ForkClient | None = None
         self._ray: _RayThread | None = None
@@ -55,11 +55,11 @@ class Runtime:
         if self._client is not None:
             self._client.close()
         if kind is None or (issubclass(kind, Exception) and not issubclass(kind, ClusterLostError)):
-            self._stop_ray()  # else the user is in a hurry, or Ray does not answer: it ends with this process
+            self._stop_ray()  # otherwise the user interrupts, or Ray does not answer: it ends with this process
 
     @cached_property
     def preload(self) -> tuple[str, ...]:
-        """What the fork servers of this run import."""
+        """Words for the imports of this run's fork servers: names of networks, ``contrastive`` for such stages."""
         configs = [arm.config for arm in self._study.arms()]
         stages = (
             [child_process.CONTRASTIVE]
@@ -70,12 +70,12 @@ class Runtime:
 
     @cached_property
     def local_resources(self) -> Mapping[str, float] | None:
-        """What this machine has for the driver's own slots; None: all trials run in Ray."""
+        """Resources of this machine for the driver's own slots, None if all trials run in Ray."""
         return None if self._address else find_local_resources(self._study.execution)
 
     @property
     def is_started(self) -> bool:
-        """Whether there was something to be run."""
+        """Whether the fork server has been started."""
         return self._client is not None
 
     @property
@@ -84,7 +84,7 @@ class Runtime:
         return self._address is None
 
     def start(self) -> None:
-        """Begin to start what is needed at once; returns immediately, and does nothing the second time.
+        """Start the fork server, and Ray if all trials run in it. Returns before they are up; repeating does nothing.
 
         Raises:
             InfrastructureError: no process can be started.
@@ -94,7 +94,7 @@ class Runtime:
             self.start_ray()
 
     def start_fork_server(self) -> None:
-        """Begin to start the process that imports torch; as ``start``."""
+        """Start the process that imports torch. Returns before it is up; repeating does nothing."""
         if self._client is None:
             path = make_socket_path(self.token)
             command = (sys.executable, "-m", child_process.MODULE)
@@ -103,29 +103,30 @@ class Runtime:
             self._client.connect()
 
     def start_ray(self) -> None:
-        """Begin to start Ray; returns immediately, and does nothing the second time."""
+        """Start Ray in a thread. Returns before it is up; repeating does nothing."""
         if self._ray is None:
             self._ray = _RayThread(self._address)
             self._ray.start()
 
     def check(self, configs: Iterable[TrialConfig]) -> None:
-        """Build what every trial will build, in a process that has torch imported (``inputs.check_trials``).
+        """Build network, loss and shifts of every trial in a child of the fork server (``trial_checks.check_trials``).
 
         Raises:
-            RobustSweepError: what a trial would have raised.
+            RobustSweepError: the error that a trial would have raised.
         """
         self.start()
         distinct = [config.model_dump(mode="json") for config in find_distinct(configs)]
         self._begin({"check": distinct})
-        if self._study.stops_early:  # what judges trials imports ray, and now the fork server imports torch
+        if self._study.stops_early:  # early stopping needs ray; imported here while the fork server imports torch
             with imports_kept():
-                pass
+                from orchestrator.cluster import tune_schedulers  # noqa: F401
         self._finish("checking the trials")
 
     def begin_report(self, ledger: Ledger, lease: Mapping[str, str]) -> Callable[[], Report]:
-        """Write the report in a process of the fork server, which has torch imported; return how to wait for it.
+        """Start writing the report in a child of the fork server; return a function that waits for it and returns it.
 
-        Waiting also stops Ray, and raises what ``report.write.write_report`` raises.
+        The fork server has torch imported. The function also stops Ray, and raises the errors of
+        ``report.write.write_report``.
         """
         self._begin({"report": ledger.study, "storage": ledger.storage, "lease": dict(lease)})
         return self._finish_report
@@ -141,7 +142,7 @@ class Runtime:
         self._client.begin({**request, "cache_dir": str(self._execution.cache_dir)})
 
     def _finish(self, what: str) -> list[dict[str, Any]]:
-        """Wait for the end of a request; return its events, or raise as it did."""
+        """Wait for the end of a request; return its events, or raise its error."""
         assert self._client is not None
         events: list[dict[str, Any]] = []
         while not events or events[-1]["event"] != "done":
@@ -161,7 +162,7 @@ class Runtime:
             self._ray = None
 
     def wait_for_ray(self) -> Mapping[str, float]:
-        """Return the resources of the cluster.
+        """Start Ray if it has not been started, wait for it and return the resources of the cluster.
 
         Raises:
             InfrastructureError: Ray does not start, or the cluster does not answer.
@@ -172,7 +173,7 @@ class Runtime:
 
 
 class _RayThread(threading.Thread):
-    """Starts Ray, and stays: the kernel ends Ray's processes with the thread that started them."""
+    """Thread that starts Ray and lives until ``end``: the kernel ends Ray's processes with the thread that did."""
 
     def __init__(self, address: str | None) -> None:
         super().__init__(name="ray", daemon=True)
@@ -188,20 +189,20 @@ class _RayThread(threading.Thread):
                 from orchestrator.cluster import connection  # imports ray
 
             self._resources = connection.connect(self._address)
-        except Exception as error:  # noqa: BLE001 - the thread's boundary: ``wait`` raises it where it is waited for
+        except Exception as error:  # noqa: BLE001 - the thread's boundary: ``wait`` raises it
             self._error = error
         self._is_up.set()
         self._is_over.wait()
 
     def wait(self) -> Mapping[str, float]:
-        """Return the resources once Ray is up."""
+        """Wait until Ray is up; return its resources, or raise the error of its start."""
         self._is_up.wait()
         if self._error is not None:
             raise self._error
         return self._resources
 
     def end(self) -> None:
-        """Leave or stop Ray, and wait for it; not for one that does not come up, which ends with this process."""
+        """Leave or stop Ray and wait for it. A Ray that does not come up in time is left to end with this process."""
         if not self._is_up.wait(_PATIENCE_SECONDS):
             return
         if self._error is None:
