@@ -50,7 +50,7 @@ def arm_costs_table(results: Results, costs: pd.DataFrame) -> pd.DataFrame:
     ``lost_hours`` = ``hours``.
 
     Args:
-        results: the study.
+        results: tables of the study.
         costs: ``costs_table(results)``.
     """
     rows = []

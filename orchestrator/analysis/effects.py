@@ -47,7 +47,7 @@ class Effect:
     cells: tuple[Cell, ...]
     #: Number of planned pairs that lack a defined value on either side.
     num_missing: int
-    #: Signed-rank test of the mean differences per shift type; ``p_holm`` is corrected over all effects on this measure.
+    #: Signed-rank test of the mean differences per shift type; ``p_holm``: corrected over all effects on this measure.
     p_value: float | None = None
     p_holm: float | None = None
     num_shifts: int = 0
@@ -85,7 +85,7 @@ def _effects_on(results: Results, measure: str, found: Mapping[str, Sequence[pd.
 
 
 def _effect(results: Results, factor: str, pairs: pd.DataFrame, measure: str) -> Effect:
-    """Return the effect of the first column of ``pairs`` against the second. Cells hold row numbers of the trials table."""
+    """Return the effect of the first column of ``pairs`` (row numbers of the trials table) against the second."""
     level, reference = pairs.columns
     values = results.trials[measure].to_numpy(dtype=float)
     differences = pd.Series(values[pairs[level]] - values[pairs[reference]], index=pairs.index)
@@ -107,7 +107,7 @@ def _effect(results: Results, factor: str, pairs: pd.DataFrame, measure: str) ->
 
 
 def _side_by_side(trials: pd.DataFrame, factor: str) -> pd.DataFrame:
-    """Return row numbers of ``trials``, indexed by other levels and replicate, with a column per level of ``factor``."""
+    """Return row numbers of ``trials``, indexed by other levels and replicate, one column per level of ``factor``."""
     column = f"arm/{factor}"
     others = [name for name in trials if str(name).startswith("arm/") and name != column]
     # A leading constant level keeps the index a MultiIndex when nothing else varies.

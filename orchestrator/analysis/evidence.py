@@ -160,7 +160,7 @@ def _combine(values: Array, contrast: Contrast) -> Array:
 
 
 def _test(hypothesis: Hypothesis, contrast: Contrast, parts: Array, *, seed: int) -> Evidence:
-    """Return the evidence from the units of the hypothesis. The caller fills in the numbers of pairs."""
+    """Return the evidence from units of one kind. The caller fills in the numbers of pairs."""
     num_needed = num_units_needed(hypothesis, len(contrast.parts))
     by_replicate = _mean(parts, (0, 3))
     counted = hypothesis.over

@@ -174,7 +174,7 @@ class Stopped:
 
 
 def find_stopped(results: Results, config: SearchConfig) -> list[Stopped]:
-    """Return the configurations that were stopped early, sorted by last epoch (latest first), then value (best first)."""
+    """Return the early-stopped configurations, sorted by last epoch (latest first), then by value (best first)."""
     found = []
     sign = 1 if is_higher_better(config.judged_by) == config.objectives[0].higher_is_better else -1
     for name, group in results.trials[results.trials["name"].isin(results.stopped_arms)].groupby("name", sort=False):

@@ -1,4 +1,4 @@
-"""The stain grid: each arm's score per cell (haematoxylin × eosin), and what is left of it in one line."""
+"""Stain grid: each arm's score per cell (haematoxylin × eosin), and its summary over all cells."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import pandas as pd
 
 from orchestrator.analysis.results import Results
 
-#: What ``trainables.shifts.bank.stain_name`` writes; the report does not import torch.
+#: Names that ``trainables.shifts.bank.stain_name`` writes, repeated here because the report does not import torch.
 _CELL = re.compile(r"stain_h([0-9.]+)_e([0-9.]+)")
-#: A cell counts as broken this far below the best arm's unshifted score. Our choice: the papers name no floor.
+#: Distance of the floor below the best arm's unshifted score. Our choice: the papers name no floor.
 MARGIN = 0.10
 
 
 @dataclass(frozen=True)
 class Grid:
-    """Scores per arm over shifted copies, best mean first.
+    """Scores per arm on shifted copies of the test set, best mean over cells first.
 
     Attributes:
-        floor: in [0, 1]; ``MARGIN`` below the best arm's unshifted score.
+        floor: score in [0, 1], ``MARGIN`` below the best arm's unshifted score.
         cells: arms × stain cells (columns are pairs of multipliers), mean over replicates.
         scores: arms × every other shift and severity, mean over replicates; without columns where the study has none.
-        num_trials: that entered.
+        num_trials: number of trials behind ``cells``.
     """
 
     floor: float
@@ -35,7 +35,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class Line:
-    """What one arm keeps over many copies of the test set: its mean, its smallest value, the share below the floor."""
+    """Summary of one arm's scores on many copies of the test set: mean, smallest (and where), share below the floor."""
 
     mean: float
     smallest: float
@@ -49,7 +49,7 @@ def is_stain_cell(name: str) -> bool:
 
 
 def rows_of_shifts(results: Results) -> tuple[pd.DataFrame, list[str]]:
-    """Return ``results.test_rows`` without the cells of a stain grid, and the shifts in it in the study's order."""
+    """Return ``results.test_rows`` without the cells of a stain grid, and its shifts in the study's order."""
     rows = results.test_rows
     if results.metric not in rows:
         return rows.iloc[:0], []
@@ -58,7 +58,7 @@ def rows_of_shifts(results: Results) -> tuple[pd.DataFrame, list[str]]:
 
 
 def compute_grid(results: Results) -> Grid | None:
-    """Return the scores of a study that was tested on stain cells; None where there are none."""
+    """Return the scores on the stain grid, None for a study without one."""
     rows = results.test_rows
     if results.metric not in rows:
         return None
@@ -81,7 +81,7 @@ def compute_grid(results: Results) -> Grid | None:
 
 
 def summarise_copies(grid: Grid, name: str) -> tuple[Line | None, Line]:
-    """Return what an arm keeps over the other shifts (None without any), and over the stain cells."""
+    """Return one arm's summaries over the other shifts (None without any) and over the stain cells."""
     other, cells = (pd.Series(table.loc[name]).dropna() for table in (grid.scores, grid.cells))
     named = {key: f"{str(key[0]).replace('_', ' ')} {key[1]}" for key in other.index}
     stains = {key: f"H × {key[0]:g}, E × {key[1]:g}" for key in cells.index}

@@ -1,4 +1,4 @@
-"""Scores in distribution against scores under shift: probit line, residuals, the Pareto front of arms."""
+"""Scores in distribution against scores under shift: the probit line, and the Pareto front of arms."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def find_front(x: ArrayLike, y: ArrayLike) -> NDArray[np.intp]:
-    """Return the points that no other point beats, along the front: x falls, y rises. NaN is never on it.
+    """Return the numbers of the points on the Pareto front, ordered so that x falls and y rises.
 
-    A point beats another that is nowhere larger and somewhere smaller; of equal points all are on the front.
+    A point beats another that is nowhere larger and somewhere smaller. Of equal points all are on the front; points
+    with NaN never are.
     """
     points = np.stack([np.asarray(x, dtype=float), np.asarray(y, dtype=float)], axis=1)
     defined = np.flatnonzero(~np.isnan(points).any(axis=1))
@@ -25,7 +26,7 @@ def find_front(x: ArrayLike, y: ArrayLike) -> NDArray[np.intp]:
     return np.asarray(front, dtype=np.intp)
 
 
-#: Fewer trials, or fewer different in-distribution scores, than this: no line is fitted. Our choice.
+#: Fewest trials, and fewest different in-distribution scores, to which a line is fitted. Our choice.
 MIN_TRIALS, MIN_SCORES = 6, 3
 
 
@@ -40,7 +41,7 @@ class Line:
     n: int
 
     def predict(self, clean: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Return the scores in (0, 1) that the line gives to in-distribution scores in (0, 1)."""
+        """Return the shifted scores in (0, 1) that the line predicts for in-distribution scores in (0, 1)."""
         from scipy.special import ndtr
 
         return np.asarray(ndtr(self.intercept + self.slope * probit(clean)))
@@ -60,7 +61,7 @@ def clip_scores(scores: pd.Series, num_images: int) -> NDArray[np.float64]:
 
 
 def fit_line(clean: NDArray[np.float64], shifted: NDArray[np.float64]) -> Line | None:
-    """Return the line through scores in (0, 1); None from too few trials, or where all lie at one place."""
+    """Return the line through scores in (0, 1), None with too few trials or if all shifted scores are equal."""
     defined = ~(np.isnan(clean) | np.isnan(shifted))
     x, y = probit(clean[defined]), probit(shifted[defined])
     if len(x) < MIN_TRIALS or len(np.unique(x)) < MIN_SCORES or np.ptp(y) == 0:

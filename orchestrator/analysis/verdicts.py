@@ -1,12 +1,12 @@
-"""What the results say of every hypothesis: supported, not supported, contradicted, or not enough data.
+"""Verdict on every hypothesis: supported, not supported, contradicted, or not enough data.
 
-The rule, in this order (``docs/hypotheses.md`` says it with examples). *Effect* is the mean over units; all tests are
+The rule, in this order (with examples in ``docs/hypotheses.md``). *Effect* is the mean over units; all tests are
 two-sided, and p-values of a family are corrected after Holm.
 
 1. not enough data: more planned pairs are missing than ``max_missing`` allows, or there are so few units that p could
-   not fall to α, correction included, if all of them agreed;
+   not fall to α, correction included, even if all of them agreed;
 2. supported: p ≤ α after correction, the effect has the claimed direction and is at least ``smallest_effect``;
-3. contradicted: p ≤ α after correction and the effect has the other direction; or the interval holds no effect of
+3. contradicted: p ≤ α after correction and the effect has the other direction; or the interval contains no effect of
    ``smallest_effect`` or more in the claimed direction;
 4. not supported: everything else.
 """
@@ -40,25 +40,25 @@ VERDICTS = (SUPPORTED, NOT_SUPPORTED, CONTRADICTED, NOT_ENOUGH)
 
 @dataclass(frozen=True)
 class Verdict:
-    """How a hypothesis ended."""
+    """Verdict on one hypothesis, with its evidence."""
 
     hypothesis: Hypothesis
     registered: Registered
     evidence: Evidence
-    #: Corrected within the family after Holm.
+    #: p-value, Holm-corrected within the family; None if the test gave none.
     p_holm: float | None
-    #: supported, not supported, contradicted, not enough data.
+    #: One of ``VERDICTS``.
     verdict: str
-    #: What decided it.
+    #: Reason for the verdict, in words.
     reason: str
-    #: When the last thing happened that it rests on: a trial complete, a hypothesis written.
+    #: Time of the last event that the verdict rests on: a trial completed, or hypotheses registered.
     moment_ms: int
 
 
 def judge(results: Results) -> list[Verdict]:
-    """Return the verdict on every hypothesis of the study as it was last run, in the order of its file.
+    """Return the verdict on every hypothesis of the study as it was last run, in the order of the study file.
 
-    Those that another version wrote, and this one does not understand, are left out; the report names them.
+    Hypotheses that another version of RobustSweep wrote and this one cannot read are left out; the report lists them.
     """
     versions = read_versions(results.plan)
     current = [
@@ -89,15 +89,15 @@ def correct(
     about: Sequence[tuple[str, Registered]],
     promised: Sequence[Mapping[str, Any]],
 ) -> list[float | None]:
-    """Return p-values corrected within their families after Holm; one that is None counts as 1 for the others.
+    """Return p-values, Holm-corrected within their families. A p-value of None counts as 1 for the others.
 
-    What was preregistered is corrected for all that was preregistered in its family, also what was since changed or
-    deleted (p = 1); what is exploratory for those and everything exploratory.
+    A preregistered hypothesis is corrected for all preregistered hypotheses of its family, including those since
+    changed or deleted (p = 1); an exploratory one for these and for all exploratory ones of its family.
 
     Args:
-        p_values: of each hypothesis.
-        about: family and history of each.
-        promised: what was preregistered.
+        p_values: p-value of each hypothesis.
+        about: family and history of each hypothesis.
+        promised: content of each preregistered hypothesis.
     """
     kept = {registered.name for _, registered in about if registered.status == PREREGISTERED}
     lost = [content["family"] for content in promised if content["name"] not in kept]
@@ -119,13 +119,13 @@ def correct(
 
 
 def decide(hypothesis: Hypothesis, evidence: Evidence, p_holm: float | None, best_p: float | None) -> tuple[str, str]:
-    """Return the verdict and what decided it.
+    """Return the verdict and the reason for it.
 
     Args:
-        hypothesis: what was claimed.
-        evidence: what was found.
+        hypothesis: claim to judge.
+        evidence: evidence for the claim.
         p_holm: corrected p-value.
-        best_p: what it would be if all units of all hypotheses of the family agreed.
+        best_p: corrected p-value if all units of all hypotheses of the family agreed.
     """
     lacking = _find_lack(hypothesis, evidence, best_p)
     if lacking is not None:
@@ -158,7 +158,7 @@ def _find_lack(hypothesis: Hypothesis, evidence: Evidence, best_p: float | None)
 
 
 def _excludes(interval: Interval, smallest: float, claimed: str) -> bool:
-    """Return whether no effect of the smallest size that matters, in the claimed direction, is in the interval."""
+    """Return whether the interval contains no effect of at least ``smallest`` in the claimed direction."""
     if claimed == "higher":
         return interval.high < smallest
     if claimed == "lower":
@@ -167,7 +167,7 @@ def _excludes(interval: Interval, smallest: float, claimed: str) -> bool:
 
 
 def verdicts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
-    """Return one row per hypothesis, in the metric's units."""
+    """Return one row per hypothesis, with effects in the metric's units."""
     rows = [
         {
             "name": each.hypothesis.name,

@@ -1,4 +1,4 @@
-"""Numbers, plurals and nested settings as words, for the report, the model card and the terminal."""
+"""Numbers, plurals and nested settings as text, for the report, the model card and the terminal."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ import pandas as pd
 
 
 def plural(count: int, noun: str) -> str:
-    """Return "1 arm", "2 arms"."""
+    """Return the count with its noun, e.g. "1 arm" or "2 arms"."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
 def sentence(text: str) -> str:
-    """Return ``text`` with its first letter raised and the others as they are (AUROC stays AUROC)."""
+    """Return ``text`` with its first letter in upper case and the others unchanged (AUROC stays AUROC)."""
     return text[:1].upper() + text[1:]
 
 
@@ -23,7 +23,7 @@ NO_BREAK = "\u00a0"
 
 
 def percent(mean: float | None, sd: float | None = None) -> str:
-    """Return "82.3 ± 1.1 %" (or "82.3 %" with one value, "undefined" with none)."""
+    """Return shares in [0, 1] as "82.3 ± 1.1 %", as "82.3 %" without sd, or as "undefined" without mean."""
     if mean is None or pd.isna(mean):
         return "undefined"
     text = f"{100 * mean:.1f} %" if sd is None or pd.isna(sd) else f"{100 * mean:.1f} ± {100 * sd:.1f} %"

@@ -13,6 +13,7 @@ import shlex
 import signal
 import sys
 from enum import StrEnum
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -44,6 +45,21 @@ shifts = typer.Typer(
 app.add_typer(shifts, name="shifts")
 
 
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"robustsweep {metadata.version('robustsweep')}")
+        raise typer.Exit
+
+
+@app.callback()
+def robustsweep(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """Find out which training choices hold up under distribution shift: one YAML file in, a robustness study out."""
+
+
 class Layout(StrEnum):
     """File layout of exported images."""
 
@@ -68,7 +84,7 @@ def run(
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed trials again.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Run open trials, resume interrupted ones and write the report. Run it again after any interruption."""
+    """Run open stages and trials, resume interrupted ones and write the report. Run it again after any interruption."""
     from orchestrator.driver.run import run_study
 
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what schedulers and `docker stop` send
@@ -221,7 +237,7 @@ def ui(
 
 @app.command()
 def sync(study: StudyOrName, storage: Storage = None, mlflow: Mlflow = None, overrides: Overrides = None) -> None:
-    """Ship all records of the ledger to MLflow. This rebuilds a lost MLflow store."""
+    """Ship all records of the ledger and the report to MLflow. This rebuilds a lost MLflow store."""
     from orchestrator.ledger.lease import Lease
     from orchestrator.ledger.ledger import Ledger
     from orchestrator.tracking.addresses import resolve_tracking_uri

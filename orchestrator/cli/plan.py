@@ -14,7 +14,6 @@ from orchestrator.driver.estimate import Estimate
 from orchestrator.driver.prepare import Prepared
 from orchestrator.ledger.preregistration import trace_hypotheses
 from orchestrator.planning.budget import describe_needs
-from orchestrator.planning.states import COMPLETE
 
 _MAX_ARMS = 60
 
@@ -22,7 +21,7 @@ _MAX_ARMS = 60
 def describe_plan(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
     """Return counts, estimate, stages, trials (with their state) and skipped arms."""
     actions = prepared.actions
-    states = _states(prepared)
+    states = prepared.list_actions()
     plan = prepared.plan.as_json()
     for row in plan["stages"] + plan["trials"]:
         row["state"] = states[row["signature"]]
@@ -39,16 +38,6 @@ def describe_plan(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
         **plan,
         "orphaned": list(actions.orphaned),
     }
-
-
-def _states(prepared: Prepared) -> dict[str, str]:
-    """Return signature → state as the plan shows it, for example "to resume"."""
-    actions = prepared.actions
-    named = {"to run": actions.start, "to resume": actions.resume, "complete": actions.skip, "failed": actions.failed}
-    named["held back"], named["stopped early"] = actions.held_back, actions.stopped
-    states = {work.signature: name for name, works in named.items() for work in works}
-    unneeded = [work.signature for work in actions.skip if prepared.states.get(work.signature) != COMPLETE]
-    return states | dict.fromkeys(unneeded, "not needed")
 
 
 def count_trials(prepared: Prepared) -> dict[str, int]:
@@ -100,7 +89,7 @@ def render_plan(prepared: Prepared, costs: Estimate, console: Console) -> None:
     say(console, "study", f"{prepared.study.study}: {prepared.study.question}")
     say(console, "ledger", prepared.ledger.root.uri)
     announce(prepared, console)
-    states = _states(prepared)
+    states = prepared.list_actions()
     if prepared.plan.stages:
         stages = Table("stage", "signature", "trials that wait for it", "state", title="stages, longest first")
         for stage in prepared.plan.stages:

@@ -1,4 +1,4 @@
-"""Work of ``robustsweep shifts``: write the shifts of a study, on its own test images, as files."""
+"""Implementation of ``robustsweep shifts``: write the shifts of a study, on its own test images, as files."""
 
 from __future__ import annotations
 

@@ -100,7 +100,7 @@ class SlotActor(tune.Trainable):  # type: ignore[misc]
 
 
 class _LossCallback(tune.Callback):  # type: ignore[misc]
-    """Callback for what Tune does not pass to searchers: the loss of an actor, and its reason as far as Tune knows it."""
+    """Callback for events that Tune does not pass to searchers: the loss of an actor, with its reason if known."""
 
     def __init__(self, on_recover: Callable[[str], None]) -> None:
         self._trials: Sequence[Any] = ()

@@ -64,7 +64,7 @@ def make_stopping_rule(config: SearchConfig, max_epochs: int) -> Rule:
 
 @contextmanager
 def stopping_early(prepared: Prepared, stop: threading.Event) -> Iterator[EarlyStopping | None]:
-    """Judge the trials of a search while the body runs; yield the judge, None without early stopping."""
+    """Judge the trials of a search while the body runs; yield its ``EarlyStopping``, None without one."""
     if prepared.search is None or not prepared.study.stops_early:
         yield None
         return

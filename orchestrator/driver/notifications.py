@@ -30,7 +30,7 @@ _MAX_CHARACTERS = 500
 
 
 class Notifier:
-    """Sender of notifications about one run. A context manager: leaving it reports an error and sends what is queued.
+    """Sender of notifications about one run. A context manager: leaving it reports an error and waits for the queue.
 
     Args:
         config: events and targets; None sends nothing.

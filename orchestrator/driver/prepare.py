@@ -1,4 +1,4 @@
-"""Look up a study: its data, weights and ledger, and from them what ``plan`` shows and ``run`` needs."""
+"""Preparation of a study: read its data, weights and ledger, and compute its plan and the open stages and trials."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from trainables.config import Execution, TrialConfig
 
 @dataclass(frozen=True)
 class Prepared:
-    """A study with its plan, the states in its ledger, and what is to be done."""
+    """A study with its plan, the states in its ledger and the resulting actions."""
 
     study: Study
     ledger: Ledger
@@ -38,44 +38,57 @@ class Prepared:
     states: Mapping[str, str]
     actions: Actions
     about: dict[str, Any]
-    #: ``plan.json`` of the run before, None when there was none.
+    #: Content of ``plan.json`` of the previous run, None if there was none.
     before: dict[str, Any] | None = None
-    #: Where the study searches instead of going through its grid.
+    #: The adaptive search, None if the study runs its whole grid.
     search: Search | None = None
-    #: To the budget, None without one.
+    #: Usage of the budget, None if the study has no budget.
     standing: Standing | None = None
-    #: The hypotheses, and when they were written.
+    #: The hypotheses with the times of their registration.
     registration: Registration = NOTHING_CLAIMED
 
     @property
     def grows(self) -> bool:
-        """Whether a search will propose more, if its trials end and the budget lasts."""
+        """Whether a search can propose more trials: it is not over, and the budget is not spent."""
         is_spent = self.standing is not None and bool(self.standing.spent)
         return self.search is not None and not self.search.is_over and not is_spent
 
     @property
     def num_withheld(self) -> int:
-        """How many trials a search will not propose because the budget is spent."""
+        """Number of trials that a search will not propose because the budget is spent."""
         return 0 if self.grows else self.plan.num_to_come
 
     @property
     def open_configs(self) -> list[TrialConfig]:
-        """Configs of the trials that will run; of a search that goes on, some from all over its space."""
+        """Configs of the open trials; for a search that continues, also samples from its whole space."""
         known = [work.config for work in self.actions.open if isinstance(work.config, TrialConfig)]
         return known + (list(self.search.samples()) if self.search and self.grows else [])
 
     @property
     def is_open(self) -> bool:
-        """Whether something will run."""
+        """Whether stages or trials will run."""
         return bool(self.actions.open) or self.grows
+
+    def list_actions(self) -> dict[str, str]:
+        """Return signature → action of ``run`` for every planned stage and trial.
+
+        Actions are "to run", "to resume", "complete", "failed", "held back" (by the budget), "stopped early", and
+        "not needed": a stage that no open trial starts from.
+        """
+        actions = self.actions
+        named = {"to run": actions.start, "to resume": actions.resume, "complete": actions.skip}
+        named |= {"failed": actions.failed, "held back": actions.held_back, "stopped early": actions.stopped}
+        found = {work.signature: name for name, works in named.items() for work in works}
+        unneeded = [work.signature for work in actions.skip if self.states.get(work.signature) != COMPLETE]
+        return found | dict.fromkeys(unneeded, "not needed")
 
 
 def prepare(study: Study, *, storage: str, retry_failed: bool = False, mlflow: str | None = None) -> Prepared:
-    """Look up data, weights and ledger; return the plan and what is to be done.
+    """Read data, weights and ledger; return the study with its plan and actions.
 
     Raises:
         DataError: the data are unusable; every problem is named.
-        WeightsUnavailableError: pretrained weights cannot be had.
+        WeightsUnavailableError: pretrained weights are not available.
         StudyError: settings do not fit the data.
     """
     inputs = Inputs(study.execution.cache_dir)
@@ -97,12 +110,12 @@ def prepare(study: Study, *, storage: str, retry_failed: bool = False, mlflow: s
 
 
 def decide(prepared: Prepared, states: Mapping[str, str], *, retry_failed: bool) -> Prepared:
-    """Return a study with what is to be done now (``reconcile``), as far as the budget has room for it.
+    """Return the study with these states, the actions that fit the budget (``reconcile``), and current hypotheses.
 
     Args:
         prepared: the study.
         states: signature → state of everything in the ledger.
-        retry_failed: hand out what failed before as well.
+        retry_failed: whether to dispatch failed stages and trials again.
     """
     early_stopping = prepared.study.stops_early
     actions = reconcile(prepared.plan, states, retry_failed=retry_failed, early_stopping=early_stopping)
@@ -121,11 +134,11 @@ def count_complete(ledger: Ledger, states: Mapping[str, str]) -> int:
 
 
 def resolve_execution(study: Study, ledger: Ledger | None = None) -> Execution:
-    """Return what a worker has to know about its machine's share.
+    """Return the execution settings of the processes that run stages and trials.
 
     Args:
-        study: what the user asked for.
-        ledger: where the study's decisions on acceleration are kept; None: a pilot, which decides nothing.
+        study: study with the user's settings.
+        ledger: ledger that keeps the study's decisions on acceleration, None for a pilot, which decides nothing.
     """
     execution = study.execution
     return Execution(
@@ -140,7 +153,7 @@ def resolve_execution(study: Study, ledger: Ledger | None = None) -> Execution:
 
 
 def find_git_commit() -> str | None:
-    """Return the commit of the working folder, with ``-dirty`` where there are changes; None outside git."""
+    """Return the commit of the working folder, with ``-dirty`` if there are changes, None outside git."""
     try:
         described = subprocess.run(
             ["git", "describe", "--always", "--abbrev=40", "--dirty", "--exclude=*"],
@@ -154,7 +167,7 @@ def find_git_commit() -> str | None:
 
 
 def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str | None) -> dict[str, Any]:
-    """What the report has to know about the study, as ``plan.json`` holds it."""
+    """Return the description of the study that ``plan.json`` holds for the report."""
     data = inputs.dataset(study.data)
     sets = data.splits | data.external
     base = study.describe()
@@ -189,7 +202,7 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
 
 
 def _levels(arms: Sequence[Arm]) -> dict[str, dict[str, None]]:
-    """Factor → its levels in the order of the file (keys of a dict)."""
+    """Return factor → its levels in the order of the file, as keys of a dict."""
     levels: dict[str, dict[str, None]] = {}
     for arm in arms:
         for factor, level in arm.levels.items():

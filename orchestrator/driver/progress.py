@@ -1,4 +1,4 @@
-"""Live progress: a table on a terminal, plain lines in a log. Fed from the scheduling loop, drawn in its own thread."""
+"""Live progress: a table on a terminal, plain lines in a log. Events are queued and drawn in a separate thread."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ _MAX_ROWS = 24
 
 @dataclass
 class _Row:
-    """A running work as the table shows it."""
+    """Table row of a running stage or trial."""
 
     work: Work
     started: float = field(default_factory=time.monotonic)
-    #: Whether a process has said that it trains.
+    #: Whether a process has reported that it trains.
     is_training: bool = False
     epoch: int = 0
     phase: str = "starting"
@@ -36,12 +36,12 @@ class _Row:
 
 
 class StudyProgress:
-    """Shows stages, trials, epochs, time left and last metrics. Use as a context manager.
+    """Display of stages, trials, epochs, time left and last metrics. Use as a context manager.
 
     Args:
-        console: where to draw; lines instead of a table when it is not a terminal.
-        num_works: open stages and trials.
-        num_done: complete before this run.
+        console: console to draw on; it gets lines instead of a table if it is not a terminal.
+        num_works: number of open stages and trials.
+        num_done: number of stages and trials that were complete before this run.
     """
 
     def __init__(self, console: Console, *, num_works: int, num_done: int) -> None:
@@ -71,7 +71,7 @@ class StudyProgress:
             self._live.stop()
 
     def listen(self, what: str, work: Work, details: dict[str, Any]) -> None:
-        """Take an event from the scheduling loop; returns at once."""
+        """Queue an event of a stage or trial to be shown; returns at once."""
         self._events.put((what, work, details))
 
     def say(self, line: str) -> None:
@@ -123,7 +123,7 @@ class StudyProgress:
             self._tell(work, f"complete in {seconds:.0f} s ({self._num_ended}/{self._num_works})")
 
     def _tell(self, work: Work, text: str) -> None:
-        """A plain line; a terminal shows the same in the table."""
+        """Print a plain line unless the console is a terminal, whose table shows the same."""
         if not self._console.is_terminal:
             self._print(f"{_name(work)}: {text}")
 

@@ -1,6 +1,6 @@
-"""MAIN PATH: study → plan → reconcile with the ledger → execute what is open → report. Reads like a paragraph.
+"""MAIN PATH: study → plan → reconcile with the ledger → execute open stages and trials → report.
 
-``run`` and ``resume`` are the same: what the ledger says is complete is not touched, what was interrupted goes on.
+To resume is to run again: complete stages and trials are not touched, interrupted ones continue.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from trainables.errors import redact
 if TYPE_CHECKING:
     from orchestrator.tracking.tracker import Tracker
 
-#: How long records are still shipped by a driver that has been told to stop at once.
+#: How long a driver that is interrupted still ships records.
 _HASTE_SECONDS = 1.0
 
 
@@ -49,18 +49,18 @@ def run_study(
     console: Console,
     retry_failed: bool = False,
 ) -> Summary:
-    """Bring the ledger to what the study file says, and write the report; return how the study stands.
+    """Run the stages and trials that the ledger lacks, write the report and return a summary.
 
     Args:
-        study: the study.
-        storage: ledger root, path or URI.
-        mlflow: tracking URI; None: the environment, the study file, or a SQLite file beside the ledger.
-        address: Ray cluster; None: this machine.
-        console: progress and messages.
-        retry_failed: try failed trials again.
+        study: study to run.
+        storage: root of the ledger, path or URI.
+        mlflow: tracking URI; if None, from the environment, the study file, or a SQLite file beside the ledger.
+        address: Ray cluster; if None, ``execution.address`` or this machine.
+        console: console for progress and messages.
+        retry_failed: whether to run failed trials again.
 
     Raises:
-        RobustSweepError: before anything starts, when the request is wrong.
+        RobustSweepError: the request is wrong; raised before anything starts.
     """
     ledger = Ledger(storage, study.study)
     tracking_uri = resolve_tracking_uri(ledger, flag=mlflow, study_value=study.execution.mlflow)
@@ -89,7 +89,7 @@ def run_study(
 def carry_out(
     prepared: Prepared, runtime: Runtime, lease: Lease, notifier: Notifier, *, console: Console, tracking_uri: str
 ) -> Summary:
-    """Execute what is open, show it in MLflow and Optuna's storage, write the report; return how the study stands."""
+    """Execute open stages and trials, update MLflow and Optuna's storage, write the report and return a summary."""
     with exporting(prepared, console) as show, shipping(prepared, tracking_uri) as running:
         record_upstream_failures(prepared)
         if running is not None and prepared.actions.open:
@@ -104,7 +104,7 @@ def carry_out(
 
 
 def record_upstream_failures(prepared: Prepared) -> None:
-    """Write down that trials cannot start whose stage failed in an earlier run: new arms that share it."""
+    """Record a failure of each trial whose stage failed in an earlier run: trials of new arms that share the stage."""
     states, commit = prepared.states, find_git_commit()
     stages = {stage.signature: stage for stage in prepared.plan.stages}
     for work in prepared.actions.failed:
@@ -116,7 +116,7 @@ def record_upstream_failures(prepared: Prepared) -> None:
 
 @dataclass
 class Shipping:
-    """The projection to MLflow of a running study; ``unshipped`` is known when it has ended."""
+    """Shipper of a running study. ``unshipped`` counts records that MLflow lacks, set when shipping has ended."""
 
     shipper: Shipper
     unshipped: int = 0
@@ -124,7 +124,7 @@ class Shipping:
 
 @contextmanager
 def shipping(prepared: Prepared, tracking_uri: str) -> Iterator[Shipping | None]:
-    """Ship the ledger to MLflow while the body runs; None when it shows everything and nothing will change."""
+    """Ship the ledger to MLflow while the body runs. Yields None if MLflow shows everything and nothing is open."""
     if find_settled_report(prepared, tracking_uri) is not None:
         yield None
         return
@@ -151,7 +151,7 @@ def shipping(prepared: Prepared, tracking_uri: str) -> Iterator[Shipping | None]
 
 @contextmanager
 def notifying(prepared: Prepared, console: Console) -> Iterator[Notifier]:
-    """Let people be told, as ``execution.notify`` asks for; at once, when the budget leaves nothing to do."""
+    """Yield the notifier that ``execution.notify`` configures. Notifies at once if the budget leaves nothing to run."""
     actions = prepared.actions
     num_held_back = len(actions.held_back) + prepared.num_withheld
     config = prepared.study.execution.notify if actions.open or num_held_back else None
@@ -162,7 +162,7 @@ def notifying(prepared: Prepared, console: Console) -> Iterator[Notifier]:
 
 
 def find_settled_report(prepared: Prepared, tracking_uri: str) -> Report | None:
-    """Return the report that was written and shipped for this very state of the study, None when there is work."""
+    """Return the report if it was written and shipped for this state of the study, None if anything is left to do."""
     root, states = prepared.ledger.root, prepared.states
     new_failures = any(states.get(work.signature) != FAILED for work in prepared.actions.failed)
     if prepared.actions.open or new_failures:
@@ -175,7 +175,10 @@ def find_settled_report(prepared: Prepared, tracking_uri: str) -> Report | None:
 
 
 def begin_report(prepared: Prepared, runtime: Runtime, lease: Lease) -> Callable[[], Report]:
-    """Start to write the report, unless there is one of this state of the study; return how to wait for it."""
+    """Start writing the report unless it is current, and return a function that returns it.
+
+    Without a fork server the returned function writes the report itself.
+    """
     ledger = prepared.ledger
     state = compute_state(ledger.read_plan(), ledger.states())
     report = read_report(ledger.root, Source(state, DEFAULT_METRIC, examples=True))
@@ -189,7 +192,10 @@ def begin_report(prepared: Prepared, runtime: Runtime, lease: Lease) -> Callable
 
 
 def conclude(prepared: Prepared, shipped: Shipping | None, report: Report, console: Console) -> Summary:
-    """Attach the report to MLflow's parent run, print where everything is; nothing twice."""
+    """Attach the report to MLflow's parent run, print its location and return the summary.
+
+    Attaches nothing if MLflow shows the report already, or lacks records.
+    """
     ledger = prepared.ledger
     states = ledger.states()
     unshipped = shipped.unshipped if shipped else 0

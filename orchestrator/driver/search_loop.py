@@ -1,4 +1,4 @@
-"""A search inside a run: its plan grows while it is carried out. For a study without one nothing here does anything."""
+"""Adaptive search during a run: new proposals extend the plan. A study without a search keeps its plan."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from orchestrator.planning.reconcile import Actions
 from orchestrator.search.optuna_storage import PATIENCE_SECONDS, Exporter, Projection, resolve_storage
 from trainables.errors import RobustSweepError
 
-#: How long a driver that has been told to stop at once still waits for Optuna's storage.
+#: How long a driver that is interrupted still waits for Optuna's storage.
 _HASTE_SECONDS = 1.0
 
 
 def refresh(prepared: Prepared, *, retry_failed: bool) -> Prepared:
-    """Return the study as it stands now that nobody else writes; a search has made its next proposals."""
+    """Read the ledger again under the lease, add the search's next proposals and return the updated study."""
     states, search, plan = prepared.ledger.states(), prepared.search, prepared.plan
     if search is not None:
         search.update_states(states, retry_failed=retry_failed)
         plan = search.plan
     if search is not None and replace(prepared, standing=read_budget(prepared, states)).grows:
-        search.next_works(lambda work, details: None)  # what cannot start is found, and recorded, with the whole plan
+        search.next_works(lambda work, details: None)  # trials that cannot start are recorded with the whole plan
         plan = search.plan
     prepared = decide(replace(prepared, plan=plan), states, retry_failed=retry_failed)
     if search is not None:
@@ -41,12 +41,12 @@ def refresh(prepared: Prepared, *, retry_failed: bool) -> Prepared:
 
 
 def read_budget(prepared: Prepared, states: Mapping[str, str]) -> Standing | None:
-    """Return how a study stands to its budget now, None without one."""
+    """Return the current usage of the budget, None if the study has no budget."""
     return read_standing(prepared.ledger, prepared.about["budget"], states)
 
 
 def write_extended_plan(prepared: Prepared) -> Prepared:
-    """Write the plan with what the search has proposed meanwhile; return the study with it."""
+    """Write the plan with the search's new proposals; return the study with this plan."""
     if prepared.search is None:
         return prepared
     prepared = replace(prepared, plan=prepared.search.plan)
@@ -55,15 +55,15 @@ def write_extended_plan(prepared: Prepared) -> Prepared:
 
 
 class SearchLoop:
-    """What a dispatcher asks for more work, one call at a time.
+    """Source of further stages and trials for a dispatcher, which makes one call at a time.
 
     Args:
         prepared: the study.
-        on_event: told of trials that cannot start because their stage has failed.
-        stop: nothing is proposed once it is set; set here when the search cannot go on.
-        show: called when something has changed that Optuna's storage shows.
-        on_spent: called once, with the number of works that are not handed out because the budget has no room for
-            their trials.
+        on_event: callback for trials that cannot start because their stage has failed.
+        stop: stops proposing once it is set; set here when the search cannot continue.
+        show: callback for changes of the search, which Optuna's storage shows.
+        on_spent: called once, with the number of stages and trials that are not dispatched because the budget has no
+            room for their trials.
     """
 
     def __init__(
@@ -81,12 +81,12 @@ class SearchLoop:
         self._problem: RobustSweepError | None = None
 
     def record_end(self, work: Work, details: dict[str, Any]) -> None:
-        """Let the search know how a stage or trial has ended."""
+        """Record in the search how a stage or trial has ended."""
         if self._prepared.search is not None:
             self._prepared.search.record_end(work.signature, details["status"])
 
     def find_more(self) -> list[Work]:
-        """Return what is to be run in addition; never raises."""
+        """Return further stages and trials to run. Raises no RobustSweepError: ``check`` does."""
         search = self._prepared.search
         if search is None or self._stop.is_set():
             return []
@@ -105,7 +105,7 @@ class SearchLoop:
         return works
 
     def _limit_to_budget(self, works: list[Work]) -> list[Work]:
-        """Return those that the budget has room for; the others are proposed, and wait for a larger one."""
+        """Return the stages and trials that fit the budget. The others stay proposed, for a larger budget."""
         if self._standing is None:
             return works
         actions = self._standing.hold_back(Actions(tuple(works), (), (), (), ()))
@@ -119,14 +119,14 @@ class SearchLoop:
             self._on_spent = None
 
     def check(self) -> None:
-        """Raise what has stopped the search, if something has."""
+        """Raise the error that has stopped the search, if there is one."""
         if self._problem is not None:
             raise self._problem
 
 
 @contextmanager
 def exporting(prepared: Prepared, console: Console) -> Iterator[Callable[[], None]]:
-    """Keep Optuna's storage up to date while the body runs; yield how to say that something has changed."""
+    """Keep Optuna's storage up to date while the body runs; yield a function to call when the search has changed."""
     search = prepared.search
     uri = resolve_storage(prepared.ledger, prepared.study.execution.optuna) if search is not None else None
     if search is None or uri is None:

@@ -1,4 +1,4 @@
-"""How a study stands when a run of it has ended: what ``run`` prints, returns, and tells people."""
+"""Summary of a study at the end of a run, which ``run`` prints, returns and sends as a notification."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, 
 
 @dataclass(frozen=True)
 class Summary:
-    """How a study stands, in trials; what ``run`` ends with. ``missing`` has never begun."""
+    """Numbers of a study's trials at the end of a run. ``missing`` trials have never begun."""
 
     planned: int
     complete: int
@@ -24,11 +24,11 @@ class Summary:
     skipped_arms: int
     unshipped: int
     report: str | None
-    #: Of those that are not complete: the budget has no room for them.
+    #: Number of trials that are not complete and that the budget has no room for.
     held_back: int = 0
-    #: How much of each limit is taken; None: no budget.
+    #: Usage of each limit in words, None if there is no budget.
     budget: str | None = None
-    #: By a search, and with that there is no more to be done for them.
+    #: Number of trials that a search has stopped; they will not be continued.
     stopped_early: int = 0
 
     @property
@@ -38,16 +38,16 @@ class Summary:
 
     @property
     def is_only_failed(self) -> bool:
-        """Whether everything that is not complete has failed: running again would start nothing."""
+        """Whether all trials that are not complete have failed, so that another run would start nothing."""
         return self.failed > 0 and self.interrupted == self.missing == 0
 
     @property
     def is_out_of_budget(self) -> bool:
-        """Whether nothing that is missing would start if the study was run again: only a larger budget helps."""
+        """Whether trials are missing or interrupted, and another run would start none without a larger budget."""
         return 0 < self.held_back == self.interrupted + self.missing
 
     def describe(self) -> str:
-        """Return how the study stands, in one line."""
+        """Return the summary in one line."""
         if self.is_complete and self.stopped_early:
             return f"{self.complete} of {self.planned} trials are complete, {self.stopped_early} were stopped early"
         if self.is_complete:
@@ -64,7 +64,7 @@ def summarise(
     unshipped: int = 0,
     early_stopping: bool = False,
 ) -> Summary:
-    """Return how the study stands, counted over planned trials; without early stopping what was stopped is open."""
+    """Return the summary over planned trials. Without early stopping, stopped trials count as interrupted."""
     counts = Counter(states.get(trial.signature, ABSENT) for trial in plan.trials)
     stopped = counts.pop(STOPPED, 0)
     counts[INTERRUPTED] += 0 if early_stopping else stopped
@@ -82,7 +82,7 @@ def summarise(
 
 
 def add_budget(summary: Summary, prepared: Prepared, states: Mapping[str, str]) -> Summary:
-    """Return a summary with how the study stands to its budget."""
+    """Return the summary with the usage of the budget added, unchanged if there is no budget."""
     standing = read_standing(prepared.ledger, prepared.about["budget"], states)
     if standing is None:
         return summary

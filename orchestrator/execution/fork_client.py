@@ -253,5 +253,5 @@ class ForkClient:
 
 
 def _visible_devices() -> dict[str, str]:
-    """Return the variables with the devices that Ray gave to this slot; the fork server serves all slots of the node."""
+    """Return the variables with the devices that Ray gave to this slot. The fork server serves all slots of a node."""
     return {name: value for name, value in os.environ.items() if name.endswith("_VISIBLE_DEVICES")}

@@ -23,7 +23,7 @@ class Slots:
 
 
 def find_local_resources(execution: ExecutionConfig) -> dict[str, float] | None:
-    """Return what this machine has for local slots, None if all trials are to run in Ray.
+    """Return the resources of this machine for local slots, None if all trials are to run in Ray.
 
     Trials that may take a GPU run in Ray, which divides the GPUs among them.
     """
@@ -64,7 +64,7 @@ def num_local_slots(resources: Mapping[str, float], slots: Slots) -> int:
 
 
 def num_slots(resources: Mapping[str, float], slots: Slots) -> int:
-    """Return how many trials fit at once; at least 1, so that an empty autoscaling cluster is asked to grow."""
+    """Return how many trials fit at once; at least 1, so that an empty autoscaling cluster starts to grow."""
     if slots.max_concurrent is not None:
         return slots.max_concurrent
     fits = [resources.get("CPU", 0.0) / slots.cpus] if slots.cpus else []

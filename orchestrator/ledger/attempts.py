@@ -1,9 +1,8 @@
-"""Attempts that came to nothing, as ``attempts.jsonl`` beside a work keeps them, and what time they took.
+"""Attempts without a result, as ``attempts.jsonl`` of a stage or trial keeps them, and the time they took.
 
-One line per attempt whose process was lost, written by its slot; one per failure that was tried again, with ``failed``:
-its reason. How long the attempt that ended in ``failure.json`` took lies there, under ``attempt``. An attempt that was
-cut off together with its driver or machine leaves no line: what is known of it are the epochs that the next one went on
-from.
+One line per attempt whose process was lost, written by its slot; one per failure that was tried again, with its reason
+as ``failed``. The duration of the attempt that ended in ``failure.json`` is stored there, under ``attempt``. An attempt
+that was cut off together with its driver or machine leaves no line, only the epochs from which the next one continued.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ FAILURE = "failure.json"
 
 
 def read_attempts(folder: Folder) -> list[dict[str, Any]]:
-    """Return the notes on attempts that came to nothing, none if they are damaged: no result depends on them."""
+    """Return the notes on attempts without a result, none if they are damaged: no result depends on them."""
     try:
         return [note for note in folder.read_lines(ATTEMPTS) if isinstance(note, dict)]
     except StorageError:
@@ -32,7 +31,7 @@ def count_lost(notes: list[dict[str, Any]]) -> int:
 
 
 def forget_failure(folder: Folder) -> None:
-    """Remove ``failure.json`` because its work is tried again; what its attempts took stays noted."""
+    """Remove ``failure.json`` because its stage or trial is tried again. The time of the attempt is noted first."""
     notes = read_attempts(folder)
     if not notes:
         folder.remove(ATTEMPTS)  # missing or damaged
@@ -40,7 +39,7 @@ def forget_failure(folder: Folder) -> None:
         failure = folder.read_json(FAILURE)
         attempt = failure.get("attempt", {"timestamp_ms": failure["timestamp_ms"]})
         note = {**attempt, "message": failure["message"], "failed": failure["reason"]}
-        # Whoever was killed between the two has noted it already.
+        # A process that was killed between the two steps has noted it already.
         if (count_lost(notes) or "attempt" in failure) and note not in notes:
             folder.append_line(ATTEMPTS, json.dumps(note))
     folder.remove(FAILURE)

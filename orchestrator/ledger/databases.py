@@ -10,19 +10,19 @@ from pathlib import Path
 
 from trainables.errors import StudyError, redact
 
-#: What MLflow 3.17 opens; its file store (a plain path) refuses to start there.
+#: URI schemes that MLflow 3.17 opens; its file store (a plain path) refuses to start there.
 SCHEMES = ("http", "https", "sqlite", "postgresql", "mysql", "mssql", "databricks")
-#: The first that is installed; MLflow is tested with psycopg2.
+#: Drivers, of which the first that is installed is used; MLflow is tested with psycopg2.
 _POSTGRESQL_DRIVERS = ("psycopg2", "psycopg")
 
 
 def name_driver(uri: str) -> str:
-    """Return the URI of a PostgreSQL store with the driver that is installed; which one is meant otherwise varies.
+    """Return the URI of a PostgreSQL store with the name of the installed driver, any other URI unchanged.
 
-    SQLAlchemy 2.1 takes psycopg where it took psycopg2 before.
+    Without a name the driver depends on SQLAlchemy: 2.1 uses psycopg where earlier versions used psycopg2.
 
     Raises:
-        StudyError: none is installed.
+        StudyError: no driver is installed.
     """
     prefix = "postgresql://"
     if not uri.startswith(prefix):
@@ -42,13 +42,13 @@ def is_database_server(uri: str) -> bool:
 
 
 def create_database(uri: str, open_store: Callable[[str], object]) -> None:
-    """Make the tables of a SQLite store that does not exist yet, all or nothing.
+    """Create the tables of a SQLite store that does not exist yet, all or nothing.
 
     MLflow takes a second for its hundred migrations, and refuses a database that a kill has left in between.
 
     Args:
-        uri: of any store; of others than SQLite files nothing is done.
-        open_store: opens, and thereby makes, the store of a URI.
+        uri: URI of any store; nothing is done unless it is that of a SQLite file.
+        open_store: opens, and thereby creates, the store of a URI.
     """
     path = find_sqlite_file(uri)
     if path is None or path.exists():
@@ -65,5 +65,5 @@ def create_database(uri: str, open_store: Callable[[str], object]) -> None:
 
 
 def find_sqlite_file(uri: str) -> Path | None:
-    """Return the file of a SQLite store, None for others."""
+    """Return the file of a SQLite store, None for other stores."""
     return Path(uri.partition("://")[2].partition("?")[0][1:]) if uri.startswith("sqlite") else None

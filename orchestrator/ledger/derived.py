@@ -1,4 +1,4 @@
-"""Which state of the ledger the report and MLflow already show. Deleting these files costs time, never results."""
+"""Files that note which state of the ledger the report and MLflow show. Deleting them costs time, never results."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from trainables.storage.completeness import describe_files, find_change
 from trainables.storage.folder import Folder
 
 PAGE, VERDICTS = "report/index.html", "report/verdicts.csv"
-#: Name of a table beside the page → what is in it.
+#: Name of a table beside the page → its content.
 TABLES = {
     "trials.csv": "a row per planned trial",
     "arms.csv": "mean, sd and n per arm",
@@ -26,23 +26,23 @@ TABLES = {
     "verdicts.csv": "what came of every hypothesis",
     "costs.csv": "seconds, device hours (finished, without a result) and memory per arm",
 }
-#: The same for a paper: LaTeX with booktabs, and Markdown.
+#: Tables for a paper → their content: LaTeX with booktabs, and Markdown.
 PAPER_TABLES = {
     "arms.md": "arms, Markdown",
     "arms.tex": "arms, LaTeX",
     "effects.md": "main effects, Markdown",
     "effects.tex": "main effects, LaTeX",
 }
-#: Folder of the figures as files, where they were asked for.
+#: Folder of the figures as files, if they were requested.
 FIGURES = "report/figures"
 _FILES = (PAGE, *(f"report/{name}" for name in TABLES | PAPER_TABLES))
-#: What arms are compared by, unless one is asked for.
+#: Metric by which arms are compared, unless another is given.
 DEFAULT_METRIC = "balanced_accuracy"
 
 
 @dataclass(frozen=True)
 class Report:
-    """Where the report lies and what it says in a few lines."""
+    """Location and summary of a report."""
 
     #: Path or URI of the page.
     html: str
@@ -50,7 +50,7 @@ class Report:
     csv: tuple[str, ...]
     #: A few lines for a terminal.
     summary: str
-    #: planned, complete, failed, interrupted, missing.
+    #: Number of trials that are planned, complete, failed, interrupted, missing.
     counts: dict[str, int]
     #: Digest of all results without times.
     results_sha256: str
@@ -60,24 +60,24 @@ class Report:
 
 @dataclass(frozen=True)
 class Source:
-    """What a report is made from."""
+    """State and options from which a report is made."""
 
-    #: ``settled.compute_state`` of the study.
+    #: ``compute_state`` of the study.
     state: str
     metric: str
-    #: An image under every shift is drawn.
+    #: Whether an image under every shift is drawn.
     examples: bool
 
 
 def write_source(root: Folder, source: Source, report: Report) -> None:
-    """Remember what ``report`` was made from; call it when all its files are written."""
+    """Write the source from which ``report`` was made. Call it when all files of the report are written."""
     said = {"summary": report.summary, "counts": report.counts}
     said |= {"results_sha256": report.results_sha256, "page_sha256": report.page_sha256}
     root.write_json(SOURCE, {"source": asdict(source), "report": said, "files": describe_files(root, _FILES)})
 
 
 def read_report(root: Folder, source: Source) -> Report | None:
-    """Return the report in the folder of a ledger, None unless it was made from ``source`` and all of it is there."""
+    """Return the report in the folder of a ledger, None unless it was made from ``source`` and is intact."""
     if not root.is_intact(SOURCE):
         return None
     found = root.read_json(SOURCE)
@@ -89,21 +89,21 @@ def read_report(root: Folder, source: Source) -> Report | None:
 
 
 def find_report(root: Folder, state: str) -> Report | None:
-    """Return the report of this state of the study, whatever it was asked to show; None: there is none."""
+    """Return the report of this state of the study, with whatever options; None if there is none."""
     if not root.is_intact(SOURCE):
         return None
     return read_report(root, Source(**(root.read_json(SOURCE)["source"] | {"state": state})))
 
 
 def read_verdicts(root: Folder) -> list[dict[str, str]]:
-    """Return the rows of ``verdicts.csv`` of a report that is there; "" is undefined."""
+    """Return the rows of ``verdicts.csv`` of an existing report; "" is undefined."""
     return list(csv.DictReader(io.StringIO(root.read(VERDICTS).decode())))
 
 
 def locate_report(
     root: Folder, *, summary: str, counts: dict[str, int], results_sha256: str, page_sha256: str
 ) -> Report:
-    """Return what is known of the report in the folder of a ledger."""
+    """Return a ``Report`` with the locations of its files in the folder of a ledger."""
     uri = root.uri.rstrip("/")
     return Report(
         html=f"{uri}/{PAGE}",
@@ -115,18 +115,18 @@ def locate_report(
     )
 
 
-#: Of a plan, what nothing that is made from it shows.
+#: Keys of a plan that neither the report nor MLflow shows.
 _ASIDE = ("written_ms", "cache_dir")
 SOURCE, SHIPPED = "report/source.json", "shipped.json"
 
 
 def compute_state(plan: Mapping[str, Any], states: Mapping[str, str]) -> str:
-    """Return the digest of what a report and MLflow are made from: plan, states, and the version that makes them.
+    """Return the digest of everything that the report and MLflow depend on: plan, states, version of RobustSweep.
 
-    The content of a complete record never changes; what else may change calls ``invalidate`` first.
+    The content of a complete record never changes; every other change calls ``invalidate`` first.
 
     Args:
-        plan: content of ``plan.json``; when it was written and where images are cached does not count.
+        plan: content of ``plan.json``, of which the time of writing and the folder of cached images do not count.
         states: signature → state of everything in the ledger.
     """
     said = {key: value for key, value in plan.items() if key not in _ASIDE}
@@ -136,16 +136,16 @@ def compute_state(plan: Mapping[str, Any], states: Mapping[str, str]) -> str:
 
 
 def stops_early(plan: Mapping[str, Any]) -> bool:
-    """Return whether the study of a ``plan.json`` leaves trials that were stopped early as they are."""
+    """Return whether the study of a ``plan.json`` stops trials early, and does not continue those it has stopped."""
     return bool(plan.get("search", {}).get("early_stopping"))
 
 
 def invalidate(root: Folder) -> None:
-    """Remove both: something will change."""
+    """Remove ``source.json`` and ``shipped.json``. Call it before anything in the ledger changes."""
     root.remove(SOURCE)
     invalidate_shipped(root)
 
 
 def invalidate_shipped(root: Folder) -> None:
-    """Remove what is remembered of MLflow: something will be sent there."""
+    """Remove ``shipped.json``. Call it before anything is sent to MLflow."""
     root.remove(SHIPPED)

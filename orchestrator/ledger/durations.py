@@ -1,4 +1,4 @@
-"""Seconds that a stage or trial has taken, and what of them was lost to interruptions."""
+"""Seconds that a stage or trial has taken, and seconds that were lost to interruptions."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ if TYPE_CHECKING:
 
 
 def took_seconds(record: Record) -> float:
-    """Return how long a stage or trial took without what was lost; of one without a result, the epochs it has.
+    """Return how long a stage or trial took, without lost attempts; without a result, how long its epochs took.
 
-    That is the call that wrote ``result.json``, and the epochs before it that it went on from.
+    With a result, that is the call that wrote ``result.json`` and the earlier epochs from which it continued.
     """
     epochs = _epochs(record)
     total = sum(seconds for _, seconds in epochs)
@@ -25,10 +25,10 @@ def took_seconds(record: Record) -> float:
 
 
 def lost_seconds(record: Record) -> float:
-    """Return how much more than ``took_seconds`` is known to have been spent on a stage or trial.
+    """Return the seconds that are known to have been spent on a stage or trial without contributing to a result.
 
-    Of one that is complete: its attempts that were lost or failed, without the epochs that the next one went on from.
-    Of any other: everything, since there is nothing to show for it yet.
+    If it is complete: its attempts that were lost or failed, without the epochs from which the next one continued.
+    Otherwise: everything, since there is no result yet.
     """
     notes = [*record.attempts, *([record.failure.get("attempt", {})] if record.failure is not None else [])]
     spans = [(float(note["timestamp_ms"]), float(note["seconds"])) for note in notes if "seconds" in note]
@@ -41,7 +41,7 @@ def lost_seconds(record: Record) -> float:
 
 
 def spent_seconds(record: Record) -> float:
-    """Return all that is known to have been spent on a stage or trial."""
+    """Return all seconds that are known to have been spent on a stage or trial."""
     return lost_seconds(record) + (took_seconds(record) if record.result is not None else 0.0)
 
 

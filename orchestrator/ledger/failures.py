@@ -5,15 +5,15 @@ from __future__ import annotations
 import errno
 import traceback
 
-#: Reason of a trial that ended because there was no room for what it wrote: it has not failed, and goes on later.
+#: Reason of a trial that ended because the disk was full: it has not failed, and continues later.
 DISK_FULL = "disk full"
-#: Reasons of a trial whose process was lost, each time it was tried.
+#: Reasons of a trial whose process was lost in every attempt.
 CRASHED, HUNG, OUT_OF_MEMORY = "crashed", "hung", "out of memory"
 LOST = (CRASHED, HUNG, OUT_OF_MEMORY)
 
 
 def describe_failure(error: BaseException) -> dict[str, str]:
-    """Return class, reason, message and traceback of a trial that raised."""
+    """Return class, reason, message and traceback of an exception that a trial raised."""
     from trainables.errors import DivergedError, RobustSweepError
     from trainables.storage.folder import is_disk_full
 

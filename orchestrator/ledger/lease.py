@@ -1,7 +1,7 @@
-"""One driver per study: ``lease.json`` says which, and nobody else can write into the ledger.
+"""Lease for one driver per study: ``lease.json`` names the driver, and no other can write into the ledger.
 
-The holder renews it; a driver that has not done so for a minute is taken for dead, and the next one takes over. Whoever
-writes for a driver, the driver itself, its slots and the processes of its trials, looks at the lease before each write
+The holder renews it; a driver that has not done so for a minute is taken for dead, and the next one takes over. Every
+process that writes for a driver (itself, its slots, the processes of its trials) checks the lease before each write
 (``fence``): one that was suspended meanwhile changes nothing when it wakes up.
 """
 
@@ -25,18 +25,18 @@ from trainables.storage.folder import Folder
 
 _logger = logging.getLogger(__name__)
 
-#: A driver writes a sign of life this often; it is taken for dead after LEASE_SECONDS.
+#: Seconds between two signs of life of a driver; it is taken for dead after LEASE_SECONDS.
 HEARTBEAT_SECONDS = 10.0
 LEASE_SECONDS = 60.0
 LEASE = "lease.json"
-#: Held only for the moment in which the lease is taken.
+#: File that is held only for the moment in which the lease is taken.
 LOCK = "lease.lock"
-#: How long two drivers have to see each other where nothing can be locked.
+#: Time in which two drivers notice each other where nothing can be locked.
 SETTLING_SECONDS = 1.0
 
 
 def fence(lease: Mapping[str, str]) -> Callable[[], None]:
-    """Return a guard for folders (``Folder(…, guard=…)``): it raises ``LeaseError`` unless this lease still holds.
+    """Return a guard for folders (``Folder(…, guard=…)``) that raises ``LeaseError`` unless this lease still holds.
 
     Args:
         lease: ``Lease.ticket``.
@@ -53,23 +53,23 @@ def fence(lease: Mapping[str, str]) -> Callable[[], None]:
 
 
 def guarded(uri: str, lease: Mapping[str, str] | None) -> Folder:
-    """Return a folder that only the holder of ``lease`` may write into; None: anybody."""
+    """Return a folder that only the holder of ``lease`` may write into, or any process if it is None."""
     return Folder(uri) if lease is None else Folder(uri, guard=fence(lease))
 
 
 class Lease:
-    """One driver per study: a context manager that holds ``lease.json`` and renews it from a thread.
+    """Context manager that holds ``lease.json``, so that a study has one driver, and renews it from a thread.
 
     A driver that was taken for dead (a suspended laptop, a partitioned network) and finds that another has taken over
     interrupts itself, as Ctrl-C would.
 
     Raises:
-        LeaseError: on entering, when another driver is alive; on leaving, when another has taken over.
+        LeaseError: on entering, if another driver is alive; on leaving, if another has taken over.
     """
 
     def __init__(self, ledger: Ledger) -> None:
         self._ledger, self._guard_before = ledger, ledger.root.guard
-        self._folder = Folder(ledger.root.uri)  # its own: writing the lease needs no lease
+        self._folder = Folder(ledger.root.uri)  # without a guard: writing the lease needs no lease
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         since_ms = int(time.time() * 1000)
@@ -79,18 +79,18 @@ class Lease:
 
     @property
     def ticket(self) -> dict[str, str]:
-        """What ``fence`` needs, for processes that write on behalf of this driver."""
+        """Argument of ``fence``, for processes that write on behalf of this driver."""
         return {"root": self._folder.uri, "token": str(self._me["token"])}
 
     def holder(self) -> dict[str, Any] | None:
-        """Return who holds the lease (host, pid, since_ms, alive_ms), None when nobody alive does."""
+        """Return the living holder of the lease (host, pid, since_ms, alive_ms, token), None if there is none."""
         holder = self._read()
         if holder is None:
             return None
         return holder if _age(holder) < LEASE_SECONDS and _is_alive(holder) else None
 
     def check(self) -> None:
-        """Raise ``LeaseError`` when another driver is alive; writes nothing."""
+        """Raise ``LeaseError`` if another driver is alive. Writes nothing."""
         holder = self.holder()
         if holder is not None:
             raise LeaseError(
@@ -108,10 +108,10 @@ class Lease:
 
     @contextmanager
     def _exclusively(self) -> Iterator[None]:
-        """Between looking for a holder and becoming one, nobody else may do the same.
+        """Keep other drivers from taking the lease between the check for a holder and the write.
 
-        A lock on disk; on an object store a file that only one can create. Where there is no such step, or the one who
-        created it was killed in that moment, the last writer wins, and the other finds out by looking again.
+        This is a lock on a disk, and a file that only one driver can create on an object store. Without such a step, or
+        if the creator was killed in that moment, the last writer wins, and the other notices by reading again.
         """
         if self._folder.is_local:
             with self._locked_on_disk():
@@ -141,10 +141,10 @@ class Lease:
             lock.release()
 
     def _lock_by_creating(self) -> bool:
-        """Return whether the lock is ours, False where it cannot be relied on.
+        """Return whether this driver holds the lock, False if the lock is unreliable.
 
         Raises:
-            LeaseError: another driver has it.
+            LeaseError: another driver holds it.
         """
         said = json.dumps(self._say()).encode()
         is_created = self._folder.create(LOCK, said)
@@ -195,7 +195,7 @@ class Lease:
         while not self._stop.wait(HEARTBEAT_SECONDS):
             try:
                 holder = self._read()
-                if not self._is_mine(holder):  # nobody has it: another has taken over, and finished
+                if not self._is_mine(holder):  # if nobody has it, another took over and has ended
                     self._is_lost, self._successor = True, holder
                     os.kill(os.getpid(), signal.SIGINT)
                     return
@@ -205,20 +205,20 @@ class Lease:
 
 
 def _read(root: Folder, name: str = LEASE) -> dict[str, Any] | None:
-    """Return what ``lease.json`` (or the lock) says, None when there is none.
+    """Return the holder in ``lease.json`` (or in the lock), None if there is no such file.
 
     Raises:
-        LeaseError: it is damaged.
-        StorageError: it could not be read.
+        LeaseError: the file is damaged.
+        StorageError: the file could not be read.
     """
     try:
         holder: dict[str, Any] = root.read_json(name)
         return {key: holder[key] for key in ("host", "pid", "since_ms", "alive_ms", "token")}
     except (StorageError, KeyError, TypeError) as error:
-        if isinstance(error.__cause__, FileNotFoundError):  # not looked for before: that is one more request
+        if isinstance(error.__cause__, FileNotFoundError):  # no check beforehand: that is one more request
             return None
         if error.__cause__ is not None and not isinstance(error.__cause__, ValueError):
-            raise  # of the storage, not of what lies there
+            raise  # an error of the storage, not of the content
         raise LeaseError(
             f"could not find out who runs the study in {root.uri}: {name} is damaged ({error}); "
             "if no driver works on it, remove that file"
@@ -226,7 +226,7 @@ def _read(root: Folder, name: str = LEASE) -> dict[str, Any] | None:
 
 
 def _age(holder: dict[str, Any]) -> float:
-    """Return how long ago the last sign of life was, in seconds."""
+    """Return the seconds since the last sign of life."""
     return time.time() - float(holder["alive_ms"]) / 1000
 
 
@@ -236,7 +236,7 @@ def _describe(holder: dict[str, Any]) -> str:
 
 
 def _is_alive(holder: dict[str, Any]) -> bool:
-    """Return False only when the holder ran on this host and its process is gone: no need to wait for the expiry."""
+    """Return False only if the holder ran on this host and its process is gone: no need to wait for the expiry."""
     if holder["host"] != socket.gethostname():
         return True
     try:

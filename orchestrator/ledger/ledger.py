@@ -1,18 +1,18 @@
-"""What has happened, on storage: one folder per stage and per trial. The only truth; MLflow is a projection of it.
+"""State of a study on storage: one folder per stage and per trial. The only truth; MLflow is a projection of it.
 
     <storage>/<study>/
       plan.json            the last plan: arms, factors, data, skipped
-      hypotheses.json      what was claimed when (``preregistration.py``)
-      lease.json           which driver works on the study, and when it was last alive (``lease.py``)
+      hypotheses.json      all versions of the hypotheses (``preregistration.py``)
+      lease.json           driver that runs the study, and its last sign of life (``lease.py``)
       stages/<signature>/  config.json epochs.jsonl encoder.safetensors result.json | failure.json log.txt
       trials/<signature>/  config.json epochs.jsonl checkpoint.safetensors model.safetensors
                            predictions/<set>.npz result.json | failure.json | stop.json log.txt
-                           attempts.jsonl, where one was lost (``attempts.py``)
+                           attempts.jsonl, if one was lost (``attempts.py``)
       report/  mlflow.db
-      shipped.json mlflow_runs.jsonl   what MLflow has already (``settled.py``, ``run_index.py``)
+      shipped.json mlflow_runs.jsonl   state that MLflow has (``tracking/shipped.py``, ``tracking/run_index.py``)
 
 ``config.json`` is written first and ``result.json`` last: a trial is complete when ``result.json`` exists and neither
-it nor a file it lists is damaged. What is damaged counts as interrupted, and is made again.
+it nor a file it lists is damaged. A damaged stage or trial counts as interrupted, and is run again.
 """
 
 from __future__ import annotations
@@ -47,9 +47,9 @@ class Ledger:
     def __init__(self, storage: str, study: str) -> None:
         self.root = Folder(storage) / study
         self.storage, self.study = storage, study
-        #: Signature → what ``states`` has found damaged, in words.
+        #: Signature → damage that ``states`` has found, in words.
         self.damaged: dict[str, str] = {}
-        #: What this process has found intact: looked at once.
+        #: Signatures that this process has found intact; each is checked once.
         self._intact: set[str] = set()
         self._find_damage: Callable[[Folder], str | None] = find_damage
 
@@ -61,7 +61,7 @@ class Ledger:
         """Return signature → state of everything in the ledger, from file names, sizes and the seals of results.
 
         Args:
-            every_byte: compare the content of all files of what is complete: reads all of the ledger.
+            every_byte: compare the content of all files of complete stages and trials, which reads the whole ledger.
         """
         self.damaged = {}
         if every_byte:
@@ -96,19 +96,19 @@ class Ledger:
         return INTERRUPTED if files & {CONFIG, RESULT, FAILURE} else ABSENT
 
     def _each(self, look: Callable[[str], T], signatures: Sequence[str]) -> list[T]:
-        """Return what ``look`` says of each; several at once where the storage answers in tens of ms, not µs."""
+        """Return ``look`` of each signature, from several threads if the storage answers in tens of ms, not µs."""
         if self.root.is_local:
             return list(map(look, signatures))
         with ThreadPoolExecutor(16) as pool:
             return list(pool.map(look, signatures))
 
     def begin(self, work: Work, *, study: str, git_commit: str | None) -> None:
-        """Write ``config.json`` if this work is new, and forget an earlier failure."""
+        """Write ``config.json`` of a new stage or trial, and remove an earlier failure."""
         invalidate(self.root)
         begin_record(self.folder(work.kind, work.signature), describe_work(work, study=study, git_commit=git_commit))
 
     def record_failure(self, work: Work, details: dict[str, Any], *, study: str, git_commit: str | None) -> None:
-        """Write ``failure.json``; also for a trial that never began because its stage failed."""
+        """Write ``failure.json``, also for a trial that never began because its stage failed."""
         self.begin(work, study=study, git_commit=git_commit)
         folder = self.folder(work.kind, work.signature)
         failure = {
@@ -117,13 +117,13 @@ class Ledger:
             "reason": details["reason"],
             "message": details["message"],
             "traceback": details.get("traceback", ""),
-            # Processes that were lost are noted; an attempt that raised is not, nor are slots that were lost.
+            # The notes have lost processes, but neither an attempt that raised nor lost slots.
             "attempts": max(
                 1, count_lost(read_attempts(folder)) + details.get("losses", details["reason"] not in LOST)
             ),
             "timestamp_ms": int(time.time() * 1000),
         }
-        if "attempt" in details:  # it raised, and its slot knows how long it took
+        if "attempt" in details:  # it raised, and its slot has measured how long it took
             failure["attempt"] = details["attempt"]
         folder.write_json(FAILURE, failure)
 
@@ -154,11 +154,11 @@ class Ledger:
 
         Args:
             kind: stage or trial.
-            signatures: only these, if they have started; None: all.
-            states: only those in one of these states.
+            signatures: signatures to read, of those that have started; None: all.
+            states: states to read.
 
         Raises:
-            StorageError: one of them is damaged; the message names the file.
+            StorageError: a record is damaged; the message names the file.
         """
         wanted = [
             signature
@@ -168,10 +168,10 @@ class Ledger:
         return list(self.read_each(kind, wanted))
 
     def read_each(self, kind: str, signatures: Sequence[str]) -> Iterator[Record]:
-        """Yield the records of these, one after another: all of them at once may be gigabytes.
+        """Yield the records with these signatures one after another: all of them at once may be gigabytes.
 
         Raises:
-            StorageError: one of them was found damaged by ``states``, or is found so; the message names the file.
+            StorageError: ``states`` has found a record damaged, or it is damaged now; the message names the file.
         """
         damaged = [self.damaged[signature] for signature in signatures if signature in self.damaged]
         if damaged:
@@ -184,11 +184,11 @@ class Ledger:
             yield from pool.map(look, signatures)
 
     def write_plan(self, plan: Plan, about: dict[str, Any]) -> None:
-        """Write ``plan.json``: the plan and what report and explorer need to know about the study."""
+        """Write ``plan.json``: the plan, and the facts about the study that the report and the explorer need."""
         self.root.write_json("plan.json", about | plan.as_json())
 
     def read_plan(self) -> dict[str, Any]:
-        """Return ``plan.json``.
+        """Return the content of ``plan.json``.
 
         Raises:
             StudyError: the study has never been run with this storage.

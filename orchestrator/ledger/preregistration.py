@@ -1,8 +1,8 @@
-"""What was claimed when: every version of a study's hypotheses, and how many trials were complete when it was written.
+"""Versions of a study's hypotheses, each with the number of trials that were complete when it was written.
 
 ``hypotheses.json`` holds all versions, and ``plan.json`` a copy: each replaces the other where one of them is damaged.
-A hypothesis is *preregistered* as the last version says that was written before a trial was complete; what was added
-or changed later is *exploratory*, and what is gone is *deleted*.
+A hypothesis is *preregistered* if it is the same in the last version that was written before a trial was complete. One
+that was added or changed later is *exploratory*, and one that is gone is *deleted*.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ PREREGISTERED, EXPLORATORY, DELETED = "preregistered", "exploratory", "deleted"
 
 @dataclass(frozen=True)
 class Registration:
-    """The versions of a study's hypotheses, the last one being those of its file."""
+    """Versions of a study's hypotheses, the last one being that of the study file."""
 
     versions: tuple[dict[str, Any], ...]
-    #: What is wrong with ``hypotheses.json``, in words.
+    #: Damage of ``hypotheses.json``, in words.
     damage: str | None
-    #: The file says the same.
+    #: Whether ``hypotheses.json`` holds these versions.
     is_written: bool
 
     def as_json(self) -> dict[str, Any]:
-        """Return what ``hypotheses.json`` holds, and ``plan.json`` as ``hypotheses``."""
+        """Return the content of ``hypotheses.json``, which ``plan.json`` holds as ``hypotheses``."""
         return {"versions": list(self.versions)}
 
     def write(self, root: Folder) -> None:
-        """Write it into the folder of the ledger, unless it is there.
+        """Write ``hypotheses.json`` into the folder of the ledger, unless it holds these versions.
 
         Raises:
             StorageError: the storage refused.
@@ -43,17 +43,17 @@ class Registration:
             root.write_json(FILE, self.as_json())
 
 
-#: Of a study that never had hypotheses.
+#: Registration of a study that never had hypotheses.
 NOTHING_CLAIMED = Registration((), None, is_written=True)
 
 
 def look_up(root: Folder, hypotheses: Sequence[Hypothesis], count_complete: Callable[[], int]) -> Registration:
-    """Return what was registered so far, and the hypotheses as they are now as a version of their own if they differ.
+    """Return the versions registered so far, and the current hypotheses as a new version if they differ.
 
     Args:
         root: folder of the ledger.
-        hypotheses: of the study file.
-        count_complete: number of trials that are complete; asked for when there is a new version.
+        hypotheses: hypotheses of the study file.
+        count_complete: returns the number of complete trials; called only if there is a new version.
 
     Raises:
         StorageError: the ledger cannot be read.
@@ -76,7 +76,7 @@ def look_up(root: Folder, hypotheses: Sequence[Hypothesis], count_complete: Call
 
 
 def _read(root: Folder) -> tuple[list[dict[str, Any]], str | None]:
-    """Return the versions known, and what is wrong with the file."""
+    """Return the known versions, and the damage of ``hypotheses.json`` in words."""
     if root.is_intact(FILE):
         return list(root.read_json(FILE)["versions"]), None
     versions = read_versions(root.read_json(PLAN)) if root.is_intact(PLAN) else []
@@ -90,25 +90,25 @@ def _read(root: Folder) -> tuple[list[dict[str, Any]], str | None]:
 class Registered:
     """One hypothesis with its history."""
 
-    #: As ``describe_hypothesis`` returns it: now, or before it was deleted.
+    #: Result of ``describe_hypothesis`` for it: now, or before it was deleted.
     content: dict[str, Any]
     #: preregistered, exploratory, deleted.
     status: str
-    #: When this content was written down, or when it was deleted.
+    #: Time at which this content was written, or at which it was deleted.
     since_ms: int
-    #: Trials that were complete then.
+    #: Number of trials that were complete then.
     num_complete: int
-    #: What it said before, where it was changed.
+    #: Earlier content, if it was changed.
     before: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
-        """Its name."""
+        """Name of the hypothesis."""
         return str(self.content["name"])
 
     @property
     def remark(self) -> str:
-        """What the status rests on, in words."""
+        """Reason for the status, in words."""
         trials = f"{self.num_complete} trial{'s were' if self.num_complete != 1 else ' was'} complete"
         if self.status == PREREGISTERED:
             return f"written on {format_time(self.since_ms)}, before any trial was complete"
@@ -118,7 +118,7 @@ class Registered:
 
     @property
     def changes(self) -> list[str]:
-        """What differs from what it said before, field by field, as both versions say it."""
+        """Differences from the earlier content, field by field, with both values."""
         before = self.before or {}
         keys = [*self.content, *(key for key in before if key not in self.content)]
         return [
@@ -137,7 +137,7 @@ def _show(value: Any) -> str:
 
 
 def format_time(moment_ms: int) -> str:
-    """Return a moment in UTC."""
+    """Return a moment as text, in UTC and to the minute."""
     return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(moment_ms / 1000))
 
 
@@ -177,7 +177,7 @@ def _trace(
 
 
 def read_versions(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the versions in the content of ``plan.json``; that of a version that knew no hypotheses has none."""
+    """Return the versions in the content of ``plan.json``, none if it was written before hypotheses existed."""
     return list(plan.get("hypotheses", {"versions": []})["versions"])
 
 
@@ -190,7 +190,7 @@ def list_promised(versions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]
 def _count_early(versions: Sequence[Mapping[str, Any]]) -> int:
     """Return how many versions were written before the first one with a complete trial.
 
-    A later one without any (the ledger was emptied) is late all the same.
+    A later version without any complete trial (the ledger was emptied) is late all the same.
     """
     late = (number for number, version in enumerate(versions) if version["num_complete"])
     return next(late, len(versions))

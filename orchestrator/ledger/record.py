@@ -1,4 +1,4 @@
-"""One stage or trial as the ledger holds it, and the entries that begin and end it."""
+"""Record of one stage or trial in the ledger, and the entries that begin and end it."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ def describe_stop(record: Record) -> str:
     )
 
 
-#: States of what has begun.
+#: States of stages and trials that have begun.
 STARTED = (COMPLETE, FAILED, STOPPED, INTERRUPTED)
 
 
 @dataclass(frozen=True)
 class Record:
-    """All that the ledger says about one stage or trial, except its large files."""
+    """Everything that the ledger holds about one stage or trial, except its large files."""
 
     signature: str
     kind: str
@@ -41,14 +41,14 @@ class Record:
     epochs: list[dict[str, Any]]
     result: dict[str, Any] | None
     failure: dict[str, Any] | None
-    #: Notes on attempts that came to nothing.
+    #: Notes on attempts without a result (``attempts.py``).
     attempts: Sequence[dict[str, Any]] = ()
-    #: Why the trial was stopped early, if it was (``early_stopping.py``).
+    #: Content of ``stop.json`` if the trial was stopped early (``search/early_stopping.py``).
     stop: dict[str, Any] | None = None
 
     @property
     def state(self) -> str:
-        """complete, failed, stopped_early or interrupted."""
+        """State: complete, failed, stopped_early or interrupted."""
         if self.result is not None:
             return COMPLETE
         if self.failure is not None:
@@ -57,7 +57,7 @@ class Record:
 
 
 def describe_work(work: Work, *, study: str, git_commit: str | None) -> dict[str, Any]:
-    """Return the content of ``config.json``."""
+    """Return the content of ``config.json`` of a stage or trial."""
     return {
         "signature": work.signature,
         "kind": work.kind,
@@ -75,9 +75,9 @@ def describe_work(work: Work, *, study: str, git_commit: str | None) -> dict[str
 
 
 def begin_record(folder: Folder, record: dict[str, Any], *, early_stopping: bool = False) -> None:
-    """Write ``config.json`` into the folder of a work if it is new, and forget an earlier failure.
+    """Write ``config.json`` into the folder of a new stage or trial; remove an earlier failure or damaged result.
 
-    Without ``early_stopping`` a trial that was stopped early goes on.
+    Without ``early_stopping`` a trial that was stopped early continues.
     """
     if folder.exists(FAILURE):
         forget_failure(folder)
@@ -90,6 +90,6 @@ def begin_record(folder: Folder, record: dict[str, Any], *, early_stopping: bool
 
 
 def describe_upstream(stage: Work) -> dict[str, str]:
-    """Return the details of the failure of a trial whose stage failed, for ``record_failure``."""
+    """Return the failure of a trial whose stage failed, as ``details`` of ``Ledger.record_failure``."""
     message = f"the stage it starts from failed: {stage.name} ({stage.signature})"
     return {"status": FAILED, "reason": "upstream", "message": message}

@@ -1,4 +1,4 @@
-"""Wall time that all drivers of a study have used (``usage.json``), and the budget that is left."""
+"""Time that all runs of a study have used (``usage.json``), and how much of its budget that is."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ USAGE = "usage.json"
 
 
 def read_standing(ledger: Ledger, about: Mapping[str, Any] | None, states: Mapping[str, str]) -> Standing | None:
-    """Return how a study stands to its budget, None when it has none.
+    """Return how much of its budget a study has used, None if it has no budget.
 
     Args:
-        ledger: of the study.
-        about: ``describe_budget``'s.
+        ledger: ledger of the study.
+        about: result of ``describe_budget``.
         states: signature → state of everything in the ledger.
 
     Raises:
@@ -38,7 +38,7 @@ def read_standing(ledger: Ledger, about: Mapping[str, Any] | None, states: Mappi
 
 
 def describe_compute(ledger: Ledger, standing: Standing | None) -> dict[str, str]:
-    """Return name → what all runs of a study have taken, in words, and of which budget; what is known of it."""
+    """Return the time that all runs of a study have used, and its budget, in words; either is left out if unknown."""
     facts = {}
     usage = find_usage(ledger)
     if usage is not None:
@@ -51,8 +51,8 @@ def describe_compute(ledger: Ledger, standing: Standing | None) -> dict[str, str
 def find_begun(ledger: Ledger, states: Mapping[str, str]) -> frozenset[str]:
     """Return the trials that a budget counts: all that have begun, also those that are no longer planned.
 
-    Not those that were only written down as failed because their stage had, or as stopped early because another
-    replicate was.
+    Trials that were only recorded, as failed because their stage failed or as stopped early because another replicate
+    was stopped, do not count.
     """
     begun = {name for name in (ledger.root / "trials").children() if states.get(name, ABSENT) != ABSENT}
     failed = [signature for signature in begun if states[signature] == FAILED]
@@ -67,15 +67,15 @@ def find_begun(ledger: Ledger, states: Mapping[str, str]) -> frozenset[str]:
 
 
 def find_usage(ledger: Ledger) -> Usage | None:
-    """Return what all runs of a study have taken, None where their account is missing or damaged."""
+    """Return the usage of all runs of a study, None if ``usage.json`` is missing or damaged."""
     return Usage(**ledger.root.read_json(USAGE)) if ledger.root.is_intact(USAGE) else None
 
 
 def read_usage(ledger: Ledger) -> Usage:
-    """Return what all runs of a study have taken.
+    """Return the usage of all runs of a study.
 
-    Where ``usage.json`` is missing or damaged it is reckoned from what is complete or has failed: attempts that were
-    cut off together with their driver or machine are not in it.
+    If ``usage.json`` is missing or damaged, it is estimated from complete, failed and stopped stages and trials:
+    attempts that were cut off together with their driver or machine are not in it.
     """
     usage = find_usage(ledger)
     if usage is not None:
@@ -85,7 +85,7 @@ def read_usage(ledger: Ledger) -> Usage:
 
 
 def estimate_usage(records: Collection[Record]) -> Usage:
-    """Return the least that stages and trials must have taken; what ran on a GPU had all of it."""
+    """Return the least time that stages and trials must have used. Those that ran on a GPU count as having it alone."""
     spans, slots, gpus = [], 0.0, 0.0
     for record in records:
         seconds, end_ms = spent_seconds(record), _find_end_ms(record)
@@ -101,7 +101,7 @@ def estimate_usage(records: Collection[Record]) -> Usage:
 
 
 def _find_end_ms(record: Record) -> float:
-    """Return when a stage or trial was last heard of."""
+    """Return the time of the last sign of life of a stage or trial, in ms."""
     if record.result is not None:
         return float(record.result["finished_ms"])
     return float(record.epochs[-1]["timestamp_ms"] if record.epochs else record.config["created_ms"])

@@ -55,7 +55,7 @@ def _check_trial(config: TrialConfig, data: Dataset) -> None:
     if find_part(regulariser, StainNormalisation) is not None:
         check_stainable(channels)
     depth = find_part(regulariser, StochasticDepth)
-    # On the CPU, with its memory: a forward pass on torch's meta device takes two more seconds to import.
+    # Memory is allocated: on torch's meta device a forward pass spends two more seconds on imports.
     build_model(
         config.model,
         num_classes=data.num_classes,

@@ -15,11 +15,12 @@ from orchestrator.analysis.wording import sentence
 from orchestrator.ledger.record import Record
 from orchestrator.report.style import Figure, colour, floats, layout_of, panel_title, translucent
 
-#: Curves shown at first, and in the legend to be switched on; the rest is in shifts.csv and the caption says so.
+#: Curves visible at first, and curves in the legend that can be switched on. The caption refers to shifts.csv for more.
 SHOWN_CURVES = 8
 LISTED_CURVES = 24
 
-#: Points of a panel of training curves, about 2 MB of the page in two panels; of more trainings every n-th is drawn.
+#: Most points per panel of training curves, about 2 MB of the page in two panels; beyond it, every n-th training is
+#: drawn.
 MAX_TRAINING_POINTS = 50_000
 
 _COLUMNS = 4
@@ -28,14 +29,14 @@ _COLUMNS = 4
 
 
 def severity_curves(results: Results, groups: Mapping[str, str], what: str, *, shown: Sequence[str]) -> Figure | None:
-    """Return one panel per shift: mean per severity and min–max over the trials of a group.
+    """Return one panel per shift with mean and min–max per severity over the trials of a group; None without shifts.
 
     Args:
-        results: the study.
+        results: tables of the study.
         groups: signature → group (an arm's label, or a level of one factor).
-        what: what a colour is, for the caption.
+        what: description of a group for the caption.
         shown: groups in the order of their colours; the first ``SHOWN_CURVES`` are drawn, the others up to
-            ``LISTED_CURVES`` wait in the legend.
+            ``LISTED_CURVES`` are listed in the legend.
     """
     shifts, names = rows_of_shifts(results)
     if not names:
@@ -91,7 +92,7 @@ def severity_curves(results: Results, groups: Mapping[str, str], what: str, *, s
 
 
 def _legend_lines(names: Sequence[str]) -> int:
-    """Return how many lines a legend takes on a page of 1,000 px, at 7 px a letter and one width for all entries."""
+    """Return the number of lines of a legend on a page of 1,000 px: 7 px per letter, one width for all entries."""
     width = 50 + 7 * max((len(name) for name in names), default=0)
     return math.ceil(len(names) / max(1, 1000 // width))
 
@@ -164,11 +165,13 @@ def _curve(curve: pd.DataFrame, group: str, index: int, suffix: str, *, first: b
 
 
 def training_curves(results: Results, groups: Mapping[str, str], order: Sequence[str]) -> Figure | None:
-    """Return training loss, validation metric and contrastive loss per epoch, a thin line per trial or stage.
+    """Return training loss, validation metric and contrastive loss per epoch, with a thin line per trial or stage.
+
+    None if no trial or stage has recorded any of them.
 
     Args:
-        results: the study.
-        groups: signature → group that colours a trial's lines.
+        results: tables of the study.
+        groups: signature → group, which determines the colour of a trial's lines.
         order: groups in the order of their colours.
     """
     trials = [(groups[s], record) for s, record in results.records.items() if record.epochs and s in groups]
@@ -220,7 +223,7 @@ def _training_lines(key: str, runs: Sequence[Record], group: tuple[str, int], su
             x.append(line["epoch"])
             value = line["metrics"].get(key)
             y.append(None if value is None else float(f"{value:.5g}"))
-        x.append(None)  # a gap: many trainings in one trace keep a page of 400 trials quick
+        x.append(None)  # gap: many trainings in one trace keep a page of 400 trials fast
         y.append(None)
     return {
         "type": "scatter",

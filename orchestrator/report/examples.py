@@ -25,7 +25,7 @@ class Examples:
     severities: tuple[int, ...]
     #: The unshifted image, PNG.
     original: bytes
-    #: Shift → one PNG per severity, and the strengths in words.
+    #: Shift → PNG and strength in words, per severity.
     rows: dict[str, tuple[tuple[bytes, str], ...]]
     scaled: bool
 
@@ -33,10 +33,10 @@ class Examples:
 def build_examples(config: TrialConfig, *, cache_dir: Path) -> Examples:
     """Return the first test image of the last class (the diseased one, by convention) under every shift of the study.
 
-    The image gets the same random numbers as in the evaluation: what one sees is what the models were given.
+    The image gets the same random numbers as in the evaluation, so that it is shown exactly as models received it.
 
     Raises:
-        RobustSweepError: the data or a shift cannot be had here, e.g. the images have moved.
+        RobustSweepError: the data or a shift is not available on this machine, e.g. the images have moved.
     """
     import torch
 

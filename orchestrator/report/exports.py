@@ -13,19 +13,10 @@ from typing import Any
 import pandas as pd
 
 from orchestrator.analysis.effects import Effect
-from orchestrator.analysis.formats import _LATEX, write_latex, write_markdown
+from orchestrator.analysis.formats import write_latex, write_markdown
 from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.wording import sentence
 from orchestrator.planning.states import COMPLETE
-
-_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\n": " "}
-
-
-_LATEX |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
-
-
-_LATEX |= {"±": r"$\pm$", "–": "--", "·": r"$\cdot$", "×": r"$\times$", "−": "$-$", "≥": r"$\geq$", "≤": r"$\leq$"}
-
 
 _DASH = "–"
 
@@ -102,12 +93,12 @@ def _signed(difference: float) -> str:
 
 
 def figure_rows(figure: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the data of a figure, a row per dot or cell: panel, series, coordinates, sd, and what else it carries.
+    """Return the data of a figure, one row per dot or cell: panel, series, coordinates, sd, label and custom data.
 
-    ``rowsOf`` in page.js does the same for a browser.
+    ``rowsOf`` in page.js does the same in a browser.
 
     Args:
-        figure: an entry of ``html.read_figures``.
+        figure: an entry of ``page.read_figures``.
     """
     rows: list[dict[str, Any]] = []
     for trace in figure["data"]:

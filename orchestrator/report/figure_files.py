@@ -1,7 +1,7 @@
-"""The figures of a written report as files: SVG or PNG, each with its data as CSV.
+"""Figures of a written report as files: SVG or PNG, each with its data as CSV.
 
-The figures are those of the page, read back from it, so that both show the same whoever drew them. They are drawn by
-kaleido, Plotly's own exporter, in a Chrome or Chromium of this machine: the same plotly.js as in the page, no network.
+The figures are read back from the page, so that files and page show the same. Kaleido, Plotly's own exporter, draws
+them in a Chrome or Chromium of this machine, with the same plotly.js as the page and without network.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ FORMATS = ("svg", "png")
 #: Pixels per CSS pixel of a PNG: 2,000 px wide, sharp in print at half a page's width.
 SCALE = 2
 
-#: The light colours of page.css; a page of a paper is white.
+#: Light colours of page.css, because paper is white.
 _INK, _SOFT, _GRID, _LINE, _FAINT = "#16202a", "#55626f", "#e9edf1", "#dfe4e9", "#8a95a1"
 _FONT = 'Inter, "Segoe UI", Roboto, "Helvetica Neue", "Liberation Sans", Arial, sans-serif'
 
 
 def write_figures(root: Folder, format: str) -> list[str]:
-    """Write every figure of the page in the folder of a ledger as image and CSV; return their paths or URIs.
+    """Write every figure of a report as image and CSV, and return their paths or URIs.
 
     Args:
         root: folder of a study's ledger that has a report.
         format: svg or png.
 
     Raises:
-        StudyError: there is no such format, or kaleido is not installed.
+        StudyError: the format is unknown, or kaleido is not installed.
         InfrastructureError: no browser was found, or it failed.
         StorageError: the storage refuses.
     """
@@ -52,7 +52,7 @@ def write_figures(root: Folder, format: str) -> list[str]:
 
 
 def draw(wanted: Mapping[str, tuple[Mapping[str, Any], str]]) -> dict[str, bytes]:
-    """Return name → image of figures as ``html.read_figures`` returns them, each with its format.
+    """Return name → image, for figures as ``page.read_figures`` returns them, each in its own format.
 
     Raises:
         StudyError: kaleido is not installed.
@@ -85,7 +85,7 @@ def draw(wanted: Mapping[str, tuple[Mapping[str, Any], str]]) -> dict[str, bytes
 
 
 def _describe(figure: Mapping[str, Any], format: str) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return figure and options as kaleido takes them."""
+    """Return figure and options in the form that kaleido expects."""
     options = {"format": format, "width": figure["width"], "height": figure["height"]}
     return {"data": figure["data"], "layout": _in_light(figure["layout"])}, options | {
         "scale": SCALE if format == "png" else 1
@@ -93,7 +93,7 @@ def _describe(figure: Mapping[str, Any], format: str) -> tuple[dict[str, Any], d
 
 
 def _in_light(layout: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the layout with the colours that page.js gives it on a light page."""
+    """Return the layout with the colours that page.js sets on a light page."""
     themed = {**layout, "paper_bgcolor": "#fff", "plot_bgcolor": "#fff"}
     themed["font"] = {"family": _FONT, "size": 12, "color": _INK}
     axis = {"gridcolor": _GRID, "zerolinecolor": _FAINT, "linecolor": _LINE, "tickfont": {"color": _SOFT, "size": 11.5}}

@@ -17,9 +17,9 @@ from orchestrator.analysis.stain_grid import Grid, rows_of_shifts
 from orchestrator.analysis.wording import sentence
 from orchestrator.report.style import DIVERGING, SEQUENTIAL, Figure, floats, layout_of, panel_title
 
-#: Cells drawn per effect; more dots than these are a bar.
+#: Most cells drawn per effect; more dots would merge into a bar.
 MAX_CELLS = 500
-#: Above this many arms the numbers inside the heat map no longer fit.
+#: Most arms for which numbers fit inside the heat map.
 ANNOTATED_ARMS = 40
 
 
@@ -27,14 +27,15 @@ ANNOTATED_ARMS = 40
 
 
 def heat_map(results: Results) -> Figure | None:
-    """Return arm × shift, mean over severities and replicates, best arm on top; None when nothing is complete.
+    """Return the heat map of scores by arm and shift, None if no trial is complete or there is no shift.
 
-    Cells of a stain grid are left out: they have a figure of their own.
+    Scores are means over severities and replicates, the best arm is on top. Cells of a stain grid are left out: they
+    have a figure of their own.
     """
     shifts, order = rows_of_shifts(results)
     if not order:
         return None
-    # Mean within a trial first, so that each replicate weighs the same.
+    # Mean within a trial first, so that all replicates have equal weight.
     per_trial = shifts.groupby(["name", "signature", "shift"], sort=False, observed=True)[results.metric].mean()
     table = per_trial.groupby(level=["name", "shift"], sort=False, observed=True).mean().unstack("shift")
     columns = [name for name in ["identity", *order] if name in table]
@@ -93,7 +94,7 @@ def _listed(numbers: Sequence[int]) -> str:
 
 
 def difference_map(results: Results, found: Differences) -> Figure:
-    """Return the heat map: best arm on top, marked cells with a star."""
+    """Return the heat map of differences, best arm on top, significant cells marked with a star."""
     shown = found.mean.loc[found.mean.drop(columns=[UNSHIFTED], errors="ignore").mean(axis=1).sort_values().index]
     p_holm, n = found.p_holm.loc[shown.index], found.n.loc[shown.index]
     marked = (p_holm <= ALPHA).to_numpy()
@@ -148,7 +149,7 @@ def difference_map(results: Results, found: Differences) -> Figure:
 
 
 def _texts(z: list[list[float | None]], marked: NDArray[np.bool_], *, is_annotated: bool) -> list[list[str]]:
-    """Return what stands in each cell: number and star, or where there is no room the star alone."""
+    """Return the text of each cell: number and star, or the star alone if there is no room."""
     return [
         [
             "" if value is None else (f"{round(value):+d}" if is_annotated else "") + "*" * bool(star)
@@ -178,12 +179,12 @@ def _note(results: Results, found: Differences, num_marked: int) -> str:
 
 _COLUMNS = 4
 _PANEL_PX = 250
-#: Between the rows of panels: the lower axis and the next title.
+#: Space between rows of panels, for the lower axis and the next title.
 _GAP_PX = 74
 
 
 def stain_heat_maps(results: Results, grid: Grid) -> Figure:
-    """Return one panel per arm, haematoxylin up and eosin right, all on one colour scale; the unshifted cell framed."""
+    """Return one panel per arm (x: eosin, y: haematoxylin) on one colour scale, with the unshifted cell framed."""
     panels = [(str(name), row.unstack("eosin")) for name, row in grid.cells.iterrows()]
     rows = math.ceil(len(panels) / _COLUMNS)
     height = rows * _PANEL_PX + (rows - 1) * _GAP_PX

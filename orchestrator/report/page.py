@@ -1,4 +1,4 @@
-"""The page's shell and its building blocks. Everything that a user or a file wrote passes through ``escape`` here."""
+"""HTML frame of the page and its building blocks. All text from users or files is escaped here."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from orchestrator.report.style import Figure
 
 #: A higher figure scrolls inside the page.
 TALL_PX = 1400
-#: A table of at most so many rows is not broken over two sheets of paper.
+#: Most rows of a table that is not broken over two sheets when printed.
 SHORT_ROWS = 16
-#: Width of a saved figure that needs no more.
+#: Smallest width of a saved figure.
 SAVED_WIDTH_PX = 1000
 _FIGURE = re.compile(r'<script type="application/json" id="([^"]+)">(.*?)</script>', re.DOTALL)
 
@@ -27,7 +27,7 @@ class Section:
     """One part of the page. ``body`` is HTML; identifier, name and title are plain text."""
 
     identifier: str
-    #: In the navigation bar.
+    #: Text in the navigation bar.
     name: str
     title: str
     body: str
@@ -61,7 +61,7 @@ def render_page(
     sections: Sequence[Section],
     footer: str,
 ) -> str:
-    """Return the whole page: plotly.js, styles and data inside, nothing from the network.
+    """Return the whole page, with plotly.js, styles and data inside and nothing from the network.
 
     ``title``, ``eyebrow``, ``question``, ``lede`` and ``footer`` are plain text; ``status`` is HTML.
     """
@@ -101,7 +101,7 @@ def callout(text: str, kind: str = "", items: Sequence[str] = ()) -> str:
 
 
 def embed(figure: Figure, identifier: str) -> str:
-    """Return a figure with its title, its note, its data and buttons that save it; page.js draws it."""
+    """Return a figure with its title, note, data and save buttons (HTML); page.js draws it."""
     said: dict[str, Any] = {"data": figure.data, "layout": figure.layout, "axes": figure.axes, "title": figure.title}
     said |= {"height": figure.height_px, "width": max(figure.min_width_px, SAVED_WIDTH_PX)}
     payload = json.dumps(said, separators=(",", ":"), allow_nan=False)
@@ -118,12 +118,12 @@ def embed(figure: Figure, identifier: str) -> str:
 
 
 def read_figures(page: str) -> dict[str, dict[str, Any]]:
-    """Return identifier → what ``embed`` wrote of every figure of a page: data, layout, axes, title, height, width."""
+    """Return identifier → figure as written by ``embed``: data, layout, axes, title, height, width."""
     return {identifier: json.loads(payload) for identifier, payload in _FIGURE.findall(page)}
 
 
 def views(figures: Mapping[str, Figure], identifier: str, caption: str) -> str:
-    """Return several figures of which one is shown at a time, chosen by buttons named after the keys; on paper all."""
+    """Return figures shown one at a time, chosen by buttons named after the keys. In print, all are shown."""
     if len(figures) == 1:
         return embed(next(iter(figures.values())), identifier)
     buttons, blocks = [], []
@@ -137,7 +137,7 @@ def views(figures: Mapping[str, Figure], identifier: str, caption: str) -> str:
 
 
 def table(columns: Sequence[Column], rows: Sequence[Sequence[Cell]], *, tall: bool = False) -> str:
-    """Return a table that is sorted by a click on a heading; ``tall`` ones scroll inside the page."""
+    """Return a table that a click on a heading sorts; a ``tall`` one scrolls inside the page."""
     head = "".join(_head(column) for column in columns)
     body = "".join("<tr>" + "".join(_cell(*pair) for pair in zip(row, columns, strict=True)) + "</tr>" for row in rows)
     scroll = "scroll tall" if tall else "scroll"
@@ -160,7 +160,7 @@ def _cell(cell: Cell, column: Column) -> str:
 
 
 def facts(rows: Mapping[str, str]) -> str:
-    """Return name–value pairs (plain text)."""
+    """Return a list of name–value pairs, which are plain text."""
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows.items())
     return f'<dl class="facts">{items}</dl>'
 

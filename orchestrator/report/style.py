@@ -1,7 +1,7 @@
-"""What the figures of the report share: palette, layout, small helpers.
+"""Shared parts of the report's figures: palette, layout, small helpers.
 
-A figure is plain Plotly data and layout; the page draws it with the one plotly.js it carries and owns the colours of
-text, axes and grid (light or dark). Text of the user is escaped in figures, because Plotly reads a subset of HTML.
+A figure is plain Plotly data and layout; the page draws it with its embedded plotly.js and sets the colours of text,
+axes and grid (light or dark). User text is escaped in figures, because Plotly interprets a subset of HTML.
 """
 
 from __future__ import annotations
@@ -20,45 +20,45 @@ from orchestrator.analysis.results import Results
 #: Okabe & Ito 2008 (told apart by colour-blind readers), reordered, black and yellow left out, the
 #: blue lighter so that it reads on a dark page too.
 PALETTE = ("#2b8ac9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a63d2", "#8c6d46")
-#: One hue, light to dark: read without a rainbow and in grey print. Low values are the dark ones, where one looks.
+#: One hue, dark to light: no rainbow, and readable in grey print. Low values are dark, to draw attention.
 SEQUENTIAL = [[0.0, "#7f2704"], [0.25, "#d94801"], [0.5, "#fd8d3c"], [0.75, "#fdd0a2"], [1.0, "#fff5eb"]]
-#: Two hues that meet in white: differences around 0. Orange is worse, as the dark end above.
+#: Two hues that meet in white, for differences around 0. Orange is worse, like the dark end of ``SEQUENTIAL``.
 DIVERGING = [[0.0, "#a63603"], [0.25, "#fd8d3c"], [0.5, "#f7f7f7"], [0.75, "#6baed6"], [1.0, "#08519c"]]
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "hexagon")
-#: Digits behind the point of what is drawn, for scores in [0, 1]: a third of the page otherwise.
+#: Decimals of drawn numbers, for scores in [0, 1]; with all decimals, they would be a third of the page.
 DIGITS = 7
-#: Dots of one panel; more are neither told apart nor drawn quickly by a browser.
+#: Most dots per panel; more cannot be distinguished, and a browser draws them slowly.
 MAX_DOTS = 2_000
 
 
 @dataclass(frozen=True)
 class Figure:
-    """One figure: the question it answers, how to read it and from how much, and what Plotly draws."""
+    """One figure: its question as title, a note on how to read it with n, and data and layout for Plotly."""
 
     title: str
     note: str
     data: list[dict[str, Any]]
     layout: dict[str, Any]
     height_px: int
-    #: Narrowest useful width; the page scrolls a wider one sideways.
+    #: Smallest useful width; on a narrower page the figure scrolls sideways.
     min_width_px: int = 0
-    #: What x and y (and the colour of a heat map) are called in the figure's CSV.
+    #: Column names of x and y (and the colour of a heat map) in the figure's CSV.
     axes: tuple[str, ...] = ("x", "y", "z")
 
     def named(self, title: str) -> Figure:
-        """Return the same figure under another question."""
+        """Return the same figure with another title."""
         return replace(self, title=title)
 
 
 def colour(index: int) -> str:
-    """Return the palette's colour of the index-th level or arm; past the palette, hues by the golden angle."""
+    """Return the palette's colour of the index-th level or arm; beyond the palette, hues by the golden angle."""
     if index < len(PALETTE):
         return PALETTE[index]
     return f"hsl({(index * 137.508) % 360:.0f},55%,48%)"
 
 
 def translucent(index: int) -> str:
-    """Return ``colour(index)`` faint enough for bands that overlap."""
+    """Return ``colour(index)`` at 12 % opacity, for bands that overlap."""
     value = colour(index)
     if value.startswith("hsl"):
         return value.replace("hsl", "hsla").replace(")", ",.12)")
@@ -67,20 +67,20 @@ def translucent(index: int) -> str:
 
 
 def layout_of(**more: Any) -> dict[str, Any]:
-    """Return the layout all figures start from, with ``more`` on top."""
+    """Return the base layout of all figures, with the entries of ``more`` added or replaced."""
     margin = {"l": 56, "r": 16, "t": 24, "b": 48}
     legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "title": {"text": ""}}
     return {"margin": margin, "legend": legend, "hovermode": "closest"} | more
 
 
 def floats(values: Any) -> list[float | None]:
-    """Return JSON-able numbers of ``DIGITS`` digits; NaN becomes None, which Plotly leaves out."""
+    """Return numbers for JSON, rounded to ``DIGITS`` decimals; NaN becomes None, which Plotly leaves out."""
     array = np.asarray(values, dtype=float)
     return [None if math.isnan(value) else value for value in array.round(DIGITS).tolist()]
 
 
 def panel_title(text: str, x: float, y: float) -> dict[str, Any]:
-    """Return a left-aligned annotation whose foot is at (x, y) in fractions of the plot."""
+    """Return an annotation whose lower left corner is at (x, y), in fractions of the plot."""
     return {
         "text": escape(text),
         "x": x,
@@ -95,11 +95,11 @@ def panel_title(text: str, x: float, y: float) -> dict[str, Any]:
 
 
 def every_nth(arms: pd.Series, *, most: int = MAX_DOTS) -> tuple[NDArray[np.intp], str]:
-    """Return which dots are drawn, sorted, and in words which are not ("" where all are).
+    """Return the sorted numbers of the dots to draw, and a sentence about the others ("" if all are drawn).
 
     Args:
-        arms: the arm of every dot; of each arm every n-th is drawn, its first always.
-        most: about so many are drawn.
+        arms: arm of every dot; of each arm the first dot and every n-th after it are drawn.
+        most: approximate largest number of drawn dots.
     """
     step = max(1, math.ceil(len(arms) / most))
     drawn = np.flatnonzero(arms.groupby(arms).cumcount().to_numpy() % step == 0)
@@ -114,11 +114,11 @@ def seed_dots(
     """Return a trace with a small dot per trial.
 
     Args:
-        results: the study.
+        results: tables of the study.
         trials: rows of the trials table.
-        x: where each of them stands.
-        y: column of what is drawn upwards.
-        look: index of the colour, and the template of the numbers shown when one points at a dot.
+        x: x coordinate of each trial.
+        y: column of ``trials`` that holds the y coordinate.
+        look: index of the colour, and hover template of the numbers.
     """
     index, numbers = look
     return {

@@ -1,4 +1,4 @@
-"""Ledger → one HTML file and its tables: the whole report, read from top to bottom."""
+"""Writer of the report: one HTML file and its tables, made from a ledger."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ from trainables.storage.folder import Folder
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Pause the search for cycles: 10,000 records are millions of objects without one (2 s of 5 s reading them)."""
+    """Pause garbage collection: 10,000 records are millions of objects without cycles (2 s of 5 s reading them)."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -65,29 +65,29 @@ def _without_collection() -> Iterator[None]:
 
 @_without_collection()
 def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRIC, examples: bool = True) -> Report:
-    """Write ``report/index.html`` and its tables into the ledger, whatever state the study is in.
+    """Write ``report/index.html`` and its tables into the ledger, also for an unfinished study.
 
     Args:
-        ledger: of the study.
-        cache_dir: decoded images of this node, for the examples.
-        metric: accuracy, balanced_accuracy or auroc: what arms are compared by.
-        examples: draw an image under every shift; needs torch and the data.
+        ledger: ledger of the study.
+        cache_dir: folder of this node's decoded images, for the examples.
+        metric: metric that arms are compared by: accuracy, balanced_accuracy or auroc.
+        examples: whether to draw an image under every shift; needs torch and the data.
 
     Raises:
         StudyError: the study was never planned, or the metric is unknown.
         StorageError: the ledger is damaged, or the storage refuses.
     """
-    states = ledger.states()  # first: the report is old if they change meanwhile
+    states = ledger.states()  # read first: if they change meanwhile, the report counts as outdated
     state = compute_state(ledger.read_plan(), states)
     results = load_results(ledger, metric, states=states)
     arms = arms_table(results)
-    # The arms of a search are no grid: there is nothing that they could be paired by.
+    # The arms of a search are no grid, so they cannot be paired.
     measures = [] if "search" in results.plan else results.measures
     effects = compute_all_effects(results, [measure.column for measure in measures])
     verdicts = judge(results)
     words = answer(results, arms, effects.get(f"robustness/mean_{metric}", []))
     digest, costs, balanced = results_sha256(results), costs_table(results), balanced_errors_table(results)
-    standing = read_standing(ledger, results.plan.get("budget"), states)  # older plans have none
+    standing = read_standing(ledger, results.plan.get("budget"), states)  # older plans have no budget
     pictures, problem = _examples(results, cache_dir) if examples else (None, None)
 
     shown = {c: effects[c] for c in (f"robustness/mean_{metric}", f"id/{metric}") if c in effects}
@@ -148,7 +148,7 @@ def _render(results: Results, parts: Sequence[Section | None], standing: Standin
 
 
 def _examples(results: Results, cache_dir: Path) -> tuple[Examples | None, str | None]:
-    """Return the examples, or in words why there are none: a report must not fail because images have moved."""
+    """Return the examples, or the reason why there are none: a report must not fail because images have moved."""
     records = list(results.records.values())
     if not records:
         return None, "No trial has started, so it is not known which images to show."
@@ -163,7 +163,7 @@ def _write(root: Folder, page: str, tables: dict[str, str]) -> None:
     root.remove(FIGURES)  # of an older page
     for name, text in tables.items():
         root.write(f"report/{name}", text.encode())
-    root.write(PAGE, page.encode())  # last: a page never lies beside older tables
+    root.write(PAGE, page.encode())  # last, so that a page never lies beside older tables
 
 
 def _summary(results: Results, words: Answer, standing: Standing | None) -> str:

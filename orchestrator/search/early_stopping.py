@@ -3,10 +3,10 @@
     trials/<signature>/stop.json   rule, metric, and which replicate had which value after which epoch
 
 The driver writes the file, and the trial checks for it before each epoch: this works between nodes and on object
-stores, and it survives a kill of either. Trials are compared with trials of the same replicate, which have the same
-images and batches; when one has to stop, all replicates of its configuration stop. Once one replicate was trained to
-its end, its configuration is not stopped any more: it has passed every comparison, and the other replicates only make
-its value more precise.
+stores, and it survives a kill of the driver or the trial. Trials are compared with trials of the same replicate, which
+have the same images and batches; when one has to stop, all replicates of its configuration stop. Once one replicate was
+trained to its end, its configuration is not stopped any more: it has passed every comparison, and the other replicates
+only make its value more precise.
 
 No other state is kept. A new run replays ``epochs.jsonl`` to the rules, in the order in which the epochs ended, so a
 decision that was made but not written before a kill is made again.
@@ -32,9 +32,9 @@ from trainables.storage.completeness import EPOCHS, RESULT, STOP, is_stopped
 
 _logger = logging.getLogger(__name__)
 
-#: Pause before a write that the storage refused is repeated.
+#: Pause between attempts at a write that the storage refuses.
 _RETRY_SECONDS = 1.0
-#: How long such writes are repeated after the study has ended, and after it was interrupted.
+#: How long the attempts continue after the study has ended, and after it was interrupted.
 PATIENCE_SECONDS, HASTE_SECONDS = 30.0, 1.0
 
 #: Arguments of ``dispatcher.OnEvent``: an event, its stage or trial, and details.

@@ -1,8 +1,8 @@
 """Optuna study in a database that shows a search, for ``optuna-dashboard`` and notebooks.
 
-Like MLflow, it is a projection of the ledger: never read back, and written outside the scheduling loop. Losing it loses
-nothing, because the next ``run`` writes it again. Each proposal is one Optuna trial, which carries the proposal's number
-and signature; an unfinished trial that belongs to no present proposal is an orphan and is marked as failed.
+Like MLflow, it is a projection of the ledger: never read back, and written outside the scheduling loop. Losing it
+costs nothing, because the next ``run`` writes it again. Each proposal is one Optuna trial, which carries its number and
+signature; an unfinished trial that belongs to no present proposal is an orphan and is marked as failed.
 """
 
 from __future__ import annotations
@@ -179,7 +179,7 @@ class Projection:
     def _meaning(self) -> str:
         """Digest of the settings that define the meaning of a trial's values and parameters."""
         said = self._search.model_dump(mode="json", include={"space", "objectives", "constraints", "aggregate"})
-        said |= {"constraints_key": _CONSTRAINTS} if self._search.constraints else {}  # rewrites databases of older versions
+        said |= {"constraints_key": _CONSTRAINTS} if self._search.constraints else {}  # rewrites older databases
         said |= {"factors": [[each.name, *each.choices] for each in self._space.factors]}
         return hashlib.sha256(canonical_json(said).encode()).hexdigest()[:16]
 

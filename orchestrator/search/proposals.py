@@ -304,7 +304,7 @@ class Search:
         return proposal
 
     def _is_unknown_to(self, proposal: Proposal, round_number: int) -> bool:
-        """Return whether a round is made without this proposal's outcome, so that it is the same whenever it is made."""
+        """Return whether a round ignores this proposal's outcome, so that the round is the same whenever it is made."""
         return self.config.order == "rounds" and proposal.round == round_number
 
     def _find_open(self, new: Sequence[Proposal], fail: Fail) -> list[Work]:

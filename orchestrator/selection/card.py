@@ -1,4 +1,4 @@
-"""What the model card says of the chosen model, from the study's tables; after Mitchell et al. 2019."""
+"""Content of the chosen model's card, from the study's tables; after Mitchell et al. 2019."""
 
 from __future__ import annotations
 
@@ -41,12 +41,12 @@ def build_card(
     """Return the card of the selected model.
 
     Args:
-        results: the study.
-        selection: of these results.
-        config: of the selected trial.
+        results: results of the study.
+        selection: selection made from these results.
+        config: configuration of the selected trial.
         parts: scores per site and class of the selected arm.
-        checks: what was compared numerically, in sentences.
-        files: name of a file beside the card → what is in it.
+        checks: numerical checks of the export, as sentences.
+        files: name of a file beside the card → its content, in words.
     """
     chosen = results.trials[results.trials["name"] == selection.arm.name]
     data = results.plan["data"]

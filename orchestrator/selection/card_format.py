@@ -1,4 +1,4 @@
-"""A model card as blocks, and how they are written: Markdown (with the Hub's front matter) and one HTML file."""
+"""Blocks of a model card, and their rendering as Markdown (with the Hub's front matter) and as one HTML file."""
 
 from __future__ import annotations
 
@@ -95,15 +95,15 @@ class CardPart:
 
 @dataclass(frozen=True)
 class Card:
-    """The whole card; all of it plain text."""
+    """The whole card; every string is plain text."""
 
     title: str
     eyebrow: str
     lede: str
-    #: What a reader must not miss: an oracle chose, trials are missing.
+    #: Warnings that a reader must not miss: an oracle chose, trials are missing.
     warnings: Sequence[str]
     parts: Sequence[CardPart]
-    #: For the front matter.
+    #: Tags of the front matter.
     tags: Sequence[str]
 
 
@@ -142,7 +142,7 @@ def _plain_rows(rows: Sequence[Sequence[str]]) -> list[list[str]]:
 
 
 def _plain(text: str) -> str:
-    """Return text that Markdown shows as it is: what a user has named may hold anything."""
+    """Return ``text`` escaped for Markdown: names given by a user may contain anything."""
     return re.sub(r"([\\`*_\[\]<>|#~])", r"\\\1", " ".join(text.split()))
 
 

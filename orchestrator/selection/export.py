@@ -1,7 +1,7 @@
-"""What is written of the chosen model: weights and config that need no study, a card, an ONNX file; all of it checked.
+"""Export of the chosen model: weights and config that need no study, a card, an ONNX file; all of it checked.
 
 model.safetensors config.json   the network (``trainables.models.exported.load_exported``)
-model.onnx                      the same, if asked for
+model.onnx                      the same network, on request
 README.md card.html             the model card
 selection.json                  the ranking, the checks, the files with their checksums; written last
 """
@@ -41,7 +41,7 @@ TOLERANCES = {"float32": 1e-4, "TF32": 1e-2, "bfloat16": 5e-2}
 WEIGHTS, CONFIG, ONNX, CARD, CARD_PAGE, SELECTION = (
     "model.safetensors", "config.json", "model.onnx", "README.md", "card.html", "selection.json",
 )  # fmt: skip
-#: What is in each file, in words.
+#: File name → its content, in words.
 CONTENTS = {
     WEIGHTS: "the weights, byte for byte the trial's",
     CONFIG: "architecture, images, normalisation, classes, provenance",
@@ -54,18 +54,18 @@ CONTENTS = {
 
 @dataclass(frozen=True)
 class Check:
-    """Logits of one network compared with those of another on the same images."""
+    """Comparison of the logits of two networks on the same images."""
 
     what: str
     max_abs_difference: float
     #: The largest difference that would have been accepted.
     tolerance: float
     num_images: int
-    #: Images that both put into the same class.
+    #: Images that both networks put into the same class.
     num_same_class: int
 
     def describe(self) -> str:
-        """Return it as a sentence."""
+        """Return the check as a sentence."""
         return (
             f"{self.what}: largest difference of a logit {self.max_abs_difference:.2g} (accepted: "
             f"{self.tolerance:.2g}) on {self.num_images} test images, {self.num_same_class} of them in the same class"
@@ -74,20 +74,20 @@ class Check:
 
 @dataclass(frozen=True)
 class Exported:
-    """What was written, and the network as it was read back."""
+    """Exported files, and the network as it was read back."""
 
     folder: Folder
     files: tuple[str, ...]
     checks: tuple[Check, ...]
     model: ImageClassifier
-    #: uint8, n × c × h × w: what the checks were made on.
+    #: Images of the checks: uint8, n × c × h × w.
     images: np.ndarray
-    #: Of the network read back, on a CPU.
+    #: Logits of the network read back, on a CPU.
     logits: np.ndarray
 
 
 def make_slug(selection: Selection) -> str:
-    """Return a folder name for the chosen arm: its label in plain characters; a hash where that is not unique."""
+    """Return a folder name for the chosen arm: its label in plain characters, with a hash if characters were lost."""
     label = selection.arm.label
     slug = re.sub(r"[^A-Za-z0-9._]+", "-", label.replace(" · ", "-")).strip("-.")[:80]
     if slug.replace("-", "") != label.replace(" · ", "").replace("-", ""):
@@ -98,23 +98,23 @@ def make_slug(selection: Selection) -> str:
 def export_selection(
     ledger: Ledger, results: Results, selection: Selection, *, out: Folder | None, cache_dir: Path, onnx: bool = False
 ) -> Exported:
-    """Write the chosen model and everything about it into a folder; return what was written.
+    """Write the chosen model with its card and checks into a folder; return the files and the network read back.
 
     Writing the same selection again gives the same bytes.
 
     Args:
-        ledger: of the study.
-        results: the study.
-        selection: of these results.
-        out: where to write; None: ``<ledger>/selected/<arm>``.
-        cache_dir: decoded images of this node.
-        onnx: write an ONNX file as well; needs the extra.
+        ledger: ledger of the study.
+        results: results of the study.
+        selection: selection made from these results.
+        out: folder to write; None for ``<ledger>/selected/<arm>``.
+        cache_dir: folder of decoded images on this node.
+        onnx: whether to write an ONNX file as well; needs the extra ``onnx``.
 
     Raises:
         CheckpointError: the network does not give the logits that the trial stored; nothing is written.
-        DataError: the images are not here, or are not those of the trial.
-        StudyError: the folder holds files of somebody else.
-        ConfigError: ONNX was asked for and cannot be written.
+        DataError: the images are missing, or differ from those of the trial.
+        StudyError: the folder holds files that are not from an earlier export.
+        ConfigError: an ONNX file is requested and cannot be written.
         StorageError: a file of the trial is missing or damaged, or the storage refused.
     """
     from trainables.data.load import load_dataset
@@ -157,7 +157,7 @@ def export_selection(
 
 
 def _check_free(folder: Folder) -> None:
-    """Check that nothing is overwritten but an earlier export: a README.md is easily somebody's."""
+    """Raise StudyError if files of another origin would be overwritten: a README.md may well be the user's own."""
     taken = [name for name in CONTENTS if folder.exists(name)]
     is_ours = folder.is_intact(CONFIG) and str(folder.read_json(CONFIG).get("format", "")).startswith("robustsweep-")
     if taken and not is_ours:
@@ -168,7 +168,7 @@ def _check_free(folder: Folder) -> None:
 
 
 def describe_origin(results: Results, selection: Selection) -> dict[str, Any]:
-    """Return what ``config.json`` says of where the model comes from, without times."""
+    """Return the model's provenance for ``config.json``, without times."""
     record = results.records[selection.signature]
     assert record.result is not None
     versions = {name: version for name, version in results.plan["versions"].items() if version is not None}
@@ -210,7 +210,7 @@ def _choose_images(trial: Folder, data: Dataset) -> tuple[np.ndarray, np.ndarray
 
 
 def find_tolerance(record: Record) -> float:
-    """Return how far a network on a CPU may be from what the trial stored, relative to the largest logit."""
+    """Return the accepted difference between a CPU's logits and the trial's, relative to the largest logit."""
     assert record.result is not None
     environment = record.result["environment"]
     if environment["precision"] == "bfloat16":
@@ -219,7 +219,7 @@ def find_tolerance(record: Record) -> float:
 
 
 def compute_logits(model: Any, images: np.ndarray) -> np.ndarray:
-    """Return the float32 logits of uint8 images (n × c × h × w), of any module that takes them."""
+    """Return the float32 logits of uint8 images (n × c × h × w) for any module that takes such images."""
     import torch
 
     with torch.inference_mode():
@@ -228,16 +228,16 @@ def compute_logits(model: Any, images: np.ndarray) -> np.ndarray:
 
 
 def compare(found: np.ndarray, expected: np.ndarray, *, what: str, tolerance: float) -> Check:
-    """Return how far two networks are apart.
+    """Return a check of the largest difference between two networks' logits.
 
     Args:
-        found: logits of the one.
-        expected: logits of the other, on the same images.
-        what: which two, in words.
+        found: logits of one network.
+        expected: logits of the other network, on the same images.
+        what: names of the two networks, in words.
         tolerance: accepted difference, relative to the largest logit expected (at least 1).
 
     Raises:
-        CheckpointError: further than that, or not finite.
+        CheckpointError: the difference is larger, or not finite.
     """
     accepted = tolerance * max(1.0, float(np.abs(expected).max()))
     difference = float(np.abs(found - expected).max()) if found.shape == expected.shape else float("inf")

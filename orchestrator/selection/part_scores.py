@@ -14,33 +14,33 @@ from orchestrator.statistics.intervals import Summary, summarise
 
 @dataclass(frozen=True)
 class PartScore:
-    """A part of the unshifted test set and what the arm scores there, over its complete replicates."""
+    """Part of the unshifted test set with the arm's scores on it, over its complete replicates."""
 
     name: str
     num_images: int
     accuracy: Summary
-    #: None for a class: there it is the accuracy.
+    #: None for a class, where it equals the accuracy.
     balanced_accuracy: Summary | None = None
 
 
 @dataclass(frozen=True)
 class PartScores:
-    """Sites and classes of the test set."""
+    """Scores per site and per class of the test set."""
 
-    #: Empty where fewer than two sites are known.
+    #: Empty if fewer than two sites are known.
     sites: tuple[PartScore, ...]
     #: The accuracy of a class is its recall (sensitivity).
     classes: tuple[PartScore, ...]
 
 
 def score_parts(ledger: Ledger, results: Results, arm: str, sites: np.ndarray, classes: Sequence[str]) -> PartScores:
-    """Return the scores of all complete replicates of ``arm``.
+    """Return the scores of ``arm`` per site and per class, over all its complete replicates.
 
     Args:
-        ledger: of the study.
-        results: the study.
+        ledger: ledger of the study.
+        results: results of the study.
         arm: name of the arm.
-        sites: site of every test image, in order; "" where unknown.
+        sites: site of every test image, in order; "" if unknown.
         classes: names in the order of the labels.
 
     Raises:

@@ -1,6 +1,6 @@
-"""Which arm is chosen, and which of its replicates: a rule on in-distribution validation, anything else is an oracle.
+"""Choice of an arm and a replicate by a rule on in-distribution validation; a choice by anything else is an oracle's.
 
-Pure: works on the tables of ``report.tables`` alone.
+Pure: uses only the tables and records of ``analysis.results``.
 """
 
 from __future__ import annotations
@@ -23,39 +23,39 @@ RULES = {
     ONE_STANDARD_ERROR: "the simplest arm whose mean is within one standard error of the best arm's: fewest weights, "
     "then fewest pretraining stages, then least time per trial, then the better mean",
 }
-#: Where the only columns stand that may choose an arm; MLflow's headline numbers are the same under the longer name.
+#: Prefix of the only columns that may choose an arm; MLflow's headline numbers have the same under the longer prefix.
 VALIDATION, _HEADLINE = "val/", "validation/"
 
 
 @dataclass(frozen=True)
 class SelectionCriteria:
-    """What is asked for."""
+    """Criteria by which an arm and a replicate are chosen."""
 
     #: A metric on validation ("auroc"), or with ``oracle`` any column of the trials ("robustness/worst_auroc").
     by: str = "balanced_accuracy"
     rule: str = BEST
-    #: Test, shifted or external data may choose.
+    #: Whether test, shifted or external data may choose.
     oracle: bool = False
-    #: Which replicate to take; None: the best one by the same column.
+    #: Replicate to choose; None for the best one by the same column.
     replicate: int | None = None
-    #: Choose although trials are missing.
+    #: Whether to choose although trials are missing.
     incomplete: bool = False
 
 
 @dataclass(frozen=True)
 class RankedArm:
-    """One arm and what it was ranked by."""
+    """One arm with the values by which it is ranked."""
 
     name: str
     label: str
     mean: float | None
-    #: ddof 1; None with one replicate.
+    #: Standard deviation with ddof 1; None with one replicate.
     sd: float | None
     #: Complete replicates with a defined value.
     n: int
     planned: int
     complete: int
-    #: Weights of the network, pretraining stages it starts from, mean seconds per trial; None: no trial is complete.
+    #: Weights of the network, pretraining stages it starts from, mean seconds per trial; None if no trial is complete.
     num_parameters: int | None
     num_stages: int
     seconds: float | None
@@ -63,7 +63,7 @@ class RankedArm:
 
 @dataclass(frozen=True)
 class Selection:
-    """The chosen arm and replicate, and everything that led to them."""
+    """Chosen arm and replicate, with the ranking and the reasons."""
 
     column: str
     higher_is_better: bool
@@ -74,18 +74,18 @@ class Selection:
     arm: RankedArm
     replicate: int
     signature: str
-    #: In words: how the arm and the replicate came to be chosen.
+    #: Reasons for the choice of the arm and of the replicate, in words.
     reasons: tuple[str, ...]
-    #: planned, complete, failed, interrupted, missing trials.
+    #: Numbers of planned, complete, failed, interrupted and missing trials.
     counts: dict[str, int]
 
     @property
     def label(self) -> str:
-        """The arm's label, which says so when an oracle chose it."""
+        """Label of the arm, marked if an oracle chose it."""
         return f"{self.arm.label} (oracle)" if self.oracle else self.arm.label
 
     def as_json(self) -> dict[str, Any]:
-        """Return it as JSON values."""
+        """Return the selection as JSON values."""
         return asdict(self) | {"ranking": [asdict(arm) for arm in self.ranking], "reasons": list(self.reasons)}
 
 
@@ -93,8 +93,8 @@ def select_arm(results: Results, criteria: SelectionCriteria) -> Selection:
     """Return the chosen arm and replicate.
 
     Raises:
-        StudyError: no such column or rule, the column would look at test data without ``oracle``, trials are missing
-            without ``incomplete``, or the replicate is not there.
+        StudyError: the column or rule does not exist, the column is not validation and ``oracle`` is not set, trials
+            are missing and ``incomplete`` is not set, or the replicate is not complete.
     """
     if criteria.rule not in RULES:
         raise StudyError(f"asked for the rule {criteria.rule!r}; expected one of {', '.join(RULES)}")
@@ -135,14 +135,15 @@ def _check_counts(results: Results, criteria: SelectionCriteria) -> None:
 
 
 def find_column(complete: pd.DataFrame, criteria: SelectionCriteria) -> str:
-    """Return the column that is asked for.
+    """Return the column that the criteria name.
 
     Args:
-        complete: the complete rows of the trials table.
-        criteria: ``by`` and ``oracle`` are read.
+        complete: rows of the complete trials in the trials table.
+        criteria: criteria of which ``by`` and ``oracle`` are read.
 
     Raises:
-        StudyError: there is none, or it is not validation and ``oracle`` is not set, or the other way round.
+        StudyError: the column does not exist, it is not validation and ``oracle`` is not set, or it is validation and
+            ``oracle`` is set.
     """
     asked = criteria.by.removeprefix(_HEADLINE)
     by = asked if "/" in asked else f"{VALIDATION}{asked}"
@@ -170,9 +171,9 @@ def _is_higher_better(column: str) -> bool:
 
 
 def rank_arms(results: Results, column: str, *, higher_is_better: bool) -> tuple[RankedArm, ...]:
-    """Return all arms, best mean first; equal ones in plan order, those without a defined value last.
+    """Return all arms, best mean first; equal arms in plan order, arms without a defined value last.
 
-    What a search has stopped early is left out, also where one of its replicates is complete.
+    Arms that a search has stopped early are left out, even if one of their replicates is complete.
     """
     arms = []
     for name, group in results.trials[~results.trials["name"].isin(results.stopped_arms)].groupby("name", sort=False):
@@ -226,7 +227,7 @@ def _choose(ranking: tuple[RankedArm, ...], rule: str, column: str) -> tuple[Ran
 
 
 def _choose_replicate(results: Results, arm: RankedArm, column: str, wanted: int | None) -> tuple[int, str, str]:
-    """Return replicate, signature and why."""
+    """Return replicate, signature and reason."""
     rows = results.complete
     rows = rows[rows["name"] == arm.name]
     if wanted is not None:
@@ -246,7 +247,7 @@ def _choose_replicate(results: Results, arm: RankedArm, column: str, wanted: int
 
 
 def describe_value(arm: RankedArm) -> str:
-    """Return "0.9123 ± 0.0045 (n = 3)", "undefined" where there is no value."""
+    """Return text such as "0.9123 ± 0.0045 (n = 3)", "undefined" if there is no value."""
     if arm.mean is None:
         return "undefined"
     spread = "" if arm.sd is None else f" ± {arm.sd:.4f}"

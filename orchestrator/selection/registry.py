@@ -1,4 +1,4 @@
-"""The chosen model in MLflow's model registry: one version per set of weights, linked to the trial's run, no pickle.
+"""Registration of the chosen model in MLflow: one version per set of weights, linked to the trial's run, no pickle.
 
 The version holds the network as ``torch.export`` writes it (``.pt2``: a graph and raw tensors, which MLflow checks for
 pickles before loading), and the model card. Loading needs torch and MLflow, not this package.
@@ -38,7 +38,7 @@ from orchestrator.tracking.client import (
 from orchestrator.tracking.projection import MAX_TAG_LENGTH
 from trainables.errors import CheckpointError, ConfigError, StudyError, redact
 
-#: What identifies a version: the same trial with the same weights is registered once.
+#: Tags that identify a version: the same trial with the same weights is registered once.
 _KEYS = ("robustsweep.signature", "robustsweep.checkpoint_sha256")
 
 
@@ -49,10 +49,10 @@ class Registered:
     name: str
     version: str
     alias: str | None
-    #: For ``mlflow.pytorch.load_model``.
+    #: URI for ``mlflow.pytorch.load_model``.
     uri: str
     run_id: str
-    #: False: it was registered before.
+    #: False if the version was registered before.
     is_new: bool
     check: Check
 
@@ -67,21 +67,21 @@ def register_model(
     alias: str | None,
     tell: Callable[[str], None],
 ) -> Registered:
-    """Register the exported network, unless these weights are registered already; check what MLflow gives back.
+    """Register the exported network unless these weights are registered already, and check the registered version.
 
     Args:
-        tracking_uri: absolute.
-        ledger: of the study.
-        selection: what was chosen.
-        exported: what was written of it.
-        name: of the registered model.
-        alias: is set on the version, and so taken from the one that had it; None: aliases stay.
-        tell: receives the lines for the user.
+        tracking_uri: absolute URI of the store.
+        ledger: ledger of the study.
+        selection: chosen arm and replicate.
+        exported: exported files and network.
+        name: name of the registered model.
+        alias: alias to set on the version, which removes it from another version; None leaves all aliases as they are.
+        tell: callback that receives the lines for the user.
 
     Raises:
-        StudyError: the name cannot be used, or the trial is not in MLflow.
+        StudyError: the name or the alias cannot be used, or the trial is not in MLflow.
         TrackingError: MLflow cannot be reached.
-        CheckpointError: what comes back answers differently; a new version is deleted again.
+        CheckpointError: the network that MLflow returns gives other logits; a new version is deleted again.
         ConfigError: torch cannot export the network.
     """
     _check_names(name, alias)
@@ -139,14 +139,14 @@ def _describe(ledger: Ledger, selection: Selection, exported: Exported) -> dict[
 
 
 def _create(client: Any, run: Any, selection: Selection, exported: Exported, *, name: str, tags: dict[str, str]) -> str:
-    """Return the new version, with its files uploaded and linked to the run."""
+    """Upload the files of a new version and link it to the run; return the version."""
     config = exported.model.config
     run_id = run.info.run_id
     with TemporaryDirectory() as place:
         folder = Path(place) / "model"
         try:
             save_torch_model(exported.model, folder, metadata=config.provenance | {"classes": list(config.classes)})
-        except RuntimeError as error:  # what torch.export raises, all its kinds
+        except RuntimeError as error:  # torch.export raises it and its subclasses
             cause = str(error).strip().splitlines()[0]
             raise ConfigError(
                 f"torch could not export {config.architecture.name} for MLflow: {cause}; the folder "
@@ -177,7 +177,7 @@ def _create(client: Any, run: Any, selection: Selection, exported: Exported, *, 
 
 
 def _check(client: Any, name: str, version: str, exported: Exported, *, is_new: bool) -> Check:
-    """Load the version back and compare it with the folder; a new one that answers differently is deleted again."""
+    """Load the version and compare its logits with the folder's; a new version that differs is deleted again."""
     with TemporaryDirectory() as place:
         module = download_model(name, version, Path(place))
         what = f"MLflow's {name} version {version} against model.safetensors"

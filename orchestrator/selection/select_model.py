@@ -1,4 +1,4 @@
-"""``robustsweep select``: choose an arm, write its model with a card, register it in MLflow, say what was done."""
+"""``robustsweep select``: choose an arm, write its model with a card, register it in MLflow, report each step."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ from orchestrator.selection.ranking import RULES, Selection, SelectionCriteria, 
 from orchestrator.study.study_file import Study
 from trainables.storage.folder import Folder
 
-#: Lines of the ranking on a terminal.
+#: Ranked arms that a terminal shows.
 _SHOWN_ARMS = 20
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is to be done with the chosen model."""
+    """Options of ``robustsweep select``."""
 
     criteria: SelectionCriteria
-    #: Path or URI of the folder to write; None: below the ledger.
+    #: Path or URI of the folder to write; None for a folder below the ledger.
     out: str | None = None
     onnx: bool = False
-    #: Name in MLflow's model registry; None: it is not registered.
+    #: Name in MLflow's model registry; None if the model is not to be registered.
     register: str | None = None
     alias: str | None = None
 
@@ -35,17 +35,17 @@ class Request:
 def release_model(
     study: Study, request: Request, *, storage: str, mlflow: str | None = None, tell: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Choose, export, check and register; return what was done as JSON values.
+    """Choose, export, check and register a model; return a summary as JSON values.
 
     Args:
-        study: as the file says.
-        request: what is asked for.
+        study: content of the study file.
+        request: options of the command.
         storage: root of the ledger.
         mlflow: value of ``--mlflow``.
-        tell: receives the lines for the user.
+        tell: callback that receives the lines for the user.
 
     Raises:
-        RobustSweepError: any of its kinds, with a message for the user.
+        RobustSweepError: any of its subclasses, with a message for the user.
     """
     ledger = Ledger(storage, study.study)
     metric = request.criteria.by.rsplit("/", 1)[-1]
@@ -80,7 +80,7 @@ def mlflow_uri(study: Study, ledger: Ledger, flag: str | None) -> str:
 
 
 def describe_selection(selection: Selection, results: Results) -> list[str]:
-    """Return the ranking, what is missing and the choice, as lines."""
+    """Return the ranking, the numbers of incomplete trials and the choice, as lines."""
     counts = selection.counts
     who = "ORACLE: test, shifted or external data choose" if selection.oracle else "in-distribution validation"
     lines = [

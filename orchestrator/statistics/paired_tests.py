@@ -151,7 +151,7 @@ def _p_value(at_least: float, at_most: float, alternative: Alternative) -> float
 
 
 def tail_p(possible: Array, observed: float, alternative: Alternative, *, num_more: int) -> float:
-    """Return the share of ``possible`` statistics as extreme as ``observed``; ``num_more`` 1 counts it among them."""
+    """Return the share of ``possible`` statistics as extreme as ``observed``, which counts too if ``num_more`` is 1."""
     distance: dict[Alternative, Callable[[Array], Array]] = {
         "two-sided": np.abs,
         "greater": np.asarray,

@@ -1,4 +1,4 @@
-"""Which MLflow store a study is projected to, and how its address is shown without the secrets in it."""
+"""Address of the MLflow store that a study is projected to; messages show it without its secrets."""
 
 from __future__ import annotations
 
@@ -17,26 +17,26 @@ if TYPE_CHECKING:
 
 
 class TrackingError(StorageError):
-    """MLflow could not be reached, or answered with a fault of its own; trying again later makes sense."""
+    """MLflow could not be reached, or failed internally; trying again later makes sense."""
 
 
 class RefusedError(TrackingError):
-    """MLflow understood and refused what was sent; sending the same again does not help."""
+    """MLflow understood the request and refused it; sending it again does not help."""
 
 
 def resolve_tracking_uri(
     ledger: Ledger, *, flag: str | None, study_value: str | None, environment: Mapping[str, str] | None = None
 ) -> str:
-    """Return the tracking URI of a study, absolute, so that every process means the same store.
+    """Return the absolute tracking URI of a study, so that every process uses the same store.
 
     Args:
-        ledger: gives the default, ``sqlite:///<ledger>/mlflow.db``.
-        flag: value of ``--mlflow``; goes before everything else.
-        study_value: ``execution.mlflow`` of the study file; goes after the environment.
-        environment: where ``MLFLOW_TRACKING_URI`` is looked up; none: that of this process.
+        ledger: ledger of the study, which gives the default, ``sqlite:///<ledger>/mlflow.db``.
+        flag: value of ``--mlflow``; takes precedence over everything else.
+        study_value: ``execution.mlflow`` of the study file; used if the environment has no address.
+        environment: variables in which ``MLFLOW_TRACKING_URI`` is looked up; None for those of this process.
 
     Raises:
-        StudyError: MLflow cannot open such a URI, a password is missing in it, or the ledger is remote and none was
+        StudyError: MLflow cannot open such a URI, a password is missing in it, or the ledger is remote and no URI was
             given.
     """
     variable = (os.environ if environment is None else environment).get("MLFLOW_TRACKING_URI")
@@ -60,7 +60,7 @@ def make_absolute(uri: str) -> str:
     """Return ``uri`` with a relative SQLite path made absolute.
 
     Raises:
-        StudyError: MLflow cannot open it, lacks a driver for it, or another process could not find the same store.
+        StudyError: MLflow cannot open it, its driver is missing, or another process could not find the same store.
     """
     scheme = uri.split(":", 1)[0].split("+", 1)[0].lower()
     if scheme not in SCHEMES or (":" not in uri and scheme != "databricks"):
@@ -85,9 +85,9 @@ def make_absolute(uri: str) -> str:
 
 
 def choose_artifact_location(uri: str, ledger: Ledger) -> str | None:
-    """Return where artifacts go: beside the ledger for a database, None (the server decides) for a server.
+    """Return the location of artifacts: beside the ledger for a database, None (the server decides) for a server.
 
-    MLflow's own default for a database is ``./mlruns`` of whatever process asks.
+    MLflow's own default for a database is ``./mlruns`` in the working directory of the calling process.
     """
     if uri.startswith(("http:", "https:", "databricks")):
         return None
@@ -96,7 +96,7 @@ def choose_artifact_location(uri: str, ledger: Ledger) -> str | None:
 
 
 def has_run(uri: str, run_id: str) -> bool:
-    """Return whether a SQLite store has the run, without importing MLflow; True for a server, which is not asked."""
+    """Return whether a SQLite store has the run, without importing MLflow; True for a server, which is not queried."""
     path = find_sqlite_file(uri)
     if path is None:
         return True
@@ -107,4 +107,4 @@ def has_run(uri: str, run_id: str) -> bool:
         with closing(sqlite3.connect(path)) as connection:
             return bool(connection.execute(query, [run_id]).fetchone()[0])
     except sqlite3.Error:
-        return False  # not a database of the MLflow that we know: whoever opens it will say so
+        return False  # not a database of the MLflow that we know: opening it reports the error

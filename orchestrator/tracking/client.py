@@ -1,4 +1,4 @@
-"""Access to MLflow, and the only module that imports it: its settings, its errors, finding runs."""
+"""Access to MLflow: settings, errors, finding runs. No other module imports MLflow."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 # MLflow by default retries a request 7 times, 4 minutes in all, and a create_run that was carried out but not answered
-# would be carried out twice. We retry ourselves, off the scheduling loop.
+# would be carried out twice. We retry ourselves, outside the scheduling loop.
 os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
 os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] = os.environ.get("MLFLOW_HTTP_REQUEST_TIMEOUT", "15")
-# A line on stdout, and a request, for every run that ends.
+# Otherwise MLflow prints a line, and sends a request, for every run that ends.
 os.environ["MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT"] = "true"
 os.environ["MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR"] = "false"
-# A registry is somebody else's: of a model that comes from there, nothing is unpickled. MLflow looks for it before.
+# A registry may hold models of others, so nothing from it is unpickled; MLflow checks for pickles before it loads.
 os.environ["MLFLOW_ALLOW_PICKLE_DESERIALIZATION"] = "false"
-# Importing MLflow starts a thread that reports usage to its vendor; what runs beside patient data calls nobody.
+# Importing MLflow starts a thread that reports usage to its vendor; a process beside patient data reports nothing.
 os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
 
 from trainables.preload import imports_kept
@@ -71,18 +71,18 @@ __all__ = [
 _RUNS_PER_PAGE = 1000
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
 
-# Its "Creating initial database tables" and alembic's steps are no news for the user of a study, nor is the traceback
-# that it logs of every error which it raises as well.
+# Users of a study need neither "Creating initial database tables" and alembic's steps, nor the traceback that MLflow
+# logs of every error that it also raises.
 logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
 logging.getLogger("alembic").setLevel(logging.WARNING)
 
 
 def connect(tracking_uri: str) -> Any:
-    """Return MLflow's client of a store; a SQLite file is created whole.
+    """Return MLflow's client of a store; a missing SQLite file is created completely or not at all.
 
     Call it within ``translating_errors``.
     """
-    with imports_kept():  # a database: imports more, and makes or checks the tables
+    with imports_kept():  # for a database MLflow imports more, and makes or checks the tables
         create_database(tracking_uri, MlflowClient)
         if is_database_server(tracking_uri):
             _check_answers(tracking_uri)
@@ -90,7 +90,7 @@ def connect(tracking_uri: str) -> Any:
 
 
 def _check_answers(tracking_uri: str) -> None:
-    """Raise at once what MLflow would raise after trying for 100 s; we try again later."""
+    """Raise at once the error that MLflow would raise after trying for 100 s; we try again later."""
     from mlflow.store.db.utils import create_sqlalchemy_engine  # half a second, and only databases need it
 
     engine = create_sqlalchemy_engine(tracking_uri)  # type: ignore[no-untyped-call]
@@ -102,21 +102,21 @@ def _check_answers(tracking_uri: str) -> None:
 
 @dataclass(frozen=True)
 class TrialRuns:
-    """The trials of a study in MLflow."""
+    """Runs of a study's trials in MLflow."""
 
     experiment_id: str
-    #: Finished ones first, then by arm and replicate.
+    #: Finished runs first, then by arm and replicate.
     run_ids: list[str]
     #: Metrics whose steps are severities.
     shift_keys: list[str]
 
 
 def find_trial_runs(tracking_uri: str, study: str) -> TrialRuns:
-    """Return the study's trial runs.
+    """Return the runs of the study's trials.
 
     Raises:
         TrackingError: MLflow cannot be reached.
-        StudyError: it has no such study.
+        StudyError: MLflow has no such study.
     """
     with translating_errors(tracking_uri, f"find study {study!r}"):
         client = MlflowClient(tracking_uri)
@@ -145,7 +145,7 @@ def search_runs(client: Any, experiment_id: str, what: str = "") -> Iterator[Any
 
 
 def find_run(client: Any, study: str, signature: str) -> Any:
-    """Return the run of a trial, None when MLflow has none. Call it within ``translating_errors``."""
+    """Return the run of a trial, None if MLflow has none. Call it within ``translating_errors``."""
     experiment = client.get_experiment_by_name(study)
     if experiment is None:
         return None
@@ -153,7 +153,7 @@ def find_run(client: Any, study: str, signature: str) -> Any:
 
 
 def find_versions(client: Any, name: str) -> Iterator[Any]:
-    """Yield the versions of a registered model, newest first, page by page; nothing when there is no such model."""
+    """Yield the versions of a registered model, newest first, page by page; nothing if there is no such model."""
     token = None
     while True:
         page = client.search_model_versions(f"name = '{name}'", order_by=["version_number DESC"], page_token=token)
@@ -173,15 +173,15 @@ def import_flavour() -> Any:
 
 
 def save_torch_model(module: Any, folder: Path, *, metadata: dict[str, Any]) -> None:
-    """Write an ``ImageClassifier`` (``trainables.models.exported``) as an MLflow model without pickle: a graph of any
-    batch size.
+    """Write an ``ImageClassifier`` (``trainables.models.exported``) as an MLflow model without pickle.
 
-    Its example are the images of the self-test: no image of a patient gets into the registry.
+    The model is a graph for any batch size. Its input example is made of the images of the self-test: no patient's
+    image gets into the registry.
 
     Args:
-        module: in evaluation mode.
-        folder: where to write; it does not exist yet.
-        metadata: JSON values, shown with the model.
+        module: network in evaluation mode.
+        folder: folder to write, which does not exist yet.
+        metadata: JSON values that are shown with the model.
 
     Raises:
         RuntimeError: torch cannot export the network.
@@ -221,7 +221,7 @@ def download_model(name: str, number: str, folder: Path) -> Any:
 
 @contextmanager
 def default_store(tracking_uri: str) -> Iterator[None]:
-    """Make a store MLflow's own default for a while: 3.17's registry looks models up there, whatever client asks."""
+    """Make a store MLflow's own default within the context: the registry of 3.17 ignores the client's store."""
     import mlflow
 
     before = os.environ.get("MLFLOW_TRACKING_URI")  # set_tracking_uri keeps it there, None unsets it
@@ -234,7 +234,7 @@ def default_store(tracking_uri: str) -> Iterator[None]:
 
 @contextmanager
 def translating_errors(tracking_uri: str, what: str) -> Iterator[None]:
-    """Translate errors of MLflow, of its database layer and of its HTTP layer (all of these are OSError)."""
+    """Raise errors of MLflow, its database layer and its HTTP layer (``OSError``) as our ``TrackingError``."""
     try:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:

@@ -1,4 +1,4 @@
-"""Ledger record → what MLflow shows of it. Pure: no network, no clock, and no import of MLflow.
+"""Projection of a ledger record to an MLflow run. Pure: no network, no clock, and no import of MLflow.
 
 Laid out for MLflow's own compare views: headline numbers as ``id/…``, ``robustness/…``, ``calibration/…`` and
 ``external/<name>/…``; per shift ``shift/<name>/<metric>`` with step = severity, starting at 0 with the unshifted
@@ -28,14 +28,14 @@ MAX_KEY_LENGTH = 250
 MAX_PARAM_LENGTH = 6000
 MAX_TAG_LENGTH = 5000  # 8,000 now; servers before 3.0 took 5,000
 MAX_DIGEST_LENGTH = 36
-#: Room for one call's params and for the closing tags.
+#: Metric values per call; the rest is room for one call's params and for the closing tags.
 _MAX_POINTS_PER_CALL = MAX_ENTITIES_PER_CALL - MAX_PARAMS_PER_CALL - 50
 #: Tags of the study's own run, followed by the name of a hypothesis.
 VERDICT_TAG, STATUS_TAG = "robustsweep.hypothesis.", "robustsweep.hypothesis_status."
 #: Tag of a run that a search has stopped early: after which epoch, and why.
 STOPPED_TAG = "robustsweep.stopped_early"
-#: State of a record → status of its run. What is interrupted may be running right now; what was stopped early has no
-#: results, and who asks for runs that are FINISHED wants these.
+#: State of a record → status of its run. An interrupted record may be running right now; a trial that was stopped early
+#: has no results, which users expect of FINISHED runs.
 STATUSES = {COMPLETE: "FINISHED", FAILED: "FAILED", STOPPED: "KILLED", INTERRUPTED: "RUNNING"}
 
 
@@ -55,16 +55,16 @@ class Projection:
 
     status: str
     start_ms: int
-    #: When the last thing known of it happened: the end time of a run that is closed.
+    #: Time of the last known event; the end time of a closed run.
     last_ms: int
-    #: Set when the run is created; they never change.
+    #: Tags that are set when the run is created; they never change.
     tags: dict[str, str]
     params: dict[str, str]
     #: Epoch → its points.
     epochs: dict[int, tuple[Point, ...]]
     #: Points of the evaluation, empty before a trial is complete.
     scores: tuple[Point, ...]
-    #: What is said of the outcome, when it is known.
+    #: Tags of the outcome, empty before it is known.
     closing_tags: dict[str, str]
     traceback: str | None
 
@@ -83,7 +83,7 @@ class Projection:
 
 @dataclass(frozen=True)
 class Batch:
-    """What goes into one call of MLflow's ``log_batch``."""
+    """Content of one call of MLflow's ``log_batch``."""
 
     params: tuple[tuple[str, str], ...]
     points: tuple[Point, ...]
@@ -91,7 +91,7 @@ class Batch:
 
 
 def project(record: Record) -> Projection:
-    """Return what MLflow should show of ``record``.
+    """Return everything that MLflow should show of ``record``.
 
     Raises:
         StorageError: the record lacks a field.
@@ -166,7 +166,7 @@ _VERDICT_COLUMNS = ("effect", "low", "high", "p", "p_holm")
 
 
 def project_verdicts(rows: Sequence[Mapping[str, str]]) -> tuple[tuple[Point, ...], dict[str, str]]:
-    """Return the metrics and tags of the study's own run for the rows of ``verdicts.csv``, without what is undefined.
+    """Return the metrics and tags of the study's own run for the rows of ``verdicts.csv``, without undefined values.
 
     ``hypothesis/<name>/effect`` (low, high, p, p_holm) at step 0; the tags hold the verdict, and whether the hypothesis
     was preregistered.
@@ -185,7 +185,7 @@ def project_verdicts(rows: Sequence[Mapping[str, str]]) -> tuple[tuple[Point, ..
 def make_key(*parts: str) -> str:
     """Return a metric, param or tag key of ``parts`` joined by ``/``, with only characters that MLflow allows.
 
-    A key that had to be changed ends in a hash of the original, so that two never become one.
+    A key that had to be changed ends in a hash of the original, so that two keys never become one.
     """
     cleaned = [re.sub(r"[^\w.\- ]", "_", part) for part in parts]
     cleaned = ["_" if not part.strip(". ") else part for part in cleaned]  # "..", "." and "" would be paths
@@ -197,13 +197,13 @@ def make_key(*parts: str) -> str:
 
 
 def make_batches(projection: Projection, *, params: bool, tags: bool, known_epochs: frozenset[int]) -> Iterator[Batch]:
-    """Yield what has to be sent, within MLflow's limits, an epoch never torn apart, the final tags last.
+    """Yield the batches to send, within MLflow's limits. An epoch is never split, and the final tags come last.
 
     Args:
-        projection: of the record.
-        params: send the params as well; repeating them changes nothing.
-        tags: send the final tags as well.
-        known_epochs: those that MLflow already has.
+        projection: projection of the record.
+        params: whether to send the params; repeating them changes nothing.
+        tags: whether to send the final tags.
+        known_epochs: epochs that MLflow already has.
     """
     items = tuple(projection.params.items()) if params else ()
     chunks = [items[i : i + MAX_PARAMS_PER_CALL] for i in range(0, len(items), MAX_PARAMS_PER_CALL)]
@@ -226,7 +226,7 @@ def make_batches(projection: Projection, *, params: bool, tags: bool, known_epoc
 
 
 def _project_epochs(lines: Sequence[Mapping[str, Any]]) -> dict[int, tuple[Point, ...]]:
-    """The first line of an epoch counts: an epoch repeated after a crash must not become two points."""
+    """Return epoch → points. The first line of an epoch counts: an epoch repeated after a crash is not two points."""
     epochs: dict[int, tuple[Point, ...]] = {}
     for line in lines:
         epochs.setdefault(
@@ -240,7 +240,7 @@ def _project_epochs(lines: Sequence[Mapping[str, Any]]) -> dict[int, tuple[Point
 
 
 def _project_result(result: Mapping[str, Any]) -> tuple[Point, ...]:
-    """Headline numbers at step 0, shifts at step = severity; the first value of a (key, step) counts."""
+    """Return headline numbers at step 0, shifts at step = severity; the first value of a (key, step) counts."""
     values: dict[tuple[str, int], float] = {}
     for key, value in result["metrics"].items():
         values.setdefault((_headline_key(key), 0), value)
@@ -265,7 +265,7 @@ def _headline_key(key: str) -> str:
 
 
 def _prefixes(evaluation: Mapping[str, Any], shifts: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Where the metrics of one evaluation are shown; the unshifted test set is the start of every curve."""
+    """Yield the key prefixes of one evaluation's metrics; the unshifted test set is the start of every curve."""
     where, shift = evaluation["set"], evaluation["shift"]
     clean = evaluation["severity"] == 0
     if where == "test" and clean:
@@ -279,7 +279,7 @@ def _prefixes(evaluation: Mapping[str, Any], shifts: Sequence[str]) -> Iterator[
 
 
 def _describe(config: Mapping[str, Any]) -> dict[str, str]:
-    """Tags of a run from the start: what to find it by, and the factors, so that the UI can group by them."""
+    """Return the initial tags of a run: its identifiers, and the factors, so that the UI can group by them."""
     tags = {
         "robustsweep.signature": config["signature"],
         "robustsweep.kind": config["kind"],
@@ -309,7 +309,7 @@ def _describe_result(result: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _flatten(config: Mapping[str, Any]) -> dict[str, str]:
-    """Params of a run: levels under the factor's own name, the resolved config as ``config.<dotted>``."""
+    """Return the params of a run: levels under the factor's own name, the resolved config as ``config.<dotted>``."""
     params = {make_key(factor): str(level) for factor, level in config["arm"].items()}
     if config["replicate"] is not None:
         params["replicate"] = str(config["replicate"])

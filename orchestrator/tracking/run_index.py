@@ -1,7 +1,7 @@
-"""Which runs MLflow has of a study, as far as this ledger was told: asking for all of them takes 5 ms per run.
+"""Index of the runs that MLflow has of a study, kept in the ledger: querying MLflow takes 5 ms per run.
 
-``mlflow_runs.jsonl`` in the ledger gains a line for every run that ends. Its first line names the study's own run; an
-index with another one is of another store, and counts for nothing. Runs that have not ended are always asked for.
+``mlflow_runs.jsonl`` in the ledger gets one line per run that ends. Its first line names the study's own run; an index
+that names another run belongs to another store and is ignored. Runs that have not ended are always queried.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ _logger = logging.getLogger(__name__)
 
 INDEX = "mlflow_runs.jsonl"
 RUNNING = STATUSES[INTERRUPTED]
-#: Lines are written in batches: an object store rewrites the file for each. What a killed driver had not written is
-#: asked for one by one (``Tracker.open``).
+#: Lines per write: an object store rewrites the file for each write. Runs whose lines a killed driver had not written
+#: are queried one by one (``Tracker.open``).
 _BATCH = 20
 
 
 @dataclass
 class Run:
-    """What we know of a run in MLflow."""
+    """State of a run in MLflow, as far as it is known."""
 
     run_id: str
     kind: str
     status: str
     shipped: str | None = None
     failure: str | None = None
-    #: Why it was stopped early, if it was.
+    #: Epoch and reason of an early stop; None if there was none.
     stopped: str | None = None
-    #: Params that MLflow has; the data set is logged before them.
+    #: Number of params that MLflow has; the data set is logged before them.
     num_params: int = 0
-    #: Epochs that MLflow has; None: it has not been asked.
+    #: Epochs that MLflow has; None if it has not been queried for them.
     epochs: set[int] | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, found: Any) -> Run:
-        """Return what an MLflow run with our tags says."""
+        """Return the state of an MLflow run that carries our tags."""
         tags = found.data.tags
         return cls(
             run_id=found.info.run_id,
@@ -58,15 +58,15 @@ class Run:
 
     @property
     def is_whole(self) -> bool:
-        """Whether everything of a record whose outcome was known has been sent; the status is the last of it."""
+        """Whether everything of a record with a known outcome has been sent; the status is sent last."""
         return self.shipped is not None and self.status != RUNNING
 
     def has_ended_as(self, state: str) -> bool:
-        """Return whether it is closed with the status that this state of a record means, and all of it sent."""
+        """Return whether everything has been sent, and the run has the status of this state of a record."""
         return self.is_whole and self.status == STATUSES[state]
 
     def shows(self, projection: Projection) -> bool:
-        """Return whether this record, with a known outcome, has been sent entirely."""
+        """Return whether this record has a known outcome and has been sent completely."""
         return (
             self.status == projection.status != RUNNING
             and self.shipped == str(projection.num_points)
@@ -79,12 +79,12 @@ class Run:
         return self.num_params >= len(projection.params)
 
     def as_json(self) -> dict[str, Any]:
-        """Return what a line of the index says, without the epochs."""
+        """Return the run as JSON for a line of the index, without the epochs."""
         return {name: value for name, value in vars(self).items() if name != "epochs"}
 
 
 class RunIndex:
-    """Signature → run, remembered in the ledger.
+    """Signature → run, stored in the ledger.
 
     Args:
         root: folder of the ledger.
@@ -92,7 +92,7 @@ class RunIndex:
 
     def __init__(self, root: Folder) -> None:
         self._root = root
-        #: The study's own run, None before ``load`` or ``replace`` was told.
+        #: ID of the study's own run; None before ``load`` or ``replace``.
         self._parent_run_id: str | None = None
         self.runs: dict[str, Run] = {}
         #: Lines not written yet.
@@ -100,11 +100,11 @@ class RunIndex:
 
     @property
     def parent_run_id(self) -> str | None:
-        """The study's own run in the store that this index is of; None: there is no index."""
+        """ID of the study's own run in the index's store, None if there is no index."""
         return self._parent_run_id or next((line["parent_run_id"] for line in _read(self._root)), None)
 
     def load(self, parent_run_id: str) -> bool:
-        """Make ``runs`` those known to have ended under this parent; return whether anything is known of it."""
+        """Set ``runs`` to the runs known to have ended under this parent; return whether the index belongs to it."""
         if self._parent_run_id != parent_run_id:
             lines = _read(self._root)
             if not lines or lines[0] != {"parent_run_id": parent_run_id}:
@@ -115,7 +115,7 @@ class RunIndex:
         return True
 
     def replace(self, parent_run_id: str, runs: Mapping[str, Run]) -> None:
-        """Begin anew with all runs that MLflow has under this parent.
+        """Replace the index by all runs that MLflow has under this parent.
 
         Raises:
             StorageError: the ledger cannot be written.
@@ -127,13 +127,13 @@ class RunIndex:
         self._lines = []
 
     def note(self, signature: str) -> None:
-        """Remember a run as it is now, if it has ended."""
+        """Add the present state of a run to the index if the run has ended."""
         run = self.runs[signature]
         if run.status != RUNNING:
             self._add(_line(signature, run))
 
     def forget(self, signature: str) -> None:
-        """Let go of a run: MLflow is asked for it when it is opened again."""
+        """Remove a run from the index; the next ``Tracker.open`` queries MLflow for it."""
         if self.runs.pop(signature, None) is not None:
             self._add(json.dumps({"signature": signature, "run_id": None}))
 
@@ -143,7 +143,7 @@ class RunIndex:
             self.save()
 
     def save(self) -> None:
-        """Write what has not been written; when that fails it is kept, and costs a question each if it is lost."""
+        """Write pending lines. They stay pending if that fails; each line that is lost costs one query."""
         if not self._lines:
             return
         try:
@@ -157,7 +157,7 @@ class RunIndex:
 def _read(root: Folder) -> list[Any]:
     try:
         if root.exists(INDEX) and not root.read(INDEX).endswith(b"\n"):
-            return []  # what follows a torn line would be lost
+            return []  # lines after a torn line would be lost
         return root.read_lines(INDEX)
     except StorageError as error:
         _logger.warning("asking MLflow for all runs, because what is known of them cannot be read: %s", error)

@@ -1,4 +1,4 @@
-"""MLflow's own web server over a study's store, on this machine only, opened at the comparison of its trials."""
+"""MLflow's own web server for a study's store, on this machine only, and links to the study's pages."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from trainables.errors import StudyError, redact
 if TYPE_CHECKING:
     from orchestrator.tracking.client import TrialRuns
 
-#: MLflow's pages get slow above it, and so does reading them.
+#: With more runs MLflow's pages are slow, and slow to read.
 MAX_COMPARED_RUNS = 100
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 10.0
@@ -32,11 +32,11 @@ _TAIL_LINES = 20
 
 @dataclass(frozen=True)
 class Links:
-    """Pages of a study."""
+    """URLs of a study's pages."""
 
     #: MLflow's comparison of the trials: parallel coordinates, params and metrics side by side.
     compare: str
-    #: Severity curves of one shift, a line per trial; further shifts are chosen at the left. None: no trial has any.
+    #: Severity curves of one shift, one line per trial; others are chosen at the left. None if no trial has any.
     curves: str | None
     #: All runs with charts of every metric, most robust trial first.
     charts: str
@@ -45,10 +45,10 @@ class Links:
 
 
 class UiServer:
-    """A running server, or one that somebody else runs; a context manager that stops ours.
+    """Running server, started here or elsewhere; as a context manager it stops a server that was started here.
 
     Attributes:
-        url: where it answers.
+        url: address of the server.
         links: pages of the study.
     """
 
@@ -59,7 +59,7 @@ class UiServer:
 
     @property
     def compare_url(self) -> str:
-        """The page that compares the trials."""
+        """URL of the page that compares the trials."""
         return self.links.compare
 
     def __enter__(self) -> UiServer:
@@ -71,28 +71,30 @@ class UiServer:
         self.stop()
 
     def wait(self) -> None:
-        """Return when the server has ended; at once when it is not ours."""
+        """Wait until the server has ended; return at once if it was started elsewhere."""
         if self._process is not None:
             self._process.wait()
 
     def stop(self) -> None:
-        """End the server and its workers; nothing to do when it is not ours."""
+        """Stop the server and its workers; do nothing if it was started elsewhere."""
         if self._process is not None:
             _stop(self._process)
 
 
 def serve_ui(tracking_uri: str, study: str, *, port: int | None = None, timeout_seconds: float = 60.0) -> UiServer:
-    """Return a server that answers, over the store of ``tracking_uri``; for an http address, that server itself.
+    """Start a server for the store of ``tracking_uri`` and return it when it answers.
+
+    For an http address nothing is started: the server at that address is returned.
 
     Args:
-        tracking_uri: absolute, see ``resolve_tracking_uri``.
-        study: its trials are compared.
-        port: on 127.0.0.1; none: a free one.
-        timeout_seconds: how long to wait for the first answer; 6 s are usual.
+        tracking_uri: absolute URI, see ``resolve_tracking_uri``.
+        study: name of the study whose trials are compared.
+        port: port on 127.0.0.1; None chooses a free one.
+        timeout_seconds: longest wait for the first answer; 6 s are usual.
 
     Raises:
         StudyError: the port is taken, or MLflow has no such study.
-        TrackingError: the store cannot be read, or the server did not start; with the end of its log.
+        TrackingError: the store cannot be read, or the server did not start; the message ends with the server's log.
     """
     from orchestrator.tracking.client import find_trial_runs  # importing it imports MLflow: 2 s
 
@@ -113,7 +115,7 @@ def serve_ui(tracking_uri: str, study: str, *, port: int | None = None, timeout_
 
 
 def make_links(url: str, trials: TrialRuns) -> Links:
-    """Return the pages of a study below ``url``; at most ``MAX_COMPARED_RUNS`` trials are compared.
+    """Return the links to a study's pages below ``url``; at most ``MAX_COMPARED_RUNS`` trials are compared.
 
     Source: the routes ``compareRuns``, ``metricPage`` and ``experiments`` of MLflow 3.17's pages.
     """

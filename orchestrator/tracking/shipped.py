@@ -1,9 +1,9 @@
-"""What need not be done again while nothing has changed, remembered beside the ledger; losing it costs time only.
+"""Which state of the study an MLflow store already shows. Deleting ``shipped.json`` costs time, never results.
 
-    report/source.json   what the report was made from, written after it (``report/source.py``)
-    shipped.json         which MLflow store shows the study, report included, and in which state
+    shipped.json   the MLflow store that shows the study, report included, and the state that it shows
 
-Both are removed before a stage or trial begins, and ``shipped.json`` before anything is sent to a store.
+The file is removed before a stage or trial starts, and before anything is sent to a store. ``ledger.derived`` keeps the
+same for the report.
 """
 
 from __future__ import annotations
@@ -18,31 +18,32 @@ from trainables.storage.folder import Folder
 
 @dataclass(frozen=True)
 class Shipped:
-    """What ``shipped.json`` says."""
+    """Content of ``shipped.json``."""
 
     #: Tracking URI without secrets.
     store: str
-    #: The study's own run in it.
+    #: ID of the study's own run in that store.
     run_id: str
-    #: ``compute_state`` of what was shipped.
+    #: ``compute_state`` of the study as it was shipped.
     state: str
     #: SHA-256 of the report's page.
     page_sha256: str
 
     @classmethod
     def of(cls, tracking_uri: str, run_id: str, *, state: str, page_sha256: str) -> Shipped:
-        """Return what to remember of a store that shows everything."""
+        """Return the entry for a store that shows everything."""
         return cls(redact(tracking_uri), run_id, state, page_sha256)
 
     def write(self, root: Folder) -> None:
-        """Write it into the folder of the ledger."""
+        """Write ``shipped.json`` into the folder of the ledger."""
         root.write_json(SHIPPED, asdict(self))
 
 
 def is_shipped(root: Folder, tracking_uri: str, *, state: str, page_sha256: str) -> bool:
-    """Return whether the store is known to show all of this state and this report, without importing MLflow.
+    """Return whether the store is known to show this state and this report completely, without importing MLflow.
 
-    Of a SQLite file it is checked that it still has the study; what a server has lost only ``robustsweep sync`` sees.
+    A SQLite file is checked for the study's run; a server is not queried, and only ``robustsweep sync`` detects losses
+    there.
     """
     if not root.is_intact(SHIPPED):
         return False

@@ -1,6 +1,6 @@
-"""Ships the ledger to MLflow: in the background while a study runs, in the foreground on request.
+"""Shipping of the ledger to MLflow: in the background while a study runs, in the foreground on request.
 
-Nothing here can fail a trial. While MLflow is away the ledger keeps everything, and what was noticed waits.
+Nothing here can fail a trial. While MLflow cannot be reached the ledger keeps everything, and changed records wait.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ if TYPE_CHECKING:
 
 _logger = logging.getLogger(__name__)
 
-#: Longest pause between two attempts while MLflow is away.
+#: Longest pause between two attempts while MLflow cannot be reached.
 MAX_BACKOFF_SECONDS = 60.0
-#: The same once the study has ended and somebody waits.
+#: Longest such pause after the study has ended, when the user waits.
 _LAST_BACKOFF_SECONDS = 1.0
-#: A record that MLflow refuses this often, its state read anew in between, is given up.
+#: A record is given up after this many refusals; MLflow's state is read anew in between.
 _MAX_REFUSALS = 2
-#: The end of a study waits for MLflow until nothing has arrived for so long, and a slow one takes no longer than that.
+#: At the end of a study: longest wait for MLflow without an arriving record, and longest wait in all.
 PATIENCE_SECONDS = 60.0
 MAX_WAIT_SECONDS = 600.0
-#: Whoever waits longer than this is told what for.
+#: A longer wait at the end of a study is logged with its reason.
 _SILENT_SECONDS = 10.0
 
 #: (kind, signature) of a record.
@@ -42,18 +42,18 @@ Key = tuple[str, str]
 
 @dataclass(frozen=True)
 class SyncResult:
-    """What a sync did, in records."""
+    """Numbers of records that a sync has shipped and skipped."""
 
     shipped: int
-    #: Were there already.
+    #: Records that MLflow showed already.
     skipped: int
 
 
 def sync(ledger: Ledger, tracking_uri: str) -> SyncResult:
-    """Ship every record of ``ledger`` and its report; what never finished becomes KILLED. Hold the lease meanwhile.
+    """Ship every record of ``ledger`` and its report; unfinished records become KILLED. The caller holds the lease.
 
     Raises:
-        TrackingError: MLflow cannot be reached, or not everything arrived; what has been shipped stays, call it again.
+        TrackingError: MLflow cannot be reached, or not everything arrived. Shipped records stay; call it again.
         StorageError: the ledger cannot be read.
         StudyError: the study has never been run with this storage.
     """
@@ -79,15 +79,15 @@ def sync(ledger: Ledger, tracking_uri: str) -> SyncResult:
 
 
 class Shipper:
-    """One background thread that brings noticed records to MLflow.
+    """Background thread that ships changed records to MLflow.
 
     Args:
-        make_tracker: called in this thread once there is something to ship: it imports MLflow. The tracker is opened
-            here, and again after every failure.
-        ledger: of the study.
-        resumed: signatures that this driver will run; runs of others that a crash left RUNNING are closed.
-        interval_seconds: how long notices are collected before they are shipped; a trial that is over sooner is
-            shipped once.
+        make_tracker: factory of the tracker, called in this thread once there is something to ship, because it imports
+            MLflow. The tracker is opened here, and again after every failure.
+        ledger: ledger of the study.
+        resumed: signatures that this driver will run; other runs that a crash left RUNNING are closed.
+        interval_seconds: how long notices are collected before they are shipped; a trial that ends sooner is shipped
+            once.
     """
 
     def __init__(
@@ -103,14 +103,14 @@ class Shipper:
         self._resumed = frozenset(resumed)
         self._interval_seconds = interval_seconds
         self._lock = threading.Lock()
-        #: Record → number of notices so far; a notice that comes while it is shipped is not lost.
+        #: Record → number of notices so far, so that a notice that comes while the record is shipped is not lost.
         self._pending: dict[Key, int] = {}
         self._refusals: dict[Key, int] = {}
         self._refused: set[Key] = set()
         self._unreadable: set[Key] = set()
-        #: Records of which something was sent, or nothing had to be.
+        #: Numbers of records of which something had to be sent, and of which nothing had to be.
         self.num_shipped, self.num_skipped = 0, 0
-        #: The last thing that went wrong.
+        #: Message of the last error.
         self.problem = ""
         self._num_failures = 0  # in a row
         self._has_failed = False
@@ -122,11 +122,11 @@ class Shipper:
 
     @cached_property
     def tracker(self) -> Tracker:
-        """The tracker, as this shipper left it."""
+        """Tracker of this shipper, made at the first use."""
         return self._make_tracker()
 
     def notify(self, kind: str, signature: str) -> None:
-        """Remember that a record has changed; returns at once, from any thread."""
+        """Mark a record as changed. Returns at once, and may be called from any thread."""
         with self._lock:
             self._pending[kind, signature] = self._pending.get((kind, signature), 0) + 1
 
@@ -135,14 +135,13 @@ class Shipper:
         self._thread.start()
 
     def finish(self, timeout_seconds: float, *, max_seconds: float = float("inf")) -> int:
-        """Ship what is left and close the runs of whatever was interrupted.
+        """Ship the remaining records and close interrupted runs; return the number of records that MLflow lacks.
 
-        Call it when nothing runs any more. Returns the number of records that MLflow does not show yet, 0 when all is
-        well; ``robustsweep sync`` ships them later.
+        Call it when nothing runs any more. ``robustsweep sync`` ships lacking records later.
 
         Args:
-            timeout_seconds: give up when no record has arrived for so long.
-            max_seconds: give up then in any case.
+            timeout_seconds: longest wait without an arriving record.
+            max_seconds: longest wait in all.
         """
         self._ended.set()
         started = last_moment = time.monotonic()
@@ -155,15 +154,15 @@ class Shipper:
                 is_told = True
             self._thread.join(min(timeout_seconds, 0.5))
         self._given_up.set()
-        # closing counts as one: everything may be there, and a run still say RUNNING
+        # closing counts as one record: all records may be there while a run is still RUNNING
         return len(self._find_left()) or int(not self._is_closed)
 
     def conclude(self, report: Report | None, *, is_complete: bool) -> None:
-        """Attach the report to the study's run and close it; remember that MLflow shows everything. After ``finish``.
+        """Attach the report to the study's run, close it, and record that MLflow shows everything; after ``finish``.
 
         Args:
-            report: of the study as it is now; None: there is none.
-            is_complete: nothing failed, nothing is missing.
+            report: report of the study's present state; None if there is none.
+            is_complete: whether nothing failed and nothing is missing.
 
         Raises:
             TrackingError: MLflow could not be reached for ``PATIENCE_SECONDS``.
@@ -200,7 +199,7 @@ class Shipper:
         return self.num_shipped + self.num_skipped
 
     def _find_left(self) -> set[Key]:
-        """Return what MLflow does not show yet; everything that has finished as long as it could not be asked."""
+        """Return the records that MLflow does not show yet: all finished ones before it could be queried."""
         with self._lock:
             left = set(self._pending) | self._refused
         return left if self._has_caught_up else left | set(self._find_finished(lambda signature, state: False))
@@ -220,7 +219,7 @@ class Shipper:
         return min(self._interval_seconds * 2.0**self._num_failures, MAX_BACKOFF_SECONDS)
 
     def _attempt(self, is_last: bool) -> bool:
-        """Ship what is pending; return whether nothing is left to be done."""
+        """Ship pending records; return whether nothing is left to be done."""
         try:
             self._prepare()
             with self._lock:
@@ -247,7 +246,7 @@ class Shipper:
         return self._is_closed
 
     def _prepare(self) -> None:
-        """After a failure nothing that was known of the server counts."""
+        """Open the tracker, and mark records that finished before this driver started; after a failure open it anew."""
         self._ledger.root.guard()
         if self._num_failures or not self.tracker.is_open:
             self.tracker.open()
@@ -258,7 +257,7 @@ class Shipper:
             self._has_caught_up = True
 
     def _find_finished(self, is_shown: Callable[[str, str], bool]) -> Iterator[Key]:
-        """Yield the finished records that are not shown: signature and state are asked for."""
+        """Yield the finished records for whose signature and state ``is_shown`` is false."""
         states = self._ledger.states()
         for kind in ("stage", "trial"):
             for signature in (self._ledger.root / f"{kind}s").children():
@@ -296,7 +295,7 @@ class Shipper:
         self.problem = str(error)
 
     def _report_unreadable(self, key: Key, error: StorageError) -> None:
-        """It may be one that is being written."""
+        """Log once that a record cannot be read; it may be one that is being written."""
         if key not in self._unreadable:
             _logger.warning("%s %s could not be read for MLflow, trying again: %s", *key, error)
         self._unreadable.add(key)

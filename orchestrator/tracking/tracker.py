@@ -1,6 +1,6 @@
-"""The projection of the ledger to MLflow, exactly once.
+"""Projection of the ledger to MLflow, exactly once.
 
-What makes it exactly once: a run is found by its signature tag before it is created; MLflow ignores a metric that it
+Three things ensure this: a run is searched by its signature tag before it is created; MLflow ignores a metric that it
 already has with the same key, timestamp, step and value, and the ledger keeps all four; nothing is retried inside
 a request, only from the start, with the state of the server read anew.
 """
@@ -53,17 +53,17 @@ from trainables.errors import StorageError
 
 _logger = logging.getLogger(__name__)
 
-#: Runs asked for one by one (10 ms each) rather than all (5 ms each); not more than half of all.
+#: At most this many runs are queried one by one (10 ms each), and at most half of all; otherwise all (5 ms each).
 _MAX_QUESTIONS = 200
 
 
 class Tracker:
-    """One study's runs in MLflow.
+    """Runs of one study in MLflow.
 
     Args:
-        tracking_uri: absolute, see ``resolve_tracking_uri``.
-        ledger: of the study.
-        about: the content of ``plan.json``.
+        tracking_uri: absolute URI, see ``resolve_tracking_uri``.
+        ledger: ledger of the study.
+        about: content of ``plan.json``.
     """
 
     def __init__(self, tracking_uri: str, ledger: Ledger, *, about: Mapping[str, Any]) -> None:
@@ -85,13 +85,13 @@ class Tracker:
         return self._index.runs
 
     def open(self, *, look_at_all: bool = False) -> None:
-        """Find or create the experiment and the parent run, and find out which runs there are.
+        """Find or create the experiment and the parent run, and find the existing runs.
 
-        May be called again at any time: after a failure it is how a lost answer or an emptied store is noticed. A
-        deleted experiment is restored, since the study goes on.
+        May be called again at any time: after a failure this detects a lost answer or an emptied store. A deleted
+        experiment is restored, since the study continues.
 
         Args:
-            look_at_all: ask for every run, also for those that the ledger knows to have ended: 5 ms each.
+            look_at_all: whether to query runs that ended according to the ledger too; 5 ms per run.
 
         Raises:
             TrackingError: MLflow cannot be reached.
@@ -107,12 +107,12 @@ class Tracker:
             self.parent_run_id = parent_run_id
 
     def ship(self, record: Record) -> bool:
-        """Bring MLflow up to ``record``; return whether anything had to be sent.
+        """Send to MLflow what it lacks of ``record``; return whether anything had to be sent.
 
         Raises:
-            TrackingError: MLflow cannot be reached; open and ship again later.
-            RefusedError: MLflow does not accept it.
-            StorageError: the record is not one that this version writes.
+            TrackingError: MLflow cannot be reached; call ``open`` and ``ship`` again later.
+            RefusedError: MLflow does not accept the record.
+            StorageError: the record lacks a field, because another version wrote it.
         """
         projection = project(record)
         try:
@@ -126,7 +126,7 @@ class Tracker:
         run = self._runs.get(record.signature)
         if run is not None and run.shows(projection):
             return False
-        if run is not None and run.is_whole and run.status == STATUSES[COMPLETE]:  # was damaged, and is made again
+        if run is not None and run.is_whole and run.status == STATUSES[COMPLETE]:  # was damaged, and runs again
             if projection.status == RUNNING:
                 return False
             self._client.delete_run(run.run_id)  # with new timestamps every value would be there twice
@@ -149,12 +149,12 @@ class Tracker:
         return run is not None and run.has_ended_as(state)
 
     def close_interrupted(self, resumed: Collection[str] = ()) -> int:
-        """Close runs of this ledger that say RUNNING and are not; return how many were killed.
+        """Close runs of this ledger that are RUNNING only in MLflow; return the number of runs that became KILLED.
 
-        What the ledger knows of them is shipped first, so one that finished just before a crash becomes FINISHED.
+        Their records are shipped first, so a run that finished just before a crash becomes FINISHED.
 
         Args:
-            resumed: signatures that are running or will be; their runs stay open.
+            resumed: signatures that are running or will run; their runs stay open.
 
         Raises:
             TrackingError: MLflow cannot be reached.
@@ -186,9 +186,9 @@ class Tracker:
         """Attach the report to the parent run and close it, FINISHED when the study is complete, else FAILED.
 
         Args:
-            html: the self-contained report.
+            html: self-contained report.
             summary: counts and headline findings; each becomes a tag ``robustsweep.summary.<name>``.
-            is_complete: nothing failed, nothing is missing.
+            is_complete: whether nothing failed and nothing is missing.
             verdicts: rows of ``verdicts.csv``.
 
         Raises:
@@ -206,7 +206,7 @@ class Tracker:
         self.close(is_complete=is_complete)
 
     def _log_verdicts(self, rows: Sequence[Mapping[str, str]]) -> None:
-        """Bring the study's own run up to the verdicts; what it shows already is not sent again."""
+        """Update the verdicts in the study's own run; values that it shows already are not sent again."""
         points, tags = project_verdicts(rows)
         shown = self._client.get_run(self.parent_run_id).data
         metrics = []
@@ -233,7 +233,7 @@ class Tracker:
             self._client.set_terminated(self.parent_run_id, "FINISHED" if is_complete else "FAILED")
 
     def remember(self, *, state: str, page_sha256: str) -> None:
-        """Write down that the store shows this state of the study and this report (``settled.is_shipped``).
+        """Record that the store shows this state of the study and this report (``shipped.is_shipped``).
 
         Raises:
             StorageError: the ledger cannot be written.
@@ -261,7 +261,7 @@ class Tracker:
             created = self._client.create_run(self.experiment_id, start_time=self._about["written_ms"], tags=tags)
             return str(created.info.run_id)
         run_id = found[-1]
-        if len(found) > 1:  # a create_run without an answer, carried out late; what we know is below the other
+        if len(found) > 1:  # a create_run without an answer, carried out late; the known runs are below the other
             known = self._index.parent_run_id
             run_id = known if known is not None and known in found else run_id
             for extra in set(found) - {run_id}:
@@ -271,7 +271,7 @@ class Tracker:
         return run_id
 
     def _find_runs(self, parent_run_id: str, look_at_all: bool) -> None:
-        """Fill the index: what has ended from the ledger, what runs and what the ledger was not told of from MLflow."""
+        """Fill the index: ended runs from the ledger; running ones, and those the ledger does not list, from MLflow."""
         if not look_at_all and self._index.load(parent_run_id):
             self._add_runs(self._search(f"attributes.status = '{RUNNING}'"))
             begun = [s for kind in ("stages", "trials") for s in (self._ledger.root / kind).children()]
@@ -287,7 +287,7 @@ class Tracker:
     def _add_runs(self, runs: Iterable[Any]) -> None:
         """Add runs to the index; a second run of a signature is deleted.
 
-        There is one when the answer to a create_run was lost and the server carried it out after we looked.
+        A second run exists if the answer to a create_run was lost and the server carried it out after the search.
         """
         for found in runs:
             signature = found.data.tags.get("robustsweep.signature")
@@ -303,14 +303,14 @@ class Tracker:
         return search_runs(self._client, self.experiment_id, what)
 
     def _create(self, record: Record, projection: Projection) -> Run:
-        # The outcome, if known, is said at once: a transaction less. It counts when the status says so too.
+        # A known outcome is sent at once, which saves a transaction. It counts only together with the status.
         tags = projection.tags | {"mlflow.parentRunId": self.parent_run_id} | projection.final_tags
         created = self._client.create_run(self.experiment_id, start_time=projection.start_ms, tags=tags)
         failure, stopped = tags.get("robustsweep.failure"), tags.get(STOPPED_TAG)
         return Run(created.info.run_id, record.kind, RUNNING, failure=failure, stopped=stopped, epochs=set())
 
     def _known_epochs(self, run: Run, projection: Projection) -> frozenset[int]:
-        """Return the epochs already there; asked once for a run of an earlier session.
+        """Return the epochs that MLflow has; it is queried once per run of an earlier session.
 
         An epoch that a resumed trial repeats has a new timestamp, and would be a second point.
         """
@@ -331,7 +331,7 @@ class Tracker:
             self._client.delete_tag(run.run_id, "robustsweep.failure")
             run.failure = None
         stopped = projection.closing_tags.get(STOPPED_TAG)
-        if run.stopped is not None and stopped is None:  # it goes on
+        if run.stopped is not None and stopped is None:  # it continues
             self._client.delete_tag(run.run_id, STOPPED_TAG)
             run.stopped = None
         is_described = run.is_described_by(projection)

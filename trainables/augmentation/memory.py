@@ -12,7 +12,7 @@ _BLOCK_BYTES = 2**25 - 2**16
 
 @cache
 def keep_freed_memory() -> None:
-    """Make glibc keep up to 64 MiB of freed memory in this process; other C libraries are not affected.
+    """Raise to 64 MiB the freed memory that glibc keeps in this process; other C libraries are not affected.
 
     glibc returns free memory at the end of the heap to the system once it exceeds twice the largest block that was ever
     freed. A batch then gets all its memory anew, page by page, which takes up to a third of the time of augmenting it.

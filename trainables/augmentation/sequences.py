@@ -34,7 +34,8 @@ from trainables.augmentation.policy import (
 from trainables.ops.geometry import warp_affine
 from trainables.ops.pixels import look_up, ramp
 
-#: Values of five colour images of 224². From 3 to 10 images matter little: fewer calls against float copies in the cache.
+#: Values of a block: five colour images of 224². From 3 to 10 it matters little; more save calls, fewer keep float
+#: copies in the cache.
 _BLOCK_VALUES = 5 * 3 * 224 * 224
 
 Item = TypeVar("Item")
@@ -60,7 +61,7 @@ class Stop(NamedTuple):
     step: int
     #: Number of stops of the image before this one.
     number: int
-    #: Whether a table has to be applied to the image before.
+    #: Whether a table has to be applied to the image before this stop.
     is_tabled: bool
 
 
@@ -78,10 +79,10 @@ def apply_sequences(
     if not runs and not any(chains):
         return images
     keep_freed_memory()
-    result = torch.empty_like(images, memory_format=torch.contiguous_format)  # not in inference mode: callers may write to it
+    result = torch.empty_like(images, memory_format=torch.contiguous_format)  # outside: callers may write to it
     with torch.inference_mode():  # a twentieth less time: no bookkeeping for gradients
         work = _Work(images, result, operations, _compose_runs(images, runs, choices, sequences.magnitudes, operations))
-        # Stops of similar magnitude are neighbours, because a blur spans from its block's first wide kernel to its last.
+        # Stops of like magnitude are neighbours, because a blur spans from its block's first wide kernel to its last.
         groups = (sorted(group, key=lambda stop: size[stop.row][stop.step]) for group in schedule(chains))
         blocks = [_put_tabled_first(block) for group in groups for block in _split(group, work.block_size)]
         at = [(stop.row, stop.step) for block in blocks for stop in block]
@@ -145,7 +146,7 @@ def _split(items: Sequence[Item], size: int) -> list[Sequence[Item]]:
 
 
 def _put_tabled_first(block: Sequence[Stop]) -> list[Stop]:
-    """Return stops sorted by magnitude as tabled ones ascending, then others descending: the largest are adjacent."""
+    """Return the tabled stops in order of magnitude, then the others in reverse order: the largest are adjacent."""
     return [stop for stop in block if stop.is_tabled] + [stop for stop in reversed(block) if not stop.is_tabled]
 
 
@@ -195,7 +196,7 @@ class _Work:
                 result.copy_(image)
 
     def _keep(self, rows: Sequence[int], images: Images) -> None:
-        """Copy the first images to ``rows`` of the result: its memory is reused, as new memory costs more than the copy."""
+        """Copy the first images to the result, always to the same memory: new memory costs more than the copy."""
         for row, image in zip(rows, images.unbind(), strict=False):
             self.images[row] = self._results[row].copy_(image)
 
@@ -266,7 +267,10 @@ def _find_reach(operation: Operation, num_channels: int) -> Sequence[int]:
 
 
 def _put(values: UInt8[Tensor, "n ..."], at: Int64[Tensor, " k"], new: UInt8[Tensor, "k ..."]) -> None:
-    """Write ``new`` into the rows ``at`` of contiguous ``values``, if possible eight bytes at a time: torch copies singly."""
+    """Write ``new`` into the rows ``at`` of contiguous ``values``.
+
+    Where possible, rows are copied eight bytes at a time, because torch copies value by value.
+    """
     rows, new_rows = values.flatten(1), new.flatten(1)
     if rows.shape[1] % 8 == 0 and new_rows.storage_offset() % 8 == 0 and rows.storage_offset() % 8 == 0:
         rows, new_rows = rows.view(torch.int64), new_rows.view(torch.int64)

@@ -1,7 +1,8 @@
 """RandAugment and TrivialAugment Wide with torchvision's operations and magnitude tables, one draw per image.
 
 Strength f ∈ [0, 1] multiplies the magnitude; the switch-like operations (autocontrast, equalize) act with probability
-f, so that 0 is no change. Differs from torchvision: results are rounded, not cut off; pixels from outside the image are black.
+f, so that 0 is no change. Differs from torchvision: results are rounded, not cut off; pixels from outside the image are
+black.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ SWITCHES = ("autocontrast", "equalize")
 
 
 def build_operations(space: Space) -> dict[str, Operation]:
-    """Return name → operation for all 14; their magnitude is a share in [−1, 1] of the largest, signed for some."""
+    """Return name → operation for all 14. Magnitudes are shares in [−1, 1] of the largest; some ignore the sign."""
 
     def enhance(operation: Callable[[Images, Tensor], Images]) -> Callable[[Images, Magnitudes], Images]:
         return lambda x, share: operation(x, 1.0 + space.enhance * share[:, 0])
@@ -92,7 +93,7 @@ def _rotate(share: Magnitudes, height: int, width: int, *, space: Space) -> Floa
 
 
 class StandardPolicy:
-    """Policy of ``num_ops`` operations per image, drawn with replacement from the 14 of Rand- and TrivialAugment.
+    """Policy of ``num_ops`` operations per image, drawn with replacement from the 14 of ``build_operations``.
 
     Args:
         space: largest magnitudes.

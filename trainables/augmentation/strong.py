@@ -205,7 +205,7 @@ class StrongPolicy:
         return Sequences(choices, magnitudes.gather(1, drawn[:, :, None].expand(-1, -1, 2)), seeds)
 
     def _draw_choices(self, seeds: Int64[Tensor, " n"]) -> Int64[Tensor, "n steps"]:
-        """Return distinct operations in random order: the head of a random permutation, without warps after the first."""
+        """Return distinct operations in order: the head of a random permutation, without warps after the first."""
         order = torch.argsort(uniform(seeds, len(self.operations), stream="order"), dim=1, stable=True)
         warps = self._warps.to(seeds.device)[order]
         spare = warps & (warps.cumsum(1) > 1)

@@ -100,7 +100,7 @@ def check_disjoint(sets: np.ndarray, values: np.ndarray, *, what: str) -> None:
     """Check that no value of ``values`` (ids, groups) occurs in two sets.
 
     Raises:
-        DataError: a value occurs in two sets; the message gives the first such values with their sets, and their number.
+        DataError: a value occurs in two sets; the message gives the first such values, their sets, and the number.
     """
     names, set_of = np.unique(sets.astype(str), return_inverse=True)
     unique, value_of = np.unique(values.astype(str), return_inverse=True)
@@ -123,7 +123,7 @@ def check_unique(values: Sequence[str], places: Sequence[str], *, what: str) -> 
     """Check that every value occurs once.
 
     Raises:
-        DataError: a value occurs twice; the message gives the first such values with their places, and their number.
+        DataError: a value occurs twice; the message gives the first such values, their places, and the number.
     """
     first: dict[str, str] = {}
     repeated = []

@@ -1,9 +1,9 @@
-"""A trained network in a folder of its own, rebuilt without the study it came from: safetensors and JSON, no pickle.
+"""Trained network exported to a folder and rebuilt without its study: safetensors and JSON, no pickle.
 
     model.safetensors   the weights, byte for byte those of the trial
     config.json         architecture, image size and channels, normalisation, classes, a self-test, provenance
 
-``load_exported(folder)`` gives a module that takes uint8 images and returns logits.
+``load_exported(folder)`` returns a module that takes uint8 images and returns logits.
 """
 
 from __future__ import annotations
@@ -29,13 +29,14 @@ from trainables.storage.checkpoint import load_weights, restore_module
 from trainables.storage.folder import Folder
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
-#: How far the logits of the self-test may differ, relative to the largest one. Another version of a library or another
-#: CPU rounds differently (1e-6); another stem or input size changes them by half, another normalisation by a tenth.
+#: Accepted difference between logits of the self-test, relative to the largest one. Another version of a library or
+#: another CPU rounds differently (1e-6); another stem or input size changes them by half, another normalisation by a
+#: tenth.
 SELF_TEST_TOLERANCE = 1e-3
 
 
 class Architecture(Frozen):
-    """What the network is built from."""
+    """Settings from which the network is built."""
 
     name: str = Field(description="torchvision model, or timm/<name>.")
     stem: Literal["auto", "original", "small"]
@@ -46,7 +47,7 @@ class Architecture(Frozen):
 
 
 class Images(Frozen):
-    """What the network is given: uint8, n × channels × size × size."""
+    """Format of the network's input: uint8, n × channels × size × size."""
 
     size_px: ImageSize
     channels: Literal[1, 3] = Field(description="1 grey, 3 RGB.")
@@ -55,7 +56,7 @@ class Images(Frozen):
 
 
 class Normalisation(Frozen):
-    """What happens inside the network before its first layer: (x / 255 − mean) / std, then resizing."""
+    """Preprocessing inside the network before its first layer: (x / 255 − mean) / std, then resizing."""
 
     mean: tuple[float, ...]
     std: tuple[float, ...]
@@ -63,7 +64,7 @@ class Normalisation(Frozen):
 
 
 class SelfTest(Frozen):
-    """Logits of two made-up images (``make_test_images``) in float32 on a CPU: a rebuilt network has to give them."""
+    """Logits of two synthetic images (``make_test_images``) in float32 on a CPU; a rebuilt network must return them."""
 
     logits: tuple[tuple[float, ...], ...]
 
@@ -82,11 +83,11 @@ class ExportedConfig(Frozen):
 
 
 class ImageClassifier(nn.Module):
-    """uint8 images → logits, preprocessing included: what is exported, served and compared.
+    """Module from uint8 images to logits, preprocessing included, for export, serving and comparison.
 
     Args:
-        network: with its normalisation.
-        config: of the folder it came from.
+        network: network with its normalisation.
+        config: content of ``config.json``.
     """
 
     def __init__(self, network: Classifier, config: ExportedConfig) -> None:
@@ -100,10 +101,10 @@ class ImageClassifier(nn.Module):
         return logits
 
     def decode_image(self, path: Path | str) -> UInt8[Tensor, "1 c h w"]:
-        """Return an image file as the network takes it: its channels and size, brought there as in training.
+        """Return an image file as input of the network, with channels and size converted as in training.
 
         Raises:
-            DataError: it is not an image that can be used.
+            DataError: the file is no usable image.
         """
         images = self.config.images
         spec = PixelSpec(images.size_px, images.channels, images.resize, images.max_megapixels)
@@ -130,13 +131,13 @@ def build_exported(
 
     Args:
         trial: folder of the trial.
-        config: of the trial.
-        classes: names in the order of the logits.
-        provenance: JSON values that say where it comes from.
+        config: configuration of the trial.
+        classes: class names in the order of the logits.
+        provenance: origin of the network, as JSON values.
 
     Raises:
-        CheckpointError: the weights are damaged, or are not those of this config.
-        StorageError: they are missing.
+        CheckpointError: the weights are damaged or do not fit this config.
+        StorageError: the weights are missing.
     """
     dropout, depth = find_part(config.regulariser, Dropout), find_part(config.regulariser, StochasticDepth)
     stain = find_part(config.regulariser, StainNormalisation)
@@ -174,21 +175,21 @@ def write_exported(trial: Folder, out: Folder, model: ImageClassifier) -> None:
     """Write ``config.json`` and ``model.safetensors``, a copy of the trial's, into ``out``.
 
     Raises:
-        StorageError: the storage refused.
+        StorageError: the storage refused a write.
     """
-    out.write_json(CONFIG, model.config.model_dump(mode="json"))  # first: it says whose folder this is
+    out.write_json(CONFIG, model.config.model_dump(mode="json"))  # first: it marks the folder as an export
     out.write(WEIGHTS, trial.read(WEIGHTS))
 
 
 def load_exported(folder: Folder | Path | str) -> ImageClassifier:
     """Return the network in a folder that ``robustsweep select`` wrote, on the CPU, in evaluation mode.
 
-    Nothing is unpickled and nothing but this package's networks is built. The network answers the self-test first.
+    Nothing is unpickled, and only this package's networks are built. The network has to pass the self-test first.
 
     Raises:
         CheckpointError: a file is damaged, or was written by a version whose networks differ.
         StorageError: a file is missing.
-        ConfigError: torchvision or timm here does not have the network.
+        ConfigError: the installed torchvision or timm does not have the network.
     """
     place = folder if isinstance(folder, Folder) else Folder(folder)
     config = _read_config(place)
@@ -201,7 +202,7 @@ def load_exported(folder: Folder | Path | str) -> ImageClassifier:
     network = _build(config.architecture, config.images, num_classes=len(config.classes))
     restore_module(network, load_weights(place, WEIGHTS)[0], origin=f"{WEIGHTS} in {place.uri}")
     normalisation = config.normalisation
-    # As it was, whatever today's libraries say about the network.
+    # The stored values, whatever the installed libraries use for this network.
     network.mean.copy_(torch.tensor(normalisation.mean).view(1, -1, 1, 1))
     network.std.copy_(torch.tensor(normalisation.std).view(1, -1, 1, 1))
     network.input_size = normalisation.network_size_px
@@ -222,7 +223,7 @@ def _read_config(folder: Folder) -> ExportedConfig:
 
 
 def _build(architecture: Architecture, images: Images, *, num_classes: int) -> Classifier:
-    """Return the network with weights that are still random; the caller's random numbers are not touched."""
+    """Return the network with random weights; the caller's random state does not change."""
     model = ModelConfig(name=architecture.name, stem=architecture.stem, input_size=architecture.input_size)
     with torch.random.fork_rng(devices=[]):
         network = build_model(

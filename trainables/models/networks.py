@@ -1,14 +1,14 @@
 """Any torchvision or timm classification network, fitted to small and to grey images.
 
 - Grey images: the first convolution gets one input channel whose kernel is the sum over RGB, and images are
-  normalised by the mean over RGB: it answers as the original does to the RGB copy (exactly so where the channels
+  normalised by the mean over RGB: outputs are those of the original for the RGB copy (exactly so if the channels
   share one normalisation).
 - Small images (``stem: small``): the first convolution keeps its kernel and gets stride 1, a max-pool right after it
   is removed. Pretrained weights still fit.
 - Networks with a smallest or fixed input (Inception, ViT): images are upscaled on the device.
-- Dropout and stochastic depth that a network has of its own (MobileNet, ConvNeXt, …) stay as its library sets them,
-  unless the regulariser sets the latter.
-- Stain normalisation, where the regulariser asks for it, is part of the model: ``normalise`` does it first.
+- Built-in dropout and stochastic depth (MobileNet, ConvNeXt, …) stay as the library sets them, unless the regulariser
+  sets the stochastic depth.
+- Stain normalisation, if the regulariser has it, is part of the model: ``normalise`` applies it first.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from torch import Tensor, nn
 from trainables.config import ModelConfig
 from trainables.errors import ConfigError
 
-#: Below this side (px) a stem that divides by four leaves too little: MedMNIST and CIFAR practice.
+#: Image side (px) below which a stem that divides by four leaves too little: MedMNIST and CIFAR practice.
 SMALL_STEM_BELOW_PX = 48
 #: Sides tried, smallest first, until a network accepts its input (299: Inception).
 _INPUT_SIZES = (32, 64, 96, 128, 160, 192, 224, 299, 384)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-#: Ported from TensorFlow: trained on images in [−1, 1] (torchvision's ``transform_input`` says so in its own way).
+#: Networks ported from TensorFlow, trained on images in [−1, 1] (torchvision has ``transform_input`` for this).
 _TENSORFLOW_NAMES = ("inception_v3", "googlenet")
 
 
 class Classifier(nn.Module):
-    """A network together with what it expects: normalisation and input size.
+    """A network together with its normalisation and input size.
 
     Args:
         backbone: maps normalised images to logits.
-        head: name of the last linear (or 1×1 convolution) layer inside ``backbone``; its input are the features.
-        mean: per channel, of images in [0, 1].
-        std: per channel, of images in [0, 1].
+        head: name of the last linear (or 1×1 convolution) layer inside ``backbone``; its inputs are the features.
+        mean: mean per channel of images in [0, 1].
+        std: standard deviation per channel of images in [0, 1].
         input_size: side in px at which the backbone works.
     """
 
@@ -63,10 +63,10 @@ class Classifier(nn.Module):
         return self.backbone.get_submodule(self.head_name)
 
     def normalise(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
-        """Return float images, normalised (stains first, if the model does that), at the size of the data."""
+        """Return normalised float images at the size of the data, after stain normalisation if the model has it."""
         if self.stain is not None:
             images = self.stain(images)
-        # In place: a batch of 256 at 224 px is 147 MiB, and would be there three times.
+        # In place: a batch of 256 at 224 px is 147 MiB, and would otherwise be held three times.
         return images.float().div_(255.0).sub_(self.mean).div_(self.std)
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
@@ -79,7 +79,7 @@ class Classifier(nn.Module):
     def forward_features(
         self, images: Float[Tensor, "n c h w"]
     ) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n features"]]:
-        """Return logits and penultimate features (the input of the head; spatially averaged where it is a map)."""
+        """Return logits and penultimate features (the input of the head; spatially averaged if it is a map)."""
         seen: list[Tensor] = []
         hook = self.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
         try:
@@ -107,7 +107,7 @@ class Classifier(nn.Module):
             ConfigError: a weight is missing or has another shape.
         """
         mine = self.encoder_state()
-        # num_batches_tracked is absent in files older than 2018, and decides nothing.
+        # num_batches_tracked is absent in files older than 2018, and has no effect.
         misfits = [name for name in mine if name not in state and not name.endswith("num_batches_tracked")]
         misfits += [
             f"{name} {tuple(state[name].shape)} instead of {tuple(mine[name].shape)}"
@@ -144,19 +144,20 @@ def build_model(
     stochastic_depth: float | None = None,
     imagenet: Mapping[str, Tensor] | None = None,
 ) -> Classifier:
-    """Return the network for these images, with random weights drawn from torch's global generator.
+    """Return the network for these images; random weights are drawn from torch's global generator.
 
     Args:
         config: name, stem and input size.
         num_classes: number of logits.
         channels: 1 or 3.
         image_size: side of the stored images in px.
-        dropout: probability before the head; 0 is none.
-        stochastic_depth: probability to leave out the last residual branch; None: as the library sets it.
-        imagenet: RGB state dict for everything but the head (``pretraining.imagenet``).
+        dropout: dropout probability before the head; 0 adds no layer.
+        stochastic_depth: probability of skipping the last residual branch; None keeps the library's setting.
+        imagenet: RGB state dict for everything but the head (``pretraining.imagenet``); None keeps random weights.
 
     Raises:
-        ConfigError: no such network, no usable input size, no stochastic depth in it, or weights that do not fit.
+        ConfigError: the network does not exist, accepts no input size or has no stochastic depth, or the weights do
+            not fit.
     """
     origin = create_backbone(config.name, num_classes=num_classes, stochastic_depth=stochastic_depth)
     head = find_head(origin.backbone, num_classes, name=config.name)
@@ -191,7 +192,7 @@ def create_backbone(name: str, *, num_classes: int, stochastic_depth: float | No
     """Return the RGB network ``name`` with random weights; stochastic depth as for ``build_model``.
 
     Raises:
-        ConfigError: neither torchvision nor timm has it (the nearest names are given), or not with stochastic depth.
+        ConfigError: the library has no such network (the nearest names are given), or it has no stochastic depth.
     """
     if name.startswith("timm/"):
         return _create_timm(name.removeprefix("timm/"), num_classes, stochastic_depth)
@@ -202,7 +203,7 @@ def create_backbone(name: str, *, num_classes: int, stochastic_depth: float | No
 
 
 def _set_stochastic_depth(backbone: nn.Module, probability: float, *, name: str) -> None:
-    """Let the probability grow linearly from 0 at the first residual branch (Huang et al. 2016, equation 4)."""
+    """Set probabilities that rise linearly from 0 at the first residual branch (Huang et al. 2016, equation 4)."""
     from torchvision.ops import StochasticDepth
 
     layers = [layer for layer in backbone.modules() if isinstance(layer, StochasticDepth)]
@@ -223,7 +224,7 @@ def _create_torchvision(name: str, num_classes: int) -> _Origin:
     check_model_name(name)
     from torchvision import models
 
-    if name in _TENSORFLOW_NAMES:  # several outputs in training unless told otherwise
+    if name in _TENSORFLOW_NAMES:  # with aux_logits, training has several outputs
         backbone = models.get_model(name, weights=None, num_classes=num_classes, aux_logits=False, init_weights=True)
         return _Origin(backbone, (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), None)
     backbone = models.get_model(name, weights=None, num_classes=num_classes)
@@ -234,7 +235,7 @@ def check_model_name(name: str) -> None:
     """Check that torchvision, or timm for ``timm/<name>``, has the network.
 
     Raises:
-        ConfigError: it has not; the nearest names are given.
+        ConfigError: the library has no such network; the nearest names are given.
     """
     if name.startswith("timm/"):
         import timm
@@ -253,15 +254,15 @@ def _create_timm(name: str, num_classes: int, stochastic_depth: float | None) ->
     check_model_name(f"timm/{name}")
     import timm
 
-    # Not given at all where it is not asked for: many of timm's networks refuse the argument.
+    # Passed only if set: many of timm's networks refuse the argument.
     options = {} if stochastic_depth is None else {"drop_path_rate": stochastic_depth}
     try:
         backbone = timm.create_model(name, pretrained=False, num_classes=num_classes, **options)
-    except TypeError as error:  # how a network says that it has no such option
+    except TypeError as error:  # the network has no such option
         if "drop_path_rate" not in str(error):
             raise
         raise ConfigError(_lacks_stochastic_depth(f"timm/{name}")) from error
-    except RuntimeError as error:  # how timm says that the tag after the dot is unknown
+    except RuntimeError as error:  # timm does not know the tag after the dot
         raise ConfigError(f"model.name: timm could not build {name!r}: {error}") from error
     if stochastic_depth and not any(isinstance(layer, timm.layers.DropPath) for layer in backbone.modules()):
         raise ConfigError(_lacks_stochastic_depth(f"timm/{name}"))
@@ -326,7 +327,7 @@ def _make_stem_small(backbone: nn.Module) -> None:
     convolution.stride = (1, 1)
     layers = [(name, module) for name, module in backbone.named_modules() if isinstance(module, _STEM_LAYERS)]
     pools = [index for index, (_, module) in enumerate(layers) if isinstance(module, nn.MaxPool2d)]
-    # Right after the first convolution, or after the three 3×3 ones that timm's ResNets have in its place.
+    # Right after the first convolution, or after the three 3×3 convolutions that replace it in timm's ResNets.
     if pools and (pools[0] == 1 or layers[pools[0]][0] == "maxpool"):
         _replace(backbone, layers[pools[0]][0], nn.Identity())
 
@@ -341,7 +342,7 @@ def _make_grey(backbone: nn.Module) -> None:
 
 @torch.no_grad()
 def _find_input_size(model: Classifier, channels: int, image_size: int, *, wanted: int | None) -> int:
-    """Return the smallest side from ``image_size`` that the network accepts, or ``wanted`` if it does that."""
+    """Return the smallest side, from ``image_size`` up, that the network accepts; only ``wanted`` is tried if given."""
     was_training = model.training
     model.eval()
     problem: Exception | None = None
@@ -349,7 +350,7 @@ def _find_input_size(model: Classifier, channels: int, image_size: int, *, wante
     for size in sizes:
         try:
             model.backbone(torch.zeros(1, channels, size, size))
-        except (RuntimeError, ValueError, AssertionError) as error:  # how networks say "too small"
+        except (RuntimeError, ValueError, AssertionError) as error:  # raised for images that are too small
             problem = error
             continue
         model.train(was_training)

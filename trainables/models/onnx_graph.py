@@ -1,6 +1,6 @@
-"""An exported network as one ONNX file: uint8 images in, logits out, preprocessing and any batch size included.
+"""Conversion of an exported network to one ONNX file: uint8 images to logits, with preprocessing and any batch size.
 
-Needs the packages of the extra ``onnx``: torch's exporter is written with onnxscript, the check runs in onnxruntime.
+Needs the packages of the extra ``onnx``: torch's exporter uses onnxscript, the check runs in onnxruntime.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def check_onnx_installed() -> None:
     """Check that ONNX files can be written and run here.
 
     Raises:
-        ConfigError: a package is missing; the message names the extra.
+        ConfigError: a package is missing; the message names the extra to install.
     """
     missing = [package for package in _PACKAGES if find_spec(package) is None]
     if missing:

@@ -1,6 +1,6 @@
 """Operations that change every pixel by itself: brightness, contrast, gamma, hue, quantisation, histograms.
 
-Images of one channel have no colour: gains of one channel, hue, saturation and grayscale return them as they are.
+Images of one channel have no colour: gains of one channel, hue, saturation and grayscale return them unchanged.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def adjust_hue(images: Images, turns: Float[Tensor, " n"]) -> Images:
 
     In closed form, without hue: with m and C a pixel's minimum and chroma, and x − m written x, a sixth of a turn is
     x → C − x with the channels moved on by two; a further φ ≤ ½ sixths make channel x, followed by channel y on the
-    circle, clamp(x − y + clamp(y, φ·C, C − φ·C), 0, C); a negative φ looks at the channel before. Everything but φ·C
+    circle, clamp(x − y + clamp(y, φ·C, C − φ·C), 0, C); a negative φ uses the channel before. Everything but φ·C
     is whole, so that rounding φ·C is rounding the result, and the rest is done in uint8: a tenth of float32's time.
     """
     if is_grey(images):
@@ -121,7 +121,7 @@ def scale_saturation(images: Images, scale: Float[Tensor, " n"], offset: Float[T
 
 
 def _rgb_to_hsv(images: UInt8[Tensor, "n 3 h w"]) -> tuple[Tensor, Tensor, Tensor]:
-    """Hue in turns, saturation and value in [0, 1], each (n, h, w)."""
+    """Return hue in turns, saturation and value in [0, 1], each (n, h, w)."""
     red, green, blue = (images.float() / 255.0).unbind(1)
     value = torch.maximum(torch.maximum(red, green), blue)
     chroma = value - torch.minimum(torch.minimum(red, green), blue)
@@ -135,7 +135,7 @@ def _rgb_to_hsv(images: UInt8[Tensor, "n 3 h w"]) -> tuple[Tensor, Tensor, Tenso
 
 
 def _hsv_to_rgb(hue: Tensor, saturation: Tensor, value: Tensor) -> UInt8[Tensor, "n 3 h w"]:
-    """Inverse of ``_rgb_to_hsv``; hue may lie outside [0, 1)."""
+    """Return the RGB images, the inverse of ``_rgb_to_hsv``; hue may lie outside [0, 1)."""
     channels = []
     for number in (5.0, 3.0, 1.0):  # red, green, blue: v − v·s·max(0, min(k, 4−k, 1)), k = (number + 6h) mod 6
         k = torch.remainder(number + 6.0 * hue, 6.0)
@@ -180,7 +180,7 @@ def tabulate_autocontrast(images: Images) -> Tables:
 
 
 def equalize(images: Images) -> Images:
-    """Return every channel with its histogram equalised, as Pillow does it (integer arithmetic)."""
+    """Return every channel with its histogram equalised, as in Pillow (integer arithmetic)."""
     return apply_lut(images, tabulate_equalize(images))
 
 
@@ -196,7 +196,7 @@ def tabulate_equalize(images: Images) -> Tables:
 
 
 def equalize_as_opencv(images: Images) -> Images:
-    """Return every channel with its histogram equalised as OpenCV does it: the darkest level present becomes 0.
+    """Return every channel with its histogram equalised as in OpenCV: the darkest level present becomes 0.
 
     A channel of one value stays. Source: OpenCV's ``equalizeHist``, in its float32.
     """

@@ -1,6 +1,6 @@
 """Brightness, contrast and saturation as ImageNet-C defines them, in closed form.
 
-``ops/colour.py`` has the same words as StrongAugment and Pillow define them: factors instead of offsets.
+``ops/colour.py`` has operations of similar names as in StrongAugment and Pillow, with factors instead of offsets.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def add_value(images: Images, offset: Float[Tensor, " n"]) -> Images:
 
 
 def scale_contrast(images: Images, factor: Float[Tensor, " n"]) -> Images:
-    """Return m·x + (1−m)·mean(x), the mean of every channel for itself; 1 is identity.
+    """Return m·x + (1−m)·mean(x), with a separate mean for every channel; 1 is identity.
 
     Source: ``contrast`` of ImageNet-C.
     """
@@ -40,7 +40,7 @@ def saturate(images: Images, scale: Float[Tensor, " n"], offset: Float[Tensor, "
     """Return the images with HSV saturation s·scale + offset, cut to [0, 1]; (1, 0) is identity.
 
     Source: ``saturate`` of ImageNet-C and MedMNIST-C, in which pixels without a hue turn red where the offset is not
-    0 (``colour.scale_saturation`` leaves them grey). Grey images come back as they are.
+    0 (``colour.scale_saturation`` leaves them grey). Grey images are returned unchanged.
     """
     if is_grey(images):
         return images
@@ -48,7 +48,7 @@ def saturate(images: Images, scale: Float[Tensor, " n"], offset: Float[Tensor, "
     chroma = value - images.amin(1, keepdim=True)
     present = chroma / value.clamp(min=1.0)
     wanted = (present * per_sample(scale) + per_sample(offset)).clamp(0, 1)
-    # v − x is v·s times what the hue decides, and proportional to s.
+    # v − x is v·s times a factor that depends on the hue only, hence proportional to s.
     result = value - (value - images) * (wanted / present.clamp(min=1e-6))
     is_red = torch.tensor([0.0, 1.0, 1.0], device=images.device)[:, None, None]  # hue 0: green and blue go down
     return cut_to_uint8_(torch.where(chroma > 0, result, value * (1.0 - wanted * is_red)))

@@ -1,4 +1,4 @@
-"""Outlines as OpenCV finds them (Canny's edges), and distances to them, for a whole batch; exact, in integers."""
+"""Contours as OpenCV finds them (Canny's edges), and distances to them, for a whole batch; exact, in integers."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from torch.nn import functional as F
 
 #: tan 22.5° and tan 67.5° (2 more than the former) in OpenCV's 15-bit fixed point.
 _TAN_22, _TAN_67 = 13573, 13573 + 2**16
-#: Growing by one pixel is cheap, looking whether anything has changed waits for a GPU.
+#: Growth steps between two checks for changes: growing by one pixel is cheap, but a check waits for the GPU.
 _STEPS_BETWEEN_LOOKS = 8
-#: Costs of moves in ten-thousandths of a pixel: sideways, aslant, and as a knight (Borgefors 1986: 1, 1.4, 2.1969).
+#: Distances are in ten-thousandths of a pixel. Moves cost 1 along an axis, 1.4 diagonally and 2.1969 as a chess knight
+#: moves (Borgefors 1986).
 DISTANCE_UNIT = 10_000
 _MOVES = (
     (10_000, ((0, 1), (1, 0))),
@@ -21,7 +22,7 @@ _MOVES = (
 
 
 def find_contours(levels: UInt8[Tensor, "n 1 h w"], *, weak: int, strong: int) -> Bool[Tensor, "n 1 h w"]:
-    """Return where the contours are: ridges of the gradient above ``strong``, and those above ``weak`` they lead to.
+    """Return the pixels of contours: gradient ridges above ``strong``, and ridges above ``weak`` connected to them.
 
     Source: OpenCV's ``Canny(levels, weak, strong)``, the same pixels: Sobel's 3×3 gradients with repeated borders, L1
     norm, no gradient outside the image, neighbours in eight directions.
@@ -33,7 +34,7 @@ def find_contours(levels: UInt8[Tensor, "n 1 h w"], *, weak: int, strong: int) -
 
 
 def _compute_gradients(levels: UInt8[Tensor, "n 1 h w"]) -> tuple[Int32[Tensor, "n 1 h w"], Int32[Tensor, "n 1 h w"]]:
-    """Sobel's, to the right and down; −1020 … 1020."""
+    """Return Sobel's gradients to the right and down, in −1020 … 1020."""
     padded = F.pad(levels.float(), (1, 1, 1, 1), mode="replicate").to(torch.int32)
     rows = padded[..., :-2, :] + 2 * padded[..., 1:-1, :] + padded[..., 2:, :]
     columns = padded[..., :-2] + 2 * padded[..., 1:-1] + padded[..., 2:]
@@ -43,9 +44,9 @@ def _compute_gradients(levels: UInt8[Tensor, "n 1 h w"]) -> tuple[Int32[Tensor, 
 def _is_ridge(
     strength: Int32[Tensor, "n 1 h w"], right: Int32[Tensor, "n 1 h w"], down: Int32[Tensor, "n 1 h w"]
 ) -> Bool[Tensor, "n 1 h w"]:
-    """Whether a pixel's gradient is the largest along its own direction, rounded to eighths of a turn.
+    """Return whether a pixel's gradient is the largest along its own direction, rounded to eighths of a turn.
 
-    Of two equal neighbours that are not aslant the first is the ridge, as in OpenCV.
+    Of two equal neighbours in a row or column the first is the ridge, as in OpenCV.
     """
     height, width = strength.shape[-2:]
     padded = F.pad(strength, (1, 1, 1, 1))
@@ -65,8 +66,8 @@ def _is_ridge(
 
 
 def _grow(found: Bool[Tensor, "n 1 h w"], passable: Bool[Tensor, "n 1 h w"]) -> Bool[Tensor, "n 1 h w"]:
-    """What is found and every passable pixel that it touches, in eight directions, again and again."""
-    # Rows follow each other, with an empty column between: what leaves one does not enter the next.
+    """Return the found pixels and all passable pixels connected to them in eight directions."""
+    # Rows follow each other with an empty column in between, so that growth does not cross from one row to the next.
     ground = F.pad(passable, (0, 1, 1, 1)).flatten(1)
     height, wide = passable.shape[-2], passable.shape[-1] + 1
     grown = F.pad(found, (0, 1, 1, 1)).flatten(1)
@@ -79,7 +80,7 @@ def _grow(found: Bool[Tensor, "n 1 h w"], passable: Bool[Tensor, "n 1 h w"]) -> 
 
 
 def _spread(flags: Bool[Tensor, "n p"], step: int) -> Bool[Tensor, "n p"]:
-    """Every flag and those ``step`` before and after it."""
+    """Return the flags, with those ``step`` before and after each set flag set as well."""
     spread = flags.clone()
     spread[:, step:] |= flags[:, :-step]
     spread[:, :-step] |= flags[:, step:]
@@ -87,17 +88,17 @@ def _spread(flags: Bool[Tensor, "n p"], step: int) -> Bool[Tensor, "n p"]:
 
 
 def measure_distance(found: Bool[Tensor, "n 1 h w"], *, limit_px: int) -> Int32[Tensor, "n 1 h w"]:
-    """Return the length of the shortest way to a pixel found, at most the limit, in ten-thousandths of a pixel.
+    """Return the length of the shortest path to a found pixel, at most the limit, in ten-thousandths of a pixel.
 
-    Source: OpenCV's ``distanceTransform`` with ``DIST_L2`` and mask size 5, as Intel's library computes it that the
-    wheels for x86 bring; OpenCV's own code has the costs in 16-bit fixed point, 1.4 is 1.39999 there.
+    Source: OpenCV's ``distanceTransform`` with ``DIST_L2`` and mask size 5, as computed by Intel's library, which
+    the wheels for x86 contain; OpenCV's own code has the costs in 16-bit fixed point, where 1.4 is 1.39999.
 
-    A shortest way has moves of two kinds, in any order: all moves of one kind after the other find it, each kind by
-    doubling, 1, 2, 4, … moves at a time.
+    A shortest path has moves of two kinds, in any order. So all moves of one kind are made after those of another, each
+    kind by doubling: 1, 2, 4, … moves at a time.
     """
     height, width = found.shape[-2:]
     limit = limit_px * DISTANCE_UNIT
-    # Columns on the right: whatever leaves a row there would reach the next one beyond the limit.
+    # Further columns on the right: a path that leaves a row there exceeds the limit before it reaches the next row.
     wide = width + limit_px
     ways = F.pad(torch.where(found, 0, limit).to(torch.int32), (0, limit_px), value=limit).flatten(1)
     longer = torch.empty_like(ways)

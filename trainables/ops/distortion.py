@@ -16,7 +16,7 @@ from trainables.seeding import uniform
 Images = UInt8[Tensor, "n c h w"]
 Seeds = Int64[Tensor, " n"]
 
-#: Copies follow copies at most 2⁶ times: a seventh doubling would matter to one pixel in 10²⁴ (below .42⁶⁴).
+#: Chains of at most 2⁶ copies are followed: a seventh doubling would matter to one pixel in 10²⁴ (below .42⁶⁴).
 _DOUBLINGS = 6
 
 
@@ -31,9 +31,9 @@ def glass_blur(images: Images, seeds: Seeds, *, sigma_px: float, reach_px: float
     Args:
         images: uint8 images.
         seeds: one per sample.
-        sigma_px: of both blurs.
-        reach_px: rounded, at least 1; of less than 1 px, only that share of the pixels is replaced.
-        rounds: how often the loop runs.
+        sigma_px: sigma of both blurs.
+        reach_px: largest shift per axis, rounded, at least 1; below 1 px only that share of the pixels is replaced.
+        rounds: number of times that the loop runs.
     """
     num, channels, height, width = images.shape
     radius = max(1, math.ceil(4.0 * sigma_px))  # 4 sigma: scikit-image
@@ -46,7 +46,7 @@ def glass_blur(images: Images, seeds: Seeds, *, sigma_px: float, reach_px: float
 
 
 def _follow_copies(seeds: Seeds, number: int, size: tuple[int, int], reach_px: float) -> Int64[Tensor, "n pixels"]:
-    """Return which pixel's value every pixel has after one round of the loop."""
+    """Return the index of the pixel whose value every pixel has after one round of the loop."""
     height, width = size
     num_pixels, reach = height * width, max(1, round(reach_px))
     choice = torch.floor(uniform(seeds, num_pixels, stream=("glass", number)) * (2 * reach) ** 2).to(torch.int64)
@@ -58,7 +58,7 @@ def _follow_copies(seeds: Seeds, number: int, size: tuple[int, int], reach_px: f
     if reach_px < 1.0:
         moves = inside & (uniform(seeds, num_pixels, stream=("moves", number)) < reach_px)
     target = here + moves * (down * width + right)
-    # The loop runs backwards: a later pixel that it visits too has been replaced by now, any other is the original.
+    # The loop runs backwards: a later pixel that also moves has already been replaced, any other is still the original.
     is_replaced = (target > here) & moves.gather(1, target)
     # 0 … pixels − 1 mean "what that pixel has become", pixels … 2·pixels − 1 the original pixel, which ends a chain.
     chain = torch.cat([target + num_pixels * ~is_replaced, (here + num_pixels).expand_as(target)], dim=1)
@@ -76,7 +76,7 @@ def elastic_transform(images: Images, seeds: Seeds, *, amplitude_px: float, sigm
         images: uint8 images.
         seeds: one per sample.
         amplitude_px: largest displacement down and right before smoothing, which takes most of it.
-        sigma_px: of the Gaussian that smooths the displacements; cut at 3 sigma.
+        sigma_px: sigma of the Gaussian that smooths the displacements; cut at 3 sigma.
     """
     height, width = images.shape[-2:]
     draws = 2.0 * uniform(seeds, 2, height, width, stream="elastic") - 1.0
@@ -88,12 +88,12 @@ def elastic_transform(images: Images, seeds: Seeds, *, amplitude_px: float, sigm
 
 
 def elastic_radius(sigma_px: float) -> int:
-    """Return where ``elastic_transform`` cuts its Gaussian."""
+    """Return the radius (px) at which ``elastic_transform`` cuts its Gaussian."""
     return math.floor(3.0 * sigma_px + 0.5)
 
 
 def zoom_blur(images: Images, *, largest: float, step: float) -> Images:
-    """Return the mean of the images and of what zooming by 1, 1 + step, …, ``largest`` about the centre shows.
+    """Return the mean of the images and of their zooms by 1, 1 + step, …, ``largest`` about the centre.
 
     Source: ``zoom_blur`` of ImageNet-C (bilinear, the image itself counts twice).
     """
@@ -108,7 +108,7 @@ def zoom_blur(images: Images, *, largest: float, step: float) -> Images:
 
 
 def _zoom(pixels: Float[Tensor, "n c h w"], factor: float) -> Float[Tensor, "n c H W"]:
-    """Return the middle enlarged to at least the whole, corners kept, in 8 binary places."""
+    """Return the middle part enlarged to at least the full size, corners aligned, rounded to 8 binary places."""
     height, width = pixels.shape[-2:]
     part_height, part_width = math.ceil(height / factor), math.ceil(width / factor)
     top, left = (height - part_height) // 2, (width - part_width) // 2

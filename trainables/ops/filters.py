@@ -20,25 +20,25 @@ from trainables.ops.pixels import cut_to_uint8_, is_grey, per_sample, to_uint8, 
 
 Images = UInt8[Tensor, "n c h w"]
 
-#: StrongAugment’s.
+#: StrongAugment's embossing kernel.
 EMBOSS = ((-2, -1, 0), (-1, 1, 1), (0, 1, 2))
-#: From this radius on a disk has pixels enough to be made of whole ones.
+#: Radius from which on a disk has enough pixels to consist of whole ones.
 _COARSE_PX = 2.0
-#: Beyond this radius ImageNet-C softens a disk's edge with 5×5 pixels instead of 3×3.
+#: Radius beyond which ImageNet-C softens a disk's edge with 5×5 pixels instead of 3×3.
 _WIDE_PX = 8.0
 #: Pillow's smoothing kernel, 1/13 of it; sharpness blends with it.
 _SMOOTH = ((1, 1, 1), (1, 5, 1), (1, 1, 1))
 
 
 def _mirrored(side: int, radius: int, device: torch.device) -> Int64[Tensor, " padded"]:
-    """Indices −radius … side+radius−1 mirrored into the image without repeating the edge; any radius."""
+    """Return the indices −radius … side+radius−1 mirrored into the image without repeating the edge; any radius."""
     period = max(1, 2 * (side - 1))
     index = torch.arange(-radius, side + radius, device=device) % period
     return torch.minimum(index, period - index)
 
 
 def _pad(images: Num[Tensor, "n c h w"], radius: int, dtype: torch.dtype | None = None) -> Num[Tensor, "n c H W"]:
-    """The images with mirrored borders, as ``dtype``."""
+    """Return the images with mirrored borders, as ``dtype``."""
     height, width = images.shape[-2:]
     if radius < min(height, width):  # slices: on a CPU 50 times as fast as picking columns by index
         sides = (*images.shape[:2], height + 2 * radius, width + 2 * radius)
@@ -55,7 +55,7 @@ def _pad(images: Num[Tensor, "n c h w"], radius: int, dtype: torch.dtype | None 
 
 
 def filter_3x3(images: Num[Tensor, "n c h w"], kernel: tuple[tuple[int, ...], ...]) -> Float[Tensor, "n c h w"]:
-    """Return Σ kernel · neighbours, not normalised; of uint8 these are integers below 2²⁴, hence exact in float32."""
+    """Return Σ kernel · neighbours, not normalised; for uint8 these are integers below 2²⁴, hence exact in float32."""
     height, width = images.shape[-2:]
     padded = _pad(images, 1, torch.float32)
     result = torch.zeros(images.shape, device=images.device)
@@ -84,8 +84,8 @@ def _add(images: Images, amount: Float[Tensor, " n"], added: Int16[Tensor, "n c 
 def emboss(images: Images, amount: Float[Tensor, " n"]) -> Images:
     """Return (1−m)·x + m·(3×3 embossing of x); 0 is identity.
 
-    ``EMBOSS`` is the pixel plus four differences of pairs:
-    those right and left of it, each with its neighbour towards the corner, and those below and above likewise.
+    ``EMBOSS`` is the pixel plus differences of pairs of neighbours: the pair on the right minus the pair on the left,
+    and the pair below minus the pair above. A pair is a direct neighbour and the one next to it towards the corner.
     """
     padded = _pad(images, 1, torch.int16)
     beside = padded[..., :-1] + padded[..., 1:]
@@ -95,7 +95,7 @@ def emboss(images: Images, amount: Float[Tensor, " n"]) -> Images:
 
 
 def adjust_sharpness(images: Images, factor: Float[Tensor, " n"]) -> Images:
-    """Return m·x + (1−m)·smooth(x) as Pillow and torchvision do: 0 smooth, 1 identity, 2 sharper; borders stay."""
+    """Return m·x + (1−m)·smooth(x) as in Pillow and torchvision: 0 smooth, 1 identity, 2 sharper; borders stay."""
     m = per_sample(factor)
     result = to_uint8(m * images + (1 - m) * (filter_3x3(images, _SMOOTH) / 13.0).round())
     for edge in (0, -1):
@@ -115,7 +115,7 @@ def gaussian_blur(images: Images, sigma_px: Float[Tensor, " n"], radius_px: Int6
     weights = torch.where(radius_px >= distance, torch.exp(-(distance**2) / (2.0 * sigma**2)), 0.0)
     total = 2.0 * sum(weights[1:].unbind(), torch.zeros_like(sigma)) + 1.0  # a wider neighbour only adds exact zeros
     scaled = (weights / total).float()[:, :, None, None, None].unbind()
-    # Which images reach so far: of a batch ordered by radius, no others.
+    # Images whose kernel reaches this far; in a batch ordered by radius their span contains no others.
     wide = [[number for number, radius in enumerate(radii) if radius >= away] for away in range(largest + 1)]
     spans = [slice(numbers[0], numbers[-1] + 1) for numbers in wide] if radii else [slice(0)]
     rows = _sum_pairs(padded, scaled, spans, dim=2, side=height)
@@ -130,9 +130,9 @@ def _sum_pairs(
     dim: int,
     side: int,
 ) -> Float[Tensor, "n c H W"]:
-    """Sum over a symmetric kernel along ``dim``: one product for the two pixels at the same distance.
+    """Return the sum over a symmetric kernel along ``dim``: one product for the two pixels at the same distance.
 
-    Outside its span a distance has the weight 0 and is left out, which is the same as adding it.
+    Images outside the span of a distance have the weight 0 there and are left out, which gives the same sum.
     """
     radius = len(weights) - 1
     result = padded.narrow(dim, radius, side) * weights[0]
@@ -146,7 +146,7 @@ def _sum_pairs(
 
 
 def blur_alike(images: Images, *, sigma_px: float, radius_px: int) -> Images:
-    """Return the images blurred by one Gaussian of ``sigma_px`` (> 0), cut at ``radius_px``; exact, hence any batch.
+    """Return the images blurred by one Gaussian of ``sigma_px`` (> 0), cut at ``radius_px``; exact in any batch.
 
     Borders are repeated and fractions cut off, as in ImageNet-C; ``gaussian_blur`` mirrors and rounds.
     """
@@ -169,7 +169,7 @@ def smooth_field(field: Float[Tensor, "n c h w"], *, sigma_px: float, radius_px:
 
 
 def smooth_inside(field: Float[Tensor, "n c h w"], *, sigma_px: float, radius_px: int) -> Float[Tensor, "n c h w"]:
-    """Return what ``smooth_field`` does, with the numbers at the border repeated outside instead of mirrored."""
+    """Return the result of ``smooth_field``, but with the border repeated outside instead of mirrored."""
     padded = F.pad(field, (radius_px,) * 4, mode="replicate")
     return _smooth(padded, gaussian_weights(sigma_px, radius_px))
 
@@ -195,8 +195,8 @@ def smoothing_gain(sigma_px: float, radius_px: int) -> float:
 def defocus_blur(images: Images, *, radius_px: float, alias_px: float) -> Images:
     """Return the images blurred by a disk of ``radius_px``, its edge softened by ``alias_px``.
 
-    Source: ``defocus_blur`` of ImageNet-C, whose disks are made of whole pixels. Differs: of a disk smaller than 2 px,
-    pixels count by how much of them is covered, so that on small images radii below 1 px exist.
+    Source: ``defocus_blur`` of ImageNet-C, whose disks are made of whole pixels. Differs: below a radius of 2 px,
+    pixels are weighted by how much of them is covered, so that radii below 1 px have an effect on small images.
     """
     kernel = _disk(radius_px, alias_px)
     # 16-bit fixed point: products with uint8 sum to little more than 2²⁴, so what is not saturated is exact in float32.
@@ -210,7 +210,7 @@ def _correlate_by_runs(
 ) -> Int32[Tensor, "n c h w"]:
     """Return Σ kernel[i][j] · padded[y + i, x + j], exact, from running sums: a run of equal weights costs two terms.
 
-    Partial sums may wrap around in 32 bits; the result does not, and arithmetic modulo 2³² finds it.
+    Partial sums may wrap around in 32 bits; the result fits, so arithmetic modulo 2³² yields it.
     """
     height, width = size
     sums = F.pad(padded.to(torch.int32).cumsum(3, dtype=torch.int32), (1, 0))
@@ -231,7 +231,7 @@ def _correlate_by_runs(
 
 
 def _disk(radius_px: float, alias_px: float) -> Float[Tensor, "k k"]:
-    """The kernel of ImageNet-C, its edge at 8 and 10 px included: cut off and mirrored, it adds up to 1.01."""
+    """Return the kernel of ImageNet-C, with its edge at 8 and 10 px: cut off and mirrored, it adds up to 1.01."""
     half, reach = (8, 1) if radius_px <= _WIDE_PX else (math.ceil(radius_px), 2)
     axis = torch.arange(-half, half + 1, dtype=torch.float64)
     distance = torch.sqrt(axis[:, None] ** 2 + axis[None, :] ** 2)
@@ -242,7 +242,7 @@ def _disk(radius_px: float, alias_px: float) -> Float[Tensor, "k k"]:
 
 
 def motion_blur(images: Images, angle: Float[Tensor, " n"], *, num_taps: int, sigma_px: float) -> Images:
-    """Return the images smeared one way along ``angle`` (radians), weights a half Gaussian of ``sigma_px``.
+    """Return the images smeared in one direction along ``angle`` (radians), weights a half Gaussian of ``sigma_px``.
 
     Source: ``motion_blur`` of ImageNet-C (ImageMagick): whole-pixel steps, edge pixels repeated.
     """
@@ -252,7 +252,7 @@ def motion_blur(images: Images, angle: Float[Tensor, " n"], *, num_taps: int, si
 def smear(
     levels: Float[Tensor, "n c h w"], angle: Float[Tensor, " n"], *, num_taps: int, sigma_px: float
 ) -> Float[Tensor, "n c h w"]:
-    """Return ``motion_blur`` of whole numbers, not rounded: below 2⁸ exact in float32, below 2³⁷ in float64."""
+    """Return ``motion_blur`` of whole numbers without rounding: below 2⁸ exact in float32, below 2³⁷ in float64."""
     num, channels, height, width = levels.shape
     weights = [math.exp(-(step**2) / (2.0 * sigma_px**2)) for step in range(num_taps)]
     fixed = [math.floor(weight / sum(weights) * 2**16) for weight in weights]  # sums stay below 2²⁴: exact
@@ -275,8 +275,8 @@ def smear(
 def pixelate(images: Images, *, kept: float) -> Images:
     """Return the images averaged down to ``kept`` (in (0, 1], 1 is identity) of their sides and enlarged again.
 
-    Both ways by exact overlap of areas: picking nearest pixels instead, as in ImageNet-C, moves edges by up to a cell,
-    and at 32 px a milder level then often does more damage than a stronger one.
+    Both steps weight pixels by exact overlap of areas. Nearest pixels instead, as in ImageNet-C, move edges by up to a
+    cell, and at 32 px a milder level then often does more damage than a stronger one.
     """
     height, width = images.shape[-2:]
     small = (max(1, int(height * kept)), max(1, int(width * kept)))
@@ -297,7 +297,7 @@ def _resize_by_area(images: Images, size: tuple[int, int]) -> UInt8[Tensor, "n c
 
 
 def _overlap_taps(side: int, target: int, device: torch.device) -> list[tuple[Tensor, Tensor]]:
-    """The k-th source pixel that every target cell covers, and its weight; 0 where a cell covers fewer."""
+    """Return for every k the k-th source pixel of each target cell and its weight; 0 where a cell covers fewer."""
     weights = _overlap_weights(side, target)
     first = (weights > 0).to(torch.uint8).argmax(1)
     taps = []
@@ -309,7 +309,7 @@ def _overlap_taps(side: int, target: int, device: torch.device) -> list[tuple[Te
 
 
 def _overlap_weights(side: int, target: int) -> Float[Tensor, "target side"]:
-    """Share of every source pixel in every target cell, in 16-bit fixed point."""
+    """Return the share of every source pixel in every target cell, in 16-bit fixed point."""
     edges = torch.arange(target + 1, dtype=torch.float64) * (side / target)
     pixel = torch.arange(side, dtype=torch.float64)
     overlap = torch.minimum(edges[1:, None], pixel + 1) - torch.maximum(edges[:-1, None], pixel)
@@ -319,25 +319,25 @@ def _overlap_weights(side: int, target: int) -> Float[Tensor, "target side"]:
 def jpeg(images: Images, quality: Int64[Tensor, " n"]) -> Images:
     """Return the images after JPEG encoding at ``quality`` (0–100; libjpeg reads 0 as 1) and decoding.
 
-    Always on the CPU with Pillow's libjpeg (4:2:0 chroma, as in ImageNet-C and MedMNIST-C), so that a study gives the
-    same pixels with and without a GPU. torchvision's codec is deprecated since 0.29.
+    Always runs on the CPU with Pillow's libjpeg (4:2:0 chroma, as in ImageNet-C and MedMNIST-C), so that a study gives
+    the same pixels with and without a GPU. torchvision's codec is deprecated since 0.29.
     """
     if is_grey(images):
         mode, pixels = "L", images[:, 0].cpu()
     else:  # Pillow keeps a colour pixel in four bytes: red, green, blue, unused
         red, green, blue = images.cpu().to(torch.int32).unbind(1)
         mode, pixels = "RGBX", red.add_(green, alpha=2**8).add_(blue, alpha=2**16)
-    # No batched codec exists: one call an image.
+    # No batched codec exists: one call per image.
     recoded = [_recode_jpeg(image, mode, max(1, q)) for image, q in zip(pixels.numpy(), quality.tolist(), strict=True)]
     decoded = torch.frombuffer(bytearray(b"".join(recoded)), dtype=pixels.dtype).reshape(pixels.shape)
     result = torch.empty(images.shape, dtype=torch.uint8)
     for channel in range(images.shape[1]):
-        result[:, channel] = decoded >> 8 * channel if channel else decoded  # the lowest byte is what uint8 keeps
+        result[:, channel] = decoded >> 8 * channel if channel else decoded  # uint8 keeps the lowest byte
     return result.to(images.device)
 
 
 def _recode_jpeg(pixels: Shaped[np.ndarray, "h w"], mode: str, quality: int) -> bytes:
-    """Encode and decode with the codecs alone: saving and opening a file is Python, and slower."""
+    """Return the bytes after encoding and decoding by the codecs alone: saving and opening a file is slower."""
     height, width = pixels.shape
     image = Image.frombuffer(mode, (width, height), pixels, "raw", mode, 0, 1)
     code = image.tobytes("jpeg", mode, quality)

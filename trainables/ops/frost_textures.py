@@ -1,4 +1,4 @@
-"""Frost on glass, made once from seeded noise: feathers of ice that grow from the edges, as textures."""
+"""Textures of frost on glass, generated once from seeded noise as feathers of ice."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ from trainables.seeding import derive_seed, uniform
 
 #: ImageNet-C ships six photographs and uses five.
 NUM_TEXTURES = 5
-#: Side at which textures are grown: twice the 224 px at which ImageNet-C cuts its parts, and some room.
+#: Side at which textures are generated: twice the 224 px at which ImageNet-C cuts its parts, and some room.
 _SIDE_PX = 512
 #: Side at which feathers are drawn, then enlarged: a quarter of the time.
 _GROWN_PX = 256
 #: Smallest scale: CIFAR-10-C shrinks its photographs to a fifth for 32 px.
 _SMALLEST = 0.2
-#: Places at which a line is looked at.
+#: Number of samples along a line.
 _NUM_TAPS = 17
 #: Mean red, green and blue of the textures, and their standard deviation: about those of the photographs.
 _TINTS = ((78, 149, 166), (201, 205, 214), (138, 153, 165), (112, 123, 135), (71, 95, 105))
@@ -29,9 +29,9 @@ _DEVIATIONS = (27, 22, 28, 43, 42)
 
 @lru_cache(maxsize=8)
 def frost_textures(image_side_px: int, device: torch.device) -> UInt8[Tensor, "k 3 side side"]:
-    """Return the textures at the scale that fits images of a side: at 224 px as grown, in proportion elsewhere.
+    """Return the textures scaled for images of ``image_side_px``: as generated at 224 px, else in proportion.
 
-    The textures are larger than the images by an eighth or more, so that every image gets another part.
+    The textures are larger than the images by an eighth or more, so that images get different parts.
     """
     scale = max(_SMALLEST, image_side_px / 224)
     side = max(round(_SIDE_PX * scale), image_side_px + image_side_px // 8 + 1)
@@ -43,7 +43,7 @@ def frost_textures(image_side_px: int, device: torch.device) -> UInt8[Tensor, "k
 
 @lru_cache(maxsize=1)
 def _grow_textures() -> Float[Tensor, "k 3 512 512"]:
-    """Ridges of noise in three sizes, drawn out along a field of directions; always computed on the CPU."""
+    """Return ridges of noise in three sizes, drawn out along a field of directions; always computed on the CPU."""
     textures = []
     for number, (tint, deviation) in enumerate(zip(_TINTS, _DEVIATIONS, strict=True)):
         angle = 2.0 * torch.pi * _noise(number, "angle", cells=4, side=_GROWN_PX)
@@ -60,7 +60,7 @@ def _grow_textures() -> Float[Tensor, "k 3 512 512"]:
 
 
 def _noise(number: int, name: object, *, cells: int, side: int) -> Float[Tensor, "side side"]:
-    """Smooth noise in [0, 1]: uniform numbers on a grid of ``cells``², bicubic in between."""
+    """Return smooth noise in [0, 1]: uniform numbers on a grid of ``cells``², bicubic in between."""
     seed = torch.tensor([derive_seed("frost", number, name)])
     grid = uniform(seed, 1, cells + 3, cells + 3, stream=name)
     larger = round(side * (cells + 3) / cells)
@@ -72,7 +72,7 @@ def _noise(number: int, name: object, *, cells: int, side: int) -> Float[Tensor,
 def _draw_out(
     field: Float[Tensor, "side side"], angle: Float[Tensor, "side side"], *, length_px: float
 ) -> Float[Tensor, "side side"]:
-    """The mean of the field along short lines in the directions ``angle`` (line integral convolution)."""
+    """Return the mean of the field along short lines in the directions ``angle`` (line integral convolution)."""
     side = field.shape[0]
     axis = torch.arange(side, dtype=torch.float32)
     total = torch.zeros_like(field)

@@ -18,7 +18,7 @@ def flip(images: Images, chosen: Bool[Tensor, " n"], *, dim: int) -> Images:
 
 
 def resize_crop(images: Images, boxes: Float[Tensor, "n 4"], *, size: int) -> UInt8[Tensor, "n c size size"]:
-    """Return the boxes (top, left, height, width, in px, inside the image) enlarged to ``size``², bilinear."""
+    """Return the boxes (top, left, height, width, in px, inside the image) resized to ``size``², bilinear."""
     height, width = images.shape[-2:]
     top, left, box_height, box_width = (value[:, None] for value in boxes.unbind(1))
     centre = (torch.arange(size, device=images.device) + 0.5) / size
@@ -29,7 +29,7 @@ def resize_crop(images: Images, boxes: Float[Tensor, "n 4"], *, size: int) -> UI
 
 
 def pick_crop(masks: Images, boxes: Float[Tensor, "n 4"], *, size: int) -> UInt8[Tensor, "n c size size"]:
-    """Return the boxes (top, left, height, width, in px, inside the image) enlarged to ``size``², nearest pixel."""
+    """Return the boxes (top, left, height, width, in px, inside the image) resized to ``size``², nearest pixel."""
     num, channels, height, width = masks.shape
     top, left, box_height, box_width = (value[:, None] for value in boxes.unbind(1))
     centre = (torch.arange(size, device=masks.device) + 0.5) / size
@@ -40,12 +40,12 @@ def pick_crop(masks: Images, boxes: Float[Tensor, "n 4"], *, size: int) -> UInt8
 
 
 def warp_affine(images: Images, matrices: Float[Tensor, "n 2 3"], *, fill: int = 0) -> Images:
-    """Return the images looked up at matrix · (x, y, 1), nearest pixel, ``fill`` outside.
+    """Return the images sampled at matrix · (x, y, 1), nearest pixel, ``fill`` outside.
 
     Args:
         images: uint8 images.
-        matrices: from a place in the result to the place in the source, px, pixel centres at .5, origin top left.
-        fill: grey value 0–255 of what comes in from outside.
+        matrices: maps from a place in the result to the place in the source; px, pixel centres at .5, origin top left.
+        fill: grey value 0–255 of pixels from outside the image.
     """
     num, channels, height, width = images.shape
     y = (torch.arange(height, device=images.device) + 0.5)[None, :, None]

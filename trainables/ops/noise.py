@@ -68,7 +68,7 @@ def add_shot_noise(images: Images, seeds: Seeds, *, photons: float) -> Images:
 
 @lru_cache(maxsize=16)
 def _poisson_thresholds(photons: float, device: torch.device) -> Int32[Tensor, "256 k"]:
-    """Row x: the smallest 24-bit draw that means more than 0, 1, … counts at the rate x/255 · photons; k = 2^m."""
+    """Return in row x the smallest 24-bit draws that mean more than 0, 1, … counts at rate x/255 · photons; k = 2^m."""
     largest = math.ceil(photons + 8.0 * math.sqrt(photons) + 20.0)  # 2⁻²⁵ lies below 5.5 σ plus skew
     counts = torch.arange(largest + 1, dtype=torch.float64, device=device)
     rates = (levels(device) / 255.0 * photons).clamp(min=1e-300)[:, None]

@@ -1,7 +1,7 @@
-"""Things that lie over the object: deposits of stain, air bubbles, the black frame of a dermatoscope, characters.
+"""Artefacts that cover the object: deposits of stain, air bubbles, the black frame of a dermatoscope, characters.
 
-All of MedMNIST-C. Lengths are in px of the image at hand; positions and numbers are drawn per sample, and a loop goes
-over the things, never over the images.
+All are from MedMNIST-C. Lengths are in px of the given images. Positions and numbers are drawn per sample, and loops
+run over the artefacts, never over the images.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from trainables.seeding import uniform
 Images = UInt8[Tensor, "n c h w"]
 Seeds = Int64[Tensor, " n"]
 
-#: Opacity of a bubble and of its rim (of 255), and the fewest bubbles there are.
+#: Opacity of a bubble and of its rim (of 255), and the smallest number of bubbles.
 _BUBBLE, _RIM, _FEWEST_BUBBLES = 100.0, 130.0, 7
-#: Bumps of a deposit's outline: how many a turn, and how high as a share of the radius.
+#: Bumps of a deposit's outline: number per turn, and height as a share of the radius.
 _BUMPS = ((2, 0.18), (3, 0.14), (5, 0.10), (9, 0.06))
-#: Pillow's built-in bitmap font: px of a letter, with the gap behind it.
+#: Size of a letter in Pillow's built-in bitmap font (px), with the gap behind it.
 _GLYPH_HEIGHT, _GLYPH_WIDTH = 11, 6
 _LETTERS = "abcdefghijklmnopqrstuvwxyz"
 _FEWEST_LETTERS = 3
@@ -68,9 +68,9 @@ def add_bubbles(images: Images, seeds: Seeds, *, most: int, radius_px: tuple[flo
 
 
 def blacken_corners(images: Images, *, radius: float) -> Images:
-    """Return the images, black outside a centred circle of ``radius`` in halves of the shorter side; √2 is identity.
+    """Return the images, black outside a centred circle of ``radius`` in halves of the shorter side.
 
-    Source: ``black_corner`` of MedMNIST-C.
+    At √2 the circle reaches the corners of a square image up to rounding. Source: ``black_corner`` of MedMNIST-C.
     """
     height, width = images.shape[-2:]
     y = torch.arange(height, device=images.device)[:, None] - height // 2
@@ -82,15 +82,15 @@ def blacken_corners(images: Images, *, radius: float) -> Images:
 def write_characters(
     images: Images, seeds: Seeds, *, most_words: int, most_letters: int, heights_px: tuple[float, float]
 ) -> Images:
-    """Return the images with 1 to ``most_words`` words of 3 to ``most_letters`` random letters, each in its colour.
+    """Return the images with 1 to ``most_words`` words of 3 to ``most_letters`` random letters, coloured per word.
 
     Source: ``characters`` of MedMNIST-C. Differs: Pillow's bitmap font (OpenCV's strokes there).
 
     Args:
-        images: uint8 images; on grey ones the words are grey.
+        images: uint8 images; words on grey images are grey.
         seeds: one per sample.
-        most_words: at least 1.
-        most_letters: at least 3.
+        most_words: largest number of words, at least 1.
+        most_letters: largest number of letters per word, at least 3.
         heights_px: smallest and largest height of a line.
     """
     height, width = images.shape[-2:]
@@ -113,7 +113,7 @@ def write_characters(
 def _read_ink(
     text: Int64[Tensor, "n letters"], num: Float[Tensor, "n 1 1 1"], y: Float[Tensor, "n 1 h 1"], x: Tensor
 ) -> Float[Tensor, "n 1 h w"]:
-    """Coverage by the word at (y, x) in glyph px from its top left corner: bilinear in the glyphs."""
+    """Return the coverage by the word at (y, x) in glyph px from its top left corner: bilinear in the glyphs."""
     atlas = _glyphs(x.device)
     place = torch.floor(x / _GLYPH_WIDTH).to(torch.int64)
     letter = text.gather(1, place.clamp(0, text.shape[1] - 1).flatten(1)).reshape(place.shape)
@@ -132,7 +132,7 @@ def _read_ink(
 
 @lru_cache(maxsize=4)
 def _glyphs(device: torch.device) -> Float[Tensor, " pixels"]:
-    """Coverage of a…z, letter by letter, row by row."""
+    """Return the coverage of the pixels of a…z, letter by letter, row by row."""
     sheets = []
     for letter in _LETTERS:
         sheet = Image.new("1", (_GLYPH_WIDTH, _GLYPH_HEIGHT))
@@ -146,7 +146,7 @@ def _draw(seeds: Seeds, low: float, high: float, stream: object) -> Float[Tensor
 
 
 def _draw_integer(seeds: Seeds, low: int, high: int, stream: object) -> Float[Tensor, "n 1 1 1"]:
-    """Whole numbers from low to high, both included."""
+    """Return whole numbers from low to high, both included."""
     return low + torch.floor((high - low + 1) * uniform(seeds, stream=stream))[:, None, None, None]
 
 
@@ -157,7 +157,7 @@ def _exists(index: int, number: Float[Tensor, "n 1 1 1"]) -> Bool[Tensor, "n 1 1
 def _offsets(
     seeds: Seeds, stream: object, radius: Float[Tensor, "n 1 1 1"], size: tuple[int, int] | torch.Size
 ) -> tuple[Float[Tensor, "n 1 h w"], Float[Tensor, "n 1 h w"]]:
-    """Distance down and right from a centre that lies at least ``radius`` inside (in the middle if it cannot)."""
+    """Return distances down and right from a centre at least ``radius`` inside (in the middle if that does not fit)."""
     offsets = []
     for axis, side in enumerate(size):
         room = (side - 1 - 2.0 * radius).clamp(min=0.0)

@@ -1,7 +1,7 @@
-"""What every image operation is made of: turning it into uint8, look-up tables, grey values.
+"""Building blocks of the image operations: conversion to uint8, look-up tables, grey values.
 
 Contract of all operations in this package: images are uint8 (n, c, h, w) with c = 1 or 3 on any device, magnitudes are
-one number per sample, and what comes back for a sample does not depend on the batch around it. For that, sums
+one number per sample, and the result for a sample does not depend on the batch around it. For that, sums
 over pixels or kernel taps are exact (integers) or taken in a fixed order: a reduction or a convolution in float32
 may pick another order for another batch size, and a rounding to uint8 then flips a few pixels.
 """
@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Float32, Int32, Num, UInt8
 from torch import Tensor
 
-#: From this size of a plane on a table of 2¹⁶ pairs is worth making.
+#: Pixels of a plane from which on a table of 2¹⁶ pairs saves time.
 _PAIRED_PIXELS = 2**14
-#: So many planes of 224² are looked up at a time that index and tables stay in the cache.
+#: Planes of 224² that are looked up at a time, so few that index and tables stay in the cache.
 _CACHED_PLANES = 6
 
 
@@ -25,7 +25,7 @@ def to_uint8(values: Num[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
 
 
 def to_uint8_(values: Float32[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """Return what ``to_uint8`` does, writing over ``values``: on a CPU large fresh memory costs more than the sums.
+    """Return the result of ``to_uint8``, overwriting ``values``: on a CPU new memory costs more than the arithmetic.
 
     Adding 1.5·2²³ leaves no bits for a fraction, rounds to even as ``round`` does, and the integer is the lowest byte.
     """
@@ -33,11 +33,11 @@ def to_uint8_(values: Float32[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
 
 
 def cut_to_uint8_(values: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """Return ``values`` (in units of 0–255) cut off to the integer below and saturated, writing over them.
+    """Return ``values`` (in units of 0–255) cut off to the integer below and saturated, overwriting them.
 
-    So does NumPy, with which ImageNet-C and MedMNIST-C end. 16 units in the last place of 255 (2⁻¹² in float32) are
-    added before, so that a whole number which arithmetic leaves a little too small stays what it is: an identity is
-    one. One fraction in 4,096 is then not cut off but goes up.
+    NumPy does the same at the end of ImageNet-C's and MedMNIST-C's operations. 16 units in the last place of 255 (2⁻¹²
+    in float32) are added before, so that a whole number that arithmetic leaves a little too small is kept and an
+    identity changes nothing. One fraction in 4,096 is therefore rounded up instead of cut off.
     """
     return values.add_(2**11 * torch.finfo(values.dtype).eps).clamp_(0, 255).to(torch.int16).to(torch.uint8)
 
@@ -48,7 +48,7 @@ def per_sample(magnitudes: Num[Tensor, " n"]) -> Num[Tensor, "n 1 1 1"]:
 
 
 def is_grey(images: UInt8[Tensor, "n c h w"]) -> bool:
-    """Return whether the images have one channel; operations on colour leave such images as they are."""
+    """Return whether the images have one channel; operations on colour leave such images unchanged."""
     return images.shape[1] == 1
 
 
@@ -79,17 +79,17 @@ def choose(
 
 
 def levels(device: torch.device) -> Float[Tensor, "256"]:
-    """Return 0, 1, …, 255 in float64: what a look-up table is computed from."""
+    """Return 0, 1, …, 255 in float64, from which look-up tables are computed."""
     return torch.arange(256, dtype=torch.float64, device=device)
 
 
 def ramp(images: UInt8[Tensor, "n c h w"], num: int) -> UInt8[Tensor, "num c 1 256"]:
-    """Return 0, 1, …, 255 as ``num`` images of one row: what an operation makes of it is its look-up table."""
+    """Return 0, 1, …, 255 as ``num`` images of one row; an operation turns them into its look-up table."""
     return torch.arange(256, dtype=torch.uint8, device=images.device).expand(num, images.shape[1], 1, 256)
 
 
 def apply_lut(images: UInt8[Tensor, "n c h w"], lut: UInt8[Tensor, "n k 256"]) -> UInt8[Tensor, "n c h w"]:
-    """Return every pixel's entry in its sample's table; ``k`` is the number of channels, or 1 for all alike."""
+    """Return every pixel's entry in its sample's table; ``k`` is the number of channels, or 1 if all share a table."""
     num, channels, height, width = images.shape
     table = lut.expand(num, channels, 256)
     return table.gather(2, images.flatten(2).to(torch.int64)).reshape(num, channels, height, width)
@@ -103,16 +103,16 @@ def look_up(
     On a CPU a gather takes as long per entry for two bytes as for one: large planes are looked up two pixels at a time.
 
     Args:
-        planes: contiguous.
-        tables: one for each.
-        out: contiguous.
+        planes: planes of pixels, contiguous.
+        tables: one table per plane.
+        out: planes to write to, contiguous.
     """
     if planes.device.type != "cpu":
         torch.gather(tables, 1, planes.to(torch.int64), out=out)
         return
     pixels = planes.shape[1]
     if pixels >= _PAIRED_PIXELS and pixels % 2 == 0:
-        # A pair's first byte is its low or its high one; what is looked up is written back in the same order.
+        # A pair's first byte is its low or its high one; the entries are written back in the same order.
         single = tables.to(torch.int16)
         tables, high = single, (single << 8)[:, :, None]
         planes, out = planes.view(torch.uint16), out.view(torch.int16)

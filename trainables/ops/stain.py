@@ -1,4 +1,4 @@
-"""Haematoxylin and eosin: images taken apart into stains and put together again with more or less of each."""
+"""Scaling of haematoxylin and eosin: images are separated into stains and recombined with changed amounts."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Images = UInt8[Tensor, "n c h w"]
 
 #: Optical density per channel of haematoxylin, eosin and DAB (Ruifrok & Johnston 2001, as scikit-image has them).
 HED = ((0.65, 0.70, 0.29), (0.07, 0.99, 0.11), (0.27, 0.57, 0.78))
-#: Darkest value told apart from black, as in scikit-image.
+#: Smallest share of white that is told apart from black, as in scikit-image.
 _DARKEST = 1e-6
 
 
@@ -20,8 +20,8 @@ def scale_stains(images: Images, haematoxylin: Float[Tensor, " n"], eosin: Float
     """Return the images with their amounts of haematoxylin and eosin multiplied; 1 and 1 is identity.
 
     Source: ``rgb2hed`` and ``hed2rgb`` of scikit-image, H and E multiplied in between. Differs: the change of optical
-    density is added to the image's own, so that what lies outside the three stains (amounts below 0, which
-    scikit-image cuts) is kept; where no amount is negative, the result is the same. Grey images come back as they are.
+    density is added to the image's own, so that colour outside the three stains (amounts below 0, which
+    scikit-image cuts) is kept; where no amount is negative, the result is the same. Grey images are returned unchanged.
     """
     if is_grey(images):
         return images

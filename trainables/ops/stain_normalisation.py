@@ -1,4 +1,9 @@
-"""Eigenvectors of many small symmetric matrices at once, each bit for bit what it is alone."""
+"""Stain normalisation of H&E tiles, batched (Macenko et al. 2009, Reinhard et al. 2001), and eigenvectors for it.
+
+Every tile is measured by itself and brought to one target. Tiles that cannot be measured (blank, one colour) are
+returned bit for bit. As in ``ops.pixels``, a result never depends on the batch around it: sums over pixels are exact
+integers, everything else is computed per element in a fixed order.
+"""
 
 from __future__ import annotations
 
@@ -57,11 +62,11 @@ Images = UInt8[Tensor, "n 3 h w"]
 LIGHT, BACKGROUND = 240.0, 0.15
 #: Percentiles (%) of the stain angle and of the concentrations that stand for their extremes (Macenko et al. 2009).
 ANGLE_PERCENTILE, CONCENTRATION_PERCENTILE = 1.0, 99.0
-#: Less tissue than this says nothing about the staining (assumption).
+#: Smallest share of tissue from which a staining can be measured (assumption).
 MIN_TISSUE = 0.02
-#: Two stains have at least this angle (radians) between them: one colour has none (assumption).
+#: Smallest angle (radians) between two stains: a tile of one colour has none (assumption).
 MIN_ANGLE = 0.05
-#: Tiles of the training set that a target is fitted to, evenly spaced (assumption: a median of so many is stable).
+#: Most training tiles that a target is fitted to, evenly spaced (assumption: a median of so many is stable).
 MAX_FITTED = 256
 _FITTED_AT_ONCE = 32
 #: Fixed point of exact sums: 2¹⁶ steps per unit of optical density.
@@ -73,9 +78,9 @@ REINHARD_REFERENCE = (8.74108109, -0.12440419, 0.0444982, 0.6135447, 0.10989545,
 
 
 class Method(Protocol):
-    """One way to measure a staining and to replace it."""
+    """Method that measures the staining of tiles and replaces it."""
 
-    #: Of the published target.
+    #: Staining of the published target.
     reference: tuple[float, ...]
 
     def measure(self, images: Images) -> tuple[Float[Tensor, "n k"], Bool[Tensor, " n"]]:
@@ -86,7 +91,7 @@ class Method(Protocol):
 
 
 class StainNormaliser(nn.Module):
-    """Brings tiles to one staining; the target is a buffer, and stored with the model's weights.
+    """Module that gives all tiles one staining; its target is a buffer, stored with the model's weights.
 
     Args:
         method: ``macenko`` or ``reinhard``.
@@ -100,10 +105,10 @@ class StainNormaliser(nn.Module):
         self.register_buffer("target", torch.tensor(self._method.reference, dtype=torch.float64))
 
     def fit(self, batches: Sequence[Tensor]) -> None:
-        """Take as target the median over the tiles of all batches (uint8 n × 3 × h × w), of each number of a staining.
+        """Set each number of the target to its median over the tiles of all batches (uint8 n × 3 × h × w).
 
         Raises:
-            ConfigError: on no tile the staining can be measured.
+            ConfigError: the staining cannot be measured on any tile.
         """
         measured = [found[usable] for found, usable in map(self._method.measure, batches)]
         stains = torch.cat(measured) if measured else torch.empty(0, len(self.target))
@@ -115,7 +120,7 @@ class StainNormaliser(nn.Module):
         self.target.copy_(stains.median(0).values)
 
     def forward(self, images: Images) -> Images:
-        """Return the normalised tiles."""
+        """Return the normalised tiles; tiles that cannot be measured are unchanged."""
         found, usable = self._method.measure(images)
         restained = self._method.restain(images, found, self.target)
         return torch.where(usable[:, None, None, None], restained, images)
@@ -131,7 +136,7 @@ def check_stainable(channels: int) -> None:
     """Check that images have colour.
 
     Raises:
-        ConfigError: they are grey.
+        ConfigError: ``channels`` is not 3.
     """
     if channels != 3:
         raise ConfigError(
@@ -141,7 +146,7 @@ def check_stainable(channels: int) -> None:
 
 
 def find_tissue(images: Images) -> tuple[Bool[Tensor, "n h w"], Bool[Tensor, " n"]]:
-    """Return the pixels whose density is at least ``BACKGROUND`` in all channels, and the tiles with enough of them."""
+    """Return which pixels have a density ≥ ``BACKGROUND`` in all channels, and which tiles have enough of them."""
     brightest = LIGHT * math.exp(-BACKGROUND) - 1.0  # density = −ln((x + 1) / light)
     tissue = (images <= brightest).all(1)
     share = tissue.flatten(1).sum(1).double() / tissue[0].numel()
@@ -250,7 +255,7 @@ def _separate(
 
 
 def _quantile(values: Float[Tensor, "n m"], chosen: Bool[Tensor, "n m"], share: float) -> Float[Tensor, " n"]:
-    """Return the quantile of each row's chosen values, interpolated linearly; anything for a row without any."""
+    """Return the quantile of each row's chosen values, interpolated linearly; arbitrary for a row without any."""
     ordered = torch.where(chosen, values, math.inf).sort(1).values
     place = share * (chosen.sum(1) - 1).clamp(min=0).double()
     below: Int64[Tensor, " n"] = place.floor().to(torch.int64)

@@ -1,6 +1,6 @@
 """Weather between the object and the camera: snow, frost, fog, drops of water and mud on the lens.
 
-All of ImageNet-C. One random layer per image, the same in all channels but for its colour.
+All are from ImageNet-C. Each image gets one random layer, the same in all channels but for its colour.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Layer = Float[Tensor, "n 1 h w"]
 
 #: Pale turquoise water and brown mud, as in ImageNet-C.
 _WATER, _MUD = (175.0, 238.0, 238.0), (63.0, 42.0, 20.0)
-#: Below this a pixel of mud is none.
+#: Cover below which a pixel has no mud.
 _THIN_MUD = 0.8
-#: Steps between two grey levels of a flake of snow before it is smeared: ImageNet-C's flakes have no levels there.
+#: Steps per grey level of a snowflake before it is smeared: ImageNet-C's flakes are not rounded there.
 _FLAKE_STEPS = 2**8
 
 
@@ -41,7 +41,7 @@ def add_snow(
     streak: tuple[int, float],
     kept: float,
 ) -> Images:
-    """Return the images with flakes that fall, over whitened ground.
+    """Return the whitened images with falling snowflakes on them.
 
     Source: ``snow`` of ImageNet-C.
 
@@ -49,7 +49,7 @@ def add_snow(
         images: uint8 images.
         seeds: one per sample.
         density: mean and standard deviation of the noise that flakes are made of.
-        threshold: noise below it is no flake.
+        threshold: noise level below which there is no flake.
         flake_px: enlargement of the noise, ≥ 1.
         streak: taps and sigma in px of the motion blur of flakes.
         kept: share of the image that is not whitened.
@@ -69,7 +69,7 @@ def add_snow(
 
 
 def _luma(images: Images) -> Layer:
-    """Grey values with their fractions, as OpenCV finds them in float32; ``compute_grey`` rounds."""
+    """Return grey values with their fractions, as OpenCV computes them in float32; ``compute_grey`` rounds."""
     if is_grey(images):
         return images.float()
     red, green, blue = (images[:, channel : channel + 1].float() for channel in range(3))
@@ -106,8 +106,8 @@ def add_fog(images: Images, seeds: Seeds, *, amount: float, decay: float) -> Ima
     Args:
         images: uint8 images.
         seeds: one per sample.
-        amount: of fog, relative to the grey range; 0 is identity.
-        decay: of the fractal's roughness from one octave to the next (squared); > 1, larger is smoother.
+        amount: amount of fog, relative to the grey range; 0 is identity.
+        decay: decay of the fractal's roughness from one octave to the next (squared); > 1, larger is smoother.
     """
     height, width = images.shape[-2:]
     side = 2 ** max(1, math.ceil(math.log2(max(height, width))))
@@ -154,7 +154,7 @@ def splash_water(
         seeds: one per sample.
         liquid: mean and standard deviation of the noise that drops are made of, after smoothing.
         drop_px: sigma of that smoothing.
-        threshold: smoothed noise below it is dry.
+        threshold: level of the smoothed noise below which a pixel is dry.
         amount: brightness of the drops, relative to the grey range.
     """
     layer = _liquid(images, seeds, liquid, drop_px)
@@ -165,7 +165,7 @@ def splash_water(
 
 
 def _light_rims(levels: UInt8[Tensor, "n 1 h w"]) -> Layer:
-    """Light from one side on drops whose slope follows the distance to their contours; whole numbers, 0–255."""
+    """Return light from one side on drops whose slope follows the distance to their contours; whole numbers, 0–255."""
     distance = measure_distance(find_contours(levels, weak=50, strong=150), limit_px=20)
     whole_px = (_sum_3x3(distance) / (9 * DISTANCE_UNIT)).to(torch.uint8)
     lit = filter_3x3(equalize_as_opencv(whole_px), EMBOSS).clamp(0, 255)
@@ -187,7 +187,10 @@ def splash_mud(
 
 
 def _liquid(images: Images, seeds: Seeds, liquid: tuple[float, float], drop_px: float) -> Float64[Tensor, "n 1 h w"]:
-    """Smooth noise of the given mean and standard deviation; float64: where it ends, a level more is a drop's edge."""
+    """Return smooth noise of the given mean and standard deviation, in float64.
+
+    At a drop's border a grey level more or less would move its edge.
+    """
     radius = max(1, math.ceil(4.0 * drop_px))
     noise = normal(seeds, 1, *images.shape[-2:], stream="liquid").double()
     noise = smooth_inside(noise, sigma_px=drop_px, radius_px=radius)
@@ -202,5 +205,5 @@ def _tint(colour: tuple[float, float, float], images: Images) -> Float[Tensor, "
 
 
 def _sum_3x3(layer: Num[Tensor, "n 1 h w"]) -> Float[Tensor, "n 1 h w"]:
-    """Whole numbers, exact below 2²⁴."""
+    """Return sums over 3×3 pixels of whole numbers, exact below 2²⁴."""
     return filter_3x3(layer, ((1, 1, 1),) * 3)

@@ -32,7 +32,7 @@ __all__ = ["DEFAULT_NAMES", "IDENTITY", "SHIFT_NAMES", "Shift", "build_shifts", 
 
 #: Names of all shifts of the bank, in the order of tables and figures.
 SHIFT_NAMES: tuple[str, ...] = tuple(OPERATIONS)
-#: Names of the shifts of ``all``, the same in every modality: those that change any image.
+#: Names of the shifts of ``all`` in every modality: those that change any image, at strengths of its modality.
 DEFAULT_NAMES: tuple[str, ...] = tuple(DEFAULT)
 #: Names that stand for several shifts.
 GROUPS = ("all", "imagenet-c", "medmnist-c", "stain-grid")

@@ -1,8 +1,8 @@
 """One training state in one safetensors file: weights, optimiser, random states, history. Never pickled.
 
-Every file is sealed: its own metadata holds a checksum of all names, types, shapes, values and facts. The checkpoint
-before the last is kept as ``checkpoint.previous.safetensors``, until the last one has been read back and found intact;
-it is taken when the last one turns out to be damaged.
+Every file is sealed: its metadata holds a checksum of all names, types, shapes, values and facts. The checkpoint before
+the last is kept as ``checkpoint.previous.safetensors`` until the last one has been read back and found intact; training
+continues from it if the last one is damaged.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from trainables.storage.folder import Folder
 CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
 
 _LOG = logging.getLogger(__name__)
-#: One metadata key only: safetensors writes several in random order, and equal weights should be equal files.
+#: The only metadata key: safetensors writes several keys in random order, and equal weights should give equal files.
 _SEAL = "robustsweep"
 
 
 @dataclass
 class TrainingState:
-    """Everything that training needs to go on as if it had never stopped."""
+    """State from which training continues as if it had never stopped."""
 
     signature: str
     epoch: int = 0  # finished epochs
@@ -49,12 +49,12 @@ class TrainingState:
 
 
 def pack_module(prefix: str, module: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of a module's state on the CPU, every name prefixed."""
+    """Return a copy of a module's state on the CPU, with every name as ``<prefix>.<name>``."""
     return {f"{prefix}.{name}": value.detach().cpu().clone() for name, value in module.state_dict().items()}
 
 
 def unpack(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors under ``prefix``, without it."""
+    """Return the tensors whose names begin with ``prefix``, under their names without it."""
     start = f"{prefix}."
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
@@ -62,10 +62,10 @@ def unpack(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def restore_module(module: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
     """Copy weights and buffers into ``module``, in place.
 
-    Differs from ``load_state_dict``: no version hooks (MNASNet's refuse a plain dict).
+    Unlike ``load_state_dict``, it runs no version hooks: MNASNet's refuse a plain dict.
 
     Raises:
-        CheckpointError: names or shapes are not the module's.
+        CheckpointError: names or shapes differ from the module's.
     """
     mine = module.state_dict()
     wrong = sorted(mine.keys() ^ state.keys())
@@ -95,7 +95,7 @@ def pack_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor],
 def unpack_optimiser(
     optimiser: torch.optim.Optimizer, tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]
 ) -> None:
-    """Put a packed state back into an optimiser over the same parameters."""
+    """Load the output of ``pack_optimiser`` into an optimiser over the same parameters."""
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**unpack("optimiser", tensors), **scalars}.items():
         index, name = key.split(".", 1)
@@ -121,7 +121,7 @@ def capture_random_state() -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def restore_random_state(tensors: Mapping[str, Tensor], scalars: Mapping[str, Any]) -> None:
-    """Put captured states back."""
+    """Restore the global generators from the output of ``capture_random_state``."""
     torch.set_rng_state(tensors["random.torch"])
     for index in range(_num_used_gpus()):
         if f"random.cuda{index}" in tensors:
@@ -133,10 +133,10 @@ def restore_random_state(tensors: Mapping[str, Tensor], scalars: Mapping[str, An
 
 
 def save_checkpoint(folder: Folder, state: TrainingState) -> None:
-    """Write ``state`` atomically and keep the newest intact one before it.
+    """Write ``state`` atomically and keep the newest intact checkpoint before it.
 
     Raises:
-        StorageError: the storage refused; the checkpoint of the last epoch is still there.
+        StorageError: the storage refused the write; the checkpoint of the last epoch is kept.
     """
     plain = {
         "signature": state.signature,
@@ -149,17 +149,16 @@ def save_checkpoint(folder: Folder, state: TrainingState) -> None:
         "random_state": state.random_state,
     }
     data = _seal(state.tensors, plain)
-    # What lies on a disk is read back before it takes the place of an older good one. An object store never holds a
-    # part of a file.
+    # A file on disk is read back before it replaces an older intact one. An object store never holds part of a file.
     if folder.exists(CURRENT) and (not folder.is_local or _unseal(folder.read(CURRENT)) is not None):
         folder.rename(CURRENT, PREVIOUS)
     folder.write(CURRENT, data)
 
 
 def load_checkpoint(folder: Folder, signature: str) -> TrainingState | None:
-    """Return the newest intact state, None when training has to start from the beginning.
+    """Return the newest intact state, None if there is none and training has to start from the beginning.
 
-    A damaged file is removed, so that it can never take the place of the intact one before it.
+    A damaged file is removed, so that it can never replace the intact one before it.
 
     Raises:
         CheckpointError: an intact checkpoint belongs to another trial.
@@ -183,7 +182,7 @@ def load_checkpoint(folder: Folder, signature: str) -> TrainingState | None:
 
 
 def forget_checkpoints(folder: Folder) -> None:
-    """Remove what only training needs: checkpoints, and the weights selected on the way."""
+    """Remove the files that only training needs: checkpoints and the weights selected so far."""
     for name in (CURRENT, PREVIOUS):
         folder.remove(name)
     forget_best(folder, keep=())
@@ -193,7 +192,7 @@ def save_weights(folder: Folder, name: str, tensors: Mapping[str, Tensor], facts
     """Write tensors and JSON facts about them into one sealed safetensors file; return its SHA-256.
 
     Raises:
-        StorageError: the storage refused; what was there before is unchanged.
+        StorageError: the storage refused the write; an earlier file is unchanged.
     """
     data = _seal({key: value.detach().cpu() for key, value in tensors.items()}, facts)
     folder.write(name, data)
@@ -201,11 +200,11 @@ def save_weights(folder: Folder, name: str, tensors: Mapping[str, Tensor], facts
 
 
 def load_weights(folder: Folder, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return tensors and facts as ``save_weights`` got them.
+    """Return the tensors and facts that ``save_weights`` wrote.
 
     Raises:
         CheckpointError: the file is damaged.
-        StorageError: it is missing.
+        StorageError: the file is missing.
     """
     unsealed = _unseal(folder.read(name))
     if unsealed is None:
@@ -217,9 +216,9 @@ def load_weights(folder: Folder, name: str) -> tuple[dict[str, Tensor], dict[str
 
 
 def is_trained(folder: Folder, name: str) -> bool:
-    """Return whether the final weights ``name`` and the history of their training are there and intact.
+    """Return whether the final weights ``name`` and the history of their training exist and are intact.
 
-    Damaged ones are removed, so that they are made again.
+    If the weights exist and one of the two is damaged, both are removed, so that training creates them again.
     """
     if not folder.exists(name):
         return False
@@ -236,9 +235,9 @@ def is_trained(folder: Folder, name: str) -> bool:
 
 
 def save_best(folder: Folder, weights: Mapping[str, Tensor], epoch: int) -> None:
-    """Write the weights selected at ``epoch``, before the first checkpoint that names them without being of that epoch.
+    """Write the weights selected at ``epoch``; ``forget_best`` removes older ones.
 
-    ``forget_best`` removes older ones.
+    Call it before the first checkpoint of a later epoch, which refers to these weights but does not hold them.
     """
     save_weights(folder, _best_name(epoch), weights, {"epoch": epoch})
 
@@ -247,16 +246,16 @@ def load_best(folder: Folder, epoch: int) -> dict[str, Tensor]:
     """Return the weights selected at ``epoch``.
 
     Raises:
-        CheckpointError: they are damaged.
-        StorageError: they are missing.
+        CheckpointError: the weights are damaged.
+        StorageError: the weights are missing.
     """
     return load_weights(folder, _best_name(epoch))[0]
 
 
 def has_best(folder: Folder, state: TrainingState) -> bool:
-    """Return whether the weights that ``state`` calls the best can be had; if not, it is of no use and removed."""
+    """Return whether the best weights to which ``state`` refers are intact; if not, remove all checkpoints."""
     if state.best_epoch in (0, state.epoch):
-        return True  # there are none yet, or they are its own
+        return True  # there are none yet, or ``state`` holds them
     try:
         load_best(folder, state.best_epoch)
     except (CheckpointError, StorageError) as error:
@@ -267,7 +266,7 @@ def has_best(folder: Folder, state: TrainingState) -> bool:
 
 
 def forget_best(folder: Folder, *, keep: Collection[int]) -> None:
-    """Remove the selected weights of all epochs but those in ``keep``."""
+    """Remove the selected weights of all epochs except those in ``keep``."""
     names = {_best_name(epoch) for epoch in keep}
     for name in list(folder.children()):
         if name.startswith("best-") and name not in names:
@@ -285,7 +284,7 @@ def _seal(tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
 
 
 def _unseal(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-    """Return None for anything that is not exactly what was written."""
+    """Return the tensors and facts of a sealed file, None if it is not exactly as it was written."""
     try:
         tensors = load_safetensors(data)
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])

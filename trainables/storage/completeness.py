@@ -1,8 +1,8 @@
-"""What a finished stage or trial consists of, and whether all of it is still there.
+"""Files of a finished stage or trial, and checks that they are complete and undamaged.
 
-``result.json`` is written last and lists the other files with size and checksum. Damage is looked for where it costs
-nothing (the seal of ``result.json``, sizes, files written later) whenever a study is looked up, and in every byte where
-a file is used, or when asked for.
+``result.json`` is written last and lists the other files with size and checksum. Looking up a study runs only cheap
+checks: the seal of ``result.json``, sizes, and the content of files written later. Every byte is checked where a file
+is used, or on request.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from trainables.storage.folder import Folder, is_sealed
 
 CONFIG = "config.json"
 RESULT = "result.json"
-#: Written by others into the folder of a trial that is not to be trained any further.
+#: Written from outside into the folder of a trial that is not to be trained any further.
 STOP = "stop.json"
 EPOCHS = "epochs.jsonl"
 
@@ -24,7 +24,7 @@ def describe_files(folder: Folder, names: Iterable[str]) -> dict[str, dict[str, 
     """Return name → ``bytes`` and ``sha256`` of files in ``folder``.
 
     Raises:
-        StorageError: one is missing.
+        StorageError: a file is missing.
     """
     digests = {name: folder.sha256(name) for name in names}
     return {name: {"bytes": (folder.stat(name) or (0, 0))[0], "sha256": digest} for name, digest in digests.items()}
@@ -33,13 +33,13 @@ def describe_files(folder: Folder, names: Iterable[str]) -> dict[str, dict[str, 
 def find_change(
     folder: Folder, files: Mapping[str, Mapping[str, Any]], *, since: str, every_byte: bool = False
 ) -> str | None:
-    """Return which file is not as ``describe_files`` has found it, in words with its name; None when all are.
+    """Return a message about the first of ``files`` that has changed, None if none has.
 
     Args:
-        folder: on a disk, or anywhere when every byte is looked at.
-        files: what ``describe_files`` has returned.
-        since: name of the file that was written after all of them; the content of those that are newer is compared.
-        every_byte: compare the content of all.
+        folder: folder of the files, on a disk unless ``every_byte`` is set.
+        files: result of ``describe_files``.
+        since: name of the file that was written after all ``files``; the content of newer files is compared.
+        every_byte: whether to compare the content of all files.
     """
     _, written = folder.stat(since) or (0, 0)
     for name, expected in files.items():
@@ -53,13 +53,14 @@ def find_change(
 
 
 def find_damage(folder: Folder, *, every_byte: bool = False) -> str | None:
-    """Return what is wrong with a folder that has a ``result.json``, in words with the file's name; None when nothing.
+    """Return a message about the first damaged file of a folder that has a ``result.json``, None if there is none.
 
-    Only on a disk: an object store never holds a part of a file.
+    Without ``every_byte``, only folders on a disk are checked: an object store never holds part of a file.
 
     Args:
-        folder: of a stage or trial.
-        every_byte: compare the content of all files, anywhere; else sizes, and the content of what was written later.
+        folder: folder of a stage or trial.
+        every_byte: whether to compare the content of all files; otherwise sizes, and the content of files written
+            after ``result.json``.
     """
     if not folder.is_local and not every_byte:
         return None
@@ -82,7 +83,7 @@ def _parse_files(data: bytes) -> dict[str, dict[str, Any]]:
 
 
 def is_stopped(folder: Folder) -> bool:
-    """Return whether the trial was stopped early: it is not complete, and somebody has said that it is not to be."""
+    """Return whether the trial was stopped early: it has an intact ``stop.json`` and no ``result.json``."""
     return folder.is_intact(STOP) and not folder.exists(RESULT)
 
 

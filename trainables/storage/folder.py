@@ -1,8 +1,8 @@
 """A folder on local disk or behind any fsspec URI, with the few operations a ledger needs.
 
 Writes are atomic: a reader sees the old content or the new, never a part (rename on local disk, single PUT on an
-object store). A JSON object begins with its seal, a checksum of all that follows: what a failing disk, a full one or an
-editor has made of it is noticed. Nothing here knows what the files mean.
+object store). A JSON object begins with its seal, a checksum of everything after it, which reveals changes by a failing
+disk, a full disk or an editor. This module does not know the meaning of the files.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ from typing import IO, Any
 
 from trainables.errors import ConfigError, DiskFullError, StorageError, redact
 
-#: How a sealed JSON object begins. The seal is of the bytes behind this, without the last newline.
+#: Beginning of a sealed JSON object. The seal is the checksum of the bytes after it, without the last newline.
 _SEAL = re.compile(rb'{\n "seal": "([0-9a-f]{64})"[,\n]')
 #: ``user:password@`` in a URI.
 _PASSWORD = re.compile(r"://[^/@]*:[^/]*@")
-#: How a system says that a disk, or somebody's share of it, is full.
+#: Error numbers for a full disk or an exhausted quota.
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class Folder:
-    """One folder; ``folder / "name"`` is a folder below it, created when something is first written.
+    """One folder; ``folder / "name"`` is a folder below it. Folders are created by the first write.
 
     Args:
         uri: a local path, or a URI of fsspec (``s3://bucket/prefix``, ``memory://x``).
-        guard: called before anything is changed here or below; what it raises keeps the change from being made.
+        guard: called before every change here or below; an exception from it prevents the change.
     """
 
     def __init__(self, uri: str | Path, *, guard: Callable[[], None] = lambda: None) -> None:
@@ -70,7 +70,7 @@ class Folder:
 
     @contextmanager
     def _fs(self, attempt: str) -> Iterator[Any]:
-        """Yield fsspec's file system; whatever goes wrong is a ``StorageError`` that says what was attempted."""
+        """Yield fsspec's file system; turn every error into a ``StorageError`` that states ``attempt``."""
         try:
             import fsspec  # imported here: local ledgers never need it
 
@@ -79,11 +79,11 @@ class Folder:
             yield fs
         except OSError as error:
             raise explain_failure(f"could not {attempt}", error) from error
-        except Exception as error:  # the seam: every file system has errors of its own, without a common base
+        except Exception as error:  # every file system has errors of its own, without a common base
             raise StorageError(f"could not {attempt}: {type(error).__name__}: {error}") from error
 
     def exists(self, name: str) -> bool:
-        """Return whether the file ``name`` is there."""
+        """Return whether the file or folder ``name`` exists."""
         path = self._at(name)
         if self.is_local:
             return os.path.exists(path)
@@ -94,7 +94,7 @@ class Folder:
         """Return the content of ``name``.
 
         Raises:
-            StorageError: it is missing or cannot be read.
+            StorageError: the file is missing or cannot be read.
         """
         path = self._at(name)
         if not self.is_local:
@@ -107,10 +107,10 @@ class Folder:
             raise StorageError(f"could not read {path}: {error}") from error
 
     def write(self, name: str, data: bytes) -> None:
-        """Replace ``name`` by ``data``, atomically.
+        """Write ``data`` to ``name`` atomically, replacing old content.
 
         Raises:
-            StorageError: the storage refused (disk full, no permission); the old content is untouched.
+            StorageError: the storage refused the write (disk full, no permission); the old content is unchanged.
         """
         self.guard()
         path = self._at(name)
@@ -132,12 +132,13 @@ class Folder:
             raise explain_failure(f"could not write {path}", error) from error
 
     def create(self, name: str, data: bytes) -> bool | None:
-        """Write ``name`` unless it is there, in one step; return whether it was written.
+        """Write ``name`` in one step unless it exists; return whether it was written.
 
-        Of several who try at once one succeeds. None where fsspec's library for this storage has no such step.
+        If several processes try at once, exactly one succeeds. Returns None, and writes nothing, if fsspec's library
+        for this storage has no such operation.
 
         Raises:
-            StorageError: the storage refused.
+            StorageError: the storage refused the write.
         """
         self.guard()
         path = self._at(name)
@@ -162,10 +163,10 @@ class Folder:
     def append_line(self, name: str, line: str) -> None:
         """Append one line to ``name``; on an object store the (small) file is rewritten.
 
-        What a full disk or a kill has left of a line is cut off first: nobody has read it (``read_lines``).
+        An incomplete last line, left by a full disk or a kill, is cut off first; ``read_lines`` never returns it.
 
         Raises:
-            StorageError: the storage refused; all lines before are there.
+            StorageError: the storage refused the write; all earlier lines are kept.
         """
         self.guard()
         data = (line + "\n").encode()
@@ -188,7 +189,7 @@ class Folder:
         """Return the JSON value in ``name``.
 
         Raises:
-            StorageError: it is missing, or damaged.
+            StorageError: the file is missing or damaged.
         """
         data = self.read(name)
         try:
@@ -200,7 +201,10 @@ class Folder:
         return value
 
     def write_json(self, name: str, value: Any) -> None:
-        """Write ``value`` as JSON, an object with its seal; NaN is refused: it is not JSON, and others choke on it."""
+        """Write ``value`` as JSON, with a seal if it is an object.
+
+        NaN raises ValueError: it is not JSON, and other parsers fail on it.
+        """
         text = json.dumps(value, indent=1, sort_keys=True, allow_nan=False)
         if isinstance(value, dict):
             rest = text[1:]
@@ -209,13 +213,13 @@ class Folder:
         self.write(name, (text + "\n").encode())
 
     def is_intact(self, name: str) -> bool:
-        """Return whether ``name`` is there and a JSON object exactly as ``write_json`` wrote it."""
+        """Return whether ``name`` exists and is a JSON object exactly as ``write_json`` wrote it."""
         return self.exists(name) and is_sealed(self.read(name))
 
     def stat(self, name: str) -> tuple[int, int] | None:
-        """Return the size of a file in bytes and when it was last written (ns), None when it is missing.
+        """Return the size (bytes) and modification time (ns) of a file, None if it is missing.
 
-        On an object store the time is 0: nothing is changed in place there.
+        On an object store the time is 0: files are never changed in place there.
         """
         path = self._at(name)
         if not self.is_local:
@@ -228,10 +232,10 @@ class Folder:
         return found.st_size, found.st_mtime_ns
 
     def sha256(self, name: str) -> str:
-        """Return the checksum of a file, read in pieces on a disk.
+        """Return the SHA-256 of a file in hexadecimal; a file on disk is read in pieces.
 
         Raises:
-            StorageError: it is missing or cannot be read.
+            StorageError: the file is missing or cannot be read.
         """
         if not self.is_local:
             return hashlib.sha256(self.read(name)).hexdigest()
@@ -243,17 +247,17 @@ class Folder:
             raise StorageError(f"could not read {path}: {error}") from error
 
     def read_lines(self, name: str) -> list[Any]:
-        """Return the JSON values of a ``.jsonl`` file, [] when it is missing; a torn last line is left out."""
+        """Return the JSON values of a ``.jsonl`` file, [] if it is missing; an incomplete last line is left out."""
         if not self.exists(name):
             return []
-        whole = self.read(name).rpartition(b"\n")[0]  # what follows the last newline was never finished
+        whole = self.read(name).rpartition(b"\n")[0]  # the rest is an incomplete line
         try:
             return [json.loads(line) for line in whole.decode().split("\n") if line.strip()]
         except ValueError as error:
             raise StorageError(f"{self._at(name)} is damaged, expected one JSON value a line: {error}") from error
 
     def children(self) -> Iterator[str]:
-        """Yield the names of files and folders directly below, sorted; nothing when the folder is missing."""
+        """Yield the sorted names of files and folders directly below; none if the folder is missing."""
         if self.is_local:
             if os.path.isdir(self.uri):
                 yield from sorted(os.listdir(self.uri))
@@ -263,7 +267,7 @@ class Folder:
         yield from sorted({str(path).rstrip("/").rsplit("/", 1)[-1] for path in paths})
 
     def rename(self, name: str, new_name: str) -> None:
-        """Rename a file, replacing what had the new name."""
+        """Rename a file, replacing a file of the new name."""
         self.guard()
         old, new = self._at(name), self._at(new_name)
         if not self.is_local:
@@ -276,7 +280,7 @@ class Folder:
             raise explain_failure(f"could not rename {old} to {new_name}", error) from error
 
     def remove(self, name: str) -> None:
-        """Remove the file or folder ``name`` if it is there."""
+        """Remove the file or folder ``name`` if it exists."""
         self.guard()
         path = self._at(name)
         if not self.is_local:
@@ -290,7 +294,7 @@ class Folder:
 
 
 def _creates_in_one_step(file_system: type) -> bool:
-    """Return whether the library implements exclusive creation itself; fsspec's own looks first, and writes then."""
+    """Return whether the library implements exclusive creation; fsspec's default checks first and writes afterwards."""
     method = getattr(file_system, "_pipe_file", None) or file_system.pipe_file  # type: ignore[attr-defined]
     return "mode" in inspect.signature(method).parameters and not method.__module__.startswith(
         ("fsspec.spec", "fsspec.asyn")
@@ -298,7 +302,7 @@ def _creates_in_one_step(file_system: type) -> bool:
 
 
 def _cut_torn_line(file: IO[bytes]) -> None:
-    """Cut off what follows the last newline."""
+    """Cut off everything after the last newline."""
     size = file.seek(0, os.SEEK_END)
     if size == 0:
         return
@@ -309,16 +313,16 @@ def _cut_torn_line(file: IO[bytes]) -> None:
 
 
 def is_disk_full(error: BaseException) -> bool:
-    """Return whether something failed because there was no room for it, whoever tried to write."""
+    """Return whether ``error`` means a full disk or an exhausted quota, whichever library raised it."""
     return isinstance(error, DiskFullError) or (isinstance(error, OSError) and error.errno in _FULL)
 
 
 def explain_failure(attempt: str, error: OSError) -> StorageError:
-    """Return what to raise when something could not be written.
+    """Return the StorageError to raise after a failed write; a DiskFullError if the disk is full.
 
     Args:
-        attempt: what was to be done, with the file's name.
-        error: of the system.
+        attempt: description of the failed operation, with the file's name.
+        error: error of the operating system.
     """
     if is_disk_full(error):
         return DiskFullError(
@@ -329,7 +333,7 @@ def explain_failure(attempt: str, error: OSError) -> StorageError:
 
 
 def is_sealed(data: bytes) -> bool:
-    """Return whether these are the bytes of a JSON object as ``Folder.write_json`` writes it."""
+    """Return whether ``data`` is a JSON object with an intact seal, as ``Folder.write_json`` writes it."""
     head = _SEAL.match(data)
     if head is None or not data.endswith(b"\n"):
         return False

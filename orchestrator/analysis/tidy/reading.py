@@ -1,4 +1,4 @@
-"""Results from elsewhere: a tidy table and a small YAML file that says what its columns are, read and checked.
+"""Reader of results from elsewhere: a tidy table and a small YAML file that describes its columns.
 
 A row of the table is one evaluation of one trained model: its condition (a column per factor), its seed, the shift and
 severity it was evaluated under, and its metrics.
@@ -30,7 +30,7 @@ Column = Annotated[str, Field(min_length=1)]
 
 
 class ColumnsConfig(Frozen):
-    """Which column of the table is what."""
+    """Roles of the table's columns."""
 
     factors: list[Column] = Field(
         min_length=1, description="one column per factor; with a single column of conditions, that one"
@@ -50,7 +50,7 @@ class MetricConfig(Frozen):
 
 
 class StatsConfig(Frozen):
-    """What ``robustsweep stats`` is told about a table."""
+    """Settings of ``robustsweep stats`` for one table."""
 
     columns: ColumnsConfig = Field(description="which column is what: factors, seed, shift, severity")
     metrics: dict[Column, MetricConfig] = Field(min_length=1, description="column: {better: higher or lower}")
@@ -81,7 +81,7 @@ class Row:
 
 
 def load_tidy(table: Path | str, config: Path | str) -> tuple[StatsConfig, TidyResults]:
-    """Return the configuration and what the table holds.
+    """Return the configuration and the results in the table.
 
     Args:
         table: CSV in UTF-8 with a header; the delimiter is a comma, semicolon or tab.
@@ -139,7 +139,7 @@ def _validate(tree: Source) -> StatsConfig | None:
 
 
 def _read_rows(text: str, sheet: Source) -> list[Row]:
-    """Return the lines of a table; those that do not fit the header are reported."""
+    """Return the rows of a table, and report lines that do not fit the header to ``sheet``."""
     first = text.split("\n", 1)[0]
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=max(",;\t", key=first.count), strict=True)
     rows: list[Row] = []
@@ -185,7 +185,7 @@ def _check_rows(rows: Sequence[Row], config: StatsConfig, sheet: Source) -> pd.D
 
 
 def _check_columns(known: list[str], tree: Source) -> None:
-    """Report the columns that the table lacks, and those that are two things at once; also where more is wrong."""
+    """Report columns that the table lacks and columns with two roles, also if the configuration has other problems."""
     value = tree.value if isinstance(tree.value, dict) else {}
     columns, metrics = ({} if not isinstance(value.get(key), dict) else value[key] for key in ("columns", "metrics"))
     factors = columns.get("factors")
@@ -222,7 +222,7 @@ def _text(row: Row, column: str, sheet: Source) -> str:
 
 
 def _shift(row: Row, config: StatsConfig, sheet: Source) -> tuple[str, float]:
-    """Return shift and severity; what is not shifted is called nothing and has severity 0, where severities lack 1."""
+    """Return shift and severity: "" and 0 for an unshifted row, severity 1 if the table has no severities."""
     if config.columns.shift is None:
         return "", 0.0
     is_clean = config.clean is not None and row.cells[config.columns.shift] == str(config.clean)
@@ -237,7 +237,7 @@ def _shift(row: Row, config: StatsConfig, sheet: Source) -> tuple[str, float]:
 
 
 def _number(row: Row, column: str, sheet: Source) -> float:
-    """Return the number in a cell, NaN for an empty one and for the usual words for it."""
+    """Return the number in a cell, NaN if the cell is empty or has one of the usual words for undefined."""
     text = row.cells[column]
     if text.lower() in ("", "nan", "na", "none", "null"):
         return math.nan

@@ -1,4 +1,4 @@
-"""A tidy table → one row per trial with its headline numbers, laid out as the report's own tables are."""
+"""Headline numbers per trial from a tidy table, laid out like the report's own tables."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from orchestrator.study.hypotheses import Hypothesis, find_shift_metric, iterate
 from orchestrator.study.problems import list_options
 from orchestrator.study.yaml_source import Source
 
-#: Columns of the table once it is read; no CSV header has these names, because names are stripped.
+#: Columns of the table after reading; no CSV header has these names, because header names are stripped.
 SEED, SHIFT, SEVERITY = " seed", " shift", " severity"
 
 _WORST = {"higher": "min", "lower": "max"}
@@ -23,7 +23,7 @@ _WORST = {"higher": "min", "lower": "max"}
 
 @dataclass(frozen=True)
 class TidyResults:
-    """What a tidy table holds."""
+    """Results in a tidy table."""
 
     #: Factor → levels, the reference first.
     factors: dict[str, list[str]]
@@ -31,15 +31,15 @@ class TidyResults:
     trials: pd.DataFrame
     #: One row per shifted evaluation.
     shifts: pd.DataFrame
-    #: Measure → metric, the headline numbers in the order they are shown; those of single shifts are not among them.
+    #: Measure → metric, for headline numbers in display order; measures of single shifts are not among them.
     measures: dict[str, str]
     #: Measure of a single shift → metric.
     of_shifts: dict[str, str]
-    #: Arm → seeds that are there, and evaluations that other arms or seeds have and it lacks.
+    #: One row per arm: numbers of seeds and of present, missing and undefined evaluations.
     counts: pd.DataFrame
 
     def check(self, reference: Mapping[str, Any], hypotheses: Sequence[Hypothesis], tree: Source) -> None:
-        """Report levels that the table lacks, and hypotheses that it cannot speak to."""
+        """Report levels that the table lacks, and hypotheses that cannot be tested with it, to ``tree``."""
         raw: Any = {factor: [(label, {}) for label in labels] for factor, labels in self.factors.items()}
         if reference:
             read_match(reference, ("reference",), self.factors, raw, tree.report)
@@ -63,7 +63,7 @@ class TidyResults:
                     tree.report(("hypotheses", number), str(error))
 
     def as_results(self, seed: int) -> Results:
-        """Return the same as the report has it of a study, for what is computed from that."""
+        """Return the results in the form of a study's results, for functions that expect these."""
         names = {factor: f"arm/{factor}" for factor in self.factors}
         trials = self.trials.rename(columns=names | {SEED: "replicate"})
         trials.insert(0, "name", trials[list(names.values())].agg(" · ".join, axis=1))
@@ -78,16 +78,16 @@ class TidyResults:
 def find_measures(
     frame: pd.DataFrame, factors: Sequence[str], reference: Mapping[str, Any], directions: Mapping[str, str]
 ) -> TidyResults:
-    """Return one row per trial with its measures.
+    """Return the results with one row per trial and its measures.
 
-    Without shifts a measure is the metric itself. With shifts: ``id/<metric>`` of what is not shifted,
+    Without shifts a measure is the metric itself. With shifts: ``id/<metric>`` of the unshifted evaluation,
     ``robustness/mean_<metric>``: the mean over shifts of the mean over severities, ``robustness/worst_<metric>``: the
-    worst of the shifts' means, and ``shift/<name>/<metric>``. Of a trial that lacks an evaluation which any other
-    has, the mean that it belongs to is undefined: a mean over fewer shifts would not be comparable.
+    worst of the shifts' means, and ``shift/<name>/<metric>``. If a trial lacks an evaluation that any other trial has,
+    means that would include it are undefined: a mean over fewer shifts would not be comparable.
 
     Args:
-        frame: as the table is once it is read.
-        factors: names of their columns.
+        frame: table with the columns of factors and metrics, ``SEED``, ``SHIFT`` and ``SEVERITY``.
+        factors: names of the factors' columns.
         reference: factor → level that comes first.
         directions: metric → higher or lower, whichever is better.
     """
@@ -119,7 +119,7 @@ def find_measures(
 
 
 def _check_names(hypotheses: Sequence[Hypothesis], tree: Source) -> None:
-    """Report names that are there twice, and families with two error rates."""
+    """Report duplicate names, and families with two error rates."""
     names: dict[str, int] = {}
     families: dict[str, Hypothesis] = {}
     for number, hypothesis in enumerate(hypotheses):
@@ -138,7 +138,7 @@ def _order(labels: list[str], first: Any) -> list[str]:
 
 
 def _count(frame: pd.DataFrame, factors: Sequence[str], metrics: Sequence[str]) -> pd.DataFrame:
-    """Return per arm: its seeds, the evaluations it has, lacks (others have them), and has without a value."""
+    """Return one row per arm: numbers of seeds and of present, missing (others have them) and undefined evaluations."""
     evaluations = frame[[SHIFT, SEVERITY]].drop_duplicates()
     num_planned = frame[SEED].nunique() * len(evaluations)
     rows = []

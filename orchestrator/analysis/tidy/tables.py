@@ -1,4 +1,4 @@
-"""What the report's statistics say of results from elsewhere, as tables: Markdown, LaTeX and CSV."""
+"""Tables of the report's statistics for results from elsewhere, in Markdown, LaTeX and CSV."""
 
 from __future__ import annotations
 
@@ -26,23 +26,23 @@ _DASH = "–"
 
 @dataclass(frozen=True)
 class Table:
-    """One table: the numbers, and how it is shown."""
+    """One table: its numbers and how they are displayed."""
 
     name: str
     caption: str
-    #: A row per line, numbers as they are.
+    #: Content, one row per line of the table, numbers not rounded.
     frame: pd.DataFrame
-    #: Columns of text, on the left.
+    #: Number of text columns, at the left.
     texts: int
-    #: Too long for a terminal.
+    #: Whether the table is too long for a terminal.
     is_long: bool = False
 
     def markdown(self) -> str:
-        """Return it in Markdown, numbers rounded."""
+        """Return the table in Markdown, with rounded numbers."""
         return write_markdown(self._head, self._cells(), texts=self.texts, caption=self.caption)
 
     def latex(self) -> str:
-        """Return it in LaTeX, numbers rounded."""
+        """Return the table in LaTeX, with rounded numbers."""
         return write_latex(self._head, self._cells(), texts=self.texts, caption=self.caption, label=self.name)
 
     @property
@@ -65,7 +65,7 @@ def _format(column: Any, value: Any) -> str:
 
 
 def compute_tables(config: StatsConfig, measured: TidyResults) -> list[Table]:
-    """Return the tables in the order in which they are read: verdicts first, single shifts last."""
+    """Return the tables that are not empty in reading order: verdicts first, single shifts last."""
     contrasts = {
         measure: compute_contrasts(
             measured.trials,
@@ -165,7 +165,10 @@ def _name(contrast: Contrast) -> str:
 
 
 def _over_shifts(measured: TidyResults, measure: str, contrast: Contrast) -> tuple[int, float | None]:
-    """Return the number of kinds of shift and the signed-rank p over them; for main effects on a mean over shifts."""
+    """Return the number of kinds of shift and the signed-rank p over them.
+
+    Only for main effects on a mean over shifts; 0 and None otherwise.
+    """
     metric = measured.measures[measure]
     names = [name for name, of in measured.of_shifts.items() if of == metric]
     if len(contrast.factors) > 1 or measure != f"robustness/mean_{metric}":
@@ -182,7 +185,7 @@ def _over_shifts(measured: TidyResults, measure: str, contrast: Contrast) -> tup
 
 
 def _seeds(config: StatsConfig, measured: TidyResults, contrasts: dict[str, list[Contrast]]) -> Table:
-    """Return how many seeds it takes to find the smallest effect that matters, for every contrast of such a measure."""
+    """Return the table of seeds needed to find the smallest effect that matters, for measures that have one."""
     rows = []
     for measure, found in contrasts.items():
         smallest = config.metrics[measured.measures[measure]].smallest_effect
@@ -279,7 +282,7 @@ def _hypotheses(config: StatsConfig, measured: TidyResults) -> Table:
 
 
 def _correct(hypotheses: Sequence[Hypothesis], p_values: Sequence[float | None]) -> list[float | None]:
-    """Return p-values after Holm within each family; one that is None counts as 1 for the others, as in a study."""
+    """Return p-values, Holm-corrected within each family. None counts as 1 for the others, as in a study."""
     corrected: list[float | None] = [None] * len(p_values)
     for family in {hypothesis.family for hypothesis in hypotheses}:
         members = [number for number, hypothesis in enumerate(hypotheses) if hypothesis.family == family]

@@ -17,7 +17,7 @@ from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, 
 
 
 def answer_section(answer: Answer) -> Section:
-    """Return the findings in words."""
+    """Return the section with the findings in words."""
     if answer.problem is not None:
         return Section("answer", "Answer", "No answer yet", callout(answer.problem, "warn"))
     cards = "".join(
@@ -32,7 +32,7 @@ def answer_section(answer: Answer) -> Section:
 
 
 def arms_section(results: Results, arms: pd.DataFrame) -> Section:
-    """Return the table of arms: mean ± sd over replicates, the replicates as dots, what is incomplete."""
+    """Return the section with the table of arms: mean ± sd over replicates, replicates as dots, incomplete trials."""
     is_grid = "search" not in results.plan
     factors = [factor for factor in results.factors if is_grid and f"arm/{factor}" in arms]
     names = [Column(factor) for factor in factors] or [Column("arm")]
@@ -123,7 +123,7 @@ FEW_UNITS = 6
 
 @dataclass(frozen=True)
 class Statement:
-    """One finding: a short heading, its central words, and the sentence that carries numbers and n."""
+    """One finding: a short heading, the finding itself, and a text with numbers and n."""
 
     heading: str
     headline: str
@@ -132,14 +132,14 @@ class Statement:
 
 @dataclass(frozen=True)
 class Answer:
-    """What the report says before any figure; ``problem`` instead of findings where nothing can be said."""
+    """Findings of a study in words; without findings, ``problem`` is the reason."""
 
     statements: tuple[Statement, ...]
     problem: str | None = None
 
 
 def missing_pairs(count: int) -> str:
-    """Return in words how many planned pairs lack a side."""
+    """Return in words how many planned pairs are missing."""
     return f"{count} planned {'pair is' if count == 1 else 'pairs are'} missing"
 
 
@@ -147,12 +147,12 @@ def answer(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> A
     """Return the findings of a study.
 
     Args:
-        results: the study.
+        results: tables of the study.
         arms: ``arms_table(results)``.
         effects: effects on the mean shifted metric.
     """
     metric = results.metric
-    arms = arms[~arms["name"].isin(results.stopped_arms)]  # one of its replicates may be complete
+    arms = arms[~arms["name"].isin(results.stopped_arms)]  # some of their replicates may be complete
     chooser, shifted = f"val/{metric}.mean", f"robustness/mean_{metric}.mean"
     if not len(results.complete):
         return Answer((), "No trial is complete, so there is no answer yet.")

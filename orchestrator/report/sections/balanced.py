@@ -1,4 +1,4 @@
-"""Balanced errors beside the reference: arms ranked by BE and rBE, and how many shifts say nothing."""
+"""Report section: arms ranked by balanced errors relative to the reference, with numbers of undefined shifts."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, note, tab
 
 
 def balanced_section(results: Results, errors: pd.DataFrame) -> Section | None:
-    """Return the arms ranked by mean BE, lowest first; None where no arm has one.
+    """Return the section with arms ranked by mean BE, lowest first; None if no arm has a BE or rBE.
 
     Args:
-        results: the study.
-        errors: ``balanced_errors_table`` of it.
+        results: tables of the study.
+        errors: ``balanced_errors_table(results)``.
     """
     if "be" not in errors or not errors[["be", "rbe"]].notna().any().any():
         return None

@@ -13,11 +13,11 @@ from orchestrator.report.page import Cell, Column, Section, embed, note, table
 from orchestrator.report.sections.answer import missing_pairs
 from orchestrator.report.style import PALETTE, Figure, floats, layout_of, panel_title
 
-# ------------------------------------------------------------------------------------------------ main effects
+# ------------------------------------------------------------------------------------------------ figure
 
 
 def effects_figure(effects: Mapping[str, Sequence[Effect]], titles: Mapping[str, str]) -> Figure:
-    """Return dots (cells), mean and 95 % interval of each effect, one panel per measure, in percentage points."""
+    """Return a figure of effects in percentage points: dots (cells), mean and 95 % interval, one panel per measure."""
     panels = list(effects)
     rows = effects[panels[0]]
     texts = [f"{escape(e.factor)}: <b>{escape(e.level)}</b> vs {escape(e.reference)}" for e in rows]
@@ -103,11 +103,11 @@ def _effect_traces(effect: Effect, y: float, suffix: str, step: int) -> list[dic
     return traces
 
 
-# ------------------------------------------------------------------------------------------------ figures
+# ------------------------------------------------------------------------------------------------ section
 
 
 def effects_section(results: Results, effects: Mapping[str, Sequence[Effect]]) -> Section | None:
-    """Return the main effects as a figure and a table; None without a factor that has two levels."""
+    """Return the section with figure and table of main effects, None without a factor that has two levels."""
     shown = {measure: rows for measure, rows in effects.items() if rows}
     if not shown:
         return None

@@ -1,4 +1,4 @@
-"""Does the effect of one factor depend on another? Lines over the levels of one, a line per level of the other."""
+"""Report section: interactions of two factors, as lines over the levels of one, with a line per level of the other."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from orchestrator.analysis.results import TITLES, Results
 from orchestrator.report.page import Section, embed, note
 from orchestrator.report.style import Figure, colour, floats, layout_of, panel_title
 
-#: Panels beside each other, and at most; the pairs of the factors with the largest effects come first.
+#: Panels per row, and most panels in all; pairs of the factors with the largest effects come first.
 _COLUMNS = 3
 MAX_PANELS = 6
 _PANEL_PX = 300
-#: Letters beside each other over a panel.
+#: Letters per line of the key above a panel.
 _KEYS_WIDTH = 44
-#: How far lines are set off from each other, in levels: dots of one level stay apart.
+#: Horizontal distance between lines, in levels, so that dots of one level stay apart.
 _STEP = 0.06
-#: Replicates drawn as dots, the first ones; the means are over all.
+#: Most replicates drawn as dots (the first ones); means are over all.
 MAX_SEEDS = 50
 
 
 def interactions_section(results: Results, effects: Sequence[Effect]) -> Section | None:
-    """Return a panel per pair of factors; None with fewer than two factors.
+    """Return the section with one panel per pair of factors, None with fewer than two factors or without scores.
 
     Args:
-        results: the study.
-        effects: on the mean shifted metric; factors with large ones come first.
+        results: tables of the study.
+        effects: effects on the mean shifted metric; factors with the largest come first.
     """
     measure = f"robustness/mean_{results.metric}"
     pairs = list(itertools.combinations(rank_factors(results, effects), 2))
@@ -76,7 +76,7 @@ def _figure(results: Results, trials: pd.DataFrame, pairs: Sequence[tuple[str, s
             "tickformat": ".0%",
             "zeroline": False,
             "nticks": 6,
-            **({"matches": "y"} if number else {}),  # one scale: steep is steep in every panel
+            **({"matches": "y"} if number else {}),  # one scale: slopes compare across panels
         }
         traces, sizes = _panel(results, trials, (along, across), measure, suffix)
         data += traces
@@ -102,7 +102,7 @@ def _figure(results: Results, trials: pd.DataFrame, pairs: Sequence[tuple[str, s
 
 
 def _heading(results: Results, pair: tuple[str, str], x: float, y: float) -> list[dict[str, Any]]:
-    """Return the panel's title, and under it the levels of the second factor in the colours of their lines."""
+    """Return the panel's title and, below it, the levels of the second factor in the colours of their lines."""
     along, across = pair
     text, width = f"<b>{escape(along)} × {escape(across)}</b><br>", 0
     for index, level in enumerate(results.levels(across)):
@@ -116,7 +116,7 @@ def _heading(results: Results, pair: tuple[str, str], x: float, y: float) -> lis
 def _panel(
     results: Results, trials: pd.DataFrame, pair: tuple[str, str], measure: str, suffix: str
 ) -> tuple[list[dict[str, Any]], list[int]]:
-    """Return the traces of a panel, and how many trials are behind each large dot."""
+    """Return the traces of a panel, and the number of trials per large dot."""
     along, across = pair
     names = results.levels(along)
     levels = results.levels(across)

@@ -1,4 +1,4 @@
-"""Report sections: the head of the page, counts, what is left out, and where the numbers come from."""
+"""Report sections: head of the page, counts, everything left out, and provenance."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, 
 
 
 def lede(results: Results) -> str:
-    """Return one sentence: data, classes, images per split, arms × replicates."""
+    """Return the lede: data, classes, images per split, numbers of arms and planned trials."""
     data = results.plan["data"]
     splits = [name for name in ("train", "val", "test") if name in data["num_images"]]
     order = [*splits, *sorted(set(data["num_images"]) - set(splits))]
@@ -28,11 +28,11 @@ def lede(results: Results) -> str:
 
 
 def status(results: Results, standing: Standing | None = None) -> str:
-    """Return the counts as a meter, and loudly what is failed, missing, held back or skipped (HTML).
+    """Return the counts as a meter, with warnings about incomplete, held back and skipped trials (HTML).
 
     Args:
-        results: the study.
-        standing: to its budget; None: it has none.
+        results: tables of the study.
+        standing: use of the study's budget; None without a budget.
     """
     counts = results.counts
     states = results.states
@@ -60,7 +60,7 @@ def status(results: Results, standing: Standing | None = None) -> str:
 
 
 def describe_held_back(results: Results, standing: Standing | None) -> str | None:
-    """Return in words what is missing because the budget is spent, None when nothing is."""
+    """Return in words how many trials the spent budget holds back, None if it holds back none."""
     if standing is None:
         return None
     counts = results.counts
@@ -79,10 +79,10 @@ def provenance_section(
     """Return versions, fingerprints, compute, configuration and the files beside the page.
 
     Args:
-        results: the study.
-        digest: ``results_sha256`` of it.
-        files: name of a CSV → what is in it.
-        compute: further facts on what the study has taken.
+        results: tables of the study.
+        digest: ``results_sha256(results)``.
+        files: name of a file → description of its content.
+        compute: further facts, on the compute that the study used.
     """
     plan = results.plan
     rows = {
@@ -120,7 +120,7 @@ def _environments(results: Results) -> str:
 
 
 def _configuration(results: Results) -> str:
-    # Replicates of an arm have its configuration, and their own number.
+    # One record per arm: its replicates have the same configuration but for their number.
     records = {record.config["name"]: record for record in results.records.values()}
     configs = [flatten(record.config["config"]) for record in records.values()]
     if not configs:
@@ -142,12 +142,12 @@ def _configuration(results: Results) -> str:
     )
 
 
-#: Trials listed one by one; a study of 10,000 that has just begun would be a page of them.
+#: Most trials listed one by one; a study of 10,000 that has just begun would fill the page.
 MAX_TRIALS = 500
 
 
 def left_out_section(results: Results) -> Section:
-    """Return everything that is left out, how many of it and why; and each trial that is not complete."""
+    """Return the section on everything left out, with counts and reasons, and on each trial that is not complete."""
     columns = [Column("what"), Column("how many", is_number=True), Column("which", sortable=False), Column("why")]
     rows = [
         [Cell(escape(what)), Cell(f"{count:,}", count), Cell(escape(which), css="wide"), Cell(escape(why), css="wide")]
@@ -164,7 +164,7 @@ def left_out_section(results: Results) -> Section:
 
 
 def find_left_out(results: Results) -> Iterator[tuple[str, int, str, str]]:
-    """Yield what is left out, how many, which, and why."""
+    """Yield kind, count, names and reason of everything left out."""
     skipped: dict[str, list[str]] = {}
     for arm in results.plan["skipped"]:
         skipped.setdefault(arm["reason"], []).append(arm["name"])
@@ -215,7 +215,7 @@ def _join_names(names: list[str], limit: int = 12) -> str:
 
 
 def _trials(results: Results) -> str:
-    """Return each trial that is not complete: all of them are also in trials.csv."""
+    """Return the table of trials that are not complete, at most ``MAX_TRIALS``; trials.csv has all of them."""
     incomplete = results.trials[results.trials["state"] != COMPLETE]
     if incomplete.empty:
         return ""

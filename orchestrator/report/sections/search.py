@@ -33,7 +33,7 @@ _MAX_ROWS = 10
 
 
 def search_section(results: Results) -> Section | None:
-    """Return what the search has found; None for a study without one."""
+    """Return the section on the results of a search, None for a study without one."""
     found = find_configurations(results)
     if found is None:
         return None
@@ -111,7 +111,7 @@ def _table(found: Found, best: Sequence[Configuration]) -> str:
 
 
 def _history(found: Found) -> Figure:
-    """Return the objective of every configuration in the order of proposal, and the best so far."""
+    """Return a figure of the objective per configuration in the order of proposal, and the best so far."""
     (objective,) = found.config.objectives
     order = {each.name: number + 1 for number, each in enumerate(found.configurations)}
     data = []
@@ -145,7 +145,7 @@ def _history(found: Found) -> Figure:
 
 
 def _front(found: Found, best: Sequence[Configuration]) -> Figure:
-    """Return the first two objectives of every configuration, those on the Pareto front marked."""
+    """Return a figure of the first two objectives per configuration, with the Pareto front marked."""
     first, second = found.config.objectives[:2]
     front = {each.name for each in best}
     data = []
@@ -211,7 +211,7 @@ def _importances(found: Found) -> str:
 
 
 def stopped_table(results: Results, config: SearchConfig, stopped: Sequence[Stopped], names: Sequence[str]) -> str:
-    """Return a row per configuration, with the dimensions ``names`` of the search (HTML); "" when there is none."""
+    """Return a table of the stopped configurations with their dimensions ``names`` (HTML), "" if there are none."""
     if not stopped:
         return ""
     arms = {trial["name"]: trial["arm"] for trial in results.plan["trials"]}

@@ -19,7 +19,7 @@ from orchestrator.report.page import Cell, Column, Section, callout, embed, note
 
 
 def shifts_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> Section | None:
-    """Return heat map and severity curves (by each factor, and by arm), and the stain grid where there is one."""
+    """Return the section with heat maps, severity curves (by each factor and by arm) and the stain grid, if any."""
     heat, grid, differences = heat_map(results), compute_grid(results), compute_differences(results)
     curves = {}
     for factor in rank_factors(results, effects):
@@ -44,7 +44,7 @@ def shifts_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effec
 
 
 def _copies_table(results: Results, grid: Grid) -> str:
-    """Return mean, smallest value and share below the floor per arm, over the stain cells and over the other shifts."""
+    """Return a table with mean, smallest and share below the floor per arm, over stain cells and over other shifts."""
     columns = [Column("arm")]
     kinds = ("stain cells", "other shifts") if grid.scores.shape[1] else ("stain cells",)
     for kind in kinds:
@@ -79,7 +79,7 @@ def _kept(line: Line | None) -> list[Cell]:
 
 
 def examples_section(examples: Examples | None, problem: str | None) -> Section | None:
-    """Return the grid of shifted images, or why there is none; None when none was asked for."""
+    """Return the section with the grid of shifted images, or with ``problem`` if there is none; None without either."""
     title = "What do the shifts look like?"
     if examples is None:
         return Section("examples", "Examples", title, callout(problem, "warn")) if problem else None

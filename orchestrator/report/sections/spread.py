@@ -1,4 +1,4 @@
-"""What the spread of the mean shifted score is made of, and how many replicates it takes to see a difference."""
+"""Report section: sources of the spread of the mean shifted score, and replicates needed to detect a difference."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from orchestrator.report.page import Cell, Column, Section, note, table
 from orchestrator.statistics.factorial import Term, VarianceTable, decompose_variance
 from orchestrator.statistics.power import minimum_replicates, upper_sd
 
-#: The least squares take seconds with hundreds of blocks; shares of 30 are as good.
+#: Most blocks (replicates) in the analysis of variance; hundreds take seconds, and shares from 30 are as good.
 MAX_BLOCKS = 30
 
-#: Differences between two arms that one may care about, in [0, 1].
+#: Differences between two arms that may matter, in [0, 1].
 EFFECTS = (0.005, 0.01, 0.02, 0.05)
 
 _BLOCK = "replicate"
 
 
 def spread_section(results: Results) -> Section | None:
-    """Return the analysis of variance and the minimum replicates; None with one arm or one replicate."""
+    """Return the section with analysis of variance and minimum replicates, None with one arm or one replicate."""
     variance, power = _variance(results), _power(results)
     if variance is None and power is None:
         return None
@@ -33,7 +33,7 @@ def _variance(results: Results) -> str | None:
     measure, factors = f"robustness/mean_{results.metric}", results.factors
     columns = [f"arm/{factor}" for factor in factors]
     rows = results.complete
-    if measure not in rows or not factors or "search" in results.plan:  # its arms are no grid: they differ in more
+    if measure not in rows or not factors or "search" in results.plan:  # arms of a search are no grid
         return None
     rows = rows.dropna(subset=[measure, *columns])
     rows = rows[rows[_BLOCK] < MAX_BLOCKS]
@@ -74,7 +74,7 @@ def _term_row(term: Term) -> list[Cell]:
 
 
 def _power(results: Results) -> str | None:
-    """Return how many replicates it takes, from the spread of paired differences against the first arm."""
+    """Return the table of replicates needed, from the spread of paired differences against the first arm."""
     measure = f"robustness/mean_{results.metric}"
     if measure not in results.complete:
         return None

@@ -1,4 +1,4 @@
-"""In-distribution score against worst shifted score: which arms are not beaten in both."""
+"""Report section: in-distribution score against worst shifted score, and the arms that no other arm beats in both."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from orchestrator.report.style import Figure, colour, every_nth, floats, layout_
 
 
 def trade_off_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> Section | None:
-    """Return the figure and the arms on the front; None with fewer than two arms that have both scores.
+    """Return the section with figure and arms on the front, None with fewer than two arms that have both scores.
 
     Args:
-        results: the study.
+        results: tables of the study.
         arms: ``arms_table(results)``.
-        effects: on the mean shifted metric; the factor with the largest gives the colours.
+        effects: effects on the mean shifted metric; the factor with the largest determines the colours.
     """
     clean, worst = f"id/{results.metric}", f"robustness/worst_{results.metric}"
     if f"{clean}.mean" not in arms or f"{worst}.mean" not in arms:
@@ -38,7 +38,7 @@ def trade_off_section(results: Results, arms: pd.DataFrame, effects: Sequence[Ef
 
 
 def _name(number: int) -> str:
-    """Return A … Z, A1 … Z1, … for the points of the front."""
+    """Return the letter of a point on the front: A … Z, A1 … Z1, …"""
     return chr(ord("A") + number % 26) + (str(number // 26) if number >= 26 else "")
 
 

@@ -20,20 +20,20 @@ from orchestrator.report.curves import training_curves
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, embed, note, table
 from orchestrator.report.style import Figure, colour, every_nth, floats, layout_of, seed_dots
 
-#: Cheapest to dearest arm from which on the axis is logarithmic.
+#: Ratio of dearest to cheapest arm above which the axis is logarithmic.
 _LOG_FROM = 20.0
 
 
 def cost_section(
     results: Results, costs: pd.DataFrame, effects: Sequence[Effect], usage: Usage | None
 ) -> Section | None:
-    """Return cost against mean shifted score, and a row per arm; None while nothing has taken any time.
+    """Return the section with cost against mean shifted score and one row per arm, None if no trial took any time.
 
     Args:
-        results: the study.
+        results: tables of the study.
         costs: ``costs_table(results)``.
-        effects: on the mean shifted metric; the factor with the largest gives the colours.
-        usage: the account that budgets go by; None: there is none.
+        effects: effects on the mean shifted metric; the factor with the largest determines the colours.
+        usage: time that the budget counts; None if its record is missing or damaged.
     """
     if costs.empty:
         return None
@@ -64,7 +64,7 @@ def _text(results: Results, costs: pd.DataFrame) -> str:
 
 
 def _account(arms: pd.DataFrame, usage: Usage | None) -> str:
-    """Return in words what was lost, and why the table is less than the account that budgets go by."""
+    """Return in words how much time was lost, and why the table sums to less than the time that budgets count."""
     finished, lost, total = (float(arms[name].sum()) for name in ("finished_hours", "lost_hours", "hours"))
     text = f" All arms: {_hours(finished)} for what is complete"
     text += (
@@ -178,7 +178,7 @@ def _means(results: Results, arms: pd.DataFrame, shifted: str, level: tuple[str 
 
 
 def training_section(results: Results, effects: Sequence[Effect]) -> Section | None:
-    """Return the training curves, coloured by the factor with the largest effect."""
+    """Return the section with training curves, coloured by the factor with the largest effect; None without curves."""
     order = rank_factors(results, effects)
     signatures = results.trials["signature"]
     colours = results.trials[f"arm/{order[0]}"] if order else pd.Series("trial", index=signatures.index)

@@ -17,12 +17,12 @@ from orchestrator.report.page import Cell, Column, Section, embed, note, table
 from orchestrator.report.style import SYMBOLS, Figure, colour, every_nth, floats, layout_of, panel_title
 from orchestrator.statistics.intervals import summarise
 
-#: Panels beside each other.
+#: Panels per row.
 COLUMNS = 3
 _PANEL_PX = 400
-#: More entries than this and the legend is larger than the figure: shapes are dropped.
+#: Most entries of the legend; with more it would be larger than the figure, so shapes are dropped.
 MAX_LEGEND = 16
-#: Ticks of a probit axis, in %; finer ones are taken until four are in view.
+#: Ticks of a probit axis in %, from coarse to fine; the first with four in view are used.
 _TICKS = (
     (1, 5, 10, 20, 30, 40, 50, 60, 70, 80, 90, 95, 98, 99, 99.5, 99.9),
     (1, 2, *range(5, 95, 5), 95, 97, 98, 99, 99.5, 99.8, 99.9),
@@ -35,11 +35,11 @@ _TICKS = (
 
 
 def transfer_section(results: Results, effects: Sequence[Effect]) -> Section | None:
-    """Return the figure and effective robustness per arm; None where nothing is complete.
+    """Return the section with the figure and effective robustness per arm, None if no trial is complete.
 
     Args:
-        results: the study.
-        effects: on the mean shifted metric; the two largest get colour and shape.
+        results: tables of the study.
+        effects: effects on the mean shifted metric; the two factors with the largest get colour and shape.
     """
     clean, panels = f"id/{results.metric}", _panels(results)
     if clean not in results.complete or not panels:
@@ -75,7 +75,7 @@ def effective_robustness(
     scores: Mapping[str, NDArray[np.float64]],
     lines: Mapping[str, Line | None],
 ) -> pd.DataFrame:
-    """Return score minus line, a row per trial (as in ``trials``) and a column per panel that has a line."""
+    """Return score minus line, one row per trial (as in ``trials``) and one column per panel that has a line."""
     clean = scores[f"id/{results.metric}"]
     found = {c: scores[c] - line.predict(clean) for c, line in lines.items() if line is not None}
     return pd.DataFrame(found, index=trials.index)
@@ -87,7 +87,7 @@ def _residuals(
     scores: Mapping[str, NDArray[np.float64]],
     lines: Mapping[str, Line | None],
 ) -> str:
-    """Return the table of effective robustness: a row per arm, largest on the mean over shifts on top."""
+    """Return the table of effective robustness: one row per arm, sorted by the first column (mean over shifts)."""
     above = effective_robustness(results, trials, scores, lines)
     if above.shape[1] == 0:
         return note(
@@ -166,7 +166,10 @@ def _figure(
 
 
 def _style(results: Results, effects: Sequence[Effect]) -> tuple[str | None, str | None]:
-    """Return the factors that colour and that shape the dots, None where the study has no such factor."""
+    """Return the factors for colour and shape of the dots, None where the study has no such factor.
+
+    No shape either if the legend would have more than ``MAX_LEGEND`` entries.
+    """
     order = [*rank_factors(results, effects), None, None]
     hues, shapes = (len(_levels(results, factor)) for factor in order[:2])
     return order[0], order[1] if hues * shapes <= MAX_LEGEND else None

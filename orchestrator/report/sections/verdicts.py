@@ -1,4 +1,4 @@
-"""The verdicts as the first part of the page, and as lines for a terminal."""
+"""Report section: the verdicts, as the first part of the page and as lines for a terminal."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from orchestrator.report.page import Section, callout, facts, note
 from orchestrator.study.hypotheses import describe_comparison
 from trainables.evaluation.metrics import find_metric
 
-#: The strip with effect and interval, px.
+#: Size of the strip with effect and interval, px.
 _WIDTH, _HEIGHT, _MARGIN = 300, 44, 14
 
 
 def verdict_section(results: Results, verdicts: Sequence[Verdict]) -> Section | None:
-    """Return what came of every hypothesis; None for a study that never had one."""
+    """Return the section with the verdict on every hypothesis, None for a study that never had one."""
     versions = read_versions(results.plan)
     if not versions:
         return None
@@ -72,7 +72,7 @@ def _describe_all(verdicts: Sequence[Verdict]) -> str:
 
 
 def describe_evidence(verdict: Verdict) -> str:
-    """Return effect, interval, p-values and n in one sentence, or why there are none."""
+    """Return effect, interval, p-values and n as text, or the reason why there are none."""
     evidence, hypothesis = verdict.evidence, verdict.hypothesis
     pairs = f"{evidence.num_complete} of {evidence.num_planned} pairs"
     if evidence.effect is None:
@@ -147,7 +147,7 @@ def _details(verdict: Verdict) -> str:
 
 
 def registered_text(registered: Registered) -> str:
-    """Return status and what it rests on."""
+    """Return the registration status and the reason for it."""
     return f"{registered.status}: {registered.remark}"
 
 
@@ -156,7 +156,7 @@ def _mean(verdict: Verdict, value: float) -> str:
 
 
 def _strip(verdict: Verdict) -> str:
-    """Return effect and interval drawn to scale, with 0 and the smallest effect that matters."""
+    """Return an SVG of effect and interval to scale, with 0 and the smallest effect that matters."""
     evidence, hypothesis = verdict.evidence, verdict.hypothesis
     if evidence.effect is None:
         return ""

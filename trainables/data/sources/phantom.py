@@ -160,7 +160,10 @@ class PhantomPixels:
         images: UInt8[np.ndarray, "n channels height width"],
         masks: UInt8[np.ndarray, "n height width"] | None,
     ) -> tuple[list[str], dict[int, str]]:
-        """Render ``rows``, see ``Pixels.decode``; digests are of the recipe, so rounding on another CPU changes none."""
+        """Render ``rows``, see ``Pixels.decode``.
+
+        Digests are those of the recipe, so that rounding on another CPU cannot change them.
+        """
         _render_rows(self.scenes, rows, images, masks)
         return [self.digests[row] for row in rows], {}
 

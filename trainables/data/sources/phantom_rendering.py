@@ -173,7 +173,10 @@ def _apply_camera(
 def _blur(
     image: Float32[np.ndarray, "n 3 size size"], sigma_px: Float32[np.ndarray, " n"]
 ) -> Float32[np.ndarray, "n 3 size size"]:
-    """Return each image blurred by a Gaussian of its own σ, by its transfer function; it may wrap: borders are black."""
+    """Return each image blurred by a Gaussian of its own σ, by its transfer function.
+
+    The FFT wraps around, which changes nothing because borders are black.
+    """
     size = image.shape[-1]
     squared = np.fft.fftfreq(size)[:, None] ** 2 + np.fft.rfftfreq(size)[None, :] ** 2
     transfer = np.exp(-2 * np.pi**2 * squared * sigma_px[:, None, None] ** 2).astype(np.float32)
