@@ -99,7 +99,7 @@ def committed() -> list[Path]:
     command = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     names = [name for name in done.stdout.split("\0") if name]
-    return [ROOT / name for name in names if (ROOT / name).is_file() and Path(name).suffix not in (".png", ".npz")]
+    return [ROOT / name for name in names if (ROOT / name).is_file() and Path(name).suffix not in (".png", ".npz", ".zip")]
 
 
 #: Written so that this file does not hold what it looks for.

@@ -47,12 +47,12 @@ from trainables.regularisers import (
     find_part,
 )
 from trainables.seeding import derive_seed, seed_everything
-from trainables.storage.checkpoint import forget_checkpoints, is_trained, load_weights, restore_module, save_weights
+from trainables.storage.checkpoint import is_trained, load_weights, remove_checkpoints, restore_module, save_weights
 from trainables.storage.completeness import CONFIG, EPOCHS, RESULT, describe_files
 from trainables.storage.folder import Folder
 from trainables.training.acceleration import Choice, decide, default_choice, describe_key, probe
 from trainables.training.loop import Outcome, resolve_precision, train_model
-from trainables.training.stopping import stop_if_asked
+from trainables.training.stopping import with_stop_check
 
 ENCODER, MODEL = "encoder.safetensors", "model.safetensors"
 
@@ -98,7 +98,7 @@ def run_trial(
     choose_shifts(data, config.evaluation)  # a wrong name has to fail before the training
     report({"event": "started", "epochs": config.training.epochs})
     choice = choose_acceleration(config, data, device, execution)
-    _forget_gpu_memory(device)
+    _reset_gpu_peak(device)
     model = choice.place(build_initial_model(config, data, encoder=encoder).to(device))
     if not is_trained(folder, MODEL):
 
@@ -112,13 +112,13 @@ def run_trial(
             config,
             signature=signature,
             folder=folder,
-            report=stop_if_asked(tell, folder, num_epochs=num_epochs) if execution.early_stopping else tell,
+            report=with_stop_check(tell, folder, num_epochs=num_epochs) if execution.early_stopping else tell,
             acceleration=choice,
         )
         facts = {"signature": signature, "epochs": outcome.epochs, "best_epoch": outcome.best_epoch}
         save_weights(folder, MODEL, model.state_dict(), facts)
     outcome = _load_model(model, folder, signature)
-    forget_checkpoints(folder)
+    remove_checkpoints(folder)
     result = _evaluate(model, data, config, choice, folder=folder, execution=execution, report=report)
     result |= _provenance(signature, started_ms, outcome, device, choice, execution)
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
@@ -165,7 +165,7 @@ def run_stage(
 
     started_ms = int(time.time() * 1000)
     device = prepare_process(execution)
-    _forget_gpu_memory(device)
+    _reset_gpu_peak(device)
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
     report({"event": "started", "epochs": config.pretraining.epochs})
     if not is_trained(folder, ENCODER):
@@ -181,7 +181,7 @@ def run_stage(
         )
         save_weights(folder, ENCODER, model.encoder_state(), {"signature": signature})
     _check_signature(ENCODER, folder, load_weights(folder, ENCODER)[1]["signature"], signature)
-    forget_checkpoints(folder)
+    remove_checkpoints(folder)
     history = folder.read_lines(EPOCHS)
     result = {"status": "complete", "metrics": {"ssl/final_loss": history[-1]["metrics"]["ssl/loss"]}}
     outcome = Outcome(len(history), len(history))
@@ -359,7 +359,7 @@ def _provenance(
     }
 
 
-def _forget_gpu_memory(device: torch.device) -> None:
+def _reset_gpu_peak(device: torch.device) -> None:
     """Reset the peak of GPU memory, which an earlier trial of this process or a probe may have raised."""
     if device.type == "cuda":
         torch.cuda.init()  # type: ignore[no-untyped-call]

@@ -126,7 +126,7 @@ def _nothing(problem: str, *, num_planned: int = 0) -> Evidence:
     return Evidence(None, None, None, 0, 1.0, 0, "nothing", num_planned, 0, {}, problem)
 
 
-def weigh(hypothesis: Hypothesis, measured: Measured) -> Evidence:
+def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
     """Return the evidence for one hypothesis."""
     factors = {name: [str(label) for label in labels] for name, labels in measured.results.plan["factors"].items()}
     try:
@@ -232,17 +232,17 @@ def _compute_p(
 def _invert_bootstrap(differences: Array, smallest: float, *, seed: int) -> float:
     """Return the smallest α at which the bootstrap interval of the mean excludes 0, at least ``smallest``."""
     excluded, included = 1.0, smallest
-    if _leaves_out_zero(differences, included, seed=seed):
+    if _excludes_zero(differences, included, seed=seed):
         return included
     while excluded / included > _BOOTSTRAP_P_RATIO:
         middle = float(np.sqrt(excluded * included))
-        if _leaves_out_zero(differences, middle, seed=seed):
+        if _excludes_zero(differences, middle, seed=seed):
             excluded = middle
         else:
             included = middle
     return excluded
 
 
-def _leaves_out_zero(differences: Array, alpha: float, *, seed: int) -> bool:
+def _excludes_zero(differences: Array, alpha: float, *, seed: int) -> bool:
     interval = bootstrap_interval(differences, seed=seed, level=1 - alpha, method=METHOD)
     return interval is not None and (interval.low > 0 or interval.high < 0)

@@ -12,7 +12,7 @@ import pandas as pd
 from orchestrator.analysis.results import Results
 from orchestrator.analysis.wording import plural
 from orchestrator.planning.states import STOPPED
-from orchestrator.search.outcomes import Outcome, average_curves, judge, read_curve
+from orchestrator.search.outcomes import Outcome, average_curves, compute_outcome, read_curve
 from orchestrator.search.sampler import SampledPoint, make_directions, make_trial
 from orchestrator.study.search_config import SearchConfig
 from orchestrator.study.search_space import Space, Value, make_dimension
@@ -90,7 +90,7 @@ def _judge(config: SearchConfig, results: Results, group: pd.DataFrame) -> Outco
         if len(column) < len(group) or column.isna().any() or str(group["name"].iloc[0]) in results.stopped_arms:
             return None
         values[name] = [float(value) for value in column]
-    return judge(config, values)
+    return compute_outcome(config, values)
 
 
 # ------------------------------------------------------------------------------------------------ importance
@@ -176,14 +176,14 @@ class Stopped:
 def find_stopped(results: Results, config: SearchConfig) -> list[Stopped]:
     """Return the early-stopped configurations, sorted by last epoch (latest first), then by value (best first)."""
     found = []
-    sign = 1 if is_higher_better(config.judged_by) == config.objectives[0].higher_is_better else -1
+    sign = 1 if is_higher_better(config.stopping_metric) == config.objectives[0].higher_is_better else -1
     for name, group in results.trials[results.trials["name"].isin(results.stopped_arms)].groupby("name", sort=False):
         records = [results.records[signature] for signature in group["signature"] if signature in results.records]
         curve = average_curves([read_curve(config, record.epochs) for record in records])
         epoch = max(curve, default=0)
         num_epochs = max(record.config["config"]["training"]["epochs"] for record in records)
         found.append(Stopped(str(name), epoch, num_epochs, sign * curve[epoch] if curve else None))
-    better = -1 if is_higher_better(config.judged_by) else 1
+    better = -1 if is_higher_better(config.stopping_metric) else 1
     return sorted(found, key=lambda each: (-each.epoch, 0.0 if each.value is None else better * each.value))
 
 

@@ -19,13 +19,13 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.analysis.evidence import Evidence, Measured, weigh
+from orchestrator.analysis.evidence import Evidence, Measured, assess_evidence
 from orchestrator.analysis.results import Results
 from orchestrator.ledger.preregistration import (
     DELETED,
     PREREGISTERED,
     Registered,
-    list_promised,
+    list_preregistered,
     read_versions,
     trace_hypotheses,
 )
@@ -67,9 +67,9 @@ def judge(results: Results) -> list[Verdict]:
         if registered.status != DELETED and (hypothesis := read_hypothesis(registered.content)) is not None
     ]
     measured = Measured(results)
-    found = [(hypothesis, registered, weigh(hypothesis, measured)) for hypothesis, registered in current]
+    found = [(hypothesis, registered, assess_evidence(hypothesis, measured)) for hypothesis, registered in current]
     about = [(hypothesis.family, registered) for hypothesis, registered, _ in found]
-    promised = list_promised(versions)
+    promised = list_preregistered(versions)
     corrected = correct([evidence.p_value for _, _, evidence in found], about, promised)
     best = correct([evidence.smallest_p for _, _, evidence in found], about, promised)
     moment_ms = max([version["registered_ms"] for version in versions] + _find_ends(results), default=0)

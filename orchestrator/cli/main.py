@@ -103,22 +103,22 @@ def run(
             retry_failed=retry_failed,
         )
     except KeyboardInterrupt:
-        _tell(console, f"stopped; go on with: {again}")
-        _leave_at_once(INCOMPLETE)
+        _print(console, f"stopped; go on with: {again}")
+        _exit_without_cleanup(INCOMPLETE)
     except ClusterLostError as error:
         typer.echo(f"error: {error}", err=True)
-        _tell(console, f"go on with{', or with the --address of another head' * bool(address)}: {again}")
-        _leave_at_once(INFRASTRUCTURE)
+        _print(console, f"go on with{', or with the --address of another head' * bool(address)}: {again}")
+        _exit_without_cleanup(INFRASTRUCTURE)
     if as_json:
         typer.echo(json.dumps(vars(summary)))
     if summary.unshipped:
         later = _command("sync", study, flags)
-        _tell(console, f"{summary.unshipped} records are not shipped to MLflow yet; once it can be reached: {later}")
+        _print(console, f"{summary.unshipped} records are not shipped to MLflow yet; once it can be reached: {later}")
     if not summary.is_complete:
         first = "raise execution.budget, then " * summary.is_out_of_budget
         last = " --retry-failed" * summary.is_only_failed
-        _tell(console, f"{summary.describe()}; {first}go on with: {again}{last}")
-    _tell(console, f"look at the runs with: {_command('ui', study, flags)}")
+        _print(console, f"{summary.describe()}; {first}go on with: {again}{last}")
+    _print(console, f"look at the runs with: {_command('ui', study, flags)}")
     incomplete = OUT_OF_BUDGET if summary.is_out_of_budget else INCOMPLETE
     raise typer.Exit(COMPLETE if summary.is_complete else incomplete)
 
@@ -156,8 +156,8 @@ def status(
     """Show how many trials are planned, complete, running, failed, interrupted, missing."""
     from orchestrator.cli.status import (
         compute_status,
+        find_budget_status,
         find_damaged,
-        find_standing,
         is_current,
         is_out_of_budget,
         render_status,
@@ -165,17 +165,17 @@ def status(
 
     loaded = _open(study, storage, overrides)
     counts = compute_status(loaded, storage=_storage(loaded, storage))
-    standing = find_standing(loaded, storage=_storage(loaded, storage))
+    budget_status = find_budget_status(loaded, storage=_storage(loaded, storage))
     if as_json:
-        typer.echo(json.dumps(counts | ({} if standing is None else {"budget": standing.as_json()})))
+        typer.echo(json.dumps(counts | ({} if budget_status is None else {"budget": budget_status.as_json()})))
     else:
-        render_status(counts, _console(), standing)
+        render_status(counts, _console(), budget_status)
     if not is_current(loaded, storage=_storage(loaded, storage)):
         typer.echo("the study differs from the one that was last run; this is about that one", err=True)
     damaged = find_damaged(loaded, storage=_storage(loaded, storage)) if verify else []
     for damage in damaged:
         typer.echo(f"damaged: {damage}; remove that file and run the study again: it is made anew", err=True)
-    incomplete = OUT_OF_BUDGET if is_out_of_budget(counts, standing) and not damaged else INCOMPLETE
+    incomplete = OUT_OF_BUDGET if is_out_of_budget(counts, budget_status) and not damaged else INCOMPLETE
     raise typer.Exit(COMPLETE if counts["complete"] == counts["planned"] and not damaged else incomplete)
 
 
@@ -330,7 +330,7 @@ def doctor(
     raise typer.Exit(COMPLETE if all(finding.ok for finding in findings) else INFRASTRUCTURE)
 
 
-def _leave_at_once(code: int) -> None:
+def _exit_without_cleanup(code: int) -> None:
     """Exit without Ray's shutdown, which takes seconds. The kernel ends Ray's processes with this one."""
     sys.stdout.flush()
     sys.stderr.flush()
@@ -362,7 +362,7 @@ def _command(name: str, study: Path, flags: dict[str, Any]) -> str:
     return shlex.join(words)
 
 
-def _tell(console: Console, text: str) -> None:
+def _print(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.driver.announce import announce, say
+from orchestrator.driver.announce import announce, print_line
 from orchestrator.driver.estimate import Estimate
 from orchestrator.driver.prepare import Prepared
 from orchestrator.ledger.preregistration import trace_hypotheses
@@ -30,7 +30,7 @@ def describe_plan(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
         "ledger": prepared.ledger.root.uri,
         "counts": count_trials(prepared),
         "estimate": costs.as_json(),
-        **({} if prepared.standing is None else {"budget": _describe_standing(prepared, costs)}),
+        **({} if prepared.budget_status is None else {"budget": _describe_budget_status(prepared, costs)}),
         "hypotheses": [
             {"name": each.name, "claim": each.content["claim"], "status": each.status, "remark": each.remark}
             for each in trace_hypotheses(prepared.registration.versions)
@@ -60,7 +60,7 @@ def find_needs(prepared: Prepared, costs: Estimate) -> dict[str, float | None]:
     """Return limit of a budget → amount still needed to complete all trials, None if unknown."""
     todo = prepared.actions.open + prepared.actions.held_back
     to_come = prepared.plan.num_to_come
-    begun = prepared.standing.begun if prepared.standing is not None else frozenset()
+    begun = prepared.budget_status.begun if prepared.budget_status is not None else frozenset()
     return {
         "trials": to_come + sum(work.kind == "trial" and work.signature not in begun for work in todo),
         "wall_hours": None if costs.wall_seconds is None else costs.wall_seconds / 3600,
@@ -69,15 +69,15 @@ def find_needs(prepared: Prepared, costs: Estimate) -> dict[str, float | None]:
     }
 
 
-def _describe_standing(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
+def _describe_budget_status(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
     """Return usage and needs of the budget as JSON values. ``fits`` is None for a limit whose need is unknown."""
-    standing, needs = prepared.standing, find_needs(prepared, costs)
-    assert standing is not None
+    budget_status, needs = prepared.budget_status, find_needs(prepared, costs)
+    assert budget_status is not None
     fits = {
-        name: None if needs[name] is None else standing.taken[name] + needs[name] <= limit  # type: ignore[operator]
-        for name, limit in standing.limits.items()
+        name: None if needs[name] is None else budget_status.taken[name] + needs[name] <= limit  # type: ignore[operator]
+        for name, limit in budget_status.limits.items()
     }
-    return standing.as_json() | {"needs": {name: needs[name] for name in fits}, "fits": fits}
+    return budget_status.as_json() | {"needs": {name: needs[name] for name in fits}, "fits": fits}
 
 
 def _trials(works: Any) -> int:
@@ -86,8 +86,8 @@ def _trials(works: Any) -> int:
 
 def render_plan(prepared: Prepared, costs: Estimate, console: Console) -> None:
     """Print stages, arms and the estimate."""
-    say(console, "study", f"{prepared.study.study}: {prepared.study.question}")
-    say(console, "ledger", prepared.ledger.root.uri)
+    print_line(console, "study", f"{prepared.study.study}: {prepared.study.question}")
+    print_line(console, "ledger", prepared.ledger.root.uri)
     announce(prepared, console)
     states = prepared.list_actions()
     if prepared.plan.stages:
@@ -108,9 +108,9 @@ def render_plan(prepared: Prepared, costs: Estimate, console: Console) -> None:
     if planned:
         console.print(arms)
     console.print(describe_estimate(costs), highlight=False)
-    if prepared.standing is not None:
-        for line in describe_needs(prepared.standing, find_needs(prepared, costs)):
-            say(console, "budget", line)
+    if prepared.budget_status is not None:
+        for line in describe_needs(prepared.budget_status, find_needs(prepared, costs)):
+            print_line(console, "budget", line)
 
 
 def describe_estimate(costs: Estimate) -> str:

@@ -47,17 +47,17 @@ def select(  # noqa: PLR0913 - the options of a command are its arguments
     """Choose an arm by in-distribution validation, export its model with a card and register it in MLflow."""
     from orchestrator.cli.lookup import open_study
     from orchestrator.selection.ranking import SelectionCriteria
-    from orchestrator.selection.select_model import Request, release_model
+    from orchestrator.selection.select_model import SelectOptions, select_model
 
     if alias is not None and register is None:
         raise StudyError("--alias names a version in MLflow's model registry; give the model's name with --register")
     loaded = open_study(study, storage=storage, overrides=overrides or ())
-    done = release_model(
+    done = select_model(
         loaded,
-        Request(SelectionCriteria(by, rule.value, oracle, replicate, incomplete), out, onnx, register, alias),
+        SelectOptions(SelectionCriteria(by, rule.value, oracle, replicate, incomplete), out, onnx, register, alias),
         storage=storage or loaded.execution.storage,
         mlflow=mlflow,
-        tell=(lambda line: typer.echo(line, err=True)) if as_json else typer.echo,
+        write_line=(lambda line: typer.echo(line, err=True)) if as_json else typer.echo,
     )
     if as_json:
         typer.echo(json.dumps(done))

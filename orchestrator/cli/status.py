@@ -8,8 +8,8 @@ from rich.console import Console
 
 from orchestrator.ledger.lease import Lease
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.ledger.usage import read_standing
-from orchestrator.planning.budget import Standing, describe_budget
+from orchestrator.ledger.usage import read_budget_status
+from orchestrator.planning.budget import BudgetStatus, describe_budget
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
 from orchestrator.study.study_file import Study, compute_study_sha256
 
@@ -47,20 +47,20 @@ def compute_status(study: Study, *, storage: str) -> dict[str, int]:
     }
 
 
-def find_standing(study: Study, *, storage: str) -> Standing | None:
+def find_budget_status(study: Study, *, storage: str) -> BudgetStatus | None:
     """Return the usage of the budget in the current study file, None if the file has no budget."""
     execution, ledger = study.execution, Ledger(storage, study.study)
     if execution.budget is None:
         return None
-    return read_standing(ledger, describe_budget(execution.budget, execution.price_per_gpu_hour), ledger.states())
+    return read_budget_status(ledger, describe_budget(execution.budget, execution.price_per_gpu_hour), ledger.states())
 
 
-def is_out_of_budget(counts: Mapping[str, int], standing: Standing | None) -> bool:
+def is_out_of_budget(counts: Mapping[str, int], budget_status: BudgetStatus | None) -> bool:
     """Return whether trials are missing and the budget would keep another run from starting any of them."""
-    if standing is None or counts["running"]:
+    if budget_status is None or counts["running"]:
         return False
     interrupted, missing = counts["interrupted"], counts["missing"]
-    return 0 < standing.count_held_back(interrupted=interrupted, missing=missing) == interrupted + missing
+    return 0 < budget_status.count_held_back(interrupted=interrupted, missing=missing) == interrupted + missing
 
 
 def find_damaged(study: Study, *, storage: str) -> list[str]:
@@ -78,12 +78,12 @@ def is_current(study: Study, *, storage: str) -> bool:
     return bool(ledger.read_plan()["study_sha256"] == compute_study_sha256(study))
 
 
-def render_status(counts: Mapping[str, int], console: Console, standing: Standing | None = None) -> None:
+def render_status(counts: Mapping[str, int], console: Console, budget_status: BudgetStatus | None = None) -> None:
     """Print the counts, one per line, and the usage of the budget."""
     width = max(12, *map(len, counts))
     for name, count in counts.items():
         console.print(f"{name.replace('_', ' '):<{width}} {count}", highlight=False)
-    if standing is not None:
-        console.print(f"{'budget':<12} {standing.describe()}", highlight=False)
-    if is_out_of_budget(counts, standing):
+    if budget_status is not None:
+        console.print(f"{'budget':<12} {budget_status.describe()}", highlight=False)
+    if is_out_of_budget(counts, budget_status):
         console.print("the budget is spent: raise execution.budget and run again", highlight=False)

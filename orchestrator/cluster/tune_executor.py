@@ -27,7 +27,7 @@ from orchestrator.ledger.failures import CRASHED, OUT_OF_MEMORY
 from trainables.errors import ClusterLostError
 
 #: Seconds between two checks of the head and of this machine's raylet.
-_LOOK_SECONDS = 3.0
+_CHECK_SECONDS = 3.0
 #: Reports per second, of all slots together, with which Tune's loop does not fall behind; it can do some 40.
 REPORTS_PER_SECOND = 16.0
 
@@ -49,7 +49,7 @@ class DispatchSearcher(tune.search.Searcher):  # type: ignore[misc]  # ray is un
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next chunk, None if nothing is ready, FINISHED if nothing is left."""
-        chunk = self._dispatcher.take(trial_id)
+        chunk = self._dispatcher.next_chunk(trial_id)
         if chunk is None:
             return tune.search.Searcher.FINISHED if self._dispatcher.is_finished else None
         signature = chunk["works"][0]["record"]["signature"]
@@ -125,7 +125,7 @@ class _LossCallback(tune.Callback):  # type: ignore[misc]
         return {}  # as for the searcher: pickled into a file that we never read
 
 
-class _StopWhenAsked(tune.Stopper):  # type: ignore[misc]
+class _EventStopper(tune.Stopper):  # type: ignore[misc]
     def __init__(self, asked: threading.Event) -> None:
         self._asked = asked
 
@@ -162,7 +162,7 @@ class _TuneThread(threading.Thread):
         """
         answered = dict.fromkeys(find_peers(), time.monotonic())
         while self.is_alive():
-            self.join(_LOOK_SECONDS)
+            self.join(_CHECK_SECONDS)
             for peer, last in answered.items():
                 try:
                     check_reachable(peer)
@@ -212,7 +212,7 @@ def execute(dispatcher: Dispatcher, *, study: str, slots: Slots, max_retries: in
             ),
             run_config=tune.RunConfig(
                 name=study,
-                stop=_StopWhenAsked(stop),
+                stop=_EventStopper(stop),
                 callbacks=[losses],
                 storage_path=scratch,
                 failure_config=tune.FailureConfig(max_failures=max_retries),

@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from orchestrator.driver.prepare import Prepared
 from orchestrator.ledger.preregistration import EXPLORATORY, PREREGISTERED, trace_hypotheses
-from orchestrator.planning.feasibility import find_hopeless
+from orchestrator.planning.feasibility import find_unsupportable
 from orchestrator.planning.plan import describe_skipped
 from orchestrator.search.proposals import Search
 
@@ -18,7 +18,7 @@ from orchestrator.search.proposals import Search
 _MAX_DAMAGES = 10
 
 
-def say(console: Console, label: str, text: str) -> None:
+def print_line(console: Console, label: str, text: str) -> None:
     """Print one labelled line. Markup in ``text`` is printed literally."""
     console.print(f"{label:<8} {text}", soft_wrap=True, highlight=False, markup=False)
 
@@ -33,7 +33,7 @@ def announce(prepared: Prepared, console: Console) -> None:
     plan, actions = prepared.plan, prepared.actions
     kinds = Counter(work.kind for work in actions.open)
     done = sum(work.kind == "trial" for work in actions.skip)
-    say(
+    print_line(
         console,
         "plan",
         f"{_count(len(plan.trials), 'trial')} and {_count(len(plan.stages), 'stage')}; {_count(done, 'trial')} "
@@ -47,7 +47,7 @@ def announce(prepared: Prepared, console: Console) -> None:
     _announce_budget(prepared, console)
     _announce_hypotheses(prepared, console)
     for line in _describe_changes(prepared):
-        say(console, "changed", line)
+        print_line(console, "changed", line)
     for line in describe_skipped(plan.as_json()["skipped"]):
         warn(console, "left out", line)
     num_bad = sum(len(dataset.quarantined) for dataset in prepared.inputs.datasets)
@@ -67,13 +67,13 @@ def announce(prepared: Prepared, console: Console) -> None:
         warn(console, "damaged", f"and {len(damages) - _MAX_DAMAGES} more")
     if actions.orphaned:
         kept = f"{len(actions.orphaned)} stages and trials in the ledger that are no longer planned"
-        say(console, "kept", f"{kept}; nothing is deleted")
+        print_line(console, "kept", f"{kept}; nothing is deleted")
 
 
 def _announce_budget(prepared: Prepared, console: Console) -> None:
-    standing, actions = prepared.standing, prepared.actions
-    if standing is not None:
-        say(console, "budget", standing.describe() + " taken so far, over all runs")
+    budget_status, actions = prepared.budget_status, prepared.actions
+    if budget_status is not None:
+        print_line(console, "budget", budget_status.describe() + " taken so far, over all runs")
     held_back = Counter(work.kind for work in actions.held_back) + Counter(trial=prepared.num_withheld)
     if held_back:
         which = " and ".join(_count(number, kind) for kind, number in sorted(held_back.items(), reverse=True))
@@ -89,13 +89,17 @@ def _announce_search(search: Search, console: Console) -> None:
     how = f"rounds of {config.parallel}" if config.order == "rounds" else f"{config.parallel} at once"
     done = f"{search.num_distinct} of {config.num_trials} configurations proposed, {how}"
     done += "; the space has no further one" if search.is_exhausted else ""
-    say(console, "search", f"{config.sampler.kind} for {goals}; {done}")
+    print_line(console, "search", f"{config.sampler.kind} for {goals}; {done}")
     if config.early_stopping is not None:
         rule, grace = config.early_stopping.kind, config.early_stopping.grace_epochs
         after = "epoch 1" if grace == 1 else f"{grace} epochs"
-        say(console, "stopping", f"{rule}, by {config.judged_by}, from {after} on: what falls behind is stopped early")
+        print_line(
+            console,
+            "stopping",
+            f"{rule}, by {config.stopping_metric}, from {after} on: what falls behind is stopped early",
+        )
     if config.is_oracle:
-        guides = (each.metric for each in (*config.objectives, *config.constraints) if not each.is_honest)
+        guides = (each.metric for each in (*config.objectives, *config.constraints) if not each.is_validation)
         warn(console, "oracle", f"the search is guided by {', '.join(guides)}, which no honest choice knows")
 
 
@@ -110,12 +114,12 @@ def _announce_hypotheses(prepared: Prepared, console: Console) -> None:
     if claimed:
         noun = "hypothesis" if claimed == 1 else "hypotheses"
         late = f", {counts[EXPLORATORY]} exploratory" if counts[EXPLORATORY] else ""
-        say(console, "claims", f"{claimed} {noun}: {counts[PREREGISTERED]} preregistered{late}")
+        print_line(console, "claims", f"{claimed} {noun}: {counts[PREREGISTERED]} preregistered{late}")
     for each in traced:
         if each.status != PREREGISTERED:
             changes = f"; {'; '.join(each.changes)}" if each.changes else ""
             warn(console, each.status, f"{each.name}: {each.remark}{changes}")
-    for line in find_hopeless(prepared.study.hypotheses, prepared.plan, prepared.about["factors"]):
+    for line in find_unsupportable(prepared.study.hypotheses, prepared.plan, prepared.about["factors"]):
         warn(console, "hopeless", line)
 
 

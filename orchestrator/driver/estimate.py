@@ -56,7 +56,7 @@ def estimate(prepared: Prepared, *, allow_pilot: bool) -> Estimate:
     """
     slots, gpus = _count_slots(prepared)
     todo = prepared.actions.open + prepared.actions.held_back
-    todo += tuple(prepared.search.make_examples_to_come() if prepared.search else ())
+    todo += tuple(prepared.search.make_example_trials() if prepared.search else ())
     price = prepared.study.execution.price_per_gpu_hour
     if not todo:
         return Estimate("nothing is open", None, 0.0, 0.0, 0.0, slots, None if price is None else 0.0)

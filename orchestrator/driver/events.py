@@ -76,7 +76,7 @@ class EventHandler:
         if self._early is not None:
             self._early.handle(what, work, details)
         self._observers.notify_shipper(work.kind, work.signature)
-        self._progress.listen(what, work, details)
+        self._progress.handle_event(what, work, details)
 
     def _record_failure(self, work: Work, details: dict[str, Any]) -> dict[str, Any]:
         ledger, study = self._prepared.ledger, self._prepared.study.study
@@ -93,7 +93,7 @@ class EventHandler:
             num_works: number of stages and trials that will not start.
         """
         text = f"the budget is spent: what runs goes on to its end, {num_works} stages and trials are not started"
-        self._progress.say(text)
+        self._progress.print_line(text)
         self._observers.notifier.notify("budget", text)
 
     def check(self) -> None:

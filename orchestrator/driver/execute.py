@@ -23,7 +23,7 @@ from orchestrator.execution.work_queue import WorkQueue
 from orchestrator.ledger.lease import Lease
 from orchestrator.ledger.usage import read_usage
 from orchestrator.planning.states import COMPLETE
-from orchestrator.search.early_stopping import HASTE_SECONDS, PATIENCE_SECONDS, EarlyStopping, Rule
+from orchestrator.search.early_stopping import INTERRUPT_TIMEOUT_SECONDS, PATIENCE_SECONDS, EarlyStopping, Rule
 from orchestrator.study.search_config import SearchConfig
 from trainables.evaluation.metrics import is_higher_better
 
@@ -38,7 +38,7 @@ def execute_open(prepared: Prepared, runtime: Runtime, lease: Lease, observers: 
     num_works = len(actions.open) + prepared.plan.num_to_come
     with (
         StudyProgress(console, num_works=num_works, num_done=len(actions.skip)) as progress,
-        handling_signals(progress.say) as stop,
+        handling_signals(progress.print_line) as stop,
         stopping_early(prepared, stop) as early,
     ):
         handler = EventHandler(prepared, observers, progress, stop, early=early)
@@ -46,10 +46,10 @@ def execute_open(prepared: Prepared, runtime: Runtime, lease: Lease, observers: 
         dispatcher = make_dispatcher(prepared, runtime, lease, handler, meter)
         with (
             saving_usage(meter, prepared.ledger.root),
-            running_locally(prepared, runtime, dispatcher, stop=stop, say=progress.say) as needs_ray,
+            running_locally(prepared, runtime, dispatcher, stop=stop, print_line=progress.print_line) as needs_ray,
         ):
             if needs_ray:
-                execute_in_ray(prepared, runtime, dispatcher, stop=stop, say=progress.say)
+                execute_in_ray(prepared, runtime, dispatcher, stop=stop, print_line=progress.print_line)
     handler.check()
 
 
@@ -58,7 +58,7 @@ def make_stopping_rule(config: SearchConfig, max_epochs: int) -> Rule:
     from orchestrator.cluster.tune_schedulers import StoppingRule  # imports ray
 
     assert config.early_stopping is not None
-    higher_is_better = is_higher_better(config.judged_by)
+    higher_is_better = is_higher_better(config.stopping_metric)
     return StoppingRule(config.early_stopping, max_epochs=max_epochs, higher_is_better=higher_is_better)
 
 
@@ -69,7 +69,7 @@ def stopping_early(prepared: Prepared, stop: threading.Event) -> Iterator[EarlyS
         yield None
         return
     early = EarlyStopping(prepared.search, prepared.ledger, make_stopping_rule, stop=stop)
-    patience = HASTE_SECONDS
+    patience = INTERRUPT_TIMEOUT_SECONDS
     try:
         yield early
         patience = PATIENCE_SECONDS
@@ -110,7 +110,12 @@ def make_meter(prepared: Prepared, *, on_spent: Callable[[int], None]) -> Meter:
 
 @contextmanager
 def running_locally(
-    prepared: Prepared, runtime: Runtime, dispatcher: Dispatcher, *, stop: threading.Event, say: Callable[[str], None]
+    prepared: Prepared,
+    runtime: Runtime,
+    dispatcher: Dispatcher,
+    *,
+    stop: threading.Event,
+    print_line: Callable[[str], None],
 ) -> Iterator[bool]:
     """Start the driver's own slots if it may have some, and yield whether Ray is needed.
 
@@ -120,21 +125,26 @@ def running_locally(
     if own is None:
         yield True
         return
-    slots = resolve_slots(prepared, own, say=say)
+    slots = resolve_slots(prepared, own, print_line=print_line)
     check_fits(own, slots)
     with LocalExecutor(dispatcher, num_local_slots(own, slots), stop=stop) as local:
         yield local.wait()
 
 
 def execute_in_ray(
-    prepared: Prepared, runtime: Runtime, dispatcher: Dispatcher, *, stop: threading.Event, say: Callable[[str], None]
+    prepared: Prepared,
+    runtime: Runtime,
+    dispatcher: Dispatcher,
+    *,
+    stop: threading.Event,
+    print_line: Callable[[str], None],
 ) -> None:
     """Run the dispatcher's stages and trials on Ray Tune, which replaces the driver's own slots."""
     resources = runtime.wait_for_ray()
     from orchestrator.cluster import tune_executor  # imports ray
 
     is_said = runtime.local_resources is not None  # reported when the local slots started
-    slots = resolve_slots(prepared, resources, say=(lambda line: None) if is_said else say)
+    slots = resolve_slots(prepared, resources, print_line=(lambda line: None) if is_said else print_line)
     if runtime.is_local:
         check_fits(resources, slots)
     study = prepared.study
@@ -144,7 +154,7 @@ def execute_in_ray(
     )
 
 
-def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, say: Callable[[str], None]) -> Slots:
+def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, print_line: Callable[[str], None]) -> Slots:
     """Return the resources of one trial and how many run at once; report the reason for its share of a GPU."""
     execution, ledger = prepared.study.execution, prepared.ledger
     gpus = execution.gpus_per_trial
@@ -153,13 +163,13 @@ def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, say: Ca
         share = choose_gpus_per_trial(
             prepared.actions.open, records, evaluation_batch_size=execution.evaluation_batch_size
         )
-        say(share.reason)
+        print_line(share.reason)
         gpus = share.gpus
     elif gpus == "auto":
         gpus = 0.0
     limits = {} if execution.budget is None else execution.budget.limits()
     if gpus == 0.0 and limits.keys() & {"gpu_hours", "money"}:
-        say("no trial takes a GPU here: gpu_hours and money in execution.budget limit nothing")
+        print_line("no trial takes a GPU here: gpu_hours and money in execution.budget limit nothing")
     return Slots(cpus=execution.cpus_per_trial, gpus=gpus, max_concurrent=execution.max_concurrent_trials)
 
 

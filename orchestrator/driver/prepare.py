@@ -10,9 +10,9 @@ from importlib import metadata
 from typing import Any
 
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.ledger.preregistration import NOTHING_CLAIMED, Registration, look_up
-from orchestrator.ledger.usage import read_standing
-from orchestrator.planning.budget import Standing, describe_budget
+from orchestrator.ledger.preregistration import EMPTY_REGISTRATION, Registration, update_registration
+from orchestrator.ledger.usage import read_budget_status
+from orchestrator.planning.budget import BudgetStatus, describe_budget
 from orchestrator.planning.feasibility import check_evaluated_shifts, check_external_sets
 from orchestrator.planning.inputs import Inputs
 from orchestrator.planning.plan import Plan, make_plan
@@ -43,14 +43,14 @@ class Prepared:
     #: The adaptive search, None if the study runs its whole grid.
     search: Search | None = None
     #: Usage of the budget, None if the study has no budget.
-    standing: Standing | None = None
+    budget_status: BudgetStatus | None = None
     #: The hypotheses with the times of their registration.
-    registration: Registration = NOTHING_CLAIMED
+    registration: Registration = EMPTY_REGISTRATION
 
     @property
     def grows(self) -> bool:
         """Whether a search can propose more trials: it is not over, and the budget is not spent."""
-        is_spent = self.standing is not None and bool(self.standing.spent)
+        is_spent = self.budget_status is not None and bool(self.budget_status.spent)
         return self.search is not None and not self.search.is_over and not is_spent
 
     @property
@@ -62,7 +62,7 @@ class Prepared:
     def open_configs(self) -> list[TrialConfig]:
         """Configs of the open trials; for a search that continues, also samples from its whole space."""
         known = [work.config for work in self.actions.open if isinstance(work.config, TrialConfig)]
-        return known + (list(self.search.samples()) if self.search and self.grows else [])
+        return known + (list(self.search.sample_configs()) if self.search and self.grows else [])
 
     @property
     def is_open(self) -> bool:
@@ -99,17 +99,17 @@ def prepare(study: Study, *, storage: str, retry_failed: bool = False, mlflow: s
         check_evaluated_shifts(study.hypotheses, arms, inputs.dataset)
     ledger = Ledger(storage, study.study)
     search = None if study.search is None else Search(study, ledger, arms, inputs)
-    check_batches((arm.config for arm in arms) if search is None else search.samples(), inputs)
+    check_batches((arm.config for arm in arms) if search is None else search.sample_configs(), inputs)
     plan = search.plan if search else make_plan(arms, replicates=study.replicates, facts=inputs)
     states = ledger.states()
     about = _describe(study, arms, inputs, mlflow=mlflow)
     before = ledger.read_plan() if ledger.root.is_intact("plan.json") else None
     actions = reconcile(plan, states, retry_failed=retry_failed, early_stopping=study.stops_early)
     prepared = Prepared(study, ledger, inputs, plan, states, actions, about, before, search)
-    return decide(prepared, states, retry_failed=retry_failed)
+    return update_actions(prepared, states, retry_failed=retry_failed)
 
 
-def decide(prepared: Prepared, states: Mapping[str, str], *, retry_failed: bool) -> Prepared:
+def update_actions(prepared: Prepared, states: Mapping[str, str], *, retry_failed: bool) -> Prepared:
     """Return the study with these states, the actions that fit the budget (``reconcile``), and current hypotheses.
 
     Args:
@@ -119,13 +119,15 @@ def decide(prepared: Prepared, states: Mapping[str, str], *, retry_failed: bool)
     """
     early_stopping = prepared.study.stops_early
     actions = reconcile(prepared.plan, states, retry_failed=retry_failed, early_stopping=early_stopping)
-    standing = read_standing(prepared.ledger, prepared.about["budget"], states)
-    actions = actions if standing is None else standing.hold_back(actions)
-    registration = look_up(
+    budget_status = read_budget_status(prepared.ledger, prepared.about["budget"], states)
+    actions = actions if budget_status is None else budget_status.hold_back(actions)
+    registration = update_registration(
         prepared.ledger.root, prepared.study.hypotheses, lambda: count_complete(prepared.ledger, states)
     )
     about = prepared.about | {"hypotheses": registration.as_json()}
-    return replace(prepared, states=states, actions=actions, standing=standing, about=about, registration=registration)
+    return replace(
+        prepared, states=states, actions=actions, budget_status=budget_status, about=about, registration=registration
+    )
 
 
 def count_complete(ledger: Ledger, states: Mapping[str, str]) -> int:

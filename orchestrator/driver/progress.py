@@ -70,11 +70,11 @@ class StudyProgress:
         if self._console.is_terminal:
             self._live.stop()
 
-    def listen(self, what: str, work: Work, details: dict[str, Any]) -> None:
+    def handle_event(self, what: str, work: Work, details: dict[str, Any]) -> None:
         """Queue an event of a stage or trial to be shown; returns at once."""
         self._events.put((what, work, details))
 
-    def say(self, line: str) -> None:
+    def print_line(self, line: str) -> None:
         """Print a line above the table; can be called from a signal handler."""
         self._events.put(line)
 
@@ -86,7 +86,7 @@ class StudyProgress:
             what, work, details = item
             if what == "started":
                 self._rows[work.signature] = _Row(work)
-                self._tell(work, "started")
+                self._print_plain(work, "started")
             elif what == "event":
                 self._on_event(work, details)
             else:
@@ -101,7 +101,7 @@ class StudyProgress:
             row.is_training, row.phase = True, "training"
         elif kind == "epoch":
             row.epoch, row.metrics, row.phase = event["epoch"], event["metrics"], "training"
-            self._tell(work, f"epoch {_describe_epoch(work, row.epoch)}  {_metric(row.metrics)}")
+            self._print_plain(work, f"epoch {_describe_epoch(work, row.epoch)}  {_metric(row.metrics)}")
         elif kind == "evaluation":
             row.phase = f"evaluating {event['done']}/{event['total']}"
 
@@ -117,12 +117,12 @@ class StudyProgress:
             self._num_stopped += 1
             epoch = details.get("epoch", 0)
             when = f"after epoch {_describe_epoch(work, epoch)}" if epoch else "before it began"
-            self._tell(work, f"stopped early {when} ({self._num_ended}/{self._num_works})")
+            self._print_plain(work, f"stopped early {when} ({self._num_ended}/{self._num_works})")
         elif details["status"] == "complete":
             seconds = time.monotonic() - row.started if row else 0.0
-            self._tell(work, f"complete in {seconds:.0f} s ({self._num_ended}/{self._num_works})")
+            self._print_plain(work, f"complete in {seconds:.0f} s ({self._num_ended}/{self._num_works})")
 
-    def _tell(self, work: Work, text: str) -> None:
+    def _print_plain(self, work: Work, text: str) -> None:
         """Print a plain line unless the console is a terminal, whose table shows the same."""
         if not self._console.is_terminal:
             self._print(f"{_name(work)}: {text}")

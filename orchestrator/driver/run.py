@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from orchestrator.driver.announce import announce, say, warn
+from orchestrator.driver.announce import announce, print_line, warn
 from orchestrator.driver.events import Observers
 from orchestrator.driver.execute import execute_open
 from orchestrator.driver.notifications import Notifier
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from orchestrator.tracking.tracker import Tracker
 
 #: How long a driver that is interrupted still ships records.
-_HASTE_SECONDS = 1.0
+_INTERRUPT_TIMEOUT_SECONDS = 1.0
 
 
 def run_study(
@@ -65,9 +65,9 @@ def run_study(
     ledger = Ledger(storage, study.study)
     tracking_uri = resolve_tracking_uri(ledger, flag=mlflow, study_value=study.execution.mlflow)
     resolve_storage(ledger, study.execution.optuna)  # a wrong address is refused before anything starts
-    say(console, "study", f"{study.study}: {study.question}")
-    say(console, "ledger", ledger.root.uri)
-    say(console, "MLflow", redact(tracking_uri))
+    print_line(console, "study", f"{study.study}: {study.question}")
+    print_line(console, "ledger", ledger.root.uri)
+    print_line(console, "MLflow", redact(tracking_uri))
     lease = Lease(ledger)
     lease.check()  # before the data are read, which may take long
     with Runtime(study, address=address or study.execution.address) as runtime:
@@ -83,10 +83,12 @@ def run_study(
             prepared.registration.write(ledger.root)
             ledger.write_plan(prepared.plan, prepared.about)
             with notifying(prepared, console) as notifier:
-                return carry_out(prepared, runtime, lease, notifier, console=console, tracking_uri=tracking_uri)
+                return execute_and_report(
+                    prepared, runtime, lease, notifier, console=console, tracking_uri=tracking_uri
+                )
 
 
-def carry_out(
+def execute_and_report(
     prepared: Prepared, runtime: Runtime, lease: Lease, notifier: Notifier, *, console: Console, tracking_uri: str
 ) -> Summary:
     """Execute open stages and trials, update MLflow and Optuna's storage, write the report and return a summary."""
@@ -96,7 +98,7 @@ def carry_out(
             observers = Observers(notifier, running.shipper.notify, show)
             execute_open(prepared, runtime, lease, observers, console=console)
             prepared = write_extended_plan(prepared)
-        get_report = begin_report(prepared, runtime, lease)  # while the last records are shipped
+        get_report = start_report(prepared, runtime, lease)  # while the last records are shipped
     summary = conclude(prepared, running, get_report(), console)
     if prepared.actions.open:
         notifier.notify("end", f"{summary.describe()}. Report: {summary.report}")
@@ -125,7 +127,7 @@ class Shipping:
 @contextmanager
 def shipping(prepared: Prepared, tracking_uri: str) -> Iterator[Shipping | None]:
     """Ship the ledger to MLflow while the body runs. Yields None if MLflow shows everything and nothing is open."""
-    if find_settled_report(prepared, tracking_uri) is not None:
+    if find_current_report(prepared, tracking_uri) is not None:
         yield None
         return
     if prepared.actions.open:
@@ -141,7 +143,7 @@ def shipping(prepared: Prepared, tracking_uri: str) -> Iterator[Shipping | None]
     shipper = Shipper(make_tracker, prepared.ledger, resumed=[work.signature for work in prepared.actions.open])
     running = Shipping(shipper)
     shipper.start()
-    patience = _HASTE_SECONDS
+    patience = _INTERRUPT_TIMEOUT_SECONDS
     try:
         yield running
         patience = PATIENCE_SECONDS
@@ -161,7 +163,7 @@ def notifying(prepared: Prepared, console: Console) -> Iterator[Notifier]:
         yield notifier
 
 
-def find_settled_report(prepared: Prepared, tracking_uri: str) -> Report | None:
+def find_current_report(prepared: Prepared, tracking_uri: str) -> Report | None:
     """Return the report if it was written and shipped for this state of the study, None if anything is left to do."""
     root, states = prepared.ledger.root, prepared.states
     new_failures = any(states.get(work.signature) != FAILED for work in prepared.actions.failed)
@@ -174,7 +176,7 @@ def find_settled_report(prepared: Prepared, tracking_uri: str) -> Report | None:
     return report
 
 
-def begin_report(prepared: Prepared, runtime: Runtime, lease: Lease) -> Callable[[], Report]:
+def start_report(prepared: Prepared, runtime: Runtime, lease: Lease) -> Callable[[], Report]:
     """Start writing the report unless it is current, and return a function that returns it.
 
     Without a fork server the returned function writes the report itself.
@@ -185,7 +187,7 @@ def begin_report(prepared: Prepared, runtime: Runtime, lease: Lease) -> Callable
     if report is not None:
         return lambda: report
     if runtime.is_started:
-        return runtime.begin_report(ledger, lease.ticket)
+        return runtime.start_report(ledger, lease.ticket)
     from orchestrator.report.write import write_report  # imports pandas
 
     return partial(write_report, ledger, cache_dir=prepared.study.execution.cache_dir.expanduser())
@@ -209,6 +211,8 @@ def conclude(prepared: Prepared, shipped: Shipping | None, report: Report, conso
             warn(console, "the report is not in MLflow yet", str(error))
     console.print(report.summary, soft_wrap=True, highlight=False, markup=False)
     if shipped is None:
-        say(console, "settled", "nothing has changed since the report was written and everything shipped to MLflow")
-    say(console, "report", report.html)
+        print_line(
+            console, "settled", "nothing has changed since the report was written and everything shipped to MLflow"
+        )
+    print_line(console, "report", report.html)
     return summary

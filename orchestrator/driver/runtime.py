@@ -122,7 +122,7 @@ class Runtime:
                 from orchestrator.cluster import tune_schedulers  # noqa: F401
         self._finish("checking the trials")
 
-    def begin_report(self, ledger: Ledger, lease: Mapping[str, str]) -> Callable[[], Report]:
+    def start_report(self, ledger: Ledger, lease: Mapping[str, str]) -> Callable[[], Report]:
         """Start writing the report in a child of the fork server; return a function that waits for it and returns it.
 
         The fork server has torch imported. The function also stops Ray, and raises the errors of

@@ -12,17 +12,17 @@ from typing import Any
 from rich.console import Console
 
 from orchestrator.driver.announce import warn
-from orchestrator.driver.prepare import Prepared, decide
+from orchestrator.driver.prepare import Prepared, update_actions
 from orchestrator.execution.dispatcher import OnEvent
-from orchestrator.ledger.usage import read_standing
-from orchestrator.planning.budget import Standing
+from orchestrator.ledger.usage import read_budget_status
+from orchestrator.planning.budget import BudgetStatus
 from orchestrator.planning.plan import Work
 from orchestrator.planning.reconcile import Actions
-from orchestrator.search.optuna_storage import PATIENCE_SECONDS, Exporter, Projection, resolve_storage
+from orchestrator.search.optuna_storage import PATIENCE_SECONDS, Exporter, StorageWriter, resolve_storage
 from trainables.errors import RobustSweepError
 
 #: How long a driver that is interrupted still waits for Optuna's storage.
-_HASTE_SECONDS = 1.0
+_INTERRUPT_TIMEOUT_SECONDS = 1.0
 
 
 def refresh(prepared: Prepared, *, retry_failed: bool) -> Prepared:
@@ -31,18 +31,18 @@ def refresh(prepared: Prepared, *, retry_failed: bool) -> Prepared:
     if search is not None:
         search.update_states(states, retry_failed=retry_failed)
         plan = search.plan
-    if search is not None and replace(prepared, standing=read_budget(prepared, states)).grows:
+    if search is not None and replace(prepared, budget_status=read_budget(prepared, states)).grows:
         search.next_works(lambda work, details: None)  # trials that cannot start are recorded with the whole plan
         plan = search.plan
-    prepared = decide(replace(prepared, plan=plan), states, retry_failed=retry_failed)
+    prepared = update_actions(replace(prepared, plan=plan), states, retry_failed=retry_failed)
     if search is not None:
         search.mark_dispatched(prepared.actions)
     return prepared
 
 
-def read_budget(prepared: Prepared, states: Mapping[str, str]) -> Standing | None:
+def read_budget(prepared: Prepared, states: Mapping[str, str]) -> BudgetStatus | None:
     """Return the current usage of the budget, None if the study has no budget."""
-    return read_standing(prepared.ledger, prepared.about["budget"], states)
+    return read_budget_status(prepared.ledger, prepared.about["budget"], states)
 
 
 def write_extended_plan(prepared: Prepared) -> Prepared:
@@ -77,7 +77,7 @@ class SearchLoop:
     ) -> None:
         self._prepared, self._on_event, self._stop, self._show = prepared, on_event, stop, show
         self._on_spent: Callable[[int], None] | None = on_spent
-        self._standing = prepared.standing and prepared.standing.begin(prepared.actions.open)
+        self._budget_status = prepared.budget_status and prepared.budget_status.begin(prepared.actions.open)
         self._problem: RobustSweepError | None = None
 
     def record_end(self, work: Work, details: dict[str, Any]) -> None:
@@ -90,7 +90,7 @@ class SearchLoop:
         search = self._prepared.search
         if search is None or self._stop.is_set():
             return []
-        if self._standing is not None and "trials" in self._standing.spent:
+        if self._budget_status is not None and "trials" in self._budget_status.spent:
             self._report_spent(search.plan.num_to_come)
             return []
         try:
@@ -106,10 +106,10 @@ class SearchLoop:
 
     def _limit_to_budget(self, works: list[Work]) -> list[Work]:
         """Return the stages and trials that fit the budget. The others stay proposed, for a larger budget."""
-        if self._standing is None:
+        if self._budget_status is None:
             return works
-        actions = self._standing.hold_back(Actions(tuple(works), (), (), (), ()))
-        self._standing = self._standing.begin(actions.open)
+        actions = self._budget_status.hold_back(Actions(tuple(works), (), (), (), ()))
+        self._budget_status = self._budget_status.begin(actions.open)
         self._report_spent(len(actions.held_back))
         return list(actions.open)
 
@@ -132,8 +132,8 @@ def exporting(prepared: Prepared, console: Console) -> Iterator[Callable[[], Non
     if search is None or uri is None:
         yield lambda: None
         return
-    database = Exporter(Projection(uri, prepared.study.study, search.config, search.space))
-    patience = _HASTE_SECONDS
+    database = Exporter(StorageWriter(uri, prepared.study.study, search.config, search.space))
+    patience = _INTERRUPT_TIMEOUT_SECONDS
     try:
         database.show(search.show())
         yield lambda: database.show(search.show())

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from orchestrator.driver.prepare import Prepared
-from orchestrator.ledger.usage import read_standing
+from orchestrator.ledger.usage import read_budget_status
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
 
@@ -83,8 +83,8 @@ def summarise(
 
 def add_budget(summary: Summary, prepared: Prepared, states: Mapping[str, str]) -> Summary:
     """Return the summary with the usage of the budget added, unchanged if there is no budget."""
-    standing = read_standing(prepared.ledger, prepared.about["budget"], states)
-    if standing is None:
+    budget_status = read_budget_status(prepared.ledger, prepared.about["budget"], states)
+    if budget_status is None:
         return summary
-    held_back = standing.count_held_back(interrupted=summary.interrupted, missing=summary.missing)
-    return replace(summary, held_back=held_back, budget=standing.describe())
+    held_back = budget_status.count_held_back(interrupted=summary.interrupted, missing=summary.missing)
+    return replace(summary, held_back=held_back, budget=budget_status.describe())

@@ -61,12 +61,12 @@ class ChunkRunner:
         A stage or trial that is complete already, or has failed since the chunk was made, is only reported.
         """
         self._chunk = chunk
-        self._todo = deque(chunk["works"])
+        self._pending = deque(chunk["works"])
         self._current: dict[str, Any] | None = None
         self._folder = guarded(chunk["works"][0]["folder"], chunk["lease"])
-        self._news: list[dict[str, Any]] = []
+        self._events: list[dict[str, Any]] = []
         self._tries = 0
-        self._began = self._tried = self._last_sign = 0.0
+        self._began = self._tried = self._last_event = 0.0
         self._taken = time.monotonic()
         self._until = self._taken + chunk["chunk_seconds"]
 
@@ -78,7 +78,7 @@ class ChunkRunner:
     @property
     def is_done(self) -> bool:
         """Whether no stage or trial of the chunk is left."""
-        return self._current is None and not self._todo
+        return self._current is None and not self._pending
 
     def step(self) -> list[dict[str, Any]]:
         """Return the events since the last call, each with the signature of its stage or trial.
@@ -88,10 +88,10 @@ class ChunkRunner:
         slot has had the chunk. Returns ``report_seconds`` after the call if there are events, after twice that if there
         are none, and at once when the chunk is done.
         """
-        self._news = []
+        self._events = []
         started, pause = time.monotonic(), self._chunk["report_seconds"]
         while not self.is_done:
-            left = started + (pause if self._news else 2 * pause) - time.monotonic()
+            left = started + (pause if self._events else 2 * pause) - time.monotonic()
             if left <= 0:
                 break
             self._return_unstarted()
@@ -103,7 +103,7 @@ class ChunkRunner:
             except DiskFullError as error:  # from writes of this slot; a trial reports its own
                 self._end({"event": "done", "status": "failed", "reason": DISK_FULL, "message": str(error)})
         busy_seconds = round(time.monotonic() - self._taken, 3)
-        return [{**event, "busy_seconds": busy_seconds} for event in self._news]
+        return [{**event, "busy_seconds": busy_seconds} for event in self._events]
 
     def stop_after_current(self) -> None:
         """Make ``step`` give back the stages and trials that have not begun, as ``returned`` events."""
@@ -115,19 +115,19 @@ class ChunkRunner:
             self._return_all()
 
     def _return_all(self) -> None:
-        self._news += [{"signature": work["record"]["signature"], "event": "returned"} for work in self._todo]
-        self._todo.clear()
+        self._events += [{"signature": work["record"]["signature"], "event": "returned"} for work in self._pending]
+        self._pending.clear()
 
     def _report(self, event: dict[str, Any]) -> None:
         assert self._current is not None
         signature = self._current["record"]["signature"]
-        last = self._news[-1] if self._news else {"signature": None}
+        last = self._events[-1] if self._events else {"signature": None}
         if last["signature"] == signature and last["event"] != "begun":
-            self._news.pop()  # only the newest counts
-        self._news.append({"signature": signature, **event})
+            self._events.pop()  # only the newest counts
+        self._events.append({"signature": signature, **event})
 
     def _begin_next(self) -> None:
-        work = self._current = self._todo.popleft()
+        work = self._current = self._pending.popleft()
         self._folder = guarded(work["folder"], self._chunk["lease"])
         self._tries, self._began = 0, time.monotonic()
         ended = self._find_end()
@@ -157,7 +157,7 @@ class ChunkRunner:
     def _try(self) -> None:
         assert self._current is not None
         self._tries += 1
-        self._tried = self._last_sign = time.monotonic()
+        self._tried = self._last_event = time.monotonic()
         shared = {"execution": self._chunk["execution"], "lease": self._chunk["lease"]}
         self._client.begin({"folder": self._current["folder"], "encoder": self._current["encoder"], **shared})
 
@@ -176,7 +176,7 @@ class ChunkRunner:
                 end = {"reason": error.reason, "message": str(error), "traceback": error.traceback}
                 self._end({"event": "done", "status": "failed", **end})
             return
-        self._last_sign = time.monotonic()
+        self._last_event = time.monotonic()
         if event["event"] == "done":
             attempt = self._measure_attempt()
             self._end({**self._verify(event), "attempt": attempt, "seconds": time.monotonic() - self._began})
@@ -200,7 +200,7 @@ class ChunkRunner:
             self._return_all()  # the next one would end in the same way
 
     def _check_stall(self) -> None:
-        silent = time.monotonic() - self._last_sign
+        silent = time.monotonic() - self._last_event
         if silent > self._chunk["stall_seconds"]:
             self._client.kill()
             self._client.close()  # later events of the killed process belong to an attempt that is over

@@ -73,13 +73,13 @@ class Dispatcher:
         find_more: Callable[[], Sequence[Work]] = tuple,
         meter: Meter | None = None,
     ) -> None:
-        self._open, self._ledger, self._settings, self._on_event = work_queue, ledger, settings, on_event
+        self._queue, self._ledger, self._settings, self._on_event = work_queue, ledger, settings, on_event
         self._find_more, self._meter = find_more, meter or Meter()
         self._changed = threading.Condition(threading.RLock())
         #: Slot → its stages and trials that have not ended; the first is the one that runs.
         self._running: dict[str, list[Work]] = {}
         #: Slots that have reported an event.
-        self._at_work: set[str] = set()
+        self._reported: set[str] = set()
         self._begun: set[str] = set()
         #: Signature → number of times that the slot which ran it was lost.
         self._losses: Counter[str] = Counter()
@@ -91,18 +91,18 @@ class Dispatcher:
     def is_finished(self) -> bool:
         """Whether every stage and trial has ended or can never start."""
         with self._changed:
-            return self._open.is_finished
+            return self._queue.is_finished
 
     @property
     def seconds_left(self) -> float | None:
         """Estimated seconds until the open stages and trials are done, None while too little is known."""
         with self._changed:
-            return 0.0 if self._open.is_closed else self._open.seconds_left
+            return 0.0 if self._queue.is_closed else self._queue.seconds_left
 
     def set_num_slots(self, number: int) -> None:
         """Set how many slots may run at once."""
         with self._changed:
-            self._open.num_slots = number
+            self._queue.num_slots = number
 
     def set_gpus(self, number: float) -> None:
         """Set how many GPUs each of Tune's slots holds. Local slots hold none."""
@@ -124,10 +124,10 @@ class Dispatcher:
 
     # ------------------------------------------------------------------ local slots
 
-    def take_local(self, number: int) -> dict[str, Any] | None:
+    def next_local_chunk(self, number: int) -> dict[str, Any] | None:
         """Return the next chunk for a local slot, None if nothing is ready or the slot should end."""
         with self._changed:
-            return self._take(_local_name(number)) if self.may_continue(number) else None
+            return self._next_chunk(_local_name(number)) if self.may_continue(number) else None
 
     def report_local(self, number: int, events: Iterable[Mapping[str, Any]]) -> None:
         """Handle the events that a local slot reports (``report_events``)."""
@@ -152,30 +152,30 @@ class Dispatcher:
         with self._changed:
             if not self._has_successors:
                 return True
-            return self._is_short() and len(self._at_work - {_local_name(number)}) < self._open.num_slots
+            return self._is_short() and len(self._reported - {_local_name(number)}) < self._queue.num_slots
 
     def _is_short(self) -> bool:
-        mean = self._open.mean_seconds
+        mean = self._queue.mean_seconds
         return self._may_overlap and mean is not None and mean < SHORT_SECONDS
 
     def _is_full(self) -> bool:
         """Return whether another slot has to wait for a local one to end, which may take long."""
         own = [name for name in self._running if name.startswith(_LOCAL)]
-        return bool(own) and not self._is_short() and len(self._running) >= self._open.num_slots
+        return bool(own) and not self._is_short() and len(self._running) >= self._queue.num_slots
 
     # ------------------------------------------------------------------ all slots
 
-    def take(self, slot: str) -> dict[str, Any] | None:
+    def next_chunk(self, slot: str) -> dict[str, Any] | None:
         """Return the next chunk for a slot of Tune (see ``ChunkRunner``).
 
         None if nothing is ready, or if a local slot has to end first.
         """
         with self._changed:
-            return None if self._is_full() else self._take(slot)
+            return None if self._is_full() else self._next_chunk(slot)
 
-    def _take(self, slot: str) -> dict[str, Any] | None:
+    def _next_chunk(self, slot: str) -> dict[str, Any] | None:
         self._close_if_spent()
-        works = [] if self._is_closed else self._open.take()
+        works = [] if self._is_closed else self._queue.next_chunk()
         if not works:
             return None
         self._running[slot] = works
@@ -201,9 +201,9 @@ class Dispatcher:
 
     def _close_if_spent(self) -> None:
         """Close the queue if the budget is spent. Stages and trials that run continue to their end."""
-        if self._meter.seconds_left() > 0 or self._open.is_closed:
+        if self._meter.seconds_left() > 0 or self._queue.is_closed:
             return
-        held_back = self._open.close(work for works in self._running.values() for work in works)
+        held_back = self._queue.close(work for works in self._running.values() for work in works)
         for work in held_back:
             if work.signature in self._begun:  # begun in a slot that was lost
                 self._on_event("ended", work, {"status": INTERRUPTED})
@@ -215,18 +215,18 @@ class Dispatcher:
         with self._changed:
             self._close_if_spent()
             for event in events:
-                work = self._open.get(event["signature"])
+                work = self._queue.get(event["signature"])
                 if work is None or work not in self._running.get(slot, ()):
                     continue  # reported before its actor was lost
-                self._at_work.add(slot)
+                self._reported.add(slot)
                 gpus = 0.0 if slot.startswith(_LOCAL) else self._meter.gpus_per_slot
                 self._meter.report(slot, gpus=gpus, busy_seconds=event["busy_seconds"])
-                self._take_event(slot, work, dict(event))
+                self._handle_event(slot, work, dict(event))
             if not self._running.get(slot):
                 self._meter.end(slot)  # the chunk is done
             self._changed.notify_all()
 
-    def _take_event(self, slot: str, work: Work, event: dict[str, Any]) -> None:
+    def _handle_event(self, slot: str, work: Work, event: dict[str, Any]) -> None:
         match event["event"]:
             case "begun":
                 if work.signature not in self._begun:
@@ -237,7 +237,7 @@ class Dispatcher:
                 self._put_back(work)
             case "done":
                 self._running[slot].remove(work)
-                self._end(work, self._judge(work, event))
+                self._end(work, self._determine_end(work, event))
             case _:
                 self._on_event("event", work, event)
 
@@ -258,7 +258,7 @@ class Dispatcher:
         """
         with self._changed:
             left = self._running.pop(slot, [])
-            self._at_work.discard(slot)
+            self._reported.discard(slot)
             self._meter.end(slot)
             for number, work in enumerate(left):
                 if is_finished(self._ledger.folder(work.kind, work.signature)):
@@ -279,19 +279,19 @@ class Dispatcher:
 
     def _put_back(self, work: Work) -> None:
         """Put a stage or trial back into the queue for another slot, or drop it if the queue is closed."""
-        if self._open.is_closed:
+        if self._queue.is_closed:
             self._drop(work)
         else:
-            self._open.put_back([work])
+            self._queue.put_back([work])
 
     def _drop(self, work: Work) -> None:
         """Remove an interrupted stage or trial from the queue; report it as interrupted only if it had begun."""
         if work.signature in self._begun:
             self._end(work, {"status": INTERRUPTED})
         else:
-            self._open.drop(work)
+            self._queue.drop(work)
 
-    def _judge(self, work: Work, event: dict[str, Any]) -> dict[str, Any]:
+    def _determine_end(self, work: Work, event: dict[str, Any]) -> dict[str, Any]:
         """Return how a stage or trial ended: as its slot reports, unless the disk was full or the ledger disagrees."""
         if event.get("reason") == DISK_FULL:
             return {**event, "status": INTERRUPTED}
@@ -307,13 +307,13 @@ class Dispatcher:
     def _end(self, work: Work, details: dict[str, Any]) -> None:
         self._on_event("ended", work, details)
         if details["status"] == COMPLETE:
-            self._open.complete(work, seconds=details.get("seconds"))
+            self._queue.complete(work, seconds=details.get("seconds"))
         else:
-            for dependant in self._open.drop(work):
+            for dependant in self._queue.drop(work):
                 if details["status"] == FAILED:
                     self._on_event("ended", dependant, describe_upstream(work))
-        if not self._open.is_closed:
-            self._open.add(self._find_more())
+        if not self._queue.is_closed:
+            self._queue.add(self._find_more())
 
 
 def _local_name(number: int) -> str:

@@ -21,7 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.execution.fork_server import starting
+from orchestrator.execution.fork_server import start_lock
 from orchestrator.ledger.failures import CRASHED, OUT_OF_MEMORY
 from trainables.errors import InfrastructureError
 from trainables.storage.folder import Folder
@@ -74,7 +74,7 @@ def connect_fork_server(
     Raises:
         InfrastructureError: it does not start.
     """
-    with starting(str(path)):
+    with start_lock(str(path)):
         try:
             return _connect(path)
         except (FileNotFoundError, ConnectionRefusedError):
@@ -135,7 +135,7 @@ class ForkClient:
             try:
                 self._connection.sendall(line)
             except ConnectionError:
-                self._forget_connection()
+                self._disconnect()
             else:
                 return
         self.connect().sendall(line)
@@ -190,7 +190,7 @@ class ForkClient:
         except ConnectionResetError:
             data = b""
         if not data:
-            self._forget_connection()
+            self._disconnect()
             raise ProcessLostError(f"the process that starts trials on this node has ended; {self._read_server_log()}")
         self._buffer += data
 
@@ -209,12 +209,12 @@ class ForkClient:
             case "stopped_early":
                 self._stopped = {"event": "done", "status": "stopped_early", "epoch": event["epoch"]}
             case "exit":
-                return self._judge(event["code"])
+                return self._interpret_exit(event["code"])
             case _:
                 return event
         return None
 
-    def _judge(self, code: int) -> dict[str, Any]:
+    def _interpret_exit(self, code: int) -> dict[str, Any]:
         self._child = None
         self._keep_log()
         if self._failure is not None and self._failure["reason"] == OUT_OF_MEMORY:
@@ -243,9 +243,9 @@ class ForkClient:
     def close(self) -> None:
         """Kill the running process, if any, and disconnect."""
         self.kill()  # the fork server would do it too, when the connection closes
-        self._forget_connection()
+        self._disconnect()
 
-    def _forget_connection(self) -> None:
+    def _disconnect(self) -> None:
         self._child, self._buffer = None, b""
         if self._connection is not None:
             self._connection.close()

@@ -39,7 +39,7 @@ Handle = Callable[[Mapping[str, Any], Callable[[dict[str, Any]], None]], None]
 
 
 @contextmanager
-def starting(path: str) -> Iterator[None]:
+def start_lock(path: str) -> Iterator[None]:
     """Hold the lock under which the fork server at ``path`` is started, found, and ended."""
     with open(f"{path}.lock", "wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
@@ -74,17 +74,17 @@ class ForkServer:
         signal.set_wakeup_fd(wake.fileno(), warn_on_full_buffer=False)
         self._selector.register(woken, selectors.EVENT_READ, self._reap)
         self._selector.register(self._listener, selectors.EVENT_READ, self._accept)
-        while not self._is_over():
+        while not self._close_if_idle():
             for key, _ in self._selector.select(IDLE_SECONDS):
                 key.data(key.fileobj)
 
-    def _is_over(self) -> bool:
+    def _close_if_idle(self) -> bool:
         if self._requests:
             self._idle_since = time.monotonic()
             return False
         if time.monotonic() - self._idle_since < IDLE_SECONDS:
             return False
-        with starting(self._path):  # slots connect under the same lock
+        with start_lock(self._path):  # slots connect under the same lock
             self._listener.setblocking(False)
             try:
                 self._accept(self._listener)
@@ -109,7 +109,7 @@ class ForkServer:
         except ConnectionResetError:
             data = b""
         if not data:
-            self._hang_up(connection)
+            self._disconnect(connection)
             return
         self._requests[connection] += data
         self._begin_next(connection)
@@ -151,11 +151,11 @@ class ForkServer:
                 try:
                     connection.sendall(line.encode() + b"\n")
                 except ConnectionError:
-                    self._hang_up(connection)
+                    self._disconnect(connection)
                 else:
                     self._begin_next(connection)
 
-    def _hang_up(self, connection: socket.socket) -> None:
+    def _disconnect(self, connection: socket.socket) -> None:
         del self._requests[connection]
         self._selector.unregister(connection)
         connection.close()

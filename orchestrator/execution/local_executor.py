@@ -75,7 +75,7 @@ class LocalExecutor:
         runner: ChunkRunner | None = None
         try:
             while not self._is_over() and self._dispatcher.may_continue(number):
-                chunk = self._dispatcher.take_local(number)
+                chunk = self._dispatcher.next_local_chunk(number)
                 if chunk is None:
                     self._dispatcher.wait(_REPORT_SECONDS)  # for a stage that runs elsewhere
                     continue

@@ -66,7 +66,7 @@ class Meter:
             busy_seconds: how long it has been busy since it began, or since its last ``end``.
         """
         with self._lock:
-            self._go_on()
+            self._advance()
             began = self._since - busy_seconds
             held, counted_from = self._slots.get(slot, (0.0, self._since))
             self._slots[slot] = gpus, began
@@ -76,26 +76,26 @@ class Meter:
     def end(self, slot: str) -> None:
         """Stop counting the time of a slot."""
         with self._lock:
-            self._go_on()
+            self._advance()
             self._slots.pop(slot, None)
             self._gpus = sum(held for held, _ in self._slots.values())  # anew, so that no rounding errors add up
 
     def read(self) -> Usage:
         """Return the usage until now, earlier runs included."""
         with self._lock:
-            self._go_on()
+            self._advance()
             return self._usage
 
     def seconds_left(self) -> float:
         """Return the seconds until the budget is spent if all slots continue, 0 if it is spent, inf without one."""
         with self._lock:
-            self._go_on()
+            self._advance()
             gpus = max(self._gpus, self.gpus_per_slot)
             gpu_left = self._gpu_limit - self._usage.gpu_seconds
             left = gpu_left / gpus if gpus else math.inf if gpu_left > 0 else 0.0
             return max(0.0, min(self._wall_limit - self._usage.wall_seconds, left))
 
-    def _go_on(self) -> None:
+    def _advance(self) -> None:
         now = self._clock()
         passed, self._since = now - self._since, now
         self._add(passed, passed * len(self._slots), passed * self._gpus)

@@ -72,7 +72,7 @@ class WorkQueue:
         """Return the stage or trial with a signature, None if it has ended."""
         return self._works.get(signature)
 
-    def take(self) -> list[Work]:
+    def next_chunk(self) -> list[Work]:
         """Return the next chunk for one slot, in the order to run; empty if everything left waits or runs."""
         if not self._ready:
             return []

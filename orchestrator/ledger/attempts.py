@@ -30,7 +30,7 @@ def count_lost(notes: list[dict[str, Any]]) -> int:
     return next((number for number, note in enumerate(reversed(notes)) if "failed" in note), len(notes))
 
 
-def forget_failure(folder: Folder) -> None:
+def archive_failure(folder: Folder) -> None:
     """Remove ``failure.json`` because its stage or trial is tried again. The time of the attempt is noted first."""
     notes = read_attempts(folder)
     if not notes:

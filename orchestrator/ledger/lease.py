@@ -32,7 +32,7 @@ LEASE = "lease.json"
 #: File that is held only for the moment in which the lease is taken.
 LOCK = "lease.lock"
 #: Time in which two drivers notice each other where nothing can be locked.
-SETTLING_SECONDS = 1.0
+CONFIRM_SECONDS = 1.0
 
 
 def fence(lease: Mapping[str, str]) -> Callable[[], None]:
@@ -73,14 +73,19 @@ class Lease:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._renew, name="lease", daemon=True)
         since_ms = int(time.time() * 1000)
-        self._me = {"host": socket.gethostname(), "pid": os.getpid(), "since_ms": since_ms, "token": uuid.uuid4().hex}
+        self._entry_base = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "since_ms": since_ms,
+            "token": uuid.uuid4().hex,
+        }
         self._is_lost = False
         self._successor: dict[str, Any] | None = None
 
     @property
     def ticket(self) -> dict[str, str]:
         """Argument of ``fence``, for processes that write on behalf of this driver."""
-        return {"root": self._folder.uri, "token": str(self._me["token"])}
+        return {"root": self._folder.uri, "token": str(self._entry_base["token"])}
 
     def holder(self) -> dict[str, Any] | None:
         """Return the living holder of the lease (host, pid, since_ms, alive_ms, token), None if there is none."""
@@ -121,7 +126,7 @@ class Lease:
         try:
             yield
             if not is_locked:
-                self._settle()
+                self._confirm()
         finally:
             self._folder.remove(LOCK)
 
@@ -146,7 +151,7 @@ class Lease:
         Raises:
             LeaseError: another driver holds it.
         """
-        said = json.dumps(self._say()).encode()
+        said = json.dumps(self._entry()).encode()
         is_created = self._folder.create(LOCK, said)
         if is_created:
             # Servers that know no conditional requests ignore the condition, and would create it a second time.
@@ -159,8 +164,8 @@ class Lease:
             raise LeaseError(f"the study in {self._folder.uri} is being taken in this moment by {by}; wait for it")
         return False
 
-    def _settle(self) -> None:
-        time.sleep(SETTLING_SECONDS)
+    def _confirm(self) -> None:
+        time.sleep(CONFIRM_SECONDS)
         holder = self._read()
         if not self._is_mine(holder):
             by = "nobody" if holder is None else _describe(holder)
@@ -180,16 +185,16 @@ class Lease:
             self._folder.remove(LEASE)
 
     def _is_mine(self, holder: dict[str, Any] | None) -> bool:
-        return holder is not None and holder["token"] == self._me["token"]
+        return holder is not None and holder["token"] == self._entry_base["token"]
 
     def _read(self) -> dict[str, Any] | None:
         return _read(self._folder)
 
     def _write(self) -> None:
-        self._folder.write_json(LEASE, self._say())
+        self._folder.write_json(LEASE, self._entry())
 
-    def _say(self) -> dict[str, Any]:
-        return self._me | {"alive_ms": int(time.time() * 1000)}
+    def _entry(self) -> dict[str, Any]:
+        return self._entry_base | {"alive_ms": int(time.time() * 1000)}
 
     def _renew(self) -> None:
         while not self._stop.wait(HEARTBEAT_SECONDS):

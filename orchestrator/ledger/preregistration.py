@@ -44,10 +44,12 @@ class Registration:
 
 
 #: Registration of a study that never had hypotheses.
-NOTHING_CLAIMED = Registration((), None, is_written=True)
+EMPTY_REGISTRATION = Registration((), None, is_written=True)
 
 
-def look_up(root: Folder, hypotheses: Sequence[Hypothesis], count_complete: Callable[[], int]) -> Registration:
+def update_registration(
+    root: Folder, hypotheses: Sequence[Hypothesis], count_complete: Callable[[], int]
+) -> Registration:
     """Return the versions registered so far, and the current hypotheses as a new version if they differ.
 
     Args:
@@ -181,7 +183,7 @@ def read_versions(plan: Mapping[str, Any]) -> list[dict[str, Any]]:
     return list(plan.get("hypotheses", {"versions": []})["versions"])
 
 
-def list_promised(versions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+def list_preregistered(versions: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the hypotheses of the last version that was written before a trial was complete."""
     num_early = _count_early(versions)
     return list(versions[num_early - 1]["hypotheses"]) if num_early else []

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.ledger.attempts import FAILURE, forget_failure
+from orchestrator.ledger.attempts import FAILURE, archive_failure
 from orchestrator.planning.identity import compute_identity
 from orchestrator.planning.plan import Work
 from orchestrator.planning.states import COMPLETE, FAILED, INTERRUPTED, STOPPED
@@ -80,7 +80,7 @@ def begin_record(folder: Folder, record: dict[str, Any], *, early_stopping: bool
     Without ``early_stopping`` a trial that was stopped early continues.
     """
     if folder.exists(FAILURE):
-        forget_failure(folder)
+        archive_failure(folder)
     if folder.exists(RESULT) and find_damage(folder) is not None:
         folder.remove(RESULT)
     if folder.exists(STOP) and not (early_stopping and folder.is_intact(STOP)):

@@ -7,7 +7,7 @@ from collections.abc import Collection, Mapping
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.ledger.durations import spent_seconds
-from orchestrator.planning.budget import Standing, Usage, format_amount, measure
+from orchestrator.planning.budget import BudgetStatus, Usage, format_amount, measure
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, STOPPED
 from trainables.storage.completeness import EPOCHS
 
@@ -18,7 +18,9 @@ if TYPE_CHECKING:
 USAGE = "usage.json"
 
 
-def read_standing(ledger: Ledger, about: Mapping[str, Any] | None, states: Mapping[str, str]) -> Standing | None:
+def read_budget_status(
+    ledger: Ledger, about: Mapping[str, Any] | None, states: Mapping[str, str]
+) -> BudgetStatus | None:
     """Return how much of its budget a study has used, None if it has no budget.
 
     Args:
@@ -34,10 +36,10 @@ def read_standing(ledger: Ledger, about: Mapping[str, Any] | None, states: Mappi
     begun = find_begun(ledger, states) if "trials" in about["limits"] else frozenset[str]()
     price = about["price_per_gpu_hour"]
     taken = measure(read_usage(ledger), num_trials=len(begun), price_per_gpu_hour=price)
-    return Standing(about["limits"], taken, begun)
+    return BudgetStatus(about["limits"], taken, begun)
 
 
-def describe_compute(ledger: Ledger, standing: Standing | None) -> dict[str, str]:
+def describe_compute(ledger: Ledger, budget_status: BudgetStatus | None) -> dict[str, str]:
     """Return the time that all runs of a study have used, and its budget, in words; either is left out if unknown."""
     facts = {}
     usage = find_usage(ledger)
@@ -45,7 +47,7 @@ def describe_compute(ledger: Ledger, standing: Standing | None) -> dict[str, str
         hours = [usage.wall_seconds / 3600, usage.slot_seconds / 3600, usage.gpu_seconds / 3600]
         wall, slots, gpus = map(format_amount, hours)
         facts["taken"] = f"{wall} wall hours, {slots} slot-hours, {gpus} GPU-hours; all runs, lost attempts included"
-    return facts if standing is None else facts | {"budget": standing.describe()}
+    return facts if budget_status is None else facts | {"budget": budget_status.describe()}
 
 
 def find_begun(ledger: Ledger, states: Mapping[str, str]) -> frozenset[str]:

@@ -27,7 +27,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Standing:
+class BudgetStatus:
     """Limits of a study's budget and the amount taken of each."""
 
     #: Limit → amount that may be taken.
@@ -65,7 +65,7 @@ class Standing:
             held_back=tuple(work for work in actions.open if work.signature not in kept),
         )
 
-    def begin(self, works: Collection[Work]) -> Standing:
+    def begin(self, works: Collection[Work]) -> BudgetStatus:
         """Return the standing after the trials among ``works`` have begun."""
         new = {work.signature for work in works if work.kind == "trial"} - self.begun
         taken = {**self.taken, "trials": self.taken["trials"] + len(new)}
@@ -96,7 +96,7 @@ def format_amount(value: float) -> str:
     return f"{value:.0f}" if value == round(value) else f"{value:.2f}" if value >= 0.01 else f"{value:.1g}"
 
 
-def describe_needs(standing: Standing, needs: Mapping[str, float | None]) -> list[str]:
+def describe_needs(budget_status: BudgetStatus, needs: Mapping[str, float | None]) -> list[str]:
     """Return one line per limit: the amount taken, the estimate for the rest, and whether both fit together.
 
     Args:
@@ -104,8 +104,8 @@ def describe_needs(standing: Standing, needs: Mapping[str, float | None]) -> lis
         needs: limit → estimated amount still to be taken, None if it is unknown.
     """
     lines = []
-    for name, limit in standing.limits.items():
-        taken, more = standing.taken[name], needs[name]
+    for name, limit in budget_status.limits.items():
+        taken, more = budget_status.taken[name], needs[name]
         of = f"{BUDGET_UNITS[name]}: {format_amount(taken)} taken"
         if more is None:
             lines.append(f"{of}, of {format_amount(limit)}; whether the rest fits is not known")

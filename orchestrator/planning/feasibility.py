@@ -71,7 +71,9 @@ def _check_evaluated(key: str, hypothesis: Hypothesis, arm: Arm, load: Callable[
         )
 
 
-def find_hopeless(hypotheses: Sequence[Hypothesis], plan: Plan, factors: Mapping[str, Sequence[str]]) -> Iterator[str]:
+def find_unsupportable(
+    hypotheses: Sequence[Hypothesis], plan: Plan, factors: Mapping[str, Sequence[str]]
+) -> Iterator[str]:
     """Yield one line per hypothesis that no result of this plan could support, with the reason.
 
     The p-value of a hypothesis over shifts is not checked, because the number of shifts is not known here.

@@ -37,10 +37,10 @@ def _plain(value: Any) -> Any:
 
 def compute_signature(config: BaseModel, data_fingerprint: str) -> str:
     """Return the signature of a trial or stage: a hash of its identity and of the fingerprint of its data."""
-    return sign(compute_identity(config), data_fingerprint)
+    return hash_identity(compute_identity(config), data_fingerprint)
 
 
-def sign(identity: dict[str, Any], data_fingerprint: str) -> str:
+def hash_identity(identity: dict[str, Any], data_fingerprint: str) -> str:
     """Return the signature of an identity (from ``compute_identity``) and of the fingerprint of the data."""
     text = canonical_json({"config": identity, "data_fingerprint": data_fingerprint})
     return hashlib.sha256(text.encode()).hexdigest()[:SIGNATURE_LENGTH]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
-from orchestrator.planning.identity import compute_identity, compute_signature, sign
+from orchestrator.planning.identity import compute_identity, compute_signature, hash_identity
 from trainables.config import ContrastivePretraining, ImageNetPretraining, StageConfig, TrialConfig
 
 
@@ -136,7 +136,7 @@ def make_plan(arms: Sequence[ArmLike], *, replicates: int, facts: Facts) -> Plan
                 stages.setdefault(stage.signature, stage)
                 needs.append(stage.signature)
             # Equals compute_signature(config, …), but computes the identity once per arm, not per trial.
-            signature = sign(identity | {"replicate": replicate}, fingerprint)
+            signature = hash_identity(identity | {"replicate": replicate}, fingerprint)
             trials.setdefault(
                 signature, Work("trial", signature, name, config, fingerprint, tuple(needs), arm.levels, replicate)
             )

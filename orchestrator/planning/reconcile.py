@@ -21,7 +21,7 @@ class Actions:
     failed: tuple[Work, ...]
     #: Signatures in the ledger that are no longer planned. Never deleted.
     orphaned: tuple[str, ...]
-    #: Not started or resumed, because the budget has no room for them (``budget.Standing.hold_back``).
+    #: Not started or resumed, because the budget has no room for them (``budget.BudgetStatus.hold_back``).
     held_back: tuple[Work, ...] = ()
     #: Stopped early and not resumed.
     stopped: tuple[Work, ...] = ()

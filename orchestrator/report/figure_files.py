@@ -87,12 +87,12 @@ def draw(wanted: Mapping[str, tuple[Mapping[str, Any], str]]) -> dict[str, bytes
 def _describe(figure: Mapping[str, Any], format: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return figure and options in the form that kaleido expects."""
     options = {"format": format, "width": figure["width"], "height": figure["height"]}
-    return {"data": figure["data"], "layout": _in_light(figure["layout"])}, options | {
+    return {"data": figure["data"], "layout": _light_layout(figure["layout"])}, options | {
         "scale": SCALE if format == "png" else 1
     }
 
 
-def _in_light(layout: Mapping[str, Any]) -> dict[str, Any]:
+def _light_layout(layout: Mapping[str, Any]) -> dict[str, Any]:
     """Return the layout with the colours that page.js sets on a light page."""
     themed = {**layout, "paper_bgcolor": "#fff", "plot_bgcolor": "#fff"}
     themed["font"] = {"family": _FONT, "size": 12, "color": _INK}

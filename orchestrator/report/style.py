@@ -94,7 +94,7 @@ def panel_title(text: str, x: float, y: float) -> dict[str, Any]:
     }
 
 
-def every_nth(arms: pd.Series, *, most: int = MAX_DOTS) -> tuple[NDArray[np.intp], str]:
+def subsample_dots(arms: pd.Series, *, most: int = MAX_DOTS) -> tuple[NDArray[np.intp], str]:
     """Return the sorted numbers of the dots to draw, and a sentence about the others ("" if all are drawn).
 
     Args:

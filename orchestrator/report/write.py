@@ -27,8 +27,8 @@ from orchestrator.ledger.derived import (
     write_source,
 )
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.ledger.usage import describe_compute, find_usage, read_standing
-from orchestrator.planning.budget import Standing
+from orchestrator.ledger.usage import describe_compute, find_usage, read_budget_status
+from orchestrator.planning.budget import BudgetStatus
 from orchestrator.planning.plan import describe_skipped
 from orchestrator.report.examples import Examples, build_examples
 from orchestrator.report.exports import paper_tables
@@ -52,7 +52,7 @@ from trainables.storage.folder import Folder
 
 
 @contextmanager
-def _without_collection() -> Iterator[None]:
+def _gc_paused() -> Iterator[None]:
     """Pause garbage collection: 10,000 records are millions of objects without cycles (2 s of 5 s reading them)."""
     was_enabled = gc.isenabled()
     gc.disable()
@@ -63,7 +63,7 @@ def _without_collection() -> Iterator[None]:
             gc.enable()
 
 
-@_without_collection()
+@_gc_paused()
 def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRIC, examples: bool = True) -> Report:
     """Write ``report/index.html`` and its tables into the ledger, also for an unfinished study.
 
@@ -87,7 +87,7 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
     verdicts = judge(results)
     words = answer(results, arms, effects.get(f"robustness/mean_{metric}", []))
     digest, costs, balanced = results_sha256(results), costs_table(results), balanced_errors_table(results)
-    standing = read_standing(ledger, results.plan.get("budget"), states)  # older plans have no budget
+    budget_status = read_budget_status(ledger, results.plan.get("budget"), states)  # older plans have no budget
     pictures, problem = _examples(results, cache_dir) if examples else (None, None)
 
     shown = {c: effects[c] for c in (f"robustness/mean_{metric}", f"id/{metric}") if c in effects}
@@ -109,10 +109,10 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
         examples_section(pictures, problem),
         left_out_section(results),
         provenance.provenance_section(
-            results, digest=digest, files=TABLES | PAPER_TABLES, compute=describe_compute(ledger, standing)
+            results, digest=digest, files=TABLES | PAPER_TABLES, compute=describe_compute(ledger, budget_status)
         ),
     ]
-    page = _render(results, parts, standing)
+    page = _render(results, parts, budget_status)
     tables = {
         "trials.csv": results.text["trials"],
         "arms.csv": TextTable(arms),
@@ -125,7 +125,7 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
     _write(ledger.root, page, {n: table.csv() for n, table in tables.items()} | paper_tables(results, arms, shown))
     report = locate_report(
         ledger.root,
-        summary="\n".join([_summary(results, words, standing), *summarise_verdicts(verdicts)]),
+        summary="\n".join([_summary(results, words, budget_status), *summarise_verdicts(verdicts)]),
         counts=results.counts,
         results_sha256=digest,
         page_sha256=hashlib.sha256(page.encode()).hexdigest(),
@@ -134,14 +134,14 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
     return report
 
 
-def _render(results: Results, parts: Sequence[Section | None], standing: Standing | None) -> str:
+def _render(results: Results, parts: Sequence[Section | None], budget_status: BudgetStatus | None) -> str:
     study = results.plan["study"]
     return render_page(
         title=f"{study}: robustness report",
         eyebrow=f"Robustness study · {study}",
         question=results.plan["question"] or study,
         lede=provenance.lede(results),
-        status=provenance.status(results, standing),
+        status=provenance.status(results, budget_status),
         sections=[part for part in parts if part is not None],
         footer="One file that needs no network, made by RobustSweep from the study’s ledger.",
     )
@@ -166,14 +166,14 @@ def _write(root: Folder, page: str, tables: dict[str, str]) -> None:
     root.write(PAGE, page.encode())  # last, so that a page never lies beside older tables
 
 
-def _summary(results: Results, words: Answer, standing: Standing | None) -> str:
+def _summary(results: Results, words: Answer, budget_status: BudgetStatus | None) -> str:
     counts = results.counts
     lines = [
         ", ".join(
             f"{count} {state.replace('_', ' ')}" for state, count in counts.items() if count or state == "complete"
         )
     ]
-    held_back = provenance.describe_held_back(results, standing)
+    held_back = provenance.describe_held_back(results, budget_status)
     lines += [held_back] if held_back is not None else []
     if words.problem is not None:
         lines.append(words.problem)

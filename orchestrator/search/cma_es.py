@@ -23,9 +23,9 @@ _GENERATION, _POINT = "cmaes:generation", "cmaes:point"
 _INITIAL_SIGMA = 0.3
 
 #: Ranking key of a point: lower is better, earlier numbers first. None if its outcome is not known yet.
-Badness = tuple[float, ...] | None
+RankingKey = tuple[float, ...] | None
 #: Values that the sampler stored with a proposal, and the proposal's ranking key.
-Told = tuple[Mapping[str, Any], Badness]
+RankedPoint = tuple[Mapping[str, Any], RankingKey]
 
 
 def get_population_size(num_dimensions: int, *, per_round: int) -> int:
@@ -35,7 +35,7 @@ def get_population_size(num_dimensions: int, *, per_round: int) -> int:
 
 
 def draw_point(
-    dimensions: Sequence[Dimension], history: Sequence[Told], *, population_size: int, seed: int
+    dimensions: Sequence[Dimension], history: Sequence[RankedPoint], *, population_size: int, seed: int
 ) -> tuple[dict[str, Value], dict[str, Any]]:
     """Return a value for every dimension, drawn from the updated distribution, and the values to store with them.
 
@@ -46,9 +46,9 @@ def draw_point(
         seed: seed of this draw.
     """
     generations: dict[Any, list[tuple[tuple[float, ...], Mapping[str, float]]]] = {}
-    for memory, badness in history:
-        if badness is not None and _POINT in memory:
-            generations.setdefault(memory[_GENERATION], []).append((badness, memory[_POINT]))
+    for sampler_state, badness in history:
+        if badness is not None and _POINT in sampler_state:
+            generations.setdefault(sampler_state[_GENERATION], []).append((badness, sampler_state[_POINT]))
     optimiser, generation = _make_optimiser(dimensions, population_size), 0
     while len(known := generations.get(generation, [])) >= optimiser.population_size:
         # CMA-ES uses only the order, so it can include constraints and failures (Deb 2000); ties keep their order.

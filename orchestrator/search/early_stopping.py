@@ -35,10 +35,10 @@ _logger = logging.getLogger(__name__)
 #: Pause between attempts at a write that the storage refuses.
 _RETRY_SECONDS = 1.0
 #: How long the attempts continue after the study has ended, and after it was interrupted.
-PATIENCE_SECONDS, HASTE_SECONDS = 30.0, 1.0
+PATIENCE_SECONDS, INTERRUPT_TIMEOUT_SECONDS = 30.0, 1.0
 
 #: Arguments of ``dispatcher.OnEvent``: an event, its stage or trial, and details.
-_News = tuple[str, Work, dict[str, Any]]
+_Event = tuple[str, Work, dict[str, Any]]
 
 
 class Rule(Protocol):
@@ -70,21 +70,21 @@ class EarlyStopping:
         assert config is not None
         self._search, self._ledger, self._stop, self._config = search, ledger, stop, config
         self._make_rule = make_rule
-        self._name = search.config.judged_by
+        self._name = search.config.stopping_metric
         self._metric = find_epoch_metric(self._name)
-        self._news: queue.SimpleQueue[_News | None] = queue.SimpleQueue()
+        self._events: queue.SimpleQueue[_Event | None] = queue.SimpleQueue()
         #: Replicate → rule: trials are compared only within a replicate.
         self._rules: dict[int, Rule] = {}
         #: Signature of a trial → its configuration.
-        self._known: dict[str, Proposal] = {}
+        self._proposal_of: dict[str, Proposal] = {}
         #: Signature of a trial → last epoch reported to the rule.
-        self._told: dict[str, int] = {}
+        self._last_epochs: dict[str, int] = {}
         #: Signatures of configurations with a replicate that was trained to its end.
         self._passed: set[str] = set()
         #: Signature of a configuration → content of ``stop.json``.
-        self._verdicts: dict[str, dict[str, Any]] = {}
+        self._decisions: dict[str, dict[str, Any]] = {}
         #: Trials whose ``stop.json`` is still to be written.
-        self._owed: dict[str, Work] = {}
+        self._pending_stops: dict[str, Work] = {}
         self._error: Exception | None = None
         self._given_up = threading.Event()
         self._thread = threading.Thread(target=self._run, name="early-stopping", daemon=True)
@@ -93,11 +93,11 @@ class EarlyStopping:
     def handle(self, what: str, work: Work, details: dict[str, Any]) -> None:
         """Queue an event of a trial for judging (``dispatcher.OnEvent``); stages are ignored. Returns at once."""
         if work.kind == "trial":
-            self._news.put((what, work, details))
+            self._events.put((what, work, details))
 
     def finish(self, timeout_seconds: float = PATIENCE_SECONDS) -> None:
         """Process the queued events, write pending stop decisions, and end the thread."""
-        self._news.put(None)
+        self._events.put(None)
         self._thread.join(timeout_seconds)
         self._given_up.set()
 
@@ -110,48 +110,50 @@ class EarlyStopping:
         """
         if self._error is not None:
             raise self._error
-        if self._owed:
-            raise StorageError(f"could not write {STOP} of {len(self._owed)} trials; run the study again to go on")
+        if self._pending_stops:
+            raise StorageError(
+                f"could not write {STOP} of {len(self._pending_stops)} trials; run the study again to go on"
+            )
 
     # ------------------------------------------------------------------ the thread
 
     def _run(self) -> None:
         try:
-            self._learn()
+            self._replay_ledger()
             while True:
                 self._write()
                 try:
-                    news = self._news.get(timeout=_RETRY_SECONDS if self._owed else None)
+                    event = self._events.get(timeout=_RETRY_SECONDS if self._pending_stops else None)
                 except queue.Empty:
                     continue
-                if news is None:
+                if event is None:
                     break
-                self._take(*news)
-            while self._owed and not self._given_up.wait(_RETRY_SECONDS):
+                self._process_event(*event)
+            while self._pending_stops and not self._given_up.wait(_RETRY_SECONDS):
                 self._write()
         except Exception as error:  # noqa: BLE001 - the thread's boundary: ``check`` raises it
             self._error = error
             self._stop.set()
 
-    def _take(self, what: str, work: Work, details: dict[str, Any]) -> None:
-        if work.signature not in self._known:
-            self._learn()
-        proposal = self._known.get(work.signature)
+    def _process_event(self, what: str, work: Work, details: dict[str, Any]) -> None:
+        if work.signature not in self._proposal_of:
+            self._replay_ledger()
+        proposal = self._proposal_of.get(work.signature)
         if proposal is None:
             return
-        if proposal.signature in self._verdicts:
+        if proposal.signature in self._decisions:
             if what == "started":  # it had failed, and is retried
-                self._owed[work.signature] = work
+                self._pending_stops[work.signature] = work
             return
-        for line in self._read_news(what, work, details):
-            if self._tell(work, line, is_open=True):
+        for line in self._find_new_epochs(what, work, details):
+            if self._report_epoch(work, line, is_open=True):
                 return
         if what == "ended" and details["status"] == COMPLETE:  # perhaps early (``training.patience``)
             self._passed.add(proposal.signature)
 
-    def _read_news(self, what: str, work: Work, details: dict[str, Any]) -> list[dict[str, Any]]:
+    def _find_new_epochs(self, what: str, work: Work, details: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the epochs not yet reported to the rule. Slots report only the newest one; the ledger has them all."""
-        is_epoch, told = details.get("event") == "epoch", self._told.get(work.signature, 0)
+        is_epoch, told = details.get("event") == "epoch", self._last_epochs.get(work.signature, 0)
         if is_epoch and details["epoch"] == told + 1:
             return [details]
         if not is_epoch and what != "ended":
@@ -165,14 +167,14 @@ class EarlyStopping:
             _logger.warning("early stopping has not seen the epochs of %s yet: %s", work.signature, error)
             return []
 
-    def _tell(self, work: Work, line: dict[str, Any], *, is_open: bool) -> bool:
+    def _report_epoch(self, work: Work, line: dict[str, Any], *, is_open: bool) -> bool:
         """Report an epoch to the rule; return whether the configuration has to stop because of it."""
         assert isinstance(work.config, TrialConfig)
         epoch, value = line["epoch"], line["metrics"].get(self._metric)
-        self._told[work.signature] = epoch
+        self._last_epochs[work.signature] = epoch
         if value is None:  # not defined on these images
             return False
-        proposal, rule = self._known[work.signature], self._find_rule(work.config.replicate)
+        proposal, rule = self._proposal_of[work.signature], self._find_rule(work.config.replicate)
         if epoch >= work.config.training.epochs:
             self._passed.add(proposal.signature)
         if not is_open or proposal.signature in self._passed:
@@ -180,7 +182,7 @@ class EarlyStopping:
             return False
         if not rule.judge(proposal.signature, epoch, value):
             return False
-        self._stop_all(
+        self._stop_configuration(
             proposal,
             {
                 "rule": self._config.kind,
@@ -198,38 +200,38 @@ class EarlyStopping:
             self._rules[replicate] = self._make_rule(self._search.config, self._search.max_epochs)
         return self._rules[replicate]
 
-    def _stop_all(self, proposal: Proposal, verdict: dict[str, Any]) -> None:
-        self._verdicts[proposal.signature] = verdict
-        self._owed |= {trial.signature: trial for trial in proposal.plan.trials}
+    def _stop_configuration(self, proposal: Proposal, verdict: dict[str, Any]) -> None:
+        self._decisions[proposal.signature] = verdict
+        self._pending_stops |= {trial.signature: trial for trial in proposal.plan.trials}
 
     # ------------------------------------------------------------------ the ledger
 
-    def _learn(self) -> None:
+    def _replay_ledger(self) -> None:
         """Replay the ledger's epochs of new proposals to the rules, in the order in which the epochs ended."""
-        new = [each for each in list(self._search.proposals) if each.plan.trials[0].signature not in self._known]
+        new = [each for each in list(self._search.proposals) if each.plan.trials[0].signature not in self._proposal_of]
         lines: list[tuple[int, str, int, Work, dict[str, Any], bool]] = []
         for proposal in new:
             for trial in proposal.plan.trials:
-                self._known[trial.signature] = proposal
+                self._proposal_of[trial.signature] = proposal
                 folder = self._ledger.folder("trial", trial.signature)
                 is_open = not (folder.exists(RESULT) or folder.exists("failure.json"))
                 if folder.exists(RESULT):
                     self._passed.add(proposal.signature)
                 if is_open and is_stopped(folder):
                     is_open = False
-                    self._stop_all(proposal, folder.read_json(STOP))
+                    self._stop_configuration(proposal, folder.read_json(STOP))
                 for line in self._read_epochs(trial):
                     lines.append((line["timestamp_ms"], trial.signature, line["epoch"], trial, line, is_open))
         for moment, signature, epoch, trial, line, is_open in sorted(lines, key=lambda each: each[:3]):
-            verdict = self._verdicts.get(self._known[signature].signature)
+            verdict = self._decisions.get(self._proposal_of[signature].signature)
             if verdict is None:
-                self._tell(trial, line, is_open=is_open)
+                self._report_epoch(trial, line, is_open=is_open)
             elif epoch <= verdict["epoch"] if signature == verdict["signature"] else moment <= verdict["timestamp_ms"]:
-                self._tell(trial, line, is_open=False)
+                self._report_epoch(trial, line, is_open=False)
 
     def _write(self) -> None:
         """Write pending stop decisions; those that the storage refuses stay pending."""
-        for signature, work in list(self._owed.items()):
+        for signature, work in list(self._pending_stops.items()):
             try:
                 self._write_stop(work)
             except DiskFullError:
@@ -237,10 +239,10 @@ class EarlyStopping:
             except StorageError as error:
                 _logger.warning("could not stop trial %s, trying again: %s", signature, error)
                 return
-            del self._owed[signature]
+            del self._pending_stops[signature]
 
     def _write_stop(self, work: Work) -> None:
         folder = self._ledger.folder("trial", work.signature)
         if folder.exists(RESULT) or folder.exists("failure.json") or folder.is_intact(STOP):
             return  # it has ended, or the decision is there already
-        folder.write_json(STOP, self._verdicts[self._known[work.signature].signature])
+        folder.write_json(STOP, self._decisions[self._proposal_of[work.signature].signature])

@@ -60,7 +60,7 @@ def resolve_storage(ledger: Ledger, value: str | None) -> str | None:
 
 
 @dataclass(frozen=True)
-class Shown:
+class ProposalView:
     """One proposal as the database shows it."""
 
     number: int
@@ -77,7 +77,7 @@ class Shown:
         return {_PROPOSAL: f"{self.number}/{self.signature}", "signature": self.signature, **reason} | self.levels
 
 
-class Projection:
+class StorageWriter:
     """Writer of proposals to a database.
 
     Args:
@@ -91,7 +91,7 @@ class Projection:
         self._uri, self._name, self._search, self._space = uri, name, search, space
         self._storage: optuna.storages.BaseStorage | None = None
 
-    def project(self, shown: Sequence[Shown]) -> None:
+    def project(self, shown: Sequence[ProposalView]) -> None:
         """Add and update trials so that the database shows these proposals; up-to-date trials are not touched.
 
         Raises:
@@ -124,7 +124,7 @@ class Projection:
                 place = storage.get_trial_id_from_study_id_trial_number(own, trial.number)
                 storage.set_trial_state_values(place, TrialState.FAIL)
 
-    def _draw(self, shown: Shown) -> optuna.trial.FrozenTrial:
+    def _draw(self, shown: ProposalView) -> optuna.trial.FrozenTrial:
         """Return a proposal as an Optuna trial, with constraints also in Optuna 4's format, which the dashboard reads.
 
         Optuna 5 reads both, so each constraint has two entries there; the same trials are feasible.
@@ -145,7 +145,7 @@ class Projection:
             arguments = {"timeout" if is_sqlite else "connect_timeout": _CONNECT_SECONDS}
             kept = {"connect_args": arguments, "pool_pre_ping": not is_sqlite}
             self._storage = optuna.storages.get_storage(optuna.storages.RDBStorage(self._uri, engine_kwargs=kept))
-        self._forget_other_meaning(self._storage)
+        self._remove_outdated_study(self._storage)
         study = optuna.create_study(
             storage=self._storage,
             study_name=self._name,
@@ -159,7 +159,7 @@ class Projection:
             self._storage.set_study_system_attr(own, _METRIC_NAMES, names)
         return self._storage, study
 
-    def _forget_other_meaning(self, storage: optuna.storages.BaseStorage) -> None:
+    def _remove_outdated_study(self, storage: optuna.storages.BaseStorage) -> None:
         """Remove our study from the database if the meaning of its values has changed since it was written."""
         import optuna
 
@@ -195,16 +195,16 @@ class Exporter:
         projection: writer to the database.
     """
 
-    def __init__(self, projection: Projection) -> None:
+    def __init__(self, projection: StorageWriter) -> None:
         self._projection = projection
         self._changed, self._ended = threading.Event(), threading.Event()
-        self._latest: Sequence[Shown] = ()
+        self._latest: Sequence[ProposalView] = ()
         #: Last error, in words; None if the last write succeeded.
         self.problem: str | None = None
         self._thread = threading.Thread(target=self._run, name="optuna-storage", daemon=True)
         self._thread.start()
 
-    def show(self, shown: Sequence[Shown]) -> None:
+    def show(self, shown: Sequence[ProposalView]) -> None:
         """Set the proposals that the database has to show. Returns at once."""
         self._latest = shown
         self._changed.set()

@@ -33,7 +33,7 @@ class Outcome:
     curve: Mapping[int, float] = field(default_factory=dict)
 
 
-def judge(config: SearchConfig, values: Mapping[str, Sequence[float]]) -> Outcome:
+def compute_outcome(config: SearchConfig, values: Mapping[str, Sequence[float]]) -> Outcome:
     """Return the outcome of a configuration whose replicates are all complete.
 
     Args:
@@ -57,8 +57,8 @@ def read_curve(config: SearchConfig, lines: Sequence[Mapping[str, Any]]) -> dict
     The sign is changed if the metric and the first objective differ in whether higher is better: samplers know only one
     direction.
     """
-    metric = find_epoch_metric(config.judged_by)
-    sign = 1 if is_higher_better(config.judged_by) == config.objectives[0].higher_is_better else -1
+    metric = find_epoch_metric(config.stopping_metric)
+    sign = 1 if is_higher_better(config.stopping_metric) == config.objectives[0].higher_is_better else -1
     found = {line["epoch"]: line["metrics"].get(metric) for line in lines}
     return {epoch: sign * value for epoch, value in found.items() if value is not None}
 

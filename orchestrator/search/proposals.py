@@ -27,8 +27,8 @@ from orchestrator.planning.plan import Facts, Plan, Skipped, Work, make_plan, me
 from orchestrator.planning.reconcile import Actions, reconcile
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
 from orchestrator.search import sampler
-from orchestrator.search.optuna_storage import Shown
-from orchestrator.search.outcomes import RUNNING, Outcome, average_curves, judge, read_curve
+from orchestrator.search.optuna_storage import ProposalView
+from orchestrator.search.outcomes import RUNNING, Outcome, average_curves, compute_outcome, read_curve
 from orchestrator.search.sampler import SampledPoint
 from orchestrator.study.grid import Arm
 from orchestrator.study.search_config import SearchConfig
@@ -43,7 +43,7 @@ _KEYS = {"number", "round", "values", "signatures", "sampler"}
 #: After this many proposals in a row that were all made before, the space counts as exhausted.
 MAX_DUPLICATES = 50
 #: Called with a trial that cannot start because its stage has failed, and the details of the failure.
-Fail = Callable[[Work, dict[str, str]], None]
+OnFailed = Callable[[Work, dict[str, str]], None]
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Proposal:
             "round": self.round,
             "values": dict(self.point.values),
             "signatures": [trial.signature for trial in self.plan.trials],
-            "sampler": {name: dict(kept) for name, kept in self.point.memory.items()},
+            "sampler": {name: dict(kept) for name, kept in self.point.sampler_state.items()},
             "asked_ms": int(time.time() * 1000),
         }
 
@@ -104,7 +104,7 @@ class Search:
         #: Signature → epoch → value, for trials that have ended; only with early stopping.
         self._curves: dict[str, dict[int, float]] = {}
         #: Signatures of stages and trials that were returned or marked as dispatched in this run.
-        self._handed: set[str] = set()
+        self._dispatched: set[str] = set()
         lines = _read_lines(ledger)
         self._num_lines = len(lines)
         self.proposals = [found for line in lines if (found := self._read(line)) is not None]
@@ -168,12 +168,12 @@ class Search:
         plans = (proposal.plan for proposal in self.proposals)
         return merge_plans(plans, skipped=self._skipped, num_to_come=missing * self._study.replicates)
 
-    def samples(self) -> Iterator[TrialConfig]:
+    def sample_configs(self) -> Iterator[TrialConfig]:
         """Yield configurations from all over the space: the unchanged arms, and the corners of the space."""
         yield from (arm.config for arm in self._arms)
         yield from (made.config for _, _, made in self.space.corners() if isinstance(made, Arm))
 
-    def make_examples_to_come(self) -> list[Work]:
+    def make_example_trials(self) -> list[Work]:
         """Return as many trials as are still to come, for an estimate: trials of the unchanged arms, in turn."""
         works = make_plan(self._arms, replicates=1, facts=self._facts).trials
         return [works[number % len(works)] for number in range(self.plan.num_to_come)]
@@ -200,7 +200,7 @@ class Search:
         if undefined:
             return Outcome(FAILED, reason=f"{', '.join(undefined)} undefined")
         values = {name: [each[name] for each in measured] for name in self.config.metrics}
-        return replace(judge(self.config, values), curve=curve)  # type: ignore[arg-type]
+        return replace(compute_outcome(self.config, values), curve=curve)  # type: ignore[arg-type]
 
     def _average_curves(self, signatures: Sequence[str]) -> dict[int, float]:
         """Return epoch → mean over the replicates that have this epoch; empty without early stopping."""
@@ -225,10 +225,10 @@ class Search:
             self._measured[signature] = {name: found.get(name) for name in self.config.metrics}
         return self._measured[signature]
 
-    def show(self) -> list[Shown]:
+    def show(self) -> list[ProposalView]:
         """Return all proposals with their outcomes, for Optuna's storage."""
         return [
-            Shown(each.number, each.signature, each.arm.levels, each.point, self.get_outcome(each))
+            ProposalView(each.number, each.signature, each.arm.levels, each.point, self.get_outcome(each))
             for each in self.proposals
         ]
 
@@ -248,13 +248,13 @@ class Search:
 
     def mark_dispatched(self, actions: Actions) -> None:
         """Mark stages and trials as dispatched that run without having been returned by ``next_works``."""
-        self._handed |= {work.signature for work in actions.open}
+        self._dispatched |= {work.signature for work in actions.open}
 
     def record_end(self, signature: str, state: str) -> None:
         """Record the state in which a stage or trial has ended."""
         self._states[signature] = state
 
-    def next_works(self, fail: Fail) -> list[Work]:
+    def next_works(self, fail: OnFailed) -> list[Work]:
         """Make the next proposals, write them to the ledger, and return the stages and trials to run for them.
 
         If all results of new proposals are in the ledger already, further proposals are made. Empty if other trials
@@ -265,7 +265,7 @@ class Search:
             StorageError: the ledger cannot be read or written.
         """
         while not self.is_over:
-            number, room = self._find_room()
+            number, room = self._find_capacity()
             if room <= 0:
                 return []
             new: list[Proposal] = []
@@ -276,7 +276,7 @@ class Search:
                 return works
         return []
 
-    def _find_room(self) -> tuple[int, int]:
+    def _find_capacity(self) -> tuple[int, int]:
         """Return the number of the present round, and how many proposals may be made in it now."""
         last = self.proposals[-1].round if self.proposals else -1
         pending = sum(self.get_outcome(proposal).state == RUNNING for proposal in self.proposals)
@@ -307,7 +307,7 @@ class Search:
         """Return whether a round ignores this proposal's outcome, so that the round is the same whenever it is made."""
         return self.config.order == "rounds" and proposal.round == round_number
 
-    def _find_open(self, new: Sequence[Proposal], fail: Fail) -> list[Work]:
+    def _find_open(self, new: Sequence[Proposal], fail: OnFailed) -> list[Work]:
         """Return stages and trials of new proposals that still have to be run; fail trials whose stage has failed."""
         plan = merge_plans(proposal.plan for proposal in new)
         actions = reconcile(plan, self._states, early_stopping=self.config.early_stopping is not None)
@@ -317,7 +317,7 @@ class Search:
                 stage = next(each for each in dead if each.signature in work.needs)
                 self.record_end(work.signature, FAILED)
                 fail(work, describe_upstream(stage))
-        works = [work for work in actions.open if work.signature not in self._handed]
+        works = [work for work in actions.open if work.signature not in self._dispatched]
         self.mark_dispatched(actions)
         return works
 

@@ -36,7 +36,7 @@ class SampledPoint:
     #: Dimension → drawn value.
     values: Mapping[str, Value]
     #: Values that the sampler stores with the trial ("trial") and with the study ("study").
-    memory: Mapping[str, Mapping[str, Any]]
+    sampler_state: Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ def make_trial(
         params=dict(point.values),
         distributions={name: make_distribution(dimensions[name]) for name in point.values},
         user_attrs=dict(marks or {}),
-        system_attrs=dict(point.memory["trial"]),
+        system_attrs=dict(point.sampler_state["trial"]),
         constraints=dict(outcome.excess) if outcome.state == COMPLETE else None,
     )
 
@@ -110,7 +110,7 @@ def propose(
     for point, outcome in history:
         study.add_trial(make_trial(space, point, outcome))
     own = storage.get_study_id_from_name("search")
-    drawn = {key: value for point, _ in history for key, value in point.memory["study"].items()}
+    drawn = {key: value for point, _ in history for key, value in point.sampler_state["study"].items()}
     for key, value in drawn.items():
         storage.set_study_system_attr(own, key, value)
 
@@ -131,8 +131,8 @@ def propose(
         arm = space.build(draw)
         if arm is not None:
             counters = {key: v for key, v in storage.get_study_system_attrs(own).items() if isinstance(v, int)}
-            memory = storage.get_all_trials(own)[-1].system_attrs | remembered
-            return Suggestion(arm, SampledPoint(dict(trial.params), {"trial": memory, "study": counters}))
+            sampler_state = storage.get_all_trials(own)[-1].system_attrs | remembered
+            return Suggestion(arm, SampledPoint(dict(trial.params), {"trial": sampler_state, "study": counters}))
         study.tell(trial, state=optuna.trial.TrialState.FAIL)
     raise StudyError(
         f"looked for a combination of levels that is not left out, and drew {10 * _MAX_EXCLUDED} that are; "
@@ -150,13 +150,13 @@ def _draw_numbers(
     per_round = search.parallel if search.order == "rounds" else 1
     return draw_point(
         ranges,
-        [(point.memory["trial"], _rate(search, outcome)) for point, outcome in history],
+        [(point.sampler_state["trial"], _compute_ranking_key(search, outcome)) for point, outcome in history],
         population_size=search.sampler.population_size or get_population_size(len(ranges), per_round=per_round),
         seed=seed,
     )
 
 
-def _rate(search: SearchConfig, outcome: Outcome) -> tuple[float, ...] | None:
+def _compute_ranking_key(search: SearchConfig, outcome: Outcome) -> tuple[float, ...] | None:
     """Return the ranking key of a point, None if its outcome is not known yet. Lower is better.
 
     First come points that satisfy the constraints, by value; then points that were stopped early, the latest stop

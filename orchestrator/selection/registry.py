@@ -65,7 +65,7 @@ def register_model(
     *,
     name: str,
     alias: str | None,
-    tell: Callable[[str], None],
+    write_line: Callable[[str], None],
 ) -> Registered:
     """Register the exported network unless these weights are registered already, and check the registered version.
 
@@ -104,10 +104,10 @@ def register_model(
         for key, value in tags.items():
             client.set_model_version_tag(name, version, key, value)
         if alias is not None:
-            _move_alias(client, name, alias, version, tell)
+            _move_alias(client, name, alias, version, write_line)
     uri = f"models:/{name}@{alias}" if alias else f"models:/{name}/{version}"
-    tell(f"checked: {check.describe()}")
-    tell(f"{'was registered already' if found else 'registered'}: {name} version {version}, load it from {uri}")
+    write_line(f"checked: {check.describe()}")
+    write_line(f"{'was registered already' if found else 'registered'}: {name} version {version}, load it from {uri}")
     return Registered(name, str(version), alias, uri, run.info.run_id, not found, check)
 
 
@@ -192,8 +192,8 @@ def _check(client: Any, name: str, version: str, exported: Exported, *, is_new: 
             raise
 
 
-def _move_alias(client: Any, name: str, alias: str, version: str, tell: Callable[[str], None]) -> None:
+def _move_alias(client: Any, name: str, alias: str, version: str, write_line: Callable[[str], None]) -> None:
     before = client.get_registered_model(name).aliases.get(alias)
     if before is not None and str(before) != str(version):
-        tell(f"alias {alias} moves from version {before} to version {version}")
+        write_line(f"alias {alias} moves from version {before} to version {version}")
     client.set_registered_model_alias(name, alias, version)

@@ -20,7 +20,7 @@ _SHOWN_ARMS = 20
 
 
 @dataclass(frozen=True)
-class Request:
+class SelectOptions:
     """Options of ``robustsweep select``."""
 
     criteria: SelectionCriteria
@@ -32,8 +32,8 @@ class Request:
     alias: str | None = None
 
 
-def release_model(
-    study: Study, request: Request, *, storage: str, mlflow: str | None = None, tell: Callable[[str], None]
+def select_model(
+    study: Study, request: SelectOptions, *, storage: str, mlflow: str | None = None, write_line: Callable[[str], None]
 ) -> dict[str, Any]:
     """Choose, export, check and register a model; return a summary as JSON values.
 
@@ -52,12 +52,12 @@ def release_model(
     results = load_results(ledger, metric if metric in TITLES else "balanced_accuracy")
     selection = select_arm(results, request.criteria)
     for line in describe_selection(selection, results):
-        tell(line)
+        write_line(line)
     out = None if request.out is None else Folder(request.out)
     cache_dir = study.execution.cache_dir.expanduser()
     exported = export_selection(ledger, results, selection, out=out, cache_dir=cache_dir, onnx=request.onnx)
     for line in _describe_export(exported):
-        tell(line)
+        write_line(line)
     done: dict[str, Any] = {"selection": selection.as_json(), "folder": exported.folder.uri}
     done["files"] = list(exported.files)
     done["checks"] = [asdict(check) for check in exported.checks]
@@ -66,7 +66,7 @@ def release_model(
 
         uri = mlflow_uri(study, ledger, mlflow)
         registered = register_model(
-            uri, ledger, selection, exported, name=request.register, alias=request.alias, tell=tell
+            uri, ledger, selection, exported, name=request.register, alias=request.alias, write_line=write_line
         )
         done["registered"] = asdict(registered)
     return done

@@ -98,7 +98,7 @@ SELECTORS = {
 }
 
 
-def name_kinds(tree: Mapping[str, Any]) -> None:
+def expand_kinds(tree: Mapping[str, Any]) -> None:
     """Expand the short forms of hypotheses in place: add ``kind: comparison``, replace ``{factor: f, level: l}``."""
     listed = tree.get("hypotheses")
     for entry in listed if isinstance(listed, list) else ():

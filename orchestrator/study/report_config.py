@@ -41,7 +41,7 @@ class ReportConfig(Frozen):
     reference: Reference | None = Field(None, description="Of BE and rBE; null: the first arm.")
 
 
-def anchor_table(tree: Source, folder: Path | str) -> None:
+def make_table_absolute(tree: Source, folder: Path | str) -> None:
     """Make the path of the reference table absolute, in place.
 
     A relative path starts at the study file's folder, in an override at the working directory.

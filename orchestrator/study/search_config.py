@@ -22,7 +22,7 @@ _HEADLINE = re.compile(
 #: Headline numbers known after each epoch, on the validation images.
 _SEEN = tuple(f"validation/{name}" for name in METRICS)
 #: Prefixes of metrics that reveal nothing about test images.
-_HONEST = ("validation/", NUM_PARAMETERS.name)
+_VALIDATION = ("validation/", NUM_PARAMETERS.name)
 
 
 def _check_metric(name: str) -> str:
@@ -44,19 +44,19 @@ class _Measured(Frozen):
 
     @model_validator(mode="after")
     def _is_asked_for(self) -> _Measured:
-        if not self.is_honest and not self.oracle:
+        if not self.is_validation and not self.oracle:
             raise ValueError(
                 f"found {self.metric}, which is not in-distribution validation: what is chosen by it is an oracle's "
                 "choice, and its score no estimate; take validation/…, or set oracle: true to have it so, labelled"
             )
-        if self.is_honest and self.oracle:
+        if self.is_validation and self.oracle:
             raise ValueError(f"found oracle: true, and {self.metric} is nobody's secret; take it away")
         return self
 
     @property
-    def is_honest(self) -> bool:
+    def is_validation(self) -> bool:
         """Whether a choice may be based on this metric without being an oracle's."""
-        return self.metric.startswith(_HONEST)
+        return self.metric.startswith(_VALIDATION)
 
     @property
     def higher_is_better(self) -> bool:
@@ -237,7 +237,7 @@ class SearchConfig(Frozen):
             raise ValueError("found an objective twice; keep one")
         if self.early_stopping is not None and len(names) > 1:
             raise ValueError(f"found early_stopping with {len(names)} objectives, expected 1: it ranks by one number")
-        if self.early_stopping is not None and find_epoch_metric(self.judged_by) is None:
+        if self.early_stopping is not None and find_epoch_metric(self.stopping_metric) is None:
             raise ValueError(
                 f"found early_stopping with the objective {names[0]}, which is not known after each epoch; give "
                 f"early_stopping.metric: one of {', '.join(_SEEN)}"
@@ -245,7 +245,7 @@ class SearchConfig(Frozen):
         return self
 
     @property
-    def judged_by(self) -> str:
+    def stopping_metric(self) -> str:
         """Headline number that decides which trials are stopped early."""
         own = None if self.early_stopping is None else self.early_stopping.metric
         return own or self.objectives[0].metric
@@ -253,7 +253,7 @@ class SearchConfig(Frozen):
     @property
     def is_oracle(self) -> bool:
         """Whether an objective or constraint is an oracle's metric."""
-        return not all(measured.is_honest for measured in (*self.objectives, *self.constraints))
+        return not all(measured.is_validation for measured in (*self.objectives, *self.constraints))
 
     @property
     def metrics(self) -> list[str]:
@@ -261,7 +261,7 @@ class SearchConfig(Frozen):
         return list(dict.fromkeys(measured.metric for measured in (*self.objectives, *self.constraints)))
 
 
-def name_sampler(tree: Mapping[str, Any]) -> None:
+def expand_sampler(tree: Mapping[str, Any]) -> None:
     """Expand the short forms of a search in place: ``sampler: tpe`` becomes ``sampler: {kind: tpe}``."""
     search = tree.get("search")
     for key in ("sampler", "early_stopping"):

@@ -13,11 +13,11 @@ from pydantic import BaseModel, Field, ValidationError
 from orchestrator.study.execution_config import ExecutionConfig
 from orchestrator.study.fields import FIELDS, SECTIONS, kind_of
 from orchestrator.study.grid import MAX_RULES, Arm, Grid, When, expand, read_grid
-from orchestrator.study.hypotheses import MAX_HYPOTHESES, HypothesisConfig, name_kinds
+from orchestrator.study.hypotheses import MAX_HYPOTHESES, HypothesisConfig, expand_kinds
 from orchestrator.study.hypothesis_checks import check_hypotheses
 from orchestrator.study.problems import explain
-from orchestrator.study.report_config import ReportConfig, anchor_table, check_report
-from orchestrator.study.search_config import SearchConfig, name_sampler
+from orchestrator.study.report_config import ReportConfig, check_report, make_table_absolute
+from orchestrator.study.search_config import SearchConfig, expand_sampler
 from orchestrator.study.search_space import find_problems
 from orchestrator.study.yaml_source import MAX_BYTES, Key, Source, apply_override, format_key, read_yaml
 from trainables.config import (
@@ -173,12 +173,12 @@ def parse_study(text: str, *, source: str, overrides: Sequence[str] = (), folder
 def _validate(tree: Source, folder: Path | str) -> Study | None:
     for section in SECTIONS:
         if section in tree.value:
-            tree.value[section] = _spell_out(section, tree.value[section])
-    name_kinds(tree.value)
-    name_sampler(tree.value)
+            tree.value[section] = _expand_kind(section, tree.value[section])
+    expand_kinds(tree.value)
+    expand_sampler(tree.value)
     grid = read_grid(tree)
     _make_paths_absolute(tree, grid, folder)
-    anchor_table(tree, folder)
+    make_table_absolute(tree, folder)
     study, known = None, {problem.key for problem in tree.problems}
     try:
         study = Study.model_validate(tree.value)
@@ -210,13 +210,13 @@ def _check_search(tree: Source, study: Study, search: SearchConfig, arms: list[A
         )
 
 
-def _spell_out(path: str, value: Any) -> Any:
+def _expand_kind(path: str, value: Any) -> Any:
     """Return a base section with short forms expanded: ``imagenet`` becomes ``{kind: imagenet}``."""
     field = FIELDS.get(path)
     if field and field.kinds and isinstance(value, str):
         return {"kind": value}
     if field and field.models and isinstance(value, dict):
-        return {name: _spell_out(f"{path}.{name}", inner) for name, inner in value.items()}
+        return {name: _expand_kind(f"{path}.{name}", inner) for name, inner in value.items()}
     return value
 
 

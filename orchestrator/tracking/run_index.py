@@ -57,15 +57,15 @@ class Run:
         )
 
     @property
-    def is_whole(self) -> bool:
+    def is_complete(self) -> bool:
         """Whether everything of a record with a known outcome has been sent; the status is sent last."""
         return self.shipped is not None and self.status != RUNNING
 
     def has_ended_as(self, state: str) -> bool:
         """Return whether everything has been sent, and the run has the status of this state of a record."""
-        return self.is_whole and self.status == STATUSES[state]
+        return self.is_complete and self.status == STATUSES[state]
 
-    def shows(self, projection: Projection) -> bool:
+    def matches(self, projection: Projection) -> bool:
         """Return whether this record has a known outcome and has been sent completely."""
         return (
             self.status == projection.status != RUNNING
@@ -126,13 +126,13 @@ class RunIndex:
         self._root.write(INDEX, "".join(f"{line}\n" for line in self._lines).encode())
         self._lines = []
 
-    def note(self, signature: str) -> None:
+    def add_run(self, signature: str) -> None:
         """Add the present state of a run to the index if the run has ended."""
         run = self.runs[signature]
         if run.status != RUNNING:
             self._add(_line(signature, run))
 
-    def forget(self, signature: str) -> None:
+    def remove(self, signature: str) -> None:
         """Remove a run from the index; the next ``Tracker.open`` queries MLflow for it."""
         if self.runs.pop(signature, None) is not None:
             self._add(json.dumps({"signature": signature, "run_id": None}))

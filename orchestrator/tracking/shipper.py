@@ -61,7 +61,7 @@ def sync(ledger: Ledger, tracking_uri: str) -> SyncResult:
 
     plan = ledger.read_plan()
     tracker = Tracker(tracking_uri, ledger, about=plan)
-    tracker.open(look_at_all=True)
+    tracker.open(query_all=True)
     states = ledger.states()
     shipper = Shipper(lambda: tracker, ledger, resumed=states)  # closed when everything has been shipped
     for kind in ("stage", "trial"):
@@ -192,7 +192,7 @@ class Shipper:
         root = self._ledger.root
         self.tracker.log_report(root.read(PAGE), summary=summary, is_complete=is_complete, verdicts=read_verdicts(root))
         state = compute_state(plan, self._ledger.states())
-        self.tracker.remember(state=state, page_sha256=report.page_sha256)
+        self.tracker.write_shipped(state=state, page_sha256=report.page_sha256)
 
     @property
     def _num_arrived(self) -> int:

@@ -54,7 +54,7 @@ from trainables.errors import StorageError
 _logger = logging.getLogger(__name__)
 
 #: At most this many runs are queried one by one (10 ms each), and at most half of all; otherwise all (5 ms each).
-_MAX_QUESTIONS = 200
+_MAX_SINGLE_QUERIES = 200
 
 
 class Tracker:
@@ -84,7 +84,7 @@ class Tracker:
     def _runs(self) -> dict[str, Run]:
         return self._index.runs
 
-    def open(self, *, look_at_all: bool = False) -> None:
+    def open(self, *, query_all: bool = False) -> None:
         """Find or create the experiment and the parent run, and find the existing runs.
 
         May be called again at any time: after a failure this detects a lost answer or an emptied store. A deleted
@@ -103,7 +103,7 @@ class Tracker:
             self.experiment_id = self._ensure_experiment()
             parents = [run.info.run_id for run in self._search("tags.`robustsweep.kind` = 'study'")]
             parent_run_id = self._ensure_parent(parents)
-            self._find_runs(parent_run_id, look_at_all)
+            self._find_runs(parent_run_id, query_all)
             self.parent_run_id = parent_run_id
 
     def ship(self, record: Record) -> bool:
@@ -119,14 +119,14 @@ class Tracker:
             with self._translating_errors(f"log {record.kind} {record.signature}"):
                 return self._ship(record, projection)
         except RefusedError:
-            self._index.forget(record.signature)  # it may have been deleted
+            self._index.remove(record.signature)  # it may have been deleted
             raise
 
     def _ship(self, record: Record, projection: Projection) -> bool:
         run = self._runs.get(record.signature)
-        if run is not None and run.shows(projection):
+        if run is not None and run.matches(projection):
             return False
-        if run is not None and run.is_whole and run.status == STATUSES[COMPLETE]:  # was damaged, and runs again
+        if run is not None and run.is_complete and run.status == STATUSES[COMPLETE]:  # was damaged, and runs again
             if projection.status == RUNNING:
                 return False
             self._client.delete_run(run.run_id)  # with new timestamps every value would be there twice
@@ -140,7 +140,7 @@ class Tracker:
         if projection.status == RUNNING and is_current:
             return False
         self._send(run, record, projection, known, tags=not is_new)
-        self._index.note(record.signature)
+        self._index.add_run(record.signature)
         return True
 
     def has_shipped(self, signature: str, state: str) -> bool:
@@ -175,7 +175,7 @@ class Tracker:
                 with self._translating_errors(f"close {run.kind} {signature}"):
                     self._client.set_terminated(run.run_id, "KILLED", end_time=project(record).last_ms)
                 run.status = "KILLED"
-                self._index.note(signature)
+                self._index.add_run(signature)
                 killed += 1
         self._index.save()
         return killed
@@ -232,7 +232,7 @@ class Tracker:
         with self._translating_errors("close the study's run"):
             self._client.set_terminated(self.parent_run_id, "FINISHED" if is_complete else "FAILED")
 
-    def remember(self, *, state: str, page_sha256: str) -> None:
+    def write_shipped(self, *, state: str, page_sha256: str) -> None:
         """Record that the store shows this state of the study and this report (``shipped.is_shipped``).
 
         Raises:
@@ -270,13 +270,13 @@ class Tracker:
         self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         return run_id
 
-    def _find_runs(self, parent_run_id: str, look_at_all: bool) -> None:
+    def _find_runs(self, parent_run_id: str, query_all: bool) -> None:
         """Fill the index: ended runs from the ledger; running ones, and those the ledger does not list, from MLflow."""
-        if not look_at_all and self._index.load(parent_run_id):
+        if not query_all and self._index.load(parent_run_id):
             self._add_runs(self._search(f"attributes.status = '{RUNNING}'"))
             begun = [s for kind in ("stages", "trials") for s in (self._ledger.root / kind).children()]
             unknown = [s for s in begun if s not in self._runs and s.isalnum()]  # a stray file has no run
-            if len(unknown) <= min(_MAX_QUESTIONS, len(begun) // 2):
+            if len(unknown) <= min(_MAX_SINGLE_QUERIES, len(begun) // 2):
                 for signature in unknown:
                     self._add_runs(self._search(f"tags.`robustsweep.signature` = '{signature}'"))
                 return
@@ -295,7 +295,7 @@ class Tracker:
                 continue  # the study's own run, or somebody's in the same experiment
             run, other = Run.of(found), self._runs.get(signature)
             if other is not None and other.run_id != run.run_id:
-                run, extra = (run, other) if run.is_whole and not other.is_whole else (other, run)
+                run, extra = (run, other) if run.is_complete and not other.is_complete else (other, run)
                 self._client.delete_run(extra.run_id)
             self._runs[signature] = run
 

@@ -223,7 +223,7 @@ def test_a_ray_that_is_lost_is_not_waited_for(
     def fall_silent(work: Work, event: dict[str, Any]) -> None:
         monkeypatch.setattr(tune_executor, "check_reachable", silence)
 
-    monkeypatch.setattr(tune_executor, "_LOOK_SECONDS", 0.1)
+    monkeypatch.setattr(tune_executor, "_CHECK_SECONDS", 0.1)
     monkeypatch.setattr(tune_executor, "PATIENCE_SECONDS", 0.5)
     handler, stop = RecordingHandler(ledger, fall_silent), threading.Event()
     try:

@@ -43,6 +43,6 @@ def test_a_trial_takes_a_gpu_where_there_is_one(
     study = parse_study(TEXT, source="s.yaml", overrides=[f"execution.cache_dir={cache_dir}", *overrides])
     prepared = prepare(study, storage=str(tmp_path))
     said: list[str] = []
-    slots = resolve_slots(prepared, resources, say=said.append)
+    slots = resolve_slots(prepared, resources, print_line=said.append)
     assert (slots.cpus, slots.gpus) == (1.0, gpus)
     assert len(said) == (gpus == 1.0)  # why it takes a whole one

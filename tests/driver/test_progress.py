@@ -13,17 +13,19 @@ TRIAL = make_trial("factor=[red], other=[/]")
 
 def follow(console: Console) -> str:
     with StudyProgress(console, num_works=3, num_done=0) as progress:
-        progress.listen("started", TRIAL, {})
-        progress.listen("event", TRIAL, {"event": "started"})
-        progress.listen("event", TRIAL, {"event": "epoch", "epoch": 1, "metrics": {"val/accuracy": 0.5}})
-        progress.listen("event", TRIAL, {"event": "started"})
-        progress.listen("event", TRIAL, {"event": "evaluation", "done": 1, "total": 4})
-        progress.listen("event", TRIAL, {"event": "something new"})
-        progress.say("stopping")
-        progress.listen("ended", TRIAL, {"status": "complete"})
+        progress.handle_event("started", TRIAL, {})
+        progress.handle_event("event", TRIAL, {"event": "started"})
+        progress.handle_event("event", TRIAL, {"event": "epoch", "epoch": 1, "metrics": {"val/accuracy": 0.5}})
+        progress.handle_event("event", TRIAL, {"event": "started"})
+        progress.handle_event("event", TRIAL, {"event": "evaluation", "done": 1, "total": 4})
+        progress.handle_event("event", TRIAL, {"event": "something new"})
+        progress.print_line("stopping")
+        progress.handle_event("ended", TRIAL, {"status": "complete"})
         failed = make_trial("failed")
-        progress.listen("ended", failed, {"status": "failed", "reason": "error", "message": "no [/tag] here\nmore"})
-        progress.listen("ended", make_stage("stage"), {"status": "interrupted"})
+        progress.handle_event(
+            "ended", failed, {"status": "failed", "reason": "error", "message": "no [/tag] here\nmore"}
+        )
+        progress.handle_event("ended", make_stage("stage"), {"status": "interrupted"})
     return console.file.getvalue()  # type: ignore[attr-defined,no-any-return]
 
 
@@ -54,8 +56,8 @@ def test_a_terminal_has_a_table_that_leaves_nothing_behind_but_failures() -> Non
 def test_what_was_stopped_early_is_said_with_its_last_epoch() -> None:
     console = Console(file=StringIO(), width=200)
     with StudyProgress(console, num_works=2, num_done=0) as progress:
-        progress.listen("ended", TRIAL, {"status": "stopped_early", "epoch": 4})
-        progress.listen("ended", make_trial("other"), {"status": "stopped_early"})
+        progress.handle_event("ended", TRIAL, {"status": "stopped_early", "epoch": 4})
+        progress.handle_event("ended", make_trial("other"), {"status": "stopped_early"})
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert "stopped early after epoch 4/20 (1/2)" in text
     assert "stopped early before it began (2/2)" in text

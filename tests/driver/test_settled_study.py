@@ -12,7 +12,7 @@ from rich.console import Console
 
 from orchestrator.driver import run
 from orchestrator.driver.prepare import Prepared, prepare
-from orchestrator.driver.run import Summary, find_settled_report, run_study
+from orchestrator.driver.run import Summary, find_current_report, run_study
 from orchestrator.ledger.derived import SHIPPED, SOURCE, compute_state, invalidate
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report import write
@@ -72,7 +72,7 @@ class Dispatcher:
         return summary, console.file.getvalue()  # type: ignore[attr-defined]
 
     def is_settled(self, study: Study | None = None, *, mlflow: str | None = None) -> bool:
-        return find_settled_report(self.prepare(study, mlflow=mlflow), mlflow or self.uri) is not None
+        return find_current_report(self.prepare(study, mlflow=mlflow), mlflow or self.uri) is not None
 
 
 @pytest.fixture(scope="module")

@@ -42,7 +42,7 @@ class Slots:
     def next(self) -> list[str] | None:
         """Return the names in the next chunk."""
         self.number += 1
-        return names(self.dispatcher.take(str(self.number)))
+        return names(self.dispatcher.next_chunk(str(self.number)))
 
     def tell(self, number: int, *events: tuple[Work, dict[str, Any]], last: bool = False) -> None:
         """Let the slot of the ``number``-th chunk report; a complete work leaves a result, unless it says otherwise."""
@@ -73,14 +73,14 @@ BAD = {"event": "done", "busy_seconds": 0.0, "status": "failed", "reason": "erro
 
 def test_a_request_names_the_folders_of_the_trial_and_of_its_stage(ledger: Ledger) -> None:
     stage, trial = make_stage("stage"), make_trial("trial", make_stage("stage"))
-    chunk = Slots(ledger, trial, complete=(stage,)).dispatcher.take("1")
+    chunk = Slots(ledger, trial, complete=(stage,)).dispatcher.next_chunk("1")
     assert chunk is not None
     (work,) = chunk["works"]
     assert work["record"]["signature"] == trial.signature
     assert work["folder"] == ledger.folder("trial", trial.signature).uri
     assert work["encoder"] == ledger.folder("stage", stage.signature).uri
     assert work["record"]["config"] == trial.config.model_dump(mode="json")
-    chunk = Slots(ledger, stage).dispatcher.take("1")
+    chunk = Slots(ledger, stage).dispatcher.next_chunk("1")
     assert chunk is not None
     assert chunk["works"][0]["encoder"] is None
 
@@ -218,38 +218,38 @@ def end(dispatcher: Dispatcher, ledger: Ledger, work: Work, *, slot: str | int, 
 def test_own_slots_work_until_others_come(ledger: Ledger) -> None:
     works = [make_trial(str(number)) for number in range(8)]
     dispatcher = make_dispatcher(ledger, *works)
-    assert names(dispatcher.take_local(0)) == ["0", "1"]
-    assert names(dispatcher.take_local(1)) == ["2", "3"]
+    assert names(dispatcher.next_local_chunk(0)) == ["0", "1"]
+    assert names(dispatcher.next_local_chunk(1)) == ["2", "3"]
     for work in works[:2]:
         end(dispatcher, ledger, work, slot=0, seconds=1.0)
-    assert names(dispatcher.take_local(0)) == ["4"]
+    assert names(dispatcher.next_local_chunk(0)) == ["4"]
     assert dispatcher.seconds_left == pytest.approx(6 * 1.0 / 2)
 
 
 def test_what_is_long_is_waited_for(ledger: Ledger) -> None:
     works = [make_trial(str(number)) for number in range(8)]
     dispatcher = make_dispatcher(ledger, *works)
-    dispatcher.take_local(0), dispatcher.take_local(1)
+    dispatcher.next_local_chunk(0), dispatcher.next_local_chunk(1)
     dispatcher.expect_tune_slots()
-    assert dispatcher.take("tune") is None  # how long own slots will be busy is not known
+    assert dispatcher.next_chunk("tune") is None  # how long own slots will be busy is not known
     assert not dispatcher.may_continue(0)
     end(dispatcher, ledger, works[0], slot=0, seconds=2 * SHORT_SECONDS)
-    assert dispatcher.take("tune") is None
+    assert dispatcher.next_chunk("tune") is None
     dispatcher.report_local(0, [{"signature": works[1].signature, "event": "returned", "busy_seconds": 0.0}])
     dispatcher.release_local(0)
-    assert names(dispatcher.take("tune")) == ["1", "4"]
-    assert dispatcher.take("another") is None  # the other own slot is still at it
+    assert names(dispatcher.next_chunk("tune")) == ["1", "4"]
+    assert dispatcher.next_chunk("another") is None  # the other own slot is still at it
 
 
 def test_what_is_short_goes_on_until_its_successor_is_at_work(ledger: Ledger) -> None:
     works = [make_trial(str(number)) for number in range(16)]
     dispatcher = make_dispatcher(ledger, *works)
-    assert names(dispatcher.take_local(0)) == ["0", "1", "2", "3"]
-    assert names(dispatcher.take_local(1)) == ["4", "5", "6"]
+    assert names(dispatcher.next_local_chunk(0)) == ["0", "1", "2", "3"]
+    assert names(dispatcher.next_local_chunk(1)) == ["4", "5", "6"]
     dispatcher.report_local(1, [{"signature": works[4].signature, **BEGUN}])
     end(dispatcher, ledger, works[0], slot=0, seconds=1.0)
     dispatcher.expect_tune_slots()
-    assert names(dispatcher.take("tune")) == ["7", "8", "9"]
+    assert names(dispatcher.next_chunk("tune")) == ["7", "8", "9"]
     assert dispatcher.may_continue(0)
     assert dispatcher.may_continue(1)
     dispatcher.report_events("tune", [{"signature": works[7].signature, **BEGUN}])
@@ -261,30 +261,30 @@ def test_what_is_short_goes_on_until_its_successor_is_at_work(ledger: Ledger) ->
 def test_a_limit_on_concurrent_trials_is_kept_also_for_short_ones(ledger: Ledger) -> None:
     works = [make_trial(str(number)) for number in range(8)]
     dispatcher = make_dispatcher(ledger, *works, num_slots=1)
-    assert len(names(dispatcher.take_local(0)) or ()) == 4
+    assert len(names(dispatcher.next_local_chunk(0)) or ()) == 4
     end(dispatcher, ledger, works[0], slot=0, seconds=1.0)
     dispatcher.expect_tune_slots(may_overlap=False)
-    assert dispatcher.take("tune") is None
+    assert dispatcher.next_chunk("tune") is None
     assert not dispatcher.may_continue(0)
     dispatcher.release_local(0)
-    assert dispatcher.take("tune") is not None
+    assert dispatcher.next_chunk("tune") is not None
 
 
 def test_an_own_slot_that_is_stopped_leaves_its_works_interrupted(ledger: Ledger) -> None:
     works = [make_trial("0"), make_trial("1"), make_trial("2")]
     slots = Slots(ledger, *works)
-    assert names(slots.dispatcher.take_local(0)) == ["0", "1"]
+    assert names(slots.dispatcher.next_local_chunk(0)) == ["0", "1"]
     slots.dispatcher.report_local(0, [{"signature": works[0].signature, **BEGUN}])
     slots.dispatcher.release_local(0)
     assert slots.handler.ends() == {"0": "interrupted"}
-    assert names(slots.dispatcher.take("tune")) == ["2"]
+    assert names(slots.dispatcher.next_chunk("tune")) == ["2"]
 
 
 def test_how_long_it_takes_is_not_known_before_a_trial_and_all_stages_are_done(ledger: Ledger) -> None:
     stage, trial = make_stage("stage"), make_trial("trial")
     dispatcher = make_dispatcher(ledger, trial, stage, make_trial("other"))
     assert dispatcher.seconds_left is None
-    dispatcher.take_local(0), dispatcher.take_local(1)
+    dispatcher.next_local_chunk(0), dispatcher.next_local_chunk(1)
     end(dispatcher, ledger, trial, slot=0, seconds=1.0)
     assert dispatcher.seconds_left is None
     end(dispatcher, ledger, stage, slot=1, seconds=60.0)
@@ -294,7 +294,7 @@ def test_how_long_it_takes_is_not_known_before_a_trial_and_all_stages_are_done(l
 def test_whoever_waits_is_woken_by_news(ledger: Ledger) -> None:
     trial = make_trial("0")
     dispatcher = make_dispatcher(ledger, trial)
-    dispatcher.take("1")
+    dispatcher.next_chunk("1")
     woken = threading.Event()
     waiter = threading.Thread(target=lambda: (dispatcher.wait(60.0), woken.set()))
     waiter.start()
@@ -319,7 +319,7 @@ def test_more_work_may_come_up_whenever_one_has_ended(ledger: Ledger) -> None:
         find_more=lambda: more.get(ended[-1], []),  # told before it is asked
     )
     for number, (work, event) in enumerate([(first, DONE), (second, BAD), (third, DONE)]):
-        assert names(dispatcher.take(str(number))) == [work.name]
+        assert names(dispatcher.next_chunk(str(number))) == [work.name]
         ledger.folder("trial", work.signature).write_json("result.json", {})
         assert not dispatcher.is_finished
         dispatcher.report_events(str(number), [{"signature": work.signature, "host": "here", **event}])

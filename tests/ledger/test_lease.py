@@ -25,7 +25,7 @@ from trainables.errors import LeaseError, StorageError
 @pytest.fixture(params=["local", "memory"])
 def ledger(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ledger:
     """The same contract on a disk and on an object store."""
-    monkeypatch.setattr(leases, "SETTLING_SECONDS", 0.01)
+    monkeypatch.setattr(leases, "CONFIRM_SECONDS", 0.01)
     return Ledger(str(tmp_path / "results") if request.param == "local" else f"memory://{uuid.uuid4()}/results", "s")
 
 
@@ -168,7 +168,7 @@ def test_of_drivers_that_start_in_the_same_moment_one_runs(tmp_path: Path) -> No
 @pytest.fixture
 def remote(monkeypatch: pytest.MonkeyPatch) -> Ledger:
     """On an object store."""
-    monkeypatch.setattr(leases, "SETTLING_SECONDS", 0.01)
+    monkeypatch.setattr(leases, "CONFIRM_SECONDS", 0.01)
     return Ledger(f"memory://{uuid.uuid4()}/results", "s")
 
 

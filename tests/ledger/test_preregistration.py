@@ -17,14 +17,14 @@ from orchestrator.ledger.derived import compute_state
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.preregistration import (
     DELETED,
+    EMPTY_REGISTRATION,
     EXPLORATORY,
     FILE,
-    NOTHING_CLAIMED,
     PREREGISTERED,
-    list_promised,
-    look_up,
+    list_preregistered,
     read_versions,
     trace_hypotheses,
+    update_registration,
 )
 from orchestrator.planning.plan import Plan
 from orchestrator.study.hypotheses import Hypothesis
@@ -35,7 +35,7 @@ from tests.support.synthetic_ledger import make_result
 
 def register(ledger: Ledger, *hypotheses: Hypothesis, complete: int = 0) -> None:
     """Do what ``run`` does before it starts anything."""
-    registration = look_up(ledger.root, hypotheses, lambda: complete)
+    registration = update_registration(ledger.root, hypotheses, lambda: complete)
     registration.write(ledger.root)
     ledger.write_plan(Plan((), ()), {"hypotheses": registration.as_json()})
 
@@ -54,10 +54,10 @@ def never() -> int:
 
 
 def test_a_version_is_added_when_something_changed(ledger: Ledger) -> None:
-    assert look_up(ledger.root, [], never) == NOTHING_CLAIMED
+    assert update_registration(ledger.root, [], never) == EMPTY_REGISTRATION
     register(ledger, make())
     before = ledger.root.read(FILE)
-    assert look_up(ledger.root, [make()], never).is_written
+    assert update_registration(ledger.root, [make()], never).is_written
     register(ledger, make(), make(name="i"), complete=3)
     versions = ledger.root.read_json(FILE)["versions"]
     assert [version["num_complete"] for version in versions] == [0, 3]
@@ -108,7 +108,7 @@ def test_a_late_hypothesis_may_be_deleted_but_not_silently(ledger: Ledger) -> No
     register(ledger, make(), complete=1)
     register(ledger, complete=2)
     assert statuses(ledger) == {"h": DELETED}
-    assert list_promised(ledger.root.read_json(FILE)["versions"]) == []
+    assert list_preregistered(ledger.root.read_json(FILE)["versions"]) == []
 
 
 def test_an_emptied_ledger_makes_no_promise_of_what_comes_after(ledger: Ledger) -> None:
@@ -134,7 +134,7 @@ def test_a_damaged_record_is_taken_from_the_plan(ledger: Ledger, how: str) -> No
     path = Path(ledger.root.uri, FILE)
     before = path.read_bytes()
     DAMAGES[how](path)
-    registration = look_up(ledger.root, [make(), make(name="late")], never)
+    registration = update_registration(ledger.root, [make(), make(name="late")], never)
     assert registration.damage is not None
     assert FILE in registration.damage
     assert "taken from plan.json" in registration.damage
@@ -145,14 +145,14 @@ def test_a_damaged_record_is_taken_from_the_plan(ledger: Ledger, how: str) -> No
 def test_a_damaged_plan_is_no_loss(ledger: Ledger) -> None:
     register(ledger, make())
     Path(ledger.root.uri, "plan.json").write_bytes(b"{")
-    assert look_up(ledger.root, [make()], never).damage is None
+    assert update_registration(ledger.root, [make()], never).damage is None
 
 
 def test_with_both_damaged_nothing_counts_as_promised(ledger: Ledger) -> None:
     register(ledger, make())
     for name in (FILE, "plan.json"):
         Path(ledger.root.uri, name).write_bytes(b"{")
-    registration = look_up(ledger.root, [make()], lambda: 2)
+    registration = update_registration(ledger.root, [make()], lambda: 2)
     assert "what was registered before is lost" in str(registration.damage)
     assert [version["after_damage"] for version in registration.versions] == [True]
     registration.write(ledger.root)
@@ -161,8 +161,8 @@ def test_with_both_damaged_nothing_counts_as_promised(ledger: Ledger) -> None:
 
 def test_a_damaged_record_without_hypotheses_is_put_right(ledger: Ledger) -> None:
     ledger.root.write(FILE, b"{")
-    look_up(ledger.root, [], never).write(ledger.root)
-    assert look_up(ledger.root, [], never) == NOTHING_CLAIMED
+    update_registration(ledger.root, [], never).write(ledger.root)
+    assert update_registration(ledger.root, [], never) == EMPTY_REGISTRATION
 
 
 def test_a_plan_of_an_older_version_has_no_hypotheses() -> None:

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cli.plan import describe_plan
-from orchestrator.cli.status import compute_status, find_standing, is_out_of_budget, render_status
+from orchestrator.cli.status import compute_status, find_budget_status, is_out_of_budget, render_status
 from orchestrator.driver.estimate import estimate
 from orchestrator.driver.prepare import prepare
 from orchestrator.execution import meter
@@ -23,8 +23,8 @@ from orchestrator.execution.dispatcher import ChunkSettings, Dispatcher
 from orchestrator.execution.meter import Meter, saving_usage
 from orchestrator.execution.work_queue import CHUNK_SECONDS, WorkQueue
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.ledger.usage import find_begun, read_standing, read_usage
-from orchestrator.planning.budget import Standing, Usage, describe_budget, describe_needs, measure
+from orchestrator.ledger.usage import find_begun, read_budget_status, read_usage
+from orchestrator.planning.budget import BudgetStatus, Usage, describe_budget, describe_needs, measure
 from orchestrator.planning.plan import Plan, Work
 from orchestrator.planning.reconcile import reconcile
 from orchestrator.study.execution_config import Budget
@@ -110,19 +110,19 @@ def plan() -> Plan:
 
 
 def test_new_trials_begin_in_the_plans_order_with_the_stages_they_need(plan: Plan) -> None:
-    standing = Standing({"trials": 2}, {"trials": 0})
-    actions = standing.hold_back(reconcile(plan, {}))
+    budget_status = BudgetStatus({"trials": 2}, {"trials": 0})
+    actions = budget_status.hold_back(reconcile(plan, {}))
     assert names(actions.open) == ["early", "a", "b"]
     assert names(actions.held_back) == ["late", "c", "d"]
-    everything = Standing({"trials": 4}, {"trials": 0}).hold_back(reconcile(plan, {}))
+    everything = BudgetStatus({"trials": 4}, {"trials": 0}).hold_back(reconcile(plan, {}))
     assert (len(everything.open), everything.held_back) == (6, ())
 
 
 def test_what_has_begun_goes_on_and_counts_once(plan: Plan) -> None:
     a, _, c, d = plan.trials
     states = {a.signature: "complete", c.signature: "interrupted", d.signature: "interrupted"}
-    standing = Standing({"trials": 3}, {"trials": 3}, frozenset(states))
-    actions = standing.hold_back(reconcile(plan, states))
+    budget_status = BudgetStatus({"trials": 3}, {"trials": 3}, frozenset(states))
+    actions = budget_status.hold_back(reconcile(plan, states))
     assert sorted(names(actions.open)) == ["c", "d", "late"]
     assert names(actions.held_back) == ["early", "b"]
     assert names(actions.skip) == ["a"]
@@ -131,12 +131,12 @@ def test_what_has_begun_goes_on_and_counts_once(plan: Plan) -> None:
 @pytest.mark.parametrize("limit", ["wall_hours", "gpu_hours", "money"])
 def test_without_time_nothing_goes_on(plan: Plan, limit: str) -> None:
     states = {plan.trials[0].signature: "interrupted"}
-    standing = Standing({limit: 1.5, "trials": 100}, {limit: 1.5, "trials": 1}, frozenset(states))
-    actions = standing.hold_back(reconcile(plan, states))
+    budget_status = BudgetStatus({limit: 1.5, "trials": 100}, {limit: 1.5, "trials": 1}, frozenset(states))
+    actions = budget_status.hold_back(reconcile(plan, states))
     assert actions.open == ()
     assert len(actions.held_back) == 6
-    assert standing.spent == (limit,)
-    not_yet = Standing({limit: 1.6}, {limit: 1.5}).hold_back(reconcile(plan, states))
+    assert budget_status.spent == (limit,)
+    not_yet = BudgetStatus({limit: 1.6}, {limit: 1.5}).hold_back(reconcile(plan, states))
     assert not_yet.held_back == ()
 
 
@@ -145,10 +145,10 @@ def test_without_time_nothing_goes_on(plan: Plan, limit: str) -> None:
 def test_the_count_agrees_with_the_decision(plan: Plan, limit: int, hours: float) -> None:
     states = {plan.trials[0].signature: "complete", plan.trials[1].signature: "interrupted"}
     taken = {"trials": 2.0, "wall_hours": hours}
-    standing = Standing({"trials": limit, "wall_hours": 1.0}, taken, frozenset(states))
-    held_back = standing.hold_back(reconcile(plan, states)).held_back
+    budget_status = BudgetStatus({"trials": limit, "wall_hours": 1.0}, taken, frozenset(states))
+    held_back = budget_status.hold_back(reconcile(plan, states)).held_back
     expected = sum(work.kind == "trial" for work in held_back)
-    assert standing.count_held_back(interrupted=1, missing=2) == expected
+    assert budget_status.count_held_back(interrupted=1, missing=2) == expected
 
 
 def test_trials_count_that_have_begun_however_they_ended(ledger: Ledger) -> None:
@@ -162,10 +162,10 @@ def test_trials_count_that_have_begun_however_they_ended(ledger: Ledger) -> None
     ledger.root.write_json("usage.json", {"wall_seconds": 1.0, "slot_seconds": 2.0, "gpu_seconds": 3.0})
     begun = find_begun(ledger, ledger.states())
     assert begun == {complete.signature, failed.signature, interrupted.signature}
-    standing = read_standing(ledger, describe_budget(Budget(trials=3), None), ledger.states())
-    assert standing is not None
-    assert (standing.spent, standing.describe()) == (("trials",), "3 of 3 trials")
-    assert read_standing(ledger, describe_budget(None, None), ledger.states()) is None
+    budget_status = read_budget_status(ledger, describe_budget(Budget(trials=3), None), ledger.states())
+    assert budget_status is not None
+    assert (budget_status.spent, budget_status.describe()) == (("trials",), "3 of 3 trials")
+    assert read_budget_status(ledger, describe_budget(None, None), ledger.states()) is None
 
 
 def test_of_what_was_stopped_early_only_that_counts_which_was_trained(ledger: Ledger) -> None:
@@ -250,8 +250,8 @@ class Slots:
             todo, ledger=ledger, settings=settings, on_event=self.handler.handle, meter=self.meter
         )
 
-    def take(self, slot: str) -> list[str] | None:
-        chunk = self.dispatcher.take(slot)
+    def next_chunk(self, slot: str) -> list[str] | None:
+        chunk = self.dispatcher.next_chunk(slot)
         return None if chunk is None else [work["record"]["name"] for work in chunk["works"]]
 
     def tell(self, slot: str, work: Work, event: str, *, busy_seconds: float = 0.0) -> None:
@@ -264,7 +264,7 @@ class Slots:
 def test_when_the_budget_is_spent_what_runs_goes_on_and_nothing_else_begins(ledger: Ledger, clock: Clock) -> None:
     works = [make_trial(str(number)) for number in range(8)]
     slots = Slots(ledger, clock, *works, wall_hours=1.0)
-    assert slots.take("x") == ["0", "1", "2", "3"]
+    assert slots.next_chunk("x") == ["0", "1", "2", "3"]
     slots.tell("x", works[0], "begun")
     clock.now += 3601
     slots.tell("x", works[0], "epoch")
@@ -273,7 +273,7 @@ def test_when_the_budget_is_spent_what_runs_goes_on_and_nothing_else_begins(ledg
     for work in works[1:4]:
         slots.tell("x", work, "returned")
     assert not slots.dispatcher.is_finished
-    assert slots.take("y") is None
+    assert slots.next_chunk("y") is None
     slots.tell("x", works[0], "done")
     assert slots.dispatcher.is_finished
     assert slots.spent == [4]  # said once
@@ -283,23 +283,23 @@ def test_when_the_budget_is_spent_what_runs_goes_on_and_nothing_else_begins(ledg
 def test_what_waits_for_a_stage_is_held_back_with_the_others(ledger: Ledger, clock: Clock) -> None:
     stage = make_stage("stage")
     slots = Slots(ledger, clock, stage, make_trial("trial", stage), wall_hours=1.0)
-    slots.take("x")
+    slots.next_chunk("x")
     slots.tell("x", stage, "begun")
     clock.now += 3601
     slots.tell("x", stage, "done")
     assert slots.spent == [1]
     assert slots.dispatcher.is_finished
-    assert slots.take("x") is None
+    assert slots.next_chunk("x") is None
     assert slots.handler.ends() == {"stage": "complete"}
 
 
 def test_a_lost_trial_is_not_begun_again_on_a_spent_budget(ledger: Ledger, clock: Clock) -> None:
     trial, other = make_trial("trial"), make_trial("other")
     slots = Slots(ledger, clock, trial, other, wall_hours=1.0)
-    slots.take("x")
+    slots.next_chunk("x")
     slots.tell("x", trial, "begun")
     clock.now += 3601
-    assert slots.take("y") is None
+    assert slots.next_chunk("y") is None
     slots.dispatcher.release("x", error=lambda: {"reason": "crashed", "message": "m", "traceback": ""})
     assert slots.dispatcher.is_finished
     assert slots.handler.ends() == {"trial": "interrupted"}
@@ -308,11 +308,11 @@ def test_a_lost_trial_is_not_begun_again_on_a_spent_budget(ledger: Ledger, clock
 def test_a_lost_trial_that_waits_for_another_slot_is_told_to_be_interrupted(ledger: Ledger, clock: Clock) -> None:
     trial = make_trial("trial")
     slots = Slots(ledger, clock, trial, wall_hours=1.0)
-    slots.take("x")
+    slots.next_chunk("x")
     slots.tell("x", trial, "begun")
     slots.dispatcher.release("x", error=lambda: {"reason": "crashed", "message": "m", "traceback": ""})
     clock.now += 3601
-    assert slots.take("y") is None
+    assert slots.next_chunk("y") is None
     assert slots.handler.ends() == {"trial": "interrupted"}
     assert slots.spent == [1]
 
@@ -321,7 +321,7 @@ def test_all_attempts_cost_and_waiting_for_another_machine_does_not(ledger: Ledg
     trial = make_trial("trial")
     slots = Slots(ledger, clock, trial)
     slots.dispatcher.set_gpus(0.5)
-    slots.take("x")
+    slots.next_chunk("x")
     clock.now += 1000  # until there is a machine
     slots.tell("x", trial, "begun", busy_seconds=4.0)
     clock.now += 96
@@ -339,7 +339,7 @@ def test_the_drivers_own_slots_hold_no_gpu(ledger: Ledger, clock: Clock) -> None
     trial = make_trial("trial")
     slots = Slots(ledger, clock, trial)
     slots.dispatcher.set_gpus(1.0)
-    slots.dispatcher.take_local(0)
+    slots.dispatcher.next_local_chunk(0)
     slots.dispatcher.report_local(0, [{"signature": trial.signature, "event": "begun", "busy_seconds": 0.0}])
     clock.now += 10
     slots.dispatcher.release_local(0)
@@ -349,11 +349,11 @@ def test_the_drivers_own_slots_hold_no_gpu(ledger: Ledger, clock: Clock) -> None
 def test_a_chunk_ends_when_the_budget_does(ledger: Ledger, clock: Clock) -> None:
     works = [make_trial(str(number)) for number in range(8)]
     slots = Slots(ledger, clock, *works, wall_hours=1.0)
-    first = slots.dispatcher.take("x")
+    first = slots.dispatcher.next_chunk("x")
     assert first is not None
     assert first["chunk_seconds"] == CHUNK_SECONDS
     clock.now += 3595
-    second = slots.dispatcher.take("y")
+    second = slots.dispatcher.next_chunk("y")
     assert second is not None
     assert second["chunk_seconds"] == 5.0
 
@@ -446,10 +446,10 @@ def test_lost_accounts_are_reckoned_from_the_records(ledger: Ledger) -> None:
 
 
 def test_whether_the_rest_fits_is_said_per_limit() -> None:
-    standing = Standing(
+    budget_status = BudgetStatus(
         {"trials": 4, "gpu_hours": 2.0, "wall_hours": 1.0}, {"trials": 2, "gpu_hours": 1.5, "wall_hours": 0}
     )
-    assert describe_needs(standing, {"trials": 2, "gpu_hours": 0.75, "wall_hours": None}) == [
+    assert describe_needs(budget_status, {"trials": 2, "gpu_hours": 0.75, "wall_hours": None}) == [
         "trials: 2 taken + 2 to come = 4 of 4: fits",
         "GPU-hours: 1.50 taken + 0.75 to come = 2.25 of 2: does NOT fit",
         "wall hours: 0 taken, of 1; whether the rest fits is not known",
@@ -480,11 +480,11 @@ def test_a_study_out_of_budget_starts_nothing_and_says_so(finished_study: Finish
     assert "The budget is spent (3 of 3 trials)" in (place.ledger / "report" / "index.html").read_text()
     for trials, code, state, fits in ((3, 4, "held back", False), (4, 1, "to run", True)):
         study = load_study(place.study, [f"execution.budget={{trials: {trials}}}"])
-        standing = find_standing(study, storage=str(place.storage))
+        budget_status = find_budget_status(study, storage=str(place.storage))
         counts = compute_status(study, storage=str(place.storage))
-        assert is_out_of_budget(counts, standing) is (code == 4)
+        assert is_out_of_budget(counts, budget_status) is (code == 4)
         console = Console(file=StringIO())
-        render_status(counts, console, standing)
+        render_status(counts, console, budget_status)
         assert f"budget       3 of {trials} trials\n" in console.file.getvalue()  # type: ignore[attr-defined]
         prepared = prepare(study, storage=str(place.storage))
         plan = describe_plan(prepared, estimate(prepared, allow_pilot=False))

@@ -17,7 +17,7 @@ from orchestrator.analysis.transfer import find_front, fit_line, probit
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.sections.interactions import interactions_section
 from orchestrator.report.sections.spread import spread_section
-from orchestrator.report.style import every_nth
+from orchestrator.report.style import subsample_dots
 from tests.report.test_write import figures_of, render, without_scripts
 from tests.support.synthetic_ledger import Fate, make_fake_ledger
 
@@ -273,12 +273,12 @@ def test_a_whole_study_says_that_nothing_is_left_out(tmp_path: Path) -> None:
 
 def test_dots_are_thinned_evenly_over_arms_and_counted() -> None:
     arms = pd.Series(["a", "b", "a", "b", "a"] * 200)
-    drawn, said = every_nth(arms, most=100)
+    drawn, said = subsample_dots(arms, most=100)
     assert len(drawn) == 100
     assert (arms[drawn] == "a").sum() == 60
     assert drawn[:2].tolist() == [0, 1]
     assert "One dot in 10 is drawn (100 of 1,000)" in said
-    assert every_nth(arms[:5], most=5)[1] == ""
+    assert subsample_dots(arms[:5], most=5)[1] == ""
 
 
 # ------------------------------------------------------------------ spread

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from orchestrator.planning.states import COMPLETE
-from orchestrator.search.cma_es import Told, draw_point, get_population_size
+from orchestrator.search.cma_es import RankedPoint, draw_point, get_population_size
 from orchestrator.study.search_space import Dimension
 from tests.search.test_proposals import crash_everywhere, refuse
 from tests.support.instant_search import SPACE, CrashAt, CrashError, Place, names, read
@@ -35,13 +35,13 @@ def bowl(values: Mapping[str, Any]) -> tuple[float, float]:
 
 def draw_many(
     score: Score, count: int, *, dimensions: Sequence[Dimension] = ALL, seed: int = 0
-) -> tuple[list[Told], list[dict[str, Any]]]:
-    history: list[Told] = []
+) -> tuple[list[RankedPoint], list[dict[str, Any]]]:
+    history: list[RankedPoint] = []
     drawn = []
     for number in range(count):
-        values, memory = draw_point(dimensions, history, population_size=8, seed=1000 * seed + number)
+        values, sampler_state = draw_point(dimensions, history, population_size=8, seed=1000 * seed + number)
         assert all(dimension.contains(values[dimension.name]) for dimension in dimensions)
-        history.append((memory, score(values)))
+        history.append((sampler_state, score(values)))
         drawn.append(values)
     return history, drawn
 
@@ -66,17 +66,17 @@ def test_it_beats_chance_on_a_quadratic() -> None:
 def test_a_generation_does_not_depend_on_what_is_not_known_of_it_yet() -> None:
     history, _ = draw_many(bowl, 8)
     unknown = [*history[:3], (history[3][0], None), *history[4:]]
-    values, memory = draw_point(ALL, unknown, population_size=8, seed=5)
-    assert (values, memory) == draw_point(ALL, [], population_size=8, seed=5)
-    assert memory["cmaes:generation"] == 0
-    after, memory = draw_point(ALL, history, population_size=8, seed=5)
-    assert memory["cmaes:generation"] == 1
+    values, sampler_state = draw_point(ALL, unknown, population_size=8, seed=5)
+    assert (values, sampler_state) == draw_point(ALL, [], population_size=8, seed=5)
+    assert sampler_state["cmaes:generation"] == 0
+    after, sampler_state = draw_point(ALL, history, population_size=8, seed=5)
+    assert sampler_state["cmaes:generation"] == 1
     assert after != values
 
 
 def test_what_is_remembered_survives_json_digit_by_digit() -> None:
     history, _ = draw_many(bowl, 24)
-    read_back = [(json.loads(json.dumps(memory)), badness) for memory, badness in history]
+    read_back = [(json.loads(json.dumps(sampler_state)), badness) for sampler_state, badness in history]
     assert draw_point(ALL, read_back, population_size=8, seed=1) == draw_point(ALL, history, population_size=8, seed=1)
 
 
@@ -92,11 +92,15 @@ def test_failures_and_broken_constraints_are_the_worst(bad: tuple[float, float])
 
 def test_it_starts_again_larger_when_it_has_shrunk_to_a_point() -> None:
     history, _ = draw_many(lambda values: (0.0, (values["share"] - 0.3) ** 2), 450, dimensions=[SHARE])
-    generations = [memory["cmaes:generation"] for memory, _ in history]
+    generations = [sampler_state["cmaes:generation"] for sampler_state, _ in history]
     sizes = {generation: generations.count(generation) for generation in generations}
     assert generations == sorted(generations)
     first = next(generation for generation, size in sizes.items() if size == 16)
-    again = [memory["cmaes:point"]["share"] for memory, _ in history if memory["cmaes:generation"] == first]
+    again = [
+        sampler_state["cmaes:point"]["share"]
+        for sampler_state, _ in history
+        if sampler_state["cmaes:generation"] == first
+    ]
     assert statistics.stdev(again) > 0.1
 
 
@@ -120,7 +124,7 @@ SEARCH = "search.sampler={kind: cmaes, population_size: 4}"
 
 
 def generations_of(search: Any) -> list[int]:
-    return [proposal.point.memory["trial"]["cmaes:generation"] for proposal in search.proposals]
+    return [proposal.point.sampler_state["trial"]["cmaes:generation"] for proposal in search.proposals]
 
 
 def test_a_search_that_crashes_at_every_step_proposes_the_same_through_all_generations(tmp_path: Path) -> None:
@@ -145,7 +149,7 @@ def test_categorical_choices_are_drawn_at_random_and_numbers_by_generation(tmp_p
     assert {proposal.arm.levels["augmentation"] for proposal in search.proposals[-8:]} == {"none", "strong"}
     assert any("augmentation.strength" not in proposal.point.values for proposal in search.proposals)
     assert all(
-        set(proposal.point.memory["trial"]["cmaes:point"]) == {"training.learning_rate", "augmentation.strength"}
+        set(proposal.point.sampler_state["trial"]["cmaes:point"]) == {"training.learning_rate", "augmentation.strength"}
         for proposal in search.proposals
     )
 

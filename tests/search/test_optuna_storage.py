@@ -10,7 +10,7 @@ import pytest
 
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.states import COMPLETE, FAILED
-from orchestrator.search.optuna_storage import Exporter, Projection, resolve_storage
+from orchestrator.search.optuna_storage import Exporter, StorageWriter, resolve_storage
 from orchestrator.search.proposals import Search
 from tests.support.instant_search import SPACE, Place, read
 from trainables.errors import StorageError, StudyError
@@ -31,7 +31,7 @@ class Stage:
 
     def project(self, search: Search | None = None) -> None:
         search = search or self.search
-        Projection(self.uri, "s", search.config, search.space).project(search.show())
+        StorageWriter(self.uri, "s", search.config, search.space).project(search.show())
 
     @property
     def study(self) -> optuna.Study:
@@ -132,7 +132,7 @@ def test_a_study_of_somebody_else_is_not_touched(stage: Stage) -> None:
 
 
 def test_the_thread_shows_the_last_state_and_says_what_is_wrong(stage: Stage, tmp_path: Path) -> None:
-    exporting = Exporter(Projection(stage.uri, "s", stage.search.config, stage.search.space))
+    exporting = Exporter(StorageWriter(stage.uri, "s", stage.search.config, stage.search.space))
     exporting.show(stage.search.show())
     stage.finish(0)
     exporting.show(stage.search.show())
@@ -140,7 +140,7 @@ def test_the_thread_shows_the_last_state_and_says_what_is_wrong(stage: Stage, tm
     assert stage.states == ["COMPLETE", "RUNNING", "RUNNING"]
     (tmp_path / "bad.db").write_bytes(b"no database, but long enough to be looked at as one" * 99)
     uri = f"sqlite:///{tmp_path}/bad.db"
-    bad = Exporter(Projection(uri, "s", stage.search.config, stage.search.space))
+    bad = Exporter(StorageWriter(uri, "s", stage.search.config, stage.search.space))
     bad.show(stage.search.show())
     problem = bad.finish()
     assert problem is not None

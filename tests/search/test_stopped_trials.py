@@ -29,7 +29,7 @@ from orchestrator.report.sections.answer import answer
 from orchestrator.report.sections.search import search_section
 from orchestrator.report.write import write_report
 from orchestrator.search import sampler
-from orchestrator.search.optuna_storage import Projection
+from orchestrator.search.optuna_storage import StorageWriter
 from orchestrator.search.outcomes import RUNNING, Outcome, read_curve
 from orchestrator.search.proposals import Search
 from orchestrator.selection.ranking import SelectionCriteria, rank_arms, select_arm
@@ -161,10 +161,10 @@ def test_cma_es_ranks_the_stopped_behind_the_complete_by_how_far_they_came() -> 
         Outcome(COMPLETE, (0.99,), {"c": 0.2}),
         Outcome(FAILED),
     ]
-    rates = [sampler._rate(config, outcome) for outcome in outcomes]
+    rates = [sampler._compute_ranking_key(config, outcome) for outcome in outcomes]
     assert rates == sorted(rates)  # type: ignore[type-var]
     assert len(set(rates)) == len(rates)
-    assert sampler._rate(config, Outcome(RUNNING)) is None
+    assert sampler._compute_ranking_key(config, Outcome(RUNNING)) is None
 
 
 def test_a_curve_has_the_direction_of_the_objective() -> None:
@@ -184,7 +184,7 @@ def test_optuna_shows_it_pruned_with_its_learning_curve(stage: Stage, tmp_path: 
     uri = f"sqlite:///{tmp_path}/optuna.db"
 
     def project(search: Search) -> list[optuna.trial.FrozenTrial]:
-        Projection(uri, "s", search.config, search.space).project(search.show())
+        StorageWriter(uri, "s", search.config, search.space).project(search.show())
         return optuna.load_study(study_name="s", storage=uri).get_trials()
 
     project(stage.search)

@@ -61,7 +61,7 @@ class Call:
         selection, exported = self.exports[replicate]
         selection = replace(selection, **changes)
         return register_model(
-            self.uri, self.ledger, selection, exported, name=name, alias=alias, tell=self.told.append
+            self.uri, self.ledger, selection, exported, name=name, alias=alias, write_line=self.told.append
         )  # fmt: skip
 
     def versions(self, name: str) -> list[Any]:

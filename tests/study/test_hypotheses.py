@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from orchestrator.driver.prepare import Prepared, prepare
-from orchestrator.planning.feasibility import check_external_sets, find_hopeless
+from orchestrator.planning.feasibility import check_external_sets, find_unsupportable
 from orchestrator.statistics.paired_tests import permutation_test, smallest_p
 from orchestrator.statistics.trend import trend_test
 from orchestrator.study.contrasts import ContrastError, compute_smallest_p, find_contrast, num_units_needed
@@ -346,7 +346,7 @@ def test_what_no_result_could_support_is_found_before_anything_runs() -> None:
     text = "factors: {augmentation: [none, strong], pretraining: [scratch, contrastive]}\n"
 
     def found(replicates: int, *hypotheses: Hypothesis) -> list[str]:
-        return list(find_hopeless(hypotheses, plan_of(f"{text}replicates: {replicates}\n"), factors))
+        return list(find_unsupportable(hypotheses, plan_of(f"{text}replicates: {replicates}\n"), factors))
 
     assert found(6, make()) == []
     assert found(5, make()) == ["h: with 5 replicates p is at least 0.0625, whatever the results; 6 are needed"]

@@ -31,8 +31,8 @@ def test_what_has_ended_comes_back_and_what_runs_does_not(root: Folder) -> None:
     index.replace("parent", {"a": make_run(1), "b": make_run(2, "RUNNING")})
     index.runs["c"] = make_run(3, "FAILED")
     index.runs["d"] = make_run(4, "RUNNING")
-    index.note("c")
-    index.note("d")
+    index.add_run("c")
+    index.add_run("d")
     index.save()
     assert loaded(root).runs == {"a": make_run(1), "c": make_run(3, "FAILED")}
     assert loaded(root).runs["a"].epochs is None
@@ -51,19 +51,19 @@ def test_a_run_that_ended_shows_one_state_only() -> None:
 
 
 def test_a_run_is_whole_when_its_status_says_so_too() -> None:
-    assert make_run(1).is_whole
-    assert make_run(1, "FAILED").is_whole
-    assert not make_run(1, "RUNNING").is_whole
-    assert not Run("run1", "trial", "FINISHED").is_whole
+    assert make_run(1).is_complete
+    assert make_run(1, "FAILED").is_complete
+    assert not make_run(1, "RUNNING").is_complete
+    assert not Run("run1", "trial", "FINISHED").is_complete
 
 
 def test_the_last_line_of_a_signature_counts(root: Folder) -> None:
     index = RunIndex(root)
     index.replace("parent", {"a": make_run(1), "b": make_run(2)})
     index.runs["a"].status = "FAILED"
-    index.note("a")
-    index.forget("b")
-    index.forget("nobody")
+    index.add_run("a")
+    index.remove("b")
+    index.remove("nobody")
     index.save()
     assert loaded(root).runs == {"a": make_run(1, "FAILED")}
 
@@ -81,7 +81,7 @@ def test_loading_again_keeps_what_was_not_written_yet(root: Folder) -> None:
     index = RunIndex(root)
     index.replace("parent", {})
     index.runs = {"a": make_run(1), "b": make_run(2, "RUNNING")}
-    index.note("a")
+    index.add_run("a")
     assert index.load("parent")
     assert set(index.runs) == {"a"}
     index.save()
@@ -110,7 +110,7 @@ def test_lines_are_written_in_batches_and_kept_while_the_storage_refuses(
     monkeypatch.setattr(Folder, "append_line", refuse)
     for number in range(25):
         index.runs[f"t{number}"] = make_run(number)
-        index.note(f"t{number}")
+        index.add_run(f"t{number}")
     assert 0 < len(writes) < 10
     assert "disk full" in caplog.text
     monkeypatch.setattr(Folder, "append_line", append)

@@ -234,7 +234,7 @@ def test_a_second_run_that_says_the_outcome_too_is_removed(uri: str, ledger: Led
     ship(tracker, ledger)
     kept = run_of(uri)
     MlflowClient(uri).create_run("1", tags=kept.data.tags)
-    tracker.open(look_at_all=True)
+    tracker.open(query_all=True)
     assert run_of(uri).info.run_id == kept.info.run_id
     assert not ship(tracker, ledger)
 

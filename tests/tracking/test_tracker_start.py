@@ -102,7 +102,7 @@ def test_a_run_deleted_by_hand_is_made_again_when_all_are_looked_at(uri: str, le
     ship(first, ledger)
     first.close_interrupted()
     MlflowClient(uri).delete_run(run_of(uri).info.run_id)
-    tracker, asked = open_counting(uri, ledger, look_at_all=True)
+    tracker, asked = open_counting(uri, ledger, query_all=True)
     assert asked[1:] == [""]
     assert ship(tracker, ledger)
     assert run_of(uri).info.status == "FINISHED"
@@ -110,7 +110,7 @@ def test_a_run_deleted_by_hand_is_made_again_when_all_are_looked_at(uri: str, le
 
 def test_opening_forgets_that_everything_was_shipped(uri: str, ledger: Ledger) -> None:
     tracker = make_tracker(uri, ledger)
-    tracker.remember(state="s", page_sha256="p")
+    tracker.write_shipped(state="s", page_sha256="p")
     assert is_shipped(ledger.root, uri, state="s", page_sha256="p")
     tracker.open()
     assert not is_shipped(ledger.root, uri, state="s", page_sha256="p")

@@ -60,7 +60,7 @@ class Augmenter:
         Raises:
             ConfigError: the policy is AugMix.
         """
-        return self.policy.move(self._place(masks, seeds, resize=geometry.pick_crop), seeds)
+        return self.policy.move(self._place(masks, seeds, resize=geometry.resize_crop_nearest), seeds)
 
     def _place(
         self, images: Images, seeds: Int64[Tensor, " n"], *, resize: Callable[..., Images]

@@ -13,8 +13,8 @@ from trainables.config import ImageData
 from trainables.data.splits import (
     EXTERNAL,
     assign_splits,
-    check_covered,
     check_disjoint,
+    check_no_empty_split,
     check_split_names,
     check_unique,
 )
@@ -68,7 +68,7 @@ def assign_sets(table: Table, config: ImageData) -> Assignment:
     check_unique(list(ids), [describe_row(table.file_names[row], table.rows[row]) for row in usable], what="id")
     check_disjoint(splits, groups, what="group")
     if not problems:  # otherwise write_dataset reports them first, and runs this check after quarantine
-        check_covered(sets, labels, classes)
+        check_no_empty_split(sets, labels, classes)
     return Assignment(classes, labels, sets, problems)
 
 

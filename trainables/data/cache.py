@@ -27,7 +27,7 @@ from trainables.config import ImageData
 from trainables.data.assembly import Assignment
 from trainables.data.dataset import BadImage, Dataset, ImageSet
 from trainables.data.decoding import map_threads
-from trainables.data.splits import EXTERNAL, SPLITS, check_covered
+from trainables.data.splits import EXTERNAL, SPLITS, check_no_empty_split
 from trainables.data.table import Table, describe_row, hash_json, list_first
 from trainables.errors import DataError, DiskFullError, StorageError
 from trainables.storage.completeness import describe_files, find_change
@@ -112,7 +112,7 @@ def write_dataset(folder: Path, table: Table, assignment: Assignment, config: Im
             raise DataError(_describe_bad(bad))
         if bad:
             kept = np.array([name if row not in problems else "" for row, name in enumerate(assignment.sets)])
-            check_covered(kept, assignment.labels, assignment.classes)
+            check_no_empty_split(kept, assignment.labels, assignment.classes)
             _check_external(assignment.sets, kept)
         index = {
             "classes": assignment.classes,

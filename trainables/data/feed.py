@@ -14,7 +14,7 @@ from trainables.data.dataset import ImageSet
 
 #: A set is copied to the GPU if it takes at most this share of the free GPU memory: the rest is for the network and for
 #: the other trials on the same GPU. An assumption; no result depends on it.
-RESIDENT_SHARE = 1 / 8
+GPU_COPY_SHARE = 1 / 8
 
 
 class ImageFeed:
@@ -32,7 +32,7 @@ class ImageFeed:
         self._resident: Tensor | None = None
         if device.type == "cuda":
             free, _ = torch.cuda.mem_get_info(device)
-            if images.images.nbytes <= RESIDENT_SHARE * free:
+            if images.images.nbytes <= GPU_COPY_SHARE * free:
                 self._resident = torch.from_numpy(np.array(images.images)).to(device)
 
     def __len__(self) -> int:

@@ -138,7 +138,7 @@ def check_unique(values: Sequence[str], places: Sequence[str], *, what: str) -> 
         )
 
 
-def check_covered(sets: np.ndarray, labels: Int64[np.ndarray, " n"], classes: Sequence[str]) -> None:
+def check_no_empty_split(sets: np.ndarray, labels: Int64[np.ndarray, " n"], classes: Sequence[str]) -> None:
     """Check that train, val and test hold images, and that train holds every class.
 
     Raises:

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from trainables.ops.pixels import apply_lut, cut_to_uint8_, is_grey, levels, per_sample
+from trainables.ops.pixels import apply_lut, is_grey, levels, per_sample, truncate_to_uint8_
 
 Images = UInt8[Tensor, "n c h w"]
 
@@ -22,7 +22,7 @@ def add_value(images: Images, offset: Float[Tensor, " n"]) -> Images:
     value = images.amax(1, keepdim=True).float()
     brighter = (value + 255.0 * per_sample(offset)).clamp(0, 255)
     # A black pixel has no saturation and becomes grey.
-    return cut_to_uint8_(torch.where(value > 0, images * (brighter / value.clamp(min=1.0)), brighter))
+    return truncate_to_uint8_(torch.where(value > 0, images * (brighter / value.clamp(min=1.0)), brighter))
 
 
 def scale_contrast(images: Images, factor: Float[Tensor, " n"]) -> Images:
@@ -33,7 +33,7 @@ def scale_contrast(images: Images, factor: Float[Tensor, " n"]) -> Images:
     total = images.sum((2, 3), dtype=torch.int64)  # integers: exact in any order
     mean = total.double()[..., None] / (images.shape[2] * images.shape[3])
     m = factor.double()[:, None, None]
-    return apply_lut(images, cut_to_uint8_(m * levels(images.device) + (1.0 - m) * mean))
+    return apply_lut(images, truncate_to_uint8_(m * levels(images.device) + (1.0 - m) * mean))
 
 
 def saturate(images: Images, scale: Float[Tensor, " n"], offset: Float[Tensor, " n"]) -> Images:
@@ -51,4 +51,4 @@ def saturate(images: Images, scale: Float[Tensor, " n"], offset: Float[Tensor, "
     # v − x is v·s times a factor that depends on the hue only, hence proportional to s.
     result = value - (value - images) * (wanted / present.clamp(min=1e-6))
     is_red = torch.tensor([0.0, 1.0, 1.0], device=images.device)[:, None, None]  # hue 0: green and blue go down
-    return cut_to_uint8_(torch.where(chroma > 0, result, value * (1.0 - wanted * is_red)))
+    return truncate_to_uint8_(torch.where(chroma > 0, result, value * (1.0 - wanted * is_red)))

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.ops.filters import blur_alike, smooth_field
-from trainables.ops.pixels import cut_to_uint8_
+from trainables.ops.filters import blur_with_one_sigma, smooth_field
+from trainables.ops.pixels import truncate_to_uint8_
 from trainables.seeding import uniform
 
 Images = UInt8[Tensor, "n c h w"]
@@ -37,12 +37,12 @@ def glass_blur(images: Images, seeds: Seeds, *, sigma_px: float, reach_px: float
     """
     num, channels, height, width = images.shape
     radius = max(1, math.ceil(4.0 * sigma_px))  # 4 sigma: scikit-image
-    blurred = blur_alike(images, sigma_px=sigma_px, radius_px=radius)
+    blurred = blur_with_one_sigma(images, sigma_px=sigma_px, radius_px=radius)
     source = torch.arange(height * width, device=images.device).expand(num, -1)
     for number in range(rounds):
         source = source.gather(1, _follow_copies(seeds, number, (height, width), reach_px))
     moved = blurred.flatten(2).gather(2, source[:, None].expand(num, channels, -1))
-    return blur_alike(moved.reshape(images.shape), sigma_px=sigma_px, radius_px=radius)
+    return blur_with_one_sigma(moved.reshape(images.shape), sigma_px=sigma_px, radius_px=radius)
 
 
 def _follow_copies(seeds: Seeds, number: int, size: tuple[int, int], reach_px: float) -> Int64[Tensor, "n pixels"]:
@@ -84,7 +84,7 @@ def elastic_transform(images: Images, seeds: Seeds, *, amplitude_px: float, sigm
     y = torch.arange(height, device=images.device)[:, None] + moves[:, 0]
     x = torch.arange(width, device=images.device) + moves[:, 1]
     grid = torch.stack([(2.0 * x + 1.0) / width - 1.0, (2.0 * y + 1.0) / height - 1.0], dim=3)  # −1, 1: outer edges
-    return cut_to_uint8_(F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False))
+    return truncate_to_uint8_(F.grid_sample(images.float(), grid, padding_mode="reflection", align_corners=False))
 
 
 def elastic_radius(sigma_px: float) -> int:
@@ -104,7 +104,7 @@ def zoom_blur(images: Images, *, largest: float, step: float) -> Images:
     for number in range(num_zooms):
         zoomed = _zoom(pixels, 1.0 + number * step)
         total += zoomed[..., :height, :width]
-    return cut_to_uint8_(total.contiguous().div_(num_zooms + 1))
+    return truncate_to_uint8_(total.contiguous().div_(num_zooms + 1))
 
 
 def _zoom(pixels: Float[Tensor, "n c h w"], factor: float) -> Float[Tensor, "n c H W"]:

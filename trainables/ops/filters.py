@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.ops.pixels import cut_to_uint8_, is_grey, per_sample, to_uint8, to_uint8_
+from trainables.ops.pixels import is_grey, per_sample, to_uint8, to_uint8_, truncate_to_uint8_
 
 Images = UInt8[Tensor, "n c h w"]
 
@@ -145,7 +145,7 @@ def _sum_pairs(
     return result
 
 
-def blur_alike(images: Images, *, sigma_px: float, radius_px: int) -> Images:
+def blur_with_one_sigma(images: Images, *, sigma_px: float, radius_px: int) -> Images:
     """Return the images blurred by one Gaussian of ``sigma_px`` (> 0), cut at ``radius_px``; exact in any batch.
 
     Borders are repeated and fractions cut off, as in ImageNet-C; ``gaussian_blur`` mirrors and rounds.
@@ -160,7 +160,7 @@ def blur_alike(images: Images, *, sigma_px: float, radius_px: int) -> Images:
     result = torch.zeros(images.shape, dtype=torch.float64, device=images.device)
     for tap, weight in enumerate(fixed):
         result.add_(exact[..., tap : tap + width], alpha=weight)  # below 2⁵³
-    return cut_to_uint8_(result.div_(sum(fixed) ** 2))
+    return truncate_to_uint8_(result.div_(sum(fixed) ** 2))
 
 
 def smooth_field(field: Float[Tensor, "n c h w"], *, sigma_px: float, radius_px: int) -> Float[Tensor, "n c h w"]:
@@ -202,7 +202,7 @@ def defocus_blur(images: Images, *, radius_px: float, alias_px: float) -> Images
     # 16-bit fixed point: products with uint8 sum to little more than 2²⁴, so what is not saturated is exact in float32.
     fixed = torch.floor(kernel * 2**16).to(torch.int64).tolist()
     result = _correlate_by_runs(_pad(images, len(fixed) // 2), fixed, images.shape[-2:])
-    return cut_to_uint8_(result.float().div_(sum(map(sum, fixed)) / float(kernel.sum())))
+    return truncate_to_uint8_(result.float().div_(sum(map(sum, fixed)) / float(kernel.sum())))
 
 
 def _correlate_by_runs(
@@ -246,7 +246,7 @@ def motion_blur(images: Images, angle: Float[Tensor, " n"], *, num_taps: int, si
 
     Source: ``motion_blur`` of ImageNet-C (ImageMagick): whole-pixel steps, edge pixels repeated.
     """
-    return cut_to_uint8_(smear(images.float(), angle, num_taps=num_taps, sigma_px=sigma_px))
+    return truncate_to_uint8_(smear(images.float(), angle, num_taps=num_taps, sigma_px=sigma_px))
 
 
 def smear(

@@ -28,7 +28,7 @@ def resize_crop(images: Images, boxes: Float[Tensor, "n 4"], *, size: int) -> UI
     return to_uint8(F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False))
 
 
-def pick_crop(masks: Images, boxes: Float[Tensor, "n 4"], *, size: int) -> UInt8[Tensor, "n c size size"]:
+def resize_crop_nearest(masks: Images, boxes: Float[Tensor, "n 4"], *, size: int) -> UInt8[Tensor, "n c size size"]:
     """Return the boxes (top, left, height, width, in px, inside the image) resized to ``size``², nearest pixel."""
     num, channels, height, width = masks.shape
     top, left, box_height, box_width = (value[:, None] for value in boxes.unbind(1))

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int32, Int64, UInt8
 from torch import Tensor
 
-from trainables.ops.pixels import cut_to_uint8_, levels, per_sample, to_uint8_
+from trainables.ops.pixels import levels, per_sample, to_uint8_, truncate_to_uint8_
 from trainables.seeding import normal, uniform, uniform_16bit
 
 Images = UInt8[Tensor, "n c h w"]
@@ -21,12 +21,12 @@ Seeds = Int64[Tensor, " n"]
 
 def add_gaussian_noise(images: Images, scale: Float[Tensor, " n"], seeds: Seeds) -> Images:
     """Return x + N(0, scale²), independent per pixel and channel; 0 is identity."""
-    return cut_to_uint8_(images + 255.0 * per_sample(scale) * normal(seeds, *images.shape[1:]))
+    return truncate_to_uint8_(images + 255.0 * per_sample(scale) * normal(seeds, *images.shape[1:]))
 
 
 def add_speckle_noise(images: Images, scale: Float[Tensor, " n"], seeds: Seeds) -> Images:
     """Return x·(1 + N(0, scale²)), independent per pixel and channel; 0 is identity."""
-    return cut_to_uint8_(images * (1.0 + per_sample(scale) * normal(seeds, *images.shape[1:])))
+    return truncate_to_uint8_(images * (1.0 + per_sample(scale) * normal(seeds, *images.shape[1:])))
 
 
 def add_impulse_noise(images: Images, amount: Float[Tensor, " n"], seeds: Seeds) -> Images:
@@ -63,7 +63,7 @@ def add_shot_noise(images: Images, seeds: Seeds, *, photons: float) -> Images:
         reached = draw >= flat.index_select(0, first + count + (step - 1))
         count += step * reached
         step //= 2
-    return cut_to_uint8_(count.reshape(images.shape) * (255.0 / photons))
+    return truncate_to_uint8_(count.reshape(images.shape) * (255.0 / photons))
 
 
 @lru_cache(maxsize=16)

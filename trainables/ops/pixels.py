@@ -32,7 +32,7 @@ def to_uint8_(values: Float32[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     return values.clamp_(0, 255).add_(1.5 * 2**23).view(torch.int32).to(torch.uint8)
 
 
-def cut_to_uint8_(values: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+def truncate_to_uint8_(values: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     """Return ``values`` (in units of 0–255) cut off to the integer below and saturated, overwriting them.
 
     NumPy does the same at the end of ImageNet-C's and MedMNIST-C's operations. 16 units in the last place of 255 (2⁻¹²

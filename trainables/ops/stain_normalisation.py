@@ -86,7 +86,7 @@ class Method(Protocol):
     def measure(self, images: Images) -> tuple[Float[Tensor, "n k"], Bool[Tensor, " n"]]:
         """Return the staining of each tile, and whether it could be measured."""
 
-    def restain(self, images: Images, found: Float[Tensor, "n k"], target: Float[Tensor, " k"]) -> Images:
+    def replace_stain(self, images: Images, found: Float[Tensor, "n k"], target: Float[Tensor, " k"]) -> Images:
         """Return the tiles with the target's staining instead of the one found."""
 
 
@@ -122,7 +122,7 @@ class StainNormaliser(nn.Module):
     def forward(self, images: Images) -> Images:
         """Return the normalised tiles; tiles that cannot be measured are unchanged."""
         found, usable = self._method.measure(images)
-        restained = self._method.restain(images, found, self.target)
+        restained = self._method.replace_stain(images, found, self.target)
         return torch.where(usable[:, None, None, None], restained, images)
 
 
@@ -178,7 +178,7 @@ class Macenko:
         usable = usable & (high - low >= MIN_ANGLE) & (largest[0] > 0) & (largest[1] > 0)
         return torch.cat([stains, torch.stack(largest, dim=1)], dim=1), usable
 
-    def restain(self, images: Images, found: Float[Tensor, "n 8"], target: Float[Tensor, "8"]) -> Images:
+    def replace_stain(self, images: Images, found: Float[Tensor, "n 8"], target: Float[Tensor, "8"]) -> Images:
         """Return light·exp(−Σ stain · concentration · target's largest / the tile's largest)."""
         gains = (target[6:] / found[:, 6:]).float()
         scaled = [
@@ -205,7 +205,7 @@ class Reinhard:
         usable = usable & (deviation > 1.0).all(1)
         return torch.cat([mean, deviation], dim=1) / _STEPS, usable
 
-    def restain(self, images: Images, found: Float[Tensor, "n 6"], target: Float[Tensor, "6"]) -> Images:
+    def replace_stain(self, images: Images, found: Float[Tensor, "n 6"], target: Float[Tensor, "6"]) -> Images:
         """Return the tiles moved and scaled in lαβ to the target's mean and standard deviation."""
         mean, deviation = (part.float()[:, :, None, None] for part in (found[:, :3], found[:, 3:]))
         wanted, spread = (part.float().view(1, 3, 1, 1) for part in (target[:3], target[3:]))

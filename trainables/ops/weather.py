@@ -16,7 +16,7 @@ from trainables.ops.colour import equalize_as_opencv
 from trainables.ops.contours import DISTANCE_UNIT, find_contours, measure_distance
 from trainables.ops.filters import EMBOSS, filter_3x3, smear, smooth_inside, smoothing_gain
 from trainables.ops.frost_textures import NUM_TEXTURES, frost_textures
-from trainables.ops.pixels import compute_grey, cut_to_uint8_, is_grey, per_sample, to_uint8
+from trainables.ops.pixels import compute_grey, is_grey, per_sample, to_uint8, truncate_to_uint8_
 from trainables.seeding import normal, uniform
 
 Images = UInt8[Tensor, "n c h w"]
@@ -65,7 +65,7 @@ def add_snow(
     flakes = to_uint8(smear(flakes, angle, num_taps=streak[0], sigma_px=streak[1]).div_(_FLAKE_STEPS))
     flakes = flakes[..., :height, :width]
     ground = torch.maximum(images, 1.5 * _luma(images) + 127.5)
-    return cut_to_uint8_(kept * images + (1.0 - kept) * ground + flakes.float() + flakes.flip(2, 3).float())
+    return truncate_to_uint8_(kept * images + (1.0 - kept) * ground + flakes.float() + flakes.flip(2, 3).float())
 
 
 def _luma(images: Images) -> Layer:
@@ -95,7 +95,7 @@ def add_frost(images: Images, seeds: Seeds, *, kept: float, frost: float) -> Ima
     row = down[:, None] + torch.arange(height, device=images.device)
     starts = (plane[:, :, None] * side + row[:, None, :]) * side + right[:, None, None]
     part = windows.index_select(0, starts.flatten()).reshape(images.shape)
-    return cut_to_uint8_(kept * images + frost * part)
+    return truncate_to_uint8_(kept * images + frost * part)
 
 
 def add_fog(images: Images, seeds: Seeds, *, amount: float, decay: float) -> Images:
@@ -114,14 +114,14 @@ def add_fog(images: Images, seeds: Seeds, *, amount: float, decay: float) -> Ima
     fog = _diamond_square(seeds, side, decay)[:, None, :height, :width]
     brightest = per_sample(images.flatten(1).amax(1)).float() / 255.0
     scale = brightest / (brightest + amount)
-    return cut_to_uint8_((images.float() + 255.0 * amount * fog) * scale)
+    return truncate_to_uint8_((images.float() + 255.0 * amount * fog) * scale)
 
 
 def _diamond_square(seeds: Seeds, side: int, decay: float) -> Float[Tensor, "n side side"]:
     """Return fractal height maps in [0, 1], periodic; ``side`` is a power of two."""
     draws = 2.0 * uniform(seeds, side, side, stream="fog") - 1.0
     heights = torch.zeros_like(draws)
-    step, wibble = side, 100.0
+    step, amplitude = side, 100.0
     while step >= 2:
         half = step // 2
         corners, centres = (slice(None, None, step),) * 2, (slice(half, None, step),) * 2
@@ -131,13 +131,13 @@ def _diamond_square(seeds: Seeds, side: int, decay: float) -> Float[Tensor, "n s
         )
         known = heights[:, corners[0], corners[1]]
         known = known + known.roll(-1, 1)
-        heights[:, centres[0], centres[1]] = (known + known.roll(-1, 2)) / 4.0 + wibble**2 * draws[:, *centres]
+        heights[:, centres[0], centres[1]] = (known + known.roll(-1, 2)) / 4.0 + amplitude**2 * draws[:, *centres]
         middle, known = heights[:, centres[0], centres[1]], heights[:, corners[0], corners[1]]
         vertical = (middle + middle.roll(1, 1)) + (known + known.roll(-1, 2))
         horizontal = (middle + middle.roll(1, 2)) + (known + known.roll(-1, 1))
-        heights[:, above[0], above[1]] = vertical / 4.0 + wibble**2 * draws[:, *above]
-        heights[:, left[0], left[1]] = horizontal / 4.0 + wibble**2 * draws[:, *left]
-        step, wibble = half, wibble / decay
+        heights[:, above[0], above[1]] = vertical / 4.0 + amplitude**2 * draws[:, *above]
+        heights[:, left[0], left[1]] = horizontal / 4.0 + amplitude**2 * draws[:, *left]
+        step, amplitude = half, amplitude / decay
     low, high = heights.amin((1, 2), keepdim=True), heights.amax((1, 2), keepdim=True)
     return (heights - low) / (high - low)
 
@@ -161,7 +161,7 @@ def splash_water(
     levels = (255.0 * (layer * (layer >= threshold)).clamp(0, 1)).to(torch.uint8)
     water = levels * _light_rims(levels)
     water = water / per_sample(water.flatten(1).amax(1)).clamp(min=1.0)
-    return cut_to_uint8_(images + amount * water * _tint(_WATER, images))
+    return truncate_to_uint8_(images + amount * water * _tint(_WATER, images))
 
 
 def _light_rims(levels: UInt8[Tensor, "n 1 h w"]) -> Layer:
@@ -183,7 +183,7 @@ def splash_mud(
     layer = (_liquid(images, seeds, liquid, drop_px) > threshold).float()
     cover = smooth_inside(layer, sigma_px=soft_px, radius_px=math.ceil(4.0 * soft_px))
     cover = cover * (cover >= _THIN_MUD)
-    return cut_to_uint8_((1.0 - cover) * images + cover * _tint(_MUD, images))
+    return truncate_to_uint8_((1.0 - cover) * images + cover * _tint(_MUD, images))
 
 
 def _liquid(images: Images, seeds: Seeds, liquid: tuple[float, float], drop_px: float) -> Float64[Tensor, "n 1 h w"]:

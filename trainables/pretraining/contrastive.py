@@ -121,7 +121,7 @@ def pretrain_encoder(
             "seconds": time.perf_counter() - started,
         }
         record = {"epoch": state.epoch + 1, "timestamp_ms": int(time.time() * 1000), "metrics": metrics}
-        _remember(state, pair, optimiser, record)
+        _update_state(state, pair, optimiser, record)
         save_checkpoint(folder, state)
         folder.append_line("epochs.jsonl", json.dumps(record, sort_keys=True, allow_nan=False))
         report(record)
@@ -169,7 +169,7 @@ def _train_epoch(
     return mean
 
 
-def _remember(
+def _update_state(
     state: TrainingState, pair: nn.ModuleDict, optimiser: torch.optim.Optimizer, record: dict[str, Any]
 ) -> None:
     packed, state.optimiser_scalars = pack_optimiser(optimiser)

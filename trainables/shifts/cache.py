@@ -41,7 +41,7 @@ _LOG = logging.getLogger(__name__)
 #: Size of the CRC-32 that is checked whenever a copy is used; SHA-256 takes three times as long (1.6, 5.4 GiB/s).
 _CHECK_BYTES = 4
 #: Disk space that copies leave free for checkpoints and results. An assumption.
-KEPT_FREE_BYTES = 2 * 2**30
+MIN_FREE_BYTES = 2 * 2**30
 #: Operations that are computed on the CPU wherever the images are. For images on a GPU only their copies are worth
 #: reading, because the other operations run on the GPU. An assumption: not measured.
 ON_CPU = ("jpeg", "strong_jpeg")
@@ -262,7 +262,7 @@ class ShiftedCopies:
         """Reserve space for one copy in ``file`` from the budget of all processes; return whether there was enough."""
         with (self._folder / "room.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not self._make_room():
+            if not self._evict_copies():
                 return False
             if hasattr(os, "posix_fallocate"):  # other processes see at once that the space is used
                 os.posix_fallocate(file.fileno(), 0, self._size_bytes)
@@ -270,7 +270,7 @@ class ShiftedCopies:
                 file.truncate(self._size_bytes)
         return True
 
-    def _make_room(self) -> bool:
+    def _evict_copies(self) -> bool:
         copies = []
         for entry in os.scandir(self._folder):
             with suppress(FileNotFoundError):  # another process has finished or removed it
@@ -278,7 +278,7 @@ class ShiftedCopies:
                     stat = entry.stat()
                     copies.append((stat.st_mtime_ns, stat.st_size, Path(entry.path)))
         used = sum(size for _, size, _ in copies)
-        free = shutil.disk_usage(self._folder).free - KEPT_FREE_BYTES
+        free = shutil.disk_usage(self._folder).free - MIN_FREE_BYTES
         lacking = self._size_bytes + max(used - self._budget_bytes, -free)
         others = sorted(copy for copy in copies if copy[2] not in self._held)
         if sum(size for _, size, _ in others) < lacking:

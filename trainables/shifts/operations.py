@@ -23,7 +23,7 @@ from trainables.shifts.operation import (
 def _gaussian_blur(images: Images, strength: Strength, seeds: Seeds) -> Images:
     sigma = scale_to(images, one(strength))
     # cut at 4 sigma, as in scikit-image
-    return filters.blur_alike(images, sigma_px=sigma, radius_px=math.ceil(4.0 * sigma))
+    return filters.blur_with_one_sigma(images, sigma_px=sigma, radius_px=math.ceil(4.0 * sigma))
 
 
 def _defocus_blur(images: Images, strength: Strength, seeds: Seeds) -> Images:

@@ -181,11 +181,11 @@ def load_checkpoint(folder: Folder, signature: str) -> TrainingState | None:
     return None
 
 
-def forget_checkpoints(folder: Folder) -> None:
+def remove_checkpoints(folder: Folder) -> None:
     """Remove the files that only training needs: checkpoints and the weights selected so far."""
     for name in (CURRENT, PREVIOUS):
         folder.remove(name)
-    forget_best(folder, keep=())
+    remove_best(folder, keep=())
 
 
 def save_weights(folder: Folder, name: str, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
@@ -235,7 +235,7 @@ def is_trained(folder: Folder, name: str) -> bool:
 
 
 def save_best(folder: Folder, weights: Mapping[str, Tensor], epoch: int) -> None:
-    """Write the weights selected at ``epoch``; ``forget_best`` removes older ones.
+    """Write the weights selected at ``epoch``; ``remove_best`` removes older ones.
 
     Call it before the first checkpoint of a later epoch, which refers to these weights but does not hold them.
     """
@@ -260,12 +260,12 @@ def has_best(folder: Folder, state: TrainingState) -> bool:
         load_best(folder, state.best_epoch)
     except (CheckpointError, StorageError) as error:
         _LOG.warning("%s; training starts again", error)
-        forget_checkpoints(folder)
+        remove_checkpoints(folder)
         return False
     return True
 
 
-def forget_best(folder: Folder, *, keep: Collection[int]) -> None:
+def remove_best(folder: Folder, *, keep: Collection[int]) -> None:
     """Remove the selected weights of all epochs except those in ``keep``."""
     names = {_best_name(epoch) for epoch in keep}
     for name in list(folder.children()):

@@ -147,7 +147,7 @@ def probe(
     key = describe_key(config, data, device)
     images = config.training.label_fraction * len(data.splits["train"])
     steps = config.training.epochs * math.ceil(images / config.training.batch_size)
-    bench = _Bench(config, data, device, clock)
+    bench = _StepTimer(config, data, device, clock)
     # On a CPU bfloat16 is 1.7 to 2.3 times as fast, but unreliable: some gradients are left uninitialised
     # (oneDNN 3.13, a strided convolution over one pixel; docs/log.md, 2026-11-22).
     any_precision = config.training.precision == "auto" and device.type == "cuda"
@@ -162,7 +162,7 @@ def probe(
     return Decision(choice=choose(timings, planned_steps=steps), key=key, timings=tuple(timings), planned_steps=steps)
 
 
-class _Bench:
+class _StepTimer:
     """Timer of optimiser steps over one batch of the trial."""
 
     def __init__(self, config: TrialConfig, data: Dataset, device: torch.device, clock: Clock) -> None:

@@ -22,12 +22,12 @@ from trainables.models.networks import Classifier
 from trainables.storage.checkpoint import (
     TrainingState,
     capture_random_state,
-    forget_best,
     has_best,
     load_best,
     load_checkpoint,
     pack_module,
     pack_optimiser,
+    remove_best,
     restore_module,
     restore_random_state,
     save_best,
@@ -111,7 +111,7 @@ def train_model(
         # The checkpoint holds the epoch's record, so a line is written only for an epoch that will not be repeated.
         save_checkpoint(folder, state)
         # The previous checkpoint may be needed again, together with its best weights.
-        forget_best(folder, keep=(before, state.best_epoch))
+        remove_best(folder, keep=(before, state.best_epoch))
         folder.append_line("epochs.jsonl", _dump(record))
         report(record)
     best = trainer.state.best_epoch
@@ -173,7 +173,7 @@ class _Trainer:
         metrics["seconds"] = time.perf_counter() - started
         metrics["images_per_second"] = len(self.batches.rows) / seconds
         record = {"epoch": epoch, "timestamp_ms": int(time.time() * 1000), "metrics": metrics}
-        self._remember(epoch, metrics, record)
+        self._update_state(epoch, metrics, record)
         return record
 
     def _set_training_mode(self) -> None:
@@ -213,7 +213,7 @@ class _Trainer:
         metrics["loss"] = metrics.pop("nll")
         return {f"val/{name}": value for name, value in metrics.items()}
 
-    def _remember(self, epoch: int, metrics: dict[str, float], record: dict[str, Any]) -> None:
+    def _update_state(self, epoch: int, metrics: dict[str, float], record: dict[str, Any]) -> None:
         state, select_by = self.state, self.config.training.select_by
         value = metrics.get(f"val/{select_by}")
         if value is None:

@@ -14,7 +14,7 @@ _TINY = 1e-12
 
 
 @contextmanager
-def at_sharpest_point(
+def perturbed_weights(
     model: nn.Module, parameters: Sequence[nn.Parameter], *, rho: float, adaptive: bool
 ) -> Iterator[None]:
     """Set the weights to w + ρ·g/‖g‖ for their current gradients g inside the context, and restore them on exit.
@@ -32,7 +32,7 @@ def at_sharpest_point(
     moved = [parameter for parameter in parameters if parameter.grad is not None]
     before = [parameter.detach().clone() for parameter in moved]
     layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
-    _climb(moved, rho=rho, adaptive=adaptive)
+    _perturb_weights(moved, rho=rho, adaptive=adaptive)
     for layer in layers:
         layer.track_running_stats = False
     try:
@@ -46,7 +46,7 @@ def at_sharpest_point(
 
 
 @torch.no_grad()
-def _climb(parameters: Sequence[nn.Parameter], *, rho: float, adaptive: bool) -> None:
+def _perturb_weights(parameters: Sequence[nn.Parameter], *, rho: float, adaptive: bool) -> None:
     """Move the weights along the gradient to the edge of the neighbourhood, without waiting for the device."""
     gradients: list[Tensor] = [parameter.grad for parameter in parameters if parameter.grad is not None]
     directions = gradients

@@ -20,7 +20,7 @@ from trainables.training.acceleration import Choice
 from trainables.training.losses import ClassificationLoss, Terms, build_loss
 from trainables.training.mixing import Mixed, cutmix, mixup
 from trainables.training.optimisation import build_optimiser, measure_weight_decay
-from trainables.training.sam import at_sharpest_point
+from trainables.training.sam import perturbed_weights
 
 
 class TrainingStep:
@@ -82,7 +82,7 @@ class TrainingStep:
         self.optimiser.zero_grad(set_to_none=True)
         terms, logits = self._descend(inputs, batch, mixed, step, adapt=True)
         if self._sam is not None:
-            with at_sharpest_point(self._model, self._parameters, rho=self._sam.rho, adaptive=self._sam.adaptive):
+            with perturbed_weights(self._model, self._parameters, rho=self._sam.rho, adaptive=self._sam.adaptive):
                 self.optimiser.zero_grad(set_to_none=True)
                 highest, _ = self._descend(inputs, batch, mixed, step, adapt=False)
             terms["sharpness"] = highest["loss"] - terms["loss"]

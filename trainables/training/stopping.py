@@ -21,7 +21,7 @@ class StopTraining(Exception):  # noqa: N818 - no error, as StopIteration is non
         self.epoch = epoch
 
 
-def stop_if_asked(
+def with_stop_check(
     report: Callable[[dict[str, Any]], None], folder: Folder, *, num_epochs: int
 ) -> Callable[[dict[str, Any]], None]:
     """Return a callback for ``train_model`` that calls ``report``, then stops the training if there is a ``stop.json``.

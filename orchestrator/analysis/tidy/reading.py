@@ -20,7 +20,7 @@ from pydantic import Field, ValidationError
 from orchestrator.analysis.tidy.results import SEED, SEVERITY, SHIFT, TidyResults, find_measures
 from orchestrator.statistics.intervals import Method
 from orchestrator.statistics.power import Test
-from orchestrator.study.hypotheses import HypothesisConfig, name_kinds
+from orchestrator.study.hypotheses import HypothesisConfig, expand_kinds
 from orchestrator.study.problems import explain, list_options
 from orchestrator.study.yaml_source import MAX_BYTES, MAX_SHOWN, Key, Problem, Source, format_key, read_yaml
 from trainables.errors import StudyError
@@ -129,7 +129,7 @@ def _validate(tree: Source) -> StatsConfig | None:
     for name, better in tree.value["metrics"].items() if isinstance(tree.value.get("metrics"), dict) else ():
         if isinstance(better, str):  # accuracy: higher
             tree.value["metrics"][name] = {"better": better}
-    name_kinds(tree.value)
+    expand_kinds(tree.value)
     try:
         return StatsConfig.model_validate(tree.value)
     except ValidationError as error:

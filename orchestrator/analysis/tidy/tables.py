@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.evidence import Measured, weigh
+from orchestrator.analysis.evidence import Measured, assess_evidence
 from orchestrator.analysis.formats import TextTable, write_latex, write_markdown
 from orchestrator.analysis.tidy.reading import StatsConfig
 from orchestrator.analysis.tidy.results import SEED, TidyResults
@@ -266,7 +266,7 @@ def _hypotheses(config: StatsConfig, measured: TidyResults) -> Table:
     if not config.hypotheses:
         return Table("hypotheses", caption, pd.DataFrame(), 4)
     values = Measured(measured.as_results(config.seed))
-    found = [weigh(hypothesis, values) for hypothesis in config.hypotheses]
+    found = [assess_evidence(hypothesis, values) for hypothesis in config.hypotheses]
     corrected = _correct(config.hypotheses, [evidence.p_value for evidence in found])
     best = _correct(config.hypotheses, [evidence.smallest_p for evidence in found])
     rows = []

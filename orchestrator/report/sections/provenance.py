@@ -9,7 +9,7 @@ from html import escape
 
 from orchestrator.analysis.results import MISSING, Results
 from orchestrator.analysis.wording import flatten, plural
-from orchestrator.planning.budget import Standing
+from orchestrator.planning.budget import BudgetStatus
 from orchestrator.planning.plan import describe_skipped
 from orchestrator.planning.states import COMPLETE, INTERRUPTED, STOPPED
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, facts, note, table
@@ -27,7 +27,7 @@ def lede(results: Results) -> str:
     )
 
 
-def status(results: Results, standing: Standing | None = None) -> str:
+def status(results: Results, budget_status: BudgetStatus | None = None) -> str:
     """Return the counts as a meter, with warnings about incomplete, held back and skipped trials (HTML).
 
     Args:
@@ -50,7 +50,7 @@ def status(results: Results, standing: Standing | None = None) -> str:
             "so arms may rest on different replicates; see Problems.",
             "bad",
         )
-    held_back = describe_held_back(results, standing)
+    held_back = describe_held_back(results, budget_status)
     if held_back is not None:
         html += callout(held_back, "warn")
     skipped = results.plan["skipped"]
@@ -59,17 +59,17 @@ def status(results: Results, standing: Standing | None = None) -> str:
     return html
 
 
-def describe_held_back(results: Results, standing: Standing | None) -> str | None:
+def describe_held_back(results: Results, budget_status: BudgetStatus | None) -> str | None:
     """Return in words how many trials the spent budget holds back, None if it holds back none."""
-    if standing is None:
+    if budget_status is None:
         return None
     counts = results.counts
-    number = standing.count_held_back(interrupted=counts[INTERRUPTED], missing=counts[MISSING])
+    number = budget_status.count_held_back(interrupted=counts[INTERRUPTED], missing=counts[MISSING])
     if not number:
         return None
     return (
-        f"The budget is spent ({standing.describe()}): {number} of the trials that are missing or interrupted will "
-        "not start until execution.budget is raised."
+        f"The budget is spent ({budget_status.describe()}): {number} of the trials that are missing or interrupted "
+        "will not start until execution.budget is raised."
     )
 
 

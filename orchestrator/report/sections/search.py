@@ -40,7 +40,9 @@ def search_section(results: Results) -> Section | None:
     stopped = find_stopped(results, found.config)
     body = note(_describe(found, results, stopped))
     if found.config.is_oracle:
-        guides = [each.metric for each in (*found.config.objectives, *found.config.constraints) if not each.is_honest]
+        guides = [
+            each.metric for each in (*found.config.objectives, *found.config.constraints) if not each.is_validation
+        ]
         body += callout(
             f"Oracle: the search was guided by {', '.join(guides)}, which no honest choice knows. Its best "
             "configuration is a bound, and its score no estimate of what a model will do on new images.",
@@ -216,7 +218,7 @@ def stopped_table(results: Results, config: SearchConfig, stopped: Sequence[Stop
         return ""
     arms = {trial["name"]: trial["arm"] for trial in results.plan["trials"]}
     columns = [Column(name) for name in names]
-    columns += [Column("epochs", is_number=True), Column(f"{config.judged_by} then", is_number=True)]
+    columns += [Column("epochs", is_number=True), Column(f"{config.stopping_metric} then", is_number=True)]
     rows = []
     for each in stopped[:_MAX_ROWS]:
         levels = arms[each.name]

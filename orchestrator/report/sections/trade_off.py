@@ -15,7 +15,7 @@ from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.transfer import find_front
 from orchestrator.analysis.wording import sentence
 from orchestrator.report.page import Cell, Column, Section, embed, note, table
-from orchestrator.report.style import Figure, colour, every_nth, floats, layout_of, seed_dots
+from orchestrator.report.style import Figure, colour, floats, layout_of, seed_dots, subsample_dots
 
 
 def trade_off_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> Section | None:
@@ -71,11 +71,11 @@ def _figure(results: Results, arms: pd.DataFrame, front: NDArray[np.intp], effec
     levels = results.levels(factor) if factor else ["arm"]
     groups = arms[f"arm/{factor}"] if factor else pd.Series("arm", index=arms.index)
     trials = results.complete.dropna(subset=[clean, worst])
-    drawn, subset = every_nth(trials["name"])
+    drawn, subset = subsample_dots(trials["name"])
     trials = trials.iloc[drawn]
     of_trial = trials[f"arm/{factor}"] if factor else pd.Series("arm", index=trials.index)
     x, y = (arms.iloc[front][f"{column}.mean"].to_numpy() for column in (clean, worst))
-    data: list[dict[str, Any]] = [_stairs(x, y)]
+    data: list[dict[str, Any]] = [_front_line(x, y)]
     for index, level in enumerate(levels):
         own = trials[of_trial == level]
         data.append(seed_dots(results, own, floats(own[clean]), worst, (index, "%{x:.1%}, worst %{y:.1%}")))
@@ -84,7 +84,7 @@ def _figure(results: Results, arms: pd.DataFrame, front: NDArray[np.intp], effec
         xaxis={"title": {"text": f"in-distribution {TITLES[results.metric]}"}, "tickformat": ".1%", "zeroline": False},
         yaxis={"title": {"text": f"worst shifted {TITLES[results.metric]}"}, "tickformat": ".1%", "zeroline": False},
         annotations=[
-            _letter(arms.iloc[i][f"{clean}.mean"], arms.iloc[i][f"{worst}.mean"], n) for n, i in enumerate(front)
+            _front_label(arms.iloc[i][f"{clean}.mean"], arms.iloc[i][f"{worst}.mean"], n) for n, i in enumerate(front)
         ],
     )
     layout["margin"] |= {"l": 72, "t": 40}
@@ -103,13 +103,13 @@ def _figure(results: Results, arms: pd.DataFrame, front: NDArray[np.intp], effec
     )
 
 
-def _stairs(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, Any]:
+def _front_line(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, Any]:
     line = {"color": "#8a929c", "width": 1.5, "shape": "hv"}
     points = {"x": floats(x), "y": floats(y)}
     return {"type": "scatter", "mode": "lines", **points, "line": line, "hoverinfo": "skip", "showlegend": False}
 
 
-def _letter(x: float, y: float, number: int) -> dict[str, Any]:
+def _front_label(x: float, y: float, number: int) -> dict[str, Any]:
     place = {"x": float(x), "y": float(y), "xanchor": "left", "yanchor": "bottom", "xshift": 6, "yshift": 4}
     return {"text": f"<b>{_name(number)}</b>", "showarrow": False, "font": {"size": 13}, **place}
 

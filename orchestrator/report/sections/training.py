@@ -18,7 +18,7 @@ from orchestrator.planning.budget import Usage
 from orchestrator.planning.states import COMPLETE
 from orchestrator.report.curves import training_curves
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, embed, note, table
-from orchestrator.report.style import Figure, colour, every_nth, floats, layout_of, seed_dots
+from orchestrator.report.style import Figure, colour, floats, layout_of, seed_dots, subsample_dots
 
 #: Ratio of dearest to cheapest arm above which the axis is logarithmic.
 _LOG_FROM = 20.0
@@ -39,7 +39,7 @@ def cost_section(
         return None
     arms = arm_costs_table(results, costs)
     figure = _figure(results, costs, effects)
-    said = _text(results, costs) + _account(arms, usage)
+    said = _text(results, costs) + _describe_usage(arms, usage)
     body = ("" if figure is None else embed(figure, "figure-cost")) + note(said) + _table(arms)
     return Section("cost", "Cost", "What does an arm take?", body)
 
@@ -63,7 +63,7 @@ def _text(results: Results, costs: pd.DataFrame) -> str:
     return text
 
 
-def _account(arms: pd.DataFrame, usage: Usage | None) -> str:
+def _describe_usage(arms: pd.DataFrame, usage: Usage | None) -> str:
     """Return in words how much time was lost, and why the table sums to less than the time that budgets count."""
     finished, lost, total = (float(arms[name].sum()) for name in ("finished_hours", "lost_hours", "hours"))
     text = f" All arms: {_hours(finished)} for what is complete"
@@ -129,7 +129,7 @@ def _figure(results: Results, costs: pd.DataFrame, effects: Sequence[Effect]) ->
         return None
     trials = trials.assign(seconds=trials["trial_seconds"] + trials["stage_seconds"])
     means = trials.groupby(groups, sort=False)[["seconds", shifted]].agg(["mean", "std", "count"]).reset_index()
-    drawn, subset = every_nth(trials["name"])
+    drawn, subset = subsample_dots(trials["name"])
     seen = trials.iloc[drawn]
     data: list[dict[str, Any]] = []
     for index, level in enumerate(results.levels(order[0]) if order else [None]):

@@ -14,7 +14,7 @@ from orchestrator.analysis.effects import Effect, rank_factors
 from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.transfer import MIN_SCORES, MIN_TRIALS, Line, clip_scores, fit_line, probit
 from orchestrator.report.page import Cell, Column, Section, embed, note, table
-from orchestrator.report.style import SYMBOLS, Figure, colour, every_nth, floats, layout_of, panel_title
+from orchestrator.report.style import SYMBOLS, Figure, colour, floats, layout_of, panel_title, subsample_dots
 from orchestrator.statistics.intervals import summarise
 
 #: Panels per row.
@@ -131,16 +131,16 @@ def _figure(
     layout = layout_of(annotations=[])
     layout["margin"] |= {"t": 64, "b": 48}
     layout["legend"]["y"] = 1 + 38 / (_PANEL_PX * rows)
-    drawn, subset = every_nth(trials["name"])
+    drawn, subset = subsample_dots(trials["name"])
     points = {column: probit(values) for column, values in scores.items()}
     along = _limits(points[clean])
     for number, (column, title) in enumerate(panels.items()):
         suffix = "" if number == 0 else str(number + 1)
         _add_panel(layout, number, rows, (along, _limits(points[column])))
-        data.append(_straight(along, 1.0, 0.0, suffix, {"dash": "dash", "width": 1}))
+        data.append(_line_trace(along, 1.0, 0.0, suffix, {"dash": "dash", "width": 1}))
         line, said = lines[column], ""
         if line is not None:
-            data.append(_straight(along, line.slope, line.intercept, suffix, {"width": 1.5}))
+            data.append(_line_trace(along, line.slope, line.intercept, suffix, {"width": 1.5}))
             said = f"<br>R² = {line.r_squared:.2f}, slope {line.slope:.2f}, n = {line.n}"
         seen = {each: points[each][drawn] for each in (clean, column)}
         data += _dots(results, trials.iloc[drawn], seen, style, (suffix, title))
@@ -216,7 +216,7 @@ def _add_panel(layout: dict[str, Any], number: int, rows: int, limits: tuple[lis
     } | _ticks(*limits[1])
 
 
-def _straight(
+def _line_trace(
     ends: list[float], slope: float, intercept: float, suffix: str, line: Mapping[str, Any]
 ) -> dict[str, Any]:
     return {

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 from trainables.data.splits import (
     assign_splits,
-    check_covered,
     check_disjoint,
+    check_no_empty_split,
     check_split_names,
     check_unique,
 )
@@ -87,12 +87,12 @@ def test_class_missing_from_train_is_named():
     with pytest.raises(
         DataError, match=r"(?s)train has no image of some classes.*'rare': 1 image\(s\) elsewhere \(val\)"
     ):
-        check_covered(sets, np.array([0, 1, 0]), ["common", "rare"])
+        check_no_empty_split(sets, np.array([0, 1, 0]), ["common", "rare"])
 
 
 def test_empty_split_is_named():
     with pytest.raises(DataError, match="no image is in val"):
-        check_covered(np.array(["train", "test"], dtype=object), np.array([0, 0]), ["a"])
+        check_no_empty_split(np.array(["train", "test"], dtype=object), np.array([0, 0]), ["a"])
 
 
 @pytest.mark.parametrize("name", ["external/", "external/a/b", "external/test", "external/..", "external/a=b"])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from trainables.ops import distortion
-from trainables.ops.filters import blur_alike, gaussian_blur, smooth_field, smoothing_gain
+from trainables.ops.filters import blur_with_one_sigma, gaussian_blur, smooth_field, smoothing_gain
 
 SEEDS = torch.arange(2)
 
@@ -70,9 +70,9 @@ def test_zoom_blur_keeps_the_centre_and_weighs_the_image_twice() -> None:
 def test_one_sigma_for_all_is_the_blur_with_a_sigma_each_but_for_the_border_and_fractions() -> None:
     images = torch.from_numpy(np.random.default_rng(1).integers(0, 256, (2, 3, 40, 33), dtype=np.uint8))
     each = gaussian_blur(images, torch.full((2,), 1.7), torch.full((2,), 7))
-    cut_off = (each.int() - blur_alike(images, sigma_px=1.7, radius_px=7).int())[..., 7:-7, 7:-7]
+    cut_off = (each.int() - blur_with_one_sigma(images, sigma_px=1.7, radius_px=7).int())[..., 7:-7, 7:-7]
     assert cut_off.unique().tolist() == [0, 1]
     assert cut_off.float().mean() == pytest.approx(0.5, abs=0.05)
     step = torch.zeros(1, 1, 1, 9, dtype=torch.uint8)
     step[..., 0] = 200  # repeated outside: half of the weight and half of the middle's lie on it
-    assert blur_alike(step, sigma_px=1.0, radius_px=4)[0, 0, 0, 0] == int(200 * (0.5 + 0.5 * 0.39905))
+    assert blur_with_one_sigma(step, sigma_px=1.0, radius_px=4)[0, 0, 0, 0] == int(200 * (0.5 + 0.5 * 0.39905))

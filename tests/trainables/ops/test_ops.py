@@ -19,11 +19,11 @@ from trainables.ops.pixels import (
     choose,
     compute_grey,
     compute_mean_grey,
-    cut_to_uint8_,
     look_up,
     ramp,
     to_uint8,
     to_uint8_,
+    truncate_to_uint8_,
 )
 
 
@@ -70,10 +70,10 @@ def test_cutting_off_keeps_whole_numbers_that_arithmetic_made_a_little_too_small
     for dtype in (torch.float32, torch.float64):
         whole = torch.arange(256, dtype=dtype)
         below = torch.nextafter(torch.nextafter(whole, whole - 1), whole - 1)
-        assert cut_to_uint8_(below.clone()).tolist() == list(range(256))
-        assert cut_to_uint8_(whole + 0.999).tolist() == list(range(256))
-        assert cut_to_uint8_(whole - 0.001).tolist() == [0, *range(255)]
-    assert cut_to_uint8_(torch.tensor([-300.0, -0.5, 255.9, 4e4])).tolist() == [0, 0, 255, 255]
+        assert truncate_to_uint8_(below.clone()).tolist() == list(range(256))
+        assert truncate_to_uint8_(whole + 0.999).tolist() == list(range(256))
+        assert truncate_to_uint8_(whole - 0.001).tolist() == [0, *range(255)]
+    assert truncate_to_uint8_(torch.tensor([-300.0, -0.5, 255.9, 4e4])).tolist() == [0, 0, 255, 255]
 
 
 def test_brightness_is_the_formula_and_zero_is_black() -> None:
@@ -279,7 +279,7 @@ def test_a_small_disk_covers_parts_of_pixels() -> None:
 @pytest.mark.parametrize("sigma_px", [1.0, 3.0, 6.0])
 def test_blur_alike_is_scipys_with_fractions_cut_off(sigma_px: float) -> None:
     images = make_images(2)
-    blurred = filters.blur_alike(images, sigma_px=sigma_px, radius_px=round(4 * sigma_px))
+    blurred = filters.blur_with_one_sigma(images, sigma_px=sigma_px, radius_px=round(4 * sigma_px))
     for image, own in zip(images.flatten(0, 1), blurred.flatten(0, 1), strict=True):
         expected = ndimage.gaussian_filter(image.double().numpy(), sigma_px, mode="nearest", truncate=4.0)
         assert np.abs(own.numpy() - np.floor(expected)).max() <= 1.0  # 16-bit weights
@@ -387,7 +387,7 @@ def test_shear_about_the_centre_is_torchvisions() -> None:
 def test_masks_are_cropped_to_the_nearest_pixel() -> None:
     masks = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8).expand(2, 1, 8, 8)
     boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0], [2.0, 4.0, 4.0, 4.0]])
-    result = geometry.pick_crop(masks, boxes, size=8)
+    result = geometry.resize_crop_nearest(masks, boxes, size=8)
     assert torch.equal(result[0], masks[0])
     assert torch.equal(result[1], masks[1, :, 2:6, 4:8].repeat_interleave(2, 1).repeat_interleave(2, 2))
 

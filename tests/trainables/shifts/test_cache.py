@@ -40,7 +40,7 @@ SHIFTS = build_shifts(CONFIG, "general")
 @pytest.fixture(autouse=True)
 def _empty_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever is free on the machine of the test is enough."""
-    monkeypatch.setattr(cache, "KEPT_FREE_BYTES", 0)
+    monkeypatch.setattr(cache, "MIN_FREE_BYTES", 0)
 
 
 @pytest.fixture(scope="module")
@@ -342,6 +342,6 @@ def test_what_killed_builders_left_makes_room(tmp_path: Path) -> None:
 
 def test_room_is_left_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     build(tmp_path, SHIFTS[:1])
-    monkeypatch.setattr(cache, "KEPT_FREE_BYTES", 2**62)
+    monkeypatch.setattr(cache, "MIN_FREE_BYTES", 2**62)
     assert build(tmp_path, SHIFTS[1:]) == 0
     assert len(names(tmp_path)) == 1  # nothing was evicted in vain

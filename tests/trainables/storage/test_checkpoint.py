@@ -18,8 +18,6 @@ from trainables.storage.checkpoint import (
     PREVIOUS,
     TrainingState,
     capture_random_state,
-    forget_best,
-    forget_checkpoints,
     has_best,
     is_trained,
     load_best,
@@ -27,6 +25,8 @@ from trainables.storage.checkpoint import (
     load_weights,
     pack_module,
     pack_optimiser,
+    remove_best,
+    remove_checkpoints,
     restore_module,
     restore_random_state,
     save_best,
@@ -235,7 +235,7 @@ def test_best_weights(folder: Folder) -> None:
     network = build_network()
     for epoch in (1, 2, 3):
         save_best(folder, network.state_dict(), epoch)
-    forget_best(folder, keep=(2, 3))
+    remove_best(folder, keep=(2, 3))
     assert torch.equal(load_best(folder, 2)["0.weight"], network.state_dict()["0.weight"])
     with pytest.raises(StorageError, match="best-1"):
         load_best(folder, 1)
@@ -251,7 +251,7 @@ def test_forget_checkpoints_leaves_the_rest(folder: Folder) -> None:
     save_checkpoint(folder, make_state())
     save_best(folder, build_network().state_dict(), 1)
     save_weights(folder, "model.safetensors", {"a": torch.ones(1)}, {"signature": "mine"})
-    forget_checkpoints(folder)
+    remove_checkpoints(folder)
     assert list(folder.children()) == ["model.safetensors"]
     tensors, facts = load_weights(folder, "model.safetensors")
     assert facts == {"signature": "mine"}

@@ -277,9 +277,9 @@ def test_peak_memory_of_a_gpu_counts_the_context(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 1000 * 2**20)
     properties = SimpleNamespace(total_memory=81_000 * 2**20)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    trial._forget_gpu_memory(CPU)
+    trial._reset_gpu_peak(CPU)
     assert called == []
-    trial._forget_gpu_memory(GPU)
+    trial._reset_gpu_peak(GPU)
     assert called == ["init", "empty_cache", "reset_peak_memory_stats"]
     measured = trial._measure_gpu_memory(GPU)
     assert measured == {"peak_gpu_memory_mib": 1000.0 + trial.GPU_CONTEXT_MIB, "gpu_memory_mib": 81_000.0}

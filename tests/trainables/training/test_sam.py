@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from trainables.training.sam import at_sharpest_point
+from trainables.training.sam import perturbed_weights
 
 
 def quadratic(weights: torch.Tensor) -> torch.Tensor:
@@ -19,7 +19,7 @@ def test_the_second_gradient_is_taken_at_the_edge_of_the_neighbourhood(adaptive:
     gradient = weights.grad.clone()
     scaled = before.abs() * gradient if adaptive else gradient
     step = 0.1 * (before.abs() * scaled if adaptive else scaled) / scaled.norm()
-    with at_sharpest_point(nn.Identity(), [weights], rho=0.1, adaptive=adaptive):
+    with perturbed_weights(nn.Identity(), [weights], rho=0.1, adaptive=adaptive):
         torch.testing.assert_close(weights.detach(), before + step)
         weights.grad = None
         quadratic(weights).backward()
@@ -33,7 +33,7 @@ def test_batch_statistics_are_recorded_in_the_first_pass_only() -> None:
     images = torch.randn(4, 1, 8, 8)
     model(images).square().sum().backward()
     before = {name: value.clone() for name, value in model.named_buffers()}
-    with at_sharpest_point(model, list(model.parameters()), rho=0.05, adaptive=False):
+    with perturbed_weights(model, list(model.parameters()), rho=0.05, adaptive=False):
         model(images).square().sum().backward()
     assert before["1.num_batches_tracked"] == 1
     assert all(torch.equal(value, dict(model.named_buffers())[name]) for name, value in before.items())
@@ -45,7 +45,7 @@ def test_batch_statistics_are_recorded_in_the_first_pass_only() -> None:
 def test_weights_come_back_when_the_pass_fails() -> None:
     weights = nn.Parameter(torch.tensor([1.0, 1.0]))
     quadratic(weights).backward()
-    with pytest.raises(RuntimeError), at_sharpest_point(nn.Identity(), [weights], rho=1.0, adaptive=False):
+    with pytest.raises(RuntimeError), perturbed_weights(nn.Identity(), [weights], rho=1.0, adaptive=False):
         raise RuntimeError("out of memory")
     assert weights.tolist() == [1.0, 1.0]
 
@@ -53,7 +53,7 @@ def test_weights_come_back_when_the_pass_fails() -> None:
 def test_without_a_gradient_the_weights_stay() -> None:
     flat, frozen = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2))
     flat.grad = torch.zeros(2)
-    with at_sharpest_point(nn.Identity(), [flat, frozen], rho=1.0, adaptive=False):
+    with perturbed_weights(nn.Identity(), [flat, frozen], rho=1.0, adaptive=False):
         assert flat.tolist() == frozen.tolist() == [1.0, 1.0]
 
 
@@ -69,7 +69,7 @@ def descend(rho: float | None) -> float:
         optimiser.zero_grad()
         loss().backward()
         if rho is not None:
-            with at_sharpest_point(nn.Identity(), [x], rho=rho, adaptive=False):
+            with perturbed_weights(nn.Identity(), [x], rho=rho, adaptive=False):
                 optimiser.zero_grad()
                 loss().backward()
         optimiser.step()

@@ -23,7 +23,7 @@ OPTIONAL_COLUMNS = ("id", "split", "group", "site")
 MISSING = {"", "nan", "<na>", "#n/a"}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
 #: Files that file managers leave in folders.
-LITTER = {"thumbs.db", "desktop.ini"}
+IGNORED_FILES = {"thumbs.db", "desktop.ini"}
 
 
 def build_csv_source(config: CsvData, cache: Path) -> Source:
@@ -247,7 +247,7 @@ def _list_files(folder: Path, prefix: str = "", above: tuple[str, ...] = ()) -> 
     found = []
     with os.scandir(folder) as entries:
         for entry in entries:
-            if entry.name.startswith(".") or entry.name.lower() in LITTER:
+            if entry.name.startswith(".") or entry.name.lower() in IGNORED_FILES:
                 continue
             if entry.name.encode(errors="ignore") != os.fsencode(entry.name):
                 raise DataError(f"data.path: {entry.path!a} has a name that is no text in UTF-8: rename it")
