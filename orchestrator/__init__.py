@@ -1,1 +1,1 @@
-"""Decide what to run, schedule it, record it, compare it."""
+"""Plan a study, run its stages and trials, record what happened, and report it."""

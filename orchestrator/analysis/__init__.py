@@ -1,1 +1,1 @@
-"""Numbers and tables computed from the ledger: results, effects, verdicts. Knows no HTML and no plotting."""
+"""Numbers and tables computed from the ledger: results, effects, verdicts. No HTML and no plotting."""

@@ -1,1 +1,1 @@
-"""The command line: parses arguments, calls the packages below, prints, and sets the exit code."""
+"""Command line: parse arguments, call the packages below, print, and set the exit code."""

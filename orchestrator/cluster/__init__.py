@@ -1,1 +1,1 @@
-"""Everything that names Ray: the connection, the executor on Ray Tune, Tune's schedulers."""
+"""Ray: the connection, the executor on Ray Tune, Tune's schedulers. The only package that imports ray."""

@@ -1,1 +1,1 @@
-"""Open work becomes finished work, without Ray: queue, dispatcher, executors, fork server."""
+"""Execution of open stages and trials without Ray: work queue, dispatcher, local executor, fork server."""

@@ -63,7 +63,7 @@ class WorkQueue:
 
     @property
     def seconds_left(self) -> float | None:
-        """How long all slots will be busy, None if a stage is open or no trial has been timed."""
+        """Seconds for which all slots will be busy, None if a stage is open or no trial has been timed."""
         if self.mean_seconds is None or any(work.kind == "stage" for work in self._works.values()):
             return None
         return self.mean_seconds * len(self._works) / self.num_slots

@@ -1,1 +1,1 @@
-"""What has happened, on storage: one folder per stage or trial, and what is derived from them."""
+"""The record of a study on storage: one folder per stage or trial, and which derived data are current."""

@@ -1,1 +1,1 @@
-"""What should happen: plan, signatures, reconciliation, budget. Pure, but for ``inputs``."""
+"""Stages and trials of a study, their signatures, actions and budget. Pure, except for ``inputs``."""

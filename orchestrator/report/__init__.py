@@ -1,1 +1,1 @@
-"""Statistics, tables, figures and one HTML file, all read from the ledger."""
+"""The report: one HTML file with tables and figures, drawn from the results of ``analysis``."""

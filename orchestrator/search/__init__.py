@@ -1,1 +1,1 @@
-"""Adaptive search: proposals from Optuna or CMA-ES, outcomes, early stopping."""
+"""Adaptive search: proposals from Optuna or CMA-ES, their outcomes, early stopping."""

@@ -1,1 +1,1 @@
-"""Choose the best arm, export its model with a card, register it in MLflow."""
+"""The chosen model: rank the arms, export a model with a card, register it in MLflow."""

@@ -1,1 +1,1 @@
-"""Statistics on plain arrays: intervals, paired tests, trends, factorial designs, power."""
+"""Statistics of plain arrays: intervals, paired tests, trends, factorial designs, power."""

@@ -1,1 +1,1 @@
-"""The study file: schema, parsing, checks, the grid, hypotheses."""
+"""The study file: schema, parsing, checks, grid, hypotheses."""

@@ -1,1 +1,1 @@
-"""Image sources, splits by group, fingerprints, the phantom."""
+"""Data sets: sources, decoding, splits by group, fingerprints, batches."""

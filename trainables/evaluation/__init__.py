@@ -1,1 +1,1 @@
-"""Predictions and everything computed from them."""
+"""Stored predictions, metrics, and the evaluation of a model under every shift."""

@@ -1,1 +1,1 @@
-"""Where a model's first weights come from."""
+"""Initial weights: ImageNet weights, and contrastive pretraining."""

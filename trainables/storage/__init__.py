@@ -1,1 +1,1 @@
-"""Folders on any storage, checkpoints, and the check that a record is complete."""
+"""Folders on any storage, checkpoints, and checks that a record is complete and undamaged."""

@@ -1,1 +1,1 @@
-"""Train one model: loop, step, optimisation, losses, mixing, acceleration."""
+"""Training of one model: loop, step, optimisation, losses, mixing, acceleration."""

@@ -146,8 +146,16 @@ def test_a_real_probe_decides_something() -> None:
 
 def test_only_full_batches_are_compiled(uncompiled: list[Classifier]) -> None:
     calls: list[int] = []
-    model: Any = SimpleNamespace()
-    forward = COMPILED.build_forward(lambda images: calls.append(len(images)), 4)  # type: ignore[arg-type, func-returns-value]
+
+    class Counter(Classifier):
+        def __init__(self) -> None:
+            torch.nn.Module.__init__(self)
+
+        def forward(self, images: Any) -> Any:
+            calls.append(len(images))
+
+    model = Counter()
+    forward = COMPILED.build_forward(model, 4)
     forward(torch.zeros(4)), forward(torch.zeros(3))
     assert (len(uncompiled), calls) == (1, [4, 3])
     assert DEFAULT.build_forward(model, 4) is model
