@@ -11,6 +11,7 @@ from orchestrator.ledger.ledger import Ledger
 from trainables.errors import StudyError
 from trainables.evaluation.classification import compute_log_softmax
 from trainables.evaluation.predictions import Predictions, load_predictions
+from trainables.storage.completeness import RESULT
 
 
 def predictions_table(ledger: Ledger, signature: str, classes: Sequence[str]) -> pd.DataFrame:
@@ -28,11 +29,10 @@ def predictions_table(ledger: Ledger, signature: str, classes: Sequence[str]) ->
         StudyError: the trial is not complete.
         StorageError: its predictions are damaged.
     """
-    result = ledger.read("trial", signature).result
-    if result is None:
-        raise StudyError(f"asked for the predictions of trial {signature}, which is not complete; run the study first")
     folder = ledger.folder("trial", signature)
-    names = dict.fromkeys(row["set"] for row in result["evaluations"])
+    if not folder.exists(RESULT):
+        raise StudyError(f"asked for the predictions of trial {signature}, which is not complete; run the study first")
+    names = dict.fromkeys(row["set"] for row in folder.read_json(RESULT)["evaluations"])
     titles = np.asarray(classes, dtype=object)
     parts = [part for name in names for part in _rows(load_predictions(folder, name), titles)]
     return pd.concat(parts, ignore_index=True)

@@ -1,7 +1,7 @@
 """A study that was finished before the packages were arranged anew (version 0.1.0) is found settled by this version.
 
-``before-the-move.zip`` holds its study file and its ledger: two trials, one contrastive stage, the tables of its report,
-and what was stored about an MLflow database that is gone.
+``before-the-move.zip`` holds its study file and its ledger: two trials, one contrastive stage, the tables of its
+report, and what was stored about an MLflow database that is gone.
 """
 
 from __future__ import annotations
