@@ -16,7 +16,7 @@ from orchestrator.statistics.intervals import Summary, summarise
 from trainables.config import TrialConfig
 
 _USE = """\
-from trainables.models.exported import load_exported
+from robustsweep import load_exported
 
 model = load_exported("FOLDER")              # nothing is unpickled
 images = model.decode_image("image.png")     # uint8, 1 x {channels} x {size} x {size}
