@@ -55,7 +55,7 @@ class Notifier:
         self._thread = threading.Thread(target=self._run, name="notify", daemon=True)
         if self._urls and find_spec("apprise") is None:
             self._urls = []
-            warn("nobody will be told: apprise is not installed; pip install 'robustsweep[notify]'")
+            warn("no notifications will be sent: apprise is not installed; pip install 'robustsweep[notify]'")
 
     def __enter__(self) -> Notifier:
         if self._urls:
@@ -90,7 +90,7 @@ class Notifier:
         try:
             self._send_all()
         except Exception as error:  # noqa: BLE001 - the thread's boundary; the error's text may hold a URL
-            self._warn(f"nobody is told any more: apprise failed with {type(error).__name__}")
+            self._warn(f"no further notifications are sent: apprise failed with {type(error).__name__}")
 
     def _send_all(self) -> None:
         # apprise logs the URLs that it could not send to.
@@ -137,5 +137,5 @@ def read_urls(config: NotifyConfig, environ: Mapping[str, str], warn: Callable[[
             warn(f"could not read execution.notify.urls_file: {error}")
         urls += [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
     if not urls:
-        warn(f"nobody will be told: {where}")
+        warn(f"no notifications will be sent: {where}")
     return urls

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from orchestrator.ledger.record import Record
+from orchestrator.ledger.record import Record
 
 # ------------------------------------------------------------------ time
 

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Collection, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from orchestrator.ledger.durations import spent_seconds
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.record import Record
 from orchestrator.planning.budget import BudgetStatus, Usage, format_amount, measure
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, STOPPED
 from trainables.storage.completeness import EPOCHS
-
-if TYPE_CHECKING:
-    from orchestrator.ledger.ledger import Ledger
-    from orchestrator.ledger.record import Record
 
 USAGE = "usage.json"
 

@@ -5,13 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from orchestrator.planning.plan import Work
 from orchestrator.planning.reconcile import Actions
 from orchestrator.study.execution_config import BUDGET_UNITS, Budget
-
-if TYPE_CHECKING:
-    from orchestrator.planning.plan import Work
 
 
 @dataclass(frozen=True)

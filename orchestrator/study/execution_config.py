@@ -91,7 +91,7 @@ class ExecutionConfig(Frozen):
     )
     budget: Budget | None = Field(None, description="What all runs may take together; null: no limit.")
     price_per_gpu_hour: float | None = Field(None, gt=0, le=1e6, description="In any currency.")
-    notify: NotifyConfig | None = Field(None, description="Who is told that a run ended or a trial failed.")
+    notify: NotifyConfig | None = Field(None, description="Notifications when a run ended or a trial failed.")
 
     @model_validator(mode="after")
     def _check_price(self) -> Self:

@@ -50,7 +50,7 @@ class _Measured(Frozen):
                 "choice, and its score no estimate; take validation/…, or set oracle: true to have it so, labelled"
             )
         if self.is_validation and self.oracle:
-            raise ValueError(f"found oracle: true, and {self.metric} is nobody's secret; take it away")
+            raise ValueError(f"found oracle: true, and {self.metric} is in-distribution validation; take it away")
         return self
 
     @property

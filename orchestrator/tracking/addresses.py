@@ -7,13 +7,10 @@ import sqlite3
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from orchestrator.ledger.databases import SCHEMES, find_sqlite_file, name_driver
+from orchestrator.ledger.ledger import Ledger
 from trainables.errors import StorageError, StudyError, redact
-
-if TYPE_CHECKING:
-    from orchestrator.ledger.ledger import Ledger
 
 
 class TrackingError(StorageError):

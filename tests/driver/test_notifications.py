@@ -196,7 +196,7 @@ def test_an_apprise_that_does_not_work_is_a_warning(monkeypatch: pytest.MonkeyPa
     said = Said("json://127.0.0.1:1")
     with said.notifier as notifier:
         notifier.notify("end", "x")
-    assert said.warnings == ["nobody is told any more: apprise failed with ModuleNotFoundError"]
+    assert said.warnings == ["no further notifications are sent: apprise failed with ModuleNotFoundError"]
 
 
 def test_without_apprise_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -204,7 +204,9 @@ def test_without_apprise_it_is_said_how_to_get_it(monkeypatch: pytest.MonkeyPatc
     said = Said("json://127.0.0.1:1")
     with said.notifier as notifier:
         notifier.notify("end", "x")
-    assert said.warnings == ["nobody will be told: apprise is not installed; pip install 'robustsweep[notify]'"]
+    assert said.warnings == [
+        "no notifications will be sent: apprise is not installed; pip install 'robustsweep[notify]'"
+    ]
 
 
 # ------------------------------------------------------------------ where the URLs come from
@@ -229,7 +231,7 @@ def test_no_urls_are_a_warning(tmp_path: Path) -> None:
     warnings: list[str] = []
     assert read_urls(NotifyConfig(), {}, warnings.append) == []
     assert read_urls(NotifyConfig(urls_file=tmp_path / "none"), {}, warnings.append) == []
-    assert warnings[0] == "nobody will be told: the environment variable ROBUSTSWEEP_NOTIFY is not set"
+    assert warnings[0] == "no notifications will be sent: the environment variable ROBUSTSWEEP_NOTIFY is not set"
     assert "No such file" in warnings[1]
     assert warnings[2].endswith(f"is not set, and {tmp_path / 'none'} has none")
 

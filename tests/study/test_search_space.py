@@ -53,7 +53,7 @@ def problem(search: str, *, rest: str = "factors: {augmentation: [none, strong]}
         ("objectives: [{metric: id/accuracy}]", "not in-distribution validation.*set oracle: true"),
         ("objectives: [{metric: robustness/mean_auroc}]", "not in-distribution validation"),
         ("constraints: [{metric: calibration/ece, at_most: 0.1}]", "not in-distribution validation"),
-        ("objectives: [{metric: validation/accuracy, oracle: true}]", "nobody's secret"),
+        ("objectives: [{metric: validation/accuracy, oracle: true}]", "is in-distribution validation; take it away"),
         ("objectives: [{metric: validation/ece}, {metric: validation/ece}]", "an objective twice"),
         ("constraints: [{metric: validation/ece}]", "expected at_most or at_least"),
         ("aggregate: lower_bound", "found lower_bound with 1 replicate"),
