@@ -138,16 +138,24 @@ class ForkClient:
                 self._disconnect()
             else:
                 return
-        self.connect().sendall(line)
+        try:
+            self.connect().sendall(line)
+        except ConnectionError as error:
+            self._disconnect()
+            raise ProcessLostError(self._describe_lost_server()) from error
 
     def connect(self) -> socket.socket:
         """Return the connection to the node's fork server, which is started, with its imports, if there is none.
 
         Raises:
             InfrastructureError: no fork server can be started.
+            ProcessLostError: the fork server was started and has ended, for example because an import failed.
         """
         if self._connection is None:
-            self._connection = self._connect()
+            try:
+                self._connection = self._connect()
+            except ConnectionError as error:
+                raise ProcessLostError(self._describe_lost_server()) from error
         return self._connection
 
     def _make_log(self, folder: Folder) -> str:
@@ -191,13 +199,14 @@ class ForkClient:
             data = b""
         if not data:
             self._disconnect()
-            raise ProcessLostError(f"the process that starts trials on this node has ended; {self._read_server_log()}")
+            raise ProcessLostError(self._describe_lost_server())
         self._buffer += data
 
-    def _read_server_log(self) -> str:
+    def _describe_lost_server(self) -> str:
         log = Path(f"{self._path}.log")
         text = log.read_text(errors="replace").strip() if log.exists() else ""
-        return f"the end of its log:\n{text[-2000:]}" if text else "it left no message: was it killed?"
+        end = f"the end of its log:\n{text[-2000:]}" if text else "it left no message: was it killed?"
+        return f"the process that starts trials on this node has ended; {end}"
 
     def _interpret(self, event: dict[str, Any]) -> dict[str, Any] | None:
         """Return the event for the caller, None if only this client needs it."""

@@ -152,7 +152,7 @@ def test_an_interruption_says_how_to_go_on(call: Call, place: Place, monkeypatch
         raise KeyboardInterrupt
 
     monkeypatch.setattr("orchestrator.driver.run.run_study", interrupt)
-    monkeypatch.setattr("orchestrator.cli.main._leave_at_once", sys.exit)
+    monkeypatch.setattr("orchestrator.cli.main._exit_without_cleanup", sys.exit)
     said = call("run", *place.flags, "--set", "training.epochs=2", "--set", "question=is it so?", "--address", "host:1")
     assert said.code == 1
     words = (

@@ -71,7 +71,7 @@ def test_what_a_killed_driver_could_not_note_is_found_by_its_tag(uri: str, ledge
 
 
 def test_many_unknown_records_are_looked_for_at_once(uri: str, ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.tracking.tracker._MAX_QUESTIONS", 1)
+    monkeypatch.setattr("orchestrator.tracking.tracker._MAX_SINGLE_QUERIES", 1)
     first = make_tracker(uri, ledger)
     for signature in ("t1", "t2"):
         finished(ledger, signature)
