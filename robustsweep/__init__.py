@@ -8,7 +8,7 @@
 
 from __future__ import annotations
 
-from importlib import import_module, metadata
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     """Return a public name, importing its module."""
     if name == "__version__":
+        from importlib import metadata  # takes longer than the rest of this module
+
         return metadata.version("robustsweep")
     if name not in _HOMES:
         raise AttributeError(f"module 'robustsweep' has no attribute {name!r}; it has {', '.join(__all__)}")

@@ -13,7 +13,6 @@ import shlex
 import signal
 import sys
 from enum import StrEnum
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -47,6 +46,8 @@ app.add_typer(shifts, name="shifts")
 
 def _print_version(asked: bool) -> None:
     if asked:
+        from importlib import metadata
+
         typer.echo(f"robustsweep {metadata.version('robustsweep')}")
         raise typer.Exit
 
