@@ -29,7 +29,7 @@ from shift_images import make_images
 from torchvision.models import resnet50
 
 from trainables.augmentation.pipeline import Augmenter, build_augmentation
-from trainables.config import StrongAugmentation
+from trainables.augmentation_config import StrongAugmentation
 from trainables.seeding import hash_ids, mix
 
 BAR = 1.0

@@ -13,8 +13,20 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, JsonValue, model_validator
 
+from trainables.augmentation_config import AugmentationConfig, NoAugmentation
 from trainables.errors import ConfigError
-from trainables.frozen import UNHASHED, Fraction, Frozen, ImageSize, PositiveInt, Seed
+from trainables.frozen import (
+    UNHASHED,
+    Classes,
+    Expression,
+    Fraction,
+    Frozen,
+    ImageSize,
+    PositiveInt,
+    Seed,
+    revised,
+    unhashed,
+)
 from trainables.regularisers import NoRegulariser, RegulariserConfig, SpectralDecoupling, find_part
 
 #: Part of every signature. Increase it when a field changes its meaning but neither its name nor its type.
@@ -44,9 +56,13 @@ class ImageData(Frozen):
     on_bad: Literal["error", "quarantine"] = Field(
         "error", description="An unusable image stops the study, or is set aside and counted in the report."
     )
-    max_megapixels: float = Field(
-        200.0, gt=0, description="Larger images are refused before decoding.", json_schema_extra=UNHASHED
+    on_leak: Literal["error", "quarantine"] = unhashed(
+        "error", "Images with the same pixels in two sets stop the study, or the training copy is set aside."
     )
+    similar_text: Literal["error", "distinct"] = unhashed(
+        "error", "Groups or labels that differ only in case, leading zeros or the way a number is written."
+    )
+    max_megapixels: float = unhashed(200.0, "Larger images are refused before decoding.", gt=0)
 
 
 class DigitsData(ImageData):
@@ -81,8 +97,16 @@ class MedmnistData(ImageData):
     flag: str = Field("pneumoniamnist", description="Name in MedMNIST, also the name of the data set.")
     path: Path | None = Field(None, description="The npz; none: downloaded.", json_schema_extra=UNHASHED)
     source_size: Literal[28, 64, 128, 224] = Field(28, description="Which size of MedMNIST+ to download.")
-    image_size: ImageSize = 28
+    classes: Classes = None
+    image_size: ImageSize = Field(28, description="Default: source_size.")
     channels: Literal[1, 3] = 1
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_source_size(cls, values: Any) -> Any:
+        if isinstance(values, dict) and "source_size" in values:
+            return {"image_size": values["source_size"]} | values
+        return values
 
 
 class ImageFolderData(ImageData):
@@ -90,6 +114,13 @@ class ImageFolderData(ImageData):
 
     kind: Literal["image_folder"] = "image_folder"
     path: Path = Field(description="Root folder.", json_schema_extra=UNHASHED)
+    layout: Literal["auto", "splits", "classes"] = unhashed(
+        "auto", "What the folders in path are; auto: refused where both are possible."
+    )
+    group_pattern: Expression | None = unhashed(
+        None, "Regular expression that finds the patient in an image's path; none: every image is its own group."
+    )
+    classes: Classes = None
     image_size: ImageSize = 224
 
 
@@ -199,64 +230,6 @@ PretrainingConfig = Annotated[
     ScratchPretraining | ImageNetPretraining | ContrastivePretraining, Field(discriminator="kind")
 ]
 
-# --------------------------------------------------------------------------- augmentation
-
-
-class Augmentation(Frozen):
-    """Base of all augmentations: RandomResizedCrop → flips → policy → normalise → RandomErasing (StrongAugment)."""
-
-    crop_scale_min: Fraction | None = Field(None, description="Smallest area share of RandomResizedCrop; none: off.")
-    horizontal_flip: bool = False
-    vertical_flip: bool = False
-    erasing: Fraction = Field(0.0, description="Probability of RandomErasing.")
-
-
-class NoAugmentation(Augmentation):
-    """No photometric policy."""
-
-    kind: Literal["none"] = "none"
-
-
-class RandAugment(Augmentation):
-    """RandAugment (Cubuk et al. 2020); strength scales the magnitude, 1 is ``magnitude``."""
-
-    kind: Literal["randaugment"] = "randaugment"
-    num_ops: PositiveInt = 2
-    magnitude: int = Field(9, ge=0, le=30, description="Of 31 bins, torchvision's default.")
-    strength: Fraction = 1.0
-
-
-class TrivialAugment(Augmentation):
-    """TrivialAugment Wide (Müller & Hutter 2021); strength scales the largest magnitude."""
-
-    kind: Literal["trivialaugment"] = "trivialaugment"
-    strength: Fraction = 1.0
-
-
-class AugMix(Augmentation):
-    """AugMix (Hendrycks et al. 2020) without its consistency loss; strength scales the magnitudes."""
-
-    kind: Literal["augmix"] = "augmix"
-    severity: int = Field(3, ge=1, le=10, description="Largest level of an operation, of 10.")
-    width: PositiveInt = Field(3, description="Number of chains.")
-    max_depth: PositiveInt = Field(3, description="A chain has 1 to this many operations.")
-    strength: Fraction = 1.0
-
-
-class StrongAugmentation(Augmentation):
-    """A policy of StrongAugment (Pohjonen et al. 2022); strength 0 is exactly no change."""
-
-    kind: Literal["strong"] = "strong"
-    policy: Literal["strong-v0.1.0", "strong-v1"] = Field(
-        "strong-v0.1.0", description="strong-v1: the first release, with affine operations, 2 to 5 per image."
-    )
-    strength: Fraction = 1.0
-
-
-AugmentationConfig = Annotated[
-    NoAugmentation | RandAugment | TrivialAugment | AugMix | StrongAugmentation, Field(discriminator="kind")
-]
-
 # --------------------------------------------------------------------------- training and evaluation
 
 
@@ -273,7 +246,11 @@ class TrainingConfig(Frozen):
     backbone_learning_rate_factor: float = Field(1.0, ge=0, description="Below the head; 0 is a linear probe.")
     gradient_clip_norm: float | None = Field(None, gt=0)
     class_weights: Literal["none", "balanced"] = "none"
-    label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(1.0, description="Of the training split, by group.")
+    label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        1.0,
+        description="Of every class in the training split, by group; drawn per replicate.",
+        json_schema_extra=revised(2),
+    )
     select_by: Literal["loss", "accuracy", "balanced_accuracy", "auroc"] = Field(
         "balanced_accuracy", description="On in-distribution validation; decides the checkpoint and early stopping."
     )
@@ -296,7 +273,7 @@ class EvaluationConfig(Frozen):
         description="Names of shifts and groups, and mappings: {compose: [name/severity, …], name: …}, "
         "{name: …, op: …, strengths: […]}, {stain: {haematoxylin: […], eosin: […]}}.",
     )
-    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = (1, 2, 3, 4, 5)
+    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
     shift_seed: Seed = Field(0, description="Of the shifts' randomness; the same for all trials.")
     ece_bins: int = Field(15, gt=0, le=10_000)
     store_features: bool = Field(True, description="Keep penultimate features of the unshifted sets (float16).")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 
 def canonical_json(value: Any) -> str:
@@ -15,12 +16,45 @@ def canonical_json(value: Any) -> str:
 
 #: ``json_schema_extra`` of a field that never enters a signature: a location or a behaviour, not science.
 UNHASHED: dict[str, Any] = {"identity": False}
+
+
+def revised(revision: int) -> dict[str, Any]:
+    """Return the ``json_schema_extra`` of a field whose meaning has changed for all values but its default.
+
+    Trials that set it get other signatures, trials that do not keep theirs.
+    """
+    return {"revision": revision}
+
+
+def unhashed(default: Any, description: str, **limits: Any) -> Any:
+    """Return a field that never enters a signature."""
+    return Field(default, description=description, json_schema_extra=UNHASHED, **limits)
+
+
 Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 #: The upper bounds here and in the models are assumptions: above any sensible value, and below values that exhaust
 #: the memory of the planning machine or overflow an integer.
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 ImageSize = Annotated[int, Field(gt=0, le=16_384)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+
+
+#: Not hashed: the fingerprint of the data holds the classes in their order.
+Classes = Annotated[
+    tuple[str, ...] | None,
+    Field(description="Names of the classes in their order; none: those found, sorted.", json_schema_extra=UNHASHED),
+]
+
+
+def _check_expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"found {text!r}, which is no regular expression: {error}") from error
+    return text
+
+
+Expression = Annotated[str, AfterValidator(_check_expression)]
 
 
 class Frozen(BaseModel):

@@ -13,6 +13,7 @@ from orchestrator.ledger.preregistration import EXPLORATORY, PREREGISTERED, trac
 from orchestrator.planning.feasibility import find_unsupportable
 from orchestrator.planning.plan import describe_skipped
 from orchestrator.search.proposals import Search
+from trainables.data.describe import describe_dataset
 
 #: Maximum number of damaged folders that are listed one by one.
 _MAX_DAMAGES = 10
@@ -31,6 +32,7 @@ def warn(console: Console, label: str, text: str) -> None:
 def announce(prepared: Prepared, console: Console) -> None:
     """Print the state of the study and the work to run, with warnings about everything that will not run."""
     plan, actions = prepared.plan, prepared.actions
+    _announce_data(prepared, console)
     kinds = Counter(work.kind for work in actions.open)
     done = sum(work.kind == "trial" for work in actions.skip)
     print_line(
@@ -50,9 +52,6 @@ def announce(prepared: Prepared, console: Console) -> None:
         print_line(console, "changed", line)
     for line in describe_skipped(plan.as_json()["skipped"]):
         warn(console, "left out", line)
-    num_bad = sum(len(dataset.quarantined) for dataset in prepared.inputs.datasets)
-    if num_bad:
-        warn(console, "quarantined", f"{_count(num_bad, 'image')}; the report names them")
     if actions.failed:
         failed = sum(work.kind == "trial" for work in actions.failed)
         warn(console, "failed before", f"{_count(failed, 'trial')}; --retry-failed tries again")
@@ -68,6 +67,16 @@ def announce(prepared: Prepared, console: Console) -> None:
     if actions.orphaned:
         kept = f"{len(actions.orphaned)} stages and trials in the ledger that are no longer planned"
         print_line(console, "kept", f"{kept}; nothing is deleted")
+
+
+def _announce_data(prepared: Prepared, console: Console) -> None:
+    for dataset in prepared.inputs.datasets:
+        print_line(console, "data", dataset.name)
+        for label, line in describe_dataset(dataset).items():
+            print_line(console, "", f"{label}: {line}")
+    num_bad = sum(len(dataset.quarantined) for dataset in prepared.inputs.datasets)
+    if num_bad:
+        warn(console, "quarantined", f"{_count(num_bad, 'image')}; the report names them")
 
 
 def _announce_budget(prepared: Prepared, console: Console) -> None:

@@ -18,12 +18,13 @@ from orchestrator.planning.inputs import Inputs
 from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.planning.reconcile import Actions, reconcile
 from orchestrator.planning.states import COMPLETE
-from orchestrator.planning.trial_checks import check_batches
+from orchestrator.planning.trial_checks import check_settings
 from orchestrator.search.proposals import Search
 from orchestrator.study.grid import Arm
 from orchestrator.study.report_config import describe_reference
 from orchestrator.study.study_file import Study, compute_study_sha256
 from trainables.config import Execution, TrialConfig
+from trainables.data.describe import has_groups
 
 
 @dataclass(frozen=True)
@@ -99,7 +100,7 @@ def prepare(study: Study, *, storage: str, retry_failed: bool = False, mlflow: s
         check_evaluated_shifts(study.hypotheses, arms, inputs.dataset)
     ledger = Ledger(storage, study.study)
     search = None if study.search is None else Search(study, ledger, arms, inputs)
-    check_batches((arm.config for arm in arms) if search is None else search.sample_configs(), inputs)
+    check_settings((arm.config for arm in arms) if search is None else search.sample_configs(), inputs)
     plan = search.plan if search else make_plan(arms, replicates=study.replicates, facts=inputs)
     states = ledger.states()
     about = _describe(study, arms, inputs, mlflow=mlflow)
@@ -187,6 +188,8 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
             "fingerprint": data.fingerprint,
             "num_images": {name: len(images) for name, images in sets.items()},
             "quarantined": [vars(bad) for dataset in inputs.datasets for bad in dataset.quarantined],
+            "copies": data.copies,
+            "has_groups": has_groups(data),
             "modality": data.modality,
         },
         "mlflow": mlflow,

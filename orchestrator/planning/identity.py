@@ -14,7 +14,10 @@ SIGNATURE_LENGTH = 16
 
 
 def compute_identity(config: BaseModel) -> dict[str, Any]:
-    """Return the fields of ``config`` that decide a result, nested, without the fields marked ``identity: False``."""
+    """Return the fields of ``config`` that decide a result, nested, without the fields marked ``identity: False``.
+
+    A field marked with a ``revision`` (``frozen.revised``) has it beside its value, unless that is the default.
+    """
     identity: dict[str, Any] = {}
     for name, field in type(config).model_fields.items():
         extra = field.json_schema_extra
@@ -22,6 +25,8 @@ def compute_identity(config: BaseModel) -> dict[str, Any]:
             continue
         value = getattr(config, name)
         identity[name] = compute_identity(value) if isinstance(value, BaseModel) else _plain(value)
+        if isinstance(extra, dict) and "revision" in extra and value != field.default:
+            identity[name] = {"value": identity[name], "revision": extra["revision"]}
     return identity
 
 

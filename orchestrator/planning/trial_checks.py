@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 from orchestrator.planning.inputs import Inputs
 from trainables.config import ContrastivePretraining, TrialConfig
 from trainables.data.dataset import Dataset
-from trainables.errors import StudyError
+from trainables.errors import ConfigError, StudyError
 from trainables.frozen import canonical_json
+from trainables.shifts.wording import check_shift_names
 
 
 def find_distinct(configs: Iterable[TrialConfig]) -> list[TrialConfig]:
@@ -65,23 +66,38 @@ def _check_trial(config: TrialConfig, data: Dataset) -> None:
     )
 
 
-def check_batches(configs: Iterable[TrialConfig], inputs: Inputs) -> None:
-    """Check that no batch is larger than the training set.
+def check_settings(configs: Iterable[TrialConfig], inputs: Inputs) -> None:
+    """Check settings against the data, without importing torch: batches, selection, classes in the test set, shifts.
 
     Raises:
-        StudyError: if one is; the message lists all problems.
+        StudyError: if a setting cannot work; the message lists all problems.
     """
-    problems = set()
-    for config in configs:
-        data = inputs.dataset(config.data)
-        train = len(data.splits["train"])
-        if config.training.batch_size > train:
-            problems.add(
-                f"training.batch_size: found {config.training.batch_size}, and there are {train} training images"
-            )
-        if isinstance(config.pretraining, ContrastivePretraining) and config.pretraining.batch_size > train:
-            problems.add(
-                f"pretraining.batch_size: found {config.pretraining.batch_size}, and there are {train} training images"
-            )
+    problems = {problem for config in configs for problem in _find_problems(config, inputs.dataset(config.data))}
     if problems:
         raise StudyError("\n".join(sorted(problems)))
+
+
+def _find_problems(config: TrialConfig, data: Dataset) -> Iterator[str]:
+    train = len(data.splits["train"])
+    if config.training.batch_size > train:
+        yield f"training.batch_size: found {config.training.batch_size}, and there are {train} training images"
+    if isinstance(config.pretraining, ContrastivePretraining) and config.pretraining.batch_size > train:
+        yield f"pretraining.batch_size: found {config.pretraining.batch_size}, and there are {train} training images"
+    lacking = _find_absent_classes(data, "val")
+    if config.training.select_by == "auroc" and lacking:
+        yield (
+            f"training.select_by: found auroc, and no validation image is of class {', '.join(lacking)}; expected "
+            "every class there: select by balanced_accuracy or loss, or give validation some"
+        )
+    if len(_find_absent_classes(data, "test")) == data.num_classes - 1:
+        only = data.classes[int(data.splits["test"].labels[0])]
+        yield f"data: every test image is of class {only!r}; expected two classes, or no metric tells models apart"
+    try:
+        check_shift_names(config.evaluation)
+    except ConfigError as error:
+        yield str(error)
+
+
+def _find_absent_classes(data: Dataset, split: str) -> list[str]:
+    present = set(data.splits[split].labels.tolist())
+    return [name for index, name in enumerate(data.classes) if index not in present]

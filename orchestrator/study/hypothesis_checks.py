@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache, partial
-from importlib import resources
+from functools import partial
 from typing import Any
 
 from orchestrator.study.contrasts import (
@@ -29,12 +26,10 @@ from orchestrator.study.hypotheses import (
 from orchestrator.study.problems import list_options
 from orchestrator.study.yaml_source import Key, Source, format_key
 from trainables.evaluation.metrics import METRICS
+from trainables.shifts.tables import GENERAL, GROUPS, STAIN_NAME, load_aliases, load_tables
 
 #: Callback that receives the text of a problem, then the keys below the hypothesis.
 Report = Callable[..., None]
-#: Names of stain shifts, whose severities are their own and not the evaluation's.
-_STAIN_NAME = re.compile(r"stain_h\d+(\.\d+)?_e\d+(\.\d+)?")
-_GROUPS = ("all", "imagenet-c", "medmnist-c", "stain-grid")
 
 
 def check_hypotheses(tree: Source, grid: Grid, arms: Sequence[Arm]) -> None:
@@ -172,24 +167,17 @@ def _check_shift(hypothesis: Hypothesis, evaluation: Any, grid: Grid, report: Re
     own = [entry for entry in asked if isinstance(entry, Mapping)]
     if any("compose" in entry and "name" not in entry for entry in own) and "_then_" in name:
         return
-    bank = _load_bank()
-    words = [bank["aliases"].get(entry, entry) for entry in asked if isinstance(entry, str)]
-    known = [word for word in words if word not in _GROUPS] + [str(entry["name"]) for entry in own if "name" in entry]
-    if any(word in _GROUPS for word in words):
-        known += list(bank["tables"]["general"])
+    shifts, aliases = load_tables()[GENERAL], load_aliases()
+    words = [aliases.get(entry, entry) for entry in asked if isinstance(entry, str)]
+    known = [word for word in words if word not in GROUPS] + [str(entry["name"]) for entry in own if "name" in entry]
+    if any(word in GROUPS for word in words):
+        known += list(shifts)
     has_stains = "stain-grid" in words or any("stain" in entry for entry in own)
-    if name not in known and not (has_stains and _STAIN_NAME.fullmatch(name)):
+    if name not in known and not (has_stains and STAIN_NAME.fullmatch(name)):
         report(f"the study evaluates no shift {name!r}{list_options(name, known)}", "metric")
     severities = section.get("severities", [1, 2, 3, 4, 5])
-    if name in bank["tables"]["general"] and isinstance(severities, list):
+    if name in shifts and isinstance(severities, list):
         for index, severity in enumerate(hypothesis.severities or ()):
             if severity not in severities:
                 found = f"found {severity}, the study evaluates severities {', '.join(map(str, severities))}"
                 report(found, "severities", index)
-
-
-@cache
-def _load_bank() -> dict[str, Any]:
-    """Return the content of ``severities.json``, read without the shift bank, which imports torch."""
-    text = resources.files("trainables.shifts").joinpath("severities.json").read_text(encoding="utf-8")
-    return dict(json.loads(text))

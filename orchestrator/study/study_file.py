@@ -20,12 +20,11 @@ from orchestrator.study.report_config import ReportConfig, check_report, make_ta
 from orchestrator.study.search_config import SearchConfig, expand_sampler
 from orchestrator.study.search_space import find_problems
 from orchestrator.study.yaml_source import MAX_BYTES, Key, Source, apply_override, format_key, read_yaml
+from trainables.augmentation_config import AugmentationConfig, NoAugmentation
 from trainables.config import (
-    AugmentationConfig,
     DataConfig,
     EvaluationConfig,
     ModelConfig,
-    NoAugmentation,
     PretrainingConfig,
     ScratchPretraining,
     TrainingConfig,

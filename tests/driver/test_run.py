@@ -126,7 +126,7 @@ def attempt(study: Study, storage: Path) -> None:
     [
         ("model.name=shufflenet_v2_x0_6", ConfigError, "shufflenet_v2_x0_5"),
         ("model.name=timm/nonsense", ConfigError, "nonsense"),
-        ("evaluation.shifts=[gaussian_nois]", ConfigError, "did you mean 'gaussian_noise'"),
+        ("evaluation.shifts=[gaussian_nois]", StudyError, "did you mean 'gaussian_noise'"),
         ("training.batch_size=100000", StudyError, "found 100000, and there are"),
         ("regulariser={kind: spectral_decoupling, weight: [0.1, 0.2]}", ConfigError, "one per class"),
         ("regulariser={kind: group_dro, group_by: [scaner]}", ConfigError, "found scaner, expected class, site"),

@@ -8,6 +8,7 @@ from PIL import Image
 
 from orchestrator.planning.identity import SIGNATURE_LENGTH, compute_identity, compute_signature
 from tests.support.plans import StatedFacts, names_of, plan_of
+from trainables.augmentation_config import StrongAugmentation
 from trainables.config import (
     ContrastivePretraining,
     CsvData,
@@ -16,7 +17,6 @@ from trainables.config import (
     PhantomData,
     SpectralDecoupling,
     StageConfig,
-    StrongAugmentation,
     TrialConfig,
 )
 from trainables.data.load import load_dataset

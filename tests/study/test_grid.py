@@ -4,7 +4,8 @@ import pytest
 
 from orchestrator.study.study_file import Study
 from tests.support.study_texts import arms
-from trainables.config import ContrastivePretraining, DigitsData, ImageNetPretraining, StrongAugmentation
+from trainables.augmentation_config import StrongAugmentation
+from trainables.config import ContrastivePretraining, DigitsData, ImageNetPretraining
 from trainables.errors import StudyError
 
 

@@ -13,7 +13,7 @@ from trainables.augmentation.augmix import AugMixPolicy
 from trainables.augmentation.policy import Images, NoPolicy, Policy
 from trainables.augmentation.standard import RANDAUGMENT, TRIVIALAUGMENT, StandardPolicy
 from trainables.augmentation.strong import SPACES, StrongPolicy
-from trainables.config import AugmentationConfig
+from trainables.augmentation_config import AugmentationConfig
 from trainables.ops import geometry
 from trainables.seeding import uniform
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from decimal import Decimal
 from difflib import get_close_matches
 
 import numpy as np
@@ -19,10 +22,12 @@ from trainables.data.splits import (
     check_unique,
 )
 from trainables.data.table import Table, describe_row, list_first
+from trainables.data.text_identity import check_similar, check_single
 from trainables.errors import ConfigError, DataError
 
-#: Longer strings of digits are sorted as text: Python's ``int`` refuses thousands of digits.
+#: Longer strings of digits are sorted as text: Python refuses numbers of thousands of digits.
 _MAX_DIGITS = 100
+_NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,10 @@ def _resolve_labels(table: Table, config: ImageData) -> tuple[tuple[str, ...], I
     usable = [row for row in range(len(table.ids)) if row not in problems]
     found = [table.labels[row] for row in usable]
     mapping = {label: label for label in found} if config.label_map is None else config.label_map
+    if config.label_map is None and table.classes is None:
+        check_single(found)
+        if config.similar_text == "error":
+            check_similar(found, what="label", advice="name both in data.classes, or one of them in data.label_map")
     unmapped = [row for row in usable if table.labels[row] not in mapping]
     if unmapped:
         lines = [f"{describe_row(table.file_names[row], table.rows[row])}: {table.labels[row]!r}" for row in unmapped]
@@ -86,7 +95,7 @@ def _resolve_labels(table: Table, config: ImageData) -> tuple[tuple[str, ...], I
             f"{', '.join(map(repr, mapping))}. Add the label to the map, or leave the images out:\n  "
             + list_first(lines)
         )
-    classes = table.classes or tuple(dict.fromkeys(mapping[label] for label in sort_naturally(set(found))))
+    classes = table.classes or _order_classes(set(found), mapping)
     index = {name: position for position, name in enumerate(classes)}
     labels = np.full(len(table.ids), -1, dtype=np.int64)
     for row, label in zip(usable, found, strict=True):
@@ -98,10 +107,37 @@ def _resolve_labels(table: Table, config: ImageData) -> tuple[tuple[str, ...], I
     return classes, labels, problems
 
 
+def _order_classes(found: set[str], mapping: Mapping[str, str]) -> tuple[str, ...]:
+    """Return the mapped classes: by value if all are numbers, otherwise in the order of their original labels."""
+    mapped = {mapping[label] for label in found}
+    if are_numbers(mapped):
+        return tuple(sort_naturally(mapped))
+    return tuple(dict.fromkeys(mapping[label] for label in sort_naturally(found)))
+
+
+def are_numbers(labels: Iterable[str]) -> bool:
+    """Return whether every label is a decimal number, such as "2", "-1", "10.0" or "1e-3"."""
+    return all(len(label) <= _MAX_DIGITS and _NUMBER.fullmatch(label) for label in labels)
+
+
 def sort_naturally(labels: set[str]) -> list[str]:
-    """Return the labels sorted by value if all are whole numbers ("2" before "10"), otherwise alphabetically."""
-    numeric = all(label.isdecimal() and len(label) <= _MAX_DIGITS for label in labels)
-    return sorted(labels, key=lambda label: (int(label) if numeric else 0, label))
+    """Return the labels sorted by value if all are numbers ("-2" before "-1", "2.0" before "10"), or by their text."""
+    numeric = are_numbers(labels)
+    return sorted(labels, key=lambda label: (Decimal(label) if numeric else 0, label))
+
+
+def check_order(config: ImageData, classes: Sequence[str]) -> None:
+    """Check that ordered classes have an order that somebody has stated, and not that of the alphabet.
+
+    Raises:
+        ConfigError: ``data.ordinal`` is set, and neither ``data.classes`` nor numbers order the classes.
+    """
+    if config.ordinal and not are_numbers(classes) and getattr(config, "classes", None) is None:
+        state = "data.classes" if "classes" in type(config).model_fields else "data.label_map to numbers"
+        raise ConfigError(
+            f"data.ordinal: found the classes {', '.join(classes)}, in the order of the alphabet; expected {state} to "
+            f"state their order, lowest first. Paste and order:\n  classes: [{', '.join(map(json.dumps, classes))}]"
+        )
 
 
 def _find_site(sites: np.ndarray, site: str) -> np.ndarray:

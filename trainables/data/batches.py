@@ -47,7 +47,9 @@ class TrainingImages:
         self._feed, self._device = ImageFeed(train, device), device
         self._seed = (config.seed, config.replicate)
         self._batch_size = config.training.batch_size
-        self.rows = choose_label_fraction(train, config.training.label_fraction, derive_seed(config.seed, "labels"))
+        self.rows = choose_label_fraction(
+            train, config.training.label_fraction, derive_seed(config.seed, config.replicate, "labels")
+        )
         if len(self.rows) < 2:
             raise ConfigError(f"training.label_fraction leaves {len(self.rows)} training images; at least 2 are needed")
         found = find_groups(train, choose_group_columns(config.regulariser))
@@ -84,17 +86,20 @@ class TrainingImages:
 
 
 def choose_label_fraction(train: ImageSet, fraction: float, seed: int) -> Int64[np.ndarray, " m"]:
-    """Return the rows of a subset of whole groups, drawn per class.
+    """Return the rows of a random subset of whole groups with at least ``fraction`` of the images of every class.
 
-    The subset of a smaller fraction is contained in that of a larger one.
+    All groups are in one random order. Of every class, groups that hold it are taken in that order until their images
+    reach the fraction. So every class is present, a group with several classes counts for each, and the subset of a
+    smaller fraction is contained in that of a larger one.
     """
     if fraction == 1.0:
         return np.arange(len(train))
-    groups, first, inverse = np.unique(train.groups, return_index=True, return_inverse=True)
-    keys = hash_ids(f"{seed}/{group}" for group in groups)
+    groups, group_of = np.unique(train.groups, return_inverse=True)
+    order = np.argsort(hash_ids(f"{seed}/{group}" for group in groups), kind="stable")
+    counts = np.zeros((len(groups), int(train.labels.max()) + 1), dtype=np.int64)
+    np.add.at(counts, (group_of, train.labels), 1)
+    ordered = counts[order]
+    before = ordered.cumsum(axis=0) - ordered
     chosen = np.zeros(len(groups), dtype=bool)
-    for label in np.unique(train.labels):
-        members = np.flatnonzero(train.labels[first] == label)
-        keep = max(1, round(fraction * len(members)))
-        chosen[members[np.argsort(keys[members], kind="stable")[:keep]]] = True
-    return np.flatnonzero(chosen[inverse])
+    chosen[order] = ((ordered > 0) & (before < fraction * ordered.sum(axis=0))).any(axis=1)
+    return np.flatnonzero(chosen[group_of])

@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from stat import S_ISREG
@@ -25,6 +25,7 @@ from jaxtyping import Int64, UInt8
 
 from trainables.config import ImageData
 from trainables.data.assembly import Assignment
+from trainables.data.copies import describe_problems, digest_images, find_copies
 from trainables.data.dataset import BadImage, Dataset, ImageSet
 from trainables.data.decoding import map_threads
 from trainables.data.splits import EXTERNAL, SPLITS, check_no_empty_split
@@ -34,26 +35,28 @@ from trainables.storage.completeness import describe_files, find_change
 from trainables.storage.folder import Folder, explain_failure
 
 #: Increase it when decoding or the layout of a folder changes.
-CACHE_VERSION = 2
+CACHE_VERSION = 3
 INDEX = "index.json"
 
 _LOG = logging.getLogger(__name__)
 #: Increase it when the fingerprint's definition changes: all signatures change with it.
 FINGERPRINT_VERSION = 1
 _COPY_ROWS = 1024
+#: Entries of a set that are needed while it is written: its rows in the table, digests of its files and of its pixels.
+_NOT_INDEXED = ("rows", "digests", "pixels")
 
 
 def digest_files(paths: Sequence[Path], *, memory: Path) -> list[str]:
     """Return the sha256 of every file, "" for a file that cannot be read.
 
-    A file whose size and modification time equal those stored in the JSON file ``memory`` is not read again.
+    A file whose stamp (``_read_stamp``) equals the one stored in the JSON file ``memory`` is not read again.
     """
     known = _read_memory(memory)
     stamps = [_read_stamp(path) for path in paths]
     entries = {
         str(path): known[str(path)]
         for path, stamp in zip(paths, stamps, strict=True)
-        if stamp and known.get(str(path), [None])[:2] == stamp
+        if stamp and known.get(str(path), [None])[:-1] == stamp
     }
     changed = [(path, stamp) for path, stamp in zip(paths, stamps, strict=True) if stamp and str(path) not in entries]
     digests = map_threads(lambda item: _digest_file(item[0]), changed)
@@ -61,7 +64,7 @@ def digest_files(paths: Sequence[Path], *, memory: Path) -> list[str]:
     if fresh:
         Folder(memory.parent).write(memory.name, json.dumps(known | fresh).encode())
     entries |= fresh
-    return [entries[str(path)][2] if str(path) in entries else "" for path in paths]
+    return [entries[str(path)][-1] if str(path) in entries else "" for path in paths]
 
 
 def _read_memory(memory: Path) -> dict[str, list[Any]]:
@@ -72,14 +75,18 @@ def _read_memory(memory: Path) -> dict[str, list[Any]]:
 
 
 def _read_stamp(path: Path) -> list[int] | None:
-    """Return size (bytes) and modification time (ns), None if the path is no readable file; decoding reports it."""
+    """Return size (bytes), modification and change time (ns) and inode, None if it is no readable file.
+
+    Archives and tools for data versions set modification times, so that two swapped files can have the same. The kernel
+    sets the change time, and a renamed file keeps its inode. Decoding reports unreadable files.
+    """
     try:
         stat = path.stat()
     except OSError:
         return None
     if not S_ISREG(stat.st_mode):
         return None
-    return [stat.st_size, stat.st_mtime_ns]
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
 
 
 def _digest_file(path: Path) -> str:
@@ -94,8 +101,8 @@ def write_dataset(folder: Path, table: Table, assignment: Assignment, config: Im
     """Decode every image of ``table`` into ``folder``, which appears only once it is complete.
 
     Raises:
-        DataError: images are unusable and ``on_bad`` is ``error``; or after quarantine a set is empty, or train lacks
-            a class.
+        DataError: images are unusable and ``on_bad`` is ``error``; images with the same pixels lie in two sets and
+            ``on_leak`` is ``error``, or have two labels; or after quarantine a set is empty, or train lacks a class.
         DiskFullError: the disk has too little room, which is checked before images are decoded.
     """
     temporary = folder.with_name(folder.name + ".tmp")
@@ -110,15 +117,21 @@ def write_dataset(folder: Path, table: Table, assignment: Assignment, config: Im
         ]
         if bad and config.on_bad == "error":
             raise DataError(_describe_bad(bad))
+        copies, leaked = _check_copies(sets, table, assignment, config)
+        bad += [BadImage(table.file_names[row], table.rows[row], problem) for row, problem in leaked.items()]
         if bad:
-            kept = np.array([name if row not in problems else "" for row, name in enumerate(assignment.sets)])
+            gone = problems.keys() | leaked.keys()
+            kept = np.array([name if row not in gone else "" for row, name in enumerate(assignment.sets)])
             check_no_empty_split(kept, assignment.labels, assignment.classes)
             _check_external(assignment.sets, kept)
+        for entry in sets:
+            _drop_rows(temporary, entry, leaked)
         index = {
             "classes": assignment.classes,
             "fingerprint": _compute_fingerprint(sets, assignment.classes, config),
             "quarantined": [[image.file_name, image.row, image.problem] for image in bad],
-            "sets": [{key: value for key, value in entry.items() if key != "digests"} for entry in sets],
+            "copies": copies,
+            "sets": [{key: value for key, value in entry.items() if key not in _NOT_INDEXED} for entry in sets],
             "files": describe_files(Folder(temporary), sorted(path.name for path in temporary.glob("*.npy"))),
         }
         text = json.dumps(index, allow_nan=False)  # on one line: there may be a million images
@@ -157,6 +170,7 @@ def _decode_sets(
         good = np.array([row not in problems for row in rows])
         sets.append({"name": name, **entry, **_describe_rows(table, assignment.labels, rows[good])})
         sets[-1]["digests"] = [digest for digest, keep in zip(entry["digests"], good, strict=True) if keep]
+        sets[-1]["rows"] = rows[good].tolist()
     return sets, all_problems
 
 
@@ -168,12 +182,46 @@ def _decode_set(
     images = _create(stem.with_name(images_file), (len(rows), config.channels, size, size))
     masks = _create(stem.with_name(masks_file), (len(rows), size, size)) if masks_file else None
     digests, problems = table.pixels.decode(rows, images, masks)
+    good = np.array([row not in problems for row in rows])
+    pixels = digest_images(images if good.all() else images[good])  # while they are in the page cache
     if problems:
-        good = np.array([row not in problems for row in rows])
         _keep_rows(stem.with_name(images_file), images, good)
         if masks is not None and masks_file is not None:
             _keep_rows(stem.with_name(masks_file), masks, good)
-    return {"images": images_file, "masks": masks_file, "digests": digests}, problems
+    return {"images": images_file, "masks": masks_file, "digests": digests, "pixels": pixels}, problems
+
+
+def _check_copies(
+    sets: Sequence[dict[str, Any]], table: Table, assignment: Assignment, config: ImageData
+) -> tuple[dict[str, int], dict[int, str]]:
+    """Return set → number of images that repeat another of it, and row → reason for images to set aside.
+
+    Raises:
+        DataError: copies have different labels, or lie in two sets and ``on_leak`` is ``error``.
+    """
+    digests = {row: digest for entry in sets for row, digest in zip(entry["rows"], entry["pixels"], strict=True)}
+    copies = find_copies(digests, assignment.sets, assignment.labels)
+    problem = describe_problems(copies, table, assignment.sets, assignment.labels, assignment.classes, config.on_leak)
+    if problem is not None:
+        raise DataError(problem)
+    leaked = {row: f"has a copy with the same pixels in {assignment.sets[kept]}" for row, kept in copies.across}
+    return copies.within, leaked
+
+
+def _drop_rows(folder: Path, entry: dict[str, Any], rows: Mapping[int, str]) -> None:
+    """Remove table rows from the arrays and lists of a set."""
+    good = np.array([row not in rows for row in entry["rows"]])
+    if good.all():
+        return
+    for name in (entry["images"], entry["masks"]):
+        if name is not None:
+            _keep_rows(folder / name, np.load(folder / name, mmap_mode="r"), good)
+    for key in ("rows", "digests", "pixels", "labels", "ids", "groups", "sites"):
+        entry[key] = [value for value, keep in zip(entry[key], good, strict=True) if keep]
+    entry["metadata"] = {
+        key: [value for value, keep in zip(values, good, strict=True) if keep]
+        for key, values in entry["metadata"].items()
+    }
 
 
 def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
@@ -276,6 +324,7 @@ def read_dataset(folder: Path, *, name: str, modality: str) -> Dataset:
             if (short := images.name.removeprefix(EXTERNAL)) != images.name
         },
         quarantined=tuple(BadImage(*entry) for entry in index["quarantined"]),
+        copies=index["copies"],
         modality=modality,
     )
 

@@ -9,7 +9,7 @@ from typing import Any
 from filelock import FileLock
 
 from trainables.config import CsvData, DataConfig, ImageFolderData, MedmnistData, PhantomData, TorchvisionData
-from trainables.data.assembly import assign_sets
+from trainables.data.assembly import assign_sets, check_order
 from trainables.data.cache import CACHE_VERSION, find_dataset, read_dataset, write_dataset
 from trainables.data.dataset import Dataset
 from trainables.data.sources.arrays import MEDMNIST_MODALITY, build_digits_source, build_medmnist_source
@@ -65,6 +65,7 @@ def load_dataset(config: DataConfig, *, cache_dir: Path) -> Dataset:
                 table = source.read_table()
                 write_dataset(folder, table, assign_sets(table, config), config)
                 dataset = read_dataset(folder, **about)
+    check_order(config, dataset.classes)
     return dataset
 
 

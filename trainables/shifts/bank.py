@@ -12,7 +12,6 @@ of a group (``all``, ``imagenet-c``, ``medmnist-c``, ``stain-grid``), or a mappi
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +20,11 @@ from trainables.config import EvaluationConfig
 from trainables.errors import ConfigError
 from trainables.shifts import strong
 from trainables.shifts.medmnist_c import STAIN
-from trainables.shifts.operation import Operation, Strength
+from trainables.shifts.operation import Operation
 from trainables.shifts.operations import DEFAULT, OPERATIONS
 from trainables.shifts.registry import registered_shifts
 from trainables.shifts.shift import IDENTITY, Shift, compose
-from trainables.shifts.tables import load_aliases, load_groups, load_tables
+from trainables.shifts.tables import GROUPS, STAIN_NAME, Strength, load_aliases, load_groups, load_tables
 from trainables.shifts.wording import check_known, check_once, read_mapping, read_name, read_numbers, read_strengths
 
 __all__ = ["DEFAULT_NAMES", "IDENTITY", "SHIFT_NAMES", "Shift", "build_shifts", "stain_name"]
@@ -34,12 +33,8 @@ __all__ = ["DEFAULT_NAMES", "IDENTITY", "SHIFT_NAMES", "Shift", "build_shifts", 
 SHIFT_NAMES: tuple[str, ...] = tuple(OPERATIONS)
 #: Names of the shifts of ``all`` in every modality: those that change any image, at strengths of its modality.
 DEFAULT_NAMES: tuple[str, ...] = tuple(DEFAULT)
-#: Names that stand for several shifts.
-GROUPS = ("all", "imagenet-c", "medmnist-c", "stain-grid")
 #: Multipliers of haematoxylin and of eosin in the published grid (Pohjonen et al. 2022).
 STAIN_FACTORS = (0.0, 0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
-
-_STAIN_NAME = re.compile(r"stain_h(\d+(?:\.\d+)?)_e(\d+(?:\.\d+)?)")
 
 
 @dataclass(frozen=True)
@@ -52,7 +47,7 @@ class _Bank:
 
     def at(self, name: str, severity: int) -> Shift:
         """Return the shift called ``name`` at a severity. The name must be known."""
-        if cell := _STAIN_NAME.fullmatch(name):
+        if cell := STAIN_NAME.fullmatch(name):
             return Shift(name, severity, (float(cell[1]), float(cell[2])), STAIN)
         if name in self.own:
             operation, strengths = self.own[name]
@@ -61,7 +56,7 @@ class _Bank:
 
     def known_severities(self, name: str) -> tuple[int, ...]:
         """Return the severities of a name: the evaluation's for the bank's shifts, all defined ones for others."""
-        if _STAIN_NAME.fullmatch(name):
+        if STAIN_NAME.fullmatch(name):
             return (1,)
         return tuple(range(1, len(self.own[name][1]) + 1)) if name in self.own else self.severities
 
@@ -115,7 +110,7 @@ def _read_entry(key: str, entry: str | Mapping[str, Any], bank: _Bank) -> list[l
             f"{key}: found a mapping with {', '.join(map(str, entry)) or 'nothing'}, expected one with compose, with "
             "stain, or with name, op and strengths"
         )
-    check_known(key, names, (*SHIFT_NAMES, *bank.own, *GROUPS), also=_STAIN_NAME)
+    check_known(key, names, (*SHIFT_NAMES, *bank.own, *GROUPS), also=STAIN_NAME)
     return [[bank.at(name, severity) for severity in bank.known_severities(name)] for name in names]
 
 
@@ -157,7 +152,7 @@ def _read_own(
 
 
 def _check_free(key: str, name: str, own: Container[str]) -> None:
-    if name in own or name in OPERATIONS or name in GROUPS or _STAIN_NAME.fullmatch(name):
+    if name in own or name in OPERATIONS or name in GROUPS or STAIN_NAME.fullmatch(name):
         raise ConfigError(f"{key}: {name!r} is taken; choose another name")
 
 
@@ -178,7 +173,7 @@ def _read_composition(key: str, entry: Mapping[str, Any], bank: _Bank) -> list[S
     default = "_then_".join(f"{name}{severity or ''}" for name, severity in parts)
     name = read_name(f"{key}.name", fields.get("name", default))
     _check_free(f"{key}.name", name, bank.own)
-    is_fixed = all(fixed or _STAIN_NAME.fullmatch(part) for part, fixed in parts)
+    is_fixed = all(fixed or STAIN_NAME.fullmatch(part) for part, fixed in parts)
     found = []
     for severity in (1,) if is_fixed else bank.severities:
         shifts = tuple(bank.at(part, fixed or _severity_of(part, severity)) for part, fixed in parts)
@@ -188,14 +183,14 @@ def _read_composition(key: str, entry: Mapping[str, Any], bank: _Bank) -> list[S
 
 
 def _severity_of(part: str, severity: int) -> int:
-    return 1 if _STAIN_NAME.fullmatch(part) else severity
+    return 1 if STAIN_NAME.fullmatch(part) else severity
 
 
 def _read_part(key: str, word: str, bank: _Bank) -> tuple[str, int | None]:
     """Return the name and the severity of a part. The severity is None if the evaluation's severities apply."""
     name, _, severity = word.partition("/")
     name = load_aliases().get(name, name)
-    check_known(key, [name], (*SHIFT_NAMES, *bank.own), also=_STAIN_NAME)
+    check_known(key, [name], (*SHIFT_NAMES, *bank.own), also=STAIN_NAME)
     if not severity:
         _check_severities(key, word, bank, name, bank.severities)
         return name, None

@@ -6,7 +6,8 @@ import math
 
 from trainables.ops import colour_space, distortion, weather
 from trainables.ops.filters import smoothing_gain
-from trainables.shifts.operation import Images, Operation, Seeds, Strength, each, one, scale_to, several
+from trainables.shifts.operation import Images, Operation, Seeds, each, one, scale_to, several
+from trainables.shifts.tables import Strength
 
 
 def _glass_blur(images: Images, strength: Strength, seeds: Seeds) -> Images:

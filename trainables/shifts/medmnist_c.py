@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 
 from trainables.ops import overlays, stain
-from trainables.shifts.operation import Images, Operation, Seeds, Strength, each, one, scale_to, several
+from trainables.shifts.operation import Images, Operation, Seeds, each, one, scale_to, several
+from trainables.shifts.tables import Strength
 
 #: Radius of a deposit as a share of its size: MedMNIST-C's masks are squares of the given side, in which black covers
 #: as much as a circle of this radius.

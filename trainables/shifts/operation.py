@@ -13,10 +13,10 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from trainables.shifts.tables import Strength
+
 Images = UInt8[Tensor, "n c h w"]
 Seeds = Int64[Tensor, " n"]
-#: One number or several, as a table gives them per severity.
-Strength = float | tuple[float, ...]
 
 #: Side at which ImageNet-C and MedMNIST-C define their kernels.
 REFERENCE_SIDE_PX = 224

@@ -7,17 +7,8 @@ import math
 from trainables.ops import colour, filters, noise
 from trainables.seeding import uniform
 from trainables.shifts import imagenet_c, medmnist_c
-from trainables.shifts.operation import (
-    REFERENCE_SIDE_PX,
-    Images,
-    Operation,
-    Seeds,
-    Strength,
-    each,
-    one,
-    scale_to,
-    several,
-)
+from trainables.shifts.operation import REFERENCE_SIDE_PX, Images, Operation, Seeds, each, one, scale_to, several
+from trainables.shifts.tables import Strength
 
 
 def _gaussian_blur(images: Images, strength: Strength, seeds: Seeds) -> Images:

@@ -18,10 +18,8 @@ from functools import cache
 from importlib import metadata
 
 from trainables.errors import ConfigError
-from trainables.shifts.operation import Operation, Strength
-
-#: Name of the group of entry points.
-GROUP = "robustsweep.shifts"
+from trainables.shifts.operation import Operation
+from trainables.shifts.tables import ENTRY_POINTS, Strength, registered_names
 
 
 @dataclass(frozen=True)
@@ -49,6 +47,7 @@ def register_shift(name: str, shift: RegisteredShift) -> None:
     """
     _check(name, shift)
     _registered[name] = shift
+    registered_names.add(name)
 
 
 def registered_shifts() -> dict[str, RegisteredShift]:
@@ -63,12 +62,12 @@ def registered_shifts() -> dict[str, RegisteredShift]:
 @cache
 def _load_entry_points() -> dict[str, RegisteredShift]:
     shifts = {}
-    for point in metadata.entry_points(group=GROUP):
+    for point in metadata.entry_points(group=ENTRY_POINTS):
         try:
             shift = point.load()
         except (ImportError, AttributeError) as error:
             raise ConfigError(
-                f"the entry point {point.name} = {point.value!r} of group {GROUP} cannot be loaded ({error}): "
+                f"the entry point {point.name} = {point.value!r} of group {ENTRY_POINTS} cannot be loaded ({error}): "
                 "reinstall or remove the package that brings it"
             ) from error
         _check(point.name, shift)

@@ -11,8 +11,9 @@ from torch import Tensor
 
 from trainables.errors import ConfigError
 from trainables.seeding import mix
-from trainables.shifts.operation import Operation, Strength
+from trainables.shifts.operation import Operation
 from trainables.shifts.operations import OPERATIONS
+from trainables.shifts.tables import Strength
 
 #: Values shifted at a time. A CPU is fastest while temporaries (8 bytes per value) stay in its cache; on a GPU the
 #: number bounds their memory.

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from trainables.ops import colour, filters, noise
-from trainables.shifts.operation import Images, Operation, Seeds, Strength, each, one
+from trainables.shifts.operation import Images, Operation, Seeds, each, one
+from trainables.shifts.tables import Strength
 
 
 def _first(operation: Callable[[Images, Tensor], Images], identity: float, *, needs_colour: bool = False) -> Operation:

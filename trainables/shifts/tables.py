@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import cache
 from importlib import resources
 from typing import Any
 
-from trainables.shifts.operation import Strength
-
+#: One number or several, as a table gives them per severity.
+Strength = float | tuple[float, ...]
 #: The modality that has every shift; shifts that another modality lacks are taken from it.
 GENERAL = "general"
+
+#: Names that stand for several shifts.
+GROUPS = ("all", "imagenet-c", "medmnist-c", "stain-grid")
+#: Name of a cell of the stain grid, with the factors of haematoxylin and eosin.
+STAIN_NAME = re.compile(r"stain_h(\d+(?:\.\d+)?)_e(\d+(?:\.\d+)?)")
+#: Group of the entry points by which packages bring shifts (``registry``).
+ENTRY_POINTS = "robustsweep.shifts"
+#: Names of the shifts that this process has registered itself.
+registered_names: set[str] = set()
 
 
 @cache

@@ -6,10 +6,21 @@ import difflib
 import math
 import re
 from collections.abc import Iterable, Mapping
+from importlib import metadata
 from typing import Any
 
+from trainables.config import EvaluationConfig
 from trainables.errors import ConfigError
-from trainables.shifts.operation import Strength
+from trainables.shifts.tables import (
+    ENTRY_POINTS,
+    GENERAL,
+    GROUPS,
+    STAIN_NAME,
+    Strength,
+    load_aliases,
+    load_tables,
+    registered_names,
+)
 
 #: Form of a shift's name, which becomes part of metrics and file names.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_.-]{0,99}")
@@ -27,6 +38,19 @@ def check_known(key: str, found: Iterable[Any], known: tuple[str, ...], *, also:
         nearest = difflib.get_close_matches(str(name), known, n=1)
         hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
         raise ConfigError(f"{key}: found {name!r}, expected one of {', '.join(known)}{hint}")
+
+
+def check_shift_names(evaluation: EvaluationConfig) -> None:
+    """Check the names of shifts as ``bank.build_shifts`` does, without importing torch and the operations.
+
+    Raises:
+        ConfigError: a name is unknown; the message suggests the nearest known name.
+    """
+    asked = [evaluation.shifts] if isinstance(evaluation.shifts, str) else list(evaluation.shifts)
+    own = [str(entry.get("name")) for entry in asked if isinstance(entry, dict)]
+    own += [*registered_names, *(point.name for point in metadata.entry_points(group=ENTRY_POINTS))]
+    known = (*load_tables()[GENERAL], *load_aliases(), *GROUPS, *own)
+    check_known("evaluation.shifts", [entry for entry in asked if isinstance(entry, str)], known, also=STAIN_NAME)
 
 
 def check_once(key: str, found: tuple[str, ...] | tuple[int, ...]) -> None:

@@ -6,6 +6,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from html import escape
+from typing import Any
 
 from orchestrator.analysis.results import MISSING, Results
 from orchestrator.analysis.wording import flatten, plural
@@ -91,6 +92,7 @@ def provenance_section(
         "data": f"{plan['data']['name']} ({plan['data']['kind']}), fingerprint {plan['data']['fingerprint']}, "
         f"modality {plan['data']['modality']}",
         "classes": _short(", ".join(map(str, plan["data"]["classes"]))),
+        "groups": _describe_groups(plan["data"]),
         "code": f"git commit {plan['git_commit']}" if plan["git_commit"] else "not in a git repository",
         "versions": ", ".join(f"{name} {version}" for name, version in plan["versions"].items()),
         "seed": str(plan["seed"]),
@@ -104,6 +106,15 @@ def provenance_section(
     links = ", ".join(f'<a href="{escape(name)}">{escape(name)}</a> ({escape(what)})' for name, what in files.items())
     body = facts(rows) + f'<p class="note">Beside this page: {links}.</p>' + _configuration(results)
     return Section("provenance", "Provenance", "Provenance", body)
+
+
+def _describe_groups(data: Mapping[str, Any]) -> str:
+    """Return whether groups are known, and how many images repeat another of their set; older plans lack both."""
+    text = "not recorded by the version that planned the study"
+    if "has_groups" in data:
+        text = "each in one set" if data["has_groups"] else "one per image: those of a patient may lie in several sets"
+    copies = [f"{count:,} in {name}" for name, count in data.get("copies", {}).items()]
+    return text + (f"; images with the pixels of another image of the same set: {', '.join(copies)}" if copies else "")
 
 
 def _short(text: str, limit: int = 400) -> str:

@@ -13,7 +13,7 @@ from trainables.augmentation.policy import Operation, PixelOperation, PointOpera
 from trainables.augmentation.sequences import Sequences, Stop, _put, apply_chosen, apply_sequences, find_stops, schedule
 from trainables.augmentation.standard import RANDAUGMENT, TRIVIALAUGMENT, Space, StandardPolicy, build_operations
 from trainables.augmentation.strong import SPACES, StrongPolicy, StrongSpace
-from trainables.config import (
+from trainables.augmentation_config import (
     AugmentationConfig,
     AugMix,
     NoAugmentation,

@@ -10,6 +10,7 @@ import torch
 from tests.support.tiny_configs import random_set, tiny_trial
 from trainables.config import TrialConfig
 from trainables.data.batches import TrainingImages, choose_label_fraction
+from trainables.data.dataset import ImageSet
 from trainables.errors import ConfigError
 
 CPU = torch.device("cpu")
@@ -87,12 +88,32 @@ def test_label_fractions_are_nested_whole_groups_of_every_class() -> None:
     assert set(choose_label_fraction(train_set, 0.5, 8).tolist()) != chosen[0.5]
 
 
-def test_label_fraction_is_shared_by_replicates() -> None:
-    first, second = (
-        TrainingImages(random_set("train", 240), config(replicate=i, training={"label_fraction": 0.2}), CPU)
-        for i in (0, 1)
-    )
-    assert np.array_equal(first.rows, second.rows)
+def test_label_fraction_is_drawn_per_replicate_and_shared_by_its_arms() -> None:
+    def rows(replicate: int, augmentation: str = "none") -> list[int]:
+        settings = config(replicate=replicate, training={"label_fraction": 0.2}, augmentation={"kind": augmentation})
+        return list(TrainingImages(random_set("train", 240), settings, CPU).rows.tolist())
+
+    assert rows(0) == rows(0, "strong")
+    assert rows(0) != rows(1)
+
+
+def make_eyes(num_patients: int) -> ImageSet:
+    """Two eyes per patient: the left one always healthy, the right one sick in every fifth patient."""
+    base = random_set("train", 2 * num_patients)
+    labels = np.array([int(eye == 1 and patient % 5 == 0) for patient in range(num_patients) for eye in (0, 1)])
+    groups = np.array([f"p{patient}" for patient in range(num_patients) for _ in (0, 1)])
+    return replace(base, labels=labels, groups=groups)
+
+
+@pytest.mark.parametrize("fraction", [0.001, 0.05, 0.1, 0.2, 0.5])
+def test_a_class_that_is_never_the_first_of_its_group_is_drawn_too(fraction: float) -> None:
+    eyes = make_eyes(40)
+    total = np.bincount(eyes.labels)
+    for seed in range(30):
+        rows = choose_label_fraction(eyes, fraction, seed)
+        drawn = np.bincount(eyes.labels[rows], minlength=2)
+        assert (drawn >= np.maximum(1, np.ceil(fraction * total - 1e-9))).all()
+        assert (drawn <= 2 + np.ceil(2 * fraction * total)).all()
 
 
 def test_the_regulariser_chooses_the_groups() -> None:

@@ -87,7 +87,9 @@ def test_settings_that_change_the_result_change_the_fingerprint(change, tmp_path
     assert len(fingerprints) == 2
 
 
-@pytest.mark.parametrize("change", [{"max_megapixels": 9.0}, {"on_bad": "quarantine"}, {"ordinal": True}])
+@pytest.mark.parametrize(
+    "change", [{"max_megapixels": 9.0}, {"on_bad": "quarantine"}, {"ordinal": True, "classes": ("a", "b")}]
+)
 def test_settings_that_change_no_pixel_do_not(change, tmp_path):
     config = _folder(tmp_path / "d")
     fingerprints = {

@@ -17,7 +17,7 @@ from trainables.shifts import registry
 from trainables.shifts.bank import DEFAULT_NAMES, SHIFT_NAMES, Shift, build_shifts, stain_name
 from trainables.shifts.operation import Operation
 from trainables.shifts.registry import RegisteredShift, register_shift
-from trainables.shifts.tables import load_groups, load_tables
+from trainables.shifts.tables import ENTRY_POINTS, load_groups, load_tables
 
 IMAGES = torch.arange(4 * 3 * 31 * 29, dtype=torch.int64).remainder(251).to(torch.uint8).reshape(4, 3, 31, 29)
 SEEDS = mix(torch.from_numpy(hash_ids("abcd")), 0)
@@ -126,14 +126,14 @@ def test_registered_shifts_are_part_of_the_bank() -> None:
 
 @pytest.mark.usefixtures("clean_registry")
 def test_entry_points_are_found_and_broken_ones_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    points = [metadata.EntryPoint("negative", f"{__name__}:INVERT", registry.GROUP)]
+    points = [metadata.EntryPoint("negative", f"{__name__}:INVERT", ENTRY_POINTS)]
     monkeypatch.setattr(metadata, "entry_points", lambda group: points)
     assert keys(build("negative")) == ["negative/1", "negative/2"]
-    points[:] = [metadata.EntryPoint("gone", "no_such_module:SHIFT", registry.GROUP)]
+    points[:] = [metadata.EntryPoint("gone", "no_such_module:SHIFT", ENTRY_POINTS)]
     registry._load_entry_points.cache_clear()
     with pytest.raises(ConfigError, match=r"entry point gone = 'no_such_module:SHIFT'.*reinstall"):
         build("jpeg")
-    points[:] = [metadata.EntryPoint("wrong", f"{__name__}:IMAGES", registry.GROUP)]
+    points[:] = [metadata.EntryPoint("wrong", f"{__name__}:IMAGES", ENTRY_POINTS)]
     registry._load_entry_points.cache_clear()
     with pytest.raises(ConfigError, match=r"'wrong': found Tensor, expected .*RegisteredShift"):
         build("jpeg")

@@ -8,7 +8,7 @@ import os
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -148,7 +148,30 @@ def build_medmnist_source(config: MedmnistData, cache: Path) -> Source:
     if not os.path.isfile(path):
         raise DataError(f"data.path: there is no file {path}; expected a MedMNIST npz ({config.flag})")
     digest = digest_files([path.absolute()], memory=cache / "digests" / "medmnist.json")[0]
-    return Source(hash_json(["medmnist", digest]), lambda: _read_medmnist(path, build_pixel_spec(config)))
+    spec = build_pixel_spec(config)
+    if config.path is not None and not {"image_size", "source_size"} & config.model_fields_set:
+        _check_default_size(path, spec)
+    return Source(hash_json(["medmnist", digest]), lambda: replace(_read_medmnist(path, spec), classes=config.classes))
+
+
+def _check_default_size(path: Path, spec: PixelSpec) -> None:
+    """Check that a file whose size nobody has stated holds images of the default size.
+
+    Raises:
+        ConfigError: it holds images of another size.
+        DataError: it cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            shape, _ = _check_member(archive, "train_images", path)
+    except DAMAGED as error:
+        raise DataError(f"could not read {path} ({type(error).__name__}: {error}); expected a MedMNIST npz") from error
+    size = max(shape[1:3], default=spec.image_size)
+    if size != spec.image_size:
+        raise ConfigError(
+            f"data.image_size is not set, and {path.name} holds images of {size} px; expected a size, since the "
+            f"default of {spec.image_size} px would shrink them: set data.image_size to {size} or to another size"
+        )
 
 
 def _find_medmnist(config: MedmnistData) -> Path:

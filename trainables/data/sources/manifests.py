@@ -5,16 +5,20 @@ from __future__ import annotations
 import csv
 import hashlib
 import os
+import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trainables.config import CsvData, ImageData, ImageFolderData
-from trainables.data.assembly import sort_naturally, suggest
+from trainables.data.assembly import suggest
 from trainables.data.cache import digest_files
 from trainables.data.decoding import FilePixels, build_pixel_spec
+from trainables.data.sources.layout import parse_split, read_places
 from trainables.data.splits import EXTERNAL, SPLITS, check_unique
 from trainables.data.table import Source, Table, hash_json, list_first
+from trainables.data.text_identity import check_similar, normalise
 from trainables.errors import DataError
 
 REQUIRED_COLUMNS = ("file_name", "label")
@@ -22,8 +26,8 @@ OPTIONAL_COLUMNS = ("id", "split", "group", "site")
 #: Missing values as pandas and spreadsheets write them, in lower case; "none" and "NA" may be a class.
 MISSING = {"", "nan", "<na>", "#n/a"}
 IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
-#: Files that file managers leave in folders.
-IGNORED_FILES = {"thumbs.db", "desktop.ini"}
+#: Files and folders that file managers and archives leave in folders.
+IGNORED_FILES = {"thumbs.db", "desktop.ini", "__macosx"}
 
 
 def build_csv_source(config: CsvData, cache: Path) -> Source:
@@ -42,9 +46,11 @@ def build_csv_source(config: CsvData, cache: Path) -> Source:
     places = [f"line {line}" for line in lines]
     known = [(name, place) for name, place in zip(files, places, strict=True) if name]
     check_unique([name for name, _ in known], [place for _, place in known], what="file_name")
-    problems = _find_missing(columns, lines, where)
-    _check_splits(columns.get("split", []), lines, where)
-    paths = [root / name for name in files]
+    problems = _find_missing(columns, lines, where, config.external_sites)
+    columns["split"] = _read_splits(columns.get("split", [""] * len(files)), lines, where)
+    if config.similar_text == "error" and "group" in columns:
+        check_similar(columns["group"], what="group", advice="set data.similar_text: distinct if they do differ")
+    paths = [_find_path(root, name) for name in files]
     ids = columns.get("id", files)
 
     def build_table(pixels: FilePixels) -> Table:
@@ -52,7 +58,7 @@ def build_csv_source(config: CsvData, cache: Path) -> Source:
             pixels=pixels,
             ids=ids,
             labels=columns["label"],
-            splits=columns.get("split", [""] * len(files)),
+            splits=columns["split"],
             groups=columns.get("group", ids),
             sites=["" if site.lower() in MISSING else site for site in columns.get("site", [""] * len(files))],
             file_names=[name or where for name in files],
@@ -91,7 +97,7 @@ def _read_manifest(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.reader(file, strict=True)
-            names = [name.strip() for name in next(reader, [])]
+            names = [normalise(name) for name in next(reader, [])]
             _check_columns(names, path)
             records = []
             for cells in reader:
@@ -103,7 +109,7 @@ def _read_manifest(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
                 if any("\0" in cell for cell in cells):
                     raise DataError(f"{path.name} line {reader.line_num} holds a NUL character, expected text")
                 if any(cell.strip() for cell in cells):
-                    padded = [cell.strip() for cell in cells] + [""] * (len(names) - len(cells))
+                    padded = [normalise(cell) for cell in cells] + [""] * (len(names) - len(cells))
                     records.append({**dict(zip(names, padded, strict=True)), "": reader.line_num})
     except FileNotFoundError:
         raise DataError(f"data.path: there is no manifest {path}; expected a CSV file") from None
@@ -143,28 +149,51 @@ def _check_file_names(names: Sequence[str], lines: Sequence[int], where: str) ->
     return ["" if name.lower() in MISSING else str(PurePosixPath(name.replace("\\", "/"))) for name in names]
 
 
-def _find_missing(columns: dict[str, list[str]], lines: Sequence[int], where: str) -> dict[int, str]:
-    """Return row → problem for rows with an empty cell in a column that needs a value; only a site may be unknown."""
+def _find_path(root: Path, name: str) -> Path:
+    """Return the path of a file, also where its name is on disk in Unicode's decomposed form."""
+    path = root / name
+    if name.isascii() or path.exists():
+        return path
+    decomposed = root / unicodedata.normalize("NFD", name)
+    return decomposed if decomposed.exists() else path
+
+
+def _find_missing(
+    columns: dict[str, list[str]], lines: Sequence[int], where: str, external_sites: Sequence[str]
+) -> dict[int, str]:
+    """Return row → problem for rows with an empty cell in a column that needs a value.
+
+    A site may be unknown; images of an external site need no split.
+    """
     needed = [name for name in (*REQUIRED_COLUMNS, "id", "split", "group") if name in columns]
+    sites = columns.get("site", [""] * len(lines))
     problems: dict[int, str] = {}
     for row, line in enumerate(lines):
         empty = [name for name in needed if columns[name][row].lower() in MISSING]
+        if empty == ["split"] and sites[row] in external_sites:
+            continue
         if empty:
             problems[row] = f"has no value (or NaN) for {', '.join(empty)} in {where} line {line}, expected one"
     return problems
 
 
-def _check_splits(splits: Sequence[str], lines: Sequence[int], where: str) -> None:
+def _read_splits(splits: Sequence[str], lines: Sequence[int], where: str) -> list[str]:
+    """Return the column split with train, val and test for their usual names in any case, "" where it is missing."""
+    known = [
+        "" if split.lower() in MISSING else split if split.startswith(EXTERNAL) else parse_split(split) or split
+        for split in splits
+    ]
     wrong = [
         f"{where} line {line}: {split!r}{suggest(split.lower(), SPLITS)}"
-        for split, line in zip(splits, lines, strict=False)
-        if split not in SPLITS and not split.startswith(EXTERNAL) and split.lower() not in MISSING
+        for split, line in zip(known, lines, strict=True)
+        if split and split not in SPLITS and not split.startswith(EXTERNAL)
     ]
     if wrong:
         raise DataError(
             f"{len(wrong)} value(s) of the column split are unknown; expected {', '.join(SPLITS)} or "
             f"{EXTERNAL}<name>:\n  {list_first(wrong)}"
         )
+    return known
 
 
 def _convert(values: Sequence[str]) -> list[Any]:
@@ -181,9 +210,9 @@ def _convert(values: Sequence[str]) -> list[Any]:
 
 
 def build_image_folder_source(config: ImageFolderData, cache: Path) -> Source:
-    """Return the source of ``{train,val,test,external/<name>}/<class>/*`` or ``<class>/*``.
+    """Return the source of ``{train,val,test,external/<name>}/<class>/*`` or ``<class>/*`` (``layout.read_places``).
 
-    Every image is its own group: if several show one patient, use a CSV manifest with a column ``group``.
+    Every image is its own group unless ``data.group_pattern`` finds the patient in its path.
 
     Raises:
         DataError: the folder is missing, or a file or folder lies where none is expected.
@@ -194,21 +223,9 @@ def build_image_folder_source(config: ImageFolderData, cache: Path) -> Source:
         files = sorted(_list_files(config.path))
     except OSError as error:
         raise DataError(f"data.path: could not list the images in {config.path}: {error}") from error
-    top = {name.split("/")[0] for name in files}
-    has_splits = "train" in top
-    if has_splits and top - {*SPLITS, "external"}:
-        odd = sorted(top - {*SPLITS, "external"})
-        raise DataError(
-            f"{config.path} holds train and also {', '.join(map(repr, odd))}{suggest(odd[0], [*SPLITS, 'external'])}; "
-            "expected only train, val, test and external beside each other: move or rename"
-        )
-    places = [_read_place(name, has_splits) for name in files]
-    wrong = [name for name, place in zip(files, places, strict=True) if place is None]
-    if wrong:
-        layout = "<split>/<class>/<image> or external/<name>/<class>/<image>" if has_splits else "<class>/<image>"
-        raise DataError(f"{len(wrong)} file(s) in {config.path} lie outside {layout}:\n  {list_first(wrong)}")
-    known = [place for place in places if place is not None]
-    splits, labels = [split for split, _ in known], [label for _, label in known]
+    places = read_places(files, layout=config.layout, folder=str(config.path))
+    splits, labels = [split for split, _ in places], [label for _, label in places]
+    groups = _find_groups(files, config.group_pattern)
     problems = {
         row: f"is not of a known image format; expected one of {' '.join(sorted(IMAGE_SUFFIXES))}"
         for row, name in enumerate(files)
@@ -221,16 +238,36 @@ def build_image_folder_source(config: ImageFolderData, cache: Path) -> Source:
             ids=files,
             labels=labels,
             splits=splits,
-            groups=files,
+            groups=groups,
             sites=[split.removeprefix(EXTERNAL) if split.startswith(EXTERNAL) else "" for split in splits],
             file_names=files,
             rows=[None] * len(files),
             problems=problems,
-            classes=tuple(sort_naturally(set(labels))) if config.label_map is None else None,
+            classes=config.classes,
         )
 
     paths = [config.path / name for name in files]
     return _build_file_source(config, paths, cache, config.path, build_table, said=files)
+
+
+def _find_groups(files: Sequence[str], pattern: str | None) -> list[str]:
+    """Return the group of every path: what the pattern's group "group", its first group or all of it matches.
+
+    Raises:
+        DataError: the pattern matches nothing in some path.
+    """
+    if pattern is None:
+        return list(files)
+    expression = re.compile(pattern)
+    name: str | int = "group" if "group" in expression.groupindex else min(1, expression.groups)
+    found = [match and match[name] for match in map(expression.search, files)]
+    missing = [file for file, group in zip(files, found, strict=True) if not group]
+    if missing:
+        raise DataError(
+            f"data.group_pattern {pattern!r} finds no group in {len(missing)} of {len(files)} paths; expected one in "
+            f"each, such as the patient in 'train/sick/p012_left.png' by '(p\\d+)_':\n  {list_first(missing)}"
+        )
+    return [str(group) for group in found]
 
 
 def _list_files(folder: Path, prefix: str = "", above: tuple[str, ...] = ()) -> list[str]:
@@ -256,13 +293,3 @@ def _list_files(folder: Path, prefix: str = "", above: tuple[str, ...] = ()) -> 
             else:
                 found.append(prefix + entry.name)
     return found
-
-
-def _read_place(name: str, has_splits: bool) -> tuple[str, str] | None:
-    """Return (split, class) of a relative path, None if it has too few parts."""
-    parts = name.split("/")
-    depth = 0 if not has_splits else 2 if parts[0] == "external" else 1
-    if len(parts) < depth + 2:
-        return None
-    split = "" if depth == 0 else EXTERNAL + parts[1] if depth == 2 else parts[0]
-    return split, parts[depth]

@@ -177,11 +177,34 @@ def test_pneumoniamnist(tmp_path):
     path = DATA / "pneumoniamnist.npz"
     if not path.is_file():
         pytest.skip(f"no {path}: set ROBUSTSWEEP_DATA to the folder with pneumoniamnist.npz")
-    dataset = _load(path, tmp_path)
-    assert {name: len(images) for name, images in dataset.splits.items()} == {"train": 3882, "val": 524, "test": 624}
+    with pytest.raises(DataError, match=r"10 image\(s\) have a copy .* \(10 between train and val\)"):
+        _load(path, tmp_path)
+    dataset = _load(path, tmp_path, on_leak="quarantine")
+    assert {name: len(images) for name, images in dataset.splits.items()} == {"train": 3872, "val": 524, "test": 624}
+    assert {bad.problem for bad in dataset.quarantined} == {"has a copy with the same pixels in val"}
+    assert dataset.copies == {"train": 17, "test": 3}
     assert dataset.modality == "chest_xray"
     train = dataset.splits["train"]
-    assert train.labels.shape == (3882,)
-    assert np.bincount(train.labels).tolist() == [388, 3494]
+    assert np.bincount(train.labels).tolist() == [388, 3484]
+    gone = {bad.row for bad in dataset.quarantined}
+    kept = [row for row in range(3882) if row not in gone]
     with np.load(path) as raw:
-        assert np.array_equal(train.images[:, 0], raw["train_images"])
+        assert np.array_equal(train.images[:, 0], raw["train_images"][kept])
+        assert np.array_equal(train.labels, raw["train_labels"][kept, 0])
+
+
+@pytest.mark.parametrize("size", [64, 224])
+def test_a_larger_file_is_not_shrunk_without_a_word(size, tmp_path):
+    rng = np.random.default_rng(0)
+    arrays = {}
+    for split, number in (("train", 12), ("val", 4), ("test", 4)):
+        arrays[f"{split}_images"] = rng.integers(0, 255, (number, size, size), dtype=np.uint8)
+        arrays[f"{split}_labels"] = np.arange(number)[:, None] % 2
+    np.savez(tmp_path / "m.npz", **arrays)
+    with pytest.raises(ConfigError, match=rf"image_size is not set, and m.npz holds images of {size} px"):
+        _load(tmp_path / "m.npz", tmp_path)
+    for settings, side in (({"source_size": size}, size), ({"image_size": 28}, 28), ({"image_size": size}, size)):
+        images = _load(tmp_path / "m.npz", tmp_path, **settings).splits["train"].images
+        assert images.shape == (12, 1, side, side)
+    assert MedmnistData(source_size=64, image_size=32).image_size == 32
+    assert MedmnistData().image_size == 28

@@ -5,8 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from trainables.config import CsvData, ImageFolderData
+from trainables.data.describe import describe_dataset
 from trainables.data.load import load_dataset
 from trainables.errors import ConfigError, DataError
 
@@ -237,3 +239,43 @@ def test_class_only_in_test_is_refused(tmp_path):
     _image(tmp_path / "d" / "test" / "owl" / "0.png", 7)
     with pytest.raises(DataError, match=r"(?s)train has no image.*'owl': 1 image\(s\) elsewhere \(test\)"):
         _load(config, tmp_path)
+
+
+@pytest.mark.parametrize("spelling", ["Train", "TRAINING", "training"])
+def test_usual_names_in_the_split_column_are_known(spelling, tmp_path):
+    config = _split_study(tmp_path / "d", f"last.png,1,{spelling},g99")
+    assert len(_load(config, tmp_path).splits["train"]) == 5
+
+
+def test_images_of_an_external_site_need_no_split(tmp_path):
+    config = _split_study(tmp_path / "d", "last.png,1,,g99,lyon", header="file_name,label,split,group,site").model_copy(
+        update={"external_sites": ("lyon",)}
+    )
+    assert _load(config, tmp_path).external["lyon"].ids.tolist() == ["last.png"]
+    other = _split_study(tmp_path / "e", "last.png,1,,g99,ghent", header="file_name,label,split,group,site")
+    with pytest.raises(DataError, match=r"no value \(or NaN\) for split in m.csv line 10"):
+        _load(other, tmp_path)
+
+
+def test_group_pattern_finds_the_patient_in_the_path(tmp_path):
+    rng = np.random.default_rng(0)
+    for label in ("a", "b"):
+        (tmp_path / "d" / label).mkdir(parents=True)
+        for patient in range(10):
+            for side in ("left", "right"):
+                path = tmp_path / "d" / label / f"{label}{patient:02d}_{side}.png"
+                Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).save(path)
+    config = ImageFolderData(path=tmp_path / "d", image_size=8, group_pattern=r"(?P<group>[ab]\d+)_(left|right)")
+    data = _load(config, tmp_path)
+    patients = {name: set(images.groups) for name, images in data.splits.items()}
+    assert set.union(*patients.values()) == {f"{label}{patient:02d}" for label in "ab" for patient in range(10)}
+    assert sum(map(len, patients.values())) == 20
+    assert describe_dataset(data)["groups"] == "20, each in one set"
+    assert (
+        "one per image"
+        in describe_dataset(_load(ImageFolderData(path=tmp_path / "d", image_size=8), tmp_path))["groups"]
+    )
+    with pytest.raises(DataError, match=r"(?s)finds no group in 40 of 40 paths.*a/a00_left.png"):
+        _load(config.model_copy(update={"group_pattern": r"(p\d+)_"}), tmp_path)
+    with pytest.raises(ValidationError, match="no regular expression"):
+        ImageFolderData(path=tmp_path / "d", group_pattern="(p")

@@ -1,0 +1,65 @@
+"""Configuration of the augmentation policies, part of a trial's description."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from trainables.frozen import Fraction, Frozen, PositiveInt
+
+
+class Augmentation(Frozen):
+    """Base of all augmentations: RandomResizedCrop → flips → policy → normalise → RandomErasing (StrongAugment)."""
+
+    crop_scale_min: Fraction | None = Field(None, description="Smallest area share of RandomResizedCrop; none: off.")
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+    erasing: Fraction = Field(0.0, description="Probability of RandomErasing.")
+
+
+class NoAugmentation(Augmentation):
+    """No photometric policy."""
+
+    kind: Literal["none"] = "none"
+
+
+class RandAugment(Augmentation):
+    """RandAugment (Cubuk et al. 2020); strength scales the magnitude, 1 is ``magnitude``."""
+
+    kind: Literal["randaugment"] = "randaugment"
+    num_ops: PositiveInt = 2
+    magnitude: int = Field(9, ge=0, le=30, description="Of 31 bins, torchvision's default.")
+    strength: Fraction = 1.0
+
+
+class TrivialAugment(Augmentation):
+    """TrivialAugment Wide (Müller & Hutter 2021); strength scales the largest magnitude."""
+
+    kind: Literal["trivialaugment"] = "trivialaugment"
+    strength: Fraction = 1.0
+
+
+class AugMix(Augmentation):
+    """AugMix (Hendrycks et al. 2020) without its consistency loss; strength scales the magnitudes."""
+
+    kind: Literal["augmix"] = "augmix"
+    severity: int = Field(3, ge=1, le=10, description="Largest level of an operation, of 10.")
+    width: PositiveInt = Field(3, description="Number of chains.")
+    max_depth: PositiveInt = Field(3, description="A chain has 1 to this many operations.")
+    strength: Fraction = 1.0
+
+
+class StrongAugmentation(Augmentation):
+    """A policy of StrongAugment (Pohjonen et al. 2022); strength 0 is exactly no change."""
+
+    kind: Literal["strong"] = "strong"
+    policy: Literal["strong-v0.1.0", "strong-v1"] = Field(
+        "strong-v0.1.0", description="strong-v1: the first release, with affine operations, 2 to 5 per image."
+    )
+    strength: Fraction = 1.0
+
+
+AugmentationConfig = Annotated[
+    NoAugmentation | RandAugment | TrivialAugment | AugMix | StrongAugmentation, Field(discriminator="kind")
+]

@@ -1,0 +1,52 @@
+"""Description of a data set in words: classes in order, images per class and set, groups and sites."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from trainables.data.dataset import Dataset, ImageSet
+
+#: Classes and sites that a line names; of more only the number is given.
+MAX_NAMED = 12
+
+
+def describe_dataset(data: Dataset) -> dict[str, str]:
+    """Return label → one line: classes, every set, groups, sites and copies."""
+    lines = {"classes": f"{data.num_classes}, in this order: {_list(data.classes)}"}
+    for name, images in data.splits.items():
+        lines[name] = _count_classes(images, data.classes)
+    for name, images in data.external.items():
+        lines[f"external/{name}"] = _count_classes(images, data.classes)
+    sets = [*data.splits.values(), *data.external.values()]
+    if has_groups(data):
+        lines["groups"] = f"{sum(len(np.unique(images.groups)) for images in sets):,}, each in one set"
+    else:
+        lines["groups"] = "one per image: if several show one patient, they may lie in several sets"
+    names, counts = np.unique(np.concatenate([images.sites for images in sets]), return_counts=True)
+    sites = [f"{name} {count:,}" for name, count in zip(names, counts, strict=True) if name]
+    if sites:
+        lines["sites"] = _list(sites)
+    if data.copies:
+        copies = ", ".join(f"{count:,} in {name}" for name, count in data.copies.items())
+        lines["copies"] = f"images with the pixels of another image of the same set: {copies}"
+    return lines
+
+
+def has_groups(data: Dataset) -> bool:
+    """Return whether some images share a group, so that groups were given and kept together."""
+    sets = [*data.splits.values(), *data.external.values()]
+    return any(len(np.unique(images.groups)) < len(images) for images in sets)
+
+
+def _count_classes(images: ImageSet, classes: tuple[str, ...]) -> str:
+    counts = np.bincount(images.labels, minlength=len(classes))
+    if len(classes) > MAX_NAMED:
+        return f"{len(images):,} images, {counts.min():,} to {counts.max():,} per class"
+    return f"{len(images):,} images: " + ", ".join(
+        f"{name} {count:,}" for name, count in zip(classes, counts, strict=True)
+    )
+
+
+def _list(names: list[str] | tuple[str, ...]) -> str:
+    more = len(names) - MAX_NAMED
+    return ", ".join(names[:MAX_NAMED]) + (f" and {more} more" if more > 0 else "")
