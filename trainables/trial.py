@@ -17,7 +17,7 @@ import sys
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -63,6 +63,18 @@ GPU_CONTEXT_MIB = 600.0
 Report = Callable[[dict[str, Any]], None]
 
 
+class Start(NamedTuple):
+    """Start of a call on two clocks: the date, and one that neither a clock step nor a suspended machine moves."""
+
+    wall_ms: int
+    monotonic_seconds: float
+
+    @classmethod
+    def now(cls) -> Start:
+        """Return this moment."""
+        return cls(int(time.time() * 1000), time.monotonic())
+
+
 def run_trial(
     config: TrialConfig,
     *,
@@ -92,7 +104,7 @@ def run_trial(
         RobustSweepError: any error of ``trainables.errors``, with a message for the user.
         StopTraining: if the trial was stopped early.
     """
-    started_ms = int(time.time() * 1000)
+    started = Start.now()
     device = prepare_process(execution)
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
     choose_shifts(data, config.evaluation)  # a wrong name has to fail before the training
@@ -120,7 +132,7 @@ def run_trial(
     outcome = _load_model(model, folder, signature)
     remove_checkpoints(folder)
     result = _evaluate(model, data, config, choice, folder=folder, execution=execution, report=report)
-    result |= _provenance(signature, started_ms, outcome, device, choice, execution)
+    result |= _provenance(signature, started, outcome, device, choice, execution)
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     sets = ["val", "test", *data.external]
     result["files"] = _describe_files(folder, [MODEL, EPOCHS, *(f"predictions/{name}.npz" for name in sets)])
@@ -163,7 +175,7 @@ def run_stage(
     """
     from trainables.pretraining.contrastive import pretrain_encoder  # lightly is needed in stages only
 
-    started_ms = int(time.time() * 1000)
+    started = Start.now()
     device = prepare_process(execution)
     _reset_gpu_peak(device)
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
@@ -185,7 +197,7 @@ def run_stage(
     history = folder.read_lines(EPOCHS)
     result = {"status": "complete", "metrics": {"ssl/final_loss": history[-1]["metrics"]["ssl/loss"]}}
     outcome = Outcome(len(history), len(history))
-    result |= _provenance(signature, started_ms, outcome, device, Choice(), execution)
+    result |= _provenance(signature, started, outcome, device, Choice(), execution)
     result["files"] = _describe_files(folder, [ENCODER, EPOCHS])
     folder.write_json(RESULT, result)
     return result
@@ -331,16 +343,15 @@ def _evaluate(
 
 
 def _provenance(
-    signature: str, started_ms: int, outcome: Outcome, device: torch.device, choice: Choice, execution: Execution
+    signature: str, started: Start, outcome: Outcome, device: torch.device, choice: Choice, execution: Execution
 ) -> dict[str, Any]:
-    finished_ms = int(time.time() * 1000)
     # ru_maxrss is KiB on Linux and bytes on macOS.
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return {
         "signature": signature,
-        "started_ms": started_ms,
-        "finished_ms": finished_ms,
-        "duration_seconds": (finished_ms - started_ms) / 1000,
+        "started_ms": started.wall_ms,
+        "finished_ms": int(time.time() * 1000),
+        "duration_seconds": round(time.monotonic() - started.monotonic_seconds, 3),
         "epochs": outcome.epochs,
         "best_epoch": outcome.best_epoch,
         "peak_rss_mib": round(rss, 1),

@@ -7,6 +7,7 @@ Heavy packages are imported only in the commands that need them.
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shlex
@@ -375,6 +376,9 @@ def _console(*, stderr: bool = False) -> Console:
 
 def main() -> Any:
     """Run the command line; a ``RobustSweepError`` becomes one message and an exit code."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal or file in ASCII or cp1252 gets "?", and no traceback
     try:
         return app()
     except (StorageError, InfrastructureError) as error:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from orchestrator.ledger.record import Record
 
-# ------------------------------------------------------------------ time
+#: Duration and dates of a call differ by less, unless its machine was suspended or its clock was set. An assumption.
+MAX_CLOCK_STEP_SECONDS = 5.0
 
 
 def took_seconds(record: Record) -> float:
@@ -16,8 +17,11 @@ def took_seconds(record: Record) -> float:
     total = sum(seconds for _, seconds in epochs)
     if record.result is None:
         return total
-    duration = float(record.result["duration_seconds"])
-    before = [seconds for at_ms, seconds in epochs if at_ms <= record.result["finished_ms"] - 1000 * duration]
+    duration = max(0.0, float(record.result["duration_seconds"]))
+    started_ms, finished_ms = record.result["started_ms"], record.result["finished_ms"]
+    if abs((finished_ms - started_ms) / 1000 - duration) > MAX_CLOCK_STEP_SECONDS:
+        return max(total, duration)  # the machine was suspended, or its clock was set: dates tell no order
+    before = [seconds for at_ms, seconds in epochs if at_ms <= started_ms]
     return max(total, duration + sum(before))  # clocks of two machines differ
 
 

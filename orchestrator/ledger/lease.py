@@ -28,6 +28,8 @@ _logger = logging.getLogger(__name__)
 #: Seconds between two signs of life of a driver; it is taken for dead after LEASE_SECONDS.
 HEARTBEAT_SECONDS = 10.0
 LEASE_SECONDS = 60.0
+#: A sign of life further ahead means that clocks differ. An assumption: clocks that are set by NTP differ by less.
+MAX_AHEAD_SECONDS = 5.0
 LEASE = "lease.json"
 #: File that is held only for the moment in which the lease is taken.
 LOCK = "lease.lock"
@@ -97,11 +99,19 @@ class Lease:
     def check(self) -> None:
         """Raise ``LeaseError`` if another driver is alive. Writes nothing."""
         holder = self.holder()
-        if holder is not None:
+        if holder is None:
+            return
+        age = _age(holder)
+        if age < -MAX_AHEAD_SECONDS:
             raise LeaseError(
-                f"the study in {self._folder.uri} is being run by {_describe(holder)} (last sign of life "
-                f"{_age(holder):.0f} s ago); wait for it, or stop it first"
+                f"the study in {self._folder.uri} is being run by {_describe(holder)}, whose last sign of life is "
+                f"{-age:.0f} s in the future: the clocks of the machines differ, or this one was set back. If that "
+                f"driver runs, wait for it or stop it; if not, remove {LEASE} in that folder, and set the clocks"
             )
+        raise LeaseError(
+            f"the study in {self._folder.uri} is being run by {_describe(holder)} (last sign of life {age:.0f} s ago); "
+            "wait for it, or stop it first"
+        )
 
     def __enter__(self) -> Lease:
         with self._exclusively():

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -260,3 +261,17 @@ def test_report_and_sync_say_what_they_did(call: Call, finished_study: FinishedS
     assert said.code == 0, said.err
     assert "5 records shipped to sqlite:///" in said.out
     assert "0 records shipped" in call("sync", *place.flags).out
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "latin-1"])
+def test_output_that_cannot_show_every_character_is_no_failure(
+    encoding: str, finished_study: FinishedStudy, tmp_path: Path
+) -> None:
+    place = copy_place(finished_study.place, tmp_path)
+    for command in (("run",), ("plan", "--no-pilot"), ("status",)):
+        words = [sys.executable, "-m", "robustsweep", command[0], *place.flags, *command[1:]]
+        environment = {**os.environ, "PYTHONIOENCODING": encoding}
+        done = subprocess.run(words, env=environment, cwd=tmp_path, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert b"Traceback" not in done.stderr
+        assert done.stdout.decode(encoding)

@@ -20,7 +20,11 @@ def make_record(
 ) -> Record:
     """Return a record with an epoch of 10 s ending at each of ``ends`` (s), and spans (begin, end) of attempts."""
     epochs = [{"epoch": n, "timestamp_ms": int(1000 * at), "metrics": {"seconds": 10.0}} for n, at in enumerate(ends)]
-    result = last_call and {"finished_ms": 1000 * last_call[1], "duration_seconds": last_call[1] - last_call[0]}
+    result = last_call and {
+        "started_ms": 1000 * last_call[0],
+        "finished_ms": 1000 * last_call[1],
+        "duration_seconds": last_call[1] - last_call[0],
+    }
     failure = failed and {"attempt": _note(failed)}
     return Record("s", "trial", {}, epochs, result, failure, [_note(span) for span in lost])
 
@@ -51,3 +55,14 @@ def test_finished_and_lost_time_add_up(record: Record, took: float, lost: float)
     assert took_seconds(record) == pytest.approx(took)
     assert lost_seconds(record) == pytest.approx(lost)
     assert spent_seconds(record) == pytest.approx(lost + (took if record.result is not None else 0.0))
+
+
+@pytest.mark.parametrize(("started", "finished"), [(0, 28_830), (7_200, 37)], ids=["suspended", "set back"])
+def test_a_suspended_machine_or_a_clock_that_is_set_takes_no_time(started: float, finished: float) -> None:
+    """The call took 30 s, whatever the dates say, and an epoch of 10 s lies on either side of the step."""
+    record = make_record([12, finished - 8], last_call=(started, finished))
+    assert record.result is not None
+    record.result["duration_seconds"] = 30.0
+    assert took_seconds(record) == pytest.approx(30)
+    record.result["duration_seconds"] = finished - started  # as earlier versions wrote it
+    assert took_seconds(record) >= 20

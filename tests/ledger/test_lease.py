@@ -55,6 +55,12 @@ def test_a_second_driver_is_refused_and_told_who_and_since_when(ledger: Ledger) 
     assert ledger.root.read_json("lease.json")["token"] == "theirs"
 
 
+def test_a_lease_from_the_future_says_that_clocks_differ(ledger: Ledger) -> None:
+    hold(ledger, alive_ms=int(time.time() * 1000) + 7_200_000)
+    with pytest.raises(LeaseError, match=r"(71\d\d|7200) s in the future: the clocks .* differ.*remove lease.json"):
+        Lease(ledger).check()
+
+
 def test_checking_writes_nothing(ledger: Ledger) -> None:
     Lease(ledger).check()
     assert list(ledger.root.children()) == []

@@ -4,6 +4,7 @@ import hashlib
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -277,3 +278,15 @@ def test_science_does_not_load_the_orchestration_nor_what_it_may_not_need() -> N
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_clock_that_is_set_back_changes_no_duration(
+    digits: Dataset, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    really, reads = time.time, iter(range(10_000))
+    monkeypatch.setattr(time, "time", lambda: really() - 7200.0 * (next(reads) > 0))  # after the first look at it
+    began = time.monotonic()
+    execution = Execution(device="cpu", cache_dir=cache_dir)
+    result = run_trial(tiny_trial(), signature="s", folder=Folder(tmp_path), execution=execution)
+    assert 0 < result["duration_seconds"] <= time.monotonic() - began
+    assert result["finished_ms"] < result["started_ms"]
