@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from trainables.config import Execution, ScratchPretraining, TrialConfig
@@ -20,6 +21,8 @@ from trainables.trial import build_network, prepare_process
 
 #: Numbers of untimed steps (allocations, first kernels) and of timed steps.
 _WARMUP_STEPS, _TIMED_STEPS = 1, 3
+#: Images of the first timed prediction; as many as take ``_PREDICTION_SHARE`` of the time are timed next.
+_FIRST_IMAGES, _PREDICTION_SHARE = 16, 0.1
 
 
 @dataclass(frozen=True)
@@ -36,10 +39,15 @@ class PilotTimings:
         return self.epoch_seconds * self.training_epochs + self.evaluation_seconds
 
 
-def time_trial(config: TrialConfig, execution: Execution) -> PilotTimings:
-    """Time a few optimiser steps and one unshifted pass over validation and test set on this machine.
+def time_trial(config: TrialConfig, execution: Execution, *, max_seconds: float = 30.0) -> PilotTimings:
+    """Time a few optimiser steps and the prediction of some test images on this machine, and extrapolate.
 
     The shifts themselves are not timed. Weights are random, which does not change the time, and nothing is written.
+
+    Args:
+        config: the trial.
+        execution: device, threads, cache.
+        max_seconds: no further step begins after half of it; a single step or batch may take longer.
     """
     device = prepare_process(execution)
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
@@ -47,23 +55,22 @@ def time_trial(config: TrialConfig, execution: Execution) -> PilotTimings:
     precision = resolve_precision(config.training, device)
     training = TrainingStep(model, data, config, default_choice(precision, device))
     model.train()
-    started, steps = time.perf_counter(), 0
+    began, times = time.perf_counter(), []
     for step, batch in enumerate(training.batches.epoch(1)):
-        if step == _WARMUP_STEPS:
-            _synchronise(device)
-            started = time.perf_counter()
+        started = time.perf_counter()
         training.run(batch, step, epoch=1, index=step)
-        steps = step + 1
-        if steps == _WARMUP_STEPS + _TIMED_STEPS:
+        _synchronise(device)
+        times.append(time.perf_counter() - started)
+        if len(times) == _WARMUP_STEPS + _TIMED_STEPS or time.perf_counter() - began > max_seconds / 2:
             break
-    _synchronise(device)
-    step_seconds = (time.perf_counter() - started) / max(1, steps - _WARMUP_STEPS)
-    validation = _time_prediction(model, data.splits["val"], precision, execution)
+    timed = times[_WARMUP_STEPS:] or times
+    step_seconds = sum(timed) / len(timed)
     test = data.splits["test"]
-    one_pass = _time_prediction(model, test, precision, execution)
+    image_seconds = _time_prediction(model, test, precision, execution, max_seconds=_PREDICTION_SHARE * max_seconds)
+    validation, one_pass = image_seconds * len(data.splits["val"]), image_seconds * len(test)
     modality = data.modality if config.evaluation.modality == "auto" else config.evaluation.modality
     passes = 1 + len(build_shifts(config.evaluation, modality))
-    external = one_pass / len(test) * sum(len(images) for images in data.external.values())
+    external = image_seconds * sum(len(images) for images in data.external.values())
     return PilotTimings(
         epoch_seconds=step_seconds * training.batches.num_batches + validation,
         evaluation_seconds=one_pass * passes + validation + external,
@@ -71,10 +78,23 @@ def time_trial(config: TrialConfig, execution: Execution) -> PilotTimings:
     )
 
 
-def _time_prediction(model: Classifier, images: ImageSet, precision: torch.dtype, execution: Execution) -> float:
-    started = time.perf_counter()
-    predict(model, images, batch_size=execution.evaluation_batch_size, precision=precision)
-    return time.perf_counter() - started
+def _time_prediction(
+    model: Classifier, images: ImageSet, precision: torch.dtype, execution: Execution, *, max_seconds: float
+) -> float:
+    """Return the seconds per image, measured on as many images as take about ``max_seconds``, at most all."""
+    number, seconds = 0, 0.0
+    while number < len(images) and (number == 0 or seconds < max_seconds / 2):
+        wanted = _FIRST_IMAGES if number == 0 else int(number * max_seconds / seconds)
+        number = min(len(images), max(2 * number, wanted))
+        rows = np.arange(number)
+        part = replace(
+            images, images=images.images[rows], labels=images.labels[rows], ids=images.ids[rows],
+            groups=images.groups[rows], sites=images.sites[rows], metadata={}, masks=None,
+        )  # fmt: skip
+        started = time.perf_counter()
+        predict(model, part, batch_size=execution.evaluation_batch_size, precision=precision)
+        seconds = time.perf_counter() - started
+    return seconds / number
 
 
 def _synchronise(device: torch.device) -> None:

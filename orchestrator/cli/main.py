@@ -134,17 +134,19 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show stages and trials with their states, and the estimated time and cost of the open ones."""
-    from orchestrator.cli.plan import describe_plan, render_plan
+    from orchestrator.cli.plan import describe_plan, render_estimate, render_plan
     from orchestrator.driver.estimate import estimate
     from orchestrator.driver.prepare import prepare
 
     loaded = _load(study, overrides)
     prepared = prepare(loaded, storage=_storage(loaded, storage))
+    if not as_json:
+        render_plan(prepared, _console())  # at once: a pilot takes its time
     costs = estimate(prepared, allow_pilot=pilot)
     if as_json:
         typer.echo(json.dumps(describe_plan(prepared, costs)))
     else:
-        render_plan(prepared, costs, _console())
+        render_estimate(prepared, costs, _console())
 
 
 @app.command()

@@ -84,8 +84,8 @@ def _trials(works: Any) -> int:
     return sum(work.kind == "trial" for work in works)
 
 
-def render_plan(prepared: Prepared, costs: Estimate, console: Console) -> None:
-    """Print stages, arms and the estimate."""
+def render_plan(prepared: Prepared, console: Console) -> None:
+    """Print data, stages and arms."""
     print_line(console, "study", f"{prepared.study.study}: {prepared.study.question}")
     print_line(console, "ledger", prepared.ledger.root.uri)
     announce(prepared, console)
@@ -107,6 +107,10 @@ def render_plan(prepared: Prepared, costs: Estimate, console: Console) -> None:
         arms.add_row(f"… and {len(planned) - _MAX_ARMS} more arms (--json lists all)", "", "")
     if planned:
         console.print(arms)
+
+
+def render_estimate(prepared: Prepared, costs: Estimate, console: Console) -> None:
+    """Print the estimate, and whether it fits the budget."""
     console.print(describe_estimate(costs), highlight=False)
     if prepared.budget_status is not None:
         for line in describe_needs(prepared.budget_status, find_needs(prepared, costs)):

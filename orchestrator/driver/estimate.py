@@ -22,6 +22,8 @@ from trainables.storage.folder import Folder
 
 #: Maximum number of kinds of trial that a pilot times, to stay short; further kinds get the mean.
 MAX_PILOTS = 6
+#: Time that all pilots together should take at most, imports and single long steps aside.
+PILOT_SECONDS = 30.0
 #: Maximum number of other studies on the same storage that are read, and of trials per study.
 MAX_LIKE_STUDIES, MAX_LIKE_TRIALS = 5, 100
 #: Time to start Ray and to import packages in the first workers, measured on 2 cores (10–20 s).
@@ -166,11 +168,10 @@ def _from_pilot(prepared: Prepared, todo: Sequence[Work]) -> tuple[str, list[flo
     from trainables.pilot import time_trial  # imports torch
 
     execution = resolve_execution(prepared.study)
-    timings: dict[str, Any] = {}
-    for work in todo:
-        key = _kind_of(work)
-        if key not in timings and len(timings) < MAX_PILOTS:
-            timings[key] = time_trial(_as_trial(work), execution)
+    kinds = {_kind_of(work): work for work in reversed(todo)}  # the first of each kind
+    timed = list(kinds.items())[-MAX_PILOTS:][::-1]
+    each = PILOT_SECONDS / len(timed)
+    timings = {key: time_trial(_as_trial(work), execution, max_seconds=each) for key, work in timed}
     mean = sum(t.trial_seconds for t in timings.values()) / len(timings)
     seconds = []
     for work in todo:
@@ -181,7 +182,10 @@ def _from_pilot(prepared: Prepared, todo: Sequence[Work]) -> tuple[str, list[flo
             seconds.append(2.0 * epoch * work.config.pretraining.epochs)
         else:
             seconds.append(timing.trial_seconds if timing else mean)
-    return f"a pilot of a few steps of {len(timings)} kinds of work on this machine", seconds
+    return (
+        f"a pilot of a few steps of {len(timings)} of {len(kinds)} kinds of trials and stages on this machine",
+        seconds,
+    )
 
 
 def _as_trial(work: Work) -> TrialConfig:

@@ -18,7 +18,10 @@ def took_seconds(record: Record) -> float:
     if record.result is None:
         return total
     duration = max(0.0, float(record.result["duration_seconds"]))
-    started_ms, finished_ms = record.result["started_ms"], record.result["finished_ms"]
+    if not epochs:
+        return duration
+    finished_ms = record.result["finished_ms"]
+    started_ms = record.result.get("started_ms", finished_ms - 1000 * duration)
     if abs((finished_ms - started_ms) / 1000 - duration) > MAX_CLOCK_STEP_SECONDS:
         return max(total, duration)  # the machine was suspended, or its clock was set: dates tell no order
     before = [seconds for at_ms, seconds in epochs if at_ms <= started_ms]

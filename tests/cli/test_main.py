@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from orchestrator.cli import main as cli_main
+from orchestrator.driver import estimate as estimates
 from orchestrator.ledger.ledger import Ledger
 from tests.conftest import FinishedStudy
 from tests.support.tiny_study import Place, copy_place, make_place
@@ -275,3 +276,22 @@ def test_output_that_cannot_show_every_character_is_no_failure(
         assert done.returncode == 0, done.stderr
         assert b"Traceback" not in done.stderr
         assert done.stdout.decode(encoding)
+
+
+def test_the_plan_is_printed_before_a_pilot_begins(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place, before = make_place(tmp_path, cache_dir), []
+    really = estimates.estimate
+
+    def look(prepared: Any, *, allow_pilot: bool) -> Any:
+        before.append(capsys.readouterr().out)
+        return really(prepared, allow_pilot=False)
+
+    monkeypatch.setattr(estimates, "estimate", look)
+    monkeypatch.setattr(sys, "argv", ["robustsweep", "plan", *place.flags])
+    with pytest.raises(SystemExit):
+        cli_main.main()
+    assert "classes: 10, in this order: 0, 1, 2" in before[0]
+    assert "4 arms × 1 replicates" in before[0]
+    assert "estimate" in capsys.readouterr().out
