@@ -18,7 +18,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.preregistration import DELETED, read_versions
 from orchestrator.ledger.record import Record
 from orchestrator.planning.states import COMPLETE, INTERRUPTED
-from orchestrator.tracking.addresses import RefusedError, choose_artifact_location
+from orchestrator.tracking.addresses import RefusedError, choose_artifact_location, move_artifacts
 from orchestrator.tracking.client import (
     Dataset,
     DatasetInput,
@@ -246,13 +246,15 @@ class Tracker:
     def _ensure_experiment(self) -> str:
         study = self._about["study"]
         found = self._client.get_experiment_by_name(study)
+        location = choose_artifact_location(self.tracking_uri, self._ledger)
         if found is None:
-            location = choose_artifact_location(self.tracking_uri, self._ledger)
             # The tag makes the UI offer its pages for training instead of those for language models.
             tags = {"mlflow.experimentKind": "custom_model_development"}
             return str(self._client.create_experiment(study, artifact_location=location, tags=tags))
         if found.lifecycle_stage == LifecycleStage.DELETED:
             self._client.restore_experiment(found.experiment_id)
+        if location is not None and found.artifact_location != location:
+            move_artifacts(self.tracking_uri, str(found.experiment_id), old=found.artifact_location, new=location)
         return str(found.experiment_id)
 
     def _ensure_parent(self, found: Sequence[str]) -> str:
