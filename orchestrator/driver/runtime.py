@@ -6,7 +6,6 @@ Elsewhere the driver's own slots (``execution/local_executor.py``) start first, 
 
 from __future__ import annotations
 
-import sys
 import threading
 import uuid
 from collections.abc import Callable, Iterable, Mapping
@@ -16,7 +15,7 @@ from typing import Any
 
 from orchestrator.driver import child_process
 from orchestrator.driver.prepare import resolve_execution
-from orchestrator.execution.fork_client import ForkClient, make_socket_path
+from orchestrator.execution.fork_client import ForkClient, make_command, make_socket_path
 from orchestrator.execution.resources import find_local_resources
 from orchestrator.ledger.derived import Report
 from orchestrator.ledger.ledger import Ledger
@@ -97,7 +96,7 @@ class Runtime:
         """Start the process that imports torch. Returns before it is up; repeating does nothing."""
         if self._client is None:
             path = make_socket_path(self.token)
-            command = (sys.executable, "-m", child_process.MODULE)
+            command = make_command(child_process.MODULE)
             threads = self._execution.num_threads
             self._client = ForkClient(num_threads=threads, path=path, command=command, preload=self.preload)
             self._client.connect()

@@ -9,13 +9,12 @@ from __future__ import annotations
 import base64
 import json
 import os
-import sys
 import time
 import zlib
 from collections import deque
 from typing import Any
 
-from orchestrator.execution.fork_client import ForkClient, ProcessLostError, make_socket_path
+from orchestrator.execution.fork_client import ForkClient, ProcessLostError, make_command, make_socket_path
 from orchestrator.ledger.attempts import ATTEMPTS
 from orchestrator.ledger.failures import DISK_FULL, HUNG
 from orchestrator.ledger.lease import guarded
@@ -51,7 +50,7 @@ class ChunkRunner:
             num_threads=chunk["execution"]["num_threads"],
             path=make_socket_path(chunk["token"]),
             preload=chunk["preload"],
-            command=(sys.executable, "-m", chunk["module"]),
+            command=make_command(chunk["module"]),
         )
         self.begin(chunk)
 

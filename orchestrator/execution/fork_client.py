@@ -13,6 +13,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -33,6 +34,10 @@ MEMORY_ADVICE = (
 )
 
 
+#: Longest path of a socket: Linux allows 107 bytes, macOS 103.
+MAX_SOCKET_BYTES = 100
+
+
 class ProcessLostError(InfrastructureError):
     """The process of a trial vanished, hung, or ran out of memory; trying again may help.
 
@@ -47,17 +52,41 @@ class ProcessLostError(InfrastructureError):
         self.reason, self.traceback = reason, traceback
 
 
+def make_command(module: str) -> tuple[str, ...]:
+    """Return the command that starts a fork server. ``-P``: files of the current folder are no modules to import."""
+    return (sys.executable, "-P", "-m", module)
+
+
 def make_socket_path(token: str) -> Path:
-    """Return the path of the socket on which this user's fork server on this node listens, for the run of ``token``.
+    """Return the socket path of this user's fork server on this node, for the driver whose token is ``token``.
+
+    It lies in the folder for temporary files, or in a shorter one where its name would be too long for a socket.
 
     Raises:
-        InfrastructureError: the folder belongs to somebody else.
+        InfrastructureError: no folder is short enough and private to this user.
     """
-    folder = Path(tempfile.gettempdir()) / f"robustsweep-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    if folder.stat().st_uid != os.getuid():
-        raise InfrastructureError(f"{folder} belongs to somebody else; remove it, or set TMPDIR to a folder of yours")
-    return folder / f"{token}.sock"
+    places = [tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR"), "/tmp"]
+    problems = []
+    for place in filter(None, places):
+        folder = Path(place) / f"robustsweep-{os.getuid()}"
+        path = folder / f"{token}.sock"
+        if len(os.fsencode(path)) > MAX_SOCKET_BYTES:
+            problems.append(f"{place} is too long for the name of a socket")
+            continue
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            owner = folder.stat().st_uid
+        except OSError as error:
+            problems.append(str(error))
+            continue
+        if owner == os.getuid():
+            return path
+        problems.append(f"{folder} belongs to somebody else")
+    room = MAX_SOCKET_BYTES - len(f"/robustsweep-{os.getuid()}/{token}.sock")
+    raise InfrastructureError(
+        f"found no folder for the socket of the processes for trials ({'; '.join(problems)}): set TMPDIR to a folder "
+        f"of yours whose path has at most {room} characters"
+    )
 
 
 def connect_fork_server(

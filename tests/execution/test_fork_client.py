@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
@@ -14,7 +15,13 @@ from typing import Any
 
 import pytest
 
-from orchestrator.execution.fork_client import ForkClient, ProcessLostError
+from orchestrator.execution.fork_client import (
+    MAX_SOCKET_BYTES,
+    ForkClient,
+    ProcessLostError,
+    make_command,
+    make_socket_path,
+)
 from tests.support.processes import is_running, wait_until
 from tests.support.scripted_fork_server import COMMAND
 from trainables.errors import InfrastructureError
@@ -236,3 +243,41 @@ def test_nothing_trains_on_when_the_parent_is_killed(path: Path, tmp_path: Path)
         parent.kill()
         parent.wait()
     wait_until(lambda: not any(map(is_running, pids)), "trial and fork server are gone")
+
+
+@pytest.mark.parametrize("characters", [40, 72, 150])
+def test_a_long_folder_for_temporary_files_is_no_obstacle(
+    characters: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long = tmp_path / ("x" * characters)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    path = make_socket_path("0123456789abcdef")
+    assert len(str(path)) <= MAX_SOCKET_BYTES
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+    path.unlink()
+    assert path.parent.stat().st_mode & 0o077 == 0
+
+
+def test_a_folder_of_somebody_else_is_passed_over_and_no_folder_is_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/t")
+    monkeypatch.setattr(os, "getuid", lambda: 12345)  # who owns none of the folders
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/" + "y" * 200)
+    with pytest.raises(InfrastructureError, match=r"too long for the name of a socket.*set TMPDIR .* at most \d+ char"):
+        make_socket_path("0123456789abcdef")
+    (Path("/tmp") / "robustsweep-12345").rmdir()
+
+
+@pytest.mark.parametrize("name", ["random.py", "orchestrator/__init__.py", "json.py"])
+def test_files_of_the_current_folder_are_not_imported(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: Path
+) -> None:
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text("raise SystemExit('imported from the current folder')")
+    monkeypatch.chdir(tmp_path)
+    client = ForkClient(num_threads=1, path=path, command=make_command("tests.support.scripted_fork_server"))
+    assert run(client, "finish", tmp_path / "work")[-1]["status"] == "complete"
+    client.close()
