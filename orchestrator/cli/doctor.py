@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from orchestrator.execution.resources import count_cpus
 from trainables.errors import ConfigError, StorageError, redact
 from trainables.storage.folder import Folder
 
@@ -59,7 +60,7 @@ def _examine_device() -> Finding:
     if torch.cuda.is_available():
         names = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
         return Finding("device", True, ", ".join(names))
-    return Finding("device", True, f"no GPU; {os.cpu_count()} CPU cores")
+    return Finding("device", True, f"no GPU; {count_cpus()} CPU cores")
 
 
 def _examine_storage(storage: str) -> Iterator[Finding]:

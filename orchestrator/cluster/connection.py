@@ -25,6 +25,7 @@ import ray
 from ray import tune
 from ray.tune.execution import class_cache
 
+from orchestrator.execution.resources import count_cpus
 from trainables.errors import InfrastructureError
 
 #: Other modules import ray and tune from here: Ray reads the variables above when it is imported.
@@ -56,7 +57,7 @@ def connect(address: str | None) -> dict[str, float]:
             logging_level=logging.ERROR,
             log_to_driver=False,
             # Nothing of size passes through the object store.
-            **({"object_store_memory": 100 * 2**20} if address is None else {}),
+            **({"object_store_memory": 100 * 2**20, "num_cpus": count_cpus()} if address is None else {}),
         )
         resources: dict[str, float] = ray.cluster_resources()
     except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.driver.prepare import Prepared, resolve_execution
 from orchestrator.execution.gpu_sharing import choose_gpus_per_trial
-from orchestrator.execution.resources import Slots, count_gpus, num_slots
+from orchestrator.execution.resources import Slots, count_cpus, count_gpus, num_slots
 from orchestrator.ledger.durations import took_seconds
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.identity import compute_identity
@@ -101,7 +100,7 @@ def _count_slots(prepared: Prepared) -> tuple[int, float]:
         gpus = 0.0
     slots = Slots(cpus=execution.cpus_per_trial, gpus=gpus, max_concurrent=execution.max_concurrent_trials)
     # Trials that need GPUs which this machine lacks will run on a cluster: as many at once as this machine has cores.
-    return num_slots({"CPU": os.cpu_count() or 1, "GPU": num_gpus or math.inf}, slots), gpus
+    return num_slots({"CPU": count_cpus(), "GPU": num_gpus or math.inf}, slots), gpus
 
 
 def _from_finished(prepared: Prepared, todo: Sequence[Work]) -> tuple[str, list[float] | None]:

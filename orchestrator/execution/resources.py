@@ -30,9 +30,14 @@ def find_local_resources(execution: ExecutionConfig) -> dict[str, float] | None:
     has_gpu = execution.device != "cpu" and any(Path(name).exists() for name in _GPU_DEVICES)
     if not execution.local_executor or has_gpu or execution.gpus_per_trial not in ("auto", 0):
         return None
-    import joblib  # knows containers and affinity; takes 0.2 s
+    return {"CPU": float(count_cpus()), "GPU": 0.0}
 
-    return {"CPU": float(joblib.cpu_count()), "GPU": 0.0}
+
+def count_cpus() -> int:
+    """Return how many CPU cores this process may use: SLURM and containers give it fewer than the machine has."""
+    import joblib  # knows affinity and the limits of containers; takes 0.2 s
+
+    return int(joblib.cpu_count())
 
 
 def count_gpus(execution: ExecutionConfig) -> int:

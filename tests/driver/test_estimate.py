@@ -116,7 +116,7 @@ def test_a_like_study_of_another_version_does_not_count(tmp_path: Path, cache_di
 
 
 def test_slots_are_what_cores_and_gpus_allow(tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.driver.estimate.os.cpu_count", lambda: 16)
+    monkeypatch.setattr("orchestrator.driver.estimate.count_cpus", lambda: 16)
     monkeypatch.setattr("orchestrator.driver.estimate.count_gpus", lambda execution: 2)
     finish(make(tmp_path, cache_dir), make(tmp_path, cache_dir).plan.trials[0], 1.0)
     for gpus, slots in (("auto", 2), ("0.25", 8), ("0", 16)):

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -67,3 +70,15 @@ def test_the_driver_runs_only_what_takes_no_gpu(
 @pytest.mark.parametrize(("cpus", "most", "expected"), [(1.0, None, 8), (3.0, None, 2), (1.0, 3, 3), (1.0, 99, 8)])
 def test_own_slots_are_what_fits_and_no_more_than_asked(cpus: float, most: int | None, expected: int) -> None:
     assert num_local_slots({"CPU": 8.0}, Slots(cpus, 0.0, most)) == expected
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs a system with CPU affinity")
+def test_a_process_that_may_use_one_core_has_one() -> None:
+    code = (
+        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        "from orchestrator.execution.resources import count_cpus\n"
+        "from trainables.data.decoding import _count_cores\n"
+        "print(count_cpus(), _count_cores())"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["1", "1"]

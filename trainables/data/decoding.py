@@ -55,8 +55,13 @@ def build_pixel_spec(config: ImageData) -> PixelSpec:
 
 def map_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """Return ``function(item)`` for all items in order, computed in threads: PIL, hashing and NumPy release the GIL."""
-    with ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(MAX_THREADS, _count_cores())) as pool:
         return list(pool.map(function, items))
+
+
+def _count_cores() -> int:
+    """Return how many cores this process may run on, without the imports that knowing a container's limit takes."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
