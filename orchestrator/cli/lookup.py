@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,18 @@ from pydantic import ValidationError
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.study.execution_config import ExecutionConfig
 from orchestrator.study.problems import explain
-from orchestrator.study.study_file import Study, load_study
+from orchestrator.study.study_file import Study, compute_study_sha256, load_study
 from orchestrator.study.yaml_source import Source, apply_override
 from trainables.errors import StudyError
+from trainables.frozen import canonical_json
 from trainables.storage.folder import Folder
 
 #: Valid name of a study.
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 #: Maximum number of folders of a storage that are searched for study names.
 _MAX_LISTED = 50
+#: Maximum number of differences and of characters per value that are printed.
+_MAX_DIFFERENCES, _MAX_VALUE = 10, 60
 
 
 def open_study(what: str, *, storage: str | None = None, overrides: Sequence[str] = ()) -> Study:
@@ -67,6 +71,42 @@ def list_studies(storage: str) -> list[str]:
     """Return the names of studies that were run with a storage, from its first ``_MAX_LISTED`` folders."""
     folder = Folder(storage)
     return [name for name in islice(folder.children(), _MAX_LISTED) if (folder / name).exists("plan.json")]
+
+
+def describe_differences(study: Study, *, storage: str) -> list[str]:
+    """Return lines that say how a study differs from the one that was last run; none if it does not or none was run.
+
+    Raises:
+        StorageError: the storage cannot be read, or the plan is damaged.
+    """
+    ledger = Ledger(storage, study.study)
+    if not ledger.root.exists("plan.json"):
+        return []
+    plan = ledger.read_plan()
+    if plan["study_sha256"] == compute_study_sha256(study):
+        return []
+    before, now = dict(_flatten(plan["base"])), dict(_flatten(json.loads(canonical_json(study.describe()))))
+    keys = sorted(key for key in before | now if before.get(key) != now.get(key))
+    lines = [f"  {key}: {_shorten(before.get(key))} was run, now {_shorten(now.get(key))}" for key in keys]
+    more = [f"  and {len(lines) - _MAX_DIFFERENCES} more"] if len(lines) > _MAX_DIFFERENCES else []
+    first = "the study differs from the one that was last run; this is about that one"
+    return [first, *lines[:_MAX_DIFFERENCES], *more]
+
+
+def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Yield dotted key and JSON of all values of a tree but its mappings."""
+    if isinstance(value, dict) and value:
+        for name, below in value.items():
+            yield from _flatten(below, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, json.dumps(value, ensure_ascii=False)
+
+
+def _shorten(value: str | None) -> str:
+    """Return the JSON of a value, cut if it is long; None is a key that is not there."""
+    if value is None:
+        return "nothing"
+    return value if len(value) <= _MAX_VALUE else f"{value[:_MAX_VALUE]}…"
 
 
 def _default_storage(overrides: Sequence[str]) -> str:

@@ -162,7 +162,6 @@ def status(
         compute_status,
         find_budget_status,
         find_damaged,
-        is_current,
         is_out_of_budget,
         render_status,
     )
@@ -174,8 +173,7 @@ def status(
         typer.echo(json.dumps(counts | ({} if budget_status is None else {"budget": budget_status.as_json()})))
     else:
         render_status(counts, _console(), budget_status)
-    if not is_current(loaded, storage=_storage(loaded, storage)):
-        typer.echo("the study differs from the one that was last run; this is about that one", err=True)
+    _warn_of_differences(loaded, storage)
     damaged = find_damaged(loaded, storage=_storage(loaded, storage)) if verify else []
     for damage in damaged:
         typer.echo(f"damaged: {damage}; remove that file and run the study again: it is made anew", err=True)
@@ -197,6 +195,7 @@ def report(
     from orchestrator.report.write import write_report
 
     loaded = _open(study, storage, overrides)
+    _warn_of_differences(loaded, storage)
     ledger = Ledger(_storage(loaded, storage), loaded.study)
     written = write_report(ledger, cache_dir=loaded.execution.cache_dir.expanduser(), metric=metric)
     _console().print(written.summary, soft_wrap=True, highlight=False, markup=False)
@@ -351,6 +350,13 @@ def _open(what: str, storage: str | None, overrides: list[str] | None) -> Study:
     from orchestrator.cli.lookup import open_study
 
     return open_study(what, storage=storage, overrides=overrides or ())
+
+
+def _warn_of_differences(study: Study, storage: str | None) -> None:
+    from orchestrator.cli.lookup import describe_differences
+
+    for line in describe_differences(study, storage=_storage(study, storage)):
+        typer.echo(line, err=True)
 
 
 def _storage(study: Study, flag: str | None) -> str:

@@ -45,13 +45,15 @@ def select(  # noqa: PLR0913 - the options of a command are its arguments
     as_json: AsJson = False,
 ) -> None:
     """Choose an arm by in-distribution validation, export its model with a card and register it in MLflow."""
-    from orchestrator.cli.lookup import open_study
+    from orchestrator.cli.lookup import describe_differences, open_study
     from orchestrator.selection.ranking import SelectionCriteria
     from orchestrator.selection.select_model import SelectOptions, select_model
 
     if alias is not None and register is None:
         raise StudyError("--alias names a version in MLflow's model registry; give the model's name with --register")
     loaded = open_study(study, storage=storage, overrides=overrides or ())
+    for line in describe_differences(loaded, storage=storage or loaded.execution.storage):
+        typer.echo(line, err=True)
     done = select_model(
         loaded,
         SelectOptions(SelectionCriteria(by, rule.value, oracle, replicate, incomplete), out, onnx, register, alias),

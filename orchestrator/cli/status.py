@@ -11,7 +11,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.usage import read_budget_status
 from orchestrator.planning.budget import BudgetStatus, describe_budget
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
-from orchestrator.study.study_file import Study, compute_study_sha256
+from orchestrator.study.study_file import Study
 
 #: Names of the counts of ``status``, in trials. running + interrupted + missing + failed + complete = planned; a study
 #: with early stopping also counts stopped trials.
@@ -68,14 +68,6 @@ def find_damaged(study: Study, *, storage: str) -> list[str]:
     ledger = Ledger(storage, study.study)
     ledger.states(every_byte=True)
     return list(ledger.damaged.values())
-
-
-def is_current(study: Study, *, storage: str) -> bool:
-    """Return whether the last run had the same study file, True if there was no run."""
-    ledger = Ledger(storage, study.study)
-    if not ledger.root.exists("plan.json"):
-        return True
-    return bool(ledger.read_plan()["study_sha256"] == compute_study_sha256(study))
 
 
 def render_status(counts: Mapping[str, int], console: Console, budget_status: BudgetStatus | None = None) -> None:

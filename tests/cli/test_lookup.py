@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cli.lookup import list_studies, open_study
-from orchestrator.cli.status import compute_status, is_current
+from orchestrator.cli.lookup import describe_differences, list_studies, open_study
+from orchestrator.cli.status import compute_status
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.study.study_file import load_study
 from orchestrator.tracking.addresses import resolve_tracking_uri
@@ -27,7 +27,7 @@ def test_a_study_that_was_run_is_the_one_of_its_file(finished_study: FinishedStu
     storage = str(place.storage)
     known, from_file = open_study("tiny", storage=storage), load_study(place.study)
     assert known.describe() == from_file.describe()
-    assert is_current(known, storage=storage)
+    assert describe_differences(known, storage=storage) == []
     assert known.execution.cache_dir == from_file.execution.cache_dir
     assert known.execution.storage == storage
     assert compute_status(known, storage=storage)["complete"] == 4
@@ -75,3 +75,26 @@ def test_budget_and_mlflow_are_those_of_the_last_run(finished_study: FinishedStu
     change_plan(place.storage, base=ledger.read_plan()["base"] | {"data": {"kind": "crystals"}})
     with pytest.raises(StudyError, match=r"data.kind: .*crystals[\s\S]*another version.*give the study file"):
         open_study("tiny", storage=storage)
+
+
+def test_differences_from_what_was_run_are_named_by_key(finished_study: FinishedStudy) -> None:
+    storage = str(finished_study.place.storage)
+    changed = load_study(
+        finished_study.place.study, ["training.epochs=7", "factors.augmentation=[none, strong, trivialaugment]"]
+    )
+    first, *lines = describe_differences(changed, storage=storage)
+    assert first == "the study differs from the one that was last run; this is about that one"
+    assert "  training.epochs: 3 was run, now 7" in lines
+    assert any(line.startswith("  factors.augmentation: ") and '"trivialaugment"' in line for line in lines)
+    assert len(lines) == 2
+    assert describe_differences(changed, storage=f"{storage}/elsewhere") == []
+
+
+@pytest.mark.parametrize("command", ["status", "report", "select"])
+def test_commands_about_a_study_say_that_its_file_differs(
+    finished_study: FinishedStudy, tmp_path: Path, command: str
+) -> None:
+    place = copy_place(finished_study.place, tmp_path)
+    done = place.call(command, "--set", "training.epochs=7")
+    assert "differs from the one that was last run" in done.stderr
+    assert "training.epochs: 3 was run, now 7" in done.stderr
