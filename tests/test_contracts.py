@@ -55,6 +55,15 @@ def undocumented(node: ast.AST, prefix: str = "") -> Iterator[str]:
             yield from undocumented(child, f"{prefix}{child.name}.")
 
 
+def unknown_args(function: ast.FunctionDef | ast.AsyncFunctionDef) -> Iterator[str]:
+    """Yield the names below ``Args:`` of a docstring that are no parameters."""
+    section = (ast.get_docstring(function) or "").partition("Args:\n")[2].partition("\n\n")[0]
+    args = function.args
+    known = {arg.arg for arg in (*args.posonlyargs, *args.args, *args.kwonlyargs, args.vararg, args.kwarg) if arg}
+    for names in re.findall(r"^    ((?:\*{0,2}\w+(?:, )?)+): ", section, re.MULTILINE):
+        yield from (f"{function.name}: {name}" for name in names.replace("*", "").split(", ") if name not in known)
+
+
 def test_there_is_something_to_look_at() -> None:
     names = {relative(path) for path in SOURCES}
     assert {"orchestrator/driver/run.py", "trainables/trial.py", "orchestrator/report/write.py"} <= names
@@ -68,6 +77,7 @@ def test_a_file_stays_within_its_limits(path: Path) -> None:
     assert [each.name for each in functions(tree) if body_lines(each) > MAX_BODY_LINES] == []
     assert list(undocumented(tree)) == []
     assert [text for text in docstrings(tree) if text.split()[0] in UNCLEAR] == []
+    assert [text for each in functions(tree) for text in unknown_args(each)] == []
 
 
 def docstrings(tree: ast.Module) -> Iterator[str]:

@@ -68,8 +68,7 @@ def run_study(
     print_line(console, "study", f"{study.study}: {study.question}")
     print_line(console, "ledger", ledger.root.uri)
     print_line(console, "MLflow", redact(tracking_uri))
-    lease = Lease(ledger)
-    lease.check()  # before the data are read, which may take long
+    Lease(ledger).check()  # before the data are read, which may take long
     with Runtime(study, address=address or study.execution.address) as runtime:
         if not ledger.root.exists("plan.json"):
             runtime.start_fork_server()  # a new study: something will run, and importing torch takes seconds
@@ -77,7 +76,8 @@ def run_study(
         if prepared.is_open:
             runtime.start()
             runtime.check(prepared.open_configs)
-        with lease:  # nothing has been written before
+        ledger = prepared.ledger  # of all who write: the lease guards this object, not the folder
+        with Lease(ledger) as lease:  # nothing has been written before
             prepared = refresh(prepared, retry_failed=retry_failed)
             announce(prepared, console)
             prepared.registration.write(ledger.root)

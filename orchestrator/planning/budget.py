@@ -64,7 +64,7 @@ class BudgetStatus:
         )
 
     def begin(self, works: Collection[Work]) -> BudgetStatus:
-        """Return the standing after the trials among ``works`` have begun."""
+        """Return the budget status after the trials among ``works`` have begun."""
         new = {work.signature for work in works if work.kind == "trial"} - self.begun
         taken = {**self.taken, "trials": self.taken["trials"] + len(new)}
         return replace(self, taken=taken, begun=self.begun | new)
@@ -98,7 +98,7 @@ def describe_needs(budget_status: BudgetStatus, needs: Mapping[str, float | None
     """Return one line per limit: the amount taken, the estimate for the rest, and whether both fit together.
 
     Args:
-        standing: limits and the amount taken of each.
+        budget_status: limits and the amount taken of each.
         needs: limit → estimated amount still to be taken, None if it is unknown.
     """
     lines = []

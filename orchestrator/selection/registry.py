@@ -76,7 +76,7 @@ def register_model(
         exported: exported files and network.
         name: name of the registered model.
         alias: alias to set on the version, which removes it from another version; None leaves all aliases as they are.
-        tell: callback that receives the lines for the user.
+        write_line: callback that receives the lines for the user.
 
     Raises:
         StudyError: the name or the alias cannot be used, or the trial is not in MLflow.

@@ -42,7 +42,7 @@ def select_model(
         request: options of the command.
         storage: root of the ledger.
         mlflow: value of ``--mlflow``.
-        tell: callback that receives the lines for the user.
+        write_line: callback that receives the lines for the user.
 
     Raises:
         RobustSweepError: any of its subclasses, with a message for the user.

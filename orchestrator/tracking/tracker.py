@@ -91,7 +91,7 @@ class Tracker:
         experiment is restored, since the study continues.
 
         Args:
-            look_at_all: whether to query runs that ended according to the ledger too; 5 ms per run.
+            query_all: whether to query runs that ended according to the ledger too; 5 ms per run.
 
         Raises:
             TrackingError: MLflow cannot be reached.
@@ -102,6 +102,7 @@ class Tracker:
             self._client = self._client or connect(self.tracking_uri)
             self.experiment_id = self._ensure_experiment()
             parents = [run.info.run_id for run in self._search("tags.`robustsweep.kind` = 'study'")]
+            self._ledger.root.guard()  # connecting takes seconds: another driver may have taken over meanwhile
             parent_run_id = self._ensure_parent(parents)
             self._find_runs(parent_run_id, query_all)
             self.parent_run_id = parent_run_id

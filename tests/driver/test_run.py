@@ -7,6 +7,7 @@ from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 from rich.console import Console
@@ -152,6 +153,22 @@ def test_a_second_driver_is_refused_before_the_data_are_read(
     monkeypatch.setattr(run, "prepare", lambda *_, **__: pytest.fail("the data were read"))
     with pytest.raises(LeaseError, match="process 7 on elsewhere"):
         attempt(make_study(cache_dir=cache_dir), tmp_path)
+
+
+def test_a_driver_that_has_lost_the_lease_records_no_failure(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose_lease(prepared: Prepared, *_: object, **__: object) -> None:
+        root, trial = Ledger(str(tmp_path), "s").root, prepared.plan.trials[0]
+        root.write_json("lease.json", root.read_json("lease.json") | {"token": "theirs"})
+        details = {"reason": "error", "message": "refused to write"}
+        prepared.ledger.record_failure(trial, details, study="s", git_commit=None)
+
+    monkeypatch.setattr(run, "Runtime", MagicMock())  # nothing is trained
+    monkeypatch.setattr(run, "execute_and_report", lose_lease)
+    with pytest.raises(LeaseError, match="now held by"):
+        attempt(make_study(cache_dir=cache_dir), tmp_path)
+    assert not list((tmp_path / "s").rglob("failure.json"))
 
 
 # ------------------------------------------------------------------ weights

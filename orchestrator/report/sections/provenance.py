@@ -33,7 +33,7 @@ def status(results: Results, budget_status: BudgetStatus | None = None) -> str:
 
     Args:
         results: tables of the study.
-        standing: use of the study's budget; None without a budget.
+        budget_status: use of the study's budget; None without a budget.
     """
     counts = results.counts
     states = results.states
