@@ -24,6 +24,7 @@ from trainables.frozen import (
     ImageSize,
     PositiveInt,
     Seed,
+    Text,
     revised,
     unhashed,
 )
@@ -47,10 +48,10 @@ class ImageData(Frozen):
     test_fraction: Fraction = Field(0.2, description="Share of groups for test where the source has no split.")
     split_seed: Seed = Field(0, description="Seed of the split; the same for all arms and replicates.")
     ordinal: bool = Field(False, description="Classes are ordered: quadratic weighted kappa is reported.")
-    label_map: dict[str, str] | None = Field(
+    label_map: dict[Text, Text] | None = Field(
         None, description="Original label -> class name; labels that are not named are an error."
     )
-    external_sites: tuple[str, ...] = Field(
+    external_sites: tuple[Text, ...] = Field(
         (), description="Sites kept out of train, val and test; each becomes an external set of that name."
     )
     on_bad: Literal["error", "quarantine"] = Field(
@@ -101,12 +102,11 @@ class MedmnistData(ImageData):
     image_size: ImageSize = Field(28, description="Default: source_size.")
     channels: Literal[1, 3] = 1
 
-    @model_validator(mode="before")
-    @classmethod
-    def _take_source_size(cls, values: Any) -> Any:
-        if isinstance(values, dict) and "source_size" in values:
-            return {"image_size": values["source_size"]} | values
-        return values
+    @model_validator(mode="after")
+    def _take_source_size(self) -> MedmnistData:
+        if "image_size" not in self.model_fields_set:  # and does not count as set: a factor may vary source_size
+            self.__dict__["image_size"] = self.source_size
+        return self
 
 
 class ImageFolderData(ImageData):

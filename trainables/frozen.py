@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
@@ -37,11 +38,12 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 ImageSize = Annotated[int, Field(gt=0, le=16_384)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-
+#: Name of a class or a site, in the form in which data are read (``data.text_identity.normalise``).
+Text = Annotated[str, AfterValidator(lambda text: unicodedata.normalize("NFC", text).strip())]
 
 #: Not hashed: the fingerprint of the data holds the classes in their order.
 Classes = Annotated[
-    tuple[str, ...] | None,
+    tuple[Text, ...] | None,
     Field(description="Names of the classes in their order; none: those found, sorted.", json_schema_extra=UNHASHED),
 ]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from trainables.config import Execution, ScratchPretraining, TrialConfig
@@ -86,7 +85,7 @@ def _time_prediction(
     while number < len(images) and (number == 0 or seconds < max_seconds / 2):
         wanted = _FIRST_IMAGES if number == 0 else int(number * max_seconds / seconds)
         number = min(len(images), max(2 * number, wanted))
-        rows = np.arange(number)
+        rows = slice(number)  # a view: the images may be larger than memory
         part = replace(
             images, images=images.images[rows], labels=images.labels[rows], ids=images.ids[rows],
             groups=images.groups[rows], sites=images.sites[rows], metadata={}, masks=None,

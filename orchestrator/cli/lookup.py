@@ -85,8 +85,14 @@ def describe_differences(study: Study, *, storage: str) -> list[str]:
     plan = ledger.read_plan()
     if plan["study_sha256"] == compute_study_sha256(study):
         return []
-    before, now = dict(_flatten(plan["base"])), dict(_flatten(json.loads(canonical_json(study.describe()))))
+    try:  # fields that a later version has added have their defaults
+        base = Study.model_validate(plan["base"]).describe()
+    except ValidationError:
+        base = plan["base"]
+    before, now = (dict(_flatten(json.loads(canonical_json(values)))) for values in (base, study.describe()))
     keys = sorted(key for key in before | now if before.get(key) != now.get(key))
+    if not keys:
+        return []
     lines = [f"  {key}: {_shorten(before.get(key))} was run, now {_shorten(now.get(key))}" for key in keys]
     more = [f"  and {len(lines) - _MAX_DIFFERENCES} more"] if len(lines) > _MAX_DIFFERENCES else []
     first = "the study differs from the one that was last run; this is about that one"

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
+import numpy as np
+
 from orchestrator.planning.inputs import Inputs
 from trainables.config import ContrastivePretraining, TrialConfig
 from trainables.data.dataset import Dataset
@@ -72,7 +74,15 @@ def check_settings(configs: Iterable[TrialConfig], inputs: Inputs) -> None:
     Raises:
         StudyError: if a setting cannot work; the message lists all problems.
     """
-    problems = {problem for config in configs for problem in _find_problems(config, inputs.dataset(config.data))}
+    known = [(config, inputs.dataset(config.data)) for config in configs]
+    problems = {problem for config, data in known for problem in _find_problems(config, data)}
+    problems |= {problem for data in {id(data): data for _, data in known}.values() for problem in _check_test(data)}
+    evaluations = {canonical_json(config.evaluation.model_dump(mode="json")): config.evaluation for config, _ in known}
+    for evaluation in evaluations.values():
+        try:
+            check_shift_names(evaluation)
+        except ConfigError as error:
+            problems.add(str(error))
     if problems:
         raise StudyError("\n".join(sorted(problems)))
 
@@ -83,21 +93,20 @@ def _find_problems(config: TrialConfig, data: Dataset) -> Iterator[str]:
         yield f"training.batch_size: found {config.training.batch_size}, and there are {train} training images"
     if isinstance(config.pretraining, ContrastivePretraining) and config.pretraining.batch_size > train:
         yield f"pretraining.batch_size: found {config.pretraining.batch_size}, and there are {train} training images"
-    lacking = _find_absent_classes(data, "val")
-    if config.training.select_by == "auroc" and lacking:
+    lacking = _find_absent_classes(data, "val") if config.training.select_by == "auroc" else []
+    if lacking:
         yield (
             f"training.select_by: found auroc, and no validation image is of class {', '.join(lacking)}; expected "
             "every class there: select by balanced_accuracy or loss, or give validation some"
         )
+
+
+def _check_test(data: Dataset) -> Iterator[str]:
     if len(_find_absent_classes(data, "test")) == data.num_classes - 1:
         only = data.classes[int(data.splits["test"].labels[0])]
         yield f"data: every test image is of class {only!r}; expected two classes, or no metric tells models apart"
-    try:
-        check_shift_names(config.evaluation)
-    except ConfigError as error:
-        yield str(error)
 
 
 def _find_absent_classes(data: Dataset, split: str) -> list[str]:
-    present = set(data.splits[split].labels.tolist())
+    present = set(np.unique(data.splits[split].labels).tolist())
     return [name for index, name in enumerate(data.classes) if index not in present]

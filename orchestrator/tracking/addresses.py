@@ -92,23 +92,24 @@ def choose_artifact_location(uri: str, ledger: Ledger) -> str | None:
     return Path(location).as_uri() if ledger.root.is_local else location
 
 
-def move_artifacts(uri: str, experiment_id: str, *, old: str, new: str) -> None:
+def move_artifacts(uri: str, ledger: Ledger, experiment_id: str, *, old: str, new: str) -> None:
     """Replace the location of an experiment's artifacts, and of those of its runs below it, in a SQLite store.
 
     MLflow stores absolute addresses and has no call that changes them: after a ledger was moved or copied together with
     its store, everything would be written to and read from the old place.
 
     Args:
-        uri: of the store; in others than SQLite files nothing is changed.
+        uri: of the store. Only a SQLite file inside the ledger is changed: others may serve several ledgers.
+        ledger: the ledger that is open.
         experiment_id: of the study.
         old: location that the store has.
-        new: location beside the ledger that is open.
+        new: location beside the ledger.
 
     Raises:
         TrackingError: the store cannot be changed.
     """
     path = find_sqlite_file(uri)
-    if path is None:
+    if path is None or not ledger.root.is_local or path.parent != Path(ledger.root.uri).absolute():
         return
     try:
         with closing(sqlite3.connect(path, timeout=30.0)) as connection, connection:

@@ -100,9 +100,10 @@ class Tracker:
         invalidate_shipped(self._ledger.root)
         with self._translating_errors("open the experiment"):
             self._client = self._client or connect(self.tracking_uri)
+            self._ledger.root.guard()  # connecting takes seconds: another driver may have taken over meanwhile
             self.experiment_id = self._ensure_experiment()
             parents = [run.info.run_id for run in self._search("tags.`robustsweep.kind` = 'study'")]
-            self._ledger.root.guard()  # connecting takes seconds: another driver may have taken over meanwhile
+            self._ledger.root.guard()
             parent_run_id = self._ensure_parent(parents)
             self._find_runs(parent_run_id, query_all)
             self.parent_run_id = parent_run_id
@@ -255,7 +256,8 @@ class Tracker:
         if found.lifecycle_stage == LifecycleStage.DELETED:
             self._client.restore_experiment(found.experiment_id)
         if location is not None and found.artifact_location != location:
-            move_artifacts(self.tracking_uri, str(found.experiment_id), old=found.artifact_location, new=location)
+            store, old = self.tracking_uri, found.artifact_location
+            move_artifacts(store, self._ledger, str(found.experiment_id), old=old, new=location)
         return str(found.experiment_id)
 
     def _ensure_parent(self, found: Sequence[str]) -> str:

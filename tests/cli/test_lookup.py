@@ -98,3 +98,12 @@ def test_commands_about_a_study_say_that_its_file_differs(
     done = place.call(command, "--set", "training.epochs=7")
     assert "differs from the one that was last run" in done.stderr
     assert "training.epochs: 3 was run, now 7" in done.stderr
+
+
+def test_fields_that_a_later_version_has_added_are_no_difference(finished_study: FinishedStudy, tmp_path: Path) -> None:
+    place = copy_place(finished_study.place, tmp_path)
+    plan = Ledger(str(place.storage), "tiny").read_plan()
+    base = plan["base"] | {"data": {key: value for key, value in plan["base"]["data"].items() if key != "on_leak"}}
+    change_plan(place.storage, base=base, study_sha256="of an earlier version")
+    assert describe_differences(open_study("tiny", storage=str(place.storage)), storage=str(place.storage)) == []
+    assert describe_differences(load_study(place.study), storage=str(place.storage)) == []

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from rich.console import Console
 
-from orchestrator.cli.status import COUNTS, compute_status, find_damaged, is_current, render_status
+from orchestrator.cli.lookup import describe_differences
+from orchestrator.cli.status import COUNTS, compute_status, find_damaged, render_status
 from orchestrator.ledger.lease import Lease
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.plan import Plan
@@ -26,7 +27,9 @@ def make_ledger(tmp_path: Path, *names: str) -> Ledger:
     """Return a ledger whose planned trials are in the state they are named after."""
     ledger = Ledger(str(tmp_path), "s")
     trials = [make_trial(name) for name in names]
-    ledger.write_plan(Plan((), tuple(trials)), {"study_sha256": compute_study_sha256(make_study())})
+    ledger.write_plan(
+        Plan((), tuple(trials)), {"study_sha256": compute_study_sha256(make_study()), "base": make_study().describe()}
+    )
     for trial in trials:
         state = trial.name.split()[0]
         if state != "missing":
@@ -70,11 +73,11 @@ def test_what_is_no_longer_planned_does_not_count(tmp_path: Path) -> None:
 
 
 def test_a_study_that_has_changed_since_is_noticed(tmp_path: Path) -> None:
-    assert is_current(make_study(), storage=str(tmp_path))  # never run
+    assert not describe_differences(make_study(), storage=str(tmp_path))  # never run
     make_ledger(tmp_path, "missing")
-    assert is_current(make_study(), storage=str(tmp_path))
-    assert is_current(make_study(TEXT, "execution.cpus_per_trial=2"), storage=str(tmp_path))
-    assert not is_current(make_study(TEXT, "replicates=4"), storage=str(tmp_path))
+    assert not describe_differences(make_study(), storage=str(tmp_path))
+    assert not describe_differences(make_study(TEXT, "execution.cpus_per_trial=2"), storage=str(tmp_path))
+    assert describe_differences(make_study(TEXT, "replicates=4"), storage=str(tmp_path))
 
 
 def test_every_byte_is_looked_at_when_asked_for(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from orchestrator.study.study_file import Study
+from orchestrator.study.study_file import Study, parse_study
 from tests.support.study_texts import arms
 from trainables.augmentation_config import StrongAugmentation
 from trainables.config import ContrastivePretraining, DigitsData, ImageNetPretraining
@@ -146,3 +146,16 @@ def test_a_field_of_a_part_is_a_factor() -> None:
     )
     assert [config.regulariser.spectral_decoupling.weight for config in found.values()] == [0.1, 1.0]
     assert all(config.regulariser.sam is not None for config in found.values())
+
+
+@pytest.mark.parametrize("base", ["", ", source_size: 28"])
+def test_the_size_of_the_source_is_a_factor_and_with_it_that_of_the_images(base: str) -> None:
+    text = f"study: s\ndata: {{kind: medmnist{base}}}\nfactors: {{data.source_size: [28, 64]}}\n"
+    data = [arm.config.data for arm in parse_study(text, source="s.yaml").arms()]
+    assert [each.image_size for each in data] == [28, 64]
+
+
+def test_a_wrong_size_of_the_source_is_reported_once() -> None:
+    with pytest.raises(StudyError) as raised:
+        parse_study("study: s\ndata: {kind: medmnist, source_size: banana}\n", source="s.yaml").arms()
+    assert str(raised.value).count("banana") == 1

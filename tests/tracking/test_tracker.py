@@ -470,3 +470,13 @@ def test_artifacts_follow_a_ledger_that_was_moved_or_copied(how: str, tmp_path: 
     if how == "copied":  # the original is left alone
         original = MlflowClient(f"sqlite:///{ledger.root.uri}/mlflow.db").get_experiment(experiment.experiment_id)
         assert original.artifact_location == f"{Path(ledger.root.uri).as_uri()}/mlartifacts"
+
+
+def test_artifacts_in_a_store_that_two_ledgers_share_stay_where_they_are(tmp_path: Path, template: Path) -> None:
+    make_database(tmp_path, template)
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    first, second = make_ledger(tmp_path / "a"), make_ledger(tmp_path / "b")
+    make_tracker(uri, first)
+    make_tracker(uri, second)
+    (experiment,) = [each for each in MlflowClient(uri).search_experiments() if each.name == first.study]
+    assert experiment.artifact_location == f"{Path(first.root.uri).as_uri()}/mlartifacts"

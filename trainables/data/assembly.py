@@ -130,14 +130,20 @@ def check_order(config: ImageData, classes: Sequence[str]) -> None:
     """Check that ordered classes have an order that somebody has stated, and not that of the alphabet.
 
     Raises:
-        ConfigError: ``data.ordinal`` is set, and neither ``data.classes`` nor numbers order the classes.
+        ConfigError: ``data.ordinal`` is set, and neither ``data.classes`` nor numbers (as labels, or before or after
+            ``data.label_map``) order the classes.
     """
-    if config.ordinal and not are_numbers(classes) and getattr(config, "classes", None) is None:
-        state = "data.classes" if "classes" in type(config).model_fields else "data.label_map to numbers"
-        raise ConfigError(
-            f"data.ordinal: found the classes {', '.join(classes)}, in the order of the alphabet; expected {state} to "
-            f"state their order, lowest first. Paste and order:\n  classes: [{', '.join(map(json.dumps, classes))}]"
-        )
+    if not config.ordinal or are_numbers(classes) or getattr(config, "classes", None) is not None:
+        return
+    if config.label_map is not None and are_numbers(config.label_map):
+        return
+    found = f"data.ordinal: found the classes {', '.join(classes)}, sorted by their text"
+    if "classes" not in type(config).model_fields:
+        raise ConfigError(f"{found}; expected data.label_map from or to numbers to state their order, lowest first")
+    raise ConfigError(
+        f"{found}; expected data.classes to state their order, lowest first. Paste and order:\n"
+        f"  classes: [{', '.join(map(json.dumps, classes))}]"
+    )
 
 
 def _find_site(sites: np.ndarray, site: str) -> np.ndarray:

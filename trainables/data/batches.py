@@ -101,5 +101,5 @@ def choose_label_fraction(train: ImageSet, fraction: float, seed: int) -> Int64[
     ordered = counts[order]
     before = ordered.cumsum(axis=0) - ordered
     chosen = np.zeros(len(groups), dtype=bool)
-    chosen[order] = ((ordered > 0) & (before < fraction * ordered.sum(axis=0))).any(axis=1)
+    chosen[order] = ((ordered > 0) & (before < np.round(fraction * ordered.sum(axis=0), 6))).any(axis=1)
     return np.flatnonzero(chosen[group_of])

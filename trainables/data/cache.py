@@ -183,7 +183,8 @@ def _decode_set(
     masks = _create(stem.with_name(masks_file), (len(rows), size, size)) if masks_file else None
     digests, problems = table.pixels.decode(rows, images, masks)
     good = np.array([row not in problems for row in rows])
-    pixels = digest_images(images if good.all() else images[good])  # while they are in the page cache
+    hashed = digest_images(images)  # while they are in the page cache
+    pixels = [digest for digest, keep in zip(hashed, good, strict=True) if keep]
     if problems:
         _keep_rows(stem.with_name(images_file), images, good)
         if masks is not None and masks_file is not None:
@@ -194,7 +195,7 @@ def _decode_set(
 def _check_copies(
     sets: Sequence[dict[str, Any]], table: Table, assignment: Assignment, config: ImageData
 ) -> tuple[dict[str, int], dict[int, str]]:
-    """Return set → number of images that repeat another of it, and row → reason for images to set aside.
+    """Return ``Copies.repeats``, and row → reason for images to set aside.
 
     Raises:
         DataError: copies have different labels, or lie in two sets and ``on_leak`` is ``error``.
@@ -205,7 +206,7 @@ def _check_copies(
     if problem is not None:
         raise DataError(problem)
     leaked = {row: f"has a copy with the same pixels in {assignment.sets[kept]}" for row, kept in copies.across}
-    return copies.within, leaked
+    return copies.repeats, leaked
 
 
 def _drop_rows(folder: Path, entry: dict[str, Any], rows: Mapping[int, str]) -> None:

@@ -35,12 +35,13 @@ def digest_images(images: UInt8[np.ndarray, "n ..."]) -> list[bytes]:
 class Copies:
     """Images with the same pixels."""
 
-    #: (row, row of its copy in a set that is kept): images of which a copy lies in another set.
+    #: (row, row of its copy in a set that is kept): training and validation images with a copy in a later set.
     across: tuple[tuple[int, int], ...]
     #: Pairs of rows with the same pixels and different labels.
     contradicting: tuple[tuple[int, int], ...]
-    #: Set → number of images that repeat another image of the same set.
-    within: dict[str, int]
+    #: Set → number of images that repeat another image of it; "external/a and test" → number of images of the first
+    #: with a copy in the second. Those in ``across`` are left out.
+    repeats: dict[str, int]
 
 
 def find_copies(digests: Mapping[int, bytes], sets: np.ndarray, labels: Int64[np.ndarray, " n"]) -> Copies:
@@ -56,18 +57,23 @@ def find_copies(digests: Mapping[int, bytes], sets: np.ndarray, labels: Int64[np
         rows_of.setdefault(digests[row], []).append(row)
     across: list[tuple[int, int]] = []
     contradicting: list[tuple[int, int]] = []
-    within: Counter[str] = Counter()
+    repeats: Counter[str] = Counter()
     for same in rows_of.values():
         if len(same) == 1:
             continue
         # The set to be kept comes first: external, test, val, train.
         rows = sorted(same, key=lambda row: (_rank(str(sets[row])), row))
         contradicting += [(rows[0], row) for row in rows[1:] if labels[row] != labels[rows[0]]]
-        across += [(row, rows[0]) for row in rows[1:] if sets[row] != sets[rows[0]]]
-        for name, number in Counter(sets[row] for row in rows).items():
-            if number > 1:
-                within[name] += number - 1
-    return Copies(tuple(across), tuple(contradicting), dict(within))
+        leaked = [row for row in rows[1:] if sets[row] != sets[rows[0]] and sets[row] in ("train", "val")]
+        across += [(row, rows[0]) for row in leaked]
+        seen: list[str] = []
+        for name in (str(sets[row]) for row in rows if row not in leaked):
+            if name in seen:
+                repeats[name] += 1
+            elif seen:
+                repeats[" and ".join(sorted((name, seen[0])))] += 1
+            seen.append(name)
+    return Copies(tuple(across), tuple(contradicting), dict(repeats))
 
 
 def _rank(name: str) -> int:

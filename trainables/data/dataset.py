@@ -54,7 +54,7 @@ class Dataset:
     splits: dict[str, ImageSet]
     external: dict[str, ImageSet]
     quarantined: tuple[BadImage, ...] = ()
-    #: Set → number of its images that have the pixels of another image of the same set.
+    #: Set, or "external/a and test" → number of images that have the pixels of another one there (``Copies.repeats``).
     copies: dict[str, int] = field(default_factory=dict)
     #: Selects the severity tables: fundus, dermoscopy, … (``EvaluationConfig.modality``), or general.
     modality: str = "general"

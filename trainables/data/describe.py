@@ -28,7 +28,7 @@ def describe_dataset(data: Dataset) -> dict[str, str]:
         lines["sites"] = _list(sites)
     if data.copies:
         copies = ", ".join(f"{count:,} in {name}" for name, count in data.copies.items())
-        lines["copies"] = f"images with the pixels of another image of the same set: {copies}"
+        lines["copies"] = f"images with the pixels of another image: {copies}"
     return lines
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import unicodedata
 from collections.abc import Iterable, Sequence
-from decimal import Decimal
+from decimal import Context, Decimal
 
 from trainables.data.table import list_first
 from trainables.errors import DataError
@@ -13,6 +13,8 @@ from trainables.errors import DataError
 #: Longer digits are compared as text.
 _MAX_DIGITS = 100
 _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)", re.ASCII)
+#: Zeros before a digit, but not those of a fraction: 0.05 mm is not 0.5 mm.
+_LEADING_ZEROS = re.compile(r"(?<!\d)(?<!\d[.,])0+(?=\d)")
 _SEPARATORS = re.compile(r"\s*[|;,/&+]\s*")
 
 
@@ -25,8 +27,8 @@ def make_key(text: str) -> str:
     """Return a key that is equal for texts that differ in case, leading zeros or the way a number is written."""
     plain = unicodedata.normalize("NFKC", text).strip().casefold()
     if len(plain) <= _MAX_DIGITS and _NUMBER.fullmatch(plain):
-        return f"{Decimal(plain).normalize():f}"
-    return re.sub(r"\d+", lambda digits: digits[0].lstrip("0") or "0", " ".join(plain.split()))
+        return f"{Decimal(plain).normalize(Context(prec=_MAX_DIGITS)):f}"
+    return _LEADING_ZEROS.sub("", " ".join(plain.split()))
 
 
 def find_similar(values: Iterable[str]) -> list[tuple[str, ...]]:

@@ -114,7 +114,7 @@ def _describe_groups(data: Mapping[str, Any]) -> str:
     if "has_groups" in data:
         text = "each in one set" if data["has_groups"] else "one per image: those of a patient may lie in several sets"
     copies = [f"{count:,} in {name}" for name, count in data.get("copies", {}).items()]
-    return text + (f"; images with the pixels of another image of the same set: {', '.join(copies)}" if copies else "")
+    return text + (f"; images with the pixels of another image: {', '.join(copies)}" if copies else "")
 
 
 def _short(text: str, limit: int = 400) -> str:

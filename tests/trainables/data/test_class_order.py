@@ -49,7 +49,7 @@ def test_grades_in_the_order_of_the_alphabet_are_no_order(tmp_path: Path) -> Non
     folder = write_folders(tmp_path / "d", GRADES)
     common = {"kind": "image_folder", "path": folder}
     assert load(tmp_path, **common) == tuple(sorted(GRADES))
-    with pytest.raises(ConfigError, match=r"(?s)order of the alphabet; expected data.classes.*classes: \[\"Mild\", "):
+    with pytest.raises(ConfigError, match=r"(?s)sorted by their text; expected data.classes.*classes: \[\"Mild\", "):
         load(tmp_path, **common, ordinal=True)  # also from the cache
     assert load(tmp_path, **common, ordinal=True, classes=GRADES) == GRADES
 
@@ -60,7 +60,7 @@ def test_numbers_that_labels_are_mapped_to_give_the_order(tmp_path: Path) -> Non
     classes = load(tmp_path, kind="image_folder", path=folder, ordinal=True, label_map=mapping)
     assert classes == ("0", "1", "2", "3", "4")
     coarse = {name: "sick" if grade > 1 else "healthy" for grade, name in enumerate(GRADES)}
-    with pytest.raises(ConfigError, match="order of the alphabet"):
+    with pytest.raises(ConfigError, match="sorted by their text"):
         load(tmp_path, kind="image_folder", path=folder, ordinal=True, label_map=coarse)
 
 
@@ -75,5 +75,6 @@ def test_classes_of_medmnist_have_names_through_the_map_and_an_order(tmp_path: P
     assert load(tmp_path, **common, ordinal=True) == ("0", "1")
     named = {"label_map": {"0": "normal", "1": "ill"}, "classes": ("normal", "ill")}
     assert load(tmp_path, **common, ordinal=True, **named) == ("normal", "ill")
+    assert load(tmp_path, **common, ordinal=True, label_map={"0": "normal", "1": "ill"}) == ("normal", "ill")
     with pytest.raises(DataError, match="has the label '0', expected one of the classes normal, ill"):
         load(tmp_path, **common, classes=("normal", "ill"))

@@ -132,7 +132,9 @@ def test_no_content_crosses_a_set_unseen(contents: list[int], seed: int) -> None
     rows = range(len(contents))
     pairs = {(i, j) for i in rows for j in rows if i < j and np.array_equal(images[i], images[j])}
     gone = {row for row, _ in found.across}
-    assert not [pair for pair in pairs if sets[pair[0]] != sets[pair[1]] and not gone & set(pair)]
+    crossing = [pair for pair in pairs if sets[pair[0]] != sets[pair[1]] and not gone & set(pair)]
+    assert all({sets[i], sets[j]} == {"test", "external/x"} for i, j in crossing)
+    assert bool(crossing) == ("external/x and test" in found.repeats)
     assert all(np.array_equal(images[row], images[kept]) and sets[row] != sets[kept] for row, kept in found.across)
     assert bool(found.contradicting) == any(labels[i] != labels[j] for i, j in pairs)
 
@@ -147,3 +149,27 @@ def test_a_manifest_with_one_file_content_twice(tmp_path: Path) -> None:
     (tmp_path / "m.csv").write_text("\n".join(lines))
     with pytest.raises(DataError, match=r"0.png \(row 2\) in train is a copy of 6.png \(row 8\) in test"):
         load_dataset(CsvData(path=tmp_path / "m.csv", image_size=8), cache_dir=tmp_path)
+
+
+def test_copies_among_test_and_external_sets_stop_nothing(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "d")
+    copy(folder, "test/a/0.png", "external/Lyon/a/same.png")
+    data = load(folder, tmp_path)
+    assert (len(data.splits["test"]), len(data.external["Lyon"])) == (16, 17)
+    assert data.copies == {"external/Lyon and test": 1}
+
+
+def test_copies_that_are_set_aside_are_not_counted_within_a_set(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "d")
+    for target in ("train/a/one.png", "train/a/two.png"):
+        copy(folder, "test/a/0.png", target)
+    data = load(folder, tmp_path, on_leak="quarantine")
+    assert (len(data.splits["train"]), len(data.quarantined), data.copies) == (16, 2, {})
+
+
+def test_an_unreadable_image_beside_copies_is_set_aside(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "d")
+    (folder / "train/a/0.png").write_bytes(b"no image")
+    copy(folder, "train/a/3.png", "train/a/again.png")
+    data = load(folder, tmp_path, on_bad="quarantine")
+    assert (len(data.splits["train"]), len(data.quarantined), data.copies) == (16, 1, {"train": 1})

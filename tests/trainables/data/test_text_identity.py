@@ -30,7 +30,17 @@ def test_spellings_of_one_thing_have_one_key(one: str, other: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("one", "other"), [("1", "2"), ("p7", "p70"), ("a", "b"), ("-1", "1"), ("1.5", "15"), ("", "0")]
+    ("one", "other"),
+    [
+        ("1", "2"),
+        ("p7", "p70"),
+        ("a", "b"),
+        ("-1", "1"),
+        ("1.5", "15"),
+        ("", "0"),
+        ("0.05 mm", "0.5 mm"),
+        ("9" * 40 + "1", "9" * 40 + "2"),
+    ],
 )
 def test_different_things_have_different_keys(one: str, other: str) -> None:
     assert make_key(one) != make_key(other)
@@ -116,24 +126,65 @@ def test_a_file_is_found_in_the_other_normal_form(on_disk: Any, in_file: Any, tm
     assert sum(len(images) for images in load(config, tmp_path).splits.values()) == 24
 
 
+def write_classes(folder: Path, names: dict[str, tuple[str, ...]], *, suffix: str = "") -> Path:
+    """Write five random images per class folder of each split."""
+    generator = np.random.default_rng(0)
+    for split, classes in names.items():
+        for label in classes:
+            (folder / split / label).mkdir(parents=True)
+            for index in range(5):
+                name = f"{split if suffix else ''}p{index}{suffix if split == 'test' else ''}_{index}.png"
+                pixels = generator.integers(0, 255, (8, 8), dtype=np.uint8)
+                Image.fromarray(pixels).save(folder / split / label / name)
+    return folder
+
+
+def test_class_folders_and_study_files_are_compared_in_the_composed_form(tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "Zürich") for form in ("NFC", "NFD"))
+    folder = write_classes(
+        tmp_path / "d", {"train": (composed, "b"), "val": (decomposed, "b"), "test": (decomposed, "b")}
+    )
+    for classes in (None, (decomposed, "b"), (composed, "b")):
+        config = ImageFolderData(path=folder, image_size=8, classes=classes)
+        assert set(load_dataset(config, cache_dir=tmp_path).classes) == {composed, "b"}
+    assert ImageFolderData(path=folder, external_sites=(decomposed,)).external_sites == (composed,)
+
+
+def test_groups_of_a_pattern_are_compared_as_those_of_a_manifest(tmp_path: Path) -> None:
+    folder = write_classes(tmp_path / "d", dict.fromkeys(("train", "val", "test"), ("a", "b")), suffix="X")
+    config = ImageFolderData(path=folder, image_size=8, group_pattern=r"([a-z]+p\d)", val_fraction=0.2)
+    assert load_dataset(config, cache_dir=tmp_path).num_classes == 2
+    for file in folder.glob("test/*/testp*_*.png"):
+        file.rename(file.with_name(file.name.replace("testp", "Trainp")))
+    config = ImageFolderData(path=folder, image_size=8, group_pattern=r"([A-Za-z]+p\d)")
+    with pytest.raises(DataError, match=r"(?s)5 group\(s\) are spelt in several ways.*'Trainp0' and 'trainp0'"):
+        load_dataset(config, cache_dir=tmp_path)
+
+
+NAMES = {"train": "abcdef", "val": "ghijkl", "test": "mnopqr"}
+
+
 @given(
-    groups=st.lists(
-        st.sampled_from(["Ä1", "A\u03081", "ä1", "01", "1", "1.0", "x", " x", "y"]), min_size=8, max_size=24
-    ),
-    labels=st.lists(st.sampled_from(["0", "1"]), min_size=24, max_size=24),
+    picks=st.lists(st.integers(0, 5), min_size=24, max_size=24),
+    stray=st.none() | st.tuples(st.integers(0, 23), st.sampled_from(["{}", " {}", "{} ", "{}\u0308"]), st.booleans()),
 )
 @settings(max_examples=40, deadline=None)
 def test_no_group_crosses_a_split_unseen_however_it_is_spelt(
-    groups: list[str], labels: list[str], tmp_path_factory: pytest.TempPathFactory
+    picks: list[int], stray: tuple[int, str, bool] | None, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    groups = groups[:24]
+    """Groups of every split are its own, but for one row that is spelt like a group of another split."""
+    groups = [f"{NAMES[split_of(row)][pick]}\u0308" for row, pick in enumerate(picks)]
+    crosses = False
+    if stray is not None:
+        row, form, upper = stray
+        other = next(each for each in range(24) if split_of(each) != split_of(row))
+        text = unicodedata.normalize("NFC", groups[other])
+        groups[row] = form.format(text.upper() if upper else text)
+        crosses = not form.endswith("\u0308")
     folder = tmp_path_factory.mktemp("groups")
-    try:
-        data = load(write(folder / "d", groups, labels), folder)
-    except DataError:
-        return
-    seen: dict[str, set[str]] = {}
-    for name, images in data.splits.items():
-        for group in images.groups:
-            seen.setdefault(make_key(group), set()).add(name)
-    assert all(len(names) == 1 for names in seen.values())
+    config = write(folder / "d", groups)
+    if crosses:
+        with pytest.raises(DataError, match=r"straddle|spelt in several ways"):
+            load(config, folder)
+    else:
+        assert load(config, folder).num_classes == 2

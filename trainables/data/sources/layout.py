@@ -13,6 +13,7 @@ from typing import Literal
 from trainables.data.assembly import suggest
 from trainables.data.splits import EXTERNAL, SPLITS
 from trainables.data.table import list_first
+from trainables.data.text_identity import normalise
 from trainables.errors import DataError
 
 #: Split → its usual names, without case and separators.
@@ -24,6 +25,7 @@ SPELLINGS = {
 _EXTERNAL_NAMES = ("external", "ext")
 #: Words that data sets add to the name of a split: training_set, Test-Images, trainData.
 _SUFFIXES = re.compile(r"(data)?(set|sets|data|dataset|images|imgs|image|split|folder)$")
+_SEPARATORS = re.compile(r"[\s_.-]")
 #: Classes listed in a message.
 _MAX_CLASSES = 6
 
@@ -32,7 +34,7 @@ Layout = Literal["auto", "splits", "classes"]
 
 def parse_split(name: str) -> str | None:
     """Return train, val or test for a usual name of a split in any case ("Training", "TEST_set"), None for others."""
-    plain = re.sub(r"[^a-z]", "", name.casefold())
+    plain = _SEPARATORS.sub("", name.casefold())
     for split, spellings in SPELLINGS.items():
         if plain in spellings or _SUFFIXES.sub("", plain) in spellings:
             return split
@@ -41,7 +43,7 @@ def parse_split(name: str) -> str | None:
 
 def is_external(name: str) -> bool:
     """Return whether a folder is named like the one that holds the external sets."""
-    return re.sub(r"[^a-z]", "", name.casefold()) in _EXTERNAL_NAMES
+    return _SEPARATORS.sub("", name.casefold()) in _EXTERNAL_NAMES
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,8 @@ def _has_splits(parts: Sequence[Sequence[str]], top: _Top, folder: str) -> bool:
         if len(top.splits) < 2 and not any(below.values()):
             return False  # classes, one of which has the name of a split
         raise DataError(_describe_both(top, below, folder))
+    if not top.splits:  # external sets, and nothing to train on
+        raise DataError(_describe_both(top, below, folder))
     named = [below[name] for name in top.splits]
     shares_classes = len(named) == 1 or bool(set.union(*named) - _in_one_only(named))
     if not any(named) or (not shares_classes and "train" not in top.splits.values()):
@@ -127,7 +131,7 @@ def _in_one_only(sets: Sequence[set[str]]) -> set[str]:
 
 
 def _list_subfolders(parts: Sequence[Sequence[str]], depth: int, name: str) -> set[str]:
-    return {part[depth + 1] for part in parts if part[depth] == name and len(part) > depth + 2}
+    return {normalise(part[depth + 1]) for part in parts if part[depth] == name and len(part) > depth + 2}
 
 
 def _describe_both(top: _Top, below: dict[str, set[str]], folder: str) -> str:
@@ -161,9 +165,9 @@ def _check_splits(top: _Top, folder: str) -> None:
 
 def _read_place(part: Sequence[str], top: _Top) -> tuple[str, str] | None:
     if part[0] in top.splits:
-        return (top.splits[part[0]], part[1]) if len(part) > 2 else None
-    return (EXTERNAL + part[1], part[2]) if len(part) > 3 and part[0] in top.external else None
+        return (top.splits[part[0]], normalise(part[1])) if len(part) > 2 else None
+    return (EXTERNAL + normalise(part[1]), normalise(part[2])) if len(part) > 3 and part[0] in top.external else None
 
 
 def _read_class(part: Sequence[str]) -> tuple[str, str] | None:
-    return ("", part[0]) if len(part) > 1 else None
+    return ("", normalise(part[0])) if len(part) > 1 else None

@@ -226,6 +226,8 @@ def build_image_folder_source(config: ImageFolderData, cache: Path) -> Source:
     places = read_places(files, layout=config.layout, folder=str(config.path))
     splits, labels = [split for split, _ in places], [label for _, label in places]
     groups = _find_groups(files, config.group_pattern)
+    if config.similar_text == "error" and config.group_pattern is not None:
+        check_similar(groups, what="group", advice="set data.similar_text: distinct if they do differ")
     problems = {
         row: f"is not of a known image format; expected one of {' '.join(sorted(IMAGE_SUFFIXES))}"
         for row, name in enumerate(files)
@@ -267,7 +269,7 @@ def _find_groups(files: Sequence[str], pattern: str | None) -> list[str]:
             f"data.group_pattern {pattern!r} finds no group in {len(missing)} of {len(files)} paths; expected one in "
             f"each, such as the patient in 'train/sick/p012_left.png' by '(p\\d+)_':\n  {list_first(missing)}"
         )
-    return [str(group) for group in found]
+    return [normalise(str(group)) for group in found]
 
 
 def _list_files(folder: Path, prefix: str = "", above: tuple[str, ...] = ()) -> list[str]:

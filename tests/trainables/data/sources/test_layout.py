@@ -35,7 +35,8 @@ def test_usual_names_of_splits_are_known_in_any_case(split: str, name: str) -> N
 
 
 @pytest.mark.parametrize(
-    "name", ["trains", "tester", "values", "invalid", "0", "", "devices", "contrast", "latest", "set"]
+    "name",
+    ["trains", "tester", "values", "invalid", "0", "", "devices", "contrast", "latest", "set", "train2", "testé"],
 )
 def test_other_names_are_no_splits(name: str) -> None:
     assert parse_split(name) is None
@@ -100,3 +101,9 @@ def test_one_split_has_one_folder() -> None:
 def test_the_order_of_files_decides_nothing(order: tuple[str, ...]) -> None:
     places = dict(zip(order, read_places(order, layout="auto", folder="d"), strict=True))
     assert places == {"train/a/1.png": ("train", "a"), "test/a/2.png": ("test", "a"), "train/b/3.png": ("train", "b")}
+
+
+@pytest.mark.parametrize("files", [["external/lyon/a/1.png"], ["Ext/1.png"], ["ext/a/1.png", "ext/b/2.png"]])
+def test_external_sets_alone_are_no_traceback(files: list[str]) -> None:
+    with pytest.raises(DataError, match=r"can be read as splits: 'external' holds sets"):
+        read_places(files, layout="auto", folder="d")
