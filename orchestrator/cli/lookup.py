@@ -100,7 +100,7 @@ def describe_differences(study: Study, *, storage: str) -> list[str]:
 
 
 def _flatten(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Yield dotted key and JSON of all values of a tree but its mappings."""
+    """Yield the dotted key and the JSON of every value that is no mapping, or an empty one."""
     if isinstance(value, dict) and value:
         for name, below in value.items():
             yield from _flatten(below, f"{key}.{name}" if key else str(name))
