@@ -63,13 +63,37 @@ class ImageData(Frozen):
     similar_text: Literal["error", "distinct"] = unhashed(
         "error", "Groups or labels that differ only in case, leading zeros or the way a number is written."
     )
+    near_duplicates: Literal["report", "ignore"] = unhashed(
+        "report", "Images that look like copies of each other are counted, or not looked for."
+    )
     max_megapixels: float = unhashed(200.0, "Larger images are refused before decoding.", gt=0)
+
+
+class FileData(ImageData):
+    """Base class of the data configurations whose images are files: how intensities become 8 bits."""
+
+    window: tuple[float, Annotated[float, Field(gt=0)]] | None = unhashed(
+        None, "Centre and width, in the file's units (CT: HU), of DICOM and 16-bit images; none: the file's own."
+    )
+    scale: Literal["minmax", "percentile"] | None = unhashed(
+        None, "Instead of a window: each image from its minimum to its maximum, or from its .5th to 99.5th percentile."
+    )
+    frame: PositiveInt | Literal["middle"] | None = unhashed(
+        None, "Which image of files that hold several, from 1; none: such files are refused."
+    )
+
+    @model_validator(mode="after")
+    def _one_way_to_8_bits(self) -> FileData:
+        if self.window is not None and self.scale is not None:
+            raise ValueError("found both window and scale, expected one of them: remove the other")
+        return self
 
 
 class DigitsData(ImageData):
     """scikit-learn's 1,797 handwritten digits, 8×8 grey: real images, available offline."""
 
     kind: Literal["digits"] = "digits"
+    near_duplicates: Literal["report", "ignore"] = unhashed("ignore", "Known images, many of them alike.")
     channels: Literal[1, 3] = 1
 
 
@@ -81,6 +105,7 @@ class ColouredDigitsData(ImageData):
     """
 
     kind: Literal["coloured_digits"] = "coloured_digits"
+    near_duplicates: Literal["report", "ignore"] = unhashed("ignore", "Known images, many of them alike.")
     channels: Literal[3] = 3
     tint: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="How strong the colour is: the other channels lack this share of the light; 1 is pure colour."
@@ -109,7 +134,7 @@ class MedmnistData(ImageData):
         return self
 
 
-class ImageFolderData(ImageData):
+class ImageFolderData(FileData):
     """Images in ``root/{train,val,test,external/<name>}/<class>/*``, or ``root/<class>/*`` (then split by fraction)."""
 
     kind: Literal["image_folder"] = "image_folder"
@@ -117,14 +142,22 @@ class ImageFolderData(ImageData):
     layout: Literal["auto", "splits", "classes"] = unhashed(
         "auto", "What the folders in path are; auto: refused where both are possible."
     )
-    group_pattern: Expression | None = unhashed(
-        None, "Regular expression that finds the patient in an image's path; none: every image is its own group."
+    group_pattern: Expression | None = unhashed(None, "Regular expression that finds the patient in an image's path.")
+    group_file: Path | None = unhashed(
+        None,
+        "CSV with the columns file_name (below path) and group; neither: the DICOM patient, else one per image.",
     )
     classes: Classes = None
     image_size: ImageSize = 224
 
+    @model_validator(mode="after")
+    def _one_source_of_groups(self) -> ImageFolderData:
+        if self.group_pattern is not None and self.group_file is not None:
+            raise ValueError("found both group_pattern and group_file, expected one of them: remove the other")
+        return self
 
-class CsvData(ImageData):
+
+class CsvData(FileData):
     """A CSV manifest with the columns file_name and label, optionally id, split, group and site; others are kept."""
 
     kind: Literal["csv"] = "csv"
@@ -152,6 +185,7 @@ class PhantomData(ImageData):
     """
 
     kind: Literal["phantom"] = "phantom"
+    near_duplicates: Literal["report", "ignore"] = unhashed("ignore", "Known images, many of them alike.")
     image_size: int = Field(64, gt=0, le=1024)
     num_images: int = Field(1200, gt=0, le=1_000_000, description="Over all in-distribution splits.")
     num_sites: int = Field(3, gt=0, le=1000, description="Acquisition sites site-0 … inside train, val and test.")

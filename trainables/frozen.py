@@ -38,7 +38,7 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 ImageSize = Annotated[int, Field(gt=0, le=16_384)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
-#: Name of a class or a site, in the form in which data are read (``data.text_identity.normalise``).
+#: Name of a class or a site, in the form in which data are read (``data.identity.texts.normalise``).
 Text = Annotated[str, AfterValidator(lambda text: unicodedata.normalize("NFC", text).strip())]
 
 #: Not hashed: the fingerprint of the data holds the classes in their order.

@@ -1,4 +1,4 @@
-"""``robustsweep run | plan | status | report | select | stats | ui | sync | trial | shifts | schema | doctor``.
+"""``robustsweep run | plan | status | report | select | stats | ui | sync | trial | shifts | data | schema | doctor``.
 
 Exit codes: 0 all trials complete, 1 some failed or are missing, 2 the request was wrong, 3 infrastructure failed,
 4 some are missing because the budget is spent: the same command would start nothing.
@@ -19,8 +19,19 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.options import Address, AsJson, Mlflow, Overrides, Storage, StudyFile, StudyOrName
+from orchestrator.cli.data import data
+from orchestrator.cli.options import (
+    Address,
+    AsJson,
+    Mlflow,
+    Overrides,
+    Storage,
+    StudyFile,
+    StudyOrName,
+    VerifyData,
+)
 from orchestrator.cli.select import select
+from orchestrator.cli.shifts import shifts
 from orchestrator.cli.stats import stats
 from trainables.errors import ClusterLostError, InfrastructureError, RobustSweepError, StorageError, redact
 
@@ -39,10 +50,8 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-shifts = typer.Typer(
-    help="The shifts of a study, on its own test images (those of the first arm).", no_args_is_help=True
-)
 app.add_typer(shifts, name="shifts")
+app.add_typer(data, name="data")
 
 
 def _print_version(asked: bool) -> None:
@@ -62,13 +71,6 @@ def robustsweep(
     """Find out which training choices hold up under distribution shift: one YAML file in, a robustness study out."""
 
 
-class Layout(StrEnum):
-    """File layout of exported images."""
-
-    npz = "npz"
-    folder = "folder"
-
-
 class FigureFormat(StrEnum):
     """File format of figures."""
 
@@ -77,13 +79,15 @@ class FigureFormat(StrEnum):
 
 
 @app.command()
-def run(
+def run(  # noqa: PLR0913 - the options of a command are its arguments
     study: StudyFile,
+    *,
     storage: Storage = None,
     mlflow: Mlflow = None,
     address: Address = None,
     overrides: Overrides = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed trials again.")] = False,
+    verify_data: VerifyData = False,
     as_json: AsJson = False,
 ) -> None:
     """Run open stages and trials, resume interrupted ones and write the report. Run it again after any interruption."""
@@ -103,6 +107,7 @@ def run(
             address=address,
             console=console,
             retry_failed=retry_failed,
+            verify_data=verify_data,
         )
     except KeyboardInterrupt:
         _print(console, f"stopped; go on with: {again}")
@@ -131,6 +136,7 @@ def plan(
     storage: Storage = None,
     overrides: Overrides = None,
     pilot: Annotated[bool, typer.Option(help="Time a few steps when no trial has finished yet.")] = True,
+    verify_data: VerifyData = False,
     as_json: AsJson = False,
 ) -> None:
     """Show stages and trials with their states, and the estimated time and cost of the open ones."""
@@ -139,7 +145,7 @@ def plan(
     from orchestrator.driver.prepare import prepare
 
     loaded = _load(study, overrides)
-    prepared = prepare(loaded, storage=_storage(loaded, storage))
+    prepared = prepare(loaded, storage=_storage(loaded, storage), verify_data=verify_data)
     if not as_json:
         render_plan(prepared, _console())  # at once: a pilot takes its time
     costs = estimate(prepared, allow_pilot=pilot)
@@ -267,35 +273,6 @@ def trial(
     loaded = _load(study, overrides)
     folder = run_single(loaded, signature, storage=_storage(loaded, storage), echo=typer.echo)
     typer.echo(f"complete: {folder}")
-
-
-@shifts.command("preview")
-def preview_shifts(
-    study: StudyFile,
-    out: Annotated[Path | None, typer.Option(help="The PNG.", show_default="<study>-shifts.png")] = None,
-    images: Annotated[int, typer.Option(min=1, help="Test images, one per class from the last one on.")] = 1,
-    overrides: Overrides = None,
-) -> None:
-    """Draw every shift at every severity as the models receive it. Prints the path of the image."""
-    from orchestrator.cli import shifts as shift_files
-
-    loaded = _load(study, overrides)
-    path = out or Path(f"{loaded.study}-shifts.png")
-    typer.echo(shift_files.preview_shifts(loaded, path, num_images=images))
-
-
-@shifts.command("export")
-def export_shifts(
-    study: StudyFile,
-    out: Annotated[Path, typer.Option(help="Folder to write to.", show_default=False)],
-    layout: Annotated[Layout, typer.Option("--format", help="npz as MedMNIST-C, folder as ImageNet-C.")] = Layout.npz,
-    overrides: Overrides = None,
-) -> None:
-    """Write the shifted test sets as files. Prints one path per shift: a file or a folder."""
-    from orchestrator.cli import shifts as shift_files
-
-    for path in shift_files.export_shifts(_load(study, overrides), out, layout=layout.value):
-        typer.echo(path)
 
 
 @app.command()

@@ -16,3 +16,6 @@ Mlflow = Annotated[str | None, typer.Option(help="MLflow tracking URI.", show_de
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join.", show_default="this machine")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key.path=value, overrides the file. Repeatable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+VerifyData = Annotated[
+    bool, typer.Option("--verify-data", help="Read every byte of the data instead of trusting sizes and times.")
+]

@@ -74,6 +74,8 @@ def _announce_data(prepared: Prepared, console: Console) -> None:
         print_line(console, "data", dataset.name)
         for label, line in describe_dataset(dataset).items():
             print_line(console, "", f"{label}: {line}")
+        if dataset.similar.counts:
+            warn(console, "similar", "images may be copies of each other; robustsweep data check STUDY draws them")
     num_bad = sum(len(dataset.quarantined) for dataset in prepared.inputs.datasets)
     if num_bad:
         warn(console, "quarantined", f"{_count(num_bad, 'image')}; the report names them")

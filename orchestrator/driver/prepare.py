@@ -84,7 +84,14 @@ class Prepared:
         return found | dict.fromkeys(unneeded, "not needed")
 
 
-def prepare(study: Study, *, storage: str, retry_failed: bool = False, mlflow: str | None = None) -> Prepared:
+def prepare(
+    study: Study,
+    *,
+    storage: str,
+    retry_failed: bool = False,
+    verify_data: bool = False,
+    mlflow: str | None = None,
+) -> Prepared:
     """Read data, weights and ledger; return the study with its plan and actions.
 
     Raises:
@@ -92,7 +99,7 @@ def prepare(study: Study, *, storage: str, retry_failed: bool = False, mlflow: s
         WeightsUnavailableError: pretrained weights are not available.
         StudyError: settings do not fit the data.
     """
-    inputs = Inputs(study.execution.cache_dir)
+    inputs = Inputs(study.execution.cache_dir, verify=verify_data)
     arms = study.arms()
     if study.hypotheses:
         external = {name for arm in arms for name in inputs.dataset(arm.config.data).external}
@@ -189,6 +196,8 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
             "num_images": {name: len(images) for name, images in sets.items()},
             "quarantined": [vars(bad) for dataset in inputs.datasets for bad in dataset.quarantined],
             "copies": data.copies,
+            "similar": {"counts": data.similar.counts, "unchecked": data.similar.unchecked},
+            "conversions": data.conversions,
             "has_groups": has_groups(data),
             "modality": data.modality,
         },

@@ -48,6 +48,7 @@ def run_study(
     address: str | None,
     console: Console,
     retry_failed: bool = False,
+    verify_data: bool = False,
 ) -> Summary:
     """Run the stages and trials that the ledger lacks, write the report and return a summary.
 
@@ -58,6 +59,7 @@ def run_study(
         address: Ray cluster; if None, ``execution.address`` or this machine.
         console: console for progress and messages.
         retry_failed: whether to run failed trials again.
+        verify_data: whether to read every byte of the data instead of trusting sizes and times.
 
     Raises:
         RobustSweepError: the request is wrong; raised before anything starts.
@@ -72,7 +74,13 @@ def run_study(
     with Runtime(study, address=address or study.execution.address) as runtime:
         if not ledger.root.exists("plan.json"):
             runtime.start_fork_server()  # a new study: something will run, and importing torch takes seconds
-        prepared = prepare(study, storage=storage, retry_failed=retry_failed, mlflow=redact(tracking_uri))
+        prepared = prepare(
+            study,
+            storage=storage,
+            retry_failed=retry_failed,
+            verify_data=verify_data,
+            mlflow=redact(tracking_uri),
+        )
         if prepared.is_open:
             runtime.start()
             runtime.check(prepared.open_configs)

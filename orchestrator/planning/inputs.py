@@ -18,10 +18,12 @@ class Inputs:
 
     Args:
         cache_dir: folder of the decoded images on this node.
+        verify: whether to read every byte of the data instead of trusting sizes and times.
     """
 
-    def __init__(self, cache_dir: Path) -> None:
+    def __init__(self, cache_dir: Path, *, verify: bool = False) -> None:
         self._cache_dir = cache_dir.expanduser()
+        self._verify = verify
         self._datasets: dict[str, Dataset] = {}
         self._missing: dict[str, str | None] = {}
 
@@ -35,7 +37,7 @@ class Inputs:
         if key not in self._datasets:
             from trainables.data.load import load_dataset
 
-            self._datasets[key] = load_dataset(config, cache_dir=self._cache_dir)
+            self._datasets[key] = load_dataset(config, cache_dir=self._cache_dir, verify=self._verify)
         return self._datasets[key]
 
     @property

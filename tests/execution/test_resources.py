@@ -77,7 +77,7 @@ def test_a_process_that_may_use_one_core_has_one() -> None:
     code = (
         "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         "from orchestrator.execution.resources import count_cpus\n"
-        "from trainables.data.decoding import _count_cores\n"
+        "from trainables.data.decoding.threads import _count_cores\n"
         "print(count_cpus(), _count_cores())"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

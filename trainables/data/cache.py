@@ -14,20 +14,20 @@ import json
 import logging
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
-from stat import S_ISREG
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from trainables.config import ImageData
+from trainables.config import FileData, ImageData
 from trainables.data.assembly import Assignment
-from trainables.data.copies import describe_problems, digest_images, find_copies
-from trainables.data.dataset import BadImage, Dataset, ImageSet
-from trainables.data.decoding import map_threads
+from trainables.data.dataset import BadImage, Dataset, ImageSet, SimilarPair, SimilarPairs
+from trainables.data.identity.copies import describe_problems, digest_images, find_copies
+from trainables.data.identity.near_duplicates import MAX_IMAGES, MIN_SIDE, find_near_duplicates, shrink_images
 from trainables.data.splits import EXTERNAL, SPLITS, check_no_empty_split
 from trainables.data.table import Table, describe_row, hash_json, list_first
 from trainables.errors import DataError, DiskFullError, StorageError
@@ -35,66 +35,18 @@ from trainables.storage.completeness import describe_files, find_change
 from trainables.storage.folder import Folder, explain_failure
 
 #: Increase it when decoding or the layout of a folder changes.
-CACHE_VERSION = 3
+CACHE_VERSION = 4
 INDEX = "index.json"
 
 _LOG = logging.getLogger(__name__)
 #: Increase it when the fingerprint's definition changes: all signatures change with it.
 FINGERPRINT_VERSION = 1
 _COPY_ROWS = 1024
-#: Entries of a set that are needed while it is written: its rows in the table, digests of its files and of its pixels.
-_NOT_INDEXED = ("rows", "digests", "pixels")
-
-
-def digest_files(paths: Sequence[Path], *, memory: Path) -> list[str]:
-    """Return the sha256 of every file, "" for a file that cannot be read.
-
-    A file whose stamp (``_read_stamp``) equals the one stored in the JSON file ``memory`` is not read again.
-    """
-    known = _read_memory(memory)
-    stamps = [_read_stamp(path) for path in paths]
-    entries = {
-        str(path): known[str(path)]
-        for path, stamp in zip(paths, stamps, strict=True)
-        if stamp and known.get(str(path), [None])[:-1] == stamp
-    }
-    changed = [(path, stamp) for path, stamp in zip(paths, stamps, strict=True) if stamp and str(path) not in entries]
-    digests = map_threads(lambda item: _digest_file(item[0]), changed)
-    fresh = {str(path): [*stamp, digest] for (path, stamp), digest in zip(changed, digests, strict=True) if digest}
-    if fresh:
-        Folder(memory.parent).write(memory.name, json.dumps(known | fresh).encode())
-    entries |= fresh
-    return [entries[str(path)][-1] if str(path) in entries else "" for path in paths]
-
-
-def _read_memory(memory: Path) -> dict[str, list[Any]]:
-    try:
-        return json.loads(memory.read_text())
-    except (FileNotFoundError, ValueError):  # missing or damaged: all files are read again
-        return {}
-
-
-def _read_stamp(path: Path) -> list[int] | None:
-    """Return size (bytes), modification and change time (ns) and inode, None if it is no readable file.
-
-    Archives and tools for data versions set modification times, so that two swapped files can have the same. The kernel
-    sets the change time, and a renamed file keeps its inode. Decoding reports unreadable files.
-    """
-    try:
-        stat = path.stat()
-    except OSError:
-        return None
-    if not S_ISREG(stat.st_mode):
-        return None
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
-
-
-def _digest_file(path: Path) -> str:
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:  # decoding reports the file
-        return ""
+#: Near-duplicates kept for looking at them.
+MAX_PAIRS = 1000
+#: Entries of a set that are needed while it is written: its rows in the table, digests of its files and of its pixels,
+#: thumbnails.
+_NOT_INDEXED = ("rows", "digests", "pixels", "thumbnails")
 
 
 def write_dataset(folder: Path, table: Table, assignment: Assignment, config: ImageData) -> None:
@@ -126,11 +78,14 @@ def write_dataset(folder: Path, table: Table, assignment: Assignment, config: Im
             _check_external(assignment.sets, kept)
         for entry in sets:
             _drop_rows(temporary, entry, leaked)
+        kept_rows = {row for entry in sets for row in entry["rows"]}
         index = {
             "classes": assignment.classes,
             "fingerprint": _compute_fingerprint(sets, assignment.classes, config),
             "quarantined": [[image.file_name, image.row, image.problem] for image in bad],
             "copies": copies,
+            "similar": asdict(_find_similar(sets, config)),
+            "conversions": Counter(how for row, how in sorted(table.conversions.items()) if row in kept_rows),
             "sets": [{key: value for key, value in entry.items() if key not in _NOT_INDEXED} for entry in sets],
             "files": describe_files(Folder(temporary), sorted(path.name for path in temporary.glob("*.npy"))),
         }
@@ -185,11 +140,14 @@ def _decode_set(
     good = np.array([row not in problems for row in rows])
     hashed = digest_images(images)  # while they are in the page cache
     pixels = [digest for digest, keep in zip(hashed, good, strict=True) if keep]
+    is_compared = config.near_duplicates == "report" and size >= MIN_SIDE and len(table.ids) <= MAX_IMAGES
+    thumbnails = list(shrink_images(images)[good]) if is_compared else [None] * len(pixels)
     if problems:
         _keep_rows(stem.with_name(images_file), images, good)
         if masks is not None and masks_file is not None:
             _keep_rows(stem.with_name(masks_file), masks, good)
-    return {"images": images_file, "masks": masks_file, "digests": digests, "pixels": pixels}, problems
+    entry = {"images": images_file, "masks": masks_file, "digests": digests, "pixels": pixels}
+    return entry | {"thumbnails": thumbnails}, problems
 
 
 def _check_copies(
@@ -217,12 +175,33 @@ def _drop_rows(folder: Path, entry: dict[str, Any], rows: Mapping[int, str]) -> 
     for name in (entry["images"], entry["masks"]):
         if name is not None:
             _keep_rows(folder / name, np.load(folder / name, mmap_mode="r"), good)
-    for key in ("rows", "digests", "pixels", "labels", "ids", "groups", "sites"):
+    for key in (*_NOT_INDEXED, "labels", "ids", "groups", "sites"):
         entry[key] = [value for value, keep in zip(entry[key], good, strict=True) if keep]
     entry["metadata"] = {
         key: [value for value, keep in zip(values, good, strict=True) if keep]
         for key, values in entry["metadata"].items()
     }
+
+
+def _find_similar(sets: Sequence[dict[str, Any]], config: ImageData) -> SimilarPairs:
+    """Return the pairs of images that look like copies of each other without having the same pixels."""
+    places = [(str(entry["name"]), place) for entry in sets for place in range(len(entry["rows"]))]
+    if config.near_duplicates == "ignore":
+        return SimilarPairs({}, (), unchecked="data.near_duplicates: ignore")
+    if config.image_size < MIN_SIDE:
+        return SimilarPairs({}, (), unchecked=f"images of {config.image_size} px, at least {MIN_SIDE} are needed")
+    thumbnails = [thumbnail for entry in sets for thumbnail in entry["thumbnails"]]
+    if any(thumbnail is None for thumbnail in thumbnails):
+        return SimilarPairs({}, (), unchecked=f"more than {MAX_IMAGES:,} images")
+    number_of: dict[bytes, int] = {}
+    same = [number_of.setdefault(digest, len(number_of)) for entry in sets for digest in entry["pixels"]]
+    found = [
+        SimilarPair(places[pair.first], places[pair.second], pair.correlation)
+        for pair in find_near_duplicates(np.stack(thumbnails), np.array(same))
+    ]
+    counts = Counter(" and ".join(sorted({pair.first[0], pair.second[0]})) for pair in found)
+    found.sort(key=lambda pair: pair.first[0] == pair.second[0])
+    return SimilarPairs(dict(counts), tuple(found[:MAX_PAIRS]))
 
 
 def _create(path: Path, shape: tuple[int, ...]) -> np.memmap:
@@ -285,29 +264,40 @@ def _compute_fingerprint(sets: Sequence[dict[str, Any]], classes: Sequence[str],
             *(entry[key] for key in ("ids", "labels", "groups", "sites", "digests")), strict=True
         )
     ]
-    settings = [FINGERPRINT_VERSION, config.image_size, config.channels, config.resize, list(classes)]
+    settings: list[Any] = [FINGERPRINT_VERSION, config.image_size, config.channels, config.resize, list(classes)]
+    if isinstance(config, FileData) and (config.window, config.scale, config.frame) != (None, None, None):
+        settings.append([config.window, config.scale, config.frame])  # only if set: older fingerprints stay as they are
     return hash_json([settings, rows])
 
 
-def find_dataset(folder: Path, *, name: str, modality: str) -> Dataset | None:
-    """Return the data set in ``folder``, None if it is missing or damaged and has to be built again."""
+def find_dataset(folder: Path, name: str, modality: str, *, every_byte: bool = False) -> Dataset | None:
+    """Return the data set in ``folder``, None if it is missing or damaged and has to be built again.
+
+    Args:
+        folder: folder of ``write_dataset``.
+        name: name of the data set.
+        modality: see ``Dataset.modality``.
+        every_byte: whether to compare the content of all files, not only their sizes and times.
+    """
     if not (folder / INDEX).exists():
         return None
     try:
-        return read_dataset(folder, name=name, modality=modality)
+        return read_dataset(folder, name, modality, every_byte=every_byte)
     except StorageError as error:
         _LOG.warning("%s", error)
         return None
 
 
-def read_dataset(folder: Path, *, name: str, modality: str) -> Dataset:
+def read_dataset(folder: Path, name: str, modality: str, *, every_byte: bool = False) -> Dataset:
     """Return the data set in a folder that ``write_dataset`` created; images are mapped, not read.
+
+    See ``find_dataset`` for the arguments.
 
     Raises:
         StorageError: the folder is damaged.
     """
     try:
-        index = _read_index(folder)
+        index = _read_index(folder, every_byte)
         sets = [_read_set(folder, entry) for entry in index["sets"]]
     except (OSError, ValueError, StorageError) as error:
         raise StorageError(
@@ -326,19 +316,26 @@ def read_dataset(folder: Path, *, name: str, modality: str) -> Dataset:
         },
         quarantined=tuple(BadImage(*entry) for entry in index["quarantined"]),
         copies=index["copies"],
+        similar=_read_similar(index["similar"]),
+        conversions=index["conversions"],
         modality=modality,
     )
 
 
-def _read_index(folder: Path) -> dict[str, Any]:
+def _read_index(folder: Path, every_byte: bool) -> dict[str, Any]:
     seal, _, text = Folder(folder).read(INDEX).partition(b"\n")
     if hashlib.sha256(text).hexdigest().encode() != seal:
         raise StorageError(f"{folder / INDEX} is damaged or was changed by hand")
     index: dict[str, Any] = json.loads(text)
-    damage = find_change(Folder(folder), index["files"], since=INDEX)
+    damage = find_change(Folder(folder), index["files"], since=INDEX, every_byte=every_byte)
     if damage is not None:
         raise StorageError(damage)
     return index
+
+
+def _read_similar(stored: dict[str, Any]) -> SimilarPairs:
+    pairs = (SimilarPair(tuple(pair["first"]), tuple(pair["second"]), pair["correlation"]) for pair in stored["pairs"])
+    return SimilarPairs(stored["counts"], tuple(pairs), stored["unchecked"])
 
 
 def _read_set(folder: Path, entry: dict[str, Any]) -> ImageSet:

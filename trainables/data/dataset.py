@@ -44,6 +44,28 @@ class BadImage:
 
 
 @dataclass(frozen=True)
+class SimilarPair:
+    """Two images that look like copies of each other; images by the name of their set and their place in it."""
+
+    first: tuple[str, int]
+    second: tuple[str, int]
+    #: Correlation of the thumbnails, −1 to 1.
+    correlation: float
+
+
+@dataclass(frozen=True)
+class SimilarPairs:
+    """Near-duplicates of a data set."""
+
+    #: Set, or "test and train" → number of pairs.
+    counts: dict[str, int]
+    #: Pairs of two sets first, then the most alike; of many only the first thousand.
+    pairs: tuple[SimilarPair, ...]
+    #: Why they were not looked for, None if they were.
+    unchecked: str | None = None
+
+
+@dataclass(frozen=True)
 class Dataset:
     """All splits of one source. ``splits`` holds train, val, test; ``external`` any number of further sets."""
 
@@ -56,6 +78,9 @@ class Dataset:
     quarantined: tuple[BadImage, ...] = ()
     #: Set, or "external/a and test" → number of images that have the pixels of another one there (``Copies.repeats``).
     copies: dict[str, int] = field(default_factory=dict)
+    similar: SimilarPairs = SimilarPairs({}, (), unchecked="not looked for")
+    #: In words how intensities of more than 8 bits were converted → number of images.
+    conversions: dict[str, int] = field(default_factory=dict)
     #: Selects the severity tables: fundus, dermoscopy, … (``EvaluationConfig.modality``), or general.
     modality: str = "general"
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from trainables.data.dataset import Dataset, ImageSet
@@ -29,7 +31,26 @@ def describe_dataset(data: Dataset) -> dict[str, str]:
     if data.copies:
         copies = ", ".join(f"{count:,} in {name}" for name, count in data.copies.items())
         lines["copies"] = f"images with the pixels of another image: {copies}"
+    if data.conversions:
+        lines["intensities"] = describe_conversions(data.conversions)
+    lines["near-duplicates"] = describe_similar(data.similar.counts, data.similar.unchecked)
     return lines
+
+
+def describe_conversions(conversions: Mapping[str, int]) -> str:
+    """Return how intensities of more than 8 bits became 8 bits, and of how many images."""
+    return "; ".join(f"{count:,} image{'s' * (count != 1)} by {how}" for how, count in sorted(conversions.items()))
+
+
+def describe_similar(counts: Mapping[str, int], unchecked: str | None) -> str:
+    """Return how many pairs of images look like copies of each other, or why they were not looked for."""
+    if unchecked is not None:
+        return f"not looked for: {unchecked}"
+    if not counts:
+        return "none found"
+    number = sum(counts.values())
+    pairs = "1 pair of images looks like a copy" if number == 1 else f"{number:,} pairs of images look like copies"
+    return f"{pairs} of each other: {', '.join(f'{count:,} in {name}' for name, count in sorted(counts.items()))}"
 
 
 def has_groups(data: Dataset) -> bool:

@@ -12,6 +12,7 @@ from trainables.config import CsvData, DataConfig, ImageFolderData, MedmnistData
 from trainables.data.assembly import assign_sets, check_order
 from trainables.data.cache import CACHE_VERSION, find_dataset, read_dataset, write_dataset
 from trainables.data.dataset import Dataset
+from trainables.data.identity.file_digests import FileDigests
 from trainables.data.sources.arrays import MEDMNIST_MODALITY, build_digits_source, build_medmnist_source
 from trainables.data.sources.coloured import build_coloured_digits_source
 from trainables.data.sources.manifests import build_csv_source, build_image_folder_source
@@ -20,7 +21,7 @@ from trainables.data.sources.torchvision_sets import build_torchvision_source
 from trainables.data.table import Source, hash_json
 from trainables.errors import StorageError
 
-SOURCES: dict[str, Callable[[Any, Path], Source]] = {
+SOURCES: dict[str, Callable[[Any, FileDigests], Source]] = {
     "digits": build_digits_source,
     "coloured_digits": build_coloured_digits_source,
     "medmnist": build_medmnist_source,
@@ -31,15 +32,20 @@ SOURCES: dict[str, Callable[[Any, Path], Source]] = {
 }
 
 #: Fields for the location of data, its download or its report; they change no stored byte.
-NOT_STORED = {"path", "root", "download", "ordinal"}
+NOT_STORED = {"path", "root", "group_file", "download", "ordinal"}
 
 
-def load_dataset(config: DataConfig, *, cache_dir: Path) -> Dataset:
+def load_dataset(config: DataConfig, *, cache_dir: Path, verify: bool = False) -> Dataset:
     """Return the data set of ``config``, its images memory-mapped from ``cache_dir/data/<key>/``.
 
     Images are decoded once, even if several processes of a node call at the same time; later calls only map them. The
     key is a hash of content and settings, so moved data are found again and changed data are not. A damaged folder is
     built again.
+
+    Args:
+        config: data set.
+        cache_dir: folder on this node's disk.
+        verify: whether to read every byte of the data and of the cache instead of trusting sizes and times.
 
     Raises:
         ConfigError: the config does not fit the data.
@@ -53,18 +59,18 @@ def load_dataset(config: DataConfig, *, cache_dir: Path) -> Dataset:
         raise StorageError(
             f"could not make the cache {cache} ({error}): choose a cache_dir that can be written"
         ) from error
-    source = SOURCES[config.kind](config, cache)
+    source = SOURCES[config.kind](config, FileDigests(cache, verify))
     settings = config.model_dump(mode="json", exclude=NOT_STORED)
     folder = cache / hash_json([CACHE_VERSION, source.content, settings])[:24]
-    about = {"name": _name(config), "modality": _modality(config)}
-    dataset = find_dataset(folder, **about)
+    name, modality = _name(config), _modality(config)
+    dataset = find_dataset(folder, name, modality, every_byte=verify)
     if dataset is None:
         with FileLock(f"{folder}.lock"):
-            dataset = find_dataset(folder, **about)  # another process may have been faster
+            dataset = find_dataset(folder, name, modality, every_byte=verify)  # another process may have been faster
             if dataset is None:
                 table = source.read_table()
                 write_dataset(folder, table, assign_sets(table, config), config)
-                dataset = read_dataset(folder, **about)
+                dataset = read_dataset(folder, name, modality)
     check_order(config, dataset.classes)
     return dataset
 

@@ -55,6 +55,8 @@ class Table:
     metadata: dict[str, list[Any]] = field(default_factory=dict)
     #: Rows already known to be unusable, with the reason.
     problems: dict[int, str] = field(default_factory=dict)
+    #: Row → in words how intensities of more than 8 bits were converted; filled in by decoding.
+    conversions: dict[int, str] = field(default_factory=dict)
     #: Order of the classes, if the source or the user gives one.
     classes: tuple[str, ...] | None = None
 

@@ -9,6 +9,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -19,7 +20,8 @@ from pydantic import Field, JsonValue, ValidationError
 from torch import Tensor, nn
 
 from trainables.config import ModelConfig, TrialConfig
-from trainables.data.decoding import PixelSpec, decode_file
+from trainables.data.decoding.files import decode_file
+from trainables.data.decoding.pixels import PixelSpec, build_pixel_spec
 from trainables.errors import CheckpointError, DataError
 from trainables.frozen import Frozen, ImageSize, PositiveInt
 from trainables.models.networks import Classifier, build_model
@@ -53,6 +55,9 @@ class Images(Frozen):
     channels: Literal[1, 3] = Field(description="1 grey, 3 RGB.")
     resize: Literal["crop", "squash", "pad"] = Field(description="How files are brought to that size.")
     max_megapixels: float
+    window: tuple[float, float] | None = Field(None, description="Centre and width of files of more than 8 bits.")
+    scale: Literal["minmax", "percentile"] | None = Field(None, description="Of such files, instead of a window.")
+    frame: PositiveInt | Literal["middle"] | None = Field(None, description="Of files that hold several images.")
 
 
 class Normalisation(Frozen):
@@ -107,9 +112,17 @@ class ImageClassifier(nn.Module):
             DataError: the file is no usable image.
         """
         images = self.config.images
-        spec = PixelSpec(images.size_px, images.channels, images.resize, images.max_megapixels)
+        spec = PixelSpec(
+            images.size_px,
+            images.channels,
+            images.resize,
+            images.max_megapixels,
+            window=images.window,
+            scale=images.scale,
+            frame=images.frame,
+        )
         try:
-            return torch.from_numpy(np.array(decode_file(Path(path), spec)))[None]
+            return torch.from_numpy(np.array(decode_file(Path(path), spec)[0]))[None]
         except DataError as error:
             raise DataError(f"{path} {error}") from error
 
@@ -150,9 +163,8 @@ def build_exported(
         stain_normalisation=None if stain is None else stain.method,
     )
     data = config.data
-    images = Images(
-        size_px=data.image_size, channels=data.channels, resize=data.resize, max_megapixels=data.max_megapixels
-    )
+    pixels = asdict(build_pixel_spec(data))
+    images = Images(size_px=pixels.pop("image_size"), **pixels)
     network = _build(architecture, images, num_classes=len(classes))
     restore_module(network, load_weights(trial, WEIGHTS)[0], origin=f"{WEIGHTS} in {trial.uri}")
     exported = ExportedConfig(

@@ -14,6 +14,7 @@ from orchestrator.planning.budget import BudgetStatus
 from orchestrator.planning.plan import describe_skipped
 from orchestrator.planning.states import COMPLETE, INTERRUPTED, STOPPED
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, facts, note, table
+from trainables.data.describe import describe_conversions, describe_similar
 
 
 def lede(results: Results) -> str:
@@ -93,6 +94,7 @@ def provenance_section(
         f"modality {plan['data']['modality']}",
         "classes": _short(", ".join(map(str, plan["data"]["classes"]))),
         "groups": _describe_groups(plan["data"]),
+        **_describe_images(plan["data"]),
         "code": f"git commit {plan['git_commit']}" if plan["git_commit"] else "not in a git repository",
         "versions": ", ".join(f"{name} {version}" for name, version in plan["versions"].items()),
         "seed": str(plan["seed"]),
@@ -115,6 +117,16 @@ def _describe_groups(data: Mapping[str, Any]) -> str:
         text = "each in one set" if data["has_groups"] else "one per image: those of a patient may lie in several sets"
     copies = [f"{count:,} in {name}" for name, count in data.get("copies", {}).items()]
     return text + (f"; images with the pixels of another image: {', '.join(copies)}" if copies else "")
+
+
+def _describe_images(data: Mapping[str, Any]) -> dict[str, str]:
+    """Return how intensities were converted and which images look alike; older plans lack both."""
+    rows = {}
+    if data.get("conversions"):
+        rows["intensities"] = describe_conversions(data["conversions"])
+    if "similar" in data:
+        rows["near-duplicates"] = describe_similar(data["similar"]["counts"], data["similar"]["unchecked"])
+    return rows
 
 
 def _short(text: str, limit: int = 400) -> str:

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from trainables.config import ImageFolderData, PhantomData
-from trainables.data import cache, decoding
+from trainables.data import cache
+from trainables.data.decoding import files
 from trainables.data.load import load_dataset
 from trainables.errors import DiskFullError, StorageError
 
@@ -30,8 +31,8 @@ def _folder(root: Path) -> ImageFolderData:
 def decoded(monkeypatch):
     """Paths handed to the decoder, in order."""
     calls = []
-    original = decoding.decode_file
-    monkeypatch.setattr(decoding, "decode_file", lambda path, spec: calls.append(path) or original(path, spec))
+    original = files.decode_file
+    monkeypatch.setattr(files, "decode_file", lambda path, spec: calls.append(path) or original(path, spec))
     return calls
 
 

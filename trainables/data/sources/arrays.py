@@ -19,13 +19,9 @@ from jaxtyping import Float64, Int64, UInt8
 
 from trainables.config import DigitsData, MedmnistData
 from trainables.data.assembly import suggest
-from trainables.data.cache import digest_files
-from trainables.data.decoding import (
-    UNREADABLE,
-    PixelSpec,
-    build_pixel_spec,
-    fit_arrays,
-)
+from trainables.data.decoding.files import UNREADABLE
+from trainables.data.decoding.pixels import PixelSpec, build_pixel_spec, fit_arrays
+from trainables.data.identity.file_digests import FileDigests
 from trainables.data.splits import SPLITS
 from trainables.data.table import Pixels, Source, Table, hash_json
 from trainables.errors import ConfigError, DataError
@@ -93,7 +89,7 @@ def build_array_table(pixels: Pixels, labels: Sequence[str], splits: Sequence[st
     )
 
 
-def build_digits_source(config: DigitsData, cache: Path) -> Source:
+def build_digits_source(config: DigitsData, digests: FileDigests) -> Source:
     """Return the source of scikit-learn's 1,797 digits: grey 8×8, values 0–16 scaled to 0–255."""
     spec = build_pixel_spec(config)
 
@@ -137,7 +133,7 @@ def _read_digits() -> Float64[np.ndarray, "n 65"]:
 # --------------------------------------------------------------------------- MedMNIST
 
 
-def build_medmnist_source(config: MedmnistData, cache: Path) -> Source:
+def build_medmnist_source(config: MedmnistData, digests: FileDigests) -> Source:
     """Return the source of a MedMNIST npz: ``data.path``, otherwise the file in ``~/.medmnist``, downloaded if missing.
 
     Raises:
@@ -147,7 +143,7 @@ def build_medmnist_source(config: MedmnistData, cache: Path) -> Source:
     path = _find_medmnist(config) if config.path is None else config.path
     if not os.path.isfile(path):
         raise DataError(f"data.path: there is no file {path}; expected a MedMNIST npz ({config.flag})")
-    digest = digest_files([path.absolute()], memory=cache / "digests" / "medmnist.json")[0]
+    digest = digests.read([path.absolute()], of="medmnist")[0]
     spec = build_pixel_spec(config)
     if config.path is not None and not {"image_size", "source_size"} & config.model_fields_set:
         _check_default_size(path, spec)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from trainables.config import ColouredDigitsData
-from trainables.data.decoding import build_pixel_spec
+from trainables.data.decoding.pixels import build_pixel_spec
+from trainables.data.identity.file_digests import FileDigests
 from trainables.data.sources.arrays import ArrayPixels, build_array_table, read_digits
 from trainables.data.splits import assign_splits
 from trainables.data.table import Source, Table, hash_json
@@ -24,7 +24,7 @@ COLOURED_VERSION = 1
 HALF = 5
 
 
-def build_coloured_digits_source(config: ColouredDigitsData, cache: Path) -> Source:
+def build_coloured_digits_source(config: ColouredDigitsData, digests: FileDigests) -> Source:
     """Return the source of red and green 8×8 digits; metadata are digit, clean_label and nuisance (0 red, 1 green)."""
     settings = config.model_dump(mode="json", include=set(ColouredDigitsData.model_fields))
     return Source(

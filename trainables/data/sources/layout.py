@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 from trainables.data.assembly import suggest
+from trainables.data.identity.texts import normalise
 from trainables.data.splits import EXTERNAL, SPLITS
 from trainables.data.table import list_first
-from trainables.data.text_identity import normalise
 from trainables.errors import DataError
 
 #: Split → its usual names, without case and separators.

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import csv
-import hashlib
 import os
-import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
@@ -13,34 +10,35 @@ from typing import Any
 
 from trainables.config import CsvData, ImageData, ImageFolderData
 from trainables.data.assembly import suggest
-from trainables.data.cache import digest_files
-from trainables.data.decoding import FilePixels, build_pixel_spec
+from trainables.data.decoding.dicom import is_dicom
+from trainables.data.decoding.files import IMAGE_SUFFIXES, FilePixels
+from trainables.data.decoding.pixels import build_pixel_spec
+from trainables.data.identity.file_digests import FileDigests
+from trainables.data.identity.texts import check_similar
+from trainables.data.sources.csv_file import read_csv
+from trainables.data.sources.image_groups import find_groups, find_patients
 from trainables.data.sources.layout import parse_split, read_places
 from trainables.data.splits import EXTERNAL, SPLITS, check_unique
 from trainables.data.table import Source, Table, hash_json, list_first
-from trainables.data.text_identity import check_similar, normalise
 from trainables.errors import DataError
 
 REQUIRED_COLUMNS = ("file_name", "label")
 OPTIONAL_COLUMNS = ("id", "split", "group", "site")
 #: Missing values as pandas and spreadsheets write them, in lower case; "none" and "NA" may be a class.
 MISSING = {"", "nan", "<na>", "#n/a"}
-IMAGE_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".ppm", ".pgm"}
 #: Files and folders that file managers and archives leave in folders.
-IGNORED_FILES = {"thumbs.db", "desktop.ini", "__macosx"}
+IGNORED_FILES = {"thumbs.db", "desktop.ini", "__macosx", "dicomdir"}
 
 
-def build_csv_source(config: CsvData, cache: Path) -> Source:
+def build_csv_source(config: CsvData, digests: FileDigests) -> Source:
     """Return the source of a manifest.
 
     Raises:
         DataError: the manifest cannot be read, lacks a column, points outside its root, repeats a file, or has an
             unknown split.
     """
-    names, records = _read_manifest(config.path)
+    columns, lines = read_csv(config.path, key="data.path", required=REQUIRED_COLUMNS, optional=OPTIONAL_COLUMNS)
     root = config.root or config.path.parent
-    columns = {name: [record[name] for record in records] for name in names}
-    lines = [record[""] for record in records]
     where = config.path.name
     files = _check_file_names(columns["file_name"], lines, where)
     places = [f"line {line}" for line in lines]
@@ -59,7 +57,7 @@ def build_csv_source(config: CsvData, cache: Path) -> Source:
             ids=ids,
             labels=columns["label"],
             splits=columns["split"],
-            groups=columns.get("group", ids),
+            groups=columns.get("group") or find_patients(ids, paths, similar_text=config.similar_text),
             sites=["" if site.lower() in MISSING else site for site in columns.get("site", [""] * len(files))],
             file_names=[name or where for name in files],
             rows=list(lines),
@@ -69,69 +67,27 @@ def build_csv_source(config: CsvData, cache: Path) -> Source:
                 if name not in REQUIRED_COLUMNS + OPTIONAL_COLUMNS
             },
             problems=problems,
+            conversions=pixels.conversions,
             classes=config.classes,
         )
 
-    return _build_file_source(config, paths, cache, root, build_table, said=columns)
+    return _build_file_source(config, paths, digests, root, build_table, said=columns)
 
 
 def _build_file_source(
     config: ImageData,
     paths: Sequence[Path],
-    cache: Path,
+    digests: FileDigests,
     root: Path,
     build_table: Callable[[FilePixels], Table],
     *,
     said: Any,
 ) -> Source:
     """Return a source whose content is a hash of the digests of all files and of ``said``, the data about them."""
-    memory = cache / "digests" / f"{hashlib.sha256(str(root.absolute()).encode()).hexdigest()[:24]}.json"
     absolute = [path.absolute() for path in paths]
-    digests = digest_files(absolute, memory=memory)
-    pixels = FilePixels(absolute, digests, build_pixel_spec(config))
-    return Source(hash_json([digests, said]), lambda: build_table(pixels))
-
-
-def _read_manifest(path: Path) -> tuple[list[str], list[dict[str, Any]]]:
-    """Return the column names and one record per line; its key "" holds the line number."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.reader(file, strict=True)
-            names = [normalise(name) for name in next(reader, [])]
-            _check_columns(names, path)
-            records = []
-            for cells in reader:
-                if len(cells) > len(names):
-                    raise DataError(
-                        f"{path.name} line {reader.line_num} has {len(cells)} cells, expected {len(names)} like the "
-                        'header: quote values that contain a comma ("a, b")'
-                    )
-                if any("\0" in cell for cell in cells):
-                    raise DataError(f"{path.name} line {reader.line_num} holds a NUL character, expected text")
-                if any(cell.strip() for cell in cells):
-                    padded = [normalise(cell) for cell in cells] + [""] * (len(names) - len(cells))
-                    records.append({**dict(zip(names, padded, strict=True)), "": reader.line_num})
-    except FileNotFoundError:
-        raise DataError(f"data.path: there is no manifest {path}; expected a CSV file") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"could not read the manifest {path}: {error}; expected CSV in UTF-8") from error
-    return names, records
-
-
-def _check_columns(names: Sequence[str], path: Path) -> None:
-    repeated = sorted({name for name in names if names.count(name) > 1})
-    if repeated or "" in names:
-        raise DataError(
-            f"{path.name} has the columns {list(names)}; expected every column to have a name, and no name twice: "
-            "correct its first line"
-        )
-    for required in REQUIRED_COLUMNS:
-        if required not in names:
-            raise DataError(
-                f"{path.name} has no column {required!r}{suggest(required, names)}; found "
-                f"{', '.join(names) or 'none'}; expected {', '.join(REQUIRED_COLUMNS)} and optionally "
-                f"{', '.join(OPTIONAL_COLUMNS)}, separated by commas"
-            )
+    found = digests.read(absolute, of=str(root.absolute()))
+    pixels = FilePixels(absolute, found, build_pixel_spec(config))
+    return Source(hash_json([found, said]), lambda: build_table(pixels))
 
 
 def _check_file_names(names: Sequence[str], lines: Sequence[int], where: str) -> list[str]:
@@ -209,10 +165,10 @@ def _convert(values: Sequence[str]) -> list[Any]:
     return [None if value.lower() in MISSING else value for value in values]
 
 
-def build_image_folder_source(config: ImageFolderData, cache: Path) -> Source:
+def build_image_folder_source(config: ImageFolderData, digests: FileDigests) -> Source:
     """Return the source of ``{train,val,test,external/<name>}/<class>/*`` or ``<class>/*`` (``layout.read_places``).
 
-    Every image is its own group unless ``data.group_pattern`` finds the patient in its path.
+    Every image is its own group unless ``data.group_pattern``, ``data.group_file`` or a DICOM file names the patient.
 
     Raises:
         DataError: the folder is missing, or a file or folder lies where none is expected.
@@ -225,13 +181,12 @@ def build_image_folder_source(config: ImageFolderData, cache: Path) -> Source:
         raise DataError(f"data.path: could not list the images in {config.path}: {error}") from error
     places = read_places(files, layout=config.layout, folder=str(config.path))
     splits, labels = [split for split, _ in places], [label for _, label in places]
-    groups = _find_groups(files, config.group_pattern)
-    if config.similar_text == "error" and config.group_pattern is not None:
-        check_similar(groups, what="group", advice="set data.similar_text: distinct if they do differ")
+    groups = find_groups(config, files)
+    paths = [config.path / name for name in files]
     problems = {
-        row: f"is not of a known image format; expected one of {' '.join(sorted(IMAGE_SUFFIXES))}"
-        for row, name in enumerate(files)
-        if PurePosixPath(name).suffix.lower() not in IMAGE_SUFFIXES
+        row: f"is not of a known image format; expected DICOM or one of {' '.join(sorted(IMAGE_SUFFIXES))}"
+        for row, path in enumerate(paths)
+        if path.suffix.lower() not in IMAGE_SUFFIXES and not is_dicom(path, IMAGE_SUFFIXES)
     }
 
     def build_table(pixels: FilePixels) -> Table:
@@ -240,36 +195,17 @@ def build_image_folder_source(config: ImageFolderData, cache: Path) -> Source:
             ids=files,
             labels=labels,
             splits=splits,
-            groups=groups,
+            groups=find_patients(files, paths, similar_text=config.similar_text) if groups is None else groups,
             sites=[split.removeprefix(EXTERNAL) if split.startswith(EXTERNAL) else "" for split in splits],
             file_names=files,
             rows=[None] * len(files),
             problems=problems,
+            conversions=pixels.conversions,
             classes=config.classes,
         )
 
-    paths = [config.path / name for name in files]
-    return _build_file_source(config, paths, cache, config.path, build_table, said=files)
-
-
-def _find_groups(files: Sequence[str], pattern: str | None) -> list[str]:
-    """Return the group of every path: what the pattern's group "group", its first group or all of it matches.
-
-    Raises:
-        DataError: the pattern matches nothing in some path.
-    """
-    if pattern is None:
-        return list(files)
-    expression = re.compile(pattern)
-    name: str | int = "group" if "group" in expression.groupindex else min(1, expression.groups)
-    found = [match and match[name] for match in map(expression.search, files)]
-    missing = [file for file, group in zip(files, found, strict=True) if not group]
-    if missing:
-        raise DataError(
-            f"data.group_pattern {pattern!r} finds no group in {len(missing)} of {len(files)} paths; expected one in "
-            f"each, such as the patient in 'train/sick/p012_left.png' by '(p\\d+)_':\n  {list_first(missing)}"
-        )
-    return [normalise(str(group)) for group in found]
+    said = files if config.group_file is None else [files, groups]
+    return _build_file_source(config, paths, digests, config.path, build_table, said=said)
 
 
 def _list_files(folder: Path, prefix: str = "", above: tuple[str, ...] = ()) -> list[str]:

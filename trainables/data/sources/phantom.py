@@ -7,14 +7,14 @@ rows, so chunks of any size give the same pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int64, UInt8
 
 from trainables.config import PhantomData
-from trainables.data.decoding import map_threads
+from trainables.data.decoding.threads import map_threads
+from trainables.data.identity.file_digests import FileDigests
 from trainables.data.sources.phantom_rendering import Scenes, render_blobs, render_scenes
 from trainables.data.sources.phantom_scenes import draw_scenes
 from trainables.data.splits import EXTERNAL, assign_splits
@@ -168,7 +168,7 @@ class PhantomPixels:
         return [self.digests[row] for row in rows], {}
 
 
-def build_phantom_source(config: PhantomData, cache: Path) -> Source:
+def build_phantom_source(config: PhantomData, digests: FileDigests) -> Source:
     """Return the source of a phantom; metadata are lesion_count, lesion_area_px (at image_size) and nuisance."""
     recipe = hash_json([PHANTOM_VERSION, config.model_dump(mode="json", include=set(PhantomData.model_fields))])
     return Source(recipe, lambda: _build_table(config, recipe))

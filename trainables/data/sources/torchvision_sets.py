@@ -7,7 +7,6 @@ import inspect
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,9 @@ from PIL import Image
 
 from trainables.config import TorchvisionData
 from trainables.data.assembly import suggest
-from trainables.data.decoding import UNREADABLE, PixelSpec, build_pixel_spec, fit_image
+from trainables.data.decoding.files import UNREADABLE
+from trainables.data.decoding.pixels import PixelSpec, build_pixel_spec, fit_image
+from trainables.data.identity.file_digests import FileDigests
 from trainables.data.sources.arrays import build_array_table
 from trainables.data.table import Source, Table, hash_json
 from trainables.errors import ConfigError, DataError
@@ -65,7 +66,7 @@ class ItemPixels:
         return [digest for digest, _ in found], problems
 
 
-def build_torchvision_source(config: TorchvisionData, cache: Path) -> Source:
+def build_torchvision_source(config: TorchvisionData, digests: FileDigests) -> Source:
     """Return the source of ``torchvision.datasets.<name>``; a split that it lacks is cut from train.
 
     Raises:
@@ -73,19 +74,18 @@ def build_torchvision_source(config: TorchvisionData, cache: Path) -> Source:
         DataError: the data set is not on disk and ``download`` is off, or the download failed.
     """
     if config.download:
-        marker = cache / "downloads" / hash_json([config.name, str(config.path.absolute())])[:24]
+        marker = digests.folder / "downloads" / hash_json([config.name, str(config.path.absolute())])[:24]
         marker.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(f"{marker}.lock"):
             if not marker.exists():
                 _open_datasets(config)
                 marker.touch()
-    # Sizes and times instead of digests: only the cache key depends on them, the fingerprint on the pixels.
-    listing = sorted(
-        [path.relative_to(config.path).as_posix(), path.stat().st_size, path.stat().st_mtime_ns]
-        for path in config.path.rglob("*")
-        if path.is_file()
+    root = config.path.absolute()
+    files = sorted(path for path in root.rglob("*") if path.is_file())
+    names = [path.relative_to(root).as_posix() for path in files]
+    content = hash_json(
+        ["torchvision", config.name, version("torchvision"), names, digests.read(files, of=f"torchvision {root}")]
     )
-    content = hash_json(["torchvision", config.name, version("torchvision"), listing])
     return Source(content, lambda: _read_table(config))
 
 

@@ -176,7 +176,7 @@ def test_id_in_two_splits_is_refused(tmp_path):
         ("file_name,labels\na.png,1\n", "no column 'label' .nearest: 'labels'"),
         ("file_name,label,label\na.png,1,1\n", "no name twice"),
         ("file_name,label\na.png,1,2\n", "line 2 has 3 cells"),
-        ('file_name,label\n"a.png,1\n', "could not read the manifest"),
+        ('file_name,label\n"a.png,1\n', "data.path: could not read"),
         ("file_name,label\n", "found no image"),
         ("file_name,label\na.png,1\n./a.png,2\n", r"(?s)repeat the file_name.*'a.png': line 2 and line 3"),
     ],
@@ -188,7 +188,7 @@ def test_faulty_manifest(text, message, tmp_path):
 
 
 def test_manifest_that_is_missing_or_no_text(tmp_path):
-    with pytest.raises(DataError, match="there is no manifest"):
+    with pytest.raises(DataError, match="there is no file"):
         _load(CsvData(path=tmp_path / "no.csv"), tmp_path)
     (tmp_path / "b.csv").write_bytes(b"file_name,label\n\xff\xfe,1\n")
     with pytest.raises(DataError, match="expected CSV in UTF-8"):
@@ -219,10 +219,10 @@ def test_folder_without_splits_is_split_by_fraction(tmp_path):
 
 def test_folder_faults(tmp_path):
     config = _folder(tmp_path / "d", ("train", "val", "test"))
-    (tmp_path / "d" / "train" / "cat" / "scan.dcm").write_text("x")
-    with pytest.raises(DataError, match=r"train/cat/scan.dcm: is not of a known image format"):
+    (tmp_path / "d" / "train" / "cat" / "scan.nii").write_text("x")
+    with pytest.raises(DataError, match=r"train/cat/scan.nii: is not of a known image format"):
         _load(config, tmp_path)
-    (tmp_path / "d" / "train" / "cat" / "scan.dcm").unlink()
+    (tmp_path / "d" / "train" / "cat" / "scan.nii").unlink()
     _image(tmp_path / "d" / "train" / "stray.png")
     with pytest.raises(DataError, match=r"(?s)outside <split>/<class>/<image>.*train/stray.png"):
         _load(config, tmp_path)
@@ -279,3 +279,52 @@ def test_group_pattern_finds_the_patient_in_the_path(tmp_path):
         _load(config.model_copy(update={"group_pattern": r"(p\d+)_"}), tmp_path)
     with pytest.raises(ValidationError, match="no regular expression"):
         ImageFolderData(path=tmp_path / "d", group_pattern="(p")
+
+
+def _write_patients(root: Path) -> list[str]:
+    """Four images of each of ten patients, whose names are not in the paths."""
+    rng = np.random.default_rng(0)
+    names = []
+    for number in range(40):
+        names.append(f"{'ab'[number % 2]}/{number:02d}.png")
+        (root / names[-1]).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (8, 8), dtype=np.uint8)).save(root / names[-1])
+    return names
+
+
+def test_groups_from_a_file_beside_the_folder(tmp_path):
+    names = _write_patients(tmp_path / "d")
+    rows = [f"{name.replace('/', chr(92))},p{number // 4}" for number, name in enumerate(names)]
+    (tmp_path / "groups.csv").write_text("\n".join(["file_name,group", *rows, "a/not-there.png,p9"]))
+    config = ImageFolderData(path=tmp_path / "d", image_size=8, group_file=tmp_path / "groups.csv")
+    data = _load(config, tmp_path)
+    groups = [set(images.groups) for images in data.splits.values()]
+    assert sum(map(len, groups)) == len(set.union(*groups)) == 10
+    moved = config.model_copy(update={"group_file": (tmp_path / "groups.csv").rename(tmp_path / "moved.csv")})
+    assert _load(moved, tmp_path).fingerprint == data.fingerprint
+    (tmp_path / "moved.csv").write_text("\n".join(["file_name,group", *(f"{name},{name}" for name in names)]))
+    assert _load(moved, tmp_path).fingerprint != data.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (None, r"data.group_file: there is no file .*groups.csv"),
+        ("file_name,patient\na/00.png,1\n", r"groups.csv has no column 'group'"),
+        ("file_name,group\na/00.png,1\n", r"(?s)names no group for 39 of 40 images.*'a/00.png'.*b/01.png"),
+        ("file_name,group\na/00.png,\n", r"groups.csv line 2 has no group; expected one for 'a/00.png'"),
+        ("file_name,group\na/00.png,1\n./a/00.png,2\n", r"gives 'a/00.png' the group '1' in line 2 and '2' in line 3"),
+    ],
+)
+def test_faulty_group_file(text, message, tmp_path):
+    _write_patients(tmp_path / "d")
+    if text is not None:
+        (tmp_path / "groups.csv").write_text(text)
+    config = ImageFolderData(path=tmp_path / "d", image_size=8, group_file=tmp_path / "groups.csv")
+    with pytest.raises(DataError, match=message):
+        _load(config, tmp_path)
+
+
+def test_groups_have_one_source(tmp_path):
+    with pytest.raises(ValidationError, match="found both group_pattern and group_file"):
+        ImageFolderData(path=tmp_path, group_pattern="p", group_file=tmp_path / "g.csv")

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from trainables.data.decoding import map_threads
+from trainables.data.decoding.threads import map_threads
 from trainables.data.splits import EXTERNAL, SPLITS
 from trainables.data.table import Table, describe_row, list_first
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from trainables.config import CsvData, ImageFolderData, MedmnistData
-from trainables.data.copies import digest_images, find_copies
 from trainables.data.dataset import Dataset
+from trainables.data.identity.copies import digest_images, find_copies
 from trainables.data.load import load_dataset
 from trainables.errors import DataError
 

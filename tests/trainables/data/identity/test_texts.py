@@ -12,8 +12,8 @@ from PIL import Image
 
 from trainables.config import CsvData, ImageFolderData
 from trainables.data.dataset import Dataset
+from trainables.data.identity.texts import check_single, find_similar, make_key
 from trainables.data.load import load_dataset
-from trainables.data.text_identity import check_single, find_similar, make_key
 from trainables.errors import DataError
 
 SPLITS = ("train", "train", "val", "test")

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainables.data.decoding import FilePixels, PixelSpec, decode_file, fit_arrays, fit_image
+from trainables.data.decoding.files import FilePixels, decode_file
+from trainables.data.decoding.pixels import PixelSpec, fit_arrays, fit_image
 from trainables.errors import DataError
 
 SPEC = PixelSpec(image_size=8, channels=3, resize="crop", max_megapixels=1.0)
@@ -36,26 +37,26 @@ def _png_header(path: Path, width: int, height: int) -> Path:
 
 def test_rgb_png_is_kept_bit_for_bit(tmp_path):
     path = _save(Image.fromarray(PIXELS), tmp_path / "a.png")
-    assert np.array_equal(decode_file(path, SPEC), PIXELS.transpose(2, 0, 1))
+    assert np.array_equal(decode_file(path, SPEC)[0], PIXELS.transpose(2, 0, 1))
 
 
 def test_palette_becomes_its_colours(tmp_path):
     image = Image.fromarray(np.arange(64, dtype=np.uint8).reshape(8, 8) % 4, mode=None)
     palette = image.convert("P")
     palette.putpalette([255, 0, 0, 0, 255, 0, 0, 0, 255, 9, 9, 9])
-    decoded = decode_file(_save(palette, tmp_path / "p.png"), SPEC)
+    decoded = decode_file(_save(palette, tmp_path / "p.png"), SPEC)[0]
     assert decoded[:, 0, :4].T.tolist() == [[255, 0, 0], [0, 255, 0], [0, 0, 255], [9, 9, 9]]
 
 
 def test_palette_with_transparency_is_on_black(tmp_path):
     palette = Image.fromarray(np.zeros((8, 8), dtype=np.uint8)).convert("P")
     palette.putpalette([255, 255, 255] * 4)
-    assert decode_file(_save(palette, tmp_path / "t.png", transparency=0), SPEC).max() == 0
+    assert decode_file(_save(palette, tmp_path / "t.png", transparency=0), SPEC)[0].max() == 0
 
 
 def test_cmyk_becomes_rgb(tmp_path):
     image = Image.new("CMYK", (8, 8), (0, 255, 255, 0))  # no cyan, all magenta and yellow: red
-    red, green, blue = decode_file(_save(image, tmp_path / "c.tif"), SPEC)[:, 4, 4]
+    red, green, blue = decode_file(_save(image, tmp_path / "c.tif"), SPEC)[0][:, 4, 4]
     assert red > 200
     assert max(green, blue) < 60
 
@@ -63,17 +64,17 @@ def test_cmyk_becomes_rgb(tmp_path):
 def test_alpha_is_composited_on_black(tmp_path):
     rgba = np.full((8, 8, 4), 200, dtype=np.uint8)
     rgba[..., 3] = 0
-    assert decode_file(_save(Image.fromarray(rgba), tmp_path / "a.png"), SPEC).max() == 0
+    assert decode_file(_save(Image.fromarray(rgba), tmp_path / "a.png"), SPEC)[0].max() == 0
 
 
 def test_one_bit_is_black_and_white(tmp_path):
     bits = Image.fromarray(((np.indices((8, 8)).sum(0) % 2) * 255).astype(np.uint8)).convert("1")
-    assert set(np.unique(decode_file(_save(bits, tmp_path / "b.png"), SPEC))) == {0, 255}
+    assert set(np.unique(decode_file(_save(bits, tmp_path / "b.png"), SPEC)[0])) == {0, 255}
 
 
 def test_grey_is_repeated_and_rgb_to_grey_is_luma(tmp_path):
     grey = Image.fromarray(PIXELS[..., 0])
-    assert np.array_equal(decode_file(_save(grey, tmp_path / "g.png"), SPEC), np.repeat(PIXELS[None, ..., 0], 3, 0))
+    assert np.array_equal(decode_file(_save(grey, tmp_path / "g.png"), SPEC)[0], np.repeat(PIXELS[None, ..., 0], 3, 0))
     one = PixelSpec(8, 1, "crop", 1.0)
     assert np.array_equal(fit_image(Image.fromarray(PIXELS), one)[0], np.asarray(Image.fromarray(PIXELS).convert("L")))
 
@@ -82,7 +83,7 @@ def test_exif_orientation_is_applied(tmp_path):
     image = Image.fromarray(np.repeat(np.array([[0], [255]], dtype=np.uint8), 4, 0).repeat(8, 1))
     exif = Image.Exif()
     exif[0x0112] = 3  # turned by 180°
-    decoded = decode_file(_save(image, tmp_path / "e.png", exif=exif), SPEC)
+    decoded = decode_file(_save(image, tmp_path / "e.png", exif=exif), SPEC)[0]
     assert decoded[0, 0, 0] == 255
     assert decoded[0, -1, 0] == 0
 
@@ -183,7 +184,7 @@ def test_damaged_bytes_never_escape_as_another_error(tmp_path):
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 with contextlib.suppress(DataError):
-                    assert decode_file(path, SPEC).shape == (3, 8, 8)
+                    assert decode_file(path, SPEC)[0].shape == (3, 8, 8)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
