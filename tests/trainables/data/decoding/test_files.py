@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.support.image_files import write_png_header
 from trainables.data.decoding.files import FilePixels, decode_file
 from trainables.data.decoding.pixels import PixelSpec, fit_arrays, fit_image
 from trainables.errors import DataError
@@ -21,17 +22,6 @@ PIXELS = RNG.integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
 def _save(image: Image.Image, path: Path, **options: object) -> Path:
     image.save(path, **options)
-    return path
-
-
-def _png_header(path: Path, width: int, height: int) -> Path:
-    """A PNG that claims a size and holds almost nothing."""
-
-    def chunk(kind: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")))
     return path
 
 
@@ -150,7 +140,7 @@ BAD = {
     ),
     "stack": (lambda path: _stack(path.with_suffix(".tif")), "3 frames"),
     "huge": (lambda path: _save(Image.new("L", (1001, 1001)), path.with_suffix(".png")), "megapixels"),
-    "bomb": (lambda path: _png_header(path.with_suffix(".png"), 60_000, 60_000), "megapixels"),
+    "bomb": (lambda path: write_png_header(path.with_suffix(".png"), 60_000, 60_000), "megapixels"),
 }
 
 
@@ -165,7 +155,7 @@ def test_bad_file_is_refused_with_its_reason(kind, tmp_path):
 
 def test_pil_limit_is_restored_and_does_not_warn(tmp_path):
     before = Image.MAX_IMAGE_PIXELS
-    path = _png_header(tmp_path / "bomb.png", 12_000, 12_000)  # PIL alone would warn here
+    path = write_png_header(tmp_path / "bomb.png", 12_000, 12_000)  # PIL alone would warn here
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         FilePixels([path], [""], SPEC).decode(np.array([0]), np.zeros((1, 3, 8, 8), np.uint8), None)
