@@ -15,6 +15,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.identity import compute_identity
 from orchestrator.planning.plan import Work
 from orchestrator.planning.states import COMPLETE
+from orchestrator.planning.trial_checks import check_trials
 from trainables.config import SCHEMA_VERSION, StageConfig, TrialConfig, read_trial_config
 from trainables.frozen import canonical_json
 from trainables.storage.folder import Folder
@@ -166,6 +167,7 @@ def _find_other_ledgers(prepared: Prepared) -> list[Ledger]:
 def _from_pilot(prepared: Prepared, todo: Sequence[Work]) -> tuple[str, list[float]]:
     from trainables.pilot import time_trial  # imports torch
 
+    check_trials(prepared.open_configs, prepared.inputs)  # the pilot times only some of them
     execution = resolve_execution(prepared.study)
     kinds = {_kind_of(work): work for work in reversed(todo)}  # the first of each kind
     timed = list(kinds.items())[-MAX_PILOTS:][::-1]

@@ -11,6 +11,7 @@ from orchestrator.driver.prepare import Prepared, prepare
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.plan import Work
 from orchestrator.study.study_file import parse_study
+from trainables.errors import ConfigError
 
 TEXT = """\
 study: s
@@ -179,3 +180,13 @@ def test_a_stage_that_nothing_needs_is_not_called_complete(tmp_path: Path, cache
     now = make(tmp_path, cache_dir)
     described = describe_plan(now, estimate(now, allow_pilot=False))
     assert [row["state"] for row in described["stages"]] == ["not needed"]
+
+
+def test_what_the_pilot_does_not_time_is_checked_too(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.driver.estimate.MAX_PILOTS", 1)
+    networks = ", ".join([f"shufflenet_v2_x{width}" for width in ("0_5", "1_0")] + ["nonsense"])
+    prepared = make(tmp_path, cache_dir, f"factors={{model.name: [{networks}]}}")
+    with pytest.raises(ConfigError, match="nonsense"):
+        estimate(prepared, allow_pilot=True)
