@@ -11,7 +11,14 @@ from trainables.config import ContrastivePretraining, TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.data.groups import check_groups, find_groups
 from trainables.errors import ConfigError
-from trainables.regularisers import GroupDro, LabelSmoothing, SpectralDecoupling, choose_group_columns, find_part
+from trainables.regularisers import (
+    GroupDro,
+    LabelSmoothing,
+    SpectralDecoupling,
+    WeightDecay,
+    choose_group_columns,
+    find_part,
+)
 
 
 class SettingsChecks:
@@ -65,6 +72,18 @@ class SettingsChecks:
             yield (
                 "training.precision: found bfloat16 with execution.device: cpu, where torch computes wrong gradients; "
                 "expected auto or float32"
+            )
+
+        decay = find_part(config.regulariser, WeightDecay)
+        product = (
+            training.learning_rate * max(1.0, training.backbone_learning_rate_factor) * (decay.weight if decay else 0)
+        )
+        # A step multiplies a weight by 1 − product, which is −1 or less from here on; SGD's momentum allows for more.
+        limit = 2.0 if training.optimiser == "adamw" else 2.0 * (1.0 + training.momentum)
+        if decay is not None and product >= limit:
+            yield (
+                f"regulariser.weight: found {decay.weight:g} for weight_decay, times the learning rate {product:g}, so "
+                f"that the weights grow at every step; expected a product below {limit:g}"
             )
 
     def _find_in_labels(self, config: TrialConfig) -> Iterator[str]:

@@ -127,6 +127,7 @@ def attempt(study: Study, storage: Path) -> None:
     [
         ("model.name=shufflenet_v2_x0_6", ConfigError, "shufflenet_v2_x0_5"),
         ("model.name=timm/nonsense", ConfigError, "nonsense"),
+        ("training.batch_size=1", ConfigError, "expected at least 2, or a network without normalisation"),
         ("evaluation.shifts=[gaussian_nois]", StudyError, "did you mean 'gaussian_noise'"),
         ("training.batch_size=100000", StudyError, "found 100000, and there are"),
         ("regulariser={kind: spectral_decoupling, weight: [0.1, 0.2]}", StudyError, "one per class"),

@@ -22,6 +22,11 @@ def plan(tmp_path: Path, cache_dir: Path, text: str, *overrides: str) -> None:
     [
         (["training.warmup_epochs=3"], r"training.warmup_epochs: found 3 of 2 training.epochs"),
         (["training.warmup_epochs=2"], r"training.warmup_epochs: found 2 of 2 training.epochs"),
+        (["regulariser={kind: weight_decay, weight: 2000}"], r"regulariser.weight: found 2000 .* a product below 2"),
+        (
+            ["regulariser={kind: weight_decay, weight: 4000}", "training.optimiser=sgd"],
+            r"regulariser.weight: found 4000 .* a product below 3.8",
+        ),
         (["training.precision=bfloat16", "execution.device=cpu"], r"training.precision: found bfloat16 with"),
         (["training.label_fraction=1e-9"], r"leaves no training image of class 0, 1, 2, 3, 4, 5;"),
         (["regulariser={kind: label_smoothing, epsilon: 1}"], r"regulariser.epsilon: found 1"),
@@ -51,6 +56,8 @@ def test_what_cannot_work_is_named(overrides: list[str], message: str, tmp_path:
     "overrides",
     [
         ["training.warmup_epochs=1.9"],
+        ["regulariser={kind: weight_decay, weight: 1000}"],
+        ["regulariser={kind: weight_decay, weight: 3000}", "training.optimiser=sgd"],
         ["training.precision=bfloat16", "execution.device=cuda"],
         ["training.label_fraction=0.01"],  # one image of each class
         ["training.label_fraction=0.1", "training.batch_size=512"],  # one batch an epoch
