@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from trainables.augmentation_config import AugmentationConfig, NoAugmentation
 from trainables.errors import ConfigError
@@ -317,7 +317,8 @@ def read_trial_config(stored: Mapping[str, Any]) -> TrialConfig:
     """Return a trial's config, validated from the JSON that was stored in the trial's folder.
 
     Raises:
-        ConfigError: if it has another schema version, in which fields mean something else.
+        ConfigError: if it has another schema version, in which fields mean something else, or a value that was allowed
+            when it was stored and is not any more.
     """
     version = stored.get("schema_version")
     if version != SCHEMA_VERSION:
@@ -325,7 +326,14 @@ def read_trial_config(stored: Mapping[str, Any]) -> TrialConfig:
             f"schema_version: read the config of a stored trial, found {version}, expected {SCHEMA_VERSION}: another "
             "version of RobustSweep ran the trial; run the study again, or read it with that version"
         )
-    return TrialConfig.model_validate(stored)
+    try:
+        return TrialConfig.model_validate(stored)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"{'.'.join(map(str, first['loc']))}: read the config of a stored trial, found {first['input']!r}: "
+            f"{first['msg']}; read it with the version of RobustSweep that ran it"
+        ) from error
 
 
 class StageConfig(Frozen):

@@ -145,6 +145,17 @@ def test_a_wrong_request_stops_before_anything_is_written(
     assert not (tmp_path / "results").exists()
 
 
+@pytest.mark.parametrize("override", ["execution.device=cuda", "training.precision=bfloat16"])
+def test_what_needs_a_gpu_is_refused_where_there_is_none(
+    override: str, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.execution.resources._GPU_DEVICES", ())
+    key, _, found = override.partition("=")
+    with pytest.raises(StudyError, match=f"{key}: found {found}, and this machine has no GPU"):
+        attempt(make_study("", override, cache_dir=cache_dir), tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
 def test_a_second_driver_is_refused_before_the_data_are_read(
     tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

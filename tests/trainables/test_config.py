@@ -60,3 +60,10 @@ def test_numbers_with_which_no_trial_can_learn_are_refused(section: dict[str, An
 def test_a_shift_cache_larger_than_any_disk_is_refused() -> None:
     with pytest.raises(ValidationError):
         Execution(shift_cache_gib=1e300)
+
+
+def test_a_stored_value_that_is_not_allowed_any_more_is_named() -> None:
+    stored = TrialConfig().model_dump(mode="json")
+    stored["training"]["learning_rate"] = 1e-300
+    with pytest.raises(ConfigError, match=r"training.learning_rate: read the config of a stored trial, found 1e-300"):
+        read_trial_config(stored)
