@@ -6,7 +6,10 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trainables.frozen import Fraction, Frozen, PositiveInt
+from trainables.frozen import Fraction, Frozen
+
+#: Of operations or chains. The upper bound is an assumption: far above the papers' numbers; time grows with it.
+Count = Annotated[int, Field(gt=0, le=1000)]
 
 
 class Augmentation(Frozen):
@@ -28,7 +31,7 @@ class RandAugment(Augmentation):
     """RandAugment (Cubuk et al. 2020); strength scales the magnitude, 1 is ``magnitude``."""
 
     kind: Literal["randaugment"] = "randaugment"
-    num_ops: PositiveInt = 2
+    num_ops: Count = 2
     magnitude: int = Field(9, ge=0, le=30, description="Of 31 bins, torchvision's default.")
     strength: Fraction = 1.0
 
@@ -45,8 +48,8 @@ class AugMix(Augmentation):
 
     kind: Literal["augmix"] = "augmix"
     severity: int = Field(3, ge=1, le=10, description="Largest level of an operation, of 10.")
-    width: PositiveInt = Field(3, description="Number of chains.")
-    max_depth: PositiveInt = Field(3, description="A chain has 1 to this many operations.")
+    width: Count = Field(3, description="Number of chains.")
+    max_depth: Count = Field(3, description="A chain has 1 to this many operations.")
     strength: Fraction = 1.0
 
 

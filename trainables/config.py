@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, model_validator
+from pydantic import Field, JsonValue, ValidationError, model_validator
 
 from trainables.augmentation_config import AugmentationConfig, NoAugmentation
 from trainables.errors import ConfigError
 from trainables.frozen import (
+    SMALLEST,
     UNHASHED,
     Classes,
     Expression,
@@ -23,8 +24,10 @@ from trainables.frozen import (
     Frozen,
     ImageSize,
     PositiveInt,
+    Rate,
     Seed,
     Text,
+    Weight,
     revised,
     unhashed,
 )
@@ -221,6 +224,10 @@ class ModelConfig(Frozen):
     )
 
 
+#: The upper bound is an assumption: above any sensible layer, and below one that exhausts the memory.
+ProjectionSize = Annotated[int, Field(gt=0, le=65_536)]
+
+
 class ScratchPretraining(Frozen):
     """Random initial weights, the same for all arms of a replicate."""
 
@@ -246,14 +253,14 @@ class ContrastivePretraining(Frozen):
     method: Literal["simclr"] = "simclr"
     init: Annotated[ScratchPretraining | ImageNetPretraining, Field(discriminator="kind")] = ScratchPretraining()
     epochs: PositiveInt = 100
-    batch_size: PositiveInt = 256
-    learning_rate: float = Field(
-        0.06, gt=0, description="SGD, momentum .9, cosine. .06: lightly’s small-image benchmarks."
+    batch_size: Annotated[int, Field(ge=2, lt=2**31)] = Field(
+        256, description="Images; each is told apart from the others of its batch."
     )
-    weight_decay: float = Field(1e-4, ge=0)
-    temperature: float = Field(0.2, gt=0)
-    projection_dim: PositiveInt = 128
-    hidden_dim: PositiveInt = 512
+    learning_rate: Rate = Field(0.06, description="SGD, momentum .9, cosine. .06: lightly’s small-image benchmarks.")
+    weight_decay: Weight = 1e-4
+    temperature: Annotated[float, Field(ge=1e-8)] = Field(0.2, description="lightly refuses less than 1e-8.")
+    projection_dim: ProjectionSize = 128
+    hidden_dim: ProjectionSize = 512
     crop_scale_min: Fraction = Field(0.2, description="Smallest area share of RandomResizedCrop.")
     jitter_strength: float = Field(1.0, ge=0, description="Scales ColorJitter(.4, .4, .4, .1).")
     horizontal_flip: bool = Field(True, description="Off where left and right mean something, as in digits.")
@@ -273,12 +280,12 @@ class TrainingConfig(Frozen):
     epochs: PositiveInt = 20
     batch_size: PositiveInt = 64
     optimiser: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: float = Field(1e-3, gt=0)
+    learning_rate: Rate = 1e-3
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD only.")
     schedule: Literal["cosine", "constant"] = "cosine"
-    warmup_epochs: Annotated[float, Field(ge=0.0)] = 0.0
-    backbone_learning_rate_factor: float = Field(1.0, ge=0, description="Below the head; 0 is a linear probe.")
-    gradient_clip_norm: float | None = Field(None, gt=0)
+    warmup_epochs: Weight = Field(0.0, description="Fewer than epochs.")
+    backbone_learning_rate_factor: Weight = Field(1.0, description="Below the head; 0 is a linear probe.")
+    gradient_clip_norm: float | None = Field(None, ge=SMALLEST)
     class_weights: Literal["none", "balanced"] = "none"
     label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0,
@@ -344,7 +351,8 @@ def read_trial_config(stored: Mapping[str, Any]) -> TrialConfig:
     """Return a trial's config, validated from the JSON that was stored in the trial's folder.
 
     Raises:
-        ConfigError: if it has another schema version, in which fields mean something else.
+        ConfigError: if it has another schema version, in which fields mean something else, or a value that was allowed
+            when it was stored and is not any more.
     """
     version = stored.get("schema_version")
     if version != SCHEMA_VERSION:
@@ -352,7 +360,14 @@ def read_trial_config(stored: Mapping[str, Any]) -> TrialConfig:
             f"schema_version: read the config of a stored trial, found {version}, expected {SCHEMA_VERSION}: another "
             "version of RobustSweep ran the trial; run the study again, or read it with that version"
         )
-    return TrialConfig.model_validate(stored)
+    try:
+        return TrialConfig.model_validate(stored)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ConfigError(
+            f"{'.'.join(map(str, first['loc']))}: read the config of a stored trial, found {first['input']!r}: "
+            f"{first['msg']}; read it with the version of RobustSweep that ran it"
+        ) from error
 
 
 class StageConfig(Frozen):
@@ -373,8 +388,8 @@ class Execution(Frozen):
     device: str = Field("auto", description="auto: cuda if there is one, else cpu.")
     num_threads: PositiveInt = Field(1, description="CPU threads of the trial: its share.")
     cache_dir: Path = Field(Path("~/.cache/robustsweep"), description="Decoded images, one copy per node.")
-    shift_cache_gib: float = Field(
-        20.0, ge=0, description="Disk on this node for shifted copies of test sets; 0: every trial shifts anew."
+    shift_cache_gib: Weight = Field(
+        20.0, description="Disk on this node for shifted copies of test sets; 0: every trial shifts anew."
     )
     evaluation_batch_size: PositiveInt = 256
     acceleration: str | None = Field(

@@ -36,6 +36,13 @@ Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
 #: The upper bounds here and in the models are assumptions: above any sensible value, and below values that exhaust
 #: the memory of the planning machine or overflow an integer.
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+#: A weight, scale or penalty: far larger ones overflow float32 in the first step of a trial.
+LARGEST = 1e6
+#: A learning rate or norm: smaller ones update no weight in float32.
+SMALLEST = 1e-12
+Weight = Annotated[float, Field(ge=0.0, le=LARGEST)]
+Scale = Annotated[float, Field(gt=0.0, le=LARGEST)]
+Rate = Annotated[float, Field(ge=SMALLEST, le=LARGEST)]
 ImageSize = Annotated[int, Field(gt=0, le=16_384)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 #: Name of a class or a site, in the form in which data are read (``data.identity.texts.normalise``).

@@ -9,10 +9,11 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, model_validator
 
-from trainables.frozen import Fraction, Frozen
+from trainables.frozen import LARGEST, Fraction, Frozen, Scale, Weight
 
 #: Excludes 1, which would leave no activation or branch.
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+Offset = Annotated[float, Field(ge=-LARGEST, le=LARGEST)]
 
 
 class NoRegulariser(Frozen):
@@ -25,18 +26,18 @@ class WeightDecay(Frozen):
     """Decoupled (AdamW) or L2 (SGD) weight decay on all weights but biases and normalisation."""
 
     kind: Literal["weight_decay"] = "weight_decay"
-    weight: float = Field(1e-2, ge=0)
+    weight: Weight = 1e-2
 
 
 class SpectralDecoupling(Frozen):
     """L2 penalty on the logits (Pezeshki et al. 2020, Pohjonen et al. 2022); weight decay is 0 here."""
 
     kind: Literal["spectral_decoupling"] = "spectral_decoupling"
-    weight: float | tuple[float, ...] = Field(0.01, description="λ, or one λ per class or group.")
+    weight: Weight | tuple[Weight, ...] = Field(0.01, description="λ, or one λ per class or group.")
     half: bool = Field(True, description="½λ instead of λ.")
     reduction: Literal["mean", "sum"] = Field("mean", description="Over classes.")
     target: Literal["all", "true_class"] = "all"
-    gamma: float | tuple[float, ...] = Field(0.0, description="Offset, or one per class or group.")
+    gamma: Offset | tuple[Offset, ...] = Field(0.0, description="Offset, or one per class or group.")
     group_by: str = Field(
         "class", description="What several λ or γ are indexed by: class, site, or a column of the data, values sorted."
     )
@@ -82,7 +83,7 @@ class Sam(Frozen):
     """Sharpness-aware minimisation (Foret et al. 2021): two passes per step, hence twice the time."""
 
     kind: Literal["sam"] = "sam"
-    rho: float = Field(0.05, gt=0, description="Radius of the neighbourhood in which the loss is to be low.")
+    rho: Scale = Field(0.05, description="Radius of the neighbourhood in which the loss is to be low.")
     adaptive: bool = Field(False, description="Radius relative to each weight (Kwon et al. 2021, who use ρ = .5 to 2).")
 
 
@@ -93,8 +94,8 @@ class GroupDro(Frozen):
     group_by: Annotated[tuple[str, ...], Field(min_length=1)] = Field(
         ("site",), description="class, site or columns of the data (a phantom's nuisance); groups are combinations."
     )
-    step_size: float = Field(0.01, gt=0, description="η of the groups' weights.")
-    adjustment: float = Field(0.0, ge=0, description="C: C/√n is added to the loss of a group of n images.")
+    step_size: Scale = Field(0.01, description="η of the groups' weights.")
+    adjustment: Weight = Field(0.0, description="C: C/√n is added to the loss of a group of n images.")
 
 
 class StainNormalisation(Frozen):

@@ -15,7 +15,9 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.identity import compute_identity
 from orchestrator.planning.plan import Work
 from orchestrator.planning.states import COMPLETE
-from trainables.config import SCHEMA_VERSION, StageConfig, TrialConfig, read_trial_config
+from orchestrator.planning.trial_checks import check_trials
+from trainables.config import StageConfig, TrialConfig, read_trial_config
+from trainables.errors import ConfigError
 from trainables.frozen import canonical_json
 from trainables.storage.folder import Folder
 
@@ -135,9 +137,10 @@ def _from_like_studies(prepared: Prepared, todo: Sequence[Work], *, on_gpu: bool
         trials = {row["signature"] for row in ledger.read_plan()["trials"][:MAX_LIKE_TRIALS]}
         known = len(durations)
         for record in ledger.records("trial", signatures=trials, states=(COMPLETE,)):
-            if record.config["config"]["schema_version"] != SCHEMA_VERSION:
-                continue  # another version of this package may have taken another time
-            kind = _kind_of_trial(read_trial_config(record.config["config"]))
+            try:
+                kind = _kind_of_trial(read_trial_config(record.config["config"]))
+            except ConfigError:
+                continue  # of another version of this package, which may have taken another time
             was_on_gpu = record.result is not None and record.result["environment"]["device"] != "cpu"
             if kind in kinds and was_on_gpu == on_gpu:
                 durations.setdefault(kind, []).append(took_seconds(record))
@@ -166,6 +169,7 @@ def _find_other_ledgers(prepared: Prepared) -> list[Ledger]:
 def _from_pilot(prepared: Prepared, todo: Sequence[Work]) -> tuple[str, list[float]]:
     from trainables.pilot import time_trial  # imports torch
 
+    check_trials(prepared.open_configs, prepared.inputs)  # the pilot times only some of them
     execution = resolve_execution(prepared.study)
     kinds = {_kind_of(work): work for work in reversed(todo)}  # the first of each kind
     timed = list(kinds.items())[-MAX_PILOTS:][::-1]

@@ -15,6 +15,7 @@ from orchestrator.ledger.usage import read_budget_status
 from orchestrator.planning.budget import BudgetStatus, describe_budget
 from orchestrator.planning.feasibility import check_evaluated_shifts, check_external_sets
 from orchestrator.planning.inputs import Inputs
+from orchestrator.planning.metric_checks import check_hypotheses_defined, check_search_defined
 from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.planning.reconcile import Actions, reconcile
 from orchestrator.planning.states import COMPLETE
@@ -104,10 +105,14 @@ def prepare(
     if study.hypotheses:
         external = {name for arm in arms for name in inputs.dataset(arm.config.data).external}
         check_external_sets(study.hypotheses, sorted(external))
+        check_hypotheses_defined(study.hypotheses, arms, inputs.dataset)
         check_evaluated_shifts(study.hypotheses, arms, inputs.dataset)
     ledger = Ledger(storage, study.study)
     search = None if study.search is None else Search(study, ledger, arms, inputs)
-    check_settings((arm.config for arm in arms) if search is None else search.sample_configs(), inputs)
+    configs = (arm.config for arm in arms) if search is None else search.sample_configs()
+    check_settings(configs, inputs, device=study.execution.device)
+    if study.search is not None:
+        check_search_defined(study.search, arms[0].config, inputs.dataset(arms[0].config.data))
     plan = search.plan if search else make_plan(arms, replicates=study.replicates, facts=inputs)
     states = ledger.states()
     about = _describe(study, arms, inputs, mlflow=mlflow)

@@ -21,6 +21,7 @@ from orchestrator.driver.prepare import Prepared, find_git_commit, prepare
 from orchestrator.driver.runtime import Runtime
 from orchestrator.driver.search_loop import exporting, refresh, write_extended_plan
 from orchestrator.driver.summary import Summary, add_budget, summarise
+from orchestrator.execution.resources import check_device
 from orchestrator.ledger.derived import DEFAULT_METRIC, Report, Source, compute_state, invalidate, read_report
 from orchestrator.ledger.lease import Lease
 from orchestrator.ledger.ledger import Ledger
@@ -82,6 +83,8 @@ def run_study(
             mlflow=redact(tracking_uri),
         )
         if prepared.is_open:
+            if runtime.is_local:
+                check_device(study.execution, prepared.open_configs)
             runtime.start()
             runtime.check(prepared.open_configs)
         ledger = prepared.ledger  # of all who write: the lease guards this object, not the folder

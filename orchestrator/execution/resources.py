@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.study.execution_config import ExecutionConfig
+from trainables.config import TrialConfig
 from trainables.errors import StudyError
 
 #: Device files of GPU drivers: NVIDIA, AMD, and either of them under WSL.
@@ -27,10 +28,34 @@ def find_local_resources(execution: ExecutionConfig) -> dict[str, float] | None:
 
     Trials that may take a GPU run in Ray, which divides the GPUs among them.
     """
-    has_gpu = execution.device != "cpu" and any(Path(name).exists() for name in _GPU_DEVICES)
-    if not execution.local_executor or has_gpu or execution.gpus_per_trial not in ("auto", 0):
+    if not execution.local_executor or has_gpu(execution) or execution.gpus_per_trial not in ("auto", 0):
         return None
     return {"CPU": float(count_cpus()), "GPU": 0.0}
+
+
+def check_device(execution: ExecutionConfig, configs: Iterable[TrialConfig]) -> None:
+    """Check that trials which need a GPU are not run on this machine if it has none.
+
+    Raises:
+        StudyError: ``execution.device`` is cuda, or a trial has bfloat16, and there is no GPU.
+    """
+    if has_gpu(execution):
+        return
+    if execution.device == "cuda":
+        raise StudyError(
+            "execution.device: found cuda, and this machine has no GPU; set it to auto or cpu, or join a cluster with "
+            "--address"
+        )
+    if any(config.training.precision == "bfloat16" for config in configs):
+        raise StudyError(
+            "training.precision: found bfloat16, and this machine has no GPU: on a CPU torch computes wrong gradients; "
+            "set it to auto or float32, or join a cluster with --address"
+        )
+
+
+def has_gpu(execution: ExecutionConfig) -> bool:
+    """Return whether this machine has a GPU that trials may use, of any maker, without importing torch."""
+    return execution.device != "cpu" and any(Path(name).exists() for name in _GPU_DEVICES)
 
 
 def count_cpus() -> int:

@@ -10,6 +10,7 @@ from orchestrator.study.contrasts import (
     ContrastError,
     compute_smallest_p,
     find_contrast,
+    list_compared,
     num_units_needed,
 )
 from orchestrator.study.fields import suggest
@@ -41,12 +42,9 @@ def check_evaluated_shifts(
         StudyError: if an arm is not evaluated under such a shift, or not at such a severity.
         ConfigError: if the evaluation names an unknown shift, severity or modality.
     """
-    factors = {name: list(dict.fromkeys(arm.levels[name] for arm in arms)) for name in (arms[0].levels if arms else ())}
     for number, hypothesis in enumerate(hypotheses):
         if split_metric(hypothesis.metric)[0] == "shift":
-            contrast = find_contrast(hypothesis, [arm.levels for arm in arms], factors)
-            compared = sorted({arm for parts in contrast.cells.values() for part in parts for arm in part})
-            for index in compared:
+            for index in list_compared(hypothesis, [arm.levels for arm in arms]):
                 _check_evaluated(f"hypotheses[{number}] ({hypothesis.name})", hypothesis, arms[index], load)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.planning.plan import imagenet_of
 from trainables.config import ContrastivePretraining, DataConfig, TrialConfig
 from trainables.data.dataset import Dataset
-from trainables.errors import WeightsUnavailableError
+from trainables.errors import ConfigError, WeightsUnavailableError
 from trainables.frozen import canonical_json
 
 
@@ -72,11 +72,21 @@ class Inputs:
         return reason
 
     def resolve(self, config: TrialConfig) -> TrialConfig:
-        """Return the config with the digest of its weights file, so that content and not path decides the signature."""
+        """Return the config with the digest of its weights file, so that content and not path decides the signature.
+
+        Raises:
+            ConfigError: if the config names another digest.
+        """
         imagenet = imagenet_of(config)
         if imagenet is None or imagenet.file is None:
             return config
-        resolved: Any = imagenet.model_copy(update={"file_sha256": _sha256(imagenet.file)})
+        found = _sha256(imagenet.file)
+        if imagenet.file_sha256 not in (None, found):
+            raise ConfigError(
+                f"pretraining.file_sha256: expected {imagenet.file_sha256}, and {imagenet.file} has {found}; name the "
+                "file that was meant, or leave the digest out"
+            )
+        resolved: Any = imagenet.model_copy(update={"file_sha256": found})
         if isinstance(config.pretraining, ContrastivePretraining):
             resolved = config.pretraining.model_copy(update={"init": resolved})
         return config.model_copy(update={"pretraining": resolved})

@@ -73,6 +73,21 @@ def find_contrast(
     return Contrast(tuple(groups), weights, levels, whole)
 
 
+def list_compared(hypothesis: Hypothesis, arms: Sequence[Mapping[str, str]]) -> list[int]:
+    """Return the numbers of the arms that a hypothesis compares, in ascending order.
+
+    Args:
+        hypothesis: a hypothesis without problems.
+        arms: factor → level of every arm.
+
+    Raises:
+        ContrastError: nothing can be compared.
+    """
+    factors = {name: list(dict.fromkeys(arm[name] for arm in arms)) for name in (arms[0] if arms else ())}
+    contrast = find_contrast(hypothesis, arms, factors)
+    return sorted({number for parts in contrast.cells.values() for part in parts for number in part})
+
+
 def compute_smallest_p(hypothesis: Hypothesis, num_units: int, num_levels: int = 0) -> float:
     """Return the uncorrected p-value of a test when all ``num_units`` units agree.
 

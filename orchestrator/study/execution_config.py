@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from trainables.frozen import Frozen, PositiveInt
+from trainables.frozen import Frozen, PositiveInt, Weight
 
 Event = Literal["end", "failure", "budget"]
 
@@ -72,8 +72,8 @@ class ExecutionConfig(Frozen):
     stall_minutes: float = Field(30.0, gt=0, le=1e6, description="A trial that reports nothing for so long is ended.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one, else cpu.")
     cache_dir: UserPath = Field(Path("~/.cache/robustsweep"), description="Decoded images, one copy per node.")
-    shift_cache_gib: float = Field(
-        20.0, ge=0, description="Disk per node for shifted copies of test sets; 0: every trial shifts anew."
+    shift_cache_gib: Weight = Field(
+        20.0, description="Disk per node for shifted copies of test sets; 0: every trial shifts anew."
     )
     evaluation_batch_size: PositiveInt = 256
     acceleration: Literal["off", "probe"] = Field(

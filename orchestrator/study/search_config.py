@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from orchestrator.study.grid import format_label
-from trainables.evaluation.metrics import METRICS, NUM_PARAMETERS, is_higher_better
+from trainables.evaluation.metrics import METRICS, NUM_PARAMETERS, find_metric, is_higher_better
 from trainables.frozen import Frozen, PositiveInt
 
 _NAMES = "|".join(METRICS)
@@ -78,6 +78,14 @@ class Constraint(_Measured):
     def _has_a_bound(self) -> Constraint:
         if self.at_most is None and self.at_least is None:
             raise ValueError("found no bound, expected at_most or at_least")
+        metric = find_metric(self.metric)
+        low = metric.low if self.at_least is None else max(metric.low, self.at_least)
+        high = metric.high if self.at_most is None else min(metric.high, self.at_most)
+        if low > high:
+            raise ValueError(
+                f"found at_least {self.at_least} and at_most {self.at_most}, which no {metric.title} can keep to; it "
+                f"is from {metric.low:g} to {metric.high:g}"
+            )
         return self
 
     def compute_excess(self, value: float) -> float:

@@ -16,7 +16,15 @@ from pydantic import ValidationError
 from orchestrator.study.fields import FIELDS, FieldPath, suggest
 from orchestrator.study.grid import Arm, flatten, format_label
 from orchestrator.study.problems import explain
-from orchestrator.study.search_config import ASHA, CMAES, EarlyStoppingConfig, Parameter, SearchConfig, is_multiple
+from orchestrator.study.search_config import (
+    ASHA,
+    CMAES,
+    EarlyStoppingConfig,
+    MedianStopping,
+    Parameter,
+    SearchConfig,
+    is_multiple,
+)
 from orchestrator.study.yaml_source import Key
 from trainables.config import TrialConfig
 
@@ -190,7 +198,7 @@ def find_problems(search: SearchConfig, arms: Sequence[Arm], *, replicates: int)
     if isinstance(search.sampler, CMAES):
         yield from _find_no_evolution(search)
     if search.early_stopping is not None and arms:
-        yield from _find_no_stopping(search.early_stopping, find_max_epochs(search, arms))
+        yield from _find_no_stopping(search.early_stopping, find_max_epochs(search, arms), search.num_trials)
     if search.aggregate == "lower_bound" and replicates < 2:
         yield ("aggregate",), f"found lower_bound with {replicates} replicate, expected at least 2"
     if not search.space and all(len(set(labels)) < 2 for labels in _labels(arms).values()):
@@ -219,7 +227,7 @@ def _find_no_evolution(search: SearchConfig) -> Iterator[tuple[Key, str]]:
         yield ("objectives",), f"{found}; keep one, or take tpe or nsga_ii"
 
 
-def _find_no_stopping(config: EarlyStoppingConfig, max_epochs: int) -> Iterator[tuple[Key, str]]:
+def _find_no_stopping(config: EarlyStoppingConfig, max_epochs: int, num_trials: int) -> Iterator[tuple[Key, str]]:
     """Yield the reasons why early stopping could stop no trial."""
     grace = config.grace_epochs
     if grace >= max_epochs:
@@ -229,6 +237,9 @@ def _find_no_stopping(config: EarlyStoppingConfig, max_epochs: int) -> Iterator[
         found = f"found {config.brackets} with reduction_factor {config.reduction_factor:g} and grace_epochs {grace}"
         text = f"{found}: in the last bracket nothing is stopped before the end ({max_epochs} epochs); take fewer"
         yield ("early_stopping", "brackets"), text
+    elif isinstance(config, MedianStopping) and config.min_samples >= num_trials:
+        text = f"found {config.min_samples} others, and the search has {num_trials} trials: nothing could be stopped"
+        yield ("early_stopping", "min_samples"), f"{text}; expected less"
 
 
 def _labels(arms: Sequence[Arm]) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ from orchestrator.driver.prepare import Prepared, prepare
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.plan import Work
 from orchestrator.study.study_file import parse_study
+from trainables.errors import ConfigError
 
 TEXT = """\
 study: s
@@ -101,7 +102,10 @@ def test_a_like_study_counts_where_the_study_has_nothing_yet(tmp_path: Path, cac
         assert unlike.source.startswith("unknown")
 
 
-def test_a_like_study_of_another_version_does_not_count(tmp_path: Path, cache_dir: Path) -> None:
+@pytest.mark.parametrize("change", [{"schema_version": 1}, {"training": {"epochs": 4, "learning_rate": 1e-300}}])
+def test_a_like_study_of_another_version_does_not_count(
+    change: dict[str, Any], tmp_path: Path, cache_dir: Path
+) -> None:
     other = make(tmp_path, cache_dir, "study=other", "seed=7")
     other.ledger.write_plan(other.plan, other.about)
     work = other.plan.trials[0]
@@ -109,8 +113,7 @@ def test_a_like_study_of_another_version_does_not_count(tmp_path: Path, cache_di
     folder = other.ledger.folder("trial", work.signature)
     folder.write_json("result.json", {"duration_seconds": 60.0, "environment": {"device": "cpu"}})
     stored = folder.read_json("config.json")
-    older = stored["config"] | {"schema_version": stored["config"]["schema_version"] - 1}
-    folder.write_json("config.json", stored | {"config": older})
+    folder.write_json("config.json", stored | {"config": stored["config"] | change})
     costs = estimate(make(tmp_path, cache_dir, "execution.device=cpu"), allow_pilot=False)
     assert costs.source.startswith("unknown")
 
@@ -179,3 +182,13 @@ def test_a_stage_that_nothing_needs_is_not_called_complete(tmp_path: Path, cache
     now = make(tmp_path, cache_dir)
     described = describe_plan(now, estimate(now, allow_pilot=False))
     assert [row["state"] for row in described["stages"]] == ["not needed"]
+
+
+def test_what_the_pilot_does_not_time_is_checked_too(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.driver.estimate.MAX_PILOTS", 1)
+    networks = ", ".join([f"shufflenet_v2_x{width}" for width in ("0_5", "1_0")] + ["nonsense"])
+    prepared = make(tmp_path, cache_dir, f"factors={{model.name: [{networks}]}}")
+    with pytest.raises(ConfigError, match="nonsense"):
+        estimate(prepared, allow_pilot=True)

@@ -127,10 +127,11 @@ def attempt(study: Study, storage: Path) -> None:
     [
         ("model.name=shufflenet_v2_x0_6", ConfigError, "shufflenet_v2_x0_5"),
         ("model.name=timm/nonsense", ConfigError, "nonsense"),
+        ("training.batch_size=1", ConfigError, "expected at least 2, or a network without normalisation"),
         ("evaluation.shifts=[gaussian_nois]", StudyError, "did you mean 'gaussian_noise'"),
         ("training.batch_size=100000", StudyError, "found 100000, and there are"),
-        ("regulariser={kind: spectral_decoupling, weight: [0.1, 0.2]}", ConfigError, "one per class"),
-        ("regulariser={kind: group_dro, group_by: [scaner]}", ConfigError, "found scaner, expected class, site"),
+        ("regulariser={kind: spectral_decoupling, weight: [0.1, 0.2]}", StudyError, "one per class"),
+        ("regulariser={kind: group_dro, group_by: [scaner]}", StudyError, "found scaner, expected class, site"),
         ("regulariser=stochastic_depth", ConfigError, "which it does not have"),
         ("regulariser=stain_normalisation", ConfigError, "images of 1 channel, expected RGB"),
         ("data={kind: csv, path: /nowhere.csv}", DataError, "/nowhere.csv"),
@@ -140,6 +141,17 @@ def test_a_wrong_request_stops_before_anything_is_written(
     override: str, error: type[Exception], message: str, tmp_path: Path, cache_dir: Path
 ) -> None:
     with pytest.raises(error, match=message):
+        attempt(make_study("", override, cache_dir=cache_dir), tmp_path / "results")
+    assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("override", ["execution.device=cuda", "training.precision=bfloat16"])
+def test_what_needs_a_gpu_is_refused_where_there_is_none(
+    override: str, tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("orchestrator.execution.resources._GPU_DEVICES", ())
+    key, _, found = override.partition("=")
+    with pytest.raises(StudyError, match=f"{key}: found {found}, and this machine has no GPU"):
         attempt(make_study("", override, cache_dir=cache_dir), tmp_path / "results")
     assert not (tmp_path / "results").exists()
 

@@ -197,7 +197,7 @@ def test_a_study_grows_fails_is_stopped_and_goes_on(finished_study: FinishedStud
         "  augmentation: [none, strong, trivialaugment]\n"
         "conditions:\n"
         "  - when: {pretraining: contrastive, augmentation: trivialaugment}\n"
-        "    set: {training.learning_rate: 1.0e+30}\n",
+        "    set: {training.learning_rate: 1.0e+6, training.optimiser: sgd}\n",
     )
     place.study.write_text(grown)
 

@@ -1,4 +1,4 @@
-"""Settings that cannot work are refused before anything runs, without importing torch."""
+"""Settings that cannot work are refused before anything runs; networks, weights and shifts are tried once."""
 
 from __future__ import annotations
 
@@ -13,8 +13,12 @@ import pytest
 from PIL import Image
 
 from orchestrator.driver.prepare import prepare
+from orchestrator.planning.inputs import Inputs
+from orchestrator.planning.trial_checks import check_trials, find_distinct
 from orchestrator.study.study_file import parse_study
-from trainables.errors import DataError, StudyError
+from tests.support.small_data import DIGITS
+from trainables.config import TrialConfig
+from trainables.errors import ConfigError, DataError, StudyError
 
 SPLITS = ("train", "train", "val", "test")
 
@@ -93,3 +97,79 @@ def test_damaged_data_are_named_by_the_command(tmp_path: Path) -> None:
     (tmp_path / "d" / "3.png").write_bytes(b"no image")
     with pytest.raises(DataError, match=r"3.png \(row 5\)"):
         check(tmp_path, manifest)
+
+
+# ------------------------------------------------------------------ networks, weights and shifts
+
+
+def try_out(cache_dir: Path, *overrides: str) -> None:
+    study = parse_study(DIGITS, source="s.yaml", overrides=[f"execution.cache_dir={cache_dir}", *overrides])
+    check_trials([arm.config for arm in study.arms()], Inputs(cache_dir))
+
+
+def test_batch_normalisation_over_one_value_is_refused(cache_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=r"training.batch_size: found 1, .* at 8 px .*expected at least 2"):
+        try_out(cache_dir, "training.batch_size=1")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "training.batch_size=2",
+        "training.backbone_learning_rate_factor=0",  # a frozen network keeps its statistics
+        "model={name: squeezenet1_1, input_size: 32}",  # no normalisation
+        "model.input_size=64",  # four values of each image
+    ],
+)
+def test_one_image_is_a_batch_where_nothing_is_normalised_over_it(override: str, cache_dir: Path) -> None:
+    try_out(cache_dir, "training.batch_size=1", override)
+
+
+def test_trials_are_told_apart_by_what_is_tried() -> None:
+    pretraining = {"kind": "imagenet", "file": "a.pth"}
+    same = [{}, {"training": {"learning_rate": 0.1}}, {"augmentation": {"kind": "strong"}}]
+    others = [
+        {"training": {"batch_size": 1}},
+        {"training": {"backbone_learning_rate_factor": 0.0}},
+        {"pretraining": pretraining},
+        {"pretraining": {"kind": "contrastive", "init": pretraining}},
+    ]
+    distinct = find_distinct(TrialConfig.model_validate(sections) for sections in [*same, *others])
+    assert len(distinct) == 1 + len(others)
+
+
+@pytest.mark.parametrize("kind", ["imagenet", "contrastive"])
+def test_weights_that_do_not_fit_are_refused_before_anything_runs(kind: str, tmp_path: Path, cache_dir: Path) -> None:
+    import torch
+
+    file = tmp_path / "w.pth"
+    imagenet = f"{{kind: imagenet, file: {file}}}"
+    pretraining = imagenet if kind == "imagenet" else f"{{kind: contrastive, init: {imagenet}}}"
+    file.write_bytes(b"no weights")
+    with pytest.raises(ConfigError, match=r"pretraining.file: read .*w.pth and found no plain state dict"):
+        try_out(cache_dir, f"pretraining={pretraining}")
+    torch.save({"conv1.weight": torch.zeros(3)}, file)
+    with pytest.raises(ConfigError, match="expected the weights of the same architecture"):
+        try_out(cache_dir, f"pretraining={pretraining}")
+
+
+def test_a_stain_that_the_training_images_lack_is_refused(cache_dir: Path) -> None:
+    regulariser = "regulariser={kind: stain_normalisation, target: training}"
+    with pytest.raises(ConfigError, match=r"regulariser.target: looked for stained tissue"):
+        try_out(cache_dir, "data.channels=3", regulariser)
+
+
+def test_shifts_that_leave_grey_images_unchanged_are_no_evaluation(cache_dir: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"evaluation.shifts: found 99 shifts, none of which changes anything in grey"
+    ):
+        try_out(cache_dir, "evaluation.shifts=stain-grid")
+    try_out(cache_dir, "evaluation.shifts=[jpeg, stain-grid]")
+    try_out(cache_dir, "evaluation.shifts=[]")
+
+
+@pytest.mark.parametrize("op", ["{op: fog, strengths: [[1, 0]]}", "{op: zoom_blur, strengths: [[1.1, 0]]}"])
+def test_an_own_shift_that_fails_is_found_before_the_training(op: str, cache_dir: Path) -> None:
+    shift = op.replace("{", "{name: dusk, ")
+    with pytest.raises(ConfigError, match=r"evaluation.shifts: applied dusk .*ZeroDivisionError"):
+        try_out(cache_dir, f"evaluation.shifts=[{shift}]")

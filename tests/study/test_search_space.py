@@ -70,6 +70,16 @@ def problem(search: str, *, rest: str = "factors: {augmentation: [none, strong]}
             r"search\.objectives: found 2, expected 1 with the sampler cmaes",
         ),
         ("num_trials: 0", "greater than or equal to 1"),
+        (
+            "constraints: [{metric: validation/accuracy, at_least: 5}]",
+            "which no accuracy can keep to; it is from 0 to 1",
+        ),
+        ("constraints: [{metric: validation/nll, at_most: -1}]", "which no log loss can keep to"),
+        ("constraints: [{metric: validation/accuracy, at_least: 0.9, at_most: 0.1}]", "at_least 0.9 and at_most 0.1"),
+        (
+            "early_stopping: {kind: median, min_samples: 3}",
+            r"search\.early_stopping\.min_samples: found 3 others, and the search has 3 trials: nothing could be",
+        ),
     ],
 )
 def test_what_is_wrong_with_a_search_is_named(search: str, message: str) -> None:

@@ -12,6 +12,7 @@ import torch
 from trainables.config import EvaluationConfig, Execution
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
+from trainables.errors import ConfigError
 from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.metrics import METRICS
 from trainables.evaluation.predictions import (
@@ -53,6 +54,35 @@ def choose_shifts(data: Dataset, config: EvaluationConfig) -> tuple[list[Shift],
         if is_grey and shift.needs_colour
     }
     return [IDENTITY, *(shift for shift in shifts if f"shift/{shift.name}" not in left_out)], left_out
+
+
+def check_shifts(data: Dataset, config: EvaluationConfig) -> None:
+    """Check that the shifts of an evaluation exist, change something, and work at the strengths that the study defines.
+
+    Shifts that the study defines by ``op`` are applied to two test images.
+
+    Raises:
+        ConfigError: if a shift, severity or modality is unknown or repeated, all shifts are left out, or one fails.
+    """
+    shifts, left_out = choose_shifts(data, config)
+    if left_out and shifts == [IDENTITY]:
+        raise ConfigError(
+            f"evaluation.shifts: found {len(left_out)} shifts, none of which changes anything in grey images; expected "
+            "some that do, or data.channels: 3 if the files have colour"
+        )
+    own = {entry["name"] for entry in config.shifts if isinstance(entry, dict) and "op" in entry}
+    test = data.splits["test"]
+    images, seeds = torch.from_numpy(test.images[:2].copy()), hash_ids(test.ids[:2])
+    for shift in shifts:
+        if shift.name in own:
+            try:
+                shift.apply(images, mix(torch.from_numpy(seeds), "shift", config.shift_seed))
+            except (ArithmeticError, RuntimeError, TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"evaluation.shifts: applied {shift.name} with the strength {shift.strength} to two test images "
+                    f"and failed ({type(error).__name__}: {error}); expected strengths like those of its operation in "
+                    "the bank"
+                ) from error
 
 
 def evaluate_model(

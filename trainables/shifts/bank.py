@@ -25,7 +25,15 @@ from trainables.shifts.operations import DEFAULT, OPERATIONS
 from trainables.shifts.registry import registered_shifts
 from trainables.shifts.shift import IDENTITY, Shift, compose
 from trainables.shifts.tables import GROUPS, STAIN_NAME, Strength, load_aliases, load_groups, load_tables
-from trainables.shifts.wording import check_known, check_once, read_mapping, read_name, read_numbers, read_strengths
+from trainables.shifts.wording import (
+    check_has_table,
+    check_known,
+    check_once,
+    read_mapping,
+    read_name,
+    read_numbers,
+    read_strengths,
+)
 
 __all__ = ["DEFAULT_NAMES", "IDENTITY", "SHIFT_NAMES", "Shift", "build_shifts", "stain_name"]
 
@@ -35,6 +43,9 @@ SHIFT_NAMES: tuple[str, ...] = tuple(OPERATIONS)
 DEFAULT_NAMES: tuple[str, ...] = tuple(DEFAULT)
 #: Multipliers of haematoxylin and of eosin in the published grid (Pohjonen et al. 2022).
 STAIN_FACTORS = (0.0, 0.1, 0.2, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0)
+#: How many times the largest published strength may be exceeded; the largest strength of operations without a table. An
+#: assumption: above any sensible value, and below those that exhaust the memory.
+FAR_BEYOND = 1000.0
 
 
 @dataclass(frozen=True)
@@ -120,13 +131,9 @@ def _expand(key: str, name: str, modality: str) -> tuple[str, ...]:
         return DEFAULT_NAMES
     if name == "stain-grid":
         return tuple(stain_name(h, e) for h, e in itertools.product(STAIN_FACTORS, repeat=2) if (h, e) != (0.0, 0.0))
-    groups = load_groups(modality)
-    if name == "medmnist-c" and name not in groups:
-        raise ConfigError(
-            f"{key}: found 'medmnist-c', but MedMNIST-C has no table for the modality {modality!r}: set "
-            "evaluation.modality, or name the shifts"
-        )
-    return groups.get(name, (load_aliases().get(name, name),))
+    if name == "medmnist-c":
+        check_has_table(key, modality)
+    return load_groups(modality).get(name, (load_aliases().get(name, name),))
 
 
 def _read_own(
@@ -147,12 +154,30 @@ def _read_own(
         check_known(f"{key}.op", [fields["op"]], tuple(operations))
         operation = operations[fields["op"]]
         size = len(operation.identity) if isinstance(operation.identity, tuple) else 1
-        own[name] = operation, read_strengths(f"{key}.strengths", fields["strengths"], size)
+        strengths = read_strengths(f"{key}.strengths", fields["strengths"], size)
+        _check_range(f"{key}.strengths", fields["op"], strengths)
+        own[name] = operation, strengths
     return own
 
 
+def _check_range(key: str, operation: str, strengths: Sequence[Strength]) -> None:
+    """Check that no number is negative where no published one is, or far larger than the published ones."""
+    published = [_list_numbers(row) for table in load_tables().values() for row in table.get(operation, ())]
+    largest = [FAR_BEYOND * max(column) for column in zip(*published, strict=True)]
+    for strength in strengths:
+        for index, number in enumerate(_list_numbers(strength)):
+            low, high = (0.0, largest[index]) if largest else (-FAR_BEYOND, FAR_BEYOND)
+            if not low <= number <= high:
+                raise ConfigError(f"{key}: found {number:g}, expected a number from {low:g} to {high:g} here")
+
+
+def _list_numbers(strength: Strength) -> tuple[float, ...]:
+    return strength if isinstance(strength, tuple) else (strength,)
+
+
 def _check_free(key: str, name: str, own: Container[str]) -> None:
-    if name in own or name in OPERATIONS or name in GROUPS or STAIN_NAME.fullmatch(name):
+    # A shift called identity would be taken for the unshifted images.
+    if name in own or name in OPERATIONS or name in (*GROUPS, IDENTITY.name) or STAIN_NAME.fullmatch(name):
         raise ConfigError(f"{key}: {name!r} is taken; choose another name")
 
 

@@ -18,6 +18,7 @@ from trainables.shifts.tables import (
     STAIN_NAME,
     Strength,
     load_aliases,
+    load_groups,
     load_tables,
     registered_names,
 )
@@ -40,17 +41,37 @@ def check_known(key: str, found: Iterable[Any], known: tuple[str, ...], *, also:
         raise ConfigError(f"{key}: found {name!r}, expected one of {', '.join(known)}{hint}")
 
 
-def check_shift_names(evaluation: EvaluationConfig) -> None:
+def check_shift_names(evaluation: EvaluationConfig, modality: str) -> None:
     """Check the names of shifts as ``bank.build_shifts`` does, without importing torch and the operations.
 
     Raises:
-        ConfigError: a name is unknown; the message suggests the nearest known name.
+        ConfigError: a name or severity is unknown or repeated; the message suggests the nearest known name.
     """
     asked = [evaluation.shifts] if isinstance(evaluation.shifts, str) else list(evaluation.shifts)
     own = [str(entry.get("name")) for entry in asked if isinstance(entry, dict)]
     own += [*registered_names, *(point.name for point in metadata.entry_points(group=ENTRY_POINTS))]
     known = (*load_tables()[GENERAL], *load_aliases(), *GROUPS, *own)
-    check_known("evaluation.shifts", [entry for entry in asked if isinstance(entry, str)], known, also=STAIN_NAME)
+    names = [entry for entry in asked if isinstance(entry, str)]
+    check_known("evaluation.shifts", names, known, also=STAIN_NAME)
+    check_once("evaluation.severities", evaluation.severities)
+    aliases = load_aliases()
+    check_once("evaluation.shifts", tuple(aliases.get(name, name) for name in names if name not in GROUPS))
+    modality = modality if evaluation.modality == "auto" else evaluation.modality
+    if "medmnist-c" in names:
+        check_has_table("evaluation.shifts", modality)
+
+
+def check_has_table(key: str, modality: str) -> None:
+    """Check that MedMNIST-C has a table for the modality.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if "medmnist-c" not in load_groups(modality):
+        raise ConfigError(
+            f"{key}: found 'medmnist-c', but MedMNIST-C has no table for the modality {modality!r}: set "
+            "evaluation.modality, or name the shifts"
+        )
 
 
 def check_once(key: str, found: tuple[str, ...] | tuple[int, ...]) -> None:

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from trainables.data.groups import Groups
-from trainables.errors import ConfigError
+from trainables.data.groups import Groups, check_groups
 from trainables.regularisers import GroupDro, LabelSmoothing, RegulariserConfig, SpectralDecoupling, find_part
 from trainables.training.group_dro import GroupWeights
 
@@ -132,17 +131,16 @@ def build_loss(
     """
     smoothing, penalty = find_part(regulariser, LabelSmoothing), find_part(regulariser, SpectralDecoupling)
     dro = find_part(regulariser, GroupDro)
-    if dro is not None and class_weights is not None:
-        raise ConfigError(
-            "regulariser: found group_dro and training.class_weights, which both weigh the loss; expected one of them: "
-            "set class_weights to none, and group_by to [class] to weigh classes by their loss"
-        )
+    check_groups(
+        regulariser,
+        weighs_classes=class_weights is not None,
+        num_classes=num_classes,
+        num_groups=len(groups.names),
+    )
     weight: Tensor | float = 0.0
     gamma: Tensor | float = 0.0
     if penalty is not None:
-        count = num_classes if penalty.group_by == "class" else len(groups.names)
-        weight = _per_index(penalty.weight, count, "weight", penalty.group_by, device)
-        gamma = _per_index(penalty.gamma, count, "gamma", penalty.group_by, device)
+        weight, gamma = _per_index(penalty.weight, device), _per_index(penalty.gamma, device)
     group_weights = None
     if dro is not None:
         sizes = torch.from_numpy(np.bincount(groups.index, minlength=len(groups.names)))
@@ -152,13 +150,7 @@ def build_loss(
     )
 
 
-def _per_index(
-    value: float | Sequence[float], count: int, key: str, group_by: str, device: torch.device
-) -> Tensor | float:
+def _per_index(value: float | Sequence[float], device: torch.device) -> Tensor | float:
     if isinstance(value, int | float):
         return float(value)
-    if len(value) != count:
-        raise ConfigError(
-            f"regulariser.{key}: found {len(value)} values, expected one or {count} (one per {group_by} of the data)"
-        )
     return torch.tensor(value, dtype=torch.float32, device=device)

@@ -169,6 +169,24 @@ def test_a_registered_shift_that_returns_something_else_is_named() -> None:
         ({"name": "x", "op": "jpeg", "strengths": 3}, r"strengths: found 3, expected a list of 1 to 5.*a number"),
         ({"name": "x", "op": "fog", "strengths": [3]}, r"strengths: found \[3\].*each a list of 2 numbers"),
         ({"name": "jpeg", "op": "jpeg", "strengths": [3]}, r"\[0\].name: 'jpeg' is taken"),
+        ({"name": "identity", "op": "jpeg", "strengths": [3]}, r"\[0\].name: 'identity' is taken"),
+        ({"compose": ["jpeg/1", "snow/1"], "name": "identity"}, r"\[0\].name: 'identity' is taken"),
+        (
+            {"name": "x", "op": "pixelate", "strengths": [0.5, -5]},
+            r"strengths: found -5, expected a number from 0 to 800",
+        ),
+        (
+            {"name": "x", "op": "gaussian_blur", "strengths": [1e30]},
+            r"strengths: found 1e\+30, expected a number from 0",
+        ),
+        (
+            {"name": "x", "op": "fog", "strengths": [[1, 1e9]]},
+            r"strengths: found 1e\+09, expected a number from 0 to 2000",
+        ),
+        (
+            {"name": "x", "op": "strong_hue", "strengths": [1e9]},
+            r"strengths: found 1e\+09, expected a number from -1000",
+        ),
         ({"stain": {"eosin": 1}}, r"\[0\].stain: haematoxylin is missing"),
         ({"stain": {"eosin": [-1], "haematoxylin": 1}}, r"stain.eosin: found \[-1\], expected a list of numbers ≥ 0"),
         ({"brightness": 2}, r"\[0\]: found a mapping with brightness, expected one with compose"),

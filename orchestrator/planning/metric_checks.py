@@ -1,0 +1,80 @@
+"""Checks that the metrics of hypotheses and of a search are defined on the data, without importing torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from orchestrator.planning.settings_checks import find_absent_classes
+from orchestrator.study.contrasts import list_compared
+from orchestrator.study.fields import suggest
+from orchestrator.study.grid import Arm
+from orchestrator.study.hypotheses import Hypothesis
+from trainables.errors import StudyError
+from trainables.evaluation.metrics import NUM_PARAMETERS, find_metric
+
+if TYPE_CHECKING:
+    from orchestrator.study.search_config import SearchConfig
+    from trainables.config import DataConfig, TrialConfig
+    from trainables.data.dataset import Dataset
+
+
+def check_hypotheses_defined(
+    hypotheses: Sequence[Hypothesis], arms: Sequence[Arm], load: Callable[[DataConfig], Dataset]
+) -> None:
+    """Check that every compared arm has the metric of each hypothesis, so that no verdict is open from the start.
+
+    Args:
+        hypotheses: hypotheses of a study file without other problems; their external sets exist.
+        arms: arms of the study.
+        load: loader of a config's data.
+
+    Raises:
+        StudyError: if an arm cannot have such a metric.
+    """
+    for number, hypothesis in enumerate(hypotheses):
+        for index in list_compared(hypothesis, [arm.levels for arm in arms]):
+            config = arms[index].config
+            reason = find_undefined(hypothesis.metric, config, load(config.data))
+            if reason is not None:
+                raise StudyError(
+                    f"hypotheses[{number}].metric: found {hypothesis.metric!r}, and the arm {arms[index].name!r} has "
+                    f"none: {reason}"
+                )
+
+
+def check_search_defined(search: SearchConfig, config: TrialConfig, data: Dataset) -> None:
+    """Check that trials have the metrics of a search, whose trials share data and evaluation.
+
+    Raises:
+        StudyError: if no trial can have one of them.
+    """
+    stopping = [] if search.early_stopping is None else [search.stopping_metric]
+    for metric in dict.fromkeys([*search.metrics, *stopping]):
+        reason = find_undefined(metric, config, data)
+        if reason is not None:
+            raise StudyError(f"search: found the metric {metric!r}, and no trial has it: {reason}")
+
+
+def find_undefined(metric: str, config: TrialConfig, data: Dataset) -> str | None:
+    """Return why a trial has no such headline number, None if it has one.
+
+    Args:
+        metric: a headline number of a trial or a column of trials.csv.
+        config: config of the trial.
+        data: data of the trial.
+    """
+    name, (kind, _, rest) = find_metric(metric).name, metric.partition("/")
+    if name == NUM_PARAMETERS.name:
+        return None
+    external = rest.rpartition("/")[0] if kind == "external" else None
+    if external is not None and external not in data.external:
+        known = f"the data have {', '.join(data.external)}" if data.external else "the data have no external set"
+        return f"{known}{suggest(external, list(data.external))}"
+    if (kind == "robustness" or "_shifted_" in rest) and not config.evaluation.shifts:
+        return "evaluation.shifts is empty"
+    if name == "quadratic_kappa" and not config.data.ordinal:
+        return "it needs ordered classes; set data.ordinal: true if they are"
+    split = external or ("val" if kind in ("val", "validation") else "test")
+    lacking = find_absent_classes(data, split) if name == "auroc" else []
+    return f"it needs an image of every class, and {split} has none of {', '.join(lacking[:6])}" if lacking else None

@@ -1,0 +1,81 @@
+"""Metrics that no trial can have are refused before anything runs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from orchestrator.driver.prepare import prepare
+from orchestrator.study.study_file import parse_study
+from tests.support.small_data import DIGITS, PHANTOM
+from trainables.errors import StudyError
+
+HYPOTHESIS = """\
+factors: {augmentation: [none, strong]}
+replicates: 6
+hypotheses:
+- {name: h, claim: c, treatment: {augmentation: strong}, control: {augmentation: none}, direction: higher,
+   smallest_effect: 0, metric: METRIC}
+"""
+SEARCH = """\
+search: {num_trials: 4, space: {training.learning_rate: {low: 1e-4, high: 1e-2}}, objectives: [OBJECTIVE]}
+"""
+#: The images of a patient have one class, so the external set lacks the other.
+ONE_PATIENT = "data.num_external_images=2"
+
+
+def plan(tmp_path: Path, cache_dir: Path, text: str, *overrides: str) -> None:
+    study = parse_study(text, source="s.yaml", overrides=[f"execution.cache_dir={cache_dir}", *overrides])
+    prepare(study, storage=str(tmp_path / "results"))
+
+
+@pytest.mark.parametrize(
+    ("metric", "overrides", "message"),
+    [
+        ("id/quadratic_kappa", [], "needs ordered classes"),
+        ("val/quadratic_kappa", [], "needs ordered classes"),
+        ("shift/gamma_up/quadratic_kappa", [], "needs ordered classes"),
+        ("robustness/mean_balanced_accuracy", ["evaluation.shifts=[]"], "evaluation.shifts is empty"),
+        ("calibration/mean_shifted_ece", ["evaluation.shifts=[]"], "evaluation.shifts is empty"),
+        ("external/external-0/auroc", [ONE_PATIENT], "external-0 has none of"),
+    ],
+)
+def test_a_hypothesis_about_nothing_is_refused(
+    metric: str, overrides: list[str], message: str, tmp_path: Path, cache_dir: Path
+) -> None:
+    text = PHANTOM + HYPOTHESIS.replace("METRIC", metric)
+    with pytest.raises(StudyError, match=rf"hypotheses\[0\].metric: found '{metric}'.*{message}"):
+        plan(tmp_path, cache_dir, text, *overrides)
+    plan(tmp_path, cache_dir, text, "data.ordinal=true")
+
+
+@pytest.mark.parametrize(
+    ("objective", "overrides", "message"),
+    [
+        ("{metric: validation/quadratic_kappa}", [], "needs ordered classes"),
+        ("{metric: external/nowhere/auroc, oracle: true}", [], "the data have external-0"),
+        ("{metric: external/external-0/auroc, oracle: true}", [ONE_PATIENT], "external-0 has none of"),
+        ("{metric: robustness/worst_auroc, oracle: true}", ["evaluation.shifts=[]"], "evaluation.shifts is empty"),
+        (
+            "{metric: validation/auroc}",
+            ["search.constraints=[{metric: validation/quadratic_kappa, at_least: 0.1}]"],
+            "needs ordered classes",
+        ),
+        (
+            "{metric: validation/auroc}",
+            ["search.early_stopping={kind: asha, metric: validation/quadratic_kappa}"],
+            "needs ordered classes",
+        ),
+    ],
+)
+def test_a_search_for_nothing_is_refused(
+    objective: str, overrides: list[str], message: str, tmp_path: Path, cache_dir: Path
+) -> None:
+    with pytest.raises(StudyError, match=rf"search: found the metric .*{message}"):
+        plan(tmp_path, cache_dir, PHANTOM + SEARCH.replace("OBJECTIVE", objective), *overrides)
+
+
+@pytest.mark.parametrize("metric", ["num_parameters", "validation/auroc", "validation/ece"])
+def test_a_search_for_what_every_trial_has_passes(metric: str, tmp_path: Path, cache_dir: Path) -> None:
+    plan(tmp_path, cache_dir, DIGITS + SEARCH.replace("OBJECTIVE", f"{{metric: {metric}}}"))
