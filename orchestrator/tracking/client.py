@@ -36,6 +36,7 @@ with imports_kept():
         Metric,
         Param,
         RunTag,
+        ViewType,
     )
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
@@ -56,6 +57,7 @@ __all__ = [
     "Param",
     "RunTag",
     "TrialRuns",
+    "ViewType",
     "connect",
     "default_store",
     "download_model",
@@ -133,11 +135,11 @@ def find_trial_runs(tracking_uri: str, study: str) -> TrialRuns:
     return TrialRuns(str(experiment.experiment_id), [run.info.run_id for run in trials], keys)
 
 
-def search_runs(client: Any, experiment_id: str, what: str = "") -> Iterator[Any]:
+def search_runs(client: Any, experiment_id: str, what: str = "", view: int = ViewType.ACTIVE_ONLY) -> Iterator[Any]:
     """Yield the runs of an experiment that match MLflow's filter ``what``, page by page."""
     token = None
     while True:
-        page = client.search_runs([experiment_id], what, max_results=_RUNS_PER_PAGE, page_token=token)
+        page = client.search_runs([experiment_id], what, view, max_results=_RUNS_PER_PAGE, page_token=token)
         yield from page
         token = page.token
         if not token:
