@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.execution.resources import count_cpus
+from trainables.cpus import count_cpus
 from trainables.errors import ConfigError, StorageError, redact
 from trainables.storage.folder import Folder
 

@@ -28,7 +28,7 @@ os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 
 from orchestrator.execution.private_folder import find_private_folder
-from orchestrator.execution.resources import count_cpus
+from trainables.cpus import count_cpus
 from trainables.errors import InfrastructureError
 
 try:

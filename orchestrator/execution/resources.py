@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from orchestrator.study.execution_config import ExecutionConfig
+from trainables.cpus import count_cpus
 from trainables.errors import StudyError
 
 #: Device files of GPU drivers: NVIDIA, AMD, and either of them under WSL.
@@ -31,13 +32,6 @@ def find_local_resources(execution: ExecutionConfig) -> dict[str, float] | None:
     if not execution.local_executor or has_gpu or execution.gpus_per_trial not in ("auto", 0):
         return None
     return {"CPU": float(count_cpus()), "GPU": 0.0}
-
-
-def count_cpus() -> int:
-    """Return how many CPU cores this process may use: SLURM and containers give it fewer than the machine has."""
-    import joblib  # knows affinity and the limits of containers; takes 0.2 s
-
-    return int(joblib.cpu_count())
 
 
 def count_gpus(execution: ExecutionConfig) -> int:

@@ -9,7 +9,6 @@ clinical decision, and PIL silently keeps the high byte of 16-bit RGB), stacks o
 from __future__ import annotations
 
 import hashlib
-import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +23,7 @@ from jaxtyping import Int64, UInt8
 from PIL import Image, ImageOps
 
 from trainables.config import ImageData
+from trainables.cpus import count_cpus
 from trainables.errors import DataError
 
 #: Exceptions that PIL's decoders raise on damaged input.
@@ -55,13 +55,8 @@ def build_pixel_spec(config: ImageData) -> PixelSpec:
 
 def map_threads(function: Callable[[Item], Result], items: Iterable[Item]) -> list[Result]:
     """Return ``function(item)`` for all items in order, computed in threads: PIL, hashing and NumPy release the GIL."""
-    with ThreadPoolExecutor(min(MAX_THREADS, _count_cores())) as pool:
+    with ThreadPoolExecutor(min(MAX_THREADS, count_cpus())) as pool:
         return list(pool.map(function, items))
-
-
-def _count_cores() -> int:
-    """Return how many cores this process may run on, without the imports that knowing a container's limit takes."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @contextmanager
