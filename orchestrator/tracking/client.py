@@ -40,6 +40,7 @@ with imports_kept():
     )
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
+    from sqlalchemy import Connection
     from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.ledger.databases import create_database, is_database_server
@@ -59,6 +60,7 @@ __all__ = [
     "TrialRuns",
     "ViewType",
     "connect",
+    "connect_database",
     "default_store",
     "download_model",
     "find_run",
@@ -93,11 +95,19 @@ def connect(tracking_uri: str) -> Any:
 
 def _check_answers(tracking_uri: str) -> None:
     """Raise at once the error that MLflow would raise after trying for 100 s; we try again later."""
+    with connect_database(tracking_uri):
+        pass
+
+
+@contextmanager
+def connect_database(tracking_uri: str) -> Iterator[Connection]:
+    """Yield a connection to the database of a store, in a transaction that the end of the context commits."""
     from mlflow.store.db.utils import create_sqlalchemy_engine  # half a second, and only databases need it
 
     engine = create_sqlalchemy_engine(tracking_uri)  # type: ignore[no-untyped-call]
     try:
-        engine.connect().close()
+        with engine.begin() as connection:
+            yield connection
     finally:
         engine.dispose()
 

@@ -18,7 +18,8 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.preregistration import DELETED, read_versions
 from orchestrator.ledger.record import Record
 from orchestrator.planning.states import COMPLETE, INTERRUPTED
-from orchestrator.tracking.addresses import RefusedError, choose_artifact_location, move_artifacts
+from orchestrator.tracking.addresses import RefusedError
+from orchestrator.tracking.artifacts import choose_artifact_location, move_artifacts
 from orchestrator.tracking.client import (
     Dataset,
     DatasetInput,
