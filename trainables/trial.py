@@ -10,7 +10,6 @@ Checkpoints are removed once the model (or encoder) is written; if interrupted a
 
 from __future__ import annotations
 
-import os
 import platform
 import resource
 import sys
@@ -31,6 +30,7 @@ from trainables.config import (
     StageConfig,
     TrialConfig,
 )
+from trainables.cpus import count_cpus
 from trainables.data.dataset import Dataset
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
@@ -359,7 +359,7 @@ def _provenance(
         "environment": {
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "num_threads": torch.get_num_threads(),
-            "num_cpus": os.cpu_count(),
+            "num_cpus": count_cpus(),
             **choice.model_dump(),
             "acceleration": "off" if execution.acceleration is None else "probe",
             "evaluation_batch_size": execution.evaluation_batch_size,

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.execution.resources import count_cpus
+from trainables.cpus import count_cpus
 from trainables.errors import ConfigError, StorageError, redact
 from trainables.storage.folder import Folder
 
@@ -77,7 +77,8 @@ def _examine_storage(storage: str) -> Iterator[Finding]:
         yield Finding("disk", free > _MIN_FREE_GIB, f"{free:.0f} GiB free for the ledger")
     free = shutil.disk_usage(tempfile.gettempdir()).free / 2**30
     yield Finding("scratch", free > 1.0, f"{free:.0f} GiB free in {tempfile.gettempdir()}")
-    hub = Path(os.environ.get("TORCH_HOME", "~/.cache/torch")).expanduser() / "hub" / "checkpoints"
+    # As torch does: for a user without a home folder the ~ stays.
+    hub = Path(os.path.expanduser(os.environ.get("TORCH_HOME", "~/.cache/torch")), "hub", "checkpoints")
     weights = sorted(path.name for path in hub.glob("*.pth")) if hub.is_dir() else []
     yield Finding(
         "weights", True, f"{len(weights)} files in {hub}" + (f": {', '.join(weights[:5])}" if weights else "")

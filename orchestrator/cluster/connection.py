@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import socket
+import sys
+import tempfile
+from pathlib import Path
 
 # Set before ray is imported. The ledger is the truth: no snapshots, no log files per trial, no usage report; the driver
 # handles signals.
@@ -18,15 +22,24 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # Ray would start a worker per CPU in advance, with the imports of ours: 1.3 CPU s on 2 cores.
 os.environ.setdefault("RAY_enable_worker_prestart", "0")
 os.environ.setdefault("RAY_prestart_worker_first_driver", "0")
+# Ray's own handler of signals prints a C++ stack trace of this process when SIGTERM asks it to stop.
+os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
 # Hides the raylet log of a lost node, which Ray prints on the driver's terminal whatever ``log_to_driver`` is.
 os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 
+from orchestrator.execution.private_folder import find_private_folder
+from trainables.cpus import count_cpus
+from trainables.errors import InfrastructureError
+
+try:
+    Path.home()
+except RuntimeError:  # neither HOME nor an entry for this user, as in some containers: importing Ray would fail
+    os.environ["HOME"] = str(find_private_folder(room=4000, purpose="Ray's files"))
+
 import ray
 from ray import tune
+from ray._common.utils import get_default_ray_temp_dir
 from ray.tune.execution import class_cache
-
-from orchestrator.execution.resources import count_cpus
-from trainables.errors import InfrastructureError
 
 #: Other modules import ray and tune from here: Ray reads the variables above when it is imported.
 __all__ = ["PATIENCE_SECONDS", "check_reachable", "connect", "disconnect", "find_peers", "ray", "tune"]
@@ -39,6 +52,11 @@ class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_P
 #: its head (gcs_rpc_server_reconnect_timeout_s), without advice on how to continue, and wait for its raylet for ever.
 PATIENCE_SECONDS = 30.0
 
+#: Longest path of Ray's folder: that of a socket (Linux 107 bytes, macOS 103), less what Ray adds.
+_MAX_TEMP_DIR_BYTES = (103 if sys.platform == "darwin" else 107) - len(
+    "/session_2026-11-29_22-51-21_839759_4194304/sockets/plasma_store"  # date, microseconds, process
+)
+
 
 def connect(address: str | None) -> dict[str, float]:
     """Start a local Ray, or join the cluster at ``address``; return its resources.
@@ -50,6 +68,8 @@ def connect(address: str | None) -> dict[str, float]:
     """
     if address is not None:
         _check_listens(address)
+    else:
+        _provide_token()
     try:
         ray.init(
             address=address or "local",
@@ -57,13 +77,48 @@ def connect(address: str | None) -> dict[str, float]:
             logging_level=logging.ERROR,
             log_to_driver=False,
             # Nothing of size passes through the object store.
-            **({"object_store_memory": 100 * 2**20, "num_cpus": count_cpus()} if address is None else {}),
+            **(
+                {"object_store_memory": 100 * 2**20, "num_cpus": count_cpus(), "_temp_dir": _choose_temp_dir()}
+                if address is None
+                else {}
+            ),
         )
         resources: dict[str, float] = ray.cluster_resources()
-    except (ConnectionError, RuntimeError, ValueError, TimeoutError, ray.exceptions.RayError) as error:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         what = f"could not join the Ray cluster at {address}" if address else "could not start Ray on this machine"
         raise InfrastructureError(f"{what}: {error}; robustsweep doctor looks at what is there") from error
     return resources
+
+
+def _choose_temp_dir() -> str | None:
+    """Return the folder for Ray's sockets and logs; None for its default, if that is short enough and can be written.
+
+    Raises:
+        InfrastructureError: no folder is short enough and private to this user.
+    """
+    default = get_default_ray_temp_dir()
+    if len(os.fsencode(default)) <= _MAX_TEMP_DIR_BYTES and os.access(Path(default).parent, os.W_OK | os.X_OK):
+        return None
+    return str(find_private_folder(room=_MAX_TEMP_DIR_BYTES - len("/ray"), purpose="Ray's sockets") / "ray")
+
+
+def _provide_token() -> None:
+    """Set a token for the processes of a local Ray if Ray cannot keep one in ``~/.ray``, where it expects to.
+
+    It is in the environment of these processes alone, and valid as long as they live.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token":
+        return
+    if os.environ.keys() & {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"}:
+        return
+    try:
+        folder = Path.home() / ".ray"
+        if os.access(folder / "auth_token", os.R_OK):
+            return
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except (OSError, RuntimeError):  # a home that is read-only, a file, or not known
+        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _check_listens(address: str) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.driver.prepare import Prepared, resolve_execution
 from orchestrator.execution.gpu_sharing import choose_gpus_per_trial
-from orchestrator.execution.resources import Slots, count_cpus, count_gpus, num_slots
+from orchestrator.execution.resources import Slots, count_gpus, num_slots
 from orchestrator.ledger.durations import took_seconds
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.identity import compute_identity
@@ -17,6 +17,7 @@ from orchestrator.planning.plan import Work
 from orchestrator.planning.states import COMPLETE
 from orchestrator.planning.trial_checks import check_trials
 from trainables.config import StageConfig, TrialConfig, read_trial_config
+from trainables.cpus import count_cpus
 from trainables.errors import ConfigError
 from trainables.frozen import canonical_json
 from trainables.storage.folder import Folder

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.execution.fork_server import start_lock
+from orchestrator.execution.private_folder import find_private_folder
 from orchestrator.ledger.failures import CRASHED, OUT_OF_MEMORY
 from trainables.errors import InfrastructureError
 from trainables.storage.folder import Folder
@@ -60,33 +61,12 @@ def make_command(module: str) -> tuple[str, ...]:
 def make_socket_path(token: str) -> Path:
     """Return the socket path of this user's fork server on this node, for the driver whose token is ``token``.
 
-    It lies in the folder for temporary files, or in a shorter one where its name would be too long for a socket.
-
     Raises:
-        InfrastructureError: no folder is short enough and private to this user.
+        InfrastructureError: no folder is short enough and private to this user (``find_private_folder``).
     """
-    places = [tempfile.gettempdir(), os.environ.get("XDG_RUNTIME_DIR"), "/tmp"]
-    problems = []
-    for place in filter(None, places):
-        folder = Path(place) / f"robustsweep-{os.getuid()}"
-        path = folder / f"{token}.sock"
-        if len(os.fsencode(path)) > MAX_SOCKET_BYTES:
-            problems.append(f"{place} is too long for the name of a socket")
-            continue
-        try:
-            folder.mkdir(mode=0o700, exist_ok=True)
-            owner = folder.stat().st_uid
-        except OSError as error:
-            problems.append(str(error))
-            continue
-        if owner == os.getuid():
-            return path
-        problems.append(f"{folder} belongs to somebody else")
-    room = MAX_SOCKET_BYTES - len(f"/robustsweep-{os.getuid()}/{token}.sock")
-    raise InfrastructureError(
-        f"found no folder for the socket of the processes for trials ({'; '.join(problems)}): set TMPDIR to a folder "
-        f"of yours whose path has at most {room} characters"
-    )
+    name = f"{token}.sock"
+    room = MAX_SOCKET_BYTES - len(name) - 1
+    return find_private_folder(room=room, purpose="the socket of the processes for trials") / name
 
 
 def connect_fork_server(

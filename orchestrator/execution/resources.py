@@ -8,6 +8,7 @@ from pathlib import Path
 
 from orchestrator.study.execution_config import ExecutionConfig
 from trainables.config import TrialConfig
+from trainables.cpus import count_cpus
 from trainables.errors import StudyError
 
 #: Device files of GPU drivers: NVIDIA, AMD, and either of them under WSL.
@@ -56,13 +57,6 @@ def check_device(execution: ExecutionConfig, configs: Iterable[TrialConfig]) -> 
 def has_gpu(execution: ExecutionConfig) -> bool:
     """Return whether this machine has a GPU that trials may use, of any maker, without importing torch."""
     return execution.device != "cpu" and any(Path(name).exists() for name in _GPU_DEVICES)
-
-
-def count_cpus() -> int:
-    """Return how many CPU cores this process may use: SLURM and containers give it fewer than the machine has."""
-    import joblib  # knows affinity and the limits of containers; takes 0.2 s
-
-    return int(joblib.cpu_count())
 
 
 def count_gpus(execution: ExecutionConfig) -> int:

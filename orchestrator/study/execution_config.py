@@ -7,6 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
+from trainables.errors import InfrastructureError
 from trainables.frozen import Frozen, PositiveInt, Weight
 
 Event = Literal["end", "failure", "budget"]
@@ -50,8 +51,13 @@ class Budget(Frozen):
 def _check_user(path: Path) -> Path:
     try:
         path.expanduser()
-    except RuntimeError as error:  # ~nobody/…
-        raise ValueError(f"found {str(path)!r}: {error}") from None
+    except RuntimeError as error:
+        if path.parts[0] != "~":  # ~nobody/…
+            raise ValueError(f"found {str(path)!r}: {error}") from None
+        raise InfrastructureError(
+            f"looked for {path} and found no home folder: this user has no entry on this machine, and HOME is not set; "
+            "set HOME to a folder that can be written, or give a path without ~ (execution.cache_dir)"
+        ) from None
     return path
 
 
@@ -71,7 +77,9 @@ class ExecutionConfig(Frozen):
     max_retries: int = Field(2, ge=0, le=1000, description="Of a trial lost to infrastructure: a node, memory, a hang.")
     stall_minutes: float = Field(30.0, gt=0, le=1e6, description="A trial that reports nothing for so long is ended.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one, else cpu.")
-    cache_dir: UserPath = Field(Path("~/.cache/robustsweep"), description="Decoded images, one copy per node.")
+    cache_dir: UserPath = Field(
+        Path("~/.cache/robustsweep"), description="Decoded images, one copy per node.", validate_default=True
+    )
     shift_cache_gib: Weight = Field(
         20.0, description="Disk per node for shifted copies of test sets; 0: every trial shifts anew."
     )

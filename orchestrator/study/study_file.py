@@ -98,7 +98,7 @@ class Study(Frozen):
         description="What is claimed before the study runs; the report says how it ended.",
     )
     report: ReportConfig = ReportConfig()
-    execution: ExecutionConfig = ExecutionConfig()
+    execution: ExecutionConfig = Field(default_factory=ExecutionConfig)  # when a study is read: it asks for the home
 
     def describe(self) -> dict[str, Any]:
         """Return the content of the file as JSON values, without the section ``execution``."""

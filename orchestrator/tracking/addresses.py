@@ -81,53 +81,6 @@ def make_absolute(uri: str) -> str:
     return f"{prefix}:///{file}{mark}{query}"
 
 
-def choose_artifact_location(uri: str, ledger: Ledger) -> str | None:
-    """Return the location of artifacts: beside the ledger for a database, None (the server decides) for a server.
-
-    MLflow's own default for a database is ``./mlruns`` in the working directory of the calling process.
-    """
-    if uri.startswith(("http:", "https:", "databricks")):
-        return None
-    location = f"{ledger.root.uri}/mlartifacts"
-    return Path(location).as_uri() if ledger.root.is_local else location
-
-
-def move_artifacts(uri: str, ledger: Ledger, experiment_id: str, *, old: str, new: str) -> None:
-    """Replace the location of an experiment's artifacts, and of those of its runs below it, in a SQLite store.
-
-    MLflow stores absolute addresses and has no call that changes them: after a ledger was moved or copied together with
-    its store, everything would be written to and read from the old place.
-
-    Args:
-        uri: of the store. Only a SQLite file inside the ledger is changed: others may serve several ledgers.
-        ledger: the ledger that is open.
-        experiment_id: of the study.
-        old: location that the store has.
-        new: location beside the ledger.
-
-    Raises:
-        TrackingError: the store cannot be changed.
-    """
-    path = find_sqlite_file(uri)
-    if path is None or not ledger.root.is_local or path.parent != Path(ledger.root.uri).absolute():
-        return
-    try:
-        with closing(sqlite3.connect(path, timeout=30.0)) as connection, connection:
-            connection.execute(
-                "UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", [new, experiment_id]
-            )
-            connection.execute(
-                "UPDATE runs SET artifact_uri = ? || substr(artifact_uri, ?) "
-                "WHERE experiment_id = ? AND substr(artifact_uri, 1, ?) = ?",
-                [new, len(old) + 1, experiment_id, len(old) + 1, f"{old}/"],
-            )
-    except sqlite3.Error as error:
-        raise TrackingError(
-            f"could not change the location of artifacts from {old} to {new} in {path}: {error}; the ledger was "
-            "moved or copied, and MLflow would write to the old place: run again when nothing else uses the store"
-        ) from error
-
-
 def has_run(uri: str, run_id: str) -> bool:
     """Return whether a SQLite store has the run, without importing MLflow; True for a server, which is not queried."""
     path = find_sqlite_file(uri)

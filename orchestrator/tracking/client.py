@@ -36,9 +36,11 @@ with imports_kept():
         Metric,
         Param,
         RunTag,
+        ViewType,
     )
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
+    from sqlalchemy import Connection
     from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.ledger.databases import create_database, is_database_server
@@ -56,7 +58,9 @@ __all__ = [
     "Param",
     "RunTag",
     "TrialRuns",
+    "ViewType",
     "connect",
+    "connect_database",
     "default_store",
     "download_model",
     "find_run",
@@ -91,11 +95,19 @@ def connect(tracking_uri: str) -> Any:
 
 def _check_answers(tracking_uri: str) -> None:
     """Raise at once the error that MLflow would raise after trying for 100 s; we try again later."""
+    with connect_database(tracking_uri):
+        pass
+
+
+@contextmanager
+def connect_database(tracking_uri: str) -> Iterator[Connection]:
+    """Yield a connection to the database of a store, in a transaction that the end of the context commits."""
     from mlflow.store.db.utils import create_sqlalchemy_engine  # half a second, and only databases need it
 
     engine = create_sqlalchemy_engine(tracking_uri)  # type: ignore[no-untyped-call]
     try:
-        engine.connect().close()
+        with engine.begin() as connection:
+            yield connection
     finally:
         engine.dispose()
 
@@ -133,11 +145,11 @@ def find_trial_runs(tracking_uri: str, study: str) -> TrialRuns:
     return TrialRuns(str(experiment.experiment_id), [run.info.run_id for run in trials], keys)
 
 
-def search_runs(client: Any, experiment_id: str, what: str = "") -> Iterator[Any]:
+def search_runs(client: Any, experiment_id: str, what: str = "", view: int = ViewType.ACTIVE_ONLY) -> Iterator[Any]:
     """Yield the runs of an experiment that match MLflow's filter ``what``, page by page."""
     token = None
     while True:
-        page = client.search_runs([experiment_id], what, max_results=_RUNS_PER_PAGE, page_token=token)
+        page = client.search_runs([experiment_id], what, view, max_results=_RUNS_PER_PAGE, page_token=token)
         yield from page
         token = page.token
         if not token:

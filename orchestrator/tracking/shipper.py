@@ -175,13 +175,13 @@ class Shipper:
                     self.tracker.open()
                 self._conclude(report, is_complete)
                 return
-            except RefusedError:
-                raise
-            except TrackingError:
-                if time.monotonic() > deadline:
+            except TrackingError as error:
+                is_refused = isinstance(error, RefusedError)
+                if time.monotonic() > deadline or (is_refused and has_failed):
                     raise
                 has_failed = True
-                time.sleep(_LAST_BACKOFF_SECONDS)
+                if not is_refused:  # else the study's run has been deleted meanwhile: opening restores it
+                    time.sleep(_LAST_BACKOFF_SECONDS)
 
     def _conclude(self, report: Report | None, is_complete: bool) -> None:
         if report is None:

@@ -18,7 +18,8 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.preregistration import DELETED, read_versions
 from orchestrator.ledger.record import Record
 from orchestrator.planning.states import COMPLETE, INTERRUPTED
-from orchestrator.tracking.addresses import RefusedError, choose_artifact_location, move_artifacts
+from orchestrator.tracking.addresses import RefusedError
+from orchestrator.tracking.artifacts import choose_artifact_location, move_artifacts
 from orchestrator.tracking.client import (
     Dataset,
     DatasetInput,
@@ -27,6 +28,7 @@ from orchestrator.tracking.client import (
     Metric,
     Param,
     RunTag,
+    ViewType,
     connect,
     search_runs,
     translating_errors,
@@ -55,6 +57,8 @@ _logger = logging.getLogger(__name__)
 
 #: At most this many runs are queried one by one (10 ms each), and at most half of all; otherwise all (5 ms each).
 _MAX_SINGLE_QUERIES = 200
+#: Tag by which MLflow's pages show a run below another.
+PARENT_TAG = "mlflow.parentRunId"
 
 
 class Tracker:
@@ -88,7 +92,8 @@ class Tracker:
         """Find or create the experiment and the parent run, and find the existing runs.
 
         May be called again at any time: after a failure this detects a lost answer or an emptied store. A deleted
-        experiment is restored, since the study continues.
+        experiment or parent run is restored, since the study continues. If the parent run is gone for good, the runs
+        of stages and trials are moved below a new one.
 
         Args:
             query_all: whether to query runs that ended according to the ledger too; 5 ms per run.
@@ -102,8 +107,11 @@ class Tracker:
             self._client = self._client or connect(self.tracking_uri)
             self._ledger.root.guard()  # connecting takes seconds: another driver may have taken over meanwhile
             self.experiment_id = self._ensure_experiment()
-            parents = [run.info.run_id for run in self._search("tags.`robustsweep.kind` = 'study'")]
+            parents = self._find_parents()
             self._ledger.root.guard()
+            if not parents and (deleted := self._find_parents(ViewType.DELETED_ONLY)):
+                parents = [self._restore_parent(deleted)]
+                query_all = True  # its trials may have been deleted with it
             parent_run_id = self._ensure_parent(parents)
             self._find_runs(parent_run_id, query_all)
             self.parent_run_id = parent_run_id
@@ -260,6 +268,16 @@ class Tracker:
             move_artifacts(store, self._ledger, str(found.experiment_id), old=old, new=location)
         return str(found.experiment_id)
 
+    def _find_parents(self, view: int = ViewType.ACTIVE_ONLY) -> list[str]:
+        return [run.info.run_id for run in self._search("tags.`robustsweep.kind` = 'study'", view)]
+
+    def _restore_parent(self, deleted: Sequence[str]) -> str:
+        """Restore the parent run and return its ID: links to it, notes and its verdicts over time remain valid."""
+        known = self._index.parent_run_id
+        run_id = known if known is not None and known in deleted else deleted[-1]
+        self._client.restore_run(run_id)
+        return run_id
+
     def _ensure_parent(self, found: Sequence[str]) -> str:
         tags = describe_study(self._about)
         if not found:
@@ -278,19 +296,19 @@ class Tracker:
     def _find_runs(self, parent_run_id: str, query_all: bool) -> None:
         """Fill the index: ended runs from the ledger; running ones, and those the ledger does not list, from MLflow."""
         if not query_all and self._index.load(parent_run_id):
-            self._add_runs(self._search(f"attributes.status = '{RUNNING}'"))
+            self._add_runs(self._search(f"attributes.status = '{RUNNING}'"), parent_run_id)
             begun = [s for kind in ("stages", "trials") for s in (self._ledger.root / kind).children()]
             unknown = [s for s in begun if s not in self._runs and s.isalnum()]  # a stray file has no run
             if len(unknown) <= min(_MAX_SINGLE_QUERIES, len(begun) // 2):
                 for signature in unknown:
-                    self._add_runs(self._search(f"tags.`robustsweep.signature` = '{signature}'"))
+                    self._add_runs(self._search(f"tags.`robustsweep.signature` = '{signature}'"), parent_run_id)
                 return
         self._index.runs = {}
-        self._add_runs(self._search())
+        self._add_runs(self._search(), parent_run_id)
         self._index.replace(parent_run_id, self._runs)
 
-    def _add_runs(self, runs: Iterable[Any]) -> None:
-        """Add runs to the index; a second run of a signature is deleted.
+    def _add_runs(self, runs: Iterable[Any], parent_run_id: str) -> None:
+        """Add runs to the index, below the parent run; a second run of a signature is deleted.
 
         A second run exists if the answer to a create_run was lost and the server carried it out after the search.
         """
@@ -303,13 +321,15 @@ class Tracker:
                 run, extra = (run, other) if run.is_complete and not other.is_complete else (other, run)
                 self._client.delete_run(extra.run_id)
             self._runs[signature] = run
+            if run.run_id == found.info.run_id and found.data.tags.get(PARENT_TAG) != parent_run_id:
+                self._client.set_tag(run.run_id, PARENT_TAG, parent_run_id)
 
-    def _search(self, what: str = "") -> Iterator[Any]:
-        return search_runs(self._client, self.experiment_id, what)
+    def _search(self, what: str = "", view: int = ViewType.ACTIVE_ONLY) -> Iterator[Any]:
+        return search_runs(self._client, self.experiment_id, what, view)
 
     def _create(self, record: Record, projection: Projection) -> Run:
         # A known outcome is sent at once, which saves a transaction. It counts only together with the status.
-        tags = projection.tags | {"mlflow.parentRunId": self.parent_run_id} | projection.final_tags
+        tags = projection.tags | {PARENT_TAG: self.parent_run_id} | projection.final_tags
         created = self._client.create_run(self.experiment_id, start_time=projection.start_ms, tags=tags)
         failure, stopped = tags.get("robustsweep.failure"), tags.get(STOPPED_TAG)
         return Run(created.info.run_id, record.kind, RUNNING, failure=failure, stopped=stopped, epochs=set())

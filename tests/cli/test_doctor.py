@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pwd
 import socket
 from io import StringIO
 from pathlib import Path
@@ -34,6 +35,16 @@ def test_a_machine_that_runs_the_tests_can_run_a_study(tmp_path: Path) -> None:
     assert [name for name, finding in found.items() if not finding.ok and name != "disk"] == []
     assert found["torch"].found[0].isdecimal()
     assert list((tmp_path / "results").iterdir()) == []  # it cleans up after itself
+
+
+def test_a_user_without_a_home_folder_is_told_what_there_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def getpwuid(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", getpwuid)
+    found = {finding.what: finding for finding in examine(storage=str(tmp_path), mlflow=None, address=None)}
+    assert found["weights"] == Finding("weights", True, "0 files in ~/.cache/torch/hub/checkpoints")
 
 
 def test_storage_that_cannot_be_written_is_found(tmp_path: Path) -> None:

@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
-import joblib
 import pytest
 
 from orchestrator.execution import resources
 from orchestrator.execution.resources import Slots, check_fits, find_local_resources, num_local_slots, num_slots
 from orchestrator.study.execution_config import ExecutionConfig
+from trainables.cpus import count_cpus
 from trainables.errors import StudyError
 
 
@@ -62,7 +59,7 @@ def test_the_driver_runs_only_what_takes_no_gpu(
     gpu: Path, execution: dict[str, Any], without_gpu: bool, with_gpu: bool
 ) -> None:
     found = find_local_resources(ExecutionConfig(**execution))
-    assert found == ({"CPU": float(joblib.cpu_count()), "GPU": 0.0} if without_gpu else None)
+    assert found == ({"CPU": float(count_cpus()), "GPU": 0.0} if without_gpu else None)
     gpu.touch()
     assert (find_local_resources(ExecutionConfig(**execution)) is not None) is with_gpu
 
@@ -70,15 +67,3 @@ def test_the_driver_runs_only_what_takes_no_gpu(
 @pytest.mark.parametrize(("cpus", "most", "expected"), [(1.0, None, 8), (3.0, None, 2), (1.0, 3, 3), (1.0, 99, 8)])
 def test_own_slots_are_what_fits_and_no_more_than_asked(cpus: float, most: int | None, expected: int) -> None:
     assert num_local_slots({"CPU": 8.0}, Slots(cpus, 0.0, most)) == expected
-
-
-@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs a system with CPU affinity")
-def test_a_process_that_may_use_one_core_has_one() -> None:
-    code = (
-        "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        "from orchestrator.execution.resources import count_cpus\n"
-        "from trainables.data.decoding.threads import _count_cores\n"
-        "print(count_cpus(), _count_cores())"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["1", "1"]

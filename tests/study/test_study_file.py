@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import pwd
 import re
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from orchestrator.study.fields import FIELDS
 from orchestrator.study.study_file import Study, load_study, parse_study
 from tests.support.paths import ROOT
 from tests.support.study_texts import HEAD
-from trainables.errors import StudyError
+from trainables.errors import InfrastructureError, StudyError
 
 CONFIGS = ROOT / "configs"
 
@@ -67,6 +68,17 @@ def test_execution_defaults() -> None:
     execution = parse_study(HEAD, source="s").execution
     assert execution == ExecutionConfig()
     assert (execution.gpus_per_trial, execution.max_retries, execution.storage) == ("auto", 2, "results")
+
+
+def test_a_user_without_a_home_folder_names_a_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def getpwuid(uid: int) -> None:
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", getpwuid)
+    with pytest.raises(InfrastructureError, match=r"looked for ~/.cache/robustsweep and found no home .* set HOME"):
+        parse_study(HEAD, source="s")
+    assert parse_study(f"{HEAD}\nexecution: {{cache_dir: {tmp_path}}}", source="s").execution.cache_dir == tmp_path
 
 
 @pytest.mark.parametrize(("name", "num_arms"), [("quickstart", 12), ("pneumoniamnist", 12)])

@@ -6,7 +6,8 @@ import pytest
 
 from orchestrator.ledger.databases import create_database, is_database_server
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.tracking.addresses import choose_artifact_location, resolve_tracking_uri
+from orchestrator.tracking.addresses import resolve_tracking_uri
+from orchestrator.tracking.artifacts import choose_artifact_location
 from trainables.errors import StudyError, redact
 
 

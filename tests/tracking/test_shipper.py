@@ -195,7 +195,10 @@ def test_the_end_of_a_study_is_tried_again(tmp_path: Path) -> None:
     shipper.conclude(None, is_complete=True)
     assert tracker.ends == [True]
     assert tracker.num_opened == 2
-    tracker.faults = [RefusedError]
+    tracker.faults = [RefusedError]  # as of a run that was deleted, which opening restores
+    shipper.conclude(None, is_complete=False)
+    assert (tracker.ends, tracker.num_opened) == ([True, False], 3)
+    tracker.faults = [RefusedError, RefusedError]
     with pytest.raises(RefusedError):
         shipper.conclude(None, is_complete=False)
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import shutil
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -440,43 +439,3 @@ def test_one_that_was_faster_than_its_stop_is_complete(uri: str, ledger: Ledger)
     run = run_of(uri)
     assert run.info.status == "FINISHED"
     assert "robustsweep.stopped_early" not in run.data.tags
-
-
-@pytest.mark.parametrize("how", ["moved", "copied"])
-def test_artifacts_follow_a_ledger_that_was_moved_or_copied(how: str, tmp_path: Path, template: Path) -> None:
-    """The store lies in the ledger, as it does unless another is given."""
-    old, new = tmp_path / "old 50%", tmp_path / "new"
-    ledger = make_ledger(old)
-    finished(ledger)
-    make_database(Path(ledger.root.uri), template)
-    tracker = make_tracker(f"sqlite:///{ledger.root.uri}/mlflow.db", ledger)
-    ship(tracker, ledger)
-    tracker.close(is_complete=True)
-    if how == "moved":
-        old.rename(new)
-    else:
-        shutil.copytree(old, new)
-    again = Ledger(str(new / Path(ledger.storage).relative_to(old)), ledger.study)
-    uri = f"sqlite:///{again.root.uri}/mlflow.db"
-    make_tracker(uri, again)
-    client = MlflowClient(uri)
-    (experiment,) = [each for each in client.search_experiments() if each.name == ledger.study]
-    assert experiment.artifact_location == f"{Path(again.root.uri).as_uri()}/mlartifacts"
-    runs = client.search_runs([experiment.experiment_id])
-    assert len(runs) == 2
-    assert {run.info.artifact_uri for run in runs} == {
-        f"{experiment.artifact_location}/{run.info.run_id}/artifacts" for run in runs
-    }
-    if how == "copied":  # the original is left alone
-        original = MlflowClient(f"sqlite:///{ledger.root.uri}/mlflow.db").get_experiment(experiment.experiment_id)
-        assert original.artifact_location == f"{Path(ledger.root.uri).as_uri()}/mlartifacts"
-
-
-def test_artifacts_in_a_store_that_two_ledgers_share_stay_where_they_are(tmp_path: Path, template: Path) -> None:
-    make_database(tmp_path, template)
-    uri = f"sqlite:///{tmp_path}/mlflow.db"
-    first, second = make_ledger(tmp_path / "a"), make_ledger(tmp_path / "b")
-    make_tracker(uri, first)
-    make_tracker(uri, second)
-    (experiment,) = [each for each in MlflowClient(uri).search_experiments() if each.name == first.study]
-    assert experiment.artifact_location == f"{Path(first.root.uri).as_uri()}/mlartifacts"

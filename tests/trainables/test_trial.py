@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import subprocess
 import sys
 import time
@@ -262,6 +263,17 @@ def test_an_impossible_device_is_refused(device: str, message: str, monkeypatch:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ConfigError, match=message):
         prepare_process(Execution(device=device))
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_getaffinity"), reason="needs a system with CPU affinity")
+def test_the_cores_are_those_that_the_process_may_use(
+    tmp_path: Path, execution: Execution, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "cpu_count", lambda: 64)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {3})
+    config = tiny_trial(evaluation={"shifts": []}, training={"epochs": 1})
+    result = run_trial(config, signature="s", folder=Folder(tmp_path), execution=execution, report=lambda event: None)
+    assert result["environment"]["num_cpus"] == 1
 
 
 def test_threads_are_the_trials_share(monkeypatch: pytest.MonkeyPatch) -> None:

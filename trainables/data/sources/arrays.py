@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from filelock import FileLock
@@ -24,7 +25,7 @@ from trainables.data.decoding.pixels import PixelSpec, build_pixel_spec, fit_arr
 from trainables.data.identity.file_digests import FileDigests
 from trainables.data.splits import SPLITS
 from trainables.data.table import Pixels, Source, Table, hash_json
-from trainables.errors import ConfigError, DataError
+from trainables.errors import ConfigError, DataError, StorageError
 
 #: 2-D flag of MedMNIST v2 → modality, which selects the severity tables.
 MEDMNIST_MODALITY = {
@@ -178,32 +179,45 @@ def _find_medmnist(config: MedmnistData) -> Path:
             f"{', '.join(MEDMNIST_MODALITY)}, or data.path with an npz of your own"
         )
     suffix = "" if config.source_size == 28 else f"_{config.source_size}"
-    root = Path.home() / ".medmnist"
+    try:
+        root = Path.home() / ".medmnist"
+    except RuntimeError as error:  # neither HOME nor an entry for this user, as in some containers
+        raise ConfigError(
+            f"data.path is not set, and the folder for downloads lies in the home folder: {error} Set data.path to the "
+            "npz, or HOME to a folder that can be written"
+        ) from error
     path = root / f"{config.flag}{suffix}.npz"
     if path.is_file():
         return path
     try:
+        root.mkdir(exist_ok=True)  # importing medmnist does it, too, and only warns if that fails
         medmnist = importlib.import_module("medmnist")
+        with FileLock(f"{path}.lock"):
+            if not path.is_file():
+                _download_medmnist(medmnist, config, path)
     except ImportError:
         raise ConfigError(
             f"data.path is not set, {path} does not exist, and the package that downloads it is missing: "
             "set data.path to the npz, or pip install 'robustsweep[data]'"
         ) from None
-    root.mkdir(exist_ok=True)
-    with FileLock(f"{path}.lock"):
-        if path.is_file():
-            return path
-        try:
-            getattr(medmnist, medmnist.INFO[config.flag]["python_class"])(
-                split="train", download=True, root=str(root), size=config.source_size
-            )
-        except (RuntimeError, OSError) as error:
-            path.unlink(missing_ok=True)  # a partial download, or one with a wrong checksum
-            raise DataError(
-                f"could not download {path.name} ({str(error).strip().splitlines()[0]}): check the network, or get it "
-                f"from medmnist.com and set data.path"
-            ) from error
+    except OSError as error:
+        raise StorageError(
+            f"could not write into {root} ({error}): get {path.name}, and set data.path to it"
+        ) from error
     return path
+
+
+def _download_medmnist(medmnist: Any, config: MedmnistData, path: Path) -> None:
+    try:
+        getattr(medmnist, medmnist.INFO[config.flag]["python_class"])(
+            split="train", download=True, root=str(path.parent), size=config.source_size
+        )
+    except (RuntimeError, OSError) as error:
+        path.unlink(missing_ok=True)  # a partial download, or one with a wrong checksum
+        raise DataError(
+            f"could not download {path.name} ({str(error).strip().splitlines()[0]}): check the network, or get it "
+            f"from medmnist.com and set data.path"
+        ) from error
 
 
 def _read_medmnist(path: Path, spec: PixelSpec) -> Table:

@@ -1,5 +1,6 @@
 """Digits and MedMNIST: layout, faults, bombs, and the real file where it is there."""
 
+import pwd
 import sys
 import zipfile
 from importlib.machinery import ModuleSpec
@@ -12,7 +13,7 @@ from tests.support.paths import DATA
 from trainables.config import DigitsData, MedmnistData
 from trainables.data.load import load_dataset
 from trainables.data.sources import arrays
-from trainables.errors import ConfigError, DataError
+from trainables.errors import ConfigError, DataError, StorageError
 
 
 def _npz(path: Path, *, shape=(28, 28), **replaced) -> Path:
@@ -169,6 +170,23 @@ def test_without_file_flag_package_or_network(tmp_path, monkeypatch):
 
     monkeypatch.setitem(sys.modules, "medmnist", Offline)
     with pytest.raises(DataError, match=r"could not download pneumoniamnist.npz \(Automatic download failed!\)"):
+        _load(None, tmp_path)
+
+
+def test_a_home_folder_that_cannot_hold_a_download(tmp_path, monkeypatch):
+    (tmp_path / "home").touch()  # root may write everywhere, but not below a file
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    with pytest.raises(StorageError, match=r"could not write into .*/.medmnist .*Not a directory.* set data.path"):
+        _load(None, tmp_path)
+
+    def getpwuid(uid):
+        raise KeyError(uid)
+
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr(pwd, "getpwuid", getpwuid)
+    with pytest.raises(
+        ConfigError, match=r"data.path is not set, .* Could not determine home directory. Set data.path"
+    ):
         _load(None, tmp_path)
 
 
