@@ -6,6 +6,7 @@ RobustSweepError
 ├── WeightsUnavailableError  pretrained weights cannot be reached
 ├── CheckpointError        a checkpoint is damaged or belongs to another trial
 ├── DivergedError          the loss is not finite
+├── SupersededError        a newer attempt at the same stage or trial has taken over
 ├── StorageError           the ledger cannot be read or written
 │   └── DiskFullError      no space is left on the disk; the trial is not at fault
 ├── InfrastructureError    Ray cannot be reached, or a trial's process was lost       (orchestrator)
@@ -52,6 +53,10 @@ class CheckpointError(RobustSweepError):
 
 class DivergedError(RobustSweepError):
     """The training loss became NaN or infinite."""
+
+
+class SupersededError(RobustSweepError):
+    """A newer attempt at the same stage or trial has taken over; this one can change nothing any more."""
 
 
 class StorageError(RobustSweepError):

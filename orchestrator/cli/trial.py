@@ -14,6 +14,7 @@ from orchestrator.ledger.usage import read_usage
 from orchestrator.planning.states import COMPLETE
 from orchestrator.study.study_file import Study
 from trainables.errors import StudyError
+from trainables.storage.claims import find_claim, release_claim, take_claim
 
 
 def run_single(study: Study, signature: str, *, storage: str, echo: Callable[[str], None]) -> str:
@@ -23,6 +24,7 @@ def run_single(study: Study, signature: str, *, storage: str, echo: Callable[[st
 
     Raises:
         StudyError: no signature or more than one matches, or a needed stage is not complete.
+        SupersededError: another driver has taken over meanwhile, and runs it.
     """
     prepared = prepare(study, storage=storage)
     ledger = prepared.ledger
@@ -44,10 +46,20 @@ def run_single(study: Study, signature: str, *, storage: str, echo: Callable[[st
     meter.report("single", gpus=float(count_gpus(study.execution) > 0), busy_seconds=0.0)
     with Lease(ledger) as lease, saving_usage(meter, ledger.root):
         ledger.begin(work, study=study.study, git_commit=find_git_commit())
-        folder = ledger.folder(work.kind, work.signature)
+        folder, claims = ledger.folder(work.kind, work.signature), ledger.claims(work.signature)
+        last = find_claim(claims)
+        claim = take_claim(claims, 1 if last is None else last.number + 1)
         encoder = ledger.folder("stage", work.needs[0]).uri if work.needs else None
         execution = resolve_execution(study, ledger).model_dump(mode="json")
         execution["early_stopping"] = False  # a single trial runs to its last epoch
-        request = {"folder": folder.uri, "encoder": encoder, "execution": execution, "lease": lease.ticket}
+        request = {
+            "folder": folder.uri,
+            "claims": claims.uri,
+            "claim": claim.name,
+            "encoder": encoder,
+            "execution": execution,
+            "lease": lease.ticket,
+        }
         run_request(request, report)
+        release_claim(claims, claim)
     return folder.uri

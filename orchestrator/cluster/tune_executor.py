@@ -102,7 +102,7 @@ class SlotActor(tune.Trainable):  # type: ignore[misc]
 class _LossCallback(tune.Callback):  # type: ignore[misc]
     """Callback for events that Tune does not pass to searchers: the loss of an actor, with its reason if known."""
 
-    def __init__(self, on_recover: Callable[[str], None]) -> None:
+    def __init__(self, on_recover: Callable[[str], dict[str, int]]) -> None:
         self._trials: Sequence[Any] = ()
         self._on_recover = on_recover
 
@@ -110,7 +110,12 @@ class _LossCallback(tune.Callback):  # type: ignore[misc]
         self._trials = trials
 
     def on_trial_recover(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
-        self._on_recover(trial.trial_id)
+        numbers = self._on_recover(trial.trial_id)
+        chunk = unpack(trial.config["chunk"])
+        works = [
+            {**work, "number": numbers.get(work["record"]["signature"], work["number"])} for work in chunk["works"]
+        ]
+        trial.config["chunk"] = pack({**chunk, "works": works})  # for the next actor, which Tune starts later
 
     def read_error(self, trial_id: str) -> dict[str, str]:
         """Return reason, message and traceback of a Tune trial that ended with an error."""

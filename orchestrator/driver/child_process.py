@@ -6,10 +6,13 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.execution.fork_server import serve
 from trainables.preload import preload
+
+if TYPE_CHECKING:
+    from trainables.storage.folder import Folder
 
 #: Command-line word of a fork server, beside the names of networks: contrastive stages will run.
 CONTRASTIVE = "contrastive"
@@ -23,18 +26,18 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
     Args:
         request: ``{"check": configs, "cache_dir": …}`` builds network, loss and shifts of these trials;
             ``{"report": study, "storage": …, "cache_dir": …}`` writes the report; ``{"folder": …, "encoder": …,
-            "execution": …}`` runs the stage or trial whose ``config.json`` lies in ``folder``, with the folder of the
-            finished stage as ``encoder``, or None. Requests that write also have ``lease``: the ticket of their
-            driver's lease (``lease.fence``), or None to write without a lease.
+            "execution": …, "claims": …, "claim": …}`` runs the stage or trial whose ``config.json`` lies in ``folder``,
+            with the folder of the finished stage as ``encoder``, or None, as the attempt that took ``claim`` in the
+            folder ``claims``. Requests that write also have ``lease``: the ticket of their driver's lease
+            (``lease.fence``), or None to write without a lease.
         report: callback for progress events.
     """
     from orchestrator.ledger.lease import guarded
-    from trainables.config import Execution, StageConfig, TrialConfig
-    from trainables.storage.folder import Folder
 
     if "check" in request:
         from orchestrator.planning.inputs import Inputs
         from orchestrator.planning.trial_checks import check_trials
+        from trainables.config import TrialConfig
 
         configs = [TrialConfig.model_validate(config) for config in request["check"]]
         check_trials(configs, Inputs(Path(request["cache_dir"])))
@@ -47,10 +50,39 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
         ledger.root = guarded(ledger.root.uri, request["lease"])
         report({"event": "report", **asdict(write_report(ledger, cache_dir=Path(request["cache_dir"])))})
         return
+    _run_work(request, report)
+
+
+def _run_work(request: Mapping[str, Any], report: Any) -> None:
+    """Run a stage or trial as the attempt that has the claim.
+
+    Raises:
+        SupersededError: another attempt has taken over.
+    """
+    from orchestrator.ledger.lease import claimed
+    from trainables.errors import SupersededError
+    from trainables.storage.claims import parse_claim
+
+    claim = parse_claim(request["claim"])
+    assert claim is not None
+    folder = claimed(request["folder"], request["claims"], claim, request["lease"])
+    try:
+        _train(request, folder, report)
+    except SupersededError:
+        raise
+    except Exception as error:
+        if folder.is_superseded:  # what it did not find, or found changed, is the other attempt's doing
+            raise SupersededError(f"another attempt has taken over ({type(error).__name__}: {error})") from error
+        raise
+
+
+def _train(request: Mapping[str, Any], folder: Folder, report: Any) -> None:
+    from trainables.config import Execution, StageConfig, TrialConfig
+    from trainables.storage.folder import Folder
     from trainables.training.stopping import StopTraining
     from trainables.trial import run_stage, run_trial
 
-    folder, execution = guarded(request["folder"], request["lease"]), Execution.model_validate(request["execution"])
+    execution = Execution.model_validate(request["execution"])
     record = folder.read_json("config.json")
     signature = record["signature"]
     if record["kind"] == "stage":

@@ -16,10 +16,11 @@ from typing import Any
 
 from orchestrator.execution.fork_client import ForkClient, ProcessLostError, make_command, make_socket_path
 from orchestrator.ledger.attempts import ATTEMPTS
-from orchestrator.ledger.failures import DISK_FULL, HUNG
-from orchestrator.ledger.lease import guarded
+from orchestrator.ledger.failures import DISK_FULL, HUNG, SUPERSEDED
+from orchestrator.ledger.lease import claimed, guarded
 from orchestrator.ledger.record import begin_record
-from trainables.errors import DiskFullError
+from trainables.errors import DiskFullError, SupersededError
+from trainables.storage.claims import Claim, release_claim, take_claim
 from trainables.storage.completeness import is_finished, is_stopped
 
 
@@ -37,9 +38,10 @@ def unpack(text: str) -> dict[str, Any]:
 class ChunkRunner:
     """Runs the chunks of one slot.
 
-    A chunk is a list of ``works``, each ``{"record": content of config.json, "folder": …, "encoder": … | None}``, and
-    their common settings: ``execution``, ``token``, ``module`` and ``preload`` (which fork server), ``stall_seconds``,
-    ``max_retries``, ``chunk_seconds``, ``report_seconds``, ``created_ms``, ``lease``.
+    A chunk is a list of ``works``, each ``{"record": content of config.json, "folder": …, "claims": …, "number": of the
+    attempt, "encoder": … | None}``, and their common settings: ``execution``, ``token``, ``module`` and ``preload``
+    (which fork server), ``stall_seconds``, ``max_retries``, ``chunk_seconds``, ``report_seconds``, ``created_ms``,
+    ``lease``.
 
     Args:
         chunk: first chunk.
@@ -62,7 +64,9 @@ class ChunkRunner:
         self._chunk = chunk
         self._pending = deque(chunk["works"])
         self._current: dict[str, Any] | None = None
+        self._claim: Claim | None = None
         self._folder = guarded(chunk["works"][0]["folder"], chunk["lease"])
+        self._claims = guarded(chunk["works"][0]["claims"], chunk["lease"])
         self._events: list[dict[str, Any]] = []
         self._tries = 0
         self._began = self._tried = self._last_event = 0.0
@@ -101,6 +105,8 @@ class ChunkRunner:
                     self._advance(min(left, pause))
             except DiskFullError as error:  # from writes of this slot; a trial reports its own
                 self._end({"event": "done", "status": "failed", "reason": DISK_FULL, "message": str(error)})
+            except SupersededError as error:
+                self._end({"event": "done", "status": "failed", "reason": SUPERSEDED, "message": str(error)})
         busy_seconds = round(time.monotonic() - self._taken, 3)
         return [{**event, "busy_seconds": busy_seconds} for event in self._events]
 
@@ -128,17 +134,26 @@ class ChunkRunner:
     def _begin_next(self) -> None:
         work = self._current = self._pending.popleft()
         self._folder = guarded(work["folder"], self._chunk["lease"])
+        self._claims, self._claim = guarded(work["claims"], self._chunk["lease"]), None
         self._tries, self._began = 0, time.monotonic()
+        self._tried = self._began
         ended = self._find_end()
         if ended is not None:
             self._end(ended)
             return
+        self._take_claim()
         begin_record(self._folder, work["record"], early_stopping=self._early_stopping)
         if self._early_stopping and is_stopped(self._folder):
             self._end({"event": "done", "status": "stopped_early"})
             return
         self._report({"event": "begun"})
         self._try()
+
+    def _take_claim(self) -> None:
+        """Take the claim for the next process, which ends the one before, also if it could not be killed."""
+        assert self._current is not None
+        self._claim = take_claim(self._claims, self._current["number"], before=self._claim)
+        self._folder = claimed(self._current["folder"], self._claims.uri, self._claim, self._chunk["lease"])
 
     def _find_end(self) -> dict[str, Any] | None:
         """Return the ``done`` event of a stage or trial that ended already, None if it did not.
@@ -156,9 +171,13 @@ class ChunkRunner:
     def _try(self) -> None:
         assert self._current is not None
         self._tries += 1
+        if self._tries > 1:
+            self._take_claim()
+        assert self._claim is not None
         self._tried = self._last_event = time.monotonic()
-        shared = {"execution": self._chunk["execution"], "lease": self._chunk["lease"]}
-        self._client.begin({"folder": self._current["folder"], "encoder": self._current["encoder"], **shared})
+        names = ("folder", "claims", "encoder")
+        request = {name: self._current[name] for name in names} | {"claim": self._claim.name}
+        self._client.begin(request | {name: self._chunk[name] for name in ("execution", "lease")})
 
     def _advance(self, timeout_seconds: float) -> None:
         try:
@@ -193,10 +212,21 @@ class ChunkRunner:
         return end
 
     def _end(self, event: dict[str, Any]) -> None:
+        if event.get("reason") == SUPERSEDED:
+            self._note_superseded(event["message"])
+        elif self._claim is not None:
+            release_claim(self._claims, self._claim)
         self._report({**event, "host": os.uname().nodename})
-        self._current = None
+        self._current = self._claim = None
         if event.get("reason") == DISK_FULL:
             self._return_all()  # the next one would end in the same way
+
+    def _note_superseded(self, message: str) -> None:
+        """Add the end of this attempt to the notes, which are the only file that several attempts write."""
+        assert self._current is not None
+        note = {**self._measure_attempt(), "host": os.uname().nodename, "superseded": self._current["number"]}
+        folder = guarded(self._current["folder"], self._chunk["lease"])
+        folder.append_line(ATTEMPTS, json.dumps({**note, "message": message}))
 
     def _check_stall(self) -> None:
         silent = time.monotonic() - self._last_event

@@ -15,11 +15,12 @@ from typing import Any
 
 from orchestrator.execution.meter import Meter
 from orchestrator.execution.work_queue import CHUNK_SECONDS, WorkQueue
-from orchestrator.ledger.failures import DISK_FULL
+from orchestrator.ledger.failures import DISK_FULL, SUPERSEDED
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import describe_upstream
 from orchestrator.planning.plan import Work
 from orchestrator.planning.states import COMPLETE, FAILED, INTERRUPTED, STOPPED
+from trainables.storage.claims import CLAIMS, count_attempts
 from trainables.storage.completeness import is_finished, is_stopped
 
 #: Called with ("started" | "event" | "ended", work, details), one call at a time: must be quick and never raise.
@@ -83,6 +84,8 @@ class Dispatcher:
         self._begun: set[str] = set()
         #: Signature → number of times that the slot which ran it was lost.
         self._losses: Counter[str] = Counter()
+        #: Signature → number of the attempt that was handed out last.
+        self._attempts: Counter[str] | None = None
         #: Hosts that are known to write where this driver reads.
         self._shares_storage: set[str] = set()
         self._has_successors = self._may_overlap = self._is_closed = False
@@ -196,8 +199,16 @@ class Dispatcher:
         return {
             "record": self._settings.describe(work),
             "folder": self._ledger.folder(work.kind, work.signature).uri,
+            "claims": self._ledger.claims(work.signature).uri,
+            "number": self._count_attempt(work),
             "encoder": self._ledger.folder("stage", work.needs[0]).uri if work.needs else None,
         }
+
+    def _count_attempt(self, work: Work) -> int:
+        if self._attempts is None:  # before the first chunk: other drivers may have written until the lease was taken
+            self._attempts = Counter(count_attempts(self._ledger.root / CLAIMS))
+        self._attempts[work.signature] += 1
+        return self._attempts[work.signature]
 
     def _close_if_spent(self) -> None:
         """Close the queue if the budget is spent. Stages and trials that run continue to their end."""
@@ -241,11 +252,17 @@ class Dispatcher:
             case _:
                 self._on_event("event", work, event)
 
-    def record_loss(self, slot: str) -> None:
-        """Count that the actor of a slot was lost. Another actor runs the same chunk again."""
+    def record_loss(self, slot: str) -> dict[str, int]:
+        """Count that the actor of a slot was lost. Another actor runs the same chunk again.
+
+        Returns:
+            Signature → number of the next attempt, for the other actor: the lost one may be alive, and only cut off.
+        """
         with self._changed:
             self._meter.end(slot)  # until the next actor reports
-            self._losses.update(work.signature for work in self._running.get(slot, ())[:1])
+            works = self._running.get(slot, ())
+            self._losses.update(work.signature for work in works[:1])
+            return {work.signature: self._count_attempt(work) for work in works}
 
     def release(self, slot: str, *, error: Callable[[], dict[str, str]] | None = None) -> None:
         """Remove a slot; end or put back the rest of its chunk.
@@ -293,6 +310,9 @@ class Dispatcher:
 
     def _determine_end(self, work: Work, event: dict[str, Any]) -> dict[str, Any]:
         """Return how a stage or trial ended: as its slot reports, unless the disk was full or the ledger disagrees."""
+        if event.get("reason") == SUPERSEDED:
+            is_complete = is_finished(self._ledger.folder(work.kind, work.signature))
+            return {**event, "status": COMPLETE if is_complete else INTERRUPTED}
         if event.get("reason") == DISK_FULL:
             return {**event, "status": INTERRUPTED}
         if event["status"] != COMPLETE or event["host"] in self._shares_storage:

@@ -1,8 +1,9 @@
 """Attempts without a result, as ``attempts.jsonl`` of a stage or trial keeps them, and the time they took.
 
 One line per attempt whose process was lost, written by its slot; one per failure that was tried again, with its reason
-as ``failed``. The duration of the attempt that ended in ``failure.json`` is stored there, under ``attempt``. An attempt
-that was cut off together with its driver or machine leaves no line, only the epochs from which the next one continued.
+as ``failed``; one per attempt that a newer one has taken over, with its number as ``superseded``. The duration of the
+attempt that ended in ``failure.json`` is stored there, under ``attempt``. An attempt that was cut off together with its
+driver or machine leaves no line, only the epochs from which the next one continued.
 """
 
 from __future__ import annotations
@@ -26,8 +27,12 @@ def read_attempts(folder: Folder) -> list[dict[str, Any]]:
 
 
 def count_lost(notes: list[dict[str, Any]]) -> int:
-    """Return how many attempts were lost since the last failure that was tried again."""
-    return next((number for number, note in enumerate(reversed(notes)) if "failed" in note), len(notes))
+    """Return how many attempts were lost since the last failure that was tried again.
+
+    Those that a newer attempt has taken over were not.
+    """
+    lost = [note for note in notes if "superseded" not in note]
+    return next((number for number, note in enumerate(reversed(lost)) if "failed" in note), len(lost))
 
 
 def archive_failure(folder: Folder) -> None:

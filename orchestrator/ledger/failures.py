@@ -7,6 +7,10 @@ import traceback
 
 #: Reason of a trial that ended because the disk was full: it has not failed, and continues later.
 DISK_FULL = "disk full"
+#: Reason of a trial that a newer attempt has taken over: it has not failed, and is being run there.
+SUPERSEDED = "superseded"
+#: Reason of a trial that ended because nobody had asked for its events for long: its machine was cut off.
+ORPHANED = "orphaned"
 #: Reasons of a trial whose process was lost in every attempt.
 CRASHED, HUNG, OUT_OF_MEMORY = "crashed", "hung", "out of memory"
 LOST = (CRASHED, HUNG, OUT_OF_MEMORY)
@@ -14,11 +18,12 @@ LOST = (CRASHED, HUNG, OUT_OF_MEMORY)
 
 def describe_failure(error: BaseException) -> dict[str, str]:
     """Return class, reason, message and traceback of an exception that a trial raised."""
-    from trainables.errors import DivergedError, RobustSweepError
+    from trainables.errors import DivergedError, RobustSweepError, SupersededError
     from trainables.storage.folder import is_disk_full
 
     reason = "diverged" if isinstance(error, DivergedError) else DISK_FULL if is_disk_full(error) else "error"
     reason = OUT_OF_MEMORY if is_out_of_memory(error) else reason
+    reason = SUPERSEDED if isinstance(error, SupersededError) else reason
     message = str(error) if isinstance(error, RobustSweepError) else f"{type(error).__name__}: {error}"
     text = "".join(traceback.format_exception(error))
     return {"type": type(error).__name__, "reason": reason, "message": message, "traceback": text}

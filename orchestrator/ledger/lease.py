@@ -21,6 +21,7 @@ from typing import Any
 
 from orchestrator.ledger.ledger import Ledger
 from trainables.errors import LeaseError, StorageError
+from trainables.storage.claims import Claim, ClaimedFolder
 from trainables.storage.folder import Folder
 
 _logger = logging.getLogger(__name__)
@@ -57,6 +58,19 @@ def fence(lease: Mapping[str, str]) -> Callable[[], None]:
 def guarded(uri: str, lease: Mapping[str, str] | None) -> Folder:
     """Return a folder that only the holder of ``lease`` may write into, or any process if it is None."""
     return Folder(uri) if lease is None else Folder(uri, guard=fence(lease))
+
+
+def claimed(uri: str, claims: str, claim: Claim, lease: Mapping[str, str] | None) -> ClaimedFolder:
+    """Return the folder of a stage or trial that only one attempt may write into, on behalf of the holder of ``lease``.
+
+    Args:
+        uri: folder of the stage or trial.
+        claims: folder of its claims.
+        claim: claim of the attempt.
+        lease: ``Lease.ticket``; None: of any driver.
+    """
+    guard = guarded(uri, lease).guard
+    return ClaimedFolder(uri, claims=Folder(claims, guard=guard), claim=claim, guard=guard)
 
 
 class Lease:

@@ -30,6 +30,7 @@ from orchestrator.ledger.record import STARTED, Record, begin_record, describe_w
 from orchestrator.planning.plan import Plan, Work
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
 from trainables.errors import StorageError, StudyError
+from trainables.storage.claims import CLAIMS
 from trainables.storage.completeness import CONFIG, RESULT, STOP, find_damage
 from trainables.storage.folder import Folder
 
@@ -56,6 +57,10 @@ class Ledger:
     def folder(self, kind: str, signature: str) -> Folder:
         """Return the folder of a stage or trial."""
         return self.root / f"{kind}s" / signature
+
+    def claims(self, signature: str) -> Folder:
+        """Return the folder of the claims of a stage or trial (``trainables.storage.claims``)."""
+        return self.root / CLAIMS / signature
 
     def states(self, *, every_byte: bool = False) -> dict[str, str]:
         """Return signature → state of everything in the ledger, from file names, sizes and the seals of results.

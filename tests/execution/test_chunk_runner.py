@@ -25,6 +25,8 @@ def make_chunk(root: Path, *names: str, **changes: Any) -> dict[str, Any]:
         {
             "record": {"signature": name, "name": name, "kind": "trial"},
             "folder": str(root / name.replace(" ", "-")),
+            "claims": str(root / "claims" / name.replace(" ", "-")),
+            "number": 1,
             "encoder": None,
         }
         for name in names

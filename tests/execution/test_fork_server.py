@@ -20,6 +20,8 @@ from orchestrator.ledger.failures import describe_failure
 from tests.support.processes import is_running, wait_until
 from tests.support.scripted_fork_server import COMMAND
 from trainables.errors import ConfigError, DataError, DivergedError, StorageError
+from trainables.storage.claims import take_claim
+from trainables.storage.folder import Folder
 
 
 class Line:
@@ -154,6 +156,8 @@ def test_torch_says_when_there_is_no_memory() -> None:
 
 
 def test_a_request_about_a_folder_without_a_config_says_where_it_looked(tmp_path: Path) -> None:
-    request = {"folder": str(tmp_path), "encoder": None, "execution": {"cache_dir": str(tmp_path)}, "lease": None}
+    claims = Folder(tmp_path / "claims")
+    shared = {"claims": claims.uri, "claim": take_claim(claims, 1).name, "lease": None}
+    request = {"folder": str(tmp_path), "encoder": None, "execution": {"cache_dir": str(tmp_path)}, **shared}
     with pytest.raises(StorageError, match=rf"could not read {tmp_path}/config.json"):
         run_request(request, lambda event: None)

@@ -9,13 +9,17 @@ detected as in the ledger (``trainables/storage/completeness.py``).
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
 import shutil
+import time
+import uuid
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +46,8 @@ _LOG = logging.getLogger(__name__)
 #: Increase it when the fingerprint's definition changes: all signatures change with it.
 FINGERPRINT_VERSION = 1
 _COPY_ROWS = 1024
+#: Decoding takes hours at most; an unfinished folder that is older was left by a killed process.
+_ABANDONED_SECONDS = 86_400.0
 #: Near-duplicates kept for looking at them.
 MAX_PAIRS = 1000
 #: Entries of a set that are needed while it is written: its rows in the table, digests of its files and of its pixels,
@@ -57,8 +63,8 @@ def write_dataset(folder: Path, table: Table, assignment: Assignment, config: Im
             ``on_leak`` is ``error``, or have two labels; or after quarantine a set is empty, or train lacks a class.
         DiskFullError: the disk has too little room, which is checked before images are decoded.
     """
-    temporary = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process; safe, since the caller holds the lock
+    _remove_abandoned(folder)
+    temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:12]}.tmp")
     temporary.mkdir(parents=True)
     try:
         _check_space(temporary, int((assignment.sets != "").sum()), config)
@@ -91,10 +97,29 @@ def write_dataset(folder: Path, table: Table, assignment: Assignment, config: Im
         }
         text = json.dumps(index, allow_nan=False)  # on one line: there may be a million images
         Folder(temporary).write(INDEX, f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}".encode())
-        shutil.rmtree(folder, ignore_errors=True)  # damaged; processes that have mapped it keep their data
-        temporary.rename(folder)
+        _put_in_place(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes have left of their attempts; those of living ones are younger than a day."""
+    for other in folder.parent.glob(f"{folder.name}.*.tmp"):
+        with suppress(FileNotFoundError):
+            if time.time() - other.stat().st_mtime > _ABANDONED_SECONDS:
+                shutil.rmtree(other, ignore_errors=True)
+
+
+def _put_in_place(temporary: Path, folder: Path) -> None:
+    """Rename a finished folder to its place; what is there is damaged, or as good since somebody else was faster."""
+    while True:
+        try:
+            temporary.rename(folder)
+            return
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+        shutil.rmtree(folder, ignore_errors=True)  # processes that have mapped it keep their data
 
 
 def _check_space(folder: Path, num_images: int, config: ImageData) -> None:

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock
-
 from trainables.config import CsvData, DataConfig, ImageFolderData, MedmnistData, PhantomData, TorchvisionData
 from trainables.data.assembly import assign_sets, check_order
 from trainables.data.cache import CACHE_VERSION, find_dataset, read_dataset, write_dataset
@@ -20,6 +18,7 @@ from trainables.data.sources.phantom import build_phantom_source
 from trainables.data.sources.torchvision_sets import build_torchvision_source
 from trainables.data.table import Source, hash_json
 from trainables.errors import StorageError
+from trainables.storage.patient_lock import locked
 
 SOURCES: dict[str, Callable[[Any, FileDigests], Source]] = {
     "digits": build_digits_source,
@@ -65,7 +64,7 @@ def load_dataset(config: DataConfig, *, cache_dir: Path, verify: bool = False) -
     name, modality = _name(config), _modality(config)
     dataset = find_dataset(folder, name, modality, every_byte=verify)
     if dataset is None:
-        with FileLock(f"{folder}.lock"):
+        with locked(f"{folder}.lock"):
             dataset = find_dataset(folder, name, modality, every_byte=verify)  # another process may have been faster
             if dataset is None:
                 table = source.read_table()

@@ -15,6 +15,7 @@ import hashlib
 import logging
 import os
 import shutil
+import time
 import zlib
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, suppress
@@ -42,6 +43,8 @@ _LOG = logging.getLogger(__name__)
 _CHECK_BYTES = 4
 #: Disk space that copies leave free for checkpoints and results. An assumption.
 MIN_FREE_BYTES = 2 * 2**30
+#: Finding room takes milliseconds.
+_LOCK_SECONDS = 5.0
 #: Operations that are computed on the CPU wherever the images are. For images on a GPU only their copies are worth
 #: reading, because the other operations run on the GPU. An assumption: not measured.
 ON_CPU = ("jpeg", "strong_jpeg")
@@ -191,7 +194,10 @@ class ShiftedCopies:
             file = self._files.enter_context(path.open("rb"))
         except FileNotFoundError:
             return False
-        fcntl.flock(file, fcntl.LOCK_SH)  # waits only while another process renames or removes the file
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:  # another process renames or removes it, or was suspended while it did
+            return False
         if os.fstat(file.fileno()).st_size != self._size_bytes:
             self._discard(path)
             return False
@@ -261,7 +267,8 @@ class ShiftedCopies:
     def _reserve(self, file: IO[bytes]) -> bool:
         """Reserve space for one copy in ``file`` from the budget of all processes; return whether there was enough."""
         with (self._folder / "room.lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not _lock_soon(lock):  # another process was suspended while it looked for room
+                return False
             if not self._evict_copies():
                 return False
             if hasattr(os, "posix_fallocate"):  # other processes see at once that the space is used
@@ -294,7 +301,17 @@ def _checksum(content: bytes | memoryview, before: bytes = bytes(_CHECK_BYTES)) 
     return zlib.crc32(content, int.from_bytes(before, "big")).to_bytes(_CHECK_BYTES, "big")
 
 
-def _lock_exclusively(file: IO[bytes]) -> bool:
+def _lock_soon(file: IO[Any]) -> bool:
+    """Return whether the lock was free within ``_LOCK_SECONDS``."""
+    deadline = time.monotonic() + _LOCK_SECONDS
+    while not _lock_exclusively(file):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.01)
+    return True
+
+
+def _lock_exclusively(file: IO[Any]) -> bool:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

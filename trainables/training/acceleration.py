@@ -19,7 +19,6 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
-from filelock import FileLock
 from torch import Tensor
 
 from trainables.config import TrialConfig
@@ -28,6 +27,7 @@ from trainables.errors import CheckpointError, StorageError
 from trainables.frozen import Frozen
 from trainables.models.networks import Classifier, build_model
 from trainables.storage.folder import Folder
+from trainables.storage.patient_lock import locked
 
 #: Least speed-up over the default for another choice: two timings of one step differ by a few per cent.
 MIN_GAIN = 1.1
@@ -250,7 +250,7 @@ def decide(folder: Folder, key: dict[str, Any], measure: Callable[[], Decision],
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     place = folder / name
     lock.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(lock):
+    with locked(lock):
         if not _list_decisions(place):
             decision = measure()
             if not _list_decisions(place):  # another node may have been faster

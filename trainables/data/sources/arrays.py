@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from jaxtyping import Float64, Int64, UInt8
 
 from trainables.config import DigitsData, MedmnistData
@@ -26,6 +25,7 @@ from trainables.data.identity.file_digests import FileDigests
 from trainables.data.splits import SPLITS
 from trainables.data.table import Pixels, Source, Table, hash_json
 from trainables.errors import ConfigError, DataError, StorageError
+from trainables.storage.patient_lock import locked
 
 #: 2-D flag of MedMNIST v2 → modality, which selects the severity tables.
 MEDMNIST_MODALITY = {
@@ -192,7 +192,7 @@ def _find_medmnist(config: MedmnistData) -> Path:
     try:
         root.mkdir(exist_ok=True)  # importing medmnist does it, too, and only warns if that fails
         medmnist = importlib.import_module("medmnist")
-        with FileLock(f"{path}.lock"):
+        with locked(f"{path}.lock"):
             if not path.is_file():
                 _download_medmnist(medmnist, config, path)
     except ImportError:

@@ -10,7 +10,6 @@ from importlib.metadata import version
 from typing import Any
 
 import numpy as np
-from filelock import FileLock
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
@@ -22,6 +21,7 @@ from trainables.data.identity.file_digests import FileDigests
 from trainables.data.sources.arrays import build_array_table
 from trainables.data.table import Source, Table, hash_json
 from trainables.errors import ConfigError, DataError
+from trainables.storage.patient_lock import locked
 
 #: Names of the splits in torchvision's classes with ``split=``; the first that the class accepts is used.
 SPLIT_NAMES = {
@@ -76,7 +76,7 @@ def build_torchvision_source(config: TorchvisionData, digests: FileDigests) -> S
     if config.download:
         marker = digests.folder / "downloads" / hash_json([config.name, str(config.path.absolute())])[:24]
         marker.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{marker}.lock"):
+        with locked(f"{marker}.lock"):
             if not marker.exists():
                 _open_datasets(config)
                 marker.touch()
