@@ -10,7 +10,8 @@ RobustSweepError
 ├── StorageError           the ledger cannot be read or written
 │   └── DiskFullError      no space is left on the disk; the trial is not at fault
 ├── InfrastructureError    Ray cannot be reached, or a trial's process was lost       (orchestrator)
-│   └── ClusterLostError   the head of the Ray cluster is gone                        (orchestrator)
+│   ├── ClusterLostError   the head of the Ray cluster is gone                        (orchestrator)
+│   └── OrphanedError      nobody has asked for a trial's events for long              (orchestrator)
 └── StudyError             the study file, or a request about it, is wrong   (orchestrator)
     └── LeaseError         another driver holds the study                    (orchestrator)
 
@@ -73,6 +74,14 @@ class InfrastructureError(RobustSweepError):
 
 class ClusterLostError(InfrastructureError):
     """The head of the Ray cluster is gone; the same command continues with another cluster."""
+
+
+class OrphanedError(InfrastructureError):
+    """The driver has not asked for a trial's events for long: its machine was cut off, or the driver is gone."""
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM has asked this process to stop in order, as a scheduler does; handled wherever Ctrl-C is."""
 
 
 class StudyError(RobustSweepError):

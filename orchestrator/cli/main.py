@@ -1,7 +1,8 @@
 """``robustsweep run | plan | status | report | select | stats | ui | sync | trial | shifts | data | schema | doctor``.
 
 Exit codes: 0 all trials complete, 1 some failed or are missing, 2 the request was wrong, 3 infrastructure failed,
-4 some are missing because the budget is spent: the same command would start nothing.
+4 some are missing because the budget is spent: the same command would start nothing, 5 stopped in order by SIGTERM: the
+same command goes on.
 Heavy packages are imported only in the commands that need them.
 """
 
@@ -33,14 +34,23 @@ from orchestrator.cli.options import (
 from orchestrator.cli.select import select
 from orchestrator.cli.shifts import shifts
 from orchestrator.cli.stats import stats
-from trainables.errors import ClusterLostError, InfrastructureError, RobustSweepError, StorageError, redact
+from trainables.errors import (
+    ClusterLostError,
+    InfrastructureError,
+    RobustSweepError,
+    StorageError,
+    TerminatedError,
+    redact,
+)
 
 if TYPE_CHECKING:
+    from types import FrameType
+
     from rich.console import Console
 
     from orchestrator.study.study_file import Study
 
-COMPLETE, INCOMPLETE, WRONG_REQUEST, INFRASTRUCTURE, OUT_OF_BUDGET = 0, 1, 2, 3, 4
+COMPLETE, INCOMPLETE, WRONG_REQUEST, INFRASTRUCTURE, OUT_OF_BUDGET, STOPPED = 0, 1, 2, 3, 4, 5
 
 app = typer.Typer(
     name="robustsweep",
@@ -93,12 +103,11 @@ def run(  # noqa: PLR0913 - the options of a command are its arguments
     """Run open stages and trials, resume interrupted ones and write the report. Run it again after any interruption."""
     from orchestrator.driver.run import run_study
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what schedulers and `docker stop` send
+    _stop_at_sigterm()
     loaded = _load(study, overrides)
     console = _console(stderr=as_json)
     flags = {"--storage": storage, "--mlflow": mlflow, "--set": overrides}
     again = _command("run", study, flags | {"--address": address})
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         summary = run_study(
             loaded,
@@ -109,9 +118,9 @@ def run(  # noqa: PLR0913 - the options of a command are its arguments
             retry_failed=retry_failed,
             verify_data=verify_data,
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as interrupt:
         _print(console, f"stopped; go on with: {again}")
-        _exit_without_cleanup(INCOMPLETE)
+        _exit_without_cleanup(STOPPED if isinstance(interrupt, TerminatedError) else INCOMPLETE)
     except ClusterLostError as error:
         typer.echo(f"error: {error}", err=True)
         _print(console, f"go on with{', or with the --address of another head' * bool(address)}: {again}")
@@ -308,6 +317,15 @@ def doctor(
     else:
         render_findings(findings, _console())
     raise typer.Exit(COMPLETE if all(finding.ok for finding in findings) else INFRASTRUCTURE)
+
+
+def _stop_at_sigterm() -> None:
+    """Make SIGTERM, which schedulers and `docker stop` send, stop this process in order."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise TerminatedError
+
+    signal.signal(signal.SIGTERM, stop)
 
 
 def _exit_without_cleanup(code: int) -> None:

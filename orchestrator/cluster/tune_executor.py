@@ -83,20 +83,31 @@ class SlotActor(tune.Trainable):  # type: ignore[misc]
 
     def setup(self, config: dict[str, Any]) -> None:
         """Start the first chunk."""
-        self._runner = ChunkRunner(unpack(config["chunk"]))
+        self._runner, self._lock = ChunkRunner(unpack(config["chunk"])), threading.Lock()
+        threading.Thread(target=self._watch, name="orphan", daemon=True).start()
+
+    def _watch(self) -> None:
+        """End the fork server of a machine that was cut off: nobody calls ``step``, and no trial runs any more."""
+        while True:
+            time.sleep(_CHECK_SECONDS)
+            with self._lock:
+                self._runner.disconnect_if_orphaned()
 
     def reset_config(self, new_config: dict[str, Any]) -> bool:
         """Start the next chunk."""
-        self._runner.begin(unpack(new_config["chunk"]))
+        with self._lock:
+            self._runner.begin(unpack(new_config["chunk"]))
         return True
 
     def step(self) -> dict[str, Any]:
         """Return the new events, as text, since Tune would flatten nested events into keys of its own."""
-        return {"events": json.dumps(self._runner.step()), "done": self._runner.is_done}
+        with self._lock:
+            return {"events": json.dumps(self._runner.step()), "done": self._runner.is_done}
 
     def cleanup(self) -> None:
         """Kill the running process, if any."""
-        self._runner.close()
+        with self._lock:
+            self._runner.close()
 
 
 class _LossCallback(tune.Callback):  # type: ignore[misc]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.execution.fork_server import serve
+from orchestrator.execution.heartbeat import ending_if_orphaned
 from trainables.preload import preload
 
 if TYPE_CHECKING:
@@ -29,7 +30,8 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
             "execution": …, "claims": …, "claim": …}`` runs the stage or trial whose ``config.json`` lies in ``folder``,
             with the folder of the finished stage as ``encoder``, or None, as the attempt that took ``claim`` in the
             folder ``claims``. Requests that write also have ``lease``: the ticket of their driver's lease
-            (``lease.fence``), or None to write without a lease.
+            (``lease.fence``), or None to write without a lease. With ``heard`` and ``orphan_seconds`` a trial ends
+            after an epoch if nobody has asked for its events for so long (``heartbeat``).
         report: callback for progress events.
     """
     from orchestrator.ledger.lease import guarded
@@ -82,6 +84,8 @@ def _train(request: Mapping[str, Any], folder: Folder, report: Any) -> None:
     from trainables.training.stopping import StopTraining
     from trainables.trial import run_stage, run_trial
 
+    if "heard" in request:
+        report = ending_if_orphaned(report, Path(request["heard"]), request["orphan_seconds"])
     execution = Execution.model_validate(request["execution"])
     record = folder.read_json("config.json")
     signature = record["signature"]

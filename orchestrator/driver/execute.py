@@ -25,6 +25,7 @@ from orchestrator.ledger.usage import read_usage
 from orchestrator.planning.states import COMPLETE
 from orchestrator.search.early_stopping import INTERRUPT_TIMEOUT_SECONDS, PATIENCE_SECONDS, EarlyStopping, Rule
 from orchestrator.study.search_config import SearchConfig
+from trainables.errors import TerminatedError
 from trainables.evaluation.metrics import is_higher_better
 
 
@@ -89,6 +90,7 @@ def make_dispatcher(
         preload=runtime.preload,
         max_retries=execution.max_retries,
         stall_seconds=60.0 * execution.stall_minutes,
+        orphan_seconds=60.0 * execution.orphan_minutes,
         describe=handler.describe,
         lease=lease.ticket,
     )
@@ -175,14 +177,16 @@ def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, print_l
 
 @contextmanager
 def handling_signals(announce: Callable[[str], None]) -> Iterator[threading.Event]:
-    """Yield an event that the first SIGINT sets; a second SIGINT and any SIGTERM raise KeyboardInterrupt.
+    """Yield an event that the first SIGINT sets; a second one raises KeyboardInterrupt, any SIGTERM TerminatedError.
 
     A SIGTERM is followed by SIGKILL within seconds, for Ray's jobs after 3 s.
     """
     stop = threading.Event()
 
     def handle(number: int, _: object) -> None:
-        if stop.is_set() or number == signal.SIGTERM:
+        if number == signal.SIGTERM:
+            raise TerminatedError
+        if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
         announce("stopping: running trials go on from their last epoch next time; once more to stop at once")

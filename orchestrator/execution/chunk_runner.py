@@ -10,13 +10,15 @@ import base64
 import json
 import os
 import time
+import uuid
 import zlib
 from collections import deque
 from typing import Any
 
 from orchestrator.execution.fork_client import ForkClient, ProcessLostError, make_command, make_socket_path
+from orchestrator.execution.heartbeat import Heartbeat
 from orchestrator.ledger.attempts import ATTEMPTS
-from orchestrator.ledger.failures import DISK_FULL, HUNG, SUPERSEDED
+from orchestrator.ledger.failures import DISK_FULL, HUNG, ORPHANED, SUPERSEDED
 from orchestrator.ledger.lease import claimed, guarded
 from orchestrator.ledger.record import begin_record
 from trainables.errors import DiskFullError, SupersededError
@@ -40,17 +42,21 @@ class ChunkRunner:
 
     A chunk is a list of ``works``, each ``{"record": content of config.json, "folder": …, "claims": …, "number": of the
     attempt, "encoder": … | None}``, and their common settings: ``execution``, ``token``, ``module`` and ``preload``
-    (which fork server), ``stall_seconds``, ``max_retries``, ``chunk_seconds``, ``report_seconds``, ``created_ms``,
-    ``lease``.
+    (which fork server), ``stall_seconds``, ``orphan_seconds``, ``max_retries``, ``chunk_seconds``,
+    ``report_seconds``, ``created_ms``, ``lease``.
 
     Args:
         chunk: first chunk.
     """
 
     def __init__(self, chunk: dict[str, Any]) -> None:
+        path = make_socket_path(chunk["token"])
+        self._heartbeat = Heartbeat(path.with_suffix(f".{uuid.uuid4().hex[:8]}.heard"))
+        #: Events that were read while nobody asked for them.
+        self._unread: deque[dict[str, Any] | ProcessLostError] = deque()
         self._client = ForkClient(
             num_threads=chunk["execution"]["num_threads"],
-            path=make_socket_path(chunk["token"]),
+            path=path,
             preload=chunk["preload"],
             command=make_command(chunk["module"]),
         )
@@ -62,12 +68,14 @@ class ChunkRunner:
         A stage or trial that is complete already, or has failed since the chunk was made, is only reported.
         """
         self._chunk = chunk
+        self._heartbeat.beat()
         self._pending = deque(chunk["works"])
         self._current: dict[str, Any] | None = None
         self._claim: Claim | None = None
         self._folder = guarded(chunk["works"][0]["folder"], chunk["lease"])
         self._claims = guarded(chunk["works"][0]["claims"], chunk["lease"])
         self._events: list[dict[str, Any]] = []
+        self._unread.clear()
         self._tries = 0
         self._began = self._tried = self._last_event = 0.0
         self._taken = time.monotonic()
@@ -92,6 +100,7 @@ class ChunkRunner:
         are none, and at once when the chunk is done.
         """
         self._events = []
+        self._heartbeat.beat()
         started, pause = time.monotonic(), self._chunk["report_seconds"]
         while not self.is_done:
             left = started + (pause if self._events else 2 * pause) - time.monotonic()
@@ -108,6 +117,7 @@ class ChunkRunner:
             except SupersededError as error:
                 self._end({"event": "done", "status": "failed", "reason": SUPERSEDED, "message": str(error)})
         busy_seconds = round(time.monotonic() - self._taken, 3)
+        self._heartbeat.beat()
         return [{**event, "busy_seconds": busy_seconds} for event in self._events]
 
     def stop_after_current(self) -> None:
@@ -177,11 +187,12 @@ class ChunkRunner:
         self._tried = self._last_event = time.monotonic()
         names = ("folder", "claims", "encoder")
         request = {name: self._current[name] for name in names} | {"claim": self._claim.name}
-        self._client.begin(request | {name: self._chunk[name] for name in ("execution", "lease")})
+        shared = {name: self._chunk[name] for name in ("execution", "lease", "orphan_seconds")}
+        self._client.begin(request | shared | {"heard": str(self._heartbeat.path)})
 
     def _advance(self, timeout_seconds: float) -> None:
         try:
-            event = self._client.next_event(timeout_seconds)
+            event = self._next_event(timeout_seconds)
             if event is None:
                 self._check_stall()
                 return
@@ -195,11 +206,41 @@ class ChunkRunner:
                 self._end({"event": "done", "status": "failed", **end})
             return
         self._last_event = time.monotonic()
-        if event["event"] == "done":
+        if event.get("reason") == ORPHANED:
+            note = {**self._measure_attempt(), "host": os.uname().nodename, "orphaned": True}
+            self._folder.append_line(ATTEMPTS, json.dumps({**note, "message": event["message"]}))
+            self._tries -= 1  # it was not at fault
+            self._try()
+        elif event["event"] == "done":
             attempt = self._measure_attempt()
             self._end({**self._verify(event), "attempt": attempt, "seconds": time.monotonic() - self._began})
         else:
             self._report(event)
+
+    def _next_event(self, timeout_seconds: float) -> dict[str, Any] | None:
+        if not self._unread:
+            return self._client.next_event(timeout_seconds)
+        event = self._unread.popleft()
+        if isinstance(event, ProcessLostError):
+            raise event
+        return event
+
+    def disconnect_if_orphaned(self) -> None:
+        """Disconnect from the fork server, which then ends, if nobody asks for events and the process has ended.
+
+        Called while ``step`` is not; a later ``step`` goes on where the process has ended.
+        """
+        if self._current is None or self._heartbeat.silent_seconds() < self._chunk["orphan_seconds"]:
+            return
+        try:
+            while (event := self._client.next_event(0.01)) is not None:
+                self._unread.append(event)
+                if event["event"] == "done":
+                    self._client.close()
+                    return
+        except ProcessLostError as error:
+            self._unread.append(error)
+            self._client.close()
 
     def _measure_attempt(self) -> dict[str, Any]:
         """Return when the attempt that has just ended did so, in ms, and how many seconds it took."""
@@ -240,3 +281,4 @@ class ChunkRunner:
     def close(self) -> None:
         """Kill the running process, and disconnect from the fork server."""
         self._client.close()
+        self._heartbeat.close()

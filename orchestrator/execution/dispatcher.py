@@ -50,6 +50,8 @@ class ChunkSettings:
     describe: Callable[[Work], dict[str, Any]]
     #: ``Lease.ticket`` of the driver: nothing is written once it is lost. None if there is no lease.
     lease: Mapping[str, str] | None = None
+    #: How long a slot may not be asked for events until its trial ends.
+    orphan_seconds: float = 180.0
 
 
 class Dispatcher:
@@ -191,6 +193,7 @@ class Dispatcher:
             "preload": self._settings.preload,
             "max_retries": self._settings.max_retries,
             "stall_seconds": self._settings.stall_seconds,
+            "orphan_seconds": self._settings.orphan_seconds,
             "chunk_seconds": min(CHUNK_SECONDS, self._meter.seconds_left()),
             "lease": self._settings.lease,
         }
@@ -312,7 +315,7 @@ class Dispatcher:
         """Return how a stage or trial ended: as its slot reports, unless the disk was full or the ledger disagrees."""
         if event.get("reason") == SUPERSEDED:
             is_complete = is_finished(self._ledger.folder(work.kind, work.signature))
-            return {**event, "status": COMPLETE if is_complete else INTERRUPTED}
+            return {"status": COMPLETE} if is_complete else {**event, "status": INTERRUPTED}
         if event.get("reason") == DISK_FULL:
             return {**event, "status": INTERRUPTED}
         if event["status"] != COMPLETE or event["host"] in self._shares_storage:

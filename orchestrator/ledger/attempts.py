@@ -1,7 +1,8 @@
 """Attempts without a result, as ``attempts.jsonl`` of a stage or trial keeps them, and the time they took.
 
 One line per attempt whose process was lost, written by its slot; one per failure that was tried again, with its reason
-as ``failed``; one per attempt that a newer one has taken over, with its number as ``superseded``. The duration of the
+as ``failed``; one per attempt that a newer one has taken over, with its number as ``superseded``; one per attempt that
+ended because nobody asked for its events, as ``orphaned``. The duration of the
 attempt that ended in ``failure.json`` is stored there, under ``attempt``. An attempt that was cut off together with its
 driver or machine leaves no line, only the epochs from which the next one continued.
 """
@@ -29,9 +30,9 @@ def read_attempts(folder: Folder) -> list[dict[str, Any]]:
 def count_lost(notes: list[dict[str, Any]]) -> int:
     """Return how many attempts were lost since the last failure that was tried again.
 
-    Those that a newer attempt has taken over were not.
+    Those that a newer attempt has taken over, or that ended because their machine was cut off, were not.
     """
-    lost = [note for note in notes if "superseded" not in note]
+    lost = [note for note in notes if "superseded" not in note and "orphaned" not in note]
     return next((number for number, note in enumerate(reversed(lost)) if "failed" in note), len(lost))
 
 

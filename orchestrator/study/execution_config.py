@@ -76,6 +76,9 @@ class ExecutionConfig(Frozen):
     max_concurrent_trials: PositiveInt | None = Field(None, description="Null: as many as resources allow.")
     max_retries: int = Field(2, ge=0, le=1000, description="Of a trial lost to infrastructure: a node, memory, a hang.")
     stall_minutes: float = Field(30.0, gt=0, le=1e6, description="A trial that reports nothing for so long is ended.")
+    orphan_minutes: float = Field(
+        3.0, gt=0, le=1e6, description="A trial whose slot has not heard from the driver for so long ends, and waits."
+    )
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="auto: cuda if there is one, else cpu.")
     cache_dir: UserPath = Field(
         Path("~/.cache/robustsweep"), description="Decoded images, one copy per node.", validate_default=True

@@ -8,6 +8,7 @@ import pytest
 from orchestrator.driver.execute import handling_signals, resolve_slots
 from orchestrator.driver.prepare import prepare
 from orchestrator.study.study_file import parse_study
+from trainables.errors import TerminatedError
 
 TEXT = "study: s\ndata: {kind: digits, image_size: 8}\nmodel: {name: shufflenet_v2_x0_5}\n"
 
@@ -21,7 +22,7 @@ def test_the_first_signal_asks_and_the_second_insists() -> None:
         assert stop.is_set()
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
-    with handling_signals(said.append) as stop, pytest.raises(KeyboardInterrupt):
+    with handling_signals(said.append) as stop, pytest.raises(TerminatedError):
         signal.raise_signal(signal.SIGTERM)  # whoever sends it will kill soon
     assert len(said) == 1
     assert "go on from their last epoch" in said[0]

@@ -14,8 +14,11 @@ from typing import Any
 import pytest
 
 from orchestrator.execution.chunk_runner import ChunkRunner, pack, unpack
+from orchestrator.ledger.attempts import count_lost, read_attempts
+from orchestrator.ledger.failures import SUPERSEDED
 from tests.support.processes import is_running, wait_until
 from tests.support.scripted_fork_server import MODULE
+from trainables.storage.claims import find_claim, take_claim
 from trainables.storage.folder import Folder
 
 
@@ -34,6 +37,7 @@ def make_chunk(root: Path, *names: str, **changes: Any) -> dict[str, Any]:
     common = {
         "execution": {"num_threads": 1, "early_stopping": False},
         "stall_seconds": 600.0,
+        "orphan_seconds": 600.0,
         "module": MODULE,
         "preload": [],
         "max_retries": 2,
@@ -251,3 +255,47 @@ def test_a_trial_that_says_it_was_stopped_has_not_failed(start: Start, tmp_path:
     events = list(news_of(start(make_chunk(tmp_path, "stops", "finish", execution=stopping))))
     assert ends_of(events) == [("stops", "stopped_early"), ("finish", "complete")]
     assert next(event["epoch"] for event in events if event["event"] == "done") == 4
+
+
+def test_what_a_newer_attempt_has_taken_over_is_noted_and_no_failure_of_the_trial(start: Start, tmp_path: Path) -> None:
+    runner = start(make_chunk(tmp_path, "refused", "finish later"))
+    events = list(news_of(runner))
+    ends = {event["signature"]: event for event in events if event["event"] == "done"}
+    assert ends["refused"]["reason"] == SUPERSEDED
+    assert ends["finish later"]["status"] == "complete"
+    (note,) = read_attempts(Folder(tmp_path / "refused"))
+    assert note["superseded"] == 1
+    assert "attempt 2 has taken over" in note["message"]
+    assert count_lost([note]) == 0
+
+
+def test_a_slot_that_comes_too_late_starts_nothing(start: Start, tmp_path: Path) -> None:
+    newer = take_claim(Folder(tmp_path / "claims" / "finish-1"), 2)
+    events = list(news_of(start(make_chunk(tmp_path, "finish 1"))))
+    assert [event["event"] for event in events] == ["done"]
+    assert events[0]["reason"] == SUPERSEDED
+    assert not (tmp_path / "finish-1" / "config.json").exists()
+    assert find_claim(Folder(tmp_path / "claims" / "finish-1")) == newer
+
+
+def test_the_claim_is_gone_when_the_trial_has_ended(start: Start, tmp_path: Path) -> None:
+    list(news_of(start(make_chunk(tmp_path, "finish 1", "fail 2", "dies_once 3"))))
+    assert list((tmp_path / "claims").iterdir()) == []
+
+
+def test_a_trial_that_nobody_asks_for_ends_and_goes_on_when_somebody_does(start: Start, tmp_path: Path) -> None:
+    runner = start(make_chunk(tmp_path, "waits_once", orphan_seconds=0.5, max_retries=0))
+    runner.step()
+    wait_until(lambda: _has_disconnected(runner), "its slot has left the fork server", seconds=20)
+    wait_until(lambda: not runner._client._path.exists(), "the fork server has ended", seconds=20)
+    assert ends_of(list(news_of(runner))) == [("waits_once", "complete")]
+    (note,) = read_attempts(Folder(tmp_path / "waits_once"))
+    assert note["orphaned"]
+    assert "execution.orphan_minutes" in note["message"]
+    assert count_lost([note]) == 0
+
+
+def _has_disconnected(runner: ChunkRunner) -> bool:
+    """Look as the thread of an actor does."""
+    runner.disconnect_if_orphaned()
+    return runner._client._connection is None

@@ -15,6 +15,7 @@ from orchestrator.planning.plan import Work
 from tests.support.plans import make_stage, make_trial
 from tests.support.recording_handler import EXECUTION, RecordingHandler, describe
 from tests.support.scripted_fork_server import MODULE
+from trainables.storage.claims import take_claim
 
 
 @pytest.fixture
@@ -83,6 +84,33 @@ def test_a_request_names_the_folders_of_the_trial_and_of_its_stage(ledger: Ledge
     chunk = Slots(ledger, stage).dispatcher.next_chunk("1")
     assert chunk is not None
     assert chunk["works"][0]["encoder"] is None
+
+
+def numbers(chunk: dict[str, Any] | None) -> list[int]:
+    assert chunk is not None
+    return [work["number"] for work in chunk["works"]]
+
+
+def test_every_time_a_trial_is_handed_out_its_attempt_has_a_higher_number(ledger: Ledger) -> None:
+    first, second = make_trial("first"), make_trial("second")
+    take_claim(ledger.claims(first.signature), 3)  # by a driver that was killed
+    slots = Slots(ledger, first, second)
+    assert numbers(slots.dispatcher.next_chunk("1")) == [4]
+    assert slots.dispatcher.record_loss("1") == {first.signature: 5}  # for the next actor; the lost one may be alive
+    slots.dispatcher.release("1")
+    assert numbers(slots.dispatcher.next_chunk("2")) == [1]
+
+
+def test_a_trial_that_somebody_else_has_taken_over_has_not_failed(ledger: Ledger) -> None:
+    first, second = make_trial("first"), make_trial("second")
+    slots = Slots(ledger, first, second)
+    refused = {**BAD, "reason": "superseded"}
+    assert slots.next() == ["first"]
+    slots.tell(1, (first, BEGUN), (first, refused), last=True)
+    assert slots.next() == ["second"]
+    ledger.folder("trial", second.signature).write_json("result.json", {})  # by the other
+    slots.tell(2, (second, BEGUN), (second, refused), last=True)
+    assert slots.handler.ends() == {"first": "interrupted: superseded", "second": "complete"}
 
 
 def test_a_chunk_is_told_work_by_work(ledger: Ledger) -> None:

@@ -101,48 +101,63 @@ def _start(root: str, cache: Path, number: int, *, point: int | None = None) -> 
         os._exit(code)
 
 
-def _race(root: str, cache: Path, point: int) -> dict[str, Any]:
-    older = _start(root, cache, 1, point=point)
+def _race(root: str, cache: Path, point: int, *, seen_by_older: str) -> dict[str, Any]:
+    older = _start(seen_by_older, cache, 1, point=point or None)
     _, status = os.waitpid(older, os.WUNTRACED)
-    if not os.WIFSTOPPED(status):  # it has no so many changes
-        return {"point": point, "older": os.waitstatus_to_exitcode(status), "suspended": False}
+    if not os.WIFSTOPPED(status):  # it makes fewer changes
+        return {"point": point, "older": os.waitstatus_to_exitcode(status), "suspended": False, **_look(root, cache)}
     newer = _start(root, cache, 2)
     _, status = os.waitpid(newer, 0)
-    reader = os.fork()  # object stores are read in a process of its own: their clients do not survive a fork
-    if reader == 0:
-        print(json.dumps(describe(Folder(f"{root}/trials/{SIGNATURE}"))), file=open(f"{cache}/before.json", "w"))  # noqa: SIM115
-        os._exit(0)
-    os.waitpid(reader, 0)
+    before = _look(root, cache)["files"]
     os.kill(older, signal.SIGCONT)
     _, ended = os.waitpid(older, 0)
-    reader = os.fork()
-    if reader == 0:
-        folder = Folder(f"{root}/trials/{SIGNATURE}")
-        found = {
-            "files": describe(folder),
-            "damage": find_damage(folder, every_byte=True),
-            "epochs": [line["epoch"] for line in folder.read_lines("epochs.jsonl")],
-            "result": folder.read_json(RESULT)["metrics"],
-            "weights": folder.read_json(RESULT)["checkpoint_sha256"],
-        }
-        print(json.dumps(found), file=open(f"{cache}/after.json", "w"))  # noqa: SIM115
-        os._exit(0)
-    os.waitpid(reader, 0)
     return {
         "point": point,
         "suspended": True,
         "newer": os.waitstatus_to_exitcode(status),
         "older": os.waitstatus_to_exitcode(ended),
-        "before": json.loads(Path(f"{cache}/before.json").read_text()),
-        **json.loads(Path(f"{cache}/after.json").read_text()),
+        "before": before,
+        **_look(root, cache),
     }
 
 
+def _look(root: str, cache: Path) -> dict[str, Any]:
+    """Return what is in the folder; read in a process of its own, since clients of object stores survive no fork."""
+    seen = cache / "seen.json"
+    pid = os.fork()
+    if pid == 0:
+        try:
+            folder = Folder(f"{root}/trials/{SIGNATURE}")
+            result = folder.read_json(RESULT)
+            found = {
+                "files": describe(folder),
+                "damage": find_damage(folder, every_byte=True),
+                "epochs": [line["epoch"] for line in folder.read_lines("epochs.jsonl")],
+                "result": result["metrics"],
+                "weights": result["checkpoint_sha256"],
+            }
+            seen.write_text(json.dumps(found))
+        finally:
+            os._exit(0)
+    os.waitpid(pid, 0)
+    found = json.loads(seen.read_text())
+    seen.unlink()
+    return found
+
+
 def main(root: str, cache: str, *points: str) -> None:
-    """Race once per point, each in a folder of its own; point 0 is one attempt alone."""
+    """Race once per point, each in a folder of its own; point 0 is one attempt alone.
+
+    Args:
+        root: where the folders lie; ``A|B`` if the older attempt sees them in another place than the newer.
+        cache: cache of decoded images.
+        points: points, from 1.
+    """
     preload([tiny_trial().model.name], contrastive=False)
+    ours, _, other = root.partition("|")
     for point in map(int, points):
-        print(json.dumps(_race(f"{root}/{point}", Path(cache), point)), flush=True)
+        found = _race(f"{ours}/{point}", Path(cache), point, seen_by_older=f"{other or ours}/{point}")
+        print(json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

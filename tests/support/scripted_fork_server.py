@@ -13,10 +13,12 @@ import struct
 import sys
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from orchestrator.execution import fork_server
-from trainables.errors import DivergedError
+from orchestrator.execution.heartbeat import ending_if_orphaned
+from trainables.errors import DivergedError, SupersededError
 from trainables.storage.folder import Folder
 
 MODULE = __name__ if __name__ != "__main__" else "tests.support.scripted_fork_server"
@@ -94,9 +96,21 @@ def shout(report: Any) -> None:
     raise ValueError("y" * 200_000)
 
 
+def refused(report: Any) -> None:
+    raise SupersededError("could not write model.safetensors: refused, since attempt 2 has taken over")
+
+
+def wait_to_be_asked(request: Mapping[str, Any], report: Any) -> None:
+    """Train on until nobody asks for the epochs."""
+    checked = ending_if_orphaned(report, Path(request["heard"]), request["orphan_seconds"])
+    for epoch in range(1, 600):
+        checked({"event": "epoch", "epoch": epoch})
+        time.sleep(0.1)
+
+
 ACTS: dict[str, Callable[[Any], None]] = {
     act.__name__: act
-    for act in (finish, nap, describe, chatter, stops, fail, fill, diverge, leave, hang, starves, shout)
+    for act in (finish, nap, describe, chatter, stops, fail, fill, diverge, leave, hang, starves, shout, refused)
 }
 
 
@@ -127,6 +141,9 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
         if act == "starves_once":
             starves(report)
         time.sleep(600)
+    if act == "waits_once" and not folder.exists("tried"):
+        folder.write("tried", b"")
+        wait_to_be_asked(request, report)
     if act == "ends_actor":
         os.kill(find_peer(), signal.SIGKILL)
         time.sleep(600)
