@@ -160,7 +160,7 @@ class ChunkRunner:
         self._try()
 
     def _take_claim(self) -> None:
-        """Take the claim for the next process, which ends the one before, also if it could not be killed."""
+        """Acquire the claim for the next process, which ends the one before, also if it could not be killed."""
         assert self._current is not None
         self._claim = take_claim(self._claims, self._current["number"], before=self._claim)
         self._folder = claimed(self._current["folder"], self._claims.uri, self._claim, self._chunk["lease"])

@@ -76,7 +76,7 @@ def count_attempts(claims: Folder) -> dict[str, int]:
 
 
 def take_claim(claims: Folder, number: int, *, before: Claim | None = None) -> Claim:
-    """Take the claim of an attempt, which ends all earlier ones; return it.
+    """Acquire the claim of an attempt, which ends all earlier ones; return it.
 
     Args:
         claims: folder of the claims of one stage or trial.

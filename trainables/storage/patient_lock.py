@@ -56,9 +56,7 @@ def _acquire(lock: FileLock, path: Path, patience_seconds: float) -> bool:
             if now != last:
                 last, since = now, time.monotonic()
             elif time.monotonic() - since > patience_seconds:
-                _LOG.warning(
-                    "whoever holds %s has given no sign of life for %.0f s: not waiting", path, patience_seconds
-                )
+                _LOG.warning("the holder of %s gave no sign of life for %.1f s: not waiting", path, patience_seconds)
                 return False
 
 
