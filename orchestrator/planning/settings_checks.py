@@ -144,5 +144,5 @@ class SettingsChecks:
 def find_absent_classes(data: Dataset, split: str) -> list[str]:
     """Return the classes of which a split or external set has no image."""
     images = data.splits.get(split) or data.external[split]
-    present = set(np.unique(images.labels).tolist())
-    return [name for index, name in enumerate(data.classes) if index not in present]
+    counts = np.bincount(images.labels, minlength=data.num_classes)  # np.unique would import numpy.ma: 15 ms of a plan
+    return [name for name, count in zip(data.classes, counts, strict=True) if not count]

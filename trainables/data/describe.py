@@ -21,7 +21,7 @@ def describe_dataset(data: Dataset) -> dict[str, str]:
         lines[f"external/{name}"] = _count_classes(images, data.classes)
     sets = [*data.splits.values(), *data.external.values()]
     if has_groups(data):
-        lines["groups"] = f"{sum(len(np.unique(images.groups)) for images in sets):,}, each in one set"
+        lines["groups"] = f"{sum(len(set(images.groups.tolist())) for images in sets):,}, each in one set"
     else:
         lines["groups"] = "one per image: if several show one patient, they may lie in several sets"
     names, counts = np.unique(np.concatenate([images.sites for images in sets]), return_counts=True)
@@ -56,7 +56,7 @@ def describe_similar(counts: Mapping[str, int], unchecked: str | None) -> str:
 def has_groups(data: Dataset) -> bool:
     """Return whether some images share a group, so that groups were given and kept together."""
     sets = [*data.splits.values(), *data.external.values()]
-    return any(len(np.unique(images.groups)) < len(images) for images in sets)
+    return any(len(set(images.groups.tolist())) < len(images) for images in sets)
 
 
 def _count_classes(images: ImageSet, classes: tuple[str, ...]) -> str:

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
-from trainables.config import CsvData, DataConfig, ImageFolderData, MedmnistData, PhantomData, TorchvisionData
-from trainables.data.assembly import assign_sets, check_order
-from trainables.data.cache import CACHE_VERSION, find_dataset, read_dataset, write_dataset
+from trainables.config import (
+    ColouredDigitsData,
+    CsvData,
+    DataConfig,
+    DigitsData,
+    ImageFolderData,
+    MedmnistData,
+    PhantomData,
+    TorchvisionData,
+)
+from trainables.data.assembly import check_order
+from trainables.data.cache import CACHE_VERSION, find_dataset, read_dataset
 from trainables.data.dataset import Dataset
 from trainables.data.identity.file_digests import FileDigests
-from trainables.data.sources.arrays import MEDMNIST_MODALITY, build_digits_source, build_medmnist_source
-from trainables.data.sources.coloured import build_coloured_digits_source
-from trainables.data.sources.manifests import build_csv_source, build_image_folder_source
-from trainables.data.sources.phantom import build_phantom_source
-from trainables.data.sources.torchvision_sets import build_torchvision_source
 from trainables.data.table import Source, hash_json
 from trainables.errors import StorageError
 from trainables.storage.patient_lock import locked
-
-SOURCES: dict[str, Callable[[Any, FileDigests], Source]] = {
-    "digits": build_digits_source,
-    "coloured_digits": build_coloured_digits_source,
-    "medmnist": build_medmnist_source,
-    "image_folder": build_image_folder_source,
-    "csv": build_csv_source,
-    "torchvision": build_torchvision_source,
-    "phantom": build_phantom_source,
-}
 
 #: Fields for the location of data, its download or its report; they change no stored byte.
 NOT_STORED = {"path", "root", "group_file", "download", "ordinal"}
@@ -58,7 +50,7 @@ def load_dataset(config: DataConfig, *, cache_dir: Path, verify: bool = False) -
         raise StorageError(
             f"could not make the cache {cache} ({error}): choose a cache_dir that can be written"
         ) from error
-    source = SOURCES[config.kind](config, FileDigests(cache, verify))
+    source = _build_source(config, FileDigests(cache, verify))
     settings = config.model_dump(mode="json", exclude=NOT_STORED)
     folder = cache / hash_json([CACHE_VERSION, source.content, settings])[:24]
     name, modality = _name(config), _modality(config)
@@ -67,11 +59,45 @@ def load_dataset(config: DataConfig, *, cache_dir: Path, verify: bool = False) -
         with locked(f"{folder}.lock"):
             dataset = find_dataset(folder, name, modality, every_byte=verify)  # another process may have been faster
             if dataset is None:
+                from trainables.data.assembly import assign_sets
+                from trainables.data.cache_writer import write_dataset  # needed once per node
+
                 table = source.read_table()
                 write_dataset(folder, table, assign_sets(table, config), config)
                 dataset = read_dataset(folder, name, modality)
     check_order(config, dataset.classes)
     return dataset
+
+
+def _build_source(config: DataConfig, digests: FileDigests) -> Source:  # noqa: PLR0911 - one per kind
+    """Return the source of the images; only its own module is imported."""
+    if isinstance(config, DigitsData):
+        from trainables.data.sources.arrays import build_digits_source
+
+        return build_digits_source(config, digests)
+    if isinstance(config, ColouredDigitsData):
+        from trainables.data.sources.coloured import build_coloured_digits_source
+
+        return build_coloured_digits_source(config, digests)
+    if isinstance(config, MedmnistData):
+        from trainables.data.sources.arrays import build_medmnist_source
+
+        return build_medmnist_source(config, digests)
+    if isinstance(config, ImageFolderData):
+        from trainables.data.sources.manifests import build_image_folder_source
+
+        return build_image_folder_source(config, digests)
+    if isinstance(config, CsvData):
+        from trainables.data.sources.manifests import build_csv_source
+
+        return build_csv_source(config, digests)
+    if isinstance(config, TorchvisionData):
+        from trainables.data.sources.torchvision_sets import build_torchvision_source
+
+        return build_torchvision_source(config, digests)
+    from trainables.data.sources.phantom import build_phantom_source
+
+    return build_phantom_source(config, digests)
 
 
 def _name(config: DataConfig) -> str:
@@ -90,4 +116,8 @@ def _modality(config: DataConfig) -> str:
     """Return the modality, which selects severity tables: known for MedMNIST and the phantom, otherwise general."""
     if isinstance(config, PhantomData):
         return "fundus"
-    return MEDMNIST_MODALITY.get(config.flag, "general") if isinstance(config, MedmnistData) else "general"
+    if not isinstance(config, MedmnistData):
+        return "general"
+    from trainables.data.sources.arrays import MEDMNIST_MODALITY
+
+    return MEDMNIST_MODALITY.get(config.flag, "general")

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from trainables.config import ImageFolderData, PhantomData
-from trainables.data import cache
+from trainables.data import cache, cache_writer
 from trainables.data.decoding import files
 from trainables.data.load import load_dataset
 from trainables.errors import DiskFullError, StorageError
@@ -40,9 +40,9 @@ def decoded(monkeypatch):
 def hashed(monkeypatch):
     """Files whose content was read to be hashed."""
     calls = []
-    original = cache.hashlib.file_digest
+    original = cache_writer.hashlib.file_digest
     monkeypatch.setattr(
-        cache.hashlib, "file_digest", lambda file, kind: calls.append(file.name) or original(file, kind)
+        cache_writer.hashlib, "file_digest", lambda file, kind: calls.append(file.name) or original(file, kind)
     )
     return calls
 
@@ -112,10 +112,8 @@ def test_one_changed_pixel_changes_the_fingerprint(tmp_path):
 def _load_in_process(start, place, queue):
     start.wait()
     calls = []
-    original = cache.write_dataset
-    from trainables.data import load as sources
-
-    sources.write_dataset = lambda *arguments: (calls.append(1), original(*arguments))
+    original = cache_writer.write_dataset
+    cache_writer.write_dataset = lambda *arguments: (calls.append(1), original(*arguments))
     dataset = load_dataset(PhantomData(num_images=40, num_external_sites=0, image_size=16), cache_dir=Path(place))
     queue.put((len(calls), dataset.fingerprint, int(dataset.splits["train"].images.sum())))
 
@@ -160,14 +158,14 @@ def test_what_is_damaged_is_said_and_made_anew(tmp_path, caplog, name, how):
     assert str(path) in caplog.text or (name, how) == ("index.json", "missing")
     assert path.read_bytes() == data
     with pytest.raises(StorageError, match="could not map the decoded images"):
-        cache.read_dataset(tmp_path / "c", name="x", modality="general")
+        cache.read_dataset(tmp_path / "c", "x", "general")
 
 
 def test_a_disk_that_fills_up_while_images_are_decoded(tmp_path, monkeypatch):
     def full(descriptor, start, length):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(cache.os, "posix_fallocate", full)
+    monkeypatch.setattr(cache_writer.os, "posix_fallocate", full)
     with pytest.raises(DiskFullError, match=r"could not write .*/0\.npy: the disk is full"):
         load_dataset(_folder(tmp_path / "d"), cache_dir=tmp_path / "c")
     assert not list((tmp_path / "c" / "data").glob("*/index.json"))
@@ -185,7 +183,7 @@ def test_damaged_digest_memory_is_made_anew(tmp_path, hashed):
 
 def test_full_disk_is_said_before_decoding(tmp_path, monkeypatch, decoded):
     config = _folder(tmp_path / "d")
-    monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
+    monkeypatch.setattr(cache_writer.shutil, "disk_usage", lambda path: type("Usage", (), {"free": 100}))
     with pytest.raises(StorageError, match="20 images of 8 px need"):
         load_dataset(config, cache_dir=tmp_path / "c")
     assert not decoded

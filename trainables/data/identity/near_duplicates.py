@@ -178,9 +178,15 @@ def _filter_band(thumbnails: np.ndarray) -> Float32[np.ndarray, "n side side"]:
 @cache
 def _build_blur(side: int, sigma: float) -> Float32[np.ndarray, "side side"]:
     """Return the matrix of a Gaussian filter of one dimension, with reflecting borders."""
-    from scipy.ndimage import gaussian_filter1d  # half a second, and only the first process of a node needs it
-
-    return gaussian_filter1d(np.eye(side, dtype=np.float64), sigma, axis=0).astype(np.float32)
+    radius = int(4 * sigma + 0.5)
+    offsets = np.arange(-radius, radius + 1)
+    weights = np.exp(-0.5 * (offsets / sigma) ** 2)
+    weights /= weights.sum()
+    blur = np.zeros((side, side))
+    for row in range(side):
+        place = (row + offsets) % (2 * side)  # a, b, c are continued by c, b, a
+        np.add.at(blur[row], np.minimum(place, 2 * side - 1 - place), weights)
+    return blur.astype(np.float32)
 
 
 def _crop(values: Float32[np.ndarray, "n side side"]) -> Float32[np.ndarray, "n inner inner"]:

@@ -15,7 +15,7 @@ from trainables.config import ImageFolderData
 from trainables.data.contact_sheet import draw_pairs
 from trainables.data.dataset import SimilarPair
 from trainables.data.describe import describe_dataset
-from trainables.data.identity.near_duplicates import find_near_duplicates, shrink_images
+from trainables.data.identity.near_duplicates import _build_blur, find_near_duplicates, shrink_images
 from trainables.data.load import load_dataset
 
 
@@ -122,6 +122,13 @@ def test_thumbnails_are_means_of_blocks() -> None:
     assert np.abs(thumbnails - expected).max() <= 0.51
     large = np.full((1, 3, 16 * 56, 16 * 56), 255, dtype=np.uint8)
     assert shrink_images(large).min() == 255  # no overflow
+
+
+@pytest.mark.parametrize(("side", "sigma"), [(28, 0.7), (28, 2.52), (56, 5.04)])
+def test_the_filter_is_scipys(side: int, sigma: float) -> None:
+    from scipy.ndimage import gaussian_filter1d
+
+    assert np.abs(_build_blur(side, sigma) - gaussian_filter1d(np.eye(side), sigma, axis=0)).max() < 1e-7
 
 
 # ------------------------------------------------------------------ in a data set
