@@ -1,0 +1,188 @@
+"""Two hosts that share a disk, and a network between them that is cut: what is cut off goes on working."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow.tracking import MlflowClient
+
+from orchestrator.analysis.results import load_results, results_sha256
+from orchestrator.ledger.ledger import Ledger
+from tests.support.hosts import IMPATIENT, Host, Hosts, running_hosts
+from tests.support.processes import is_running, wait_until
+from tests.support.tiny_study import Place
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
+
+EPOCHS = 100
+#: Two trials, each of more than a minute.
+STUDY = f"""\
+study: tiny
+question: Does strong augmentation help?
+data: {{kind: digits, image_size: 16}}
+model: {{name: shufflenet_v2_x0_5, input_size: 16}}
+training: {{epochs: {EPOCHS}, batch_size: 256, learning_rate: 0.005}}
+evaluation: {{shifts: [gaussian_noise], severities: [1]}}
+factors:
+  augmentation: [none, strong]
+hypotheses:
+- {{name: strong, claim: It helps., treatment: {{augmentation: strong}}, control: {{augmentation: none}},
+   direction: higher, smallest_effect: 0.01, over: shifts}}
+execution: {{cache_dir: CACHE, local_executor: false}}
+"""
+#: Longest that a study takes of which one trial begins when the other has ended.
+SECONDS = 400.0
+
+
+def make_place(folder: Path, marker: str, cache_dir: Path) -> Place:
+    folder.mkdir(exist_ok=True)
+    (folder / "tiny.yaml").write_text(STUDY.replace("CACHE", str(cache_dir)))
+    return Place(folder / "tiny.yaml", folder / "results", marker)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Place:
+    """The study, run on one machine."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    place = make_place(folder, uuid.uuid4().hex, folder / "cache")
+    done = place.call("run")
+    assert done.returncode == 0, done.stdout + done.stderr
+    return place
+
+
+@pytest.fixture
+def hosts(undisturbed: Place) -> Iterator[Hosts]:
+    with running_hosts(uuid.uuid4().hex) as hosts:
+        yield hosts
+
+
+@pytest.fixture
+def place(hosts: Hosts, tmp_path: Path) -> Place:
+    """The study, to be run on the first host: the results are shared, the cache is each host's own."""
+    place = make_place(tmp_path, hosts.marker, hosts.scratch / "tmp" / "cache")
+    return replace(place, prefix=hosts.hosts[0].prefix)
+
+
+def start(place: Place, hosts: Hosts, *, free_cpus: int = 0, **variables: str) -> subprocess.Popen[str]:
+    """Start Ray on both hosts, and the study; return its driver once each host trains one of the trials.
+
+    Args:
+        place: the study.
+        hosts: both hosts.
+        free_cpus: CPUs of the first host that are free once the trials run.
+        variables: environment variables of Ray's head.
+    """
+    a, b = hosts.hosts
+    hosts.start_head(num_cpus=1 + free_cpus, **variables)
+    hosts.start_worker(b)
+    with hosts.holding(free_cpus, of=2 + free_cpus):
+        process = place.start("run", "--address", hosts.address)
+        wait_for(process, lambda: all(find_trial(place, host) for host in (a, b)), "each host trains a trial")
+    return process
+
+
+def wait_for(process: subprocess.Popen[str], condition: Callable[[], bool], what: str, seconds: float = 120.0) -> None:
+    """Wait until a condition holds, not longer than the driver runs."""
+    wait_until(lambda: condition() or process.poll() is not None, what, seconds)
+    if process.poll() is not None:
+        raise AssertionError(f"the driver ended before {what}: " + "".join(process.communicate()))
+
+
+def find_trial(place: Place, host: Host) -> tuple[str, int] | None:
+    """Return signature and pid of the trial that trains on a host and has three epochs behind it, None if none does."""
+    for signature, pid in place.training().items():
+        if host.has(pid) and count_epochs(place, signature) >= 3:
+            return signature, pid
+    return None
+
+
+def trials_on(place: Place, host: Host) -> dict[int, str]:
+    """Return pid → signature of all processes of trials on a host; of one trial, both hosts may have one."""
+    found = {}
+    for pid, line in place.survivors().items():
+        if "orchestrator.driver.child_process" in line and host.has(pid):
+            try:
+                log = Path(os.readlink(f"/proc/{pid}/fd/1"))
+            except OSError:  # it has just ended
+                continue
+            if log.name == "log.txt":
+                found[pid] = log.parent.name
+    return found
+
+
+def count_epochs(place: Place, signature: str) -> int:
+    try:
+        return (place.ledger / "trials" / signature / "epochs.jsonl").read_bytes().count(b"\n")
+    except FileNotFoundError:
+        return 0
+
+
+def notes_of(place: Place) -> list[dict[str, Any]]:
+    """Return what the ledger has noted about attempts without a result."""
+    files = place.ledger.glob("trials/*/attempts.jsonl")
+    return [json.loads(line) for file in files for line in file.read_text().splitlines()]
+
+
+def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+    """Wait until the driver has ended with this code; return all that it has printed."""
+    out, errors = process.communicate(timeout=SECONDS)
+    assert process.returncode == code, out + errors
+    assert "Traceback" not in out + errors
+    return out + errors
+
+
+def check_whole(place: Place, undisturbed: Place) -> None:
+    """Everything is as if nothing had happened, in the ledger and in MLflow."""
+    ledger, whole = (Ledger(str(each.storage), "tiny") for each in (place, undisturbed))
+    assert results_sha256(load_results(ledger)) == results_sha256(load_results(whole))
+    signatures = {folder.name for folder in (undisturbed.ledger / "trials").iterdir()}
+    assert {folder.name for folder in (place.ledger / "trials").iterdir()} == signatures
+    for signature in signatures:
+        folder, other = (each.ledger / "trials" / signature for each in (place, undisturbed))
+        lines = (folder / "epochs.jsonl").read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in lines] == list(range(1, EPOCHS + 1))
+        results = [json.loads((each / "result.json").read_text()) for each in (folder, other)]
+        assert results[0]["checkpoint_sha256"] == results[1]["checkpoint_sha256"]
+        assert results[0]["evaluations"] == results[1]["evaluations"]
+        allowed = {path.name for path in other.iterdir()} | {"attempts.jsonl"}
+        assert {path.name for path in folder.iterdir()} <= allowed
+    assert not list((place.ledger / "claims").iterdir())
+    client = MlflowClient(f"sqlite:///{place.ledger}/mlflow.db")
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    assert {run.info.status for run in runs} == {"FINISHED"}
+    assert len({run.data.tags.get("robustsweep.signature") for run in runs}) == len(runs)
+    trials = [run for run in runs if run.data.tags["robustsweep.kind"] == "trial"]
+    assert len(trials) == len(signatures)
+    for run in trials:
+        history = client.get_metric_history(run.info.run_id, "val/loss")
+        assert sorted(point.step for point in history) == list(range(1, EPOCHS + 1))
+
+
+def test_a_host_cut_off_for_good_is_refused_while_another_goes_on(
+    place: Place, hosts: Hosts, undisturbed: Place
+) -> None:
+    a, b = hosts.hosts
+    process = start(place, hosts, free_cpus=1, **IMPATIENT)
+    found = find_trial(place, b)
+    assert found is not None
+    signature, pid = found
+    hosts.cut(b)
+    wait_for(process, lambda: signature in trials_on(place, a).values(), "the head's host trains it, too")
+    assert is_running(pid)  # it has not noticed
+    wait_for(process, lambda: not is_running(pid), "the attempt of the host that is cut off is refused")
+    assert b.ray is not None
+    assert b.ray.poll() is None  # nobody has ended it
+    assert "lost  trial " in finish(process)
+    check_whole(place, undisturbed)
