@@ -86,7 +86,8 @@ class ChunkRunner:
     def step(self) -> list[dict[str, Any]]:
         """Return the events since the last call, each with the signature of its stage or trial.
 
-        ``begun`` and ``done`` are always returned, of the events between them at most the newest per stage or trial.
+        ``begun``, ``started`` (a second one shows that a process was lost) and ``done`` are always returned, of the
+        events between them at most the newest per stage or trial.
         ``returned`` marks a stage or trial that another slot should run. ``busy_seconds`` of an event is how long the
         slot has had the chunk. Returns ``report_seconds`` after the call if there are events, after twice that if there
         are none, and at once when the chunk is done.
@@ -127,7 +128,7 @@ class ChunkRunner:
         assert self._current is not None
         signature = self._current["record"]["signature"]
         last = self._events[-1] if self._events else {"signature": None}
-        if last["signature"] == signature and last["event"] != "begun":
+        if last["signature"] == signature and last["event"] not in ("begun", "started"):
             self._events.pop()  # only the newest counts
         self._events.append({"signature": signature, **event})
 
