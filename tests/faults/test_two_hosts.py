@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import signal
 import subprocess
 import time
 import uuid
@@ -20,7 +21,7 @@ from orchestrator.analysis.results import load_results, results_sha256
 from orchestrator.ledger.ledger import Ledger
 from tests.support.hosts import IMPATIENT, Host, Hosts, running_hosts
 from tests.support.processes import is_running, wait_until
-from tests.support.tiny_study import Place
+from tests.support.tiny_study import Place, stamps
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
 
@@ -106,6 +107,13 @@ def find_trial(place: Place, host: Host) -> tuple[str, int] | None:
     return None
 
 
+def get_trial(place: Place, host: Host) -> tuple[str, int]:
+    """Return signature and pid of the trial that trains on a host."""
+    found = find_trial(place, host)
+    assert found is not None
+    return found
+
+
 def trials_on(place: Place, host: Host) -> dict[int, str]:
     """Return pid → signature of all processes of trials on a host; of one trial, both hosts may have one."""
     found = {}
@@ -120,11 +128,16 @@ def trials_on(place: Place, host: Host) -> dict[int, str]:
     return found
 
 
-def count_epochs(place: Place, signature: str) -> int:
+def epochs_of(place: Place, signature: str) -> bytes:
+    """Return the lines of a trial's epochs."""
     try:
-        return (place.ledger / "trials" / signature / "epochs.jsonl").read_bytes().count(b"\n")
+        return (place.ledger / "trials" / signature / "epochs.jsonl").read_bytes()
     except FileNotFoundError:
-        return 0
+        return b""
+
+
+def count_epochs(place: Place, signature: str) -> int:
+    return epochs_of(place, signature).count(b"\n")
 
 
 def notes_of(place: Place) -> list[dict[str, Any]]:
@@ -133,9 +146,10 @@ def notes_of(place: Place) -> list[dict[str, Any]]:
     return [json.loads(line) for file in files for line in file.read_text().splitlines()]
 
 
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
+def finish(place: Place, process: subprocess.Popen[str], code: int = 0) -> str:
     """Wait until the driver has ended with this code; return all that it has printed."""
     out, errors = process.communicate(timeout=SECONDS)
+    (place.storage.parent / "printed.txt").write_text(out + errors)  # pytest shows only the end of so long a text
     assert process.returncode == code, out + errors
     assert "Traceback" not in out + errors
     return out + errors
@@ -170,19 +184,140 @@ def check_whole(place: Place, undisturbed: Place) -> None:
         assert sorted(point.step for point in history) == list(range(1, EPOCHS + 1))
 
 
-def test_a_host_cut_off_for_good_is_refused_while_another_goes_on(
-    place: Place, hosts: Hosts, undisturbed: Place
-) -> None:
+def await_refusal(process: subprocess.Popen[str], place: Place, hosts: Hosts, signature: str, pid: int) -> None:
+    """Wait until the head's host trains the trial, and the process of the host that is cut off is refused and ends."""
     a, b = hosts.hosts
-    process = start(place, hosts, free_cpus=1, **IMPATIENT)
-    found = find_trial(place, b)
-    assert found is not None
-    signature, pid = found
-    hosts.cut(b)
-    wait_for(process, lambda: signature in trials_on(place, a).values(), "the head's host trains it, too")
+    wait_for(process, lambda: signature in trials_on(place, a).values(), "the head's host trains it, too", SECONDS)
     assert is_running(pid)  # it has not noticed
     wait_for(process, lambda: not is_running(pid), "the attempt of the host that is cut off is refused")
     assert b.ray is not None
     assert b.ray.poll() is None  # nobody has ended it
-    assert "lost  trial " in finish(process)
+
+
+def test_a_host_cut_off_for_good_is_refused_while_another_goes_on(
+    place: Place, hosts: Hosts, undisturbed: Place
+) -> None:
+    b = hosts.hosts[1]
+    process = start(place, hosts, free_cpus=1, **IMPATIENT)
+    signature, pid = get_trial(place, b)
+    hosts.cut(b)
+    await_refusal(process, place, hosts, signature, pid)
+    assert "lost  trial " in finish(place, process)
+    check_whole(place, undisturbed)
+
+
+def test_a_trial_that_is_cut_off_waits_for_room_on_the_head(place: Place, hosts: Hosts, undisturbed: Place) -> None:
+    a, b = hosts.hosts
+    process = start(place, hosts, **IMPATIENT)
+    (other, _), (signature, pid) = get_trial(place, a), get_trial(place, b)
+    os.kill(pid, signal.SIGSTOP)  # or it would be complete by the time that there is room
+    wait_for(process, lambda: count_epochs(place, other) >= 2 * EPOCHS // 3, "the head's own trial is well ahead")
+    hosts.cut(b)
+    os.kill(pid, signal.SIGCONT)
+    await_refusal(process, place, hosts, signature, pid)
+    assert "lost  trial " in finish(place, process)
+    check_whole(place, undisturbed)
+
+
+def test_a_trial_that_is_completed_by_a_host_cut_off_is_not_repeated(
+    place: Place, hosts: Hosts, undisturbed: Place
+) -> None:
+    a, b = hosts.hosts
+    process = start(place, hosts, **IMPATIENT)
+    (_, head_pid), (signature, _) = get_trial(place, a), get_trial(place, b)
+    hosts.cut(b)
+    wait_for(process, lambda: count_epochs(place, signature) >= EPOCHS // 2, "it is half done")
+    os.kill(head_pid, signal.SIGSTOP)  # or there would be room before it is complete
+    result = place.ledger / "trials" / signature / "result.json"
+    wait_for(process, result.exists, "the host that is cut off has completed it")
+    time.sleep(5)
+    before = stamps(place, [signature])
+    os.kill(head_pid, signal.SIGCONT)
+    finish(place, process)
+    assert stamps(place, [signature]) == before
+    check_whole(place, undisturbed)
+
+
+def test_nothing_is_repeated_after_a_short_cut(place: Place, hosts: Hosts, undisturbed: Place) -> None:
+    """Ray waits for 63 s."""
+    a, b = hosts.hosts
+    process = start(place, hosts)
+    pids = {get_trial(place, host) for host in (a, b)}
+    hosts.cut(b)
+    time.sleep(20)
+    hosts.restore(b)
+    time.sleep(5)
+    assert {get_trial(place, host) for host in (a, b)} == pids
+    assert "lost" not in finish(place, process)
+    assert not notes_of(place)
+    check_whole(place, undisturbed)
+
+
+def test_a_host_that_was_cut_off_too_long_comes_back(place: Place, hosts: Hosts, undisturbed: Place) -> None:
+    a, b = hosts.hosts
+    process = start(place, hosts, free_cpus=1, **IMPATIENT)
+    signature, pid = get_trial(place, b)
+    hosts.cut(b)
+    wait_for(process, lambda: signature in trials_on(place, a).values(), "the head's host trains it, too")
+    assert is_running(pid)
+    hosts.restore(b)
+    wait_for(process, lambda: not trials_on(place, b), "Ray's node ends, and all that runs under it")
+    hosts.start_worker(b)
+    finish(place, process)
+    check_whole(place, undisturbed)
+
+
+def test_the_cable_of_the_head_is_pulled(place: Place, hosts: Hosts, undisturbed: Place) -> None:
+    """The driver is on its host."""
+    a, b = hosts.hosts
+    process = start(place, hosts, free_cpus=1, **IMPATIENT)
+    signature, pid = get_trial(place, b)
+    hosts.cut(a)
+    await_refusal(process, place, hosts, signature, pid)
+    hosts.restore(a)
+    finish(place, process)
+    check_whole(place, undisturbed)
+
+
+def test_a_driver_that_is_cut_off_ends_and_another_goes_on(place: Place, hosts: Hosts, undisturbed: Place) -> None:
+    b = hosts.hosts[1]
+    process = start(replace(place, prefix=b.prefix), hosts, **IMPATIENT)
+    hosts.cut(b)
+    assert "error: lost Ray: " in finish(place, process, code=3)
+    assert not (place.ledger / "lease.json").exists()
+    finish(place, place.start("run", "--address", hosts.address))
+    check_whole(place, undisturbed)
+
+
+def test_a_host_without_power(place: Place, hosts: Hosts, undisturbed: Place) -> None:
+    b = hosts.hosts[1]
+    process = start(place, hosts, **IMPATIENT)
+    before = {signature: epochs_of(place, signature) for signature in place.training()}
+    b.power_off()
+    assert "lost  trial " in finish(place, process)
+    assert all(epochs_of(place, signature).startswith(lines) for signature, lines in before.items())
+    check_whole(place, undisturbed)
+
+
+@pytest.mark.parametrize("seed", [1])
+def test_random_cuts(place: Place, hosts: Hosts, undisturbed: Place, seed: int) -> None:
+    """Short ones and such that Ray takes for a loss, of either host, until the study is complete."""
+    rng = random.Random(seed)
+    b = hosts.hosts[1]
+    process = start(place, hosts, **IMPATIENT)
+    cuts = []
+    while process.poll() is None:
+        host = rng.choice(hosts.hosts)
+        time.sleep(rng.uniform(0.5, 8.0))
+        hosts.cut(host)
+        cuts.append(rng.choice([rng.uniform(0.1, 6.0), rng.uniform(6.0, 16.0)]))
+        time.sleep(cuts[-1])
+        hosts.restore(host)
+        time.sleep(3.0)  # a node that has been lost ends
+        assert b.ray is not None
+        if b.ray.poll() is not None:
+            hosts.start_worker(b)
+    (place.storage.parent / "cuts.txt").write_text(f"{cuts} {notes_of(place)}")
+    finish(place, process)
+    assert len(cuts) >= 5
     check_whole(place, undisturbed)

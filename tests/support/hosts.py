@@ -1,6 +1,7 @@
-"""Several hosts on this machine, joined by a switch whose cables can be pulled: network namespaces. Tests only, Linux only.
+"""Hosts of their own on this machine, joined by a switch whose cables can be pulled. Tests only, Linux only.
 
-A host has a network, name, processes, shared memory and temporary folder of its own; all of them see the same disk.
+A host is a set of namespaces: network, name, processes and shared memory of its own, and a temporary folder; all hosts
+see the same disk.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import find_marked, is_running, wait_until
+from tests.support.processes import find_marked, wait_until
 
 #: First process of a host: everything on it ends with it. Reaps whatever has lost its parent.
 _INIT = """\
@@ -27,6 +28,7 @@ hostname "$0" && mount -t tmpfs tmpfs /dev/shm && mount --bind "$1" "$2" || exit
 echo up
 while :; do sleep 3600 & wait $!; done
 """
+_UNSHARE = ("unshare", "--uts", "--ipc", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc")
 #: Joins Ray at argv[1], waits for argv[2] CPUs, occupies argv[3] of this host's until its standard input is closed.
 _HOLDER = """\
 import sys, time, ray
@@ -54,8 +56,9 @@ IMPATIENT = {
 _SECONDS = 60.0
 
 
-def _call(*words: str) -> None:
-    subprocess.run(words, check=True, capture_output=True, text=True, timeout=_SECONDS)
+def _call(*words: str, check: bool = True) -> int:
+    """Run a command; return its exit code."""
+    return subprocess.run(words, check=check, capture_output=True, text=True, timeout=_SECONDS).returncode
 
 
 @dataclass
@@ -76,9 +79,8 @@ class Host:
         """Start its first process."""
         own, shared = self.scratch / f"tmp-{self.name}", self.scratch / "tmp"
         own.mkdir(exist_ok=True)
-        unshare = "unshare --uts --ipc --mount --pid --fork --kill-child --mount-proc".split()
         self.init = subprocess.Popen(
-            ["ip", "netns", "exec", self.namespace, *unshare, "bash", "-c", _INIT, self.name, str(own), str(shared)],
+            ["ip", "netns", "exec", self.namespace, *_UNSHARE, "bash", "-c", _INIT, self.name, str(own), str(shared)],
             stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, start_new_session=True,
         )  # fmt: skip
         assert self.init.stdout is not None
@@ -206,10 +208,7 @@ class Hosts:
         head = self.hosts[0]
         head.start_ray("--head", "--port=6379", "--include-dashboard=false", num_cpus=num_cpus, **variables)
         connect = ["bash", "-c", f"exec 3<>/dev/tcp/{head.address}/6379"]
-        wait_until(
-            lambda: subprocess.run([*head.prefix, *connect], capture_output=True, timeout=_SECONDS).returncode == 0,
-            "Ray's head answers",
-        )
+        wait_until(lambda: _call(*head.prefix, *connect, check=False) == 0, "Ray's head answers")
 
     def start_worker(self, host: Host, *, num_cpus: int = 1) -> None:
         """Start a node of Ray on another host."""
@@ -238,10 +237,10 @@ class Hosts:
         for host in self.hosts:
             host.power_off()
         for namespace in (self.switch, *(host.namespace for host in self.hosts)):
-            subprocess.run(["ip", "netns", "del", namespace], capture_output=True, timeout=_SECONDS)
+            _call("ip", "netns", "del", namespace, check=False)
         for host in self.hosts:
             shutil.rmtree(f"/etc/netns/{host.namespace}", ignore_errors=True)
-        wait_until(lambda: not any(map(is_running, find_marked(self.marker))), "nothing is left of the hosts")
+        wait_until(lambda: not find_marked(self.marker), "nothing is left of the hosts")
 
 
 @contextmanager
@@ -269,14 +268,13 @@ def _check_allowed() -> None:
             _call("ip", "netns", "add", name)
             _call("ip", "-n", name, "link", "add", "br0", "type", "bridge")
             _call("ip", "-n", name, "link", "add", "port", "type", "veth", "peer", "name", "eth0")
-            unshare = "unshare --uts --ipc --mount --pid --fork --kill-child --mount-proc true".split()
-            _call("ip", "netns", "exec", name, *unshare)
+            _call("ip", "netns", "exec", name, *_UNSHARE, "true")
             _call("nsenter", "--version")
     except (OSError, subprocess.SubprocessError) as error:
         problem = f"{error} {getattr(error, 'stderr', '') or ''}".strip()
     finally:
         if os.geteuid() == 0:
             with suppress(OSError):
-                subprocess.run(["ip", "netns", "del", name], capture_output=True, timeout=_SECONDS)
+                _call("ip", "netns", "del", name, check=False)
     if problem:
         pytest.skip(f"no hosts of their own on this machine: {problem}")
