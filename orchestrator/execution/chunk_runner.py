@@ -20,7 +20,7 @@ from orchestrator.ledger.failures import DISK_FULL, HUNG, SUPERSEDED
 from orchestrator.ledger.lease import claimed, guarded
 from orchestrator.ledger.record import begin_record
 from trainables.errors import DiskFullError, SupersededError
-from trainables.storage.claims import Claim, release_claim, take_claim
+from trainables.storage.claims import Claim, find_claim, release_claim, take_claim
 from trainables.storage.completeness import is_finished, is_stopped
 
 
@@ -140,6 +140,8 @@ class ChunkRunner:
         self._tried = self._began
         ended = self._find_end()
         if ended is not None:
+            found = find_claim(self._claims)  # an actor that was lost, or cut off, could not release it
+            self._claim = found if found is not None and found.number <= work["number"] else None
             self._end(ended)
             return
         self._take_claim()

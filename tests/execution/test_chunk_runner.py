@@ -16,6 +16,7 @@ import pytest
 from orchestrator.execution.chunk_runner import ChunkRunner, pack, unpack
 from tests.support.processes import is_running, wait_until
 from tests.support.scripted_fork_server import MODULE
+from trainables.storage.claims import find_claim, take_claim
 from trainables.storage.folder import Folder
 
 
@@ -136,8 +137,12 @@ def test_what_ended_in_an_earlier_life_is_only_reported(start: Start, tmp_path: 
     done.write_json("result.json", {"kept": True})
     failure = {"status": "failed", "reason": "error", "message": "m", "traceback": "t", "timestamp_ms": 2000}
     failed.write_json("failure.json", failure)
-    runner = start(make_chunk(tmp_path, "finish 1", "fail 2", created_ms=1000))
+    chunk = make_chunk(tmp_path, "finish 1", "fail 2", created_ms=1000)
+    for work in chunk["works"]:
+        take_claim(Folder(work["claims"]), work["number"])
+    runner = start(chunk)
     events = list(news_of(runner))
+    assert not any(find_claim(Folder(work["claims"])) for work in chunk["works"])
     assert ends_of(events) == [("finish 1", "complete"), ("fail 2", "failed")]
     assert events[1]["message"] == "m"
     assert done.read_json("result.json") == {"kept": True}
