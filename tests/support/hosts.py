@@ -107,6 +107,8 @@ class Host:
 
     def start_ray(self, *options: str, num_cpus: int, **variables: str) -> None:
         """Start a node of Ray with these options of ``ray start``."""
+        if self.ray is not None:
+            self.ray.wait(_SECONDS)
         log = self.scratch / f"ray-{self.name}.log"
         with log.open("a") as file:
             self.ray = subprocess.Popen(
