@@ -22,7 +22,7 @@ from orchestrator.ledger.failures import DISK_FULL, HUNG, ORPHANED, SUPERSEDED
 from orchestrator.ledger.lease import claimed, guarded
 from orchestrator.ledger.record import begin_record
 from trainables.errors import DiskFullError, SupersededError
-from trainables.storage.claims import Claim, release_claim, take_claim
+from trainables.storage.claims import Claim, find_claim, release_claim, take_claim
 from trainables.storage.completeness import is_finished, is_stopped
 
 
@@ -94,7 +94,8 @@ class ChunkRunner:
     def step(self) -> list[dict[str, Any]]:
         """Return the events since the last call, each with the signature of its stage or trial.
 
-        ``begun`` and ``done`` are always returned, of the events between them at most the newest per stage or trial.
+        ``begun``, ``started`` (a second one shows that a process was lost) and ``done`` are always returned, of the
+        events between them at most the newest per stage or trial.
         ``returned`` marks a stage or trial that another slot should run. ``busy_seconds`` of an event is how long the
         slot has had the chunk. Returns ``report_seconds`` after the call if there are events, after twice that if there
         are none, and at once when the chunk is done.
@@ -137,7 +138,7 @@ class ChunkRunner:
         assert self._current is not None
         signature = self._current["record"]["signature"]
         last = self._events[-1] if self._events else {"signature": None}
-        if last["signature"] == signature and last["event"] != "begun":
+        if last["signature"] == signature and last["event"] not in ("begun", "started"):
             self._events.pop()  # only the newest counts
         self._events.append({"signature": signature, **event})
 
@@ -149,6 +150,8 @@ class ChunkRunner:
         self._tried = self._began
         ended = self._find_end()
         if ended is not None:
+            found = find_claim(self._claims)  # an actor that was lost, or cut off, could not release it
+            self._claim = found if found is not None and found.number <= work["number"] else None
             self._end(ended)
             return
         self._take_claim()

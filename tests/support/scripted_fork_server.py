@@ -91,6 +91,7 @@ def starves(report: Any) -> None:
 
 def shout(report: Any) -> None:
     """A failure larger than what a pipe takes at once."""
+    report({"event": "started"})
     for step in range(200):
         report({"event": "epoch", "epoch": step, "note": "x" * 5000})
     raise ValueError("y" * 200_000)

@@ -44,6 +44,8 @@ class Place:
     study: Path
     storage: Path
     marker: str
+    #: Words before the command, that run it on another host.
+    prefix: tuple[str, ...] = ()
 
     @property
     def ledger(self) -> Path:
@@ -58,7 +60,7 @@ class Place:
         environment = {**os.environ, "ROBUSTSWEEP_TEST": self.marker, "COLUMNS": "200", "NO_COLOR": "1", **variables}
         environment.pop("MLFLOW_TRACKING_URI", None)
         return subprocess.Popen(
-            [sys.executable, "-m", "robustsweep", command, *self.flags, *options],
+            [*self.prefix, sys.executable, "-m", "robustsweep", command, *self.flags, *options],
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment, cwd=self.storage.parent,
         )  # fmt: skip
 
