@@ -236,10 +236,14 @@ class ClaimedFolder(Folder):
             SupersededError: another attempt has the claim; nothing was changed.
         """
         old, new = self._at(name), self._at(new_name)
-        if not self.is_local:
-            self._put(new_name, self.read(name))
-            return
         self.guard()
+        if not self.is_local:
+            self._check_claim(f"rename {old}")
+            # By the store, without a condition: too late, it copies what the newer attempt has written.
+            with self._fs(f"rename {old} to {new_name}") as fs:
+                fs.cp_file(old, new)
+            self._versions.pop(new_name, None)
+            return
         held, gone = (self._at_claim(uuid.uuid4().hex) for _ in range(2))
         try:
             _link(old, held)
