@@ -114,6 +114,7 @@ def test_the_log_reaches_a_remote_ledger(client: ForkClient) -> None:
 
 def test_large_events_arrive_whole(client: ForkClient, tmp_path: Path) -> None:
     events = run(client, "shout", tmp_path)
+    assert events[0]["event"] == "started"
     assert [event["epoch"] for event in events[1:-1]] == list(range(200))
     assert events[-1]["message"] == "ValueError: " + "y" * 200_000
 

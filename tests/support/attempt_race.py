@@ -40,7 +40,7 @@ def describe(folder: Folder) -> dict[str, str]:
 
 
 def _suspend_at(point: int) -> None:
-    """Suspend this process just before its ``point``-th change of a folder, or request that changes an object."""
+    """Suspend this process just before its ``point``-th change of a folder, or request to an object store."""
     calls = 0
 
     def count() -> None:
@@ -61,7 +61,7 @@ def _suspend_at(point: int) -> None:
     put = ClaimedFolder._fs
 
     def fs(self: ClaimedFolder, attempt: str) -> Any:
-        if attempt.startswith(("write", "remove")):
+        if attempt.startswith(("write", "remove", "rename", "look at")):
             count()
         return put(self, attempt)
 
