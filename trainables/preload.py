@@ -8,14 +8,14 @@ import importlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-#: Modules that every trial imports: its own, those that torch imports when an optimiser is first built, safetensors
-#: at its first write, importlib.resources for the severity tables, numpy and zipfile when predictions are read. Data are
-#: decoded here where another node has planned.
+#: Modules that every trial imports: its own and those that decode data, those that torch imports when an optimiser is
+#: first built, safetensors at its first write, importlib.resources for the severity tables, numpy and zipfile when
+#: predictions are read.
 _TRIAL = (
     "trainables.trial", "trainables.data.cache_writer", "trainables.data.sources.arrays",
     "trainables.data.sources.coloured", "trainables.data.sources.manifests", "trainables.data.sources.phantom",
-    "trainables.data.sources.torchvision_sets", "torch._dynamo", "numpy.ctypeslib", "importlib.resources.readers", "importlib.readers",
-    "numpy.ma", "encodings.cp437",
+    "trainables.data.sources.torchvision_sets", "torch._dynamo", "numpy.ctypeslib", "importlib.resources.readers",
+    "importlib.readers", "numpy.ma", "encodings.cp437",
 )  # fmt: skip
 #: Modules of the networks. timm itself imports torchvision.
 _TIMM, _TORCHVISION = ("timm",), ("torchvision.models",)

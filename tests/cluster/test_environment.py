@@ -8,6 +8,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
+pytestmark = pytest.mark.long
+
 #: Starts Ray in a thread, as a run does, executes a task, and is asked to stop.
 SCRIPT = """
 import os, signal, threading, time

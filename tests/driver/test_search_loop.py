@@ -207,6 +207,7 @@ search:
 """
 
 
+@pytest.mark.long
 def test_a_search_that_stops_early_through_the_command_line(tmp_path: Path, cache_dir: Path) -> None:
     place = make_place(tmp_path, cache_dir)
     lines = place.study.read_text().splitlines()

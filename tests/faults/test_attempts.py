@@ -65,6 +65,7 @@ def _mounted_again(folder: Path, place: Path) -> Iterator[Path]:
         subprocess.run(["umount", place], check=True)
 
 
+@pytest.mark.long
 def test_an_attempt_that_sees_the_folder_through_another_mount_changes_nothing(tmp_path: Path) -> None:
     (tmp_path / "shared").mkdir()
     with _mounted_again(tmp_path / "shared", tmp_path / "mount") as mount:

@@ -25,7 +25,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("template") / "empty.db"
 
 
-@pytest.fixture(params=["sqlite", "server"])
+@pytest.fixture(params=["sqlite", pytest.param("server", marks=pytest.mark.long)])
 def store(request: pytest.FixtureRequest, tmp_path: Path, template: Path) -> Iterator[tuple[str, Path]]:
     """URI of a store and its database."""
     if request.param == "sqlite":
