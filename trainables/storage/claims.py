@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainables.errors import StorageError, SupersededError
-from trainables.storage.folder import Folder, explain_failure
+from trainables.storage.folder import Folder, explain_failure, replace_synced
 
 #: Folder of a ledger in which claims lie.
 CLAIMS = "claims"
@@ -214,11 +214,7 @@ class ClaimedFolder(Folder):
         path, temporary = self._at(name), self._at_claim(uuid.uuid4().hex)
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            replace_synced(temporary, path, data)
         except OSError as error:
             with suppress(OSError):
                 os.unlink(temporary)

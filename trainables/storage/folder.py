@@ -121,11 +121,7 @@ class Folder:
         temporary = f"{path}.{os.getpid()}.tmp"
         try:
             os.makedirs(os.path.dirname(path), exist_ok=True)
-            with open(temporary, "wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            replace_synced(temporary, path, data)
         except OSError as error:
             with suppress(OSError):  # there may be no folder to remove it from
                 Path(temporary).unlink()
@@ -291,6 +287,15 @@ class Folder:
             shutil.rmtree(path)
         else:
             Path(path).unlink(missing_ok=True)
+
+
+def replace_synced(temporary: str, path: str, data: bytes) -> None:
+    """Write ``data`` to ``temporary`` and, once it is on the disk, rename that to ``path``."""
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
 
 
 def _creates_in_one_step(file_system: type) -> bool:
