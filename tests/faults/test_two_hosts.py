@@ -55,8 +55,7 @@ def make_place(folder: Path, marker: str, cache_dir: Path, epochs: int) -> Place
 
 def run_undisturbed(folder: Path, epochs: int) -> Place:
     place = make_place(folder, uuid.uuid4().hex, folder / "cache", epochs)
-    done = place.call("run")
-    assert done.returncode == 0, done.stdout + done.stderr
+    finish(place, place.start("run"))
     return place
 
 
