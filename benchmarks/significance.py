@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import Line
 
-from orchestrator.statistics.intervals import METHODS, bootstrap_interval
+from orchestrator.statistics.intervals import METHODS, bootstrap_interval, t_interval
 from orchestrator.statistics.paired_tests import Alternative, holm, permutation_test, sign_test, wilcoxon
 from orchestrator.statistics.power import TESTS as POWER_TESTS
 from orchestrator.statistics.power import minimum_replicates
@@ -45,6 +45,7 @@ SHAPES: dict[str, Draw] = {
 }
 #: Method → shapes and the fewest units for which it promises 93–97 %.
 PROMISES = {
+    "t": (("normal", "uniform", "t5"), 5),
     "percentile": (("normal", "uniform", "t5"), 48),
     "bca": (("normal", "uniform", "gamma4"), 48),
     "expanded": (("normal", "uniform", "t5"), 6),
@@ -61,14 +62,19 @@ def measure_coverage(draw: Draw, method: str, num_units: int, num_draws: int, *,
     hits = 0
     for seed, values in enumerate(draw(random, (num_draws, num_units))):
         rows = values[clusters] + (0.5 * random.normal(size=len(clusters)) if sizes else 0)
-        interval = bootstrap_interval(rows, seed=seed, clusters=clusters, method=method, num_resamples=NUM_RESAMPLES)
+        if method == "t":
+            interval = t_interval(rows, clusters=clusters)
+        else:
+            interval = bootstrap_interval(
+                rows, seed=seed, clusters=clusters, method=method, num_resamples=NUM_RESAMPLES
+            )
         hits += interval is not None and interval.low <= 0 <= interval.high
     return hits / num_draws
 
 
 def emit_coverage(num_draws: int) -> None:
     """Measure every method, shape and number of units; one line per method."""
-    for method in METHODS:
+    for method in ("t", *METHODS):
         started = time.perf_counter()
         table = {
             shape: {n: measure_coverage(draw, method, n, num_draws) for n in NUMBERS} for shape, draw in SHAPES.items()

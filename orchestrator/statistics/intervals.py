@@ -1,4 +1,4 @@
-"""Means, standard deviations and bootstrap intervals on plain arrays.
+"""Means, standard deviations, t intervals and bootstrap intervals on plain arrays.
 
 Independent of studies and trials. NaN means "undefined" and is left out, never counted as a number.
 """
@@ -11,6 +11,10 @@ from typing import Literal
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+#: Fewer independently trained replicates give no interval and no p: all of 4 agree by chance in 12.5 % of studies, and a
+#: standard deviation with 3 degrees of freedom says little about the next replicate.
+MIN_REPLICATES = 5
+
 #: Resamples of every bootstrap interval (methods, section 6.7).
 NUM_RESAMPLES = 10_000
 
@@ -19,6 +23,9 @@ MIN_UNITS = 4
 
 #: Indices drawn at once: bounds the memory of a bootstrap over 10⁵ images to 32 MiB.
 _CHUNK = 4_000_000
+
+#: Share of the largest value below which values are equal up to rounding.
+_ROUNDING = 1e-12
 
 #: Method that computes the ends of an interval from the resampled means; see ``bootstrap_interval``.
 Method = Literal["percentile", "bca", "expanded", "studentized"]
@@ -38,15 +45,14 @@ class Summary:
 
 @dataclass(frozen=True)
 class Interval:
-    """A bootstrap interval of a mean, and the settings it was computed with."""
+    """An interval of a mean, and the settings it was computed with."""
 
     low: float
     high: float
-    #: Number of independent units that are resampled: values, or clusters of values.
+    #: Number of independent units: values, or clusters of values.
     num_units: int
     level: float = 0.95
-    num_resamples: int = NUM_RESAMPLES
-    method: Method = "percentile"
+    method: Method | Literal["t"] = "t"
 
 
 @dataclass(frozen=True)
@@ -95,6 +101,37 @@ def summarise(values: ArrayLike) -> Summary:
         return Summary(None, None, 0)
     sd = float(array.std(ddof=1)) if len(array) > 1 else None
     return Summary(float(array.mean()), sd, len(array))
+
+
+def t_interval(values: ArrayLike, level: float = 0.95, *, clusters: ArrayLike | None = None) -> Interval | None:
+    """Return Student's t interval of the mean of ``values``, None for fewer than ``MIN_REPLICATES`` units.
+
+    Args:
+        values: one number per unit, for a paired interval the difference of a pair; NaN is left out.
+        level: nominal coverage in (0, 1).
+        clusters: label per value; the units are then the means of the clusters, which all weigh the same.
+
+    Units that are equal, up to rounding, give an interval of no width. Measured coverage of a nominal 95 % for
+    n = 5, 6, 8, 12: .95 for normal values, .93 to .95 for uniform, .95 to .96 for t5, .93 to .94 for gamma(4) and .88 to
+    .91 for exponential ones (``benchmarks/significance.py``); differences of two arms are roughly symmetric.
+
+    Raises:
+        ValueError: if there is not one label per value.
+
+    Source: Student 1908; n − 1 degrees of freedom.
+    """
+    units = gather_units(values, clusters)
+    n = len(units)
+    if n < MIN_REPLICATES:
+        return None
+    from scipy.special import stdtrit
+
+    means = units.sums / units.counts
+    mean, sd = float(means.mean()), float(means.std(ddof=1))
+    if sd <= _ROUNDING * np.abs(means).max():
+        sd = 0.0
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * sd / np.sqrt(n)
+    return Interval(mean - half, mean + half, n, level)
 
 
 def bootstrap_interval(
@@ -148,7 +185,7 @@ def bootstrap_interval(
         ends = np.quantile(means, tails)
     if not np.isfinite(ends).all():
         return None
-    return Interval(float(ends[0]), float(ends[1]), len(units), level, num_resamples, method)
+    return Interval(float(ends[0]), float(ends[1]), len(units), level, method)
 
 
 def paired_bootstrap(
@@ -199,7 +236,7 @@ def _studentize(tails: Array, units: Units, *, seed: int, num_resamples: int) ->
     """Return the ends of the bootstrap-t interval; an end that is not finite is undefined."""
     n, c = len(units), units.counts
     e = units.sums - units.mean * c  # what is left once the mean is taken off: its resampled mean is the difference
-    if np.abs(e).max() <= 1e-12 * np.abs(units.sums).max():
+    if np.abs(e).max() <= _ROUNDING * np.abs(units.sums).max():
         return np.full(2, units.mean)
     if units.are_single:
         e_sums, ee = _resample(e, e * e, seed=seed, num_resamples=num_resamples)

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from orchestrator.statistics.intervals import METHODS, Method, bootstrap_interval, paired_bootstrap, summarise
+from orchestrator.statistics.intervals import (
+    METHODS,
+    MIN_REPLICATES,
+    Interval,
+    Method,
+    bootstrap_interval,
+    paired_bootstrap,
+    summarise,
+    t_interval,
+)
 
 
 def test_summary_uses_the_sample_deviation_and_leaves_undefined_values_out() -> None:
@@ -17,6 +26,34 @@ def test_summary_uses_the_sample_deviation_and_leaves_undefined_values_out() -> 
 def test_one_value_has_no_deviation_and_none_has_no_mean() -> None:
     assert (summarise([0.7]).mean, summarise([0.7]).sd, summarise([0.7]).n) == (0.7, None, 1)
     assert (summarise([float("nan")]).mean, summarise([]).n) == (None, 0)
+
+
+def test_t_interval_is_scipys() -> None:
+    values = [0.02, -0.01, 0.05, 0.03, 0.04, float("nan")]
+    low, high = stats.ttest_1samp(values[:5], 0).confidence_interval(0.9)
+    interval = t_interval(values, 0.9)
+    assert interval == Interval(pytest.approx(low), pytest.approx(high), 5, 0.9, "t")
+
+
+def test_t_interval_of_clusters_is_that_of_their_means() -> None:
+    clusters, values = [0, 0, 0, 1, 2, 2, 3, 4], [1.0, 2.0, 6.0, 5.0, 1.0, 0.0, 2.0, 4.0]
+    assert t_interval(values, clusters=clusters) == t_interval([3.0, 5.0, 0.5, 2.0, 4.0])
+    assert t_interval(values, clusters=[0, 0, 0, 1, 2, 2, 3, 3]) is None
+
+
+def test_t_interval_takes_five_units_and_has_no_width_if_they_are_equal_but_for_rounding() -> None:
+    assert MIN_REPLICATES == 5
+    assert t_interval([0.1, 0.2, 0.3, 0.4, float("nan")]) is None
+    interval = t_interval([0.85 - 0.80, 0.90 - 0.85, 0.05, 0.05, 0.05])
+    assert interval is not None
+    assert interval.low == interval.high == pytest.approx(0.05)
+
+
+def test_t_interval_covers_what_it_says_from_five_units_on() -> None:
+    values = np.random.default_rng(0).normal(size=(4000, 5))
+    intervals = [t_interval(row) for row in values]
+    covered = np.mean([each is not None and each.low <= 0 <= each.high for each in intervals])
+    assert 0.94 <= covered <= 0.96  # three standard errors
 
 
 def test_interval_is_seeded_and_agrees_with_scipy() -> None:
