@@ -29,8 +29,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import Line
 
+from orchestrator.analysis.inference.verdicts import CONTRADICTED, SUPPORTED, judge
 from orchestrator.analysis.results import Results
-from orchestrator.analysis.verdicts import CONTRADICTED, SUPPORTED, judge
 from orchestrator.planning.states import COMPLETE
 from orchestrator.statistics.power import Test, compute_power
 from orchestrator.study.hypotheses import describe_hypothesis, read_hypothesis

@@ -137,6 +137,31 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     return adjusted
 
 
+def holm_nested(p_values: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Return the p-values of one family in which every hypothesis has one or several tests, corrected for their number.
+
+    The null hypotheses of one hypothesis exclude each other (the effect is 0, the effect is the claimed size), so that
+    its tests share its part of α. It passes that on once all of them are rejected. With one test each this is
+    ``holm``.
+
+    Args:
+        p_values: p-values of the tests of each hypothesis, one or more.
+
+    Source: Holm 1979, step-down over hypotheses; Shaffer 1986 for nulls of which at most one is true.
+    """
+    order = sorted(range(len(p_values)), key=lambda number: max(p_values[number]))
+    adjusted: list[list[float]] = [[] for _ in p_values]
+    #: Adjusted p-value at which all hypotheses before a step are rejected.
+    before = [0.0]
+    for step, number in enumerate(order):
+        adjusted[number] = [
+            min(1.0, *(max(reached, (len(order) - early) * p) for early, reached in enumerate(before)))
+            for p in p_values[number]
+        ]
+        before.append(max(before[-1], (len(order) - step) * max(p_values[number])))
+    return adjusted
+
+
 def _other_than_zero(array: Array, alternative: Alternative, alpha: float) -> Array | None:
     """Return the defined values other than 0, None if they are too few for a p-value of at most ``alpha``."""
     if alternative not in ALTERNATIVES:

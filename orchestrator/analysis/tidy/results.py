@@ -11,7 +11,7 @@ import pandas as pd
 from orchestrator.analysis.results import Results
 from orchestrator.study.contrasts import ContrastError, find_contrast
 from orchestrator.study.grid import find_label, read_match
-from orchestrator.study.hypotheses import Hypothesis, find_shift_metric, iterate_selectors
+from orchestrator.study.hypotheses import Hypothesis, counts_shifts, find_shift_metric, iterate_selectors
 from orchestrator.study.problems import list_options
 from orchestrator.study.yaml_source import Source
 
@@ -53,7 +53,7 @@ class TidyResults:
             if hypothesis.metric not in metrics:
                 text = f"there is no measure {hypothesis.metric!r}{list_options(hypothesis.metric, metrics)}"
                 tree.report(("hypotheses", number, "metric"), text)
-            elif hypothesis.over == "shifts" and find_shift_metric(hypothesis.metric) is None:
+            elif counts_shifts(hypothesis) and find_shift_metric(hypothesis.metric) is None:
                 text = f"shifts are counted for robustness/mean_accuracy and its like, found {hypothesis.metric!r}"
                 tree.report(("hypotheses", number, "over"), text)
             if len(tree.problems) == known:

@@ -9,16 +9,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.evidence import Measured, assess_evidence
 from orchestrator.analysis.formats import TextTable, write_latex, write_markdown
+from orchestrator.analysis.inference.evidence import assess_evidence
+from orchestrator.analysis.inference.measured import Measured
+from orchestrator.analysis.inference.verdicts import Corrected, correct, decide
 from orchestrator.analysis.tidy.reading import StatsConfig
 from orchestrator.analysis.tidy.results import SEED, TidyResults
-from orchestrator.analysis.verdicts import decide
+from orchestrator.ledger.preregistration import PREREGISTERED, Registered
 from orchestrator.statistics.factorial import Contrast, compute_contrasts, decompose_variance
 from orchestrator.statistics.intervals import bootstrap_interval, summarise
 from orchestrator.statistics.paired_tests import holm, wilcoxon
 from orchestrator.statistics.power import compute_power, minimum_replicates, upper_sd
-from orchestrator.study.hypotheses import Hypothesis, describe_comparison
+from orchestrator.study.hypotheses import Hypothesis, describe_comparison, describe_hypothesis
 from trainables.storage.folder import Folder
 
 _DASH = "–"
@@ -267,26 +269,22 @@ def _hypotheses(config: StatsConfig, measured: TidyResults) -> Table:
         return Table("hypotheses", caption, pd.DataFrame(), 4)
     values = Measured(measured.as_results(config.seed))
     found = [assess_evidence(hypothesis, values) for hypothesis in config.hypotheses]
-    corrected = _correct(config.hypotheses, [evidence.p_value for evidence in found])
-    best = _correct(config.hypotheses, [evidence.smallest_p for evidence in found])
+    corrected = _correct(config.hypotheses, [Corrected(each.p_value, each.p_size) for each in found])
+    best = _correct(config.hypotheses, [Corrected(each.smallest_p) for each in found])
     rows = []
-    for hypothesis, evidence, p_holm, best_p in zip(config.hypotheses, found, corrected, best, strict=True):
-        verdict, reason = decide(hypothesis, evidence, p_holm, best_p)
+    for hypothesis, evidence, p_values, best_p in zip(config.hypotheses, found, corrected, best, strict=True):
+        verdict, reason = decide(hypothesis, evidence, p_values, best_p.claim)
         interval = evidence.interval
         row: dict[str, Any] = {"name": hypothesis.name, "verdict": verdict, "reason": reason}
         row |= {"compared": describe_comparison(hypothesis), "measure": hypothesis.metric, "effect": evidence.effect}
         row |= {"low": interval.low if interval else None, "high": interval.high if interval else None}
-        row |= {"p": evidence.p_value, "p Holm": p_holm, "over": evidence.units, "missing": evidence.num_missing}
+        row |= {"p": evidence.p_value, "p Holm": p_values.claim, "p of size, Holm": p_values.size}
+        row |= {"over": evidence.units, "missing": evidence.num_missing}
         rows.append(row)
     return Table("hypotheses", caption, pd.DataFrame(rows), 5)
 
 
-def _correct(hypotheses: Sequence[Hypothesis], p_values: Sequence[float | None]) -> list[float | None]:
-    """Return p-values, Holm-corrected within each family. None counts as 1 for the others, as in a study."""
-    corrected: list[float | None] = [None] * len(p_values)
-    for family in {hypothesis.family for hypothesis in hypotheses}:
-        members = [number for number, hypothesis in enumerate(hypotheses) if hypothesis.family == family]
-        adjusted = holm([1.0 if (p := p_values[number]) is None else p for number in members])
-        for number, p in zip(members, adjusted, strict=True):
-            corrected[number] = None if p_values[number] is None else p
-    return corrected
+def _correct(hypotheses: Sequence[Hypothesis], p_values: Sequence[Corrected]) -> list[Corrected]:
+    """Return p-values, Holm-corrected within each family: all hypotheses count as written before the results."""
+    about = [(each, Registered(describe_hypothesis(each), PREREGISTERED, 0, 0)) for each in hypotheses]
+    return correct(p_values, about, [])
