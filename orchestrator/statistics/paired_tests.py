@@ -34,6 +34,14 @@ def smallest_p(num_units: int, alternative: Alternative = "two-sided") -> float:
     return min(1.0, (2 if alternative == "two-sided" else 1) * 0.5**num_units)
 
 
+def min_units(alpha: float = 0.05, alternative: Alternative = "two-sided") -> int:
+    """Return the fewest units with which ``smallest_p`` is at most ``alpha``: 6 for .05, two-sided."""
+    number = 1
+    while smallest_p(number, alternative) > alpha:
+        number += 1
+    return number
+
+
 def wilcoxon(differences: ArrayLike, *, alternative: Alternative = "two-sided", alpha: float = 0.05) -> float | None:
     """Return the p-value of the signed-rank test, None with too few differences other than 0 (under 6 two-sided).
 
