@@ -157,7 +157,7 @@ def test_maps_without_any_difference_have_a_star_in_one_of_twenty_at_most(tmp_pa
         assert differences is not None
         assert differences.num_tested > 0.9 * 4 * 15  # a cell with too many differences of exactly 0 is not tested
         found += bool((differences.p_corrected <= 0.05).any(axis=None))
-    assert found / 100 <= 0.05 + 2 * (0.05 * 0.95 / 100) ** 0.5
+    assert found / 100 <= 0.05 + 3 * (0.05 * 0.95 / 100) ** 0.5  # 4.7 % of 1,500 such maps
 
 
 @pytest.mark.parametrize("replicates", [2, 5])
