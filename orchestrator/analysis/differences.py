@@ -59,8 +59,8 @@ def compute_differences(results: Results) -> Differences | None:
     mean, n = paired.mean(), paired.count()
     if mean.empty or mean.isna().all(axis=None):
         return None
-    order = [(shift, arm) for arm in mean.index for shift in mean.columns]
-    cells = every.unstack("name").reindex(columns=order).to_numpy(copy=True)
+    arms = [every.xs(arm, level="name") for arm in mean.index]
+    cells = pd.concat(arms, axis=1).to_numpy(copy=True)  # replicates × (arms × shifts)
     spread = np.fmax.reduce(cells) - np.fmin.reduce(cells)
     cells[:, drop_rounding(spread, 1.0) == 0] = np.nan
     p_values = max_t_test(cells, seed=results.plan["seed"], alpha=ALPHA).reshape(mean.shape)

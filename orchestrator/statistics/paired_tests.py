@@ -167,7 +167,7 @@ def _draw_signs(num_units: int, seed: int) -> tuple[Array, int]:
     """Return patterns × units of ±1, and 1 if they are random so that the observed one counts as one more, else 0."""
     if 2**num_units > MAX_ENUMERATED:
         generator = np.random.default_rng(seed)
-        return 2.0 * generator.integers(2, size=(NUM_PERMUTATIONS, num_units), dtype=np.int8) - 1, 1
+        return generator.choice(np.array([-1.0, 1.0]), size=(NUM_PERMUTATIONS, num_units)), 1
     # A pattern and its negative give the same |t|: those with + in the first place are enough.
     patterns = np.arange(2 ** (num_units - 1))[:, None] >> np.arange(num_units - 1) & 1
     return np.column_stack([np.ones(len(patterns)), 1.0 - 2.0 * patterns]), 0

@@ -53,12 +53,11 @@ def balanced_section(results: Results, errors: pd.DataFrame) -> Section | None:
 
 def find_separated(errors: pd.DataFrame, key: str) -> str | None:
     """Return the name of the arm with the lowest value, None unless its interval lies below all others'."""
-    known = errors.dropna(subset=[key])
+    known = errors.dropna(subset=[key]).sort_values(key)
     if len(known) < 2 or known[[f"{key}_low", f"{key}_high"]].isna().any(axis=None):
         return None
-    best = known[key].idxmin()
-    is_separated = known.loc[best, f"{key}_high"] < known[f"{key}_low"].drop(best).min()
-    return str(known.loc[best, "name"]) if is_separated else None
+    is_separated = known[f"{key}_high"].iloc[0] < known[f"{key}_low"].iloc[1:].min()
+    return str(known["name"].iloc[0]) if is_separated else None
 
 
 def _row(row: pd.Series, bold: Mapping[str, str | None], *, is_reference: bool) -> list[Cell]:
