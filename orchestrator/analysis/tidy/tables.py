@@ -17,8 +17,8 @@ from orchestrator.analysis.tidy.reading import StatsConfig
 from orchestrator.analysis.tidy.results import SEED, TidyResults
 from orchestrator.ledger.preregistration import PREREGISTERED, Registered
 from orchestrator.statistics.factorial import Contrast, compute_contrasts, decompose_variance
-from orchestrator.statistics.intervals import bootstrap_interval, summarise
-from orchestrator.statistics.paired_tests import holm, wilcoxon
+from orchestrator.statistics.intervals import MIN_REPLICATES, summarise, t_interval
+from orchestrator.statistics.paired_tests import holm, min_units
 from orchestrator.statistics.power import compute_power, minimum_replicates, upper_sd
 from orchestrator.study.hypotheses import Hypothesis, describe_comparison, describe_hypothesis
 from trainables.storage.folder import Folder
@@ -76,18 +76,17 @@ def compute_tables(config: StatsConfig, measured: TidyResults) -> list[Table]:
             block=SEED,
             max_order=min(config.max_order, len(measured.factors)),
             seed=config.seed,
-            method=config.interval,
         )
         for measure in measured.measures
     }
     tables = [
         _hypotheses(config, measured),
-        _means(config, measured, list(measured.measures)),
-        _effects(config, measured, contrasts),
+        _means(measured, list(measured.measures)),
+        _effects(measured, contrasts),
         _seeds(config, measured, contrasts),
         _variance(config, measured),
         _left_out(measured),
-        replace(_means(config, measured, list(measured.of_shifts)), name="shifts", is_long=True),
+        replace(_means(measured, list(measured.of_shifts)), name="shifts", is_long=True),
     ]
     return [table for table in tables if not table.frame.empty]
 
@@ -107,12 +106,12 @@ def write_tables(tables: Sequence[Table], out: str) -> list[str]:
     return paths
 
 
-def _means(config: StatsConfig, measured: TidyResults, measures: Sequence[str]) -> Table:
+def _means(measured: TidyResults, measures: Sequence[str]) -> Table:
     rows = []
     for measure in measures:
         for arm, group in _arms(measured):
             values, found = group[measure], summarise(group[measure])
-            interval = bootstrap_interval(values, seed=config.seed, method=config.interval)
+            interval = t_interval(values)
             rows.append(
                 {"measure": measure}
                 | arm
@@ -125,7 +124,8 @@ def _means(config: StatsConfig, measured: TidyResults, measures: Sequence[str]) 
                 }
             )
     caption = (
-        f"Mean and standard deviation (ddof 1) over n seeds; low to high: 95 % {config.interval} bootstrap interval."
+        "Mean and standard deviation (ddof 1) over n seeds; low to high: 95 % t interval over seeds, from "
+        f"{MIN_REPLICATES} on."
     )
     return Table("means", caption, pd.DataFrame(rows), 1 + len(measured.factors))
 
@@ -137,27 +137,26 @@ def _arms(measured: TidyResults) -> list[tuple[dict[str, str], pd.DataFrame]]:
     return sorted(named, key=lambda pair: [measured.factors[name].index(pair[0][name]) for name in factors])
 
 
-def _effects(config: StatsConfig, measured: TidyResults, contrasts: dict[str, list[Contrast]]) -> Table:
+def _effects(measured: TidyResults, contrasts: dict[str, list[Contrast]]) -> Table:
     rows = []
     for measure, found in contrasts.items():
-        over = [_over_shifts(measured, measure, each) for each in found]
-        corrected = holm([p for _, p in over])
-        for each, (num_shifts, p), p_holm in zip(found, over, corrected, strict=True):
+        for each in found:
             interval = each.interval
             row: dict[str, Any] = {"measure": measure, "effect": _name(each), "difference": each.estimate}
             row |= {"low": interval.low if interval else None, "high": interval.high if interval else None}
             row |= {"p": each.p_value, "p Holm": each.p_holm, "seeds": each.num_blocks, "cells": each.num_cells}
             row |= {"missing": each.num_missing}
             if measured.of_shifts:
-                row |= {"shifts": num_shifts, "p over shifts": p, "p over shifts, Holm": p_holm}
+                row["shifts in that direction"] = _count_shifts(measured, measure, each)
             rows.append(row)
     caption = (
         "Main effects (level − reference) and interactions (differences of differences), everything else and the seed "
-        f"being equal. low to high: 95 % {config.interval} bootstrap interval, p: two-sided sign flips, both of whole "
-        "seeds; – where there are too few. Holm: corrected over all effects on one measure."
+        f"being equal; a seed's difference is the mean over its cells. low to high: 95 % t interval over seeds, from "
+        f"{MIN_REPLICATES} on; p: two-sided sign flips of whole seeds, from {min_units()} on. Holm: corrected over all "
+        "effects on one measure."
     )
     if measured.of_shifts:
-        caption += " Over shifts: Wilcoxon signed-rank test over kinds of shift."
+        caption += " Shifts in that direction: a count for these results, nothing is tested over kinds of shift."
     return Table("effects", caption, pd.DataFrame(rows), 2)
 
 
@@ -166,24 +165,22 @@ def _name(contrast: Contrast) -> str:
     return " × ".join(f"{factor}: {level} − {reference}" for factor, level, reference in parts)
 
 
-def _over_shifts(measured: TidyResults, measure: str, contrast: Contrast) -> tuple[int, float | None]:
-    """Return the number of kinds of shift and the signed-rank p over them.
-
-    Only for main effects on a mean over shifts; 0 and None otherwise.
-    """
+def _count_shifts(measured: TidyResults, measure: str, contrast: Contrast) -> str | None:
+    """Return how many kinds of shift differ in the direction of a main effect on a mean over shifts, as "7 of 8"."""
     metric = measured.measures[measure]
     names = [name for name, of in measured.of_shifts.items() if of == metric]
     if len(contrast.factors) > 1 or measure != f"robustness/mean_{metric}":
-        return 0, None
+        return None
     (factor,), (level,), (reference,) = contrast.factors, contrast.levels, contrast.references
     others = [name for name in measured.factors if name != factor]
     wide = measured.trials.set_index([factor, *others, SEED])[names]
     present = set(wide.index.get_level_values(factor))
     if not {level, reference} <= present:
-        return 0, None
+        return None
     differences = wide.xs(level, level=factor) - wide.xs(reference, level=factor)
     per_shift = np.array([summarise(differences[name]).mean for name in names], dtype=float)
-    return int(np.isfinite(per_shift).sum()), wilcoxon(per_shift)
+    known = per_shift[np.isfinite(per_shift)]
+    return f"{int((known * (contrast.estimate or 0.0) > 0).sum())} of {len(known)}"
 
 
 def _seeds(config: StatsConfig, measured: TidyResults, contrasts: dict[str, list[Contrast]]) -> Table:
