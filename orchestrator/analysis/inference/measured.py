@@ -59,7 +59,7 @@ class Measured:
             return self._at_severities(name, metric, hypothesis.severities)
         if hypothesis.metric not in self.results.trials:
             return pd.DataFrame()
-        return self.results.trials.set_index("signature")[[hypothesis.metric]]
+        return self.results.trials[["signature", hypothesis.metric]].set_index("signature")
 
     def _by_shift(self, metric: str) -> pd.DataFrame:
         if metric not in self.shifted:

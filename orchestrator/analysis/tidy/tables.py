@@ -18,7 +18,7 @@ from orchestrator.analysis.tidy.results import SEED, TidyResults
 from orchestrator.ledger.preregistration import PREREGISTERED, Registered
 from orchestrator.statistics.factorial import Contrast, compute_contrasts, decompose_variance
 from orchestrator.statistics.intervals import MIN_REPLICATES, summarise, t_interval
-from orchestrator.statistics.paired_tests import holm, min_units
+from orchestrator.statistics.paired_tests import min_units
 from orchestrator.statistics.power import compute_power, minimum_replicates, upper_sd
 from orchestrator.study.hypotheses import Hypothesis, describe_comparison, describe_hypothesis
 from trainables.storage.folder import Folder
