@@ -275,7 +275,7 @@ PretrainingConfig = Annotated[
 
 
 class TrainingConfig(Frozen):
-    """Settings of the optimisation. The weights of the epoch with the best validation value are evaluated."""
+    """Settings of the optimisation, and which epoch's weights are evaluated."""
 
     epochs: PositiveInt = 20
     batch_size: PositiveInt = 64
@@ -292,13 +292,15 @@ class TrainingConfig(Frozen):
         description="Of every class in the training split, by group; drawn per replicate.",
         json_schema_extra=revised(2),
     )
+    select: Literal["best", "last"] = Field(
+        "best", description="Epoch whose weights are evaluated; best: by select_by."
+    )
     select_by: Literal["loss", "accuracy", "balanced_accuracy", "auroc"] = Field(
-        "balanced_accuracy", description="On in-distribution validation; decides the checkpoint and early stopping."
+        "balanced_accuracy", description="On validation; ties: the lower loss, then the later epoch. patience, too."
     )
     patience: PositiveInt | None = Field(None, description="Epochs without improvement before stopping; none: never.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
-        description="auto: bfloat16 autocast on a GPU (execution.acceleration: probe: the faster), else float32.",
+        "auto", description="auto: bfloat16 autocast on GPUs (execution.acceleration: probe: the faster), else float32."
     )
 
 
