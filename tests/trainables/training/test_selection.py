@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -46,7 +47,7 @@ def test_the_choice_never_returns_to_an_epoch_that_was_passed_over() -> None:
     for _ in range(200):
         history = records(*((draw.randint(0, 2) / 2, draw.randint(0, 2) / 2) for _ in range(8)))
         chosen = [select_epoch(history[:length], TrainingConfig()) for length in range(1, 9)]
-        assert all(new in (old, length) for length, (old, new) in enumerate(zip(chosen, chosen[1:], strict=False), 2))
+        assert all(new in (old, length) for length, (old, new) in enumerate(pairwise(chosen), 2))
 
 
 def test_patience_counts_from_the_first_of_equal_values() -> None:
