@@ -184,7 +184,7 @@ class TorchvisionData(ImageData):
 class PhantomData(ImageData):
     """Procedural fundus-like images: the label is the presence of lesions of known size and mask.
 
-    Sites differ in colour, blur, vignetting and noise. A nuisance can be correlated with the label.
+    Sites differ in colour, blur, vignetting and noise. A nuisance, which spares the lesions, can agree with the label.
     """
 
     kind: Literal["phantom"] = "phantom"
@@ -192,8 +192,8 @@ class PhantomData(ImageData):
     image_size: int = Field(64, gt=0, le=1024)
     num_images: int = Field(1200, gt=0, le=1_000_000, description="Over all in-distribution splits.")
     num_sites: int = Field(3, gt=0, le=1000, description="Acquisition sites site-0 … inside train, val and test.")
-    num_external_sites: int = Field(1, ge=0, le=1000, description="Further sites, each an external set.")
-    num_external_images: int = Field(300, gt=0, le=10_000, description="Per external site.")
+    num_external_sites: int = Field(6, ge=0, le=1000, description="Further sites, each an external set.")
+    num_external_images: int = Field(100, gt=0, le=10_000, description="Per external site.")
     images_per_patient: PositiveInt = Field(2, description="Group size: both eyes of one patient.")
     num_classes: Literal[2, 3, 4, 5] = Field(2, description="Grades; more lesions and larger ones per grade.")
     lesion_radius_px: tuple[float, float] = Field((1.2, 3.5), description="At 64 px; scales with image_size.")
@@ -275,7 +275,7 @@ PretrainingConfig = Annotated[
 
 
 class TrainingConfig(Frozen):
-    """Settings of the optimisation. The weights of the epoch with the best validation value are evaluated."""
+    """Settings of the optimisation, and which epoch's weights are evaluated."""
 
     epochs: PositiveInt = 20
     batch_size: PositiveInt = 64
@@ -292,13 +292,13 @@ class TrainingConfig(Frozen):
         description="Of every class in the training split, by group; drawn per replicate.",
         json_schema_extra=revised(2),
     )
+    select: Literal["best", "last"] = Field("best", description="Epoch that is evaluated; best: by select_by.")
     select_by: Literal["loss", "accuracy", "balanced_accuracy", "auroc"] = Field(
-        "balanced_accuracy", description="On in-distribution validation; decides the checkpoint and early stopping."
+        "balanced_accuracy", description="On validation; ties: the lower loss, then the later epoch. patience, too."
     )
     patience: PositiveInt | None = Field(None, description="Epochs without improvement before stopping; none: never.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
-        description="auto: bfloat16 autocast on a GPU (execution.acceleration: probe: the faster), else float32.",
+        "auto", description="auto: bfloat16 autocast on GPUs (execution.acceleration: probe: the faster), else float32."
     )
 
 

@@ -19,6 +19,7 @@ from trainables.regularisers import (
     choose_group_columns,
     find_part,
 )
+from trainables.training.selection import reads_select_by
 
 
 class SettingsChecks:
@@ -88,7 +89,8 @@ class SettingsChecks:
 
     def _find_in_labels(self, config: TrialConfig) -> Iterator[str]:
         training, smoothing = config.training, find_part(config.regulariser, LabelSmoothing)
-        lacking = find_absent_classes(self._data, "val") if training.select_by == "auroc" else []
+        needs_all = training.select_by == "auroc" and reads_select_by(training)
+        lacking = find_absent_classes(self._data, "val") if needs_all else []
         if lacking:
             yield (
                 f"training.select_by: found auroc, and no validation image is of class {', '.join(lacking)}; expected "

@@ -13,7 +13,7 @@ from orchestrator.selection.card_format import Card, CardPart, Code, Facts, Grid
 from orchestrator.selection.part_scores import PartScore, PartScores
 from orchestrator.selection.ranking import RULES, Selection, describe_value
 from orchestrator.statistics.intervals import MIN_REPLICATES, Summary, summarise
-from trainables.config import TrialConfig
+from trainables.config import TrainingConfig, TrialConfig
 
 _USE = """\
 from robustsweep import load_exported
@@ -25,7 +25,8 @@ confidence = model(images).softmax(1)        # in the order of model.config.clas
 #: Settings of the training that the card lists; the others are in config.json of the trial.
 _SETTINGS = (
     "training.epochs", "training.batch_size", "training.optimiser", "training.learning_rate", "training.schedule",
-    "training.label_fraction", "training.class_weights", "training.select_by", "training.precision",
+    "training.label_fraction", "training.class_weights", "training.select", "training.select_by",
+    "training.precision",
 )  # fmt: skip
 
 
@@ -65,7 +66,7 @@ def build_card(
             _robustness(results, selection, chosen),
             _calibration(results, selection, chosen),
             _selection(selection),
-            _limits(results, selection, parts, select_by=config.training.select_by),
+            _limits(results, selection, parts, training=config.training),
             _provenance(results, selection, checks, files),
         ],
         tags=["image-classification", "robustness", results.plan["study"], *(["oracle"] if selection.oracle else [])],
@@ -266,7 +267,7 @@ def _selection(selection: Selection) -> CardPart:
     )
 
 
-def _limits(results: Results, selection: Selection, parts: PartScores, *, select_by: str) -> CardPart:
+def _limits(results: Results, selection: Selection, parts: PartScores, *, training: TrainingConfig) -> CardPart:
     items = []
     if not results.external_sets:
         items.append("No external set: nothing is known about images from another site.")
@@ -277,10 +278,13 @@ def _limits(results: Results, selection: Selection, parts: PartScores, *, select
             f"{plural(selection.arm.complete, 'replicate')}: the spread over seeds is "
             f"{'unknown' if selection.arm.complete == 1 else 'hardly known'}; at least {MIN_REPLICATES} would do."
         )
+    epoch = f"The epoch was picked by validation {training.select_by}."
+    if training.select == "last":
+        epoch = "The epoch was not picked: it is the last."
     items += [
         "The spread is that of initial weights, order and augmentation; all replicates share one split of the data.",
         f"The arm was picked among {len(selection.ranking)} by {selection.column}, which flatters that column; so does "
-        f"picking its best replicate. The epoch was picked by validation {select_by}.",
+        f"picking its best replicate. {epoch}",
         "The shifts are synthetic: they stand for what may happen to images, and real changes of scanner, staining or "
         "population differ. Robustness to others is unknown.",
         "Performance for subgroups of people (age, sex, skin tone, …) was not measured unless it is a site above.",

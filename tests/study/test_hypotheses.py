@@ -206,7 +206,9 @@ def prepare_with(tmp_path: Path, cache_dir: Path, text: str, metric: str, **chan
     return prepare(parse_study(text, source="s.yaml"), storage=str(tmp_path))
 
 
-PHANTOM = "study: s\ndata: {kind: phantom, image_size: 16, num_images: 60, num_external_images: 10}\n"
+PHANTOM = (
+    "study: s\ndata: {kind: phantom, image_size: 16, num_images: 60, num_external_sites: 1, num_external_images: 10}\n"
+)
 ARMS = "training: {batch_size: 8}\nfactors: {augmentation: [none, strong]}\nreplicates: 6\n"
 
 

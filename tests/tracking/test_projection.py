@@ -151,6 +151,6 @@ def test_a_trial_that_was_stopped_early(tmp_path: Path) -> None:
     assert set(projection.epochs) == {1, 2}
     assert projection.scores == ()
     begin(ledger, "t2")
-    stop(ledger, "t2")
+    stop(ledger, "t2", judged=("t1", "t2"))
     tags = project(ledger.read("trial", "t2")).closing_tags
-    assert tags["robustsweep.stopped_early"].startswith("after epoch 0 of 3: validation/accuracy 0.7 of another repl")
+    assert tags["robustsweep.stopped_early"].startswith("after epoch 0 of 3: validation/accuracy 0.7 (mean of 2 repl")

@@ -38,6 +38,7 @@ from trainables.storage.checkpoint import (
 from trainables.storage.folder import Folder
 from trainables.training.acceleration import Choice, default_choice
 from trainables.training.optimisation import learning_rate_factor
+from trainables.training.selection import count_epochs_without_improvement, reads_select_by, select_epoch
 from trainables.training.step import TrainingStep
 
 #: Callback after every epoch, with its record: {"epoch", "timestamp_ms", "metrics"}.
@@ -151,8 +152,9 @@ class _Trainer:
     @property
     def finished(self) -> bool:
         training, state = self.config.training, self.state
-        stalled = training.patience is not None and state.epoch - state.best_epoch >= training.patience
-        return state.epoch >= training.epochs or stalled
+        if state.epoch >= training.epochs or training.patience is None:
+            return state.epoch >= training.epochs
+        return count_epochs_without_improvement(state.history, training) >= training.patience
 
     def restore(self, state: TrainingState) -> None:
         restore_module(self.model, unpack("model", state.tensors), origin="the checkpoint")
@@ -214,15 +216,13 @@ class _Trainer:
         return {f"val/{name}": value for name, value in metrics.items()}
 
     def _update_state(self, epoch: int, metrics: dict[str, float], record: dict[str, Any]) -> None:
-        state, select_by = self.state, self.config.training.select_by
-        value = metrics.get(f"val/{select_by}")
-        if value is None:
+        state, training = self.state, self.config.training
+        select_by = training.select_by
+        if reads_select_by(training) and metrics.get(f"val/{select_by}") is None:
             raise ConfigError(
                 f"training.select_by: {select_by} is not defined on the {len(self.val)} validation images "
                 "(a class is absent); choose loss or accuracy, or enlarge the validation split"
             )
-        if state.best_value is None or (value < state.best_value if select_by == "loss" else value > state.best_value):
-            state.best_value, state.best_epoch = value, epoch
         optimiser, state.optimiser_scalars = pack_optimiser(self.optimiser)
         random, state.random_state = capture_random_state()
         groups = self.step.loss.group_weights
@@ -234,6 +234,7 @@ class _Trainer:
         }
         state.epoch = epoch
         state.history = [*state.history, record]
+        state.best_epoch = select_epoch(state.history, training)
 
     def _rate_factor(self, step: int) -> float:
         return learning_rate_factor(

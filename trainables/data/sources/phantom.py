@@ -22,7 +22,7 @@ from trainables.data.table import Source, Table, hash_json
 from trainables.errors import ConfigError
 
 #: Increase it when rendering or drawing changes: fingerprints change with it.
-PHANTOM_VERSION = 1
+PHANTOM_VERSION = 2
 #: Images rendered at once by one thread: enough to amortise NumPy's calls, few enough for the thread's cache.
 CHUNK = 16
 
