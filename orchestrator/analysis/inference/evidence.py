@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from orchestrator.analysis.inference.measured import Measured
 from orchestrator.analysis.inference.scope import Scope, find_scope
 from orchestrator.analysis.wording import plural
-from orchestrator.statistics.intervals import MIN_REPLICATES, Array, Interval, t_interval
+from orchestrator.statistics.intervals import MIN_REPLICATES, Array, Interval, drop_rounding, t_interval
 from orchestrator.statistics.paired_tests import Alternative, permutation_test, sign_test, wilcoxon
 from orchestrator.statistics.trend import trend_test
 from orchestrator.study.contrasts import Contrast, ContrastError, compute_smallest_p, find_contrast, num_units_needed
@@ -28,9 +28,6 @@ from orchestrator.study.hypotheses import (
     get_claimed_size,
 )
 from trainables.evaluation.metrics import is_higher_better
-
-#: Share of the largest value below which a difference is 0: it comes from the order of a sum.
-_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -184,11 +181,10 @@ def _compute_p(
 ) -> tuple[float | None, float | None]:
     """Return the p-value of the claim and that of its size, each None if the test cannot give one."""
 
-    rounding = _ROUNDING * float(np.abs(units).max())
+    scale = np.abs(units).max()
 
     def against(value: float, alternative: Alternative = "two-sided") -> float | None:
-        shifted = differences - value
-        return _test_paired(hypothesis, np.where(np.abs(shifted) <= rounding, 0, shifted), alternative, seed=seed)
+        return _test_paired(hypothesis, drop_rounding(differences - value, scale), alternative, seed=seed)
 
     size, mean = get_claimed_size(hypothesis), float(differences.mean())
     if isinstance(hypothesis, Equivalence):
