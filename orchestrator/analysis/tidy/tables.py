@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,13 +15,16 @@ from orchestrator.analysis.tidy.reading import StatsConfig
 from orchestrator.analysis.tidy.results import SEED, TidyResults
 from orchestrator.analysis.verdicts import decide
 from orchestrator.statistics.factorial import Contrast, compute_contrasts, decompose_variance
-from orchestrator.statistics.intervals import bootstrap_interval, summarise
-from orchestrator.statistics.paired_tests import holm, wilcoxon
+from orchestrator.statistics.intervals import MIN_REPLICATES, bootstrap_interval, summarise
+from orchestrator.statistics.paired_tests import holm
 from orchestrator.statistics.power import compute_power, minimum_replicates, upper_sd
 from orchestrator.study.hypotheses import Hypothesis, describe_comparison
 from trainables.storage.folder import Folder
 
 _DASH = "–"
+#: Headings of the tables' own columns, which a factor may be called as well.
+_TAKEN = frozenset({"measure", "metric", "mean", "sd", "low", "high", "n", "shift"})
+_TAKEN |= {"seeds", "planned", "evaluations", "missing", "undefined", "empty at severity"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,7 @@ class Table:
 def _format(column: Any, value: Any) -> str:
     if pd.isna(value):
         return _DASH
-    if isinstance(value, float) and str(column).startswith("p"):
+    if isinstance(value, float) and (column == "p" or str(column).startswith(("p ", "probability"))):
         return f"{value:.3f}" if value >= 0.001 else "< 0.001"
     if not isinstance(value, float):
         return str(value)
@@ -84,6 +87,7 @@ def compute_tables(config: StatsConfig, measured: TidyResults) -> list[Table]:
         _effects(config, measured, contrasts),
         _seeds(config, measured, contrasts),
         _variance(config, measured),
+        _counts(measured),
         _left_out(measured),
         replace(_means(config, measured, list(measured.of_shifts)), name="shifts", is_long=True),
     ]
@@ -110,10 +114,13 @@ def _means(config: StatsConfig, measured: TidyResults, measures: Sequence[str]) 
     for measure in measures:
         for arm, group in _arms(measured):
             values, found = group[measure], summarise(group[measure])
-            interval = bootstrap_interval(values, seed=config.seed, method=config.interval)
+            if measure in measured.of_shifts and not found.n:
+                continue  # not planned for this arm, or nowhere complete
+            is_enough = found.n >= MIN_REPLICATES
+            interval = bootstrap_interval(values, seed=config.seed, method=config.interval) if is_enough else None
             rows.append(
                 {"measure": measure}
-                | arm
+                | _head_factors(arm)
                 | {
                     "mean": found.mean,
                     "sd": found.sd,
@@ -123,7 +130,8 @@ def _means(config: StatsConfig, measured: TidyResults, measures: Sequence[str]) 
                 }
             )
     caption = (
-        f"Mean and standard deviation (ddof 1) over n seeds; low to high: 95 % {config.interval} bootstrap interval."
+        f"Mean and standard deviation (ddof 1) over n seeds; low to high: 95 % {config.interval} bootstrap interval, "
+        f"from {MIN_REPLICATES} seeds on."
     )
     return Table("means", caption, pd.DataFrame(rows), 1 + len(measured.factors))
 
@@ -135,28 +143,39 @@ def _arms(measured: TidyResults) -> list[tuple[dict[str, str], pd.DataFrame]]:
     return sorted(named, key=lambda pair: [measured.factors[name].index(pair[0][name]) for name in factors])
 
 
+def _head_factors(arm: Mapping[str, str]) -> dict[str, str]:
+    """Return an arm's levels under the headings of its factors, which no other column of a table has."""
+    return {f"{name} (factor)" if name in _TAKEN else name: level for name, level in arm.items()}
+
+
 def _effects(config: StatsConfig, measured: TidyResults, contrasts: dict[str, list[Contrast]]) -> Table:
     rows = []
     for measure, found in contrasts.items():
-        over = [_over_shifts(measured, measure, each) for each in found]
-        corrected = holm([p for _, p in over])
-        for each, (num_shifts, p), p_holm in zip(found, over, corrected, strict=True):
-            interval = each.interval
+        for each in found:
+            is_enough = each.num_blocks >= MIN_REPLICATES
+            interval = each.interval if is_enough else None
             row: dict[str, Any] = {"measure": measure, "effect": _name(each), "difference": each.estimate}
             row |= {"low": interval.low if interval else None, "high": interval.high if interval else None}
-            row |= {"p": each.p_value, "p Holm": each.p_holm, "seeds": each.num_blocks, "cells": each.num_cells}
-            row |= {"missing": each.num_missing}
+            row |= {"p": each.p_value if is_enough else None, "p Holm": each.p_holm if is_enough else None}
+            row |= {"seeds": each.num_blocks, "cells": each.num_cells}
+            row |= {"missing": _count_planned(measured, each) - each.num_cells}
             if measured.of_shifts:
-                row |= {"shifts": num_shifts, "p over shifts": p, "p over shifts, Holm": p_holm}
+                row |= dict(zip(("shifts", "same direction"), _compare_shifts(measured, measure, each), strict=True))
             rows.append(row)
     caption = (
         "Main effects (level − reference) and interactions (differences of differences), everything else and the seed "
         f"being equal. low to high: 95 % {config.interval} bootstrap interval, p: two-sided sign flips, both of whole "
-        "seeds; – where there are too few. Holm: corrected over all effects on one measure."
+        f"seeds; – for fewer than {MIN_REPLICATES}. Holm: corrected over all effects on one measure. missing: planned "
+        "cells (other factors and seed) without a value on both sides."
     )
     if measured.of_shifts:
-        caption += " Over shifts: Wilcoxon signed-rank test over kinds of shift."
-    return Table("effects", caption, pd.DataFrame(rows), 2)
+        caption += (
+            " same direction: of so many shifts, those whose mean difference has the sign of the effect; it describes "
+            "these trained models and is no test."
+        )
+    frame = pd.DataFrame(rows)
+    counted = [name for name in ("shifts", "same direction") if name in frame]
+    return Table("effects", caption, frame.astype(dict.fromkeys(counted, "Int64")), 2)
 
 
 def _name(contrast: Contrast) -> str:
@@ -164,24 +183,33 @@ def _name(contrast: Contrast) -> str:
     return " × ".join(f"{factor}: {level} − {reference}" for factor, level, reference in parts)
 
 
-def _over_shifts(measured: TidyResults, measure: str, contrast: Contrast) -> tuple[int, float | None]:
-    """Return the number of kinds of shift and the signed-rank p over them.
+def _count_planned(measured: TidyResults, contrast: Contrast) -> int:
+    """Return the number of cells that a contrast is planned in: all corners are arms of the table, with every seed."""
+    others = [name for name in measured.factors if name not in contrast.factors]
+    corners = dict(zip(contrast.factors, zip(contrast.references, contrast.levels, strict=True), strict=True))
+    arms = measured.trials[list(measured.factors)].drop_duplicates()
+    for factor, labels in corners.items():
+        arms = arms[arms[factor].isin(labels)]
+    sizes = arms.groupby(others).size() if others else pd.Series([len(arms)])
+    return int((sizes == 2 ** len(corners)).sum()) * measured.trials[SEED].nunique()
 
-    Only for main effects on a mean over shifts; 0 and None otherwise.
+
+def _compare_shifts(measured: TidyResults, measure: str, contrast: Contrast) -> tuple[int | None, int | None]:
+    """Return the number of shifts, and of those with a mean difference of the effect's sign.
+
+    Only for main effects on a mean over shifts, over cells in which both means are defined; otherwise None.
     """
     metric = measured.measures[measure]
+    if len(contrast.factors) > 1 or measure != f"robustness/mean_{metric}" or contrast.estimate is None:
+        return None, None
     names = [name for name, of in measured.of_shifts.items() if of == metric]
-    if len(contrast.factors) > 1 or measure != f"robustness/mean_{metric}":
-        return 0, None
     (factor,), (level,), (reference,) = contrast.factors, contrast.levels, contrast.references
     others = [name for name in measured.factors if name != factor]
-    wide = measured.trials.set_index([factor, *others, SEED])[names]
-    present = set(wide.index.get_level_values(factor))
-    if not {level, reference} <= present:
-        return 0, None
+    wide = measured.trials.set_index([factor, *others, SEED])[[measure, *names]]
     differences = wide.xs(level, level=factor) - wide.xs(reference, level=factor)
-    per_shift = np.array([summarise(differences[name]).mean for name in names], dtype=float)
-    return int(np.isfinite(per_shift).sum()), wilcoxon(per_shift)
+    means = differences[differences[measure].notna()][names].mean().to_numpy(dtype=float)
+    per_shift = means[np.isfinite(means)]
+    return len(per_shift), int((np.sign(per_shift) == np.sign(contrast.estimate)).sum())
 
 
 def _seeds(config: StatsConfig, measured: TidyResults, contrasts: dict[str, list[Contrast]]) -> Table:
@@ -229,6 +257,7 @@ def _variance(config: StatsConfig, measured: TidyResults) -> Table:
         found = decompose_variance(
             measured.trials, value=measure, factors=list(measured.factors), block=SEED, max_order=config.max_order
         )
+        is_enough = measured.trials.dropna(subset=[measure])[SEED].nunique() >= MIN_REPLICATES
         for term in found.terms:
             name = " × ".join("seed" if factor == SEED else factor for factor in term.factors)
             row = {"measure": measure, "source": name or "left: seed × arm, noise", "df": term.df}
@@ -237,25 +266,43 @@ def _variance(config: StatsConfig, measured: TidyResults) -> Table:
                 "share": term.eta_squared,
                 "omega squared": term.omega_squared,
             }
-            rows.append(row | {"F": term.f, "p": term.p_value})
+            rows.append(row | ({"F": term.f, "p": term.p_value} if is_enough else {"F": None, "p": None}))
         if found.num_missing and abs(found.overlap) > 1e-12:
             rows.append({"measure": measure, "source": "shared by several (missing cells)", "share": found.overlap})
     caption = (
         "What the spread is made of: share of the total sum of squares (eta squared), and omega squared, the "
-        "same without what chance alone gives. Least squares, type III; F against what is left. p is not corrected."
+        "same without what chance alone gives. Least squares, type III; F against what is left. p is not corrected; – "
+        f"for fewer than {MIN_REPLICATES} seeds."
     )
     frame = pd.DataFrame(rows, columns=None if rows else ["df"])
     return Table("variance", caption, frame.astype({"df": "Int64"}), 2)
 
 
-def _left_out(measured: TidyResults) -> Table:
-    counts = measured.counts
+def _counts(measured: TidyResults) -> Table:
+    rows = [
+        _head_factors(each.arm)
+        | {"seeds": each.num_seeds, "planned": each.num_planned, "evaluations": each.num_present}
+        | {"missing": each.num_planned - each.num_present, "undefined": each.num_undefined}
+        for each in measured.counts
+    ]
     caption = (
-        "What is there and what is not: missing are evaluations (seed, shift, severity) that some other arm or seed "
-        "has; undefined are those in which a metric is empty. Neither enters a mean, and a mean over shifts of which "
-        "one is missing is not taken."
+        "What is there and what is not: planned are all seeds with all evaluations (shift and severity) of the table; "
+        "missing are those without a row, undefined those in which a metric is empty. Neither enters a mean, and a "
+        "mean over shifts of which one is missing is not taken."
     )
-    return Table("counts", caption, counts, len(measured.factors))
+    return Table("counts", caption, pd.DataFrame(rows), len(measured.factors))
+
+
+def _left_out(measured: TidyResults) -> Table:
+    rows = [
+        {"metric": each.metric}
+        | _head_factors(each.within)
+        | {"shift": each.shift or "not shifted"}
+        | {"empty at severity": ", ".join(f"{severity:g}" for severity in each.severities)}
+        for each in measured.left_out
+    ]
+    caption = "Shifts that are in no mean of a metric, for any arm: at these severities it is empty in every row."
+    return Table("left_out", caption, pd.DataFrame(rows), 3 + len(measured.left_out[0].within if rows else ()))
 
 
 def _hypotheses(config: StatsConfig, measured: TidyResults) -> Table:
@@ -265,8 +312,10 @@ def _hypotheses(config: StatsConfig, measured: TidyResults) -> Table:
     )
     if not config.hypotheses:
         return Table("hypotheses", caption, pd.DataFrame(), 4)
-    values = Measured(measured.as_results(config.seed))
-    found = [assess_evidence(hypothesis, values) for hypothesis in config.hypotheses]
+    found = []
+    for hypothesis in config.hypotheses:
+        posed, results = measured.pose(hypothesis, config.seed)
+        found.append(assess_evidence(posed, Measured(results)))
     corrected = _correct(config.hypotheses, [evidence.p_value for evidence in found])
     best = _correct(config.hypotheses, [evidence.smallest_p for evidence in found])
     rows = []
