@@ -86,7 +86,7 @@ class _File(Frozen):
 
 @dataclass(frozen=True)
 class Report:
-    """What is reported of one method."""
+    """Reported result of one method."""
 
     row: Row
     method: str

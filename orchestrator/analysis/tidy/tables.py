@@ -206,9 +206,9 @@ def _compare_shifts(measured: TidyResults, measure: str, contrast: Contrast) -> 
     (factor,), (level,), (reference,) = contrast.factors, contrast.levels, contrast.references
     others = [name for name in measured.factors if name != factor]
     wide = measured.trials.set_index([factor, *others, SEED])[[measure, *names]]
-    differences = wide.xs(level, level=factor) - wide.xs(reference, level=factor)
-    means = differences[differences[measure].notna()][names].mean().to_numpy(dtype=float)
-    per_shift = means[np.isfinite(means)]
+    differences = pd.DataFrame(wide.xs(level, level=factor) - wide.xs(reference, level=factor))
+    # A shift that is planned for other arms only has no value.
+    per_shift = differences.dropna(subset=[measure])[names].mean().dropna()
     return len(per_shift), int((np.sign(per_shift) == np.sign(contrast.estimate)).sum())
 
 
