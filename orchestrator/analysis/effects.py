@@ -10,15 +10,9 @@ import pandas as pd
 
 from orchestrator.analysis.results import Results
 from orchestrator.analysis.stain_grid import is_stain_cell
-from orchestrator.statistics.intervals import MIN_UNITS, Interval, Method, bootstrap_interval
-from orchestrator.statistics.paired_tests import holm, wilcoxon
-
-#: With at least this many replicates, whole replicates are resampled, otherwise cells; the report states which.
-MIN_REPLICATES = 5
-
-#: Bootstrap method: it reaches its nominal coverage from six units on, percentile intervals only from 48
-#: (docs/statistics.md).
-METHOD: Method = "expanded"
+from orchestrator.analysis.wording import plural
+from orchestrator.statistics.intervals import MIN_REPLICATES, Interval, drop_rounding, t_interval
+from orchestrator.statistics.paired_tests import holm, permutation_test
 
 
 @dataclass(frozen=True)
@@ -32,25 +26,44 @@ class Cell:
 
 @dataclass(frozen=True)
 class Effect:
-    """Effect of one level against its factor's first level, averaged over all other factors and replicates."""
+    """Effect of one level against its factor's first level, averaged over all other factors and replicates.
+
+    The unit is the replicate: its difference is the mean over its cells.
+    """
 
     factor: str
     level: str
     reference: str
     #: Column of the trials table.
     measure: str
-    #: Mean over cells; None without a single complete pair.
+    #: Mean over replicates; None without a single complete pair.
     difference: float | None
+    #: t interval over replicates; None for fewer than ``MIN_REPLICATES``.
     interval: Interval | None
-    #: Units that the interval resamples, in words, or the reason why there is no interval.
-    resampled: str
     cells: tuple[Cell, ...]
+    num_replicates: int
     #: Number of planned pairs that lack a defined value on either side.
     num_missing: int
-    #: Signed-rank test of the mean differences per shift type; ``p_holm``: corrected over all effects on this measure.
+    #: Exact two-sided sign-flip test over replicates, which takes 6; ``p_holm``: corrected over all effects on this
+    #: measure.
     p_value: float | None = None
     p_holm: float | None = None
+    #: Number of shift types, and of those whose mean difference has the sign of the effect; 0 for other measures than
+    #: the mean over shifts. A description of these trainings, no test: shift types are not drawn at random.
     num_shifts: int = 0
+    num_same_direction: int = 0
+
+    @property
+    def units(self) -> str:
+        """Number of replicates in words and, where there is no interval, how many it takes."""
+        return describe_replicates(self.num_replicates)
+
+
+def describe_replicates(number: int) -> str:
+    """Return the number of replicates in words and, if it is too small for an interval, how many would do."""
+    return plural(number, "replicate") + (
+        f": at least {MIN_REPLICATES} for an interval" if number < MIN_REPLICATES else ""
+    )
 
 
 def compute_effects(results: Results, measure: str) -> list[Effect]:
@@ -76,7 +89,7 @@ def _pairs_of(results: Results, factor: str) -> list[pd.DataFrame]:
 
 def _effects_on(results: Results, measure: str, found: Mapping[str, Sequence[pd.DataFrame]]) -> list[Effect]:
     effects = [
-        _with_test(results, _effect(results, factor, pairs, measure), pairs)
+        _with_shifts(results, _effect(results, factor, pairs, measure), pairs)
         for factor, levels in found.items()
         for pairs in (levels if measure in results.trials else ())
     ]
@@ -88,21 +101,24 @@ def _effect(results: Results, factor: str, pairs: pd.DataFrame, measure: str) ->
     """Return the effect of the first column of ``pairs`` (row numbers of the trials table) against the second."""
     level, reference = pairs.columns
     values = results.trials[measure].to_numpy(dtype=float)
-    differences = pd.Series(values[pairs[level]] - values[pairs[reference]], index=pairs.index)
+    first, second = values[pairs[level]], values[pairs[reference]]
+    scale = float(np.fmax.reduce(np.abs([*first, *second]), initial=0.0))
+    differences = pd.Series(drop_rounding(first - second, scale), index=pairs.index)
     defined = differences.dropna()
     replicates = defined.index.get_level_values("replicate")
     names = [" · ".join(key[:-1]) for key in defined.index]
-    interval, resampled = _interval(defined.to_numpy(), replicates.to_numpy(), seed=results.plan["seed"])
+    units = drop_rounding(defined.groupby(replicates).mean().to_numpy(), scale)
     return Effect(
         factor=factor,
         level=level,
         reference=reference,
         measure=measure,
-        difference=float(defined.mean()) if len(defined) else None,
-        interval=interval,
-        resampled=resampled,
+        difference=float(units.mean()) if len(units) else None,
+        interval=t_interval(units),
         cells=tuple(Cell(*values) for values in zip(names, map(int, replicates), map(float, defined), strict=True)),
+        num_replicates=len(units),
         num_missing=int(len(differences) - len(defined)),
+        p_value=permutation_test(units, seed=results.plan["seed"]),
     )
 
 
@@ -116,32 +132,20 @@ def _side_by_side(trials: pd.DataFrame, factor: str) -> pd.DataFrame:
     return pd.Series(range(len(trials)), index=index).unstack()
 
 
-def _interval(differences: np.ndarray, replicates: np.ndarray, *, seed: int) -> tuple[Interval | None, str]:
-    num_cells, num_replicates = len(differences), len(set(replicates))
-    if num_replicates >= MIN_REPLICATES:
-        interval = bootstrap_interval(differences, seed=seed, clusters=replicates, method=METHOD)
-        return interval, f"{num_replicates} whole replicates ({num_cells} cells) resampled"
-    if num_cells < MIN_UNITS:
-        return None, f"no interval: {num_cells} {'cell' if num_cells == 1 else 'cells'}, at least {MIN_UNITS} needed"
-    replicate_text = "1 replicate" if num_replicates == 1 else f"{num_replicates} replicates"
-    return (
-        bootstrap_interval(differences, seed=seed, method=METHOD),
-        f"{num_cells} cells resampled ({replicate_text}: too few to resample replicates)",
-    )
-
-
-def _with_test(results: Results, effect: Effect, pairs: pd.DataFrame) -> Effect:
-    """Return the effect, with the signed-rank test over shift types if the measure is the mean over shifts."""
+def _with_shifts(results: Results, effect: Effect, pairs: pd.DataFrame) -> Effect:
+    """Return the effect with its number of shift types and agreeing ones, if the measure is the mean over shifts."""
     means = results.shift_means
-    if effect.measure != f"robustness/mean_{results.metric}" or means.empty:
+    if effect.measure != f"robustness/mean_{results.metric}" or means.empty or effect.difference is None:
         return effect
     # All cells of the stain grid are one shift type: neighbours on a grid are not separate shifts.
     types = ["stain grid" if is_stain_cell(str(name)) else str(name) for name in means]
     means = means.T.groupby(types, sort=False).mean().T
     first, second = (means.reindex(results.trials["signature"].iloc[pairs[level]]) for level in pairs)
     differences = first.to_numpy() - second.to_numpy()
-    per_shift = pd.DataFrame(differences, columns=means.columns).mean().dropna()
-    return replace(effect, p_value=wilcoxon(per_shift.to_numpy()), num_shifts=len(per_shift))
+    per_shift = pd.DataFrame(differences, columns=means.columns).mean().dropna().to_numpy()
+    per_shift = drop_rounding(per_shift, 1.0)
+    same = int((np.sign(per_shift) == np.sign(effect.difference)).sum()) if effect.difference else 0
+    return replace(effect, num_shifts=len(per_shift), num_same_direction=same)
 
 
 def effects_table(effects: Sequence[Effect]) -> pd.DataFrame:
@@ -155,12 +159,13 @@ def effects_table(effects: Sequence[Effect]) -> pd.DataFrame:
             "mean_difference": effect.difference,
             "low_95": effect.interval.low if effect.interval else None,
             "high_95": effect.interval.high if effect.interval else None,
+            "num_replicates": effect.num_replicates,
             "num_cells": len(effect.cells),
             "num_missing_cells": effect.num_missing,
-            "resampled": effect.resampled,
-            "num_shifts": effect.num_shifts,
-            "p_wilcoxon_over_shifts": effect.p_value,
+            "p_sign_flips": effect.p_value,
             "p_holm": effect.p_holm,
+            "num_shifts": effect.num_shifts,
+            "num_shifts_same_direction": effect.num_same_direction,
         }
         for effect in effects
     ]

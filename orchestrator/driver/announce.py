@@ -10,7 +10,7 @@ from rich.markup import escape
 
 from orchestrator.driver.prepare import Prepared
 from orchestrator.ledger.preregistration import EXPLORATORY, PREREGISTERED, trace_hypotheses
-from orchestrator.planning.feasibility import find_unsupportable
+from orchestrator.planning.feasibility import find_attainable
 from orchestrator.planning.plan import describe_skipped
 from orchestrator.search.proposals import Search
 from trainables.data.describe import describe_dataset
@@ -130,7 +130,13 @@ def _announce_hypotheses(prepared: Prepared, console: Console) -> None:
         if each.status != PREREGISTERED:
             changes = f"; {'; '.join(each.changes)}" if each.changes else ""
             warn(console, each.status, f"{each.name}: {each.remark}{changes}")
-    for line in find_unsupportable(prepared.study.hypotheses, prepared.plan, prepared.about["factors"]):
+    attainable, without_arms = find_attainable(prepared.study.hypotheses, prepared.plan, prepared.about["factors"])
+    for found in attainable:
+        if found.is_reached:
+            print_line(console, "p", found.describe())
+        else:
+            warn(console, "undecided", found.describe())
+    for line in without_arms:
         warn(console, "hopeless", line)
 
 

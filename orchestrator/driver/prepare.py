@@ -13,7 +13,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.preregistration import EMPTY_REGISTRATION, Registration, update_registration
 from orchestrator.ledger.usage import read_budget_status
 from orchestrator.planning.budget import BudgetStatus, describe_budget
-from orchestrator.planning.feasibility import check_evaluated_shifts, check_external_sets
+from orchestrator.planning.feasibility import check_attainable, check_evaluated_shifts, check_external_sets
 from orchestrator.planning.inputs import Inputs
 from orchestrator.planning.metric_checks import check_hypotheses_defined, check_search_defined
 from orchestrator.planning.plan import Plan, make_plan
@@ -114,6 +114,7 @@ def prepare(
     if study.search is not None:
         check_search_defined(study.search, arms[0].config, inputs.dataset(arms[0].config.data))
     plan = search.plan if search else make_plan(arms, replicates=study.replicates, facts=inputs)
+    check_attainable(study.hypotheses, plan, _levels(arms))
     states = ledger.states()
     about = _describe(study, arms, inputs, mlflow=mlflow)
     before = ledger.read_plan() if ledger.root.is_intact("plan.json") else None
@@ -190,7 +191,7 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
         **({"search": base["search"] | {"is_oracle": study.search.is_oracle}} if study.search else {}),
         "study": study.study,
         "question": study.question,
-        "factors": {factor: list(levels) for factor, levels in _levels(arms).items()},
+        "factors": _levels(arms),
         "replicates": study.replicates,
         "seed": study.seed,
         "data": {
@@ -203,7 +204,10 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
             "copies": data.copies,
             "similar": {"counts": data.similar.counts, "unchecked": data.similar.unchecked},
             "conversions": data.conversions,
-            "has_groups": has_groups(data),
+            "num_patients": {name: len(set(images.groups.tolist())) for name, images in sets.items()}
+            if has_groups(data)
+            else None,
+            "num_sites": {name: count for name, images in sets.items() if (count := len(set(images.sites) - {""}))},
             "modality": data.modality,
         },
         "mlflow": mlflow,
@@ -220,13 +224,13 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
     }
 
 
-def _levels(arms: Sequence[Arm]) -> dict[str, dict[str, None]]:
-    """Return factor → its levels in the order of the file, as keys of a dict."""
+def _levels(arms: Sequence[Arm]) -> dict[str, list[str]]:
+    """Return factor → its levels in the order of the file."""
     levels: dict[str, dict[str, None]] = {}
     for arm in arms:
         for factor, level in arm.levels.items():
             levels.setdefault(factor, {})[level] = None
-    return levels
+    return {factor: list(found) for factor, found in levels.items()}
 
 
 def _version(package: str) -> str | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.planning.plan import Plan
@@ -10,6 +11,7 @@ from orchestrator.study.contrasts import (
     ContrastError,
     compute_smallest_p,
     find_contrast,
+    find_units,
     list_compared,
     num_units_needed,
 )
@@ -17,6 +19,7 @@ from orchestrator.study.fields import suggest
 from orchestrator.study.grid import Arm
 from orchestrator.study.hypotheses import (
     Hypothesis,
+    counts_shifts,
     split_metric,
 )
 from trainables.errors import StudyError
@@ -69,42 +72,105 @@ def _check_evaluated(key: str, hypothesis: Hypothesis, arm: Arm, load: Callable[
         )
 
 
-def find_unsupportable(
-    hypotheses: Sequence[Hypothesis], plan: Plan, factors: Mapping[str, Sequence[str]]
-) -> Iterator[str]:
-    """Yield one line per hypothesis that no result of this plan could support, with the reason.
+@dataclass(frozen=True)
+class Attainable:
+    """Smallest p-value that a plan allows for one hypothesis."""
 
-    The p-value of a hypothesis over shifts is not checked, because the number of shifts is not known here.
+    hypothesis: Hypothesis
+    #: Independent units, e.g. "6 replicates", and the replicates that the plan has.
+    units: str
+    num_replicates: int
+    num_encoders: int
+    #: Before and after Holm's correction, if all units of all hypotheses of the family agree.
+    p_value: float
+    p_holm: float
+    num_needed: int
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether some result could decide the hypothesis."""
+        return self.p_holm <= self.hypothesis.alpha
+
+    def describe(self) -> str:
+        """Return one line: units and the smallest p, or the reason why nothing can be decided."""
+        name, alpha = self.hypothesis.name, self.hypothesis.alpha
+        if self.num_encoders and self.p_value > alpha and self.num_replicates >= self.num_needed:
+            return (
+                f"{name}: {_count(self.num_replicates, 'replicate')} of trials that start from "
+                f"{_count(self.num_encoders, 'pretrained encoder')}: a statement for "
+                f"{'this encoder' if self.num_encoders == 1 else 'these encoders'}, no verdict; "
+                f"{self.num_needed} independent encoders would do"
+            )
+        found = f"{name}: {self.units}, smallest attainable p {self.p_holm:.3g} after correction for the family"
+        if self.is_reached:
+            return found
+        more = (
+            f"{self.num_needed} replicates are the fewest"
+            if self.p_value > alpha
+            else "fewer hypotheses in it, or more"
+        )
+        return f"{found}, above α = {alpha:g}; {more}"
+
+
+def find_attainable(
+    hypotheses: Sequence[Hypothesis], plan: Plan, factors: Mapping[str, Sequence[str]]
+) -> tuple[list[Attainable], list[str]]:
+    """Return the smallest attainable p-values of the hypotheses with a verdict, and a line for each without any arms.
+
+    Args:
+        hypotheses: hypotheses of the study file.
+        plan: plan of the study.
+        factors: factor → its levels, including those that no arm has.
     """
+    from orchestrator.statistics.paired_tests import holm  # imports NumPy
+
     arms = {trial.name: dict(trial.levels or {}) for trial in plan.trials}
-    num_replicates = len({trial.replicate for trial in plan.trials})
-    best: dict[str, list[tuple[Hypothesis, str, float]]] = {}
+    found, without_arms = [], []
     for hypothesis in hypotheses:
         try:
             contrast = find_contrast(hypothesis, list(arms.values()), factors)
         except ContrastError as error:
-            yield f"{hypothesis.name}: the plan has nothing to compare: {error}"
+            without_arms.append(f"{hypothesis.name}: the plan has nothing to compare: {error}")
             continue
-        num_levels, num_units, noun = len(contrast.parts), num_replicates, "replicates"
-        needed = num_units_needed(hypothesis, num_levels)
-        if hypothesis.over == "cells" and num_replicates < needed:
-            num_units, noun = len(contrast.cells) * num_replicates, "cells"
-        p = 0.0 if hypothesis.over == "shifts" else compute_smallest_p(hypothesis, num_units, num_levels)
-        found = f"{hypothesis.name}: with {num_units} {noun} p is at least {p:.3g}"
-        if p > hypothesis.alpha:
-            yield f"{found}, whatever the results; {needed} are needed"
-        best.setdefault(hypothesis.family, []).append((hypothesis, found, min(p, 1.0)))
-    yield from _find_hopeless_after_correction(best)
+        if counts_shifts(hypothesis):
+            continue
+        compared = {list(arms)[arm] for parts in contrast.cells.values() for part in parts for arm in part}
+        needs: dict[int | None, set[str]] = {}
+        for trial in plan.trials:
+            if trial.name in compared:
+                needs.setdefault(trial.replicate, set()).update(trial.needs)
+        num_units = len(set(find_units(list(needs.values()))))
+        noun = "replicate" if num_units == len(needs) else "independent encoder"
+        num_levels = len(contrast.parts)
+        p_value = compute_smallest_p(hypothesis, num_units, num_levels)
+        needed, encoders = num_units_needed(hypothesis, num_levels), set[str]().union(*needs.values())
+        units = _count(num_units, noun)
+        found.append(Attainable(hypothesis, units, len(needs), len(encoders), p_value, p_value, needed))
+    for family in {each.hypothesis.family for each in found}:
+        members = [number for number, each in enumerate(found) if each.hypothesis.family == family]
+        for number, p_holm in zip(members, holm([found[number].p_value for number in members]), strict=True):
+            found[number] = replace(found[number], p_holm=p_holm or 0.0)
+    return found, without_arms
 
 
-def _find_hopeless_after_correction(best: Mapping[str, Sequence[tuple[Hypothesis, str, float]]]) -> Iterator[str]:
-    from orchestrator.statistics.paired_tests import holm  # imports NumPy
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
-    for family, members in best.items():
-        for (hypothesis, found, p), corrected in zip(members, holm([p for _, _, p in members]), strict=True):
-            if corrected is not None and p <= hypothesis.alpha < corrected:
-                after = f"{corrected:.3g} after correction for the family {family!r}"
-                yield f"{found}, {after}; more replicates, or fewer hypotheses in it"
+
+def check_attainable(hypotheses: Sequence[Hypothesis], plan: Plan, factors: Mapping[str, Sequence[str]]) -> None:
+    """Check that the replicates of a plan can decide its hypotheses by their stated tests.
+
+    A hypothesis that only lacks independent encoders is let through: its effect is shown, for these encoders.
+
+    Raises:
+        StudyError: if no result of the plan could decide a hypothesis.
+    """
+    for each in find_attainable(hypotheses, plan, factors)[0]:
+        lacks_encoders = each.num_encoders and each.num_replicates >= each.num_needed
+        if not each.is_reached and not lacks_encoders:
+            raise StudyError(
+                f"hypotheses: {each.describe()}; or ask over: shifts, which is no verdict, or leave the hypothesis out"
+            )
 
 
 def check_external_sets(hypotheses: Sequence[Hypothesis], names: Sequence[str]) -> None:

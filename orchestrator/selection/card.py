@@ -12,7 +12,7 @@ from orchestrator.planning.states import STOPPED
 from orchestrator.selection.card_format import Card, CardPart, Code, Facts, Grid, Items, Text
 from orchestrator.selection.part_scores import PartScore, PartScores
 from orchestrator.selection.ranking import RULES, Selection, describe_value
-from orchestrator.statistics.intervals import Summary, summarise
+from orchestrator.statistics.intervals import MIN_REPLICATES, Summary, summarise
 from trainables.config import TrialConfig
 
 _USE = """\
@@ -272,10 +272,10 @@ def _limits(results: Results, selection: Selection, parts: PartScores, *, select
         items.append("No external set: nothing is known about images from another site.")
     if not parts.sites:
         items.append("Sites inside the test set are unknown or one: per-site results cannot be given.")
-    if selection.arm.complete < 3:
+    if selection.arm.complete < MIN_REPLICATES:
         items.append(
             f"{plural(selection.arm.complete, 'replicate')}: the spread over seeds is "
-            f"{'unknown' if selection.arm.complete == 1 else 'hardly known'}."
+            f"{'unknown' if selection.arm.complete == 1 else 'hardly known'}; at least {MIN_REPLICATES} would do."
         )
     items += [
         "The spread is that of initial weights, order and augmentation; all replicates share one split of the data.",

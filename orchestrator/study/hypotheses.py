@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import Field, TypeAdapter, ValidationError
 
@@ -24,7 +24,8 @@ DEFAULT_FAMILY = "main"
 #: A line through two levels is only a difference.
 MIN_TREND_LEVELS = 3
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-PairedTest = Literal["permutation", "wilcoxon_signed_rank", "sign", "paired_bootstrap"]
+PairedTest = Literal["permutation", "wilcoxon_signed_rank", "sign"]
+_TEST_TEXT = "Test on the paired differences."
 
 
 class _Hypothesis(Frozen):
@@ -39,14 +40,6 @@ class _Hypothesis(Frozen):
         None, min_length=1, description="With shift/<name>/<metric>: its mean over these; null: over all."
     )
     where: When | None = Field(None, description="Only in these arms: factor: level, or list of levels.")
-    direction: Literal["higher", "lower", "two-sided"] = Field(
-        description="What is claimed of the effect: above 0, below 0, or other than 0."
-    )
-    smallest_effect: float = Field(ge=0, description="Smallest effect that matters, in the metric's units; 0: any.")
-    over: Literal["replicates", "cells", "shifts"] = Field(
-        "replicates",
-        description="What the test counts: replicates; cells, as if independent, where replicates are too few; shifts.",
-    )
     alpha: float = Field(
         0.05, gt=0, le=0.5, description="Error rate of a whole family, two-sided; the same in all of it."
     )
@@ -56,16 +49,53 @@ class _Hypothesis(Frozen):
     )
 
 
-class Comparison(_Hypothesis):
+class _Directed(_Hypothesis):
+    """Fields of the hypotheses that claim a direction, and perhaps a size."""
+
+    direction: Literal["higher", "lower", "two-sided"] = Field(
+        description="What is claimed of the effect: above 0, below 0, or other than 0."
+    )
+    smallest_effect: float = Field(
+        ge=0, description="Claimed size, in the metric's units: the effect is tested against it. 0: any size."
+    )
+    over: Literal["replicates", "shifts"] = Field(
+        "replicates",
+        description="replicates: a verdict, tested over independently trained models. shifts: no verdict, but under "
+        "how many shift types these trained models agree.",
+    )
+
+
+class Comparison(_Directed):
     """Treatment against control: {factor: level}, or {factor: augmentation, level: strong}."""
 
     kind: Literal["comparison"] = "comparison"
     treatment: When = Field(description="The arms that are claimed to differ: factor: level, or list of levels.")
     control: When = Field(description="The arms they are compared with; the same factors as in treatment.")
-    test: PairedTest = Field("permutation", description="Test on the paired differences.")
+    test: PairedTest = Field("permutation", description=_TEST_TEXT)
 
 
-class Interaction(_Hypothesis):
+class _Margin(_Hypothesis):
+    """Fields of the hypotheses that claim an effect within a margin."""
+
+    treatment: When = Field(description="factor: level, or list of levels.")
+    control: When = Field(description="The same factors as in treatment.")
+    margin: float = Field(gt=0, description="Largest difference that does not matter, in the metric's units.")
+    test: PairedTest = Field("permutation", description=_TEST_TEXT)
+
+
+class Equivalence(_Margin):
+    """Treatment and control differ by less than the margin: two one-sided tests, each at alpha."""
+
+    kind: Literal["equivalence"] = "equivalence"
+
+
+class NonInferiority(_Margin):
+    """Treatment is not worse than control by the margin or more; the metric's direction says what is worse."""
+
+    kind: Literal["non_inferiority"] = "non_inferiority"
+
+
+class Interaction(_Directed):
     """The difference of differences: treatment − control in the arms ``at``, minus the same in the arms ``versus``."""
 
     kind: Literal["interaction"] = "interaction"
@@ -76,23 +106,28 @@ class Interaction(_Hypothesis):
     test: PairedTest = Field("permutation", description="Test on the paired differences of differences.")
 
 
-class Trend(_Hypothesis):
+class Trend(_Directed):
     """A metric that rises or falls with a numeric factor; the effect is a line's rise from lowest to highest level."""
 
     kind: Literal["trend"] = "trend"
     factor: str = Field(description="A factor whose levels are numbers.")
     levels: list[float] | None = Field(None, description="Three or more of its levels; null: all.")
-    test: Literal["page", "permutation", "wilcoxon_signed_rank", "sign", "paired_bootstrap"] = Field(
-        "page", description="page: of ordered alternatives, on ranks within a unit; the others on the slopes."
+    test: Literal["page", "permutation", "wilcoxon_signed_rank", "sign"] = Field(
+        "page",
+        description="page: of ordered alternatives, on ranks within a unit; the others on the slopes. Size is always "
+        "tested on the slopes.",
     )
 
 
-HypothesisConfig = Annotated[Comparison | Interaction | Trend, Field(discriminator="kind")]
-Hypothesis = Comparison | Interaction | Trend
+Directed = Comparison | Interaction | Trend
+Hypothesis = Directed | Equivalence | NonInferiority
+HypothesisConfig = Annotated[Hypothesis, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[Hypothesis] = TypeAdapter(HypothesisConfig)
 #: Kind → fields that select arms.
 SELECTORS = {
     "comparison": ("treatment", "control", "where"),
+    "equivalence": ("treatment", "control", "where"),
+    "non_inferiority": ("treatment", "control", "where"),
     "interaction": ("treatment", "control", "at", "versus", "where"),
     "trend": ("where",),
 }
@@ -146,6 +181,16 @@ def describe_comparison(hypothesis: Hypothesis) -> str:
     if isinstance(hypothesis, Interaction):
         return f"{sides}, at {_name(hypothesis.at)} more than at {_name(hypothesis.versus)}{where}"
     return f"{sides}{where}"
+
+
+def counts_shifts(hypothesis: Hypothesis) -> TypeGuard[Directed]:
+    """Return whether a hypothesis asks under how many shifts the trained models agree, which is no verdict."""
+    return isinstance(hypothesis, Directed) and hypothesis.over == "shifts"
+
+
+def get_claimed_size(hypothesis: Hypothesis) -> float:
+    """Return the size that a hypothesis is tested against, in the metric's units: smallest effect or margin."""
+    return hypothesis.margin if isinstance(hypothesis, Equivalence | NonInferiority) else hypothesis.smallest_effect
 
 
 def _name(when: Mapping[str, Any]) -> str:

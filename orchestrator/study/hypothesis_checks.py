@@ -17,6 +17,7 @@ from orchestrator.study.hypotheses import (
     Hypothesis,
     Interaction,
     Trend,
+    counts_shifts,
     find_shift_metric,
     iterate_selectors,
     list_metrics,
@@ -150,7 +151,7 @@ def _check_metric(hypothesis: Hypothesis, report: Report) -> None:
         report(f"there is no metric {metric!r}{suggest(metric, list_metrics()) or more}", "metric")
     if hypothesis.severities is not None and kind != "shift":
         report(f"found severities with the metric {metric}; they belong to shift/<name>/<metric>", "severities")
-    if hypothesis.over == "shifts" and find_shift_metric(metric) is None:
+    if counts_shifts(hypothesis) and find_shift_metric(metric) is None:
         expected = "expected the mean over shifts of a metric: robustness/mean_… or calibration/mean_shifted_…"
         report(f"over shifts, found {metric!r}, {expected}", "metric")
 

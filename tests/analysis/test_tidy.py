@@ -138,13 +138,14 @@ def test_effects_are_those_of_the_reports_statistics(write: Write) -> None:
         .loc["pretraining: simclr − scratch"]
     )
     expected = compute_contrasts(
-        measured.trials, value="robustness/mean_accuracy", factors=measured.factors, block=SEED, method="expanded"
+        measured.trials, value="robustness/mean_accuracy", factors=measured.factors, block=SEED
     )[0]
     assert expected.interval is not None
     assert (row["difference"], row["low"], row["p"]) == (expected.estimate, expected.interval.low, expected.p_value)
     assert row["difference"] == pytest.approx(0.03, abs=0.003)
     assert row["p Holm"] == expected.p_holm
-    assert (row["shifts"], row["same direction"]) == (6, 6)
+    assert row["shifts in that direction"] == "6 of 6"
+    assert not [column for column in effects if "over shifts" in column]
     of_clean = effects[effects["measure"] == "id/accuracy"].set_index("effect").loc["augmentation: strong − none"]
     assert of_clean["difference"] == pytest.approx(0, abs=0.003)
     assert of_clean["p Holm"] > 0.05
@@ -167,10 +168,12 @@ def test_number_of_seeds_and_the_makeup_of_the_spread(write: Write) -> None:
 def test_hypotheses_are_judged_as_in_a_study(write: Write) -> None:
     config, measured = load(*write(CONFIG + HYPOTHESES))
     verdicts = by_name(compute_tables(config, measured))["hypotheses"].frame.set_index("name")
-    # Three in one family: 3 · 2/2⁸ over eight seeds, then 2 · 2/2⁸, then 2/2⁶ over six shifts.
-    assert verdicts["verdict"].to_dict() == {"ssl": "supported", "shifts": "supported", "loses": "contradicted"}
-    assert verdicts["p"].tolist() == [pytest.approx(2 / 2**8), pytest.approx(2 / 2**6), pytest.approx(2 / 2**8)]
-    assert verdicts["p Holm"].tolist() == [pytest.approx(6 / 2**8), pytest.approx(2 / 2**6), pytest.approx(6 / 2**8)]
+    # Two in the family, over eight seeds; what counts shifts has no p-value and no part in it.
+    assert verdicts["verdict"].to_dict() == {"ssl": "supported", "shifts": "no verdict", "loses": "contradicted"}
+    assert verdicts["reason"]["shifts"].startswith("consistent over 6 of 6 shift types")
+    for column, expected in (("p", 2 / 2**8), ("p Holm", 4 / 2**8)):
+        assert verdicts[column]["shifts"] is None or np.isnan(verdicts[column]["shifts"])
+        assert verdicts[column][["ssl", "loses"]].tolist() == pytest.approx([expected] * 2)
 
 
 def test_one_column_of_conditions_without_shifts_is_enough(write: Write) -> None:
@@ -185,6 +188,17 @@ def test_one_column_of_conditions_without_shifts_is_enough(write: Write) -> None
     (effect,) = tables["effects"].frame.to_dict("records")
     assert effect["effect"] == "arm: b − a"
     assert (effect["difference"], effect["p"]) == (pytest.approx(0.1), 2 / 2**6)
+
+
+def test_four_seeds_have_no_interval_and_no_p_in_any_table_of_numbers(write: Write) -> None:
+    config, measured = load(*write(rows=make_rows(4)))
+    tables = by_name(compute_tables(config, measured))
+    for name in ("means", "effects", "shifts"):
+        frame = tables[name].frame
+        assert frame[["low", "high"]].isna().all(axis=None)
+        assert frame[[column for column in ("p", "p Holm") if column in frame]].isna().all(axis=None)
+    assert tables["variance"].frame["p"].isna().all()
+    assert tables["effects"].frame["difference"].notna().all()
 
 
 def test_one_seed_gives_means_and_nothing_it_cannot_know(write: Write) -> None:
@@ -221,7 +235,7 @@ def test_command_prints_markdown_and_the_paths(write: Write, tmp_path: Path) -> 
 def problems(write: Write, config: str = CONFIG, **how: object) -> list[str]:
     table, path = write(config, **how)
     with pytest.raises(StudyError) as caught:
-        load(table, path)
+        load_tidy([table], path)
     head, *lines = str(caught.value).split("\n  ")
     assert f"found {len(lines)} problem{'s' * (len(lines) > 1)}" in head
     return [line.replace(f"{table.parent}/", "") for line in lines]
@@ -240,7 +254,7 @@ def test_everything_wrong_with_the_configuration_is_said_at_once(write: Write) -
         "stats.yaml:4: metrics.eec: the table has no column 'eec', expected one of pretraining, augmentation, run, "
         "corruption, level, accuracy, ece, comment; did you mean ece?",
         "stats.yaml:7: alpah: unknown key, expected one of columns, metrics, clean, reference, max_order, alpha, "
-        "power, test, interval, seed, hypotheses; did you mean alpha?",
+        "power, test, seed, hypotheses; did you mean alpha?",
     ]
 
 
@@ -293,16 +307,16 @@ def test_unreadable_files_are_named(write: Write, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"could not read the results .*absent"):
         load_tidy([tmp_path / "absent.csv"], config)
     with pytest.raises(StudyError, match=r"could not read the configuration .*absent"):
-        load(table, tmp_path / "absent.yaml")
+        load_tidy([table], tmp_path / "absent.yaml")
     assert problems(write, rows=[]) == ["results.csv: found no rows, expected a header and a row per evaluation"]
     assert problems(write, head=[*HEAD[:-1], "ece"])[0] == "results.csv:1: ece: the column is there 2 times; keep one"
     table.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(StudyError, match="UTF-8"):
-        load(table, config)
+        load_tidy([table], config)
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])
 def test_other_delimiters_are_seen(write: Write, delimiter: str) -> None:
     table, config = write()
     table.write_text("\ufeff" + table.read_text().replace(",", delimiter))
-    assert len(load(table, config)[1].trials) == 32
+    assert len(load_tidy([table], config)[1].trials) == 32

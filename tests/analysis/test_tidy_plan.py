@@ -146,7 +146,7 @@ def test_shift_without_any_value_is_left_out_of_all_and_said(load: Load) -> None
     assert trial["robustness/mean_accuracy"] == pytest.approx(0.9 - 0.05 * 3)
     assert "shift/fog/accuracy" not in measured.trials
     effects = tables["effects"].frame.set_index("measure").loc["robustness/mean_accuracy"]
-    assert effects[["shifts", "same direction", "missing"]].tolist() == [5, 5, 0]
+    assert effects[["shifts in that direction", "missing"]].tolist() == ["5 of 5", 0]
     assert tables["counts"].frame["undefined"].tolist() == [0, 0]
     posed, results = measured.pose(load(CONFIG + HYPOTHESIS, results=rows)[0].hypotheses[1], 0)
     assert posed.metric == "robustness/mean_accuracy"
@@ -308,7 +308,7 @@ def test_factor_within_which_shifts_are_planned(load: Load) -> None:
     effects = (
         tables["effects"].frame.set_index(["measure", "effect"]).loc[("robustness/mean_accuracy", "method: b − a")]
     )
-    assert effects[["cells", "missing", "shifts", "same direction"]].tolist() == [24, 0, 6, 6]
+    assert effects[["cells", "missing", "shifts in that direction"]].tolist() == [24, 0, "6 of 6"]
     lacking = [row for row in rows if (row["method"], row["corruption"], row["severity"]) != ("b", "blur", 5)]
     verdicts = compute(*load(config + HYPOTHESIS, results=lacking))["hypotheses"].frame.set_index("name")
     assert verdicts.loc["better", ["verdict", "missing"]].tolist() == [NOTHING, 8]
@@ -320,7 +320,7 @@ def test_one_trained_model_per_condition_gives_no_verdict(load: Load) -> None:
     rows = [{key: value for key, value in row.items() if key != "seed"} for row in make_rows(1)]
     tables = compute(*load(CONFIG.replace("seed: seed", "seed: null") + HYPOTHESIS, results=rows))
     effect = tables["effects"].frame.set_index("measure").loc["robustness/mean_accuracy"]
-    assert effect[["seeds", "shifts", "same direction"]].tolist() == [1, 6, 6]
+    assert effect[["seeds", "shifts in that direction"]].tolist() == [1, "6 of 6"]
     assert effect[["p", "low"]].isna().all()
     assert tables["hypotheses"].frame.set_index("name").loc["better", "verdict"] == NOTHING
 

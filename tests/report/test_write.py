@@ -112,7 +112,7 @@ def test_arm_without_a_complete_trial_is_shown_and_never_chosen(tmp_path: Path) 
     report, page = render(ledger, tmp_path)
     assert "Chosen on in-distribution validation: none." in report.summary
     assert "randaugment" in without_scripts(page)
-    assert "no interval: 0 cells, at least 4 needed; 1 planned pair is missing" in page
+    assert "0 replicates: at least 5 for an interval; 1 planned pair is missing" in page
 
 
 @pytest.mark.parametrize("fate", [Fate(failed=24), Fate(interrupted=24), Fate(missing=24)])

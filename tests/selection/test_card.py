@@ -126,8 +126,8 @@ def test_what_is_not_known_is_a_limit(tmp_path: Path) -> None:
     text = " ".join(limits.blocks[0].items)  # type: ignore[union-attr]
     assert "No external set" in text
     assert "per-site results cannot be given" in text
-    assert "2 replicates: the spread over seeds is hardly known" in text
-    _, _, better = card_of(tmp_path / "better", replicates=3)
+    assert "2 replicates: the spread over seeds is hardly known; at least 5 would do." in text
+    _, _, better = card_of(tmp_path / "better", replicates=5)
     text = " ".join(next(part for part in better.parts if part.title == "Limits").blocks[0].items)  # type: ignore[union-attr]
     assert "No external set" not in text
     assert "hardly known" not in text

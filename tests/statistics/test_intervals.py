@@ -11,6 +11,7 @@ from orchestrator.statistics.intervals import (
     Method,
     bootstrap_interval,
     paired_bootstrap,
+    ratio_interval,
     summarise,
     t_interval,
 )
@@ -54,6 +55,30 @@ def test_t_interval_covers_what_it_says_from_five_units_on() -> None:
     intervals = [t_interval(row) for row in values]
     covered = np.mean([each is not None and each.low <= 0 <= each.high for each in intervals])
     assert 0.94 <= covered <= 0.96  # three standard errors
+
+
+def test_ratio_interval_of_constants_is_the_t_interval_of_the_ratios() -> None:
+    values = np.random.default_rng(0).normal(1.0, 0.1, size=(6, 3))
+    found, by_hand = ratio_interval(values, [0.5, 1.0, 2.0]), t_interval((values / [0.5, 1.0, 2.0]).mean(axis=1))
+    assert found is not None
+    assert by_hand is not None
+    assert (found.low, found.high) == pytest.approx((by_hand.low, by_hand.high))
+    assert ratio_interval(values[:4], [0.5, 1.0, 2.0]) is None
+    assert ratio_interval(np.zeros((6, 0)), np.zeros((6, 0))) is None
+
+
+@pytest.mark.parametrize("num_units", [5, 8, 12])
+def test_ratio_interval_covers_the_ratio_of_noisy_means(num_units: int) -> None:
+    random = np.random.default_rng(num_units)
+    covered = 0
+    for _ in range(2000):
+        shared = random.normal(size=(num_units, 4))  # a replicate's split or seed moves both sides
+        below = 0.10 + 0.02 * shared + 0.01 * random.normal(size=(num_units, 4))
+        above = 0.05 + 0.01 * shared + 0.01 * random.normal(size=(num_units, 4))
+        interval = ratio_interval(above, below)
+        assert interval is not None
+        covered += interval.low <= 0.5 <= interval.high
+    assert 0.93 <= covered / 2000 <= 0.97
 
 
 def test_interval_is_seeded_and_agrees_with_scipy() -> None:

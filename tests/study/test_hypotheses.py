@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 
 from orchestrator.driver.prepare import Prepared, prepare
-from orchestrator.planning.feasibility import check_external_sets, find_unsupportable
+from orchestrator.planning.feasibility import check_attainable, check_external_sets, find_attainable
 from orchestrator.statistics.paired_tests import permutation_test, smallest_p
 from orchestrator.statistics.trend import trend_test
-from orchestrator.study.contrasts import ContrastError, compute_smallest_p, find_contrast, num_units_needed
+from orchestrator.study.contrasts import (
+    ContrastError,
+    compute_smallest_p,
+    find_contrast,
+    find_units,
+    num_units_needed,
+)
 from orchestrator.study.hypotheses import (
     Comparison,
     Hypothesis,
@@ -46,6 +52,8 @@ SIDES = {"treatment": {"augmentation": "strong"}, "control": {"augmentation": "n
 
 def make(**changes: Any) -> Hypothesis:
     content = {"kind": "comparison", **BASE, **({} if "kind" in changes else SIDES), **changes}
+    if "margin" in changes:
+        del content["direction"], content["smallest_effect"]
     hypothesis = read_hypothesis(content)
     assert hypothesis is not None
     return hypothesis
@@ -199,7 +207,7 @@ def prepare_with(tmp_path: Path, cache_dir: Path, text: str, metric: str, **chan
 
 
 PHANTOM = "study: s\ndata: {kind: phantom, image_size: 16, num_images: 60, num_external_images: 10}\n"
-ARMS = "training: {batch_size: 8}\nfactors: {augmentation: [none, strong]}\n"
+ARMS = "training: {batch_size: 8}\nfactors: {augmentation: [none, strong]}\nreplicates: 6\n"
 
 
 @pytest.mark.parametrize(
@@ -221,7 +229,7 @@ def test_what_the_study_really_evaluates_is_looked_up_before_anything_runs(
 ) -> None:
     text = PHANTOM + ARMS + f"evaluation: {evaluation}\n"
     if said is None:
-        assert len(prepare_with(tmp_path, cache_dir, text, metric, **changes).plan.trials) == 2
+        assert len(prepare_with(tmp_path, cache_dir, text, metric, **changes).plan.trials) == 12
         return
     with pytest.raises(StudyError, match=rf"hypotheses\[0\].*{said}"):
         prepare_with(tmp_path, cache_dir, text, metric, **changes)
@@ -324,37 +332,78 @@ def test_what_is_compared_is_said_in_words() -> None:
 # ------------------------------------------------------------------ how much is needed
 
 
-@pytest.mark.parametrize("num_units", [1, 3, 6, 9])
+@pytest.mark.parametrize("num_units", [5, 6, 9])
 def test_the_smallest_p_is_that_of_the_tests(num_units: int) -> None:
     differences = np.arange(1.0, num_units + 1)
-    for test in ("permutation", "wilcoxon_signed_rank", "sign", "paired_bootstrap"):
+    for test in ("permutation", "wilcoxon_signed_rank", "sign"):
         assert compute_smallest_p(make(test=test), num_units) == smallest_p(num_units)
     assert compute_smallest_p(make(), num_units) == permutation_test(differences, seed=0, alpha=1.0)
-    trend = make(kind="trend", factor="lr")
+    margin = make(kind="equivalence", **SIDES, margin=0.1)
+    assert compute_smallest_p(margin, num_units) == permutation_test(
+        differences, seed=0, alternative="greater", alpha=1
+    )
+    trend = make(kind="trend", factor="lr", smallest_effect=0)
+    assert compute_smallest_p(trend, num_units, 3) == 2 / 6**num_units
+    assert compute_smallest_p(make(kind="trend", factor="lr"), num_units, 3) == smallest_p(num_units)  # of its size
+
+
+def test_fewer_than_five_units_decide_nothing() -> None:
+    assert compute_smallest_p(make(kind="trend", factor="lr", smallest_effect=0), 4, 5) == 1.0
     levels, blocks = np.tile([0.0, 1.0, 2.0], 3), np.repeat(range(3), 3)
-    assert compute_smallest_p(trend, 3, 3) == trend_test(levels, levels, blocks=blocks, seed=0).p_value
+    p_value = trend_test(levels, levels, blocks=blocks, seed=0).p_value
+    assert p_value is not None
+    assert p_value < 0.05  # the test itself would
 
 
 def test_units_needed_to_reach_alpha() -> None:
-    assert [num_units_needed(make(alpha=alpha)) for alpha in (0.05, 0.01, 0.5)] == [6, 8, 2]
-    assert num_units_needed(make(test="paired_bootstrap")) == 6
-    assert num_units_needed(make(kind="trend", factor="lr"), 3) == 3
+    assert [num_units_needed(make(alpha=alpha)) for alpha in (0.05, 0.01, 0.5)] == [6, 8, 5]
+    assert num_units_needed(make(kind="equivalence", **SIDES, margin=0.1)) == 5
+    assert num_units_needed(make(kind="trend", factor="lr", smallest_effect=0), 3) == 5
 
 
-def test_what_no_result_could_support_is_found_before_anything_runs() -> None:
-    factors = {"augmentation": ("none", "strong"), "pretraining": ("scratch", "contrastive")}
-    text = "factors: {augmentation: [none, strong], pretraining: [scratch, contrastive]}\n"
+def test_replicates_that_share_a_stage_are_one_unit() -> None:
+    assert find_units([[], [], []]) == [0, 1, 2]
+    assert find_units([["a"], ["b"], ["a"], ["b"], []]) == [0, 1, 0, 1, 4]
+    assert find_units([["a"], ["b"], ["a", "b"], ["c"]]) == [0, 0, 0, 3]
 
-    def found(replicates: int, *hypotheses: Hypothesis) -> list[str]:
-        return list(find_unsupportable(hypotheses, plan_of(f"{text}replicates: {replicates}\n"), factors))
 
-    assert found(6, make()) == []
-    assert found(5, make()) == ["h: with 5 replicates p is at least 0.0625, whatever the results; 6 are needed"]
-    assert found(3, make(over="cells")) == []  # two cells in each
+def test_what_no_result_could_decide_is_refused_before_anything_runs() -> None:
+    factors = {"augmentation": ("none", "strong"), "pretraining": ("scratch", "imagenet")}
+    text = "factors: {augmentation: [none, strong], pretraining: [scratch, imagenet]}\n"
+
+    def found(replicates: int, *hypotheses: Hypothesis) -> list[tuple[bool, str]]:
+        attainable, _ = find_attainable(hypotheses, plan_of(f"{text}replicates: {replicates}\n"), factors)
+        return [(each.is_reached, each.describe()) for each in attainable]
+
+    assert found(6, make()) == [
+        (True, "h: 6 replicates, smallest attainable p 0.0312 after correction for the family")
+    ]  # fmt: skip
+    after = "smallest attainable p 0.0625 after correction for the family, above α = 0.05"
+    assert found(5, make()) == [(False, f"h: 5 replicates, {after}; 6 replicates are the fewest")]
     assert found(1, make(over="shifts")) == []
-    (first, _) = found(6, make(), make(name="i"))
-    assert "h: with 6 replicates p is at least 0.0312, 0.0625 after correction for the family 'main'" in first
-    assert found(7, make(), make(name="i")) == []
-    assert found(6, make(), make(name="i", family="other")) == []
-    (line,) = found(6, make(treatment={"pretraining": "imagenet"}, control={"pretraining": "scratch"}))
+    hopeless = (False, f"h: 6 replicates, {after}; fewer hypotheses in it, or more")
+    assert found(6, make(), make(name="i"))[0] == hopeless
+    assert found(6, make(), make(name="i", over="shifts"))[0][0]  # no verdict, no part of the family
+    assert all(is_reached for is_reached, _ in found(7, make(), make(name="i")))
+    assert all(is_reached for is_reached, _ in found(6, make(), make(name="i", family="other")))
+    plan = plan_of(f"{text}replicates: 5\n")
+    with pytest.raises(StudyError, match=r"h: 5 replicates, .* 6 replicates are the fewest; or ask over: shifts"):
+        check_attainable([make()], plan, factors)
+    check_attainable([make(kind="equivalence", **SIDES, margin=0.1)], plan, factors)
+    absent = make(treatment={"pretraining": "byol"}, control={"pretraining": "scratch"})
+    _, (line,) = find_attainable([absent], plan, factors)
     assert "nothing to compare: no arm is in treatment" in line
+
+
+def test_trials_of_one_pretrained_encoder_are_no_replicates() -> None:
+    factors = {"augmentation": ("none", "strong"), "pretraining": ("scratch", "contrastive")}
+    plan = plan_of("factors: {augmentation: [none, strong], pretraining: [scratch, contrastive]}\nreplicates: 6\n")
+    check_attainable([make()], plan, factors)  # its effect is shown, for this encoder
+    ((found,), _) = find_attainable([make()], plan, factors)
+    assert not found.is_reached
+    assert found.describe() == (
+        "h: 6 replicates of trials that start from 1 pretrained encoder: a statement for this encoder, no verdict; "
+        "6 independent encoders would do"
+    )
+    ((scratch,), _) = find_attainable([make(where={"pretraining": "scratch"})], plan, factors)
+    assert scratch.is_reached

@@ -16,7 +16,6 @@ from pydantic import Field, ValidationError, model_validator
 
 from orchestrator.analysis.tidy.results import SEED, SEVERITY, SHIFT, TidyResults, find_measures, list_measures
 from orchestrator.analysis.tidy.sheets import Row, describe_problems, read_settings, read_sheet
-from orchestrator.statistics.intervals import Method
 from orchestrator.statistics.power import Test
 from orchestrator.study.grid import find_label
 from orchestrator.study.hypotheses import HypothesisConfig, expand_kinds
@@ -78,7 +77,6 @@ class StatsConfig(Frozen):
     alpha: float = Field(0.05, gt=0, le=0.5, description="Error rate of a family, for the number of seeds.")
     power: float = Field(0.8, gt=0, lt=1, description="Wanted probability to find an effect that matters.")
     test: Test = Field("permutation", description="Test that the number of seeds is worked out for.")
-    interval: Method = Field("expanded", description="How bootstrap intervals are made.")
     seed: Seed = Field(0, description="Of resampling and random sign flips.")
     hypotheses: list[HypothesisConfig] = Field([], max_length=100, description="As in a study file.")
 

@@ -11,7 +11,7 @@ import pandas as pd
 from orchestrator.analysis.results import Results
 from orchestrator.study.contrasts import ContrastError, find_contrast
 from orchestrator.study.grid import find_label, read_match
-from orchestrator.study.hypotheses import Hypothesis, iterate_selectors
+from orchestrator.study.hypotheses import Hypothesis, counts_shifts, iterate_selectors
 from orchestrator.study.problems import list_options
 from orchestrator.study.yaml_source import Source
 from trainables.evaluation.metrics import METRICS
@@ -83,7 +83,7 @@ class TidyResults:
             if hypothesis.metric not in metrics:
                 text = f"there is no measure {hypothesis.metric!r}{list_options(hypothesis.metric, metrics)}"
                 tree.report(("hypotheses", number, "metric"), text)
-            elif hypothesis.over == "shifts" and hypothesis.metric not in means:
+            elif counts_shifts(hypothesis) and hypothesis.metric not in means:
                 text = f"shifts are counted for {', '.join(means) or 'means over shifts'}, found {hypothesis.metric!r}"
                 tree.report(("hypotheses", number, "over"), text)
             if len(tree.problems) == known:

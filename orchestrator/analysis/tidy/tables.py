@@ -6,19 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.evidence import Measured, assess_evidence
 from orchestrator.analysis.formats import TextTable, write_latex, write_markdown
+from orchestrator.analysis.inference.evidence import assess_evidence
+from orchestrator.analysis.inference.measured import Measured
+from orchestrator.analysis.inference.verdicts import Corrected, correct, decide
 from orchestrator.analysis.tidy.reading import StatsConfig
 from orchestrator.analysis.tidy.results import SEED, TidyResults
-from orchestrator.analysis.verdicts import decide
+from orchestrator.ledger.preregistration import PREREGISTERED, Registered
 from orchestrator.statistics.factorial import Contrast, compute_contrasts, decompose_variance
-from orchestrator.statistics.intervals import MIN_REPLICATES, bootstrap_interval, summarise
-from orchestrator.statistics.paired_tests import holm
+from orchestrator.statistics.intervals import MIN_REPLICATES, summarise, t_interval
+from orchestrator.statistics.paired_tests import min_units
 from orchestrator.statistics.power import compute_power, minimum_replicates, upper_sd
-from orchestrator.study.hypotheses import Hypothesis, describe_comparison
+from orchestrator.study.hypotheses import Hypothesis, describe_comparison, describe_hypothesis
 from trainables.storage.folder import Folder
 
 _DASH = "–"
@@ -77,19 +78,18 @@ def compute_tables(config: StatsConfig, measured: TidyResults) -> list[Table]:
             block=SEED,
             max_order=min(config.max_order, len(measured.factors)),
             seed=config.seed,
-            method=config.interval,
         )
         for measure in measured.measures
     }
     tables = [
         _hypotheses(config, measured),
-        _means(config, measured, list(measured.measures)),
-        _effects(config, measured, contrasts),
+        _means(measured, list(measured.measures)),
+        _effects(measured, contrasts),
         _seeds(config, measured, contrasts),
         _variance(config, measured),
         _counts(measured),
         _left_out(measured),
-        replace(_means(config, measured, list(measured.of_shifts)), name="shifts", is_long=True),
+        replace(_means(measured, list(measured.of_shifts)), name="shifts", is_long=True),
     ]
     return [table for table in tables if not table.frame.empty]
 
@@ -109,15 +109,14 @@ def write_tables(tables: Sequence[Table], out: str) -> list[str]:
     return paths
 
 
-def _means(config: StatsConfig, measured: TidyResults, measures: Sequence[str]) -> Table:
+def _means(measured: TidyResults, measures: Sequence[str]) -> Table:
     rows = []
     for measure in measures:
         for arm, group in _arms(measured):
             values, found = group[measure], summarise(group[measure])
             if measure in measured.of_shifts and not found.n:
                 continue  # not planned for this arm, or nowhere complete
-            is_enough = found.n >= MIN_REPLICATES
-            interval = bootstrap_interval(values, seed=config.seed, method=config.interval) if is_enough else None
+            interval = t_interval(values)
             rows.append(
                 {"measure": measure}
                 | _head_factors(arm)
@@ -130,8 +129,8 @@ def _means(config: StatsConfig, measured: TidyResults, measures: Sequence[str]) 
                 }
             )
     caption = (
-        f"Mean and standard deviation (ddof 1) over n seeds; low to high: 95 % {config.interval} bootstrap interval, "
-        f"from {MIN_REPLICATES} seeds on."
+        "Mean and standard deviation (ddof 1) over n seeds; low to high: 95 % t interval over seeds, from "
+        f"{MIN_REPLICATES} on."
     )
     return Table("means", caption, pd.DataFrame(rows), 1 + len(measured.factors))
 
@@ -148,34 +147,27 @@ def _head_factors(arm: Mapping[str, str]) -> dict[str, str]:
     return {f"{name} (factor)" if name in _TAKEN else name: level for name, level in arm.items()}
 
 
-def _effects(config: StatsConfig, measured: TidyResults, contrasts: dict[str, list[Contrast]]) -> Table:
+def _effects(measured: TidyResults, contrasts: dict[str, list[Contrast]]) -> Table:
     rows = []
     for measure, found in contrasts.items():
         for each in found:
-            is_enough = each.num_blocks >= MIN_REPLICATES
-            interval = each.interval if is_enough else None
+            interval = each.interval
             row: dict[str, Any] = {"measure": measure, "effect": _name(each), "difference": each.estimate}
             row |= {"low": interval.low if interval else None, "high": interval.high if interval else None}
-            row |= {"p": each.p_value if is_enough else None, "p Holm": each.p_holm if is_enough else None}
-            row |= {"seeds": each.num_blocks, "cells": each.num_cells}
+            row |= {"p": each.p_value, "p Holm": each.p_holm, "seeds": each.num_blocks, "cells": each.num_cells}
             row |= {"missing": _count_planned(measured, each) - each.num_cells}
             if measured.of_shifts:
-                row |= dict(zip(("shifts", "same direction"), _compare_shifts(measured, measure, each), strict=True))
+                row["shifts in that direction"] = _count_shifts(measured, measure, each)
             rows.append(row)
     caption = (
         "Main effects (level − reference) and interactions (differences of differences), everything else and the seed "
-        f"being equal. low to high: 95 % {config.interval} bootstrap interval, p: two-sided sign flips, both of whole "
-        f"seeds; – for fewer than {MIN_REPLICATES}. Holm: corrected over all effects on one measure. missing: planned "
-        "cells (other factors and seed) without a value on both sides."
+        f"being equal; a seed's difference is the mean over its cells. low to high: 95 % t interval over seeds, from "
+        f"{MIN_REPLICATES} on; p: two-sided sign flips of whole seeds, from {min_units()} on. Holm: corrected over all "
+        "effects on one measure. missing: planned cells (other factors and seed) without a value on both sides."
     )
     if measured.of_shifts:
-        caption += (
-            " same direction: of so many shifts, those whose mean difference has the sign of the effect; it describes "
-            "these trained models and is no test."
-        )
-    frame = pd.DataFrame(rows)
-    counted = [name for name in ("shifts", "same direction") if name in frame]
-    return Table("effects", caption, frame.astype(dict.fromkeys(counted, "Int64")), 2)
+        caption += " Shifts in that direction: a count for these results, nothing is tested over kinds of shift."
+    return Table("effects", caption, pd.DataFrame(rows), 2)
 
 
 def _name(contrast: Contrast) -> str:
@@ -194,14 +186,14 @@ def _count_planned(measured: TidyResults, contrast: Contrast) -> int:
     return int((sizes == 2 ** len(corners)).sum()) * measured.trials[SEED].nunique()
 
 
-def _compare_shifts(measured: TidyResults, measure: str, contrast: Contrast) -> tuple[int | None, int | None]:
-    """Return the number of shifts, and of those with a mean difference of the effect's sign.
+def _count_shifts(measured: TidyResults, measure: str, contrast: Contrast) -> str | None:
+    """Return how many kinds of shift differ in the direction of a main effect on a mean over shifts, as "7 of 8".
 
-    Only for main effects on a mean over shifts, over cells in which both means are defined; otherwise None.
+    Over the cells in which both means are defined; None for other effects.
     """
     metric = measured.measures[measure]
     if len(contrast.factors) > 1 or measure != f"robustness/mean_{metric}" or contrast.estimate is None:
-        return None, None
+        return None
     names = [name for name, of in measured.of_shifts.items() if of == metric]
     (factor,), (level,), (reference,) = contrast.factors, contrast.levels, contrast.references
     others = [name for name in measured.factors if name != factor]
@@ -209,7 +201,7 @@ def _compare_shifts(measured: TidyResults, measure: str, contrast: Contrast) -> 
     differences = pd.DataFrame(wide.xs(level, level=factor) - wide.xs(reference, level=factor))
     # A shift that is planned for other arms only has no value.
     per_shift = differences.dropna(subset=[measure])[names].mean().dropna()
-    return len(per_shift), int((np.sign(per_shift) == np.sign(contrast.estimate)).sum())
+    return f"{int((per_shift * contrast.estimate > 0).sum())} of {len(per_shift)}"
 
 
 def _seeds(config: StatsConfig, measured: TidyResults, contrasts: dict[str, list[Contrast]]) -> Table:
@@ -257,7 +249,6 @@ def _variance(config: StatsConfig, measured: TidyResults) -> Table:
         found = decompose_variance(
             measured.trials, value=measure, factors=list(measured.factors), block=SEED, max_order=config.max_order
         )
-        is_enough = measured.trials.dropna(subset=[measure])[SEED].nunique() >= MIN_REPLICATES
         for term in found.terms:
             name = " × ".join("seed" if factor == SEED else factor for factor in term.factors)
             row = {"measure": measure, "source": name or "left: seed × arm, noise", "df": term.df}
@@ -266,13 +257,13 @@ def _variance(config: StatsConfig, measured: TidyResults) -> Table:
                 "share": term.eta_squared,
                 "omega squared": term.omega_squared,
             }
-            rows.append(row | ({"F": term.f, "p": term.p_value} if is_enough else {"F": None, "p": None}))
+            rows.append(row | {"F": term.f, "p": term.p_value})
         if found.num_missing and abs(found.overlap) > 1e-12:
             rows.append({"measure": measure, "source": "shared by several (missing cells)", "share": found.overlap})
     caption = (
         "What the spread is made of: share of the total sum of squares (eta squared), and omega squared, the "
-        "same without what chance alone gives. Least squares, type III; F against what is left. p is not corrected; – "
-        f"for fewer than {MIN_REPLICATES} seeds."
+        "same without what chance alone gives. Least squares, type III; F against what is left. p is not corrected, "
+        f"and there is none for fewer than {MIN_REPLICATES} seeds."
     )
     frame = pd.DataFrame(rows, columns=None if rows else ["df"])
     return Table("variance", caption, frame.astype({"df": "Int64"}), 2)
@@ -316,26 +307,22 @@ def _hypotheses(config: StatsConfig, measured: TidyResults) -> Table:
     for hypothesis in config.hypotheses:
         posed, results = measured.pose(hypothesis, config.seed)
         found.append(assess_evidence(posed, Measured(results)))
-    corrected = _correct(config.hypotheses, [evidence.p_value for evidence in found])
-    best = _correct(config.hypotheses, [evidence.smallest_p for evidence in found])
+    corrected = _correct(config.hypotheses, [Corrected(each.p_value, each.p_size) for each in found])
+    best = _correct(config.hypotheses, [Corrected(each.smallest_p) for each in found])
     rows = []
-    for hypothesis, evidence, p_holm, best_p in zip(config.hypotheses, found, corrected, best, strict=True):
-        verdict, reason = decide(hypothesis, evidence, p_holm, best_p)
+    for hypothesis, evidence, p_values, best_p in zip(config.hypotheses, found, corrected, best, strict=True):
+        verdict, reason = decide(hypothesis, evidence, p_values, best_p.claim)
         interval = evidence.interval
         row: dict[str, Any] = {"name": hypothesis.name, "verdict": verdict, "reason": reason}
         row |= {"compared": describe_comparison(hypothesis), "measure": hypothesis.metric, "effect": evidence.effect}
         row |= {"low": interval.low if interval else None, "high": interval.high if interval else None}
-        row |= {"p": evidence.p_value, "p Holm": p_holm, "over": evidence.units, "missing": evidence.num_missing}
+        row |= {"p": evidence.p_value, "p Holm": p_values.claim, "p of size, Holm": p_values.size}
+        row |= {"over": evidence.units, "missing": evidence.num_missing}
         rows.append(row)
     return Table("hypotheses", caption, pd.DataFrame(rows), 5)
 
 
-def _correct(hypotheses: Sequence[Hypothesis], p_values: Sequence[float | None]) -> list[float | None]:
-    """Return p-values, Holm-corrected within each family. None counts as 1 for the others, as in a study."""
-    corrected: list[float | None] = [None] * len(p_values)
-    for family in {hypothesis.family for hypothesis in hypotheses}:
-        members = [number for number, hypothesis in enumerate(hypotheses) if hypothesis.family == family]
-        adjusted = holm([1.0 if (p := p_values[number]) is None else p for number in members])
-        for number, p in zip(members, adjusted, strict=True):
-            corrected[number] = None if p_values[number] is None else p
-    return corrected
+def _correct(hypotheses: Sequence[Hypothesis], p_values: Sequence[Corrected]) -> list[Corrected]:
+    """Return p-values, Holm-corrected within each family: all hypotheses count as written before the results."""
+    about = [(each, Registered(describe_hypothesis(each), PREREGISTERED, 0, 0)) for each in hypotheses]
+    return correct(p_values, about, [])

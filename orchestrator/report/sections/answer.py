@@ -11,7 +11,7 @@ import pandas as pd
 
 from orchestrator.analysis.effects import Effect
 from orchestrator.analysis.results import TITLES, Results
-from orchestrator.analysis.wording import NO_BREAK, percent, sentence
+from orchestrator.analysis.wording import NO_BREAK, percent, plural, sentence
 from orchestrator.planning.states import COMPLETE
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, note, table
 
@@ -63,9 +63,9 @@ def arms_section(results: Results, arms: pd.DataFrame) -> Section:
     replicates = int(arms["planned"].max())
     text = (
         f"{sentence(TITLES[results.metric])} in %, mean ± standard deviation over replicates (n = {replicates} "
-        "planned per arm); ECE, the expected calibration error, in % too, lower is better. Bold is the best of a "
-        "column, and only the validation column may choose. The dots are the replicates’ mean shifted value. Click a "
-        "heading to sort."
+        "planned per arm); ECE, the expected calibration error, in % too, lower is better. Bold is the best mean of a "
+        "column, which need not be better than the next; only the validation column may choose. The dots are the "
+        "replicates’ mean shifted value. Click a heading to sort."
     )
     if replicates == 1:
         text += " With one replicate there is no standard deviation: differences between arms may be chance."
@@ -117,10 +117,6 @@ def _strip(values: pd.Series, limits: tuple[float, float]) -> str:
     return f'<svg class="strip" width="110" height="16" role="img"><line x1="4" x2="106" y1="8" y2="8"/>{dots}</svg>'
 
 
-#: Below this many resampled units a nominal 95 % interval covers less than 93 % (measured; see ``bootstrap_interval``).
-FEW_UNITS = 6
-
-
 @dataclass(frozen=True)
 class Statement:
     """One finding: a short heading, the finding itself, and a text with numbers and n."""
@@ -162,7 +158,7 @@ def answer(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> A
     if missing:
         return Answer((), f"No complete trial has a defined {' or '.join(missing)}, so no arm can be chosen by it.")
     chosen, best = (arms.iloc[int(arms[column].argmax())] for column in (chooser, shifted))
-    statements = [_chosen(results, arms, chosen), _oracle(results, chosen, best)]
+    statements = [_chosen(results, arms, chosen), _oracle(results, arms, chosen, best)]
     if len(arms) == 1:
         statements = statements[:1]
     largest = [effect for effect in effects if effect.difference is not None]
@@ -196,20 +192,24 @@ def _chosen(results: Results, arms: pd.DataFrame, arm: pd.Series) -> Statement:
     )
 
 
-def _oracle(results: Results, chosen: pd.Series, best: pd.Series) -> Statement:
+def _flattered(count: int) -> str:
+    return f", and the best of {count} means is flattered" if count > 1 else ""
+
+
+def _oracle(results: Results, arms: pd.DataFrame, chosen: pd.Series, best: pd.Series) -> Statement:
     column = f"robustness/mean_{results.metric}"
     gap = 100 * (best[f"{column}.mean"] - chosen[f"{column}.mean"])
     if best["name"] == chosen["name"]:
-        lost = "Validation chose the same arm: nothing was lost by choosing without looking at the shifts."
+        lost = "Validation chose the same arm: here nothing was lost by choosing without looking at the shifts."
     elif pd.isna(gap):
         lost = "The arm that validation chose has no defined value to compare with."
     else:
-        lost = f"Choosing on validation gave up {gap:.1f} points of it."
+        lost = f"With these trained models, choosing on validation gave up {gap:.1f} points of it."
     return Statement(
         "Best under shift, in hindsight (oracle)",
         str(best["label"]),
         f"Mean shifted {TITLES[results.metric]} {_value(best, column)} ({_n(best, column)}). {lost} "
-        "The oracle looks at test data to choose: it is a bound, not a choice.",
+        f"The oracle looks at test data to choose: it is a bound, not a choice{_flattered(len(arms))}.",
     )
 
 
@@ -218,13 +218,18 @@ def _largest(results: Results, effects: Sequence[Effect]) -> Statement:
     difference = 100 * (effect.difference or 0.0)
     heading = f"Largest effect on mean shifted {TITLES[results.metric]}"
     headline = f"{effect.factor}: {effect.level} instead of {effect.reference}, {difference:+.1f} points"
-    if effect.interval is None:
-        return Statement(heading, headline, f"{sentence(effect.resampled)}.")
-    low, high = 100 * effect.interval.low, 100 * effect.interval.high
-    verdict = "" if low > 0 or high < 0 else " The interval contains 0: it cannot be told from no effect."
-    few = effect.interval.num_units < FEW_UNITS
-    narrow = f" Intervals from {effect.interval.num_units} units are too narrow; read it as a hint." if few else ""
     missing = f" {sentence(missing_pairs(effect.num_missing))}." if effect.num_missing else ""
+    shifts = ""
+    if effect.num_shifts:
+        shifts = f" In that direction under {effect.num_same_direction} of {effect.num_shifts} shift types."
     picked = f" It was picked as the largest of {len(effects)}, which flatters it." if len(effects) > 1 else ""
-    interval = f"95 % interval {low:+.1f} to {high:+.1f}; {effect.resampled}."
-    return Statement(heading, headline, f"{interval}{missing}{verdict}{narrow}{picked}")
+    if effect.interval is None:
+        text = f"{effect.units}. It was seen in these trained models, on this test set."
+        return Statement(heading, headline, f"{text}{missing}{shifts}{picked}")
+    low, high = 100 * effect.interval.low, 100 * effect.interval.high
+    zero = " The interval contains 0: it cannot be told from no effect." if low <= 0 <= high else ""
+    text = (
+        f"95 % t interval {low:+.1f} to {high:+.1f} over {plural(effect.num_replicates, 'replicate')}: what other "
+        "seeds would give on this test set, not what other patients or sites would."
+    )
+    return Statement(heading, headline, f"{text}{missing}{zero}{shifts}{picked}")

@@ -1,0 +1,72 @@
+"""How far a statement about trained models reaches: number of models, split, patients, sites, pretrained encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.analysis.wording import plural
+from orchestrator.study.hypotheses import split_metric
+
+_SETS = {"val": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """What a statement rests on. None: the plan does not record it."""
+
+    #: Number of trained models whose results are compared.
+    num_models: int
+    #: Number of independently pretrained encoders that they started from, by stages of the study; 0 without any.
+    num_encoders: int
+    #: Name of the set of images in words, e.g. "test".
+    images: str | None = None
+    num_images: int | None = None
+    num_patients: int | None = None
+    num_sites: int | None = None
+    #: Whether every replicate has a split of its own.
+    has_own_splits: bool | None = None
+
+    def describe(self) -> str:
+        """Return the scope as a phrase, e.g. "24 trained models, 1,797 test images, for this split"."""
+        parts = [plural(self.num_models, "trained model")]
+        if self.num_encoders:
+            parts.append(plural(self.num_encoders, "independent encoder"))
+        if self.num_images is not None:
+            parts.append(f"{self.num_images:,} {self.images} images" + self._describe_origin())
+        if self.has_own_splits is not None:
+            parts.append("a split per replicate" if self.has_own_splits else "for this split")
+        return ", ".join(parts)
+
+    def _describe_origin(self) -> str:
+        origin = "" if self.num_patients is None else f" of {plural(self.num_patients, 'patient')}"
+        if self.num_sites is not None:
+            origin += f" at {plural(self.num_sites, 'site')}"
+        return origin
+
+
+def find_scope(plan: Mapping[str, Any], metric: str, *, num_models: int, num_encoders: int) -> Scope:
+    """Return the scope of a statement about one metric.
+
+    Args:
+        plan: content of ``plan.json``, or of results from elsewhere, which have no ``data``.
+        metric: metric of a hypothesis.
+        num_models: number of trained models that are compared.
+        num_encoders: number of pretrained encoders behind them.
+    """
+    data = plan.get("data")
+    if data is None:
+        return Scope(num_models, num_encoders)
+    kind, name, _ = split_metric(metric)
+    images = name if kind == "external" else "val" if metric.startswith("val/") else "test"
+    patients, sites = data.get("num_patients"), data.get("num_sites", {})
+    return Scope(
+        num_models,
+        num_encoders,
+        images=_SETS.get(images, images),
+        num_images=data["num_images"].get(images),
+        num_patients=None if patients is None else patients.get(images),
+        num_sites=sites.get(images),
+        has_own_splits=False,
+    )
