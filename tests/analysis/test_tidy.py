@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from orchestrator.analysis.tidy.reading import load_tidy
-from orchestrator.analysis.tidy.results import SEED
+from orchestrator.analysis.tidy.reading import StatsConfig, load_tidy
+from orchestrator.analysis.tidy.results import SEED, TidyResults
 from orchestrator.analysis.tidy.tables import Table, compute_tables, write_tables
 from orchestrator.cli.main import app
 from orchestrator.statistics.factorial import compute_contrasts
@@ -84,12 +84,17 @@ def write(tmp_path: Path) -> Callable[..., tuple[Path, Path]]:
 Write = Callable[..., tuple[Path, Path]]
 
 
+def load(*files: Path) -> tuple[StatsConfig, TidyResults]:
+    *tables, config = files
+    return load_tidy(tables, config)
+
+
 def by_name(tables: list[Table]) -> dict[str, Table]:
     return {table.name: table for table in tables}
 
 
 def test_measures_are_means_over_severities_then_shifts(write: Write) -> None:
-    _, measured = load_tidy(*write())
+    _, measured = load(*write())
     assert measured.factors == {"pretraining": ["scratch", "simclr"], "augmentation": ["none", "strong"]}
     assert list(measured.measures) == [
         *("id/accuracy", "robustness/mean_accuracy", "robustness/worst_accuracy"),
@@ -108,14 +113,15 @@ def test_measures_are_means_over_severities_then_shifts(write: Write) -> None:
 def test_trial_that_lacks_an_evaluation_has_no_mean_and_is_counted(write: Write) -> None:
     rows = [row for row in make_rows() if row[:5] != ["simclr", "strong", 2, "fog", 2]]
     rows[0][5] = ""  # scratch, strong, 0, clean
-    config, measured = load_tidy(*write(rows=rows))
+    config, measured = load(*write(rows=rows))
     missing = measured.trials.set_index(["pretraining", "augmentation", SEED]).loc[("simclr", "strong", "2")]
     assert missing[["robustness/mean_accuracy", "robustness/worst_accuracy", "shift/fog/accuracy"]].isna().all()
     assert missing[["id/accuracy", "shift/zoom/accuracy"]].notna().all()
     tables = by_name(compute_tables(config, measured))
     counts = tables["counts"].frame.set_index(["pretraining", "augmentation"])
-    assert counts.loc[("simclr", "strong")].to_dict() == {"seeds": 8, "evaluations": 103, "missing": 1, "undefined": 0}
-    assert counts.loc[("scratch", "strong")].to_dict() == {"seeds": 8, "evaluations": 104, "missing": 0, "undefined": 1}
+    known = ["seeds", "planned", "evaluations", "missing", "undefined"]
+    assert counts.loc[("simclr", "strong"), known].tolist() == [8, 104, 103, 1, 0]
+    assert counts.loc[("scratch", "strong"), known].tolist() == [8, 104, 104, 0, 1]
     means = tables["means"].frame.set_index(["measure", "pretraining", "augmentation"])["n"]
     assert means.loc[("robustness/mean_accuracy", "simclr", "strong")] == 7
     assert means.loc[("id/accuracy", "scratch", "strong")] == 7
@@ -124,7 +130,7 @@ def test_trial_that_lacks_an_evaluation_has_no_mean_and_is_counted(write: Write)
 
 
 def test_effects_are_those_of_the_reports_statistics(write: Write) -> None:
-    config, measured = load_tidy(*write())
+    config, measured = load(*write())
     effects = by_name(compute_tables(config, measured))["effects"].frame
     row = (
         effects[effects["measure"] == "robustness/mean_accuracy"]
@@ -146,7 +152,7 @@ def test_effects_are_those_of_the_reports_statistics(write: Write) -> None:
 
 
 def test_number_of_seeds_and_the_makeup_of_the_spread(write: Write) -> None:
-    config, measured = load_tidy(*write())
+    config, measured = load(*write())
     tables = by_name(compute_tables(config, measured))
     seeds = tables["seeds"].frame
     assert set(seeds["measure"]) == {"id/accuracy", "robustness/mean_accuracy", "robustness/worst_accuracy"}
@@ -160,7 +166,7 @@ def test_number_of_seeds_and_the_makeup_of_the_spread(write: Write) -> None:
 
 
 def test_hypotheses_are_judged_as_in_a_study(write: Write) -> None:
-    config, measured = load_tidy(*write(CONFIG + HYPOTHESES))
+    config, measured = load(*write(CONFIG + HYPOTHESES))
     verdicts = by_name(compute_tables(config, measured))["hypotheses"].frame.set_index("name")
     # Two in the family, over eight seeds; what counts shifts has no p-value and no part in it.
     assert verdicts["verdict"].to_dict() == {"ssl": "supported", "shifts": "no verdict", "loses": "contradicted"}
@@ -174,7 +180,7 @@ def test_one_column_of_conditions_without_shifts_is_enough(write: Write) -> None
     rows: list[list[object]] = [
         [arm, seed, 0.5 + 0.1 * (arm == "b") + 0.01 * seed] for arm in "ab" for seed in range(6)
     ]
-    config, measured = load_tidy(
+    config, measured = load(
         *write("columns: {factors: [arm], seed: seed}\nmetrics: {dice: higher}\n", rows, ["arm", "seed", "dice"])
     )
     tables = by_name(compute_tables(config, measured))
@@ -185,7 +191,7 @@ def test_one_column_of_conditions_without_shifts_is_enough(write: Write) -> None
 
 
 def test_four_seeds_have_no_interval_and_no_p_in_any_table_of_numbers(write: Write) -> None:
-    config, measured = load_tidy(*write(rows=make_rows(4)))
+    config, measured = load(*write(rows=make_rows(4)))
     tables = by_name(compute_tables(config, measured))
     for name in ("means", "effects", "shifts"):
         frame = tables[name].frame
@@ -196,7 +202,7 @@ def test_four_seeds_have_no_interval_and_no_p_in_any_table_of_numbers(write: Wri
 
 
 def test_one_seed_gives_means_and_nothing_it_cannot_know(write: Write) -> None:
-    config, measured = load_tidy(*write(rows=make_rows(1)))
+    config, measured = load(*write(rows=make_rows(1)))
     tables = by_name(compute_tables(config, measured))
     assert "seeds" not in tables
     assert tables["means"].frame["sd"].isna().all()
@@ -205,7 +211,7 @@ def test_one_seed_gives_means_and_nothing_it_cannot_know(write: Write) -> None:
 
 
 def test_tables_are_written_for_people_and_programs(write: Write, tmp_path: Path) -> None:
-    tables = compute_tables(*load_tidy(*write(CONFIG + HYPOTHESES)))
+    tables = compute_tables(*load(*write(CONFIG + HYPOTHESES)))
     paths = write_tables(tables, str(tmp_path / "out"))
     assert sorted(paths) == sorted(str(path) for path in (tmp_path / "out").iterdir() if path.suffix != ".sha256")
     names = ["hypotheses", "means", "effects", "seeds", "variance", "counts", "shifts"]
@@ -229,7 +235,7 @@ def test_command_prints_markdown_and_the_paths(write: Write, tmp_path: Path) -> 
 def problems(write: Write, config: str = CONFIG, **how: object) -> list[str]:
     table, path = write(config, **how)
     with pytest.raises(StudyError) as caught:
-        load_tidy(table, path)
+        load_tidy([table], path)
     head, *lines = str(caught.value).split("\n  ")
     assert f"found {len(lines)} problem{'s' * (len(lines) > 1)}" in head
     return [line.replace(f"{table.parent}/", "") for line in lines]
@@ -299,18 +305,18 @@ def test_wrong_configurations(write: Write, config: str, found: str) -> None:
 def test_unreadable_files_are_named(write: Write, tmp_path: Path) -> None:
     table, config = write()
     with pytest.raises(StudyError, match=r"could not read the results .*absent"):
-        load_tidy(tmp_path / "absent.csv", config)
+        load_tidy([tmp_path / "absent.csv"], config)
     with pytest.raises(StudyError, match=r"could not read the configuration .*absent"):
-        load_tidy(table, tmp_path / "absent.yaml")
+        load_tidy([table], tmp_path / "absent.yaml")
     assert problems(write, rows=[]) == ["results.csv: found no rows, expected a header and a row per evaluation"]
     assert problems(write, head=[*HEAD[:-1], "ece"])[0] == "results.csv:1: ece: the column is there 2 times; keep one"
     table.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(StudyError, match="UTF-8"):
-        load_tidy(table, config)
+        load_tidy([table], config)
 
 
 @pytest.mark.parametrize("delimiter", [";", "\t"])
 def test_other_delimiters_are_seen(write: Write, delimiter: str) -> None:
     table, config = write()
     table.write_text("\ufeff" + table.read_text().replace(",", delimiter))
-    assert len(load_tidy(table, config)[1].trials) == 32
+    assert len(load_tidy([table], config)[1].trials) == 32

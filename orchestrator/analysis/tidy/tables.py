@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.formats import TextTable, write_latex, write_markdown
@@ -24,6 +23,9 @@ from orchestrator.study.hypotheses import Hypothesis, describe_comparison, descr
 from trainables.storage.folder import Folder
 
 _DASH = "–"
+#: Headings of the tables' own columns, which a factor may be called as well.
+_TAKEN = frozenset({"measure", "metric", "mean", "sd", "low", "high", "n", "shift"})
+_TAKEN |= {"seeds", "planned", "evaluations", "missing", "undefined", "empty at severity"}
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,7 @@ class Table:
 def _format(column: Any, value: Any) -> str:
     if pd.isna(value):
         return _DASH
-    if isinstance(value, float) and str(column).startswith("p"):
+    if isinstance(value, float) and (column == "p" or str(column).startswith(("p ", "probability"))):
         return f"{value:.3f}" if value >= 0.001 else "< 0.001"
     if not isinstance(value, float):
         return str(value)
@@ -85,6 +87,7 @@ def compute_tables(config: StatsConfig, measured: TidyResults) -> list[Table]:
         _effects(measured, contrasts),
         _seeds(config, measured, contrasts),
         _variance(config, measured),
+        _counts(measured),
         _left_out(measured),
         replace(_means(measured, list(measured.of_shifts)), name="shifts", is_long=True),
     ]
@@ -111,10 +114,12 @@ def _means(measured: TidyResults, measures: Sequence[str]) -> Table:
     for measure in measures:
         for arm, group in _arms(measured):
             values, found = group[measure], summarise(group[measure])
+            if measure in measured.of_shifts and not found.n:
+                continue  # not planned for this arm, or nowhere complete
             interval = t_interval(values)
             rows.append(
                 {"measure": measure}
-                | arm
+                | _head_factors(arm)
                 | {
                     "mean": found.mean,
                     "sd": found.sd,
@@ -137,6 +142,11 @@ def _arms(measured: TidyResults) -> list[tuple[dict[str, str], pd.DataFrame]]:
     return sorted(named, key=lambda pair: [measured.factors[name].index(pair[0][name]) for name in factors])
 
 
+def _head_factors(arm: Mapping[str, str]) -> dict[str, str]:
+    """Return an arm's levels under the headings of its factors, which no other column of a table has."""
+    return {f"{name} (factor)" if name in _TAKEN else name: level for name, level in arm.items()}
+
+
 def _effects(measured: TidyResults, contrasts: dict[str, list[Contrast]]) -> Table:
     rows = []
     for measure, found in contrasts.items():
@@ -145,7 +155,7 @@ def _effects(measured: TidyResults, contrasts: dict[str, list[Contrast]]) -> Tab
             row: dict[str, Any] = {"measure": measure, "effect": _name(each), "difference": each.estimate}
             row |= {"low": interval.low if interval else None, "high": interval.high if interval else None}
             row |= {"p": each.p_value, "p Holm": each.p_holm, "seeds": each.num_blocks, "cells": each.num_cells}
-            row |= {"missing": each.num_missing}
+            row |= {"missing": _count_planned(measured, each) - each.num_cells}
             if measured.of_shifts:
                 row["shifts in that direction"] = _count_shifts(measured, measure, each)
             rows.append(row)
@@ -153,7 +163,7 @@ def _effects(measured: TidyResults, contrasts: dict[str, list[Contrast]]) -> Tab
         "Main effects (level − reference) and interactions (differences of differences), everything else and the seed "
         f"being equal; a seed's difference is the mean over its cells. low to high: 95 % t interval over seeds, from "
         f"{MIN_REPLICATES} on; p: two-sided sign flips of whole seeds, from {min_units()} on. Holm: corrected over all "
-        "effects on one measure."
+        "effects on one measure. missing: planned cells (other factors and seed) without a value on both sides."
     )
     if measured.of_shifts:
         caption += " Shifts in that direction: a count for these results, nothing is tested over kinds of shift."
@@ -165,22 +175,33 @@ def _name(contrast: Contrast) -> str:
     return " × ".join(f"{factor}: {level} − {reference}" for factor, level, reference in parts)
 
 
+def _count_planned(measured: TidyResults, contrast: Contrast) -> int:
+    """Return the number of cells that a contrast is planned in: all corners are arms of the table, with every seed."""
+    others = [name for name in measured.factors if name not in contrast.factors]
+    corners = dict(zip(contrast.factors, zip(contrast.references, contrast.levels, strict=True), strict=True))
+    arms = measured.trials[list(measured.factors)].drop_duplicates()
+    for factor, labels in corners.items():
+        arms = arms[arms[factor].isin(labels)]
+    sizes = arms.groupby(others).size() if others else pd.Series([len(arms)])
+    return int((sizes == 2 ** len(corners)).sum()) * measured.trials[SEED].nunique()
+
+
 def _count_shifts(measured: TidyResults, measure: str, contrast: Contrast) -> str | None:
-    """Return how many kinds of shift differ in the direction of a main effect on a mean over shifts, as "7 of 8"."""
+    """Return how many kinds of shift differ in the direction of a main effect on a mean over shifts, as "7 of 8".
+
+    Over the cells in which both means are defined; None for other effects.
+    """
     metric = measured.measures[measure]
-    names = [name for name, of in measured.of_shifts.items() if of == metric]
-    if len(contrast.factors) > 1 or measure != f"robustness/mean_{metric}":
+    if len(contrast.factors) > 1 or measure != f"robustness/mean_{metric}" or contrast.estimate is None:
         return None
+    names = [name for name, of in measured.of_shifts.items() if of == metric]
     (factor,), (level,), (reference,) = contrast.factors, contrast.levels, contrast.references
     others = [name for name in measured.factors if name != factor]
-    wide = measured.trials.set_index([factor, *others, SEED])[names]
-    present = set(wide.index.get_level_values(factor))
-    if not {level, reference} <= present:
-        return None
-    differences = wide.xs(level, level=factor) - wide.xs(reference, level=factor)
-    per_shift = np.array([summarise(differences[name]).mean for name in names], dtype=float)
-    known = per_shift[np.isfinite(per_shift)]
-    return f"{int((known * (contrast.estimate or 0.0) > 0).sum())} of {len(known)}"
+    wide = measured.trials.set_index([factor, *others, SEED])[[measure, *names]]
+    differences = pd.DataFrame(wide.xs(level, level=factor) - wide.xs(reference, level=factor))
+    # A shift that is planned for other arms only has no value.
+    per_shift = differences.dropna(subset=[measure])[names].mean().dropna()
+    return f"{int((per_shift * contrast.estimate > 0).sum())} of {len(per_shift)}"
 
 
 def _seeds(config: StatsConfig, measured: TidyResults, contrasts: dict[str, list[Contrast]]) -> Table:
@@ -241,20 +262,38 @@ def _variance(config: StatsConfig, measured: TidyResults) -> Table:
             rows.append({"measure": measure, "source": "shared by several (missing cells)", "share": found.overlap})
     caption = (
         "What the spread is made of: share of the total sum of squares (eta squared), and omega squared, the "
-        "same without what chance alone gives. Least squares, type III; F against what is left. p is not corrected."
+        "same without what chance alone gives. Least squares, type III; F against what is left. p is not corrected, "
+        f"and there is none for fewer than {MIN_REPLICATES} seeds."
     )
     frame = pd.DataFrame(rows, columns=None if rows else ["df"])
     return Table("variance", caption, frame.astype({"df": "Int64"}), 2)
 
 
-def _left_out(measured: TidyResults) -> Table:
-    counts = measured.counts
+def _counts(measured: TidyResults) -> Table:
+    rows = [
+        _head_factors(each.arm)
+        | {"seeds": each.num_seeds, "planned": each.num_planned, "evaluations": each.num_present}
+        | {"missing": each.num_planned - each.num_present, "undefined": each.num_undefined}
+        for each in measured.counts
+    ]
     caption = (
-        "What is there and what is not: missing are evaluations (seed, shift, severity) that some other arm or seed "
-        "has; undefined are those in which a metric is empty. Neither enters a mean, and a mean over shifts of which "
-        "one is missing is not taken."
+        "What is there and what is not: planned are all seeds with all evaluations (shift and severity) of the table; "
+        "missing are those without a row, undefined those in which a metric is empty. Neither enters a mean, and a "
+        "mean over shifts of which one is missing is not taken."
     )
-    return Table("counts", caption, counts, len(measured.factors))
+    return Table("counts", caption, pd.DataFrame(rows), len(measured.factors))
+
+
+def _left_out(measured: TidyResults) -> Table:
+    rows = [
+        {"metric": each.metric}
+        | _head_factors(each.within)
+        | {"shift": each.shift or "not shifted"}
+        | {"empty at severity": ", ".join(f"{severity:g}" for severity in each.severities)}
+        for each in measured.left_out
+    ]
+    caption = "Shifts that are in no mean of a metric, for any arm: at these severities it is empty in every row."
+    return Table("left_out", caption, pd.DataFrame(rows), 3 + len(measured.left_out[0].within if rows else ()))
 
 
 def _hypotheses(config: StatsConfig, measured: TidyResults) -> Table:
@@ -264,8 +303,10 @@ def _hypotheses(config: StatsConfig, measured: TidyResults) -> Table:
     )
     if not config.hypotheses:
         return Table("hypotheses", caption, pd.DataFrame(), 4)
-    values = Measured(measured.as_results(config.seed))
-    found = [assess_evidence(hypothesis, values) for hypothesis in config.hypotheses]
+    found = []
+    for hypothesis in config.hypotheses:
+        posed, results = measured.pose(hypothesis, config.seed)
+        found.append(assess_evidence(posed, Measured(results)))
     corrected = _correct(config.hypotheses, [Corrected(each.p_value, each.p_size) for each in found])
     best = _correct(config.hypotheses, [Corrected(each.smallest_p) for each in found])
     rows = []
