@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.analysis.effects import Effect
 from orchestrator.analysis.results import Results
+from orchestrator.report.differences import differences_of_levels
 from orchestrator.report.heat_maps import MAX_CELLS
 from orchestrator.report.page import Cell, Column, Section, embed, note, table
 from orchestrator.report.sections.answer import missing_pairs
@@ -129,7 +130,7 @@ def effects_section(results: Results, effects: Mapping[str, Sequence[Effect]]) -
         "differences, corrected after Holm for the number of rows; it asks whether the effect has the same sign across "
         "shifts, not across replicates."
     )
-    body = embed(figure, "figure-effects") + note(text) + table(columns, rows)
+    body = embed(figure, "figure-effects") + note(text) + differences_of_levels(results.plan) + table(columns, rows)
     return Section("effects", "Effects", "Main effect of each factor", body)
 
 
