@@ -40,7 +40,7 @@ class Answer:
 
 @dataclass(frozen=True)
 class Source:
-    """What a checklist is filled from."""
+    """Results, verdicts and places from which a checklist is filled."""
 
     results: Results
     #: Rows of ``verdicts.csv``.
