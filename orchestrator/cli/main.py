@@ -23,7 +23,7 @@ from orchestrator.cli.data import data
 from orchestrator.cli.options import (
     Address,
     AsJson,
-    Checklist,
+    Checklists,
     FigureFormat,
     Mlflow,
     Overrides,
@@ -197,7 +197,7 @@ def report(
     overrides: Overrides = None,
     metric: Annotated[str, typer.Option(help="Metric of the tables and figures.")] = "balanced_accuracy",
     figures: Annotated[FigureFormat | None, typer.Option(help="Write each figure as a file, and its data.")] = None,
-    checklist: Checklist = None,
+    checklists: Checklists = None,
 ) -> None:
     """Rewrite the report from the ledger."""
     from orchestrator.ledger.ledger import Ledger
@@ -211,7 +211,7 @@ def report(
     written = write_report(ledger, cache_dir=loaded.execution.cache_dir.expanduser(), metric=metric)
     _console().print(written.summary, soft_wrap=True, highlight=False, markup=False)
     images = write_figures(ledger.root, figures.value) if figures is not None else []
-    images += [write_checklist(ledger, checklist.value)] if checklist is not None else []
+    images += [write_checklist(ledger, name) for name in dict.fromkeys(checklists or ())]
     for where in (written.html, *written.csv, *images):
         typer.echo(where)
 

@@ -35,4 +35,6 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")
 VerifyData = Annotated[
     bool, typer.Option("--verify-data", help="Read every byte of the data instead of trusting sizes and times.")
 ]
-Checklist = Annotated[ChecklistName | None, typer.Option(help="Write the checklist, filled from the study.")]
+Checklists = Annotated[
+    list[ChecklistName] | None, typer.Option("--checklist", help="Fill a checklist from the study. Repeatable.")
+]

@@ -174,7 +174,7 @@ def _differences(source: Source) -> Iterator[Answer]:
 
 def _units(source: Source) -> Iterator[Answer]:
     for row in source.verdicts:
-        if row.get("over"):
+        if row.get("effect"):
             yield Answer(f"{row['name']}: {row['over']}", "verdicts.csv", "over")
 
 
