@@ -14,6 +14,7 @@ from orchestrator.driver.estimate import Estimate
 from orchestrator.driver.prepare import Prepared
 from orchestrator.ledger.preregistration import trace_hypotheses
 from orchestrator.planning.budget import describe_needs
+from orchestrator.planning.ceteris_paribus import read_differences
 
 _MAX_ARMS = 60
 
@@ -33,6 +34,7 @@ def describe_plan(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
         **({} if prepared.budget_status is None else {"budget": _describe_budget_status(prepared, costs)}),
         "hypotheses": [
             {"name": each.name, "claim": each.content["claim"], "status": each.status, "remark": each.remark}
+            | {"differences": read_differences(prepared.about, each.name)}
             for each in trace_hypotheses(prepared.registration.versions)
         ],
         **plan,

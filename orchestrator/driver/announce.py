@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from orchestrator.driver.prepare import Prepared
 from orchestrator.ledger.preregistration import EXPLORATORY, PREREGISTERED, trace_hypotheses
+from orchestrator.planning.ceteris_paribus import read_differences
 from orchestrator.planning.feasibility import find_attainable
 from orchestrator.planning.plan import describe_skipped
 from orchestrator.search.proposals import Search
@@ -130,6 +131,7 @@ def _announce_hypotheses(prepared: Prepared, console: Console) -> None:
         if each.status != PREREGISTERED:
             changes = f"; {'; '.join(each.changes)}" if each.changes else ""
             warn(console, each.status, f"{each.name}: {each.remark}{changes}")
+    _announce_differences(prepared, console)
     attainable, without_arms = find_attainable(prepared.study.hypotheses, prepared.plan, prepared.about["factors"])
     for found in attainable:
         if found.is_reached:
@@ -138,6 +140,19 @@ def _announce_hypotheses(prepared: Prepared, console: Console) -> None:
             warn(console, "undecided", found.describe())
     for line in without_arms:
         warn(console, "hopeless", line)
+
+
+def _announce_differences(prepared: Prepared, console: Console) -> None:
+    """Print in what the sides of each hypothesis differ beyond the factors that it names."""
+    if not prepared.study.hypotheses:
+        return
+    is_equal = True
+    for hypothesis in prepared.study.hypotheses:
+        for line in read_differences(prepared.about, hypothesis.name) or ():
+            warn(console, "differs", f"{hypothesis.name}: besides the factors that it names, {line}")
+            is_equal = False
+    if is_equal:
+        print_line(console, "", "the sides of each differ only in the factors that it names")
 
 
 def _describe_changes(prepared: Prepared) -> Iterator[str]:

@@ -13,6 +13,12 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.preregistration import EMPTY_REGISTRATION, Registration, update_registration
 from orchestrator.ledger.usage import read_budget_status
 from orchestrator.planning.budget import BudgetStatus, describe_budget
+from orchestrator.planning.ceteris_paribus import (
+    check_ceteris_paribus,
+    describe_all_differences,
+    find_differences_of_hypotheses,
+    read_settings,
+)
 from orchestrator.planning.feasibility import check_attainable, check_evaluated_shifts, check_external_sets
 from orchestrator.planning.inputs import Inputs
 from orchestrator.planning.metric_checks import check_hypotheses_defined, check_search_defined
@@ -98,10 +104,11 @@ def prepare(
     Raises:
         DataError: the data are unusable; every problem is named.
         WeightsUnavailableError: pretrained weights are not available.
-        StudyError: settings do not fit the data.
+        StudyError: settings do not fit the data, or ``ceteris_paribus: strict`` is not kept.
     """
-    inputs = Inputs(study.execution.cache_dir, verify=verify_data)
     arms = study.arms()
+    differences = {} if study.search else {"differences": _find_differences(study, arms)}
+    inputs = Inputs(study.execution.cache_dir, verify=verify_data)
     if study.hypotheses:
         external = {name for arm in arms for name in inputs.dataset(arm.config.data).external}
         check_external_sets(study.hypotheses, sorted(external))
@@ -116,7 +123,7 @@ def prepare(
     plan = search.plan if search else make_plan(arms, replicates=study.replicates, facts=inputs)
     check_attainable(study.hypotheses, plan, _levels(arms))
     states = ledger.states()
-    about = _describe(study, arms, inputs, mlflow=mlflow)
+    about = _describe(study, arms, inputs, mlflow=mlflow) | differences
     before = ledger.read_plan() if ledger.root.is_intact("plan.json") else None
     actions = reconcile(plan, states, retry_failed=retry_failed, early_stopping=study.stops_early)
     prepared = Prepared(study, ledger, inputs, plan, states, actions, about, before, search)
@@ -222,6 +229,21 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
         "study_sha256": compute_study_sha256(study),
         "base": base,
     }
+
+
+def _find_differences(study: Study, arms: Sequence[Arm]) -> dict[str, Any]:
+    """Return the fields in which the sides of comparisons differ beyond their factors, as ``plan.json`` holds them.
+
+    Raises:
+        StudyError: if the study asks that there be none, and a hypothesis has some.
+    """
+    factors = _levels(arms)
+    configs = [arm.config.model_dump(mode="json") for arm in arms]
+    settings = read_settings([arm.levels for arm in arms], configs, study.grid())
+    found = find_differences_of_hypotheses(study.hypotheses, settings, factors)
+    if study.ceteris_paribus == "strict":
+        check_ceteris_paribus(found)
+    return describe_all_differences(settings, found, factors)
 
 
 def _levels(arms: Sequence[Arm]) -> dict[str, list[str]]:

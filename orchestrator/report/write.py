@@ -30,6 +30,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.usage import describe_compute, find_usage, read_budget_status
 from orchestrator.planning.budget import BudgetStatus
 from orchestrator.planning.plan import describe_skipped
+from orchestrator.report.checklist_items import CHECKLISTS
 from orchestrator.report.examples import Examples, build_examples
 from orchestrator.report.exports import paper_tables
 from orchestrator.report.page import Section, render_page
@@ -160,7 +161,8 @@ def _examples(results: Results, cache_dir: Path) -> tuple[Examples | None, str |
 
 def _write(root: Folder, page: str, tables: dict[str, str]) -> None:
     root.remove(SOURCE)
-    root.remove(FIGURES)  # of an older page
+    for older in (FIGURES, *(f"report/checklist-{name}.md" for name in CHECKLISTS)):
+        root.remove(older)
     for name, text in tables.items():
         root.write(f"report/{name}", text.encode())
     root.write(PAGE, page.encode())  # last, so that a page never lies beside older tables

@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -97,6 +97,10 @@ class Study(Frozen):
         max_length=MAX_HYPOTHESES,
         description="What is claimed before the study runs; the report says how it ended.",
     )
+    ceteris_paribus: Literal["report", "strict"] = Field(
+        "report",
+        description="Fields that conditions make differ between the sides of a hypothesis: said, or refused (strict).",
+    )
     report: ReportConfig = ReportConfig()
     execution: ExecutionConfig = Field(default_factory=ExecutionConfig)  # when a study is read: it asks for the home
 
@@ -106,6 +110,8 @@ class Study(Frozen):
         said = self.model_dump(mode="json", exclude={"execution"} | unset)
         if self.search is not None and self.search.early_stopping is None:
             del said["search"]["early_stopping"]
+        if self.ceteris_paribus == "report":
+            del said["ceteris_paribus"]
         return said
 
     @property
@@ -119,11 +125,18 @@ class Study(Frozen):
         Raises:
             StudyError: if the factors do not fit the trial; never for a study that was read from a file.
         """
-        source = Source(self.study, {name: _plain(getattr(self, name)) for name in self.model_fields_set})
+        source = self._as_source()
         arms = expand(read_grid(source), source)
         if source.problems:
             raise StudyError(source.describe_problems())
         return arms
+
+    def grid(self) -> Grid:
+        """Return what the arms are made from: base values, factors, conditions and exclusions."""
+        return read_grid(self._as_source())
+
+    def _as_source(self) -> Source:
+        return Source(self.study, {name: _plain(getattr(self, name)) for name in self.model_fields_set})
 
 
 def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:

@@ -243,3 +243,16 @@ def test_numbers_in_figures_are_json_even_where_values_are_missing(tmp_path: Pat
     _, page = render(ledger, tmp_path)
     heat = figures_of(page)["figure-heat"]["data"][0]
     assert np.isfinite([value for row in heat["z"] for value in row if value is not None]).all()
+
+
+def test_effects_say_what_differs_besides_the_level(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path)
+    assert "was not recorded by the version that planned" in render(ledger, tmp_path)[1]
+    line = "training.learning_rate: 0.001 (none) / 0.00003 (strong)"
+    for levels, expected in (
+        ({"augmentation": {"strong": [line]}}, f"augmentation, strong: {line}"),
+        ({}, "Between the levels of a factor nothing differs but what they set."),
+    ):
+        plan = ledger.read_plan() | {"differences": {"hypotheses": {}, "levels": levels}}
+        ledger.root.write_json("plan.json", plan)
+        assert expected in render(ledger, tmp_path)[1]

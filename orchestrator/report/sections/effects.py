@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.analysis.effects import Effect
 from orchestrator.analysis.results import Results
+from orchestrator.report.differences import differences_of_levels
 from orchestrator.report.heat_maps import MAX_CELLS
 from orchestrator.report.page import Cell, Column, Section, embed, note, table
 from orchestrator.report.sections.answer import missing_pairs
@@ -129,6 +130,7 @@ def effects_section(results: Results, effects: Mapping[str, Sequence[Effect]]) -
     ]
     rows = [_row(effect, has_p=has_p, has_shifts=has_shifts) for effect in main]
     body = embed(figure, "figure-effects") + note(_note(titles.get(lead, lead), has_p=has_p, has_shifts=has_shifts))
+    body += differences_of_levels(results.plan)
     return Section("effects", "Effects", "Main effect of each factor", body + table(columns, rows))
 
 
