@@ -38,11 +38,11 @@ def announce(prepared: Prepared, console: Console) -> None:
     print_line(
         console,
         "plan",
-        f"{_count(len(plan.trials), 'trial')} and {_count(len(plan.stages), 'stage')}; {_count(done, 'trial')} "
+        f"{count(len(plan.trials), 'trial')} and {count(len(plan.stages), 'stage')}; {count(done, 'trial')} "
         f"complete, {f'{len(actions.stopped)} stopped early, ' if actions.stopped else ''}"
-        f"{_count(kinds['trial'], 'trial')} and {_count(kinds['stage'], 'stage')} to run"
+        f"{count(kinds['trial'], 'trial')} and {count(kinds['stage'], 'stage')} to run"
         + (f", {len(actions.resume)} of them to resume" if actions.resume else "")
-        + (f"; {_count(plan.num_to_come, 'trial')} to be proposed" if plan.num_to_come else ""),
+        + (f"; {count(plan.num_to_come, 'trial')} to be proposed" if plan.num_to_come else ""),
     )
     if prepared.search is not None:
         _announce_search(prepared.search, console)
@@ -54,7 +54,7 @@ def announce(prepared: Prepared, console: Console) -> None:
         warn(console, "left out", line)
     if actions.failed:
         failed = sum(work.kind == "trial" for work in actions.failed)
-        warn(console, "failed before", f"{_count(failed, 'trial')}; --retry-failed tries again")
+        warn(console, "failed before", f"{count(failed, 'trial')}; --retry-failed tries again")
     todo = {work.signature for work in actions.open}
     damages = [
         f"{damage}; " + ("it is made again" if signature in todo else "nothing that will run needs it")
@@ -78,7 +78,7 @@ def _announce_data(prepared: Prepared, console: Console) -> None:
             warn(console, "similar", "images may be copies of each other; robustsweep data check STUDY draws them")
     num_bad = sum(len(dataset.quarantined) for dataset in prepared.inputs.datasets)
     if num_bad:
-        warn(console, "quarantined", f"{_count(num_bad, 'image')}; the report names them")
+        warn(console, "quarantined", f"{count(num_bad, 'image')}; the report names them")
 
 
 def _announce_budget(prepared: Prepared, console: Console) -> None:
@@ -87,7 +87,7 @@ def _announce_budget(prepared: Prepared, console: Console) -> None:
         print_line(console, "budget", budget_status.describe() + " taken so far, over all runs")
     held_back = Counter(work.kind for work in actions.held_back) + Counter(trial=prepared.num_withheld)
     if held_back:
-        which = " and ".join(_count(number, kind) for kind, number in sorted(held_back.items(), reverse=True))
+        which = " and ".join(count(number, kind) for kind, number in sorted(held_back.items(), reverse=True))
         rest = "" if actions.open else ", and nothing else is open"
         warn(console, "held back", f"{which}: the budget has no room for more{rest}; raise execution.budget to go on")
 
@@ -143,7 +143,7 @@ def _describe_changes(prepared: Prepared) -> Iterator[str]:
     new = {trial.signature for trial in prepared.plan.trials}
     if old == new:
         return
-    yield f"{_count(len(new - old), 'trial')} added, {len(old - new)} no longer planned since the run before"
+    yield f"{count(len(new - old), 'trial')} added, {len(old - new)} no longer planned since the run before"
     if before["data"]["fingerprint"] != about["data"]["fingerprint"]:
         yield "the images, labels or splits have changed, and with them every result"
     elif before["study_sha256"] == about["study_sha256"]:
@@ -155,5 +155,6 @@ def _describe_changes(prepared: Prepared) -> Iterator[str]:
         yield f"the study file is the same: weights or defaults have changed ({versions or 'with the same versions'})"
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """Return the number with its noun, e.g. "1 arm" or "2 arms"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.planning.plan import imagenet_of
-from trainables.config import ContrastivePretraining, DataConfig, TrialConfig
+from trainables.config import DataConfig, TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.errors import ConfigError, WeightsUnavailableError
 from trainables.frozen import canonical_json
+from trainables.pretraining_config import ContrastivePretraining
 
 
 class Inputs:

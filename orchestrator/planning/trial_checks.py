@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 from orchestrator.planning.inputs import Inputs
 from orchestrator.planning.plan import imagenet_of
 from orchestrator.planning.settings_checks import SettingsChecks
-from trainables.config import ContrastivePretraining, ImageNetPretraining, ScratchPretraining, TrialConfig
+from trainables.config import TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.errors import ConfigError, StudyError
 from trainables.frozen import canonical_json
+from trainables.pretraining_config import ContrastivePretraining, ImageNetPretraining, ScratchPretraining
 from trainables.shifts.wording import check_shift_names
 
 if TYPE_CHECKING:

@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.planning.plan import imagenet_of, merge_plans
-from tests.support.plans import StatedFacts, plan_of
-from trainables.config import StageConfig, TrialConfig
+from orchestrator.planning.encoders import find_encoder_uses
+from orchestrator.planning.identity import compute_signature
+from orchestrator.planning.plan import Plan, imagenet_of, merge_plans
+from tests.support.plans import StatedFacts, names_of, plan_of
+from trainables.config import TrialConfig
+from trainables.errors import StudyError
 
 CONTRASTIVE = "{kind: contrastive, epochs: %d}"
 SHARED = f"""
@@ -51,17 +54,112 @@ def test_the_longest_path_comes_first_and_replicates_vary_slowest() -> None:
     assert replicates == sorted(replicates)
 
 
-def test_a_stage_per_replicate_only_when_asked_for() -> None:
-    text = "factors: {pretraining: {c: {kind: contrastive, epochs: 2%s}}, augmentation: [none, strong]}\nreplicates: 3"
-    assert len(plan_of(text % "").stages) == 1
-    plan = plan_of(text % ", per_replicate: true")
-    assert len(plan.stages) == 3
-    of_stage = {stage.signature: stage.config for stage in plan.stages}
+ENCODERS = """
+factors: {pretraining: {s: scratch, c: {kind: contrastive, epochs: 2%s}}, augmentation: [none, strong]}
+replicates: %d
+"""
+
+
+def encoders_of(plan: Plan) -> dict[str, dict[int, int]]:
+    """Return arm → replicate → number of the encoder that its trial needs."""
+    number = {stage.signature: stage.config.encoder for stage in plan.stages}  # type: ignore[union-attr]
+    found: dict[str, dict[int, int]] = {}
     for trial in plan.trials:
-        stage = of_stage[trial.needs[0]]
-        assert isinstance(stage, StageConfig)
-        assert stage.replicate == trial.replicate
-    assert len({stage.name for stage in plan.stages}) == 3
+        if trial.needs:
+            found.setdefault(trial.name, {})[trial.replicate or 0] = number[trial.needs[0]]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("", [0, 0, 0, 0, 0]),
+        (", encoders: 1", [0, 0, 0, 0, 0]),
+        (", encoders: 2", [0, 1, 0, 1, 0]),
+        (", encoders: 5", [0, 1, 2, 3, 4]),
+        (", encoders: per_replicate", [0, 1, 2, 3, 4]),
+    ],
+)
+def test_replicates_are_assigned_to_encoders_in_turn_and_arms_share_them(setting: str, expected: list[int]) -> None:
+    plan = plan_of(ENCODERS % (setting, 5))
+    names = ("pretraining=c, augmentation=none", "pretraining=c, augmentation=strong")
+    assert encoders_of(plan) == {name: dict(enumerate(expected)) for name in names}
+    assert len({stage.name for stage in plan.stages}) == len(plan.stages) == len(set(expected))
+    for trial in plan.trials:
+        assert isinstance(trial.config, TrialConfig)
+        contrastive = trial.config.pretraining.kind == "contrastive"
+        assert trial.config.encoder == (expected[trial.replicate or 0] if contrastive else None)
+        assert trial.signature == compute_signature(trial.config, trial.data_fingerprint)
+
+
+def test_more_encoders_or_replicates_keep_the_stages_and_trials_that_stay_what_they_are() -> None:
+    one, two, each = (plan_of(ENCODERS % (text, 4)) for text in ("", ", encoders: 2", ", encoders: per_replicate"))
+    stages = [{stage.signature for stage in plan.stages} for plan in (one, two, each)]
+    assert stages[0] < stages[1] < stages[2]
+    kept = [trial for trial in one.trials if trial.signature in names_of(each)]
+    assert [trial.replicate for trial in kept if trial.needs] == [0, 0]
+    assert sum(not trial.needs for trial in kept) == 2 * 4  # from scratch: all
+    grown = plan_of(ENCODERS % (", encoders: per_replicate", 6))
+    assert names_of(each).items() <= names_of(grown).items()
+    assert stages[2] < {stage.signature for stage in grown.stages}
+
+
+def test_what_the_encoders_of_an_arm_decide_is_counted() -> None:
+    text = """
+factors:
+  pretraining:
+    s: scratch
+    one: {kind: contrastive, epochs: 2}
+    two: {kind: contrastive, epochs: 3, encoders: 2}
+    own: {kind: contrastive, epochs: 4, encoders: per_replicate}
+  augmentation: [none, strong]
+replicates: 6
+"""
+    plan = plan_of(text)
+    one, two, own = find_encoder_uses(plan)
+    assert one.arms == ("pretraining=one, augmentation=none", "pretraining=one, augmentation=strong")
+    assert [(len(use.encoders), use.num_replicates, use.num_more) for use in (one, two, own)] == [
+        (1, 6, 5),
+        (2, 6, 4),
+        (6, 6, 0),
+    ]
+    replicates = {trial.signature: trial.replicate for trial in plan.trials}
+    assert [sorted(replicates[trial] or 0 for trial in use.reused) for use in (one, two, own)] == [
+        [1, 1, 2, 2, 3, 3, 4, 4, 5, 5],
+        [2, 2, 3, 3, 4, 4, 5, 5],
+        [],
+    ]
+    assert find_encoder_uses(plan_of("replicates: 6")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "pretraining: {kind: contrastive, encoders: 3}\nreplicates: 2",
+            r"s.yaml:3: pretraining\.encoders: found 3 encoders for 2 replicate\(s\), expected at most as many",
+        ),
+        (
+            "factors: {pretraining: {s: scratch, c: {kind: contrastive, encoders: 3}}}\nreplicates: 2",
+            r"factors\.pretraining\.c\.encoders: found 3 encoders for 2 replicate\(s\)",
+        ),
+        (
+            "pretraining: {kind: contrastive}\nfactors: {pretraining.encoders: [1, 2]}\nreplicates: 2",
+            r"the arms .* have the same configuration \(pretraining\.encoders aside\); exclude one of them",
+        ),
+        ("pretraining: {kind: contrastive, encoders: 0}", r"pretraining\.encoders"),
+        ("pretraining: {kind: contrastive, encoders: each}", r"pretraining\.encoders"),
+        ("factors: {encoder: [1, 2]}", "the trial has no field 'encoder'"),
+        (
+            "pretraining: {kind: contrastive}\nreplicates: 2\n"
+            "search: {num_trials: 2, space: {pretraining.encoders: {choices: [1, 2]}}}",
+            r"search\.space\.pretraining\.encoders: makes no other trial",
+        ),
+    ],
+)
+def test_numbers_of_encoders_that_cannot_be(text: str, message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        plan_of(text)
 
 
 def test_arms_without_weights_are_left_out_with_the_reason() -> None:
