@@ -50,7 +50,10 @@ class ImageData(Frozen):
     )
     val_fraction: Fraction = Field(0.2, description="Share of groups for validation where the source has no split.")
     test_fraction: Fraction = Field(0.2, description="Share of groups for test where the source has no split.")
-    split_seed: Seed = Field(0, description="Seed of the split; the same for all arms and replicates.")
+    split_seed: Seed = Field(0, description="Seed of the split; the same for all arms.")
+    split: Literal["fixed", "per_replicate"] = unhashed(  # split_seed decides the result
+        "fixed", "All replicates have the same train, val and test, or each draws its own; only where split_seed draws."
+    )
     ordinal: bool = Field(False, description="Classes are ordered: quadratic weighted kappa is reported.")
     label_map: dict[Text, Text] | None = Field(
         None, description="Original label -> class name; labels that are not named are an error."

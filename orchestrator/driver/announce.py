@@ -13,6 +13,7 @@ from orchestrator.ledger.preregistration import EXPLORATORY, PREREGISTERED, trac
 from orchestrator.planning.feasibility import find_unsupportable
 from orchestrator.planning.plan import describe_skipped
 from orchestrator.search.proposals import Search
+from trainables.data.dataset import Dataset
 from trainables.data.describe import describe_dataset
 
 #: Maximum number of damaged folders that are listed one by one.
@@ -70,13 +71,20 @@ def announce(prepared: Prepared, console: Console) -> None:
 
 
 def _announce_data(prepared: Prepared, console: Console) -> None:
+    alike: dict[tuple[object, ...], list[Dataset]] = {}
     for dataset in prepared.inputs.datasets:
+        num_images = sum(map(len, (dataset.splits | dataset.external).values()))
+        key = (dataset.name, dataset.splits["train"].images.shape[1:], num_images)
+        alike.setdefault(key, []).append(dataset)
+    for dataset, *others in alike.values():
         print_line(console, "data", dataset.name)
         for label, line in describe_dataset(dataset).items():
             print_line(console, "", f"{label}: {line}")
+        if others:
+            print_line(console, "", f"and {len(others)} more with other splits or settings")
         if dataset.similar.counts:
             warn(console, "similar", "images may be copies of each other; robustsweep data check STUDY draws them")
-    num_bad = sum(len(dataset.quarantined) for dataset in prepared.inputs.datasets)
+    num_bad = len(prepared.inputs.quarantined)
     if num_bad:
         warn(console, "quarantined", f"{count(num_bad, 'image')}; the report names them")
 

@@ -218,4 +218,4 @@ def _kind_of(work: Work) -> str:
 def _kind_of_trial(config: TrialConfig) -> str:
     """Return a key of the settings that determine a trial's time: data, network, augmentation, training, evaluation."""
     parts = [config.data, config.model, config.augmentation, config.training, config.evaluation]
-    return canonical_json([compute_identity(part) for part in parts])
+    return canonical_json([compute_identity(part) | {"split_seed": None} for part in parts])

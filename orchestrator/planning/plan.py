@@ -115,7 +115,8 @@ def describe_skipped(skipped: Sequence[Mapping[str, Any]]) -> list[str]:
 def make_plan(arms: Sequence[ArmLike], *, replicates: int, facts: Facts) -> Plan:
     """Return the plan of a study: every arm × replicate, and each stage that these trials need once.
 
-    Replicate r starts from contrastive encoder r modulo ``pretraining.encoders``. Replicates vary slowest, so that an
+    Replicate r has the split of ``replace_split`` and contrastive encoder r modulo ``pretraining.encoders``. Replicates
+    vary slowest, so that an
     interrupted study has complete comparisons rather than complete arms.
     """
     stages: dict[str, Work] = {}
@@ -126,11 +127,14 @@ def make_plan(arms: Sequence[ArmLike], *, replicates: int, facts: Facts) -> Plan
         reason = facts.missing_weights(arm.config)
         if reason is None:
             config = facts.resolve(arm.config)
-            runnable.append((arm, arm.name, config, compute_identity(config), facts.fingerprint(config)))
+            splits = [replace_split(config, replicate) for replicate in range(_num_splits(config, replicates))]
+            known = [(each, compute_identity(each), facts.fingerprint(each)) for each in splits]
+            runnable.append((arm, arm.name, known))
         else:
             skipped.append(Skipped(arm.name, arm.levels, replicates, reason))
     for replicate in range(replicates):
-        for arm, name, base, identity, fingerprint in runnable:
+        for arm, name, known in runnable:
+            base, identity, fingerprint = known[replicate % len(known)]
             numbers = {"replicate": replicate, "encoder": _choose_encoder(base, replicate, replicates)}
             config = base.model_copy(update=numbers)
             needs = []
@@ -138,7 +142,7 @@ def make_plan(arms: Sequence[ArmLike], *, replicates: int, facts: Facts) -> Plan
             if stage is not None:
                 stages.setdefault(stage.signature, stage)
                 needs.append(stage.signature)
-            # Equals compute_signature(config, …), but computes the identity once per arm, not per trial.
+            # Equals compute_signature(config, …), but computes the identity once per arm and split, not per trial.
             signature = hash_identity(identity | numbers, fingerprint)
             trials.setdefault(
                 signature, Work("trial", signature, name, config, fingerprint, tuple(needs), arm.levels, replicate)
@@ -176,6 +180,20 @@ def _cost(stage: Work) -> float:
     """Return the length of a stage in epochs; ties keep the order of the study file."""
     assert isinstance(stage.config, StageConfig)
     return float(stage.config.pretraining.epochs)
+
+
+def replace_split(config: TrialConfig, replicate: int) -> TrialConfig:
+    """Return the config of a replicate's trial with the seed of its split; all else is replicate 0's."""
+    if config.data.split == "fixed" or replicate == 0:
+        return config
+    from trainables.data.splits import derive_split_seed  # imports NumPy
+
+    seed = derive_split_seed(config.data.split_seed, replicate)
+    return config.model_copy(update={"data": config.data.model_copy(update={"split_seed": seed})})
+
+
+def _num_splits(config: TrialConfig, num_replicates: int) -> int:
+    return 1 if config.data.split == "fixed" else num_replicates
 
 
 def _choose_encoder(config: TrialConfig, replicate: int, num_replicates: int) -> int | None:

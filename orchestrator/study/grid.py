@@ -379,12 +379,13 @@ def _report_useless(arms: Sequence[Arm], unused: set[Key], source: Source, *, ex
     if not arms and expected_any:
         source.report(("exclude",), "every arm is excluded, expected at least one to remain")
     seen: dict[str, Arm] = {}
-    # How many encoders the replicates share makes no other trial.
-    configs = ((arm.config.model_dump_json(exclude={"pretraining": {"encoders"}}), arm) for arm in arms)
+    # What replicates share makes no other trial of replicate 0.
+    shared: Any = {"data": {"split"}, "pretraining": {"encoders"}}
+    configs = ((arm.config.model_dump_json(exclude=shared), arm) for arm in arms)
     twins = [(other, arm) for config, arm in configs if (other := seen.setdefault(config, arm)) is not arm]
     if twins:
         more = f", and {len(twins) - 1} more such pairs" if len(twins) > 1 else ""
         first, second = twins[0]
-        aside = "" if first.config == second.config else " (pretraining.encoders aside)"
+        aside = "" if first.config == second.config else " (data.split and pretraining.encoders aside)"
         same = f"the arms {first.name!r} and {second.name!r} have the same configuration{aside}{more}"
         source.report(("factors",), f"{same}; exclude one of them")

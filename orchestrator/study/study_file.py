@@ -187,14 +187,25 @@ def _validate(tree: Source, folder: Path | str) -> Study | None:
         found = f"found {study.replicates:,} of {num_arms:,} arms"
         tree.report(("replicates",), f"{found}, expected at most {MAX_TRIALS:,} trials in all")
     if study is not None:
-        _check_encoders(tree, grid, study.replicates)
+        _check_encoders(tree, grid, arms, study.replicates)
     if study is not None and study.search and not tree.problems:
         _check_search(tree, study, study.search, arms)
     return study
 
 
-def _check_encoders(tree: Source, grid: Grid, replicates: int) -> None:
-    """Report numbers of contrastive encoders that the replicates cannot use."""
+def _check_encoders(tree: Source, grid: Grid, arms: Sequence[Arm], replicates: int) -> None:
+    """Report numbers of contrastive encoders that the replicates, or their splits, cannot use."""
+    shared = []
+    for arm in arms:
+        encoders = getattr(arm.config.pretraining, "encoders", None)
+        if arm.config.data.split == "per_replicate" and isinstance(encoders, int) and encoders < replicates:
+            shared.append(arm.name)
+    if shared:
+        tree.report(
+            ("pretraining", "encoders"),
+            "expected per_replicate with data.split: per_replicate, because an encoder that replicates share has seen "
+            f"test images of theirs (arm {shared[0]}{f' and {len(shared) - 1} more' if shared[1:] else ''})",
+        )
     for assignment in grid.assignments():
         number = assignment.value
         if assignment.path == ("pretraining", "encoders") and isinstance(number, int) and number > replicates:

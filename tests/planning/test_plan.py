@@ -145,7 +145,7 @@ replicates: 6
         ),
         (
             "pretraining: {kind: contrastive}\nfactors: {pretraining.encoders: [1, 2]}\nreplicates: 2",
-            r"the arms .* have the same configuration \(pretraining\.encoders aside\); exclude one of them",
+            r"have the same configuration \(data\.split and pretraining\.encoders aside\); exclude one of them",
         ),
         ("pretraining: {kind: contrastive, encoders: 0}", r"pretraining\.encoders"),
         ("pretraining: {kind: contrastive, encoders: each}", r"pretraining\.encoders"),
@@ -160,6 +160,45 @@ replicates: 6
 def test_numbers_of_encoders_that_cannot_be(text: str, message: str) -> None:
     with pytest.raises(StudyError, match=message):
         plan_of(text)
+
+
+SPLIT = "factors: {augmentation: [none, strong]}\nreplicates: 3\n"
+
+
+def seeds_of(plan: Plan) -> dict[str, list[int]]:
+    """Return arm → the seed of the split of every replicate."""
+    found: dict[str, list[int]] = {}
+    for trial in plan.trials:
+        found.setdefault(trial.name, []).append(trial.config.data.split_seed)
+    return found
+
+
+def test_all_replicates_have_one_split_unless_each_draws_its_own() -> None:
+    assert seeds_of(plan_of(SPLIT, "data.split_seed=7")) == {
+        "augmentation=none": [7, 7, 7],
+        "augmentation=strong": [7, 7, 7],
+    }
+    fixed, own = plan_of(SPLIT), plan_of(SPLIT, "data.split=per_replicate")
+    none, strong = seeds_of(own).values()
+    assert none == strong  # arms stay paired
+    assert none[0] == 0
+    assert len(set(none)) == 3
+    assert {trial.replicate for trial in own.trials if trial.signature in names_of(fixed)} == {0}
+    for trial in own.trials:
+        assert trial.signature == compute_signature(trial.config, trial.data_fingerprint)
+    assert names_of(own).items() <= names_of(plan_of(SPLIT, "data.split=per_replicate", "replicates=5")).items()
+
+
+def test_an_encoder_never_sees_the_test_images_of_its_trials() -> None:
+    text = "pretraining: {kind: contrastive, encoders: %s}\nreplicates: 3\n"
+    plan = plan_of(text % "per_replicate", "data.split=per_replicate")
+    stages = {stage.signature: stage.config for stage in plan.stages}
+    assert len(stages) == 3
+    for trial in plan.trials:
+        assert stages[trial.needs[0]].data == trial.config.data  # type: ignore[union-attr]
+    assert len(plan_of(text % 3, "data.split=per_replicate").stages) == 3
+    with pytest.raises(StudyError, match=r"encoders: expected per_replicate with data\.split: per_replicate"):
+        plan_of(text % 2, "data.split=per_replicate")
 
 
 def test_arms_without_weights_are_left_out_with_the_reason() -> None:

@@ -170,7 +170,9 @@ class PhantomPixels:
 
 def build_phantom_source(config: PhantomData, digests: FileDigests) -> Source:
     """Return the source of a phantom; metadata are lesion_count, lesion_area_px (at image_size) and nuisance."""
-    recipe = hash_json([PHANTOM_VERSION, config.model_dump(mode="json", include=set(PhantomData.model_fields))])
+    recipe = hash_json(
+        [PHANTOM_VERSION, config.model_dump(mode="json", include=set(PhantomData.model_fields) - {"split"})]
+    )
     return Source(recipe, lambda: _build_table(config, recipe))
 
 
