@@ -61,6 +61,9 @@ class ImageData(Frozen):
     external_sites: tuple[Text, ...] = Field(
         (), description="Sites kept out of train, val and test; each becomes an external set of that name."
     )
+    leave_out: Text | None = Field(
+        None, description="One more such site; as a factor with one level per site: leave-one-site-out."
+    )
     on_bad: Literal["error", "quarantine"] = Field(
         "error", description="An unusable image stops the study, or is set aside and counted in the report."
     )
@@ -74,6 +77,20 @@ class ImageData(Frozen):
         "report", "Images that look like copies of each other are counted, or not looked for."
     )
     max_megapixels: float = unhashed(200.0, "Larger images are refused before decoding.", gt=0)
+
+    @property
+    def outer_sites(self) -> tuple[str, ...]:
+        """All sites kept out of train, val and test."""
+        return self.external_sites if self.leave_out is None else (*self.external_sites, self.leave_out)
+
+    @model_validator(mode="after")
+    def _left_out_once(self) -> ImageData:
+        if self.leave_out in self.external_sites:
+            raise ValueError(
+                f"found {self.leave_out!r} as leave_out and in external_sites, where it is left out of every arm; "
+                "expected it in one of them"
+            )
+        return self
 
 
 class FileData(ImageData):

@@ -84,9 +84,21 @@ def _announce_data(prepared: Prepared, console: Console) -> None:
             print_line(console, "", f"and {len(others)} more with other splits or settings")
         if dataset.similar.counts:
             warn(console, "similar", "images may be copies of each other; robustsweep data check STUDY draws them")
+    _announce_sites(prepared, console)
     num_bad = len(prepared.inputs.quarantined)
     if num_bad:
         warn(console, "quarantined", f"{count(num_bad, 'image')}; the report names them")
+
+
+def _announce_sites(prepared: Prepared, console: Console) -> None:
+    """Print how many sites are left out one at a time, and which are not."""
+    left = {work.config.data.leave_out for work in prepared.plan.trials} - {None}
+    if not left:
+        return
+    sets = (images for data in prepared.inputs.datasets for images in (data.splits | data.external).values())
+    others = sorted({str(site) for images in sets for site in set(images.sites)} - left - {""})
+    rest = f"; never left out: {', '.join(others[:10])}{', …' if others[10:] else ''}" if others else ""
+    print_line(console, "sites", f"{len(left)} of {len(left) + len(others)} left out, each in trials of its own{rest}")
 
 
 def _announce_budget(prepared: Prepared, console: Console) -> None:

@@ -21,7 +21,7 @@ STUDY = "factors: {pretraining: {a: scratch, b: {kind: contrastive, epochs: 3}},
 @pytest.mark.parametrize(
     ("config", "signature"),
     [
-        (TrialConfig(), "9b6a5b4ff3230a79"),
+        (TrialConfig(), "dfedf84ca3fd4d70"),
         (
             TrialConfig(
                 data=PhantomData(num_sites=2, lesion_radius_px=(1.0, 2.5)),
@@ -31,11 +31,11 @@ STUDY = "factors: {pretraining: {a: scratch, b: {kind: contrastive, epochs: 3}},
                 seed=3,
                 replicate=2,
             ),
-            "6b215a412b56c471",
+            "7acea7658b0482bd",
         ),
         (
             StageConfig(data=MedmnistData(), model=TrialConfig().model, pretraining=ContrastivePretraining()),
-            "36ed7bc01558ffe1",
+            "0931fbf77b96f64c",
         ),
     ],
 )
