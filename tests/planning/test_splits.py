@@ -107,7 +107,7 @@ def write_sites(folder: Path) -> Path:
     return folder / "m.csv"
 
 
-LEFT_OUT = "factors={data.leave_out: [paris, lyon, none], augmentation: [none, strong]}"
+LEFT_OUT = "factors={data.leave_out: [paris, lyon, null], augmentation: [none, strong]}"
 
 
 def test_each_site_is_left_out_in_trials_of_its_own(tmp_path: Path) -> None:
