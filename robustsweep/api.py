@@ -164,9 +164,10 @@ def run_trial(
     from pydantic import ValidationError
 
     from orchestrator.planning.identity import compute_signature
-    from trainables.config import ContrastivePretraining, Execution, TrialConfig
+    from trainables.config import Execution, TrialConfig
     from trainables.data.load import load_dataset
     from trainables.errors import ConfigError
+    from trainables.pretraining_config import ContrastivePretraining
     from trainables.storage.folder import Folder
     from trainables.trial import run_trial
 

@@ -31,6 +31,7 @@ from trainables.frozen import (
     revised,
     unhashed,
 )
+from trainables.pretraining_config import ContrastivePretraining, PretrainingConfig, ScratchPretraining
 from trainables.regularisers import NoRegulariser, RegulariserConfig, SpectralDecoupling, find_part
 
 #: Part of every signature. Increase it when a field changes its meaning but neither its name nor its type.
@@ -49,13 +50,19 @@ class ImageData(Frozen):
     )
     val_fraction: Fraction = Field(0.2, description="Share of groups for validation where the source has no split.")
     test_fraction: Fraction = Field(0.2, description="Share of groups for test where the source has no split.")
-    split_seed: Seed = Field(0, description="Seed of the split; the same for all arms and replicates.")
+    split_seed: Seed = Field(0, description="Seed of the split; the same for all arms.")
+    split: Literal["fixed", "per_replicate"] = unhashed(  # split_seed decides the result
+        "fixed", "All replicates have the same train, val and test, or each draws its own; only where split_seed draws."
+    )
     ordinal: bool = Field(False, description="Classes are ordered: quadratic weighted kappa is reported.")
     label_map: dict[Text, Text] | None = Field(
         None, description="Original label -> class name; labels that are not named are an error."
     )
     external_sites: tuple[Text, ...] = Field(
         (), description="Sites kept out of train, val and test; each becomes an external set of that name."
+    )
+    leave_out: Text | None = Field(
+        None, description="One more such site; as a factor with one level per site: leave-one-site-out."
     )
     on_bad: Literal["error", "quarantine"] = Field(
         "error", description="An unusable image stops the study, or is set aside and counted in the report."
@@ -70,6 +77,20 @@ class ImageData(Frozen):
         "report", "Images that look like copies of each other are counted, or not looked for."
     )
     max_megapixels: float = unhashed(200.0, "Larger images are refused before decoding.", gt=0)
+
+    @property
+    def outer_sites(self) -> tuple[str, ...]:
+        """All sites kept out of train, val and test."""
+        return self.external_sites if self.leave_out is None else (*self.external_sites, self.leave_out)
+
+    @model_validator(mode="after")
+    def _left_out_once(self) -> ImageData:
+        if self.leave_out in self.external_sites:
+            raise ValueError(
+                f"found {self.leave_out!r} as leave_out and in external_sites, where it is left out of every arm; "
+                "expected it in one of them"
+            )
+        return self
 
 
 class FileData(ImageData):
@@ -209,7 +230,7 @@ DataConfig = Annotated[
     Field(discriminator="kind"),
 ]
 
-# --------------------------------------------------------------------------- model and pretraining
+# --------------------------------------------------------------------------- model
 
 
 class ModelConfig(Frozen):
@@ -223,53 +244,6 @@ class ModelConfig(Frozen):
         None, description="Images are upscaled to this side (px) on the device; none: what the model needs."
     )
 
-
-#: The upper bound is an assumption: above any sensible layer, and below one that exhausts the memory.
-ProjectionSize = Annotated[int, Field(gt=0, le=65_536)]
-
-
-class ScratchPretraining(Frozen):
-    """Random initial weights, the same for all arms of a replicate."""
-
-    kind: Literal["scratch"] = "scratch"
-
-
-class ImageNetPretraining(Frozen):
-    """Supervised ImageNet weights: a file, the hub cache, or a download, in this order."""
-
-    kind: Literal["imagenet"] = "imagenet"
-    weights: str = Field("default", description="torchvision weights name (IMAGENET1K_V1) or timm tag; default: its.")
-    file: Path | None = Field(None, description="A state dict (.safetensors, .pth).", json_schema_extra=UNHASHED)
-    file_sha256: str | None = Field(None, description="Digest of the file; filled in by the plan.")
-    on_unavailable: Literal["error", "skip"] = Field(
-        "error", description="No weights reachable: stop, or leave the arm out loudly.", json_schema_extra=UNHASHED
-    )
-
-
-class ContrastivePretraining(Frozen):
-    """SimCLR pretraining on the training split (Chen et al. 2020), from scratch or from ImageNet weights."""
-
-    kind: Literal["contrastive"] = "contrastive"
-    method: Literal["simclr"] = "simclr"
-    init: Annotated[ScratchPretraining | ImageNetPretraining, Field(discriminator="kind")] = ScratchPretraining()
-    epochs: PositiveInt = 100
-    batch_size: Annotated[int, Field(ge=2, lt=2**31)] = Field(
-        256, description="Images; each is told apart from the others of its batch."
-    )
-    learning_rate: Rate = Field(0.06, description="SGD, momentum .9, cosine. .06: lightly’s small-image benchmarks.")
-    weight_decay: Weight = 1e-4
-    temperature: Annotated[float, Field(ge=1e-8)] = Field(0.2, description="lightly refuses less than 1e-8.")
-    projection_dim: ProjectionSize = 128
-    hidden_dim: ProjectionSize = 512
-    crop_scale_min: Fraction = Field(0.2, description="Smallest area share of RandomResizedCrop.")
-    jitter_strength: float = Field(1.0, ge=0, description="Scales ColorJitter(.4, .4, .4, .1).")
-    horizontal_flip: bool = Field(True, description="Off where left and right mean something, as in digits.")
-    per_replicate: bool = Field(False, description="One pretraining per replicate instead of one for all.")
-
-
-PretrainingConfig = Annotated[
-    ScratchPretraining | ImageNetPretraining | ContrastivePretraining, Field(discriminator="kind")
-]
 
 # --------------------------------------------------------------------------- training and evaluation
 
@@ -333,6 +307,9 @@ class TrialConfig(Frozen):
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: Seed = Field(0, description="Study seed.")
     replicate: int = Field(0, ge=0, lt=2**31)
+    encoder: int | None = Field(
+        None, ge=0, lt=2**31, description="Which of the arm's contrastive encoders; filled in by the plan."
+    )
 
     @model_validator(mode="after")
     def _one_value_per_class_or_group(self) -> TrialConfig:
@@ -371,7 +348,7 @@ def read_trial_config(stored: Mapping[str, Any]) -> TrialConfig:
 
 
 class StageConfig(Frozen):
-    """Complete description of one stage: a contrastive pretraining that several trials share."""
+    """Complete description of one stage: a contrastive pretraining that all trials with its ``encoder`` share."""
 
     schema_version: Literal[3] = SCHEMA_VERSION
     kind: Literal["contrastive"] = "contrastive"
@@ -379,7 +356,12 @@ class StageConfig(Frozen):
     model: ModelConfig
     pretraining: ContrastivePretraining
     seed: Seed = 0
-    replicate: int | None = Field(None, description="None: shared by all replicates.")
+    encoder: int = Field(0, ge=0, lt=2**31, description="Which of the independent pretrainings with these settings.")
+
+    @property
+    def stream(self) -> int | None:
+        """Part of all seeds of the stage; None for encoder 0, so that it is the one that studies had before."""
+        return self.encoder or None
 
 
 class Execution(Frozen):

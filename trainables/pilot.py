@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from trainables.config import Execution, ScratchPretraining, TrialConfig
+from trainables.config import Execution, TrialConfig
 from trainables.data.dataset import ImageSet
 from trainables.data.load import load_dataset
 from trainables.evaluation.predictions import predict
 from trainables.models.networks import Classifier
+from trainables.pretraining_config import ScratchPretraining
 from trainables.shifts.bank import build_shifts
 from trainables.training.acceleration import default_choice
 from trainables.training.loop import resolve_precision

@@ -21,15 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trainables.config import (
-    ContrastivePretraining,
-    Execution,
-    ImageNetPretraining,
-    ModelConfig,
-    PretrainingConfig,
-    StageConfig,
-    TrialConfig,
-)
+from trainables.config import Execution, ModelConfig, StageConfig, TrialConfig
 from trainables.cpus import count_cpus
 from trainables.data.dataset import Dataset
 from trainables.data.load import load_dataset
@@ -38,6 +30,7 @@ from trainables.evaluation.robustness import choose_shifts, evaluate_model, summ
 from trainables.models.networks import Classifier, build_model
 from trainables.ops.stain_normalisation import StainNormaliser, check_stainable, choose_tiles
 from trainables.pretraining.imagenet import load_imagenet
+from trainables.pretraining_config import ContrastivePretraining, ImageNetPretraining, PretrainingConfig
 from trainables.regularisers import (
     Dropout,
     NoRegulariser,
@@ -181,7 +174,7 @@ def run_stage(
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
     report({"event": "started", "epochs": config.pretraining.epochs})
     if not is_trained(folder, ENCODER):
-        seed_everything(derive_seed(config.seed, config.replicate, "stage"))
+        seed_everything(derive_seed(config.seed, config.stream, "stage"))
         model = build_network(config.model, config.pretraining.init, data, NoRegulariser()).to(device)
         pretrain_encoder(
             model,

@@ -30,7 +30,7 @@ from trainables.evaluation.balanced import (
     binomial_errors,
     compute_relative_errors,
 )
-from trainables.evaluation.metrics import METRICS, is_higher_better
+from trainables.evaluation.metrics import METRICS, is_higher_better, name_over_sites
 
 #: State, in every table, of a planned trial without a folder in the ledger.
 MISSING = "missing"
@@ -154,6 +154,11 @@ class Results:
             Measure(f"robustness/mean_{metric}", f"mean shifted {title}", "mean shifted"),
             Measure(f"robustness/worst_{metric}", f"worst shifted {title}", "worst shifted"),
             *(Measure(f"external/{name}/{metric}", f"{name} {title}", name) for name in self.external_sets),
+            *(
+                Measure(name_over_sites(each, metric), f"{words} {title} over external sets", f"{words} external")
+                for each, words in (("mean", "mean"), ("worst", "worst"), ("sd", "sd of"))
+                if len(self.external_sets) > 1
+            ),
             Measure("calibration/ece", "in-distribution ECE", "ECE"),
             Measure("calibration/mean_shifted_ece", "mean shifted ECE", "shifted ECE"),
         ]

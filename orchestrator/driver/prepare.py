@@ -25,7 +25,7 @@ from orchestrator.planning.metric_checks import check_hypotheses_defined, check_
 from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.planning.reconcile import Actions, reconcile
 from orchestrator.planning.states import COMPLETE
-from orchestrator.planning.trial_checks import check_settings
+from orchestrator.planning.trial_checks import check_settings, list_split_configs
 from orchestrator.search.proposals import Search
 from orchestrator.study.grid import Arm
 from orchestrator.study.report_config import describe_reference
@@ -116,7 +116,8 @@ def prepare(
         check_evaluated_shifts(study.hypotheses, arms, inputs.dataset)
     ledger = Ledger(storage, study.study)
     search = None if study.search is None else Search(study, ledger, arms, inputs)
-    configs = (arm.config for arm in arms) if search is None else search.sample_configs()
+    distinct = (arm.config for arm in arms) if search is None else search.sample_configs()
+    configs = list_split_configs(distinct, inputs, replicates=study.replicates)
     check_settings(configs, inputs, device=study.execution.device)
     if study.search is not None:
         check_search_defined(study.search, arms[0].config, inputs.dataset(arms[0].config.data))
@@ -207,7 +208,7 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
             "classes": list(data.classes),
             "fingerprint": data.fingerprint,
             "num_images": {name: len(images) for name, images in sets.items()},
-            "quarantined": [vars(bad) for dataset in inputs.datasets for bad in dataset.quarantined],
+            "quarantined": [vars(bad) for bad in inputs.quarantined],
             "copies": data.copies,
             "similar": {"counts": data.similar.counts, "unchecked": data.similar.unchecked},
             "conversions": data.conversions,

@@ -11,7 +11,7 @@ from orchestrator.study.fields import suggest
 from orchestrator.study.grid import Arm
 from orchestrator.study.hypotheses import Hypothesis
 from trainables.errors import StudyError
-from trainables.evaluation.metrics import NUM_PARAMETERS, find_metric
+from trainables.evaluation.metrics import NUM_PARAMETERS, find_metric, find_site_aggregate, name_over_sites
 
 if TYPE_CHECKING:
     from orchestrator.study.search_config import SearchConfig
@@ -67,6 +67,9 @@ def find_undefined(metric: str, config: TrialConfig, data: Dataset) -> str | Non
     name, (kind, _, rest) = find_metric(metric).name, metric.partition("/")
     if name == NUM_PARAMETERS.name:
         return None
+    aggregate = find_site_aggregate(metric)
+    if aggregate is not None:
+        return _find_undefined_over_sites(aggregate, name, config, data)
     external = rest.rpartition("/")[0] if kind == "external" else None
     if external is not None and external not in data.external:
         known = f"the data have {', '.join(data.external)}" if data.external else "the data have no external set"
@@ -78,3 +81,13 @@ def find_undefined(metric: str, config: TrialConfig, data: Dataset) -> str | Non
     split = external or ("val" if kind in ("val", "validation") else "test")
     lacking = find_absent_classes(data, split) if name == "auroc" else []
     return f"it needs an image of every class, and {split} has none of {', '.join(lacking[:6])}" if lacking else None
+
+
+def _find_undefined_over_sites(aggregate: str, name: str, config: TrialConfig, data: Dataset) -> str | None:
+    """Return why a metric has no such summary over the external sets, None if it has one."""
+    needed = 1 if aggregate == "mean" else 2
+    if len(data.external) < needed:
+        found = f"the data have {', '.join(data.external)}" if data.external else "the data have no external set"
+        return f"{name_over_sites(aggregate, name)} needs {needed}, and {found}"
+    reasons = (find_undefined(f"external/{external}/{name}", config, data) for external in data.external)
+    return next(filter(None, reasons), None)

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from orchestrator.planning.plan import imagenet_of
-from trainables.config import ContrastivePretraining, TrialConfig
+from trainables.config import TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.data.groups import check_groups, find_groups
 from trainables.errors import ConfigError
+from trainables.pretraining_config import ContrastivePretraining
 from trainables.regularisers import (
     GroupDro,
     LabelSmoothing,

@@ -21,16 +21,10 @@ from orchestrator.study.search_config import SearchConfig, expand_sampler
 from orchestrator.study.search_space import find_problems
 from orchestrator.study.yaml_source import MAX_BYTES, Key, Source, apply_override, format_key, read_yaml
 from trainables.augmentation_config import AugmentationConfig, NoAugmentation
-from trainables.config import (
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    PretrainingConfig,
-    ScratchPretraining,
-    TrainingConfig,
-)
+from trainables.config import DataConfig, EvaluationConfig, ModelConfig, TrainingConfig
 from trainables.errors import StudyError
 from trainables.frozen import Frozen, PositiveInt, Seed, canonical_json
+from trainables.pretraining_config import PretrainingConfig, ScratchPretraining
 from trainables.regularisers import NoRegulariser, RegulariserConfig
 
 
@@ -205,9 +199,34 @@ def _validate(tree: Source, folder: Path | str) -> Study | None:
     if study is not None and num_arms * study.replicates > MAX_TRIALS:
         found = f"found {study.replicates:,} of {num_arms:,} arms"
         tree.report(("replicates",), f"{found}, expected at most {MAX_TRIALS:,} trials in all")
+    if study is not None:
+        _check_encoders(tree, grid, arms, study.replicates)
     if study is not None and study.search and not tree.problems:
         _check_search(tree, study, study.search, arms)
     return study
+
+
+def _check_encoders(tree: Source, grid: Grid, arms: Sequence[Arm], replicates: int) -> None:
+    """Report numbers of contrastive encoders that the replicates, or their splits, cannot use."""
+    shared = []
+    for arm in arms:
+        encoders = getattr(arm.config.pretraining, "encoders", None)
+        if arm.config.data.split == "per_replicate" and isinstance(encoders, int) and encoders < replicates:
+            shared.append(arm.name)
+    if shared:
+        tree.report(
+            ("pretraining", "encoders"),
+            "expected per_replicate with data.split: per_replicate, because an encoder that replicates share has seen "
+            f"test images of theirs (arm {shared[0]}{f' and {len(shared) - 1} more' if shared[1:] else ''})",
+        )
+    for assignment in grid.assignments():
+        number = assignment.value
+        if assignment.path == ("pretraining", "encoders") and isinstance(number, int) and number > replicates:
+            tree.report(
+                assignment.source,
+                f"found {number} encoders for {replicates:,} replicate(s), expected at most as many: no trial "
+                "would start from the others; raise replicates, or say per_replicate",
+            )
 
 
 def _check_search(tree: Source, study: Study, search: SearchConfig, arms: list[Arm]) -> None:

@@ -260,8 +260,8 @@ def _project_result(result: Mapping[str, Any]) -> tuple[Point, ...]:
 def _headline_key(key: str) -> str:
     if not key.startswith("external/"):
         return make_key(*key.split("/"))
-    name, metric = key.removeprefix("external/").rsplit("/", 1)  # the name of a set may hold a slash
-    return make_key("external", name, metric)
+    *name, metric = key.removeprefix("external/").rsplit("/", 1)  # the name of a set may hold a slash
+    return make_key("external", *name, metric)
 
 
 def _prefixes(evaluation: Mapping[str, Any], shifts: Sequence[str]) -> Iterator[tuple[str, ...]]:

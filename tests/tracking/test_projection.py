@@ -51,6 +51,16 @@ def test_an_external_set_is_one_metric_although_it_is_told_twice(tmp_path: Path)
     assert all(re.fullmatch(r"external/site B _2019_/(accuracy|ece)-[0-9a-f]{8}", key) for key in keys)
 
 
+def test_a_mean_over_external_sets_is_a_headline_number(tmp_path: Path) -> None:
+    ledger = make_ledger(tmp_path)
+    finished(ledger)
+    record = ledger.read("trial", "t1")
+    assert record.result is not None
+    result = record.result | {"metrics": record.result["metrics"] | {"external/mean_accuracy": 0.75}}
+    scores = {point.key: point.value for point in project(dataclasses.replace(record, result=result)).scores}
+    assert scores["external/mean_accuracy"] == 0.75
+
+
 def test_a_failed_trial(tmp_path: Path) -> None:
     ledger = make_ledger(tmp_path)
     begin(ledger)

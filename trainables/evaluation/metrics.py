@@ -91,18 +91,41 @@ ERRORS = tuple(name for name, metric in METRICS.items() if not metric.higher_is_
 _HEADLINE = re.compile(r"(?:.+/)?(?:(?:mean|worst)_(?:shifted_)?)?(\w+?)")
 
 
+#: Summaries of a metric over the external sets of a trial, each of which is a site.
+SITE_AGGREGATES = ("mean", "worst", "sd")
+_OVER_SITES = re.compile(rf"external/({'|'.join(SITE_AGGREGATES)})_(\w+)")
+
+
+def name_over_sites(aggregate: str, metric: str) -> str:
+    """Return the name of a headline number over the external sets, such as ``external/worst_auroc``.
+
+    Args:
+        aggregate: name in ``SITE_AGGREGATES``.
+        metric: name in ``METRICS``.
+    """
+    return f"external/{aggregate}_{metric}"
+
+
+def find_site_aggregate(name: str) -> str | None:
+    """Return the summary over external sets that a headline number is, None if it is none."""
+    match = _OVER_SITES.fullmatch(name)
+    return match[1] if match is not None and match[2] in METRICS else None
+
+
 def find_metric(name: str) -> Metric:
     """Return the metric behind a headline number, such as ``auroc`` for ``robustness/worst_auroc``.
 
     Args:
         name: a metric, or a headline number: ``validation/…``, ``id/…``, ``calibration/mean_shifted_…``,
-            ``external/<set>/…``, ``shift/<name>/…``, ``num_parameters``.
+            ``external/<set>/…``, ``external/mean_…``, ``shift/<name>/…``, ``num_parameters``.
 
     Raises:
         ConfigError: if the table has no such metric.
     """
     if name == NUM_PARAMETERS.name:
         return NUM_PARAMETERS
+    if find_site_aggregate(name) is not None:
+        return METRICS[name.partition("_")[2]]
     match = _HEADLINE.fullmatch(name)
     if match is None or match[1] not in METRICS:
         raise ConfigError(f"looked for the metric of {name!r}, expected one that ends with one of {', '.join(METRICS)}")
@@ -110,9 +133,9 @@ def find_metric(name: str) -> Metric:
 
 
 def is_higher_better(name: str) -> bool:
-    """Return whether higher values of a headline number are better.
+    """Return whether higher values of a headline number are better; of a spread over sites, lower ones are.
 
     Raises:
         ConfigError: if the table has no such metric.
     """
-    return find_metric(name).higher_is_better
+    return find_metric(name).higher_is_better and find_site_aggregate(name) != "sd"

@@ -21,6 +21,7 @@ from trainables.evaluation.predictions import (
     predict_each,
     save_predictions,
 )
+from trainables.evaluation.site_means import summarise_sites
 from trainables.models.networks import Classifier
 from trainables.seeding import hash_ids, mix
 from trainables.shifts.bank import IDENTITY, Shift, build_shifts
@@ -216,7 +217,7 @@ def summarise_rows(rows: list[dict[str, Any]]) -> dict[str, float]:
     Mean and worst are over all shift × severity of the test set, identity excluded. ``worst`` is the smallest value,
     for errors (``ece``, ``nll``, ``brier``) the largest.
     """
-    headline: dict[str, float] = {}
+    headline = summarise_sites(rows)
     shifted: dict[str, list[float]] = {}
     for row in rows:
         for metric, value in row["metrics"].items():

@@ -18,7 +18,7 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
 from trainables.augmentation.pipeline import draw_crops
-from trainables.config import ContrastivePretraining, StageConfig
+from trainables.config import StageConfig
 from trainables.data.dataset import ImageSet
 from trainables.errors import DivergedError
 from trainables.models.networks import Classifier
@@ -26,6 +26,7 @@ from trainables.ops.colour import adjust_brightness, adjust_contrast, adjust_hue
 from trainables.ops.filters import gaussian_blur
 from trainables.ops.geometry import flip, resize_crop
 from trainables.pretraining.collapse import check_collapse, measure_spread
+from trainables.pretraining_config import ContrastivePretraining
 from trainables.seeding import derive_seed, hash_ids, mix, uniform
 from trainables.storage.checkpoint import (
     TrainingState,
@@ -113,7 +114,7 @@ def pretrain_encoder(
         unpack_optimiser(optimiser, state.tensors, state.optimiser_scalars)
         restore_random_state(state.tensors, state.random_state)
     write_missing_epochs(folder, state)
-    seeds = mix(torch.from_numpy(hash_ids(train.ids)), "contrastive", config.seed, config.replicate)
+    seeds = mix(torch.from_numpy(hash_ids(train.ids)), "contrastive", config.seed, config.stream)
     while state.epoch < settings.epochs:
         started = time.perf_counter()
         means = _train_epoch(pair, train, config, seeds, criterion=criterion, optimiser=optimiser, state=state)
@@ -146,7 +147,7 @@ def _train_epoch(
     assert isinstance(encoder, Classifier)
     device = encoder.mean.device
     pair.train()
-    order = np.random.default_rng(derive_seed(config.seed, config.replicate, "stage order", epoch))
+    order = np.random.default_rng(derive_seed(config.seed, config.stream, "stage order", epoch))
     rows = order.permutation(len(train))
     # An incomplete last batch has fewer negatives and is left out, as in SimCLR; the order changes every epoch.
     num_batches = max(1, len(rows) // settings.batch_size)

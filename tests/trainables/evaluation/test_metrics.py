@@ -47,6 +47,8 @@ def test_direction_and_range_are_those_of_the_values(name: str) -> None:
         ("external/north/site/brier", "brier"),
         ("shift/gaussian_noise/accuracy", "accuracy"),
         ("num_parameters", "num_parameters"),
+        ("external/mean_balanced_accuracy", "balanced_accuracy"),
+        ("external/worst_nll", "nll"),
     ],
 )
 def test_a_headline_number_has_the_metric_it_ends_with(column: str, name: str) -> None:

@@ -150,6 +150,8 @@ def test_headline_numbers_by_hand() -> None:
             "validation/accuracy": 0.92,
             "external/Messidor/accuracy": 0.6,
             "external/Messidor/ece": 0.3,
+            "external/mean_accuracy": 0.6,
+            "external/mean_ece": 0.3,
         }
     )
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from tests.support.tiny_configs import random_dataset, random_set, tiny_stage
-from trainables.config import ContrastivePretraining, StageConfig
+from trainables.config import StageConfig
 from trainables.data.dataset import ImageSet
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, CollapsedError, DivergedError
 from trainables.models.networks import Classifier, build_model
 from trainables.pretraining.contrastive import make_view, pretrain_encoder
+from trainables.pretraining_config import ContrastivePretraining
 from trainables.seeding import hash_ids
 from trainables.storage.folder import Folder
 
@@ -131,9 +132,9 @@ def test_labels_are_never_read(tmp_path: Path) -> None:
     )
 
 
-def test_replicates_differ_only_if_they_are_asked_to(tmp_path: Path) -> None:
+def test_encoders_are_independent_and_repeatable(tmp_path: Path) -> None:
     config = tiny_stage(epochs=1, batch_size=24)
-    other = config.model_copy(update={"replicate": 1})
+    other = config.model_copy(update={"encoder": 1})
     first, second, third = (pretrain(tmp_path / str(i), c)[0] for i, c in enumerate((config, config, other)))
     name = "conv1.0.weight"
     assert torch.equal(first.encoder_state()[name], second.encoder_state()[name])
