@@ -6,6 +6,7 @@ between models are paired. The resamples are the fast axis of every operation.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,7 +22,8 @@ _CHUNK = 4_000_000
 class Resamples:
     """Bootstrap resamples of the patients of one image set."""
 
-    #: How often each patient was drawn.
+    #: How often each patient was drawn. Column 0 is no draw: it holds every patient once, so that metrics of it are
+    #: those of the patients as they are.
     counts: Float32[np.ndarray, "patients resamples"]
     #: Index of each image's patient.
     patients: Int64[np.ndarray, " images"]
@@ -42,10 +44,12 @@ def draw_resamples(
     patients: Int64[np.ndarray, " images"],
     labels: Int64[np.ndarray, " images"],
     *,
-    seed: int,
+    seed: int | Sequence[int],
     num_resamples: int = 10_000,
 ) -> Resamples:
-    """Return resamples with replacement of whole patients; those that lack a class of ``labels`` are left out.
+    """Return the patients as they are, and resamples with replacement of whole patients.
+
+    Resamples that lack a class of ``labels`` are left out.
 
     Args:
         patients: index of each image's patient, 0 to P − 1.
@@ -55,10 +59,10 @@ def draw_resamples(
     """
     num_patients = int(patients.max()) + 1
     generator = np.random.default_rng(seed)
-    counts = np.empty((num_patients, num_resamples), np.float32)
+    counts = np.ones((num_patients, 1 + num_resamples), np.float32)
     columns = max(1, _CHUNK // num_patients)
-    for start in range(0, num_resamples, columns):
-        number = min(columns, num_resamples - start)
+    for start in range(1, 1 + num_resamples, columns):
+        number = min(columns, 1 + num_resamples - start)
         drawn = generator.integers(num_patients, size=(number, num_patients), dtype=np.int32)
         drawn += np.arange(number, dtype=np.int32)[:, None] * num_patients
         counted = np.bincount(drawn.ravel(), minlength=number * num_patients)

@@ -24,7 +24,8 @@ def _rows(resamples: Resamples, number: int) -> np.ndarray:
 
 
 def test_resamples_draw_as_many_patients_as_there_are_and_depend_on_the_seed_alone() -> None:
-    assert RESAMPLES.counts.shape == (40, 25)
+    assert RESAMPLES.counts.shape == (40, 26)
+    assert (RESAMPLES.counts[:, 0] == 1).all()
     assert (RESAMPLES.counts.sum(axis=0) == 40).all()
     again = draw_resamples(PATIENTS, LABELS, seed=1, num_resamples=25)
     assert np.array_equal(again.counts, RESAMPLES.counts)
@@ -32,7 +33,7 @@ def test_resamples_draw_as_many_patients_as_there_are_and_depend_on_the_seed_alo
 
 
 def test_a_count_is_binomial() -> None:
-    counts = draw_resamples(np.arange(20), np.zeros(20, dtype=int), seed=0, num_resamples=20_000).counts
+    counts = draw_resamples(np.arange(20), np.zeros(20, dtype=int), seed=0, num_resamples=20_000).counts[:, 1:]
     assert counts.mean() == pytest.approx(1)
     assert counts.var() == pytest.approx(0.95, rel=0.02)
 
