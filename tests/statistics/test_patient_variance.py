@@ -3,9 +3,11 @@ import pytest
 from scipy import stats
 
 from orchestrator.statistics.patient_variance import (
+    FEWEST_PATIENTS,
     compute_interval,
     estimate_components_of_means,
     estimate_components_of_resamples,
+    is_covered,
 )
 
 
@@ -104,3 +106,22 @@ def test_too_few_replicates_patients_or_indices_are_errors() -> None:
         estimate_components_of_means(np.zeros((5, 10)), np.arange(9))
     with pytest.raises(ValueError, match="5 replicates, 10 patients and 1 resamples"):
         estimate_components_of_resamples(np.zeros(5), np.zeros((5, 1)), 10)
+
+
+def test_coverage_holds_from_the_measured_number_of_patients_on() -> None:
+    for metric, by_replicates in FEWEST_PATIENTS.items():
+        for number, fewest in by_replicates.items():
+            for patients in (50, 200, 2_000):
+                size = {"num_replicates": number, "num_patients": patients, "num_rarest": patients // 2}
+                assert is_covered(metric, **size) == (patients >= fewest)
+
+
+def test_coverage_between_measured_numbers_needs_both_and_a_rare_class_counts() -> None:
+    fewest = FEWEST_PATIENTS["auroc"]
+    both = int(max(fewest[6], fewest[8]))
+    assert is_covered("auroc", num_replicates=7, num_patients=both, num_rarest=both)
+    assert is_covered("auroc", num_replicates=40, num_patients=2_000, num_rarest=600)
+    assert not is_covered("auroc", num_replicates=12, num_patients=2_000, num_rarest=10)
+    assert is_covered("accuracy", num_replicates=12, num_patients=2_000, num_rarest=10)
+    assert not is_covered("accuracy", num_replicates=4, num_patients=2_000, num_rarest=600)
+    assert not is_covered("nll", num_replicates=12, num_patients=2_000, num_rarest=600)
