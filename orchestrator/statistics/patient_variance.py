@@ -19,7 +19,7 @@ Array = NDArray[np.float64]
 FEWEST_PATIENTS: dict[str, dict[int, float]] = {
     "accuracy": {5: 50, 6: 50, 8: 50, 12: 50},
     "balanced_accuracy": {5: 50, 6: 50, 8: 50, 12: 50},
-    "auroc": {5: 200, 6: 200, 8: 50, 12: 50},
+    "auroc": {5: 200, 6: 200, 8: 200, 12: 200},
     "ece": {5: 2_000, 6: 2_000, 8: 2_000, 12: 2_000},
 }
 

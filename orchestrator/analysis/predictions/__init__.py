@@ -1,1 +1,1 @@
-"""What is computed from the stored predictions of trials, image by image."""
+"""Analyses of the predictions that trials have stored, image by image."""
