@@ -140,7 +140,7 @@ class StudyResults:
             StudyError: the trial is not complete.
             StorageError: its predictions are damaged.
         """
-        from orchestrator.analysis.predictions import predictions_table
+        from orchestrator.analysis.predictions.table import predictions_table
 
         return predictions_table(self._ledger, signature, self._classes)
 

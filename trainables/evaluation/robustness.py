@@ -143,9 +143,9 @@ def evaluate_model(
                 features=config.store_features,  # of the first pass, the identity
                 on_pass=count,
             )
-        save_predictions(
-            folder, Predictions(images.name, images.ids, images.labels, tuple(map(_key, todo)), logits, features)
-        )
+        _, groups = np.unique(images.groups, return_inverse=True)
+        keys = tuple(map(_key, todo))
+        save_predictions(folder, Predictions(images.name, images.ids, images.labels, keys, logits, features, groups))
 
 
 def _key(shift: Shift) -> str:

@@ -96,6 +96,8 @@ def test_what_is_stored(model: Classifier, tmp_path: Path) -> None:
         assert stored.shifts == shifts
         assert stored.ids.tolist() == images.ids.tolist()
         assert np.array_equal(stored.labels, images.labels)
+        assert stored.groups is not None
+        assert np.array_equal(np.unique(images.groups)[stored.groups], images.groups)
         assert stored.logits.shape == (len(shifts), len(images), 3)
         assert stored.features is not None
         assert stored.features.shape == (len(images), model.num_features)
