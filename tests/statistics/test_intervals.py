@@ -27,7 +27,7 @@ def test_t_interval_is_scipys() -> None:
     values = [0.02, -0.01, 0.05, 0.03, 0.04, float("nan")]
     low, high = stats.ttest_1samp(values[:5], 0).confidence_interval(0.9)
     interval = t_interval(values, 0.9)
-    assert interval == Interval(pytest.approx(low), pytest.approx(high), 5, 0.9, "t")
+    assert interval == Interval(pytest.approx(low), pytest.approx(high), 5, 0.9)
 
 
 def test_t_interval_of_clusters_is_that_of_their_means() -> None:
