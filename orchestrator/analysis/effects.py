@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.results import Results
-from orchestrator.analysis.stain_grid import is_stain_cell
 from orchestrator.statistics.intervals import MIN_UNITS, Interval, Method, bootstrap_interval
 from orchestrator.statistics.paired_tests import holm, wilcoxon
 
@@ -132,12 +131,9 @@ def _interval(differences: np.ndarray, replicates: np.ndarray, *, seed: int) -> 
 
 def _with_test(results: Results, effect: Effect, pairs: pd.DataFrame) -> Effect:
     """Return the effect, with the signed-rank test over shift types if the measure is the mean over shifts."""
-    means = results.shift_means
+    means = results.type_means(results.metric)
     if effect.measure != f"robustness/mean_{results.metric}" or means.empty:
         return effect
-    # All cells of the stain grid are one shift type: neighbours on a grid are not separate shifts.
-    types = ["stain grid" if is_stain_cell(str(name)) else str(name) for name in means]
-    means = means.T.groupby(types, sort=False).mean().T
     first, second = (means.reindex(results.trials["signature"].iloc[pairs[level]]) for level in pairs)
     differences = first.to_numpy() - second.to_numpy()
     per_shift = pd.DataFrame(differences, columns=means.columns).mean().dropna()

@@ -25,6 +25,7 @@ from orchestrator.statistics.intervals import summarise
 from trainables.errors import StudyError
 from trainables.evaluation.balanced import Errors, ReferenceTable, RelativeErrors, compute_relative_errors
 from trainables.evaluation.metrics import METRICS, is_higher_better
+from trainables.evaluation.shift_means import average_over_types, average_shifts
 
 #: State, in every table, of a planned trial without a folder in the ledger.
 MISSING = "missing"
@@ -129,14 +130,19 @@ class Results:
         rows = self.shifts[self.shifts["set"] == "test"] if len(self.shifts) else self.shifts
         return rows.astype(dict.fromkeys(("signature", "name", "shift"), "category"))
 
-    @cached_property
-    def shift_means(self) -> pd.DataFrame:
-        """Mean over severities of the metric on the shifted test set; one row per signature, one column per shift."""
-        if self.metric not in self.test_rows:
+    def type_means(self, metric: str) -> pd.DataFrame:
+        """Return the means of ``metric`` on the shifted test set per type of shift, as in every mean over shifts.
+
+        One row per signature, one column per type; empty if no evaluation has the metric.
+        """
+        if metric not in self.test_rows:
             return pd.DataFrame()
         rows = self.test_rows[self.test_rows["severity"] > 0]
-        means = rows.groupby(["signature", "shift"], observed=True)[self.metric].mean().unstack("shift")
-        return means.set_axis(means.index.astype(str), axis=0).set_axis(means.columns.astype(str), axis=1)
+        wide = rows.pivot(index="signature", columns=["shift", "severity"], values=metric)
+        if wide.empty:
+            return pd.DataFrame()
+        means = average_shifts(wide.to_numpy(dtype=np.float64), list(map(str, wide.columns.get_level_values("shift"))))
+        return pd.DataFrame(means.by_type, index=wide.index.astype(str))
 
     @cached_property
     def measures(self) -> list[Measure]:
@@ -146,7 +152,8 @@ class Results:
             Measure(f"val/{metric}", f"validation {title}", "validation"),
             Measure(f"id/{metric}", f"in-distribution {title}", "in-distribution test"),
             Measure(f"robustness/mean_{metric}", f"mean shifted {title}", "mean shifted"),
-            Measure(f"robustness/worst_{metric}", f"worst shifted {title}", "worst shifted"),
+            Measure(f"robustness/worst_shift_{metric}", f"{title} under the worst shift", "worst shift"),
+            Measure(f"robustness/worst_cell_{metric}", f"{title} under the worst shift × severity", "worst cell"),
             *(Measure(f"external/{name}/{metric}", f"{name} {title}", name) for name in self.external_sets),
             Measure("calibration/ece", "in-distribution ECE", "ECE"),
             Measure("calibration/mean_shifted_ece", "mean shifted ECE", "shifted ECE"),
@@ -295,7 +302,7 @@ def balanced_errors_table(results: Results) -> pd.DataFrame:
         errors = by_arm.get(name)
         row: dict[str, Any] = {"name": name, "label": results.labels[name], "reference": title}
         if errors is not None:
-            row |= {"clean_error": errors.clean, "mean_shifted_error": float(np.mean([*errors.shifted.values()]))}
+            row |= {"clean_error": errors.clean, "mean_shifted_error": average_over_types(errors.shifted)}
             against = by_arm.get(reference) if isinstance(reference, str) else reference.select(severities[name])
             if against is not None:
                 row |= _describe_relative(compute_relative_errors(errors, against))

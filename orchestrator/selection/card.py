@@ -223,7 +223,7 @@ def _calibration(results: Results, selection: Selection, chosen: pd.DataFrame) -
     columns = {
         "in-distribution test": "calibration/ece",
         "mean over shifts": "calibration/mean_shifted_ece",
-        "worst shift": "calibration/worst_shifted_ece",
+        "worst shift": "calibration/worst_shift_ece",
     }
     columns |= {f"{name} (external)": f"external/{name}/ece" for name in results.external_sets}
     rows = [

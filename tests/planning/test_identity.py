@@ -29,7 +29,7 @@ STUDY = "factors: {pretraining: {a: scratch, b: {kind: contrastive, epochs: 3}},
 @pytest.mark.parametrize(
     ("config", "signature"),
     [
-        (TrialConfig(), "56a34b3213a66c7e"),
+        (TrialConfig(), "aaed0599558b3305"),
         (
             TrialConfig(
                 data=PhantomData(num_sites=2, lesion_radius_px=(1.0, 2.5)),
@@ -39,11 +39,11 @@ STUDY = "factors: {pretraining: {a: scratch, b: {kind: contrastive, epochs: 3}},
                 seed=3,
                 replicate=2,
             ),
-            "dd1876ea9920440c",
+            "5051a1074db61fe2",
         ),
         (
             StageConfig(data=MedmnistData(), model=TrialConfig().model, pretraining=ContrastivePretraining()),
-            "3e56a08000a95c20",
+            "2668c1d85bbb9b69",
         ),
     ],
 )
