@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from tests.support.paths import ROOT
 from tests.support.study_texts import arms
 from trainables.errors import ConfigError, StudyError
 from trainables.evaluation.classification import Metrics, compute_metrics
@@ -76,6 +78,13 @@ def test_a_search_takes_no_metric_that_is_not_in_the_table(name: str) -> None:
     text = f"search: {{num_trials: 3, objectives: [{{metric: {name}, oracle: true}}]}}\n"
     with pytest.raises(StudyError, match="expected a headline number of a trial"):
         arms(text)
+
+
+def test_the_page_of_metrics_is_the_table() -> None:
+    page = runpy.run_path(str(ROOT / "docs/metrics.py"))["describe_metrics"]()
+    committed = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    assert committed == page, "run python docs/metrics.py > docs/metrics.md"
+    assert all(f"| `{name}` | {metric.title} |" in page for name, metric in METRICS.items())
 
 
 def test_the_table_is_there_without_numpy() -> None:
