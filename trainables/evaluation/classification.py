@@ -77,12 +77,11 @@ def _measure_calibration(
 ) -> dict[str, float]:
     log_probabilities = compute_log_softmax(logits)
     probabilities = np.exp(log_probabilities)
-    one_hot = np.eye(logits.shape[1])[labels]
-    return {
-        "ece": compute_ece(probabilities.max(axis=1), correct, bins=bins),
-        "nll": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
-        "brier": float(np.square(probabilities - one_hot).sum(axis=1).mean()),
-    }
+    ece = compute_ece(probabilities.max(axis=1), correct, bins=bins)
+    own = (np.arange(len(labels)), labels)
+    nll = float(-log_probabilities[own].mean())
+    probabilities[own] -= 1.0  # the one-hot labels
+    return {"ece": ece, "nll": nll, "brier": float(np.square(probabilities).sum(axis=1).mean())}
 
 
 def _apply_thresholds(
@@ -117,10 +116,18 @@ def compute_one_vs_rest(logits: Float64[np.ndarray, "n classes"]) -> Float64[np.
     num_classes = logits.shape[1]
     if num_classes == 2:
         return logits - logits[:, ::-1]
-    nothing = np.full((len(logits), 1), -np.inf)
-    before = np.concatenate([nothing, np.logaddexp.accumulate(logits[:, :-1], axis=1)], axis=1)
-    after = np.concatenate([nothing, np.logaddexp.accumulate(logits[:, :0:-1], axis=1)], axis=1)[:, ::-1]
-    return logits - np.logaddexp(before, after)
+    rows, first = np.arange(len(logits)), logits.argmax(axis=1)
+    largest = logits[rows, first][:, None]
+    terms = np.exp(logits - largest)
+    others = terms.sum(axis=1, keepdims=True) - terms
+    # Where the largest is left out, nothing but rounding may be left: the others are summed on a scale of their own.
+    rest = logits.copy()
+    rest[rows, first] = -np.inf
+    second = rest.max(axis=1)
+    others[rows, first] = np.exp(rest - second[:, None]).sum(axis=1)
+    scale = np.broadcast_to(largest, logits.shape).copy()
+    scale[rows, first] = second
+    return logits - scale - np.log(others)
 
 
 def compute_log_softmax(logits: Float64[np.ndarray, "n classes"]) -> Float64[np.ndarray, "n classes"]:
