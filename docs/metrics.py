@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from trainables.evaluation.metrics import METRICS, Metric, name_over_shifts
+from trainables.evaluation.seen import KINDS, POLICIES
 
 HEAD = """<!-- Generated from trainables/evaluation/metrics.py: python docs/metrics.py > docs/metrics.md -->
 
@@ -42,6 +43,7 @@ NAMES = """
 | `validation/<metric>` (`val/…` in `trials.csv`) | on unshifted validation images: the only ones that may choose |
 | `id/<metric>` ↑, `calibration/<metric>` ↓ | on the unshifted test images |
 | `{mean_score}` ↑, `{mean_error}` ↓ | *mean over shifts* |
+| `robustness/mean_unseen_<metric>`, `robustness/mean_seen_<metric>` | mean over *unseen* and *seen* types |
 | `{worst_shift_score}` ↑, `{worst_shift_error}` ↓ | *worst shift* |
 | `{worst_cell_score}` ↑, `{worst_cell_error}` ↓ | *worst cell* |
 | `external/<set>/<metric>` | on an external set |
@@ -49,6 +51,11 @@ NAMES = """
 
 - **Mean over shifts**: the mean over severities, then over the shifts of one type, then over types. A type is a
   shift's name, but all cells of a stain grid are one type. Unshifted images do not count.
+- **Seen and unseen**: a type is *seen* if the augmentation (or the views in contrastive pretraining) of any arm of the
+  study that has started contains a change of the same kind, and *unseen by the policies* otherwise. The same types
+  count for every arm, also for one without augmentation: means over different shifts would not be comparable. A
+  composition is seen if a part of it is; shifts of packages count as unseen. Report and `trials.csv` have both means,
+  for the report's metric, where a study has types of both sorts; the table below says what each policy contains.
 - **Worst shift**: the worst of the types, each on average as above: the smallest for ↑, the largest for ↓.
 - **Worst cell**: the worst single shift × severity.
 
@@ -67,7 +74,18 @@ def describe_metrics() -> str:
         for aggregate in ("mean", "worst_shift", "worst_cell")
         for kind, metric in (("score", "accuracy"), ("error", "brier"))
     }
-    return HEAD + header + rows + FITTED + NAMES.format(**names)
+    return HEAD + header + rows + FITTED + NAMES.format(**names) + _seen()
+
+
+def _seen() -> str:
+    """Return the table of policies and the shifts of the bank that they contain."""
+    header = "\n## Shifts that a policy contains\n\n| policy | shifts of the bank that count as seen |\n|---|---|\n"
+    rows = {
+        policy: ", ".join(f"`{shift}`" for kind in KINDS if kind in own for shift in KINDS[kind]) or "–"
+        for policy, own in POLICIES.items()
+    }
+    rows["any with erasing"] = ", ".join(f"`{shift}`" for shift in KINDS["overlay"]) + " as well"
+    return header + "".join(f"| {policy} | {shifts} |\n" for policy, shifts in rows.items())
 
 
 def _row(metric: Metric) -> str:

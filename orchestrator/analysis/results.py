@@ -8,14 +8,19 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.evaluations import Evaluations, Packer, evaluations_table
+from orchestrator.analysis.evaluations import (
+    Evaluations,
+    Packer,
+    evaluations_table,
+    type_means_table,
+    with_seen_means,
+)
 from orchestrator.analysis.formats import TextTable
 from orchestrator.ledger.derived import stops_early
 from orchestrator.ledger.ledger import Ledger
@@ -25,7 +30,7 @@ from orchestrator.statistics.intervals import summarise
 from trainables.errors import StudyError
 from trainables.evaluation.balanced import Errors, ReferenceTable, RelativeErrors, compute_relative_errors
 from trainables.evaluation.metrics import METRICS, is_higher_better
-from trainables.evaluation.shift_means import average_over_types, average_shifts
+from trainables.evaluation.shift_means import average_over_types
 
 #: State, in every table, of a planned trial without a folder in the ledger.
 MISSING = "missing"
@@ -135,14 +140,13 @@ class Results:
 
         One row per signature, one column per type; empty if no evaluation has the metric.
         """
-        if metric not in self.test_rows:
-            return pd.DataFrame()
-        rows = self.test_rows[self.test_rows["severity"] > 0]
-        wide = rows.pivot(index="signature", columns=["shift", "severity"], values=metric)
-        if wide.empty:
-            return pd.DataFrame()
-        means = average_shifts(wide.to_numpy(dtype=np.float64), list(map(str, wide.columns.get_level_values("shift"))))
-        return pd.DataFrame(means.by_type, index=wide.index.astype(str))
+        if metric not in self._type_means:
+            self._type_means[metric] = type_means_table(self.test_rows, metric)
+        return self._type_means[metric]
+
+    @cached_property
+    def _type_means(self) -> dict[str, pd.DataFrame]:
+        return {}
 
     @cached_property
     def measures(self) -> list[Measure]:
@@ -152,6 +156,8 @@ class Results:
             Measure(f"val/{metric}", f"validation {title}", "validation"),
             Measure(f"id/{metric}", f"in-distribution {title}", "in-distribution test"),
             Measure(f"robustness/mean_{metric}", f"mean shifted {title}", "mean shifted"),
+            Measure(f"robustness/mean_unseen_{metric}", f"mean {title} under unseen shifts", "unseen by the policies"),
+            Measure(f"robustness/mean_seen_{metric}", f"mean {title} under seen shifts", "seen by a policy"),
             Measure(f"robustness/worst_shift_{metric}", f"{title} under the worst shift", "worst shift"),
             Measure(f"robustness/worst_cell_{metric}", f"{title} under the worst shift × severity", "worst cell"),
             *(Measure(f"external/{name}/{metric}", f"{name} {title}", name) for name in self.external_sets),
@@ -195,7 +201,7 @@ def load_results(
     # A damaged stage would be an error, but it is not rebuilt if no trial will start from it.
     whole = {stage["signature"] for stage in plan["stages"]} - ledger.damaged.keys()
     stages = ledger.records("stage", signatures=whole)
-    return Results(
+    results = Results(
         plan=plan,
         metric=metric,
         records=records,
@@ -205,6 +211,9 @@ def load_results(
         orphaned=tuple(s for s in (ledger.root / "trials").children() if s not in planned and states[s] != ABSENT),
         damaged=tuple(ledger.damaged.values()),
     )
+    configs = [record.config["config"] for record in records.values()]
+    means = results.type_means(metric)
+    return replace(results, trials=with_seen_means(results.trials, results.test_rows, means, configs, metric))
 
 
 def trials_table(

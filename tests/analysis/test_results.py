@@ -189,3 +189,20 @@ def test_answer_is_chosen_on_validation_and_never_on_test(tmp_path: Path) -> Non
     words = answer(results, arms_table(results), compute_effects(results, MEAN))
     assert [statement.headline for statement in words.statements[:2]] == ["none", "strong"]
     assert "(oracle)" in words.statements[1].heading
+
+
+def test_seen_and_unseen_types_are_the_same_for_every_arm(tmp_path: Path) -> None:
+    """Strong augmentation contains noise, blur, JPEG and more; no policy contains pixelation."""
+    results = load_results(make_fake_ledger(tmp_path))
+    unseen = {"pixelate"} & set(SHIFTS)
+    assert unseen
+    seen_names = [name for name in SHIFTS if name not in unseen]
+    rows = results.shifts[(results.shifts["set"] == "test") & (results.shifts["severity"] > 0)]
+    means = rows.groupby(["signature", "shift"])["balanced_accuracy"].mean().unstack()
+    trials = results.complete.set_index("signature")
+    for column, names in (("mean_seen", seen_names), ("mean_unseen", sorted(unseen))):
+        expected = means[names].mean(axis=1)
+        found = trials[f"robustness/{column}_balanced_accuracy"]
+        np.testing.assert_allclose(found, expected.reindex(found.index))
+    listed = [measure.short for measure in results.measures]
+    assert listed.index("unseen by the policies") < listed.index("seen by a policy")
