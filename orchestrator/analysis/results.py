@@ -162,7 +162,13 @@ class Results:
             Measure(f"robustness/worst_cell_{metric}", f"{title} under the worst shift × severity", "worst cell"),
             *(Measure(f"external/{name}/{metric}", f"{name} {title}", name) for name in self.external_sets),
             Measure("calibration/ece", "in-distribution ECE", "ECE"),
+            Measure("calibration/ece_scaled", "in-distribution ECE after temperature scaling", "ECE, scaled"),
             Measure("calibration/mean_shifted_ece", "mean shifted ECE", "shifted ECE"),
+            Measure(
+                "calibration/mean_shifted_ece_scaled",
+                "mean shifted ECE after temperature scaling",
+                "shifted ECE, scaled",
+            ),
         ]
         return [
             measure for measure in listed if measure.column in self.trials and self.trials[measure.column].notna().any()

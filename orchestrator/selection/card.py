@@ -227,9 +227,10 @@ def _calibration(results: Results, selection: Selection, chosen: pd.DataFrame) -
     }
     columns |= {f"{name} (external)": f"external/{name}/ece" for name in results.external_sets}
     rows = [
-        [title, _mean(chosen, column), _own(chosen, selection, column)]
+        [f"{title}{scaling}", _mean(chosen, f"{column}{suffix}"), _own(chosen, selection, f"{column}{suffix}")]
         for title, column in columns.items()
-        if column in chosen
+        for scaling, suffix in (("", ""), (", after temperature scaling", "_scaled"))
+        if f"{column}{suffix}" in chosen
     ]
     scores = ", ".join(
         f"{title} {summary.mean:.3f}"

@@ -69,8 +69,8 @@ def arms_section(results: Results, arms: pd.DataFrame) -> Section:
     )
     if any(measure.column.startswith("robustness/mean_unseen_") for measure in results.measures):
         text += (
-            " A shift is seen by a policy if the augmentation of any arm contains a change of its kind; the same shifts "
-            "count for every arm."
+            " A shift is seen by a policy if the augmentation of any arm contains a change of its kind; the same "
+            "shifts count for every arm."
         )
     if replicates == 1:
         text += " With one replicate there is no standard deviation: differences between arms may be chance."
