@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.results import TITLES, Results
@@ -259,10 +260,10 @@ def _thresholds(results: Results, selection: Selection, chosen: pd.DataFrame) ->
     own = chosen[chosen["signature"] == selection.signature].iloc[0]
     rows = []
     for at, title in (("specificity_95", "95 % specificity"), ("sensitivity_95", "95 % sensitivity")):
-        shares = [own.get(f"id/{name}_at_{at}") for name in ("sensitivity", "specificity")]
-        if f"threshold_at_{at}" not in fit or any(share is None or pd.isna(share) for share in shares):
+        shares = [float(own.get(f"id/{name}_at_{at}", np.nan)) for name in ("sensitivity", "specificity")]
+        if f"threshold_at_{at}" not in fit or np.isnan(shares).any():
             continue
-        values = (compute_predictive_values(*map(float, shares), prevalence) for prevalence in _PREVALENCES)
+        values = (compute_predictive_values(shares[0], shares[1], prevalence) for prevalence in _PREVALENCES)
         pairs = [f"{percent(positive)} / {percent(negative)}" for positive, negative in values]
         rows.append([title, f"{fit[f'threshold_at_{at}']:.4g}", *map(percent, shares), *pairs])
     if not rows:
