@@ -35,7 +35,7 @@ from trainables.pretraining_config import ContrastivePretraining, PretrainingCon
 from trainables.regularisers import NoRegulariser, RegulariserConfig, SpectralDecoupling, find_part
 
 #: Part of every signature. Increase it when a field changes its meaning but neither its name nor its type.
-SCHEMA_VERSION: Literal[3] = 3
+SCHEMA_VERSION: Literal[4] = 4
 
 # --------------------------------------------------------------------------- data
 
@@ -297,7 +297,7 @@ class EvaluationConfig(Frozen):
 class TrialConfig(Frozen):
     """One arm × one replicate: everything that decides a trial's result."""
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = SCHEMA_VERSION
     data: DataConfig = DigitsData()
     model: ModelConfig = ModelConfig()
     pretraining: PretrainingConfig = ScratchPretraining()
@@ -350,7 +350,7 @@ def read_trial_config(stored: Mapping[str, Any]) -> TrialConfig:
 class StageConfig(Frozen):
     """Complete description of one stage: a contrastive pretraining that all trials with its ``encoder`` share."""
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = SCHEMA_VERSION
     kind: Literal["contrastive"] = "contrastive"
     data: DataConfig
     model: ModelConfig

@@ -329,6 +329,7 @@ def _evaluate(
     return {
         "status": "complete",
         "metrics": evaluation.metrics,
+        "validation_fit": evaluation.validation_fit,
         "evaluations": evaluation.rows,
         "undefined": evaluation.undefined | left_out,
         "num_quarantined": len(data.quarantined),

@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.results import Results
-from orchestrator.analysis.stain_grid import is_stain_cell
 from orchestrator.analysis.wording import plural
 from orchestrator.statistics.intervals import MIN_REPLICATES, Interval, drop_rounding, t_interval
 from orchestrator.statistics.paired_tests import holm, permutation_test
@@ -134,12 +133,9 @@ def _side_by_side(trials: pd.DataFrame, factor: str) -> pd.DataFrame:
 
 def _with_shifts(results: Results, effect: Effect, pairs: pd.DataFrame) -> Effect:
     """Return the effect with its number of shift types and agreeing ones, if the measure is the mean over shifts."""
-    means = results.shift_means
+    means = results.type_means(results.metric)
     if effect.measure != f"robustness/mean_{results.metric}" or means.empty or effect.difference is None:
         return effect
-    # All cells of the stain grid are one shift type: neighbours on a grid are not separate shifts.
-    types = ["stain grid" if is_stain_cell(str(name)) else str(name) for name in means]
-    means = means.T.groupby(types, sort=False).mean().T
     first, second = (means.reindex(results.trials["signature"].iloc[pairs[level]]) for level in pairs)
     differences = first.to_numpy() - second.to_numpy()
     per_shift = pd.DataFrame(differences, columns=means.columns).mean().dropna().to_numpy()

@@ -1,10 +1,10 @@
-"""Packed evaluations of thousands of trials; as dicts they would be a million objects and a gigabyte."""
+"""Packed evaluations of thousands of trials (as dicts they would be a million objects and a gigabyte), and means."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -12,6 +12,10 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from trainables.evaluation.seen import list_seen
+from trainables.evaluation.shift_means import average_shifts
+from trainables.shifts.tables import find_type
 
 #: Fields of an evaluation besides its metrics.
 ABOUT = ("set", "shift", "severity", "strength", "num_images")
@@ -90,3 +94,51 @@ def _align(packed: Evaluations, names: tuple[str, ...]) -> NDArray[np.float64]:
     aligned = np.full((len(packed.about), len(names)), np.nan)
     aligned[:, [names.index(name) for name in packed.metrics]] = packed.values
     return aligned
+
+
+def with_seen_means(
+    trials: pd.DataFrame,
+    test_rows: pd.DataFrame,
+    means: pd.DataFrame,
+    configs: Iterable[Mapping[str, Any]],
+    metric: str,
+) -> pd.DataFrame:
+    """Return ``trials`` with the means over types of shift that some arm's training has seen, and over the others.
+
+    The same types count for all arms: means over different shifts would not be comparable. Without types of both sorts
+    there are no such columns.
+
+    Args:
+        trials: trials table.
+        test_rows: rows of the shifts table on the test set.
+        means: ``type_means_table`` of the metric.
+        configs: configs of trials, as JSON.
+        metric: name of the metric.
+    """
+    if means.empty:
+        return trials
+    names = [str(name) for name in test_rows["shift"].unique()]
+    seen = {find_type(name) for config in configs for name in list_seen(names, config)}
+    sorts = {"unseen": [kind for kind in means if kind not in seen], "seen": [kind for kind in means if kind in seen]}
+    if not all(sorts.values()):
+        return trials
+    columns = {}
+    for sort, kinds in sorts.items():
+        values = pd.Series(means[kinds].to_numpy().mean(axis=1), means.index)
+        columns[f"robustness/mean_{sort}_{metric}"] = values.reindex(trials["signature"]).to_numpy()
+    return trials.assign(**columns)
+
+
+def type_means_table(test_rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return means per type of shift: one row per signature, one column per type; empty without shifts or the metric.
+
+    Args:
+        test_rows: rows of the shifts table on the test set.
+        metric: name of a column.
+    """
+    rows = test_rows[test_rows["severity"] > 0]
+    if metric not in rows or rows.empty:
+        return pd.DataFrame()
+    wide = rows.pivot(index="signature", columns=["shift", "severity"], values=metric)
+    means = average_shifts(wide.to_numpy(dtype=np.float64), list(map(str, wide.columns.get_level_values("shift"))))
+    return pd.DataFrame(means.by_type, index=wide.index.astype(str))

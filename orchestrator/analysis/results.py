@@ -8,28 +8,26 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.evaluations import Evaluations, Packer, evaluations_table
+from orchestrator.analysis.evaluations import (
+    Evaluations,
+    Packer,
+    evaluations_table,
+    type_means_table,
+    with_seen_means,
+)
 from orchestrator.analysis.formats import TextTable
 from orchestrator.ledger.derived import stops_early
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import STARTED, Record, describe_stop
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
-from orchestrator.statistics.intervals import MIN_REPLICATES, ratio_interval, summarise
+from orchestrator.statistics.intervals import summarise
 from trainables.errors import StudyError
-from trainables.evaluation.balanced import (
-    UNSHIFTED,
-    Errors,
-    ReferenceTable,
-    binomial_errors,
-    compute_relative_errors,
-)
 from trainables.evaluation.metrics import METRICS, is_higher_better, name_over_sites
 
 #: State, in every table, of a planned trial without a folder in the ledger.
@@ -135,14 +133,18 @@ class Results:
         rows = self.shifts[self.shifts["set"] == "test"] if len(self.shifts) else self.shifts
         return rows.astype(dict.fromkeys(("signature", "name", "shift"), "category"))
 
+    def type_means(self, metric: str) -> pd.DataFrame:
+        """Return the means of ``metric`` on the shifted test set per type of shift, as in every mean over shifts.
+
+        One row per signature, one column per type; empty if no evaluation has the metric.
+        """
+        if metric not in self._type_means:
+            self._type_means[metric] = type_means_table(self.test_rows, metric)
+        return self._type_means[metric]
+
     @cached_property
-    def shift_means(self) -> pd.DataFrame:
-        """Mean over severities of the metric on the shifted test set; one row per signature, one column per shift."""
-        if self.metric not in self.test_rows:
-            return pd.DataFrame()
-        rows = self.test_rows[self.test_rows["severity"] > 0]
-        means = rows.groupby(["signature", "shift"], observed=True)[self.metric].mean().unstack("shift")
-        return means.set_axis(means.index.astype(str), axis=0).set_axis(means.columns.astype(str), axis=1)
+    def _type_means(self) -> dict[str, pd.DataFrame]:
+        return {}
 
     @cached_property
     def measures(self) -> list[Measure]:
@@ -152,7 +154,10 @@ class Results:
             Measure(f"val/{metric}", f"validation {title}", "validation"),
             Measure(f"id/{metric}", f"in-distribution {title}", "in-distribution test"),
             Measure(f"robustness/mean_{metric}", f"mean shifted {title}", "mean shifted"),
-            Measure(f"robustness/worst_{metric}", f"worst shifted {title}", "worst shifted"),
+            Measure(f"robustness/mean_unseen_{metric}", f"mean {title} under unseen shifts", "unseen by the policies"),
+            Measure(f"robustness/mean_seen_{metric}", f"mean {title} under seen shifts", "seen by a policy"),
+            Measure(f"robustness/worst_shift_{metric}", f"{title} under the worst shift", "worst shift"),
+            Measure(f"robustness/worst_cell_{metric}", f"{title} under the worst shift × severity", "worst cell"),
             *(Measure(f"external/{name}/{metric}", f"{name} {title}", name) for name in self.external_sets),
             *(
                 Measure(name_over_sites(each, metric), f"{words} {title} over external sets", f"{words} external")
@@ -160,7 +165,13 @@ class Results:
                 if len(self.external_sets) > 1
             ),
             Measure("calibration/ece", "in-distribution ECE", "ECE"),
+            Measure("calibration/ece_scaled", "in-distribution ECE after temperature scaling", "ECE, scaled"),
             Measure("calibration/mean_shifted_ece", "mean shifted ECE", "shifted ECE"),
+            Measure(
+                "calibration/mean_shifted_ece_scaled",
+                "mean shifted ECE after temperature scaling",
+                "shifted ECE, scaled",
+            ),
         ]
         return [
             measure for measure in listed if measure.column in self.trials and self.trials[measure.column].notna().any()
@@ -199,7 +210,7 @@ def load_results(
     # A damaged stage would be an error, but it is not rebuilt if no trial will start from it.
     whole = {stage["signature"] for stage in plan["stages"]} - ledger.damaged.keys()
     stages = ledger.records("stage", signatures=whole)
-    return Results(
+    results = Results(
         plan=plan,
         metric=metric,
         records=records,
@@ -209,6 +220,9 @@ def load_results(
         orphaned=tuple(s for s in (ledger.root / "trials").children() if s not in planned and states[s] != ABSENT),
         damaged=tuple(ledger.damaged.values()),
     )
+    configs = [record.config["config"] for record in records.values()]
+    means = results.type_means(metric)
+    return replace(results, trials=with_seen_means(results.trials, results.test_rows, means, configs, metric))
 
 
 def trials_table(
@@ -275,115 +289,6 @@ def arms_table(results: Results) -> pd.DataFrame:
             row[f"{measure.column}.n"] = summary.n
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["name", "label"])
-
-
-def find_reference(plan: Mapping[str, Any]) -> tuple[str, str | ReferenceTable]:
-    """Return the title of the reference of BE and rBE, and the reference itself: the name of an arm, or a table.
-
-    Args:
-        plan: content of ``plan.json``; if it names no reference, as in older plans, the first arm is returned.
-    """
-    said = plan.get("reference")
-    if said is None:
-        first = plan["trials"][0]["name"] if plan["trials"] else ""
-        return first, first
-    if "table" in said:
-        return said["table"], ReferenceTable.from_json(said)
-    return said["arm"], said["arm"]
-
-
-def balanced_errors_table(results: Results) -> pd.DataFrame:
-    """Return one row per arm: its balanced errors on the test set, and BE and rBE relative to the study's reference.
-
-    Errors are means over complete replicates, under shift also over severities. ``be`` and ``rbe`` are means over
-    ``be_shifts`` and ``rbe_shifts`` shifts, ``rbe_of_sums`` is the ratio of sums over the latter; relative to an arm
-    they are of the replicates that both have. A shift that ``compute_relative_errors`` leaves out, or that the
-    reference table lacks, counts as undefined; the standard error of the reference's loss is that over its replicates
-    from ``MIN_REPLICATES`` on, below and for a table that of as many test images as the study has. Columns ``_low``
-    and ``_high`` are 95 % t intervals over replicates. Cells are empty if there is no such value.
-    """
-    by_arm, severities = _errors_by_replicate(results), _severities_by_arm(results)
-    title, reference = find_reference(results.plan)
-    rows = []
-    for name in results.trials.drop_duplicates("name")["name"].tolist():
-        row: dict[str, Any] = {"name": name, "label": results.labels[name], "reference": title}
-        own = by_arm.get(name)
-        if own is not None:
-            errors = _mean_errors(own)
-            row |= {"clean_error": errors.clean, "mean_shifted_error": float(np.mean([*errors.shifted.values()]))}
-            against = by_arm.get(reference) if isinstance(reference, str) else reference.select(severities[name])
-            if against is not None:
-                row |= _describe_relative(own, against, results.plan["data"]["num_images"]["test"])
-        rows.append(row)
-    return pd.DataFrame(rows, columns=None if rows else ["name", "label", "reference"])
-
-
-def _errors_by_replicate(results: Results) -> dict[str, pd.DataFrame]:
-    """Return arm → balanced errors, a row per replicate, a column per shift (mean over severities) and for identity."""
-    frame = results.test_rows
-    if "balanced_accuracy" not in frame:
-        return {}
-    frame = frame.assign(error=1.0 - frame["balanced_accuracy"])
-    means = frame.groupby(["name", "replicate", "shift"], sort=False, observed=True)["error"].mean().unstack("shift")
-    return {
-        str(name): group.droplevel("name").dropna(axis=1, how="all")
-        for name, group in means.groupby(level="name", observed=True)
-        if group.drop(columns=UNSHIFTED).notna().any(axis=None)
-    }
-
-
-def _mean_errors(errors: pd.DataFrame) -> Errors:
-    means = errors.mean()
-    return Errors(float(means[UNSHIFTED]), {str(shift): float(means[shift]) for shift in means.index.drop(UNSHIFTED)})
-
-
-def _severities_by_arm(results: Results) -> dict[str, dict[str, set[int]]]:
-    frame = results.test_rows[results.test_rows["severity"] > 0]
-    found: dict[str, dict[str, set[int]]] = {}
-    for name, shift, severity in frame[["name", "shift", "severity"]].drop_duplicates().itertuples(index=False):
-        found.setdefault(name, {}).setdefault(shift, set()).add(int(severity))
-    return found
-
-
-def _describe_relative(own: pd.DataFrame, against: pd.DataFrame | Errors, num_images: int) -> dict[str, Any]:
-    """Return the cells of an arm that are relative to the reference, given as errors by replicate or as a table's."""
-    if isinstance(against, Errors):
-        reference, of_reference = against, pd.DataFrame([{UNSHIFTED: against.clean, **against.shifted}])
-        noise = binomial_errors(reference, num_images)
-    else:
-        noise = _loss_errors(against, num_images)
-        common = own.index.intersection(against.index)
-        if common.empty:
-            return {}
-        own, of_reference = own.loc[common], against.loc[common]
-        reference = _mean_errors(of_reference)
-    found = compute_relative_errors(_mean_errors(own), reference, noise)
-    undefined = Counter(key.split("/")[0] for key in found.undefined)
-    losses, reference_losses = (each.sub(each[UNSHIFTED], axis=0)[[*found.rbe]] for each in (own, of_reference))
-    row = {"be": found.mean_be} | _ends("be", own[[*found.be]], of_reference[[*found.be]])
-    row |= {"be_shifts": len(found.be), "be_undefined": undefined["be"]}
-    row |= {"rbe": found.mean_rbe} | _ends("rbe", losses, reference_losses)
-    row |= {"rbe_shifts": len(found.rbe), "rbe_undefined": undefined["rbe"], "rbe_of_sums": found.rbe_of_sums}
-    return row | _ends("rbe_of_sums", losses.sum(axis=1).to_frame(), reference_losses.sum(axis=1).to_frame())
-
-
-def _loss_errors(errors: pd.DataFrame, num_images: int) -> dict[str, float]:
-    """Return shift → standard error of an arm's mean loss under it."""
-    if len(errors) < MIN_REPLICATES:
-        return binomial_errors(_mean_errors(errors), num_images)
-    losses = errors.sub(errors[UNSHIFTED], axis=0).drop(columns=UNSHIFTED)
-    return {str(shift): float(error) for shift, error in losses.sem(ddof=1).items()}
-
-
-def _ends(name: str, numerators: pd.DataFrame, denominators: pd.DataFrame) -> dict[str, float | None]:
-    found = None
-    if (
-        denominators.to_numpy().any()
-        and not numerators.isna().any(axis=None)
-        and not denominators.isna().any(axis=None)
-    ):
-        found = ratio_interval(numerators.to_numpy(), denominators.to_numpy())
-    return {f"{name}_low": found.low if found else None, f"{name}_high": found.high if found else None}
 
 
 def results_sha256(results: Results) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from orchestrator.analysis.results import Results
+from trainables.shifts.tables import STAIN_NAME
 
-#: Names that ``trainables.shifts.bank.stain_name`` writes, repeated here because the report does not import torch.
-_CELL = re.compile(r"stain_h([0-9.]+)_e([0-9.]+)")
 #: Distance of the floor below the best arm's unshifted score. Our choice: the papers name no floor.
 MARGIN = 0.10
 
@@ -45,7 +43,7 @@ class Line:
 
 def is_stain_cell(name: str) -> bool:
     """Return whether a shift is a cell of a stain grid."""
-    return _CELL.fullmatch(name) is not None
+    return STAIN_NAME.fullmatch(name) is not None
 
 
 def rows_of_shifts(results: Results) -> tuple[pd.DataFrame, list[str]]:
@@ -70,7 +68,7 @@ def compute_grid(results: Results) -> Grid | None:
     clean = rows[rows["severity"] == 0].groupby("name", observed=True)[results.metric].mean()
     scores = shifted[~is_cell].groupby(["name", "shift", "severity"], observed=True)[results.metric].mean()
     cells = shifted[is_cell]
-    factors = cells["shift"].astype(str).str.extract(_CELL).astype(float)
+    factors = cells["shift"].astype(str).str.extract(STAIN_NAME).astype(float)
     cells = cells.assign(haematoxylin=factors[0], eosin=factors[1])
     groups = cells.groupby(["name", "haematoxylin", "eosin"], observed=True)[results.metric]
     table = groups.mean().unstack(["haematoxylin", "eosin"])

@@ -11,7 +11,13 @@ from orchestrator.study.fields import suggest
 from orchestrator.study.grid import Arm
 from orchestrator.study.hypotheses import Hypothesis
 from trainables.errors import StudyError
-from trainables.evaluation.metrics import NUM_PARAMETERS, find_metric, find_site_aggregate, name_over_sites
+from trainables.evaluation.metrics import (
+    NUM_PARAMETERS,
+    THRESHOLDED,
+    find_metric,
+    find_site_aggregate,
+    name_over_sites,
+)
 
 if TYPE_CHECKING:
     from orchestrator.study.search_config import SearchConfig
@@ -74,13 +80,22 @@ def find_undefined(metric: str, config: TrialConfig, data: Dataset) -> str | Non
     if external is not None and external not in data.external:
         known = f"the data have {', '.join(data.external)}" if data.external else "the data have no external set"
         return f"{known}{suggest(external, list(data.external))}"
-    if (kind == "robustness" or "_shifted_" in rest) and not config.evaluation.shifts:
+    if (kind == "robustness" or rest.startswith(("mean_shifted_", "worst_"))) and not config.evaluation.shifts:
         return "evaluation.shifts is empty"
     if name == "quadratic_kappa" and not config.data.ordinal:
         return "it needs ordered classes; set data.ordinal: true if they are"
-    split = external or ("val" if kind in ("val", "validation") else "test")
-    lacking = find_absent_classes(data, split) if name == "auroc" else []
-    return f"it needs an image of every class, and {split} has none of {', '.join(lacking[:6])}" if lacking else None
+    return _find_absent(name, external or ("val" if kind in ("val", "validation") else "test"), data)
+
+
+def _find_absent(name: str, split: str, data: Dataset) -> str | None:
+    """Return why the classes of a split do not admit a metric, None if they do."""
+    if name in THRESHOLDED and data.num_classes != 2:
+        return f"it needs two classes, and the data have {data.num_classes}"
+    needed = {"auroc": [split]} | {each: [split, "val"] for each in THRESHOLDED}
+    for each in needed.get(name, ()):
+        if lacking := find_absent_classes(data, each):
+            return f"it needs an image of every class, and {each} has none of {', '.join(lacking[:6])}"
+    return None
 
 
 def _find_undefined_over_sites(aggregate: str, name: str, config: TrialConfig, data: Dataset) -> str | None:

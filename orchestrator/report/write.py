@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.analysis.balanced_errors import balanced_errors_table
 from orchestrator.analysis.costs import arm_costs_table, costs_table
 from orchestrator.analysis.effects import compute_all_effects, effects_table
 from orchestrator.analysis.formats import TextTable
 from orchestrator.analysis.inference.verdicts import judge, verdicts_table
-from orchestrator.analysis.results import Results, arms_table, balanced_errors_table, load_results, results_sha256
+from orchestrator.analysis.results import Results, arms_table, load_results, results_sha256
 from orchestrator.ledger.derived import (
     DEFAULT_METRIC,
     FIGURES,

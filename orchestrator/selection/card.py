@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.results import TITLES, Results
@@ -14,6 +15,7 @@ from orchestrator.selection.part_scores import PartScore, PartScores
 from orchestrator.selection.ranking import RULES, Selection, describe_value
 from orchestrator.statistics.intervals import MIN_REPLICATES, Summary, summarise
 from trainables.config import TrainingConfig, TrialConfig
+from trainables.evaluation.validation_fit import compute_predictive_values
 
 _USE = """\
 from robustsweep import load_exported
@@ -224,13 +226,14 @@ def _calibration(results: Results, selection: Selection, chosen: pd.DataFrame) -
     columns = {
         "in-distribution test": "calibration/ece",
         "mean over shifts": "calibration/mean_shifted_ece",
-        "worst shift": "calibration/worst_shifted_ece",
+        "worst shift": "calibration/worst_shift_ece",
     }
     columns |= {f"{name} (external)": f"external/{name}/ece" for name in results.external_sets}
     rows = [
-        [title, _mean(chosen, column), _own(chosen, selection, column)]
+        [f"{title}{scaling}", _mean(chosen, f"{column}{suffix}"), _own(chosen, selection, f"{column}{suffix}")]
         for title, column in columns.items()
-        if column in chosen
+        for scaling, suffix in (("", ""), (", after temperature scaling", "_scaled"))
+        if f"{column}{suffix}" in chosen
     ]
     scores = ", ".join(
         f"{title} {summary.mean:.3f}"
@@ -243,7 +246,35 @@ def _calibration(results: Results, selection: Selection, chosen: pd.DataFrame) -
         else ""
     )
     blocks: list[Text | Grid] = [Text(text)] if text else []
-    return CardPart("Calibration", [*blocks, Grid(["set", "ECE", "this model"], rows)])
+    blocks.append(Grid(["set", "ECE", "this model"], rows))
+    return CardPart("Calibration", [*blocks, *_thresholds(results, selection, chosen)])
+
+
+#: Prevalences at which predictive values are given. Our choice: screening, an outpatient clinic, a balanced test set.
+_PREVALENCES = (0.01, 0.1, 0.5)
+
+
+def _thresholds(results: Results, selection: Selection, chosen: pd.DataFrame) -> list[Text | Grid]:
+    """Return this model's sensitivity, specificity and predictive values at validation's thresholds, if it has any."""
+    record = results.records[selection.signature]
+    fit = {} if record.result is None else record.result.get("validation_fit", {})
+    own = chosen[chosen["signature"] == selection.signature].iloc[0]
+    rows = []
+    for at, title in (("specificity_95", "95 % specificity"), ("sensitivity_95", "95 % sensitivity")):
+        shares = [float(own.get(f"id/{name}_at_{at}", np.nan)) for name in ("sensitivity", "specificity")]
+        if f"threshold_at_{at}" not in fit or np.isnan(shares).any():
+            continue
+        values = (compute_predictive_values(shares[0], shares[1], prevalence) for prevalence in _PREVALENCES)
+        pairs = [f"{percent(positive)} / {percent(negative)}" for positive, negative in values]
+        rows.append([title, f"{fit[f'threshold_at_{at}']:.4g}", *map(percent, shares), *pairs])
+    if not rows:
+        return []
+    text = (
+        "This model on the in-distribution test set, at thresholds of f₁ − f₀ (class 1 is positive) chosen on "
+        "validation. Predictive values (positive / negative) are for populations with so many positives (Bayes)."
+    )
+    heads = [f"PPV / NPV at {100 * prevalence:g} %" for prevalence in _PREVALENCES]
+    return [Text(text), Grid(["validation", "threshold", "sensitivity", "specificity", *heads], rows)]
 
 
 # ------------------------------------------------------------------------------------------------ selection, limits

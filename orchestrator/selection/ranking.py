@@ -31,7 +31,7 @@ VALIDATION, _HEADLINE = "val/", "validation/"
 class SelectionCriteria:
     """Criteria by which an arm and a replicate are chosen."""
 
-    #: A metric on validation ("auroc"), or with ``oracle`` any column of the trials ("robustness/worst_auroc").
+    #: A metric on validation ("auroc"), or with ``oracle`` any column of the trials ("robustness/worst_shift_auroc").
     by: str = "balanced_accuracy"
     rule: str = BEST
     #: Whether test, shifted or external data may choose.

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeGuard
 from pydantic import Field, TypeAdapter, ValidationError
 
 from orchestrator.study.grid import When, format_label
-from trainables.evaluation.metrics import ERRORS, METRICS, SCORES
+from trainables.evaluation.metrics import AGGREGATES, ERRORS, METRICS, SCORES, name_over_shifts
 from trainables.frozen import Frozen, canonical_json
 
 #: Assumption: ten times the hypotheses of a large study.
@@ -207,9 +207,7 @@ def _listed(wanted: Any) -> list[str]:
 def list_metrics() -> list[str]:
     """Return the metrics that every study has, without ``external/<set>/…`` and ``shift/<name>/…``."""
     names = [f"id/{score}" for score in SCORES] + [f"calibration/{error}" for error in ERRORS]
-    for which in ("mean", "worst"):
-        names += [f"robustness/{which}_{score}" for score in SCORES]
-        names += [f"calibration/{which}_shifted_{error}" for error in ERRORS]
+    names += [name_over_shifts(aggregate, metric) for aggregate in AGGREGATES for metric in METRICS]
     return names + [f"val/{metric}" for metric in METRICS]
 
 
@@ -222,10 +220,7 @@ def split_metric(metric: str) -> tuple[str, str, str]:
 
 def find_shift_metric(metric: str) -> str | None:
     """Return the metric whose mean over shifts ``metric`` is, None if ``metric`` is not a mean over shifts."""
-    for prefix, known in (("robustness/mean_", SCORES), ("calibration/mean_shifted_", ERRORS)):
-        if metric.startswith(prefix) and metric.removeprefix(prefix) in known:
-            return metric.removeprefix(prefix)
-    return None
+    return next((name for name in METRICS if metric == name_over_shifts("mean", name)), None)
 
 
 def iterate_selectors(hypothesis: Hypothesis) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -10,17 +10,24 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from orchestrator.study.grid import format_label
-from trainables.evaluation.metrics import METRICS, NUM_PARAMETERS, find_metric, is_higher_better
+from trainables.evaluation.metrics import (
+    AGGREGATES,
+    METRICS,
+    NUM_PARAMETERS,
+    find_metric,
+    is_higher_better,
+    name_over_shifts,
+)
 from trainables.frozen import Frozen, PositiveInt
 
 _NAMES = "|".join(METRICS)
 #: Pattern of the headline numbers of a trial.
 _HEADLINE = re.compile(
-    rf"{NUM_PARAMETERS.name}|(validation|id|calibration|external/[^/]+)/(mean_shifted_|worst_shifted_)?({_NAMES})"
-    rf"|robustness/(mean|worst)_({_NAMES})"
+    rf"{NUM_PARAMETERS.name}|(validation|id|calibration|external/[^/]+)/({_NAMES})"
+    rf"|{'|'.join(name_over_shifts(aggregate, metric) for aggregate in AGGREGATES for metric in METRICS)}"
 )
 #: Headline numbers known after each epoch, on the validation images.
-_SEEN = tuple(f"validation/{name}" for name in METRICS)
+_SEEN = tuple(f"validation/{name}" for name, metric in METRICS.items() if not metric.is_fitted)
 #: Prefixes of metrics that reveal nothing about test images.
 _VALIDATION = ("validation/", NUM_PARAMETERS.name)
 
@@ -29,7 +36,7 @@ def _check_metric(name: str) -> str:
     if not _HEADLINE.fullmatch(name):
         raise ValueError(
             f"found {name!r}, expected a headline number of a trial, such as validation/balanced_accuracy, "
-            "robustness/worst_balanced_accuracy, calibration/ece, external/<set>/auroc, or num_parameters"
+            "robustness/worst_shift_balanced_accuracy, calibration/ece, external/<set>/auroc, or num_parameters"
         )
     return name
 

@@ -6,8 +6,9 @@ import pandas as pd
 import pytest
 from scipy.stats import ttest_1samp
 
+from orchestrator.analysis.balanced_errors import balanced_errors_table
 from orchestrator.analysis.effects import compute_effects, effects_table
-from orchestrator.analysis.results import Results, arms_table, balanced_errors_table, load_results, results_sha256
+from orchestrator.analysis.results import Results, arms_table, load_results, results_sha256
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.sections.answer import answer
 from orchestrator.statistics.paired_tests import holm
@@ -233,3 +234,27 @@ def test_answer_is_chosen_on_validation_and_never_on_test(tmp_path: Path) -> Non
     words = answer(results, arms_table(results), compute_effects(results, MEAN))
     assert [statement.headline for statement in words.statements[:2]] == ["none", "strong"]
     assert "(oracle)" in words.statements[1].heading
+
+
+def test_seen_and_unseen_types_are_the_same_for_every_arm(tmp_path: Path) -> None:
+    """Strong augmentation contains noise, blur, JPEG and more; no policy contains pixelation."""
+    ledger = make_fake_ledger(tmp_path)
+    before = load_results(ledger)
+    assert not [name for name in before.trials if "seen" in str(name)]  # no arm's config has an augmentation
+    strong = before.trials[before.trials["arm/augmentation"] == "strong"]["signature"].iloc[0]
+    folder = ledger.folder("trial", strong)
+    stored = folder.read_json("config.json")
+    policy = {"kind": "strong", "policy": "strong-v0.1.0", "strength": 1.0}
+    folder.write_json("config.json", stored | {"config": stored["config"] | {"augmentation": policy}})
+    results = load_results(ledger)
+    unseen = {"pixelate"}
+    seen_names = [name for name in SHIFTS if name not in unseen]
+    rows = results.shifts[(results.shifts["set"] == "test") & (results.shifts["severity"] > 0)]
+    means = rows.groupby(["signature", "shift"])["balanced_accuracy"].mean().unstack()
+    trials = results.complete.set_index("signature")
+    for column, names in (("mean_seen", seen_names), ("mean_unseen", sorted(unseen))):
+        expected = means[names].mean(axis=1)
+        found = trials[f"robustness/{column}_balanced_accuracy"]
+        np.testing.assert_allclose(found, expected.reindex(found.index))
+    listed = [measure.short for measure in results.measures]
+    assert listed.index("unseen by the policies") < listed.index("seen by a policy")

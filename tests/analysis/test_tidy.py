@@ -97,16 +97,18 @@ def test_measures_are_means_over_severities_then_shifts(write: Write) -> None:
     _, measured = load(*write())
     assert measured.factors == {"pretraining": ["scratch", "simclr"], "augmentation": ["none", "strong"]}
     assert list(measured.measures) == [
-        *("id/accuracy", "robustness/mean_accuracy", "robustness/worst_accuracy"),
-        *("id/ece", "robustness/mean_ece", "robustness/worst_ece"),
+        f"{prefix}{metric}"
+        for metric in ("accuracy", "ece")
+        for prefix in ("id/", "robustness/mean_", "robustness/worst_cell_", "robustness/worst_shift_")
     ]
     rows = [row for row in make_rows() if row[:3] == ["simclr", "none", 5]]
     trial = measured.trials.query("pretraining == 'simclr' and augmentation == 'none'").set_index(SEED).loc["5"]
     means = [np.mean([float(str(row[5])) for row in rows if row[3] == shift]) for shift in SHIFTS]
     assert trial["id/accuracy"] == pytest.approx(float(str(rows[0][5])))
     assert trial["robustness/mean_accuracy"] == pytest.approx(np.mean(means))
-    assert trial["robustness/worst_accuracy"] == pytest.approx(min(means))
-    assert trial["robustness/worst_ece"] == pytest.approx(0.15)  # of an error the largest is the worst
+    assert trial["robustness/worst_shift_accuracy"] == pytest.approx(min(means))
+    assert trial["robustness/worst_cell_accuracy"] == min(float(str(row[5])) for row in rows if row[3])
+    assert trial["robustness/worst_shift_ece"] == pytest.approx(0.15)  # of an error the largest is the worst
     assert trial["shift/fog/accuracy"] == pytest.approx(means[4])
 
 
@@ -115,7 +117,7 @@ def test_trial_that_lacks_an_evaluation_has_no_mean_and_is_counted(write: Write)
     rows[0][5] = ""  # scratch, strong, 0, clean
     config, measured = load(*write(rows=rows))
     missing = measured.trials.set_index(["pretraining", "augmentation", SEED]).loc[("simclr", "strong", "2")]
-    assert missing[["robustness/mean_accuracy", "robustness/worst_accuracy", "shift/fog/accuracy"]].isna().all()
+    assert missing[["robustness/mean_accuracy", "robustness/worst_shift_accuracy", "shift/fog/accuracy"]].isna().all()
     assert missing[["id/accuracy", "shift/zoom/accuracy"]].notna().all()
     tables = by_name(compute_tables(config, measured))
     counts = tables["counts"].frame.set_index(["pretraining", "augmentation"])
@@ -155,7 +157,10 @@ def test_number_of_seeds_and_the_makeup_of_the_spread(write: Write) -> None:
     config, measured = load(*write())
     tables = by_name(compute_tables(config, measured))
     seeds = tables["seeds"].frame
-    assert set(seeds["measure"]) == {"id/accuracy", "robustness/mean_accuracy", "robustness/worst_accuracy"}
+    assert set(seeds["measure"]) == {
+        f"{prefix}accuracy"
+        for prefix in ("id/", "robustness/mean_", "robustness/worst_cell_", "robustness/worst_shift_")
+    }
     assert (seeds["needed"] <= seeds["needed, cautious sd"]).all()
     assert (seeds["needed"] <= seeds["needed, Holm"]).all()
     assert (seeds["power now"] > 0.99).all()  # an sd of .003 against an effect of .01

@@ -56,7 +56,11 @@ def test_a_hypothesis_about_nothing_is_refused(
         ("{metric: validation/quadratic_kappa}", [], "needs ordered classes"),
         ("{metric: external/nowhere/auroc, oracle: true}", [], "the data have external-0"),
         ("{metric: external/external-0/auroc, oracle: true}", [ONE_PATIENT], "external-0 has none of"),
-        ("{metric: robustness/worst_auroc, oracle: true}", ["evaluation.shifts=[]"], "evaluation.shifts is empty"),
+        (
+            "{metric: robustness/worst_shift_auroc, oracle: true}",
+            ["evaluation.shifts=[]"],
+            "evaluation.shifts is empty",
+        ),
         (
             "{metric: validation/auroc}",
             ["search.constraints=[{metric: validation/quadratic_kappa, at_least: 0.1}]"],

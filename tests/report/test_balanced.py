@@ -5,7 +5,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from orchestrator.analysis.results import Results, balanced_errors_table, load_results
+from orchestrator.analysis.balanced_errors import balanced_errors_table
+from orchestrator.analysis.results import Results, load_results
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.sections.balanced import balanced_section, find_separated
 from tests.support.synthetic_ledger import SHIFTS, Fate, make_fake_ledger

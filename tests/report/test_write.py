@@ -98,7 +98,7 @@ def test_csv_files_hold_the_tables(tmp_path: Path) -> None:
     assert {name: len(table) for name, table in tables.items() if name != "shifts.csv"} == {
         "trials.csv": 24,
         "arms.csv": 12,
-        "effects.csv": 4 * 7,
+        "effects.csv": 4 * 8,
         "balanced_errors.csv": 12,
         "costs.csv": 12,
         "verdicts.csv": 0,

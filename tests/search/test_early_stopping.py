@@ -387,7 +387,7 @@ def test_what_cannot_be_meant_is_refused(override: str, words: str) -> None:
             "found early_stopping with 2 objectives, expected 1",
         ),
         (
-            "[{metric: validation/mean_shifted_auroc}]",
+            "[{metric: validation/ece_scaled}]",
             "which is not known after each epoch; give early_stopping.metric",
         ),
     ],

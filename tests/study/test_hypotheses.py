@@ -36,6 +36,7 @@ from tests.support.study_texts import HEAD, problems
 from trainables.errors import StudyError
 from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.robustness import summarise_rows
+from trainables.evaluation.validation_fit import fit_on_validation
 
 FACTORS = """\
 evaluation:
@@ -258,8 +259,9 @@ def test_external_sets_are_looked_up_once_the_data_are_known() -> None:
 
 
 def test_the_metrics_are_those_that_trials_have() -> None:
-    logits, labels = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32), np.arange(20) % 3
-    metrics = compute_metrics(logits, labels, ece_bins=5, ordinal=True).values
+    logits, labels = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32), np.arange(20) % 2
+    logits[:, 1] += labels
+    metrics = compute_metrics(logits, labels, ece_bins=5, ordinal=True, fit=fit_on_validation(logits, labels)).values
     rows = [
         {"set": "test", "shift": shift, "severity": severity, "metrics": metrics}
         for shift, severity in (("identity", 0), ("jpeg", 1))

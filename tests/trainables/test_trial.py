@@ -25,6 +25,7 @@ from trainables.errors import CheckpointError, ConfigError
 from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.predictions import load_predictions
 from trainables.evaluation.robustness import summarise_rows
+from trainables.evaluation.validation_fit import fit_on_validation
 from trainables.storage.folder import Folder
 from trainables.trial import build_initial_model, prepare_process, run_stage, run_trial
 
@@ -133,10 +134,13 @@ def test_metrics_are_those_of_the_stored_predictions(
     finished: tuple[Folder, dict[str, Any], list[Any]], digits: Dataset
 ) -> None:
     folder, result, _ = finished
+    validation = load_predictions(folder, "val")
+    fit = fit_on_validation(validation.of("identity/0"), validation.labels)
+    assert result["validation_fit"] == fit.as_json()
     for row in result["evaluations"]:
         stored = load_predictions(folder, row["set"])
         logits = stored.of(f"{row['shift']}/{row['severity']}")
-        assert row["metrics"] == compute_metrics(logits, stored.labels).values
+        assert row["metrics"] == compute_metrics(logits, stored.labels, fit=fit).values
         assert row["num_images"] == len(digits.splits[row["set"]])
         assert stored.ids.tolist() == digits.splits[row["set"]].ids.tolist()
     assert result["metrics"] == summarise_rows(result["evaluations"])

@@ -86,12 +86,12 @@ class RelativeErrors:
 
     @property
     def mean_be(self) -> float | None:
-        """Mean BE over the shifts that have a value; None if none has."""
+        """Mean BE over shifts and their types, of the shifts that have a value; None if none has."""
         return _mean(self.be)
 
     @property
     def mean_rbe(self) -> float | None:
-        """Mean rBE over the shifts that have a value; None if none has."""
+        """Mean rBE over shifts and their types, of the shifts that have a value; None if none has."""
         return _mean(self.rbe)
 
 
@@ -296,4 +296,6 @@ def _load_aliases() -> dict[str, str]:
 
 
 def _mean(values: Mapping[str, float]) -> float | None:
-    return sum(values.values()) / len(values) if values else None
+    from trainables.evaluation.shift_means import average_over_types  # needs numpy, which reading a study does not
+
+    return average_over_types(values) if values else None

@@ -26,6 +26,7 @@ class Metric:
         high: largest possible value.
         needs: data without which the metric is undefined.
         source: paper that defines the metric.
+        is_fitted: whether it takes a number fitted on validation (``validation_fit``): unknown during training.
     """
 
     name: str
@@ -36,11 +37,25 @@ class Metric:
     high: float
     needs: str
     source: str = ""
+    is_fitted: bool = False
 
     @property
     def is_share(self) -> bool:
         """Whether the largest value is 1: then values are written in percent, differences in points."""
         return self.high == 1.0
+
+
+_TWO = "two classes, an image of both in validation and in the set"
+_SCALED = "a finite temperature on validation"
+
+
+def _at_threshold(name: str, title: str, share: str, fixed: str) -> Metric:
+    return Metric(
+        name, title,
+        f"share of {share} at the {'smallest' if fixed == 'specificity' else 'largest'} threshold of f₁ − f₀ with a "
+        f"{fixed} of at least .95 on validation",
+        higher_is_better=True, low=0.0, high=1.0, needs=_TWO, is_fitted=True,
+    )  # fmt: skip
 
 
 #: Name → metric; metrics of which higher is better come first.
@@ -56,7 +71,9 @@ METRICS: dict[str, Metric] = {
             higher_is_better=True, low=0.0, high=1.0, needs="labels",
         ),
         Metric(
-            "auroc", "AUROC", "area under the ROC curve, macro one-vs-rest for more than two classes; ties count ½",
+            "auroc", "AUROC",
+            "area under the ROC curve of f₁ − f₀; for more than two classes the mean over classes k of the area of "
+            "f_k − log Σ_(j≠k) exp(f_j), class k against the rest; ties count ½",
             higher_is_better=True, low=0.0, high=1.0, needs="an image of every class",
             source="Hanley & McNeil 1982",
         ),
@@ -64,6 +81,22 @@ METRICS: dict[str, Metric] = {
             "quadratic_kappa", "quadratic kappa", "Cohen's kappa with quadratic weights",
             higher_is_better=True, low=-1.0, high=1.0, needs="ordered classes, more than one of them",
             source="Cohen 1968",
+        ),
+        _at_threshold(
+            "sensitivity_at_specificity_95", "sensitivity at 95 % specificity",
+            "images of class 1 that are called positive", "specificity",
+        ),
+        _at_threshold(
+            "specificity_at_specificity_95", "specificity kept at the threshold of 95 % specificity",
+            "images of class 0 that are called negative", "specificity",
+        ),
+        _at_threshold(
+            "specificity_at_sensitivity_95", "specificity at 95 % sensitivity",
+            "images of class 0 that are called negative", "sensitivity",
+        ),
+        _at_threshold(
+            "sensitivity_at_sensitivity_95", "sensitivity kept at the threshold of 95 % sensitivity",
+            "images of class 1 that are called positive", "sensitivity",
         ),
         Metric(
             "ece", "ECE", "Σ (n_m/N)·|accuracy_m − confidence_m| over equal-width bins of the confidence",
@@ -77,8 +110,19 @@ METRICS: dict[str, Metric] = {
             "brier", "Brier score", "mean over images of Σ over classes of (p − one-hot label)²",
             higher_is_better=False, low=0.0, high=2.0, needs="labels", source="Brier 1950",
         ),
+        *(
+            Metric(
+                f"{name}_scaled", f"{title} after temperature scaling",
+                f"{name} of the logits divided by the T > 0 with the smallest nll on validation",
+                higher_is_better=False, low=0.0, high=high, needs=_SCALED, source="Guo et al. 2017, section 4.2",
+                is_fitted=True,
+            )
+            for name, title, high in (("ece", "ECE", 1.0), ("nll", "log loss", math.inf), ("brier", "Brier score", 2.0))
+        ),
     )
 }  # fmt: skip
+#: Names of the metrics at a threshold, which exist for two classes.
+THRESHOLDED = tuple(name for name, metric in METRICS.items() if metric.needs == _TWO)
 #: Size of the network: a number of the trial that a search may look at, not of an evaluation.
 NUM_PARAMETERS = Metric(
     "num_parameters", "number of weights", "weights of the network",
@@ -88,7 +132,22 @@ NUM_PARAMETERS = Metric(
 SCORES = tuple(name for name, metric in METRICS.items() if metric.higher_is_better)
 ERRORS = tuple(name for name, metric in METRICS.items() if not metric.higher_is_better)
 
-_HEADLINE = re.compile(r"(?:.+/)?(?:(?:mean|worst)_(?:shifted_)?)?(\w+?)")
+#: Summaries of a metric over the shifted copies of the test set (``shift_means``).
+AGGREGATES = ("mean", "worst_cell", "worst_shift")
+
+_HEADLINE = re.compile(r"(?:.+/)?(?:mean_shifted_|mean_unseen_|mean_seen_|mean_|worst_cell_|worst_shift_)?(\w+?)")
+
+
+def name_over_shifts(aggregate: str, metric: str) -> str:
+    """Return the name of a headline number over shifts: ``robustness/mean_auroc``, ``calibration/worst_shift_ece``, …
+
+    Args:
+        aggregate: name in ``AGGREGATES``.
+        metric: name in ``METRICS``.
+    """
+    if METRICS[metric].higher_is_better:
+        return f"robustness/{aggregate}_{metric}"
+    return f"calibration/{'mean_shifted' if aggregate == 'mean' else aggregate}_{metric}"
 
 
 #: Summaries of a metric over the external sets of a trial, each of which is a site.
@@ -113,7 +172,7 @@ def find_site_aggregate(name: str) -> str | None:
 
 
 def find_metric(name: str) -> Metric:
-    """Return the metric behind a headline number, such as ``auroc`` for ``robustness/worst_auroc``.
+    """Return the metric behind a headline number, such as ``auroc`` for ``robustness/worst_shift_auroc``.
 
     Args:
         name: a metric, or a headline number: ``validation/…``, ``id/…``, ``calibration/mean_shifted_…``,

@@ -130,7 +130,8 @@ def predict_each(
 ) -> tuple[Float32[np.ndarray, "transforms n classes"], Float16[np.ndarray, "n features"] | None]:
     """Return the logits of all images in order under every transform, and features of the first if requested.
 
-    On a GPU full batches extend across the ends of passes, and the device is synchronised only once.
+    On a GPU full batches extend across the ends of passes, and the device is synchronised only once. Under autocast
+    the last layer and its logits are float32 (``Classifier.forward``); only what comes before is of ``precision``.
 
     Args:
         model: model on the device of the predictions; it is set to evaluation mode.
@@ -160,7 +161,7 @@ def predict_each(
                 missing -= len(kept[-1])
             else:
                 output = model(model.normalise(batch))
-        logits.append(_copy(output.float()))
+        logits.append(_copy(output))
     if feed.device.type == "cuda":
         torch.cuda.synchronize(feed.device)
     outputs = torch.cat(logits).numpy().reshape(len(transforms), len(feed), -1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,16 @@ from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
 from trainables.errors import ConfigError
 from trainables.evaluation.classification import compute_metrics
-from trainables.evaluation.metrics import METRICS
+from trainables.evaluation.metrics import AGGREGATES, METRICS, name_over_shifts
 from trainables.evaluation.predictions import (
     Predictions,
     load_predictions,
     predict_each,
     save_predictions,
 )
+from trainables.evaluation.shift_means import average_shifts
 from trainables.evaluation.site_means import summarise_sites
+from trainables.evaluation.validation_fit import fit_on_validation
 from trainables.models.networks import Classifier
 from trainables.seeding import hash_ids, mix
 from trainables.shifts.bank import IDENTITY, Shift, build_shifts
@@ -36,6 +38,8 @@ class Evaluation:
     rows: list[dict[str, Any]]
     metrics: dict[str, float]
     undefined: dict[str, str]
+    #: Temperature and thresholds fitted on validation (``ValidationFit``), with which metrics were computed.
+    validation_fit: dict[str, float]
 
 
 def choose_shifts(data: Dataset, config: EvaluationConfig) -> tuple[list[Shift], dict[str, str]]:
@@ -163,7 +167,7 @@ def summarise_predictions(
     """Return all metrics of a trial, computed from its stored predictions alone.
 
     Args:
-        folder: folder of the trial.
+        folder: folder of the trial, with predictions on ``val`` in any case: temperature and thresholds come from them.
         names: names of the sets: ``val``, ``test``, then the external sets.
         strengths: "<shift>/<severity>" → strength, for the rows.
         ece_bins: number of bins of the calibration error.
@@ -171,13 +175,13 @@ def summarise_predictions(
     """
     rows: list[dict[str, Any]] = []
     undefined: dict[str, list[str]] = {}
+    validation = load_predictions(folder, "val")
+    fit = fit_on_validation(validation.of(f"{IDENTITY.name}/0"), validation.labels)
     for name in names:
-        predictions = load_predictions(folder, name)
+        predictions = validation if name == "val" else load_predictions(folder, name)
         for key, logits in zip(predictions.shifts, predictions.logits, strict=True):
             shift, severity = key.rsplit("/", 1)
-            metrics = compute_metrics(logits, predictions.labels, ece_bins=ece_bins, ordinal=ordinal)
-            for metric, why in metrics.undefined.items():
-                undefined.setdefault(_prefix(name, shift, metric) + metric, []).append(why)
+            metrics = compute_metrics(logits, predictions.labels, ece_bins=ece_bins, ordinal=ordinal, fit=fit)
             rows.append(
                 {
                     "set": name,
@@ -188,48 +192,58 @@ def summarise_predictions(
                     "metrics": metrics.values,
                 }
             )
-    num_shifted = sum(row["set"] == "test" and row["shift"] != IDENTITY.name for row in rows)
-    return Evaluation(
-        rows, summarise_rows(rows), {key: _explain(key, whys, num_shifted) for key, whys in undefined.items()}
-    )
+            for metric, why in metrics.undefined.items():
+                undefined.setdefault(_name(rows[-1], metric), []).append(why)
+    return Evaluation(rows, summarise_rows(rows), _explain(undefined, rows), fit.as_json())
 
 
-def _prefix(name: str, shift: str, metric: str) -> str:
-    """Return the prefix of ``metric`` in the headline number that a row gives or contributes to."""
-    if name == "val":
-        return "validation/"
-    if name != "test":
-        return f"external/{name}/"
-    if shift == IDENTITY.name:
-        return "id/" if METRICS[metric].higher_is_better else "calibration/"
-    return "robustness/mean_" if METRICS[metric].higher_is_better else "calibration/mean_shifted_"
+def _name(row: Mapping[str, Any], metric: str) -> str:
+    """Return the name of the headline number that ``metric`` of a row is, or of the mean that it is part of."""
+    if row["set"] == "val":
+        return f"validation/{metric}"
+    if row["set"] != "test":
+        return f"external/{row['set']}/{metric}"
+    if row["shift"] != IDENTITY.name:
+        return name_over_shifts("mean", metric)
+    return f"id/{metric}" if METRICS[metric].higher_is_better else f"calibration/{metric}"
 
 
-def _explain(key: str, whys: list[str], num_shifted: int) -> str:
-    if not key.startswith("robustness/") or len(whys) == num_shifted:
-        return whys[0]
-    return f"{whys[0]}: under {len(whys)} of {num_shifted} shifts, which are left out of mean and worst"
+def _explain(whys: Mapping[str, Sequence[str]], rows: Iterable[Mapping[str, Any]]) -> dict[str, str]:
+    """Return headline number → reason why it is undefined."""
+    num_shifted = sum(map(_is_shifted, rows))
+    over_shifts = {name_over_shifts("mean", metric) for metric in METRICS}
+    return {
+        name: found[0]
+        if name not in over_shifts or len(found) == num_shifted
+        else f"{found[0]}: under {len(found)} of {num_shifted} shifts × severities, so mean and worst are undefined"
+        for name, found in whys.items()
+    }
+
+
+def _is_shifted(row: Mapping[str, Any]) -> bool:
+    return bool(row["set"] == "test" and row["shift"] != IDENTITY.name)
 
 
 def summarise_rows(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the headline numbers: ``id/…``, ``calibration/…``, ``robustness/mean_…`` and ``worst_…``, ``external/…``.
+    """Return the headline numbers of an evaluation's rows.
 
-    Mean and worst are over all shift × severity of the test set, identity excluded. ``worst`` is the smallest value,
-    for errors (``ece``, ``nll``, ``brier``) the largest.
+    ``validation/…``, ``id/…``, ``external/<set>/…``, ``calibration/…`` for errors in distribution, and mean,
+    ``worst_cell`` and ``worst_shift`` over the shifts (``name_over_shifts``, ``average_shifts``). The latter are absent
+    for a metric that is undefined under a shift.
     """
     headline = summarise_sites(rows)
-    shifted: dict[str, list[float]] = {}
+    shifted = list(filter(_is_shifted, rows))
     for row in rows:
-        for metric, value in row["metrics"].items():
-            if row["set"] == "test" and row["shift"] != IDENTITY.name:
-                shifted.setdefault(metric, []).append(value)
-            else:
-                headline[_prefix(row["set"], row["shift"], metric) + metric] = value
-    for metric, values in shifted.items():
-        if METRICS[metric].higher_is_better:
-            headline[f"robustness/mean_{metric}"] = float(np.mean(values))
-            headline[f"robustness/worst_{metric}"] = min(values)
-        else:
-            headline[f"calibration/mean_shifted_{metric}"] = float(np.mean(values))
-            headline[f"calibration/worst_shifted_{metric}"] = max(values)
+        if not _is_shifted(row):
+            headline |= {_name(row, metric): value for metric, value in row["metrics"].items()}
+    if not shifted:
+        return headline
+    metrics = tuple(dict.fromkeys(metric for row in shifted for metric in row["metrics"]))
+    values = np.array([[row["metrics"].get(metric, np.nan) for row in shifted] for metric in metrics], dtype=np.float64)
+    means = average_shifts(values, [row["shift"] for row in shifted])
+    found = {is_higher_better: means.aggregate(is_higher_better) for is_higher_better in (True, False)}
+    for index, metric in enumerate(metrics):
+        for aggregate, each in zip(AGGREGATES, found[METRICS[metric].higher_is_better], strict=True):
+            if not np.isnan(each[index]):
+                headline[name_over_shifts(aggregate, metric)] = float(each[index])
     return headline

@@ -17,10 +17,17 @@ GENERAL = "general"
 GROUPS = ("all", "imagenet-c", "medmnist-c", "stain-grid")
 #: Name of a cell of the stain grid, with the factors of haematoxylin and eosin.
 STAIN_NAME = re.compile(r"stain_h(\d+(?:\.\d+)?)_e(\d+(?:\.\d+)?)")
+#: Type of all cells of a stain grid.
+STAIN_GRID = "stain grid"
 #: Group of the entry points by which packages bring shifts (``registry``).
 ENTRY_POINTS = "robustsweep.shifts"
 #: Names of the shifts that this process has registered itself.
 registered_names: set[str] = set()
+
+
+def find_type(name: str) -> str:
+    """Return the type of a shift: its name, or ``STAIN_GRID`` for a cell of a stain grid."""
+    return STAIN_GRID if STAIN_NAME.fullmatch(name) else name
 
 
 @cache

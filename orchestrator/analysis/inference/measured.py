@@ -10,7 +10,6 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from orchestrator.analysis.results import Results
-from orchestrator.analysis.stain_grid import is_stain_cell
 from orchestrator.statistics.intervals import Array
 from orchestrator.study.contrasts import find_units
 from orchestrator.study.hypotheses import Hypothesis, counts_shifts, find_shift_metric, split_metric
@@ -54,20 +53,12 @@ class Measured:
         kind, name, metric = split_metric(hypothesis.metric)
         of_shifts = find_shift_metric(hypothesis.metric)
         if counts_shifts(hypothesis) and of_shifts is not None:
-            return self._by_shift(of_shifts)
+            return self.results.type_means(of_shifts)
         if kind == "shift":
             return self._at_severities(name, metric, hypothesis.severities)
         if hypothesis.metric not in self.results.trials:
             return pd.DataFrame()
         return self.results.trials[["signature", hypothesis.metric]].set_index("signature")
-
-    def _by_shift(self, metric: str) -> pd.DataFrame:
-        if metric not in self.shifted:
-            return pd.DataFrame()
-        means = self.shifted.groupby(["signature", "shift"])[metric].mean().unstack("shift")
-        # All cells of the stain grid are one shift type: neighbours on a grid are not separate shifts.
-        types = ["stain grid" if is_stain_cell(str(name)) else str(name) for name in means]
-        return means.T.groupby(types, sort=False).mean().T
 
     def _at_severities(self, name: str, metric: str, severities: Sequence[int] | None) -> pd.DataFrame:
         rows = self.shifted[self.shifted["shift"] == name]

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.results import Results
@@ -14,14 +15,11 @@ from orchestrator.study.grid import find_label, read_match
 from orchestrator.study.hypotheses import Hypothesis, counts_shifts, iterate_selectors
 from orchestrator.study.problems import list_options
 from orchestrator.study.yaml_source import Source
-from trainables.evaluation.metrics import METRICS
+from trainables.evaluation.metrics import AGGREGATES, METRICS
+from trainables.evaluation.shift_means import average_shifts
 
 #: Columns of the table after reading; no CSV header has these names, because header names are stripped.
 SEED, SHIFT, SEVERITY = " seed", " shift", " severity"
-
-#: Measures over all shifts, by their names without robustness/ and the metric.
-AGGREGATES = ("mean", "worst")
-_WORST = {"higher": "min", "lower": "max"}
 
 
 @dataclass(frozen=True)
@@ -154,10 +152,10 @@ def find_measures(
     """Return the results with one row per planned trial and its measures.
 
     Without shifts a measure is the metric itself. With shifts: ``id/<metric>`` of the unshifted evaluation,
-    ``robustness/mean_<metric>``: the mean over shifts of the mean over severities, ``robustness/worst_<metric>``: the
-    worst of the shifts' means, and ``shift/<name>/<metric>``. Planned is every evaluation (shift and severity) that
-    some trial has, for every arm with every seed. If a trial lacks one, means that would include it are undefined: a
-    mean over fewer shifts would not be comparable. A shift with an evaluation that is empty in all rows is in no mean.
+    ``robustness/mean_<metric>``, ``worst_cell`` and ``worst_shift`` as for a study (``average_shifts``), and
+    ``shift/<name>/<metric>``, the mean over severities. Planned is every evaluation (shift and severity) that some
+    trial has, for every arm with every seed. If a trial lacks one, means that would include it are undefined: a mean
+    over fewer shifts would not be comparable. A shift with an evaluation that is empty in all rows is in no mean.
 
     Args:
         frame: table with the columns of factors and metrics, ``SEED``, ``SHIFT`` and ``SEVERITY``.
@@ -217,16 +215,13 @@ def _measure(
             columns[name], measures[name] = clean.set_index(keys)[metric], metric
         if not shifted.empty:
             wide = shifted.set_index([*keys, SHIFT, SEVERITY])[metric].unstack([SHIFT, SEVERITY])
-            means = (
-                wide.T.groupby(level=SHIFT, sort=False)
-                .mean()
-                .T.where(wide.notna().T.groupby(level=SHIFT, sort=False).all().T)
-            )
-            columns[f"robustness/mean_{metric}"] = means.mean(axis=1, skipna=False)
-            columns[f"robustness/worst_{metric}"] = getattr(means, _WORST[better])(axis=1, skipna=False)
-            measures |= {f"robustness/{which}_{metric}": metric for which in AGGREGATES}
-            columns |= {f"shift/{shift}/{metric}": means[shift] for shift in means}
-            of_shifts |= {f"shift/{shift}/{metric}": metric for shift in means}
+            means = average_shifts(wide.to_numpy(dtype=np.float64), list(wide.columns.get_level_values(SHIFT)))
+            found = dict(zip(AGGREGATES, means.aggregate(better == "higher"), strict=True))
+            named = {f"robustness/{which}_{metric}": values for which, values in found.items()}
+            of_each = {f"shift/{shift}/{metric}": values for shift, values in means.by_shift.items()}
+            columns |= {name: pd.Series(values, wide.index) for name, values in (named | of_each).items()}
+            measures |= dict.fromkeys(named, metric)
+            of_shifts |= dict.fromkeys(of_each, metric)
     return pd.DataFrame(columns), measures, of_shifts
 
 

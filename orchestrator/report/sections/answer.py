@@ -67,6 +67,11 @@ def arms_section(results: Results, arms: pd.DataFrame) -> Section:
         "column, which need not be better than the next; only the validation column may choose. The dots are the "
         "replicates’ mean shifted value. Click a heading to sort."
     )
+    if any(measure.column.startswith("robustness/mean_unseen_") for measure in results.measures):
+        text += (
+            " A shift is seen by a policy if the augmentation of any arm contains a change of its kind; the same "
+            "shifts count for every arm."
+        )
     if replicates == 1:
         text += " With one replicate there is no standard deviation: differences between arms may be chance."
     return Section(
@@ -188,7 +193,7 @@ def _chosen(results: Results, arms: pd.DataFrame, arm: pd.Series) -> Statement:
         str(arm["label"]),
         f"Validation {title} {_value(arm, column)} ({_n(arm, column)}): {_value(arm, f'id/{metric}')} on the "
         f"in-distribution test set, {_value(arm, f'robustness/mean_{metric}')} on average over the shifts, "
-        f"{_value(arm, f'robustness/worst_{metric}')} under the worst one.{tied}",
+        f"{_value(arm, f'robustness/worst_shift_{metric}')} under the worst one.{tied}",
     )
 
 

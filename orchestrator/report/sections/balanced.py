@@ -7,7 +7,8 @@ from html import escape
 
 import pandas as pd
 
-from orchestrator.analysis.results import Results, find_reference
+from orchestrator.analysis.balanced_errors import find_reference
+from orchestrator.analysis.results import Results
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, note, table
 from orchestrator.statistics.intervals import MIN_REPLICATES
 from trainables.evaluation.balanced import MIN_STANDARD_ERRORS

@@ -19,6 +19,7 @@ from trainables.evaluation.robustness import (
     summarise_predictions,
     summarise_rows,
 )
+from trainables.evaluation.validation_fit import fit_on_validation
 from trainables.models.networks import Classifier, build_model
 from trainables.seeding import hash_ids, mix
 from trainables.shifts.bank import DEFAULT_NAMES
@@ -80,7 +81,10 @@ def test_identity_is_the_clean_evaluation(model: Classifier, tmp_path: Path) -> 
     stored = load_predictions(Folder(tmp_path), "test")
     assert np.array_equal(stored.of("identity/0"), clean)
     row = next(row for row in evaluation.rows if row["set"] == "test" and row["shift"] == "identity")
-    assert row["metrics"] == compute_metrics(clean, test.labels, ordinal=True).values
+    validation = load_predictions(Folder(tmp_path), "val")
+    fit = fit_on_validation(validation.of("identity/0"), validation.labels)
+    assert row["metrics"] == compute_metrics(clean, test.labels, ordinal=True, fit=fit).values
+    assert evaluation.validation_fit == fit.as_json()
     assert row["strength"] == 0.0
 
 
@@ -123,8 +127,8 @@ def test_another_seed_is_another_noise_and_nothing_else(model: Classifier, tmp_p
     assert second.features is None
 
 
-def row(name: str, shift: str, **metrics: float) -> dict:
-    return {"set": name, "shift": shift, "severity": 1, "metrics": metrics}
+def row(name: str, shift: str, severity: int = 1, **metrics: float) -> dict:
+    return {"set": name, "shift": shift, "severity": severity, "metrics": metrics}
 
 
 def test_headline_numbers_by_hand() -> None:
@@ -132,7 +136,10 @@ def test_headline_numbers_by_hand() -> None:
         [
             row("test", "identity", accuracy=0.9, auroc=0.95, ece=0.05, quadratic_kappa=0.8),
             row("test", "jpeg", accuracy=0.7, auroc=0.9, ece=0.2),
-            row("test", "pixelate", accuracy=0.4, auroc=0.6, ece=0.4),
+            row("test", "pixelate", 1, accuracy=0.6, auroc=0.8, ece=0.3),
+            row("test", "pixelate", 2, accuracy=0.4, auroc=0.6, ece=0.5),
+            row("test", "stain_h1_e2", accuracy=0.9, auroc=0.9, ece=0.1),
+            row("test", "stain_h2_e1", accuracy=0.1, auroc=0.9, ece=0.3),
             row("val", "identity", accuracy=0.92),
             row("Messidor", "identity", accuracy=0.6, ece=0.3),
         ]
@@ -143,12 +150,15 @@ def test_headline_numbers_by_hand() -> None:
             "id/auroc": 0.95,
             "id/quadratic_kappa": 0.8,
             "calibration/ece": 0.05,
-            "robustness/mean_accuracy": 0.55,
-            "robustness/worst_accuracy": 0.4,
-            "robustness/mean_auroc": 0.75,
-            "robustness/worst_auroc": 0.6,
-            "calibration/mean_shifted_ece": 0.3,
-            "calibration/worst_shifted_ece": 0.4,
+            "robustness/mean_accuracy": (0.7 + 0.5 + 0.5) / 3,
+            "robustness/worst_cell_accuracy": 0.1,
+            "robustness/worst_shift_accuracy": 0.5,
+            "robustness/mean_auroc": (0.9 + 0.7 + 0.9) / 3,
+            "robustness/worst_cell_auroc": 0.6,
+            "robustness/worst_shift_auroc": 0.7,
+            "calibration/mean_shifted_ece": (0.2 + 0.4 + 0.2) / 3,
+            "calibration/worst_cell_ece": 0.5,
+            "calibration/worst_shift_ece": 0.4,
             "validation/accuracy": 0.92,
             "external/Messidor/accuracy": 0.6,
             "external/Messidor/ece": 0.3,
@@ -160,6 +170,9 @@ def test_headline_numbers_by_hand() -> None:
 
 def summarise(tmp_path: Path, predictions: Predictions) -> Evaluation:
     save_predictions(Folder(tmp_path), predictions)
+    alike, labels = np.zeros((1, 4, 2), dtype=np.float32), np.array([0, 1, 0, 1])
+    alike[0, :, 1] = (-1.0, 1.0, 2.0, 1.0)  # two of three right: a finite temperature
+    save_predictions(Folder(tmp_path), Predictions("val", predictions.ids, labels, ("identity/0",), alike))
     return summarise_predictions(Folder(tmp_path), [predictions.name], strengths={}, ece_bins=15, ordinal=True)
 
 
@@ -168,20 +181,21 @@ def test_undefined_metrics_are_said_once_and_absent(tmp_path: Path) -> None:
     logits = np.tile(np.float32([[[3.0, 0.0]]]), (3, 4, 1))
     predictions = Predictions("test", np.arange(4).astype(str), np.zeros(4, dtype=np.int64), shifts, logits)
     evaluation = summarise(tmp_path, predictions)
-    absent = {"id/auroc", "robustness/mean_auroc", "id/quadratic_kappa", "robustness/mean_quadratic_kappa"}
+    lacking = ("auroc", "quadratic_kappa", "sensitivity_at_specificity_95", "sensitivity_at_sensitivity_95")
+    absent = {f"{prefix}{metric}" for prefix in ("id/", "robustness/mean_") for metric in lacking}
     assert set(evaluation.undefined) == absent
     assert not absent & evaluation.metrics.keys()
     assert evaluation.undefined["robustness/mean_auroc"] == "no image of class 1 (counted from 0)"
     evaluation = summarise(tmp_path, replace(predictions, name="Messidor", shifts=shifts[:1], logits=logits[:1]))
-    assert set(evaluation.undefined) == {"external/Messidor/auroc", "external/Messidor/quadratic_kappa"}
+    assert set(evaluation.undefined) == {f"external/Messidor/{metric}" for metric in lacking}
 
 
-def test_a_mean_over_fewer_shifts_says_over_how_many(tmp_path: Path) -> None:
+def test_there_is_no_mean_over_fewer_shifts(tmp_path: Path) -> None:
     logits = np.tile(np.float32([[[3.0, 0.0]]]), (3, 4, 1))
     logits[2, 0] = (0.0, 3.0)
     predictions = Predictions(
         "test", np.arange(4).astype(str), np.zeros(4, dtype=np.int64), ("identity/0", "jpeg/1", "jpeg/2"), logits
     )
     evaluation = summarise(tmp_path, predictions)
-    assert evaluation.metrics["robustness/mean_quadratic_kappa"] == 0.0
-    assert "under 1 of 2 shifts, which are left out" in evaluation.undefined["robustness/mean_quadratic_kappa"]
+    assert not [name for name in evaluation.metrics if name.startswith("robustness") and name.endswith("kappa")]
+    assert "under 1 of 2 shifts × severities" in evaluation.undefined["robustness/mean_quadratic_kappa"]

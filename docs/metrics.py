@@ -1,0 +1,100 @@
+"""Print docs/metrics.md from the table of metrics: ``python docs/metrics.py > docs/metrics.md``."""
+
+from __future__ import annotations
+
+import math
+
+from trainables.evaluation.metrics import METRICS, Metric, name_over_shifts
+from trainables.evaluation.seen import KINDS, POLICIES
+
+HEAD = """<!-- Generated from trainables/evaluation/metrics.py: python docs/metrics.py > docs/metrics.md -->
+
+# Metrics
+
+Every number of a report is computed from the stored logits f (one per class) and the labels, on one set of images, by
+`trainables/evaluation/classification.py`. p is the softmax of f. ↑ higher is better, ↓ lower is better.
+
+"""
+
+FITTED = """
+## Fitted on validation
+
+Three numbers of a trained model are fitted on its unshifted validation images and applied unchanged to the test set,
+every shift and every external set. `result.json` has them in `validation_fit`.
+
+- `temperature`: the T > 0 that makes the log loss of f/T smallest. There is none if every validation image is
+  classified right (the smaller T, the better) or if the outputs are no better than chance; metrics after temperature
+  scaling are then undefined. On validation itself they are what was optimised, not an estimate.
+- `threshold_at_specificity_95`, `threshold_at_sensitivity_95`, for two classes: class 1 is *positive*, and an image is
+  called positive if f₁ − f₀ is above the threshold. The first is the smallest score of a negative validation image at
+  which specificity is at least .95, the second the largest number at which sensitivity is. Away from validation
+  neither target holds any more: read sensitivity and specificity at one threshold together.
+
+Predictive values depend on the prevalence, which a test set seldom has from the population.
+`compute_predictive_values(sensitivity, specificity, prevalence)` of `trainables/evaluation/validation_fit.py` gives
+PPV = se·π / (se·π + (1 − sp)·(1 − π)) and NPV = sp·(1 − π) / (sp·(1 − π) + (1 − se)·π) at a prevalence π.
+"""
+
+NAMES = """
+## Headline numbers
+
+| name | what it is |
+|---|---|
+| `validation/<metric>` (`val/…` in `trials.csv`) | on unshifted validation images: the only ones that may choose |
+| `id/<metric>` ↑, `calibration/<metric>` ↓ | on the unshifted test images |
+| `{mean_score}` ↑, `{mean_error}` ↓ | *mean over shifts* |
+| `robustness/mean_unseen_<metric>`, `robustness/mean_seen_<metric>` | mean over *unseen* and *seen* types |
+| `{worst_shift_score}` ↑, `{worst_shift_error}` ↓ | *worst shift* |
+| `{worst_cell_score}` ↑, `{worst_cell_error}` ↓ | *worst cell* |
+| `external/<set>/<metric>` | on an external set |
+| `shift/<name>/<metric>` | under one shift, on average over its severities |
+
+- **Mean over shifts**: the mean over severities, then over the shifts of one type, then over types. A type is a
+  shift's name, but all cells of a stain grid are one type. Unshifted images do not count.
+- **Seen and unseen**: a type is *seen* if the augmentation (or the views in contrastive pretraining) of any arm of the
+  study that has started contains a change of the same kind, and *unseen by the policies* otherwise. The same types
+  count for every arm, also for one without augmentation: means over different shifts would not be comparable. A
+  composition is seen if a part of it is; shifts of packages count as unseen. Report and `trials.csv` have both means,
+  for the report's metric, where a study has types of both sorts; the table below says what each policy contains.
+- **Worst shift**: the worst of the types, each on average as above: the smallest for ↑, the largest for ↓.
+- **Worst cell**: the worst single shift × severity.
+
+A metric that is undefined under a shift has no mean and no worst value, because a mean over fewer shifts would not be
+comparable; `result.json` says why. Trial, report, hypotheses, `stats`, search and selection take these numbers from one
+function, `average_shifts` of `trainables/evaluation/shift_means.py`.
+"""
+
+
+def describe_metrics() -> str:
+    """Return the content of docs/metrics.md."""
+    header = "| name | title | formula | | range | needs | source |\n|---|---|---|---|---|---|---|\n"
+    rows = "".join(map(_row, METRICS.values()))
+    names = {
+        f"{aggregate}_{kind}": name_over_shifts(aggregate, metric).replace(metric, "<metric>")
+        for aggregate in ("mean", "worst_shift", "worst_cell")
+        for kind, metric in (("score", "accuracy"), ("error", "brier"))
+    }
+    return HEAD + header + rows + FITTED + NAMES.format(**names) + _seen()
+
+
+def _seen() -> str:
+    """Return the table of policies and the shifts of the bank that they contain."""
+    header = "\n## Shifts that a policy contains\n\n| policy | shifts of the bank that count as seen |\n|---|---|\n"
+    rows = {
+        policy: ", ".join(f"`{shift}`" for kind in KINDS if kind in own for shift in KINDS[kind]) or "–"
+        for policy, own in POLICIES.items()
+    }
+    rows["any with erasing"] = ", ".join(f"`{shift}`" for shift in KINDS["overlay"]) + " as well"
+    return header + "".join(f"| {policy} | {shifts} |\n" for policy, shifts in rows.items())
+
+
+def _row(metric: Metric) -> str:
+    high = "∞" if math.isinf(metric.high) else f"{metric.high:g}"
+    span = f"{metric.low:g} to {high}".replace("-", "−")
+    arrow = "↑" if metric.higher_is_better else "↓"
+    cells = (f"`{metric.name}`", metric.title, metric.formula, arrow, span, metric.needs, metric.source or "–")
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
+
+
+if __name__ == "__main__":
+    print(describe_metrics(), end="")
