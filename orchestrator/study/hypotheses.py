@@ -14,7 +14,15 @@ from typing import Annotated, Any, Literal, TypeGuard
 from pydantic import Field, TypeAdapter, ValidationError
 
 from orchestrator.study.grid import When, format_label
-from trainables.evaluation.metrics import AGGREGATES, ERRORS, METRICS, SCORES, name_over_shifts
+from trainables.evaluation.metrics import (
+    AGGREGATES,
+    ERRORS,
+    METRICS,
+    SCORES,
+    SITE_AGGREGATES,
+    name_over_shifts,
+    name_over_sites,
+)
 from trainables.frozen import Frozen, canonical_json
 
 #: Assumption: ten times the hypotheses of a large study.
@@ -208,6 +216,7 @@ def list_metrics() -> list[str]:
     """Return the metrics that every study has, without ``external/<set>/…`` and ``shift/<name>/…``."""
     names = [f"id/{score}" for score in SCORES] + [f"calibration/{error}" for error in ERRORS]
     names += [name_over_shifts(aggregate, metric) for aggregate in AGGREGATES for metric in METRICS]
+    names += [name_over_sites(aggregate, metric) for aggregate in SITE_AGGREGATES for metric in METRICS]
     return names + [f"val/{metric}" for metric in METRICS]
 
 

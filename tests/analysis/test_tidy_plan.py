@@ -126,7 +126,7 @@ def test_seeds_that_only_a_third_arm_has_are_planned_for_all(load: Load) -> None
     rows = make_rows(6) + [row | {"method": "c"} for row in make_rows(9) if row["method"] == "a"]
     assert judge(load, rows)["better"] == (NOTHING, 3)
     effects = compute(*load(CONFIG, results=rows))["effects"].frame
-    assert effects["missing"].tolist() == [3] * 6
+    assert effects["missing"].tolist() == [3] * 8
 
 
 # --------------------------------------------------------------------------- undefined

@@ -20,6 +20,7 @@ from trainables.errors import StudyError
 HEAD = """
 study: s
 data: {kind: digits}
+replicates: 6
 factors:
   pretraining: {scratch: scratch, contrastive: {kind: contrastive, epochs: 2}}
   augmentation: [none, strong]

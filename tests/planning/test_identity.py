@@ -21,7 +21,7 @@ STUDY = "factors: {pretraining: {a: scratch, b: {kind: contrastive, epochs: 3}},
 @pytest.mark.parametrize(
     ("config", "signature"),
     [
-        (TrialConfig(), "dfedf84ca3fd4d70"),
+        (TrialConfig(), "f567d1537113ed00"),
         (
             TrialConfig(
                 data=PhantomData(num_sites=2, lesion_radius_px=(1.0, 2.5)),
@@ -31,11 +31,11 @@ STUDY = "factors: {pretraining: {a: scratch, b: {kind: contrastive, epochs: 3}},
                 seed=3,
                 replicate=2,
             ),
-            "7acea7658b0482bd",
+            "3ec22ee0eee28018",
         ),
         (
             StageConfig(data=MedmnistData(), model=TrialConfig().model, pretraining=ContrastivePretraining()),
-            "0931fbf77b96f64c",
+            "8c165559dc6ba3a5",
         ),
     ],
 )

@@ -135,7 +135,8 @@ def test_a_site_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Path
 
 
 def test_a_mean_over_sites_needs_a_site_and_their_spread_two(tmp_path: Path) -> None:
-    inputs = prepare_with(tmp_path, "{kind: phantom, num_images: 24, num_external_images: 4, image_size: 8}").inputs
+    data = "{kind: phantom, num_images: 24, num_external_sites: 1, num_external_images: 4, image_size: 8}"
+    inputs = prepare_with(tmp_path, data).inputs
     (one,) = inputs.datasets
     config = TrialConfig()
     assert find_undefined("external/mean_auroc", config, one) is None

@@ -1,4 +1,4 @@
-"""How far a statement about trained models reaches: number of models, split, patients, sites, pretrained encoders."""
+"""Scope of a statement about trained models: number of models, split, patients, sites, pretrained encoders."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ _SETS = {"val": "validation", "test": "test"}
 
 @dataclass(frozen=True)
 class Scope:
-    """What a statement rests on. None: the plan does not record it."""
+    """Numbers that a statement rests on. None: the plan does not record it."""
 
     #: Number of trained models whose results are compared.
     num_models: int
@@ -59,14 +59,21 @@ def find_scope(plan: Mapping[str, Any], metric: str, *, num_models: int, num_enc
     if data is None:
         return Scope(num_models, num_encoders)
     kind, name, _ = split_metric(metric)
-    images = name if kind == "external" else "val" if metric.startswith("val/") else "test"
-    patients, sites = data.get("num_patients"), data.get("num_sites", {})
+    if kind == "external":
+        sets = [name]
+    elif metric.startswith("external/"):  # a mean over all of them
+        sets = [each for each in data["num_images"] if each not in ("train", "val", "test")]
+    else:
+        sets = ["val" if metric.startswith("val/") else "test"]
+    # Plans of older versions lack these.
+    patients, sites, base = data.get("num_patients"), data.get("num_sites", {}), plan.get("base")
+    is_external = metric.startswith("external/")
     return Scope(
         num_models,
         num_encoders,
-        images=_SETS.get(images, images),
-        num_images=data["num_images"].get(images),
-        num_patients=None if patients is None else patients.get(images),
-        num_sites=sites.get(images),
-        has_own_splits=False,
+        images="external" if is_external and kind != "external" else _SETS.get(sets[0], sets[0]),
+        num_images=sum(data["num_images"].get(each, 0) for each in sets),
+        num_patients=None if patients is None else sum(patients.get(each, 0) for each in sets),
+        num_sites=len(sets) if is_external else sites.get(sets[0]),
+        has_own_splits=None if base is None else base["data"].get("split") == "per_replicate",
     )
