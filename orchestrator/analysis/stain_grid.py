@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from orchestrator.analysis.results import Results
+from trainables.evaluation.shift_means import average_shifts
 from trainables.shifts.tables import STAIN_NAME
 
 #: Distance of the floor below the best arm's unshifted score. Our choice: the papers name no floor.
@@ -79,13 +80,20 @@ def compute_grid(results: Results) -> Grid | None:
 
 
 def summarise_copies(grid: Grid, name: str) -> tuple[Line | None, Line]:
-    """Return one arm's summaries over the other shifts (None without any) and over the stain cells."""
+    """Return one arm's summaries over the other shifts (None without any) and over the stain cells.
+
+    The mean over the other shifts is over severities first, like every mean over shifts (``average_shifts``).
+    """
     other, cells = (pd.Series(table.loc[name]).dropna() for table in (grid.scores, grid.cells))
     named = {key: f"{str(key[0]).replace('_', ' ')} {key[1]}" for key in other.index}
     stains = {key: f"H × {key[0]:g}, E × {key[1]:g}" for key in cells.index}
-    return (_line(other, named, grid.floor) if len(other) else None), _line(cells, stains, grid.floor)
+    line = _line(cells, stains, grid.floor, float(cells.mean()))
+    if other.empty:
+        return None, line
+    means = average_shifts(other.to_numpy(dtype=float)[None], [str(shift) for shift, _ in named])
+    return _line(other, named, grid.floor, float(means.mean[0])), line
 
 
-def _line(values: pd.Series, names: dict[Any, str], floor: float) -> Line:
+def _line(values: pd.Series, names: dict[Any, str], floor: float, mean: float) -> Line:
     where = names[values.idxmin()]
-    return Line(float(values.mean()), float(values.min()), where, float((values < floor).mean()))
+    return Line(mean, float(values.min()), where, float((values < floor).mean()))
