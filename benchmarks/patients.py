@@ -1,6 +1,6 @@
 """The interval over replicates and patients: its coverage on simulated logits, and the time that resampling takes.
 
-    python benchmarks/patients.py                            # both; coverage takes about 20 minutes on one core
+    python benchmarks/patients.py                            # both; coverage takes about 10 minutes on one core
     python benchmarks/patients.py --only speed
     python benchmarks/patients.py --only coverage --patients 200 --draws 500
 

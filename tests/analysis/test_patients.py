@@ -5,7 +5,7 @@ import pytest
 
 from orchestrator.analysis.predictions.patients import Measurement, PatientAssessment, assess_patients
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.statistics.patient_variance import FEWEST_PATIENTS, compute_interval, estimate_components_of_means
+from orchestrator.statistics.patient_variance import compute_interval, estimate_components_of_means
 from tests.support.synthetic_ledger import make_fake_ledger
 from trainables.errors import StudyError
 from trainables.evaluation.classification import compute_metrics
@@ -108,8 +108,7 @@ def test_what_coverage_was_not_shown_for_gives_no_interval(ledger: Ledger) -> No
     few = assess_patients(ledger, strong[:4], none[:4], Measurement("accuracy"))
     assert few.interval is None
     assert "4 replicates and 300 patients, 150 of the rarest class" in str(few.problem)
-    assert FEWEST_PATIENTS["ece"][REPLICATES] > PATIENTS
-    assert _assess(ledger, Measurement("ece")).interval is None
+    assert "for ece" in str(_assess(ledger, Measurement("ece")).problem)
     assert "brier" in str(_assess(ledger, Measurement("brier")).problem)
 
 

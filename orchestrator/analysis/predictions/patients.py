@@ -14,7 +14,6 @@ from orchestrator.statistics.patient_resampling import (
     draw_resamples,
     resample_auroc,
     resample_balanced_accuracy,
-    resample_ece,
 )
 from orchestrator.statistics.patient_variance import (
     Components,
@@ -25,7 +24,7 @@ from orchestrator.statistics.patient_variance import (
     is_covered,
 )
 from trainables.errors import StudyError
-from trainables.evaluation.classification import compute_log_softmax, compute_one_vs_rest
+from trainables.evaluation.classification import compute_one_vs_rest
 from trainables.evaluation.predictions import Predictions, load_predictions
 from trainables.storage.completeness import RESULT
 
@@ -44,7 +43,7 @@ Side = Sequence[Sequence[str]]
 class Measurement:
     """A number of a trial: the weighted mean of one metric over shifts of one set."""
 
-    #: accuracy, balanced_accuracy, auroc or ece.
+    #: accuracy, balanced_accuracy or auroc; no other has an interval.
     metric: str
     #: ``test`` or an external set.
     set_name: str = "test"
@@ -124,7 +123,6 @@ class _Stored:
     """Predictions of several trials on one set."""
 
     trials: Sequence[Predictions]
-    ece_bins: int
 
     @property
     def labels(self) -> Int64[np.ndarray, " images"]:
@@ -164,14 +162,10 @@ class _Stored:
         return np.stack([each.of(cell).argmax(axis=1) == self.labels for each in self.trials])
 
     def resample(self, drawn: Resamples, cell: str, metric: str) -> Float[np.ndarray, "trials resamples"]:
-        """Return a metric that is no mean over images on every resample."""
+        """Return balanced accuracy or AUROC on every resample."""
         if metric == "balanced_accuracy":
             return resample_balanced_accuracy(drawn, self.correct(cell), self.labels).astype(np.float64)
-        outputs = [each.of(cell).astype(np.float64) for each in self.trials]
-        if metric == "ece":
-            confidence = np.stack([np.exp(compute_log_softmax(logits)).max(axis=1) for logits in outputs])
-            return resample_ece(drawn, confidence, self.correct(cell), bins=self.ece_bins).astype(np.float64)
-        scores = np.stack([compute_one_vs_rest(logits) for logits in outputs])
+        scores = np.stack([compute_one_vs_rest(each.of(cell).astype(np.float64)) for each in self.trials])
         classes = [1] if scores.shape[2] == 2 else range(scores.shape[2])
         areas = np.stack([resample_auroc(drawn, scores[:, :, label], self.labels == label) for label in classes])
         mean: Float[np.ndarray, "trials resamples"] = areas.mean(axis=0)
@@ -185,8 +179,7 @@ def _load(ledger: Ledger, signatures: Sequence[str], set_name: str) -> _Stored:
             raise StudyError(
                 f"asked for the predictions of trial {signature}, which is not complete; run the study first"
             )
-    ece_bins = folders[0].read_json("config.json")["config"]["evaluation"]["ece_bins"]
-    return _Stored([load_predictions(folder, set_name) for folder in folders], ece_bins)
+    return _Stored([load_predictions(folder, set_name) for folder in folders])
 
 
 def _weigh(side: Side, signatures: Sequence[str]) -> Float[np.ndarray, "replicates trials"]:
