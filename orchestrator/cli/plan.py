@@ -149,7 +149,8 @@ def describe_encoder_use(use: EncoderUse, prepared: Prepared, costs: Estimate) -
     """Return in one line how many contrastive encoders some arms have, what they decide, and the cost of more."""
     told = _describe_encoders(use, prepared, costs)
     number, replicates = told["encoders"], told["replicates"]
-    line = f"{count(number, 'encoder')} for {count(replicates, 'replicate')} of {count(len(use.arms), 'arm')}"
+    arms = use.arms[0] if len(use.arms) == 1 else f"{len(use.arms)} arms"
+    line = f"{count(number, 'encoder')} for {count(replicates, 'replicate')} of {arms}"
     line += f" ({use.stage})"
     if not use.num_more:
         return line

@@ -192,8 +192,8 @@ def test_the_encoders_are_counted_and_more_of_them_have_a_price(tmp_path: Path, 
     (use,) = find_encoder_uses(prepared.plan)
     unknown = describe_encoder_use(use, prepared, estimate(prepared, allow_pilot=False))
     assert unknown == (
-        "1 encoder for 6 replicates of 1 arm (simclr on digits from scratch): decides nothing about contrastive "
-        "pretraining; pretraining.encoders: per_replicate costs +5 stages"
+        "1 encoder for 6 replicates of pretraining=contrastive (simclr on digits from scratch): decides nothing about "
+        "contrastive pretraining; pretraining.encoders: per_replicate costs +5 stages"
     )
     finish(prepared, prepared.plan.stages[0], 240.0)
     contrastive = [trial for trial in prepared.plan.trials if trial.needs]

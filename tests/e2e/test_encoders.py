@@ -65,7 +65,7 @@ def test_replicates_start_from_their_encoder(folder: Path) -> None:
 
 def test_plan_says_what_more_encoders_cost(folder: Path) -> None:
     said = call(folder, "plan").stdout
-    assert "2 encoders for 4 replicates of 1 arm (simclr on digits from scratch): 2 units, not 4;" in said
+    assert "2 encoders for 4 replicates of base (simclr on digits from scratch): 2 units, not 4;" in said
     assert "pretraining.encoders: per_replicate costs +2 stages and 2 complete trials anew, ≈ " in said
     more: dict[str, Any] = json.loads(
         call(folder, "plan", "--json", "--set", "pretraining.encoders=per_replicate").stdout
