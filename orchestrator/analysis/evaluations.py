@@ -14,7 +14,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from trainables.evaluation.seen import list_seen
-from trainables.evaluation.shift_means import average_shifts
+from trainables.evaluation.shift_means import average_by_family, average_shifts
 from trainables.shifts.tables import find_type
 
 #: Fields of an evaluation besides its metrics.
@@ -129,8 +129,26 @@ def with_seen_means(
     return trials.assign(**columns)
 
 
-def type_means_table(test_rows: pd.DataFrame, metric: str) -> pd.DataFrame:
-    """Return means per type of shift: one row per signature, one column per type; empty without shifts or the metric.
+def with_family_means(
+    trials: pd.DataFrame, means: pd.DataFrame, families: Mapping[str, Sequence[str]], metric: str
+) -> pd.DataFrame:
+    """Return ``trials`` with the mean of every family of shifts, ``family/<name>/<metric>``.
+
+    Args:
+        trials: trials table.
+        means: ``type_means_table`` of the metric.
+        families: family → its types.
+        metric: name of the metric.
+    """
+    columns = {
+        f"family/{family}/{metric}": pd.Series(values, means.index).reindex(trials["signature"]).to_numpy()
+        for family, values in average_by_family({kind: means[kind].to_numpy() for kind in means}, families).items()
+    }
+    return trials.assign(**columns)
+
+
+def cells_table(test_rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return values under shift: one row per signature, one column per shift × severity; empty without any.
 
     Args:
         test_rows: rows of the shifts table on the test set.
@@ -139,6 +157,16 @@ def type_means_table(test_rows: pd.DataFrame, metric: str) -> pd.DataFrame:
     rows = test_rows[test_rows["severity"] > 0]
     if metric not in rows or rows.empty:
         return pd.DataFrame()
-    wide = rows.pivot(index="signature", columns=["shift", "severity"], values=metric)
+    return rows.pivot(index="signature", columns=["shift", "severity"], values=metric)
+
+
+def type_means_table(wide: pd.DataFrame) -> pd.DataFrame:
+    """Return means per type of shift: one row per signature, one column per type; empty if ``wide`` is.
+
+    Args:
+        wide: ``cells_table`` of a metric.
+    """
+    if wide.empty:
+        return pd.DataFrame()
     means = average_shifts(wide.to_numpy(dtype=np.float64), list(map(str, wide.columns.get_level_values("shift"))))
     return pd.DataFrame(means.by_type, index=wide.index.astype(str))

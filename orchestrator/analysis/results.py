@@ -17,8 +17,10 @@ import pandas as pd
 from orchestrator.analysis.evaluations import (
     Evaluations,
     Packer,
+    cells_table,
     evaluations_table,
     type_means_table,
+    with_family_means,
     with_seen_means,
 )
 from orchestrator.analysis.formats import TextTable
@@ -28,7 +30,9 @@ from orchestrator.ledger.record import STARTED, Record, describe_stop
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
 from orchestrator.statistics.intervals import summarise
 from trainables.errors import StudyError
+from trainables.evaluation.families import group_by_family
 from trainables.evaluation.metrics import METRICS, is_higher_better, name_over_sites
+from trainables.shifts.tables import find_type
 
 #: State, in every table, of a planned trial without a folder in the ledger.
 MISSING = "missing"
@@ -139,8 +143,15 @@ class Results:
         One row per signature, one column per type; empty if no evaluation has the metric.
         """
         if metric not in self._type_means:
-            self._type_means[metric] = type_means_table(self.test_rows, metric)
+            self._type_means[metric] = type_means_table(cells_table(self.test_rows, metric))
         return self._type_means[metric]
+
+    @cached_property
+    def families(self) -> dict[str, list[str]]:
+        """Family of shifts → its evaluated types, by the study's own families and the default ones."""
+        rows = self.test_rows
+        names = rows[rows["severity"] > 0]["shift"].unique() if len(rows) else ()
+        return group_by_family(dict.fromkeys(find_type(str(name)) for name in names), self.plan.get("families", {}))
 
     @cached_property
     def _type_means(self) -> dict[str, pd.DataFrame]:
@@ -222,7 +233,8 @@ def load_results(
     )
     configs = [record.config["config"] for record in records.values()]
     means = results.type_means(metric)
-    return replace(results, trials=with_seen_means(results.trials, results.test_rows, means, configs, metric))
+    trials = with_seen_means(results.trials, results.test_rows, means, configs, metric)
+    return replace(results, trials=with_family_means(trials, means, results.families if len(means) else {}, metric))
 
 
 def trials_table(

@@ -221,6 +221,7 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
         "mlflow": mlflow,
         "cache_dir": str(study.execution.cache_dir),
         "reference": describe_reference(study.report, arms),
+        "families": study.report.families,
         "budget": describe_budget(study.execution.budget, study.execution.price_per_gpu_hour),
         "git_commit": find_git_commit(),
         "versions": {

@@ -23,6 +23,8 @@ from orchestrator.study.hypotheses import (
     split_metric,
 )
 from trainables.errors import StudyError
+from trainables.evaluation.families import group_by_family
+from trainables.shifts.tables import find_type
 
 if TYPE_CHECKING:
     from trainables.config import DataConfig
@@ -46,7 +48,7 @@ def check_evaluated_shifts(
         ConfigError: if the evaluation names an unknown shift, severity or modality.
     """
     for number, hypothesis in enumerate(hypotheses):
-        if split_metric(hypothesis.metric)[0] == "shift":
+        if split_metric(hypothesis.metric)[0] in ("shift", "family"):
             for index in list_compared(hypothesis, [arm.levels for arm in arms]):
                 _check_evaluated(f"hypotheses[{number}] ({hypothesis.name})", hypothesis, arms[index], load)
 
@@ -54,11 +56,19 @@ def check_evaluated_shifts(
 def _check_evaluated(key: str, hypothesis: Hypothesis, arm: Arm, load: Callable[[DataConfig], Dataset]) -> None:
     from trainables.evaluation.robustness import choose_shifts  # imports torch
 
-    name = split_metric(hypothesis.metric)[1]
+    kind, name, _ = split_metric(hypothesis.metric)
     shifts, left_out = choose_shifts(load(arm.config.data), arm.config.evaluation)
     severities: dict[str, list[int]] = {}
     for shift in shifts[1:]:  # the first is the identity
         severities.setdefault(shift.name, []).append(shift.severity)
+    if kind == "family":
+        families = group_by_family(dict.fromkeys(map(find_type, severities)), hypothesis.families or {})
+        if name not in families:
+            raise StudyError(
+                f"{key}.metric: found {hypothesis.metric!r}, and the arm {arm.name!r} is evaluated under no shift of "
+                f"{name!r}; its families are {', '.join(families) or 'none'}"
+            )
+        return
     found = f"{key}.metric: found {hypothesis.metric!r}, and the arm {arm.name!r} is not evaluated under {name!r}"
     if f"shift/{name}" in left_out:
         raise StudyError(f"{found}: it {left_out[f'shift/{name}']}")

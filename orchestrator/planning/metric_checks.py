@@ -80,7 +80,8 @@ def find_undefined(metric: str, config: TrialConfig, data: Dataset) -> str | Non
     if external is not None and external not in data.external:
         known = f"the data have {', '.join(data.external)}" if data.external else "the data have no external set"
         return f"{known}{suggest(external, list(data.external))}"
-    if (kind == "robustness" or rest.startswith(("mean_shifted_", "worst_"))) and not config.evaluation.shifts:
+    is_shifted = kind in ("robustness", "family") or rest.startswith(("mean_shifted_", "worst_"))
+    if is_shifted and not config.evaluation.shifts:
         return "evaluation.shifts is empty"
     if name == "quadratic_kappa" and not config.data.ordinal:
         return "it needs ordered classes; set data.ordinal: true if they are"

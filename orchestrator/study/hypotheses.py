@@ -32,6 +32,8 @@ DEFAULT_FAMILY = "main"
 #: A line through two levels is only a difference.
 MIN_TREND_LEVELS = 3
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
+#: Family → names of shifts.
+Families = dict[Name, Annotated[list[str], Field(min_length=1)]]
 PairedTest = Literal["permutation", "wilcoxon_signed_rank", "sign"]
 _TEST_TEXT = "Test on the paired differences."
 
@@ -42,10 +44,14 @@ class _Hypothesis(Frozen):
     name: Name = Field(description="Short name: in the report, and in MLflow as hypothesis/<name>/….")
     claim: str = Field(min_length=1, max_length=1000, description="The claim in words.")
     metric: str = Field(
-        "robustness/mean_balanced_accuracy", description="Column of trials.csv, or shift/<name>/<metric>."
+        "robustness/mean_balanced_accuracy",
+        description="Column of trials.csv, shift/<name>/<metric>, or family/<name>/<metric>.",
     )
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] | None = Field(
         None, min_length=1, description="With shift/<name>/<metric>: its mean over these; null: over all."
+    )
+    families: Families | None = Field(
+        None, description="Families of shifts that the claim is about; null: report.families where it is about any."
     )
     where: When | None = Field(None, description="Only in these arms: factor: level, or list of levels.")
     alpha: float = Field(
@@ -69,7 +75,7 @@ class _Directed(_Hypothesis):
     over: Literal["replicates", "shifts"] = Field(
         "replicates",
         description="replicates: a verdict, tested over independently trained models. shifts: no verdict, but under "
-        "how many shift types these trained models agree.",
+        "how many families of shifts these trained models agree.",
     )
 
 
@@ -142,11 +148,20 @@ SELECTORS = {
 
 
 def expand_kinds(tree: Mapping[str, Any]) -> None:
-    """Expand the short forms of hypotheses in place: add ``kind: comparison``, replace ``{factor: f, level: l}``."""
-    listed = tree.get("hypotheses")
+    """Expand the short forms of hypotheses in place.
+
+    Adds ``kind: comparison`` and the study's families of shifts where a claim depends on them, so that other families
+    are another claim; replaces ``{factor: f, level: l}``.
+    """
+    listed, report = tree.get("hypotheses"), tree.get("report")
+    families = report.get("families") if isinstance(report, dict) else None
+    if not (isinstance(families, dict) and all(isinstance(shifts, list) for shifts in families.values())):
+        families = None  # left to validation
     for entry in listed if isinstance(listed, list) else ():
         if isinstance(entry, dict):
             entry.setdefault("kind", "comparison")
+            if families and (entry.get("over") == "shifts" or str(entry.get("metric")).partition("/")[0] == "family"):
+                entry.setdefault("families", families)
             for field in SELECTORS["interaction"]:
                 when = entry.get(field)
                 if isinstance(when, dict) and set(when) == {"factor", "level"} and isinstance(when["factor"], str):
@@ -167,6 +182,8 @@ def describe_hypothesis(hypothesis: Hypothesis) -> dict[str, Any]:
     for field in SELECTORS[hypothesis.kind]:
         if content[field] is not None:
             content[field] = {factor: sorted(_listed(wanted)) for factor, wanted in content[field].items()}
+    if content["families"] is None:  # as in versions that were registered before there were any
+        del content["families"]
     for field in ("severities", "levels"):
         if content.get(field) is not None:
             content[field] = sorted(set(content[field]))
@@ -192,7 +209,7 @@ def describe_comparison(hypothesis: Hypothesis) -> str:
 
 
 def counts_shifts(hypothesis: Hypothesis) -> TypeGuard[Directed]:
-    """Return whether a hypothesis asks under how many shifts the trained models agree, which is no verdict."""
+    """Return whether a hypothesis asks over how many families of shifts trained models agree, which is no verdict."""
     return isinstance(hypothesis, Directed) and hypothesis.over == "shifts"
 
 
@@ -213,7 +230,7 @@ def _listed(wanted: Any) -> list[str]:
 
 
 def list_metrics() -> list[str]:
-    """Return the metrics that every study has, without ``external/<set>/…`` and ``shift/<name>/…``."""
+    """Return the metrics that every study has, without those of one external set, shift or family."""
     names = [f"id/{score}" for score in SCORES] + [f"calibration/{error}" for error in ERRORS]
     names += [name_over_shifts(aggregate, metric) for aggregate in AGGREGATES for metric in METRICS]
     names += [name_over_sites(aggregate, metric) for aggregate in SITE_AGGREGATES for metric in METRICS]
@@ -221,10 +238,10 @@ def list_metrics() -> list[str]:
 
 
 def split_metric(metric: str) -> tuple[str, str, str]:
-    """Return kind (``shift`` or ``external``), name and metric of ``kind/name/metric``; kind and name may be empty."""
+    """Return kind (shift, family, external), name and metric of ``kind/name/metric``; kind and name may be empty."""
     kind, _, rest = metric.partition("/")
     name, slash, last = rest.rpartition("/")
-    return (kind, name, last) if kind in ("shift", "external") and slash and name else ("", "", metric)
+    return (kind, name, last) if kind in ("shift", "family", "external") and slash and name else ("", "", metric)
 
 
 def find_shift_metric(metric: str) -> str | None:

@@ -27,7 +27,7 @@ from orchestrator.study.hypotheses import (
 from orchestrator.study.problems import list_options
 from orchestrator.study.yaml_source import Key, Source, format_key
 from trainables.evaluation.metrics import METRICS
-from trainables.shifts.tables import GENERAL, GROUPS, STAIN_NAME, load_aliases, load_tables
+from trainables.shifts.tables import FAMILIES, GENERAL, GROUPS, OTHER, STAIN_NAME, load_aliases, load_tables
 
 #: Callback that receives the text of a problem, then the keys below the hypothesis.
 Report = Callable[..., None]
@@ -61,6 +61,7 @@ def check_hypotheses(tree: Source, grid: Grid, arms: Sequence[Arm]) -> None:
         _check_trend(hypothesis, raw, factors, report)
         _check_metric(hypothesis, report)
         _check_shift(hypothesis, tree.value.get("evaluation"), grid, report)
+        _check_family(hypothesis, report)
         if is_sound and len(tree.problems) == num_problems:
             try:
                 find_contrast(hypothesis, [arm.levels for arm in arms], factors)
@@ -147,13 +148,20 @@ def _check_metric(hypothesis: Hypothesis, report: Report) -> None:
     if kind and last not in METRICS:
         report(f"found {metric!r}, there is no metric {last!r}{list_options(last, list(METRICS))}", "metric")
     elif not kind and metric not in list_metrics():
-        more = "; expected a column of trials.csv such as id/accuracy, shift/<name>/<metric> or external/<set>/<metric>"
+        more = "; expected a column of trials.csv such as id/accuracy, or shift/, family/ or external/<name>/<metric>"
         report(f"there is no metric {metric!r}{suggest(metric, list_metrics()) or more}", "metric")
     if hypothesis.severities is not None and kind != "shift":
         report(f"found severities with the metric {metric}; they belong to shift/<name>/<metric>", "severities")
     if counts_shifts(hypothesis) and find_shift_metric(metric) is None:
         expected = "expected the mean over shifts of a metric: robustness/mean_… or calibration/mean_shifted_…"
         report(f"over shifts, found {metric!r}, {expected}", "metric")
+
+
+def _check_family(hypothesis: Hypothesis, report: Report) -> None:
+    kind, name, _ = split_metric(hypothesis.metric)
+    known = list(dict.fromkeys([*(hypothesis.families or ()), *FAMILIES, OTHER]))
+    if kind == "family" and name not in known:
+        report(f"there is no family of shifts {name!r}{list_options(name, known)}", "metric")
 
 
 def _check_shift(hypothesis: Hypothesis, evaluation: Any, grid: Grid, report: Report) -> None:

@@ -106,6 +106,8 @@ class Study(Frozen):
             del said["search"]["early_stopping"]
         if self.ceteris_paribus == "report":
             del said["ceteris_paribus"]
+        if not self.report.families:
+            del said["report"]["families"]
         return said
 
     @property

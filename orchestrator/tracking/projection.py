@@ -162,7 +162,9 @@ def describe_study(about: Mapping[str, Any]) -> dict[str, str]:
 
 
 #: Columns of ``verdicts.csv`` that become metrics of the study's own run.
-_VERDICT_COLUMNS = ("effect", "low", "high", "p", "p_holm", "p_size", "p_size_holm", "agreeing_shift_types")
+_VERDICT_COLUMNS = (
+    "effect", "low", "high", "p", "p_holm", "p_size", "p_size_holm", "agreeing_shift_families", "agreeing_shift_types",
+)  # fmt: skip
 
 
 def project_verdicts(rows: Sequence[Mapping[str, str]]) -> tuple[tuple[Point, ...], dict[str, str]]:

@@ -130,6 +130,14 @@ def found(effect: float, **changes: Any) -> Evidence:
         ("higher", found(0.03, differences=(0.03,) * 5), 0.01, 0.01, NOT_ENOUGH, "6 are needed for p ≤ 0.05"),
         ("higher", found(0.03, problem="nothing"), None, None, NOT_ENOUGH, "nothing"),
         ("higher", found(0.03, agreement=Agreement(13, 15)), None, None, NO_VERDICT, "consistent over 13 of 15 shift"),
+        (
+            "higher",
+            found(0.03, agreement=Agreement(13, 15, 4, 5)),
+            None,
+            None,
+            NO_VERDICT,
+            "4 of 5 shift families",
+        ),
     ],
 )
 def test_the_rule(
@@ -238,14 +246,58 @@ def test_shifts_give_no_verdict(tmp_path: Path) -> None:
     ledger = plant(tmp_path, lambda arm, replicate: 0.5 + 0.1 * (arm["augmentation"] == "strong"), replicates=8)
     verdict = verdict_of(ledger, make(over="shifts"))
     assert verdict.verdict == NO_VERDICT
-    assert verdict.reason == "consistent over 14 of 14 shift types, for these 16 trained models"
+    expected = "consistent over 4 of 4 shift families (14 of 14 shift types), for these 16 trained models"
+    assert verdict.reason == expected
     evidence = verdict.evidence
     assert (evidence.interval, evidence.p_value, evidence.p_size, verdict.corrected.claim) == (None, None, None, None)
     other = verdict_of(ledger, make(over="shifts", direction="lower"))
-    assert other.evidence.agreement == Agreement(0, 14)
+    assert other.evidence.agreement == Agreement(0, 14, 0, 4)
     # It takes no part of the family's α either.
     both = judge(load_results(claim(ledger, version(make(), make(name="i", over="shifts")))))
     assert both[0].corrected.claim == both[0].evidence.p_value == 2 / 2**8
+
+
+def shift_by(ledger: Ledger, change: Callable[[Mapping[str, str], str, int], float]) -> Ledger:
+    """Add ``change(arm, shift, severity)`` to every value under shift."""
+    for trial in ledger.read_plan()["trials"]:
+        place = ledger.folder("trial", trial["signature"])
+        result = place.read_json("result.json")
+        for each in result["evaluations"]:
+            if each["severity"]:
+                more = change(trial["arm"], each["shift"], each["severity"])
+                each["metrics"] = {name: value + more for name, value in each["metrics"].items()}
+        place.write_json("result.json", result)
+    return ledger
+
+
+def test_families_count_by_the_mean_over_their_shifts(tmp_path: Path) -> None:
+    """Four noises gain 1 or lose 4 points: of the types most gain, the family loses."""
+
+    def change(arm: Mapping[str, str], shift: str, severity: int) -> float:
+        return (arm["augmentation"] == "strong") * (-0.04 if shift == "shot_noise" else 0.01)
+
+    ledger = shift_by(plant(tmp_path, lambda arm, replicate: 0.5), change)
+    assert verdict_of(ledger, make(over="shifts")).evidence.agreement == Agreement(13, 14, 3, 4)
+    own = {"grain": ["shot_noise"], "pixels": ["pixelate", "jpeg"]}
+    assert verdict_of(ledger, make(over="shifts", families=own)).evidence.agreement == Agreement(13, 14, 4, 5)
+
+
+def test_a_family_as_a_metric_is_the_mean_over_its_shifts(tmp_path: Path) -> None:
+    def change(arm: Mapping[str, str], shift: str, severity: int) -> float:
+        gain = {"jpeg": 0.02, "pixelate": 0.05, "shot_noise": 0.3}.get(shift, 0.0)
+        return (arm["augmentation"] == "strong") * gain * severity / 3
+
+    ledger = shift_by(plant(tmp_path, lambda arm, replicate: 0.3), change)
+    verdict = verdict_of(ledger, make(metric="family/digital/accuracy"))
+    assert verdict.evidence.effect == pytest.approx(0.035)
+    assert verdict.verdict == SUPPORTED
+    own = {"grain": ["shot_noise", "jpeg", "pixelate", "saturation"]}
+    effect = verdict_of(ledger, make(metric="family/grain/ece", families=own)).evidence.effect
+    assert effect == pytest.approx((0.02 + 0.05 + 0.3) / 4)
+    assert verdict_of(ledger, make(metric="family/weather/ece")).verdict == NOT_ENOUGH
+    trials = load_results(ledger).trials
+    shown = trials.groupby("arm/augmentation")["family/digital/balanced_accuracy"].mean()
+    assert shown["strong"] - shown["none"] == pytest.approx(0.035)
 
 
 def test_trials_of_one_encoder_are_one_unit(tmp_path: Path) -> None:
@@ -470,9 +522,10 @@ def test_a_verdict_is_the_same_whatever_the_report_is_about(told: Ledger) -> Non
 
 
 def rows_of(verdict: str, effect: str, moment_ms: int = 7) -> list[dict[str, str]]:
-    row = dict.fromkeys(("effect", "low", "high", "p", "p_holm", "p_size", "p_size_holm", "agreeing_shift_types"), "")
+    names = ("effect", "low", "high", "p", "p_holm", "p_size", "p_size_holm")
+    counts = ("agreeing_shift_families", "agreeing_shift_types")
     return [
-        row
+        dict.fromkeys((*names, *counts), "")
         | {"name": "h", "verdict": verdict, "status": "preregistered", "effect": effect, "moment_ms": str(moment_ms)}
     ]
 

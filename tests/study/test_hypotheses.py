@@ -86,6 +86,23 @@ def test_kind_and_the_long_form_of_a_level_may_be_left_out_or_written() -> None:
     assert (first.test, first.over, first.alpha, first.max_missing) == ("permutation", "replicates", 0.05, 0.0)
 
 
+def test_a_claim_about_families_holds_the_families_of_the_study() -> None:
+    text = HEAD + FACTORS + "report: {families: {light: [dusk, gamma_up]}}\n"
+    entries = [{**BASE, **SIDES, "name": "a"}, {**BASE, **SIDES, "name": "b", "over": "shifts"}]
+    entries.append({**BASE, **SIDES, "name": "c", "metric": "family/light/accuracy"})
+    study = parse_study(text + write(*entries), source="s.yaml")
+    assert [each.families for each in study.hypotheses] == [None, *[{"light": ["dusk", "gamma_up"]}] * 2]
+    other = parse_study(text.replace("[dusk, ", "[") + write(*entries), source="s.yaml")
+    changed = [describe_hypothesis(each) for each in other.hypotheses]
+    assert [describe_hypothesis(each) == new for each, new in zip(study.hypotheses, changed, strict=True)] == [
+        True,
+        False,
+        False,
+    ]
+    with pytest.raises(StudyError, match=r"there is no family of shifts 'lihgt'.*did you mean light"):
+        parse_study(text + write(entries[2] | {"metric": "family/lihgt/accuracy"}), source="s.yaml")
+
+
 def test_the_digest_is_of_the_meaning() -> None:
     def digest(*entries: dict[str, Any]) -> str:
         return compute_hypotheses_sha256(describe_hypothesis(each) for each in read(*entries).hypotheses)
@@ -224,6 +241,8 @@ ARMS = "training: {batch_size: 8}\nfactors: {augmentation: [none, strong]}\nrepl
         ("{shifts: [{compose: [jpeg/1, snow/2]}]}", "shift/jpeg1_then_snow3/nll", {}, "did you mean jpeg1_then_snow2"),
         ("{shifts: [{name: dusk, op: brightness_down, strengths: [0.4]}]}", "shift/dusk/nll", {"severities": [2]},
          r"severities: found 2, .* under 'dusk' at the severities 1$"),
+        ("{shifts: [jpeg]}", "family/digital/nll", {}, None),
+        ("{shifts: [jpeg]}", "family/noise/nll", {}, "under no shift of 'noise'; its families are digital"),
         ("{shifts: all}", "external/external-1/accuracy", {}, "the data have external-0"),
     ],
 )  # fmt: skip

@@ -65,6 +65,16 @@ def average_by_type(by_shift: Mapping[str, Value]) -> dict[str, Value]:
     return {kind: _mean(values) for kind, values in found.items()}
 
 
+def average_by_family(by_type: Mapping[str, Value], families: Mapping[str, Sequence[str]]) -> dict[str, Value]:
+    """Return family → mean over its types.
+
+    Args:
+        by_type: type of shift → mean over its shifts.
+        families: family → its types, at least one (``group_by_family``).
+    """
+    return {family: _mean([by_type[kind] for kind in types]) for family, types in families.items()}
+
+
 def average_over_types(by_shift: Mapping[str, float]) -> float:
     """Return the mean over types of shift of the mean over their shifts.
 

@@ -6,7 +6,7 @@ counts are replicates (mean over cells); replicates whose models share a pretrai
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,14 +28,25 @@ from orchestrator.study.hypotheses import (
     get_claimed_size,
 )
 from trainables.evaluation.metrics import is_higher_better
+from trainables.evaluation.shift_means import average_by_family
 
 
 @dataclass(frozen=True)
 class Agreement:
-    """Number of shift types under which the mean difference has the claimed direction."""
+    """Numbers of families and types of shift under which the mean difference has the claimed direction."""
 
-    num_agreeing: int
+    num_agreeing_types: int
     num_types: int
+    #: None for results from elsewhere, whose shifts are in no families.
+    num_agreeing_families: int | None = None
+    num_families: int | None = None
+
+    def describe(self) -> str:
+        """Return both numbers, e.g. "5 of 6 shift families (14 of 15 shift types)"."""
+        types = f"{self.num_agreeing_types} of {self.num_types} shift types"
+        if self.num_families is None:
+            return types
+        return f"{self.num_agreeing_families} of {self.num_families} shift families ({types})"
 
 
 @dataclass(frozen=True)
@@ -66,7 +77,7 @@ class Evidence:
     #: Group of arms → its mean over units.
     means: Mapping[str, float]
     scope: Scope | None = None
-    #: Shift types that agree, if the hypothesis asks for these; there is then no interval and no p-value.
+    #: Shift families and types that agree, if the hypothesis asks for these; there is then no interval and no p-value.
     agreement: Agreement | None = None
     #: Reason why there is no evidence at all.
     problem: str | None = None
@@ -128,7 +139,9 @@ def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
         num_complete=int(is_complete.sum()),
         means=dict(zip(contrast.parts, map(float, by_unit.mean(axis=0)), strict=True)),
         scope=find_scope(plan, hypothesis.metric, num_models=num_models, num_encoders=num_encoders),
-        agreement=_count_agreeing(hypothesis, contrast, parts) if counts_shifts(hypothesis) else None,
+        agreement=_count_agreeing(hypothesis, contrast, parts, frame.columns, measured)
+        if counts_shifts(hypothesis)
+        else None,
     )
 
 
@@ -166,11 +179,26 @@ def _mean(values: Array, axes: tuple[int, ...]) -> Array:
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
-def _count_agreeing(hypothesis: Directed, contrast: Contrast, parts: Array) -> Agreement:
-    differences = _mean(parts, (0, 1)).T @ np.array(contrast.weights)
-    differences = differences[np.isfinite(differences)]
-    sign = {"higher": 1.0, "lower": -1.0, "two-sided": np.sign(differences.mean())}[hypothesis.direction]
-    return Agreement(int((sign * differences > 0).sum()), len(differences))
+def _count_agreeing(
+    hypothesis: Directed, contrast: Contrast, parts: Array, types: Iterable[str], measured: Measured
+) -> Agreement:
+    """Return the numbers of shift families and types that agree; a type without any difference counts in neither."""
+    values = dict(zip(types, (_mean(parts, (0, 1)).T @ np.array(contrast.weights)).tolist(), strict=True))
+    by_type = {kind: value for kind, value in values.items() if np.isfinite(value)}
+    families = measured.group_types(hypothesis, by_type)
+    by_family = None if families is None else average_by_family(by_type, families)
+    mean = float(np.mean(list(by_type.values())))
+    sign = {"higher": 1.0, "lower": -1.0, "two-sided": np.sign(mean)}[hypothesis.direction]
+
+    def count(differences: Mapping[str, float]) -> int:
+        return sum(sign * difference > 0 for difference in differences.values())
+
+    return Agreement(
+        count(by_type),
+        len(by_type),
+        None if by_family is None else count(by_family),
+        None if by_family is None else len(by_family),
+    )
 
 
 # --------------------------------------------------------------------------- p-values

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 
 import numpy as np
@@ -13,6 +13,8 @@ from orchestrator.analysis.results import Results
 from orchestrator.statistics.intervals import Array
 from orchestrator.study.contrasts import find_units
 from orchestrator.study.hypotheses import Hypothesis, counts_shifts, find_shift_metric, split_metric
+from trainables.evaluation.families import group_by_family
+from trainables.evaluation.shift_means import average_by_family
 
 
 class Measured:
@@ -54,11 +56,26 @@ class Measured:
         of_shifts = find_shift_metric(hypothesis.metric)
         if counts_shifts(hypothesis) and of_shifts is not None:
             return self.results.type_means(of_shifts)
+        if kind == "family":
+            return self._of_family(name, metric, hypothesis)
         if kind == "shift":
             return self._at_severities(name, metric, hypothesis.severities)
         if hypothesis.metric not in self.results.trials:
             return pd.DataFrame()
         return self.results.trials[["signature", hypothesis.metric]].set_index("signature")
+
+    def group_types(self, hypothesis: Hypothesis, types: Iterable[str]) -> dict[str, list[str]] | None:
+        """Return family of shifts → its types among ``types``; None for results from elsewhere, which have none."""
+        own = self.results.plan.get("families", {}) if hypothesis.families is None else hypothesis.families
+        return None if own is None else group_by_family(types, own)
+
+    def _of_family(self, name: str, metric: str, hypothesis: Hypothesis) -> pd.DataFrame:
+        means = self.results.type_means(metric)
+        types = (self.group_types(hypothesis, map(str, means)) or {}).get(name)
+        if not types:
+            return pd.DataFrame()
+        found = average_by_family({kind: means[kind].to_numpy() for kind in types}, {name: types})
+        return pd.DataFrame(found, means.index)
 
     def _at_severities(self, name: str, metric: str, severities: Sequence[int] | None) -> pd.DataFrame:
         rows = self.shifted[self.shifted["shift"] == name]

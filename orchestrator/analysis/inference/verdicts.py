@@ -10,7 +10,7 @@ family are corrected after Holm; *significant* means p ≤ α after correction.
 4. supported (direction): the effect has the claimed direction, significantly, and its size is open;
 5. not supported: everything else.
 
-A hypothesis over shifts gets no verdict: it is told under how many shift types the trained models agree.
+A hypothesis over shifts gets no verdict: it is told under how many families of shifts the trained models agree.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.analysis.inference.evidence import Evidence, assess_evidence
+from orchestrator.analysis.inference.evidence import Agreement, Evidence, assess_evidence
 from orchestrator.analysis.inference.measured import Measured
 from orchestrator.analysis.results import Results
 from orchestrator.ledger.preregistration import (
@@ -207,9 +207,17 @@ def _list_margin_rules(
 
 def _describe_agreement(evidence: Evidence) -> str:
     assert evidence.agreement is not None
-    agreement = evidence.agreement
-    text = f"consistent over {agreement.num_agreeing} of {agreement.num_types} shift types"
+    text = f"consistent over {evidence.agreement.describe()}"
     return text if evidence.scope is None else f"{text}, for these {evidence.scope.num_models} trained models"
+
+
+def _describe_counts(agreement: Agreement | None) -> dict[str, int | None]:
+    return {
+        "agreeing_shift_families": None if agreement is None else agreement.num_agreeing_families,
+        "shift_families": None if agreement is None else agreement.num_families,
+        "agreeing_shift_types": None if agreement is None else agreement.num_agreeing_types,
+        "shift_types": None if agreement is None else agreement.num_types,
+    }
 
 
 def _find_lack(hypothesis: Hypothesis, evidence: Evidence, best_p: float | None) -> str | None:
@@ -249,8 +257,7 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
             "test": each.hypothesis.test,
             "over": each.evidence.units,
             "scope": each.evidence.scope.describe() if each.evidence.scope else None,
-            "agreeing_shift_types": each.evidence.agreement.num_agreeing if each.evidence.agreement else None,
-            "shift_types": each.evidence.agreement.num_types if each.evidence.agreement else None,
+            **_describe_counts(each.evidence.agreement),
             "p": each.evidence.p_value,
             "p_holm": each.corrected.claim,
             "p_size": each.evidence.p_size,

@@ -111,7 +111,7 @@ class TidyResults:
         shifts = shifts.merge(about, on=[*names.values(), "replicate"]).assign(set="test")
         if hypothesis.metric in self.measures:  # a trial without a mean takes no part in a count of shifts either
             shifts[known] = shifts[known].where(shifts["is_whole"])
-        plan = {"factors": self.factors, "seed": seed, "trials": []}
+        plan = {"factors": self.factors, "seed": seed, "trials": [], "families": None}
         results = Results(plan, known, {}, [], trials, shifts.drop(columns="is_whole"), ())
         return hypothesis.model_copy(update={"metric": asked}), results
 
