@@ -6,6 +6,7 @@ import math
 
 from trainables.evaluation.metrics import METRICS, Metric, name_over_shifts
 from trainables.evaluation.seen import KINDS, POLICIES
+from trainables.shifts.tables import FAMILIES, OTHER
 
 HEAD = """<!-- Generated from trainables/evaluation/metrics.py: python docs/metrics.py > docs/metrics.md -->
 
@@ -48,6 +49,7 @@ NAMES = """
 | `{worst_cell_score}` ↑, `{worst_cell_error}` ↓ | *worst cell* |
 | `external/<set>/<metric>` | on an external set |
 | `shift/<name>/<metric>` | under one shift, on average over its severities |
+| `family/<name>/<metric>` | *mean over a family of shifts*: over severities, then shifts of a type, then its types |
 
 - **Mean over shifts**: the mean over severities, then over the shifts of one type, then over types. A type is a
   shift's name, but all cells of a stain grid are one type. Unshifted images do not count.
@@ -74,7 +76,7 @@ def describe_metrics() -> str:
         for aggregate in ("mean", "worst_shift", "worst_cell")
         for kind, metric in (("score", "accuracy"), ("error", "brier"))
     }
-    return HEAD + header + rows + FITTED + NAMES.format(**names) + _seen()
+    return HEAD + header + rows + FITTED + NAMES.format(**names) + _seen() + _families()
 
 
 def _seen() -> str:
@@ -86,6 +88,15 @@ def _seen() -> str:
     }
     rows["any with erasing"] = ", ".join(f"`{shift}`" for shift in KINDS["overlay"]) + " as well"
     return header + "".join(f"| {policy} | {shifts} |\n" for policy, shifts in rows.items())
+
+
+def _families() -> str:
+    """Return the table of default families of shifts."""
+    header = "\n## Families of shifts\n\n| default family | shifts of the bank |\n|---|---|\n"
+    rows = {family: ", ".join(f"`{shift}`" for shift in shifts) for family, shifts in FAMILIES.items()}
+    rows["stain"] = "all cells of a stain grid"
+    rows[OTHER] = "compositions, shifts of a study's own and of packages, unless the study's families list them"
+    return header + "".join(f"| `{family}` | {shifts} |\n" for family, shifts in rows.items())
 
 
 def _row(metric: Metric) -> str:

@@ -142,7 +142,7 @@ def with_family_means(
     """
     columns = {
         f"family/{family}/{metric}": pd.Series(values, means.index).reindex(trials["signature"]).to_numpy()
-        for family, values in average_by_family({kind: means[kind].to_numpy() for kind in means}, families).items()
+        for family, values in average_by_family({str(kind): means[kind].to_numpy() for kind in means}, families).items()
     }
     return trials.assign(**columns)
 

@@ -41,6 +41,15 @@ class Measured:
         spread[self._arm, self._replicate] = rows
         return spread
 
+    def find_signature(self, arm: int, replicate: int) -> str:
+        """Return the signature of the trial of an arm and a replicate, by their numbers; "" if none is planned."""
+        return self._signatures.get((arm, replicate), "")
+
+    @cached_property
+    def _signatures(self) -> dict[tuple[int, int], str]:
+        keys = zip(self._arm.tolist(), self._replicate.tolist(), strict=True)
+        return dict(zip(keys, map(str, self.results.trials["signature"]), strict=True))
+
     @cached_property
     def shifted(self) -> pd.DataFrame:
         """Rows of the shifts table on the shifted test set."""

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -43,6 +43,9 @@ from orchestrator.study.hypotheses import (
     read_hypothesis,
 )
 from trainables.evaluation.metrics import is_higher_better
+
+if TYPE_CHECKING:
+    from orchestrator.analysis.predictions.patients import PatientAssessment
 
 SUPPORTED, SUPPORTED_DIRECTION, NOT_SUPPORTED = "supported", "supported (direction)", "not supported"
 CONTRADICTED, NOT_ENOUGH, NO_VERDICT = "contradicted", "not enough data", "no verdict"
@@ -72,6 +75,8 @@ class Verdict:
     reason: str
     #: Time of the last event that the verdict rests on: a trial completed, or hypotheses registered.
     moment_ms: int
+    #: Interval over replicates and patients (``over_patients``); None if there is none to be had.
+    patients: PatientAssessment | None = None
 
 
 def judge(results: Results) -> list[Verdict]:
@@ -258,6 +263,8 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
             "over": each.evidence.units,
             "scope": each.evidence.scope.describe() if each.evidence.scope else None,
             **_describe_counts(each.evidence.agreement),
+            "low_over_patients": each.patients.interval.low if each.patients and each.patients.interval else None,
+            "high_over_patients": each.patients.interval.high if each.patients and each.patients.interval else None,
             "p": each.evidence.p_value,
             "p_holm": each.corrected.claim,
             "p_size": each.evidence.p_size,
