@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
-
-from trainables.evaluation.metrics import METRICS, Metric, name_over_shifts
+from trainables.evaluation.metrics import METRICS, RELATIVE, Metric, name_over_shifts
 from trainables.evaluation.seen import KINDS, POLICIES
 from trainables.shifts.tables import FAMILIES, OTHER
 
@@ -50,6 +48,8 @@ NAMES = """
 | `external/<set>/<metric>` | on an external set |
 | `shift/<name>/<metric>` | under one shift, on average over its severities |
 | `family/<name>/<metric>` | *mean over a family of shifts*: over severities, then shifts of a type, then its types |
+| `slope/<name>/<metric>` | *slope over severity*, of one shift or a family |
+| `be/mean`, `rbe/mean`, `be/<name>`, `rbe/<name>` ↓ | BE and rBE, over all shifts or a family |
 
 - **Mean over shifts**: the mean over severities, then over the shifts of one type, then over types. A type is a
   shift's name, but all cells of a stain grid are one type. Unshifted images do not count.
@@ -60,6 +60,12 @@ NAMES = """
   for the report's metric, where a study has types of both sorts; the table below says what each policy contains.
 - **Worst shift**: the worst of the types, each on average as above: the smallest for ↑, the largest for ↓.
 - **Worst cell**: the worst single shift × severity.
+- **Slope over severity**: the rise of the least-squares line over the evaluated severities (three or more), from the
+  lowest to the highest; of a family the mean over its types. Treatment minus control of it says whether a gain grows
+  with severity.
+- **BE and rBE** are relative to the study's reference (`report.reference`), which is 1. In a hypothesis a replicate
+  counts with its linearised share in the ratio of means over replicates (Cochran 1977, section 2.11), so their mean is
+  the number of the report's table. Shifts without a usable denominator are left out for all replicates.
 
 A metric that is undefined under a shift has no mean and no worst value, because a mean over fewer shifts would not be
 comparable; `result.json` says why. Trial, report, hypotheses, `stats`, search and selection take these numbers from one
@@ -70,7 +76,7 @@ function, `average_shifts` of `trainables/evaluation/shift_means.py`.
 def describe_metrics() -> str:
     """Return the content of docs/metrics.md."""
     header = "| name | title | formula | | range | needs | source |\n|---|---|---|---|---|---|---|\n"
-    rows = "".join(map(_row, METRICS.values()))
+    rows = "".join(map(_row, (METRICS | RELATIVE).values()))
     names = {
         f"{aggregate}_{kind}": name_over_shifts(aggregate, metric).replace(metric, "<metric>")
         for aggregate in ("mean", "worst_shift", "worst_cell")
@@ -100,8 +106,7 @@ def _families() -> str:
 
 
 def _row(metric: Metric) -> str:
-    high = "∞" if math.isinf(metric.high) else f"{metric.high:g}"
-    span = f"{metric.low:g} to {high}".replace("-", "−")
+    span = f"{metric.low:g} to {metric.high:g}".replace("-", "−").replace("inf", "∞")
     arrow = "↑" if metric.higher_is_better else "↓"
     cells = (f"`{metric.name}`", metric.title, metric.formula, arrow, span, metric.needs, metric.source or "–")
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"

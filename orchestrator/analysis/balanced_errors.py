@@ -9,11 +9,12 @@ from typing import Any
 import pandas as pd
 
 from orchestrator.analysis.results import Results
-from orchestrator.statistics.intervals import MIN_REPLICATES, ratio_interval
+from orchestrator.statistics.intervals import MIN_REPLICATES, linearise_ratios, ratio_interval
 from trainables.evaluation.balanced import (
     UNSHIFTED,
     Errors,
     ReferenceTable,
+    RelativeErrors,
     binomial_errors,
     compute_relative_errors,
 )
@@ -59,6 +60,62 @@ def balanced_errors_table(results: Results) -> pd.DataFrame:
                 row |= _describe_relative(own, against, results.plan["data"]["num_images"]["test"])
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["name", "label", "reference"])
+
+
+def relative_errors_table(results: Results, kind: str) -> pd.DataFrame:
+    """Return BE or rBE of every trial under every shift that has a value: a row per signature, a column per shift.
+
+    The value of a trial is the share that its replicate has in the ratio of means over replicates
+    (``linearise_ratios``), paired with the reference's: the mean over replicates is the ratio of
+    ``balanced_errors_table``, and the reference itself is 1 in all of them. Replicates that the reference lacks have no
+    row. The shifts are those that ``compute_relative_errors`` keeps for the reference, the same for all replicates.
+
+    Args:
+        results: tables of a study.
+        kind: ``be`` or ``rbe``.
+    """
+    by_arm, severities = _errors_by_replicate(results), _severities_by_arm(results)
+    _, reference = find_reference(results.plan)
+    num_images = results.plan["data"]["num_images"]["test"]
+    tables = []
+    for name, errors in by_arm.items():
+        if isinstance(reference, str) and reference not in by_arm:
+            continue
+        own, against, kept = (
+            _pair_with_arm(errors, by_arm[reference], num_images)
+            if isinstance(reference, str)
+            else _pair_with_table(errors, reference.select(severities[name]), num_images)
+        )
+        if kind == "rbe":
+            own, against = (each.sub(each[UNSHIFTED], axis=0) for each in (own, against))
+        shifts = [*(kept.be if kind == "be" else kept.rbe)]
+        above, below = (each.reindex(columns=shifts).to_numpy() for each in (own, against))
+        if above.size:
+            tables.append(pd.DataFrame(linearise_ratios(above, below), _find_signatures(results, name, own), shifts))
+    return pd.concat(tables) if tables else pd.DataFrame()
+
+
+def _pair_with_arm(
+    errors: pd.DataFrame, reference: pd.DataFrame, num_images: int
+) -> tuple[pd.DataFrame, pd.DataFrame, RelativeErrors]:
+    """Return the errors of an arm and the reference in the replicates of both, and the shifts to keep (of 1)."""
+    means = _mean_errors(reference)
+    common = errors.index.intersection(reference.index)
+    kept = compute_relative_errors(means, means, _loss_errors(reference, num_images))
+    return errors.loc[common], reference.loc[common], kept
+
+
+def _pair_with_table(
+    errors: pd.DataFrame, reference: Errors, num_images: int
+) -> tuple[pd.DataFrame, pd.DataFrame, RelativeErrors]:
+    kept = compute_relative_errors(_mean_errors(errors), reference, binomial_errors(reference, num_images))
+    return errors, pd.DataFrame([{UNSHIFTED: reference.clean, **reference.shifted}]), kept
+
+
+def _find_signatures(results: Results, name: str, own: pd.DataFrame) -> list[str]:
+    trials = results.trials[results.trials["name"] == name]
+    signatures = dict(zip(trials["replicate"], trials["signature"], strict=True))
+    return [str(signatures[replicate]) for replicate in own.index]
 
 
 def _errors_by_replicate(results: Results) -> dict[str, pd.DataFrame]:

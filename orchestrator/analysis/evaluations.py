@@ -13,6 +13,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from orchestrator.study.contrasts import weigh_slope
+from orchestrator.study.hypotheses import MIN_TREND_LEVELS
 from trainables.evaluation.seen import list_seen
 from trainables.evaluation.shift_means import average_by_family, average_shifts
 from trainables.shifts.tables import find_type
@@ -170,3 +172,19 @@ def type_means_table(wide: pd.DataFrame) -> pd.DataFrame:
         return pd.DataFrame()
     means = average_shifts(wide.to_numpy(dtype=np.float64), list(map(str, wide.columns.get_level_values("shift"))))
     return pd.DataFrame(means.by_type, index=wide.index.astype(str))
+
+
+def slopes_table(wide: pd.DataFrame) -> pd.DataFrame:
+    """Return slopes: one row per signature, one column per shift with ``MIN_TREND_LEVELS`` severities or more.
+
+    A slope is the rise of the least-squares line over the severities from the lowest to the highest one.
+
+    Args:
+        wide: ``cells_table`` of a metric.
+    """
+    found = {}
+    for shift in dict.fromkeys(wide.columns.get_level_values("shift")) if len(wide) else ():
+        values = wide[shift].sort_index(axis=1)
+        if len(values.columns) >= MIN_TREND_LEVELS:
+            found[str(shift)] = values.to_numpy() @ np.array(weigh_slope([float(each) for each in values.columns]))
+    return pd.DataFrame(found, wide.index.astype(str))

@@ -19,6 +19,7 @@ from orchestrator.analysis.evaluations import (
     Packer,
     cells_table,
     evaluations_table,
+    slopes_table,
     type_means_table,
     with_family_means,
     with_seen_means,
@@ -145,6 +146,10 @@ class Results:
         if metric not in self._type_means:
             self._type_means[metric] = type_means_table(cells_table(self.test_rows, metric))
         return self._type_means[metric]
+
+    def slopes(self, metric: str) -> pd.DataFrame:
+        """Return the slopes of ``metric`` over the severities of each shift (``slopes_table``)."""
+        return slopes_table(cells_table(self.test_rows, metric))
 
     @cached_property
     def families(self) -> dict[str, list[str]]:

@@ -18,12 +18,15 @@ from orchestrator.study.contrasts import (
 from orchestrator.study.fields import suggest
 from orchestrator.study.grid import Arm
 from orchestrator.study.hypotheses import (
+    MIN_TREND_LEVELS,
     Hypothesis,
     counts_shifts,
+    is_about_families,
     split_metric,
 )
 from trainables.errors import StudyError
 from trainables.evaluation.families import group_by_family
+from trainables.evaluation.metrics import RELATIVE
 from trainables.shifts.tables import find_type
 
 if TYPE_CHECKING:
@@ -48,7 +51,7 @@ def check_evaluated_shifts(
         ConfigError: if the evaluation names an unknown shift, severity or modality.
     """
     for number, hypothesis in enumerate(hypotheses):
-        if split_metric(hypothesis.metric)[0] in ("shift", "family"):
+        if split_metric(hypothesis.metric)[0] in ("shift", "family", "slope", *RELATIVE):
             for index in list_compared(hypothesis, [arm.levels for arm in arms]):
                 _check_evaluated(f"hypotheses[{number}] ({hypothesis.name})", hypothesis, arms[index], load)
 
@@ -61,24 +64,39 @@ def _check_evaluated(key: str, hypothesis: Hypothesis, arm: Arm, load: Callable[
     severities: dict[str, list[int]] = {}
     for shift in shifts[1:]:  # the first is the identity
         severities.setdefault(shift.name, []).append(shift.severity)
-    if kind == "family":
+    if is_about_families(hypothesis.metric, hypothesis.families or ()):
         families = group_by_family(dict.fromkeys(map(find_type, severities)), hypothesis.families or {})
         if name not in families:
             raise StudyError(
                 f"{key}.metric: found {hypothesis.metric!r}, and the arm {arm.name!r} is evaluated under no shift of "
                 f"{name!r}; its families are {', '.join(families) or 'none'}"
             )
+        of_family = {shift: at for shift, at in severities.items() if find_type(shift) in families[name]}
+        _check_slopes(key, hypothesis, arm, of_family)
+        return
+    if kind in RELATIVE:  # the mean over all shifts
         return
     found = f"{key}.metric: found {hypothesis.metric!r}, and the arm {arm.name!r} is not evaluated under {name!r}"
     if f"shift/{name}" in left_out:
         raise StudyError(f"{found}: it {left_out[f'shift/{name}']}")
     if name not in severities:
         raise StudyError(f"{found}; its shifts are {', '.join(severities) or 'none'}{suggest(name, list(severities))}")
+    _check_slopes(key, hypothesis, arm, {name: severities[name]})
     missing = sorted(set(hypothesis.severities or ()) - set(severities[name]))
     if missing:
         raise StudyError(
             f"{key}.severities: found {', '.join(map(str, missing))}, and the arm {arm.name!r} is evaluated under "
             f"{name!r} at the severities {', '.join(map(str, severities[name]))}"
+        )
+
+
+def _check_slopes(key: str, hypothesis: Hypothesis, arm: Arm, severities: Mapping[str, Sequence[int]]) -> None:
+    """Check that an arm is evaluated at enough severities of each shift, if the metric is a slope over them."""
+    few = [shift for shift, found in severities.items() if len(found) < MIN_TREND_LEVELS]
+    if few and split_metric(hypothesis.metric)[0] == "slope":
+        raise StudyError(
+            f"{key}.metric: found {hypothesis.metric!r}, and the arm {arm.name!r} is evaluated at "
+            f"{len(severities[few[0]])} severities of {few[0]!r}; a slope has at least {MIN_TREND_LEVELS}"
         )
 
 

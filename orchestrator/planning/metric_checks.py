@@ -13,6 +13,7 @@ from orchestrator.study.hypotheses import Hypothesis
 from trainables.errors import StudyError
 from trainables.evaluation.metrics import (
     NUM_PARAMETERS,
+    RELATIVE,
     THRESHOLDED,
     find_metric,
     find_site_aggregate,
@@ -80,7 +81,7 @@ def find_undefined(metric: str, config: TrialConfig, data: Dataset) -> str | Non
     if external is not None and external not in data.external:
         known = f"the data have {', '.join(data.external)}" if data.external else "the data have no external set"
         return f"{known}{suggest(external, list(data.external))}"
-    is_shifted = kind in ("robustness", "family") or rest.startswith(("mean_shifted_", "worst_"))
+    is_shifted = kind in ("robustness", "family", "slope", *RELATIVE) or rest.startswith(("mean_shifted_", "worst_"))
     if is_shifted and not config.evaluation.shifts:
         return "evaluation.shifts is empty"
     if name == "quadratic_kappa" and not config.data.ordinal:

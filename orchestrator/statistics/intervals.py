@@ -122,22 +122,34 @@ def t_interval(values: ArrayLike, level: float = 0.95, *, clusters: ArrayLike | 
     return Interval(mean - half, mean + half, n, level)
 
 
+def linearise_ratios(numerators: ArrayLike, denominators: ArrayLike) -> Array:
+    """Return the share that each unit has in ratios of means, as units × columns; its mean over units is the ratio.
+
+    A unit enters with its linearised share, not with ratios of its own: the denominator of a single unit may be near 0.
+    A unit whose numerators are its denominators has shares of 1.
+
+    Args:
+        numerators: units × columns.
+        denominators: the same, or one row if they are constants; the mean of a column must not be 0.
+
+    Source: Cochran 1977, section 2.11 (variance of a ratio of means).
+    """
+    above, below = np.broadcast_arrays(np.asarray(numerators, np.float64), np.asarray(denominators, np.float64))
+    scale = below.mean(axis=0)
+    ratios = above.mean(axis=0) / scale
+    return np.asarray(ratios + (above - ratios * below) / scale)
+
+
 def ratio_interval(numerators: ArrayLike, denominators: ArrayLike, level: float = 0.95) -> Interval | None:
     """Return the t interval of a mean of ratios, None for fewer than ``MIN_REPLICATES`` units or without a ratio.
 
-    The ratios are of means over units, one per column. A unit enters with its linearised share, not with ratios of its
-    own: the denominator of a single unit may be near 0.
+    The ratios are of means over units, one per column (``linearise_ratios``).
 
     Args:
         numerators: units × columns, without NaN.
         denominators: the same, or one row if they are constants; the mean of a column must not be 0.
         level: nominal coverage in (0, 1).
-
-    Source: Cochran 1977, section 2.11 (variance of a ratio of means).
     """
-    above, below = np.broadcast_arrays(np.asarray(numerators, np.float64), np.asarray(denominators, np.float64))
-    if not above.size:
+    if not np.size(numerators):
         return None
-    scale = below.mean(axis=0)
-    ratios = above.mean(axis=0) / scale
-    return t_interval(ratios.mean() + ((above - ratios * below) / scale).mean(axis=1), level)
+    return t_interval(linearise_ratios(numerators, denominators).mean(axis=1), level)

@@ -136,6 +136,18 @@ def find_units(needs: Sequence[Collection[str]]) -> list[int]:
     return units
 
 
+def weigh_slope(numbers: Sequence[float]) -> tuple[float, ...]:
+    """Return the weights that give the rise of the least-squares line from the first to the last of some numbers.
+
+    Args:
+        numbers: levels of a factor or severities, in ascending order.
+    """
+    mean = sum(numbers) / len(numbers)
+    spread = sum((number - mean) ** 2 for number in numbers)
+    reach = numbers[-1] - numbers[0]
+    return tuple((number - mean) * reach / spread if spread else 0.0 for number in numbers)
+
+
 def _find_groups(
     hypothesis: Hypothesis, labels: Mapping[str, Sequence[str]]
 ) -> tuple[dict[str, dict[str, frozenset[str]]], tuple[float, ...], tuple[float, ...] | None]:
@@ -149,7 +161,7 @@ def _find_groups(
             f"{hypothesis.factor}={format_label(number)}": {hypothesis.factor: frozenset({known.get(number, "")})}
             for number in numbers
         }
-        return groups, _slope_weights(numbers), tuple(numbers)
+        return groups, weigh_slope(numbers), tuple(numbers)
     treatment, control = (_resolve(when, labels) for when in (hypothesis.treatment, hypothesis.control))
     if not isinstance(hypothesis, Interaction):
         return {"treatment": treatment, "control": control}, (1.0, -1.0), None
@@ -161,14 +173,6 @@ def _find_groups(
         "control, versus": control | versus,
     }
     return groups, (1.0, -1.0, -1.0, 1.0), None
-
-
-def _slope_weights(numbers: Sequence[float]) -> tuple[float, ...]:
-    """Return the weights that give the rise of the least-squares line from the lowest to the highest level."""
-    mean = sum(numbers) / len(numbers)
-    spread = sum((number - mean) ** 2 for number in numbers)
-    reach = numbers[-1] - numbers[0]
-    return tuple((number - mean) * reach / spread if spread else 0.0 for number in numbers)
 
 
 def read_numbers(labels: Sequence[str]) -> dict[float, str]:

@@ -18,12 +18,14 @@ from trainables.evaluation.metrics import (
     AGGREGATES,
     ERRORS,
     METRICS,
+    RELATIVE,
     SCORES,
     SITE_AGGREGATES,
     name_over_shifts,
     name_over_sites,
 )
 from trainables.frozen import Frozen, canonical_json
+from trainables.shifts.tables import FAMILIES, OTHER
 
 #: Assumption: ten times the hypotheses of a large study.
 MAX_HYPOTHESES = 100
@@ -45,7 +47,8 @@ class _Hypothesis(Frozen):
     claim: str = Field(min_length=1, max_length=1000, description="The claim in words.")
     metric: str = Field(
         "robustness/mean_balanced_accuracy",
-        description="Column of trials.csv, shift/<name>/<metric>, or family/<name>/<metric>.",
+        description="Column of trials.csv, shift/<name>/<metric>, family/<name>/<metric>, slope/<name>/<metric>, "
+        "be/<name> or rbe/<name>.",
     )
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] | None = Field(
         None, min_length=1, description="With shift/<name>/<metric>: its mean over these; null: over all."
@@ -160,7 +163,7 @@ def expand_kinds(tree: Mapping[str, Any]) -> None:
     for entry in listed if isinstance(listed, list) else ():
         if isinstance(entry, dict):
             entry.setdefault("kind", "comparison")
-            if families and (entry.get("over") == "shifts" or str(entry.get("metric")).partition("/")[0] == "family"):
+            if families and (entry.get("over") == "shifts" or is_about_families(str(entry.get("metric")), families)):
                 entry.setdefault("families", families)
             for field in SELECTORS["interaction"]:
                 when = entry.get(field)
@@ -238,10 +241,22 @@ def list_metrics() -> list[str]:
 
 
 def split_metric(metric: str) -> tuple[str, str, str]:
-    """Return kind (shift, family, external), name and metric of ``kind/name/metric``; kind and name may be empty."""
+    """Return kind, name and metric of ``kind/name/metric``, or of ``be/name`` and ``rbe/name``, whose metric they are.
+
+    Kind and name are empty for the others. Kinds: shift, family, slope, external, be, rbe.
+    """
     kind, _, rest = metric.partition("/")
+    if kind in RELATIVE and rest and "/" not in rest:
+        return kind, rest, kind
     name, slash, last = rest.rpartition("/")
-    return (kind, name, last) if kind in ("shift", "family", "external") and slash and name else ("", "", metric)
+    is_known = kind in ("shift", "family", "slope", "external") and slash and name
+    return (kind, name, last) if is_known else ("", "", metric)
+
+
+def is_about_families(metric: str, families: Iterable[str]) -> bool:
+    """Return whether a metric is that of a family of shifts: of one of ``families``, or of a default one."""
+    kind, name, _ = split_metric(metric)
+    return kind == "family" or (kind in ("slope", *RELATIVE) and name in {*families, *FAMILIES, OTHER})
 
 
 def find_shift_metric(metric: str) -> str | None:

@@ -26,7 +26,7 @@ from orchestrator.study.hypotheses import (
 )
 from orchestrator.study.problems import list_options
 from orchestrator.study.yaml_source import Key, Source, format_key
-from trainables.evaluation.metrics import METRICS
+from trainables.evaluation.metrics import METRICS, RELATIVE
 from trainables.shifts.tables import FAMILIES, GENERAL, GROUPS, OTHER, STAIN_NAME, load_aliases, load_tables
 
 #: Callback that receives the text of a problem, then the keys below the hypothesis.
@@ -145,10 +145,13 @@ def _check_trend(
 def _check_metric(hypothesis: Hypothesis, report: Report) -> None:
     metric = hypothesis.metric
     kind, _, last = split_metric(metric)
-    if kind and last not in METRICS:
+    if kind and last not in METRICS and kind not in RELATIVE:
         report(f"found {metric!r}, there is no metric {last!r}{list_options(last, list(METRICS))}", "metric")
     elif not kind and metric not in list_metrics():
-        more = "; expected a column of trials.csv such as id/accuracy, or shift/, family/ or external/<name>/<metric>"
+        more = (
+            "; expected a column of trials.csv such as id/accuracy, <kind>/<name>/<metric> with shift, family, slope "
+            "or external, or be/<name> or rbe/<name>"
+        )
         report(f"there is no metric {metric!r}{suggest(metric, list_metrics()) or more}", "metric")
     if hypothesis.severities is not None and kind != "shift":
         report(f"found severities with the metric {metric}; they belong to shift/<name>/<metric>", "severities")
@@ -160,7 +163,9 @@ def _check_metric(hypothesis: Hypothesis, report: Report) -> None:
 def _check_family(hypothesis: Hypothesis, report: Report) -> None:
     kind, name, _ = split_metric(hypothesis.metric)
     known = list(dict.fromkeys([*(hypothesis.families or ()), *FAMILIES, OTHER]))
-    if kind == "family" and name not in known:
+    if kind in RELATIVE:
+        known.insert(0, "mean")
+    if kind in ("family", *RELATIVE) and name not in known:
         report(f"there is no family of shifts {name!r}{list_options(name, known)}", "metric")
 
 

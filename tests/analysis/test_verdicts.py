@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from orchestrator.analysis.balanced_errors import balanced_errors_table
 from orchestrator.analysis.inference.evidence import Agreement, Evidence
 from orchestrator.analysis.inference.verdicts import (
     CONTRADICTED,
@@ -298,6 +299,64 @@ def test_a_family_as_a_metric_is_the_mean_over_its_shifts(tmp_path: Path) -> Non
     trials = load_results(ledger).trials
     shown = trials.groupby("arm/augmentation")["family/digital/balanced_accuracy"].mean()
     assert shown["strong"] - shown["none"] == pytest.approx(0.035)
+
+
+def test_a_slope_over_severity_shows_a_gain_that_grows(tmp_path: Path) -> None:
+    def change(arm: Mapping[str, str], shift: str, severity: int) -> float:
+        strong = arm["augmentation"] == "strong"
+        bent = 0.03 * (severity - 3) ** 2 * (shift == "jpeg")  # symmetric: no part of a line
+        return (0.2 - 0.01 * severity if strong else -0.03 * severity) * (shift in ("jpeg", "pixelate")) + bent
+
+    ledger = shift_by(plant(tmp_path, lambda arm, replicate: 0.5 + 0.001 * replicate), change)
+    for name in ("jpeg", "digital"):
+        verdict = verdict_of(ledger, make(metric=f"slope/{name}/accuracy"))
+        assert verdict.evidence.effect == pytest.approx(0.08)
+        assert verdict.evidence.means["treatment"] == pytest.approx(-0.04, abs=2e-3)  # shifts differ a little
+        assert (verdict.verdict, verdict.evidence.units) == (SUPPORTED, "6 replicates")
+    wide = verdict_of(ledger, make(metric="slope/mixed/accuracy", families={"mixed": ["jpeg", "snow", "shot_noise"]}))
+    assert wide.evidence.effect == pytest.approx(0.04)
+
+
+def test_be_and_rbe_are_relative_to_the_reference_replicate_by_replicate(tmp_path: Path) -> None:
+    def value(arm: Mapping[str, str], replicate: int) -> float:
+        return 0.7 + 0.02 * noise(arm["augmentation"], replicate)
+
+    def change(arm: Mapping[str, str], shift: str, severity: int) -> float:
+        harm = {"jpeg": 0.1, "pixelate": 0.2, "shot_noise": 0.3}.get(shift, 0.0)
+        return -harm * severity / 3 * {"none": 1.0, "strong": 0.5}[arm["augmentation"]] + 0.02 * noise(arm, shift)
+
+    ledger = shift_by(plant(tmp_path, value, replicates=8), change)
+    reference = str(ledger.read_plan()["trials"][0]["name"])
+    ledger.root.write_json("plan.json", ledger.read_plan() | {"reference": {"arm": reference}})
+    table = balanced_errors_table(load_results(ledger)).set_index("label")
+    lower = {"direction": "lower", "smallest_effect": 0.0}
+    for kind in ("be", "rbe"):
+        evidence = verdict_of(ledger, make(metric=f"{kind}/mean", **lower)).evidence
+        assert evidence.means["control"] == pytest.approx(1.0)
+        assert evidence.means["treatment"] == pytest.approx(table.loc["strong", kind])
+        # The reference is 1 in every replicate, so the interval is that of the table, less 1.
+        assert evidence.interval is not None
+        ends = (evidence.interval.low, evidence.interval.high)
+        assert ends == pytest.approx((table.loc["strong", f"{kind}_low"] - 1, table.loc["strong", f"{kind}_high"] - 1))
+    errors = 1 - load_results(ledger).test_rows.pivot_table(
+        "balanced_accuracy", ["shift", "severity"], "name", observed=True
+    )
+    means = errors.groupby("shift", observed=True).mean()
+    losses = means - means.loc["identity"]
+    ratios = (losses["augmentation=strong"] / losses["augmentation=none"]).loc[["jpeg", "pixelate"]]
+    digital = verdict_of(ledger, make(metric="rbe/digital", **lower))
+    assert digital.evidence.means["treatment"] == pytest.approx(ratios.mean())
+    assert digital.verdict == SUPPORTED
+    assert verdict_of(ledger, make(metric="rbe/weather", **lower)).verdict == NOT_ENOUGH
+
+
+def test_be_relative_to_a_table(tmp_path: Path) -> None:
+    ledger = plant(tmp_path, lambda arm, replicate: 0.5 + 0.1 * (arm["augmentation"] == "strong"))
+    table = {"table": "alexnet.csv", "clean": 0.1, "shifted": {"jpeg": 0.5, "shot_noise": 0.8, "snow": 0.5}}
+    ledger.root.write_json("plan.json", ledger.read_plan() | {"reference": table})
+    for name, share in (("digital", 0.1 / 0.5), ("noise", 0.1 / 0.8), ("mean", (0.1 / 0.5 + 0.1 / 0.8) / 2)):
+        evidence = verdict_of(ledger, make(metric=f"be/{name}", direction="lower", smallest_effect=0.0)).evidence
+        assert evidence.effect == pytest.approx(-share)
 
 
 def test_trials_of_one_encoder_are_one_unit(tmp_path: Path) -> None:

@@ -243,6 +243,13 @@ ARMS = "training: {batch_size: 8}\nfactors: {augmentation: [none, strong]}\nrepl
          r"severities: found 2, .* under 'dusk' at the severities 1$"),
         ("{shifts: [jpeg]}", "family/digital/nll", {}, None),
         ("{shifts: [jpeg]}", "family/noise/nll", {}, "under no shift of 'noise'; its families are digital"),
+        ("{shifts: [jpeg]}", "slope/digital/nll", {}, None),
+        ("{shifts: [jpeg], severities: [1, 5]}", "slope/digital/nll", {}, "2 severities of 'jpeg'; a slope"),
+        ("{shifts: [jpeg], severities: [1, 5]}", "slope/jpeg/nll", {}, "2 severities of 'jpeg'; a slope"),
+        ("{shifts: [jpeg]}", "slope/snow/nll", {}, "not evaluated under 'snow'"),
+        ("{shifts: [jpeg]}", "rbe/noise", {}, "under no shift of 'noise'"),
+        ("{shifts: [jpeg]}", "rbe/mean", {}, None),
+        ("{shifts: []}", "be/mean", {}, "evaluation.shifts is empty"),
         ("{shifts: all}", "external/external-1/accuracy", {}, "the data have external-0"),
     ],
 )  # fmt: skip

@@ -123,6 +123,24 @@ METRICS: dict[str, Metric] = {
 }  # fmt: skip
 #: Names of the metrics at a threshold, which exist for two classes.
 THRESHOLDED = tuple(name for name, metric in METRICS.items() if metric.needs == _TWO)
+#: Kind → errors relative to the study's reference (``balanced``), of arms in a study and not of one evaluation:
+#: ``be/mean`` over all shifts, ``be/<name>`` over a family of them.
+RELATIVE: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "be", "BE", "mean over shifts of E / E_ref; E: 1 − balanced accuracy under the shift",
+            higher_is_better=False, low=0.0, high=math.inf, needs="a reference that makes errors under the shift",
+            source="Di Salvo et al. 2024",
+        ),
+        Metric(
+            "rbe", "rBE", "mean over shifts of (E − E_clean) / (E_ref − E_ref,clean)",
+            higher_is_better=False, low=-math.inf, high=math.inf,
+            needs="a reference that the shift harms by 2 standard errors or more",
+            source="Di Salvo et al. 2024",
+        ),
+    )
+}  # fmt: skip
 #: Size of the network: a number of the trial that a search may look at, not of an evaluation.
 NUM_PARAMETERS = Metric(
     "num_parameters", "number of weights", "weights of the network",
@@ -176,13 +194,16 @@ def find_metric(name: str) -> Metric:
 
     Args:
         name: a metric, or a headline number: ``validation/…``, ``id/…``, ``calibration/mean_shifted_…``,
-            ``external/<set>/…``, ``external/mean_…``, ``shift/<name>/…``, ``num_parameters``.
+            ``external/<set>/…``, ``external/mean_…``, ``shift/<name>/…``, ``family/<name>/…``, ``slope/<name>/…``,
+            ``be/<name>``, ``rbe/<name>``, ``num_parameters``.
 
     Raises:
         ConfigError: if the table has no such metric.
     """
     if name == NUM_PARAMETERS.name:
         return NUM_PARAMETERS
+    if name.partition("/")[0] in RELATIVE and name.count("/") == 1:
+        return RELATIVE[name.partition("/")[0]]
     if find_site_aggregate(name) is not None:
         return METRICS[name.partition("_")[2]]
     match = _HEADLINE.fullmatch(name)

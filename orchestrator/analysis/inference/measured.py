@@ -9,12 +9,14 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from orchestrator.analysis.balanced_errors import relative_errors_table
 from orchestrator.analysis.results import Results
 from orchestrator.statistics.intervals import Array
 from orchestrator.study.contrasts import find_units
 from orchestrator.study.hypotheses import Hypothesis, counts_shifts, find_shift_metric, split_metric
 from trainables.evaluation.families import group_by_family
-from trainables.evaluation.shift_means import average_by_family
+from trainables.evaluation.metrics import RELATIVE
+from trainables.evaluation.shift_means import average_by_family, average_by_type
 
 
 class Measured:
@@ -65,8 +67,8 @@ class Measured:
         of_shifts = find_shift_metric(hypothesis.metric)
         if counts_shifts(hypothesis) and of_shifts is not None:
             return self.results.type_means(of_shifts)
-        if kind == "family":
-            return self._of_family(name, metric, hypothesis)
+        if kind in ("family", "slope", *RELATIVE):
+            return self._select_shifts(self._by_shift(kind, metric), name, hypothesis)
         if kind == "shift":
             return self._at_severities(name, metric, hypothesis.severities)
         if hypothesis.metric not in self.results.trials:
@@ -78,13 +80,35 @@ class Measured:
         own = self.results.plan.get("families", {}) if hypothesis.families is None else hypothesis.families
         return None if own is None else group_by_family(types, own)
 
-    def _of_family(self, name: str, metric: str, hypothesis: Hypothesis) -> pd.DataFrame:
-        means = self.results.type_means(metric)
-        types = (self.group_types(hypothesis, map(str, means)) or {}).get(name)
-        if not types:
-            return pd.DataFrame()
-        found = average_by_family({kind: means[kind].to_numpy() for kind in types}, {name: types})
-        return pd.DataFrame(found, means.index)
+    def _by_shift(self, kind: str, metric: str) -> pd.DataFrame:
+        """Return the values that a metric of the kind is a mean of: one row per signature, one column per shift."""
+        if kind == "family":
+            return self.results.type_means(metric)
+        key = kind, metric
+        if key not in self._known:
+            self._known[key] = (
+                self.results.slopes(metric) if kind == "slope" else relative_errors_table(self.results, kind)
+            )
+        return self._known[key]
+
+    @cached_property
+    def _known(self) -> dict[tuple[str, str], pd.DataFrame]:
+        return {}
+
+    def _select_shifts(self, values: pd.DataFrame, name: str, hypothesis: Hypothesis) -> pd.DataFrame:
+        """Return the mean over a family of shifts, over all (``mean``), or the values of a single shift.
+
+        Args:
+            values: one row per signature, one column per shift.
+            name: name of a family, ``mean``, or name of a shift.
+            hypothesis: hypothesis, which may have families of its own.
+        """
+        by_type = average_by_type({str(shift): values[shift].to_numpy() for shift in values})
+        families = {"mean": list(by_type)} | (self.group_types(hypothesis, by_type) or {})
+        if name in families and by_type:
+            found = average_by_family(by_type, {name: families[name]})
+            return pd.DataFrame(found, values.index)
+        return values[[name]] if name in values else pd.DataFrame()
 
     def _at_severities(self, name: str, metric: str, severities: Sequence[int] | None) -> pd.DataFrame:
         rows = self.shifted[self.shifted["shift"] == name]
