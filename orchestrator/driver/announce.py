@@ -152,7 +152,10 @@ def _announce_hypotheses(prepared: Prepared, console: Console) -> None:
             changes = f"; {'; '.join(each.changes)}" if each.changes else ""
             warn(console, each.status, f"{each.name}: {each.remark}{changes}")
     _announce_differences(prepared, console)
-    attainable, without_arms = find_attainable(prepared.study.hypotheses, prepared.plan, prepared.about["factors"])
+    num_sites = len(set(prepared.about["data"]["num_images"]) - {"train", "val", "test"})
+    attainable, without_arms = find_attainable(
+        prepared.study.hypotheses, prepared.plan, prepared.about["factors"], num_sites=num_sites
+    )
     for found in attainable:
         if found.is_reached:
             print_line(console, "p", found.describe())

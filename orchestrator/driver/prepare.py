@@ -122,7 +122,8 @@ def prepare(
     if study.search is not None:
         check_search_defined(study.search, arms[0].config, inputs.dataset(arms[0].config.data))
     plan = search.plan if search else make_plan(arms, replicates=study.replicates, facts=inputs)
-    check_attainable(study.hypotheses, plan, _levels(arms))
+    num_sites = len(inputs.dataset(study.data).external) if study.hypotheses else 0
+    check_attainable(study.hypotheses, plan, _levels(arms), num_sites=num_sites)
     states = ledger.states()
     about = _describe(study, arms, inputs, mlflow=mlflow) | differences
     before = ledger.read_plan() if ledger.root.is_intact("plan.json") else None

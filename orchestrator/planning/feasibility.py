@@ -21,6 +21,7 @@ from orchestrator.study.hypotheses import (
     MIN_TREND_LEVELS,
     Hypothesis,
     counts_shifts,
+    counts_sites,
     is_about_families,
     split_metric,
 )
@@ -122,7 +123,12 @@ class Attainable:
     def describe(self) -> str:
         """Return one line: units and the smallest p, or the reason why nothing can be decided."""
         name, alpha = self.hypothesis.name, self.hypothesis.alpha
-        if self.num_encoders and self.p_value > alpha and self.num_replicates >= self.num_needed:
+        if (
+            not counts_sites(self.hypothesis)
+            and self.num_encoders
+            and self.p_value > alpha
+            and self.num_replicates >= self.num_needed
+        ):
             return (
                 f"{name}: {_count(self.num_replicates, 'replicate')} of trials that start from "
                 f"{_count(self.num_encoders, 'pretrained encoder')}: a statement for "
@@ -133,7 +139,7 @@ class Attainable:
         if self.is_reached:
             return found
         more = (
-            f"{self.num_needed} replicates are the fewest"
+            f"{self.num_needed} {'sites' if counts_sites(self.hypothesis) else 'replicates'} are the fewest"
             if self.p_value > alpha
             else "fewer hypotheses in it, or more"
         )
@@ -141,7 +147,7 @@ class Attainable:
 
 
 def find_attainable(
-    hypotheses: Sequence[Hypothesis], plan: Plan, factors: Mapping[str, Sequence[str]]
+    hypotheses: Sequence[Hypothesis], plan: Plan, factors: Mapping[str, Sequence[str]], *, num_sites: int = 0
 ) -> tuple[list[Attainable], list[str]]:
     """Return the smallest attainable p-values of the hypotheses with a verdict, and a line for each without any arms.
 
@@ -149,6 +155,7 @@ def find_attainable(
         hypotheses: hypotheses of the study file.
         plan: plan of the study.
         factors: factor → its levels, including those that no arm has.
+        num_sites: number of external sets of the data.
     """
     from orchestrator.statistics.paired_tests import holm  # imports NumPy
 
@@ -167,8 +174,10 @@ def find_attainable(
         for trial in plan.trials:
             if trial.name in compared:
                 needs.setdefault(trial.replicate, set()).update(trial.needs)
-        num_units = len(set(find_units(list(needs.values()))))
-        noun = "replicate" if num_units == len(needs) else "independent encoder"
+        num_units = num_sites if counts_sites(hypothesis) else len(set(find_units(list(needs.values()))))
+        noun = "external site" if counts_sites(hypothesis) else "replicate"
+        if noun == "replicate" and num_units < len(needs):
+            noun = "independent encoder"
         num_levels = len(contrast.parts)
         p_value = compute_smallest_p(hypothesis, num_units, num_levels)
         needed, encoders = num_units_needed(hypothesis, num_levels), set[str]().union(*needs.values())
@@ -185,16 +194,20 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def check_attainable(hypotheses: Sequence[Hypothesis], plan: Plan, factors: Mapping[str, Sequence[str]]) -> None:
-    """Check that the replicates of a plan can decide its hypotheses by their stated tests.
+def check_attainable(
+    hypotheses: Sequence[Hypothesis], plan: Plan, factors: Mapping[str, Sequence[str]], *, num_sites: int = 0
+) -> None:
+    """Check that the replicates, or external sites, of a plan can decide its hypotheses by their stated tests.
 
     A hypothesis that only lacks independent encoders is let through: its effect is shown, for these encoders.
 
     Raises:
         StudyError: if no result of the plan could decide a hypothesis.
     """
-    for each in find_attainable(hypotheses, plan, factors)[0]:
-        lacks_encoders = each.num_encoders and each.num_replicates >= each.num_needed
+    for each in find_attainable(hypotheses, plan, factors, num_sites=num_sites)[0]:
+        lacks_encoders = (
+            not counts_sites(each.hypothesis) and each.num_encoders and each.num_replicates >= each.num_needed
+        )
         if not each.is_reached and not lacks_encoders:
             raise StudyError(
                 f"hypotheses: {each.describe()}; or ask over: shifts, which is no verdict, or leave the hypothesis out"

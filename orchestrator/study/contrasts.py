@@ -10,11 +10,13 @@ from typing import Any
 
 from orchestrator.study.grid import Match, find_label, format_label
 from orchestrator.study.hypotheses import (
+    MIN_SITES,
     MIN_TREND_LEVELS,
     Equivalence,
     Hypothesis,
     Interaction,
     Trend,
+    counts_sites,
     get_claimed_size,
 )
 from orchestrator.study.yaml_source import resolve_scalar
@@ -103,7 +105,7 @@ def compute_smallest_p(hypothesis: Hypothesis, num_units: int, num_levels: int =
     """
     from orchestrator.statistics.intervals import MIN_REPLICATES  # imports NumPy
 
-    if num_units < MIN_REPLICATES:
+    if num_units < (MIN_SITES if counts_sites(hypothesis) else MIN_REPLICATES):
         return 1.0
     has_size = get_claimed_size(hypothesis) > 0
     ways = math.factorial(num_levels) if hypothesis.test == "page" and not has_size else 2

@@ -31,6 +31,8 @@ from trainables.shifts.tables import FAMILIES, OTHER
 MAX_HYPOTHESES = 100
 #: Family of hypotheses that name none. The p-values of a family are corrected together.
 DEFAULT_FAMILY = "main"
+#: Fewest external sites for a verdict over sites.
+MIN_SITES = 6
 #: A line through two levels is only a difference.
 MIN_TREND_LEVELS = 3
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -75,10 +77,11 @@ class _Directed(_Hypothesis):
     smallest_effect: float = Field(
         ge=0, description="Claimed size, in the metric's units: the effect is tested against it. 0: any size."
     )
-    over: Literal["replicates", "shifts"] = Field(
+    over: Literal["replicates", "shifts", "sites"] = Field(
         "replicates",
         description="replicates: a verdict, tested over independently trained models. shifts: no verdict, but under "
-        "how many families of shifts these trained models agree.",
+        "how many families of shifts these trained models agree. sites: a verdict for these trained models, tested "
+        "over external sites.",
     )
 
 
@@ -216,6 +219,11 @@ def counts_shifts(hypothesis: Hypothesis) -> TypeGuard[Directed]:
     return isinstance(hypothesis, Directed) and hypothesis.over == "shifts"
 
 
+def counts_sites(hypothesis: Hypothesis) -> TypeGuard[Directed]:
+    """Return whether a hypothesis is tested over external sites, for the models that are trained."""
+    return isinstance(hypothesis, Directed) and hypothesis.over == "sites"
+
+
 def get_claimed_size(hypothesis: Hypothesis) -> float:
     """Return the size that a hypothesis is tested against, in the metric's units: smallest effect or margin."""
     return hypothesis.margin if isinstance(hypothesis, Equivalence | NonInferiority) else hypothesis.smallest_effect
@@ -262,6 +270,11 @@ def is_about_families(metric: str, families: Iterable[str]) -> bool:
 def find_shift_metric(metric: str) -> str | None:
     """Return the metric whose mean over shifts ``metric`` is, None if ``metric`` is not a mean over shifts."""
     return next((name for name in METRICS if metric == name_over_shifts("mean", name)), None)
+
+
+def find_site_metric(metric: str) -> str | None:
+    """Return the metric whose mean over external sites ``metric`` is, None if ``metric`` is not such a mean."""
+    return next((name for name in METRICS if metric == name_over_sites("mean", name)), None)
 
 
 def iterate_selectors(hypothesis: Hypothesis) -> Iterator[tuple[str, Mapping[str, Any]]]:

@@ -18,7 +18,9 @@ from orchestrator.study.hypotheses import (
     Interaction,
     Trend,
     counts_shifts,
+    counts_sites,
     find_shift_metric,
+    find_site_metric,
     iterate_selectors,
     list_metrics,
     read_hypothesis,
@@ -158,6 +160,8 @@ def _check_metric(hypothesis: Hypothesis, report: Report) -> None:
     if counts_shifts(hypothesis) and find_shift_metric(metric) is None:
         expected = "expected the mean over shifts of a metric: robustness/mean_… or calibration/mean_shifted_…"
         report(f"over shifts, found {metric!r}, {expected}", "metric")
+    if counts_sites(hypothesis) and find_site_metric(metric) is None:
+        report(f"over sites, found {metric!r}, expected the mean over sites of a metric: external/mean_…", "metric")
 
 
 def _check_family(hypothesis: Hypothesis, report: Report) -> None:

@@ -359,6 +359,37 @@ def test_be_relative_to_a_table(tmp_path: Path) -> None:
         assert evidence.effect == pytest.approx(-share)
 
 
+def test_external_sites_are_the_units_of_a_claim_about_sites(tmp_path: Path) -> None:
+    """One replicate with seven sites: a verdict for these two models; with five sites there is none."""
+    gains = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07]
+
+    def study(num_sites: int) -> Verdict:
+        names = [f"site-{number}" for number in range(num_sites)]
+        factors = {"augmentation": ("none", "strong")}
+        ledger = make_fake_ledger(tmp_path / str(num_sites), factors=factors, replicates=1, externals=names)
+        for trial in ledger.read_plan()["trials"]:
+            place = ledger.folder("trial", trial["signature"])
+            result = place.read_json("result.json")
+            is_strong = trial["arm"]["augmentation"] == "strong"
+            values = {name: 0.6 + gain * is_strong for name, gain in zip(names, gains, strict=False)}
+            result["metrics"] |= {f"external/{name}/accuracy": value for name, value in values.items()}
+            result["metrics"]["external/mean_accuracy"] = float(np.mean(list(values.values())))
+            place.write_json("result.json", result)
+        return verdict_of(ledger, make(metric="external/mean_accuracy", over="sites", smallest_effect=0.0))
+
+    verdict = study(7)
+    assert (verdict.verdict, verdict.evidence.units) == (SUPPORTED, "7 external sites")
+    assert verdict.evidence.differences == pytest.approx(gains)
+    assert verdict.evidence.p_value == 2 / 2**7
+    low, high = scipy.stats.t.interval(0.95, 6, np.mean(gains), scipy.stats.sem(gains))
+    assert verdict.evidence.interval is not None
+    assert (verdict.evidence.interval.low, verdict.evidence.interval.high) == pytest.approx((low, high))
+    assert verdict.reason == "significant, over 7 external sites, for these 2 trained models"
+    few = study(5)
+    assert (few.verdict, few.evidence.interval, few.evidence.p_value) == (NOT_ENOUGH, None, None)
+    assert few.reason.startswith("5 external sites, 6 are needed")
+
+
 def test_trials_of_one_encoder_are_one_unit(tmp_path: Path) -> None:
     def value(arm: Mapping[str, str], replicate: int) -> float:
         return 0.5 + 0.1 * (arm["augmentation"] == "strong") + 0.01 * noise(arm, replicate)

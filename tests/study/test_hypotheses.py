@@ -277,6 +277,19 @@ def test_a_shift_that_some_of_the_compared_arms_lack_or_grey_images_do_not_show_
         prepare_with(tmp_path, cache_dir, grey + "evaluation: {shifts: [imagenet-c]}\n", "shift/saturate/accuracy")
 
 
+def test_sites_are_units_from_six_on() -> None:
+    hypothesis = make(metric="external/mean_accuracy", over="sites")
+    text = "factors: {augmentation: [none, strong]}\n"
+    plan, factors = plan_of(text), {"augmentation": ["none", "strong"]}
+    check_attainable([hypothesis], plan, factors, num_sites=6)
+    ((found,), _) = find_attainable([hypothesis], plan, factors, num_sites=6)
+    assert (found.units, found.p_value) == ("6 external sites", 2 / 2**6)
+    with pytest.raises(StudyError, match=r"5 external sites, .*; 6 sites are the fewest"):
+        check_attainable([hypothesis], plan, factors, num_sites=5)
+    with pytest.raises(StudyError, match="expected the mean over sites of a metric: external/mean_"):
+        read({**BASE, **SIDES, "over": "sites"})
+
+
 def test_external_sets_are_looked_up_once_the_data_are_known() -> None:
     hypothesis = make(metric="external/lyon/accuracy")
     check_external_sets([hypothesis], ["lyon"])

@@ -1,7 +1,8 @@
 """Evidence for a hypothesis: the mean of paired differences, its t interval and exact p-values.
 
 A pair is one cell (levels of all factors that the hypothesis does not vary) in one replicate. The *units* that a test
-counts are replicates (mean over cells); replicates whose models share a pretrained encoder are one unit.
+counts are replicates (mean over cells); replicates whose models share a pretrained encoder are one unit. Over sites,
+they are external sites (mean over cells and replicates), and all is said of these trained models.
 """
 
 from __future__ import annotations
@@ -20,11 +21,13 @@ from orchestrator.statistics.paired_tests import Alternative, permutation_test, 
 from orchestrator.statistics.trend import trend_test
 from orchestrator.study.contrasts import Contrast, ContrastError, compute_smallest_p, find_contrast, num_units_needed
 from orchestrator.study.hypotheses import (
+    MIN_SITES,
     Directed,
     Equivalence,
     Hypothesis,
     NonInferiority,
     counts_shifts,
+    counts_sites,
     get_claimed_size,
 )
 from trainables.evaluation.metrics import is_higher_better
@@ -118,9 +121,11 @@ def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
     cells = [[arm for arms in groups for arm in arms] for groups in contrast.cells.values()]
     units, num_encoders = measured.group_replicates(sorted({arm for arms in cells for arm in arms}))
     num_models = int(is_complete.sum(axis=1) @ [len(arms) for arms in cells])
-    by_unit, noun = _mean_by_unit(parts, units)
+    by_unit, noun = _mean_by_site(parts) if counts_sites(hypothesis) else _mean_by_unit(parts, units)
     differences = by_unit @ np.array(contrast.weights)
-    has_p = not counts_shifts(hypothesis) and len(differences) >= MIN_REPLICATES
+    has_p = not counts_shifts(hypothesis) and len(differences) >= (
+        MIN_SITES if counts_sites(hypothesis) else MIN_REPLICATES
+    )
     p_value, p_size = (
         _compute_p(hypothesis, contrast, by_unit, differences, seed=plan["seed"]) if has_p else (None, None)
     )
@@ -169,6 +174,15 @@ def _mean_by_unit(parts: Array, units: NDArray[np.int64]) -> tuple[Array, str]:
     labels = np.unique(units[known])
     noun = "replicate" if len(labels) == known.sum() else "independent encoder"
     return np.stack([by_replicate[known & (units == label)].mean(axis=0) for label in labels]), noun
+
+
+def _mean_by_site(parts: Array) -> tuple[Array, str]:
+    """Return the mean of each external site as sites × parts, and what the units are called.
+
+    Args:
+        parts: cells × replicates × parts × sites, of a pair either all defined or none.
+    """
+    return _mean(parts, (0, 1)).T, "external site"
 
 
 def _mean(values: Array, axes: tuple[int, ...]) -> Array:

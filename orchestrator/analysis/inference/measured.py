@@ -13,7 +13,14 @@ from orchestrator.analysis.balanced_errors import relative_errors_table
 from orchestrator.analysis.results import Results
 from orchestrator.statistics.intervals import Array
 from orchestrator.study.contrasts import find_units
-from orchestrator.study.hypotheses import Hypothesis, counts_shifts, find_shift_metric, split_metric
+from orchestrator.study.hypotheses import (
+    Hypothesis,
+    counts_shifts,
+    counts_sites,
+    find_shift_metric,
+    find_site_metric,
+    split_metric,
+)
 from trainables.evaluation.families import group_by_family
 from trainables.evaluation.metrics import RELATIVE
 from trainables.evaluation.shift_means import average_by_family, average_by_type
@@ -61,7 +68,8 @@ class Measured:
     def values(self, hypothesis: Hypothesis) -> pd.DataFrame:
         """Return the values of the hypothesis' metric, one row per signature.
 
-        One column per shift type if these are the units, otherwise a single column; empty if no trial has the metric.
+        One column per shift type or external site if these are the units, otherwise a single column; empty if no trial
+        has the metric.
         """
         kind, name, metric = split_metric(hypothesis.metric)
         of_shifts = find_shift_metric(hypothesis.metric)
@@ -71,6 +79,11 @@ class Measured:
             return self._select_shifts(self._by_shift(kind, metric), name, hypothesis)
         if kind == "shift":
             return self._at_severities(name, metric, hypothesis.severities)
+        if counts_sites(hypothesis):
+            of_sites = [f"external/{name}/{find_site_metric(hypothesis.metric)}" for name in self.results.external_sets]
+            return self.results.trials.set_index("signature")[
+                [each for each in of_sites if each in self.results.trials]
+            ]
         if hypothesis.metric not in self.results.trials:
             return pd.DataFrame()
         return self.results.trials[["signature", hypothesis.metric]].set_index("signature")

@@ -24,6 +24,7 @@ import pandas as pd
 from orchestrator.analysis.inference.evidence import Agreement, Evidence, assess_evidence
 from orchestrator.analysis.inference.measured import Measured
 from orchestrator.analysis.results import Results
+from orchestrator.analysis.wording import plural
 from orchestrator.ledger.preregistration import (
     DELETED,
     PREREGISTERED,
@@ -39,6 +40,7 @@ from orchestrator.study.hypotheses import (
     Hypothesis,
     NonInferiority,
     counts_shifts,
+    counts_sites,
     get_claimed_size,
     read_hypothesis,
 )
@@ -173,7 +175,10 @@ def decide(hypothesis: Hypothesis, evidence: Evidence, p_values: Corrected, best
     else:
         rules = _list_rules(hypothesis, evidence.effect, is_sure=is_sure, is_size_sure=is_size_sure)
     rules.append((p_values.claim is None, NOT_SUPPORTED, "too many differences are exactly 0 for a test"))
-    return next(((verdict, why) for holds, verdict, why in rules if holds), (NOT_SUPPORTED, "not significant"))
+    verdict, why = next(((verdict, why) for holds, verdict, why in rules if holds), (NOT_SUPPORTED, "not significant"))
+    if counts_sites(hypothesis) and evidence.scope is not None:
+        why += f", over {evidence.units}, for these {plural(evidence.scope.num_models, 'trained model')}"
+    return verdict, why
 
 
 #: Whether a rule holds, the verdict, and the reason.
@@ -234,7 +239,7 @@ def _find_lack(hypothesis: Hypothesis, evidence: Evidence, best_p: float | None)
         return None
     if evidence.num_units < evidence.num_needed:
         only = ""
-        if evidence.scope is not None and evidence.scope.num_encoders == 1:
+        if evidence.scope is not None and evidence.scope.num_encoders == 1 and not counts_sites(hypothesis):
             only = "for this encoder: "
         return f"{only}{evidence.units}, {evidence.num_needed} are needed for p ≤ {hypothesis.alpha:g}"
     if best_p is not None and best_p > hypothesis.alpha:

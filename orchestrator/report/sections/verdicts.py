@@ -24,6 +24,7 @@ from orchestrator.study.hypotheses import (
     Equivalence,
     Hypothesis,
     NonInferiority,
+    counts_sites,
     describe_comparison,
     get_claimed_size,
 )
@@ -177,7 +178,11 @@ def _details(verdict: Verdict, differences: Sequence[str] | None) -> str:
             f"{evidence.num_missing} of {evidence.num_planned} planned pairs; {hypothesis.max_missing:.0%} may be"
         )
     if evidence.effect is not None and 0 < evidence.num_units < evidence.num_needed and verdict.verdict != NO_VERDICT:
-        rows["would do"] = f"{plural(evidence.num_needed, 'independently trained replicate')} of every arm"
+        rows["would do"] = (
+            plural(evidence.num_needed, "external site")
+            if counts_sites(hypothesis)
+            else f"{plural(evidence.num_needed, 'independently trained replicate')} of every arm"
+        )
     return f"<details><summary>How it was tested</summary>{facts(rows)}</details>"
 
 
