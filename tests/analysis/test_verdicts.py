@@ -234,6 +234,26 @@ def test_ranks_and_line_that_disagree_show_no_trend(tmp_path: Path) -> None:
     assert (evidence.effect > 0, evidence.p_value) == (True, 1.0)
 
 
+@pytest.mark.parametrize("test", ["wilcoxon_signed_rank", "sign"])
+def test_signs_and_ranks_that_point_away_from_the_mean_support_nothing(tmp_path: Path, test: str) -> None:
+    """Fifteen of sixteen replicates fall a little, one rises so much that the mean does."""
+
+    def value(arm: Mapping[str, str], replicate: int) -> float:
+        return 0.4 + (0.3 if replicate == 3 else -0.002 - 1e-5 * replicate) * (arm["augmentation"] == "strong")
+
+    ledger = plant(tmp_path, value, replicates=16)
+    verdict = verdict_of(ledger, make(test=test, smallest_effect=0.0))
+    assert verdict.evidence.effect == pytest.approx((0.3 - 0.03 - 1e-5 * 117) / 16)
+    assert (verdict.verdict, verdict.evidence.p_value) == (NOT_SUPPORTED, 1.0)
+    margin = verdict_of(ledger, make(kind="equivalence", **SIDES, margin=0.01, test=test))
+    assert (margin.verdict, margin.evidence.p_value) == (NOT_SUPPORTED, 1.0)  # .017 is beyond .01
+
+
+def test_shifts_that_differ_by_rounding_agree_with_nothing(tmp_path: Path) -> None:
+    ledger = plant(tmp_path, lambda arm, replicate: 0.1 + 0.2 if arm["augmentation"] == "strong" else 0.3)
+    assert verdict_of(ledger, make(over="shifts")).evidence.agreement == Agreement(0, 14)
+
+
 def test_shifts_give_no_verdict(tmp_path: Path) -> None:
     ledger = plant(tmp_path, lambda arm, replicate: 0.5 + 0.1 * (arm["augmentation"] == "strong"), replicates=8)
     verdict = verdict_of(ledger, make(over="shifts"))

@@ -168,7 +168,7 @@ def _mean(values: Array, axes: tuple[int, ...]) -> Array:
 
 def _count_agreeing(hypothesis: Directed, contrast: Contrast, parts: Array) -> Agreement:
     differences = _mean(parts, (0, 1)).T @ np.array(contrast.weights)
-    differences = differences[np.isfinite(differences)]
+    differences = drop_rounding(differences[np.isfinite(differences)], np.nanmax(np.abs(parts)))
     sign = {"higher": 1.0, "lower": -1.0, "two-sided": np.sign(differences.mean())}[hypothesis.direction]
     return Agreement(int((sign * differences > 0).sum()), len(differences))
 
@@ -203,18 +203,24 @@ def _compute_p(
     return p_value, _largest(against(size), against(-size))
 
 
+#: Tests whose statistic is not the mean.
+_RANK_TESTS = {"wilcoxon_signed_rank": wilcoxon, "sign": sign_test}
+
+
 def _largest(*p_values: float | None) -> float | None:
     known = [p for p in p_values if p is not None]
     return max(known) if len(known) == len(p_values) else None
 
 
 def _test_paired(hypothesis: Hypothesis, differences: Array, alternative: Alternative, *, seed: int) -> float | None:
-    alpha = hypothesis.alpha
-    if hypothesis.test == "wilcoxon_signed_rank":
-        return wilcoxon(differences, alternative=alternative, alpha=alpha)
-    if hypothesis.test == "sign":
-        return sign_test(differences, alternative=alternative, alpha=alpha)
-    return permutation_test(differences, alternative=alternative, seed=seed, alpha=alpha)
+    if hypothesis.test in _RANK_TESTS:
+        test = _RANK_TESTS[hypothesis.test]
+        toward: Alternative = "greater" if differences.mean() > 0 else "less"
+        # Signs and ranks that point away from the mean, to one side and the effect to the other, support neither.
+        if (test(differences, alternative=toward, alpha=hypothesis.alpha) or 0.0) > 0.5:
+            return 1.0
+        return test(differences, alternative=alternative, alpha=hypothesis.alpha)
+    return permutation_test(differences, alternative=alternative, seed=seed, alpha=hypothesis.alpha)
 
 
 def _test_trend(contrast: Contrast, units: Array, differences: Array, alpha: float, seed: int) -> float | None:
