@@ -80,7 +80,7 @@ class Measured:
     @cached_property
     def _needs(self) -> list[list[frozenset[str]]]:
         """Signatures of the stages that a trial starts from, as arms × replicates."""
-        known = {trial["signature"]: frozenset(trial.get("needs", ())) for trial in self.results.plan["trials"]}
+        known = self.results.needs
         needs = [[frozenset[str]()] * len(self.replicates) for _ in self.arms]
         for arm, replicate, signature in zip(self._arm, self._replicate, self.results.trials["signature"], strict=True):
             needs[arm][replicate] = known.get(signature, frozenset())

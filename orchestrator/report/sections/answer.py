@@ -11,7 +11,7 @@ import pandas as pd
 
 from orchestrator.analysis.effects import Effect
 from orchestrator.analysis.results import TITLES, Results
-from orchestrator.analysis.wording import NO_BREAK, percent, plural, sentence
+from orchestrator.analysis.wording import NO_BREAK, percent, sentence
 from orchestrator.planning.states import COMPLETE
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, note, table
 
@@ -234,7 +234,7 @@ def _largest(results: Results, effects: Sequence[Effect]) -> Statement:
     low, high = 100 * effect.interval.low, 100 * effect.interval.high
     zero = " The interval contains 0: it cannot be told from no effect." if low <= 0 <= high else ""
     text = (
-        f"95 % t interval {low:+.1f} to {high:+.1f} over {plural(effect.num_replicates, 'replicate')}: what other "
+        f"95 % t interval {low:+.1f} to {high:+.1f} over {effect.over}: what other "
         "seeds would give on this test set, not what other patients or sites would."
     )
     return Statement(heading, headline, f"{text}{missing}{zero}{shifts}{picked}")
