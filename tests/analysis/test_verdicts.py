@@ -294,6 +294,32 @@ def test_trials_of_one_encoder_are_one_unit(tmp_path: Path) -> None:
     assert share(12).evidence.units == "12 replicates"
 
 
+def test_the_scope_says_what_was_tested(tmp_path: Path) -> None:
+    gain = {"none": 0.0, "strong": 0.1}
+    ledger = plant(tmp_path, lambda arm, replicate: 0.5 + gain[arm["augmentation"]])
+
+    def describe(metric: str) -> str:
+        scope = verdict_of(ledger, make(metric=metric)).evidence.scope
+        assert scope is not None
+        return scope.describe()
+
+    assert describe(METRIC) == "12 trained models, 360 test images of 180 patients at 2 sites, for this split"
+    # Sites that are left out one at a time: the plan knows none of them, the trials do.
+    for trial in ledger.read_plan()["trials"]:
+        place = ledger.folder("trial", trial["signature"])
+        result = place.read_json("result.json")
+        site, value = ("lyon", "paris")[trial["replicate"] % 2], 0.5 + gain[trial["arm"]["augmentation"]]
+        row = {"set": site, "shift": "identity", "severity": 0, "strength": None, "num_images": 40}
+        result["evaluations"].append(row | {"metrics": {"accuracy": value}})
+        result["metrics"]["external/mean_accuracy"] = value
+        place.write_json("result.json", result)
+    assert describe("external/mean_accuracy") == "12 trained models, 80 external images at 2 sites, for this split"
+    plan = ledger.read_plan()
+    plan["base"]["data"]["split"] = "per_replicate"
+    ledger.root.write_json("plan.json", plan)
+    assert describe(METRIC).endswith("at 2 sites, a split of these images per replicate")
+
+
 def test_the_interval_is_students(tmp_path: Path) -> None:
     def value(arm: Mapping[str, str], replicate: int) -> float:
         return 0.5 + (0.02 + 0.01 * noise(replicate)) * (arm["augmentation"] == "strong")

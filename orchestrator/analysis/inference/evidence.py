@@ -127,7 +127,13 @@ def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
         num_planned=num_planned,
         num_complete=int(is_complete.sum()),
         means=dict(zip(contrast.parts, map(float, by_unit.mean(axis=0)), strict=True)),
-        scope=find_scope(plan, hypothesis.metric, num_models=num_models, num_encoders=num_encoders),
+        scope=find_scope(
+            plan,
+            hypothesis.metric,
+            num_models=num_models,
+            num_encoders=num_encoders,
+            external=measured.external,
+        ),
         agreement=_count_agreeing(hypothesis, contrast, parts) if counts_shifts(hypothesis) else None,
     )
 

@@ -54,6 +54,15 @@ class Measured:
         shifts = self.results.shifts
         return shifts[(shifts["set"] == "test") & (shifts["severity"] > 0)]
 
+    @cached_property
+    def external(self) -> dict[str, int]:
+        """Every external set that trials were evaluated on, with its number of images."""
+        shifts = self.results.shifts
+        if "num_images" not in shifts:  # results from elsewhere
+            return {}
+        rows = shifts[~shifts["set"].isin(("val", "test"))].drop_duplicates("set")
+        return {str(name): int(number) for name, number in zip(rows["set"], rows["num_images"], strict=True)}
+
     def values(self, hypothesis: Hypothesis) -> pd.DataFrame:
         """Return the values of the hypothesis' metric, one row per signature.
 
