@@ -210,9 +210,8 @@ def _split(source: Source) -> Iterator[Answer]:
 
 
 def _groups(source: Source) -> Iterator[Answer]:
-    if "has_groups" in source.data:
-        known = "each group of images is in one set" if source.data["has_groups"] else "groups of images are not known"
-        yield Answer(known, _PLAN, "data.has_groups")
+    if source.data.get("num_patients"):
+        yield Answer("all images of a patient (group) are in one set", _PLAN, "data.num_patients")
 
 
 def _per_set(key: str, noun: str) -> Callable[[Source], Iterator[Answer]]:
