@@ -289,6 +289,9 @@ class EvaluationConfig(Frozen):
         "{name: …, op: …, strengths: […]}, {stain: {haematoxylin: […], eosin: […]}}.",
     )
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
+    validation_shifts: tuple[Text, ...] = Field(
+        (), description="Names as in shifts: of validation images, so that validation/robustness/… may choose."
+    )
     shift_seed: Seed = Field(0, description="Of the shifts' randomness; the same for all trials.")
     ece_bins: int = Field(15, gt=0, le=10_000)
     store_features: bool = Field(True, description="Keep penultimate features of the unshifted sets (float16).")

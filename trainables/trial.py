@@ -26,7 +26,12 @@ from trainables.cpus import count_cpus
 from trainables.data.dataset import Dataset
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
-from trainables.evaluation.robustness import choose_shifts, evaluate_model, summarise_predictions
+from trainables.evaluation.robustness import (
+    choose_shifts,
+    choose_validation_shifts,
+    evaluate_model,
+    summarise_predictions,
+)
 from trainables.models.networks import Classifier, build_model
 from trainables.ops.stain_normalisation import StainNormaliser, check_stainable, choose_tiles
 from trainables.pretraining.imagenet import load_imagenet
@@ -101,6 +106,7 @@ def run_trial(
     device = prepare_process(execution)
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
     choose_shifts(data, config.evaluation)  # a wrong name has to fail before the training
+    choose_validation_shifts(data, config.evaluation)
     report({"event": "started", "epochs": config.training.epochs})
     choice = choose_acceleration(config, data, device, execution)
     _reset_gpu_peak(device)
@@ -310,6 +316,7 @@ def _evaluate(
     report: Report,
 ) -> dict[str, Any]:
     shifts, left_out = choose_shifts(data, config.evaluation)
+    of_validation, left_out_of_validation = choose_validation_shifts(data, config.evaluation)
     evaluate_model(
         model,
         data,
@@ -322,7 +329,7 @@ def _evaluate(
     evaluation = summarise_predictions(
         folder,
         ["val", "test", *data.external],
-        strengths={f"{shift.name}/{shift.severity}": shift.strength for shift in shifts},
+        strengths={f"{shift.name}/{shift.severity}": shift.strength for shift in (*shifts, *of_validation)},
         ece_bins=config.evaluation.ece_bins,
         ordinal=config.data.ordinal,
     )
@@ -331,7 +338,7 @@ def _evaluate(
         "metrics": evaluation.metrics,
         "validation_fit": evaluation.validation_fit,
         "evaluations": evaluation.rows,
-        "undefined": evaluation.undefined | left_out,
+        "undefined": evaluation.undefined | left_out | left_out_of_validation,
         "num_quarantined": len(data.quarantined),
     }
 

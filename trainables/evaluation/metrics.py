@@ -150,6 +150,16 @@ def name_over_shifts(aggregate: str, metric: str) -> str:
     return f"calibration/{'mean_shifted' if aggregate == 'mean' else aggregate}_{metric}"
 
 
+def name_over_validation_shifts(aggregate: str, metric: str) -> str:
+    """Return the name of a headline number over the shifted validation images: ``validation/robustness/mean_auroc``.
+
+    Args:
+        aggregate: name in ``AGGREGATES``.
+        metric: name in ``METRICS``.
+    """
+    return f"validation/{name_over_shifts(aggregate, metric)}"
+
+
 #: Summaries of a metric over the external sets of a trial, each of which is a site.
 SITE_AGGREGATES = ("mean", "worst", "sd")
 _OVER_SITES = re.compile(rf"external/({'|'.join(SITE_AGGREGATES)})_(\w+)")
@@ -175,7 +185,8 @@ def find_metric(name: str) -> Metric:
     """Return the metric behind a headline number, such as ``auroc`` for ``robustness/worst_shift_auroc``.
 
     Args:
-        name: a metric, or a headline number: ``validation/…``, ``id/…``, ``calibration/mean_shifted_…``,
+        name: a metric, or a headline number: ``validation/…``, ``validation/robustness/mean_…``, ``id/…``,
+            ``calibration/mean_shifted_…``,
             ``external/<set>/…``, ``external/mean_…``, ``shift/<name>/…``, ``num_parameters``.
 
     Raises:
