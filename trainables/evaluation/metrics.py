@@ -135,7 +135,9 @@ ERRORS = tuple(name for name, metric in METRICS.items() if not metric.higher_is_
 #: Summaries of a metric over the shifted copies of the test set (``shift_means``).
 AGGREGATES = ("mean", "worst_cell", "worst_shift")
 
-_HEADLINE = re.compile(r"(?:.+/)?(?:mean_shifted_|mean_unseen_|mean_seen_|mean_|worst_cell_|worst_shift_)?(\w+?)")
+_HEADLINE = re.compile(
+    r"(?:.+/)?(?:mean_shifted_|mean_unseen_|mean_seen_|mean_unused_|mean_|worst_cell_|worst_shift_)?(\w+?)"
+)
 
 
 def name_over_shifts(aggregate: str, metric: str) -> str:
