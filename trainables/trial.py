@@ -49,7 +49,7 @@ from trainables.storage.checkpoint import is_trained, load_weights, remove_check
 from trainables.storage.completeness import CONFIG, EPOCHS, RESULT, describe_files
 from trainables.storage.folder import Folder
 from trainables.training.acceleration import Choice, decide, default_choice, describe_key, probe
-from trainables.training.loop import Outcome, resolve_precision, train_model
+from trainables.training.loop import Outcome, open_validation, resolve_precision, train_model
 from trainables.training.stopping import with_stop_check
 
 ENCODER, MODEL = "encoder.safetensors", "model.safetensors"
@@ -117,15 +117,17 @@ def run_trial(
             report({"event": "epoch", **record})
 
         num_epochs = config.training.epochs
-        outcome = train_model(
-            model,
-            data,
-            config,
-            signature=signature,
-            folder=folder,
-            report=with_stop_check(tell, folder, num_epochs=num_epochs) if execution.early_stopping else tell,
-            acceleration=choice,
-        )
+        with open_validation(model, data, config, choice, execution) as validate_shifted:
+            outcome = train_model(
+                model,
+                data,
+                config,
+                signature=signature,
+                folder=folder,
+                report=with_stop_check(tell, folder, num_epochs=num_epochs) if execution.early_stopping else tell,
+                acceleration=choice,
+                validate_shifted=validate_shifted,
+            )
         facts = {"signature": signature, "epochs": outcome.epochs, "best_epoch": outcome.best_epoch}
         save_weights(folder, MODEL, model.state_dict(), facts)
     outcome = _load_model(model, folder, signature)

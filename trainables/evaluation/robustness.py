@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,14 +148,7 @@ def evaluate_model(
 
     for images, todo in sets:
         feed = ImageFeed(images, model.mean.device)
-        seeds = mix(torch.from_numpy(hash_ids(images.ids)).to(feed.device), "shift", config.shift_seed)
-        with ShiftedCopies(
-            execution.cache_dir.expanduser() / "shifts",
-            budget_bytes=int(execution.shift_cache_gib * 2**30),
-            feed=feed,
-            seeds=seeds,
-            content=(data.fingerprint, images.name, config.shift_seed),
-        ) as copies:
+        with _open_copies(feed, data, config, execution) as copies:
             copies.build(todo, batch_size=execution.evaluation_batch_size, on_built=lambda: on_progress(done, total))
             logits, features = predict_each(
                 model,
@@ -168,6 +162,46 @@ def evaluate_model(
         _, groups = np.unique(images.groups, return_inverse=True)
         keys = tuple(map(_key, todo))
         save_predictions(folder, Predictions(images.name, images.ids, images.labels, keys, logits, features, groups))
+
+
+def _open_copies(feed: ImageFeed, data: Dataset, config: EvaluationConfig, execution: Execution) -> ShiftedCopies:
+    images = feed.images
+    return ShiftedCopies(
+        execution.cache_dir.expanduser() / "shifts",
+        budget_bytes=int(execution.shift_cache_gib * 2**30),
+        feed=feed,
+        seeds=mix(torch.from_numpy(hash_ids(images.ids)).to(feed.device), "shift", config.shift_seed),
+        content=(data.fingerprint, images.name, config.shift_seed),
+    )
+
+
+@contextmanager
+def open_shifted_validation(
+    model: Classifier, data: Dataset, config: EvaluationConfig, *, execution: Execution, precision: torch.dtype
+) -> Iterator[Callable[[], dict[str, float]]]:
+    """Yield a function that returns the model's present means over the shifted validation images.
+
+    Their names are those of the headline numbers: ``robustness/mean_auroc``, …, without those that are undefined or
+    take a number fitted on validation. The copies are built first, and kept until the context ends.
+
+    Arguments and errors are those of ``evaluate_model``.
+    """
+    shifts, feed = choose_validation_shifts(data, config)[0][1:], ImageFeed(data.splits["val"], model.mean.device)
+    batch_size = execution.evaluation_batch_size
+    with _open_copies(feed, data, config, execution) as copies:
+        copies.build(shifts, batch_size=batch_size)
+
+        def measure() -> dict[str, float]:
+            transforms = [copies.transform(shift) for shift in shifts]
+            logits, _ = predict_each(model, feed, transforms, batch_size=batch_size, precision=precision)
+            labels = feed.images.labels
+            rows = [
+                {"shift": shift.name, "metrics": compute_metrics(each, labels, ece_bins=config.ece_bins).values}
+                for shift, each in zip(shifts, logits, strict=True)
+            ]
+            return {name: value for name, value in summarise_shifts(rows, name_over_shifts).items() if "/mean_" in name}
+
+        yield measure
 
 
 def _key(shift: Shift) -> str:
