@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from trainables.evaluation.seen import POLICIES, find_policy, list_seen
+from trainables.evaluation.seen import POLICIES, find_policy, list_seen, list_used
 from trainables.evaluation.shift_means import average_shifts
 from trainables.shifts.tables import find_type
 
@@ -121,9 +121,53 @@ def with_seen_means(
         return trials
     names = [str(name) for name in test_rows["shift"].unique()]
     seen = {find_type(name) for config in configs for name in list_seen(names, config)}
-    sorts = {"unseen": [kind for kind in means if kind not in seen], "seen": [kind for kind in means if kind in seen]}
-    if not all(sorts.values()):
-        return trials
+    sorts: dict[str, list[Hashable]] = {
+        "unseen": [kind for kind in means if kind not in seen],
+        "seen": [kind for kind in means if kind in seen],
+    }
+    return _with_means(trials, means, sorts, metric) if all(sorts.values()) else trials
+
+
+def find_used_types(shifts: pd.DataFrame, configs: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """Return the types of the test set's shifts that some trial has used for selection (``list_used``).
+
+    Args:
+        shifts: shifts table.
+        configs: configs of trials, as JSON.
+    """
+    if shifts.empty:
+        return frozenset()
+    names = {of: [str(name) for name in rows["shift"].unique()] for of, rows in _shifted(shifts).groupby("set")}
+    if "val" not in names:
+        return frozenset()
+    return frozenset(
+        find_type(name) for config in configs for name in list_used(names.get("test", ()), names["val"], config)
+    )
+
+
+def _shifted(rows: pd.DataFrame) -> pd.DataFrame:
+    return rows[rows["severity"] > 0]
+
+
+def with_unused_means(trials: pd.DataFrame, means: pd.DataFrame, used: frozenset[str], metric: str) -> pd.DataFrame:
+    """Return ``trials`` with the mean over the types of shift that were not used for selection.
+
+    There is no such column if none was used, or all.
+
+    Args:
+        trials: trials table.
+        means: ``type_means_table`` of the metric.
+        used: ``find_used_types``.
+        metric: name of the metric.
+    """
+    unused = [kind for kind in means if kind not in used]
+    return _with_means(trials, means, {"unused": unused}, metric) if used and unused else trials
+
+
+def _with_means(
+    trials: pd.DataFrame, means: pd.DataFrame, sorts: Mapping[str, list[Hashable]], metric: str
+) -> pd.DataFrame:
+    """Return ``trials`` with a column ``robustness/mean_<sort>_<metric>`` per sort of types."""
     columns = {}
     for sort, kinds in sorts.items():
         values = pd.Series(means[kinds].to_numpy().mean(axis=1), means.index)
@@ -138,7 +182,7 @@ def type_means_table(test_rows: pd.DataFrame, metric: str) -> pd.DataFrame:
         test_rows: rows of the shifts table on the test set.
         metric: name of a column.
     """
-    rows = test_rows[test_rows["severity"] > 0]
+    rows = _shifted(test_rows)
     if metric not in rows or rows.empty:
         return pd.DataFrame()
     wide = rows.pivot(index="signature", columns=["shift", "severity"], values=metric)

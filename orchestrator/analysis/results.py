@@ -18,8 +18,10 @@ from orchestrator.analysis.evaluations import (
     Evaluations,
     Packer,
     evaluations_table,
+    find_used_types,
     type_means_table,
     with_seen_means,
+    with_unused_means,
 )
 from orchestrator.analysis.formats import TextTable
 from orchestrator.ledger.derived import stops_early
@@ -29,7 +31,7 @@ from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, 
 from orchestrator.statistics.intervals import summarise
 from orchestrator.study.contrasts import find_units
 from trainables.errors import StudyError
-from trainables.evaluation.metrics import METRICS, is_higher_better, name_over_sites
+from trainables.evaluation.metrics import METRICS, is_higher_better, name_over_sites, name_over_validation_shifts
 
 #: State, in every table, of a planned trial without a folder in the ledger.
 MISSING = "missing"
@@ -72,6 +74,8 @@ class Results:
     orphaned: tuple[str, ...]
     #: Damaged files of the ledger, in words; no table contains their content.
     damaged: tuple[str, ...] = ()
+    #: Types of the test set's shifts that were used for selection (``evaluation.validation_shifts``).
+    used_types: frozenset[str] = frozenset()
 
     @property
     def factors(self) -> list[str]:
@@ -171,7 +175,15 @@ class Results:
         metric, title = self.metric, TITLES[self.metric]
         listed = [
             Measure(f"val/{metric}", f"validation {title}", "validation"),
+            Measure(
+                name_over_validation_shifts("mean", metric), f"mean {title} on shifted validation", "shifted validation"
+            ),
             Measure(f"id/{metric}", f"in-distribution {title}", "in-distribution test"),
+            Measure(
+                f"robustness/mean_unused_{metric}",
+                f"mean {title} under shifts not used for selection",
+                "not used for selection",
+            ),
             Measure(f"robustness/mean_{metric}", f"mean shifted {title}", "mean shifted"),
             Measure(f"robustness/mean_unseen_{metric}", f"mean {title} under unseen shifts", "unseen by the policies"),
             Measure(f"robustness/mean_seen_{metric}", f"mean {title} under seen shifts", "seen by a policy"),
@@ -240,8 +252,9 @@ def load_results(
         damaged=tuple(ledger.damaged.values()),
     )
     configs = [record.config["config"] for record in records.values()]
-    means = results.type_means(metric)
-    return replace(results, trials=with_seen_means(results.trials, results.test_rows, means, configs, metric))
+    used, means = find_used_types(results.shifts, configs), results.type_means(metric)
+    trials = with_seen_means(results.trials, results.test_rows, means, configs, metric)
+    return replace(results, trials=with_unused_means(trials, means, used, metric), used_types=used)
 
 
 def trials_table(

@@ -80,8 +80,14 @@ def find_undefined(metric: str, config: TrialConfig, data: Dataset) -> str | Non
     if external is not None and external not in data.external:
         known = f"the data have {', '.join(data.external)}" if data.external else "the data have no external set"
         return f"{known}{suggest(external, list(data.external))}"
-    if (kind == "robustness" or rest.startswith(("mean_shifted_", "worst_"))) and not config.evaluation.shifts:
-        return "evaluation.shifts is empty"
+    evaluation = config.evaluation
+    is_over_shifts = kind == "robustness" or "/" in rest or rest.startswith(("mean_shifted_", "worst_"))
+    if is_over_shifts and external is None:
+        key, shifts = "shifts", evaluation.shifts
+        if kind == "validation":
+            key, shifts = "validation_shifts", evaluation.validation_shifts
+        if not shifts:
+            return f"evaluation.{key} is empty"
     if name == "quadratic_kappa" and not config.data.ordinal:
         return "it needs ordered classes; set data.ordinal: true if they are"
     return _find_absent(name, external or ("val" if kind in ("val", "validation") else "test"), data)

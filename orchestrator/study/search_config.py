@@ -21,10 +21,10 @@ from trainables.evaluation.metrics import (
 from trainables.frozen import Frozen, PositiveInt
 
 _NAMES = "|".join(METRICS)
+_OVER_SHIFTS = "|".join(name_over_shifts(aggregate, metric) for aggregate in AGGREGATES for metric in METRICS)
 #: Pattern of the headline numbers of a trial.
 _HEADLINE = re.compile(
-    rf"{NUM_PARAMETERS.name}|(validation|id|calibration|external/[^/]+)/({_NAMES})"
-    rf"|{'|'.join(name_over_shifts(aggregate, metric) for aggregate in AGGREGATES for metric in METRICS)}"
+    rf"{NUM_PARAMETERS.name}|(validation|id|calibration|external/[^/]+)/({_NAMES})|(validation/)?({_OVER_SHIFTS})"
 )
 #: Headline numbers known after each epoch, on the validation images.
 _SEEN = tuple(f"validation/{name}" for name, metric in METRICS.items() if not metric.is_fitted)
@@ -36,7 +36,8 @@ def _check_metric(name: str) -> str:
     if not _HEADLINE.fullmatch(name):
         raise ValueError(
             f"found {name!r}, expected a headline number of a trial, such as validation/balanced_accuracy, "
-            "robustness/worst_shift_balanced_accuracy, calibration/ece, external/<set>/auroc, or num_parameters"
+            "validation/robustness/mean_auroc, robustness/worst_shift_balanced_accuracy, calibration/ece, "
+            "external/<set>/auroc, or num_parameters"
         )
     return name
 

@@ -54,6 +54,8 @@ def test_a_hypothesis_about_nothing_is_refused(
     ("objective", "overrides", "message"),
     [
         ("{metric: validation/quadratic_kappa}", [], "needs ordered classes"),
+        ("{metric: validation/robustness/mean_auroc}", [], "evaluation.validation_shifts is empty"),
+        ("{metric: validation/calibration/worst_shift_ece}", [], "evaluation.validation_shifts is empty"),
         ("{metric: external/nowhere/auroc, oracle: true}", [], "the data have external-0"),
         ("{metric: external/external-0/auroc, oracle: true}", [ONE_PATIENT], "external-0 has none of"),
         (
