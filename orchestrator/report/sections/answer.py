@@ -11,7 +11,7 @@ import pandas as pd
 
 from orchestrator.analysis.effects import Effect
 from orchestrator.analysis.results import TITLES, Results
-from orchestrator.analysis.wording import NO_BREAK, percent, sentence
+from orchestrator.analysis.wording import NO_BREAK, percent, plural, sentence
 from orchestrator.planning.states import COMPLETE
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, note, table
 from trainables.evaluation.metrics import name_over_validation_shifts
