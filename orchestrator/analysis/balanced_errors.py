@@ -116,7 +116,9 @@ def _loss_errors(errors: pd.DataFrame, num_images: int) -> dict[str, float]:
     if len(errors) < MIN_REPLICATES:
         return binomial_errors(_mean_errors(errors), num_images)
     losses = errors.sub(errors[UNSHIFTED], axis=0).drop(columns=UNSHIFTED)
-    return {str(shift): float(error) for shift, error in losses.sem(ddof=1).items()}
+    spread, few = losses.sem(ddof=1), binomial_errors(_mean_errors(errors), num_images)
+    # A shift that fewer than two replicates have has no spread over them.
+    return {str(shift): few[str(shift)] if np.isnan(error) else float(error) for shift, error in spread.items()}
 
 
 def _ends(name: str, numerators: pd.DataFrame, denominators: pd.DataFrame) -> dict[str, float | None]:

@@ -179,7 +179,7 @@ def _units(source: Source) -> Iterator[Answer]:
 
 
 def _correction(source: Source) -> Iterator[Answer]:
-    families = Counter(each.content["family"] for each in _hypotheses(source))
+    families = Counter(each.content["family"] for each in _hypotheses(source) if each.content.get("over") != "shifts")
     for family, count in families.items():
         yield Answer(f"Holm, family {family}: {count} claimed", "index.html#verdicts")
 

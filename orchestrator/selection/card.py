@@ -222,9 +222,9 @@ def _robustness(results: Results, selection: Selection, chosen: pd.DataFrame) ->
         for _, shift, mean, at, at_ in rows
     ]
     text = (
-        f"{sentence(TITLES[metric])} on the shifted test set, mean ± standard deviation over replicates, the worst "
-        f"shift first. Over all of them {_mean(chosen, f'robustness/mean_{metric}')}; the worst is {name} at severity "
-        f"{severity}: {_percent(summarise(values))}. Unshifted: {_mean(chosen, f'id/{metric}')}."
+        f"{sentence(TITLES[metric])} on the shifted test set, mean ± standard deviation over replicates, by the "
+        f"worst severity. Over all of them {_mean(chosen, f'robustness/mean_{metric}')}; the worst is {name} at "
+        f"severity {severity}: {_percent(summarise(values))}. Unshifted: {_mean(chosen, f'id/{metric}')}."
         f"{explain_used(results.used_types)}"
     )
     unused = f"robustness/mean_unused_{metric}"

@@ -49,8 +49,8 @@ class Evidence:
     #: p-value before correction of the claim as such: that the effect is not 0, two-sided; of an equivalence the larger
     #: of two one-sided ones; of non-inferiority that the effect is not −margin. None if the test cannot give one.
     p_value: float | None
-    #: p-value before correction of the claimed size: that the effect is not ``smallest_effect``, two-sided; of an
-    #: equivalence that it is not at the margin. None if no size is claimed or the test cannot give one.
+    #: p-value before correction of the claimed size: that the effect is not ``smallest_effect``, two-sided. None if no
+    #: size is claimed beyond the claim itself, or the test cannot give one.
     p_size: float | None
     #: Difference of each unit.
     differences: tuple[float, ...]
@@ -194,7 +194,7 @@ def _compute_p(
 
     size, mean = get_claimed_size(hypothesis), float(differences.mean())
     if isinstance(hypothesis, Equivalence):
-        return _largest(against(-size, "greater"), against(size, "less")), against(size if mean > 0 else -size)
+        return _largest(against(-size, "greater"), against(size, "less")), None
     if isinstance(hypothesis, NonInferiority):
         return against(-size if is_higher_better(hypothesis.metric) else size), None
     p_value = (
