@@ -127,7 +127,7 @@ def test_hypotheses_do_not_change_a_trial() -> None:
         ({"over": "shifts", "metric": "id/accuracy"}, "metric", "expected the mean over shifts"),
         ({"direction": "upper"}, "direction", "expected 'higher', 'lower' or 'two-sided'"),
         ({"smallest_effect": -1}, "smallest_effect", "greater than or equal to 0"),
-        ({"alpha": 0}, "alpha", "greater than 0"),
+        ({"alpha": 0}, "alpha", "greater than or equal to 0.001"),
         ({"test": "t"}, "test", "expected 'permutation'"),
         ({"test": "page"}, "test", "expected 'permutation'"),
         ({"name": "a b"}, "name", "expected a name of at most 100"),

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.formats import TextTable, write_latex, write_markdown
@@ -201,7 +202,7 @@ def _count_shifts(measured: TidyResults, measure: str, contrast: Contrast) -> st
     differences = pd.DataFrame(wide.xs(level, level=factor) - wide.xs(reference, level=factor))
     # A shift that is planned for other arms only has no value.
     per_shift = differences.dropna(subset=[measure])[names].mean().dropna()
-    signed = drop_rounding(per_shift, float(wide.abs().max(axis=None))) * contrast.estimate
+    signed = drop_rounding(per_shift, np.nanmax(np.abs(wide.to_numpy(dtype=np.float64)))) * contrast.estimate
     return f"{int((signed > 0).sum())} of {len(signed)}"
 
 
