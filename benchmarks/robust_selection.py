@@ -145,7 +145,7 @@ def main() -> None:
     print_table(every)
     print("arms chosen from single replicates, on average:\n")
     print_table(single)
-    given_up, won_back = (sum(getattr(each, of) for each in every) for of in ("given_up", "won_back"))
+    given_up, won_back = (sum(getattr(each, of) for each in every) / len(every) for of in ("given_up", "won_back"))
     facts = {"study": name, "models": results.counts["complete"], "given_up": given_up, "won_back": won_back}
     Line("robust_selection", won_back / given_up if given_up else 1.0, 0.0, facts).emit()
 

@@ -137,16 +137,13 @@ def find_used_types(shifts: pd.DataFrame, configs: Iterable[Mapping[str, Any]]) 
     """
     if shifts.empty:
         return frozenset()
-    names = {of: [str(name) for name in rows["shift"].unique()] for of, rows in _shifted(shifts).groupby("set")}
-    if "val" not in names:
+    names = {
+        of: list(map(str, shifts.loc[(shifts["set"] == of) & (shifts["severity"] > 0), "shift"].unique()))
+        for of in ("val", "test")
+    }
+    if not names["val"]:
         return frozenset()
-    return frozenset(
-        find_type(name) for config in configs for name in list_used(names.get("test", ()), names["val"], config)
-    )
-
-
-def _shifted(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows[rows["severity"] > 0]
+    return frozenset(find_type(name) for config in configs for name in list_used(names["test"], names["val"], config))
 
 
 def with_unused_means(trials: pd.DataFrame, means: pd.DataFrame, used: frozenset[str], metric: str) -> pd.DataFrame:
@@ -182,7 +179,7 @@ def type_means_table(test_rows: pd.DataFrame, metric: str) -> pd.DataFrame:
         test_rows: rows of the shifts table on the test set.
         metric: name of a column.
     """
-    rows = _shifted(test_rows)
+    rows = test_rows[test_rows["severity"] > 0]
     if metric not in rows or rows.empty:
         return pd.DataFrame()
     wide = rows.pivot(index="signature", columns=["shift", "severity"], values=metric)

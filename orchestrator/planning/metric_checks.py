@@ -10,6 +10,7 @@ from orchestrator.study.contrasts import list_compared
 from orchestrator.study.fields import suggest
 from orchestrator.study.grid import Arm
 from orchestrator.study.hypotheses import Hypothesis
+from orchestrator.study.search_config import SEEN_OVER_SHIFTS
 from trainables.errors import StudyError
 from trainables.evaluation.metrics import (
     NUM_PARAMETERS,
@@ -18,6 +19,7 @@ from trainables.evaluation.metrics import (
     find_site_aggregate,
     name_over_sites,
 )
+from trainables.training.selection import reads_shifted_validation
 
 if TYPE_CHECKING:
     from orchestrator.study.search_config import SearchConfig
@@ -58,6 +60,9 @@ def check_search_defined(search: SearchConfig, config: TrialConfig, data: Datase
     stopping = [] if search.early_stopping is None else [search.stopping_metric]
     for metric in dict.fromkeys([*search.metrics, *stopping]):
         reason = find_undefined(metric, config, data)
+        if reason is None and metric in stopping and metric in SEEN_OVER_SHIFTS:
+            measured = reads_shifted_validation(config.training)
+            reason = None if measured else "early stopping by it needs training.select_by: robustness/…"
         if reason is not None:
             raise StudyError(f"search: found the metric {metric!r}, and no trial has it: {reason}")
 
