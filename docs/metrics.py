@@ -39,10 +39,12 @@ NAMES = """
 
 | name | what it is |
 |---|---|
-| `validation/<metric>` (`val/…` in `trials.csv`) | on unshifted validation images: the only ones that may choose |
+| `validation/<metric>` (`val/…` in `trials.csv`) | on unshifted validation images; these and the next may choose |
+| `validation/robustness/…` ↑, `validation/calibration/…` ↓ | as below, over the shifted validation images |
 | `id/<metric>` ↑, `calibration/<metric>` ↓ | on the unshifted test images |
 | `{mean_score}` ↑, `{mean_error}` ↓ | *mean over shifts* |
 | `robustness/mean_unseen_<metric>`, `robustness/mean_seen_<metric>` | mean over *unseen* and *seen* types |
+| `robustness/mean_unused_<metric>` | mean over types *not used for selection* |
 | `{worst_shift_score}` ↑, `{worst_shift_error}` ↓ | *worst shift* |
 | `{worst_cell_score}` ↑, `{worst_cell_error}` ↓ | *worst cell* |
 | `external/<set>/<metric>` | on an external set |
@@ -58,6 +60,10 @@ NAMES = """
   count for every arm, also for one without augmentation: means over different shifts would not be comparable. A
   composition is seen if a part of it is; shifts of packages count as unseen. Report and `trials.csv` have both means,
   for the report's metric, where a study has types of both sorts; the table below says what each policy contains.
+- **Shifted validation images** are those of `evaluation.validation_shifts` ([shifts](shifts.md)).
+- **Used for selection**: a type is used for selection if `evaluation.validation_shifts` names it or another one of its
+  kind (the kinds of the table below; a composition is used if a part of it is). Where some types are used and others
+  are not, report and `trials.csv` have the mean over the others, for the report's metric; figures mark the used with †.
 - **Worst shift**: the worst of the types, each on average as above: the smallest for ↑, the largest for ↓.
 - **Worst cell**: the worst single shift × severity.
 - **Slope over severity**: the rise of the least-squares line over the evaluated severities (three or more), from the

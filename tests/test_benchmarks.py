@@ -11,6 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from orchestrator.driver.prepare import prepare
@@ -36,6 +37,7 @@ SCRIPTS = (
     "augmentation_parity",
     "report",
     "patients",
+    "robust_selection",
 )
 
 
@@ -261,3 +263,17 @@ def test_coverage_of_a_few_draws_is_near_its_level(scripts: dict[str, ModuleType
     found = patients.measure_coverage(patients.SCENARIOS["no true difference"], 50, 20)
     assert set(found) == {(metric, number) for metric in patients.METRICS for number in (5, 6, 8, 12)}
     assert min(found.values()) >= 0.7
+
+
+def test_a_family_does_not_choose_what_it_judges(scripts: dict[str, ModuleType]) -> None:
+    """Blur alone would choose c, and noise b; whichever is left out, the others choose."""
+    arms = ["a", "b", "c"]
+    clean = pd.Series([0.9, 0.8, 0.7], arms)
+    validation = pd.DataFrame({"shot_noise": [0.1, 0.5, 0.2], "motion_blur": [0.1, 0.2, 0.6]}, arms)
+    test = pd.DataFrame({"shot_noise": [0.2, 0.6, 0.3], "motion_blur": [0.3, 0.4, 0.5]}, arms)
+    found = scripts["robust_selection"].choose("noise", clean, validation, test)
+    assert found.arms == ("a", "c", "b")
+    assert (found.given_up, found.won_back) == pytest.approx((0.4, 0.1))
+    found = scripts["robust_selection"].choose("blur", clean, validation, test)
+    assert found.arms == ("a", "b", "c")
+    assert (found.given_up, found.won_back) == pytest.approx((0.2, 0.1))

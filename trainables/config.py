@@ -26,6 +26,7 @@ from trainables.frozen import (
     PositiveInt,
     Rate,
     Seed,
+    SelectBy,
     Text,
     Weight,
     revised,
@@ -267,7 +268,7 @@ class TrainingConfig(Frozen):
         json_schema_extra=revised(2),
     )
     select: Literal["best", "last"] = Field("best", description="Epoch that is evaluated; best: by select_by.")
-    select_by: Literal["loss", "accuracy", "balanced_accuracy", "auroc"] = Field(
+    select_by: SelectBy = Field(
         "balanced_accuracy", description="On validation; ties: the lower loss, then the later epoch. patience, too."
     )
     patience: PositiveInt | None = Field(None, description="Epochs without improvement before stopping; none: never.")
@@ -289,6 +290,9 @@ class EvaluationConfig(Frozen):
         "{name: …, op: …, strengths: […]}, {stain: {haematoxylin: […], eosin: […]}}.",
     )
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
+    validation_shifts: tuple[str, ...] = Field(
+        (), description="Names as in shifts: of validation images, so that validation/robustness/… may choose."
+    )
     shift_seed: Seed = Field(0, description="Of the shifts' randomness; the same for all trials.")
     ece_bins: int = Field(15, gt=0, le=10_000)
     store_features: bool = Field(True, description="Keep penultimate features of the unshifted sets (float16).")
@@ -310,6 +314,14 @@ class TrialConfig(Frozen):
     encoder: int | None = Field(
         None, ge=0, lt=2**31, description="Which of the arm's contrastive encoders; filled in by the plan."
     )
+
+    @model_validator(mode="after")
+    def _can_select(self) -> TrialConfig:
+        if "/" in self.training.select_by and not self.evaluation.validation_shifts:
+            raise ValueError(
+                f"training.select_by: found {self.training.select_by}, and no shift in evaluation.validation_shifts"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_value_per_class_or_group(self) -> TrialConfig:

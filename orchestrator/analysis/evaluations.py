@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from orchestrator.study.contrasts import weigh_slope
 from orchestrator.study.hypotheses import MIN_TREND_LEVELS
-from trainables.evaluation.seen import list_seen
+from trainables.evaluation.seen import POLICIES, find_policy, list_seen, list_used
 from trainables.evaluation.shift_means import average_by_family, average_shifts
 from trainables.shifts.tables import find_type
 
@@ -107,8 +107,8 @@ def with_seen_means(
 ) -> pd.DataFrame:
     """Return ``trials`` with the means over types of shift that some arm's training has seen, and over the others.
 
-    The same types count for all arms: means over different shifts would not be comparable. Without types of both sorts
-    there are no such columns.
+    The same types count for all arms: means over different shifts would not be comparable. Without types of both
+    sorts, or with a policy that is not in the table of policies, there are no such columns.
 
     Args:
         trials: trials table.
@@ -117,13 +117,56 @@ def with_seen_means(
         configs: configs of trials, as JSON.
         metric: name of the metric.
     """
-    if means.empty:
+    configs = list(configs)
+    # What the policies of another version of RobustSweep contain is not known.
+    if means.empty or any(find_policy(config["augmentation"]) not in POLICIES for config in configs):
         return trials
     names = [str(name) for name in test_rows["shift"].unique()]
     seen = {find_type(name) for config in configs for name in list_seen(names, config)}
-    sorts = {"unseen": [kind for kind in means if kind not in seen], "seen": [kind for kind in means if kind in seen]}
-    if not all(sorts.values()):
-        return trials
+    sorts: dict[str, list[Hashable]] = {
+        "unseen": [kind for kind in means if kind not in seen],
+        "seen": [kind for kind in means if kind in seen],
+    }
+    return _with_means(trials, means, sorts, metric) if all(sorts.values()) else trials
+
+
+def find_used_types(shifts: pd.DataFrame, configs: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """Return the types of the test set's shifts that some trial has used for selection (``list_used``).
+
+    Args:
+        shifts: shifts table.
+        configs: configs of trials, as JSON.
+    """
+    if shifts.empty:
+        return frozenset()
+    names = {
+        of: list(map(str, shifts.loc[(shifts["set"] == of) & (shifts["severity"] > 0), "shift"].unique()))
+        for of in ("val", "test")
+    }
+    if not names["val"]:
+        return frozenset()
+    return frozenset(find_type(name) for config in configs for name in list_used(names["test"], names["val"], config))
+
+
+def with_unused_means(trials: pd.DataFrame, means: pd.DataFrame, used: frozenset[str], metric: str) -> pd.DataFrame:
+    """Return ``trials`` with the mean over the types of shift that were not used for selection.
+
+    There is no such column if none was used, or all.
+
+    Args:
+        trials: trials table.
+        means: ``type_means_table`` of the metric.
+        used: ``find_used_types``.
+        metric: name of the metric.
+    """
+    unused = [kind for kind in means if kind not in used]
+    return _with_means(trials, means, {"unused": unused}, metric) if used and unused else trials
+
+
+def _with_means(
+    trials: pd.DataFrame, means: pd.DataFrame, sorts: Mapping[str, list[Hashable]], metric: str
+) -> pd.DataFrame:
+    """Return ``trials`` with a column ``robustness/mean_<sort>_<metric>`` per sort of types."""
     columns = {}
     for sort, kinds in sorts.items():
         values = pd.Series(means[kinds].to_numpy().mean(axis=1), means.index)

@@ -19,10 +19,12 @@ from orchestrator.analysis.evaluations import (
     Packer,
     cells_table,
     evaluations_table,
+    find_used_types,
     slopes_table,
     type_means_table,
     with_family_means,
     with_seen_means,
+    with_unused_means,
 )
 from orchestrator.analysis.formats import TextTable
 from orchestrator.ledger.derived import stops_early
@@ -30,9 +32,10 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import STARTED, Record, describe_stop
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
 from orchestrator.statistics.intervals import summarise
+from orchestrator.study.contrasts import find_units
 from trainables.errors import StudyError
 from trainables.evaluation.families import group_by_family
-from trainables.evaluation.metrics import METRICS, is_higher_better, name_over_sites
+from trainables.evaluation.metrics import METRICS, is_higher_better, name_over_sites, name_over_validation_shifts
 from trainables.shifts.tables import find_type
 
 #: State, in every table, of a planned trial without a folder in the ledger.
@@ -76,6 +79,8 @@ class Results:
     orphaned: tuple[str, ...]
     #: Damaged files of the ledger, in words; no table contains their content.
     damaged: tuple[str, ...] = ()
+    #: Types of the test set's shifts that were used for selection (``evaluation.validation_shifts``).
+    used_types: frozenset[str] = frozenset()
 
     @property
     def factors(self) -> list[str]:
@@ -125,6 +130,24 @@ class Results:
         return {"planned": sum(counts.values())} | counts
 
     @cached_property
+    def needs(self) -> dict[str, frozenset[str]]:
+        """Signature of each planned trial → signatures of the pretraining stages that it starts from."""
+        return {trial["signature"]: frozenset(trial.get("needs", ())) for trial in self.plan["trials"]}
+
+    def group_replicates(self, trials: pd.DataFrame) -> dict[int, int]:
+        """Return replicate → number of its independent unit: replicates that share a pretrained encoder are one.
+
+        Args:
+            trials: rows of the trials table, those that are compared.
+        """
+        stages: dict[int, set[str]] = {int(replicate): set() for replicate in sorted(set(trials["replicate"]))}
+        if not any(self.needs.values()):
+            return {replicate: number for number, replicate in enumerate(stages)}
+        for signature, replicate in zip(trials["signature"], trials["replicate"], strict=True):
+            stages[int(replicate)] |= self.needs[signature]
+        return dict(zip(stages, find_units(list(stages.values())), strict=True))
+
+    @cached_property
     def text(self) -> dict[str, TextTable]:
         """The tables ``trials`` and ``shifts`` as text."""
         return {"trials": TextTable(self.trials), "shifts": TextTable(self.shifts)}
@@ -168,7 +191,15 @@ class Results:
         metric, title = self.metric, TITLES[self.metric]
         listed = [
             Measure(f"val/{metric}", f"validation {title}", "validation"),
+            Measure(
+                name_over_validation_shifts("mean", metric), f"mean {title} on shifted validation", "shifted validation"
+            ),
             Measure(f"id/{metric}", f"in-distribution {title}", "in-distribution test"),
+            Measure(
+                f"robustness/mean_unused_{metric}",
+                f"mean {title} under shifts not used for selection",
+                "not used for selection",
+            ),
             Measure(f"robustness/mean_{metric}", f"mean shifted {title}", "mean shifted"),
             Measure(f"robustness/mean_unseen_{metric}", f"mean {title} under unseen shifts", "unseen by the policies"),
             Measure(f"robustness/mean_seen_{metric}", f"mean {title} under seen shifts", "seen by a policy"),
@@ -237,9 +268,10 @@ def load_results(
         damaged=tuple(ledger.damaged.values()),
     )
     configs = [record.config["config"] for record in records.values()]
-    means = results.type_means(metric)
+    used, means = find_used_types(results.shifts, configs), results.type_means(metric)
     trials = with_seen_means(results.trials, results.test_rows, means, configs, metric)
-    return replace(results, trials=with_family_means(trials, means, results.families if len(means) else {}, metric))
+    trials = with_family_means(trials, means, results.families if len(means) else {}, metric)
+    return replace(results, trials=with_unused_means(trials, means, used, metric), used_types=used)
 
 
 def trials_table(

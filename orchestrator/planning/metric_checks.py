@@ -10,6 +10,7 @@ from orchestrator.study.contrasts import list_compared
 from orchestrator.study.fields import suggest
 from orchestrator.study.grid import Arm
 from orchestrator.study.hypotheses import Hypothesis
+from orchestrator.study.search_config import SEEN_OVER_SHIFTS
 from trainables.errors import StudyError
 from trainables.evaluation.metrics import (
     NUM_PARAMETERS,
@@ -19,6 +20,7 @@ from trainables.evaluation.metrics import (
     find_site_aggregate,
     name_over_sites,
 )
+from trainables.training.selection import reads_shifted_validation
 
 if TYPE_CHECKING:
     from orchestrator.study.search_config import SearchConfig
@@ -59,6 +61,9 @@ def check_search_defined(search: SearchConfig, config: TrialConfig, data: Datase
     stopping = [] if search.early_stopping is None else [search.stopping_metric]
     for metric in dict.fromkeys([*search.metrics, *stopping]):
         reason = find_undefined(metric, config, data)
+        if reason is None and metric in stopping and metric in SEEN_OVER_SHIFTS:
+            measured = reads_shifted_validation(config.training)
+            reason = None if measured else "early stopping by it needs training.select_by: robustness/…"
         if reason is not None:
             raise StudyError(f"search: found the metric {metric!r}, and no trial has it: {reason}")
 
@@ -81,9 +86,14 @@ def find_undefined(metric: str, config: TrialConfig, data: Dataset) -> str | Non
     if external is not None and external not in data.external:
         known = f"the data have {', '.join(data.external)}" if data.external else "the data have no external set"
         return f"{known}{suggest(external, list(data.external))}"
-    is_shifted = kind in ("robustness", "family", "slope", *RELATIVE) or rest.startswith(("mean_shifted_", "worst_"))
-    if is_shifted and not config.evaluation.shifts:
-        return "evaluation.shifts is empty"
+    evaluation = config.evaluation
+    is_over_shifts = kind in ("robustness", *RELATIVE) or "/" in rest or rest.startswith(("mean_shifted_", "worst_"))
+    if is_over_shifts and external is None:
+        key, shifts = "shifts", evaluation.shifts
+        if kind == "validation":
+            key, shifts = "validation_shifts", evaluation.validation_shifts
+        if not shifts:
+            return f"evaluation.{key} is empty"
     if name == "quadratic_kappa" and not config.data.ordinal:
         return "it needs ordered classes; set data.ordinal: true if they are"
     return _find_absent(name, external or ("val" if kind in ("val", "validation") else "test"), data)

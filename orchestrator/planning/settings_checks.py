@@ -90,12 +90,13 @@ class SettingsChecks:
 
     def _find_in_labels(self, config: TrialConfig) -> Iterator[str]:
         training, smoothing = config.training, find_part(config.regulariser, LabelSmoothing)
-        needs_all = training.select_by == "auroc" and reads_select_by(training)
+        needs_all = training.select_by.endswith("auroc") and reads_select_by(training)
         lacking = find_absent_classes(self._data, "val") if needs_all else []
         if lacking:
             yield (
-                f"training.select_by: found auroc, and no validation image is of class {', '.join(lacking)}; expected "
-                "every class there: select by balanced_accuracy or loss, or give validation some"
+                f"training.select_by: found {training.select_by}, and no validation image is of class "
+                f"{', '.join(lacking)}; expected every class there: select by balanced_accuracy or loss, or give "
+                "validation some"
             )
         wanted = np.round(training.label_fraction * self._counts, 6)  # as batches.choose_label_fraction counts
         if not wanted.all():

@@ -138,9 +138,10 @@ def check_settings(configs: Iterable[TrialConfig], inputs: Inputs, *, device: st
         try:
             check_shift_names(config.evaluation, data.modality)
             if any(isinstance(entry, dict) for entry in config.evaluation.shifts):
-                from trainables.shifts.bank import build_shifts
+                from trainables.shifts.bank import build_shifts, build_validation_shifts
 
                 build_shifts(config.evaluation, data.modality)
+                build_validation_shifts(config.evaluation, data.modality)
         except ConfigError as error:
             problems.add(str(error))
     if problems:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from orchestrator.analysis.differences import ALPHA, UNSHIFTED, Differences
 from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.stain_grid import Grid, rows_of_shifts
-from orchestrator.analysis.wording import sentence
+from orchestrator.analysis.wording import explain_used, mark_used, plural, sentence
 from orchestrator.report.style import DIVERGING, SEQUENTIAL, Figure, floats, layout_of, panel_title
 from orchestrator.statistics.paired_tests import min_units
 
@@ -44,7 +44,9 @@ def heat_map(results: Results) -> Figure | None:
     table = table.loc[table[order].mean(axis=1).sort_values().index]  # Plotly draws the last row on top
     labels = [escape(results.labels[str(name)]) for name in table.index]
     z = [floats(row) for row in table.to_numpy(dtype=float)]
-    names = ["unshifted" if name == "identity" else name.replace("_", " ") for name in columns]
+    names = [
+        "unshifted" if name == "identity" else mark_used(name, results.used_types).replace("_", " ") for name in columns
+    ]
     trace: dict[str, Any] = {
         "type": "heatmap",
         "z": z,
@@ -80,7 +82,7 @@ def heat_map(results: Results) -> Figure | None:
         note=(
             f"{sentence(TITLES[results.metric])} in %, mean over severities {_listed(severities)} and over "
             f"replicates; arms sorted by their mean, best on top. n = {num_trials} complete trials, {len(table)} arms, "
-            f"{len(order)} shifts. Dark is low."
+            f"{len(order)} shifts. Dark is low.{explain_used(results.used_types)}"
         ),
         data=[trace],
         layout=layout,
@@ -101,7 +103,10 @@ def difference_map(results: Results, found: Differences) -> Figure:
     marked = (p_corrected <= ALPHA).to_numpy()
     z = [floats(100 * row) for row in shown.to_numpy(dtype=float)]
     extreme = max((abs(value) for row in z for value in row if value is not None), default=1.0) or 1.0
-    names = ["unshifted" if name == UNSHIFTED else str(name).replace("_", " ") for name in shown.columns]
+    names = [
+        "unshifted" if name == UNSHIFTED else mark_used(str(name), results.used_types).replace("_", " ")
+        for name in shown.columns
+    ]
     is_annotated = len(z) <= ANNOTATED_ARMS
     trace: dict[str, Any] = {
         "type": "heatmap",
@@ -166,8 +171,15 @@ def _note(results: Results, found: Differences, num_marked: int) -> str:
     text = (
         f"{TITLES[results.metric][:1].upper()}{TITLES[results.metric][1:]}, arm minus reference in points, paired "
         f"replicate by replicate ({n} pairs per cell), mean over severities; arms sorted by their mean over the "
-        "shifts, best on top."
+        f"shifts, best on top.{explain_used(results.used_types)}"
     )
+    if found.sharing:
+        text += (
+            f" {plural(len(found.sharing), 'arm')} not tested: replicates share a pretrained encoder, and are not "
+            "independent."
+        )
+    if not found.num_tested and len(found.sharing) == len(found.mean):
+        return text
     if not found.num_tested:
         return f"{text} Not tested: it takes {min_units(ALPHA)} pairs of replicates that are not equal."
     verb = "is" if num_marked == 1 else "are"

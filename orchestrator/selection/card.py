@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.results import TITLES, Results
-from orchestrator.analysis.wording import flatten, percent, plural, sentence
+from orchestrator.analysis.wording import explain_used, flatten, mark_used, percent, plural, sentence
 from orchestrator.planning.states import STOPPED
 from orchestrator.selection.card_format import Card, CardPart, Code, Facts, Grid, Items, Text
 from orchestrator.selection.part_scores import PartScore, PartScores
@@ -124,9 +124,17 @@ def _data(results: Results) -> CardPart:
         "images": ", ".join(f"{images.pop(name):,} {name}" for name in ("train", "val", "test")),
         "external sets": ", ".join(f"{count:,} {name}" for name, count in images.items()) or "none",
         "set aside as unusable": str(len(data["quarantined"])),
-        "splits": "no group (patient) is in two of them; the same for all arms and replicates",
+        "splits": f"no group (patient) is in two of them; {_describe_splits(results)}",
     }
     return CardPart("Data", [Facts(rows)])
+
+
+def _describe_splits(results: Results) -> str:
+    """Return what shares the splits, as far as the trials that have started say it."""
+    fields = ("split_seed", "leave_out", "external_sites", "val_fraction", "test_fraction")
+    configs = [record.config["config"]["data"] for record in results.records.values()]
+    differing = [name for name in fields if any(each.get(name) != configs[0].get(name) for each in configs)]
+    return f"{', '.join(differing)} not the same in all trials" if differing else "the same for all arms and replicates"
 
 
 def _training(results: Results, selection: Selection, config: TrialConfig) -> CardPart:
@@ -210,13 +218,18 @@ def _robustness(results: Results, selection: Selection, chosen: pd.DataFrame) ->
     rows.sort(key=lambda row: (pd.isna(row[0]), row[0]))
     _, name, _, values, severity = rows[0]
     grid = [
-        [shift, mean, _percent(summarise(at)), "–" if at_ is None else str(at_)] for _, shift, mean, at, at_ in rows
+        [mark_used(shift, results.used_types), mean, _percent(summarise(at)), "–" if at_ is None else str(at_)]
+        for _, shift, mean, at, at_ in rows
     ]
     text = (
-        f"{sentence(TITLES[metric])} on the shifted test set, mean ± standard deviation over replicates, the worst "
-        f"shift first. Over all of them {_mean(chosen, f'robustness/mean_{metric}')}; the worst is {name} at severity "
-        f"{severity}: {_percent(summarise(values))}. Unshifted: {_mean(chosen, f'id/{metric}')}."
+        f"{sentence(TITLES[metric])} on the shifted test set, mean ± standard deviation over replicates, by the "
+        f"worst severity. Over all of them {_mean(chosen, f'robustness/mean_{metric}')}; the worst is {name} at "
+        f"severity {severity}: {_percent(summarise(values))}. Unshifted: {_mean(chosen, f'id/{metric}')}."
+        f"{explain_used(results.used_types)}"
     )
+    unused = f"robustness/mean_unused_{metric}"
+    if unused in chosen:
+        text = f"Over shifts not used for selection: {_mean(chosen, unused)}. {text}"
     return CardPart(
         "Robustness", [Text(text), Grid(["shift", "mean over severities", "worst severity", "which"], grid)]
     )
@@ -282,7 +295,6 @@ def _thresholds(results: Results, selection: Selection, chosen: pd.DataFrame) ->
 
 def _selection(selection: Selection) -> CardPart:
     counts = ", ".join(f"{count} {state}" for state, count in selection.counts.items() if count)
-    who = "an oracle" if selection.oracle else "in-distribution validation only"
     rows = [
         [arm.label, str(place), describe_value(arm), f"{arm.complete} / {arm.planned}"]
         for place, arm in enumerate(selection.ranking, start=1)
@@ -290,7 +302,13 @@ def _selection(selection: Selection) -> CardPart:
     return CardPart(
         "Selection",
         [
-            Facts({"chosen by": f"{selection.column} ({who})", "rule": RULES[selection.rule], "trials": counts}),
+            Facts(
+                {
+                    "chosen by": f"{selection.column} ({selection.chooser})",
+                    "rule": RULES[selection.rule],
+                    "trials": counts,
+                }
+            ),
             Items(selection.reasons),
             Grid(["arm", "rank", selection.column, "complete"], rows[:20]),
             *([Text(f"{len(rows) - 20} further arms are in selection.json.")] if len(rows) > 20 else []),

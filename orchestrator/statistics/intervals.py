@@ -140,7 +140,9 @@ def linearise_ratios(numerators: ArrayLike, denominators: ArrayLike) -> Array:
     return np.asarray(ratios + (above - ratios * below) / scale)
 
 
-def ratio_interval(numerators: ArrayLike, denominators: ArrayLike, level: float = 0.95) -> Interval | None:
+def ratio_interval(
+    numerators: ArrayLike, denominators: ArrayLike, level: float = 0.95, *, weights: ArrayLike | None = None
+) -> Interval | None:
     """Return the t interval of a mean of ratios, None for fewer than ``MIN_REPLICATES`` units or without a ratio.
 
     The ratios are of means over units, one per column (``linearise_ratios``).
@@ -149,7 +151,11 @@ def ratio_interval(numerators: ArrayLike, denominators: ArrayLike, level: float 
         numerators: units × columns, without NaN.
         denominators: the same, or one row if they are constants; the mean of a column must not be 0.
         level: nominal coverage in (0, 1).
+        weights: weight of each column in the mean of ratios, which add up to 1; None: all the same.
     """
     if not np.size(numerators):
         return None
-    return t_interval(linearise_ratios(numerators, denominators).mean(axis=1), level)
+    shares = linearise_ratios(numerators, denominators)
+    num_columns = shares.shape[1]
+    share = np.full(num_columns, 1 / num_columns) if weights is None else np.asarray(weights, dtype=np.float64)
+    return t_interval(shares @ share, level)

@@ -143,10 +143,13 @@ def test_sides_must_pair_and_trials_be_complete(ledger: Ledger) -> None:
 # ------------------------------------------------------------------ beside a verdict
 
 
-def _verdict(ledger: Ledger, metric: str) -> Verdict:
+def _verdict(ledger: Ledger, metric: str, without: str = "") -> Verdict:
+    """Return the verdict of results in which the first trial lacks the shift ``without``."""
     plan = ledger.read_plan()
     claims = version(make(metric=metric, smallest_effect=0.0))
     results = load_results(ledger)
+    lacks = (results.shifts["signature"] == results.trials["signature"].iloc[0]) & (results.shifts["shift"] == without)
+    results = replace(results, shifts=results.shifts[~lacks])
     results = replace(results, plan=plan | {"hypotheses": {"versions": [claims]}})
     (found,) = add_patient_intervals(results, ledger, judge(results))
     return found
@@ -174,3 +177,9 @@ def test_predictions_that_are_gone_are_said(ledger: Ledger) -> None:
     assert found is not None
     assert found.interval is None
     assert str(found.problem).startswith("no interval over patients: ")
+
+
+def test_trials_under_different_shifts_have_no_interval_over_patients(ledger: Ledger) -> None:
+    found = _verdict(ledger, "robustness/mean_accuracy", without="jpeg")
+    assert found.verdict != NOT_ENOUGH
+    assert found.patients is None

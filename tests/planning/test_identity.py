@@ -21,7 +21,7 @@ STUDY = "factors: {pretraining: {a: scratch, b: {kind: contrastive, epochs: 3}},
 @pytest.mark.parametrize(
     ("config", "signature"),
     [
-        (TrialConfig(), "f567d1537113ed00"),
+        (TrialConfig(), "e7e7965a11d19c95"),
         (
             TrialConfig(
                 data=PhantomData(num_sites=2, lesion_radius_px=(1.0, 2.5)),
@@ -31,7 +31,7 @@ STUDY = "factors: {pretraining: {a: scratch, b: {kind: contrastive, epochs: 3}},
                 seed=3,
                 replicate=2,
             ),
-            "3ec22ee0eee28018",
+            "b048865f2182c68a",
         ),
         (
             StageConfig(data=MedmnistData(), model=TrialConfig().model, pretraining=ContrastivePretraining()),

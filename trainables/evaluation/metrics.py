@@ -153,7 +153,9 @@ ERRORS = tuple(name for name, metric in METRICS.items() if not metric.higher_is_
 #: Summaries of a metric over the shifted copies of the test set (``shift_means``).
 AGGREGATES = ("mean", "worst_cell", "worst_shift")
 
-_HEADLINE = re.compile(r"(?:.+/)?(?:mean_shifted_|mean_unseen_|mean_seen_|mean_|worst_cell_|worst_shift_)?(\w+?)")
+_HEADLINE = re.compile(
+    r"(?:.+/)?(?:mean_shifted_|mean_unseen_|mean_seen_|mean_unused_|mean_|worst_cell_|worst_shift_)?(\w+?)"
+)
 
 
 def name_over_shifts(aggregate: str, metric: str) -> str:
@@ -166,6 +168,16 @@ def name_over_shifts(aggregate: str, metric: str) -> str:
     if METRICS[metric].higher_is_better:
         return f"robustness/{aggregate}_{metric}"
     return f"calibration/{'mean_shifted' if aggregate == 'mean' else aggregate}_{metric}"
+
+
+def name_over_validation_shifts(aggregate: str, metric: str) -> str:
+    """Return the name of a headline number over the shifted validation images: ``validation/robustness/mean_auroc``.
+
+    Args:
+        aggregate: name in ``AGGREGATES``.
+        metric: name in ``METRICS``.
+    """
+    return f"validation/{name_over_shifts(aggregate, metric)}"
 
 
 #: Summaries of a metric over the external sets of a trial, each of which is a site.
@@ -193,9 +205,9 @@ def find_metric(name: str) -> Metric:
     """Return the metric behind a headline number, such as ``auroc`` for ``robustness/worst_shift_auroc``.
 
     Args:
-        name: a metric, or a headline number: ``validation/…``, ``id/…``, ``calibration/mean_shifted_…``,
-            ``external/<set>/…``, ``external/mean_…``, ``shift/<name>/…``, ``family/<name>/…``, ``slope/<name>/…``,
-            ``be/<name>``, ``rbe/<name>``, ``num_parameters``.
+        name: a metric, or a headline number: ``validation/…``, ``validation/robustness/mean_…``, ``id/…``,
+            ``calibration/mean_shifted_…``, ``external/<set>/…``, ``external/mean_…``, ``shift/<name>/…``,
+            ``family/<name>/…``, ``slope/<name>/…``, ``be/<name>``, ``rbe/<name>``, ``num_parameters``.
 
     Raises:
         ConfigError: if the table has no such metric.

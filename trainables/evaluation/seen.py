@@ -1,13 +1,16 @@
-"""Shifts that a training's augmentation contains: *seen*, others *unseen by the policy*.
+"""Shifts that a training's augmentation contains (*seen*), and shifts that were *used for selection*.
 
 A shift counts as seen if the policy has an operation of the same kind, even with another kernel or distribution
-(uniform noise for Gaussian noise, erased rectangles for overlays): what is called unseen has to be so beyond doubt.
+(uniform noise for Gaussian noise, erased rectangles for overlays): what is called unseen has to be so beyond doubt. A
+shift counts as used for selection if it, or another one of its kind, was applied to validation images.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
+
+from trainables.shifts.tables import find_type
 
 #: Kind of change → shifts of the bank. Kinds that no policy has (weather, pixels, stains) are not listed.
 KINDS: dict[str, tuple[str, ...]] = {
@@ -42,14 +45,22 @@ POLICIES: dict[str, frozenset[str]] = {
 _KIND_OF_SHIFT = {shift: kind for kind, shifts in KINDS.items() for shift in shifts}
 
 
+def find_policy(augmentation: Mapping[str, Any]) -> str:
+    """Return the name of an augmentation's policy in ``POLICIES``.
+
+    Args:
+        augmentation: the section ``augmentation`` of a trial's config, as JSON.
+    """
+    return str(augmentation["policy"] if augmentation["kind"] == "strong" else augmentation["kind"])
+
+
 def list_seen_kinds(augmentation: Mapping[str, Any]) -> frozenset[str]:
     """Return the kinds of change that an augmentation contains; none at strength 0.
 
     Args:
         augmentation: the section ``augmentation`` of a trial's config, as JSON.
     """
-    policy = augmentation["policy"] if augmentation["kind"] == "strong" else augmentation["kind"]
-    kinds = POLICIES[policy] if augmentation.get("strength", 1.0) > 0 else frozenset()
+    kinds = POLICIES[find_policy(augmentation)] if augmentation.get("strength", 1.0) > 0 else frozenset()
     return kinds | {"overlay"} if augmentation.get("erasing", 0.0) > 0 else kinds
 
 
@@ -65,19 +76,40 @@ def list_seen(names: Iterable[str], config: Mapping[str, Any]) -> frozenset[str]
     kinds, entries = list_seen_kinds(config["augmentation"]), config["evaluation"]["shifts"]
     if config["pretraining"]["kind"] == "contrastive":
         kinds |= POLICIES["contrastive"]
-    own = {entry["name"]: entry for entry in entries if isinstance(entry, dict) and "name" in entry}
+    own = _find_own(entries)
     return frozenset(name for name in names if any(kind in kinds for kind in _find_kinds(name, own)))
 
 
+def list_used(names: Iterable[str], applied: Iterable[str], config: Mapping[str, Any]) -> frozenset[str]:
+    """Return those of the shifts ``names`` that count as used for selection.
+
+    Those that were applied to validation images, and those that share a kind or an operation with one of them. A
+    composition shares what its parts do.
+
+    Args:
+        names: names of shifts of the test set.
+        applied: names of shifts that were applied to validation images.
+        config: config of the trial, as JSON.
+    """
+    own = _find_own(config["evaluation"]["shifts"])
+    used = {kind for name in applied for kind in _find_kinds(name, own)}
+    return frozenset(name for name in names if not used.isdisjoint(_find_kinds(name, own)))
+
+
+def _find_own(entries: str | Iterable[Any]) -> dict[str, Mapping[str, Any]]:
+    return {entry["name"]: entry for entry in entries if isinstance(entry, dict) and "name" in entry}
+
+
 def _find_kinds(name: str, own: Mapping[str, Mapping[str, Any]]) -> Sequence[str]:
+    """Return the kinds of the parts of a shift; ``shift/<type>`` for a part without one."""
     entry = own.get(name, {})
     if "op" in entry:
         operation = str(entry["op"])
         found = OPERATION_KINDS if operation.startswith("strong_") else _KIND_OF_SHIFT
-        kind = found.get(operation.removeprefix("strong_"))
-        return [kind] if kind else []
+        operation = operation.removeprefix("strong_")
+        return [found.get(operation, f"shift/{operation}")]
     parts = entry.get("compose") or (name.split("_then_") if "_then_" in name else [])
     if parts:
         stems = [str(part).partition("/")[0].rstrip("0123456789") for part in parts]
         return [kind for stem in stems for kind in _find_kinds(stem, own)]
-    return [_KIND_OF_SHIFT[name]] if name in _KIND_OF_SHIFT else []
+    return [_KIND_OF_SHIFT.get(name, f"shift/{find_type(name)}")]

@@ -1,7 +1,7 @@
 """Choice of the epoch whose weights are evaluated, from the records of all epochs so far.
 
-Only in-distribution validation is looked at. The choice is a pure function of the records, which every checkpoint
-holds, so an interrupted and continued training chooses the same epoch.
+Only in-distribution validation is looked at, shifted or not. The choice is a pure function of the records, which every
+checkpoint holds, so an interrupted and continued training chooses the same epoch.
 """
 
 from __future__ import annotations
@@ -15,6 +15,11 @@ from trainables.config import TrainingConfig
 def reads_select_by(training: TrainingConfig) -> bool:
     """Return whether the value of ``select_by`` decides anything: the checkpoint, or when the training ends."""
     return training.select == "best" or training.patience is not None
+
+
+def reads_shifted_validation(training: TrainingConfig) -> bool:
+    """Return whether what decides is measured on shifted validation images (``evaluation.validation_shifts``)."""
+    return reads_select_by(training) and "/" in training.select_by
 
 
 def select_epoch(history: Sequence[Mapping[str, Any]], training: TrainingConfig) -> int:

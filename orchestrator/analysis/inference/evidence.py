@@ -63,8 +63,8 @@ class Evidence:
     #: p-value before correction of the claim as such: that the effect is not 0, two-sided; of an equivalence the larger
     #: of two one-sided ones; of non-inferiority that the effect is not −margin. None if the test cannot give one.
     p_value: float | None
-    #: p-value before correction of the claimed size: that the effect is not ``smallest_effect``, two-sided; of an
-    #: equivalence that it is not at the margin. None if no size is claimed or the test cannot give one.
+    #: p-value before correction of the claimed size: that the effect is not ``smallest_effect``, two-sided. None if no
+    #: size is claimed beyond the claim itself, or the test cannot give one.
     p_size: float | None
     #: Difference of each unit.
     differences: tuple[float, ...]
@@ -143,7 +143,13 @@ def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
         num_planned=num_planned,
         num_complete=int(is_complete.sum()),
         means=dict(zip(contrast.parts, map(float, by_unit.mean(axis=0)), strict=True)),
-        scope=find_scope(plan, hypothesis.metric, num_models=num_models, num_encoders=num_encoders),
+        scope=find_scope(
+            plan,
+            hypothesis.metric,
+            num_models=num_models,
+            num_encoders=num_encoders,
+            external=measured.external,
+        ),
         agreement=_count_agreeing(hypothesis, contrast, parts, frame.columns, measured)
         if counts_shifts(hypothesis)
         else None,
@@ -197,15 +203,15 @@ def _count_agreeing(
     hypothesis: Directed, contrast: Contrast, parts: Array, types: Iterable[str], measured: Measured
 ) -> Agreement:
     """Return the numbers of shift families and types that agree; a type without any difference counts in neither."""
-    values = dict(zip(types, (_mean(parts, (0, 1)).T @ np.array(contrast.weights)).tolist(), strict=True))
-    by_type = {kind: value for kind, value in values.items() if np.isfinite(value)}
+    differences = _mean(parts, (0, 1)).T @ np.array(contrast.weights)
+    by_type = {kind: value for kind, value in zip(types, differences, strict=True) if np.isfinite(value)}
     families = measured.group_types(hypothesis, by_type)
     by_family = None if families is None else average_by_family(by_type, families)
-    mean = float(np.mean(list(by_type.values())))
+    mean, scale = np.mean(list(by_type.values())), np.nanmax(np.abs(parts))
     sign = {"higher": 1.0, "lower": -1.0, "two-sided": np.sign(mean)}[hypothesis.direction]
 
-    def count(differences: Mapping[str, float]) -> int:
-        return sum(sign * difference > 0 for difference in differences.values())
+    def count(values: Mapping[str, float]) -> int:
+        return int((sign * drop_rounding(np.array(list(values.values())), scale) > 0).sum())
 
     return Agreement(
         count(by_type),
@@ -230,7 +236,7 @@ def _compute_p(
 
     size, mean = get_claimed_size(hypothesis), float(differences.mean())
     if isinstance(hypothesis, Equivalence):
-        return _largest(against(-size, "greater"), against(size, "less")), against(size if mean > 0 else -size)
+        return _largest(against(-size, "greater"), against(size, "less")), None
     if isinstance(hypothesis, NonInferiority):
         return against(-size if is_higher_better(hypothesis.metric) else size), None
     p_value = (
@@ -245,18 +251,24 @@ def _compute_p(
     return p_value, _largest(against(size), against(-size))
 
 
+#: Tests whose statistic is not the mean.
+_RANK_TESTS = {"wilcoxon_signed_rank": wilcoxon, "sign": sign_test}
+
+
 def _largest(*p_values: float | None) -> float | None:
     known = [p for p in p_values if p is not None]
     return max(known) if len(known) == len(p_values) else None
 
 
 def _test_paired(hypothesis: Hypothesis, differences: Array, alternative: Alternative, *, seed: int) -> float | None:
-    alpha = hypothesis.alpha
-    if hypothesis.test == "wilcoxon_signed_rank":
-        return wilcoxon(differences, alternative=alternative, alpha=alpha)
-    if hypothesis.test == "sign":
-        return sign_test(differences, alternative=alternative, alpha=alpha)
-    return permutation_test(differences, alternative=alternative, seed=seed, alpha=alpha)
+    if hypothesis.test in _RANK_TESTS:
+        test = _RANK_TESTS[hypothesis.test]
+        toward: Alternative = "greater" if differences.mean() > 0 else "less"
+        # Signs and ranks that point away from the mean, to one side and the effect to the other, support neither.
+        if (test(differences, alternative=toward, alpha=hypothesis.alpha) or 0.0) > 0.5:
+            return 1.0
+        return test(differences, alternative=alternative, alpha=hypothesis.alpha)
+    return permutation_test(differences, alternative=alternative, seed=seed, alpha=hypothesis.alpha)
 
 
 def _test_trend(contrast: Contrast, units: Array, differences: Array, alpha: float, seed: int) -> float | None:

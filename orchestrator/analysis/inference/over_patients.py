@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -42,12 +43,14 @@ def add_patient_intervals(results: Results, ledger: Ledger, verdicts: Sequence[V
 
 def _assess(results: Results, ledger: Ledger, hypothesis: Hypothesis, measured: Measured) -> PatientAssessment | None:
     """Return the assessment, None if the hypothesis is not about one number of two groups of arms."""
-    measurement = _find_measurement(results, hypothesis)
     sides = _find_sides(results, hypothesis, measured)
-    if measurement is None or sides is None:
+    if sides is None:
         return None
     treatment, control = sides
-    num_trials = sum(len(trials) for side in sides for trials in side)
+    compared = [signature for side in sides for trials in side for signature in trials]
+    measurement, num_trials = _find_measurement(results, hypothesis, compared), len(compared)
+    if measurement is None:
+        return None
     data = results.plan["data"]
     size = data["num_images"].get(measurement.set_name, 0) * len(data["classes"]) * len(measurement.cells) * num_trials
     if size > _MAX_NUMBERS:
@@ -60,7 +63,8 @@ def _assess(results: Results, ledger: Ledger, hypothesis: Hypothesis, measured: 
         return PatientAssessment(None, f"no interval over patients: {error}", len(treatment))
 
 
-def _find_measurement(results: Results, hypothesis: Hypothesis) -> Measurement | None:
+def _find_measurement(results: Results, hypothesis: Hypothesis, compared: Sequence[str]) -> Measurement | None:
+    """Return the number that a hypothesis is about, None if its trials were not evaluated under the same shifts."""
     kind, name, metric = split_metric(hypothesis.metric)
     if kind == "external":
         return Measurement(metric, name)
@@ -69,11 +73,13 @@ def _find_measurement(results: Results, hypothesis: Hypothesis) -> Measurement |
     of_shifts = find_shift_metric(hypothesis.metric)
     if of_shifts is None:
         return None
-    rows = results.test_rows[results.test_rows["severity"] > 0]
-    cells = [(str(shift), int(severity)) for shift, severity in zip(rows["shift"], rows["severity"], strict=True)]
-    cells = list(dict.fromkeys(cells))
-    if not cells:
+    rows = results.test_rows[(results.test_rows["severity"] > 0) & results.test_rows["signature"].isin(compared)]
+    found = Counter(
+        (str(shift), int(severity)) for shift, severity in zip(rows["shift"], rows["severity"], strict=True)
+    )
+    if not found or set(found.values()) != {len(compared)}:
         return None
+    cells = list(found)
     # The mean over shifts of a number that is 1 in one cell and 0 elsewhere is the weight of that cell.
     weights = average_shifts(np.eye(len(cells)), [shift for shift, _ in cells]).mean
     named = {f"{shift}/{severity}": float(weight) for (shift, severity), weight in zip(cells, weights, strict=True)}

@@ -171,7 +171,7 @@ def decide(hypothesis: Hypothesis, evidence: Evidence, p_values: Corrected, best
     assert evidence.effect is not None
     is_sure, is_size_sure = (p is not None and p <= hypothesis.alpha for p in (p_values.claim, p_values.size))
     if isinstance(hypothesis, Equivalence | NonInferiority):
-        rules = _list_margin_rules(hypothesis, evidence.effect, is_sure=is_sure, is_size_sure=is_size_sure)
+        rules = _list_margin_rules(hypothesis, evidence.effect, is_sure=is_sure)
     else:
         rules = _list_rules(hypothesis, evidence.effect, is_sure=is_sure, is_size_sure=is_size_sure)
     rules.append((p_values.claim is None, NOT_SUPPORTED, "too many differences are exactly 0 for a test"))
@@ -199,18 +199,13 @@ def _list_rules(hypothesis: Directed, effect: float, *, is_sure: bool, is_size_s
     ]
 
 
-def _list_margin_rules(
-    hypothesis: Equivalence | NonInferiority, effect: float, *, is_sure: bool, is_size_sure: bool
-) -> list[_Rule]:
-    margin = hypothesis.margin
+def _list_margin_rules(hypothesis: Equivalence | NonInferiority, effect: float, *, is_sure: bool) -> list[_Rule]:
+    """Return the rules for a margin. At the margin an equivalence errs with α already, so nothing contradicts it."""
     if isinstance(hypothesis, Equivalence):
-        return [
-            (is_sure, SUPPORTED, "significantly within the margin on both sides"),
-            (is_size_sure and abs(effect) > margin, CONTRADICTED, "significantly beyond the margin"),
-        ]
+        return [(is_sure, SUPPORTED, "significantly within the margin on both sides")]
     gain = effect if is_higher_better(hypothesis.metric) else -effect
     return [
-        (is_sure and gain > -margin, SUPPORTED, "significantly above the margin of inferiority"),
+        (is_sure and gain > -hypothesis.margin, SUPPORTED, "significantly above the margin of inferiority"),
         (is_sure, CONTRADICTED, "significantly worse than the margin"),
     ]
 

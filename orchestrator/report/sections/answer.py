@@ -14,6 +14,7 @@ from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.wording import NO_BREAK, percent, plural, sentence
 from orchestrator.planning.states import COMPLETE
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, note, table
+from trainables.evaluation.metrics import name_over_validation_shifts
 
 
 def answer_section(answer: Answer) -> Section:
@@ -64,13 +65,18 @@ def arms_section(results: Results, arms: pd.DataFrame) -> Section:
     text = (
         f"{sentence(TITLES[results.metric])} in %, mean ± standard deviation over replicates (n = {replicates} "
         "planned per arm); ECE, the expected calibration error, in % too, lower is better. Bold is the best mean of a "
-        "column, which need not be better than the next; only the validation column may choose. The dots are the "
+        "column, which need not be better than the next; only validation columns may choose. The dots are the "
         "replicates’ mean shifted value. Click a heading to sort."
     )
     if any(measure.column.startswith("robustness/mean_unseen_") for measure in results.measures):
         text += (
             " A shift is seen by a policy if the augmentation of any arm contains a change of its kind; the same "
             "shifts count for every arm."
+        )
+    if results.used_types:
+        text += (
+            " A shift was used for selection if it, or one of its kind, was applied to validation images; only the "
+            "means over others say what choosing by shifts is worth."
         )
     if replicates == 1:
         text += " With one replicate there is no standard deviation: differences between arms may be chance."
@@ -163,9 +169,9 @@ def answer(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> A
     if missing:
         return Answer((), f"No complete trial has a defined {' or '.join(missing)}, so no arm can be chosen by it.")
     chosen, best = (arms.iloc[int(arms[column].argmax())] for column in (chooser, shifted))
-    statements = [_chosen(results, arms, chosen), _oracle(results, arms, chosen, best)]
-    if len(arms) == 1:
-        statements = statements[:1]
+    statements = [_chosen(results, arms, chosen)]
+    if len(arms) > 1:
+        statements += [*_chosen_on_shifts(results, arms, chosen), _oracle(results, arms, chosen, best)]
     largest = [effect for effect in effects if effect.difference is not None]
     if largest:
         statements.append(_largest(results, largest))
@@ -218,6 +224,41 @@ def _oracle(results: Results, arms: pd.DataFrame, chosen: pd.Series, best: pd.Se
     )
 
 
+def _chosen_on_shifts(results: Results, arms: pd.DataFrame, clean: pd.Series) -> list[Statement]:
+    """Return what choosing on shifted validation images wins back under other shifts; nothing without such images."""
+    metric = results.metric
+    chooser, judge = name_over_validation_shifts("mean", metric), f"robustness/mean_unused_{metric}"
+    if f"{chooser}.mean" not in arms or not arms[f"{chooser}.mean"].notna().any():
+        return []
+    chosen = arms.iloc[int(arms[f"{chooser}.mean"].argmax())]
+    text = f"Mean {TITLES[metric]} on shifted validation images {_value(chosen, chooser)} ({_n(chosen, chooser)})."
+    if f"{judge}.mean" not in arms:
+        text += (
+            " Every shift of the test set was used for the choice, or is of a kind that was: none is left to judge it."
+        )
+    else:
+        best = arms.iloc[int(arms[f"{judge}.mean"].argmax())]
+        num_unused = sum(kind not in results.used_types for kind in results.type_means(metric))
+        text += (
+            f" Under the {plural(num_unused, 'shift type')} not used for the choice {_value(chosen, judge)}; the best "
+            f"in hindsight there is {best['label']} with {_value(best, judge)}. {_won_back(chosen, clean, best, judge)}"
+        )
+    return [Statement("Chosen on shifted validation", str(chosen["label"]), text)]
+
+
+def _won_back(chosen: pd.Series, clean: pd.Series, best: pd.Series, judge: str) -> str:
+    if chosen["name"] == clean["name"]:
+        return "Unshifted validation chose the same arm: nothing was won or lost by choosing on shifts."
+    lost, left = (100 * (best[f"{judge}.mean"] - arm[f"{judge}.mean"]) for arm in (clean, chosen))
+    if pd.isna(lost) or pd.isna(left):
+        return "One of the arms has no defined value there to compare with."
+    won = f"won back {lost - left:.1f} of them" if left <= lost else f"lost {left - lost:.1f} more"
+    return (
+        f"With these trained models, choosing on unshifted validation gave up {lost:.1f} points of it; choosing on "
+        f"shifted validation {won}."
+    )
+
+
 def _largest(results: Results, effects: Sequence[Effect]) -> Statement:
     effect = max(effects, key=lambda effect: abs(effect.difference or 0.0))
     difference = 100 * (effect.difference or 0.0)
@@ -234,7 +275,7 @@ def _largest(results: Results, effects: Sequence[Effect]) -> Statement:
     low, high = 100 * effect.interval.low, 100 * effect.interval.high
     zero = " The interval contains 0: it cannot be told from no effect." if low <= 0 <= high else ""
     text = (
-        f"95 % t interval {low:+.1f} to {high:+.1f} over {plural(effect.num_replicates, 'replicate')}: what other "
+        f"95 % t interval {low:+.1f} to {high:+.1f} over {effect.over}: what other "
         "seeds would give on this test set, not what other patients or sites would."
     )
     return Statement(heading, headline, f"{text}{missing}{zero}{shifts}{picked}")

@@ -14,7 +14,9 @@ from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.predictions import Predictions, load_predictions, predict, save_predictions
 from trainables.evaluation.robustness import (
     Evaluation,
+    check_shifts,
     choose_shifts,
+    choose_validation_shifts,
     evaluate_model,
     summarise_predictions,
     summarise_rows,
@@ -23,6 +25,7 @@ from trainables.evaluation.validation_fit import fit_on_validation
 from trainables.models.networks import Classifier, build_model
 from trainables.seeding import hash_ids, mix
 from trainables.shifts.bank import DEFAULT_NAMES
+from trainables.shifts.wording import check_shift_names
 from trainables.storage.folder import Folder
 
 CONFIG = EvaluationConfig(shifts=("gaussian_noise", "saturation", "contrast_down"), severities=(2, 5))
@@ -131,6 +134,63 @@ def row(name: str, shift: str, severity: int = 1, **metrics: float) -> dict:
     return {"set": name, "shift": shift, "severity": severity, "metrics": metrics}
 
 
+def test_validation_images_are_shifted_by_their_own_seeds_and_summarised(model: Classifier, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"validation_shifts": ("gaussian_noise", "saturation", "snow")})
+    evaluation = evaluate(model, Folder(tmp_path), config)
+    stored, images = load_predictions(Folder(tmp_path), "val"), random_dataset().splits["val"]
+    assert stored.shifts == ("identity/0", "gaussian_noise/2", "gaussian_noise/5", "snow/2", "snow/5")
+    seeds = mix(torch.from_numpy(hash_ids(images.ids)), "shift", 0)
+    shifted = choose_validation_shifts(random_dataset(), config)[0][1].apply(torch.from_numpy(images.images), seeds)
+    again, _ = predict(model, replace(images, images=shifted.numpy()), batch_size=10, precision=torch.float32)
+    np.testing.assert_allclose(stored.of("gaussian_noise/2"), again, rtol=1e-4, atol=1e-5)
+    correct = stored.logits.argmax(axis=2) == images.labels
+    noise, snow = correct[1:3].mean(), correct[3:].mean()
+    found = evaluation.metrics
+    assert found["validation/accuracy"] == pytest.approx(correct[0].mean())
+    assert found["validation/robustness/mean_accuracy"] == pytest.approx((noise + snow) / 2)
+    assert found["validation/robustness/worst_shift_accuracy"] == pytest.approx(min(noise, snow))
+    assert found["validation/robustness/worst_cell_accuracy"] == pytest.approx(correct[1:].mean(axis=1).min())
+    assert "validation/calibration/mean_shifted_ece" in found
+    # What is said of test images, and what was fitted, does not depend on it.
+    plain = evaluate(model, Folder(tmp_path / "plain"))
+    assert {name: value for name, value in found.items() if not name.startswith("validation/")} == {
+        name: value for name, value in plain.metrics.items() if not name.startswith("validation/")
+    }
+    assert evaluation.validation_fit == plain.validation_fit
+    assert not [name for name in plain.metrics if name.startswith("validation/robustness")]
+
+
+def test_a_shift_that_the_study_defines_is_known_on_validation_by_its_name() -> None:
+    own = ({"name": "dusk", "op": "brightness_down", "strengths": [0.4, 0.1]},
+           {"compose": ["gaussian_noise", "jpeg"], "name": "noisy_jpeg"})  # fmt: skip
+    config = EvaluationConfig(shifts=own, severities=(1, 5), validation_shifts=("noisy_jpeg", "dusk", "snow"))
+    shifts = choose_validation_shifts(random_dataset(), config)[0][1:]
+    assert [f"{shift.name}/{shift.severity}" for shift in shifts] == [
+        "noisy_jpeg/1", "noisy_jpeg/5", "dusk/1", "dusk/2", "snow/1", "snow/5",
+    ]  # fmt: skip
+    assert {shift.strength for shift in shifts if shift.name == "dusk"} == {0.4, 0.1}
+    groups = choose_validation_shifts(random_dataset(), EvaluationConfig(shifts=(), validation_shifts=("all",)))
+    assert groups[0] == choose_shifts(random_dataset(), EvaluationConfig())[0]
+    assert list(groups[1]) == ["validation/shift/saturation"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["gausian_noise"], r"evaluation.validation_shifts: found 'gausian_noise'.*did you mean 'gaussian_noise'"),
+        (["snow", "snow"], r"evaluation.validation_shifts: .*snow"),
+        (["saturation"], r"evaluation.validation_shifts: found 1 shifts, none of which changes anything in grey"),
+    ],
+)
+def test_wrong_shifts_of_validation_are_refused(names: list[str], message: str) -> None:
+    config = EvaluationConfig(validation_shifts=tuple(names))
+    with pytest.raises(ConfigError, match=message):
+        check_shifts(random_dataset(), config)
+    if names != ["saturation"]:  # the images are not looked at here
+        with pytest.raises(ConfigError, match=message):
+            check_shift_names(config, "general")
+
+
 def test_headline_numbers_by_hand() -> None:
     headline = summarise_rows(
         [
@@ -141,6 +201,9 @@ def test_headline_numbers_by_hand() -> None:
             row("test", "stain_h1_e2", accuracy=0.9, auroc=0.9, ece=0.1),
             row("test", "stain_h2_e1", accuracy=0.1, auroc=0.9, ece=0.3),
             row("val", "identity", accuracy=0.92),
+            row("val", "jpeg", 1, accuracy=0.8, ece=0.1),
+            row("val", "jpeg", 3, accuracy=0.6, ece=0.3),
+            row("val", "snow", accuracy=0.5),
             row("Messidor", "identity", accuracy=0.6, ece=0.3),
         ]
     )
@@ -160,6 +223,9 @@ def test_headline_numbers_by_hand() -> None:
             "calibration/worst_cell_ece": 0.5,
             "calibration/worst_shift_ece": 0.4,
             "validation/accuracy": 0.92,
+            "validation/robustness/mean_accuracy": 0.6,
+            "validation/robustness/worst_cell_accuracy": 0.5,
+            "validation/robustness/worst_shift_accuracy": 0.5,
             "external/Messidor/accuracy": 0.6,
             "external/Messidor/ece": 0.3,
             "external/mean_accuracy": 0.6,

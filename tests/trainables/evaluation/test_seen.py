@@ -7,7 +7,7 @@ import pytest
 from trainables.augmentation.augmix import _NAMES
 from trainables.augmentation.standard import RANDAUGMENT, build_operations
 from trainables.augmentation.strong import SPACES
-from trainables.evaluation.seen import KINDS, OPERATION_KINDS, POLICIES, list_seen
+from trainables.evaluation.seen import KINDS, OPERATION_KINDS, POLICIES, list_seen, list_used
 from trainables.shifts.bank import SHIFT_NAMES
 
 
@@ -57,6 +57,42 @@ def test_what_a_training_has_seen(sections: dict[str, Any], expected: set[str]) 
     names = ["jpeg", "shot_noise", "pixelate", "elastic_transform", "bubble", "stain_h1_e2", "fog"]
     names += ["saturation"] if "pretraining" in sections else []
     assert list_seen(names, config(**sections)) == expected
+
+
+@pytest.mark.parametrize(
+    ("applied", "expected"),
+    [
+        (["gaussian_noise"], {"gaussian_noise", "shot_noise", "sandy", "grain_then_fog"}),
+        (["fog"], {"fog", "grain_then_fog", "murk"}),
+        (["murk"], {"fog", "grain_then_fog", "murk", "pixelate"}),
+        (["stain_h1_e2"], {"stain_h2_e2"}),
+        (["sandy"], {"gaussian_noise", "shot_noise", "sandy", "grain_then_fog"}),
+        (["of_a_package"], {"of_a_package"}),
+        (["tint"], set()),
+        ([], set()),
+    ],
+)
+def test_what_a_choice_has_used(applied: list[str], expected: set[str]) -> None:
+    """A shift is used if it, another one of its kind, or a part that it shares was applied to validation images."""
+    shifts = [
+        {"name": "sandy", "op": "strong_noise", "strengths": [0.4]},
+        {"name": "tint", "op": "strong_hue", "strengths": [0.4]},
+        {"compose": ["shot_noise", "fog"], "name": "grain_then_fog"},
+        {"compose": ["fog", "pixelate"], "name": "murk"},
+    ]
+    names = [
+        "gaussian_noise",
+        "shot_noise",
+        "fog",
+        "pixelate",
+        "sandy",
+        "grain_then_fog",
+        "murk",
+        "stain_h2_e2",
+        "jpeg",
+    ]
+    names.append("of_a_package")
+    assert list_used(names, applied, config(shifts)) == expected
 
 
 def test_shifts_of_the_study_have_the_kind_of_their_operations() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from trainables.config import TrainingConfig
-from trainables.training.selection import count_epochs_without_improvement, select_epoch
+from trainables.training.selection import count_epochs_without_improvement, reads_shifted_validation, select_epoch
 
 Record = dict[str, Any]
 
@@ -57,3 +57,18 @@ def test_patience_counts_from_the_first_of_equal_values() -> None:
     ]  # fmt: skip
     by_loss = TrainingConfig(select_by="loss")
     assert [count_epochs_without_improvement(history[:length], by_loss) for length in range(1, 5)] == [0, 0, 0, 1]
+
+
+def test_shifted_validation_chooses_and_ends_a_training() -> None:
+    by = "robustness/mean_auroc"
+    training = TrainingConfig(select_by=by, patience=2)
+    history = [
+        {"epoch": epoch, "metrics": {"val/auroc": clean, f"val/{by}": shifted, "val/loss": 1.0}}
+        for epoch, (clean, shifted) in enumerate([(0.7, 0.5), (0.8, 0.6), (0.9, 0.4)], start=1)
+    ]
+    assert select_epoch(history, training) == 2
+    assert count_epochs_without_improvement(history, training) == 1
+    assert reads_shifted_validation(training)
+    assert reads_shifted_validation(training.model_copy(update={"select": "last"}))
+    assert not reads_shifted_validation(TrainingConfig(select_by=by, select="last"))
+    assert not reads_shifted_validation(TrainingConfig(patience=2))
