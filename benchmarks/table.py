@@ -52,6 +52,7 @@ FULL = (
     ("evaluation.py",),
     ("significance.py",),
     ("hypotheses.py",),
+    ("patients.py",),
     ("near_duplicates.py",),
     # These make an environment for their peer, and need a package index.
     ("shifts.py",),

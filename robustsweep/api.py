@@ -140,7 +140,7 @@ class StudyResults:
             StudyError: the trial is not complete.
             StorageError: its predictions are damaged.
         """
-        from orchestrator.analysis.predictions import predictions_table
+        from orchestrator.analysis.predictions.table import predictions_table
 
         return predictions_table(self._ledger, signature, self._classes)
 
@@ -164,9 +164,10 @@ def run_trial(
     from pydantic import ValidationError
 
     from orchestrator.planning.identity import compute_signature
-    from trainables.config import ContrastivePretraining, Execution, TrialConfig
+    from trainables.config import Execution, TrialConfig
     from trainables.data.load import load_dataset
     from trainables.errors import ConfigError
+    from trainables.pretraining_config import ContrastivePretraining
     from trainables.storage.folder import Folder
     from trainables.trial import run_trial
 

@@ -10,12 +10,15 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 
 from orchestrator.driver.prepare import prepare
 from orchestrator.study.study_file import load_study
 from orchestrator.tracking.tracker import Tracker
 from tests.support.paths import BENCHMARKS
+from trainables.evaluation.classification import compute_metrics
 
 SCRIPTS = (
     "orchestration",
@@ -33,6 +36,8 @@ SCRIPTS = (
     "augmentation",
     "augmentation_parity",
     "report",
+    "patients",
+    "robust_selection",
 )
 
 
@@ -240,3 +245,35 @@ def test_report_of_a_synthetic_ledger_is_of_all_its_trials(scripts: dict[str, Mo
     assert (lines[0].facts["complete"], lines[0].facts["trials"]) == (50, 50)
     with pytest.raises(ValueError, match="found 51, expected a multiple of the 50 arms"):
         report.make_ledger(tmp_path, 51)
+
+
+def test_truth_over_trainings_and_patients_is_that_of_very_many(scripts: dict[str, ModuleType]) -> None:
+    patients = scripts["patients"]
+    scenario = patients.SCENARIOS["trainings differ much"]
+    logits, labels = patients.draw_logits(np.random.default_rng(0), scenario, 10_000, 150)
+    truth = patients.compute_truth(scenario.treatment, scenario.training_sd)
+    found = [compute_metrics(np.stack([-row, row], axis=1) / 2, labels).values for row in logits[:150]]
+    for metric in patients.METRICS:
+        # Two patients' and trainings' standard errors at most, and ECE's bias of 10,000 patients.
+        assert truth[metric] == pytest.approx(np.mean([values[metric] for values in found]), abs=0.012), metric
+
+
+def test_coverage_of_a_few_draws_is_near_its_level(scripts: dict[str, ModuleType]) -> None:
+    patients = scripts["patients"]
+    found = patients.measure_coverage(patients.SCENARIOS["no true difference"], 50, 20)
+    assert set(found) == {(metric, number) for metric in patients.METRICS for number in (5, 6, 8, 12)}
+    assert min(found.values()) >= 0.7
+
+
+def test_a_family_does_not_choose_what_it_judges(scripts: dict[str, ModuleType]) -> None:
+    """Blur alone would choose c, and noise b; whichever is left out, the others choose."""
+    arms = ["a", "b", "c"]
+    clean = pd.Series([0.9, 0.8, 0.7], arms)
+    validation = pd.DataFrame({"shot_noise": [0.1, 0.5, 0.2], "motion_blur": [0.1, 0.2, 0.6]}, arms)
+    test = pd.DataFrame({"shot_noise": [0.2, 0.6, 0.3], "motion_blur": [0.3, 0.4, 0.5]}, arms)
+    found = scripts["robust_selection"].choose("noise", clean, validation, test)
+    assert found.arms == ("a", "c", "b")
+    assert (found.given_up, found.won_back) == pytest.approx((0.4, 0.1))
+    found = scripts["robust_selection"].choose("blur", clean, validation, test)
+    assert found.arms == ("a", "b", "c")
+    assert (found.given_up, found.won_back) == pytest.approx((0.2, 0.1))

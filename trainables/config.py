@@ -26,15 +26,17 @@ from trainables.frozen import (
     PositiveInt,
     Rate,
     Seed,
+    SelectBy,
     Text,
     Weight,
     revised,
     unhashed,
 )
+from trainables.pretraining_config import ContrastivePretraining, PretrainingConfig, ScratchPretraining
 from trainables.regularisers import NoRegulariser, RegulariserConfig, SpectralDecoupling, find_part
 
 #: Part of every signature. Increase it when a field changes its meaning but neither its name nor its type.
-SCHEMA_VERSION: Literal[3] = 3
+SCHEMA_VERSION: Literal[4] = 4
 
 # --------------------------------------------------------------------------- data
 
@@ -49,13 +51,19 @@ class ImageData(Frozen):
     )
     val_fraction: Fraction = Field(0.2, description="Share of groups for validation where the source has no split.")
     test_fraction: Fraction = Field(0.2, description="Share of groups for test where the source has no split.")
-    split_seed: Seed = Field(0, description="Seed of the split; the same for all arms and replicates.")
+    split_seed: Seed = Field(0, description="Seed of the split; the same for all arms.")
+    split: Literal["fixed", "per_replicate"] = unhashed(  # split_seed decides the result
+        "fixed", "All replicates have the same train, val and test, or each draws its own; only where split_seed draws."
+    )
     ordinal: bool = Field(False, description="Classes are ordered: quadratic weighted kappa is reported.")
     label_map: dict[Text, Text] | None = Field(
         None, description="Original label -> class name; labels that are not named are an error."
     )
     external_sites: tuple[Text, ...] = Field(
         (), description="Sites kept out of train, val and test; each becomes an external set of that name."
+    )
+    leave_out: Text | None = Field(
+        None, description="One more such site; as a factor with one level per site: leave-one-site-out."
     )
     on_bad: Literal["error", "quarantine"] = Field(
         "error", description="An unusable image stops the study, or is set aside and counted in the report."
@@ -70,6 +78,20 @@ class ImageData(Frozen):
         "report", "Images that look like copies of each other are counted, or not looked for."
     )
     max_megapixels: float = unhashed(200.0, "Larger images are refused before decoding.", gt=0)
+
+    @property
+    def outer_sites(self) -> tuple[str, ...]:
+        """All sites kept out of train, val and test."""
+        return self.external_sites if self.leave_out is None else (*self.external_sites, self.leave_out)
+
+    @model_validator(mode="after")
+    def _left_out_once(self) -> ImageData:
+        if self.leave_out in self.external_sites:
+            raise ValueError(
+                f"found {self.leave_out!r} as leave_out and in external_sites, where it is left out of every arm; "
+                "expected it in one of them"
+            )
+        return self
 
 
 class FileData(ImageData):
@@ -184,7 +206,7 @@ class TorchvisionData(ImageData):
 class PhantomData(ImageData):
     """Procedural fundus-like images: the label is the presence of lesions of known size and mask.
 
-    Sites differ in colour, blur, vignetting and noise. A nuisance can be correlated with the label.
+    Sites differ in colour, blur, vignetting and noise. A nuisance, which spares the lesions, can agree with the label.
     """
 
     kind: Literal["phantom"] = "phantom"
@@ -192,8 +214,8 @@ class PhantomData(ImageData):
     image_size: int = Field(64, gt=0, le=1024)
     num_images: int = Field(1200, gt=0, le=1_000_000, description="Over all in-distribution splits.")
     num_sites: int = Field(3, gt=0, le=1000, description="Acquisition sites site-0 … inside train, val and test.")
-    num_external_sites: int = Field(1, ge=0, le=1000, description="Further sites, each an external set.")
-    num_external_images: int = Field(300, gt=0, le=10_000, description="Per external site.")
+    num_external_sites: int = Field(6, ge=0, le=1000, description="Further sites, each an external set.")
+    num_external_images: int = Field(100, gt=0, le=10_000, description="Per external site.")
     images_per_patient: PositiveInt = Field(2, description="Group size: both eyes of one patient.")
     num_classes: Literal[2, 3, 4, 5] = Field(2, description="Grades; more lesions and larger ones per grade.")
     lesion_radius_px: tuple[float, float] = Field((1.2, 3.5), description="At 64 px; scales with image_size.")
@@ -209,7 +231,7 @@ DataConfig = Annotated[
     Field(discriminator="kind"),
 ]
 
-# --------------------------------------------------------------------------- model and pretraining
+# --------------------------------------------------------------------------- model
 
 
 class ModelConfig(Frozen):
@@ -224,58 +246,11 @@ class ModelConfig(Frozen):
     )
 
 
-#: The upper bound is an assumption: above any sensible layer, and below one that exhausts the memory.
-ProjectionSize = Annotated[int, Field(gt=0, le=65_536)]
-
-
-class ScratchPretraining(Frozen):
-    """Random initial weights, the same for all arms of a replicate."""
-
-    kind: Literal["scratch"] = "scratch"
-
-
-class ImageNetPretraining(Frozen):
-    """Supervised ImageNet weights: a file, the hub cache, or a download, in this order."""
-
-    kind: Literal["imagenet"] = "imagenet"
-    weights: str = Field("default", description="torchvision weights name (IMAGENET1K_V1) or timm tag; default: its.")
-    file: Path | None = Field(None, description="A state dict (.safetensors, .pth).", json_schema_extra=UNHASHED)
-    file_sha256: str | None = Field(None, description="Digest of the file; filled in by the plan.")
-    on_unavailable: Literal["error", "skip"] = Field(
-        "error", description="No weights reachable: stop, or leave the arm out loudly.", json_schema_extra=UNHASHED
-    )
-
-
-class ContrastivePretraining(Frozen):
-    """SimCLR pretraining on the training split (Chen et al. 2020), from scratch or from ImageNet weights."""
-
-    kind: Literal["contrastive"] = "contrastive"
-    method: Literal["simclr"] = "simclr"
-    init: Annotated[ScratchPretraining | ImageNetPretraining, Field(discriminator="kind")] = ScratchPretraining()
-    epochs: PositiveInt = 100
-    batch_size: Annotated[int, Field(ge=2, lt=2**31)] = Field(
-        256, description="Images; each is told apart from the others of its batch."
-    )
-    learning_rate: Rate = Field(0.06, description="SGD, momentum .9, cosine. .06: lightly’s small-image benchmarks.")
-    weight_decay: Weight = 1e-4
-    temperature: Annotated[float, Field(ge=1e-8)] = Field(0.2, description="lightly refuses less than 1e-8.")
-    projection_dim: ProjectionSize = 128
-    hidden_dim: ProjectionSize = 512
-    crop_scale_min: Fraction = Field(0.2, description="Smallest area share of RandomResizedCrop.")
-    jitter_strength: float = Field(1.0, ge=0, description="Scales ColorJitter(.4, .4, .4, .1).")
-    horizontal_flip: bool = Field(True, description="Off where left and right mean something, as in digits.")
-    per_replicate: bool = Field(False, description="One pretraining per replicate instead of one for all.")
-
-
-PretrainingConfig = Annotated[
-    ScratchPretraining | ImageNetPretraining | ContrastivePretraining, Field(discriminator="kind")
-]
-
 # --------------------------------------------------------------------------- training and evaluation
 
 
 class TrainingConfig(Frozen):
-    """Settings of the optimisation. The weights of the epoch with the best validation value are evaluated."""
+    """Settings of the optimisation, and which epoch's weights are evaluated."""
 
     epochs: PositiveInt = 20
     batch_size: PositiveInt = 64
@@ -292,13 +267,13 @@ class TrainingConfig(Frozen):
         description="Of every class in the training split, by group; drawn per replicate.",
         json_schema_extra=revised(2),
     )
-    select_by: Literal["loss", "accuracy", "balanced_accuracy", "auroc"] = Field(
-        "balanced_accuracy", description="On in-distribution validation; decides the checkpoint and early stopping."
+    select: Literal["best", "last"] = Field("best", description="Epoch that is evaluated; best: by select_by.")
+    select_by: SelectBy = Field(
+        "balanced_accuracy", description="On validation; ties: the lower loss, then the later epoch. patience, too."
     )
     patience: PositiveInt | None = Field(None, description="Epochs without improvement before stopping; none: never.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto",
-        description="auto: bfloat16 autocast on a GPU (execution.acceleration: probe: the faster), else float32.",
+        "auto", description="auto: bfloat16 autocast on GPUs (execution.acceleration: probe: the faster), else float32."
     )
 
 
@@ -315,6 +290,9 @@ class EvaluationConfig(Frozen):
         "{name: …, op: …, strengths: […]}, {stain: {haematoxylin: […], eosin: […]}}.",
     )
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
+    validation_shifts: tuple[str, ...] = Field(
+        (), description="Names as in shifts: of validation images, so that validation/robustness/… may choose."
+    )
     shift_seed: Seed = Field(0, description="Of the shifts' randomness; the same for all trials.")
     ece_bins: int = Field(15, gt=0, le=10_000)
     store_features: bool = Field(True, description="Keep penultimate features of the unshifted sets (float16).")
@@ -323,7 +301,7 @@ class EvaluationConfig(Frozen):
 class TrialConfig(Frozen):
     """One arm × one replicate: everything that decides a trial's result."""
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = SCHEMA_VERSION
     data: DataConfig = DigitsData()
     model: ModelConfig = ModelConfig()
     pretraining: PretrainingConfig = ScratchPretraining()
@@ -333,6 +311,17 @@ class TrialConfig(Frozen):
     evaluation: EvaluationConfig = EvaluationConfig()
     seed: Seed = Field(0, description="Study seed.")
     replicate: int = Field(0, ge=0, lt=2**31)
+    encoder: int | None = Field(
+        None, ge=0, lt=2**31, description="Which of the arm's contrastive encoders; filled in by the plan."
+    )
+
+    @model_validator(mode="after")
+    def _can_select(self) -> TrialConfig:
+        if "/" in self.training.select_by and not self.evaluation.validation_shifts:
+            raise ValueError(
+                f"training.select_by: found {self.training.select_by}, and no shift in evaluation.validation_shifts"
+            )
+        return self
 
     @model_validator(mode="after")
     def _one_value_per_class_or_group(self) -> TrialConfig:
@@ -371,15 +360,20 @@ def read_trial_config(stored: Mapping[str, Any]) -> TrialConfig:
 
 
 class StageConfig(Frozen):
-    """Complete description of one stage: a contrastive pretraining that several trials share."""
+    """Complete description of one stage: a contrastive pretraining that all trials with its ``encoder`` share."""
 
-    schema_version: Literal[3] = SCHEMA_VERSION
+    schema_version: Literal[4] = SCHEMA_VERSION
     kind: Literal["contrastive"] = "contrastive"
     data: DataConfig
     model: ModelConfig
     pretraining: ContrastivePretraining
     seed: Seed = 0
-    replicate: int | None = Field(None, description="None: shared by all replicates.")
+    encoder: int = Field(0, ge=0, lt=2**31, description="Which of the independent pretrainings with these settings.")
+
+    @property
+    def stream(self) -> int | None:
+        """Part of all seeds of the stage; None for encoder 0, so that it is the one that studies had before."""
+        return self.encoder or None
 
 
 class Execution(Frozen):

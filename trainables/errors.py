@@ -6,6 +6,7 @@ RobustSweepError
 ├── WeightsUnavailableError  pretrained weights cannot be reached
 ├── CheckpointError        a checkpoint is damaged or belongs to another trial
 ├── DivergedError          the loss is not finite
+├── CollapsedError         a contrastive pretraining maps all images to the same point
 ├── SupersededError        a newer attempt at the same stage or trial has taken over
 ├── StorageError           the ledger cannot be read or written
 │   └── DiskFullError      no space is left on the disk; the trial is not at fault
@@ -54,6 +55,10 @@ class CheckpointError(RobustSweepError):
 
 class DivergedError(RobustSweepError):
     """The training loss became NaN or infinite."""
+
+
+class CollapsedError(RobustSweepError):
+    """A contrastive pretraining maps all images to the same point, and has learned nothing."""
 
 
 class SupersededError(RobustSweepError):

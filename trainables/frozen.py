@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import unicodedata
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
@@ -47,6 +47,12 @@ ImageSize = Annotated[int, Field(gt=0, le=16_384)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 #: Name of a class or a site, in the form in which data are read (``data.identity.texts.normalise``).
 Text = Annotated[str, AfterValidator(lambda text: unicodedata.normalize("NFC", text).strip())]
+
+#: Metrics that may choose an epoch; of robustness/… on shifted validation images (``evaluation.validation_shifts``).
+SelectBy = Literal[
+    "loss", "accuracy", "balanced_accuracy", "auroc",
+    "robustness/mean_accuracy", "robustness/mean_balanced_accuracy", "robustness/mean_auroc",
+]  # fmt: skip
 
 #: Not hashed: the fingerprint of the data holds the classes in their order.
 Classes = Annotated[

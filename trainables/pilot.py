@@ -7,14 +7,16 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from trainables.config import Execution, ScratchPretraining, TrialConfig
+from trainables.config import Execution, TrialConfig
 from trainables.data.dataset import ImageSet
 from trainables.data.load import load_dataset
 from trainables.evaluation.predictions import predict
 from trainables.models.networks import Classifier
-from trainables.shifts.bank import build_shifts
+from trainables.pretraining_config import ScratchPretraining
+from trainables.shifts.bank import build_shifts, build_validation_shifts
 from trainables.training.acceleration import default_choice
 from trainables.training.loop import resolve_precision
+from trainables.training.selection import reads_shifted_validation
 from trainables.training.step import TrainingStep
 from trainables.trial import build_network, prepare_process
 
@@ -69,10 +71,12 @@ def time_trial(config: TrialConfig, execution: Execution, *, max_seconds: float 
     validation, one_pass = image_seconds * len(data.splits["val"]), image_seconds * len(test)
     modality = data.modality if config.evaluation.modality == "auto" else config.evaluation.modality
     passes = 1 + len(build_shifts(config.evaluation, modality))
+    shifted = validation * len(build_validation_shifts(config.evaluation, modality))
+    per_epoch = validation + (shifted if reads_shifted_validation(config.training) else 0.0)
     external = image_seconds * sum(len(images) for images in data.external.values())
     return PilotTimings(
-        epoch_seconds=step_seconds * training.batches.num_batches + validation,
-        evaluation_seconds=one_pass * passes + validation + external,
+        epoch_seconds=step_seconds * training.batches.num_batches + per_epoch,
+        evaluation_seconds=one_pass * passes + validation + shifted + external,
         training_epochs=config.training.epochs,
     )
 

@@ -30,7 +30,10 @@ class WeightDecay(Frozen):
 
 
 class SpectralDecoupling(Frozen):
-    """L2 penalty on the logits (Pezeshki et al. 2020, Pohjonen et al. 2022); weight decay is 0 here."""
+    """L2 penalty on the logits (Pezeshki et al. 2020, Pohjonen et al. 2022); weight decay is 0 here.
+
+    With one λ or γ per class or group it is the sum over groups of λ times the mean over the group's images in a batch.
+    """
 
     kind: Literal["spectral_decoupling"] = "spectral_decoupling"
     weight: Weight | tuple[Weight, ...] = Field(0.01, description="λ, or one λ per class or group.")

@@ -21,23 +21,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trainables.config import (
-    ContrastivePretraining,
-    Execution,
-    ImageNetPretraining,
-    ModelConfig,
-    PretrainingConfig,
-    StageConfig,
-    TrialConfig,
-)
+from trainables.config import Execution, ModelConfig, StageConfig, TrialConfig
 from trainables.cpus import count_cpus
 from trainables.data.dataset import Dataset
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
-from trainables.evaluation.robustness import choose_shifts, evaluate_model, summarise_predictions
+from trainables.evaluation.robustness import (
+    choose_shifts,
+    choose_validation_shifts,
+    evaluate_model,
+    summarise_predictions,
+)
 from trainables.models.networks import Classifier, build_model
 from trainables.ops.stain_normalisation import StainNormaliser, check_stainable, choose_tiles
 from trainables.pretraining.imagenet import load_imagenet
+from trainables.pretraining_config import ContrastivePretraining, ImageNetPretraining, PretrainingConfig
 from trainables.regularisers import (
     Dropout,
     NoRegulariser,
@@ -51,7 +49,7 @@ from trainables.storage.checkpoint import is_trained, load_weights, remove_check
 from trainables.storage.completeness import CONFIG, EPOCHS, RESULT, describe_files
 from trainables.storage.folder import Folder
 from trainables.training.acceleration import Choice, decide, default_choice, describe_key, probe
-from trainables.training.loop import Outcome, resolve_precision, train_model
+from trainables.training.loop import Outcome, open_validation, resolve_precision, train_model
 from trainables.training.stopping import with_stop_check
 
 ENCODER, MODEL = "encoder.safetensors", "model.safetensors"
@@ -108,6 +106,7 @@ def run_trial(
     device = prepare_process(execution)
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
     choose_shifts(data, config.evaluation)  # a wrong name has to fail before the training
+    choose_validation_shifts(data, config.evaluation)
     report({"event": "started", "epochs": config.training.epochs})
     choice = choose_acceleration(config, data, device, execution)
     _reset_gpu_peak(device)
@@ -118,15 +117,17 @@ def run_trial(
             report({"event": "epoch", **record})
 
         num_epochs = config.training.epochs
-        outcome = train_model(
-            model,
-            data,
-            config,
-            signature=signature,
-            folder=folder,
-            report=with_stop_check(tell, folder, num_epochs=num_epochs) if execution.early_stopping else tell,
-            acceleration=choice,
-        )
+        with open_validation(model, data, config, choice, execution) as validate_shifted:
+            outcome = train_model(
+                model,
+                data,
+                config,
+                signature=signature,
+                folder=folder,
+                report=with_stop_check(tell, folder, num_epochs=num_epochs) if execution.early_stopping else tell,
+                acceleration=choice,
+                validate_shifted=validate_shifted,
+            )
         facts = {"signature": signature, "epochs": outcome.epochs, "best_epoch": outcome.best_epoch}
         save_weights(folder, MODEL, model.state_dict(), facts)
     outcome = _load_model(model, folder, signature)
@@ -181,7 +182,7 @@ def run_stage(
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
     report({"event": "started", "epochs": config.pretraining.epochs})
     if not is_trained(folder, ENCODER):
-        seed_everything(derive_seed(config.seed, config.replicate, "stage"))
+        seed_everything(derive_seed(config.seed, config.stream, "stage"))
         model = build_network(config.model, config.pretraining.init, data, NoRegulariser()).to(device)
         pretrain_encoder(
             model,
@@ -317,6 +318,7 @@ def _evaluate(
     report: Report,
 ) -> dict[str, Any]:
     shifts, left_out = choose_shifts(data, config.evaluation)
+    of_validation, left_out_of_validation = choose_validation_shifts(data, config.evaluation)
     evaluate_model(
         model,
         data,
@@ -329,15 +331,16 @@ def _evaluate(
     evaluation = summarise_predictions(
         folder,
         ["val", "test", *data.external],
-        strengths={f"{shift.name}/{shift.severity}": shift.strength for shift in shifts},
+        strengths={f"{shift.name}/{shift.severity}": shift.strength for shift in (*shifts, *of_validation)},
         ece_bins=config.evaluation.ece_bins,
         ordinal=config.data.ordinal,
     )
     return {
         "status": "complete",
         "metrics": evaluation.metrics,
+        "validation_fit": evaluation.validation_fit,
         "evaluations": evaluation.rows,
-        "undefined": evaluation.undefined | left_out,
+        "undefined": evaluation.undefined | left_out | left_out_of_validation,
         "num_quarantined": len(data.quarantined),
     }
 

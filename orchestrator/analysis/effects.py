@@ -9,16 +9,9 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.results import Results
-from orchestrator.analysis.stain_grid import is_stain_cell
-from orchestrator.statistics.intervals import MIN_UNITS, Interval, Method, bootstrap_interval
-from orchestrator.statistics.paired_tests import holm, wilcoxon
-
-#: With at least this many replicates, whole replicates are resampled, otherwise cells; the report states which.
-MIN_REPLICATES = 5
-
-#: Bootstrap method: it reaches its nominal coverage from six units on, percentile intervals only from 48
-#: (docs/statistics.md).
-METHOD: Method = "expanded"
+from orchestrator.analysis.wording import plural
+from orchestrator.statistics.intervals import MIN_REPLICATES, Interval, drop_rounding, t_interval
+from orchestrator.statistics.paired_tests import holm, permutation_test
 
 
 @dataclass(frozen=True)
@@ -32,25 +25,46 @@ class Cell:
 
 @dataclass(frozen=True)
 class Effect:
-    """Effect of one level against its factor's first level, averaged over all other factors and replicates."""
+    """Effect of one level against its factor's first level, averaged over all other factors and replicates.
+
+    The unit is the replicate: its difference is the mean over its cells. Replicates of which trials start from the same
+    pretrained encoder are one unit.
+    """
 
     factor: str
     level: str
     reference: str
     #: Column of the trials table.
     measure: str
-    #: Mean over cells; None without a single complete pair.
+    #: Mean over units; None without a single complete pair.
     difference: float | None
+    #: t interval over units; None for fewer than ``MIN_REPLICATES``.
     interval: Interval | None
-    #: Units that the interval resamples, in words, or the reason why there is no interval.
-    resampled: str
     cells: tuple[Cell, ...]
+    num_replicates: int
+    #: Number of independent units: replicates, or pretrained encoders that replicates share.
+    num_units: int
     #: Number of planned pairs that lack a defined value on either side.
     num_missing: int
-    #: Signed-rank test of the mean differences per shift type; ``p_holm``: corrected over all effects on this measure.
+    #: Exact two-sided sign-flip test over units, which takes 6; ``p_holm``: corrected over all effects on this
+    #: measure.
     p_value: float | None = None
     p_holm: float | None = None
+    #: Number of shift types, and of those whose mean difference has the sign of the effect; 0 for other measures than
+    #: the mean over shifts. A description of these trainings, no test: shift types are not drawn at random.
     num_shifts: int = 0
+    num_same_direction: int = 0
+
+    @property
+    def units(self) -> str:
+        """Number of units in words and, where there is no interval, how many it takes."""
+        lacks = f": at least {MIN_REPLICATES} for an interval" if self.num_units < MIN_REPLICATES else ""
+        return self.over + lacks
+
+    @property
+    def over(self) -> str:
+        """Number and kind of units in words."""
+        return plural(self.num_units, "replicate" if self.num_units == self.num_replicates else "independent encoder")
 
 
 def compute_effects(results: Results, measure: str) -> list[Effect]:
@@ -67,16 +81,27 @@ def compute_all_effects(results: Results, measures: Sequence[str]) -> dict[str, 
     return {measure: _effects_on(results, measure, found) for measure in measures}
 
 
-def _pairs_of(results: Results, factor: str) -> list[pd.DataFrame]:
-    """Return one table per level: row numbers of its trials and of the paired trials of the reference."""
+@dataclass(frozen=True)
+class _Pairs:
+    """Paired trials of a level and its reference."""
+
+    #: Row numbers of the level's trials (first column) and of the reference's.
+    rows: pd.DataFrame
+    #: Replicate → independent unit.
+    units: Mapping[int, int]
+
+
+def _pairs_of(results: Results, factor: str) -> list[_Pairs]:
+    """Return the pairs of every level."""
     cells = _side_by_side(results.trials, factor)
     reference, *levels = [str(level) for level in results.plan["factors"][factor]]
-    return [cells[[level, reference]].dropna().astype(int) for level in levels if level in cells and reference in cells]
+    tables = [cells[[level, reference]].dropna().astype(int) for level in levels if {level, reference} <= set(cells)]
+    return [_Pairs(rows, results.group_replicates(results.trials.iloc[rows.to_numpy().ravel()])) for rows in tables]
 
 
-def _effects_on(results: Results, measure: str, found: Mapping[str, Sequence[pd.DataFrame]]) -> list[Effect]:
+def _effects_on(results: Results, measure: str, found: Mapping[str, Sequence[_Pairs]]) -> list[Effect]:
     effects = [
-        _with_test(results, _effect(results, factor, pairs, measure), pairs)
+        _with_shifts(results, _effect(results, factor, pairs, measure), pairs.rows)
         for factor, levels in found.items()
         for pairs in (levels if measure in results.trials else ())
     ]
@@ -84,25 +109,30 @@ def _effects_on(results: Results, measure: str, found: Mapping[str, Sequence[pd.
     return [replace(effect, p_holm=p) for effect, p in zip(effects, corrected, strict=True)]
 
 
-def _effect(results: Results, factor: str, pairs: pd.DataFrame, measure: str) -> Effect:
-    """Return the effect of the first column of ``pairs`` (row numbers of the trials table) against the second."""
-    level, reference = pairs.columns
+def _effect(results: Results, factor: str, pairs: _Pairs, measure: str) -> Effect:
+    """Return the effect of the first column of the pairs against the second."""
+    level, reference = pairs.rows.columns
     values = results.trials[measure].to_numpy(dtype=float)
-    differences = pd.Series(values[pairs[level]] - values[pairs[reference]], index=pairs.index)
+    first, second = values[pairs.rows[level]], values[pairs.rows[reference]]
+    scale = float(np.fmax.reduce(np.abs([*first, *second]), initial=0.0))
+    differences = pd.Series(drop_rounding(first - second, scale), index=pairs.rows.index)
     defined = differences.dropna()
     replicates = defined.index.get_level_values("replicate")
     names = [" · ".join(key[:-1]) for key in defined.index]
-    interval, resampled = _interval(defined.to_numpy(), replicates.to_numpy(), seed=results.plan["seed"])
+    by_replicate = defined.groupby(replicates).mean()
+    units = drop_rounding(by_replicate.groupby(by_replicate.index.map(pairs.units)).mean().to_numpy(), scale)
     return Effect(
         factor=factor,
         level=level,
         reference=reference,
         measure=measure,
-        difference=float(defined.mean()) if len(defined) else None,
-        interval=interval,
-        resampled=resampled,
+        difference=float(units.mean()) if len(units) else None,
+        interval=t_interval(units),
         cells=tuple(Cell(*values) for values in zip(names, map(int, replicates), map(float, defined), strict=True)),
+        num_replicates=len(by_replicate),
+        num_units=len(units),
         num_missing=int(len(differences) - len(defined)),
+        p_value=permutation_test(units, seed=results.plan["seed"]),
     )
 
 
@@ -116,32 +146,17 @@ def _side_by_side(trials: pd.DataFrame, factor: str) -> pd.DataFrame:
     return pd.Series(range(len(trials)), index=index).unstack()
 
 
-def _interval(differences: np.ndarray, replicates: np.ndarray, *, seed: int) -> tuple[Interval | None, str]:
-    num_cells, num_replicates = len(differences), len(set(replicates))
-    if num_replicates >= MIN_REPLICATES:
-        interval = bootstrap_interval(differences, seed=seed, clusters=replicates, method=METHOD)
-        return interval, f"{num_replicates} whole replicates ({num_cells} cells) resampled"
-    if num_cells < MIN_UNITS:
-        return None, f"no interval: {num_cells} {'cell' if num_cells == 1 else 'cells'}, at least {MIN_UNITS} needed"
-    replicate_text = "1 replicate" if num_replicates == 1 else f"{num_replicates} replicates"
-    return (
-        bootstrap_interval(differences, seed=seed, method=METHOD),
-        f"{num_cells} cells resampled ({replicate_text}: too few to resample replicates)",
-    )
-
-
-def _with_test(results: Results, effect: Effect, pairs: pd.DataFrame) -> Effect:
-    """Return the effect, with the signed-rank test over shift types if the measure is the mean over shifts."""
-    means = results.shift_means
-    if effect.measure != f"robustness/mean_{results.metric}" or means.empty:
+def _with_shifts(results: Results, effect: Effect, pairs: pd.DataFrame) -> Effect:
+    """Return the effect with its number of shift types and agreeing ones, if the measure is the mean over shifts."""
+    means = results.type_means(results.metric)
+    if effect.measure != f"robustness/mean_{results.metric}" or means.empty or effect.difference is None:
         return effect
-    # All cells of the stain grid are one shift type: neighbours on a grid are not separate shifts.
-    types = ["stain grid" if is_stain_cell(str(name)) else str(name) for name in means]
-    means = means.T.groupby(types, sort=False).mean().T
     first, second = (means.reindex(results.trials["signature"].iloc[pairs[level]]) for level in pairs)
     differences = first.to_numpy() - second.to_numpy()
-    per_shift = pd.DataFrame(differences, columns=means.columns).mean().dropna()
-    return replace(effect, p_value=wilcoxon(per_shift.to_numpy()), num_shifts=len(per_shift))
+    per_shift = pd.DataFrame(differences, columns=means.columns).mean().dropna().to_numpy()
+    per_shift = drop_rounding(per_shift, 1.0)
+    same = int((np.sign(per_shift) == np.sign(effect.difference)).sum()) if effect.difference else 0
+    return replace(effect, num_shifts=len(per_shift), num_same_direction=same)
 
 
 def effects_table(effects: Sequence[Effect]) -> pd.DataFrame:
@@ -155,12 +170,14 @@ def effects_table(effects: Sequence[Effect]) -> pd.DataFrame:
             "mean_difference": effect.difference,
             "low_95": effect.interval.low if effect.interval else None,
             "high_95": effect.interval.high if effect.interval else None,
+            "num_replicates": effect.num_replicates,
+            "num_units": effect.num_units,
             "num_cells": len(effect.cells),
             "num_missing_cells": effect.num_missing,
-            "resampled": effect.resampled,
-            "num_shifts": effect.num_shifts,
-            "p_wilcoxon_over_shifts": effect.p_value,
+            "p_sign_flips": effect.p_value,
             "p_holm": effect.p_holm,
+            "num_shifts": effect.num_shifts,
+            "num_shifts_same_direction": effect.num_same_direction,
         }
         for effect in effects
     ]

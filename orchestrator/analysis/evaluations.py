@@ -1,10 +1,10 @@
-"""Packed evaluations of thousands of trials; as dicts they would be a million objects and a gigabyte."""
+"""Packed evaluations of thousands of trials (as dicts they would be a million objects and a gigabyte), and means."""
 
 from __future__ import annotations
 
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 from typing import Any
@@ -12,6 +12,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
+
+from orchestrator.study.contrasts import weigh_slope
+from orchestrator.study.hypotheses import MIN_TREND_LEVELS
+from trainables.evaluation.seen import POLICIES, find_policy, list_seen, list_used
+from trainables.evaluation.shift_means import average_by_family, average_shifts
+from trainables.shifts.tables import find_type
 
 #: Fields of an evaluation besides its metrics.
 ABOUT = ("set", "shift", "severity", "strength", "num_images")
@@ -90,3 +96,138 @@ def _align(packed: Evaluations, names: tuple[str, ...]) -> NDArray[np.float64]:
     aligned = np.full((len(packed.about), len(names)), np.nan)
     aligned[:, [names.index(name) for name in packed.metrics]] = packed.values
     return aligned
+
+
+def with_seen_means(
+    trials: pd.DataFrame,
+    test_rows: pd.DataFrame,
+    means: pd.DataFrame,
+    configs: Iterable[Mapping[str, Any]],
+    metric: str,
+) -> pd.DataFrame:
+    """Return ``trials`` with the means over types of shift that some arm's training has seen, and over the others.
+
+    The same types count for all arms: means over different shifts would not be comparable. Without types of both
+    sorts, or with a policy that is not in the table of policies, there are no such columns.
+
+    Args:
+        trials: trials table.
+        test_rows: rows of the shifts table on the test set.
+        means: ``type_means_table`` of the metric.
+        configs: configs of trials, as JSON.
+        metric: name of the metric.
+    """
+    configs = list(configs)
+    # What the policies of another version of RobustSweep contain is not known.
+    if means.empty or any(find_policy(config["augmentation"]) not in POLICIES for config in configs):
+        return trials
+    names = [str(name) for name in test_rows["shift"].unique()]
+    seen = {find_type(name) for config in configs for name in list_seen(names, config)}
+    sorts: dict[str, list[Hashable]] = {
+        "unseen": [kind for kind in means if kind not in seen],
+        "seen": [kind for kind in means if kind in seen],
+    }
+    return _with_means(trials, means, sorts, metric) if all(sorts.values()) else trials
+
+
+def find_used_types(shifts: pd.DataFrame, configs: Iterable[Mapping[str, Any]]) -> frozenset[str]:
+    """Return the types of the test set's shifts that some trial has used for selection (``list_used``).
+
+    Args:
+        shifts: shifts table.
+        configs: configs of trials, as JSON.
+    """
+    if shifts.empty:
+        return frozenset()
+    names = {
+        of: list(map(str, shifts.loc[(shifts["set"] == of) & (shifts["severity"] > 0), "shift"].unique()))
+        for of in ("val", "test")
+    }
+    if not names["val"]:
+        return frozenset()
+    return frozenset(find_type(name) for config in configs for name in list_used(names["test"], names["val"], config))
+
+
+def with_unused_means(trials: pd.DataFrame, means: pd.DataFrame, used: frozenset[str], metric: str) -> pd.DataFrame:
+    """Return ``trials`` with the mean over the types of shift that were not used for selection.
+
+    There is no such column if none was used, or all.
+
+    Args:
+        trials: trials table.
+        means: ``type_means_table`` of the metric.
+        used: ``find_used_types``.
+        metric: name of the metric.
+    """
+    unused = [kind for kind in means if kind not in used]
+    return _with_means(trials, means, {"unused": unused}, metric) if used and unused else trials
+
+
+def _with_means(
+    trials: pd.DataFrame, means: pd.DataFrame, sorts: Mapping[str, list[Hashable]], metric: str
+) -> pd.DataFrame:
+    """Return ``trials`` with a column ``robustness/mean_<sort>_<metric>`` per sort of types."""
+    columns = {}
+    for sort, kinds in sorts.items():
+        values = pd.Series(means[kinds].to_numpy().mean(axis=1), means.index)
+        columns[f"robustness/mean_{sort}_{metric}"] = values.reindex(trials["signature"]).to_numpy()
+    return trials.assign(**columns)
+
+
+def with_family_means(
+    trials: pd.DataFrame, means: pd.DataFrame, families: Mapping[str, Sequence[str]], metric: str
+) -> pd.DataFrame:
+    """Return ``trials`` with the mean of every family of shifts, ``family/<name>/<metric>``.
+
+    Args:
+        trials: trials table.
+        means: ``type_means_table`` of the metric.
+        families: family → its types.
+        metric: name of the metric.
+    """
+    columns = {
+        f"family/{family}/{metric}": pd.Series(values, means.index).reindex(trials["signature"]).to_numpy()
+        for family, values in average_by_family({str(kind): means[kind].to_numpy() for kind in means}, families).items()
+    }
+    return trials.assign(**columns)
+
+
+def cells_table(test_rows: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return values under shift: one row per signature, one column per shift × severity; empty without any.
+
+    Args:
+        test_rows: rows of the shifts table on the test set.
+        metric: name of a column.
+    """
+    rows = test_rows[test_rows["severity"] > 0]
+    if metric not in rows or rows.empty:
+        return pd.DataFrame()
+    return rows.pivot(index="signature", columns=["shift", "severity"], values=metric)
+
+
+def type_means_table(wide: pd.DataFrame) -> pd.DataFrame:
+    """Return means per type of shift: one row per signature, one column per type; empty if ``wide`` is.
+
+    Args:
+        wide: ``cells_table`` of a metric.
+    """
+    if wide.empty:
+        return pd.DataFrame()
+    means = average_shifts(wide.to_numpy(dtype=np.float64), list(map(str, wide.columns.get_level_values("shift"))))
+    return pd.DataFrame(means.by_type, index=wide.index.astype(str))
+
+
+def slopes_table(wide: pd.DataFrame) -> pd.DataFrame:
+    """Return slopes: one row per signature, one column per shift with ``MIN_TREND_LEVELS`` severities or more.
+
+    A slope is the rise of the least-squares line over the severities from the lowest to the highest one.
+
+    Args:
+        wide: ``cells_table`` of a metric.
+    """
+    found = {}
+    for shift in dict.fromkeys(wide.columns.get_level_values("shift")) if len(wide) else ():
+        values = wide[shift].sort_index(axis=1)
+        if len(values.columns) >= MIN_TREND_LEVELS:
+            found[str(shift)] = values.to_numpy() @ np.array(weigh_slope([float(each) for each in values.columns]))
+    return pd.DataFrame(found, wide.index.astype(str))

@@ -8,23 +8,35 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.evaluations import Evaluations, Packer, evaluations_table
+from orchestrator.analysis.evaluations import (
+    Evaluations,
+    Packer,
+    cells_table,
+    evaluations_table,
+    find_used_types,
+    slopes_table,
+    type_means_table,
+    with_family_means,
+    with_seen_means,
+    with_unused_means,
+)
 from orchestrator.analysis.formats import TextTable
 from orchestrator.ledger.derived import stops_early
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import STARTED, Record, describe_stop
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
 from orchestrator.statistics.intervals import summarise
+from orchestrator.study.contrasts import find_units
 from trainables.errors import StudyError
-from trainables.evaluation.balanced import Errors, ReferenceTable, RelativeErrors, compute_relative_errors
-from trainables.evaluation.metrics import METRICS, is_higher_better
+from trainables.evaluation.families import group_by_family
+from trainables.evaluation.metrics import METRICS, is_higher_better, name_over_sites, name_over_validation_shifts
+from trainables.shifts.tables import find_type
 
 #: State, in every table, of a planned trial without a folder in the ledger.
 MISSING = "missing"
@@ -67,6 +79,8 @@ class Results:
     orphaned: tuple[str, ...]
     #: Damaged files of the ledger, in words; no table contains their content.
     damaged: tuple[str, ...] = ()
+    #: Types of the test set's shifts that were used for selection (``evaluation.validation_shifts``).
+    used_types: frozenset[str] = frozenset()
 
     @property
     def factors(self) -> list[str]:
@@ -116,6 +130,24 @@ class Results:
         return {"planned": sum(counts.values())} | counts
 
     @cached_property
+    def needs(self) -> dict[str, frozenset[str]]:
+        """Signature of each planned trial → signatures of the pretraining stages that it starts from."""
+        return {trial["signature"]: frozenset(trial.get("needs", ())) for trial in self.plan["trials"]}
+
+    def group_replicates(self, trials: pd.DataFrame) -> dict[int, int]:
+        """Return replicate → number of its independent unit: replicates that share a pretrained encoder are one.
+
+        Args:
+            trials: rows of the trials table, those that are compared.
+        """
+        stages: dict[int, set[str]] = {int(replicate): set() for replicate in sorted(set(trials["replicate"]))}
+        if not any(self.needs.values()):
+            return {replicate: number for number, replicate in enumerate(stages)}
+        for signature, replicate in zip(trials["signature"], trials["replicate"], strict=True):
+            stages[int(replicate)] |= self.needs[signature]
+        return dict(zip(stages, find_units(list(stages.values())), strict=True))
+
+    @cached_property
     def text(self) -> dict[str, TextTable]:
         """The tables ``trials`` and ``shifts`` as text."""
         return {"trials": TextTable(self.trials), "shifts": TextTable(self.shifts)}
@@ -129,14 +161,29 @@ class Results:
         rows = self.shifts[self.shifts["set"] == "test"] if len(self.shifts) else self.shifts
         return rows.astype(dict.fromkeys(("signature", "name", "shift"), "category"))
 
+    def type_means(self, metric: str) -> pd.DataFrame:
+        """Return the means of ``metric`` on the shifted test set per type of shift, as in every mean over shifts.
+
+        One row per signature, one column per type; empty if no evaluation has the metric.
+        """
+        if metric not in self._type_means:
+            self._type_means[metric] = type_means_table(cells_table(self.test_rows, metric))
+        return self._type_means[metric]
+
+    def slopes(self, metric: str) -> pd.DataFrame:
+        """Return the slopes of ``metric`` over the severities of each shift (``slopes_table``)."""
+        return slopes_table(cells_table(self.test_rows, metric))
+
     @cached_property
-    def shift_means(self) -> pd.DataFrame:
-        """Mean over severities of the metric on the shifted test set; one row per signature, one column per shift."""
-        if self.metric not in self.test_rows:
-            return pd.DataFrame()
-        rows = self.test_rows[self.test_rows["severity"] > 0]
-        means = rows.groupby(["signature", "shift"], observed=True)[self.metric].mean().unstack("shift")
-        return means.set_axis(means.index.astype(str), axis=0).set_axis(means.columns.astype(str), axis=1)
+    def families(self) -> dict[str, list[str]]:
+        """Family of shifts → its evaluated types, by the study's own families and the default ones."""
+        rows = self.test_rows
+        names = rows[rows["severity"] > 0]["shift"].unique() if len(rows) else ()
+        return group_by_family(dict.fromkeys(find_type(str(name)) for name in names), self.plan.get("families", {}))
+
+    @cached_property
+    def _type_means(self) -> dict[str, pd.DataFrame]:
+        return {}
 
     @cached_property
     def measures(self) -> list[Measure]:
@@ -144,12 +191,34 @@ class Results:
         metric, title = self.metric, TITLES[self.metric]
         listed = [
             Measure(f"val/{metric}", f"validation {title}", "validation"),
+            Measure(
+                name_over_validation_shifts("mean", metric), f"mean {title} on shifted validation", "shifted validation"
+            ),
             Measure(f"id/{metric}", f"in-distribution {title}", "in-distribution test"),
+            Measure(
+                f"robustness/mean_unused_{metric}",
+                f"mean {title} under shifts not used for selection",
+                "not used for selection",
+            ),
             Measure(f"robustness/mean_{metric}", f"mean shifted {title}", "mean shifted"),
-            Measure(f"robustness/worst_{metric}", f"worst shifted {title}", "worst shifted"),
+            Measure(f"robustness/mean_unseen_{metric}", f"mean {title} under unseen shifts", "unseen by the policies"),
+            Measure(f"robustness/mean_seen_{metric}", f"mean {title} under seen shifts", "seen by a policy"),
+            Measure(f"robustness/worst_shift_{metric}", f"{title} under the worst shift", "worst shift"),
+            Measure(f"robustness/worst_cell_{metric}", f"{title} under the worst shift × severity", "worst cell"),
             *(Measure(f"external/{name}/{metric}", f"{name} {title}", name) for name in self.external_sets),
+            *(
+                Measure(name_over_sites(each, metric), f"{words} {title} over external sets", f"{words} external")
+                for each, words in (("mean", "mean"), ("worst", "worst"), ("sd", "sd of"))
+                if len(self.external_sets) > 1
+            ),
             Measure("calibration/ece", "in-distribution ECE", "ECE"),
+            Measure("calibration/ece_scaled", "in-distribution ECE after temperature scaling", "ECE, scaled"),
             Measure("calibration/mean_shifted_ece", "mean shifted ECE", "shifted ECE"),
+            Measure(
+                "calibration/mean_shifted_ece_scaled",
+                "mean shifted ECE after temperature scaling",
+                "shifted ECE, scaled",
+            ),
         ]
         return [
             measure for measure in listed if measure.column in self.trials and self.trials[measure.column].notna().any()
@@ -188,7 +257,7 @@ def load_results(
     # A damaged stage would be an error, but it is not rebuilt if no trial will start from it.
     whole = {stage["signature"] for stage in plan["stages"]} - ledger.damaged.keys()
     stages = ledger.records("stage", signatures=whole)
-    return Results(
+    results = Results(
         plan=plan,
         metric=metric,
         records=records,
@@ -198,6 +267,11 @@ def load_results(
         orphaned=tuple(s for s in (ledger.root / "trials").children() if s not in planned and states[s] != ABSENT),
         damaged=tuple(ledger.damaged.values()),
     )
+    configs = [record.config["config"] for record in records.values()]
+    used, means = find_used_types(results.shifts, configs), results.type_means(metric)
+    trials = with_seen_means(results.trials, results.test_rows, means, configs, metric)
+    trials = with_family_means(trials, means, results.families if len(means) else {}, metric)
+    return replace(results, trials=with_unused_means(trials, means, used, metric), used_types=used)
 
 
 def trials_table(
@@ -264,77 +338,6 @@ def arms_table(results: Results) -> pd.DataFrame:
             row[f"{measure.column}.n"] = summary.n
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["name", "label"])
-
-
-def find_reference(plan: Mapping[str, Any]) -> tuple[str, str | ReferenceTable]:
-    """Return the title of the reference of BE and rBE, and the reference itself: the name of an arm, or a table.
-
-    Args:
-        plan: content of ``plan.json``; if it names no reference, as in older plans, the first arm is returned.
-    """
-    said = plan.get("reference")
-    if said is None:
-        first = plan["trials"][0]["name"] if plan["trials"] else ""
-        return first, first
-    if "table" in said:
-        return said["table"], ReferenceTable.from_json(said)
-    return said["arm"], said["arm"]
-
-
-def balanced_errors_table(results: Results) -> pd.DataFrame:
-    """Return one row per arm: its balanced errors on the test set, and BE and rBE relative to the study's reference.
-
-    Errors are means over complete replicates, under shift also over severities. ``be`` and ``rbe`` are means over
-    ``be_shifts`` and ``rbe_shifts`` shifts; a shift whose denominator is not above 0, or that the reference table
-    lacks, counts as undefined. Cells are empty if the arm or the reference arm has no complete trial.
-    """
-    by_arm, severities = _errors_by_arm(results), _severities_by_arm(results)
-    title, reference = find_reference(results.plan)
-    rows = []
-    for name in results.trials.drop_duplicates("name")["name"].tolist():
-        errors = by_arm.get(name)
-        row: dict[str, Any] = {"name": name, "label": results.labels[name], "reference": title}
-        if errors is not None:
-            row |= {"clean_error": errors.clean, "mean_shifted_error": float(np.mean([*errors.shifted.values()]))}
-            against = by_arm.get(reference) if isinstance(reference, str) else reference.select(severities[name])
-            if against is not None:
-                row |= _describe_relative(compute_relative_errors(errors, against))
-        rows.append(row)
-    return pd.DataFrame(rows, columns=None if rows else ["name", "label", "reference"])
-
-
-def _errors_by_arm(results: Results) -> dict[str, Errors]:
-    frame = results.test_rows
-    if "balanced_accuracy" not in frame:
-        return {}
-    frame = frame.assign(error=1.0 - frame["balanced_accuracy"])
-    clean = frame[frame["severity"] == 0].groupby("name", observed=True)["error"].mean()
-    groups = frame[frame["severity"] > 0].groupby(["name", "shift"], sort=False, observed=True)
-    shifted = groups["error"].mean()
-    return {
-        str(name): Errors(float(clean[name]), {str(shift): float(error) for shift, error in group[name].items()})
-        for name, group in shifted.groupby(level=0, observed=True)
-    }
-
-
-def _severities_by_arm(results: Results) -> dict[str, dict[str, set[int]]]:
-    frame = results.test_rows[results.test_rows["severity"] > 0]
-    found: dict[str, dict[str, set[int]]] = {}
-    for name, shift, severity in frame[["name", "shift", "severity"]].drop_duplicates().itertuples(index=False):
-        found.setdefault(name, {}).setdefault(shift, set()).add(int(severity))
-    return found
-
-
-def _describe_relative(found: RelativeErrors) -> dict[str, Any]:
-    undefined = Counter(key.split("/")[0] for key in found.undefined)
-    return {
-        "be": found.mean_be,
-        "be_shifts": len(found.be),
-        "be_undefined": undefined["be"],
-        "rbe": found.mean_rbe,
-        "rbe_shifts": len(found.rbe),
-        "rbe_undefined": undefined["rbe"],
-    }
 
 
 def results_sha256(results: Results) -> str:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
 from orchestrator.analysis.results import Results
+from trainables.evaluation.shift_means import average_shifts
+from trainables.shifts.tables import STAIN_NAME
 
-#: Names that ``trainables.shifts.bank.stain_name`` writes, repeated here because the report does not import torch.
-_CELL = re.compile(r"stain_h([0-9.]+)_e([0-9.]+)")
 #: Distance of the floor below the best arm's unshifted score. Our choice: the papers name no floor.
 MARGIN = 0.10
 
@@ -45,7 +44,7 @@ class Line:
 
 def is_stain_cell(name: str) -> bool:
     """Return whether a shift is a cell of a stain grid."""
-    return _CELL.fullmatch(name) is not None
+    return STAIN_NAME.fullmatch(name) is not None
 
 
 def rows_of_shifts(results: Results) -> tuple[pd.DataFrame, list[str]]:
@@ -70,7 +69,7 @@ def compute_grid(results: Results) -> Grid | None:
     clean = rows[rows["severity"] == 0].groupby("name", observed=True)[results.metric].mean()
     scores = shifted[~is_cell].groupby(["name", "shift", "severity"], observed=True)[results.metric].mean()
     cells = shifted[is_cell]
-    factors = cells["shift"].astype(str).str.extract(_CELL).astype(float)
+    factors = cells["shift"].astype(str).str.extract(STAIN_NAME).astype(float)
     cells = cells.assign(haematoxylin=factors[0], eosin=factors[1])
     groups = cells.groupby(["name", "haematoxylin", "eosin"], observed=True)[results.metric]
     table = groups.mean().unstack(["haematoxylin", "eosin"])
@@ -81,13 +80,20 @@ def compute_grid(results: Results) -> Grid | None:
 
 
 def summarise_copies(grid: Grid, name: str) -> tuple[Line | None, Line]:
-    """Return one arm's summaries over the other shifts (None without any) and over the stain cells."""
+    """Return one arm's summaries over the other shifts (None without any) and over the stain cells.
+
+    The mean over the other shifts is over severities first, like every mean over shifts (``average_shifts``).
+    """
     other, cells = (pd.Series(table.loc[name]).dropna() for table in (grid.scores, grid.cells))
     named = {key: f"{str(key[0]).replace('_', ' ')} {key[1]}" for key in other.index}
     stains = {key: f"H × {key[0]:g}, E × {key[1]:g}" for key in cells.index}
-    return (_line(other, named, grid.floor) if len(other) else None), _line(cells, stains, grid.floor)
+    line = _line(cells, stains, grid.floor, float(cells.mean()))
+    if other.empty:
+        return None, line
+    means = average_shifts(other.to_numpy(dtype=float)[None], [str(shift) for shift, _ in named])
+    return _line(other, named, grid.floor, float(means.mean[0])), line
 
 
-def _line(values: pd.Series, names: dict[Any, str], floor: float) -> Line:
+def _line(values: pd.Series, names: dict[Any, str], floor: float, mean: float) -> Line:
     where = names[values.idxmin()]
-    return Line(float(values.mean()), float(values.min()), where, float((values < floor).mean()))
+    return Line(mean, float(values.min()), where, float((values < floor).mean()))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import pandas as pd
+
+from trainables.shifts.tables import find_type
 
 
 def plural(count: int, noun: str) -> str:
@@ -28,6 +30,23 @@ def percent(mean: float | None, sd: float | None = None) -> str:
         return "undefined"
     text = f"{100 * mean:.1f} %" if sd is None or pd.isna(sd) else f"{100 * mean:.1f} ± {100 * sd:.1f} %"
     return text.replace(" ", NO_BREAK)
+
+
+def mark_used(shift: str, used: Collection[str]) -> str:
+    """Return the name of a shift, with † behind it if its type was used for selection.
+
+    Args:
+        shift: name of the shift.
+        used: types that were used for selection.
+    """
+    return f"{shift} †" if find_type(shift) in used else shift
+
+
+def explain_used(used: Collection[str]) -> str:
+    """Return the sentence that explains the mark of ``mark_used``, with a space before it; nothing if none was used."""
+    if not used:
+        return ""
+    return " † Used for selection: it, or a shift of its kind, was applied to validation images to choose by."
 
 
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

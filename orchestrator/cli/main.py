@@ -14,7 +14,6 @@ import os
 import shlex
 import signal
 import sys
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,6 +23,8 @@ from orchestrator.cli.data import data
 from orchestrator.cli.options import (
     Address,
     AsJson,
+    Checklists,
+    FigureFormat,
     Mlflow,
     Overrides,
     Storage,
@@ -79,13 +80,6 @@ def robustsweep(
     ] = False,
 ) -> None:
     """Find out which training choices hold up under distribution shift: one YAML file in, a robustness study out."""
-
-
-class FigureFormat(StrEnum):
-    """File format of figures."""
-
-    svg = "svg"
-    png = "png"
 
 
 @app.command()
@@ -203,9 +197,11 @@ def report(
     overrides: Overrides = None,
     metric: Annotated[str, typer.Option(help="Metric of the tables and figures.")] = "balanced_accuracy",
     figures: Annotated[FigureFormat | None, typer.Option(help="Write each figure as a file, and its data.")] = None,
+    checklists: Checklists = None,
 ) -> None:
     """Rewrite the report from the ledger."""
     from orchestrator.ledger.ledger import Ledger
+    from orchestrator.report.checklist import write_checklist
     from orchestrator.report.figure_files import write_figures
     from orchestrator.report.write import write_report
 
@@ -215,6 +211,7 @@ def report(
     written = write_report(ledger, cache_dir=loaded.execution.cache_dir.expanduser(), metric=metric)
     _console().print(written.summary, soft_wrap=True, highlight=False, markup=False)
     images = write_figures(ledger.root, figures.value) if figures is not None else []
+    images += [write_checklist(ledger, name) for name in dict.fromkeys(checklists or ())]
     for where in (written.html, *written.csv, *images):
         typer.echo(where)
 

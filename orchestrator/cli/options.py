@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated
 
 import typer
+
+
+class FigureFormat(StrEnum):
+    """File format of figures."""
+
+    svg = "svg"
+    png = "png"
+
+
+class ChecklistName(StrEnum):
+    """Checklist for authors."""
+
+    claim = "claim"
+    tripod_ai = "tripod-ai"
+
 
 StudyFile = Annotated[Path, typer.Argument(help="The study file.", show_default=False)]
 StudyOrName = Annotated[
@@ -18,4 +34,7 @@ Overrides = Annotated[list[str] | None, typer.Option("--set", help="key.path=val
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 VerifyData = Annotated[
     bool, typer.Option("--verify-data", help="Read every byte of the data instead of trusting sizes and times.")
+]
+Checklists = Annotated[
+    list[ChecklistName] | None, typer.Option("--checklist", help="Fill a checklist from the study. Repeatable.")
 ]

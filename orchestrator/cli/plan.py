@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from typing import Any
 
@@ -9,11 +10,14 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.driver.announce import announce, print_line
+from orchestrator.driver.announce import announce, count, print_line, warn
 from orchestrator.driver.estimate import Estimate
 from orchestrator.driver.prepare import Prepared
 from orchestrator.ledger.preregistration import trace_hypotheses
 from orchestrator.planning.budget import describe_needs
+from orchestrator.planning.ceteris_paribus import read_differences
+from orchestrator.planning.encoders import EncoderUse, find_encoder_uses
+from orchestrator.planning.states import COMPLETE
 
 _MAX_ARMS = 60
 
@@ -33,8 +37,10 @@ def describe_plan(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
         **({} if prepared.budget_status is None else {"budget": _describe_budget_status(prepared, costs)}),
         "hypotheses": [
             {"name": each.name, "claim": each.content["claim"], "status": each.status, "remark": each.remark}
+            | {"differences": read_differences(prepared.about, each.name)}
             for each in trace_hypotheses(prepared.registration.versions)
         ],
+        "encoders": [_describe_encoders(use, prepared, costs) for use in find_encoder_uses(prepared.plan)],
         **plan,
         "orphaned": list(actions.orphaned),
     }
@@ -101,8 +107,8 @@ def render_plan(prepared: Prepared, console: Console) -> None:
     still_open = Counter(work.name for work in todo if work.kind == "trial")
     what = "arms" if prepared.search is None else "configurations proposed so far"
     arms = Table("arm", "trials", "open", title=f"{len(planned)} {what} × {prepared.study.replicates} replicates")
-    for name, count in list(planned.items())[:_MAX_ARMS]:
-        arms.add_row(escape(name), str(count), str(still_open[name]))
+    for name, number in list(planned.items())[:_MAX_ARMS]:
+        arms.add_row(escape(name), str(number), str(still_open[name]))
     if len(planned) > _MAX_ARMS:
         arms.add_row(f"… and {len(planned) - _MAX_ARMS} more arms (--json lists all)", "", "")
     if planned:
@@ -110,11 +116,51 @@ def render_plan(prepared: Prepared, console: Console) -> None:
 
 
 def render_estimate(prepared: Prepared, costs: Estimate, console: Console) -> None:
-    """Print the estimate, and whether it fits the budget."""
+    """Print the estimate, whether it fits the budget, and the contrastive encoders with the cost of more."""
     console.print(describe_estimate(costs), highlight=False)
+    for use in find_encoder_uses(prepared.plan):
+        decides_nothing = len(use.encoders) < min(2, use.num_replicates)
+        (warn if decides_nothing else print_line)(console, "encoders", describe_encoder_use(use, prepared, costs))
     if prepared.budget_status is not None:
         for line in describe_needs(prepared.budget_status, find_needs(prepared, costs)):
             print_line(console, "budget", line)
+
+
+def _describe_encoders(use: EncoderUse, prepared: Prepared, costs: Estimate) -> dict[str, Any]:
+    """Return the contrastive encoders of some arms, and what one per replicate would add, as JSON values."""
+    return {
+        "stage": use.stage,
+        "arms": list(use.arms),
+        "encoders": len(use.encoders),
+        "replicates": use.num_replicates,
+        "more_stages": use.num_more,
+        "more_seconds": _estimate_more_encoders(use, costs),
+        "trials_anew": sum(prepared.states.get(signature) == COMPLETE for signature in use.reused),
+    }
+
+
+def _estimate_more_encoders(use: EncoderUse, costs: Estimate) -> float | None:
+    """Return how many seconds the stages of one encoder per replicate add, None if no such stage's time is known."""
+    known = [costs.stage_seconds[signature] for signature in use.encoders if signature in costs.stage_seconds]
+    return math.ceil(use.num_more / costs.slots) * sum(known) / len(known) if known else None
+
+
+def describe_encoder_use(use: EncoderUse, prepared: Prepared, costs: Estimate) -> str:
+    """Return in one line how many contrastive encoders some arms have, what they decide, and the cost of more."""
+    told = _describe_encoders(use, prepared, costs)
+    number, replicates = told["encoders"], told["replicates"]
+    arms = use.arms[0] if len(use.arms) == 1 else f"{len(use.arms)} arms"
+    line = f"{count(number, 'encoder')} for {count(replicates, 'replicate')} of {arms}"
+    line += f" ({use.stage})"
+    if not use.num_more:
+        return line
+    decides = "decides nothing about contrastive pretraining" if number == 1 else f"{number} units, not {replicates}"
+    added = f"+{count(use.num_more, 'stage')}"
+    if told["trials_anew"]:
+        added += f" and {count(told['trials_anew'], 'complete trial')} anew"
+    if told["more_seconds"] is not None:
+        added += f", ≈ {format_duration(told['more_seconds'])} for the stages on {count(costs.slots, 'slot')}"
+    return f"{line}: {decides}; pretraining.encoders: per_replicate costs {added}"
 
 
 def describe_estimate(costs: Estimate) -> str:

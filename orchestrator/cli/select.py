@@ -22,9 +22,9 @@ class Rule(StrEnum):
 def select(  # noqa: PLR0913 - the options of a command are its arguments
     study: StudyOrName,
     *,
-    by: Annotated[str, typer.Option(help="Metric on in-distribution validation; any column with --oracle.")] = (
-        "balanced_accuracy"
-    ),
+    by: Annotated[
+        str, typer.Option(help="Metric on validation, or validation/robustness/…; with --oracle any column.")
+    ] = ("balanced_accuracy"),
     rule: Annotated[
         Rule, typer.Option(help="best mean over replicates, or the simplest arm within one standard error of it.")
     ] = Rule.best,

@@ -33,7 +33,7 @@ class _ControllerStub:
 
 
 class StoppingRule:
-    """Decides which trials are to stop, from all results that it was given.
+    """Decides which configurations are to stop, from all results that it was given.
 
     Args:
         config: rule and its parameters.
@@ -63,33 +63,33 @@ class StoppingRule:
                 min_samples_required=config.min_samples, hard_stop=True, **common
             )
 
-    def judge(self, trial: str, epoch: int, value: float) -> bool:
-        """Add the result of a trial that runs; return whether it is to stop. Do not call it again for one that is.
+    def judge(self, configuration: str, epoch: int, value: float) -> bool:
+        """Add the result of a running configuration; return whether it is to stop. Not to be called again after that.
 
         Args:
-            trial: identifier of its configuration; also the seed with which its bracket is drawn.
+            configuration: its identifier; also the seed with which its bracket is drawn.
             epoch: epoch of the result, higher than in the call before.
             value: value after this epoch.
         """
-        action = self._scheduler.on_trial_result(_ControllerStub(), self._find(trial), _describe(epoch, value))
+        action = self._scheduler.on_trial_result(_ControllerStub(), self._find(configuration), _describe(epoch, value))
         return bool(action == _STOP)
 
-    def record(self, trial: str, epoch: int, value: float) -> None:
-        """Add the result of a trial that is no longer judged, since others are compared with it."""
+    def record(self, configuration: str, epoch: int, value: float) -> None:
+        """Add the result of a configuration that is no longer judged, since others are compared with it."""
         if self._is_asha:
-            self.judge(trial, epoch, value)
+            self.judge(configuration, epoch, value)
         else:
-            self._scheduler.on_trial_complete(_ControllerStub(), self._find(trial), _describe(epoch, value))
+            self._scheduler.on_trial_complete(_ControllerStub(), self._find(configuration), _describe(epoch, value))
 
-    def _find(self, trial: str) -> _TrialStub:
-        if trial not in self._trials:
-            self._trials[trial] = _TrialStub(trial)
+    def _find(self, configuration: str) -> _TrialStub:
+        if configuration not in self._trials:
+            self._trials[configuration] = _TrialStub(configuration)
             before = np.random.get_state()
             # ASHA draws the bracket from the global generator: with this seed it is the same in every run.
-            np.random.seed(int.from_bytes(hashlib.blake2b(trial.encode(), digest_size=4).digest(), "big"))
-            self._scheduler.on_trial_add(_ControllerStub(), self._trials[trial])
+            np.random.seed(int.from_bytes(hashlib.blake2b(configuration.encode(), digest_size=4).digest(), "big"))
+            self._scheduler.on_trial_add(_ControllerStub(), self._trials[configuration])
             np.random.set_state(before)
-        return self._trials[trial]
+        return self._trials[configuration]
 
 
 def _describe(epoch: int, value: float) -> dict[str, Any]:

@@ -10,9 +10,11 @@ from rich.markup import escape
 
 from orchestrator.driver.prepare import Prepared
 from orchestrator.ledger.preregistration import EXPLORATORY, PREREGISTERED, trace_hypotheses
-from orchestrator.planning.feasibility import find_unsupportable
+from orchestrator.planning.ceteris_paribus import read_differences
+from orchestrator.planning.feasibility import find_attainable
 from orchestrator.planning.plan import describe_skipped
 from orchestrator.search.proposals import Search
+from trainables.data.dataset import Dataset
 from trainables.data.describe import describe_dataset
 
 #: Maximum number of damaged folders that are listed one by one.
@@ -38,11 +40,11 @@ def announce(prepared: Prepared, console: Console) -> None:
     print_line(
         console,
         "plan",
-        f"{_count(len(plan.trials), 'trial')} and {_count(len(plan.stages), 'stage')}; {_count(done, 'trial')} "
+        f"{count(len(plan.trials), 'trial')} and {count(len(plan.stages), 'stage')}; {count(done, 'trial')} "
         f"complete, {f'{len(actions.stopped)} stopped early, ' if actions.stopped else ''}"
-        f"{_count(kinds['trial'], 'trial')} and {_count(kinds['stage'], 'stage')} to run"
+        f"{count(kinds['trial'], 'trial')} and {count(kinds['stage'], 'stage')} to run"
         + (f", {len(actions.resume)} of them to resume" if actions.resume else "")
-        + (f"; {_count(plan.num_to_come, 'trial')} to be proposed" if plan.num_to_come else ""),
+        + (f"; {count(plan.num_to_come, 'trial')} to be proposed" if plan.num_to_come else ""),
     )
     if prepared.search is not None:
         _announce_search(prepared.search, console)
@@ -54,7 +56,7 @@ def announce(prepared: Prepared, console: Console) -> None:
         warn(console, "left out", line)
     if actions.failed:
         failed = sum(work.kind == "trial" for work in actions.failed)
-        warn(console, "failed before", f"{_count(failed, 'trial')}; --retry-failed tries again")
+        warn(console, "failed before", f"{count(failed, 'trial')}; --retry-failed tries again")
     todo = {work.signature for work in actions.open}
     damages = [
         f"{damage}; " + ("it is made again" if signature in todo else "nothing that will run needs it")
@@ -70,15 +72,34 @@ def announce(prepared: Prepared, console: Console) -> None:
 
 
 def _announce_data(prepared: Prepared, console: Console) -> None:
+    alike: dict[tuple[object, ...], list[Dataset]] = {}
     for dataset in prepared.inputs.datasets:
+        num_images = sum(map(len, (dataset.splits | dataset.external).values()))
+        key = (dataset.name, dataset.splits["train"].images.shape[1:], num_images)
+        alike.setdefault(key, []).append(dataset)
+    for dataset, *others in alike.values():
         print_line(console, "data", dataset.name)
         for label, line in describe_dataset(dataset).items():
             print_line(console, "", f"{label}: {line}")
+        if others:
+            print_line(console, "", f"and {len(others)} more with other splits or settings")
         if dataset.similar.counts:
             warn(console, "similar", "images may be copies of each other; robustsweep data check STUDY draws them")
-    num_bad = sum(len(dataset.quarantined) for dataset in prepared.inputs.datasets)
+    _announce_sites(prepared, console)
+    num_bad = len(prepared.inputs.quarantined)
     if num_bad:
-        warn(console, "quarantined", f"{_count(num_bad, 'image')}; the report names them")
+        warn(console, "quarantined", f"{count(num_bad, 'image')}; the report names them")
+
+
+def _announce_sites(prepared: Prepared, console: Console) -> None:
+    """Print how many sites are left out one at a time, and which are not."""
+    left = {work.config.data.leave_out for work in prepared.plan.trials} - {None}
+    if not left:
+        return
+    sets = (images for data in prepared.inputs.datasets for images in (data.splits | data.external).values())
+    others = sorted({str(site) for images in sets for site in set(images.sites)} - left - {""})
+    rest = f"; never left out: {', '.join(others[:10])}{', …' if others[10:] else ''}" if others else ""
+    print_line(console, "sites", f"{len(left)} of {len(left) + len(others)} left out, each in trials of its own{rest}")
 
 
 def _announce_budget(prepared: Prepared, console: Console) -> None:
@@ -87,7 +108,7 @@ def _announce_budget(prepared: Prepared, console: Console) -> None:
         print_line(console, "budget", budget_status.describe() + " taken so far, over all runs")
     held_back = Counter(work.kind for work in actions.held_back) + Counter(trial=prepared.num_withheld)
     if held_back:
-        which = " and ".join(_count(number, kind) for kind, number in sorted(held_back.items(), reverse=True))
+        which = " and ".join(count(number, kind) for kind, number in sorted(held_back.items(), reverse=True))
         rest = "" if actions.open else ", and nothing else is open"
         warn(console, "held back", f"{which}: the budget has no room for more{rest}; raise execution.budget to go on")
 
@@ -130,8 +151,31 @@ def _announce_hypotheses(prepared: Prepared, console: Console) -> None:
         if each.status != PREREGISTERED:
             changes = f"; {'; '.join(each.changes)}" if each.changes else ""
             warn(console, each.status, f"{each.name}: {each.remark}{changes}")
-    for line in find_unsupportable(prepared.study.hypotheses, prepared.plan, prepared.about["factors"]):
+    _announce_differences(prepared, console)
+    num_sites = len(set(prepared.about["data"]["num_images"]) - {"train", "val", "test"})
+    attainable, without_arms = find_attainable(
+        prepared.study.hypotheses, prepared.plan, prepared.about["factors"], num_sites=num_sites
+    )
+    for found in attainable:
+        if found.is_reached:
+            print_line(console, "p", found.describe())
+        else:
+            warn(console, "undecided", found.describe())
+    for line in without_arms:
         warn(console, "hopeless", line)
+
+
+def _announce_differences(prepared: Prepared, console: Console) -> None:
+    """Print in what the sides of each hypothesis differ beyond the factors that it names."""
+    if not prepared.study.hypotheses:
+        return
+    is_equal = True
+    for hypothesis in prepared.study.hypotheses:
+        for line in read_differences(prepared.about, hypothesis.name) or ():
+            warn(console, "differs", f"{hypothesis.name}: besides the factors that it names, {line}")
+            is_equal = False
+    if is_equal:
+        print_line(console, "", "the sides of each differ only in the factors that it names")
 
 
 def _describe_changes(prepared: Prepared) -> Iterator[str]:
@@ -143,7 +187,7 @@ def _describe_changes(prepared: Prepared) -> Iterator[str]:
     new = {trial.signature for trial in prepared.plan.trials}
     if old == new:
         return
-    yield f"{_count(len(new - old), 'trial')} added, {len(old - new)} no longer planned since the run before"
+    yield f"{count(len(new - old), 'trial')} added, {len(old - new)} no longer planned since the run before"
     if before["data"]["fingerprint"] != about["data"]["fingerprint"]:
         yield "the images, labels or splits have changed, and with them every result"
     elif before["study_sha256"] == about["study_sha256"]:
@@ -155,5 +199,6 @@ def _describe_changes(prepared: Prepared) -> Iterator[str]:
         yield f"the study file is the same: weights or defaults have changed ({versions or 'with the same versions'})"
 
 
-def _count(number: int, noun: str) -> str:
+def count(number: int, noun: str) -> str:
+    """Return the number with its noun, e.g. "1 arm" or "2 arms"."""
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

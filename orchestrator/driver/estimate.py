@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from orchestrator.driver.prepare import Prepared, resolve_execution
@@ -44,6 +44,8 @@ class Estimate:
     slots: int
     #: ``gpu_hours`` times ``execution.price_per_gpu_hour``, None if either is unknown.
     money: float | None = None
+    #: Signature of every planned stage, also of complete ones → seconds, as far as they are known.
+    stage_seconds: Mapping[str, float] = field(default_factory=dict)
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -62,8 +64,9 @@ def estimate(prepared: Prepared, *, allow_pilot: bool) -> Estimate:
     todo = prepared.actions.open + prepared.actions.held_back
     todo += tuple(prepared.search.make_example_trials() if prepared.search else ())
     price = prepared.study.execution.price_per_gpu_hour
+    stages = _time_finished_stages(prepared)
     if not todo:
-        return Estimate("nothing is open", None, 0.0, 0.0, 0.0, slots, None if price is None else 0.0)
+        return Estimate("nothing is open", None, 0.0, 0.0, 0.0, slots, None if price is None else 0.0, stages)
     source, seconds = _from_finished(prepared, todo)
     if seconds is None:
         source, seconds = _from_like_studies(prepared, todo, on_gpu=gpus > 0)
@@ -71,8 +74,10 @@ def estimate(prepared: Prepared, *, allow_pilot: bool) -> Estimate:
         source, seconds = _from_pilot(prepared, todo)
     source += ", as if nothing was stopped early" if prepared.study.stops_early else ""
     if seconds is None:
-        return Estimate("unknown: no trial has finished, and no pilot was made", None, None, None, None, slots)
-    trials = [took for work, took in zip(todo, seconds, strict=True) if work.kind == "trial"]
+        source = "unknown: no trial has finished, and no pilot was made"
+        return Estimate(source, None, None, None, None, slots, stage_seconds=stages)
+    timed = list(zip(todo, seconds, strict=True))
+    trials = [took for work, took in timed if work.kind == "trial"]
     total = sum(seconds)
     return Estimate(
         source=source,
@@ -82,7 +87,15 @@ def estimate(prepared: Prepared, *, allow_pilot: bool) -> Estimate:
         gpu_hours=total * gpus / 3600,
         slots=slots,
         money=None if price is None else total * gpus / 3600 * price,
+        stage_seconds=stages | {work.signature: took for work, took in timed if work.kind == "stage"},
     )
+
+
+def _time_finished_stages(prepared: Prepared) -> dict[str, float]:
+    """Return signature → seconds of the planned stages that are complete."""
+    planned = {stage.signature for stage in prepared.plan.stages}
+    records = prepared.ledger.records("stage", signatures=planned, states=(COMPLETE,)) if planned else []
+    return {record.signature: took_seconds(record) for record in records if record.result is not None}
 
 
 def _critical_path(todo: Sequence[Work], seconds: Sequence[float]) -> float:
@@ -205,4 +218,4 @@ def _kind_of(work: Work) -> str:
 def _kind_of_trial(config: TrialConfig) -> str:
     """Return a key of the settings that determine a trial's time: data, network, augmentation, training, evaluation."""
     parts = [config.data, config.model, config.augmentation, config.training, config.evaluation]
-    return canonical_json([compute_identity(part) for part in parts])
+    return canonical_json([compute_identity(part) | {"split_seed": None} for part in parts])

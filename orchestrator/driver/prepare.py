@@ -13,13 +13,19 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.preregistration import EMPTY_REGISTRATION, Registration, update_registration
 from orchestrator.ledger.usage import read_budget_status
 from orchestrator.planning.budget import BudgetStatus, describe_budget
-from orchestrator.planning.feasibility import check_evaluated_shifts, check_external_sets
+from orchestrator.planning.ceteris_paribus import (
+    check_ceteris_paribus,
+    describe_all_differences,
+    find_differences_of_hypotheses,
+    read_settings,
+)
+from orchestrator.planning.feasibility import check_attainable, check_evaluated_shifts, check_external_sets
 from orchestrator.planning.inputs import Inputs
 from orchestrator.planning.metric_checks import check_hypotheses_defined, check_search_defined
 from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.planning.reconcile import Actions, reconcile
 from orchestrator.planning.states import COMPLETE
-from orchestrator.planning.trial_checks import check_settings
+from orchestrator.planning.trial_checks import check_settings, list_split_configs
 from orchestrator.search.proposals import Search
 from orchestrator.study.grid import Arm
 from orchestrator.study.report_config import describe_reference
@@ -98,10 +104,11 @@ def prepare(
     Raises:
         DataError: the data are unusable; every problem is named.
         WeightsUnavailableError: pretrained weights are not available.
-        StudyError: settings do not fit the data.
+        StudyError: settings do not fit the data, or ``ceteris_paribus: strict`` is not kept.
     """
-    inputs = Inputs(study.execution.cache_dir, verify=verify_data)
     arms = study.arms()
+    differences = {} if study.search else {"differences": _find_differences(study, arms)}
+    inputs = Inputs(study.execution.cache_dir, verify=verify_data)
     if study.hypotheses:
         external = {name for arm in arms for name in inputs.dataset(arm.config.data).external}
         check_external_sets(study.hypotheses, sorted(external))
@@ -109,13 +116,16 @@ def prepare(
         check_evaluated_shifts(study.hypotheses, arms, inputs.dataset)
     ledger = Ledger(storage, study.study)
     search = None if study.search is None else Search(study, ledger, arms, inputs)
-    configs = (arm.config for arm in arms) if search is None else search.sample_configs()
+    distinct = (arm.config for arm in arms) if search is None else search.sample_configs()
+    configs = list_split_configs(distinct, inputs, replicates=study.replicates)
     check_settings(configs, inputs, device=study.execution.device)
     if study.search is not None:
         check_search_defined(study.search, arms[0].config, inputs.dataset(arms[0].config.data))
     plan = search.plan if search else make_plan(arms, replicates=study.replicates, facts=inputs)
+    num_sites = len(inputs.dataset(study.data).external) if study.hypotheses else 0
+    check_attainable(study.hypotheses, plan, _levels(arms), num_sites=num_sites)
     states = ledger.states()
-    about = _describe(study, arms, inputs, mlflow=mlflow)
+    about = _describe(study, arms, inputs, mlflow=mlflow) | differences
     before = ledger.read_plan() if ledger.root.is_intact("plan.json") else None
     actions = reconcile(plan, states, retry_failed=retry_failed, early_stopping=study.stops_early)
     prepared = Prepared(study, ledger, inputs, plan, states, actions, about, before, search)
@@ -190,7 +200,7 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
         **({"search": base["search"] | {"is_oracle": study.search.is_oracle}} if study.search else {}),
         "study": study.study,
         "question": study.question,
-        "factors": {factor: list(levels) for factor, levels in _levels(arms).items()},
+        "factors": _levels(arms),
         "replicates": study.replicates,
         "seed": study.seed,
         "data": {
@@ -199,16 +209,20 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
             "classes": list(data.classes),
             "fingerprint": data.fingerprint,
             "num_images": {name: len(images) for name, images in sets.items()},
-            "quarantined": [vars(bad) for dataset in inputs.datasets for bad in dataset.quarantined],
+            "quarantined": [vars(bad) for bad in inputs.quarantined],
             "copies": data.copies,
             "similar": {"counts": data.similar.counts, "unchecked": data.similar.unchecked},
             "conversions": data.conversions,
-            "has_groups": has_groups(data),
+            "num_patients": {name: len(set(images.groups.tolist())) for name, images in sets.items()}
+            if has_groups(data)
+            else None,
+            "num_sites": {name: count for name, images in sets.items() if (count := len(set(images.sites) - {""}))},
             "modality": data.modality,
         },
         "mlflow": mlflow,
         "cache_dir": str(study.execution.cache_dir),
         "reference": describe_reference(study.report, arms),
+        "families": study.report.families,
         "budget": describe_budget(study.execution.budget, study.execution.price_per_gpu_hour),
         "git_commit": find_git_commit(),
         "versions": {
@@ -220,13 +234,28 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
     }
 
 
-def _levels(arms: Sequence[Arm]) -> dict[str, dict[str, None]]:
-    """Return factor → its levels in the order of the file, as keys of a dict."""
+def _find_differences(study: Study, arms: Sequence[Arm]) -> dict[str, Any]:
+    """Return the fields in which the sides of comparisons differ beyond their factors, as ``plan.json`` holds them.
+
+    Raises:
+        StudyError: if the study asks that there be none, and a hypothesis has some.
+    """
+    factors = _levels(arms)
+    configs = [arm.config.model_dump(mode="json") for arm in arms]
+    settings = read_settings([arm.levels for arm in arms], configs, study.grid())
+    found = find_differences_of_hypotheses(study.hypotheses, settings, factors)
+    if study.ceteris_paribus == "strict":
+        check_ceteris_paribus(found)
+    return describe_all_differences(settings, found, factors)
+
+
+def _levels(arms: Sequence[Arm]) -> dict[str, list[str]]:
+    """Return factor → its levels in the order of the file."""
     levels: dict[str, dict[str, None]] = {}
     for arm in arms:
         for factor, level in arm.levels.items():
             levels.setdefault(factor, {})[level] = None
-    return levels
+    return {factor: list(found) for factor, found in levels.items()}
 
 
 def _version(package: str) -> str | None:

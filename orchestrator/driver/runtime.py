@@ -22,9 +22,10 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.trial_checks import find_distinct
 from orchestrator.study.study_file import Study
 from trainables import errors
-from trainables.config import ContrastivePretraining, TrialConfig
+from trainables.config import TrialConfig
 from trainables.errors import ClusterLostError, InfrastructureError, RobustSweepError
 from trainables.preload import imports_kept
+from trainables.pretraining_config import ContrastivePretraining
 
 #: How long stopping Ray waits while it is still starting.
 _PATIENCE_SECONDS = 20.0

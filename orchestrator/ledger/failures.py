@@ -18,10 +18,11 @@ LOST = (CRASHED, HUNG, OUT_OF_MEMORY)
 
 def describe_failure(error: BaseException) -> dict[str, str]:
     """Return class, reason, message and traceback of an exception that a trial raised."""
-    from trainables.errors import DivergedError, OrphanedError, RobustSweepError, SupersededError
+    from trainables.errors import CollapsedError, DivergedError, OrphanedError, RobustSweepError, SupersededError
     from trainables.storage.folder import is_disk_full
 
     reason = "diverged" if isinstance(error, DivergedError) else DISK_FULL if is_disk_full(error) else "error"
+    reason = "collapsed" if isinstance(error, CollapsedError) else reason
     reason = OUT_OF_MEMORY if is_out_of_memory(error) else reason
     reason = SUPERSEDED if isinstance(error, SupersededError) else reason
     reason = ORPHANED if isinstance(error, OrphanedError) else reason

@@ -20,7 +20,7 @@ def describe_stop(record: Record) -> str:
     stop, total = record.stop, record.config["config"]["training"]["epochs"]
     assert stop is not None
     trained = max((line["epoch"] for line in record.epochs), default=0)
-    judged = "" if stop["signature"] == record.signature else " of another replicate"
+    judged = "" if len(stop["values"]) == 1 else f" (mean of {len(stop['values'])} replicates)"
     return (
         f"after epoch {trained} of {total}: {stop['metric']} {stop['value']:.4g}{judged} after epoch {stop['epoch']} "
         f"({stop['rule']})"

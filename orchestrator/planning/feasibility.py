@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.planning.plan import Plan
@@ -10,16 +11,24 @@ from orchestrator.study.contrasts import (
     ContrastError,
     compute_smallest_p,
     find_contrast,
+    find_units,
     list_compared,
     num_units_needed,
 )
 from orchestrator.study.fields import suggest
 from orchestrator.study.grid import Arm
 from orchestrator.study.hypotheses import (
+    MIN_TREND_LEVELS,
     Hypothesis,
+    counts_shifts,
+    counts_sites,
+    is_about_families,
     split_metric,
 )
 from trainables.errors import StudyError
+from trainables.evaluation.families import group_by_family
+from trainables.evaluation.metrics import RELATIVE
+from trainables.shifts.tables import find_type
 
 if TYPE_CHECKING:
     from trainables.config import DataConfig
@@ -43,7 +52,7 @@ def check_evaluated_shifts(
         ConfigError: if the evaluation names an unknown shift, severity or modality.
     """
     for number, hypothesis in enumerate(hypotheses):
-        if split_metric(hypothesis.metric)[0] == "shift":
+        if split_metric(hypothesis.metric)[0] in ("shift", "family", "slope", *RELATIVE):
             for index in list_compared(hypothesis, [arm.levels for arm in arms]):
                 _check_evaluated(f"hypotheses[{number}] ({hypothesis.name})", hypothesis, arms[index], load)
 
@@ -51,16 +60,29 @@ def check_evaluated_shifts(
 def _check_evaluated(key: str, hypothesis: Hypothesis, arm: Arm, load: Callable[[DataConfig], Dataset]) -> None:
     from trainables.evaluation.robustness import choose_shifts  # imports torch
 
-    name = split_metric(hypothesis.metric)[1]
+    kind, name, _ = split_metric(hypothesis.metric)
     shifts, left_out = choose_shifts(load(arm.config.data), arm.config.evaluation)
     severities: dict[str, list[int]] = {}
     for shift in shifts[1:]:  # the first is the identity
         severities.setdefault(shift.name, []).append(shift.severity)
+    if is_about_families(hypothesis.metric, hypothesis.families or ()):
+        families = group_by_family(dict.fromkeys(map(find_type, severities)), hypothesis.families or {})
+        if name not in families:
+            raise StudyError(
+                f"{key}.metric: found {hypothesis.metric!r}, and the arm {arm.name!r} is evaluated under no shift of "
+                f"{name!r}; its families are {', '.join(families) or 'none'}"
+            )
+        of_family = {shift: at for shift, at in severities.items() if find_type(shift) in families[name]}
+        _check_slopes(key, hypothesis, arm, of_family)
+        return
+    if kind in RELATIVE:  # the mean over all shifts
+        return
     found = f"{key}.metric: found {hypothesis.metric!r}, and the arm {arm.name!r} is not evaluated under {name!r}"
     if f"shift/{name}" in left_out:
         raise StudyError(f"{found}: it {left_out[f'shift/{name}']}")
     if name not in severities:
         raise StudyError(f"{found}; its shifts are {', '.join(severities) or 'none'}{suggest(name, list(severities))}")
+    _check_slopes(key, hypothesis, arm, {name: severities[name]})
     missing = sorted(set(hypothesis.severities or ()) - set(severities[name]))
     if missing:
         raise StudyError(
@@ -69,42 +91,127 @@ def _check_evaluated(key: str, hypothesis: Hypothesis, arm: Arm, load: Callable[
         )
 
 
-def find_unsupportable(
-    hypotheses: Sequence[Hypothesis], plan: Plan, factors: Mapping[str, Sequence[str]]
-) -> Iterator[str]:
-    """Yield one line per hypothesis that no result of this plan could support, with the reason.
+def _check_slopes(key: str, hypothesis: Hypothesis, arm: Arm, severities: Mapping[str, Sequence[int]]) -> None:
+    """Check that an arm is evaluated at enough severities of each shift, if the metric is a slope over them."""
+    few = [shift for shift, found in severities.items() if len(found) < MIN_TREND_LEVELS]
+    if few and split_metric(hypothesis.metric)[0] == "slope":
+        raise StudyError(
+            f"{key}.metric: found {hypothesis.metric!r}, and the arm {arm.name!r} is evaluated at "
+            f"{len(severities[few[0]])} severities of {few[0]!r}; a slope has at least {MIN_TREND_LEVELS}"
+        )
 
-    The p-value of a hypothesis over shifts is not checked, because the number of shifts is not known here.
+
+@dataclass(frozen=True)
+class Attainable:
+    """Smallest p-value that a plan allows for one hypothesis."""
+
+    hypothesis: Hypothesis
+    #: Independent units, e.g. "6 replicates", and the replicates that the plan has.
+    units: str
+    num_replicates: int
+    num_encoders: int
+    #: Before and after Holm's correction, if all units of all hypotheses of the family agree.
+    p_value: float
+    p_holm: float
+    num_needed: int
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether some result could decide the hypothesis."""
+        return self.p_holm <= self.hypothesis.alpha
+
+    def describe(self) -> str:
+        """Return one line: units and the smallest p, or the reason why nothing can be decided."""
+        name, alpha = self.hypothesis.name, self.hypothesis.alpha
+        if (
+            not counts_sites(self.hypothesis)
+            and self.num_encoders
+            and self.p_value > alpha
+            and self.num_replicates >= self.num_needed
+        ):
+            return (
+                f"{name}: {_count(self.num_replicates, 'replicate')} of trials that start from "
+                f"{_count(self.num_encoders, 'pretrained encoder')}: a statement for "
+                f"{'this encoder' if self.num_encoders == 1 else 'these encoders'}, no verdict; "
+                f"{self.num_needed} independent encoders would do"
+            )
+        found = f"{name}: {self.units}, smallest attainable p {self.p_holm:.3g} after correction for the family"
+        if self.is_reached:
+            return found
+        more = (
+            f"{self.num_needed} {'sites' if counts_sites(self.hypothesis) else 'replicates'} are the fewest"
+            if self.p_value > alpha
+            else "fewer hypotheses in it, or more"
+        )
+        return f"{found}, above α = {alpha:g}; {more}"
+
+
+def find_attainable(
+    hypotheses: Sequence[Hypothesis], plan: Plan, factors: Mapping[str, Sequence[str]], *, num_sites: int = 0
+) -> tuple[list[Attainable], list[str]]:
+    """Return the smallest attainable p-values of the hypotheses with a verdict, and a line for each without any arms.
+
+    Args:
+        hypotheses: hypotheses of the study file.
+        plan: plan of the study.
+        factors: factor → its levels, including those that no arm has.
+        num_sites: number of external sets of the data.
     """
+    from orchestrator.statistics.paired_tests import holm  # imports NumPy
+
     arms = {trial.name: dict(trial.levels or {}) for trial in plan.trials}
-    num_replicates = len({trial.replicate for trial in plan.trials})
-    best: dict[str, list[tuple[Hypothesis, str, float]]] = {}
+    found, without_arms = [], []
     for hypothesis in hypotheses:
         try:
             contrast = find_contrast(hypothesis, list(arms.values()), factors)
         except ContrastError as error:
-            yield f"{hypothesis.name}: the plan has nothing to compare: {error}"
+            without_arms.append(f"{hypothesis.name}: the plan has nothing to compare: {error}")
             continue
-        num_levels, num_units, noun = len(contrast.parts), num_replicates, "replicates"
-        needed = num_units_needed(hypothesis, num_levels)
-        if hypothesis.over == "cells" and num_replicates < needed:
-            num_units, noun = len(contrast.cells) * num_replicates, "cells"
-        p = 0.0 if hypothesis.over == "shifts" else compute_smallest_p(hypothesis, num_units, num_levels)
-        found = f"{hypothesis.name}: with {num_units} {noun} p is at least {p:.3g}"
-        if p > hypothesis.alpha:
-            yield f"{found}, whatever the results; {needed} are needed"
-        best.setdefault(hypothesis.family, []).append((hypothesis, found, min(p, 1.0)))
-    yield from _find_hopeless_after_correction(best)
+        if counts_shifts(hypothesis):
+            continue
+        compared = {list(arms)[arm] for parts in contrast.cells.values() for part in parts for arm in part}
+        needs: dict[int | None, set[str]] = {}
+        for trial in plan.trials:
+            if trial.name in compared:
+                needs.setdefault(trial.replicate, set()).update(trial.needs)
+        num_units = num_sites if counts_sites(hypothesis) else len(set(find_units(list(needs.values()))))
+        noun = "external site" if counts_sites(hypothesis) else "replicate"
+        if noun == "replicate" and num_units < len(needs):
+            noun = "independent encoder"
+        num_levels = len(contrast.parts)
+        p_value = compute_smallest_p(hypothesis, num_units, num_levels)
+        needed, encoders = num_units_needed(hypothesis, num_levels), set[str]().union(*needs.values())
+        units = _count(num_units, noun)
+        found.append(Attainable(hypothesis, units, len(needs), len(encoders), p_value, p_value, needed))
+    for family in {each.hypothesis.family for each in found}:
+        members = [number for number, each in enumerate(found) if each.hypothesis.family == family]
+        for number, p_holm in zip(members, holm([found[number].p_value for number in members]), strict=True):
+            found[number] = replace(found[number], p_holm=p_holm or 0.0)
+    return found, without_arms
 
 
-def _find_hopeless_after_correction(best: Mapping[str, Sequence[tuple[Hypothesis, str, float]]]) -> Iterator[str]:
-    from orchestrator.statistics.paired_tests import holm  # imports NumPy
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
-    for family, members in best.items():
-        for (hypothesis, found, p), corrected in zip(members, holm([p for _, _, p in members]), strict=True):
-            if corrected is not None and p <= hypothesis.alpha < corrected:
-                after = f"{corrected:.3g} after correction for the family {family!r}"
-                yield f"{found}, {after}; more replicates, or fewer hypotheses in it"
+
+def check_attainable(
+    hypotheses: Sequence[Hypothesis], plan: Plan, factors: Mapping[str, Sequence[str]], *, num_sites: int = 0
+) -> None:
+    """Check that the replicates, or external sites, of a plan can decide its hypotheses by their stated tests.
+
+    A hypothesis that only lacks independent encoders is let through: its effect is shown, for these encoders.
+
+    Raises:
+        StudyError: if no result of the plan could decide a hypothesis.
+    """
+    for each in find_attainable(hypotheses, plan, factors, num_sites=num_sites)[0]:
+        lacks_encoders = (
+            not counts_sites(each.hypothesis) and each.num_encoders and each.num_replicates >= each.num_needed
+        )
+        if not each.is_reached and not lacks_encoders:
+            raise StudyError(
+                f"hypotheses: {each.describe()}; or ask over: shifts, which is no verdict, or leave the hypothesis out"
+            )
 
 
 def check_external_sets(hypotheses: Sequence[Hypothesis], names: Sequence[str]) -> None:

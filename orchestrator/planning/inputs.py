@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.planning.plan import imagenet_of
-from trainables.config import ContrastivePretraining, DataConfig, TrialConfig
-from trainables.data.dataset import Dataset
+from trainables.config import DataConfig, TrialConfig
+from trainables.data.dataset import BadImage, Dataset
 from trainables.errors import ConfigError, WeightsUnavailableError
 from trainables.frozen import canonical_json
+from trainables.pretraining_config import ContrastivePretraining
 
 
 class Inputs:
@@ -44,6 +45,11 @@ class Inputs:
     def datasets(self) -> list[Dataset]:
         """All data sets loaded so far."""
         return list(self._datasets.values())
+
+    @property
+    def quarantined(self) -> list[BadImage]:
+        """Images set aside in any data set, each once."""
+        return list(dict.fromkeys(bad for dataset in self.datasets for bad in dataset.quarantined))
 
     def fingerprint(self, config: TrialConfig) -> str:
         """Return the fingerprint of the trial's data."""

@@ -10,8 +10,17 @@ from orchestrator.study.contrasts import list_compared
 from orchestrator.study.fields import suggest
 from orchestrator.study.grid import Arm
 from orchestrator.study.hypotheses import Hypothesis
+from orchestrator.study.search_config import SEEN_OVER_SHIFTS
 from trainables.errors import StudyError
-from trainables.evaluation.metrics import NUM_PARAMETERS, find_metric
+from trainables.evaluation.metrics import (
+    NUM_PARAMETERS,
+    RELATIVE,
+    THRESHOLDED,
+    find_metric,
+    find_site_aggregate,
+    name_over_sites,
+)
+from trainables.training.selection import reads_shifted_validation
 
 if TYPE_CHECKING:
     from orchestrator.study.search_config import SearchConfig
@@ -52,6 +61,9 @@ def check_search_defined(search: SearchConfig, config: TrialConfig, data: Datase
     stopping = [] if search.early_stopping is None else [search.stopping_metric]
     for metric in dict.fromkeys([*search.metrics, *stopping]):
         reason = find_undefined(metric, config, data)
+        if reason is None and metric in stopping and metric in SEEN_OVER_SHIFTS:
+            measured = reads_shifted_validation(config.training)
+            reason = None if measured else "early stopping by it needs training.select_by: robustness/…"
         if reason is not None:
             raise StudyError(f"search: found the metric {metric!r}, and no trial has it: {reason}")
 
@@ -67,14 +79,42 @@ def find_undefined(metric: str, config: TrialConfig, data: Dataset) -> str | Non
     name, (kind, _, rest) = find_metric(metric).name, metric.partition("/")
     if name == NUM_PARAMETERS.name:
         return None
+    aggregate = find_site_aggregate(metric)
+    if aggregate is not None:
+        return _find_undefined_over_sites(aggregate, name, config, data)
     external = rest.rpartition("/")[0] if kind == "external" else None
     if external is not None and external not in data.external:
         known = f"the data have {', '.join(data.external)}" if data.external else "the data have no external set"
         return f"{known}{suggest(external, list(data.external))}"
-    if (kind == "robustness" or "_shifted_" in rest) and not config.evaluation.shifts:
-        return "evaluation.shifts is empty"
+    evaluation = config.evaluation
+    is_over_shifts = kind in ("robustness", *RELATIVE) or "/" in rest or rest.startswith(("mean_shifted_", "worst_"))
+    if is_over_shifts and external is None:
+        key, shifts = "shifts", evaluation.shifts
+        if kind == "validation":
+            key, shifts = "validation_shifts", evaluation.validation_shifts
+        if not shifts:
+            return f"evaluation.{key} is empty"
     if name == "quadratic_kappa" and not config.data.ordinal:
         return "it needs ordered classes; set data.ordinal: true if they are"
-    split = external or ("val" if kind in ("val", "validation") else "test")
-    lacking = find_absent_classes(data, split) if name == "auroc" else []
-    return f"it needs an image of every class, and {split} has none of {', '.join(lacking[:6])}" if lacking else None
+    return _find_absent(name, external or ("val" if kind in ("val", "validation") else "test"), data)
+
+
+def _find_absent(name: str, split: str, data: Dataset) -> str | None:
+    """Return why the classes of a split do not admit a metric, None if they do."""
+    if name in THRESHOLDED and data.num_classes != 2:
+        return f"it needs two classes, and the data have {data.num_classes}"
+    needed = {"auroc": [split]} | {each: [split, "val"] for each in THRESHOLDED}
+    for each in needed.get(name, ()):
+        if lacking := find_absent_classes(data, each):
+            return f"it needs an image of every class, and {each} has none of {', '.join(lacking[:6])}"
+    return None
+
+
+def _find_undefined_over_sites(aggregate: str, name: str, config: TrialConfig, data: Dataset) -> str | None:
+    """Return why a metric has no such summary over the external sets, None if it has one."""
+    needed = 1 if aggregate == "mean" else 2
+    if len(data.external) < needed:
+        found = f"the data have {', '.join(data.external)}" if data.external else "the data have no external set"
+        return f"{name_over_sites(aggregate, name)} needs {needed}, and {found}"
+    reasons = (find_undefined(f"external/{external}/{name}", config, data) for external in data.external)
+    return next(filter(None, reasons), None)

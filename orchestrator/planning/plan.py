@@ -8,7 +8,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any, Protocol
 
 from orchestrator.planning.identity import compute_identity, compute_signature, hash_identity
-from trainables.config import ContrastivePretraining, ImageNetPretraining, StageConfig, TrialConfig
+from trainables.config import StageConfig, TrialConfig
+from trainables.pretraining_config import ContrastivePretraining, ImageNetPretraining
 
 
 class ArmLike(Protocol):
@@ -114,7 +115,9 @@ def describe_skipped(skipped: Sequence[Mapping[str, Any]]) -> list[str]:
 def make_plan(arms: Sequence[ArmLike], *, replicates: int, facts: Facts) -> Plan:
     """Return the plan of a study: every arm × replicate, and each stage that these trials need once.
 
-    Replicates vary slowest, so that an interrupted study has complete comparisons rather than complete arms.
+    Replicate r has the split of ``replace_split`` and contrastive encoder r modulo ``pretraining.encoders``. Replicates
+    vary slowest, so that an
+    interrupted study has complete comparisons rather than complete arms.
     """
     stages: dict[str, Work] = {}
     trials: dict[str, Work] = {}
@@ -124,19 +127,23 @@ def make_plan(arms: Sequence[ArmLike], *, replicates: int, facts: Facts) -> Plan
         reason = facts.missing_weights(arm.config)
         if reason is None:
             config = facts.resolve(arm.config)
-            runnable.append((arm, arm.name, config, compute_identity(config), facts.fingerprint(config)))
+            splits = [replace_split(config, replicate) for replicate in range(_num_splits(config, replicates))]
+            known = [(each, compute_identity(each), facts.fingerprint(each)) for each in splits]
+            runnable.append((arm, arm.name, known))
         else:
             skipped.append(Skipped(arm.name, arm.levels, replicates, reason))
     for replicate in range(replicates):
-        for arm, name, base, identity, fingerprint in runnable:
-            config = base.model_copy(update={"replicate": replicate})
+        for arm, name, known in runnable:
+            base, identity, fingerprint = known[replicate % len(known)]
+            numbers = {"replicate": replicate, "encoder": _choose_encoder(base, replicate, replicates)}
+            config = base.model_copy(update=numbers)
             needs = []
             stage = _stage_of(config, fingerprint)
             if stage is not None:
                 stages.setdefault(stage.signature, stage)
                 needs.append(stage.signature)
-            # Equals compute_signature(config, …), but computes the identity once per arm, not per trial.
-            signature = hash_identity(identity | {"replicate": replicate}, fingerprint)
+            # Equals compute_signature(config, …), but computes the identity once per arm and split, not per trial.
+            signature = hash_identity(identity | numbers, fingerprint)
             trials.setdefault(
                 signature, Work("trial", signature, name, config, fingerprint, tuple(needs), arm.levels, replicate)
             )
@@ -175,20 +182,38 @@ def _cost(stage: Work) -> float:
     return float(stage.config.pretraining.epochs)
 
 
-def _stage_of(config: TrialConfig, fingerprint: str) -> Work | None:
+def replace_split(config: TrialConfig, replicate: int) -> TrialConfig:
+    """Return the config of a replicate's trial with the seed of its split; all else is replicate 0's."""
+    if config.data.split == "fixed" or replicate == 0:
+        return config
+    from trainables.data.splits import derive_split_seed  # imports NumPy
+
+    seed = derive_split_seed(config.data.split_seed, replicate)
+    return config.model_copy(update={"data": config.data.model_copy(update={"split_seed": seed})})
+
+
+def _num_splits(config: TrialConfig, num_replicates: int) -> int:
+    return 1 if config.data.split == "fixed" else num_replicates
+
+
+def _choose_encoder(config: TrialConfig, replicate: int, num_replicates: int) -> int | None:
+    """Return the number of the contrastive encoder that a replicate starts from, None if it starts from none."""
     pretraining = config.pretraining
     if not isinstance(pretraining, ContrastivePretraining):
         return None
+    return replicate % (num_replicates if pretraining.encoders == "per_replicate" else pretraining.encoders)
+
+
+def _stage_of(config: TrialConfig, fingerprint: str) -> Work | None:
+    pretraining = config.pretraining
+    if not isinstance(pretraining, ContrastivePretraining) or config.encoder is None:
+        return None
     stage = StageConfig(
-        data=config.data,
-        model=config.model,
-        pretraining=pretraining,
-        seed=config.seed,
-        replicate=config.replicate if pretraining.per_replicate else None,
+        data=config.data, model=config.model, pretraining=pretraining, seed=config.seed, encoder=config.encoder
     )
     name = f"{pretraining.method} on {config.data.kind} from {pretraining.init.kind}"
-    if stage.replicate is not None:
-        name += f", replicate {stage.replicate}"
+    if stage.encoder:
+        name += f", encoder {stage.encoder}"
     return Work("stage", compute_signature(stage, fingerprint), name, stage, fingerprint)
 
 

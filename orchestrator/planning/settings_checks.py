@@ -7,10 +7,11 @@ from collections.abc import Iterator
 import numpy as np
 
 from orchestrator.planning.plan import imagenet_of
-from trainables.config import ContrastivePretraining, TrialConfig
+from trainables.config import TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.data.groups import check_groups, find_groups
 from trainables.errors import ConfigError
+from trainables.pretraining_config import ContrastivePretraining
 from trainables.regularisers import (
     GroupDro,
     LabelSmoothing,
@@ -19,6 +20,7 @@ from trainables.regularisers import (
     choose_group_columns,
     find_part,
 )
+from trainables.training.selection import reads_select_by
 
 
 class SettingsChecks:
@@ -88,11 +90,13 @@ class SettingsChecks:
 
     def _find_in_labels(self, config: TrialConfig) -> Iterator[str]:
         training, smoothing = config.training, find_part(config.regulariser, LabelSmoothing)
-        lacking = find_absent_classes(self._data, "val") if training.select_by == "auroc" else []
+        needs_all = training.select_by.endswith("auroc") and reads_select_by(training)
+        lacking = find_absent_classes(self._data, "val") if needs_all else []
         if lacking:
             yield (
-                f"training.select_by: found auroc, and no validation image is of class {', '.join(lacking)}; expected "
-                "every class there: select by balanced_accuracy or loss, or give validation some"
+                f"training.select_by: found {training.select_by}, and no validation image is of class "
+                f"{', '.join(lacking)}; expected every class there: select by balanced_accuracy or loss, or give "
+                "validation some"
             )
         wanted = np.round(training.label_fraction * self._counts, 6)  # as batches.choose_label_fraction counts
         if not wanted.all():

@@ -6,12 +6,13 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from orchestrator.planning.inputs import Inputs
-from orchestrator.planning.plan import imagenet_of
+from orchestrator.planning.plan import imagenet_of, replace_split
 from orchestrator.planning.settings_checks import SettingsChecks
-from trainables.config import ContrastivePretraining, ImageNetPretraining, ScratchPretraining, TrialConfig
+from trainables.config import TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.errors import ConfigError, StudyError
 from trainables.frozen import canonical_json
+from trainables.pretraining_config import ContrastivePretraining, ImageNetPretraining, ScratchPretraining
 from trainables.shifts.wording import check_shift_names
 
 if TYPE_CHECKING:
@@ -19,11 +20,11 @@ if TYPE_CHECKING:
 
 
 def find_distinct(configs: Iterable[TrialConfig]) -> list[TrialConfig]:
-    """Return the first config of each group that builds the same network, loss and shifts on the same data."""
+    """Return the first config of each group that builds the same network, loss and shifts on the same images."""
     found: dict[str, TrialConfig] = {}
     for config in configs:
         sections = (config.data, config.model, config.pretraining, config.regulariser, config.evaluation)
-        parts = [section.model_dump(mode="json") for section in sections]
+        parts = [section.model_dump(mode="json", exclude={"split_seed"}) for section in sections]
         found.setdefault(canonical_json([*parts, _has_single_images(config), _is_frozen(config)]), config)
     return list(found.values())
 
@@ -90,6 +91,26 @@ def _check_step(model: Classifier, config: TrialConfig, data: Dataset) -> None:
         ) from error
 
 
+def list_split_configs(configs: Iterable[TrialConfig], inputs: Inputs, *, replicates: int) -> list[TrialConfig]:
+    """Return the configs, and for those with a split per replicate one config per replicate.
+
+    Raises:
+        StudyError: if replicates cannot draw a split of their own, because the data give the test set.
+    """
+    listed: list[TrialConfig] = []
+    for config in configs:
+        splits = [config] if config.data.split == "fixed" else [replace_split(config, r) for r in range(replicates)]
+        listed += splits
+        for other in splits[1:2]:
+            first, second = (inputs.dataset(each.data).splits["test"].ids for each in (config, other))
+            if set(first) == set(second):
+                raise StudyError(
+                    "data.split: found per_replicate, and the data give the test set, which is the same for all "
+                    "replicates; expected fixed: split_seed draws no test set here"
+                )
+    return listed
+
+
 def check_settings(configs: Iterable[TrialConfig], inputs: Inputs, *, device: str = "auto") -> None:
     """Check settings against the data: batches, selection, labels, groups, classes in the test set, shifts.
 
@@ -117,9 +138,10 @@ def check_settings(configs: Iterable[TrialConfig], inputs: Inputs, *, device: st
         try:
             check_shift_names(config.evaluation, data.modality)
             if any(isinstance(entry, dict) for entry in config.evaluation.shifts):
-                from trainables.shifts.bank import build_shifts
+                from trainables.shifts.bank import build_shifts, build_validation_shifts
 
                 build_shifts(config.evaluation, data.modality)
+                build_validation_shifts(config.evaluation, data.modality)
         except ConfigError as error:
             problems.add(str(error))
     if problems:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.stain_grid import rows_of_shifts
-from orchestrator.analysis.wording import sentence
+from orchestrator.analysis.wording import explain_used, mark_used, sentence
 from orchestrator.ledger.record import Record
 from orchestrator.report.style import Figure, colour, floats, layout_of, panel_title, translucent
 
@@ -58,7 +58,7 @@ def severity_curves(results: Results, groups: Mapping[str, str], what: str, *, s
     for number, shift in enumerate(names):
         suffix = "" if number == 0 else str(number + 1)
         _add_panel(layout, suffix, number, rows, low)
-        layout["annotations"].append(_small_title(shift, layout, suffix))
+        layout["annotations"].append(_small_title(mark_used(shift, results.used_types), layout, suffix))
         for index, group in enumerate(listed):
             if (group, shift) in table.index:
                 start: pd.DataFrame = clean.loc[[group]].set_axis([0])
@@ -83,6 +83,7 @@ def severity_curves(results: Results, groups: Mapping[str, str], what: str, *, s
             f"{sentence(TITLES[results.metric])} against severity (0 is the unshifted test set). Line: mean over the "
             f"trials of one {what}; band: their smallest and largest. "
             f"n = {frame['signature'].nunique()} complete trials.{subset}"
+            f"{explain_used(results.used_types)}"
         ),
         data=data,
         layout=layout,

@@ -17,6 +17,8 @@ from orchestrator.analysis.formats import write_latex, write_markdown
 from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.wording import sentence
 from orchestrator.planning.states import COMPLETE
+from orchestrator.statistics.intervals import MIN_REPLICATES
+from orchestrator.statistics.paired_tests import min_units
 
 _DASH = "–"
 
@@ -61,7 +63,7 @@ def _measured(arm: Mapping[Any, Any], column: str) -> str:
 
 def _effects(results: Results, effects: Mapping[str, Sequence[Effect]]) -> _Table:
     titles = {measure.column: measure.title for measure in results.measures}
-    head = ["factor", "level", "reference", "measure", "difference", "95 % interval", "cells", "p, Holm"]
+    head = ["factor", "level", "reference", "measure", "difference", "95 % interval", "over", "cells", "p, Holm"]
     rows = []
     for effect in itertools.chain.from_iterable(effects.values()):
         interval, p = effect.interval, effect.p_holm
@@ -73,13 +75,15 @@ def _effects(results: Results, effects: Mapping[str, Sequence[Effect]]) -> _Tabl
                 titles.get(effect.measure, effect.measure),
                 _DASH if effect.difference is None else _signed(effect.difference),
                 _DASH if interval is None else f"{_signed(interval.low)} to {_signed(interval.high)}",
+                effect.over,
                 str(len(effect.cells)),
                 _DASH if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001",
             ]
         )
     caption = (
-        "Main effects: level minus reference, everything else being equal, in percentage points. p: two-sided "
-        "Wilcoxon signed-rank test over shift types, corrected after Holm."
+        "Main effects: level minus reference, everything else being equal, in percentage points. Intervals: paired t "
+        f"over replicates, from {MIN_REPLICATES} on; p: exact two-sided sign flips of whole replicates, from "
+        f"{min_units()} on, corrected after Holm. Replicates that share a pretrained encoder count once."
     )
     return head, rows, 4, caption
 

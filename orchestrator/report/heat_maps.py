@@ -11,11 +11,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from orchestrator.analysis.differences import ALPHA, MIN_PAIRS, UNSHIFTED, Differences
+from orchestrator.analysis.differences import ALPHA, UNSHIFTED, Differences
 from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.stain_grid import Grid, rows_of_shifts
-from orchestrator.analysis.wording import sentence
+from orchestrator.analysis.wording import explain_used, mark_used, plural, sentence
 from orchestrator.report.style import DIVERGING, SEQUENTIAL, Figure, floats, layout_of, panel_title
+from orchestrator.statistics.paired_tests import min_units
 
 #: Most cells drawn per effect; more dots would merge into a bar.
 MAX_CELLS = 500
@@ -43,7 +44,9 @@ def heat_map(results: Results) -> Figure | None:
     table = table.loc[table[order].mean(axis=1).sort_values().index]  # Plotly draws the last row on top
     labels = [escape(results.labels[str(name)]) for name in table.index]
     z = [floats(row) for row in table.to_numpy(dtype=float)]
-    names = ["unshifted" if name == "identity" else name.replace("_", " ") for name in columns]
+    names = [
+        "unshifted" if name == "identity" else mark_used(name, results.used_types).replace("_", " ") for name in columns
+    ]
     trace: dict[str, Any] = {
         "type": "heatmap",
         "z": z,
@@ -79,7 +82,7 @@ def heat_map(results: Results) -> Figure | None:
         note=(
             f"{sentence(TITLES[results.metric])} in %, mean over severities {_listed(severities)} and over "
             f"replicates; arms sorted by their mean, best on top. n = {num_trials} complete trials, {len(table)} arms, "
-            f"{len(order)} shifts. Dark is low."
+            f"{len(order)} shifts. Dark is low.{explain_used(results.used_types)}"
         ),
         data=[trace],
         layout=layout,
@@ -96,11 +99,14 @@ def _listed(numbers: Sequence[int]) -> str:
 def difference_map(results: Results, found: Differences) -> Figure:
     """Return the heat map of differences, best arm on top, significant cells marked with a star."""
     shown = found.mean.loc[found.mean.drop(columns=[UNSHIFTED], errors="ignore").mean(axis=1).sort_values().index]
-    p_holm, n = found.p_holm.loc[shown.index], found.n.loc[shown.index]
-    marked = (p_holm <= ALPHA).to_numpy()
+    p_corrected, n = found.p_corrected.loc[shown.index], found.n.loc[shown.index]
+    marked = (p_corrected <= ALPHA).to_numpy()
     z = [floats(100 * row) for row in shown.to_numpy(dtype=float)]
     extreme = max((abs(value) for row in z for value in row if value is not None), default=1.0) or 1.0
-    names = ["unshifted" if name == UNSHIFTED else str(name).replace("_", " ") for name in shown.columns]
+    names = [
+        "unshifted" if name == UNSHIFTED else mark_used(str(name), results.used_types).replace("_", " ")
+        for name in shown.columns
+    ]
     is_annotated = len(z) <= ANNOTATED_ARMS
     trace: dict[str, Any] = {
         "type": "heatmap",
@@ -118,11 +124,11 @@ def difference_map(results: Results, found: Differences) -> Figure:
         "textfont": {"size": 10.5 if is_annotated else 8},
         "customdata": [
             [[int(count), None if np.isnan(p) else round(float(p), 4)] for count, p in zip(*pair, strict=True)]
-            for pair in zip(n.to_numpy(), p_holm.to_numpy(), strict=True)
+            for pair in zip(n.to_numpy(), p_corrected.to_numpy(), strict=True)
         ],
-        "meta": {"columns": ["pairs", "p_holm"]},
-        "hovertemplate": "%{y}<br>%{x}: %{z:+.1f} points<br>n = %{customdata[0]}, p (Holm) %{customdata[1]}"
-        "<extra></extra>",
+        "meta": {"columns": ["pairs", "p_corrected"]},
+        "hovertemplate": "%{y}<br>%{x}: %{z:+.1f} points<br>n = %{customdata[0]}"
+        f"{', p (of the map) %{customdata[1]}' if found.num_tested else ''}<extra></extra>",
         "colorbar": {
             "thickness": 10,
             "ticksuffix": " pt",
@@ -165,15 +171,22 @@ def _note(results: Results, found: Differences, num_marked: int) -> str:
     text = (
         f"{TITLES[results.metric][:1].upper()}{TITLES[results.metric][1:]}, arm minus reference in points, paired "
         f"replicate by replicate ({n} pairs per cell), mean over severities; arms sorted by their mean over the "
-        "shifts, best on top."
+        f"shifts, best on top.{explain_used(results.used_types)}"
     )
+    if found.sharing:
+        text += (
+            f" {plural(len(found.sharing), 'arm')} not tested: replicates share a pretrained encoder, and are not "
+            "independent."
+        )
+    if not found.num_tested and len(found.sharing) == len(found.mean):
+        return text
     if not found.num_tested:
-        return f"{text} Not tested: it takes {MIN_PAIRS} pairs of replicates."
+        return f"{text} Not tested: it takes {min_units(ALPHA)} pairs of replicates that are not equal."
     verb = "is" if num_marked == 1 else "are"
     return (
-        f"{text} {num_marked} of {found.num_tested} tested cells {verb} marked *: paired t-test over replicates, p ≤ "
-        f"{ALPHA:g} after Holm over the whole map. It supposes differences of roughly normal distribution; a cell "
-        "without a star is not shown to be equal."
+        f"{text} {num_marked} of {found.num_tested} tested cells {verb} marked *: p ≤ {ALPHA:g} for the whole map, by "
+        "sign flips of whole replicates against the largest |t| of the map. Cells share trained models: several stars "
+        "of an arm are one finding. A cell without a star is not shown to be equal."
     )
 
 

@@ -8,11 +8,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from orchestrator.analysis.balanced_errors import balanced_errors_table
 from orchestrator.analysis.costs import arm_costs_table, costs_table
 from orchestrator.analysis.effects import compute_all_effects, effects_table
 from orchestrator.analysis.formats import TextTable
-from orchestrator.analysis.results import Results, arms_table, balanced_errors_table, load_results, results_sha256
-from orchestrator.analysis.verdicts import judge, verdicts_table
+from orchestrator.analysis.inference.verdicts import NO_VERDICT, NOT_ENOUGH, Verdict, judge, verdicts_table
+from orchestrator.analysis.results import Results, arms_table, load_results, results_sha256
 from orchestrator.ledger.derived import (
     DEFAULT_METRIC,
     FIGURES,
@@ -30,6 +31,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.usage import describe_compute, find_usage, read_budget_status
 from orchestrator.planning.budget import BudgetStatus
 from orchestrator.planning.plan import describe_skipped
+from orchestrator.report.checklist_items import CHECKLISTS
 from orchestrator.report.examples import Examples, build_examples
 from orchestrator.report.exports import paper_tables
 from orchestrator.report.page import Section, render_page
@@ -84,7 +86,7 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
     # The arms of a search are no grid, so they cannot be paired.
     measures = [] if "search" in results.plan else results.measures
     effects = compute_all_effects(results, [measure.column for measure in measures])
-    verdicts = judge(results)
+    verdicts = _judge(results, ledger)
     words = answer(results, arms, effects.get(f"robustness/mean_{metric}", []))
     digest, costs, balanced = results_sha256(results), costs_table(results), balanced_errors_table(results)
     budget_status = read_budget_status(ledger, results.plan.get("budget"), states)  # older plans have no budget
@@ -147,6 +149,16 @@ def _render(results: Results, parts: Sequence[Section | None], budget_status: Bu
     )
 
 
+def _judge(results: Results, ledger: Ledger) -> list[Verdict]:
+    """Return the verdicts, those that were decided with their interval over patients."""
+    verdicts = judge(results)
+    if all(each.verdict in (NO_VERDICT, NOT_ENOUGH) for each in verdicts):
+        return verdicts
+    from orchestrator.analysis.inference.over_patients import add_patient_intervals  # imports torch
+
+    return add_patient_intervals(results, ledger, verdicts)
+
+
 def _examples(results: Results, cache_dir: Path) -> tuple[Examples | None, str | None]:
     """Return the examples, or the reason why there are none: a report must not fail because images have moved."""
     records = list(results.records.values())
@@ -160,7 +172,8 @@ def _examples(results: Results, cache_dir: Path) -> tuple[Examples | None, str |
 
 def _write(root: Folder, page: str, tables: dict[str, str]) -> None:
     root.remove(SOURCE)
-    root.remove(FIGURES)  # of an older page
+    for older in (FIGURES, *(f"report/checklist-{name}.md" for name in CHECKLISTS)):
+        root.remove(older)
     for name, text in tables.items():
         root.write(f"report/{name}", text.encode())
     root.write(PAGE, page.encode())  # last, so that a page never lies beside older tables

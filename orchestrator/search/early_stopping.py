@@ -1,12 +1,11 @@
 """Early stopping of the trials of a search; Ray Tune's schedulers decide which trials stop.
 
-    trials/<signature>/stop.json   rule, metric, and which replicate had which value after which epoch
+    trials/<signature>/stop.json   rule, metric, and the mean of which replicates was judged after which epoch
 
 The driver writes the file, and the trial checks for it before each epoch: this works between nodes and on object
-stores, and it survives a kill of the driver or the trial. Trials are compared with trials of the same replicate, which
-have the same images and batches; when one has to stop, all replicates of its configuration stop. Once one replicate was
-trained to its end, its configuration is not stopped any more: it has passed every comparison, and the other replicates
-only make its value more precise.
+stores, and it survives a kill of the driver or the trial. Configurations are compared by the mean of their replicates
+after the same epoch, once the slowest replicate has reached it; when one has to stop, all its replicates stop. A
+configuration whose replicates have all ended is compared with others, and no longer judged.
 
 No other state is kept. A new run replays ``epochs.jsonl`` to the rules, in the order in which the epochs ended, so a
 decision that was made but not written before a kill is made again.
@@ -23,7 +22,7 @@ from typing import Any, Protocol
 
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.plan import Work
-from orchestrator.planning.states import COMPLETE
+from orchestrator.planning.states import COMPLETE, FAILED
 from orchestrator.search.proposals import Proposal, Search
 from orchestrator.study.search_config import SearchConfig, find_epoch_metric
 from trainables.config import TrialConfig
@@ -42,13 +41,13 @@ _Event = tuple[str, Work, dict[str, Any]]
 
 
 class Rule(Protocol):
-    """Rule that decides which trials of one replicate stop early (``cluster.tune_schedulers.StoppingRule``)."""
+    """Rule that decides which configurations stop early (``cluster.tune_schedulers.StoppingRule``)."""
 
-    def judge(self, trial: str, epoch: int, value: float) -> bool:
-        """Return whether a running trial has to stop, given its value after an epoch."""
+    def judge(self, configuration: str, epoch: int, value: float) -> bool:
+        """Return whether a running configuration has to stop, given its value after an epoch."""
 
-    def record(self, trial: str, epoch: int, value: float) -> None:
-        """Add the value of a trial that is no longer judged."""
+    def record(self, configuration: str, epoch: int, value: float) -> None:
+        """Add the value of a configuration that is no longer judged."""
 
 
 #: Returns a rule, given the configuration of the search and the number of epochs of the longest training.
@@ -56,13 +55,13 @@ MakeRule = Callable[[SearchConfig, int], Rule]
 
 
 class EarlyStopping:
-    """Thread that judges the trials of a search. Importing Ray takes seconds, and a storage may be slow.
+    """Thread that judges the configurations of a search. Importing Ray takes seconds, and a storage may be slow.
 
     Args:
         search: search with ``early_stopping``; its proposals are read.
         ledger: ledger of the study.
-        make_rule: factory of rules, called in that thread once per replicate.
-        stop: event that is set when trials can no longer be judged; ``check`` raises the reason.
+        make_rule: factory of the rule, called in that thread.
+        stop: event that is set when nothing can be judged any more; ``check`` raises the reason.
     """
 
     def __init__(self, search: Search, ledger: Ledger, make_rule: MakeRule, *, stop: threading.Event) -> None:
@@ -73,14 +72,15 @@ class EarlyStopping:
         self._name = search.config.stopping_metric
         self._metric = find_epoch_metric(self._name)
         self._events: queue.SimpleQueue[_Event | None] = queue.SimpleQueue()
-        #: Replicate → rule: trials are compared only within a replicate.
-        self._rules: dict[int, Rule] = {}
+        self._rule: Rule | None = None
         #: Signature of a trial → its configuration.
         self._proposal_of: dict[str, Proposal] = {}
         #: Signature of a trial → last epoch reported to the rule.
         self._last_epochs: dict[str, int] = {}
-        #: Signatures of configurations with a replicate that was trained to its end.
-        self._passed: set[str] = set()
+        #: Signature of a configuration and epoch → signature of a trial → its value, None if it is not defined.
+        self._values: dict[tuple[str, int], dict[str, float | None]] = {}
+        #: Signatures of trials that are complete or have failed.
+        self._ended: set[str] = set()
         #: Signature of a configuration → content of ``stop.json``.
         self._decisions: dict[str, dict[str, Any]] = {}
         #: Trials whose ``stop.json`` is still to be written.
@@ -141,15 +141,18 @@ class EarlyStopping:
         proposal = self._proposal_of.get(work.signature)
         if proposal is None:
             return
+        if what == "started":  # perhaps again, after it had failed
+            self._ended.discard(work.signature)
+        if what == "ended" and details["status"] in (COMPLETE, FAILED):  # perhaps early (``training.patience``)
+            self._ended.add(work.signature)
         if proposal.signature in self._decisions:
-            if what == "started":  # it had failed, and is retried
+            if what == "started":
                 self._pending_stops[work.signature] = work
             return
         for line in self._find_new_epochs(what, work, details):
-            if self._report_epoch(work, line, is_open=True):
+            self._report_epoch(work, line)
+            if proposal.signature in self._decisions:
                 return
-        if what == "ended" and details["status"] == COMPLETE:  # perhaps early (``training.patience``)
-            self._passed.add(proposal.signature)
 
     def _find_new_epochs(self, what: str, work: Work, details: dict[str, Any]) -> list[dict[str, Any]]:
         """Return the epochs not yet reported to the rule. Slots report only the newest one; the ledger has them all."""
@@ -167,38 +170,40 @@ class EarlyStopping:
             _logger.warning("early stopping has not seen the epochs of %s yet: %s", work.signature, error)
             return []
 
-    def _report_epoch(self, work: Work, line: dict[str, Any], *, is_open: bool) -> bool:
-        """Report an epoch to the rule; return whether the configuration has to stop because of it."""
+    def _report_epoch(self, work: Work, line: dict[str, Any]) -> None:
+        """Judge the configuration of a trial by an epoch that all its replicates have now reached, or record it."""
         assert isinstance(work.config, TrialConfig)
-        epoch, value = line["epoch"], line["metrics"].get(self._metric)
+        proposal, epoch = self._proposal_of[work.signature], line["epoch"]
         self._last_epochs[work.signature] = epoch
-        if value is None:  # not defined on these images
-            return False
-        proposal, rule = self._proposal_of[work.signature], self._find_rule(work.config.replicate)
-        if epoch >= work.config.training.epochs:
-            self._passed.add(proposal.signature)
-        if not is_open or proposal.signature in self._passed:
-            rule.record(proposal.signature, epoch, value)
-            return False
-        if not rule.judge(proposal.signature, epoch, value):
-            return False
-        self._stop_configuration(
-            proposal,
-            {
-                "rule": self._config.kind,
-                "metric": self._name,
-                "signature": work.signature,
-                "epoch": epoch,
-                "value": value,
-                "timestamp_ms": int(time.time() * 1000),
-            },
-        )
-        return True
+        values = self._values.setdefault((proposal.signature, epoch), {})
+        values[work.signature] = line["metrics"].get(self._metric)
+        decision = self._decisions.get(proposal.signature)
+        compared = decision["values"] if decision else [trial.signature for trial in proposal.plan.trials]
+        known = {each: value for each in compared if (value := values.get(each)) is not None}
+        if work.signature not in known or len(known) < len(compared):
+            return  # a replicate is not so far, has ended before this epoch, or its value is not defined
+        mean = sum(known.values()) / len(known)
+        rule = self._find_rule()
+        is_open = any(trial.signature not in self._ended for trial in proposal.plan.trials)
+        if decision or not is_open or epoch >= work.config.training.epochs:
+            rule.record(proposal.signature, epoch, mean)
+        elif rule.judge(proposal.signature, epoch, mean):
+            self._stop_configuration(
+                proposal,
+                {
+                    "rule": self._config.kind,
+                    "metric": self._name,
+                    "epoch": epoch,
+                    "value": mean,
+                    "values": known,
+                    "timestamp_ms": int(time.time() * 1000),
+                },
+            )
 
-    def _find_rule(self, replicate: int) -> Rule:
-        if replicate not in self._rules:
-            self._rules[replicate] = self._make_rule(self._search.config, self._search.max_epochs)
-        return self._rules[replicate]
+    def _find_rule(self) -> Rule:
+        if self._rule is None:
+            self._rule = self._make_rule(self._search.config, self._search.max_epochs)
+        return self._rule
 
     def _stop_configuration(self, proposal: Proposal, verdict: dict[str, Any]) -> None:
         self._decisions[proposal.signature] = verdict
@@ -209,25 +214,22 @@ class EarlyStopping:
     def _replay_ledger(self) -> None:
         """Replay the ledger's epochs of new proposals to the rules, in the order in which the epochs ended."""
         new = [each for each in list(self._search.proposals) if each.plan.trials[0].signature not in self._proposal_of]
-        lines: list[tuple[int, str, int, Work, dict[str, Any], bool]] = []
+        lines: list[tuple[int, str, int, Work, dict[str, Any]]] = []
         for proposal in new:
             for trial in proposal.plan.trials:
                 self._proposal_of[trial.signature] = proposal
                 folder = self._ledger.folder("trial", trial.signature)
-                is_open = not (folder.exists(RESULT) or folder.exists("failure.json"))
-                if folder.exists(RESULT):
-                    self._passed.add(proposal.signature)
-                if is_open and is_stopped(folder):
-                    is_open = False
+                if folder.exists(RESULT) or folder.exists("failure.json"):
+                    self._ended.add(trial.signature)
+                elif is_stopped(folder):
                     self._stop_configuration(proposal, folder.read_json(STOP))
                 for line in self._read_epochs(trial):
-                    lines.append((line["timestamp_ms"], trial.signature, line["epoch"], trial, line, is_open))
-        for moment, signature, epoch, trial, line, is_open in sorted(lines, key=lambda each: each[:3]):
-            verdict = self._decisions.get(self._proposal_of[signature].signature)
-            if verdict is None:
-                self._report_epoch(trial, line, is_open=is_open)
-            elif epoch <= verdict["epoch"] if signature == verdict["signature"] else moment <= verdict["timestamp_ms"]:
-                self._report_epoch(trial, line, is_open=False)
+                    lines.append((line["timestamp_ms"], trial.signature, line["epoch"], trial, line))
+        for _, signature, epoch, trial, line in sorted(lines, key=lambda each: each[:3]):
+            decision = self._decisions.get(self._proposal_of[signature].signature)
+            is_new = epoch > self._last_epochs.get(signature, 0)  # a configuration can be proposed twice
+            if is_new and (decision is None or epoch <= decision["epoch"]):
+                self._report_epoch(trial, line)
 
     def _write(self) -> None:
         """Write pending stop decisions; those that the storage refuses stay pending."""

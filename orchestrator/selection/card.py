@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.results import TITLES, Results
-from orchestrator.analysis.wording import flatten, percent, plural, sentence
+from orchestrator.analysis.wording import explain_used, flatten, mark_used, percent, plural, sentence
 from orchestrator.planning.states import STOPPED
 from orchestrator.selection.card_format import Card, CardPart, Code, Facts, Grid, Items, Text
 from orchestrator.selection.part_scores import PartScore, PartScores
 from orchestrator.selection.ranking import RULES, Selection, describe_value
-from orchestrator.statistics.intervals import Summary, summarise
-from trainables.config import TrialConfig
+from orchestrator.statistics.intervals import MIN_REPLICATES, Summary, summarise
+from trainables.config import TrainingConfig, TrialConfig
+from trainables.evaluation.validation_fit import compute_predictive_values
 
 _USE = """\
 from robustsweep import load_exported
@@ -25,7 +27,8 @@ confidence = model(images).softmax(1)        # in the order of model.config.clas
 #: Settings of the training that the card lists; the others are in config.json of the trial.
 _SETTINGS = (
     "training.epochs", "training.batch_size", "training.optimiser", "training.learning_rate", "training.schedule",
-    "training.label_fraction", "training.class_weights", "training.select_by", "training.precision",
+    "training.label_fraction", "training.class_weights", "training.select", "training.select_by",
+    "training.precision",
 )  # fmt: skip
 
 
@@ -65,7 +68,7 @@ def build_card(
             _robustness(results, selection, chosen),
             _calibration(results, selection, chosen),
             _selection(selection),
-            _limits(results, selection, parts, select_by=config.training.select_by),
+            _limits(results, selection, parts, training=config.training),
             _provenance(results, selection, checks, files),
         ],
         tags=["image-classification", "robustness", results.plan["study"], *(["oracle"] if selection.oracle else [])],
@@ -121,9 +124,17 @@ def _data(results: Results) -> CardPart:
         "images": ", ".join(f"{images.pop(name):,} {name}" for name in ("train", "val", "test")),
         "external sets": ", ".join(f"{count:,} {name}" for name, count in images.items()) or "none",
         "set aside as unusable": str(len(data["quarantined"])),
-        "splits": "no group (patient) is in two of them; the same for all arms and replicates",
+        "splits": f"no group (patient) is in two of them; {_describe_splits(results)}",
     }
     return CardPart("Data", [Facts(rows)])
+
+
+def _describe_splits(results: Results) -> str:
+    """Return what shares the splits, as far as the trials that have started say it."""
+    fields = ("split_seed", "leave_out", "external_sites", "val_fraction", "test_fraction")
+    configs = [record.config["config"]["data"] for record in results.records.values()]
+    differing = [name for name in fields if any(each.get(name) != configs[0].get(name) for each in configs)]
+    return f"{', '.join(differing)} not the same in all trials" if differing else "the same for all arms and replicates"
 
 
 def _training(results: Results, selection: Selection, config: TrialConfig) -> CardPart:
@@ -207,13 +218,18 @@ def _robustness(results: Results, selection: Selection, chosen: pd.DataFrame) ->
     rows.sort(key=lambda row: (pd.isna(row[0]), row[0]))
     _, name, _, values, severity = rows[0]
     grid = [
-        [shift, mean, _percent(summarise(at)), "–" if at_ is None else str(at_)] for _, shift, mean, at, at_ in rows
+        [mark_used(shift, results.used_types), mean, _percent(summarise(at)), "–" if at_ is None else str(at_)]
+        for _, shift, mean, at, at_ in rows
     ]
     text = (
-        f"{sentence(TITLES[metric])} on the shifted test set, mean ± standard deviation over replicates, the worst "
-        f"shift first. Over all of them {_mean(chosen, f'robustness/mean_{metric}')}; the worst is {name} at severity "
-        f"{severity}: {_percent(summarise(values))}. Unshifted: {_mean(chosen, f'id/{metric}')}."
+        f"{sentence(TITLES[metric])} on the shifted test set, mean ± standard deviation over replicates, by the "
+        f"worst severity. Over all of them {_mean(chosen, f'robustness/mean_{metric}')}; the worst is {name} at "
+        f"severity {severity}: {_percent(summarise(values))}. Unshifted: {_mean(chosen, f'id/{metric}')}."
+        f"{explain_used(results.used_types)}"
     )
+    unused = f"robustness/mean_unused_{metric}"
+    if unused in chosen:
+        text = f"Over shifts not used for selection: {_mean(chosen, unused)}. {text}"
     return CardPart(
         "Robustness", [Text(text), Grid(["shift", "mean over severities", "worst severity", "which"], grid)]
     )
@@ -223,13 +239,14 @@ def _calibration(results: Results, selection: Selection, chosen: pd.DataFrame) -
     columns = {
         "in-distribution test": "calibration/ece",
         "mean over shifts": "calibration/mean_shifted_ece",
-        "worst shift": "calibration/worst_shifted_ece",
+        "worst shift": "calibration/worst_shift_ece",
     }
     columns |= {f"{name} (external)": f"external/{name}/ece" for name in results.external_sets}
     rows = [
-        [title, _mean(chosen, column), _own(chosen, selection, column)]
+        [f"{title}{scaling}", _mean(chosen, f"{column}{suffix}"), _own(chosen, selection, f"{column}{suffix}")]
         for title, column in columns.items()
-        if column in chosen
+        for scaling, suffix in (("", ""), (", after temperature scaling", "_scaled"))
+        if f"{column}{suffix}" in chosen
     ]
     scores = ", ".join(
         f"{title} {summary.mean:.3f}"
@@ -242,7 +259,35 @@ def _calibration(results: Results, selection: Selection, chosen: pd.DataFrame) -
         else ""
     )
     blocks: list[Text | Grid] = [Text(text)] if text else []
-    return CardPart("Calibration", [*blocks, Grid(["set", "ECE", "this model"], rows)])
+    blocks.append(Grid(["set", "ECE", "this model"], rows))
+    return CardPart("Calibration", [*blocks, *_thresholds(results, selection, chosen)])
+
+
+#: Prevalences at which predictive values are given. Our choice: screening, an outpatient clinic, a balanced test set.
+_PREVALENCES = (0.01, 0.1, 0.5)
+
+
+def _thresholds(results: Results, selection: Selection, chosen: pd.DataFrame) -> list[Text | Grid]:
+    """Return this model's sensitivity, specificity and predictive values at validation's thresholds, if it has any."""
+    record = results.records[selection.signature]
+    fit = {} if record.result is None else record.result.get("validation_fit", {})
+    own = chosen[chosen["signature"] == selection.signature].iloc[0]
+    rows = []
+    for at, title in (("specificity_95", "95 % specificity"), ("sensitivity_95", "95 % sensitivity")):
+        shares = [float(own.get(f"id/{name}_at_{at}", np.nan)) for name in ("sensitivity", "specificity")]
+        if f"threshold_at_{at}" not in fit or np.isnan(shares).any():
+            continue
+        values = (compute_predictive_values(shares[0], shares[1], prevalence) for prevalence in _PREVALENCES)
+        pairs = [f"{percent(positive)} / {percent(negative)}" for positive, negative in values]
+        rows.append([title, f"{fit[f'threshold_at_{at}']:.4g}", *map(percent, shares), *pairs])
+    if not rows:
+        return []
+    text = (
+        "This model on the in-distribution test set, at thresholds of f₁ − f₀ (class 1 is positive) chosen on "
+        "validation. Predictive values (positive / negative) are for populations with so many positives (Bayes)."
+    )
+    heads = [f"PPV / NPV at {100 * prevalence:g} %" for prevalence in _PREVALENCES]
+    return [Text(text), Grid(["validation", "threshold", "sensitivity", "specificity", *heads], rows)]
 
 
 # ------------------------------------------------------------------------------------------------ selection, limits
@@ -250,7 +295,6 @@ def _calibration(results: Results, selection: Selection, chosen: pd.DataFrame) -
 
 def _selection(selection: Selection) -> CardPart:
     counts = ", ".join(f"{count} {state}" for state, count in selection.counts.items() if count)
-    who = "an oracle" if selection.oracle else "in-distribution validation only"
     rows = [
         [arm.label, str(place), describe_value(arm), f"{arm.complete} / {arm.planned}"]
         for place, arm in enumerate(selection.ranking, start=1)
@@ -258,7 +302,13 @@ def _selection(selection: Selection) -> CardPart:
     return CardPart(
         "Selection",
         [
-            Facts({"chosen by": f"{selection.column} ({who})", "rule": RULES[selection.rule], "trials": counts}),
+            Facts(
+                {
+                    "chosen by": f"{selection.column} ({selection.chooser})",
+                    "rule": RULES[selection.rule],
+                    "trials": counts,
+                }
+            ),
             Items(selection.reasons),
             Grid(["arm", "rank", selection.column, "complete"], rows[:20]),
             *([Text(f"{len(rows) - 20} further arms are in selection.json.")] if len(rows) > 20 else []),
@@ -266,21 +316,24 @@ def _selection(selection: Selection) -> CardPart:
     )
 
 
-def _limits(results: Results, selection: Selection, parts: PartScores, *, select_by: str) -> CardPart:
+def _limits(results: Results, selection: Selection, parts: PartScores, *, training: TrainingConfig) -> CardPart:
     items = []
     if not results.external_sets:
         items.append("No external set: nothing is known about images from another site.")
     if not parts.sites:
         items.append("Sites inside the test set are unknown or one: per-site results cannot be given.")
-    if selection.arm.complete < 3:
+    if selection.arm.complete < MIN_REPLICATES:
         items.append(
             f"{plural(selection.arm.complete, 'replicate')}: the spread over seeds is "
-            f"{'unknown' if selection.arm.complete == 1 else 'hardly known'}."
+            f"{'unknown' if selection.arm.complete == 1 else 'hardly known'}; at least {MIN_REPLICATES} would do."
         )
+    epoch = f"The epoch was picked by validation {training.select_by}."
+    if training.select == "last":
+        epoch = "The epoch was not picked: it is the last."
     items += [
         "The spread is that of initial weights, order and augmentation; all replicates share one split of the data.",
         f"The arm was picked among {len(selection.ranking)} by {selection.column}, which flatters that column; so does "
-        f"picking its best replicate. The epoch was picked by validation {select_by}.",
+        f"picking its best replicate. {epoch}",
         "The shifts are synthetic: they stand for what may happen to images, and real changes of scanner, staining or "
         "population differ. Robustness to others is unknown.",
         "Performance for subgroups of people (age, sex, skin tone, …) was not measured unless it is a site above.",

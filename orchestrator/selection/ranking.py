@@ -15,7 +15,7 @@ from orchestrator.analysis.results import Results
 from orchestrator.planning.states import COMPLETE, STOPPED
 from orchestrator.statistics.intervals import summarise
 from trainables.errors import ConfigError, StudyError
-from trainables.evaluation.metrics import is_higher_better
+from trainables.evaluation.metrics import AGGREGATES, METRICS, is_higher_better, name_over_validation_shifts
 
 BEST, ONE_STANDARD_ERROR = "best", "one-standard-error"
 RULES = {
@@ -23,15 +23,19 @@ RULES = {
     ONE_STANDARD_ERROR: "the simplest arm whose mean is within one standard error of the best arm's: fewest weights, "
     "then fewest pretraining stages, then least time per trial, then the better mean",
 }
-#: Prefix of the only columns that may choose an arm; MLflow's headline numbers have the same under the longer prefix.
+#: Prefix of the only columns that may choose an arm, besides those over shifted validation images; MLflow's headline
+#: numbers have the same under the longer prefix.
 VALIDATION, _HEADLINE = "val/", "validation/"
+#: Columns over shifted validation images: numbers of the trial alone, so that they have the longer prefix.
+_OVER_SHIFTS = frozenset(name_over_validation_shifts(how, metric) for how in AGGREGATES for metric in METRICS)
 
 
 @dataclass(frozen=True)
 class SelectionCriteria:
     """Criteria by which an arm and a replicate are chosen."""
 
-    #: A metric on validation ("auroc"), or with ``oracle`` any column of the trials ("robustness/worst_auroc").
+    #: A metric on validation ("auroc", "validation/robustness/mean_auroc"), or with ``oracle`` any column of the trials
+    #: ("robustness/worst_shift_auroc").
     by: str = "balanced_accuracy"
     rule: str = BEST
     #: Whether test, shifted or external data may choose.
@@ -78,6 +82,14 @@ class Selection:
     reasons: tuple[str, ...]
     #: Numbers of planned, complete, failed, interrupted and missing trials.
     counts: dict[str, int]
+
+    @property
+    def chooser(self) -> str:
+        """The images that chose, in words."""
+        if self.oracle:
+            return "test, shifted or external data: an oracle"
+        shifted = ", shifted (evaluation.validation_shifts)" if self.column in _OVER_SHIFTS else ""
+        return f"in-distribution validation{shifted}"
 
     @property
     def label(self) -> str:
@@ -145,18 +157,24 @@ def find_column(complete: pd.DataFrame, criteria: SelectionCriteria) -> str:
         StudyError: the column does not exist, it is not validation and ``oracle`` is not set, or it is validation and
             ``oracle`` is set.
     """
-    asked = criteria.by.removeprefix(_HEADLINE)
+    asked = criteria.by if criteria.by in _OVER_SHIFTS else criteria.by.removeprefix(_HEADLINE)
     by = asked if "/" in asked else f"{VALIDATION}{asked}"
     known = [str(each) for each in complete if "/" in str(each) and not str(each).startswith(("arm/", _HEADLINE))]
-    validation = [column for column in known if column.startswith(VALIDATION)]
+    known += [str(each) for each in complete if each in _OVER_SHIFTS]
+    validation = [column for column in known if column.startswith((VALIDATION, _HEADLINE))]
     others = [column for column in known if column not in validation]
     if by not in known:
         listed = others if criteria.oracle else [column.removeprefix(VALIDATION) for column in validation]
-        raise StudyError(f"--by: looked for {criteria.by!r} among the results; expected one of {', '.join(listed)}")
+        lacking = "; there are no shifted validation images: evaluation.validation_shifts is empty"
+        raise StudyError(
+            f"--by: looked for {criteria.by!r} among the results; expected one of {', '.join(listed)}"
+            f"{lacking if by in _OVER_SHIFTS and not _OVER_SHIFTS & set(known) else ''}"
+        )
     if by in others and not criteria.oracle:
         raise StudyError(
             f"--by: {by} is not in-distribution validation: an arm chosen by it has seen the data that it is judged by "
-            f"(rule: only {VALIDATION}… chooses); add --oracle to do so, and everything will say that an oracle chose"
+            f"(rule: only {VALIDATION}… and {_HEADLINE}robustness/… choose); add --oracle to do so, and everything "
+            "will say that an oracle chose"
         )
     if by in validation and criteria.oracle:
         raise StudyError(f"--oracle: {by} is in-distribution validation, which is no oracle; leave --oracle out")

@@ -48,8 +48,8 @@ def select_model(
         RobustSweepError: any of its subclasses, with a message for the user.
     """
     ledger = Ledger(storage, study.study)
-    metric = request.criteria.by.rsplit("/", 1)[-1]
-    results = load_results(ledger, metric if metric in TITLES else "balanced_accuracy")
+    named = [metric for metric in TITLES if request.criteria.by.endswith(metric)]
+    results = load_results(ledger, max(named, key=len, default="balanced_accuracy"))
     selection = select_arm(results, request.criteria)
     for line in describe_selection(selection, results):
         write_line(line)
@@ -82,7 +82,7 @@ def mlflow_uri(study: Study, ledger: Ledger, flag: str | None) -> str:
 def describe_selection(selection: Selection, results: Results) -> list[str]:
     """Return the ranking, the numbers of incomplete trials and the choice, as lines."""
     counts = selection.counts
-    who = "ORACLE: test, shifted or external data choose" if selection.oracle else "in-distribution validation"
+    who = "ORACLE: test, shifted or external data choose" if selection.oracle else selection.chooser
     lines = [
         f"{counts['complete']} of {counts['planned']} trials complete"
         + "".join(f", {counts[state]} {state}" for state in ("failed", "interrupted", "missing") if counts[state])

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from orchestrator.statistics.intervals import Array, Interval, Method, bootstrap_interval, summarise
+from orchestrator.statistics.intervals import MIN_REPLICATES, Array, Interval, drop_rounding, summarise, t_interval
 from orchestrator.statistics.paired_tests import holm, permutation_test
 
 
@@ -25,13 +25,13 @@ class Contrast:
     factors: tuple[str, ...]
     levels: tuple[Any, ...]
     references: tuple[Any, ...]
-    #: Mean over cells; None if no cell is complete.
+    #: Mean over blocks of their means over cells; None if no cell is complete.
     estimate: float | None
     #: Sample standard deviation of the block means; None with fewer than two blocks.
     sd: float | None
-    #: Bootstrap interval of the mean, whole blocks resampled; None for too few blocks.
+    #: t interval of the mean over blocks; None for fewer than ``MIN_REPLICATES``.
     interval: Interval | None
-    #: p-value of the two-sided sign-flip test, whole blocks flipped; None for too few blocks.
+    #: p-value of the two-sided sign-flip test of the block means; None for fewer than 6 other than 0.
     p_value: float | None
     #: p-value after Holm's correction over all contrasts computed together.
     p_holm: float | None
@@ -55,6 +55,7 @@ class Term:
     #: The same share without the part that chance alone gives (ω²); may be slightly below 0. None for the residual.
     omega_squared: float | None = None
     f: float | None = None
+    #: None, too, for fewer than ``MIN_REPLICATES`` blocks.
     p_value: float | None = None
 
 
@@ -81,12 +82,11 @@ def compute_contrasts(
     block: str,
     max_order: int = 2,
     seed: int = 0,
-    method: Method = "percentile",
 ) -> list[Contrast]:
     """Return every main effect against its factor's first level and every interaction up to ``max_order`` factors.
 
     Marginal means are over common cells: a combination of the other factors' levels and the block enters where all its
-    corners have a value, and every such cell weighs the same.
+    corners have a value. Every such cell of a block weighs the same, and so does every block.
 
     Args:
         frame: table with one row per arm and block.
@@ -94,8 +94,7 @@ def compute_contrasts(
         factors: column → levels, the reference first.
         block: column of the replicate.
         max_order: highest number of factors in an interaction; 1 for main effects only.
-        seed: seed of resampling and sign flips.
-        method: method of the bootstrap interval.
+        seed: seed of random sign flips.
 
     Raises:
         ValueError: if an arm has two rows in one block.
@@ -111,12 +110,12 @@ def compute_contrasts(
             references = tuple(factors[name][0] for name in chosen)
             for levels in itertools.product(*(factors[name][1:] for name in chosen)):
                 contrast = Contrast(chosen, levels, references, None, None, None, None, None, 0, 0, 0)
-                contrasts.append(_measure(contrast, table, block, seed=seed, method=method))
+                contrasts.append(_measure(contrast, table, block, seed=seed))
     corrected = holm([contrast.p_value for contrast in contrasts])
     return [replace(contrast, p_holm=p) for contrast, p in zip(contrasts, corrected, strict=True)]
 
 
-def _measure(contrast: Contrast, table: pd.DataFrame, block: str, *, seed: int, method: Method) -> Contrast:
+def _measure(contrast: Contrast, table: pd.DataFrame, block: str, *, seed: int) -> Contrast:
     """Return the contrast with its estimate; ``table`` has a row per cell and a column per corner."""
     order = len(contrast.levels)
     total, num_defined = np.zeros(len(table)), np.zeros(len(table), dtype=int)
@@ -129,15 +128,16 @@ def _measure(contrast: Contrast, table: pd.DataFrame, block: str, *, seed: int, 
         num_defined += ~np.isnan(values)
     blocks = table.index.get_level_values(block).to_numpy()
     keep = ~np.isnan(total)
-    total, blocks = total[keep], blocks[keep]
+    means = pd.Series(total[keep]).groupby(blocks[keep]).mean().to_numpy()
+    means = drop_rounding(means, np.fmax.reduce(np.abs(table.to_numpy(dtype=float)), axis=None, initial=0.0))
     return replace(
         contrast,
-        estimate=float(total.mean()) if len(total) else None,
-        sd=summarise(pd.Series(total).groupby(blocks).mean()).sd,
-        interval=bootstrap_interval(total, seed=seed, clusters=blocks, method=method),
-        p_value=permutation_test(total, seed=seed, clusters=blocks),
-        num_cells=len(total),
-        num_blocks=len(set(blocks)),
+        estimate=float(means.mean()) if len(means) else None,
+        sd=summarise(means).sd,
+        interval=t_interval(means),
+        p_value=permutation_test(means, seed=seed),
+        num_cells=int(keep.sum()),
+        num_blocks=len(means),
         num_missing=int(((num_defined > 0) & ~keep).sum()),
     )
 
@@ -150,7 +150,8 @@ def decompose_variance(
     Least squares with sum-to-zero coding; the sum of squares of a term is what the model loses without it (type III),
     which for a complete table is that of the textbook and adds up to the total. Where cells are missing the terms
     overlap, and the table holds the amount. F tests are against the residual, that is block × arm and noise together;
-    they assume that the residual is normal and equally large in every cell. A factor that another one determines has
+    they assume that the residual is normal and equally large in every cell, and have a p-value from ``MIN_REPLICATES``
+    blocks on. A factor that another one determines has
     fewer degrees of freedom, down to 0.
 
     Args:
@@ -178,6 +179,8 @@ def decompose_variance(
     num_planned = rows[block].nunique() * int(np.prod([rows[name].nunique() for name in factors], dtype=int))
     total = float(((y - y.mean()) ** 2).sum())
     table = _fit(y, terms, total)
+    if rows[block].nunique() < MIN_REPLICATES:
+        table = tuple(replace(term, p_value=None) for term in table)
     return VarianceTable(
         terms=table,
         num_values=len(y),

@@ -34,6 +34,14 @@ def smallest_p(num_units: int, alternative: Alternative = "two-sided") -> float:
     return min(1.0, (2 if alternative == "two-sided" else 1) * 0.5**num_units)
 
 
+def min_units(alpha: float = 0.05, alternative: Alternative = "two-sided") -> int:
+    """Return the fewest units with which ``smallest_p`` is at most ``alpha``: 6 for .05, two-sided."""
+    number = 1
+    while smallest_p(number, alternative) > alpha:
+        number += 1
+    return number
+
+
 def wilcoxon(differences: ArrayLike, *, alternative: Alternative = "two-sided", alpha: float = 0.05) -> float | None:
     """Return the p-value of the signed-rank test, None with too few differences other than 0 (under 6 two-sided).
 
@@ -123,6 +131,48 @@ def permutation_test(
     return tail_p(flipped, observed, alternative, num_more=1)
 
 
+def max_t_test(differences: ArrayLike, *, seed: int, alpha: float = 0.05) -> Array:
+    """Return p-values of many mean differences, corrected for all of them; NaN where a column is not tested.
+
+    The signs of a whole row are flipped together, which keeps the columns as correlated as they are. A column's p-value
+    is the share of flips in which the largest |t| of all columns is at least its own.
+
+    Args:
+        differences: units × columns; NaN is undefined. A column with fewer than ``min_units(alpha)`` values other than
+            0 is not tested.
+        seed: seed of the random flips, which are drawn for more than 14 units; for fewer, all flips are tried.
+        alpha: level that the p-values must be able to reach.
+
+    Source: Westfall & Young 1993, section 2.3 (single step); Winkler et al. 2014 (sign flips). Flips leave the sum of
+    squares as it is, so t rises with the sum over the root of that, which is used in its place. Assumes that under the
+    null hypothesis a row is as likely as its negative.
+    """
+    array = np.nan_to_num(np.asarray(differences, dtype=np.float64), nan=0.0)
+    p_values = np.full(array.shape[1], np.nan)
+    tested = (array != 0).sum(axis=0) >= min_units(alpha)
+    if not tested.any():
+        return p_values
+    scaled = array[:, tested] / np.abs(array[:, tested]).max(axis=0)
+    scaled /= np.sqrt((scaled**2).sum(axis=0))
+    signs, num_more = _draw_signs(len(scaled), seed)
+    rows = max(1, _CHUNK // scaled.shape[1])
+    parts = (signs[start : start + rows] @ scaled for start in range(0, len(signs), rows))
+    largest = np.concatenate([np.maximum(part.max(axis=1), -part.min(axis=1)) for part in parts])
+    reached = len(largest) - np.searchsorted(np.sort(largest), np.abs(scaled.sum(axis=0)) - 10.0**-DIGITS)
+    p_values[tested] = (reached + num_more) / (len(largest) + num_more)
+    return p_values
+
+
+def _draw_signs(num_units: int, seed: int) -> tuple[Array, int]:
+    """Return patterns × units of ±1, and 1 if they are random so that the observed one counts as one more, else 0."""
+    if 2**num_units > MAX_ENUMERATED:
+        generator = np.random.default_rng(seed)
+        return generator.choice(np.array([-1.0, 1.0]), size=(NUM_PERMUTATIONS, num_units)), 1
+    # A pattern and its negative give the same |t|: those with + in the first place are enough.
+    patterns = np.arange(2 ** (num_units - 1))[:, None] >> np.arange(num_units - 1) & 1
+    return np.column_stack([np.ones(len(patterns)), 1.0 - 2.0 * patterns]), 0
+
+
 def holm(p_values: Sequence[float | None]) -> list[float | None]:
     """Return the p-values of one family corrected for their number; None values stay None and do not count.
 
@@ -134,6 +184,31 @@ def holm(p_values: Sequence[float | None]) -> list[float | None]:
     for rank, (p, i) in enumerate(order):
         largest = max(largest, min(1.0, (len(order) - rank) * p))
         adjusted[i] = largest
+    return adjusted
+
+
+def holm_nested(p_values: Sequence[Sequence[float]]) -> list[list[float]]:
+    """Return the p-values of one family in which every hypothesis has one or several tests, corrected for their number.
+
+    The null hypotheses of one hypothesis exclude each other (the effect is 0, the effect is the claimed size), so that
+    its tests share its part of α. It passes that on once all of them are rejected. With one test each this is
+    ``holm``.
+
+    Args:
+        p_values: p-values of the tests of each hypothesis, one or more.
+
+    Source: Holm 1979, step-down over hypotheses; Shaffer 1986 for nulls of which at most one is true.
+    """
+    order = sorted(range(len(p_values)), key=lambda number: max(p_values[number]))
+    adjusted: list[list[float]] = [[] for _ in p_values]
+    #: Adjusted p-value at which all hypotheses before a step are rejected.
+    before = [0.0]
+    for step, number in enumerate(order):
+        adjusted[number] = [
+            min(1.0, *(max(reached, (len(order) - early) * p) for early, reached in enumerate(before)))
+            for p in p_values[number]
+        ]
+        before.append(max(before[-1], (len(order) - step) * max(p_values[number])))
     return adjusted
 
 

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.study.grid import Match, find_label, format_label
-from orchestrator.study.hypotheses import MIN_TREND_LEVELS, Comparison, Hypothesis, Trend
+from orchestrator.study.hypotheses import (
+    MIN_SITES,
+    MIN_TREND_LEVELS,
+    Equivalence,
+    Hypothesis,
+    Interaction,
+    Trend,
+    counts_sites,
+    get_claimed_size,
+)
 from orchestrator.study.yaml_source import resolve_scalar
 from trainables.errors import StudyError
 
@@ -89,13 +98,19 @@ def list_compared(hypothesis: Hypothesis, arms: Sequence[Mapping[str, str]]) -> 
 
 
 def compute_smallest_p(hypothesis: Hypothesis, num_units: int, num_levels: int = 0) -> float:
-    """Return the uncorrected p-value of a test when all ``num_units`` units agree.
+    """Return the uncorrected p-value of a verdict when all ``num_units`` units agree, 1 if they are too few for any.
 
-    Two-sided, n differences of one sign give 2 · 2⁻ⁿ by sign flips, signs and signed ranks; n blocks of k levels in
-    perfect order give 2 / (k!)ⁿ by Page's test. The bootstrap is given the bound of sign flips.
+    Two-sided, n differences of one sign give 2 · 2⁻ⁿ by sign flips, signs and signed ranks, one-sided (equivalence)
+    2⁻ⁿ; n blocks of k levels in perfect order give 2 / (k!)ⁿ by Page's test, which says nothing about a trend's size.
     """
-    ways = math.factorial(num_levels) if hypothesis.test == "page" else 2
-    return min(1.0, 2.0 / ways**num_units)
+    from orchestrator.statistics.intervals import MIN_REPLICATES  # imports NumPy
+
+    if num_units < (MIN_SITES if counts_sites(hypothesis) else MIN_REPLICATES):
+        return 1.0
+    has_size = get_claimed_size(hypothesis) > 0
+    ways = math.factorial(num_levels) if hypothesis.test == "page" and not has_size else 2
+    # Whole numbers: as a float the number of orders of many levels overflows.
+    return (1 if isinstance(hypothesis, Equivalence) else 2) / ways**num_units
 
 
 def num_units_needed(hypothesis: Hypothesis, num_levels: int = 0) -> int:
@@ -104,6 +119,36 @@ def num_units_needed(hypothesis: Hypothesis, num_levels: int = 0) -> int:
     while compute_smallest_p(hypothesis, num_units, num_levels) > hypothesis.alpha:
         num_units += 1
     return num_units
+
+
+def find_units(needs: Sequence[Collection[str]]) -> list[int]:
+    """Return the independent unit of each replicate: the number of the first replicate that it shares a stage with.
+
+    Replicates of which trials started from the same pretrained encoder are one unit: what that encoder happens to have
+    learned is in all of them.
+
+    Args:
+        needs: signatures of the stages behind the compared trials of each replicate.
+    """
+    units = list(range(len(needs)))
+    for number, stages in enumerate(needs):
+        for other in range(number):
+            if not set(stages).isdisjoint(needs[other]):
+                joined = {units[number], units[other]}
+                units = [min(joined) if unit in joined else unit for unit in units]
+    return units
+
+
+def weigh_slope(numbers: Sequence[float]) -> tuple[float, ...]:
+    """Return the weights that give the rise of the least-squares line from the first to the last of some numbers.
+
+    Args:
+        numbers: levels of a factor or severities, in ascending order.
+    """
+    mean = sum(numbers) / len(numbers)
+    spread = sum((number - mean) ** 2 for number in numbers)
+    reach = numbers[-1] - numbers[0]
+    return tuple((number - mean) * reach / spread if spread else 0.0 for number in numbers)
 
 
 def _find_groups(
@@ -119,9 +164,9 @@ def _find_groups(
             f"{hypothesis.factor}={format_label(number)}": {hypothesis.factor: frozenset({known.get(number, "")})}
             for number in numbers
         }
-        return groups, _slope_weights(numbers), tuple(numbers)
+        return groups, weigh_slope(numbers), tuple(numbers)
     treatment, control = (_resolve(when, labels) for when in (hypothesis.treatment, hypothesis.control))
-    if isinstance(hypothesis, Comparison):
+    if not isinstance(hypothesis, Interaction):
         return {"treatment": treatment, "control": control}, (1.0, -1.0), None
     at, versus = (_resolve(when, labels) for when in (hypothesis.at, hypothesis.versus))
     groups = {
@@ -131,14 +176,6 @@ def _find_groups(
         "control, versus": control | versus,
     }
     return groups, (1.0, -1.0, -1.0, 1.0), None
-
-
-def _slope_weights(numbers: Sequence[float]) -> tuple[float, ...]:
-    """Return the weights that give the rise of the least-squares line from the lowest to the highest level."""
-    mean = sum(numbers) / len(numbers)
-    spread = sum((number - mean) ** 2 for number in numbers)
-    reach = numbers[-1] - numbers[0]
-    return tuple((number - mean) * reach / spread if spread else 0.0 for number in numbers)
 
 
 def read_numbers(labels: Sequence[str]) -> dict[float, str]:

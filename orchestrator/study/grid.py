@@ -378,12 +378,14 @@ def _report_useless(arms: Sequence[Arm], unused: set[Key], source: Source, *, ex
         source.report(key, "this condition matches no arm; correct it or take it away")
     if not arms and expected_any:
         source.report(("exclude",), "every arm is excluded, expected at least one to remain")
-    seen: dict[str, str] = {}
-    configs = ((arm.config.model_dump_json(), arm.name) for arm in arms)
-    twins = [(other, name) for config, name in configs if (other := seen.setdefault(config, name)) != name]
+    seen: dict[str, Arm] = {}
+    # What replicates share makes no other trial of replicate 0.
+    shared: Any = {"data": {"split"}, "pretraining": {"encoders"}}
+    configs = ((arm.config.model_dump_json(exclude=shared), arm) for arm in arms)
+    twins = [(other, arm) for config, arm in configs if (other := seen.setdefault(config, arm)) is not arm]
     if twins:
         more = f", and {len(twins) - 1} more such pairs" if len(twins) > 1 else ""
         first, second = twins[0]
-        source.report(
-            ("factors",), f"the arms {first!r} and {second!r} have the same configuration{more}; exclude one of them"
-        )
+        aside = "" if first.config == second.config else " (data.split and pretraining.encoders aside)"
+        same = f"the arms {first.name!r} and {second.name!r} have the same configuration{aside}{more}"
+        source.report(("factors",), f"{same}; exclude one of them")

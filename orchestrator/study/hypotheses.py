@@ -9,22 +9,37 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from orchestrator.study.grid import When, format_label
-from trainables.evaluation.metrics import ERRORS, METRICS, SCORES
+from trainables.evaluation.metrics import (
+    AGGREGATES,
+    ERRORS,
+    METRICS,
+    RELATIVE,
+    SCORES,
+    SITE_AGGREGATES,
+    name_over_shifts,
+    name_over_sites,
+)
 from trainables.frozen import Frozen, canonical_json
+from trainables.shifts.tables import FAMILIES, OTHER
 
 #: Assumption: ten times the hypotheses of a large study.
 MAX_HYPOTHESES = 100
 #: Family of hypotheses that name none. The p-values of a family are corrected together.
 DEFAULT_FAMILY = "main"
+#: Fewest external sites for a verdict over sites.
+MIN_SITES = 6
 #: A line through two levels is only a difference.
 MIN_TREND_LEVELS = 3
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
-PairedTest = Literal["permutation", "wilcoxon_signed_rank", "sign", "paired_bootstrap"]
+#: Family → names of shifts.
+Families = dict[Name, Annotated[list[str], Field(min_length=1)]]
+PairedTest = Literal["permutation", "wilcoxon_signed_rank", "sign"]
+_TEST_TEXT = "Test on the paired differences."
 
 
 class _Hypothesis(Frozen):
@@ -33,22 +48,19 @@ class _Hypothesis(Frozen):
     name: Name = Field(description="Short name: in the report, and in MLflow as hypothesis/<name>/….")
     claim: str = Field(min_length=1, max_length=1000, description="The claim in words.")
     metric: str = Field(
-        "robustness/mean_balanced_accuracy", description="Column of trials.csv, or shift/<name>/<metric>."
+        "robustness/mean_balanced_accuracy",
+        description="Column of trials.csv, shift/<name>/<metric>, family/<name>/<metric>, slope/<name>/<metric>, "
+        "be/<name> or rbe/<name>.",
     )
     severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] | None = Field(
         None, min_length=1, description="With shift/<name>/<metric>: its mean over these; null: over all."
     )
+    families: Families | None = Field(
+        None, description="Families of shifts that the claim is about; null: report.families where it is about any."
+    )
     where: When | None = Field(None, description="Only in these arms: factor: level, or list of levels.")
-    direction: Literal["higher", "lower", "two-sided"] = Field(
-        description="What is claimed of the effect: above 0, below 0, or other than 0."
-    )
-    smallest_effect: float = Field(ge=0, description="Smallest effect that matters, in the metric's units; 0: any.")
-    over: Literal["replicates", "cells", "shifts"] = Field(
-        "replicates",
-        description="What the test counts: replicates; cells, as if independent, where replicates are too few; shifts.",
-    )
     alpha: float = Field(
-        0.05, gt=0, le=0.5, description="Error rate of a whole family, two-sided; the same in all of it."
+        0.05, ge=0.001, le=0.5, description="Error rate of a whole family, two-sided; the same in all of it."
     )
     family: Name = Field(DEFAULT_FAMILY, description="p-values of one family are corrected together, after Holm.")
     max_missing: float = Field(
@@ -56,16 +68,54 @@ class _Hypothesis(Frozen):
     )
 
 
-class Comparison(_Hypothesis):
+class _Directed(_Hypothesis):
+    """Fields of the hypotheses that claim a direction, and perhaps a size."""
+
+    direction: Literal["higher", "lower", "two-sided"] = Field(
+        description="What is claimed of the effect: above 0, below 0, or other than 0."
+    )
+    smallest_effect: float = Field(
+        ge=0, description="Claimed size, in the metric's units: the effect is tested against it. 0: any size."
+    )
+    over: Literal["replicates", "shifts", "sites"] = Field(
+        "replicates",
+        description="replicates: a verdict, tested over independently trained models. shifts: no verdict, but under "
+        "how many families of shifts these trained models agree. sites: a verdict for these trained models, tested "
+        "over external sites.",
+    )
+
+
+class Comparison(_Directed):
     """Treatment against control: {factor: level}, or {factor: augmentation, level: strong}."""
 
     kind: Literal["comparison"] = "comparison"
     treatment: When = Field(description="The arms that are claimed to differ: factor: level, or list of levels.")
     control: When = Field(description="The arms they are compared with; the same factors as in treatment.")
-    test: PairedTest = Field("permutation", description="Test on the paired differences.")
+    test: PairedTest = Field("permutation", description=_TEST_TEXT)
 
 
-class Interaction(_Hypothesis):
+class _Margin(_Hypothesis):
+    """Fields of the hypotheses that claim an effect within a margin."""
+
+    treatment: When = Field(description="factor: level, or list of levels.")
+    control: When = Field(description="The same factors as in treatment.")
+    margin: float = Field(gt=0, description="Largest difference that does not matter, in the metric's units.")
+    test: PairedTest = Field("permutation", description=_TEST_TEXT)
+
+
+class Equivalence(_Margin):
+    """Treatment and control differ by less than the margin: two one-sided tests, each at alpha."""
+
+    kind: Literal["equivalence"] = "equivalence"
+
+
+class NonInferiority(_Margin):
+    """Treatment is not worse than control by the margin or more; the metric's direction says what is worse."""
+
+    kind: Literal["non_inferiority"] = "non_inferiority"
+
+
+class Interaction(_Directed):
     """The difference of differences: treatment − control in the arms ``at``, minus the same in the arms ``versus``."""
 
     kind: Literal["interaction"] = "interaction"
@@ -76,34 +126,48 @@ class Interaction(_Hypothesis):
     test: PairedTest = Field("permutation", description="Test on the paired differences of differences.")
 
 
-class Trend(_Hypothesis):
+class Trend(_Directed):
     """A metric that rises or falls with a numeric factor; the effect is a line's rise from lowest to highest level."""
 
     kind: Literal["trend"] = "trend"
     factor: str = Field(description="A factor whose levels are numbers.")
     levels: list[float] | None = Field(None, description="Three or more of its levels; null: all.")
-    test: Literal["page", "permutation", "wilcoxon_signed_rank", "sign", "paired_bootstrap"] = Field(
-        "page", description="page: of ordered alternatives, on ranks within a unit; the others on the slopes."
+    test: Literal["page", "permutation", "wilcoxon_signed_rank", "sign"] = Field(
+        "page",
+        description="page: of ordered alternatives, on ranks within a unit; the others on the slopes. Size is always "
+        "tested on the slopes.",
     )
 
 
-HypothesisConfig = Annotated[Comparison | Interaction | Trend, Field(discriminator="kind")]
-Hypothesis = Comparison | Interaction | Trend
+Directed = Comparison | Interaction | Trend
+Hypothesis = Directed | Equivalence | NonInferiority
+HypothesisConfig = Annotated[Hypothesis, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[Hypothesis] = TypeAdapter(HypothesisConfig)
 #: Kind → fields that select arms.
 SELECTORS = {
     "comparison": ("treatment", "control", "where"),
+    "equivalence": ("treatment", "control", "where"),
+    "non_inferiority": ("treatment", "control", "where"),
     "interaction": ("treatment", "control", "at", "versus", "where"),
     "trend": ("where",),
 }
 
 
 def expand_kinds(tree: Mapping[str, Any]) -> None:
-    """Expand the short forms of hypotheses in place: add ``kind: comparison``, replace ``{factor: f, level: l}``."""
-    listed = tree.get("hypotheses")
+    """Expand the short forms of hypotheses in place.
+
+    Adds ``kind: comparison`` and the study's families of shifts where a claim depends on them, so that other families
+    are another claim; replaces ``{factor: f, level: l}``.
+    """
+    listed, report = tree.get("hypotheses"), tree.get("report")
+    families = report.get("families") if isinstance(report, dict) else None
+    if not (isinstance(families, dict) and all(isinstance(shifts, list) for shifts in families.values())):
+        families = None  # left to validation
     for entry in listed if isinstance(listed, list) else ():
         if isinstance(entry, dict):
             entry.setdefault("kind", "comparison")
+            if families and (entry.get("over") == "shifts" or is_about_families(str(entry.get("metric")), families)):
+                entry.setdefault("families", families)
             for field in SELECTORS["interaction"]:
                 when = entry.get(field)
                 if isinstance(when, dict) and set(when) == {"factor", "level"} and isinstance(when["factor"], str):
@@ -124,6 +188,8 @@ def describe_hypothesis(hypothesis: Hypothesis) -> dict[str, Any]:
     for field in SELECTORS[hypothesis.kind]:
         if content[field] is not None:
             content[field] = {factor: sorted(_listed(wanted)) for factor, wanted in content[field].items()}
+    if content["families"] is None:  # as in versions that were registered before there were any
+        del content["families"]
     for field in ("severities", "levels"):
         if content.get(field) is not None:
             content[field] = sorted(set(content[field]))
@@ -148,6 +214,21 @@ def describe_comparison(hypothesis: Hypothesis) -> str:
     return f"{sides}{where}"
 
 
+def counts_shifts(hypothesis: Hypothesis) -> TypeGuard[Directed]:
+    """Return whether a hypothesis asks over how many families of shifts trained models agree, which is no verdict."""
+    return isinstance(hypothesis, Directed) and hypothesis.over == "shifts"
+
+
+def counts_sites(hypothesis: Hypothesis) -> TypeGuard[Directed]:
+    """Return whether a hypothesis is tested over external sites, for the models that are trained."""
+    return isinstance(hypothesis, Directed) and hypothesis.over == "sites"
+
+
+def get_claimed_size(hypothesis: Hypothesis) -> float:
+    """Return the size that a hypothesis is tested against, in the metric's units: smallest effect or margin."""
+    return hypothesis.margin if isinstance(hypothesis, Equivalence | NonInferiority) else hypothesis.smallest_effect
+
+
 def _name(when: Mapping[str, Any]) -> str:
     return ", ".join(f"{factor}={' or '.join(_listed(wanted))}" for factor, wanted in when.items())
 
@@ -160,27 +241,40 @@ def _listed(wanted: Any) -> list[str]:
 
 
 def list_metrics() -> list[str]:
-    """Return the metrics that every study has, without ``external/<set>/…`` and ``shift/<name>/…``."""
+    """Return the metrics that every study has, without those of one external set, shift or family."""
     names = [f"id/{score}" for score in SCORES] + [f"calibration/{error}" for error in ERRORS]
-    for which in ("mean", "worst"):
-        names += [f"robustness/{which}_{score}" for score in SCORES]
-        names += [f"calibration/{which}_shifted_{error}" for error in ERRORS]
+    names += [name_over_shifts(aggregate, metric) for aggregate in AGGREGATES for metric in METRICS]
+    names += [name_over_sites(aggregate, metric) for aggregate in SITE_AGGREGATES for metric in METRICS]
     return names + [f"val/{metric}" for metric in METRICS]
 
 
 def split_metric(metric: str) -> tuple[str, str, str]:
-    """Return kind (``shift`` or ``external``), name and metric of ``kind/name/metric``; kind and name may be empty."""
+    """Return kind, name and metric of ``kind/name/metric``, or of ``be/name`` and ``rbe/name``, whose metric they are.
+
+    Kind and name are empty for the others. Kinds: shift, family, slope, external, be, rbe.
+    """
     kind, _, rest = metric.partition("/")
+    if kind in RELATIVE and rest and "/" not in rest:
+        return kind, rest, kind
     name, slash, last = rest.rpartition("/")
-    return (kind, name, last) if kind in ("shift", "external") and slash and name else ("", "", metric)
+    is_known = kind in ("shift", "family", "slope", "external") and slash and name
+    return (kind, name, last) if is_known else ("", "", metric)
+
+
+def is_about_families(metric: str, families: Iterable[str]) -> bool:
+    """Return whether a metric is that of a family of shifts: of one of ``families``, or of a default one."""
+    kind, name, _ = split_metric(metric)
+    return kind == "family" or (kind in ("slope", *RELATIVE) and name in {*families, *FAMILIES, OTHER})
 
 
 def find_shift_metric(metric: str) -> str | None:
     """Return the metric whose mean over shifts ``metric`` is, None if ``metric`` is not a mean over shifts."""
-    for prefix, known in (("robustness/mean_", SCORES), ("calibration/mean_shifted_", ERRORS)):
-        if metric.startswith(prefix) and metric.removeprefix(prefix) in known:
-            return metric.removeprefix(prefix)
-    return None
+    return next((name for name in METRICS if metric == name_over_shifts("mean", name)), None)
+
+
+def find_site_metric(metric: str) -> str | None:
+    """Return the metric whose mean over external sites ``metric`` is, None if ``metric`` is not such a mean."""
+    return next((name for name in METRICS if metric == name_over_sites("mean", name)), None)
 
 
 def iterate_selectors(hypothesis: Hypothesis) -> Iterator[tuple[str, Mapping[str, Any]]]:

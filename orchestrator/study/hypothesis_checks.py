@@ -17,7 +17,10 @@ from orchestrator.study.hypotheses import (
     Hypothesis,
     Interaction,
     Trend,
+    counts_shifts,
+    counts_sites,
     find_shift_metric,
+    find_site_metric,
     iterate_selectors,
     list_metrics,
     read_hypothesis,
@@ -25,8 +28,8 @@ from orchestrator.study.hypotheses import (
 )
 from orchestrator.study.problems import list_options
 from orchestrator.study.yaml_source import Key, Source, format_key
-from trainables.evaluation.metrics import METRICS
-from trainables.shifts.tables import GENERAL, GROUPS, STAIN_NAME, load_aliases, load_tables
+from trainables.evaluation.metrics import METRICS, RELATIVE
+from trainables.shifts.tables import FAMILIES, GENERAL, GROUPS, OTHER, STAIN_NAME, load_aliases, load_tables
 
 #: Callback that receives the text of a problem, then the keys below the hypothesis.
 Report = Callable[..., None]
@@ -60,6 +63,7 @@ def check_hypotheses(tree: Source, grid: Grid, arms: Sequence[Arm]) -> None:
         _check_trend(hypothesis, raw, factors, report)
         _check_metric(hypothesis, report)
         _check_shift(hypothesis, tree.value.get("evaluation"), grid, report)
+        _check_family(hypothesis, report)
         if is_sound and len(tree.problems) == num_problems:
             try:
                 find_contrast(hypothesis, [arm.levels for arm in arms], factors)
@@ -143,16 +147,30 @@ def _check_trend(
 def _check_metric(hypothesis: Hypothesis, report: Report) -> None:
     metric = hypothesis.metric
     kind, _, last = split_metric(metric)
-    if kind and last not in METRICS:
+    if kind and last not in METRICS and kind not in RELATIVE:
         report(f"found {metric!r}, there is no metric {last!r}{list_options(last, list(METRICS))}", "metric")
     elif not kind and metric not in list_metrics():
-        more = "; expected a column of trials.csv such as id/accuracy, shift/<name>/<metric> or external/<set>/<metric>"
+        more = (
+            "; expected a column of trials.csv such as id/accuracy, <kind>/<name>/<metric> with shift, family, slope "
+            "or external, or be/<name> or rbe/<name>"
+        )
         report(f"there is no metric {metric!r}{suggest(metric, list_metrics()) or more}", "metric")
     if hypothesis.severities is not None and kind != "shift":
         report(f"found severities with the metric {metric}; they belong to shift/<name>/<metric>", "severities")
-    if hypothesis.over == "shifts" and find_shift_metric(metric) is None:
+    if counts_shifts(hypothesis) and find_shift_metric(metric) is None:
         expected = "expected the mean over shifts of a metric: robustness/mean_… or calibration/mean_shifted_…"
         report(f"over shifts, found {metric!r}, {expected}", "metric")
+    if counts_sites(hypothesis) and find_site_metric(metric) is None:
+        report(f"over sites, found {metric!r}, expected the mean over sites of a metric: external/mean_…", "metric")
+
+
+def _check_family(hypothesis: Hypothesis, report: Report) -> None:
+    kind, name, _ = split_metric(hypothesis.metric)
+    known = list(dict.fromkeys([*(hypothesis.families or ()), *FAMILIES, OTHER]))
+    if kind in RELATIVE:
+        known.insert(0, "mean")
+    if kind in ("family", *RELATIVE) and name not in known:
+        report(f"there is no family of shifts {name!r}{list_options(name, known)}", "metric")
 
 
 def _check_shift(hypothesis: Hypothesis, evaluation: Any, grid: Grid, report: Report) -> None:

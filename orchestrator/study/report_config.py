@@ -1,23 +1,29 @@
-"""The ``report`` section of a study file: the reference of the report, checked when the file is read."""
+"""The ``report`` section of a study file: reference and families of shifts, checked when the file is read."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Self
 
 from pydantic import Field, model_validator
 
 from orchestrator.study.grid import Arm, Grid, When, find_label, read_match
+from orchestrator.study.hypotheses import Families
 from orchestrator.study.problems import list_options
 from orchestrator.study.yaml_source import Key, Source
 from trainables.errors import DataError
 from trainables.evaluation.balanced import load_reference
+from trainables.evaluation.families import normalise_member
 from trainables.frozen import Frozen
+from trainables.shifts.tables import ENTRY_POINTS, GENERAL, OTHER, load_aliases, load_tables, registered_names
 
 _ARM: Key = ("report", "reference", "arm")
 _TABLE: Key = ("report", "reference", "table")
+_FAMILIES: Key = ("report", "families")
 
 
 class Reference(Frozen):
@@ -39,6 +45,9 @@ class ReportConfig(Frozen):
     """Settings of the report. No trial depends on them, so they are never part of a signature."""
 
     reference: Reference | None = Field(None, description="Of BE and rBE; null: the first arm.")
+    families: Families = Field(
+        {}, description="Family → its shifts; shifts that none lists are in their default family, or in other."
+    )
 
 
 def make_table_absolute(tree: Source, folder: Path | str) -> None:
@@ -58,7 +67,8 @@ def make_table_absolute(tree: Source, folder: Path | str) -> None:
 
 
 def check_report(tree: Source, grid: Grid, arms: Sequence[Arm]) -> None:
-    """Report a reference that does not select exactly one arm, and a table that cannot be used."""
+    """Report a reference that does not select exactly one arm, a table that cannot be used, and unclear families."""
+    _check_families(tree)
     section = _find_reference(tree)
     if section is None:
         return
@@ -75,6 +85,47 @@ def check_report(tree: Source, grid: Grid, arms: Sequence[Arm]) -> None:
         tree.report(_ARM, f"there is no arm {wanted!r}{list_options(wanted, names)}")
     elif isinstance(wanted, Mapping) and wanted:
         _check_levels(wanted, tree, grid, arms)
+
+
+def _check_families(tree: Source) -> None:
+    """Report families of shifts with reserved names, unknown shifts, and shifts that two families list."""
+    report, hypotheses = tree.value.get("report"), tree.value.get("hypotheses")
+    families = {_FAMILIES: report.get("families") if isinstance(report, Mapping) else None}
+    for index, entry in enumerate(hypotheses if isinstance(hypotheses, list) else ()):
+        if isinstance(entry, Mapping) and entry.get("families") != families[_FAMILIES]:
+            families["hypotheses", index, "families"] = entry.get("families")
+    own = set(_iterate_own_shifts({key: tree.value.get(key) for key in ("evaluation", "factors", "conditions")}))
+    packaged = {*registered_names, *(point.name for point in metadata.entry_points(group=ENTRY_POINTS))}
+    shifts = [*load_tables()[GENERAL], *load_aliases(), "stain-grid", *sorted(own | packaged)]
+    for key, found in families.items():
+        if isinstance(found, Mapping):
+            _check_members(found, shifts, partial(_report_below, tree, key))
+
+
+def _report_below(tree: Source, key: Key, text: str, *below: str | int) -> None:
+    tree.report((*key, *below), text)
+
+
+def _check_members(families: Mapping[str, Any], shifts: list[str], report: Callable[..., None]) -> None:
+    seen: dict[str, str] = {}
+    for family, listed in families.items():
+        if family in (OTHER, "mean") or family in shifts:
+            report(f"found the family {family!r}, expected another name: this one is taken", family)
+        for index, shift in enumerate(listed if isinstance(listed, list) else ()):
+            if not isinstance(shift, str) or (shift not in shifts and "_then_" not in shift):
+                report(f"there is no shift {shift!r}{list_options(str(shift), shifts)}", family, index)
+            elif (first := seen.setdefault(normalise_member(shift), family)) != family:
+                report(f"{shift} is in {first} and in {family}; every shift is in one family", family, index)
+
+
+def _iterate_own_shifts(node: Any) -> Iterator[str]:
+    """Yield the names of the shifts that the study defines anywhere, also in factors and conditions."""
+    if isinstance(node, Mapping):
+        if "name" in node and not {"op", "compose"}.isdisjoint(node):
+            yield str(node["name"])
+        node = list(node.values())
+    for inner in node if isinstance(node, list) else ():
+        yield from _iterate_own_shifts(inner)
 
 
 def _check_levels(wanted: Mapping[str, Any], tree: Source, grid: Grid, arms: Sequence[Arm]) -> None:

@@ -5,22 +5,31 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, field_validator, model_validator
 
 from orchestrator.study.grid import format_label
-from trainables.evaluation.metrics import METRICS, NUM_PARAMETERS, find_metric, is_higher_better
-from trainables.frozen import Frozen, PositiveInt
+from trainables.evaluation.metrics import (
+    AGGREGATES,
+    METRICS,
+    NUM_PARAMETERS,
+    find_metric,
+    is_higher_better,
+    name_over_shifts,
+)
+from trainables.frozen import Frozen, PositiveInt, SelectBy
 
 _NAMES = "|".join(METRICS)
+_OVER_SHIFTS = "|".join(name_over_shifts(aggregate, metric) for aggregate in AGGREGATES for metric in METRICS)
 #: Pattern of the headline numbers of a trial.
 _HEADLINE = re.compile(
-    rf"{NUM_PARAMETERS.name}|(validation|id|calibration|external/[^/]+)/(mean_shifted_|worst_shifted_)?({_NAMES})"
-    rf"|robustness/(mean|worst)_({_NAMES})"
+    rf"{NUM_PARAMETERS.name}|(validation|id|calibration|external/[^/]+)/({_NAMES})|(validation/)?({_OVER_SHIFTS})"
 )
+#: Headline numbers over shifted validation images that are known after each epoch if one of them chooses the epoch.
+SEEN_OVER_SHIFTS = tuple(f"validation/{name}" for name in get_args(SelectBy) if "/" in name)
 #: Headline numbers known after each epoch, on the validation images.
-_SEEN = tuple(f"validation/{name}" for name in METRICS)
+_SEEN = tuple(f"validation/{name}" for name, metric in METRICS.items() if not metric.is_fitted) + SEEN_OVER_SHIFTS
 #: Prefixes of metrics that reveal nothing about test images.
 _VALIDATION = ("validation/", NUM_PARAMETERS.name)
 
@@ -29,7 +38,8 @@ def _check_metric(name: str) -> str:
     if not _HEADLINE.fullmatch(name):
         raise ValueError(
             f"found {name!r}, expected a headline number of a trial, such as validation/balanced_accuracy, "
-            "robustness/worst_balanced_accuracy, calibration/ece, external/<set>/auroc, or num_parameters"
+            "validation/robustness/mean_auroc, robustness/worst_shift_balanced_accuracy, calibration/ece, "
+            "external/<set>/auroc, or num_parameters"
         )
     return name
 

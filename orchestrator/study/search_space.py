@@ -254,6 +254,8 @@ def _find_wrong_names(search: SearchConfig, arms: Sequence[Arm]) -> Iterator[tup
             problems = [f"the trial has no field {name!r}{suggest(name, FIELDS)}"]
         elif name.split(".")[0] in _FIXED:
             problems = ["trials of a search are compared on the same data and shifts; vary something else"]
+        elif name == "pretraining.encoders":
+            problems = ["makes no other trial: it says how many pretrainings the replicates share; set it once"]
         elif name in factors:
             problems = ["is also a factor; keep it in one"]
         else:

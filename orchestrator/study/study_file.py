@@ -6,7 +6,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -21,16 +21,10 @@ from orchestrator.study.search_config import SearchConfig, expand_sampler
 from orchestrator.study.search_space import find_problems
 from orchestrator.study.yaml_source import MAX_BYTES, Key, Source, apply_override, format_key, read_yaml
 from trainables.augmentation_config import AugmentationConfig, NoAugmentation
-from trainables.config import (
-    DataConfig,
-    EvaluationConfig,
-    ModelConfig,
-    PretrainingConfig,
-    ScratchPretraining,
-    TrainingConfig,
-)
+from trainables.config import DataConfig, EvaluationConfig, ModelConfig, TrainingConfig
 from trainables.errors import StudyError
 from trainables.frozen import Frozen, PositiveInt, Seed, canonical_json
+from trainables.pretraining_config import PretrainingConfig, ScratchPretraining
 from trainables.regularisers import NoRegulariser, RegulariserConfig
 
 
@@ -97,6 +91,10 @@ class Study(Frozen):
         max_length=MAX_HYPOTHESES,
         description="What is claimed before the study runs; the report says how it ended.",
     )
+    ceteris_paribus: Literal["report", "strict"] = Field(
+        "report",
+        description="Fields that conditions make differ between the sides of a hypothesis: said, or refused (strict).",
+    )
     report: ReportConfig = ReportConfig()
     execution: ExecutionConfig = Field(default_factory=ExecutionConfig)  # when a study is read: it asks for the home
 
@@ -106,6 +104,10 @@ class Study(Frozen):
         said = self.model_dump(mode="json", exclude={"execution"} | unset)
         if self.search is not None and self.search.early_stopping is None:
             del said["search"]["early_stopping"]
+        if self.ceteris_paribus == "report":
+            del said["ceteris_paribus"]
+        if not self.report.families:
+            del said["report"]["families"]
         return said
 
     @property
@@ -119,11 +121,18 @@ class Study(Frozen):
         Raises:
             StudyError: if the factors do not fit the trial; never for a study that was read from a file.
         """
-        source = Source(self.study, {name: _plain(getattr(self, name)) for name in self.model_fields_set})
+        source = self._as_source()
         arms = expand(read_grid(source), source)
         if source.problems:
             raise StudyError(source.describe_problems())
         return arms
+
+    def grid(self) -> Grid:
+        """Return what the arms are made from: base values, factors, conditions and exclusions."""
+        return read_grid(self._as_source())
+
+    def _as_source(self) -> Source:
+        return Source(self.study, {name: _plain(getattr(self, name)) for name in self.model_fields_set})
 
 
 def load_study(path: Path | str, overrides: Sequence[str] = ()) -> Study:
@@ -192,9 +201,34 @@ def _validate(tree: Source, folder: Path | str) -> Study | None:
     if study is not None and num_arms * study.replicates > MAX_TRIALS:
         found = f"found {study.replicates:,} of {num_arms:,} arms"
         tree.report(("replicates",), f"{found}, expected at most {MAX_TRIALS:,} trials in all")
+    if study is not None:
+        _check_encoders(tree, grid, arms, study.replicates)
     if study is not None and study.search and not tree.problems:
         _check_search(tree, study, study.search, arms)
     return study
+
+
+def _check_encoders(tree: Source, grid: Grid, arms: Sequence[Arm], replicates: int) -> None:
+    """Report numbers of contrastive encoders that the replicates, or their splits, cannot use."""
+    shared = []
+    for arm in arms:
+        encoders = getattr(arm.config.pretraining, "encoders", None)
+        if arm.config.data.split == "per_replicate" and isinstance(encoders, int) and encoders < replicates:
+            shared.append(arm.name)
+    if shared:
+        tree.report(
+            ("pretraining", "encoders"),
+            "expected per_replicate with data.split: per_replicate, because an encoder that replicates share has seen "
+            f"test images of theirs (arm {shared[0]}{f' and {len(shared) - 1} more' if shared[1:] else ''})",
+        )
+    for assignment in grid.assignments():
+        number = assignment.value
+        if assignment.path == ("pretraining", "encoders") and isinstance(number, int) and number > replicates:
+            tree.report(
+                assignment.source,
+                f"found {number} encoders for {replicates:,} replicate(s), expected at most as many: no trial "
+                "would start from the others; raise replicates, or say per_replicate",
+            )
 
 
 def _check_search(tree: Source, study: Study, search: SearchConfig, arms: list[Arm]) -> None:

@@ -162,14 +162,16 @@ def describe_study(about: Mapping[str, Any]) -> dict[str, str]:
 
 
 #: Columns of ``verdicts.csv`` that become metrics of the study's own run.
-_VERDICT_COLUMNS = ("effect", "low", "high", "p", "p_holm")
+_VERDICT_COLUMNS = (
+    "effect", "low", "high", "p", "p_holm", "p_size", "p_size_holm", "agreeing_shift_families", "agreeing_shift_types",
+)  # fmt: skip
 
 
 def project_verdicts(rows: Sequence[Mapping[str, str]]) -> tuple[tuple[Point, ...], dict[str, str]]:
     """Return the metrics and tags of the study's own run for the rows of ``verdicts.csv``, without undefined values.
 
-    ``hypothesis/<name>/effect`` (low, high, p, p_holm) at step 0; the tags hold the verdict, and whether the hypothesis
-    was preregistered.
+    ``hypothesis/<name>/effect`` (low, high, p, p_holm, p_size, …) at step 0; the tags hold the verdict, and whether the
+    hypothesis was preregistered.
     """
     points = tuple(
         Point(make_key("hypothesis", row["name"], column), float(row[column]), int(row["moment_ms"]), 0)
@@ -260,8 +262,8 @@ def _project_result(result: Mapping[str, Any]) -> tuple[Point, ...]:
 def _headline_key(key: str) -> str:
     if not key.startswith("external/"):
         return make_key(*key.split("/"))
-    name, metric = key.removeprefix("external/").rsplit("/", 1)  # the name of a set may hold a slash
-    return make_key("external", name, metric)
+    *name, metric = key.removeprefix("external/").rsplit("/", 1)  # the name of a set may hold a slash
+    return make_key("external", *name, metric)
 
 
 def _prefixes(evaluation: Mapping[str, Any], shifts: Sequence[str]) -> Iterator[tuple[str, ...]]:

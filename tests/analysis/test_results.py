@@ -2,12 +2,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
+from scipy.stats import ttest_1samp
 
-from orchestrator.analysis.effects import compute_effects, effects_table
-from orchestrator.analysis.results import arms_table, balanced_errors_table, load_results, results_sha256
+from orchestrator.analysis.balanced_errors import balanced_errors_table
+from orchestrator.analysis.differences import compute_differences
+from orchestrator.analysis.effects import Effect, compute_effects, effects_table
+from orchestrator.analysis.results import Results, arms_table, load_results, results_sha256
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.sections.answer import answer
+from orchestrator.report.sections.spread import spread_section
+from orchestrator.statistics.paired_tests import holm
 from tests.support.synthetic_ledger import FACTORS, SHIFTS, Fate, make_fake_ledger
 from trainables.errors import StorageError, StudyError
 
@@ -134,39 +140,119 @@ def test_unknown_metric_and_unplanned_study_are_refused(tmp_path: Path) -> None:
         load_results(Ledger(str(tmp_path), "another"))
 
 
-def test_effect_is_the_mean_paired_difference_over_matching_cells(tmp_path: Path) -> None:
-    results = load_results(make_fake_ledger(tmp_path, fate=Fate(missing=1)))
-    effect = next(e for e in compute_effects(results, MEAN) if e.factor == "augmentation")
+def pair_by_hand(results: Results, measure: str = MEAN) -> pd.Series:
+    """Return the differences of strong augmentation, one per replicate: means over the cells that are complete."""
     trials = results.trials
-    by_hand = []
-    for _, left in trials[trials["arm/augmentation"] == "strong"].iterrows():
-        keys = ["arm/pretraining", "arm/regulariser", "replicate"]
-        match = trials[(trials["arm/augmentation"] == "none") & (trials[keys] == left[keys]).all(axis=1)]
-        by_hand.append(left[MEAN] - match[MEAN].item())
-    assert effect.difference == pytest.approx(np.nanmean(by_hand))
-    assert (len(effect.cells), effect.num_missing) == (11, 1)
+    keys = ["arm/pretraining", "arm/regulariser", "replicate"]
+    strong, none = (
+        trials[trials["arm/augmentation"] == level].set_index(keys)[measure] for level in ("strong", "none")
+    )
+    return (strong - none).groupby("replicate").mean()
+
+
+def test_effect_is_the_mean_over_replicates_of_paired_differences(tmp_path: Path) -> None:
+    results = load_results(make_fake_ledger(tmp_path, fate=Fate(missing=1), replicates=6))
+    effect = next(e for e in compute_effects(results, MEAN) if e.factor == "augmentation")
+    by_hand = pair_by_hand(results)
+    found = ttest_1samp(by_hand, 0)
+    assert effect.difference == pytest.approx(by_hand.mean())
     assert effect.interval is not None
-    assert effect.interval.low < effect.difference < effect.interval.high
-    assert effect.resampled == "11 cells resampled (2 replicates: too few to resample replicates)"
+    assert (effect.interval.low, effect.interval.high) == pytest.approx(tuple(found.confidence_interval(0.95)))
+    assert (len(effect.cells), effect.num_missing, effect.num_replicates, effect.units) == (35, 1, 6, "6 replicates")
+    assert effect.p_value == 2 / 2**6  # all six have the same sign
 
 
-def test_test_over_shifts_counts_shifts_and_holm_corrects_all_effects(tmp_path: Path) -> None:
+def test_replicates_of_one_encoder_are_one_unit_in_effects_and_maps(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path, factors={"pretraining": ("scratch", "contrastive", "other")}, replicates=12)
+    plan = ledger.read_plan()
+
+    def share(num_encoders: int) -> tuple[Results, Effect, Effect]:
+        trials = [
+            trial | {"needs": [f"stage{trial['replicate'] % num_encoders}"]}
+            if trial["arm"]["pretraining"] == "contrastive"
+            else trial
+            for trial in plan["trials"]
+        ]
+        ledger.root.write_json("plan.json", plan | {"trials": trials})
+        results = load_results(ledger)
+        shared, own = compute_effects(results, MEAN)
+        return results, shared, own
+
+    results, one, own = share(1)
+    assert (one.units, one.interval, one.p_value) == ("1 independent encoder: at least 5 for an interval", None, None)
+    assert (own.units, own.p_value is None) == ("12 replicates", False)
+    found = compute_differences(results)
+    assert found is not None
+    assert found.sharing == ("pretraining=contrastive",)
+    assert found.p_corrected.notna().any(axis=1).tolist() == [False, True]
+    section = spread_section(results)
+    assert section is not None
+    assert "No p: replicates share pretrained encoders" in section.body
+    _, six, _ = share(6)
+    trials = results.trials.set_index(["arm/pretraining", "replicate"])[MEAN]
+    by_replicate = (trials["contrastive"] - trials["scratch"]).to_numpy()
+    expected = ttest_1samp((by_replicate[:6] + by_replicate[6:]) / 2, 0).confidence_interval(0.95)
+    assert (six.units, six.num_replicates) == ("6 independent encoders", 12)
+    assert six.interval is not None
+    assert (six.interval.low, six.interval.high) == pytest.approx(tuple(expected))
+    results, twelve, _ = share(12)
+    assert twelve.units == "12 replicates"
+    assert (found := compute_differences(results)) is not None
+    assert found.sharing == ()
+
+
+def test_shift_types_in_the_direction_of_an_effect_are_counted_and_not_tested(tmp_path: Path) -> None:
     effects = compute_effects(load_results(make_fake_ledger(tmp_path)), MEAN)
-    assert [effect.num_shifts for effect in effects] == [len(SHIFTS)] * 4
     strong = next(effect for effect in effects if effect.level == "strong")
-    assert strong.p_value == pytest.approx(2 / 2 ** len(SHIFTS))  # all 14 shifts have the same sign
-    assert all(effect.p_holm >= effect.p_value for effect in effects if effect.p_value and effect.p_holm)
-    assert len(effects_table(effects)) == 4
+    assert (strong.num_same_direction, strong.num_shifts) == (len(SHIFTS), len(SHIFTS))
+    assert all(0 <= effect.num_same_direction <= effect.num_shifts == len(SHIFTS) for effect in effects)
+    assert all(effect.p_value is None and effect.interval is None for effect in effects)  # two replicates
+    table = effects_table(effects)
+    assert len(table) == 4
+    assert table[["low_95", "high_95", "p_sign_flips", "p_holm"]].isna().all(axis=None)
+    (other, *_) = compute_effects(load_results(make_fake_ledger(tmp_path)), "id/balanced_accuracy")
+    assert other.num_shifts == 0
 
 
-def test_five_replicates_are_resampled_whole_and_three_cells_have_no_interval(tmp_path: Path) -> None:
-    factors = {"augmentation": ("none", "strong")}
-    many = compute_effects(load_results(make_fake_ledger(tmp_path / "5", factors=factors, replicates=5)), MEAN)[0]
-    assert many.interval is not None
-    assert many.resampled == "5 whole replicates (5 cells) resampled"
-    few = compute_effects(load_results(make_fake_ledger(tmp_path / "3", factors=factors, replicates=3)), MEAN)[0]
-    assert few.interval is None
-    assert few.resampled == "no interval: 3 cells, at least 4 needed"
+def test_holm_corrects_all_effects_on_a_measure(tmp_path: Path) -> None:
+    effects = compute_effects(load_results(make_fake_ledger(tmp_path, replicates=6)), MEAN)
+    assert [effect.p_holm for effect in effects] == holm([effect.p_value for effect in effects])
+    assert None not in [effect.p_holm for effect in effects]
+
+
+@pytest.mark.parametrize("replicates", [1, 4, 5])
+def test_below_five_replicates_there_is_no_interval_whatever_the_number_of_cells(
+    tmp_path: Path, replicates: int
+) -> None:
+    effects = compute_effects(load_results(make_fake_ledger(tmp_path, replicates=replicates)), MEAN)
+    for effect in effects:
+        assert (effect.interval is not None) == (replicates >= 5)
+        assert effect.p_value is None
+        assert effect.difference is not None
+    said = "1 replicate" if replicates == 1 else f"{replicates} replicates"
+    assert effects[0].units == said + (": at least 5 for an interval" if replicates < 5 else "")
+
+
+def test_rounding_errors_are_no_effect(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path, factors={"augmentation": ("none", "strong")}, replicates=6)
+    for number in range(12):
+        value = (0.1 + 0.2) if number % 2 else 0.3
+        change(ledger, number, lambda result, value=value: result["metrics"].update({MEAN: value}))
+    (effect,) = compute_effects(load_results(ledger), MEAN)
+    assert (effect.difference, effect.p_value) == (0.0, None)
+    assert effect.interval is not None
+    assert effect.interval.low == effect.interval.high == 0
+
+
+def test_the_answer_claims_no_more_than_the_replicates_bear(tmp_path: Path) -> None:
+    few, many = (load_results(make_fake_ledger(tmp_path / str(n), replicates=n)) for n in (2, 6))
+    said = [answer(each, arms_table(each), compute_effects(each, MEAN)).statements[2].text for each in (few, many)]
+    assert said[0].startswith("2 replicates: at least 5 for an interval.")
+    assert "interval contains" not in said[0]
+    assert said[1].startswith("95 % t interval ")
+    assert "over 6 replicates: what other seeds would give on this test set" in said[1]
+    assert all("In that direction under 14 of 14 shift types." in each for each in said)
+    assert all("picked as the largest of 4" in each for each in said)
 
 
 def test_answer_is_chosen_on_validation_and_never_on_test(tmp_path: Path) -> None:
@@ -189,3 +275,27 @@ def test_answer_is_chosen_on_validation_and_never_on_test(tmp_path: Path) -> Non
     words = answer(results, arms_table(results), compute_effects(results, MEAN))
     assert [statement.headline for statement in words.statements[:2]] == ["none", "strong"]
     assert "(oracle)" in words.statements[1].heading
+
+
+def test_seen_and_unseen_types_are_the_same_for_every_arm(tmp_path: Path) -> None:
+    """Strong augmentation contains noise, blur, JPEG and more; no policy contains pixelation."""
+    ledger = make_fake_ledger(tmp_path)
+    before = load_results(ledger)
+    assert not [name for name in before.trials if "seen" in str(name)]  # no arm's config has an augmentation
+    strong = before.trials[before.trials["arm/augmentation"] == "strong"]["signature"].iloc[0]
+    folder = ledger.folder("trial", strong)
+    stored = folder.read_json("config.json")
+    policy = {"kind": "strong", "policy": "strong-v0.1.0", "strength": 1.0}
+    folder.write_json("config.json", stored | {"config": stored["config"] | {"augmentation": policy}})
+    results = load_results(ledger)
+    unseen = {"pixelate"}
+    seen_names = [name for name in SHIFTS if name not in unseen]
+    rows = results.shifts[(results.shifts["set"] == "test") & (results.shifts["severity"] > 0)]
+    means = rows.groupby(["signature", "shift"])["balanced_accuracy"].mean().unstack()
+    trials = results.complete.set_index("signature")
+    for column, names in (("mean_seen", seen_names), ("mean_unseen", sorted(unseen))):
+        expected = means[names].mean(axis=1)
+        found = trials[f"robustness/{column}_balanced_accuracy"]
+        np.testing.assert_allclose(found, expected.reindex(found.index))
+    listed = [measure.short for measure in results.measures]
+    assert listed.index("unseen by the policies") < listed.index("seen by a policy")

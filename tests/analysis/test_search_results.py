@@ -19,7 +19,7 @@ from tests.support.instant_search import SPACE, measure
 from tests.support.synthetic_ledger import make_result
 
 HEAD = "study: s\nquestion: Why?\ndata: {kind: digits, image_size: 8}\nmodel: {name: shufflenet_v2_x0_5}\n"
-BOTH = "[{metric: validation/balanced_accuracy}, {metric: robustness/worst_balanced_accuracy, oracle: true}]"
+BOTH = "[{metric: validation/balanced_accuracy}, {metric: robustness/worst_shift_balanced_accuracy, oracle: true}]"
 
 
 def make_ledger(folder: Path, cache_dir: Path, *overrides: str, num_complete: int = 1000) -> Ledger:
@@ -88,8 +88,8 @@ def test_the_planted_choice_is_the_important_one(ledger: Ledger) -> None:
 def test_an_oracle_is_labelled(tmp_path: Path, cache_dir: Path) -> None:
     results = load(make_ledger(tmp_path, cache_dir, f"search.objectives={BOTH}"))
     text = text_of(results)
-    assert "Oracle: the search was guided by robustness/worst_balanced_accuracy" in text
-    assert "robustness/worst_balanced_accuracy (oracle)" in text
+    assert "Oracle: the search was guided by robustness/worst_shift_balanced_accuracy" in text
+    assert "robustness/worst_shift_balanced_accuracy (oracle)" in text
     found = find_configurations(results)
     assert found is not None
     front = find_best(found)

@@ -1,14 +1,24 @@
 from __future__ import annotations
 
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
+from rich.console import Console
 
-from orchestrator.cli.plan import count_trials, describe_estimate, describe_plan, format_duration
+from orchestrator.cli.plan import (
+    count_trials,
+    describe_encoder_use,
+    describe_estimate,
+    describe_plan,
+    format_duration,
+    render_estimate,
+)
 from orchestrator.driver.estimate import STARTUP_SECONDS, Estimate, estimate
 from orchestrator.driver.prepare import Prepared, prepare
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.planning.encoders import find_encoder_uses
 from orchestrator.planning.plan import Work
 from orchestrator.study.study_file import parse_study
 from trainables.errors import ConfigError
@@ -172,7 +182,44 @@ def test_the_plan_as_json_names_the_state_of_everything(tmp_path: Path, cache_di
     }  # fmt: skip
     assert set(described) == {
         "study", "ledger", "counts", "estimate", "stages", "trials", "skipped", "orphaned", "hypotheses",
+        "encoders",
     }  # fmt: skip
+
+
+def test_the_encoders_are_counted_and_more_of_them_have_a_price(tmp_path: Path, cache_dir: Path) -> None:
+    settings = ("replicates=6", "execution.max_concurrent_trials=2")
+    prepared = make(tmp_path, cache_dir, *settings)
+    (use,) = find_encoder_uses(prepared.plan)
+    unknown = describe_encoder_use(use, prepared, estimate(prepared, allow_pilot=False))
+    assert unknown == (
+        "1 encoder for 6 replicates of pretraining=contrastive (simclr on digits from scratch): decides nothing about "
+        "contrastive pretraining; pretraining.encoders: per_replicate costs +5 stages"
+    )
+    finish(prepared, prepared.plan.stages[0], 240.0)
+    contrastive = [trial for trial in prepared.plan.trials if trial.needs]
+    for trial in contrastive[:3]:
+        finish(prepared, trial, 1.0)
+    now = make(tmp_path, cache_dir, *settings)
+    costs = estimate(now, allow_pilot=False)
+    assert costs.stage_seconds == {now.plan.stages[0].signature: 240.0}
+    told = describe_plan(now, costs)["encoders"]
+    assert told == [
+        {
+            "stage": "simclr on digits from scratch",
+            "arms": ["pretraining=contrastive"],
+            "encoders": 1,
+            "replicates": 6,
+            "more_stages": 5,
+            "more_seconds": 3 * 240.0,  # five stages on two slots
+            "trials_anew": 2,  # replicate 0 keeps its encoder
+        }
+    ]
+    assert describe_encoder_use(use, now, costs).endswith(
+        "costs +5 stages and 2 complete trials anew, ≈ 12 min for the stages on 2 slots"
+    )
+    console = Console(file=StringIO(), width=60)
+    render_estimate(now, costs, console)
+    assert "encoders 1 encoder for 6 replicates" in console.file.getvalue()  # type: ignore[attr-defined]
 
 
 def test_a_stage_that_nothing_needs_is_not_called_complete(tmp_path: Path, cache_dir: Path) -> None:

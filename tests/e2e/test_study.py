@@ -157,7 +157,12 @@ def test_metrics_are_laid_out_for_the_compare_views(shown: Shown, finished_study
     for run in shown.of_kind("trial"):
         result = records[run.data.tags["robustsweep.signature"]].result
         assert result is not None
-        for name in ("id/balanced_accuracy", "robustness/mean_accuracy", "robustness/worst_auroc", "calibration/ece"):
+        for name in (
+            "id/balanced_accuracy",
+            "robustness/mean_accuracy",
+            "robustness/worst_shift_auroc",
+            "calibration/ece",
+        ):
             assert run.data.metrics[name] == pytest.approx(result["metrics"][name])
         curve = {
             row["severity"]: row["metrics"]["accuracy"]

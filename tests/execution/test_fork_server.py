@@ -19,7 +19,7 @@ from orchestrator.driver.child_process import run_request
 from orchestrator.ledger.failures import describe_failure
 from tests.support.processes import is_running, wait_until
 from tests.support.scripted_fork_server import COMMAND
-from trainables.errors import ConfigError, DataError, DivergedError, StorageError
+from trainables.errors import CollapsedError, ConfigError, DataError, DivergedError, StorageError
 from trainables.storage.claims import take_claim
 from trainables.storage.folder import Folder
 
@@ -129,6 +129,7 @@ def test_a_connected_fork_server_waits_for_ever(line: Line) -> None:
     ("error", "reason", "message"),
     [
         (DivergedError("the loss became nan"), "diverged", "the loss became nan"),
+        (CollapsedError("one point"), "collapsed", "one point"),
         (DataError("row 7 is bad"), "error", "row 7 is bad"),
         (ConfigError("no such field"), "error", "no such field"),
         (KeyError("x"), "error", "KeyError: 'x'"),

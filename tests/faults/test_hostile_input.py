@@ -37,7 +37,7 @@ from tests.conftest import FinishedStudy
 from tests.support.paths import CONFIGS
 from tests.support.study_texts import HEAD
 from tests.support.tiny_study import Place, copy_place
-from trainables.config import CsvData, ImageFolderData, ImageNetPretraining, MedmnistData
+from trainables.config import CsvData, ImageFolderData, MedmnistData
 from trainables.data.load import load_dataset
 from trainables.errors import (
     CheckpointError,
@@ -49,6 +49,7 @@ from trainables.errors import (
 )
 from trainables.evaluation.predictions import load_predictions
 from trainables.pretraining.imagenet import load_imagenet
+from trainables.pretraining_config import ImageNetPretraining
 from trainables.storage.checkpoint import load_checkpoint, load_weights
 from trainables.storage.completeness import describe_files
 from trainables.storage.folder import Folder

@@ -207,14 +207,14 @@ def test_a_plan_says_what_is_claimed_and_since_when(tmp_path: Path, cache_dir: P
     assert [trial.signature for trial in other.plan.trials] == [trial.signature for trial in prepared.plan.trials]
     seen = [compute_state(each.about | each.plan.as_json(), other.states) for each in (prepared, other)]
     assert seen[0] != seen[1]  # the report is written anew
-    changed = look(tmp_path, cache_dir, "hypotheses.0.smallest_effect=0.2", "replicates=5")
+    changed = look(tmp_path, cache_dir, "hypotheses.0.smallest_effect=0.2", "replicates=6")
     assert changed.registration.versions[-1]["num_complete"] == 1
     assert changed.about["hypotheses"] == changed.registration.as_json()
     said = said_by(changed)
     assert "claims   1 hypothesis: 0 preregistered, 1 exploratory\n" in said
     assert "exploratory h: changed on " in said
     assert "when 1 trial was complete; smallest_effect: 0.01 → 0.2\n" in said
-    assert "hopeless h: with 5 replicates p is at least 0.0625, whatever the results; 6 are needed" in said
+    assert "p        h: 6 replicates, smallest attainable p 0.0312 after correction for the family\n" in said
     gone = look(tmp_path, cache_dir, "hypotheses=[]")
     assert "deleted h: deleted on " in said_by(gone)
     damaged = replace(prepared, registration=replace(prepared.registration, damage="[hypotheses.json] is damaged"))

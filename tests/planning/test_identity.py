@@ -9,18 +9,10 @@ from PIL import Image
 from orchestrator.planning.identity import SIGNATURE_LENGTH, compute_identity, compute_signature
 from tests.support.plans import StatedFacts, names_of, plan_of
 from trainables.augmentation_config import StrongAugmentation
-from trainables.config import (
-    ContrastivePretraining,
-    CsvData,
-    ImageNetPretraining,
-    MedmnistData,
-    PhantomData,
-    SpectralDecoupling,
-    StageConfig,
-    TrialConfig,
-)
+from trainables.config import CsvData, MedmnistData, PhantomData, SpectralDecoupling, StageConfig, TrialConfig
 from trainables.data.load import load_dataset
 from trainables.frozen import canonical_json
+from trainables.pretraining_config import ContrastivePretraining, ImageNetPretraining
 
 FINGERPRINT = "0123456789abcdef"
 STUDY = "factors: {pretraining: {a: scratch, b: {kind: contrastive, epochs: 3}}, augmentation: [none, strong]}\n"
@@ -29,7 +21,7 @@ STUDY = "factors: {pretraining: {a: scratch, b: {kind: contrastive, epochs: 3}},
 @pytest.mark.parametrize(
     ("config", "signature"),
     [
-        (TrialConfig(), "56a34b3213a66c7e"),
+        (TrialConfig(), "e7e7965a11d19c95"),
         (
             TrialConfig(
                 data=PhantomData(num_sites=2, lesion_radius_px=(1.0, 2.5)),
@@ -39,11 +31,11 @@ STUDY = "factors: {pretraining: {a: scratch, b: {kind: contrastive, epochs: 3}},
                 seed=3,
                 replicate=2,
             ),
-            "dd1876ea9920440c",
+            "b048865f2182c68a",
         ),
         (
             StageConfig(data=MedmnistData(), model=TrialConfig().model, pretraining=ContrastivePretraining()),
-            "3e56a08000a95c20",
+            "8c165559dc6ba3a5",
         ),
     ],
 )

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.driver.prepare import prepare
+from orchestrator.study.search_config import find_epoch_metric
 from orchestrator.study.study_file import parse_study
 from tests.support.small_data import DIGITS, PHANTOM
 from trainables.errors import StudyError
@@ -54,9 +55,15 @@ def test_a_hypothesis_about_nothing_is_refused(
     ("objective", "overrides", "message"),
     [
         ("{metric: validation/quadratic_kappa}", [], "needs ordered classes"),
+        ("{metric: validation/robustness/mean_auroc}", [], "evaluation.validation_shifts is empty"),
+        ("{metric: validation/calibration/worst_shift_ece}", [], "evaluation.validation_shifts is empty"),
         ("{metric: external/nowhere/auroc, oracle: true}", [], "the data have external-0"),
         ("{metric: external/external-0/auroc, oracle: true}", [ONE_PATIENT], "external-0 has none of"),
-        ("{metric: robustness/worst_auroc, oracle: true}", ["evaluation.shifts=[]"], "evaluation.shifts is empty"),
+        (
+            "{metric: robustness/worst_shift_auroc, oracle: true}",
+            ["evaluation.shifts=[]"],
+            "evaluation.shifts is empty",
+        ),
         (
             "{metric: validation/auroc}",
             ["search.constraints=[{metric: validation/quadratic_kappa, at_least: 0.1}]"],
@@ -66,6 +73,11 @@ def test_a_hypothesis_about_nothing_is_refused(
             "{metric: validation/auroc}",
             ["search.early_stopping={kind: asha, metric: validation/quadratic_kappa}"],
             "needs ordered classes",
+        ),
+        (
+            "{metric: validation/robustness/mean_auroc}",
+            ["search.early_stopping=asha", "evaluation.validation_shifts=[jpeg]"],
+            "early stopping by it needs training.select_by: robustness/",
         ),
     ],
 )
@@ -79,3 +91,16 @@ def test_a_search_for_nothing_is_refused(
 @pytest.mark.parametrize("metric", ["num_parameters", "validation/auroc", "validation/ece"])
 def test_a_search_for_what_every_trial_has_passes(metric: str, tmp_path: Path, cache_dir: Path) -> None:
     plan(tmp_path, cache_dir, DIGITS + SEARCH.replace("OBJECTIVE", f"{{metric: {metric}}}"))
+
+
+def test_a_search_and_its_early_stopping_may_go_by_shifted_validation(tmp_path: Path, cache_dir: Path) -> None:
+    by = "robustness/mean_auroc"
+    overrides = ["evaluation.validation_shifts=[jpeg]", f"training.select_by={by}", "search.early_stopping=asha"]
+    text = DIGITS + SEARCH.replace("OBJECTIVE", f"{{metric: validation/{by}}}")
+    plan(tmp_path, cache_dir, text, *overrides)
+    search = parse_study(text, source="s.yaml", overrides=overrides).search
+    assert search is not None
+    assert not search.is_oracle
+    assert find_epoch_metric(search.stopping_metric) == f"val/{by}"
+    with pytest.raises(StudyError, match="take it away"):
+        plan(tmp_path, cache_dir, text.replace("mean_auroc}", "mean_auroc, oracle: true}"), *overrides)

@@ -7,9 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.planning.plan import imagenet_of, merge_plans
-from tests.support.plans import StatedFacts, plan_of
-from trainables.config import StageConfig, TrialConfig
+from orchestrator.planning.encoders import find_encoder_uses
+from orchestrator.planning.identity import compute_signature
+from orchestrator.planning.plan import Plan, imagenet_of, merge_plans
+from tests.support.plans import StatedFacts, names_of, plan_of
+from trainables.config import TrialConfig
+from trainables.errors import StudyError
 
 CONTRASTIVE = "{kind: contrastive, epochs: %d}"
 SHARED = f"""
@@ -51,17 +54,151 @@ def test_the_longest_path_comes_first_and_replicates_vary_slowest() -> None:
     assert replicates == sorted(replicates)
 
 
-def test_a_stage_per_replicate_only_when_asked_for() -> None:
-    text = "factors: {pretraining: {c: {kind: contrastive, epochs: 2%s}}, augmentation: [none, strong]}\nreplicates: 3"
-    assert len(plan_of(text % "").stages) == 1
-    plan = plan_of(text % ", per_replicate: true")
-    assert len(plan.stages) == 3
-    of_stage = {stage.signature: stage.config for stage in plan.stages}
+ENCODERS = """
+factors: {pretraining: {s: scratch, c: {kind: contrastive, epochs: 2%s}}, augmentation: [none, strong]}
+replicates: %d
+"""
+
+
+def encoders_of(plan: Plan) -> dict[str, dict[int, int]]:
+    """Return arm → replicate → number of the encoder that its trial needs."""
+    number = {stage.signature: stage.config.encoder for stage in plan.stages}  # type: ignore[union-attr]
+    found: dict[str, dict[int, int]] = {}
     for trial in plan.trials:
-        stage = of_stage[trial.needs[0]]
-        assert isinstance(stage, StageConfig)
-        assert stage.replicate == trial.replicate
-    assert len({stage.name for stage in plan.stages}) == 3
+        if trial.needs:
+            found.setdefault(trial.name, {})[trial.replicate or 0] = number[trial.needs[0]]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("", [0, 0, 0, 0, 0]),
+        (", encoders: 1", [0, 0, 0, 0, 0]),
+        (", encoders: 2", [0, 1, 0, 1, 0]),
+        (", encoders: 5", [0, 1, 2, 3, 4]),
+        (", encoders: per_replicate", [0, 1, 2, 3, 4]),
+    ],
+)
+def test_replicates_are_assigned_to_encoders_in_turn_and_arms_share_them(setting: str, expected: list[int]) -> None:
+    plan = plan_of(ENCODERS % (setting, 5))
+    names = ("pretraining=c, augmentation=none", "pretraining=c, augmentation=strong")
+    assert encoders_of(plan) == {name: dict(enumerate(expected)) for name in names}
+    assert len({stage.name for stage in plan.stages}) == len(plan.stages) == len(set(expected))
+    for trial in plan.trials:
+        assert isinstance(trial.config, TrialConfig)
+        contrastive = trial.config.pretraining.kind == "contrastive"
+        assert trial.config.encoder == (expected[trial.replicate or 0] if contrastive else None)
+        assert trial.signature == compute_signature(trial.config, trial.data_fingerprint)
+
+
+def test_more_encoders_or_replicates_keep_the_stages_and_trials_that_stay_what_they_are() -> None:
+    one, two, each = (plan_of(ENCODERS % (text, 4)) for text in ("", ", encoders: 2", ", encoders: per_replicate"))
+    stages = [{stage.signature for stage in plan.stages} for plan in (one, two, each)]
+    assert stages[0] < stages[1] < stages[2]
+    kept = [trial for trial in one.trials if trial.signature in names_of(each)]
+    assert [trial.replicate for trial in kept if trial.needs] == [0, 0]
+    assert sum(not trial.needs for trial in kept) == 2 * 4  # from scratch: all
+    grown = plan_of(ENCODERS % (", encoders: per_replicate", 6))
+    assert names_of(each).items() <= names_of(grown).items()
+    assert stages[2] < {stage.signature for stage in grown.stages}
+
+
+def test_what_the_encoders_of_an_arm_decide_is_counted() -> None:
+    text = """
+factors:
+  pretraining:
+    s: scratch
+    one: {kind: contrastive, epochs: 2}
+    two: {kind: contrastive, epochs: 3, encoders: 2}
+    own: {kind: contrastive, epochs: 4, encoders: per_replicate}
+  augmentation: [none, strong]
+replicates: 6
+"""
+    plan = plan_of(text)
+    one, two, own = find_encoder_uses(plan)
+    assert one.arms == ("pretraining=one, augmentation=none", "pretraining=one, augmentation=strong")
+    assert [(len(use.encoders), use.num_replicates, use.num_more) for use in (one, two, own)] == [
+        (1, 6, 5),
+        (2, 6, 4),
+        (6, 6, 0),
+    ]
+    replicates = {trial.signature: trial.replicate for trial in plan.trials}
+    assert [sorted(replicates[trial] or 0 for trial in use.reused) for use in (one, two, own)] == [
+        [1, 1, 2, 2, 3, 3, 4, 4, 5, 5],
+        [2, 2, 3, 3, 4, 4, 5, 5],
+        [],
+    ]
+    assert find_encoder_uses(plan_of("replicates: 6")) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "pretraining: {kind: contrastive, encoders: 3}\nreplicates: 2",
+            r"s.yaml:3: pretraining\.encoders: found 3 encoders for 2 replicate\(s\), expected at most as many",
+        ),
+        (
+            "factors: {pretraining: {s: scratch, c: {kind: contrastive, encoders: 3}}}\nreplicates: 2",
+            r"factors\.pretraining\.c\.encoders: found 3 encoders for 2 replicate\(s\)",
+        ),
+        (
+            "pretraining: {kind: contrastive}\nfactors: {pretraining.encoders: [1, 2]}\nreplicates: 2",
+            r"have the same configuration \(data\.split and pretraining\.encoders aside\); exclude one of them",
+        ),
+        ("pretraining: {kind: contrastive, encoders: 0}", r"pretraining\.encoders"),
+        ("pretraining: {kind: contrastive, encoders: each}", r"pretraining\.encoders"),
+        ("factors: {encoder: [1, 2]}", "the trial has no field 'encoder'"),
+        (
+            "pretraining: {kind: contrastive}\nreplicates: 2\n"
+            "search: {num_trials: 2, space: {pretraining.encoders: {choices: [1, 2]}}}",
+            r"search\.space\.pretraining\.encoders: makes no other trial",
+        ),
+    ],
+)
+def test_numbers_of_encoders_that_cannot_be(text: str, message: str) -> None:
+    with pytest.raises(StudyError, match=message):
+        plan_of(text)
+
+
+SPLIT = "factors: {augmentation: [none, strong]}\nreplicates: 3\n"
+
+
+def seeds_of(plan: Plan) -> dict[str, list[int]]:
+    """Return arm → the seed of the split of every replicate."""
+    found: dict[str, list[int]] = {}
+    for trial in plan.trials:
+        found.setdefault(trial.name, []).append(trial.config.data.split_seed)
+    return found
+
+
+def test_all_replicates_have_one_split_unless_each_draws_its_own() -> None:
+    assert seeds_of(plan_of(SPLIT, "data.split_seed=7")) == {
+        "augmentation=none": [7, 7, 7],
+        "augmentation=strong": [7, 7, 7],
+    }
+    fixed, own = plan_of(SPLIT), plan_of(SPLIT, "data.split=per_replicate")
+    none, strong = seeds_of(own).values()
+    assert none == strong  # arms stay paired
+    assert none[0] == 0
+    assert len(set(none)) == 3
+    assert {trial.replicate for trial in own.trials if trial.signature in names_of(fixed)} == {0}
+    for trial in own.trials:
+        assert trial.signature == compute_signature(trial.config, trial.data_fingerprint)
+    assert names_of(own).items() <= names_of(plan_of(SPLIT, "data.split=per_replicate", "replicates=5")).items()
+
+
+def test_an_encoder_never_sees_the_test_images_of_its_trials() -> None:
+    text = "pretraining: {kind: contrastive, encoders: %s}\nreplicates: 3\n"
+    plan = plan_of(text % "per_replicate", "data.split=per_replicate")
+    stages = {stage.signature: stage.config for stage in plan.stages}
+    assert len(stages) == 3
+    for trial in plan.trials:
+        assert stages[trial.needs[0]].data == trial.config.data  # type: ignore[union-attr]
+    assert len(plan_of(text % 3, "data.split=per_replicate").stages) == 3
+    with pytest.raises(StudyError, match=r"encoders: expected per_replicate with data\.split: per_replicate"):
+        plan_of(text % 2, "data.split=per_replicate")
 
 
 def test_arms_without_weights_are_left_out_with_the_reason() -> None:

@@ -2,11 +2,13 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 
-from orchestrator.analysis.results import Results, balanced_errors_table, load_results
+from orchestrator.analysis.balanced_errors import balanced_errors_table
+from orchestrator.analysis.results import Results, load_results
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.report.sections.balanced import balanced_section
+from orchestrator.report.sections.balanced import balanced_section, find_separated
 from tests.support.synthetic_ledger import SHIFTS, Fate, make_fake_ledger
 
 FACTORS = {"augmentation": ("none", "strong"), "dropout": ("off", "<on>")}
@@ -62,6 +64,68 @@ def test_arms_are_ranked_and_the_reference_is_marked(ledger: Ledger) -> None:
     assert "&lt;on&gt;<br><span" in section.body
     assert "<on>" not in section.body
     assert f'data-value="{len(SHIFTS)}">{len(SHIFTS)}</td>' in section.body
+
+
+def test_intervals_are_over_paired_replicates_from_five_on(tmp_path: Path) -> None:
+    factors = {"augmentation": ("none", "strong")}
+    few, many = (
+        balanced_errors_table(refer(make_fake_ledger(tmp_path / str(n), factors=factors, replicates=n), None))
+        for n in (4, 6)
+    )
+    ends = [f"{name}_{end}" for name in ("be", "rbe", "rbe_of_sums") for end in ("low", "high")]
+    assert few[ends].isna().all(axis=None)
+    assert few[["be", "rbe", "rbe_of_sums"]].notna().all(axis=None)
+    first, other = many.iloc[0], many.iloc[1]
+    assert first[ends].tolist() == pytest.approx([1.0] * 6)  # the reference is its own
+    for name in ("be", "rbe", "rbe_of_sums"):
+        assert other[f"{name}_low"] < other[name] < other[f"{name}_high"]
+    assert [find_separated(table, "rbe") for table in (few, many)] == [None, other["name"]]
+
+
+def test_the_interval_weighs_the_cells_of_a_stain_grid_as_the_mean_does(tmp_path: Path) -> None:
+    """Thirteen of fourteen shifts become cells of one grid: they are half of the mean, and of its interval."""
+    names = dict(zip(SHIFTS[1:], (f"stain_h{0.5 + 0.05 * number:.2f}_e1.00" for number in range(13)), strict=True))
+    ledger = make_fake_ledger(tmp_path, factors={"augmentation": ("none", "strong")}, replicates=6)
+    for trial in ledger.read_plan()["trials"]:
+        folder = ledger.folder("trial", trial["signature"])
+        result = folder.read_json("result.json")
+        for row in result["evaluations"]:
+            row["shift"] = names.get(row["shift"], row["shift"])
+        folder.write_json("result.json", result)
+    other = balanced_errors_table(refer(ledger, None)).iloc[1]
+    for name in ("be", "rbe"):  # a t interval is symmetric about the mean
+        assert (other[f"{name}_low"] + other[f"{name}_high"]) / 2 == pytest.approx(other[name])
+
+
+def test_shifts_that_hardly_harm_the_reference_are_left_out_and_counted(tmp_path: Path) -> None:
+    def make(replicates: int) -> Any:
+        ledger = make_fake_ledger(
+            tmp_path / str(replicates), factors={"augmentation": ("none", "strong")}, replicates=replicates
+        )
+        for trial in ledger.read_plan()["trials"]:
+            folder = ledger.folder("trial", trial["signature"])
+            result = folder.read_json("result.json")
+            for row in result["evaluations"]:
+                losses = {"identity": 0.0, "jpeg": 0.03, "pixelate": 0.01 * (trial["replicate"] - 2)}
+                row["metrics"]["balanced_accuracy"] = 0.8 - losses.get(row["shift"], 0.2)
+            folder.write_json("result.json", result)
+        return balanced_errors_table(refer(ledger, None)).iloc[0]
+
+    few, many = make(2), make(6)
+    # 2 replicates: 360 images have a standard error of (.2 · .8 + .23 · .77)½ / 360½ = .031 for a loss of .03.
+    assert (few["rbe_shifts"], few["rbe_undefined"], few["be_undefined"]) == (len(SHIFTS) - 2, 2, 0)
+    # 6: jpeg's .03 has no spread; pixelate's mean is .005, its standard error .0076.
+    assert (many["rbe_shifts"], many["rbe_undefined"], many["be_undefined"]) == (len(SHIFTS) - 1, 1, 0)
+
+
+def test_the_lowest_is_bold_only_where_it_is_separated() -> None:
+    table = pd.DataFrame(
+        {"name": ["a", "b", "c"], "be": [0.8, 1.0, 0.9], "be_low": [0.7, 1.0, 0.86], "be_high": [0.85, 1.0, 0.94]}
+    )
+    assert find_separated(table, "be") == "a"
+    assert find_separated(table.assign(be_high=[0.87, 1.0, 0.94]), "be") is None
+    assert find_separated(table.assign(be_low=[0.7, None, 0.86]), "be") is None
+    assert find_separated(table.iloc[:1], "be") is None
 
 
 def test_without_a_complete_reference_there_is_nothing_to_say(tmp_path: Path) -> None:

@@ -98,7 +98,7 @@ def test_csv_files_hold_the_tables(tmp_path: Path) -> None:
     assert {name: len(table) for name, table in tables.items() if name != "shifts.csv"} == {
         "trials.csv": 24,
         "arms.csv": 12,
-        "effects.csv": 4 * 7,
+        "effects.csv": 4 * 8,
         "balanced_errors.csv": 12,
         "costs.csv": 12,
         "verdicts.csv": 0,
@@ -112,7 +112,7 @@ def test_arm_without_a_complete_trial_is_shown_and_never_chosen(tmp_path: Path) 
     report, page = render(ledger, tmp_path)
     assert "Chosen on in-distribution validation: none." in report.summary
     assert "randaugment" in without_scripts(page)
-    assert "no interval: 0 cells, at least 4 needed; 1 planned pair is missing" in page
+    assert "0 replicates: at least 5 for an interval; 1 planned pair is missing" in page
 
 
 @pytest.mark.parametrize("fate", [Fate(failed=24), Fate(interrupted=24), Fate(missing=24)])
@@ -243,3 +243,16 @@ def test_numbers_in_figures_are_json_even_where_values_are_missing(tmp_path: Pat
     _, page = render(ledger, tmp_path)
     heat = figures_of(page)["figure-heat"]["data"][0]
     assert np.isfinite([value for row in heat["z"] for value in row if value is not None]).all()
+
+
+def test_effects_say_what_differs_besides_the_level(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path)
+    assert "was not recorded by the version that planned" in render(ledger, tmp_path)[1]
+    line = "training.learning_rate: 0.001 (none) / 0.00003 (strong)"
+    for levels, expected in (
+        ({"augmentation": {"strong": [line]}}, f"augmentation, strong: {line}"),
+        ({}, "Between the levels of a factor nothing differs but what they set."),
+    ):
+        plan = ledger.read_plan() | {"differences": {"hypotheses": {}, "levels": levels}}
+        ledger.root.write_json("plan.json", plan)
+        assert expected in render(ledger, tmp_path)[1]

@@ -13,7 +13,7 @@ import pytest
 
 from orchestrator.driver.execute import make_stopping_rule
 from orchestrator.planning.plan import Work
-from orchestrator.planning.states import COMPLETE, FAILED, STOPPED
+from orchestrator.planning.states import COMPLETE, FAILED
 from orchestrator.search import early_stopping
 from orchestrator.search.early_stopping import EarlyStopping
 from orchestrator.search.proposals import Search
@@ -92,7 +92,7 @@ def test_who_falls_behind_is_stopped_and_the_file_says_why(training: Training) -
     good, bad = training.work(0), training.work(1)
     training.train(good, [0.5, 0.6])
     training.train(bad, [0.4, 0.9])  # what comes after the decision does not change it
-    expected = {"rule": "asha", "metric": "validation/balanced_accuracy", "signature": bad.signature}
+    expected = {"rule": "asha", "metric": "validation/balanced_accuracy", "values": {bad.signature: 0.4}}
     assert training.stopped() == {bad.signature: expected | {"epoch": 1, "value": 0.4}}
 
 
@@ -116,38 +116,76 @@ def test_a_metric_of_its_own_whose_lower_values_are_better(tmp_path: Path) -> No
     assert training.stopped().keys() == {training.work(1).signature}
 
 
-def test_one_replicate_stops_its_configuration_also_what_has_not_begun(tmp_path: Path) -> None:
+def test_configurations_are_judged_by_the_mean_of_their_replicates(tmp_path: Path) -> None:
     training = Training(tmp_path, study_with(RULE, "replicates=3"))
-    for replicate in (0, 1):
-        training.begin(training.work(1, replicate))
-    training.train(training.work(0), [0.5])
-    training.train(training.work(1), [0.4])
-    signatures = [trial.signature for trial in training.search.proposals[1].plan.trials]
+    for replicate, values in enumerate(([0.9, 0.5], [0.2, 0.5], [0.4, 0.5])):
+        training.train(training.work(0, replicate), values)  # mean after epoch 1: 0.5
+    for replicate, value in enumerate((0.1, 0.8, 0.75)):  # 0.55, though its first replicate is the worst of all
+        training.train(training.work(1, replicate), [value])
+    for replicate, value in enumerate((0.95, 0.1, 0.3)):  # 0.45, though its first replicate is the best of all
+        training.train(training.work(2, replicate), [value])
+    trials = training.search.proposals[2].plan.trials
+    values = dict(zip([trial.signature for trial in trials], (0.95, 0.1, 0.3), strict=True))
     stopped = training.stopped()
-    assert list(stopped) == signatures
-    assert {each["signature"] for each in stopped.values()} == {signatures[0]}
-    states = training.place.ledger.states()
-    assert [states[each] for each in signatures] == [STOPPED, STOPPED, "absent"]  # it ends as soon as it is handed out
+    assert list(stopped) == list(values)
+    for each in stopped.values():
+        assert (each["epoch"], each["value"], each["values"]) == (1, pytest.approx(0.45), values)
 
 
-def test_replicates_are_compared_with_their_like(tmp_path: Path) -> None:
+def test_nobody_is_judged_before_the_slowest_replicate(tmp_path: Path) -> None:
     training = Training(tmp_path, study_with(RULE, "replicates=2"))
-    training.train(training.work(0, 0), [0.9])
-    training.train(training.work(1, 1), [0.1])  # other images: perhaps they are harder
-    training.train(training.work(0, 1), [0.2])
+    for replicate in (0, 1):
+        training.train(training.work(0, replicate), [0.5, 0.5])
+    training.train(training.work(1, 1), [0.1] * 5)
+    training.train(training.work(2, 0), [0.6, 0.1])
+    training.train(training.work(2, 1), [0.6])  # epoch 2 of one replicate alone does not count
     assert training.stopped() == {}
+    training.start()
+    training.train(training.work(1, 0), [0.2])
+    stopped = training.stopped()
+    assert list(stopped) == [trial.signature for trial in training.search.proposals[1].plan.trials]
+    assert [(each["epoch"], each["value"]) for each in stopped.values()] == [(1, pytest.approx(0.15))] * 2
 
 
-def test_what_was_trained_to_its_end_once_is_not_stopped_any_more(tmp_path: Path) -> None:
+def test_who_has_not_begun_or_is_complete_gets_no_stop(tmp_path: Path) -> None:
     training = Training(tmp_path, study_with(RULE, "replicates=2"))
-    training.train(training.work(0, 0), [0.5] * EPOCHS)
-    training.train(training.work(1, 1), [0.6])
-    training.train(training.work(0, 1), [0.1])
-    patient = training.work(2, 0)  # ends sooner, by training.patience
-    training.train(patient, [0.7, 0.7])
+    for replicate in (0, 1):
+        training.train(training.work(0, replicate), [0.5])
+    first, second = (training.work(1, replicate) for replicate in (0, 1))
+    training.train(first, [0.4] * EPOCHS)
+    training.place.finish(first)
+    training.early.handle("ended", first, {"status": COMPLETE})
+    training.train(second, [0.4])  # the replicates run one after the other: the last one is still spared its rest
+    assert training.stopped().keys() == {second.signature}
+
+
+def test_a_configuration_whose_replicates_have_ended_is_compared_and_not_judged(tmp_path: Path) -> None:
+    training = Training(tmp_path, study_with(RULE, "replicates=2"))
+    for replicate in (0, 1):
+        training.train(training.work(0, replicate), [0.9])
+    for replicate in (0, 1):  # all its epochs are told of after its end
+        work = training.work(1, replicate)
+        for epoch in (1, 2):
+            training.write_epoch(work, epoch, 0.5)
+        training.place.finish(work)
+        training.early.handle("ended", work, {"status": COMPLETE})
+    for replicate in (0, 1):
+        training.train(training.work(2, replicate), [0.7, 0.3])  # above the median at epoch 1, below it at epoch 2
+    stopped = training.stopped()
+    assert stopped.keys() == {trial.signature for trial in training.search.proposals[2].plan.trials}
+    assert {each["epoch"] for each in stopped.values()} == {2}
+
+
+def test_no_epoch_is_compared_that_a_replicate_has_not(tmp_path: Path) -> None:
+    """``training.patience`` ends replicates after different epochs."""
+    training = Training(tmp_path, study_with(RULE, "replicates=2"))
+    for replicate in (0, 1):
+        training.train(training.work(0, replicate), [0.5] * 4)
+    patient = training.work(1, 0)
+    training.train(patient, [0.6])
     training.place.finish(patient)
     training.early.handle("ended", patient, {"status": COMPLETE})
-    training.train(training.work(2, 1), [0.1])
+    training.train(training.work(1, 1), [0.6, 0.1, 0.1, 0.1])
     assert training.stopped() == {}
 
 
@@ -179,7 +217,10 @@ def test_a_failed_trial_stays_failed_and_stops_when_it_is_tried_again(tmp_path: 
     details = {"reason": "error", "message": "m"}
     training.place.ledger.record_failure(failed, details, study="s", git_commit=None)
     training.train(training.work(0), [0.5])
+    training.train(training.work(0, 1), [0.5])
     training.train(training.work(1), [0.4])
+    training.write_epoch(failed, 1, 0.4)
+    training.early.handle("ended", failed, {"status": FAILED})
     assert training.stopped().keys() == {training.work(1).signature}
     assert training.place.ledger.states()[failed.signature] == FAILED
     training.start()
@@ -191,32 +232,33 @@ def test_a_failed_trial_stays_failed_and_stops_when_it_is_tried_again(tmp_path: 
 # ------------------------------------------------------------------ killed at any point
 
 
-def make_curves(seed: int) -> list[tuple[int, int, float]]:
-    """Return (configuration, epoch, value) in the order in which they happen."""
+def make_curves(seed: int, replicates: int) -> list[tuple[int, int, int, float]]:
+    """Return (configuration, replicate, epoch, value) in the order in which they happen."""
     draw = random.Random(seed)
-    left = dict.fromkeys(range(8), 0)
+    left = {(number, replicate): 0 for number in range(8) for replicate in range(replicates)}
     happened = []
     while left:
-        number = draw.choice(list(left))
-        left[number] += 1
-        happened.append((number, left[number], draw.random()))
-        if left[number] == EPOCHS - 1:
-            del left[number]
+        trial = draw.choice(list(left))
+        left[trial] += 1
+        happened.append((*trial, left[trial], draw.random()))
+        if left[trial] == EPOCHS - 1:
+            del left[trial]
     return happened
 
 
+@pytest.mark.parametrize("replicates", [1, 2])
 @pytest.mark.parametrize("rule", [RULE, "search.early_stopping={kind: median, min_samples: 2}"])
-def test_a_new_driver_decides_what_the_one_before_would_have(rule: str, tmp_path: Path) -> None:
-    happened = make_curves(7)
-    live = Training(tmp_path / "live", study_with(rule))
-    for number, epoch, value in happened:
-        live.train(live.work(number), [value], start=epoch)
+def test_a_new_driver_decides_what_the_one_before_would_have(rule: str, replicates: int, tmp_path: Path) -> None:
+    happened, study = make_curves(7, replicates), study_with(rule, f"replicates={replicates}")
+    live = Training(tmp_path / "live", study)
+    for number, replicate, epoch, value in happened:
+        live.train(live.work(number, replicate), [value], start=epoch)
     expected = live.stopped()
-    assert 2 <= len(expected) <= 7
+    assert 2 * replicates <= len(expected) <= 7 * replicates
     for kills in ((len(happened),), (10,), (5, 20, 40)):
-        place = Training(tmp_path / f"killed-{len(kills)}-{kills[0]}", study_with(rule))
-        for step, (number, epoch, value) in enumerate(happened):
-            work = place.work(number)
+        place = Training(tmp_path / f"killed-{len(kills)}-{kills[0]}", study)
+        for step, (number, replicate, epoch, value) in enumerate(happened):
+            work = place.work(number, replicate)
             line = place.write_epoch(work, epoch, value)
             if step < kills[0] and len(kills) == 1 and kills[0] == len(happened):
                 continue  # it never heard of anything: all of it is in the ledger
@@ -231,8 +273,9 @@ def test_a_new_driver_decides_what_the_one_before_would_have(rule: str, tmp_path
 
 def test_a_decision_that_was_written_for_one_replicate_only_is_written_for_all(tmp_path: Path) -> None:
     training = Training(tmp_path, study_with(RULE, "replicates=2"))
-    training.train(training.work(0), [0.5])
-    training.train(training.work(1), [0.4])
+    for number, value in ((0, 0.5), (1, 0.4)):
+        for replicate in (0, 1):
+            training.train(training.work(number, replicate), [value])
     before = training.stopped()
     other = training.work(1, 1)
     training.folder(other).remove("stop.json")
@@ -344,7 +387,7 @@ def test_what_cannot_be_meant_is_refused(override: str, words: str) -> None:
             "found early_stopping with 2 objectives, expected 1",
         ),
         (
-            "[{metric: validation/mean_shifted_auroc}]",
+            "[{metric: validation/ece_scaled}]",
             "which is not known after each epoch; give early_stopping.metric",
         ),
     ],

@@ -49,7 +49,7 @@ def leave_stopped(ledger: Ledger, work: Work, values: Sequence[float]) -> None:
     for epoch, value in enumerate(values, start=1):
         line = {"epoch": epoch, "timestamp_ms": 1000 + epoch, "metrics": {"val/balanced_accuracy": value}}
         folder.append_line("epochs.jsonl", json.dumps(line))
-    stop = {"rule": "asha", "metric": "validation/balanced_accuracy", "signature": work.signature}
+    stop = {"rule": "asha", "metric": "validation/balanced_accuracy", "values": {work.signature: 0.25}}
     folder.write_json("stop.json", stop | {"epoch": 2, "value": 0.25, "timestamp_ms": 2000})
 
 

@@ -73,6 +73,16 @@ class Text(HTMLParser):
         self.text += data if self._tag != "style" else ""
 
 
+def test_splits_that_differ_between_trials_are_not_called_the_same(tmp_path: Path) -> None:
+    results, selection, card = card_of(tmp_path)
+    assert "the same for all arms and replicates" in render_markdown(card)
+    record = results.records[selection.signature]
+    record.config["config"]["data"]["split_seed"] = 17
+    config = TrialConfig.model_validate(record.config["config"])
+    card = build_card(results, selection, config, parts=PartScores((), CLASSES), checks=[], files={})
+    assert re.search(r"split.?_seed not the same in all trials", render_markdown(card))
+
+
 def test_both_forms_have_every_section_and_load_nothing(tmp_path: Path) -> None:
     _, _, card = card_of(tmp_path)
     page, markdown = Text(render_html(card)), render_markdown(card)
@@ -105,6 +115,29 @@ def test_the_numbers_are_those_of_the_report(tmp_path: Path) -> None:
         assert fact in page
 
 
+def test_thresholds_of_validation_come_with_predictive_values(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path, question="Which?")
+    results = load_results(ledger)
+    signature = select_arm(results, SelectionCriteria()).signature
+    folder = ledger.folder("trial", signature)
+    result = folder.read_json("result.json")
+    result["validation_fit"] = {"temperature": 1.5, "threshold_at_specificity_95": 0.75}
+    result["metrics"] |= {"id/sensitivity_at_specificity_95": 0.9, "id/specificity_at_specificity_95": 0.95}
+    folder.write_json("result.json", result)
+    results = load_results(ledger)
+    selection = select_arm(results, SelectionCriteria())
+    config = TrialConfig.model_validate(results.records[signature].config["config"])
+    results.records[signature].result.setdefault("checkpoint_sha256", "c" * 64)  # type: ignore[union-attr]
+    card = build_card(results, selection, config, parts=PartScores((), CLASSES), checks=[], files={})
+    page = Text(render_html(card)).text.replace("\u00a0", " ")
+    assert selection.signature == signature
+    assert "95 % specificity" in page
+    assert "0.75" in page
+    # Of 10,000 people at 1 %: 90 of 100 ill and 495 of 9,900 others are called positive.
+    assert f"{100 * 90 / 585:.1f} % / {100 * 9405 / 9415:.1f} %" in page
+    assert "95 % sensitivity" not in page  # this model has no such threshold
+
+
 def test_an_oracle_and_missing_trials_are_the_first_thing_one_reads(tmp_path: Path) -> None:
     question = SelectionCriteria(by="id/auroc", oracle=True, incomplete=True)
     _, _, card = card_of(tmp_path, question, fate=Fate(failed=1, missing=2))
@@ -126,8 +159,8 @@ def test_what_is_not_known_is_a_limit(tmp_path: Path) -> None:
     text = " ".join(limits.blocks[0].items)  # type: ignore[union-attr]
     assert "No external set" in text
     assert "per-site results cannot be given" in text
-    assert "2 replicates: the spread over seeds is hardly known" in text
-    _, _, better = card_of(tmp_path / "better", replicates=3)
+    assert "2 replicates: the spread over seeds is hardly known; at least 5 would do." in text
+    _, _, better = card_of(tmp_path / "better", replicates=5)
     text = " ".join(next(part for part in better.parts if part.title == "Limits").blocks[0].items)  # type: ignore[union-attr]
     assert "No external set" not in text
     assert "hardly known" not in text

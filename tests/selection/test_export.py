@@ -89,7 +89,7 @@ def test_an_oracle_has_a_folder_of_its_own(trained_study: TrainedStudy, tmp_path
     ledger = copy_ledger(trained_study, tmp_path / "copy")
     copied = replace(trained_study, storage=tmp_path / "copy")
     plain, _ = export_to(copied, None)
-    oracle, exported = export_to(copied, None, by="robustness/worst_accuracy", oracle=True)
+    oracle, exported = export_to(copied, None, by="robustness/worst_shift_accuracy", oracle=True)
     assert make_slug(plain) in ("none", "strong")
     assert make_slug(oracle).endswith("-oracle")
     assert exported.folder.uri == f"{ledger.root.uri}/selected/{make_slug(oracle)}"

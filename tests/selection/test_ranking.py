@@ -124,13 +124,13 @@ def test_where_lower_is_better_the_lowest_wins(results: Results) -> None:
 
 
 def test_only_validation_chooses_unless_an_oracle_is_asked_for(results: Results) -> None:
-    for by in ("id/accuracy", "robustness/worst_balanced_accuracy", "external/site-3/accuracy"):
+    for by in ("id/accuracy", "robustness/worst_shift_balanced_accuracy", "external/site-3/accuracy"):
         with pytest.raises(StudyError, match=f"{by} is not in-distribution validation.*add --oracle"):
             select_arm(results, SelectionCriteria(by=by))
-    chosen = select_arm(results, SelectionCriteria(by="robustness/worst_balanced_accuracy", oracle=True))
+    chosen = select_arm(results, SelectionCriteria(by="robustness/worst_shift_balanced_accuracy", oracle=True))
     assert chosen.oracle
     assert chosen.label.endswith("(oracle)")
-    frame = results.trials.groupby("name")["robustness/worst_balanced_accuracy"].mean()
+    frame = results.trials.groupby("name")["robustness/worst_shift_balanced_accuracy"].mean()
     assert chosen.arm.name == frame.idxmax()
     calibrated = select_arm(results, SelectionCriteria(by="calibration/ece", oracle=True))
     assert calibrated.arm.name == results.trials.groupby("name")["calibration/ece"].mean().idxmin()

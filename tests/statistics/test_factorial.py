@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
+from scipy import stats
 
 from orchestrator.statistics.factorial import compute_contrasts, decompose_variance
 from orchestrator.statistics.paired_tests import permutation_test
@@ -70,7 +71,8 @@ def test_unbalanced_table_gives_type_iii_sums_of_squares() -> None:
     for name, (df, squares, p) in expected.items():
         assert found[name].df == df
         assert found[name].sum_of_squares == pytest.approx(squares, rel=1e-8)
-        assert found[name].p_value == pytest.approx(p, rel=1e-8)
+        assert stats.f.sf(found[name].f, df, found[()].df) == pytest.approx(p, rel=1e-8)
+        assert found[name].p_value is None  # four seeds
     assert found[()].sum_of_squares == pytest.approx(0.003083812162, rel=1e-8)
     assert (table.num_values, table.num_missing) == (21, 3)
     assert abs(table.overlap) > 1e-3  # said, not hidden
@@ -176,6 +178,24 @@ def test_missing_cells_are_counted_and_the_rest_is_compared_like_with_like() -> 
     assert both.estimate == pytest.approx(0.04, abs=0.003)
     assert (both.p_value, both.p_holm) == (None, None)  # five blocks cannot be significant
     assert found[(("a",), ("1",))].num_missing == 0
+
+
+def test_below_five_blocks_there_is_an_estimate_without_interval_and_p() -> None:
+    few, many = (full_design()[lambda frame, n=n: frame["seed"] < n] for n in (4, 5))
+    for frame, is_enough in ((few, False), (many, True)):
+        found = compute_contrasts(frame, value="y", factors=FACTORS, block="seed")
+        assert all((contrast.interval is not None) == is_enough for contrast in found)
+        assert all(contrast.p_value is None and contrast.estimate is not None for contrast in found)
+
+
+def test_blocks_weigh_the_same_however_many_cells_they_have() -> None:
+    rows = [("a", b, r, 0.0) for b in "xy" for r in range(6)] + [("b", b, r, 1.0 + r) for b in "xy" for r in range(6)]
+    frame = pd.DataFrame(rows, columns=["f", "g", "seed", "y"]).drop(index=17)  # b, x, 5
+    (contrast,) = compute_contrasts(frame, value="y", factors={"f": ("a", "b"), "g": ("x", "y")}, block="seed")[:1]
+    found = stats.ttest_1samp(np.arange(1, 7), 0).confidence_interval(0.95)
+    assert (contrast.estimate, contrast.num_cells, contrast.num_blocks, contrast.num_missing) == (3.5, 11, 6, 1)
+    assert contrast.interval is not None
+    assert (contrast.interval.low, contrast.interval.high) == pytest.approx((found.low, found.high))
 
 
 def test_level_that_nothing_has_gives_no_estimate() -> None:

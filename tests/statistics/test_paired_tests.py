@@ -8,6 +8,8 @@ from orchestrator.statistics.paired_tests import (
     ALTERNATIVES,
     Alternative,
     holm,
+    max_t_test,
+    min_units,
     permutation_test,
     sign_test,
     smallest_p,
@@ -187,3 +189,52 @@ def test_holm_agrees_with_all_intersection_hypotheses() -> None:
         for i in range(4)
     ]
     assert holm(p_values) == [pytest.approx(p) for p in closed]
+
+
+# --------------------------------------------------------------------------- many columns at once
+
+
+def test_max_t_test_by_trying_every_flip() -> None:
+    values = np.random.default_rng(0).normal(size=(7, 4))
+    values[:, 0] += 2
+    values[3, 2] = np.nan
+    values[1:, 3] = np.nan  # too few
+    largest, own = [], None
+    for signs in itertools.product((1, -1), repeat=7):
+        flipped = (np.array(signs)[:, None] * values)[:, :3]
+        t = np.abs(stats.ttest_1samp(np.nan_to_num(flipped), 0).statistic)
+        largest.append(t.max())
+        own = t if own is None else own
+    assert own is not None
+    p_values = max_t_test(values, seed=0)
+    assert p_values[:3] == pytest.approx([np.mean(np.array(largest) >= each - 1e-9) for each in own])
+    assert np.isnan(p_values[3])
+
+
+def test_max_t_test_of_one_column_is_the_sign_flip_test() -> None:
+    values = np.random.default_rng(1).normal(0.5, size=9)
+    assert max_t_test(values[:, None], seed=0) == pytest.approx([permutation_test(values, seed=0)])
+    many = np.random.default_rng(2).normal(0.3, size=40)
+    assert max_t_test(many[:, None], seed=0) == pytest.approx([permutation_test(many, seed=0)], abs=0.01)
+
+
+def test_max_t_test_takes_six_units_and_rows_of_zeros_are_no_units() -> None:
+    assert min_units() == 6
+    assert np.isnan(max_t_test(np.ones((5, 3)), seed=0)).all()
+    assert np.isnan(max_t_test(np.zeros((9, 3)), seed=0)).all()
+    assert max_t_test(np.arange(1, 7)[:, None], seed=0) == [2 / 2**6]
+
+
+@pytest.mark.parametrize("num_units", [6, 8, 12])
+@pytest.mark.parametrize("num_images", [50, None])
+def test_max_t_test_keeps_the_error_rate_of_a_whole_map(num_units: int, num_images: int | None) -> None:
+    random = np.random.default_rng(num_units)
+    num_maps, found = 200, 0
+    for _ in range(num_maps):
+        # A reference and 12 arms under 16 shifts: cells of an arm share a trained model, arms share a reference.
+        scores = 0.7 + 0.02 * (random.normal(size=(num_units, 13, 1)) + random.normal(size=(num_units, 13, 16)))
+        if num_images:
+            scores = random.binomial(num_images, scores) / num_images
+        differences = np.round(scores[:, 1:] - scores[:, :1], 12).reshape(num_units, -1)
+        found += bool((max_t_test(differences, seed=0) <= 0.05).any())
+    assert found / num_maps <= 0.05 + 2 * (0.05 * 0.95 / num_maps) ** 0.5

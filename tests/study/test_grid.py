@@ -5,8 +5,9 @@ import pytest
 from orchestrator.study.study_file import Study, parse_study
 from tests.support.study_texts import arms
 from trainables.augmentation_config import StrongAugmentation
-from trainables.config import ContrastivePretraining, DigitsData, ImageNetPretraining
+from trainables.config import DigitsData
 from trainables.errors import StudyError
+from trainables.pretraining_config import ContrastivePretraining, ImageNetPretraining
 
 
 def test_without_factors_there_is_one_arm() -> None:

@@ -10,10 +10,16 @@ import numpy as np
 import pytest
 
 from orchestrator.driver.prepare import Prepared, prepare
-from orchestrator.planning.feasibility import check_external_sets, find_unsupportable
+from orchestrator.planning.feasibility import check_attainable, check_external_sets, find_attainable
 from orchestrator.statistics.paired_tests import permutation_test, smallest_p
 from orchestrator.statistics.trend import trend_test
-from orchestrator.study.contrasts import ContrastError, compute_smallest_p, find_contrast, num_units_needed
+from orchestrator.study.contrasts import (
+    ContrastError,
+    compute_smallest_p,
+    find_contrast,
+    find_units,
+    num_units_needed,
+)
 from orchestrator.study.hypotheses import (
     Comparison,
     Hypothesis,
@@ -30,6 +36,7 @@ from tests.support.study_texts import HEAD, problems
 from trainables.errors import StudyError
 from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.robustness import summarise_rows
+from trainables.evaluation.validation_fit import fit_on_validation
 
 FACTORS = """\
 evaluation:
@@ -46,6 +53,8 @@ SIDES = {"treatment": {"augmentation": "strong"}, "control": {"augmentation": "n
 
 def make(**changes: Any) -> Hypothesis:
     content = {"kind": "comparison", **BASE, **({} if "kind" in changes else SIDES), **changes}
+    if "margin" in changes:
+        del content["direction"], content["smallest_effect"]
     hypothesis = read_hypothesis(content)
     assert hypothesis is not None
     return hypothesis
@@ -75,6 +84,23 @@ def test_kind_and_the_long_form_of_a_level_may_be_left_out_or_written() -> None:
     assert isinstance(first, Comparison)
     assert first == second
     assert (first.test, first.over, first.alpha, first.max_missing) == ("permutation", "replicates", 0.05, 0.0)
+
+
+def test_a_claim_about_families_holds_the_families_of_the_study() -> None:
+    text = HEAD + FACTORS + "report: {families: {light: [dusk, gamma_up]}}\n"
+    entries = [{**BASE, **SIDES, "name": "a"}, {**BASE, **SIDES, "name": "b", "over": "shifts"}]
+    entries.append({**BASE, **SIDES, "name": "c", "metric": "family/light/accuracy"})
+    study = parse_study(text + write(*entries), source="s.yaml")
+    assert [each.families for each in study.hypotheses] == [None, *[{"light": ["dusk", "gamma_up"]}] * 2]
+    other = parse_study(text.replace("[dusk, ", "[") + write(*entries), source="s.yaml")
+    changed = [describe_hypothesis(each) for each in other.hypotheses]
+    assert [describe_hypothesis(each) == new for each, new in zip(study.hypotheses, changed, strict=True)] == [
+        True,
+        False,
+        False,
+    ]
+    with pytest.raises(StudyError, match=r"there is no family of shifts 'lihgt'.*did you mean light"):
+        parse_study(text + write(entries[2] | {"metric": "family/lihgt/accuracy"}), source="s.yaml")
 
 
 def test_the_digest_is_of_the_meaning() -> None:
@@ -118,7 +144,7 @@ def test_hypotheses_do_not_change_a_trial() -> None:
         ({"over": "shifts", "metric": "id/accuracy"}, "metric", "expected the mean over shifts"),
         ({"direction": "upper"}, "direction", "expected 'higher', 'lower' or 'two-sided'"),
         ({"smallest_effect": -1}, "smallest_effect", "greater than or equal to 0"),
-        ({"alpha": 0}, "alpha", "greater than 0"),
+        ({"alpha": 0}, "alpha", "greater than or equal to 0.001"),
         ({"test": "t"}, "test", "expected 'permutation'"),
         ({"test": "page"}, "test", "expected 'permutation'"),
         ({"name": "a b"}, "name", "expected a name of at most 100"),
@@ -198,8 +224,10 @@ def prepare_with(tmp_path: Path, cache_dir: Path, text: str, metric: str, **chan
     return prepare(parse_study(text, source="s.yaml"), storage=str(tmp_path))
 
 
-PHANTOM = "study: s\ndata: {kind: phantom, image_size: 16, num_images: 60, num_external_images: 10}\n"
-ARMS = "training: {batch_size: 8}\nfactors: {augmentation: [none, strong]}\n"
+PHANTOM = (
+    "study: s\ndata: {kind: phantom, image_size: 16, num_images: 60, num_external_sites: 1, num_external_images: 10}\n"
+)
+ARMS = "training: {batch_size: 8}\nfactors: {augmentation: [none, strong]}\nreplicates: 6\n"
 
 
 @pytest.mark.parametrize(
@@ -213,6 +241,15 @@ ARMS = "training: {batch_size: 8}\nfactors: {augmentation: [none, strong]}\n"
         ("{shifts: [{compose: [jpeg/1, snow/2]}]}", "shift/jpeg1_then_snow3/nll", {}, "did you mean jpeg1_then_snow2"),
         ("{shifts: [{name: dusk, op: brightness_down, strengths: [0.4]}]}", "shift/dusk/nll", {"severities": [2]},
          r"severities: found 2, .* under 'dusk' at the severities 1$"),
+        ("{shifts: [jpeg]}", "family/digital/nll", {}, None),
+        ("{shifts: [jpeg]}", "family/noise/nll", {}, "under no shift of 'noise'; its families are digital"),
+        ("{shifts: [jpeg]}", "slope/digital/nll", {}, None),
+        ("{shifts: [jpeg], severities: [1, 5]}", "slope/digital/nll", {}, "2 severities of 'jpeg'; a slope"),
+        ("{shifts: [jpeg], severities: [1, 5]}", "slope/jpeg/nll", {}, "2 severities of 'jpeg'; a slope"),
+        ("{shifts: [jpeg]}", "slope/snow/nll", {}, "not evaluated under 'snow'"),
+        ("{shifts: [jpeg]}", "rbe/noise", {}, "under no shift of 'noise'"),
+        ("{shifts: [jpeg]}", "rbe/mean", {}, None),
+        ("{shifts: []}", "be/mean", {}, "evaluation.shifts is empty"),
         ("{shifts: all}", "external/external-1/accuracy", {}, "the data have external-0"),
     ],
 )  # fmt: skip
@@ -221,7 +258,7 @@ def test_what_the_study_really_evaluates_is_looked_up_before_anything_runs(
 ) -> None:
     text = PHANTOM + ARMS + f"evaluation: {evaluation}\n"
     if said is None:
-        assert len(prepare_with(tmp_path, cache_dir, text, metric, **changes).plan.trials) == 2
+        assert len(prepare_with(tmp_path, cache_dir, text, metric, **changes).plan.trials) == 12
         return
     with pytest.raises(StudyError, match=rf"hypotheses\[0\].*{said}"):
         prepare_with(tmp_path, cache_dir, text, metric, **changes)
@@ -240,6 +277,19 @@ def test_a_shift_that_some_of_the_compared_arms_lack_or_grey_images_do_not_show_
         prepare_with(tmp_path, cache_dir, grey + "evaluation: {shifts: [imagenet-c]}\n", "shift/saturate/accuracy")
 
 
+def test_sites_are_units_from_six_on() -> None:
+    hypothesis = make(metric="external/mean_accuracy", over="sites")
+    text = "factors: {augmentation: [none, strong]}\n"
+    plan, factors = plan_of(text), {"augmentation": ["none", "strong"]}
+    check_attainable([hypothesis], plan, factors, num_sites=6)
+    ((found,), _) = find_attainable([hypothesis], plan, factors, num_sites=6)
+    assert (found.units, found.p_value) == ("6 external sites", 2 / 2**6)
+    with pytest.raises(StudyError, match=r"5 external sites, .*; 6 sites are the fewest"):
+        check_attainable([hypothesis], plan, factors, num_sites=5)
+    with pytest.raises(StudyError, match="expected the mean over sites of a metric: external/mean_"):
+        read({**BASE, **SIDES, "over": "sites"})
+
+
 def test_external_sets_are_looked_up_once_the_data_are_known() -> None:
     hypothesis = make(metric="external/lyon/accuracy")
     check_external_sets([hypothesis], ["lyon"])
@@ -248,14 +298,18 @@ def test_external_sets_are_looked_up_once_the_data_are_known() -> None:
 
 
 def test_the_metrics_are_those_that_trials_have() -> None:
-    logits, labels = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32), np.arange(20) % 3
-    metrics = compute_metrics(logits, labels, ece_bins=5, ordinal=True).values
+    logits, labels = np.random.default_rng(0).normal(size=(20, 2)).astype(np.float32), np.arange(20) % 2
+    logits[:, 1] += labels
+    metrics = compute_metrics(logits, labels, ece_bins=5, ordinal=True, fit=fit_on_validation(logits, labels)).values
     rows = [
-        {"set": "test", "shift": shift, "severity": severity, "metrics": metrics}
-        for shift, severity in (("identity", 0), ("jpeg", 1))
-    ]
+        {"set": name, "shift": shift, "severity": severity, "metrics": metrics}
+        for name, shift, severity in (
+            ("test", "identity", 0), ("test", "jpeg", 1), ("lyon", "identity", 0), ("paris", "identity", 0),
+        )
+    ]  # fmt: skip
     of_trials = set(summarise_rows(rows)) | {f"val/{name}" for name in metrics}
-    assert of_trials == set(list_metrics())
+    single = {f"external/{name}/{metric}" for name in ("lyon", "paris") for metric in metrics}
+    assert of_trials - single == set(list_metrics())
 
 
 # ------------------------------------------------------------------ contrasts
@@ -324,37 +378,79 @@ def test_what_is_compared_is_said_in_words() -> None:
 # ------------------------------------------------------------------ how much is needed
 
 
-@pytest.mark.parametrize("num_units", [1, 3, 6, 9])
+@pytest.mark.parametrize("num_units", [5, 6, 9])
 def test_the_smallest_p_is_that_of_the_tests(num_units: int) -> None:
     differences = np.arange(1.0, num_units + 1)
-    for test in ("permutation", "wilcoxon_signed_rank", "sign", "paired_bootstrap"):
+    for test in ("permutation", "wilcoxon_signed_rank", "sign"):
         assert compute_smallest_p(make(test=test), num_units) == smallest_p(num_units)
     assert compute_smallest_p(make(), num_units) == permutation_test(differences, seed=0, alpha=1.0)
-    trend = make(kind="trend", factor="lr")
+    margin = make(kind="equivalence", **SIDES, margin=0.1)
+    assert compute_smallest_p(margin, num_units) == permutation_test(
+        differences, seed=0, alternative="greater", alpha=1
+    )
+    trend = make(kind="trend", factor="lr", smallest_effect=0)
+    assert compute_smallest_p(trend, num_units, 3) == 2 / 6**num_units
+    assert compute_smallest_p(trend, num_units, 100) == 0.0  # no float is as small, and none overflows
+    assert compute_smallest_p(make(kind="trend", factor="lr"), num_units, 3) == smallest_p(num_units)  # of its size
+
+
+def test_fewer_than_five_units_decide_nothing() -> None:
+    assert compute_smallest_p(make(kind="trend", factor="lr", smallest_effect=0), 4, 5) == 1.0
     levels, blocks = np.tile([0.0, 1.0, 2.0], 3), np.repeat(range(3), 3)
-    assert compute_smallest_p(trend, 3, 3) == trend_test(levels, levels, blocks=blocks, seed=0).p_value
+    p_value = trend_test(levels, levels, blocks=blocks, seed=0).p_value
+    assert p_value is not None
+    assert p_value < 0.05  # the test itself would
 
 
 def test_units_needed_to_reach_alpha() -> None:
-    assert [num_units_needed(make(alpha=alpha)) for alpha in (0.05, 0.01, 0.5)] == [6, 8, 2]
-    assert num_units_needed(make(test="paired_bootstrap")) == 6
-    assert num_units_needed(make(kind="trend", factor="lr"), 3) == 3
+    assert [num_units_needed(make(alpha=alpha)) for alpha in (0.05, 0.01, 0.5)] == [6, 8, 5]
+    assert num_units_needed(make(kind="equivalence", **SIDES, margin=0.1)) == 5
+    assert num_units_needed(make(kind="trend", factor="lr", smallest_effect=0), 3) == 5
 
 
-def test_what_no_result_could_support_is_found_before_anything_runs() -> None:
-    factors = {"augmentation": ("none", "strong"), "pretraining": ("scratch", "contrastive")}
-    text = "factors: {augmentation: [none, strong], pretraining: [scratch, contrastive]}\n"
+def test_replicates_that_share_a_stage_are_one_unit() -> None:
+    assert find_units([[], [], []]) == [0, 1, 2]
+    assert find_units([["a"], ["b"], ["a"], ["b"], []]) == [0, 1, 0, 1, 4]
+    assert find_units([["a"], ["b"], ["a", "b"], ["c"]]) == [0, 0, 0, 3]
 
-    def found(replicates: int, *hypotheses: Hypothesis) -> list[str]:
-        return list(find_unsupportable(hypotheses, plan_of(f"{text}replicates: {replicates}\n"), factors))
 
-    assert found(6, make()) == []
-    assert found(5, make()) == ["h: with 5 replicates p is at least 0.0625, whatever the results; 6 are needed"]
-    assert found(3, make(over="cells")) == []  # two cells in each
+def test_what_no_result_could_decide_is_refused_before_anything_runs() -> None:
+    factors = {"augmentation": ("none", "strong"), "pretraining": ("scratch", "imagenet")}
+    text = "factors: {augmentation: [none, strong], pretraining: [scratch, imagenet]}\n"
+
+    def found(replicates: int, *hypotheses: Hypothesis) -> list[tuple[bool, str]]:
+        attainable, _ = find_attainable(hypotheses, plan_of(f"{text}replicates: {replicates}\n"), factors)
+        return [(each.is_reached, each.describe()) for each in attainable]
+
+    assert found(6, make()) == [
+        (True, "h: 6 replicates, smallest attainable p 0.0312 after correction for the family")
+    ]  # fmt: skip
+    after = "smallest attainable p 0.0625 after correction for the family, above α = 0.05"
+    assert found(5, make()) == [(False, f"h: 5 replicates, {after}; 6 replicates are the fewest")]
     assert found(1, make(over="shifts")) == []
-    (first, _) = found(6, make(), make(name="i"))
-    assert "h: with 6 replicates p is at least 0.0312, 0.0625 after correction for the family 'main'" in first
-    assert found(7, make(), make(name="i")) == []
-    assert found(6, make(), make(name="i", family="other")) == []
-    (line,) = found(6, make(treatment={"pretraining": "imagenet"}, control={"pretraining": "scratch"}))
+    hopeless = (False, f"h: 6 replicates, {after}; fewer hypotheses in it, or more")
+    assert found(6, make(), make(name="i"))[0] == hopeless
+    assert found(6, make(), make(name="i", over="shifts"))[0][0]  # no verdict, no part of the family
+    assert all(is_reached for is_reached, _ in found(7, make(), make(name="i")))
+    assert all(is_reached for is_reached, _ in found(6, make(), make(name="i", family="other")))
+    plan = plan_of(f"{text}replicates: 5\n")
+    with pytest.raises(StudyError, match=r"h: 5 replicates, .* 6 replicates are the fewest; or ask over: shifts"):
+        check_attainable([make()], plan, factors)
+    check_attainable([make(kind="equivalence", **SIDES, margin=0.1)], plan, factors)
+    absent = make(treatment={"pretraining": "byol"}, control={"pretraining": "scratch"})
+    _, (line,) = find_attainable([absent], plan, factors)
     assert "nothing to compare: no arm is in treatment" in line
+
+
+def test_trials_of_one_pretrained_encoder_are_no_replicates() -> None:
+    factors = {"augmentation": ("none", "strong"), "pretraining": ("scratch", "contrastive")}
+    plan = plan_of("factors: {augmentation: [none, strong], pretraining: [scratch, contrastive]}\nreplicates: 6\n")
+    check_attainable([make()], plan, factors)  # its effect is shown, for this encoder
+    ((found,), _) = find_attainable([make()], plan, factors)
+    assert not found.is_reached
+    assert found.describe() == (
+        "h: 6 replicates of trials that start from 1 pretrained encoder: a statement for this encoder, no verdict; "
+        "6 independent encoders would do"
+    )
+    ((scratch,), _) = find_attainable([make(where={"pretraining": "scratch"})], plan, factors)
+    assert scratch.is_reached

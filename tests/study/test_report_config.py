@@ -101,3 +101,38 @@ def test_an_arm_that_is_excluded_is_no_arm(tmp_path: Path) -> None:
     ):
         with pytest.raises(StudyError, match=r"found 0 arms|there is no arm"):
             parse_study(text.replace("REFERENCE", reference), source="s.yaml", folder=tmp_path)
+
+
+# ------------------------------------------------------------------ families
+
+
+OWN = "evaluation: {shifts: [all, {name: dusk, op: brightness_down, strengths: [0.4]}]}\n"
+
+
+def parse_families(families: str) -> Study:
+    return parse_study(f"{TEXT}{OWN}report:\n  families: {families}\n", source="s.yaml")
+
+
+def test_families_of_shifts_do_not_touch_the_trials() -> None:
+    study = parse_families("{light: [dusk, gamma_corr_up], mixed: [snow_then_jpeg], lab: [stain-grid]}")
+    assert study.report.families["light"] == ["dusk", "gamma_corr_up"]
+    plain = parse_study(TEXT + OWN, source="s.yaml")
+    assert [arm.config for arm in study.arms()] == [arm.config for arm in plain.arms()]
+    assert "families" not in plain.describe()["report"]
+
+
+@pytest.mark.parametrize(
+    ("families", "said"),
+    [
+        ("{light: [duskk]}", r"report.families.light\[0\].*there is no shift 'duskk'.*did you mean dusk"),
+        ("{a: [jpeg], b: [dusk, jpeg_compression]}", r"report.families.b\[1\].*jpeg_compression is in a and in b"),
+        ("{mean: [jpeg]}", "report.families.mean.*'mean', expected another name"),
+        ("{other: [jpeg]}", "report.families.other.*'other', expected another name"),
+        ("{snow: [jpeg]}", "report.families.snow.*'snow', expected another name"),
+        ("{a: []}", r"report.families.a"),
+        ("[jpeg]", "report.families"),
+    ],
+)
+def test_unclear_families_are_refused(families: str, said: str) -> None:
+    with pytest.raises(StudyError, match=said):
+        parse_families(families)

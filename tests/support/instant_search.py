@@ -56,7 +56,7 @@ def measure(config: TrialConfig) -> dict[str, float]:
     return {
         "validation/balanced_accuracy": value,
         "validation/ece": 0.3 * config.training.learning_rate,
-        "robustness/worst_balanced_accuracy": value - 0.1 * config.training.learning_rate,
+        "robustness/worst_shift_balanced_accuracy": value - 0.1 * config.training.learning_rate,
     }
 
 

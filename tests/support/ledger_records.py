@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,8 @@ def _evaluation(name: str, shift: str, severity: int, value: float) -> dict[str,
     return {"set": name, "shift": shift, "severity": severity, "metrics": {"accuracy": value, "ece": 1 - value}}
 
 
-def stop(ledger: Ledger, signature: str = "t1", *, judged: str = "t1") -> None:
-    """Write ``stop.json``."""
-    said = {"rule": "asha", "metric": "validation/accuracy", "signature": judged, "epoch": 2, "value": 0.7}
+def stop(ledger: Ledger, signature: str = "t1", *, judged: Sequence[str] = ("t1",)) -> None:
+    """Write ``stop.json``; every judged trial had the same value."""
+    said = {"rule": "asha", "metric": "validation/accuracy", "epoch": 2, "value": 0.7}
+    said["values"] = dict.fromkeys(judged, 0.7)
     ledger.folder("trial", signature).write_json("stop.json", said | {"timestamp_ms": CREATED_MS + 2500})

@@ -15,6 +15,8 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.identity import compute_signature
 from orchestrator.planning.plan import Plan, Skipped, Work
 from trainables.config import DigitsData, TrialConfig
+from trainables.evaluation.metrics import AGGREGATES, METRICS, name_over_shifts
+from trainables.evaluation.shift_means import average_shifts
 
 FACTORS = {
     "pretraining": ("scratch", "imagenet", "contrastive"),
@@ -112,8 +114,11 @@ def _about(study: str, question: str, factors: Mapping[str, Sequence[str]], base
             "fingerprint": "f" * 16,
             "num_images": {"train": 1080, "val": 357, "test": 360, "site-3": 300},
             "quarantined": [{"file_name": "scan_0412.png", "row": 413, "problem": "the file is truncated"}],
+            "num_patients": {"train": 540, "val": 180, "test": 180, "site-3": 150},
+            "num_sites": {"train": 2, "val": 2, "test": 2, "site-3": 1},
             "modality": "general",
         },
+        "base": {"data": {"kind": base.data.kind}},
         "mlflow": "http://127.0.0.1:5000",
         "git_commit": "0123456789abcdef0123456789abcdef01234567",
         "versions": {"robustsweep": "0.1.0", "torch": "2.15.0", "ray": "2.60.0"},
@@ -178,14 +183,14 @@ def _evaluation(name: str, shift: str, severity: int, value: float) -> dict[str,
 
 
 def _headline(evaluations: list[dict[str, Any]], externals: Sequence[str]) -> dict[str, float]:
-    shifted = [e["metrics"] for e in evaluations if e["severity"]]
+    shifted = [e for e in evaluations if e["severity"]]
     clean = evaluations[0]["metrics"]
     metrics = {f"id/{name}": clean[name] for name in ("accuracy", "balanced_accuracy", "auroc")}
     metrics |= {f"calibration/{name}": clean[name] for name in ("ece", "nll", "brier")}
-    for name in ("accuracy", "balanced_accuracy", "auroc"):
-        values = [m[name] for m in shifted]
-        metrics |= {f"robustness/mean_{name}": float(np.mean(values)), f"robustness/worst_{name}": min(values)}
-    metrics["calibration/mean_shifted_ece"] = float(np.mean([m["ece"] for m in shifted]))
+    for name in ("accuracy", "balanced_accuracy", "auroc", "ece"):
+        means = average_shifts(np.array([[e["metrics"][name] for e in shifted]]), [e["shift"] for e in shifted])
+        found = zip(AGGREGATES, means.aggregate(METRICS[name].higher_is_better), strict=True)
+        metrics |= {name_over_shifts(aggregate, name): float(values[0]) for aggregate, values in found}
     for evaluation in evaluations:
         if evaluation["set"] in externals:
             for name in ("accuracy", "balanced_accuracy", "auroc", "ece"):

@@ -14,7 +14,7 @@ from orchestrator.study.study_file import Study, load_study
 TEXT = """\
 study: small
 question: Does strong augmentation help at another site?
-data: {kind: phantom, image_size: 32, num_images: 120, num_external_images: 30}
+data: {kind: phantom, image_size: 32, num_images: 120, num_external_sites: 1, num_external_images: 30}
 model: {name: timm/test_resnet, stem: original}
 training: {epochs: 2, batch_size: 24, learning_rate: 0.003}
 evaluation: {shifts: [gaussian_noise, contrast_down], severities: [1, 5]}

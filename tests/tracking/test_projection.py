@@ -51,6 +51,16 @@ def test_an_external_set_is_one_metric_although_it_is_told_twice(tmp_path: Path)
     assert all(re.fullmatch(r"external/site B _2019_/(accuracy|ece)-[0-9a-f]{8}", key) for key in keys)
 
 
+def test_a_mean_over_external_sets_is_a_headline_number(tmp_path: Path) -> None:
+    ledger = make_ledger(tmp_path)
+    finished(ledger)
+    record = ledger.read("trial", "t1")
+    assert record.result is not None
+    result = record.result | {"metrics": record.result["metrics"] | {"external/mean_accuracy": 0.75}}
+    scores = {point.key: point.value for point in project(dataclasses.replace(record, result=result)).scores}
+    assert scores["external/mean_accuracy"] == 0.75
+
+
 def test_a_failed_trial(tmp_path: Path) -> None:
     ledger = make_ledger(tmp_path)
     begin(ledger)
@@ -151,6 +161,6 @@ def test_a_trial_that_was_stopped_early(tmp_path: Path) -> None:
     assert set(projection.epochs) == {1, 2}
     assert projection.scores == ()
     begin(ledger, "t2")
-    stop(ledger, "t2")
+    stop(ledger, "t2", judged=("t1", "t2"))
     tags = project(ledger.read("trial", "t2")).closing_tags
-    assert tags["robustsweep.stopped_early"].startswith("after epoch 0 of 3: validation/accuracy 0.7 of another repl")
+    assert tags["robustsweep.stopped_early"].startswith("after epoch 0 of 3: validation/accuracy 0.7 (mean of 2 repl")

@@ -25,6 +25,7 @@ from trainables.errors import CheckpointError, ConfigError
 from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.predictions import load_predictions
 from trainables.evaluation.robustness import summarise_rows
+from trainables.evaluation.validation_fit import fit_on_validation
 from trainables.storage.folder import Folder
 from trainables.trial import build_initial_model, prepare_process, run_stage, run_trial
 
@@ -89,6 +90,24 @@ def test_killed_and_called_again_equals_uninterrupted(killed: Path, case: str, p
         assert results[0].get(key) == results[1].get(key), key
 
 
+def test_the_epoch_can_be_chosen_on_shifted_validation(tmp_path: Path, execution: Execution) -> None:
+    """What chose it is the headline number of the chosen weights, which is computed from stored predictions."""
+    by = "robustness/mean_balanced_accuracy"
+    config = tiny_trial(
+        training={"epochs": 4, "select_by": by, "label_fraction": 1.0, "learning_rate": 0.01},
+        evaluation={"shifts": [], "validation_shifts": ["contrast_down", "gaussian_noise"]},
+    )
+    folder = Folder(tmp_path)
+    result = run_trial(config, signature="mine", folder=folder, execution=execution)
+    values = [record["metrics"][f"val/{by}"] for record in folder.read_lines("epochs.jsonl")]
+    assert len(set(values)) == len(values) == 4
+    assert result["best_epoch"] == 1 + int(np.argmax(values))
+    assert result["metrics"][f"validation/{by}"] == pytest.approx(max(values))
+    assert result["metrics"]["validation/balanced_accuracy"] > max(values)
+    with pytest.raises(ValueError, match=r"found robustness/mean_auroc, and no shift in evaluation\.validation_shifts"):
+        tiny_trial(training={"select_by": "robustness/mean_auroc"})
+
+
 def test_the_folder_holds_what_the_ledger_expects(finished: tuple[Folder, dict[str, Any], list[Any]]) -> None:
     folder, result, _ = finished
     assert list(folder.children()) == ["epochs.jsonl", "model.safetensors", "predictions", "result.json"]
@@ -133,10 +152,13 @@ def test_metrics_are_those_of_the_stored_predictions(
     finished: tuple[Folder, dict[str, Any], list[Any]], digits: Dataset
 ) -> None:
     folder, result, _ = finished
+    validation = load_predictions(folder, "val")
+    fit = fit_on_validation(validation.of("identity/0"), validation.labels)
+    assert result["validation_fit"] == fit.as_json()
     for row in result["evaluations"]:
         stored = load_predictions(folder, row["set"])
         logits = stored.of(f"{row['shift']}/{row['severity']}")
-        assert row["metrics"] == compute_metrics(logits, stored.labels).values
+        assert row["metrics"] == compute_metrics(logits, stored.labels, fit=fit).values
         assert row["num_images"] == len(digits.splits[row["set"]])
         assert stored.ids.tolist() == digits.splits[row["set"]].ids.tolist()
     assert result["metrics"] == summarise_rows(result["evaluations"])
@@ -244,7 +266,8 @@ def test_a_trial_starts_from_its_encoder(tmp_path: Path, execution: Execution, d
     assert result["epochs"] == 1
     assert list(stage.children()) == ["encoder.safetensors", "epochs.jsonl", "result.json"]
     line = stage.read_lines("epochs.jsonl")[0]
-    assert line["metrics"].keys() == {"ssl/loss", "learning_rate", "seconds"}
+    spreads = {"ssl/feature_spread", "ssl/embedding_spread"}
+    assert line["metrics"].keys() == {"ssl/loss", "learning_rate", "seconds"} | spreads
     state = build_initial_model(config, digits, encoder=stage).backbone.state_dict()
     encoder = load_file(tmp_path / "stage" / "encoder.safetensors")
     scratch = initial(tiny_trial(), digits)

@@ -26,7 +26,7 @@ _NAMES = ("autocontrast", "equalize", "rotate", "solarize", "shear_x", "shear_y"
 
 
 def _posterize(images: UInt8[Tensor, "n c h w"], share: Float[Tensor, "n 2"]) -> UInt8[Tensor, "n c h w"]:
-    # The reference keeps 4 bits at level 0 and none at 10; the second number is the policy's strength.
+    # The reference keeps 4 bits at level 0 and none at 10.
     return colour.posterize(images, 8 - torch.round(share[:, 1] * (4.0 + 4.0 * share[:, 0].abs())))
 
 

@@ -1,8 +1,8 @@
 """RandAugment and TrivialAugment Wide with torchvision's operations and magnitude tables, one draw per image.
 
 Strength f ∈ [0, 1] multiplies the magnitude; the switch-like operations (autocontrast, equalize) act with probability
-f, so that 0 is no change. Differs from torchvision: results are rounded, not cut off; pixels from outside the image are
-black.
+f, so that 0 is no change; the threshold of solarize moves from 256, which inverts nothing. Differs from torchvision:
+results are rounded, not cut off; pixels from outside the image are black.
 """
 
 from __future__ import annotations
@@ -49,7 +49,11 @@ SWITCHES = ("autocontrast", "equalize")
 
 
 def build_operations(space: Space) -> dict[str, Operation]:
-    """Return name → operation for all 14. Magnitudes are shares in [−1, 1] of the largest; some ignore the sign."""
+    """Return name → operation for all 14.
+
+    The first magnitude is a share in [−1, 1] of the largest, the strength included; some operations ignore the sign.
+    The second is the policy's strength.
+    """
 
     def enhance(operation: Callable[[Images, Tensor], Images]) -> Callable[[Images, Magnitudes], Images]:
         return lambda x, share: operation(x, 1.0 + space.enhance * share[:, 0])
@@ -71,10 +75,16 @@ def build_operations(space: Space) -> dict[str, Operation]:
         "posterize": PointOperation(
             lambda x, share: colour.posterize(x, 8 - torch.round(space.posterize_bits * share[:, 0].abs()))
         ),
-        "solarize": PointOperation(lambda x, share: colour.solarize(x, 255.0 * (1.0 - share[:, 0].abs()))),
+        "solarize": PointOperation(_solarize),
         "autocontrast": TableOperation(lambda x, share: colour.tabulate_autocontrast(x)),
         "equalize": TableOperation(lambda x, share: colour.tabulate_equalize(x)),
     }
+
+
+def _solarize(images: Images, magnitudes: Magnitudes) -> Images:
+    share, strength = magnitudes[:, 0].abs(), magnitudes[:, 1]
+    # From 256 at strength 0 to torchvision's 255·(1 − share) at 1, exactly: no division by the strength.
+    return colour.solarize(images, 255.0 * (strength - share) + 256.0 * (1.0 - strength))
 
 
 def _shear(share: Magnitudes, height: int, width: int, *, space: Space, down: bool) -> Float[Tensor, "n 2 3"]:
@@ -124,4 +134,4 @@ class StandardPolicy:
         shares = self.strength * bins / 30.0 * torch.where(u[..., 2] < 0.5, 1.0, -1.0)
         off = self._is_switch.to(seeds.device)[choices] & (u[..., 3] >= self.strength)
         choices = torch.where(off | (choices == 0), -1, choices)
-        return Sequences(choices, shares[..., None].expand(-1, -1, 2), seeds)
+        return Sequences(choices, torch.stack([shares, torch.full_like(shares, self.strength)], dim=2), seeds)

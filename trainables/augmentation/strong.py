@@ -165,8 +165,9 @@ SPACES: dict[str, StrongSpace] = {
 class StrongPolicy:
     """A strong policy at a strength between 0 (no change at all) and 1 (the published space).
 
-    Strength moves every bound linearly from its identity; integer bounds are rounded down; the switch-like operations
-    (autocontrast, equalize, grayscale), when drawn, act with probability ``strength``.
+    Strength moves every bound linearly from its identity. Integers are drawn as real numbers and rounded down, so
+    that the share of those that are not the identity (solarize, posterize, jpeg) goes to 0 with the strength; the
+    switch-like operations (autocontrast, equalize, grayscale), when drawn, act with probability ``strength``.
 
     Args:
         space: operations and ranges of the policy.
@@ -181,8 +182,7 @@ class StrongPolicy:
         bounds = torch.tensor([[values.low, values.high] for values in ranges], dtype=torch.float64)
         low, high = (identity + strength * (bound[:, None] - identity) for bound in bounds.unbind(1))
         integer, switch = (torch.tensor([[values.kind == kind] for values in ranges]) for kind in ("integer", "switch"))
-        self._low = torch.where(integer, low.floor(), low).float()
-        self._high = torch.where(integer, high.floor(), high).float()
+        self._low, self._high = low.float(), high.float()
         self._identity, self._integer, self._switch = identity.float(), integer, switch
         self._uses = torch.tensor([[True, name == "tone"] for name in space.operations])
         self._warps = torch.tensor([isinstance(operation, WarpOperation) for operation in self.operations])
@@ -223,6 +223,6 @@ class StrongPolicy:
         )
         u = uniform(seeds, len(self.operations), 2, stream="magnitude")
         magnitudes = low + u * (high - low)
-        whole = torch.floor(low + u * (high - low + 1)).clamp(max=high)
+        whole = torch.floor(low + u * (high - low + 1)).clamp(max=high.ceil())
         magnitudes = torch.where(integer, whole, magnitudes)
         return torch.where(switch, (u < self.strength).float(), magnitudes)

@@ -47,7 +47,7 @@ def assign_sets(table: Table, config: ImageData) -> Assignment:
     """Return the class and the set of every row.
 
     Raises:
-        ConfigError: an external site does not exist, or the split fractions leave no training data.
+        ConfigError: a site to leave out does not exist, or the split fractions leave no training data.
         DataError: an unmapped label, a repeated id, a group or id in two sets, an empty split, a class not in train.
     """
     if not table.ids:
@@ -57,8 +57,9 @@ def assign_sets(table: Table, config: ImageData) -> Assignment:
     usable = np.array([row for row in range(len(table.ids)) if row not in problems], dtype=np.int64)
     splits = np.array(table.splits, dtype=object)[usable]
     ids, groups, sites = (np.array(values, dtype=object)[usable] for values in (table.ids, table.groups, table.sites))
-    for site in config.external_sites:
-        splits[_find_site(sites, site)] = EXTERNAL + site
+    for site in config.outer_sites:
+        key = "leave_out" if site == config.leave_out else "external_sites"
+        splits[_find_site(sites, site, key)] = EXTERNAL + site
     check_split_names([name for name in splits if name])
     splits = assign_splits(
         splits,
@@ -146,13 +147,13 @@ def check_order(config: ImageData, classes: Sequence[str]) -> None:
     )
 
 
-def _find_site(sites: np.ndarray, site: str) -> np.ndarray:
+def _find_site(sites: np.ndarray, site: str, key: str) -> np.ndarray:
     """Return the mask of a site's rows."""
     mask = sites == site
     if not mask.any():
         known = sorted(set(sites) - {""})
         raise ConfigError(
-            f"data.external_sites names {site!r}, which no image has{suggest(site, known)}; "
+            f"data.{key} names {site!r}, which no image has{suggest(site, known)}; "
             f"the sites are {', '.join(known) or 'not recorded in this data'}"
         )
     return mask

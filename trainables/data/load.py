@@ -22,8 +22,8 @@ from trainables.data.table import Source, hash_json
 from trainables.errors import StorageError
 from trainables.storage.patient_lock import locked
 
-#: Fields for the location of data, its download or its report; they change no stored byte.
-NOT_STORED = {"path", "root", "group_file", "download", "ordinal"}
+#: Fields for the location of data, its download, its report or the plan; they change no stored byte.
+NOT_STORED = {"path", "root", "group_file", "download", "ordinal", "split"}
 
 
 def load_dataset(config: DataConfig, *, cache_dir: Path, verify: bool = False) -> Dataset:

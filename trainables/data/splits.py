@@ -80,6 +80,14 @@ def _most_frequent_label(
     return codes[order][is_last] % num_labels
 
 
+def derive_split_seed(seed: int, replicate: int) -> int:
+    """Return the seed of a replicate's own split, in [0, 2⁶³): ``seed`` for replicate 0, else a hash of both."""
+    if replicate == 0:
+        return seed
+    digest = hashlib.blake2b(f"split\x1f{seed}\x1f{replicate}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
 def check_split_names(splits: Sequence[str]) -> None:
     """Check that every name is train, val, test or external/<name>.
 

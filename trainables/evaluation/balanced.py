@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -80,29 +80,56 @@ class RelativeErrors:
     rbe: dict[str, float]
     #: "be/<shift>" or "rbe/<shift>" → reason why it has no value and is left out of the mean.
     undefined: dict[str, str]
+    #: Sum of E − E_clean over the shifts in ``rbe``, divided by the sum of E_ref − E_ref,clean: a shift weighs as much
+    #: as it harms the reference. None without a shift.
+    rbe_of_sums: float | None
 
     @property
     def mean_be(self) -> float | None:
-        """Mean BE over the shifts that have a value; None if none has."""
+        """Mean BE over shifts and their types, of the shifts that have a value; None if none has."""
         return _mean(self.be)
 
     @property
     def mean_rbe(self) -> float | None:
-        """Mean rBE over the shifts that have a value; None if none has."""
+        """Mean rBE over shifts and their types, of the shifts that have a value; None if none has."""
         return _mean(self.rbe)
 
 
-def compute_relative_errors(errors: Errors, reference: Errors) -> RelativeErrors:
+#: A denominator of fewer standard errors is left out: its ratio is mostly noise, and can be of any size.
+MIN_STANDARD_ERRORS = 2.0
+
+
+def binomial_errors(reference: Errors, num_images: int) -> dict[str, float]:
+    """Return shift → standard error of the reference's loss under it, from the number of test images alone.
+
+    Clean and shifted error count as independent shares of ``num_images``. They are of the same images, so the true
+    standard error is smaller as a rule: more shifts are left out than must be.
+    """
+    clean = reference.clean * (1.0 - reference.clean)
+    return {
+        shift: math.sqrt((clean + error * (1.0 - error)) / num_images) for shift, error in reference.shifted.items()
+    }
+
+
+def compute_relative_errors(
+    errors: Errors, reference: Errors, standard_errors: Mapping[str, float] | None = None
+) -> RelativeErrors:
     """Return BE and rBE of every shift of ``errors``.
 
     A ratio is undefined where its denominator is not above 0 (the reference makes no errors, or the shift does not
-    harm it): it is left out, with the reason.
+    harm it) or, for rBE, below ``MIN_STANDARD_ERRORS`` standard errors: it is left out, with the reason.
+
+    Args:
+        errors: errors of the model.
+        reference: errors of the reference.
+        standard_errors: shift → standard error of the reference's loss, E_ref − E_ref,clean; 0 where it is not given.
 
     Source: Di Salvo et al. 2024 (MedMNIST-C), after mCE and relative mCE of Hendrycks & Dietterich 2019. Differs: they
-    divide by such a denominator.
+    divide by every denominator, and give no ratio of sums.
     """
     be: dict[str, float] = {}
     rbe: dict[str, float] = {}
+    losses: dict[str, tuple[float, float]] = {}
     undefined: dict[str, str] = {}
     for shift, error in errors.shifted.items():
         if shift not in reference.shifted:
@@ -116,34 +143,16 @@ def compute_relative_errors(errors: Errors, reference: Errors) -> RelativeErrors
             be[shift] = error / expected
         else:
             undefined[f"be/{shift}"] = "the reference makes no error under it"
-        if expected > reference.clean:
-            rbe[shift] = (error - errors.clean) / (expected - reference.clean)
-        else:
+        loss = expected - reference.clean
+        if loss <= 0.0:
             undefined[f"rbe/{shift}"] = "the reference makes no more errors under it than without"
-    return RelativeErrors(be, rbe, undefined)
-
-
-def collect_errors(rows: Iterable[Mapping[str, Any]]) -> Errors:
-    """Return the balanced errors in the test set's rows of an evaluation (``Evaluation.rows``).
-
-    Raises:
-        DataError: if there is no row of the unshifted test set.
-    """
-    shifted: dict[str, list[float]] = {}
-    clean = None
-    for row in rows:
-        if row["set"] != "test":
-            continue
-        error = 1.0 - row["metrics"]["balanced_accuracy"]
-        if row["severity"] == 0:
-            clean = error
+        elif loss < MIN_STANDARD_ERRORS * (standard_errors or {}).get(shift, 0.0):
+            undefined[f"rbe/{shift}"] = "what it adds to the reference's errors cannot be told from 0"
         else:
-            shifted.setdefault(row["shift"], []).append(error)
-    if clean is None:
-        raise DataError(
-            "looked for the error on the unshifted test set and found no such row: evaluate the trial again"
-        )
-    return Errors(clean, {shift: sum(values) / len(values) for shift, values in shifted.items()})
+            losses[shift] = error - errors.clean, loss
+            rbe[shift] = (error - errors.clean) / loss
+    sums = [sum(each) for each in zip(*losses.values(), strict=True)]
+    return RelativeErrors(be, rbe, undefined, sums[0] / sums[1] if sums else None)
 
 
 #: Name of the unshifted test set in a reference table.
@@ -264,4 +273,6 @@ def _load_aliases() -> dict[str, str]:
 
 
 def _mean(values: Mapping[str, float]) -> float | None:
-    return sum(values.values()) / len(values) if values else None
+    from trainables.evaluation.shift_means import average_over_types  # needs numpy, which reading a study does not
+
+    return average_over_types(values) if values else None

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
+
+from trainables.evaluation.validation_fit import ValidationFit
 
 
 @dataclass(frozen=True)
@@ -22,31 +24,28 @@ def compute_metrics(
     *,
     ece_bins: int = 15,
     ordinal: bool = False,
+    fit: ValidationFit | None = None,
 ) -> Metrics:
-    """Return accuracy, balanced_accuracy, auroc, ece, nll, brier and, for ordered classes, quadratic_kappa.
-
-    accuracy, balanced_accuracy, auroc and quadratic_kappa: higher is better; ece, nll and brier: lower.
+    """Return the metrics of the table (``metrics.METRICS``) on one set.
 
     Args:
         logits: unnormalised outputs.
         labels: index of the true class.
         ece_bins: number of equal-width bins of the expected calibration error.
-        ordinal: whether classes are ordered.
+        ordinal: whether classes are ordered; without order there is no quadratic_kappa.
+        fit: temperature and thresholds from the validation set; None: without the metrics that need them.
     """
-    log_probabilities = compute_log_softmax(logits.astype(np.float64))
-    probabilities = np.exp(log_probabilities)
+    outputs = logits.astype(np.float64)
     predicted = logits.argmax(axis=1)
     correct = predicted == labels
-    one_hot = np.eye(logits.shape[1])[labels]
+    calibration = _measure_calibration(outputs, labels, correct, ece_bins)
     values = {
         "accuracy": float(correct.mean()),
         "balanced_accuracy": compute_balanced_accuracy(predicted, labels),
-        "ece": compute_ece(probabilities.max(axis=1), correct, bins=ece_bins),
-        "nll": float(-log_probabilities[np.arange(len(labels)), labels].mean()),
-        "brier": float(np.square(probabilities - one_hot).sum(axis=1).mean()),
+        **calibration,
     }
     undefined: dict[str, str] = {}
-    auroc = compute_auroc(probabilities, labels)
+    auroc = compute_auroc(compute_one_vs_rest(outputs), labels)
     if auroc is None:
         absent = np.flatnonzero(np.bincount(labels, minlength=logits.shape[1]) == 0)
         undefined["auroc"] = f"no image of class {', '.join(map(str, absent))} (counted from 0)"
@@ -58,7 +57,77 @@ def compute_metrics(
             undefined["quadratic_kappa"] = "all labels and predictions are one class"
         else:
             values["quadratic_kappa"] = kappa
+    if fit is not None:
+        if fit.temperature is None:
+            undefined |= {f"{name}_scaled": fit.undefined["temperature"] for name in calibration}
+        else:
+            scaled = _measure_calibration(outputs / fit.temperature, labels, correct, ece_bins)
+            values |= {f"{name}_scaled": value for name, value in scaled.items()}
+        if logits.shape[1] == 2:
+            found, missing = _apply_thresholds(outputs, labels, fit)
+            values, undefined = values | found, undefined | missing
     return Metrics(values, undefined)
+
+
+def _measure_calibration(
+    logits: Float64[np.ndarray, "n classes"],
+    labels: Int64[np.ndarray, " n"],
+    correct: Bool[np.ndarray, " n"],
+    bins: int,
+) -> dict[str, float]:
+    log_probabilities = compute_log_softmax(logits)
+    probabilities = np.exp(log_probabilities)
+    ece = compute_ece(probabilities.max(axis=1), correct, bins=bins)
+    own = (np.arange(len(labels)), labels)
+    nll = float(-log_probabilities[own].mean())
+    probabilities[own] -= 1.0  # the one-hot labels
+    return {"ece": ece, "nll": nll, "brier": float(np.square(probabilities).sum(axis=1).mean())}
+
+
+def _apply_thresholds(
+    logits: Float64[np.ndarray, "n two"], labels: Int64[np.ndarray, " n"], fit: ValidationFit
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Return sensitivity and specificity at each threshold of validation; where undefined, the reasons."""
+    thresholds = {
+        "at_specificity_95": fit.threshold_at_specificity_95,
+        "at_sensitivity_95": fit.threshold_at_sensitivity_95,
+    }
+    score = logits[:, 1] - logits[:, 0]
+    values: dict[str, float] = {}
+    undefined: dict[str, str] = {}
+    for name, label in (("sensitivity", 1), ("specificity", 0)):
+        own = score[labels == label]
+        for at, threshold in thresholds.items():
+            if threshold is None:
+                undefined[f"{name}_{at}"] = fit.undefined["threshold"]
+            elif not len(own):
+                undefined[f"{name}_{at}"] = f"no image of class {label} (counted from 0)"
+            else:
+                values[f"{name}_{at}"] = float(((own > threshold) == (label == 1)).mean())
+    return values, undefined
+
+
+def compute_one_vs_rest(logits: Float64[np.ndarray, "n classes"]) -> Float64[np.ndarray, "n classes"]:
+    """Return f_k − log Σ_(j≠k) exp(f_j), the logit of each class's probability; for two classes f₁ − f₀ and f₀ − f₁.
+
+    It orders images as the probability does, but does not saturate: probabilities round to 1 from a difference of 37
+    on, and to ties in 32 bits from 17 on.
+    """
+    num_classes = logits.shape[1]
+    if num_classes == 2:
+        return logits - logits[:, ::-1]
+    rows, first = np.arange(len(logits)), logits.argmax(axis=1)
+    largest = logits[rows, first][:, None]
+    terms = np.exp(logits - largest)
+    others = terms.sum(axis=1, keepdims=True) - terms
+    # Where the largest is left out, nothing but rounding may be left: the others are summed on a scale of their own.
+    rest = logits.copy()
+    rest[rows, first] = -np.inf
+    second = rest.max(axis=1)
+    others[rows, first] = np.exp(rest - second[:, None]).sum(axis=1)
+    scale = np.broadcast_to(largest, logits.shape).copy()
+    scale[rows, first] = second
+    return logits - scale - np.log(others)
 
 
 def compute_log_softmax(logits: Float64[np.ndarray, "n classes"]) -> Float64[np.ndarray, "n classes"]:
@@ -94,7 +163,8 @@ def compute_balanced_accuracy(predicted: Int64[np.ndarray, " n"], labels: Int64[
 def compute_auroc(scores: Float64[np.ndarray, "n classes"], labels: Int64[np.ndarray, " n"]) -> float | None:
     """Return the area under the ROC curve, macro one-vs-rest for more than two classes; ties count ½.
 
-    None if a class of ``scores`` has no label. Source: Mann–Whitney U from midranks (Hanley & McNeil 1982).
+    ``scores`` rank the images per class (``compute_one_vs_rest``); of two classes only the second column counts. None
+    if a class of ``scores`` has no label. Source: Mann–Whitney U from midranks (Hanley & McNeil 1982).
     """
     counts = np.bincount(labels, minlength=scores.shape[1])
     if (counts == 0).any():

@@ -26,6 +26,7 @@ class Metric:
         high: largest possible value.
         needs: data without which the metric is undefined.
         source: paper that defines the metric.
+        is_fitted: whether it takes a number fitted on validation (``validation_fit``): unknown during training.
     """
 
     name: str
@@ -36,11 +37,25 @@ class Metric:
     high: float
     needs: str
     source: str = ""
+    is_fitted: bool = False
 
     @property
     def is_share(self) -> bool:
         """Whether the largest value is 1: then values are written in percent, differences in points."""
         return self.high == 1.0
+
+
+_TWO = "two classes, an image of both in validation and in the set"
+_SCALED = "a finite temperature on validation"
+
+
+def _at_threshold(name: str, title: str, share: str, fixed: str) -> Metric:
+    return Metric(
+        name, title,
+        f"share of {share} at the {'smallest' if fixed == 'specificity' else 'largest'} threshold of f₁ − f₀ with a "
+        f"{fixed} of at least .95 on validation",
+        higher_is_better=True, low=0.0, high=1.0, needs=_TWO, is_fitted=True,
+    )  # fmt: skip
 
 
 #: Name → metric; metrics of which higher is better come first.
@@ -56,7 +71,9 @@ METRICS: dict[str, Metric] = {
             higher_is_better=True, low=0.0, high=1.0, needs="labels",
         ),
         Metric(
-            "auroc", "AUROC", "area under the ROC curve, macro one-vs-rest for more than two classes; ties count ½",
+            "auroc", "AUROC",
+            "area under the ROC curve of f₁ − f₀; for more than two classes the mean over classes k of the area of "
+            "f_k − log Σ_(j≠k) exp(f_j), class k against the rest; ties count ½",
             higher_is_better=True, low=0.0, high=1.0, needs="an image of every class",
             source="Hanley & McNeil 1982",
         ),
@@ -64,6 +81,22 @@ METRICS: dict[str, Metric] = {
             "quadratic_kappa", "quadratic kappa", "Cohen's kappa with quadratic weights",
             higher_is_better=True, low=-1.0, high=1.0, needs="ordered classes, more than one of them",
             source="Cohen 1968",
+        ),
+        _at_threshold(
+            "sensitivity_at_specificity_95", "sensitivity at 95 % specificity",
+            "images of class 1 that are called positive", "specificity",
+        ),
+        _at_threshold(
+            "specificity_at_specificity_95", "specificity kept at the threshold of 95 % specificity",
+            "images of class 0 that are called negative", "specificity",
+        ),
+        _at_threshold(
+            "specificity_at_sensitivity_95", "specificity at 95 % sensitivity",
+            "images of class 0 that are called negative", "sensitivity",
+        ),
+        _at_threshold(
+            "sensitivity_at_sensitivity_95", "sensitivity kept at the threshold of 95 % sensitivity",
+            "images of class 1 that are called positive", "sensitivity",
         ),
         Metric(
             "ece", "ECE", "Σ (n_m/N)·|accuracy_m − confidence_m| over equal-width bins of the confidence",
@@ -77,6 +110,35 @@ METRICS: dict[str, Metric] = {
             "brier", "Brier score", "mean over images of Σ over classes of (p − one-hot label)²",
             higher_is_better=False, low=0.0, high=2.0, needs="labels", source="Brier 1950",
         ),
+        *(
+            Metric(
+                f"{name}_scaled", f"{title} after temperature scaling",
+                f"{name} of the logits divided by the T > 0 with the smallest nll on validation",
+                higher_is_better=False, low=0.0, high=high, needs=_SCALED, source="Guo et al. 2017, section 4.2",
+                is_fitted=True,
+            )
+            for name, title, high in (("ece", "ECE", 1.0), ("nll", "log loss", math.inf), ("brier", "Brier score", 2.0))
+        ),
+    )
+}  # fmt: skip
+#: Names of the metrics at a threshold, which exist for two classes.
+THRESHOLDED = tuple(name for name, metric in METRICS.items() if metric.needs == _TWO)
+#: Kind → errors relative to the study's reference (``balanced``), of arms in a study and not of one evaluation:
+#: ``be/mean`` over all shifts, ``be/<name>`` over a family of them.
+RELATIVE: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "be", "BE", "mean over shifts of E / E_ref; E: 1 − balanced accuracy under the shift",
+            higher_is_better=False, low=0.0, high=math.inf, needs="a reference that makes errors under the shift",
+            source="Di Salvo et al. 2024",
+        ),
+        Metric(
+            "rbe", "rBE", "mean over shifts of (E − E_clean) / (E_ref − E_ref,clean)",
+            higher_is_better=False, low=-math.inf, high=math.inf,
+            needs="a reference that the shift harms by 2 standard errors or more",
+            source="Di Salvo et al. 2024",
+        ),
     )
 }  # fmt: skip
 #: Size of the network: a number of the trial that a search may look at, not of an evaluation.
@@ -88,21 +150,74 @@ NUM_PARAMETERS = Metric(
 SCORES = tuple(name for name, metric in METRICS.items() if metric.higher_is_better)
 ERRORS = tuple(name for name, metric in METRICS.items() if not metric.higher_is_better)
 
-_HEADLINE = re.compile(r"(?:.+/)?(?:(?:mean|worst)_(?:shifted_)?)?(\w+?)")
+#: Summaries of a metric over the shifted copies of the test set (``shift_means``).
+AGGREGATES = ("mean", "worst_cell", "worst_shift")
+
+_HEADLINE = re.compile(
+    r"(?:.+/)?(?:mean_shifted_|mean_unseen_|mean_seen_|mean_unused_|mean_|worst_cell_|worst_shift_)?(\w+?)"
+)
+
+
+def name_over_shifts(aggregate: str, metric: str) -> str:
+    """Return the name of a headline number over shifts: ``robustness/mean_auroc``, ``calibration/worst_shift_ece``, …
+
+    Args:
+        aggregate: name in ``AGGREGATES``.
+        metric: name in ``METRICS``.
+    """
+    if METRICS[metric].higher_is_better:
+        return f"robustness/{aggregate}_{metric}"
+    return f"calibration/{'mean_shifted' if aggregate == 'mean' else aggregate}_{metric}"
+
+
+def name_over_validation_shifts(aggregate: str, metric: str) -> str:
+    """Return the name of a headline number over the shifted validation images: ``validation/robustness/mean_auroc``.
+
+    Args:
+        aggregate: name in ``AGGREGATES``.
+        metric: name in ``METRICS``.
+    """
+    return f"validation/{name_over_shifts(aggregate, metric)}"
+
+
+#: Summaries of a metric over the external sets of a trial, each of which is a site.
+SITE_AGGREGATES = ("mean", "worst", "sd")
+_OVER_SITES = re.compile(rf"external/({'|'.join(SITE_AGGREGATES)})_(\w+)")
+
+
+def name_over_sites(aggregate: str, metric: str) -> str:
+    """Return the name of a headline number over the external sets, such as ``external/worst_auroc``.
+
+    Args:
+        aggregate: name in ``SITE_AGGREGATES``.
+        metric: name in ``METRICS``.
+    """
+    return f"external/{aggregate}_{metric}"
+
+
+def find_site_aggregate(name: str) -> str | None:
+    """Return the summary over external sets that a headline number is, None if it is none."""
+    match = _OVER_SITES.fullmatch(name)
+    return match[1] if match is not None and match[2] in METRICS else None
 
 
 def find_metric(name: str) -> Metric:
-    """Return the metric behind a headline number, such as ``auroc`` for ``robustness/worst_auroc``.
+    """Return the metric behind a headline number, such as ``auroc`` for ``robustness/worst_shift_auroc``.
 
     Args:
-        name: a metric, or a headline number: ``validation/…``, ``id/…``, ``calibration/mean_shifted_…``,
-            ``external/<set>/…``, ``shift/<name>/…``, ``num_parameters``.
+        name: a metric, or a headline number: ``validation/…``, ``validation/robustness/mean_…``, ``id/…``,
+            ``calibration/mean_shifted_…``, ``external/<set>/…``, ``external/mean_…``, ``shift/<name>/…``,
+            ``family/<name>/…``, ``slope/<name>/…``, ``be/<name>``, ``rbe/<name>``, ``num_parameters``.
 
     Raises:
         ConfigError: if the table has no such metric.
     """
     if name == NUM_PARAMETERS.name:
         return NUM_PARAMETERS
+    if name.partition("/")[0] in RELATIVE and name.count("/") == 1:
+        return RELATIVE[name.partition("/")[0]]
+    if find_site_aggregate(name) is not None:
+        return METRICS[name.partition("_")[2]]
     match = _HEADLINE.fullmatch(name)
     if match is None or match[1] not in METRICS:
         raise ConfigError(f"looked for the metric of {name!r}, expected one that ends with one of {', '.join(METRICS)}")
@@ -110,9 +225,9 @@ def find_metric(name: str) -> Metric:
 
 
 def is_higher_better(name: str) -> bool:
-    """Return whether higher values of a headline number are better.
+    """Return whether higher values of a headline number are better; of a spread over sites, lower ones are.
 
     Raises:
         ConfigError: if the table has no such metric.
     """
-    return find_metric(name).higher_is_better
+    return find_metric(name).higher_is_better and find_site_aggregate(name) != "sd"

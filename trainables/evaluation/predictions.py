@@ -31,6 +31,8 @@ class Predictions:
     logits: Float32[np.ndarray, "shifts n classes"]
     #: Penultimate features of the unshifted images.
     features: Float16[np.ndarray, "n features"] | None = None
+    #: Index of each image's group (patient, eye pair or slide) among those of this set.
+    groups: Int64[np.ndarray, " n"] | None = None
 
     def of(self, shift: str) -> Float32[np.ndarray, "n classes"]:
         """Return the logits under ``shift``, e.g. "gaussian_noise/3"."""
@@ -47,6 +49,8 @@ def save_predictions(folder: Folder, predictions: Predictions) -> None:
     }
     if predictions.features is not None:
         arrays["features"] = predictions.features
+    if predictions.groups is not None:
+        arrays["groups"] = predictions.groups
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     folder.write(f"predictions/{predictions.name}.npz", buffer.getvalue())
@@ -69,6 +73,7 @@ def load_predictions(folder: Folder, name: str) -> Predictions:
                 shifts=tuple(str(shift) for shift in arrays["shifts"]),
                 logits=arrays["logits"],
                 features=arrays.get("features"),
+                groups=arrays.get("groups"),
             )
     except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise StorageError(f"{folder.uri}/predictions/{name}.npz is damaged: {error}") from error
@@ -125,7 +130,8 @@ def predict_each(
 ) -> tuple[Float32[np.ndarray, "transforms n classes"], Float16[np.ndarray, "n features"] | None]:
     """Return the logits of all images in order under every transform, and features of the first if requested.
 
-    On a GPU full batches extend across the ends of passes, and the device is synchronised only once.
+    On a GPU full batches extend across the ends of passes, and the device is synchronised only once. Under autocast
+    the last layer and its logits are float32 (``Classifier.forward``); only what comes before is of ``precision``.
 
     Args:
         model: model on the device of the predictions; it is set to evaluation mode.
@@ -155,7 +161,7 @@ def predict_each(
                 missing -= len(kept[-1])
             else:
                 output = model(model.normalise(batch))
-        logits.append(_copy(output.float()))
+        logits.append(_copy(output))
     if feed.device.type == "cuda":
         torch.cuda.synchronize(feed.device)
     outputs = torch.cat(logits).numpy().reshape(len(transforms), len(feed), -1)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,16 +15,19 @@ from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
 from trainables.errors import ConfigError
 from trainables.evaluation.classification import compute_metrics
-from trainables.evaluation.metrics import METRICS
+from trainables.evaluation.metrics import AGGREGATES, METRICS, name_over_shifts, name_over_validation_shifts
 from trainables.evaluation.predictions import (
     Predictions,
     load_predictions,
     predict_each,
     save_predictions,
 )
+from trainables.evaluation.shift_means import average_shifts
+from trainables.evaluation.site_means import summarise_sites
+from trainables.evaluation.validation_fit import fit_on_validation
 from trainables.models.networks import Classifier
 from trainables.seeding import hash_ids, mix
-from trainables.shifts.bank import IDENTITY, Shift, build_shifts
+from trainables.shifts.bank import IDENTITY, Shift, build_shifts, build_validation_shifts
 from trainables.shifts.cache import ShiftedCopies
 from trainables.storage.folder import Folder
 
@@ -35,6 +39,8 @@ class Evaluation:
     rows: list[dict[str, Any]]
     metrics: dict[str, float]
     undefined: dict[str, str]
+    #: Temperature and thresholds fitted on validation (``ValidationFit``), with which metrics were computed.
+    validation_fit: dict[str, float]
 
 
 def choose_shifts(data: Dataset, config: EvaluationConfig) -> tuple[list[Shift], dict[str, str]]:
@@ -46,14 +52,26 @@ def choose_shifts(data: Dataset, config: EvaluationConfig) -> tuple[list[Shift],
     Raises:
         ConfigError: if a shift, severity or modality is unknown or repeated.
     """
-    shifts = build_shifts(config, data.modality)
+    return _leave_out(data, build_shifts(config, data.modality), "shift")
+
+
+def choose_validation_shifts(data: Dataset, config: EvaluationConfig) -> tuple[list[Shift], dict[str, str]]:
+    """Return the identity and all shifts of the validation images; a reason is ``{"validation/shift/<name>": …}``.
+
+    What is left out, and the errors, are those of ``choose_shifts``.
+    """
+    return _leave_out(data, build_validation_shifts(config, data.modality), "validation/shift")
+
+
+def _leave_out(data: Dataset, shifts: Sequence[Shift], prefix: str) -> tuple[list[Shift], dict[str, str]]:
     is_grey = data.splits["test"].images.shape[1] == 1
     left_out = {
-        f"shift/{shift.name}": "changes nothing in grey images, so it is left out of the evaluation and of every mean"
+        f"{prefix}/{shift.name}": "changes nothing in grey images, so it is left out of the evaluation and of every "
+        "mean"
         for shift in shifts
         if is_grey and shift.needs_colour
     }
-    return [IDENTITY, *(shift for shift in shifts if f"shift/{shift.name}" not in left_out)], left_out
+    return [IDENTITY, *(shift for shift in shifts if f"{prefix}/{shift.name}" not in left_out)], left_out
 
 
 def check_shifts(data: Dataset, config: EvaluationConfig) -> None:
@@ -65,11 +83,16 @@ def check_shifts(data: Dataset, config: EvaluationConfig) -> None:
         ConfigError: if a shift, severity or modality is unknown or repeated, all shifts are left out, or one fails.
     """
     shifts, left_out = choose_shifts(data, config)
-    if left_out and shifts == [IDENTITY]:
-        raise ConfigError(
-            f"evaluation.shifts: found {len(left_out)} shifts, none of which changes anything in grey images; expected "
-            "some that do, or data.channels: 3 if the files have colour"
-        )
+    of_validation, left_out_of_validation = choose_validation_shifts(data, config)
+    for key, found, reasons in (
+        ("shifts", shifts, left_out),
+        ("validation_shifts", of_validation, left_out_of_validation),
+    ):
+        if reasons and found == [IDENTITY]:
+            raise ConfigError(
+                f"evaluation.{key}: found {len(reasons)} shifts, none of which changes anything in grey images; "
+                "expected some that do, or data.channels: 3 if the files have colour"
+            )
     own = {entry["name"] for entry in config.shifts if isinstance(entry, dict) and "op" in entry}
     test = data.splits["test"]
     images, seeds = torch.from_numpy(test.images[:2].copy()), hash_ids(test.ids[:2])
@@ -95,14 +118,14 @@ def evaluate_model(
     precision: torch.dtype,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> None:
-    """Predict validation, test under every shift, and every external set; write the predictions.
+    """Predict validation and test under their shifts, and every external set; write the predictions.
 
     Shifted copies that this node lacks are built first and cached for later models; predictions do not depend on them.
 
     Args:
         model: model on the device of the evaluation.
         data: data set; its val, test and external sets are read.
-        config: shifts (``choose_shifts``), their seed, and whether features are stored.
+        config: shifts (``choose_shifts``, ``choose_validation_shifts``), their seed, whether features are stored.
         folder: folder of the trial; ``predictions/<set>.npz`` are written here.
         execution: images per forward pass; location and size limit of the shifted copies.
         precision: dtype of the forward pass; bfloat16 runs under autocast.
@@ -113,7 +136,8 @@ def evaluate_model(
         StorageError: if the storage refuses a write.
     """
     shifts, _ = choose_shifts(data, config)
-    sets: list[tuple[ImageSet, list[Shift]]] = [(data.splits["val"], [IDENTITY]), (data.splits["test"], shifts)]
+    of_validation, _ = choose_validation_shifts(data, config)
+    sets: list[tuple[ImageSet, list[Shift]]] = [(data.splits["val"], of_validation), (data.splits["test"], shifts)]
     sets += [(external, [IDENTITY]) for external in data.external.values()]
     total, done = sum(len(todo) for _, todo in sets), 0
 
@@ -124,14 +148,7 @@ def evaluate_model(
 
     for images, todo in sets:
         feed = ImageFeed(images, model.mean.device)
-        seeds = mix(torch.from_numpy(hash_ids(images.ids)).to(feed.device), "shift", config.shift_seed)
-        with ShiftedCopies(
-            execution.cache_dir.expanduser() / "shifts",
-            budget_bytes=int(execution.shift_cache_gib * 2**30),
-            feed=feed,
-            seeds=seeds,
-            content=(data.fingerprint, images.name, config.shift_seed),
-        ) as copies:
+        with _open_copies(feed, data, config, execution) as copies:
             copies.build(todo, batch_size=execution.evaluation_batch_size, on_built=lambda: on_progress(done, total))
             logits, features = predict_each(
                 model,
@@ -142,9 +159,49 @@ def evaluate_model(
                 features=config.store_features,  # of the first pass, the identity
                 on_pass=count,
             )
-        save_predictions(
-            folder, Predictions(images.name, images.ids, images.labels, tuple(map(_key, todo)), logits, features)
-        )
+        _, groups = np.unique(images.groups, return_inverse=True)
+        keys = tuple(map(_key, todo))
+        save_predictions(folder, Predictions(images.name, images.ids, images.labels, keys, logits, features, groups))
+
+
+def _open_copies(feed: ImageFeed, data: Dataset, config: EvaluationConfig, execution: Execution) -> ShiftedCopies:
+    images = feed.images
+    return ShiftedCopies(
+        execution.cache_dir.expanduser() / "shifts",
+        budget_bytes=int(execution.shift_cache_gib * 2**30),
+        feed=feed,
+        seeds=mix(torch.from_numpy(hash_ids(images.ids)).to(feed.device), "shift", config.shift_seed),
+        content=(data.fingerprint, images.name, config.shift_seed),
+    )
+
+
+@contextmanager
+def open_shifted_validation(
+    model: Classifier, data: Dataset, config: EvaluationConfig, *, execution: Execution, precision: torch.dtype
+) -> Iterator[Callable[[], dict[str, float]]]:
+    """Yield a function that returns the model's present means over the shifted validation images.
+
+    Their names are those of the headline numbers: ``robustness/mean_auroc``, …, without those that are undefined or
+    take a number fitted on validation. The copies are built first, and kept until the context ends.
+
+    Arguments and errors are those of ``evaluate_model``.
+    """
+    shifts, feed = choose_validation_shifts(data, config)[0][1:], ImageFeed(data.splits["val"], model.mean.device)
+    batch_size = execution.evaluation_batch_size
+    with _open_copies(feed, data, config, execution) as copies:
+        copies.build(shifts, batch_size=batch_size)
+
+        def measure() -> dict[str, float]:
+            transforms = [copies.transform(shift) for shift in shifts]
+            logits, _ = predict_each(model, feed, transforms, batch_size=batch_size, precision=precision)
+            labels = feed.images.labels
+            rows = [
+                {"shift": shift.name, "metrics": compute_metrics(each, labels, ece_bins=config.ece_bins).values}
+                for shift, each in zip(shifts, logits, strict=True)
+            ]
+            return {name: value for name, value in summarise_shifts(rows, name_over_shifts).items() if "/mean_" in name}
+
+        yield measure
 
 
 def _key(shift: Shift) -> str:
@@ -162,7 +219,7 @@ def summarise_predictions(
     """Return all metrics of a trial, computed from its stored predictions alone.
 
     Args:
-        folder: folder of the trial.
+        folder: folder of the trial, with predictions on ``val`` in any case: temperature and thresholds come from them.
         names: names of the sets: ``val``, ``test``, then the external sets.
         strengths: "<shift>/<severity>" → strength, for the rows.
         ece_bins: number of bins of the calibration error.
@@ -170,13 +227,13 @@ def summarise_predictions(
     """
     rows: list[dict[str, Any]] = []
     undefined: dict[str, list[str]] = {}
+    validation = load_predictions(folder, "val")
+    fit = fit_on_validation(validation.of(f"{IDENTITY.name}/0"), validation.labels)
     for name in names:
-        predictions = load_predictions(folder, name)
+        predictions = validation if name == "val" else load_predictions(folder, name)
         for key, logits in zip(predictions.shifts, predictions.logits, strict=True):
             shift, severity = key.rsplit("/", 1)
-            metrics = compute_metrics(logits, predictions.labels, ece_bins=ece_bins, ordinal=ordinal)
-            for metric, why in metrics.undefined.items():
-                undefined.setdefault(_prefix(name, shift, metric) + metric, []).append(why)
+            metrics = compute_metrics(logits, predictions.labels, ece_bins=ece_bins, ordinal=ordinal, fit=fit)
             rows.append(
                 {
                     "set": name,
@@ -187,48 +244,78 @@ def summarise_predictions(
                     "metrics": metrics.values,
                 }
             )
-    num_shifted = sum(row["set"] == "test" and row["shift"] != IDENTITY.name for row in rows)
-    return Evaluation(
-        rows, summarise_rows(rows), {key: _explain(key, whys, num_shifted) for key, whys in undefined.items()}
-    )
+            for metric, why in metrics.undefined.items():
+                undefined.setdefault(_name(rows[-1], metric), []).append(why)
+    return Evaluation(rows, summarise_rows(rows), _explain(undefined, rows), fit.as_json())
 
 
-def _prefix(name: str, shift: str, metric: str) -> str:
-    """Return the prefix of ``metric`` in the headline number that a row gives or contributes to."""
-    if name == "val":
-        return "validation/"
-    if name != "test":
-        return f"external/{name}/"
-    if shift == IDENTITY.name:
-        return "id/" if METRICS[metric].higher_is_better else "calibration/"
-    return "robustness/mean_" if METRICS[metric].higher_is_better else "calibration/mean_shifted_"
+def _name(row: Mapping[str, Any], metric: str) -> str:
+    """Return the name of the headline number that ``metric`` of a row is, or of the mean that it is part of."""
+    is_shifted = row["shift"] != IDENTITY.name
+    if row["set"] == "val":
+        return name_over_validation_shifts("mean", metric) if is_shifted else f"validation/{metric}"
+    if row["set"] != "test":
+        return f"external/{row['set']}/{metric}"
+    if is_shifted:
+        return name_over_shifts("mean", metric)
+    return f"id/{metric}" if METRICS[metric].higher_is_better else f"calibration/{metric}"
 
 
-def _explain(key: str, whys: list[str], num_shifted: int) -> str:
-    if not key.startswith("robustness/") or len(whys) == num_shifted:
-        return whys[0]
-    return f"{whys[0]}: under {len(whys)} of {num_shifted} shifts, which are left out of mean and worst"
+def _explain(whys: Mapping[str, Sequence[str]], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return headline number → reason why it is undefined."""
+    totals = {
+        name("mean", metric): sum(_is_shifted(row, of) for row in rows)
+        for of, name in _OVER_SHIFTS.items()
+        for metric in METRICS
+    }
+    return {
+        name: found[0]
+        if name not in totals or len(found) == totals[name]
+        else f"{found[0]}: under {len(found)} of {totals[name]} shifts × severities, so mean and worst are undefined"
+        for name, found in whys.items()
+    }
+
+
+#: Sets that are evaluated under shifts → name of a headline number over them.
+_OVER_SHIFTS = {"test": name_over_shifts, "val": name_over_validation_shifts}
+
+
+def _is_shifted(row: Mapping[str, Any], of: str) -> bool:
+    return bool(row["set"] == of and row["shift"] != IDENTITY.name)
 
 
 def summarise_rows(rows: list[dict[str, Any]]) -> dict[str, float]:
-    """Return the headline numbers: ``id/…``, ``calibration/…``, ``robustness/mean_…`` and ``worst_…``, ``external/…``.
+    """Return the headline numbers of an evaluation's rows.
 
-    Mean and worst are over all shift × severity of the test set, identity excluded. ``worst`` is the smallest value,
-    for errors (``ece``, ``nll``, ``brier``) the largest.
+    ``validation/…``, ``id/…``, ``external/<set>/…``, ``calibration/…`` for errors in distribution, and mean,
+    ``worst_cell`` and ``worst_shift`` over the shifts (``name_over_shifts``, ``average_shifts``), for validation images
+    under ``validation/…`` again. The latter are absent for a metric that is undefined under a shift.
     """
-    headline: dict[str, float] = {}
-    shifted: dict[str, list[float]] = {}
+    headline = summarise_sites(rows)
     for row in rows:
-        for metric, value in row["metrics"].items():
-            if row["set"] == "test" and row["shift"] != IDENTITY.name:
-                shifted.setdefault(metric, []).append(value)
-            else:
-                headline[_prefix(row["set"], row["shift"], metric) + metric] = value
-    for metric, values in shifted.items():
-        if METRICS[metric].higher_is_better:
-            headline[f"robustness/mean_{metric}"] = float(np.mean(values))
-            headline[f"robustness/worst_{metric}"] = min(values)
-        else:
-            headline[f"calibration/mean_shifted_{metric}"] = float(np.mean(values))
-            headline[f"calibration/worst_shifted_{metric}"] = max(values)
+        if row["shift"] == IDENTITY.name or row["set"] not in _OVER_SHIFTS:
+            headline |= {_name(row, metric): value for metric, value in row["metrics"].items()}
+    for of, name in _OVER_SHIFTS.items():
+        headline |= summarise_shifts([row for row in rows if _is_shifted(row, of)], name)
+    return headline
+
+
+def summarise_shifts(shifted: Sequence[Mapping[str, Any]], name: Callable[[str, str], str]) -> dict[str, float]:
+    """Return the headline numbers over the shifts of one set; none without rows.
+
+    Args:
+        shifted: rows of the set's shifted copies.
+        name: function from aggregate and metric to the name of a headline number.
+    """
+    if not shifted:
+        return {}
+    headline: dict[str, float] = {}
+    metrics = tuple(dict.fromkeys(metric for row in shifted for metric in row["metrics"]))
+    values = np.array([[row["metrics"].get(metric, np.nan) for row in shifted] for metric in metrics], dtype=np.float64)
+    means = average_shifts(values, [row["shift"] for row in shifted])
+    found = {is_higher_better: means.aggregate(is_higher_better) for is_higher_better in (True, False)}
+    for index, metric in enumerate(metrics):
+        for aggregate, each in zip(AGGREGATES, found[METRICS[metric].higher_is_better], strict=True):
+            if not np.isnan(each[index]):
+                headline[name(aggregate, metric)] = float(each[index])
     return headline

@@ -56,6 +56,7 @@ class Classifier(nn.Module):
         self.stain: nn.Module | None = None
         self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", std.view(1, -1, 1, 1), persistent=False)
+        _last_layer(self.head).register_forward_hook(_compute_in_float32)
 
     @property
     def head(self) -> nn.Module:
@@ -70,7 +71,7 @@ class Classifier(nn.Module):
         return images.float().div_(255.0).sub_(self.mean).div_(self.std)
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes"]:
-        """Return the logits of normalised images."""
+        """Return the logits of normalised images, in float32 under autocast too."""
         if images.shape[-1] != self.input_size:
             images = F.interpolate(images, (self.input_size, self.input_size), mode="bilinear", antialias=True)
         logits: Tensor = self.backbone(images)
@@ -122,6 +123,15 @@ class Classifier(nn.Module):
         for name, tensor in mine.items():
             if name in state:
                 tensor.copy_(state[name])
+
+
+def _compute_in_float32(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
+    """Return the output of the last layer in float32 where autocast reduced it: 8 bits would make logits tie."""
+    if output.dtype not in (torch.float16, torch.bfloat16):
+        return None  # the output stays as it is
+    with torch.autocast(output.device.type, enabled=False):
+        found: Tensor = layer.forward(inputs[0].float())
+    return found
 
 
 @dataclass(frozen=True)

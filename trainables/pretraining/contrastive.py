@@ -18,13 +18,15 @@ from jaxtyping import Int64, UInt8
 from torch import Tensor, nn
 
 from trainables.augmentation.pipeline import draw_crops
-from trainables.config import ContrastivePretraining, StageConfig
+from trainables.config import StageConfig
 from trainables.data.dataset import ImageSet
 from trainables.errors import DivergedError
 from trainables.models.networks import Classifier
 from trainables.ops.colour import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, to_grayscale
 from trainables.ops.filters import gaussian_blur
 from trainables.ops.geometry import flip, resize_crop
+from trainables.pretraining.collapse import check_collapse, measure_spread
+from trainables.pretraining_config import ContrastivePretraining
 from trainables.seeding import derive_seed, hash_ids, mix, uniform
 from trainables.storage.checkpoint import (
     TrainingState,
@@ -89,6 +91,7 @@ def pretrain_encoder(
 
     Raises:
         DivergedError: if the loss is not finite.
+        CollapsedError: if all images are mapped to the same point.
         CheckpointError: if the checkpoint belongs to another stage.
     """
     from lightly.loss import NTXentLoss
@@ -111,12 +114,12 @@ def pretrain_encoder(
         unpack_optimiser(optimiser, state.tensors, state.optimiser_scalars)
         restore_random_state(state.tensors, state.random_state)
     write_missing_epochs(folder, state)
-    seeds = mix(torch.from_numpy(hash_ids(train.ids)), "contrastive", config.seed, config.replicate)
+    seeds = mix(torch.from_numpy(hash_ids(train.ids)), "contrastive", config.seed, config.stream)
     while state.epoch < settings.epochs:
         started = time.perf_counter()
-        loss = _train_epoch(pair, train, config, seeds, criterion=criterion, optimiser=optimiser, state=state)
+        means = _train_epoch(pair, train, config, seeds, criterion=criterion, optimiser=optimiser, state=state)
         metrics = {
-            "ssl/loss": loss,
+            **means,
             "learning_rate": optimiser.param_groups[0]["lr"],
             "seconds": time.perf_counter() - started,
         }
@@ -137,17 +140,18 @@ def _train_epoch(
     criterion: nn.Module,
     optimiser: torch.optim.Optimizer,
     state: TrainingState,
-) -> float:
+) -> dict[str, float]:
+    """Train one epoch; return the means over its batches: loss, and spread of features and embeddings."""
     settings, epoch = config.pretraining, state.epoch + 1
     encoder, projector = pair["encoder"], pair["projector"]
     assert isinstance(encoder, Classifier)
     device = encoder.mean.device
     pair.train()
-    order = np.random.default_rng(derive_seed(config.seed, config.replicate, "stage order", epoch))
+    order = np.random.default_rng(derive_seed(config.seed, config.stream, "stage order", epoch))
     rows = order.permutation(len(train))
     # An incomplete last batch has fewer negatives and is left out, as in SimCLR; the order changes every epoch.
     num_batches = max(1, len(rows) // settings.batch_size)
-    total = torch.zeros((), device=device)
+    totals = torch.zeros(3, device=device)
     for batch in np.array_split(rows[: num_batches * settings.batch_size], num_batches):
         rate = learning_rate_factor(state.step, num_batches * settings.epochs, 0, "cosine") * settings.learning_rate
         optimiser.param_groups[0]["lr"] = rate
@@ -156,17 +160,27 @@ def _train_epoch(
         views = torch.cat([make_view(images, mix(seeds, "view", side), settings) for side in (0, 1)])
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
             _, features = encoder.forward_features(encoder.normalise(views))
-            first, second = projector(features.flatten(1)).chunk(2)
-        loss = criterion(first.float(), second.float())
+            embeddings = projector(features.flatten(1))
+        first, second = embeddings.float().chunk(2)
+        loss = criterion(first, second)
         optimiser.zero_grad(set_to_none=True)
         loss.backward()
         optimiser.step()
         state.step += 1
-        total += loss.detach()
-    mean = float(total) / num_batches
-    if not math.isfinite(mean):
-        raise DivergedError(f"epoch {epoch}: the contrastive loss is {mean}; lower pretraining.learning_rate")
-    return mean
+        with torch.no_grad():
+            totals += torch.stack([loss, measure_spread(features.flatten(1)), measure_spread(embeddings)])
+    loss, feature_spread, embedding_spread = (totals / num_batches).tolist()
+    if not math.isfinite(loss):
+        raise DivergedError(f"epoch {epoch}: the contrastive loss is {loss}; lower pretraining.learning_rate")
+    check_collapse(
+        epoch=epoch,
+        loss=loss,
+        feature_spread=feature_spread,
+        embedding_spread=embedding_spread,
+        num_images=min(settings.batch_size, len(rows)),
+        learning_rate=settings.learning_rate,
+    )
+    return {"ssl/loss": loss, "ssl/feature_spread": feature_spread, "ssl/embedding_spread": embedding_spread}
 
 
 def _update_state(

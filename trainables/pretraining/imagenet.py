@@ -14,9 +14,9 @@ from typing import Any
 
 from torch import Tensor
 
-from trainables.config import ImageNetPretraining
 from trainables.errors import ConfigError, WeightsUnavailableError
 from trainables.models.networks import check_model_name
+from trainables.pretraining_config import ImageNetPretraining
 
 #: Timeout of the request that checks a server; short, since planning waits for it.
 _REACH_SECONDS = 5.0

@@ -82,22 +82,47 @@ def build_shifts(evaluation: EvaluationConfig, modality: str) -> list[Shift]:
     Raises:
         ConfigError: a shift, severity or modality is unknown or repeated, or a mapping defines no shift.
     """
+    entries = _list_entries(evaluation)
+    return _build("evaluation.shifts", entries, _open_bank(evaluation, modality, entries))
+
+
+def build_validation_shifts(evaluation: EvaluationConfig, modality: str) -> list[Shift]:
+    """Return the shifts of the validation images, grouped by name in ascending severity, without the identity.
+
+    A shift that ``evaluation.shifts`` defines is known by its name. Arguments and errors are those of ``build_shifts``.
+    """
+    defined = _list_entries(evaluation)
+    entries: list[tuple[int, str | Mapping[str, Any]]] = []
+    by_name = {entry["name"]: entry for _, entry in defined if not isinstance(entry, str) and "name" in entry}
+    for index, name in enumerate(evaluation.validation_shifts):
+        entries.append((index, by_name.get(name, name)))
+    return _build("evaluation.validation_shifts", entries, _open_bank(evaluation, modality, defined))
+
+
+def _list_entries(evaluation: EvaluationConfig) -> list[tuple[int, str | Mapping[str, Any]]]:
+    return list(enumerate((evaluation.shifts,) if isinstance(evaluation.shifts, str) else evaluation.shifts))
+
+
+def _open_bank(
+    evaluation: EvaluationConfig, modality: str, entries: Sequence[tuple[int, str | Mapping[str, Any]]]
+) -> _Bank:
     if evaluation.modality != "auto":
         modality = evaluation.modality
     check_known("evaluation.modality", [modality], tuple(load_tables()))
     check_once("evaluation.severities", evaluation.severities)
-    asked = (evaluation.shifts,) if isinstance(evaluation.shifts, str) else evaluation.shifts
-    entries = list(enumerate(asked))
-    bank = _Bank(modality, tuple(sorted(evaluation.severities)), _read_own(entries))
+    return _Bank(modality, tuple(sorted(evaluation.severities)), _read_own(entries))
+
+
+def _build(section: str, entries: Iterable[tuple[int, str | Mapping[str, Any]]], bank: _Bank) -> list[Shift]:
     shifts: dict[str, list[Shift]] = {}
     explicit: list[str] = []
     for index, entry in entries:
-        key = "evaluation.shifts" if isinstance(entry, str) else f"evaluation.shifts[{index}]"
+        key = section if isinstance(entry, str) else f"{section}[{index}]"
         for found in _read_entry(key, entry, bank):
             shifts.setdefault(found[0].name, found)
             if not isinstance(entry, str) or entry not in GROUPS:
                 explicit.append(found[0].name)
-    check_once("evaluation.shifts", tuple(explicit))
+    check_once(section, tuple(explicit))
     return [shift for found in shifts.values() for shift in found]
 
 

@@ -17,10 +17,33 @@ GENERAL = "general"
 GROUPS = ("all", "imagenet-c", "medmnist-c", "stain-grid")
 #: Name of a cell of the stain grid, with the factors of haematoxylin and eosin.
 STAIN_NAME = re.compile(r"stain_h(\d+(?:\.\d+)?)_e(\d+(?:\.\d+)?)")
+#: Type of all cells of a stain grid.
+STAIN_GRID = "stain grid"
+#: Default family → types of shift; every shift of the bank is in exactly one.
+FAMILIES: dict[str, tuple[str, ...]] = {
+    "noise": ("gaussian_noise", "shot_noise", "impulse_noise", "speckle_noise"),
+    "blur": ("gaussian_blur", "defocus_blur", "motion_blur", "glass_blur", "zoom_blur"),
+    "weather": ("snow", "frost", "fog", "spatter"),
+    "digital": ("jpeg", "pixelate"),
+    "colour": (
+        "brightness_up", "brightness_down", "brightness", "contrast_up", "contrast_down", "contrast", "gamma_up",
+        "gamma_down", "saturation", "saturate",
+    ),
+    "geometry": ("elastic_transform",),
+    "overlay": ("stain_deposit", "bubble", "black_corner", "characters"),
+    "stain": (STAIN_GRID,),
+}  # fmt: skip
+#: Family of the shifts that no family lists: compositions, and shifts of a study's own.
+OTHER = "other"
 #: Group of the entry points by which packages bring shifts (``registry``).
 ENTRY_POINTS = "robustsweep.shifts"
 #: Names of the shifts that this process has registered itself.
 registered_names: set[str] = set()
+
+
+def find_type(name: str) -> str:
+    """Return the type of a shift: its name, or ``STAIN_GRID`` for a cell of a stain grid."""
+    return STAIN_GRID if STAIN_NAME.fullmatch(name) else name
 
 
 @cache

@@ -50,15 +50,17 @@ def check_shift_names(evaluation: EvaluationConfig, modality: str) -> None:
     asked = [evaluation.shifts] if isinstance(evaluation.shifts, str) else list(evaluation.shifts)
     own = [str(entry.get("name")) for entry in asked if isinstance(entry, dict)]
     own += [*registered_names, *(point.name for point in metadata.entry_points(group=ENTRY_POINTS))]
-    known = (*load_tables()[GENERAL], *load_aliases(), *GROUPS, *own)
-    names = [entry for entry in asked if isinstance(entry, str)]
-    check_known("evaluation.shifts", names, known, also=STAIN_NAME)
-    check_once("evaluation.severities", evaluation.severities)
-    aliases = load_aliases()
-    check_once("evaluation.shifts", tuple(aliases.get(name, name) for name in names if name not in GROUPS))
+    known, aliases = (*load_tables()[GENERAL], *load_aliases(), *GROUPS, *own), load_aliases()
     modality = modality if evaluation.modality == "auto" else evaluation.modality
-    if "medmnist-c" in names:
-        check_has_table("evaluation.shifts", modality)
+    check_once("evaluation.severities", evaluation.severities)
+    for key, names in (
+        ("evaluation.shifts", [entry for entry in asked if isinstance(entry, str)]),
+        ("evaluation.validation_shifts", list(evaluation.validation_shifts)),
+    ):
+        check_known(key, names, known, also=STAIN_NAME)
+        check_once(key, tuple(aliases.get(name, name) for name in names if name not in GROUPS))
+        if "medmnist-c" in names:
+            check_has_table(key, modality)
 
 
 def check_has_table(key: str, modality: str) -> None:

@@ -40,8 +40,7 @@ class TrainingState:
     signature: str
     epoch: int = 0  # finished epochs
     step: int = 0  # optimiser steps
-    best_epoch: int = 0
-    best_value: float | None = None
+    best_epoch: int = 0  # the selected one (``training.selection``)
     history: list[dict[str, Any]] = field(default_factory=list)
     tensors: dict[str, Tensor] = field(default_factory=dict)
     optimiser_scalars: dict[str, Any] = field(default_factory=dict)
@@ -143,7 +142,6 @@ def save_checkpoint(folder: Folder, state: TrainingState) -> None:
         "epoch": state.epoch,
         "step": state.step,
         "best_epoch": state.best_epoch,
-        "best_value": state.best_value,
         "history": state.history,
         "optimiser_scalars": state.optimiser_scalars,
         "random_state": state.random_state,

@@ -5,19 +5,21 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainables.config import TrainingConfig, TrialConfig
+from trainables.config import Execution, TrainingConfig, TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.data.feed import ImageFeed
 from trainables.errors import ConfigError, DivergedError
 from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.predictions import keep, predict_each
+from trainables.evaluation.robustness import open_shifted_validation
 from trainables.models.networks import Classifier
 from trainables.storage.checkpoint import (
     TrainingState,
@@ -38,6 +40,12 @@ from trainables.storage.checkpoint import (
 from trainables.storage.folder import Folder
 from trainables.training.acceleration import Choice, default_choice
 from trainables.training.optimisation import learning_rate_factor
+from trainables.training.selection import (
+    count_epochs_without_improvement,
+    reads_select_by,
+    reads_shifted_validation,
+    select_epoch,
+)
 from trainables.training.step import TrainingStep
 
 #: Callback after every epoch, with its record: {"epoch", "timestamp_ms", "metrics"}.
@@ -68,7 +76,7 @@ def resolve_precision(config: TrainingConfig, device: torch.device) -> torch.dty
     return torch.bfloat16 if config.precision == "bfloat16" else torch.float32
 
 
-def train_model(
+def train_model(  # noqa: PLR0913 - the last two have defaults
     model: Classifier,
     data: Dataset,
     config: TrialConfig,
@@ -77,6 +85,7 @@ def train_model(
     folder: Folder,
     report: Report,
     acceleration: Choice | None = None,
+    validate_shifted: Callable[[], Mapping[str, float]] | None = None,
 ) -> Outcome:
     """Train ``model`` in place, from the last checkpoint in ``folder`` if there is one; leave the best weights in it.
 
@@ -90,6 +99,8 @@ def train_model(
         folder: folder of the trial, for checkpoints and ``epochs.jsonl``.
         report: callback after every epoch.
         acceleration: memory format, precision and compiling; None: the device's default.
+        validate_shifted: the model's present means over shifted validation images (``open_shifted_validation``), which
+            ``training.select_by: robustness/…`` needs; it is called after every epoch.
 
     Raises:
         DivergedError: if the loss, or an output on validation images, is not finite.
@@ -97,7 +108,7 @@ def train_model(
         CheckpointError: if the checkpoint belongs to another trial.
     """
     choice = acceleration or default_choice(resolve_precision(config.training, model.mean.device), model.mean.device)
-    trainer = _Trainer(model, data, config, choice, signature=signature)
+    trainer = _Trainer(model, data, config, choice, signature=signature, validate_shifted=validate_shifted)
     state = load_checkpoint(folder, signature)
     if state is not None and has_best(folder, state):
         trainer.restore(state)
@@ -120,6 +131,15 @@ def train_model(
     return Outcome(trainer.state.epoch, trainer.state.best_epoch)
 
 
+def open_validation(
+    model: Classifier, data: Dataset, config: TrialConfig, choice: Choice, execution: Execution
+) -> AbstractContextManager[Callable[[], dict[str, float]] | None]:
+    """Return the context of ``train_model``'s ``validate_shifted``; of None if ``select_by`` does not need it."""
+    if not reads_shifted_validation(config.training):
+        return nullcontext()
+    return open_shifted_validation(model, data, config.evaluation, execution=execution, precision=choice.dtype)
+
+
 def _dump(record: dict[str, Any]) -> str:
     return json.dumps(record, sort_keys=True, allow_nan=False)
 
@@ -135,9 +155,16 @@ class _Trainer:
     """Training epochs and their state. One instance per process and trial."""
 
     def __init__(
-        self, model: Classifier, data: Dataset, config: TrialConfig, choice: Choice, *, signature: str
+        self,
+        model: Classifier,
+        data: Dataset,
+        config: TrialConfig,
+        choice: Choice,
+        *,
+        signature: str,
+        validate_shifted: Callable[[], Mapping[str, float]] | None,
     ) -> None:
-        self.model, self.config = model, config
+        self.model, self.config, self.validate_shifted = model, config, validate_shifted
         self.device = model.mean.device
         self.precision = choice.dtype
         self.ordinal = config.data.ordinal
@@ -151,8 +178,9 @@ class _Trainer:
     @property
     def finished(self) -> bool:
         training, state = self.config.training, self.state
-        stalled = training.patience is not None and state.epoch - state.best_epoch >= training.patience
-        return state.epoch >= training.epochs or stalled
+        if state.epoch >= training.epochs or training.patience is None:
+            return state.epoch >= training.epochs
+        return count_epochs_without_improvement(state.history, training) >= training.patience
 
     def restore(self, state: TrainingState) -> None:
         restore_module(self.model, unpack("model", state.tensors), origin="the checkpoint")
@@ -211,18 +239,17 @@ class _Trainer:
         logits, _ = predict_each(self.model, self.val_feed, [keep], batch_size=256, precision=self.precision)
         metrics = compute_metrics(logits[0], self.val.labels, ordinal=self.ordinal).values
         metrics["loss"] = metrics.pop("nll")
+        metrics |= {} if self.validate_shifted is None else self.validate_shifted()
         return {f"val/{name}": value for name, value in metrics.items()}
 
     def _update_state(self, epoch: int, metrics: dict[str, float], record: dict[str, Any]) -> None:
-        state, select_by = self.state, self.config.training.select_by
-        value = metrics.get(f"val/{select_by}")
-        if value is None:
+        state, training = self.state, self.config.training
+        select_by = training.select_by
+        if reads_select_by(training) and metrics.get(f"val/{select_by}") is None:
             raise ConfigError(
                 f"training.select_by: {select_by} is not defined on the {len(self.val)} validation images "
                 "(a class is absent); choose loss or accuracy, or enlarge the validation split"
             )
-        if state.best_value is None or (value < state.best_value if select_by == "loss" else value > state.best_value):
-            state.best_value, state.best_epoch = value, epoch
         optimiser, state.optimiser_scalars = pack_optimiser(self.optimiser)
         random, state.random_state = capture_random_state()
         groups = self.step.loss.group_weights
@@ -234,6 +261,7 @@ class _Trainer:
         }
         state.epoch = epoch
         state.history = [*state.history, record]
+        state.best_epoch = select_epoch(state.history, training)
 
     def _rate_factor(self, step: int) -> float:
         return learning_rate_factor(

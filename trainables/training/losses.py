@@ -20,36 +20,49 @@ def spectral_decoupling(
     logits: Float[Tensor, "n classes *pixels"],
     labels: Int64[Tensor, "n *pixels"],
     *,
-    weight: Float[Tensor, "n *pixels"] | float,
-    gamma: Float[Tensor, "n *pixels"] | float = 0.0,
-    half: bool = True,
+    weight: Float[Tensor, " groups"] | float,
+    gamma: Float[Tensor, " groups"] | float = 0.0,
+    groups: Int64[Tensor, "n *pixels"] | None = None,
     reduction: str = "mean",
     target: str = "all",
 ) -> Float[Tensor, ""]:
-    """Return the L2 penalty on the logits, λ·mean_b(reduce_c (f − γ)²), with ½ if ``half``. In float32 under AMP.
+    """Return the L2 penalty on the logits. In float32 under AMP.
 
-    For segmentation (logits n × classes × h × w) the mean is over pixels, too, to match a per-pixel loss that is
+    With one λ and one γ it is λ·mean_i(reduce_c (f_i − γ)²). With a tensor for either, one value per group, it is
+    Σ_k λ_k·mean_{i∈k}(reduce_c (f_i − γ_k)²) over the groups k that the batch contains: a rare group counts as much as
+    a frequent one, and K groups with equal values give about K times the penalty of one value.
+
+    For segmentation (logits n × classes × h × w) the means are over pixels, too, to match a per-pixel loss that is
     averaged over them.
 
     Args:
         logits: unnormalised outputs f.
         labels: index of the true class; per pixel in segmentation.
-        weight: λ, one for all or one per sample (pixel).
-        gamma: offset γ, one for all or one per sample (pixel).
-        half: whether to multiply by ½ (the papers' form).
+        weight: λ (½λ in the papers' form), one for all or one per group.
+        gamma: offset γ, one for all or one per group.
+        groups: index of the group of each sample (pixel); needed if λ or γ is a tensor.
         reduction: reduction over classes, ``mean`` or ``sum``.
         target: ``all`` logits, or only that of the ``true_class``.
 
     Source: Pezeshki et al. 2020 (Gradient Starvation), eq. 13; Pohjonen et al. 2022 (arXiv 2103.17171).
     """
     logits = logits.float()
-    offset = gamma[:, None] if isinstance(gamma, Tensor) else gamma
+    offset = gamma[groups][:, None] if isinstance(gamma, Tensor) else gamma
     squares = (logits - offset).square()
     if target == "true_class":
         per_sample = squares.gather(1, labels[:, None]).squeeze(1)
     else:
         per_sample = squares.mean(1) if reduction == "mean" else squares.sum(1)
-    return (0.5 if half else 1.0) * (weight * per_sample).mean()
+    if groups is None:
+        return weight * per_sample.mean()
+    num_groups = len(next(values for values in (weight, gamma) if isinstance(values, Tensor)))
+    sizes = _count_members(groups, num_groups)
+    return ((weight / sizes.clamp(min=1))[groups] * per_sample).sum()
+
+
+def _count_members(groups: Int64[Tensor, "n *pixels"], num_groups: int) -> Int64[Tensor, " groups"]:
+    """Return the size of each group in the batch, without waiting for the device as ``bincount`` does."""
+    return (groups.flatten()[:, None] == torch.arange(num_groups, device=groups.device)).sum(0)
 
 
 def spectral_decoupling_binary(
@@ -96,13 +109,14 @@ class ClassificationLoss:
         else:
             terms = {"group_dro": self.group_weights(entropy, groups, adapt=adapt)}
         if self.penalty is not None and step >= self.penalty.delay_steps:
+            is_grouped = isinstance(self.weight, Tensor) or isinstance(self.gamma, Tensor)
             index = labels if self.penalty.group_by == "class" else groups
             terms["spectral_decoupling"] = spectral_decoupling(
                 logits,
                 labels,
-                weight=self.weight[index] if isinstance(self.weight, Tensor) else self.weight,
-                gamma=self.gamma[index] if isinstance(self.gamma, Tensor) else self.gamma,
-                half=self.penalty.half,
+                weight=self.weight,
+                gamma=self.gamma,
+                groups=index if is_grouped else None,
                 reduction=self.penalty.reduction,
                 target=self.penalty.target,
             )
@@ -141,6 +155,7 @@ def build_loss(
     gamma: Tensor | float = 0.0
     if penalty is not None:
         weight, gamma = _per_index(penalty.weight, device), _per_index(penalty.gamma, device)
+        weight = 0.5 * weight if penalty.half else weight
     group_weights = None
     if dro is not None:
         sizes = torch.from_numpy(np.bincount(groups.index, minlength=len(groups.names)))

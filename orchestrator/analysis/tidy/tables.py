@@ -2,26 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.evidence import Measured, assess_evidence
 from orchestrator.analysis.formats import TextTable, write_latex, write_markdown
+from orchestrator.analysis.inference.evidence import assess_evidence
+from orchestrator.analysis.inference.measured import Measured
+from orchestrator.analysis.inference.verdicts import Corrected, correct, decide
 from orchestrator.analysis.tidy.reading import StatsConfig
 from orchestrator.analysis.tidy.results import SEED, TidyResults
-from orchestrator.analysis.verdicts import decide
+from orchestrator.ledger.preregistration import PREREGISTERED, Registered
 from orchestrator.statistics.factorial import Contrast, compute_contrasts, decompose_variance
-from orchestrator.statistics.intervals import bootstrap_interval, summarise
-from orchestrator.statistics.paired_tests import holm, wilcoxon
+from orchestrator.statistics.intervals import MIN_REPLICATES, drop_rounding, summarise, t_interval
+from orchestrator.statistics.paired_tests import min_units
 from orchestrator.statistics.power import compute_power, minimum_replicates, upper_sd
-from orchestrator.study.hypotheses import Hypothesis, describe_comparison
+from orchestrator.study.hypotheses import Hypothesis, describe_comparison, describe_hypothesis
 from trainables.storage.folder import Folder
 
 _DASH = "–"
+#: Headings of the tables' own columns, which a factor may be called as well.
+_TAKEN = frozenset({"measure", "metric", "mean", "sd", "low", "high", "n", "shift"})
+_TAKEN |= {"seeds", "planned", "evaluations", "missing", "undefined", "empty at severity"}
 
 
 @dataclass(frozen=True)
@@ -56,7 +61,7 @@ class Table:
 def _format(column: Any, value: Any) -> str:
     if pd.isna(value):
         return _DASH
-    if isinstance(value, float) and str(column).startswith("p"):
+    if isinstance(value, float) and (column == "p" or str(column).startswith(("p ", "probability"))):
         return f"{value:.3f}" if value >= 0.001 else "< 0.001"
     if not isinstance(value, float):
         return str(value)
@@ -74,18 +79,18 @@ def compute_tables(config: StatsConfig, measured: TidyResults) -> list[Table]:
             block=SEED,
             max_order=min(config.max_order, len(measured.factors)),
             seed=config.seed,
-            method=config.interval,
         )
         for measure in measured.measures
     }
     tables = [
         _hypotheses(config, measured),
-        _means(config, measured, list(measured.measures)),
-        _effects(config, measured, contrasts),
+        _means(measured, list(measured.measures)),
+        _effects(measured, contrasts),
         _seeds(config, measured, contrasts),
         _variance(config, measured),
+        _counts(measured),
         _left_out(measured),
-        replace(_means(config, measured, list(measured.of_shifts)), name="shifts", is_long=True),
+        replace(_means(measured, list(measured.of_shifts)), name="shifts", is_long=True),
     ]
     return [table for table in tables if not table.frame.empty]
 
@@ -105,15 +110,17 @@ def write_tables(tables: Sequence[Table], out: str) -> list[str]:
     return paths
 
 
-def _means(config: StatsConfig, measured: TidyResults, measures: Sequence[str]) -> Table:
+def _means(measured: TidyResults, measures: Sequence[str]) -> Table:
     rows = []
     for measure in measures:
         for arm, group in _arms(measured):
             values, found = group[measure], summarise(group[measure])
-            interval = bootstrap_interval(values, seed=config.seed, method=config.interval)
+            if measure in measured.of_shifts and not found.n:
+                continue  # not planned for this arm, or nowhere complete
+            interval = t_interval(values)
             rows.append(
                 {"measure": measure}
-                | arm
+                | _head_factors(arm)
                 | {
                     "mean": found.mean,
                     "sd": found.sd,
@@ -123,7 +130,8 @@ def _means(config: StatsConfig, measured: TidyResults, measures: Sequence[str]) 
                 }
             )
     caption = (
-        f"Mean and standard deviation (ddof 1) over n seeds; low to high: 95 % {config.interval} bootstrap interval."
+        "Mean and standard deviation (ddof 1) over n seeds; low to high: 95 % t interval over seeds, from "
+        f"{MIN_REPLICATES} on."
     )
     return Table("means", caption, pd.DataFrame(rows), 1 + len(measured.factors))
 
@@ -135,27 +143,31 @@ def _arms(measured: TidyResults) -> list[tuple[dict[str, str], pd.DataFrame]]:
     return sorted(named, key=lambda pair: [measured.factors[name].index(pair[0][name]) for name in factors])
 
 
-def _effects(config: StatsConfig, measured: TidyResults, contrasts: dict[str, list[Contrast]]) -> Table:
+def _head_factors(arm: Mapping[str, str]) -> dict[str, str]:
+    """Return an arm's levels under the headings of its factors, which no other column of a table has."""
+    return {f"{name} (factor)" if name in _TAKEN else name: level for name, level in arm.items()}
+
+
+def _effects(measured: TidyResults, contrasts: dict[str, list[Contrast]]) -> Table:
     rows = []
     for measure, found in contrasts.items():
-        over = [_over_shifts(measured, measure, each) for each in found]
-        corrected = holm([p for _, p in over])
-        for each, (num_shifts, p), p_holm in zip(found, over, corrected, strict=True):
+        for each in found:
             interval = each.interval
             row: dict[str, Any] = {"measure": measure, "effect": _name(each), "difference": each.estimate}
             row |= {"low": interval.low if interval else None, "high": interval.high if interval else None}
             row |= {"p": each.p_value, "p Holm": each.p_holm, "seeds": each.num_blocks, "cells": each.num_cells}
-            row |= {"missing": each.num_missing}
+            row |= {"missing": _count_planned(measured, each) - each.num_cells}
             if measured.of_shifts:
-                row |= {"shifts": num_shifts, "p over shifts": p, "p over shifts, Holm": p_holm}
+                row["shifts in that direction"] = _count_shifts(measured, measure, each)
             rows.append(row)
     caption = (
         "Main effects (level − reference) and interactions (differences of differences), everything else and the seed "
-        f"being equal. low to high: 95 % {config.interval} bootstrap interval, p: two-sided sign flips, both of whole "
-        "seeds; – where there are too few. Holm: corrected over all effects on one measure."
+        f"being equal; a seed's difference is the mean over its cells. low to high: 95 % t interval over seeds, from "
+        f"{MIN_REPLICATES} on; p: two-sided sign flips of whole seeds, from {min_units()} on. Holm: corrected over all "
+        "effects on one measure. missing: planned cells (other factors and seed) without a value on both sides."
     )
     if measured.of_shifts:
-        caption += " Over shifts: Wilcoxon signed-rank test over kinds of shift."
+        caption += " Shifts in that direction: a count for these results, nothing is tested over kinds of shift."
     return Table("effects", caption, pd.DataFrame(rows), 2)
 
 
@@ -164,24 +176,34 @@ def _name(contrast: Contrast) -> str:
     return " × ".join(f"{factor}: {level} − {reference}" for factor, level, reference in parts)
 
 
-def _over_shifts(measured: TidyResults, measure: str, contrast: Contrast) -> tuple[int, float | None]:
-    """Return the number of kinds of shift and the signed-rank p over them.
+def _count_planned(measured: TidyResults, contrast: Contrast) -> int:
+    """Return the number of cells that a contrast is planned in: all corners are arms of the table, with every seed."""
+    others = [name for name in measured.factors if name not in contrast.factors]
+    corners = dict(zip(contrast.factors, zip(contrast.references, contrast.levels, strict=True), strict=True))
+    arms = measured.trials[list(measured.factors)].drop_duplicates()
+    for factor, labels in corners.items():
+        arms = arms[arms[factor].isin(labels)]
+    sizes = arms.groupby(others).size() if others else pd.Series([len(arms)])
+    return int((sizes == 2 ** len(corners)).sum()) * measured.trials[SEED].nunique()
 
-    Only for main effects on a mean over shifts; 0 and None otherwise.
+
+def _count_shifts(measured: TidyResults, measure: str, contrast: Contrast) -> str | None:
+    """Return how many kinds of shift differ in the direction of a main effect on a mean over shifts, as "7 of 8".
+
+    Over the cells in which both means are defined; None for other effects.
     """
     metric = measured.measures[measure]
+    if len(contrast.factors) > 1 or measure != f"robustness/mean_{metric}" or contrast.estimate is None:
+        return None
     names = [name for name, of in measured.of_shifts.items() if of == metric]
-    if len(contrast.factors) > 1 or measure != f"robustness/mean_{metric}":
-        return 0, None
     (factor,), (level,), (reference,) = contrast.factors, contrast.levels, contrast.references
     others = [name for name in measured.factors if name != factor]
-    wide = measured.trials.set_index([factor, *others, SEED])[names]
-    present = set(wide.index.get_level_values(factor))
-    if not {level, reference} <= present:
-        return 0, None
-    differences = wide.xs(level, level=factor) - wide.xs(reference, level=factor)
-    per_shift = np.array([summarise(differences[name]).mean for name in names], dtype=float)
-    return int(np.isfinite(per_shift).sum()), wilcoxon(per_shift)
+    wide = measured.trials.set_index([factor, *others, SEED])[[measure, *names]]
+    differences = pd.DataFrame(wide.xs(level, level=factor) - wide.xs(reference, level=factor))
+    # A shift that is planned for other arms only has no value.
+    per_shift = differences.dropna(subset=[measure])[names].mean().dropna()
+    signed = drop_rounding(per_shift, np.nanmax(np.abs(wide.to_numpy(dtype=np.float64)))) * contrast.estimate
+    return f"{int((signed > 0).sum())} of {len(signed)}"
 
 
 def _seeds(config: StatsConfig, measured: TidyResults, contrasts: dict[str, list[Contrast]]) -> Table:
@@ -242,20 +264,38 @@ def _variance(config: StatsConfig, measured: TidyResults) -> Table:
             rows.append({"measure": measure, "source": "shared by several (missing cells)", "share": found.overlap})
     caption = (
         "What the spread is made of: share of the total sum of squares (eta squared), and omega squared, the "
-        "same without what chance alone gives. Least squares, type III; F against what is left. p is not corrected."
+        "same without what chance alone gives. Least squares, type III; F against what is left. p is not corrected, "
+        f"and there is none for fewer than {MIN_REPLICATES} seeds."
     )
     frame = pd.DataFrame(rows, columns=None if rows else ["df"])
     return Table("variance", caption, frame.astype({"df": "Int64"}), 2)
 
 
-def _left_out(measured: TidyResults) -> Table:
-    counts = measured.counts
+def _counts(measured: TidyResults) -> Table:
+    rows = [
+        _head_factors(each.arm)
+        | {"seeds": each.num_seeds, "planned": each.num_planned, "evaluations": each.num_present}
+        | {"missing": each.num_planned - each.num_present, "undefined": each.num_undefined}
+        for each in measured.counts
+    ]
     caption = (
-        "What is there and what is not: missing are evaluations (seed, shift, severity) that some other arm or seed "
-        "has; undefined are those in which a metric is empty. Neither enters a mean, and a mean over shifts of which "
-        "one is missing is not taken."
+        "What is there and what is not: planned are all seeds with all evaluations (shift and severity) of the table; "
+        "missing are those without a row, undefined those in which a metric is empty. Neither enters a mean, and a "
+        "mean over shifts of which one is missing is not taken."
     )
-    return Table("counts", caption, counts, len(measured.factors))
+    return Table("counts", caption, pd.DataFrame(rows), len(measured.factors))
+
+
+def _left_out(measured: TidyResults) -> Table:
+    rows = [
+        {"metric": each.metric}
+        | _head_factors(each.within)
+        | {"shift": each.shift or "not shifted"}
+        | {"empty at severity": ", ".join(f"{severity:g}" for severity in each.severities)}
+        for each in measured.left_out
+    ]
+    caption = "Shifts that are in no mean of a metric, for any arm: at these severities it is empty in every row."
+    return Table("left_out", caption, pd.DataFrame(rows), 3 + len(measured.left_out[0].within if rows else ()))
 
 
 def _hypotheses(config: StatsConfig, measured: TidyResults) -> Table:
@@ -265,28 +305,26 @@ def _hypotheses(config: StatsConfig, measured: TidyResults) -> Table:
     )
     if not config.hypotheses:
         return Table("hypotheses", caption, pd.DataFrame(), 4)
-    values = Measured(measured.as_results(config.seed))
-    found = [assess_evidence(hypothesis, values) for hypothesis in config.hypotheses]
-    corrected = _correct(config.hypotheses, [evidence.p_value for evidence in found])
-    best = _correct(config.hypotheses, [evidence.smallest_p for evidence in found])
+    found = []
+    for hypothesis in config.hypotheses:
+        posed, results = measured.pose(hypothesis, config.seed)
+        found.append(assess_evidence(posed, Measured(results)))
+    corrected = _correct(config.hypotheses, [Corrected(each.p_value, each.p_size) for each in found])
+    best = _correct(config.hypotheses, [Corrected(each.smallest_p) for each in found])
     rows = []
-    for hypothesis, evidence, p_holm, best_p in zip(config.hypotheses, found, corrected, best, strict=True):
-        verdict, reason = decide(hypothesis, evidence, p_holm, best_p)
+    for hypothesis, evidence, p_values, best_p in zip(config.hypotheses, found, corrected, best, strict=True):
+        verdict, reason = decide(hypothesis, evidence, p_values, best_p.claim)
         interval = evidence.interval
         row: dict[str, Any] = {"name": hypothesis.name, "verdict": verdict, "reason": reason}
         row |= {"compared": describe_comparison(hypothesis), "measure": hypothesis.metric, "effect": evidence.effect}
         row |= {"low": interval.low if interval else None, "high": interval.high if interval else None}
-        row |= {"p": evidence.p_value, "p Holm": p_holm, "over": evidence.units, "missing": evidence.num_missing}
+        row |= {"p": evidence.p_value, "p Holm": p_values.claim, "p of size, Holm": p_values.size}
+        row |= {"over": evidence.units, "missing": evidence.num_missing}
         rows.append(row)
     return Table("hypotheses", caption, pd.DataFrame(rows), 5)
 
 
-def _correct(hypotheses: Sequence[Hypothesis], p_values: Sequence[float | None]) -> list[float | None]:
-    """Return p-values, Holm-corrected within each family. None counts as 1 for the others, as in a study."""
-    corrected: list[float | None] = [None] * len(p_values)
-    for family in {hypothesis.family for hypothesis in hypotheses}:
-        members = [number for number, hypothesis in enumerate(hypotheses) if hypothesis.family == family]
-        adjusted = holm([1.0 if (p := p_values[number]) is None else p for number in members])
-        for number, p in zip(members, adjusted, strict=True):
-            corrected[number] = None if p_values[number] is None else p
-    return corrected
+def _correct(hypotheses: Sequence[Hypothesis], p_values: Sequence[Corrected]) -> list[Corrected]:
+    """Return p-values, Holm-corrected within each family: all hypotheses count as written before the results."""
+    about = [(each, Registered(describe_hypothesis(each), PREREGISTERED, 0, 0)) for each in hypotheses]
+    return correct(p_values, about, [])

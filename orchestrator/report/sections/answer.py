@@ -11,9 +11,10 @@ import pandas as pd
 
 from orchestrator.analysis.effects import Effect
 from orchestrator.analysis.results import TITLES, Results
-from orchestrator.analysis.wording import NO_BREAK, percent, sentence
+from orchestrator.analysis.wording import NO_BREAK, percent, plural, sentence
 from orchestrator.planning.states import COMPLETE
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, note, table
+from trainables.evaluation.metrics import name_over_validation_shifts
 
 
 def answer_section(answer: Answer) -> Section:
@@ -63,10 +64,20 @@ def arms_section(results: Results, arms: pd.DataFrame) -> Section:
     replicates = int(arms["planned"].max())
     text = (
         f"{sentence(TITLES[results.metric])} in %, mean ± standard deviation over replicates (n = {replicates} "
-        "planned per arm); ECE, the expected calibration error, in % too, lower is better. Bold is the best of a "
-        "column, and only the validation column may choose. The dots are the replicates’ mean shifted value. Click a "
-        "heading to sort."
+        "planned per arm); ECE, the expected calibration error, in % too, lower is better. Bold is the best mean of a "
+        "column, which need not be better than the next; only validation columns may choose. The dots are the "
+        "replicates’ mean shifted value. Click a heading to sort."
     )
+    if any(measure.column.startswith("robustness/mean_unseen_") for measure in results.measures):
+        text += (
+            " A shift is seen by a policy if the augmentation of any arm contains a change of its kind; the same "
+            "shifts count for every arm."
+        )
+    if results.used_types:
+        text += (
+            " A shift was used for selection if it, or one of its kind, was applied to validation images; only the "
+            "means over others say what choosing by shifts is worth."
+        )
     if replicates == 1:
         text += " With one replicate there is no standard deviation: differences between arms may be chance."
     return Section(
@@ -117,10 +128,6 @@ def _strip(values: pd.Series, limits: tuple[float, float]) -> str:
     return f'<svg class="strip" width="110" height="16" role="img"><line x1="4" x2="106" y1="8" y2="8"/>{dots}</svg>'
 
 
-#: Below this many resampled units a nominal 95 % interval covers less than 93 % (measured; see ``bootstrap_interval``).
-FEW_UNITS = 6
-
-
 @dataclass(frozen=True)
 class Statement:
     """One finding: a short heading, the finding itself, and a text with numbers and n."""
@@ -162,9 +169,9 @@ def answer(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> A
     if missing:
         return Answer((), f"No complete trial has a defined {' or '.join(missing)}, so no arm can be chosen by it.")
     chosen, best = (arms.iloc[int(arms[column].argmax())] for column in (chooser, shifted))
-    statements = [_chosen(results, arms, chosen), _oracle(results, chosen, best)]
-    if len(arms) == 1:
-        statements = statements[:1]
+    statements = [_chosen(results, arms, chosen)]
+    if len(arms) > 1:
+        statements += [*_chosen_on_shifts(results, arms, chosen), _oracle(results, arms, chosen, best)]
     largest = [effect for effect in effects if effect.difference is not None]
     if largest:
         statements.append(_largest(results, largest))
@@ -192,24 +199,63 @@ def _chosen(results: Results, arms: pd.DataFrame, arm: pd.Series) -> Statement:
         str(arm["label"]),
         f"Validation {title} {_value(arm, column)} ({_n(arm, column)}): {_value(arm, f'id/{metric}')} on the "
         f"in-distribution test set, {_value(arm, f'robustness/mean_{metric}')} on average over the shifts, "
-        f"{_value(arm, f'robustness/worst_{metric}')} under the worst one.{tied}",
+        f"{_value(arm, f'robustness/worst_shift_{metric}')} under the worst one.{tied}",
     )
 
 
-def _oracle(results: Results, chosen: pd.Series, best: pd.Series) -> Statement:
+def _flattered(count: int) -> str:
+    return f", and the best of {count} means is flattered" if count > 1 else ""
+
+
+def _oracle(results: Results, arms: pd.DataFrame, chosen: pd.Series, best: pd.Series) -> Statement:
     column = f"robustness/mean_{results.metric}"
     gap = 100 * (best[f"{column}.mean"] - chosen[f"{column}.mean"])
     if best["name"] == chosen["name"]:
-        lost = "Validation chose the same arm: nothing was lost by choosing without looking at the shifts."
+        lost = "Validation chose the same arm: here nothing was lost by choosing without looking at the shifts."
     elif pd.isna(gap):
         lost = "The arm that validation chose has no defined value to compare with."
     else:
-        lost = f"Choosing on validation gave up {gap:.1f} points of it."
+        lost = f"With these trained models, choosing on validation gave up {gap:.1f} points of it."
     return Statement(
         "Best under shift, in hindsight (oracle)",
         str(best["label"]),
         f"Mean shifted {TITLES[results.metric]} {_value(best, column)} ({_n(best, column)}). {lost} "
-        "The oracle looks at test data to choose: it is a bound, not a choice.",
+        f"The oracle looks at test data to choose: it is a bound, not a choice{_flattered(len(arms))}.",
+    )
+
+
+def _chosen_on_shifts(results: Results, arms: pd.DataFrame, clean: pd.Series) -> list[Statement]:
+    """Return what choosing on shifted validation images wins back under other shifts; nothing without such images."""
+    metric = results.metric
+    chooser, judge = name_over_validation_shifts("mean", metric), f"robustness/mean_unused_{metric}"
+    if f"{chooser}.mean" not in arms or not arms[f"{chooser}.mean"].notna().any():
+        return []
+    chosen = arms.iloc[int(arms[f"{chooser}.mean"].argmax())]
+    text = f"Mean {TITLES[metric]} on shifted validation images {_value(chosen, chooser)} ({_n(chosen, chooser)})."
+    if f"{judge}.mean" not in arms:
+        text += (
+            " Every shift of the test set was used for the choice, or is of a kind that was: none is left to judge it."
+        )
+    else:
+        best = arms.iloc[int(arms[f"{judge}.mean"].argmax())]
+        num_unused = sum(kind not in results.used_types for kind in results.type_means(metric))
+        text += (
+            f" Under the {plural(num_unused, 'shift type')} not used for the choice {_value(chosen, judge)}; the best "
+            f"in hindsight there is {best['label']} with {_value(best, judge)}. {_won_back(chosen, clean, best, judge)}"
+        )
+    return [Statement("Chosen on shifted validation", str(chosen["label"]), text)]
+
+
+def _won_back(chosen: pd.Series, clean: pd.Series, best: pd.Series, judge: str) -> str:
+    if chosen["name"] == clean["name"]:
+        return "Unshifted validation chose the same arm: nothing was won or lost by choosing on shifts."
+    lost, left = (100 * (best[f"{judge}.mean"] - arm[f"{judge}.mean"]) for arm in (clean, chosen))
+    if pd.isna(lost) or pd.isna(left):
+        return "One of the arms has no defined value there to compare with."
+    won = f"won back {lost - left:.1f} of them" if left <= lost else f"lost {left - lost:.1f} more"
+    return (
+        f"With these trained models, choosing on unshifted validation gave up {lost:.1f} points of it; choosing on "
+        f"shifted validation {won}."
     )
 
 
@@ -218,13 +264,18 @@ def _largest(results: Results, effects: Sequence[Effect]) -> Statement:
     difference = 100 * (effect.difference or 0.0)
     heading = f"Largest effect on mean shifted {TITLES[results.metric]}"
     headline = f"{effect.factor}: {effect.level} instead of {effect.reference}, {difference:+.1f} points"
-    if effect.interval is None:
-        return Statement(heading, headline, f"{sentence(effect.resampled)}.")
-    low, high = 100 * effect.interval.low, 100 * effect.interval.high
-    verdict = "" if low > 0 or high < 0 else " The interval contains 0: it cannot be told from no effect."
-    few = effect.interval.num_units < FEW_UNITS
-    narrow = f" Intervals from {effect.interval.num_units} units are too narrow; read it as a hint." if few else ""
     missing = f" {sentence(missing_pairs(effect.num_missing))}." if effect.num_missing else ""
+    shifts = ""
+    if effect.num_shifts:
+        shifts = f" In that direction under {effect.num_same_direction} of {effect.num_shifts} shift types."
     picked = f" It was picked as the largest of {len(effects)}, which flatters it." if len(effects) > 1 else ""
-    interval = f"95 % interval {low:+.1f} to {high:+.1f}; {effect.resampled}."
-    return Statement(heading, headline, f"{interval}{missing}{verdict}{narrow}{picked}")
+    if effect.interval is None:
+        text = f"{effect.units}. It was seen in these trained models, on this test set."
+        return Statement(heading, headline, f"{text}{missing}{shifts}{picked}")
+    low, high = 100 * effect.interval.low, 100 * effect.interval.high
+    zero = " The interval contains 0: it cannot be told from no effect." if low <= 0 <= high else ""
+    text = (
+        f"95 % t interval {low:+.1f} to {high:+.1f} over {effect.over}: what other "
+        "seeds would give on this test set, not what other patients or sites would."
+    )
+    return Statement(heading, headline, f"{text}{missing}{zero}{shifts}{picked}")

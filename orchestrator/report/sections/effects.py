@@ -8,10 +8,13 @@ from typing import Any
 
 from orchestrator.analysis.effects import Effect
 from orchestrator.analysis.results import Results
+from orchestrator.report.differences import differences_of_levels
 from orchestrator.report.heat_maps import MAX_CELLS
 from orchestrator.report.page import Cell, Column, Section, embed, note, table
 from orchestrator.report.sections.answer import missing_pairs
 from orchestrator.report.style import PALETTE, Figure, floats, layout_of, panel_title
+from orchestrator.statistics.intervals import MIN_REPLICATES
+from orchestrator.statistics.paired_tests import min_units
 
 # ------------------------------------------------------------------------------------------------ figure
 
@@ -59,8 +62,8 @@ def effects_figure(effects: Mapping[str, Sequence[Effect]], titles: Mapping[str,
         title="What does each choice change, everything else being equal?",
         note=(
             "Level minus reference (the factor’s first level), in percentage points. A dot is one cell: the same "
-            f"other levels and replicate (n ≤ {num_cells} per row); the diamond is their mean, the line its 95 % "
-            f"bootstrap interval.{subset}"
+            f"other levels and replicate (n ≤ {num_cells} per row); the diamond is their mean over replicates, the "
+            f"line its 95 % t interval over replicates, which takes {MIN_REPLICATES}.{subset}"
         ),
         data=data,
         layout=layout,
@@ -98,7 +101,7 @@ def _effect_traces(effect: Effect, y: float, suffix: str, step: int) -> list[dic
         traces.append(axes | {"mode": "lines", "x": [low, high], "y": [y, y], "line": line, "hovertext": text})
     axes["name"] = f"{name}, mean"
     marker = {"size": 11, "color": PALETTE[1], "symbol": "diamond"}
-    hover = f"{text}<br>{escape(effect.resampled)}"
+    hover = f"{text}<br>{escape(effect.units)}"
     traces.append(axes | {"mode": "markers", "x": [mean], "y": [y], "marker": marker, "hovertext": [hover]})
     return traces
 
@@ -113,42 +116,58 @@ def effects_section(results: Results, effects: Mapping[str, Sequence[Effect]]) -
         return None
     titles = {measure.column: measure.title for measure in results.measures}
     figure = effects_figure(shown, {column: titles.get(column, column) for column in shown})
-    rows = [_effect_row(effect) for effect in next(iter(shown.values()))]
+    lead, main = next(iter(shown.items()))
+    has_p = any(effect.p_value is not None for effect in main)
+    has_shifts = any(effect.num_shifts for effect in main)
     columns = [
         Column("factor"),
         Column("level vs reference"),
         Column("difference, points", is_number=True),
         Column("95 % interval", is_number=True, sortable=False),
-        Column("what the interval is over", sortable=False),
-        Column("p over shift types", is_number=True),
-        Column("p, Holm", is_number=True),
+        Column("over", sortable=False),
+        *((Column("p", is_number=True), Column("p, Holm", is_number=True)) if has_p else ()),
+        *((Column("shift types in that direction", is_number=True),) if has_shifts else ()),
     ]
-    lead = next(iter(shown))
+    rows = [_row(effect, has_p=has_p, has_shifts=has_shifts) for effect in main]
+    body = embed(figure, "figure-effects") + note(_note(titles.get(lead, lead), has_p=has_p, has_shifts=has_shifts))
+    body += differences_of_levels(results.plan)
+    return Section("effects", "Effects", "Main effect of each factor", body + table(columns, rows))
+
+
+def _note(measure: str, *, has_p: bool, has_shifts: bool) -> str:
     text = (
-        f"Effects on {titles.get(lead, lead)}. p: two-sided Wilcoxon signed-rank test over the shift types’ mean "
-        "differences, corrected after Holm for the number of rows; it asks whether the effect has the same sign across "
-        "shifts, not across replicates."
+        f"Effects on {measure}. The unit is the replicate: its difference is the mean over its cells; replicates "
+        "that share a pretrained encoder are one unit. Intervals are paired t intervals over units and take "
+        f"{MIN_REPLICATES} of them"
     )
-    body = embed(figure, "figure-effects") + note(text) + table(columns, rows)
-    return Section("effects", "Effects", "Main effect of each factor", body)
+    if has_p:
+        text += (
+            "; p: exact two-sided sign flips of whole units, corrected after Holm for the number of rows. No "
+            "hypothesis was written for these: a small p is a hint, not a verdict"
+        )
+    else:
+        text += f", a p-value takes {min_units()}"
+    if has_shifts:
+        text += (
+            ". Shift types in the direction of the mean: a count for these trained models. Shift types are not drawn "
+            "at random and share the trained models, so nothing is tested over them"
+        )
+    return f"{text}."
 
 
-def _effect_row(effect: Effect) -> list[Cell]:
-    interval, resampled = effect.interval, effect.resampled
+def _row(effect: Effect, *, has_p: bool, has_shifts: bool) -> list[Cell]:
+    interval, units = effect.interval, effect.units
     if effect.num_missing:
-        resampled += f"; {missing_pairs(effect.num_missing)}"
-    p_value, p_holm = (_p(p) for p in (effect.p_value, effect.p_holm))
-    if effect.p_value is not None:
-        p_value = Cell(f'{p_value.html} <span class="sd">n = {effect.num_shifts}</span>', value=p_value.value)
-    difference = effect.difference
+        units += f"; {missing_pairs(effect.num_missing)}"
+    difference, shifts = effect.difference, f"{effect.num_same_direction} of {effect.num_shifts}"
     return [
         Cell(escape(effect.factor)),
         Cell(f'{escape(effect.level)} <span class="sd">vs {escape(effect.reference)}</span>'),
         Cell("–", "") if difference is None else Cell(f"{100 * difference:+.1f}", difference),
         Cell("–" if interval is None else f"{100 * interval.low:+.1f} to {100 * interval.high:+.1f}"),
-        Cell(escape(resampled)),
-        p_value,
-        p_holm,
+        Cell(escape(units)),
+        *((_p(effect.p_value), _p(effect.p_holm)) if has_p else ()),
+        *((Cell(shifts, effect.num_same_direction) if effect.num_shifts else Cell("–", ""),) if has_shifts else ()),
     ]
 
 

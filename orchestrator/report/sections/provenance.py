@@ -113,8 +113,9 @@ def provenance_section(
 def _describe_groups(data: Mapping[str, Any]) -> str:
     """Return whether groups are known, and how many images repeat another of their set; older plans lack both."""
     text = "not recorded by the version that planned the study"
-    if "has_groups" in data:
-        text = "each in one set" if data["has_groups"] else "one per image: those of a patient may lie in several sets"
+    if "num_patients" in data:
+        has_groups = data["num_patients"] is not None
+        text = "each in one set" if has_groups else "one per image: those of a patient may lie in several sets"
     copies = [f"{count:,} in {name}" for name, count in data.get("copies", {}).items()]
     return text + (f"; images with the pixels of another image: {', '.join(copies)}" if copies else "")
 

@@ -6,16 +6,17 @@ import base64
 from collections.abc import Sequence
 from html import escape
 
+import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.differences import compute_differences
 from orchestrator.analysis.effects import Effect, rank_factors
-from orchestrator.analysis.results import Results
+from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.stain_grid import MARGIN, Grid, Line, compute_grid, summarise_copies
 from orchestrator.report.curves import severity_curves
 from orchestrator.report.examples import Examples
 from orchestrator.report.heat_maps import difference_map, heat_map, stain_heat_maps
-from orchestrator.report.page import Cell, Column, Section, callout, embed, note, table, views
+from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, embed, note, table, views
 
 
 def shifts_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> Section | None:
@@ -38,9 +39,31 @@ def shifts_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effec
         + ("" if differences is None else embed(difference_map(results, differences), "figure-differences"))
         + views(drawn, "figure-severity", "One curve per")
     )
+    if heat is not None and results.families:
+        body += _families_table(results)
     if grid is not None:
         body += embed(stain_heat_maps(results, grid), "figure-stains") + _copies_table(results, grid)
     return Section("shifts", "Shifts", "Where does it break?", body) if body else None
+
+
+def _families_table(results: Results) -> str:
+    """Return a table with the mean of each arm under every family of shifts."""
+    columns = {family: f"family/{family}/{results.metric}" for family in results.families}
+    means = results.trials.groupby("name", sort=False)[list(columns.values())].mean()
+    rows = [
+        [Cell(escape(results.labels[str(name)]))]
+        + [Cell("–", "") if pd.isna(value) else Cell(f"{100 * value:.1f}", float(value)) for value in row]
+        for name, row in zip(means.index, means.to_numpy(), strict=True)
+        if not np.isnan(row).all()
+    ]
+    listed = "; ".join(f"{family}: {', '.join(types)}" for family, types in results.families.items())
+    text = (
+        f"{TITLES[results.metric][:1].upper()}{TITLES[results.metric][1:]} by family of shifts in %: mean over "
+        f"replicates, severities and the family’s shifts. {listed}."
+    )
+    return note(text) + table(
+        [Column("arm"), *(Column(family, is_number=True) for family in columns)], rows, tall=len(rows) > TALL_ROWS
+    )
 
 
 def _copies_table(results: Results, grid: Grid) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from orchestrator.analysis.results import TITLES, Results
 from orchestrator.report.page import Cell, Column, Section, note, table
 from orchestrator.statistics.factorial import Term, VarianceTable, decompose_variance
+from orchestrator.statistics.intervals import MIN_REPLICATES
 from orchestrator.statistics.power import minimum_replicates, upper_sd
 
 #: Most blocks (replicates) in the analysis of variance; hundreds take seconds, and shares from 30 are as good.
@@ -44,16 +45,23 @@ def _variance(results: Results) -> str | None:
         Column("source of spread"),
         Column("degrees of freedom", is_number=True),
         Column("share of the spread, %", is_number=True),
-        Column("p", is_number=True),
     ]
+    # An F test takes every replicate for an independent one.
+    is_shared = len(set((units := results.group_replicates(rows)).values())) < len(units)
+    has_p = not is_shared and any(term.p_value is not None for term in found.terms)
+    body += [Column("p", is_number=True)] * has_p
     ordered = sorted(found.terms, key=lambda term: -term.eta_squared)
     some = f" Of the first {MAX_BLOCKS} replicates." if results.complete[_BLOCK].max() >= MAX_BLOCKS else ""
     text = (
         f"Analysis of variance of the mean shifted {TITLES[results.metric]} with the replicate as block (n = "
         f"{found.num_values} trials): the share of the sum of squares (η²) that belongs to each choice, to two choices "
-        f"together, to the seed, and to nothing of these.{some}{_missing(found)} p: F test against what is left."
+        f"together, to the seed, and to nothing of these.{some}{_missing(found)}"
     )
-    return note(text) + table(body, [_term_row(term) for term in ordered])
+    if is_shared:
+        text += " No p: replicates share pretrained encoders, and are not independent."
+    else:
+        text += " p: F test against what is left." if has_p else f" A p-value takes {MIN_REPLICATES} replicates."
+    return note(text) + table(body, [_term_row(term, has_p=has_p) for term in ordered])
 
 
 def _missing(found: VarianceTable) -> str:
@@ -65,12 +73,13 @@ def _missing(found: VarianceTable) -> str:
     )
 
 
-def _term_row(term: Term) -> list[Cell]:
+def _term_row(term: Term, *, has_p: bool) -> list[Cell]:
     names = [name.removeprefix("arm/") for name in term.factors]
     said = " × ".join(names) if names else "what is left: arm × seed, and noise"
     said = "seed (replicate)" if names == [_BLOCK] else said
     p = Cell("–", "") if term.p_value is None else Cell(f"{term.p_value:.2g}", term.p_value)
-    return [Cell(escape(said)), Cell(str(term.df), term.df), Cell(f"{100 * term.eta_squared:.1f}", term.eta_squared), p]
+    share = Cell(f"{100 * term.eta_squared:.1f}", term.eta_squared)
+    return [Cell(escape(said)), Cell(str(term.df), term.df), share, *([p] if has_p else [])]
 
 
 def _power(results: Results) -> str | None:

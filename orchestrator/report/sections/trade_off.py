@@ -26,7 +26,7 @@ def trade_off_section(results: Results, arms: pd.DataFrame, effects: Sequence[Ef
         arms: ``arms_table(results)``.
         effects: effects on the mean shifted metric; the factor with the largest determines the colours.
     """
-    clean, worst = f"id/{results.metric}", f"robustness/worst_{results.metric}"
+    clean, worst = f"id/{results.metric}", f"robustness/worst_shift_{results.metric}"
     if f"{clean}.mean" not in arms or f"{worst}.mean" not in arms:
         return None
     shown = arms.dropna(subset=[f"{clean}.mean", f"{worst}.mean"]).reset_index(drop=True)
@@ -45,7 +45,7 @@ def _name(number: int) -> str:
 def _front_table(results: Results, arms: pd.DataFrame, front: NDArray[np.intp]) -> str:
     columns = [Column("", sortable=False), Column("arm on the front")]
     measures = [
-        m for m in results.measures if m.column in (f"id/{results.metric}", f"robustness/worst_{results.metric}")
+        m for m in results.measures if m.column in (f"id/{results.metric}", f"robustness/worst_shift_{results.metric}")
     ]
     columns += [Column(measure.short, is_number=True) for measure in measures] + [Column("n", is_number=True)]
     rows = []
@@ -65,7 +65,7 @@ def _front_table(results: Results, arms: pd.DataFrame, front: NDArray[np.intp]) 
 
 
 def _figure(results: Results, arms: pd.DataFrame, front: NDArray[np.intp], effects: Sequence[Effect]) -> Figure:
-    clean, worst = f"id/{results.metric}", f"robustness/worst_{results.metric}"
+    clean, worst = f"id/{results.metric}", f"robustness/worst_shift_{results.metric}"
     order = rank_factors(results, effects)
     factor = order[0] if order else None
     levels = results.levels(factor) if factor else ["arm"]

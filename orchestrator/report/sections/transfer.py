@@ -58,7 +58,7 @@ def transfer_section(results: Results, effects: Sequence[Effect]) -> Section | N
 
 def _panels(results: Results) -> dict[str, str]:
     metric = results.metric
-    titles = {f"robustness/mean_{metric}": "mean over shifts", f"robustness/worst_{metric}": "worst shift"}
+    titles = {f"robustness/mean_{metric}": "mean over shifts", f"robustness/worst_shift_{metric}": "worst shift"}
     titles |= {f"external/{name}/{metric}": f"{name} (external set)" for name in results.external_sets}
     complete = results.complete
     return {column: title for column, title in titles.items() if column in complete and complete[column].notna().any()}

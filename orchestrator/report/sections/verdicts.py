@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
+from orchestrator.analysis.inference.verdicts import NO_VERDICT, VERDICTS, Verdict
 from orchestrator.analysis.results import Results
-from orchestrator.analysis.verdicts import NOT_ENOUGH, VERDICTS, Verdict
-from orchestrator.analysis.wording import NO_BREAK, sentence
+from orchestrator.analysis.wording import NO_BREAK, plural, sentence
 from orchestrator.ledger.preregistration import (
     DELETED,
     EXPLORATORY,
@@ -16,12 +17,26 @@ from orchestrator.ledger.preregistration import (
     read_versions,
     trace_hypotheses,
 )
+from orchestrator.planning.ceteris_paribus import read_differences
 from orchestrator.report.page import Section, callout, facts, note
-from orchestrator.study.hypotheses import describe_comparison
+from orchestrator.study.hypotheses import (
+    Directed,
+    Equivalence,
+    Hypothesis,
+    NonInferiority,
+    counts_sites,
+    describe_comparison,
+    get_claimed_size,
+)
 from trainables.evaluation.metrics import find_metric
+
+if TYPE_CHECKING:
+    from orchestrator.analysis.predictions.patients import PatientAssessment
 
 #: Size of the strip with effect and interval, px.
 _WIDTH, _HEIGHT, _MARGIN = 300, 44, 14
+#: Units that are drawn as dots; more would be a bar.
+_MAX_UNITS = 200
 
 
 def verdict_section(results: Results, verdicts: Sequence[Verdict]) -> Section | None:
@@ -41,7 +56,7 @@ def verdict_section(results: Results, verdicts: Sequence[Verdict]) -> Section | 
     if deleted:
         items = [f"{each.name}: {each.content['claim']} ({each.remark})" for each in deleted]
         body += callout("Deleted after results were known:", "bad", items)
-    body += "".join(map(_card, verdicts))
+    body += "".join(_card(each, read_differences(results.plan, each.hypothesis.name)) for each in verdicts)
     return Section("verdicts", "Verdicts", "What was claimed, and what came of it", body)
 
 
@@ -65,27 +80,36 @@ def _describe_all(verdicts: Sequence[Verdict]) -> str:
         else "all written before any trial was complete"
     )
     text = (
-        f"{len(verdicts)} claimed ({written}): {found}. All tests are two-sided; p-values are corrected after Holm "
-        "within a family, intervals are not."
+        f"{len(verdicts)} claimed ({written}): {found}. A verdict counts independently trained models; p-values are "
+        "corrected after Holm within a family, intervals are not."
     )
     return text + " What is exploratory was chosen in the light of results, and needs a new study." * bool(late)
 
 
 def describe_evidence(verdict: Verdict) -> str:
-    """Return effect, interval, p-values and n as text, or the reason why there are none."""
-    evidence, hypothesis = verdict.evidence, verdict.hypothesis
+    """Return effect, interval, p-values and scope as text, or the reason why there are none."""
+    evidence = verdict.evidence
     pairs = f"{evidence.num_complete} of {evidence.num_planned} pairs"
     if evidence.effect is None:
         return f"{sentence(verdict.reason)} ({pairs})."
     text = _effect(verdict, evidence.effect)
     if evidence.interval is not None:
         low, high = (_number(verdict, value) for value in (evidence.interval.low, evidence.interval.high))
-        text += f" ({100 * (1 - hypothesis.alpha):g}{NO_BREAK}% interval {low} to {high})"
-    if evidence.p_value is not None:
-        text += f", p {_p(evidence.p_value)}"
-        if verdict.p_holm is not None and verdict.p_holm != evidence.p_value:
-            text += f" (after correction {_p(verdict.p_holm).removeprefix('= ')})"
-    return f"{text}; {evidence.units}, {pairs}. {sentence(verdict.reason)}."
+        text += f" ({100 * evidence.interval.level:g}{NO_BREAK}% interval {low} to {high})"
+    if verdict.patients is not None and verdict.patients.interval is not None:
+        interval = verdict.patients.interval
+        low, high = (_number(verdict, value) for value in (interval.low, interval.high))
+        text += f", over patients too {low} to {high}"
+    for name, p_value, corrected in (
+        ("p", evidence.p_value, verdict.corrected.claim),
+        ("p of the size", evidence.p_size, verdict.corrected.size),
+    ):
+        if p_value is not None:
+            text += f", {name} {_p(p_value)}"
+            if corrected is not None and corrected != p_value:
+                text += f" (after correction {_p(corrected).removeprefix('= ')})"
+    scope = "" if evidence.scope is None else f"; {evidence.scope.describe()}"
+    return f"{text}; {evidence.units}, {pairs}{scope}. {sentence(verdict.reason)}."
 
 
 def _effect(verdict: Verdict, value: float) -> str:
@@ -104,15 +128,21 @@ def _p(value: float) -> str:
     return f"= {value:.3f}" if value >= 0.001 else "< 0.001"
 
 
-def _card(verdict: Verdict) -> str:
+#: Verdict → class of its card.
+_CSS = dict(
+    zip(VERDICTS, ("supported", "direction", "notsupported", "contradicted", "notenough", "noverdict"), strict=True)
+)
+
+
+def _card(verdict: Verdict, differences: Sequence[str] | None) -> str:
     hypothesis, registered = verdict.hypothesis, verdict.registered
-    css = "notenough" if verdict.verdict == NOT_ENOUGH else verdict.verdict.replace(" ", "")
+    css = _CSS[verdict.verdict]
     mark = "" if registered.status == PREREGISTERED else f'<span class="tag short">{escape(registered.status)}</span>'
     return (
         f'<div class="verdict {css}"><div class="head"><b>{escape(sentence(verdict.verdict))}</b>'
         f"{escape(hypothesis.name)}{mark}</div>"
         f'<p class="claim">{escape(hypothesis.claim)}</p><p>{escape(describe_evidence(verdict))}</p>'
-        f"{_strip(verdict)}{_changes(registered)}{_details(verdict)}</div>"
+        f"{_strip(verdict)}{_changes(registered)}{_details(verdict, differences)}</div>"
     )
 
 
@@ -122,28 +152,63 @@ def _changes(registered: Registered) -> str:
     return callout(f"Exploratory: {registered.remark}.", "warn", registered.changes)
 
 
-def _details(verdict: Verdict) -> str:
+def _details(verdict: Verdict, differences: Sequence[str] | None) -> str:
     hypothesis, evidence = verdict.hypothesis, verdict.evidence
-    claimed = "other than 0" if hypothesis.direction == "two-sided" else hypothesis.direction
-    smallest = _effect(verdict, hypothesis.smallest_effect).lstrip("+")
     severities = "" if hypothesis.severities is None else f", severity {', '.join(map(str, hypothesis.severities))}"
     rows = {
         "compared": describe_comparison(hypothesis),
         "metric": f"{hypothesis.metric}{severities}",
-        "claimed": f"{claimed}, and by at least {smallest} to matter" if hypothesis.smallest_effect else claimed,
-        "test": f"{hypothesis.test.replace('_', ' ')} over {evidence.units}, α = {hypothesis.alpha:g}, "
+        "claimed": _describe_claim(verdict),
+        "test": "none: shift types are not independently trained"
+        if verdict.verdict == NO_VERDICT
+        else f"{hypothesis.test.replace('_', ' ')} over {evidence.units}, α = {hypothesis.alpha:g}, "
         f"family {hypothesis.family}",
         "registered": registered_text(verdict.registered),
     }
+    if verdict.patients is not None:
+        rows["over patients"] = _describe_patients(verdict.patients)
+    if differences:
+        rows["differs"] = "; ".join(differences)
+    elif differences is not None:
+        rows["differs"] = "nothing but the named factors"
     if evidence.means:
         rows["means"] = "; ".join(f"{part} {_mean(verdict, value)}" for part, value in evidence.means.items())
     if evidence.num_missing:
         rows["missing"] = (
             f"{evidence.num_missing} of {evidence.num_planned} planned pairs; {hypothesis.max_missing:.0%} may be"
         )
-    if evidence.caution:
-        rows["mind"] = evidence.caution
+    if evidence.effect is not None and 0 < evidence.num_units < evidence.num_needed and verdict.verdict != NO_VERDICT:
+        rows["would do"] = (
+            plural(evidence.num_needed, "external site")
+            if counts_sites(hypothesis)
+            else f"{plural(evidence.num_needed, 'independently trained replicate')} of every arm"
+        )
     return f"<details><summary>How it was tested</summary>{facts(rows)}</details>"
+
+
+def _describe_patients(assessment: PatientAssessment) -> str:
+    """Return what the interval over patients is made of, or why there is none."""
+    if assessment.interval is None:
+        return assessment.problem or ""
+    parts = assessment.interval.components
+    return (
+        f"95{NO_BREAK}% interval over {plural(assessment.num_replicates, 'replicate')} and "
+        f"{plural(assessment.num_patients or 0, 'patient')} (images without a patient count as one each), "
+        f"{assessment.interval.df:.0f} degrees of freedom; standard deviations of replicates "
+        f"{100 * parts.replicate_sd:.1f}, patients {100 * parts.patient_sd:.1f} and the rest "
+        f"{100 * parts.residual_sd:.1f} points"
+    )
+
+
+def _describe_claim(verdict: Verdict) -> str:
+    hypothesis = verdict.hypothesis
+    size = _effect(verdict, get_claimed_size(hypothesis)).lstrip("+")
+    if isinstance(hypothesis, Equivalence):
+        return f"differs by less than {size}, in both directions"
+    if isinstance(hypothesis, NonInferiority):
+        return f"not worse by {size} or more"
+    claimed = "other than 0" if hypothesis.direction == "two-sided" else hypothesis.direction
+    return f"{claimed}, by more than {size}" if hypothesis.smallest_effect else claimed
 
 
 def registered_text(registered: Registered) -> str:
@@ -155,16 +220,25 @@ def _mean(verdict: Verdict, value: float) -> str:
     return f"{100 * value:.1f}{NO_BREAK}%" if find_metric(verdict.hypothesis.metric).is_share else f"{value:.3g}"
 
 
+def _list_marks(hypothesis: Hypothesis) -> list[float]:
+    """Return the effects that the hypothesis is tested against, other than 0."""
+    size = get_claimed_size(hypothesis)
+    if not size:
+        return []
+    if not isinstance(hypothesis, Directed):
+        both = isinstance(hypothesis, Equivalence)
+        return [size, -size] if both else [-size if find_metric(hypothesis.metric).higher_is_better else size]
+    return [sign * size for sign in {"higher": (1,), "lower": (-1,), "two-sided": (1, -1)}[hypothesis.direction]]
+
+
 def _strip(verdict: Verdict) -> str:
-    """Return an SVG of effect and interval to scale, with 0 and the smallest effect that matters."""
-    evidence, hypothesis = verdict.evidence, verdict.hypothesis
+    """Return an SVG of the units' differences, their mean and interval to scale, with 0 and the claimed size."""
+    evidence = verdict.evidence
     if evidence.effect is None:
         return ""
-    smallest = hypothesis.smallest_effect
-    signs = {"higher": (1,), "lower": (-1,), "two-sided": (1, -1)}[hypothesis.direction]
-    marks = [sign * smallest for sign in signs] if smallest else []
+    marks = _list_marks(verdict.hypothesis)
     ends = [] if evidence.interval is None else [evidence.interval.low, evidence.interval.high]
-    shown = [0.0, evidence.effect, *marks, *ends]
+    shown = [0.0, evidence.effect, *marks, *ends, *evidence.differences]
     low, high = min(shown), max(shown)
     scale = (_WIDTH - 2 * _MARGIN) / ((high - low) or 1.0)
 
@@ -173,15 +247,18 @@ def _strip(verdict: Verdict) -> str:
 
     lines = [f'<line class="zero" x1="{x(0)}" x2="{x(0)}" y1="4" y2="28"/><text x="{x(0)}" y="40">0</text>']
     for mark in marks:
-        text = f"{_effect(verdict, mark)}: the smallest effect that matters"
+        text = f"{_effect(verdict, mark)}: the claimed size"
         lines.append(
             f'<line class="matters" x1="{x(mark)}" x2="{x(mark)}" y1="4" y2="28"><title>{escape(text)}</title></line>'
             f'<text x="{x(mark)}" y="40">{escape(_number(verdict, mark))}</text>'
         )
+    for value in evidence.differences[:_MAX_UNITS]:
+        title = f"<title>{escape(_effect(verdict, value))}</title>"
+        lines.append(f'<circle class="unit" cx="{x(value)}" cy="25" r="2.5">{title}</circle>')
     if ends:
-        lines.append(f'<line class="interval" x1="{x(ends[0])}" x2="{x(ends[1])}" y1="16" y2="16"/>')
-    lines.append(f'<circle cx="{x(evidence.effect)}" cy="16" r="5"/>')
-    label = escape(f"effect and interval: {describe_evidence(verdict)}")
+        lines.append(f'<line class="interval" x1="{x(ends[0])}" x2="{x(ends[1])}" y1="14" y2="14"/>')
+    lines.append(f'<circle cx="{x(evidence.effect)}" cy="14" r="5"/>')
+    label = escape(f"differences of units, their mean and interval: {describe_evidence(verdict)}")
     return (
         f'<svg class="strip" width="{_WIDTH}" height="{_HEIGHT}" role="img" aria-label="{label}">{"".join(lines)}</svg>'
     )

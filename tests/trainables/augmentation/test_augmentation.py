@@ -7,11 +7,18 @@ import pytest
 import torch
 
 from trainables.augmentation import sequences
-from trainables.augmentation.augmix import AugMixPolicy
+from trainables.augmentation.augmix import _AUGMIX, AugMixPolicy
 from trainables.augmentation.pipeline import build_augmentation, draw_crops, random_erasing
 from trainables.augmentation.policy import Operation, PixelOperation, PointOperation, TableOperation, WarpOperation
 from trainables.augmentation.sequences import Sequences, Stop, _put, apply_chosen, apply_sequences, find_stops, schedule
-from trainables.augmentation.standard import RANDAUGMENT, TRIVIALAUGMENT, Space, StandardPolicy, build_operations
+from trainables.augmentation.standard import (
+    RANDAUGMENT,
+    SWITCHES,
+    TRIVIALAUGMENT,
+    Space,
+    StandardPolicy,
+    build_operations,
+)
 from trainables.augmentation.strong import SPACES, StrongPolicy, StrongSpace
 from trainables.augmentation_config import (
     AugmentationConfig,
@@ -158,7 +165,8 @@ def test_tone_has_two_independent_magnitudes() -> None:
 def test_strength_moves_bounds_linearly_from_the_identity() -> None:
     policy = StrongPolicy(V0, 0.5)
     expected = {"brightness": (0.55, 1.5), "hue": (-0.25, 0.25), "noise": (0.0, 0.1), "posterize": (4, 8)}
-    expected |= {"solarize": (128, 255), "jpeg": (50, 100), "tone": (1 / 6, 2 / 3)}
+    # Integers end at the identity where half of the last step is left.
+    expected |= {"solarize": (128, 256), "jpeg": (50, 101), "tone": (1 / 6, 2 / 3)}
     for name, (low, high) in expected.items():
         values = draw_magnitudes(policy, 20_000, name)[:, 0]
         assert values.min().item() == pytest.approx(low, abs=0.01)
@@ -168,9 +176,60 @@ def test_strength_moves_bounds_linearly_from_the_identity() -> None:
         assert share == pytest.approx(0.5, abs=0.02)
 
 
-def test_jpeg_goes_down_from_100() -> None:
+def test_jpeg_goes_down_from_100_and_joins_in_with_the_strength() -> None:
     values = draw_magnitudes(StrongPolicy(V0, 0.1), 5000, "jpeg")[:, 0]
-    assert (values.min().item(), values.max().item()) == (90, 100)
+    assert (values.min().item(), values.max().item()) == (90, 101)
+    # 90.9 + u·11, rounded down: not encoded (101) from u = 10.1/11 on.
+    assert (values == 101).double().mean().item() == pytest.approx(0.9 / 11, abs=0.015)
+
+
+#: Operation → share of the images that it may change at a small strength s, per s: it changes them much, but rarely.
+JOINING = {"autocontrast": 1, "equalize": 1, "grayscale": 1, "solarize": 256, "posterize": 7, "jpeg": 101}
+
+
+@pytest.mark.parametrize("space", ["strong-v0.1.0", "strong-v1"])
+@pytest.mark.parametrize("strength", [1e-3, 1e-4, 1e-6])
+def test_strong_operations_tend_to_the_identity(space: str, strength: float) -> None:
+    """By magnitude, at most 25·255·s from the image before rounding; or, for those that jump, with probability ∝ s."""
+    num = 2000
+    images, seeds = make_images(1).expand(num, -1, -1, -1).contiguous(), make_seeds(num)
+    images[..., 0, :2] = torch.tensor([0, 255], dtype=torch.uint8)
+    for number, (name, (operation, bounds)) in enumerate(SPACES[space].operations.items()):
+        policy = StrongPolicy(SPACES[space], strength)
+        magnitudes = policy._draw_magnitudes(seeds)[:, number]
+        same = (magnitudes[:, 0] == bounds.identity[0]) & ((magnitudes[:, 1] == bounds.identity[1]) | (name != "tone"))
+        acts = ~same
+        if name in JOINING:
+            expected = num * JOINING[name] * strength
+            assert acts.sum().item() <= expected + 4 * expected**0.5, name
+        elif acts.any():
+            found = run_one(operation, images[acts], magnitudes[acts], seeds[acts])
+            assert (found.int() - images[acts].int()).abs().max() <= round(25 * 255 * strength), name
+
+
+@pytest.mark.parametrize("strength", [1e-3, 1e-4, 1e-6])
+@pytest.mark.parametrize("config", ALL, ids=lambda each: f"{each.kind}-{getattr(each, 'policy', '')}")
+def test_policies_tend_to_the_identity(config: AugmentationConfig, strength: float) -> None:
+    num = 1000
+    images = make_images(num)
+    images[..., 0, :2] = torch.tensor([0, 255], dtype=torch.uint8)
+    augment = build_augmentation(config.model_copy(update={"strength": strength}), 19)
+    change = (augment(images, make_seeds(num)).int() - images.int()).abs().flatten(1).amax(1)
+    assert (change > round(25 * 255 * strength)).double().mean() <= 60 * strength
+    assert (change > 0).double().mean() <= 0.5 if strength < 1e-3 else True
+
+
+@pytest.mark.parametrize("space", [RANDAUGMENT, TRIVIALAUGMENT, _AUGMIX])
+@pytest.mark.parametrize("strength", [1e-3, 1e-6])
+def test_standard_operations_tend_to_the_identity(space: Space, strength: float) -> None:
+    images = make_images(40)
+    images[..., 0, :2] = torch.tensor([0, 255], dtype=torch.uint8)
+    shares = strength * torch.linspace(-1, 1, 40)
+    magnitudes = torch.stack([shares, torch.full_like(shares, strength)], dim=1)
+    for name, operation in build_operations(space).items():
+        if name not in SWITCHES:  # these act with probability ``strength``
+            found = run_one(operation, images, magnitudes, make_seeds(40))
+            assert (found.int() - images.int()).abs().max() <= round(255 * strength), name
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -381,7 +440,7 @@ def test_randaugment_uses_its_bin_and_trivialaugment_all_bins() -> None:
 
 
 def test_standard_operations_have_torchvisions_magnitudes() -> None:
-    images, full, seeds = make_images(1), torch.tensor([[1.0, 0.0]]), make_seeds(1)
+    images, full, seeds = make_images(1), torch.tensor([[1.0, 1.0]]), make_seeds(1)
 
     def run(name: str, share: torch.Tensor, space: Space = RANDAUGMENT) -> torch.Tensor:
         return run_one(build_operations(space)[name], images, share, seeds)

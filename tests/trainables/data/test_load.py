@@ -6,7 +6,9 @@ from trainables.data.load import load_dataset
 
 
 def test_phantom_through_the_front_door(tmp_path):
-    config = PhantomData(num_images=60, num_external_images=20, image_size=16, external_sites=("site-2",))
+    config = PhantomData(
+        num_images=60, num_external_sites=1, num_external_images=20, image_size=16, external_sites=("site-2",)
+    )
     dataset = load_dataset(config, cache_dir=tmp_path)
     assert set(dataset.external) == {"site-2", "external-0"}
     assert dataset.modality == "fundus"

@@ -4,30 +4,17 @@ import json
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from trainables.errors import DataError
 from trainables.evaluation.balanced import (
     Errors,
     ReferenceTable,
-    collect_errors,
+    binomial_errors,
     compute_relative_errors,
     load_reference,
 )
-
-
-def row(shift: str, severity: int, accuracy: float, name: str = "test") -> dict:
-    return {"set": name, "shift": shift, "severity": severity, "metrics": {"balanced_accuracy": accuracy}}
-
-
-def test_errors_are_means_over_severities_of_the_test_set() -> None:
-    errors = collect_errors(
-        [row("identity", 0, 0.75, "val"), row("identity", 0, 0.9), row("jpeg", 1, 0.8), row("jpeg", 5, 0.5)]
-    )
-    assert errors.clean == pytest.approx(0.1)
-    assert errors.shifted == {"jpeg": pytest.approx(0.35)}
-    with pytest.raises(DataError, match="unshifted test set"):
-        collect_errors([row("jpeg", 1, 0.8), row("identity", 0, 0.9, "val")])
 
 
 def test_relative_errors_by_hand() -> None:
@@ -36,7 +23,28 @@ def test_relative_errors_by_hand() -> None:
     assert found.rbe == {"jpeg": pytest.approx(0.5), "snow": pytest.approx(2.5)}
     assert found.mean_be == pytest.approx(1.0)
     assert found.mean_rbe == pytest.approx(1.5)
+    assert found.rbe_of_sums == pytest.approx((0.1 + 0.5) / (0.2 + 0.2))
     assert found.undefined == {}
+
+
+def test_losses_within_two_standard_errors_are_left_out_of_rbe_and_not_of_be() -> None:
+    errors, reference = (Errors(0.1, {"jpeg": 0.3, "snow": 0.2}), Errors(0.1, {"jpeg": 0.2, "snow": 0.11}))
+    raw = compute_relative_errors(errors, reference)
+    assert raw.mean_rbe == pytest.approx((2.0 + 10.0) / 2)  # a denominator of one point makes it
+    assert raw.rbe_of_sums == pytest.approx(0.3 / 0.11)
+    found = compute_relative_errors(errors, reference, {"jpeg": 0.049, "snow": 0.0051})
+    assert found.rbe == {"jpeg": pytest.approx(2.0)}
+    assert found.undefined == {"rbe/snow": "what it adds to the reference's errors cannot be told from 0"}
+    assert set(found.be) == {"jpeg", "snow"}
+    assert found.rbe_of_sums == pytest.approx(2.0)
+    nothing = compute_relative_errors(errors, reference, dict.fromkeys(reference.shifted, 1.0))
+    assert (nothing.rbe, nothing.mean_rbe, nothing.rbe_of_sums) == ({}, None, None)
+
+
+def test_binomial_standard_error_of_a_loss_is_that_of_simulated_test_sets() -> None:
+    random = np.random.default_rng(0)
+    losses = (random.binomial(200, 0.3, size=20_000) - random.binomial(200, 0.1, size=20_000)) / 200
+    assert binomial_errors(Errors(0.1, {"jpeg": 0.3}), 200)["jpeg"] == pytest.approx(losses.std(), rel=0.02)
 
 
 def test_the_reference_itself_is_one() -> None:

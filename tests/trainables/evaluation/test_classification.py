@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.special import log_softmax
+from scipy.special import log_softmax, logsumexp, softmax
 from scipy.stats import rankdata
 from sklearn.metrics import balanced_accuracy_score, cohen_kappa_score, roc_auc_score
 
@@ -17,6 +17,7 @@ from trainables.evaluation.classification import (
     compute_log_softmax,
     compute_metrics,
     compute_midranks,
+    compute_one_vs_rest,
     compute_quadratic_kappa,
 )
 
@@ -52,6 +53,30 @@ def test_multiclass_auroc_is_sklearns_macro_one_vs_rest(seed: int, num_classes: 
     scores, labels = draw(seed, num_classes=num_classes, ties=ties)
     expected = roc_auc_score(labels, scores, multi_class="ovr", average="macro")
     assert compute_auroc(scores, labels) == pytest.approx(expected, abs=1e-12)
+
+
+def test_auroc_does_not_saturate() -> None:
+    """Probabilities of these logits are 1 for every image; their AUROC is .5."""
+    random = np.random.default_rng(0)
+    labels = np.tile([0, 1], 200)
+    score = 60.0 + 10.0 * labels + random.normal(scale=20.0, size=400)
+    logits = np.stack([-score, score], axis=1).astype(np.float32)
+    assert roc_auc_score(labels, softmax(logits.astype(np.float64), axis=1)[:, 1]) == pytest.approx(0.5, abs=0.05)
+    found = compute_metrics(logits, labels).values["auroc"]
+    assert found == roc_auc_score(labels, score.astype(np.float32))
+    assert 0.6 < found < 0.7
+
+
+@given(seed=st.integers(0, 10_000), num_classes=st.integers(2, 7), scale=st.sampled_from([1.0, 100.0, 1e30]))
+@settings(max_examples=30, deadline=None)
+def test_one_vs_rest_is_the_logit_of_the_probability(seed: int, num_classes: int, scale: float) -> None:
+    logits = scale * np.random.default_rng(seed).normal(size=(20, num_classes))
+    found = compute_one_vs_rest(logits)
+    expected = [logits[:, k] - logsumexp(np.delete(logits, k, axis=1), axis=1) for k in range(num_classes)]
+    np.testing.assert_allclose(found, np.stack(expected, axis=1), rtol=1e-12, atol=1e-12)
+    if scale == 1.0:
+        p = softmax(logits, axis=1)
+        np.testing.assert_allclose(found, np.log(p / (1 - p)), rtol=1e-9, atol=1e-9)
 
 
 @given(seed=st.integers(0, 10_000), num_classes=st.integers(2, 6))

@@ -2,36 +2,45 @@
 
 from __future__ import annotations
 
+import runpy
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from tests.support.paths import ROOT
 from tests.support.study_texts import arms
 from trainables.errors import ConfigError, StudyError
-from trainables.evaluation.classification import compute_metrics
+from trainables.evaluation.classification import Metrics, compute_metrics
 from trainables.evaluation.metrics import ERRORS, METRICS, SCORES, find_metric, is_higher_better
+from trainables.evaluation.validation_fit import fit_on_validation
 
 
 def draw(*, right: float) -> tuple[np.ndarray, np.ndarray]:
-    """Return logits of which about so many are right, each with much confidence, and labels of three classes."""
+    """Return logits of which about so many are right, each with much confidence, and labels of two classes."""
     generator = np.random.default_rng(0)
-    labels = generator.integers(0, 3, 300)
-    shown = np.where(generator.random(300) < right, labels, (labels + 1) % 3)
-    return 8.0 * np.eye(3)[shown] + generator.normal(size=(300, 3)), labels.astype(np.int64)
+    labels = generator.integers(0, 2, 300)
+    shown = np.where(generator.random(300) < right, labels, 1 - labels)
+    return 8.0 * np.eye(2)[shown] + 3.0 * generator.normal(size=(300, 2)), labels.astype(np.int64)
+
+
+def compute(*, right: float) -> Metrics:
+    return compute_metrics(*draw(right=right), ordinal=True, fit=fit_on_validation(*draw(right=0.8)))
 
 
 def test_the_table_has_exactly_what_is_computed() -> None:
-    computed = compute_metrics(*draw(right=0.8), ordinal=True)
+    computed = compute(right=0.8)
     assert not computed.undefined
     assert set(computed.values) == set(METRICS) == {*SCORES, *ERRORS}
+    in_training = compute_metrics(*draw(right=0.8), ordinal=True).values
+    assert set(in_training) == {name for name, metric in METRICS.items() if not metric.is_fitted}
 
 
 @pytest.mark.parametrize("name", METRICS)
 def test_direction_and_range_are_those_of_the_values(name: str) -> None:
     metric = METRICS[name]
-    good, bad = (compute_metrics(*draw(right=right), ordinal=True).values[name] for right in (0.95, 0.3))
+    good, bad = (compute(right=right).values[name] for right in (0.95, 0.3))
     assert (good > bad) == metric.higher_is_better
     assert all(metric.low <= value <= metric.high for value in (good, bad))
 
@@ -42,16 +51,20 @@ def test_direction_and_range_are_those_of_the_values(name: str) -> None:
         ("auroc", "auroc"),
         ("val/nll", "nll"),
         ("validation/balanced_accuracy", "balanced_accuracy"),
-        ("robustness/worst_quadratic_kappa", "quadratic_kappa"),
+        ("robustness/worst_shift_quadratic_kappa", "quadratic_kappa"),
+        ("robustness/worst_cell_accuracy", "accuracy"),
         ("calibration/mean_shifted_ece", "ece"),
+        ("calibration/worst_shift_brier_scaled", "brier_scaled"),
         ("external/north/site/brier", "brier"),
         ("shift/gaussian_noise/accuracy", "accuracy"),
         ("num_parameters", "num_parameters"),
+        ("external/mean_balanced_accuracy", "balanced_accuracy"),
+        ("external/worst_nll", "nll"),
     ],
 )
 def test_a_headline_number_has_the_metric_it_ends_with(column: str, name: str) -> None:
     assert find_metric(column).name == name
-    assert is_higher_better(column) == (name not in ("nll", "ece", "brier", "num_parameters"))
+    assert is_higher_better(column) == (name.partition("_")[0] not in ("nll", "ece", "brier", "num"))
 
 
 @pytest.mark.parametrize(
@@ -67,6 +80,13 @@ def test_a_search_takes_no_metric_that_is_not_in_the_table(name: str) -> None:
     text = f"search: {{num_trials: 3, objectives: [{{metric: {name}, oracle: true}}]}}\n"
     with pytest.raises(StudyError, match="expected a headline number of a trial"):
         arms(text)
+
+
+def test_the_page_of_metrics_is_the_table() -> None:
+    page = runpy.run_path(str(ROOT / "docs/metrics.py"))["describe_metrics"]()
+    committed = (ROOT / "docs/metrics.md").read_text(encoding="utf-8")
+    assert committed == page, "run python docs/metrics.py > docs/metrics.md"
+    assert all(f"| `{name}` | {metric.title} |" in page for name, metric in METRICS.items())
 
 
 def test_the_table_is_there_without_numpy() -> None:

@@ -43,6 +43,7 @@ def make(features: bool = True) -> Predictions:
         ("identity/0", "gaussian_noise/3"),
         np.arange(12, dtype=np.float32).reshape(2, 3, 2),
         np.ones((3, 4), dtype=np.float16) if features else None,
+        np.array([1, 0, 1]) if features else None,
     )
 
 
@@ -58,6 +59,7 @@ def test_round_trip(tmp_path: Path, features: bool) -> None:
     assert np.array_equal(read.logits, written.logits)
     assert read.logits.dtype == np.float32
     assert (read.features is not None) == features
+    assert (None if read.groups is None else read.groups.tolist()) == ([1, 0, 1] if features else None)
     assert np.array_equal(read.of("gaussian_noise/3"), written.logits[1])
 
 

@@ -14,14 +14,18 @@ from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.predictions import Predictions, load_predictions, predict, save_predictions
 from trainables.evaluation.robustness import (
     Evaluation,
+    check_shifts,
     choose_shifts,
+    choose_validation_shifts,
     evaluate_model,
     summarise_predictions,
     summarise_rows,
 )
+from trainables.evaluation.validation_fit import fit_on_validation
 from trainables.models.networks import Classifier, build_model
 from trainables.seeding import hash_ids, mix
 from trainables.shifts.bank import DEFAULT_NAMES
+from trainables.shifts.wording import check_shift_names
 from trainables.storage.folder import Folder
 
 CONFIG = EvaluationConfig(shifts=("gaussian_noise", "saturation", "contrast_down"), severities=(2, 5))
@@ -80,7 +84,10 @@ def test_identity_is_the_clean_evaluation(model: Classifier, tmp_path: Path) -> 
     stored = load_predictions(Folder(tmp_path), "test")
     assert np.array_equal(stored.of("identity/0"), clean)
     row = next(row for row in evaluation.rows if row["set"] == "test" and row["shift"] == "identity")
-    assert row["metrics"] == compute_metrics(clean, test.labels, ordinal=True).values
+    validation = load_predictions(Folder(tmp_path), "val")
+    fit = fit_on_validation(validation.of("identity/0"), validation.labels)
+    assert row["metrics"] == compute_metrics(clean, test.labels, ordinal=True, fit=fit).values
+    assert evaluation.validation_fit == fit.as_json()
     assert row["strength"] == 0.0
 
 
@@ -96,6 +103,8 @@ def test_what_is_stored(model: Classifier, tmp_path: Path) -> None:
         assert stored.shifts == shifts
         assert stored.ids.tolist() == images.ids.tolist()
         assert np.array_equal(stored.labels, images.labels)
+        assert stored.groups is not None
+        assert np.array_equal(np.unique(images.groups)[stored.groups], images.groups)
         assert stored.logits.shape == (len(shifts), len(images), 3)
         assert stored.features is not None
         assert stored.features.shape == (len(images), model.num_features)
@@ -121,8 +130,65 @@ def test_another_seed_is_another_noise_and_nothing_else(model: Classifier, tmp_p
     assert second.features is None
 
 
-def row(name: str, shift: str, **metrics: float) -> dict:
-    return {"set": name, "shift": shift, "severity": 1, "metrics": metrics}
+def row(name: str, shift: str, severity: int = 1, **metrics: float) -> dict:
+    return {"set": name, "shift": shift, "severity": severity, "metrics": metrics}
+
+
+def test_validation_images_are_shifted_by_their_own_seeds_and_summarised(model: Classifier, tmp_path: Path) -> None:
+    config = CONFIG.model_copy(update={"validation_shifts": ("gaussian_noise", "saturation", "snow")})
+    evaluation = evaluate(model, Folder(tmp_path), config)
+    stored, images = load_predictions(Folder(tmp_path), "val"), random_dataset().splits["val"]
+    assert stored.shifts == ("identity/0", "gaussian_noise/2", "gaussian_noise/5", "snow/2", "snow/5")
+    seeds = mix(torch.from_numpy(hash_ids(images.ids)), "shift", 0)
+    shifted = choose_validation_shifts(random_dataset(), config)[0][1].apply(torch.from_numpy(images.images), seeds)
+    again, _ = predict(model, replace(images, images=shifted.numpy()), batch_size=10, precision=torch.float32)
+    np.testing.assert_allclose(stored.of("gaussian_noise/2"), again, rtol=1e-4, atol=1e-5)
+    correct = stored.logits.argmax(axis=2) == images.labels
+    noise, snow = correct[1:3].mean(), correct[3:].mean()
+    found = evaluation.metrics
+    assert found["validation/accuracy"] == pytest.approx(correct[0].mean())
+    assert found["validation/robustness/mean_accuracy"] == pytest.approx((noise + snow) / 2)
+    assert found["validation/robustness/worst_shift_accuracy"] == pytest.approx(min(noise, snow))
+    assert found["validation/robustness/worst_cell_accuracy"] == pytest.approx(correct[1:].mean(axis=1).min())
+    assert "validation/calibration/mean_shifted_ece" in found
+    # What is said of test images, and what was fitted, does not depend on it.
+    plain = evaluate(model, Folder(tmp_path / "plain"))
+    assert {name: value for name, value in found.items() if not name.startswith("validation/")} == {
+        name: value for name, value in plain.metrics.items() if not name.startswith("validation/")
+    }
+    assert evaluation.validation_fit == plain.validation_fit
+    assert not [name for name in plain.metrics if name.startswith("validation/robustness")]
+
+
+def test_a_shift_that_the_study_defines_is_known_on_validation_by_its_name() -> None:
+    own = ({"name": "dusk", "op": "brightness_down", "strengths": [0.4, 0.1]},
+           {"compose": ["gaussian_noise", "jpeg"], "name": "noisy_jpeg"})  # fmt: skip
+    config = EvaluationConfig(shifts=own, severities=(1, 5), validation_shifts=("noisy_jpeg", "dusk", "snow"))
+    shifts = choose_validation_shifts(random_dataset(), config)[0][1:]
+    assert [f"{shift.name}/{shift.severity}" for shift in shifts] == [
+        "noisy_jpeg/1", "noisy_jpeg/5", "dusk/1", "dusk/2", "snow/1", "snow/5",
+    ]  # fmt: skip
+    assert {shift.strength for shift in shifts if shift.name == "dusk"} == {0.4, 0.1}
+    groups = choose_validation_shifts(random_dataset(), EvaluationConfig(shifts=(), validation_shifts=("all",)))
+    assert groups[0] == choose_shifts(random_dataset(), EvaluationConfig())[0]
+    assert list(groups[1]) == ["validation/shift/saturation"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["gausian_noise"], r"evaluation.validation_shifts: found 'gausian_noise'.*did you mean 'gaussian_noise'"),
+        (["snow", "snow"], r"evaluation.validation_shifts: .*snow"),
+        (["saturation"], r"evaluation.validation_shifts: found 1 shifts, none of which changes anything in grey"),
+    ],
+)
+def test_wrong_shifts_of_validation_are_refused(names: list[str], message: str) -> None:
+    config = EvaluationConfig(validation_shifts=tuple(names))
+    with pytest.raises(ConfigError, match=message):
+        check_shifts(random_dataset(), config)
+    if names != ["saturation"]:  # the images are not looked at here
+        with pytest.raises(ConfigError, match=message):
+            check_shift_names(config, "general")
 
 
 def test_headline_numbers_by_hand() -> None:
@@ -130,8 +196,14 @@ def test_headline_numbers_by_hand() -> None:
         [
             row("test", "identity", accuracy=0.9, auroc=0.95, ece=0.05, quadratic_kappa=0.8),
             row("test", "jpeg", accuracy=0.7, auroc=0.9, ece=0.2),
-            row("test", "pixelate", accuracy=0.4, auroc=0.6, ece=0.4),
+            row("test", "pixelate", 1, accuracy=0.6, auroc=0.8, ece=0.3),
+            row("test", "pixelate", 2, accuracy=0.4, auroc=0.6, ece=0.5),
+            row("test", "stain_h1_e2", accuracy=0.9, auroc=0.9, ece=0.1),
+            row("test", "stain_h2_e1", accuracy=0.1, auroc=0.9, ece=0.3),
             row("val", "identity", accuracy=0.92),
+            row("val", "jpeg", 1, accuracy=0.8, ece=0.1),
+            row("val", "jpeg", 3, accuracy=0.6, ece=0.3),
+            row("val", "snow", accuracy=0.5),
             row("Messidor", "identity", accuracy=0.6, ece=0.3),
         ]
     )
@@ -141,21 +213,32 @@ def test_headline_numbers_by_hand() -> None:
             "id/auroc": 0.95,
             "id/quadratic_kappa": 0.8,
             "calibration/ece": 0.05,
-            "robustness/mean_accuracy": 0.55,
-            "robustness/worst_accuracy": 0.4,
-            "robustness/mean_auroc": 0.75,
-            "robustness/worst_auroc": 0.6,
-            "calibration/mean_shifted_ece": 0.3,
-            "calibration/worst_shifted_ece": 0.4,
+            "robustness/mean_accuracy": (0.7 + 0.5 + 0.5) / 3,
+            "robustness/worst_cell_accuracy": 0.1,
+            "robustness/worst_shift_accuracy": 0.5,
+            "robustness/mean_auroc": (0.9 + 0.7 + 0.9) / 3,
+            "robustness/worst_cell_auroc": 0.6,
+            "robustness/worst_shift_auroc": 0.7,
+            "calibration/mean_shifted_ece": (0.2 + 0.4 + 0.2) / 3,
+            "calibration/worst_cell_ece": 0.5,
+            "calibration/worst_shift_ece": 0.4,
             "validation/accuracy": 0.92,
+            "validation/robustness/mean_accuracy": 0.6,
+            "validation/robustness/worst_cell_accuracy": 0.5,
+            "validation/robustness/worst_shift_accuracy": 0.5,
             "external/Messidor/accuracy": 0.6,
             "external/Messidor/ece": 0.3,
+            "external/mean_accuracy": 0.6,
+            "external/mean_ece": 0.3,
         }
     )
 
 
 def summarise(tmp_path: Path, predictions: Predictions) -> Evaluation:
     save_predictions(Folder(tmp_path), predictions)
+    alike, labels = np.zeros((1, 4, 2), dtype=np.float32), np.array([0, 1, 0, 1])
+    alike[0, :, 1] = (-1.0, 1.0, 2.0, 1.0)  # two of three right: a finite temperature
+    save_predictions(Folder(tmp_path), Predictions("val", predictions.ids, labels, ("identity/0",), alike))
     return summarise_predictions(Folder(tmp_path), [predictions.name], strengths={}, ece_bins=15, ordinal=True)
 
 
@@ -164,20 +247,21 @@ def test_undefined_metrics_are_said_once_and_absent(tmp_path: Path) -> None:
     logits = np.tile(np.float32([[[3.0, 0.0]]]), (3, 4, 1))
     predictions = Predictions("test", np.arange(4).astype(str), np.zeros(4, dtype=np.int64), shifts, logits)
     evaluation = summarise(tmp_path, predictions)
-    absent = {"id/auroc", "robustness/mean_auroc", "id/quadratic_kappa", "robustness/mean_quadratic_kappa"}
+    lacking = ("auroc", "quadratic_kappa", "sensitivity_at_specificity_95", "sensitivity_at_sensitivity_95")
+    absent = {f"{prefix}{metric}" for prefix in ("id/", "robustness/mean_") for metric in lacking}
     assert set(evaluation.undefined) == absent
     assert not absent & evaluation.metrics.keys()
     assert evaluation.undefined["robustness/mean_auroc"] == "no image of class 1 (counted from 0)"
     evaluation = summarise(tmp_path, replace(predictions, name="Messidor", shifts=shifts[:1], logits=logits[:1]))
-    assert set(evaluation.undefined) == {"external/Messidor/auroc", "external/Messidor/quadratic_kappa"}
+    assert set(evaluation.undefined) == {f"external/Messidor/{metric}" for metric in lacking}
 
 
-def test_a_mean_over_fewer_shifts_says_over_how_many(tmp_path: Path) -> None:
+def test_there_is_no_mean_over_fewer_shifts(tmp_path: Path) -> None:
     logits = np.tile(np.float32([[[3.0, 0.0]]]), (3, 4, 1))
     logits[2, 0] = (0.0, 3.0)
     predictions = Predictions(
         "test", np.arange(4).astype(str), np.zeros(4, dtype=np.int64), ("identity/0", "jpeg/1", "jpeg/2"), logits
     )
     evaluation = summarise(tmp_path, predictions)
-    assert evaluation.metrics["robustness/mean_quadratic_kappa"] == 0.0
-    assert "under 1 of 2 shifts, which are left out" in evaluation.undefined["robustness/mean_quadratic_kappa"]
+    assert not [name for name in evaluation.metrics if name.startswith("robustness") and name.endswith("kappa")]
+    assert "under 1 of 2 shifts × severities" in evaluation.undefined["robustness/mean_quadratic_kappa"]

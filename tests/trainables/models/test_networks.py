@@ -63,6 +63,33 @@ def test_every_family_takes_small_colour_images(name: str) -> None:
     assert features.shape == (2, model.num_features)
 
 
+@pytest.mark.parametrize("name", ["resnet18", "squeezenet1_1", "timm/test_vit"])
+def test_logits_are_float32_under_autocast_too(name: str) -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(name=name), num_classes=3, channels=1, image_size=28, dropout=0.5).eval()
+    images = model.normalise(batch(1, 28, count=40))
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        logits, features = model.forward_features(images)
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float())  # more than 8 bits
+    if name == "resnet18":
+        assert features.dtype == torch.bfloat16
+        weight, bias = model.head[1].weight, model.head[1].bias  # type: ignore[index]
+        assert torch.equal(logits, torch.nn.functional.linear(features.float(), weight, bias))
+    exact, _ = model.forward_features(images)
+    torch.testing.assert_close(logits, exact, rtol=0.05, atol=0.05)
+
+
+def test_a_compiled_network_keeps_float32_logits() -> None:
+    torch.manual_seed(0)
+    model = build_model(ModelConfig(), num_classes=3, channels=1, image_size=28).eval()
+    images = model.normalise(batch(1, 28))
+    compiled = torch.compile(model, dynamic=False, backend="eager")
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(compiled(images), model(images))
+        assert compiled(images).dtype == torch.float32
+
+
 def test_features_are_what_the_head_sees() -> None:
     model = build_model(ModelConfig(), num_classes=3, channels=1, image_size=28, dropout=0.5).eval()
     logits, features = model.forward_features(model.normalise(batch(1, 28)))

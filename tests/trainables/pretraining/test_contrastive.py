@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from tests.support.tiny_configs import random_dataset, random_set, tiny_stage
-from trainables.config import ContrastivePretraining, StageConfig
+from trainables.config import StageConfig
 from trainables.data.dataset import ImageSet
 from trainables.data.load import load_dataset
-from trainables.errors import CheckpointError, DivergedError
+from trainables.errors import CheckpointError, CollapsedError, DivergedError
 from trainables.models.networks import Classifier, build_model
 from trainables.pretraining.contrastive import make_view, pretrain_encoder
+from trainables.pretraining_config import ContrastivePretraining
 from trainables.seeding import hash_ids
 from trainables.storage.folder import Folder
 
@@ -92,6 +93,35 @@ def test_pretraining_learns_to_recognise_images_and_leaves_the_head(tmp_path: Pa
     assert Folder(tmp_path).read_lines("epochs.jsonl") == history
 
 
+def test_images_that_are_all_alike_collapse(tmp_path: Path) -> None:
+    """Every view is the same, so every embedding is, and the loss is exactly that of guessing: ln(2·48 − 1)."""
+    train = random_set("train", 48)
+    alike = ImageSet("train", 0 * train.images + 90, train.labels, train.ids, train.groups, train.sites)
+    config = tiny_stage(epochs=3, batch_size=48, jitter_strength=0.0)
+    with pytest.raises(CollapsedError, match=r"epoch 1: .*the loss is 4.554, where guessing costs 4.554; lower"):
+        pretrain(tmp_path, config, alike)
+    assert Folder(tmp_path).read_lines("epochs.jsonl") == []
+
+
+def test_a_head_that_forgets_its_input_collapses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from lightly.models.modules.heads import SimCLRProjectionHead
+
+    class Forgetful(SimCLRProjectionHead):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x) * 0 + 1
+
+    monkeypatch.setattr("lightly.models.modules.heads.SimCLRProjectionHead", Forgetful)
+    with pytest.raises(CollapsedError, match=r"lower pretraining\.learning_rate"):
+        pretrain(tmp_path, tiny_stage(batch_size=24))
+
+
+def test_the_spread_of_an_epoch_is_in_its_record(tmp_path: Path) -> None:
+    _, history = pretrain(tmp_path, tiny_stage(epochs=2, batch_size=24))
+    for record in history:  # random images: nothing to learn, and no collapse either
+        assert record["metrics"]["ssl/embedding_spread"] > 0.8
+        assert 0.02 < record["metrics"]["ssl/feature_spread"] <= 1
+
+
 def test_labels_are_never_read(tmp_path: Path) -> None:
     train = random_set("train", 48)
     shuffled = ImageSet("train", train.images, np.zeros_like(train.labels), train.ids, train.groups, train.sites)
@@ -102,9 +132,9 @@ def test_labels_are_never_read(tmp_path: Path) -> None:
     )
 
 
-def test_replicates_differ_only_if_they_are_asked_to(tmp_path: Path) -> None:
+def test_encoders_are_independent_and_repeatable(tmp_path: Path) -> None:
     config = tiny_stage(epochs=1, batch_size=24)
-    other = config.model_copy(update={"replicate": 1})
+    other = config.model_copy(update={"encoder": 1})
     first, second, third = (pretrain(tmp_path / str(i), c)[0] for i, c in enumerate((config, config, other)))
     name = "conv1.0.weight"
     assert torch.equal(first.encoder_state()[name], second.encoder_state()[name])

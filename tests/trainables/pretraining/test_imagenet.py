@@ -13,10 +13,11 @@ import torch
 from safetensors.torch import save_file
 from torchvision import models
 
-from trainables.config import ImageNetPretraining, ModelConfig
+from trainables.config import ModelConfig
 from trainables.errors import ConfigError, WeightsUnavailableError
 from trainables.models.networks import build_model
 from trainables.pretraining.imagenet import compute_file_sha256, find_missing_weights, load_imagenet
+from trainables.pretraining_config import ImageNetPretraining
 
 NETWORK, HUB_FILE = "shufflenet_v2_x0_5", "shufflenetv2_x0.5-f707e7126e.pth"
 TIMM_NETWORK, TIMM_REPOSITORY = "timm/test_resnet", "models--timm--test_resnet.r160_in1k"

@@ -66,7 +66,7 @@ def train(network: nn.Module, optimiser: torch.optim.Optimizer, steps: int) -> N
 def make_state(signature: str = "mine", epoch: int = 1) -> TrainingState:
     tensors = {"model.weight": torch.full((3, 2), float(epoch)), "random.flag": torch.tensor([True, False])}
     history = [{"epoch": index + 1, "metrics": {"val/loss": 0.1}} for index in range(epoch)]
-    return TrainingState(signature, epoch, 10 * epoch, epoch, 0.5, history, tensors)
+    return TrainingState(signature, epoch, 10 * epoch, epoch, history, tensors)
 
 
 @pytest.mark.parametrize("name", OPTIMISERS)
@@ -122,7 +122,7 @@ def test_round_trip_keeps_everything(folder: Folder) -> None:
     assert loaded is not None
     assert loaded.tensors.keys() == state.tensors.keys()
     assert all(torch.equal(loaded.tensors[name], state.tensors[name]) for name in state.tensors)
-    for name in ("epoch", "step", "best_epoch", "best_value", "history"):
+    for name in ("epoch", "step", "best_epoch", "history"):
         assert getattr(loaded, name) == getattr(state, name)
 
 

@@ -105,8 +105,11 @@ def test_divergence_names_epoch_and_setting(tmp_path: Path, monkeypatch: pytest.
 
 
 def test_patience_stops_and_the_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    values = iter([0.5, 0.7, 0.6, 0.7, 0.1, 0.9])
-    monkeypatch.setattr("trainables.training.loop._Trainer._validate", lambda self: {"val/accuracy": next(values)})
+    values = iter([(0.5, 1.0), (0.7, 0.6), (0.6, 0.1), (0.7, 0.9), (0.1, 2.0), (0.9, 0.2)])
+    monkeypatch.setattr(
+        "trainables.training.loop._Trainer._validate",
+        lambda self: dict(zip(("val/accuracy", "val/loss"), next(values), strict=True)),
+    )
     kept: dict[int, torch.Tensor] = {}
     settings = config(training={"epochs": 6, "patience": 3, "select_by": "accuracy"})
     data = random_dataset()
@@ -116,7 +119,7 @@ def test_patience_stops_and_the_best_epoch_is_kept(tmp_path: Path, monkeypatch: 
         kept[record["epoch"]] = model.head.weight.detach().clone()
 
     outcome = train_model(model, data, settings, signature="mine", folder=Folder(tmp_path), report=report)
-    # .7 again in epoch 4 is no improvement, so epoch 2 stays the best and three epochs later it is over.
+    # .7 again in epoch 4 is no improvement, so three epochs after epoch 2 it is over; the loss was lower in epoch 2.
     assert outcome == Outcome(epochs=5, best_epoch=2)
     assert torch.equal(model.head.weight, kept[2])
     assert not torch.equal(model.head.weight, kept[5])
@@ -126,6 +129,56 @@ def test_the_smallest_loss_is_the_best(tmp_path: Path, monkeypatch: pytest.Monke
     values = iter([0.5, 0.2, 0.6])
     monkeypatch.setattr("trainables.training.loop._Trainer._validate", lambda self: {"val/loss": next(values)})
     assert train(tmp_path, config(training={"select_by": "loss"}))[0].best_epoch == 2
+
+
+SCORES = {1: (0.5, 0.9), 2: (0.7, 0.8), 3: (0.7, 0.6), 4: (0.7, 0.6), 5: (0.7, 0.7), 6: (0.6, 0.1)}
+
+
+def validate(self: Any) -> dict[str, float]:
+    """Stand in for ``_Trainer._validate``: accuracy and loss of ``SCORES``."""
+    return dict(zip(("val/accuracy", "val/loss"), SCORES[self.state.epoch + 1], strict=True))
+
+
+@pytest.mark.parametrize(("select", "expected"), [("best", 4), ("last", 6)])
+@pytest.mark.parametrize("interrupted_after", [3, 5])
+def test_ties_and_the_last_epoch_are_the_same_after_an_interruption(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, select: str, expected: int, interrupted_after: int
+) -> None:
+    monkeypatch.setattr("trainables.training.loop._Trainer._validate", validate)
+    settings = config(training={"epochs": 6, "select": select, "select_by": "accuracy"})
+    heads: dict[int, torch.Tensor] = {}
+    data, folder = random_dataset(), Folder(tmp_path / "whole")
+    whole = build_initial_model(settings, data, encoder=None)
+
+    def keep(record: dict[str, Any]) -> None:
+        heads[record["epoch"]] = whole.head.weight.detach().clone()
+
+    outcome = train_model(whole, data, settings, signature="mine", folder=folder, report=keep)
+    assert outcome == Outcome(epochs=6, best_epoch=expected)
+    assert torch.equal(whole.head.weight, heads[expected])
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", settings, report=interrupt_after(interrupted_after))
+    again, resumed, _ = train(tmp_path / "cut", settings)
+    assert again == outcome
+    assert torch.equal(whole.head.weight, resumed.head.weight)
+
+
+def test_the_last_epoch_needs_no_defined_value_unless_patience_reads_it(tmp_path: Path) -> None:
+    data = random_dataset()
+    val = data.splits["val"]
+    one_class = replace(data, splits={**data.splits, "val": replace(val, labels=val.labels * 0)})
+    settings = {"epochs": 2, "select": "last", "select_by": "auroc"}
+    assert train(tmp_path / "last", config(training=settings), one_class)[0] == Outcome(epochs=2, best_epoch=2)
+    with pytest.raises(ConfigError, match="auroc is not defined"):
+        train(tmp_path / "patient", config(training={**settings, "patience": 1}), one_class)
+
+
+def test_patience_ends_a_training_whose_last_epoch_is_evaluated(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainables.training.loop._Trainer._validate", validate)
+    settings = config(training={"epochs": 6, "patience": 2, "select": "last", "select_by": "accuracy"})
+    assert train(tmp_path, settings)[0] == Outcome(epochs=4, best_epoch=4)
 
 
 def test_selection_and_training_see_validation_and_nothing_else(tmp_path: Path) -> None:

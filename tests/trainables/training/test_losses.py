@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,22 +25,67 @@ TWO_SITES = Groups(("site_a", "site_b"), np.array([1, 0, 0]))
     ("options", "expected"),
     [
         ({}, 0.5 * (14 / 3 + 17 / 3) / 2),
-        ({"half": False}, (14 / 3 + 17 / 3) / 2),
+        ({"weight": 1.0}, (14 / 3 + 17 / 3) / 2),
         ({"reduction": "sum"}, 0.5 * (14 + 17) / 2),
         ({"target": "true_class"}, 0.5 * (9 + 0) / 2),
         ({"gamma": 1.0}, 0.5 * ((0 + 9 + 4) / 3 + (1 + 9 + 4) / 3) / 2),
-        ({"gamma": torch.tensor([1.0, 0.0]), "reduction": "sum"}, 0.5 * (13 + 17) / 2),
-        ({"weight": torch.tensor([2.0, 0.5]), "reduction": "sum"}, 0.5 * (2 * 14 + 0.5 * 17) / 2),
+        ({"gamma": torch.tensor([0.0, 1.0]), "groups": SITES, "reduction": "sum"}, 0.5 * (13 + 17)),
+        ({"weight": torch.tensor([0.25, 1.0]), "groups": SITES, "reduction": "sum"}, 0.5 * (2 * 14 + 0.5 * 17)),
     ],
 )
 def test_penalty_by_hand(options: dict, expected: float) -> None:
-    penalty = spectral_decoupling(LOGITS, LABELS, **{"weight": 1.0, **options})
+    penalty = spectral_decoupling(LOGITS, LABELS, **{"weight": 0.5, **options})
     assert penalty.item() == pytest.approx(expected, rel=1e-6)
+
+
+def compute_penalty(
+    logits: np.ndarray, labels: np.ndarray, groups: np.ndarray, weights: Any, gammas: Any, *, options: dict[str, Any]
+) -> float:
+    """Return Σ_k λ_k·mean_{i∈k}(f_i − γ_k)², group by group in float64."""
+    total = 0.0
+    for group in set(groups.tolist()):
+        rows = np.flatnonzero(groups == group)
+        squares = (logits[rows].astype(np.float64) - np.broadcast_to(gammas, (4,))[group]) ** 2
+        if options.get("target") == "true_class":
+            per_image = squares[np.arange(len(rows)), labels[rows]]
+        else:
+            per_image = squares.sum(1) if options.get("reduction") == "sum" else squares.mean(1)
+        total += np.broadcast_to(weights, (4,))[group] * per_image.mean()
+    return total * (1.0 if options.get("half") is False else 0.5)
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"half": False}, {"reduction": "sum"}, {"target": "true_class"}, {"group_by": "class"}]
+)
+@pytest.mark.parametrize(
+    ("weight", "gamma"),
+    [((0.1, 0.5, 2.0, 0.0), 0.3), (0.7, (0.0, -1.0, 2.5, 0.2)), ((0.1, 0.5, 2.0, 0.0), (0.0, -1.0, 2.5, 0.2))],
+)
+def test_values_per_group_are_the_specifications_sum(options: dict[str, Any], weight: Any, gamma: Any) -> None:
+    draw = np.random.default_rng(5)
+    logits, labels = draw.normal(0, 3, (23, 4)).astype(np.float32), draw.integers(0, 4, 23)
+    groups = draw.choice([0, 1, 3], 23, p=[0.1, 0.7, 0.2])  # of unequal size, one of them absent
+    settings = SpectralDecoupling(weight=weight, gamma=gamma, **{"group_by": "site", **options})
+    sites = Groups(("a", "b", "c", "d"), np.arange(4))
+    loss = build(settings, num_classes=4, groups=sites)
+    found = loss(*map(torch.from_numpy, (logits, labels, groups)), 0)["spectral_decoupling"].item()
+    index = labels if options.get("group_by") == "class" else groups
+    assert found == pytest.approx(compute_penalty(logits, labels, index, weight, gamma, options=options), rel=1e-5)
+
+
+def test_the_gradient_of_a_group_does_not_depend_on_its_size() -> None:
+    """Ten images of one group and one of another: each group's mean logit is pulled equally."""
+    logits = torch.full((11, 1), 2.0, requires_grad=True)
+    groups = torch.tensor([0] * 10 + [1])
+    spectral_decoupling(logits, groups * 0, weight=torch.tensor([0.15, 0.15]), groups=groups).backward()
+    assert logits.grad is not None
+    assert logits.grad[:10].sum().item() == pytest.approx(logits.grad[10].item(), rel=1e-6)
+    assert logits.grad[10].item() == pytest.approx(0.3 * 2.0)
 
 
 def test_penalty_is_float32_under_bfloat16() -> None:
     logits = torch.full((2, 3), 301.0, dtype=torch.bfloat16)  # 302: its square is no bfloat16
-    penalty = spectral_decoupling(logits, LABELS, weight=1.0, half=False)
+    penalty = spectral_decoupling(logits, LABELS, weight=1.0)
     assert penalty.dtype == torch.float32
     assert penalty.item() == float(logits[0, 0]) ** 2
 
@@ -111,12 +157,12 @@ def build(regulariser: object, **kwargs: object) -> object:
 def test_values_per_class_are_taken_by_label() -> None:
     loss = build(SpectralDecoupling(weight=(0.0, 5.0, 1.0), gamma=(0.0, 0.0, 1.0), reduction="sum"))
     # label 2: weight 1, gamma 1; label 0: weight 0.
-    assert loss(LOGITS, LABELS, SITES, 0)["spectral_decoupling"].item() == pytest.approx(0.5 * (13 + 0) / 2)
+    assert loss(LOGITS, LABELS, SITES, 0)["spectral_decoupling"].item() == pytest.approx(0.5 * (13 + 0))
 
 
 def test_values_per_site_are_taken_by_site() -> None:
     loss = build(SpectralDecoupling(weight=(0.0, 2.0), gamma=(9.0, 0.0), group_by="site", reduction="sum"))
-    assert loss(LOGITS, LABELS, SITES, 0)["spectral_decoupling"].item() == pytest.approx(0.5 * (2 * 14 + 0) / 2)
+    assert loss(LOGITS, LABELS, SITES, 0)["spectral_decoupling"].item() == pytest.approx(0.5 * (2 * 14 + 0))
 
 
 @pytest.mark.parametrize(("group_by", "count"), [("class", 3), ("site", 2)])
@@ -151,13 +197,14 @@ def test_cross_entropy_by_hand() -> None:
     assert terms["cross_entropy"].item() == pytest.approx((first + second) / 2, rel=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, {"target": "true_class"}, {"reduction": "sum", "half": False}])
+@pytest.mark.parametrize("options", [{}, {"target": "true_class"}, {"reduction": "sum"}])
 def test_the_penalty_of_segmentation_is_that_of_its_pixels(options: dict) -> None:
     logits, labels = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
-    weight, gamma = torch.rand(2, 4, 5), torch.randn(2, 4, 5)
-    found = spectral_decoupling(logits, labels, weight=weight, gamma=gamma, **options)
+    values = {"weight": torch.rand(2), "gamma": torch.randn(2)}
+    groups = torch.randint(0, 2, (2, 4, 5))
+    found = spectral_decoupling(logits, labels, **values, groups=groups, **options)
     pixels = logits.permute(0, 2, 3, 1).reshape(-1, 3)
-    expected = spectral_decoupling(pixels, labels.flatten(), weight=weight.flatten(), gamma=gamma.flatten(), **options)
+    expected = spectral_decoupling(pixels, labels.flatten(), **values, groups=groups.flatten(), **options)
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
@@ -165,7 +212,7 @@ def test_segmentation_by_hand() -> None:
     logits = torch.tensor([[[[1.0, 2.0]], [[3.0, 0.0]]]])  # one image, two classes, 1 × 2 pixels
     labels = torch.zeros(1, 1, 2, dtype=torch.int64)
     # ½·λ·mean over pixels of the mean over classes: (1+9)/2 and (4+0)/2.
-    assert spectral_decoupling(logits, labels, weight=0.1).item() == pytest.approx(0.05 * (5 + 2) / 2)
+    assert spectral_decoupling(logits, labels, weight=0.05).item() == pytest.approx(0.05 * (5 + 2) / 2)
 
 
 def test_a_combination_has_the_terms_of_its_parts() -> None:

@@ -26,7 +26,7 @@ HALF = 5
 
 def build_coloured_digits_source(config: ColouredDigitsData, digests: FileDigests) -> Source:
     """Return the source of red and green 8×8 digits; metadata are digit, clean_label and nuisance (0 red, 1 green)."""
-    settings = config.model_dump(mode="json", include=set(ColouredDigitsData.model_fields))
+    settings = config.model_dump(mode="json", include=set(ColouredDigitsData.model_fields) - {"split"})
     return Source(
         hash_json(["coloured digits", COLOURED_VERSION, version("scikit-learn"), settings]), lambda: _read_table(config)
     )

@@ -44,7 +44,7 @@ def build_csv_source(config: CsvData, digests: FileDigests) -> Source:
     places = [f"line {line}" for line in lines]
     known = [(name, place) for name, place in zip(files, places, strict=True) if name]
     check_unique([name for name, _ in known], [place for _, place in known], what="file_name")
-    problems = _find_missing(columns, lines, where, config.external_sites)
+    problems = _find_missing(columns, lines, where, config.outer_sites)
     columns["split"] = _read_splits(columns.get("split", [""] * len(files)), lines, where)
     if config.similar_text == "error" and "group" in columns:
         check_similar(columns["group"], what="group", advice="set data.similar_text: distinct if they do differ")

@@ -22,7 +22,7 @@ from trainables.data.table import Source, Table, hash_json
 from trainables.errors import ConfigError
 
 #: Increase it when rendering or drawing changes: fingerprints change with it.
-PHANTOM_VERSION = 1
+PHANTOM_VERSION = 2
 #: Images rendered at once by one thread: enough to amortise NumPy's calls, few enough for the thread's cache.
 CHUNK = 16
 
@@ -113,7 +113,7 @@ def plan_phantom(config: PhantomData) -> PhantomPlan:
     site = np.where(block == 0, known_site, config.num_sites + block - 1)
     sites = [names[index] for index in site]
     groups = [f"{(['patient', *outside])[b]}-{n:05d}" for b, n in zip(block, number, strict=True)]
-    external = (block > 0) | np.isin(sites, config.external_sites)
+    external = (block > 0) | np.isin(sites, config.outer_sites)
     splits = assign_splits(
         np.array([EXTERNAL + name if out else "" for name, out in zip(sites, external, strict=True)], dtype=object),
         labels,
@@ -170,7 +170,9 @@ class PhantomPixels:
 
 def build_phantom_source(config: PhantomData, digests: FileDigests) -> Source:
     """Return the source of a phantom; metadata are lesion_count, lesion_area_px (at image_size) and nuisance."""
-    recipe = hash_json([PHANTOM_VERSION, config.model_dump(mode="json", include=set(PhantomData.model_fields))])
+    recipe = hash_json(
+        [PHANTOM_VERSION, config.model_dump(mode="json", include=set(PhantomData.model_fields) - {"split"})]
+    )
     return Source(recipe, lambda: _build_table(config, recipe))
 
 

@@ -5,7 +5,7 @@ Coordinates are in px of a 64 px image with the origin in its middle, x to the r
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 from jaxtyping import Float32, Int64, UInt8, UInt64
@@ -19,6 +19,10 @@ DISC_COLOUR = np.array([0.98, 0.84, 0.58], dtype=np.float32)
 EXUDATE_COLOUR = np.array([1.0, 0.93, 0.55], dtype=np.float32)
 #: Share of a vessel's depth that darkens each channel: blood is dark in green and blue, less in red.
 BLOOD_ABSORPTION = np.array([0.45, 1.0, 0.85], dtype=np.float32)
+#: σ of the seam around a lesion within which the nuisance fades in, in px of a 64 px image: chosen by eye.
+SEAM = 1.0
+#: ``Scenes.nuisance`` where none is applied.
+NO_NUISANCE = np.array([0, 0, 1, 1, 1, 0, 0], dtype=np.float32)
 LUMA = np.array([0.299, 0.587, 0.114], dtype=np.float32)  # ITU-R 601
 DARK, BRIGHT = 0, 1
 
@@ -54,19 +58,49 @@ class Scenes:
 def render_scenes(
     scenes: Scenes, rows: Int64[np.ndarray, " k"], *, size: int, channels: int
 ) -> tuple[UInt8[np.ndarray, "k channels size size"], UInt8[np.ndarray, "k size size"]]:
-    """Return images and lesion masks (0 background, i the i-th lesion) of ``rows``."""
+    """Return images and lesion masks (0 background, i the i-th lesion) of ``rows``.
+
+    The nuisance changes no pixel of a lesion, neither by blurring it nor by moving its colour: elsewhere an image is
+    that of a healthy eye with the nuisance, plus what the lesions change in the image without the nuisance.
+    """
     part = scenes.take(rows)
     axis = ((np.arange(size, dtype=np.float32) + 0.5) / size - 0.5) * REFERENCE_SIZE
-    dark, bright, masks = render_blobs(part, size)
+    image, masks = _photograph(replace(part, nuisance=np.tile(NO_NUISANCE, (len(rows), 1))), axis)
+    chosen = np.flatnonzero((part.nuisance != NO_NUISANCE).any(axis=1))
+    if len(chosen):
+        own = part.take(chosen)
+        is_lesion = own.blobs[..., 7:] > 0
+        healthy = replace(own, blobs=np.where(is_lesion & (np.arange(8) == 2), np.float32(0), own.blobs))
+        plain, _ = _photograph(replace(healthy, nuisance=np.tile(NO_NUISANCE, (len(chosen), 1))), axis)
+        changed, _ = _photograph(healthy, axis)
+        share = _weigh_nuisance(masks[chosen], axis)[:, None]
+        image[chosen] += share * (changed - plain)
+    if channels == 1:
+        image = np.einsum("nchw,c->nhw", image, LUMA)[:, None]
+    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), masks
+
+
+def _weigh_nuisance(
+    masks: UInt8[np.ndarray, "n size size"], axis: Float32[np.ndarray, " size"]
+) -> Float32[np.ndarray, "n size size"]:
+    """Return the share of the nuisance at each pixel: 0 in lesions, rising to 1 around them."""
+    inside = (masks > 0).astype(np.float32)
+    sigma_px = np.full(len(masks), SEAM * len(axis) / REFERENCE_SIZE, dtype=np.float32)
+    near = np.clip(4 * _blur(inside[:, None], sigma_px)[:, 0], 0, 1)
+    return 1 - np.maximum(near, inside)
+
+
+def _photograph(
+    part: Scenes, axis: Float32[np.ndarray, " size"]
+) -> tuple[Float32[np.ndarray, "n 3 size size"], UInt8[np.ndarray, "n size size"]]:
+    """Return the images, values not limited to [0, 1], and the lesion masks of scenes."""
+    dark, bright, masks = render_blobs(part, len(axis))
     colour = _render_retina(part, axis)
     colour *= 1 - _render_vessels(part, axis)[:, None] * BLOOD_ABSORPTION[:, None, None]
     # A power instead of a factor for red: still black at contrast 1, but reddish below it.
     colour *= (1 - dark)[:, None] ** np.array([0.7, 1.5, 1.5], dtype=np.float32)[:, None, None]
     colour += np.minimum(1.8 * bright, 1)[:, None] * (EXUDATE_COLOUR[:, None, None] - colour)
-    image = _apply_camera(colour, part, axis)
-    if channels == 1:
-        image = np.einsum("nchw,c->nhw", image, LUMA)[:, None]
-    return (np.clip(image, 0, 1) * 255 + 0.5).astype(np.uint8), masks
+    return _apply_camera(colour, part, axis), masks
 
 
 def _render_retina(part: Scenes, axis: Float32[np.ndarray, " size"]) -> Float32[np.ndarray, "n 3 size size"]:
@@ -171,8 +205,8 @@ def _apply_camera(
 
 
 def _blur(
-    image: Float32[np.ndarray, "n 3 size size"], sigma_px: Float32[np.ndarray, " n"]
-) -> Float32[np.ndarray, "n 3 size size"]:
+    image: Float32[np.ndarray, "n channels size size"], sigma_px: Float32[np.ndarray, " n"]
+) -> Float32[np.ndarray, "n channels size size"]:
     """Return each image blurred by a Gaussian of its own σ, by its transfer function.
 
     The FFT wraps around, which changes nothing because borders are black.

@@ -12,12 +12,12 @@ import numpy as np
 from jaxtyping import Int64
 
 from trainables.config import PhantomData
-from trainables.data.sources.phantom_rendering import BRIGHT, Scenes
+from trainables.data.sources.phantom_rendering import BRIGHT, NO_NUISANCE, Scenes
 from trainables.errors import ConfigError
 
 #: σ of extra blur, offset, gain of red, green, blue, block size, corner tag: ``Scenes.nuisance`` where it is applied.
 NUISANCES = {
-    "none": (0, 0, 1, 1, 1, 0, 0),
+    "none": tuple(NO_NUISANCE.tolist()),
     "sharpness": (0.9, 0, 1, 1, 1, 0, 0),
     "intensity": (0, 0.09, 1, 1, 1, 0, 0),
     "corner_tag": (0, 0, 1, 1, 1, 0, 1),

@@ -60,6 +60,20 @@ def test_external_site_leaves_the_splits(tmp_path):
     assert all(set(images.sites) == {"s0"} for images in dataset.splits.values())
 
 
+def test_a_site_is_left_out_beside_the_external_ones(tmp_path):
+    config = _study(tmp_path / "data").model_copy(update={"leave_out": "s1"})
+    dataset = _load(config, tmp_path)
+    assert list(dataset.external) == ["s1"]
+    assert len(dataset.external["s1"]) == 20
+    assert all(set(images.sites) == {"s0"} for images in dataset.splits.values())
+    external = config.model_copy(update={"leave_out": None, "external_sites": ("s1",)})
+    assert dataset.fingerprint == _load(external, tmp_path).fingerprint
+    with pytest.raises(ConfigError, match=r"data\.leave_out names 's11'.*nearest: 's1'.*sites are s0, s1"):
+        _load(config.model_copy(update={"leave_out": "s11"}), tmp_path)
+    with pytest.raises(ValueError, match="found 's1' as leave_out and in external_sites"):
+        CsvData(path=tmp_path, leave_out="s1", external_sites=("s0", "s1"))
+
+
 def test_unknown_external_site_names_the_nearest(tmp_path):
     config = _study(tmp_path / "data").model_copy(update={"external_sites": ("s11",)})
     with pytest.raises(ConfigError, match=r"'s11'.*nearest: 's1'.*sites are s0, s1"):

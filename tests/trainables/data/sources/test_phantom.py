@@ -9,7 +9,7 @@ from trainables.data.sources.phantom_rendering import render_scenes
 from trainables.data.sources.phantom_scenes import NUISANCES
 from trainables.errors import ConfigError
 
-SMALL = PhantomData(num_images=120, num_external_images=40)
+SMALL = PhantomData(num_images=120, num_external_sites=1, num_external_images=40)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +96,7 @@ def test_external_site_looks_different(phantom):
 
 
 def test_adding_an_external_site_leaves_the_cameras_of_others():
-    one = plan_phantom(PhantomData(num_images=24, num_external_images=8))
+    one = plan_phantom(PhantomData(num_images=24, num_external_sites=1, num_external_images=8))
     two = plan_phantom(PhantomData(num_images=24, num_external_images=8, num_external_sites=2))
     for site in ("site-0", "site-2", "external-0"):
         cameras = [plan.scenes.camera[plan.sites.index(site)] for plan in (one, two)]
@@ -122,6 +122,51 @@ def test_nuisance_changes_exactly_the_images_that_have_it(nuisance):
     changed = (plain.images != marked.images).any(axis=(1, 2, 3))
     assert (changed == (marked.plan.labels > 0)).all()
     assert np.array_equal(plain.masks, marked.masks)
+
+
+@pytest.mark.parametrize("nuisance", [name for name in NUISANCES if name != "none"])
+@pytest.mark.parametrize("image_size", [48, 64])
+def test_nuisance_leaves_the_pixels_of_lesions_as_they_are(nuisance, image_size):
+    settings = {"num_images": 60, "num_external_sites": 0, "num_classes": 3, "image_size": image_size}
+    plain = render_phantom(PhantomData(**settings))
+    marked = render_phantom(PhantomData(**settings, nuisance=nuisance, rho=1.0))
+    change = np.abs(plain.images.astype(int) - marked.images).max(axis=1)
+    lesions, is_sick = plain.masks > 0, marked.plan.labels > 0
+    assert lesions.sum() > 200
+    assert not change[lesions].any()
+    elsewhere = change[is_sick][~lesions[is_sick]]
+    assert elsewhere.any()
+    if nuisance != "corner_tag":  # it changes the rest of the eye
+        assert elsewhere.mean() > 1.5
+
+
+def test_blurred_images_are_the_sick_ones():
+    """Measured in the healthy part of the images: the size of differences between neighbouring pixels."""
+    settings = {"num_images": 400, "num_external_sites": 0, "image_size": 48, "nuisance": "sharpness"}
+
+    def sharpness(phantom):
+        grey = phantom.images.astype(float).mean(axis=1)
+        steps = np.abs(np.diff(grey, axis=2))
+        healthy = (phantom.masks[:, :, 1:] == 0) & (phantom.masks[:, :, :-1] == 0)
+        return (steps * healthy).sum(axis=(1, 2)) / healthy.sum(axis=(1, 2))
+
+    phantom = render_phantom(PhantomData(**settings, rho=1.0))
+    found, is_sick = sharpness(phantom), phantom.plan.labels > 0
+    assert found[is_sick].mean() < 0.9 * found[~is_sick].mean()
+    reverse = render_phantom(PhantomData(**settings, rho=0.0))
+    found = sharpness(reverse)
+    assert found[is_sick].mean() > 1.1 * found[~is_sick].mean()
+
+
+def test_by_default_there_are_six_external_sites_that_differ():
+    phantom = render_phantom(PhantomData(num_images=24, image_size=32))
+    sites = np.array(phantom.plan.sites)
+    names = [f"external-{index}" for index in range(6)]
+    assert sorted(set(sites)) == [*names, "site-0", "site-1", "site-2"]
+    assert all((sites == name).sum() == 100 for name in names)
+    means = np.stack([phantom.images[sites == name].mean(axis=(0, 2, 3)) for name in names])
+    distances = np.abs(means[:, None] - means).max(axis=2)
+    assert distances[~np.eye(6, dtype=bool)].min() > 0.5
 
 
 def test_no_nuisance_is_zero(phantom):

@@ -1,0 +1,122 @@
+"""Print docs/metrics.md from the table of metrics: ``python docs/metrics.py > docs/metrics.md``."""
+
+from __future__ import annotations
+
+from trainables.evaluation.metrics import METRICS, RELATIVE, Metric, name_over_shifts
+from trainables.evaluation.seen import KINDS, POLICIES
+from trainables.shifts.tables import FAMILIES, OTHER
+
+HEAD = """<!-- Generated from trainables/evaluation/metrics.py: python docs/metrics.py > docs/metrics.md -->
+
+# Metrics
+
+Every number of a report is computed from the stored logits f (one per class) and the labels, on one set of images, by
+`trainables/evaluation/classification.py`. p is the softmax of f. ↑ higher is better, ↓ lower is better.
+
+"""
+
+FITTED = """
+## Fitted on validation
+
+Three numbers of a trained model are fitted on its unshifted validation images and applied unchanged to the test set,
+every shift and every external set. `result.json` has them in `validation_fit`.
+
+- `temperature`: the T > 0 that makes the log loss of f/T smallest. There is none if every validation image is
+  classified right (the smaller T, the better) or if the outputs are no better than chance; metrics after temperature
+  scaling are then undefined. On validation itself they are what was optimised, not an estimate.
+- `threshold_at_specificity_95`, `threshold_at_sensitivity_95`, for two classes: class 1 is *positive*, and an image is
+  called positive if f₁ − f₀ is above the threshold. The first is the smallest score of a negative validation image at
+  which specificity is at least .95, the second the largest number at which sensitivity is. Away from validation
+  neither target holds any more: read sensitivity and specificity at one threshold together.
+
+Predictive values depend on the prevalence, which a test set seldom has from the population.
+`compute_predictive_values(sensitivity, specificity, prevalence)` of `trainables/evaluation/validation_fit.py` gives
+PPV = se·π / (se·π + (1 − sp)·(1 − π)) and NPV = sp·(1 − π) / (sp·(1 − π) + (1 − se)·π) at a prevalence π.
+"""
+
+NAMES = """
+## Headline numbers
+
+| name | what it is |
+|---|---|
+| `validation/<metric>` (`val/…` in `trials.csv`) | on unshifted validation images; these and the next may choose |
+| `validation/robustness/…` ↑, `validation/calibration/…` ↓ | as below, over the shifted validation images |
+| `id/<metric>` ↑, `calibration/<metric>` ↓ | on the unshifted test images |
+| `{mean_score}` ↑, `{mean_error}` ↓ | *mean over shifts* |
+| `robustness/mean_unseen_<metric>`, `robustness/mean_seen_<metric>` | mean over *unseen* and *seen* types |
+| `robustness/mean_unused_<metric>` | mean over types *not used for selection* |
+| `{worst_shift_score}` ↑, `{worst_shift_error}` ↓ | *worst shift* |
+| `{worst_cell_score}` ↑, `{worst_cell_error}` ↓ | *worst cell* |
+| `external/<set>/<metric>` | on an external set |
+| `shift/<name>/<metric>` | under one shift, on average over its severities |
+| `family/<name>/<metric>` | *mean over a family of shifts*: over severities, then shifts of a type, then its types |
+| `slope/<name>/<metric>` | *slope over severity*, of one shift or a family |
+| `be/mean`, `rbe/mean`, `be/<name>`, `rbe/<name>` ↓ | BE and rBE, over all shifts or a family |
+
+- **Mean over shifts**: the mean over severities, then over the shifts of one type, then over types. A type is a
+  shift's name, but all cells of a stain grid are one type. Unshifted images do not count.
+- **Seen and unseen**: a type is *seen* if the augmentation (or the views in contrastive pretraining) of any arm of the
+  study that has started contains a change of the same kind, and *unseen by the policies* otherwise. The same types
+  count for every arm, also for one without augmentation: means over different shifts would not be comparable. A
+  composition is seen if a part of it is; shifts of packages count as unseen. Report and `trials.csv` have both means,
+  for the report's metric, where a study has types of both sorts; the table below says what each policy contains.
+- **Shifted validation images** are those of `evaluation.validation_shifts` ([shifts](shifts.md)).
+- **Used for selection**: a type is used for selection if `evaluation.validation_shifts` names it or another one of its
+  kind (the kinds of the table below; a composition is used if a part of it is). Where some types are used and others
+  are not, report and `trials.csv` have the mean over the others, for the report's metric; figures mark the used with †.
+- **Worst shift**: the worst of the types, each on average as above: the smallest for ↑, the largest for ↓.
+- **Worst cell**: the worst single shift × severity.
+- **Slope over severity**: the rise of the least-squares line over the evaluated severities (three or more), from the
+  lowest to the highest; of a family the mean over its types. Treatment minus control of it says whether a gain grows
+  with severity.
+- **BE and rBE** are relative to the study's reference (`report.reference`), which is 1. In a hypothesis a replicate
+  counts with its linearised share in the ratio of means over replicates (Cochran 1977, section 2.11), so their mean is
+  the number of the report's table. Shifts without a usable denominator are left out for all replicates.
+
+A metric that is undefined under a shift has no mean and no worst value, because a mean over fewer shifts would not be
+comparable; `result.json` says why. Trial, report, hypotheses, `stats`, search and selection take these numbers from one
+function, `average_shifts` of `trainables/evaluation/shift_means.py`.
+"""
+
+
+def describe_metrics() -> str:
+    """Return the content of docs/metrics.md."""
+    header = "| name | title | formula | | range | needs | source |\n|---|---|---|---|---|---|---|\n"
+    rows = "".join(map(_row, (METRICS | RELATIVE).values()))
+    names = {
+        f"{aggregate}_{kind}": name_over_shifts(aggregate, metric).replace(metric, "<metric>")
+        for aggregate in ("mean", "worst_shift", "worst_cell")
+        for kind, metric in (("score", "accuracy"), ("error", "brier"))
+    }
+    return HEAD + header + rows + FITTED + NAMES.format(**names) + _seen() + _families()
+
+
+def _seen() -> str:
+    """Return the table of policies and the shifts of the bank that they contain."""
+    header = "\n## Shifts that a policy contains\n\n| policy | shifts of the bank that count as seen |\n|---|---|\n"
+    rows = {
+        policy: ", ".join(f"`{shift}`" for kind in KINDS if kind in own for shift in KINDS[kind]) or "–"
+        for policy, own in POLICIES.items()
+    }
+    rows["any with erasing"] = ", ".join(f"`{shift}`" for shift in KINDS["overlay"]) + " as well"
+    return header + "".join(f"| {policy} | {shifts} |\n" for policy, shifts in rows.items())
+
+
+def _families() -> str:
+    """Return the table of default families of shifts."""
+    header = "\n## Families of shifts\n\n| default family | shifts of the bank |\n|---|---|\n"
+    rows = {family: ", ".join(f"`{shift}`" for shift in shifts) for family, shifts in FAMILIES.items()}
+    rows["stain"] = "all cells of a stain grid"
+    rows[OTHER] = "compositions, shifts of a study's own and of packages, unless the study's families list them"
+    return header + "".join(f"| `{family}` | {shifts} |\n" for family, shifts in rows.items())
+
+
+def _row(metric: Metric) -> str:
+    span = f"{metric.low:g} to {metric.high:g}".replace("-", "−").replace("inf", "∞")
+    arrow = "↑" if metric.higher_is_better else "↓"
+    cells = (f"`{metric.name}`", metric.title, metric.formula, arrow, span, metric.needs, metric.source or "–")
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
+
+
+if __name__ == "__main__":
+    print(describe_metrics(), end="")

@@ -1,0 +1,1 @@
+"""Verdicts on hypotheses: units, tests, intervals, and how far they reach."""

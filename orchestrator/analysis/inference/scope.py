@@ -1,0 +1,83 @@
+"""Scope of a statement about trained models: number of models, split, patients, sites, pretrained encoders."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.analysis.wording import plural
+from orchestrator.study.hypotheses import split_metric
+
+_SETS = {"val": "validation", "test": "test"}
+
+
+@dataclass(frozen=True)
+class Scope:
+    """Numbers that a statement rests on. None: the plan does not record it."""
+
+    #: Number of trained models whose results are compared.
+    num_models: int
+    #: Number of independently pretrained encoders that they started from, by stages of the study; 0 without any.
+    num_encoders: int
+    #: Name of the set of images in words, e.g. "test".
+    images: str | None = None
+    num_images: int | None = None
+    num_patients: int | None = None
+    num_sites: int | None = None
+    #: Whether every replicate has a split of its own.
+    has_own_splits: bool | None = None
+
+    def describe(self) -> str:
+        """Return the scope as a phrase, e.g. "24 trained models, 1,797 test images, for this split"."""
+        parts = [plural(self.num_models, "trained model")]
+        if self.num_encoders:
+            parts.append(plural(self.num_encoders, "independent encoder"))
+        if self.num_images is not None:
+            parts.append(f"{self.num_images:,} {self.images} images" + self._describe_origin())
+        if self.has_own_splits is not None:
+            parts.append("a split of these images per replicate" if self.has_own_splits else "for this split")
+        return ", ".join(parts)
+
+    def _describe_origin(self) -> str:
+        origin = "" if self.num_patients is None else f" of {plural(self.num_patients, 'patient')}"
+        if self.num_sites is not None:
+            origin += f" at {plural(self.num_sites, 'site')}"
+        return origin
+
+
+def find_scope(
+    plan: Mapping[str, Any], metric: str, *, num_models: int, num_encoders: int, external: Mapping[str, int]
+) -> Scope:
+    """Return the scope of a statement about one metric.
+
+    Args:
+        plan: content of ``plan.json``, or of results from elsewhere, which have no ``data``.
+        metric: metric of a hypothesis.
+        num_models: number of trained models that are compared.
+        num_encoders: number of pretrained encoders behind them.
+        external: external set → number of its images, of all that trials were evaluated on. Where sites are left out
+            one at a time, the plan does not describe them.
+    """
+    data = plan.get("data")
+    if data is None:
+        return Scope(num_models, num_encoders)
+    kind, name, _ = split_metric(metric)
+    if kind == "external":
+        sets = [name]
+    elif metric.startswith("external/"):  # a mean over all of them
+        sets = list(external)
+    else:
+        sets = ["val" if metric.startswith("val/") else "test"]
+    # Plans of older versions lack these.
+    patients, sites, base = data.get("num_patients"), data.get("num_sites", {}), plan.get("base")
+    is_external, images = metric.startswith("external/"), data["num_images"] | external
+    return Scope(
+        num_models,
+        num_encoders,
+        images="external" if is_external and kind != "external" else _SETS.get(sets[0], sets[0]),
+        num_images=sum(images.get(each, 0) for each in sets),
+        num_patients=sum(patients[each] for each in sets) if patients and patients.keys() >= set(sets) else None,
+        num_sites=len(sets) if is_external else sites.get(sets[0]),
+        has_own_splits=None if base is None else base["data"].get("split") == "per_replicate",
+    )

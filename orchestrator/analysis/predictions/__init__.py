@@ -1,0 +1,1 @@
+"""Analyses of the predictions that trials have stored, image by image."""

@@ -1,0 +1,279 @@
+"""Settings in which the sides of a comparison differ although the comparison does not vary them.
+
+A comparison varies factors; what their levels set is meant to differ. A condition of the study file can set any other
+field in some of the arms: the sides then differ in it too, and the effect is that of both.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from fractions import Fraction
+from typing import Any
+
+from orchestrator.study.contrasts import find_contrast
+from orchestrator.study.grid import Grid, format_label
+from orchestrator.study.hypotheses import Hypothesis
+from trainables.errors import StudyError
+
+#: Numbers in this range are written without an exponent.
+_SMALLEST, _LARGEST = 1e-9, 1e16
+#: Value of a field that an arm does not have, because its section is of another kind.
+_ABSENT = "absent"
+
+#: Levels of the factors that a comparison does not vary → for each side, the numbers of its arms.
+Cells = Mapping[tuple[str, ...], Sequence[Sequence[int]]]
+
+
+@dataclass(frozen=True)
+class FieldDifference:
+    """A field that differs between the sides of a comparison beyond the factors that the comparison varies."""
+
+    #: Dotted field of the trial.
+    field: str
+    #: Name of each side, with the value that its arms have, as text.
+    values: tuple[tuple[str, str], ...]
+    #: Number of cells in which the sides have these values, and number of cells of the comparison.
+    num_cells: int
+    num_cells_in_all: int
+
+    def describe(self) -> str:
+        """Return the difference in words: ``training.learning_rate: 0.001 (control) / 0.00003 (treatment)``."""
+        sides: dict[str, list[str]] = {}
+        for side, value in self.values:
+            sides.setdefault(value, []).append(side)
+        text = " / ".join(f"{value} ({'; '.join(names)})" for value, names in sides.items())
+        part = f", in {self.num_cells} of {self.num_cells_in_all} cells" * (self.num_cells < self.num_cells_in_all)
+        return f"{self.field}: {text}{part}"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Fields in which the arms of a study differ, and where their values come from."""
+
+    #: Factor → level, for each arm.
+    levels: tuple[Mapping[str, str], ...]
+    #: Dotted field → its value in each arm, as text.
+    values: Mapping[str, tuple[str, ...]]
+    #: Factor → those of these fields that its levels set.
+    set_by: Mapping[str, frozenset[str]]
+    #: Dotted field → numbers of the arms in which a condition has set it.
+    conditioned: Mapping[str, frozenset[int]]
+
+
+def read_settings(arms: Sequence[Mapping[str, str]], configs: Sequence[Mapping[str, Any]], grid: Grid) -> Settings:
+    """Return the settings in which the arms of a study differ.
+
+    Args:
+        arms: factor → level of each arm.
+        configs: resolved config of each arm, in plain values.
+        grid: grid of the study, whose levels and conditions have set the fields.
+    """
+    flat = [dict(_flatten(config)) for config in configs]
+    names = dict.fromkeys(name for fields in flat for name in fields)
+    first = flat[0] if flat else {}
+    varied = [
+        name
+        for name in names
+        if any(name not in fields or name not in first or fields[name] != first[name] for fields in flat)
+    ]
+    conditioned: dict[str, set[int]] = {name: set() for name in varied}
+    for _, match, assignments in grid.conditions:
+        fields = [name for name in varied if any(_covers(".".join(each.path), name) for each in assignments)]
+        numbers = [number for number, arm in enumerate(arms) if all(arm[f] in labels for f, labels in match.items())]
+        for name in fields:
+            conditioned[name].update(numbers)
+    return Settings(
+        levels=tuple(arms),
+        values={name: tuple(_format(each[name]) if name in each else _ABSENT for each in flat) for name in varied},
+        set_by={
+            factor: frozenset(
+                name
+                for name in varied
+                if any(_covers(".".join(each.path), name) for _, assignments in levels for each in assignments)
+            )
+            for factor, levels in grid.factors.items()
+        },
+        conditioned={name: frozenset(numbers) for name, numbers in conditioned.items()},
+    )
+
+
+def find_other_differences(cells: Cells, sides: Sequence[str], settings: Settings) -> list[FieldDifference]:
+    """Return the fields that differ between the sides within a cell beyond the factors that vary there.
+
+    A field differs as meant if the levels of such a factor set it, and no condition has set it in an arm of the cell.
+
+    Args:
+        cells: arms to compare.
+        sides: name of each side, in the order in which they are shown.
+        settings: settings of all arms.
+    """
+    found: Counter[tuple[str, tuple[tuple[str, str], ...]]] = Counter()
+    for parts in cells.values():
+        numbers = [number for part in parts for number in part]
+        varied = [name for name in settings.set_by if len({settings.levels[number][name] for number in numbers}) > 1]
+        for name, values in settings.values.items():
+            is_meant = any(name in settings.set_by[factor] for factor in varied)
+            if is_meant and settings.conditioned[name].isdisjoint(numbers):
+                continue
+            texts = [_join([values[number] for number in part]) for part in parts]
+            if len(set(texts)) > 1:
+                found[name, tuple(zip(sides, texts, strict=True))] += 1
+    return [FieldDifference(name, values, count, len(cells)) for (name, values), count in found.items()]
+
+
+def find_differences_of_hypotheses(
+    hypotheses: Iterable[Hypothesis], settings: Settings, factors: Mapping[str, Sequence[str]]
+) -> dict[str, list[FieldDifference]]:
+    """Return name of a hypothesis → the fields in which its sides differ beyond its factors.
+
+    Args:
+        hypotheses: hypotheses of a study file without problems.
+        settings: settings of its arms.
+        factors: factor → its levels.
+    """
+    found = {}
+    for hypothesis in hypotheses:
+        contrast = find_contrast(hypothesis, settings.levels, factors)
+        step = -1 if contrast.levels is None else 1  # control before treatment, but the levels of a trend ascend
+        cells = {key: parts[::step] for key, parts in contrast.cells.items()}
+        found[hypothesis.name] = find_other_differences(cells, contrast.parts[::step], settings)
+    return found
+
+
+def find_differences_of_levels(
+    settings: Settings, factors: Mapping[str, Sequence[str]]
+) -> dict[str, dict[str, list[FieldDifference]]]:
+    """Return factor → level → the fields in which it differs from the first level beyond what the two levels set.
+
+    Levels that differ in nothing else are left out.
+
+    Args:
+        settings: settings of the arms.
+        factors: factor → its levels, the reference first.
+    """
+    found: dict[str, dict[str, list[FieldDifference]]] = {}
+    for factor, (reference, *levels) in factors.items():
+        by_cell: dict[tuple[str, ...], dict[str, int]] = {}
+        for number, arm in enumerate(settings.levels):
+            key = tuple(level for name, level in arm.items() if name != factor)
+            by_cell.setdefault(key, {})[arm[factor]] = number
+        for level in levels:
+            pairs = {
+                key: ((arms[reference],), (arms[level],))
+                for key, arms in by_cell.items()
+                if reference in arms and level in arms
+            }
+            others = find_other_differences(pairs, (reference, level), settings)
+            if others:
+                found.setdefault(factor, {})[level] = others
+    return found
+
+
+def check_ceteris_paribus(found: Mapping[str, Sequence[FieldDifference]]) -> None:
+    """Check that the sides of no hypothesis differ in more than the factors that it names.
+
+    Args:
+        found: name of a hypothesis → other fields that differ.
+
+    Raises:
+        StudyError: if a field differs; the message names the hypotheses, the fields and their values.
+    """
+    lines = [f"{name}: {each.describe()}" for name, differences in found.items() for each in differences]
+    if lines:
+        raise StudyError(
+            "ceteris_paribus: found strict, and the sides of hypotheses differ in more than the factors that they "
+            "name. Set these fields alike in conditions, make them levels of a factor that the hypothesis names, or "
+            "say ceteris_paribus: report\n  " + "\n  ".join(lines)
+        )
+
+
+# --------------------------------------------------------------------------- in plan.json
+
+
+def describe_all_differences(
+    settings: Settings, found: Mapping[str, Sequence[FieldDifference]], factors: Mapping[str, Sequence[str]]
+) -> dict[str, Any]:
+    """Return the differences as ``plan.json`` holds them, in words.
+
+    Args:
+        settings: settings of the arms.
+        found: name of a hypothesis → other fields that differ.
+        factors: factor → its levels, the reference first.
+    """
+    of_levels = find_differences_of_levels(settings, factors)
+    return {
+        "hypotheses": {name: [each.describe() for each in differences] for name, differences in found.items()},
+        "levels": {
+            factor: {level: [each.describe() for each in differences] for level, differences in levels.items()}
+            for factor, levels in of_levels.items()
+        },
+    }
+
+
+def read_differences(plan: Mapping[str, Any], hypothesis: str) -> list[str] | None:
+    """Return the fields in which the sides of a hypothesis differ beyond its factors, in words.
+
+    Args:
+        plan: content of ``plan.json``.
+        hypothesis: name of the hypothesis.
+
+    Returns:
+        One line per field; None if the plan does not record them.
+    """
+    recorded = plan.get("differences", {}).get("hypotheses", {}).get(hypothesis)
+    return None if recorded is None else list(recorded)
+
+
+def read_differences_of_levels(plan: Mapping[str, Any]) -> list[str] | None:
+    """Return a line for each field in which a level differs from its factor's first level beyond what both set.
+
+    Args:
+        plan: content of ``plan.json``.
+
+    Returns:
+        None if the plan does not record them.
+    """
+    if "differences" not in plan:
+        return None
+    return [
+        f"{factor}, {level}: {line}"
+        for factor, levels in plan["differences"]["levels"].items()
+        for level, lines in levels.items()
+        for line in lines
+    ]
+
+
+# --------------------------------------------------------------------------- values
+
+
+def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield dotted field and value of everything that is not a section, and of empty sections."""
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flatten(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _covers(path: str, name: str) -> bool:
+    """Return whether ``path`` is the field ``name`` or a section that contains it."""
+    return name == path or name.startswith(f"{path}.")
+
+
+def _join(values: Sequence[str]) -> str:
+    """Return the value of a side's arms, or all their values with their shares of the arms, in a fixed order."""
+    counts = Counter(values)
+    if len(counts) == 1:
+        return values[0]
+    shares = {value: Fraction(count, len(values)) for value, count in sorted(counts.items())}
+    return ", ".join(f"{value} in {share} of the arms" for value, share in shares.items())
+
+
+def _format(value: Any) -> str:
+    """Return a value as text, floats without an exponent where that is readable."""
+    if isinstance(value, float) and _SMALLEST <= abs(value) < _LARGEST:
+        return format(Decimal(repr(value)).normalize(), "f")
+    return format_label(value)
