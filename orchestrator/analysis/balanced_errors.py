@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.results import Results
@@ -17,7 +18,7 @@ from trainables.evaluation.balanced import (
     binomial_errors,
     compute_relative_errors,
 )
-from trainables.evaluation.shift_means import average_over_types
+from trainables.evaluation.shift_means import average_over_types, average_shifts
 
 
 def find_reference(plan: Mapping[str, Any]) -> tuple[str, str | ReferenceTable]:
@@ -115,7 +116,9 @@ def _loss_errors(errors: pd.DataFrame, num_images: int) -> dict[str, float]:
     if len(errors) < MIN_REPLICATES:
         return binomial_errors(_mean_errors(errors), num_images)
     losses = errors.sub(errors[UNSHIFTED], axis=0).drop(columns=UNSHIFTED)
-    return {str(shift): float(error) for shift, error in losses.sem(ddof=1).items()}
+    spread, few = losses.sem(ddof=1), binomial_errors(_mean_errors(errors), num_images)
+    # A shift that fewer than two replicates have has no spread over them.
+    return {str(shift): few[str(shift)] if np.isnan(error) else float(error) for shift, error in spread.items()}
 
 
 def _ends(name: str, numerators: pd.DataFrame, denominators: pd.DataFrame) -> dict[str, float | None]:
@@ -125,5 +128,7 @@ def _ends(name: str, numerators: pd.DataFrame, denominators: pd.DataFrame) -> di
         and not numerators.isna().any(axis=None)
         and not denominators.isna().any(axis=None)
     ):
-        found = ratio_interval(numerators.to_numpy(), denominators.to_numpy())
+        # The mean over shifts of a number that is 1 under one of them and 0 elsewhere is the weight of that shift.
+        weights = average_shifts(np.eye(numerators.shape[1]), [str(name) for name in numerators]).mean
+        found = ratio_interval(numerators.to_numpy(), denominators.to_numpy(), weights=weights)
     return {f"{name}_low": found.low if found else None, f"{name}_high": found.high if found else None}

@@ -29,6 +29,8 @@ class Differences:
     p_corrected: pd.DataFrame
     #: Number of cells that were tested.
     num_tested: int
+    #: Arms that are not tested, because some replicates of them or of the reference share a pretrained encoder.
+    sharing: tuple[str, ...] = ()
 
 
 def compute_differences(results: Results) -> Differences | None:
@@ -39,7 +41,8 @@ def compute_differences(results: Results) -> Differences | None:
     (``max_t_test``), so it holds whatever the correlation of the cells, which share trained models. It takes 6
     replicates. Of 1,500 maps of 12 arms × 16 shifts without any difference (accuracies on 100 images, correlated within
     a trained model) 3.2 % have a star with 6 replicates and 4.9 % with 8. A cell whose pairs are all equal, but for
-    rounding, is not tested: their spread says nothing.
+    rounding, is not tested: their spread says nothing. Nor is an arm of which, or of whose reference, replicates share
+    a pretrained encoder: they are not independent.
     """
     shifts, columns = rows_of_shifts(results)
     if not columns:
@@ -63,6 +66,14 @@ def compute_differences(results: Results) -> Differences | None:
     cells = pd.concat(arms, axis=1).to_numpy(copy=True)  # replicates × (arms × shifts)
     spread = np.fmax.reduce(cells) - np.fmin.reduce(cells)
     cells[:, drop_rounding(spread, 1.0) == 0] = np.nan
+    sharing = [_shares_encoders(results, str(arm), reference) for arm in mean.index]
+    cells[:, np.repeat(sharing, len(mean.columns))] = np.nan
     p_values = max_t_test(cells, seed=results.plan["seed"], alpha=ALPHA).reshape(mean.shape)
     frame = pd.DataFrame(p_values, index=mean.index, columns=mean.columns)
-    return Differences(reference, mean, n, frame, int((~np.isnan(p_values)).sum()))
+    named = tuple(str(arm) for arm, shares in zip(mean.index, sharing, strict=True) if shares)
+    return Differences(reference, mean, n, frame, int((~np.isnan(p_values)).sum()), named)
+
+
+def _shares_encoders(results: Results, *arms: str) -> bool:
+    units = results.group_replicates(results.trials[results.trials["name"].isin(arms)])
+    return len(set(units.values())) < len(units)

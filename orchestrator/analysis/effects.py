@@ -27,7 +27,8 @@ class Cell:
 class Effect:
     """Effect of one level against its factor's first level, averaged over all other factors and replicates.
 
-    The unit is the replicate: its difference is the mean over its cells.
+    The unit is the replicate: its difference is the mean over its cells. Replicates of which trials start from the same
+    pretrained encoder are one unit.
     """
 
     factor: str
@@ -35,15 +36,17 @@ class Effect:
     reference: str
     #: Column of the trials table.
     measure: str
-    #: Mean over replicates; None without a single complete pair.
+    #: Mean over units; None without a single complete pair.
     difference: float | None
-    #: t interval over replicates; None for fewer than ``MIN_REPLICATES``.
+    #: t interval over units; None for fewer than ``MIN_REPLICATES``.
     interval: Interval | None
     cells: tuple[Cell, ...]
     num_replicates: int
+    #: Number of independent units: replicates, or pretrained encoders that replicates share.
+    num_units: int
     #: Number of planned pairs that lack a defined value on either side.
     num_missing: int
-    #: Exact two-sided sign-flip test over replicates, which takes 6; ``p_holm``: corrected over all effects on this
+    #: Exact two-sided sign-flip test over units, which takes 6; ``p_holm``: corrected over all effects on this
     #: measure.
     p_value: float | None = None
     p_holm: float | None = None
@@ -54,15 +57,14 @@ class Effect:
 
     @property
     def units(self) -> str:
-        """Number of replicates in words and, where there is no interval, how many it takes."""
-        return describe_replicates(self.num_replicates)
+        """Number of units in words and, where there is no interval, how many it takes."""
+        lacks = f": at least {MIN_REPLICATES} for an interval" if self.num_units < MIN_REPLICATES else ""
+        return self.over + lacks
 
-
-def describe_replicates(number: int) -> str:
-    """Return the number of replicates in words and, if it is too small for an interval, how many would do."""
-    return plural(number, "replicate") + (
-        f": at least {MIN_REPLICATES} for an interval" if number < MIN_REPLICATES else ""
-    )
+    @property
+    def over(self) -> str:
+        """Number and kind of units in words."""
+        return plural(self.num_units, "replicate" if self.num_units == self.num_replicates else "independent encoder")
 
 
 def compute_effects(results: Results, measure: str) -> list[Effect]:
@@ -79,16 +81,27 @@ def compute_all_effects(results: Results, measures: Sequence[str]) -> dict[str, 
     return {measure: _effects_on(results, measure, found) for measure in measures}
 
 
-def _pairs_of(results: Results, factor: str) -> list[pd.DataFrame]:
-    """Return one table per level: row numbers of its trials and of the paired trials of the reference."""
+@dataclass(frozen=True)
+class _Pairs:
+    """Paired trials of a level and its reference."""
+
+    #: Row numbers of the level's trials (first column) and of the reference's.
+    rows: pd.DataFrame
+    #: Replicate → independent unit.
+    units: Mapping[int, int]
+
+
+def _pairs_of(results: Results, factor: str) -> list[_Pairs]:
+    """Return the pairs of every level."""
     cells = _side_by_side(results.trials, factor)
     reference, *levels = [str(level) for level in results.plan["factors"][factor]]
-    return [cells[[level, reference]].dropna().astype(int) for level in levels if level in cells and reference in cells]
+    tables = [cells[[level, reference]].dropna().astype(int) for level in levels if {level, reference} <= set(cells)]
+    return [_Pairs(rows, results.group_replicates(results.trials.iloc[rows.to_numpy().ravel()])) for rows in tables]
 
 
-def _effects_on(results: Results, measure: str, found: Mapping[str, Sequence[pd.DataFrame]]) -> list[Effect]:
+def _effects_on(results: Results, measure: str, found: Mapping[str, Sequence[_Pairs]]) -> list[Effect]:
     effects = [
-        _with_shifts(results, _effect(results, factor, pairs, measure), pairs)
+        _with_shifts(results, _effect(results, factor, pairs, measure), pairs.rows)
         for factor, levels in found.items()
         for pairs in (levels if measure in results.trials else ())
     ]
@@ -96,17 +109,18 @@ def _effects_on(results: Results, measure: str, found: Mapping[str, Sequence[pd.
     return [replace(effect, p_holm=p) for effect, p in zip(effects, corrected, strict=True)]
 
 
-def _effect(results: Results, factor: str, pairs: pd.DataFrame, measure: str) -> Effect:
-    """Return the effect of the first column of ``pairs`` (row numbers of the trials table) against the second."""
-    level, reference = pairs.columns
+def _effect(results: Results, factor: str, pairs: _Pairs, measure: str) -> Effect:
+    """Return the effect of the first column of the pairs against the second."""
+    level, reference = pairs.rows.columns
     values = results.trials[measure].to_numpy(dtype=float)
-    first, second = values[pairs[level]], values[pairs[reference]]
+    first, second = values[pairs.rows[level]], values[pairs.rows[reference]]
     scale = float(np.fmax.reduce(np.abs([*first, *second]), initial=0.0))
-    differences = pd.Series(drop_rounding(first - second, scale), index=pairs.index)
+    differences = pd.Series(drop_rounding(first - second, scale), index=pairs.rows.index)
     defined = differences.dropna()
     replicates = defined.index.get_level_values("replicate")
     names = [" · ".join(key[:-1]) for key in defined.index]
-    units = drop_rounding(defined.groupby(replicates).mean().to_numpy(), scale)
+    by_replicate = defined.groupby(replicates).mean()
+    units = drop_rounding(by_replicate.groupby(by_replicate.index.map(pairs.units)).mean().to_numpy(), scale)
     return Effect(
         factor=factor,
         level=level,
@@ -115,7 +129,8 @@ def _effect(results: Results, factor: str, pairs: pd.DataFrame, measure: str) ->
         difference=float(units.mean()) if len(units) else None,
         interval=t_interval(units),
         cells=tuple(Cell(*values) for values in zip(names, map(int, replicates), map(float, defined), strict=True)),
-        num_replicates=len(units),
+        num_replicates=len(by_replicate),
+        num_units=len(units),
         num_missing=int(len(differences) - len(defined)),
         p_value=permutation_test(units, seed=results.plan["seed"]),
     )
@@ -156,6 +171,7 @@ def effects_table(effects: Sequence[Effect]) -> pd.DataFrame:
             "low_95": effect.interval.low if effect.interval else None,
             "high_95": effect.interval.high if effect.interval else None,
             "num_replicates": effect.num_replicates,
+            "num_units": effect.num_units,
             "num_cells": len(effect.cells),
             "num_missing_cells": effect.num_missing,
             "p_sign_flips": effect.p_value,

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from trainables.evaluation.seen import list_seen, list_used
+from trainables.evaluation.seen import POLICIES, find_policy, list_seen, list_used
 from trainables.evaluation.shift_means import average_shifts
 from trainables.shifts.tables import find_type
 
@@ -105,8 +105,8 @@ def with_seen_means(
 ) -> pd.DataFrame:
     """Return ``trials`` with the means over types of shift that some arm's training has seen, and over the others.
 
-    The same types count for all arms: means over different shifts would not be comparable. Without types of both sorts
-    there are no such columns.
+    The same types count for all arms: means over different shifts would not be comparable. Without types of both
+    sorts, or with a policy that is not in the table of policies, there are no such columns.
 
     Args:
         trials: trials table.
@@ -115,7 +115,9 @@ def with_seen_means(
         configs: configs of trials, as JSON.
         metric: name of the metric.
     """
-    if means.empty:
+    configs = list(configs)
+    # What the policies of another version of RobustSweep contain is not known.
+    if means.empty or any(find_policy(config["augmentation"]) not in POLICIES for config in configs):
         return trials
     names = [str(name) for name in test_rows["shift"].unique()]
     seen = {find_type(name) for config in configs for name in list_seen(names, config)}

@@ -29,6 +29,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import STARTED, Record, describe_stop
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
 from orchestrator.statistics.intervals import summarise
+from orchestrator.study.contrasts import find_units
 from trainables.errors import StudyError
 from trainables.evaluation.metrics import METRICS, is_higher_better, name_over_sites, name_over_validation_shifts
 
@@ -122,6 +123,24 @@ class Results:
         counts = {state: int(states.get(state, 0)) for state in self.states}
         counts[MISSING] += self.plan.get("to_come", 0)  # trials that a search has yet to propose
         return {"planned": sum(counts.values())} | counts
+
+    @cached_property
+    def needs(self) -> dict[str, frozenset[str]]:
+        """Signature of each planned trial → signatures of the pretraining stages that it starts from."""
+        return {trial["signature"]: frozenset(trial.get("needs", ())) for trial in self.plan["trials"]}
+
+    def group_replicates(self, trials: pd.DataFrame) -> dict[int, int]:
+        """Return replicate → number of its independent unit: replicates that share a pretrained encoder are one.
+
+        Args:
+            trials: rows of the trials table, those that are compared.
+        """
+        stages: dict[int, set[str]] = {int(replicate): set() for replicate in sorted(set(trials["replicate"]))}
+        if not any(self.needs.values()):
+            return {replicate: number for number, replicate in enumerate(stages)}
+        for signature, replicate in zip(trials["signature"], trials["replicate"], strict=True):
+            stages[int(replicate)] |= self.needs[signature]
+        return dict(zip(stages, find_units(list(stages.values())), strict=True))
 
     @cached_property
     def text(self) -> dict[str, TextTable]:

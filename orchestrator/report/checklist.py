@@ -179,7 +179,7 @@ def _units(source: Source) -> Iterator[Answer]:
 
 
 def _correction(source: Source) -> Iterator[Answer]:
-    families = Counter(each.content["family"] for each in _hypotheses(source))
+    families = Counter(each.content["family"] for each in _hypotheses(source) if each.content.get("over") != "shifts")
     for family, count in families.items():
         yield Answer(f"Holm, family {family}: {count} claimed", "index.html#verdicts")
 
@@ -210,9 +210,8 @@ def _split(source: Source) -> Iterator[Answer]:
 
 
 def _groups(source: Source) -> Iterator[Answer]:
-    if "has_groups" in source.data:
-        known = "each group of images is in one set" if source.data["has_groups"] else "groups of images are not known"
-        yield Answer(known, _PLAN, "data.has_groups")
+    if source.data.get("num_patients"):
+        yield Answer("all images of a patient (group) are in one set", _PLAN, "data.num_patients")
 
 
 def _per_set(key: str, noun: str) -> Callable[[Source], Iterator[Answer]]:

@@ -63,7 +63,7 @@ def _measured(arm: Mapping[Any, Any], column: str) -> str:
 
 def _effects(results: Results, effects: Mapping[str, Sequence[Effect]]) -> _Table:
     titles = {measure.column: measure.title for measure in results.measures}
-    head = ["factor", "level", "reference", "measure", "difference", "95 % interval", "replicates", "cells", "p, Holm"]
+    head = ["factor", "level", "reference", "measure", "difference", "95 % interval", "over", "cells", "p, Holm"]
     rows = []
     for effect in itertools.chain.from_iterable(effects.values()):
         interval, p = effect.interval, effect.p_holm
@@ -75,7 +75,7 @@ def _effects(results: Results, effects: Mapping[str, Sequence[Effect]]) -> _Tabl
                 titles.get(effect.measure, effect.measure),
                 _DASH if effect.difference is None else _signed(effect.difference),
                 _DASH if interval is None else f"{_signed(interval.low)} to {_signed(interval.high)}",
-                str(effect.num_replicates),
+                effect.over,
                 str(len(effect.cells)),
                 _DASH if p is None else f"{p:.3f}" if p >= 0.001 else "< 0.001",
             ]
@@ -83,7 +83,7 @@ def _effects(results: Results, effects: Mapping[str, Sequence[Effect]]) -> _Tabl
     caption = (
         "Main effects: level minus reference, everything else being equal, in percentage points. Intervals: paired t "
         f"over replicates, from {MIN_REPLICATES} on; p: exact two-sided sign flips of whole replicates, from "
-        f"{min_units()} on, corrected after Holm."
+        f"{min_units()} on, corrected after Holm. Replicates that share a pretrained encoder count once."
     )
     return head, rows, 4, caption
 

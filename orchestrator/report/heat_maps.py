@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from orchestrator.analysis.differences import ALPHA, UNSHIFTED, Differences
 from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.stain_grid import Grid, rows_of_shifts
-from orchestrator.analysis.wording import explain_used, mark_used, sentence
+from orchestrator.analysis.wording import explain_used, mark_used, plural, sentence
 from orchestrator.report.style import DIVERGING, SEQUENTIAL, Figure, floats, layout_of, panel_title
 from orchestrator.statistics.paired_tests import min_units
 
@@ -173,6 +173,13 @@ def _note(results: Results, found: Differences, num_marked: int) -> str:
         f"replicate by replicate ({n} pairs per cell), mean over severities; arms sorted by their mean over the "
         f"shifts, best on top.{explain_used(results.used_types)}"
     )
+    if found.sharing:
+        text += (
+            f" {plural(len(found.sharing), 'arm')} not tested: replicates share a pretrained encoder, and are not "
+            "independent."
+        )
+    if not found.num_tested and len(found.sharing) == len(found.mean):
+        return text
     if not found.num_tested:
         return f"{text} Not tested: it takes {min_units(ALPHA)} pairs of replicates that are not equal."
     verb = "is" if num_marked == 1 else "are"

@@ -12,7 +12,7 @@ from orchestrator.analysis.balanced_errors import balanced_errors_table
 from orchestrator.analysis.costs import arm_costs_table, costs_table
 from orchestrator.analysis.effects import compute_all_effects, effects_table
 from orchestrator.analysis.formats import TextTable
-from orchestrator.analysis.inference.verdicts import judge, verdicts_table
+from orchestrator.analysis.inference.verdicts import NO_VERDICT, NOT_ENOUGH, Verdict, judge, verdicts_table
 from orchestrator.analysis.results import Results, arms_table, load_results, results_sha256
 from orchestrator.ledger.derived import (
     DEFAULT_METRIC,
@@ -86,7 +86,7 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
     # The arms of a search are no grid, so they cannot be paired.
     measures = [] if "search" in results.plan else results.measures
     effects = compute_all_effects(results, [measure.column for measure in measures])
-    verdicts = judge(results)
+    verdicts = _judge(results, ledger)
     words = answer(results, arms, effects.get(f"robustness/mean_{metric}", []))
     digest, costs, balanced = results_sha256(results), costs_table(results), balanced_errors_table(results)
     budget_status = read_budget_status(ledger, results.plan.get("budget"), states)  # older plans have no budget
@@ -147,6 +147,16 @@ def _render(results: Results, parts: Sequence[Section | None], budget_status: Bu
         sections=[part for part in parts if part is not None],
         footer="One file that needs no network, made by RobustSweep from the study’s ledger.",
     )
+
+
+def _judge(results: Results, ledger: Ledger) -> list[Verdict]:
+    """Return the verdicts, those that were decided with their interval over patients."""
+    verdicts = judge(results)
+    if all(each.verdict in (NO_VERDICT, NOT_ENOUGH) for each in verdicts):
+        return verdicts
+    from orchestrator.analysis.inference.over_patients import add_patient_intervals  # imports torch
+
+    return add_patient_intervals(results, ledger, verdicts)
 
 
 def _examples(results: Results, cache_dir: Path) -> tuple[Examples | None, str | None]:

@@ -124,9 +124,17 @@ def _data(results: Results) -> CardPart:
         "images": ", ".join(f"{images.pop(name):,} {name}" for name in ("train", "val", "test")),
         "external sets": ", ".join(f"{count:,} {name}" for name, count in images.items()) or "none",
         "set aside as unusable": str(len(data["quarantined"])),
-        "splits": "no group (patient) is in two of them; the same for all arms and replicates",
+        "splits": f"no group (patient) is in two of them; {_describe_splits(results)}",
     }
     return CardPart("Data", [Facts(rows)])
+
+
+def _describe_splits(results: Results) -> str:
+    """Return what shares the splits, as far as the trials that have started say it."""
+    fields = ("split_seed", "leave_out", "external_sites", "val_fraction", "test_fraction")
+    configs = [record.config["config"]["data"] for record in results.records.values()]
+    differing = [name for name in fields if any(each.get(name) != configs[0].get(name) for each in configs)]
+    return f"{', '.join(differing)} not the same in all trials" if differing else "the same for all arms and replicates"
 
 
 def _training(results: Results, selection: Selection, config: TrialConfig) -> CardPart:
@@ -214,9 +222,9 @@ def _robustness(results: Results, selection: Selection, chosen: pd.DataFrame) ->
         for _, shift, mean, at, at_ in rows
     ]
     text = (
-        f"{sentence(TITLES[metric])} on the shifted test set, mean ± standard deviation over replicates, the worst "
-        f"shift first. Over all of them {_mean(chosen, f'robustness/mean_{metric}')}; the worst is {name} at severity "
-        f"{severity}: {_percent(summarise(values))}. Unshifted: {_mean(chosen, f'id/{metric}')}."
+        f"{sentence(TITLES[metric])} on the shifted test set, mean ± standard deviation over replicates, by the "
+        f"worst severity. Over all of them {_mean(chosen, f'robustness/mean_{metric}')}; the worst is {name} at "
+        f"severity {severity}: {_percent(summarise(values))}. Unshifted: {_mean(chosen, f'id/{metric}')}."
         f"{explain_used(results.used_types)}"
     )
     unused = f"robustness/mean_unused_{metric}"

@@ -122,7 +122,9 @@ def t_interval(values: ArrayLike, level: float = 0.95, *, clusters: ArrayLike | 
     return Interval(mean - half, mean + half, n, level)
 
 
-def ratio_interval(numerators: ArrayLike, denominators: ArrayLike, level: float = 0.95) -> Interval | None:
+def ratio_interval(
+    numerators: ArrayLike, denominators: ArrayLike, level: float = 0.95, *, weights: ArrayLike | None = None
+) -> Interval | None:
     """Return the t interval of a mean of ratios, None for fewer than ``MIN_REPLICATES`` units or without a ratio.
 
     The ratios are of means over units, one per column. A unit enters with its linearised share, not with ratios of its
@@ -132,12 +134,15 @@ def ratio_interval(numerators: ArrayLike, denominators: ArrayLike, level: float 
         numerators: units × columns, without NaN.
         denominators: the same, or one row if they are constants; the mean of a column must not be 0.
         level: nominal coverage in (0, 1).
+        weights: weight of each column in the mean of ratios, which add up to 1; None: all the same.
 
     Source: Cochran 1977, section 2.11 (variance of a ratio of means).
     """
     above, below = np.broadcast_arrays(np.asarray(numerators, np.float64), np.asarray(denominators, np.float64))
     if not above.size:
         return None
+    num_columns = above.shape[1]
+    share = np.full(num_columns, 1 / num_columns) if weights is None else np.asarray(weights, dtype=np.float64)
     scale = below.mean(axis=0)
     ratios = above.mean(axis=0) / scale
-    return t_interval(ratios.mean() + ((above - ratios * below) / scale).mean(axis=1), level)
+    return t_interval(ratios @ share + (above - ratios * below) / scale @ share, level)

@@ -107,7 +107,8 @@ def compute_smallest_p(hypothesis: Hypothesis, num_units: int, num_levels: int =
         return 1.0
     has_size = get_claimed_size(hypothesis) > 0
     ways = math.factorial(num_levels) if hypothesis.test == "page" and not has_size else 2
-    return (1.0 if isinstance(hypothesis, Equivalence) else 2.0) / ways**num_units
+    # Whole numbers: as a float the number of orders of many levels overflows.
+    return (1 if isinstance(hypothesis, Equivalence) else 2) / ways**num_units
 
 
 def num_units_needed(hypothesis: Hypothesis, num_levels: int = 0) -> int:

@@ -49,7 +49,7 @@ class _Hypothesis(Frozen):
     )
     where: When | None = Field(None, description="Only in these arms: factor: level, or list of levels.")
     alpha: float = Field(
-        0.05, gt=0, le=0.5, description="Error rate of a whole family, two-sided; the same in all of it."
+        0.05, ge=0.001, le=0.5, description="Error rate of a whole family, two-sided; the same in all of it."
     )
     family: Name = Field(DEFAULT_FAMILY, description="p-values of one family are corrected together, after Holm.")
     max_missing: float = Field(

@@ -3,9 +3,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from orchestrator.analysis.inference.over_patients import add_patient_intervals
+from orchestrator.analysis.inference.verdicts import NOT_ENOUGH, Verdict, judge, verdicts_table
 from orchestrator.analysis.predictions.patients import Measurement, PatientAssessment, assess_patients
+from orchestrator.analysis.results import load_results
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.statistics.patient_variance import compute_interval, estimate_components_of_means
+from tests.analysis.test_verdicts import version
+from tests.study.test_hypotheses import make
 from tests.support.synthetic_ledger import make_fake_ledger
 from trainables.errors import StudyError
 from trainables.evaluation.classification import compute_metrics
@@ -133,3 +138,48 @@ def test_sides_must_pair_and_trials_be_complete(ledger: Ledger) -> None:
         assess_patients(ledger, strong, none[:5], Measurement("accuracy"))
     with pytest.raises(StudyError, match="absent, which is not complete"):
         assess_patients(ledger, [["absent"]], none[:1], Measurement("accuracy"))
+
+
+# ------------------------------------------------------------------ beside a verdict
+
+
+def _verdict(ledger: Ledger, metric: str, without: str = "") -> Verdict:
+    """Return the verdict of results in which the first trial lacks the shift ``without``."""
+    plan = ledger.read_plan()
+    claims = version(make(metric=metric, smallest_effect=0.0))
+    results = load_results(ledger)
+    lacks = (results.shifts["signature"] == results.trials["signature"].iloc[0]) & (results.shifts["shift"] == without)
+    results = replace(results, shifts=results.shifts[~lacks])
+    results = replace(results, plan=plan | {"hypotheses": {"versions": [claims]}})
+    (found,) = add_patient_intervals(results, ledger, judge(results))
+    return found
+
+
+def test_decided_verdict_has_the_interval_of_its_sides(ledger: Ledger) -> None:
+    found = _verdict(ledger, "id/accuracy")
+    assert found.verdict != NOT_ENOUGH
+    assert found.patients == _assess_with_seed(ledger, Measurement("accuracy"))
+    assert found.patients is not None
+    assert found.patients.interval is not None
+    row = verdicts_table([found]).iloc[0]
+    assert (row["low_over_patients"], row["high_over_patients"]) == (
+        found.patients.interval.low, found.patients.interval.high,
+    )  # fmt: skip
+
+
+def _assess_with_seed(ledger: Ledger, measurement: Measurement) -> PatientAssessment:
+    seed = ledger.read_plan()["seed"]
+    return assess_patients(ledger, _side(ledger, "strong"), _side(ledger, "none"), measurement, seed=seed)
+
+
+def test_predictions_that_are_gone_are_said(ledger: Ledger) -> None:
+    found = _verdict(ledger, "external/site-3/accuracy").patients
+    assert found is not None
+    assert found.interval is None
+    assert str(found.problem).startswith("no interval over patients: ")
+
+
+def test_trials_under_different_shifts_have_no_interval_over_patients(ledger: Ledger) -> None:
+    found = _verdict(ledger, "robustness/mean_accuracy", without="jpeg")
+    assert found.verdict != NOT_ENOUGH
+    assert found.patients is None

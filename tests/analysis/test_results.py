@@ -7,10 +7,12 @@ import pytest
 from scipy.stats import ttest_1samp
 
 from orchestrator.analysis.balanced_errors import balanced_errors_table
-from orchestrator.analysis.effects import compute_effects, effects_table
+from orchestrator.analysis.differences import compute_differences
+from orchestrator.analysis.effects import Effect, compute_effects, effects_table
 from orchestrator.analysis.results import Results, arms_table, load_results, results_sha256
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.sections.answer import answer
+from orchestrator.report.sections.spread import spread_section
 from orchestrator.statistics.paired_tests import holm
 from tests.support.synthetic_ledger import FACTORS, SHIFTS, Fate, make_fake_ledger
 from trainables.errors import StorageError, StudyError
@@ -158,6 +160,45 @@ def test_effect_is_the_mean_over_replicates_of_paired_differences(tmp_path: Path
     assert (effect.interval.low, effect.interval.high) == pytest.approx(tuple(found.confidence_interval(0.95)))
     assert (len(effect.cells), effect.num_missing, effect.num_replicates, effect.units) == (35, 1, 6, "6 replicates")
     assert effect.p_value == 2 / 2**6  # all six have the same sign
+
+
+def test_replicates_of_one_encoder_are_one_unit_in_effects_and_maps(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path, factors={"pretraining": ("scratch", "contrastive", "other")}, replicates=12)
+    plan = ledger.read_plan()
+
+    def share(num_encoders: int) -> tuple[Results, Effect, Effect]:
+        trials = [
+            trial | {"needs": [f"stage{trial['replicate'] % num_encoders}"]}
+            if trial["arm"]["pretraining"] == "contrastive"
+            else trial
+            for trial in plan["trials"]
+        ]
+        ledger.root.write_json("plan.json", plan | {"trials": trials})
+        results = load_results(ledger)
+        shared, own = compute_effects(results, MEAN)
+        return results, shared, own
+
+    results, one, own = share(1)
+    assert (one.units, one.interval, one.p_value) == ("1 independent encoder: at least 5 for an interval", None, None)
+    assert (own.units, own.p_value is None) == ("12 replicates", False)
+    found = compute_differences(results)
+    assert found is not None
+    assert found.sharing == ("pretraining=contrastive",)
+    assert found.p_corrected.notna().any(axis=1).tolist() == [False, True]
+    section = spread_section(results)
+    assert section is not None
+    assert "No p: replicates share pretrained encoders" in section.body
+    _, six, _ = share(6)
+    trials = results.trials.set_index(["arm/pretraining", "replicate"])[MEAN]
+    by_replicate = (trials["contrastive"] - trials["scratch"]).to_numpy()
+    expected = ttest_1samp((by_replicate[:6] + by_replicate[6:]) / 2, 0).confidence_interval(0.95)
+    assert (six.units, six.num_replicates) == ("6 independent encoders", 12)
+    assert six.interval is not None
+    assert (six.interval.low, six.interval.high) == pytest.approx(tuple(expected))
+    results, twelve, _ = share(12)
+    assert twelve.units == "12 replicates"
+    assert (found := compute_differences(results)) is not None
+    assert found.sharing == ()
 
 
 def test_shift_types_in_the_direction_of_an_effect_are_counted_and_not_tested(tmp_path: Path) -> None:

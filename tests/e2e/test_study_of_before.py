@@ -55,7 +55,8 @@ def before(tmp_path_factory: pytest.TempPathFactory) -> Before:
 
 def test_its_trials_are_of_an_earlier_schema_and_would_run_anew(before: Before) -> None:
     records = before.records()
-    plan = json.loads(before.call("plan", "--no-pilot", "--json"))
+    # It has one replicate, which decides nothing: refused today.
+    plan = json.loads(before.call("plan", "--no-pilot", "--json", "--set", "hypotheses=[]"))
     states = {row["signature"]: row["state"] for row in plan["stages"] + plan["trials"]}
     assert set(states.values()) == {"to run"}
     assert not states.keys() & SIGNATURES

@@ -82,6 +82,21 @@ def test_intervals_are_over_paired_replicates_from_five_on(tmp_path: Path) -> No
     assert [find_separated(table, "rbe") for table in (few, many)] == [None, other["name"]]
 
 
+def test_the_interval_weighs_the_cells_of_a_stain_grid_as_the_mean_does(tmp_path: Path) -> None:
+    """Thirteen of fourteen shifts become cells of one grid: they are half of the mean, and of its interval."""
+    names = dict(zip(SHIFTS[1:], (f"stain_h{0.5 + 0.05 * number:.2f}_e1.00" for number in range(13)), strict=True))
+    ledger = make_fake_ledger(tmp_path, factors={"augmentation": ("none", "strong")}, replicates=6)
+    for trial in ledger.read_plan()["trials"]:
+        folder = ledger.folder("trial", trial["signature"])
+        result = folder.read_json("result.json")
+        for row in result["evaluations"]:
+            row["shift"] = names.get(row["shift"], row["shift"])
+        folder.write_json("result.json", result)
+    other = balanced_errors_table(refer(ledger, None)).iloc[1]
+    for name in ("be", "rbe"):  # a t interval is symmetric about the mean
+        assert (other[f"{name}_low"] + other[f"{name}_high"]) / 2 == pytest.approx(other[name])
+
+
 def test_shifts_that_hardly_harm_the_reference_are_left_out_and_counted(tmp_path: Path) -> None:
     def make(replicates: int) -> Any:
         ledger = make_fake_ledger(

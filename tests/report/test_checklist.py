@@ -86,6 +86,7 @@ def test_answers_are_what_the_study_says(claimed: Ledger) -> None:
     assert found["4"][0] == "12 arms, 72 trainings planned, 70 complete"
     assert found["4"][1] == "2 missing"
     assert found["5"][0] == "train 1,080 images, val 357 images, test 360 images, site-3 300 images"
+    assert found["5"][1] == "all images of a patient (group) are in one set"
     assert found["9"][0].startswith("aug: preregistered, written on 1970-01-01")
     assert found["12"] == ["aug: nothing"]
     assert found["15"] == ["training.select_by: balanced_accuracy"]
@@ -100,6 +101,7 @@ def test_what_the_study_does_not_know_is_left_to_the_author(unclaimed: Ledger) -
     found = {item.number: fill(item, source) for item in CLAIM}
     for number in ("1", "2", "3", "6", "8", "9", "10", "12", "13", "14"):
         assert found[number] == ([], ALL)
+    assert found["5"][1] == "groups"
     assert found["7"][1] == "sites"  # external sets are known, the number of sites is not
 
 

@@ -73,6 +73,16 @@ class Text(HTMLParser):
         self.text += data if self._tag != "style" else ""
 
 
+def test_splits_that_differ_between_trials_are_not_called_the_same(tmp_path: Path) -> None:
+    results, selection, card = card_of(tmp_path)
+    assert "the same for all arms and replicates" in render_markdown(card)
+    record = results.records[selection.signature]
+    record.config["config"]["data"]["split_seed"] = 17
+    config = TrialConfig.model_validate(record.config["config"])
+    card = build_card(results, selection, config, parts=PartScores((), CLASSES), checks=[], files={})
+    assert re.search(r"split.?_seed not the same in all trials", render_markdown(card))
+
+
 def test_both_forms_have_every_section_and_load_nothing(tmp_path: Path) -> None:
     _, _, card = card_of(tmp_path)
     page, markdown = Text(render_html(card)), render_markdown(card)

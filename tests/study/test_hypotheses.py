@@ -127,7 +127,7 @@ def test_hypotheses_do_not_change_a_trial() -> None:
         ({"over": "shifts", "metric": "id/accuracy"}, "metric", "expected the mean over shifts"),
         ({"direction": "upper"}, "direction", "expected 'higher', 'lower' or 'two-sided'"),
         ({"smallest_effect": -1}, "smallest_effect", "greater than or equal to 0"),
-        ({"alpha": 0}, "alpha", "greater than 0"),
+        ({"alpha": 0}, "alpha", "greater than or equal to 0.001"),
         ({"test": "t"}, "test", "expected 'permutation'"),
         ({"test": "page"}, "test", "expected 'permutation'"),
         ({"name": "a b"}, "name", "expected a name of at most 100"),
@@ -263,11 +263,14 @@ def test_the_metrics_are_those_that_trials_have() -> None:
     logits[:, 1] += labels
     metrics = compute_metrics(logits, labels, ece_bins=5, ordinal=True, fit=fit_on_validation(logits, labels)).values
     rows = [
-        {"set": "test", "shift": shift, "severity": severity, "metrics": metrics}
-        for shift, severity in (("identity", 0), ("jpeg", 1))
-    ]
+        {"set": name, "shift": shift, "severity": severity, "metrics": metrics}
+        for name, shift, severity in (
+            ("test", "identity", 0), ("test", "jpeg", 1), ("lyon", "identity", 0), ("paris", "identity", 0),
+        )
+    ]  # fmt: skip
     of_trials = set(summarise_rows(rows)) | {f"val/{name}" for name in metrics}
-    assert of_trials == set(list_metrics())
+    single = {f"external/{name}/{metric}" for name in ("lyon", "paris") for metric in metrics}
+    assert of_trials - single == set(list_metrics())
 
 
 # ------------------------------------------------------------------ contrasts
@@ -348,6 +351,7 @@ def test_the_smallest_p_is_that_of_the_tests(num_units: int) -> None:
     )
     trend = make(kind="trend", factor="lr", smallest_effect=0)
     assert compute_smallest_p(trend, num_units, 3) == 2 / 6**num_units
+    assert compute_smallest_p(trend, num_units, 100) == 0.0  # no float is as small, and none overflows
     assert compute_smallest_p(make(kind="trend", factor="lr"), num_units, 3) == smallest_p(num_units)  # of its size
 
 

@@ -266,7 +266,8 @@ def test_a_trial_starts_from_its_encoder(tmp_path: Path, execution: Execution, d
     assert result["epochs"] == 1
     assert list(stage.children()) == ["encoder.safetensors", "epochs.jsonl", "result.json"]
     line = stage.read_lines("epochs.jsonl")[0]
-    assert line["metrics"].keys() == {"ssl/loss", "learning_rate", "seconds"}
+    spreads = {"ssl/feature_spread", "ssl/embedding_spread"}
+    assert line["metrics"].keys() == {"ssl/loss", "learning_rate", "seconds"} | spreads
     state = build_initial_model(config, digits, encoder=stage).backbone.state_dict()
     encoder = load_file(tmp_path / "stage" / "encoder.safetensors")
     scratch = initial(tiny_trial(), digits)

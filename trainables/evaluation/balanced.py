@@ -6,7 +6,7 @@ import csv
 import io
 import json
 import math
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib import resources
@@ -153,29 +153,6 @@ def compute_relative_errors(
             rbe[shift] = (error - errors.clean) / loss
     sums = [sum(each) for each in zip(*losses.values(), strict=True)]
     return RelativeErrors(be, rbe, undefined, sums[0] / sums[1] if sums else None)
-
-
-def collect_errors(rows: Iterable[Mapping[str, Any]]) -> Errors:
-    """Return the balanced errors in the test set's rows of an evaluation (``Evaluation.rows``).
-
-    Raises:
-        DataError: if there is no row of the unshifted test set.
-    """
-    shifted: dict[str, list[float]] = {}
-    clean = None
-    for row in rows:
-        if row["set"] != "test":
-            continue
-        error = 1.0 - row["metrics"]["balanced_accuracy"]
-        if row["severity"] == 0:
-            clean = error
-        else:
-            shifted.setdefault(row["shift"], []).append(error)
-    if clean is None:
-        raise DataError(
-            "looked for the error on the unshifted test set and found no such row: evaluate the trial again"
-        )
-    return Errors(clean, {shift: sum(values) / len(values) for shift, values in shifted.items()})
 
 
 #: Name of the unshifted test set in a reference table.

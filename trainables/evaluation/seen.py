@@ -45,14 +45,22 @@ POLICIES: dict[str, frozenset[str]] = {
 _KIND_OF_SHIFT = {shift: kind for kind, shifts in KINDS.items() for shift in shifts}
 
 
+def find_policy(augmentation: Mapping[str, Any]) -> str:
+    """Return the name of an augmentation's policy in ``POLICIES``.
+
+    Args:
+        augmentation: the section ``augmentation`` of a trial's config, as JSON.
+    """
+    return str(augmentation["policy"] if augmentation["kind"] == "strong" else augmentation["kind"])
+
+
 def list_seen_kinds(augmentation: Mapping[str, Any]) -> frozenset[str]:
     """Return the kinds of change that an augmentation contains; none at strength 0.
 
     Args:
         augmentation: the section ``augmentation`` of a trial's config, as JSON.
     """
-    policy = augmentation["policy"] if augmentation["kind"] == "strong" else augmentation["kind"]
-    kinds = POLICIES[policy] if augmentation.get("strength", 1.0) > 0 else frozenset()
+    kinds = POLICIES[find_policy(augmentation)] if augmentation.get("strength", 1.0) > 0 else frozenset()
     return kinds | {"overlay"} if augmentation.get("erasing", 0.0) > 0 else kinds
 
 

@@ -127,7 +127,7 @@ class Classifier(nn.Module):
 
 def _compute_in_float32(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:
     """Return the output of the last layer in float32 where autocast reduced it: 8 bits would make logits tie."""
-    if output.dtype == torch.float32:
+    if output.dtype not in (torch.float16, torch.bfloat16):
         return None  # the output stays as it is
     with torch.autocast(output.device.type, enabled=False):
         found: Tensor = layer.forward(inputs[0].float())

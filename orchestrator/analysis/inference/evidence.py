@@ -49,8 +49,8 @@ class Evidence:
     #: p-value before correction of the claim as such: that the effect is not 0, two-sided; of an equivalence the larger
     #: of two one-sided ones; of non-inferiority that the effect is not −margin. None if the test cannot give one.
     p_value: float | None
-    #: p-value before correction of the claimed size: that the effect is not ``smallest_effect``, two-sided; of an
-    #: equivalence that it is not at the margin. None if no size is claimed or the test cannot give one.
+    #: p-value before correction of the claimed size: that the effect is not ``smallest_effect``, two-sided. None if no
+    #: size is claimed beyond the claim itself, or the test cannot give one.
     p_size: float | None
     #: Difference of each unit.
     differences: tuple[float, ...]
@@ -127,7 +127,13 @@ def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
         num_planned=num_planned,
         num_complete=int(is_complete.sum()),
         means=dict(zip(contrast.parts, map(float, by_unit.mean(axis=0)), strict=True)),
-        scope=find_scope(plan, hypothesis.metric, num_models=num_models, num_encoders=num_encoders),
+        scope=find_scope(
+            plan,
+            hypothesis.metric,
+            num_models=num_models,
+            num_encoders=num_encoders,
+            external=measured.external,
+        ),
         agreement=_count_agreeing(hypothesis, contrast, parts) if counts_shifts(hypothesis) else None,
     )
 
@@ -168,7 +174,7 @@ def _mean(values: Array, axes: tuple[int, ...]) -> Array:
 
 def _count_agreeing(hypothesis: Directed, contrast: Contrast, parts: Array) -> Agreement:
     differences = _mean(parts, (0, 1)).T @ np.array(contrast.weights)
-    differences = differences[np.isfinite(differences)]
+    differences = drop_rounding(differences[np.isfinite(differences)], np.nanmax(np.abs(parts)))
     sign = {"higher": 1.0, "lower": -1.0, "two-sided": np.sign(differences.mean())}[hypothesis.direction]
     return Agreement(int((sign * differences > 0).sum()), len(differences))
 
@@ -188,7 +194,7 @@ def _compute_p(
 
     size, mean = get_claimed_size(hypothesis), float(differences.mean())
     if isinstance(hypothesis, Equivalence):
-        return _largest(against(-size, "greater"), against(size, "less")), against(size if mean > 0 else -size)
+        return _largest(against(-size, "greater"), against(size, "less")), None
     if isinstance(hypothesis, NonInferiority):
         return against(-size if is_higher_better(hypothesis.metric) else size), None
     p_value = (
@@ -203,18 +209,24 @@ def _compute_p(
     return p_value, _largest(against(size), against(-size))
 
 
+#: Tests whose statistic is not the mean.
+_RANK_TESTS = {"wilcoxon_signed_rank": wilcoxon, "sign": sign_test}
+
+
 def _largest(*p_values: float | None) -> float | None:
     known = [p for p in p_values if p is not None]
     return max(known) if len(known) == len(p_values) else None
 
 
 def _test_paired(hypothesis: Hypothesis, differences: Array, alternative: Alternative, *, seed: int) -> float | None:
-    alpha = hypothesis.alpha
-    if hypothesis.test == "wilcoxon_signed_rank":
-        return wilcoxon(differences, alternative=alternative, alpha=alpha)
-    if hypothesis.test == "sign":
-        return sign_test(differences, alternative=alternative, alpha=alpha)
-    return permutation_test(differences, alternative=alternative, seed=seed, alpha=alpha)
+    if hypothesis.test in _RANK_TESTS:
+        test = _RANK_TESTS[hypothesis.test]
+        toward: Alternative = "greater" if differences.mean() > 0 else "less"
+        # Signs and ranks that point away from the mean, to one side and the effect to the other, support neither.
+        if (test(differences, alternative=toward, alpha=hypothesis.alpha) or 0.0) > 0.5:
+            return 1.0
+        return test(differences, alternative=alternative, alpha=hypothesis.alpha)
+    return permutation_test(differences, alternative=alternative, seed=seed, alpha=hypothesis.alpha)
 
 
 def _test_trend(contrast: Contrast, units: Array, differences: Array, alpha: float, seed: int) -> float | None:

@@ -39,11 +39,29 @@ class Measured:
         spread[self._arm, self._replicate] = rows
         return spread
 
+    def find_signature(self, arm: int, replicate: int) -> str:
+        """Return the signature of the trial of an arm and a replicate, by their numbers; "" if none is planned."""
+        return self._signatures.get((arm, replicate), "")
+
+    @cached_property
+    def _signatures(self) -> dict[tuple[int, int], str]:
+        keys = zip(self._arm.tolist(), self._replicate.tolist(), strict=True)
+        return dict(zip(keys, map(str, self.results.trials["signature"]), strict=True))
+
     @cached_property
     def shifted(self) -> pd.DataFrame:
         """Rows of the shifts table on the shifted test set."""
         shifts = self.results.shifts
         return shifts[(shifts["set"] == "test") & (shifts["severity"] > 0)]
+
+    @cached_property
+    def external(self) -> dict[str, int]:
+        """Every external set that trials were evaluated on, with its number of images."""
+        shifts = self.results.shifts
+        if "num_images" not in shifts:  # results from elsewhere
+            return {}
+        rows = shifts[~shifts["set"].isin(("val", "test"))].drop_duplicates("set")
+        return {str(name): int(number) for name, number in zip(rows["set"], rows["num_images"], strict=True)}
 
     def values(self, hypothesis: Hypothesis) -> pd.DataFrame:
         """Return the values of the hypothesis' metric, one row per signature.
@@ -71,7 +89,7 @@ class Measured:
     @cached_property
     def _needs(self) -> list[list[frozenset[str]]]:
         """Signatures of the stages that a trial starts from, as arms × replicates."""
-        known = {trial["signature"]: frozenset(trial.get("needs", ())) for trial in self.results.plan["trials"]}
+        known = self.results.needs
         needs = [[frozenset[str]()] * len(self.replicates) for _ in self.arms]
         for arm, replicate, signature in zip(self._arm, self._replicate, self.results.trials["signature"], strict=True):
             needs[arm][replicate] = known.get(signature, frozenset())

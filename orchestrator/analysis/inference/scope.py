@@ -36,7 +36,7 @@ class Scope:
         if self.num_images is not None:
             parts.append(f"{self.num_images:,} {self.images} images" + self._describe_origin())
         if self.has_own_splits is not None:
-            parts.append("a split per replicate" if self.has_own_splits else "for this split")
+            parts.append("a split of these images per replicate" if self.has_own_splits else "for this split")
         return ", ".join(parts)
 
     def _describe_origin(self) -> str:
@@ -46,7 +46,9 @@ class Scope:
         return origin
 
 
-def find_scope(plan: Mapping[str, Any], metric: str, *, num_models: int, num_encoders: int) -> Scope:
+def find_scope(
+    plan: Mapping[str, Any], metric: str, *, num_models: int, num_encoders: int, external: Mapping[str, int]
+) -> Scope:
     """Return the scope of a statement about one metric.
 
     Args:
@@ -54,6 +56,8 @@ def find_scope(plan: Mapping[str, Any], metric: str, *, num_models: int, num_enc
         metric: metric of a hypothesis.
         num_models: number of trained models that are compared.
         num_encoders: number of pretrained encoders behind them.
+        external: external set → number of its images, of all that trials were evaluated on. Where sites are left out
+            one at a time, the plan does not describe them.
     """
     data = plan.get("data")
     if data is None:
@@ -62,18 +66,18 @@ def find_scope(plan: Mapping[str, Any], metric: str, *, num_models: int, num_enc
     if kind == "external":
         sets = [name]
     elif metric.startswith("external/"):  # a mean over all of them
-        sets = [each for each in data["num_images"] if each not in ("train", "val", "test")]
+        sets = list(external)
     else:
         sets = ["val" if metric.startswith("val/") else "test"]
     # Plans of older versions lack these.
     patients, sites, base = data.get("num_patients"), data.get("num_sites", {}), plan.get("base")
-    is_external = metric.startswith("external/")
+    is_external, images = metric.startswith("external/"), data["num_images"] | external
     return Scope(
         num_models,
         num_encoders,
         images="external" if is_external and kind != "external" else _SETS.get(sets[0], sets[0]),
-        num_images=sum(data["num_images"].get(each, 0) for each in sets),
-        num_patients=None if patients is None else sum(patients.get(each, 0) for each in sets),
+        num_images=sum(images.get(each, 0) for each in sets),
+        num_patients=sum(patients[each] for each in sets) if patients and patients.keys() >= set(sets) else None,
         num_sites=len(sets) if is_external else sites.get(sets[0]),
         has_own_splits=None if base is None else base["data"].get("split") == "per_replicate",
     )

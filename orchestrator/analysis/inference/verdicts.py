@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -43,6 +43,9 @@ from orchestrator.study.hypotheses import (
     read_hypothesis,
 )
 from trainables.evaluation.metrics import is_higher_better
+
+if TYPE_CHECKING:
+    from orchestrator.analysis.predictions.patients import PatientAssessment
 
 SUPPORTED, SUPPORTED_DIRECTION, NOT_SUPPORTED = "supported", "supported (direction)", "not supported"
 CONTRADICTED, NOT_ENOUGH, NO_VERDICT = "contradicted", "not enough data", "no verdict"
@@ -72,6 +75,8 @@ class Verdict:
     reason: str
     #: Time of the last event that the verdict rests on: a trial completed, or hypotheses registered.
     moment_ms: int
+    #: Interval over replicates and patients (``over_patients``); None if there is none to be had.
+    patients: PatientAssessment | None = None
 
 
 def judge(results: Results) -> list[Verdict]:
@@ -164,7 +169,7 @@ def decide(hypothesis: Hypothesis, evidence: Evidence, p_values: Corrected, best
     assert evidence.effect is not None
     is_sure, is_size_sure = (p is not None and p <= hypothesis.alpha for p in (p_values.claim, p_values.size))
     if isinstance(hypothesis, Equivalence | NonInferiority):
-        rules = _list_margin_rules(hypothesis, evidence.effect, is_sure=is_sure, is_size_sure=is_size_sure)
+        rules = _list_margin_rules(hypothesis, evidence.effect, is_sure=is_sure)
     else:
         rules = _list_rules(hypothesis, evidence.effect, is_sure=is_sure, is_size_sure=is_size_sure)
     rules.append((p_values.claim is None, NOT_SUPPORTED, "too many differences are exactly 0 for a test"))
@@ -189,18 +194,13 @@ def _list_rules(hypothesis: Directed, effect: float, *, is_sure: bool, is_size_s
     ]
 
 
-def _list_margin_rules(
-    hypothesis: Equivalence | NonInferiority, effect: float, *, is_sure: bool, is_size_sure: bool
-) -> list[_Rule]:
-    margin = hypothesis.margin
+def _list_margin_rules(hypothesis: Equivalence | NonInferiority, effect: float, *, is_sure: bool) -> list[_Rule]:
+    """Return the rules for a margin. At the margin an equivalence errs with α already, so nothing contradicts it."""
     if isinstance(hypothesis, Equivalence):
-        return [
-            (is_sure, SUPPORTED, "significantly within the margin on both sides"),
-            (is_size_sure and abs(effect) > margin, CONTRADICTED, "significantly beyond the margin"),
-        ]
+        return [(is_sure, SUPPORTED, "significantly within the margin on both sides")]
     gain = effect if is_higher_better(hypothesis.metric) else -effect
     return [
-        (is_sure and gain > -margin, SUPPORTED, "significantly above the margin of inferiority"),
+        (is_sure and gain > -hypothesis.margin, SUPPORTED, "significantly above the margin of inferiority"),
         (is_sure, CONTRADICTED, "significantly worse than the margin"),
     ]
 
@@ -251,6 +251,8 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
             "scope": each.evidence.scope.describe() if each.evidence.scope else None,
             "agreeing_shift_types": each.evidence.agreement.num_agreeing if each.evidence.agreement else None,
             "shift_types": each.evidence.agreement.num_types if each.evidence.agreement else None,
+            "low_over_patients": each.patients.interval.low if each.patients and each.patients.interval else None,
+            "high_over_patients": each.patients.interval.high if each.patients and each.patients.interval else None,
             "p": each.evidence.p_value,
             "p_holm": each.corrected.claim,
             "p_size": each.evidence.p_size,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.formats import TextTable, write_latex, write_markdown
@@ -16,7 +17,7 @@ from orchestrator.analysis.tidy.reading import StatsConfig
 from orchestrator.analysis.tidy.results import SEED, TidyResults
 from orchestrator.ledger.preregistration import PREREGISTERED, Registered
 from orchestrator.statistics.factorial import Contrast, compute_contrasts, decompose_variance
-from orchestrator.statistics.intervals import MIN_REPLICATES, summarise, t_interval
+from orchestrator.statistics.intervals import MIN_REPLICATES, drop_rounding, summarise, t_interval
 from orchestrator.statistics.paired_tests import min_units
 from orchestrator.statistics.power import compute_power, minimum_replicates, upper_sd
 from orchestrator.study.hypotheses import Hypothesis, describe_comparison, describe_hypothesis
@@ -201,7 +202,8 @@ def _count_shifts(measured: TidyResults, measure: str, contrast: Contrast) -> st
     differences = pd.DataFrame(wide.xs(level, level=factor) - wide.xs(reference, level=factor))
     # A shift that is planned for other arms only has no value.
     per_shift = differences.dropna(subset=[measure])[names].mean().dropna()
-    return f"{int((per_shift * contrast.estimate > 0).sum())} of {len(per_shift)}"
+    signed = drop_rounding(per_shift, np.nanmax(np.abs(wide.to_numpy(dtype=np.float64)))) * contrast.estimate
+    return f"{int((signed > 0).sum())} of {len(signed)}"
 
 
 def _seeds(config: StatsConfig, measured: TidyResults, contrasts: dict[str, list[Contrast]]) -> Table:

@@ -275,7 +275,7 @@ def _largest(results: Results, effects: Sequence[Effect]) -> Statement:
     low, high = 100 * effect.interval.low, 100 * effect.interval.high
     zero = " The interval contains 0: it cannot be told from no effect." if low <= 0 <= high else ""
     text = (
-        f"95 % t interval {low:+.1f} to {high:+.1f} over {plural(effect.num_replicates, 'replicate')}: what other "
+        f"95 % t interval {low:+.1f} to {high:+.1f} over {effect.over}: what other "
         "seeds would give on this test set, not what other patients or sites would."
     )
     return Statement(heading, headline, f"{text}{missing}{zero}{shifts}{picked}")

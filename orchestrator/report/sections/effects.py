@@ -136,12 +136,13 @@ def effects_section(results: Results, effects: Mapping[str, Sequence[Effect]]) -
 
 def _note(measure: str, *, has_p: bool, has_shifts: bool) -> str:
     text = (
-        f"Effects on {measure}. The unit is the replicate: its difference is the mean over its cells. Intervals are "
-        f"paired t intervals over replicates and take {MIN_REPLICATES} of them"
+        f"Effects on {measure}. The unit is the replicate: its difference is the mean over its cells; replicates "
+        "that share a pretrained encoder are one unit. Intervals are paired t intervals over units and take "
+        f"{MIN_REPLICATES} of them"
     )
     if has_p:
         text += (
-            "; p: exact two-sided sign flips of whole replicates, corrected after Holm for the number of rows. No "
+            "; p: exact two-sided sign flips of whole units, corrected after Holm for the number of rows. No "
             "hypothesis was written for these: a small p is a hint, not a verdict"
         )
     else:

@@ -46,7 +46,9 @@ def _variance(results: Results) -> str | None:
         Column("degrees of freedom", is_number=True),
         Column("share of the spread, %", is_number=True),
     ]
-    has_p = any(term.p_value is not None for term in found.terms)
+    # An F test takes every replicate for an independent one.
+    is_shared = len(set((units := results.group_replicates(rows)).values())) < len(units)
+    has_p = not is_shared and any(term.p_value is not None for term in found.terms)
     body += [Column("p", is_number=True)] * has_p
     ordered = sorted(found.terms, key=lambda term: -term.eta_squared)
     some = f" Of the first {MAX_BLOCKS} replicates." if results.complete[_BLOCK].max() >= MAX_BLOCKS else ""
@@ -55,7 +57,10 @@ def _variance(results: Results) -> str | None:
         f"{found.num_values} trials): the share of the sum of squares (η²) that belongs to each choice, to two choices "
         f"together, to the seed, and to nothing of these.{some}{_missing(found)}"
     )
-    text += " p: F test against what is left." if has_p else f" A p-value takes {MIN_REPLICATES} replicates."
+    if is_shared:
+        text += " No p: replicates share pretrained encoders, and are not independent."
+    else:
+        text += " p: F test against what is left." if has_p else f" A p-value takes {MIN_REPLICATES} replicates."
     return note(text) + table(body, [_term_row(term, has_p=has_p) for term in ordered])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from html import escape
+from typing import TYPE_CHECKING
 
 from orchestrator.analysis.inference.verdicts import NO_VERDICT, VERDICTS, Verdict
 from orchestrator.analysis.results import Results
@@ -16,6 +17,7 @@ from orchestrator.ledger.preregistration import (
     read_versions,
     trace_hypotheses,
 )
+from orchestrator.planning.ceteris_paribus import read_differences
 from orchestrator.report.page import Section, callout, facts, note
 from orchestrator.study.hypotheses import (
     Directed,
@@ -26,6 +28,9 @@ from orchestrator.study.hypotheses import (
     get_claimed_size,
 )
 from trainables.evaluation.metrics import find_metric
+
+if TYPE_CHECKING:
+    from orchestrator.analysis.predictions.patients import PatientAssessment
 
 #: Size of the strip with effect and interval, px.
 _WIDTH, _HEIGHT, _MARGIN = 300, 44, 14
@@ -50,7 +55,7 @@ def verdict_section(results: Results, verdicts: Sequence[Verdict]) -> Section | 
     if deleted:
         items = [f"{each.name}: {each.content['claim']} ({each.remark})" for each in deleted]
         body += callout("Deleted after results were known:", "bad", items)
-    body += "".join(map(_card, verdicts))
+    body += "".join(_card(each, read_differences(results.plan, each.hypothesis.name)) for each in verdicts)
     return Section("verdicts", "Verdicts", "What was claimed, and what came of it", body)
 
 
@@ -90,6 +95,10 @@ def describe_evidence(verdict: Verdict) -> str:
     if evidence.interval is not None:
         low, high = (_number(verdict, value) for value in (evidence.interval.low, evidence.interval.high))
         text += f" ({100 * evidence.interval.level:g}{NO_BREAK}% interval {low} to {high})"
+    if verdict.patients is not None and verdict.patients.interval is not None:
+        interval = verdict.patients.interval
+        low, high = (_number(verdict, value) for value in (interval.low, interval.high))
+        text += f", over patients too {low} to {high}"
     for name, p_value, corrected in (
         ("p", evidence.p_value, verdict.corrected.claim),
         ("p of the size", evidence.p_size, verdict.corrected.size),
@@ -124,7 +133,7 @@ _CSS = dict(
 )
 
 
-def _card(verdict: Verdict) -> str:
+def _card(verdict: Verdict, differences: Sequence[str] | None) -> str:
     hypothesis, registered = verdict.hypothesis, verdict.registered
     css = _CSS[verdict.verdict]
     mark = "" if registered.status == PREREGISTERED else f'<span class="tag short">{escape(registered.status)}</span>'
@@ -132,7 +141,7 @@ def _card(verdict: Verdict) -> str:
         f'<div class="verdict {css}"><div class="head"><b>{escape(sentence(verdict.verdict))}</b>'
         f"{escape(hypothesis.name)}{mark}</div>"
         f'<p class="claim">{escape(hypothesis.claim)}</p><p>{escape(describe_evidence(verdict))}</p>'
-        f"{_strip(verdict)}{_changes(registered)}{_details(verdict)}</div>"
+        f"{_strip(verdict)}{_changes(registered)}{_details(verdict, differences)}</div>"
     )
 
 
@@ -142,7 +151,7 @@ def _changes(registered: Registered) -> str:
     return callout(f"Exploratory: {registered.remark}.", "warn", registered.changes)
 
 
-def _details(verdict: Verdict) -> str:
+def _details(verdict: Verdict, differences: Sequence[str] | None) -> str:
     hypothesis, evidence = verdict.hypothesis, verdict.evidence
     severities = "" if hypothesis.severities is None else f", severity {', '.join(map(str, hypothesis.severities))}"
     rows = {
@@ -155,6 +164,12 @@ def _details(verdict: Verdict) -> str:
         f"family {hypothesis.family}",
         "registered": registered_text(verdict.registered),
     }
+    if verdict.patients is not None:
+        rows["over patients"] = _describe_patients(verdict.patients)
+    if differences:
+        rows["differs"] = "; ".join(differences)
+    elif differences is not None:
+        rows["differs"] = "nothing but the named factors"
     if evidence.means:
         rows["means"] = "; ".join(f"{part} {_mean(verdict, value)}" for part, value in evidence.means.items())
     if evidence.num_missing:
@@ -164,6 +179,20 @@ def _details(verdict: Verdict) -> str:
     if evidence.effect is not None and 0 < evidence.num_units < evidence.num_needed and verdict.verdict != NO_VERDICT:
         rows["would do"] = f"{plural(evidence.num_needed, 'independently trained replicate')} of every arm"
     return f"<details><summary>How it was tested</summary>{facts(rows)}</details>"
+
+
+def _describe_patients(assessment: PatientAssessment) -> str:
+    """Return what the interval over patients is made of, or why there is none."""
+    if assessment.interval is None:
+        return assessment.problem or ""
+    parts = assessment.interval.components
+    return (
+        f"95{NO_BREAK}% interval over {plural(assessment.num_replicates, 'replicate')} and "
+        f"{plural(assessment.num_patients or 0, 'patient')} (images without a patient count as one each), "
+        f"{assessment.interval.df:.0f} degrees of freedom; standard deviations of replicates "
+        f"{100 * parts.replicate_sd:.1f}, patients {100 * parts.patient_sd:.1f} and the rest "
+        f"{100 * parts.residual_sd:.1f} points"
+    )
 
 
 def _describe_claim(verdict: Verdict) -> str:

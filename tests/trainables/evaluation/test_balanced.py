@@ -12,24 +12,9 @@ from trainables.evaluation.balanced import (
     Errors,
     ReferenceTable,
     binomial_errors,
-    collect_errors,
     compute_relative_errors,
     load_reference,
 )
-
-
-def row(shift: str, severity: int, accuracy: float, name: str = "test") -> dict:
-    return {"set": name, "shift": shift, "severity": severity, "metrics": {"balanced_accuracy": accuracy}}
-
-
-def test_errors_are_means_over_severities_of_the_test_set() -> None:
-    errors = collect_errors(
-        [row("identity", 0, 0.75, "val"), row("identity", 0, 0.9), row("jpeg", 1, 0.8), row("jpeg", 5, 0.5)]
-    )
-    assert errors.clean == pytest.approx(0.1)
-    assert errors.shifted == {"jpeg": pytest.approx(0.35)}
-    with pytest.raises(DataError, match="unshifted test set"):
-        collect_errors([row("jpeg", 1, 0.8), row("identity", 0, 0.9, "val")])
 
 
 def test_relative_errors_by_hand() -> None:
