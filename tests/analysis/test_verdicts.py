@@ -260,7 +260,7 @@ def test_signs_and_ranks_that_point_away_from_the_mean_support_nothing(tmp_path:
 
 def test_shifts_that_differ_by_rounding_agree_with_nothing(tmp_path: Path) -> None:
     ledger = plant(tmp_path, lambda arm, replicate: 0.1 + 0.2 if arm["augmentation"] == "strong" else 0.3)
-    assert verdict_of(ledger, make(over="shifts")).evidence.agreement == Agreement(0, 14)
+    assert verdict_of(ledger, make(over="shifts")).evidence.agreement == Agreement(0, 14, 0, 4)
 
 
 def test_shifts_give_no_verdict(tmp_path: Path) -> None:
