@@ -114,7 +114,7 @@ def _effect(results: Results, factor: str, pairs: _Pairs, measure: str) -> Effec
     level, reference = pairs.rows.columns
     values = results.trials[measure].to_numpy(dtype=float)
     first, second = values[pairs.rows[level]], values[pairs.rows[reference]]
-    scale = float(np.fmax.reduce(np.abs([*first, *second]), initial=0.0))
+    scale = float(np.fmax.reduce(np.abs(np.concatenate([first, second])), initial=0.0))
     differences = pd.Series(drop_rounding(first - second, scale), index=pairs.rows.index)
     defined = differences.dropna()
     replicates = defined.index.get_level_values("replicate")

@@ -8,6 +8,7 @@ Every test returns None if there are too few units for a p-value of at most ``al
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -119,16 +120,28 @@ def permutation_test(
     if 2 ** len(sums) <= MAX_ENUMERATED:
         flipped = outer_sums([np.array([-value, value]) for value in sums])
         return tail_p(flipped, observed, alternative, num_more=0)
+    if NUM_PERMUTATIONS * len(sums) <= _CHUNK:
+        return tail_p(_draw_all_flips(seed, len(sums)) @ sums, observed, alternative, num_more=1)
     generator = np.random.default_rng(seed)
     rows = max(1, _CHUNK // len(sums))
     flipped = np.concatenate(
         [
-            (2.0 * generator.integers(2, size=(min(rows, NUM_PERMUTATIONS - start), len(sums)), dtype=np.int8) - 1)
-            @ sums
+            _draw_flips(generator, min(rows, NUM_PERMUTATIONS - start), len(sums)) @ sums
             for start in range(0, NUM_PERMUTATIONS, rows)
         ]
     )
     return tail_p(flipped, observed, alternative, num_more=1)
+
+
+@lru_cache(maxsize=1)  # a report tests dozens of effects over the same replicates
+def _draw_all_flips(seed: int, num_units: int) -> Array:
+    """Return the signs of all random flips, as flips × units."""
+    return _draw_flips(np.random.default_rng(seed), NUM_PERMUTATIONS, num_units)
+
+
+def _draw_flips(generator: np.random.Generator, num_flips: int, num_units: int) -> Array:
+    signs = 2.0 * generator.integers(2, size=(num_flips, num_units), dtype=np.int8) - 1
+    return signs.astype(np.float64, copy=False)
 
 
 def max_t_test(differences: ArrayLike, *, seed: int, alpha: float = 0.05) -> Array:

@@ -233,7 +233,8 @@ class ShiftedCopies:
             if not _lock_exclusively(file) or not _is_at(temporary, file):
                 return "left to another"
             try:
-                if self._hold(path):  # another process has just finished it
+                # Another process has just finished it, and may not hold it shared yet.
+                if self._hold(path) or path.exists():
                     return "left to another"
                 file.truncate(0)  # the content that a killed process has left
                 if not self._reserve(file):
