@@ -327,11 +327,19 @@ def _limits(results: Results, selection: Selection, parts: PartScores, *, traini
             f"{plural(selection.arm.complete, 'replicate')}: the spread over seeds is "
             f"{'unknown' if selection.arm.complete == 1 else 'hardly known'}; at least {MIN_REPLICATES} would do."
         )
+    # Plans of older versions lack the key.
+    has_own_splits = results.plan.get("base", {}).get("data", {}).get("split") == "per_replicate"
+    splits = "every replicate has a split of its own" if has_own_splits else "all replicates share one split of the data"
     epoch = f"The epoch was picked by validation {training.select_by}."
     if training.select == "last":
         epoch = "The epoch was not picked: it is the last."
     items += [
-        "The spread is that of initial weights, order and augmentation; all replicates share one split of the data.",
+        "The spread is that of initial weights, order and augmentation; "
+        + (
+            "every replicate has a split of its own."
+            if has_own_splits
+            else "all replicates share one split of the data."
+        ),
         f"The arm was picked among {len(selection.ranking)} by {selection.column}, which flatters that column; so does "
         f"picking its best replicate. {epoch}",
         "The shifts are synthetic: they stand for what may happen to images, and real changes of scanner, staining or "
