@@ -329,17 +329,12 @@ def _limits(results: Results, selection: Selection, parts: PartScores, *, traini
         )
     # Plans of older versions lack the key.
     has_own_splits = results.plan.get("base", {}).get("data", {}).get("split") == "per_replicate"
-    splits = "every replicate has a split of its own" if has_own_splits else "all replicates share one split of the data"
+    splits = "each replicate has a split of its own" if has_own_splits else "all replicates share one split of the data"
     epoch = f"The epoch was picked by validation {training.select_by}."
     if training.select == "last":
         epoch = "The epoch was not picked: it is the last."
     items += [
-        "The spread is that of initial weights, order and augmentation; "
-        + (
-            "every replicate has a split of its own."
-            if has_own_splits
-            else "all replicates share one split of the data."
-        ),
+        f"The spread is that of initial weights, order and augmentation; {splits}.",
         f"The arm was picked among {len(selection.ranking)} by {selection.column}, which flatters that column; so does "
         f"picking its best replicate. {epoch}",
         "The shifts are synthetic: they stand for what may happen to images, and real changes of scanner, staining or "
