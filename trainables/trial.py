@@ -57,6 +57,8 @@ ENCODER, MODEL = "encoder.safetensors", "model.safetensors"
 #: GPU memory of a process in MiB that torch does not reserve: context, kernels, libraries. Assumption: not measured.
 GPU_CONTEXT_MIB = 600.0
 
+#: Headline numbers of ``result.json`` that a trial reports when it is evaluated, for whoever watches.
+SCORES = ("validation/balanced_accuracy", "robustness/mean_balanced_accuracy")
 #: Callback for progress: {"event": "epoch" | "evaluation" | …, …}; called in this process.
 Report = Callable[[dict[str, Any]], None]
 
@@ -133,6 +135,7 @@ def run_trial(
     outcome = _load_model(model, folder, signature)
     remove_checkpoints(folder)
     result = _evaluate(model, data, config, choice, folder=folder, execution=execution, report=report)
+    report({"event": "scores", "metrics": {name: result["metrics"].get(name) for name in SCORES}})
     result |= _provenance(signature, started, outcome, device, choice, execution)
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     sets = ["val", "test", *data.external]

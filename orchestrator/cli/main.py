@@ -1,4 +1,4 @@
-"""``robustsweep run | plan | status | report | select | stats | ui | sync | trial | shifts | data | schema | doctor``.
+"""``robustsweep run``, ``plan``, ``report`` and so on: all commands of the command line.
 
 Exit codes: 0 all trials complete, 1 some failed or are missing, 2 the request was wrong, 3 infrastructure failed,
 4 some are missing because the budget is spent: the same command would start nothing, 5 stopped in order by SIGTERM: the
@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.data import data
+from orchestrator.cli.init import examples, init
 from orchestrator.cli.options import (
     Address,
     AsJson,
@@ -27,9 +28,11 @@ from orchestrator.cli.options import (
     FigureFormat,
     Mlflow,
     Overrides,
+    Quiet,
     Storage,
     StudyFile,
     StudyOrName,
+    Verbose,
     VerifyData,
 )
 from orchestrator.cli.select import select
@@ -57,7 +60,6 @@ app = typer.Typer(
     name="robustsweep",
     help="Find out which training choices hold up under distribution shift: one YAML file in, a robustness study out.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
 )
 
@@ -92,14 +94,19 @@ def run(  # noqa: PLR0913 - the options of a command are its arguments
     overrides: Overrides = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed trials again.")] = False,
     verify_data: VerifyData = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
     as_json: AsJson = False,
 ) -> None:
     """Run open stages and trials, resume interrupted ones and write the report. Run it again after any interruption."""
+    from orchestrator.driver.announce import Terminal
     from orchestrator.driver.run import run_study
 
     _stop_at_sigterm()
     loaded = _load(study, overrides)
-    console = _console(stderr=as_json)
+    if quiet and verbose:
+        raise RobustSweepError("run: found --quiet and --verbose; give one of them")
+    console = Terminal(stderr=as_json, detail="quiet" if quiet else "verbose" if verbose else "normal")
     flags = {"--storage": storage, "--mlflow": mlflow, "--set": overrides}
     again = _command("run", study, flags | {"--address": address})
     try:
@@ -216,6 +223,8 @@ def report(
         typer.echo(where)
 
 
+app.command()(init)
+app.command()(examples)
 app.command()(select)
 app.command()(stats)
 
@@ -368,10 +377,10 @@ def _print(console: Console, text: str) -> None:
     console.print(text, soft_wrap=True, highlight=False, markup=False)
 
 
-def _console(*, stderr: bool = False) -> Console:
+def _console() -> Console:
     from rich.console import Console
 
-    return Console(stderr=stderr)
+    return Console()
 
 
 def main() -> Any:

@@ -13,6 +13,7 @@ from rich.table import Table
 from orchestrator.driver.announce import announce, count, print_line, warn
 from orchestrator.driver.estimate import Estimate
 from orchestrator.driver.prepare import Prepared
+from orchestrator.driver.time_left import format_duration
 from orchestrator.ledger.preregistration import trace_hypotheses
 from orchestrator.planning.budget import describe_needs
 from orchestrator.planning.ceteris_paribus import read_differences
@@ -174,11 +175,3 @@ def describe_estimate(costs: Estimate) -> str:
         f"estimate from {costs.source}: {format_duration(costs.wall_seconds)} on {costs.slots} slots{per_trial}, "
         f"{costs.gpu_hours:.2f} GPU-hours" + (f", {costs.money:.2f} in money" if costs.money is not None else "")
     )
-
-
-def format_duration(seconds: float) -> str:
-    """Return "1 h 05 min", "12 min" or "40 s"."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

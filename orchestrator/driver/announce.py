@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -12,17 +13,44 @@ from orchestrator.driver.prepare import Prepared
 from orchestrator.ledger.preregistration import EXPLORATORY, PREREGISTERED, trace_hypotheses
 from orchestrator.planning.ceteris_paribus import read_differences
 from orchestrator.planning.feasibility import find_attainable
-from orchestrator.planning.plan import describe_skipped
+from orchestrator.planning.plan import describe_skipped_briefly
 from orchestrator.search.proposals import Search
 from trainables.data.dataset import Dataset
 from trainables.data.describe import describe_dataset
 
+#: How much a console is to say.
+Detail = Literal["quiet", "normal", "verbose"]
 #: Maximum number of damaged folders that are listed one by one.
 _MAX_DAMAGES = 10
 
 
+class Terminal(Console):
+    """Console of a command, with how much it is to say.
+
+    Args:
+        stderr: whether to write to standard error.
+        detail: ``quiet`` prints warnings, failures and results only, ``verbose`` also every epoch.
+    """
+
+    def __init__(self, *, stderr: bool = False, detail: Detail = "normal") -> None:
+        super().__init__(stderr=stderr)
+        self.detail = detail
+
+
+def is_quiet(console: Console) -> bool:
+    """Return whether a console is to get warnings, failures and results only."""
+    return isinstance(console, Terminal) and console.detail == "quiet"
+
+
+def is_verbose(console: Console) -> bool:
+    """Return whether a console is to get every epoch."""
+    return isinstance(console, Terminal) and console.detail == "verbose"
+
+
 def print_line(console: Console, label: str, text: str) -> None:
-    """Print one labelled line. Markup in ``text`` is printed literally."""
+    """Print one labelled line, unless the console is quiet. Markup in ``text`` is printed literally."""
+    if is_quiet(console):
+        return
     console.print(f"{label:<8} {text}", soft_wrap=True, highlight=False, markup=False)
 
 
@@ -52,7 +80,7 @@ def announce(prepared: Prepared, console: Console) -> None:
     _announce_hypotheses(prepared, console)
     for line in _describe_changes(prepared):
         print_line(console, "changed", line)
-    for line in describe_skipped(plan.as_json()["skipped"]):
+    for line in describe_skipped_briefly(plan.as_json()["skipped"]):
         warn(console, "left out", line)
     if actions.failed:
         failed = sum(work.kind == "trial" for work in actions.failed)

@@ -67,9 +67,7 @@ def estimate(prepared: Prepared, *, allow_pilot: bool) -> Estimate:
     stages = _time_finished_stages(prepared)
     if not todo:
         return Estimate("nothing is open", None, 0.0, 0.0, 0.0, slots, None if price is None else 0.0, stages)
-    source, seconds = _from_finished(prepared, todo)
-    if seconds is None:
-        source, seconds = _from_like_studies(prepared, todo, on_gpu=gpus > 0)
+    source, seconds = _from_ledgers(prepared, todo, on_gpu=gpus > 0)
     if seconds is None and allow_pilot:
         source, seconds = _from_pilot(prepared, todo)
     source += ", as if nothing was stopped early" if prepared.study.stops_early else ""
@@ -89,6 +87,24 @@ def estimate(prepared: Prepared, *, allow_pilot: bool) -> Estimate:
         money=None if price is None else total * gpus / 3600 * price,
         stage_seconds=stages | {work.signature: took for work, took in timed if work.kind == "stage"},
     )
+
+
+def expect_seconds(prepared: Prepared) -> dict[str, float]:
+    """Return signature → expected seconds of the open stages and trials, from finished ones of this or a like study.
+
+    Empty if there are none: no pilot is made.
+    """
+    todo = prepared.actions.open
+    if not todo:
+        return {}
+    _, seconds = _from_ledgers(prepared, todo, on_gpu=_count_slots(prepared)[1] > 0)
+    return {} if seconds is None else {work.signature: took for work, took in zip(todo, seconds, strict=True)}
+
+
+def _from_ledgers(prepared: Prepared, todo: Sequence[Work], *, on_gpu: bool) -> tuple[str, list[float] | None]:
+    """Return the source, and per stage or trial its expected seconds; None if no ledger has a trial to go by."""
+    source, seconds = _from_finished(prepared, todo)
+    return (source, seconds) if seconds is not None else _from_like_studies(prepared, todo, on_gpu=on_gpu)
 
 
 def _time_finished_stages(prepared: Prepared) -> dict[str, float]:

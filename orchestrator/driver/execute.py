@@ -6,10 +6,12 @@ import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 from rich.console import Console
 
 from orchestrator.driver import child_process
+from orchestrator.driver.estimate import expect_seconds
 from orchestrator.driver.events import EventHandler, Observers
 from orchestrator.driver.prepare import Prepared, resolve_execution
 from orchestrator.driver.progress import StudyProgress
@@ -36,9 +38,14 @@ def execute_open(prepared: Prepared, runtime: Runtime, lease: Lease, observers: 
         DiskFullError: a disk is full. Everything is stopped, because other trials would fail in the same way.
     """
     actions = prepared.actions
-    num_works = len(actions.open) + prepared.plan.num_to_come
     with (
-        StudyProgress(console, num_works=num_works, num_done=len(actions.skip)) as progress,
+        StudyProgress(
+            console,
+            works=actions.open,
+            num_done=len(actions.skip),
+            num_to_come=prepared.plan.num_to_come,
+            expect_seconds=partial(expect_seconds, prepared),
+        ) as progress,
         handling_signals(progress.print_line) as stop,
         stopping_early(prepared, stop) as early,
     ):

@@ -138,7 +138,7 @@ class ChunkRunner:
         assert self._current is not None
         signature = self._current["record"]["signature"]
         last = self._events[-1] if self._events else {"signature": None}
-        if last["signature"] == signature and last["event"] not in ("begun", "started"):
+        if last["signature"] == signature and last["event"] not in ("begun", "started", "scores"):
             self._events.pop()  # only the newest counts
         self._events.append({"signature": signature, **event})
 

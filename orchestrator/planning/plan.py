@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from textwrap import shorten
 from typing import Any, Protocol
 
 from orchestrator.planning.identity import compute_identity, compute_signature, hash_identity
@@ -52,6 +53,14 @@ class Work:
     replicate: int | None = None
     #: Number of trials that need this stage; 0 for a trial.
     num_dependants: int = 0
+
+    @property
+    def label(self) -> str:
+        """Short name for people: "contrastive · strong · r0" of a trial, the name of a stage."""
+        if self.kind == "stage":
+            return self.name
+        levels = list((self.levels or {}).values()) or [self.name]
+        return " · ".join([*levels, f"r{self.replicate}"])
 
 
 @dataclass(frozen=True)
@@ -108,6 +117,22 @@ def describe_skipped(skipped: Sequence[Mapping[str, Any]]) -> list[str]:
         by_reason.setdefault(arm["reason"], []).append(arm)
     return [
         f"{sum(arm['num_trials'] for arm in arms)} trials: {reason}. Arms: {'; '.join(arm['name'] for arm in arms)}"
+        for reason, arms in by_reason.items()
+    ]
+
+
+#: Longest reason in a brief line; the report has it whole.
+_MAX_REASON = 76
+
+
+def describe_skipped_briefly(skipped: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return one short line per reason for the skipped arms of ``Plan.as_json``: their number and the start of it."""
+    by_reason: dict[str, list[Mapping[str, Any]]] = {}
+    for arm in skipped:
+        by_reason.setdefault(arm["reason"], []).append(arm)
+    return [
+        f"{len(arms)} arm{'s' * (len(arms) > 1)} of {sum(arm['num_trials'] for arm in arms)} trials: "
+        f"{shorten(reason, _MAX_REASON, placeholder=' …')}; details in the report"
         for reason, arms in by_reason.items()
     ]
 

@@ -30,7 +30,7 @@ from orchestrator.ledger.derived import (
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.usage import describe_compute, find_usage, read_budget_status
 from orchestrator.planning.budget import BudgetStatus
-from orchestrator.planning.plan import describe_skipped
+from orchestrator.planning.plan import describe_skipped_briefly
 from orchestrator.report.checklist_items import CHECKLISTS
 from orchestrator.report.examples import Examples, build_examples
 from orchestrator.report.exports import paper_tables
@@ -193,5 +193,5 @@ def _summary(results: Results, words: Answer, budget_status: BudgetStatus | None
     lines += [f"{s.heading}: {s.headline}. {s.text}" for s in words.statements]
     skipped = results.plan["skipped"]
     if skipped:
-        lines += [f"Left out of the plan: {line}" for line in describe_skipped(skipped)]
+        lines += [f"Left out of the plan: {line}" for line in describe_skipped_briefly(skipped)]
     return "\n".join(lines)

@@ -221,7 +221,7 @@ def test_an_arm_without_weights_is_left_out_loudly(
     text = place.study.read_text()
     arm = "    scratch: {kind: scratch}\n"
     place.study.write_text(text.replace(arm, arm + "    pretrained: {kind: imagenet, on_unavailable: skip}\n"))
-    reason = "2 trials: no weights of shufflenet_v2_x0_5 here"
+    reason = "2 arms of 2 trials: no weights of shufflenet_v2_x0_5 here"
     assert f"left out {reason}" in call("plan", *place.flags).out
     said = call("run", *place.flags)
     assert said.code == 0, said.err

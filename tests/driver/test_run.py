@@ -96,7 +96,7 @@ def test_what_is_left_out_or_failed_is_said_loudly_and_literally(prepared: Prepa
     plan = replace(prepared.plan, skipped=(Skipped("pretraining=[red]", {}, 2, "no [/] weights"),))
     states = {prepared.plan.trials[0].signature: "failed"}
     said = said_by(replace(prepared, plan=plan, actions=reconcile(plan, states)))
-    assert "left out 2 trials: no [/] weights. Arms: pretraining=[red]" in said
+    assert "left out 1 arm of 2 trials: no [/] weights; details in the report" in said
     assert "failed before 1 trial; --retry-failed tries again" in said
 
 
@@ -213,7 +213,10 @@ def test_missing_weights_leave_arms_out_when_the_study_says_so(
     assert len(prepared.plan.trials) == 2
     assert [skipped.num_trials for skipped in prepared.plan.skipped] == [2]
     assert len(offline) == 1  # asked once
-    assert "left out 2 trials: no weights of shufflenet_v2_x0_5 can be reached" in said_by(prepared)
+    assert (
+        "left out 1 arm of 2 trials: no weights of shufflenet_v2_x0_5 can be reached; details in the report"
+        in said_by(prepared)
+    )
 
 
 def test_the_digest_of_a_weights_file_is_identity_and_its_path_is_not(tmp_path: Path) -> None:

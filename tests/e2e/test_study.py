@@ -41,8 +41,10 @@ def test_the_log_is_plain_lines_without_noise(finished_study: FinishedStudy) -> 
     for word in ("Warning", "WARNING", "INFO", "Traceback", "ray::", "alembic", "Tune", "object at 0x"):
         assert word not in finished_study.output
     lines = finished_study.output.splitlines()
-    for what, times in (("started", 5), ("complete in", 5)):
-        assert sum(bool(re.match(rf"\d\d:\d\d:\d\d (stage|trial) .*: {what}", line)) for line in lines) == times
+    for what in (r".* \[\w{8}]: started", r"done \d/5  .* \[\w{8}]  \d+ s"):
+        assert sum(bool(re.match(rf"\d\d:\d\d:\d\d {what}", line)) for line in lines) == 5
+    scores = r"done \d/5  .* · r[01] \[\w{8}]  \d+ s  val 0\.\d{3}, shifted 0\.\d{3}, best val 0\.\d{3}$"
+    assert sum(bool(re.search(scores, line)) for line in lines) == 4
     assert any(re.search(r"epoch \d/3  val/balanced_accuracy 0\.\d{3}$", line) for line in lines)  # one a second
 
 

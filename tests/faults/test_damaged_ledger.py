@@ -220,7 +220,7 @@ def test_a_killed_study_whose_checkpoints_are_damaged(finished_study: FinishedSt
     place = make_place(tmp_path, finished_study.place.study.parent / "cache")
     process = place.start("run")
     for line in lines(process):
-        if re.search(r"^\S+ trial .*: epoch 2", line):
+        if re.search(r"r\d \[\w{8}]: epoch 2", line):
             break
     process.kill()
     process.communicate()

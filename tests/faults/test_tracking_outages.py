@@ -293,7 +293,7 @@ def test_everything_that_can_happen_to_a_server_in_one_study(
     process = new_place.start("run", "--mlflow", proxy.url, **IMPATIENT)
     said = say_when(process, 1)
     proxy.switch(LOSE)
-    said += say_when(process, NUM_STAGES + NUM_TRIALS - 1, ": complete in ")
+    said += say_when(process, NUM_STAGES + NUM_TRIALS - 1, " done ")
     for fault in (ERROR_500, LATE, CLOSE, HANG, GARBAGE, ERROR_503, LOSE):
         goal = proxy.counts[fault] + 2
         proxy.switch(fault)

@@ -56,7 +56,8 @@ class Place:
         return [str(self.study), "--storage", str(self.storage)]
 
     def start(self, command: str, *options: str, **variables: str) -> subprocess.Popen[str]:
-        """Start ``robustsweep``; its processes can be found by the marker, wherever they end up."""
+        """Start ``robustsweep`` (a run with a line per epoch); the marker finds its processes, wherever they end up."""
+        options = (*options, "--verbose") if command == "run" else options
         environment = {**os.environ, "ROBUSTSWEEP_TEST": self.marker, "COLUMNS": "200", "NO_COLOR": "1", **variables}
         environment.pop("MLFLOW_TRACKING_URI", None)
         return subprocess.Popen(

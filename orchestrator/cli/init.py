@@ -1,0 +1,46 @@
+"""Commands ``robustsweep init`` and ``robustsweep examples``: study files to begin with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def init(
+    source: Annotated[
+        Path,
+        typer.Option("--from", help="CSV manifest, folder of images, or npz in MedMNIST's form.", show_default=False),
+    ],
+    out: Annotated[Path, typer.Option(help="Study file to write.")] = Path("study.yaml"),
+    minutes: Annotated[float, typer.Option(min=1, help="How long the study should take on this machine.")] = 30.0,
+) -> None:
+    """Look at images and write a commented study file for them, sized for this machine."""
+    from orchestrator.execution.resources import count_gpus
+    from orchestrator.study.execution_config import ExecutionConfig
+    from orchestrator.templates.write_study import write_study
+
+    execution = ExecutionConfig()
+    cache_dir = execution.cache_dir.expanduser()
+    has_gpu = count_gpus(execution) > 0
+    typer.echo(f"reading {source}")
+    written = write_study(source, out, minutes=minutes, cache_dir=cache_dir, has_gpu=has_gpu)
+    typer.echo(
+        f"wrote    {written.path}: {written.num_trials} trials, about {max(written.seconds / 60, 1):.0f} min here"
+    )
+    if written.seconds > 60 * minutes * 1.05:
+        typer.echo(f"         that is more than {minutes:g} min: fewer arms, replicates or pixels take less")
+    typer.echo(f"plan     robustsweep plan {written.path}")
+    typer.echo(f"run      robustsweep run {written.path}")
+
+
+def examples(
+    folder: Annotated[Path, typer.Argument(help="Folder to copy them to.")] = Path("robustsweep-examples"),
+    force: Annotated[bool, typer.Option("--force", help="Overwrite files of the same names.")] = False,
+) -> None:
+    """Copy the shipped study files into a folder."""
+    from orchestrator.templates.examples import copy_examples
+
+    for path in copy_examples(folder, overwrite=force):
+        typer.echo(f"robustsweep run {path}")
