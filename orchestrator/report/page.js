@@ -18,7 +18,31 @@ function themed(layout) {
   return result;
 }
 
-const figureOf = (plot) => JSON.parse(document.getElementById(plot.dataset.figure).textContent);
+// plotly.js and the figures' data are packed by page.py: zlib, base 85.
+const DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;,=>?@^_`{|}~";
+async function unpack(identifier) {
+  const text = document.getElementById(identifier).textContent, rest = text.length % 5, whole = text.length - rest;
+  const value = new Uint8Array(128);
+  for (let i = 0; i < 85; i++) value[DIGITS.charCodeAt(i)] = i;
+  const bytes = new Uint8Array(whole / 5 * 4 + 4), view = new DataView(bytes.buffer);
+  const digit = (at) => at < text.length ? value[text.charCodeAt(at)] : 84;
+  for (let i = 0; i < text.length; i += 5) {
+    let number = 0;
+    for (let k = 0; k < 5; k++) number = number * 85 + digit(i + k);
+    view.setUint32(i / 5 * 4, number % 4294967296);
+  }
+  const stream = new Blob([bytes.subarray(0, whole / 5 * 4 + (rest ? rest - 1 : 0))]).stream();
+  return new Response(stream.pipeThrough(new DecompressionStream("deflate"))).text();
+}
+let figures = {};
+const figureOf = (plot) => figures[plot.dataset.figure];
+const loaded = (async () => {
+  const [code, data] = await Promise.all([unpack("packed-plotly"), unpack("packed-figures")]);
+  figures = JSON.parse(data);
+  const script = document.createElement("script");
+  script.textContent = code;
+  document.head.append(script);
+})();
 
 function draw(plot) {
   const figure = figureOf(plot);
@@ -31,7 +55,7 @@ const plots = [...document.querySelectorAll(".plot")];
 const nearby = new IntersectionObserver((entries) => {
   for (const entry of entries) if (entry.isIntersecting && !entry.target.dataset.drawn) draw(entry.target);
 }, { rootMargin: "600px" });
-plots.forEach((plot) => nearby.observe(plot));
+loaded.then(() => plots.forEach((plot) => nearby.observe(plot)));
 const redraw = () => plots.filter((plot) => plot.dataset.drawn).forEach(draw);
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
@@ -128,8 +152,8 @@ for (const views of document.querySelectorAll(".views")) {
   });
 }
 
-// Click a heading to sort a table by it; undefined values stay at the end.
-for (const head of document.querySelectorAll("th[data-sort]")) head.addEventListener("click", () => {
+// A click on a heading, or Enter, sorts a table by it; undefined values stay at the end.
+function sortBy(head) {
   const body = head.closest("table").tBodies[0], column = head.cellIndex;
   const down = head.getAttribute("aria-sort") !== "descending";
   for (const other of head.parentNode.cells) other.removeAttribute("aria-sort");
@@ -140,7 +164,14 @@ for (const head of document.querySelectorAll("th[data-sort]")) head.addEventList
     return (down ? -1 : 1) * (head.dataset.sort === "number" ? key(a) - key(b) : key(a).localeCompare(key(b)));
   };
   body.append(...[...body.rows].sort(order));
-});
+}
+for (const head of document.querySelectorAll("th[data-sort]")) {
+  head.tabIndex = 0;
+  head.addEventListener("click", () => sortBy(head));
+  head.addEventListener("keydown", (event) => {
+    if (event.key === "Enter" || event.key === " ") { event.preventDefault(); sortBy(head); }
+  });
+}
 
 // Where in the page one is.
 const links = [...document.querySelectorAll(".bar a:not(.brand)")];

@@ -40,6 +40,7 @@ from orchestrator.report.sections.answer import Answer, answer, answer_section, 
 from orchestrator.report.sections.balanced import balanced_section
 from orchestrator.report.sections.effects import effects_section
 from orchestrator.report.sections.interactions import interactions_section
+from orchestrator.report.sections.overview import overview_section
 from orchestrator.report.sections.provenance import left_out_section
 from orchestrator.report.sections.search import search_section
 from orchestrator.report.sections.shifts import examples_section, shifts_section
@@ -95,6 +96,7 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
     shown = {c: effects[c] for c in (f"robustness/mean_{metric}", f"id/{metric}") if c in effects}
     main = effects.get(f"robustness/mean_{metric}", [])
     parts = [
+        overview_section(results, verdicts, words, arms),
         verdict_section(results, verdicts),
         answer_section(words),
         search_section(results),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from orchestrator.analysis.results import Results, load_results
 from orchestrator.analysis.search_results import compute_importances, find_best, find_configurations
 from orchestrator.driver.prepare import prepare
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.report.page import read_figures
 from orchestrator.report.sections.search import search_section
 from orchestrator.report.write import write_report
 from orchestrator.study.study_file import parse_study
@@ -127,9 +127,7 @@ def test_the_whole_report_is_written(ledger: Ledger, cache_dir: Path) -> None:
     page = Path(report.html).read_text()
     assert 'id="search"' in page
     assert 'id="effects"' not in page  # there are no pairs
-    figures = re.findall(r'<script type="application/json" id="(figure-search)">(.*?)</script>', page)
-    assert len(figures) == 1
-    assert json.loads(figures[0][1])["data"]
+    assert read_figures(page)["figure-search"]["data"]
     assert "augmentation=strong" in page
 
 

@@ -1,6 +1,4 @@
 import itertools
-import json
-import re
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +10,7 @@ from orchestrator.analysis.results import load_results
 from orchestrator.analysis.stain_grid import MARGIN, compute_grid, is_stain_cell, summarise_copies
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.heat_maps import stain_heat_maps
+from orchestrator.report.page import read_figures
 from orchestrator.report.write import write_report
 from tests.support.synthetic_ledger import Fate, make_fake_ledger
 
@@ -101,11 +100,11 @@ def test_report_shows_cells_in_their_own_figure_only(tmp_path: Path, keep_others
     ledger = make_stained_ledger(tmp_path, keep_others=keep_others)
     report = write_report(ledger, cache_dir=tmp_path / "cache", examples=False)
     page = Path(report.html).read_text(encoding="utf-8")
-    figures = dict(re.findall(r'<script type="application/json" id="([^"]+)">(.*?)</script>', page, re.DOTALL))
+    figures = read_figures(page)
     assert "figure-stains" in figures
     assert ("figure-heat" in figures) is keep_others
     if keep_others:
-        names = json.loads(figures["figure-heat"])["data"][0]["x"]
+        names = figures["figure-heat"]["data"][0]["x"]
         assert "jpeg" in names
         assert not any(name.startswith("stain") for name in names)
     assert "below 80 %" in page

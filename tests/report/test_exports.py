@@ -14,7 +14,7 @@ from orchestrator.analysis.formats import escape_latex, escape_markdown, write_l
 from orchestrator.report import figure_files
 from orchestrator.report.exports import figure_csv, figure_rows
 from orchestrator.report.figure_files import write_figures
-from orchestrator.report.page import embed, read_figures
+from orchestrator.report.page import Section, embed, read_figures, render_page
 from orchestrator.report.style import Figure
 from tests.report.test_write import render
 from tests.support.synthetic_ledger import Fate, make_fake_ledger
@@ -28,7 +28,9 @@ has_browser = importlib.util.find_spec("kaleido") is not None and any(map(shutil
 def make_figure(**trace: Any) -> dict[str, Any]:
     """Return a figure as it is read back from a page."""
     figure = Figure("Why?", "n = 2", [{"type": "scatter", "mode": "markers", **trace}], {}, 100, axes=("a", "b", "c"))
-    return read_figures(embed(figure, "figure-x"))["figure-x"]
+    section = Section("s", "s", "s", embed(figure, "figure-x"))
+    words = dict.fromkeys(("title", "eyebrow", "question", "lede", "status", "footer"), "")
+    return read_figures(render_page(**words, sections=[section]))["figure-x"]
 
 
 def test_latex_sets_what_is_written() -> None:

@@ -1,5 +1,4 @@
 import hashlib
-import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
@@ -15,11 +14,10 @@ from orchestrator.analysis.wording import flatten
 from orchestrator.ledger.derived import DEFAULT_METRIC, Report, Source, compute_state, read_report
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.examples import build_examples
+from orchestrator.report.page import read_figures, unpack
 from orchestrator.report.write import write_report
 from tests.support.synthetic_ledger import Fate, make_fake_ledger
 from trainables.config import CsvData, EvaluationConfig, TrialConfig
-
-FIGURE = re.compile(r'<script type="application/json" id="([^"]+)">(.*?)</script>', re.DOTALL)
 
 
 def render(ledger: Ledger, tmp_path: Path, **options: Any) -> tuple[Report, str]:
@@ -32,7 +30,7 @@ def without_scripts(page: str) -> str:
 
 
 def figures_of(page: str) -> dict[str, Any]:
-    return {name: json.loads(payload) for name, payload in FIGURE.findall(page)}
+    return read_figures(page)
 
 
 class Links(HTMLParser):
@@ -66,7 +64,10 @@ def test_page_is_one_file_that_loads_nothing(tmp_path: Path) -> None:
     links.feed(without_scripts(page))
     assert all(link.startswith("data:") for link in links.loaded)
     assert "default-src 'none'" in page
-    assert page.count("plotly.js v") == 1
+    packed = re.search(r'id="packed-plotly">(.*?)<', page)
+    assert packed is not None
+    assert "plotly.js v" in unpack(packed[1])[:200]
+    assert len(page) < 2_000_000
 
 
 def test_every_figure_is_valid_plotly_and_states_its_question_and_n(tmp_path: Path) -> None:

@@ -224,6 +224,14 @@ def find_metric(name: str) -> Metric:
     return METRICS[match[1]]
 
 
+def find_chance(metric: str, num_classes: int) -> float | None:
+    """Return the value that guessing without looking at the images has, None where it depends on the class shares.
+
+    Balanced accuracy: 1 / number of classes. AUROC: ½.
+    """
+    return {"balanced_accuracy": 1.0 / num_classes, "auroc": 0.5}.get(metric)
+
+
 def is_higher_better(name: str) -> bool:
     """Return whether higher values of a headline number are better; of a spread over sites, lower ones are.
 

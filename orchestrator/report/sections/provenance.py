@@ -11,7 +11,6 @@ from typing import Any
 from orchestrator.analysis.results import MISSING, Results
 from orchestrator.analysis.wording import flatten, plural
 from orchestrator.planning.budget import BudgetStatus
-from orchestrator.planning.plan import describe_skipped
 from orchestrator.planning.states import COMPLETE, INTERRUPTED, STOPPED
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, facts, note, table
 from trainables.data.describe import describe_conversions, describe_similar
@@ -55,9 +54,6 @@ def status(results: Results, budget_status: BudgetStatus | None = None) -> str:
     held_back = describe_held_back(results, budget_status)
     if held_back is not None:
         html += callout(held_back, "warn")
-    skipped = results.plan["skipped"]
-    if skipped:
-        html += callout(f"{plural(len(skipped), 'arm')} left out of the plan:", "warn", describe_skipped(skipped))
     return html
 
 

@@ -92,10 +92,7 @@ def describe_evidence(verdict: Verdict) -> str:
     pairs = f"{evidence.num_complete} of {evidence.num_planned} pairs"
     if evidence.effect is None:
         return f"{sentence(verdict.reason)} ({pairs})."
-    text = _effect(verdict, evidence.effect)
-    if evidence.interval is not None:
-        low, high = (_number(verdict, value) for value in (evidence.interval.low, evidence.interval.high))
-        text += f" ({100 * evidence.interval.level:g}{NO_BREAK}% interval {low} to {high})"
+    text = describe_effect(verdict)
     if verdict.patients is not None and verdict.patients.interval is not None:
         interval = verdict.patients.interval
         low, high = (_number(verdict, value) for value in (interval.low, interval.high))
@@ -110,6 +107,18 @@ def describe_evidence(verdict: Verdict) -> str:
                 text += f" (after correction {_p(corrected).removeprefix('= ')})"
     scope = "" if evidence.scope is None else f"; {evidence.scope.describe()}"
     return f"{text}; {evidence.units}, {pairs}{scope}. {sentence(verdict.reason)}."
+
+
+def describe_effect(verdict: Verdict) -> str:
+    """Return the effect with its interval, or why there is none."""
+    evidence = verdict.evidence
+    if evidence.effect is None:
+        return sentence(verdict.reason)
+    text = _effect(verdict, evidence.effect)
+    if evidence.interval is None:
+        return text
+    low, high = (_number(verdict, value) for value in (evidence.interval.low, evidence.interval.high))
+    return f"{text} ({100 * evidence.interval.level:g}{NO_BREAK}% interval {low} to {high})"
 
 
 def _effect(verdict: Verdict, value: float) -> str:
@@ -134,9 +143,14 @@ _CSS = dict(
 )
 
 
+def css_of(verdict: Verdict) -> str:
+    """Return the class of a verdict's card."""
+    return _CSS[verdict.verdict]
+
+
 def _card(verdict: Verdict, differences: Sequence[str] | None) -> str:
     hypothesis, registered = verdict.hypothesis, verdict.registered
-    css = _CSS[verdict.verdict]
+    css = css_of(verdict)
     mark = "" if registered.status == PREREGISTERED else f'<span class="tag short">{escape(registered.status)}</span>'
     return (
         f'<div class="verdict {css}"><div class="head"><b>{escape(sentence(verdict.verdict))}</b>'

@@ -1,0 +1,187 @@
+"""First screen of the report: the verdicts in brief beside one figure of every arm, unshifted against shifted."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import Any
+
+import pandas as pd
+
+from orchestrator.analysis.inference.verdicts import Verdict
+from orchestrator.analysis.results import TITLES, Results
+from orchestrator.analysis.wording import sentence
+from orchestrator.planning.plan import describe_skipped_briefly
+from orchestrator.report.page import Section, views
+from orchestrator.report.sections.answer import Answer
+from orchestrator.report.sections.verdicts import css_of, describe_effect
+from orchestrator.report.style import Figure, colour, floats, layout_of
+from trainables.evaluation.metrics import METRICS, find_chance
+
+#: Most arms that are drawn: more than two dozen lines of text are not read at a glance.
+MAX_ARMS = 24
+#: Height of an arm's row, and of what is above and below all rows, px.
+_ROW, _HEAD, _FOOT = 31, 34, 44
+#: Metric → columns of the unshifted and the shifted value.
+_COLUMNS = {
+    **{name: (f"id/{name}", f"robustness/mean_{name}") for name in TITLES},
+    "ece": ("calibration/ece", "calibration/mean_shifted_ece"),
+}
+
+
+def overview_section(results: Results, verdicts: Sequence[Verdict], words: Answer, arms: pd.DataFrame) -> Section:
+    """Return the first section: verdicts (or findings) in brief, the figure of all arms, and what was left out.
+
+    Args:
+        results: tables of the study.
+        verdicts: verdicts on the hypotheses; without any, the findings in words stand in their place.
+        words: findings in words.
+        arms: ``arms_table(results)``.
+    """
+    brief = "".join(map(_brief_verdict, verdicts)) or "".join(
+        f'<p class="brief"><b>{escape(each.heading)}</b> {escape(each.headline)}</p>' for each in words.statements
+    )
+    more = '<p class="more"><a href="#verdicts">verdicts in full</a></p>' if verdicts else ""
+    if words.problem is not None:
+        brief = f'<p class="brief notenough">{escape(words.problem)}</p>{brief}'
+    figures = {
+        METRICS[name].title: figure
+        for name in dict.fromkeys((results.metric, *_COLUMNS))
+        if (figure := _figure(results, arms, name)) is not None
+    }
+    drawn = f"<div>{views(figures, 'figure-overview', 'Metric:')}</div>" if figures else ""
+    left_out = "".join(
+        f'<p class="more">Left out: {escape(line)} (<a href="#left-out">Left out</a>).</p>'
+        for line in describe_skipped_briefly(results.plan["skipped"])
+    ).replace("; details in the report", "")
+    body = f'<div class="overview"><div>{brief}{more}{left_out}</div>{drawn}</div>'
+    return Section("overview", "Overview", "At a glance", body)
+
+
+def _brief_verdict(verdict: Verdict) -> str:
+    """Return one verdict in two lines (HTML): the word, the claim, effect and interval."""
+    claim = verdict.hypothesis.claim.strip().rstrip(".")
+    return (
+        f'<p class="brief {css_of(verdict)}"><b>{escape(sentence(verdict.verdict))}</b> {escape(claim)}.'
+        f"<br><span>{escape(describe_effect(verdict))}</span></p>"
+    )
+
+
+def _figure(results: Results, arms: pd.DataFrame, metric: str) -> Figure | None:
+    clean, shifted = _COLUMNS[metric]
+    if f"{clean}.mean" not in arms or f"{shifted}.mean" not in arms:
+        return None
+    title, higher_is_better = METRICS[metric].title, METRICS[metric].higher_is_better
+    shown = arms.dropna(subset=[f"{shifted}.mean"])
+    shown = shown.sort_values(f"{shifted}.mean", ascending=not higher_is_better, kind="stable")
+    num_arms = len(shown)
+    shown = shown.iloc[:MAX_ARMS].reset_index(drop=True)
+    if not num_arms:
+        return None
+    rows = {name: len(shown) - 1 - number for number, name in enumerate(shown["name"])}
+    data = [*_dots(results, rows, clean, shifted), *_means(shown, rows, clean, shifted)]
+    chance = find_chance(metric, len(results.plan["data"]["classes"]))
+    data += [] if chance is None else [_chance(chance, len(shown))]
+    layout = layout_of(
+        xaxis={"tickformat": ".0%", "zeroline": False, "title": {"text": title}},
+        yaxis={"visible": False, "range": [-0.5, len(shown) - 0.1]},
+        annotations=[_label(name, row) for name, row in zip(shown["label"], rows.values(), strict=True)],
+    )
+    layout["margin"] |= {"l": 8, "r": 12, "t": _HEAD, "b": _FOOT}
+    more = f" The {MAX_ARMS} best of {num_arms} arms." if num_arms > MAX_ARMS else ""
+    planned = int(shown["planned"].max())
+    return Figure(
+        title="How much of each arm’s score is left under shift?",
+        note=(
+            f"{sentence(title)}: open dots unshifted, filled dots the mean over all shifts; large the mean of an arm, "
+            f"small its replicates (n ≤ {planned}). Arms in order of the shifted mean.{more}"
+        ),
+        data=data,
+        layout=layout,
+        height_px=_HEAD + _FOOT + _ROW * len(shown),
+        axes=("value", "arm"),
+    )
+
+
+def _dots(results: Results, rows: dict[str, int], clean: str, shifted: str) -> list[dict[str, Any]]:
+    """Return the small dots of all replicates."""
+    trials = results.complete[results.complete["name"].isin(rows)]
+    y = [float(rows[name]) for name in trials["name"]]
+    hover = [
+        f"{escape(results.labels[n])}, replicate {r}" for n, r in zip(trials["name"], trials["replicate"], strict=True)
+    ]
+    return [
+        {
+            "type": "scatter",
+            "mode": "markers",
+            "x": floats(trials[column]),
+            "y": y,
+            "marker": {"size": 4.5, "color": colour(index), "opacity": 0.45},
+            "hovertext": hover,
+            "hovertemplate": f"%{{hovertext}}<br>{what} %{{x:.1%}}<extra></extra>",
+            "showlegend": False,
+            "meta": {"panel": what},
+        }
+        for index, what, column in ((0, "unshifted", clean), (1, "shifted", shifted))
+    ]
+
+
+def _means(arms: pd.DataFrame, rows: dict[str, int], clean: str, shifted: str) -> list[dict[str, Any]]:
+    """Return the line from unshifted to shifted of every arm, and its two large dots."""
+    y = [float(rows[name]) for name in arms["name"]]
+    before, after = floats(arms[f"{clean}.mean"]), floats(arms[f"{shifted}.mean"])
+    lines: dict[str, Any] = {
+        "type": "scatter",
+        "mode": "lines",
+        "x": [value for pair in zip(before, after, strict=True) for value in (*pair, None)],
+        "y": [value for row in y for value in (row, row, None)],
+        "line": {"color": "#8a929c", "width": 1.5},
+        "hoverinfo": "skip",
+        "showlegend": False,
+    }
+    hover = [escape(str(label)) for label in arms["label"]]
+    traces = [lines]
+    for index, what, values, column in ((0, "unshifted", before, clean), (1, "mean over shifts", after, shifted)):
+        marker = {"size": 10, "color": colour(index), "line": {"width": 2, "color": colour(index)}}
+        marker |= {"symbol": "circle-open"} if index == 0 else {}
+        traces.append({
+            "type": "scatter",
+            "mode": "markers",
+            "name": what,
+            "x": values,
+            "y": y,
+            "marker": marker,
+            "hovertext": hover,
+            "hovertemplate": f"%{{hovertext}}<br>{what} %{{x:.1%}}, n = %{{customdata[0]}}<extra></extra>",
+            "customdata": [[int(n)] for n in arms[f"{column}.n"]],
+            "meta": {"panel": "arm", "columns": ["n"]},
+        })  # fmt: skip
+    return traces
+
+
+def _label(label: str, row: int) -> dict[str, Any]:
+    """Return the name of an arm above its line: beside it there is no room on a telephone."""
+    return {
+        "text": escape(label),
+        "x": 0,
+        "y": row,
+        "xref": "paper",
+        "xanchor": "left",
+        "yanchor": "bottom",
+        "yshift": 4,
+        "showarrow": False,
+        "font": {"size": 11.5},
+    }
+
+
+def _chance(chance: float, num_rows: int) -> dict[str, Any]:
+    """Return the line of what guessing scores; its name is in the legend, where it covers no label."""
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": f"chance, {100 * chance:.0f} %",
+        "x": [chance, chance],
+        "y": [-0.5, num_rows - 0.1],
+        "line": {"dash": "dot", "width": 1.5, "color": "#6b7682"},
+        "hoverinfo": "skip",
+    }
