@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import numpy as np
@@ -52,7 +53,7 @@ def test_many_rows_are_the_same_rows(monkeypatch: pytest.MonkeyPatch) -> None:
 @example([1e-4, 9.999999999999999e-05, 1e16, 9999999999999998.0, 5e-324, 1.7976931348623157e308, 0.0, -0.0])
 @example([float("nan"), float("nan")])
 def test_numbers_are_written_as_python_writes_them(values: list[float]) -> None:
-    expected = ["" if value != value else repr(value) for value in values]
+    expected = ["" if math.isnan(value) else repr(value) for value in values]
     table = TextTable(pd.DataFrame({"place": range(len(values)), "number": values}))
     assert [line.split(",")[1] for line in table.csv().splitlines()[1:]] == expected
     rows = json.loads(f"[{next(table.json_rows())}]", parse_float=str)
