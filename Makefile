@@ -19,10 +19,11 @@ quickstart: install
 test: install
 	$(BIN)/python -m pytest
 
-# Every fault that is injected, also those that take long: more than an hour; ten minutes of it wait for MLflow.
+# Every fault that is injected, and all other tests that take long: more than an hour; ten minutes of it wait for MLflow.
 .PHONY: faults
 faults: install
 	$(BIN)/python -m pytest tests/faults -m "long or not long"
+	$(BIN)/python -m pytest --ignore tests/faults -m long
 
 check: install
 	$(BIN)/ruff check .
@@ -30,11 +31,11 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# A sample of the long ones: a node lost, a disk full in Ray, the driver killed and stopped.
+# A sample of the long ones: a node lost, a disk full in Ray, the driver killed and stopped, a study that grows and fails.
 .PHONY: faults-sample
 faults-sample: install
-	$(BIN)/python -m pytest tests/faults -m long \
-	  -k "lost_node or (while_trials_train and Ray) or interrupted_and_killed or (hurry and signals0)"
+	$(BIN)/python -m pytest tests/faults tests/e2e -m long \
+	  -k "lost_node or (while_trials_train and Ray) or interrupted_and_killed or (hurry and signals0) or grows_fails"
 
 format: install
 	$(BIN)/ruff check --fix .

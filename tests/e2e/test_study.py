@@ -193,6 +193,7 @@ def test_the_training_curve_of_a_stage_is_there(shown: Shown) -> None:
 # ------------------------------------------------------------------ changing the study
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)
 def test_a_study_grows_fails_is_stopped_and_goes_on(finished_study: FinishedStudy, tmp_path: Path) -> None:
     """Two new arms, one of which diverges; SIGTERM in the middle; then to the end; then once more on request."""

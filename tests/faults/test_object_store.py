@@ -93,7 +93,7 @@ def take_at_once(store: dict[str, str], storage: str, *, number: int) -> list[st
     return sorted(driver.communicate(timeout=60)[0] for driver in drivers)
 
 
-@pytest.mark.parametrize("before", ["nobody", "a driver taken for dead"])
+@pytest.mark.parametrize("before", [pytest.param("nobody", marks=pytest.mark.long), "a driver taken for dead"])
 def test_of_drivers_that_start_in_the_same_moment_one_runs(store: dict[str, str], tmp_path: Path, before: str) -> None:
     storage = f"s3://{BUCKET}/{tmp_path.name}"
     if before != "nobody":

@@ -129,7 +129,7 @@ def test_a_study_in_ray_keeps_no_secret(finished_study: FinishedStudy, tmp_path:
     assert find_leaks(place.ledger, cache, scratch) == {}
 
 
-@pytest.mark.parametrize("server", ["refuses", "away"])
+@pytest.mark.parametrize("server", ["refuses", pytest.param("away", marks=pytest.mark.long)])
 def test_no_command_shows_a_secret(finished_study: FinishedStudy, tmp_path: Path, server: str) -> None:
     place = copy_place(finished_study.place, tmp_path / "study")
     with answering(500) as (port, _):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -112,12 +113,37 @@ def _call(case: str, folder: Path, point: str | None) -> int:
         os._exit(code)
 
 
+def _check(root: Path, case: str, point: str | None) -> None:
+    """Run a case without interruption, or until it is killed at ``point`` and once more."""
+    if point is None:
+        assert _call(case, root / case / "whole", None) == 0, case
+        return
+    assert _call(case, root / case / point, point) == -signal.SIGKILL, (case, point)
+    assert not (root / case / point / "result.json").exists()
+    assert _call(case, root / case / point, None) == 0, (case, point)
+
+
+def _start(root: Path, case: str, point: str | None) -> int:
+    """Return the pid of a forked process that runs ``_check``."""
+    child = os.fork()
+    if child:
+        return child
+    code = 1
+    try:
+        _check(root, case, point)
+        code = 0
+    except AssertionError:
+        traceback.print_exc()
+    finally:
+        os._exit(code)
+
+
 if __name__ == "__main__":
     CACHE, root = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
-    for case, points in POINTS.items():
-        assert _call(case, root / case / "whole", None) == 0
-        for point in points:
-            assert _call(case, root / case / point, point) == -signal.SIGKILL, (case, point)
-            assert not (root / case / point / "result.json").exists()
-            assert _call(case, root / case / point, None) == 0, (case, point)
+    first, *jobs = [(case, point) for case, points in POINTS.items() for point in (None, *points)]
+    _check(root, *first)  # and all find the images in the cache
+    for number in range(0, len(jobs), 2):
+        children = [_start(root, *job) for job in jobs[number : number + 2]]
+        ends = [os.waitpid(child, 0)[1] for child in children]
+        assert ends == [0] * len(children), jobs[number : number + 2]

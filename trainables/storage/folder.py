@@ -19,6 +19,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
+from pydantic_core import from_json
+
 from trainables.errors import ConfigError, DiskFullError, StorageError, redact
 
 #: Beginning of a sealed JSON object. The seal is the checksum of the bytes after it, without the last newline.
@@ -189,7 +191,7 @@ class Folder:
         """
         data = self.read(name)
         try:
-            value = json.loads(data)
+            value = parse_json(data)
         except ValueError as error:
             raise StorageError(f"{self._at(name)} is damaged, expected JSON: {error}") from error
         if isinstance(value, dict) and value.pop("seal", None) is not None and not is_sealed(data):
@@ -248,7 +250,7 @@ class Folder:
             return []
         whole = self.read(name).rpartition(b"\n")[0]  # the rest is an incomplete line
         try:
-            return [json.loads(line) for line in whole.decode().split("\n") if line.strip()]
+            return [parse_json(line) for line in whole.split(b"\n") if line.strip()]
         except ValueError as error:
             raise StorageError(f"{self._at(name)} is damaged, expected one JSON value a line: {error}") from error
 
@@ -287,6 +289,18 @@ class Folder:
             shutil.rmtree(path)
         else:
             Path(path).unlink(missing_ok=True)
+
+
+def parse_json(data: bytes) -> Any:
+    """Return the JSON value in ``data``, as ``json.loads`` does, in half of its time or less.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        return from_json(data)
+    except ValueError:
+        return json.loads(data)  # takes half of a surrogate pair (an undecodable file name in a message) as well
 
 
 def replace_synced(temporary: str, path: str, data: bytes) -> None:

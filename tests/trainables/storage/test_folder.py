@@ -48,6 +48,14 @@ def test_json_and_lines(folder: Folder) -> None:
     assert folder.read_json("result.json") == {"b": 0.1, "a": [1, None, "ä"]}
 
 
+def test_what_python_writes_is_read_as_python_reads_it(folder: Folder) -> None:
+    values = [5e-324, 1.7976931348623157e308, 2**70, -0.0, 0.1 + 0.2, "half of a pair: \udc80", "line\u2028separator"]
+    folder.write_json("x.json", {"values": values})
+    assert repr(folder.read_json("x.json")["values"]) == repr(values)
+    folder.append_line("x.jsonl", json.dumps(values, ensure_ascii=False).replace("\udc80", "\\udc80"))
+    assert repr(folder.read_lines("x.jsonl")) == repr([values])
+
+
 def test_a_torn_last_line_is_left_out_and_a_damaged_one_is_not(folder: Folder) -> None:
     folder.write("epochs.jsonl", b'{"epoch": 1}\n{"epo')
     assert folder.read_lines("epochs.jsonl") == [{"epoch": 1}]
