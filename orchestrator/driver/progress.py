@@ -161,4 +161,5 @@ def _metric(metrics: dict[str, float]) -> str:
 
 def _name(work: Work) -> str:
     name = work.name if work.replicate is None else f"{work.name} · replicate {work.replicate}"
+    name += "" if work.candidate is None else f" · candidate {work.candidate}"
     return escape(f"{work.kind} {name} [{work.signature[:8]}]")

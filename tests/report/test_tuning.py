@@ -81,7 +81,7 @@ def test_a_candidate_that_failed_leaves_its_replicate_without_a_choice(ledger: L
     assert results_sha256(results) != results_sha256(before)
     section = tuning_section(results)
     assert section is not None
-    assert "1 of 6 arm × replicates without a choice, because not all candidates are complete" in section.body
+    assert "1 of 6 arms × replicates without a choice, because not all candidates are complete" in section.body
     report = write_report(ledger, cache_dir=Path("nowhere"), examples=False)
     page = ledger.root.read("report/index.html").decode()
     assert "replicate without a choice" in page

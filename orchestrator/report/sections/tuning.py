@@ -17,7 +17,7 @@ from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, 
 from orchestrator.report.style import Figure, colour, floats, layout_of, subsample_dots
 from trainables.evaluation.metrics import find_metric
 
-#: Most arms with an entry in the legend.
+#: Most arms with an entry in the legend, and values with a tick of their own.
 _MAX_NAMED = 12
 
 
@@ -30,13 +30,14 @@ def tuning_section(results: Results) -> Section | None:
     text = (
         f"{sentence(read_matching(results.plan))}. Every arm and replicate consists of its best candidate (of equal "
         "ones that with the lower validation loss), and everything on this page but the cost is about these alone. The "
-        "spread over replicates contains that of tuning. All candidates are in trials.csv."
+        "spread over replicates contains that of tuning. All candidates are in trials.csv. Mean ± standard deviation "
+        "over trials; that of the chosen is flattered by the choice."
     )
     body = note(text)
     if num_chosen < num_units:
         body += callout(
-            f"{num_units - num_chosen} of {plural(num_units, 'arm × replicate')} without a choice, because not all "
-            "candidates are complete: they count as missing.",
+            f"{num_units - num_chosen} of {num_units} arms × replicates without a choice, because not all candidates "
+            "are complete: they count as missing.",
             "bad",
         )
     edges = [
@@ -110,7 +111,7 @@ def _figure(results: Results, trials: pd.DataFrame, field: str) -> Figure | None
         means = own.groupby("value")[metric].mean()
         is_named = len(names) <= _MAX_NAMED
         data.append(
-            {"type": "scatter", "mode": "lines", "x": floats(means.index), "y": floats(means), "hoverinfo": "skip"}
+            {"type": "scatter", "mode": "lines", "x": means.index.tolist(), "y": floats(means), "hoverinfo": "skip"}
             | {
                 "name": escape(results.labels[name]),
                 "showlegend": is_named,
@@ -119,10 +120,15 @@ def _figure(results: Results, trials: pd.DataFrame, field: str) -> Figure | None
         )
         seen = shown.iloc[drawn]
         data += _dots(results, seen[seen["name"] == name], metric, index)
-    is_log = bool(results.plan["tuning"]["space"][field].get("log"))
+    axis: dict[str, Any] = {"title": {"text": escape(field)}, "zeroline": False}
+    if results.plan["tuning"]["space"][field].get("log"):
+        axis["type"] = "log"
+    ticks = sorted(set(values.tolist()))
+    if len(ticks) <= _MAX_NAMED:
+        axis |= {"tickvals": ticks, "ticktext": [f"{tick:.3g}" for tick in ticks]}
     is_share = find_metric(metric).is_share
     layout = layout_of(
-        xaxis={"title": {"text": escape(field)}, "zeroline": False} | ({"type": "log"} if is_log else {}),
+        xaxis=axis,
         yaxis={"title": {"text": escape(metric)}, "zeroline": False} | ({"tickformat": ".0%"} if is_share else {}),
     )
     layout["margin"] |= {"l": 72, "t": 40}
@@ -149,7 +155,7 @@ def _dots(results: Results, rows: pd.DataFrame, metric: str, index: int) -> list
         {
             "type": "scatter",
             "mode": "markers",
-            "x": floats(own["value"]),
+            "x": own["value"].tolist(),
             "y": floats(own[metric]),
             "marker": look | {"color": colour(index)},
             "hovertext": [
