@@ -170,7 +170,8 @@ def _differences(source: Source) -> Iterator[Answer]:
         lines = read_differences(source.plan, each.name)
         if lines is not None:
             yield Answer(f"{each.name}: {'; '.join(lines) or 'nothing'}", _PLAN, "differences")
-        yield Answer(f"{each.name}: {read_matching(source.plan, each.name)}", _PLAN, "tuning")
+        key = "tuning" if "tuning" in source.plan else ""
+        yield Answer(f"{each.name}: {read_matching(source.plan, each.name)}", _PLAN, key)
 
 
 def _units(source: Source) -> Iterator[Answer]:
