@@ -153,7 +153,7 @@ def _announce_tuning(prepared: Prepared, console: Console) -> None:
     text += f"{tuning.metric}: {whole} candidates, {count(len(trials), 'trial')}"
     print_line(console, "tuning", text)
     if fewer:
-        which = "; ".join(f"{name} {number}" for name, number in list(fewer.items())[:_MAX_NAMED])
+        which = "; ".join(f"{number} of {name}" for name, number in list(fewer.items())[:_MAX_NAMED])
         more = f"; and {len(fewer) - _MAX_NAMED} more arms" if len(fewer) > _MAX_NAMED else ""
         print_line(
             console, "", f"fewer where candidates are one configuration, because a field does not apply: {which}{more}"

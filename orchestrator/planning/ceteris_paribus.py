@@ -297,9 +297,9 @@ def _describe_matching(tuning: TuningConfig, distinct: Mapping[str, int]) -> str
     fewer = {name: number for name, number in distinct.items() if number < tuning.candidates}
     if not fewer:
         return text
-    named = ", ".join(f"{name} {number}" for name, number in list(fewer.items())[:_MAX_NAMED])
+    named = "; ".join(f"{number} of {name}" for name, number in list(fewer.items())[:_MAX_NAMED])
     more = f" and {len(fewer) - _MAX_NAMED} more arms" if len(fewer) > _MAX_NAMED else ""
-    return f"{text}; not all of them differ where a field does not apply: {named}{more}"
+    return f"{text}; fewer of them differ where a field does not apply: {named}{more}"
 
 
 def read_matching(plan: Mapping[str, Any], hypothesis: str | None = None) -> str:

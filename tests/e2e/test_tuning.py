@@ -65,7 +65,7 @@ def test_plan_tells_candidates_and_trials(folder: Path) -> None:
         "balanced_accuracy" in said
     )
     assert "2 arms × 2 replicates × 4 candidates, 12 trials" in said
-    assert "fewer where candidates are one configuration, because a field does not apply: regulariser=none 2" in said
+    assert "fewer where candidates are one configuration, because a field does not apply: 2 of regulariser=none" in said
     assert "tuning-matched: in each replicate each arm was given 4 candidates of regulariser.weight, training" in said
     assert read_counts(folder)["planned"] == 12
 

@@ -211,7 +211,7 @@ def test_tuned_fields_match_and_the_line_says_so(tmp_path: Path) -> None:
 def test_a_side_with_fewer_different_candidates_is_named(tmp_path: Path) -> None:
     plan = about(tmp_path, f"tuning: {{space: {{{STRENGTH}}}}}\nhypotheses: [{AUGMENTATION}]")
     assert read_matching(plan, "h").endswith(
-        "; not all of them differ where a field does not apply: pretraining=scratch, augmentation=none 1"
+        "; fewer of them differ where a field does not apply: 1 of pretraining=scratch, augmentation=none"
     )
 
 

@@ -106,7 +106,9 @@ def _figure(results: Results, trials: pd.DataFrame, field: str) -> Figure | None
     drawn, subset = subsample_dots(shown["name"])
     data: list[dict[str, Any]] = []
     names = [str(name) for name in dict.fromkeys(shown["name"])]
-    for index, name in enumerate(names):
+    indices = {name: index for index, name in enumerate(results.labels)}  # the same colour in every view
+    for name in names:
+        index = indices[name]
         own = shown[shown["name"] == name]
         means = own.groupby("value")[metric].mean()
         is_named = len(names) <= _MAX_NAMED
