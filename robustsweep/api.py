@@ -117,16 +117,19 @@ def results(study: Study | str, *, storage: str | None = None, metric: str = "ba
     opened = _open(study, storage)
     ledger = Ledger(storage or opened.execution.storage, opened.study)
     found = load_results(ledger, metric)
-    return StudyResults(found.trials, found.shifts, arms_table(found), ledger, tuple(found.plan["data"]["classes"]))
+    return StudyResults(
+        found.trained.trials, found.shifts, arms_table(found), ledger, tuple(found.plan["data"]["classes"])
+    )
 
 
 @dataclass(frozen=True)
 class StudyResults:
     """Tidy tables of a study."""
 
-    #: One row per planned trial: signature, arm, levels, replicate, state, reason, times and every metric.
+    #: One row per planned trial: signature, arm, levels, replicate, state, reason, times and every metric. With
+    #: ``tuning`` all candidates, with their number, their values and whether they were chosen.
     trials: pd.DataFrame
-    #: One row per complete trial, set, shift and severity.
+    #: One row per complete trial (chosen candidate), set, shift and severity.
     shifts: pd.DataFrame
     #: One row per arm: counts by state; mean, sample standard deviation and n of each headline number.
     arms: pd.DataFrame

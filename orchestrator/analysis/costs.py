@@ -16,8 +16,10 @@ def costs_table(results: Results) -> pd.DataFrame:
 
     ``trial_seconds`` cover training and all evaluations, NaN unless the trial is complete; ``lost_seconds`` cover
     attempts that were lost or failed, and all time that has led to no result yet. A stage's seconds, finished and
-    lost, are shared equally among all trials planned to start from it, complete or not.
+    lost, are shared equally among all trials planned to start from it, complete or not. With ``tuning`` the candidates
+    that were not chosen have a row as well: an arm takes the time of all of them.
     """
+    results = results.trained
     users = Counter(need for trial in results.plan["trials"] for need in trial["needs"])
     took = {stage.signature: took_seconds(stage) for stage in results.stages if stage.result is not None}
     lost = {stage.signature: lost_seconds(stage) for stage in results.stages}

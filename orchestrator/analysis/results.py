@@ -27,6 +27,7 @@ from orchestrator.analysis.evaluations import (
     with_unused_means,
 )
 from orchestrator.analysis.formats import TextTable
+from orchestrator.analysis.tuning import CANDIDATE, TUNED, choose_candidates, mark_chosen
 from orchestrator.ledger.derived import stops_early
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import STARTED, Record, describe_stop
@@ -81,6 +82,14 @@ class Results:
     damaged: tuple[str, ...] = ()
     #: Types of the test set's shifts that were used for selection (``evaluation.validation_shifts``).
     used_types: frozenset[str] = frozenset()
+    #: With ``tuning``: plan, records and trials of all candidates, without shifts. Everything else here is about the
+    #: chosen one of each arm and replicate alone.
+    candidates: Results | None = None
+
+    @property
+    def trained(self) -> Results:
+        """Results of everything that was trained: of all candidates with ``tuning``, else these."""
+        return self if self.candidates is None else self.candidates
 
     @property
     def factors(self) -> list[str]:
@@ -123,8 +132,8 @@ class Results:
 
     @property
     def counts(self) -> dict[str, int]:
-        """Numbers of trials: planned, then in each of ``states``, which add up to planned."""
-        states = self.trials["state"].value_counts()
+        """Numbers of trials, all candidates included: planned, then in each of ``states``; they add up to planned."""
+        states = self.trained.trials["state"].value_counts()
         counts = {state: int(states.get(state, 0)) for state in self.states}
         counts[MISSING] += self.plan.get("to_come", 0)  # trials that a search has yet to propose
         return {"planned": sum(counts.values())} | counts
@@ -133,6 +142,11 @@ class Results:
     def needs(self) -> dict[str, frozenset[str]]:
         """Signature of each planned trial → signatures of the pretraining stages that it starts from."""
         return {trial["signature"]: frozenset(trial.get("needs", ())) for trial in self.plan["trials"]}
+
+    def read_candidate(self, signature: str) -> dict[str, Any]:
+        """Return ``candidate`` and ``tuned`` (field → value) of a trial as its row in the plan has them, {} if none."""
+        trial = next(trial for trial in self.plan["trials"] if trial["signature"] == signature)
+        return {key: trial[key] for key in ("candidate", "tuned") if key in trial}
 
     def group_replicates(self, trials: pd.DataFrame) -> dict[int, int]:
         """Return replicate → number of its independent unit: replicates that share a pretrained encoder are one.
@@ -257,16 +271,23 @@ def load_results(
     # A damaged stage would be an error, but it is not rebuilt if no trial will start from it.
     whole = {stage["signature"] for stage in plan["stages"]} - ledger.damaged.keys()
     stages = ledger.records("stage", signatures=whole)
-    results = Results(
+    every = Results(
         plan=plan,
         metric=metric,
         records=records,
         stages=stages,
         trials=trials_table(plan, records, stages, evaluations),
-        shifts=shifts_table(plan, evaluations),
+        shifts=shifts_table(plan, {}),
         orphaned=tuple(s for s in (ledger.root / "trials").children() if s not in planned and states[s] != ABSENT),
         damaged=tuple(ledger.damaged.values()),
     )
+    results = every
+    if "tuning" in plan:
+        trials, plan = choose_candidates(every.trials, plan)
+        records = {trial["signature"]: r for trial in plan["trials"] if (r := records.get(trial["signature"]))}
+        marked = mark_chosen(every.trials, trials)
+        results = replace(every, plan=plan, records=records, trials=trials, candidates=replace(every, trials=marked))
+    results = replace(results, shifts=shifts_table(plan, {s: e for s, e in evaluations.items() if s in records}))
     configs = [record.config["config"] for record in records.values()]
     used, means = find_used_types(results.shifts, configs), results.type_means(metric)
     trials = with_seen_means(results.trials, results.test_rows, means, configs, metric)
@@ -287,7 +308,8 @@ def trials_table(
         record = records.get(trial["signature"])
         state = record.state if record else MISSING
         state = state if state in known else INTERRUPTED  # stopped early by a search that no longer stops early
-        row = _key(trial) | {"state": state, "reason": _reason(trial, record, broken)}
+        row = _key(trial) | _describe_candidate(trial)
+        row |= {"state": state, "reason": _reason(trial, record, broken)}
         if record is not None and record.result is not None:
             result = record.result
             row |= {name: result.get(name) for name in ("epochs", "best_epoch", "duration_seconds", "peak_rss_mib")}
@@ -305,6 +327,12 @@ def list_states(plan: Mapping[str, Any]) -> tuple[str, ...]:
 def _key(trial: dict[str, Any]) -> dict[str, Any]:
     levels = {f"arm/{factor}": str(level) for factor, level in trial["arm"].items()}
     return {"signature": trial["signature"], "name": trial["name"], **levels, "replicate": trial["replicate"]}
+
+
+def _describe_candidate(trial: dict[str, Any]) -> dict[str, Any]:
+    if "candidate" not in trial:
+        return {}
+    return {CANDIDATE: trial["candidate"]} | {f"{TUNED}{name}": label for name, label in trial["tuned"].items()}
 
 
 def _reason(trial: dict[str, Any], record: Record | None, broken: dict[str, Record]) -> str:
@@ -346,7 +374,8 @@ def arms_table(results: Results) -> pd.DataFrame:
 def results_sha256(results: Results) -> str:
     """Return the digest of trials and shifts without times: equal for an undisturbed and a resumed study."""
     digest, mark = hashlib.sha256(), "["
-    for frame, text in ((results.trials, results.text["trials"]), (results.shifts, results.text["shifts"])):
+    every = results.trained
+    for frame, text in ((every.trials, every.text["trials"]), (results.shifts, results.text["shifts"])):
         for row in text.json_rows(without=_TIMES, order=frame["signature"].argsort(kind="stable")):
             digest.update(f"{mark}{row}".encode())
             mark = ","

@@ -16,7 +16,7 @@ from orchestrator.driver.prepare import Prepared
 from orchestrator.driver.time_left import format_duration
 from orchestrator.ledger.preregistration import trace_hypotheses
 from orchestrator.planning.budget import describe_needs
-from orchestrator.planning.ceteris_paribus import read_differences
+from orchestrator.planning.ceteris_paribus import read_differences, read_matching
 from orchestrator.planning.encoders import EncoderUse, find_encoder_uses
 from orchestrator.planning.states import COMPLETE
 
@@ -39,9 +39,11 @@ def describe_plan(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
         "hypotheses": [
             {"name": each.name, "claim": each.content["claim"], "status": each.status, "remark": each.remark}
             | {"differences": read_differences(prepared.about, each.name)}
+            | {"tuning": read_matching(prepared.about, each.name)}
             for each in trace_hypotheses(prepared.registration.versions)
         ],
         "encoders": [_describe_encoders(use, prepared, costs) for use in find_encoder_uses(prepared.plan)],
+        **({"tuning": prepared.about["tuning"]} if prepared.study.tuning else {}),
         **plan,
         "orphaned": list(actions.orphaned),
     }
@@ -107,7 +109,10 @@ def render_plan(prepared: Prepared, console: Console) -> None:
     todo = prepared.actions.open + prepared.actions.held_back
     still_open = Counter(work.name for work in todo if work.kind == "trial")
     what = "arms" if prepared.search is None else "configurations proposed so far"
-    arms = Table("arm", "trials", "open", title=f"{len(planned)} {what} × {prepared.study.replicates} replicates")
+    tuning = prepared.study.tuning
+    title = f"{len(planned)} {what} × {prepared.study.replicates} replicates"
+    title += f" × {tuning.candidates} candidates" if tuning else ""
+    arms = Table("arm", "trials", "open", title=title)
     for name, number in list(planned.items())[:_MAX_ARMS]:
         arms.add_row(escape(name), str(number), str(still_open[name]))
     if len(planned) > _MAX_ARMS:

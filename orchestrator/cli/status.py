@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from rich.console import Console
 
@@ -16,19 +17,23 @@ from orchestrator.study.study_file import Study
 #: Names of the counts of ``status``, in trials. running + interrupted + missing + failed + complete = planned; a study
 #: with early stopping also counts stopped trials.
 COUNTS = ("planned", "complete", "running", "failed", "interrupted", "missing")
+#: Further count of a study with ``tuning``, whose trials are candidates: arms × replicates that can be chosen for.
+_TUNED = "tuned_replicates"
 
 
 def compute_status(study: Study, *, storage: str) -> dict[str, int]:
     """Return the counts over the trials of the last plan; before the first run all are missing.
 
     A trial that has begun and not ended is running while a driver is alive, else interrupted. With early stopping,
-    stopped trials have a count of their own: they will not be continued.
+    stopped trials have a count of their own: they will not be continued. With
+    ``tuning`` every candidate is a trial, and the replicates that have all of theirs are counted besides.
     """
     ledger = Ledger(storage, study.study)
     if not ledger.root.exists("plan.json"):
-        num_arms = len(study.arms()) if study.search is None else study.search.num_trials
+        num_arms = len(study.candidates(study.arms())) if study.search is None else study.search.num_trials
         planned = num_arms * study.replicates
         none = dict.fromkeys(COUNTS, 0) | ({STOPPED: 0} if study.stops_early else {})
+        none |= {_TUNED: 0} if study.tuning else {}
         return none | {"planned": planned, "missing": planned}
     states = ledger.states()
     plan = ledger.read_plan()
@@ -44,7 +49,17 @@ def compute_status(study: Study, *, storage: str) -> dict[str, int]:
         "failed": trials.count(FAILED),
         "interrupted": begun - running,
         "missing": trials.count(ABSENT),
+        **({_TUNED: _count_tuned(plan, states)} if "tuning" in plan else {}),
     }
+
+
+def _count_tuned(plan: Mapping[str, Any], states: Mapping[str, str]) -> int:
+    """Return how many arms × replicates have all of their candidates complete."""
+    found: dict[tuple[str, int], bool] = {}
+    for trial in plan["trials"]:
+        key = (trial["name"], trial["replicate"])
+        found[key] = found.get(key, True) and states.get(trial["signature"]) == COMPLETE
+    return sum(found.values())
 
 
 def find_budget_status(study: Study, *, storage: str) -> BudgetStatus | None:

@@ -11,10 +11,13 @@ from rich.markup import escape
 
 from orchestrator.driver.prepare import Prepared
 from orchestrator.ledger.preregistration import EXPLORATORY, PREREGISTERED, trace_hypotheses
-from orchestrator.planning.ceteris_paribus import read_differences
+from orchestrator.planning.ceteris_paribus import read_differences, read_matching
 from orchestrator.planning.feasibility import find_attainable
 from orchestrator.planning.plan import describe_skipped_briefly
 from orchestrator.search.proposals import Search
+from orchestrator.study.grid import format_label
+from orchestrator.study.search_space import Space
+from orchestrator.study.tuning import draw_settings
 from trainables.data.dataset import Dataset
 from trainables.data.describe import describe_dataset
 
@@ -22,6 +25,8 @@ from trainables.data.describe import describe_dataset
 Detail = Literal["quiet", "normal", "verbose"]
 #: Maximum number of damaged folders that are listed one by one.
 _MAX_DAMAGES = 10
+#: Most arms, and values of a tuned field, that are named in a line.
+_MAX_NAMED, _MAX_VALUES = 4, 12
 
 
 class Terminal(Console):
@@ -76,6 +81,7 @@ def announce(prepared: Prepared, console: Console) -> None:
     )
     if prepared.search is not None:
         _announce_search(prepared.search, console)
+    _announce_tuning(prepared, console)
     _announce_budget(prepared, console)
     _announce_hypotheses(prepared, console)
     for line in _describe_changes(prepared):
@@ -163,6 +169,31 @@ def _announce_search(search: Search, console: Console) -> None:
         warn(console, "oracle", f"the search is guided by {', '.join(guides)}, which no honest choice knows")
 
 
+def _announce_tuning(prepared: Prepared, console: Console) -> None:
+    """Print how many candidates each arm is given, the trials that this makes, and the values."""
+    tuning, trials = prepared.study.tuning, prepared.plan.trials
+    if tuning is None:
+        return
+    arms = prepared.about["tuning"]["distinct"]
+    whole = f"{count(len(arms), 'arm')} × {count(prepared.study.replicates, 'replicate')} × {tuning.candidates}"
+    fewer = {name: number for name, number in arms.items() if number < tuning.candidates}
+    text = f"{tuning.candidates} candidates of {', '.join(tuning.space)} for every arm and replicate, chosen by "
+    text += f"{tuning.metric}: {whole} candidates, {count(len(trials), 'trial')}"
+    print_line(console, "tuning", text)
+    if fewer:
+        which = "; ".join(f"{number} of {name}" for name, number in list(fewer.items())[:_MAX_NAMED])
+        more = f"; and {len(fewer) - _MAX_NAMED} more arms" if len(fewer) > _MAX_NAMED else ""
+        print_line(
+            console, "", f"fewer where candidates are one configuration, because a field does not apply: {which}{more}"
+        )
+    space = Space([], tuning.space)
+    settings = draw_settings(tuning, seed=prepared.study.seed)
+    for name in tuning.space:
+        values = [format_label(space.get_value(name, each[name])) for each in settings]
+        shown = ", ".join(values[:_MAX_VALUES]) + (", …" if len(values) > _MAX_VALUES else "")
+        print_line(console, "", f"{name}: {shown}")
+
+
 def _announce_hypotheses(prepared: Prepared, console: Console) -> None:
     """Print how many hypotheses are registered; warn of late changes and of hypotheses that no result could support."""
     registration = prepared.registration
@@ -204,6 +235,8 @@ def _announce_differences(prepared: Prepared, console: Console) -> None:
             is_equal = False
     if is_equal:
         print_line(console, "", "the sides of each differ only in the factors that it names")
+    for line in dict.fromkeys(read_matching(prepared.about, each.name) for each in prepared.study.hypotheses):
+        print_line(console, "", line)
 
 
 def _describe_changes(prepared: Prepared) -> Iterator[str]:

@@ -82,6 +82,7 @@ class Notifier:
         if not self._has_failed:
             self._has_failed = True
             name = work.name if work.replicate is None else f"{work.name}, replicate {work.replicate}"
+            name += "" if work.candidate is None else f", candidate {work.candidate}"
             reason = str(details["message"]).partition("\n")[0]
             self.notify("failure", f"{work.kind} {name} [{work.signature}]: {reason}. The study goes on.")
 

@@ -16,12 +16,13 @@ from orchestrator.planning.budget import BudgetStatus, describe_budget
 from orchestrator.planning.ceteris_paribus import (
     check_ceteris_paribus,
     describe_all_differences,
+    describe_tuning,
     find_differences_of_hypotheses,
     read_settings,
 )
 from orchestrator.planning.feasibility import check_attainable, check_evaluated_shifts, check_external_sets
 from orchestrator.planning.inputs import Inputs
-from orchestrator.planning.metric_checks import check_hypotheses_defined, check_search_defined
+from orchestrator.planning.metric_checks import check_hypotheses_defined, check_search_defined, check_tuning_defined
 from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.planning.reconcile import Actions, reconcile
 from orchestrator.planning.states import COMPLETE
@@ -116,16 +117,22 @@ def prepare(
         check_evaluated_shifts(study.hypotheses, arms, inputs.dataset)
     ledger = Ledger(storage, study.study)
     search = None if study.search is None else Search(study, ledger, arms, inputs)
-    distinct = (arm.config for arm in arms) if search is None else search.sample_configs()
+    candidates = study.candidates(arms)
+    distinct = (arm.config for arm in candidates) if search is None else search.sample_configs()
     configs = list_split_configs(distinct, inputs, replicates=study.replicates)
     check_settings(configs, inputs, device=study.execution.device)
     if study.search is not None:
         check_search_defined(study.search, arms[0].config, inputs.dataset(arms[0].config.data))
-    plan = search.plan if search else make_plan(arms, replicates=study.replicates, facts=inputs)
+    if study.tuning is not None:
+        check_tuning_defined(study.tuning, arms, inputs.dataset)
+    plan = search.plan if search else make_plan(candidates, replicates=study.replicates, facts=inputs)
     num_sites = len(inputs.dataset(study.data).external) if study.hypotheses else 0
     check_attainable(study.hypotheses, plan, _levels(arms), num_sites=num_sites)
     states = ledger.states()
     about = _describe(study, arms, inputs, mlflow=mlflow) | differences
+    if study.tuning is not None:
+        told = describe_tuning(study.tuning, candidates, study.hypotheses, about["factors"])
+        about["tuning"] = about["base"]["tuning"] | told
     before = ledger.read_plan() if ledger.root.is_intact("plan.json") else None
     actions = reconcile(plan, states, retry_failed=retry_failed, early_stopping=study.stops_early)
     prepared = Prepared(study, ledger, inputs, plan, states, actions, about, before, search)
@@ -242,7 +249,8 @@ def _find_differences(study: Study, arms: Sequence[Arm]) -> dict[str, Any]:
     """
     factors = _levels(arms)
     configs = [arm.config.model_dump(mode="json") for arm in arms]
-    settings = read_settings([arm.levels for arm in arms], configs, study.grid())
+    tuned = tuple(study.tuning.space) if study.tuning else ()
+    settings = read_settings([arm.levels for arm in arms], configs, study.grid(), tuned=tuned)
     found = find_differences_of_hypotheses(study.hypotheses, settings, factors)
     if study.ceteris_paribus == "strict":
         check_ceteris_paribus(found)

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestrator.ledger.attempts import FAILURE, archive_failure
 from orchestrator.planning.identity import compute_identity
-from orchestrator.planning.plan import Work
+from orchestrator.planning.plan import Work, describe_candidate
 from orchestrator.planning.states import COMPLETE, FAILED, INTERRUPTED, STOPPED
 from trainables.storage.completeness import RESULT, STOP, find_damage
 from trainables.storage.folder import Folder
@@ -65,6 +65,7 @@ def describe_work(work: Work, *, study: str, git_commit: str | None) -> dict[str
         "name": work.name,
         "arm": dict(work.levels or {}),
         "replicate": work.replicate,
+        **describe_candidate(work),
         "needs": list(work.needs),
         "config": work.config.model_dump(mode="json"),
         "identity": compute_identity(work.config),

@@ -14,8 +14,9 @@ from fractions import Fraction
 from typing import Any
 
 from orchestrator.study.contrasts import find_contrast
-from orchestrator.study.grid import Grid, format_label
+from orchestrator.study.grid import Arm, Grid, format_label
 from orchestrator.study.hypotheses import Hypothesis
+from orchestrator.study.tuning import TuningConfig
 from trainables.errors import StudyError
 
 #: Numbers in this range are written without an exponent.
@@ -63,15 +64,21 @@ class Settings:
     conditioned: Mapping[str, frozenset[int]]
 
 
-def read_settings(arms: Sequence[Mapping[str, str]], configs: Sequence[Mapping[str, Any]], grid: Grid) -> Settings:
+def read_settings(
+    arms: Sequence[Mapping[str, str]], configs: Sequence[Mapping[str, Any]], grid: Grid, *, tuned: Sequence[str] = ()
+) -> Settings:
     """Return the settings in which the arms of a study differ.
 
     Args:
         arms: factor → level of each arm.
         configs: resolved config of each arm, in plain values.
         grid: grid of the study, whose levels and conditions have set the fields.
+        tuned: dotted fields that every arm is tuned in; whatever they are, the arms are matched in them.
     """
-    flat = [dict(_flatten(config)) for config in configs]
+    flat = [
+        {name: value for name, value in _flatten(config) if not any(_covers(field, name) for field in tuned)}
+        for config in configs
+    ]
     names = dict.fromkeys(name for fields in flat for name in fields)
     first = flat[0] if flat else {}
     varied = [
@@ -244,6 +251,68 @@ def read_differences_of_levels(plan: Mapping[str, Any]) -> list[str] | None:
         for level, lines in levels.items()
         for line in lines
     ]
+
+
+# --------------------------------------------------------------------------- tuning
+
+#: Said of a comparison in a study without ``tuning``.
+_NOT_MATCHED = "not tuning-matched: no setting was tuned per arm"
+#: Most arms named in a line.
+_MAX_NAMED = 3
+
+
+def describe_tuning(
+    tuning: TuningConfig,
+    candidates: Sequence[Arm],
+    hypotheses: Iterable[Hypothesis],
+    factors: Mapping[str, Sequence[str]],
+) -> dict[str, Any]:
+    """Return what ``plan.json`` holds about a tuning, besides the section itself.
+
+    Args:
+        tuning: section of the study.
+        candidates: every arm once per candidate.
+        hypotheses: hypotheses of the study.
+        factors: factor → its levels.
+    """
+    distinct = Counter(arm.name for arm in candidates)
+    arms = {arm.name: arm.levels for arm in candidates}
+    compared = {}
+    for hypothesis in hypotheses:
+        contrast = find_contrast(hypothesis, list(arms.values()), factors)
+        numbers = {number for parts in contrast.cells.values() for part in parts for number in part}
+        compared[hypothesis.name] = {name: distinct[name] for i, name in enumerate(arms) if i in numbers}
+    return {
+        "distinct": dict(distinct),
+        "all": _describe_matching(tuning, distinct),
+        "hypotheses": {name: _describe_matching(tuning, each) for name, each in compared.items()},
+    }
+
+
+def _describe_matching(tuning: TuningConfig, distinct: Mapping[str, int]) -> str:
+    text = (
+        f"tuning-matched: in each replicate each arm was given {tuning.candidates} candidates of "
+        f"{', '.join(tuning.space)}, chosen by {tuning.metric}"
+    )
+    fewer = {name: number for name, number in distinct.items() if number < tuning.candidates}
+    if not fewer:
+        return text
+    named = "; ".join(f"{number} of {name}" for name, number in list(fewer.items())[:_MAX_NAMED])
+    more = f" and {len(fewer) - _MAX_NAMED} more arms" if len(fewer) > _MAX_NAMED else ""
+    return f"{text}; fewer of them differ where a field does not apply: {named}{more}"
+
+
+def read_matching(plan: Mapping[str, Any], hypothesis: str | None = None) -> str:
+    """Return in one line whether the arms of a study, or of one hypothesis, are tuning-matched.
+
+    Args:
+        plan: content of ``plan.json``.
+        hypothesis: name of the hypothesis; None for all arms.
+    """
+    tuning = plan.get("tuning")
+    if tuning is None:
+        return _NOT_MATCHED
+    return str(tuning["all"] if hypothesis is None else tuning["hypotheses"].get(hypothesis, tuning["all"]))
 
 
 # --------------------------------------------------------------------------- values

@@ -42,7 +42,7 @@ def find_encoder_uses(plan: Plan) -> list[EncoderUse]:
             stage=names[encoders[0]],
             arms=tuple(arms),
             encoders=encoders,
-            num_replicates=len(of_arm[arms[0]]),
+            num_replicates=len({trial.replicate for trial in of_arm[arms[0]]}),
             reused=tuple(trial.signature for arm in arms for trial in _find_reuse(of_arm[arm])),
         )
         for encoders, arms in groups.items()
@@ -51,10 +51,5 @@ def find_encoder_uses(plan: Plan) -> list[EncoderUse]:
 
 def _find_reuse(trials: Sequence[Work]) -> list[Work]:
     """Return the trials of an arm that start from the encoder of an earlier replicate."""
-    seen: set[tuple[str, ...]] = set()
-    reuse = []
-    for trial in trials:
-        if trial.needs in seen:
-            reuse.append(trial)
-        seen.add(trial.needs)
-    return reuse
+    first: dict[tuple[str, ...], int | None] = {}
+    return [trial for trial in trials if first.setdefault(trial.needs, trial.replicate) != trial.replicate]

@@ -24,6 +24,7 @@ from trainables.training.selection import reads_shifted_validation
 
 if TYPE_CHECKING:
     from orchestrator.study.search_config import SearchConfig
+    from orchestrator.study.tuning import TuningConfig
     from trainables.config import DataConfig, TrialConfig
     from trainables.data.dataset import Dataset
 
@@ -66,6 +67,23 @@ def check_search_defined(search: SearchConfig, config: TrialConfig, data: Datase
             reason = None if measured else "early stopping by it needs training.select_by: robustness/…"
         if reason is not None:
             raise StudyError(f"search: found the metric {metric!r}, and no trial has it: {reason}")
+
+
+def check_tuning_defined(tuning: TuningConfig, arms: Sequence[Arm], load: Callable[[DataConfig], Dataset]) -> None:
+    """Check that the trials of every arm have the metric that chooses among the candidates.
+
+    Args:
+        tuning: section of a study file without other problems.
+        arms: arms of the study.
+        load: loader of a config's data.
+
+    Raises:
+        StudyError: if those of an arm cannot have it.
+    """
+    for arm in arms:
+        reason = find_undefined(tuning.metric, arm.config, load(arm.config.data))
+        if reason is not None:
+            raise StudyError(f"tuning.metric: found {tuning.metric!r}, and the arm {arm.name!r} has none: {reason}")
 
 
 def find_undefined(metric: str, config: TrialConfig, data: Dataset) -> str | None:

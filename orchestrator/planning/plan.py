@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from textwrap import shorten
 from typing import Any, Protocol
 
@@ -22,6 +22,10 @@ class ArmLike(Protocol):
     def levels(self) -> Mapping[str, str]: ...  # noqa: D102
     @property
     def config(self) -> TrialConfig: ...  # noqa: D102
+    @property
+    def candidate(self) -> int | None: ...  # noqa: D102
+    @property
+    def tuned(self) -> Mapping[str, str]: ...  # noqa: D102
 
 
 class Facts(Protocol):
@@ -53,14 +57,18 @@ class Work:
     replicate: int | None = None
     #: Number of trials that need this stage; 0 for a trial.
     num_dependants: int = 0
+    #: Number of the candidate that a trial is, and field → its value; None and empty without ``tuning``.
+    candidate: int | None = None
+    tuned: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def label(self) -> str:
-        """Short name for people: "contrastive · strong · r0" of a trial, the name of a stage."""
+        """Short name for people: "contrastive · strong · r0" of a trial (with " · c1" for a candidate), or the stage's."""
         if self.kind == "stage":
             return self.name
         levels = list((self.levels or {}).values()) or [self.name]
-        return " · ".join([*levels, f"r{self.replicate}"])
+        candidate = [] if self.candidate is None else [f"c{self.candidate}"]
+        return " · ".join([*levels, f"r{self.replicate}", *candidate])
 
 
 @dataclass(frozen=True)
@@ -106,8 +114,14 @@ class Plan:
 def _row(work: Work) -> dict[str, Any]:
     row: dict[str, Any] = {"signature": work.signature, "name": work.name, "needs": list(work.needs)}
     if work.kind == "trial":
-        return row | {"arm": dict(work.levels or {}), "replicate": work.replicate}
+        row |= {"arm": dict(work.levels or {}), "replicate": work.replicate}
+        return row | describe_candidate(work)
     return row | {"kind": work.config.kind, "num_dependants": work.num_dependants}  # type: ignore[union-attr]
+
+
+def describe_candidate(work: Work) -> dict[str, Any]:
+    """Return number and settings of a candidate as JSON values, nothing for other trials and stages."""
+    return {} if work.candidate is None else {"candidate": work.candidate, "tuned": dict(work.tuned)}
 
 
 def describe_skipped(skipped: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -140,13 +154,15 @@ def describe_skipped_briefly(skipped: Sequence[Mapping[str, Any]]) -> list[str]:
 def make_plan(arms: Sequence[ArmLike], *, replicates: int, facts: Facts) -> Plan:
     """Return the plan of a study: every arm × replicate, and each stage that these trials need once.
 
+    With ``tuning`` an arm comes once per candidate, one after the other.
+
     Replicate r has the split of ``replace_split`` and contrastive encoder r modulo ``pretraining.encoders``. Replicates
     vary slowest, so that an
     interrupted study has complete comparisons rather than complete arms.
     """
     stages: dict[str, Work] = {}
     trials: dict[str, Work] = {}
-    skipped: list[Skipped] = []
+    skipped: dict[str, Skipped] = {}
     runnable = []
     for arm in arms:
         reason = facts.missing_weights(arm.config)
@@ -156,7 +172,8 @@ def make_plan(arms: Sequence[ArmLike], *, replicates: int, facts: Facts) -> Plan
             known = [(each, compute_identity(each), facts.fingerprint(each)) for each in splits]
             runnable.append((arm, arm.name, known))
         else:
-            skipped.append(Skipped(arm.name, arm.levels, replicates, reason))
+            before = skipped[arm.name].num_trials if arm.name in skipped else 0
+            skipped[arm.name] = Skipped(arm.name, arm.levels, before + replicates, reason)
     for replicate in range(replicates):
         for arm, name, known in runnable:
             base, identity, fingerprint = known[replicate % len(known)]
@@ -169,10 +186,12 @@ def make_plan(arms: Sequence[ArmLike], *, replicates: int, facts: Facts) -> Plan
                 needs.append(stage.signature)
             # Equals compute_signature(config, …), but computes the identity once per arm and split, not per trial.
             signature = hash_identity(identity | numbers, fingerprint)
-            trials.setdefault(
-                signature, Work("trial", signature, name, config, fingerprint, tuple(needs), arm.levels, replicate)
-            )
-    return Plan(_order_stages(stages.values(), trials.values()), tuple(trials.values()), tuple(skipped))
+            work = Work(
+                "trial", signature, name, config, fingerprint, tuple(needs), arm.levels, replicate,
+                candidate=arm.candidate, tuned=arm.tuned,
+            )  # fmt: skip
+            trials.setdefault(signature, work)
+    return Plan(_order_stages(stages.values(), trials.values()), tuple(trials.values()), tuple(skipped.values()))
 
 
 def merge_plans(plans: Iterable[Plan], *, skipped: Sequence[Skipped] = (), num_to_come: int = 0) -> Plan:

@@ -13,7 +13,7 @@ from orchestrator.analysis.wording import plural
 from orchestrator.ledger.derived import DEFAULT_METRIC, PAGE, TABLES, read_verdicts
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.preregistration import DELETED, read_versions, trace_hypotheses
-from orchestrator.planning.ceteris_paribus import read_differences
+from orchestrator.planning.ceteris_paribus import read_differences, read_matching
 from orchestrator.planning.states import COMPLETE
 from orchestrator.report.checklist_items import ALL, CHECKLISTS, Item
 from orchestrator.study.hypotheses import describe_comparison, read_hypothesis
@@ -170,6 +170,8 @@ def _differences(source: Source) -> Iterator[Answer]:
         lines = read_differences(source.plan, each.name)
         if lines is not None:
             yield Answer(f"{each.name}: {'; '.join(lines) or 'nothing'}", _PLAN, "differences")
+        key = "tuning" if "tuning" in source.plan else ""
+        yield Answer(f"{each.name}: {read_matching(source.plan, each.name)}", _PLAN, key)
 
 
 def _units(source: Source) -> Iterator[Answer]:

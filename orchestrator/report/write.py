@@ -48,6 +48,7 @@ from orchestrator.report.sections.spread import spread_section
 from orchestrator.report.sections.trade_off import trade_off_section
 from orchestrator.report.sections.training import cost_section, training_section
 from orchestrator.report.sections.transfer import transfer_section
+from orchestrator.report.sections.tuning import tuning_section
 from orchestrator.report.sections.verdicts import summarise_verdicts, verdict_section
 from trainables.config import read_trial_config
 from trainables.errors import RobustSweepError
@@ -100,6 +101,7 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
         verdict_section(results, verdicts),
         answer_section(words),
         search_section(results),
+        tuning_section(results),
         arms_section(results, arms) if len(arms) else None,
         effects_section(results, shown),
         interactions_section(results, main),
@@ -118,7 +120,7 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
     ]
     page = _render(results, parts, budget_status)
     tables = {
-        "trials.csv": results.text["trials"],
+        "trials.csv": results.trained.text["trials"],
         "arms.csv": TextTable(arms),
         "shifts.csv": results.text["shifts"],
         "effects.csv": TextTable(effects_table([effect for rows in effects.values() for effect in rows])),

@@ -150,6 +150,14 @@ def _training(results: Results, selection: Selection, config: TrialConfig) -> Ca
         if name not in results.factors
     }
     rows |= {name.removeprefix("training."): str(flat[name]) for name in _SETTINGS}
+    candidate = results.read_candidate(selection.signature)
+    rows |= {f"{name.removeprefix('training.')} (tuned)": value for name, value in candidate.get("tuned", {}).items()}
+    if candidate:
+        tuning = results.plan["tuning"]
+        rows["tuned"] = (
+            f"candidate {candidate['candidate']} (from 0) of {tuning['candidates']}, the best of this replicate by "
+            f"{tuning['metric']}"
+        )
     rows["trained"] = f"{record.result['epochs']} epochs; the weights are those of epoch {record.result['best_epoch']}"
     return CardPart("Training", [Facts(rows)])
 

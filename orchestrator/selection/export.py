@@ -151,7 +151,8 @@ def export_selection(
     folder.write(CARD, render_markdown(card).encode())
     folder.write(CARD_PAGE, render_html(card).encode())
     written = describe_files(folder, files[:-1])
-    content = selection.as_json() | {"study": ledger.study, "checks": [asdict(check) for check in checks]}
+    content = selection.as_json() | results.read_candidate(selection.signature)
+    content |= {"study": ledger.study, "checks": [asdict(check) for check in checks]}
     folder.write_json(SELECTION, content | {"files": written})
     return Exported(folder, files, tuple(checks), loaded, images, logits)
 
@@ -177,6 +178,7 @@ def describe_origin(results: Results, selection: Selection) -> dict[str, Any]:
         "study": results.plan["study"],
         "arm": selection.arm.name,
         "replicate": selection.replicate,
+        **results.read_candidate(selection.signature),
         "signature": selection.signature,
         "selected_by": {"column": selection.column, "rule": selection.rule, "oracle": selection.oracle},
         "data": {"name": results.plan["data"]["name"], "fingerprint": record.config["data_fingerprint"]},

@@ -137,7 +137,7 @@ def _check_counts(results: Results, criteria: SelectionCriteria) -> None:
     said = ", ".join(
         f"{count} {state.replace('_', ' ')}" for state, count in counts.items() if count or state == COMPLETE
     )
-    if not counts[COMPLETE]:
+    if results.complete.empty:
         raise StudyError(f"asked which arm to choose, and no trial is complete ({said}); run the study first")
     if counts[COMPLETE] + counts.get(STOPPED, 0) < counts["planned"] and not criteria.incomplete:
         raise StudyError(

@@ -99,6 +99,11 @@ def describe_selection(selection: Selection, results: Results) -> list[str]:
     if len(selection.ranking) > len(shown):
         lines.append(f"      and {len(selection.ranking) - len(shown)} more")
     lines.append(f"chosen: {selection.label}, replicate {selection.replicate} ({selection.signature})")
+    candidate = results.read_candidate(selection.signature)
+    if candidate:
+        values = ", ".join(f"{name} {value}" for name, value in candidate["tuned"].items()) or "no setting applies"
+        by = results.plan["tuning"]["metric"]
+        lines.append(f"tuned: {values} (candidate {candidate['candidate']}, the best of its replicate by {by})")
     lines.append(f"rule {selection.rule}: {RULES[selection.rule]}")
     return [*lines, *(f"  {reason}" for reason in selection.reasons)]
 

@@ -6,7 +6,7 @@ import itertools
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
@@ -41,6 +41,9 @@ class Arm:
     levels: dict[str, str]
     #: Config of replicate 0.
     config: TrialConfig
+    #: Number of the candidate whose settings the config has (``tuning``), and these by field; None without tuning.
+    candidate: int | None = None
+    tuned: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def name(self) -> str:

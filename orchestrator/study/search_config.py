@@ -34,7 +34,8 @@ _SEEN = tuple(f"validation/{name}" for name, metric in METRICS.items() if not me
 _VALIDATION = ("validation/", NUM_PARAMETERS.name)
 
 
-def _check_metric(name: str) -> str:
+def check_metric(name: str) -> str:
+    """Return ``name``; ValueError if it is not a headline number of a trial."""
     if not _HEADLINE.fullmatch(name):
         raise ValueError(
             f"found {name!r}, expected a headline number of a trial, such as validation/balanced_accuracy, "
@@ -50,7 +51,7 @@ class _Measured(Frozen):
         False, description="Has to be true for anything but in-distribution validation: no honest choice knows it."
     )
 
-    _check = field_validator("metric")(_check_metric)
+    _check = field_validator("metric")(check_metric)
 
     @model_validator(mode="after")
     def _is_asked_for(self) -> _Measured:

@@ -113,14 +113,14 @@ class Space:
             for part in parents:
                 node = node.get(part) if isinstance(node, dict) else None
             if isinstance(node, dict) and last in node:
-                value = self._meant(name, draw(dimension))
+                value = self.get_value(name, draw(dimension))
                 levels[name] = format_label(value)
                 node[last] = _spelled_out(name, value)
                 if FIELDS[name].models:  # fields of the new section apply, with their defaults
                     tree = TrialConfig.model_validate(tree).model_dump()
         return Arm(levels, TrialConfig.model_validate(tree))
 
-    def _meant(self, name: str, drawn: Value) -> Any:
+    def get_value(self, name: str, drawn: Value) -> Any:
         """Return the value of field ``name`` for a drawn value: a choice, or a number rounded and kept in range."""
         choices, dimension = self._parameters[name].choices, self.dimensions[name]
         if choices is not None:
@@ -193,7 +193,7 @@ def _spelled_out(name: str, value: Any) -> Any:
 
 def find_problems(search: SearchConfig, arms: Sequence[Arm], *, replicates: int) -> Iterator[tuple[Key, str]]:
     """Yield key below ``search`` and text for each problem of a search."""
-    problems = list(_find_wrong_names(search, arms))
+    problems = [*find_wrong_names(search.space, arms), *_find_differing_sections(arms)]
     yield from problems
     if isinstance(search.sampler, CMAES):
         yield from _find_no_evolution(search)
@@ -216,6 +216,12 @@ def find_problems(search: SearchConfig, arms: Sequence[Arm], *, replicates: int)
                 yield ("space", name), f"{end} is no value of this field here: {reasons}"
     for name in unused:
         yield ("space", name), "does not apply to any arm; correct it, or take it away"
+
+
+def _find_differing_sections(arms: Sequence[Arm]) -> Iterator[tuple[Key, str]]:
+    for section in _FIXED:
+        if len({getattr(arm.config, section).model_dump_json() for arm in arms}) > 1:
+            yield (), f"the arms differ in {section}; trials of a search are compared on the same data and shifts"
 
 
 def _find_no_evolution(search: SearchConfig) -> Iterator[tuple[Key, str]]:
@@ -246,14 +252,15 @@ def _labels(arms: Sequence[Arm]) -> dict[str, list[str]]:
     return {factor: [arm.levels[factor] for arm in arms] for factor in (arms[0].levels if arms else ())}
 
 
-def _find_wrong_names(search: SearchConfig, arms: Sequence[Arm]) -> Iterator[tuple[Key, str]]:
+def find_wrong_names(space: Mapping[str, Parameter], arms: Sequence[Arm]) -> Iterator[tuple[Key, str]]:
+    """Yield key and text for each field of a space that cannot be varied, or not by such values."""
     factors = set(_labels(arms))
-    for name, parameter in search.space.items():
+    for name, parameter in space.items():
         field = FIELDS.get(name)
         if field is None:
             problems = [f"the trial has no field {name!r}{suggest(name, FIELDS)}"]
         elif name.split(".")[0] in _FIXED:
-            problems = ["trials of a search are compared on the same data and shifts; vary something else"]
+            problems = ["trials are compared on the same data and shifts; vary something else"]
         elif name == "pretraining.encoders":
             problems = ["makes no other trial: it says how many pretrainings the replicates share; set it once"]
         elif name in factors:
@@ -261,9 +268,6 @@ def _find_wrong_names(search: SearchConfig, arms: Sequence[Arm]) -> Iterator[tup
         else:
             problems = list(_find_wrong_values(field, parameter))
         yield from ((("space", name), text) for text in problems)
-    for section in _FIXED:
-        if len({getattr(arm.config, section).model_dump_json() for arm in arms}) > 1:
-            yield (), f"the arms differ in {section}; trials of a search are compared on the same data and shifts"
 
 
 def _find_wrong_values(field: FieldPath, parameter: Parameter) -> Iterator[str]:

@@ -19,6 +19,7 @@ from orchestrator.study.problems import explain
 from orchestrator.study.report_config import ReportConfig, check_report, make_table_absolute
 from orchestrator.study.search_config import SearchConfig, expand_sampler
 from orchestrator.study.search_space import find_problems
+from orchestrator.study.tuning import TuningConfig, draw_candidates, find_tuning_problems
 from orchestrator.study.yaml_source import MAX_BYTES, Key, Source, apply_override, format_key, read_yaml
 from trainables.augmentation_config import AugmentationConfig, NoAugmentation
 from trainables.config import DataConfig, EvaluationConfig, ModelConfig, TrainingConfig
@@ -62,6 +63,8 @@ class Study(Frozen):
     ``exclude`` one of them.
 
     With ``search`` only the combinations that the search proposes are run, together with values from its own ranges.
+    With ``tuning`` every arm and replicate is trained with the same candidates of some settings, and consists of the
+    one that is best on validation.
 
     Relative paths to data, weights and tables start at the study file's folder, in an override at the working
     directory.
@@ -86,6 +89,7 @@ class Study(Frozen):
     exclude: list[When] = Field([], max_length=MAX_RULES, description="Combinations that are left out.")
     replicates: PositiveInt = Field(1, description="Trials per arm; each has its own seed, shared across arms.")
     search: SearchConfig | None = Field(None, description="Adaptive search instead of the full grid; null: the grid.")
+    tuning: TuningConfig | None = Field(None, description="The same small search within every arm; null: no setting.")
     hypotheses: list[HypothesisConfig] = Field(
         [],
         max_length=MAX_HYPOTHESES,
@@ -100,7 +104,7 @@ class Study(Frozen):
 
     def describe(self) -> dict[str, Any]:
         """Return the content of the file as JSON values, without the section ``execution``."""
-        unset = {name for name in ("search", "hypotheses") if not getattr(self, name)}
+        unset = {name for name in ("search", "tuning", "hypotheses") if not getattr(self, name)}
         said = self.model_dump(mode="json", exclude={"execution"} | unset)
         if self.search is not None and self.search.early_stopping is None:
             del said["search"]["early_stopping"]
@@ -126,6 +130,10 @@ class Study(Frozen):
         if source.problems:
             raise StudyError(source.describe_problems())
         return arms
+
+    def candidates(self, arms: Sequence[Arm]) -> list[Arm]:
+        """Return what is trained in every replicate: the arms, with ``tuning`` each once per candidate."""
+        return list(arms) if self.tuning is None else draw_candidates(self.tuning, arms, seed=self.seed)
 
     def grid(self) -> Grid:
         """Return what the arms are made from: base values, factors, conditions and exclusions."""
@@ -197,15 +205,25 @@ def _validate(tree: Source, folder: Path | str) -> Study | None:
     arms = expand(read_grid(tree), tree)
     check_hypotheses(tree, grid, arms)
     check_report(tree, grid, arms)
-    num_arms = study.search.num_trials if study is not None and study.search else len(arms)
-    if study is not None and num_arms * study.replicates > MAX_TRIALS:
-        found = f"found {study.replicates:,} of {num_arms:,} arms"
-        tree.report(("replicates",), f"{found}, expected at most {MAX_TRIALS:,} trials in all")
     if study is not None:
-        _check_encoders(tree, grid, arms, study.replicates)
-    if study is not None and study.search and not tree.problems:
-        _check_search(tree, study, study.search, arms)
+        _check_trials(tree, study, grid, arms)
     return study
+
+
+def _check_trials(tree: Source, study: Study, grid: Grid, arms: list[Arm]) -> None:
+    """Report what is wrong with the trials of a study as a whole: their number, encoders, search and tuning."""
+    num_arms = study.search.num_trials if study.search else len(arms)
+    num_candidates = study.tuning.candidates if study.tuning else 1
+    if num_arms * study.replicates * num_candidates > MAX_TRIALS:
+        found = f"found {study.replicates:,} of {num_arms:,} arms"
+        found += f" with {num_candidates} candidates each" if study.tuning else ""
+        tree.report(("replicates",), f"{found}, expected at most {MAX_TRIALS:,} trials in all")
+    _check_encoders(tree, grid, arms, study.replicates)
+    if study.search and not tree.problems:
+        _check_search(tree, study, study.search, arms)
+    elif study.tuning and not tree.problems:
+        for key, text in find_tuning_problems(study.tuning, arms, grid, seed=study.seed):
+            tree.report(("tuning", *key), text)
 
 
 def _check_encoders(tree: Source, grid: Grid, arms: Sequence[Arm], replicates: int) -> None:
@@ -232,6 +250,9 @@ def _check_encoders(tree: Source, grid: Grid, arms: Sequence[Arm], replicates: i
 
 
 def _check_search(tree: Source, study: Study, search: SearchConfig, arms: list[Arm]) -> None:
+    if study.tuning:
+        text = "does not go with search, which varies settings itself; keep one of them"
+        tree.report(("tuning",), text)
     for key, text in find_problems(search, arms, replicates=study.replicates):
         tree.report(("search", *key), text)
     if study.hypotheses:

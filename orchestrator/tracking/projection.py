@@ -294,6 +294,9 @@ def _describe(config: Mapping[str, Any]) -> dict[str, str]:
         tags["mlflow.runName"] = f"{config['name']} r{config['replicate']}"
     if config["replicate"] is not None:
         tags["robustsweep.replicate"] = str(config["replicate"])
+    if "candidate" in config:  # with tuning
+        tags["robustsweep.candidate"] = str(config["candidate"])
+        tags["mlflow.runName"] += f" c{config['candidate']}"
     if config["needs"]:
         tags["robustsweep.needs"] = ", ".join(config["needs"])
     if config["git_commit"] is not None:
@@ -315,6 +318,8 @@ def _flatten(config: Mapping[str, Any]) -> dict[str, str]:
     params = {make_key(factor): str(level) for factor, level in config["arm"].items()}
     if config["replicate"] is not None:
         params["replicate"] = str(config["replicate"])
+    if "candidate" in config:
+        params["candidate"] = str(config["candidate"])
     return params | {make_key(f"config.{path}"): text for path, text in _leaves(config["config"], "")}
 
 

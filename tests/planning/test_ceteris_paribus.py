@@ -12,6 +12,7 @@ from orchestrator.planning.ceteris_paribus import (
     find_differences_of_levels,
     read_differences,
     read_differences_of_levels,
+    read_matching,
     read_settings,
 )
 from orchestrator.study.study_file import Study, parse_study
@@ -176,6 +177,49 @@ def test_strict_refuses_with_the_hypothesis_the_field_and_its_values(tmp_path: P
     assert f"h: {EXPECTED}" in str(caught.value)
     fair = f"hypotheses: [{AUGMENTATION}]"
     assert read_differences(about(tmp_path, fair, "ceteris_paribus=strict"), "h") == []
+
+
+RATE = "training.learning_rate: {low: 0.001, high: 0.1}"
+STRENGTH = "augmentation.strength: {low: 0, high: 1}"
+
+
+def test_tuned_fields_match_and_the_line_says_so(tmp_path: Path) -> None:
+    """A condition gives one side a section with the tuned field in it: its value is not the one of any candidate."""
+    conditions = "conditions: [{when: {pretraining: scratch}, set: {regulariser: spectral_decoupling}}]\n"
+    tuning = f"tuning: {{space: {{{RATE}}}}}\n"
+    claims = f"hypotheses: [{AUGMENTATION}]\n"
+    plan = about(tmp_path, tuning + claims)
+    assert read_differences(plan, "h") == []
+    line = (
+        "tuning-matched: in each replicate each arm was given 4 candidates of training.learning_rate, chosen by "
+        "validation/balanced_accuracy"
+    )
+    assert read_matching(plan, "h") == read_matching(plan) == line
+    untuned = about(tmp_path, claims)
+    assert read_matching(untuned, "h") == "not tuning-matched: no setting was tuned per arm"
+    study = read(
+        f"{conditions}tuning: {{space: {{regulariser.weight: {{low: 0, high: 1}}}}}}\nhypotheses: [{PRETRAINING}]"
+    )
+    arms = study.arms()
+    configs = [arm.config.model_dump(mode="json") for arm in arms]
+    for tuned, expected in (((), True), (("regulariser.weight",), False)):
+        settings = read_settings([arm.levels for arm in arms], configs, study.grid(), tuned=tuned)
+        assert ("regulariser.weight" in settings.values) == expected
+        assert "regulariser.kind" in settings.values
+
+
+def test_a_side_with_fewer_different_candidates_is_named(tmp_path: Path) -> None:
+    plan = about(tmp_path, f"tuning: {{space: {{{STRENGTH}}}}}\nhypotheses: [{AUGMENTATION}]")
+    assert read_matching(plan, "h").endswith(
+        "; fewer of them differ where a field does not apply: 1 of pretraining=scratch, augmentation=none"
+    )
+
+
+def test_a_metric_that_validation_cannot_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(
+        StudyError, match=r"tuning.metric: found 'validation/robustness/mean_auroc', and the arm .* has none"
+    ):
+        about(tmp_path, f"tuning: {{metric: validation/robustness/mean_auroc, space: {{{RATE}}}}}")
 
 
 def test_the_default_leaves_the_digest_of_a_study_as_it_is() -> None:

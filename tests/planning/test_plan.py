@@ -210,6 +210,59 @@ def test_arms_without_weights_are_left_out_with_the_reason() -> None:
     assert all("imagenet" in skipped.name for skipped in plan.skipped)
 
 
+TUNED = """
+factors: {augmentation: [none, strong], regulariser: [none, spectral_decoupling]}
+replicates: 3
+tuning: {space: {regulariser.weight: {choices: [0.1, 0.2, 0.3, 0.4]}}}
+"""
+
+
+def test_every_arm_and_replicate_has_its_candidates_and_equal_ones_are_one_trial() -> None:
+    plan = plan_of(TUNED)
+    assert [trial.replicate for trial in plan.trials] == [0] * 10 + [1] * 10 + [2] * 10
+    rows = plan.as_json()["trials"]
+    counts = Counter((row["name"], row["replicate"]) for row in rows)
+    assert {name: count for (name, replicate), count in counts.items() if replicate == 1} == {
+        "augmentation=none, regulariser=none": 1,
+        "augmentation=none, regulariser=spectral_decoupling": 4,
+        "augmentation=strong, regulariser=none": 1,
+        "augmentation=strong, regulariser=spectral_decoupling": 4,
+    }
+    assert rows[0]["candidate"] == 0
+    assert rows[0]["tuned"] == {}
+    assert [row["candidate"] for row in rows[1:5]] == [0, 1, 2, 3]
+    assert sorted(row["tuned"]["regulariser.weight"] for row in rows[1:5]) == ["0.1", "0.2", "0.3", "0.4"]
+
+
+def test_a_candidate_is_the_trial_of_any_study_with_its_values() -> None:
+    untuned = plan_of(TUNED.partition("tuning")[0])
+    chosen = [trial for trial in untuned.trials if "=none" in trial.name.partition(",")[2]]
+    assert (
+        names_of(plan_of(TUNED)).items()
+        >= {trial.signature: names_of(untuned)[trial.signature] for trial in chosen}.items()
+    )
+    weighted = plan_of("regulariser: {kind: spectral_decoupling, weight: 0.2}\nreplicates: 3")
+    assert {trial.signature for trial in weighted.trials} < {trial.signature for trial in plan_of(TUNED).trials}
+    more = plan_of(TUNED.replace("0.4]", "0.4, 0.5, 0.6]").replace("{space", "{candidates: 6, space"))
+    assert len(more.trials) == 2 * (1 + 6) * 3
+
+
+def test_candidates_share_the_encoder_of_their_replicate() -> None:
+    text = "pretraining: {kind: contrastive, epochs: 2, encoders: 2}\nreplicates: 4\n"
+    plan = plan_of(text + "tuning: {space: {training.learning_rate: {low: 0.001, high: 0.1}}}")
+    (use,) = find_encoder_uses(plan)
+    assert (len(plan.stages), len(plan.trials), use.num_replicates, use.num_more) == (2, 16, 4, 2)
+    replicates = {trial.signature: trial.replicate for trial in plan.trials}
+    assert [replicates[trial] for trial in use.reused] == [2] * 4 + [3] * 4
+
+
+def test_arms_without_weights_are_left_out_once_with_all_candidates() -> None:
+    text = "factors: {pretraining: [scratch, imagenet]}\nreplicates: 2\n"
+    text += "tuning: {space: {training.learning_rate: {low: 0.001, high: 0.1}}}"
+    (skipped,) = plan_of(text, facts=StatedFacts(missing={"imagenet": "no weights"})).skipped
+    assert (skipped.name, skipped.num_trials) == ("pretraining=imagenet", 8)
+
+
 def test_weights_are_looked_up_through_the_stage() -> None:
     text = "pretraining: {kind: contrastive, init: imagenet}"
     plan = plan_of(text)

@@ -88,7 +88,7 @@ def test_answers_are_what_the_study_says(claimed: Ledger) -> None:
     assert found["5"][0] == "train 1,080 images, val 357 images, test 360 images, site-3 300 images"
     assert found["5"][1] == "all images of a patient (group) are in one set"
     assert found["9"][0].startswith("aug: preregistered, written on 1970-01-01")
-    assert found["12"] == ["aug: nothing"]
+    assert found["12"] == ["aug: nothing", "aug: not tuning-matched: no setting was tuned per arm"]
     assert found["15"] == ["training.select_by: balanced_accuracy"]
     assert found["13"][0].startswith("aug: ")
 

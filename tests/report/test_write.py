@@ -252,7 +252,7 @@ def test_effects_say_what_differs_besides_the_level(tmp_path: Path) -> None:
     line = "training.learning_rate: 0.001 (none) / 0.00003 (strong)"
     for levels, expected in (
         ({"augmentation": {"strong": [line]}}, f"augmentation, strong: {line}"),
-        ({}, "Between the levels of a factor nothing differs but what they set."),
+        ({}, "Between the levels of a factor nothing differs but what they set; not tuning-matched: no setting was"),
     ):
         plan = ledger.read_plan() | {"differences": {"hypotheses": {}, "levels": levels}}
         ledger.root.write_json("plan.json", plan)

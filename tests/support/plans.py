@@ -31,7 +31,7 @@ class StatedFacts:
 def plan_of(text: str, *overrides: str, facts: StatedFacts | None = None) -> Plan:
     """Return the plan of a study text (without its head)."""
     study = parse_study("study: s\ndata: {kind: digits}\n" + text, source="s.yaml", overrides=overrides)
-    return make_plan(study.arms(), replicates=study.replicates, facts=facts or StatedFacts())
+    return make_plan(study.candidates(study.arms()), replicates=study.replicates, facts=facts or StatedFacts())
 
 
 def names_of(plan: Plan) -> dict[str, str]:

@@ -24,7 +24,8 @@ def lede(results: Results) -> str:
     images = ", ".join(f"{data['num_images'][name]:,} {name}" for name in order)
     return (
         f"{data['name']}, {len(data['classes'])} classes; images: {images}. "
-        f"{plural(results.trials['name'].nunique(), 'arm')}, {plural(results.counts['planned'], 'trial')} planned."
+        f"{plural(results.trials['name'].nunique(), 'arm')}, {plural(results.counts['planned'], 'trial')} planned"
+        + (f", {results.plan['tuning']['candidates']} candidates per replicate." if results.candidates else ".")
     )
 
 
@@ -131,7 +132,7 @@ def _short(text: str, limit: int = 400) -> str:
 
 
 def _environments(results: Results) -> str:
-    done = [record.result for record in results.records.values() if record.result is not None]
+    done = [record.result for record in results.trained.records.values() if record.result is not None]
     if not done:
         return "nothing has run to its end"
     seen = sorted({", ".join(f"{k} {v}" for k, v in result["environment"].items()) for result in done})
@@ -140,8 +141,9 @@ def _environments(results: Results) -> str:
 
 
 def _configuration(results: Results) -> str:
-    # One record per arm: its replicates have the same configuration but for their number.
-    records = {record.config["name"]: record for record in results.records.values()}
+    # One record per arm and candidate: its replicates have the same configuration but for their number.
+    started = results.trained.records
+    records = {(record.config["name"], record.config.get("candidate")): record for record in started.values()}
     configs = [flatten(record.config["config"]) for record in records.values()]
     if not configs:
         return note("No trial has started, so no configuration is recorded.")
@@ -153,9 +155,7 @@ def _configuration(results: Results) -> str:
         text = _short(" | ".join(values), 120)
         cells[differs].append(f"<div><span>{escape(key)}</span><b>{escape(text)}</b></div>")
     varied, same = cells[True], cells[False]
-    summary = (
-        f"{plural(len(varied), 'field')} varied, {len(same)} the same in all {len(results.records)} trials that started"
-    )
+    summary = f"{plural(len(varied), 'field')} varied, {len(same)} the same in all {len(started)} trials that started"
     return (
         f'<details><summary>Resolved configuration: {summary}</summary><div class="columns varied">{"".join(varied)}'
         f'</div><div class="columns">{"".join(same)}</div></details>'
@@ -190,11 +190,17 @@ def find_left_out(results: Results) -> Iterator[tuple[str, int, str, str]]:
         skipped.setdefault(arm["reason"], []).append(arm["name"])
     for reason, names in skipped.items():
         yield "arm, skipped by the plan", len(names), _join_names(names), reason
-    incomplete = results.trials[~results.trials["state"].isin([COMPLETE, STOPPED])]
+    trials = results.trained.trials
+    incomplete = trials[~trials["state"].isin([COMPLETE, STOPPED])]
     for key, group in incomplete.groupby(["state", "reason"], sort=False):
         state, why = map(str, key)
         arms = [results.labels[name] for name in dict.fromkeys(group["name"])]
         yield f"{state} trial", len(group), _join_names(arms), why or "not run yet: run the study again"
+    if results.candidates is not None:
+        unchosen = results.trials[results.trials["state"] != COMPLETE]
+        for name, group in unchosen.groupby("name", sort=False):
+            why = "not all of its candidates are complete, so that none is chosen"
+            yield "replicate without a choice", len(group), results.labels[str(name)], why
     stopped = results.trials[results.trials["state"] == STOPPED]
     if len(stopped):
         arms = [results.labels[name] for name in dict.fromkeys(stopped["name"])]
@@ -236,17 +242,19 @@ def _join_names(names: list[str], limit: int = 12) -> str:
 
 def _trials(results: Results) -> str:
     """Return the table of trials that are not complete, at most ``MAX_TRIALS``; trials.csv has all of them."""
-    incomplete = results.trials[results.trials["state"] != COMPLETE]
+    incomplete = results.trained.trials[results.trained.trials["state"] != COMPLETE]
     if incomplete.empty:
         return ""
     shown = incomplete.head(MAX_TRIALS)
-    titles = ("state", "arm", "replicate", "signature", "reason")
-    columns = [Column(title, is_number=title == "replicate") for title in titles]
+    has_candidates = results.candidates is not None
+    titles = ("state", "arm", "replicate", *(["candidate"] if has_candidates else []), "signature", "reason")
+    columns = [Column(title, is_number=title in ("replicate", "candidate")) for title in titles]
     rows = [
         [
             Cell(escape(trial["state"].replace("_", " "))),
             Cell(escape(results.labels[trial["name"]])),
             Cell(str(trial["replicate"]), value=trial["replicate"]),
+            *([Cell(str(trial["candidate"]), value=trial["candidate"])] if has_candidates else []),
             Cell(f"<code>{escape(trial['signature'])}</code>"),
             Cell(escape(trial["reason"]), css="wide"),
         ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from orchestrator.analysis.inference.verdicts import NO_VERDICT, VERDICTS, Verdict
 from orchestrator.analysis.results import Results
@@ -17,7 +17,7 @@ from orchestrator.ledger.preregistration import (
     read_versions,
     trace_hypotheses,
 )
-from orchestrator.planning.ceteris_paribus import read_differences
+from orchestrator.planning.ceteris_paribus import read_differences, read_matching
 from orchestrator.report.page import Section, callout, facts, note
 from orchestrator.study.hypotheses import (
     Directed,
@@ -56,7 +56,7 @@ def verdict_section(results: Results, verdicts: Sequence[Verdict]) -> Section | 
     if deleted:
         items = [f"{each.name}: {each.content['claim']} ({each.remark})" for each in deleted]
         body += callout("Deleted after results were known:", "bad", items)
-    body += "".join(_card(each, read_differences(results.plan, each.hypothesis.name)) for each in verdicts)
+    body += "".join(_card(each, results.plan) for each in verdicts)
     return Section("verdicts", "Verdicts", "What was claimed, and what came of it", body)
 
 
@@ -148,7 +148,7 @@ def css_of(verdict: Verdict) -> str:
     return _CSS[verdict.verdict]
 
 
-def _card(verdict: Verdict, differences: Sequence[str] | None) -> str:
+def _card(verdict: Verdict, plan: Mapping[str, Any]) -> str:
     hypothesis, registered = verdict.hypothesis, verdict.registered
     css = css_of(verdict)
     mark = "" if registered.status == PREREGISTERED else f'<span class="tag short">{escape(registered.status)}</span>'
@@ -156,7 +156,7 @@ def _card(verdict: Verdict, differences: Sequence[str] | None) -> str:
         f'<div class="verdict {css}"><div class="head"><b>{escape(sentence(verdict.verdict))}</b>'
         f"{escape(hypothesis.name)}{mark}</div>"
         f'<p class="claim">{escape(hypothesis.claim)}</p><p>{escape(describe_evidence(verdict))}</p>'
-        f"{_strip(verdict)}{_changes(registered)}{_details(verdict, differences)}</div>"
+        f"{_strip(verdict)}{_changes(registered)}{_details(verdict, plan)}</div>"
     )
 
 
@@ -166,8 +166,9 @@ def _changes(registered: Registered) -> str:
     return callout(f"Exploratory: {registered.remark}.", "warn", registered.changes)
 
 
-def _details(verdict: Verdict, differences: Sequence[str] | None) -> str:
+def _details(verdict: Verdict, plan: Mapping[str, Any]) -> str:
     hypothesis, evidence = verdict.hypothesis, verdict.evidence
+    differences = read_differences(plan, hypothesis.name)
     severities = "" if hypothesis.severities is None else f", severity {', '.join(map(str, hypothesis.severities))}"
     rows = {
         "compared": describe_comparison(hypothesis),
@@ -185,6 +186,7 @@ def _details(verdict: Verdict, differences: Sequence[str] | None) -> str:
         rows["differs"] = "; ".join(differences)
     elif differences is not None:
         rows["differs"] = "nothing but the named factors"
+    rows["tuning"] = read_matching(plan, hypothesis.name)
     if evidence.means:
         rows["means"] = "; ".join(f"{part} {_mean(verdict, value)}" for part, value in evidence.means.items())
     if evidence.num_missing:
