@@ -63,7 +63,7 @@ class Work:
 
     @property
     def label(self) -> str:
-        """Short name for people: "contrastive · strong · r0" of a trial (with " · c1" for a candidate), or the stage's."""
+        """Short name for people: "contrastive · strong · r0", with " · c1" of a candidate; or the name of a stage."""
         if self.kind == "stage":
             return self.name
         levels = list((self.levels or {}).values()) or [self.name]
