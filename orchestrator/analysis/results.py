@@ -234,14 +234,20 @@ class Results:
 
     @cached_property
     def external_by_arm(self) -> dict[str, frozenset[str]]:
-        """Name of each arm with a complete trial → external sets that its trials have a metric on."""
+        """Name of each arm with a complete trial → external sets that its trials have a metric on.
+
+        Of results from elsewhere, arms with a value count as complete.
+        """
         columns: dict[str, list[str]] = {}
         for column in map(str, self.trials):
             kind, name, _ = split_metric(column)
             if kind == "external":
                 columns.setdefault(name, []).append(column)
-        has = pd.DataFrame({name: self.complete[of].notna().any(axis=1) for name, of in columns.items()})
-        has = has.reindex(self.complete.index).groupby(self.complete["name"]).any()
+        rows = self.complete if "state" in self.trials else self.trials
+        has = pd.DataFrame({name: rows[of].notna().any(axis=1) for name, of in columns.items()}, index=rows.index)
+        has = has.groupby(rows["name"]).any()
+        if "state" not in self.trials:
+            has = has[has.any(axis=1)]
         return {str(name): frozenset(has.columns[row]) for name, row in zip(has.index, has.to_numpy(), strict=True)}
 
     @cached_property

@@ -138,7 +138,7 @@ def test_a_claim_over_sites_is_about_those_that_are_left_out(tmp_path: Path) -> 
     """Six sites, each in arms of its own, and arms that leave out none; none of the arms has all six."""
     sites = ("paris", "lyon", "lille", "nice", "brest", "metz")
     data = f"{{kind: csv, image_size: 8, path: {write_sites(tmp_path / 'd', sites)}}}"
-    over = "factors={data.leave_out: [%s, null], augmentation: [none, strong]}" % ", ".join(sites)
+    over = f"factors={{data.leave_out: [{', '.join(sites)}, null], augmentation: [none, strong]}}"
     claim = (
         "{name: h, claim: c, metric: external/mean_accuracy, direction: higher, smallest_effect: 0, over: sites, %s}"
     )

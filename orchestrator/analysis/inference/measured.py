@@ -73,7 +73,12 @@ class Measured:
             ContrastError: if there is nothing to compare.
         """
         factors = {name: [str(label) for label in labels] for name, labels in self.results.plan["factors"].items()}
-        return drop_apart(find_contrast(hypothesis, self.arms, factors), hypothesis.metric, self.sites)
+        contrast = find_contrast(hypothesis, self.arms, factors)
+        return (
+            drop_apart(contrast, hypothesis.metric, self.sites)
+            if hypothesis.metric.startswith("external/")
+            else contrast
+        )
 
     def find_signature(self, arm: int, replicate: int) -> str:
         """Return the signature of the trial of an arm and a replicate, by their numbers; "" if none is planned."""
