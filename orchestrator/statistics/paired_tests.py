@@ -22,8 +22,8 @@ ALTERNATIVES: tuple[Alternative, ...] = ("two-sided", "greater", "less")
 NUM_PERMUTATIONS = 10_000
 #: Largest number of orders, or of sign flips of a whole map, that are all tried; 14 units have 2¹⁴ flips.
 MAX_ENUMERATED = 20_000
-#: Largest number of units of which all sign flips are counted in the test of one mean: two halves of 2¹⁶ sums, 20 ms.
-MAX_COUNTED_UNITS = 32
+#: Largest number of units of which all sign flips are counted in the test of one mean: two halves of 2¹⁴ sums, 5 ms.
+MAX_COUNTED_UNITS = 28
 #: The signed-rank distribution is exact up to this number of differences, normal above (as in scipy).
 _MAX_EXACT_RANKS = 50
 #: Digits to which differences are ranked and statistics compared: .85 − .80 and .90 − .85 differ in the 16th.
