@@ -2,12 +2,18 @@
 
     python benchmarks/hypotheses.py           # 2,000 studies a case, about half an hour on one core
     python benchmarks/hypotheses.py --quick   # 200 studies a case
+    python benchmarks/hypotheses.py --only sites
 
 Every study is simulated and judged by the code that writes the report.
 
 *Designs*: one claim without an effect, for R replicates × cells × correlation of a replicate's cells × pretrained
 encoders × a pattern of true differences over shift types whose mean is 0. Shares of studies with a verdict (supported,
 also in direction only, or contradicted), and of those found with an effect of 1.5 standard deviations.
+
+*Sites*: one claim over external sites (``over: sites``) without an effect, for S sites × R replicates × a standard
+deviation of the true differences from site to site, in those of a training, which differs by site (half to one and a
+half times) and whose mean over sites is 0. A training's own difference is the same at all sites, but for half as much
+again at each. Beside the verdicts: the share in which a test over sites alone is significant.
 
 *Families*: four claims in one family, each on a metric of its own, 12 replicates.
 
@@ -41,8 +47,10 @@ from common import Line
 from orchestrator.analysis.inference.verdicts import CONTRADICTED, SUPPORTED, SUPPORTED_DIRECTION, judge
 from orchestrator.analysis.results import Results
 from orchestrator.planning.states import COMPLETE
+from orchestrator.statistics.paired_tests import permutation_test
 from orchestrator.statistics.power import Test, compute_power
 from orchestrator.study.hypotheses import describe_hypothesis, read_hypothesis
+from trainables.evaluation.metrics import METRICS as METRICS_OF_TRIALS
 
 METRICS = ("id/accuracy", "id/balanced_accuracy", "id/auroc", "val/accuracy")
 REPLICATES, ALPHA, POWER = 12, 0.05, 0.97
@@ -56,6 +64,8 @@ TESTS: dict[str, Test] = {
 #: Standard deviation of an encoder's share of a difference, in those of a fine-tuning: measured 1.05 and 1.10 points.
 ENCODER_SD = 1.05 / 1.10
 NUM_SHIFTS, POWER_EFFECT = 15, 1.5
+#: With 1 and 3 no verdict over sites is to be had.
+SITE_REPLICATES = (1, 3, 5, 6, 12)
 #: Pandas takes longer for a small table than the verdicts on it do.
 STUDIES_AT_ONCE = 100
 LEVELS = {"comparison": ("0", "1"), "interaction": ("0", "1"), "trend": ("0", "1", "2")}
@@ -208,6 +218,68 @@ def measure_designs(num_studies: int) -> list[dict[str, Any]]:
     return rows
 
 
+# --------------------------------------------------------------------------- sites
+
+
+def draw_at_sites(
+    num_sites: int, replicates: int, site_sd: float, effect: float, random: np.random.Generator
+) -> np.ndarray:
+    """Return replicate × site differences; that of a training has a deviation of 1."""
+    of_sites = site_sd * np.linspace(0.5, 1.5, num_sites) * random.normal(size=num_sites)
+    of_trainings = random.normal(size=(replicates, 1))
+    return effect + of_trainings + of_sites + 0.5 * random.normal(size=(replicates, num_sites))
+
+
+def judge_sites(num_sites: int, replicates: int, site_sd: float, effect: float, num_studies: int) -> tuple[float, ...]:
+    """Return the share of studies with a verdict over sites, and of those significant over sites alone."""
+    random = np.random.default_rng(zlib.crc32(repr((num_sites, replicates, site_sd, effect)).encode()))
+    rows = [
+        {"signature": f"{level}{replicate}", "name": level, "replicate": replicate, "arm/factor": level}
+        | {"state": COMPLETE}
+        for level in ("0", "1")
+        for replicate in range(replicates)
+    ]
+    trials, metrics = pd.DataFrame(rows), list(METRICS_OF_TRIALS)
+    found = alone = 0
+    for start in range(0, num_studies, len(metrics)):
+        # Each study is a claim on a metric of its own, in a family of its own.
+        values: dict[str, np.ndarray] = {}
+        contents = []
+        for number, metric in enumerate(metrics[: num_studies - start]):
+            differences = draw_at_sites(num_sites, replicates, site_sd, effect, random)
+            for site in range(num_sites):
+                values[f"external/s{site}/{metric}"] = np.concatenate([np.zeros(replicates), differences[:, site]])
+            changes = {"name": f"h{number}", "family": f"f{number}", "metric": f"external/mean_{metric}"}
+            contents += [make_hypotheses("comparison", "permutation", 0.0)[0] | changes | {"over": "sites"}]
+            alone += (permutation_test(differences.mean(axis=0), seed=0) or 1.0) <= ALPHA
+        table = pd.concat([trials, pd.DataFrame(values)], axis=1)
+        verdicts = judge_trials(make_plan(table, contents, {"factor": ["0", "1"]}), table)
+        found += sum(verdict in (SUPPORTED, SUPPORTED_DIRECTION, CONTRADICTED) for verdict in verdicts)
+    return found / num_studies, alone / num_studies
+
+
+def measure_sites(num_studies: int) -> list[dict[str, Any]]:
+    """Return the share of false verdicts over sites and the power, as ``measure_designs`` does."""
+    rows = []
+    for replicates, num_sites, site_sd in itertools.product(SITE_REPLICATES, (5, 6, 8, 12), (0.0, 1.0, 3.0)):
+        has_verdict = judge_sites(num_sites, replicates, site_sd, 100.0, 5)[0] > 0
+        false, alone = judge_sites(num_sites, replicates, site_sd, 0.0, num_studies if has_verdict else 200)
+        power = judge_sites(num_sites, replicates, site_sd, POWER_EFFECT, num_studies // 10)[0] if has_verdict else None
+        rows.append({"replicates": replicates, "sites": num_sites, "site_sd": site_sd, "has_verdict": has_verdict})
+        rows[-1] |= {"false": false, "power": power, "over_sites_alone": alone}
+        print(*rows[-1].values(), sep=" | ", flush=True)
+    return rows
+
+
+def emit_sites(num_studies: int, leeway: float) -> None:
+    """Measure and print the designs over sites."""
+    started = time.perf_counter()
+    found = measure_sites(num_studies)
+    worst = max(found, key=lambda row: row["false"])
+    facts = {"num_studies": num_studies, "leeway": leeway, "seconds": time.perf_counter() - started, "worst": worst}
+    Line("verdicts_false_over_sites", (0.05 + leeway) / max(worst["false"], 1e-9), 1.0, facts).emit()
+
+
 # --------------------------------------------------------------------------- families
 
 
@@ -249,14 +321,9 @@ def measure(kind: str, test: str, num_studies: int) -> dict[str, float]:
     }
 
 
-def main() -> None:
-    """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--quick", action="store_true", help="200 studies a case")
-    num_studies = 200 if parser.parse_args().quick else 2_000
+def emit_designs(num_studies: int, leeway: float) -> None:
+    """Measure and print the designs over replicates."""
     started = time.perf_counter()
-    # Simulated shares: two standard errors of leeway.
-    leeway = 2 * (0.05 * 0.95 / num_studies) ** 0.5
     designs = measure_designs(num_studies)
     facts: dict[str, Any] = {"num_studies": num_studies, "leeway": leeway, "seconds": time.perf_counter() - started}
     worst = max(designs, key=lambda row: row["false"])
@@ -264,6 +331,10 @@ def main() -> None:
         "verdicts_false_over_designs", (0.05 + leeway) / max(worst["false"], 1e-9), 1.0, facts | {"worst": worst}
     ).emit()
 
+
+def emit_families(num_studies: int, leeway: float) -> None:
+    """Measure and print the families of four claims."""
+    started = time.perf_counter()
     cases = [("comparison", test) for test in TESTS if test != "page"]
     cases += [("interaction", "permutation"), ("trend", "page"), ("trend", "permutation")]
     found = {f"{kind}, {test}": measure(kind, test, num_studies) for kind, test in cases}
@@ -277,6 +348,21 @@ def main() -> None:
     Line(
         "verdicts_false_in_families", (0.05 + leeway) / max(false, 1e-9), 1.0, {"leeway": leeway, "worst": false}
     ).emit()
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="200 studies a case")
+    parser.add_argument("--only", choices=("designs", "sites", "families"))
+    asked = parser.parse_args()
+    num_studies = 200 if asked.quick else 2_000
+    # Simulated shares: two standard errors of leeway.
+    leeway = 2 * (0.05 * 0.95 / num_studies) ** 0.5
+    parts = {"designs": emit_designs, "sites": emit_sites, "families": emit_families}
+    for name, emit in parts.items():
+        if asked.only in (None, name):
+            emit(num_studies, leeway)
 
 
 if __name__ == "__main__":

@@ -36,8 +36,6 @@ from orchestrator.statistics.patient_resampling import (
     draw_resamples,
     resample_auroc,
     resample_balanced_accuracy,
-    resample_ece,
-    resample_mean,
 )
 from orchestrator.statistics.patient_variance import (
     FEWEST_PATIENTS,
@@ -118,6 +116,32 @@ def draw_logits(
         own = OF_TRAINING * random.normal(size=(num_replicates, num_patients))
         arms.append(((labels - 0.5) * separation + threshold + patients + own) * np.exp(scale))
     return np.concatenate(arms), labels
+
+
+def resample_mean(resamples: Resamples, values: np.ndarray) -> np.ndarray:
+    """Return the mean of values over the images of each resample."""
+    mean: np.ndarray = resamples.sum(values) / resamples.sum(np.ones((1, values.shape[1])))
+    return mean
+
+
+def resample_ece(
+    resamples: Resamples,
+    confidence: np.ndarray,
+    correct: np.ndarray,
+    *,
+    bins: int = 15,
+) -> np.ndarray:
+    """Return the expected calibration error Σ (n_m/N)·|acc_m − conf_m| on each resample, in [0, 1].
+
+    Bins are those of ``trainables.evaluation.classification.compute_ece``.
+    """
+    index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
+    gap = correct - confidence
+    error = np.zeros((len(gap), resamples.counts.shape[1]), np.float32)
+    for number in np.unique(index):
+        error += np.abs(resamples.sum(gap * (index == number)))
+    total: np.ndarray = error / resamples.sum(np.ones((1, gap.shape[1])))
+    return total
 
 
 def resample_metrics(resamples: Resamples, logits: np.ndarray, labels: np.ndarray) -> dict[str, np.ndarray]:

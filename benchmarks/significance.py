@@ -55,7 +55,7 @@ def measure_coverage(draw: Draw, num_units: int, num_draws: int, *, sizes: tuple
     hits = 0
     for values in draw(random, (num_draws, num_units)):
         rows = values[clusters] + (0.5 * random.normal(size=len(clusters)) if sizes else 0)
-        interval = t_interval(rows, clusters=clusters)
+        interval = t_interval(np.bincount(clusters, weights=rows) / np.bincount(clusters))
         hits += interval is not None and interval.low <= 0 <= interval.high
     return hits / num_draws
 

@@ -15,10 +15,11 @@ import pandas as pd
 import pytest
 
 from orchestrator.driver.prepare import prepare
+from orchestrator.statistics.patient_resampling import draw_resamples
 from orchestrator.study.study_file import load_study
 from orchestrator.tracking.tracker import Tracker
 from tests.support.paths import BENCHMARKS
-from trainables.evaluation.classification import compute_metrics
+from trainables.evaluation.classification import compute_ece, compute_metrics
 
 SCRIPTS = (
     "orchestration",
@@ -38,6 +39,7 @@ SCRIPTS = (
     "report",
     "patients",
     "robust_selection",
+    "hypotheses",
 )
 
 
@@ -251,6 +253,32 @@ def test_report_of_a_synthetic_ledger_is_of_all_its_trials(scripts: dict[str, Mo
     assert (lines[0].facts["complete"], lines[0].facts["trials"]) == (50, 50)
     with pytest.raises(ValueError, match="found 51, expected a multiple of the 50 arms"):
         report.make_ledger(tmp_path, 51)
+
+
+def test_means_and_calibration_errors_on_a_resample_are_those_of_its_images(scripts: dict[str, ModuleType]) -> None:
+    patients, random = scripts["patients"], np.random.default_rng(0)
+    correct = random.random((2, 30)) < 0.6
+    confidence = np.round(random.uniform(0.3, 1, size=(2, 30)), 1)  # on the edges of bins
+    drawn = draw_resamples(np.arange(30), np.zeros(30, dtype=np.int64), seed=0, num_resamples=5)
+    means = patients.resample_mean(drawn, correct.astype(float))
+    errors = patients.resample_ece(drawn, confidence, correct, bins=10)
+    for number in range(6):
+        images = np.repeat(np.arange(30), drawn.counts[:, number].astype(int))
+        for model in range(2):
+            right = correct[model, images]
+            assert means[model, number] == pytest.approx(right.mean(), rel=1e-5)
+            expected = compute_ece(confidence[model, images], right, bins=10)
+            assert errors[model, number] == pytest.approx(expected, abs=1e-6)
+
+
+def test_verdicts_over_sites_without_an_effect_are_rare(scripts: dict[str, ModuleType]) -> None:
+    """Two binomial standard errors above 5 % of 60 studies; over sites alone most of them are significant."""
+    judge_sites = scripts["hypotheses"].judge_sites
+    found, alone = judge_sites(8, 6, 0.0, 0.0, 60)
+    assert found <= 0.05 + 2 * (0.05 * 0.95 / 60) ** 0.5
+    assert alone > 0.5
+    assert judge_sites(8, 6, 0.0, 3.0, 20)[0] > 0.9
+    assert judge_sites(8, 3, 0.0, 3.0, 20)[0] == judge_sites(5, 6, 0.0, 3.0, 20)[0] == 0.0
 
 
 def test_truth_over_trainings_and_patients_is_that_of_very_many(scripts: dict[str, ModuleType]) -> None:

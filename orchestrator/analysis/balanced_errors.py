@@ -165,7 +165,14 @@ def _describe_relative(own: pd.DataFrame, against: pd.DataFrame | Errors, num_im
     row |= {"be_shifts": len(found.be), "be_undefined": undefined["be"]}
     row |= {"rbe": found.mean_rbe} | _ends("rbe", losses, reference_losses)
     row |= {"rbe_shifts": len(found.rbe), "rbe_undefined": undefined["rbe"], "rbe_of_sums": found.rbe_of_sums}
-    return row | _ends("rbe_of_sums", losses.sum(axis=1).to_frame(), reference_losses.sum(axis=1).to_frame())
+    return row | _ends("rbe_of_sums", _average_over_types(losses), _average_over_types(reference_losses))
+
+
+def _average_over_types(losses: pd.DataFrame) -> pd.DataFrame:
+    """Return the mean of each row over types of shift, as a single column: ratios of means are ratios of sums."""
+    by_shift = losses.to_numpy()
+    means = average_shifts(by_shift, [str(shift) for shift in losses]).mean if by_shift.size else np.zeros(len(losses))
+    return pd.DataFrame({"all": means}, losses.index)
 
 
 def _loss_errors(errors: pd.DataFrame, num_images: int) -> dict[str, float]:

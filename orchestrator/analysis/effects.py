@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.results import Results
+from orchestrator.analysis.shared_sites import pair_values
 from orchestrator.analysis.wording import plural
 from orchestrator.statistics.intervals import MIN_REPLICATES, Interval, drop_rounding, t_interval
 from orchestrator.statistics.paired_tests import holm, permutation_test
@@ -42,8 +43,9 @@ class Effect:
     interval: Interval | None
     cells: tuple[Cell, ...]
     num_replicates: int
-    #: Number of independent units: replicates, or pretrained encoders that replicates share.
+    #: Number of independent units: replicates, or pretrained encoders that replicates share (``name_unit``).
     num_units: int
+    unit: str
     #: Number of planned pairs that lack a defined value on either side.
     num_missing: int
     #: Exact two-sided sign-flip test over units, which takes 6; ``p_holm``: corrected over all effects on this
@@ -58,19 +60,22 @@ class Effect:
     @property
     def units(self) -> str:
         """Number of units in words and, where there is no interval, how many it takes."""
+        if not self.cells and not self.num_missing:
+            return "nothing to compare"
         lacks = f": at least {MIN_REPLICATES} for an interval" if self.num_units < MIN_REPLICATES else ""
         return self.over + lacks
 
     @property
     def over(self) -> str:
         """Number and kind of units in words."""
-        return plural(self.num_units, "replicate" if self.num_units == self.num_replicates else "independent encoder")
+        return plural(self.num_units, "replicate" if self.num_units == self.num_replicates else self.unit)
 
 
 def compute_effects(results: Results, measure: str) -> list[Effect]:
     """Return the effect of every level against its factor's first level on one column of the trials table.
 
-    A factor whose levels were partly excluded or skipped is compared on the cells that both levels are planned in.
+    A factor whose levels were partly excluded or skipped is compared on the cells that both levels are planned in, a
+    measure over external sets on those that both arms of a pair have (``pair_values``).
     """
     return compute_all_effects(results, [measure])[measure]
 
@@ -89,6 +94,8 @@ class _Pairs:
     rows: pd.DataFrame
     #: Replicate → independent unit.
     units: Mapping[int, int]
+    #: What a unit is called.
+    unit: str
 
 
 def _pairs_of(results: Results, factor: str) -> list[_Pairs]:
@@ -96,7 +103,11 @@ def _pairs_of(results: Results, factor: str) -> list[_Pairs]:
     cells = _side_by_side(results.trials, factor)
     reference, *levels = [str(level) for level in results.plan["factors"][factor]]
     tables = [cells[[level, reference]].dropna().astype(int) for level in levels if {level, reference} <= set(cells)]
-    return [_Pairs(rows, results.group_replicates(results.trials.iloc[rows.to_numpy().ravel()])) for rows in tables]
+    compared = [results.trials.iloc[rows.to_numpy().ravel()] for rows in tables]
+    return [
+        _Pairs(rows, results.group_replicates(trials), results.name_unit(trials))
+        for rows, trials in zip(tables, compared, strict=True)
+    ]
 
 
 def _effects_on(results: Results, measure: str, found: Mapping[str, Sequence[_Pairs]]) -> list[Effect]:
@@ -112,10 +123,9 @@ def _effects_on(results: Results, measure: str, found: Mapping[str, Sequence[_Pa
 def _effect(results: Results, factor: str, pairs: _Pairs, measure: str) -> Effect:
     """Return the effect of the first column of the pairs against the second."""
     level, reference = pairs.rows.columns
-    values = results.trials[measure].to_numpy(dtype=float)
-    first, second = values[pairs.rows[level]], values[pairs.rows[reference]]
-    scale = float(np.fmax.reduce(np.abs(np.concatenate([first, second])), initial=0.0))
-    differences = pd.Series(drop_rounding(first - second, scale), index=pairs.rows.index)
+    rows, values = pair_values(results, measure, pairs.rows)
+    scale = float(np.fmax.reduce(np.abs(values), axis=None, initial=0.0))
+    differences = pd.Series(drop_rounding(values[:, 0] - values[:, 1], scale), index=rows.index)
     defined = differences.dropna()
     replicates = defined.index.get_level_values("replicate")
     names = [" · ".join(key[:-1]) for key in defined.index]
@@ -131,6 +141,7 @@ def _effect(results: Results, factor: str, pairs: _Pairs, measure: str) -> Effec
         cells=tuple(Cell(*values) for values in zip(names, map(int, replicates), map(float, defined), strict=True)),
         num_replicates=len(by_replicate),
         num_units=len(units),
+        unit=pairs.unit,
         num_missing=int(len(differences) - len(defined)),
         p_value=permutation_test(units, seed=results.plan["seed"]),
     )

@@ -33,7 +33,8 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import STARTED, Record, describe_stop
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
 from orchestrator.statistics.intervals import summarise
-from orchestrator.study.contrasts import find_units
+from orchestrator.study.contrasts import find_units, name_unit
+from orchestrator.study.hypotheses import split_metric
 from trainables.errors import StudyError
 from trainables.evaluation.families import group_by_family
 from trainables.evaluation.metrics import METRICS, is_higher_better, name_over_sites, name_over_validation_shifts
@@ -154,12 +155,19 @@ class Results:
         Args:
             trials: rows of the trials table, those that are compared.
         """
-        stages: dict[int, set[str]] = {int(replicate): set() for replicate in sorted(set(trials["replicate"]))}
-        if not any(self.needs.values()):
-            return {replicate: number for number, replicate in enumerate(stages)}
-        for signature, replicate in zip(trials["signature"], trials["replicate"], strict=True):
-            stages[int(replicate)] |= self.needs[signature]
+        stages = self._list_stages(trials)
         return dict(zip(stages, find_units(list(stages.values())), strict=True))
+
+    def name_unit(self, trials: pd.DataFrame) -> str:
+        """Return what the units of ``group_replicates`` are called."""
+        return name_unit(list(self._list_stages(trials).values()))
+
+    def _list_stages(self, trials: pd.DataFrame) -> dict[int, set[str]]:
+        stages: dict[int, set[str]] = {int(replicate): set() for replicate in sorted(set(trials["replicate"]))}
+        if any(self.needs.values()):
+            for signature, replicate in zip(trials["signature"], trials["replicate"], strict=True):
+                stages[int(replicate)] |= self.needs[signature]
+        return stages
 
     @cached_property
     def text(self) -> dict[str, TextTable]:
@@ -237,6 +245,24 @@ class Results:
         return [
             measure for measure in listed if measure.column in self.trials and self.trials[measure.column].notna().any()
         ]
+
+    @cached_property
+    def external_by_arm(self) -> dict[str, frozenset[str]]:
+        """Name of each arm with a complete trial → external sets that its trials have a metric on.
+
+        Of results from elsewhere, arms with a value count as complete.
+        """
+        columns: dict[str, list[str]] = {}
+        for column in map(str, self.trials):
+            kind, name, _ = split_metric(column)
+            if kind == "external":
+                columns.setdefault(name, []).append(column)
+        rows = self.complete if "state" in self.trials else self.trials
+        has = pd.DataFrame({name: rows[of].notna().any(axis=1) for name, of in columns.items()}, index=rows.index)
+        has = has.groupby(rows["name"]).any()
+        if "state" not in self.trials:
+            has = has[has.any(axis=1)]
+        return {str(name): frozenset(has.columns[row]) for name, row in zip(has.index, has.to_numpy(), strict=True)}
 
     @cached_property
     def external_sets(self) -> list[str]:

@@ -211,10 +211,9 @@ def _announce_hypotheses(prepared: Prepared, console: Console) -> None:
             changes = f"; {'; '.join(each.changes)}" if each.changes else ""
             warn(console, each.status, f"{each.name}: {each.remark}{changes}")
     _announce_differences(prepared, console)
-    num_sites = len(set(prepared.about["data"]["num_images"]) - {"train", "val", "test"})
-    attainable, without_arms = find_attainable(
-        prepared.study.hypotheses, prepared.plan, prepared.about["factors"], num_sites=num_sites
-    )
+    hypotheses, trials = prepared.study.hypotheses, prepared.plan.trials
+    external = {work.name: prepared.inputs.dataset(work.config.data).external for work in trials} if hypotheses else {}
+    attainable, without_arms = find_attainable(hypotheses, prepared.plan, prepared.about["factors"], external=external)
     for found in attainable:
         if found.is_reached:
             print_line(console, "p", found.describe())

@@ -111,8 +111,7 @@ def prepare(
     differences = {} if study.search else {"differences": _find_differences(study, arms)}
     inputs = Inputs(study.execution.cache_dir, verify=verify_data)
     if study.hypotheses:
-        external = {name for arm in arms for name in inputs.dataset(arm.config.data).external}
-        check_external_sets(study.hypotheses, sorted(external))
+        check_external_sets(study.hypotheses, _list_external_sets(arms, inputs))
         check_hypotheses_defined(study.hypotheses, arms, inputs.dataset)
         check_evaluated_shifts(study.hypotheses, arms, inputs.dataset)
     ledger = Ledger(storage, study.study)
@@ -126,8 +125,8 @@ def prepare(
     if study.tuning is not None:
         check_tuning_defined(study.tuning, arms, inputs.dataset)
     plan = search.plan if search else make_plan(candidates, replicates=study.replicates, facts=inputs)
-    num_sites = len(inputs.dataset(study.data).external) if study.hypotheses else 0
-    check_attainable(study.hypotheses, plan, _levels(arms), num_sites=num_sites)
+    if study.hypotheses:
+        check_attainable(study.hypotheses, plan, _levels(arms), external=_list_external_sets(arms, inputs))
     states = ledger.states()
     about = _describe(study, arms, inputs, mlflow=mlflow) | differences
     if study.tuning is not None:
@@ -255,6 +254,11 @@ def _find_differences(study: Study, arms: Sequence[Arm]) -> dict[str, Any]:
     if study.ceteris_paribus == "strict":
         check_ceteris_paribus(found)
     return describe_all_differences(settings, found, factors)
+
+
+def _list_external_sets(arms: Sequence[Arm], inputs: Inputs) -> dict[str, list[str]]:
+    """Return name of each arm → external sets that it is tested on."""
+    return {arm.name: list(inputs.dataset(arm.config.data).external) for arm in arms}
 
 
 def _levels(arms: Sequence[Arm]) -> dict[str, list[str]]:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from orchestrator.planning.plan import Plan
 from orchestrator.study.contrasts import (
+    Contrast,
     ContrastError,
     compute_smallest_p,
+    describe_needed,
+    drop_apart,
     find_contrast,
+    find_shared_sites,
     find_units,
     list_compared,
+    name_unit,
     num_units_needed,
 )
 from orchestrator.study.fields import suggest
@@ -114,6 +119,8 @@ class Attainable:
     p_value: float
     p_holm: float
     num_needed: int
+    #: Whether replicates are one unit only because arms have different numbers of encoders.
+    is_linked: bool = False
 
     @property
     def is_reached(self) -> bool:
@@ -134,12 +141,14 @@ class Attainable:
                 f"{_count(self.num_encoders, 'pretrained encoder')}: a statement for "
                 f"{'this encoder' if self.num_encoders == 1 else 'these encoders'}, no verdict; "
                 f"{self.num_needed} independent encoders would do"
+                f"{', as many in all compared arms' if self.is_linked else ''}"
             )
         found = f"{name}: {self.units}, smallest attainable p {self.p_holm:.3g} after correction for the family"
         if self.is_reached:
             return found
+        needed = describe_needed(self.hypothesis, self.num_needed)
         more = (
-            f"{self.num_needed} {'sites' if counts_sites(self.hypothesis) else 'replicates'} are the fewest"
+            f"{needed if counts_sites(self.hypothesis) else f'{needed} replicates'} are the fewest"
             if self.p_value > alpha
             else "fewer hypotheses in it, or more"
         )
@@ -147,7 +156,11 @@ class Attainable:
 
 
 def find_attainable(
-    hypotheses: Sequence[Hypothesis], plan: Plan, factors: Mapping[str, Sequence[str]], *, num_sites: int = 0
+    hypotheses: Sequence[Hypothesis],
+    plan: Plan,
+    factors: Mapping[str, Sequence[str]],
+    *,
+    external: Mapping[str, Collection[str]] | None = None,
 ) -> tuple[list[Attainable], list[str]]:
     """Return the smallest attainable p-values of the hypotheses with a verdict, and a line for each without any arms.
 
@@ -155,15 +168,17 @@ def find_attainable(
         hypotheses: hypotheses of the study file.
         plan: plan of the study.
         factors: factor → its levels, including those that no arm has.
-        num_sites: number of external sets of the data.
+        external: name of each arm → external sets that it is tested on; None: no arm has any.
     """
     from orchestrator.statistics.paired_tests import holm  # imports NumPy
 
     arms = {trial.name: dict(trial.levels or {}) for trial in plan.trials}
+    sites = [frozenset((external or {}).get(name, ())) for name in arms]
     found, without_arms = [], []
     for hypothesis in hypotheses:
         try:
             contrast = find_contrast(hypothesis, list(arms.values()), factors)
+            contrast = drop_apart(contrast, hypothesis.metric, sites)
         except ContrastError as error:
             without_arms.append(f"{hypothesis.name}: the plan has nothing to compare: {error}")
             continue
@@ -174,15 +189,17 @@ def find_attainable(
         for trial in plan.trials:
             if trial.name in compared:
                 needs.setdefault(trial.replicate, set()).update(trial.needs)
-        num_units = num_sites if counts_sites(hypothesis) else len(set(find_units(list(needs.values()))))
-        noun = "external site" if counts_sites(hypothesis) else "replicate"
-        if noun == "replicate" and num_units < len(needs):
-            noun = "independent encoder"
+        num_trainings = num_units = len(set(find_units(list(needs.values()))))
+        noun = name_unit(list(needs.values()))
+        units = _count(num_trainings, noun)
+        if counts_sites(hypothesis):
+            num_units = len(_list_sites(contrast, sites))
+            units = f"{_count(num_units, 'external site')} × {units}"
         num_levels = len(contrast.parts)
-        p_value = compute_smallest_p(hypothesis, num_units, num_levels)
+        p_value = compute_smallest_p(hypothesis, num_units, num_levels, num_trainings=num_trainings)
         needed, encoders = num_units_needed(hypothesis, num_levels), set[str]().union(*needs.values())
-        units = _count(num_units, noun)
-        found.append(Attainable(hypothesis, units, len(needs), len(encoders), p_value, p_value, needed))
+        attainable = Attainable(hypothesis, units, len(needs), len(encoders), p_value, p_value, needed)
+        found.append(replace(attainable, is_linked=noun == "encoder group"))
     for family in {each.hypothesis.family for each in found}:
         members = [number for number, each in enumerate(found) if each.hypothesis.family == family]
         for number, p_holm in zip(members, holm([found[number].p_value for number in members]), strict=True):
@@ -190,21 +207,31 @@ def find_attainable(
     return found, without_arms
 
 
+def _list_sites(contrast: Contrast, sites: Sequence[frozenset[str]]) -> frozenset[str]:
+    """Return the external sets on which arms can be compared: those that all arms of some cell have."""
+    cells = ([arm for arms in parts for arm in arms] for parts in contrast.cells.values())
+    return frozenset[str]().union(*(find_shared_sites(arms, sites) or () for arms in cells))
+
+
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
 def check_attainable(
-    hypotheses: Sequence[Hypothesis], plan: Plan, factors: Mapping[str, Sequence[str]], *, num_sites: int = 0
+    hypotheses: Sequence[Hypothesis],
+    plan: Plan,
+    factors: Mapping[str, Sequence[str]],
+    *,
+    external: Mapping[str, Collection[str]] | None = None,
 ) -> None:
-    """Check that the replicates, or external sites, of a plan can decide its hypotheses by their stated tests.
+    """Check that the replicates, and external sites, of a plan can decide its hypotheses by their stated tests.
 
     A hypothesis that only lacks independent encoders is let through: its effect is shown, for these encoders.
 
     Raises:
         StudyError: if no result of the plan could decide a hypothesis.
     """
-    for each in find_attainable(hypotheses, plan, factors, num_sites=num_sites)[0]:
+    for each in find_attainable(hypotheses, plan, factors, external=external)[0]:
         lacks_encoders = (
             not counts_sites(each.hypothesis) and each.num_encoders and each.num_replicates >= each.num_needed
         )
@@ -214,16 +241,17 @@ def check_attainable(
             )
 
 
-def check_external_sets(hypotheses: Sequence[Hypothesis], names: Sequence[str]) -> None:
+def check_external_sets(hypotheses: Sequence[Hypothesis], external: Mapping[str, Collection[str]]) -> None:
     """Check that the data have the external sets that the hypotheses name.
 
     Args:
         hypotheses: hypotheses of a study file.
-        names: names of the external sets of the data.
+        external: name of each arm → external sets that it is tested on.
 
     Raises:
         StudyError: if the data have no such set.
     """
+    names = sorted(set[str]().union(*external.values()))
     for number, hypothesis in enumerate(hypotheses):
         kind, name, _ = split_metric(hypothesis.metric)
         if kind == "external" and name not in names:

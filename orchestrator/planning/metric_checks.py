@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from orchestrator.planning.settings_checks import find_absent_classes
-from orchestrator.study.contrasts import list_compared
+from orchestrator.study.contrasts import ContrastError, list_compared
 from orchestrator.study.fields import suggest
 from orchestrator.study.grid import Arm
 from orchestrator.study.hypotheses import Hypothesis
@@ -42,8 +42,16 @@ def check_hypotheses_defined(
     Raises:
         StudyError: if an arm cannot have such a metric.
     """
+    sites = [frozenset(load(arm.config.data).external) for arm in arms]
     for number, hypothesis in enumerate(hypotheses):
-        for index in list_compared(hypothesis, [arm.levels for arm in arms]):
+        try:
+            compared = list_compared(hypothesis, [arm.levels for arm in arms], sites)
+        except ContrastError as error:
+            raise StudyError(
+                f"hypotheses[{number}].metric: found {hypothesis.metric!r}, and {error}; compare arms that are tested "
+                "on the same external sets"
+            ) from error
+        for index in compared:
             config = arms[index].config
             reason = find_undefined(hypothesis.metric, config, load(config.data))
             if reason is not None:

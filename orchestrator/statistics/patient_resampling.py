@@ -72,14 +72,6 @@ def draw_resamples(
     return resamples if complete.all() else Resamples(np.ascontiguousarray(counts[:, complete]), patients)
 
 
-def resample_mean(
-    resamples: Resamples, values: Float[np.ndarray, "models images"]
-) -> Float32[np.ndarray, "models resamples"]:
-    """Return the mean of values over the images of each resample."""
-    mean: Float32[np.ndarray, "models resamples"] = resamples.sum(values) / resamples.sum(np.ones((1, values.shape[1])))
-    return mean
-
-
 def resample_balanced_accuracy(
     resamples: Resamples, correct: Bool[np.ndarray, "models images"], labels: Int64[np.ndarray, " images"]
 ) -> Float32[np.ndarray, "models resamples"]:
@@ -89,26 +81,6 @@ def resample_balanced_accuracy(
     recalls = sum(resamples.sum(correct * row) / size for row, size in zip(member, sizes, strict=True))
     mean: Float32[np.ndarray, "models resamples"] = recalls / np.float32(len(member))
     return mean
-
-
-def resample_ece(
-    resamples: Resamples,
-    confidence: Float[np.ndarray, "models images"],
-    correct: Bool[np.ndarray, "models images"],
-    *,
-    bins: int = 15,
-) -> Float32[np.ndarray, "models resamples"]:
-    """Return the expected calibration error Σ (n_m/N)·|acc_m − conf_m| on each resample, in [0, 1].
-
-    Bins are those of ``trainables.evaluation.classification.compute_ece``.
-    """
-    index = np.clip(np.ceil(confidence * bins).astype(np.int64) - 1, 0, bins - 1)
-    gap = correct - confidence
-    error = np.zeros((len(gap), resamples.counts.shape[1]), np.float32)
-    for number in np.unique(index):
-        error += np.abs(resamples.sum(gap * (index == number)))
-    total: Float32[np.ndarray, "models resamples"] = error / resamples.sum(np.ones((1, gap.shape[1])))
-    return total
 
 
 def resample_auroc(

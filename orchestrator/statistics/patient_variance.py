@@ -164,6 +164,19 @@ def compute_interval(components: Components, *, level: float = 0.95) -> PatientI
     return PatientInterval(components.mean - half, components.mean + half, components.df, components, level)
 
 
+def compute_p(components: Components, value: float = 0.0) -> float:
+    """Return the two-sided p-value of the hypothesis that the true difference is ``value``, as by ``compute_interval``.
+
+    Without any variance it is 0, or 1 if the difference is exactly ``value``.
+    """
+    from scipy.special import stdtr
+
+    distance = abs(components.mean - value)
+    if not components.variance:
+        return 0.0 if distance else 1.0
+    return 2 * float(stdtr(components.df, -distance / components.variance**0.5))
+
+
 def is_covered(metric: str, *, num_replicates: int, num_patients: int, num_rarest: int) -> bool:
     """Return whether a nominal 95 % interval of this metric holds the true difference in 93 to 97 % of studies.
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.study.grid import Match, find_label, format_label
@@ -18,6 +18,7 @@ from orchestrator.study.hypotheses import (
     Trend,
     counts_sites,
     get_claimed_size,
+    split_metric,
 )
 from orchestrator.study.yaml_source import resolve_scalar
 from trainables.errors import StudyError
@@ -82,30 +83,83 @@ def find_contrast(
     return Contrast(tuple(groups), weights, levels, whole)
 
 
-def list_compared(hypothesis: Hypothesis, arms: Sequence[Mapping[str, str]]) -> list[int]:
+def find_shared_sites(arms: Iterable[int], sites: Sequence[frozenset[str] | None]) -> frozenset[str] | None:
+    """Return the external sets that all of some arms have, None if those of one of them are not known.
+
+    Args:
+        arms: numbers of the arms, at least one.
+        sites: external sets of each arm; None: not known, because none of its trials is complete.
+    """
+    found = [sites[arm] for arm in arms]
+    known = [each for each in found if each is not None]
+    return frozenset.intersection(*known) if len(known) == len(found) else None
+
+
+def drop_apart(contrast: Contrast, metric: str, sites: Sequence[frozenset[str] | None]) -> Contrast:
+    """Return the contrast without the cells whose arms have no external set in common that the metric is about.
+
+    Arms that leave out different sites, or have other data, are tested on other external sets: their values differ by
+    the sets, not only by the arms. Where sites are left out one at a time, arms are compared within each of them.
+
+    Args:
+        contrast: groups of arms to compare.
+        metric: metric of the hypothesis; one that is not about external sets leaves all cells.
+        sites: external sets of each arm (``find_shared_sites``); if no arm has any, all cells are left.
+
+    Raises:
+        ContrastError: if no cell is left.
+    """
+    if not metric.startswith("external/") or not any(sites):
+        return contrast
+    kind, name, _ = split_metric(metric)
+    whole = {}
+    for key, parts in contrast.cells.items():
+        shared = find_shared_sites((arm for arms in parts for arm in arms), sites)
+        if shared is None or (name in shared if kind else shared):
+            whole[key] = parts
+    if not whole:
+        what = f"are all tested on the external set {name!r}" if kind else "have an external set in common"
+        raise ContrastError(f"no arms that differ only in what is compared {what}")
+    return replace(contrast, cells=whole)
+
+
+def list_compared(
+    hypothesis: Hypothesis, arms: Sequence[Mapping[str, str]], sites: Sequence[frozenset[str] | None] = ()
+) -> list[int]:
     """Return the numbers of the arms that a hypothesis compares, in ascending order.
 
     Args:
         hypothesis: a hypothesis without problems.
         arms: factor → level of every arm.
+        sites: external sets of each arm; none: not looked at.
 
     Raises:
         ContrastError: nothing can be compared.
     """
     factors = {name: list(dict.fromkeys(arm[name] for arm in arms)) for name in (arms[0] if arms else ())}
-    contrast = find_contrast(hypothesis, arms, factors)
+    contrast = drop_apart(find_contrast(hypothesis, arms, factors), hypothesis.metric, sites)
     return sorted({number for parts in contrast.cells.values() for part in parts for number in part})
 
 
-def compute_smallest_p(hypothesis: Hypothesis, num_units: int, num_levels: int = 0) -> float:
+def compute_smallest_p(
+    hypothesis: Hypothesis, num_units: int, num_levels: int = 0, *, num_trainings: int | None = None
+) -> float:
     """Return the uncorrected p-value of a verdict when all ``num_units`` units agree, 1 if they are too few for any.
 
     Two-sided, n differences of one sign give 2 · 2⁻ⁿ by sign flips, signs and signed ranks, one-sided (equivalence)
     2⁻ⁿ; n blocks of k levels in perfect order give 2 / (k!)ⁿ by Page's test, which says nothing about a trend's size.
+
+    Args:
+        hypothesis: a hypothesis with a verdict.
+        num_units: number of replicates, or of external sites.
+        num_levels: number of levels of a trend.
+        num_trainings: number of independent trainings behind the sites; None: enough.
     """
     from orchestrator.statistics.intervals import MIN_REPLICATES  # imports NumPy
 
     if num_units < (MIN_SITES if counts_sites(hypothesis) else MIN_REPLICATES):
+        return 1.0
+    if counts_sites(hypothesis) and num_trainings is not None and num_trainings < MIN_REPLICATES:
         return 1.0
     has_size = get_claimed_size(hypothesis) > 0
     ways = math.factorial(num_levels) if hypothesis.test == "page" and not has_size else 2
@@ -119,6 +173,15 @@ def num_units_needed(hypothesis: Hypothesis, num_levels: int = 0) -> int:
     while compute_smallest_p(hypothesis, num_units, num_levels) > hypothesis.alpha:
         num_units += 1
     return num_units
+
+
+def describe_needed(hypothesis: Hypothesis, num_needed: int) -> str:
+    """Return how many units a verdict takes: "6", or over sites "6 external sites and 5 replicates"."""
+    from orchestrator.statistics.intervals import MIN_REPLICATES  # imports NumPy
+
+    return (
+        f"{num_needed} external sites and {MIN_REPLICATES} replicates" if counts_sites(hypothesis) else f"{num_needed}"
+    )
 
 
 def find_units(needs: Sequence[Collection[str]]) -> list[int]:
@@ -137,6 +200,19 @@ def find_units(needs: Sequence[Collection[str]]) -> list[int]:
                 joined = {units[number], units[other]}
                 units = [min(joined) if unit in joined else unit for unit in units]
     return units
+
+
+def name_unit(needs: Sequence[Collection[str]]) -> str:
+    """Return what the units of ``find_units`` are called: replicates, independent encoders, or encoder groups.
+
+    Where arms have different numbers of encoders, replicates that share one in some arm and none in another are linked
+    to a group: with 2 encoders in one arm and 3 in another, all six replicates are one.
+    """
+    units = find_units(needs)
+    if len(set(units)) == len(units):
+        return "replicate"
+    stages = {(unit, frozenset(each)) for unit, each in zip(units, needs, strict=True)}
+    return "independent encoder" if len(stages) == len(set(units)) else "encoder group"
 
 
 def weigh_slope(numbers: Sequence[float]) -> tuple[float, ...]:

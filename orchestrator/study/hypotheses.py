@@ -80,8 +80,8 @@ class _Directed(_Hypothesis):
     over: Literal["replicates", "shifts", "sites"] = Field(
         "replicates",
         description="replicates: a verdict, tested over independently trained models. shifts: no verdict, but under "
-        "how many families of shifts these trained models agree. sites: a verdict for these trained models, tested "
-        "over external sites.",
+        "how many families of shifts these trained models agree. sites: a verdict over external sites and "
+        "replicates.",
     )
 
 
@@ -220,7 +220,7 @@ def counts_shifts(hypothesis: Hypothesis) -> TypeGuard[Directed]:
 
 
 def counts_sites(hypothesis: Hypothesis) -> TypeGuard[Directed]:
-    """Return whether a hypothesis is tested over external sites, for the models that are trained."""
+    """Return whether a hypothesis is tested over external sites, crossed with independently trained models."""
     return isinstance(hypothesis, Directed) and hypothesis.over == "sites"
 
 

@@ -16,6 +16,7 @@ import pytest
 import scipy.stats
 
 from orchestrator.analysis.balanced_errors import balanced_errors_table
+from orchestrator.analysis.effects import compute_effects
 from orchestrator.analysis.inference.evidence import Agreement, Evidence
 from orchestrator.analysis.inference.verdicts import (
     CONTRADICTED,
@@ -42,6 +43,7 @@ from tests.study.test_hypotheses import SIDES, make
 from tests.support.ledger_records import make_ledger
 from tests.support.mlflow_stores import make_database, make_tracker
 from tests.support.synthetic_ledger import Fate, make_fake_ledger
+from trainables.evaluation.site_means import summarise_sites
 
 METRIC = "robustness/mean_balanced_accuracy"
 #: Levels of a trial and its replicate → the value of every metric.
@@ -379,35 +381,149 @@ def test_be_relative_to_a_table(tmp_path: Path) -> None:
         assert evidence.effect == pytest.approx(-share)
 
 
-def test_external_sites_are_the_units_of_a_claim_about_sites(tmp_path: Path) -> None:
-    """One replicate with seven sites: a verdict for these two models; with five sites there is none."""
-    gains = [0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.07]
+def plant_sites(
+    folder: Path,
+    factors: Mapping[str, tuple[str, ...]],
+    value: Callable[[Mapping[str, str], int], Mapping[str, float]],
+    *,
+    replicates: int = 6,
+) -> Ledger:
+    """Write a study whose trials have an accuracy at the external sites that ``value`` gives."""
+    ledger = make_fake_ledger(folder, factors=factors, replicates=replicates, externals=())
+    for trial in ledger.read_plan()["trials"]:
+        place = ledger.folder("trial", trial["signature"])
+        result = place.read_json("result.json")
+        found = value(trial["arm"], trial["replicate"])
+        rows = [
+            {"set": site, "shift": "identity", "severity": 0, "strength": None, "num_images": 40}
+            | {"metrics": {"accuracy": accuracy}}
+            for site, accuracy in found.items()
+        ]
+        result["evaluations"] += rows
+        result["metrics"] |= {f"external/{site}/accuracy": accuracy for site, accuracy in found.items()}
+        result["metrics"] |= summarise_sites(rows)
+        place.write_json("result.json", result)
+    return ledger
 
-    def study(num_sites: int) -> Verdict:
-        names = [f"site-{number}" for number in range(num_sites)]
-        factors = {"augmentation": ("none", "strong")}
-        ledger = make_fake_ledger(tmp_path / str(num_sites), factors=factors, replicates=1, externals=names)
-        for trial in ledger.read_plan()["trials"]:
-            place = ledger.folder("trial", trial["signature"])
-            result = place.read_json("result.json")
-            is_strong = trial["arm"]["augmentation"] == "strong"
-            values = {name: 0.6 + gain * is_strong for name, gain in zip(names, gains, strict=False)}
-            result["metrics"] |= {f"external/{name}/accuracy": value for name, value in values.items()}
-            result["metrics"]["external/mean_accuracy"] = float(np.mean(list(values.values())))
-            place.write_json("result.json", result)
-        return verdict_of(ledger, make(metric="external/mean_accuracy", over="sites", smallest_effect=0.0))
+
+def over_sites(**changes: Any) -> Hypothesis:
+    return make(metric="external/mean_accuracy", smallest_effect=0.0, **changes)
+
+
+def test_external_sites_and_trainings_are_the_units_of_a_claim_about_sites(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    gains = 0.1 + 0.03 * random.normal(size=(6, 1)) + 0.02 * random.normal(size=7) + 0.01 * random.normal(size=(6, 7))
+    factors = {"augmentation": ("none", "strong")}
+
+    def study(num_sites: int, replicates: int = 6) -> Verdict:
+        def value(arm: Mapping[str, str], replicate: int) -> dict[str, float]:
+            is_strong = arm["augmentation"] == "strong"
+            return {f"s{site}": 0.6 + gains[replicate, site] * is_strong for site in range(num_sites)}
+
+        folder = tmp_path / f"{num_sites}x{replicates}"
+        return verdict_of(plant_sites(folder, factors, value, replicates=replicates), over_sites(over="sites"))
 
     verdict = study(7)
-    assert (verdict.verdict, verdict.evidence.units) == (SUPPORTED, "7 external sites")
-    assert verdict.evidence.differences == pytest.approx(gains)
-    assert verdict.evidence.p_value == 2 / 2**7
-    low, high = scipy.stats.t.interval(0.95, 6, np.mean(gains), scipy.stats.sem(gains))
+    assert (verdict.verdict, verdict.evidence.units) == (SUPPORTED, "7 external sites × 6 replicates")
+    assert verdict.reason == "significant, over 7 external sites × 6 replicates"
+    assert verdict.evidence.differences == pytest.approx(gains.mean(axis=0))
+    # Two-way analysis of variance by hand.
+    mean, rows, columns = gains.mean(), gains.mean(axis=1), gains.mean(axis=0)
+    left = gains - rows[:, None] - columns + mean
+    ms_r, ms_s, ms_e = 7 * rows.var(ddof=1), 6 * columns.var(ddof=1), (left**2).sum() / 30
+    variance = (ms_r + ms_s - ms_e) / 42
+    df = (ms_r + ms_s - ms_e) ** 2 / (ms_r**2 / 5 + ms_s**2 / 6 + ms_e**2 / 30)
+    student = scipy.stats.t(df, loc=mean, scale=variance**0.5)
     assert verdict.evidence.interval is not None
-    assert (verdict.evidence.interval.low, verdict.evidence.interval.high) == pytest.approx((low, high))
-    assert verdict.reason == "significant, over 7 external sites, for these 2 trained models"
-    few = study(5)
-    assert (few.verdict, few.evidence.interval, few.evidence.p_value) == (NOT_ENOUGH, None, None)
-    assert few.reason.startswith("5 external sites, 6 are needed")
+    assert (verdict.evidence.interval.low, verdict.evidence.interval.high) == pytest.approx(student.interval(0.95))
+    p_value = 2 * scipy.stats.t.sf(mean / variance**0.5, df)
+    assert verdict.evidence.p_value == pytest.approx(max(p_value, 2 / 2**7))
+    for few in (study(5), study(7, replicates=4)):
+        assert (few.verdict, few.evidence.interval, few.evidence.p_value) == (NOT_ENOUGH, None, None)
+        assert few.reason == f"{few.evidence.units}, 6 external sites and 5 replicates are needed for p ≤ 0.05"
+        assert few.evidence.smallest_p == 1.0
+
+
+def test_what_trainings_have_in_common_at_all_sites_is_no_effect(tmp_path: Path) -> None:
+    """All seven sites agree, since they share the trainings: over sites alone p would be 2 / 2⁷."""
+
+    def value(arm: Mapping[str, str], replicate: int) -> dict[str, float]:
+        luck = (0.05, -0.03, 0.04, -0.04, 0.06, -0.02)[replicate]
+        return {f"s{site}": 0.6 + (luck + 0.001 * site) * (arm["augmentation"] == "strong") for site in range(7)}
+
+    ledger = plant_sites(tmp_path, {"augmentation": ("none", "strong")}, value)
+    verdict = verdict_of(ledger, over_sites(over="sites"))
+    assert all(difference > 0 for difference in verdict.evidence.differences)
+    assert verdict.verdict == NOT_SUPPORTED
+    assert verdict.evidence.p_value is not None
+    assert verdict.evidence.p_value > 0.3
+
+
+SITES = tuple("abcdef")
+#: Gain of strong augmentation at each site.
+GAIN = dict(zip(SITES, (0.01, 0.02, 0.03, 0.04, 0.05, 0.06), strict=True))
+
+
+def leave_one_out(tmp_path: Path) -> Ledger:
+    """Each trial is tested on the site that it leaves out, one arm on none; hard sites are hard for all."""
+
+    def value(arm: Mapping[str, str], replicate: int) -> dict[str, float]:
+        site = arm["data.leave_out"]
+        gain = 0.0 if site == "none" else GAIN[site] * (arm["augmentation"] == "strong")
+        return {} if site == "none" else {site: 0.9 - 0.1 * SITES.index(site) + gain + 0.001 * noise(arm, replicate)}
+
+    return plant_sites(tmp_path, {"data.leave_out": (*SITES, "none"), "augmentation": ("none", "strong")}, value)
+
+
+def test_where_sites_are_left_out_one_at_a_time_arms_are_compared_within_each(tmp_path: Path) -> None:
+    """Arms that leave out none have no external set: they are not missing."""
+    ledger = leave_one_out(tmp_path)
+    verdict = verdict_of(ledger, over_sites(over="sites"))
+    assert (verdict.verdict, verdict.evidence.units) == (SUPPORTED, "6 external sites × 6 replicates")
+    assert verdict.evidence.differences == pytest.approx(list(GAIN.values()), abs=0.003)
+    assert (verdict.evidence.num_planned, verdict.evidence.num_missing) == (36, 0)
+    verdict = verdict_of(ledger, over_sites())
+    assert (verdict.verdict, verdict.evidence.units) == (SUPPORTED, "6 replicates")
+    assert verdict.evidence.effect == pytest.approx(0.035, abs=0.002)
+    assert (verdict.evidence.num_planned, verdict.evidence.num_missing) == (36, 0)
+    verdict = verdict_of(ledger, make(metric="external/c/accuracy", smallest_effect=0.0))
+    assert verdict.evidence.effect == pytest.approx(GAIN["c"], abs=0.002)
+    assert (verdict.evidence.num_planned, verdict.evidence.num_missing) == (6, 0)
+
+
+def test_arms_that_are_tested_at_different_sites_are_not_compared(tmp_path: Path) -> None:
+    """Site a is easier than site b; that is no effect of leaving it out."""
+    ledger = leave_one_out(tmp_path)
+    sides = {"treatment": {"data.leave_out": "a"}, "control": {"data.leave_out": "b"}}
+    for changes in ({}, {"over": "sites"}, {"metric": "external/worst_accuracy"}):
+        verdict = verdict_of(ledger, over_sites(**sides).model_copy(update=changes))
+        assert verdict.verdict == NOT_ENOUGH
+        assert verdict.reason.endswith("no arms that differ only in what is compared have an external set in common")
+    effects = compute_effects(load_results(ledger, "accuracy"), "external/mean_accuracy")
+    apart = [effect for effect in effects if effect.factor == "data.leave_out"]
+    assert len(apart) == 6
+    assert {(each.difference, each.num_missing, each.units) for each in apart} == {(None, 0, "nothing to compare")}
+    (strong,) = (effect for effect in effects if effect.factor == "augmentation")
+    assert strong.difference == pytest.approx(0.035, abs=0.002)
+    assert (len(strong.cells), strong.num_missing) == (36, 0)
+
+
+def test_arms_that_share_some_sites_are_compared_at_these(tmp_path: Path) -> None:
+    """``external_sites: [a, b]``, and c or d left out: means over a, b, c and a, b, d differ by the sites."""
+
+    def value(arm: Mapping[str, str], replicate: int) -> dict[str, float]:
+        better = 0.02 * (arm["data.leave_out"] == "d") + 0.001 * noise(replicate)
+        sites = {"a": 0.7, "b": 0.8} | {"c": {"c": 0.9}, "d": {"d": 0.1}}[arm["data.leave_out"]]
+        return {site: accuracy + better for site, accuracy in sites.items()}
+
+    ledger = plant_sites(tmp_path, {"data.leave_out": ("c", "d")}, value)
+    sides = {"treatment": {"data.leave_out": "d"}, "control": {"data.leave_out": "c"}}
+    for metric in ("external/mean_accuracy", "external/worst_accuracy"):
+        verdict = verdict_of(ledger, over_sites(**sides).model_copy(update={"metric": metric}))
+        assert verdict.evidence.effect == pytest.approx(0.02)
+        (effect,) = compute_effects(load_results(ledger, "accuracy"), metric)
+        assert effect.difference == pytest.approx(0.02)
+    assert verdict.evidence.means["control"] == pytest.approx(0.7 + 0.001 * np.mean([noise(r) for r in range(6)]))
 
 
 def test_trials_of_one_encoder_are_one_unit(tmp_path: Path) -> None:
@@ -434,6 +550,32 @@ def test_trials_of_one_encoder_are_one_unit(tmp_path: Path) -> None:
     ]
     assert six.evidence.differences[0] == pytest.approx(np.mean(differences))
     assert share(12).evidence.units == "12 replicates"
+
+
+def test_arms_with_different_numbers_of_encoders_are_linked_to_fewer_units(tmp_path: Path) -> None:
+    """2 encoders in one arm and 3 in the other: every replicate is linked to every other. 3 and 6: three groups."""
+
+    def study(numbers: Mapping[str, int]) -> Verdict:
+        ledger = plant(tmp_path / "-".join(map(str, numbers.values())), lambda arm, replicate: 0.5, replicates=6)
+        plan = ledger.read_plan()
+        trials = [
+            trial | {"needs": [f"{arm}{trial['replicate'] % numbers[arm]}"]}
+            for trial in plan["trials"]
+            for arm in [trial["arm"]["augmentation"]]
+        ]
+        ledger.root.write_json("plan.json", plan | {"trials": trials})
+        (effect,) = compute_effects(load_results(ledger), METRIC)
+        verdict = verdict_of(ledger, make())
+        assert effect.over == verdict.evidence.units
+        return verdict
+
+    linked = study({"none": 2, "strong": 3})
+    assert linked.reason == "1 encoder group, 6 are needed for p ≤ 0.05"
+    assert linked.evidence.scope is not None
+    assert linked.evidence.scope.num_encoders == 5
+    assert study({"none": 3, "strong": 6}).evidence.units == "3 encoder groups"
+    assert study({"none": 3, "strong": 3}).evidence.units == "3 independent encoders"
+    assert study({"none": 6, "strong": 6}).evidence.units == "6 replicates"
 
 
 def test_the_scope_says_what_was_tested(tmp_path: Path) -> None:

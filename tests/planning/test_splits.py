@@ -96,13 +96,13 @@ def test_seeds_of_splits_are_distinct_seeds() -> None:
     assert derive_split_seed(5, 0) == 5
 
 
-def write_sites(folder: Path) -> Path:
+def write_sites(folder: Path, sites: tuple[str, ...] = ("paris", "lyon", "lille")) -> Path:
     folder.mkdir()
     generator = np.random.default_rng(0)
     lines = ["file_name,label,site"]
     for row in range(72):
         Image.fromarray(generator.integers(0, 255, (8, 8), dtype=np.uint8)).save(folder / f"{row}.png")
-        lines.append(f"{row}.png,{row % 2},{('paris', 'lyon', 'lille')[row // 2 % 3]}")
+        lines.append(f"{row}.png,{row % 2},{sites[row // 2 % len(sites)]}")
     (folder / "m.csv").write_text("\n".join(lines))
     return folder / "m.csv"
 
@@ -132,6 +132,27 @@ def test_a_site_that_does_not_exist_is_refused_with_those_that_do(tmp_path: Path
         prepare_with(tmp_path, data, LEFT_OUT.replace("paris", "parys"))
     with pytest.raises(StudyError, match=r"found 'lyon' as leave_out and in external_sites"):
         prepare_with(tmp_path, data, LEFT_OUT, "data.external_sites=[lyon]")
+
+
+def test_a_claim_over_sites_is_about_those_that_are_left_out(tmp_path: Path) -> None:
+    """Six sites, each in arms of its own, and arms that leave out none; none of the arms has all six."""
+    sites = ("paris", "lyon", "lille", "nice", "brest", "metz")
+    data = f"{{kind: csv, image_size: 8, path: {write_sites(tmp_path / 'd', sites)}}}"
+    over = f"factors={{data.leave_out: [{', '.join(sites)}, null], augmentation: [none, strong]}}"
+    claim = (
+        "{name: h, claim: c, metric: external/mean_accuracy, direction: higher, smallest_effect: 0, over: sites, %s}"
+    )
+    strong = claim % "treatment: {augmentation: strong}, control: {augmentation: none}"
+    prepared = prepare_with(tmp_path, data, over, "replicates=6", f"hypotheses=[{strong}]")
+    console = Console(file=StringIO(), width=200)
+    announce(prepared, console)
+    said = console.file.getvalue()  # type: ignore[attr-defined]
+    assert "h: 6 external sites × 6 replicates, smallest attainable p 0.0312" in said
+    apart = claim % "treatment: {data.leave_out: paris}, control: {data.leave_out: lyon}"
+    with pytest.raises(
+        StudyError, match=r"hypotheses\[0\].metric: .* have an external set in common; compare arms that"
+    ):
+        prepare_with(tmp_path, data, over, "replicates=6", f"hypotheses=[{apart}]")
 
 
 def test_a_mean_over_sites_needs_a_site_and_their_spread_two(tmp_path: Path) -> None:

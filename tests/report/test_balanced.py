@@ -93,7 +93,7 @@ def test_the_interval_weighs_the_cells_of_a_stain_grid_as_the_mean_does(tmp_path
             row["shift"] = names.get(row["shift"], row["shift"])
         folder.write_json("result.json", result)
     other = balanced_errors_table(refer(ledger, None)).iloc[1]
-    for name in ("be", "rbe"):  # a t interval is symmetric about the mean
+    for name in ("be", "rbe", "rbe_of_sums"):  # a t interval is symmetric about the mean
         assert (other[f"{name}_low"] + other[f"{name}_high"]) / 2 == pytest.approx(other[name])
 
 

@@ -30,12 +30,6 @@ def test_t_interval_is_scipys() -> None:
     assert interval == Interval(pytest.approx(low), pytest.approx(high), 5, 0.9)
 
 
-def test_t_interval_of_clusters_is_that_of_their_means() -> None:
-    clusters, values = [0, 0, 0, 1, 2, 2, 3, 4], [1.0, 2.0, 6.0, 5.0, 1.0, 0.0, 2.0, 4.0]
-    assert t_interval(values, clusters=clusters) == t_interval([3.0, 5.0, 0.5, 2.0, 4.0])
-    assert t_interval(values, clusters=[0, 0, 0, 1, 2, 2, 3, 3]) is None
-
-
 def test_t_interval_takes_five_units_and_has_no_width_if_they_are_equal_but_for_rounding() -> None:
     assert MIN_REPLICATES == 5
     assert t_interval([0.1, 0.2, 0.3, 0.4, float("nan")]) is None
@@ -73,8 +67,3 @@ def test_ratio_interval_covers_the_ratio_of_noisy_means(num_units: int) -> None:
         assert interval is not None
         covered += interval.low <= 0.5 <= interval.high
     assert 0.93 <= covered / 2000 <= 0.97
-
-
-def test_cluster_labels_must_match() -> None:
-    with pytest.raises(ValueError, match="2 cluster labels for 4 values"):
-        t_interval([1.0, 2.0, 3.0, 4.0], clusters=[0, 1])

@@ -6,6 +6,7 @@ from scipy import stats
 
 from orchestrator.statistics.paired_tests import (
     ALTERNATIVES,
+    MAX_COUNTED_UNITS,
     Alternative,
     holm,
     max_t_test,
@@ -101,25 +102,36 @@ def test_permutation_test_tries_every_sign_pattern_of_few_units(alternative: Alt
     assert found == permutation_test(differences, seed=1, alternative=alternative)
 
 
-def test_many_units_are_flipped_at_random_and_the_observed_counts() -> None:
-    differences = np.random.default_rng(4).normal(0.4, size=30)
+@pytest.mark.parametrize("alternative", ALTERNATIVES)
+@pytest.mark.parametrize("num_units", [6, 15, 17])
+def test_permutation_test_counts_all_flips(num_units: int, alternative: Alternative) -> None:
+    """Also with ties: values of one digit."""
+    differences = np.round(np.random.default_rng(num_units).normal(0.3, size=num_units), 1)
+    units = differences[differences != 0]
+    signs = 1.0 - 2.0 * (np.arange(2 ** len(units))[:, None] >> np.arange(len(units)) & 1)
+    flipped, observed = signs @ units, units.sum()
+    reached = {
+        "two-sided": np.abs(flipped) >= abs(observed) - 1e-9,
+        "greater": flipped >= observed - 1e-9,
+        "less": flipped <= observed + 1e-9,
+    }[alternative]
+    assert permutation_test(differences, seed=0, alternative=alternative, alpha=0.5) == reached.mean()
+
+
+def test_there_is_no_floor_to_the_p_of_units_that_are_all_counted() -> None:
+    differences = np.random.default_rng(4).normal(0.4, size=MAX_COUNTED_UNITS)
+    found = permutation_test(differences, seed=0)
+    assert found == permutation_test(differences, seed=1)
+    assert found == pytest.approx(stats.ttest_1samp(differences, 0).pvalue, abs=0.01)
+    assert permutation_test(np.ones(MAX_COUNTED_UNITS), seed=0) == 2 / 2**MAX_COUNTED_UNITS
+
+
+def test_more_units_are_flipped_at_random_and_the_observed_counts() -> None:
+    differences = np.random.default_rng(4).normal(0.4, size=MAX_COUNTED_UNITS + 1)
     found = permutation_test(differences, seed=0)
     assert found == permutation_test(differences, seed=0)
     assert found == pytest.approx(stats.ttest_1samp(differences, 0).pvalue, abs=0.01)
-    assert permutation_test(np.ones(30), seed=0) == pytest.approx(1 / 10_001)
-
-
-def test_clusters_are_flipped_together() -> None:
-    values = np.random.default_rng(1).normal(0.6, size=7)
-    assert permutation_test(np.repeat(values, 5), clusters=np.repeat(np.arange(7), 5), seed=0) == permutation_test(
-        values, seed=0
-    )
-    alone = permutation_test(np.repeat(values, 5), seed=0)
-    assert alone is not None
-    assert alone < 0.001  # pretending that the copies are independent
-    assert permutation_test(np.ones(20), clusters=np.arange(20) % 5, seed=0) is None
-    with pytest.raises(ValueError, match="2 cluster labels for 3 values"):
-        permutation_test([1.0, 2.0, 3.0], clusters=[0, 1], seed=0)
+    assert permutation_test(np.ones(MAX_COUNTED_UNITS + 1), seed=0) == pytest.approx(1 / 10_001)
 
 
 def _long(table: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

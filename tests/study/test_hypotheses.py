@@ -280,21 +280,25 @@ def test_a_shift_that_some_of_the_compared_arms_lack_or_grey_images_do_not_show_
 def test_sites_are_units_from_six_on() -> None:
     hypothesis = make(metric="external/mean_accuracy", over="sites")
     text = "factors: {augmentation: [none, strong]}\n"
-    plan, factors = plan_of(text), {"augmentation": ["none", "strong"]}
-    check_attainable([hypothesis], plan, factors, num_sites=6)
-    ((found,), _) = find_attainable([hypothesis], plan, factors, num_sites=6)
-    assert (found.units, found.p_value) == ("6 external sites", 2 / 2**6)
-    with pytest.raises(StudyError, match=r"5 external sites, .*; 6 sites are the fewest"):
-        check_attainable([hypothesis], plan, factors, num_sites=5)
+    plan, factors = plan_of(f"{text}replicates: 6\n"), {"augmentation": ["none", "strong"]}
+    external = {trial.name: [f"s{number}" for number in range(6)] for trial in plan.trials}
+    check_attainable([hypothesis], plan, factors, external=external)
+    ((found,), _) = find_attainable([hypothesis], plan, factors, external=external)
+    assert (found.units, found.p_value) == ("6 external sites × 6 replicates", 2 / 2**6)
+    few = external | {"augmentation=none": external["augmentation=none"][1:]}  # only sites of both arms count
+    with pytest.raises(StudyError, match=r"5 external sites × 6 .*; 6 external sites and 5 replicates are the fewest"):
+        check_attainable([hypothesis], plan, factors, external=few)
+    with pytest.raises(StudyError, match=r"6 external sites × 4 replicates, .*; 6 external sites and 5 replicates are"):
+        check_attainable([hypothesis], plan_of(f"{text}replicates: 4\n"), factors, external=external)
     with pytest.raises(StudyError, match="expected the mean over sites of a metric: external/mean_"):
         read({**BASE, **SIDES, "over": "sites"})
 
 
 def test_external_sets_are_looked_up_once_the_data_are_known() -> None:
     hypothesis = make(metric="external/lyon/accuracy")
-    check_external_sets([hypothesis], ["lyon"])
+    check_external_sets([hypothesis], {"a": ["lyon"], "b": []})
     with pytest.raises(StudyError, match=r"hypotheses\[0\].metric: .*the data have paris"):
-        check_external_sets([hypothesis], ["paris"])
+        check_external_sets([hypothesis], {"a": ["paris"]})
 
 
 def test_the_metrics_are_those_that_trials_have() -> None:

@@ -80,19 +80,19 @@ class RelativeErrors:
     rbe: dict[str, float]
     #: "be/<shift>" or "rbe/<shift>" → reason why it has no value and is left out of the mean.
     undefined: dict[str, str]
-    #: Sum of E − E_clean over the shifts in ``rbe``, divided by the sum of E_ref − E_ref,clean: a shift weighs as much
-    #: as it harms the reference. None without a shift.
+    #: Sum of E − E_clean over the types of the shifts in ``rbe`` (of a type: its mean over shifts), divided by the sum
+    #: of E_ref − E_ref,clean: a type weighs as much as it harms the reference. None without a shift.
     rbe_of_sums: float | None
 
     @property
     def mean_be(self) -> float | None:
         """Mean BE over shifts and their types, of the shifts that have a value; None if none has."""
-        return _mean(self.be)
+        return _mean(self.be) if self.be else None
 
     @property
     def mean_rbe(self) -> float | None:
         """Mean rBE over shifts and their types, of the shifts that have a value; None if none has."""
-        return _mean(self.rbe)
+        return _mean(self.rbe) if self.rbe else None
 
 
 #: A denominator of fewer standard errors is left out: its ratio is mostly noise, and can be of any size.
@@ -151,8 +151,10 @@ def compute_relative_errors(
         else:
             losses[shift] = error - errors.clean, loss
             rbe[shift] = (error - errors.clean) / loss
-    sums = [sum(each) for each in zip(*losses.values(), strict=True)]
-    return RelativeErrors(be, rbe, undefined, sums[0] / sums[1] if sums else None)
+    own, expected_losses = ({shift: loss[side] for shift, loss in losses.items()} for side in (0, 1))
+    # The ratio of means over types is that of sums over types.
+    of_sums = _mean(own) / _mean(expected_losses) if losses else None
+    return RelativeErrors(be, rbe, undefined, of_sums)
 
 
 #: Name of the unshifted test set in a reference table.
@@ -272,7 +274,7 @@ def _load_aliases() -> dict[str, str]:
     return dict(json.loads(text)["aliases"])
 
 
-def _mean(values: Mapping[str, float]) -> float | None:
+def _mean(values: Mapping[str, float]) -> float:
     from trainables.evaluation.shift_means import average_over_types  # needs numpy, which reading a study does not
 
-    return average_over_types(values) if values else None
+    return average_over_types(values)

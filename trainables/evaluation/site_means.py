@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from trainables.evaluation.metrics import METRICS, name_over_sites
 from trainables.shifts.bank import IDENTITY
@@ -26,10 +27,22 @@ def summarise_sites(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
         values = [metrics[metric] for metrics in sites if metric in metrics]
         if len(values) < len(sites):
             continue
-        headline[name_over_sites("mean", metric)] = float(np.mean(values))
-        if len(values) > 1:
-            headline[name_over_sites("worst", metric)] = (
-                min(values) if METRICS[metric].higher_is_better else max(values)
-            )
-            headline[name_over_sites("sd", metric)] = float(np.std(values, ddof=1))
+        found = aggregate_sites(metric, np.array(values, dtype=np.float64))
+        headline |= {name_over_sites(aggregate, metric): float(value) for aggregate, value in found.items()}
     return headline
+
+
+def aggregate_sites(
+    metric: str, values: Float[np.ndarray, "*trials sites"]
+) -> dict[str, Float[np.ndarray, "*trials"] | np.float64]:
+    """Return mean, worst and sd (n − 1) of a metric over sites, the last two for two sites or more.
+
+    Args:
+        metric: name in ``METRICS``, which says whether the smallest or the largest value is the worst.
+        values: the metric on each site, at least one.
+    """
+    found = {"mean": values.mean(axis=-1)}
+    if values.shape[-1] > 1:
+        found["worst"] = values.min(axis=-1) if METRICS[metric].higher_is_better else values.max(axis=-1)
+        found["sd"] = values.std(axis=-1, ddof=1)
+    return found

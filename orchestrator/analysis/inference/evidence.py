@@ -2,26 +2,32 @@
 
 A pair is one cell (levels of all factors that the hypothesis does not vary) in one replicate. The *units* that a test
 counts are replicates (mean over cells); replicates whose models share a pretrained encoder are one unit. Over sites,
-they are external sites (mean over cells and replicates), and all is said of these trained models.
+they are external sites (mean over cells), crossed with these trainings.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+import pandas as pd
 
 from orchestrator.analysis.inference.measured import Measured
 from orchestrator.analysis.inference.scope import Scope, find_scope
-from orchestrator.analysis.wording import plural
-from orchestrator.statistics.intervals import MIN_REPLICATES, Array, Interval, drop_rounding, t_interval
+from orchestrator.analysis.inference.units import Units, cross_with_sites, group_by_training, mean_of_defined
+from orchestrator.analysis.shared_sites import measure_over_sites
+from orchestrator.statistics.intervals import MIN_REPLICATES, Array, Interval, drop_rounding
 from orchestrator.statistics.paired_tests import Alternative, permutation_test, sign_test, wilcoxon
 from orchestrator.statistics.trend import trend_test
-from orchestrator.study.contrasts import Contrast, ContrastError, compute_smallest_p, find_contrast, num_units_needed
+from orchestrator.study.contrasts import (
+    Contrast,
+    ContrastError,
+    compute_smallest_p,
+    find_shared_sites,
+    num_units_needed,
+)
 from orchestrator.study.hypotheses import (
-    MIN_SITES,
     Directed,
     Equivalence,
     Hypothesis,
@@ -30,7 +36,7 @@ from orchestrator.study.hypotheses import (
     counts_sites,
     get_claimed_size,
 )
-from trainables.evaluation.metrics import is_higher_better
+from trainables.evaluation.metrics import find_site_aggregate, is_higher_better
 from trainables.evaluation.shift_means import average_by_family
 
 
@@ -58,7 +64,7 @@ class Evidence:
 
     #: Mean over units; None without a complete pair.
     effect: float | None
-    #: t interval over units; None for fewer than ``MIN_REPLICATES``.
+    #: t interval over units, over sites one over sites and trainings; None for too few (``Units.are_enough``).
     interval: Interval | None
     #: p-value before correction of the claim as such: that the effect is not 0, two-sided; of an equivalence the larger
     #: of two one-sided ones; of non-inferiority that the effect is not −margin. None if the test cannot give one.
@@ -80,6 +86,8 @@ class Evidence:
     #: Group of arms → its mean over units.
     means: Mapping[str, float]
     scope: Scope | None = None
+    #: Over sites: number of independent trainings that were tested at all of them. None: these are the units.
+    num_trainings: int | None = None
     #: Shift families and types that agree, if the hypothesis asks for these; there is then no interval and no p-value.
     agreement: Agreement | None = None
     #: Reason why there is no evidence at all.
@@ -89,6 +97,12 @@ class Evidence:
     def num_units(self) -> int:
         """Number of independent units."""
         return len(self.differences)
+
+    @property
+    def has_enough_units(self) -> bool:
+        """Whether p can fall to α, before correction."""
+        has_trainings = self.num_trainings is None or self.num_trainings >= MIN_REPLICATES
+        return self.num_units >= self.num_needed and has_trainings
 
     @property
     def num_missing(self) -> int:
@@ -103,9 +117,8 @@ def _nothing(problem: str, *, num_planned: int = 0) -> Evidence:
 def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
     """Return the evidence for one hypothesis."""
     plan = measured.results.plan
-    factors = {name: [str(label) for label in labels] for name, labels in plan["factors"].items()}
     try:
-        contrast = find_contrast(hypothesis, measured.arms, factors)
+        contrast = measured.find_contrast(hypothesis)
     except ContrastError as error:
         return _nothing(f"the plan has nothing to compare: {error}")
     planned = (_combine(measured.planned[..., None].astype(float), contrast) == 1).all(axis=(2, 3))
@@ -113,36 +126,35 @@ def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
     frame = measured.values(hypothesis)
     if frame.empty:
         return _nothing(f"no complete trial has {hypothesis.metric}", num_planned=num_planned)
-    parts = _combine(measured.spread(frame), contrast)
+    parts = _combine_shared(hypothesis, contrast, measured, frame)
     parts[np.repeat(np.isnan(parts).any(axis=2, keepdims=True), parts.shape[2], axis=2)] = np.nan  # whole pairs only
     is_complete = np.isfinite(parts).any(axis=(2, 3))
     if not is_complete.any():
         return _nothing("no planned pair is complete", num_planned=num_planned)
     cells = [[arm for arms in groups for arm in arms] for groups in contrast.cells.values()]
-    units, num_encoders = measured.group_replicates(sorted({arm for arms in cells for arm in arms}))
+    grouping, num_encoders = measured.group_replicates(sorted({arm for arms in cells for arm in arms}))
     num_models = int(is_complete.sum(axis=1) @ [len(arms) for arms in cells])
-    by_unit, noun = _mean_by_site(parts) if counts_sites(hypothesis) else _mean_by_unit(parts, units)
-    differences = by_unit @ np.array(contrast.weights)
-    has_p = not counts_shifts(hypothesis) and len(differences) >= (
-        MIN_SITES if counts_sites(hypothesis) else MIN_REPLICATES
-    )
-    p_value, p_size = (
-        _compute_p(hypothesis, contrast, by_unit, differences, seed=plan["seed"]) if has_p else (None, None)
-    )
+    units = (cross_with_sites if counts_sites(hypothesis) else group_by_training)(parts, grouping, contrast.weights)
+    if units is None:
+        return _nothing("no replicate has a value at all external sites", num_planned=num_planned)
+    has_p = units.are_enough and not counts_shifts(hypothesis)
+    p_value, p_size = _compute_p(hypothesis, contrast, units, seed=plan["seed"]) if has_p else (None, None)
     # Two one-sided tests at α agree with the interval of level 1 − 2α.
     level = 1 - hypothesis.alpha * (2 if isinstance(hypothesis, Equivalence) else 1)
     return Evidence(
-        effect=float(differences.mean()),
-        interval=t_interval(differences, level=level) if has_p else None,
+        effect=float(units.differences.mean()),
+        interval=units.find_interval(level) if has_p else None,
         p_value=p_value,
         p_size=p_size,
-        differences=tuple(map(float, differences)),
-        smallest_p=compute_smallest_p(hypothesis, len(differences), len(contrast.parts)),
+        differences=tuple(map(float, units.differences)),
+        smallest_p=compute_smallest_p(
+            hypothesis, len(units.means), len(contrast.parts), num_trainings=units.num_trainings
+        ),
         num_needed=num_units_needed(hypothesis, len(contrast.parts)),
-        units=plural(len(differences), noun),
+        units=units.text,
         num_planned=num_planned,
         num_complete=int(is_complete.sum()),
-        means=dict(zip(contrast.parts, map(float, by_unit.mean(axis=0)), strict=True)),
+        means=dict(zip(contrast.parts, map(float, units.means.mean(axis=0)), strict=True)),
         scope=find_scope(
             plan,
             hypothesis.metric,
@@ -150,6 +162,7 @@ def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
             num_encoders=num_encoders,
             external=measured.external,
         ),
+        num_trainings=units.num_trainings,
         agreement=_count_agreeing(hypothesis, contrast, parts, frame.columns, measured)
         if counts_shifts(hypothesis)
         else None,
@@ -168,42 +181,26 @@ def _combine(values: Array, contrast: Contrast) -> Array:
     )
 
 
-def _mean_by_unit(parts: Array, units: NDArray[np.int64]) -> tuple[Array, str]:
-    """Return the mean of each unit as units × parts, and what the units are called.
-
-    Args:
-        parts: cells × replicates × parts × columns.
-        units: unit of each replicate.
-    """
-    by_replicate = _mean(parts, (0, 3))
-    known = np.isfinite(by_replicate).all(axis=1)
-    labels = np.unique(units[known])
-    noun = "replicate" if len(labels) == known.sum() else "independent encoder"
-    return np.stack([by_replicate[known & (units == label)].mean(axis=0) for label in labels]), noun
-
-
-def _mean_by_site(parts: Array) -> tuple[Array, str]:
-    """Return the mean of each external site as sites × parts, and what the units are called.
-
-    Args:
-        parts: cells × replicates × parts × sites, of a pair either all defined or none.
-    """
-    return _mean(parts, (0, 1)).T, "external site"
-
-
-def _mean(values: Array, axes: tuple[int, ...]) -> Array:
-    """Return the mean of the defined values, NaN where there is none."""
-    is_defined = np.isfinite(values)
-    count = is_defined.sum(axis=axes)
-    total = np.where(is_defined, values, 0.0).sum(axis=axes)
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+def _combine_shared(hypothesis: Hypothesis, contrast: Contrast, measured: Measured, frame: pd.DataFrame) -> Array:
+    """Return what ``_combine`` does; summaries over external sets are over those that all arms of a cell have."""
+    parts = _combine(measured.spread(frame), contrast)
+    if find_site_aggregate(hypothesis.metric) is None or counts_sites(hypothesis):
+        return parts
+    for position, (key, groups) in enumerate(contrast.cells.items()):
+        arms = [arm for group in groups for arm in group]
+        shared = find_shared_sites(arms, measured.sites)
+        if shared is not None and any(measured.sites[arm] != shared for arm in arms):
+            values = measure_over_sites(measured.results, hypothesis.metric, shared)
+            spread = measured.spread(pd.DataFrame(values, measured.results.trials["signature"]))
+            parts[position] = _combine(spread, replace(contrast, cells={key: groups}))[0]
+    return parts
 
 
 def _count_agreeing(
     hypothesis: Directed, contrast: Contrast, parts: Array, types: Iterable[str], measured: Measured
 ) -> Agreement:
     """Return the numbers of shift families and types that agree; a type without any difference counts in neither."""
-    differences = _mean(parts, (0, 1)).T @ np.array(contrast.weights)
+    differences = mean_of_defined(parts, (0, 1)).T @ np.array(contrast.weights)
     by_type = {kind: value for kind, value in zip(types, differences, strict=True) if np.isfinite(value)}
     families = measured.group_types(hypothesis, by_type)
     by_family = None if families is None else average_by_family(by_type, families)
@@ -225,14 +222,15 @@ def _count_agreeing(
 
 
 def _compute_p(
-    hypothesis: Hypothesis, contrast: Contrast, units: Array, differences: Array, *, seed: int
+    hypothesis: Hypothesis, contrast: Contrast, units: Units, *, seed: int
 ) -> tuple[float | None, float | None]:
     """Return the p-value of the claim and that of its size, each None if the test cannot give one."""
 
-    scale = np.abs(units).max()
+    differences, scale = units.differences, np.abs(units.means).max()
 
     def against(value: float, alternative: Alternative = "two-sided") -> float | None:
-        return _test_paired(hypothesis, drop_rounding(differences - value, scale), alternative, seed=seed)
+        p_value = _test_paired(hypothesis, drop_rounding(differences - value, scale), alternative, seed=seed)
+        return units.bound_p(p_value, value)
 
     size, mean = get_claimed_size(hypothesis), float(differences.mean())
     if isinstance(hypothesis, Equivalence):
@@ -240,7 +238,7 @@ def _compute_p(
     if isinstance(hypothesis, NonInferiority):
         return against(-size if is_higher_better(hypothesis.metric) else size), None
     p_value = (
-        _test_trend(contrast, units, differences, hypothesis.alpha, seed) if hypothesis.test == "page" else against(0)
+        units.bound_p(_test_trend(contrast, units, hypothesis.alpha, seed)) if hypothesis.test == "page" else against(0)
     )
     if not size:
         return p_value, None
@@ -271,11 +269,11 @@ def _test_paired(hypothesis: Hypothesis, differences: Array, alternative: Altern
     return permutation_test(differences, alternative=alternative, seed=seed, alpha=hypothesis.alpha)
 
 
-def _test_trend(contrast: Contrast, units: Array, differences: Array, alpha: float, seed: int) -> float | None:
+def _test_trend(contrast: Contrast, units: Units, alpha: float, seed: int) -> float | None:
     assert contrast.levels is not None
-    levels, blocks = np.meshgrid(contrast.levels, np.arange(len(units)))
-    trend = trend_test(units.ravel(), levels.ravel(), blocks=blocks.ravel(), seed=seed, alpha=alpha)
+    levels, blocks = np.meshgrid(contrast.levels, np.arange(len(units.means)))
+    trend = trend_test(units.means.ravel(), levels.ravel(), blocks=blocks.ravel(), seed=seed, alpha=alpha)
     if trend.p_value is None or trend.correlation is None:
         return None
     # Ranks that rise while the mean falls, or the reverse, support neither direction.
-    return trend.p_value if trend.correlation * differences.mean() > 0 else 1.0
+    return trend.p_value if trend.correlation * units.differences.mean() > 0 else 1.0

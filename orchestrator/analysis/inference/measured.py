@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from orchestrator.analysis.balanced_errors import relative_errors_table
 from orchestrator.analysis.results import Results
 from orchestrator.statistics.intervals import Array
-from orchestrator.study.contrasts import find_units
+from orchestrator.study.contrasts import Contrast, drop_apart, find_contrast, find_units, name_unit
 from orchestrator.study.hypotheses import (
     Hypothesis,
     counts_shifts,
@@ -26,13 +27,23 @@ from trainables.evaluation.metrics import RELATIVE
 from trainables.evaluation.shift_means import average_by_family, average_by_type
 
 
+@dataclass(frozen=True)
+class Grouping:
+    """Independent units of the replicates."""
+
+    #: Number of each replicate's unit.
+    units: NDArray[np.int64]
+    #: What a unit is called (``name_unit``).
+    noun: str
+
+
 class Measured:
     """Values of a study, arranged by arm and replicate."""
 
     def __init__(self, results: Results) -> None:
         self.results = results
         first = results.trials.drop_duplicates("name")
-        names = [str(name) for name in first["name"]]
+        names = self._names = [str(name) for name in first["name"]]
         columns = [str(column) for column in first if str(column).startswith("arm/")]
         self.arms = [{column[4:]: str(arm[column]) for column in columns} for _, arm in first.iterrows()]
         self.replicates = sorted(set(results.trials["replicate"]))
@@ -49,6 +60,25 @@ class Measured:
         spread = np.full((*self.planned.shape, rows.shape[1]), np.nan)
         spread[self._arm, self._replicate] = rows
         return spread
+
+    @cached_property
+    def sites(self) -> list[frozenset[str] | None]:
+        """External sets of each arm, None for arms without a complete trial."""
+        return [self.results.external_by_arm.get(name) for name in self._names]
+
+    def find_contrast(self, hypothesis: Hypothesis) -> Contrast:
+        """Return the contrast of a hypothesis, on arms that are tested on the same external sets if it is about any.
+
+        Raises:
+            ContrastError: if there is nothing to compare.
+        """
+        factors = {name: [str(label) for label in labels] for name, labels in self.results.plan["factors"].items()}
+        contrast = find_contrast(hypothesis, self.arms, factors)
+        return (
+            drop_apart(contrast, hypothesis.metric, self.sites)
+            if hypothesis.metric.startswith("external/")
+            else contrast
+        )
 
     def find_signature(self, arm: int, replicate: int) -> str:
         """Return the signature of the trial of an arm and a replicate, by their numbers; "" if none is planned."""
@@ -89,10 +119,10 @@ class Measured:
         if kind == "shift":
             return self._at_severities(name, metric, hypothesis.severities)
         if counts_sites(hypothesis):
-            of_sites = [f"external/{name}/{find_site_metric(hypothesis.metric)}" for name in self.results.external_sets]
-            return self.results.trials.set_index("signature")[
-                [each for each in of_sites if each in self.results.trials]
-            ]
+            last = find_site_metric(hypothesis.metric)
+            every = sorted(frozenset[str]().union(*self.results.external_by_arm.values()))
+            of_sites = [f"external/{name}/{last}" for name in every if f"external/{name}/{last}" in self.results.trials]
+            return self.results.trials.set_index("signature")[of_sites]
         if hypothesis.metric not in self.results.trials:
             return pd.DataFrame()
         return self.results.trials[["signature", hypothesis.metric]].set_index("signature")
@@ -149,7 +179,7 @@ class Measured:
             needs[arm][replicate] = known.get(signature, frozenset())
         return needs
 
-    def group_replicates(self, arms: Sequence[int]) -> tuple[NDArray[np.int64], int]:
+    def group_replicates(self, arms: Sequence[int]) -> tuple[Grouping, int]:
         """Return the independent unit that each replicate belongs to, and the number of pretrained encoders behind all.
 
         Args:
@@ -159,4 +189,4 @@ class Measured:
             frozenset[str]().union(*(self._needs[arm][number] for arm in arms))
             for number in range(len(self.replicates))
         ]
-        return np.array(find_units(stages)), len(frozenset[str]().union(*stages))
+        return Grouping(np.array(find_units(stages)), name_unit(stages)), len(frozenset[str]().union(*stages))

@@ -18,7 +18,6 @@ from orchestrator.analysis.predictions.patients import (
 )
 from orchestrator.analysis.results import Results
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.study.contrasts import find_contrast
 from orchestrator.study.hypotheses import Hypothesis, find_shift_metric, split_metric
 from trainables.errors import StorageError
 from trainables.evaluation.shift_means import average_shifts
@@ -90,13 +89,12 @@ def _find_sides(results: Results, hypothesis: Hypothesis, measured: Measured) ->
     """Return the signatures of both sides per replicate, None if they are not two, or their cells not equally large."""
     if hypothesis.kind in ("interaction", "trend"):
         return None
-    factors = {name: [str(label) for label in labels] for name, labels in results.plan["factors"].items()}
-    contrast = find_contrast(hypothesis, measured.arms, factors)
+    contrast = measured.find_contrast(hypothesis)
     sizes = [{len(parts[side]) for parts in contrast.cells.values()} for side in (0, 1)]
-    units, _ = measured.group_replicates(
+    grouping, _ = measured.group_replicates(
         sorted({arm for parts in contrast.cells.values() for part in parts for arm in part})
     )
-    if any(len(found) > 1 for found in sizes) or len(set(units.tolist())) < len(units):
+    if any(len(found) > 1 for found in sizes) or grouping.noun != "replicate":
         return None
     complete = set(results.complete["signature"])
     sides: tuple[list[list[str]], list[list[str]]] = ([], [])

@@ -24,7 +24,6 @@ import pandas as pd
 from orchestrator.analysis.inference.evidence import Agreement, Evidence, assess_evidence
 from orchestrator.analysis.inference.measured import Measured
 from orchestrator.analysis.results import Results
-from orchestrator.analysis.wording import plural
 from orchestrator.ledger.preregistration import (
     DELETED,
     PREREGISTERED,
@@ -34,6 +33,7 @@ from orchestrator.ledger.preregistration import (
     trace_hypotheses,
 )
 from orchestrator.statistics.paired_tests import holm_nested
+from orchestrator.study.contrasts import describe_needed
 from orchestrator.study.hypotheses import (
     Directed,
     Equivalence,
@@ -176,9 +176,7 @@ def decide(hypothesis: Hypothesis, evidence: Evidence, p_values: Corrected, best
         rules = _list_rules(hypothesis, evidence.effect, is_sure=is_sure, is_size_sure=is_size_sure)
     rules.append((p_values.claim is None, NOT_SUPPORTED, "too many differences are exactly 0 for a test"))
     verdict, why = next(((verdict, why) for holds, verdict, why in rules if holds), (NOT_SUPPORTED, "not significant"))
-    if counts_sites(hypothesis) and evidence.scope is not None:
-        why += f", over {evidence.units}, for these {plural(evidence.scope.num_models, 'trained model')}"
-    return verdict, why
+    return verdict, f"{why}, over {evidence.units}" if counts_sites(hypothesis) else why
 
 
 #: Whether a rule holds, the verdict, and the reason.
@@ -232,11 +230,10 @@ def _find_lack(hypothesis: Hypothesis, evidence: Evidence, best_p: float | None)
         return f"{evidence.num_missing} of {evidence.num_planned} planned pairs are missing"
     if evidence.agreement is not None:
         return None
-    if evidence.num_units < evidence.num_needed:
-        only = ""
-        if evidence.scope is not None and evidence.scope.num_encoders == 1 and not counts_sites(hypothesis):
-            only = "for this encoder: "
-        return f"{only}{evidence.units}, {evidence.num_needed} are needed for p ≤ {hypothesis.alpha:g}"
+    if not evidence.has_enough_units:
+        only = "for this encoder: " if evidence.scope is not None and evidence.scope.num_encoders == 1 else ""
+        needed = describe_needed(hypothesis, evidence.num_needed)
+        return f"{only}{evidence.units}, {needed} are needed for p ≤ {hypothesis.alpha:g}"
     if best_p is not None and best_p > hypothesis.alpha:
         return f"{evidence.units} cannot give p ≤ {hypothesis.alpha:g} after correction for the family"
     return None

@@ -19,6 +19,7 @@ from orchestrator.ledger.preregistration import (
 )
 from orchestrator.planning.ceteris_paribus import read_differences, read_matching
 from orchestrator.report.page import Section, callout, facts, note
+from orchestrator.study.contrasts import describe_needed
 from orchestrator.study.hypotheses import (
     Directed,
     Equivalence,
@@ -170,14 +171,16 @@ def _details(verdict: Verdict, plan: Mapping[str, Any]) -> str:
     hypothesis, evidence = verdict.hypothesis, verdict.evidence
     differences = read_differences(plan, hypothesis.name)
     severities = "" if hypothesis.severities is None else f", severity {', '.join(map(str, hypothesis.severities))}"
+    how = f"{hypothesis.test.replace('_', ' ')} over {evidence.units}"
+    if counts_sites(hypothesis):
+        how += ": the larger of its p over sites and that of a t test over sites and trainings"
     rows = {
         "compared": describe_comparison(hypothesis),
         "metric": f"{hypothesis.metric}{severities}",
         "claimed": _describe_claim(verdict),
         "test": "none: shift types are not independently trained"
         if verdict.verdict == NO_VERDICT
-        else f"{hypothesis.test.replace('_', ' ')} over {evidence.units}, α = {hypothesis.alpha:g}, "
-        f"family {hypothesis.family}",
+        else f"{how}, α = {hypothesis.alpha:g}, family {hypothesis.family}",
         "registered": registered_text(verdict.registered),
     }
     if verdict.patients is not None:
@@ -193,9 +196,9 @@ def _details(verdict: Verdict, plan: Mapping[str, Any]) -> str:
         rows["missing"] = (
             f"{evidence.num_missing} of {evidence.num_planned} planned pairs; {hypothesis.max_missing:.0%} may be"
         )
-    if evidence.effect is not None and 0 < evidence.num_units < evidence.num_needed and verdict.verdict != NO_VERDICT:
+    if evidence.effect is not None and not evidence.has_enough_units and verdict.verdict != NO_VERDICT:
         rows["would do"] = (
-            plural(evidence.num_needed, "external site")
+            describe_needed(hypothesis, evidence.num_needed)
             if counts_sites(hypothesis)
             else f"{plural(evidence.num_needed, 'independently trained replicate')} of every arm"
         )

@@ -27,6 +27,15 @@ def test_relative_errors_by_hand() -> None:
     assert found.undefined == {}
 
 
+def test_the_cells_of_a_stain_grid_are_one_term_of_the_sums() -> None:
+    errors, reference = (
+        Errors(0.1, {"jpeg": 0.3, "stain_h0.50_e1.00": 0.4, "stain_h0.75_e1.00": 0.2}),
+        Errors(0.1, {"jpeg": 0.2, "stain_h0.50_e1.00": 0.6, "stain_h0.75_e1.00": 0.2}),
+    )
+    found = compute_relative_errors(errors, reference)
+    assert found.rbe_of_sums == pytest.approx((0.2 + (0.3 + 0.1) / 2) / (0.1 + (0.5 + 0.1) / 2))
+
+
 def test_losses_within_two_standard_errors_are_left_out_of_rbe_and_not_of_be() -> None:
     errors, reference = (Errors(0.1, {"jpeg": 0.3, "snow": 0.2}), Errors(0.1, {"jpeg": 0.2, "snow": 0.11}))
     raw = compute_relative_errors(errors, reference)
