@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
@@ -12,6 +13,7 @@ from orchestrator.study.contrasts import (
     compute_smallest_p,
     find_contrast,
     find_units,
+    group_cells,
     list_compared,
     num_units_needed,
 )
@@ -19,10 +21,13 @@ from orchestrator.study.fields import suggest
 from orchestrator.study.grid import Arm
 from orchestrator.study.hypotheses import (
     MIN_TREND_LEVELS,
+    Correlation,
     Hypothesis,
+    counts_replicates,
     counts_shifts,
     counts_sites,
     is_about_families,
+    list_measured,
     split_metric,
 )
 from trainables.errors import StudyError
@@ -52,9 +57,10 @@ def check_evaluated_shifts(
         ConfigError: if the evaluation names an unknown shift, severity or modality.
     """
     for number, hypothesis in enumerate(hypotheses):
-        if split_metric(hypothesis.metric)[0] in ("shift", "family", "slope", *RELATIVE):
-            for index in list_compared(hypothesis, [arm.levels for arm in arms]):
-                _check_evaluated(f"hypotheses[{number}] ({hypothesis.name})", hypothesis, arms[index], load)
+        for each in list_measured(hypothesis):
+            if split_metric(each.metric)[0] in ("shift", "family", "slope", *RELATIVE):
+                for index in list_compared(each, [arm.levels for arm in arms]):
+                    _check_evaluated(f"hypotheses[{number}] ({each.name})", each, arms[index], load)
 
 
 def _check_evaluated(key: str, hypothesis: Hypothesis, arm: Arm, load: Callable[[DataConfig], Dataset]) -> None:
@@ -124,7 +130,7 @@ class Attainable:
         """Return one line: units and the smallest p, or the reason why nothing can be decided."""
         name, alpha = self.hypothesis.name, self.hypothesis.alpha
         if (
-            not counts_sites(self.hypothesis)
+            counts_replicates(self.hypothesis)
             and self.num_encoders
             and self.p_value > alpha
             and self.num_replicates >= self.num_needed
@@ -139,7 +145,7 @@ class Attainable:
         if self.is_reached:
             return found
         more = (
-            f"{self.num_needed} {'sites' if counts_sites(self.hypothesis) else 'replicates'} are the fewest"
+            f"{self.num_needed} {_name_units(self.hypothesis)} are the fewest"
             if self.p_value > alpha
             else "fewer hypotheses in it, or more"
         )
@@ -164,30 +170,63 @@ def find_attainable(
     for hypothesis in hypotheses:
         try:
             contrast = find_contrast(hypothesis, list(arms.values()), factors)
+            if isinstance(hypothesis, Correlation):
+                group_cells(hypothesis, list(arms.values()), factors)
         except ContrastError as error:
             without_arms.append(f"{hypothesis.name}: the plan has nothing to compare: {error}")
             continue
         if counts_shifts(hypothesis):
             continue
         compared = {list(arms)[arm] for parts in contrast.cells.values() for part in parts for arm in part}
-        needs: dict[int | None, set[str]] = {}
-        for trial in plan.trials:
-            if trial.name in compared:
-                needs.setdefault(trial.replicate, set()).update(trial.needs)
-        num_units = num_sites if counts_sites(hypothesis) else len(set(find_units(list(needs.values()))))
-        noun = "external site" if counts_sites(hypothesis) else "replicate"
-        if noun == "replicate" and num_units < len(needs):
-            noun = "independent encoder"
-        num_levels = len(contrast.parts)
+        needs = _find_needs(plan, compared)
+        if isinstance(hypothesis, Correlation):
+            num_units = _count_correlated(hypothesis, plan, arms, factors)
+            units = f"{num_units} levels of {hypothesis.across}"
+        else:
+            num_units = num_sites if counts_sites(hypothesis) else len(set(find_units(list(needs.values()))))
+            noun = "external site" if counts_sites(hypothesis) else "replicate"
+            if noun == "replicate" and num_units < len(needs):
+                noun = "independent encoder"
+            units = _count(num_units, noun)
+        num_levels = len(contrast.levels or contrast.parts)
         p_value = compute_smallest_p(hypothesis, num_units, num_levels)
         needed, encoders = num_units_needed(hypothesis, num_levels), set[str]().union(*needs.values())
-        units = _count(num_units, noun)
         found.append(Attainable(hypothesis, units, len(needs), len(encoders), p_value, p_value, needed))
     for family in {each.hypothesis.family for each in found}:
         members = [number for number, each in enumerate(found) if each.hypothesis.family == family]
         for number, p_holm in zip(members, holm([found[number].p_value for number in members]), strict=True):
             found[number] = replace(found[number], p_holm=p_holm or 0.0)
     return found, without_arms
+
+
+def _find_needs(plan: Plan, compared: Collection[str]) -> dict[int | None, set[str]]:
+    """Return replicate → signatures of the stages behind its trials, of the replicates that all compared arms have."""
+    needs: dict[int | None, set[str]] = {}
+    found: Counter[int | None] = Counter()
+    for trial in plan.trials:
+        if trial.name in compared:
+            needs.setdefault(trial.replicate, set()).update(trial.needs)
+            found[trial.replicate] += 1
+    return {replicate: stages for replicate, stages in needs.items() if found[replicate] == len(compared)}
+
+
+def _count_correlated(
+    hypothesis: Correlation, plan: Plan, arms: Mapping[str, Mapping[str, str]], factors: Mapping[str, Sequence[str]]
+) -> int:
+    """Return the number of levels with both gains, each from trainings of its own if the hypothesis asks for that."""
+    names = list(arms)
+    number = 0
+    for cells in group_cells(hypothesis, list(arms.values()), factors).values():
+        needs = _find_needs(plan, {names[arm] for gain in cells for cell in gain for part in cell for arm in part})
+        number += len(set(find_units(list(needs.values())))) >= (2 if hypothesis.trainings == "disjoint" else 1)
+    return number
+
+
+def _name_units(hypothesis: Hypothesis) -> str:
+    if isinstance(hypothesis, Correlation):
+        more = " with two independent replicates each" * (hypothesis.trainings == "disjoint")
+        return f"levels of {hypothesis.across}{more}"
+    return "sites" if counts_sites(hypothesis) else "replicates"
 
 
 def _count(number: int, noun: str) -> str:
@@ -206,7 +245,7 @@ def check_attainable(
     """
     for each in find_attainable(hypotheses, plan, factors, num_sites=num_sites)[0]:
         lacks_encoders = (
-            not counts_sites(each.hypothesis) and each.num_encoders and each.num_replicates >= each.num_needed
+            counts_replicates(each.hypothesis) and each.num_encoders and each.num_replicates >= each.num_needed
         )
         if not each.is_reached and not lacks_encoders:
             raise StudyError(
@@ -225,10 +264,11 @@ def check_external_sets(hypotheses: Sequence[Hypothesis], names: Sequence[str]) 
         StudyError: if the data have no such set.
     """
     for number, hypothesis in enumerate(hypotheses):
-        kind, name, _ = split_metric(hypothesis.metric)
-        if kind == "external" and name not in names:
-            known = f"the data have {', '.join(names)}" if names else "the data have none"
-            raise StudyError(
-                f"hypotheses[{number}].metric: found {hypothesis.metric!r}, expected an external set of the data: "
-                f"{known}{suggest(name, names)}"
-            )
+        for metric in dict.fromkeys(each.metric for each in list_measured(hypothesis)):
+            kind, name, _ = split_metric(metric)
+            if kind == "external" and name not in names:
+                known = f"the data have {', '.join(names)}" if names else "the data have none"
+                raise StudyError(
+                    f"hypotheses[{number}].metric: found {metric!r}, expected an external set of the data: "
+                    f"{known}{suggest(name, names)}"
+                )

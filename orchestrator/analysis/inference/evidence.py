@@ -80,6 +80,8 @@ class Evidence:
     #: Group of arms → its mean over units.
     means: Mapping[str, float]
     scope: Scope | None = None
+    #: Unit → its two gains, of a correlation; the effect is then the coefficient.
+    gains: Mapping[str, tuple[float, float]] | None = None
     #: Shift families and types that agree, if the hypothesis asks for these; there is then no interval and no p-value.
     agreement: Agreement | None = None
     #: Reason why there is no evidence at all.
@@ -96,7 +98,8 @@ class Evidence:
         return self.num_planned - self.num_complete
 
 
-def _nothing(problem: str, *, num_planned: int = 0) -> Evidence:
+def no_evidence(problem: str, *, num_planned: int = 0) -> Evidence:
+    """Return the evidence of a hypothesis that nothing can be said about, with the reason."""
     return Evidence(None, None, None, None, (), 1.0, 0, "nothing", num_planned, 0, {}, problem=problem)
 
 
@@ -107,17 +110,17 @@ def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
     try:
         contrast = find_contrast(hypothesis, measured.arms, factors)
     except ContrastError as error:
-        return _nothing(f"the plan has nothing to compare: {error}")
-    planned = (_combine(measured.planned[..., None].astype(float), contrast) == 1).all(axis=(2, 3))
+        return no_evidence(f"the plan has nothing to compare: {error}")
+    planned = (combine(measured.planned[..., None].astype(float), contrast) == 1).all(axis=(2, 3))
     num_planned = int(planned.sum())
     frame = measured.values(hypothesis)
     if frame.empty:
-        return _nothing(f"no complete trial has {hypothesis.metric}", num_planned=num_planned)
-    parts = _combine(measured.spread(frame), contrast)
+        return no_evidence(f"no complete trial has {hypothesis.metric}", num_planned=num_planned)
+    parts = combine(measured.spread(frame), contrast)
     parts[np.repeat(np.isnan(parts).any(axis=2, keepdims=True), parts.shape[2], axis=2)] = np.nan  # whole pairs only
     is_complete = np.isfinite(parts).any(axis=(2, 3))
     if not is_complete.any():
-        return _nothing("no planned pair is complete", num_planned=num_planned)
+        return no_evidence("no planned pair is complete", num_planned=num_planned)
     cells = [[arm for arms in groups for arm in arms] for groups in contrast.cells.values()]
     units, num_encoders = measured.group_replicates(sorted({arm for arms in cells for arm in arms}))
     num_models = int(is_complete.sum(axis=1) @ [len(arms) for arms in cells])
@@ -137,8 +140,8 @@ def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
         p_value=p_value,
         p_size=p_size,
         differences=tuple(map(float, differences)),
-        smallest_p=compute_smallest_p(hypothesis, len(differences), len(contrast.parts)),
-        num_needed=num_units_needed(hypothesis, len(contrast.parts)),
+        smallest_p=compute_smallest_p(hypothesis, len(differences), len(contrast.levels or contrast.parts)),
+        num_needed=num_units_needed(hypothesis, len(contrast.levels or contrast.parts)),
         units=plural(len(differences), noun),
         num_planned=num_planned,
         num_complete=int(is_complete.sum()),
@@ -156,7 +159,7 @@ def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
     )
 
 
-def _combine(values: Array, contrast: Contrast) -> Array:
+def combine(values: Array, contrast: Contrast) -> Array:
     """Return cells × replicates × parts × columns: the mean of each part's arms, NaN where one of them is missing.
 
     Args:
@@ -175,7 +178,7 @@ def _mean_by_unit(parts: Array, units: NDArray[np.int64]) -> tuple[Array, str]:
         parts: cells × replicates × parts × columns.
         units: unit of each replicate.
     """
-    by_replicate = _mean(parts, (0, 3))
+    by_replicate = mean_of_defined(parts, (0, 3))
     known = np.isfinite(by_replicate).all(axis=1)
     labels = np.unique(units[known])
     noun = "replicate" if len(labels) == known.sum() else "independent encoder"
@@ -188,10 +191,10 @@ def _mean_by_site(parts: Array) -> tuple[Array, str]:
     Args:
         parts: cells × replicates × parts × sites, of a pair either all defined or none.
     """
-    return _mean(parts, (0, 1)).T, "external site"
+    return mean_of_defined(parts, (0, 1)).T, "external site"
 
 
-def _mean(values: Array, axes: tuple[int, ...]) -> Array:
+def mean_of_defined(values: Array, axes: tuple[int, ...]) -> Array:
     """Return the mean of the defined values, NaN where there is none."""
     is_defined = np.isfinite(values)
     count = is_defined.sum(axis=axes)
@@ -203,7 +206,7 @@ def _count_agreeing(
     hypothesis: Directed, contrast: Contrast, parts: Array, types: Iterable[str], measured: Measured
 ) -> Agreement:
     """Return the numbers of shift families and types that agree; a type without any difference counts in neither."""
-    differences = _mean(parts, (0, 1)).T @ np.array(contrast.weights)
+    differences = mean_of_defined(parts, (0, 1)).T @ np.array(contrast.weights)
     by_type = {kind: value for kind, value in zip(types, differences, strict=True) if np.isfinite(value)}
     families = measured.group_types(hypothesis, by_type)
     by_family = None if families is None else average_by_family(by_type, families)
@@ -273,6 +276,9 @@ def _test_paired(hypothesis: Hypothesis, differences: Array, alternative: Altern
 
 def _test_trend(contrast: Contrast, units: Array, differences: Array, alpha: float, seed: int) -> float | None:
     assert contrast.levels is not None
+    num_levels = len(contrast.levels)
+    if len(contrast.parts) > num_levels:  # the trend of a difference
+        units = units[:, :num_levels] - units[:, num_levels:]
     levels, blocks = np.meshgrid(contrast.levels, np.arange(len(units)))
     trend = trend_test(units.ravel(), levels.ravel(), blocks=blocks.ravel(), seed=seed, alpha=alpha)
     if trend.p_value is None or trend.correlation is None:
