@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -106,13 +107,19 @@ def render_plan(prepared: Prepared, console: Console) -> None:
     todo = prepared.actions.open + prepared.actions.held_back
     still_open = Counter(work.name for work in todo if work.kind == "trial")
     what = "arms" if prepared.search is None else "configurations proposed so far"
-    arms = Table("arm", "trials", "open", title=f"{len(planned)} {what} × {prepared.study.replicates} replicates")
+    arms = Table("arm", "trials", "open", title=f"{len(planned)} {what} × {_describe_numbers(planned)} replicates")
     for name, number in list(planned.items())[:_MAX_ARMS]:
         arms.add_row(escape(name), str(number), str(still_open[name]))
     if len(planned) > _MAX_ARMS:
         arms.add_row(f"… and {len(planned) - _MAX_ARMS} more arms (--json lists all)", "", "")
     if planned:
         console.print(arms)
+
+
+def _describe_numbers(planned: Mapping[str, int]) -> str:
+    """Return the number of trials per arm, "3 to 6" if arms have different numbers, "0" without any."""
+    fewest, most = min(planned.values(), default=0), max(planned.values(), default=0)
+    return str(most) if fewest == most else f"{fewest} to {most}"
 
 
 def render_estimate(prepared: Prepared, costs: Estimate, console: Console) -> None:

@@ -7,7 +7,7 @@ they are external sites (mean over cells and replicates), and all is said of the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,18 +112,24 @@ def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
     except ContrastError as error:
         return no_evidence(f"the plan has nothing to compare: {error}")
     planned = (combine(measured.planned[..., None].astype(float), contrast) == 1).all(axis=(2, 3))
+    # What only some cells have would make the replicates means over different arms.
+    is_common = planned.all(axis=0) | (not planned.all(axis=0).any())
+    planned &= is_common
     num_planned = int(planned.sum())
     frame = measured.values(hypothesis)
     if frame.empty:
         return no_evidence(f"no complete trial has {hypothesis.metric}", num_planned=num_planned)
     parts = combine(measured.spread(frame), contrast)
     parts[np.repeat(np.isnan(parts).any(axis=2, keepdims=True), parts.shape[2], axis=2)] = np.nan  # whole pairs only
+    parts[:, ~is_common] = np.nan
     is_complete = np.isfinite(parts).any(axis=(2, 3))
     if not is_complete.any():
         return no_evidence("no planned pair is complete", num_planned=num_planned)
     cells = [[arm for arms in groups for arm in arms] for groups in contrast.cells.values()]
     units, num_encoders = measured.group_replicates(sorted({arm for arms in cells for arm in arms}))
     num_models = int(is_complete.sum(axis=1) @ [len(arms) for arms in cells])
+    data_sets = [" and ".join(dict.fromkeys(measured.data_sets[arm] for arm in arms)) for arms in cells]
+    parts = _mean_by_data_set(parts, data_sets)
     by_unit, noun = _mean_by_site(parts) if counts_sites(hypothesis) else _mean_by_unit(parts, units)
     differences = by_unit @ np.array(contrast.weights)
     has_p = not counts_shifts(hypothesis) and len(differences) >= (
@@ -142,7 +148,7 @@ def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
         differences=tuple(map(float, differences)),
         smallest_p=compute_smallest_p(hypothesis, len(differences), len(contrast.levels or contrast.parts)),
         num_needed=num_units_needed(hypothesis, len(contrast.levels or contrast.parts)),
-        units=plural(len(differences), noun),
+        units=plural(len(differences), noun) + " that all arms have" * (not is_common.all() and noun == "replicate"),
         num_planned=num_planned,
         num_complete=int(is_complete.sum()),
         means=dict(zip(contrast.parts, map(float, by_unit.mean(axis=0)), strict=True)),
@@ -152,6 +158,7 @@ def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
             num_models=num_models,
             num_encoders=num_encoders,
             external=measured.external,
+            data_sets=dict.fromkeys(measured.data_sets[arm] for arms in cells for arm in arms),
         ),
         agreement=_count_agreeing(hypothesis, contrast, parts, frame.columns, measured)
         if counts_shifts(hypothesis)
@@ -183,6 +190,17 @@ def _mean_by_unit(parts: Array, units: NDArray[np.int64]) -> tuple[Array, str]:
     labels = np.unique(units[known])
     noun = "replicate" if len(labels) == known.sum() else "independent encoder"
     return np.stack([by_replicate[known & (units == label)].mean(axis=0) for label in labels]), noun
+
+
+def _mean_by_data_set(parts: Array, data_sets: Sequence[str]) -> Array:
+    """Return data sets × replicates × parts × columns: means over the cells of each, so that each counts once.
+
+    Args:
+        parts: cells × replicates × parts × columns.
+        data_sets: data set of each cell.
+    """
+    labels = np.array(data_sets)
+    return np.stack([mean_of_defined(parts[labels == label], (0,)) for label in dict.fromkeys(data_sets)])
 
 
 def _mean_by_site(parts: Array) -> tuple[Array, str]:
