@@ -309,7 +309,8 @@ def load_results(
     trials = pd.concat(parts).reindex(results.trials.index) if parts else _with_shift_means(results, configs, used)
     found = replace(results, trials=trials, used_types=used)
     # What was computed from the shifts alone holds for these results as well; it takes a second for 10,000 trials.
-    found.__dict__.update({name: results.__dict__[name] for name in ("test_rows", "_type_means")})
+    kept = results.__dict__.keys() & {"test_rows", "_type_means"}
+    found.__dict__.update({name: results.__dict__[name] for name in kept})
     return found
 
 
