@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -150,16 +150,25 @@ def test_noise_in_both_gains_is_no_correlation(tmp_path: Path) -> None:
     assert verdicts["disjoint"] == [NOT_SUPPORTED] * 4
 
 
-def test_false_correlations_are_as_many_as_alpha_says() -> None:
-    """Of 2,000 studies over 7 data sets without a correlation 5 % are significant, within two standard errors."""
+@pytest.mark.parametrize("coefficient", ["spearman", "pearson"])
+def test_false_correlations_are_as_many_as_alpha_says(coefficient: Literal["spearman", "pearson"]) -> None:
+    """Of 2,000 studies over 7 data sets without a correlation of the true gains.
+
+    The noise of the mean over trainings is as large as the spread of the true gains over data sets. Where it is in both
+    gains (the same trainings), 15 % (Spearman) and 18 % (Pearson) find a correlation that is not there.
+    """
     generator = np.random.default_rng(2)
-    for coefficient in ("spearman", "pearson"):
-        p_values = []
-        for x, y in generator.standard_normal((2000, 2, 7)):
-            found = correlation_test(x, np.exp(y), coefficient=coefficient, seed=0)
-            assert found is not None
-            p_values.append(found.p_value)
-        assert np.mean(np.array(p_values) <= 0.05) <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 2000)
+    rates = {}
+    for trainings in ("disjoint", "same"):
+        x, y, noise, other = generator.standard_normal((4, 2000, 7))
+        other = noise if trainings == "same" else other
+        found = [
+            correlation_test(one, two, coefficient=coefficient, seed=0)
+            for one, two in zip(x + noise, np.exp(y) + other, strict=True)
+        ]
+        rates[trainings] = np.mean([each is not None and each.p_value <= 0.05 for each in found])
+    assert rates["disjoint"] <= 0.05 + 2 * np.sqrt(0.05 * 0.95 / 2000)
+    assert rates["same"] > 0.1
 
 
 def test_the_report_shows_both_gains(tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def plant_two(folder: Path, *, widths: tuple[str, ...] = ("8",), fewer: int = 0)
         label: {
             **plan["data"],
             "name": f"{label}mnist",
-            "classes": ["a", "b"][:number] + ["c"],
+            "classes": [*["a", "b"][:number], "c"],
             "num_images": plan["data"]["num_images"] | {"test": 100 * number},
             "arms": list(dict.fromkeys(names[label])),
         }
