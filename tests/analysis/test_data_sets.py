@@ -15,6 +15,7 @@ from orchestrator.analysis.effects import compute_effects
 from orchestrator.analysis.inference.verdicts import SUPPORTED, Verdict, judge
 from orchestrator.analysis.results import load_results
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.report.checklist import write_checklist
 from orchestrator.report.write import write_report
 from orchestrator.selection.ranking import SelectionCriteria, select_arm
 from orchestrator.study.hypotheses import Hypothesis
@@ -158,3 +159,8 @@ def test_the_report_has_a_part_for_each_data_set(tmp_path: Path) -> None:
     assert "blood: bloodmnist, 2 classes; images: 1,080 train, 357 val, 100 test" in page
     assert "grey: Chosen on in-distribution validation: strong." in report.summary
     assert "2 data sets" in report.summary
+    write_checklist(ledger, "tripod-ai")
+    checklist = (tmp_path / "fake-study" / "report" / "checklist-tripod-ai.md").read_text()
+    assert "grey: greymnist (digits) ([plan.json](../plan.json) `data_sets.grey`)" in checklist
+    assert "blood: train 1,080 images, val 357 images, test 100 images" in checklist
+    assert "index.html#arms-1" in checklist or "arms.csv" in checklist
