@@ -40,6 +40,8 @@ def find_reference(plan: Mapping[str, Any]) -> tuple[str, str | ReferenceTable]:
 def balanced_errors_table(results: Results) -> pd.DataFrame:
     """Return one row per arm: its balanced errors on the test set, and BE and rBE relative to the study's reference.
 
+    With several data sets the reference is that of the same data set, which is named in a further column.
+
     Errors are means over complete replicates, under shift also over severities. ``be`` and ``rbe`` are means over
     ``be_shifts`` and ``rbe_shifts`` shifts, ``rbe_of_sums`` is the ratio of sums over the latter; relative to an arm
     they are of the replicates that both have. A shift that ``compute_relative_errors`` leaves out, or that the
@@ -47,6 +49,9 @@ def balanced_errors_table(results: Results) -> pd.DataFrame:
     from ``MIN_REPLICATES`` on, below and for a table that of as many test images as the study has. Columns ``_low``
     and ``_high`` are 95 % t intervals over replicates. Cells are empty if there is no such value.
     """
+    parts = results.split_by_data_set()
+    if parts:
+        return pd.concat([balanced_errors_table(part).assign(data_set=label) for label, part in parts.items()])
     by_arm, severities = _errors_by_replicate(results), _severities_by_arm(results)
     title, reference = find_reference(results.plan)
     rows = []
@@ -75,6 +80,9 @@ def relative_errors_table(results: Results, kind: str) -> pd.DataFrame:
         results: tables of a study.
         kind: ``be`` or ``rbe``.
     """
+    parts = results.split_by_data_set()
+    if parts:
+        return pd.concat([relative_errors_table(part, kind) for part in parts.values()])
     by_arm, severities = _errors_by_replicate(results), _severities_by_arm(results)
     _, reference = find_reference(results.plan)
     num_images = results.plan["data"]["num_images"]["test"]

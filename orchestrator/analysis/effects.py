@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from orchestrator.analysis.results import Results
 from orchestrator.analysis.shared_sites import pair_values
@@ -103,11 +104,25 @@ def _pairs_of(results: Results, factor: str) -> list[_Pairs]:
     cells = _side_by_side(results.trials, factor)
     reference, *levels = [str(level) for level in results.plan["factors"][factor]]
     tables = [cells[[level, reference]].dropna().astype(int) for level in levels if {level, reference} <= set(cells)]
-    compared = [results.trials.iloc[rows.to_numpy().ravel()] for rows in tables]
+    kept = [rows for table in tables if len(rows := _keep_comparable(results, table)) or table.empty]
+    compared = [results.trials.iloc[rows.to_numpy().ravel()] for rows in kept]
     return [
         _Pairs(rows, results.group_replicates(trials), results.name_unit(trials))
-        for rows, trials in zip(tables, compared, strict=True)
+        for rows, trials in zip(kept, compared, strict=True)
     ]
+
+
+def _keep_comparable(results: Results, pairs: pd.DataFrame) -> pd.DataFrame:
+    """Return the pairs on one data set each, of the replicates that most cells have: all, unless numbers differ."""
+    data_sets = _find_data_sets(results)
+    kept = pairs[data_sets[pairs.iloc[:, 0]] == data_sets[pairs.iloc[:, 1]]]
+    counts = kept.index.get_level_values("replicate").value_counts()
+    return kept[kept.index.get_level_values("replicate").map(counts) == counts.max()] if len(kept) else kept
+
+
+def _find_data_sets(results: Results) -> NDArray[np.object_]:
+    """Return the data set of every trial, "" in a study on a single one."""
+    return np.array([results.data_sets.get(str(name), "") for name in results.trials["name"]], dtype=object)
 
 
 def _effects_on(results: Results, measure: str, found: Mapping[str, Sequence[_Pairs]]) -> list[Effect]:
@@ -129,7 +144,9 @@ def _effect(results: Results, factor: str, pairs: _Pairs, measure: str) -> Effec
     defined = differences.dropna()
     replicates = defined.index.get_level_values("replicate")
     names = [" · ".join(key[:-1]) for key in defined.index]
-    by_replicate = defined.groupby(replicates).mean()
+    data_sets = pd.Series(_find_data_sets(results)[pairs.rows[level]], index=pairs.rows.index)[defined.index]
+    # Every data set counts once, however many cells it has.
+    by_replicate = defined.groupby([replicates, data_sets.to_numpy()]).mean().groupby(level=0).mean()
     units = drop_rounding(by_replicate.groupby(by_replicate.index.map(pairs.units)).mean().to_numpy(), scale)
     return Effect(
         factor=factor,

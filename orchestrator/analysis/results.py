@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -107,6 +107,41 @@ class Results:
         """
         planned = set(self.trials[f"arm/{factor}"])
         return [str(level) for level in self.plan["factors"][factor] if str(level) in planned]
+
+    @cached_property
+    def data_sets(self) -> dict[str, str]:
+        """Arm name → label of its data set; empty for a study on a single one."""
+        return {name: label for label, each in self.plan.get("data_sets", {}).items() for name in each["arms"]}
+
+    def split_by_data_set(self) -> dict[str, Results]:
+        """Return label of a data set → the results of its arms alone; empty for a study on a single one."""
+        return {label: self.select_data_set(label) for label in self.plan.get("data_sets", {})}
+
+    def select_data_set(self, label: str) -> Results:
+        """Return the results of the arms on one data set, with its images, levels and reference as the plan's.
+
+        Raises:
+            StudyError: the study has no such data set.
+        """
+        known = self.plan.get("data_sets", {})
+        if label not in known:
+            found = ", ".join(known) or "only one"
+            raise StudyError(f"looked for the data set {label!r}, and the study has {found}; expected one of them")
+        names = set(known[label]["arms"])
+        planned = [each for each in self.plan["trials"] if each["name"] in names]
+        levels = {factor: {str(trial["arm"][factor]) for trial in planned} for factor in self.plan["factors"]}
+        reference = self.plan.get("reference")
+        factors = {f: [each for each in listed if str(each) in levels[f]] for f, listed in self.plan["factors"].items()}
+        plan = self.plan | {
+            "data": {key: value for key, value in known[label].items() if key != "arms"},
+            "trials": planned,
+            "factors": factors,
+            "reference": None if reference is None else {"arm": reference["arms"][label]},
+        }
+        del plan["data_sets"]
+        trials, shifts = (table[table["name"].isin(names)] for table in (self.trials, self.shifts))
+        records = {each: self.records[each] for each in trials["signature"] if each in self.records}
+        return replace(self, plan=plan, records=records, trials=trials, shifts=shifts)
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -315,13 +350,23 @@ def load_results(
         results = replace(every, plan=plan, records=records, trials=trials, candidates=replace(every, trials=marked))
     results = replace(results, shifts=shifts_table(plan, {s: e for s, e in evaluations.items() if s in records}))
     configs = [record.config["config"] for record in records.values()]
-    used, means = find_used_types(results.shifts, configs), results.type_means(metric)
+    used = find_used_types(results.shifts, configs)
+    # Grey images lack shifts of colours: every data set has means over its own.
+    parts = [_with_shift_means(part, configs, used) for part in results.split_by_data_set().values()]
+    trials = pd.concat(parts).reindex(results.trials.index) if parts else _with_shift_means(results, configs, used)
+    found = replace(results, trials=trials, used_types=used)
+    # What was computed from the shifts alone holds for these results as well; it takes a second for 10,000 trials.
+    kept = results.__dict__.keys() & {"test_rows", "_type_means"}
+    found.__dict__.update({name: results.__dict__[name] for name in kept})
+    return found
+
+
+def _with_shift_means(results: Results, configs: Sequence[Mapping[str, Any]], used: frozenset[str]) -> pd.DataFrame:
+    """Return the trials with the means over groups of types of shift."""
+    metric, means = results.metric, results.type_means(results.metric)
     trials = with_seen_means(results.trials, results.test_rows, means, configs, metric)
     trials = with_family_means(trials, means, results.families if len(means) else {}, metric)
-    found = replace(results, trials=with_unused_means(trials, means, used, metric), used_types=used)
-    # What was computed from the shifts alone holds for these results as well; it takes a second for 10,000 trials.
-    found.__dict__.update({name: results.__dict__[name] for name in ("test_rows", "_type_means")})
-    return found
+    return with_unused_means(trials, means, used, metric)
 
 
 def trials_table(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -110,7 +111,7 @@ def render_plan(prepared: Prepared, console: Console) -> None:
     still_open = Counter(work.name for work in todo if work.kind == "trial")
     what = "arms" if prepared.search is None else "configurations proposed so far"
     tuning = prepared.study.tuning
-    title = f"{len(planned)} {what} × {prepared.study.replicates} replicates"
+    title = f"{len(planned)} {what} × {_describe_numbers(planned)} replicates"
     title += f" × {tuning.candidates} candidates" if tuning else ""
     arms = Table("arm", "trials", "open", title=title)
     for name, number in list(planned.items())[:_MAX_ARMS]:
@@ -119,6 +120,12 @@ def render_plan(prepared: Prepared, console: Console) -> None:
         arms.add_row(f"… and {len(planned) - _MAX_ARMS} more arms (--json lists all)", "", "")
     if planned:
         console.print(arms)
+
+
+def _describe_numbers(planned: Mapping[str, int]) -> str:
+    """Return the number of trials per arm, "3 to 6" if arms have different numbers, "0" without any."""
+    fewest, most = min(planned.values(), default=0), max(planned.values(), default=0)
+    return str(most) if fewest == most else f"{fewest} to {most}"
 
 
 def render_estimate(prepared: Prepared, costs: Estimate, console: Console) -> None:

@@ -39,6 +39,9 @@ def select(  # noqa: PLR0913 - the options of a command are its arguments
     onnx: Annotated[bool, typer.Option("--onnx", help="Write an ONNX file too; needs the extra onnx.")] = False,
     register: Annotated[str | None, typer.Option(help="Name in MLflow's model registry.", show_default="no")] = None,
     alias: Annotated[str | None, typer.Option(help="Alias of the registered version.", show_default="none")] = None,
+    data_set: Annotated[
+        str | None, typer.Option(help="Choose among its arms, in a study on several.", show_default="none")
+    ] = None,
     storage: Storage = None,
     mlflow: Mlflow = None,
     overrides: Overrides = None,
@@ -54,9 +57,10 @@ def select(  # noqa: PLR0913 - the options of a command are its arguments
     loaded = open_study(study, storage=storage, overrides=overrides or ())
     for line in describe_differences(loaded, storage=storage or loaded.execution.storage):
         typer.echo(line, err=True)
+    criteria = SelectionCriteria(by, rule.value, oracle, replicate, incomplete)
     done = select_model(
         loaded,
-        SelectOptions(SelectionCriteria(by, rule.value, oracle, replicate, incomplete), out, onnx, register, alias),
+        SelectOptions(criteria, out, onnx, register, alias, data_set),
         storage=storage or loaded.execution.storage,
         mlflow=mlflow,
         write_line=(lambda line: typer.echo(line, err=True)) if as_json else typer.echo,

@@ -30,8 +30,9 @@ def compute_status(study: Study, *, storage: str) -> dict[str, int]:
     """
     ledger = Ledger(storage, study.study)
     if not ledger.root.exists("plan.json"):
-        num_arms = len(study.candidates(study.arms())) if study.search is None else study.search.num_trials
-        planned = num_arms * study.replicates
+        planned = sum(study.count_replicates(arm.levels) for arm in study.candidates(study.arms()))
+        if study.search is not None:
+            planned = study.search.num_trials * study.replicates
         none = dict.fromkeys(COUNTS, 0) | ({STOPPED: 0} if study.stops_early else {})
         none |= {_TUNED: 0} if study.tuning else {}
         return none | {"planned": planned, "missing": planned}

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
-from typing import Literal
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -248,7 +248,7 @@ def _describe_changes(prepared: Prepared) -> Iterator[str]:
     if old == new:
         return
     yield f"{count(len(new - old), 'trial')} added, {len(old - new)} no longer planned since the run before"
-    if before["data"]["fingerprint"] != about["data"]["fingerprint"]:
+    if _list_fingerprints(before) != _list_fingerprints(about):
         yield "the images, labels or splits have changed, and with them every result"
     elif before["study_sha256"] == about["study_sha256"]:
         versions = ", ".join(
@@ -257,6 +257,11 @@ def _describe_changes(prepared: Prepared) -> Iterator[str]:
             if version != before["versions"].get(name)
         )
         yield f"the study file is the same: weights or defaults have changed ({versions or 'with the same versions'})"
+
+
+def _list_fingerprints(about: Mapping[str, Any]) -> list[str]:
+    data_sets = about.get("data_sets", {}).values()
+    return [each["fingerprint"] for each in (about["data"], *data_sets)]
 
 
 def count(number: int, noun: str) -> str:

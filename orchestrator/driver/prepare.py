@@ -28,10 +28,11 @@ from orchestrator.planning.reconcile import Actions, reconcile
 from orchestrator.planning.states import COMPLETE
 from orchestrator.planning.trial_checks import check_settings, list_split_configs
 from orchestrator.search.proposals import Search
+from orchestrator.study.data_sets import group_by_data_set, is_same_source
 from orchestrator.study.grid import Arm
 from orchestrator.study.report_config import describe_reference
 from orchestrator.study.study_file import Study, compute_study_sha256
-from trainables.config import Execution, TrialConfig
+from trainables.config import DataConfig, Execution, TrialConfig
 from trainables.data.describe import has_groups
 
 
@@ -118,13 +119,14 @@ def prepare(
     search = None if study.search is None else Search(study, ledger, arms, inputs)
     candidates = study.candidates(arms)
     distinct = (arm.config for arm in candidates) if search is None else search.sample_configs()
-    configs = list_split_configs(distinct, inputs, replicates=study.replicates)
+    most = max((study.count_replicates(arm.levels) for arm in arms), default=study.replicates)
+    configs = list_split_configs(distinct, inputs, replicates=most)
     check_settings(configs, inputs, device=study.execution.device)
     if study.search is not None:
         check_search_defined(study.search, arms[0].config, inputs.dataset(arms[0].config.data))
     if study.tuning is not None:
         check_tuning_defined(study.tuning, arms, inputs.dataset)
-    plan = search.plan if search else make_plan(candidates, replicates=study.replicates, facts=inputs)
+    plan = search.plan if search else make_plan(candidates, replicates=study.count_replicates, facts=inputs)
     if study.hypotheses:
         check_attainable(study.hypotheses, plan, _levels(arms), external=_list_external_sets(arms, inputs))
     states = ledger.states()
@@ -199,9 +201,8 @@ def find_git_commit() -> str | None:
 
 def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str | None) -> dict[str, Any]:
     """Return the description of the study that ``plan.json`` holds for the report."""
-    data = inputs.dataset(study.data)
-    sets = data.splits | data.external
     base = study.describe()
+    data_sets = group_by_data_set(arms)
     return {
         **({"search": base["search"] | {"is_oracle": study.search.is_oracle}} if study.search else {}),
         "study": study.study,
@@ -209,22 +210,17 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
         "factors": _levels(arms),
         "replicates": study.replicates,
         "seed": study.seed,
-        "data": {
-            "name": data.name,
-            "kind": study.data.kind,
-            "classes": list(data.classes),
-            "fingerprint": data.fingerprint,
-            "num_images": {name: len(images) for name, images in sets.items()},
-            "quarantined": [vars(bad) for bad in inputs.quarantined],
-            "copies": data.copies,
-            "similar": {"counts": data.similar.counts, "unchecked": data.similar.unchecked},
-            "conversions": data.conversions,
-            "num_patients": {name: len(set(images.groups.tolist())) for name, images in sets.items()}
-            if has_groups(data)
-            else None,
-            "num_sites": {name: count for name, images in sets.items() if (count := len(set(images.sites) - {""}))},
-            "modality": data.modality,
-        },
+        "data": _describe_data(_find_main_data(study, arms), inputs),
+        **(
+            {
+                "data_sets": {
+                    label: {"arms": [arm.name for arm in found], **_describe_data(found[0].config.data, inputs)}
+                    for label, found in data_sets.items()
+                }
+            }
+            if len(data_sets) > 1
+            else {}
+        ),
         "mlflow": mlflow,
         "cache_dir": str(study.execution.cache_dir),
         "reference": describe_reference(study.report, arms),
@@ -237,6 +233,33 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
         "written_ms": int(time.time() * 1000),
         "study_sha256": compute_study_sha256(study),
         "base": base,
+    }
+
+
+def _find_main_data(study: Study, arms: Sequence[Arm]) -> DataConfig:
+    """Return the data of the base, or of the first arm if no arm is on the base's data set."""
+    has_base = not arms or any(is_same_source(study.data, arm.config.data) for arm in arms)
+    return study.data if has_base else arms[0].config.data
+
+
+def _describe_data(config: DataConfig, inputs: Inputs) -> dict[str, Any]:
+    data = inputs.dataset(config)
+    sets = data.splits | data.external
+    return {
+        "name": data.name,
+        "kind": config.kind,
+        "classes": list(data.classes),
+        "fingerprint": data.fingerprint,
+        "num_images": {name: len(images) for name, images in sets.items()},
+        "quarantined": [vars(bad) for bad in inputs.quarantined],
+        "copies": data.copies,
+        "similar": {"counts": data.similar.counts, "unchecked": data.similar.unchecked},
+        "conversions": data.conversions,
+        "num_patients": {name: len(set(images.groups.tolist())) for name, images in sets.items()}
+        if has_groups(data)
+        else None,
+        "num_sites": {name: count for name, images in sets.items() if (count := len(set(images.sites) - {""}))},
+        "modality": data.modality,
     }
 
 

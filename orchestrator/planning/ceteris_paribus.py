@@ -15,7 +15,7 @@ from typing import Any
 
 from orchestrator.study.contrasts import find_contrast
 from orchestrator.study.grid import Arm, Grid, format_label
-from orchestrator.study.hypotheses import Hypothesis
+from orchestrator.study.hypotheses import Hypothesis, list_measured
 from orchestrator.study.tuning import TuningConfig
 from trainables.errors import StudyError
 
@@ -143,10 +143,13 @@ def find_differences_of_hypotheses(
     """
     found = {}
     for hypothesis in hypotheses:
-        contrast = find_contrast(hypothesis, settings.levels, factors)
-        step = -1 if contrast.levels is None else 1  # control before treatment, but the levels of a trend ascend
-        cells = {key: parts[::step] for key, parts in contrast.cells.items()}
-        found[hypothesis.name] = find_other_differences(cells, contrast.parts[::step], settings)
+        differences: dict[FieldDifference, None] = {}
+        for each in list_measured(hypothesis):
+            contrast = find_contrast(each, settings.levels, factors)
+            step = -1 if contrast.levels is None else 1  # control before treatment, but the levels of a trend ascend
+            cells = {key: parts[::step] for key, parts in contrast.cells.items()}
+            differences |= dict.fromkeys(find_other_differences(cells, contrast.parts[::step], settings))
+        found[hypothesis.name] = list(differences)
     return found
 
 

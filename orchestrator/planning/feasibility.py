@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -16,6 +17,7 @@ from orchestrator.study.contrasts import (
     find_contrast,
     find_shared_sites,
     find_units,
+    group_cells,
     list_compared,
     name_unit,
     num_units_needed,
@@ -24,10 +26,13 @@ from orchestrator.study.fields import suggest
 from orchestrator.study.grid import Arm
 from orchestrator.study.hypotheses import (
     MIN_TREND_LEVELS,
+    Correlation,
     Hypothesis,
+    counts_replicates,
     counts_shifts,
     counts_sites,
     is_about_families,
+    list_measured,
     split_metric,
 )
 from trainables.errors import StudyError
@@ -57,9 +62,10 @@ def check_evaluated_shifts(
         ConfigError: if the evaluation names an unknown shift, severity or modality.
     """
     for number, hypothesis in enumerate(hypotheses):
-        if split_metric(hypothesis.metric)[0] in ("shift", "family", "slope", *RELATIVE):
-            for index in list_compared(hypothesis, [arm.levels for arm in arms]):
-                _check_evaluated(f"hypotheses[{number}] ({hypothesis.name})", hypothesis, arms[index], load)
+        for each in list_measured(hypothesis):
+            if split_metric(each.metric)[0] in ("shift", "family", "slope", *RELATIVE):
+                for index in list_compared(each, [arm.levels for arm in arms]):
+                    _check_evaluated(f"hypotheses[{number}] ({each.name})", each, arms[index], load)
 
 
 def _check_evaluated(key: str, hypothesis: Hypothesis, arm: Arm, load: Callable[[DataConfig], Dataset]) -> None:
@@ -131,7 +137,7 @@ class Attainable:
         """Return one line: units and the smallest p, or the reason why nothing can be decided."""
         name, alpha = self.hypothesis.name, self.hypothesis.alpha
         if (
-            not counts_sites(self.hypothesis)
+            counts_replicates(self.hypothesis)
             and self.num_encoders
             and self.p_value > alpha
             and self.num_replicates >= self.num_needed
@@ -146,9 +152,8 @@ class Attainable:
         found = f"{name}: {self.units}, smallest attainable p {self.p_holm:.3g} after correction for the family"
         if self.is_reached:
             return found
-        needed = describe_needed(self.hypothesis, self.num_needed)
         more = (
-            f"{needed if counts_sites(self.hypothesis) else f'{needed} replicates'} are the fewest"
+            f"{_name_needed(self.hypothesis, self.num_needed)} are the fewest"
             if self.p_value > alpha
             else "fewer hypotheses in it, or more"
         )
@@ -179,23 +184,25 @@ def find_attainable(
         try:
             contrast = find_contrast(hypothesis, list(arms.values()), factors)
             contrast = drop_apart(contrast, hypothesis.metric, sites)
+            if isinstance(hypothesis, Correlation):
+                group_cells(hypothesis, list(arms.values()), factors)
         except ContrastError as error:
             without_arms.append(f"{hypothesis.name}: the plan has nothing to compare: {error}")
             continue
         if counts_shifts(hypothesis):
             continue
         compared = {list(arms)[arm] for parts in contrast.cells.values() for part in parts for arm in part}
-        needs: dict[int | None, set[str]] = {}
-        for trial in plan.trials:
-            if trial.name in compared:
-                needs.setdefault(trial.replicate, set()).update(trial.needs)
+        needs = _find_needs(plan, compared)
         num_trainings = num_units = len(set(find_units(list(needs.values()))))
         noun = name_unit(list(needs.values()))
         units = _count(num_trainings, noun)
         if counts_sites(hypothesis):
             num_units = len(_list_sites(contrast, sites))
             units = f"{_count(num_units, 'external site')} × {units}"
-        num_levels = len(contrast.parts)
+        elif isinstance(hypothesis, Correlation):
+            num_units = _count_correlated(hypothesis, plan, arms, factors)
+            units = f"{num_units} levels of {hypothesis.across}"
+        num_levels = len(contrast.levels or contrast.parts)
         p_value = compute_smallest_p(hypothesis, num_units, num_levels, num_trainings=num_trainings)
         needed, encoders = num_units_needed(hypothesis, num_levels), set[str]().union(*needs.values())
         attainable = Attainable(hypothesis, units, len(needs), len(encoders), p_value, p_value, needed)
@@ -211,6 +218,37 @@ def _list_sites(contrast: Contrast, sites: Sequence[frozenset[str]]) -> frozense
     """Return the external sets on which arms can be compared: those that all arms of some cell have."""
     cells = ([arm for arms in parts for arm in arms] for parts in contrast.cells.values())
     return frozenset[str]().union(*(find_shared_sites(arms, sites) or () for arms in cells))
+
+
+def _find_needs(plan: Plan, compared: Collection[str]) -> dict[int | None, set[str]]:
+    """Return replicate → signatures of the stages behind its trials, of the replicates that all compared arms have."""
+    needs: dict[int | None, set[str]] = {}
+    found: Counter[int | None] = Counter()
+    for trial in plan.trials:
+        if trial.name in compared:
+            needs.setdefault(trial.replicate, set()).update(trial.needs)
+            found[trial.replicate] += 1
+    return {replicate: stages for replicate, stages in needs.items() if found[replicate] == len(compared)}
+
+
+def _count_correlated(
+    hypothesis: Correlation, plan: Plan, arms: Mapping[str, Mapping[str, str]], factors: Mapping[str, Sequence[str]]
+) -> int:
+    """Return the number of levels with both gains, each from trainings of its own if the hypothesis asks for that."""
+    names = list(arms)
+    number = 0
+    for cells in group_cells(hypothesis, list(arms.values()), factors).values():
+        needs = _find_needs(plan, {names[arm] for gain in cells for cell in gain for part in cell for arm in part})
+        number += len(set(find_units(list(needs.values())))) >= (2 if hypothesis.trainings == "disjoint" else 1)
+    return number
+
+
+def _name_needed(hypothesis: Hypothesis, number: int) -> str:
+    if isinstance(hypothesis, Correlation):
+        more = " with two independent replicates each" * (hypothesis.trainings == "disjoint")
+        return f"{number} levels of {hypothesis.across}{more}"
+    needed = describe_needed(hypothesis, number)
+    return needed if counts_sites(hypothesis) else f"{needed} replicates"
 
 
 def _count(number: int, noun: str) -> str:
@@ -233,7 +271,7 @@ def check_attainable(
     """
     for each in find_attainable(hypotheses, plan, factors, external=external)[0]:
         lacks_encoders = (
-            not counts_sites(each.hypothesis) and each.num_encoders and each.num_replicates >= each.num_needed
+            counts_replicates(each.hypothesis) and each.num_encoders and each.num_replicates >= each.num_needed
         )
         if not each.is_reached and not lacks_encoders:
             raise StudyError(
@@ -253,10 +291,11 @@ def check_external_sets(hypotheses: Sequence[Hypothesis], external: Mapping[str,
     """
     names = sorted(set[str]().union(*external.values()))
     for number, hypothesis in enumerate(hypotheses):
-        kind, name, _ = split_metric(hypothesis.metric)
-        if kind == "external" and name not in names:
-            known = f"the data have {', '.join(names)}" if names else "the data have none"
-            raise StudyError(
-                f"hypotheses[{number}].metric: found {hypothesis.metric!r}, expected an external set of the data: "
-                f"{known}{suggest(name, names)}"
-            )
+        for metric in dict.fromkeys(each.metric for each in list_measured(hypothesis)):
+            kind, name, _ = split_metric(metric)
+            if kind == "external" and name not in names:
+                known = f"the data have {', '.join(names)}" if names else "the data have none"
+                raise StudyError(
+                    f"hypotheses[{number}].metric: found {metric!r}, expected an external set of the data: "
+                    f"{known}{suggest(name, names)}"
+                )

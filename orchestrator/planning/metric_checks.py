@@ -9,7 +9,7 @@ from orchestrator.planning.settings_checks import find_absent_classes
 from orchestrator.study.contrasts import ContrastError, list_compared
 from orchestrator.study.fields import suggest
 from orchestrator.study.grid import Arm
-from orchestrator.study.hypotheses import Hypothesis
+from orchestrator.study.hypotheses import Hypothesis, list_measured
 from orchestrator.study.search_config import SEEN_OVER_SHIFTS
 from trainables.errors import StudyError
 from trainables.evaluation.metrics import (
@@ -44,21 +44,22 @@ def check_hypotheses_defined(
     """
     sites = [frozenset(load(arm.config.data).external) for arm in arms]
     for number, hypothesis in enumerate(hypotheses):
-        try:
-            compared = list_compared(hypothesis, [arm.levels for arm in arms], sites)
-        except ContrastError as error:
-            raise StudyError(
-                f"hypotheses[{number}].metric: found {hypothesis.metric!r}, and {error}; compare arms that are tested "
-                "on the same external sets"
-            ) from error
-        for index in compared:
-            config = arms[index].config
-            reason = find_undefined(hypothesis.metric, config, load(config.data))
-            if reason is not None:
+        for each in list_measured(hypothesis):
+            try:
+                compared = list_compared(each, [arm.levels for arm in arms], sites)
+            except ContrastError as error:
                 raise StudyError(
-                    f"hypotheses[{number}].metric: found {hypothesis.metric!r}, and the arm {arms[index].name!r} has "
-                    f"none: {reason}"
-                )
+                    f"hypotheses[{number}].metric: found {each.metric!r}, and {error}; compare arms that are tested "
+                    "on the same external sets"
+                ) from error
+            for index in compared:
+                config = arms[index].config
+                reason = find_undefined(each.metric, config, load(config.data))
+                if reason is not None:
+                    raise StudyError(
+                        f"hypotheses[{number}].metric: found {each.metric!r}, and the arm {arms[index].name!r} has "
+                        f"none: {reason}"
+                    )
 
 
 def check_search_defined(search: SearchConfig, config: TrialConfig, data: Dataset) -> None:

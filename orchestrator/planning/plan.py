@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from textwrap import shorten
 from typing import Any, Protocol
@@ -151,7 +151,7 @@ def describe_skipped_briefly(skipped: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def make_plan(arms: Sequence[ArmLike], *, replicates: int, facts: Facts) -> Plan:
+def make_plan(arms: Sequence[ArmLike], *, replicates: int | Callable[[Mapping[str, str]], int], facts: Facts) -> Plan:
     """Return the plan of a study: every arm × replicate, and each stage that these trials need once.
 
     With ``tuning`` an arm comes once per candidate, one after the other.
@@ -159,33 +159,41 @@ def make_plan(arms: Sequence[ArmLike], *, replicates: int, facts: Facts) -> Plan
     Replicate r has the split of ``replace_split`` and contrastive encoder r modulo ``pretraining.encoders``. Replicates
     vary slowest, so that an
     interrupted study has complete comparisons rather than complete arms.
+
+    Args:
+        arms: arms of the study.
+        replicates: number of replicates of all arms, or of the arm with some levels.
+        facts: facts about data and weights.
     """
+    numbers = [replicates if isinstance(replicates, int) else replicates(arm.levels) for arm in arms]
     stages: dict[str, Work] = {}
     trials: dict[str, Work] = {}
     skipped: dict[str, Skipped] = {}
     runnable = []
-    for arm in arms:
+    for arm, number in zip(arms, numbers, strict=True):
         reason = facts.missing_weights(arm.config)
         if reason is None:
             config = facts.resolve(arm.config)
-            splits = [replace_split(config, replicate) for replicate in range(_num_splits(config, replicates))]
+            splits = [replace_split(config, replicate) for replicate in range(_num_splits(config, number))]
             known = [(each, compute_identity(each), facts.fingerprint(each)) for each in splits]
-            runnable.append((arm, arm.name, known))
+            runnable.append((arm, arm.name, known, number))
         else:
             before = skipped[arm.name].num_trials if arm.name in skipped else 0
-            skipped[arm.name] = Skipped(arm.name, arm.levels, before + replicates, reason)
-    for replicate in range(replicates):
-        for arm, name, known in runnable:
+            skipped[arm.name] = Skipped(arm.name, arm.levels, before + number, reason)
+    for replicate in range(max(numbers, default=0)):
+        for arm, name, known, number in runnable:
+            if replicate >= number:
+                continue
             base, identity, fingerprint = known[replicate % len(known)]
-            numbers = {"replicate": replicate, "encoder": _choose_encoder(base, replicate, replicates)}
-            config = base.model_copy(update=numbers)
+            own = {"replicate": replicate, "encoder": _choose_encoder(base, replicate, number)}
+            config = base.model_copy(update=own)
             needs = []
             stage = _stage_of(config, fingerprint)
             if stage is not None:
                 stages.setdefault(stage.signature, stage)
                 needs.append(stage.signature)
             # Equals compute_signature(config, …), but computes the identity once per arm and split, not per trial.
-            signature = hash_identity(identity | numbers, fingerprint)
+            signature = hash_identity(identity | own, fingerprint)
             work = Work(
                 "trial", signature, name, config, fingerprint, tuple(needs), arm.levels, replicate,
                 candidate=arm.candidate, tuned=arm.tuned,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.analysis.results import Results, load_results, results_sha256
@@ -95,7 +95,7 @@ def find_places(root: Folder) -> frozenset[str]:
 def fill(item: Item, source: Source) -> tuple[list[Answer], str]:
     """Return the answers that the study has for an item, and what its author has to write ("" for nothing)."""
     by_fact = {
-        fact: [each for each in FACTS[fact](source) if each.text.strip() and each.place in source.places]
+        fact: [each for each in _find_answers(fact, source) if each.text.strip() and each.place in source.places]
         for fact in item.facts
     }
     answers = [answer for found in by_fact.values() for answer in found]
@@ -103,6 +103,20 @@ def fill(item: Item, source: Source) -> tuple[list[Answer], str]:
         return [], ALL
     lacking = [fact.replace("_", " ") for fact, found in by_fact.items() if not found]
     return answers, "; ".join(filter(None, [item.author, ", ".join(lacking)]))
+
+
+def _find_answers(fact: str, source: Source) -> list[Answer]:
+    """Return the answers to a fact; those about the data once for each data set, with its label."""
+    found = list(FACTS[fact](source))
+    parts = source.results.split_by_data_set()
+    if parts and any(each.place == _PLAN and each.key.startswith("data") for each in found):
+        found = [
+            replace(each, text=f"{label}: {each.text}", key=each.key.replace("data", f"data_sets.{label}", 1))
+            for label, part in parts.items()
+            for each in FACTS[fact](replace(source, results=part))
+        ]
+    # With several data sets a section of the page is there once for each; the first stands for all.
+    return [each if each.place in source.places else replace(each, place=f"{each.place}-1") for each in found]
 
 
 def render_checklist(title: str, items: Sequence[Item], source: Source) -> str:

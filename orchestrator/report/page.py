@@ -106,6 +106,19 @@ def unpack(packed: str) -> str:
     return zlib.decompress(base64.b85decode(packed.replace(",", "<"))).decode()
 
 
+def within(section: Section, label: str, number: int) -> Section:
+    """Return a section as that of one part of the study, with identifiers of its own.
+
+    Args:
+        section: section about the part.
+        label: name of the part.
+        number: number of the part on the page.
+    """
+    body = re.sub(r'\b(id|data-figure|data-view)="figure-', rf'\1="figure-{number}-', section.body)
+    name, title = (f"{label}: {text}" for text in (section.name, section.title))
+    return Section(f"{section.identifier}-{number}", name, title, body)
+
+
 def _section(section: Section) -> str:
     return f'<section id="{section.identifier}"><h2>{escape(section.title)}</h2>\n{section.body}\n</section>'
 

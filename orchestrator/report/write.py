@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gc
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+
+import pandas as pd
 
 from orchestrator.analysis.balanced_errors import balanced_errors_table
 from orchestrator.analysis.costs import arm_costs_table, costs_table
-from orchestrator.analysis.effects import compute_all_effects, effects_table
+from orchestrator.analysis.effects import Effect, compute_all_effects, effects_table
 from orchestrator.analysis.formats import TextTable
 from orchestrator.analysis.inference.verdicts import NO_VERDICT, NOT_ENOUGH, Verdict, judge, verdicts_table
 from orchestrator.analysis.results import Results, arms_table, load_results, results_sha256
@@ -29,12 +33,12 @@ from orchestrator.ledger.derived import (
 )
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.usage import describe_compute, find_usage, read_budget_status
-from orchestrator.planning.budget import BudgetStatus
+from orchestrator.planning.budget import BudgetStatus, Usage
 from orchestrator.planning.plan import describe_skipped_briefly
 from orchestrator.report.checklist_items import CHECKLISTS
 from orchestrator.report.examples import Examples, build_examples
 from orchestrator.report.exports import paper_tables
-from orchestrator.report.page import Section, render_page
+from orchestrator.report.page import Section, render_page, within
 from orchestrator.report.sections import provenance
 from orchestrator.report.sections.answer import Answer, answer, answer_section, arms_section
 from orchestrator.report.sections.balanced import balanced_section
@@ -84,51 +88,38 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
     states = ledger.states()  # read first: if they change meanwhile, the report counts as outdated
     state = compute_state(ledger.read_plan(), states)
     results = load_results(ledger, metric, states=states)
-    arms = arms_table(results)
-    # The arms of a search are no grid, so they cannot be paired.
-    measures = [] if "search" in results.plan else results.measures
-    effects = compute_all_effects(results, [measure.column for measure in measures])
-    verdicts = _judge(results, ledger)
-    words = answer(results, arms, effects.get(f"robustness/mean_{metric}", []))
-    digest, costs, balanced = results_sha256(results), costs_table(results), balanced_errors_table(results)
+    digest, usage = results_sha256(results), find_usage(ledger)
     budget_status = read_budget_status(ledger, results.plan.get("budget"), states)  # older plans have no budget
-    pictures, problem = _examples(results, cache_dir) if examples else (None, None)
-
-    shown = {c: effects[c] for c in (f"robustness/mean_{metric}", f"id/{metric}") if c in effects}
-    main = effects.get(f"robustness/mean_{metric}", [])
-    parts = [
-        overview_section(results, verdicts, words, arms),
-        verdict_section(results, verdicts),
-        answer_section(words),
-        search_section(results),
-        tuning_section(results),
-        arms_section(results, arms) if len(arms) else None,
-        effects_section(results, shown),
-        interactions_section(results, main),
-        spread_section(results),
-        shifts_section(results, arms, main),
-        balanced_section(results, balanced),
-        transfer_section(results, main),
-        trade_off_section(results, arms, main),
-        training_section(results, main),
-        cost_section(results, costs, main, find_usage(ledger)),
-        examples_section(pictures, problem),
-        left_out_section(results),
-        provenance.provenance_section(
-            results, digest=digest, files=TABLES | PAPER_TABLES, compute=describe_compute(ledger, budget_status)
-        ),
-    ]
-    page = _render(results, parts, budget_status)
+    whole, verdicts = _compute(results), _judge(results, ledger)
+    # What is ranked, chosen or drawn side by side is of one data set.
+    parts = {label: _compute(part) for label, part in results.split_by_data_set().items()} or {"": whole}
+    pictures = {
+        label: _examples(part.results, cache_dir) if examples else (None, None) for label, part in parts.items()
+    }
+    shown = {label: (part.results, part.words, part.arms) for label, part in parts.items()}
+    sections = [overview_section(results, verdicts, shown), verdict_section(results, verdicts)]
+    if len(parts) > 1:
+        overall = effects_section(results, whole.shown)
+        sections += [] if overall is None else [within(overall, "All data sets", 0)]
+    for number, (label, part) in enumerate(parts.items(), start=1):
+        of_part = _list_sections(part, usage if part is whole else None, *pictures[label])
+        sections += of_part if part is whole else [within(each, label, number) for each in of_part if each is not None]
+    provenance_of_all = provenance.provenance_section(
+        results, digest=digest, files=TABLES | PAPER_TABLES, compute=describe_compute(ledger, budget_status)
+    )
+    page = _render(results, [*sections, left_out_section(results), provenance_of_all], budget_status)
     tables = {
         "trials.csv": results.trained.text["trials"],
-        "arms.csv": TextTable(arms),
+        "arms.csv": TextTable(whole.arms),
         "shifts.csv": results.text["shifts"],
-        "effects.csv": TextTable(effects_table([effect for rows in effects.values() for effect in rows])),
-        "balanced_errors.csv": TextTable(balanced),
+        "effects.csv": TextTable(effects_table([effect for rows in whole.effects.values() for effect in rows])),
+        "balanced_errors.csv": TextTable(whole.balanced),
         "verdicts.csv": TextTable(verdicts_table(verdicts)),
-        "costs.csv": TextTable(arm_costs_table(results, costs)),
+        "costs.csv": TextTable(arm_costs_table(results, whole.costs)),
     }
-    _write(ledger.root, page, {n: table.csv() for n, table in tables.items()} | paper_tables(results, arms, shown))
+    papers = paper_tables(results, whole.arms, whole.shown)
+    _write(ledger.root, page, {n: table.csv() for n, table in tables.items()} | papers)
+    words = {label: part.words for label, part in parts.items()}
     report = locate_report(
         ledger.root,
         summary="\n".join([_summary(results, words, budget_status), *summarise_verdicts(verdicts)]),
@@ -136,8 +127,72 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
         results_sha256=digest,
         page_sha256=hashlib.sha256(page.encode()).hexdigest(),
     )
-    write_source(ledger.root, Source(state, metric, examples=pictures is not None), report)
+    has_examples = any(each is not None for each, _ in pictures.values())
+    write_source(ledger.root, Source(state, metric, examples=has_examples), report)
     return report
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """Numbers of a study, or of its arms on one data set."""
+
+    results: Results
+    arms: pd.DataFrame
+    #: Measure → effects on it.
+    effects: dict[str, list[Effect]]
+    balanced: pd.DataFrame
+    costs: pd.DataFrame
+
+    @property
+    def main(self) -> list[Effect]:
+        """Effects on the mean shifted metric."""
+        return self.effects.get(f"robustness/mean_{self.results.metric}", [])
+
+    @property
+    def shown(self) -> dict[str, list[Effect]]:
+        """Effects that the page shows."""
+        metric = self.results.metric
+        return {c: self.effects[c] for c in (f"robustness/mean_{metric}", f"id/{metric}") if c in self.effects}
+
+    @cached_property
+    def words(self) -> Answer:
+        """The answer in words."""
+        return answer(self.results, self.arms, self.main)
+
+
+def _compute(results: Results) -> _Computed:
+    # The arms of a search are no grid, so they cannot be paired.
+    measures = [] if "search" in results.plan else results.measures
+    return _Computed(
+        results,
+        arms_table(results),
+        compute_all_effects(results, [measure.column for measure in measures]),
+        balanced_errors_table(results),
+        costs_table(results),
+    )
+
+
+def _list_sections(
+    part: _Computed, usage: Usage | None, pictures: Examples | None, problem: str | None
+) -> list[Section | None]:
+    """Return the sections on the arms of one data set."""
+    results, arms, main = part.results, part.arms, part.main
+    return [
+        answer_section(part.words),
+        search_section(results),
+        tuning_section(results),
+        arms_section(results, arms) if len(arms) else None,
+        effects_section(results, part.shown),
+        interactions_section(results, main),
+        spread_section(results),
+        shifts_section(results, arms, main),
+        balanced_section(results, part.balanced),
+        transfer_section(results, main),
+        trade_off_section(results, arms, main),
+        training_section(results, main),
+        cost_section(results, part.costs, main, usage),
+        examples_section(pictures, problem),
+    ]
 
 
 def _render(results: Results, parts: Sequence[Section | None], budget_status: BudgetStatus | None) -> str:
@@ -183,7 +238,7 @@ def _write(root: Folder, page: str, tables: dict[str, str]) -> None:
     root.write(PAGE, page.encode())  # last, so that a page never lies beside older tables
 
 
-def _summary(results: Results, words: Answer, budget_status: BudgetStatus | None) -> str:
+def _summary(results: Results, words: Mapping[str, Answer], budget_status: BudgetStatus | None) -> str:
     counts = results.counts
     lines = [
         ", ".join(
@@ -192,9 +247,10 @@ def _summary(results: Results, words: Answer, budget_status: BudgetStatus | None
     ]
     held_back = provenance.describe_held_back(results, budget_status)
     lines += [held_back] if held_back is not None else []
-    if words.problem is not None:
-        lines.append(words.problem)
-    lines += [f"{s.heading}: {s.headline}. {s.text}" for s in words.statements]
+    for label, each in words.items():
+        on = f"{label}: " if label else ""
+        lines += [] if each.problem is None else [on + each.problem]
+        lines += [f"{on}{s.heading}: {s.headline}. {s.text}" for s in each.statements]
     skipped = results.plan["skipped"]
     if skipped:
         lines += [f"Left out of the plan: {line}" for line in describe_skipped_briefly(skipped)]

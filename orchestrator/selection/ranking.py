@@ -110,6 +110,12 @@ def select_arm(results: Results, criteria: SelectionCriteria) -> Selection:
     """
     if criteria.rule not in RULES:
         raise StudyError(f"asked for the rule {criteria.rule!r}; expected one of {', '.join(RULES)}")
+    if results.data_sets:
+        listed = ", ".join(dict.fromkeys(results.data_sets.values()))
+        raise StudyError(
+            "asked which arm to choose, and the arms are on several data sets, whose numbers do not compare; expected "
+            f"--data-set with one of {listed}"
+        )
     _check_counts(results, criteria)
     column = find_column(results.complete, criteria)
     higher = _is_higher_better(column)

@@ -30,6 +30,8 @@ class SelectOptions:
     #: Name in MLflow's model registry; None if the model is not to be registered.
     register: str | None = None
     alias: str | None = None
+    #: Label of the data set whose arms are ranked; None for a study on a single one.
+    data_set: str | None = None
 
 
 def select_model(
@@ -50,6 +52,8 @@ def select_model(
     ledger = Ledger(storage, study.study)
     named = [metric for metric in TITLES if request.criteria.by.endswith(metric)]
     results = load_results(ledger, max(named, key=len, default="balanced_accuracy"))
+    if request.data_set is not None:
+        results = results.select_data_set(request.data_set)
     selection = select_arm(results, request.criteria)
     for line in describe_selection(selection, results):
         write_line(line)

@@ -1,9 +1,10 @@
-"""Trend tests over ordered levels, within blocks."""
+"""Trend tests over ordered levels, within blocks, and the test of a correlation."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from math import factorial, prod
+from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -17,6 +18,9 @@ from orchestrator.statistics.paired_tests import (
     outer_sums,
     tail_p,
 )
+
+#: Two pairs are always on a line.
+MIN_PAIRS = 3
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,49 @@ def trend_test(
     return Trend(correlation, p_value, len(pairs), num_levels)
 
 
+#: Most pairs of which all orders are tried: 8! is 40,320.
+_MAX_ORDERED = 8
+
+
+@dataclass(frozen=True)
+class Correlation:
+    """A coefficient of correlation in [−1, 1], and its p-value."""
+
+    coefficient: float
+    #: Two-sided permutation p-value.
+    p_value: float
+
+
+def correlation_test(
+    x: ArrayLike, y: ArrayLike, *, coefficient: Literal["spearman", "pearson"], seed: int
+) -> Correlation | None:
+    """Return the correlation of pairs, None if fewer than three are given or one side is all equal.
+
+    Args:
+        x: one number per pair.
+        y: as many, in the same order.
+        coefficient: of ranks (spearman; ties share their mean rank) or of the numbers themselves (pearson).
+        seed: seed of the random orders, which are drawn for more than 8 pairs; for fewer, all are tried.
+
+    Source: Hollander, Wolfe & Chicken 2014, section 8.5; Phipson & Smyth 2010 for (b + 1) / (m + 1) of m random orders.
+    Assumes that without a correlation every order of ``y`` is as likely; intervals of Fisher's z are not given, because
+    gains are not normal.
+    """
+    first, second = (np.asarray(each, dtype=np.float64) for each in (x, y))
+    if len(first) < MIN_PAIRS:
+        return None
+    one, other = (_standardise(each, ranked=coefficient == "spearman") for each in (first, second))
+    if not one.any() or not other.any():
+        return None
+    if len(first) <= _MAX_ORDERED:
+        possible, num_more = _orders(len(first), other) @ one, 0
+    else:
+        generator = np.random.default_rng(seed)
+        possible, num_more = generator.permuted(np.tile(other, (NUM_PERMUTATIONS, 1)), axis=1) @ one, 1
+    observed = float(one @ other)
+    return Correlation(observed, tail_p(possible, observed, "two-sided", num_more=num_more))
+
+
 def _rank_blocks(values: ArrayLike, groups: ArrayLike, blocks: ArrayLike) -> list[tuple[Array, Array]]:
     """Return, for each block of at least two levels, standardised ranks of levels and values: x·y is Spearman's ρ."""
     import pandas as pd
@@ -95,12 +142,16 @@ def _rank_blocks(values: ArrayLike, groups: ArrayLike, blocks: ArrayLike) -> lis
     return [(_standardise(row.index.to_numpy()), _standardise(row.to_numpy())) for row in rows if len(row) > 1]
 
 
-def _standardise(values: Array) -> Array:
+def _standardise(values: Array, *, ranked: bool = True) -> Array:
+    """Return the values, or their ranks, with mean 0 and length 1; zeros if all are equal but for rounding."""
     from scipy.stats import rankdata
 
     largest = np.abs(values).max()
-    ranks: Array = rankdata(np.round(values / largest, DIGITS) if largest else values)
+    rounded = np.round(values / largest, DIGITS) if largest else values
+    ranks: Array = rankdata(rounded) if ranked else rounded
     centred = ranks - ranks.mean()
+    if np.ptp(rounded) == 0:
+        return np.zeros_like(centred)
     norm = float(np.sqrt(centred @ centred))
     return centred / norm if norm else centred
 

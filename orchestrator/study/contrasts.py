@@ -10,14 +10,17 @@ from typing import Any
 
 from orchestrator.study.grid import Match, find_label, format_label
 from orchestrator.study.hypotheses import (
+    MIN_CORRELATED,
     MIN_SITES,
     MIN_TREND_LEVELS,
+    Correlation,
     Equivalence,
     Hypothesis,
     Interaction,
     Trend,
     counts_sites,
     get_claimed_size,
+    list_measured,
     split_metric,
 )
 from orchestrator.study.yaml_source import resolve_scalar
@@ -30,6 +33,10 @@ class ContrastError(StudyError):
     """Raised if the arms of a hypothesis cannot be compared; the message gives the reason."""
 
 
+#: For each group of a contrast, the numbers of its arms in one cell.
+Cell = tuple[tuple[int, ...], ...]
+
+
 @dataclass(frozen=True)
 class Contrast:
     """A weighted sum of the means of groups of arms, within each cell."""
@@ -38,16 +45,17 @@ class Contrast:
     parts: tuple[str, ...]
     #: Weight of each group's mean.
     weights: tuple[float, ...]
-    #: Number that each group stands for, None if the hypothesis is not a trend.
+    #: Number that each group stands for, None if the hypothesis is not a trend. In the trend of a difference the
+    #: treatments of all levels come first, then the controls in the same order.
     levels: tuple[float, ...] | None
     #: Levels of the factors in which the groups do not differ → for each group, the indices of its arms.
-    cells: Mapping[tuple[str, ...], tuple[tuple[int, ...], ...]]
+    cells: Mapping[tuple[str, ...], Cell]
 
 
 def find_contrast(
     hypothesis: Hypothesis, arms: Sequence[Mapping[str, str]], factors: Mapping[str, Sequence[str]]
 ) -> Contrast:
-    """Return the contrast that a hypothesis compares.
+    """Return the contrast that a hypothesis compares; of a correlation, its first gain.
 
     Args:
         hypothesis: hypothesis of a study file.
@@ -126,7 +134,7 @@ def drop_apart(contrast: Contrast, metric: str, sites: Sequence[frozenset[str] |
 def list_compared(
     hypothesis: Hypothesis, arms: Sequence[Mapping[str, str]], sites: Sequence[frozenset[str] | None] = ()
 ) -> list[int]:
-    """Return the numbers of the arms that a hypothesis compares, in ascending order.
+    """Return the numbers of the arms that a hypothesis compares, in ascending order; of a correlation, one gain's.
 
     Args:
         hypothesis: a hypothesis without problems.
@@ -141,22 +149,49 @@ def list_compared(
     return sorted({number for parts in contrast.cells.values() for part in parts for number in part})
 
 
+def group_cells(
+    hypothesis: Correlation, arms: Sequence[Mapping[str, str]], factors: Mapping[str, Sequence[str]]
+) -> dict[str, tuple[list[Cell], list[Cell]]]:
+    """Return level of ``across`` → the cells of each gain there, of the levels that have both.
+
+    Args:
+        hypothesis: a hypothesis without problems.
+        arms: factor → label of every arm.
+        factors: factor → its labels.
+
+    Raises:
+        ContrastError: a gain can be compared nowhere, or no level has both.
+    """
+    found: dict[str, tuple[list[Cell], list[Cell]]] = {}
+    for position, gain in enumerate(list_measured(hypothesis)):
+        for cell in find_contrast(gain, arms, factors).cells.values():
+            found.setdefault(arms[cell[0][0]][hypothesis.across], ([], []))[position].append(cell)
+    whole = {level: cells for level in factors[hypothesis.across] if (cells := found.get(level)) and all(cells)}
+    if not whole:
+        raise ContrastError(f"no level of {hypothesis.across} has both gains")
+    return whole
+
+
 def compute_smallest_p(
     hypothesis: Hypothesis, num_units: int, num_levels: int = 0, *, num_trainings: int | None = None
 ) -> float:
     """Return the uncorrected p-value of a verdict when all ``num_units`` units agree, 1 if they are too few for any.
 
     Two-sided, n differences of one sign give 2 · 2⁻ⁿ by sign flips, signs and signed ranks, one-sided (equivalence)
-    2⁻ⁿ; n blocks of k levels in perfect order give 2 / (k!)ⁿ by Page's test, which says nothing about a trend's size.
+    2⁻ⁿ; n blocks of k levels in perfect order give 2 / (k!)ⁿ by Page's test, which says nothing about a trend's size;
+    of the n! orders of n pairs two have the largest rank correlation, and one has the largest of Pearson's.
 
     Args:
         hypothesis: a hypothesis with a verdict.
-        num_units: number of replicates, or of external sites.
+        num_units: number of replicates, of external sites, or of levels of a correlation.
         num_levels: number of levels of a trend.
         num_trainings: number of independent trainings behind the sites; None: enough.
     """
     from orchestrator.statistics.intervals import MIN_REPLICATES  # imports NumPy
 
+    if isinstance(hypothesis, Correlation):
+        strongest = (2 if hypothesis.test == "spearman" else 1) / math.factorial(num_units)
+        return 1.0 if num_units < MIN_CORRELATED else strongest
     if num_units < (MIN_SITES if counts_sites(hypothesis) else MIN_REPLICATES):
         return 1.0
     if counts_sites(hypothesis) and num_trainings is not None and num_trainings < MIN_REPLICATES:
@@ -240,7 +275,12 @@ def _find_groups(
             f"{hypothesis.factor}={format_label(number)}": {hypothesis.factor: frozenset({known.get(number, "")})}
             for number in numbers
         }
-        return groups, weigh_slope(numbers), tuple(numbers)
+        weights = weigh_slope(numbers)
+        if hypothesis.treatment is None or hypothesis.control is None:
+            return groups, weights, tuple(numbers)
+        sides = {"treatment": _resolve(hypothesis.treatment, labels), "control": _resolve(hypothesis.control, labels)}
+        both = {f"{side}, {name}": group | level for side, group in sides.items() for name, level in groups.items()}
+        return both, (*weights, *(-weight for weight in weights)), tuple(numbers)
     treatment, control = (_resolve(when, labels) for when in (hypothesis.treatment, hypothesis.control))
     if not isinstance(hypothesis, Interaction):
         return {"treatment": treatment, "control": control}, (1.0, -1.0), None

@@ -8,7 +8,8 @@ is one combination of the levels of all other factors.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Annotated, Any, Literal, TypeGuard
 
 from pydantic import Field, TypeAdapter, ValidationError
@@ -33,6 +34,8 @@ MAX_HYPOTHESES = 100
 DEFAULT_FAMILY = "main"
 #: Fewest external sites for a verdict over sites.
 MIN_SITES = 6
+#: Fewest levels for a verdict on a correlation across them.
+MIN_CORRELATED = 6
 #: A line through two levels is only a difference.
 MIN_TREND_LEVELS = 3
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$")]
@@ -127,9 +130,14 @@ class Interaction(_Directed):
 
 
 class Trend(_Directed):
-    """A metric that rises or falls with a numeric factor; the effect is a line's rise from lowest to highest level."""
+    """A metric that rises or falls with a numeric factor; the effect is a line's rise from lowest to highest level.
+
+    With treatment and control it is their difference that rises or falls.
+    """
 
     kind: Literal["trend"] = "trend"
+    treatment: When | None = Field(None, description="Follows treatment − control; null: the metric itself.")
+    control: When | None = Field(None, description="The same factors as in treatment.")
     factor: str = Field(description="A factor whose levels are numbers.")
     levels: list[float] | None = Field(None, description="Three or more of its levels; null: all.")
     test: Literal["page", "permutation", "wilcoxon_signed_rank", "sign"] = Field(
@@ -139,8 +147,29 @@ class Trend(_Directed):
     )
 
 
+class Correlation(_Hypothesis):
+    """Two gains, treatment − control, that rise and fall together across the levels of a factor, such as data sets."""
+
+    kind: Literal["correlation"] = "correlation"
+    across: str = Field(description="A factor: each of its levels is one unit. A verdict takes six.")
+    treatment: When = Field(description="factor: level, or list of levels.")
+    control: When = Field(description="The same factors as in treatment.")
+    with_metric: str | None = Field(None, description="Metric of the other gain; null: the same.")
+    with_treatment: When | None = Field(None, description="Treatment of the other gain; null: the same.")
+    with_control: When | None = Field(None, description="Control of the other gain; null: the same.")
+    trainings: Literal["disjoint", "same"] = Field(
+        "disjoint",
+        description="disjoint: the two gains are of different replicates, in turn, because what chance does to a "
+        "trained model would be in both. same: both are of all replicates.",
+    )
+    direction: Literal["higher", "lower", "two-sided"] = Field(
+        description="What is claimed of the correlation: above 0, below 0, or other than 0."
+    )
+    test: Literal["spearman", "pearson"] = Field("spearman", description="Coefficient; p is of permuted levels.")
+
+
 Directed = Comparison | Interaction | Trend
-Hypothesis = Directed | Equivalence | NonInferiority
+Hypothesis = Directed | Equivalence | NonInferiority | Correlation
 HypothesisConfig = Annotated[Hypothesis, Field(discriminator="kind")]
 _ADAPTER: TypeAdapter[Hypothesis] = TypeAdapter(HypothesisConfig)
 #: Kind → fields that select arms.
@@ -149,7 +178,8 @@ SELECTORS = {
     "equivalence": ("treatment", "control", "where"),
     "non_inferiority": ("treatment", "control", "where"),
     "interaction": ("treatment", "control", "at", "versus", "where"),
-    "trend": ("where",),
+    "trend": ("treatment", "control", "where"),
+    "correlation": ("treatment", "control", "with_treatment", "with_control", "where"),
 }
 
 
@@ -168,7 +198,7 @@ def expand_kinds(tree: Mapping[str, Any]) -> None:
             entry.setdefault("kind", "comparison")
             if families and (entry.get("over") == "shifts" or is_about_families(str(entry.get("metric")), families)):
                 entry.setdefault("families", families)
-            for field in SELECTORS["interaction"]:
+            for field in dict.fromkeys(itertools.chain.from_iterable(SELECTORS.values())):
                 when = entry.get(field)
                 if isinstance(when, dict) and set(when) == {"factor", "level"} and isinstance(when["factor"], str):
                     entry[field] = {when["factor"]: when["level"]}
@@ -188,8 +218,9 @@ def describe_hypothesis(hypothesis: Hypothesis) -> dict[str, Any]:
     for field in SELECTORS[hypothesis.kind]:
         if content[field] is not None:
             content[field] = {factor: sorted(_listed(wanted)) for factor, wanted in content[field].items()}
-    if content["families"] is None:  # as in versions that were registered before there were any
-        del content["families"]
+    for field in ("families", *(("treatment", "control") if isinstance(hypothesis, Trend) else ())):
+        if content[field] is None:  # as in versions that were registered before there were any
+            del content[field]
     for field in ("severities", "levels"):
         if content.get(field) is not None:
             content[field] = sorted(set(content[field]))
@@ -207,7 +238,15 @@ def describe_comparison(hypothesis: Hypothesis) -> str:
     where = f", where {_name(hypothesis.where)}" if hypothesis.where else ""
     if isinstance(hypothesis, Trend):
         levels = "" if hypothesis.levels is None else f" = {', '.join(map(format_label, hypothesis.levels))}"
-        return f"trend over {hypothesis.factor}{levels}{where}"
+        followed = ""
+        if hypothesis.treatment is not None and hypothesis.control is not None:
+            followed = f" of {_name(hypothesis.treatment)} against {_name(hypothesis.control)}"
+        return f"trend{followed} over {hypothesis.factor}{levels}{where}"
+    if isinstance(hypothesis, Correlation):
+        one, other = (
+            f"{_name(gain.treatment)} against {_name(gain.control)} in {gain.metric}" for gain in list_gains(hypothesis)
+        )
+        return f"{one}, correlated with {other}, across {hypothesis.across}{where}"
     sides = f"{_name(hypothesis.treatment)} against {_name(hypothesis.control)}"
     if isinstance(hypothesis, Interaction):
         return f"{sides}, at {_name(hypothesis.at)} more than at {_name(hypothesis.versus)}{where}"
@@ -226,7 +265,29 @@ def counts_sites(hypothesis: Hypothesis) -> TypeGuard[Directed]:
 
 def get_claimed_size(hypothesis: Hypothesis) -> float:
     """Return the size that a hypothesis is tested against, in the metric's units: smallest effect or margin."""
+    if isinstance(hypothesis, Correlation):
+        return 0.0
     return hypothesis.margin if isinstance(hypothesis, Equivalence | NonInferiority) else hypothesis.smallest_effect
+
+
+def list_gains(hypothesis: Correlation) -> tuple[Correlation, Correlation]:
+    """Return the two gains of a correlation, each as ``metric``, ``treatment`` and ``control``."""
+    other = {
+        "metric": hypothesis.with_metric or hypothesis.metric,
+        "treatment": hypothesis.with_treatment or hypothesis.treatment,
+        "control": hypothesis.with_control or hypothesis.control,
+    }
+    return hypothesis, hypothesis.model_copy(update=other)
+
+
+def list_measured(hypothesis: Hypothesis) -> Sequence[Hypothesis]:
+    """Return the hypothesis, or the two gains of a correlation: whatever compares arms by one metric."""
+    return list_gains(hypothesis) if isinstance(hypothesis, Correlation) else (hypothesis,)
+
+
+def counts_replicates(hypothesis: Hypothesis) -> bool:
+    """Return whether a hypothesis is tested over independently trained models."""
+    return not (isinstance(hypothesis, Correlation) or counts_sites(hypothesis) or counts_shifts(hypothesis))
 
 
 def _name(when: Mapping[str, Any]) -> str:

@@ -9,11 +9,13 @@ from typing import Any
 from orchestrator.study.contrasts import (
     ContrastError,
     find_contrast,
+    group_cells,
     read_numbers,
 )
 from orchestrator.study.fields import suggest
 from orchestrator.study.grid import Arm, Grid, format_label, read_match
 from orchestrator.study.hypotheses import (
+    Correlation,
     Hypothesis,
     Interaction,
     Trend,
@@ -22,6 +24,8 @@ from orchestrator.study.hypotheses import (
     find_shift_metric,
     find_site_metric,
     iterate_selectors,
+    list_gains,
+    list_measured,
     list_metrics,
     read_hypothesis,
     split_metric,
@@ -61,14 +65,43 @@ def check_hypotheses(tree: Source, grid: Grid, arms: Sequence[Arm]) -> None:
         _check_selectors(hypothesis, key, raw, grid, tree)
         _check_factors(hypothesis, report)
         _check_trend(hypothesis, raw, factors, report)
-        _check_metric(hypothesis, report)
-        _check_shift(hypothesis, tree.value.get("evaluation"), grid, report)
-        _check_family(hypothesis, report)
+        _check_correlation(hypothesis, raw, report)
+        _check_severities(hypothesis, report)
+        for measured, place in _list_measured(hypothesis, report):
+            _check_metric(measured, place)
+            _check_shift(measured, tree.value.get("evaluation"), grid, place)
+            _check_family(measured, place)
         if is_sound and len(tree.problems) == num_problems:
             try:
-                find_contrast(hypothesis, [arm.levels for arm in arms], factors)
+                levels = [arm.levels for arm in arms]
+                if isinstance(hypothesis, Correlation):
+                    group_cells(hypothesis, levels, factors)
+                else:
+                    find_contrast(hypothesis, levels, factors)
             except ContrastError as error:
                 report(str(error))
+
+
+def _list_measured(hypothesis: Hypothesis, report: Report) -> list[tuple[Hypothesis, Report]]:
+    """Return what is measured by one metric, with the callback for its problems: both gains of a correlation."""
+    if not isinstance(hypothesis, Correlation) or hypothesis.with_metric is None:
+        return [(hypothesis, report)]
+
+    def place(text: str, *below: str | int) -> None:
+        report(text, *("with_metric" if key == "metric" else key for key in below))
+
+    first, other = list_gains(hypothesis)
+    return [(first, report), (other, place)]
+
+
+def _check_correlation(hypothesis: Hypothesis, raw: Mapping[str, Any], report: Report) -> None:
+    if not isinstance(hypothesis, Correlation):
+        return
+    if hypothesis.across not in raw:
+        report(f"there is no factor {hypothesis.across!r}{list_options(hypothesis.across, list(raw))}", "across")
+    one, other = list_gains(hypothesis)
+    if (one.metric, one.treatment, one.control) == (other.metric, other.treatment, other.control):
+        report("found the same gain twice; expected with_metric, or with_treatment and with_control", "with_metric")
 
 
 def _report_below(tree: Source, key: Key, text: str, *below: str | int) -> None:
@@ -101,8 +134,18 @@ def _check_selectors(hypothesis: Hypothesis, key: Key, raw: Mapping[str, Any], g
 
 def _check_factors(hypothesis: Hypothesis, report: Report) -> None:
     """Report sides that name different factors, and factors that are named again in ``at`` or ``where``."""
-    if isinstance(hypothesis, Trend):
+    if isinstance(hypothesis, Correlation):
+        _check_gains(hypothesis, report)
+        taken = dict.fromkeys(hypothesis.treatment, "treatment")
+    elif isinstance(hypothesis, Trend):
         taken = {hypothesis.factor: "factor"}
+        if (hypothesis.treatment is None) != (hypothesis.control is None):
+            report("found treatment or control alone; a trend is of both sides' difference, or of the metric itself")
+        elif hypothesis.treatment is not None:
+            if hypothesis.factor in hypothesis.treatment:
+                report(f"{hypothesis.factor} is the factor of the trend; name others", "treatment", hypothesis.factor)
+            taken |= dict.fromkeys(hypothesis.treatment, "treatment")
+            _check_sides(hypothesis, "treatment", "control", report)
     else:
         taken = dict.fromkeys(hypothesis.treatment, "treatment")
         _check_sides(hypothesis, "treatment", "control", report)
@@ -113,6 +156,21 @@ def _check_factors(hypothesis: Hypothesis, report: Report) -> None:
         _check_sides(hypothesis, "at", "versus", report)
     for factor in [factor for factor in hypothesis.where or {} if factor in taken]:
         report(f"{factor} is named in {taken[factor]} too; restrict it there", "where", factor)
+
+
+def _check_gains(hypothesis: Correlation, report: Report) -> None:
+    """Report sides of the two gains that name different factors, or the factor across which they are correlated."""
+    other = list_gains(hypothesis)[1]
+    _check_sides(hypothesis, "treatment", "control", report)
+    if hypothesis.with_treatment is not None or hypothesis.with_control is not None:
+        _check_sides(other, "treatment", "control", partial(_report_other, report))
+    for field, when in iterate_selectors(hypothesis):
+        if field != "where" and hypothesis.across in when:
+            report(f"{hypothesis.across} is the factor across which gains are correlated", field, hypothesis.across)
+
+
+def _report_other(report: Report, text: str, *below: str | int) -> None:
+    report(text, *(f"with_{key}" for key in below))
 
 
 def _check_sides(hypothesis: Hypothesis, first: str, second: str, report: Report) -> None:
@@ -155,13 +213,18 @@ def _check_metric(hypothesis: Hypothesis, report: Report) -> None:
             "or external, or be/<name> or rbe/<name>"
         )
         report(f"there is no metric {metric!r}{suggest(metric, list_metrics()) or more}", "metric")
-    if hypothesis.severities is not None and kind != "shift":
-        report(f"found severities with the metric {metric}; they belong to shift/<name>/<metric>", "severities")
     if counts_shifts(hypothesis) and find_shift_metric(metric) is None:
         expected = "expected the mean over shifts of a metric: robustness/mean_… or calibration/mean_shifted_…"
         report(f"over shifts, found {metric!r}, {expected}", "metric")
     if counts_sites(hypothesis) and find_site_metric(metric) is None:
         report(f"over sites, found {metric!r}, expected the mean over sites of a metric: external/mean_…", "metric")
+
+
+def _check_severities(hypothesis: Hypothesis, report: Report) -> None:
+    metrics = [each.metric for each in list_measured(hypothesis)]
+    if hypothesis.severities is not None and not any(split_metric(metric)[0] == "shift" for metric in metrics):
+        found = f"found severities with the metric {' and '.join(metrics)}"
+        report(f"{found}; they belong to shift/<name>/<metric>", "severities")
 
 
 def _check_family(hypothesis: Hypothesis, report: Report) -> None:

@@ -11,6 +11,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
+from orchestrator.study.data_sets import find_counterpart, group_by_data_set
 from orchestrator.study.grid import Arm, Grid, When, find_label, read_match
 from orchestrator.study.hypotheses import Families
 from orchestrator.study.problems import list_options
@@ -81,8 +82,14 @@ def check_report(tree: Source, grid: Grid, arms: Sequence[Arm]) -> None:
     if not arms or not grid.is_complete:
         return
     names = [arm.name for arm in arms]
+    data_sets = group_by_data_set(arms)
+    if isinstance(table, str) and len(data_sets) > 1:
+        tree.report(_TABLE, f"found {len(data_sets)} data sets, and a table is of one; expected arm: its levels")
     if isinstance(wanted, str) and wanted not in names:
         tree.report(_ARM, f"there is no arm {wanted!r}{list_options(wanted, names)}")
+    elif isinstance(wanted, str):
+        for label in [label for label, arm in _find_arms(wanted, data_sets).items() if arm is None]:
+            tree.report(_ARM, f"several arms on {label} are like {wanted!r}; give the levels that one arm of each has")
     elif isinstance(wanted, Mapping) and wanted:
         _check_levels(wanted, tree, grid, arms)
 
@@ -133,10 +140,14 @@ def _check_levels(wanted: Mapping[str, Any], tree: Source, grid: Grid, arms: Seq
     match = read_match(wanted, _ARM, raw if isinstance(raw, Mapping) else {}, grid.factors, tree.report)
     if match is None:
         return
-    found = [arm.name for arm in arms if all(arm.levels[factor] in labels for factor, labels in match.items())]
-    if len(found) != 1:
+    data_sets = group_by_data_set(arms)
+    for label, candidates in data_sets.items():
+        found = [a.name for a in candidates if all(a.levels[factor] in labels for factor, labels in match.items())]
+        if len(found) == 1:
+            continue
+        on = f" on {label}" * (len(data_sets) > 1)
         listed = f": {'; '.join(found[:4])}{'; …' if len(found) > 4 else ''}" if found else ""
-        tree.report(_ARM, f"found {len(found)} arms with these levels{listed}, expected one")
+        tree.report(_ARM, f"found {len(found)} arms with these levels{on}{listed}, expected one")
 
 
 def _find_reference(tree: Source) -> dict[str, Any] | None:
@@ -148,6 +159,8 @@ def _find_reference(tree: Source) -> dict[str, Any] | None:
 def describe_reference(config: ReportConfig, arms: Sequence[Arm]) -> dict[str, Any] | None:
     """Return the reference as stored in ``plan.json``: ``{"arm": name}``, the table's name and content, or None.
 
+    With several data sets it is ``{"arms": {data set: name}}``: every data set has its own.
+
     Raises:
         DataError: if the table can no longer be read.
     """
@@ -156,10 +169,22 @@ def describe_reference(config: ReportConfig, arms: Sequence[Arm]) -> dict[str, A
         return None
     if reference.table is not None:
         return {"table": reference.table.name} | load_reference(reference.table).as_json()
-    if isinstance(reference.arm, str):
-        return {"arm": reference.arm}
-    wanted = reference.arm or {}
-    return {"arm": next(arm.name for arm in arms if _has_levels(arm, wanted))}
+    found = _find_arms(reference.arm or {}, group_by_data_set(arms))
+    names = {label: arm.name for label, arm in found.items() if arm is not None}
+    return {"arms": names} if len(names) > 1 else {"arm": next(iter(names.values()))}
+
+
+def _find_arms(wanted: str | Mapping[str, Any], data_sets: Mapping[str, Sequence[Arm]]) -> dict[str, Arm | None]:
+    """Return data set → its reference arm: that of the name, or most like it, or with the levels; None if unclear."""
+    if not isinstance(wanted, str):
+        return {
+            label: next((arm for arm in arms if _has_levels(arm, wanted)), None) for label, arms in data_sets.items()
+        }
+    named = next(arm for arms in data_sets.values() for arm in arms if arm.name == wanted)
+    return {
+        label: named if any(arm.name == wanted for arm in arms) else find_counterpart(named, arms)
+        for label, arms in data_sets.items()
+    }
 
 
 def _has_levels(arm: Arm, wanted: Mapping[str, Any]) -> bool:

@@ -10,9 +10,10 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, Field, ValidationError
 
+from orchestrator.study.data_sets import group_by_data_set
 from orchestrator.study.execution_config import ExecutionConfig
 from orchestrator.study.fields import FIELDS, SECTIONS, kind_of
-from orchestrator.study.grid import MAX_RULES, Arm, Grid, When, expand, read_grid
+from orchestrator.study.grid import MAX_RULES, Arm, Grid, When, expand, find_label, read_grid, read_match
 from orchestrator.study.hypotheses import MAX_HYPOTHESES, HypothesisConfig, expand_kinds
 from orchestrator.study.hypothesis_checks import check_hypotheses
 from orchestrator.study.problems import explain
@@ -43,6 +44,13 @@ class Condition(Frozen):
 
     when: When = Field(description="Factor: level, or list of levels. All factors named have to match.")
     set: Annotated[dict[str, Any], Field(min_length=1)] = Field(description="Dotted field of the trial: value.")
+
+
+class ReplicatesWhere(Frozen):
+    """Number of replicates of the arms that match ``when``."""
+
+    when: When = Field(description="Factor: level, or list of levels. All factors named have to match.")
+    replicates: PositiveInt = Field(description="Trials per such arm: the first ones of all arms.")
 
 
 class Study(Frozen):
@@ -88,6 +96,9 @@ class Study(Frozen):
     conditions: list[Condition] = Field([], max_length=MAX_RULES, description="Fields set in matching arms, in order.")
     exclude: list[When] = Field([], max_length=MAX_RULES, description="Combinations that are left out.")
     replicates: PositiveInt = Field(1, description="Trials per arm; each has its own seed, shared across arms.")
+    replicates_where: list[ReplicatesWhere] = Field(
+        [], max_length=MAX_RULES, description="Other numbers of replicates in matching arms; the last that matches."
+    )
     search: SearchConfig | None = Field(None, description="Adaptive search instead of the full grid; null: the grid.")
     tuning: TuningConfig | None = Field(None, description="The same small search within every arm; null: no setting.")
     hypotheses: list[HypothesisConfig] = Field(
@@ -104,7 +115,7 @@ class Study(Frozen):
 
     def describe(self) -> dict[str, Any]:
         """Return the content of the file as JSON values, without the section ``execution``."""
-        unset = {name for name in ("search", "tuning", "hypotheses") if not getattr(self, name)}
+        unset = {name for name in ("search", "tuning", "hypotheses", "replicates_where") if not getattr(self, name)}
         said = self.model_dump(mode="json", exclude={"execution"} | unset)
         if self.search is not None and self.search.early_stopping is None:
             del said["search"]["early_stopping"]
@@ -113,6 +124,11 @@ class Study(Frozen):
         if not self.report.families:
             del said["report"]["families"]
         return said
+
+    def count_replicates(self, levels: Mapping[str, str]) -> int:
+        """Return the number of replicates of the arm with these levels."""
+        numbers = [each.replicates for each in self.replicates_where if _has_levels(each.when, levels)]
+        return numbers[-1] if numbers else self.replicates
 
     @property
     def stops_early(self) -> bool:
@@ -212,13 +228,8 @@ def _validate(tree: Source, folder: Path | str) -> Study | None:
 
 def _check_trials(tree: Source, study: Study, grid: Grid, arms: list[Arm]) -> None:
     """Report what is wrong with the trials of a study as a whole: their number, encoders, search and tuning."""
-    num_arms = study.search.num_trials if study.search else len(arms)
-    num_candidates = study.tuning.candidates if study.tuning else 1
-    if num_arms * study.replicates * num_candidates > MAX_TRIALS:
-        found = f"found {study.replicates:,} of {num_arms:,} arms"
-        found += f" with {num_candidates} candidates each" if study.tuning else ""
-        tree.report(("replicates",), f"{found}, expected at most {MAX_TRIALS:,} trials in all")
-    _check_encoders(tree, grid, arms, study.replicates)
+    _check_replicates(tree, grid, study, arms)
+    _check_encoders(tree, grid, arms, study)
     if study.search and not tree.problems:
         _check_search(tree, study, study.search, arms)
     elif study.tuning and not tree.problems:
@@ -226,12 +237,46 @@ def _check_trials(tree: Source, study: Study, grid: Grid, arms: list[Arm]) -> No
             tree.report(("tuning", *key), text)
 
 
-def _check_encoders(tree: Source, grid: Grid, arms: Sequence[Arm], replicates: int) -> None:
+def _check_replicates(tree: Source, grid: Grid, study: Study, arms: Sequence[Arm]) -> None:
+    """Report too many trials, and numbers of replicates for arms that do not exist."""
+    num_trials = sum(study.count_replicates(arm.levels) for arm in arms)
+    num_trials *= study.tuning.candidates if study.tuning else 1
+    if study.search is not None:
+        num_trials = study.search.num_trials * study.replicates
+        if study.replicates_where:
+            tree.report(("replicates_where",), "does not go with search, whose configurations have equally many")
+    if num_trials > MAX_TRIALS:
+        found = f"found {num_trials:,} trials of {len(arms):,} arms"
+        found += f" with {study.tuning.candidates} candidates each" if study.tuning else ""
+        tree.report(("replicates",), f"{found}, expected at most {MAX_TRIALS:,} trials in all")
+    raw = tree.value.get("factors")
+    for index, each in enumerate(study.replicates_where):
+        key: Key = ("replicates_where", index, "when")
+        match = read_match(each.when, key, raw if isinstance(raw, Mapping) else {}, grid.factors, tree.report)
+        if match is not None and arms and not any(_has_levels(each.when, arm.levels) for arm in arms):
+            tree.report(key, "no arm matches; correct it or leave it out")
+
+
+def _has_levels(when: Mapping[str, Any], levels: Mapping[str, str]) -> bool:
+    """Return whether an arm matches a condition without problems."""
+    return all(
+        factor in levels
+        and any(
+            find_label(item, [levels[factor]]) is not None
+            for item in (wanted if isinstance(wanted, list | tuple) else [wanted])
+        )
+        for factor, wanted in when.items()
+    )
+
+
+def _check_encoders(tree: Source, grid: Grid, arms: Sequence[Arm], study: Study) -> None:
     """Report numbers of contrastive encoders that the replicates, or their splits, cannot use."""
     shared = []
     for arm in arms:
         encoders = getattr(arm.config.pretraining, "encoders", None)
-        if arm.config.data.split == "per_replicate" and isinstance(encoders, int) and encoders < replicates:
+        if arm.config.data.split == "per_replicate" and isinstance(encoders, int):
+            if encoders >= study.count_replicates(arm.levels):
+                continue
             shared.append(arm.name)
     if shared:
         tree.report(
@@ -239,6 +284,7 @@ def _check_encoders(tree: Source, grid: Grid, arms: Sequence[Arm], replicates: i
             "expected per_replicate with data.split: per_replicate, because an encoder that replicates share has seen "
             f"test images of theirs (arm {shared[0]}{f' and {len(shared) - 1} more' if shared[1:] else ''})",
         )
+    replicates = max([study.count_replicates(arm.levels) for arm in arms], default=study.replicates)
     for assignment in grid.assignments():
         number = assignment.value
         if assignment.path == ("pretraining", "encoders") and isinstance(number, int) and number > replicates:
@@ -255,6 +301,12 @@ def _check_search(tree: Source, study: Study, search: SearchConfig, arms: list[A
         tree.report(("tuning",), text)
     for key, text in find_problems(search, arms, replicates=study.replicates):
         tree.report(("search", *key), text)
+    if arms and len(found := group_by_data_set(arms)) > 1:
+        tree.report(
+            ("search",),
+            f"found arms on {len(found)} data sets ({', '.join(found)}): results on different images cannot choose "
+            "between configurations; expected a search on each, in a study of its own",
+        )
     if study.hypotheses:
         tree.report(
             ("hypotheses",),

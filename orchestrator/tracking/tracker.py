@@ -382,16 +382,16 @@ class Tracker:
         )
 
     def _dataset(self, record: Record) -> DatasetInput:
-        about, fingerprint = self._about["data"], record.config["data_fingerprint"]
-        profile = None
-        if fingerprint == about["fingerprint"]:  # a factor may vary the data; the plan describes one of them
-            profile = json.dumps({"num_images": about["num_images"], "classes": about["classes"]})
+        fingerprint = record.config["data_fingerprint"]
+        data_sets = self._about.get("data_sets", {}).values()
+        about = next((each for each in data_sets if record.config["name"] in each["arms"]), self._about["data"])
+        profile = json.dumps({"num_images": about["num_images"], "classes": about["classes"]})
         dataset = Dataset(
             name=about["name"],
             digest=fingerprint[:MAX_DIGEST_LENGTH],
             source_type=record.config["config"]["data"]["kind"],
             source=json.dumps({"fingerprint": fingerprint}),
-            profile=profile,
+            profile=profile if fingerprint == about["fingerprint"] else None,  # sizes may be those of another split
         )
         return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])
 

@@ -36,7 +36,7 @@ from orchestrator.ledger.derived import read_verdicts
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.write import write_report
 from orchestrator.statistics.intervals import Interval
-from orchestrator.study.hypotheses import Hypothesis, describe_hypothesis
+from orchestrator.study.hypotheses import Hypothesis, describe_comparison, describe_hypothesis
 from orchestrator.tracking.client import MlflowClient
 from orchestrator.tracking.projection import project_verdicts
 from tests.study.test_hypotheses import SIDES, make
@@ -230,6 +230,25 @@ def test_an_interaction_and_a_trend_are_found(tmp_path: Path) -> None:
     assert trend.verdict == SUPPORTED
     falling = verdict_of(ledger, make(kind="trend", factor="strength", direction="lower"))
     assert (falling.verdict, falling.reason) == (CONTRADICTED, "significant in the other direction")
+
+
+def test_the_trend_of_a_difference_is_found(tmp_path: Path) -> None:
+    """The metric falls with strength everywhere; what pretraining gains rises by two points from 0 to 1."""
+
+    def value(arm: Mapping[str, str], replicate: int) -> float:
+        strength = float(arm["strength"])
+        return 0.5 + 0.01 * replicate - 0.1 * strength + 0.02 * (arm["pretraining"] == "a") * strength
+
+    ledger = plant(tmp_path, value, strength=("0", "0.5", "1"), pretraining=("a", "b"))
+    sides = {"treatment": {"pretraining": "a"}, "control": {"pretraining": "b"}}
+    grows = make(kind="trend", factor="strength", **sides)
+    verdict = verdict_of(ledger, grows)
+    assert verdict.evidence.effect == pytest.approx(0.02)
+    assert verdict.evidence.p_value == pytest.approx(2 / 6**6, abs=2e-4)
+    assert verdict.evidence.smallest_p == pytest.approx(2 / 2**6)  # of the size
+    assert verdict.verdict == SUPPORTED
+    assert describe_comparison(grows) == "trend of pretraining=a against pretraining=b over strength"
+    assert verdict_of(ledger, make(kind="trend", factor="strength")).verdict == CONTRADICTED
 
 
 def test_ranks_and_line_that_disagree_show_no_trend(tmp_path: Path) -> None:

@@ -1,4 +1,5 @@
 import itertools
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from orchestrator.statistics.paired_tests import (
     smallest_p,
     wilcoxon,
 )
-from orchestrator.statistics.trend import trend_test
+from orchestrator.statistics.trend import correlation_test, trend_test
 
 NAN = float("nan")
 
@@ -250,3 +251,25 @@ def test_max_t_test_keeps_the_error_rate_of_a_whole_map(num_units: int, num_imag
         differences = np.round(scores[:, 1:] - scores[:, :1], 12).reshape(num_units, -1)
         found += bool((max_t_test(differences, seed=0) <= 0.05).any())
     assert found / num_maps <= 0.05 + 2 * (0.05 * 0.95 / num_maps) ** 0.5
+
+
+@pytest.mark.parametrize("coefficient", ["spearman", "pearson"])
+def test_correlation_test_tries_all_orders(coefficient: Literal["spearman", "pearson"]) -> None:
+    x, y = np.random.default_rng(5).normal(size=(2, 6))
+    y[0] = y[1]  # a tie
+    known = {"spearman": stats.spearmanr, "pearson": stats.pearsonr}[coefficient]
+    found = correlation_test(x, y, coefficient=coefficient, seed=0)
+    assert found is not None
+    assert found.coefficient == pytest.approx(known(x, y).statistic)
+    orders = np.array([known(x, np.array(order)).statistic for order in itertools.permutations(y)])
+    assert found.p_value == pytest.approx(np.mean(np.abs(orders) >= abs(found.coefficient) - 1e-9))
+
+
+def test_correlation_test_of_more_pairs_is_that_of_scipy() -> None:
+    x = np.arange(10.0)
+    y = x + np.random.default_rng(1).normal(scale=4.0, size=10)
+    found = correlation_test(x, y, coefficient="pearson", seed=0)
+    assert found is not None
+    assert found.p_value == pytest.approx(stats.pearsonr(x, y).pvalue, abs=0.02)
+    assert correlation_test(x[:2], y[:2], coefficient="pearson", seed=0) is None
+    assert correlation_test(x, np.full(10, 0.1 + 0.2), coefficient="spearman", seed=0) is None

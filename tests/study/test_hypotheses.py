@@ -11,6 +11,7 @@ import pytest
 
 from orchestrator.driver.prepare import Prepared, prepare
 from orchestrator.planning.feasibility import check_attainable, check_external_sets, find_attainable
+from orchestrator.planning.plan import make_plan
 from orchestrator.statistics.paired_tests import permutation_test, smallest_p
 from orchestrator.statistics.trend import trend_test
 from orchestrator.study.contrasts import (
@@ -31,7 +32,7 @@ from orchestrator.study.hypotheses import (
     read_hypothesis,
 )
 from orchestrator.study.study_file import Study, parse_study
-from tests.support.plans import plan_of
+from tests.support.plans import StatedFacts, plan_of
 from tests.support.study_texts import HEAD, problems
 from trainables.errors import StudyError
 from trainables.evaluation.classification import compute_metrics
@@ -458,3 +459,76 @@ def test_trials_of_one_pretrained_encoder_are_no_replicates() -> None:
     )
     ((scratch,), _) = find_attainable([make(where={"pretraining": "scratch"})], plan, factors)
     assert scratch.is_reached
+
+
+# ------------------------------------------------------------------ correlations and trends of a difference
+
+SETS = """\
+evaluation: {shifts: [gaussian_noise], severities: [1, 3]}
+factors:
+  data.seed: [0, 1, 2, 3, 4, 5]
+  augmentation: [none, strong]
+replicates: 2
+"""
+CORRELATED = {
+    "name": "h", "claim": "c", "kind": "correlation", "across": "data.seed", **SIDES, "direction": "higher",
+    "with_metric": "id/accuracy",
+}  # fmt: skip
+HEAD_OF_SETS = "study: s\ndata: {kind: phantom}\n"
+
+
+def test_a_correlation_needs_six_levels_and_trainings_of_its_own() -> None:
+    def attain(factors: str, **changes: Any) -> str:
+        study = parse_study(HEAD_OF_SETS + factors + write({**CORRELATED, **changes}), source="s.yaml")
+        plan = make_plan(study.arms(), replicates=study.replicates, facts=StatedFacts())
+        levels = {f: list(dict.fromkeys(arm.levels[f] for arm in study.arms())) for f in study.factors}
+        (found,) = find_attainable(study.hypotheses, plan, levels)[0]
+        assert found.is_reached == ("above" not in found.describe())
+        return found.describe()
+
+    assert attain(SETS) == "h: 6 levels of data.seed, smallest attainable p 0.00278 after correction for the family"
+    assert attain(SETS, test="pearson").split(", ")[1].startswith("smallest attainable p 0.00139")
+    few = attain(SETS.replace(", 5]", "]"))
+    assert few.endswith("above α = 0.05; 6 levels of data.seed with two independent replicates each are the fewest")
+    alone = SETS.replace("replicates: 2", "replicates: 1")
+    assert attain(alone).startswith("h: 0 levels of data.seed, smallest attainable p 1")
+    assert attain(alone, trainings="same").startswith("h: 6 levels of data.seed, smallest attainable p 0.00278")
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"with_metric": None}, "found the same gain twice; expected with_metric, or with_treatment and with_control"),
+        ({"across": "seed"}, "there is no factor 'seed'"),
+        ({"across": "augmentation"}, "augmentation is the factor across which gains are correlated"),
+        ({"with_metric": "id/acuracy"}, "there is no metric 'id/acuracy'"),
+        ({"with_treatment": {"augmentation": "none"}}, "treatment and control are the same"),
+        ({"severities": [1]}, "found severities with the metric robustness/mean_balanced_accuracy and id/accuracy"),
+        ({"smallest_effect": 0.1}, "smallest_effect"),
+    ],
+)
+def test_mistakes_in_a_correlation_are_named(changes: dict[str, Any], problem: str) -> None:
+    found = problems(HEAD_OF_SETS + SETS + write({**CORRELATED, **changes}))
+    assert any(problem in line for line in found), found
+
+
+def test_mistakes_in_the_trend_of_a_difference_are_named() -> None:
+    trend = {**BASE, "kind": "trend", "factor": "training.learning_rate"}
+    (alone,) = problems(HEAD + FACTORS + write(trend | {"treatment": {"augmentation": "strong"}}))
+    assert "found treatment or control alone" in alone
+    itself = {"training.learning_rate": 0.001}, {"training.learning_rate": 0.003}
+    found = problems(HEAD + FACTORS + write(trend | dict(zip(("treatment", "control"), itself, strict=True))))
+    assert any("training.learning_rate is the factor of the trend" in line for line in found)
+
+
+def test_the_trend_of_a_difference_has_a_slope_for_each_side() -> None:
+    arms, factors = grid(x=("0", "1", "3"), side=("a", "b"))
+    hypothesis = make(kind="trend", factor="x", treatment={"side": "a"}, control={"side": "b"})
+    contrast = find_contrast(hypothesis, arms, factors)
+    assert contrast.parts[0] == "treatment, x=0"
+    slope = np.polyfit([0, 1, 3], np.eye(3), 1)[0] * 3
+    assert contrast.weights == pytest.approx([*slope, *-slope])
+    assert contrast.levels == (0, 1, 3)
+    plain = make(kind="trend", factor="x")
+    assert "treatment" not in describe_hypothesis(plain)  # as registered before there were trends of a difference
+    assert describe_hypothesis(hypothesis)["treatment"] == {"side": ["a"]}

@@ -7,7 +7,7 @@ they are external sites (mean over cells), crossed with these trainings.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -88,6 +88,8 @@ class Evidence:
     scope: Scope | None = None
     #: Over sites: number of independent trainings that were tested at all of them. None: these are the units.
     num_trainings: int | None = None
+    #: Unit → its two gains, of a correlation; the effect is then the coefficient.
+    gains: Mapping[str, tuple[float, float]] | None = None
     #: Shift families and types that agree, if the hypothesis asks for these; there is then no interval and no p-value.
     agreement: Agreement | None = None
     #: Reason why there is no evidence at all.
@@ -110,7 +112,8 @@ class Evidence:
         return self.num_planned - self.num_complete
 
 
-def _nothing(problem: str, *, num_planned: int = 0) -> Evidence:
+def no_evidence(problem: str, *, num_planned: int = 0) -> Evidence:
+    """Return the evidence of a hypothesis that nothing can be said about, with the reason."""
     return Evidence(None, None, None, None, (), 1.0, 0, "nothing", num_planned, 0, {}, problem=problem)
 
 
@@ -120,25 +123,32 @@ def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
     try:
         contrast = measured.find_contrast(hypothesis)
     except ContrastError as error:
-        return _nothing(f"the plan has nothing to compare: {error}")
-    planned = (_combine(measured.planned[..., None].astype(float), contrast) == 1).all(axis=(2, 3))
+        return no_evidence(f"the plan has nothing to compare: {error}")
+    planned = (combine(measured.planned[..., None].astype(float), contrast) == 1).all(axis=(2, 3))
+    # What only some cells have would make the replicates means over different arms.
+    is_common = planned.all(axis=0) | (not planned.all(axis=0).any())
+    planned &= is_common
     num_planned = int(planned.sum())
     frame = measured.values(hypothesis)
     if frame.empty:
-        return _nothing(f"no complete trial has {hypothesis.metric}", num_planned=num_planned)
+        return no_evidence(f"no complete trial has {hypothesis.metric}", num_planned=num_planned)
     parts = _combine_shared(hypothesis, contrast, measured, frame)
     parts[np.repeat(np.isnan(parts).any(axis=2, keepdims=True), parts.shape[2], axis=2)] = np.nan  # whole pairs only
+    parts[:, ~is_common] = np.nan
     is_complete = np.isfinite(parts).any(axis=(2, 3))
     if not is_complete.any():
-        return _nothing("no planned pair is complete", num_planned=num_planned)
+        return no_evidence("no planned pair is complete", num_planned=num_planned)
     cells = [[arm for arms in groups for arm in arms] for groups in contrast.cells.values()]
     grouping, num_encoders = measured.group_replicates(sorted({arm for arms in cells for arm in arms}))
     num_models = int(is_complete.sum(axis=1) @ [len(arms) for arms in cells])
+    data_sets = [" and ".join(dict.fromkeys(measured.data_sets[arm] for arm in arms)) for arms in cells]
+    parts = _mean_by_data_set(parts, data_sets)
     units = (cross_with_sites if counts_sites(hypothesis) else group_by_training)(parts, grouping, contrast.weights)
     if units is None:
-        return _nothing("no replicate has a value at all external sites", num_planned=num_planned)
+        return no_evidence("no replicate has a value at all external sites", num_planned=num_planned)
     has_p = units.are_enough and not counts_shifts(hypothesis)
     p_value, p_size = _compute_p(hypothesis, contrast, units, seed=plan["seed"]) if has_p else (None, None)
+    num_levels = len(contrast.levels or contrast.parts)
     # Two one-sided tests at α agree with the interval of level 1 − 2α.
     level = 1 - hypothesis.alpha * (2 if isinstance(hypothesis, Equivalence) else 1)
     return Evidence(
@@ -147,11 +157,9 @@ def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
         p_value=p_value,
         p_size=p_size,
         differences=tuple(map(float, units.differences)),
-        smallest_p=compute_smallest_p(
-            hypothesis, len(units.means), len(contrast.parts), num_trainings=units.num_trainings
-        ),
-        num_needed=num_units_needed(hypothesis, len(contrast.parts)),
-        units=units.text,
+        smallest_p=compute_smallest_p(hypothesis, len(units.means), num_levels, num_trainings=units.num_trainings),
+        num_needed=num_units_needed(hypothesis, num_levels),
+        units=units.text + " that all arms have" * (not is_common.all() and grouping.noun == "replicate"),
         num_planned=num_planned,
         num_complete=int(is_complete.sum()),
         means=dict(zip(contrast.parts, map(float, units.means.mean(axis=0)), strict=True)),
@@ -161,6 +169,7 @@ def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
             num_models=num_models,
             num_encoders=num_encoders,
             external=measured.external,
+            data_sets=dict.fromkeys(measured.data_sets[arm] for arms in cells for arm in arms),
         ),
         num_trainings=units.num_trainings,
         agreement=_count_agreeing(hypothesis, contrast, parts, frame.columns, measured)
@@ -169,7 +178,7 @@ def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
     )
 
 
-def _combine(values: Array, contrast: Contrast) -> Array:
+def combine(values: Array, contrast: Contrast) -> Array:
     """Return cells × replicates × parts × columns: the mean of each part's arms, NaN where one of them is missing.
 
     Args:
@@ -182,8 +191,8 @@ def _combine(values: Array, contrast: Contrast) -> Array:
 
 
 def _combine_shared(hypothesis: Hypothesis, contrast: Contrast, measured: Measured, frame: pd.DataFrame) -> Array:
-    """Return what ``_combine`` does; summaries over external sets are over those that all arms of a cell have."""
-    parts = _combine(measured.spread(frame), contrast)
+    """Return what ``combine`` does; summaries over external sets are over those that all arms of a cell have."""
+    parts = combine(measured.spread(frame), contrast)
     if find_site_aggregate(hypothesis.metric) is None or counts_sites(hypothesis):
         return parts
     for position, (key, groups) in enumerate(contrast.cells.items()):
@@ -192,8 +201,19 @@ def _combine_shared(hypothesis: Hypothesis, contrast: Contrast, measured: Measur
         if shared is not None and any(measured.sites[arm] != shared for arm in arms):
             values = measure_over_sites(measured.results, hypothesis.metric, shared)
             spread = measured.spread(pd.DataFrame(values, measured.results.trials["signature"]))
-            parts[position] = _combine(spread, replace(contrast, cells={key: groups}))[0]
+            parts[position] = combine(spread, replace(contrast, cells={key: groups}))[0]
     return parts
+
+
+def _mean_by_data_set(parts: Array, data_sets: Sequence[str]) -> Array:
+    """Return data sets × replicates × parts × columns: means over the cells of each, so that each counts once.
+
+    Args:
+        parts: cells × replicates × parts × columns.
+        data_sets: data set of each cell.
+    """
+    labels = np.array(data_sets)
+    return np.stack([mean_of_defined(parts[labels == label], (0,)) for label in dict.fromkeys(data_sets)])
 
 
 def _count_agreeing(
@@ -271,8 +291,11 @@ def _test_paired(hypothesis: Hypothesis, differences: Array, alternative: Altern
 
 def _test_trend(contrast: Contrast, units: Units, alpha: float, seed: int) -> float | None:
     assert contrast.levels is not None
-    levels, blocks = np.meshgrid(contrast.levels, np.arange(len(units.means)))
-    trend = trend_test(units.means.ravel(), levels.ravel(), blocks=blocks.ravel(), seed=seed, alpha=alpha)
+    num_levels, means = len(contrast.levels), units.means
+    if len(contrast.parts) > num_levels:  # the trend of a difference
+        means = means[:, :num_levels] - means[:, num_levels:]
+    levels, blocks = np.meshgrid(contrast.levels, np.arange(len(means)))
+    trend = trend_test(means.ravel(), levels.ravel(), blocks=blocks.ravel(), seed=seed, alpha=alpha)
     if trend.p_value is None or trend.correlation is None:
         return None
     # Ranks that rise while the mean falls, or the reverse, support neither direction.

@@ -25,6 +25,7 @@ from orchestrator.study.hypotheses import (
 from trainables.evaluation.families import group_by_family
 from trainables.evaluation.metrics import RELATIVE
 from trainables.evaluation.shift_means import average_by_family, average_by_type
+from trainables.shifts.tables import find_type
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,11 @@ class Measured:
             if hypothesis.metric.startswith("external/")
             else contrast
         )
+
+    @cached_property
+    def data_sets(self) -> list[str]:
+        """Label of each arm's data set; "" in a study on a single one."""
+        return [self.results.data_sets.get(name, "") for name in self._names]
 
     def find_signature(self, arm: int, replicate: int) -> str:
         """Return the signature of the trial of an arm and a replicate, by their numbers; "" if none is planned."""
@@ -155,6 +161,18 @@ class Measured:
             name: name of a family, ``mean``, or name of a shift.
             hypothesis: hypothesis, which may have families of its own.
         """
+        parts = self.results.plan.get("data_sets", {})
+        if not parts:
+            return self._average(values, name, hypothesis)
+        found = []
+        for each in parts.values():  # grey images lack shifts of colours: every data set has its own mean
+            trials, rows = self.results.trials, self.shifted[self.shifted["name"].isin(each["arms"])]
+            own = {*map(str, rows["shift"]), *map(find_type, map(str, rows["shift"].unique()))}
+            there = values.index.isin(trials.loc[trials["name"].isin(each["arms"]), "signature"])
+            found.append(self._average(values.loc[there, [c for c in values if str(c) in own]], name, hypothesis))
+        return pd.concat([each for each in found if not each.empty] or [pd.DataFrame()])
+
+    def _average(self, values: pd.DataFrame, name: str, hypothesis: Hypothesis) -> pd.DataFrame:
         by_type = average_by_type({str(shift): values[shift].to_numpy() for shift in values})
         families = {"mean": list(by_type)} | (self.group_types(hypothesis, by_type) or {})
         if name in families and by_type:

@@ -87,7 +87,7 @@ def _find_measurement(results: Results, hypothesis: Hypothesis, compared: Sequen
 
 def _find_sides(results: Results, hypothesis: Hypothesis, measured: Measured) -> tuple[Side, Side] | None:
     """Return the signatures of both sides per replicate, None if they are not two, or their cells not equally large."""
-    if hypothesis.kind in ("interaction", "trend"):
+    if hypothesis.kind in ("interaction", "trend", "correlation"):
         return None
     contrast = measured.find_contrast(hypothesis)
     sizes = [{len(parts[side]) for parts in contrast.cells.values()} for side in (0, 1)]

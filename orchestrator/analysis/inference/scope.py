@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestrator.analysis.wording import plural
@@ -27,12 +27,15 @@ class Scope:
     num_sites: int | None = None
     #: Whether every replicate has a split of its own.
     has_own_splits: bool | None = None
+    num_data_sets: int = 1
 
     def describe(self) -> str:
         """Return the scope as a phrase, e.g. "24 trained models, 1,797 test images, for this split"."""
         parts = [plural(self.num_models, "trained model")]
         if self.num_encoders:
             parts.append(plural(self.num_encoders, "independent encoder"))
+        if self.num_data_sets > 1:
+            parts.append(plural(self.num_data_sets, "data set"))
         if self.num_images is not None:
             parts.append(f"{self.num_images:,} {self.images} images" + self._describe_origin())
         if self.has_own_splits is not None:
@@ -47,7 +50,13 @@ class Scope:
 
 
 def find_scope(
-    plan: Mapping[str, Any], metric: str, *, num_models: int, num_encoders: int, external: Mapping[str, int]
+    plan: Mapping[str, Any],
+    metric: str,
+    *,
+    num_models: int,
+    num_encoders: int,
+    external: Mapping[str, int],
+    data_sets: Collection[str] = (),
 ) -> Scope:
     """Return the scope of a statement about one metric.
 
@@ -58,8 +67,24 @@ def find_scope(
         num_encoders: number of pretrained encoders behind them.
         external: external set → number of its images, of all that trials were evaluated on. Where sites are left out
             one at a time, the plan does not describe them.
+        data_sets: labels of the compared arms' data sets, of a study on several.
     """
-    data = plan.get("data")
+    known = plan.get("data_sets", {})
+    compared = [known[label] for label in data_sets if label in known]
+    if len(compared) > 1:
+        return _add_up(
+            [
+                find_scope(
+                    {"data": each, "base": plan.get("base")},
+                    metric,
+                    num_models=num_models,
+                    num_encoders=num_encoders,
+                    external={name: count for name, count in external.items() if name in each["num_images"]},
+                )
+                for each in compared
+            ]
+        )
+    data = compared[0] if compared else plan.get("data")
     if data is None:
         return Scope(num_models, num_encoders)
     kind, name, _ = split_metric(metric)
@@ -81,3 +106,19 @@ def find_scope(
         num_sites=len(sets) if is_external else sites.get(sets[0]),
         has_own_splits=None if base is None else base["data"].get("split") == "per_replicate",
     )
+
+
+def _add_up(scopes: Sequence[Scope]) -> Scope:
+    """Return the scope of a statement over several data sets: images, patients and sites of all."""
+    return replace(
+        scopes[0],
+        num_data_sets=len(scopes),
+        num_images=_sum([each.num_images for each in scopes]),
+        num_patients=_sum([each.num_patients for each in scopes]),
+        num_sites=_sum([each.num_sites for each in scopes]),
+    )
+
+
+def _sum(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if len(known) == len(counts) else None

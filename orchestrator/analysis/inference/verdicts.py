@@ -21,9 +21,11 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from orchestrator.analysis.inference.correlation import assess_correlation
 from orchestrator.analysis.inference.evidence import Agreement, Evidence, assess_evidence
 from orchestrator.analysis.inference.measured import Measured
 from orchestrator.analysis.results import Results
+from orchestrator.analysis.wording import plural
 from orchestrator.ledger.preregistration import (
     DELETED,
     PREREGISTERED,
@@ -35,10 +37,12 @@ from orchestrator.ledger.preregistration import (
 from orchestrator.statistics.paired_tests import holm_nested
 from orchestrator.study.contrasts import describe_needed
 from orchestrator.study.hypotheses import (
+    Correlation,
     Directed,
     Equivalence,
     Hypothesis,
     NonInferiority,
+    counts_replicates,
     counts_shifts,
     counts_sites,
     get_claimed_size,
@@ -93,7 +97,7 @@ def judge(results: Results) -> list[Verdict]:
         if registered.status != DELETED and (hypothesis := read_hypothesis(registered.content)) is not None
     ]
     measured = Measured(results)
-    found = [(hypothesis, registered, assess_evidence(hypothesis, measured)) for hypothesis, registered in current]
+    found = [(hypothesis, registered, assess(hypothesis, measured)) for hypothesis, registered in current]
     about = [(hypothesis, registered) for hypothesis, registered, _ in found]
     promised = list_preregistered(versions)
     corrected = correct([Corrected(evidence.p_value, evidence.p_size) for _, _, evidence in found], about, promised)
@@ -104,6 +108,13 @@ def judge(results: Results) -> list[Verdict]:
         verdict, reason = decide(hypothesis, evidence, p_values, best_p.claim)
         verdicts.append(Verdict(hypothesis, registered, evidence, p_values, verdict, reason, moment_ms))
     return verdicts
+
+
+def assess(hypothesis: Hypothesis, measured: Measured) -> Evidence:
+    """Return the evidence for one hypothesis of any kind."""
+    if isinstance(hypothesis, Correlation):
+        return assess_correlation(hypothesis, measured)
+    return assess_evidence(hypothesis, measured)
 
 
 def _find_ends(results: Results) -> list[int]:
@@ -176,16 +187,20 @@ def decide(hypothesis: Hypothesis, evidence: Evidence, p_values: Corrected, best
         rules = _list_rules(hypothesis, evidence.effect, is_sure=is_sure, is_size_sure=is_size_sure)
     rules.append((p_values.claim is None, NOT_SUPPORTED, "too many differences are exactly 0 for a test"))
     verdict, why = next(((verdict, why) for holds, verdict, why in rules if holds), (NOT_SUPPORTED, "not significant"))
-    return verdict, f"{why}, over {evidence.units}" if counts_sites(hypothesis) else why
+    if counts_sites(hypothesis):
+        why += f", over {evidence.units}"
+    elif isinstance(hypothesis, Correlation) and evidence.scope is not None:
+        why += f", over {evidence.units}, for these {plural(evidence.scope.num_models, 'trained model')}"
+    return verdict, why
 
 
 #: Whether a rule holds, the verdict, and the reason.
 _Rule = tuple[bool, str, str]
 
 
-def _list_rules(hypothesis: Directed, effect: float, *, is_sure: bool, is_size_sure: bool) -> list[_Rule]:
+def _list_rules(hypothesis: Directed | Correlation, effect: float, *, is_sure: bool, is_size_sure: bool) -> list[_Rule]:
     """Return the rules for a claimed direction and size, the first that holds decides."""
-    size = hypothesis.smallest_effect
+    size = get_claimed_size(hypothesis)
     signed = {"higher": effect, "lower": -effect, "two-sided": abs(effect)}[hypothesis.direction]
     smaller = "the direction holds, but the effect is" if is_sure else "the effect is"
     return [
@@ -231,7 +246,9 @@ def _find_lack(hypothesis: Hypothesis, evidence: Evidence, best_p: float | None)
     if evidence.agreement is not None:
         return None
     if not evidence.has_enough_units:
-        only = "for this encoder: " if evidence.scope is not None and evidence.scope.num_encoders == 1 else ""
+        only = ""
+        if evidence.scope is not None and evidence.scope.num_encoders == 1 and counts_replicates(hypothesis):
+            only = "for this encoder: "
         needed = describe_needed(hypothesis, evidence.num_needed)
         return f"{only}{evidence.units}, {needed} are needed for p ≤ {hypothesis.alpha:g}"
     if best_p is not None and best_p > hypothesis.alpha:
@@ -250,7 +267,7 @@ def verdicts_table(verdicts: Sequence[Verdict]) -> pd.DataFrame:
             "reason": each.reason,
             "metric": each.hypothesis.metric,
             "kind": each.hypothesis.kind,
-            "direction": each.hypothesis.direction if isinstance(each.hypothesis, Directed) else None,
+            "direction": each.hypothesis.direction if isinstance(each.hypothesis, Directed | Correlation) else None,
             "claimed_size": get_claimed_size(each.hypothesis),
             "effect": each.evidence.effect,
             "low": each.evidence.interval.low if each.evidence.interval else None,

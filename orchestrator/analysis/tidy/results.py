@@ -12,7 +12,7 @@ import pandas as pd
 from orchestrator.analysis.results import Results
 from orchestrator.study.contrasts import ContrastError, find_contrast
 from orchestrator.study.grid import find_label, read_match
-from orchestrator.study.hypotheses import Hypothesis, counts_shifts, iterate_selectors
+from orchestrator.study.hypotheses import Correlation, Hypothesis, counts_shifts, iterate_selectors
 from orchestrator.study.problems import list_options
 from orchestrator.study.yaml_source import Source
 from trainables.evaluation.metrics import AGGREGATES, METRICS
@@ -78,6 +78,10 @@ class TidyResults:
             known = len(tree.problems)
             for field, when in iterate_selectors(hypothesis):
                 read_match(when, ("hypotheses", number, field), self.factors, raw, tree.report)
+            if isinstance(hypothesis, Correlation) and hypothesis.with_metric is not None:
+                tree.report(
+                    ("hypotheses", number, "with_metric"), "gains in two metrics are correlated in studies only"
+                )
             if hypothesis.metric not in metrics:
                 text = f"there is no measure {hypothesis.metric!r}{list_options(hypothesis.metric, metrics)}"
                 tree.report(("hypotheses", number, "metric"), text)

@@ -10,9 +10,8 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.formats import TextTable, write_latex, write_markdown
-from orchestrator.analysis.inference.evidence import assess_evidence
 from orchestrator.analysis.inference.measured import Measured
-from orchestrator.analysis.inference.verdicts import Corrected, correct, decide
+from orchestrator.analysis.inference.verdicts import Corrected, assess, correct, decide
 from orchestrator.analysis.tidy.reading import StatsConfig
 from orchestrator.analysis.tidy.results import SEED, TidyResults
 from orchestrator.ledger.preregistration import PREREGISTERED, Registered
@@ -308,7 +307,7 @@ def _hypotheses(config: StatsConfig, measured: TidyResults) -> Table:
     found = []
     for hypothesis in config.hypotheses:
         posed, results = measured.pose(hypothesis, config.seed)
-        found.append(assess_evidence(posed, Measured(results)))
+        found.append(assess(posed, Measured(results)))
     corrected = _correct(config.hypotheses, [Corrected(each.p_value, each.p_size) for each in found])
     best = _correct(config.hypotheses, [Corrected(each.smallest_p) for each in found])
     rows = []

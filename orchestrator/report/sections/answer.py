@@ -61,9 +61,10 @@ def arms_section(results: Results, arms: pd.DataFrame) -> Section:
             values = results.trials.loc[results.trials["name"] == arm["name"], shifted]
             row.append(Cell(_strip(values, limits)))
         rows.append(row)
-    replicates = int(arms["planned"].max())
+    replicates, fewest = int(arms["planned"].max()), int(arms["planned"].min())
+    numbers = f"{fewest} to {replicates}" if fewest < replicates else str(replicates)
     text = (
-        f"{sentence(TITLES[results.metric])} in %, mean ± standard deviation over replicates (n = {replicates} "
+        f"{sentence(TITLES[results.metric])} in %, mean ± standard deviation over replicates (n = {numbers} "
         "planned per arm); ECE, the expected calibration error, in % too, lower is better. Bold is the best mean of a "
         "column, which need not be better than the next; only validation columns may choose. The dots are the "
         "replicates’ mean shifted value. Click a heading to sort."

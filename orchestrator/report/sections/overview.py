@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -29,33 +29,46 @@ _COLUMNS = {
 }
 
 
-def overview_section(results: Results, verdicts: Sequence[Verdict], words: Answer, arms: pd.DataFrame) -> Section:
+def overview_section(
+    results: Results, verdicts: Sequence[Verdict], parts: Mapping[str, tuple[Results, Answer, pd.DataFrame]]
+) -> Section:
     """Return the first section: verdicts (or findings) in brief, the figure of all arms, and what was left out.
 
     Args:
         results: tables of the study.
         verdicts: verdicts on the hypotheses; without any, the findings in words stand in their place.
-        words: findings in words.
-        arms: ``arms_table(results)``.
+        parts: data set ("" if there is only one) → its tables, findings in words and ``arms_table``.
     """
-    brief = "".join(map(_brief_verdict, verdicts)) or "".join(
-        f'<p class="brief"><b>{escape(each.heading)}</b> {escape(each.headline)}</p>' for each in words.statements
+    brief = "".join(
+        f'<p class="brief notenough">{escape(_on(label))}{escape(words.problem)}</p>'
+        for label, (_, words, _) in parts.items()
+        if words.problem is not None
+    )
+    brief += "".join(map(_brief_verdict, verdicts)) or "".join(
+        f'<p class="brief"><b>{escape(_on(label))}{escape(each.heading)}</b> {escape(each.headline)}</p>'
+        for label, (_, words, _) in parts.items()
+        for each in words.statements
     )
     more = '<p class="more"><a href="#verdicts">verdicts in full</a></p>' if verdicts else ""
-    if words.problem is not None:
-        brief = f'<p class="brief notenough">{escape(words.problem)}</p>{brief}'
+    metrics = dict.fromkeys((results.metric, *_COLUMNS)) if len(parts) == 1 else [results.metric]
     figures = {
-        METRICS[name].title: figure
-        for name in dict.fromkeys((results.metric, *_COLUMNS))
-        if (figure := _figure(results, arms, name)) is not None
+        label or METRICS[name].title: figure
+        for label, (of_part, _, arms) in parts.items()
+        for name in metrics
+        if (figure := _figure(of_part, arms, name)) is not None
     }
-    drawn = f"<div>{views(figures, 'figure-overview', 'Metric:')}</div>" if figures else ""
+    what = "Metric:" if len(parts) == 1 else "Data set:"
+    drawn = f"<div>{views(figures, 'figure-overview', what)}</div>" if figures else ""
     left_out = "".join(
         f'<p class="more">Left out: {escape(line)} (<a href="#left-out">Left out</a>).</p>'
         for line in describe_skipped_briefly(results.plan["skipped"])
     ).replace("; details in the report", "")
     body = f'<div class="overview"><div>{brief}{more}{left_out}</div>{drawn}</div>'
     return Section("overview", "Overview", "At a glance", body)
+
+
+def _on(label: str) -> str:
+    return f"{label}: " if label else ""
 
 
 def _brief_verdict(verdict: Verdict) -> str:

@@ -18,15 +18,39 @@ from trainables.data.describe import describe_conversions, describe_similar
 
 def lede(results: Results) -> str:
     """Return the lede: data, classes, images per split, numbers of arms and planned trials."""
-    data = results.plan["data"]
+    described = "; ".join(
+        f"{label and f'{label}: '}{_describe_size(data)}" for label, data in _list_data(results.plan).items()
+    )
+    return (
+        f"{described}. "
+        f"{plural(results.trials['name'].nunique(), 'arm')}, {plural(results.counts['planned'], 'trial')} planned."
+    )
+
+
+def _list_data(plan: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return label → description of each data set; the label of a single one is empty."""
+    return plan.get("data_sets") or {"": plan["data"]}
+
+
+def _describe_size(data: Mapping[str, Any]) -> str:
     splits = [name for name in ("train", "val", "test") if name in data["num_images"]]
     order = [*splits, *sorted(set(data["num_images"]) - set(splits))]
     images = ", ".join(f"{data['num_images'][name]:,} {name}" for name in order)
-    return (
-        f"{data['name']}, {len(data['classes'])} classes; images: {images}. "
-        f"{plural(results.trials['name'].nunique(), 'arm')}, {plural(results.counts['planned'], 'trial')} planned"
-        + (f", {results.plan['tuning']['candidates']} candidates per replicate." if results.candidates else ".")
-    )
+    return f"{data['name']}, {len(data['classes'])} classes; images: {images}"
+
+
+def _describe_data(plan: Mapping[str, Any]) -> dict[str, str]:
+    rows: dict[str, str] = {}
+    for label, data in _list_data(plan).items():
+        on = f"{label}, " if label else ""
+        rows |= {
+            f"{on}data": f"{data['name']} ({data['kind']}), fingerprint {data['fingerprint']}, "
+            f"modality {data['modality']}",
+            f"{on}classes": _short(", ".join(map(str, data["classes"]))),
+            f"{on}groups": _describe_groups(data),
+            **{f"{on}{name}": text for name, text in _describe_images(data).items()},
+        }
+    return rows
 
 
 def status(results: Results, budget_status: BudgetStatus | None = None) -> str:
@@ -87,11 +111,7 @@ def provenance_section(
     rows = {
         "results": f"sha256 {digest} (trials and shifts without times: equal for an undisturbed and a resumed study)",
         "study file": f"sha256 {plan['study_sha256']}",
-        "data": f"{plan['data']['name']} ({plan['data']['kind']}), fingerprint {plan['data']['fingerprint']}, "
-        f"modality {plan['data']['modality']}",
-        "classes": _short(", ".join(map(str, plan["data"]["classes"]))),
-        "groups": _describe_groups(plan["data"]),
-        **_describe_images(plan["data"]),
+        **_describe_data(plan),
         "code": f"git commit {plan['git_commit']}" if plan["git_commit"] else "not in a git repository",
         "versions": ", ".join(f"{name} {version}" for name, version in plan["versions"].items()),
         "seed": str(plan["seed"]),

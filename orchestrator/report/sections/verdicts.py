@@ -21,6 +21,7 @@ from orchestrator.planning.ceteris_paribus import read_differences, read_matchin
 from orchestrator.report.page import Section, callout, facts, note
 from orchestrator.study.contrasts import describe_needed
 from orchestrator.study.hypotheses import (
+    Correlation,
     Directed,
     Equivalence,
     Hypothesis,
@@ -28,6 +29,7 @@ from orchestrator.study.hypotheses import (
     counts_sites,
     describe_comparison,
     get_claimed_size,
+    list_measured,
 )
 from trainables.evaluation.metrics import find_metric
 
@@ -36,6 +38,8 @@ if TYPE_CHECKING:
 
 #: Size of the strip with effect and interval, px.
 _WIDTH, _HEIGHT, _MARGIN = 300, 44, 14
+#: Side of the picture of a correlation, px.
+_SCATTER = 160
 #: Units that are drawn as dots; more would be a bar.
 _MAX_UNITS = 200
 
@@ -123,6 +127,8 @@ def describe_effect(verdict: Verdict) -> str:
 
 
 def _effect(verdict: Verdict, value: float) -> str:
+    if isinstance(verdict.hypothesis, Correlation):
+        return f"{_COEFFICIENTS[verdict.hypothesis.test]} = {_number(verdict, value)}"
     return (
         f"{_number(verdict, value)} points"
         if find_metric(verdict.hypothesis.metric).is_share
@@ -130,7 +136,13 @@ def _effect(verdict: Verdict, value: float) -> str:
     )
 
 
+#: Test of a correlation → name of its coefficient.
+_COEFFICIENTS = {"spearman": "Spearman’s ρ", "pearson": "Pearson’s r"}
+
+
 def _number(verdict: Verdict, value: float) -> str:
+    if isinstance(verdict.hypothesis, Correlation):
+        return f"{value:+.2f}"
     return f"{100 * value:+.1f}" if find_metric(verdict.hypothesis.metric).is_share else f"{value:+.3g}"
 
 
@@ -190,6 +202,12 @@ def _details(verdict: Verdict, plan: Mapping[str, Any]) -> str:
     elif differences is not None:
         rows["differs"] = "nothing but the named factors"
     rows["tuning"] = read_matching(plan, hypothesis.name)
+    if evidence.gains:
+        shares = [find_metric(gain.metric).is_share for gain in list_measured(hypothesis)]
+        rows["gains"] = "; ".join(
+            f"{level} {' and '.join(_gain(*each) for each in zip(pair, shares, strict=True))}"
+            for level, pair in evidence.gains.items()
+        )
     if evidence.means:
         rows["means"] = "; ".join(f"{part} {_mean(verdict, value)}" for part, value in evidence.means.items())
     if evidence.num_missing:
@@ -198,7 +216,9 @@ def _details(verdict: Verdict, plan: Mapping[str, Any]) -> str:
         )
     if evidence.effect is not None and not evidence.has_enough_units and verdict.verdict != NO_VERDICT:
         rows["would do"] = (
-            describe_needed(hypothesis, evidence.num_needed)
+            f"{evidence.num_needed} levels of {hypothesis.across}"
+            if isinstance(hypothesis, Correlation)
+            else describe_needed(hypothesis, evidence.num_needed)
             if counts_sites(hypothesis)
             else f"{plural(evidence.num_needed, 'independently trained replicate')} of every arm"
         )
@@ -221,6 +241,8 @@ def _describe_patients(assessment: PatientAssessment) -> str:
 
 def _describe_claim(verdict: Verdict) -> str:
     hypothesis = verdict.hypothesis
+    if isinstance(hypothesis, Correlation):
+        return "a correlation " + {"higher": "above 0", "lower": "below 0"}.get(hypothesis.direction, "other than 0")
     size = _effect(verdict, get_claimed_size(hypothesis)).lstrip("+")
     if isinstance(hypothesis, Equivalence):
         return f"differs by less than {size}, in both directions"
@@ -255,6 +277,8 @@ def _strip(verdict: Verdict) -> str:
     evidence = verdict.evidence
     if evidence.effect is None:
         return ""
+    if evidence.gains is not None:
+        return _scatter(verdict, evidence.gains)
     marks = _list_marks(verdict.hypothesis)
     ends = [] if evidence.interval is None else [evidence.interval.low, evidence.interval.high]
     shown = [0.0, evidence.effect, *marks, *ends, *evidence.differences]
@@ -280,4 +304,39 @@ def _strip(verdict: Verdict) -> str:
     label = escape(f"differences of units, their mean and interval: {describe_evidence(verdict)}")
     return (
         f'<svg class="strip" width="{_WIDTH}" height="{_HEIGHT}" role="img" aria-label="{label}">{"".join(lines)}</svg>'
+    )
+
+
+def _gain(value: float, is_share: bool) -> str:
+    return f"{100 * value:+.1f}" if is_share else f"{value:+.3g}"
+
+
+def _scatter(verdict: Verdict, gains: Mapping[str, tuple[float, float]]) -> str:
+    """Return an SVG of the two gains of every unit, with lines at 0: the first gain upwards, the other to the right."""
+    places = []
+    for values in zip(*gains.values(), strict=True):
+        low, high = min(0.0, *values), max(0.0, *values)
+        places.append([(value - low) / ((high - low) or 1.0) for value in (0.0, *values)])
+    up, right = places
+    side = _SCATTER - 2 * _MARGIN
+
+    def x(share: float) -> str:
+        return f"{_MARGIN + share * side:.1f}"
+
+    def y(share: float) -> str:
+        return f"{_MARGIN + (1 - share) * side:.1f}"
+
+    ends = _MARGIN, _SCATTER - _MARGIN
+    shown = [
+        f'<line class="zero" x1="{x(right[0])}" x2="{x(right[0])}" y1="{ends[0]}" y2="{ends[1]}"/>',
+        f'<line class="zero" x1="{ends[0]}" x2="{ends[1]}" y1="{y(up[0])}" y2="{y(up[0])}"/>',
+    ]
+    shares = [find_metric(gain.metric).is_share for gain in list_measured(verdict.hypothesis)]
+    for (level, pair), across, upwards in zip(gains.items(), right[1:], up[1:], strict=True):
+        title = f"{level}: {' and '.join(_gain(*each) for each in zip(pair, shares, strict=True))}"
+        shown.append(f'<circle cx="{x(across)}" cy="{y(upwards)}" r="4"><title>{escape(title)}</title></circle>')
+    label = escape(f"both gains of every level: {describe_evidence(verdict)}")
+    return (
+        f'<svg class="strip" width="{_SCATTER}" height="{_SCATTER}" role="img" aria-label="{label}">'
+        f"{''.join(shown)}</svg>"
     )
