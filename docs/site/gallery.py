@@ -23,7 +23,8 @@ def describe_gallery(root: Path) -> dict[str, str]:
     """Return page → Markdown of the gallery.
 
     Args:
-        root: root of the repository; studies are in ``configs``, pictures in ``docs/images/gallery/<study file>.png``.
+        root: root of the repository; studies are in ``configs``, pictures of their reports in
+            ``docs/images/gallery/<study file>.png``, that of the quickstart in ``docs/images/report.png``.
     """
     pages, rows = {}, ""
     for file in sorted((root / "configs").glob("*.yaml"), key=lambda path: (path.stem != "quickstart", path.stem)):
@@ -35,14 +36,14 @@ def describe_gallery(root: Path) -> dict[str, str]:
 
 def _describe(root: Path, file: Path, study: Study) -> str:
     text = file.read_text(encoding="utf-8").rstrip()
-    picture = root / "docs/images/gallery" / f"{file.stem}.png"
-    shown = f"![The report of the study {study.study}](../images/gallery/{picture.name})\n"
+    picture = f"images/{'report' if file.stem == 'quickstart' else f'gallery/{file.stem}'}.png"
+    shown = f"![The report of the study {study.study}](../{picture})\n"
     return "\n".join(
         [
             f"# {study.study}\n",
             f"**{study.question}** {_describe_size(study).capitalize()}.\n",
             f"```sh\nrobustsweep run configs/{file.name}\n```\n",
-            shown if picture.is_file() else _NO_PICTURE,
+            shown if (root / "docs" / picture).is_file() else _NO_PICTURE,
             *(f"- *{each.name}*: {each.claim}" for each in study.hypotheses),
             f"\n## The file\n\n```yaml\n{text}\n```\n",
         ]
