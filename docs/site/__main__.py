@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -17,10 +18,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def draw_diagram(source: str) -> str:
-    """Return the SVG of a Mermaid diagram."""
+    """Return the SVG of a Mermaid diagram, in its own size instead of the width of the page."""
     import mermaidx
 
-    return str(mermaidx.render(source).svg())
+    svg = str(mermaidx.render(source).svg())
+    size = re.search(r'viewBox="[-.0-9]+ [-.0-9]+ ([.0-9]+) ([.0-9]+)"', svg)
+    if size is None:
+        raise ValueError(f"drew {source.splitlines()[0]} and found no viewBox in the SVG of mermaidx, expected one")
+    return svg.replace('width="100%"', f'width="{size[1]}" height="{size[2]}"', 1)
 
 
 def build(out: Path) -> list[str]:
