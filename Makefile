@@ -31,6 +31,11 @@ check: install
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
+# The site, into build/docs/site. A dead link or a reference that cannot be resolved fails it.
+.PHONY: docs
+docs: install
+	$(BIN)/python -m docs.site
+
 # A sample of the long ones: a node lost, a disk full in Ray, the driver killed and stopped, a study that grows and fails.
 .PHONY: faults-sample
 faults-sample: install

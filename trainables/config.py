@@ -18,6 +18,7 @@ from trainables.errors import ConfigError
 from trainables.frozen import (
     SMALLEST,
     UNHASHED,
+    Channels,
     Classes,
     Expression,
     Fraction,
@@ -27,6 +28,8 @@ from trainables.frozen import (
     Rate,
     Seed,
     SelectBy,
+    Severity,
+    StoredSize,
     Text,
     Weight,
     revised,
@@ -44,8 +47,8 @@ SCHEMA_VERSION: Literal[4] = 4
 class ImageData(Frozen):
     """Base class of all data configurations: the fields that every source of images has."""
 
-    image_size: ImageSize = Field(32, description="Side in px to which every image is brought before storage.")
-    channels: Literal[1, 3] = Field(3, description="Channels stored: 1 grey, 3 RGB.")
+    image_size: StoredSize = 32
+    channels: Channels = 3
     resize: Literal["crop", "squash", "pad"] = Field(
         "crop", description="crop: short side to image_size, centre crop. squash: ignore aspect. pad: black borders."
     )
@@ -119,7 +122,7 @@ class DigitsData(ImageData):
 
     kind: Literal["digits"] = "digits"
     near_duplicates: Literal["report", "ignore"] = unhashed("ignore", "Known images, many of them alike.")
-    channels: Literal[1, 3] = 1
+    channels: Channels = 1
 
 
 class ColouredDigitsData(ImageData):
@@ -131,7 +134,7 @@ class ColouredDigitsData(ImageData):
 
     kind: Literal["coloured_digits"] = "coloured_digits"
     near_duplicates: Literal["report", "ignore"] = unhashed("ignore", "Known images, many of them alike.")
-    channels: Literal[3] = 3
+    channels: Literal[3] = Field(3, description="Always RGB: the colour is what is varied.")
     tint: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0, description="How strong the colour is: the other channels lack this share of the light; 1 is pure colour."
     )
@@ -150,7 +153,7 @@ class MedmnistData(ImageData):
     source_size: Literal[28, 64, 128, 224] = Field(28, description="Which size of MedMNIST+ to download.")
     classes: Classes = None
     image_size: ImageSize = Field(28, description="Default: source_size.")
-    channels: Literal[1, 3] = 1
+    channels: Channels = 1
 
     @model_validator(mode="after")
     def _take_source_size(self) -> MedmnistData:
@@ -173,7 +176,7 @@ class ImageFolderData(FileData):
         "CSV with the columns file_name (below path) and group; neither: the DICOM patient, else one per image.",
     )
     classes: Classes = None
-    image_size: ImageSize = 224
+    image_size: StoredSize = 224
 
     @model_validator(mode="after")
     def _one_source_of_groups(self) -> ImageFolderData:
@@ -191,7 +194,7 @@ class CsvData(FileData):
         None, description="Folder file_name is relative to; none: the manifest's.", json_schema_extra=UNHASHED
     )
     classes: tuple[str, ...] | None = Field(None, description="Allowed labels in order; none: those found, sorted.")
-    image_size: ImageSize = 224
+    image_size: StoredSize = 224
 
 
 class TorchvisionData(ImageData):
@@ -211,7 +214,7 @@ class PhantomData(ImageData):
 
     kind: Literal["phantom"] = "phantom"
     near_duplicates: Literal["report", "ignore"] = unhashed("ignore", "Known images, many of them alike.")
-    image_size: int = Field(64, gt=0, le=1024)
+    image_size: int = Field(64, gt=0, le=1024, description="Side in px in which images are drawn and stored.")
     num_images: int = Field(1200, gt=0, le=1_000_000, description="Over all in-distribution splits.")
     num_sites: int = Field(3, gt=0, le=1000, description="Acquisition sites site-0 … inside train, val and test.")
     num_external_sites: int = Field(6, ge=0, le=1000, description="Further sites, each an external set.")
@@ -220,7 +223,9 @@ class PhantomData(ImageData):
     num_classes: Literal[2, 3, 4, 5] = Field(2, description="Grades; more lesions and larger ones per grade.")
     lesion_radius_px: tuple[float, float] = Field((1.2, 3.5), description="At 64 px; scales with image_size.")
     lesion_contrast: float = Field(0.35, gt=0, le=1, description="1 is black haemorrhages, 0 invisible ones.")
-    nuisance: Literal["none", "sharpness", "intensity", "corner_tag", "colour", "resolution"] = "none"
+    nuisance: Literal["none", "sharpness", "intensity", "corner_tag", "colour", "resolution"] = Field(
+        "none", description="What may agree with the label; it never touches a lesion."
+    )
     rho: Fraction = Field(0.5, description="P(nuisance agrees with the label) in train and val; .5 is none.")
     rho_test: Fraction | None = Field(None, description="The same in test; none: rho.")
     seed: Seed = Field(0, description="Seed of the images.")
@@ -252,16 +257,16 @@ class ModelConfig(Frozen):
 class TrainingConfig(Frozen):
     """Settings of the optimisation, and which epoch's weights are evaluated."""
 
-    epochs: PositiveInt = 20
-    batch_size: PositiveInt = 64
-    optimiser: Literal["adamw", "sgd"] = "adamw"
-    learning_rate: Rate = 1e-3
+    epochs: PositiveInt = Field(20, description="Passes over the training images.")
+    batch_size: PositiveInt = Field(64, description="Images per step.")
+    optimiser: Literal["adamw", "sgd"] = Field("adamw", description="AdamW, or SGD with momentum.")
+    learning_rate: Rate = Field(1e-3, description="Of the head, and of all layers while the factor below is 1.")
     momentum: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(0.9, description="SGD only.")
-    schedule: Literal["cosine", "constant"] = "cosine"
+    schedule: Literal["cosine", "constant"] = Field("cosine", description="Of the rate; cosine: down to 0, per step.")
     warmup_epochs: Weight = Field(0.0, description="Fewer than epochs.")
     backbone_learning_rate_factor: Weight = Field(1.0, description="Below the head; 0 is a linear probe.")
-    gradient_clip_norm: float | None = Field(None, ge=SMALLEST)
-    class_weights: Literal["none", "balanced"] = "none"
+    gradient_clip_norm: float | None = Field(None, ge=SMALLEST, description="Of the gradient, 2-norm; none: off.")
+    class_weights: Literal["none", "balanced"] = Field("none", description="In the loss; balanced: n/(K·n_k).")
     label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         1.0,
         description="Of every class in the training split, by group; drawn per replicate.",
@@ -289,12 +294,12 @@ class EvaluationConfig(Frozen):
         description="Names of shifts and groups, and mappings: {compose: [name/severity, …], name: …}, "
         "{name: …, op: …, strengths: […]}, {stain: {haematoxylin: […], eosin: […]}}.",
     )
-    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] = Field((1, 2, 3, 4, 5), min_length=1)
+    severities: tuple[Severity, ...] = Field((1, 2, 3, 4, 5), min_length=1, description="1 is mild, 5 severe.")
     validation_shifts: tuple[str, ...] = Field(
         (), description="Names as in shifts: of validation images, so that validation/robustness/… may choose."
     )
     shift_seed: Seed = Field(0, description="Of the shifts' randomness; the same for all trials.")
-    ece_bins: int = Field(15, gt=0, le=10_000)
+    ece_bins: int = Field(15, gt=0, le=10_000, description="Bins of confidence of the expected calibration error.")
     store_features: bool = Field(True, description="Keep penultimate features of the unshifted sets (float16).")
 
 
@@ -385,7 +390,7 @@ class Execution(Frozen):
     shift_cache_gib: Weight = Field(
         20.0, description="Disk on this node for shifted copies of test sets; 0: every trial shifts anew."
     )
-    evaluation_batch_size: PositiveInt = 256
+    evaluation_batch_size: PositiveInt = Field(256, description="Images per batch in evaluation.")
     acceleration: str | None = Field(
         None, description="Folder or URI of the study's probes of memory format, precision, compiling; null: no probe."
     )

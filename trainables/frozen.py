@@ -44,7 +44,11 @@ Weight = Annotated[float, Field(ge=0.0, le=LARGEST)]
 Scale = Annotated[float, Field(gt=0.0, le=LARGEST)]
 Rate = Annotated[float, Field(ge=SMALLEST, le=LARGEST)]
 ImageSize = Annotated[int, Field(gt=0, le=16_384)]
+#: The fields that every source of images has, for the sources whose default is another.
+StoredSize = Annotated[ImageSize, Field(description="Side in px to which every image is brought before storage.")]
+Channels = Annotated[Literal[1, 3], Field(description="Channels stored: 1 grey, 3 RGB.")]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
+Severity = Annotated[int, Field(ge=1, le=5)]
 #: Name of a class or a site, in the form in which data are read (``data.identity.texts.normalise``).
 Text = Annotated[str, AfterValidator(lambda text: unicodedata.normalize("NFC", text).strip())]
 

@@ -35,17 +35,21 @@ class ContrastivePretraining(Frozen):
     """SimCLR pretraining on the training split (Chen et al. 2020), from scratch or from ImageNet weights."""
 
     kind: Literal["contrastive"] = "contrastive"
-    method: Literal["simclr"] = "simclr"
-    init: Annotated[ScratchPretraining | ImageNetPretraining, Field(discriminator="kind")] = ScratchPretraining()
-    epochs: PositiveInt = 100
+    method: Literal["simclr"] = Field("simclr", description="Contrastive method: NT-Xent between two views.")
+    init: Annotated[ScratchPretraining | ImageNetPretraining, Field(discriminator="kind")] = Field(
+        ScratchPretraining(), description="Weights that the pretraining starts from."
+    )
+    epochs: PositiveInt = Field(100, description="Passes over the training images, without labels.")
     batch_size: Annotated[int, Field(ge=2, lt=2**31)] = Field(
         256, description="Images; each is told apart from the others of its batch."
     )
     learning_rate: Rate = Field(0.06, description="SGD, momentum .9, cosine. .06: lightly’s small-image benchmarks.")
-    weight_decay: Weight = 1e-4
-    temperature: Annotated[float, Field(ge=1e-8)] = Field(0.2, description="lightly refuses less than 1e-8.")
-    projection_dim: ProjectionSize = 128
-    hidden_dim: ProjectionSize = 512
+    weight_decay: Weight = Field(1e-4, description="L2 weight decay of SGD, on all weights.")
+    temperature: Annotated[float, Field(ge=1e-8)] = Field(
+        0.2, description="τ of NT-Xent; lightly refuses less than 1e-8."
+    )
+    projection_dim: ProjectionSize = Field(128, description="Outputs of the projection head.")
+    hidden_dim: ProjectionSize = Field(512, description="Units of the projection head's hidden layer.")
     crop_scale_min: Fraction = Field(0.2, description="Smallest area share of RandomResizedCrop.")
     jitter_strength: float = Field(1.0, ge=0, description="Scales ColorJitter(.4, .4, .4, .1).")
     horizontal_flip: bool = Field(True, description="Off where left and right mean something, as in digits.")

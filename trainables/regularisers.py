@@ -26,7 +26,7 @@ class WeightDecay(Frozen):
     """Decoupled (AdamW) or L2 (SGD) weight decay on all weights but biases and normalisation."""
 
     kind: Literal["weight_decay"] = "weight_decay"
-    weight: Weight = 1e-2
+    weight: Weight = Field(1e-2, description="Decay per step, times the learning rate.")
 
 
 class SpectralDecoupling(Frozen):
@@ -39,7 +39,7 @@ class SpectralDecoupling(Frozen):
     weight: Weight | tuple[Weight, ...] = Field(0.01, description="λ, or one λ per class or group.")
     half: bool = Field(True, description="½λ instead of λ.")
     reduction: Literal["mean", "sum"] = Field("mean", description="Over classes.")
-    target: Literal["all", "true_class"] = "all"
+    target: Literal["all", "true_class"] = Field("all", description="Logits penalised: all, or the label's only.")
     gamma: Offset | tuple[Offset, ...] = Field(0.0, description="Offset, or one per class or group.")
     group_by: str = Field(
         "class", description="What several λ or γ are indexed by: class, site, or a column of the data, values sorted."
@@ -51,14 +51,14 @@ class LabelSmoothing(Frozen):
     """Cross-entropy against (1−ε)·one-hot + ε/K (Szegedy et al. 2016)."""
 
     kind: Literal["label_smoothing"] = "label_smoothing"
-    epsilon: Fraction = 0.1
+    epsilon: Fraction = Field(0.1, description="ε: share of the target that is spread over all K classes.")
 
 
 class Dropout(Frozen):
     """Dropout before the classification head (Srivastava et al. 2014)."""
 
     kind: Literal["dropout"] = "dropout"
-    probability: Probability = 0.5
+    probability: Probability = Field(0.5, description="Probability that a feature is dropped.")
 
 
 class StochasticDepth(Frozen):
@@ -72,14 +72,14 @@ class Mixup(Frozen):
     """Convex combinations of pairs of images of a batch, share from Beta(α, α) (Zhang et al. 2018)."""
 
     kind: Literal["mixup"] = "mixup"
-    alpha: float = Field(0.2, gt=0)
+    alpha: float = Field(0.2, gt=0, description="α of Beta(α, α); the smaller, the closer to one of both images.")
 
 
 class CutMix(Frozen):
     """A rectangle of each image replaced by its partner's, area share 1 − Beta(α, α) (Yun et al. 2019)."""
 
     kind: Literal["cutmix"] = "cutmix"
-    alpha: float = Field(1.0, gt=0)
+    alpha: float = Field(1.0, gt=0, description="α of Beta(α, α); 1: every area is as likely.")
 
 
 class Sam(Frozen):
@@ -105,26 +105,31 @@ class StainNormalisation(Frozen):
     """Stain normalisation of every image before the network, in training and in evaluation."""
 
     kind: Literal["stain_normalisation"] = "stain_normalisation"
-    method: Literal["macenko", "reinhard"] = "macenko"
+    method: Literal["macenko", "reinhard"] = Field(
+        "macenko", description="Macenko et al. 2009 (stain vectors), or Reinhard et al. 2001 (moments in Lαβ)."
+    )
     target: Literal["reference", "training"] = Field(
         "reference", description="The method's published reference, or the median over the training images."
     )
+
+
+_PART = "Fields of the kind of this name, {} for its defaults; none: not part of the combination."
 
 
 class Combined(Frozen):
     """Several regularisers at once, each by its name: ``{weight_decay: {weight: 0.05}, spectral_decoupling: {}}``."""
 
     kind: Literal["combined"] = "combined"
-    weight_decay: WeightDecay | None = None
-    spectral_decoupling: SpectralDecoupling | None = None
-    label_smoothing: LabelSmoothing | None = None
-    dropout: Dropout | None = None
-    stochastic_depth: StochasticDepth | None = None
-    mixup: Mixup | None = None
-    cutmix: CutMix | None = None
-    sam: Sam | None = None
-    group_dro: GroupDro | None = None
-    stain_normalisation: StainNormalisation | None = None
+    weight_decay: WeightDecay | None = Field(None, description=_PART)
+    spectral_decoupling: SpectralDecoupling | None = Field(None, description=_PART)
+    label_smoothing: LabelSmoothing | None = Field(None, description=_PART)
+    dropout: Dropout | None = Field(None, description=_PART)
+    stochastic_depth: StochasticDepth | None = Field(None, description=_PART)
+    mixup: Mixup | None = Field(None, description=_PART)
+    cutmix: CutMix | None = Field(None, description=_PART)
+    sam: Sam | None = Field(None, description=_PART)
+    group_dro: GroupDro | None = Field(None, description=_PART)
+    stain_normalisation: StainNormalisation | None = Field(None, description=_PART)
 
     @model_validator(mode="after")
     def _go_together(self) -> Combined:

@@ -86,7 +86,7 @@ class ExecutionConfig(Frozen):
     shift_cache_gib: Weight = Field(
         20.0, description="Disk per node for shifted copies of test sets; 0: every trial shifts anew."
     )
-    evaluation_batch_size: PositiveInt = 256
+    evaluation_batch_size: PositiveInt = Field(256, description="Images per batch in evaluation.")
     acceleration: Literal["off", "probe"] = Field(
         "off", description="probe: memory format, precision and compiling are timed once, and the same for all trials."
     )

@@ -25,7 +25,7 @@ from trainables.evaluation.metrics import (
     name_over_shifts,
     name_over_sites,
 )
-from trainables.frozen import Frozen, canonical_json
+from trainables.frozen import Frozen, Severity, canonical_json
 from trainables.shifts.tables import FAMILIES, OTHER
 
 #: Assumption: ten times the hypotheses of a large study.
@@ -55,7 +55,7 @@ class _Hypothesis(Frozen):
         description="Column of trials.csv, shift/<name>/<metric>, family/<name>/<metric>, slope/<name>/<metric>, "
         "be/<name> or rbe/<name>.",
     )
-    severities: tuple[Annotated[int, Field(ge=1, le=5)], ...] | None = Field(
+    severities: tuple[Severity, ...] | None = Field(
         None, min_length=1, description="With shift/<name>/<metric>: its mean over these; null: over all."
     )
     families: Families | None = Field(

@@ -82,8 +82,8 @@ class Objective(_Measured):
 class Constraint(_Measured):
     """Bounds on a metric of an acceptable trial: at most, at least, or both."""
 
-    at_most: float | None = None
-    at_least: float | None = None
+    at_most: float | None = Field(None, description="Upper bound, in the metric's units; null: none.")
+    at_least: float | None = Field(None, description="Lower bound, in the metric's units; null: none.")
 
     @model_validator(mode="after")
     def _has_a_bound(self) -> Constraint:
@@ -150,21 +150,21 @@ class QMC(Frozen):
     """Quasi-Monte Carlo: a scrambled low-discrepancy sequence (Bergstra & Bengio 2012)."""
 
     kind: Literal["qmc"] = "qmc"
-    sequence: Literal["sobol", "halton"] = "sobol"
+    sequence: Literal["sobol", "halton"] = Field("sobol", description="Low-discrepancy sequence.")
 
 
 class NSGAII(Frozen):
     """Elitist genetic algorithm for several objectives (Deb et al. 2002)."""
 
     kind: Literal["nsga_ii"] = "nsga_ii"
-    population_size: Annotated[int, Field(ge=2)] = 50
+    population_size: Annotated[int, Field(ge=2)] = Field(50, description="Configurations of a generation.")
 
 
 class NSGAIII(Frozen):
     """NSGA-II with reference points, for more than three objectives (Deb & Jain 2014)."""
 
     kind: Literal["nsga_iii"] = "nsga_iii"
-    population_size: Annotated[int, Field(ge=2)] = 50
+    population_size: Annotated[int, Field(ge=2)] = Field(50, description="Configurations of a generation.")
 
 
 class CMAES(Frozen):
@@ -244,7 +244,7 @@ class SearchConfig(Frozen):
         description="Over replicates; worst: the worst of them; lower_bound: the mean made worse by its standard error "
         "(needs two replicates).",
     )
-    sampler: SamplerConfig = TPE()
+    sampler: SamplerConfig = Field(TPE(), description="What proposes the next configurations.")
     early_stopping: EarlyStoppingConfig | None = Field(
         None, description="Trials that fall behind are not trained to their end; null: all are."
     )

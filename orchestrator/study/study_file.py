@@ -38,12 +38,14 @@ def compute_study_sha256(study: Study) -> str:
 #: Assumption: ten times the largest study measured; a larger plan takes minutes and gigabytes.
 MAX_TRIALS = 100_000
 
+_SET = "Dotted field of the trial: value."
+
 
 class Condition(Frozen):
     """Fields that are set in the arms that match ``when``."""
 
     when: When = Field(description="Factor: level, or list of levels. All factors named have to match.")
-    set: Annotated[dict[str, Any], Field(min_length=1)] = Field(description="Dotted field of the trial: value.")
+    set: Annotated[dict[str, Any], Field(min_length=1)] = Field(description=_SET)
 
 
 class ReplicatesWhere(Frozen):
@@ -83,14 +85,14 @@ class Study(Frozen):
     )
     question: str = Field("", description="What we want to know, for the head of the report.")
     data: DataConfig = Field(
-        description="the images: kind is digits, coloured_digits, medmnist, image_folder, csv, torchvision, phantom"
+        description="The images: kind is digits, coloured_digits, medmnist, image_folder, csv, torchvision, phantom"
     )
-    model: ModelConfig = ModelConfig()
-    pretraining: PretrainingConfig = ScratchPretraining()
-    augmentation: AugmentationConfig = NoAugmentation()
-    regulariser: RegulariserConfig = NoRegulariser()
-    training: TrainingConfig = TrainingConfig()
-    evaluation: EvaluationConfig = EvaluationConfig()
+    model: ModelConfig = Field(ModelConfig(), description="The network.")
+    pretraining: PretrainingConfig = Field(ScratchPretraining(), description="Initial weights.")
+    augmentation: AugmentationConfig = Field(NoAugmentation(), description="Random changes of training images.")
+    regulariser: RegulariserConfig = Field(NoRegulariser(), description="What is added to the training, or changed.")
+    training: TrainingConfig = Field(TrainingConfig(), description="Optimisation, and which epoch is evaluated.")
+    evaluation: EvaluationConfig = Field(EvaluationConfig(), description="Shifts and severities tested.")
     seed: Seed = Field(0, description="Everything random follows from it, the replicate and the role.")
     factors: dict[str, list[Any] | dict[str, Any]] = Field({}, description="Field or name: its levels.")
     conditions: list[Condition] = Field([], max_length=MAX_RULES, description="Fields set in matching arms, in order.")
@@ -110,8 +112,10 @@ class Study(Frozen):
         "report",
         description="Fields that conditions make differ between the sides of a hypothesis: said, or refused (strict).",
     )
-    report: ReportConfig = ReportConfig()
-    execution: ExecutionConfig = Field(default_factory=ExecutionConfig)  # when a study is read: it asks for the home
+    report: ReportConfig = Field(ReportConfig(), description="Reference and families of shifts in the report.")
+    execution: ExecutionConfig = Field(  # when a study is read: it asks for the home
+        default_factory=ExecutionConfig, description="Where and how trials run; no result depends on it."
+    )
 
     def describe(self) -> dict[str, Any]:
         """Return the content of the file as JSON values, without the section ``execution``."""
@@ -385,7 +389,11 @@ def study_schema() -> dict[str, Any]:
         "additionalProperties": named | {"description": "Named levels, each sets fields by their whole path."},
     }
     schema["$defs"]["Fields"] = {"type": "object", "properties": values, "additionalProperties": False}
-    schema["$defs"]["Condition"]["properties"]["set"] = {"$ref": "#/$defs/Fields", "minProperties": 1}
+    schema["$defs"]["Condition"]["properties"]["set"] = {
+        "$ref": "#/$defs/Fields",
+        "minProperties": 1,
+        "description": _SET,
+    }
     return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema | {"title": "RobustSweep study"}
 
 

@@ -87,3 +87,20 @@ def test_editors_get_every_field_as_a_factor_and_a_description() -> None:
     assert set(schema["properties"]["factors"]["properties"]) == set(FIELDS)
     assert schema["properties"]["replicates"]["description"]
     assert schema["title"] == "RobustSweep study"
+
+
+def test_every_field_has_a_description() -> None:
+    """Editors show it, and the site is made from it. ``kind`` is described by its model's docstring."""
+    schema = study_schema()
+    models = {"Study": schema} | {
+        name: model for name, model in schema["$defs"].items() if "properties" in model and name != "Fields"
+    }
+    fields = {
+        f"{name}.{field}": about
+        for name, model in models.items()
+        for field, about in model["properties"].items()
+        if field != "kind"
+    }
+    assert len(fields) > 250
+    assert [field for field, about in fields.items() if not about.get("description", "").strip()] == []
+    assert [name for name, model in models.items() if not model.get("description", "").strip()] == []
