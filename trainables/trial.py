@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trainables.config import Execution, ModelConfig, StageConfig, TrialConfig
+from trainables.config import Execution, StageConfig, TrialConfig
 from trainables.cpus import count_cpus
 from trainables.data.dataset import Dataset
 from trainables.data.load import load_dataset
@@ -32,6 +32,7 @@ from trainables.evaluation.robustness import (
     evaluate_model,
     summarise_predictions,
 )
+from trainables.model_config import ModelConfig
 from trainables.models.networks import Classifier, build_model
 from trainables.ops.stain_normalisation import StainNormaliser, check_stainable, choose_tiles
 from trainables.pretraining.imagenet import load_imagenet

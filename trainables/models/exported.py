@@ -19,11 +19,12 @@ from jaxtyping import Float32, UInt8
 from pydantic import Field, JsonValue, ValidationError
 from torch import Tensor, nn
 
-from trainables.config import ModelConfig, TrialConfig
+from trainables.config import TrialConfig
 from trainables.data.decoding.files import decode_file
 from trainables.data.decoding.pixels import PixelSpec, build_pixel_spec
 from trainables.errors import CheckpointError, DataError
 from trainables.frozen import Frozen, ImageSize, PositiveInt
+from trainables.model_config import ModelConfig
 from trainables.models.networks import Classifier, build_model
 from trainables.ops.stain_normalisation import StainNormaliser
 from trainables.regularisers import Dropout, StainNormalisation, StochasticDepth, find_part

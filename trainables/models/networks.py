@@ -22,8 +22,8 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from trainables.config import ModelConfig
 from trainables.errors import ConfigError
+from trainables.model_config import ModelConfig
 
 #: Image side (px) below which a stem that divides by four leaves too little: MedMNIST and CIFAR practice.
 SMALL_STEM_BELOW_PX = 48
