@@ -28,11 +28,12 @@ from common import Line
 from shift_images import make_images, run_peer
 from torch import nn
 
-from trainables.config import EvaluationConfig, Execution, ModelConfig
+from trainables.config import EvaluationConfig, Execution
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
 from trainables.evaluation.predictions import keep, predict_each
 from trainables.evaluation.robustness import evaluate_model
+from trainables.model_config import ModelConfig
 from trainables.models.networks import Classifier, build_model
 from trainables.shifts.tables import load_aliases
 from trainables.storage.folder import Folder

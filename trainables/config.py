@@ -35,6 +35,7 @@ from trainables.frozen import (
     revised,
     unhashed,
 )
+from trainables.model_config import ModelConfig
 from trainables.pretraining_config import ContrastivePretraining, PretrainingConfig, ScratchPretraining
 from trainables.regularisers import NoRegulariser, RegulariserConfig, SpectralDecoupling, find_part
 
@@ -235,21 +236,6 @@ DataConfig = Annotated[
     DigitsData | ColouredDigitsData | MedmnistData | ImageFolderData | CsvData | TorchvisionData | PhantomData,
     Field(discriminator="kind"),
 ]
-
-# --------------------------------------------------------------------------- model
-
-
-class ModelConfig(Frozen):
-    """Network of a trial, and its adaptation to small or grey images."""
-
-    name: str = Field("resnet18", description="torchvision model, or timm/<name>.")
-    stem: Literal["auto", "original", "small"] = Field(
-        "auto", description="small: first convolution with stride 1, no max-pool after it; auto: small below 48 px."
-    )
-    input_size: ImageSize | None = Field(
-        None, description="Images are upscaled to this side (px) on the device; none: what the model needs."
-    )
-
 
 # --------------------------------------------------------------------------- training and evaluation
 

@@ -54,7 +54,9 @@ def time_trial(config: TrialConfig, execution: Execution, *, max_seconds: float 
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
     model = build_network(config.model, ScratchPretraining(), data, config.regulariser).to(device)
     precision = resolve_precision(config.training, device)
-    training = TrainingStep(model, data, config, default_choice(precision, device))
+    choice = default_choice(config.model, model, precision, device)
+    model = choice.place(model)
+    training = TrainingStep(model, data, config, choice)
     model.train()
     began, times = time.perf_counter(), []
     for step, batch in enumerate(training.batches.epoch(1)):

@@ -20,12 +20,14 @@ class ScratchPretraining(Frozen):
 
 
 class ImageNetPretraining(Frozen):
-    """Supervised ImageNet weights: a file, the hub cache, or a download, in this order."""
+    """Supervised ImageNet weights: a file, an installed package, the hub cache, or a download, in this order."""
 
     kind: Literal["imagenet"] = "imagenet"
-    weights: str = Field("default", description="torchvision weights name (IMAGENET1K_V1) or timm tag; default: its.")
+    weights: str = Field(
+        "default", description="torchvision weights name (IMAGENET1K_V1) or timm tag; default: its, or a package's."
+    )
     file: Path | None = Field(None, description="A state dict (.safetensors, .pth).", json_schema_extra=UNHASHED)
-    file_sha256: str | None = Field(None, description="Digest of the file; filled in by the plan.")
+    file_sha256: str | None = Field(None, description="Digest of the file or package; filled in by the plan.")
     on_unavailable: Literal["error", "skip"] = Field(
         "error", description="No weights reachable: stop, or leave the arm out loudly.", json_schema_extra=UNHASHED
     )

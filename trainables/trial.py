@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from trainables.config import Execution, ModelConfig, StageConfig, TrialConfig
+from trainables.config import Execution, StageConfig, TrialConfig
 from trainables.cpus import count_cpus
 from trainables.data.dataset import Dataset
 from trainables.data.load import load_dataset
@@ -32,6 +32,7 @@ from trainables.evaluation.robustness import (
     evaluate_model,
     summarise_predictions,
 )
+from trainables.model_config import ModelConfig
 from trainables.models.networks import Classifier, build_model
 from trainables.ops.stain_normalisation import StainNormaliser, check_stainable, choose_tiles
 from trainables.pretraining.imagenet import load_imagenet
@@ -48,7 +49,7 @@ from trainables.seeding import derive_seed, seed_everything
 from trainables.storage.checkpoint import is_trained, load_weights, remove_checkpoints, restore_module, save_weights
 from trainables.storage.completeness import CONFIG, EPOCHS, RESULT, describe_files
 from trainables.storage.folder import Folder
-from trainables.training.acceleration import Choice, decide, default_choice, describe_key, probe
+from trainables.training.acceleration import Choice, choose_acceleration, resolve_memory_format
 from trainables.training.loop import Outcome, open_validation, resolve_precision, train_model
 from trainables.training.stopping import with_stop_check
 
@@ -110,9 +111,12 @@ def run_trial(
     choose_shifts(data, config.evaluation)  # a wrong name has to fail before the training
     choose_validation_shifts(data, config.evaluation)
     report({"event": "started", "epochs": config.training.epochs})
-    choice = choose_acceleration(config, data, device, execution)
+    model = build_initial_model(config, data, encoder=encoder)
+    choice = choose_acceleration(
+        config, model, data, execution, device=device, precision=resolve_precision(config.training, device)
+    )
     _reset_gpu_peak(device)
-    model = choice.place(build_initial_model(config, data, encoder=encoder).to(device))
+    model = choice.place(model.to(device))
     if not is_trained(folder, MODEL):
 
         def tell(record: dict[str, Any]) -> None:
@@ -184,9 +188,11 @@ def run_stage(
     _reset_gpu_peak(device)
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
     report({"event": "started", "epochs": config.pretraining.epochs})
+    seed_everything(derive_seed(config.seed, config.stream, "stage"))
+    model = build_network(config.model, config.pretraining.init, data, NoRegulariser())
+    choice = Choice(memory_format=resolve_memory_format(config.model, model, device))
     if not is_trained(folder, ENCODER):
-        seed_everything(derive_seed(config.seed, config.stream, "stage"))
-        model = build_network(config.model, config.pretraining.init, data, NoRegulariser()).to(device)
+        model = choice.place(model.to(device))
         pretrain_encoder(
             model,
             data.splits["train"],
@@ -201,7 +207,7 @@ def run_stage(
     history = folder.read_lines(EPOCHS)
     result = {"status": "complete", "metrics": {"ssl/final_loss": history[-1]["metrics"]["ssl/loss"]}}
     outcome = Outcome(len(history), len(history))
-    result |= _provenance(signature, started, outcome, device, Choice(), execution)
+    result |= _provenance(signature, started, outcome, device, choice, execution)
     result["files"] = _describe_files(folder, [ENCODER, EPOCHS])
     folder.write_json(RESULT, result)
     return result
@@ -228,23 +234,6 @@ def prepare_process(execution: Execution) -> torch.device:
         torch.backends.cudnn.benchmark = False
         torch.set_float32_matmul_precision("high")
     return device
-
-
-def choose_acceleration(config: TrialConfig, data: Dataset, device: torch.device, execution: Execution) -> Choice:
-    """Return memory format, precision and compiling: the study's decision, or the device's default without probes.
-
-    A probe draws from torch's global generator: seed afterwards.
-    """
-    default = default_choice(resolve_precision(config.training, device), device)
-    if execution.acceleration is None:
-        return default
-    decision = decide(
-        Folder(execution.acceleration),
-        describe_key(config, data, device),
-        lambda: probe(config, data, device, default=default),
-        lock=execution.cache_dir.expanduser() / "acceleration.lock",
-    )
-    return decision.choice
 
 
 def build_initial_model(config: TrialConfig, data: Dataset, *, encoder: Folder | None) -> Classifier:

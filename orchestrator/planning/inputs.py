@@ -80,16 +80,23 @@ class Inputs:
     def resolve(self, config: TrialConfig) -> TrialConfig:
         """Return the config with the digest of its weights file, so that content and not path decides the signature.
 
+        The file is ``pretraining.file`` or that of an installed package; weights from a hub have none.
+
         Raises:
             ConfigError: if the config names another digest.
         """
         imagenet = imagenet_of(config)
-        if imagenet is None or imagenet.file is None:
+        if imagenet is None:
             return config
-        found = _sha256(imagenet.file)
+        from trainables.pretraining.imagenet import find_weights_file
+
+        file = find_weights_file(config.model.name, imagenet)
+        if file is None:
+            return config
+        found = _sha256(file)
         if imagenet.file_sha256 not in (None, found):
             raise ConfigError(
-                f"pretraining.file_sha256: expected {imagenet.file_sha256}, and {imagenet.file} has {found}; name the "
+                f"pretraining.file_sha256: expected {imagenet.file_sha256}, and {file} has {found}; name the "
                 "file that was meant, or leave the digest out"
             )
         resolved: Any = imagenet.model_copy(update={"file_sha256": found})

@@ -143,7 +143,8 @@ def _training(results: Results, selection: Selection, config: TrialConfig) -> Ca
     flat = flatten(config.model_dump(mode="json"))
     arm = record.config["arm"]
     rows = {f"{name} (varied)": str(arm[name]) for name in results.factors if name in arm}
-    rows["network"] = f"{config.model.name}, {record.result['num_parameters']:,} weights"
+    part = "" if config.model.stages is None else f" (first {config.model.stages} stages)"
+    rows["network"] = f"{config.model.name}{part}, {record.result['num_parameters']:,} weights"
     rows |= {
         name: getattr(config, name).kind
         for name in ("pretraining", "augmentation", "regulariser")

@@ -23,9 +23,10 @@ from orchestrator.study.search_space import find_problems
 from orchestrator.study.tuning import TuningConfig, draw_candidates, find_tuning_problems
 from orchestrator.study.yaml_source import MAX_BYTES, Key, Source, apply_override, format_key, read_yaml
 from trainables.augmentation_config import AugmentationConfig, NoAugmentation
-from trainables.config import DataConfig, EvaluationConfig, ModelConfig, TrainingConfig
+from trainables.config import DataConfig, EvaluationConfig, TrainingConfig
 from trainables.errors import StudyError
 from trainables.frozen import Frozen, PositiveInt, Seed, canonical_json
+from trainables.model_config import ModelConfig
 from trainables.pretraining_config import PretrainingConfig, ScratchPretraining
 from trainables.regularisers import NoRegulariser, RegulariserConfig
 

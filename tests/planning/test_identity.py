@@ -21,7 +21,7 @@ STUDY = "factors: {pretraining: {a: scratch, b: {kind: contrastive, epochs: 3}},
 @pytest.mark.parametrize(
     ("config", "signature"),
     [
-        (TrialConfig(), "e7e7965a11d19c95"),
+        (TrialConfig(), "bdda858988fd4db9"),
         (
             TrialConfig(
                 data=PhantomData(num_sites=2, lesion_radius_px=(1.0, 2.5)),
@@ -31,11 +31,11 @@ STUDY = "factors: {pretraining: {a: scratch, b: {kind: contrastive, epochs: 3}},
                 seed=3,
                 replicate=2,
             ),
-            "b048865f2182c68a",
+            "11b32140b3288ef9",
         ),
         (
             StageConfig(data=MedmnistData(), model=TrialConfig().model, pretraining=ContrastivePretraining()),
-            "8c165559dc6ba3a5",
+            "05f550f92e9fd693",
         ),
     ],
 )

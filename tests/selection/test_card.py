@@ -83,6 +83,15 @@ def test_splits_that_differ_between_trials_are_not_called_the_same(tmp_path: Pat
     assert re.search(r"split.?_seed not the same in all trials", render_markdown(card))
 
 
+def test_a_network_that_was_cut_is_called_so(tmp_path: Path) -> None:
+    results, selection, card = card_of(tmp_path)
+    assert "(first 2 stages)" not in render_markdown(card)
+    config = TrialConfig.model_validate(results.records[selection.signature].config["config"])
+    config = config.model_copy(update={"model": config.model.model_copy(update={"stages": 2})})
+    card = build_card(results, selection, config, parts=PartScores((), CLASSES), checks=[], files={})
+    assert f"{config.model.name} (first 2 stages), " in render_markdown(card)
+
+
 def test_both_forms_have_every_section_and_load_nothing(tmp_path: Path) -> None:
     _, _, card = card_of(tmp_path)
     page, markdown = Text(render_html(card)), render_markdown(card)

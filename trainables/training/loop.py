@@ -107,7 +107,9 @@ def train_model(  # noqa: PLR0913 - the last two have defaults
         ConfigError: if settings do not fit the data or the device.
         CheckpointError: if the checkpoint belongs to another trial.
     """
-    choice = acceleration or default_choice(resolve_precision(config.training, model.mean.device), model.mean.device)
+    device = model.mean.device
+    precision = resolve_precision(config.training, device)
+    choice = acceleration or default_choice(config.model, model, precision, device)
     trainer = _Trainer(model, data, config, choice, signature=signature, validate_shifted=validate_shifted)
     state = load_checkpoint(folder, signature)
     if state is not None and has_best(folder, state):

@@ -9,7 +9,6 @@ import pytest
 import torch
 
 from tests.support.tiny_configs import NETWORK, random_set
-from trainables.config import ModelConfig
 from trainables.data.feed import ImageFeed
 from trainables.errors import DivergedError, StorageError
 from trainables.evaluation import predictions
@@ -22,6 +21,7 @@ from trainables.evaluation.predictions import (
     predict_each,
     save_predictions,
 )
+from trainables.model_config import ModelConfig
 from trainables.models.networks import Classifier, build_model
 from trainables.storage.folder import Folder
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.support.tiny_configs import NETWORK, random_dataset
-from trainables.config import EvaluationConfig, Execution, ModelConfig
+from trainables.config import EvaluationConfig, Execution
 from trainables.errors import ConfigError
 from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.predictions import Predictions, load_predictions, predict, save_predictions
@@ -22,6 +22,7 @@ from trainables.evaluation.robustness import (
     summarise_rows,
 )
 from trainables.evaluation.validation_fit import fit_on_validation
+from trainables.model_config import ModelConfig
 from trainables.models.networks import Classifier, build_model
 from trainables.seeding import hash_ids, mix
 from trainables.shifts.bank import DEFAULT_NAMES

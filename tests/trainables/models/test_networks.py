@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from trainables.config import ModelConfig
 from trainables.errors import ConfigError
+from trainables.model_config import ModelConfig
 from trainables.models.networks import build_model
 
 #: name, and the side at which 28 px images reach the network.

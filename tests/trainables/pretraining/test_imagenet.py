@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import save_file
 from torchvision import models
 
-from trainables.config import ModelConfig
 from trainables.errors import ConfigError, WeightsUnavailableError
+from trainables.model_config import ModelConfig
 from trainables.models.networks import build_model
 from trainables.pretraining.imagenet import compute_file_sha256, find_missing_weights, load_imagenet
 from trainables.pretraining_config import ImageNetPretraining

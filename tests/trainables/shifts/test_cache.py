@@ -18,9 +18,10 @@ import pytest
 import torch
 
 from tests.support.tiny_configs import NETWORK, random_dataset
-from trainables.config import EvaluationConfig, Execution, ModelConfig
+from trainables.config import EvaluationConfig, Execution
 from trainables.data.feed import ImageFeed
 from trainables.evaluation.robustness import evaluate_model
+from trainables.model_config import ModelConfig
 from trainables.models.networks import Classifier, build_model
 from trainables.seeding import hash_ids, mix
 from trainables.shifts import cache

@@ -15,7 +15,8 @@ from tests.support.tiny_configs import random_dataset, tiny_trial
 from trainables import trial
 from trainables.config import Execution, TrialConfig
 from trainables.errors import CheckpointError, StorageError
-from trainables.models.networks import Classifier
+from trainables.model_config import ModelConfig
+from trainables.models.networks import Classifier, build_model
 from trainables.storage.folder import Folder
 from trainables.training import acceleration
 from trainables.training.acceleration import (
@@ -28,6 +29,7 @@ from trainables.training.acceleration import (
     describe_key,
     list_candidates,
     probe,
+    resolve_memory_format,
 )
 from trainables.training.loop import train_model
 from trainables.trial import build_initial_model, run_trial
@@ -40,6 +42,10 @@ COMPILED = Choice(compiled=True)
 def config(**training: Any) -> TrialConfig:
     settings = {"epochs": 2, "batch_size": 16, "label_fraction": 1.0, **training}
     return tiny_trial(model={"name": "timm/test_resnet"}, training=settings)
+
+
+def network(name: str) -> Classifier:
+    return build_model(ModelConfig(name=name), num_classes=2, channels=3, image_size=64)
 
 
 def timing(choice: Choice, step_seconds: float | None, compile_seconds: float = 0.0) -> Timing:
@@ -60,10 +66,31 @@ def uncompiled(monkeypatch: pytest.MonkeyPatch) -> list[Classifier]:
 
 
 def test_without_a_probe_nothing_changes() -> None:
-    assert default_choice(torch.float32, CPU) == Choice(memory_format="contiguous", precision="float32", compiled=False)
-    assert default_choice(torch.bfloat16, GPU) == FAST
+    model = network("timm/test_resnet")
+    contiguous = Choice(memory_format="contiguous", precision="float32", compiled=False)
+    assert default_choice(ModelConfig(), model, torch.float32, CPU) == contiguous
+    assert default_choice(ModelConfig(), model, torch.bfloat16, GPU) == FAST
     assert FAST.dtype == torch.bfloat16
     assert DEFAULT.dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("name", "is_depthwise"),
+    [("timm/tf_efficientnet_lite0", True), ("mobilenet_v2", True), ("timm/test_convnext", True), ("resnet18", False),
+     ("resnext50_32x4d", False), ("vgg11", False)],
+)  # fmt: skip
+def test_networks_with_depthwise_convolutions_run_with_channels_last(name: str, is_depthwise: bool) -> None:
+    model = network(name)
+    assert model.has_depthwise_convolutions == is_depthwise
+    expected = "channels_last" if is_depthwise else "contiguous"
+    assert default_choice(ModelConfig(), model, torch.float32, CPU).memory_format == expected
+    for asked in ("contiguous", "channels_last"):
+        for device in (CPU, GPU):
+            assert resolve_memory_format(ModelConfig(memory_format=asked), model, device) == asked  # type: ignore[arg-type]
+
+
+def test_a_memory_format_that_the_study_names_is_not_probed() -> None:
+    assert list_candidates(DEFAULT, any_precision=False, any_format=False) == [DEFAULT]
 
 
 def test_the_default_is_kept_unless_the_gain_is_worth_it() -> None:
@@ -81,7 +108,7 @@ def test_compiling_has_to_pay_off_within_the_training() -> None:
 
 
 def test_a_trial_that_asks_for_a_precision_gets_it() -> None:
-    gpu = default_choice(torch.bfloat16, GPU)
+    gpu = default_choice(ModelConfig(), network("timm/test_resnet"), torch.bfloat16, GPU)
     assert len(set(list_candidates(gpu, any_precision=True))) == 4
     asked = list_candidates(gpu, any_precision=False)
     assert asked[0] == gpu
@@ -238,7 +265,7 @@ def test_a_trial_runs_as_the_study_has_decided(
         torch.rand(1000)  # a probe draws: no trial may notice
         return decided(Choice(memory_format="channels_last"), describe_key(asked, data, device))
 
-    monkeypatch.setattr(trial, "probe", fake_probe)
+    monkeypatch.setattr(acceleration, "probe", fake_probe)
     settings = config(epochs=1, label_fraction=0.1)
     uri = str(tmp_path / "acceleration")
     runs = {"off": None, "first": uri, "second": uri}
