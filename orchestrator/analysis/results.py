@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,10 +19,12 @@ from orchestrator.analysis.evaluations import (
     Packer,
     cells_table,
     evaluations_table,
+    find_seen_by_arm,
     find_used_types,
     slopes_table,
     type_means_table,
     with_family_means,
+    with_policy,
     with_seen_means,
     with_unused_means,
 )
@@ -81,6 +83,8 @@ class Results:
     damaged: tuple[str, ...] = ()
     #: Types of the test set's shifts that were used for selection (``evaluation.validation_shifts``).
     used_types: frozenset[str] = frozenset()
+    #: Name of an arm → shifts that its training policy contains; without arms whose policy is not known.
+    seen: Mapping[str, frozenset[str]] = field(default_factory=dict)
 
     @property
     def factors(self) -> list[str]:
@@ -268,6 +272,9 @@ def load_results(
         damaged=tuple(ledger.damaged.values()),
     )
     configs = [record.config["config"] for record in records.values()]
+    by_arm = {str(record.config["name"]): record.config["config"] for record in records.values()}
+    seen = find_seen_by_arm(results.shifts, by_arm)
+    results = replace(results, shifts=with_policy(results.shifts, seen), seen=seen)
     used, means = find_used_types(results.shifts, configs), results.type_means(metric)
     trials = with_seen_means(results.trials, results.test_rows, means, configs, metric)
     trials = with_family_means(trials, means, results.families if len(means) else {}, metric)
