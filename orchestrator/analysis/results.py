@@ -40,6 +40,8 @@ from trainables.evaluation.families import group_by_family
 from trainables.evaluation.metrics import METRICS, is_higher_better, name_over_sites, name_over_validation_shifts
 from trainables.shifts.tables import find_type
 
+#: Kind of the stages that choose the strengths of matched severities.
+MATCHING = "matching"
 #: State, in every table, of a planned trial without a folder in the ledger.
 MISSING = "missing"
 
@@ -136,7 +138,8 @@ class Results:
     @cached_property
     def needs(self) -> dict[str, frozenset[str]]:
         """Signature of each planned trial → signatures of the pretraining stages that it starts from."""
-        return {trial["signature"]: frozenset(trial.get("needs", ())) for trial in self.plan["trials"]}
+        others = {stage["signature"] for stage in self.plan["stages"] if stage["kind"] == MATCHING}
+        return {trial["signature"]: frozenset(trial.get("needs", ())) - others for trial in self.plan["trials"]}
 
     def group_replicates(self, trials: pd.DataFrame) -> dict[int, int]:
         """Return replicate → number of its independent unit: replicates that share a pretrained encoder are one.

@@ -28,7 +28,7 @@ from orchestrator.planning.states import COMPLETE
 from orchestrator.planning.trial_checks import check_settings, list_split_configs
 from orchestrator.search.proposals import Search
 from orchestrator.study.grid import Arm
-from orchestrator.study.report_config import describe_reference
+from orchestrator.study.report_config import describe_reference, find_matching_references
 from orchestrator.study.study_file import Study, compute_study_sha256
 from trainables.config import Execution, TrialConfig
 from trainables.data.describe import has_groups
@@ -69,7 +69,9 @@ class Prepared:
     @property
     def open_configs(self) -> list[TrialConfig]:
         """Configs of the open trials; for a search that continues, also samples from its whole space."""
-        known = [work.config for work in self.actions.open if isinstance(work.config, TrialConfig)]
+        known = [
+            work.config for work in self.actions.open if isinstance(work.config, TrialConfig) and work.kind == "trial"
+        ]
         return known + (list(self.search.sample_configs()) if self.search and self.grows else [])
 
     @property
@@ -121,7 +123,13 @@ def prepare(
     check_settings(configs, inputs, device=study.execution.device)
     if study.search is not None:
         check_search_defined(study.search, arms[0].config, inputs.dataset(arms[0].config.data))
-    plan = search.plan if search else make_plan(arms, replicates=study.replicates, facts=inputs)
+    plan = (
+        search.plan
+        if search
+        else make_plan(
+            arms, replicates=study.replicates, facts=inputs, references=find_matching_references(study, arms)
+        )
+    )
     num_sites = len(inputs.dataset(study.data).external) if study.hypotheses else 0
     check_attainable(study.hypotheses, plan, _levels(arms), num_sites=num_sites)
     states = ledger.states()

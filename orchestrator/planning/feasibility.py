@@ -173,7 +173,7 @@ def find_attainable(
         needs: dict[int | None, set[str]] = {}
         for trial in plan.trials:
             if trial.name in compared:
-                needs.setdefault(trial.replicate, set()).update(trial.needs)
+                needs.setdefault(trial.replicate, set()).update(trial.encoders)
         num_units = num_sites if counts_sites(hypothesis) else len(set(find_units(list(needs.values()))))
         noun = "external site" if counts_sites(hypothesis) else "replicate"
         if noun == "replicate" and num_units < len(needs):

@@ -196,7 +196,9 @@ def training_curves(results: Results, groups: Mapping[str, str], order: Sequence
     """
     trials = [(groups[s], record) for s, record in results.records.items() if record.epochs and s in groups]
     step = max(1, math.ceil(sum(len(record.epochs) + 1 for _, record in trials) / MAX_TRAINING_POINTS))
-    stages = [("stage", record) for record in results.stages if record.epochs]
+    stages = [
+        ("stage", record) for record in results.stages if record.epochs and "ssl/loss" in record.epochs[0]["metrics"]
+    ]
     panels = [
         ("train/loss", "training loss", trials),
         (f"val/{results.metric}", f"validation {TITLES[results.metric]}", trials),

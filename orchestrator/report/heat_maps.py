@@ -196,10 +196,6 @@ def _word_seen(results: Results, arm: Any, shift: Any) -> str:
     return "" if shift == UNSHIFTED else word_seen(results.seen, [str(arm)], str(shift))
 
 
-def _word_seen(results: Results, arm: Any, shift: Any) -> str:
-    return "" if shift == UNSHIFTED else word_seen(results.seen, [str(arm)], str(shift))
-
-
 def _texts(z: list[list[float | None]], marked: NDArray[np.bool_], *, is_annotated: bool) -> list[list[str]]:
     """Return the text of each cell: number and star, or the star alone if there is no room."""
     return [

@@ -16,13 +16,14 @@ from orchestrator.study.grid import MAX_RULES, Arm, Grid, When, expand, read_gri
 from orchestrator.study.hypotheses import MAX_HYPOTHESES, HypothesisConfig, expand_kinds
 from orchestrator.study.hypothesis_checks import check_hypotheses
 from orchestrator.study.problems import explain
-from orchestrator.study.report_config import ReportConfig, check_report, make_table_absolute
+from orchestrator.study.report_config import ReportConfig, check_matching, check_report, make_table_absolute
 from orchestrator.study.search_config import SearchConfig, expand_sampler
 from orchestrator.study.search_space import find_problems
 from orchestrator.study.yaml_source import MAX_BYTES, Key, Source, apply_override, format_key, read_yaml
 from trainables.augmentation_config import AugmentationConfig, NoAugmentation
-from trainables.config import DataConfig, EvaluationConfig, ModelConfig, TrainingConfig
+from trainables.config import DataConfig, ModelConfig, TrainingConfig
 from trainables.errors import StudyError
+from trainables.evaluation_config import EvaluationConfig
 from trainables.frozen import Frozen, PositiveInt, Seed, canonical_json
 from trainables.pretraining_config import PretrainingConfig, ScratchPretraining
 from trainables.regularisers import NoRegulariser, RegulariserConfig
@@ -203,6 +204,7 @@ def _validate(tree: Source, folder: Path | str) -> Study | None:
         tree.report(("replicates",), f"{found}, expected at most {MAX_TRIALS:,} trials in all")
     if study is not None:
         _check_encoders(tree, grid, arms, study.replicates)
+        check_matching(tree, study, arms)
     if study is not None and study.search and not tree.problems:
         _check_search(tree, study, study.search, arms)
     return study
