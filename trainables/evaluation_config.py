@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Field, JsonValue, model_validator
@@ -35,6 +36,12 @@ class MatchingTargets(Frozen):
     reference: dict[str, str | int | float | bool | None] | None = Field(
         None, description="Levels that only the reference arm has; null: that of report.reference, else the first arm."
     )
+
+
+def word_targets(targets: Sequence[float]) -> str:
+    """Return in words what matched severities mean: "severity 1 = −5 %, 2 = −10 % of the accuracy above chance"."""
+    levels = ", ".join(f"{level} = −{100 * target:g} %" for level, target in enumerate(targets, 1))
+    return f"severity {levels} of the accuracy above chance"
 
 
 class EvaluationConfig(Frozen):

@@ -83,6 +83,13 @@ def word_seen(seen: Mapping[str, Collection[str]], arms: Collection[str], shift:
     return "seen by the policy" if number else "unseen by the policy"
 
 
+def word_strength(strength: Any) -> str:
+    """Return the strength of a shift, a number or several, in words."""
+    if isinstance(strength, tuple | list):
+        return ", ".join(map(word_strength, strength))
+    return f"{strength:.3g}" if isinstance(strength, int | float) else str(strength)
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return ``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
     flat: dict[str, Any] = {}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
@@ -17,7 +18,9 @@ from orchestrator.ledger.preregistration import trace_hypotheses
 from orchestrator.planning.budget import describe_needs
 from orchestrator.planning.ceteris_paribus import read_differences
 from orchestrator.planning.encoders import EncoderUse, find_encoder_uses
+from orchestrator.planning.plan import Work
 from orchestrator.planning.states import COMPLETE
+from trainables.config import MatchingConfig
 
 _MAX_ARMS = 60
 
@@ -41,6 +44,7 @@ def describe_plan(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
             for each in trace_hypotheses(prepared.registration.versions)
         ],
         "encoders": [_describe_encoders(use, prepared, costs) for use in find_encoder_uses(prepared.plan)],
+        "matched": _read_matched(prepared),
         **plan,
         "orphaned": list(actions.orphaned),
     }
@@ -102,6 +106,8 @@ def render_plan(prepared: Prepared, console: Console) -> None:
             row = (stage.name, stage.signature, str(stage.num_dependants), states[stage.signature])
             stages.add_row(*map(escape, row))
         console.print(stages)
+    for name, found in _read_matched(prepared).items():
+        console.print(_tabulate_matched(name, found))
     planned = Counter(trial.name for trial in prepared.plan.trials)
     todo = prepared.actions.open + prepared.actions.held_back
     still_open = Counter(work.name for work in todo if work.kind == "trial")
@@ -113,6 +119,31 @@ def render_plan(prepared: Prepared, console: Console) -> None:
         arms.add_row(f"… and {len(planned) - _MAX_ARMS} more arms (--json lists all)", "", "")
     if planned:
         console.print(arms)
+
+
+def _read_matched(prepared: Prepared) -> dict[str, Any]:
+    """Return name of each complete stage that has chosen severities → what it has found (``match_strengths``)."""
+    stages = [stage for stage in prepared.plan.stages if isinstance(stage.config, MatchingConfig)]
+    records = [prepared.ledger.read("stage", each.signature) for each in stages if _is_complete(each, prepared)]
+    return {record.config["name"]: record.result["matching"] for record in records if record.result is not None}
+
+
+def _is_complete(stage: Work, prepared: Prepared) -> bool:
+    return prepared.states.get(stage.signature) == COMPLETE
+
+
+def _tabulate_matched(name: str, found: Mapping[str, Any]) -> Table:
+    levels = [f"{level}: −{100 * target:g} %" for level, target in enumerate(found["targets"], 1)]
+    strengths = Table("shift", *levels, title=escape(f"{name}: strengths"))
+    for shift, matches in found["shifts"].items():
+        strengths.add_row(escape(shift), *map(_word_match, matches))
+    return strengths
+
+
+def _word_match(match: Mapping[str, Any]) -> str:
+    numbers = match["strength"] if isinstance(match["strength"], list) else [match["strength"]]
+    text = ", ".join(f"{number:.3g}" for number in numbers)
+    return text if match["reached"] else f"{text} (not reached)"
 
 
 def render_estimate(prepared: Prepared, costs: Estimate, console: Console) -> None:

@@ -14,8 +14,10 @@ from orchestrator.planning.ceteris_paribus import read_differences
 from orchestrator.planning.feasibility import find_attainable
 from orchestrator.planning.plan import describe_skipped
 from orchestrator.search.proposals import Search
+from trainables.config import MatchingConfig
 from trainables.data.dataset import Dataset
 from trainables.data.describe import describe_dataset
+from trainables.evaluation_config import word_targets
 
 #: Maximum number of damaged folders that are listed one by one.
 _MAX_DAMAGES = 10
@@ -46,6 +48,10 @@ def announce(prepared: Prepared, console: Console) -> None:
         + (f", {len(actions.resume)} of them to resume" if actions.resume else "")
         + (f"; {count(plan.num_to_come, 'trial')} to be proposed" if plan.num_to_come else ""),
     )
+    for stage in plan.stages:
+        if isinstance(stage.config, MatchingConfig):
+            text = f"{stage.name.removeprefix('severities ')}, on its validation images: "
+            print_line(console, "severities", text + word_targets(stage.config.targets))
     if prepared.search is not None:
         _announce_search(prepared.search, console)
     _announce_budget(prepared, console)

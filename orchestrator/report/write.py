@@ -165,7 +165,15 @@ def _examples(results: Results, cache_dir: Path) -> tuple[Examples | None, str |
     if not records:
         return None, "No trial has started, so it is not known which images to show."
     try:
-        return build_examples(read_trial_config(records[0].config["config"]), cache_dir=cache_dir), None
+        config = read_trial_config(records[0].config["config"])
+        if config.evaluation.is_matched:
+            from trainables.evaluation.matching import with_strengths  # imports torch
+
+            stage = next((each.result for each in results.stages if each.signature == config.matching), None)
+            if stage is None:
+                return None, "No examples are shown: the stage that chooses the severities is not complete."
+            config = config.model_copy(update={"evaluation": with_strengths(config.evaluation, stage["matching"])})
+        return build_examples(config, cache_dir=cache_dir), None
     except RobustSweepError as error:
         return None, f"No examples are shown, because the images could not be had here: {error}"
 
