@@ -192,6 +192,8 @@ def check_matching(tree: Source, study: Study, arms: Sequence[Arm]) -> None:
         return
     if study.search is not None:
         tree.report(_SEVERITIES, "found matched, which does not go with search: its arms are not known beforehand")
+    if study.report.reference is not None and study.report.reference.table is not None:
+        tree.report(_SEVERITIES, "found matched, and report.reference.table has errors at published strengths")
     if any(arm.config.data.split == "per_replicate" for arm in matched):
         text = "validation images of one replicate are test images of another"
         tree.report(_SEVERITIES, f"found matched with data.split: per_replicate: {text}")

@@ -117,6 +117,7 @@ def test_arms_with_other_images_are_matched_on_these() -> None:
         ("evaluation={severities: [1], matching: {targets: [0.1]}}", "which needs severities: matched"),
         ("evaluation.severities=equal", "matched"),
         ("data={kind: digits, split: per_replicate}", "validation images of one replicate are test images of another"),
+        ("report={reference: {table: errors.csv}}", "report.reference.table has errors at published strengths"),
         (
             "training={select_by: robustness/mean_accuracy}",
             "chooses its epoch on shifted validation images",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Sequence
 from html import escape
 
@@ -42,7 +43,7 @@ def shifts_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effec
         + ("" if differences is None else embed(difference_map(results, differences), "figure-differences"))
         + views(drawn, "figure-severity", "One curve per")
     )
-    body += "".join(_matching_table(stage) for stage in results.stages if "matching" in (stage.result or {}))
+    body += "".join(_matching_table(results, stage) for stage in results.stages if "matching" in (stage.result or {}))
     if heat is not None and results.families:
         body += _families_table(results)
     if grid is not None:
@@ -50,7 +51,27 @@ def shifts_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effec
     return Section("shifts", "Shifts", "Where does it break?", body) if body else None
 
 
-def _matching_table(stage: Record) -> str:
+def _find_other_strengths(results: Results, stage: Record) -> list[str]:
+    """Return the shifts under which some trial was evaluated at another strength than the stage's result has now."""
+    assert stage.result is not None
+    users = {trial["signature"] for trial in results.plan["trials"] if stage.signature in trial["needs"]}
+    chosen = {
+        (shift, level): json.dumps(match["strength"]) if isinstance(match["strength"], list) else match["strength"]
+        for shift, matches in stage.result["matching"]["shifts"].items()
+        for level, match in enumerate(matches, 1)
+    }
+    rows = results.shifts[results.shifts["signature"].isin(users)] if len(results.shifts) else results.shifts
+    used = rows[["shift", "severity", "strength"]].drop_duplicates() if len(rows) else rows
+    return sorted(
+        {
+            str(shift)
+            for shift, level, strength in (used.itertuples(index=False) if len(used) else ())
+            if chosen.get((shift, level), strength) != strength
+        }
+    )
+
+
+def _matching_table(results: Results, stage: Record) -> str:
     """Return a table of the strengths that a stage has chosen, with the loss of its reference at each."""
     assert stage.result is not None
     found = stage.result["matching"]
@@ -75,7 +96,13 @@ def _matching_table(stage: Record) -> str:
             f" {plural(num_missed, 'target')} not reached: the strongest strength that is tried harms less, and stands "
             "in."
         )
-    return note(text) + table([Column("shift"), *(Column(f"severity {level}") for level in levels)], rows)
+    others = _find_other_strengths(results, stage)
+    warning = (
+        "Some trials were evaluated at other strengths than the stage’s result has now (it was made again, and came "
+        f"out differently): {', '.join(others)}. Delete these trials and run the study again."
+    )
+    head = [Column("shift"), *(Column(f"severity {level}") for level in levels)]
+    return note(text) + (callout(warning, "bad") if others else "") + table(head, rows)
 
 
 def _families_table(results: Results) -> str:
