@@ -174,7 +174,9 @@ def find_matching_references(study: Study, arms: Sequence[Arm]) -> dict[str, Arm
     That is the arm with the levels of ``evaluation.matching.reference``, else that of ``report.reference``, else the
     first.
     """
-    named = (describe_reference(study.report, arms) or {}).get("arm")
+    reference = study.report.reference
+    stated = None if reference is None or reference.table is not None else describe_reference(study.report, arms)
+    named = None if stated is None else stated["arm"]
     default = next((arm for arm in arms if arm.name == named), arms[0]) if arms else None
     found = {}
     for arm in arms:
