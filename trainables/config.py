@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, JsonValue, ValidationError, model_validator
+from pydantic import Field, ValidationError, model_validator
 
 from trainables.augmentation_config import AugmentationConfig, NoAugmentation
 from trainables.errors import ConfigError
+from trainables.evaluation_config import EvaluationConfig, Shares
 from trainables.frozen import (
+    SET_ONLY,
     SMALLEST,
     UNHASHED,
     Channels,
@@ -28,7 +30,6 @@ from trainables.frozen import (
     Rate,
     Seed,
     SelectBy,
-    Severity,
     StoredSize,
     Text,
     Weight,
@@ -237,7 +238,7 @@ DataConfig = Annotated[
     Field(discriminator="kind"),
 ]
 
-# --------------------------------------------------------------------------- training and evaluation
+# --------------------------------------------------------------------------- training
 
 
 class TrainingConfig(Frozen):
@@ -268,27 +269,6 @@ class TrainingConfig(Frozen):
     )
 
 
-class EvaluationConfig(Frozen):
-    """Settings of the evaluation of every trained model."""
-
-    modality: Literal[
-        "auto", "general", "fundus", "dermoscopy", "chest_xray", "pathology",
-        "blood", "ultrasound", "ct", "oct", "microscopy",
-    ] = Field("auto", description="Which severity tables; auto: what the data set says, else general.")  # fmt: skip
-    shifts: tuple[str | dict[str, JsonValue], ...] | Literal["all", "imagenet-c", "medmnist-c", "stain-grid"] = Field(
-        "all",
-        description="Names of shifts and groups, and mappings: {compose: [name/severity, …], name: …}, "
-        "{name: …, op: …, strengths: […]}, {stain: {haematoxylin: […], eosin: […]}}.",
-    )
-    severities: tuple[Severity, ...] = Field((1, 2, 3, 4, 5), min_length=1, description="1 is mild, 5 severe.")
-    validation_shifts: tuple[str, ...] = Field(
-        (), description="Names as in shifts: of validation images, so that validation/robustness/… may choose."
-    )
-    shift_seed: Seed = Field(0, description="Of the shifts' randomness; the same for all trials.")
-    ece_bins: int = Field(15, gt=0, le=10_000, description="Bins of confidence of the expected calibration error.")
-    store_features: bool = Field(True, description="Keep penultimate features of the unshifted sets (float16).")
-
-
 class TrialConfig(Frozen):
     """One arm × one replicate: everything that decides a trial's result."""
 
@@ -304,6 +284,9 @@ class TrialConfig(Frozen):
     replicate: int = Field(0, ge=0, lt=2**31)
     encoder: int | None = Field(
         None, ge=0, lt=2**31, description="Which of the arm's contrastive encoders; filled in by the plan."
+    )
+    matching: str | None = Field(
+        None, description="Stage that has chosen matched severities; filled in by the plan.", json_schema_extra=SET_ONLY
     )
 
     @model_validator(mode="after")
@@ -365,6 +348,16 @@ class StageConfig(Frozen):
     def stream(self) -> int | None:
         """Part of all seeds of the stage; None for encoder 0, so that it is the one that studies had before."""
         return self.encoder or None
+
+
+class MatchingConfig(TrialConfig):
+    """Complete description of the stage that chooses matched severities: the training of the reference, and targets.
+
+    Of its evaluation only shifts, modality and seed count, and its results are those of validation images alone.
+    """
+
+    kind: Literal["matching"] = "matching"
+    targets: Shares
 
 
 class Execution(Frozen):

@@ -19,6 +19,10 @@ def canonical_json(value: Any) -> str:
 UNHASHED: dict[str, Any] = {"identity": False}
 
 
+#: ``json_schema_extra`` of a field that enters a signature only if it is set: it is newer than stored trials.
+SET_ONLY: dict[str, Any] = {"identity": "if set"}
+
+
 def revised(revision: int) -> dict[str, Any]:
     """Return the ``json_schema_extra`` of a field whose meaning has changed for all values but its default.
 

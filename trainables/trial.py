@@ -10,22 +10,17 @@ Checkpoints are removed once the model (or encoder) is written; if interrupted a
 
 from __future__ import annotations
 
-import platform
-import resource
-import sys
-import time
 from collections.abc import Callable
-from importlib.metadata import version
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from trainables.config import Execution, StageConfig, TrialConfig
-from trainables.cpus import count_cpus
+from trainables.config import Execution, MatchingConfig, StageConfig, TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
+from trainables.evaluation.matching import FOUND, match_strengths, read_matched
 from trainables.evaluation.robustness import (
     choose_shifts,
     choose_validation_shifts,
@@ -51,29 +46,15 @@ from trainables.storage.completeness import CONFIG, EPOCHS, RESULT, describe_fil
 from trainables.storage.folder import Folder
 from trainables.training.acceleration import Choice, choose_acceleration, resolve_memory_format
 from trainables.training.loop import Outcome, open_validation, resolve_precision, train_model
+from trainables.training.provenance import Start, describe_run, reset_gpu_peak
 from trainables.training.stopping import with_stop_check
 
 ENCODER, MODEL = "encoder.safetensors", "model.safetensors"
-
-#: GPU memory of a process in MiB that torch does not reserve: context, kernels, libraries. Assumption: not measured.
-GPU_CONTEXT_MIB = 600.0
 
 #: Headline numbers of ``result.json`` that a trial reports when it is evaluated, for whoever watches.
 SCORES = ("validation/balanced_accuracy", "robustness/mean_balanced_accuracy")
 #: Callback for progress: {"event": "epoch" | "evaluation" | …, …}; called in this process.
 Report = Callable[[dict[str, Any]], None]
-
-
-class Start(NamedTuple):
-    """Start of a call on two clocks: the date, and one that neither a clock step nor a suspended machine moves."""
-
-    wall_ms: int
-    monotonic_seconds: float
-
-    @classmethod
-    def now(cls) -> Start:
-        """Return this moment."""
-        return cls(int(time.time() * 1000), time.monotonic())
 
 
 def run_trial(
@@ -83,6 +64,7 @@ def run_trial(
     folder: Folder,
     execution: Execution,
     encoder: Folder | None = None,
+    matching: Folder | None = None,
     report: Report = lambda event: None,
 ) -> dict[str, Any]:
     """Train and evaluate one model; return the content of ``result.json``.
@@ -99,6 +81,7 @@ def run_trial(
         folder: folder of the trial; all files are written here.
         execution: device, threads and caches.
         encoder: folder of the finished contrastive stage; None if the trial does not start from one.
+        matching: folder of the finished stage that has chosen the severities; None unless they are matched.
         report: callback for progress events.
 
     Raises:
@@ -108,14 +91,39 @@ def run_trial(
     started = Start.now()
     device = prepare_process(execution)
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
+    config = config.model_copy(update={"evaluation": read_matched(config.evaluation, matching)})
     choose_shifts(data, config.evaluation)  # a wrong name has to fail before the training
     choose_validation_shifts(data, config.evaluation)
     report({"event": "started", "epochs": config.training.epochs})
+    model, outcome, choice = _train(config, data, signature, folder, execution, encoder=encoder, report=report)
+    result = _evaluate(model, data, config, choice, folder=folder, execution=execution, report=report)
+    report({"event": "scores", "metrics": {name: result["metrics"].get(name) for name in SCORES}})
+    result |= describe_run(signature, started, outcome, device, choice, execution)
+    result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
+    sets = ["val", "test", *data.external]
+    result["files"] = _describe_files(folder, [MODEL, EPOCHS, *(f"predictions/{name}.npz" for name in sets)])
+    result["checkpoint_sha256"] = result["files"][MODEL]["sha256"]
+    folder.write_json(RESULT, result)
+    return result
+
+
+def _train(
+    config: TrialConfig,
+    data: Dataset,
+    signature: str,
+    folder: Folder,
+    execution: Execution,
+    *,
+    encoder: Folder | None,
+    report: Report,
+) -> tuple[Classifier, Outcome, Choice]:
+    """Return the trained model, from its file if an earlier call has written it; checkpoints are removed."""
+    device = prepare_process(execution)
     model = build_initial_model(config, data, encoder=encoder)
     choice = choose_acceleration(
         config, model, data, execution, device=device, precision=resolve_precision(config.training, device)
     )
-    _reset_gpu_peak(device)
+    reset_gpu_peak(device)
     model = choice.place(model.to(device))
     if not is_trained(folder, MODEL):
 
@@ -138,15 +146,7 @@ def run_trial(
         save_weights(folder, MODEL, model.state_dict(), facts)
     outcome = _load_model(model, folder, signature)
     remove_checkpoints(folder)
-    result = _evaluate(model, data, config, choice, folder=folder, execution=execution, report=report)
-    report({"event": "scores", "metrics": {name: result["metrics"].get(name) for name in SCORES}})
-    result |= _provenance(signature, started, outcome, device, choice, execution)
-    result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    sets = ["val", "test", *data.external]
-    result["files"] = _describe_files(folder, [MODEL, EPOCHS, *(f"predictions/{name}.npz" for name in sets)])
-    result["checkpoint_sha256"] = result["files"][MODEL]["sha256"]
-    folder.write_json(RESULT, result)
-    return result
+    return model, outcome, choice
 
 
 def _describe_files(folder: Folder, names: list[str]) -> dict[str, dict[str, Any]]:
@@ -185,7 +185,7 @@ def run_stage(
 
     started = Start.now()
     device = prepare_process(execution)
-    _reset_gpu_peak(device)
+    reset_gpu_peak(device)
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
     report({"event": "started", "epochs": config.pretraining.epochs})
     seed_everything(derive_seed(config.seed, config.stream, "stage"))
@@ -207,8 +207,45 @@ def run_stage(
     history = folder.read_lines(EPOCHS)
     result = {"status": "complete", "metrics": {"ssl/final_loss": history[-1]["metrics"]["ssl/loss"]}}
     outcome = Outcome(len(history), len(history))
-    result |= _provenance(signature, started, outcome, device, choice, execution)
+    result |= describe_run(signature, started, outcome, device, choice, execution)
     result["files"] = _describe_files(folder, [ENCODER, EPOCHS])
+    folder.write_json(RESULT, result)
+    return result
+
+
+def run_matching(
+    config: MatchingConfig,
+    *,
+    signature: str,
+    folder: Folder,
+    execution: Execution,
+    report: Report = lambda event: None,
+) -> dict[str, Any]:
+    """Train the reference, choose the strengths of matched severities and return the content of ``result.json``.
+
+    Only training and validation images are read. Arguments and errors are those of ``run_stage``.
+
+    Raises:
+        ConfigError: if the reference is hardly better than chance.
+    """
+    started = Start.now()
+    device = prepare_process(execution)
+    data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
+    report({"event": "started", "epochs": config.training.epochs})
+    execution = execution.model_copy(update={"early_stopping": False})
+    model, outcome, choice = _train(config, data, signature, folder, execution, encoder=None, report=report)
+    matching = match_strengths(
+        model,
+        data,
+        config,
+        folder=folder,
+        execution=execution,
+        precision=choice.dtype,
+        on_shift=lambda done, total: report({"event": "evaluation", "done": done, "total": total}),
+    )
+    result = {"status": "complete", "metrics": {"validation/balanced_accuracy": matching["clean"]}}
+    result |= {"matching": matching} | describe_run(signature, started, outcome, device, choice, execution)
+    result["files"] = _describe_files(folder, [MODEL, EPOCHS, FOUND])
     folder.write_json(RESULT, result)
     return result
 
@@ -334,51 +371,4 @@ def _evaluate(
         "evaluations": evaluation.rows,
         "undefined": evaluation.undefined | left_out | left_out_of_validation,
         "num_quarantined": len(data.quarantined),
-    }
-
-
-def _provenance(
-    signature: str, started: Start, outcome: Outcome, device: torch.device, choice: Choice, execution: Execution
-) -> dict[str, Any]:
-    # ru_maxrss is KiB on Linux and bytes on macOS.
-    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
-    return {
-        "signature": signature,
-        "started_ms": started.wall_ms,
-        "finished_ms": int(time.time() * 1000),
-        "duration_seconds": round(time.monotonic() - started.monotonic_seconds, 3),
-        "epochs": outcome.epochs,
-        "best_epoch": outcome.best_epoch,
-        "peak_rss_mib": round(rss, 1),
-        **_measure_gpu_memory(device),
-        "environment": {
-            "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
-            "num_threads": torch.get_num_threads(),
-            "num_cpus": count_cpus(),
-            **choice.model_dump(),
-            "acceleration": "off" if execution.acceleration is None else "probe",
-            "evaluation_batch_size": execution.evaluation_batch_size,
-            "torch": torch.__version__,
-            "torchvision": version("torchvision"),
-            "python": platform.python_version(),
-        },
-    }
-
-
-def _reset_gpu_peak(device: torch.device) -> None:
-    """Reset the peak of GPU memory, which an earlier trial of this process or a probe may have raised."""
-    if device.type == "cuda":
-        torch.cuda.init()  # type: ignore[no-untyped-call]
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _measure_gpu_memory(device: torch.device) -> dict[str, float]:
-    """Return this process's peak GPU memory and the GPU's total memory in MiB; nothing on a CPU."""
-    if device.type != "cuda":
-        return {}
-    peak, total = torch.cuda.max_memory_reserved(device), torch.cuda.get_device_properties(device).total_memory
-    return {
-        "peak_gpu_memory_mib": round(peak / 2**20 + GPU_CONTEXT_MIB, 1),
-        "gpu_memory_mib": round(total / 2**20, 1),
     }

@@ -15,12 +15,15 @@ from numpy.typing import NDArray
 
 from orchestrator.study.contrasts import weigh_slope
 from orchestrator.study.hypotheses import MIN_TREND_LEVELS
-from trainables.evaluation.seen import POLICIES, find_policy, list_seen, list_used
+from trainables.evaluation.seen import POLICIES, find_policy, list_kinds_in_training, list_seen, list_used
 from trainables.evaluation.shift_means import average_by_family, average_shifts
 from trainables.shifts.tables import find_type
 
 #: Fields of an evaluation besides its metrics.
 ABOUT = ("set", "shift", "severity", "strength", "num_images")
+
+#: Whether an arm's training policy contains a shift, in the column ``policy`` of the shifts table.
+SEEN, UNSEEN = "seen", "unseen"
 
 _ABOUT = itemgetter(*ABOUT)
 _Rows = tuple[tuple[Any, ...], ...]
@@ -128,6 +131,52 @@ def with_seen_means(
         "seen": [kind for kind in means if kind in seen],
     }
     return _with_means(trials, means, sorts, metric) if all(sorts.values()) else trials
+
+
+def find_seen_by_arm(shifts: pd.DataFrame, configs: Mapping[str, Mapping[str, Any]]) -> dict[str, frozenset[str]]:
+    """Return name of an arm → evaluated shifts that its training policy contains (``list_seen``).
+
+    Arms with a policy that is not in the table of policies are left out: what it contains is not known.
+
+    Args:
+        shifts: shifts table.
+        configs: name of an arm → config of one of its trials, as JSON.
+    """
+    if shifts.empty:
+        return {}
+    names = list(map(str, shifts.loc[shifts["severity"] > 0, "shift"].unique()))
+    known: dict[tuple[frozenset[str], str], frozenset[str]] = {}
+    found = {}
+    for arm, config in configs.items():
+        if find_policy(config["augmentation"]) in POLICIES:
+            key = list_kinds_in_training(config), json.dumps(config["evaluation"]["shifts"])
+            if key not in known:
+                known[key] = list_seen(names, config)
+            found[arm] = known[key]
+    return found
+
+
+def with_policy(shifts: pd.DataFrame, seen: Mapping[str, frozenset[str]]) -> pd.DataFrame:
+    """Return the shifts table with the column ``policy``: whether the arm's training policy contains the shift.
+
+    ``SEEN`` or ``UNSEEN``; empty for unshifted images, and where the policy is not known.
+
+    Args:
+        shifts: shifts table.
+        seen: ``find_seen_by_arm``.
+    """
+    if shifts.empty:
+        return shifts
+    arms, names = pd.Categorical(shifts["name"]), pd.Categorical(shifts["shift"])
+    words = [
+        [("" if seen.get(arm) is None else SEEN if shift in seen[arm] else UNSEEN) for shift in names.categories]
+        for arm in arms.categories
+    ]
+    of_row = np.array(words, dtype=object)[arms.codes, names.codes]
+    of_row[shifts["severity"].to_numpy() == 0] = ""
+    table = shifts.copy(deep=False)
+    table.insert(list(table.columns).index("severity") + 1, "policy", of_row)
+    return table
 
 
 def find_used_types(shifts: pd.DataFrame, configs: Iterable[Mapping[str, Any]]) -> frozenset[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -19,10 +19,12 @@ from orchestrator.analysis.evaluations import (
     Packer,
     cells_table,
     evaluations_table,
+    find_seen_by_arm,
     find_used_types,
     slopes_table,
     type_means_table,
     with_family_means,
+    with_policy,
     with_seen_means,
     with_unused_means,
 )
@@ -40,6 +42,8 @@ from trainables.evaluation.families import group_by_family
 from trainables.evaluation.metrics import METRICS, is_higher_better, name_over_sites, name_over_validation_shifts
 from trainables.shifts.tables import find_type
 
+#: Kind of the stages that choose the strengths of matched severities.
+MATCHING = "matching"
 #: State, in every table, of a planned trial without a folder in the ledger.
 MISSING = "missing"
 
@@ -83,6 +87,8 @@ class Results:
     damaged: tuple[str, ...] = ()
     #: Types of the test set's shifts that were used for selection (``evaluation.validation_shifts``).
     used_types: frozenset[str] = frozenset()
+    #: Name of an arm → shifts that its training policy contains; without arms whose policy is not known.
+    seen: Mapping[str, frozenset[str]] = field(default_factory=dict)
     #: With ``tuning``: plan, records and trials of all candidates, without shifts. Everything else here is about the
     #: chosen one of each arm and replicate alone.
     candidates: Results | None = None
@@ -177,7 +183,8 @@ class Results:
     @cached_property
     def needs(self) -> dict[str, frozenset[str]]:
         """Signature of each planned trial → signatures of the pretraining stages that it starts from."""
-        return {trial["signature"]: frozenset(trial.get("needs", ())) for trial in self.plan["trials"]}
+        others = {stage["signature"] for stage in self.plan["stages"] if stage["kind"] == MATCHING}
+        return {trial["signature"]: frozenset(trial.get("needs", ())) - others for trial in self.plan["trials"]}
 
     def read_candidate(self, signature: str) -> dict[str, Any]:
         """Return ``candidate`` and ``tuned`` (field → value) of a trial as its row in the plan has them, {} if none."""
@@ -350,6 +357,9 @@ def load_results(
         results = replace(every, plan=plan, records=records, trials=trials, candidates=replace(every, trials=marked))
     results = replace(results, shifts=shifts_table(plan, {s: e for s, e in evaluations.items() if s in records}))
     configs = [record.config["config"] for record in records.values()]
+    by_arm = {str(record.config["name"]): record.config["config"] for record in records.values()}
+    seen = find_seen_by_arm(results.shifts, by_arm)
+    results = replace(results, shifts=with_policy(results.shifts, seen), seen=seen)
     used = find_used_types(results.shifts, configs)
     # Grey images lack shifts of colours: every data set has means over its own.
     parts = [_with_shift_means(part, configs, used) for part in results.split_by_data_set().values()]

@@ -49,6 +49,47 @@ def explain_used(used: Collection[str]) -> str:
     return " † Used for selection: it, or a shift of its kind, was applied to validation images to choose by."
 
 
+#: Behind a number: the arm's own training policy contains the shift.
+SEEN_MARK = "•"
+
+
+def explain_seen(seen: Mapping[str, Collection[str]]) -> str:
+    """Return the sentence that explains ``SEEN_MARK``, with a space before it; nothing if no arm has seen a shift.
+
+    Args:
+        seen: name of an arm → shifts that its training policy contains.
+    """
+    if not any(seen.values()):
+        return ""
+    return (
+        f" {SEEN_MARK} Seen: the arm’s own training policy contains a change of this kind; without the mark the shift "
+        "is unseen by the policy."
+    )
+
+
+def word_seen(seen: Mapping[str, Collection[str]], arms: Collection[str], shift: str) -> str:
+    """Return in words whether the policies of some arms contain a shift; empty if that is not known of one of them.
+
+    Args:
+        seen: name of an arm → shifts that its training policy contains.
+        arms: names of arms, at least one.
+        shift: name of the shift.
+    """
+    if any(arm not in seen for arm in arms):
+        return ""
+    number = sum(shift in seen[arm] for arm in arms)
+    if 0 < number < len(arms):
+        return f"seen by the policies of {number} of {len(arms)} arms"
+    return "seen by the policy" if number else "unseen by the policy"
+
+
+def word_strength(strength: Any) -> str:
+    """Return the strength of a shift, a number or several, in words."""
+    if isinstance(strength, tuple | list):
+        return ", ".join(map(word_strength, strength))
+    return f"{strength:.3g}" if isinstance(strength, int | float) else str(strength)
+
+
 def flatten(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return ``{"a": {"b": 1}}`` as ``{"a.b": 1}``."""
     flat: dict[str, Any] = {}

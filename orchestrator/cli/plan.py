@@ -19,7 +19,9 @@ from orchestrator.ledger.preregistration import trace_hypotheses
 from orchestrator.planning.budget import describe_needs
 from orchestrator.planning.ceteris_paribus import read_differences, read_matching
 from orchestrator.planning.encoders import EncoderUse, find_encoder_uses
+from orchestrator.planning.plan import Work
 from orchestrator.planning.states import COMPLETE
+from trainables.config import MatchingConfig
 
 _MAX_ARMS = 60
 
@@ -45,6 +47,7 @@ def describe_plan(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
         ],
         "encoders": [_describe_encoders(use, prepared, costs) for use in find_encoder_uses(prepared.plan)],
         **({"tuning": prepared.about["tuning"]} if prepared.study.tuning else {}),
+        "matched": _read_matched(prepared),
         **plan,
         "orphaned": list(actions.orphaned),
     }
@@ -106,6 +109,8 @@ def render_plan(prepared: Prepared, console: Console) -> None:
             row = (stage.name, stage.signature, str(stage.num_dependants), states[stage.signature])
             stages.add_row(*map(escape, row))
         console.print(stages)
+    for name, found in _read_matched(prepared).items():
+        console.print(_tabulate_matched(name, found))
     planned = Counter(trial.name for trial in prepared.plan.trials)
     todo = prepared.actions.open + prepared.actions.held_back
     still_open = Counter(work.name for work in todo if work.kind == "trial")
@@ -126,6 +131,31 @@ def _describe_numbers(planned: Mapping[str, int]) -> str:
     """Return the number of trials per arm, "3 to 6" if arms have different numbers, "0" without any."""
     fewest, most = min(planned.values(), default=0), max(planned.values(), default=0)
     return str(most) if fewest == most else f"{fewest} to {most}"
+
+
+def _read_matched(prepared: Prepared) -> dict[str, Any]:
+    """Return name of each complete stage that has chosen severities → what it has found (``match_strengths``)."""
+    stages = [stage for stage in prepared.plan.stages if isinstance(stage.config, MatchingConfig)]
+    records = [prepared.ledger.read("stage", each.signature) for each in stages if _is_complete(each, prepared)]
+    return {record.config["name"]: record.result["matching"] for record in records if record.result is not None}
+
+
+def _is_complete(stage: Work, prepared: Prepared) -> bool:
+    return prepared.states.get(stage.signature) == COMPLETE
+
+
+def _tabulate_matched(name: str, found: Mapping[str, Any]) -> Table:
+    levels = [f"{level}: −{100 * target:g} %" for level, target in enumerate(found["targets"], 1)]
+    strengths = Table("shift", *levels, title=escape(f"{name}: strengths"))
+    for shift, matches in found["shifts"].items():
+        strengths.add_row(escape(shift), *map(_word_match, matches))
+    return strengths
+
+
+def _word_match(match: Mapping[str, Any]) -> str:
+    numbers = match["strength"] if isinstance(match["strength"], list) else [match["strength"]]
+    text = ", ".join(f"{number:.3g}" for number in numbers)
+    return text if match["reached"] else f"{text} (not reached)"
 
 
 def render_estimate(prepared: Prepared, costs: Estimate, console: Console) -> None:

@@ -39,6 +39,11 @@ def load_shifts(study: Study) -> ShiftedTestSet:
     if not arms:
         raise StudyError(f"looked for the shifts of {study.study} and found no arm: exclude fewer")
     config = arms[0].config
+    if config.evaluation.is_matched:
+        raise StudyError(
+            f"evaluation.severities: found matched in {study.study}, whose strengths its run chooses and its report "
+            "shows; for the published ones, add --set 'evaluation.severities=[1, 2, 3, 4, 5]'"
+        )
     data = load_dataset(config.data, cache_dir=study.execution.cache_dir)
     shifts = choose_shifts(data, config.evaluation)[0][1:]
     if not shifts:

@@ -7,6 +7,7 @@ from typing import Any
 
 from orchestrator.driver.child_process import run_request
 from orchestrator.driver.prepare import find_git_commit, prepare, resolve_execution
+from orchestrator.execution.dispatcher import locate_stages
 from orchestrator.execution.meter import Meter, saving_usage
 from orchestrator.execution.resources import count_gpus
 from orchestrator.ledger.lease import Lease
@@ -49,14 +50,13 @@ def run_single(study: Study, signature: str, *, storage: str, echo: Callable[[st
         folder, claims = ledger.folder(work.kind, work.signature), ledger.claims(work.signature)
         last = find_claim(claims)
         claim = take_claim(claims, 1 if last is None else last.number + 1)
-        encoder = ledger.folder("stage", work.needs[0]).uri if work.needs else None
         execution = resolve_execution(study, ledger).model_dump(mode="json")
         execution["early_stopping"] = False  # a single trial runs to its last epoch
         request = {
             "folder": folder.uri,
             "claims": claims.uri,
             "claim": claim.name,
-            "encoder": encoder,
+            **locate_stages(ledger, work),
             "execution": execution,
             "lease": lease.ticket,
         }

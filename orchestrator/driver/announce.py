@@ -18,8 +18,10 @@ from orchestrator.search.proposals import Search
 from orchestrator.study.grid import format_label
 from orchestrator.study.search_space import Space
 from orchestrator.study.tuning import draw_settings
+from trainables.config import MatchingConfig
 from trainables.data.dataset import Dataset
 from trainables.data.describe import describe_dataset
+from trainables.evaluation_config import word_targets
 
 #: How much a console is to say.
 Detail = Literal["quiet", "normal", "verbose"]
@@ -79,6 +81,10 @@ def announce(prepared: Prepared, console: Console) -> None:
         + (f", {len(actions.resume)} of them to resume" if actions.resume else "")
         + (f"; {count(plan.num_to_come, 'trial')} to be proposed" if plan.num_to_come else ""),
     )
+    for stage in plan.stages:
+        if isinstance(stage.config, MatchingConfig):
+            text = f"{stage.name.removeprefix('severities ')}, on its validation images: "
+            print_line(console, "severities", text + word_targets(stage.config.targets))
     if prepared.search is not None:
         _announce_search(prepared.search, console)
     _announce_tuning(prepared, console)

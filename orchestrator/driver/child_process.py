@@ -27,11 +27,12 @@ def run_request(request: Mapping[str, Any], report: Any) -> None:
     Args:
         request: ``{"check": configs, "cache_dir": …}`` builds network, loss and shifts of these trials;
             ``{"report": study, "storage": …, "cache_dir": …}`` writes the report; ``{"folder": …, "encoder": …,
-            "execution": …, "claims": …, "claim": …}`` runs the stage or trial whose ``config.json`` lies in ``folder``,
-            with the folder of the finished stage as ``encoder``, or None, as the attempt that took ``claim`` in the
-            folder ``claims``. Requests that write also have ``lease``: the ticket of their driver's lease
-            (``lease.fence``), or None to write without a lease. With ``heard`` and ``orphan_seconds`` a trial ends
-            after an epoch if nobody has asked for its events for so long (``heartbeat``).
+            "matching": …, "execution": …, "claims": …, "claim": …}`` runs the stage or trial whose ``config.json``
+            lies in ``folder``, with the folders of finished stages as ``encoder`` and ``matching``, or None, as the
+            attempt that took ``claim`` in the folder ``claims``. Requests that write also have ``lease``: the ticket of
+            their driver's lease (``lease.fence``), or None to write without a lease. With ``heard`` and
+            ``orphan_seconds`` a trial ends after an epoch if nobody has asked for its events for so long
+            (``heartbeat``).
         report: callback for progress events.
     """
     from orchestrator.ledger.lease import guarded
@@ -79,24 +80,28 @@ def _run_work(request: Mapping[str, Any], report: Any) -> None:
 
 
 def _train(request: Mapping[str, Any], folder: Folder, report: Any) -> None:
-    from trainables.config import Execution, StageConfig, TrialConfig
+    from trainables.config import Execution, MatchingConfig, StageConfig, TrialConfig
     from trainables.storage.folder import Folder
     from trainables.training.stopping import StopTraining
-    from trainables.trial import run_stage, run_trial
+    from trainables.trial import run_matching, run_stage, run_trial
 
     if "heard" in request:
         report = ending_if_orphaned(report, Path(request["heard"]), request["orphan_seconds"])
     execution = Execution.model_validate(request["execution"])
     record = folder.read_json("config.json")
     signature = record["signature"]
+    if record["config"].get("kind") == "matching":
+        chosen = MatchingConfig.model_validate(record["config"])
+        run_matching(chosen, signature=signature, folder=folder, execution=execution, report=report)
+        return
     if record["kind"] == "stage":
         stage = StageConfig.model_validate(record["config"])
         run_stage(stage, signature=signature, folder=folder, execution=execution, report=report)
         return
-    encoder = Folder(request["encoder"]) if request["encoder"] else None
+    stages = {name: Folder(request[name]) if request[name] else None for name in ("encoder", "matching")}
     trial = TrialConfig.model_validate(record["config"])
     try:
-        run_trial(trial, signature=signature, folder=folder, execution=execution, encoder=encoder, report=report)
+        run_trial(trial, signature=signature, folder=folder, execution=execution, report=report, **stages)
     except StopTraining as stop:
         report({"event": "stopped_early", "epoch": stop.epoch})
 

@@ -30,7 +30,7 @@ from orchestrator.planning.trial_checks import check_settings, list_split_config
 from orchestrator.search.proposals import Search
 from orchestrator.study.data_sets import group_by_data_set, is_same_source
 from orchestrator.study.grid import Arm
-from orchestrator.study.report_config import describe_reference
+from orchestrator.study.report_config import describe_reference, find_matching_references
 from orchestrator.study.study_file import Study, compute_study_sha256
 from trainables.config import DataConfig, Execution, TrialConfig
 from trainables.data.describe import has_groups
@@ -71,7 +71,9 @@ class Prepared:
     @property
     def open_configs(self) -> list[TrialConfig]:
         """Configs of the open trials; for a search that continues, also samples from its whole space."""
-        known = [work.config for work in self.actions.open if isinstance(work.config, TrialConfig)]
+        known = [
+            work.config for work in self.actions.open if isinstance(work.config, TrialConfig) and work.kind == "trial"
+        ]
         return known + (list(self.search.sample_configs()) if self.search and self.grows else [])
 
     @property
@@ -126,7 +128,7 @@ def prepare(
         check_search_defined(study.search, arms[0].config, inputs.dataset(arms[0].config.data))
     if study.tuning is not None:
         check_tuning_defined(study.tuning, arms, inputs.dataset)
-    plan = search.plan if search else make_plan(candidates, replicates=study.count_replicates, facts=inputs)
+    plan = search.plan if search else _plan_grid(study, arms, candidates, inputs)
     if study.hypotheses:
         check_attainable(study.hypotheses, plan, _levels(arms), external=_list_external_sets(arms, inputs))
     states = ledger.states()
@@ -277,6 +279,15 @@ def _find_differences(study: Study, arms: Sequence[Arm]) -> dict[str, Any]:
     if study.ceteris_paribus == "strict":
         check_ceteris_paribus(found)
     return describe_all_differences(settings, found, factors)
+
+
+def _plan_grid(study: Study, arms: Sequence[Arm], candidates: Sequence[Arm], inputs: Inputs) -> Plan:
+    return make_plan(
+        candidates,
+        replicates=study.count_replicates,
+        facts=inputs,
+        references=find_matching_references(study, arms),
+    )
 
 
 def _list_external_sets(arms: Sequence[Arm], inputs: Inputs) -> dict[str, list[str]]:

@@ -41,9 +41,9 @@ class ChunkRunner:
     """Runs the chunks of one slot.
 
     A chunk is a list of ``works``, each ``{"record": content of config.json, "folder": …, "claims": …, "number": of the
-    attempt, "encoder": … | None}``, and their common settings: ``execution``, ``token``, ``module`` and ``preload``
-    (which fork server), ``stall_seconds``, ``orphan_seconds``, ``max_retries``, ``chunk_seconds``,
-    ``report_seconds``, ``created_ms``, ``lease``.
+    attempt, "encoder": … | None, "matching": … | None}``, and their common settings: ``execution``, ``token``,
+    ``module`` and ``preload`` (which fork server), ``stall_seconds``, ``orphan_seconds``, ``max_retries``,
+    ``chunk_seconds``, ``report_seconds``, ``created_ms``, ``lease``.
 
     Args:
         chunk: first chunk.
@@ -188,7 +188,7 @@ class ChunkRunner:
             self._take_claim()
         assert self._claim is not None
         self._tried = self._last_event = time.monotonic()
-        names = ("folder", "claims", "encoder")
+        names = ("folder", "claims", "encoder", "matching")
         request = {name: self._current[name] for name in names} | {"claim": self._claim.name}
         shared = {name: self._chunk[name] for name in ("execution", "lease", "orphan_seconds")}
         self._client.begin(request | shared | {"heard": str(self._heartbeat.path)})

@@ -54,6 +54,15 @@ class ChunkSettings:
     orphan_seconds: float = 180.0
 
 
+def locate_stages(ledger: Ledger, work: Work) -> dict[str, str | None]:
+    """Return the folders of the stages that a stage or trial starts from, as ``child_process.run_request`` asks."""
+    encoder, matching = next(iter(work.encoders), None), work.matching
+    return {
+        name: None if signature is None else ledger.folder("stage", signature).uri
+        for name, signature in (("encoder", encoder), ("matching", matching))
+    }
+
+
 class Dispatcher:
     """Dispatches open stages and trials, one chunk per slot, and decides how each one ended. Thread-safe.
 
@@ -204,7 +213,7 @@ class Dispatcher:
             "folder": self._ledger.folder(work.kind, work.signature).uri,
             "claims": self._ledger.claims(work.signature).uri,
             "number": self._count_attempt(work),
-            "encoder": self._ledger.folder("stage", work.needs[0]).uri if work.needs else None,
+            **locate_stages(self._ledger, work),
         }
 
     def _count_attempt(self, work: Work) -> int:

@@ -31,11 +31,11 @@ def find_encoder_uses(plan: Plan) -> list[EncoderUse]:
     """Return the arms that start from contrastive encoders, grouped by their stages, in the order of the plan."""
     of_arm: dict[str, list[Work]] = {}
     for trial in plan.trials:
-        if trial.needs:
+        if trial.encoders:
             of_arm.setdefault(trial.name, []).append(trial)
     groups: dict[tuple[str, ...], list[str]] = {}
     for arm, trials in of_arm.items():
-        groups.setdefault(tuple(dict.fromkeys(need for trial in trials for need in trial.needs)), []).append(arm)
+        groups.setdefault(tuple(dict.fromkeys(need for trial in trials for need in trial.encoders)), []).append(arm)
     names = {stage.signature: stage.name for stage in plan.stages}
     return [
         EncoderUse(
@@ -52,4 +52,4 @@ def find_encoder_uses(plan: Plan) -> list[EncoderUse]:
 def _find_reuse(trials: Sequence[Work]) -> list[Work]:
     """Return the trials of an arm that start from the encoder of an earlier replicate."""
     first: dict[tuple[str, ...], int | None] = {}
-    return [trial for trial in trials if first.setdefault(trial.needs, trial.replicate) != trial.replicate]
+    return [trial for trial in trials if first.setdefault(trial.encoders, trial.replicate) != trial.replicate]

@@ -226,7 +226,7 @@ def _find_needs(plan: Plan, compared: Collection[str]) -> dict[int | None, set[s
     found: Counter[int | None] = Counter()
     for trial in plan.trials:
         if trial.name in compared:
-            needs.setdefault(trial.replicate, set()).update(trial.needs)
+            needs.setdefault(trial.replicate, set()).update(trial.encoders)
             found[trial.replicate] += 1
     return {replicate: stages for replicate, stages in needs.items() if found[replicate] == len(compared)}
 

@@ -14,7 +14,8 @@ SIGNATURE_LENGTH = 16
 
 
 def compute_identity(config: BaseModel) -> dict[str, Any]:
-    """Return the fields of ``config`` that decide a result, nested, without the fields marked ``identity: False``.
+    """Return the fields of ``config`` that decide a result, nested, without the fields marked ``identity: False``,
+    and without those marked ``SET_ONLY`` that have their default.
 
     A field marked with a ``revision`` (``frozen.revised``) has it beside its value, unless that is the default.
     """
@@ -24,6 +25,8 @@ def compute_identity(config: BaseModel) -> dict[str, Any]:
         if isinstance(extra, dict) and extra.get("identity") is False:
             continue
         value = getattr(config, name)
+        if isinstance(extra, dict) and extra.get("identity") == "if set" and value == field.default:
+            continue
         identity[name] = compute_identity(value) if isinstance(value, BaseModel) else _plain(value)
         if isinstance(extra, dict) and "revision" in extra and value != field.default:
             identity[name] = {"value": identity[name], "revision": extra["revision"]}

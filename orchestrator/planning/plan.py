@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -9,7 +10,8 @@ from textwrap import shorten
 from typing import Any, Protocol
 
 from orchestrator.planning.identity import compute_identity, compute_signature, hash_identity
-from trainables.config import StageConfig, TrialConfig
+from trainables.config import MatchingConfig, StageConfig, TrialConfig
+from trainables.evaluation_config import EvaluationConfig
 from trainables.pretraining_config import ContrastivePretraining, ImageNetPretraining
 
 
@@ -69,6 +71,16 @@ class Work:
         levels = list((self.levels or {}).values()) or [self.name]
         candidate = [] if self.candidate is None else [f"c{self.candidate}"]
         return " · ".join([*levels, f"r{self.replicate}", *candidate])
+
+    @property
+    def encoders(self) -> tuple[str, ...]:
+        """Signatures of the contrastive stages among ``needs``; the other one chooses severities."""
+        return tuple(need for need in self.needs if need != self.matching)
+
+    @property
+    def matching(self) -> str | None:
+        """Signature of the stage that chooses the severities, None if they are not matched."""
+        return self.config.matching if isinstance(self.config, TrialConfig) else None
 
 
 @dataclass(frozen=True)
@@ -151,19 +163,25 @@ def describe_skipped_briefly(skipped: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def make_plan(arms: Sequence[ArmLike], *, replicates: int | Callable[[Mapping[str, str]], int], facts: Facts) -> Plan:
+def make_plan(
+    arms: Sequence[ArmLike],
+    *,
+    replicates: int | Callable[[Mapping[str, str]], int],
+    facts: Facts,
+    references: Mapping[str, ArmLike] | None = None,
+) -> Plan:
     """Return the plan of a study: every arm × replicate, and each stage that these trials need once.
 
     With ``tuning`` an arm comes once per candidate, one after the other.
 
     Replicate r has the split of ``replace_split`` and contrastive encoder r modulo ``pretraining.encoders``. Replicates
-    vary slowest, so that an
-    interrupted study has complete comparisons rather than complete arms.
+    vary slowest, so that an interrupted study has complete comparisons rather than complete arms.
 
     Args:
         arms: arms of the study.
         replicates: number of replicates of all arms, or of the arm with some levels.
         facts: facts about data and weights.
+        references: name of each arm whose severities are matched → the arm on which they are.
     """
     numbers = [replicates if isinstance(replicates, int) else replicates(arm.levels) for arm in arms]
     stages: dict[str, Work] = {}
@@ -171,9 +189,16 @@ def make_plan(arms: Sequence[ArmLike], *, replicates: int | Callable[[Mapping[st
     skipped: dict[str, Skipped] = {}
     runnable = []
     for arm, number in zip(arms, numbers, strict=True):
+        reference = (references or {}).get(arm.name)
         reason = facts.missing_weights(arm.config)
+        if reason is None and reference is not None:
+            reason = facts.missing_weights(reference.config)
         if reason is None:
             config = facts.resolve(arm.config)
+            matching = None if reference is None else _match(config, reference, facts)
+            if matching is not None:
+                stages.setdefault(matching.signature, matching)
+                config = config.model_copy(update={"matching": matching.signature})
             splits = [replace_split(config, replicate) for replicate in range(_num_splits(config, number))]
             known = [(each, compute_identity(each), facts.fingerprint(each)) for each in splits]
             runnable.append((arm, arm.name, known, number))
@@ -192,6 +217,8 @@ def make_plan(arms: Sequence[ArmLike], *, replicates: int | Callable[[Mapping[st
             if stage is not None:
                 stages.setdefault(stage.signature, stage)
                 needs.append(stage.signature)
+            if base.matching is not None:
+                needs.append(base.matching)
             # Equals compute_signature(config, …), but computes the identity once per arm and split, not per trial.
             signature = hash_identity(identity | own, fingerprint)
             work = Work(
@@ -229,7 +256,9 @@ def _order_stages(stages: Iterable[Work], trials: Iterable[Work]) -> tuple[Work,
 
 
 def _cost(stage: Work) -> float:
-    """Return the length of a stage in epochs; ties keep the order of the study file."""
+    """Return the length of a stage in epochs, infinite if all trials wait for it; ties keep the order of the file."""
+    if isinstance(stage.config, MatchingConfig):
+        return math.inf
     assert isinstance(stage.config, StageConfig)
     return float(stage.config.pretraining.epochs)
 
@@ -267,6 +296,30 @@ def _stage_of(config: TrialConfig, fingerprint: str) -> Work | None:
     if stage.encoder:
         name += f", encoder {stage.encoder}"
     return Work("stage", compute_signature(stage, fingerprint), name, stage, fingerprint)
+
+
+def _match(config: TrialConfig, reference: ArmLike, facts: Facts) -> Work:
+    """Return the stage that chooses the severities of a trial: the reference's training, on the trial's data."""
+    asked, trained = config.evaluation, facts.resolve(reference.config)
+    evaluation = EvaluationConfig(
+        modality=asked.modality,
+        shifts=asked.shifts,
+        severities="matched",
+        validation_shifts=asked.validation_shifts,
+        shift_seed=asked.shift_seed,
+    )
+    sections = ("model", "pretraining", "augmentation", "regulariser", "training")
+    stage = MatchingConfig(
+        **{section: getattr(trained, section) for section in sections},
+        data=config.data,
+        evaluation=evaluation,
+        seed=config.seed,
+        targets=asked.matching.targets,
+    )
+    fingerprint = facts.fingerprint(config)
+    return Work(
+        "stage", compute_signature(stage, fingerprint), f"severities matched on {reference.name}", stage, fingerprint
+    )
 
 
 def imagenet_of(config: TrialConfig) -> ImageNetPretraining | None:

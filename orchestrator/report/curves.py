@@ -11,7 +11,7 @@ import pandas as pd
 
 from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.stain_grid import rows_of_shifts
-from orchestrator.analysis.wording import explain_used, mark_used, sentence
+from orchestrator.analysis.wording import SEEN_MARK, explain_used, mark_used, sentence, word_seen
 from orchestrator.ledger.record import Record
 from orchestrator.report.style import Figure, colour, floats, layout_of, panel_title, translucent
 
@@ -51,6 +51,7 @@ def severity_curves(results: Results, groups: Mapping[str, str], what: str, *, s
         .agg(["mean", "min", "max", "count"])
     )
     listed = [group for group in shown if group in clean.index][:LISTED_CURVES]
+    arms, seen = _arms_of(results, groups), frozenset[str]().union(*results.seen.values())
     rows = math.ceil(len(names) / _COLUMNS)
     data: list[dict[str, Any]] = []
     layout = layout_of(annotations=[])
@@ -58,13 +59,15 @@ def severity_curves(results: Results, groups: Mapping[str, str], what: str, *, s
     for number, shift in enumerate(names):
         suffix = "" if number == 0 else str(number + 1)
         _add_panel(layout, suffix, number, rows, low)
-        layout["annotations"].append(_small_title(mark_used(shift, results.used_types), layout, suffix))
+        title = mark_used(shift, results.used_types) + f" {SEEN_MARK}" * (shift in seen)
+        layout["annotations"].append(_small_title(title, layout, suffix))
         for index, group in enumerate(listed):
             if (group, shift) in table.index:
                 start: pd.DataFrame = clean.loc[[group]].set_axis([0])
                 stronger = pd.DataFrame(table.xs((group, shift)))
                 curve = pd.concat([start, stronger])
-                traces = _curve(curve, group, index, suffix, first=number == 0)
+                policy = word_seen(results.seen, arms[group], shift)
+                traces = _curve(curve, group, index, suffix, policy=policy)
                 traces[-1]["meta"] = {"panel": shift, "columns": ["n", "smallest", "largest"]}
                 data += traces
     layout["legend"] |= {"y": 1 + 22 / (rows * 175), "groupclick": "togglegroup"}
@@ -83,13 +86,28 @@ def severity_curves(results: Results, groups: Mapping[str, str], what: str, *, s
             f"{sentence(TITLES[results.metric])} against severity (0 is the unshifted test set). Line: mean over the "
             f"trials of one {what}; band: their smallest and largest. "
             f"n = {frame['signature'].nunique()} complete trials.{subset}"
-            f"{explain_used(results.used_types)}"
+            f"{_explain_titles(results)}{explain_used(results.used_types)}"
         ),
         data=data,
         layout=layout,
         height_px=layout["margin"]["t"] + 175 * rows,
         axes=("severity", TITLES[results.metric]),
     )
+
+
+def _explain_titles(results: Results) -> str:
+    if not any(results.seen.values()):
+        return ""
+    return f" {SEEN_MARK} Some arm’s training policy contains a change of this kind; the hover says so of each curve."
+
+
+def _arms_of(results: Results, groups: Mapping[str, str]) -> dict[str, set[str]]:
+    """Return group → names of the arms whose trials are in it."""
+    names = dict(zip(results.trials["signature"], results.trials["name"], strict=True))
+    arms: dict[str, set[str]] = {}
+    for signature, group in groups.items():
+        arms.setdefault(group, set()).add(str(names[signature]))
+    return arms
 
 
 def _legend_lines(names: Sequence[str]) -> int:
@@ -128,7 +146,7 @@ def _small_title(text: str, layout: dict[str, Any], suffix: str) -> dict[str, An
     return panel_title(text.replace("_", " "), x, y)
 
 
-def _curve(curve: pd.DataFrame, group: str, index: int, suffix: str, *, first: bool) -> list[dict[str, Any]]:
+def _curve(curve: pd.DataFrame, group: str, index: int, suffix: str, *, policy: str) -> list[dict[str, Any]]:
     axes = {"type": "scatter", "xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "legendgroup": str(index)}
     visible = True if index < SHOWN_CURVES else "legendonly"
     severities = [int(value) for value in curve.index]
@@ -139,12 +157,13 @@ def _curve(curve: pd.DataFrame, group: str, index: int, suffix: str, *, first: b
         "y": floats(curve["mean"]),
         "line": {"color": colour(index), "width": 2},
         "marker": {"size": 4},
-        "showlegend": first,
+        "showlegend": not suffix,
         "visible": visible,
         "customdata": [
             [int(n), *floats(ends)] for n, *ends in zip(curve["count"], curve["min"], curve["max"], strict=True)
         ],
-        "hovertemplate": f"{escape(group)}<br>severity %{{x}}: %{{y:.1%}} (n = %{{customdata[0]}})<extra></extra>",
+        "hovertemplate": f"{escape(group)}<br>severity %{{x}}: %{{y:.1%}} (n = %{{customdata[0]}})"
+        f"{policy and f'<br>{policy}'}<extra></extra>",
     }
     if curve["count"].max() < 2:
         return [line]
@@ -177,7 +196,9 @@ def training_curves(results: Results, groups: Mapping[str, str], order: Sequence
     """
     trials = [(groups[s], record) for s, record in results.records.items() if record.epochs and s in groups]
     step = max(1, math.ceil(sum(len(record.epochs) + 1 for _, record in trials) / MAX_TRAINING_POINTS))
-    stages = [("stage", record) for record in results.stages if record.epochs]
+    stages = [
+        ("stage", record) for record in results.stages if record.epochs and "ssl/loss" in record.epochs[0]["metrics"]
+    ]
     panels = [
         ("train/loss", "training loss", trials),
         (f"val/{results.metric}", f"validation {TITLES[results.metric]}", trials),

@@ -5,8 +5,9 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from orchestrator.analysis.wording import word_strength
 from trainables.config import TrialConfig
 
 if TYPE_CHECKING:
@@ -54,7 +55,7 @@ def build_examples(config: TrialConfig, *, cache_dir: Path) -> Examples:
     severities = []
     for shift in build_shifts(config.evaluation, modality):
         if shift.severity:
-            rows.setdefault(shift.name, []).append((_png(shift.apply(image, seeds)), _in_words(shift.strength)))
+            rows.setdefault(shift.name, []).append((_png(shift.apply(image, seeds)), word_strength(shift.strength)))
             severities.append(shift.severity)
     return Examples(
         image=f"{test.ids[row]}, class {data.classes[int(test.labels[row])]}",
@@ -63,12 +64,6 @@ def build_examples(config: TrialConfig, *, cache_dir: Path) -> Examples:
         rows={name: tuple(cells) for name, cells in rows.items()},
         scaled=max(image.shape[-2:]) > MAX_SIDE_PX,
     )
-
-
-def _in_words(strength: Any) -> str:
-    if isinstance(strength, tuple | list):
-        return ", ".join(_in_words(value) for value in strength)
-    return f"{strength:g}" if isinstance(strength, int | float) else str(strength)
 
 
 def _png(image: Tensor) -> bytes:

@@ -14,7 +14,15 @@ from numpy.typing import NDArray
 from orchestrator.analysis.differences import ALPHA, UNSHIFTED, Differences
 from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.stain_grid import Grid, rows_of_shifts
-from orchestrator.analysis.wording import explain_used, mark_used, plural, sentence
+from orchestrator.analysis.wording import (
+    SEEN_MARK,
+    explain_seen,
+    explain_used,
+    mark_used,
+    plural,
+    sentence,
+    word_seen,
+)
 from orchestrator.report.style import DIVERGING, SEQUENTIAL, Figure, floats, layout_of, panel_title
 from orchestrator.statistics.paired_tests import min_units
 
@@ -56,7 +64,6 @@ def heat_map(results: Results) -> Figure | None:
         "xgap": 2,
         "ygap": 2,
         "hoverongaps": False,
-        "hovertemplate": "%{y}<br>%{x}: %{z:.1%}<extra></extra>",
         "colorbar": {
             "thickness": 10,
             "tickformat": ".0%",
@@ -64,9 +71,7 @@ def heat_map(results: Results) -> Figure | None:
             "len": min(1.0, 260 / (26 * len(z) + 60)),
         },
     }
-    if len(z) <= ANNOTATED_ARMS:
-        percent = [["" if value is None else f"{100 * value:.0f}" for value in row] for row in z]
-        trace |= {"text": percent, "texttemplate": "%{text}", "textfont": {"size": 11}}
+    trace |= _mark_seen(results, list(map(str, table.index)), list(map(str, columns)), z)
     layout = layout_of(
         xaxis={"side": "top", "tickangle": -38, "automargin": True, "showgrid": False, "type": "category"},
         yaxis={"automargin": True, "showgrid": False, "type": "category", "tickfont": {"size": 11.5}},
@@ -82,7 +87,7 @@ def heat_map(results: Results) -> Figure | None:
         note=(
             f"{sentence(TITLES[results.metric])} in %, mean over severities {_listed(severities)} and over "
             f"replicates; arms sorted by their mean, best on top. n = {num_trials} complete trials, {len(table)} arms, "
-            f"{len(order)} shifts. Dark is low.{explain_used(results.used_types)}"
+            f"{len(order)} shifts. Dark is low.{explain_seen(results.seen)}{explain_used(results.used_types)}"
         ),
         data=[trace],
         layout=layout,
@@ -90,6 +95,32 @@ def heat_map(results: Results) -> Figure | None:
         min_width_px=300 + 46 * len(columns),
         axes=("shift", "arm", TITLES[results.metric]),
     )
+
+
+def _mark_seen(
+    results: Results, arms: Sequence[str], shifts: Sequence[str], z: Sequence[Sequence[float | None]]
+) -> dict[str, Any]:
+    """Return text and hover of the cells, which mark the shifts that the arm's own training policy contains.
+
+    With many arms the mark stands alone, without number, and the words are left to the caption.
+    """
+    words = [["" if shift == "identity" else word_seen(results.seen, [arm], shift) for shift in shifts] for arm in arms]
+    marks = [[SEEN_MARK if word.startswith("seen") else "" for word in row] for row in words]
+    if len(z) > ANNOTATED_ARMS:
+        text = {"text": marks, "textfont": {"size": 8}} if any(map(any, marks)) else {}
+        return text | {"texttemplate": "%{text}", "hovertemplate": "%{y}<br>%{x}: %{z:.1%}<extra></extra>"}
+    numbers = [
+        ["" if value is None else f"{100 * value:.0f}{mark}" for value, mark in zip(*pair, strict=True)]
+        for pair in zip(z, marks, strict=True)
+    ]
+    return {
+        "text": numbers,
+        "texttemplate": "%{text}",
+        "textfont": {"size": 11},
+        "customdata": [[[word] for word in row] for row in words],
+        "meta": {"columns": ["policy"]},
+        "hovertemplate": "%{y}<br>%{x}: %{z:.1%}<br>%{customdata[0]}<extra></extra>",
+    }
 
 
 def _listed(numbers: Sequence[int]) -> str:
@@ -123,12 +154,19 @@ def difference_map(results: Results, found: Differences) -> Figure:
         "texttemplate": "%{text}",
         "textfont": {"size": 10.5 if is_annotated else 8},
         "customdata": [
-            [[int(count), None if np.isnan(p) else round(float(p), 4)] for count, p in zip(*pair, strict=True)]
-            for pair in zip(n.to_numpy(), p_corrected.to_numpy(), strict=True)
+            [
+                [
+                    int(count),
+                    None if np.isnan(p) else round(float(p), 4),
+                    _word_seen(results, arm, shift) if is_annotated else "",
+                ]
+                for shift, count, p in zip(shown.columns, *pair, strict=True)
+            ]
+            for arm, *pair in zip(shown.index, n.to_numpy(), p_corrected.to_numpy(), strict=True)
         ],
-        "meta": {"columns": ["pairs", "p_corrected"]},
+        "meta": {"columns": ["pairs", "p_corrected", "policy"]},
         "hovertemplate": "%{y}<br>%{x}: %{z:+.1f} points<br>n = %{customdata[0]}"
-        f"{', p (of the map) %{customdata[1]}' if found.num_tested else ''}<extra></extra>",
+        f"{', p (of the map) %{customdata[1]}' if found.num_tested else ''}<br>%{{customdata[2]}}<extra></extra>",
         "colorbar": {
             "thickness": 10,
             "ticksuffix": " pt",
@@ -152,6 +190,10 @@ def difference_map(results: Results, found: Differences) -> Figure:
         min_width_px=300 + 46 * len(names),
         axes=("shift", "arm", "difference, points"),
     )
+
+
+def _word_seen(results: Results, arm: Any, shift: Any) -> str:
+    return "" if shift == UNSHIFTED else word_seen(results.seen, [str(arm)], str(shift))
 
 
 def _texts(z: list[list[float | None]], marked: NDArray[np.bool_], *, is_annotated: bool) -> list[list[str]]:

@@ -38,13 +38,13 @@ from orchestrator.planning.plan import describe_skipped_briefly
 from orchestrator.report.checklist_items import CHECKLISTS
 from orchestrator.report.examples import Examples, build_examples
 from orchestrator.report.exports import paper_tables
+from orchestrator.report.overview import overview_section
 from orchestrator.report.page import Section, render_page, within
 from orchestrator.report.sections import provenance
 from orchestrator.report.sections.answer import Answer, answer, answer_section, arms_section
 from orchestrator.report.sections.balanced import balanced_section
 from orchestrator.report.sections.effects import effects_section
 from orchestrator.report.sections.interactions import interactions_section
-from orchestrator.report.sections.overview import overview_section
 from orchestrator.report.sections.provenance import left_out_section
 from orchestrator.report.sections.search import search_section
 from orchestrator.report.sections.shifts import examples_section, shifts_section
@@ -224,7 +224,15 @@ def _examples(results: Results, cache_dir: Path) -> tuple[Examples | None, str |
     if not records:
         return None, "No trial has started, so it is not known which images to show."
     try:
-        return build_examples(read_trial_config(records[0].config["config"]), cache_dir=cache_dir), None
+        config = read_trial_config(records[0].config["config"])
+        if config.evaluation.is_matched:
+            from trainables.evaluation.matching import with_strengths  # imports torch
+
+            stage = next((each.result for each in results.stages if each.signature == config.matching), None)
+            if stage is None:
+                return None, "No examples are shown: the stage that chooses the severities is not complete."
+            config = config.model_copy(update={"evaluation": with_strengths(config.evaluation, stage["matching"])})
+        return build_examples(config, cache_dir=cache_dir), None
     except RobustSweepError as error:
         return None, f"No examples are shown, because the images could not be had here: {error}"
 

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.results import TITLES, Results
-from orchestrator.analysis.wording import explain_used, flatten, mark_used, percent, plural, sentence
+from orchestrator.analysis.wording import explain_used, flatten, mark_used, percent, plural, sentence, word_seen
 from orchestrator.planning.states import STOPPED
 from orchestrator.selection.card_format import Card, CardPart, Code, Facts, Grid, Items, Text
 from orchestrator.selection.part_scores import PartScore, PartScores
@@ -227,7 +227,13 @@ def _robustness(results: Results, selection: Selection, chosen: pd.DataFrame) ->
     rows.sort(key=lambda row: (pd.isna(row[0]), row[0]))
     _, name, _, values, severity = rows[0]
     grid = [
-        [mark_used(shift, results.used_types), mean, _percent(summarise(at)), "–" if at_ is None else str(at_)]
+        [
+            mark_used(shift, results.used_types),
+            word_seen(results.seen, [selection.arm.name], shift) or "not known",
+            mean,
+            _percent(summarise(at)),
+            "–" if at_ is None else str(at_),
+        ]
         for _, shift, mean, at, at_ in rows
     ]
     text = (
@@ -240,7 +246,8 @@ def _robustness(results: Results, selection: Selection, chosen: pd.DataFrame) ->
     if unused in chosen:
         text = f"Over shifts not used for selection: {_mean(chosen, unused)}. {text}"
     return CardPart(
-        "Robustness", [Text(text), Grid(["shift", "mean over severities", "worst severity", "which"], grid)]
+        "Robustness",
+        [Text(text), Grid(["shift", "training policy", "mean over severities", "worst severity", "which"], grid)],
     )
 
 

@@ -204,7 +204,7 @@ def rank_arms(results: Results, column: str, *, higher_is_better: bool) -> tuple
         summary = summarise(group[column])
         done = group[group["state"] == COMPLETE]
         records = [results.records[signature] for signature in done["signature"]]
-        stages = [len(trial["needs"]) for trial in results.plan["trials"] if trial["name"] == name]
+        stages = [len(results.needs[signature]) for signature in group["signature"]]
         arms.append(
             RankedArm(
                 name=str(name),

@@ -16,7 +16,7 @@ from trainables.config import TrialConfig
 _MAX_COMPARED = 1000
 
 #: Fields that no factor may set. Seeds never come from the arm, so that arms are paired; the rest is bookkeeping.
-_NOT_A_CHOICE = frozenset({"schema_version", "seed", "replicate", "encoder"})
+_NOT_A_CHOICE = frozenset({"schema_version", "seed", "replicate", "encoder", "matching"})
 
 
 @dataclass(frozen=True)

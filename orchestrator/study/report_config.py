@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import Field, model_validator
 
@@ -22,8 +23,13 @@ from trainables.evaluation.families import normalise_member
 from trainables.frozen import Frozen
 from trainables.shifts.tables import ENTRY_POINTS, GENERAL, OTHER, load_aliases, load_tables, registered_names
 
+if TYPE_CHECKING:
+    from orchestrator.study.study_file import Study
+
 _ARM: Key = ("report", "reference", "arm")
 _TABLE: Key = ("report", "reference", "table")
+_SEVERITIES: Key = ("evaluation", "severities")
+_MATCHING: Key = ("evaluation", "matching")
 _FAMILIES: Key = ("report", "families")
 
 
@@ -185,6 +191,55 @@ def _find_arms(wanted: str | Mapping[str, Any], data_sets: Mapping[str, Sequence
         label: named if any(arm.name == wanted for arm in arms) else find_counterpart(named, arms)
         for label, arms in data_sets.items()
     }
+
+
+def find_matching_references(study: Study, arms: Sequence[Arm]) -> dict[str, Arm]:
+    """Return name of each arm with ``severities: matched`` → the arm on which its severities are matched.
+
+    That is the arm with the levels of ``evaluation.matching.reference``, else that of ``report.reference``, else the
+    first.
+    """
+    reference = study.report.reference
+    stated = None if reference is None or reference.table is not None else describe_reference(study.report, arms)
+    named = None if stated is None else stated["arm"]
+    default = next((arm for arm in arms if arm.name == named), arms[0]) if arms else None
+    found = {}
+    for arm in arms:
+        wanted = arm.config.evaluation.matching.reference
+        chosen = default if wanted is None else next((each for each in arms if _has_levels(each, wanted)), None)
+        if arm.config.evaluation.is_matched and chosen is not None:
+            found[arm.name] = chosen
+    return found
+
+
+def check_matching(tree: Source, study: Study, arms: Sequence[Arm]) -> None:
+    """Report matched severities whose reference is no single arm, or cannot be trained before the others."""
+    matched = [arm for arm in arms if arm.config.evaluation.is_matched]
+    if not matched:
+        return
+    if study.search is not None:
+        tree.report(_SEVERITIES, "found matched, which does not go with search: its arms are not known beforehand")
+    if study.report.reference is not None and study.report.reference.table is not None:
+        tree.report(_SEVERITIES, "found matched, and report.reference.table has errors at published strengths")
+    if any(arm.config.data.split == "per_replicate" for arm in matched):
+        text = "validation images of one replicate are test images of another"
+        tree.report(_SEVERITIES, f"found matched with data.split: per_replicate: {text}")
+    for wanted in {json.dumps(arm.config.evaluation.matching.reference) for arm in matched} - {"null"}:
+        levels = json.loads(wanted)
+        unknown = [factor for factor in levels if factor not in arms[0].levels]
+        number = 0 if unknown else sum(_has_levels(arm, levels) for arm in arms)
+        if number != 1:
+            tree.report((*_MATCHING, "reference"), f"found {number} arms with these levels, expected one")
+            return
+    for reference in {arm.name: arm for arm in find_matching_references(study, arms).values()}.values():
+        training = reference.config.training
+        if reference.config.pretraining.kind == "contrastive":
+            problem = "starts from a contrastive stage; expected an arm that starts from none"
+        elif "/" in training.select_by and (training.select == "best" or training.patience is not None):
+            problem = "chooses its epoch on shifted validation images, whose strengths are not known before it"
+        else:
+            continue
+        tree.report(_SEVERITIES, f"found matched on the arm {reference.name!r}, which {problem} (evaluation.matching)")
 
 
 def _has_levels(arm: Arm, wanted: Mapping[str, Any]) -> bool:

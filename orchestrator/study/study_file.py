@@ -17,14 +17,15 @@ from orchestrator.study.grid import MAX_RULES, Arm, Grid, When, expand, find_lab
 from orchestrator.study.hypotheses import MAX_HYPOTHESES, HypothesisConfig, expand_kinds
 from orchestrator.study.hypothesis_checks import check_hypotheses
 from orchestrator.study.problems import explain
-from orchestrator.study.report_config import ReportConfig, check_report, make_table_absolute
+from orchestrator.study.report_config import ReportConfig, check_matching, check_report, make_table_absolute
 from orchestrator.study.search_config import SearchConfig, expand_sampler
 from orchestrator.study.search_space import find_problems
 from orchestrator.study.tuning import TuningConfig, draw_candidates, find_tuning_problems
 from orchestrator.study.yaml_source import MAX_BYTES, Key, Source, apply_override, format_key, read_yaml
 from trainables.augmentation_config import AugmentationConfig, NoAugmentation
-from trainables.config import DataConfig, EvaluationConfig, TrainingConfig
+from trainables.config import DataConfig, TrainingConfig
 from trainables.errors import StudyError
+from trainables.evaluation_config import EvaluationConfig
 from trainables.frozen import Frozen, PositiveInt, Seed, canonical_json
 from trainables.model_config import ModelConfig
 from trainables.pretraining_config import PretrainingConfig, ScratchPretraining
@@ -235,6 +236,7 @@ def _check_trials(tree: Source, study: Study, grid: Grid, arms: list[Arm]) -> No
     """Report what is wrong with the trials of a study as a whole: their number, encoders, search and tuning."""
     _check_replicates(tree, grid, study, arms)
     _check_encoders(tree, grid, arms, study)
+    check_matching(tree, study, arms)
     if study.search and not tree.problems:
         _check_search(tree, study, study.search, arms)
     elif study.tuning and not tree.problems:

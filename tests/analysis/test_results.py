@@ -10,7 +10,9 @@ from orchestrator.analysis.balanced_errors import balanced_errors_table
 from orchestrator.analysis.differences import compute_differences
 from orchestrator.analysis.effects import Effect, compute_effects, effects_table
 from orchestrator.analysis.results import Results, arms_table, load_results, results_sha256
+from orchestrator.analysis.wording import word_seen
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.report.heat_maps import heat_map
 from orchestrator.report.sections.answer import answer
 from orchestrator.report.sections.spread import spread_section
 from orchestrator.statistics.paired_tests import holm
@@ -299,3 +301,37 @@ def test_seen_and_unseen_types_are_the_same_for_every_arm(tmp_path: Path) -> Non
         np.testing.assert_allclose(found, expected.reindex(found.index))
     listed = [measure.short for measure in results.measures]
     assert listed.index("unseen by the policies") < listed.index("seen by a policy")
+
+
+def test_every_shift_says_whether_the_own_policy_contains_it(tmp_path: Path) -> None:
+    """One arm has strong augmentation, whose v0.1.0 contains noise and JPEG but no pixelation; the others have none."""
+    ledger = make_fake_ledger(tmp_path)
+    arm = next(name for name in load_results(ledger).trials["name"] if "strong" in name)
+    policy = {"kind": "strong", "policy": "strong-v0.1.0", "strength": 1.0}
+    for signature in (ledger.root / "trials").children():
+        folder = ledger.folder("trial", signature)
+        stored = folder.read_json("config.json")
+        if stored["name"] == arm:
+            folder.write_json("config.json", stored | {"config": stored["config"] | {"augmentation": policy}})
+    results = load_results(ledger)
+    rows = results.shifts
+    of_arm, is_shifted = rows["name"] == arm, rows["severity"] > 0
+    assert set(rows.loc[of_arm & is_shifted & (rows["shift"] == "pixelate"), "policy"]) == {"unseen"}
+    assert set(rows.loc[of_arm & is_shifted & (rows["shift"] != "pixelate"), "policy"]) == {"seen"}
+    assert set(rows.loc[~of_arm & is_shifted, "policy"]) == {"unseen"}
+    assert set(rows.loc[~is_shifted, "policy"]) == {""}
+    assert word_seen(results.seen, [arm], "jpeg") == "seen by the policy"
+    assert (
+        word_seen(results.seen, list(results.seen), "jpeg") == f"seen by the policies of 1 of {len(results.seen)} arms"
+    )
+    assert word_seen(results.seen, list(results.seen), "pixelate") == "unseen by the policy"
+    assert word_seen(results.seen, [arm, "an arm of another version"], "jpeg") == ""
+    heat = heat_map(results)
+    assert heat is not None
+    trace = heat.data[0]
+    row, jpeg, pixelate = trace["y"].index(results.labels[arm]), trace["x"].index("jpeg"), trace["x"].index("pixelate")
+    assert trace["text"][row][jpeg].endswith("•")
+    assert trace["text"][row][pixelate].isdecimal()
+    assert trace["customdata"][row][pixelate] == ["unseen by the policy"]
+    assert sum(text.endswith("•") for line in trace["text"] for text in line) == len(SHIFTS) - 1
+    assert "own training policy" in heat.note

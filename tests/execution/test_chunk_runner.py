@@ -31,6 +31,7 @@ def make_chunk(root: Path, *names: str, **changes: Any) -> dict[str, Any]:
             "claims": str(root / "claims" / name.replace(" ", "-")),
             "number": 1,
             "encoder": None,
+            "matching": None,
         }
         for name in names
     ]

@@ -159,6 +159,12 @@ def test_torch_says_when_there_is_no_memory() -> None:
 def test_a_request_about_a_folder_without_a_config_says_where_it_looked(tmp_path: Path) -> None:
     claims = Folder(tmp_path / "claims")
     shared = {"claims": claims.uri, "claim": take_claim(claims, 1).name, "lease": None}
-    request = {"folder": str(tmp_path), "encoder": None, "execution": {"cache_dir": str(tmp_path)}, **shared}
+    request = {
+        "folder": str(tmp_path),
+        "encoder": None,
+        "matching": None,
+        "execution": {"cache_dir": str(tmp_path)},
+        **shared,
+    }
     with pytest.raises(StorageError, match=rf"could not read {tmp_path}/config.json"):
         run_request(request, lambda event: None)

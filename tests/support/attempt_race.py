@@ -87,6 +87,7 @@ def _start(root: str, cache: Path, number: int, *, point: int | None = None) -> 
             "claims": claims.uri,
             "claim": claim.name,
             "encoder": None,
+            "matching": None,
             "lease": None,
             "execution": Execution(cache_dir=cache, device="cpu").model_dump(mode="json"),
         }

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainables.config import EvaluationConfig, Execution
+from trainables.config import Execution
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
 from trainables.errors import ConfigError
@@ -25,6 +25,7 @@ from trainables.evaluation.predictions import (
 from trainables.evaluation.shift_means import average_shifts
 from trainables.evaluation.site_means import summarise_sites
 from trainables.evaluation.validation_fit import fit_on_validation
+from trainables.evaluation_config import EvaluationConfig
 from trainables.models.networks import Classifier
 from trainables.seeding import hash_ids, mix
 from trainables.shifts.bank import IDENTITY, Shift, build_shifts, build_validation_shifts

@@ -64,6 +64,16 @@ def list_seen_kinds(augmentation: Mapping[str, Any]) -> frozenset[str]:
     return kinds | {"overlay"} if augmentation.get("erasing", 0.0) > 0 else kinds
 
 
+def list_kinds_in_training(config: Mapping[str, Any]) -> frozenset[str]:
+    """Return the kinds of change that a trial's training contains, in contrastive pretraining too.
+
+    Args:
+        config: config of the trial, as JSON.
+    """
+    kinds = list_seen_kinds(config["augmentation"])
+    return kinds | POLICIES["contrastive"] if config["pretraining"]["kind"] == "contrastive" else kinds
+
+
 def list_seen(names: Iterable[str], config: Mapping[str, Any]) -> frozenset[str]:
     """Return those of the shifts ``names`` that a trial's training has seen, in contrastive pretraining too.
 
@@ -73,10 +83,7 @@ def list_seen(names: Iterable[str], config: Mapping[str, Any]) -> frozenset[str]
         names: names of evaluated shifts.
         config: config of the trial, as JSON.
     """
-    kinds, entries = list_seen_kinds(config["augmentation"]), config["evaluation"]["shifts"]
-    if config["pretraining"]["kind"] == "contrastive":
-        kinds |= POLICIES["contrastive"]
-    own = _find_own(entries)
+    kinds, own = list_kinds_in_training(config), _find_own(config["evaluation"]["shifts"])
     return frozenset(name for name in names if any(kind in kinds for kind in _find_kinds(name, own)))
 
 

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Container, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
-from trainables.config import EvaluationConfig
 from trainables.errors import ConfigError
+from trainables.evaluation_config import EvaluationConfig, MatchedEvaluation
 from trainables.shifts import strong
 from trainables.shifts.medmnist_c import STAIN
 from trainables.shifts.operation import Operation
@@ -29,6 +29,7 @@ from trainables.shifts.wording import (
     check_has_table,
     check_known,
     check_once,
+    check_severities,
     read_mapping,
     read_name,
     read_numbers,
@@ -55,6 +56,8 @@ class _Bank:
     modality: str
     severities: tuple[int, ...]
     own: Mapping[str, tuple[Operation, tuple[Strength, ...]]]
+    #: Shift → strengths that were chosen for this study, None for those of the tables.
+    matched: Mapping[str, tuple[Strength, ...]] | None = None
 
     def at(self, name: str, severity: int) -> Shift:
         """Return the shift called ``name`` at a severity. The name must be known."""
@@ -65,6 +68,20 @@ class _Bank:
             return Shift(name, severity, strengths[severity - 1], operation)
         return Shift(name, severity, load_tables()[self.modality][name][severity - 1])
 
+    def find(self, name: str, severity: int) -> Shift:
+        """Return the shift called ``name``, which is no part of a composition, at a severity: matched if it can be."""
+        shift = self.at(name, severity)
+        if self.matched is None or shift.operation is not None or name not in load_tables()[self.modality]:
+            return shift
+        if name in self.matched:
+            return replace(shift, strength=self.matched[name][severity - 1])
+        if shift.needs_colour:  # left out where images are grey
+            return shift
+        raise ConfigError(
+            f"evaluation.severities: looked for the matched strengths of {name!r} and found those of "
+            f"{', '.join(self.matched) or 'no shift'}; run the study again, which makes the stage that chooses them"
+        )
+
     def known_severities(self, name: str) -> tuple[int, ...]:
         """Return the severities of a name: the evaluation's for the bank's shifts, all defined ones for others."""
         if STAIN_NAME.fullmatch(name):
@@ -74,6 +91,8 @@ class _Bank:
 
 def build_shifts(evaluation: EvaluationConfig, modality: str) -> list[Shift]:
     """Return the shifts of an evaluation, grouped by name in ascending severity, without the identity.
+
+    Where matched strengths are not known yet (``severities: matched`` before its stage), those of the tables stand in.
 
     Args:
         evaluation: names and severities of the shifts, and a modality that overrides the data's unless it is "auto".
@@ -109,8 +128,9 @@ def _open_bank(
     if evaluation.modality != "auto":
         modality = evaluation.modality
     check_known("evaluation.modality", [modality], tuple(load_tables()))
-    check_once("evaluation.severities", evaluation.severities)
-    return _Bank(modality, tuple(sorted(evaluation.severities)), _read_own(entries))
+    check_severities(evaluation)
+    matched = evaluation.strengths if isinstance(evaluation, MatchedEvaluation) else None
+    return _Bank(modality, evaluation.levels, _read_own(entries), matched)
 
 
 def _build(section: str, entries: Iterable[tuple[int, str | Mapping[str, Any]]], bank: _Bank) -> list[Shift]:
@@ -147,7 +167,7 @@ def _read_entry(key: str, entry: str | Mapping[str, Any], bank: _Bank) -> list[l
             "stain, or with name, op and strengths"
         )
     check_known(key, names, (*SHIFT_NAMES, *bank.own, *GROUPS), also=STAIN_NAME)
-    return [[bank.at(name, severity) for severity in bank.known_severities(name)] for name in names]
+    return [[bank.find(name, severity) for severity in bank.known_severities(name)] for name in names]
 
 
 def _expand(key: str, name: str, modality: str) -> tuple[str, ...]:

@@ -9,8 +9,8 @@ from collections.abc import Iterable, Mapping
 from importlib import metadata
 from typing import Any
 
-from trainables.config import EvaluationConfig
 from trainables.errors import ConfigError
+from trainables.evaluation_config import EvaluationConfig
 from trainables.shifts.tables import (
     ENTRY_POINTS,
     GENERAL,
@@ -52,7 +52,7 @@ def check_shift_names(evaluation: EvaluationConfig, modality: str) -> None:
     own += [*registered_names, *(point.name for point in metadata.entry_points(group=ENTRY_POINTS))]
     known, aliases = (*load_tables()[GENERAL], *load_aliases(), *GROUPS, *own), load_aliases()
     modality = modality if evaluation.modality == "auto" else evaluation.modality
-    check_once("evaluation.severities", evaluation.severities)
+    check_severities(evaluation)
     for key, names in (
         ("evaluation.shifts", [entry for entry in asked if isinstance(entry, str)]),
         ("evaluation.validation_shifts", list(evaluation.validation_shifts)),
@@ -61,6 +61,16 @@ def check_shift_names(evaluation: EvaluationConfig, modality: str) -> None:
         check_once(key, tuple(aliases.get(name, name) for name in names if name not in GROUPS))
         if "medmnist-c" in names:
             check_has_table(key, modality)
+
+
+def check_severities(evaluation: EvaluationConfig) -> None:
+    """Check that no severity is listed twice.
+
+    Raises:
+        ConfigError: a severity is listed twice.
+    """
+    if evaluation.severities != "matched":
+        check_once("evaluation.severities", evaluation.severities)
 
 
 def check_has_table(key: str, modality: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from collections.abc import Sequence
 from html import escape
 
@@ -13,10 +14,13 @@ from orchestrator.analysis.differences import compute_differences
 from orchestrator.analysis.effects import Effect, rank_factors
 from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.stain_grid import MARGIN, Grid, Line, compute_grid, summarise_copies
+from orchestrator.analysis.wording import plural, sentence, word_strength
+from orchestrator.ledger.record import Record
 from orchestrator.report.curves import severity_curves
 from orchestrator.report.examples import Examples
 from orchestrator.report.heat_maps import difference_map, heat_map, stain_heat_maps
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, embed, note, table, views
+from trainables.evaluation_config import word_targets
 
 
 def shifts_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> Section | None:
@@ -39,11 +43,66 @@ def shifts_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effec
         + ("" if differences is None else embed(difference_map(results, differences), "figure-differences"))
         + views(drawn, "figure-severity", "One curve per")
     )
+    body += "".join(_matching_table(results, stage) for stage in results.stages if "matching" in (stage.result or {}))
     if heat is not None and results.families:
         body += _families_table(results)
     if grid is not None:
         body += embed(stain_heat_maps(results, grid), "figure-stains") + _copies_table(results, grid)
     return Section("shifts", "Shifts", "Where does it break?", body) if body else None
+
+
+def _find_other_strengths(results: Results, stage: Record) -> list[str]:
+    """Return the shifts under which some trial was evaluated at another strength than the stage's result has now."""
+    assert stage.result is not None
+    users = {trial["signature"] for trial in results.plan["trials"] if stage.signature in trial["needs"]}
+    chosen = {
+        (shift, level): json.dumps(match["strength"]) if isinstance(match["strength"], list) else match["strength"]
+        for shift, matches in stage.result["matching"]["shifts"].items()
+        for level, match in enumerate(matches, 1)
+    }
+    rows = results.shifts[results.shifts["signature"].isin(users)] if len(results.shifts) else results.shifts
+    used = rows[["shift", "severity", "strength"]].drop_duplicates() if len(rows) else rows
+    return sorted(
+        {
+            str(shift)
+            for shift, level, strength in (used.itertuples(index=False) if len(used) else ())
+            if chosen.get((shift, level), strength) != strength
+        }
+    )
+
+
+def _matching_table(results: Results, stage: Record) -> str:
+    """Return a table of the strengths that a stage has chosen, with the loss of its reference at each."""
+    assert stage.result is not None
+    found = stage.result["matching"]
+    levels = range(1, len(found["targets"]) + 1)
+    rows = []
+    for shift, matches in found["shifts"].items():
+        row = [Cell(escape(shift.replace("_", " ")))]
+        for match in matches:
+            missed = "" if match["reached"] else ' <span class="tag short">not reached</span>'
+            loss = f'<span class="sd">−{100 * match["loss"]:.1f} %</span>'.replace("−-", "+")
+            row.append(Cell(f"{escape(word_strength(match['strength']))} {loss}{missed}", value=match["loss"]))
+        rows.append(row)
+    num_missed = sum(not match["reached"] for matches in found["shifts"].values() for match in matches)
+    text = (
+        f"{sentence(stage.config['name'])}: strengths chosen on its {found['num_images']:,} validation images "
+        f"(replicate 0, balanced accuracy {100 * found['clean']:.1f} %, chance {100 * found['chance']:.1f} %), never "
+        f"on test images: {word_targets(found['targets'])}. Each cell: the strength, and what the reference loses at "
+        "it on those images."
+    )
+    if num_missed:
+        text += (
+            f" {plural(num_missed, 'target')} not reached: the strongest strength that is tried harms less, and stands "
+            "in."
+        )
+    others = _find_other_strengths(results, stage)
+    warning = (
+        "Some trials were evaluated at other strengths than the stage’s result has now (it was made again, and came "
+        f"out differently): {', '.join(others)}. Delete these trials and run the study again."
+    )
+    head = [Column("shift"), *(Column(f"severity {level}") for level in levels)]
+    return note(text) + (callout(warning, "bad") if others else "") + table(head, rows)
 
 
 def _families_table(results: Results) -> str:

@@ -12,13 +12,12 @@ import torch
 from torch import Tensor
 
 from tests.support.tiny_configs import random_dataset, tiny_trial
-from trainables import trial
 from trainables.config import Execution, TrialConfig
 from trainables.errors import CheckpointError, StorageError
 from trainables.model_config import ModelConfig
 from trainables.models.networks import Classifier, build_model
 from trainables.storage.folder import Folder
-from trainables.training import acceleration
+from trainables.training import acceleration, provenance
 from trainables.training.acceleration import (
     Choice,
     Decision,
@@ -312,10 +311,10 @@ def test_peak_memory_of_a_gpu_counts_the_context(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(torch.cuda, "max_memory_reserved", lambda device: 1000 * 2**20)
     properties = SimpleNamespace(total_memory=81_000 * 2**20)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    trial._reset_gpu_peak(CPU)
+    provenance.reset_gpu_peak(CPU)
     assert called == []
-    trial._reset_gpu_peak(GPU)
+    provenance.reset_gpu_peak(GPU)
     assert called == ["init", "empty_cache", "reset_peak_memory_stats"]
-    measured = trial._measure_gpu_memory(GPU)
-    assert measured == {"peak_gpu_memory_mib": 1000.0 + trial.GPU_CONTEXT_MIB, "gpu_memory_mib": 81_000.0}
-    assert trial._measure_gpu_memory(CPU) == {}
+    measured = provenance.measure_gpu_memory(GPU)
+    assert measured == {"peak_gpu_memory_mib": 1000.0 + provenance.GPU_CONTEXT_MIB, "gpu_memory_mib": 81_000.0}
+    assert provenance.measure_gpu_memory(CPU) == {}

@@ -1,0 +1,72 @@
+"""Severities matched on a reference arm, from the study file to the report, through the command line."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.ledger.ledger import Ledger
+from tests.e2e.test_encoders import call
+
+STUDY = """\
+study: matched
+question: Which augmentation holds where every shift is equally hard?
+data: {kind: digits, image_size: 8}
+model: {name: shufflenet_v2_x0_5, input_size: 16}
+training: {epochs: 4, batch_size: 32, learning_rate: 0.005}
+evaluation:
+  shifts: [brightness_down, {name: dusk, op: brightness_down, strengths: [0.4]}]
+  severities: matched
+  matching: {targets: [0.2, 0.6]}
+factors: {augmentation: [none, strong]}
+execution: {cache_dir: CACHE}
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("matched")
+    (path / "study.yaml").write_text(STUDY.replace("CACHE", str(path / "cache")))
+    assert (
+        "matched on augmentation=none, on its validation images: severity 1 = −20 %, 2 = −60 %"
+        in call(path, "run").stdout
+    )
+    return path
+
+
+def test_every_trial_is_evaluated_at_the_strengths_of_the_stage(folder: Path) -> None:
+    ledger = Ledger(str(folder / "results"), "matched")
+    (stage,) = ledger.records("stage")
+    assert stage.result is not None
+    found = stage.result["matching"]
+    chosen = {level: each["strength"] for level, each in enumerate(found["shifts"]["brightness_down"], 1)}
+    assert 1 > chosen[1] > chosen[2] > 0
+    rows = list(csv.DictReader((folder / "results/matched/report/shifts.csv").open(encoding="utf-8")))
+    used = {
+        (row["name"], int(row["severity"])): float(row["strength"]) for row in rows if row["shift"] == "brightness_down"
+    }
+    arms = ("augmentation=none", "augmentation=strong")
+    assert used == {(arm, level): pytest.approx(strength) for arm in arms for level, strength in chosen.items()}
+    assert {row["strength"] for row in rows if row["shift"] == "dusk"} == {"0.4"}
+    assert not list((folder / "results/matched/stages").glob("*/predictions"))  # no set is predicted but validation
+    page = (folder / "results/matched/report/index.html").read_text(encoding="utf-8")
+    assert "Severities matched on augmentation=none: strengths chosen on its 360 validation images" in page
+
+
+def test_the_plan_is_frozen_and_shows_the_strengths(folder: Path) -> None:
+    ledger = Ledger(str(folder / "results"), "matched")
+    (before,) = ledger.records("stage")
+    assert "nothing has changed" in call(folder, "run").stdout
+    plan = json.loads(call(folder, "plan", "--json").stdout)
+    assert before.result is not None
+    assert plan["matched"] == {"severities matched on augmentation=none": before.result["matching"]}
+    assert plan["counts"]["complete"] == 2
+    assert ledger.records("stage") == [before]
+    other = json.loads(
+        call(folder, "plan", "--json", "--set", "evaluation.matching.reference={augmentation: strong}").stdout
+    )
+    assert other["counts"]["complete"] == 0  # another reference is another study, never other numbers in this one
+    assert other["matched"] == {}

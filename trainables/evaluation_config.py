@@ -1,0 +1,97 @@
+"""Configuration of the evaluation: shifts, their severities, and how matched severities are chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, Field, JsonValue, model_validator
+
+from trainables.frozen import UNHASHED, Frozen, Seed
+
+
+def _check_ascending(targets: tuple[float, ...]) -> tuple[float, ...]:
+    if list(targets) != sorted(set(targets)):
+        raise ValueError(f"found {list(targets)}, expected shares that ascend, each once")
+    return targets
+
+
+#: Loss at severity 1, 2, …, as a share of the accuracy above chance.
+Shares = Annotated[
+    tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...],
+    Field(min_length=1, max_length=5),
+    AfterValidator(_check_ascending),
+]
+#: Assumption: from a loss that is just measurable on some hundred images to half of what was learned, roughly doubling,
+#: so that no severity is at the floor, where all models are equal.
+TARGETS = (0.05, 0.1, 0.2, 0.35, 0.5)
+
+
+class MatchingTargets(Frozen):
+    """What ``severities: matched`` means: the loss of a reference arm on its validation images at each severity."""
+
+    targets: Shares = Field(
+        TARGETS, description="Severity 1, 2, …: share of the accuracy above chance that the reference loses."
+    )
+    reference: dict[str, str | int | float | bool | None] | None = Field(
+        None, description="Levels that only the reference arm has; null: that of report.reference, else the first arm."
+    )
+
+
+def word_targets(targets: Sequence[float]) -> str:
+    """Return in words what matched severities mean: "severity 1 = −5 %, 2 = −10 % of the accuracy above chance"."""
+    levels = ", ".join(f"{level} = −{100 * target:g} %" for level, target in enumerate(targets, 1))
+    return f"severity {levels} of the accuracy above chance"
+
+
+class EvaluationConfig(Frozen):
+    """Settings of the evaluation of every trained model."""
+
+    modality: Literal[
+        "auto", "general", "fundus", "dermoscopy", "chest_xray", "pathology",
+        "blood", "ultrasound", "ct", "oct", "microscopy",
+    ] = Field("auto", description="Which severity tables; auto: what the data set says, else general.")  # fmt: skip
+    shifts: tuple[str | dict[str, JsonValue], ...] | Literal["all", "imagenet-c", "medmnist-c", "stain-grid"] = Field(
+        "all",
+        description="Names of shifts and groups, and mappings: {compose: [name/severity, …], name: …}, "
+        "{name: …, op: …, strengths: […]}, {stain: {haematoxylin: […], eosin: […]}}.",
+    )
+    severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] | Literal["matched"] = (
+        Field((1, 2, 3, 4, 5), description="Of the published strengths; matched: strengths of equal difficulty.")
+    )
+    matching: MatchingTargets = Field(
+        MatchingTargets(),
+        description="With severities: matched.",
+        json_schema_extra=UNHASHED,  # TrialConfig.matching decides the result
+    )
+    validation_shifts: tuple[str, ...] = Field(
+        (), description="Names as in shifts: of validation images, so that validation/robustness/… may choose."
+    )
+    shift_seed: Seed = Field(0, description="Of the shifts' randomness; the same for all trials.")
+    ece_bins: int = Field(15, gt=0, le=10_000)
+    store_features: bool = Field(True, description="Keep penultimate features of the unshifted sets (float16).")
+
+    @property
+    def is_matched(self) -> bool:
+        """Whether the strengths of the severities are chosen by a stage of the study (``MatchingConfig``)."""
+        return self.severities == "matched"
+
+    @property
+    def levels(self) -> tuple[int, ...]:
+        """The severities in ascending order."""
+        if self.severities == "matched":
+            return tuple(range(1, len(self.matching.targets) + 1))
+        return tuple(sorted(self.severities))
+
+    @model_validator(mode="after")
+    def _matching_has_an_effect(self) -> EvaluationConfig:
+        if not self.is_matched and self.matching != MatchingTargets():
+            raise ValueError("found matching, which needs severities: matched; set that, or take matching away")
+        return self
+
+
+class MatchedEvaluation(EvaluationConfig):
+    """Settings of an evaluation together with the strengths that its stage has chosen; never part of a study file."""
+
+    #: Shift → strength per severity.
+    strengths: dict[str, tuple[float | tuple[float, ...], ...]]
