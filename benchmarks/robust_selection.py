@@ -26,8 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from common import ROOT, Line, environment
 
-from orchestrator.analysis.evaluations import type_means_table
 from orchestrator.analysis.results import Results, load_results
+from orchestrator.analysis.tables.evaluations import type_means_table
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.study.study_file import load_study
 

@@ -111,7 +111,8 @@ def results(study: Study | str, *, storage: str | None = None, metric: str = "ba
         StudyError: the study was never run, or the metric is unknown.
         StorageError: the ledger is damaged; the message names the file.
     """
-    from orchestrator.analysis.results import arms_table, load_results
+    from orchestrator.analysis.results import load_results
+    from orchestrator.analysis.tables.arms import arms_table
     from orchestrator.ledger.ledger import Ledger
 
     opened = _open(study, storage)

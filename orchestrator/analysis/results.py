@@ -14,11 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from orchestrator.analysis.evaluations import (
-    Evaluations,
+from orchestrator.analysis.tables.evaluations import (
     Packer,
     cells_table,
-    evaluations_table,
     find_seen_by_arm,
     find_used_types,
     slopes_table,
@@ -28,13 +26,12 @@ from orchestrator.analysis.evaluations import (
     with_seen_means,
     with_unused_means,
 )
-from orchestrator.analysis.formats import TextTable
-from orchestrator.analysis.tuning import CANDIDATE, TUNED, choose_candidates, mark_chosen
-from orchestrator.ledger.derived import stops_early
+from orchestrator.analysis.tables.formats import TextTable
+from orchestrator.analysis.tables.trial_rows import MISSING, list_states, shifts_table, trials_table
+from orchestrator.analysis.tuning import choose_candidates, mark_chosen
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.ledger.record import STARTED, Record, describe_stop
-from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
-from orchestrator.statistics.intervals import summarise
+from orchestrator.ledger.record import STARTED, Record
+from orchestrator.planning.states import ABSENT, COMPLETE, STOPPED
 from orchestrator.study.contrasts import find_units, name_unit
 from orchestrator.study.hypotheses import split_metric
 from trainables.errors import StudyError
@@ -44,9 +41,6 @@ from trainables.shifts.tables import find_type
 
 #: Kind of the stages that choose the strengths of matched severities.
 MATCHING = "matching"
-#: State, in every table, of a planned trial without a folder in the ledger.
-MISSING = "missing"
-
 #: Metric → title, for the metrics that every set and shift has, so that mean and worst over shifts exist.
 TITLES = {name: METRICS[name].title for name in ("accuracy", "balanced_accuracy", "auroc")}
 
@@ -377,79 +371,6 @@ def _with_shift_means(results: Results, configs: Sequence[Mapping[str, Any]], us
     trials = with_seen_means(results.trials, results.test_rows, means, configs, metric)
     trials = with_family_means(trials, means, results.families if len(means) else {}, metric)
     return with_unused_means(trials, means, used, metric)
-
-
-def trials_table(
-    plan: dict[str, Any], records: dict[str, Record], stages: list[Record], evaluations: Mapping[str, Evaluations]
-) -> pd.DataFrame:
-    """Return one row per planned trial with its arm, levels, replicate, state, reason, times and all metrics."""
-    broken = {stage.signature: stage for stage in stages if stage.state == FAILED}
-    rows, known = [], list_states(plan)
-    for trial in plan["trials"]:
-        record = records.get(trial["signature"])
-        state = record.state if record else MISSING
-        state = state if state in known else INTERRUPTED  # stopped early by a search that no longer stops early
-        row = _key(trial) | _describe_candidate(trial)
-        row |= {"state": state, "reason": _reason(trial, record, broken)}
-        if record is not None and record.result is not None:
-            result = record.result
-            row |= {name: result.get(name) for name in ("epochs", "best_epoch", "duration_seconds", "peak_rss_mib")}
-            row |= {f"val/{name}": value for name, value in evaluations[trial["signature"]].validation.items()}
-            row |= dict(sorted(result["metrics"].items()))
-        rows.append(row)
-    return pd.DataFrame(rows, columns=None if rows else ["signature", "name", "replicate", "state", "reason"])
-
-
-def list_states(plan: Mapping[str, Any]) -> tuple[str, ...]:
-    """Return the states that a planned trial can be in."""
-    return (COMPLETE, *((STOPPED,) if stops_early(plan) else ()), FAILED, INTERRUPTED, MISSING)
-
-
-def _key(trial: dict[str, Any]) -> dict[str, Any]:
-    levels = {f"arm/{factor}": str(level) for factor, level in trial["arm"].items()}
-    return {"signature": trial["signature"], "name": trial["name"], **levels, "replicate": trial["replicate"]}
-
-
-def _describe_candidate(trial: dict[str, Any]) -> dict[str, Any]:
-    if "candidate" not in trial:
-        return {}
-    return {CANDIDATE: trial["candidate"]} | {f"{TUNED}{name}": label for name, label in trial["tuned"].items()}
-
-
-def _reason(trial: dict[str, Any], record: Record | None, broken: dict[str, Record]) -> str:
-    if record is not None and record.failure is not None and record.result is None:
-        return f"{record.failure['reason']}: {record.failure['message']}"
-    if record is not None and record.state == STOPPED:
-        return f"stopped {describe_stop(record)}"
-    dead = [need for need in trial["needs"] if need in broken]
-    if dead and (record is None or record.result is None):
-        return f"upstream: stage {dead[0]} failed"
-    return ""
-
-
-def shifts_table(plan: dict[str, Any], evaluations: Mapping[str, Evaluations]) -> pd.DataFrame:
-    """Return one row per complete trial × set × shift × severity. A strength of several numbers is JSON text."""
-    complete = [trial for trial in plan["trials"] if trial["signature"] in evaluations]
-    packed = [evaluations[trial["signature"]] for trial in complete]
-    if not any(each.about for each in packed):
-        return pd.DataFrame(columns=["signature", "name", "replicate", "set", "shift", "severity"])
-    return evaluations_table(pd.DataFrame(list(map(_key, complete))), packed)
-
-
-def arms_table(results: Results) -> pd.DataFrame:
-    """Return one row per arm in plan order: levels, counts by state, and mean, sd (ddof 1) and n of each measure."""
-    rows = []
-    for name, group in results.trials.groupby("name", sort=False):
-        levels = {column: group[column].iloc[0] for column in group if str(column).startswith("arm/")}
-        states = Counter(group["state"])
-        row = {"name": name, "label": results.labels[str(name)], **levels, "planned": len(group)}
-        row |= {state: states[state] for state in results.states}
-        for measure in results.measures:
-            summary = summarise(group[measure.column])
-            row |= {f"{measure.column}.mean": summary.mean, f"{measure.column}.sd": summary.sd}
-            row[f"{measure.column}.n"] = summary.n
-        rows.append(row)
-    return pd.DataFrame(rows, columns=None if rows else ["name", "label"])
 
 
 def results_sha256(results: Results) -> str:

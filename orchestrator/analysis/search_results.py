@@ -14,8 +14,8 @@ from orchestrator.analysis.wording import plural
 from orchestrator.planning.states import STOPPED
 from orchestrator.search.outcomes import Outcome, average_curves, compute_outcome, read_curve
 from orchestrator.search.sampler import SampledPoint, make_directions, make_trial
-from orchestrator.study.search_config import SearchConfig
-from orchestrator.study.search_space import Space, Value, make_dimension
+from orchestrator.study.search.config import SearchConfig
+from orchestrator.study.search.space import Space, Value, make_dimension
 from trainables.evaluation.metrics import is_higher_better
 
 #: Fewest complete configurations for importances. Assumption: as many as a search proposes at random at its start.

@@ -293,7 +293,7 @@ def trial(
 @app.command()
 def schema() -> None:
     """Print the JSON schema of a study file, for editors."""
-    from orchestrator.study.study_file import study_schema
+    from orchestrator.study.schema import study_schema
 
     typer.echo(json.dumps(study_schema(), indent=1))
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.cluster.connection import tune
-from orchestrator.study.search_config import ASHA, EarlyStoppingConfig
+from orchestrator.study.search.config import ASHA, EarlyStoppingConfig
 
 _STOP = tune.schedulers.TrialScheduler.STOP
 _RESULT_TIME, _RESULT_VALUE = "epoch", "value"

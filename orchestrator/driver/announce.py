@@ -16,8 +16,8 @@ from orchestrator.planning.feasibility import find_attainable
 from orchestrator.planning.plan import describe_skipped_briefly
 from orchestrator.search.proposals import Search
 from orchestrator.study.grid import format_label
-from orchestrator.study.search_space import Space
-from orchestrator.study.tuning import draw_settings
+from orchestrator.study.search.space import Space
+from orchestrator.study.search.tuning import draw_settings
 from trainables.config import MatchingConfig
 from trainables.data.dataset import Dataset
 from trainables.data.describe import describe_dataset

@@ -26,7 +26,7 @@ from orchestrator.ledger.lease import Lease
 from orchestrator.ledger.usage import read_usage
 from orchestrator.planning.states import COMPLETE
 from orchestrator.search.early_stopping import INTERRUPT_TIMEOUT_SECONDS, PATIENCE_SECONDS, EarlyStopping, Rule
-from orchestrator.study.search_config import SearchConfig
+from orchestrator.study.search.config import SearchConfig
 from trainables.errors import TerminatedError
 from trainables.evaluation.metrics import is_higher_better
 

@@ -16,7 +16,7 @@ from typing import Any
 from orchestrator.study.contrasts import find_contrast
 from orchestrator.study.grid import Arm, Grid, format_label
 from orchestrator.study.hypotheses import Hypothesis, list_measured
-from orchestrator.study.tuning import TuningConfig
+from orchestrator.study.search.tuning import TuningConfig
 from trainables.errors import StudyError
 
 #: Numbers in this range are written without an exponent.

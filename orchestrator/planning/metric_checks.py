@@ -10,7 +10,7 @@ from orchestrator.study.contrasts import ContrastError, list_compared
 from orchestrator.study.fields import suggest
 from orchestrator.study.grid import Arm
 from orchestrator.study.hypotheses import Hypothesis, list_measured
-from orchestrator.study.search_config import SEEN_OVER_SHIFTS
+from orchestrator.study.search.config import SEEN_OVER_SHIFTS
 from trainables.errors import StudyError
 from trainables.evaluation.metrics import (
     NUM_PARAMETERS,
@@ -23,8 +23,8 @@ from trainables.evaluation.metrics import (
 from trainables.training.selection import reads_shifted_validation
 
 if TYPE_CHECKING:
-    from orchestrator.study.search_config import SearchConfig
-    from orchestrator.study.tuning import TuningConfig
+    from orchestrator.study.search.config import SearchConfig
+    from orchestrator.study.search.tuning import TuningConfig
     from trainables.config import DataConfig, TrialConfig
     from trainables.data.dataset import Dataset
 

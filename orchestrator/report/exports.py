@@ -13,8 +13,8 @@ from typing import Any
 import pandas as pd
 
 from orchestrator.analysis.effects import Effect
-from orchestrator.analysis.formats import write_latex, write_markdown
 from orchestrator.analysis.results import TITLES, Results
+from orchestrator.analysis.tables.formats import write_latex, write_markdown
 from orchestrator.analysis.wording import sentence
 from orchestrator.planning.states import COMPLETE
 from orchestrator.statistics.intervals import MIN_REPLICATES

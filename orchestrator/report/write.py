@@ -15,9 +15,10 @@ import pandas as pd
 from orchestrator.analysis.balanced_errors import balanced_errors_table
 from orchestrator.analysis.costs import arm_costs_table, costs_table
 from orchestrator.analysis.effects import Effect, compute_all_effects, effects_table
-from orchestrator.analysis.formats import TextTable
 from orchestrator.analysis.inference.verdicts import NO_VERDICT, NOT_ENOUGH, Verdict, judge, verdicts_table
-from orchestrator.analysis.results import Results, arms_table, load_results, results_sha256
+from orchestrator.analysis.results import Results, load_results, results_sha256
+from orchestrator.analysis.tables.arms import arms_table
+from orchestrator.analysis.tables.formats import TextTable
 from orchestrator.ledger.derived import (
     DEFAULT_METRIC,
     FIGURES,

@@ -11,7 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from orchestrator.study.search_space import Dimension, Value
+from orchestrator.study.search.space import Dimension, Value
 
 if TYPE_CHECKING:
     import cmaes

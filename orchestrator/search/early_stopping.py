@@ -24,7 +24,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.plan import Work
 from orchestrator.planning.states import COMPLETE, FAILED
 from orchestrator.search.proposals import Proposal, Search
-from orchestrator.study.search_config import SearchConfig, find_epoch_metric
+from orchestrator.study.search.config import SearchConfig, find_epoch_metric
 from trainables.config import TrialConfig
 from trainables.errors import DiskFullError, StorageError
 from trainables.storage.completeness import EPOCHS, RESULT, STOP, is_stopped

@@ -18,8 +18,8 @@ from orchestrator.ledger.databases import create_database, name_driver
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.search.outcomes import RUNNING, Outcome
 from orchestrator.search.sampler import SampledPoint, make_directions, make_trial
-from orchestrator.study.search_config import SearchConfig
-from orchestrator.study.search_space import Space
+from orchestrator.study.search.config import SearchConfig
+from orchestrator.study.search.space import Space
 from trainables.errors import StorageError, StudyError, redact
 from trainables.frozen import canonical_json
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.planning.states import COMPLETE
-from orchestrator.study.search_config import (
+from orchestrator.study.search.config import (
     SearchConfig,
     aggregate,
     find_epoch_metric,

@@ -31,8 +31,8 @@ from orchestrator.search.optuna_storage import ProposalView
 from orchestrator.search.outcomes import RUNNING, Outcome, average_curves, compute_outcome, read_curve
 from orchestrator.search.sampler import SampledPoint
 from orchestrator.study.grid import Arm
-from orchestrator.study.search_config import SearchConfig
-from orchestrator.study.search_space import Dimension, Space, Value, find_max_epochs
+from orchestrator.study.search.config import SearchConfig
+from orchestrator.study.search.space import Dimension, Space, Value, find_max_epochs
 from orchestrator.study.study_file import Study
 from trainables.config import TrialConfig
 from trainables.errors import StorageError, StudyError

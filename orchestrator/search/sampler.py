@@ -18,8 +18,8 @@ from orchestrator.planning.states import COMPLETE, FAILED, STOPPED
 from orchestrator.search.cma_es import draw_point, get_population_size
 from orchestrator.search.outcomes import RUNNING, Outcome
 from orchestrator.study.grid import Arm
-from orchestrator.study.search_config import CMAES, NSGAII, NSGAIII, QMC, TPE, SamplerConfig, SearchConfig
-from orchestrator.study.search_space import Dimension, Space, Value
+from orchestrator.study.search.config import CMAES, NSGAII, NSGAIII, QMC, TPE, SamplerConfig, SearchConfig
+from orchestrator.study.search.space import Dimension, Space, Value
 from trainables.errors import StudyError
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -18,9 +18,9 @@ from orchestrator.study.hypotheses import MAX_HYPOTHESES, HypothesisConfig, expa
 from orchestrator.study.hypothesis_checks import check_hypotheses
 from orchestrator.study.problems import explain
 from orchestrator.study.report_config import ReportConfig, check_matching, check_report, make_table_absolute
-from orchestrator.study.search_config import SearchConfig, expand_sampler
-from orchestrator.study.search_space import find_problems
-from orchestrator.study.tuning import TuningConfig, draw_candidates, find_tuning_problems
+from orchestrator.study.search.config import SearchConfig, expand_sampler
+from orchestrator.study.search.space import find_problems
+from orchestrator.study.search.tuning import TuningConfig, draw_candidates, find_tuning_problems
 from orchestrator.study.yaml_source import MAX_BYTES, Key, Source, apply_override, format_key, read_yaml
 from trainables.augmentation_config import AugmentationConfig, NoAugmentation
 from trainables.config import DataConfig, TrainingConfig
@@ -40,14 +40,14 @@ def compute_study_sha256(study: Study) -> str:
 #: Assumption: ten times the largest study measured; a larger plan takes minutes and gigabytes.
 MAX_TRIALS = 100_000
 
-_SET = "Dotted field of the trial: value."
+SET_DESCRIPTION = "Dotted field of the trial: value."
 
 
 class Condition(Frozen):
     """Fields that are set in the arms that match ``when``."""
 
     when: When = Field(description="Factor: level, or list of levels. All factors named have to match.")
-    set: Annotated[dict[str, Any], Field(min_length=1)] = Field(description=_SET)
+    set: Annotated[dict[str, Any], Field(min_length=1)] = Field(description=SET_DESCRIPTION)
 
 
 class ReplicatesWhere(Frozen):
@@ -370,54 +370,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {key: _plain(inner) for key, inner in value.items()}
     return [_plain(inner) for inner in value] if isinstance(value, list | tuple) else value
-
-
-def study_schema() -> dict[str, Any]:
-    """Return the JSON schema of the study file (draft 2020-12), with which editors complete and check it."""
-    schema = Study.model_json_schema()
-    properties = schema["properties"]
-    for section in SECTIONS:
-        if FIELDS[section].kinds:
-            properties[section] = _with_short_forms(FIELDS[section].kinds, properties[section])
-    init = schema["$defs"]["ContrastivePretraining"]["properties"]
-    init["init"] = _with_short_forms(FIELDS["pretraining.init"].kinds, init["init"])
-    search = schema["$defs"]["SearchConfig"]["properties"]
-    search["sampler"] = _with_short_forms(search["sampler"]["discriminator"]["mapping"], search["sampler"])
-    kinds = search["early_stopping"]["anyOf"][0]["discriminator"]["mapping"]
-    search["early_stopping"] = _with_short_forms(kinds, search["early_stopping"])
-    values = {path: _value_schema(path) for path in FIELDS}
-    named = {"type": "object", "minProperties": 1, "additionalProperties": {"$ref": "#/$defs/Fields"}}
-    properties["factors"] |= {
-        "properties": {path: _levels_schema(path) for path in FIELDS},
-        "additionalProperties": named | {"description": "Named levels, each sets fields by their whole path."},
-    }
-    schema["$defs"]["Fields"] = {"type": "object", "properties": values, "additionalProperties": False}
-    schema["$defs"]["Condition"]["properties"]["set"] = {
-        "$ref": "#/$defs/Fields",
-        "minProperties": 1,
-        "description": _SET,
-    }
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema"} | schema | {"title": "RobustSweep study"}
-
-
-def _with_short_forms(kinds: Iterable[str], schema: dict[str, Any]) -> dict[str, Any]:
-    described = {key: schema.pop(key) for key in ("description", "default", "title") if key in schema}
-    return described | {"anyOf": [{"enum": list(kinds)}, schema]}
-
-
-def _value_schema(path: str) -> dict[str, Any]:
-    """Return the schema of a field's value; that of a section accepts partial mappings and dotted keys."""
-    field = FIELDS[path]
-    if not field.models:
-        refs = [{"$ref": f"#/$defs/{owner.__name__}/properties/{field.name}"} for owner in field.owners]
-        return refs[0] if len(refs) == 1 else {"anyOf": refs}
-    inner = {name.removeprefix(f"{path}.") for name in FIELDS if name.startswith(f"{path}.")}
-    partial = {"type": "object", "propertyNames": {"enum": sorted(inner)}}
-    partial["properties"] = {"kind": {"enum": list(field.kinds)}} if field.kinds else {}
-    return {"anyOf": [{"enum": list(field.kinds)}, partial]} if field.kinds else partial
-
-
-def _levels_schema(path: str) -> dict[str, Any]:
-    value = _value_schema(path)
-    listed = {"type": "array", "minItems": 1, "items": value}
-    return {"anyOf": [listed, {"type": "object", "minProperties": 1, "additionalProperties": value}]}

@@ -11,7 +11,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from orchestrator.analysis import formats
-from orchestrator.analysis.formats import TextTable
+from orchestrator.analysis.tables.formats import TextTable
 
 TRICKY = pd.DataFrame(
     {

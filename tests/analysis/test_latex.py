@@ -7,7 +7,7 @@ import sys
 def test_latex_is_escaped_also_where_the_report_is_not_imported() -> None:
     """As ``robustsweep stats`` does, which writes tables and no report."""
     code = (
-        "import sys; from orchestrator.analysis.formats import escape_latex\n"
+        "import sys; from orchestrator.analysis.tables.formats import escape_latex\n"
         "print(escape_latex('a^b ± \\\\x 5 % <c>'))\n"
         "assert not any(name.startswith('orchestrator.report') for name in sys.modules)"
     )

@@ -9,7 +9,8 @@ from scipy.stats import ttest_1samp
 from orchestrator.analysis.balanced_errors import balanced_errors_table
 from orchestrator.analysis.differences import compute_differences
 from orchestrator.analysis.effects import Effect, compute_effects, effects_table
-from orchestrator.analysis.results import Results, arms_table, load_results, results_sha256
+from orchestrator.analysis.results import Results, load_results, results_sha256
+from orchestrator.analysis.tables.arms import arms_table
 from orchestrator.analysis.wording import word_seen
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.heat_maps import heat_map

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from orchestrator.cluster.tune_schedulers import StoppingRule
-from orchestrator.study.search_config import ASHA, EarlyStoppingConfig, MedianStopping
+from orchestrator.study.search.config import ASHA, EarlyStoppingConfig, MedianStopping
 
 RULES = {
     "asha": ASHA(grace_epochs=2, reduction_factor=2),

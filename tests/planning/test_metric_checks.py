@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.driver.prepare import prepare
-from orchestrator.study.search_config import find_epoch_metric
+from orchestrator.study.search.config import find_epoch_metric
 from orchestrator.study.study_file import parse_study
 from tests.support.small_data import DIGITS, PHANTOM
 from trainables.errors import StudyError

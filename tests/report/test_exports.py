@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis.formats import escape_latex, escape_markdown, write_latex, write_markdown
+from orchestrator.analysis.tables.formats import escape_latex, escape_markdown, write_latex, write_markdown
 from orchestrator.report import figure_files
 from orchestrator.report.exports import figure_csv, figure_rows
 from orchestrator.report.figure_files import write_figures

@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 
 from orchestrator.analysis.costs import costs_table
-from orchestrator.analysis.results import arms_table, load_results, results_sha256
+from orchestrator.analysis.results import load_results, results_sha256
+from orchestrator.analysis.tables.arms import arms_table
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.sections.tuning import tuning_section
 from orchestrator.report.write import write_report

@@ -14,7 +14,7 @@ import pytest
 
 from orchestrator.planning.states import COMPLETE
 from orchestrator.search.cma_es import RankedPoint, draw_point, get_population_size
-from orchestrator.study.search_space import Dimension
+from orchestrator.study.search.space import Dimension
 from tests.search.test_proposals import crash_everywhere, refuse
 from tests.support.instant_search import SPACE, CrashAt, CrashError, Place, names, read
 

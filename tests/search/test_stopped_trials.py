@@ -14,8 +14,9 @@ import optuna
 import pytest
 from rich.console import Console
 
-from orchestrator.analysis.results import Results, arms_table, load_results
+from orchestrator.analysis.results import Results, load_results
 from orchestrator.analysis.search_results import find_best, find_configurations
+from orchestrator.analysis.tables.arms import arms_table
 from orchestrator.cli.plan import describe_plan
 from orchestrator.cli.status import compute_status, render_status
 from orchestrator.driver.announce import announce

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.analysis.results import Results, arms_table, load_results
+from orchestrator.analysis.results import Results, load_results
+from orchestrator.analysis.tables.arms import arms_table
 from orchestrator.cli.select import Rule
 from orchestrator.ledger.record import Record
 from orchestrator.selection.ranking import ONE_STANDARD_ERROR, RULES, SelectionCriteria, rank_arms, select_arm

@@ -7,7 +7,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.analysis.results import Results, arms_table, load_results
+from orchestrator.analysis.results import Results, load_results
+from orchestrator.analysis.tables.arms import arms_table
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.sections.answer import answer
 from orchestrator.selection.ranking import SelectionCriteria, select_arm

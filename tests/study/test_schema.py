@@ -7,7 +7,7 @@ import jsonschema
 import pytest
 
 from orchestrator.study.fields import FIELDS
-from orchestrator.study.study_file import study_schema
+from orchestrator.study.schema import study_schema
 from orchestrator.study.yaml_source import read_yaml
 from tests.support.paths import CONFIGS
 

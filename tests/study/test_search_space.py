@@ -10,9 +10,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.study.search_config import aggregate
-from orchestrator.study.search_space import Dimension, Space, Value
-from orchestrator.study.study_file import parse_study, study_schema
+from orchestrator.study.schema import study_schema
+from orchestrator.study.search.config import aggregate
+from orchestrator.study.search.space import Dimension, Space, Value
+from orchestrator.study.study_file import parse_study
 from tests.study.test_study_file import FUZZ, TREES, WORDS
 from tests.support.instant_search import HEAD, SPACE, read
 from tests.support.study_texts import problems

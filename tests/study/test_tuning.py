@@ -10,8 +10,9 @@ import pytest
 import yaml
 
 from orchestrator.study.grid import Arm
-from orchestrator.study.study_file import parse_study, study_schema
-from orchestrator.study.tuning import TuningConfig, draw_settings
+from orchestrator.study.schema import study_schema
+from orchestrator.study.search.tuning import TuningConfig, draw_settings
+from orchestrator.study.study_file import parse_study
 from tests.support.study_texts import HEAD, problems
 
 RATE = "training.learning_rate: {low: 1e-4, high: 1e-2, log: true}"

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from orchestrator.analysis.formats import TextTable, write_latex, write_markdown
 from orchestrator.analysis.inference.measured import Measured
 from orchestrator.analysis.inference.verdicts import Corrected, assess, correct, decide
+from orchestrator.analysis.tables.formats import TextTable, write_latex, write_markdown
 from orchestrator.analysis.tidy.reading import StatsConfig
 from orchestrator.analysis.tidy.results import SEED, TidyResults
 from orchestrator.ledger.preregistration import PREREGISTERED, Registered

@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 from html import escape
 from typing import Any
 
-from orchestrator.analysis.results import MISSING, Results
+from orchestrator.analysis.results import Results
+from orchestrator.analysis.tables.trial_rows import MISSING
 from orchestrator.analysis.wording import flatten, plural
 from orchestrator.planning.budget import BudgetStatus
 from orchestrator.planning.states import COMPLETE, INTERRUPTED, STOPPED

@@ -24,7 +24,7 @@ from orchestrator.analysis.search_results import (
 from orchestrator.analysis.wording import plural
 from orchestrator.report.page import Cell, Column, Section, callout, embed, note, table
 from orchestrator.report.style import PALETTE, Figure, floats, layout_of
-from orchestrator.study.search_config import Objective, SearchConfig
+from orchestrator.study.search.config import Objective, SearchConfig
 
 _MAX_ROWS = 10
 

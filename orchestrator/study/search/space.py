@@ -16,7 +16,7 @@ from pydantic import ValidationError
 from orchestrator.study.fields import FIELDS, FieldPath, suggest
 from orchestrator.study.grid import Arm, flatten, format_label
 from orchestrator.study.problems import explain
-from orchestrator.study.search_config import (
+from orchestrator.study.search.config import (
     ASHA,
     CMAES,
     EarlyStoppingConfig,

@@ -18,8 +18,8 @@ from pydantic import Field, ValidationError, field_validator
 from orchestrator.study.fields import FIELDS
 from orchestrator.study.grid import Arm, Grid
 from orchestrator.study.problems import explain
-from orchestrator.study.search_config import Parameter, check_metric
-from orchestrator.study.search_space import Dimension, Space, Value, find_wrong_names
+from orchestrator.study.search.config import Parameter, check_metric
+from orchestrator.study.search.space import Dimension, Space, Value, find_wrong_names
 from orchestrator.study.yaml_source import Key, format_key
 from trainables.config import TrialConfig
 from trainables.evaluation.metrics import is_higher_better
