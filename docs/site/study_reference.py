@@ -118,6 +118,7 @@ def _doc(model: type[BaseModel]) -> str:
 def _sentence(text: str | None) -> str:
     if not text:
         raise ValueError("found a field without a description, expected one in its model")
+    text = text.replace("the images: ", "The images: ", 1)  # lower case in messages
     return text if text.endswith((".", "…")) else f"{text}."
 
 

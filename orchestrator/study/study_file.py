@@ -87,7 +87,7 @@ class Study(Frozen):
     )
     question: str = Field("", description="What we want to know, for the head of the report.")
     data: DataConfig = Field(
-        description="The images: kind is digits, coloured_digits, medmnist, image_folder, csv, torchvision, phantom"
+        description="the images: kind is digits, coloured_digits, medmnist, image_folder, csv, torchvision, phantom"
     )
     model: ModelConfig = Field(ModelConfig(), description="The network.")
     pretraining: PretrainingConfig = Field(ScratchPretraining(), description="Initial weights.")
