@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Field, JsonValue, model_validator
+from pydantic import AfterValidator, Discriminator, Field, JsonValue, Tag, model_validator
 
 from trainables.frozen import UNHASHED, Frozen, Seed
 
@@ -16,6 +16,12 @@ def _check_ascending(targets: tuple[float, ...]) -> tuple[float, ...]:
     return targets
 
 
+#: A word is compared with the one that there is, everything else with a list: one problem, not two.
+Severities = Annotated[
+    Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1), Tag("listed")]
+    | Annotated[Literal["matched"], Tag("word")],
+    Discriminator(lambda found: "word" if isinstance(found, str) else "listed"),
+]
 #: Loss at severity 1, 2, …, as a share of the accuracy above chance.
 Shares = Annotated[
     tuple[Annotated[float, Field(gt=0.0, le=1.0)], ...],
@@ -56,8 +62,8 @@ class EvaluationConfig(Frozen):
         description="Names of shifts and groups, and mappings: {compose: [name/severity, …], name: …}, "
         "{name: …, op: …, strengths: […]}, {stain: {haematoxylin: […], eosin: […]}}.",
     )
-    severities: Annotated[tuple[Annotated[int, Field(ge=1, le=5)], ...], Field(min_length=1)] | Literal["matched"] = (
-        Field((1, 2, 3, 4, 5), description="Of the published strengths; matched: strengths of equal difficulty.")
+    severities: Severities = Field(
+        (1, 2, 3, 4, 5), description="Of the published strengths; matched: strengths of equal difficulty."
     )
     matching: MatchingTargets = Field(
         MatchingTargets(),

@@ -44,7 +44,8 @@ def test_every_trial_is_evaluated_at_the_strengths_of_the_stage(folder: Path) ->
     found = stage.result["matching"]
     chosen = {level: each["strength"] for level, each in enumerate(found["shifts"]["brightness_down"], 1)}
     assert 1 > chosen[1] > chosen[2] > 0
-    rows = list(csv.DictReader((folder / "results/matched/report/shifts.csv").open(encoding="utf-8")))
+    table = (folder / "results/matched/report/shifts.csv").read_text(encoding="utf-8")
+    rows = list(csv.DictReader(table.splitlines()))
     used = {
         (row["name"], int(row["severity"])): float(row["strength"]) for row in rows if row["shift"] == "brightness_down"
     }
