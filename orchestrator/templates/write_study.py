@@ -28,6 +28,11 @@ OVERHEAD_SECONDS = 1.5
 #: Largest side of an image in px without and with a GPU, unless the images are smaller.
 MAX_SIDE_CPU, MAX_SIDE_GPU = 64, 224
 
+#: What makes a network small enough for CPUs.
+_STAGES = """\
+  stages: 3 # of 5: enough for small images, and a tenth of the time on a CPU (docs/networks.md)
+  stem: original # halves the side first: a quarter of the time
+"""
 _TEXT = Template("""\
 # Which training choices hold up on these images? Written by robustsweep init; change anything.
 # Look first: robustsweep plan $file
@@ -43,8 +48,8 @@ $data
 
 # What all trials share. Anything that is not written here has its default.
 model:
-  name: $model # any of torchvision's or timm's (timm/<name>)
-training:
+  name: timm/tf_efficientnet_lite0 # with ImageNet weights that are installed along; or any of torchvision or timm
+${stages}training:
   epochs: $epochs # sized: $sizing
   batch_size: $batch_size
   learning_rate: 1e-3
@@ -117,7 +122,7 @@ def write_study(source: Path, out: Path, *, minutes: float, cache_dir: Path, has
     found = describe_found(settings, load_dataset(draft.data, cache_dir=cache_dir))
     found.settings["path"] = _relate(source, out)
     slots = 1 if has_gpu else count_cpus()
-    values = {"file": out, "name": name, "model": "timm/tf_efficientnet_lite0", "found": found}
+    values = {"file": out, "name": name, "has_gpu": has_gpu, "found": found}
     text = _fill(values, epochs=MIN_EPOCHS, sizing="")
     timings = _time(parse_study(text, source=str(out), folder=out.parent), cache_dir)
     epochs = choose_epochs(timings.epoch_seconds, timings.evaluation_seconds, slots=slots, seconds=60 * minutes)
@@ -155,7 +160,9 @@ def _fill(values: Mapping[str, Any], *, epochs: int, sizing: str) -> str:
         lines.append(f"  {key}: {_format(value)}{comment}")
     weights = "  class_weights: balanced # one class has more than twice the images of another\n"
     return _TEXT.substitute(
-        {key: value for key, value in values.items() if key != "found"},
+        file=values["file"],
+        name=values["name"],
+        stages="" if values["has_gpu"] else _STAGES,
         facts="\n".join(f"#   {fact}" for fact in found.facts),
         data="\n".join(lines),
         epochs=epochs,
