@@ -85,7 +85,7 @@ def main() -> None:
 
 
 def photograph_mlflow(ledger: Path, out: Path) -> None:
-    """Write pictures of MLflow's pages of a study, as a window of 1400 × 900 px shows them without MLflow's assistant."""
+    """Write pictures of MLflow's pages of a study, as a window of 1400 × 900 px shows them without the assistant."""
     from orchestrator.tracking.server import serve_ui
     from tests.support.browser import open_browser
 

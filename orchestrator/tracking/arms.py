@@ -162,7 +162,7 @@ class ArmRuns:
                 client.delete_run(found.info.run_id)
 
     def add(self, record: Record, projection: Projection) -> None:
-        """Take in a complete trial that has been shipped."""
+        """Add a complete trial that has been shipped."""
         if record.kind == "trial" and record.state == COMPLETE:
             self._join(record.config)
             if self.is_needed or len(self._trials) < _SAMPLE:

@@ -134,7 +134,7 @@ def find_version(tracking_uri: str) -> str | None:
 
 @dataclass(frozen=True)
 class StudyPages:
-    """What MLflow has to show of a study."""
+    """Pages of a study in MLflow."""
 
     experiment_id: str
     #: Release of MLflow that shows it, None if it is not known.

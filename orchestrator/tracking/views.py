@@ -43,7 +43,7 @@ BAND = ".band"
 
 @dataclass(frozen=True)
 class Shown:
-    """What a study has to show."""
+    """Content of a study for its views."""
 
     #: Factors with more than one level, in the study file's order, as the keys of params.
     factors: tuple[str, ...]
