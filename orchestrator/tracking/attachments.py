@@ -52,8 +52,8 @@ def make_attachments(ledger: Ledger, record: Record, classes: Sequence[str], tra
     """
     files = {CONFIG: _format_config(record).encode()}
     folder = ledger.folder(record.kind, record.signature)
-    if folder.exists(LOG):
-        files[LOG] = folder.read(LOG)[-MAX_LOG_BYTES:]
+    if folder.exists(LOG) and (log := folder.read(LOG)):
+        files[LOG] = log[-MAX_LOG_BYTES:]
     if traceback is not None:
         files[TRACEBACK] = traceback.encode()
     if record.result is None or not record.result.get("evaluations"):
