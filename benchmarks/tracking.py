@@ -26,7 +26,8 @@ from orchestrator.tracking.shipper import Shipper
 from orchestrator.tracking.tracker import Tracker
 from tests.support.synthetic_ledger import make_fake_ledger
 
-METRICS_PER_SECOND, REQUESTS_PER_TRIAL = 1500.0, 4.0
+#: A trial's record takes four requests; where its files go, and each of its five files, one more.
+METRICS_PER_SECOND, REQUESTS_PER_TRIAL = 1500.0, 10.0
 NUM_ONE_BY_ONE = 50
 
 

@@ -1,9 +1,9 @@
-"""Write docs/images/report.png (and compare.png) with a headless Chromium.
+"""Write docs/images/report.png (and MLflow's pages by arm and of trials) with a headless Chromium.
 
-    python docs/screenshot.py STUDY_LEDGER OUT_DIR [--mlflow URL] [--height PX] [--dark]
+    python docs/screenshot.py STUDY_LEDGER OUT_DIR [--mlflow] [--height PX] [--dark]
 
-STUDY_LEDGER is the folder of one study, the one that holds ``report/index.html``. With ``--mlflow`` the page at URL
-(the page of severity curves that ``robustsweep ui`` prints) is photographed as well.
+STUDY_LEDGER is the folder of one study, the one that holds ``report/index.html``. With ``--mlflow`` MLflow is started
+over its ``mlflow.db``, and the pages that ``robustsweep ui`` links are photographed, for which chromedriver is needed.
 """
 
 from __future__ import annotations
@@ -13,8 +13,11 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
+#: Width of the panel of MLflow's assistant.
+ASSISTANT_PX = 480
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -65,7 +68,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("ledger", type=Path, help="folder of the study, which holds report/index.html")
     parser.add_argument("out", type=Path, help="folder for the images, e.g. docs/images")
-    parser.add_argument("--mlflow", metavar="URL", help="also photograph this page as compare.png")
+    parser.add_argument("--mlflow", action="store_true", help="also mlflow-by-arm.png and mlflow-trials.png")
     parser.add_argument("--height", type=int, default=1280, help="of the report's window in px (default 1280)")
     parser.add_argument("--dark", action="store_true", help="dark colour scheme")
     arguments = parser.parse_args()
@@ -78,18 +81,44 @@ def main() -> None:
     )
     print(f"wrote {target}")
     if arguments.mlflow:
-        target = arguments.out / "compare.png"
-        take_screenshot(arguments.mlflow, target, size=(1900, 1000), wait_seconds=20, dark=arguments.dark)
-        _cut_assistant(target)
-        print(f"wrote {target}")
+        photograph_mlflow(arguments.ledger, arguments.out)
+
+
+def photograph_mlflow(ledger: Path, out: Path) -> None:
+    """Write pictures of MLflow's pages of a study, as a window of 1400 × 900 px shows them without the assistant."""
+    from orchestrator.tracking.server import serve_ui
+    from tests.support.browser import open_browser
+
+    uri = f"sqlite:///{(ledger / 'mlflow.db').absolute()}"
+    with (
+        tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as profile,
+        serve_ui(uri, ledger.absolute().name) as server,
+        # The assistant opens at the right of a fresh profile; it is cut off.
+        open_browser(Path(profile), width=1400 + ASSISTANT_PX, height=900) as browser,
+    ):
+        pages = {
+            "by-arm": (server.links.by_arm, "document.querySelectorAll('.js-plotly-plot .main-svg').length >= 8"),
+            "trials": (server.links.trials, "document.querySelectorAll('.ag-center-cols-container .ag-row').length"),
+        }
+        for name, (url, is_drawn) in pages.items():
+            if url is None:
+                sys.exit(f"asked for MLflow's page {name} and found no view: {server.links.problem}")
+            target = out / f"mlflow-{name}.png"
+            browser.open(url)
+            browser.wait_for(is_drawn)
+            time.sleep(3)  # colours and curves come one after the other
+            browser.save_picture(target)
+            _cut_assistant(target)
+            print(f"wrote {target}")
 
 
 def _cut_assistant(target: Path) -> None:
-    """Cut off the panel that MLflow opens at the right of a wide window."""
+    """Cut off the panel that MLflow opens at the right, and write the picture with few colours."""
     from PIL import Image
 
     with Image.open(target) as image:
-        image.crop((0, 0, 1410, 880)).save(target)
+        cut = image.convert("RGB").crop((0, 0, image.width - ASSISTANT_PX, image.height))
+    cut.quantize(128).save(target, optimize=True)
 
 
 if __name__ == "__main__":

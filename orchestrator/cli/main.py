@@ -236,22 +236,22 @@ def ui(
     mlflow: Mlflow = None,
     overrides: Overrides = None,
     port: Annotated[int | None, typer.Option(help="Port on 127.0.0.1.", show_default="a free one")] = None,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the arms in a web browser.")] = True,
 ) -> None:
-    """Start MLflow on 127.0.0.1 with the study's store and print links to its runs. Ctrl-C stops the server."""
+    """Start MLflow on 127.0.0.1 with the study's store, print links and open the arms. Ctrl-C stops the server."""
     from orchestrator.ledger.ledger import Ledger
     from orchestrator.tracking.addresses import resolve_tracking_uri
-    from orchestrator.tracking.server import serve_ui
+    from orchestrator.tracking.server import open_page, serve_ui
 
     loaded = _open(study, storage, overrides)
     ledger = Ledger(_storage(loaded, storage), loaded.study)
     uri = resolve_tracking_uri(ledger, flag=mlflow, study_value=loaded.execution.mlflow)
     with serve_ui(uri, loaded.study, port=port) as server:
-        links = server.links
-        typer.echo(f"MLflow           {server.url}")
-        typer.echo(f"runs             {links.charts}")
-        typer.echo(f"compare          {links.compare}  ({links.num_compared} of {links.num_trials} trials)")
-        typer.echo(f"severity curves  {links.curves}")
+        for line in server.links.describe():
+            typer.echo(line)
         sys.stdout.flush()
+        if browser:
+            open_page(server.links.by_arm)
         signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM must stop the server, too
         try:
             server.wait()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -40,11 +42,14 @@ with imports_kept():
     )
     from mlflow.exceptions import MlflowException
     from mlflow.tracking import MlflowClient
+    from mlflow.utils.credentials import get_default_host_creds
+    from mlflow.utils.rest_utils import http_request
     from sqlalchemy import Connection
     from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.ledger.databases import create_database, is_database_server
 from orchestrator.tracking.addresses import RefusedError, TrackingError
+from orchestrator.tracking.views import REPORT, TITLES, VIEW_TAG
 from trainables.errors import StudyError, redact
 
 __all__ = [
@@ -57,19 +62,21 @@ __all__ = [
     "MlflowClient",
     "Param",
     "RunTag",
-    "TrialRuns",
+    "StudyPages",
     "ViewType",
     "connect",
     "connect_database",
     "default_store",
     "download_model",
     "find_run",
-    "find_trial_runs",
+    "find_study",
+    "find_version",
     "find_versions",
     "import_flavour",
     "save_torch_model",
     "search_runs",
     "translating_errors",
+    "upload",
 ]  # fmt: skip
 
 _RUNS_PER_PAGE = 1000
@@ -112,19 +119,34 @@ def connect_database(tracking_uri: str) -> Iterator[Connection]:
         engine.dispose()
 
 
+def find_version(tracking_uri: str) -> str | None:
+    """Return the release of MLflow whose pages show a store: that of the server, or for a database the installed one.
+
+    None for a server that does not tell. Call it within ``translating_errors``.
+    """
+    if not tracking_uri.startswith(("http:", "https:")):
+        return version("mlflow") if not tracking_uri.startswith("databricks") else None
+    credentials = get_default_host_creds(tracking_uri)  # type: ignore[no-untyped-call]
+    answer = http_request(credentials, "/version", "GET", raise_on_status=False)  # type: ignore[no-untyped-call]
+    text = str(answer.text).strip()
+    return text if answer.status_code == 200 and re.fullmatch(r"\d+(\.\w+)+", text) else None
+
+
 @dataclass(frozen=True)
-class TrialRuns:
-    """Runs of a study's trials in MLflow."""
+class StudyPages:
+    """Pages of a study in MLflow."""
 
     experiment_id: str
-    #: Finished runs first, then by arm and replicate.
-    run_ids: list[str]
-    #: Metrics whose steps are severities.
-    shift_keys: list[str]
+    #: Release of MLflow that shows it, None if it is not known.
+    version: str | None
+    #: Whether the experiment has both views.
+    has_views: bool
+    #: ID of the study's own run, if that has a report.
+    report_run_id: str | None
 
 
-def find_trial_runs(tracking_uri: str, study: str) -> TrialRuns:
-    """Return the runs of the study's trials.
+def find_study(tracking_uri: str, study: str) -> StudyPages:
+    """Return what MLflow has to show of a study.
 
     Raises:
         TrackingError: MLflow cannot be reached.
@@ -133,16 +155,16 @@ def find_trial_runs(tracking_uri: str, study: str) -> TrialRuns:
     with translating_errors(tracking_uri, f"find study {study!r}"):
         client = MlflowClient(tracking_uri)
         experiment = client.get_experiment_by_name(study)
-        runs = [] if experiment is None else list(search_runs(client, experiment.experiment_id))
-    if experiment is None:
-        raise StudyError(
-            f"looked for study {study!r} in MLflow at {redact(tracking_uri)} and found no such experiment; "
-            "run the study, or project its ledger with `robustsweep sync`"
-        )
-    trials = [run for run in runs if run.data.tags.get("robustsweep.kind") == "trial"]
-    trials.sort(key=lambda run: (run.info.status != "FINISHED", run.info.run_name))
-    keys = sorted({key for run in trials for key in run.data.metrics if key.startswith("shift/")})
-    return TrialRuns(str(experiment.experiment_id), [run.info.run_id for run in trials], keys)
+        if experiment is not None:
+            number = str(experiment.experiment_id)
+            own = [run.info.run_id for run in search_runs(client, number, "tags.`robustsweep.kind` = 'study'")]
+            reported = [run for run in own if any(file.path == REPORT for file in client.list_artifacts(run))]
+            has_views = all(f"{VIEW_TAG}{key}" in experiment.tags for key in TITLES)
+            return StudyPages(number, find_version(tracking_uri), has_views, reported[0] if reported else None)
+    raise StudyError(
+        f"looked for study {study!r} in MLflow at {redact(tracking_uri)} and found no such experiment; "
+        "run the study, or project its ledger with `robustsweep sync`"
+    )
 
 
 def search_runs(client: Any, experiment_id: str, what: str = "", view: int = ViewType.ACTIVE_ONLY) -> Iterator[Any]:
@@ -154,6 +176,14 @@ def search_runs(client: Any, experiment_id: str, what: str = "", view: int = Vie
         token = page.token
         if not token:
             return
+
+
+def upload(client: Any, run_id: str, files: Mapping[str, bytes]) -> None:
+    """Attach files to a run; one of the same name is replaced. Call it within ``translating_errors``."""
+    with tempfile.TemporaryDirectory(prefix="robustsweep-") as folder:
+        for name, content in files.items():
+            (Path(folder) / name).write_bytes(content)
+        client.log_artifacts(run_id, folder)
 
 
 def find_run(client: Any, study: str, signature: str) -> Any:

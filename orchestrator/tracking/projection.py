@@ -1,15 +1,16 @@
 """Projection of a ledger record to an MLflow run. Pure: no network, no clock, and no import of MLflow.
 
-Laid out for MLflow's own compare views: headline numbers as ``id/…``, ``robustness/…``, ``calibration/…`` and
+Laid out for MLflow's own charts: headline numbers as ``id/…``, ``robustness/…``, ``calibration/…`` and
 ``external/<name>/…``; per shift ``shift/<name>/<metric>`` with step = severity, starting at 0 with the unshifted
-value, so that the line chart is the severity curve; training curves with step = epoch. A table column of
-``shift/…`` therefore shows the worst severity: MLflow shows the value of the largest step.
+value, so that the line chart is the severity curve; training curves with step = epoch.
+
+MLflow's tables show the value of the largest step: of ``shift/…`` that of the highest severity. ``validation/…`` is the
+curve over the epochs, and one step after the last epoch the value of the model that was kept: tables show that one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +22,12 @@ from orchestrator.ledger.record import Record, describe_stop
 from orchestrator.planning.states import COMPLETE, FAILED, INTERRUPTED, STOPPED
 from trainables.errors import StorageError
 
+#: First part of a key → the fields of ``result.json`` below it. ``system/`` has a page of its own in MLflow.
+_COSTS = {
+    "cost": ("duration_seconds", "best_epoch", "num_parameters"),
+    "system": ("peak_rss_mib", "peak_gpu_memory_mib"),
+}
+
 # Limits of MLflow 3.17 (mlflow.utils.validation).
 MAX_PARAMS_PER_CALL = 100
 MAX_ENTITIES_PER_CALL = 1000
@@ -30,8 +37,12 @@ MAX_TAG_LENGTH = 5000  # 8,000 now; servers before 3.0 took 5,000
 MAX_DIGEST_LENGTH = 36
 #: Metric values per call; the rest is room for one call's params and for the closing tags.
 _MAX_POINTS_PER_CALL = MAX_ENTITIES_PER_CALL - MAX_PARAMS_PER_CALL - 50
+#: Tag by which MLflow's pages show a run below another.
+PARENT_TAG = "mlflow.parentRunId"
 #: Tags of the study's own run, followed by the name of a hypothesis.
 VERDICT_TAG, STATUS_TAG = "robustsweep.hypothesis.", "robustsweep.hypothesis_status."
+#: Tag of a trial's run and of its arm's: the levels, by which MLflow groups.
+ARM_TAG = "robustsweep.arm"
 #: Tag of a run that a search has stopped early: after which epoch, and why.
 STOPPED_TAG = "robustsweep.stopped_early"
 #: State of a record → status of its run. An interrupted record may be running right now; a trial that was stopped early
@@ -114,7 +125,7 @@ def _project(record: Record) -> Projection:
     traceback = None
     if record.result is not None:
         last_ms = record.result["finished_ms"]
-        scores = _project_result(record.result)
+        scores = _project_result(record.result, step_kept=max(epochs, default=0) + 1)
         closing = _describe_result(record.result)
     elif record.failure is not None:
         last_ms = record.failure["timestamp_ms"]
@@ -129,7 +140,7 @@ def _project(record: Record) -> Projection:
         start_ms=config["created_ms"],
         last_ms=last_ms,
         tags=_shorten(_describe(config), MAX_TAG_LENGTH),
-        params=_shorten(_flatten(config), MAX_PARAM_LENGTH),
+        params=_shorten(_params(config), MAX_PARAM_LENGTH),
         epochs=epochs,
         scores=scores,
         closing_tags=_shorten(closing, MAX_TAG_LENGTH),
@@ -234,29 +245,50 @@ def _project_epochs(lines: Sequence[Mapping[str, Any]]) -> dict[int, tuple[Point
         epochs.setdefault(
             line["epoch"],
             tuple(
-                Point(make_key(*key.split("/")), float(value), line["timestamp_ms"], line["epoch"])
+                Point(_epoch_key(key), float(value), line["timestamp_ms"], line["epoch"])
                 for key, value in line["metrics"].items()
             ),
         )
     return epochs
 
 
-def _project_result(result: Mapping[str, Any]) -> tuple[Point, ...]:
-    """Return headline numbers at step 0, shifts at step = severity; the first value of a (key, step) counts."""
+def _epoch_key(key: str) -> str:
+    """Return the key of an epoch's metric: the name that the same number has among the headline numbers."""
+    if key == "val/loss":  # the mean negative log-likelihood (``training.loop``)
+        return "validation/nll"
+    first, *rest = key.split("/")
+    return make_key("validation" if first == "val" and rest else first, *rest)
+
+
+def _project_result(result: Mapping[str, Any], *, step_kept: int) -> tuple[Point, ...]:
+    """Return headline numbers at step 0, shifts at step = severity; the first value of a (key, step) counts.
+
+    Args:
+        result: content of ``result.json``.
+        step_kept: step of what the kept model has on unshifted validation images, after the curve over the epochs.
+    """
     values: dict[tuple[str, int], float] = {}
     for key, value in result["metrics"].items():
-        values.setdefault((_headline_key(key), 0), value)
+        values.setdefault((_headline_key(key), step_kept if key.startswith("validation/") else 0), value)
     evaluations = result.get("evaluations", [])  # a stage has none
     names = list(dict.fromkeys(e["shift"] for e in evaluations if e["set"] == "test" and e["severity"] > 0))
     for evaluation in evaluations:
         for prefix in _prefixes(evaluation, names):
+            step = step_kept if prefix == ("validation",) else evaluation["severity"]
             for metric, value in evaluation["metrics"].items():
-                values.setdefault((make_key(*prefix, metric), evaluation["severity"]), value)
-    for name in ("duration_seconds", "best_epoch", "num_parameters", "peak_rss_mib"):
-        if result.get(name) is not None:  # stages lack some, and memory is unknown on some systems
-            values[make_key("cost", name), 0] = result[name]
+                values.setdefault((make_key(*prefix, metric), step), value)
+    for group, names_of_costs in _COSTS.items():
+        for name in names_of_costs:
+            if result.get(name) is not None:  # stages lack some, and memory is unknown on some systems
+                values[make_key(group, name), 0] = result[name]
     moment = result["finished_ms"]
     return tuple(Point(key, float(value), moment, step) for (key, step), value in values.items())
+
+
+def list_headlines(result: Mapping[str, Any]) -> frozenset[str]:
+    """Return the keys of a trial's headline numbers and costs: what an arm has a mean of, beside the curves."""
+    costs = (make_key(group, name) for group, names in _COSTS.items() for name in names)
+    return frozenset(map(_headline_key, result["metrics"])).union(costs)
 
 
 def _headline_key(key: str) -> str:
@@ -275,37 +307,44 @@ def _prefixes(evaluation: Mapping[str, Any], shifts: Sequence[str]) -> Iterator[
     elif where == "test":
         yield "shift", shift
     elif where == "val":
-        yield ("validation",) if clean else ("validation", shift)  # val/… is the curve over epochs
+        yield ("validation",) if clean else ("validation", shift)
     else:
         yield ("external", where) if clean else ("external", where, shift)
 
 
+def label_arm(config: Mapping[str, Any]) -> str:
+    """Return the levels of a trial's arm, as in ``contrastive · strong · none``, in the order of the study file."""
+    return " · ".join(map(str, order_levels(config).values())) or str(config["name"])
+
+
+def order_levels(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return factor → level of a trial's arm, in the order of the study file."""
+    name = config["name"]  # JSON objects are sorted by key, the name is not
+    return dict(sorted(config["arm"].items(), key=lambda item: name.find(f"{item[0]}=")))
+
+
 def _describe(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the initial tags of a run: its identifiers, and the factors, so that the UI can group by them."""
+    """Return the initial tags of a run: what it is, and by which it is found and grouped."""
     tags = {
         "robustsweep.signature": config["signature"],
         "robustsweep.kind": config["kind"],
-        "robustsweep.study": config["study"],
-        "robustsweep.data_fingerprint": config["data_fingerprint"],
         "mlflow.runName": config["name"],
     }
     if config["kind"] == "trial":
-        tags["robustsweep.arm"] = config["name"]
-        tags["mlflow.runName"] = f"{config['name']} r{config['replicate']}"
-    if config["replicate"] is not None:
-        tags["robustsweep.replicate"] = str(config["replicate"])
-    if "candidate" in config:  # with tuning
-        tags["robustsweep.candidate"] = str(config["candidate"])
-        tags["mlflow.runName"] += f" c{config['candidate']}"
+        tags[ARM_TAG] = label_arm(config)
+        tags["mlflow.runName"] = f"{tags[ARM_TAG]} · r{config['replicate']}"
+        if "candidate" in config:  # with tuning
+            tags["robustsweep.candidate"] = str(config["candidate"])
+            tags["mlflow.runName"] += f" · c{config['candidate']}"
     if config["needs"]:
         tags["robustsweep.needs"] = ", ".join(config["needs"])
     if config["git_commit"] is not None:
         tags["mlflow.source.git.commit"] = config["git_commit"]
-    return tags | {make_key(f"factor.{factor}"): str(level) for factor, level in config["arm"].items()}
+    return tags
 
 
 def _describe_result(result: Mapping[str, Any]) -> dict[str, str]:
-    tags = {f"robustsweep.environment.{key}": str(value) for key, value in result["environment"].items()}
+    tags = {}
     if result.get("undefined"):
         tags["robustsweep.undefined"] = "; ".join(f"{key}: {why}" for key, why in result["undefined"].items())
     if result.get("checkpoint_sha256"):
@@ -313,22 +352,14 @@ def _describe_result(result: Mapping[str, Any]) -> dict[str, str]:
     return tags
 
 
-def _flatten(config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the params of a run: levels under the factor's own name, the resolved config as ``config.<dotted>``."""
+def _params(config: Mapping[str, Any]) -> dict[str, str]:
+    """Return the params of a run: the levels under their factor's name, and the replicate (config: ``config.yaml``)."""
     params = {make_key(factor): str(level) for factor, level in config["arm"].items()}
     if config["replicate"] is not None:
         params["replicate"] = str(config["replicate"])
     if "candidate" in config:
         params["candidate"] = str(config["candidate"])
-    return params | {make_key(f"config.{path}"): text for path, text in _leaves(config["config"], "")}
-
-
-def _leaves(value: Any, path: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Mapping) and value:
-        for key, below in value.items():
-            yield from _leaves(below, f"{path}.{key}" if path else str(key))
-    else:
-        yield path, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+    return params
 
 
 def _shorten(values: Mapping[str, str], limit: int) -> dict[str, str]:

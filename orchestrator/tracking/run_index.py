@@ -37,8 +37,8 @@ class Run:
     failure: str | None = None
     #: Epoch and reason of an early stop; None if there was none.
     stopped: str | None = None
-    #: Number of params that MLflow has; the data set is logged before them.
     num_params: int = 0
+    has_dataset: bool = False
     #: Epochs that MLflow has; None if it has not been queried for them.
     epochs: set[int] | None = field(default=None, compare=False)
 
@@ -54,6 +54,7 @@ class Run:
             failure=tags.get("robustsweep.failure"),
             stopped=tags.get(STOPPED_TAG),
             num_params=len(found.data.params),
+            has_dataset=found.inputs is not None and bool(found.inputs.dataset_inputs),
         )
 
     @property
@@ -76,7 +77,7 @@ class Run:
 
     def is_described_by(self, projection: Projection) -> bool:
         """Return whether data set and params have been sent."""
-        return self.num_params >= len(projection.params)
+        return self.has_dataset and self.num_params >= len(projection.params)
 
     def as_json(self) -> dict[str, Any]:
         """Return the run as JSON for a line of the index, without the epochs."""

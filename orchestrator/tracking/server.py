@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import socket
@@ -11,20 +10,19 @@ import sys
 import tempfile
 import time
 import urllib.error
-import urllib.parse
 import urllib.request
+import webbrowser
 from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
 from orchestrator.tracking.addresses import TrackingError
+from orchestrator.tracking.views import BY_ARM, KNOWN_VERSIONS, TRIALS, is_known, make_path, make_report_path
 from trainables.errors import StudyError, redact
 
 if TYPE_CHECKING:
-    from orchestrator.tracking.client import TrialRuns
+    from orchestrator.tracking.client import StudyPages
 
-#: With more runs MLflow's pages are slow, and slow to read.
-MAX_COMPARED_RUNS = 100
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 10.0
 _TAIL_LINES = 20
@@ -32,16 +30,23 @@ _TAIL_LINES = 20
 
 @dataclass(frozen=True)
 class Links:
-    """URLs of a study's pages."""
+    """URLs of a study's pages, each of at most 200 characters below a short address."""
 
-    #: MLflow's comparison of the trials: parallel coordinates, params and metrics side by side.
-    compare: str
-    #: Severity curves of one shift, one line per trial; others are chosen at the left. None if no trial has any.
-    curves: str | None
-    #: All runs with charts of every metric, most robust trial first.
-    charts: str
-    num_compared: int
-    num_trials: int
+    #: Charts of the arms; without views the plain page of all runs.
+    by_arm: str
+    #: Table of all trials; None without views.
+    trials: str | None
+    #: The report, None before there is one.
+    report: str | None
+    #: Why there are no views; None if there are.
+    problem: str | None = None
+
+    def describe(self) -> list[str]:
+        """Return a line per page, and one with the reason if there are no views."""
+        pages = [f"by arm   {self.by_arm}", f"trials   {self.trials}"]
+        if self.problem is not None:
+            pages = [f"runs     {self.by_arm}", f"no view  {self.problem}"]
+        return [*pages, f"report   {self.report or 'none yet: the study has not ended'}"]
 
 
 class UiServer:
@@ -56,11 +61,6 @@ class UiServer:
         self.url = url
         self.links = links
         self._process = process
-
-    @property
-    def compare_url(self) -> str:
-        """URL of the page that compares the trials."""
-        return self.links.compare
 
     def __enter__(self) -> UiServer:
         return self
@@ -88,7 +88,7 @@ def serve_ui(tracking_uri: str, study: str, *, port: int | None = None, timeout_
 
     Args:
         tracking_uri: absolute URI, see ``resolve_tracking_uri``.
-        study: name of the study whose trials are compared.
+        study: name of the study whose pages are linked.
         port: port on 127.0.0.1; None chooses a free one.
         timeout_seconds: longest wait for the first answer; 6 s are usual.
 
@@ -96,12 +96,12 @@ def serve_ui(tracking_uri: str, study: str, *, port: int | None = None, timeout_
         StudyError: the port is taken, or MLflow has no such study.
         TrackingError: the store cannot be read, or the server did not start; the message ends with the server's log.
     """
-    from orchestrator.tracking.client import find_trial_runs  # importing it imports MLflow: 2 s
+    from orchestrator.tracking.client import find_study  # importing it imports MLflow: 2 s
 
-    trials = find_trial_runs(tracking_uri, study)
+    shown = find_study(tracking_uri, study)
     if tracking_uri.startswith(("http:", "https:")):
         url = _strip_credentials(tracking_uri)
-        return UiServer(url, make_links(url, trials), None)
+        return UiServer(url, make_links(url, shown), None)
     port = _choose_port(port)
     url = f"http://127.0.0.1:{port}"
     with tempfile.TemporaryFile() as log:
@@ -111,39 +111,36 @@ def serve_ui(tracking_uri: str, study: str, *, port: int | None = None, timeout_
         except BaseException:
             _stop(process)
             raise
-    return UiServer(url, make_links(url, trials), process)
+    return UiServer(url, make_links(url, shown), process)
 
 
-def make_links(url: str, trials: TrialRuns) -> Links:
-    """Return the links to a study's pages below ``url``; at most ``MAX_COMPARED_RUNS`` trials are compared.
+def make_links(url: str, shown: StudyPages) -> Links:
+    """Return the links to a study's pages below ``url``.
 
-    Source: the routes ``compareRuns``, ``metricPage`` and ``experiments`` of MLflow 3.17's pages.
+    Source: the routes ``experiments`` and ``runs`` of MLflow 3.17's pages.
     """
-    chosen = trials.run_ids[:MAX_COMPARED_RUNS]
-    runs, experiments = _quote(chosen), _quote([trials.experiment_id])
-    curves = None
-    if trials.shift_keys:
-        preferred = [key for key in trials.shift_keys if key.endswith("/balanced_accuracy")]
-        key = (preferred or trials.shift_keys)[0]
-        curves = (
-            f"{url}/#/metric?runs={runs}&metric={_quote(key)}&experiments={experiments}"
-            f"&plot_metric_keys={_quote([key])}&plot_layout=%7B%7D&x_axis=step&y_axis_scale=linear"
-            "&line_smoothness=1&show_point=true&deselected_curves=[]&last_linear_y_axis_range=[]"
-        )
-    # Sorted by start, MLflow folds the trials under the study's run and draws no chart of them.
-    order = urllib.parse.quote("metrics.`robustness/mean_balanced_accuracy`", safe="")
-    return Links(
-        compare=f"{url}/#/compare-runs?runs={runs}&experiments={experiments}",
-        curves=curves,
-        charts=f"{url}/#/experiments/{trials.experiment_id}/runs?orderByKey={order}&orderByAsc=false"
-        "&compareRunsMode=CHART",
-        num_compared=len(chosen),
-        num_trials=len(trials.run_ids),
-    )
+    experiment = shown.experiment_id
+    report = None
+    if shown.report_run_id is not None:
+        report = f"{url}/{make_report_path(experiment, shown.report_run_id)}"
+    problem = None
+    if not is_known(shown.version):
+        found = "tells no version" if shown.version is None else f"is {shown.version}"
+        problem = f"MLflow's server {found}, views are for MLflow {', '.join(KNOWN_VERSIONS)}: this is the plain page"
+    elif not shown.has_views:
+        problem = "the study has no views yet, `robustsweep sync` makes them: this is the plain page"
+    if problem is not None:
+        return Links(f"{url}/{make_path(experiment, None)}", None, report, problem)
+    return Links(f"{url}/{make_path(experiment, BY_ARM)}", f"{url}/{make_path(experiment, TRIALS)}", report)
 
 
-def _quote(value: str | list[str]) -> str:
-    return urllib.parse.quote(json.dumps(value, separators=(",", ":")), safe="[],/")
+def open_page(url: str) -> bool:
+    """Open a page in a web browser if somebody sits at this terminal with a desktop; return whether one was asked to.
+
+    Without a desktop Python would start a browser for terminals in this one.
+    """
+    has_desktop = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
+    return sys.stdout.isatty() and has_desktop and webbrowser.open(url)
 
 
 def _strip_credentials(uri: str) -> str:

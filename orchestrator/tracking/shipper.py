@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING
 
-from orchestrator.ledger.derived import PAGE, Report, compute_state, find_report, read_verdicts, stops_early
+from orchestrator.ledger.derived import PAGE, TABLES, Report, compute_state, find_report, read_verdicts, stops_early
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, STOPPED
 from orchestrator.tracking.addresses import RefusedError, TrackingError
@@ -33,6 +33,8 @@ _MAX_REFUSALS = 2
 #: At the end of a study: longest wait for MLflow without an arriving record, and longest wait in all.
 PATIENCE_SECONDS = 60.0
 MAX_WAIT_SECONDS = 600.0
+#: Shortest time between two updates of the runs of arms while a study runs.
+SHOW_SECONDS = 30.0
 #: A longer wait at the end of a study is logged with its reason.
 _SILENT_SECONDS = 10.0
 
@@ -115,6 +117,7 @@ class Shipper:
         self._num_failures = 0  # in a row
         self._has_failed = False
         self._has_caught_up = False
+        self._next_show = 0.0
         self._ended = threading.Event()
         self._given_up = threading.Event()
         self._is_closed = False
@@ -190,7 +193,14 @@ class Shipper:
         plan = self._ledger.read_plan()
         summary = report.counts | {"skipped_arms": len(plan["skipped"])}
         root = self._ledger.root
-        self.tracker.log_report(root.read(PAGE), summary=summary, is_complete=is_complete, verdicts=read_verdicts(root))
+        self.tracker.log_report(
+            root.read(PAGE),
+            summary=summary,
+            is_complete=is_complete,
+            verdicts=read_verdicts(root),
+            text=report.summary,
+            tables={name: root.read(f"report/{name}") for name in TABLES},
+        )
         state = compute_state(plan, self._ledger.states())
         self.tracker.write_shipped(state=state, page_sha256=report.page_sha256)
 
@@ -228,6 +238,8 @@ class Shipper:
                 if self._given_up.is_set():
                     return False
                 self._ship(key, num_notices)
+            if time.monotonic() > self._next_show:
+                self._show_arms()
             if is_last and not self._pending:
                 self._close()
         except LeaseError as error:  # another driver ships the study now
@@ -305,4 +317,12 @@ class Shipper:
             # A create_run without an answer may have been carried out late: opening removes the second run.
             self.tracker.open()
         self.tracker.close_interrupted()
+        self.tracker.show_arms()
         self._is_closed = True
+
+    def _show_arms(self) -> None:
+        """Update the runs of arms; at most a tenth of the time goes into it while the study runs."""
+        started = time.monotonic()
+        self.tracker.show_arms()
+        ended = time.monotonic()
+        self._next_show = ended + max(SHOW_SECONDS, 10 * (ended - started))

@@ -7,7 +7,6 @@ a request, only from the start, with the state of the server read anew.
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -15,50 +14,52 @@ from typing import Any
 
 from orchestrator.ledger.derived import invalidate_shipped
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.ledger.preregistration import DELETED, read_versions
+from orchestrator.ledger.preregistration import read_versions
 from orchestrator.ledger.record import Record
 from orchestrator.planning.states import COMPLETE, INTERRUPTED
 from orchestrator.tracking.addresses import RefusedError
-from orchestrator.tracking.artifacts import choose_artifact_location, move_artifacts
+from orchestrator.tracking.arms import ArmRuns
+from orchestrator.tracking.attachments import make_attachments
 from orchestrator.tracking.client import (
-    Dataset,
-    DatasetInput,
-    InputTag,
-    LifecycleStage,
     Metric,
     Param,
     RunTag,
     ViewType,
     connect,
+    find_version,
     search_runs,
     translating_errors,
+    upload,
 )
 from orchestrator.tracking.projection import (
-    MAX_DIGEST_LENGTH,
-    MAX_PARAMS_PER_CALL,
     MAX_TAG_LENGTH,
-    STATUS_TAG,
+    PARENT_TAG,
     STATUSES,
     STOPPED_TAG,
-    VERDICT_TAG,
     Batch,
     Projection,
-    describe_study,
     make_batches,
     make_key,
     project,
-    project_verdicts,
 )
 from orchestrator.tracking.run_index import RUNNING, Run, RunIndex
 from orchestrator.tracking.shipped import Shipped
+from orchestrator.tracking.study_run import (
+    attach_report,
+    describe_dataset,
+    describe_experiment,
+    ensure_experiment,
+    ensure_parent,
+    log_verdicts,
+    set_note,
+)
+from orchestrator.tracking.views import decode_state, is_known, make_views
 from trainables.errors import StorageError
 
 _logger = logging.getLogger(__name__)
 
 #: At most this many runs are queried one by one (10 ms each), and at most half of all; otherwise all (5 ms each).
 _MAX_SINGLE_QUERIES = 200
-#: Tag by which MLflow's pages show a run below another.
-PARENT_TAG = "mlflow.parentRunId"
 
 
 class Tracker:
@@ -76,6 +77,11 @@ class Tracker:
         self._about = about
         self._client: Any = None
         self._index = RunIndex(ledger.root)
+        self._arms = ArmRuns(ledger, about)
+        #: Release of MLflow that shows the store; None if it is not known.
+        self._version: str | None = None
+        #: Tags of the experiment, the views among them.
+        self._views: dict[str, str] = {}
         self.experiment_id = ""
         self.parent_run_id = ""
 
@@ -106,15 +112,20 @@ class Tracker:
         with self._translating_errors("open the experiment"):
             self._client = self._client or connect(self.tracking_uri)
             self._ledger.root.guard()  # connecting takes seconds: another driver may have taken over meanwhile
-            self.experiment_id = self._ensure_experiment()
+            self.experiment_id = ensure_experiment(self._client, self.tracking_uri, self._ledger, self._about["study"])
+            self._version = self._version or find_version(self.tracking_uri)
             parents = self._find_parents()
             self._ledger.root.guard()
             if not parents and (deleted := self._find_parents(ViewType.DELETED_ONLY)):
                 parents = [self._restore_parent(deleted)]
                 query_all = True  # its trials may have been deleted with it
-            parent_run_id = self._ensure_parent(parents)
+            known = self._index.parent_run_id
+            parent_run_id = ensure_parent(self._client, self.experiment_id, self._about, parents, known)
             self._find_runs(parent_run_id, query_all)
+            self._arms.find(self._client, self.experiment_id, parent_run_id)
+            self._views = dict(self._client.get_experiment(self.experiment_id).tags)
             self.parent_run_id = parent_run_id
+            self._describe()
 
     def ship(self, record: Record) -> bool:
         """Send to MLflow what it lacks of ``record``; return whether anything had to be sent.
@@ -139,6 +150,7 @@ class Tracker:
         if run is not None and run.is_complete and run.status == STATUSES[COMPLETE]:  # was damaged, and runs again
             if projection.status == RUNNING:
                 return False
+            self._arms.remove(self._client, record.config)
             self._client.delete_run(run.run_id)  # with new timestamps every value would be there twice
             run = None
         is_new = run is None
@@ -151,6 +163,7 @@ class Tracker:
             return False
         self._send(run, record, projection, known, tags=not is_new)
         self._index.add_run(record.signature)
+        self._arms.add(record, projection)
         return True
 
     def has_shipped(self, signature: str, state: str) -> bool:
@@ -190,8 +203,30 @@ class Tracker:
         self._index.save()
         return killed
 
+    def show_arms(self) -> None:
+        """Update the runs of arms, and the views if the server shows them. Does nothing if nothing has changed.
+
+        Raises:
+            TrackingError: MLflow cannot be reached.
+        """
+        with self._translating_errors("show the arms"):
+            self._arms.update(self._client, self.experiment_id, self.parent_run_id)
+            if not is_known(self._version):
+                return
+            for tag, value in make_views(self._arms.describe()).items():
+                if tag not in self._views or decode_state(self._views[tag]) != decode_state(value):
+                    self._client.set_experiment_tag(self.experiment_id, tag, value)
+                    self._views[tag] = value
+
     def log_report(
-        self, html: bytes, *, summary: Mapping[str, Any], is_complete: bool, verdicts: Sequence[Mapping[str, str]] = ()
+        self,
+        html: bytes,
+        *,
+        summary: Mapping[str, Any],
+        is_complete: bool,
+        verdicts: Sequence[Mapping[str, str]] = (),
+        text: str = "",
+        tables: Mapping[str, bytes] | None = None,
     ) -> None:
         """Attach the report to the parent run and close it, FINISHED when the study is complete, else FAILED.
 
@@ -200,6 +235,8 @@ class Tracker:
             summary: counts and headline findings; each becomes a tag ``robustsweep.summary.<name>``.
             is_complete: whether nothing failed and nothing is missing.
             verdicts: rows of ``verdicts.csv``.
+            text: summary of the report, a finding per line, for the experiment's description.
+            tables: name → content of the tables beside the report.
 
         Raises:
             TrackingError: MLflow cannot be reached.
@@ -211,27 +248,21 @@ class Tracker:
         with self._translating_errors("log the report"):
             self._client.log_batch(self.parent_run_id, tags=tags)
             if read_versions(self._about):
-                self._log_verdicts(verdicts)
-            self._client.log_text(self.parent_run_id, html.decode(), "report.html")
+                log_verdicts(self._client, self.parent_run_id, verdicts)
+            left_out = attach_report(self._client, self.parent_run_id, html, tables or {})
+            self._describe(text, left_out)
         self.close(is_complete=is_complete)
 
-    def _log_verdicts(self, rows: Sequence[Mapping[str, str]]) -> None:
-        """Update the verdicts in the study's own run; values that it shows already are not sent again."""
-        points, tags = project_verdicts(rows)
-        shown = self._client.get_run(self.parent_run_id).data
-        metrics = []
-        for point in points:
-            if shown.metrics.get(point.key) != point.value:
-                history = self._client.get_metric_history(self.parent_run_id, point.key)
-                # MLflow shows the value with the latest timestamp.
-                moment = max([point.timestamp_ms, *(metric.timestamp + 1 for metric in history)])
-                metrics.append(Metric(point.key, point.value, moment, point.step))
-        gone = [key for key in shown.tags if key.startswith((VERDICT_TAG, STATUS_TAG)) and key not in tags]
-        items = list((tags | dict.fromkeys(gone, DELETED)).items())
-        self._client.log_batch(self.parent_run_id, metrics=metrics)
-        for start in range(0, len(items), MAX_PARAMS_PER_CALL):
-            some = items[start : start + MAX_PARAMS_PER_CALL]
-            self._client.log_batch(self.parent_run_id, tags=[RunTag(key, value) for key, value in some])
+    def _describe(self, text: str = "", left_out: Sequence[str] = ()) -> None:
+        note = describe_experiment(
+            self._about,
+            experiment_id=self.experiment_id,
+            run_id=self.parent_run_id,
+            has_views=is_known(self._version),
+            text=text,
+            left_out=left_out,
+        )
+        set_note(self._client, self.experiment_id, note)
 
     def close(self, *, is_complete: bool) -> None:
         """Close the parent run, FINISHED or FAILED.
@@ -253,21 +284,6 @@ class Tracker:
 
     # ------------------------------------------------------------------ experiment and runs
 
-    def _ensure_experiment(self) -> str:
-        study = self._about["study"]
-        found = self._client.get_experiment_by_name(study)
-        location = choose_artifact_location(self.tracking_uri, self._ledger)
-        if found is None:
-            # The tag makes the UI offer its pages for training instead of those for language models.
-            tags = {"mlflow.experimentKind": "custom_model_development"}
-            return str(self._client.create_experiment(study, artifact_location=location, tags=tags))
-        if found.lifecycle_stage == LifecycleStage.DELETED:
-            self._client.restore_experiment(found.experiment_id)
-        if location is not None and found.artifact_location != location:
-            store, old = self.tracking_uri, found.artifact_location
-            move_artifacts(store, self._ledger, str(found.experiment_id), old=old, new=location)
-        return str(found.experiment_id)
-
     def _find_parents(self, view: int = ViewType.ACTIVE_ONLY) -> list[str]:
         return [run.info.run_id for run in self._search("tags.`robustsweep.kind` = 'study'", view)]
 
@@ -276,21 +292,6 @@ class Tracker:
         known = self._index.parent_run_id
         run_id = known if known is not None and known in deleted else deleted[-1]
         self._client.restore_run(run_id)
-        return run_id
-
-    def _ensure_parent(self, found: Sequence[str]) -> str:
-        tags = describe_study(self._about)
-        if not found:
-            created = self._client.create_run(self.experiment_id, start_time=self._about["written_ms"], tags=tags)
-            return str(created.info.run_id)
-        run_id = found[-1]
-        if len(found) > 1:  # a create_run without an answer, carried out late; the known runs are below the other
-            known = self._index.parent_run_id
-            run_id = known if known is not None and known in found else run_id
-            for extra in set(found) - {run_id}:
-                self._client.delete_run(extra)
-        self._client.update_run(run_id, status=RUNNING)
-        self._client.log_batch(run_id, tags=[RunTag(key, value) for key, value in tags.items()])
         return run_id
 
     def _find_runs(self, parent_run_id: str, query_all: bool) -> None:
@@ -361,17 +362,19 @@ class Tracker:
             run.stopped = None
         is_described = run.is_described_by(projection)
         if not is_described:
-            self._client.log_inputs(run.run_id, datasets=[self._dataset(record)])
+            self._client.log_inputs(run.run_id, datasets=[describe_dataset(self._about, record)])
         for batch in make_batches(projection, params=not is_described, tags=tags, known_epochs=known):
             self._log(run.run_id, batch)
-        run.num_params = len(projection.params)
+        run.num_params, run.has_dataset = len(projection.params), True
         run.epochs = set(known) | set(projection.epochs)
-        if projection.traceback is not None:
-            self._client.log_text(run.run_id, projection.traceback, "traceback.txt")
         if projection.status != RUNNING:
+            upload(self._client, run.run_id, self._attach(record, projection))
             self._client.set_terminated(run.run_id, projection.status, end_time=projection.last_ms)
             run.status, run.shipped, run.failure = projection.status, str(projection.num_points), failure
             run.stopped = stopped
+
+    def _attach(self, record: Record, projection: Projection) -> dict[str, bytes]:
+        return make_attachments(self._ledger, record, self._about["data"]["classes"], projection.traceback)
 
     def _log(self, run_id: str, batch: Batch) -> None:
         self._client.log_batch(
@@ -380,20 +383,6 @@ class Tracker:
             params=[Param(key, value) for key, value in batch.params],
             tags=[RunTag(key, value) for key, value in batch.tags.items()],
         )
-
-    def _dataset(self, record: Record) -> DatasetInput:
-        fingerprint = record.config["data_fingerprint"]
-        data_sets = self._about.get("data_sets", {}).values()
-        about = next((each for each in data_sets if record.config["name"] in each["arms"]), self._about["data"])
-        profile = json.dumps({"num_images": about["num_images"], "classes": about["classes"]})
-        dataset = Dataset(
-            name=about["name"],
-            digest=fingerprint[:MAX_DIGEST_LENGTH],
-            source_type=record.config["config"]["data"]["kind"],
-            source=json.dumps({"fingerprint": fingerprint}),
-            profile=profile if fingerprint == about["fingerprint"] else None,  # sizes may be those of another split
-        )
-        return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])
 
     def _translating_errors(self, what: str) -> AbstractContextManager[None]:
         return translating_errors(self.tracking_uri, f"{what} of study {self._about['study']!r}")

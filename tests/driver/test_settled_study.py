@@ -227,7 +227,7 @@ def test_the_work_is_done_again_and_settles_again(tmp_path: Path, cache_dir: Pat
     assert sorted(each.data.tags["robustsweep.kind"] for each in runs) == ["study", "trial", "trial"]
     assert {each.info.status for each in runs} == {"FINISHED"}
     (parent,) = (each for each in runs if each.data.tags["robustsweep.kind"] == "study")
-    assert [artifact.path for artifact in client.list_artifacts(parent.info.run_id)] == ["report.html"]
+    assert "report.html" in [artifact.path for artifact in client.list_artifacts(parent.info.run_id)]
 
     sync(dispatcher.ledger, dispatcher.uri)  # looks at the store itself, and ships the report too
     assert dispatcher.is_settled()

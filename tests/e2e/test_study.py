@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from mlflow.tracking import MlflowClient
 
 from orchestrator.analysis.results import load_results, results_sha256
+from orchestrator.ledger.derived import TABLES
 from orchestrator.ledger.ledger import Ledger
 from tests.conftest import FinishedStudy
 from tests.support.tiny_study import NUM_STAGES, NUM_TRIALS, Place, copy_place, stamps
@@ -145,13 +147,15 @@ def test_runs_say_what_they_are(shown: Shown, finished_study: FinishedStudy) -> 
     records = {record.signature: record for record in ledger_of(finished_study.place).records("trial")}
     for run in shown.of_kind("trial"):
         record = records[run.data.tags["robustsweep.signature"]]
-        assert run.data.tags["robustsweep.arm"] == record.config["name"]
-        assert run.data.tags["robustsweep.data_fingerprint"] == record.config["data_fingerprint"]
-        assert run.data.tags["robustsweep.replicate"] == run.data.params["replicate"] == "0"
-        for factor, level in record.config["arm"].items():
-            assert run.data.tags[f"factor.{factor}"] == run.data.params[factor] == level
-        assert run.data.params["config.training.learning_rate"] == "0.005"
-        assert run.data.params["config.model.name"] == "shufflenet_v2_x0_5"
+        assert run.data.params == record.config["arm"] | {"replicate": "0"}
+        levels = " · ".join(part.split("=")[1] for part in record.config["name"].split(", "))
+        assert run.data.tags["robustsweep.arm"] == levels
+        assert run.info.run_name == f"{levels} · r0"
+        config = yaml.safe_load(Path(shown.client.download_artifacts(run.info.run_id, "config.yaml")).read_text())
+        assert config["training"]["learning_rate"] == 0.005
+        assert config["model"]["name"] == "shufflenet_v2_x0_5"
+        files = {file.path for file in shown.client.list_artifacts(run.info.run_id)}
+        assert files - {"log.txt"} == {"config.yaml", "predictions.json", "curves.png", "confusion.png"}
 
 
 def test_metrics_are_laid_out_for_the_compare_views(shown: Shown, finished_study: FinishedStudy) -> None:
@@ -173,7 +177,10 @@ def test_metrics_are_laid_out_for_the_compare_views(shown: Shown, finished_study
         }
         assert shown.history(run, "shift/gaussian_noise/accuracy") == sorted(curve.items())
         assert list(curve) == [0, 1, 3]
-        assert [step for step, _ in shown.history(run, "val/balanced_accuracy")] == [1, 2, 3]
+        validation = shown.history(run, "validation/balanced_accuracy")
+        assert [step for step, _ in validation] == [1, 2, 3, 4]
+        assert validation[-1][1] == result["metrics"]["validation/balanced_accuracy"]
+        assert run.data.metrics["validation/balanced_accuracy"] == validation[-1][1]  # of the kept model
 
 
 def test_the_data_set_is_an_input_and_the_report_an_artifact(shown: Shown) -> None:
@@ -181,7 +188,8 @@ def test_the_data_set_is_an_input_and_the_report_an_artifact(shown: Shown) -> No
         (dataset,) = run.inputs.dataset_inputs
         assert dataset.dataset.name == "digits"
     parent = shown.of_kind("study")[0]
-    assert [file.path for file in shown.client.list_artifacts(parent.info.run_id)] == ["report.html"]
+    files = {file.path for file in shown.client.list_artifacts(parent.info.run_id)}
+    assert files == {"report.html", *TABLES}
     assert parent.data.tags["robustsweep.summary.complete"] == "4"
 
 

@@ -78,7 +78,7 @@ def check_whole(place: Place, finished_study: FinishedStudy) -> None:
     assert len({run.data.tags.get("robustsweep.signature") for run in runs}) == len(runs)
     for run in runs:
         if run.data.tags["robustsweep.kind"] == "trial":
-            history = client.get_metric_history(run.info.run_id, "val/loss")
+            history = client.get_metric_history(run.info.run_id, "train/loss")
             assert sorted(point.step for point in history) == [1, 2, 3]
 
 

@@ -80,5 +80,5 @@ def test_an_interrupted_and_killed_study_ends_as_an_undisturbed_one(
     assert len({run.data.tags.get("robustsweep.signature") for run in runs}) == len(runs)
     for run in runs:
         if run.data.tags["robustsweep.kind"] == "trial":
-            history = client.get_metric_history(run.info.run_id, "val/loss")
+            history = client.get_metric_history(run.info.run_id, "train/loss")
             assert sorted(point.step for point in history) == [1, 2, 3]

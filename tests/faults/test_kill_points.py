@@ -102,5 +102,5 @@ def check_store(uri: str) -> None:
     assert kinds == {"study": 1, "stage": NUM_STAGES, "trial": NUM_TRIALS}
     for run in runs:
         if run.data.tags["robustsweep.kind"] == "trial":
-            history = client.get_metric_history(run.info.run_id, "val/loss")
+            history = client.get_metric_history(run.info.run_id, "train/loss")
             assert sorted(point.step for point in history) == list(range(1, 16))

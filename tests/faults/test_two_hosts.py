@@ -200,7 +200,7 @@ def check_whole(place: Place, undisturbed: Place, epochs: int = EPOCHS) -> None:
     trials = [run for run in runs if run.data.tags["robustsweep.kind"] == "trial"]
     assert len(trials) == len(signatures)
     for run in trials:
-        history = client.get_metric_history(run.info.run_id, "val/loss")
+        history = client.get_metric_history(run.info.run_id, "train/loss")
         assert sorted(point.step for point in history) == list(range(1, epochs + 1))
 
 

@@ -13,6 +13,8 @@ STUDY = "demo"
 CREATED_MS = 1_790_000_000_000
 SHIFTS = ("gaussian_noise", "jpeg")
 FINGERPRINT = "ab" * 32
+NAME = "pretraining=scratch, augmentation.strength=0.5"
+ARM = {"augmentation.strength": 0.5, "pretraining": "scratch"}  # sorted, as a ledger has it
 
 
 def make_ledger(folder: Path, signatures: tuple[str, ...] = ("t1", "t2")) -> Ledger:
@@ -24,7 +26,7 @@ def make_ledger(folder: Path, signatures: tuple[str, ...] = ("t1", "t2")) -> Led
             "study": STUDY,
             "question": "Does it hold?",
             "factors": {"pretraining": ["scratch", "imagenet"]},
-            "replicates": 1,
+            "replicates": 2,
             "seed": 0,
             "data": {
                 "name": "digits",
@@ -37,7 +39,10 @@ def make_ledger(folder: Path, signatures: tuple[str, ...] = ("t1", "t2")) -> Led
             "written_ms": CREATED_MS,
             "study_sha256": "a" * 64,
             "stages": [],
-            "trials": [{"signature": signature} for signature in signatures],
+            "trials": [
+                {"signature": signature, "name": NAME, "arm": ARM, "replicate": replicate, "needs": []}
+                for replicate, signature in enumerate(signatures)
+            ],
         },
     )
     return ledger
@@ -50,8 +55,8 @@ def begin(ledger: Ledger, signature: str = "t1", kind: str = "trial", **changes:
         "signature": signature,
         "kind": kind,
         "study": STUDY,
-        "name": "pretraining=scratch, augmentation.strength=0.5" if is_trial else "simclr",
-        "arm": {"pretraining": "scratch", "augmentation.strength": 0.5} if is_trial else {},
+        "name": NAME if is_trial else "simclr",
+        "arm": ARM if is_trial else {},
         "replicate": 0 if is_trial else None,
         "needs": [],
         "config": {"data": {"kind": "digits", "sites": []}, "training": {"epochs": 3, "clip": None}, "seed": 0},

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from orchestrator.ledger.derived import TABLES
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.tracking.client import MlflowClient
 from orchestrator.tracking.tracker import Tracker
@@ -136,7 +137,8 @@ def show(uri: str, study: str) -> dict[str, Shown]:
     shown = {}
     for run in client.search_runs([experiment.experiment_id], max_results=1000):
         tags, run_id = run.data.tags, run.info.run_id
-        name = tags.get("robustsweep.signature", tags["robustsweep.kind"])
+        kind = tags["robustsweep.kind"]
+        name = tags.get("robustsweep.signature", f"arm {tags['robustsweep.arm']}" if kind == "arm" else kind)
         assert name not in shown
         history = [point for key in run.data.metrics for point in client.get_metric_history(run_id, key)]
         shown[name] = Shown(
@@ -157,6 +159,7 @@ def show(uri: str, study: str) -> dict[str, Shown]:
 def check_shown(shown: dict[str, Shown], ledger: Ledger) -> None:
     """Every record once and ended, its epochs as ``epochs.jsonl`` has them, its results as of when it ended."""
     records = {record.signature: record for kind in ("stage", "trial") for record in ledger.records(kind)}
+    shown = {name: each for name, each in shown.items() if not name.startswith("arm ")}
     assert set(shown) == {"study", *records}
     assert {each.status for each in shown.values()} == {"FINISHED"}
     for signature, record in records.items():
@@ -164,16 +167,21 @@ def check_shown(shown: dict[str, Shown], ledger: Ledger) -> None:
         times = Counter((key, step) for key, step, _, _ in each.points)
         assert set(times.values()) == {1}, f"twice in {signature}: {[key for key, n in times.items() if n > 1]}"
         epochs = [
-            (key, line["epoch"], value, line["timestamp_ms"])
+            (name_in_mlflow(key), line["epoch"], value, line["timestamp_ms"])
             for line in record.epochs
             for key, value in line["metrics"].items()
         ]
         assert record.result is not None
-        of_epochs = {key for key, _, _, _ in epochs}
-        assert [point for point in each.points if point[0] in of_epochs] == sorted(epochs)
-        others = [point for point in each.points if point[0] not in of_epochs]
+        of_epochs = {(key, step) for key, step, _, _ in epochs}
+        assert [point for point in each.points if point[:2] in of_epochs] == sorted(epochs)
+        others = [point for point in each.points if point[:2] not in of_epochs]
         assert {moment for _, _, _, moment in others} == {record.result["finished_ms"]}
         values = {(key, value) for key, _, value, _ in others}
         assert {(key, value) for key, value in record.result["metrics"].items()} <= values
         assert len(each.datasets) == 1
-    assert shown["study"].artifacts == ["report.html"]
+    assert shown["study"].artifacts == sorted({"report.html", *TABLES})
+
+
+def name_in_mlflow(key: str) -> str:
+    """Return the key that an epoch's metric of the ledger has in MLflow."""
+    return "validation/nll" if key == "val/loss" else key.replace("val/", "validation/")

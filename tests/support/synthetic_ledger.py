@@ -76,7 +76,9 @@ def make_fake_ledger(
         for number, levels in enumerate(itertools.product(*chosen.values()))
     ]
     skipped = (Skipped("pretraining=imagenet-21k", {"pretraining": "imagenet-21k"}, replicates, "no weights file"),)
-    ledger.write_plan(Plan((), tuple(trials), skipped if fate != Fate() else ()), _about(study, question, chosen, base))
+    ledger.write_plan(
+        Plan((), tuple(trials), skipped if fate != Fate() else ()), _about(study, question, chosen, base, replicates)
+    )
     num_complete = len(trials) - fate.failed - fate.interrupted - fate.missing
     for number, work in enumerate(trials):
         if number >= len(trials) - fate.missing:
@@ -100,12 +102,14 @@ def _work(base: TrialConfig, levels: dict[str, str], replicate: int, number: int
     return Work("trial", compute_signature(config, "f" * 16), name, config, "f" * 16, (), levels, replicate)
 
 
-def _about(study: str, question: str, factors: Mapping[str, Sequence[str]], base: TrialConfig) -> dict[str, Any]:
+def _about(
+    study: str, question: str, factors: Mapping[str, Sequence[str]], base: TrialConfig, replicates: int
+) -> dict[str, Any]:
     return {
         "study": study,
         "question": question,
         "factors": {factor: list(levels) for factor, levels in factors.items()},
-        "replicates": 2,
+        "replicates": replicates,
         "seed": 0,
         "data": {
             "name": base.data.kind,

@@ -62,7 +62,7 @@ def check_lies_in(ledger: Ledger, uri: str) -> None:
         f"{experiment.artifact_location}/{run.info.run_id}/artifacts" for run in runs
     }
     (trial,) = [run for run in runs if run.data.tags["robustsweep.kind"] == "trial"]
-    assert [artifact.path for artifact in client.list_artifacts(trial.info.run_id)] == ["traceback.txt"]
+    assert [artifact.path for artifact in client.list_artifacts(trial.info.run_id)] == ["config.yaml", "traceback.txt"]
 
 
 @pytest.mark.parametrize("how", ["moved", "copied"])

@@ -28,18 +28,21 @@ def test_a_complete_trial(tmp_path: Path) -> None:
     assert (projection.start_ms, projection.last_ms) == (CREATED_MS, CREATED_MS + 9000)
     assert [scores["shift/jpeg/accuracy", severity] for severity in range(4)] == pytest.approx([0.9, 0.8, 0.7, 0.6])
     assert scores["id/accuracy", 0] == 0.9
-    assert scores["validation/accuracy", 0] == 0.8
-    assert scores["cost/peak_rss_mib", 0] == 300.5
+    assert scores["validation/accuracy", 4] == 0.8  # of the kept model, after the curve over 3 epochs
+    assert scores["system/peak_rss_mib", 0] == 300.5
     assert {point.timestamp_ms for point in projection.scores} == {CREATED_MS + 9000}
     assert projection.epochs[2] == (
         Point("train/loss", 0.5, CREATED_MS + 2000, 2),
-        Point("val/accuracy", 0.7, CREATED_MS + 2000, 2),
+        Point("validation/accuracy", 0.7, CREATED_MS + 2000, 2),
     )
-    assert projection.params["augmentation.strength"] == "0.5"
-    assert projection.params["config.training.clip"] == "null"
-    assert projection.params["config.data.sites"] == "[]"
-    assert projection.tags["factor.pretraining"] == "scratch"
-    assert projection.tags["mlflow.runName"] == "pretraining=scratch, augmentation.strength=0.5 r0"
+    assert projection.params == {"pretraining": "scratch", "augmentation.strength": "0.5", "replicate": "0"}
+    assert projection.tags == {
+        "robustsweep.signature": "t1",
+        "robustsweep.kind": "trial",
+        "robustsweep.arm": "scratch · 0.5",
+        "mlflow.runName": "scratch · 0.5 · r0",
+        "mlflow.source.git.commit": "c0ffee",
+    }
     assert projection.closing_tags["robustsweep.undefined"] == "id/auroc: one class only"
 
 
@@ -154,8 +157,8 @@ def test_tags_that_the_run_was_created_with_are_not_sent_again(tmp_path: Path) -
 
 def test_a_long_value_says_that_it_was_cut(tmp_path: Path) -> None:
     ledger = make_ledger(tmp_path)
-    begin(ledger, config={"long": "x" * 7000})
-    value = project(ledger.read("trial", "t1")).params["config.long"]
+    begin(ledger, arm={"long": "x" * 7000})
+    value = project(ledger.read("trial", "t1")).params["long"]
     assert len(value) == MAX_PARAM_LENGTH
     assert "cut" in value
 

@@ -3,15 +3,14 @@ from __future__ import annotations
 import http.client
 import os
 import socket
-import urllib.parse
 import urllib.request
 from pathlib import Path
 
 import pytest
 
 from orchestrator.tracking.addresses import TrackingError
-from orchestrator.tracking.client import TrialRuns
-from orchestrator.tracking.server import MAX_COMPARED_RUNS, make_links, serve_ui
+from orchestrator.tracking.client import MlflowClient, StudyPages
+from orchestrator.tracking.server import make_links, open_page, serve_ui
 from orchestrator.tracking.shipper import sync
 from tests.support.ledger_records import finished, make_ledger
 from trainables.errors import StudyError
@@ -35,7 +34,8 @@ def get(url: str) -> str:
 def test_the_server_answers_shows_the_study_and_leaves_no_process(uri: str) -> None:
     with serve_ui(uri, "demo") as server:
         assert server.url.startswith("http://127.0.0.1:")
-        assert 'id="root"' in get(server.compare_url.split("#")[0])
+        assert 'id="root"' in get(server.links.by_arm.split("#")[0])
+        assert server.links.problem is None
         assert '"demo"' in get(f"{server.url}/ajax-api/2.0/mlflow/experiments/get-by-name?experiment_name=demo")
         group = server._process.pid
         os.killpg(group, 0)
@@ -64,7 +64,7 @@ def test_the_server_answers_this_machine_only_and_leaves_its_folder_to_nobody(ur
         assert f"0100007F:{port:04X} 00000000:0000 0A" in listening
         assert f"00000000:{port:04X} 00000000:0000 0A" not in listening
         assert ask(server.url, "/health", "127.0.0.1") == 200
-        run = server.links.compare.split("%22")[1]
+        run = MlflowClient(uri).search_runs(["1"])[0].info.run_id
         list_page = "/ajax-api/2.0/mlflow/experiments/get-by-name?experiment_name=demo"
         assert ask(server.url, list_page, "127.0.0.1") == 200
         assert ask(server.url, list_page, "elsewhere.example") == 403  # DNS rebinding
@@ -86,19 +86,52 @@ def test_a_study_that_is_not_there_starts_nothing(uri: str) -> None:
         serve_ui(uri, "nonesuch")
 
 
-def test_links_are_those_of_mlflows_pages() -> None:
-    links = make_links("http://h", TrialRuns("7", ["a", "b"], ["shift/jpeg/auroc", "shift/jpeg/balanced_accuracy"]))
-    assert links.compare == "http://h/#/compare-runs?runs=[%22a%22,%22b%22]&experiments=[%227%22]"
-    assert links.curves is not None
-    query = urllib.parse.parse_qs(links.curves.split("?", 1)[1])
-    assert query["metric"] == ['"shift/jpeg/balanced_accuracy"']
-    assert query["x_axis"] == ["step"]
+def test_links_are_short_and_those_of_mlflows_pages() -> None:
+    address, run_id = "http://mlflow.radiology.example.org:5000/tracking", "f" * 32
+    links = make_links(address, StudyPages("123456789", "3.17.2", True, run_id))
+    assert links.by_arm == (
+        f"{address}/#/experiments/123456789/runs?workflowType=machine_learning&viewStateShareKey=by-arm"
+        "&compareRunsMode=CHART"
+    )
+    assert links.report == f"{address}/#/experiments/123456789/runs/{run_id}/artifacts/report.html"
+    lines = links.describe()
+    assert [line.split()[0] for line in lines] == ["by", "trials", "report"]
+    assert all(len(link) <= 200 for link in (links.by_arm, links.trials, links.report) if link is not None)
 
 
-def test_links_compare_no_more_than_mlflow_can_show() -> None:
-    links = make_links("http://h", TrialRuns("7", [str(number) for number in range(250)], []))
-    assert links.compare.count("%22") == 2 * MAX_COMPARED_RUNS + 2
-    assert (links.num_compared, links.num_trials, links.curves) == (MAX_COMPARED_RUNS, 250, None)
+@pytest.mark.parametrize(
+    ("version", "has_views", "reason"),
+    [
+        ("3.18.0", True, "is 3.18.0, views are for MLflow 3.17: this is the plain page"),
+        (None, True, "tells no version"),
+        ("3.17.2", False, "no views yet, `robustsweep sync` makes them"),
+    ],
+)
+def test_without_a_view_the_plain_page_is_linked_with_the_reason(
+    version: str | None, has_views: bool, reason: str
+) -> None:
+    links = make_links("http://h", StudyPages("7", version, has_views, None))
+    assert (links.by_arm, links.trials) == ("http://h/#/experiments/7/runs?workflowType=machine_learning", None)
+    lines = links.describe()
+    assert lines[0] == f"runs     {links.by_arm}"
+    assert lines[1].startswith("no view  ")
+    assert reason in lines[1]
+    assert lines[2] == "report   none yet: the study has not ended"
+
+
+def test_no_browser_is_started_where_nobody_sees_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[str] = []
+    monkeypatch.setattr("webbrowser.open", lambda url: opened.append(url) or True)
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True, raising=False)
+    monkeypatch.delenv("DISPLAY", raising=False)
+    monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
+    monkeypatch.setattr("sys.platform", "linux")
+    assert not open_page("http://h")
+    monkeypatch.setenv("DISPLAY", ":0")
+    assert open_page("http://h")
+    monkeypatch.setattr("sys.stdout.isatty", lambda: False, raising=False)
+    assert not open_page("http://h")
+    assert opened == ["http://h"]
 
 
 def test_a_taken_port_is_told(uri: str, tmp_path: Path) -> None:

@@ -41,7 +41,7 @@ class FakeTracker:
         self.is_open = False
         self.num_opened = 0
         self.shipped: list[str] = []
-        self.num_closed = 0
+        self.num_closed = self.num_shown = 0
         self.ends: list[bool] = []
         self.entered = threading.Event()
         self.block = threading.Event()
@@ -61,6 +61,9 @@ class FakeTracker:
 
     def has_shipped(self, signature: str, state: str) -> bool:
         return signature in self.shipped
+
+    def show_arms(self) -> None:
+        self.num_shown += 1
 
     def close_interrupted(self, resumed: Any = ()) -> int:
         self.num_closed += 1
@@ -284,7 +287,7 @@ def content(uri: str) -> dict[str, tuple[str, dict[str, list[tuple[int, float, i
     experiment = client.get_experiment_by_name("demo")
     shown = {}
     for run in client.search_runs([experiment.experiment_id], "tags.`robustsweep.kind` = 'trial'"):
-        keys = ["train/loss", "val/accuracy", "shift/jpeg/accuracy", "id/accuracy"]
+        keys = ["train/loss", "validation/accuracy", "shift/jpeg/accuracy", "id/accuracy"]
         histories = {
             key: [(m.step, m.value, m.timestamp) for m in client.get_metric_history(run.info.run_id, key)]
             for key in keys

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.metadata import version
 from pathlib import Path
 from socketserver import BaseRequestHandler, ThreadingTCPServer
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.tracking.addresses import RefusedError, TrackingError
-from orchestrator.tracking.client import MlflowClient, find_trial_runs
+from orchestrator.tracking.client import MlflowClient, StudyPages, find_study
 from orchestrator.tracking.tracker import Tracker
 from tests.support.ledger_records import (
     CREATED_MS,
@@ -49,13 +50,12 @@ def test_a_finished_trial_is_all_there(uri: str, ledger: Ledger) -> None:
     run = run_of(uri)
     assert run.info.status == "FINISHED"
     assert (run.info.start_time, run.info.end_time) == (CREATED_MS, CREATED_MS + 9000)
-    assert run.info.run_name == "pretraining=scratch, augmentation.strength=0.5 r0"
+    assert run.info.run_name == "scratch · 0.5 · r0"
     assert run.data.params["pretraining"] == "scratch"
     assert run.data.params["replicate"] == "0"
-    assert run.data.params["config.training.epochs"] == "3"
     assert run.data.tags["mlflow.parentRunId"] == tracker.parent_run_id
     assert run.data.tags["mlflow.source.git.commit"] == "c0ffee"
-    assert run.data.tags["factor.augmentation.strength"] == "0.5"
+    assert run.data.tags["robustsweep.arm"] == "scratch · 0.5"
     assert run.data.tags["robustsweep.kind"] == "trial"
     assert run.data.tags["robustsweep.undefined"] == "id/auroc: one class only"
     assert run.data.metrics["robustness/mean_accuracy"] == 0.7
@@ -65,14 +65,14 @@ def test_a_finished_trial_is_all_there(uri: str, ledger: Ledger) -> None:
     assert (dataset.dataset.name, dataset.dataset.digest) == ("digits", FINGERPRINT[:36])
 
 
-def test_a_trial_takes_four_requests_and_a_replay_none(uri: str, ledger: Ledger) -> None:
+def test_a_trial_takes_five_calls_and_a_replay_none(uri: str, ledger: Ledger) -> None:
     finished(ledger)
     tracker = make_tracker(uri, ledger)
     counting = tracker._client = CountingClient(tracker._client)
     assert ship(tracker, ledger)
-    assert counting.calls == ["create_run", "log_inputs", "log_batch", "set_terminated"]
+    assert counting.calls == ["create_run", "log_inputs", "log_batch", "log_artifacts", "set_terminated"]
     assert not ship(tracker, ledger)
-    assert len(counting.calls) == 4
+    assert len(counting.calls) == 5
 
 
 def test_a_replay_by_another_driver_changes_nothing(uri: str, ledger: Ledger) -> None:
@@ -101,7 +101,7 @@ def test_a_running_trial_grows_and_each_epoch_is_sent_once(uri: str, ledger: Led
     add_epochs(ledger, first=3, last=3)
     complete(ledger)
     assert ship(tracker, ledger)
-    assert counting.calls == ["log_batch", "log_batch", "set_terminated"]
+    assert counting.calls == ["log_batch", "log_batch", "log_artifacts", "set_terminated"]
     assert [point[0] for point in points_of(uri, "train/loss")] == [1, 2, 3]
 
 
@@ -376,17 +376,15 @@ def test_a_sick_server_costs_one_short_request(ledger: Ledger, fault: str, monke
     assert len(asked) == 1
 
 
-def test_trial_runs_to_compare(uri: str, ledger: Ledger) -> None:
+def test_what_is_there_to_be_opened(uri: str, ledger: Ledger) -> None:
     finished(ledger)
-    begin(ledger, "t0")
     tracker = make_tracker(uri, ledger)
-    ship(tracker, ledger, "t0")
-    ship(tracker, ledger, "t1")
-    found = find_trial_runs(uri, "demo")
-    assert found.run_ids == [run_of(uri, "t1").info.run_id, run_of(uri, "t0").info.run_id]
-    assert "shift/jpeg/accuracy" in found.shift_keys
+    assert find_study(uri, "demo") == StudyPages("1", version("mlflow"), has_views=False, report_run_id=None)
+    tracker.show_arms()
+    tracker.log_report(b"<html></html>", summary={}, is_complete=True)
+    assert find_study(uri, "demo") == StudyPages("1", version("mlflow"), True, tracker.parent_run_id)
     with pytest.raises(StudyError, match="'nonesuch'"):
-        find_trial_runs(uri, "nonesuch")
+        find_study(uri, "nonesuch")
 
 
 def test_nothing_is_left_in_the_working_directory(
