@@ -34,7 +34,7 @@ TARGETS = (0.05, 0.1, 0.2, 0.35, 0.5)
 
 
 class MatchingTargets(Frozen):
-    """What ``severities: matched`` means: the loss of a reference arm on its validation images at each severity."""
+    """Settings of ``severities: matched``: the loss of a reference arm on its validation images at each severity."""
 
     targets: Shares = Field(
         TARGETS, description="Severity 1, 2, …: share of the accuracy above chance that the reference loses."
@@ -63,7 +63,7 @@ class EvaluationConfig(Frozen):
         "{name: …, op: …, strengths: […]}, {stain: {haematoxylin: […], eosin: […]}}.",
     )
     severities: Severities = Field(
-        (1, 2, 3, 4, 5), description="Of the published strengths; matched: strengths of equal difficulty."
+        (1, 2, 3, 4, 5), description="1 is mild, 5 severe; matched: strengths of equal difficulty."
     )
     matching: MatchingTargets = Field(
         MatchingTargets(),
@@ -74,7 +74,7 @@ class EvaluationConfig(Frozen):
         (), description="Names as in shifts: of validation images, so that validation/robustness/… may choose."
     )
     shift_seed: Seed = Field(0, description="Of the shifts' randomness; the same for all trials.")
-    ece_bins: int = Field(15, gt=0, le=10_000)
+    ece_bins: int = Field(15, gt=0, le=10_000, description="Bins of confidence of the expected calibration error.")
     store_features: bool = Field(True, description="Keep penultimate features of the unshifted sets (float16).")
 
     @property

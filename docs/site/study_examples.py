@@ -111,6 +111,7 @@ EXAMPLES: dict[str, str] = {
     "Parameter.choices": "[adamw, sgd]",
     "CMAES.population_size": "8",
     "_EarlyStopping.metric": "validation/auroc",
+    "Study.replicates_where": "[{when: {data: blood}, replicates: 10}]",
     # Report and execution
     "ReportConfig.reference": "{arm: {augmentation: none}}",
     "ReportConfig.families": "{light: [brightness_up, gamma_up]}",

@@ -177,7 +177,7 @@ class Results:
     @cached_property
     def needs(self) -> dict[str, frozenset[str]]:
         """Signature of each planned trial → signatures of the pretraining stages that it starts from."""
-        others = {stage["signature"] for stage in self.plan["stages"] if stage["kind"] == MATCHING}
+        others = {stage["signature"] for stage in self.plan.get("stages", ()) if stage["kind"] == MATCHING}
         return {trial["signature"]: frozenset(trial.get("needs", ())) - others for trial in self.plan["trials"]}
 
     def read_candidate(self, signature: str) -> dict[str, Any]:

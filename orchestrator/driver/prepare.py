@@ -286,7 +286,7 @@ def _plan_grid(study: Study, arms: Sequence[Arm], candidates: Sequence[Arm], inp
         candidates,
         replicates=study.count_replicates,
         facts=inputs,
-        references=find_matching_references(study, arms),
+        references=find_matching_references(study.report, arms),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
@@ -223,12 +222,12 @@ def _list_sites(contrast: Contrast, sites: Sequence[frozenset[str]]) -> frozense
 def _find_needs(plan: Plan, compared: Collection[str]) -> dict[int | None, set[str]]:
     """Return replicate → signatures of the stages behind its trials, of the replicates that all compared arms have."""
     needs: dict[int | None, set[str]] = {}
-    found: Counter[int | None] = Counter()
+    found: dict[int | None, set[str]] = {}
     for trial in plan.trials:
         if trial.name in compared:
             needs.setdefault(trial.replicate, set()).update(trial.encoders)
-            found[trial.replicate] += 1
-    return {replicate: stages for replicate, stages in needs.items() if found[replicate] == len(compared)}
+            found.setdefault(trial.replicate, set()).add(trial.name)
+    return {replicate: stages for replicate, stages in needs.items() if len(found[replicate]) == len(compared)}
 
 
 def _count_correlated(

@@ -153,17 +153,7 @@ def difference_map(results: Results, found: Differences) -> Figure:
         "text": _texts(z, marked, is_annotated=is_annotated),
         "texttemplate": "%{text}",
         "textfont": {"size": 10.5 if is_annotated else 8},
-        "customdata": [
-            [
-                [
-                    int(count),
-                    None if np.isnan(p) else round(float(p), 4),
-                    _word_seen(results, arm, shift) if is_annotated else "",
-                ]
-                for shift, count, p in zip(shown.columns, *pair, strict=True)
-            ]
-            for arm, *pair in zip(shown.index, n.to_numpy(), p_corrected.to_numpy(), strict=True)
-        ],
+        "customdata": _describe_cells(results, n, p_corrected, is_annotated=is_annotated),
         "meta": {"columns": ["pairs", "p_corrected", "policy"]},
         "hovertemplate": "%{y}<br>%{x}: %{z:+.1f} points<br>n = %{customdata[0]}"
         f"{', p (of the map) %{customdata[1]}' if found.num_tested else ''}<br>%{{customdata[2]}}<extra></extra>",
@@ -190,6 +180,23 @@ def difference_map(results: Results, found: Differences) -> Figure:
         min_width_px=300 + 46 * len(names),
         axes=("shift", "arm", "difference, points"),
     )
+
+
+def _describe_cells(
+    results: Results, n: pd.DataFrame, p_corrected: pd.DataFrame, *, is_annotated: bool
+) -> list[list[list[Any]]]:
+    """Return number of pairs, p of the map and the policy's word of every cell."""
+    return [
+        [
+            [
+                int(count),
+                None if np.isnan(p) else round(float(p), 4),
+                _word_seen(results, arm, shift) if is_annotated else "",
+            ]
+            for shift, count, p in zip(n.columns, *pair, strict=True)
+        ]
+        for arm, *pair in zip(n.index, n.to_numpy(), p_corrected.to_numpy(), strict=True)
+    ]
 
 
 def _word_seen(results: Results, arm: Any, shift: Any) -> str:

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
 from pydantic import Field, model_validator
 
@@ -22,9 +22,6 @@ from trainables.evaluation.balanced import load_reference
 from trainables.evaluation.families import normalise_member
 from trainables.frozen import Frozen
 from trainables.shifts.tables import ENTRY_POINTS, GENERAL, OTHER, load_aliases, load_tables, registered_names
-
-if TYPE_CHECKING:
-    from orchestrator.study.study_file import Study
 
 _ARM: Key = ("report", "reference", "arm")
 _TABLE: Key = ("report", "reference", "table")
@@ -193,45 +190,41 @@ def _find_arms(wanted: str | Mapping[str, Any], data_sets: Mapping[str, Sequence
     }
 
 
-def find_matching_references(study: Study, arms: Sequence[Arm]) -> dict[str, Arm]:
+def find_matching_references(report: ReportConfig, arms: Sequence[Arm]) -> dict[str, Arm]:
     """Return name of each arm with ``severities: matched`` → the arm on which its severities are matched.
 
-    That is the arm with the levels of ``evaluation.matching.reference``, else that of ``report.reference``, else the
-    first.
+    That is, on the same data set, the arm with the levels of ``evaluation.matching.reference``, else that of
+    ``report.reference``, else the first.
     """
-    reference = study.report.reference
-    stated = None if reference is None or reference.table is not None else describe_reference(study.report, arms)
-    named = None if stated is None else stated["arm"]
-    default = next((arm for arm in arms if arm.name == named), arms[0]) if arms else None
+    reference = report.reference
+    stated = None if reference is None or reference.table is not None else describe_reference(report, arms)
+    named = set() if stated is None else {*stated.get("arms", {}).values(), stated.get("arm")}
     found = {}
-    for arm in arms:
-        wanted = arm.config.evaluation.matching.reference
-        chosen = default if wanted is None else next((each for each in arms if _has_levels(each, wanted)), None)
-        if arm.config.evaluation.is_matched and chosen is not None:
-            found[arm.name] = chosen
+    for group in group_by_data_set(arms).values():
+        default = next((arm for arm in group if arm.name in named), group[0])
+        for arm in group:
+            wanted = arm.config.evaluation.matching.reference
+            chosen = default if wanted is None else next((each for each in group if _has_levels(each, wanted)), None)
+            if arm.config.evaluation.is_matched and chosen is not None:
+                found[arm.name] = chosen
     return found
 
 
-def check_matching(tree: Source, study: Study, arms: Sequence[Arm]) -> None:
+def check_matching(tree: Source, report: ReportConfig, arms: Sequence[Arm], *, has_search: bool) -> None:
     """Report matched severities whose reference is no single arm, or cannot be trained before the others."""
     matched = [arm for arm in arms if arm.config.evaluation.is_matched]
     if not matched:
         return
-    if study.search is not None:
+    if has_search:
         tree.report(_SEVERITIES, "found matched, which does not go with search: its arms are not known beforehand")
-    if study.report.reference is not None and study.report.reference.table is not None:
+    if report.reference is not None and report.reference.table is not None:
         tree.report(_SEVERITIES, "found matched, and report.reference.table has errors at published strengths")
     if any(arm.config.data.split == "per_replicate" for arm in matched):
         text = "validation images of one replicate are test images of another"
         tree.report(_SEVERITIES, f"found matched with data.split: per_replicate: {text}")
-    for wanted in {json.dumps(arm.config.evaluation.matching.reference) for arm in matched} - {"null"}:
-        levels = json.loads(wanted)
-        unknown = [factor for factor in levels if factor not in arms[0].levels]
-        number = 0 if unknown else sum(_has_levels(arm, levels) for arm in arms)
-        if number != 1:
-            tree.report((*_MATCHING, "reference"), f"found {number} arms with these levels, expected one")
-            return
-    for reference in {arm.name: arm for arm in find_matching_references(study, arms).values()}.values():
+    if not _check_matching_levels(tree, arms, matched):
+        return
+    for reference in {arm.name: arm for arm in find_matching_references(report, arms).values()}.values():
         training = reference.config.training
         if reference.config.pretraining.kind == "contrastive":
             problem = "starts from a contrastive stage; expected an arm that starts from none"
@@ -240,6 +233,19 @@ def check_matching(tree: Source, study: Study, arms: Sequence[Arm]) -> None:
         else:
             continue
         tree.report(_SEVERITIES, f"found matched on the arm {reference.name!r}, which {problem} (evaluation.matching)")
+
+
+def _check_matching_levels(tree: Source, arms: Sequence[Arm], matched: Sequence[Arm]) -> bool:
+    """Return whether each stated reference is one arm of every data set; report the first that is not."""
+    for wanted in {json.dumps(arm.config.evaluation.matching.reference) for arm in matched} - {"null"}:
+        levels = json.loads(wanted)
+        unknown = [factor for factor in levels if factor not in arms[0].levels]
+        for group in group_by_data_set(arms).values():
+            number = 0 if unknown else sum(_has_levels(arm, levels) for arm in group)
+            if number != 1:
+                tree.report((*_MATCHING, "reference"), f"found {number} arms with these levels, expected one")
+                return False
+    return True
 
 
 def _has_levels(arm: Arm, wanted: Mapping[str, Any]) -> bool:

@@ -236,7 +236,7 @@ def _check_trials(tree: Source, study: Study, grid: Grid, arms: list[Arm]) -> No
     """Report what is wrong with the trials of a study as a whole: their number, encoders, search and tuning."""
     _check_replicates(tree, grid, study, arms)
     _check_encoders(tree, grid, arms, study)
-    check_matching(tree, study, arms)
+    check_matching(tree, study.report, arms, has_search=study.search is not None)
     if study.search and not tree.problems:
         _check_search(tree, study, study.search, arms)
     elif study.tuning and not tree.problems:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from orchestrator.analysis import formats
+from orchestrator.analysis.tables import formats
 from orchestrator.analysis.tables.formats import TextTable
 
 TRICKY = pd.DataFrame(

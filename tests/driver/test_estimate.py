@@ -181,7 +181,7 @@ def test_the_plan_as_json_names_the_state_of_everything(tmp_path: Path, cache_di
         "planned": 4, "complete": 1, "to_resume": 1, "to_run": 1, "failed": 1, "stages": 1, "stages_open": 1,
     }  # fmt: skip
     assert set(described) == {
-        "study", "ledger", "counts", "estimate", "stages", "trials", "skipped", "orphaned", "hypotheses",
+        "study", "ledger", "counts", "estimate", "stages", "trials", "skipped", "orphaned", "hypotheses", "matched",
         "encoders",
     }  # fmt: skip
 

@@ -26,7 +26,7 @@ STUDY = (
 def plan_of(text: str, *overrides: str) -> Plan:
     study = parse_study(HEAD + text, source="s.yaml", overrides=overrides)
     arms = study.arms()
-    references = find_matching_references(study, arms)
+    references = find_matching_references(study.report, arms)
     return make_plan(arms, replicates=study.replicates, facts=StatedFacts(), references=references)
 
 
@@ -90,7 +90,7 @@ def test_the_name_of_the_default_reference_changes_nothing() -> None:
 def test_studies_with_published_severities_have_the_signatures_they_had() -> None:
     text = "evaluation: {severities: [1, 3]}\nfactors: {augmentation: [none, strong]}\n"
     study = parse_study(HEAD + text, source="s.yaml")
-    assert find_matching_references(study, study.arms()) == {}
+    assert find_matching_references(study.report, study.arms()) == {}
     plan = plan_of(text)
     assert plan.stages == ()
     assert all(trial.needs == () and trial.matching is None for trial in plan.trials)

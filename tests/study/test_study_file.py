@@ -91,7 +91,7 @@ def test_the_example_studies_are_sound(name: str, num_arms: int) -> None:
 
 def test_reading_a_study_needs_neither_torch_nor_ray_nor_mlflow() -> None:
     code = (
-        "import sys, orchestrator.study.schema as s; s.study_schema(); "
+        "import sys, orchestrator.study.schema as e, orchestrator.study.study_file as s; e.study_schema(); "
         f"s.load_study({str(CONFIGS / 'quickstart.yaml')!r}).arms(); "
         "print(sorted({'torch', 'numpy', 'ray', 'mlflow', 'torchvision'} & set(sys.modules)))"
     )

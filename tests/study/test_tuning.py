@@ -166,4 +166,4 @@ def test_tuning_does_not_go_with_search() -> None:
 
 def test_candidates_count_towards_the_largest_plan() -> None:
     (line,) = problems(f"{HEAD}replicates: 50000\ntuning: {{space: {{{RATE}}}}}\n")
-    assert "found 50,000 of 1 arms with 4 candidates each, expected at most 100,000 trials in all" in line
+    assert "found 200,000 trials of 1 arms with 4 candidates each, expected at most 100,000 trials in all" in line

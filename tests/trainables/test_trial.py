@@ -165,11 +165,13 @@ def test_metrics_are_those_of_the_stored_predictions(
 
 
 def test_progress_is_reported(finished: tuple[Folder, dict[str, Any], list[Any]]) -> None:
-    folder, _, events = finished
+    folder, result, events = finished
     assert events[0] == {"event": "started", "epochs": 2}
     epochs = [{key: event[key] for key in event if key != "event"} for event in events if event["event"] == "epoch"]
     assert epochs == folder.read_lines("epochs.jsonl")
-    assert events[-1] == {"event": "evaluation", "done": 4, "total": 4}
+    assert events[-2] == {"event": "evaluation", "done": 4, "total": 4}
+    scores = ("validation/balanced_accuracy", "robustness/mean_balanced_accuracy")
+    assert events[-1] == {"event": "scores", "metrics": {name: result["metrics"][name] for name in scores}}
 
 
 def test_called_again_it_evaluates_again_and_changes_nothing(

@@ -1,4 +1,4 @@
-"""What a trial or stage says about its run: times, memory, device and versions."""
+"""Provenance of a trial's or stage's run: times, memory, device and versions."""
 
 from __future__ import annotations
 

@@ -24,7 +24,8 @@ def lede(results: Results) -> str:
     )
     return (
         f"{described}. "
-        f"{plural(results.trials['name'].nunique(), 'arm')}, {plural(results.counts['planned'], 'trial')} planned."
+        f"{plural(results.trials['name'].nunique(), 'arm')}, {plural(results.counts['planned'], 'trial')} planned"
+        + (f", {results.plan['tuning']['candidates']} candidates per replicate." if results.candidates else ".")
     )
 
 
