@@ -56,7 +56,7 @@ class Ledger:
 
     def folder(self, kind: str, signature: str) -> Folder:
         """Return the folder of a stage or trial."""
-        return self.root / f"{kind}s/{signature}"
+        return self.root / f"{kind}s" / signature  # each part is checked: a plan may be hostile
 
     def claims(self, signature: str) -> Folder:
         """Return the folder of the claims of a stage or trial (``trainables.storage.claims``)."""

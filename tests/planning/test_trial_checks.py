@@ -146,7 +146,7 @@ def test_weights_that_do_not_fit_are_refused_before_anything_runs(kind: str, tmp
     imagenet = f"{{kind: imagenet, file: {file}}}"
     pretraining = imagenet if kind == "imagenet" else f"{{kind: contrastive, init: {imagenet}}}"
     file.write_bytes(b"no weights")
-    with pytest.raises(ConfigError, match=r"pretraining.file: read .*w.pth and found no plain state dict"):
+    with pytest.raises(ConfigError, match=r"pretraining: read .*w.pth and found no plain state dict"):
         try_out(cache_dir, f"pretraining={pretraining}")
     torch.save({"conv1.weight": torch.zeros(3)}, file)
     with pytest.raises(ConfigError, match="expected the weights of the same architecture"):

@@ -52,7 +52,7 @@ def test_a_candidate_is_told_by_name_tag_and_param(tmp_path: Path) -> None:
     record = ledger.read("trial", "t1")
     config = record.config | {"candidate": 2, "tuned": {"training.learning_rate": "0.01"}}
     projection = project(dataclasses.replace(record, config=config))
-    assert projection.tags["mlflow.runName"] == "pretraining=scratch, augmentation.strength=0.5 r0 c2"
+    assert projection.tags["mlflow.runName"] == "scratch · 0.5 · r0 · c2"
     assert projection.tags["robustsweep.candidate"] == projection.params["candidate"] == "2"
     assert "robustsweep.candidate" not in project(record).tags
 
