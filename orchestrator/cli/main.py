@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli.compare import compare, stats
 from orchestrator.cli.data import data
 from orchestrator.cli.init import examples, init
 from orchestrator.cli.options import (
@@ -37,7 +38,6 @@ from orchestrator.cli.options import (
 )
 from orchestrator.cli.select import select
 from orchestrator.cli.shifts import shifts
-from orchestrator.cli.stats import stats
 from trainables.errors import (
     ClusterLostError,
     InfrastructureError,
@@ -226,6 +226,7 @@ def report(
 app.command()(init)
 app.command()(examples)
 app.command()(select)
+app.command()(compare)
 app.command()(stats)
 
 
