@@ -194,6 +194,17 @@ def test_three_studies_share_what_all_of_them_have(tmp_path: Path) -> None:
     ]
 
 
+def test_arms_of_the_same_levels_are_compared_whatever_the_order_of_the_factors(tmp_path: Path) -> None:
+    more = {"pretraining": ("scratch", "imagenet")}
+    compared = compare_studies(
+        [make(tmp_path, "a", BASE, factors=FACTORS | more), make(tmp_path, "b", factors=more | FACTORS)]
+    )
+    assert {(pair.first.short, pair.second.short) for pair in compared.pairs} == {
+        (f"{augmentation} · {pretraining}", f"{pretraining} · {augmentation}")
+        for augmentation, pretraining in itertools.product(FACTORS["augmentation"], more["pretraining"])
+    }
+
+
 def test_named_arms_are_compared_whatever_they_are_called(tmp_path: Path) -> None:
     other = {"augmentation": ("none", "heavy")}
     ledgers = [make(tmp_path, "a", BASE), make(tmp_path, "b", factors=other)]

@@ -60,7 +60,7 @@ class Pair:
 
 
 def compute_pairs(sides: Sequence[Side], trials: pd.DataFrame, named: Sequence[tuple[str, str]] = ()) -> list[Pair]:
-    """Return the pairs of arms of different studies: those with the same label, and those that are named.
+    """Return the pairs of arms of different studies: those with the same label or levels, and those named.
 
     Args:
         sides: sides of the comparison, in order; a difference is that of the later side minus the earlier one, and of
@@ -74,10 +74,11 @@ def compute_pairs(sides: Sequence[Side], trials: pd.DataFrame, named: Sequence[t
     """
     chosen: dict[tuple[str, str], tuple[Arm, Arm]] = {}
     for first, second in combinations(sides, 2):
-        known = {arm.short: arm for arm in second.arms}
         for arm in first.arms:
-            if arm.short in known:
-                chosen[arm.label, known[arm.short].label] = arm, known[arm.short]
+            # Label first: a factor that one study alone varies, or holds fixed, is in the levels of that study only.
+            alike = [each for each in second.arms if each.short == arm.short]
+            alike = alike or [each for each in second.arms if each.levels == arm.levels]
+            chosen |= {(arm.label, each.label): (arm, each) for each in alike}
     for one, other in named:
         of_two = len(sides) == 2
         found = _find_arm(one, sides[:1] if of_two else sides), _find_arm(other, sides[1:] if of_two else sides)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -42,10 +43,16 @@ class Side:
     label: str
     results: Results
 
-    @property
+    @cached_property
     def arms(self) -> list[Arm]:
         """All planned arms."""
-        return [Arm(self, name) for name in self.results.labels]
+        levels = {trial["name"]: trial["arm"] for trial in self.results.plan["trials"]}
+        return [Arm(self, name, levels[name]) for name in self.results.labels]
+
+    @property
+    def fingerprint(self) -> str:
+        """Fingerprint of the data of the study."""
+        return str(self.results.plan["data"]["fingerprint"])
 
 
 @dataclass(frozen=True)
@@ -55,6 +62,8 @@ class Arm:
     side: Side
     #: Its name in the plan of its study.
     name: str
+    #: Factor → level.
+    levels: Mapping[str, str]
 
     @property
     def short(self) -> str:
@@ -183,14 +192,15 @@ def trials_table(sides: Sequence[Side], common: CommonShifts, metric: str) -> pd
 def _list_trials(side: Side, common: CommonShifts, metric: str) -> pd.DataFrame:
     results = side.results
     rows = results.complete
+    labels = {arm.name: arm.label for arm in side.arms}
     configs = [results.records[signature].config for signature in rows["signature"]]
     mean, worst = _average_common(results, rows["signature"], common, metric)
     return pd.DataFrame(
         {
             "study": side.label,
             "arm": [results.labels[name] for name in rows["name"]],
-            "name": [Arm(side, name).label for name in rows["name"]],
-            "label": [Arm(side, name).label for name in rows["name"]],
+            "name": [labels[name] for name in rows["name"]],
+            "label": [labels[name] for name in rows["name"]],
             "replicate": rows["replicate"].to_numpy(),
             "signature": rows["signature"].to_numpy(),
             "data_fingerprint": [config["data_fingerprint"] for config in configs],
@@ -256,7 +266,7 @@ def _describe(side: Side) -> dict[str, Any]:
     return {
         **{name: value for name, value in plan["base"].items() if name not in _WORDS},
         "factors": {factor: list(levels) for factor, levels in plan["factors"].items()},
-        "fingerprint of the data": data["fingerprint"],
+        "fingerprint of the data": side.fingerprint,
         "images": data["num_images"],
         "version": plan["versions"],
         "git commit": plan["git_commit"],

@@ -55,7 +55,11 @@ def _describe_sides(compared: Comparison) -> Iterator[tuple[str, str, str]]:
         heading = f"{second.label} against {first.label}"
         own = [pair for pair in compared.pairs if _is_between(pair, first, second)]
         if not own:
-            yield heading, "No arm of one has the label of an arm of the other.", "--pair 'A vs B' compares two arms."
+            yield (
+                heading,
+                "No arm of one has the label or levels of an arm of the other.",
+                "--pair 'A vs B' compares two arms.",
+            )
             continue
         paired = [pair for pair in own if pair.unpaired is None]
         reasons = dict.fromkeys(pair.unpaired for pair in own if pair.unpaired is not None)
@@ -106,20 +110,25 @@ def arms_section(compared: Comparison) -> Section:
     measures = [measure for measure in MEASURES if arms[f"{measure}.mean"].notna().any()]
     columns = [Column("study"), Column("arm"), Column("complete", is_number=True)]
     columns += [Column(MEASURES[measure], is_number=True) for measure in measures]
+    data = {side.label: side.fingerprint for side in compared.sides}
+    on_same = {name: arms[arms["study"].map(data) == name] for name in data.values()}
     rows = [
         [
             Cell(escape(arm["study"])),
             Cell(escape(arm["arm"])),
             Cell(f"{arm[COMPLETE]} / {arm['planned']}", int(arm[COMPLETE])),
-            *(measured_cell(arms, arm, measure, METRICS[metric].higher_is_better) for measure in measures),
+            *(
+                measured_cell(on_same[data[arm["study"]]], arm, measure, METRICS[metric].higher_is_better)
+                for measure in measures
+            ),
         ]
         for _, arm in arms.iterrows()
     ]
     text = (
         f"{sentence(TITLES[metric])} in %, mean ± standard deviation over the n complete replicates of an arm. Means "
         "under shift are over the shifts × severities that all studies have at the same strength, so they may differ "
-        "from those in a study’s own report. Bold is the best mean of a column, which need not be better than the "
-        "next. Where studies were tested on different images, their columns are not on the same scale."
+        "from those in a study’s own report. Bold is the best mean of a column among the studies on the same images, "
+        "which need not be better than the next; scores on different images are not on the same scale."
     )
     body = note(text) + table(columns, rows, tall=len(rows) > TALL_ROWS)
     return Section("arms", "Arms", "How good is each arm of each study?", body)
@@ -136,7 +145,9 @@ def pairs_section(compared: Comparison) -> Section:
         "difference of the means is described, and nothing is tested: images or seeds differ, too."
     )
     if not pairs:
-        problem = "No arm of a study has the label of an arm of another. Name arms to compare with --pair 'A vs B'."
+        problem = (
+            "No arm of a study has the label or levels of an arm of another. Name arms to compare with --pair 'A vs B'."
+        )
         return Section("pairs", "Differences", "Which arms differ between studies?", callout(problem, "warn"))
     has_p = any(each.p_value is not None for pair in pairs for each in pair.differences.values())
     columns = [
@@ -179,7 +190,7 @@ def _row(pair: Pair, measure: str, difference: Difference, *, has_p: bool) -> li
 
 
 def _points(difference: float) -> str:
-    return f"{100 * difference:+.1f}".replace("-", "−")
+    return f"{round(100 * difference, 1) + 0.0:+.1f}".replace("-", "−")  # + 0.0: no −0.0
 
 
 def settings_section(compared: Comparison) -> Section:
@@ -205,7 +216,9 @@ def left_out_section(compared: Comparison) -> Section:
             why = f"{arm['planned'] - arm[COMPLETE]} of {arm['planned']} trials are not complete"
             rows.append(["trial", arm["label"], why])
         if arm["label"] not in paired:
-            rows.append(["arm, from differences", arm["label"], "no other study has an arm of this label"])
+            rows.append(
+                ["arm, from differences", arm["label"], "no other study has an arm of this label or these levels"]
+            )
     if not rows:
         body = note("Nothing: every shift, trial and arm is in the tables above.")
     else:
