@@ -74,16 +74,13 @@ def run(
     """
     from rich.console import Console
 
+    from orchestrator.cli.select import register_if_asked
     from orchestrator.driver.run import run_study
 
-    return run_study(
-        study,
-        storage=storage or study.execution.storage,
-        mlflow=mlflow,
-        address=address,
-        console=console or Console(),
-        retry_failed=retry_failed,
-    )
+    root, console = storage or study.execution.storage, console or Console()
+    summary = run_study(study, storage=root, mlflow=mlflow, address=address, console=console, retry_failed=retry_failed)
+    register_if_asked(study, summary, storage=root, mlflow=mlflow, console=console)
+    return summary
 
 
 def status(study: Study | str, *, storage: str | None = None) -> dict[str, int]:

@@ -136,6 +136,7 @@ EXAMPLES: dict[str, str] = {
     "ExecutionConfig.budget": "{gpu_hours: 24}",
     "ExecutionConfig.price_per_gpu_hour": "1.2",
     "ExecutionConfig.notify": "{on: [end]}",
+    "ExecutionConfig.register": "best",
     "Budget.trials": "48",
     "Budget.wall_hours": "8",
     "Budget.gpu_hours": "24",

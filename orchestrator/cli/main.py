@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli.compare import compare, stats
 from orchestrator.cli.data import data
 from orchestrator.cli.init import examples, init
 from orchestrator.cli.options import (
@@ -35,9 +36,8 @@ from orchestrator.cli.options import (
     Verbose,
     VerifyData,
 )
-from orchestrator.cli.select import select
+from orchestrator.cli.select import register_if_asked, select
 from orchestrator.cli.shifts import shifts
-from orchestrator.cli.stats import stats
 from trainables.errors import (
     ClusterLostError,
     InfrastructureError,
@@ -126,6 +126,7 @@ def run(  # noqa: PLR0913 - the options of a command are its arguments
         typer.echo(f"error: {error}", err=True)
         _print(console, f"go on with{', or with the --address of another head' * bool(address)}: {again}")
         _exit_without_cleanup(INFRASTRUCTURE)
+    register_if_asked(loaded, summary, storage=_storage(loaded, storage), mlflow=mlflow, console=console)
     if as_json:
         typer.echo(json.dumps(vars(summary)))
     if summary.unshipped:
@@ -223,10 +224,8 @@ def report(
         typer.echo(where)
 
 
-app.command()(init)
-app.command()(examples)
-app.command()(select)
-app.command()(stats)
+for command in (init, examples, select, compare, stats):
+    app.command()(command)
 
 
 @app.command()

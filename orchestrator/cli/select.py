@@ -1,15 +1,24 @@
-"""Command ``robustsweep select``: its options. The work is done in ``selection/select_model.py``."""
+"""Command ``robustsweep select``: its options. The work is done in ``selection/select_model.py``.
+
+Also what ``run`` does at its end if the study file asks to register the chosen model.
+"""
 
 from __future__ import annotations
 
 import json
 from enum import StrEnum
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from orchestrator.cli.options import AsJson, Mlflow, Overrides, Storage, StudyOrName
-from trainables.errors import StudyError
+from trainables.errors import RobustSweepError, StudyError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from orchestrator.driver.summary import Summary
+    from orchestrator.study.study_file import Study
 
 
 class Rule(StrEnum):
@@ -67,3 +76,29 @@ def select(  # noqa: PLR0913 - the options of a command are its arguments
     )
     if as_json:
         typer.echo(json.dumps(done))
+
+
+def register_if_asked(study: Study, summary: Summary, *, storage: str, mlflow: str | None, console: Console) -> None:
+    """Register the chosen model of a complete study with ``execution.register``; a failure is a warning.
+
+    Args:
+        study: the study that was run.
+        summary: counts of its trials.
+        storage: root of the ledger.
+        mlflow: value of ``--mlflow``.
+        console: where the lines are printed.
+    """
+    if study.execution.register is None or not summary.is_complete:
+        return
+    from orchestrator.driver.announce import print_line, warn
+    from orchestrator.ledger.ledger import Ledger
+    from orchestrator.selection.register_best import describe_command, list_models, register_best
+
+    for name, data_set in list_models(Ledger(storage, study.study).read_plan()).items():
+        try:
+            uri = register_best(study, storage=storage, mlflow=mlflow, name=name, data_set=data_set)
+        except RobustSweepError as error:
+            again = describe_command(study, storage=storage, mlflow=mlflow, name=name, data_set=data_set)
+            warn(console, "register", f"{error}; the study is complete, register its model with: {again}")
+        else:
+            print_line(console, "registered", uri or f"{name}: its model was registered before")

@@ -84,45 +84,85 @@ def _figure(results: Results, arms: pd.DataFrame, metric: str) -> Figure | None:
     clean, shifted = _COLUMNS[metric]
     if f"{clean}.mean" not in arms or f"{shifted}.mean" not in arms:
         return None
-    title, higher_is_better = METRICS[metric].title, METRICS[metric].higher_is_better
-    shown = arms.dropna(subset=[f"{shifted}.mean"])
-    shown = shown.sort_values(f"{shifted}.mean", ascending=not higher_is_better, kind="stable")
-    num_arms = len(shown)
-    shown = shown.iloc[:MAX_ARMS].reset_index(drop=True)
+    shown, num_arms = sort_arms(arms, f"{shifted}.mean", metric)
     if not num_arms:
         return None
-    rows = {name: len(shown) - 1 - number for number, name in enumerate(shown["name"])}
-    data = [*_dots(results, rows, clean, shifted), *_means(shown, rows, clean, shifted)]
-    chance = find_chance(metric, len(results.plan["data"]["classes"]))
-    data += [] if chance is None else [_chance(chance, len(shown))]
+    trials = results.complete.assign(label=results.complete["name"].map(results.labels))
+    more = f" The {MAX_ARMS} best of {num_arms} arms." if num_arms > MAX_ARMS else ""
+    return draw_arms(
+        shown,
+        trials,
+        columns=(clean, shifted),
+        metric=metric,
+        num_classes=len(results.plan["data"]["classes"]),
+        note=f"Arms in order of the shifted mean.{more}",
+    )
+
+
+def sort_arms(arms: pd.DataFrame, column: str, metric: str, *, most: int = MAX_ARMS) -> tuple[pd.DataFrame, int]:
+    """Return the best arms with a value in ``column``, the best first, and how many have one.
+
+    Args:
+        arms: one row per arm.
+        column: column to sort by.
+        metric: metric that it holds.
+        most: largest number of arms to return.
+    """
+    defined = arms.dropna(subset=[column])
+    ascending = not METRICS[metric].higher_is_better
+    return defined.sort_values(column, ascending=ascending, kind="stable").iloc[:most], len(defined)
+
+
+def draw_arms(
+    arms: pd.DataFrame,
+    trials: pd.DataFrame,
+    *,
+    columns: tuple[str, str],
+    metric: str,
+    num_classes: int,
+    note: str,
+    shifts: str = "all shifts",
+) -> Figure:
+    """Return the figure of arms, unshifted against shifted: large the means, small the replicates, and chance.
+
+    Args:
+        arms: arms in the order in which they are drawn, from above: name, label, ``planned``, and mean and n of both
+            columns; at least one.
+        trials: complete trials: name and label of the arm, replicate, and both columns.
+        columns: column of the unshifted value, and of the mean under shift.
+        metric: metric that they hold.
+        num_classes: number of classes, for the chance level.
+        note: order and choice of the arms, in words.
+        shifts: what the mean under shift is over, in words.
+    """
+    clean, shifted = columns
+    rows = {name: len(arms) - 1 - number for number, name in enumerate(arms["name"])}
+    data = [*_dots(trials[trials["name"].isin(rows)], rows, columns), *_means(arms, rows, clean, shifted)]
+    chance = find_chance(metric, num_classes)
+    data += [] if chance is None else [_chance(chance, len(arms))]
     layout = layout_of(
-        xaxis={"tickformat": ".0%", "zeroline": False, "title": {"text": title}},
-        yaxis={"visible": False, "range": [-0.5, len(shown) - 0.1]},
-        annotations=[_label(name, row) for name, row in zip(shown["label"], rows.values(), strict=True)],
+        xaxis={"tickformat": ".0%", "zeroline": False, "title": {"text": METRICS[metric].title}},
+        yaxis={"visible": False, "range": [-0.5, len(arms) - 0.1]},
+        annotations=[_label(name, row) for name, row in zip(arms["label"], rows.values(), strict=True)],
     )
     layout["margin"] |= {"l": 8, "r": 12, "t": _HEAD, "b": _FOOT}
-    more = f" The {MAX_ARMS} best of {num_arms} arms." if num_arms > MAX_ARMS else ""
-    planned = int(shown["planned"].max())
     return Figure(
         title="How much of each arm’s score is left under shift?",
         note=(
-            f"{sentence(title)}: open dots unshifted, filled dots the mean over all shifts; large the mean of an arm, "
-            f"small its replicates (n ≤ {planned}). Arms in order of the shifted mean.{more}"
+            f"{sentence(METRICS[metric].title)}: open dots unshifted, filled dots the mean over {shifts}; large the "
+            f"mean of an arm, small its replicates (n ≤ {int(arms['planned'].max())}). {note}"
         ),
         data=data,
         layout=layout,
-        height_px=_HEAD + _FOOT + _ROW * len(shown),
+        height_px=_HEAD + _FOOT + _ROW * len(arms),
         axes=("value", "arm"),
     )
 
 
-def _dots(results: Results, rows: dict[str, int], clean: str, shifted: str) -> list[dict[str, Any]]:
+def _dots(trials: pd.DataFrame, rows: dict[str, int], columns: tuple[str, str]) -> list[dict[str, Any]]:
     """Return the small dots of all replicates."""
-    trials = results.complete[results.complete["name"].isin(rows)]
     y = [float(rows[name]) for name in trials["name"]]
-    hover = [
-        f"{escape(results.labels[n])}, replicate {r}" for n, r in zip(trials["name"], trials["replicate"], strict=True)
-    ]
+    hover = [f"{escape(label)}, replicate {r}" for label, r in zip(trials["label"], trials["replicate"], strict=True)]
     return [
         {
             "type": "scatter",
@@ -135,7 +175,7 @@ def _dots(results: Results, rows: dict[str, int], clean: str, shifted: str) -> l
             "showlegend": False,
             "meta": {"panel": what},
         }
-        for index, what, column in ((0, "unshifted", clean), (1, "shifted", shifted))
+        for index, what, column in zip((0, 1), ("unshifted", "shifted"), columns, strict=True)
     ]
 
 

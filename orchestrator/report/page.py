@@ -197,6 +197,13 @@ def _cell(cell: Cell, column: Column) -> str:
     return f"<td{attributes}>{cell.html}</td>"
 
 
+def p_cell(value: float | None) -> Cell:
+    """Return the cell of a p-value, a dash for None."""
+    if value is None:
+        return Cell("–", "")
+    return Cell(f"{value:.3f}" if value >= 0.001 else "&lt; 0.001", value)
+
+
 def facts(rows: Mapping[str, str]) -> str:
     """Return a list of name–value pairs, which are plain text."""
     items = "".join(f"<dt>{escape(name)}</dt><dd>{escape(value)}</dd>" for name, value in rows.items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
@@ -11,6 +12,9 @@ from trainables.errors import InfrastructureError
 from trainables.frozen import Frozen, PositiveInt, Weight
 
 Event = Literal["end", "failure", "budget"]
+
+# A class of pydantic has ABCMeta.register, which nothing calls; its instances have the field.
+warnings.filterwarnings("ignore", 'Field name "register" in "ExecutionConfig" shadows', UserWarning)
 
 
 class NotifyConfig(Frozen):
@@ -103,6 +107,11 @@ class ExecutionConfig(Frozen):
     budget: Budget | None = Field(None, description="What all runs may take together; null: no limit.")
     price_per_gpu_hour: float | None = Field(None, gt=0, le=1e6, description="In any currency.")
     notify: NotifyConfig | None = Field(None, description="Notifications when a run ended or a trial failed.")
+    register: Literal["best"] | None = Field(
+        None,
+        description="best: once the study is complete, the model that validation chooses is registered in MLflow under "
+        "the study's name, with the alias best.",
+    )
 
     @model_validator(mode="after")
     def _check_price(self) -> Self:

@@ -274,7 +274,7 @@ def test_tables_are_written_before_anything_is_printed(
     def refuse(_: str) -> None:
         raise BrokenPipeError
 
-    monkeypatch.setattr("orchestrator.cli.stats.typer.echo", refuse)
+    monkeypatch.setattr("orchestrator.cli.compare.typer.echo", refuse)
     arguments = ["stats", str(tmp_path / "results.csv"), "--config", str(tmp_path / "stats.yaml")]
     CliRunner().invoke(app, [*arguments, "--out", str(tmp_path / "out")])
     assert (tmp_path / "out" / "shifts.csv").exists()

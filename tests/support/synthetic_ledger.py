@@ -64,6 +64,7 @@ def make_fake_ledger(
     study: str = "fake-study",
     question: str = "Which training choices hold up on images from another scanner?",
     storage_uri: str | None = None,
+    fingerprint: str = "f" * 16,
 ) -> Ledger:
     """Write a planned and (mostly) finished study below ``storage`` (or ``storage_uri``) and return its ledger."""
     chosen = FACTORS if factors is None else factors
@@ -71,14 +72,14 @@ def make_fake_ledger(
     base = config or TrialConfig(data=DigitsData())
     ledger = Ledger(storage_uri or str(storage), study)
     trials = [
-        _work(base, dict(zip(chosen, levels, strict=True)), replicate, number)
+        _work(base, dict(zip(chosen, levels, strict=True)), replicate, number, fingerprint)
         for replicate in range(replicates)
         for number, levels in enumerate(itertools.product(*chosen.values()))
     ]
     skipped = (Skipped("pretraining=imagenet-21k", {"pretraining": "imagenet-21k"}, replicates, "no weights file"),)
-    ledger.write_plan(
-        Plan((), tuple(trials), skipped if fate != Fate() else ()), _about(study, question, chosen, base, replicates)
-    )
+    about = _about(study, question, chosen, base, replicates)
+    about["data"]["fingerprint"] = fingerprint
+    ledger.write_plan(Plan((), tuple(trials), skipped if fate != Fate() else ()), about)
     num_complete = len(trials) - fate.failed - fate.interrupted - fate.missing
     for number, work in enumerate(trials):
         if number >= len(trials) - fate.missing:
@@ -94,12 +95,12 @@ def make_fake_ledger(
     return ledger
 
 
-def _work(base: TrialConfig, levels: dict[str, str], replicate: int, number: int) -> Work:
+def _work(base: TrialConfig, levels: dict[str, str], replicate: int, number: int, fingerprint: str) -> Work:
     # The number makes each arm's config its own; which fields a level sets is the study file's business.
     training = base.training.model_copy(update={"learning_rate": 1e-3 + number * 1e-6})
     config = base.model_copy(update={"replicate": replicate, "training": training})
     name = ", ".join(f"{factor}={level}" for factor, level in levels.items()) or "base"
-    return Work("trial", compute_signature(config, "f" * 16), name, config, "f" * 16, (), levels, replicate)
+    return Work("trial", compute_signature(config, fingerprint), name, config, fingerprint, (), levels, replicate)
 
 
 def _about(

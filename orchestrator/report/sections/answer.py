@@ -56,7 +56,7 @@ def arms_section(results: Results, arms: pd.DataFrame) -> Section:
             html = f'{row[-1].html}<br><span class="tag {tag.split()[0]}">{tag}</span>'
             row[-1] = Cell(html, value=arm["label"])
         row.append(_completeness(results, arm))
-        row += [_measured(arms, arm, measure.column, measure.higher_is_better) for measure in results.measures]
+        row += [measured_cell(arms, arm, measure.column, measure.higher_is_better) for measure in results.measures]
         if limits:
             values = results.trials.loc[results.trials["name"] == arm["name"], shifted]
             row.append(Cell(_strip(values, limits)))
@@ -107,7 +107,15 @@ def _completeness(results: Results, arm: pd.Series) -> Cell:
     return Cell(text, value=arm[COMPLETE])
 
 
-def _measured(arms: pd.DataFrame, arm: pd.Series, column: str, higher_is_better: bool) -> Cell:
+def measured_cell(arms: pd.DataFrame, arm: pd.Series, column: str, higher_is_better: bool) -> Cell:
+    """Return mean ± sd of an arm in %, bold if no arm has a better mean.
+
+    Args:
+        arms: all arms of the table: ``complete``, and mean, sd and n of the column.
+        arm: row of ``arms``.
+        column: name of the measure.
+        higher_is_better: whether higher values are better.
+    """
     mean, sd, n = (arm[f"{column}.{part}"] for part in ("mean", "sd", "n"))
     if pd.isna(mean):
         return Cell('<span class="sd">undefined</span>' if arm[COMPLETE] else '<span class="sd">–</span>', value="")

@@ -10,7 +10,7 @@ from orchestrator.analysis.effects import Effect
 from orchestrator.analysis.results import Results
 from orchestrator.report.differences import differences_of_levels
 from orchestrator.report.heat_maps import MAX_CELLS
-from orchestrator.report.page import Cell, Column, Section, embed, note, table
+from orchestrator.report.page import Cell, Column, Section, embed, note, p_cell, table
 from orchestrator.report.sections.answer import missing_pairs
 from orchestrator.report.style import PALETTE, Figure, floats, layout_of, panel_title
 from orchestrator.statistics.intervals import MIN_REPLICATES
@@ -166,12 +166,6 @@ def _row(effect: Effect, *, has_p: bool, has_shifts: bool) -> list[Cell]:
         Cell("–", "") if difference is None else Cell(f"{100 * difference:+.1f}", difference),
         Cell("–" if interval is None else f"{100 * interval.low:+.1f} to {100 * interval.high:+.1f}"),
         Cell(escape(units)),
-        *((_p(effect.p_value), _p(effect.p_holm)) if has_p else ()),
+        *((p_cell(effect.p_value), p_cell(effect.p_holm)) if has_p else ()),
         *((Cell(shifts, effect.num_same_direction) if effect.num_shifts else Cell("–", ""),) if has_shifts else ()),
     ]
-
-
-def _p(value: float | None) -> Cell:
-    if value is None:
-        return Cell("–", "")
-    return Cell(f"{value:.3f}" if value >= 0.001 else "&lt; 0.001", value)

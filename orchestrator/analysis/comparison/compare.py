@@ -1,0 +1,65 @@
+"""All tables of a comparison of studies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from orchestrator.analysis.comparison.pairs import Pair, compute_pairs
+from orchestrator.analysis.comparison.sides import (
+    CommonShifts,
+    Side,
+    arms_table,
+    find_common_shifts,
+    load_sides,
+    settings_table,
+    trials_table,
+)
+from orchestrator.ledger.derived import DEFAULT_METRIC
+from orchestrator.ledger.ledger import Ledger
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Tables of a comparison, from which its page is made."""
+
+    metric: str
+    num_studies: int
+    #: Studies, or data sets of studies on several.
+    sides: Sequence[Side]
+    common: CommonShifts
+    trials: pd.DataFrame
+    arms: pd.DataFrame
+    pairs: Sequence[Pair]
+    settings: pd.DataFrame
+
+
+def compare_studies(
+    ledgers: Sequence[Ledger], *, metric: str = DEFAULT_METRIC, named: Sequence[tuple[str, str]] = ()
+) -> Comparison:
+    """Return the tables of a comparison of studies.
+
+    Args:
+        ledgers: ledgers of two or more studies.
+        metric: metric that arms are compared by: accuracy, balanced_accuracy or auroc.
+        named: pairs of arms to compare besides those with the same label (``compute_pairs``).
+
+    Raises:
+        StudyError: the studies cannot be compared, or a named arm does not exist.
+        StorageError: a ledger is damaged, or its storage refuses.
+    """
+    sides = load_sides(ledgers, metric)
+    common = find_common_shifts(sides, metric)
+    trials = trials_table(sides, common, metric)
+    return Comparison(
+        metric=metric,
+        num_studies=len(ledgers),
+        sides=sides,
+        common=common,
+        trials=trials,
+        arms=arms_table(sides, trials),
+        pairs=compute_pairs(sides, trials, named),
+        settings=settings_table(sides),
+    )
