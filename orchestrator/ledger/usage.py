@@ -44,7 +44,9 @@ def describe_compute(ledger: Ledger, budget_status: BudgetStatus | None) -> dict
     if usage is not None:
         hours = [usage.wall_seconds / 3600, usage.slot_seconds / 3600, usage.gpu_seconds / 3600]
         wall, slots, gpus = map(format_amount, hours)
-        facts["taken"] = f"{wall} wall hours, {slots} slot-hours, {gpus} GPU-hours; all runs, lost attempts included"
+        facts["taken"] = (
+            f"{wall} wall hours, {slots} hours of trials and stages, {gpus} GPU hours; all runs, lost attempts included"
+        )
     return facts if budget_status is None else facts | {"budget": budget_status.describe()}
 
 

@@ -7,13 +7,26 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.stain_grid import rows_of_shifts
-from orchestrator.analysis.wording import SEEN_MARK, explain_used, mark_used, sentence, word_seen
+from orchestrator.analysis.wording import SEEN_MARK, explain_used, mark_used, plural, sentence, word_seen
 from orchestrator.ledger.record import Record
-from orchestrator.report.style import Figure, colour, floats, layout_of, panel_title, translucent
+from orchestrator.report.style import (
+    CHANCE_LINE,
+    Figure,
+    colour,
+    describe_chance,
+    floats,
+    layout_of,
+    panel_title,
+    panels_of,
+    translucent,
+)
+from orchestrator.statistics.intervals import MIN_REPLICATES, t_interval
+from trainables.evaluation.metrics import find_chance
 
 #: Curves visible at first, and curves in the legend that can be switched on. The caption refers to shifts.csv for more.
 SHOWN_CURVES = 8
@@ -23,13 +36,21 @@ LISTED_CURVES = 24
 #: drawn.
 MAX_TRAINING_POINTS = 50_000
 
+#: Panels per row, height of one and of title and ticks between two, px.
 _COLUMNS = 4
+_PANEL_PX, _BETWEEN_PX = 135, 46
+#: Smallest width of a panel, px, and width of a letter of a label: whether a label has room is decided for these.
+_MIN_WIDTH_PX, _LETTER_PX = 200, 6.2
 
 # ------------------------------------------------------------------------------------------------ severity curves
 
 
-def severity_curves(results: Results, groups: Mapping[str, str], what: str, *, shown: Sequence[str]) -> Figure | None:
-    """Return one panel per shift with mean and min–max per severity over the trials of a group; None without shifts.
+def severity_curves(
+    results: Results, groups: Mapping[str, str], what: str, *, shown: Sequence[str], first_colour: int = 0
+) -> Figure | None:
+    """Return one panel per shift, largest drop first, with the mean per severity of every group; None without shifts.
+
+    The band is the 95 % t interval over replicates; a group of fewer than ``MIN_REPLICATES`` has a thin line for each.
 
     Args:
         results: tables of the study.
@@ -37,62 +58,106 @@ def severity_curves(results: Results, groups: Mapping[str, str], what: str, *, s
         what: description of a group for the caption.
         shown: groups in the order of their colours; the first ``SHOWN_CURVES`` are drawn, the others up to
             ``LISTED_CURVES`` are listed in the legend.
+        first_colour: index of the first group's colour.
     """
-    shifts, names = rows_of_shifts(results)
+    rows, _ = rows_of_shifts(results)
+    names = order_by_drop(results)
     if not names:
         return None
-    frame = shifts.assign(group=shifts["signature"].map(dict(groups)).astype("category"))
-    table = frame.groupby(["group", "shift", "severity"], observed=True)[results.metric].agg(
-        ["mean", "min", "max", "count"]
-    )
-    clean = (
-        frame[frame["severity"] == 0]
-        .groupby("group", observed=True)[results.metric]
-        .agg(["mean", "min", "max", "count"])
-    )
-    listed = [group for group in shown if group in clean.index][:LISTED_CURVES]
+    frame = rows.assign(group=rows["signature"].map(dict(groups)).astype("category"))
+    known = set(frame.loc[frame["severity"] == 0, "group"].dropna())
+    listed = [group for group in shown if group in known][:LISTED_CURVES]
+    scores, counts = _score_units(results, frame[frame["group"].isin(listed)], groups)
     arms, seen = _arms_of(results, groups), frozenset[str]().union(*results.seen.values())
-    rows = math.ceil(len(names) / _COLUMNS)
+    chance = find_chance(results.metric, len(results.plan["data"]["classes"]))
+    drawn = min(len(listed), SHOWN_CURVES)
+    low = min(float(scores.to_numpy()[~np.isnan(scores.to_numpy())].min()), 1.0 if chance is None else chance)
+    limits = (max(0.0, low - 0.03), 1.005)
     data: list[dict[str, Any]] = []
-    layout = layout_of(annotations=[])
-    low = float(table["min"].min())
+    layout = layout_of(annotations=[], meta=panels_of(_MIN_WIDTH_PX, below=24, shared=True))
     for number, shift in enumerate(names):
         suffix = "" if number == 0 else str(number + 1)
-        _add_panel(layout, suffix, number, rows, low)
+        _add_panel(layout, suffix, (number, len(names)), limits, TITLES[results.metric])
         title = mark_used(shift, results.used_types) + f" {SEEN_MARK}" * (shift in seen)
         layout["annotations"].append(_small_title(title, layout, suffix))
-        for index, group in enumerate(listed):
-            if (group, shift) in table.index:
-                start: pd.DataFrame = clean.loc[[group]].set_axis([0])
-                stronger = pd.DataFrame(table.xs((group, shift)))
-                curve = pd.concat([start, stronger])
-                policy = word_seen(results.seen, arms[group], shift)
-                traces = _curve(curve, group, index, suffix, policy=policy)
-                traces[-1]["meta"] = {"panel": shift, "columns": ["n", "smallest", "largest"]}
-                data += traces
-    layout["legend"] |= {"y": 1 + 22 / (rows * 175), "groupclick": "togglegroup"}
-    layout["margin"] |= {"t": 34 + 19 * _legend_lines(listed), "b": 0}
-    drawn = min(len(listed), SHOWN_CURVES)
-    rest = len(clean) - len(listed)
+        curves = {group: _join(scores, counts, group, shift) for group in listed if (group, shift) in scores.index}
+        labels = find_free_labels({g: curve["mean"] for g, curve in curves.items() if g in listed[:drawn]}, limits)
+        for group, curve in curves.items():
+            policy, index = word_seen(results.seen, arms[group], shift), listed.index(group)
+            look = (index, first_colour, suffix, shift)
+            data += _curve(curve, group, look, policy=policy, label=group if group in labels else "")
+        data += [] if chance is None else [_chance_line(chance, suffix)]
+    num_rows = math.ceil(len(names) / _COLUMNS)
+    layout["legend"] |= {"y": 1 + 22 / (num_rows * 175), "groupclick": "togglegroup"}
+    layout["margin"] |= {"l": 60, "t": 34 + 19 * _legend_lines(listed), "b": 44}
+    rest = len(known) - len(listed)
     subset = (
         ""
-        if len(clean) <= drawn
-        else f" {drawn} of {len(clean)} are drawn; click the legend for {len(listed) - drawn} more"
+        if len(known) <= drawn
+        else f" {drawn} of {len(known)} are drawn; click the legend for {len(listed) - drawn} more"
     )
     subset += f"; the other {rest} are in shifts.csv." if rest else ("." if subset else "")
     return Figure(
         title="How fast does it fall as a shift gets stronger?",
         note=(
-            f"{sentence(TITLES[results.metric])} against severity (0 is the unshifted test set). Line: mean over the "
-            f"trials of one {what}; band: their smallest and largest. "
+            f"{sentence(TITLES[results.metric])} against severity (0 is the unshifted test set); the shift with the "
+            f"largest drop comes first. Line: mean over the replicates of one {what}{_explain_bands(scores)}. "
             f"n = {frame['signature'].nunique()} complete trials.{subset}"
-            f"{_explain_titles(results)}{explain_used(results.used_types)}"
+            f"{describe_chance(results)}{_explain_titles(results)}{explain_used(results.used_types)}"
         ),
         data=data,
         layout=layout,
-        height_px=layout["margin"]["t"] + 175 * rows,
+        height_px=layout["margin"]["t"] + (_PANEL_PX + _BETWEEN_PX) * num_rows,
         axes=("severity", TITLES[results.metric]),
     )
+
+
+def order_by_drop(results: Results) -> list[str]:
+    """Return the shifts in the order of their drop, largest first: unshifted minus mean over severities and trials."""
+    rows, names = rows_of_shifts(results)
+    if not names:
+        return []
+    means = rows[rows["severity"] > 0].groupby("shift", observed=True)[results.metric].mean()
+    return sorted(names, key=lambda name: float(means[name]))  # all are compared with the same unshifted scores
+
+
+def _score_units(
+    results: Results, frame: pd.DataFrame, groups: Mapping[str, str]
+) -> tuple[pd.DataFrame, pd.Series[int]]:
+    """Return scores by (group, shift, severity) × independent unit, and the number of trials of each row."""
+    of_trial = results.trials["signature"].map(dict(groups))
+    units: dict[tuple[str, int], int] = {}
+    for group in frame["group"].unique():
+        found = results.group_replicates(results.trials[of_trial == group])
+        units |= {(group, replicate): unit for replicate, unit in found.items()}
+    of_row = [units[each] for each in zip(frame["group"], frame["replicate"], strict=True)]
+    keys = ["group", "shift", "severity"]
+    grouped = frame.assign(unit=of_row).groupby([*keys, "unit"], observed=True)[results.metric]
+    return grouped.mean().unstack("unit"), grouped.count().groupby(keys, observed=True).sum()
+
+
+def _join(scores: pd.DataFrame, counts: pd.Series[int], group: str, shift: str) -> pd.DataFrame:
+    """Return one row per severity from 0 on: mean, low and high of its interval (NaN without one), n, and units."""
+    parts = [pd.DataFrame(scores.xs((group, name))) for name in ("identity", shift)]
+    rows = pd.concat(parts).dropna(axis=1, how="all")
+    numbers = [int(count) for count in (counts[(group, "identity", 0)], *pd.Series(counts.loc[(group, shift)]))]
+    ends = [t_interval(row) for row in rows.to_numpy()]
+    table = pd.DataFrame({"mean": rows.mean(axis=1).to_numpy(), "n": numbers}, index=rows.index)
+    table["low"] = [math.nan if each is None else each.low for each in ends]
+    table["high"] = [math.nan if each is None else each.high for each in ends]
+    return table.join(rows.add_prefix("unit "))
+
+
+def _explain_bands(scores: pd.DataFrame) -> str:
+    numbers = pd.DataFrame(scores.xs("identity", level="shift")).notna().to_numpy().sum(axis=1)
+    parts = []
+    if (numbers >= MIN_REPLICATES).any():
+        parts.append("band: its 95 % t interval over replicates")
+    if ((numbers > 1) & (numbers < MIN_REPLICATES)).any():
+        parts.append(f"thin lines: its replicates (an interval takes {MIN_REPLICATES} independent ones)")
+    if (numbers == 1).any():
+        parts.append("a line alone rests on one replicate or one shared encoder")
+    return f"; {'; '.join(parts)}"
 
 
 def _explain_titles(results: Results) -> str:
@@ -116,9 +181,14 @@ def _legend_lines(names: Sequence[str]) -> int:
     return math.ceil(len(names) / max(1, 1000 // width))
 
 
-def _add_panel(layout: dict[str, Any], suffix: str, number: int, rows: int, low: float) -> None:
+def _add_panel(
+    layout: dict[str, Any], suffix: str, place: tuple[int, int], limits: tuple[float, float], title: str
+) -> None:
+    number, num_panels = place
+    rows = math.ceil(num_panels / _COLUMNS)
     row, column = divmod(number, _COLUMNS)
     left, top = column / _COLUMNS, 1 - row / rows
+    share = _BETWEEN_PX / (_PANEL_PX + _BETWEEN_PX)
     layout[f"xaxis{suffix}"] = {
         "domain": [left + 0.01, left + 1 / _COLUMNS - 0.01],
         "anchor": f"y{suffix}",
@@ -127,18 +197,18 @@ def _add_panel(layout: dict[str, Any], suffix: str, number: int, rows: int, low:
         "zeroline": False,
         "range": [-0.15, 5.15],
         "fixedrange": True,
-    }
+    } | ({"title": {"text": "severity", "standoff": 4}} if number + _COLUMNS >= num_panels else {})
     # One scale for all panels, otherwise a steep curve and a flat one look the same.
     layout[f"yaxis{suffix}"] = {
-        "domain": [top - 1 / rows + (46 / 175) / rows, top],
+        "domain": [top - 1 / rows + share / rows, top],
         "anchor": f"x{suffix}",
         "tickformat": ".0%",
         "showticklabels": column == 0,
-        "range": [max(0.0, low - 0.03), 1.005],
+        "range": list(limits),
         "nticks": 5,
         "zeroline": False,
         "fixedrange": True,
-    }
+    } | ({"title": {"text": title, "standoff": 6}} if column == 0 else {})
 
 
 def _small_title(text: str, layout: dict[str, Any], suffix: str) -> dict[str, Any]:
@@ -146,45 +216,93 @@ def _small_title(text: str, layout: dict[str, Any], suffix: str) -> dict[str, An
     return panel_title(text.replace("_", " "), x, y)
 
 
-def _curve(curve: pd.DataFrame, group: str, index: int, suffix: str, *, policy: str) -> list[dict[str, Any]]:
-    axes = {"type": "scatter", "xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "legendgroup": str(index)}
-    visible = True if index < SHOWN_CURVES else "legendonly"
+def find_free_labels(curves: Mapping[str, pd.Series[float]], limits: tuple[float, float]) -> set[str]:
+    """Return the groups whose name has room below the end of its line, where no line runs through it.
+
+    Args:
+        curves: group → score per severity.
+        limits: lowest and highest score of the panel.
+    """
+    if len(curves) < 2:
+        return set()
+    per_px = (limits[1] - limits[0]) / _PANEL_PX
+    free = set()
+    for group, own in curves.items():
+        end, others = float(own.index[-1]), [curve for name, curve in curves.items() if name != group]
+        start = end - 5.3 * _LETTER_PX * (len(group) + 1) / _MIN_WIDTH_PX
+        top, bottom = float(own.iloc[-1]) - 2 * per_px, float(own.iloc[-1]) - 16 * per_px
+        crossed = any(abs(float(other.iloc[-1]) - float(own.iloc[-1])) < 16 * per_px for other in others) or any(
+            bottom <= value <= top
+            for curve in curves.values()
+            for value in np.interp(np.linspace(start, end, 12), list(curve.index), list(curve))
+        )
+        if start > 0.5 and bottom > limits[0] and not crossed:
+            free.add(group)
+    return free
+
+
+def _curve(
+    curve: pd.DataFrame, group: str, look: tuple[int, int, str, str], *, policy: str, label: str
+) -> list[dict[str, Any]]:
+    """Return the traces of a group in a panel: band or thin lines, then the mean, which says what its numbers are."""
+    index, first_colour, suffix, panel = look
+    axes: dict[str, Any] = {"type": "scatter", "xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "legendgroup": str(index)}
+    axes |= {"visible": True if index < SHOWN_CURVES else "legendonly"}
+    hue = index + first_colour
     severities = [int(value) for value in curve.index]
-    line = axes | {
+    units = curve.filter(like="unit ")
+    has_band = bool(curve["low"].notna().all())
+    ends = "<br>95 % t interval %{customdata[1]:.1%} to %{customdata[2]:.1%}" if has_band else ""
+    numbers = "n = %{customdata[0]} trials, " + plural(units.shape[1], "replicate or encoder")
+    line: dict[str, Any] = axes | {
         "name": escape(group),
-        "mode": "lines+markers",
+        "mode": "lines+markers+text" if label else "lines+markers",
         "x": severities,
         "y": floats(curve["mean"]),
-        "line": {"color": colour(index), "width": 2},
+        "line": {"color": colour(hue), "width": 2},
         "marker": {"size": 4},
         "showlegend": not suffix,
-        "visible": visible,
-        "customdata": [
-            [int(n), *floats(ends)] for n, *ends in zip(curve["count"], curve["min"], curve["max"], strict=True)
-        ],
-        "hovertemplate": f"{escape(group)}<br>severity %{{x}}: %{{y:.1%}} (n = %{{customdata[0]}})"
+        "customdata": [[int(n), *floats(each)] for n, *each in curve[["n", "low", "high"]].itertuples(index=False)],
+        "hovertemplate": f"{escape(group)}<br>severity %{{x}}: %{{y:.1%}} ({numbers}){ends}"
         f"{policy and f'<br>{policy}'}<extra></extra>",
+        "meta": {"panel": panel, "columns": ["n", "interval low", "interval high"]},
     }
-    if curve["count"].max() < 2:
+    if label:
+        line |= {"text": [""] * (len(severities) - 1) + [escape(label)], "textposition": "bottom left"}
+        line |= {"textfont": {"size": 10.5}, "cliponaxis": False}
+    more = axes | {"mode": "lines", "hoverinfo": "skip", "showlegend": False}
+    if has_band:
+        ends_of_band = floats(list(curve["high"]) + list(curve["low"])[::-1])
+        band = {"x": severities + severities[::-1], "y": ends_of_band, "fill": "toself", "line": {"width": 0}}
+        return [more | band | {"fillcolor": translucent(hue)}, line]
+    if units.shape[1] < 2:
         return [line]
-    band = axes | {
+    thin = {"x": [*severities, None] * units.shape[1], "y": [y for _, c in units.items() for y in (*floats(c), None)]}
+    return [more | thin | {"line": {"color": colour(hue), "width": 1}, "opacity": 0.35}, line]
+
+
+def _chance_line(chance: float, suffix: str) -> dict[str, Any]:
+    return {
+        "type": "scatter",
         "mode": "lines",
-        "x": severities + severities[::-1],
-        "y": floats(list(curve["max"]) + list(curve["min"])[::-1]),
-        "fill": "toself",
-        "fillcolor": translucent(index),
-        "line": {"width": 0},
+        "name": f"chance, {100 * chance:.0f} %",
+        "legendgroup": "chance",
+        "showlegend": not suffix,
+        "x": [-0.15, 5.15],
+        "y": [chance, chance],
+        "xaxis": f"x{suffix}",
+        "yaxis": f"y{suffix}",
+        "line": CHANCE_LINE,
         "hoverinfo": "skip",
-        "showlegend": False,
-        "visible": visible,
     }
-    return [band, line]
 
 
 # ------------------------------------------------------------------------------------------------ training curves
 
 
-def training_curves(results: Results, groups: Mapping[str, str], order: Sequence[str]) -> Figure | None:
+def training_curves(
+    results: Results, groups: Mapping[str, str], order: Sequence[str], *, first_colour: int = 0
+) -> Figure | None:
     """Return training loss, validation metric and contrastive loss per epoch, with a thin line per trial or stage.
 
     None if no trial or stage has recorded any of them.
@@ -193,6 +311,7 @@ def training_curves(results: Results, groups: Mapping[str, str], order: Sequence
         results: tables of the study.
         groups: signature → group, which determines the colour of a trial's lines.
         order: groups in the order of their colours.
+        first_colour: index of the first group's colour.
     """
     trials = [(groups[s], record) for s, record in results.records.items() if record.epochs and s in groups]
     step = max(1, math.ceil(sum(len(record.epochs) + 1 for _, record in trials) / MAX_TRAINING_POINTS))
@@ -212,8 +331,9 @@ def training_curves(results: Results, groups: Mapping[str, str], order: Sequence
     if not panels:
         return None
     data: list[dict[str, Any]] = []
-    layout = layout_of(annotations=[])
+    layout = layout_of(annotations=[], meta=panels_of(300, below=48, left=44))
     layout["margin"] |= {"t": 62}
+    chance = find_chance(results.metric, len(results.plan["data"]["classes"]))
     layout["legend"]["y"] = 1.12
     for number, (key, title, runs) in enumerate(panels):
         suffix = "" if number == 0 else str(number + 1)
@@ -225,10 +345,14 @@ def training_curves(results: Results, groups: Mapping[str, str], order: Sequence
             drawn = [record for name, record in runs if name == group][:: step if group != "stage" else 1]
             if drawn:
                 meta = {"panel": title, "lines": [record.signature for record in drawn]}
-                data.append(_training_lines(key, drawn, (group, index), suffix) | {"meta": meta})
+                data.append(_training_lines(key, drawn, (group, index + first_colour), suffix) | {"meta": meta})
+        if chance is not None and key == f"val/{results.metric}":
+            last = max(len(record.epochs) for _, record in runs)
+            data.append(_chance_line(chance, suffix) | {"x": [1, max(last, 2)], "showlegend": True})
     return Figure(
         title="Did the trainings settle?",
-        note=f"A line is one training. n = {len(trials)} trials and {len(stages)} stages that wrote at least an epoch."
+        note=f"A line is one training (n = 1).{describe_chance(results)} n = {len(trials)} trials and {len(stages)} "
+        "stages that wrote at least an epoch."
         + (f" One in {step} trials of each colour is drawn." if step > 1 else ""),
         data=data,
         layout=layout,

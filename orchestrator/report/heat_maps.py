@@ -23,7 +23,16 @@ from orchestrator.analysis.wording import (
     sentence,
     word_seen,
 )
-from orchestrator.report.style import DIVERGING, SEQUENTIAL, Figure, floats, layout_of, panel_title
+from orchestrator.report.style import (
+    DIVERGING,
+    SEQUENTIAL,
+    Figure,
+    describe_chance,
+    floats,
+    layout_of,
+    panel_title,
+    panels_of,
+)
 from orchestrator.statistics.paired_tests import min_units
 
 #: Most cells drawn per effect; more dots would merge into a bar.
@@ -71,7 +80,9 @@ def heat_map(results: Results) -> Figure | None:
             "len": min(1.0, 260 / (26 * len(z) + 60)),
         },
     }
-    trace |= _mark_seen(results, list(map(str, table.index)), list(map(str, columns)), z)
+    counts = per_trial.groupby(level=["name", "shift"], observed=True).count().unstack("shift", fill_value=0)
+    found = counts.loc[table.index, columns].to_numpy().tolist()
+    trace |= _mark_seen(results, (list(map(str, table.index)), list(map(str, columns))), z, found)
     layout = layout_of(
         xaxis={"side": "top", "tickangle": -38, "automargin": True, "showgrid": False, "type": "category"},
         yaxis={"automargin": True, "showgrid": False, "type": "category", "tickfont": {"size": 11.5}},
@@ -87,7 +98,8 @@ def heat_map(results: Results) -> Figure | None:
         note=(
             f"{sentence(TITLES[results.metric])} in %, mean over severities {_listed(severities)} and over "
             f"replicates; arms sorted by their mean, best on top. n = {num_trials} complete trials, {len(table)} arms, "
-            f"{len(order)} shifts. Dark is low.{explain_seen(results.seen)}{explain_used(results.used_types)}"
+            f"{len(order)} shifts. Dark is low.{describe_chance(results)}"
+            f"{explain_seen(results.seen)}{explain_used(results.used_types)}"
         ),
         data=[trace],
         layout=layout,
@@ -98,17 +110,26 @@ def heat_map(results: Results) -> Figure | None:
 
 
 def _mark_seen(
-    results: Results, arms: Sequence[str], shifts: Sequence[str], z: Sequence[Sequence[float | None]]
+    results: Results,
+    cells: tuple[Sequence[str], Sequence[str]],
+    z: Sequence[Sequence[float | None]],
+    counts: Sequence[Sequence[int]],
 ) -> dict[str, Any]:
     """Return text and hover of the cells, which mark the shifts that the arm's own training policy contains.
 
     With many arms the mark stands alone, without number, and the words are left to the caption.
     """
+    arms, shifts = cells
     words = [["" if shift == "identity" else word_seen(results.seen, [arm], shift) for shift in shifts] for arm in arms]
     marks = [[SEEN_MARK if word.startswith("seen") else "" for word in row] for row in words]
     if len(z) > ANNOTATED_ARMS:
         text = {"text": marks, "textfont": {"size": 8}} if any(map(any, marks)) else {}
-        return text | {"texttemplate": "%{text}", "hovertemplate": "%{y}<br>%{x}: %{z:.1%}<extra></extra>"}
+        return text | {
+            "texttemplate": "%{text}",
+            "customdata": [[[n] for n in row] for row in counts],
+            "meta": {"columns": ["n"]},
+            "hovertemplate": "%{y}<br>%{x}: %{z:.1%}, n = %{customdata[0]}<extra></extra>",
+        }
     numbers = [
         ["" if value is None else f"{100 * value:.0f}{mark}" for value, mark in zip(*pair, strict=True)]
         for pair in zip(z, marks, strict=True)
@@ -117,9 +138,9 @@ def _mark_seen(
         "text": numbers,
         "texttemplate": "%{text}",
         "textfont": {"size": 11},
-        "customdata": [[[word] for word in row] for row in words],
-        "meta": {"columns": ["policy"]},
-        "hovertemplate": "%{y}<br>%{x}: %{z:.1%}<br>%{customdata[0]}<extra></extra>",
+        "customdata": [[[n, word] for n, word in zip(*pair, strict=True)] for pair in zip(counts, words, strict=True)],
+        "meta": {"columns": ["n", "policy"]},
+        "hovertemplate": "%{y}<br>%{x}: %{z:.1%}, n = %{customdata[0]}<br>%{customdata[1]}<extra></extra>",
     }
 
 
@@ -207,7 +228,7 @@ def _texts(z: list[list[float | None]], marked: NDArray[np.bool_], *, is_annotat
     """Return the text of each cell: number and star, or the star alone if there is no room."""
     return [
         [
-            "" if value is None else (f"{round(value):+d}" if is_annotated else "") + "*" * bool(star)
+            "" if value is None else (f"{value:+z.0f}" if is_annotated else "") + "*" * bool(star)
             for value, star in zip(row, stars, strict=True)
         ]
         for row, stars in zip(z, marked, strict=True)
@@ -252,7 +273,7 @@ def stain_heat_maps(results: Results, grid: Grid) -> Figure:
     height = rows * _PANEL_PX + (rows - 1) * _GAP_PX
     low, high = float(np.nanmin(grid.cells)), float(np.nanmax(grid.cells))
     data: list[dict[str, Any]] = []
-    layout = layout_of(annotations=[], shapes=[])
+    layout = layout_of(annotations=[], shapes=[], meta=panels_of(200, below=48, shared=True))
     layout["margin"] |= {"t": 36, "b": 48}
     for number, (name, cells) in enumerate(panels):
         suffix = "" if number == 0 else str(number + 1)
@@ -270,18 +291,18 @@ def stain_heat_maps(results: Results, grid: Grid) -> Figure:
         if 1.0 in haematoxylin and 1.0 in eosin:
             layout["shapes"].append(_frame(eosin.index(1.0), haematoxylin.index(1.0), suffix))
         meta = {"meta": {"panel": results.labels[name], "columns": ["cell"]}}
-        data.append(_panel(cells, (low, high), suffix, first=number == 0) | meta)
+        num_trials = int(results.complete["name"].eq(name).sum())
+        data.append(_panel(cells, (low, high), suffix, first=number == 0, num_trials=num_trials) | meta)
     return Figure(
         title="Where on the stain grid does each arm break?",
         note=(
             f"{sentence(TITLES[results.metric])} in %, mean over replicates; haematoxylin and eosin are multiplied; "
             f"the framed cell (1, 1) is the unshifted image. Best mean first. n = {grid.num_trials} "
-            f"complete trials, {grid.cells.shape[1]} cells. Dark is low; one scale for all."
+            f"complete trials, {grid.cells.shape[1]} cells. Dark is low; one scale for all.{describe_chance(results)}"
         ),
         data=data,
         layout=layout,
         height_px=height + 84,
-        min_width_px=230 * min(len(panels), _COLUMNS),
     )
 
 
@@ -306,7 +327,9 @@ def _frame(x: int, y: int, suffix: str) -> dict[str, Any]:
     } | corners
 
 
-def _panel(cells: pd.DataFrame, limits: tuple[float, float], suffix: str, *, first: bool) -> dict[str, Any]:
+def _panel(
+    cells: pd.DataFrame, limits: tuple[float, float], suffix: str, *, first: bool, num_trials: int
+) -> dict[str, Any]:
     z = [[None if np.isnan(value) else float(value) for value in row] for row in cells.to_numpy(dtype=float)]
     hover = [[f"H × {h:g}, E × {e:g}" for e in cells.columns] for h in cells.index]
     return {
@@ -327,6 +350,6 @@ def _panel(cells: pd.DataFrame, limits: tuple[float, float], suffix: str, *, fir
         "texttemplate": "%{text}",
         "textfont": {"size": 10.5},
         "customdata": [[escape(text) for text in row] for row in hover],
-        "hovertemplate": "%{customdata}: %{z:.1%}<extra></extra>",
+        "hovertemplate": f"%{{customdata}}: %{{z:.1%}}, n = {num_trials}<extra></extra>",
         "colorbar": {"thickness": 10, "tickformat": ".0%", "outlinewidth": 0},
     }

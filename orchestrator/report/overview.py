@@ -15,13 +15,15 @@ from orchestrator.planning.plan import describe_skipped_briefly
 from orchestrator.report.page import Section, views
 from orchestrator.report.sections.answer import Answer
 from orchestrator.report.sections.verdicts import css_of, describe_effect
-from orchestrator.report.style import Figure, colour, floats, layout_of
+from orchestrator.report.style import CHANCE_LINE, HEADLINE, NEUTRAL, Figure, floats, layout_of
 from trainables.evaluation.metrics import METRICS, find_chance
 
 #: Most arms that are drawn: more than two dozen lines of text are not read at a glance.
 MAX_ARMS = 24
 #: Height of an arm's row, and of what is above and below all rows, px.
 _ROW, _HEAD, _FOOT = 31, 34, 44
+#: Name, colour and symbol of both values of an arm.
+_LOOKS = (("unshifted", NEUTRAL, "circle-open"), ("mean over shifts", HEADLINE, "circle"))
 #: Metric → columns of the unshifted and the shifted value.
 _COLUMNS = {
     **{name: (f"id/{name}", f"robustness/mean_{name}") for name in TITLES},
@@ -55,7 +57,7 @@ def overview_section(
         label or METRICS[name].title: figure
         for label, (of_part, _, arms) in parts.items()
         for name in metrics
-        if (figure := _figure(of_part, arms, name)) is not None
+        if (figure := _figure(of_part, _with_means(of_part, arms, name), name)) is not None
     }
     what = "Metric:" if len(parts) == 1 else "Data set:"
     drawn = f"<div>{views(figures, 'figure-overview', what)}</div>" if figures else ""
@@ -78,6 +80,15 @@ def _brief_verdict(verdict: Verdict) -> str:
         f'<p class="brief {css_of(verdict)}"><b>{escape(sentence(verdict.verdict))}</b> {escape(claim)}.'
         f"<br><span>{escape(describe_effect(verdict))}</span></p>"
     )
+
+
+def _with_means(results: Results, arms: pd.DataFrame, metric: str) -> pd.DataFrame:
+    """Return the arms with mean and n of both values of a metric, which ``arms_table`` has for one metric alone."""
+    for column in _COLUMNS[metric]:
+        if column in results.trials and f"{column}.mean" not in arms:
+            found = results.complete.groupby("name")[column].agg(["mean", "count"])
+            arms = arms.join(found.set_axis([f"{column}.mean", f"{column}.n"], axis=1), on="name")
+    return arms
 
 
 def _figure(results: Results, arms: pd.DataFrame, metric: str) -> Figure | None:
@@ -169,13 +180,13 @@ def _dots(trials: pd.DataFrame, rows: dict[str, int], columns: tuple[str, str]) 
             "mode": "markers",
             "x": floats(trials[column]),
             "y": y,
-            "marker": {"size": 4.5, "color": colour(index), "opacity": 0.45},
+            "marker": {"size": 4.5, "color": hue, "opacity": 0.5, "symbol": symbol},
             "hovertext": hover,
-            "hovertemplate": f"%{{hovertext}}<br>{what} %{{x:.1%}}<extra></extra>",
+            "hovertemplate": f"%{{hovertext}}<br>{what} %{{x:.1%}}, n = 1<extra></extra>",
             "showlegend": False,
             "meta": {"panel": what},
         }
-        for index, what, column in zip((0, 1), ("unshifted", "shifted"), columns, strict=True)
+        for (what, hue, symbol), column in zip(_LOOKS, columns, strict=True)
     ]
 
 
@@ -194,9 +205,8 @@ def _means(arms: pd.DataFrame, rows: dict[str, int], clean: str, shifted: str) -
     }
     hover = [escape(str(label)) for label in arms["label"]]
     traces = [lines]
-    for index, what, values, column in ((0, "unshifted", before, clean), (1, "mean over shifts", after, shifted)):
-        marker = {"size": 10, "color": colour(index), "line": {"width": 2, "color": colour(index)}}
-        marker |= {"symbol": "circle-open"} if index == 0 else {}
+    for (what, hue, symbol), values, column in zip(_LOOKS, (before, after), (clean, shifted), strict=True):
+        marker = {"size": 10, "color": hue, "symbol": symbol, "line": {"width": 2, "color": hue}}
         traces.append({
             "type": "scatter",
             "mode": "markers",
@@ -206,7 +216,7 @@ def _means(arms: pd.DataFrame, rows: dict[str, int], clean: str, shifted: str) -
             "marker": marker,
             "hovertext": hover,
             "hovertemplate": f"%{{hovertext}}<br>{what} %{{x:.1%}}, n = %{{customdata[0]}}<extra></extra>",
-            "customdata": [[int(n)] for n in arms[f"{column}.n"]],
+            "customdata": [[int(n)] for n in arms[f"{column}.n"].fillna(0)],
             "meta": {"panel": "arm", "columns": ["n"]},
         })  # fmt: skip
     return traces
@@ -235,6 +245,6 @@ def _chance(chance: float, num_rows: int) -> dict[str, Any]:
         "name": f"chance, {100 * chance:.0f} %",
         "x": [chance, chance],
         "y": [-0.5, num_rows - 0.1],
-        "line": {"dash": "dot", "width": 1.5, "color": "#6b7682"},
+        "line": CHANCE_LINE,
         "hoverinfo": "skip",
     }

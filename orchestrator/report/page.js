@@ -44,10 +44,121 @@ const loaded = (async () => {
   document.head.append(script);
 })();
 
+// Text of a figure is measured before it is drawn, to break what is too long for its place.
+const ruler = document.createElement("canvas").getContext("2d");
+function widthOf(html, size) {
+  ruler.font = `${size}px ${getComputedStyle(document.body).fontFamily}`;
+  return ruler.measureText(html.replace(/<[^>]*>/g, "").replace(/&[^;]+;/g, "&")).width;
+}
+const linesOf = (html) => html.split("<br>").length;
+function broken(html, width, size) {
+  let line = 0, result = "";
+  for (const token of html.split(/(<[^>]+>|\s+)/)) {
+    if (token.startsWith("<")) { if (token === "<br>") line = 0; result += token; continue; }
+    const pieces = widthOf(token, size) > width ? token.split(/(?<=[_\-/=])/) : [token];
+    for (const piece of pieces) {
+      const long = widthOf(piece, size);
+      if (line && line + long > width) { result += "<br>"; line = 0; if (!piece.trim()) continue; }
+      result += piece;
+      line += long;
+    }
+  }
+  return result;
+}
+function cut(html, width, size) {
+  if (widthOf(html, size) <= width) return html;
+  let text = plain(html);
+  while (text && widthOf(`${text}…`, size) > width) text = text.slice(0, -1);
+  return `${text}…`.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+}
+
+// Black or white, whichever stands out more: at least 4.58 to 1 on any colour (WCAG 2, relative luminance).
+const rgbOf = (hex) => [1, 3, 5].map((at) => parseInt(hex.slice(at, at + 2), 16));
+function luminance(rgb) {
+  const [red, green, blue] = rgb.map((each) => each / 255).map((each) => each <= 0.04045 ? each / 12.92 : ((each + 0.055) / 1.055) ** 2.4);
+  return 0.2126 * red + 0.7152 * green + 0.0722 * blue;
+}
+const inkOn = (rgb) => luminance(rgb) > 0.179 ? "#000" : "#fff";
+function colourAt(scale, share) {
+  const above = Math.max(1, scale.findIndex(([place]) => place >= share)), [[low, from], [high, to]] = [scale[above - 1], scale[above]];
+  const [start, end] = [rgbOf(from), rgbOf(to)];
+  return start.map((each, k) => each + (end[k] - each) * (share - low) / (high - low));
+}
+function inked(trace) {
+  const known = trace.z.flat().filter((value) => value !== null);
+  const low = trace.zmin ?? Math.min(...known), high = trace.zmax ?? Math.max(...known);
+  const text = (trace.text ?? []).map((row, i) => row.map((cell, j) => cell && trace.z[i][j] !== null
+    ? `<span style="color:${inkOn(colourAt(trace.colorscale, high > low ? (trace.z[i][j] - low) / (high - low) : 0.5))}">${cell}</span>` : cell));
+  return { ...trace, text };
+}
+
+// Data and layout of a figure for the width it has: panels that do not fit side by side one above the other, long names
+// broken, room for a legend of that height. Figures with several panels say how wide one must be (style.panels_of).
+const TITLE = { size: 12.5, line: 17 }, TICK = { size: 11.5, line: 15 };
+function fitted(figure, width, legend, seen = width) {
+  const layout = structuredClone(figure.layout), { margin } = layout, { panels = {} } = layout.meta ?? {};
+  const data = figure.data.map((trace) => trace.type === "heatmap" ? inked(trace)
+    : trace.showlegend !== false && trace.name ? { ...trace, name: broken(trace.name, width - 70, 12) } : trace);
+  const names = Object.keys(layout).filter((name) => /^xaxis\d*$/.test(name));
+  const axes = names.map((name) => [layout[name], layout[name.replace("x", "y")] ??= {}]);
+  if (data[0].type === "heatmap" && axes[0][1].automargin) Object.assign(axes[0][1], { tickvals: data[0].y, ticktext: data[0].y });
+  const rowsOf = axes[0][1].ticktext ?? [];
+  let tall = 0; // lines of the names of rows, left of the first column
+  if (axes[0][1].automargin && rowsOf.length) {
+    const named = axes[0][1].ticktext = rowsOf.map((each) => broken(each, seen * 0.38, TICK.size));
+    tall = Math.max(...named.map(linesOf));
+    margin.l = 16 + Math.max(...named.flatMap((each) => each.split("<br>")).map((line) => widthOf(line, TICK.size)));
+    for (const [, y] of axes) if (y.ticktext) y.ticktext = named;
+  }
+  const inner = width - margin.l - margin.r;
+  for (const note of layout.annotations ?? []) if (note.xref === "paper" && note.yref !== "paper") note.text = cut(note.text, inner, note.font.size);
+  const places = axes.map(([x, y]) => [x.domain ?? [0, 1], y.domain ?? [0, 1]]);
+  const corner = ([x, y]) => `${x[0].toFixed(4)} ${y[1].toFixed(4)}`;
+  const titles = places.map((place) => (layout.annotations ?? []).filter((note) => note.yref === "paper" && `${note.x.toFixed(4)} ${note.y.toFixed(4)}` === corner(place)));
+  const wide = new Set(places.map(([x]) => x[0].toFixed(4))).size;
+  const columns = Math.max(1, Math.min(wide, Math.floor(inner / (panels.width ?? 1))));
+  const gap = 8 + (panels.left ?? 0), each = (inner - (columns - 1) * gap) / columns;
+  const [, span] = places[0];
+  let high = (span[1] - span[0]) * (figure.height - figure.layout.margin.t - figure.layout.margin.b);
+  if (tall > 1) high = Math.max(high, rowsOf.length * (8 + TICK.line * tall));
+  let above = 0, deeper = 0;
+  axes.forEach(([x], k) => {
+    for (const note of titles[k]) {
+      note.text = broken(note.text, each, TITLE.size);
+      above = Math.max(above, 6 + TITLE.line * linesOf(note.text));
+    }
+    if (!x.ticktext || x.tickangle !== 0) return;
+    x.ticktext = x.ticktext.map((text) => broken(text, each / x.ticktext.length - 6, TICK.size));
+    deeper = Math.max(deeper, ...x.ticktext.map((text) => TICK.line * (linesOf(text) - 1)));
+  });
+  const pitch = high + above + (panels.below ?? 0) + deeper, rows = Math.ceil(axes.length / columns);
+  const total = (rows - 1) * pitch + high;
+  axes.forEach(([x, y], k) => {
+    const column = k % columns, row = Math.floor(k / columns), left = column * (each + gap);
+    x.domain = [left / inner, (left + each) / inner];
+    y.domain = [Math.max(0, 1 - (row * pitch + high) / total), 1 - row * pitch / total];
+    if (panels.shared) y.showticklabels = column === 0;
+    if (y.title && column && panels.shared) delete y.title;
+    for (const note of titles[k]) [note.x, note.y] = [x.domain[0], y.domain[1]];
+  });
+  margin.t = Math.max(legend ? legend + above + 8 : above, titles.flat().length || legend ? 0 : margin.t);
+  margin.b += deeper;
+  layout.legend.y = 1 + above / total;
+  return { data, layout, height: total + margin.t + margin.b };
+}
+
 function draw(plot) {
-  const figure = figureOf(plot);
-  const config = { responsive: true, displaylogo: false, modeBarButtons: [["resetScale2d"]] };
-  Plotly.react(plot, figure.data, themed(figure.layout), config);
+  const figure = figureOf(plot), config = { displaylogo: false, modeBarButtons: [["resetScale2d"]] };
+  const show = () => {
+    const { data, layout, height } = fitted(figure, plot.clientWidth, Number(plot.dataset.legend ?? 0), plot.parentNode.clientWidth);
+    plot.style.height = `${height}px`;
+    Plotly.react(plot, data, themed(layout), config);
+    const legend = Math.ceil(plot.querySelector(".legend .bg")?.getBoundingClientRect().height ?? 0);
+    const changed = legend !== Number(plot.dataset.legend ?? 0);
+    plot.dataset.legend = legend;
+    return changed;
+  };
+  if (show()) show(); // how high the legend is shows when it is drawn
   plot.dataset.drawn = "1";
 }
 
@@ -56,7 +167,17 @@ const nearby = new IntersectionObserver((entries) => {
   for (const entry of entries) if (entry.isIntersecting && !entry.target.dataset.drawn) draw(entry.target);
 }, { rootMargin: "600px" });
 loaded.then(() => plots.forEach((plot) => nearby.observe(plot)));
-const redraw = () => plots.filter((plot) => plot.dataset.drawn).forEach(draw);
+const redraw = () => plots.filter((plot) => plot.dataset.drawn).forEach((plot) => {
+  if (plot.offsetParent) draw(plot);
+  else delete plot.dataset.drawn; // it is drawn when it is shown
+});
+let lastWidth = innerWidth, resized = 0;
+addEventListener("resize", () => {
+  if (innerWidth === lastWidth) return; // a telephone hides its address bar
+  lastWidth = innerWidth;
+  cancelAnimationFrame(resized);
+  resized = requestAnimationFrame(redraw);
+});
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
 
 // Do something in light colours, whatever the page is shown in: for paper and for saved figures.
@@ -81,11 +202,10 @@ addEventListener("beforeprint", () => inLight(() => {
     table.style.zoom = zoom;
   }
   for (const plot of plots.filter((each) => each.offsetParent)) {
-    const { width, height } = figureOf(plot);
-    const drawn = Math.max(PAPER.drawn, width);
+    const drawn = Math.max(PAPER.drawn, figureOf(plot).width);
     plot.style.width = `${drawn}px`;
     draw(plot);
-    plot.style.zoom = Math.min(PAPER.width / drawn, PAPER.height / height);
+    plot.style.zoom = Math.min(PAPER.width / drawn, PAPER.height / plot.offsetHeight);
   }
 }));
 addEventListener("afterprint", () => {
@@ -134,11 +254,12 @@ function download(name, text) {
   setTimeout(() => URL.revokeObjectURL(link.href), 1000);
 }
 for (const button of document.querySelectorAll(".save button")) button.addEventListener("click", () => {
-  const plot = button.closest("figure").querySelector(".plot"), figure = figureOf(plot), { width, height } = figure;
+  const plot = button.closest("figure").querySelector(".plot"), figure = figureOf(plot), { width } = figure;
   const filename = plot.dataset.figure.replace("figure-", ""), format = button.dataset.save;
   if (format === "csv") return download(`${filename}.csv`, csvOf(figure));
-  const layout = inLight(() => ({ ...themed(figure.layout), paper_bgcolor: "#fff", plot_bgcolor: "#fff", autosize: false, width, height }));
-  Plotly.downloadImage({ data: figure.data, layout }, { format, filename, width, height, scale: format === "png" ? 2 : 1 });
+  const { data, layout: drawn, height } = fitted(figure, width, Number(plot.dataset.legend ?? 0));
+  const layout = inLight(() => ({ ...themed(drawn), paper_bgcolor: "#fff", plot_bgcolor: "#fff", autosize: false, width, height }));
+  Plotly.downloadImage({ data, layout }, { format, filename, width, height, scale: format === "png" ? 2 : 1 });
 });
 
 // One of several views of a figure.

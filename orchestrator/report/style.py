@@ -16,14 +16,21 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from orchestrator.analysis.results import Results
+from orchestrator.analysis.wording import percent
+from trainables.evaluation.metrics import find_chance
 
 #: Okabe & Ito 2008 (told apart by colour-blind readers), reordered, black and yellow left out, the
 #: blue lighter so that it reads on a dark page too.
-PALETTE = ("#2b8ac9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8a63d2", "#8c6d46")
+PALETTE = ("#2b8ac9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d46")
 #: One hue, dark to light: no rainbow, and readable in grey print. Low values are dark, to draw attention.
 SEQUENTIAL = [[0.0, "#7f2704"], [0.25, "#d94801"], [0.5, "#fd8d3c"], [0.75, "#fdd0a2"], [1.0, "#fff5eb"]]
 #: Two hues that meet in white, for differences around 0. Orange is worse, like the dark end of ``SEQUENTIAL``.
 DIVERGING = [[0.0, "#a63603"], [0.25, "#fd8d3c"], [0.5, "#f7f7f7"], [0.75, "#6baed6"], [1.0, "#08519c"]]
+#: What is no level of a factor: what all arms have in common.
+NEUTRAL = "#5f6b78"
+#: A headline number of all arms: the mean over shifts, the mean of an effect.
+HEADLINE = "#8a63d2"
+CHANCE_LINE = {"dash": "dot", "width": 1.5, "color": "#6b7682"}
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star", "hexagon")
 #: Decimals of drawn numbers, for scores in [0, 1]; with all decimals, they would be a third of the page.
 DIGITS = 7
@@ -71,6 +78,33 @@ def layout_of(**more: Any) -> dict[str, Any]:
     margin = {"l": 56, "r": 16, "t": 24, "b": 48}
     legend = {"orientation": "h", "x": 0, "xanchor": "left", "y": 1.0, "yanchor": "bottom", "title": {"text": ""}}
     return {"margin": margin, "legend": legend, "hovermode": "closest"} | more
+
+
+def first_colour_of(results: Results, factor: str | None) -> int:
+    """Return the index of the colour of a factor's first level, so that no two factors share a colour.
+
+    Without a factor, the first index that no level has: of arms, and of what is drawn alone.
+    """
+    before = results.factors if factor is None else results.factors[: results.factors.index(factor)]
+    return sum(len(results.levels(each)) for each in before)
+
+
+def describe_chance(results: Results) -> str:
+    """Return the sentence on the score of guessing, with a space before it; nothing if it depends on class shares."""
+    chance = find_chance(results.metric, len(results.plan["data"]["classes"]))
+    return "" if chance is None else f" Chance is {percent(chance)}."
+
+
+def panels_of(min_px: int, *, below: int = 40, left: int = 0, shared: bool = False) -> dict[str, Any]:
+    """Return the ``meta`` of a layout with several panels, which page.js arranges for the width that there is.
+
+    Args:
+        min_px: smallest width of a panel; fewer stand side by side where there is no room.
+        below: space for ticks and title of the lower axis, px.
+        left: space for the ticks of a vertical axis that is not the first of its row, px.
+        shared: whether the first panel of a row has the vertical ticks and title of all.
+    """
+    return {"panels": {"width": min_px, "below": below, "left": left, "shared": shared}}
 
 
 def floats(values: Any) -> list[float | None]:

@@ -39,6 +39,7 @@ from orchestrator.planning.plan import describe_skipped_briefly
 from orchestrator.report.checklist_items import CHECKLISTS
 from orchestrator.report.examples import Examples, build_examples
 from orchestrator.report.exports import paper_tables
+from orchestrator.report.glossary import glossary_section
 from orchestrator.report.overview import overview_section
 from orchestrator.report.page import Section, render_page, within
 from orchestrator.report.sections import provenance
@@ -108,7 +109,9 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
     provenance_of_all = provenance.provenance_section(
         results, digest=digest, files=TABLES | PAPER_TABLES, compute=describe_compute(ledger, budget_status)
     )
-    page = _render(results, [*sections, left_out_section(results), provenance_of_all], budget_status)
+    page = _render(
+        results, [*sections, left_out_section(results), provenance_of_all, glossary_section()], budget_status
+    )
     tables = {
         "trials.csv": results.trained.text["trials"],
         "arms.csv": TextTable(whole.arms),

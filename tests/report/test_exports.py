@@ -139,7 +139,7 @@ def test_figures_are_written_with_their_data_and_go_with_the_page(
     folder = Path(ledger.root.uri) / "report" / "figures"
     assert {Path(path) for path in written} == set(folder.iterdir())
     assert (folder / "heat.svg").read_bytes() == b"figure-heat"
-    assert (folder / "heat.csv").read_text(encoding="utf-8").startswith("shift,arm,balanced accuracy,policy\n")
+    assert (folder / "heat.csv").read_text(encoding="utf-8").startswith("shift,arm,balanced accuracy,n,policy\n")
     render(ledger, tmp_path)
     assert not folder.exists()
 

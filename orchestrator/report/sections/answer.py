@@ -14,6 +14,8 @@ from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.wording import NO_BREAK, percent, plural, sentence
 from orchestrator.planning.states import COMPLETE
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, note, table
+from orchestrator.report.style import describe_chance
+from orchestrator.statistics.intervals import MIN_REPLICATES, t_interval
 from trainables.evaluation.metrics import name_over_validation_shifts
 
 
@@ -26,7 +28,8 @@ def answer_section(answer: Answer) -> Section:
         f'<p class="main">{escape(statement.headline)}</p><p>{escape(statement.text)}</p></div>'
         for number, statement in enumerate(answer.statements)
     )
-    return Section("answer", "Answer", "The answer in words", f'<div class="answers">{cards}</div>')
+    said = note("± is one standard deviation over replicates; differences have an interval, or the reason for none.")
+    return Section("answer", "Answer", "The answer in words", f'{said}<div class="answers">{cards}</div>')
 
 
 # ------------------------------------------------------------------------------------------------ arms
@@ -79,6 +82,7 @@ def arms_section(results: Results, arms: pd.DataFrame) -> Section:
             " A shift was used for selection if it, or one of its kind, was applied to validation images; only the "
             "means over others say what choosing by shifts is worth."
         )
+    text += describe_chance(results)
     if replicates == 1:
         text += " With one replicate there is no standard deviation: differences between arms may be chance."
     return Section(
@@ -202,14 +206,56 @@ def _chosen(results: Results, arms: pd.DataFrame, arm: pd.Series) -> Statement:
     column = f"val/{metric}"
     ties = int((arms[f"{column}.mean"] == arm[f"{column}.mean"]).sum()) - 1
     tied = f" {ties} further arm{'s' if ties > 1 else ''} tied; the first in the plan is named." if ties else ""
+    rivals = tied or _describe_rivals(results, arms, arm)
     heading = "Chosen on in-distribution validation" if len(arms) > 1 else "The only arm"
     return Statement(
         heading,
         str(arm["label"]),
         f"Validation {title} {_value(arm, column)} ({_n(arm, column)}): {_value(arm, f'id/{metric}')} on the "
         f"in-distribution test set, {_value(arm, f'robustness/mean_{metric}')} on average over the shifts, "
-        f"{_value(arm, f'robustness/worst_shift_{metric}')} under the worst one.{tied}",
+        f"{_value(arm, f'robustness/worst_shift_{metric}')} under the worst one.{rivals}",
     )
+
+
+def _describe_rivals(results: Results, arms: pd.DataFrame, chosen: pd.Series) -> str:
+    """Return in words which other arms validation does not tell from the chosen one; nothing if there is no other."""
+    column = f"val/{results.metric}"
+    rivals = arms[(arms["name"] != chosen["name"]) & arms[f"{column}.mean"].notna()]
+    if not len(rivals):
+        return ""
+    rivals = rivals.sort_values(f"{column}.mean", ascending=False, kind="stable")
+    scores = results.complete.pivot(index="replicate", columns="name", values=column)
+    differences = {str(name): _differ(results, scores, str(chosen["name"]), str(name)) for name in rivals["name"]}
+    nearest = rivals.iloc[0]
+    first = differences[str(nearest["name"])]
+    if not len(first):
+        return f" The next arm, {nearest['label']}, shares no replicate with it, so they are not compared."
+    gap = f"the next, {nearest['label']}, is {100 * float(first.mean()):z.1f} points below it"
+    intervals = {name: t_interval(each) for name, each in differences.items()}
+    interval = intervals[str(nearest["name"])]
+    if interval is not None:
+        known = [each for each in intervals.values() if each is not None]
+        close = sum(each.low <= 0 <= each.high for each in known)
+        return (
+            " By 95 % t intervals of paired differences, not corrected for the choice of the best, validation tells it "
+            f"from {len(known) - close} of {plural(len(known), 'other arm')}; {gap} "
+            f"({100 * interval.low:+z.1f} to {100 * interval.high:+z.1f}, "
+            f"n = {len(first)})."
+        )
+    sd = float(first.std(ddof=1)) if len(first) > 1 else float("nan")
+    why = f"{plural(len(first), 'independent replicate')} in common, an interval takes {MIN_REPLICATES}"
+    if pd.isna(sd):
+        return f" {sentence(gap)}, with {why}: how far that is chance is not known."
+    where = "within" if abs(float(first.mean())) <= sd else "more than"
+    return f" {sentence(gap)}, {where} one standard deviation of the paired difference ({100 * sd:.1f}); {why}."
+
+
+def _differ(results: Results, scores: pd.DataFrame, chosen: str, other: str) -> pd.Series[float]:
+    """Return the paired differences in validation, one per independent unit that both arms have."""
+    paired = (scores[chosen] - scores[other]).dropna() if {chosen, other} <= set(scores) else pd.Series(dtype=float)
+    trials = results.complete[results.complete["name"].isin([chosen, other])]
+    units = results.group_replicates(trials)
+    return paired.groupby([units[int(replicate)] for replicate in paired.index]).mean()
 
 
 def _flattered(count: int) -> str:

@@ -12,7 +12,7 @@ from orchestrator.report.differences import differences_of_levels
 from orchestrator.report.heat_maps import MAX_CELLS
 from orchestrator.report.page import Cell, Column, Section, embed, note, p_cell, table
 from orchestrator.report.sections.answer import missing_pairs
-from orchestrator.report.style import PALETTE, Figure, floats, layout_of, panel_title
+from orchestrator.report.style import HEADLINE, NEUTRAL, Figure, floats, layout_of, panel_title, panels_of
 from orchestrator.statistics.intervals import MIN_REPLICATES
 from orchestrator.statistics.paired_tests import min_units
 
@@ -25,7 +25,7 @@ def effects_figure(effects: Mapping[str, Sequence[Effect]], titles: Mapping[str,
     rows = effects[panels[0]]
     texts = [f"{escape(e.factor)}: <b>{escape(e.level)}</b> vs {escape(e.reference)}" for e in rows]
     data: list[dict[str, Any]] = []
-    layout = layout_of(showlegend=False)
+    layout = layout_of(showlegend=False, meta=panels_of(280, shared=True))
     layout["margin"] |= {"l": 10, "t": 36}
     layout["annotations"] = []
     width = 1 / len(panels)
@@ -83,24 +83,24 @@ def _effect_traces(effect: Effect, y: float, suffix: str, step: int) -> list[dic
         "x": floats([100 * cell.difference for cell in shown]),
         "y": jitter,
         "hovertext": [
-            f"{escape(cell.name) or 'cell'}, replicate {cell.replicate}: {100 * cell.difference:+.1f} points"
+            f"{escape(cell.name) or 'cell'}, replicate {cell.replicate}: {100 * cell.difference:+z.1f} points, n = 1"
             for cell in shown
         ],
-        "marker": {"size": 7, "color": PALETTE[0], "opacity": 0.5},
+        "marker": {"size": 7, "color": NEUTRAL, "opacity": 0.35},
     }
     if effect.difference is None:
         return [dots]
     mean = 100 * effect.difference
-    text = f"{name}<br>{mean:+.1f} points"
+    text = f"{name}<br>{mean:+z.1f} points"
     traces = [dots]
     if effect.interval is not None:
         low, high = 100 * effect.interval.low, 100 * effect.interval.high
-        text += f" ({low:+.1f} to {high:+.1f})"
-        line = {"color": PALETTE[1], "width": 3}
+        text += f" ({low:+z.1f} to {high:+z.1f})"
+        line = {"color": HEADLINE, "width": 3}
         axes["name"] = f"{name}, 95 % interval"
         traces.append(axes | {"mode": "lines", "x": [low, high], "y": [y, y], "line": line, "hovertext": text})
     axes["name"] = f"{name}, mean"
-    marker = {"size": 11, "color": PALETTE[1], "symbol": "diamond"}
+    marker = {"size": 11, "color": HEADLINE, "symbol": "diamond"}
     hover = f"{text}<br>{escape(effect.units)}"
     traces.append(axes | {"mode": "markers", "x": [mean], "y": [y], "marker": marker, "hovertext": [hover]})
     return traces
@@ -163,8 +163,8 @@ def _row(effect: Effect, *, has_p: bool, has_shifts: bool) -> list[Cell]:
     return [
         Cell(escape(effect.factor)),
         Cell(f'{escape(effect.level)} <span class="sd">vs {escape(effect.reference)}</span>'),
-        Cell("–", "") if difference is None else Cell(f"{100 * difference:+.1f}", difference),
-        Cell("–" if interval is None else f"{100 * interval.low:+.1f} to {100 * interval.high:+.1f}"),
+        Cell("–", "") if difference is None else Cell(f"{100 * difference:+z.1f}", difference),
+        Cell("–" if interval is None else f"{100 * interval.low:+z.1f} to {100 * interval.high:+z.1f}"),
         Cell(escape(units)),
         *((p_cell(effect.p_value), p_cell(effect.p_holm)) if has_p else ()),
         *((Cell(shifts, effect.num_same_direction) if effect.num_shifts else Cell("–", ""),) if has_shifts else ()),

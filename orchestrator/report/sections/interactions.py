@@ -12,7 +12,16 @@ import pandas as pd
 from orchestrator.analysis.effects import Effect, rank_factors
 from orchestrator.analysis.results import TITLES, Results
 from orchestrator.report.page import Section, embed, note
-from orchestrator.report.style import Figure, colour, floats, layout_of, panel_title
+from orchestrator.report.style import (
+    Figure,
+    colour,
+    describe_chance,
+    first_colour_of,
+    floats,
+    layout_of,
+    panel_title,
+    panels_of,
+)
 
 #: Panels per row, and most panels in all; pairs of the factors with the largest effects come first.
 _COLUMNS = 3
@@ -49,7 +58,7 @@ def _figure(results: Results, trials: pd.DataFrame, pairs: Sequence[tuple[str, s
     columns = min(_COLUMNS, len(pairs))
     rows = -(-len(pairs) // columns)
     data: list[dict[str, Any]] = []
-    layout = layout_of(annotations=[], showlegend=False)
+    layout = layout_of(annotations=[], showlegend=False, meta=panels_of(250, below=44, left=52))
     layout["margin"] |= {"t": 60, "b": 64}
     counts: list[int] = []
     is_even = True
@@ -64,7 +73,7 @@ def _figure(results: Results, trials: pd.DataFrame, pairs: Sequence[tuple[str, s
             "anchor": f"y{suffix}",
             "tickvals": list(range(len(names))),
             "ticktext": [escape(name) for name in names],
-            "ticklabeloverflow": "allow",
+            "tickangle": 0,
             "range": [-0.45, len(names) - 0.55],
             "showgrid": False,
             "zeroline": False,
@@ -91,12 +100,11 @@ def _figure(results: Results, trials: pd.DataFrame, pairs: Sequence[tuple[str, s
         note=(
             f"Mean shifted {TITLES[results.metric]} over all other factors and replicates ({n} trials per large "
             f"dot); a small dot is one replicate’s mean{some}. Parallel lines: the two choices add up. Lines that "
-            f"cross or part: the one changes what the other does.{uneven}"
+            f"cross or part: the one changes what the other does.{describe_chance(results)}{uneven}"
         ),
         data=data,
         layout=layout,
         height_px=124 + _PANEL_PX * rows,
-        min_width_px=240 * columns,
         axes=("level", TITLES[results.metric]),
     )
 
@@ -105,7 +113,7 @@ def _heading(results: Results, pair: tuple[str, str], x: float, y: float) -> lis
     """Return the panel's title and, below it, the levels of the second factor in the colours of their lines."""
     along, across = pair
     text, width = f"<b>{escape(along)} × {escape(across)}</b><br>", 0
-    for index, level in enumerate(results.levels(across)):
+    for index, level in enumerate(results.levels(across), start=first_colour_of(results, across)):
         width += len(level) + 5
         if width > _KEYS_WIDTH:
             text, width = f"{text}<br>", len(level) + 5
@@ -118,8 +126,8 @@ def _panel(
 ) -> tuple[list[dict[str, Any]], list[int]]:
     """Return the traces of a panel, and the number of trials per large dot."""
     along, across = pair
-    names = results.levels(along)
-    levels = results.levels(across)
+    names, levels = results.levels(along), results.levels(across)
+    first = first_colour_of(results, across)
     traces: list[dict[str, Any]] = []
     sizes: list[int] = []
     for index, level in enumerate(levels):
@@ -133,18 +141,23 @@ def _panel(
         counts = groups.count()
         sizes += [int(counts[name]) for name in known]
         axes = {"type": "scatter", "xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "name": escape(level)}
-        seeds = rows[rows["replicate"] < MAX_SEEDS].groupby([f"arm/{along}", "replicate"])[measure].mean()
+        seeds = (
+            rows[rows["replicate"] < MAX_SEEDS].groupby([f"arm/{along}", "replicate"])[measure].agg(["mean", "count"])
+        )
         traces.append(
             axes
             | {
                 "mode": "markers",
                 "x": [names.index(str(name)) + shift for name, _ in seeds.index],
-                "y": floats(seeds),
-                "marker": {"size": 5, "color": colour(index), "opacity": 0.45},
-                "customdata": [[escape(str(name)), int(replicate)] for name, replicate in seeds.index],
+                "y": floats(seeds["mean"]),
+                "marker": {"size": 5, "color": colour(first + index), "opacity": 0.45},
+                "customdata": [
+                    [escape(str(name)), int(replicate), int(n)]
+                    for (name, replicate), n in zip(seeds.index, seeds["count"], strict=True)
+                ],
                 "hovertemplate": f"{escape(level)}, %{{customdata[0]}}<br>replicate %{{customdata[1]}}: %{{y:.1%}}"
-                "<extra></extra>",
-                "meta": {"panel": f"{along} × {across}: seeds", "columns": [along, "replicate"]},
+                "<br>n = %{customdata[2]} trials<extra></extra>",
+                "meta": {"panel": f"{along} × {across}: seeds", "columns": [along, "replicate", "n"]},
             }
         )
         traces.append(
@@ -153,7 +166,7 @@ def _panel(
                 "mode": "lines+markers",
                 "x": places,
                 "y": floats(groups.mean()[known]),
-                "line": {"color": colour(index), "width": 2},
+                "line": {"color": colour(first + index), "width": 2},
                 "marker": {"size": 10},
                 "customdata": [[escape(name), int(counts[name])] for name in known],
                 "hovertemplate": f"{escape(level)}, %{{customdata[0]}}: %{{y:.1%}}<br>n = %{{customdata[1]}} trials"

@@ -75,7 +75,7 @@ def status(results: Results, budget_status: BudgetStatus | None = None) -> str:
     if lacking:
         html += callout(
             f"{lacking} of {counts['planned']} trials are not complete. Every mean is over what is complete, "
-            "so arms may rest on different replicates; see Problems.",
+            "so arms may rest on different replicates; see Left out.",
             "bad",
         )
     held_back = describe_held_back(results, budget_status)

@@ -23,7 +23,7 @@ from orchestrator.analysis.search_results import (
 )
 from orchestrator.analysis.wording import plural
 from orchestrator.report.page import Cell, Column, Section, callout, embed, note, table
-from orchestrator.report.style import PALETTE, Figure, floats, layout_of
+from orchestrator.report.style import HEADLINE, NEUTRAL, Figure, floats, layout_of
 from orchestrator.study.search.config import Objective, SearchConfig
 
 _MAX_ROWS = 10
@@ -128,7 +128,7 @@ def _history(found: Found) -> Figure:
     values = pd.Series([each.values[0] for each in feasible_ones], dtype=float)
     best = values.cummax() if objective.higher_is_better else values.cummin()
     x = [order[each.name] for each in feasible_ones]
-    line = {"color": PALETTE[1], "width": 2, "shape": "hv"}
+    line = {"color": HEADLINE, "width": 2, "shape": "hv"}
     data.append(
         {"type": "scatter", "mode": "lines", "name": "best so far", "x": x, "y": floats(best), "line": line}
         | {"hoverinfo": "skip"}
@@ -183,7 +183,7 @@ def _dots(title: str, shown: Sequence[Configuration], x: Sequence[float], y: Seq
         "y": floats(y),
         "hovertext": [escape(each.name) for each in shown],
         "hovertemplate": "%{hovertext}<br>%{x}, %{y:.4g}<extra></extra>",
-        "marker": {"size": 8, "opacity": 0.75, "color": PALETTE[0 if index == 0 else 1]},
+        "marker": {"size": 8, "opacity": 0.75, "color": NEUTRAL if index == 0 else HEADLINE},
     }
 
 

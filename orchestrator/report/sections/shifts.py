@@ -20,6 +20,7 @@ from orchestrator.report.curves import severity_curves
 from orchestrator.report.examples import Examples
 from orchestrator.report.heat_maps import difference_map, heat_map, stain_heat_maps
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, embed, note, table, views
+from orchestrator.report.style import describe_chance, first_colour_of
 from trainables.evaluation_config import word_targets
 
 
@@ -30,11 +31,18 @@ def shifts_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effec
     for factor in rank_factors(results, effects):
         groups = dict(zip(results.trials["signature"], results.trials[f"arm/{factor}"], strict=True))
         levels = results.levels(factor)
-        curves[factor] = severity_curves(results, groups, f"level of {factor}, over all other factors", shown=levels)
+        curves[factor] = severity_curves(
+            results,
+            groups,
+            f"level of {factor}, over all other factors",
+            shown=levels,
+            first_colour=first_colour_of(results, factor),
+        )
     groups = {s: results.labels[n] for s, n in zip(results.trials["signature"], results.trials["name"], strict=True)}
     column = f"val/{results.metric}.mean"
     ranked = arms.sort_values(column, ascending=False, kind="stable") if column in arms else arms
-    curves["arm"] = severity_curves(results, groups, "arm", shown=list(ranked["label"]))
+    first = first_colour_of(results, None)
+    curves["arm"] = severity_curves(results, groups, "arm", shown=list(ranked["label"]), first_colour=first)
     drawn = {name: figure for name, figure in curves.items() if figure is not None}
     body = (
         ""
@@ -118,7 +126,7 @@ def _families_table(results: Results) -> str:
     listed = "; ".join(f"{family}: {', '.join(types)}" for family, types in results.families.items())
     text = (
         f"{TITLES[results.metric][:1].upper()}{TITLES[results.metric][1:]} by family of shifts in %: mean over "
-        f"replicates, severities and the family’s shifts. {listed}."
+        f"replicates, severities and the family’s shifts. {listed}.{describe_chance(results)}"
     )
     return note(text) + table(
         [Column("arm"), *(Column(family, is_number=True) for family in columns)], rows, tall=len(rows) > TALL_ROWS
@@ -142,6 +150,7 @@ def _copies_table(results: Results, grid: Grid) -> str:
     text = (
         f"Over {grid.cells.shape[1]} stain cells and {grid.scores.shape[1]} other copies of the test set, means "
         f"over replicates in %. The floor is {100 * MARGIN:.0f} points below the best arm’s unshifted score."
+        f"{describe_chance(results)}"
     )
     return note(text) + table(columns, rows)
 

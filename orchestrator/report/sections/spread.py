@@ -8,6 +8,7 @@ from html import escape
 import numpy as np
 
 from orchestrator.analysis.results import TITLES, Results
+from orchestrator.analysis.wording import plural
 from orchestrator.report.page import Cell, Column, Section, note, table
 from orchestrator.statistics.factorial import Term, VarianceTable, decompose_variance
 from orchestrator.statistics.intervals import MIN_REPLICATES
@@ -68,7 +69,7 @@ def _missing(found: VarianceTable) -> str:
     if not found.num_missing:
         return ""
     return (
-        f" {found.num_missing} cells are missing, so the terms overlap by {100 * found.overlap:.1f} % of the spread, "
+        f" {plural(found.num_missing, 'cell')} missing, so the terms overlap by {100 * found.overlap:.1f} % of the spread, "
         "which belongs to none alone."
     )
 

@@ -15,7 +15,16 @@ from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.transfer import find_front
 from orchestrator.analysis.wording import sentence
 from orchestrator.report.page import Cell, Column, Section, embed, note, table
-from orchestrator.report.style import Figure, colour, floats, layout_of, seed_dots, subsample_dots
+from orchestrator.report.style import (
+    Figure,
+    colour,
+    describe_chance,
+    first_colour_of,
+    floats,
+    layout_of,
+    seed_dots,
+    subsample_dots,
+)
 
 
 def trade_off_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> Section | None:
@@ -59,7 +68,7 @@ def _front_table(results: Results, arms: pd.DataFrame, front: NDArray[np.intp]) 
         rows.append(row)
     text = (
         "The front is of means over replicates and looks at test data: it shows what can be had, and chooses nothing. "
-        "Arms whose error bars reach over it may belong to it."
+        f"Arms whose error bars reach over it may belong to it.{describe_chance(results)}"
     )
     return note(text) + table(columns, rows)
 
@@ -76,7 +85,7 @@ def _figure(results: Results, arms: pd.DataFrame, front: NDArray[np.intp], effec
     of_trial = trials[f"arm/{factor}"] if factor else pd.Series("arm", index=trials.index)
     x, y = (arms.iloc[front][f"{column}.mean"].to_numpy() for column in (clean, worst))
     data: list[dict[str, Any]] = [_front_line(x, y)]
-    for index, level in enumerate(levels):
+    for index, level in enumerate(levels, start=first_colour_of(results, factor)):
         own = trials[of_trial == level]
         data.append(seed_dots(results, own, floats(own[clean]), worst, (index, "%{x:.1%}, worst %{y:.1%}")))
         data.append(_means(arms[groups == level], (clean, worst), (level, index), named=factor is not None))
@@ -94,7 +103,7 @@ def _figure(results: Results, arms: pd.DataFrame, front: NDArray[np.intp], effec
         note=(
             f"{sentence(TITLES[results.metric])}, n = {len(arms)} arms. A large dot is an arm’s mean, its bars ± one "
             "standard deviation over replicates; small dots are its seeds. On the line (A, B, …) are the arms that no "
-            f"other arm beats in both.{hue}{subset}"
+            f"other arm beats in both.{hue}{describe_chance(results)}{subset}"
         ),
         data=data,
         layout=layout,
@@ -128,7 +137,7 @@ def _means(arms: pd.DataFrame, columns: tuple[str, str], level: tuple[str, int],
         "error_y": {"array": floats(arms[f"{worst}.sd"]), **bars},
         "marker": {"size": 11, "color": colour(level[1]), "line": {"width": 1, "color": "#ffffff"}},
         "hovertext": [f"{escape(str(arm))}" for arm in arms["label"]],
-        "hovertemplate": "%{hovertext}<br>%{x:.1%}, worst %{y:.1%}<extra></extra>",
+        "hovertemplate": "%{hovertext}<br>%{x:.1%}, worst %{y:.1%}, n = %{customdata[0]}<extra></extra>",
         "customdata": [[int(n)] for n in arms[f"{worst}.n"]],
         "meta": {"panel": "arm", "columns": ["n"]},
     }

@@ -18,7 +18,16 @@ from orchestrator.planning.budget import Usage
 from orchestrator.planning.states import COMPLETE
 from orchestrator.report.curves import training_curves
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, embed, note, table
-from orchestrator.report.style import Figure, colour, floats, layout_of, seed_dots, subsample_dots
+from orchestrator.report.style import (
+    Figure,
+    colour,
+    describe_chance,
+    first_colour_of,
+    floats,
+    layout_of,
+    seed_dots,
+    subsample_dots,
+)
 
 #: Ratio of dearest to cheapest arm above which the axis is logarithmic.
 _LOG_FROM = 20.0
@@ -132,7 +141,8 @@ def _figure(results: Results, costs: pd.DataFrame, effects: Sequence[Effect]) ->
     drawn, subset = subsample_dots(trials["name"])
     seen = trials.iloc[drawn]
     data: list[dict[str, Any]] = []
-    for index, level in enumerate(results.levels(order[0]) if order else [None]):
+    first = first_colour_of(results, order[0] if order else None)
+    for index, level in enumerate(results.levels(order[0]) if order else [None], start=first):
         is_seed = np.ones(len(seen), bool) if level is None else (seen[groups[1]] == level).to_numpy()
         is_arm = np.ones(len(means), bool) if level is None else (means[groups[1]] == level).to_numpy()
         own = seen[is_seed]
@@ -149,7 +159,7 @@ def _figure(results: Results, costs: pd.DataFrame, effects: Sequence[Effect]) ->
         title="Is robustness bought with training time?",
         note=(
             f"A large dot is an arm’s mean (n = {len(means)} arms, {len(trials)} trials), its bars ± one standard "
-            f"deviation over replicates; small dots are its seeds.{hue}{subset}"
+            f"deviation over replicates; small dots are its seeds.{hue}{describe_chance(results)}{subset}"
         ),
         data=data,
         layout=layout,
@@ -171,7 +181,7 @@ def _means(results: Results, arms: pd.DataFrame, shifted: str, level: tuple[str 
         "error_y": {"array": floats(arms[(shifted, "std")]), **bars},
         "marker": {"size": 11, "color": colour(level[1]), "line": {"width": 1, "color": "#ffffff"}},
         "hovertext": [escape(results.labels[name]) for name in arms[("name", "")]],
-        "hovertemplate": "%{hovertext}<br>%{x:.1f} s, %{y:.1%}<extra></extra>",
+        "hovertemplate": "%{hovertext}<br>%{x:.1f} s, %{y:.1%}, n = %{customdata[0]}<extra></extra>",
         "customdata": [[int(n)] for n in arms[(shifted, "count")]],
         "meta": {"panel": "arm", "columns": ["n"]},
     }
@@ -183,7 +193,8 @@ def training_section(results: Results, effects: Sequence[Effect]) -> Section | N
     signatures = results.trials["signature"]
     colours = results.trials[f"arm/{order[0]}"] if order else pd.Series("trial", index=signatures.index)
     levels = results.levels(order[0]) if order else ["trial"]
-    figure = training_curves(results, dict(zip(signatures, colours, strict=True)), levels)
+    first = first_colour_of(results, order[0] if order else None)
+    figure = training_curves(results, dict(zip(signatures, colours, strict=True)), levels, first_colour=first)
     if figure is None:
         return None
     return Section("training", "Training", "Training", embed(figure, "figure-training"))

@@ -14,7 +14,18 @@ from orchestrator.analysis.effects import Effect, rank_factors
 from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.transfer import MIN_SCORES, MIN_TRIALS, Line, clip_scores, fit_line, probit
 from orchestrator.report.page import Cell, Column, Section, embed, note, table
-from orchestrator.report.style import SYMBOLS, Figure, colour, floats, layout_of, panel_title, subsample_dots
+from orchestrator.report.style import (
+    SYMBOLS,
+    Figure,
+    colour,
+    describe_chance,
+    first_colour_of,
+    floats,
+    layout_of,
+    panel_title,
+    panels_of,
+    subsample_dots,
+)
 from orchestrator.statistics.intervals import summarise
 
 #: Panels per row.
@@ -128,7 +139,7 @@ def _figure(
     style = _style(results, effects)
     rows = -(-len(panels) // COLUMNS)
     data: list[dict[str, Any]] = []
-    layout = layout_of(annotations=[])
+    layout = layout_of(annotations=[], meta=panels_of(260, below=44, left=56))
     layout["margin"] |= {"t": 64, "b": 48}
     layout["legend"]["y"] = 1 + 38 / (_PANEL_PX * rows)
     drawn, subset = subsample_dots(trials["name"])
@@ -155,12 +166,11 @@ def _figure(
             f"A dot is one trial (n = {len(trials)}), on probit axes: equal steps are equal steps of the normal "
             "quantile. On the dashed line, where it is in view, a model loses nothing. The solid line is the "
             "least-squares fit to all trials; those above it hold up better than their in-distribution score says. "
-            f"A score of 1 is drawn half an image below it.{hue}{subset}"
+            f"A score of 1 is drawn half an image below it.{hue}{describe_chance(results)}{subset}"
         ),
         data=data,
         layout=layout,
         height_px=72 + _PANEL_PX * rows,
-        min_width_px=240 * min(len(panels), COLUMNS),
         axes=("in-distribution, probit", "shifted, probit"),
     )
 
@@ -241,7 +251,7 @@ def _dots(
 ) -> list[dict[str, Any]]:
     (clean, column), (suffix, title) = points, panel
     traces = []
-    for hue_index, hue in enumerate(_levels(results, style[0])):
+    for hue_index, hue in enumerate(_levels(results, style[0]), start=first_colour_of(results, style[0])):
         for shape_index, shape in enumerate(_levels(results, style[1])):
             is_here = _is_level(trials, style[0], hue) & _is_level(trials, style[1], shape)
             rows = trials[is_here]

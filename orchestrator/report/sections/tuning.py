@@ -14,7 +14,7 @@ from orchestrator.analysis.wording import plural, sentence
 from orchestrator.planning.ceteris_paribus import read_matching
 from orchestrator.planning.states import COMPLETE
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, note, table, views
-from orchestrator.report.style import Figure, colour, floats, layout_of, subsample_dots
+from orchestrator.report.style import Figure, colour, first_colour_of, floats, layout_of, subsample_dots
 from trainables.evaluation.metrics import find_metric
 
 #: Most arms with an entry in the legend, and values with a tick of their own.
@@ -106,7 +106,8 @@ def _figure(results: Results, trials: pd.DataFrame, field: str) -> Figure | None
     drawn, subset = subsample_dots(shown["name"])
     data: list[dict[str, Any]] = []
     names = [str(name) for name in dict.fromkeys(shown["name"])]
-    indices = {name: index for index, name in enumerate(results.labels)}  # the same colour in every view
+    first = first_colour_of(results, None)
+    indices = {name: index for index, name in enumerate(results.labels, start=first)}  # the same colour in every view
     for name in names:
         index = indices[name]
         own = shown[shown["name"] == name]
@@ -164,7 +165,7 @@ def _dots(results: Results, rows: pd.DataFrame, metric: str, index: int) -> list
                 f"{escape(results.labels[name])}, replicate {replicate}, candidate {candidate}{', chosen' * chosen}"
                 for name, replicate, candidate in zip(own["name"], own["replicate"], own[CANDIDATE], strict=True)
             ],
-            "hovertemplate": "%{hovertext}<br>%{x:.4g}: %{y:.4g}<extra></extra>",
+            "hovertemplate": "%{hovertext}<br>%{x:.4g}: %{y:.4g}, n = 1<extra></extra>",
             "showlegend": False,
         }
         for chosen, look in looks

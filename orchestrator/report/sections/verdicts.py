@@ -143,7 +143,7 @@ _COEFFICIENTS = {"spearman": "Spearman’s ρ", "pearson": "Pearson’s r"}
 def _number(verdict: Verdict, value: float) -> str:
     if isinstance(verdict.hypothesis, Correlation):
         return f"{value:+.2f}"
-    return f"{100 * value:+.1f}" if find_metric(verdict.hypothesis.metric).is_share else f"{value:+.3g}"
+    return f"{100 * value:+z.1f}" if find_metric(verdict.hypothesis.metric).is_share else f"{value:+z.3g}"
 
 
 def _p(value: float) -> str:
