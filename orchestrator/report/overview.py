@@ -74,11 +74,12 @@ def _on(label: str) -> str:
 
 
 def _brief_verdict(verdict: Verdict) -> str:
-    """Return one verdict in two lines (HTML): the word, the claim, effect and interval."""
-    claim = verdict.hypothesis.claim.strip().rstrip(".")
+    """Return one verdict in brief (HTML): the word, the claim, effect and interval, and what it is about."""
+    claim, evidence = verdict.hypothesis.claim.strip().rstrip("."), verdict.evidence
+    scope = "" if evidence.scope is None else f"; {evidence.units}, {evidence.scope.describe()}"
     return (
         f'<p class="brief {css_of(verdict)}"><b>{escape(sentence(verdict.verdict))}</b> {escape(claim)}.'
-        f"<br><span>{escape(describe_effect(verdict))}</span></p>"
+        f"<br><span>{escape(describe_effect(verdict) + scope)}</span></p>"
     )
 
 
