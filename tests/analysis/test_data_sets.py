@@ -16,6 +16,7 @@ from orchestrator.analysis.inference.verdicts import SUPPORTED, Verdict, judge
 from orchestrator.analysis.results import load_results
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.checklist import write_checklist
+from orchestrator.report.page import read_figures
 from orchestrator.report.write import write_report
 from orchestrator.selection.ranking import SelectionCriteria, select_arm
 from orchestrator.study.hypotheses import Hypothesis
@@ -152,8 +153,7 @@ def test_the_report_has_a_part_for_each_data_set(tmp_path: Path) -> None:
     assert {"verdicts", "effects-0", "answer-1", "answer-2", "shifts-1", "shifts-2", "balanced-2", "left-out"} <= set(
         identifiers
     )
-    figures = re.findall(r'<script type="application/json" id="([^"]+)"', page)
-    assert len(figures) == len(set(figures))
+    figures = read_figures(page)
     assert {"figure-1-heat", "figure-2-heat"} <= set(figures)
     assert sorted(re.findall(r'data-figure="([^"]+)"', page)) == sorted(figures)
     assert "blood: bloodmnist, 2 classes; images: 1,080 train, 357 val, 100 test" in page

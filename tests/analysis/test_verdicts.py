@@ -774,7 +774,7 @@ def test_the_report_begins_with_the_verdicts(told: Ledger, tmp_path: Path) -> No
     report = write_report(told, cache_dir=tmp_path / "cache", examples=False)
     page = Path(report.html).read_text(encoding="utf-8")
     sections = re.findall(r'<section id="(\w+)"', page)
-    assert sections[0] == "verdicts"
+    assert sections[:2] == ["overview", "verdicts"]
     body = page[page.index('<section id="verdicts"') :].split("</section>")[0]
     assert "3 claimed (1 of them written before any trial was complete)" in body
     assert "Strong &lt;b&gt;helps&lt;/b&gt;." in body

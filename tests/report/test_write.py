@@ -50,7 +50,7 @@ def test_report_of_a_partial_study_is_complete_about_what_is_missing(tmp_path: P
     report, page = render(ledger, tmp_path)
     assert report.counts == {"planned": 24, "complete": 21, "failed": 1, "interrupted": 1, "missing": 1}
     assert "3 of 24 trials are not complete" in page
-    assert "2 trials: no weights file. Arms: pretraining=imagenet-21k" in page
+    assert "Left out: 1 arm of 2 trials: no weights file" in page
     assert "diverged: the training loss became nan" in page
     assert "scan_0412.png (row 413)" in page
     assert "the file is truncated" in page

@@ -24,7 +24,8 @@ def lede(results: Results) -> str:
     )
     return (
         f"{described}. "
-        f"{plural(results.trials['name'].nunique(), 'arm')}, {plural(results.counts['planned'], 'trial')} planned."
+        f"{plural(results.trials['name'].nunique(), 'arm')}, {plural(results.counts['planned'], 'trial')} planned"
+        + ("." if results.candidates is None else f", {results.plan['tuning']['candidates']} candidates per replicate.")
     )
 
 

@@ -69,8 +69,8 @@ def _missing(found: VarianceTable) -> str:
     if not found.num_missing:
         return ""
     return (
-        f" {plural(found.num_missing, 'cell')} missing, so the terms overlap by {100 * found.overlap:.1f} % of the spread, "
-        "which belongs to none alone."
+        f" {plural(found.num_missing, 'cell')} missing, so the terms overlap by {100 * found.overlap:.1f} % of the "
+        "spread, which belongs to none alone."
     )
 
 
