@@ -83,11 +83,7 @@ def heat_map(results: Results) -> Figure | None:
     counts = per_trial.groupby(level=["name", "shift"], observed=True).count().unstack("shift", fill_value=0)
     found = counts.loc[table.index, columns].to_numpy().tolist()
     trace |= _mark_seen(results, (list(map(str, table.index)), list(map(str, columns))), z, found)
-    layout = layout_of(
-        xaxis={"side": "top", "tickangle": -38, "automargin": True, "showgrid": False, "type": "category"},
-        yaxis={"automargin": True, "showgrid": False, "type": "category", "tickfont": {"size": 11.5}},
-    )
-    layout["margin"] |= {"l": 10, "t": 90, "b": 12}
+    layout = _layout()
     row_px = 24 if len(z) <= ANNOTATED_ARMS else 14
     if row_px == 14:
         layout["yaxis"] |= {"dtick": 1, "tickfont": {"size": 10}}
@@ -107,6 +103,16 @@ def heat_map(results: Results) -> Figure | None:
         min_width_px=300 + 46 * len(columns),
         axes=("shift", "arm", TITLES[results.metric]),
     )
+
+
+def _layout() -> dict[str, Any]:
+    """Return the layout of a heat map of arms by shift."""
+    layout = layout_of(
+        xaxis={"side": "top", "tickangle": -38, "automargin": True, "showgrid": False, "type": "category"},
+        yaxis={"automargin": True, "showgrid": False, "type": "category", "tickfont": {"size": 11.5}},
+    )
+    layout["margin"] |= {"l": 10, "t": 90, "b": 12}
+    return layout
 
 
 def _mark_seen(
@@ -185,11 +191,7 @@ def difference_map(results: Results, found: Differences) -> Figure:
             "len": min(1.0, 260 / (26 * len(z) + 60)),
         },
     }
-    layout = layout_of(
-        xaxis={"side": "top", "tickangle": -38, "automargin": True, "showgrid": False, "type": "category"},
-        yaxis={"automargin": True, "showgrid": False, "type": "category", "tickfont": {"size": 11.5}},
-    )
-    layout["margin"] |= {"l": 10, "t": 90, "b": 12}
+    layout = _layout()
     if not is_annotated:
         layout["yaxis"] |= {"dtick": 1, "tickfont": {"size": 10}}
     return Figure(

@@ -95,7 +95,7 @@ function inked(trace) {
 // Data and layout of a figure for the width it has: panels that do not fit side by side one above the other, long names
 // broken, room for a legend of that height. Figures with several panels say how wide one must be (style.panels_of).
 const TITLE = { size: 12.5, line: 17 }, TICK = { size: 11.5, line: 15 };
-function fitted(figure, width, legend, seen = width) {
+function fitted(figure, width, legend, seen = width, most = Infinity) {
   const layout = structuredClone(figure.layout), { margin } = layout, { panels = {} } = layout.meta ?? {};
   const data = figure.data.map((trace) => trace.type === "heatmap" ? inked(trace)
     : trace.showlegend !== false && trace.name ? { ...trace, name: broken(trace.name, width - 70, 12) } : trace);
@@ -131,7 +131,11 @@ function fitted(figure, width, legend, seen = width) {
     x.ticktext = x.ticktext.map((text) => broken(text, each / x.ticktext.length - 6, TICK.size));
     deeper = Math.max(deeper, ...x.ticktext.map((text) => TICK.line * (linesOf(text) - 1)));
   });
-  const pitch = high + above + (panels.below ?? 0) + deeper, rows = Math.ceil(axes.length / columns);
+  margin.t = Math.max(legend ? legend + above + 8 : above, titles.flat().length || legend ? 0 : margin.t);
+  margin.b += deeper;
+  const between = above + (panels.below ?? 0) + deeper, rows = Math.ceil(axes.length / columns);
+  if (rows > 1) high = Math.min(high, Math.max(60, (most - margin.t - margin.b - (rows - 1) * between) / rows));
+  const pitch = high + between;
   const total = (rows - 1) * pitch + high;
   axes.forEach(([x, y], k) => {
     const column = k % columns, row = Math.floor(k / columns), left = column * (each + gap);
@@ -141,8 +145,6 @@ function fitted(figure, width, legend, seen = width) {
     if (y.title && column && panels.shared) delete y.title;
     for (const note of titles[k]) [note.x, note.y] = [x.domain[0], y.domain[1]];
   });
-  margin.t = Math.max(legend ? legend + above + 8 : above, titles.flat().length || legend ? 0 : margin.t);
-  margin.b += deeper;
   layout.legend.y = 1 + above / total;
   return { data, layout, height: total + margin.t + margin.b };
 }
@@ -150,7 +152,7 @@ function fitted(figure, width, legend, seen = width) {
 function draw(plot) {
   const figure = figureOf(plot), config = { displaylogo: false, modeBarButtons: [["resetScale2d"]] };
   const show = () => {
-    const { data, layout, height } = fitted(figure, plot.clientWidth, Number(plot.dataset.legend ?? 0), plot.parentNode.clientWidth);
+    const { data, layout, height } = fitted(figure, plot.clientWidth, Number(plot.dataset.legend ?? 0), plot.parentNode.clientWidth, Number(plot.dataset.most ?? Infinity));
     plot.style.height = `${height}px`;
     Plotly.react(plot, data, themed(layout), config);
     const legend = Math.ceil(plot.querySelector(".legend .bg")?.getBoundingClientRect().height ?? 0);
@@ -191,7 +193,8 @@ const viewOf = (button) => document.getElementById(button.dataset.view);
 // On paper all views of a figure are shown, each drawn as wide as on a screen and scaled to what an A4 or Letter page can
 // hold (CSS px, 96 dpi).
 // Text of tables is printed .75 times as large as it is shown (page.css).
-const PAPER = { width: 690, height: 860, drawn: 960, text: 0.75 };
+// Rows of panels that are a little higher than half a page are made flatter, so that two figures fit.
+const PAPER = { width: 690, height: 860, drawn: 960, text: 0.75, half: 0.44, flatten: 0.7 };
 addEventListener("beforeprint", () => inLight(() => {
   for (const details of document.querySelectorAll("details:not([open])")) { details.open = true; details.dataset.closed = "1"; }
   for (const button of document.querySelectorAll(".views button")) viewOf(button).hidden = false;
@@ -205,6 +208,11 @@ addEventListener("beforeprint", () => inLight(() => {
     const drawn = Math.max(PAPER.drawn, figureOf(plot).width);
     plot.style.width = `${drawn}px`;
     draw(plot);
+    if (plot.offsetHeight * PAPER.width / drawn < PAPER.flatten * PAPER.height) {
+      plot.dataset.most = PAPER.half * PAPER.height * drawn / PAPER.width;
+      draw(plot);
+      delete plot.dataset.most;
+    }
     plot.style.zoom = Math.min(PAPER.width / drawn, PAPER.height / plot.offsetHeight);
   }
 }));

@@ -129,4 +129,4 @@ def test_runs_in_mlflow_tell_candidates_apart(folder: Path) -> None:
     assert len({run.info.run_name for run in runs}) == len(runs) == 12
     of_decoupling = [run for run in runs if run.data.params["regulariser"] == "spectral_decoupling"]
     assert sorted(run.data.tags["robustsweep.candidate"] for run in of_decoupling) == sorted("01230123")
-    assert "regulariser=spectral_decoupling r1 c3" in {run.info.run_name for run in runs}
+    assert "spectral_decoupling · r1 · c3" in {run.info.run_name for run in runs}

@@ -149,7 +149,7 @@ def test_a_study_in_a_database_keeps_no_secret(finished_study: FinishedStudy, tm
     code, said = start(place, "sync", scratch=tmp_path / "scratch")
     assert code == 0, said
     with closing(sqlite3.connect(place.ledger / "mlflow.db")) as database:
-        assert database.execute("SELECT count(*) FROM params").fetchone()[0] > 100
+        assert database.execute("SELECT count(*) FROM metrics").fetchone()[0] > 100
     assert find_leaks(place.ledger, tmp_path / "scratch") == {}
     assert find_secrets(said.encode()) == []
 
