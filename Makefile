@@ -16,8 +16,9 @@ $(VENV)/installed: pyproject.toml constraints.txt
 quickstart: install
 	$(BIN)/robustsweep run configs/quickstart.yaml
 
+# Two processes, a file of tests in one of them: half of the time on two cores.
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 # Every fault that is injected, and all other tests that take long: more than an hour; ten minutes of it wait for MLflow.
 .PHONY: faults
