@@ -333,6 +333,6 @@ def test_every_shift_says_whether_the_own_policy_contains_it(tmp_path: Path) -> 
     row, jpeg, pixelate = trace["y"].index(results.labels[arm]), trace["x"].index("jpeg"), trace["x"].index("pixelate")
     assert trace["text"][row][jpeg].endswith("•")
     assert trace["text"][row][pixelate].isdecimal()
-    assert trace["customdata"][row][pixelate] == ["unseen by the policy"]
+    assert trace["customdata"][row][pixelate] == [2, "unseen by the policy"]
     assert sum(text.endswith("•") for line in trace["text"] for text in line) == len(SHIFTS) - 1
     assert "own training policy" in heat.note
