@@ -86,6 +86,7 @@ def main() -> None:
 
 def photograph_mlflow(ledger: Path, out: Path) -> None:
     """Write pictures of MLflow's pages of a study, as a window of 1400 × 900 px shows them without the assistant."""
+    sys.path.insert(0, str(Path(__file__).parents[1]))  # the browser of the tests
     from orchestrator.tracking.server import serve_ui
     from tests.support.browser import open_browser
 
