@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
 
 from orchestrator.analysis.results import Results
 from orchestrator.analysis.shared_sites import pair_values
@@ -114,15 +113,13 @@ def _pairs_of(results: Results, factor: str) -> list[_Pairs]:
 
 def _keep_comparable(results: Results, pairs: pd.DataFrame) -> pd.DataFrame:
     """Return the pairs on one data set each, of the replicates that most cells have: all, unless numbers differ."""
-    data_sets = _find_data_sets(results)
-    kept = pairs[data_sets[pairs.iloc[:, 0]] == data_sets[pairs.iloc[:, 1]]]
-    counts = kept.index.get_level_values("replicate").value_counts()
-    return kept[kept.index.get_level_values("replicate").map(counts) == counts.max()] if len(kept) else kept
-
-
-def _find_data_sets(results: Results) -> NDArray[np.object_]:
-    """Return the data set of every trial, "" in a study on a single one."""
-    return np.array([results.data_sets.get(str(name), "") for name in results.trials["name"]], dtype=object)
+    kept = pairs
+    if results.data_sets:
+        data_sets = results.data_set_of_trials
+        kept = pairs[data_sets[pairs.iloc[:, 0]] == data_sets[pairs.iloc[:, 1]]]
+    replicates = kept.index.get_level_values("replicate")
+    counts = replicates.value_counts()
+    return kept[counts.loc[replicates].to_numpy() == counts.max()] if len(kept) else kept
 
 
 def _effects_on(results: Results, measure: str, found: Mapping[str, Sequence[_Pairs]]) -> list[Effect]:
@@ -144,7 +141,7 @@ def _effect(results: Results, factor: str, pairs: _Pairs, measure: str) -> Effec
     defined = differences.dropna()
     replicates = defined.index.get_level_values("replicate")
     names = [" · ".join(key[:-1]) for key in defined.index]
-    data_sets = pd.Series(_find_data_sets(results)[pairs.rows[level]], index=pairs.rows.index)[defined.index]
+    data_sets = pd.Series(results.data_set_of_trials[pairs.rows[level]], index=pairs.rows.index)[defined.index]
     # Every data set counts once, however many cells it has.
     by_replicate = defined.groupby([replicates, data_sets.to_numpy()]).mean().groupby(level=0).mean()
     units = drop_rounding(by_replicate.groupby(by_replicate.index.map(pairs.units)).mean().to_numpy(), scale)

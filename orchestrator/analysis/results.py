@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from orchestrator.analysis.tables.evaluations import (
     Packer,
@@ -112,6 +114,11 @@ class Results:
     def data_sets(self) -> dict[str, str]:
         """Arm name → label of its data set; empty for a study on a single one."""
         return {name: label for label, each in self.plan.get("data_sets", {}).items() for name in each["arms"]}
+
+    @cached_property
+    def data_set_of_trials(self) -> NDArray[np.object_]:
+        """Data set of every row of ``trials``, "" in a study on a single one."""
+        return self.trials["name"].map(lambda name: self.data_sets.get(name, "")).to_numpy(dtype=object)
 
     def split_by_data_set(self) -> dict[str, Results]:
         """Return label of a data set → the results of its arms alone; empty for a study on a single one."""

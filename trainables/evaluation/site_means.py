@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
+from trainables.evaluation.balanced import UNSHIFTED
 from trainables.evaluation.metrics import METRICS, name_over_sites
-from trainables.shifts.bank import IDENTITY
 
 
 def summarise_sites(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -21,7 +21,7 @@ def summarise_sites(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
     Args:
         rows: rows of an evaluation (``robustness.summarise_predictions``).
     """
-    sites = [row["metrics"] for row in rows if row["set"] not in ("val", "test") and row["shift"] == IDENTITY.name]
+    sites = [row["metrics"] for row in rows if row["set"] not in ("val", "test") and row["shift"] == UNSHIFTED]
     headline: dict[str, float] = {}
     for metric in dict.fromkeys(name for metrics in sites for name in metrics):
         values = [metrics[metric] for metrics in sites if metric in metrics]
