@@ -137,7 +137,10 @@ def _score_units(
 
 
 def _join(scores: pd.DataFrame, counts: pd.Series[int], group: str, shift: str) -> pd.DataFrame:
-    """Return one row per severity from 0 on: mean, low and high of its interval (NaN without one), n, and units."""
+    """Return one row per severity from 0 on: mean, low and high of its interval (NaN without one), n, number of units.
+
+    Units too few for an interval have a column of values each.
+    """
     parts = [pd.DataFrame(scores.xs((group, name))) for name in ("identity", shift)]
     rows = pd.concat(parts).dropna(axis=1, how="all")
     numbers = [int(count) for count in (counts[(group, "identity", 0)], *pd.Series(counts.loc[(group, shift)]))]
@@ -145,7 +148,8 @@ def _join(scores: pd.DataFrame, counts: pd.Series[int], group: str, shift: str) 
     table = pd.DataFrame({"mean": rows.mean(axis=1).to_numpy(), "n": numbers}, index=rows.index)
     table["low"] = [math.nan if each is None else each.low for each in ends]
     table["high"] = [math.nan if each is None else each.high for each in ends]
-    return table.join(rows.add_prefix("unit "))
+    table["units"] = rows.shape[1]
+    return table if rows.shape[1] >= MIN_REPLICATES else table.join(rows.add_prefix("unit "))
 
 
 def _explain_bands(scores: pd.DataFrame) -> str:
@@ -253,7 +257,7 @@ def _curve(
     units = curve.filter(like="unit ")
     has_band = bool(curve["low"].notna().all())
     ends = "<br>95 % t interval %{customdata[1]:.1%} to %{customdata[2]:.1%}" if has_band else ""
-    numbers = "n = %{customdata[0]} trials, " + plural(units.shape[1], "replicate or encoder")
+    numbers = "n = %{customdata[0]} trials, " + plural(int(curve["units"].iloc[0]), "replicate or encoder")
     line: dict[str, Any] = axes | {
         "name": escape(group),
         "mode": "lines+markers+text" if label else "lines+markers",
