@@ -138,13 +138,17 @@ def describe_candidate(work: Work) -> dict[str, Any]:
 
 def describe_skipped(skipped: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return one line per reason for the skipped arms of ``Plan.as_json``: number of trials, reason and arms."""
+    return [
+        f"{sum(arm['num_trials'] for arm in arms)} trials: {reason}. Arms: {'; '.join(arm['name'] for arm in arms)}"
+        for reason, arms in _group_by_reason(skipped).items()
+    ]
+
+
+def _group_by_reason(skipped: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
     by_reason: dict[str, list[Mapping[str, Any]]] = {}
     for arm in skipped:
         by_reason.setdefault(arm["reason"], []).append(arm)
-    return [
-        f"{sum(arm['num_trials'] for arm in arms)} trials: {reason}. Arms: {'; '.join(arm['name'] for arm in arms)}"
-        for reason, arms in by_reason.items()
-    ]
+    return by_reason
 
 
 #: Longest reason in a brief line; the report has it whole.
@@ -153,13 +157,10 @@ _MAX_REASON = 76
 
 def describe_skipped_briefly(skipped: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return one short line per reason for the skipped arms of ``Plan.as_json``: their number and the start of it."""
-    by_reason: dict[str, list[Mapping[str, Any]]] = {}
-    for arm in skipped:
-        by_reason.setdefault(arm["reason"], []).append(arm)
     return [
         f"{len(arms)} arm{'s' * (len(arms) > 1)} of {sum(arm['num_trials'] for arm in arms)} trials: "
         f"{shorten(reason, _MAX_REASON, placeholder=' …')}; details in the report"
-        for reason, arms in by_reason.items()
+        for reason, arms in _group_by_reason(skipped).items()
     ]
 
 
