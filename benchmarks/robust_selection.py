@@ -1,7 +1,7 @@
 """Choosing the arm on shifted validation images: what it wins back under a family of shifts that did not choose.
 
     python benchmarks/robust_selection.py configs/quickstart.yaml --storage results   # runs the study, or continues it
-    python benchmarks/robust_selection.py configs/pneumoniamnist.yaml --storage results --set data.path=…
+    python benchmarks/robust_selection.py configs/pneumonia.yaml --storage results --set data.path=…
 
 The study runs once, with all its shifts on validation images too. Then, for each family: the arm is chosen by the mean
 over the validation images under the *other* families (means over severities, then over types), by unshifted validation,

@@ -222,7 +222,7 @@ def test_a_host_cut_off_for_good_is_refused_while_another_goes_on(
     signature, pid = get_trial(place, b)
     hosts.cut(b)
     await_refusal(process, place, hosts, signature, pid)
-    assert "lost  trial " in finish(place, process)
+    assert f"[{signature[:8]}]: its process ended; started again" in finish(place, process)
     check_whole(place, undisturbed)
 
 
@@ -235,7 +235,7 @@ def test_a_trial_that_is_cut_off_waits_for_room_on_the_head(place: Place, hosts:
     hosts.cut(b)
     os.kill(pid, signal.SIGCONT)
     await_refusal(process, place, hosts, signature, pid)
-    assert "lost  trial " in finish(place, process)
+    assert f"[{signature[:8]}]: its process ended; started again" in finish(place, process)
     check_whole(place, undisturbed)
 
 
@@ -332,7 +332,7 @@ def test_a_host_without_power(place: Place, hosts: Hosts, undisturbed: Place) ->
     process = start(place, hosts, **IMPATIENT)
     before = {signature: epochs_of(place, signature) for signature in place.training()}
     b.power_off()
-    assert "lost  trial " in finish(place, process)
+    assert f"[{signature[:8]}]: its process ended; started again" in finish(place, process)
     assert all(epochs_of(place, signature).startswith(lines) for signature, lines in before.items())
     check_whole(place, undisturbed)
 

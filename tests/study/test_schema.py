@@ -29,7 +29,7 @@ def test_the_example_studies_fit(validator: jsonschema.Draft202012Validator, pat
 
 
 def test_there_are_example_studies() -> None:
-    assert {"quickstart", "pneumoniamnist"} <= {path.stem for path in CONFIGS}
+    assert {"quickstart", "pneumonia"} <= {path.stem for path in CONFIGS}
 
 
 @pytest.mark.parametrize(
