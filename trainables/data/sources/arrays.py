@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from trainables.config import DigitsData, MedmnistData
 from trainables.data.assembly import suggest
 from trainables.data.decoding.files import UNREADABLE
 from trainables.data.decoding.pixels import PixelSpec, build_pixel_spec, fit_arrays
 from trainables.data.identity.file_digests import FileDigests
 from trainables.data.splits import SPLITS
 from trainables.data.table import Pixels, Source, Table, hash_json
+from trainables.data_config import DigitsData, MedmnistData
 from trainables.errors import ConfigError, DataError, StorageError
 from trainables.storage.patient_lock import locked
 

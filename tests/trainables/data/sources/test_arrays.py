@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.support.paths import DATA
-from trainables.config import DigitsData, MedmnistData
 from trainables.data.load import load_dataset
 from trainables.data.sources import arrays
+from trainables.data_config import DigitsData, MedmnistData
 from trainables.errors import ConfigError, DataError, StorageError
 
 
