@@ -31,7 +31,7 @@ question: What does scheduling cost?
 data: {kind: digits, image_size: 16}
 model: {name: timm/test_resnet, input_size: 16, stem: original}
 training: {epochs: EPOCHS, batch_size: 64}
-evaluation: {shifts: [gaussian_noise], severities: [3], store_features: false}
+evaluation: {shifts: [gaussian_noise], severities: [3], store_features: []}
 factors:
   regulariser: [none, label_smoothing]
   training.learning_rate: [LEVELS]

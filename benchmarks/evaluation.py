@@ -108,7 +108,7 @@ class Times:
 
 def measure(models: list[Classifier], data: Dataset, folder: Path) -> Times:
     """Return what the evaluation of every model takes, both ways."""
-    evaluation = EvaluationConfig(shifts=NAMES, modality="general", store_features=False)
+    evaluation = EvaluationConfig(shifts=NAMES, modality="general", store_features=())
     caching = Execution(device="cpu", cache_dir=folder / "cache")
     without = caching.model_copy(update={"shift_cache_gib": 0.0})
     few = replace(data, splits={name: make_set(name, images.images[:2]) for name, images in data.splits.items()})

@@ -44,7 +44,7 @@ question: How much memory do the images take?
 data: {kind: phantom, image_size: 224, num_images: IMAGES, num_external_sites: 0}
 model: {name: timm/test_resnet, input_size: 32, stem: original}
 training: {epochs: EPOCHS, batch_size: 64}
-evaluation: {shifts: [brightness_up], severities: [3], store_features: false}
+evaluation: {shifts: [brightness_up], severities: [3], store_features: []}
 factors:
   regulariser: [none, label_smoothing]
 replicates: 1

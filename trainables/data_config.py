@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from trainables.frozen import (
+    SET_ONLY,
     UNHASHED,
     Channels,
     Classes,
@@ -49,6 +50,12 @@ class ImageData(Frozen):
     )
     leave_out: Text | None = Field(
         None, description="One more such site; as a factor with one level per site: leave-one-site-out."
+    )
+    held_out_classes: tuple[Text, ...] = Field(
+        (),
+        description="Classes that no model is trained on: their test images become the set held_out, on which every "
+        "prediction is wrong (out-of-distribution detection); their other images are not used.",
+        json_schema_extra=SET_ONLY,
     )
     on_bad: Literal["error", "quarantine"] = Field(
         "error", description="An unusable image stops the study, or is set aside and counted in the report."

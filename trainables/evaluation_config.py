@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, JsonValue, Tag, model_validator
 
-from trainables.frozen import UNHASHED, Frozen, Seed
+from trainables.data_config import DataConfig
+from trainables.frozen import SET_ONLY, UNHASHED, Frozen, Seed
 
 
 def _check_ascending(targets: tuple[float, ...]) -> tuple[float, ...]:
@@ -50,6 +51,22 @@ def word_targets(targets: Sequence[float]) -> str:
     return f"severity {levels} of the accuracy above chance"
 
 
+#: What a set of images is to the training data: the same classes from elsewhere or under a shift, other classes that
+#: look alike, or something else altogether.
+Role = Literal["covariate", "near", "far"]
+FeatureSet = Literal["train", "val", "test", "external", "ood", "shifts"]
+
+
+class ForeignData(Frozen):
+    """Another data source. Its test images are brought to the size and channels of the study's."""
+
+    data: DataConfig = Field(description="As in data of the study, other kinds as well.")
+    role: Role = Field("far", description="What it is to the training data.")
+    fingerprint: str | None = Field(
+        None, description="Of its images; filled in by the plan.", json_schema_extra=SET_ONLY
+    )
+
+
 class EvaluationConfig(Frozen):
     """Settings of the evaluation of every trained model."""
 
@@ -75,7 +92,28 @@ class EvaluationConfig(Frozen):
     )
     shift_seed: Seed = Field(0, description="Of the shifts' randomness; the same for all trials.")
     ece_bins: int = Field(15, gt=0, le=10_000, description="Bins of confidence of the expected calibration error.")
-    store_features: bool = Field(True, description="Keep penultimate features of the unshifted sets (float16).")
+    store_features: tuple[FeatureSet, ...] = Field(
+        ("train", "val", "test", "external", "ood"),
+        description="Sets of which penultimate features are kept (float16); shifts: of the shifted test images, too.",
+    )
+    foreign: dict[str, ForeignData] = Field(
+        {},
+        description="Name → other data source, on whose images every prediction is wrong (out-of-distribution "
+        "detection).",
+        json_schema_extra=SET_ONLY,
+    )
+    roles: dict[str, Role] = Field(
+        {},
+        description="Set → what it is to the training data. Default: shifts and external sets covariate, held_out "
+        "near, foreign sets far.",
+        json_schema_extra=SET_ONLY,
+    )
+    detectors: tuple[str, ...] = Field(
+        (),
+        description="Further confidence scores, which are fitted to features of the training images: mahalanobis, …; "
+        "robustsweep evaluate adds them later.",
+        json_schema_extra=SET_ONLY,
+    )
 
     @property
     def is_matched(self) -> bool:

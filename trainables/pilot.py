@@ -9,6 +9,7 @@ import torch
 
 from trainables.config import Execution, TrialConfig
 from trainables.data.dataset import ImageSet
+from trainables.data.foreign import with_foreign_sets
 from trainables.data.load import load_dataset
 from trainables.evaluation.predictions import predict
 from trainables.models.networks import Classifier
@@ -52,6 +53,7 @@ def time_trial(config: TrialConfig, execution: Execution, *, max_seconds: float 
     """
     device = prepare_process(execution)
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
+    data = with_foreign_sets(data, config.data, config.evaluation, cache_dir=execution.cache_dir)
     model = build_network(config.model, ScratchPretraining(), data, config.regulariser).to(device)
     precision = resolve_precision(config.training, device)
     choice = default_choice(config.model, model, precision, device)
@@ -75,10 +77,12 @@ def time_trial(config: TrialConfig, execution: Execution, *, max_seconds: float 
     passes = 1 + len(build_shifts(config.evaluation, modality))
     shifted = validation * len(build_validation_shifts(config.evaluation, modality))
     per_epoch = validation + (shifted if reads_shifted_validation(config.training) else 0.0)
-    external = image_seconds * sum(len(images) for images in data.external.values())
+    others = sum(len(images) for images in (data.external | data.ood).values())
+    if "train" in config.evaluation.store_features:
+        others += len(data.splits["train"])
     return PilotTimings(
         epoch_seconds=step_seconds * training.batches.num_batches + per_epoch,
-        evaluation_seconds=one_pass * passes + validation + shifted + external,
+        evaluation_seconds=one_pass * passes + validation + shifted + image_seconds * others,
         training_epochs=config.training.epochs,
     )
 

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from trainables.config import Execution, MatchingConfig, StageConfig, TrialConfig
 from trainables.data.dataset import Dataset
+from trainables.data.foreign import with_foreign_sets
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
 from trainables.evaluation.matching import FOUND, match_strengths, read_matched
@@ -25,6 +26,7 @@ from trainables.evaluation.robustness import (
     choose_shifts,
     choose_validation_shifts,
     evaluate_model,
+    list_sets,
     summarise_predictions,
 )
 from trainables.model_config import ModelConfig
@@ -91,6 +93,7 @@ def run_trial(
     started = Start.now()
     device = prepare_process(execution)
     data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
+    data = with_foreign_sets(data, config.data, config.evaluation, cache_dir=execution.cache_dir)
     config = config.model_copy(update={"evaluation": read_matched(config.evaluation, matching)})
     choose_shifts(data, config.evaluation)  # a wrong name has to fail before the training
     choose_validation_shifts(data, config.evaluation)
@@ -100,7 +103,7 @@ def run_trial(
     report({"event": "scores", "metrics": {name: result["metrics"].get(name) for name in SCORES}})
     result |= describe_run(signature, started, outcome, device, choice, execution)
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    sets = ["val", "test", *data.external]
+    sets = list_sets(data, config.evaluation)
     result["files"] = _describe_files(folder, [MODEL, EPOCHS, *(f"predictions/{name}.npz" for name in sets)])
     result["checkpoint_sha256"] = result["files"][MODEL]["sha256"]
     folder.write_json(RESULT, result)

@@ -11,6 +11,7 @@ from trainables.config import TrialConfig
 from trainables.data.dataset import BadImage, Dataset
 from trainables.data_config import DataConfig
 from trainables.errors import ConfigError, WeightsUnavailableError
+from trainables.evaluation_config import EvaluationConfig
 from trainables.frozen import canonical_json
 from trainables.pretraining_config import ContrastivePretraining
 
@@ -37,10 +38,25 @@ class Inputs:
         """
         key = config.model_dump_json()
         if key not in self._datasets:
-            from trainables.data.load import load_dataset
-
-            self._datasets[key] = load_dataset(config, cache_dir=self._cache_dir, verify=self._verify)
+            self._datasets[key] = self._load(config)
         return self._datasets[key]
+
+    def _load(self, config: DataConfig) -> Dataset:
+        from trainables.data.load import load_dataset
+
+        return load_dataset(config, cache_dir=self._cache_dir, verify=self._verify)
+
+    def with_foreign(self, config: TrialConfig) -> Dataset:
+        """Return the data set of a trial with the images of the other sources that it is tested on.
+
+        Raises:
+            RobustSweepError: a source cannot be loaded, or has a name that is not allowed.
+        """
+        from trainables.data.foreign import with_foreign_sets
+
+        return with_foreign_sets(
+            self.dataset(config.data), config.data, config.evaluation, cache_dir=self._cache_dir, verify=self._verify
+        )
 
     @property
     def datasets(self) -> list[Dataset]:
@@ -79,13 +95,16 @@ class Inputs:
         return reason
 
     def resolve(self, config: TrialConfig) -> TrialConfig:
-        """Return the config with the digest of its weights file, so that content and not path decides the signature.
+        """Return the config with the digests of its weights file and of the images of other sources.
 
-        The file is ``pretraining.file`` or that of an installed package; weights from a hub have none.
+        So content and not path decides the signature. The file is ``pretraining.file`` or that of an installed
+        package; weights from a hub have none.
 
         Raises:
             ConfigError: if the config names another digest.
         """
+        if config.evaluation.foreign:
+            config = config.model_copy(update={"evaluation": self._resolve_foreign(config)})
         imagenet = imagenet_of(config)
         if imagenet is None:
             return config
@@ -104,6 +123,16 @@ class Inputs:
         if isinstance(config.pretraining, ContrastivePretraining):
             resolved = config.pretraining.model_copy(update={"init": resolved})
         return config.model_copy(update={"pretraining": resolved})
+
+    def _resolve_foreign(self, config: TrialConfig) -> EvaluationConfig:
+        from trainables.data.foreign import fit_foreign_data
+
+        found = {}
+        for name, source in config.evaluation.foreign.items():
+            data = fit_foreign_data(source.data, config.data)
+            fingerprint = self._load(data).fingerprint
+            found[name] = source.model_copy(update={"data": data, "fingerprint": fingerprint})
+        return config.evaluation.model_copy(update={"foreign": found})
 
 
 @cache

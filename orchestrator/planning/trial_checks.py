@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from orchestrator.planning.inputs import Inputs
 from orchestrator.planning.plan import imagenet_of, replace_split
 from orchestrator.planning.settings_checks import SettingsChecks
+from orchestrator.study.fields import suggest
 from trainables.config import TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.errors import ConfigError, StudyError
@@ -47,7 +48,7 @@ def check_trials(configs: Iterable[TrialConfig], inputs: Inputs) -> None:
             batches of this many, weights do not fit it, or a regulariser does not fit the network or the data.
     """
     for config in find_distinct(configs):
-        _check_trial(config, inputs.dataset(config.data))
+        _check_trial(config, inputs.with_foreign(config))
 
 
 def _check_trial(config: TrialConfig, data: Dataset) -> None:
@@ -56,6 +57,7 @@ def _check_trial(config: TrialConfig, data: Dataset) -> None:
     from trainables.trial import build_network
 
     check_shifts(data, config.evaluation)
+    _check_roles(config, data)
     imagenet = imagenet_of(config)
     weights = ScratchPretraining() if imagenet is None or imagenet.file is None else imagenet
     is_stage = isinstance(config.pretraining, ContrastivePretraining)
@@ -64,6 +66,21 @@ def _check_trial(config: TrialConfig, data: Dataset) -> None:
     # Memory is allocated: on torch's meta device a forward pass spends two more seconds on imports.
     model = build_network(config.model, ScratchPretraining() if is_stage else weights, data, config.regulariser)
     _check_step(model, config, data)
+
+
+def _check_roles(config: TrialConfig, data: Dataset) -> None:
+    """Check that every set with a role exists.
+
+    Raises:
+        ConfigError: if one does not.
+    """
+    known = [*data.external, *data.ood]
+    for name in config.evaluation.roles:
+        if name not in known:
+            raise ConfigError(
+                f"evaluation.roles: found the set {name!r}{suggest(name, known)}; expected "
+                + (f"one of {', '.join(known)}" if known else "none, since there is no set beside train, val and test")
+            )
 
 
 def _check_step(model: Classifier, config: TrialConfig, data: Dataset) -> None:

@@ -10,7 +10,7 @@ from trainables.data_config import DigitsData
 
 
 def test_anchors_are_read_and_bombs_refused() -> None:
-    text = "training: {label_fraction: &x 0.5}\nevaluation: {store_features: true}\nmodel: {name: a}\nregulariser:\n"
+    text = "training: {label_fraction: &x 0.5}\nevaluation: {store_features: []}\nmodel: {name: a}\nregulariser:\n"
     (config,) = arms(text + "  kind: dropout\n  probability: *x").values()
     assert config.regulariser.probability == 0.5
     bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n"

@@ -15,6 +15,7 @@ from jaxtyping import Int64
 from trainables.data.identity.texts import check_similar, check_single
 from trainables.data.splits import (
     EXTERNAL,
+    HELD_OUT,
     assign_splits,
     check_disjoint,
     check_no_empty_split,
@@ -35,12 +36,14 @@ class Assignment:
     """Class and set of every row of a table."""
 
     classes: tuple[str, ...]
-    #: Index into ``classes``; −1 for a row with a problem.
+    #: Index into ``classes`` and then ``held_out``; −1 for a row with a problem.
     labels: Int64[np.ndarray, " n"]
-    #: train, val, test or external/<name>; "" for a row with a problem.
+    #: train, val, test, held_out or external/<name>; "" for a row that is not used or has a problem.
     sets: np.ndarray
     #: Row → why its image cannot be used.
     problems: dict[int, str]
+    #: Classes that no model is trained on.
+    held_out: tuple[str, ...] = ()
 
 
 def assign_sets(table: Table, config: ImageData) -> Assignment:
@@ -53,6 +56,7 @@ def assign_sets(table: Table, config: ImageData) -> Assignment:
     if not table.ids:
         raise DataError(f"found no image in the {config.model_dump()['kind']} data; expected at least a few per class")
     classes, labels, problems = _resolve_labels(table, config)
+    classes, labels, held_out = _hold_out(classes, labels, config.held_out_classes)
     sets = np.full(len(table.ids), "", dtype=object)
     usable = np.array([row for row in range(len(table.ids)) if row not in problems], dtype=np.int64)
     splits = np.array(table.splits, dtype=object)[usable]
@@ -73,9 +77,48 @@ def assign_sets(table: Table, config: ImageData) -> Assignment:
     check_disjoint(splits, ids, what="id")
     check_unique(list(ids), [describe_row(table.file_names[row], table.rows[row]) for row in usable], what="id")
     check_disjoint(splits, groups, what="group")
+    is_held_out = labels >= len(classes)
+    sets[is_held_out] = np.where(sets[is_held_out] == "test", HELD_OUT, "")
     if not problems:  # otherwise write_dataset reports them first, and runs this check after quarantine
         check_no_empty_split(sets, labels, classes)
-    return Assignment(classes, labels, sets, problems)
+    _check_held_out(sets, held_out)
+    return Assignment(classes, labels, sets, problems, held_out)
+
+
+def _hold_out(
+    classes: tuple[str, ...], labels: Int64[np.ndarray, " n"], names: Sequence[str]
+) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"], tuple[str, ...]]:
+    """Return the classes that are left, the labels with those of held-out classes at the end, and the latter's names.
+
+    Raises:
+        ConfigError: there is no such class, or fewer than two are left.
+    """
+    if not names:
+        return classes, labels, ()
+    unknown = [name for name in names if name not in classes]
+    left = tuple(name for name in classes if name not in names)
+    if unknown or len(left) < 2:
+        found = f"no class {unknown[0]!r}{suggest(unknown[0], list(classes))}" if unknown else f"{len(left)} left"
+        raise ConfigError(
+            f"data.held_out_classes: found {found}; expected some of the classes {', '.join(classes)}, so that two or "
+            "more are left to tell apart"
+        )
+    held_out = tuple(name for name in classes if name in names)
+    index = np.array([(*left, *held_out).index(name) for name in classes])
+    return left, np.where(labels < 0, -1, index[labels]), held_out
+
+
+def _check_held_out(sets: np.ndarray, names: Sequence[str]) -> None:
+    """Check that held-out classes have test images.
+
+    Raises:
+        DataError: they have none.
+    """
+    if names and not (sets == HELD_OUT).any():
+        raise DataError(
+            f"data.held_out_classes: no test image is of {', '.join(names)}; expected some, since only these are "
+            "evaluated: correct the split, or raise data.test_fraction"
+        )
 
 
 def _resolve_labels(table: Table, config: ImageData) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"], dict[int, str]]:

@@ -18,13 +18,13 @@ from typing import Any
 import numpy as np
 
 from trainables.data.dataset import BadImage, Dataset, ImageSet, SimilarPair, SimilarPairs
-from trainables.data.splits import EXTERNAL, SPLITS
+from trainables.data.splits import EXTERNAL, HELD_OUT, SPLITS
 from trainables.errors import StorageError
 from trainables.storage.completeness import find_change
 from trainables.storage.folder import Folder
 
 #: Increase it when decoding or the layout of a folder changes.
-CACHE_VERSION = 4
+CACHE_VERSION = 5
 INDEX = "index.json"
 
 _LOG = logging.getLogger(__name__)
@@ -74,12 +74,19 @@ def read_dataset(folder: Path, name: str, modality: str, *, every_byte: bool = F
             for images in sets
             if (short := images.name.removeprefix(EXTERNAL)) != images.name
         },
+        ood={images.name: _without_labels(images, index) for images in sets if images.name == HELD_OUT},
         quarantined=tuple(BadImage(*entry) for entry in index["quarantined"]),
         copies=index["copies"],
         similar=_read_similar(index["similar"]),
         conversions=index["conversions"],
         modality=modality,
     )
+
+
+def _without_labels(images: ImageSet, index: dict[str, Any]) -> ImageSet:
+    """Return the images of held-out classes, their class as metadata."""
+    names = [index["held_out"][label - len(index["classes"])] for label in images.labels]
+    return replace(images, labels=np.full(len(names), -1), metadata=images.metadata | {"class": names})
 
 
 def _read_index(folder: Path, every_byte: bool) -> dict[str, Any]:

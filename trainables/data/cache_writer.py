@@ -78,7 +78,8 @@ def write_dataset(folder: Path, table: Table, assignment: Assignment, config: Im
         kept_rows = {row for entry in sets for row in entry["rows"]}
         index = {
             "classes": assignment.classes,
-            "fingerprint": _compute_fingerprint(sets, assignment.classes, config),
+            "held_out": assignment.held_out,
+            "fingerprint": _compute_fingerprint(sets, (*assignment.classes, *assignment.held_out), config),
             "quarantined": [[image.file_name, image.row, image.problem] for image in bad],
             "copies": copies,
             "similar": asdict(_find_similar(sets, config)),
@@ -176,7 +177,8 @@ def _check_copies(
     """
     digests = {row: digest for entry in sets for row, digest in zip(entry["rows"], entry["pixels"], strict=True)}
     copies = find_copies(digests, assignment.sets, assignment.labels)
-    problem = describe_problems(copies, table, assignment.sets, assignment.labels, assignment.classes, config.on_leak)
+    classes = (*assignment.classes, *assignment.held_out)
+    problem = describe_problems(copies, table, assignment.sets, assignment.labels, classes, config.on_leak)
     if problem is not None:
         raise DataError(problem)
     leaked = {row: f"has a copy with the same pixels in {assignment.sets[kept]}" for row, kept in copies.across}

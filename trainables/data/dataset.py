@@ -16,7 +16,7 @@ class ImageSet:
     name: str
     #: Memory-mapped, read-only, values 0–255.
     images: UInt8[np.ndarray, "n channels height width"]
-    #: Index into ``Dataset.classes``.
+    #: Index into ``Dataset.classes``; −1 for images of none of them.
     labels: Int64[np.ndarray, " n"]
     #: Immutable ids, unique over the whole data set.
     ids: np.ndarray
@@ -67,7 +67,11 @@ class SimilarPairs:
 
 @dataclass(frozen=True)
 class Dataset:
-    """All splits of one source. ``splits`` holds train, val, test; ``external`` any number of further sets."""
+    """All splits of one source. ``splits`` holds train, val, test; ``external`` any number of further sets.
+
+    ``ood`` holds images of no class that is trained on, labels −1: those of held-out classes (``held_out``), and those
+    of other sources where an evaluation names some (``foreign.with_foreign_sets``).
+    """
 
     name: str
     classes: tuple[str, ...]
@@ -75,6 +79,7 @@ class Dataset:
     fingerprint: str
     splits: dict[str, ImageSet]
     external: dict[str, ImageSet]
+    ood: dict[str, ImageSet] = field(default_factory=dict)
     quarantined: tuple[BadImage, ...] = ()
     #: Set, or "external/a and test" → number of images that have the pixels of another one there (``Copies.repeats``).
     copies: dict[str, int] = field(default_factory=dict)

@@ -19,6 +19,8 @@ def describe_dataset(data: Dataset) -> dict[str, str]:
         lines[name] = _count_classes(images, data.classes)
     for name, images in data.external.items():
         lines[f"external/{name}"] = _count_classes(images, data.classes)
+    for name, images in data.ood.items():
+        lines[name] = f"{len(images):,} images of no class that is trained on"
     sets = [*data.splits.values(), *data.external.values()]
     if has_groups(data):
         lines["groups"] = f"{sum(len(set(images.groups.tolist())) for images in sets):,}, each in one set"

@@ -13,6 +13,8 @@ from trainables.errors import ConfigError, DataError
 
 SPLITS = ("train", "val", "test")
 EXTERNAL = "external/"
+#: Set of the test images of held-out classes.
+HELD_OUT = "held_out"
 #: Limit for the name of an external set: file systems allow 255, and a suffix follows.
 MAX_NAME_BYTES = 200
 
@@ -96,12 +98,19 @@ def check_split_names(splits: Sequence[str]) -> None:
     """
     for name in sorted(set(splits) - set(SPLITS)):
         short = name.removeprefix(EXTERNAL)
-        plain = short.strip() == short and all(character.isalnum() or character in "_-. " for character in short)
-        if not 0 < len(short.encode()) <= MAX_NAME_BYTES or not plain or short in SPLITS or short.startswith("."):
+        if not is_set_name(short):
             raise DataError(
                 f"tried to name an external set {short!r}; expected letters, digits, '_', '-', '.' or blanks inside, "
-                f"at most {MAX_NAME_BYTES} bytes, and none of {', '.join(SPLITS)}: rename the site or folder"
+                f"at most {MAX_NAME_BYTES} bytes, and none of {', '.join(SPLITS)}, {HELD_OUT}: rename the site or "
+                "folder"
             )
+
+
+def is_set_name(name: str) -> bool:
+    """Return whether a set beside the splits may have this name, which is part of metric keys and file names."""
+    plain = name.strip() == name and all(character.isalnum() or character in "_-. " for character in name)
+    taken = name in (*SPLITS, HELD_OUT) or name.startswith(".")
+    return plain and not taken and 0 < len(name.encode()) <= MAX_NAME_BYTES
 
 
 def check_disjoint(sets: np.ndarray, values: np.ndarray, *, what: str) -> None:

@@ -33,10 +33,19 @@ class Predictions:
     features: Float16[np.ndarray, "n features"] | None = None
     #: Index of each image's group (patient, eye pair or slide) among those of this set.
     groups: Int64[np.ndarray, " n"] | None = None
+    #: Penultimate features under every shift but the first, the identity, if they were asked for.
+    shifted_features: Float16[np.ndarray, "shifted n features"] | None = None
 
     def of(self, shift: str) -> Float32[np.ndarray, "n classes"]:
         """Return the logits under ``shift``, e.g. "gaussian_noise/3"."""
         return self.logits[self.shifts.index(shift)]
+
+    def features_of(self, shift: str) -> Float16[np.ndarray, "n features"] | None:
+        """Return the features under ``shift``, None if they were not stored."""
+        index = self.shifts.index(shift)
+        if index == 0:
+            return self.features
+        return None if self.shifted_features is None else self.shifted_features[index - 1]
 
 
 def save_predictions(folder: Folder, predictions: Predictions) -> None:
@@ -49,6 +58,8 @@ def save_predictions(folder: Folder, predictions: Predictions) -> None:
     }
     if predictions.features is not None:
         arrays["features"] = predictions.features
+    if predictions.shifted_features is not None:
+        arrays["shifted_features"] = predictions.shifted_features
     if predictions.groups is not None:
         arrays["groups"] = predictions.groups
     buffer = io.BytesIO()
@@ -73,6 +84,7 @@ def load_predictions(folder: Folder, name: str) -> Predictions:
                 shifts=tuple(str(shift) for shift in arrays["shifts"]),
                 logits=arrays["logits"],
                 features=arrays.get("features"),
+                shifted_features=arrays.get("shifted_features"),
                 groups=arrays.get("groups"),
             )
     except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
@@ -112,9 +124,9 @@ def predict(
     """
     feed = ImageFeed(images, model.mean.device)
     logits, hidden = predict_each(
-        model, feed, [transform], batch_size=batch_size, precision=precision, features=features
+        model, feed, [transform], batch_size=batch_size, precision=precision, num_with_features=int(features)
     )
-    return logits[0], hidden
+    return logits[0], None if hidden is None else hidden[0]
 
 
 @torch.inference_mode()
@@ -125,10 +137,10 @@ def predict_each(
     *,
     batch_size: int,
     precision: torch.dtype,
-    features: bool = False,
+    num_with_features: int = 0,
     on_pass: Callable[[], None] = lambda: None,
-) -> tuple[Float32[np.ndarray, "transforms n classes"], Float16[np.ndarray, "n features"] | None]:
-    """Return the logits of all images in order under every transform, and features of the first if requested.
+) -> tuple[Float32[np.ndarray, "transforms n classes"], Float16[np.ndarray, "with_features n features"] | None]:
+    """Return the logits of all images in order under every transform, and features of the first ones if requested.
 
     On a GPU full batches extend across the ends of passes, and the device is synchronised only once. Under autocast
     the last layer and its logits are float32 (``Classifier.forward``); only what comes before is of ``precision``.
@@ -139,7 +151,8 @@ def predict_each(
         transforms: transforms, one per pass over the set.
         batch_size: images per forward pass.
         precision: dtype of the forward pass; bfloat16 runs under autocast.
-        features: whether to return the first pass's penultimate features, as float16 clipped to its range (±65504).
+        num_with_features: number of passes, from the first, whose penultimate features are returned, as float16
+            clipped to its range (±65504).
         on_pass: callback after all images of a pass have been sent to the device.
 
     Raises:
@@ -152,7 +165,7 @@ def predict_each(
         stream = _rebatch(stream, batch_size)
     logits: list[Tensor] = []
     kept: list[Tensor] = []
-    limit, missing = torch.finfo(torch.float16).max, len(feed) if features else 0
+    limit, missing = torch.finfo(torch.float16).max, len(feed) * num_with_features
     for batch in stream:
         with torch.autocast(feed.device.type, precision, enabled=precision != torch.float32):
             if missing > 0:
@@ -166,7 +179,9 @@ def predict_each(
         torch.cuda.synchronize(feed.device)
     outputs = torch.cat(logits).numpy().reshape(len(transforms), len(feed), -1)
     _check_finite(outputs, feed.images)
-    return outputs, torch.cat(kept).numpy() if features else None
+    if not num_with_features:
+        return outputs, None
+    return outputs, torch.cat(kept).numpy().reshape(num_with_features, len(feed), -1)
 
 
 def _copy(values: Tensor) -> Tensor:

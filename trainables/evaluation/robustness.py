@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from trainables.evaluation.predictions import (
 from trainables.evaluation.shift_means import average_shifts
 from trainables.evaluation.site_means import summarise_sites
 from trainables.evaluation.validation_fit import fit_on_validation
-from trainables.evaluation_config import EvaluationConfig
+from trainables.evaluation_config import EvaluationConfig, FeatureSet
 from trainables.models.networks import Classifier
 from trainables.seeding import hash_ids, mix
 from trainables.shifts.bank import IDENTITY, Shift, build_shifts, build_validation_shifts
@@ -109,6 +109,11 @@ def check_shifts(data: Dataset, config: EvaluationConfig) -> None:
                 ) from error
 
 
+def list_sets(data: Dataset, config: EvaluationConfig) -> list[str]:
+    """Return the names of the sets that have predictions: val, test, external and foreign ones, and maybe train."""
+    return ["val", "test", *data.external, *data.ood, *(["train"] if "train" in config.store_features else [])]
+
+
 def evaluate_model(
     model: Classifier,
     data: Dataset,
@@ -138,16 +143,25 @@ def evaluate_model(
     """
     shifts, _ = choose_shifts(data, config)
     of_validation, _ = choose_validation_shifts(data, config)
-    sets: list[tuple[ImageSet, list[Shift]]] = [(data.splits["val"], of_validation), (data.splits["test"], shifts)]
-    sets += [(external, [IDENTITY]) for external in data.external.values()]
-    total, done = sum(len(todo) for _, todo in sets), 0
+    sets: list[tuple[ImageSet, list[Shift], FeatureSet]] = [
+        (data.splits["val"], of_validation, "val"),
+        (data.splits["test"], shifts, "test"),
+        *((images, [IDENTITY], "external") for images in data.external.values()),
+        *((images, [IDENTITY], "ood") for images in data.ood.values()),
+    ]
+    if "train" in config.store_features:
+        sets.append((data.splits["train"], [IDENTITY], "train"))
+    total, done = sum(len(todo) for _, todo, _ in sets), 0
 
     def count() -> None:
         nonlocal done
         done += 1
         on_progress(done, total)
 
-    for images, todo in sets:
+    for images, todo, kind in sets:
+        num_with_features = 0
+        if kind in config.store_features:
+            num_with_features = len(todo) if kind == "test" and "shifts" in config.store_features else 1
         feed = ImageFeed(images, model.mean.device)
         with _open_copies(feed, data, config, execution) as copies:
             copies.build(todo, batch_size=execution.evaluation_batch_size, on_built=lambda: on_progress(done, total))
@@ -157,12 +171,16 @@ def evaluate_model(
                 [copies.transform(shift) for shift in todo],
                 batch_size=execution.evaluation_batch_size,
                 precision=precision,
-                features=config.store_features,  # of the first pass, the identity
+                num_with_features=num_with_features,
                 on_pass=count,
             )
         _, groups = np.unique(images.groups, return_inverse=True)
         keys = tuple(map(_key, todo))
-        save_predictions(folder, Predictions(images.name, images.ids, images.labels, keys, logits, features, groups))
+        predictions = Predictions(images.name, images.ids, images.labels, keys, logits, groups=groups)
+        if features is not None:
+            shifted = features[1:] if len(features) > 1 else None
+            predictions = replace(predictions, features=features[0], shifted_features=shifted)
+        save_predictions(folder, predictions)
 
 
 def _open_copies(feed: ImageFeed, data: Dataset, config: EvaluationConfig, execution: Execution) -> ShiftedCopies:

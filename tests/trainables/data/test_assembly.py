@@ -5,7 +5,7 @@ from trainables.data.assembly import assign_sets, sort_naturally, suggest
 from trainables.data.decoding.pixels import build_pixel_spec
 from trainables.data.sources.arrays import ArrayPixels, build_array_table
 from trainables.data_config import DigitsData
-from trainables.errors import DataError
+from trainables.errors import ConfigError, DataError
 
 
 def _table(labels):
@@ -42,3 +42,28 @@ def test_no_images_is_refused():
 def test_suggest():
     assert suggest("trian", ["train", "test"]) == " (nearest: 'train')"
     assert suggest("xyz", ["train", "test"]) == ""
+
+
+def test_held_out_classes_leave_their_test_images_only():
+    labels = [str(index % 5) for index in range(200)]
+    whole = assign_sets(_table(labels), DigitsData())
+    assignment = assign_sets(_table(labels), DigitsData(held_out_classes=("1", "3")))
+    assert (assignment.classes, assignment.held_out) == (("0", "2", "4"), ("1", "3"))
+    is_held_out = np.isin(labels, ["1", "3"])
+    assert set(assignment.sets[is_held_out]) == {"", "held_out"}
+    assert ((assignment.sets == "held_out") == (is_held_out & (whole.sets == "test"))).all()
+    assert (assignment.sets[~is_held_out] == whole.sets[~is_held_out]).all()
+    names = (*assignment.classes, *assignment.held_out)
+    assert [names[label] for label in assignment.labels] == labels
+    assert not assignment.problems
+
+
+def test_held_out_classes_that_cannot_be():
+    labels = [str(index % 3) for index in range(60)]
+    with pytest.raises(ConfigError, match=r"data.held_out_classes: found no class 'one'; expected some of"):
+        assign_sets(_table(labels), DigitsData(held_out_classes=("one",)))
+    with pytest.raises(ConfigError, match="found 1 left"):
+        assign_sets(_table(labels), DigitsData(held_out_classes=("0", "1")))
+    labels = ["0"] * 30 + ["1"] * 30 + ["2"]
+    with pytest.raises(DataError, match="no test image is of 2"):
+        assign_sets(_table(labels), DigitsData(held_out_classes=("2",)))

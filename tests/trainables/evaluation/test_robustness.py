@@ -18,6 +18,7 @@ from trainables.evaluation.robustness import (
     choose_shifts,
     choose_validation_shifts,
     evaluate_model,
+    list_sets,
     summarise_predictions,
     summarise_rows,
 )
@@ -109,6 +110,7 @@ def test_what_is_stored(model: Classifier, tmp_path: Path) -> None:
         assert stored.logits.shape == (len(shifts), len(images), 3)
         assert stored.features is not None
         assert stored.features.shape == (len(images), model.num_features)
+        assert stored.shifted_features is None
     assert len(evaluation.rows) == 7
     assert len({row["strength"] for row in evaluation.rows if row["set"] == "test"}) == 5
     logits = load_predictions(Folder(tmp_path), "test").logits
@@ -124,7 +126,7 @@ def test_shifted_images_do_not_depend_on_the_batch(model: Classifier, tmp_path: 
 
 def test_another_seed_is_another_noise_and_nothing_else(model: Classifier, tmp_path: Path) -> None:
     evaluate(model, Folder(tmp_path / "one"))
-    evaluate(model, Folder(tmp_path / "two"), CONFIG.model_copy(update={"shift_seed": 1, "store_features": False}))
+    evaluate(model, Folder(tmp_path / "two"), CONFIG.model_copy(update={"shift_seed": 1, "store_features": ()}))
     first, second = (load_predictions(Folder(tmp_path / name), "test") for name in ("one", "two"))
     assert not np.array_equal(first.of("gaussian_noise/2"), second.of("gaussian_noise/2"))
     assert np.array_equal(first.of("contrast_down/5"), second.of("contrast_down/5"))
@@ -266,3 +268,35 @@ def test_there_is_no_mean_over_fewer_shifts(tmp_path: Path) -> None:
     evaluation = summarise(tmp_path, predictions)
     assert not [name for name in evaluation.metrics if name.startswith("robustness") and name.endswith("kappa")]
     assert "under 1 of 2 shifts × severities" in evaluation.undefined["robustness/mean_quadratic_kappa"]
+
+
+def test_features_of_shifts_training_images_and_other_sources_are_stored_on_request(
+    model: Classifier, tmp_path: Path
+) -> None:
+    data = random_dataset()
+    digits = replace(data.splits["test"], name="digits", labels=np.full(len(data.splits["test"]), -1))
+    data = replace(data, ood={"digits": digits})
+    config = CONFIG.model_copy(update={"store_features": ("train", "test", "ood", "shifts")})
+    folder, execution = Folder(tmp_path), Execution(cache_dir=tmp_path / "cache", evaluation_batch_size=10)
+    evaluate_model(model, data, config, folder=folder, execution=execution, precision=torch.float32)
+    assert list_sets(data, config) == ["val", "test", "elsewhere", "digits", "train"]
+    found = {name: load_predictions(folder, name) for name in list_sets(data, config)}
+    size = model.num_features
+    assert {name: None if each.features is None else each.features.shape for name, each in found.items()} == {
+        "val": None,
+        "test": (len(digits), size),
+        "elsewhere": None,
+        "digits": (len(digits), size),
+        "train": (len(data.splits["train"]), size),
+    }
+    test = found["test"]
+    assert test.shifted_features is not None
+    assert test.shifted_features.shape == (len(SHIFTED), len(digits), size)
+    assert np.array_equal(test.features_of("identity/0"), found["digits"].features)
+    noisy = test.features_of("gaussian_noise/5")
+    assert noisy is not None
+    assert not np.array_equal(noisy, test.features)
+    with torch.inference_mode():
+        logits = model.head(torch.from_numpy(noisy).float()).numpy()
+    np.testing.assert_allclose(logits, test.of("gaussian_noise/5"), atol=0.02)
+    assert found["digits"].labels.tolist() == [-1] * len(digits)

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 
 from trainables.data.decoding.threads import map_threads
-from trainables.data.splits import EXTERNAL, SPLITS
+from trainables.data.splits import SPLITS
 from trainables.data.table import Table, describe_row, list_first
 
 #: Pairs that a message names.
@@ -77,7 +77,7 @@ def find_copies(digests: Mapping[int, bytes], sets: np.ndarray, labels: Int64[np
 
 
 def _rank(name: str) -> int:
-    return -1 if name.startswith(EXTERNAL) else len(SPLITS) - 1 - SPLITS.index(name)
+    return len(SPLITS) - 1 - SPLITS.index(name) if name in SPLITS else -1
 
 
 def describe_problems(
