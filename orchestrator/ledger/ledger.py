@@ -8,6 +8,7 @@
       trials/<signature>/  config.json epochs.jsonl checkpoint.safetensors model.safetensors
                            predictions/<set>.npz result.json | failure.json | stop.json log.txt
                            attempts.jsonl, if one was lost (``attempts.py``)
+                           added/<signature>.json (``added_metrics.py``)
       report/  mlflow.db
       shipped.json mlflow_runs.jsonl   state that MLflow has (``tracking/shipped.py``, ``tracking/run_index.py``)
 
@@ -23,6 +24,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
+from orchestrator.ledger.added_metrics import ADDED, merge_metrics, read_added
 from orchestrator.ledger.attempts import ATTEMPTS, FAILURE, count_lost, read_attempts
 from orchestrator.ledger.derived import invalidate
 from orchestrator.ledger.failures import LOST
@@ -140,16 +142,19 @@ class Ledger:
         """
         folder = self.folder(kind, signature)
         files = set(folder.children())
+        result = folder.read_json(RESULT) if RESULT in files else None
+        added = read_added(folder) if ADDED in files and result is not None else ()
         has_ended = bool(files & {RESULT, FAILURE})
         return Record(
             signature=signature,
             kind=kind,
             config=folder.read_json("config.json"),
             epochs=folder.read_lines("epochs.jsonl"),
-            result=folder.read_json(RESULT) if RESULT in files else None,
+            result=merge_metrics(result, added) if result is not None and added else result,
             failure=folder.read_json(FAILURE) if FAILURE in files else None,
             attempts=read_attempts(folder) if ATTEMPTS in files else (),
             stop=folder.read_json(STOP) if STOP in files and not has_ended else None,
+            added=added,
         )
 
     def records(

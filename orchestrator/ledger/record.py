@@ -45,6 +45,8 @@ class Record:
     attempts: Sequence[dict[str, Any]] = ()
     #: Content of ``stop.json`` if the trial was stopped early (``search/early_stopping.py``).
     stop: dict[str, Any] | None = None
+    #: Metrics that were added later (``added_metrics.py``); those of ``result`` include them.
+    added: Sequence[dict[str, Any]] = ()
 
     @property
     def state(self) -> str:

@@ -12,8 +12,8 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
@@ -43,6 +43,8 @@ PARENT_TAG = "mlflow.parentRunId"
 VERDICT_TAG, STATUS_TAG = "robustsweep.hypothesis.", "robustsweep.hypothesis_status."
 #: Tag of a trial's run and of its arm's: the levels, by which MLflow groups.
 ARM_TAG = "robustsweep.arm"
+#: Tag of a trial's run, followed by the signature of metrics that were added later: they are all there.
+ADDED_TAG = "robustsweep.added."
 #: Tag of a run that a search has stopped early: after which epoch, and why.
 STOPPED_TAG = "robustsweep.stopped_early"
 #: State of a record → status of its run. An interrupted record may be running right now; a trial that was stopped early
@@ -78,6 +80,8 @@ class Projection:
     #: Tags of the outcome, empty before it is known.
     closing_tags: dict[str, str]
     traceback: str | None
+    #: Signature of metrics that were added later → their points (``ledger/added_metrics.py``).
+    added: dict[str, tuple[Point, ...]] = field(default_factory=dict)
 
     @property
     def num_points(self) -> int:
@@ -125,7 +129,9 @@ def _project(record: Record) -> Projection:
     traceback = None
     if record.result is not None:
         last_ms = record.result["finished_ms"]
-        scores = _project_result(record.result, step_kept=max(epochs, default=0) + 1)
+        added = {name for each in record.added for name in each["metrics"]}
+        own = {name: value for name, value in record.result["metrics"].items() if name not in added}
+        scores = _project_result(record.result | {"metrics": own}, step_kept=max(epochs, default=0) + 1)
         closing = _describe_result(record.result)
     elif record.failure is not None:
         last_ms = record.failure["timestamp_ms"]
@@ -145,7 +151,13 @@ def _project(record: Record) -> Projection:
         scores=scores,
         closing_tags=_shorten(closing, MAX_TAG_LENGTH),
         traceback=traceback,
+        added={each["signature"]: _project_added(each) for each in record.added},
     )
+
+
+def _project_added(added: Mapping[str, Any]) -> tuple[Point, ...]:
+    moment = added["finished_ms"]
+    return tuple(Point(_headline_key(key), float(value), moment, 0) for key, value in added["metrics"].items())
 
 
 def describe_study(about: Mapping[str, Any]) -> dict[str, str]:
@@ -236,6 +248,22 @@ def make_batches(projection: Projection, *, params: bool, tags: bool, known_epoc
         last = projection.final_tags if tags and number == num_calls - 1 else {}
         if some or points or last:
             yield Batch(some, points, last)
+
+
+def make_added_batches(projection: Projection, *, known: Collection[str]) -> Iterator[Batch]:
+    """Yield the batches with the metrics added later, within MLflow's limits; the tag of a signature comes last.
+
+    Args:
+        projection: projection of the record.
+        known: signatures of added metrics that MLflow already has.
+    """
+    for signature, points in projection.added.items():
+        if signature in known:
+            continue
+        starts = range(0, max(len(points), 1), _MAX_POINTS_PER_CALL)
+        for start in starts:
+            tags = {f"{ADDED_TAG}{signature}": str(len(points))} if start == starts[-1] else {}
+            yield Batch((), points[start : start + _MAX_POINTS_PER_CALL], tags)
 
 
 def _project_epochs(lines: Sequence[Mapping[str, Any]]) -> dict[int, tuple[Point, ...]]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.planning.states import INTERRUPTED
-from orchestrator.tracking.projection import STATUSES, STOPPED_TAG, Projection
+from orchestrator.tracking.projection import ADDED_TAG, STATUSES, STOPPED_TAG, Projection
 from trainables.errors import StorageError
 from trainables.storage.folder import Folder
 
@@ -39,6 +39,8 @@ class Run:
     stopped: str | None = None
     num_params: int = 0
     has_dataset: bool = False
+    #: Signatures of the metrics added later that MLflow has.
+    added: list[str] = field(default_factory=list)
     #: Epochs that MLflow has; None if it has not been queried for them.
     epochs: set[int] | None = field(default=None, compare=False)
 
@@ -55,6 +57,7 @@ class Run:
             stopped=tags.get(STOPPED_TAG),
             num_params=len(found.data.params),
             has_dataset=found.inputs is not None and bool(found.inputs.dataset_inputs),
+            added=sorted(tag.removeprefix(ADDED_TAG) for tag in tags if tag.startswith(ADDED_TAG)),
         )
 
     @property

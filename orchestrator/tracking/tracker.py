@@ -38,6 +38,7 @@ from orchestrator.tracking.projection import (
     STOPPED_TAG,
     Batch,
     Projection,
+    make_added_batches,
     make_batches,
     make_key,
     project,
@@ -138,7 +139,8 @@ class Tracker:
         projection = project(record)
         try:
             with self._translating_errors(f"log {record.kind} {record.signature}"):
-                return self._ship(record, projection)
+                has_sent = self._ship(record, projection)
+                return self._ship_added(record.signature, projection) or has_sent
         except RefusedError:
             self._index.remove(record.signature)  # it may have been deleted
             raise
@@ -164,6 +166,17 @@ class Tracker:
         self._send(run, record, projection, known, tags=not is_new)
         self._index.add_run(record.signature)
         self._arms.add(record, projection)
+        return True
+
+    def _ship_added(self, signature: str, projection: Projection) -> bool:
+        """Send the metrics that were added to a trial since; repeating them changes nothing."""
+        run = self._runs.get(signature)
+        if run is None or projection.added.keys() <= set(run.added):
+            return False
+        for batch in make_added_batches(projection, known=run.added):
+            self._log(run.run_id, batch)
+        run.added = sorted(projection.added)
+        self._index.add_run(signature)
         return True
 
     def has_shipped(self, signature: str, state: str) -> bool:
