@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from rich.console import Console
 
-    from orchestrator.driver.summary import Summary
+    from orchestrator.driver.terminal.summary import Summary
     from orchestrator.ledger.ledger import Ledger
     from orchestrator.study.study_file import Study
     from trainables.config import Execution, TrialConfig

@@ -108,10 +108,10 @@ class EvaluationConfig(Frozen):
         "near, foreign sets far.",
         json_schema_extra=SET_ONLY,
     )
-    detectors: tuple[str, ...] = Field(
-        (),
-        description="Further confidence scores, which are fitted to features of the training images: mahalanobis, …; "
-        "robustsweep evaluate adds them later.",
+    confidence_scores: tuple[str, ...] = Field(
+        ("msr", "max_logit", "predictive_entropy", "energy", "margin"),
+        description="Scores by which wrong predictions and foreign images are told (failure/…, ood/…), beside those "
+        "that the model itself gives; robustsweep evaluate adds others later.",
         json_schema_extra=SET_ONLY,
     )
 
@@ -119,6 +119,14 @@ class EvaluationConfig(Frozen):
     def is_matched(self) -> bool:
         """Whether the strengths of the severities are chosen by a stage of the study (``MatchingConfig``)."""
         return self.severities == "matched"
+
+    def find_role(self, name: str) -> Role:
+        """Return the role of a set beside train, val and test."""
+        if name in self.roles:
+            return self.roles[name]
+        if name in self.foreign:
+            return self.foreign[name].role
+        return "near" if name == "held_out" else "covariate"
 
     @property
     def levels(self) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 ``run_trial`` and ``run_stage`` can be called from a notebook, a debugger or a bare GPU machine; they do not use
 Ray or MLflow. They write the folder that the ledger reads:
 
-    epochs.jsonl  checkpoint.safetensors  model.safetensors  predictions/<set>.npz  result.json (last)
+    epochs.jsonl  checkpoint.safetensors  model.safetensors  predictions/<set>.npz  detection.json  result.json (last)
 
 Checkpoints are removed once the model (or encoder) is written; if interrupted after that, a new call only evaluates.
 """
@@ -21,6 +21,7 @@ from trainables.data.dataset import Dataset
 from trainables.data.foreign import with_foreign_sets
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
+from trainables.evaluation.detection.summary import DETECTION, save_detection, summarise_detection
 from trainables.evaluation.matching import FOUND, match_strengths, read_matched
 from trainables.evaluation.robustness import (
     choose_shifts,
@@ -104,7 +105,8 @@ def run_trial(
     result |= describe_run(signature, started, outcome, device, choice, execution)
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     sets = list_sets(data, config.evaluation)
-    result["files"] = _describe_files(folder, [MODEL, EPOCHS, *(f"predictions/{name}.npz" for name in sets)])
+    files = [MODEL, EPOCHS, DETECTION, *(f"predictions/{name}.npz" for name in sets)]
+    result["files"] = _describe_files(folder, files)
     result["checkpoint_sha256"] = result["files"][MODEL]["sha256"]
     folder.write_json(RESULT, result)
     return result
@@ -367,9 +369,13 @@ def _evaluate(
         ece_bins=config.evaluation.ece_bins,
         ordinal=config.data.ordinal,
     )
+    names = list_sets(data, config.evaluation)
+    roles = {name: config.evaluation.find_role(name) for name in (*data.external, *data.ood)}
+    detection = summarise_detection(folder, names, scores=config.evaluation.confidence_scores, roles=roles)
+    save_detection(folder, detection)
     return {
         "status": "complete",
-        "metrics": evaluation.metrics,
+        "metrics": evaluation.metrics | detection.metrics,
         "validation_fit": evaluation.validation_fit,
         "evaluations": evaluation.rows,
         "undefined": evaluation.undefined | left_out | left_out_of_validation,

@@ -20,7 +20,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.compare import compare, stats
-from orchestrator.cli.data import data
+from orchestrator.cli.data import data, shifts
+from orchestrator.cli.evaluate import evaluate
 from orchestrator.cli.init import examples, init
 from orchestrator.cli.options import (
     Address,
@@ -37,7 +38,6 @@ from orchestrator.cli.options import (
     VerifyData,
 )
 from orchestrator.cli.select import register_if_asked, select
-from orchestrator.cli.shifts import shifts
 from trainables.errors import (
     ClusterLostError,
     InfrastructureError,
@@ -99,7 +99,7 @@ def run(  # noqa: PLR0913 - the options of a command are its arguments
     as_json: AsJson = False,
 ) -> None:
     """Run open stages and trials, resume interrupted ones and write the report. Run it again after any interruption."""
-    from orchestrator.driver.announce import Terminal
+    from orchestrator.driver.terminal.announce import Terminal
     from orchestrator.driver.run import run_study
 
     _stop_at_sigterm()
@@ -224,7 +224,7 @@ def report(
         typer.echo(where)
 
 
-for command in (init, examples, select, compare, stats):
+for command in (init, examples, evaluate, select, compare, stats):
     app.command()(command)
 
 

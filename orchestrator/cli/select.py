@@ -17,7 +17,7 @@ from trainables.errors import RobustSweepError, StudyError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from orchestrator.driver.summary import Summary
+    from orchestrator.driver.terminal.summary import Summary
     from orchestrator.study.study_file import Study
 
 
@@ -90,7 +90,7 @@ def register_if_asked(study: Study, summary: Summary, *, storage: str, mlflow: s
     """
     if study.execution.register is None or not summary.is_complete:
         return
-    from orchestrator.driver.announce import print_line, warn
+    from orchestrator.driver.terminal.announce import print_line, warn
     from orchestrator.ledger.ledger import Ledger
     from orchestrator.selection.register_best import describe_command, list_models, register_best
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator.driver.announce import warn
+from orchestrator.driver.terminal.announce import warn
 from orchestrator.driver.prepare import Prepared, update_actions
 from orchestrator.execution.dispatcher import OnEvent
 from orchestrator.ledger.usage import read_budget_status

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator.driver.announce import announce
+from orchestrator.driver.terminal.announce import announce
 from orchestrator.driver.prepare import Prepared, prepare
 from orchestrator.ledger.derived import compute_state
 from orchestrator.ledger.ledger import Ledger

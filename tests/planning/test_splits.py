@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from orchestrator.driver.announce import announce
+from orchestrator.driver.terminal.announce import announce
 from orchestrator.driver.prepare import Prepared, prepare
 from orchestrator.planning.metric_checks import find_undefined
 from orchestrator.planning.trial_checks import find_distinct

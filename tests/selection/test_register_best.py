@@ -13,7 +13,7 @@ from typer.testing import CliRunner
 
 from orchestrator.cli.main import app
 from orchestrator.cli.select import register_if_asked
-from orchestrator.driver.summary import Summary
+from orchestrator.driver.terminal.summary import Summary
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.selection import register_best
 from orchestrator.selection.ranking import SelectionCriteria, select_arm

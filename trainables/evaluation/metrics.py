@@ -180,6 +180,30 @@ def name_over_validation_shifts(aggregate: str, metric: str) -> str:
     return f"validation/{name_over_shifts(aggregate, metric)}"
 
 
+def name_failure(score: str, metric: str, aggregate: str | None = None) -> str:
+    """Return the name of a headline number of failure detection, such as ``failure/msr/mean_shifted_augrc``.
+
+    Args:
+        score: name in ``confidence.CONFIDENCE_SCORES``.
+        metric: name in ``FAILURE_METRICS``.
+        aggregate: mean_shifted, over the shifted test images, or mean_external, over the external sets; None: of the
+            unshifted test images.
+    """
+    return f"failure/{score}/{metric if aggregate is None else f'{aggregate}_{metric}'}"
+
+
+def name_ood(score: str, outside: str, metric: str) -> str:
+    """Return the name of a headline number of out-of-distribution detection, such as ``ood/knn/digits/auroc``.
+
+    Args:
+        score: name in ``confidence.CONFIDENCE_SCORES``.
+        outside: a set of images beside the unshifted test set, or near, far, near_full_spectrum, far_full_spectrum: all
+            sets of a role, the last two with covariate sets counted as in distribution.
+        metric: name in ``OOD_METRICS``.
+    """
+    return f"ood/{score}/{outside}/{metric}"
+
+
 #: Summaries of a metric over the external sets of a trial, each of which is a site.
 SITE_AGGREGATES = ("mean", "worst", "sd")
 _OVER_SITES = re.compile(rf"external/({'|'.join(SITE_AGGREGATES)})_(\w+)")

@@ -7,8 +7,8 @@ from io import StringIO
 import pytest
 from rich.console import Console
 
-from orchestrator.driver.announce import Detail, Terminal
-from orchestrator.driver.progress import StudyProgress
+from orchestrator.driver.terminal.announce import Detail, Terminal
+from orchestrator.driver.terminal.progress import StudyProgress
 from tests.support.plans import make_stage, make_trial
 from trainables.errors import StorageError
 
@@ -102,7 +102,7 @@ def test_the_best_so_far_is_the_highest_of_validation() -> None:
 
 
 def test_a_log_has_a_summary_every_minute(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.driver.progress.SUMMARY_SECONDS", 0.05)
+    monkeypatch.setattr("orchestrator.driver.terminal.progress.SUMMARY_SECONDS", 0.05)
     console = make_terminal("normal")
     works = [make_trial("a"), make_trial("b")]
     expected = {work.signature: 600.0 for work in works}

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 import numpy as np
 import pytest
 
-from orchestrator.driver.time_left import TimeLeft
+from orchestrator.driver.terminal.time_left import TimeLeft
 from orchestrator.planning.plan import Work
 from tests.support.plans import make_stage, make_trial
 

@@ -19,8 +19,8 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from orchestrator.driver.announce import is_quiet, is_verbose
-from orchestrator.driver.time_left import TimeLeft, format_duration
+from orchestrator.driver.terminal.announce import is_quiet, is_verbose
+from orchestrator.driver.terminal.time_left import TimeLeft, format_duration
 from orchestrator.planning.plan import Work
 from orchestrator.planning.states import STOPPED
 from trainables.config import TrialConfig

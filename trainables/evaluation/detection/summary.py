@@ -1,0 +1,214 @@
+"""Failure and out-of-distribution detection of one trial: every confidence score on every set, from stored predictions.
+
+Nothing here needs the network: scores are added to a finished trial as they are computed at its end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from trainables.errors import ConfigError
+from trainables.evaluation.balanced import UNSHIFTED
+from trainables.evaluation.confidence import CONFIDENCE_SCORES, compute_confidence
+from trainables.evaluation.detection.detectors import fit_detector
+from trainables.evaluation.detection.risk_coverage import compute_failure_metrics, compute_ood_metrics
+from trainables.evaluation.metrics import name_failure, name_ood
+from trainables.evaluation.predictions import Predictions, load_predictions
+from trainables.evaluation.shift_means import average_shifts
+from trainables.evaluation.validation_fit import fit_on_validation
+from trainables.storage.folder import Folder
+
+DETECTION = "detection.json"
+#: Metric of failures that is a headline number.
+_HEADLINE = "augrc"
+#: Role of a set → whether its images count as out of distribution.
+OUTSIDE = ("near", "far")
+
+
+@dataclass
+class DetectionSummary:
+    """Detection metrics of one trial."""
+
+    #: Name → headline number.
+    metrics: dict[str, float] = field(default_factory=dict)
+    #: One per score × labelled set × shift × severity.
+    failures: list[dict[str, Any]] = field(default_factory=list)
+    #: One per score × set (or shifted test set): metrics between the unshifted test set and it.
+    ood: list[dict[str, Any]] = field(default_factory=list)
+    #: Score → why it is undefined.
+    undefined: dict[str, str] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, Any]:
+        """Return the rows as JSON values, a list per column, and the reasons."""
+        return {"failures": _pack(self.failures), "ood": _pack(self.ood), "undefined": self.undefined}
+
+
+def _pack(rows: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Return column → values of rows whose metrics become columns of their own; None where one is undefined."""
+    flat = [{key: value for key, value in row.items() if key != "metrics"} | row["metrics"] for row in rows]
+    return {name: [row.get(name) for row in flat] for name in dict.fromkeys(name for row in flat for name in row)}
+
+
+def save_detection(folder: Folder, summary: DetectionSummary) -> None:
+    """Write ``detection.json``: the rows of ``summary``; its headline numbers belong to ``result.json``."""
+    folder.write(DETECTION, json.dumps(summary.as_json(), allow_nan=False, separators=(",", ":")).encode())
+
+
+def check_scores(names: Iterable[str]) -> None:
+    """Check that confidence scores exist, and that one trial can have them.
+
+    Raises:
+        ConfigError: there is no such score, or it needs several models.
+    """
+    known = [name for name, score in CONFIDENCE_SCORES.items() if score.needs != "members"]
+    for name in names:
+        if name not in known:
+            reason = "is computed from several models, in the report" if name in CONFIDENCE_SCORES else "does not exist"
+            raise ConfigError(
+                f"evaluation.confidence_scores: found {name!r}, which {reason}; expected some of {', '.join(known)}"
+            )
+
+
+def summarise_detection(
+    folder: Folder, names: Sequence[str], *, scores: Sequence[str], roles: Mapping[str, str]
+) -> DetectionSummary:
+    """Return the detection metrics of a trial, computed from its stored predictions alone.
+
+    Args:
+        folder: folder of the trial.
+        names: names of its sets: val, test, external and foreign ones, train if it is there.
+        scores: names in ``CONFIDENCE_SCORES``, without those of several models. What the model itself gives
+            (``Predictions.scores``) is always included.
+        roles: role of every set beside train, val and test: covariate, near or far.
+    """
+    sets = {name: load_predictions(folder, name) for name in names}
+    summary = DetectionSummary()
+    given = [
+        name for name, score in CONFIDENCE_SCORES.items() if score.needs.removeprefix("scores/") in sets["val"].scores
+    ]
+    for name in dict.fromkeys([*scores, *given]):
+        found = _measure(name, sets)
+        if isinstance(found, str):
+            summary.undefined[name] = found
+            continue
+        _add_failures(summary, name, sets, found)
+        _add_ood(summary, name, found, sets, roles)
+    return summary
+
+
+#: Set → confidences of its rows; NaN-free rows only, None where a row has none.
+Confidences = dict[str, list[Float[np.ndarray, " n"] | None]]
+
+
+def _measure(name: str, sets: Mapping[str, Predictions]) -> Confidences | str:
+    """Return a score on every set but train, or why there is none."""
+    score, others = CONFIDENCE_SCORES[name], {each: found for each, found in sets.items() if each != "train"}
+    if score.function is not None:
+        validation = sets["val"]
+        temperature = None
+        if score.is_scaled:
+            fit = fit_on_validation(validation.logits[0], validation.labels)
+            if fit.temperature is None:
+                return fit.undefined["temperature"]
+            temperature = fit.temperature
+        return {
+            each: list(compute_confidence(name, found.logits, temperature=temperature))
+            for each, found in others.items()
+        }
+    if score.needs.startswith("scores/"):
+        stored = score.needs.removeprefix("scores/")
+        if any(stored not in found.scores for found in others.values()):
+            return f"the model gives no {stored}"
+        return {each: list(found.scores[stored]) for each, found in others.items()}
+    if score.needs == "features":
+        return _measure_features(name, sets, others)
+    return "it needs several models"
+
+
+def _measure_features(
+    name: str, sets: Mapping[str, Predictions], others: Mapping[str, Predictions]
+) -> Confidences | str:
+    train = sets.get("train")
+    if train is None or train.features is None:
+        return "no features of the training images are stored: add train to evaluation.store_features"
+    if any(found.features is None for found in others.values()):
+        lacking = ", ".join(each for each, found in others.items() if found.features is None)
+        return f"no features of {lacking} are stored: add them to evaluation.store_features"
+    detector = fit_detector(name, features=train.features, labels=train.labels, logits=train.logits[0])
+    found: Confidences = {}
+    for each, predictions in others.items():
+        rows = ((key, predictions.features_of(key)) for key in predictions.shifts)
+        found[each] = [None if features is None else detector(features, predictions.of(key)) for key, features in rows]
+    return found
+
+
+def _add_failures(summary: DetectionSummary, name: str, sets: Mapping[str, Predictions], found: Confidences) -> None:
+    """Add a score's rows on the sets with labels, and its headline numbers."""
+    rows: list[dict[str, Any]] = []
+    for each, confidences in found.items():
+        predictions = sets[each]
+        if (predictions.labels < 0).any():
+            continue
+        correct = predictions.logits.argmax(axis=2) == predictions.labels
+        for key, values, is_correct in zip(predictions.shifts, confidences, correct, strict=True):
+            if values is None:
+                continue
+            metrics = compute_failure_metrics(values, is_correct)
+            rows.append(
+                _describe(name, each, key) | {"num_images": len(values), "num_errors": int((~is_correct).sum())}
+            )
+            rows[-1]["metrics"] = metrics.values
+    summary.failures += rows
+    summary.metrics |= _summarise_failures(name, rows)
+
+
+def _describe(name: str, each: str, key: str) -> dict[str, Any]:
+    shift, severity = key.rsplit("/", 1)
+    return {"score": name, "set": each, "shift": shift, "severity": int(severity)}
+
+
+def _summarise_failures(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the headline numbers of a score: in distribution, over shifts, over external sets, on validation."""
+    value = {(row["set"], row["shift"], row["severity"]): row["metrics"][_HEADLINE] for row in rows}
+    headline = {
+        f"validation/{name_failure(name, _HEADLINE)}": value["val", UNSHIFTED, 0],
+        name_failure(name, _HEADLINE): value["test", UNSHIFTED, 0],
+    }
+    shifted = [(row["shift"], row["metrics"][_HEADLINE]) for row in rows if row["set"] == "test" and row["severity"]]
+    if shifted:
+        means = average_shifts(np.array([[number for _, number in shifted]]), [shift for shift, _ in shifted])
+        headline[name_failure(name, _HEADLINE, "mean_shifted")] = float(means.mean[0])
+    external = [number for (each, _, _), number in value.items() if each not in ("val", "test")]
+    if external:
+        headline[name_failure(name, _HEADLINE, "mean_external")] = float(np.mean(external))
+    return headline
+
+
+def _add_ood(
+    summary: DetectionSummary, name: str, found: Confidences, sets: Mapping[str, Predictions], roles: Mapping[str, str]
+) -> None:
+    """Add a score's rows between the unshifted test set and every other, and its headline numbers."""
+    inside, covariate, outside = found["test"][0], [], {role: [] for role in OUTSIDE}
+    assert inside is not None
+    for each, confidences in found.items():
+        for key, values in zip(sets[each].shifts, confidences, strict=True):
+            if values is None or each == "val" or (each == "test" and key == f"{UNSHIFTED}/0"):
+                continue
+            role = "covariate" if each == "test" else roles[each]
+            (covariate if role == "covariate" else outside[role]).append(values)
+            metrics = compute_ood_metrics(inside, values).values
+            summary.ood.append(_describe(name, each, key) | {"role": role, "metrics": metrics})
+            if each != "test":
+                summary.metrics[name_ood(name, each, "auroc")] = metrics["auroc"]
+    for role, parts in outside.items():
+        if not parts:
+            continue
+        for suffix, known in (("", [inside]), ("_full_spectrum", [inside, *covariate])):
+            metrics = compute_ood_metrics(np.concatenate(known), np.concatenate(parts)).values
+            summary.metrics[name_ood(name, f"{role}{suffix}", "auroc")] = metrics["auroc"]
