@@ -22,7 +22,6 @@ from trainables.data.foreign import with_foreign_sets
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
 from trainables.evaluation.detection.summary import DETECTION, save_detection, summarise_detection
-from trainables.evaluation.matching import FOUND, match_strengths, read_matched
 from trainables.evaluation.robustness import (
     choose_shifts,
     choose_validation_shifts,
@@ -30,6 +29,7 @@ from trainables.evaluation.robustness import (
     list_sets,
     summarise_predictions,
 )
+from trainables.evaluation.severities.matching import FOUND, match_strengths, read_matched
 from trainables.model_config import ModelConfig
 from trainables.models.networks import Classifier, build_model
 from trainables.ops.stain_normalisation import StainNormaliser, check_stainable, choose_tiles

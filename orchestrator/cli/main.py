@@ -99,8 +99,8 @@ def run(  # noqa: PLR0913 - the options of a command are its arguments
     as_json: AsJson = False,
 ) -> None:
     """Run open stages and trials, resume interrupted ones and write the report. Run it again after any interruption."""
-    from orchestrator.driver.terminal.announce import Terminal
     from orchestrator.driver.run import run_study
+    from orchestrator.driver.terminal.announce import Terminal
 
     _stop_at_sigterm()
     loaded = _load(study, overrides)

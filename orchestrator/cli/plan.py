@@ -11,9 +11,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.driver.terminal.announce import announce, count, print_line, warn
 from orchestrator.driver.estimate import Estimate
 from orchestrator.driver.prepare import Prepared
+from orchestrator.driver.terminal.announce import announce, count, print_line, warn
 from orchestrator.driver.terminal.time_left import format_duration
 from orchestrator.ledger.preregistration import trace_hypotheses
 from orchestrator.planning.budget import describe_needs

@@ -9,8 +9,8 @@ from typing import Any
 
 from orchestrator.driver.notifications import Notifier
 from orchestrator.driver.prepare import Prepared, find_git_commit
-from orchestrator.driver.terminal.progress import StudyProgress
 from orchestrator.driver.search_loop import SearchLoop
+from orchestrator.driver.terminal.progress import StudyProgress
 from orchestrator.ledger.failures import DISK_FULL
 from orchestrator.ledger.record import describe_work
 from orchestrator.planning.plan import Work

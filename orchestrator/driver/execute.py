@@ -14,8 +14,8 @@ from orchestrator.driver import child_process
 from orchestrator.driver.estimate import expect_seconds
 from orchestrator.driver.events import EventHandler, Observers
 from orchestrator.driver.prepare import Prepared, resolve_execution
-from orchestrator.driver.terminal.progress import StudyProgress
 from orchestrator.driver.runtime import Runtime
+from orchestrator.driver.terminal.progress import StudyProgress
 from orchestrator.execution.dispatcher import ChunkSettings, Dispatcher
 from orchestrator.execution.gpu_sharing import choose_gpus_per_trial
 from orchestrator.execution.local_executor import LocalExecutor

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from orchestrator.driver.terminal.announce import announce, print_line, warn
 from orchestrator.driver.events import Observers
 from orchestrator.driver.execute import execute_open
 from orchestrator.driver.notifications import Notifier
 from orchestrator.driver.prepare import Prepared, find_git_commit, prepare
 from orchestrator.driver.runtime import Runtime
 from orchestrator.driver.search_loop import exporting, refresh, write_extended_plan
+from orchestrator.driver.terminal.announce import announce, print_line, warn
 from orchestrator.driver.terminal.summary import Summary, add_budget, summarise
 from orchestrator.execution.resources import check_device
 from orchestrator.ledger.derived import DEFAULT_METRIC, Report, Source, compute_state, invalidate, read_report

@@ -11,8 +11,8 @@ from typing import Any
 
 from rich.console import Console
 
-from orchestrator.driver.terminal.announce import warn
 from orchestrator.driver.prepare import Prepared, update_actions
+from orchestrator.driver.terminal.announce import warn
 from orchestrator.execution.dispatcher import OnEvent
 from orchestrator.ledger.usage import read_budget_status
 from orchestrator.planning.budget import BudgetStatus

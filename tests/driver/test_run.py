@@ -13,9 +13,9 @@ import pytest
 from rich.console import Console
 
 from orchestrator.driver import run
-from orchestrator.driver.terminal.announce import announce
 from orchestrator.driver.prepare import Prepared, find_git_commit, prepare, resolve_execution
 from orchestrator.driver.run import record_upstream_failures, run_study, summarise
+from orchestrator.driver.terminal.announce import announce
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.inputs import Inputs
 from orchestrator.planning.plan import Plan, Skipped

@@ -13,10 +13,10 @@ import pytest
 from rich.console import Console
 
 from orchestrator.cli.plan import find_needs
-from orchestrator.driver.terminal.announce import announce
 from orchestrator.driver.estimate import estimate
 from orchestrator.driver.prepare import Prepared, prepare
 from orchestrator.driver.search_loop import SearchLoop, exporting, refresh, write_extended_plan
+from orchestrator.driver.terminal.announce import announce
 from orchestrator.driver.terminal.summary import add_budget, summarise
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.plan import Work

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from orchestrator.driver.terminal.announce import announce
 from orchestrator.driver.prepare import Prepared, prepare
+from orchestrator.driver.terminal.announce import announce
 from orchestrator.ledger.derived import compute_state
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.preregistration import (

@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from orchestrator.driver.terminal.announce import announce
 from orchestrator.driver.prepare import Prepared, prepare
+from orchestrator.driver.terminal.announce import announce
 from orchestrator.planning.metric_checks import find_undefined
 from orchestrator.planning.trial_checks import find_distinct
 from orchestrator.study.study_file import parse_study

@@ -19,8 +19,8 @@ from orchestrator.analysis.search_results import find_best, find_configurations
 from orchestrator.analysis.tables.arms import arms_table
 from orchestrator.cli.plan import describe_plan
 from orchestrator.cli.status import compute_status, render_status
-from orchestrator.driver.terminal.announce import announce
 from orchestrator.driver.prepare import prepare
+from orchestrator.driver.terminal.announce import announce
 from orchestrator.driver.terminal.summary import summarise
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.plan import Work

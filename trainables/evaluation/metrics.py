@@ -141,6 +141,71 @@ RELATIVE: dict[str, Metric] = {
         ),
     )
 }  # fmt: skip
+_BOTH_KINDS = "right and wrong predictions"
+#: Metrics of a confidence score (``confidence``) on one set, which say whether it ranks the wrong predictions last.
+FAILURE_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "aurc", "AURC",
+            "area under the risk (share of wrong predictions among the kept) over the coverage (share kept), the most "
+            "confident kept first, equal confidences together, by trapezoids",
+            higher_is_better=False, low=0.0, high=1.0, needs="labels", source="Geifman & El-Yaniv 2017",
+        ),
+        Metric(
+            "eaurc", "e-AURC", "AURC − [e + (1 − e)·ln(1 − e)] at the error rate e; ties can make it negative",
+            higher_is_better=False, low=-0.5, high=math.log(2), needs="labels", source="Geifman et al. 2019",
+        ),
+        Metric(
+            "augrc", "AUGRC", "area under (wrong predictions that are kept / all images) over the coverage",
+            higher_is_better=False, low=0.0, high=0.5, needs="labels", source="Traub et al. 2024",
+        ),
+        Metric(
+            "failure_auroc", "failure AUROC",
+            "share of pairs of a right and a wrong prediction in which the right one has more confidence; ties count ½",
+            higher_is_better=True, low=0.0, high=1.0, needs=_BOTH_KINDS, source="Hendrycks & Gimpel 2017",
+        ),
+        Metric(
+            "failure_fpr_at_95_tpr", "failure FPR at 95 % TPR",
+            "share of wrong predictions kept at the highest threshold that keeps 95 % of the right ones",
+            higher_is_better=False, low=0.0, high=1.0, needs=_BOTH_KINDS, source="Corbière et al. 2019",
+        ),
+        Metric(
+            "failure_ap", "failure AP", "average precision of wrong predictions, ranked from the least confident",
+            higher_is_better=True, low=0.0, high=1.0, needs=_BOTH_KINDS, source="Hendrycks & Gimpel 2017",
+        ),
+    )
+}  # fmt: skip
+_BOTH_SETS = "images of both sets"
+#: Metrics of a detector (``ood``) between in-distribution images and those of another set.
+OOD_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "auroc", "OOD AUROC",
+            "share of pairs of an in-distribution and another image in which the former scores higher; ties count ½",
+            higher_is_better=True, low=0.0, high=1.0, needs=_BOTH_SETS, source="Hendrycks & Gimpel 2017",
+        ),
+        Metric(
+            "aupr_in", "AUPR-in", "average precision of in-distribution images, ranked from the highest score",
+            higher_is_better=True, low=0.0, high=1.0, needs=_BOTH_SETS, source="Hendrycks & Gimpel 2017",
+        ),
+        Metric(
+            "aupr_out", "AUPR-out", "average precision of the other images, ranked from the lowest score",
+            higher_is_better=True, low=0.0, high=1.0, needs=_BOTH_SETS, source="Hendrycks & Gimpel 2017",
+        ),
+        Metric(
+            "fpr_at_95_tpr", "FPR at 95 % TPR",
+            "share of the other images that pass at the highest threshold that 95 % of in-distribution images pass",
+            higher_is_better=False, low=0.0, high=1.0, needs=_BOTH_SETS, source="Liang et al. 2018",
+        ),
+        Metric(
+            "fpr_at_95_tpr_out", "FPR at 95 % TPR, others positive",
+            "share of in-distribution images flagged at the lowest threshold that flags 95 % of the other images",
+            higher_is_better=False, low=0.0, high=1.0, needs=_BOTH_SETS, source="Liang et al. 2018",
+        ),
+    )
+}  # fmt: skip
 #: Size of the network: a number of the trial that a search may look at, not of an evaluation.
 NUM_PARAMETERS = Metric(
     "num_parameters", "number of weights", "weights of the network",
@@ -156,6 +221,10 @@ AGGREGATES = ("mean", "worst_cell", "worst_shift")
 _HEADLINE = re.compile(
     r"(?:.+/)?(?:mean_shifted_|mean_unseen_|mean_seen_|mean_unused_|mean_|worst_cell_|worst_shift_)?(\w+?)"
 )
+
+
+_FAILURE = re.compile(r"(?:validation/)?failure/\w+/(?:mean_shifted_|mean_external_)?(\w+?)")
+_OOD = re.compile(r"ood/\w+/.+/(\w+)")
 
 
 def name_over_shifts(aggregate: str, metric: str) -> str:
@@ -231,7 +300,8 @@ def find_metric(name: str) -> Metric:
     Args:
         name: a metric, or a headline number: ``validation/…``, ``validation/robustness/mean_…``, ``id/…``,
             ``calibration/mean_shifted_…``, ``external/<set>/…``, ``external/mean_…``, ``shift/<name>/…``,
-            ``family/<name>/…``, ``slope/<name>/…``, ``be/<name>``, ``rbe/<name>``, ``num_parameters``.
+            ``family/<name>/…``, ``slope/<name>/…``, ``be/<name>``, ``rbe/<name>``, ``failure/<score>/…``,
+            ``ood/<score>/<set>/…``, ``num_parameters``.
 
     Raises:
         ConfigError: if the table has no such metric.
@@ -240,12 +310,27 @@ def find_metric(name: str) -> Metric:
         return NUM_PARAMETERS
     if name.partition("/")[0] in RELATIVE and name.count("/") == 1:
         return RELATIVE[name.partition("/")[0]]
+    detection = find_detection(name)
+    if detection is not None:
+        return detection
     if find_site_aggregate(name) is not None:
         return METRICS[name.partition("_")[2]]
     match = _HEADLINE.fullmatch(name)
     if match is None or match[1] not in METRICS:
         raise ConfigError(f"looked for the metric of {name!r}, expected one that ends with one of {', '.join(METRICS)}")
     return METRICS[match[1]]
+
+
+def find_detection(name: str) -> Metric | None:
+    """Return the metric behind ``failure/<score>/…``, ``validation/failure/<score>/…`` or ``ood/<score>/<set>/…``.
+
+    None if the name is no headline number of failure or out-of-distribution detection.
+    """
+    match = _FAILURE.fullmatch(name)
+    if match is not None:
+        return FAILURE_METRICS.get(match[1])
+    match = _OOD.fullmatch(name)
+    return None if match is None else OOD_METRICS.get(match[1])
 
 
 def find_chance(metric: str, num_classes: int) -> float | None:

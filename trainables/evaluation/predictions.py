@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ class Predictions:
     features: Float16[np.ndarray, "n features"] | None = None
     #: Index of each image's group (patient, eye pair or slide) among those of this set.
     groups: Int64[np.ndarray, " n"] | None = None
+    #: Name → per-image confidence that only the model can give (MC dropout, a learned one); higher is more confident.
+    scores: Mapping[str, Float32[np.ndarray, "shifts n"]] = field(default_factory=dict)
     #: Penultimate features under every shift but the first, the identity, if they were asked for.
     shifted_features: Float16[np.ndarray, "shifted n features"] | None = None
 
@@ -46,6 +48,10 @@ class Predictions:
         if index == 0:
             return self.features
         return None if self.shifted_features is None else self.shifted_features[index - 1]
+
+
+#: Start of the names of scores in a file.
+_SCORES = "scores/"
 
 
 def save_predictions(folder: Folder, predictions: Predictions) -> None:
@@ -62,6 +68,7 @@ def save_predictions(folder: Folder, predictions: Predictions) -> None:
         arrays["shifted_features"] = predictions.shifted_features
     if predictions.groups is not None:
         arrays["groups"] = predictions.groups
+    arrays |= {f"{_SCORES}{name}": values for name, values in predictions.scores.items()}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     folder.write(f"predictions/{predictions.name}.npz", buffer.getvalue())
@@ -86,6 +93,7 @@ def load_predictions(folder: Folder, name: str) -> Predictions:
                 features=arrays.get("features"),
                 shifted_features=arrays.get("shifted_features"),
                 groups=arrays.get("groups"),
+                scores={key.removeprefix(_SCORES): arrays[key] for key in arrays if key.startswith(_SCORES)},
             )
     except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise StorageError(f"{folder.uri}/predictions/{name}.npz is damaged: {error}") from error

@@ -16,7 +16,6 @@ from jaxtyping import Float
 from trainables.errors import ConfigError
 from trainables.evaluation.balanced import UNSHIFTED
 from trainables.evaluation.confidence import CONFIDENCE_SCORES, compute_confidence
-from trainables.evaluation.detection.detectors import fit_detector
 from trainables.evaluation.detection.risk_coverage import compute_failure_metrics, compute_ood_metrics
 from trainables.evaluation.metrics import name_failure, name_ood
 from trainables.evaluation.predictions import Predictions, load_predictions
@@ -89,9 +88,8 @@ def summarise_detection(
     """
     sets = {name: load_predictions(folder, name) for name in names}
     summary = DetectionSummary()
-    given = [
-        name for name, score in CONFIDENCE_SCORES.items() if score.needs.removeprefix("scores/") in sets["val"].scores
-    ]
+    stored = {f"scores/{name}" for name in sets["val"].scores}
+    given = [name for name, score in CONFIDENCE_SCORES.items() if score.needs in stored]
     for name in dict.fromkeys([*scores, *given]):
         found = _measure(name, sets)
         if isinstance(found, str):
@@ -140,6 +138,8 @@ def _measure_features(
     if any(found.features is None for found in others.values()):
         lacking = ", ".join(each for each, found in others.items() if found.features is None)
         return f"no features of {lacking} are stored: add them to evaluation.store_features"
+    from trainables.evaluation.ood import fit_detector
+
     detector = fit_detector(name, features=train.features, labels=train.labels, logits=train.logits[0])
     found: Confidences = {}
     for each, predictions in others.items():
