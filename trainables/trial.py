@@ -21,7 +21,7 @@ from trainables.data.dataset import Dataset
 from trainables.data.foreign import with_foreign_sets
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
-from trainables.evaluation.detection.summary import DETECTION, save_detection, summarise_detection
+from trainables.evaluation.detection.summary import save_detection, summarise_detection
 from trainables.evaluation.robustness import (
     choose_shifts,
     choose_validation_shifts,
@@ -45,7 +45,7 @@ from trainables.regularisers import (
 )
 from trainables.seeding import derive_seed, seed_everything
 from trainables.storage.checkpoint import is_trained, load_weights, remove_checkpoints, restore_module, save_weights
-from trainables.storage.completeness import CONFIG, EPOCHS, RESULT, describe_files
+from trainables.storage.completeness import CONFIG, DETECTION, EPOCHS, RESULT, describe_files
 from trainables.storage.folder import Folder
 from trainables.training.acceleration import Choice, choose_acceleration, resolve_memory_format
 from trainables.training.loop import Outcome, open_validation, resolve_precision, train_model

@@ -1,5 +1,6 @@
-"""Which confidence score ranks the wrong predictions last, where, and whether one is best everywhere; and which detector
-tells foreign images. Numbers of one arm over its independently trained models, from the rows that its trials store.
+"""Which confidence score ranks the wrong predictions last, and where; and which detector tells foreign images.
+
+Numbers of one arm over its independently trained models, from the rows that its trials store.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from orchestrator.analysis.results import Results
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.statistics.intervals import Interval, drop_rounding, t_interval
 from trainables.evaluation.balanced import UNSHIFTED
-from trainables.evaluation.detection.summary import DETECTION
-from trainables.evaluation.metrics import FAILURE_METRICS, OOD_METRICS
+from trainables.evaluation.confidence import CONFIDENCE_SCORES
+from trainables.evaluation.metrics import FAILURE_METRICS, OOD_METRICS, name_failure
 from trainables.evaluation.shift_means import average_by_family, average_by_type, average_shifts
+from trainables.storage.completeness import DETECTION
 
 #: Conditions that every table begins with; families of shifts and external sets follow.
 IN_DISTRIBUTION, ALL_SHIFTS = "in distribution", "all shifts"
@@ -155,7 +157,7 @@ def tabulate_conditions(results: Results, failures: pd.DataFrame, metric: str) -
     found: dict[tuple[int, str, str], float] = {}
     for (replicate, score), own in failures.groupby(["replicate", "score"], sort=False):
         for condition, value in _measure_conditions(results, own, metric).items():
-            found[int(replicate), condition, str(score)] = value
+            found[int(str(replicate)), condition, str(score)] = value
     series = pd.Series(found, dtype=np.float64)
     series.index = pd.MultiIndex.from_tuples(
         [(units[replicate], condition, score) for replicate, condition, score in found],
@@ -183,6 +185,26 @@ def _measure_conditions(results: Results, rows: pd.DataFrame, metric: str) -> di
     return found | {str(name): float(value) for name, value in by_set.items()}
 
 
+def tabulate_means(results: Results, metric: str = "augrc") -> pd.DataFrame:
+    """Return a failure metric on average over the shifts, arm × score, mean over replicates, from headline numbers.
+
+    Of a study without shifts it is that on the unshifted test set; empty if no trial has a score.
+
+    Args:
+        results: tables of the study.
+        metric: name in ``FAILURE_METRICS``.
+    """
+    complete = results.complete
+    for aggregate in ("mean_shifted", None):
+        columns = {
+            score: name for score in CONFIDENCE_SCORES if (name := name_failure(score, metric, aggregate)) in complete
+        }
+        if columns:
+            means = complete.groupby("name", sort=False)[list(columns.values())].mean()
+            return means.set_axis(list(columns), axis=1)
+    return pd.DataFrame()
+
+
 def describe_ranking(ranking: Ranking, titles: Mapping[str, str]) -> list[str]:
     """Return sentences on which score is best where, and whether one is best everywhere; no more than the test says.
 
@@ -201,7 +223,8 @@ def describe_ranking(ranking: Ranking, titles: Mapping[str, str]) -> list[str]:
         (leader,) = leaders
         told = sum(len(names) == 1 for names in ranking.tied.values())
         sentences.append(
-            f"{titles[leader]} has it under all {len(ranking.tied)} conditions, told from every other score under {told}."
+            f"{titles[leader]} has it under all {len(ranking.tied)} conditions, told from every other score under "
+            f"{told}."
         )
     elif len(ranking.tied) > 1:
         counts = pd.Series([names[0] for names in ranking.tied.values()]).value_counts()
@@ -252,7 +275,7 @@ def tabulate_ood(results: Results, rows: DetectionRows, arm: str) -> OodTable | 
     roles: dict[str, str] = {}
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
     metrics = [name for name in OOD_METRICS if name in own]
-    for (score, unit), part in own.assign(unit=own["replicate"].map(units)).groupby(["score", "unit"], sort=False):
+    for (score, _), part in own.assign(unit=own["replicate"].map(units)).groupby(["score", "unit"], sort=False):
         for label, role, found in _measure_sets(part, metrics):
             roles.setdefault(label, role)
             for metric, value in found.items():
@@ -263,18 +286,16 @@ def tabulate_ood(results: Results, rows: DetectionRows, arm: str) -> OodTable | 
 
 
 def _measure_sets(part: pd.DataFrame, metrics: Sequence[str]) -> list[tuple[str, str, dict[str, float]]]:
-    found: list[tuple[str, str, dict[str, float]]] = []
-    others = part[part["set"] != "test"]
-    for name, rows in others.groupby("set", sort=False):
-        found.append((str(name), str(rows["role"].iloc[0]), {each: float(rows[each].mean()) for each in metrics}))
-    shifted = part[part["set"] == "test"]
-    if len(shifted):
-        values = shifted.groupby("replicate", sort=False)[list(metrics)].apply(
-            lambda rows: pd.Series(
-                average_shifts(rows.to_numpy(np.float64).T, list(shifted.loc[rows.index, "shift"])).mean, index=metrics
-            )
-        )
-        found.append((ALL_SHIFTS, "covariate", {each: float(values[each].mean()) for each in metrics}))
+    """Return (set, role, metric → value) of one detector of one unit."""
+    found = []
+    for name, rows in part.groupby("set", sort=False):
+        values = rows[list(metrics)].to_numpy(np.float64)
+        if name == "test":
+            means = average_shifts(values.T, [str(each) for each in rows["shift"]]).mean
+            found.append((ALL_SHIFTS, "covariate", dict(zip(metrics, map(float, means), strict=True))))
+        else:
+            means = values.mean(axis=0)
+            found.append((str(name), str(rows["role"].iloc[0]), dict(zip(metrics, map(float, means), strict=True))))
     return found
 
 

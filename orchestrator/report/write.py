@@ -15,6 +15,7 @@ import pandas as pd
 from orchestrator.analysis.balanced_errors import balanced_errors_table
 from orchestrator.analysis.costs import arm_costs_table, costs_table
 from orchestrator.analysis.effects import Effect, compute_all_effects, effects_table
+from orchestrator.analysis.failure_detection import load_detection_rows
 from orchestrator.analysis.inference.verdicts import NO_VERDICT, NOT_ENOUGH, Verdict, judge, verdicts_table
 from orchestrator.analysis.results import Results, load_results, results_sha256
 from orchestrator.analysis.tables.arms import arms_table
@@ -45,6 +46,8 @@ from orchestrator.report.page import Section, render_page, within
 from orchestrator.report.sections import provenance
 from orchestrator.report.sections.answer import Answer, answer, answer_section, arms_section
 from orchestrator.report.sections.balanced import balanced_section
+from orchestrator.report.sections.detection.ood import ood_section
+from orchestrator.report.sections.detection.scores import failure_section
 from orchestrator.report.sections.effects import effects_section
 from orchestrator.report.sections.interactions import interactions_section
 from orchestrator.report.sections.provenance import left_out_section
@@ -104,7 +107,7 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
         overall = effects_section(results, whole.shown)
         sections += [] if overall is None else [within(overall, "All data sets", 0)]
     for number, (label, part) in enumerate(parts.items(), start=1):
-        of_part = _list_sections(part, usage if part is whole else None, *pictures[label])
+        of_part = _list_sections(part, ledger, usage if part is whole else None, *pictures[label])
         sections += of_part if part is whole else [within(each, label, number) for each in of_part if each is not None]
     provenance_of_all = provenance.provenance_section(
         results, digest=digest, files=TABLES | PAPER_TABLES, compute=describe_compute(ledger, budget_status)
@@ -177,10 +180,11 @@ def _compute(results: Results) -> _Computed:
 
 
 def _list_sections(
-    part: _Computed, usage: Usage | None, pictures: Examples | None, problem: str | None
+    part: _Computed, ledger: Ledger, usage: Usage | None, pictures: Examples | None, problem: str | None
 ) -> list[Section | None]:
     """Return the sections on the arms of one data set."""
     results, arms, main = part.results, part.arms, part.main
+    detections = load_detection_rows(results, ledger)
     return [
         answer_section(part.words),
         search_section(results),
@@ -191,6 +195,8 @@ def _list_sections(
         spread_section(results),
         shifts_section(results, arms, main),
         balanced_section(results, part.balanced),
+        failure_section(results, ledger, detections, arms),
+        ood_section(results, detections, arms),
         transfer_section(results, main),
         trade_off_section(results, arms, main),
         training_section(results, main),

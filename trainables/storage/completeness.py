@@ -18,6 +18,8 @@ RESULT = "result.json"
 #: Written from outside into the folder of a trial that is not to be trained any further.
 STOP = "stop.json"
 EPOCHS = "epochs.jsonl"
+#: Rows of failure and out-of-distribution detection.
+DETECTION = "detection.json"
 
 
 def describe_files(folder: Folder, names: Iterable[str]) -> dict[str, dict[str, Any]]:

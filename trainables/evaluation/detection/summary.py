@@ -21,9 +21,9 @@ from trainables.evaluation.metrics import name_failure, name_ood
 from trainables.evaluation.predictions import Predictions, load_predictions
 from trainables.evaluation.shift_means import average_shifts
 from trainables.evaluation.validation_fit import fit_on_validation
+from trainables.storage.completeness import DETECTION
 from trainables.storage.folder import Folder
 
-DETECTION = "detection.json"
 #: Metric of failures that is a headline number.
 _HEADLINE = "augrc"
 #: Role of a set → whether its images count as out of distribution.
@@ -100,8 +100,9 @@ def summarise_detection(
     return summary
 
 
-#: Set → confidences of its rows; NaN-free rows only, None where a row has none.
-Confidences = dict[str, list[Float[np.ndarray, " n"] | None]]
+#: Set → confidences of each of its shifts, the first unshifted; None where features are not stored.
+Values = Float[np.ndarray, " n"]
+Confidences = dict[str, list[Values | None]]
 
 
 def _measure(name: str, sets: Mapping[str, Predictions]) -> Confidences | str:
@@ -194,7 +195,9 @@ def _add_ood(
     summary: DetectionSummary, name: str, found: Confidences, sets: Mapping[str, Predictions], roles: Mapping[str, str]
 ) -> None:
     """Add a score's rows between the unshifted test set and every other, and its headline numbers."""
-    inside, covariate, outside = found["test"][0], [], {role: [] for role in OUTSIDE}
+    inside = found["test"][0]
+    covariate: list[Values] = []
+    outside: dict[str, list[Values]] = {role: [] for role in OUTSIDE}
     assert inside is not None
     for each, confidences in found.items():
         for key, values in zip(sets[each].shifts, confidences, strict=True):

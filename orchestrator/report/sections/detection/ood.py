@@ -1,0 +1,73 @@
+"""Report section: which score tells images that the model should not judge, and whether what is flagged also fails."""
+
+from __future__ import annotations
+
+from html import escape
+
+import numpy as np
+import pandas as pd
+
+from orchestrator.analysis.failure_detection import DetectionRows, OodTable, tabulate_ood
+from orchestrator.analysis.results import Results
+from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, note, table
+from orchestrator.report.sections.detection.scores import find_chosen_arm
+from orchestrator.statistics.intervals import MIN_REPLICATES, t_interval
+from trainables.evaluation.confidence import CONFIDENCE_SCORES
+from trainables.evaluation.metrics import OOD_METRICS
+
+_ROLES = {"near": "near", "far": "far", "covariate": "covariate: no success in itself"}
+
+
+def ood_section(results: Results, rows: DetectionRows | None, arms: pd.DataFrame) -> Section | None:
+    """Return the section on the arm that validation chooses, None without foreign images and held-out classes.
+
+    Args:
+        results: tables of the study.
+        rows: ``load_detection_rows(results, ledger)``.
+        arms: ``arms_table(results)``.
+    """
+    arm = find_chosen_arm(results, arms)
+    if rows is None or arm is None:
+        return None
+    found = tabulate_ood(results, rows, arm)
+    if found is None or not {"near", "far"} & set(found.roles.values()):
+        return None
+    label = results.labels.get(arm, arm)
+    auroc, fpr = OOD_METRICS["auroc"], OOD_METRICS["fpr_at_95_tpr"]
+    text = (
+        f"Arm {label}: {auroc.title} between the unshifted test images and each set ({auroc.formula}), in percent; "
+        f"small: 95 % t interval over independently trained models, from {MIN_REPLICATES} on, and {fpr.title}. Near "
+        "sets show classes that were held out, far sets something else altogether. Covariate sets show the same "
+        "classes under shifts or from elsewhere: flagging them is no success in itself, and whether what is flagged "
+        "there also fails is what the table of failures judges (all shifts, external sets)."
+    )
+    body = note(text) + _table(found)
+    return Section("foreign", "Foreign images", "Does the model notice images it should not judge?", body)
+
+
+def _table(found: OodTable) -> str:
+    sets = list(found.roles)
+    columns = [Column("score")]
+    columns += [Column(f"{name} ({_ROLES[found.roles[name]]})", is_number=True) for name in sets]
+    best = {name: max((_mean(found, score, name) for score in found.scores), default=np.nan) for name in sets}
+    rows = []
+    for score in found.scores:
+        title = CONFIDENCE_SCORES[score].title
+        cells = [Cell(escape(title), title)]
+        for name in sets:
+            values = found.values.get((score, name))
+            if values is None:
+                cells.append(Cell("–", ""))
+                continue
+            mean, interval = float(np.mean(values["auroc"])), t_interval(values["auroc"])
+            small = "" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f} · "
+            small += f"FPR {100 * float(np.mean(values['fpr_at_95_tpr'])):.0f}"
+            css = "best" if mean == best[name] and found.roles[name] != "covariate" else ""
+            cells.append(Cell(f'{100 * mean:.1f} <span class="sd">{small}</span>', mean, css))
+        rows.append(cells)
+    return table(columns, rows, tall=len(rows) > TALL_ROWS)
+
+
+def _mean(found: OodTable, score: str, name: str) -> float:
+    values = found.values.get((score, name))
+    return -np.inf if values is None else float(np.mean(values["auroc"]))

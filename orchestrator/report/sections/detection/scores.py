@@ -1,0 +1,174 @@
+"""Report section: which confidence score ranks the wrong predictions last, in distribution, under shifts, elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from html import escape
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from orchestrator.analysis.failure_detection import (
+    MAX_TRIALS,
+    DetectionRows,
+    Ranking,
+    Standing,
+    describe_ranking,
+    rank_scores,
+    tabulate_means,
+)
+from orchestrator.analysis.results import Results
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, embed, note, table
+from orchestrator.statistics.intervals import MIN_REPLICATES
+from trainables.evaluation.confidence import CONFIDENCE_SCORES
+from trainables.evaluation.metrics import FAILURE_METRICS
+
+if TYPE_CHECKING:
+    from orchestrator.analysis.predictions.confidence_curves import ConfidenceCurves, EnsembleScores
+
+#: Metric of the table; values are shown times 1,000, as in the papers.
+METRIC = "augrc"
+_SHOWN_FACTOR = 1000
+
+
+def failure_section(results: Results, ledger: Ledger, rows: DetectionRows | None, arms: pd.DataFrame) -> Section | None:
+    """Return the section on the arm that validation chooses, and on all arms; None if no trial has a score.
+
+    Args:
+        results: tables of the study.
+        ledger: ledger of the study; the chosen arm's predictions are read for the figures.
+        rows: ``load_detection_rows(results, ledger)``.
+        arms: ``arms_table(results)``.
+    """
+    means = tabulate_means(results, METRIC)
+    if means.empty:
+        return None
+    titles = {name: score.title for name, score in CONFIDENCE_SCORES.items()}
+    arm = find_chosen_arm(results, arms)
+    body = ""
+    if rows is None:
+        body = note(
+            f"Of studies with more than {MAX_TRIALS:,} complete trials, families of shifts, external sets and curves "
+            "are not read: only what every trial has among its headline numbers is shown."
+        )
+    elif arm is not None:
+        body = _describe_arm(results, ledger, rows, arm, titles)
+    body += _arm_table(results, means, titles)
+    undefined = rows.undefined if rows is not None else {}
+    if undefined:
+        body += callout(
+            "Scores that no trial has:", items=[f"{titles[name]}: {why}" for name, why in undefined.items()]
+        )
+    return Section("failures", "Failures", "Does the model know when it is wrong?", body)
+
+
+def find_chosen_arm(results: Results, arms: pd.DataFrame) -> str | None:
+    """Return the name of the arm with the best mean on validation, None if none has one."""
+    column = f"val/{results.metric}.mean"
+    if column not in arms or not arms[column].notna().any():
+        return None
+    return str(arms.iloc[int(arms[column].argmax())]["name"])
+
+
+def _describe_arm(results: Results, ledger: Ledger, rows: DetectionRows, arm: str, titles: Mapping[str, str]) -> str:
+    """Return text, table and figures on one arm."""
+    from orchestrator.analysis.predictions.confidence_curves import (  # imports torch
+        compute_confidence_curves,
+        score_ensemble,
+        select_curves,
+    )
+
+    ranking = rank_scores(results, rows, arm, METRIC)
+    if not ranking.standings:
+        return ""
+    own = results.complete[results.complete["name"] == arm]
+    signatures, label = [str(each) for each in own["signature"]], results.labels.get(arm, arm)
+    drawn = select_curves(list(ranking.standings), ranking.leaders)
+    curves = compute_confidence_curves(ledger, signatures, drawn)
+    body = _lead(ranking, titles, label) + _score_table(ranking, titles, score_ensemble(ledger, signatures))
+    return body + ("" if curves is None else _figures(curves, titles, label))
+
+
+def _lead(ranking: Ranking, titles: Mapping[str, str], label: str) -> str:
+    sentences = " ".join(describe_ranking(ranking, titles))
+    return note(f"Of the arm that validation chooses, {label}. {sentences}")
+
+
+def _score_table(ranking: Ranking, titles: Mapping[str, str], ensemble: EnsembleScores | None) -> str:
+    metric = FAILURE_METRICS[ranking.metric]
+    columns = [Column("confidence score"), *(Column(each, is_number=True) for each in ranking.conditions)]
+    rows = []
+    for score, of_conditions in ranking.standings.items():
+        cells = [Cell(escape(titles[score]), titles[score])]
+        cells += [_cell(ranking, score, each, of_conditions.get(each)) for each in ranking.conditions]
+        rows.append(cells)
+    text = (
+        f"{metric.title} × {_SHOWN_FACTOR:,}, lower is better: {metric.formula} ({metric.source}). Mean over "
+        f"{ranking.num_units} independently trained models; small: 95 % t interval, from {MIN_REPLICATES} on, and the "
+        "rank. Bold: the lowest mean, and those that paired 95 % intervals, shared by all comparisons of a column, do "
+        "not tell from it. An error that no score flags raises all of a column: columns do not compare."
+    )
+    if ensemble is not None:
+        rows += _ensemble_rows(ranking, ensemble)
+        text += (
+            f" A deep ensemble of these {ensemble.num_members} models is one model more, with errors of its own: it "
+            "has no interval and no rank."
+        )
+    return note(text) + table(columns, rows, tall=len(rows) > TALL_ROWS)
+
+
+def _cell(ranking: Ranking, score: str, condition: str, standing: Standing | None) -> Cell:
+    if standing is None:
+        return Cell("–", "")
+    small = f"#{standing.rank}"
+    if standing.interval is not None:
+        low, high = (_SHOWN_FACTOR * each for each in (standing.interval.low, standing.interval.high))
+        small = f"{low:.1f} to {high:.1f} · {small}"
+    is_best = score in ranking.tied.get(condition, ())
+    text = f'{_SHOWN_FACTOR * standing.mean:.1f} <span class="sd">{small}</span>'
+    return Cell(text, standing.mean, "best" if is_best else "")
+
+
+def _ensemble_rows(ranking: Ranking, ensemble: EnsembleScores) -> list[list[Cell]]:
+    rows = []
+    for name, of_conditions in ensemble.augrc.items():
+        title = CONFIDENCE_SCORES[name].title
+        cells = [Cell(escape(title), title)]
+        for condition in ranking.conditions:
+            value = of_conditions.get(condition)
+            cells.append(Cell("–", "") if value is None else Cell(f"{_SHOWN_FACTOR * value:.1f}", value))
+        rows.append(cells)
+    return rows
+
+
+def _figures(curves: ConfidenceCurves, titles: Mapping[str, str], label: str) -> str:
+    from orchestrator.report.sections.detection.figures import draw_confidences, draw_reliability, draw_risks
+
+    return (
+        embed(draw_risks(curves, titles, label), "figure-risk-coverage")
+        + embed(draw_reliability(curves, label), "figure-reliability")
+        + embed(draw_confidences(curves, label), "figure-confidences")
+    )
+
+
+def _arm_table(results: Results, means: pd.DataFrame, titles: Mapping[str, str]) -> str:
+    """Return the table arm × score of the mean over all shifts; nothing for a single arm."""
+    if len(means) < 2:
+        return ""
+    columns = [Column("arm"), *(Column(titles[str(score)], is_number=True) for score in means)]
+    best = means.min(axis=None)
+    body: list[list[Cell]] = []
+    for name, values in means.iterrows():
+        label = results.labels.get(str(name), str(name))
+        body.append([Cell(escape(label), label)])
+        for value in values:
+            known = not pd.isna(value)
+            css = "best" if known and value == best else ""
+            body[-1].append(Cell(f"{_SHOWN_FACTOR * value:.1f}", float(value), css) if known else Cell("–", ""))
+    text = (
+        f"{FAILURE_METRICS[METRIC].title} × {_SHOWN_FACTOR:,} on average over the shifts, of every arm: fewer errors "
+        "and a better ranking both lower it. Mean over replicates; bold is the lowest mean, which the next need not be "
+        "told from."
+    )
+    return note(text) + table(columns, body, tall=len(body) > TALL_ROWS)
