@@ -219,20 +219,18 @@ def describe_ranking(ranking: Ranking, titles: Mapping[str, str]) -> list[str]:
     shown = [each for each in (IN_DISTRIBUTION, ALL_SHIFTS) if each in ranking.tied]
     sentences = [_describe_leader(ranking, condition, titles, f"the {direction} {title}") for condition in shown]
     leaders = {names[0] for names in ranking.tied.values()}
-    if len(ranking.tied) > 1 and len(leaders) == 1:
-        (leader,) = leaders
+    number = len(ranking.tied)
+    if number > 1 and len(leaders) == 1:
         told = sum(len(names) == 1 for names in ranking.tied.values())
+        where = {0: "none", number: "all"}.get(told, str(told))
         sentences.append(
-            f"{titles[leader]} has it under all {len(ranking.tied)} conditions, told from every other score under "
-            f"{told}."
+            f"It has the {direction} mean under all {number} conditions, and is told from every other score under "
+            f"{where} of them."
         )
-    elif len(ranking.tied) > 1:
+    elif number > 1:
         counts = pd.Series([names[0] for names in ranking.tied.values()]).value_counts()
-        sentences.append(
-            f"No score has it everywhere: over {len(ranking.tied)} conditions "
-            + ", ".join(f"{titles[str(name)]} {count} times" for name, count in counts.items())
-            + "."
-        )
+        listed = ", ".join(f"{titles[str(name)]} under {count}" for name, count in counts.items())
+        sentences.append(f"No score has the {direction} mean everywhere; of {number} conditions: {listed}.")
     return sentences
 
 

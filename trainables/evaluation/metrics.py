@@ -176,6 +176,46 @@ FAILURE_METRICS: dict[str, Metric] = {
         ),
     )
 }  # fmt: skip
+
+
+def _at_point(name: str, title: str, formula: str, fixed: str, *, higher_is_better: bool) -> Metric:
+    return Metric(
+        name, title, f"{formula} at the threshold that {fixed} on validation",
+        higher_is_better=higher_is_better, low=0.0, high=1.0, needs="such a threshold on validation",
+        source="El-Yaniv & Wiener 2010", is_fitted=True,
+    )  # fmt: skip
+
+
+_KEEPS_80, _RISKS_5 = "keeps 80 % of the images", "keeps the most images with at most 5 % wrong ones among them"
+#: What a confidence does where its threshold, or its scale, is fixed on validation (``detection.operating_points``).
+SELECTIVE_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        _at_point(
+            "risk_at_coverage_80", "errors among the kept, one in five referred", "share of wrong among kept",
+            _KEEPS_80, higher_is_better=False,
+        ),
+        _at_point(
+            "coverage_at_coverage_80", "share kept, one in five referred", "share of images kept", _KEEPS_80,
+            higher_is_better=True,
+        ),
+        _at_point(
+            "risk_at_risk_5", "errors among the kept, 5 % allowed", "share of wrong among kept", _RISKS_5,
+            higher_is_better=False,
+        ),
+        _at_point(
+            "coverage_at_risk_5", "share kept, 5 % errors allowed", "share of images kept", _RISKS_5,
+            higher_is_better=True,
+        ),
+        Metric(
+            "failure_ece", "failure ECE",
+            "Σ (n_m/N)·|accuracy_m − probability_m| over equal-width bins of the confidence as a probability of being "
+            "right, by Platt scaling on validation",
+            higher_is_better=False, low=0.0, high=1.0, needs="right and wrong predictions on validation",
+            source="Platt 1999", is_fitted=True,
+        ),
+    )
+}  # fmt: skip
 _BOTH_SETS = "images of both sets"
 #: Metrics of a detector (``ood``) between in-distribution images and those of another set.
 OOD_METRICS: dict[str, Metric] = {
@@ -328,7 +368,7 @@ def find_detection(name: str) -> Metric | None:
     """
     match = _FAILURE.fullmatch(name)
     if match is not None:
-        return FAILURE_METRICS.get(match[1])
+        return (FAILURE_METRICS | SELECTIVE_METRICS).get(match[1])
     match = _OOD.fullmatch(name)
     return None if match is None else OOD_METRICS.get(match[1])
 

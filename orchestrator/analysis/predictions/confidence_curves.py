@@ -36,8 +36,8 @@ class Bins:
     confidence: Float64[np.ndarray, " bins"] = field(default_factory=lambda: np.zeros(BINS))
 
     def add(self, confidence: Float64[np.ndarray, " n"], is_correct: Bool[np.ndarray, " n"]) -> None:
-        """Count predictions; a confidence of 1 is in the last bin."""
-        index = np.minimum((confidence * BINS).astype(np.int64), BINS - 1)
+        """Count predictions, in bins (low, high] as for the ECE."""
+        index = np.clip(np.ceil(confidence * BINS).astype(np.int64) - 1, 0, BINS - 1)
         self.num += np.bincount(index, minlength=BINS)
         self.right += np.bincount(index, weights=is_correct, minlength=BINS)
         self.confidence += np.bincount(index, weights=confidence, minlength=BINS)

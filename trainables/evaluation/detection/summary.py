@@ -11,11 +11,20 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from trainables.errors import ConfigError
 from trainables.evaluation.balanced import UNSHIFTED
+from trainables.evaluation.classification import compute_ece
 from trainables.evaluation.confidence import CONFIDENCE_SCORES, compute_confidence
+from trainables.evaluation.detection.operating_points import (
+    OperatingPoint,
+    PlattScaling,
+    compute_selective_risk,
+    fit_platt_scaling,
+    fix_coverage,
+    fix_risk,
+)
 from trainables.evaluation.detection.risk_coverage import compute_failure_metrics, compute_ood_metrics
 from trainables.evaluation.metrics import name_failure, name_ood
 from trainables.evaluation.predictions import Predictions, load_predictions
@@ -24,6 +33,8 @@ from trainables.evaluation.validation_fit import fit_on_validation
 from trainables.storage.completeness import DETECTION
 from trainables.storage.folder import Folder
 
+#: Bins of ``failure_ece``; those of the paper on silent failures (Bungert et al. 2023).
+_ECE_BINS = 20
 #: Metric of failures that is a headline number.
 _HEADLINE = "augrc"
 #: Role of a set → whether its images count as out of distribution.
@@ -152,6 +163,7 @@ def _measure_features(
 def _add_failures(summary: DetectionSummary, name: str, sets: Mapping[str, Predictions], found: Confidences) -> None:
     """Add a score's rows on the sets with labels, and its headline numbers."""
     rows: list[dict[str, Any]] = []
+    fit = _fit_on_validation(sets["val"], found["val"][0])
     for each, confidences in found.items():
         predictions = sets[each]
         if (predictions.labels < 0).any():
@@ -164,9 +176,42 @@ def _add_failures(summary: DetectionSummary, name: str, sets: Mapping[str, Predi
             rows.append(
                 _describe(name, each, key) | {"num_images": len(values), "num_errors": int((~is_correct).sum())}
             )
-            rows[-1]["metrics"] = metrics.values
+            rows[-1]["metrics"] = metrics.values | _measure_fixed(fit, values, is_correct)
     summary.failures += rows
     summary.metrics |= _summarise_failures(name, rows)
+
+
+def _fit_on_validation(
+    validation: Predictions, confidence: Values | None
+) -> tuple[dict[str, OperatingPoint | None], PlattScaling | None]:
+    """Return the operating points by the end of their metrics' names, and the scaling to probabilities."""
+    assert confidence is not None
+    is_correct = validation.logits[0].argmax(axis=1) == validation.labels
+    points = {
+        "coverage_80": fix_coverage(confidence, is_correct, 0.8),
+        "risk_5": fix_risk(confidence, is_correct, 0.05),
+    }
+    return points, fit_platt_scaling(confidence, is_correct)[0]
+
+
+def _measure_fixed(
+    fit: tuple[dict[str, OperatingPoint | None], PlattScaling | None],
+    confidence: Values,
+    is_correct: Bool[np.ndarray, " n"],
+) -> dict[str, float]:
+    """Return the metrics of ``SELECTIVE_METRICS`` that are defined."""
+    points, scaling = fit
+    found: dict[str, float] = {}
+    for suffix, point in points.items():
+        if point is None:
+            continue
+        selective = compute_selective_risk(point, confidence, is_correct)
+        found[f"coverage_at_{suffix}"] = selective.coverage
+        if selective.risk is not None:
+            found[f"risk_at_{suffix}"] = selective.risk
+    if scaling is not None:
+        found["failure_ece"] = compute_ece(scaling.apply(confidence), is_correct, bins=_ECE_BINS)
+    return found
 
 
 def _describe(name: str, each: str, key: str) -> dict[str, Any]:

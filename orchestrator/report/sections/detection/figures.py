@@ -161,7 +161,7 @@ def _axes(number: int) -> dict[str, str]:
 
 def _panels(conditions: list[str], *, x: str, y: str) -> dict[str, Any]:
     """Return the layout of one panel per condition, side by side, with the axes' titles."""
-    layout = layout_of(annotations=[], meta=panels_of(260, below=48, left=24))
+    layout = layout_of(annotations=[], meta=panels_of(260, below=48, left=44))
     width = (1 - _GAP * (len(conditions) - 1)) / len(conditions)
     for number, condition in enumerate(conditions):
         suffix = "" if number == 0 else str(number + 1)
@@ -174,7 +174,6 @@ def _panels(conditions: list[str], *, x: str, y: str) -> dict[str, Any]:
             "anchor": f"x{suffix}", "tickformat": ".0%", "zeroline": False, "rangemode": "tozero",
             **({"title": {"text": y}} if number == 0 else {}),
         }  # fmt: skip
-        layout["annotations"].append(panel_title(condition, start, 1.01))
+        layout["annotations"].append(panel_title(condition, start, 1.0))
     layout["margin"] |= {"l": 64, "t": 62}
-    layout["legend"] |= {"y": 1.12}
     return layout

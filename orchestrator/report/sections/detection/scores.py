@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 import pandas as pd
 
 from orchestrator.analysis.failure_detection import (
+    ALL_SHIFTS,
+    IN_DISTRIBUTION,
     MAX_TRIALS,
     DetectionRows,
     Ranking,
     Standing,
     describe_ranking,
     rank_scores,
+    tabulate_conditions,
     tabulate_means,
 )
 from orchestrator.analysis.results import Results
@@ -87,12 +90,13 @@ def _describe_arm(results: Results, ledger: Ledger, rows: DetectionRows, arm: st
     drawn = select_curves(list(ranking.standings), ranking.leaders)
     curves = compute_confidence_curves(ledger, signatures, drawn)
     body = _lead(ranking, titles, label) + _score_table(ranking, titles, score_ensemble(ledger, signatures))
-    return body + ("" if curves is None else _figures(curves, titles, label))
+    body += "" if curves is None else _figures(curves, titles, label)
+    return body + _referral_table(results, rows, arm, titles)
 
 
 def _lead(ranking: Ranking, titles: Mapping[str, str], label: str) -> str:
     sentences = " ".join(describe_ranking(ranking, titles))
-    return note(f"Of the arm that validation chooses, {label}. {sentences}")
+    return note(f"Of the arm that validation chooses (“{label}”). {sentences}")
 
 
 def _score_table(ranking: Ranking, titles: Mapping[str, str], ensemble: EnsembleScores | None) -> str:
@@ -106,8 +110,8 @@ def _score_table(ranking: Ranking, titles: Mapping[str, str], ensemble: Ensemble
     text = (
         f"{metric.title} × {_SHOWN_FACTOR:,}, lower is better: {metric.formula} ({metric.source}). Mean over "
         f"{ranking.num_units} independently trained models; small: 95 % t interval, from {MIN_REPLICATES} on, and the "
-        "rank. Bold: the lowest mean, and those that paired 95 % intervals, shared by all comparisons of a column, do "
-        "not tell from it. An error that no score flags raises all of a column: columns do not compare."
+        "rank. Bold is the lowest mean; ≈ marks scores that are not told from it by paired intervals (95 % for all "
+        "comparisons of a column together). Errors that no score flags raise a whole column: columns do not compare."
     )
     if ensemble is not None:
         rows += _ensemble_rows(ranking, ensemble)
@@ -121,13 +125,13 @@ def _score_table(ranking: Ranking, titles: Mapping[str, str], ensemble: Ensemble
 def _cell(ranking: Ranking, score: str, condition: str, standing: Standing | None) -> Cell:
     if standing is None:
         return Cell("–", "")
-    small = f"#{standing.rank}"
+    best, *rivals = ranking.tied.get(condition, ("",))
+    small = f"#{standing.rank}" + (" ≈" if score in rivals else "")
     if standing.interval is not None:
         low, high = (_SHOWN_FACTOR * each for each in (standing.interval.low, standing.interval.high))
         small = f"{low:.1f} to {high:.1f} · {small}"
-    is_best = score in ranking.tied.get(condition, ())
     text = f'{_SHOWN_FACTOR * standing.mean:.1f} <span class="sd">{small}</span>'
-    return Cell(text, standing.mean, "best" if is_best else "")
+    return Cell(text, standing.mean, "best" if score == best else "")
 
 
 def _ensemble_rows(ranking: Ranking, ensemble: EnsembleScores) -> list[list[Cell]]:
@@ -140,6 +144,35 @@ def _ensemble_rows(ranking: Ranking, ensemble: EnsembleScores) -> list[list[Cell
             cells.append(Cell("–", "") if value is None else Cell(f"{_SHOWN_FACTOR * value:.1f}", value))
         rows.append(cells)
     return rows
+
+
+def _referral_table(results: Results, rows: DetectionRows, arm: str, titles: Mapping[str, str]) -> str:
+    """Return the table of what a threshold that keeps 80 % of validation does elsewhere."""
+    own = rows.failures[rows.failures["name"] == arm]
+    kept, wrong = (
+        tabulate_conditions(results, own, name).mean().unstack("condition", sort=False)
+        for name in ("coverage_at_coverage_80", "risk_at_coverage_80")
+    )
+    shown = [each for each in (IN_DISTRIBUTION, ALL_SHIFTS) if each in kept]
+    columns = [Column("confidence score")]
+    columns += [Column(f"{what}, {each}", is_number=True) for each in shown for what in ("kept", "wrong among them")]
+    body = []
+    for score in kept.index:
+        title = titles[str(score)]
+        cells = [Cell(escape(title), title)]
+        for each in shown:
+            cells += [_share(kept.loc[score, each]), _share(wrong.loc[score, each])]
+        body.append(cells)
+    text = (
+        "What a clinic would deploy: the threshold that refers one validation image in five to a human, fixed there and "
+        "applied unchanged. Where images look stranger than validation did, more of them are referred, or more errors "
+        "are kept. Means over the trained models; severities, shifts and types of shift averaged as everywhere."
+    )
+    return note(text) + table(columns, body)
+
+
+def _share(value: float) -> Cell:
+    return Cell("–", "") if pd.isna(value) else Cell(f"{100 * value:.1f} %", float(value))
 
 
 def _figures(curves: ConfidenceCurves, titles: Mapping[str, str], label: str) -> str:
