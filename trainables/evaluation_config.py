@@ -112,7 +112,7 @@ class EvaluationConfig(Frozen):
         ("msr", "max_logit", "predictive_entropy", "energy", "margin"),
         description="Scores by which wrong predictions and foreign images are told (failure/…, ood/…), beside those "
         "that the model itself gives; robustsweep evaluate adds others later.",
-        json_schema_extra=SET_ONLY,
+        json_schema_extra=UNHASHED,  # every score is what it is, whichever are computed beside it
     )
 
     @property

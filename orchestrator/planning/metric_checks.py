@@ -13,9 +13,12 @@ from orchestrator.study.hypotheses import Hypothesis, list_measured
 from orchestrator.study.search.config import SEEN_OVER_SHIFTS
 from trainables.errors import StudyError
 from trainables.evaluation.metrics import (
+    HEADLINE_FAILURE,
+    HEADLINE_OOD,
     NUM_PARAMETERS,
     RELATIVE,
     THRESHOLDED,
+    find_detection,
     find_metric,
     find_site_aggregate,
     name_over_sites,
@@ -107,6 +110,8 @@ def find_undefined(metric: str, config: TrialConfig, data: Dataset) -> str | Non
     name, (kind, _, rest) = find_metric(metric).name, metric.partition("/")
     if name == NUM_PARAMETERS.name:
         return None
+    if find_detection(metric) is not None:
+        return _find_undefined_detection(metric, config, data)
     aggregate = find_site_aggregate(metric)
     if aggregate is not None:
         return _find_undefined_over_sites(aggregate, name, config, data)
@@ -125,6 +130,37 @@ def find_undefined(metric: str, config: TrialConfig, data: Dataset) -> str | Non
     if name == "quadratic_kappa" and not config.data.ordinal:
         return "it needs ordered classes; set data.ordinal: true if they are"
     return _find_absent(name, external or ("val" if kind in ("val", "validation") else "test"), data)
+
+
+def _find_undefined_detection(metric: str, config: TrialConfig, data: Dataset) -> str | None:
+    """Return why no trial can have a number of failure or out-of-distribution detection, None if it can.
+
+    A score that trials do not compute can be added to them later (``robustsweep evaluate``).
+    """
+    from trainables.evaluation.confidence import CONFIDENCE_SCORES
+
+    kind, score, *rest = metric.removeprefix("validation/").split("/")
+    if score not in CONFIDENCE_SCORES:
+        return f"there is no confidence score {score!r}{suggest(score, list(CONFIDENCE_SCORES))}"
+    needs = CONFIDENCE_SCORES[score].needs
+    if needs == "members":
+        return f"{score} is computed from several models, in the report"
+    expected = {"failure": HEADLINE_FAILURE, "ood": HEADLINE_OOD}[kind]
+    if not rest[-1].endswith(expected) or (metric.startswith("validation/") and rest != [expected]):
+        return f"of {kind}/{score}/… only {expected} is a headline number; detection.json of a trial has the others"
+    if kind == "failure":
+        if rest[0].startswith("mean_shifted_") and not config.evaluation.shifts:
+            return "evaluation.shifts is empty"
+        if rest[0].startswith("mean_external_") and not data.external:
+            return "the data have no external set"
+        return None
+    outside = "/".join(rest[:-1])
+    sets = [*data.external, *data.ood, *config.evaluation.foreign]
+    roles = {config.evaluation.find_role(name) for name in sets}
+    known = [*sets, *(f"{role}{end}" for role in ("near", "far") if role in roles for end in ("", "_full_spectrum"))]
+    if outside not in known:
+        return f"there is no set {outside!r} to tell from the test images; there are {', '.join(known) or 'none'}"
+    return None
 
 
 def _find_absent(name: str, split: str, data: Dataset) -> str | None:

@@ -26,6 +26,8 @@ RULES = {
 #: Prefix of the only columns that may choose an arm, besides those over shifted validation images; MLflow's headline
 #: numbers have the same under the longer prefix.
 VALIDATION, _HEADLINE = "val/", "validation/"
+#: Columns of failure detection have it, too: failure/<score>/… names that on validation, like a metric's short name.
+_FAILURE = "failure/"
 #: Columns over shifted validation images: numbers of the trial alone, so that they have the longer prefix.
 _OVER_SHIFTS = frozenset(name_over_validation_shifts(how, metric) for how in AGGREGATES for metric in METRICS)
 
@@ -165,8 +167,10 @@ def find_column(complete: pd.DataFrame, criteria: SelectionCriteria) -> str:
     """
     asked = criteria.by if criteria.by in _OVER_SHIFTS else criteria.by.removeprefix(_HEADLINE)
     by = asked if "/" in asked else f"{VALIDATION}{asked}"
+    if asked.startswith(_FAILURE) and not criteria.oracle:
+        by = f"{_HEADLINE}{asked}"
     known = [str(each) for each in complete if "/" in str(each) and not str(each).startswith(("arm/", _HEADLINE))]
-    known += [str(each) for each in complete if each in _OVER_SHIFTS]
+    known += [str(each) for each in complete if each in _OVER_SHIFTS or str(each).startswith(f"{_HEADLINE}{_FAILURE}")]
     validation = [column for column in known if column.startswith((VALIDATION, _HEADLINE))]
     others = [column for column in known if column not in validation]
     if by not in known:

@@ -246,6 +246,8 @@ OOD_METRICS: dict[str, Metric] = {
         ),
     )
 }  # fmt: skip
+#: Metrics of the two tables that are headline numbers of a trial; its ``detection.json`` has all.
+HEADLINE_FAILURE, HEADLINE_OOD = "augrc", "auroc"
 #: Size of the network: a number of the trial that a search may look at, not of an evaluation.
 NUM_PARAMETERS = Metric(
     "num_parameters", "number of weights", "weights of the network",

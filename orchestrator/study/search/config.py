@@ -14,6 +14,7 @@ from trainables.evaluation.metrics import (
     AGGREGATES,
     METRICS,
     NUM_PARAMETERS,
+    find_detection,
     find_metric,
     is_higher_better,
     name_over_shifts,
@@ -36,7 +37,7 @@ _VALIDATION = ("validation/", NUM_PARAMETERS.name)
 
 def check_metric(name: str) -> str:
     """Return ``name``; ValueError if it is not a headline number of a trial."""
-    if not _HEADLINE.fullmatch(name):
+    if not _HEADLINE.fullmatch(name) and find_detection(name) is None:
         raise ValueError(
             f"found {name!r}, expected a headline number of a trial, such as validation/balanced_accuracy, "
             "validation/robustness/mean_auroc, robustness/worst_shift_balanced_accuracy, calibration/ece, "

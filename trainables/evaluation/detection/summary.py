@@ -26,7 +26,7 @@ from trainables.evaluation.detection.operating_points import (
     fix_risk,
 )
 from trainables.evaluation.detection.risk_coverage import compute_failure_metrics, compute_ood_metrics
-from trainables.evaluation.metrics import name_failure, name_ood
+from trainables.evaluation.metrics import HEADLINE_FAILURE, HEADLINE_OOD, name_failure, name_ood
 from trainables.evaluation.predictions import Predictions, load_predictions
 from trainables.evaluation.shift_means import average_shifts
 from trainables.evaluation.validation_fit import fit_on_validation
@@ -35,8 +35,6 @@ from trainables.storage.folder import Folder
 
 #: Bins of ``failure_ece``; those of the paper on silent failures (Bungert et al. 2023).
 _ECE_BINS = 20
-#: Metric of failures that is a headline number.
-_HEADLINE = "augrc"
 #: Role of a set → whether its images count as out of distribution.
 OUTSIDE = ("near", "far")
 
@@ -221,18 +219,20 @@ def _describe(name: str, each: str, key: str) -> dict[str, Any]:
 
 def _summarise_failures(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
     """Return the headline numbers of a score: in distribution, over shifts, over external sets, on validation."""
-    value = {(row["set"], row["shift"], row["severity"]): row["metrics"][_HEADLINE] for row in rows}
+    value = {(row["set"], row["shift"], row["severity"]): row["metrics"][HEADLINE_FAILURE] for row in rows}
     headline = {
-        f"validation/{name_failure(name, _HEADLINE)}": value["val", UNSHIFTED, 0],
-        name_failure(name, _HEADLINE): value["test", UNSHIFTED, 0],
+        f"validation/{name_failure(name, HEADLINE_FAILURE)}": value["val", UNSHIFTED, 0],
+        name_failure(name, HEADLINE_FAILURE): value["test", UNSHIFTED, 0],
     }
-    shifted = [(row["shift"], row["metrics"][_HEADLINE]) for row in rows if row["set"] == "test" and row["severity"]]
+    shifted = [
+        (row["shift"], row["metrics"][HEADLINE_FAILURE]) for row in rows if row["set"] == "test" and row["severity"]
+    ]
     if shifted:
         means = average_shifts(np.array([[number for _, number in shifted]]), [shift for shift, _ in shifted])
-        headline[name_failure(name, _HEADLINE, "mean_shifted")] = float(means.mean[0])
+        headline[name_failure(name, HEADLINE_FAILURE, "mean_shifted")] = float(means.mean[0])
     external = [number for (each, _, _), number in value.items() if each not in ("val", "test")]
     if external:
-        headline[name_failure(name, _HEADLINE, "mean_external")] = float(np.mean(external))
+        headline[name_failure(name, HEADLINE_FAILURE, "mean_external")] = float(np.mean(external))
     return headline
 
 
@@ -253,10 +253,10 @@ def _add_ood(
             metrics = compute_ood_metrics(inside, values).values
             summary.ood.append(_describe(name, each, key) | {"role": role, "metrics": metrics})
             if each != "test":
-                summary.metrics[name_ood(name, each, "auroc")] = metrics["auroc"]
+                summary.metrics[name_ood(name, each, HEADLINE_OOD)] = metrics[HEADLINE_OOD]
     for role, parts in outside.items():
         if not parts:
             continue
         for suffix, known in (("", [inside]), ("_full_spectrum", [inside, *covariate])):
             metrics = compute_ood_metrics(np.concatenate(known), np.concatenate(parts)).values
-            summary.metrics[name_ood(name, f"{role}{suffix}", "auroc")] = metrics["auroc"]
+            summary.metrics[name_ood(name, f"{role}{suffix}", HEADLINE_OOD)] = metrics[HEADLINE_OOD]

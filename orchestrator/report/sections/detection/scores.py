@@ -164,7 +164,7 @@ def _referral_table(results: Results, rows: DetectionRows, arm: str, titles: Map
             cells += [_share(kept.loc[score, each]), _share(wrong.loc[score, each])]
         body.append(cells)
     text = (
-        "What a clinic would deploy: the threshold that refers one validation image in five to a human, fixed there and "
+        "What a clinic would deploy: the threshold that refers one validation image in five, fixed there and "
         "applied unchanged. Where images look stranger than validation did, more of them are referred, or more errors "
         "are kept. Means over the trained models; severities, shifts and types of shift averaged as everywhere."
     )
