@@ -1,4 +1,4 @@
-"""Adding confidence scores to the finished trials of a study, from their stored predictions: no training, no GPU."""
+"""Addition of confidence scores to the finished trials of a study, from their stored predictions: no training, no GPU."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _MIN_FOR_PROCESSES = 16
 
 @dataclass(frozen=True)
 class Evaluated:
-    """What became of one trial."""
+    """Outcome of one trial."""
 
     signature: str
     #: Whether metrics were added; False if the trial had all of these scores.

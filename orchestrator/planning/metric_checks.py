@@ -107,11 +107,16 @@ def find_undefined(metric: str, config: TrialConfig, data: Dataset) -> str | Non
         config: config of the trial.
         data: data of the trial.
     """
+    if find_detection(metric) is not None:
+        return _find_undefined_detection(metric, config, data)
+    return _find_undefined_score(metric, config, data)
+
+
+def _find_undefined_score(metric: str, config: TrialConfig, data: Dataset) -> str | None:
+    """Return why a trial has no such number that is no one of failure detection, None if it has one."""
     name, (kind, _, rest) = find_metric(metric).name, metric.partition("/")
     if name == NUM_PARAMETERS.name:
         return None
-    if find_detection(metric) is not None:
-        return _find_undefined_detection(metric, config, data)
     aggregate = find_site_aggregate(metric)
     if aggregate is not None:
         return _find_undefined_over_sites(aggregate, name, config, data)
@@ -140,27 +145,33 @@ def _find_undefined_detection(metric: str, config: TrialConfig, data: Dataset) -
     from trainables.evaluation.confidence import CONFIDENCE_SCORES
 
     kind, score, *rest = metric.removeprefix("validation/").split("/")
+    expected = {"failure": HEADLINE_FAILURE, "ood": HEADLINE_OOD}[kind]
     if score not in CONFIDENCE_SCORES:
         return f"there is no confidence score {score!r}{suggest(score, list(CONFIDENCE_SCORES))}"
-    needs = CONFIDENCE_SCORES[score].needs
-    if needs == "members":
+    if CONFIDENCE_SCORES[score].needs == "members":
         return f"{score} is computed from several models, in the report"
-    expected = {"failure": HEADLINE_FAILURE, "ood": HEADLINE_OOD}[kind]
     if not rest[-1].endswith(expected) or (metric.startswith("validation/") and rest != [expected]):
         return f"of {kind}/{score}/… only {expected} is a headline number; detection.json of a trial has the others"
     if kind == "failure":
-        if rest[0].startswith("mean_shifted_") and not config.evaluation.shifts:
-            return "evaluation.shifts is empty"
-        if rest[0].startswith("mean_external_") and not data.external:
-            return "the data have no external set"
-        return None
-    outside = "/".join(rest[:-1])
+        return _find_unmeasured(rest[0], config, data)
+    return _find_no_set("/".join(rest[:-1]), config, data)
+
+
+def _find_unmeasured(name: str, config: TrialConfig, data: Dataset) -> str | None:
+    """Return why the mean that a number of failure detection is has nothing to average, None if it has."""
+    if name.startswith("mean_shifted_") and not config.evaluation.shifts:
+        return "evaluation.shifts is empty"
+    return "the data have no external set" if name.startswith("mean_external_") and not data.external else None
+
+
+def _find_no_set(name: str, config: TrialConfig, data: Dataset) -> str | None:
+    """Return why there is no such set of images to tell from the test images, None if there is one."""
     sets = [*data.external, *data.ood, *config.evaluation.foreign]
-    roles = {config.evaluation.find_role(name) for name in sets}
+    roles = {config.evaluation.find_role(each) for each in sets}
     known = [*sets, *(f"{role}{end}" for role in ("near", "far") if role in roles for end in ("", "_full_spectrum"))]
-    if outside not in known:
-        return f"there is no set {outside!r} to tell from the test images; there are {', '.join(known) or 'none'}"
-    return None
+    if name in known:
+        return None
+    return f"there is no set {name!r} to tell from the test images; there are {', '.join(known) or 'none'}"
 
 
 def _find_absent(name: str, split: str, data: Dataset) -> str | None:

@@ -1,1 +1,1 @@
-"""What a run shows: its announcements, progress with the time left, and the summary at its end."""
+"""Output of a run: its announcements, progress with the time left, and the summary at its end."""
