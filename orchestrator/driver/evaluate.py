@@ -1,4 +1,4 @@
-"""Addition of confidence scores to the finished trials of a study, from their stored predictions: no training, no GPU."""
+"""Addition of confidence scores to finished trials from their stored predictions: no training, no GPU."""
 
 from __future__ import annotations
 
