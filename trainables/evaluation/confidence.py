@@ -35,8 +35,8 @@ class ConfidenceScore:
         name: name in result files, tables and MLflow.
         title: name in a sentence.
         formula: quantity that the values rank by, in words; where it is an uncertainty, less of it is more confident.
-        needs: what it is computed from: "logits", "features" (``ood``), "members" (logits of several models), or
-            "scores/<name>", stored per image because only the model can give them.
+        needs: what it is computed from: "logits"; "features", "layers" or "images" by ``ood``; "members", logits of
+            several models; or "scores/<name>", stored per image because only the model can give them.
         source: paper that defines the score.
         scale: what the values are: "as is", "log odds" of the formula, or "−log" of it.
         function: function of logits; None where the score does not come from logits alone.
@@ -169,6 +169,20 @@ def _from_features() -> list[ConfidenceScore]:
         ConfidenceScore(
             "vim", "ViM", "log Σ exp(f) − α·‖z outside the principal space of training‖", "features",
             "Wang et al. 2022",
+        ),
+        ConfidenceScore(
+            "mahalanobis_layers", "Mahalanobis distance of several layers",
+            "mean over layers of the Mahalanobis score in standard deviations of validation", "layers",
+            "Lee et al. 2018",
+        ),
+        ConfidenceScore(
+            "spectral_signature", "spectral signature",
+            "−distance of log(s)/‖log(s)‖ to the nearest training image, s the singular values of a layer", "layers",
+            "Karimi & Gholipour 2022",
+        ),
+        ConfidenceScore(
+            "intensity_histogram", "intensity histogram", "−distance of the histogram to the nearest training image",
+            "images", "Vasiliuk et al. 2023",
         ),
     ]  # fmt: skip
 

@@ -123,7 +123,7 @@ def test_the_table_names_each_score_once_and_says_what_it_needs() -> None:
     assert {score.needs for score in CONFIDENCE_SCORES.values() if score.function} == {"logits"}
     for name, score in CONFIDENCE_SCORES.items():
         assert score.name == name
-        assert score.needs in ("logits", "features", "members", f"scores/{name}")
+        assert score.needs in ("logits", "features", "layers", "images", "members", f"scores/{name}")
         assert score.title
         assert score.source
 
