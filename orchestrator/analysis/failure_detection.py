@@ -6,6 +6,7 @@ Numbers of one arm over its independently trained models, from the rows that its
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,6 @@ from orchestrator.analysis.results import Results
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.statistics.intervals import Interval, drop_rounding, t_interval
 from trainables.evaluation.balanced import UNSHIFTED
-from trainables.evaluation.confidence import CONFIDENCE_SCORES
 from trainables.evaluation.metrics import FAILURE_METRICS, OOD_METRICS, name_failure
 from trainables.evaluation.shift_means import average_by_family, average_by_type, average_shifts
 from trainables.storage.completeness import DETECTION
@@ -196,12 +196,10 @@ def tabulate_means(results: Results, metric: str = "augrc") -> pd.DataFrame:
     """
     complete = results.complete
     for aggregate in ("mean_shifted", None):
-        columns = {
-            score: name for score in CONFIDENCE_SCORES if (name := name_failure(score, metric, aggregate)) in complete
-        }
-        if columns:
-            means = complete.groupby("name", sort=False)[list(columns.values())].mean()
-            return means.set_axis(list(columns), axis=1)
+        pattern = re.compile(name_failure(r"([\w.]+)", metric, aggregate))
+        found = {name: match[1] for name in map(str, complete) if (match := pattern.fullmatch(name))}
+        if found:
+            return complete.groupby("name", sort=False)[list(found)].mean().rename(columns=found)
     return pd.DataFrame()
 
 

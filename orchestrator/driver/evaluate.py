@@ -36,7 +36,7 @@ def list_addable_scores() -> list[str]:
     return [
         name
         for name, score in CONFIDENCE_SCORES.items()
-        if score.needs != "members" and not score.needs.startswith("scores/")
+        if score.needs in ("logits", "features")
     ]
 
 

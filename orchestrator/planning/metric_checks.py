@@ -146,9 +146,9 @@ def _find_undefined_detection(metric: str, config: TrialConfig, data: Dataset) -
 
     kind, score, *rest = metric.removeprefix("validation/").split("/")
     expected = {"failure": HEADLINE_FAILURE, "ood": HEADLINE_OOD}[kind]
-    if score not in CONFIDENCE_SCORES:
+    if score not in CONFIDENCE_SCORES and not score.startswith("pytorch_ood."):
         return f"there is no confidence score {score!r}{suggest(score, list(CONFIDENCE_SCORES))}"
-    if CONFIDENCE_SCORES[score].needs == "members":
+    if score in CONFIDENCE_SCORES and CONFIDENCE_SCORES[score].needs == "members":
         return f"{score} is computed from several models, in the report"
     if not rest[-1].endswith(expected) or (metric.startswith("validation/") and rest != [expected]):
         return f"of {kind}/{score}/… only {expected} is a headline number; detection.json of a trial has the others"

@@ -199,6 +199,11 @@ CONFIDENCE_SCORES: dict[str, ConfidenceScore] = {
 }
 
 
+def find_title(name: str) -> str:
+    """Return the title of a score in a sentence; ``pytorch_ood.SHE`` of a detector of that package is its class."""
+    return CONFIDENCE_SCORES[name].title if name in CONFIDENCE_SCORES else name.replace("pytorch_ood.", "pytorch-ood ")
+
+
 def compute_confidence(
     name: str, logits: Float[np.ndarray, "*shifts n classes"], *, temperature: float | None = None
 ) -> Float64[np.ndarray, "*shifts n"]:

@@ -265,8 +265,8 @@ _HEADLINE = re.compile(
 )
 
 
-_FAILURE = re.compile(r"(?:validation/)?failure/\w+/(?:mean_shifted_|mean_external_)?(\w+?)")
-_OOD = re.compile(r"ood/\w+/.+/(\w+)")
+_FAILURE = re.compile(r"(?:validation/)?failure/[\w.]+/(?:mean_shifted_|mean_external_)?(\w+?)")
+_OOD = re.compile(r"ood/[\w.]+/.+/(\w+)")
 
 
 def name_over_shifts(aggregate: str, metric: str) -> str:

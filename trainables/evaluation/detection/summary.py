@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float
 
-from trainables.errors import ConfigError
+from trainables.errors import ConfigError, DataError
 from trainables.evaluation.balanced import UNSHIFTED
 from trainables.evaluation.classification import compute_ece
 from trainables.evaluation.confidence import CONFIDENCE_SCORES, compute_confidence
@@ -27,6 +27,7 @@ from trainables.evaluation.detection.operating_points import (
 )
 from trainables.evaluation.detection.risk_coverage import compute_failure_metrics, compute_ood_metrics
 from trainables.evaluation.metrics import HEADLINE_FAILURE, HEADLINE_OOD, name_failure, name_ood
+from trainables.evaluation.ood import FOREIGN, JudgedSet, Role, TrainingSplit, compute_near_far, fit_detector
 from trainables.evaluation.predictions import Predictions, load_predictions
 from trainables.evaluation.shift_means import average_shifts
 from trainables.evaluation.validation_fit import fit_on_validation
@@ -35,8 +36,6 @@ from trainables.storage.folder import Folder
 
 #: Bins of ``failure_ece``; those of the paper on silent failures (Bungert et al. 2023).
 _ECE_BINS = 20
-#: Role of a set → whether its images count as out of distribution.
-OUTSIDE = ("near", "far")
 
 
 @dataclass
@@ -76,15 +75,17 @@ def check_scores(names: Iterable[str]) -> None:
     """
     known = [name for name, score in CONFIDENCE_SCORES.items() if score.needs != "members"]
     for name in names:
-        if name not in known:
-            reason = "is computed from several models, in the report" if name in CONFIDENCE_SCORES else "does not exist"
-            raise ConfigError(
-                f"evaluation.confidence_scores: found {name!r}, which {reason}; expected some of {', '.join(known)}"
-            )
+        if name in known or name.startswith(FOREIGN):
+            continue
+        reason = "is computed from several models, in the report" if name in CONFIDENCE_SCORES else "does not exist"
+        raise ConfigError(
+            f"evaluation.confidence_scores: found {name!r}, which {reason}; expected some of {', '.join(known)}, or "
+            f"{FOREIGN}<class>"
+        )
 
 
 def summarise_detection(
-    folder: Folder, names: Sequence[str], *, scores: Sequence[str], roles: Mapping[str, str]
+    folder: Folder, names: Sequence[str], *, scores: Sequence[str], roles: Mapping[str, Role]
 ) -> DetectionSummary:
     """Return the detection metrics of a trial, computed from its stored predictions alone.
 
@@ -100,12 +101,12 @@ def summarise_detection(
     stored = {f"scores/{name}" for name in sets["val"].scores}
     given = [name for name, score in CONFIDENCE_SCORES.items() if score.needs in stored]
     for name in dict.fromkeys([*scores, *given]):
-        found = _measure(name, sets)
+        found, key = _measure(name, sets), name.replace("/", ".")  # a slash would be a level of metric names
         if isinstance(found, str):
-            summary.undefined[name] = found
+            summary.undefined[key] = found
             continue
-        _add_failures(summary, name, sets, found)
-        _add_ood(summary, name, found, sets, roles)
+        _add_failures(summary, key, sets, found)
+        _add_ood(summary, key, found, sets, roles)
     return summary
 
 
@@ -116,27 +117,28 @@ Confidences = dict[str, list[Values | None]]
 
 def _measure(name: str, sets: Mapping[str, Predictions]) -> Confidences | str:
     """Return a score on every set but train, or why there is none."""
-    score, others = CONFIDENCE_SCORES[name], {each: found for each, found in sets.items() if each != "train"}
-    if score.function is not None:
-        validation = sets["val"]
-        temperature = None
-        if score.is_scaled:
-            fit = fit_on_validation(validation.logits[0], validation.labels)
-            if fit.temperature is None:
-                return fit.undefined["temperature"]
-            temperature = fit.temperature
-        return {
-            each: list(compute_confidence(name, found.logits, temperature=temperature))
-            for each, found in others.items()
-        }
-    if score.needs.startswith("scores/"):
-        stored = score.needs.removeprefix("scores/")
-        if any(stored not in found.scores for found in others.values()):
-            return f"the model gives no {stored}"
-        return {each: list(found.scores[stored]) for each, found in others.items()}
-    if score.needs == "features":
+    others = {each: found for each, found in sets.items() if each != "train"}
+    needs = "features" if name.startswith(FOREIGN) else CONFIDENCE_SCORES[name].needs
+    if needs == "logits":
+        return _measure_logits(name, sets["val"], others)
+    if needs == "features":
         return _measure_features(name, sets, others)
-    return "it needs several models"
+    stored = needs.removeprefix("scores/")
+    if any(stored not in found.scores for found in others.values()):
+        return f"the model gives no {needs}"
+    return {each: list(found.scores[stored]) for each, found in others.items()}
+
+
+def _measure_logits(name: str, validation: Predictions, others: Mapping[str, Predictions]) -> Confidences | str:
+    temperature = None
+    if CONFIDENCE_SCORES[name].is_scaled:
+        fit = fit_on_validation(validation.logits[0], validation.labels)
+        if fit.temperature is None:
+            return fit.undefined["temperature"]
+        temperature = fit.temperature
+    return {
+        each: list(compute_confidence(name, found.logits, temperature=temperature)) for each, found in others.items()
+    }
 
 
 def _measure_features(
@@ -148,9 +150,10 @@ def _measure_features(
     if any(found.features is None for found in others.values()):
         lacking = ", ".join(each for each, found in others.items() if found.features is None)
         return f"no features of {lacking} are stored: add them to evaluation.store_features"
-    from trainables.evaluation.ood import fit_detector
-
-    detector = fit_detector(name, features=train.features, labels=train.labels, logits=train.logits[0])
+    try:
+        detector = fit_detector(name, TrainingSplit(train.features, train.labels, train.logits[0]))
+    except DataError as error:
+        return str(error)
     found: Confidences = {}
     for each, predictions in others.items():
         rows = ((key, predictions.features_of(key)) for key in predictions.shifts)
@@ -237,26 +240,23 @@ def _summarise_failures(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[st
 
 
 def _add_ood(
-    summary: DetectionSummary, name: str, found: Confidences, sets: Mapping[str, Predictions], roles: Mapping[str, str]
+    summary: DetectionSummary, name: str, found: Confidences, sets: Mapping[str, Predictions], roles: Mapping[str, Role]
 ) -> None:
     """Add a score's rows between the unshifted test set and every other, and its headline numbers."""
     inside = found["test"][0]
-    covariate: list[Values] = []
-    outside: dict[str, list[Values]] = {role: [] for role in OUTSIDE}
+    judged: dict[str, JudgedSet] = {}
     assert inside is not None
     for each, confidences in found.items():
         for key, values in zip(sets[each].shifts, confidences, strict=True):
             if values is None or each == "val" or (each == "test" and key == f"{UNSHIFTED}/0"):
                 continue
-            role = "covariate" if each == "test" else roles[each]
-            (covariate if role == "covariate" else outside[role]).append(values)
+            role: Role = "covariate" if each == "test" else roles[each]
+            judged[f"{each} {key}"] = JudgedSet(role, values)
             metrics = compute_ood_metrics(inside, values).values
             summary.ood.append(_describe(name, each, key) | {"role": role, "metrics": metrics})
             if each != "test":
                 summary.metrics[name_ood(name, each, HEADLINE_OOD)] = metrics[HEADLINE_OOD]
-    for role, parts in outside.items():
-        if not parts:
-            continue
-        for suffix, known in (("", [inside]), ("_full_spectrum", [inside, *covariate])):
-            metrics = compute_ood_metrics(np.concatenate(known), np.concatenate(parts)).values
-            summary.metrics[name_ood(name, f"{role}{suffix}", HEADLINE_OOD)] = metrics[HEADLINE_OOD]
+    for key, value in compute_near_far(inside, judged).values.items():
+        group, _, metric = key.partition("/")
+        if metric == HEADLINE_OOD:
+            summary.metrics[name_ood(name, group, metric)] = value

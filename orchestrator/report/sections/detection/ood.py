@@ -12,7 +12,7 @@ from orchestrator.analysis.results import Results
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, note, table
 from orchestrator.report.sections.detection.scores import find_chosen_arm
 from orchestrator.statistics.intervals import MIN_REPLICATES, t_interval
-from trainables.evaluation.confidence import CONFIDENCE_SCORES
+from trainables.evaluation.confidence import find_title
 from trainables.evaluation.metrics import OOD_METRICS
 
 _ROLES = {"near": "near", "far": "far", "covariate": "covariate: no success in itself"}
@@ -52,7 +52,7 @@ def _table(found: OodTable) -> str:
     best = {name: max((_mean(found, score, name) for score in found.scores), default=np.nan) for name in sets}
     rows = []
     for score in found.scores:
-        title = CONFIDENCE_SCORES[score].title
+        title = find_title(score)
         cells = [Cell(escape(title), title)]
         for name in sets:
             values = found.values.get((score, name))

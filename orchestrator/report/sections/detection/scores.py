@@ -24,7 +24,7 @@ from orchestrator.analysis.results import Results
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, embed, note, table
 from orchestrator.statistics.intervals import MIN_REPLICATES
-from trainables.evaluation.confidence import CONFIDENCE_SCORES
+from trainables.evaluation.confidence import find_title
 from trainables.evaluation.metrics import FAILURE_METRICS
 
 if TYPE_CHECKING:
@@ -47,7 +47,12 @@ def failure_section(results: Results, ledger: Ledger, rows: DetectionRows | None
     means = tabulate_means(results, METRIC)
     if means.empty:
         return None
-    titles = {name: score.title for name, score in CONFIDENCE_SCORES.items()}
+    names = [
+        *means,
+        *({} if rows is None else rows.failures["score"].unique()),
+        *({} if rows is None else rows.undefined),
+    ]
+    titles = {str(name): find_title(str(name)) for name in names}
     arm = find_chosen_arm(results, arms)
     body = ""
     if rows is None:
@@ -137,7 +142,7 @@ def _cell(ranking: Ranking, score: str, condition: str, standing: Standing | Non
 def _ensemble_rows(ranking: Ranking, ensemble: EnsembleScores) -> list[list[Cell]]:
     rows = []
     for name, of_conditions in ensemble.augrc.items():
-        title = CONFIDENCE_SCORES[name].title
+        title = find_title(name)
         cells = [Cell(escape(title), title)]
         for condition in ranking.conditions:
             value = of_conditions.get(condition)
