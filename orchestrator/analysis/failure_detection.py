@@ -27,6 +27,8 @@ IN_DISTRIBUTION, ALL_SHIFTS = "in distribution", "all shifts"
 #: Trials whose stored rows are read. Assumption: a larger study is looked at by its headline numbers; reading takes
 #: some ms a trial.
 MAX_TRIALS = 1_000
+#: Scores that a sentence names; of more only the number is given.
+_NAMED = 3
 
 
 @dataclass(frozen=True)
@@ -240,6 +242,8 @@ def _describe_leader(ranking: Ranking, condition: str, titles: Mapping[str, str]
         return f"{head}; {ranking.num_units} independently trained models are too few to tell it from others."
     if not rivals:
         return f"{head}, told from every other score."
+    if len(rivals) > _NAMED:
+        return f"{head}, not told from {len(rivals)} of the {len(ranking.standings) - 1} others."
     return f"{head}, not told from {', '.join(titles[name] for name in rivals)}."
 
 

@@ -63,7 +63,7 @@ def _table(found: OodTable) -> str:
             small = "" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f} · "
             small += f"FPR {100 * float(np.mean(values['fpr_at_95_tpr'])):.0f}"
             css = "best" if mean == best[name] and found.roles[name] != "covariate" else ""
-            cells.append(Cell(f'{100 * mean:.1f} <span class="sd">{small}</span>', mean, css))
+            cells.append(Cell(f'{100 * mean:.1f}<br><span class="sd">{small}</span>', mean, css))
         rows.append(cells)
     return table(columns, rows, tall=len(rows) > TALL_ROWS)
 

@@ -135,7 +135,7 @@ def _cell(ranking: Ranking, score: str, condition: str, standing: Standing | Non
     if standing.interval is not None:
         low, high = (_SHOWN_FACTOR * each for each in (standing.interval.low, standing.interval.high))
         small = f"{low:.1f} to {high:.1f} · {small}"
-    text = f'{_SHOWN_FACTOR * standing.mean:.1f} <span class="sd">{small}</span>'
+    text = f'{_SHOWN_FACTOR * standing.mean:.1f}<br><span class="sd">{small}</span>'
     return Cell(text, standing.mean, "best" if score == best else "")
 
 
