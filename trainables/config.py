@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from trainables.augmentation_config import AugmentationConfig, NoAugmentation
+from trainables.confidence_config import ConfidenceConfig, NoConfidence
 from trainables.errors import ConfigError
 from trainables.evaluation_config import EvaluationConfig, Shares
 from trainables.frozen import (
@@ -267,6 +268,16 @@ class TrainingConfig(Frozen):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 autocast on GPUs (execution.acceleration: probe: the faster), else float32."
     )
+    confidence: ConfidenceConfig = Field(
+        NoConfidence(),
+        description="Learned with the classes or after them; none: nothing.",
+        json_schema_extra=SET_ONLY,
+    )
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of the classifier and of what is trained after it."""
+        return self.epochs + self.confidence.extra_epochs
 
 
 class TrialConfig(Frozen):

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, Discriminator, Field, JsonValue, Tag, model_validator
 
-from trainables.frozen import UNHASHED, Frozen, Seed
+from trainables.frozen import SET_ONLY, UNHASHED, Frozen, Seed
 
 
 def _check_ascending(targets: tuple[float, ...]) -> tuple[float, ...]:
@@ -75,6 +75,13 @@ class EvaluationConfig(Frozen):
     )
     shift_seed: Seed = Field(0, description="Of the shifts' randomness; the same for all trials.")
     ece_bins: int = Field(15, gt=0, le=10_000, description="Bins of confidence of the expected calibration error.")
+    mc_dropout: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="Passes with dropout on, for the scores mc_dropout_…; 0: none. The network needs a dropout layer.",
+        json_schema_extra=SET_ONLY,
+    )
     store_features: bool = Field(True, description="Keep penultimate features of the unshifted sets (float16).")
 
     @property

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from trainables.data.dataset import ImageSet
 from trainables.data.feed import ImageFeed, split_sizes
 from trainables.errors import DivergedError, StorageError
+from trainables.models.model_scores import ModelScores
 from trainables.models.networks import Classifier
 from trainables.storage.folder import Folder
 
@@ -33,10 +35,16 @@ class Predictions:
     features: Float16[np.ndarray, "n features"] | None = None
     #: Index of each image's group (patient, eye pair or slide) among those of this set.
     groups: Int64[np.ndarray, " n"] | None = None
+    #: Name → per-image confidence that only the model can give (MC dropout, a learned one); higher is more confident.
+    scores: Mapping[str, Float32[np.ndarray, "shifts n"]] = field(default_factory=dict)
 
     def of(self, shift: str) -> Float32[np.ndarray, "n classes"]:
         """Return the logits under ``shift``, e.g. "gaussian_noise/3"."""
         return self.logits[self.shifts.index(shift)]
+
+
+#: Start of the names of scores in a file.
+_SCORES = "scores/"
 
 
 def save_predictions(folder: Folder, predictions: Predictions) -> None:
@@ -51,6 +59,7 @@ def save_predictions(folder: Folder, predictions: Predictions) -> None:
         arrays["features"] = predictions.features
     if predictions.groups is not None:
         arrays["groups"] = predictions.groups
+    arrays |= {f"{_SCORES}{name}": values for name, values in predictions.scores.items()}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     folder.write(f"predictions/{predictions.name}.npz", buffer.getvalue())
@@ -74,6 +83,7 @@ def load_predictions(folder: Folder, name: str) -> Predictions:
                 logits=arrays["logits"],
                 features=arrays.get("features"),
                 groups=arrays.get("groups"),
+                scores={key.removeprefix(_SCORES): arrays[key] for key in arrays if key.startswith(_SCORES)},
             )
     except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise StorageError(f"{folder.uri}/predictions/{name}.npz is damaged: {error}") from error
@@ -97,6 +107,16 @@ def keep(batch: UInt8[Tensor, "m c h w"], rows: slice) -> UInt8[Tensor, "m c h w
     return batch
 
 
+class Outputs(NamedTuple):
+    """Result of ``predict_each``, images in order."""
+
+    logits: Float32[np.ndarray, "transforms n classes"]
+    #: Penultimate features of the first pass, None if they were not requested.
+    features: Float16[np.ndarray, "n features"] | None
+    #: Confidences that only the model can give, by name; empty if they were not requested.
+    scores: dict[str, Float32[np.ndarray, "transforms n"]]
+
+
 def predict(
     model: Classifier,
     images: ImageSet,
@@ -111,14 +131,12 @@ def predict(
     The other arguments and the errors are those of ``predict_each``.
     """
     feed = ImageFeed(images, model.mean.device)
-    logits, hidden = predict_each(
-        model, feed, [transform], batch_size=batch_size, precision=precision, features=features
-    )
-    return logits[0], hidden
+    outputs = predict_each(model, feed, [transform], batch_size=batch_size, precision=precision, features=features)
+    return outputs.logits[0], outputs.features
 
 
 @torch.inference_mode()
-def predict_each(
+def predict_each(  # noqa: PLR0913 - the last three have defaults
     model: Classifier,
     feed: ImageFeed,
     transforms: Sequence[Transform],
@@ -126,8 +144,9 @@ def predict_each(
     batch_size: int,
     precision: torch.dtype,
     features: bool = False,
+    scores: ModelScores | None = None,
     on_pass: Callable[[], None] = lambda: None,
-) -> tuple[Float32[np.ndarray, "transforms n classes"], Float16[np.ndarray, "n features"] | None]:
+) -> Outputs:
     """Return the logits of all images in order under every transform, and features of the first if requested.
 
     On a GPU full batches extend across the ends of passes, and the device is synchronised only once. Under autocast
@@ -140,6 +159,7 @@ def predict_each(
         batch_size: images per forward pass.
         precision: dtype of the forward pass; bfloat16 runs under autocast.
         features: whether to return the first pass's penultimate features, as float16 clipped to its range (±65504).
+        scores: the model's own confidences that are returned as well.
         on_pass: callback after all images of a pass have been sent to the device.
 
     Raises:
@@ -152,21 +172,32 @@ def predict_each(
         stream = _rebatch(stream, batch_size)
     logits: list[Tensor] = []
     kept: list[Tensor] = []
+    scored: list[Tensor] = []
     limit, missing = torch.finfo(torch.float16).max, len(feed) if features else 0
     for batch in stream:
         with torch.autocast(feed.device.type, precision, enabled=precision != torch.float32):
+            images = model.normalise(batch)
+            if scores is not None:
+                output, hidden, values = scores.forward(images)
+                scored.append(_copy(values))
+            elif missing > 0:
+                output, hidden = model.forward_features(images)
+            else:
+                output = model(images)
             if missing > 0:
-                output, hidden = model.forward_features(model.normalise(batch))
                 kept.append(_copy(hidden[:missing].float().clamp(-limit, limit).half()))
                 missing -= len(kept[-1])
-            else:
-                output = model(model.normalise(batch))
         logits.append(_copy(output))
     if feed.device.type == "cuda":
         torch.cuda.synchronize(feed.device)
     outputs = torch.cat(logits).numpy().reshape(len(transforms), len(feed), -1)
     _check_finite(outputs, feed.images)
-    return outputs, torch.cat(kept).numpy() if features else None
+    named: dict[str, np.ndarray] = {}
+    if scores is not None:
+        columns = torch.cat(scored).numpy().reshape(len(transforms), len(feed), -1)
+        _check_finite(columns, feed.images)
+        named = {name: np.ascontiguousarray(columns[..., index]) for index, name in enumerate(scores.names)}
+    return Outputs(outputs, torch.cat(kept).numpy() if features else None, named)
 
 
 def _copy(values: Tensor) -> Tensor:

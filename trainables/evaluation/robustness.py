@@ -26,6 +26,7 @@ from trainables.evaluation.shift_means import average_shifts
 from trainables.evaluation.site_means import summarise_sites
 from trainables.evaluation.validation_fit import fit_on_validation
 from trainables.evaluation_config import EvaluationConfig
+from trainables.models.model_scores import build_model_scores
 from trainables.models.networks import Classifier
 from trainables.seeding import hash_ids, mix
 from trainables.shifts.bank import IDENTITY, Shift, build_shifts, build_validation_shifts
@@ -126,7 +127,8 @@ def evaluate_model(
     Args:
         model: model on the device of the evaluation.
         data: data set; its val, test and external sets are read.
-        config: shifts (``choose_shifts``, ``choose_validation_shifts``), their seed, whether features are stored.
+        config: shifts (``choose_shifts``, ``choose_validation_shifts``), their seed, whether features are stored, and
+            MC dropout.
         folder: folder of the trial; ``predictions/<set>.npz`` are written here.
         execution: images per forward pass; location and size limit of the shifted copies.
         precision: dtype of the forward pass; bfloat16 runs under autocast.
@@ -140,6 +142,7 @@ def evaluate_model(
     of_validation, _ = choose_validation_shifts(data, config)
     sets: list[tuple[ImageSet, list[Shift]]] = [(data.splits["val"], of_validation), (data.splits["test"], shifts)]
     sets += [(external, [IDENTITY]) for external in data.external.values()]
+    scores = build_model_scores(model, mc_dropout=config.mc_dropout, seed=config.shift_seed)
     total, done = sum(len(todo) for _, todo in sets), 0
 
     def count() -> None:
@@ -151,18 +154,20 @@ def evaluate_model(
         feed = ImageFeed(images, model.mean.device)
         with _open_copies(feed, data, config, execution) as copies:
             copies.build(todo, batch_size=execution.evaluation_batch_size, on_built=lambda: on_progress(done, total))
-            logits, features = predict_each(
+            found = predict_each(
                 model,
                 feed,
                 [copies.transform(shift) for shift in todo],
                 batch_size=execution.evaluation_batch_size,
                 precision=precision,
                 features=config.store_features,  # of the first pass, the identity
+                scores=scores,
                 on_pass=count,
             )
         _, groups = np.unique(images.groups, return_inverse=True)
         keys = tuple(map(_key, todo))
-        save_predictions(folder, Predictions(images.name, images.ids, images.labels, keys, logits, features, groups))
+        predictions = Predictions(images.name, images.ids, images.labels, keys, *found[:2], groups, found.scores)
+        save_predictions(folder, predictions)
 
 
 def _open_copies(feed: ImageFeed, data: Dataset, config: EvaluationConfig, execution: Execution) -> ShiftedCopies:
@@ -194,7 +199,7 @@ def open_shifted_validation(
 
         def measure() -> dict[str, float]:
             transforms = [copies.transform(shift) for shift in shifts]
-            logits, _ = predict_each(model, feed, transforms, batch_size=batch_size, precision=precision)
+            logits = predict_each(model, feed, transforms, batch_size=batch_size, precision=precision).logits
             labels = feed.images.labels
             rows = [
                 {"shift": shift.name, "metrics": compute_metrics(each, labels, ece_bins=config.ece_bins).values}
