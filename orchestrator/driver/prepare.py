@@ -32,8 +32,9 @@ from orchestrator.study.data_sets import group_by_data_set, is_same_source
 from orchestrator.study.grid import Arm
 from orchestrator.study.report_config import describe_reference, find_matching_references
 from orchestrator.study.study_file import Study, compute_study_sha256
-from trainables.config import DataConfig, Execution, TrialConfig
+from trainables.config import Execution, TrialConfig
 from trainables.data.describe import has_groups
+from trainables.data_config import DataConfig
 
 
 @dataclass(frozen=True)

@@ -40,8 +40,8 @@ from trainables.evaluation.metrics import RELATIVE
 from trainables.shifts.tables import find_type
 
 if TYPE_CHECKING:
-    from trainables.config import DataConfig
     from trainables.data.dataset import Dataset
+    from trainables.data_config import DataConfig
 
 
 def check_evaluated_shifts(

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.planning.plan import imagenet_of
-from trainables.config import DataConfig, TrialConfig
+from trainables.config import TrialConfig
 from trainables.data.dataset import BadImage, Dataset
+from trainables.data_config import DataConfig
 from trainables.errors import ConfigError, WeightsUnavailableError
 from trainables.frozen import canonical_json
 from trainables.pretraining_config import ContrastivePretraining

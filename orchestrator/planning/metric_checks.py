@@ -25,8 +25,9 @@ from trainables.training.selection import reads_shifted_validation
 if TYPE_CHECKING:
     from orchestrator.study.search.config import SearchConfig
     from orchestrator.study.search.tuning import TuningConfig
-    from trainables.config import DataConfig, TrialConfig
+    from trainables.config import TrialConfig
     from trainables.data.dataset import Dataset
+    from trainables.data_config import DataConfig
 
 
 def check_hypotheses_defined(

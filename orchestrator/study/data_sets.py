@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.study.grid import Arm
-from trainables.config import DataConfig
+from trainables.data_config import DataConfig
 from trainables.frozen import canonical_json
 
 #: Fields that name the source of images, and those that decide its classes. Sizes, splits and left-out sites do not

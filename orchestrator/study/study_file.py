@@ -23,7 +23,8 @@ from orchestrator.study.search.space import find_problems
 from orchestrator.study.search.tuning import TuningConfig, draw_candidates, find_tuning_problems
 from orchestrator.study.yaml_source import MAX_BYTES, Key, Source, apply_override, format_key, read_yaml
 from trainables.augmentation_config import AugmentationConfig, NoAugmentation
-from trainables.config import DataConfig, TrainingConfig
+from trainables.config import TrainingConfig
+from trainables.data_config import DataConfig
 from trainables.errors import StudyError
 from trainables.evaluation_config import EvaluationConfig
 from trainables.frozen import Frozen, PositiveInt, Seed, canonical_json

@@ -15,7 +15,8 @@ from orchestrator.analysis.comparison.compare import Comparison, compare_studies
 from orchestrator.analysis.comparison.pairs import Pair, pairs_table
 from orchestrator.ledger.ledger import Ledger
 from tests.support.synthetic_ledger import SHIFTS, Fate, make_fake_ledger
-from trainables.config import DigitsData, TrainingConfig, TrialConfig
+from trainables.config import TrainingConfig, TrialConfig
+from trainables.data_config import DigitsData
 from trainables.errors import StudyError
 
 FACTORS = {"augmentation": ("none", "strong")}

@@ -247,7 +247,7 @@ def test_two_data_sets_that_differ_in_place_only_are_both_read(tmp_path: Path, c
     """The same manifest over two roots: the fingerprints differ, if both are looked at."""
     from PIL import Image
 
-    from trainables.config import CsvData
+    from trainables.data_config import CsvData
 
     rows = [f"{index}.png,{'ab'[index % 2]},{('train', 'val', 'test')[index // 2]}" for index in range(6)]
     (tmp_path / "m.csv").write_text("\n".join(["file_name,label,split", *rows]) + "\n")

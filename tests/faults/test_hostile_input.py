@@ -37,8 +37,8 @@ from tests.conftest import FinishedStudy
 from tests.support.paths import CONFIGS
 from tests.support.study_texts import HEAD
 from tests.support.tiny_study import Place, copy_place
-from trainables.config import CsvData, ImageFolderData, MedmnistData
 from trainables.data.load import load_dataset
+from trainables.data_config import CsvData, ImageFolderData, MedmnistData
 from trainables.errors import (
     CheckpointError,
     DataError,

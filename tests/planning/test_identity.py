@@ -9,8 +9,9 @@ from PIL import Image
 from orchestrator.planning.identity import SIGNATURE_LENGTH, compute_identity, compute_signature
 from tests.support.plans import StatedFacts, names_of, plan_of
 from trainables.augmentation_config import StrongAugmentation
-from trainables.config import CsvData, MedmnistData, PhantomData, SpectralDecoupling, StageConfig, TrialConfig
+from trainables.config import SpectralDecoupling, StageConfig, TrialConfig
 from trainables.data.load import load_dataset
+from trainables.data_config import CsvData, MedmnistData, PhantomData
 from trainables.frozen import canonical_json
 from trainables.pretraining_config import ContrastivePretraining, ImageNetPretraining
 

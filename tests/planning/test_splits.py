@@ -16,9 +16,10 @@ from orchestrator.driver.prepare import Prepared, prepare
 from orchestrator.planning.metric_checks import find_undefined
 from orchestrator.planning.trial_checks import find_distinct
 from orchestrator.study.study_file import parse_study
-from trainables.config import PhantomData, TrialConfig
+from trainables.config import TrialConfig
 from trainables.data.load import load_dataset
 from trainables.data.splits import derive_split_seed
+from trainables.data_config import PhantomData
 from trainables.errors import ConfigError, StudyError
 
 HEAD = "study: s\ntraining: {batch_size: 8}\nfactors: {augmentation: [none, strong]}\nreplicates: 3\n"

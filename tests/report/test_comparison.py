@@ -16,7 +16,8 @@ from orchestrator.cli.main import app
 from orchestrator.report.comparison.write import TABLES, write_comparison
 from orchestrator.report.page import read_figures
 from tests.support.synthetic_ledger import Fate, make_fake_ledger
-from trainables.config import DigitsData, TrainingConfig, TrialConfig
+from trainables.config import TrainingConfig, TrialConfig
+from trainables.data_config import DigitsData
 from trainables.errors import StudyError
 
 LONGER = TrialConfig(data=DigitsData(), training=TrainingConfig(epochs=30))

@@ -17,7 +17,8 @@ from orchestrator.report.examples import build_examples
 from orchestrator.report.page import read_figures, unpack
 from orchestrator.report.write import write_report
 from tests.support.synthetic_ledger import Fate, make_fake_ledger
-from trainables.config import CsvData, EvaluationConfig, TrialConfig
+from trainables.config import EvaluationConfig, TrialConfig
+from trainables.data_config import CsvData
 
 
 def render(ledger: Ledger, tmp_path: Path, **options: Any) -> tuple[Report, str]:

@@ -5,7 +5,7 @@ import pytest
 from orchestrator.study.study_file import Study, parse_study
 from tests.support.study_texts import arms
 from trainables.augmentation_config import StrongAugmentation
-from trainables.config import DigitsData
+from trainables.data_config import DigitsData
 from trainables.errors import StudyError
 from trainables.pretraining_config import ContrastivePretraining, ImageNetPretraining
 

@@ -6,7 +6,7 @@ from orchestrator.study.grid import format_label
 from orchestrator.study.study_file import parse_study
 from orchestrator.study.yaml_source import resolve_scalar
 from tests.support.study_texts import HEAD, arms, problems
-from trainables.config import DigitsData
+from trainables.data_config import DigitsData
 
 
 def test_anchors_are_read_and_bombs_refused() -> None:

@@ -12,7 +12,6 @@ from difflib import get_close_matches
 import numpy as np
 from jaxtyping import Int64
 
-from trainables.config import ImageData
 from trainables.data.identity.texts import check_similar, check_single
 from trainables.data.splits import (
     EXTERNAL,
@@ -23,6 +22,7 @@ from trainables.data.splits import (
     check_unique,
 )
 from trainables.data.table import Table, describe_row, list_first
+from trainables.data_config import ImageData
 from trainables.errors import ConfigError, DataError
 
 #: Longer strings of digits are sorted as text: Python refuses numbers of thousands of digits.

@@ -22,7 +22,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from trainables.config import FileData, ImageData
 from trainables.data.assembly import Assignment
 from trainables.data.cache import INDEX
 from trainables.data.dataset import BadImage, SimilarPair, SimilarPairs
@@ -30,6 +29,7 @@ from trainables.data.identity.copies import describe_problems, digest_images, fi
 from trainables.data.identity.near_duplicates import MAX_IMAGES, MIN_SIDE, find_near_duplicates, shrink_images
 from trainables.data.splits import EXTERNAL, SPLITS, check_no_empty_split
 from trainables.data.table import Table, describe_row, hash_json, list_first
+from trainables.data_config import FileData, ImageData
 from trainables.errors import DataError, DiskFullError
 from trainables.storage.completeness import describe_files
 from trainables.storage.folder import Folder, explain_failure

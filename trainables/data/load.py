@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from trainables.config import (
+from trainables.data.assembly import check_order
+from trainables.data.cache import CACHE_VERSION, find_dataset, read_dataset
+from trainables.data.dataset import Dataset
+from trainables.data.identity.file_digests import FileDigests
+from trainables.data.table import Source, hash_json
+from trainables.data_config import (
     ColouredDigitsData,
     CsvData,
     DataConfig,
@@ -14,11 +19,6 @@ from trainables.config import (
     PhantomData,
     TorchvisionData,
 )
-from trainables.data.assembly import check_order
-from trainables.data.cache import CACHE_VERSION, find_dataset, read_dataset
-from trainables.data.dataset import Dataset
-from trainables.data.identity.file_digests import FileDigests
-from trainables.data.table import Source, hash_json
 from trainables.errors import StorageError
 from trainables.storage.patient_lock import locked
 

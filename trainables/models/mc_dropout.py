@@ -22,7 +22,7 @@ from trainables.seeding import derive_seed, uniform
 #: Names of the scores, in the order of ``RunningScores.compute``; higher is more confident in all of them.
 MC_DROPOUT_SCORES = (
     "mc_dropout_msr",
-    "mc_dropout_predictive_entropy",
+    "mc_dropout_entropy",
     "mc_dropout_expected_entropy",
     "mc_dropout_mutual_information",
     "mc_dropout_score_variance",

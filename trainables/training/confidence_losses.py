@@ -10,8 +10,6 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from trainables.confidence_config import ConfidenceConfig, DeepGamblers, DeVries
-from trainables.errors import ConfigError
-from trainables.regularisers import CutMix, LabelSmoothing, Mixup, RegulariserConfig, find_part
 from trainables.seeding import uniform
 
 #: Factors of λ after a batch whose mean −log c is below the budget, or not. Source: the authors' code (train.py).
@@ -134,42 +132,13 @@ class HintLoss(nn.Module):
         return {"confidence_weight": float(self.weight)}
 
 
-def build_confidence_loss(
-    config: ConfidenceConfig, regulariser: RegulariserConfig, *, steps_per_epoch: int
-) -> GamblersLoss | HintLoss | None:
+def build_confidence_loss(config: ConfidenceConfig, *, steps_per_epoch: int) -> GamblersLoss | HintLoss | None:
     """Return the loss that takes the place of cross-entropy; None where the classifier is trained as without it.
 
     Args:
         config: ``training.confidence``.
-        regulariser: regulariser of the trial.
         steps_per_epoch: optimiser steps per epoch.
-
-    Raises:
-        ConfigError: if loss and regulariser do not go together.
     """
-    check_confidence(config, regulariser)
     if isinstance(config, DeepGamblers):
         return GamblersLoss(config, pretrain_steps=config.pretrain_epochs * steps_per_epoch)
     return HintLoss(config) if isinstance(config, DeVries) else None
-
-
-def check_confidence(config: ConfidenceConfig, regulariser: RegulariserConfig) -> None:
-    """Check that a loss which learns a confidence knows the one true class of every image.
-
-    Raises:
-        ConfigError: if it does not.
-    """
-    if not isinstance(config, DeepGamblers | DeVries):
-        return
-    for part, why in (
-        (Mixup, "an image mixed of two has no single true class"),
-        (CutMix, "an image mixed of two has no single true class"),
-        (LabelSmoothing, "a smoothed target has no single true class"),
-    ):
-        if find_part(regulariser, part) is not None:
-            name = part.model_fields["kind"].default
-            raise ConfigError(
-                f"training.confidence: found {config.kind} with the regulariser {name}: {why}, which the loss of "
-                f"{config.kind} needs; use confidnet, which trains after the classifier, or another regulariser, or "
-                "exclude these arms"
-            )

@@ -84,9 +84,7 @@ class TrainingStep:
             groups=self.batches.groups,
             device=self._device,
             confidence=build_confidence_loss(
-                self._config.training.confidence,
-                self._config.regulariser,
-                steps_per_epoch=self.batches.num_batches,
+                self._config.training.confidence, steps_per_epoch=self.batches.num_batches
             ),
         )
 

@@ -1,10 +1,10 @@
 import numpy as np
 import pytest
 
-from trainables.config import DigitsData
 from trainables.data.assembly import assign_sets, sort_naturally, suggest
 from trainables.data.decoding.pixels import build_pixel_spec
 from trainables.data.sources.arrays import ArrayPixels, build_array_table
+from trainables.data_config import DigitsData
 from trainables.errors import DataError
 
 

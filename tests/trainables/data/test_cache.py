@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainables.config import ImageFolderData, PhantomData
 from trainables.data import cache, cache_writer
 from trainables.data.decoding import files
 from trainables.data.load import load_dataset
+from trainables.data_config import ImageFolderData, PhantomData
 from trainables.errors import DiskFullError, StorageError
 
 

@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 from pydantic import TypeAdapter
 
-from trainables.config import DataConfig
 from trainables.data.assembly import sort_naturally
 from trainables.data.load import load_dataset
+from trainables.data_config import DataConfig
 from trainables.errors import ConfigError, DataError
 
 GRADES = ("No_DR", "Mild", "Moderate", "Severe", "Proliferate_DR")

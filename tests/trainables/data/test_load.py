@@ -1,8 +1,8 @@
 import subprocess
 import sys
 
-from trainables.config import PhantomData
 from trainables.data.load import load_dataset
+from trainables.data_config import PhantomData
 
 
 def test_phantom_through_the_front_door(tmp_path):

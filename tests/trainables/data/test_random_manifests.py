@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainables.config import CsvData
 from trainables.data.dataset import Dataset
 from trainables.data.load import load_dataset
+from trainables.data_config import CsvData
 from trainables.errors import ConfigError, DataError
 
 #: Every picture under two names and in two formats.

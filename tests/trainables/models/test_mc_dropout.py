@@ -44,7 +44,7 @@ def plain_scores(shares: np.ndarray) -> dict[str, np.ndarray]:
     rows, first = np.arange(len(mean)), mean.argmax(1)
     return {
         "mc_dropout_msr": mean.max(1),
-        "mc_dropout_predictive_entropy": -entropy,
+        "mc_dropout_entropy": -entropy,
         "mc_dropout_expected_entropy": -expected,
         "mc_dropout_mutual_information": -(entropy - expected),
         "mc_dropout_score_variance": -deviation.mean(1),
@@ -80,7 +80,7 @@ def test_by_hand() -> None:
     assert found["mc_dropout_score_variance"] == pytest.approx(-0.2)
     assert found["mc_dropout_waic"] == pytest.approx(0.4)
     entropy = -(0.6 * np.log(0.6) + 0.4 * np.log(0.4))
-    assert found["mc_dropout_predictive_entropy"] == pytest.approx(-entropy)
+    assert found["mc_dropout_entropy"] == pytest.approx(-entropy)
 
 
 def test_confident_images_do_not_tie() -> None:

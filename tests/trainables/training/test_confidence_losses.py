@@ -7,9 +7,19 @@ import torch
 import torch.nn.functional as F
 
 from trainables.confidence_config import ConfidNet, DeepGamblers, DeVries, NoConfidence
+from trainables.config import TrialConfig
 from trainables.data.groups import Groups
-from trainables.errors import ConfigError
-from trainables.regularisers import Combined, CutMix, LabelSmoothing, Mixup, NoRegulariser, Sam
+from trainables.regularisers import (
+    Combined,
+    CutMix,
+    GroupDro,
+    LabelSmoothing,
+    Mixup,
+    NoRegulariser,
+    RegulariserConfig,
+    Sam,
+    SpectralDecoupling,
+)
 from trainables.seeding import uniform
 from trainables.training.confidence_losses import (
     GamblersLoss,
@@ -133,7 +143,7 @@ def test_half_of_the_images_get_hints_others_in_every_epoch() -> None:
 
 
 def test_the_first_epochs_of_deep_gamblers_are_plain_cross_entropy() -> None:
-    loss = build_confidence_loss(DeepGamblers(pretrain_epochs=2, reward=2.0), NoRegulariser(), steps_per_epoch=5)
+    loss = build_confidence_loss(DeepGamblers(pretrain_epochs=2, reward=2.0), steps_per_epoch=5)
     assert isinstance(loss, GamblersLoss)
     plain, _ = loss(OUTPUTS, LABELS, step=9, seeds=SEEDS, adapt=True)
     torch.testing.assert_close(plain, F.cross_entropy(LOGITS, LABELS, reduction="none"))
@@ -143,29 +153,36 @@ def test_the_first_epochs_of_deep_gamblers_are_plain_cross_entropy() -> None:
 
 def test_no_confidence_and_confidnet_train_the_classifier_as_ever() -> None:
     for config in (NoConfidence(), ConfidNet()):
-        assert build_confidence_loss(config, Mixup(), steps_per_epoch=5) is None
+        assert build_confidence_loss(config, steps_per_epoch=5) is None
 
 
-@pytest.mark.parametrize("config", [DeepGamblers(), DeVries()])
+@pytest.mark.parametrize("kind", ["deep_gamblers", "devries"])
 @pytest.mark.parametrize("part", [Mixup(), CutMix(), LabelSmoothing(), Combined(mixup=Mixup(), sam=Sam())])
-def test_regularisers_without_one_true_class_are_refused(config: DeepGamblers | DeVries, part: object) -> None:
-    with pytest.raises(ConfigError, match=rf"training.confidence: found {config.kind} with the regulariser \w+: an? "):
-        build_confidence_loss(config, part, steps_per_epoch=5)
+def test_regularisers_without_one_true_class_are_refused(kind: str, part: RegulariserConfig) -> None:
+    with pytest.raises(ValueError, match=rf"training.confidence: found {kind} with the regulariser \w+, whose targets"):
+        TrialConfig(training={"confidence": {"kind": kind}}, regulariser=part)
+    assert TrialConfig(training={"confidence": {"kind": "confidnet"}}, regulariser=part).regulariser == part
+
+
+def test_an_abstention_that_is_never_trained_is_refused() -> None:
+    confidence = {"kind": "deep_gamblers", "pretrain_epochs": 3}
+    with pytest.raises(ValueError, match=r"pretrain_epochs: found 3 of 3 training.epochs"):
+        TrialConfig(training={"epochs": 3, "confidence": confidence})
+    with pytest.raises(ValueError, match="greater than 1"):
+        DeepGamblers(reward=1.0)
 
 
 def test_class_weights_and_groups_weigh_the_new_loss_as_they_weigh_cross_entropy() -> None:
     groups = Groups(("a", "b"), torch.tensor([0, 0, 1, 1]).numpy())
     weights = torch.tensor([1.0, 2.0, 4.0])
     settings = {"num_classes": 3, "groups": groups, "device": torch.device("cpu")}
-    confidence = build_confidence_loss(DeepGamblers(reward=2.0), NoRegulariser(), steps_per_epoch=1)
+    confidence = build_confidence_loss(DeepGamblers(reward=2.0), steps_per_epoch=1)
     each = deep_gamblers(OUTPUTS, LABELS, reward=2.0)
     members = torch.tensor([0, 0, 1, 1])
     loss = build_loss(NoRegulariser(), class_weights=weights, confidence=confidence, **settings)
     terms = loss(OUTPUTS, LABELS, members, 0, seeds=SEEDS)
     assert set(terms) == {"deep_gamblers"}
     torch.testing.assert_close(terms["deep_gamblers"], (weights[LABELS] * each).sum() / weights[LABELS].sum())
-    from trainables.regularisers import GroupDro, SpectralDecoupling
-
     loss = build_loss(
         Combined(group_dro=GroupDro(), spectral_decoupling=SpectralDecoupling(weight=0.2)),
         class_weights=None, confidence=confidence, **settings,

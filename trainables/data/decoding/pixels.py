@@ -10,8 +10,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
-from trainables.config import FileData, ImageData
 from trainables.data.decoding.threads import map_threads
+from trainables.data_config import FileData, ImageData
 
 
 @dataclass(frozen=True)

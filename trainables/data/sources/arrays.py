@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import importlib
 import os
+import shlex
 import zipfile
 import zlib
 from collections.abc import Callable, Sequence
@@ -17,13 +18,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64, Int64, UInt8
 
-from trainables.config import DigitsData, MedmnistData
 from trainables.data.assembly import suggest
 from trainables.data.decoding.files import UNREADABLE
 from trainables.data.decoding.pixels import PixelSpec, build_pixel_spec, fit_arrays
 from trainables.data.identity.file_digests import FileDigests
 from trainables.data.splits import SPLITS
 from trainables.data.table import Pixels, Source, Table, hash_json
+from trainables.data_config import DigitsData, MedmnistData
 from trainables.errors import ConfigError, DataError, StorageError
 from trainables.storage.patient_lock import locked
 
@@ -33,6 +34,8 @@ MEDMNIST_MODALITY = {
     "pneumoniamnist": "chest_xray", "retinamnist": "fundus", "breastmnist": "ultrasound", "bloodmnist": "blood",
     "tissuemnist": "microscopy", "organamnist": "ct", "organcmnist": "ct", "organsmnist": "ct",
 }  # fmt: skip
+#: Where the files of MedMNIST+ lie, named like those that the medmnist package (3.0) downloads.
+DOWNLOADS = "https://zenodo.org/records/10519652/files"
 #: Compression ratio above which a large member is refused as a bomb: images compress 1- to 10-fold, zeros 1000-fold.
 MAX_COMPRESSION = 100
 #: Size up to which a strongly compressed member (labels, tiny tests) does no harm.
@@ -143,12 +146,27 @@ def build_medmnist_source(config: MedmnistData, digests: FileDigests) -> Source:
     """
     path = _find_medmnist(config) if config.path is None else config.path
     if not os.path.isfile(path):
-        raise DataError(f"data.path: there is no file {path}; expected a MedMNIST npz ({config.flag})")
+        raise DataError(
+            f"data.path: there is no file {path}; expected a MedMNIST npz ({config.flag}). "
+            f"{_word_download(config, path)}"
+        )
     digest = digests.read([path.absolute()], of="medmnist")[0]
     spec = build_pixel_spec(config)
     if config.path is not None and not {"image_size", "source_size"} & config.model_fields_set:
         _check_default_size(path, spec)
     return Source(hash_json(["medmnist", digest]), lambda: replace(_read_medmnist(path, spec), classes=config.classes))
+
+
+def _word_download(config: MedmnistData, path: Path) -> str:
+    """Return the sentence with the command that fetches the file of a flag."""
+    if config.flag not in MEDMNIST_MODALITY:
+        return "Set data.path to where it lies"
+    url = f"{DOWNLOADS}/{_name_file(config)}"
+    return f"Fetch it with: curl --fail --location --output {shlex.quote(str(path))} {url}"
+
+
+def _name_file(config: MedmnistData) -> str:
+    return f"{config.flag}{'' if config.source_size == 28 else f'_{config.source_size}'}.npz"
 
 
 def _check_default_size(path: Path, spec: PixelSpec) -> None:
@@ -178,7 +196,6 @@ def _find_medmnist(config: MedmnistData) -> Path:
             f"data.flag is {config.flag!r}{suggest(config.flag, list(MEDMNIST_MODALITY))}; expected one of "
             f"{', '.join(MEDMNIST_MODALITY)}, or data.path with an npz of your own"
         )
-    suffix = "" if config.source_size == 28 else f"_{config.source_size}"
     try:
         root = Path.home() / ".medmnist"
     except RuntimeError as error:  # neither HOME nor an entry for this user, as in some containers
@@ -186,7 +203,7 @@ def _find_medmnist(config: MedmnistData) -> Path:
             f"data.path is not set, and the folder for downloads lies in the home folder: {error} Set data.path to the "
             "npz, or HOME to a folder that can be written"
         ) from error
-    path = root / f"{config.flag}{suffix}.npz"
+    path = root / _name_file(config)
     if path.is_file():
         return path
     try:

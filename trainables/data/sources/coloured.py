@@ -11,12 +11,12 @@ from importlib.metadata import version
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from trainables.config import ColouredDigitsData
 from trainables.data.decoding.pixels import build_pixel_spec
 from trainables.data.identity.file_digests import FileDigests
 from trainables.data.sources.arrays import ArrayPixels, build_array_table, read_digits
 from trainables.data.splits import assign_splits
 from trainables.data.table import Source, Table, hash_json
+from trainables.data_config import ColouredDigitsData
 
 #: Increase it when the random draws change.
 COLOURED_VERSION = 1

@@ -6,13 +6,13 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainables.config import ImageFolderData
 from trainables.data.decoding.dicom import is_dicom, read_patient
 from trainables.data.decoding.files import IMAGE_SUFFIXES
 from trainables.data.decoding.threads import map_threads
 from trainables.data.identity.texts import check_similar, find_similar, normalise
 from trainables.data.sources.csv_file import read_csv
 from trainables.data.table import list_first
+from trainables.data_config import ImageFolderData
 from trainables.errors import DataError
 
 _ADVICE = "set data.similar_text: distinct if they do differ"

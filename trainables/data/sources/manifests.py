@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from trainables.config import CsvData, ImageData, ImageFolderData
 from trainables.data.assembly import suggest
 from trainables.data.decoding.dicom import is_dicom
 from trainables.data.decoding.files import IMAGE_SUFFIXES, FilePixels
@@ -20,6 +19,7 @@ from trainables.data.sources.image_groups import find_groups, find_patients
 from trainables.data.sources.layout import parse_split, read_places
 from trainables.data.splits import EXTERNAL, SPLITS, check_unique
 from trainables.data.table import Source, Table, hash_json, list_first
+from trainables.data_config import CsvData, ImageData, ImageFolderData
 from trainables.errors import DataError
 
 REQUIRED_COLUMNS = ("file_name", "label")

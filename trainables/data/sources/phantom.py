@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
-from trainables.config import PhantomData
 from trainables.data.decoding.threads import map_threads
 from trainables.data.identity.file_digests import FileDigests
 from trainables.data.sources.phantom_rendering import Scenes, render_blobs, render_scenes
 from trainables.data.sources.phantom_scenes import draw_scenes
 from trainables.data.splits import EXTERNAL, assign_splits
 from trainables.data.table import Source, Table, hash_json
+from trainables.data_config import PhantomData
 from trainables.errors import ConfigError
 
 #: Increase it when rendering or drawing changes: fingerprints change with it.

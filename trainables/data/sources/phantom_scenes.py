@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-from trainables.config import PhantomData
 from trainables.data.sources.phantom_rendering import BRIGHT, NO_NUISANCE, Scenes
+from trainables.data_config import PhantomData
 from trainables.errors import ConfigError
 
 #: σ of extra blur, offset, gain of red, green, blue, block size, corner tag: ``Scenes.nuisance`` where it is applied.

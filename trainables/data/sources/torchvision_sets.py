@@ -13,13 +13,13 @@ import numpy as np
 from jaxtyping import Int64, UInt8
 from PIL import Image
 
-from trainables.config import TorchvisionData
 from trainables.data.assembly import suggest
 from trainables.data.decoding.files import UNREADABLE
 from trainables.data.decoding.pixels import PixelSpec, build_pixel_spec, fit_image
 from trainables.data.identity.file_digests import FileDigests
 from trainables.data.sources.arrays import build_array_table
 from trainables.data.table import Source, Table, hash_json
+from trainables.data_config import TorchvisionData
 from trainables.errors import ConfigError, DataError
 from trainables.storage.patient_lock import locked
 

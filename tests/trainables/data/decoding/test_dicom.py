@@ -10,11 +10,11 @@ import pytest
 from pydicom.data import get_testdata_file
 from pydicom.pixels import apply_modality_lut, apply_voi_lut
 
-from trainables.config import CsvData, ImageFolderData
 from trainables.data.decoding import dicom
 from trainables.data.decoding.files import decode_file
 from trainables.data.decoding.pixels import PixelSpec
 from trainables.data.load import load_dataset
+from trainables.data_config import CsvData, ImageFolderData
 from trainables.errors import ConfigError, DataError
 
 

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainables.config import CsvData, ImageFolderData, MedmnistData
 from trainables.data.dataset import Dataset
 from trainables.data.identity.copies import digest_images, find_copies
 from trainables.data.load import load_dataset
+from trainables.data_config import CsvData, ImageFolderData, MedmnistData
 from trainables.errors import DataError
 
 

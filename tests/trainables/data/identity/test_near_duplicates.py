@@ -11,12 +11,12 @@ import pytest
 from PIL import Image
 
 from tests.support.paths import DATA
-from trainables.config import ImageFolderData
 from trainables.data.contact_sheet import draw_pairs
 from trainables.data.dataset import SimilarPair
 from trainables.data.describe import describe_dataset
 from trainables.data.identity.near_duplicates import _build_blur, find_near_duplicates, shrink_images
 from trainables.data.load import load_dataset
+from trainables.data_config import ImageFolderData
 
 
 def _jpeg(pixels: np.ndarray) -> np.ndarray:

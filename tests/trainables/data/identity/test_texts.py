@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from trainables.config import CsvData, ImageFolderData
 from trainables.data.dataset import Dataset
 from trainables.data.identity.texts import check_single, find_similar, make_key
 from trainables.data.load import load_dataset
+from trainables.data_config import CsvData, ImageFolderData
 from trainables.errors import DataError
 
 SPLITS = ("train", "train", "val", "test")

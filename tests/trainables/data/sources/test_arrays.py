@@ -1,6 +1,7 @@
 """Digits and MedMNIST: layout, faults, bombs, and the real file where it is there."""
 
 import pwd
+import re
 import sys
 import zipfile
 from importlib.machinery import ModuleSpec
@@ -10,9 +11,9 @@ import numpy as np
 import pytest
 
 from tests.support.paths import DATA
-from trainables.config import DigitsData, MedmnistData
 from trainables.data.load import load_dataset
 from trainables.data.sources import arrays
+from trainables.data_config import DigitsData, MedmnistData
 from trainables.errors import ConfigError, DataError, StorageError
 
 
@@ -151,6 +152,16 @@ def test_file_in_medmnists_own_folder_is_found(tmp_path, monkeypatch):
     _npz(tmp_path / ".medmnist" / "breastmnist_64.npz", shape=(64, 64))
     dataset = _load(None, tmp_path, flag="breastmnist", source_size=64, image_size=64)
     assert dataset.splits["train"].images.shape == (12, 1, 64, 64)
+
+
+def test_a_missing_file_gets_the_command_that_fetches_it(tmp_path):
+    path = tmp_path / "my images" / "p.npz"
+    fetch = "curl --fail --location --output '{}' https://zenodo.org/records/10519652/files/{}"
+    for settings, name in (({}, "pneumoniamnist.npz"), ({"source_size": 64}, "pneumoniamnist_64.npz")):
+        with pytest.raises(DataError, match=re.escape(f"Fetch it with: {fetch.format(path, name)}")):
+            _load(path, tmp_path, **settings)
+    with pytest.raises(DataError, match=r"Set data\.path to where it lies"):
+        _load(path, tmp_path, flag="ours")
 
 
 def test_without_file_flag_package_or_network(tmp_path, monkeypatch):

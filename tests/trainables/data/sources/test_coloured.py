@@ -5,9 +5,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from trainables.config import ColouredDigitsData
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.load import load_dataset
+from trainables.data_config import ColouredDigitsData
 
 
 def load(cache: Path, **settings: object) -> Dataset:

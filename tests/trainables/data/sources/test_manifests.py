@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from trainables.config import CsvData, ImageFolderData
 from trainables.data.describe import describe_dataset
 from trainables.data.load import load_dataset
+from trainables.data_config import CsvData, ImageFolderData
 from trainables.errors import ConfigError, DataError
 
 HEADER = "file_name,label,group,site,age"

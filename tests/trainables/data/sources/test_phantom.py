@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from trainables.config import PhantomData
 from trainables.data.sources.phantom import plan_phantom, render_phantom
 from trainables.data.sources.phantom_rendering import render_scenes
 from trainables.data.sources.phantom_scenes import NUISANCES
+from trainables.data_config import PhantomData
 from trainables.errors import ConfigError
 
 SMALL = PhantomData(num_images=120, num_external_sites=1, num_external_images=40)

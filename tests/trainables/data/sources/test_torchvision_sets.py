@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from trainables.config import TorchvisionData
 from trainables.data.load import load_dataset
 from trainables.data.sources import torchvision_sets
+from trainables.data_config import TorchvisionData
 from trainables.errors import ConfigError, DataError
 
 
