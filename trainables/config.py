@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, ValidationError, model_validator
 
 from trainables.augmentation_config import AugmentationConfig, NoAugmentation
+from trainables.confidence_config import ConfidenceConfig, DeepGamblers, DeVries, NoConfidence
 from trainables.data_config import DataConfig, DigitsData
 from trainables.errors import ConfigError
 from trainables.evaluation_config import EvaluationConfig, Shares
@@ -30,7 +31,15 @@ from trainables.frozen import (
 )
 from trainables.model_config import ModelConfig
 from trainables.pretraining_config import ContrastivePretraining, PretrainingConfig, ScratchPretraining
-from trainables.regularisers import NoRegulariser, RegulariserConfig, SpectralDecoupling, find_part
+from trainables.regularisers import (
+    CutMix,
+    LabelSmoothing,
+    Mixup,
+    NoRegulariser,
+    RegulariserConfig,
+    SpectralDecoupling,
+    find_part,
+)
 
 #: Part of every signature. Increase it when a field changes its meaning but neither its name nor its type.
 SCHEMA_VERSION: Literal[4] = 4
@@ -62,6 +71,16 @@ class TrainingConfig(Frozen):
     precision: Literal["auto", "float32", "bfloat16"] = Field(
         "auto", description="auto: bfloat16 autocast on GPUs (execution.acceleration: probe: the faster), else float32."
     )
+    confidence: ConfidenceConfig = Field(
+        NoConfidence(),
+        description="Learned with the classes or after them; none: nothing.",
+        json_schema_extra=SET_ONLY,
+    )
+
+    @property
+    def total_epochs(self) -> int:
+        """Epochs of the classifier and of what is trained after it."""
+        return self.epochs + self.confidence.extra_epochs
 
 
 class TrialConfig(Frozen):
@@ -89,6 +108,26 @@ class TrialConfig(Frozen):
         if "/" in self.training.select_by and not self.evaluation.validation_shifts:
             raise ValueError(
                 f"training.select_by: found {self.training.select_by}, and no shift in evaluation.validation_shifts"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _confidence_knows_the_true_class(self) -> TrialConfig:
+        confidence, epochs = self.training.confidence, self.training.epochs
+        if not isinstance(confidence, DeepGamblers | DeVries):
+            return self
+        for part in (Mixup, CutMix, LabelSmoothing):
+            if find_part(self.regulariser, part) is not None:
+                raise ValueError(
+                    f"training.confidence: found {confidence.kind} with the regulariser "
+                    f"{part.model_fields['kind'].default}, whose targets are not the one true class that this loss "
+                    "needs; expected confidnet, which is trained after the classifier, or another regulariser, or these arms "
+                    "in exclude"
+                )
+        if isinstance(confidence, DeepGamblers) and confidence.pretrain_epochs >= epochs:
+            raise ValueError(
+                f"training.confidence.pretrain_epochs: found {confidence.pretrain_epochs} of {epochs} training.epochs, "
+                "which never train the abstention; expected fewer"
             )
         return self
 

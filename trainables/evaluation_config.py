@@ -92,6 +92,13 @@ class EvaluationConfig(Frozen):
     )
     shift_seed: Seed = Field(0, description="Of the shifts' randomness; the same for all trials.")
     ece_bins: int = Field(15, gt=0, le=10_000, description="Bins of confidence of the expected calibration error.")
+    mc_dropout: int = Field(
+        0,
+        ge=0,
+        le=10_000,
+        description="Passes with dropout on, for the scores mc_dropout_…; 0: none. The network needs a dropout layer.",
+        json_schema_extra=SET_ONLY,
+    )
     store_features: tuple[FeatureSet, ...] = Field(
         ("train", "val", "test", "external", "ood"),
         description="Sets of which penultimate features are kept (float16); shifts: of the shifted test images, too.",

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from trainables.confidence_config import ConfidNet
 from trainables.config import Execution, MatchingConfig, StageConfig, TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.data.foreign import with_foreign_sets
@@ -31,6 +32,7 @@ from trainables.evaluation.robustness import (
 )
 from trainables.evaluation.severities.matching import FOUND, match_strengths, read_matched
 from trainables.model_config import ModelConfig
+from trainables.models.confidence import add_confidence
 from trainables.models.networks import Classifier, build_model
 from trainables.ops.stain_normalisation import StainNormaliser, check_stainable, choose_tiles
 from trainables.pretraining.imagenet import load_imagenet
@@ -48,6 +50,7 @@ from trainables.storage.checkpoint import is_trained, load_weights, remove_check
 from trainables.storage.completeness import CONFIG, DETECTION, EPOCHS, RESULT, describe_files
 from trainables.storage.folder import Folder
 from trainables.training.acceleration import Choice, choose_acceleration, resolve_memory_format
+from trainables.training.confidnet import train_confidnet
 from trainables.training.loop import Outcome, open_validation, resolve_precision, train_model
 from trainables.training.provenance import Start, describe_run, reset_gpu_peak
 from trainables.training.stopping import with_stop_check
@@ -98,7 +101,7 @@ def run_trial(
     config = config.model_copy(update={"evaluation": read_matched(config.evaluation, matching)})
     choose_shifts(data, config.evaluation)  # a wrong name has to fail before the training
     choose_validation_shifts(data, config.evaluation)
-    report({"event": "started", "epochs": config.training.epochs})
+    report({"event": "started", "epochs": config.training.total_epochs})
     model, outcome, choice = _train(config, data, signature, folder, execution, encoder=encoder, report=report)
     result = _evaluate(model, data, config, choice, folder=folder, execution=execution, report=report)
     report({"event": "scores", "metrics": {name: result["metrics"].get(name) for name in SCORES}})
@@ -147,8 +150,12 @@ def _train(
                 acceleration=choice,
                 validate_shifted=validate_shifted,
             )
+        if isinstance(config.training.confidence, ConfidNet):
+            train_confidnet(model, data, config, signature=signature, folder=folder, report=tell, acceleration=choice)
         facts = {"signature": signature, "epochs": outcome.epochs, "best_epoch": outcome.best_epoch}
         save_weights(folder, MODEL, model.state_dict(), facts)
+    elif isinstance(config.training.confidence, ConfidNet):
+        add_confidence(model, config.training.confidence, seed=0)  # its weights are read
     outcome = _load_model(model, folder, signature)
     remove_checkpoints(folder)
     return model, outcome, choice
@@ -296,6 +303,9 @@ def build_initial_model(config: TrialConfig, data: Dataset, *, encoder: Folder |
                 "run its stage first (run_stage) and pass its folder"
             )
         model.load_encoder(load_weights(encoder, ENCODER)[0], origin=f"the encoder in {encoder.uri}")
+    if not isinstance(config.training.confidence, ConfidNet):  # which copies the trained encoder
+        seed = derive_seed(config.seed, config.replicate, "confidence")
+        add_confidence(model, config.training.confidence, seed=seed)
     # From here on the global generators (dropout) start from the same state in every arm.
     seed_everything(derive_seed(config.seed, config.replicate, "training"))
     return model

@@ -52,11 +52,13 @@ def check_trials(configs: Iterable[TrialConfig], inputs: Inputs) -> None:
 
 
 def _check_trial(config: TrialConfig, data: Dataset) -> None:
+    from trainables.evaluation.detection.summary import check_scores
     from trainables.evaluation.robustness import check_shifts
     from trainables.regularisers import NoRegulariser
     from trainables.trial import build_network
 
     check_shifts(data, config.evaluation)
+    check_scores(config.evaluation.confidence_scores)
     _check_roles(config, data)
     imagenet = imagenet_of(config)
     weights = ScratchPretraining() if imagenet is None or imagenet.file is None else imagenet

@@ -6,6 +6,7 @@ import io
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from trainables.data.dataset import ImageSet
 from trainables.data.feed import ImageFeed, split_sizes
 from trainables.errors import DivergedError, StorageError
+from trainables.models.model_scores import ModelScores
 from trainables.models.networks import Classifier
 from trainables.storage.folder import Folder
 
@@ -117,6 +119,16 @@ def keep(batch: UInt8[Tensor, "m c h w"], rows: slice) -> UInt8[Tensor, "m c h w
     return batch
 
 
+class Outputs(NamedTuple):
+    """Result of ``predict_each``, images in order."""
+
+    logits: Float32[np.ndarray, "transforms n classes"]
+    #: Penultimate features of the first passes, None if they were not requested.
+    features: Float16[np.ndarray, "with_features n features"] | None
+    #: Confidences that only the model can give, by name; empty if they were not requested.
+    scores: dict[str, Float32[np.ndarray, "transforms n"]]
+
+
 def predict(
     model: Classifier,
     images: ImageSet,
@@ -131,14 +143,14 @@ def predict(
     The other arguments and the errors are those of ``predict_each``.
     """
     feed = ImageFeed(images, model.mean.device)
-    logits, hidden = predict_each(
+    outputs = predict_each(
         model, feed, [transform], batch_size=batch_size, precision=precision, num_with_features=int(features)
     )
-    return logits[0], None if hidden is None else hidden[0]
+    return outputs.logits[0], None if outputs.features is None else outputs.features[0]
 
 
 @torch.inference_mode()
-def predict_each(
+def predict_each(  # noqa: PLR0913 - the last three have defaults
     model: Classifier,
     feed: ImageFeed,
     transforms: Sequence[Transform],
@@ -146,8 +158,9 @@ def predict_each(
     batch_size: int,
     precision: torch.dtype,
     num_with_features: int = 0,
+    scores: ModelScores | None = None,
     on_pass: Callable[[], None] = lambda: None,
-) -> tuple[Float32[np.ndarray, "transforms n classes"], Float16[np.ndarray, "with_features n features"] | None]:
+) -> Outputs:
     """Return the logits of all images in order under every transform, and features of the first ones if requested.
 
     On a GPU full batches extend across the ends of passes, and the device is synchronised only once. Under autocast
@@ -161,6 +174,7 @@ def predict_each(
         precision: dtype of the forward pass; bfloat16 runs under autocast.
         num_with_features: number of passes, from the first, whose penultimate features are returned, as float16
             clipped to its range (±65504).
+        scores: the model's own confidences that are returned as well.
         on_pass: callback after all images of a pass have been sent to the device.
 
     Raises:
@@ -173,23 +187,33 @@ def predict_each(
         stream = _rebatch(stream, batch_size)
     logits: list[Tensor] = []
     kept: list[Tensor] = []
+    scored: list[Tensor] = []
     limit, missing = torch.finfo(torch.float16).max, len(feed) * num_with_features
     for batch in stream:
         with torch.autocast(feed.device.type, precision, enabled=precision != torch.float32):
+            images = model.normalise(batch)
+            if scores is not None:
+                output, hidden, values = scores.forward(images)
+                scored.append(_copy(values))
+            elif missing > 0:
+                output, hidden = model.forward_features(images)
+            else:
+                output = model(images)
             if missing > 0:
-                output, hidden = model.forward_features(model.normalise(batch))
                 kept.append(_copy(hidden[:missing].float().clamp(-limit, limit).half()))
                 missing -= len(kept[-1])
-            else:
-                output = model(model.normalise(batch))
         logits.append(_copy(output))
     if feed.device.type == "cuda":
         torch.cuda.synchronize(feed.device)
     outputs = torch.cat(logits).numpy().reshape(len(transforms), len(feed), -1)
     _check_finite(outputs, feed.images)
-    if not num_with_features:
-        return outputs, None
-    return outputs, torch.cat(kept).numpy().reshape(num_with_features, len(feed), -1)
+    named: dict[str, np.ndarray] = {}
+    if scores is not None:
+        columns = torch.cat(scored).numpy().reshape(len(transforms), len(feed), -1)
+        _check_finite(columns, feed.images)
+        named = {name: np.ascontiguousarray(columns[..., index]) for index, name in enumerate(scores.names)}
+    features = torch.cat(kept).numpy().reshape(num_with_features, len(feed), -1) if num_with_features else None
+    return Outputs(outputs, features, named)
 
 
 def _copy(values: Tensor) -> Tensor:

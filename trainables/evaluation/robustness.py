@@ -26,6 +26,7 @@ from trainables.evaluation.shift_means import average_shifts
 from trainables.evaluation.site_means import summarise_sites
 from trainables.evaluation.validation_fit import fit_on_validation
 from trainables.evaluation_config import EvaluationConfig, FeatureSet
+from trainables.models.model_scores import build_model_scores
 from trainables.models.networks import Classifier
 from trainables.seeding import hash_ids, mix
 from trainables.shifts.bank import IDENTITY, Shift, build_shifts, build_validation_shifts
@@ -131,7 +132,8 @@ def evaluate_model(
     Args:
         model: model on the device of the evaluation.
         data: data set; its val, test and external sets are read.
-        config: shifts (``choose_shifts``, ``choose_validation_shifts``), their seed, whether features are stored.
+        config: shifts (``choose_shifts``, ``choose_validation_shifts``), their seed, whether features are stored, and
+            MC dropout.
         folder: folder of the trial; ``predictions/<set>.npz`` are written here.
         execution: images per forward pass; location and size limit of the shifted copies.
         precision: dtype of the forward pass; bfloat16 runs under autocast.
@@ -151,6 +153,7 @@ def evaluate_model(
     ]
     if "train" in config.store_features:
         sets.append((data.splits["train"], [IDENTITY], "train"))
+    scores = build_model_scores(model, mc_dropout=config.mc_dropout, seed=config.shift_seed)
     total, done = sum(len(todo) for _, todo, _ in sets), 0
 
     def count() -> None:
@@ -165,21 +168,23 @@ def evaluate_model(
         feed = ImageFeed(images, model.mean.device)
         with _open_copies(feed, data, config, execution) as copies:
             copies.build(todo, batch_size=execution.evaluation_batch_size, on_built=lambda: on_progress(done, total))
-            logits, features = predict_each(
+            found = predict_each(
                 model,
                 feed,
                 [copies.transform(shift) for shift in todo],
                 batch_size=execution.evaluation_batch_size,
                 precision=precision,
                 num_with_features=num_with_features,
+                scores=scores,
                 on_pass=count,
             )
         _, groups = np.unique(images.groups, return_inverse=True)
         keys = tuple(map(_key, todo))
-        predictions = Predictions(images.name, images.ids, images.labels, keys, logits, groups=groups)
-        if features is not None:
-            shifted = features[1:] if len(features) > 1 else None
-            predictions = replace(predictions, features=features[0], shifted_features=shifted)
+        predictions = Predictions(images.name, images.ids, images.labels, keys, found.logits, groups=groups)
+        predictions = replace(predictions, scores=found.scores)
+        if found.features is not None:
+            shifted = found.features[1:] if len(found.features) > 1 else None
+            predictions = replace(predictions, features=found.features[0], shifted_features=shifted)
         save_predictions(folder, predictions)
 
 
@@ -212,7 +217,7 @@ def open_shifted_validation(
 
         def measure() -> dict[str, float]:
             transforms = [copies.transform(shift) for shift in shifts]
-            logits, _ = predict_each(model, feed, transforms, batch_size=batch_size, precision=precision)
+            logits = predict_each(model, feed, transforms, batch_size=batch_size, precision=precision).logits
             labels = feed.images.labels
             rows = [
                 {"shift": shift.name, "metrics": compute_metrics(each, labels, ece_bins=config.ece_bins).values}

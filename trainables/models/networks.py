@@ -57,6 +57,8 @@ class Classifier(nn.Module):
         self.input_size = input_size
         self.head_name = head
         self.stain: nn.Module | None = None
+        #: Learned confidence (``models.confidence``).
+        self.confidence: nn.Module | None = None
         self.register_buffer("mean", mean.view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", std.view(1, -1, 1, 1), persistent=False)
         _last_layer(self.head).register_forward_hook(_compute_in_float32)
@@ -84,14 +86,27 @@ class Classifier(nn.Module):
         self, images: Float[Tensor, "n c h w"]
     ) -> tuple[Float[Tensor, "n classes"], Float[Tensor, "n features"]]:
         """Return logits and penultimate features (the input of the head; spatially averaged if it is a map)."""
-        seen: list[Tensor] = []
-        hook = self.head.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+        logits, features = self.forward_recording(images, self.head)
+        return logits, flatten_map(features)
+
+    def forward_outputs(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n outputs"]:
+        """Return the logits and, as last column, the output that ``confidence`` gives for the last layer's input."""
+        assert self.confidence is not None
+        logits, inputs = self.forward_recording(images, _last_layer(self.head))
+        return torch.cat([logits, self.confidence(flatten_map(inputs))], dim=1)
+
+    def forward_recording(self, images: Float[Tensor, "n c h w"], *layers: nn.Module) -> tuple[Tensor, ...]:
+        """Return the logits and the input of each of ``layers``, in this order."""
+        seen: dict[nn.Module, Tensor] = {}
+        hooks = [
+            layer.register_forward_pre_hook(lambda module, inputs: seen.update({module: inputs[0]})) for layer in layers
+        ]
         try:
             logits = self.forward(images)
         finally:
-            hook.remove()
-        features = seen[0]
-        return logits, features.mean((2, 3)) if features.ndim == 4 else features
+            for hook in hooks:
+                hook.remove()
+        return logits, *(seen[layer] for layer in layers)
 
     @property
     def has_depthwise_convolutions(self) -> bool:
@@ -132,6 +147,11 @@ class Classifier(nn.Module):
         for name, tensor in mine.items():
             if name in state:
                 tensor.copy_(state[name])
+
+
+def flatten_map(features: Tensor) -> Float[Tensor, "n features"]:
+    """Return features per image: spatially averaged if they are a map."""
+    return features.mean((2, 3)) if features.ndim == 4 else features
 
 
 def _compute_in_float32(layer: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor | None:

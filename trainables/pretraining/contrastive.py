@@ -113,7 +113,7 @@ def pretrain_encoder(
         restore_module(pair, unpack("model", state.tensors), origin="the checkpoint")
         unpack_optimiser(optimiser, state.tensors, state.optimiser_scalars)
         restore_random_state(state.tensors, state.random_state)
-    write_missing_epochs(folder, state)
+    write_missing_epochs(folder, state.history)
     seeds = mix(torch.from_numpy(hash_ids(train.ids)), "contrastive", config.seed, config.stream)
     while state.epoch < settings.epochs:
         started = time.perf_counter()

@@ -27,6 +27,8 @@ from trainables.storage.completeness import EPOCHS
 from trainables.storage.folder import Folder
 
 CURRENT, PREVIOUS = "checkpoint.safetensors", "checkpoint.previous.safetensors"
+#: Folder of the checkpoints of what is trained after the classifier, whose own stay until the end.
+CONFIDENCE = "confidence"
 
 _LOG = logging.getLogger(__name__)
 #: The only metadata key: safetensors writes several keys in random order, and equal weights should give equal files.
@@ -181,7 +183,7 @@ def load_checkpoint(folder: Folder, signature: str) -> TrainingState | None:
 
 def remove_checkpoints(folder: Folder) -> None:
     """Remove the files that only training needs: checkpoints and the weights selected so far."""
-    for name in (CURRENT, PREVIOUS):
+    for name in (CURRENT, PREVIOUS, CONFIDENCE):
         folder.remove(name)
     remove_best(folder, keep=())
 

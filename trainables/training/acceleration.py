@@ -57,12 +57,15 @@ class Choice(Frozen):
         """Convert the weights of ``model`` to the memory format in place; return it."""
         return model.to(memory_format=torch.channels_last) if self.memory_format == "channels_last" else model
 
-    def build_forward(self, model: Classifier, batch_size: int) -> Callable[[Tensor], Tensor]:
-        """Return the forward pass of training. A batch of another size (the last one) runs uncompiled."""
+    def build_forward(self, forward: Callable[[Tensor], Tensor], batch_size: int) -> Callable[[Tensor], Tensor]:
+        """Return the forward pass of training: ``forward``, a model or a method of one, compiled if it is chosen.
+
+        A batch of another size (the last one) runs uncompiled.
+        """
         if not self.compiled:
-            return model
-        compiled = torch.compile(model, dynamic=False)
-        return lambda images: compiled(images) if len(images) == batch_size else model(images)
+            return forward
+        compiled = torch.compile(forward, dynamic=False)
+        return lambda images: compiled(images) if len(images) == batch_size else forward(images)
 
 
 class Timing(Frozen):

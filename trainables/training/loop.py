@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -37,6 +37,7 @@ from trainables.storage.checkpoint import (
     unpack,
     unpack_optimiser,
 )
+from trainables.storage.completeness import EPOCHS
 from trainables.storage.folder import Folder
 from trainables.training.acceleration import Choice, default_choice
 from trainables.training.optimisation import learning_rate_factor
@@ -114,7 +115,7 @@ def train_model(  # noqa: PLR0913 - the last two have defaults
     state = load_checkpoint(folder, signature)
     if state is not None and has_best(folder, state):
         trainer.restore(state)
-    write_missing_epochs(folder, trainer.state)
+    write_missing_epochs(folder, trainer.state.history)
     while not trainer.finished:
         before, weights = trainer.state.best_epoch, unpack("model", trainer.state.tensors)
         record = trainer.run_epoch()
@@ -125,7 +126,7 @@ def train_model(  # noqa: PLR0913 - the last two have defaults
         save_checkpoint(folder, state)
         # The previous checkpoint may be needed again, together with its best weights.
         remove_best(folder, keep=(before, state.best_epoch))
-        folder.append_line("epochs.jsonl", _dump(record))
+        folder.append_line(EPOCHS, dump_record(record))
         report(record)
     best = trainer.state.best_epoch
     weights = unpack("model", trainer.state.tensors) if best == trainer.state.epoch else load_best(folder, best)
@@ -142,15 +143,16 @@ def open_validation(
     return open_shifted_validation(model, data, config.evaluation, execution=execution, precision=choice.dtype)
 
 
-def _dump(record: dict[str, Any]) -> str:
+def dump_record(record: dict[str, Any]) -> str:
+    """Return the line of ``epochs.jsonl`` for an epoch."""
     return json.dumps(record, sort_keys=True, allow_nan=False)
 
 
-def write_missing_epochs(folder: Folder, state: TrainingState) -> None:
-    """Rewrite ``epochs.jsonl`` if it differs from the checkpoint: a kill can separate the writes or tear a line."""
-    expected = "".join(_dump(record) + "\n" for record in state.history).encode()
-    if (folder.read("epochs.jsonl") if folder.exists("epochs.jsonl") else b"") != expected:
-        folder.write("epochs.jsonl", expected)
+def write_missing_epochs(folder: Folder, history: Sequence[dict[str, Any]]) -> None:
+    """Rewrite ``epochs.jsonl`` if it differs from ``history``: a kill can separate the writes or tear a line."""
+    expected = "".join(dump_record(record) + "\n" for record in history).encode()
+    if (folder.read(EPOCHS) if folder.exists(EPOCHS) else b"") != expected:
+        folder.write(EPOCHS, expected)
 
 
 class _Trainer:
@@ -187,8 +189,8 @@ class _Trainer:
     def restore(self, state: TrainingState) -> None:
         restore_module(self.model, unpack("model", state.tensors), origin="the checkpoint")
         unpack_optimiser(self.optimiser, state.tensors, state.optimiser_scalars)
-        if self.step.loss.group_weights is not None:
-            restore_module(self.step.loss.group_weights, unpack("groups", state.tensors), origin="the checkpoint")
+        for name, module in self.step.loss.state.items():
+            restore_module(module, unpack(name, state.tensors), origin="the checkpoint")
         restore_random_state(state.tensors, state.random_state)
         self.state = state
 
@@ -238,7 +240,7 @@ class _Trainer:
         return means | self.step.summarise()
 
     def _validate(self) -> dict[str, float]:
-        logits, _ = predict_each(self.model, self.val_feed, [keep], batch_size=256, precision=self.precision)
+        logits = predict_each(self.model, self.val_feed, [keep], batch_size=256, precision=self.precision).logits
         metrics = compute_metrics(logits[0], self.val.labels, ordinal=self.ordinal).values
         metrics["loss"] = metrics.pop("nll")
         metrics |= {} if self.validate_shifted is None else self.validate_shifted()
@@ -254,13 +256,9 @@ class _Trainer:
             )
         optimiser, state.optimiser_scalars = pack_optimiser(self.optimiser)
         random, state.random_state = capture_random_state()
-        groups = self.step.loss.group_weights
-        state.tensors = {
-            **pack_module("model", self.model),
-            **optimiser,
-            **random,
-            **({} if groups is None else pack_module("groups", groups)),
-        }
+        state.tensors = {**pack_module("model", self.model), **optimiser, **random}
+        for name, module in self.step.loss.state.items():
+            state.tensors |= pack_module(name, module)
         state.epoch = epoch
         state.history = [*state.history, record]
         state.best_epoch = select_epoch(state.history, training)

@@ -9,10 +9,11 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainables.data.groups import Groups, check_groups
 from trainables.regularisers import GroupDro, LabelSmoothing, RegulariserConfig, SpectralDecoupling, find_part
+from trainables.training.confidence_losses import GamblersLoss, HintLoss
 from trainables.training.group_dro import GroupWeights
 
 
@@ -81,7 +82,10 @@ Terms = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class ClassificationLoss:
-    """Cross-entropy or its mean weighted by group DRO, plus the regulariser's penalty if it has one."""
+    """Cross-entropy or its mean weighted by group DRO, plus the regulariser's penalty if it has one.
+
+    With a learned confidence its loss takes the place of cross-entropy, and plays the same parts.
+    """
 
     class_weights: Tensor | None = None
     smoothing: float = 0.0
@@ -89,25 +93,39 @@ class ClassificationLoss:
     weight: Tensor | float = 0.0
     gamma: Tensor | float = 0.0
     group_weights: GroupWeights | None = None
+    confidence: GamblersLoss | HintLoss | None = None
 
-    def __call__(self, logits: Tensor, labels: Tensor, groups: Tensor, step: int, *, adapt: bool = True) -> Terms:
+    def __call__(
+        self,
+        outputs: Tensor,
+        labels: Tensor,
+        groups: Tensor,
+        step: int,
+        *,
+        seeds: Tensor | None = None,
+        adapt: bool = True,
+    ) -> Terms:
         """Return each term by its name: ``{"cross_entropy": …, "spectral_decoupling": …}``, scalars on the device.
 
         Args:
-            logits: unnormalised outputs, n × classes.
+            outputs: unnormalised outputs, n × classes; with a learned confidence one more column, its output.
             labels: index of the true class.
             groups: index of each image's group, for group DRO and for λ or γ per group.
             step: optimiser steps so far.
-            adapt: whether to update the weights of group DRO; False in a second pass over the same batch.
+            seeds: seed of each image in this epoch; needed with a learned confidence.
+            adapt: whether to update the weights of group DRO and of a confidence; False in a second pass over the same
+                batch.
         """
-        reduction = "mean" if self.group_weights is None else "none"
-        entropy = F.cross_entropy(
-            logits.float(), labels, weight=self.class_weights, label_smoothing=self.smoothing, reduction=reduction
-        )
-        if self.group_weights is None:
-            terms = {"cross_entropy": entropy}
+        logits = outputs if self.confidence is None else outputs[:, :-1]
+        losses, name, further = self._compute_losses(outputs, labels, step, seeds=seeds, adapt=adapt)
+        if self.group_weights is not None:
+            terms = {"group_dro": self.group_weights(losses, groups, adapt=adapt)}
+        elif losses.ndim == 0:
+            terms = {name: losses}
         else:
-            terms = {"group_dro": self.group_weights(entropy, groups, adapt=adapt)}
+            weights = None if self.class_weights is None else self.class_weights[labels]
+            terms = {name: losses.mean() if weights is None else (weights * losses).sum() / weights.sum()}
+        terms |= further
         if self.penalty is not None and step >= self.penalty.delay_steps:
             is_grouped = isinstance(self.weight, Tensor) or isinstance(self.gamma, Tensor)
             index = labels if self.penalty.group_by == "class" else groups
@@ -122,6 +140,31 @@ class ClassificationLoss:
             )
         return terms
 
+    def _compute_losses(
+        self, outputs: Tensor, labels: Tensor, step: int, *, seeds: Tensor | None, adapt: bool
+    ) -> tuple[Tensor, str, Terms]:
+        """Return the loss per image, or its mean where nothing else weighs it, with its name, and further terms."""
+        if self.confidence is not None:
+            assert seeds is not None
+            losses, further = self.confidence(outputs, labels, step=step, seeds=seeds, adapt=adapt)
+            return losses, self.confidence.name, further
+        reduction = "mean" if self.group_weights is None else "none"
+        losses = F.cross_entropy(
+            outputs.float(), labels, weight=self.class_weights, label_smoothing=self.smoothing, reduction=reduction
+        )
+        return losses, "cross_entropy", {}
+
+    @property
+    def state(self) -> dict[str, nn.Module]:
+        """Modules with the state that the loss keeps between steps, by their names in checkpoints."""
+        modules = {"groups": self.group_weights, "confidence_loss": self.confidence}
+        return {name: module for name, module in modules.items() if module is not None}
+
+    def summarise(self) -> dict[str, float]:
+        """Return the metrics of an epoch: weights and losses of groups, and the weight of the confidence."""
+        report = {} if self.group_weights is None else self.group_weights.summarise()
+        return report if self.confidence is None else report | self.confidence.summarise()
+
 
 def build_loss(
     regulariser: RegulariserConfig,
@@ -130,6 +173,7 @@ def build_loss(
     num_classes: int,
     groups: Groups,
     device: torch.device,
+    confidence: GamblersLoss | HintLoss | None = None,
 ) -> ClassificationLoss:
     """Return the loss of a trial.
 
@@ -139,6 +183,7 @@ def build_loss(
         num_classes: number of classes of the data.
         groups: groups of the training images in use, by ``regularisers.choose_group_columns``.
         device: device of the training.
+        confidence: loss that takes the place of cross-entropy, or None.
 
     Raises:
         ConfigError: if several λ or γ are not one per class (or group), or if group DRO is combined with class weights.
@@ -160,9 +205,9 @@ def build_loss(
     if dro is not None:
         sizes = torch.from_numpy(np.bincount(groups.index, minlength=len(groups.names)))
         group_weights = GroupWeights(groups.names, sizes, step_size=dro.step_size, adjustment=dro.adjustment).to(device)
-    return ClassificationLoss(
-        class_weights, smoothing.epsilon if smoothing else 0.0, penalty, weight, gamma, group_weights
-    )
+    epsilon = smoothing.epsilon if smoothing else 0.0
+    confidence = None if confidence is None else confidence.to(device)
+    return ClassificationLoss(class_weights, epsilon, penalty, weight, gamma, group_weights, confidence)
 
 
 def _per_index(value: float | Sequence[float], device: torch.device) -> Tensor | float:

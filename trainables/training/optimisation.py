@@ -30,12 +30,13 @@ def build_optimiser(model: Classifier, config: TrialConfig) -> tuple[list[nn.Par
     """Return the trained parameters and their optimiser.
 
     Weights decay only if the regulariser includes weight decay; biases and normalisation (ndim < 2) never do. A
-    backbone factor of 0 freezes the backbone, which gives a linear probe.
+    backbone factor of 0 freezes the backbone, which gives a linear probe. A learned confidence counts as head.
     """
     training = config.training
     weight_decay = find_part(config.regulariser, WeightDecay)
     decay = 0.0 if weight_decay is None else weight_decay.weight
-    head = {id(parameter) for parameter in model.head.parameters()}
+    last = (model.head, model.confidence)
+    head = {id(parameter) for module in last if module is not None for parameter in module.parameters()}
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for parameter in model.parameters():
         is_head = id(parameter) in head

@@ -17,10 +17,30 @@ from trainables.models.networks import Classifier
 from trainables.regularisers import CutMix, Mixup, Sam, find_part
 from trainables.seeding import derive_seed
 from trainables.training.acceleration import Choice
+from trainables.training.confidence_losses import build_confidence_loss
 from trainables.training.losses import ClassificationLoss, Terms, build_loss
 from trainables.training.mixing import Mixed, cutmix, mixup
 from trainables.training.optimisation import build_optimiser, measure_weight_decay
 from trainables.training.sam import perturbed_weights
+
+
+class TrainingInputs:
+    """Augmented and normalised images of training batches.
+
+    Args:
+        model: model, for its normalisation.
+        config: config of the trial.
+        image_size: side of the stored images in px.
+    """
+
+    def __init__(self, model: Classifier, config: TrialConfig, image_size: int) -> None:
+        self._model, self._erasing = model, config.augmentation.erasing
+        self._augment = build_augmentation(config.augmentation, image_size)
+
+    def make(self, batch: Batch) -> Tensor:
+        """Return the batch's images as the network takes them: n × c × h × w."""
+        images = self._model.normalise(self._augment(batch.images, batch.seeds))
+        return random_erasing(images, batch.seeds, self._erasing) if self._erasing > 0.0 else images
 
 
 class TrainingStep:
@@ -39,10 +59,12 @@ class TrainingStep:
     def __init__(self, model: Classifier, data: Dataset, config: TrialConfig, choice: Choice) -> None:
         self._model, self._config, self._precision = model, config, choice.dtype
         self._device = model.mean.device
-        self._forward = choice.build_forward(model, config.training.batch_size)
+        self._num_classes = data.num_classes
+        outputs = model if model.confidence is None else model.forward_outputs
+        self._forward = choice.build_forward(outputs, config.training.batch_size)
         train = data.splits["train"]
         self.batches = TrainingImages(train, config, self._device)
-        self._augment = build_augmentation(config.augmentation, train.images.shape[-1])
+        self._inputs = TrainingInputs(model, config, train.images.shape[-1])
         self.loss = self._build_loss(train, data.num_classes)
         self._parameters, self.optimiser = build_optimiser(model, config)
         self._mixup, self._cutmix = find_part(config.regulariser, Mixup), find_part(config.regulariser, CutMix)
@@ -61,6 +83,9 @@ class TrainingStep:
             num_classes=num_classes,
             groups=self.batches.groups,
             device=self._device,
+            confidence=build_confidence_loss(
+                self._config.training.confidence, steps_per_epoch=self.batches.num_batches
+            ),
         )
 
     def run(self, batch: Batch, step: int, *, epoch: int, index: int) -> Terms:
@@ -74,9 +99,7 @@ class TrainingStep:
             epoch: number of the epoch, from 1.
             index: number of the batch, from 0.
         """
-        images = self._model.normalise(self._augment(batch.images, batch.seeds))
-        if self._config.augmentation.erasing > 0.0:
-            images = random_erasing(images, batch.seeds, self._config.augmentation.erasing)
+        images = self._inputs.make(batch)
         mixed = self._mix(images, epoch, index)
         inputs = images if mixed is None else mixed.images
         self.optimiser.zero_grad(set_to_none=True)
@@ -106,18 +129,18 @@ class TrainingStep:
     ) -> tuple[Terms, Tensor]:
         """Run the forward and backward pass; return the loss with its terms, and the logits."""
         with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
-            logits = self._forward(inputs)
-        terms = self.loss(logits, batch.labels, batch.groups, step, adapt=adapt)
+            outputs = self._forward(inputs)
+        terms = self.loss(outputs, batch.labels, batch.groups, step, seeds=batch.seeds, adapt=adapt)
         if mixed is not None:
             partner, share = mixed.partner, mixed.share
-            theirs = self.loss(logits, batch.labels[partner], batch.groups[partner], step, adapt=adapt)
+            theirs = self.loss(outputs, batch.labels[partner], batch.groups[partner], step, adapt=adapt)
             terms = {name: share * value + (1.0 - share) * theirs[name] for name, value in terms.items()}
         loss = torch.stack(list(terms.values())).sum()
         loss.backward()  # type: ignore[no-untyped-call]
-        return {name: value.detach() for name, value in {"loss": loss, **terms}.items()}, logits
+        sizes = {name: value.detach() for name, value in {"loss": loss, **terms}.items()}
+        return sizes, outputs[:, : self._num_classes]
 
     def summarise(self) -> dict[str, float]:
-        """Return the metrics of an epoch: the weight decay penalty, and the weights and losses of groups."""
+        """Return the metrics of an epoch: the weight decay penalty, and those of the loss."""
         decay = measure_weight_decay(self.optimiser)
-        report = {} if decay is None else {"weight_decay": decay}
-        return report if self.loss.group_weights is None else report | self.loss.group_weights.summarise()
+        return ({} if decay is None else {"weight_decay": decay}) | self.loss.summarise()

@@ -13,7 +13,6 @@ from trainables.config import TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.errors import CheckpointError, ConfigError, DivergedError
 from trainables.models.networks import Classifier
-from trainables.storage.checkpoint import TrainingState
 from trainables.storage.folder import Folder
 from trainables.training.loop import Outcome, resolve_precision, train_model, write_missing_epochs
 from trainables.trial import build_initial_model
@@ -260,7 +259,7 @@ def test_epoch_lines_are_brought_to_what_the_checkpoint_knows(tmp_path: Path, co
     folder = Folder(tmp_path)
     if content is not None:
         folder.write("epochs.jsonl", content)
-    write_missing_epochs(folder, TrainingState("mine", history=[{"epoch": 1}]))
+    write_missing_epochs(folder, [{"epoch": 1}])
     assert folder.read("epochs.jsonl") == b'{"epoch": 1}\n'
 
 

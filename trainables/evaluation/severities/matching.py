@@ -126,7 +126,7 @@ def match_strengths(
     seeds = mix(torch.from_numpy(hash_ids(val.ids)).to(feed.device), "shift", evaluation.shift_seed)
 
     def score(transform: Transform) -> float:
-        logits, _ = predict_each(model, feed, [transform], batch_size=batch_size, precision=precision)
+        logits = predict_each(model, feed, [transform], batch_size=batch_size, precision=precision).logits
         return compute_balanced_accuracy(logits[0].argmax(axis=1), val.labels)
 
     clean, chance = score(keep), 1.0 / len(np.unique(val.labels))

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.tiny_configs import random_dataset, tiny_trial
+from trainables.confidence_config import NoConfidence
+from trainables.config import TrialConfig
+from trainables.data.dataset import Dataset
+from trainables.data.feed import ImageFeed
+from trainables.evaluation.predictions import keep, predict, predict_each
+from trainables.models.confidence import ConfidNetBranch, get_branch
+from trainables.models.model_scores import build_model_scores
+from trainables.models.networks import Classifier
+from trainables.storage.checkpoint import restore_module
+from trainables.storage.completeness import EPOCHS
+from trainables.storage.folder import Folder
+from trainables.training.acceleration import Choice
+from trainables.training.confidnet import train_confidnet, true_class_probability
+from trainables.training.loop import train_model
+from trainables.trial import build_initial_model
+
+CPU = torch.device("cpu")
+CONFIDNET = {"kind": "confidnet", "epochs": 2, "fine_tuning_epochs": 2, "hidden_units": 16, "hidden_layers": 2}
+KINDS: dict[str, dict[str, Any]] = {
+    "deep_gamblers": {"kind": "deep_gamblers", "reward": 2.0, "pretrain_epochs": 1},
+    "devries": {"kind": "devries"},
+    "confidnet": CONFIDNET,
+}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def configure(kind: str, **sections: Any) -> TrialConfig:
+    training = {"epochs": 3, "batch_size": 16, "label_fraction": 1.0, **sections.pop("training", {})}
+    return tiny_trial(training={**training, "confidence": KINDS[kind]}, **sections)
+
+
+def train(
+    folder: Path, settings: TrialConfig, data: Dataset | None = None, report: Any = lambda record: None
+) -> Classifier:
+    """Train classifier and confidence as ``trial._train`` does."""
+    data = data or random_dataset()
+    model = build_initial_model(settings, data, encoder=None)
+    place = Folder(folder)
+    train_model(model, data, settings, signature="mine", folder=place, report=report)
+    if settings.training.confidence.kind == "confidnet":
+        train_confidnet(model, data, settings, signature="mine", folder=place, report=report, acceleration=Choice())
+    return model
+
+
+def predicted(model: Classifier, data: Dataset, name: str = "test") -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    feed = ImageFeed(data.splits[name], CPU)
+    scores = build_model_scores(model, mc_dropout=0, seed=0)
+    found = predict_each(model, feed, [keep], batch_size=64, precision=torch.float32, scores=scores)
+    return found.logits[0], {name: values[0] for name, values in found.scores.items()}
+
+
+class Interrupted(BaseException):
+    """Not an Exception: nothing may catch it."""
+
+
+def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    timed = ("seconds", "images_per_second")
+    return [
+        {"epoch": record["epoch"], **{key: value for key, value in record["metrics"].items() if key not in timed}}
+        for record in records
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "interrupted_after"),
+    [("deep_gamblers", 1), ("deep_gamblers", 2), ("devries", 2), *(("confidnet", epoch) for epoch in range(2, 7))],
+)
+@pytest.mark.parametrize("damaged", [False, True])
+def test_an_interruption_at_any_epoch_changes_no_bit(
+    tmp_path: Path, kind: str, interrupted_after: int, damaged: bool
+) -> None:
+    settings = configure(kind, regulariser={"kind": "dropout"})
+
+    def interrupt(record: dict[str, Any]) -> None:
+        if record["epoch"] == interrupted_after:
+            raise Interrupted
+
+    whole = train(tmp_path / "whole", settings)
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", settings, report=interrupt)
+    if damaged:
+        place = Folder(tmp_path / "cut")
+        place = place / "confidence" if place.exists("confidence/checkpoint.safetensors") else place
+        place.write("checkpoint.safetensors", place.read("checkpoint.safetensors")[:-5])
+    done: list[int] = []
+    resumed = train(tmp_path / "cut", settings, report=lambda record: done.append(record["epoch"]))
+    last = settings.training.total_epochs
+    assert done == list(range(interrupted_after + (not damaged), last + 1))
+    for (name, mine), theirs in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), name
+    lines = [without_times(Folder(tmp_path / name).read_lines(EPOCHS)) for name in ("whole", "cut")]
+    assert lines[0] == lines[1]
+    assert [line["epoch"] for line in lines[0]] == list(range(1, last + 1))
+
+
+def test_confidnet_leaves_the_classifier_as_it_was(tmp_path: Path) -> None:
+    data, settings = random_dataset(), configure("confidnet", regulariser={"kind": "dropout"})
+    plain = configure("confidnet", regulariser={"kind": "dropout"})
+    training = plain.training.model_copy(update={"confidence": NoConfidence()})
+    plain = plain.model_copy(update={"training": training})
+    expected, model = train(tmp_path / "plain", plain, data), train(tmp_path / "confidnet", settings, data)
+    mine = model.state_dict()
+    for name, value in expected.state_dict().items():
+        assert torch.equal(value, mine[name]), name
+    assert all(name.startswith("confidence.") for name in mine.keys() - expected.state_dict().keys())
+    assert np.array_equal(predicted(expected, data)[0], predicted(model, data)[0])
+
+
+def test_confidnet_moves_layers_and_then_the_copied_encoder(tmp_path: Path) -> None:
+    data, settings = random_dataset(), configure("confidnet")
+    states: dict[int, dict[str, torch.Tensor]] = {}
+
+    def keep_state(record: dict[str, Any]) -> None:
+        path = tmp_path / "confidence" / "checkpoint.safetensors"
+        if record["epoch"] > 3:
+            from safetensors.torch import load_file
+
+            states[record["epoch"]] = {name: value.clone() for name, value in load_file(path).items()}
+
+    model = train(tmp_path, settings, data, report=keep_state)
+    branch = get_branch(model)
+    assert isinstance(branch, ConfidNetBranch)
+    assert branch.encoder is not None
+
+    def moved(first: int, second: int, part: str) -> bool:
+        names = [name for name in states[first] if name.startswith(part) and states[first][name].is_floating_point()]
+        assert names
+        return any(not torch.equal(states[first][name], states[second][name]) for name in names)
+
+    encoder, layers = "model.confidence.encoder.backbone.conv5.0", "model.confidence.layers"
+    assert moved(4, 5, layers)
+    assert not moved(4, 5, encoder)
+    assert moved(5, 6, layers)
+    assert moved(5, 6, encoder)
+    # Batch statistics stay the classifier's.
+    for name, value in model.backbone.state_dict().items():
+        if "running" in name or "num_batches" in name:
+            assert torch.equal(value, branch.encoder.backbone.state_dict()[name]), name
+
+
+def test_confidnet_learns_the_true_classs_probability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = random_dataset()
+    monkeypatch.setitem(KINDS, "confidnet", {**CONFIDNET, "epochs": 15, "learning_rate": 0.01})
+    settings = configure("confidnet")
+    train(tmp_path, settings, data)
+    losses = [line["metrics"]["confidence/train_loss"] for line in Folder(tmp_path).read_lines(EPOCHS)[3:]]
+    assert losses[-1] < 0.5 * losses[0]
+    logits = torch.tensor([[0.0, 1.0, 0.0]])
+    assert true_class_probability(logits, torch.tensor([1])).item() == pytest.approx(np.e / (np.e + 2))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_score_is_the_log_odds_of_the_confidence(tmp_path: Path, kind: str) -> None:
+    data, settings = random_dataset(), configure(kind)
+    model = train(tmp_path, settings, data).eval()
+    logits, scores = predicted(model, data)
+    assert set(scores) == {kind}
+    assert logits.shape == (24, 3)
+    images = model.normalise(torch.from_numpy(data.splits["test"].images))
+    with torch.no_grad():
+        if kind == "confidnet":
+            branch = get_branch(model)
+            assert isinstance(branch, ConfidNetBranch)
+            assert branch.encoder is not None
+            expected = branch(branch.encoder.forward_features(images)[1]).sigmoid()
+        else:
+            outputs = model.forward_outputs(images)
+            expected = outputs[:, -1].sigmoid() if kind == "devries" else 1 - outputs.softmax(1)[:, -1]
+            assert torch.equal(outputs[:, :-1], model(images))
+    np.testing.assert_allclose(1 / (1 + np.exp(-scores[kind])), expected.numpy(), rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["deep_gamblers", "devries"])
+def test_arms_share_every_initial_weight_of_the_classifier(kind: str) -> None:
+    data = random_dataset()
+    plain, model = (build_initial_model(each, data, encoder=None) for each in (tiny_trial(), configure(kind)))
+    state = torch.get_rng_state()
+    build_initial_model(tiny_trial(), data, encoder=None)
+    assert torch.equal(torch.get_rng_state(), state)  # and the draws of dropout after it
+    for name, value in plain.state_dict().items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    another = build_initial_model(configure(kind, replicate=1), data, encoder=None)
+    name = "confidence.layer.weight"
+    assert not torch.equal(model.state_dict()[name], another.state_dict()[name])
+
+
+@pytest.mark.parametrize("kind", ["deep_gamblers", "devries"])
+@pytest.mark.parametrize(
+    "arm",
+    [
+        {"regulariser": {"kind": "sam"}},
+        {"regulariser": {"kind": "combined", "group_dro": {}, "spectral_decoupling": {}, "weight_decay": {}}},
+        {"training": {"class_weights": "balanced", "backbone_learning_rate_factor": 0.0}},
+        {"augmentation": {"kind": "trivialaugment", "erasing": 0.5}, "training": {"gradient_clip_norm": 0.1}},
+    ],
+)
+def test_the_losses_go_with_the_other_settings(tmp_path: Path, kind: str, arm: dict[str, Any]) -> None:
+    arm = {**arm, "training": {"epochs": 2, **arm.get("training", {})}}
+    train(tmp_path, configure(kind, **arm))
+    metrics = Folder(tmp_path).read_lines(EPOCHS)[-1]["metrics"]
+    names = ("cross_entropy", "deep_gamblers", "group_dro", "spectral_decoupling", "confidence_penalty")
+    parts = [metrics[f"train/{name}"] for name in names if f"train/{name}" in metrics]
+    assert metrics["train/loss"] == pytest.approx(sum(parts), rel=1e-5)
+    assert ("train/confidence_weight" in metrics) == (kind == "devries")
+
+
+def test_a_model_with_a_branch_is_read_back_whole(tmp_path: Path) -> None:
+    data, settings = random_dataset(), configure("devries")
+    model = train(tmp_path, settings, data)
+    again = build_initial_model(settings, data, encoder=None)
+    restore_module(again, model.state_dict(), origin="memory")
+    assert np.array_equal(predicted(model, data)[1]["devries"], predicted(again, data)[1]["devries"])
+    plain, _ = predict(model, data.splits["test"], batch_size=64, precision=torch.float32)
+    assert np.array_equal(plain, predicted(model, data)[0])
