@@ -189,7 +189,7 @@ const viewOf = (button) => document.getElementById(button.dataset.view);
 // hold (CSS px, 96 dpi).
 // Text of tables is printed .75 times as large as it is shown (page.css).
 // Rows of panels that are a little higher than half a page are made flatter, so that two figures fit.
-const PAPER = { width: 690, height: 860, drawn: 960, text: 0.75, half: 0.44, flatten: 0.7 };
+const PAPER = { width: 690, height: 860, drawn: 960, text: 0.75, half: 0.39, flatten: 0.7 };
 addEventListener("beforeprint", () => inLight(() => {
   for (const details of document.querySelectorAll("details:not([open])")) { details.open = true; details.dataset.closed = "1"; }
   for (const button of document.querySelectorAll(".views button")) viewOf(button).hidden = false;

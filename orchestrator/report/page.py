@@ -97,9 +97,9 @@ def render_page(
 def pack(text: str) -> str:
     """Return a text compressed (zlib), seven bits a character, as page.js unpacks it; safe inside an HTML element.
 
-    A character's last seven bits count. A page is written in UTF-8, where the characters 0 to 127 take one byte. Those that
-    would not survive are moved up by 256 and take two: NUL and carriage return, which HTML replaces, ``<``, which begins
-    the end of the element, and two that a terminal or an old editor acts on, escape and substitute.
+    A character's last seven bits count. A page is written in UTF-8, where the characters 0 to 127 take one byte. Those
+    that would not survive are moved up by 256 and take two: NUL and carriage return, which HTML replaces, ``<``, which
+    begins the end of the element, and two that a terminal or an old editor acts on, escape and substitute.
     """
     import numpy as np
 

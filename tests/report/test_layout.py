@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from orchestrator.report import page as page_module
-from orchestrator.report.style import DIVERGING, SEQUENTIAL
+from orchestrator.report.style import CHANCE_LINE, DIVERGING, HEADLINE, NEUTRAL, PALETTE, SEQUENTIAL
 from tests.analysis.test_verdicts import claim, version
 from tests.report.test_write import render
 from tests.study.test_hypotheses import make
@@ -233,6 +233,12 @@ def test_every_text_stands_out(scheme: str) -> None:
     }
     assert contrast("#000", "#ffffff") == pytest.approx(21)
     assert weak == {}
+
+
+@pytest.mark.parametrize("paper", ["#ffffff", "#12171c"], ids=["light", "dark"])
+def test_marks_of_all_arms_stand_out_on_both_papers(paper: str) -> None:
+    weak = [each for each in (NEUTRAL, HEADLINE, CHANCE_LINE["color"], *PALETTE[:4]) if contrast(each, paper) < 3]
+    assert weak == []
 
 
 def test_numbers_in_cells_stand_out_on_every_colour_of_the_scales(browser: Page, report: Path) -> None:

@@ -275,3 +275,25 @@ def test_effects_say_what_differs_besides_the_level(tmp_path: Path) -> None:
         plan = ledger.read_plan() | {"differences": {"hypotheses": {}, "levels": levels}}
         ledger.root.write_json("plan.json", plan)
         assert expected in render(ledger, tmp_path)[1]
+
+
+def test_notes_of_the_study_file_are_a_section_of_plain_paragraphs(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path, replicates=1)
+    assert 'id="notes"' not in render(ledger, tmp_path)[1]
+    plan = ledger.read_plan()
+    ledger.root.write_json("plan.json", plan | {"notes": "Site 3 <changed> its scanner.\n\nTwo\nlines.\n"})
+    page = render(ledger, tmp_path)[1]
+    assert '<p class="notes">Site 3 &lt;changed&gt; its scanner.</p><p class="notes">Two\nlines.</p>' in page
+    assert '<a href="#notes">Notes</a>' in page
+
+
+def test_trainings_of_one_epoch_are_dots(tmp_path: Path) -> None:
+    ledger = make_fake_ledger(tmp_path, replicates=1)
+    lines = figures_of(render(ledger, tmp_path)[1])["figure-training"]["data"]
+    assert {each["mode"] for each in lines} == {"lines"}
+    for trial in ledger.read_plan()["trials"]:
+        folder = ledger.folder("trial", trial["signature"])
+        folder.write("epochs.jsonl", folder.read("epochs.jsonl").splitlines(keepends=True)[0])
+    figure = figures_of(render(ledger, tmp_path)[1])["figure-training"]
+    assert {each["mode"] for each in figure["data"] if "opacity" in each} == {"markers"}
+    assert figure["layout"]["xaxis"]["dtick"] == 1
