@@ -43,7 +43,7 @@ def test_arms_that_share_an_encoder_are_counted_as_not_tested_with_the_reason(tm
         trial["needs"] = ["s" * 16] if trial["arm"]["pretraining"] == "contrastive" else []
     text = answer(results, arms_table(results), []).statements[0].text
     assert (
-        "Of 5 other arms, validation tells it from 2 and not from 1; 2 could not be tested (1 independent encoder in "
-        "common). By 95 % t intervals of paired differences, not corrected for the choice of the best, which takes 5 in "
-        "common." in text
+        "Of 5 other arms, validation tells it from 2 and not from 1; 2 could not be tested (replicates start from 1 "
+        "pretrained encoder, an interval takes 5). By 95 % t intervals of paired differences, not corrected for the "
+        "choice of the best." in text
     )

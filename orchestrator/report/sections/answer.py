@@ -267,12 +267,15 @@ def _count_told(
     for name, each in differences.items():
         if intervals[name] is None:
             unit = results.name_unit(results.complete[results.complete["name"].isin([chosen, name])])
-            counts[plural(len(each), unit)] = counts.get(plural(len(each), unit), 0) + 1
-    untested = "".join(f"; {count} could not be tested ({units} in common)" for units, count in counts.items())
-    takes = f", which takes {MIN_REPLICATES} in common" if counts else ""
+            shared = plural(len(each), unit.replace("independent", "pretrained"))
+            why = f"{shared} in common" if unit == "replicate" else f"replicates start from {shared}"
+            counts[why] = counts.get(why, 0) + 1
+    untested = "".join(
+        f"; {count} could not be tested ({why}, an interval takes {MIN_REPLICATES})" for why, count in counts.items()
+    )
     return (
         f" Of {plural(len(intervals), 'other arm')}, validation tells it from {len(known) - close} and not from {close}"
-        f"{untested}. By 95 % t intervals of paired differences, not corrected for the choice of the best{takes}."
+        f"{untested}. By 95 % t intervals of paired differences, not corrected for the choice of the best."
     )
 
 
