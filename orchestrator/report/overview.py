@@ -52,7 +52,7 @@ def overview_section(
         for label, (_, words, _) in parts.items()
         for each in words.statements
     )
-    more = '<p class="more"><a href="#verdicts">verdicts in full</a></p>' if verdicts else ""
+    more = '<p class="more jump"><a href="#verdicts">verdicts in full</a></p>' if verdicts else ""
     metrics = dict.fromkeys((results.metric, *_COLUMNS)) if len(parts) == 1 else [results.metric]
     figures = {
         label or METRICS[name].title: figure

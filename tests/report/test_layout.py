@@ -170,6 +170,20 @@ def test_no_text_covers_another_and_nothing_runs_over(browser: Page, report: Pat
     assert find_overlaps(found["texts"]) == []
 
 
+def test_no_text_covers_another_on_paper(browser: Page, report: Path) -> None:
+    """As wide as A4 without margins; two pictures that are shown in turn on a screen are below each other."""
+    browser.open(report, width=718, height=1015)
+    try:
+        browser.call("Emulation.setEmulatedMedia", media="print")
+        browser.evaluate("loaded.then(() => dispatchEvent(new Event('beforeprint')))")
+        found = browser.evaluate(MEASURE)
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="")
+    assert sum(each["text"].startswith("Metric: ") for each in found["texts"]) == 4
+    assert find_overlaps(found["texts"]) == []
+    assert not {"verdicts in full", "SVG"} & {each["text"] for each in found["texts"]}
+
+
 def test_the_page_loads_nothing_and_complains_of_nothing(browser: Page, report: Path) -> None:
     browser.open(report, width=1400, height=900).evaluate(MEASURE)
     asked = [event["request"]["url"] for event in browser.events.get("Network.requestWillBeSent", [])]
