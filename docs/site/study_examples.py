@@ -124,6 +124,7 @@ EXAMPLES: dict[str, str] = {
     "Correlation.with_control": "{augmentation: none}",
     # Report and execution
     "ReportConfig.reference": "{arm: {augmentation: none}}",
+    "ReportConfig.notes": "Site 3 changed its scanner in May.",
     "ReportConfig.families": "{light: [brightness_up, gamma_up]}",
     "Reference.arm": "{augmentation: none}",
     "Reference.table": "reference.csv",

@@ -25,6 +25,10 @@ def compare(
         list[str] | None,
         typer.Option(help='"A vs B": two arms to compare besides those of the same label. Repeatable.'),
     ] = None,
+    data_set: Annotated[
+        str | None,
+        typer.Option(help="Of studies on several data sets, the one to compare.", show_default="all"),
+    ] = None,
 ) -> None:
     """Compare studies that were run: one page and its tables. Prints their paths.
 
@@ -44,7 +48,7 @@ def compare(
         for line in describe_differences(loaded, storage=root):
             typer.echo(f"{loaded.study}: {line}", err=True)
         ledgers.append(Ledger(root, loaded.study))
-    for path in write_comparison(compare_studies(ledgers, metric=metric, named=named), out):
+    for path in write_comparison(compare_studies(ledgers, metric=metric, named=named, data_set=data_set), out):
         typer.echo(path)
 
 

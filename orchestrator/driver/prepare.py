@@ -210,6 +210,7 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
         **({"search": base["search"] | {"is_oracle": study.search.is_oracle}} if study.search else {}),
         "study": study.study,
         "question": study.question,
+        "notes": study.report.notes,
         "factors": _levels(arms),
         "replicates": study.replicates,
         "seed": study.seed,

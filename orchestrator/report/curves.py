@@ -32,6 +32,8 @@ from trainables.evaluation.metrics import find_chance
 SHOWN_CURVES = 8
 LISTED_CURVES = 24
 
+#: Up to so many epochs, each has its tick.
+FEW_EPOCHS = 8
 #: Most points per panel of training curves, about 2 MB of the page in two panels; beyond it, every n-th training is
 #: drawn.
 MAX_TRAINING_POINTS = 50_000
@@ -343,6 +345,8 @@ def training_curves(
         suffix = "" if number == 0 else str(number + 1)
         left, right = number / len(panels) + (0.035 if number else 0.0), (number + 1) / len(panels)
         layout[f"xaxis{suffix}"] = {"domain": [left, right], "anchor": f"y{suffix}", "title": {"text": "epoch"}}
+        if max(len(record.epochs) for _, record in runs) <= FEW_EPOCHS:
+            layout[f"xaxis{suffix}"]["dtick"] = 1  # no half epochs
         layout[f"yaxis{suffix}"] = {"anchor": f"x{suffix}", "nticks": 6, "tickformat": ".0%" if "val/" in key else ""}
         layout["annotations"].append(panel_title(title, left, 1.0))
         for index, group in enumerate([*order, "stage"]):
@@ -377,7 +381,9 @@ def _training_lines(key: str, runs: Sequence[Record], group: tuple[str, int], su
         y.append(None)
     return {
         "type": "scatter",
-        "mode": "lines",
+        # A training of one epoch has no line.
+        "mode": "lines" if any(len(record.epochs) > 1 for record in runs) else "markers",
+        "marker": {"size": 4},
         "name": escape(group[0]),
         "legendgroup": group[0],
         "showlegend": not suffix and bool(group[0]),

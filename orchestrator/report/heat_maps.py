@@ -100,7 +100,7 @@ def heat_map(results: Results) -> Figure | None:
         data=[trace],
         layout=layout,
         height_px=130 + max(row_px * len(z), 60),
-        min_width_px=300 + 46 * len(columns),
+        min_width_px=300 + 41 * len(columns),
         axes=("shift", "arm", TITLES[results.metric]),
     )
 
@@ -200,7 +200,7 @@ def difference_map(results: Results, found: Differences) -> Figure:
         data=[trace],
         layout=layout,
         height_px=130 + max((24 if is_annotated else 14) * len(z), 60),
-        min_width_px=300 + 46 * len(names),
+        min_width_px=300 + 41 * len(names),
         axes=("shift", "arm", "difference, points"),
     )
 

@@ -1,7 +1,8 @@
-"""First screen of the report: the verdicts in brief beside one figure of every arm, unshifted against shifted."""
+"""First screen of the report: verdicts in brief beside one figure of every arm, unshifted against shifted; notes."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -51,7 +52,7 @@ def overview_section(
         for label, (_, words, _) in parts.items()
         for each in words.statements
     )
-    more = '<p class="more"><a href="#verdicts">verdicts in full</a></p>' if verdicts else ""
+    more = '<p class="more jump"><a href="#verdicts">verdicts in full</a></p>' if verdicts else ""
     metrics = dict.fromkeys((results.metric, *_COLUMNS)) if len(parts) == 1 else [results.metric]
     figures = {
         label or METRICS[name].title: figure
@@ -67,6 +68,13 @@ def overview_section(
     ).replace("; details in the report", "")
     body = f'<div class="overview"><div>{brief}{more}{left_out}</div>{drawn}</div>'
     return Section("overview", "Overview", "At a glance", body)
+
+
+def notes_section(results: Results) -> Section | None:
+    """Return the section with the notes of the study file, None without any."""
+    paragraphs = re.split(r"\n\s*\n", results.plan.get("notes", "").strip())
+    body = "".join(f'<p class="notes">{escape(each)}</p>' for each in paragraphs if each)
+    return Section("notes", "Notes", "What its authors noted", body) if body else None
 
 
 def _on(label: str) -> str:
@@ -181,7 +189,7 @@ def _dots(trials: pd.DataFrame, rows: dict[str, int], columns: tuple[str, str]) 
             "mode": "markers",
             "x": floats(trials[column]),
             "y": y,
-            "marker": {"size": 4.5, "color": hue, "opacity": 0.5, "symbol": symbol},
+            "marker": {"size": 4.5, "color": hue, "opacity": 0.65, "symbol": symbol},
             "hovertext": hover,
             "hovertemplate": f"%{{hovertext}}<br>{what} %{{x:.1%}}, n = 1<extra></extra>",
             "showlegend": False,

@@ -18,21 +18,16 @@ function themed(layout) {
   return result;
 }
 
-// plotly.js and the figures' data are packed by page.py: zlib, base 85.
-const DIGITS = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz!#$%&()*+-;,=>?@^_`{|}~";
+// plotly.js and the figures' data are packed by page.py: zlib, then the last seven bits of every character.
 async function unpack(identifier) {
-  const text = document.getElementById(identifier).textContent, rest = text.length % 5, whole = text.length - rest;
-  const value = new Uint8Array(128);
-  for (let i = 0; i < 85; i++) value[DIGITS.charCodeAt(i)] = i;
-  const bytes = new Uint8Array(whole / 5 * 4 + 4), view = new DataView(bytes.buffer);
-  const digit = (at) => at < text.length ? value[text.charCodeAt(at)] : 84;
-  for (let i = 0; i < text.length; i += 5) {
-    let number = 0;
-    for (let k = 0; k < 5; k++) number = number * 85 + digit(i + k);
-    view.setUint32(i / 5 * 4, number % 4294967296);
+  const text = document.getElementById(identifier).textContent, bytes = new Uint8Array(Math.floor(text.length * 7 / 8));
+  for (let i = 0, at = 0, held = 0, bits = 0; i < text.length; i++) {
+    held = held << 7 | text.charCodeAt(i) & 127;
+    bits += 7;
+    if (bits >= 8) bytes[at++] = held >> (bits -= 8);
   }
-  const stream = new Blob([bytes.subarray(0, whole / 5 * 4 + (rest ? rest - 1 : 0))]).stream();
-  return new Response(stream.pipeThrough(new DecompressionStream("deflate"))).text();
+  const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate"));
+  return new Response(stream).text();
 }
 let figures = {};
 const figureOf = (plot) => figures[plot.dataset.figure];
@@ -194,7 +189,7 @@ const viewOf = (button) => document.getElementById(button.dataset.view);
 // hold (CSS px, 96 dpi).
 // Text of tables is printed .75 times as large as it is shown (page.css).
 // Rows of panels that are a little higher than half a page are made flatter, so that two figures fit.
-const PAPER = { width: 690, height: 860, drawn: 960, text: 0.75, half: 0.44, flatten: 0.7 };
+const PAPER = { width: 690, height: 860, drawn: 960, text: 0.75, half: 0.39, flatten: 0.7 };
 addEventListener("beforeprint", () => inLight(() => {
   for (const details of document.querySelectorAll("details:not([open])")) { details.open = true; details.dataset.closed = "1"; }
   for (const button of document.querySelectorAll(".views button")) viewOf(button).hidden = false;

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import re
 import zlib
@@ -22,6 +21,8 @@ SHORT_ROWS = 16
 #: Smallest width of a saved figure.
 SAVED_WIDTH_PX = 1000
 _FIGURE = re.compile(r'<script type="application/json" id="([^"]+)">(.*?)</script>', re.DOTALL)
+#: Characters that ``pack`` writes as others with the same last seven bits.
+_MOVED = {ord(each): ord(each) + 256 for each in "\0\r<\x1a\x1b"}
 _PACKED_FIGURES = re.compile(r'<script type="application/octet-stream" id="packed-figures">(.*?)</script>', re.DOTALL)
 
 
@@ -94,16 +95,26 @@ def render_page(
 
 
 def pack(text: str) -> str:
-    """Return a text compressed (zlib) and in base 85, as page.js unpacks it; safe inside an HTML element.
+    """Return a text compressed (zlib), seven bits a character, as page.js unpacks it; safe inside an HTML element.
 
-    Base 85 as Python's ``base64.b85encode`` has it, with a comma for ``<``.
+    A character's last seven bits count. A page is written in UTF-8, where the characters 0 to 127 take one byte. Those
+    that would not survive are moved up by 256 and take two: NUL and carriage return, which HTML replaces, ``<``, which
+    begins the end of the element, and two that a terminal or an old editor acts on, escape and substitute.
     """
-    return base64.b85encode(zlib.compress(text.encode(), 7)).decode().replace("<", ",")
+    import numpy as np
+
+    bits = np.unpackbits(np.frombuffer(zlib.compress(text.encode(), 9), np.uint8))
+    rows = np.pad(bits, (0, -len(bits) % 7)).reshape(-1, 7)
+    return (np.packbits(rows, axis=1) >> 1).tobytes().decode("ascii").translate(_MOVED)
 
 
 def unpack(packed: str) -> str:
     """Return the text that ``pack`` packed."""
-    return zlib.decompress(base64.b85decode(packed.replace(",", "<"))).decode()
+    import numpy as np
+
+    characters = np.frombuffer(packed.encode("utf-16-le"), np.uint16).astype(np.uint8)
+    bits = np.unpackbits(characters.reshape(-1, 1), axis=1)[:, 1:]
+    return zlib.decompress(np.packbits(bits)[: bits.size // 8].tobytes()).decode()
 
 
 def within(section: Section, label: str, number: int) -> Section:

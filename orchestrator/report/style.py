@@ -26,8 +26,8 @@ PALETTE = ("#2b8ac9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 SEQUENTIAL = [[0.0, "#7f2704"], [0.25, "#d94801"], [0.5, "#fd8d3c"], [0.75, "#fdd0a2"], [1.0, "#fff5eb"]]
 #: Two hues that meet in white, for differences around 0. Orange is worse, like the dark end of ``SEQUENTIAL``.
 DIVERGING = [[0.0, "#a63603"], [0.25, "#fd8d3c"], [0.5, "#f7f7f7"], [0.75, "#6baed6"], [1.0, "#08519c"]]
-#: What is no level of a factor: what all arms have in common.
-NEUTRAL = "#5f6b78"
+#: What is no level of a factor: what all arms have in common. Stands out on a light and on a dark page.
+NEUTRAL = "#74808d"
 #: A headline number of all arms: the mean over shifts, the mean of an effect.
 HEADLINE = "#8a63d2"
 CHANCE_LINE = {"dash": "dot", "width": 1.5, "color": "#6b7682"}

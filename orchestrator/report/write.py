@@ -41,7 +41,7 @@ from orchestrator.report.checklist_items import CHECKLISTS
 from orchestrator.report.examples import Examples, build_examples
 from orchestrator.report.exports import paper_tables
 from orchestrator.report.glossary import glossary_section
-from orchestrator.report.overview import overview_section
+from orchestrator.report.overview import notes_section, overview_section
 from orchestrator.report.page import Section, render_page, within
 from orchestrator.report.sections import provenance
 from orchestrator.report.sections.answer import Answer, answer, answer_section, arms_section
@@ -113,7 +113,9 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
         results, digest=digest, files=TABLES | PAPER_TABLES, compute=describe_compute(ledger, budget_status)
     )
     page = _render(
-        results, [*sections, left_out_section(results), provenance_of_all, glossary_section()], budget_status
+        results,
+        [*sections, notes_section(results), left_out_section(results), provenance_of_all, glossary_section()],
+        budget_status,
     )
     tables = {
         "trials.csv": results.trained.text["trials"],

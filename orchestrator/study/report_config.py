@@ -1,4 +1,4 @@
-"""The ``report`` section of a study file: reference and families of shifts, checked when the file is read."""
+"""The ``report`` section of a study file: reference, families of shifts and notes, checked when the file is read."""
 
 from __future__ import annotations
 
@@ -51,6 +51,11 @@ class ReportConfig(Frozen):
     reference: Reference | None = Field(None, description="Of BE and rBE; null: the first arm.")
     families: Families = Field(
         {}, description="Family → its shifts; shifts that none lists are in their default family, or in other."
+    )
+    notes: str = Field(
+        "",
+        description="What was seen, decided or went wrong, in plain text, for the report; an empty line begins a "
+        "paragraph.",
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,9 @@ import pytest
 from scipy import stats
 
 from orchestrator.analysis.comparison.compare import Comparison, compare_studies
-from orchestrator.analysis.comparison.pairs import Pair, pairs_table
+from orchestrator.analysis.comparison.pairs import Difference, Pair, pairs_table
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.statistics.intervals import Interval
 from tests.support.synthetic_ledger import SHIFTS, Fate, make_fake_ledger
 from trainables.config import TrainingConfig, TrialConfig
 from trainables.data_config import DigitsData
@@ -94,6 +96,14 @@ def test_few_replicates_have_neither_interval_nor_p(tmp_path: Path) -> None:
     found = pair.differences["common_mean"]
     assert (pair.replicates, found.num_units, found.interval, found.p_value) == ((0, 1, 2, 3), 4, None, None)
     assert pair.describe_units("common_mean") == "4 replicates: at least 5 for an interval"
+
+
+def test_a_pair_with_too_few_differences_says_why_it_has_no_p(tmp_path: Path) -> None:
+    same = Difference(0.0, Interval(0.0, 0.0, 6), None, None, 6, 3)
+    pair = compare_studies([make(tmp_path, "a", BASE), make(tmp_path, "b")]).pairs[0]
+    pair = replace(pair, differences={"unshifted": same, "common_mean": replace(same, p_value=0.1, num_changed=6)})
+    assert pair.describe_units("unshifted") == "6 replicates, 3 with a difference: at least 6 for a test"
+    assert pair.describe_units("common_mean") == "6 replicates"
 
 
 def test_replicates_that_share_an_encoder_are_one_unit(tmp_path: Path) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 
 from orchestrator.analysis.balanced_errors import balanced_errors_table
+from orchestrator.analysis.comparison.compare import compare_studies
 from orchestrator.analysis.inference.verdicts import judge
 from orchestrator.analysis.results import Results, load_results
 from orchestrator.cli.trial import run_single
@@ -14,6 +16,7 @@ from orchestrator.driver.prepare import prepare
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.write import write_report
 from orchestrator.study.study_file import load_study
+from trainables.errors import StudyError
 
 TEXT = """\
 study: two
@@ -83,3 +86,21 @@ def test_the_report_keeps_them_apart(folder: Path, cache_dir: Path, results: Res
     for number, label in ((1, "digits"), (2, "lesions")):
         assert f'<section id="examples-{number}"><h2>{label}: ' in page
         assert f"{label}: Chosen on in-distribution validation: " in report.summary
+
+
+def test_of_two_such_studies_one_data_set_is_compared(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder / "two", tmp_path / "two")
+    ledgers = [Ledger(str(folder), "two"), Ledger(str(tmp_path), "two")]
+    with pytest.raises(
+        StudyError, match=r"their classes differ.* and of studies on several data sets one \(--data-set\)"
+    ):
+        compare_studies(ledgers)
+    with pytest.raises(
+        StudyError, match=r"--data-set: looked for 'lesion' in two .* and found digits, lesions; name one"
+    ):
+        compare_studies(ledgers, data_set="lesion")
+    compared = compare_studies(ledgers, data_set="lesions")
+    assert [side.label for side in compared.sides] == [f"two ({each.storage}), lesions" for each in ledgers]
+    assert [pair.unpaired for pair in compared.pairs] == [
+        "the same trials (2 of 2 replicates), so that nothing differs"
+    ] * 2

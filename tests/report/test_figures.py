@@ -18,6 +18,7 @@ from orchestrator.analysis.transfer import find_front, fit_line, probit
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.sections.interactions import interactions_section
 from orchestrator.report.sections.spread import spread_section
+from orchestrator.report.sections.trade_off import front_labels
 from orchestrator.report.style import subsample_dots
 from tests.report.test_write import figures_of, render, without_scripts
 from tests.support.synthetic_ledger import Fate, make_fake_ledger
@@ -245,6 +246,16 @@ def test_what_was_lost_is_counted_beside_what_was_finished(tmp_path: Path) -> No
     _, page = render(ledger, tmp_path)
     assert "1.0 h without a result" in page
     assert f"Budgets count 4.0 h, all the time that slots had work: {4 - arms['hours'].sum():.1f} h more" in page
+
+
+# ------------------------------------------------------------------ labels
+
+
+def test_points_on_the_front_that_lie_together_share_a_label() -> None:
+    x, y = np.array([0.9, 0.899, 0.7]), np.array([0.1, 0.1, 0.4])
+    labels = front_labels(x, y, (0.4, 0.4))
+    assert [(each["text"], each["x"]) for each in labels] == [("<b>A, B</b>", 0.9), ("<b>C</b>", 0.7)]
+    assert [each["text"] for each in front_labels(x, y, (0.01, 0.01))] == ["<b>A</b>", "<b>B</b>", "<b>C</b>"]
 
 
 # ------------------------------------------------------------------ views

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from orchestrator.report import page as page_module
-from orchestrator.report.style import DIVERGING, SEQUENTIAL
+from orchestrator.report.style import CHANCE_LINE, DIVERGING, HEADLINE, NEUTRAL, PALETTE, SEQUENTIAL
 from tests.analysis.test_verdicts import claim, version
 from tests.report.test_write import render
 from tests.study.test_hypotheses import make
@@ -170,6 +170,20 @@ def test_no_text_covers_another_and_nothing_runs_over(browser: Page, report: Pat
     assert find_overlaps(found["texts"]) == []
 
 
+def test_no_text_covers_another_on_paper(browser: Page, report: Path) -> None:
+    """As wide as A4 without margins; two pictures that are shown in turn on a screen are below each other."""
+    browser.open(report, width=718, height=1015)
+    try:
+        browser.call("Emulation.setEmulatedMedia", media="print")
+        browser.evaluate("loaded.then(() => dispatchEvent(new Event('beforeprint')))")
+        found = browser.evaluate(MEASURE)
+    finally:
+        browser.call("Emulation.setEmulatedMedia", media="")
+    assert sum(each["text"].startswith("Metric: ") for each in found["texts"]) == 4
+    assert find_overlaps(found["texts"]) == []
+    assert not {"verdicts in full", "SVG"} & {each["text"] for each in found["texts"]}
+
+
 def test_the_page_loads_nothing_and_complains_of_nothing(browser: Page, report: Path) -> None:
     browser.open(report, width=1400, height=900).evaluate(MEASURE)
     asked = [event["request"]["url"] for event in browser.events.get("Network.requestWillBeSent", [])]
@@ -233,6 +247,12 @@ def test_every_text_stands_out(scheme: str) -> None:
     }
     assert contrast("#000", "#ffffff") == pytest.approx(21)
     assert weak == {}
+
+
+@pytest.mark.parametrize("paper", ["#ffffff", "#12171c"], ids=["light", "dark"])
+def test_marks_of_all_arms_stand_out_on_both_papers(paper: str) -> None:
+    weak = [each for each in (NEUTRAL, HEADLINE, CHANCE_LINE["color"], *PALETTE[:4]) if contrast(each, paper) < 3]
+    assert weak == []
 
 
 def test_numbers_in_cells_stand_out_on_every_colour_of_the_scales(browser: Page, report: Path) -> None:

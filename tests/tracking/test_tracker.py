@@ -105,6 +105,17 @@ def test_a_running_trial_grows_and_each_epoch_is_sent_once(uri: str, ledger: Led
     assert [point[0] for point in points_of(uri, "train/loss")] == [1, 2, 3]
 
 
+def test_a_note_on_a_trial_is_kept(uri: str, ledger: Ledger) -> None:
+    begin(ledger)
+    ship(make_tracker(uri, ledger), ledger)
+    MlflowClient(uri).set_tag(run_of(uri).info.run_id, "mlflow.note.content", "mine")
+    add_epochs(ledger, last=3)
+    complete(ledger)
+    ship(make_tracker(uri, ledger), ledger)
+    assert run_of(uri).info.status == "FINISHED"
+    assert run_of(uri).data.tags["mlflow.note.content"] == "mine"
+
+
 def test_a_resumed_trial_keeps_its_run_and_repeats_no_epoch(uri: str, ledger: Ledger) -> None:
     begin(ledger)
     add_epochs(ledger, last=2)

@@ -37,7 +37,11 @@ class Comparison:
 
 
 def compare_studies(
-    ledgers: Sequence[Ledger], *, metric: str = DEFAULT_METRIC, named: Sequence[tuple[str, str]] = ()
+    ledgers: Sequence[Ledger],
+    *,
+    metric: str = DEFAULT_METRIC,
+    named: Sequence[tuple[str, str]] = (),
+    data_set: str | None = None,
 ) -> Comparison:
     """Return the tables of a comparison of studies.
 
@@ -45,12 +49,13 @@ def compare_studies(
         ledgers: ledgers of two or more studies.
         metric: metric that arms are compared by: accuracy, balanced_accuracy or auroc.
         named: pairs of arms to compare besides those with the same label (``compute_pairs``).
+        data_set: the one data set to compare of studies on several; None for all.
 
     Raises:
         StudyError: the studies cannot be compared, or a named arm does not exist.
         StorageError: a ledger is damaged, or its storage refuses.
     """
-    sides = load_sides(ledgers, metric)
+    sides = load_sides(ledgers, metric, data_set)
     common = find_common_shifts(sides, metric)
     trials = trials_table(sides, common, metric)
     return Comparison(

@@ -13,7 +13,7 @@ from orchestrator.analysis.comparison.sides import MEASURES, Arm, Side
 from orchestrator.analysis.wording import plural
 from orchestrator.planning.ceteris_paribus import find_other_differences, read_settings
 from orchestrator.statistics.intervals import MIN_REPLICATES, Interval, drop_rounding, t_interval
-from orchestrator.statistics.paired_tests import holm, permutation_test
+from orchestrator.statistics.paired_tests import holm, min_units, permutation_test
 from orchestrator.study.contrasts import find_units, name_unit
 from orchestrator.study.grid import Grid
 from trainables.errors import StudyError
@@ -31,6 +31,8 @@ class Difference:
     p_value: float | None = None
     p_holm: float | None = None
     num_units: int = 0
+    #: Units whose difference is not 0; the others tell a test nothing.
+    num_changed: int = 0
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,14 @@ class Pair:
     settings: tuple[str, ...]
 
     def describe_units(self, measure: str) -> str:
-        """Return what the difference on a measure is over, and why it has no interval if it has none."""
+        """Return what the difference on a measure is over, and why it has no interval or no p if it has none."""
         if self.unpaired is not None:
             return f"not paired: {self.unpaired}"
-        number = self.differences[measure].num_units
+        difference = self.differences[measure]
+        number = difference.num_units
         lacks = f": at least {MIN_REPLICATES} for an interval" if number < MIN_REPLICATES else ""
+        if difference.p_value is None and number >= min_units():
+            lacks = f", {difference.num_changed} with a difference: at least {min_units()} for a test"
         return plural(number, self.unit) + lacks
 
 
@@ -172,6 +177,7 @@ def _measure(first: np.ndarray, second: np.ndarray, units: Sequence[int], *, see
         interval=t_interval(differences),
         p_value=permutation_test(differences, seed=seed),
         num_units=len(differences),
+        num_changed=int(np.count_nonzero(differences)),
     )
 
 

@@ -76,16 +76,18 @@ class Arm:
         return f"{self.side.label} · {self.short}"
 
 
-def load_sides(ledgers: Sequence[Ledger], metric: str) -> list[Side]:
+def load_sides(ledgers: Sequence[Ledger], metric: str, data_set: str | None = None) -> list[Side]:
     """Return the sides of a comparison.
 
     Args:
         ledgers: ledgers of the studies.
         metric: name in ``TITLES``.
+        data_set: the one data set to compare of studies on several; None for all. Studies on one stay as they are.
 
     Raises:
         StudyError: fewer than two studies, a study twice, one that was never planned or has no complete trial, an
-            unknown metric, or studies that differ in their classes.
+            unknown metric, a study on several data sets that lacks ``data_set``, or studies that differ in their
+            classes.
         StorageError: a file of a ledger is damaged.
     """
     places = [ledger.root.uri for ledger in ledgers]
@@ -101,6 +103,11 @@ def load_sides(ledgers: Sequence[Ledger], metric: str) -> list[Side]:
         label = ledger.study if names[ledger.study] == 1 else f"{ledger.study} ({ledger.storage})"
         results = load_results(ledger, metric)
         parts = results.split_by_data_set()
+        if data_set is not None and parts:
+            if data_set not in parts:
+                found = ", ".join(parts)
+                raise StudyError(f"--data-set: looked for {data_set!r} in {label} and found {found}; name one of them")
+            parts = {data_set: parts[data_set]}
         sides += [Side(f"{label}, {data_set}", part) for data_set, part in parts.items()] or [Side(label, results)]
     problems = list(_find_problems(sides, metric))
     if problems:
@@ -118,7 +125,10 @@ def _find_problems(sides: Sequence[Side], metric: str) -> Iterator[str]:
     classes = {side.label: sorted(map(str, side.results.plan["data"]["classes"])) for side in sides}
     if len({tuple(each) for each in classes.values()}) > 1:
         told = "; ".join(f"{', '.join(each)} ({label})" for label, each in classes.items())
-        yield f"their classes differ, so that scores mean different things: {told}; compare studies on the same classes"
+        yield (
+            f"their classes differ, so that scores mean different things: {told}; compare studies on the same classes, "
+            "and of studies on several data sets one (--data-set)"
+        )
 
 
 # --------------------------------------------------------------------------- shifts

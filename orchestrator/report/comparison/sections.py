@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from itertools import combinations
 
@@ -19,7 +19,7 @@ from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, 
 from orchestrator.report.sections.answer import measured_cell
 from orchestrator.report.style import Figure
 from orchestrator.statistics.intervals import MIN_REPLICATES
-from orchestrator.statistics.paired_tests import min_units
+from orchestrator.statistics.paired_tests import min_units, smallest_p
 from trainables.evaluation.metrics import METRICS
 
 EXPLORATORY = (
@@ -144,16 +144,20 @@ def pairs_section(compared: Comparison) -> Section:
         f"from {min_units()} on, corrected after Holm over all pairs on a measure. Where nothing is paired, the "
         "difference of the means is described, and nothing is tested: images or seeds differ, too."
     )
+    if len(compared.sides) == 2:
+        text += f" Every difference is {compared.sides[1].label} − {compared.sides[0].label}."
     if not pairs:
         problem = (
             "No arm of a study has the label or levels of an arm of another. Name arms to compare with --pair 'A vs B'."
         )
         return Section("pairs", "Differences", "Which arms differ between studies?", callout(problem, "warn"))
     has_p = any(each.p_value is not None for pair in pairs for each in pair.differences.values())
+    text += _describe_smallest_p(pairs)
+    is_named = len(compared.sides) > 2
     columns = [
         Column("measure"),
         Column("arm"),
-        Column("second − first"),
+        *((Column("second − first"),) if is_named else ()),
         Column("difference, points", is_number=True),
         Column("95 % interval", is_number=True, sortable=False),
         *((Column("p", is_number=True), Column("p, Holm", is_number=True)) if has_p else ()),
@@ -161,7 +165,7 @@ def pairs_section(compared: Comparison) -> Section:
         Column("also differ in", sortable=False),
     ]
     rows = [
-        _row(pair, measure, each, has_p=has_p)
+        _row(pair, measure, each, is_named=is_named, has_p=has_p)
         for measure in ("common_mean", "common_worst", "unshifted")
         for pair in pairs
         if (each := pair.differences[measure]).mean is not None
@@ -170,7 +174,21 @@ def pairs_section(compared: Comparison) -> Section:
     return Section("pairs", "Differences", "Which arms differ between studies?", body)
 
 
-def _row(pair: Pair, measure: str, difference: Difference, *, has_p: bool) -> list[Cell]:
+def _describe_smallest_p(pairs: Sequence[Pair]) -> str:
+    """Return the sentence on the smallest p after Holm that a measure allows, if that is above .05 on all of them."""
+    tested = [
+        [each for pair in pairs if (each := pair.differences[measure]).p_value is not None] for measure in MEASURES
+    ]
+    smallest = [len(found) * smallest_p(max(each.num_changed for each in found)) for found in tested if found]
+    if not smallest or min(smallest) <= 0.05:
+        return ""
+    return (
+        f" With so many pairs and so few replicates p after Holm is at least {min(*smallest, 1.0):.3f}: read the "
+        "intervals, which are not corrected, or compare fewer arms."
+    )
+
+
+def _row(pair: Pair, measure: str, difference: Difference, *, is_named: bool, has_p: bool) -> list[Cell]:
     assert difference.mean is not None
     interval, settings = difference.interval, pair.settings
     one, other = pair.first.short, pair.second.short
@@ -178,11 +196,11 @@ def _row(pair: Pair, measure: str, difference: Difference, *, has_p: bool) -> li
     return [
         Cell(escape(MEASURES[measure])),
         Cell(escape(one if one == other else f"{other} − {one}")),
-        Cell(escape(f"{pair.second.side.label} − {pair.first.side.label}")),
+        *((Cell(escape(f"{pair.second.side.label} − {pair.first.side.label}")),) if is_named else ()),
         Cell(_points(difference.mean), difference.mean),
         Cell("–" if interval is None else f"{_points(interval.low)} to {_points(interval.high)}"),
         *((p_cell(difference.p_value), p_cell(difference.p_holm)) if has_p else ()),
-        Cell(escape(pair.describe_units(measure))),
+        Cell(escape(pair.describe_units(measure)), css="wide"),
         Cell(
             f"<details><summary>{plural(len(settings), 'field')}</summary>{listed}</details>" if settings else "nothing"
         ),
@@ -200,7 +218,10 @@ def settings_section(compared: Comparison) -> Section:
         body = note("The studies have the same settings, data, versions and devices.")
     else:
         columns = [Column("field"), *(Column(side.label) for side in compared.sides)]
-        rows = [[Cell(escape(str(value)), css="wide") for value in row] for row in found.itertuples(index=False)]
+        rows = [
+            [Cell(escape(str(value)), css="wide" if n else "") for n, value in enumerate(row)]
+            for row in found.itertuples(index=False)
+        ]
         text = "Everything that is the same in all studies is left out. Each of these may be behind a difference above."
         body = note(text) + table(columns, rows, tall=len(rows) > TALL_ROWS)
     return Section("settings", "Settings", "In what do the studies differ?", body)
@@ -222,7 +243,9 @@ def left_out_section(compared: Comparison) -> Section:
     if not rows:
         body = note("Nothing: every shift, trial and arm is in the tables above.")
     else:
-        body = table(columns, [[Cell(escape(text), css="wide") for text in row] for row in rows])
+        body = table(
+            columns, [[Cell(escape(text), css="wide" if n else "") for n, text in enumerate(row)] for row in rows]
+        )
     return Section("left-out", "Left out", "What is left out, and why?", body)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 
@@ -15,7 +15,7 @@ from orchestrator.analysis.wording import NO_BREAK, percent, plural, sentence
 from orchestrator.planning.states import COMPLETE
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, note, table
 from orchestrator.report.style import describe_chance
-from orchestrator.statistics.intervals import MIN_REPLICATES, t_interval
+from orchestrator.statistics.intervals import MIN_REPLICATES, Interval, t_interval
 from trainables.evaluation.metrics import name_over_validation_shifts
 
 
@@ -230,24 +230,53 @@ def _describe_rivals(results: Results, arms: pd.DataFrame, chosen: pd.Series) ->
     first = differences[str(nearest["name"])]
     if not len(first):
         return f" The next arm, {nearest['label']}, shares no replicate with it, so they are not compared."
-    gap = f"the next, {nearest['label']}, is {100 * float(first.mean()):z.1f} points below it"
+    gap = f"The next, {nearest['label']}, is {100 * float(first.mean()):z.1f} points below it"
     intervals = {name: t_interval(each) for name, each in differences.items()}
     interval = intervals[str(nearest["name"])]
     if interval is not None:
-        known = [each for each in intervals.values() if each is not None]
-        close = sum(each.low <= 0 <= each.high for each in known)
-        return (
-            " By 95 % t intervals of paired differences, not corrected for the choice of the best, validation tells it "
-            f"from {len(known) - close} of {plural(len(known), 'other arm')}; {gap} "
-            f"({100 * interval.low:+z.1f} to {100 * interval.high:+z.1f}, "
-            f"n = {len(first)})."
-        )
-    sd = float(first.std(ddof=1)) if len(first) > 1 else float("nan")
-    why = f"{plural(len(first), 'independent replicate')} in common, an interval takes {MIN_REPLICATES}"
-    if pd.isna(sd):
-        return f" {sentence(gap)}, with {why}: how far that is chance is not known."
-    where = "within" if abs(float(first.mean())) <= sd else "more than"
-    return f" {sentence(gap)}, {where} one standard deviation of the paired difference ({100 * sd:.1f}); {why}."
+        gap += f" ({100 * interval.low:+z.1f} to {100 * interval.high:+z.1f}, n = {len(first)})."
+    else:
+        sd = float(first.std(ddof=1)) if len(first) > 1 else float("nan")
+        why = f"{plural(len(first), 'independent replicate')} in common, an interval takes {MIN_REPLICATES}"
+        if pd.isna(sd):
+            gap += f", with {why}: how far that is chance is not known."
+        else:
+            where = "within" if abs(float(first.mean())) <= sd else "more than"
+            gap += f", {where} one standard deviation of the paired difference ({100 * sd:.1f}); {why}."
+    return f" {gap}{_count_told(results, str(chosen['name']), differences, intervals)}"
+
+
+def _count_told(
+    results: Results, chosen: str, differences: Mapping[str, pd.Series[float]], intervals: Mapping[str, Interval | None]
+) -> str:
+    """Return in words from how many other arms validation tells the chosen one, and which could not be tested and why.
+
+    Nothing if no arm could be tested.
+
+    Args:
+        results: tables of the study.
+        chosen: name of the chosen arm.
+        differences: name of another arm → paired differences, one per independent unit.
+        intervals: name of another arm → interval of their mean, None where there are too few.
+    """
+    known = [each for each in intervals.values() if each is not None]
+    if not known:
+        return ""
+    close = sum(each.low <= 0 <= each.high for each in known)
+    counts: dict[str, int] = {}
+    for name, each in differences.items():
+        if intervals[name] is None:
+            unit = results.name_unit(results.complete[results.complete["name"].isin([chosen, name])])
+            shared = plural(len(each), unit.replace("independent", "pretrained"))
+            why = f"{shared} in common" if unit == "replicate" else f"replicates start from {shared}"
+            counts[why] = counts.get(why, 0) + 1
+    untested = "".join(
+        f"; {count} could not be tested ({why}, an interval takes {MIN_REPLICATES})" for why, count in counts.items()
+    )
+    return (
+        f" Of {plural(len(intervals), 'other arm')}, validation tells it from {len(known) - close} and not from {close}"
+        f"{untested}. By 95 % t intervals of paired differences, not corrected for the choice of the best."
+    )
 
 
 def _differ(results: Results, scores: pd.DataFrame, chosen: str, other: str) -> pd.Series[float]:

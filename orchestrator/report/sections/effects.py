@@ -86,7 +86,7 @@ def _effect_traces(effect: Effect, y: float, suffix: str, step: int) -> list[dic
             f"{escape(cell.name) or 'cell'}, replicate {cell.replicate}: {100 * cell.difference:+z.1f} points, n = 1"
             for cell in shown
         ],
-        "marker": {"size": 7, "color": NEUTRAL, "opacity": 0.35},
+        "marker": {"size": 7, "color": NEUTRAL, "opacity": 0.5},
     }
     if effect.difference is None:
         return [dots]

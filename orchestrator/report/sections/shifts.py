@@ -195,4 +195,4 @@ def examples_section(examples: Examples | None, problem: str | None) -> Section 
 def _image(png: bytes, text: str, smooth: bool) -> str:
     data = base64.b64encode(png).decode()
     css = ' class="smooth"' if smooth else ""
-    return f'<img{css} src="data:image/png;base64,{data}" alt="{escape(text)}" title="{escape(text)}" loading="lazy">'
+    return f'<img{css} src="data:image/png;base64,{data}" alt="{escape(text)}" title="{escape(text)}">'

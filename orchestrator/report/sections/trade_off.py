@@ -26,6 +26,9 @@ from orchestrator.report.style import (
     subsample_dots,
 )
 
+#: Points so near, in parts of the width and the height of what is drawn, share a label.
+NEAR = (0.06, 0.06)
+
 
 def trade_off_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> Section | None:
     """Return the section with figure and arms on the front, None with fewer than two arms that have both scores.
@@ -92,9 +95,7 @@ def _figure(results: Results, arms: pd.DataFrame, front: NDArray[np.intp], effec
     layout = layout_of(
         xaxis={"title": {"text": f"in-distribution {TITLES[results.metric]}"}, "tickformat": ".1%", "zeroline": False},
         yaxis={"title": {"text": f"worst shifted {TITLES[results.metric]}"}, "tickformat": ".1%", "zeroline": False},
-        annotations=[
-            _front_label(arms.iloc[i][f"{clean}.mean"], arms.iloc[i][f"{worst}.mean"], n) for n, i in enumerate(front)
-        ],
+        annotations=front_labels(x, y, (np.ptp(trials[clean]), np.ptp(trials[worst]))),
     )
     layout["margin"] |= {"l": 72, "t": 40}
     hue = f" Colour: {factor}." if factor else ""
@@ -118,9 +119,27 @@ def _front_line(x: NDArray[np.float64], y: NDArray[np.float64]) -> dict[str, Any
     return {"type": "scatter", "mode": "lines", **points, "line": line, "hoverinfo": "skip", "showlegend": False}
 
 
-def _front_label(x: float, y: float, number: int) -> dict[str, Any]:
-    place = {"x": float(x), "y": float(y), "xanchor": "left", "yanchor": "bottom", "xshift": 6, "yshift": 4}
-    return {"text": f"<b>{_name(number)}</b>", "showarrow": False, "font": {"size": 13}, **place}
+def front_labels(x: NDArray[np.float64], y: NDArray[np.float64], spans: tuple[float, float]) -> list[dict[str, Any]]:
+    """Return the letters of the points on the front; points whose letters would cover one another share a label.
+
+    Args:
+        x, y: points on the front.
+        spans: width and height of what is drawn.
+    """
+    groups: list[list[int]] = []
+    for number in range(len(x)):
+        first = groups[-1][0] if groups else number
+        near = abs(x[number] - x[first]) <= NEAR[0] * spans[0] and abs(y[number] - y[first]) <= NEAR[1] * spans[1]
+        if groups and near:
+            groups[-1].append(number)
+        else:
+            groups.append([number])
+    place = {"xanchor": "left", "yanchor": "bottom", "xshift": 6, "yshift": 4, "showarrow": False, "font": {"size": 13}}
+    names = [", ".join(map(_name, numbers)) for numbers in groups]
+    return [
+        {"text": f"<b>{name}</b>", "x": float(x[numbers[0]]), "y": float(y[numbers[0]]), **place}
+        for name, numbers in zip(names, groups, strict=True)
+    ]
 
 
 def _means(arms: pd.DataFrame, columns: tuple[str, str], level: tuple[str, int], *, named: bool) -> dict[str, Any]:
