@@ -1,0 +1,94 @@
+"""Scores added to trials that were really trained: from their predictions, once, and into everything behind them."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+
+from orchestrator.analysis.results import load_results
+from orchestrator.driver.evaluate import evaluate_trials, list_addable_scores
+from orchestrator.ledger.ledger import Ledger
+from orchestrator.report.write import write_report
+from orchestrator.selection.ranking import SelectionCriteria, select_arm
+from orchestrator.tracking.shipper import sync
+from tests.support.trained_study import TrainedStudy
+from trainables.errors import ConfigError, StudyError
+from trainables.evaluation.confidence import compute_augrc
+from trainables.evaluation.ood import TrainingSplit, fit_detector
+from trainables.evaluation.predictions import load_predictions
+
+
+@pytest.fixture(scope="module")
+def ledger(trained_study: TrainedStudy, tmp_path_factory: pytest.TempPathFactory) -> Ledger:
+    storage = tmp_path_factory.mktemp("evaluated")
+    shutil.copytree(trained_study.storage / "small", storage / "small")
+    return Ledger(str(storage), "small")
+
+
+def test_scores_are_added_once_and_reach_tables_selection_report_and_mlflow(
+    ledger: Ledger, trained_study: TrainedStudy, tmp_path: Path
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    sync(ledger, uri)
+    client = MlflowClient(uri)
+    runs = {each: _find_run(client, each).info.run_id for each in _signatures(ledger)}
+    assert "failure/mahalanobis/augrc" not in load_results(ledger).trials
+    done = evaluate_trials(ledger, ["msr", "mahalanobis", "knn"])
+    assert [each.is_new for each in done] == [True] * 4
+    assert not any(each.is_new for each in evaluate_trials(ledger, ["knn", "mahalanobis", "msr"]))
+
+    results = load_results(ledger)
+    for signature, value in zip(results.trials["signature"], results.trials["failure/mahalanobis/augrc"], strict=True):
+        assert value == pytest.approx(_recompute(ledger, signature), abs=1e-12)
+    chosen = select_arm(results, SelectionCriteria(by="failure/mahalanobis/augrc"))
+    assert (chosen.column, chosen.higher_is_better) == ("validation/failure/mahalanobis/augrc", False)
+    means = results.trials.groupby("name")["validation/failure/mahalanobis/augrc"].mean()
+    assert chosen.arm.name == means.idxmin()
+    oracle = select_arm(results, SelectionCriteria(by="failure/mahalanobis/augrc", oracle=True))
+    assert oracle.column == "failure/mahalanobis/augrc"
+    with pytest.raises(StudyError, match="is not in-distribution validation"):
+        select_arm(results, SelectionCriteria(by="ood/mahalanobis/external-0/auroc"))
+
+    report = write_report(ledger, cache_dir=trained_study.cache_dir, examples=False)
+    page = Path(report.html).read_text()
+    assert 'id="failures"' in page
+    assert "Mahalanobis distance" in page
+    sync(ledger, uri)
+    sync(ledger, uri)
+    for signature, run_id in runs.items():
+        run = _find_run(client, signature)
+        assert run.info.run_id == run_id  # the same run, not another
+        history = client.get_metric_history(run_id, "failure/mahalanobis/augrc")
+        assert [point.value for point in history] == [pytest.approx(_recompute(ledger, signature))]
+        assert sum(tag.startswith("robustsweep.added.") for tag in run.data.tags) == 1
+        assert len(client.get_metric_history(run_id, "failure/msr/augrc")) == 1
+
+
+def test_a_score_that_there_is_not_is_refused_before_anything_is_written(ledger: Ledger) -> None:
+    with pytest.raises(ConfigError, match="'entropie', which does not exist"):
+        evaluate_trials(ledger, ["entropie"])
+    assert set(list_addable_scores()) >= {"msr", "energy_scaled", "mahalanobis", "vim"}
+
+
+def _signatures(ledger: Ledger) -> list[str]:
+    return [trial["signature"] for trial in ledger.read_plan()["trials"]]
+
+
+def _find_run(client: MlflowClient, signature: str):
+    experiment = client.get_experiment_by_name("small")
+    (run,) = client.search_runs([experiment.experiment_id], f"tags.`robustsweep.signature` = '{signature}'")
+    return run
+
+
+def _recompute(ledger: Ledger, signature: str) -> float:
+    folder = ledger.folder("trial", signature)
+    train, test = (load_predictions(folder, name) for name in ("train", "test"))
+    assert train.features is not None
+    assert test.features is not None
+    detector = fit_detector("mahalanobis", TrainingSplit(train.features, train.labels, train.logits[0]))
+    is_correct = np.asarray(test.logits[0].argmax(axis=1) == test.labels)
+    return compute_augrc(detector(test.features, test.logits[0]), is_correct)
