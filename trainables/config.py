@@ -120,9 +120,9 @@ class TrialConfig(Frozen):
             if find_part(self.regulariser, part) is not None:
                 raise ValueError(
                     f"training.confidence: found {confidence.kind} with the regulariser "
-                    f"{part.model_fields['kind'].default}, whose targets are not one true class, which this loss needs; "
-                    "expected confidnet, which is trained after the classifier, or another regulariser, or these arms "
-                    "in exclude"
+                    f"{part.model_fields['kind'].default}, whose targets are not the one true class that this loss "
+                    "needs; expected confidnet, which is trained after the classifier, another regulariser, or these "
+                    "arms in exclude"
                 )
         if isinstance(confidence, DeepGamblers) and confidence.pretrain_epochs >= epochs:
             raise ValueError(
