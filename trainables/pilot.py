@@ -7,11 +7,15 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from trainables.confidence_config import ConfidNet
 from trainables.config import Execution, TrialConfig
 from trainables.data.dataset import ImageSet
+from trainables.data.feed import ImageFeed
 from trainables.data.foreign import with_foreign_sets
 from trainables.data.load import load_dataset
-from trainables.evaluation.predictions import predict
+from trainables.evaluation.predictions import keep, predict_each
+from trainables.models.confidence import add_confidence
+from trainables.models.model_scores import ModelScores, build_model_scores
 from trainables.models.networks import Classifier
 from trainables.pretraining_config import ScratchPretraining
 from trainables.shifts.bank import build_shifts, build_validation_shifts
@@ -34,11 +38,13 @@ class PilotTimings:
     epoch_seconds: float
     evaluation_seconds: float
     training_epochs: int
+    #: All epochs of ConfidNet, after those of the classifier.
+    confidence_seconds: float = 0.0
 
     @property
     def trial_seconds(self) -> float:
         """Seconds of training to the last epoch and of the evaluation, without start-up and checkpoints."""
-        return self.epoch_seconds * self.training_epochs + self.evaluation_seconds
+        return self.epoch_seconds * self.training_epochs + self.confidence_seconds + self.evaluation_seconds
 
 
 def time_trial(config: TrialConfig, execution: Execution, *, max_seconds: float = 30.0) -> PilotTimings:
@@ -57,6 +63,9 @@ def time_trial(config: TrialConfig, execution: Execution, *, max_seconds: float 
     model = build_network(config.model, ScratchPretraining(), data, config.regulariser).to(device)
     precision = resolve_precision(config.training, device)
     choice = default_choice(config.model, model, precision, device)
+    confidence = config.training.confidence
+    if not isinstance(confidence, ConfidNet):
+        add_confidence(model, confidence, seed=0)
     model = choice.place(model)
     training = TrainingStep(model, data, config, choice)
     model.train()
@@ -72,23 +81,42 @@ def time_trial(config: TrialConfig, execution: Execution, *, max_seconds: float 
     step_seconds = sum(timed) / len(timed)
     test = data.splits["test"]
     image_seconds = _time_prediction(model, test, precision, execution, max_seconds=_PREDICTION_SHARE * max_seconds)
-    validation, one_pass = image_seconds * len(data.splits["val"]), image_seconds * len(test)
+    validation = image_seconds * len(data.splits["val"])
+    confidence_seconds = 0.0
+    if isinstance(confidence, ConfidNet):
+        # The layers' epochs are passes of the classifier, to which fine-tuning adds training steps.
+        one_epoch = image_seconds * len(training.batches.rows) + validation
+        confidence_seconds = confidence.extra_epochs * one_epoch
+        confidence_seconds += confidence.fine_tuning_epochs * (step_seconds * training.batches.num_batches + validation)
+        add_confidence(model, confidence, seed=0)
+    scores = build_model_scores(model, mc_dropout=config.evaluation.mc_dropout, seed=0)
+    scored_seconds = image_seconds
+    if scores is not None:
+        limit = _PREDICTION_SHARE * max_seconds
+        scored_seconds = _time_prediction(model, test, precision, execution, scores=scores, max_seconds=limit)
     modality = data.modality if config.evaluation.modality == "auto" else config.evaluation.modality
-    passes = 1 + len(build_shifts(config.evaluation, modality))
-    shifted = validation * len(build_validation_shifts(config.evaluation, modality))
-    per_epoch = validation + (shifted if reads_shifted_validation(config.training) else 0.0)
-    others = sum(len(images) for images in (data.external | data.ood).values())
+    shifts, of_validation = (build(config.evaluation, modality) for build in (build_shifts, build_validation_shifts))
+    images = len(test) * (1 + len(shifts)) + len(data.splits["val"]) * (1 + len(of_validation))
+    images += sum(len(each) for each in (data.external | data.ood).values())
     if "train" in config.evaluation.store_features:
-        others += len(data.splits["train"])
+        images += len(data.splits["train"])
+    per_epoch = validation * (1 + len(of_validation) * reads_shifted_validation(config.training))
     return PilotTimings(
         epoch_seconds=step_seconds * training.batches.num_batches + per_epoch,
-        evaluation_seconds=one_pass * passes + validation + shifted + image_seconds * others,
+        evaluation_seconds=scored_seconds * images,
         training_epochs=config.training.epochs,
+        confidence_seconds=confidence_seconds,
     )
 
 
 def _time_prediction(
-    model: Classifier, images: ImageSet, precision: torch.dtype, execution: Execution, *, max_seconds: float
+    model: Classifier,
+    images: ImageSet,
+    precision: torch.dtype,
+    execution: Execution,
+    *,
+    max_seconds: float,
+    scores: ModelScores | None = None,
 ) -> float:
     """Return the seconds per image, measured on as many images as take about ``max_seconds``, at most all."""
     number, seconds = 0, 0.0
@@ -101,7 +129,8 @@ def _time_prediction(
             groups=images.groups[rows], sites=images.sites[rows], metadata={}, masks=None,
         )  # fmt: skip
         started = time.perf_counter()
-        predict(model, part, batch_size=execution.evaluation_batch_size, precision=precision)
+        feed, size = ImageFeed(part, model.mean.device), execution.evaluation_batch_size
+        predict_each(model, feed, [keep], batch_size=size, precision=precision, scores=scores)
         seconds = time.perf_counter() - started
     return seconds / number
 

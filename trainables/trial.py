@@ -33,6 +33,7 @@ from trainables.evaluation.robustness import (
 from trainables.evaluation.severities.matching import FOUND, match_strengths, read_matched
 from trainables.model_config import ModelConfig
 from trainables.models.confidence import add_confidence
+from trainables.models.mc_dropout import find_dropout
 from trainables.models.networks import Classifier, build_model
 from trainables.ops.stain_normalisation import StainNormaliser, check_stainable, choose_tiles
 from trainables.pretraining.imagenet import load_imagenet
@@ -128,6 +129,8 @@ def _train(
     """Return the trained model, from its file if an earlier call has written it; checkpoints are removed."""
     device = prepare_process(execution)
     model = build_initial_model(config, data, encoder=encoder)
+    if config.evaluation.mc_dropout > 0:
+        find_dropout(model)  # a network without it has to fail before the training
     choice = choose_acceleration(
         config, model, data, execution, device=device, precision=resolve_precision(config.training, device)
     )

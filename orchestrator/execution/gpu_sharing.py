@@ -89,6 +89,8 @@ def describe_kind(kind: str, identity: dict[str, Any]) -> str:
         parts["augmentation"] = identity["augmentation"]["kind"]
         parts["regulariser"] = sorted(_list_kinds(identity["regulariser"]) & _HUNGRY_REGULARISERS)
         parts |= {name: training[name] for name in ("batch_size", "precision", "optimiser")}
+        if training.get("confidence", {}).get("kind") == "confidnet":  # a second encoder; the others are one output
+            parts["confidence"] = "confidnet"
     return canonical_json(parts)
 
 

@@ -10,6 +10,7 @@ from textwrap import shorten
 from typing import Any, Protocol
 
 from orchestrator.planning.identity import compute_identity, compute_signature, hash_identity
+from trainables.confidence_config import ConfidNet, NoConfidence
 from trainables.config import MatchingConfig, StageConfig, TrialConfig
 from trainables.evaluation_config import EvaluationConfig
 from trainables.pretraining_config import ContrastivePretraining, ImageNetPretraining
@@ -309,9 +310,13 @@ def _match(config: TrialConfig, reference: ArmLike, facts: Facts) -> Work:
         validation_shifts=asked.validation_shifts,
         shift_seed=asked.shift_seed,
     )
-    sections = ("model", "pretraining", "augmentation", "regulariser", "training")
+    sections = ("model", "pretraining", "augmentation", "regulariser")
+    training = trained.training
+    if isinstance(training.confidence, ConfidNet):  # which changes nothing in the classifier that is matched on
+        training = training.model_copy(update={"confidence": NoConfidence()})
     stage = MatchingConfig(
         **{section: getattr(trained, section) for section in sections},
+        training=training,
         data=config.data,
         evaluation=evaluation,
         seed=config.seed,

@@ -45,7 +45,8 @@ def check_trials(configs: Iterable[TrialConfig], inputs: Inputs) -> None:
 
     Raises:
         ConfigError: if a network, shift or modality is unknown, the network does not accept images of this size or
-            batches of this many, weights do not fit it, or a regulariser does not fit the network or the data.
+            batches of this many, weights do not fit it, a regulariser does not fit the network or the data, or MC
+            dropout is asked of a network without dropout.
     """
     for config in find_distinct(configs):
         _check_trial(config, inputs.with_foreign(config))
@@ -54,6 +55,7 @@ def check_trials(configs: Iterable[TrialConfig], inputs: Inputs) -> None:
 def _check_trial(config: TrialConfig, data: Dataset) -> None:
     from trainables.evaluation.detection.summary import check_scores
     from trainables.evaluation.robustness import check_shifts
+    from trainables.models.mc_dropout import find_dropout
     from trainables.regularisers import NoRegulariser
     from trainables.trial import build_network
 
@@ -67,6 +69,8 @@ def _check_trial(config: TrialConfig, data: Dataset) -> None:
         build_network(config.model, weights, data, NoRegulariser())
     # Memory is allocated: on torch's meta device a forward pass spends two more seconds on imports.
     model = build_network(config.model, ScratchPretraining() if is_stage else weights, data, config.regulariser)
+    if config.evaluation.mc_dropout > 0:
+        find_dropout(model)
     _check_step(model, config, data)
 
 

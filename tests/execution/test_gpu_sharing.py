@@ -83,6 +83,7 @@ def test_what_does_not_change_the_memory_shares_a_measurement() -> None:
     )
     assert kinds("factors: {regulariser: [none, mixup, sam, stain_normalisation]}") == 3
     assert kinds("factors: {regulariser: {a: sam, b: {kind: combined, sam: {}, dropout: {}}}}") == 1
+    assert kinds("factors: {training.confidence: [none, devries, deep_gamblers, confidnet]}") == 2
     assert kinds("factors: {training.batch_size: [16, 64], training.optimiser: [sgd, adamw]}") == 4
     assert kinds("factors: {model.name: [resnet18, resnet34], augmentation: [none, strong]}") == 4
 

@@ -78,6 +78,17 @@ def test_another_value_of_any_scientific_field_is_another_signature(change: dict
     assert compute_signature(TrialConfig.model_validate(change), "x") != compute_signature(TrialConfig(), "x")
 
 
+def test_a_confidence_and_mc_dropout_change_signatures_only_where_they_are_set() -> None:
+    assert "confidence" not in compute_identity(TrialConfig())["training"]
+    assert "mc_dropout" not in compute_identity(TrialConfig())["evaluation"]
+    kinds = ("none", "deep_gamblers", "devries", "confidnet")
+    changes = [{"training": {"confidence": {"kind": kind}}} for kind in kinds]
+    changes += [{"evaluation": {"mc_dropout": draws}} for draws in (0, 10)]
+    found = [compute_signature(TrialConfig.model_validate(change), "x") for change in changes]
+    assert len(set(found)) == 5
+    assert found[0] == found[4] == compute_signature(TrialConfig(), "x")
+
+
 def test_other_data_are_another_signature() -> None:
     assert compute_signature(TrialConfig(), "x") != compute_signature(TrialConfig(), "y")
 

@@ -138,3 +138,12 @@ def test_a_search_is_refused() -> None:
     search = "search: {objectives: [{metric: validation/balanced_accuracy}], num_trials: 2}"
     with pytest.raises(StudyError, match="does not go with search"):
         plan_of(STUDY + search + "\n")
+
+
+def test_confidnet_is_no_part_of_the_stage_and_the_other_confidences_are() -> None:
+    rest = "evaluation: {severities: matched, shifts: [jpeg]}\n"
+    plain, *found = (
+        stage_of(plan_of(rest, f"training.confidence={kind}")).config.training.confidence.kind
+        for kind in ("none", "confidnet", "devries")
+    )
+    assert [plain, *found] == ["none", "none", "devries"]

@@ -73,6 +73,19 @@ def test_wrong_names_and_sizes_are_named(override: str, message: str, tmp_path: 
         check(tmp_path, write_manifest(tmp_path / "d"), override)
 
 
+def test_mc_dropout_is_refused_before_anything_runs_where_a_network_has_no_dropout(tmp_path: Path) -> None:
+    def check_text(rest: str) -> None:
+        text = f"study: s\ndata: {{kind: digits, image_size: 8}}\nevaluation: {{mc_dropout: 5, shifts: []}}\n{rest}"
+        study = parse_study(text, source="s.yaml", overrides=[f"execution.cache_dir={tmp_path / 'cache'}"])
+        prepared = prepare(study, storage=str(tmp_path / "results"))
+        check_trials(prepared.open_configs, prepared.inputs)
+
+    check_text("model: {name: shufflenet_v2_x0_5}\nregulariser: dropout\n")
+    check_text("model: {name: mobilenet_v3_small}\n")
+    with pytest.raises(ConfigError, match=r"evaluation.mc_dropout: looked for dropout .* add regulariser: dropout"):
+        check_text("model: {name: shufflenet_v2_x0_5}\nfactors: {regulariser: [dropout, none]}\n")
+
+
 def test_no_severity_is_no_evaluation(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"evaluation\.severities"):
         check(tmp_path, write_manifest(tmp_path / "d"), "evaluation.severities=[]")

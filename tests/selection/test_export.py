@@ -22,6 +22,7 @@ from tests.support.trained_study import TrainedStudy
 from trainables.config import TrialConfig
 from trainables.errors import CheckpointError, ConfigError, DataError, StorageError, StudyError
 from trainables.evaluation.predictions import load_predictions, save_predictions
+from trainables.models.confidence import add_confidence
 from trainables.models.exported import build_exported, load_exported, make_test_images, write_exported
 from trainables.models.networks import build_model
 from trainables.ops.stain_normalisation import StainNormaliser
@@ -214,6 +215,7 @@ def save_untrained(config: TrialConfig, folder: Folder) -> torch.nn.Module:
     for name, value in network.named_buffers():
         if name.endswith("running_mean"):
             value.add_(0.05)
+    add_confidence(network, config.training.confidence, seed=2)
     save_weights(folder, "model.safetensors", network.state_dict(), {"signature": "s"})
     return network.eval()
 
@@ -233,6 +235,27 @@ def test_every_kind_of_network_comes_back(sections: dict[str, Any], tmp_path: Pa
         expected = network(network.normalise(images))  # type: ignore[operator]
         assert torch.equal(model(images), expected)
         assert torch.equal(loaded(images), expected)
+
+
+@pytest.mark.parametrize("kind", ["confidnet", "devries", "deep_gamblers"])
+def test_a_learned_confidence_is_exported_with_the_network(kind: str, tmp_path: Path) -> None:
+    config = tiny_trial(training={"confidence": {"kind": kind}})
+    trial, out = Folder(tmp_path / "trial"), Folder(tmp_path / "out")
+    network = save_untrained(config, trial)
+    model = build_exported(trial, config, classes=("a", "b", "c"), provenance={})
+    write_exported(trial, out, model)
+    assert out.sha256("model.safetensors") == trial.sha256("model.safetensors")
+    loaded = load_exported(out)
+    images = torch.randint(0, 256, (5, 1, 16, 16), dtype=torch.uint8)
+    with torch.inference_mode():
+        assert torch.equal(loaded(images), network(network.normalise(images)))  # type: ignore[operator]
+    confidences = loaded.rate_confidence(images)
+    assert confidences.shape == (5,)
+    assert ((confidences >= 0) & (confidences <= 1)).all()
+    assert torch.equal(confidences, model.rate_confidence(images))
+    loaded.network.confidence = None
+    with pytest.raises(ConfigError, match=r"trained without training\.confidence"):
+        loaded.rate_confidence(images)
 
 
 def test_an_image_file_is_read_as_in_training(trained_study: TrainedStudy, tmp_path: Path) -> None:

@@ -37,12 +37,22 @@ CASES = {
         training={**TRAINING, "optimiser": "sgd", "warmup_epochs": 1.5, "select_by": "loss", "gradient_clip_norm": 1.0},
         evaluation={"shifts": ["gaussian_noise"], "severities": [3]},
     ),
+    "confidnet": tiny_trial(
+        training={
+            **TRAINING,
+            "epochs": 1,
+            "confidence": {"kind": "confidnet", "epochs": 1, "fine_tuning_epochs": 2, "hidden_units": 16},
+        },
+        evaluation={"shifts": [], "mc_dropout": 3},
+        regulariser={"kind": "dropout"},
+    ),
     "stage": tiny_stage(epochs=3, batch_size=400),
 }
 #: Steps of one epoch are 4 (about 90 images), of the stage 2.
 POINTS = {
     "mixup": ("in-epoch-3", "between-the-writes", "before-the-line", "in-evaluation"),
     "dropout": ("after-epoch-2", "in-epoch-3"),
+    "confidnet": ("after-epoch-2", "in-epoch-3", "between-the-writes", "before-the-line"),
     "stage": ("after-epoch-2", "in-epoch-3"),
 }
 
@@ -72,7 +82,7 @@ def _arm(point: str, case: str) -> None:
 
     if point == "in-epoch-3":
         last = 6 if case == "stage" else 2 * _num_steps() + 2
-        for optimiser in (torch.optim.AdamW, torch.optim.SGD):
+        for optimiser in (torch.optim.Adam, torch.optim.SGD):  # AdamW steps as Adam does
             _die_before(optimiser, "step", lambda *args: count("steps", last, True))
     elif point == "between-the-writes":
         _die_before(Folder, "write", lambda _, name, data: count("checkpoints", 3, name == "checkpoint.safetensors"))
@@ -86,7 +96,7 @@ def _num_steps() -> int:
     from trainables.data.batches import TrainingImages
     from trainables.data.load import load_dataset
 
-    config = CASES["dropout"]
+    config = CASES["dropout"]  # as many images and as large batches as the other trials
     return TrainingImages(
         load_dataset(config.data, cache_dir=CACHE).splits["train"], config, torch.device("cpu")
     ).num_batches

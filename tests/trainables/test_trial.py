@@ -81,6 +81,9 @@ def test_killed_and_called_again_equals_uninterrupted(killed: Path, case: str, p
             first, second = (load_predictions(Folder(folder), name) for folder in (whole, resumed))
             assert np.array_equal(first.logits, second.logits)
             assert np.array_equal(first.features, second.features)
+            assert first.scores.keys() == second.scores.keys()
+            assert all(np.array_equal(first.scores[score], second.scores[score]) for score in first.scores)
+            assert len(first.scores) == (7 if case == "confidnet" else 0)
     assert (whole / weights).read_bytes() == (resumed / weights).read_bytes()
     lines = [[without_times(line) for line in Folder(folder).read_lines("epochs.jsonl")] for folder in (whole, resumed)]
     assert lines[0] == lines[1]

@@ -19,12 +19,15 @@ from jaxtyping import Float32, UInt8
 from pydantic import Field, JsonValue, ValidationError
 from torch import Tensor, nn
 
+from trainables.confidence_config import ConfidenceConfig, NoConfidence
 from trainables.config import TrialConfig
 from trainables.data.decoding.files import decode_file
 from trainables.data.decoding.pixels import PixelSpec, build_pixel_spec
-from trainables.errors import CheckpointError, DataError
+from trainables.errors import CheckpointError, ConfigError, DataError
 from trainables.frozen import Frozen, ImageSize, PositiveInt
 from trainables.model_config import ModelConfig
+from trainables.models.confidence import add_confidence
+from trainables.models.model_scores import build_model_scores
 from trainables.models.networks import Classifier, build_model
 from trainables.ops.stain_normalisation import StainNormaliser
 from trainables.regularisers import Dropout, StainNormalisation, StochasticDepth, find_part
@@ -48,6 +51,7 @@ class Architecture(Frozen):
     dropout: float
     stochastic_depth: float | None
     stain_normalisation: Literal["macenko", "reinhard"] | None = Field(description="Done first, inside the network.")
+    confidence: ConfidenceConfig = Field(NoConfidence(), description="Learned beside the classes (rate_confidence).")
 
 
 class Images(Frozen):
@@ -107,6 +111,21 @@ class ImageClassifier(nn.Module):
         logits: Tensor = self.network(self.network.normalise(images))
         return logits
 
+    @torch.inference_mode()
+    def rate_confidence(self, images: UInt8[Tensor, "n c h w"]) -> Float32[Tensor, " n"]:
+        """Return the learned confidence, in [0, 1], of a network that was trained with one (``training.confidence``).
+
+        Raises:
+            ConfigError: the network has none; use softmax of the logits.
+        """
+        scores = build_model_scores(self.network, mc_dropout=0, seed=0)
+        if scores is None:
+            raise ConfigError(
+                "rate_confidence: this network was trained without training.confidence and has no confidence of its "
+                "own; expected the largest softmax of its logits to be used instead"
+            )
+        return scores.forward(self.network.normalise(images))[2].squeeze(1).sigmoid()
+
     def decode_image(self, path: Path | str) -> UInt8[Tensor, "1 c h w"]:
         """Return an image file as input of the network, with channels and size converted as in training.
 
@@ -164,6 +183,7 @@ def build_exported(
         dropout=0.0 if dropout is None else dropout.probability,
         stochastic_depth=None if depth is None else depth.probability,
         stain_normalisation=None if stain is None else stain.method,
+        confidence=config.training.confidence,
     )
     data = config.data
     pixels = asdict(build_pixel_spec(data))
@@ -256,6 +276,7 @@ def _build(architecture: Architecture, images: Images, *, num_classes: int) -> C
         )
     if architecture.stain_normalisation is not None:
         network.stain = StainNormaliser(architecture.stain_normalisation)
+    add_confidence(network, architecture.confidence, seed=0)
     return network
 
 

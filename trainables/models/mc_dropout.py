@@ -111,6 +111,8 @@ class McDropout:
         self._model, self._draws, self._seed = model, draws, seed
         self._dropouts = find_dropout(model)
         self._tail = _find_tail(model, list(self._dropouts))
+        #: Masks behind the backbone, which are small, by draw, layer and shape.
+        self._masks: dict[tuple[int, str, tuple[int, ...]], Tensor] = {}
 
     @property
     def is_in_head_only(self) -> bool:
@@ -147,13 +149,22 @@ class McDropout:
 
     def _make_hook(self, name: str, draw: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
         def mask(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            shape = [1] * (output.ndim - 2) if isinstance(layer, _CHANNELS) else list(output.shape[2:])
-            seeds = torch.tensor([derive_seed("mc_dropout", self._seed, draw, name)], device=output.device)
-            probability = float(layer.p)  # type: ignore[arg-type]
-            is_kept = uniform(seeds, output.shape[1], *shape) >= probability
-            return output * (is_kept / (1.0 - probability)).to(output.dtype)
+            sides = [1] * (output.ndim - 2) if isinstance(layer, _CHANNELS) else output.shape[2:]
+            key = draw, name, (output.shape[1], *sides)
+            found = self._masks.get(key)
+            if found is None:
+                found = self._draw_mask(*key, probability=float(layer.p), device=output.device)  # type: ignore[arg-type]
+                if self._tail is not None:
+                    self._masks[key] = found
+            return output * found.to(output.dtype)
 
         return mask
+
+    def _draw_mask(
+        self, draw: int, name: str, shape: tuple[int, ...], *, probability: float, device: torch.device
+    ) -> Tensor:
+        seeds = torch.tensor([derive_seed("mc_dropout", self._seed, draw, name)], device=device)
+        return (uniform(seeds, *shape) >= probability) / (1.0 - probability)
 
 
 def find_dropout(model: Classifier) -> dict[str, nn.Module]:

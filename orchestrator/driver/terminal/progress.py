@@ -249,7 +249,7 @@ class StudyProgress:
 
 def _describe_epoch(work: Work, epoch: int) -> str:
     config = work.config
-    total = config.training.epochs if isinstance(config, TrialConfig) else config.pretraining.epochs
+    total = config.training.total_epochs if isinstance(config, TrialConfig) else config.pretraining.epochs
     return f"{epoch}/{total}"
 
 

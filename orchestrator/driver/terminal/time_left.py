@@ -134,7 +134,7 @@ class TimeLeft:
         if row.first is None or row.last is None:
             return None
         config = row.work.config
-        epochs = config.training.epochs if isinstance(config, TrialConfig) else config.pretraining.epochs
+        epochs = config.training.total_epochs if isinstance(config, TrialConfig) else config.pretraining.epochs
         trained = row.last[0] - row.first[0]
         # Time before the first epoch's end includes the start, which a trial has once.
         seconds = (

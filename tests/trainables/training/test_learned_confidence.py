@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.tiny_configs import random_dataset, tiny_trial
+from tests.support.tiny_configs import random_dataset, random_set, tiny_trial
 from trainables.confidence_config import NoConfidence
 from trainables.config import TrialConfig
-from trainables.data.dataset import Dataset
+from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
 from trainables.evaluation.predictions import keep, predict, predict_each
 from trainables.models.confidence import ConfidNetBranch, get_branch
@@ -226,3 +227,53 @@ def test_a_model_with_a_branch_is_read_back_whole(tmp_path: Path) -> None:
     assert np.array_equal(predicted(model, data)[1]["devries"], predicted(again, data)[1]["devries"])
     plain, _ = predict(model, data.splits["test"], batch_size=64, precision=torch.float32)
     assert np.array_equal(plain, predicted(model, data)[0])
+
+
+def make_half_hard(name: str, num_images: int) -> ImageSet:
+    """Return images of three classes, a bright third each; of every second one the class is a guess: it has none."""
+    generator = np.random.default_rng([7, len(name), num_images])
+    labels = generator.integers(0, 3, num_images)
+    images = generator.integers(0, 60, (num_images, 1, 16, 16), dtype=np.uint8)
+    for row in np.flatnonzero(np.arange(num_images) % 2):
+        images[row, :, 5 * labels[row] : 5 * labels[row] + 5] += 150
+    return replace(
+        random_set(name, num_images),
+        images=images,
+        labels=labels,
+        groups=np.array([f"{name}-{i}" for i in range(num_images)]),
+    )
+
+
+@pytest.mark.parametrize(
+    "confidence",
+    [
+        {"kind": "deep_gamblers", "reward": 2.2},
+        {"kind": "devries"},
+        {"kind": "confidnet", "epochs": 10, "fine_tuning_epochs": 2},
+    ],
+    ids=lambda confidence: confidence["kind"],
+)
+def test_a_learned_confidence_ranks_errors_last(tmp_path: Path, confidence: dict[str, Any]) -> None:
+    sets = {
+        "train": make_half_hard("train", 300),
+        "val": make_half_hard("val", 60),
+        "test": make_half_hard("test", 400),
+    }
+    data = replace(random_dataset(), splits=sets, external={})
+    settings = tiny_trial(
+        model={"name": "timm/test_resnet", "input_size": None},
+        training={
+            "epochs": 6,
+            "batch_size": 32,
+            "label_fraction": 1.0,
+            "learning_rate": 0.01,
+            "confidence": confidence,
+        },
+    )
+    model = train(tmp_path, settings, data)
+    logits, scores = predicted(model, data)
+    is_correct = logits.argmax(1) == sets["test"].labels
+    assert 0.55 < is_correct.mean() < 0.8  # all that can be known, and a third of the guesses
+    right, wrong = (scores[confidence["kind"]][is_correct == right] for right in (True, False))
+    auroc = (right[:, None] > wrong).mean() + 0.5 * (right[:, None] == wrong).mean()
+    assert auroc > 0.8  # .875 where every image without a class is below every other
