@@ -103,6 +103,12 @@ class EvaluationConfig(Frozen):
         ("train", "val", "test", "external", "ood"),
         description="Sets of which penultimate features are kept (float16); shifts: of the shifted test images, too.",
     )
+    store_layers: tuple[str, ...] = Field(
+        (),
+        description="Modules of the network, such as layer3 or blocks.4, of whose activations the means and spectral "
+        "signatures are kept for these sets, too (mahalanobis_layers, spectral_signature).",
+        json_schema_extra=SET_ONLY,
+    )
     foreign: dict[str, ForeignData] = Field(
         {},
         description="Name → other data source, on whose images every prediction is wrong (out-of-distribution "

@@ -33,7 +33,9 @@ def list_addable_scores() -> list[str]:
     """Return the names of the scores that a finished trial can get, without those that only its model can give."""
     from trainables.evaluation.confidence import CONFIDENCE_SCORES
 
-    return [name for name, score in CONFIDENCE_SCORES.items() if score.needs in ("logits", "features")]
+    return [
+        name for name, score in CONFIDENCE_SCORES.items() if score.needs in ("logits", "features", "layers", "images")
+    ]
 
 
 def evaluate_trials(

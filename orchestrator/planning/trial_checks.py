@@ -54,6 +54,7 @@ def check_trials(configs: Iterable[TrialConfig], inputs: Inputs) -> None:
 
 def _check_trial(config: TrialConfig, data: Dataset) -> None:
     from trainables.evaluation.detection.summary import check_scores
+    from trainables.evaluation.layers import check_layers
     from trainables.evaluation.robustness import check_shifts
     from trainables.models.mc_dropout import find_dropout
     from trainables.regularisers import NoRegulariser
@@ -72,6 +73,8 @@ def _check_trial(config: TrialConfig, data: Dataset) -> None:
     if config.evaluation.mc_dropout > 0:
         find_dropout(model)
     _check_step(model, config, data)
+    if config.evaluation.store_layers:
+        check_layers(model, config.evaluation.store_layers, data.splits["test"].images[:2])
 
 
 def _check_roles(config: TrialConfig, data: Dataset) -> None:

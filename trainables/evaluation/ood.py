@@ -10,7 +10,6 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Float32, Float64, Int, Shaped, UInt8
@@ -21,6 +20,7 @@ from trainables.evaluation.detection.mahalanobis import Chunk, Mahalanobis, fit_
 from trainables.evaluation.detection.nearest import compute_nearest_distances, normalise
 from trainables.evaluation.detection.risk_coverage import OOD, compute_ood_metrics
 from trainables.evaluation.detection.virtual_logit import fit_virtual_logit
+from trainables.evaluation_config import Role
 
 #: Singular values are at least this share of the largest. Channels that depend on each other have some near 0, where
 #: the logarithm would make rounding the largest part of the signature.
@@ -260,10 +260,6 @@ def fit_layer_ensemble(
     """
     layers = tuple(fit_mahalanobis(chunks, num_classes=num_classes, relative=False) for chunks in training)
     return LayerEnsemble(layers, fit_combination(_score_layers(layers, validation)))
-
-
-#: What a set is to the model: the same classes under other conditions, new classes like its own, or something else.
-Role = Literal["covariate", "near", "far"]
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from torch import Tensor
 from trainables.data.dataset import ImageSet
 from trainables.data.feed import ImageFeed, split_sizes
 from trainables.errors import DivergedError, StorageError
+from trainables.evaluation.layers import LayerRecorder
 from trainables.models.model_scores import ModelScores
 from trainables.models.networks import Classifier
 from trainables.storage.folder import Folder
@@ -40,6 +41,10 @@ class Predictions:
     #: Penultimate features under every shift but the first, the identity, if they were asked for.
     shifted_features: Float16[np.ndarray, "shifted n features"] | None = None
 
+    #: "histogram", "pooled/<layer>", "spectral/<layer>" (``layers.LayerRecorder``) → values per image, unshifted, and
+    #: under the shifts whose features are stored.
+    layers: Mapping[str, Float32[np.ndarray, "with_features n _"]] = field(default_factory=dict)
+
     def of(self, shift: str) -> Float32[np.ndarray, "n classes"]:
         """Return the logits under ``shift``, e.g. "gaussian_noise/3"."""
         return self.logits[self.shifts.index(shift)]
@@ -52,8 +57,8 @@ class Predictions:
         return None if self.shifted_features is None else self.shifted_features[index - 1]
 
 
-#: Start of the names of scores in a file.
-_SCORES = "scores/"
+#: Start of the names of scores, and of what is kept of layers, in a file.
+_SCORES, _LAYERS = "scores/", "layers/"
 
 
 def save_predictions(folder: Folder, predictions: Predictions) -> None:
@@ -71,6 +76,7 @@ def save_predictions(folder: Folder, predictions: Predictions) -> None:
     if predictions.groups is not None:
         arrays["groups"] = predictions.groups
     arrays |= {f"{_SCORES}{name}": values for name, values in predictions.scores.items()}
+    arrays |= {f"{_LAYERS}{name}": values for name, values in predictions.layers.items()}
     buffer = io.BytesIO()
     np.savez(buffer, **arrays)  # type: ignore[arg-type]
     folder.write(f"predictions/{predictions.name}.npz", buffer.getvalue())
@@ -96,6 +102,7 @@ def load_predictions(folder: Folder, name: str) -> Predictions:
                 shifted_features=arrays.get("shifted_features"),
                 groups=arrays.get("groups"),
                 scores={key.removeprefix(_SCORES): arrays[key] for key in arrays if key.startswith(_SCORES)},
+                layers={key.removeprefix(_LAYERS): arrays[key] for key in arrays if key.startswith(_LAYERS)},
             )
     except (ValueError, KeyError, EOFError, RuntimeError, zipfile.BadZipFile) as error:
         raise StorageError(f"{folder.uri}/predictions/{name}.npz is damaged: {error}") from error
@@ -127,6 +134,8 @@ class Outputs(NamedTuple):
     features: Float16[np.ndarray, "with_features n features"] | None
     #: Confidences that only the model can give, by name; empty if they were not requested.
     scores: dict[str, Float32[np.ndarray, "transforms n"]]
+    #: What was recorded of layers in the passes that have features; empty if nothing was requested.
+    layers: dict[str, Float32[np.ndarray, "with_features n _"]]
 
 
 def predict(
@@ -159,6 +168,7 @@ def predict_each(  # noqa: PLR0913 - the last three have defaults
     precision: torch.dtype,
     num_with_features: int = 0,
     scores: ModelScores | None = None,
+    recorder: LayerRecorder | None = None,
     on_pass: Callable[[], None] = lambda: None,
 ) -> Outputs:
     """Return the logits of all images in order under every transform, and features of the first ones if requested.
@@ -175,6 +185,7 @@ def predict_each(  # noqa: PLR0913 - the last three have defaults
         num_with_features: number of passes, from the first, whose penultimate features are returned, as float16
             clipped to its range (±65504).
         scores: the model's own confidences that are returned as well.
+        recorder: recorder of layers in the passes that have features, attached to the model.
         on_pass: callback after all images of a pass have been sent to the device.
 
     Raises:
@@ -201,7 +212,11 @@ def predict_each(  # noqa: PLR0913 - the last three have defaults
                 output = model(images)
             if missing > 0:
                 kept.append(_copy(hidden[:missing].float().clamp(-limit, limit).half()))
+                if recorder is not None:
+                    recorder.record(batch, len(kept[-1]))
                 missing -= len(kept[-1])
+            elif recorder is not None:
+                recorder.forget()
         logits.append(_copy(output))
     if feed.device.type == "cuda":
         torch.cuda.synchronize(feed.device)
@@ -213,7 +228,8 @@ def predict_each(  # noqa: PLR0913 - the last three have defaults
         _check_finite(columns, feed.images)
         named = {name: np.ascontiguousarray(columns[..., index]) for index, name in enumerate(scores.names)}
     features = torch.cat(kept).numpy().reshape(num_with_features, len(feed), -1) if num_with_features else None
-    return Outputs(outputs, features, named)
+    layers = recorder.collect(num_with_features) if recorder is not None and num_with_features else {}
+    return Outputs(outputs, features, named, layers)
 
 
 def _copy(values: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
 from trainables.errors import ConfigError
 from trainables.evaluation.classification import compute_metrics
+from trainables.evaluation.layers import LayerRecorder
 from trainables.evaluation.metrics import AGGREGATES, METRICS, name_over_shifts, name_over_validation_shifts
 from trainables.evaluation.predictions import (
     Predictions,
@@ -153,6 +154,7 @@ def evaluate_model(
     ]
     if "train" in config.store_features:
         sets.append((data.splits["train"], [IDENTITY], "train"))
+    recorder = LayerRecorder(model, config.store_layers)
     scores = build_model_scores(model, mc_dropout=config.mc_dropout, seed=config.shift_seed)
     total, done = sum(len(todo) for _, todo, _ in sets), 0
 
@@ -166,7 +168,7 @@ def evaluate_model(
         if kind in config.store_features:
             num_with_features = len(todo) if kind == "test" and "shifts" in config.store_features else 1
         feed = ImageFeed(images, model.mean.device)
-        with _open_copies(feed, data, config, execution) as copies:
+        with recorder.attached(), _open_copies(feed, data, config, execution) as copies:
             copies.build(todo, batch_size=execution.evaluation_batch_size, on_built=lambda: on_progress(done, total))
             found = predict_each(
                 model,
@@ -176,12 +178,13 @@ def evaluate_model(
                 precision=precision,
                 num_with_features=num_with_features,
                 scores=scores,
+                recorder=recorder,
                 on_pass=count,
             )
         _, groups = np.unique(images.groups, return_inverse=True)
         keys = tuple(map(_key, todo))
         predictions = Predictions(images.name, images.ids, images.labels, keys, found.logits, groups=groups)
-        predictions = replace(predictions, scores=found.scores)
+        predictions = replace(predictions, scores=found.scores, layers=found.layers)
         if found.features is not None:
             shifted = found.features[1:] if len(found.features) > 1 else None
             predictions = replace(predictions, features=found.features[0], shifted_features=shifted)

@@ -128,7 +128,7 @@ def test_several_passes_are_each_what_one_alone_gives(model: Classifier) -> None
     passes = []
     feed = ImageFeed(IMAGES, torch.device("cpu"))
     settings = {"batch_size": 4, "precision": torch.float32}
-    logits, features, _ = predict_each(
+    logits, features, *_ = predict_each(
         model, feed, [keep, darken], num_with_features=1, on_pass=lambda: passes.append(1), **settings
     )
     assert logits.shape == (2, 10, 3)
@@ -148,7 +148,7 @@ def test_features_are_those_of_the_first_pass_in_a_stream_of_full_batches(
     sizes: list[int] = []
     stream = predictions._transform_batches
     feed, settings = ImageFeed(IMAGES, torch.device("cpu")), {"batch_size": 4, "precision": torch.float32}
-    expected, hidden, _ = predict_each(model, feed, [keep, keep, keep], num_with_features=2, **settings)
+    expected, hidden, *_ = predict_each(model, feed, [keep, keep, keep], num_with_features=2, **settings)
 
     def full(*args: Any) -> Iterator[torch.Tensor]:
         for batch in _rebatch(stream(*args), 4):
@@ -156,7 +156,7 @@ def test_features_are_those_of_the_first_pass_in_a_stream_of_full_batches(
             yield batch
 
     monkeypatch.setattr(predictions, "_transform_batches", full)
-    found, features, _ = predict_each(model, feed, [keep, keep, keep], num_with_features=2, **settings)
+    found, features, *_ = predict_each(model, feed, [keep, keep, keep], num_with_features=2, **settings)
     assert sizes == [4] * 7 + [2]
     assert hidden is not None
     assert features is not None

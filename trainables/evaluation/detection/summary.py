@@ -6,7 +6,7 @@ Nothing here needs the network: scores are added to a finished trial as they are
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -27,10 +27,20 @@ from trainables.evaluation.detection.operating_points import (
 )
 from trainables.evaluation.detection.risk_coverage import compute_failure_metrics, compute_ood_metrics
 from trainables.evaluation.metrics import HEADLINE_FAILURE, HEADLINE_OOD, name_failure, name_ood
-from trainables.evaluation.ood import FOREIGN, JudgedSet, Role, TrainingSplit, compute_near_far, fit_detector
+from trainables.evaluation.ood import (
+    FOREIGN,
+    JudgedSet,
+    NearestReference,
+    TrainingSplit,
+    compute_near_far,
+    fit_combination,
+    fit_detector,
+    fit_layer_ensemble,
+)
 from trainables.evaluation.predictions import Predictions, load_predictions
 from trainables.evaluation.shift_means import average_shifts
 from trainables.evaluation.validation_fit import fit_on_validation
+from trainables.evaluation_config import Role
 from trainables.storage.completeness import DETECTION
 from trainables.storage.folder import Folder
 
@@ -112,6 +122,8 @@ def summarise_detection(
 
 #: Set → confidences of each of its shifts, the first unshifted; None where features are not stored.
 Values = Float[np.ndarray, " n"]
+#: What is stored of a layer.
+Layer = Float[np.ndarray, "_ _"]
 Confidences = dict[str, list[Values | None]]
 
 
@@ -123,6 +135,8 @@ def _measure(name: str, sets: Mapping[str, Predictions]) -> Confidences | str:
         return _measure_logits(name, sets["val"], others)
     if needs == "features":
         return _measure_features(name, sets, others)
+    if needs in ("layers", "images"):
+        return _measure_layers(name, sets, others)
     stored = needs.removeprefix("scores/")
     if any(stored not in found.scores for found in others.values()):
         return f"the model gives no {needs}"
@@ -180,6 +194,55 @@ def _add_failures(summary: DetectionSummary, name: str, sets: Mapping[str, Predi
             rows[-1]["metrics"] = metrics.values | _measure_fixed(fit, values, is_correct)
     summary.failures += rows
     summary.metrics |= _summarise_failures(name, rows)
+
+
+#: Score → kind of arrays that it compares.
+_LAYER_ARRAYS = {
+    "mahalanobis_layers": "pooled/",
+    "spectral_signature": "spectral/",
+    "intensity_histogram": "histogram",
+}
+
+
+def _measure_layers(name: str, sets: Mapping[str, Predictions], others: Mapping[str, Predictions]) -> Confidences | str:
+    """Return a score of layers, or of pixels, on every set but train, or why there is none."""
+    kind, train, validation = _LAYER_ARRAYS[name], sets.get("train"), sets["val"]
+    keys = [] if train is None else [key for key in train.layers if key.startswith(kind)]
+    if train is None or not keys:
+        named = "evaluation.store_layers" if kind.endswith("/") else "evaluation.store_features"
+        return f"nothing of the training images is stored for it: {named} lacks it"
+    if any(key not in found.layers for found in others.values() for key in keys):
+        return "some sets have nothing stored for it: add them to evaluation.store_features"
+    own = [validation.layers[key][0] for key in keys]
+    score: Callable[[Sequence[Layer]], Values]
+    if name == "mahalanobis_layers":
+        training = [[(train.layers[key][0], train.labels)] for key in keys]
+        score = fit_layer_ensemble(training, own, num_classes=train.logits.shape[-1]).score
+    else:
+        score = _fit_nearest_of_layers([train.layers[key][0] for key in keys], own)
+    found: Confidences = {}
+    for each, predictions in others.items():
+        stored = [predictions.layers[key] for key in keys]
+        found[each] = [
+            score([layer[row] for layer in stored]) if row < len(stored[0]) else None
+            for row in range(len(predictions.shifts))
+        ]
+    return found
+
+
+def _fit_nearest_of_layers(
+    training: Sequence[Layer], validation: Sequence[Layer]
+) -> Callable[[Sequence[Layer]], Values]:
+    """Return the distance to the nearest training image as a function of layers, of several their combination."""
+    references = [NearestReference(layer) for layer in training]
+
+    def measure(layers: Sequence[Layer]) -> Float[np.ndarray, "layers n"]:
+        return np.stack([reference.score(layer) for reference, layer in zip(references, layers, strict=True)])
+
+    if len(references) == 1:
+        return lambda layers: measure(layers)[0]
+    combination = fit_combination(measure(validation))
+    return lambda layers: combination.apply(measure(layers))
 
 
 def _fit_on_validation(
