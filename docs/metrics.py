@@ -2,7 +2,16 @@
 
 from __future__ import annotations
 
-from trainables.evaluation.metrics import METRICS, RELATIVE, Metric, name_over_shifts
+from trainables.evaluation.confidence import CONFIDENCE_SCORES
+from trainables.evaluation.metrics import (
+    FAILURE_METRICS,
+    METRICS,
+    OOD_METRICS,
+    RELATIVE,
+    SELECTIVE_METRICS,
+    Metric,
+    name_over_shifts,
+)
 from trainables.evaluation.seen import KINDS, POLICIES
 from trainables.shifts.tables import FAMILIES, OTHER
 
@@ -79,6 +88,17 @@ function, `average_shifts` of `trainables/evaluation/shift_means.py`.
 """
 
 
+DETECTION = """
+## Failure and out-of-distribution detection
+
+Of every confidence score (below) on every set and shift, in `detection.json` of a trial; see
+[failure detection](failure_detection.md). Headline numbers are `failure/<score>/augrc` on the unshifted test images,
+`failure/<score>/mean_shifted_augrc` (*mean over shifts*), `failure/<score>/mean_external_augrc`, the same on validation
+as `validation/failure/<score>/augrc`, and `ood/<score>/<set>/auroc`; `near`, `far`, `near_full_spectrum` and
+`far_full_spectrum` are means over sets of a role.
+"""
+
+
 def describe_metrics() -> str:
     """Return the content of docs/metrics.md."""
     header = "| name | title | formula | | range | needs | source |\n|---|---|---|---|---|---|---|\n"
@@ -88,7 +108,26 @@ def describe_metrics() -> str:
         for aggregate in ("mean", "worst_shift", "worst_cell")
         for kind, metric in (("score", "accuracy"), ("error", "brier"))
     }
-    return HEAD + header + rows + FITTED + NAMES.format(**names) + _seen() + _families()
+    return HEAD + header + rows + FITTED + NAMES.format(**names) + _detection(header) + _seen() + _families()
+
+
+def _detection(header: str) -> str:
+    """Return the tables of failure and out-of-distribution detection, and of the scores that they judge."""
+    tables = "".join(
+        f"\n### {title}\n\n{header}{''.join(map(_row, metrics.values()))}"
+        for title, metrics in (
+            ("Failures", FAILURE_METRICS | SELECTIVE_METRICS),
+            ("Out of distribution", OOD_METRICS),
+        )
+    )
+    scores = (
+        "\n### Confidence scores\n\n| name | title | ranks by | needs | source |\n|---|---|---|---|---|\n"
+        + "".join(
+            f"| `{score.name}` | {score.title} | {score.formula} | {score.needs} | {score.source} |\n"
+            for score in CONFIDENCE_SCORES.values()
+        )
+    )
+    return DETECTION + tables + scores
 
 
 def _seen() -> str:

@@ -9,7 +9,7 @@ import torch
 
 from trainables.confidence_config import ConfidNet
 from trainables.config import Execution, TrialConfig
-from trainables.data.dataset import ImageSet
+from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
 from trainables.data.foreign import with_foreign_sets
 from trainables.data.load import load_dataset
@@ -40,6 +40,8 @@ class PilotTimings:
     training_epochs: int
     #: All epochs of ConfidNet, after those of the classifier.
     confidence_seconds: float = 0.0
+    #: Size of the predictions that a trial stores: logits and features, without scores and layers.
+    stored_bytes: int = 0
 
     @property
     def trial_seconds(self) -> float:
@@ -106,7 +108,19 @@ def time_trial(config: TrialConfig, execution: Execution, *, max_seconds: float 
         evaluation_seconds=scored_seconds * images,
         training_epochs=config.training.epochs,
         confidence_seconds=confidence_seconds,
+        stored_bytes=_count_stored_bytes(data, config, num_shifts=len(shifts), num_features=model.num_features),
     )
+
+
+def _count_stored_bytes(data: Dataset, config: TrialConfig, *, num_shifts: int, num_features: int) -> int:
+    """Return the size of logits (float32) and features (float16) in bytes, shifted validation images aside."""
+    stored, num_test = config.evaluation.store_features, len(data.splits["test"])
+    sets = {name: len(data.splits[name]) for name in ("train", "val", "test")}
+    sets |= {kind: sum(map(len, each.values())) for kind, each in (("external", data.external), ("ood", data.ood))}
+    with_features = sum(number for name, number in sets.items() if name in stored)
+    with_features += num_test * num_shifts * ("shifts" in stored)
+    with_logits = sum(number for name, number in sets.items() if name != "train" or name in stored)
+    return 2 * num_features * with_features + 4 * data.num_classes * (with_logits + num_test * num_shifts)
 
 
 def _time_prediction(

@@ -215,5 +215,12 @@ def describe_estimate(costs: Estimate) -> str:
     per_trial = f", {costs.seconds_per_trial:.0f} s a trial" if costs.seconds_per_trial is not None else ""
     return (
         f"estimate from {costs.source}: {format_duration(costs.wall_seconds)} on {costs.slots} slots{per_trial}, "
-        f"{costs.gpu_hours:.2f} GPU-hours" + (f", {costs.money:.2f} in money" if costs.money is not None else "")
+        f"{costs.gpu_hours:.2f} GPU-hours"
+        + (f", {costs.money:.2f} in money" if costs.money is not None else "")
+        + (f"; predictions and features {_format_bytes(costs.stored_bytes)}" if costs.stored_bytes else "")
     )
+
+
+def _format_bytes(number: int) -> str:
+    """Return a size with its unit: 12 MB, 3.4 GB."""
+    return f"{number / 1e9:,.1f} GB" if number >= 1e9 else f"{number / 1e6:,.0f} MB" if number >= 1e6 else "below 1 MB"

@@ -46,6 +46,8 @@ class Estimate:
     money: float | None = None
     #: Signature of every planned stage, also of complete ones → seconds, as far as they are known.
     stage_seconds: Mapping[str, float] = field(default_factory=dict)
+    #: Size of the predictions of all open trials, None if no pilot was made and no trial has finished.
+    stored_bytes: int | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the fields as JSON values."""
@@ -68,8 +70,9 @@ def estimate(prepared: Prepared, *, allow_pilot: bool) -> Estimate:
     if not todo:
         return Estimate("nothing is open", None, 0.0, 0.0, 0.0, slots, None if price is None else 0.0, stages)
     source, seconds = _from_ledgers(prepared, todo, on_gpu=gpus > 0)
+    each_bytes = _find_stored_bytes(prepared)
     if seconds is None and allow_pilot:
-        source, seconds = _from_pilot(prepared, todo)
+        source, seconds, each_bytes = _from_pilot(prepared, todo)
     source += ", as if nothing was stopped early" if prepared.study.stops_early else ""
     if seconds is None:
         source = "unknown: no trial has finished, and no pilot was made"
@@ -86,7 +89,19 @@ def estimate(prepared: Prepared, *, allow_pilot: bool) -> Estimate:
         slots=slots,
         money=None if price is None else total * gpus / 3600 * price,
         stage_seconds=stages | {work.signature: took for work, took in timed if work.kind == "stage"},
+        stored_bytes=None if each_bytes is None else int(each_bytes * len(trials)),
     )
+
+
+def _find_stored_bytes(prepared: Prepared) -> float | None:
+    """Return the mean size of the predictions of the study's complete trials, None if there are none."""
+    records = prepared.ledger.records("trial", states=(COMPLETE,))
+    sizes = [
+        sum(about["bytes"] for name, about in record.result["files"].items() if name.startswith("predictions/"))
+        for record in records
+        if record.result is not None
+    ]
+    return sum(sizes) / len(sizes) if sizes else None
 
 
 def expect_seconds(prepared: Prepared) -> dict[str, float]:
@@ -196,7 +211,8 @@ def _find_other_ledgers(prepared: Prepared) -> list[Ledger]:
     return [Ledger(storage, name) for _, name in sorted(found, reverse=True)[:MAX_LIKE_STUDIES]]
 
 
-def _from_pilot(prepared: Prepared, todo: Sequence[Work]) -> tuple[str, list[float]]:
+def _from_pilot(prepared: Prepared, todo: Sequence[Work]) -> tuple[str, list[float], float]:
+    """Return the source, the seconds of every stage or trial, and the mean size of a trial's predictions in bytes."""
     from trainables.pilot import time_trial  # imports torch
 
     check_trials(prepared.open_configs, prepared.inputs)  # the pilot times only some of them
@@ -218,6 +234,7 @@ def _from_pilot(prepared: Prepared, todo: Sequence[Work]) -> tuple[str, list[flo
     return (
         f"a pilot of a few steps of {len(timings)} of {len(kinds)} kinds of trials and stages on this machine",
         seconds,
+        sum(timing.stored_bytes for timing in timings.values()) / len(timings),
     )
 
 

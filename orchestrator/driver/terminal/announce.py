@@ -18,7 +18,7 @@ from orchestrator.search.proposals import Search
 from orchestrator.study.grid import format_label
 from orchestrator.study.search.space import Space
 from orchestrator.study.search.tuning import draw_settings
-from trainables.config import MatchingConfig
+from trainables.config import MatchingConfig, TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.data.describe import describe_dataset
 from trainables.evaluation_config import word_targets
@@ -125,10 +125,24 @@ def _announce_data(prepared: Prepared, console: Console) -> None:
             print_line(console, "", f"and {len(others)} more with other splits or settings")
         if dataset.similar.counts:
             warn(console, "similar", "images may be copies of each other; robustsweep data check STUDY draws them")
+    _announce_foreign(prepared, console)
     _announce_sites(prepared, console)
     num_bad = len(prepared.inputs.quarantined)
     if num_bad:
         warn(console, "quarantined", f"{count(num_bad, 'image')}; the report names them")
+
+
+def _announce_foreign(prepared: Prepared, console: Console) -> None:
+    """Print the images of other sources on which the trials are tested."""
+    configs = {
+        name: (work.config, source)
+        for work in prepared.plan.trials
+        if isinstance(work.config, TrialConfig)
+        for name, source in work.config.evaluation.foreign.items()
+    }
+    for name, (config, source) in configs.items():
+        number = len(prepared.inputs.with_foreign(config).ood[name])
+        print_line(console, "foreign", f"{name}: {number:,} images of another source ({source.role})")
 
 
 def _announce_sites(prepared: Prepared, console: Console) -> None:
