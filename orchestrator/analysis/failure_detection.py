@@ -299,10 +299,28 @@ def _measure_sets(part: pd.DataFrame, metrics: Sequence[str]) -> list[tuple[str,
     return found
 
 
-def as_table(ranking: Ranking) -> list[dict[str, Any]]:
-    """Return one row per score × condition, for ``failure_detection.csv``."""
+#: Columns of ``failure_detection.csv``.
+COLUMNS = ("name", "score", "condition", "metric", "mean", "low", "high", "rank", "n", "not_told_from_best")
+
+
+def failure_table(results: Results, rows: DetectionRows | None) -> pd.DataFrame:
+    """Return one row per arm × score × condition: AUGRC over independently trained models, with interval and rank.
+
+    Args:
+        results: tables of the study.
+        rows: ``load_detection_rows(results, ledger)``; without them the table is empty.
+    """
+    if rows is None:
+        return pd.DataFrame(columns=list(COLUMNS))
+    arms = dict.fromkeys(map(str, rows.failures["name"]))
+    found = [row for arm in arms for row in _list_standings(arm, rank_scores(results, rows, arm))]
+    return pd.DataFrame(found, columns=list(COLUMNS))
+
+
+def _list_standings(arm: str, ranking: Ranking) -> list[dict[str, Any]]:
     return [
         {
+            "name": arm,
             "score": score,
             "condition": condition,
             "metric": ranking.metric,

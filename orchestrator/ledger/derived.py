@@ -23,6 +23,7 @@ TABLES = {
     "shifts.csv": "a row per trial, set, shift and severity",
     "effects.csv": "main effects on every headline number",
     "balanced_errors.csv": "BE and rBE per arm, relative to the reference",
+    "failure_detection.csv": "AUGRC per arm, confidence score and condition",
     "verdicts.csv": "what came of every hypothesis",
     "costs.csv": "seconds, device hours (finished, without a result) and memory per arm",
 }

@@ -15,7 +15,7 @@ import pandas as pd
 from orchestrator.analysis.balanced_errors import balanced_errors_table
 from orchestrator.analysis.costs import arm_costs_table, costs_table
 from orchestrator.analysis.effects import Effect, compute_all_effects, effects_table
-from orchestrator.analysis.failure_detection import load_detection_rows
+from orchestrator.analysis.failure_detection import DetectionRows, failure_table, load_detection_rows
 from orchestrator.analysis.inference.verdicts import NO_VERDICT, NOT_ENOUGH, Verdict, judge, verdicts_table
 from orchestrator.analysis.results import Results, load_results, results_sha256
 from orchestrator.analysis.tables.arms import arms_table
@@ -101,13 +101,16 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
     pictures = {
         label: _examples(part.results, cache_dir) if examples else (None, None) for label, part in parts.items()
     }
+    detections = {label: load_detection_rows(part.results, ledger) for label, part in parts.items()}
+    failures = [failure_table(part.results, detections[label]) for label, part in parts.items()]
     shown = {label: (part.results, part.words, part.arms) for label, part in parts.items()}
     sections = [overview_section(results, verdicts, shown), verdict_section(results, verdicts)]
     if len(parts) > 1:
         overall = effects_section(results, whole.shown)
         sections += [] if overall is None else [within(overall, "All data sets", 0)]
     for number, (label, part) in enumerate(parts.items(), start=1):
-        of_part = _list_sections(part, ledger, usage if part is whole else None, *pictures[label])
+        shared = (ledger, detections[label], usage if part is whole else None)
+        of_part = _list_sections(part, *shared, *pictures[label])
         sections += of_part if part is whole else [within(each, label, number) for each in of_part if each is not None]
     provenance_of_all = provenance.provenance_section(
         results, digest=digest, files=TABLES | PAPER_TABLES, compute=describe_compute(ledger, budget_status)
@@ -123,6 +126,7 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
         "shifts.csv": results.text["shifts"],
         "effects.csv": TextTable(effects_table([effect for rows in whole.effects.values() for effect in rows])),
         "balanced_errors.csv": TextTable(whole.balanced),
+        "failure_detection.csv": TextTable(pd.concat(failures, ignore_index=True)),
         "verdicts.csv": TextTable(verdicts_table(verdicts)),
         "costs.csv": TextTable(arm_costs_table(results, whole.costs)),
     }
@@ -182,11 +186,15 @@ def _compute(results: Results) -> _Computed:
 
 
 def _list_sections(
-    part: _Computed, ledger: Ledger, usage: Usage | None, pictures: Examples | None, problem: str | None
+    part: _Computed,
+    ledger: Ledger,
+    detections: DetectionRows | None,
+    usage: Usage | None,
+    pictures: Examples | None,
+    problem: str | None,
 ) -> list[Section | None]:
     """Return the sections on the arms of one data set."""
     results, arms, main = part.results, part.arms, part.main
-    detections = load_detection_rows(results, ledger)
     return [
         answer_section(part.words),
         search_section(results),
