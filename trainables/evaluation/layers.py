@@ -1,4 +1,4 @@
-"""What is kept of layers inside a network, and of the pixels: small arrays per image from which detectors are computed.
+"""Recording of layers inside a network, and of the pixels: small arrays per image that detectors compare.
 
 Activations themselves are never stored: of 2,048 channels of 7 × 7 a set of 10,000 images would take 2 GB.
 """
