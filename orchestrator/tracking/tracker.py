@@ -333,7 +333,9 @@ class Tracker:
         tags = projection.tags | {PARENT_TAG: self.parent_run_id} | projection.final_tags
         created = self._client.create_run(self.experiment_id, start_time=projection.start_ms, tags=tags)
         failure, stopped = tags.get("robustsweep.failure"), tags.get(STOPPED_TAG)
-        return Run(created.info.run_id, record.kind, RUNNING, failure=failure, stopped=stopped, epochs=set())
+        run = Run(created.info.run_id, record.kind, RUNNING, failure=failure, stopped=stopped, epochs=set())
+        run.artifact_uri = created.info.artifact_uri
+        return run
 
     def _known_epochs(self, run: Run, projection: Projection) -> frozenset[int]:
         """Return the epochs that MLflow has; it is queried once per run of an earlier session.
@@ -368,7 +370,8 @@ class Tracker:
         run.num_params, run.has_dataset = len(projection.params), True
         run.epochs = set(known) | set(projection.epochs)
         if projection.status != RUNNING:
-            upload(self._client, run.run_id, self._attach(record, projection))
+            run.artifact_uri = run.artifact_uri or self._client.get_run(run.run_id).info.artifact_uri
+            upload(self._client, run.artifact_uri, self._attach(record, projection))
             self._client.set_terminated(run.run_id, projection.status, end_time=projection.last_ms)
             run.status, run.shipped, run.failure = projection.status, str(projection.num_points), failure
             run.stopped = stopped
