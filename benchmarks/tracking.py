@@ -2,8 +2,8 @@
 
     python benchmarks/tracking.py --runs 50          # 1,000 for the committed claim
 
-Every trial has what a real one has for its five files: predictions on 360 images under all shifts, and a log. Beside it,
-one ``log_metric`` call a value, as Tune's callback does it, for a tenth of a run.
+Every trial has what a real one has for its five files: predictions on 360 images under all shifts, and a log. Beside
+it, one ``log_metric`` call a value, as Tune's callback does it, for a tenth of a run.
 """
 
 from __future__ import annotations

@@ -258,7 +258,7 @@ def _encode_png(image: np.ndarray) -> bytes:
     lines[:, 1:] = image.reshape(height, -1)
     chunks = {
         b"IHDR": struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0),  # 8 bits a channel, RGB
-        b"IDAT": zlib.compress(lines, 1),
+        b"IDAT": zlib.compress(lines.data, 1),
         b"IEND": b"",
     }
     parts = [

@@ -180,18 +180,18 @@ def search_runs(client: Any, experiment_id: str, what: str = "", view: int = Vie
             return
 
 
-def upload(client: Any, artifact_uri: str, files: Mapping[str, bytes]) -> None:
+def upload(tracking_uri: str, artifact_uri: str, files: Mapping[str, bytes]) -> None:
     """Write files to where a run has its artifacts; one of the same name is replaced.
 
     ``MlflowClient.log_artifacts`` would first ask for the run, to learn where that is. Call it within
     ``translating_errors``.
     """
-    uri = add_databricks_profile_info_to_artifact_uri(artifact_uri, client.tracking_uri)  # type: ignore[no-untyped-call]
-    place = get_artifact_repository(uri, tracking_uri=client.tracking_uri)
+    uri = add_databricks_profile_info_to_artifact_uri(artifact_uri, tracking_uri)  # type: ignore[no-untyped-call]
+    place = get_artifact_repository(uri, tracking_uri=tracking_uri)
     with tempfile.TemporaryDirectory(prefix="robustsweep-") as folder:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
-        place.log_artifacts(folder)
+        place.log_artifacts(folder)  # type: ignore[no-untyped-call]
 
 
 def find_run(client: Any, study: str, signature: str) -> Any:

@@ -371,7 +371,7 @@ class Tracker:
         run.epochs = set(known) | set(projection.epochs)
         if projection.status != RUNNING:
             run.artifact_uri = run.artifact_uri or self._client.get_run(run.run_id).info.artifact_uri
-            upload(self._client, run.artifact_uri, self._attach(record, projection))
+            upload(self.tracking_uri, run.artifact_uri, self._attach(record, projection))
             self._client.set_terminated(run.run_id, projection.status, end_time=projection.last_ms)
             run.status, run.shipped, run.failure = projection.status, str(projection.num_points), failure
             run.stopped = stopped
