@@ -72,7 +72,7 @@ def test_a_trial_takes_four_calls_beside_its_files_and_a_replay_none(uri: str, l
     assert ship(tracker, ledger)
     assert counting.calls == ["create_run", "log_inputs", "log_batch", "set_terminated"]
     files = MlflowClient(uri).list_artifacts(run_of(uri).info.run_id)
-    assert {file.path for file in files} == {"config.yaml", "curves.png"}
+    assert [file.path for file in files] == ["config.yaml"]  # it has no balanced accuracy to be drawn
     assert not ship(tracker, ledger)
     assert len(counting.calls) == 4
 
