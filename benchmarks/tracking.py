@@ -2,7 +2,8 @@
 
     python benchmarks/tracking.py --runs 50          # 1,000 for the committed claim
 
-Beside it, one ``log_metric`` call a value, as Tune's callback does it, for a tenth of a run.
+Every trial has what a real one has for its five files: predictions on 360 images under all shifts, and a log. Beside
+it, one ``log_metric`` call a value, as Tune's callback does it, for a tenth of a run.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import requests
 from common import Line, mlflow_server
 
@@ -24,10 +26,12 @@ from orchestrator.tracking.client import MlflowClient
 from orchestrator.tracking.projection import project
 from orchestrator.tracking.shipper import Shipper
 from orchestrator.tracking.tracker import Tracker
-from tests.support.synthetic_ledger import make_fake_ledger
+from tests.support.synthetic_ledger import SHIFTS, make_fake_ledger
+from trainables.evaluation.predictions import Predictions, save_predictions
 
-#: A trial's record takes four requests; where its files go, and each of its five files, one more.
+#: A trial's record takes four requests, and each of its five files one; the runs of arms some more for all trials.
 METRICS_PER_SECOND, REQUESTS_PER_TRIAL = 1500.0, 10.0
+NUM_IMAGES, NUM_CLASSES, NUM_LOG_LINES = 360, 2, 40
 NUM_ONE_BY_ONE = 50
 
 
@@ -66,6 +70,18 @@ class Shipped:
     #: Opening the study again, as the next run does.
     reopen_seconds: float
     num_reopen_requests: int
+
+
+def add_files(ledger: Ledger) -> None:
+    """Write predictions and a log for every trial of a synthetic ledger."""
+    random = np.random.default_rng(0)
+    shifts = ("identity/0", *(f"{shift}/{severity}" for shift in SHIFTS for severity in range(1, 6)))
+    labels = random.integers(0, NUM_CLASSES, NUM_IMAGES)
+    logits = random.normal(size=(len(shifts), NUM_IMAGES, NUM_CLASSES)).astype(np.float32)
+    for trial in ledger.read_plan()["trials"]:
+        folder = ledger.folder("trial", trial["signature"])
+        save_predictions(folder, Predictions("test", np.arange(NUM_IMAGES), labels, shifts, logits))
+        folder.write("log.txt", b"2026-11-30 12:00:00 epoch 3, training loss 0.312\n" * NUM_LOG_LINES)
 
 
 def ship(ledger: Ledger, tracking_uri: str) -> Shipped:
@@ -115,6 +131,7 @@ def measure(store: str, tracking_uri: str, folder: Path, *, num_runs: int) -> Li
     MlflowClient(tracking_uri).search_experiments()  # makes the tables of a new database: once, not per trial
     levels = {"augmentation": ("none", "strong")}
     ledger = make_fake_ledger(folder, factors=levels, replicates=num_runs // 2, externals=(), study=f"ship-{store}")
+    add_files(ledger)
     shipped = ship(ledger, tracking_uri)
     rate = shipped.num_values / shipped.seconds
     per_trial = shipped.num_requests / num_runs

@@ -41,9 +41,11 @@ with imports_kept():
         ViewType,
     )
     from mlflow.exceptions import MlflowException
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
     from mlflow.tracking import MlflowClient
     from mlflow.utils.credentials import get_default_host_creds
     from mlflow.utils.rest_utils import http_request
+    from mlflow.utils.uri import add_databricks_profile_info_to_artifact_uri
     from sqlalchemy import Connection
     from sqlalchemy.exc import SQLAlchemyError
 
@@ -178,12 +180,18 @@ def search_runs(client: Any, experiment_id: str, what: str = "", view: int = Vie
             return
 
 
-def upload(client: Any, run_id: str, files: Mapping[str, bytes]) -> None:
-    """Attach files to a run; one of the same name is replaced. Call it within ``translating_errors``."""
+def upload(tracking_uri: str, artifact_uri: str, files: Mapping[str, bytes]) -> None:
+    """Write files to where a run has its artifacts; one of the same name is replaced.
+
+    ``MlflowClient.log_artifacts`` would first ask for the run, to learn where that is. Call it within
+    ``translating_errors``.
+    """
+    uri = add_databricks_profile_info_to_artifact_uri(artifact_uri, tracking_uri)  # type: ignore[no-untyped-call]
+    place = get_artifact_repository(uri, tracking_uri=tracking_uri)
     with tempfile.TemporaryDirectory(prefix="robustsweep-") as folder:
         for name, content in files.items():
             (Path(folder) / name).write_bytes(content)
-        client.log_artifacts(run_id, folder)
+        place.log_artifacts(folder)  # type: ignore[no-untyped-call]
 
 
 def find_run(client: Any, study: str, signature: str) -> Any:

@@ -25,7 +25,8 @@ from trainables.errors import StorageError
 #: First part of a key → the fields of ``result.json`` below it. ``system/`` has a page of its own in MLflow.
 _COSTS = {
     "cost": ("duration_seconds", "best_epoch", "num_parameters"),
-    "system": ("peak_rss_mib", "peak_gpu_memory_mib"),
+    # MLflow's own name, but of the trial's process instead of the machine: 100 is one core.
+    "system": ("cpu_utilization_percentage", "peak_rss_mib", "peak_gpu_memory_mib"),
 }
 
 # Limits of MLflow 3.17 (mlflow.utils.validation).

@@ -43,6 +43,8 @@ class Run:
     added: list[str] = field(default_factory=list)
     #: Epochs that MLflow has; None if it has not been queried for them.
     epochs: set[int] | None = field(default=None, compare=False)
+    #: Where its files go; None if it is not known.
+    artifact_uri: str | None = field(default=None, compare=False)
 
     @classmethod
     def of(cls, found: Any) -> Run:
@@ -58,6 +60,7 @@ class Run:
             num_params=len(found.data.params),
             has_dataset=found.inputs is not None and bool(found.inputs.dataset_inputs),
             added=sorted(tag.removeprefix(ADDED_TAG) for tag in tags if tag.startswith(ADDED_TAG)),
+            artifact_uri=found.info.artifact_uri,
         )
 
     @property
@@ -83,8 +86,8 @@ class Run:
         return self.has_dataset and self.num_params >= len(projection.params)
 
     def as_json(self) -> dict[str, Any]:
-        """Return the run as JSON for a line of the index, without the epochs."""
-        return {name: value for name, value in vars(self).items() if name != "epochs"}
+        """Return the run as JSON for a line of the index, without the epochs and the place of its files."""
+        return {name: value for name, value in vars(self).items() if name not in ("epochs", "artifact_uri")}
 
 
 class RunIndex:

@@ -94,6 +94,19 @@ def describe_dataset(about: Mapping[str, Any], record: Record) -> DatasetInput:
     return DatasetInput(dataset, tags=[InputTag("mlflow.data.context", "training")])
 
 
+def restore_parent(client: Any, deleted: Sequence[str], known: str | None) -> str:
+    """Restore the deleted parent run and return its ID: links to it, notes and its verdicts over time remain valid.
+
+    Args:
+        client: MLflow's client.
+        deleted: IDs of the deleted runs that the study had, at least one.
+        known: ID that the ledger's index has, if any; else the last one is taken.
+    """
+    run_id = known if known is not None and known in deleted else deleted[-1]
+    client.restore_run(run_id)
+    return run_id
+
+
 def log_verdicts(client: Any, run_id: str, rows: Sequence[Mapping[str, str]]) -> None:
     """Update the verdicts in the study's own run; values that it shows already are not sent again.
 

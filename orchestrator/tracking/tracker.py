@@ -52,6 +52,7 @@ from orchestrator.tracking.study_run import (
     ensure_experiment,
     ensure_parent,
     log_verdicts,
+    restore_parent,
     set_note,
 )
 from orchestrator.tracking.views import decode_state, is_known, make_views
@@ -118,7 +119,7 @@ class Tracker:
             parents = self._find_parents()
             self._ledger.root.guard()
             if not parents and (deleted := self._find_parents(ViewType.DELETED_ONLY)):
-                parents = [self._restore_parent(deleted)]
+                parents = [restore_parent(self._client, deleted, self._index.parent_run_id)]
                 query_all = True  # its trials may have been deleted with it
             known = self._index.parent_run_id
             parent_run_id = ensure_parent(self._client, self.experiment_id, self._about, parents, known)
@@ -300,13 +301,6 @@ class Tracker:
     def _find_parents(self, view: int = ViewType.ACTIVE_ONLY) -> list[str]:
         return [run.info.run_id for run in self._search("tags.`robustsweep.kind` = 'study'", view)]
 
-    def _restore_parent(self, deleted: Sequence[str]) -> str:
-        """Restore the parent run and return its ID: links to it, notes and its verdicts over time remain valid."""
-        known = self._index.parent_run_id
-        run_id = known if known is not None and known in deleted else deleted[-1]
-        self._client.restore_run(run_id)
-        return run_id
-
     def _find_runs(self, parent_run_id: str, query_all: bool) -> None:
         """Fill the index: ended runs from the ledger; running ones, and those the ledger does not list, from MLflow."""
         if not query_all and self._index.load(parent_run_id):
@@ -346,7 +340,9 @@ class Tracker:
         tags = projection.tags | {PARENT_TAG: self.parent_run_id} | projection.final_tags
         created = self._client.create_run(self.experiment_id, start_time=projection.start_ms, tags=tags)
         failure, stopped = tags.get("robustsweep.failure"), tags.get(STOPPED_TAG)
-        return Run(created.info.run_id, record.kind, RUNNING, failure=failure, stopped=stopped, epochs=set())
+        run = Run(created.info.run_id, record.kind, RUNNING, failure=failure, stopped=stopped, epochs=set())
+        run.artifact_uri = created.info.artifact_uri
+        return run
 
     def _known_epochs(self, run: Run, projection: Projection) -> frozenset[int]:
         """Return the epochs that MLflow has; it is queried once per run of an earlier session.
@@ -381,7 +377,8 @@ class Tracker:
         run.num_params, run.has_dataset = len(projection.params), True
         run.epochs = set(known) | set(projection.epochs)
         if projection.status != RUNNING:
-            upload(self._client, run.run_id, self._attach(record, projection))
+            run.artifact_uri = run.artifact_uri or self._client.get_run(run.run_id).info.artifact_uri
+            upload(self.tracking_uri, run.artifact_uri, self._attach(record, projection))
             self._client.set_terminated(run.run_id, projection.status, end_time=projection.last_ms)
             run.status, run.shipped, run.failure = projection.status, str(projection.num_points), failure
             run.stopped = stopped

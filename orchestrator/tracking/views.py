@@ -142,6 +142,7 @@ def _arm_charts(shown: Shown) -> tuple[list[dict[str, Any]], dict[str, str]]:
         _bar("calibration", _ECE),
         _bar("cost", "cost/duration_seconds"),
         _bar("cost", "system/peak_rss_mib"),
+        _bar("cost", "system/cpu_utilization_percentage"),
     ]
     lines = "mean and 95 % interval" if shown.has_bands else "mean over replicates"
     return charts, {

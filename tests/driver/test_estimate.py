@@ -102,7 +102,7 @@ def test_a_like_study_counts_where_the_study_has_nothing_yet(tmp_path: Path, cac
     other.ledger.write_plan(other.plan, other.about)
     for work, device, seconds in ((other.plan.trials[0], "cpu", 60.0), (other.plan.trials[2], "H100", 5.0)):
         other.ledger.begin(work, study="other", git_commit=None)
-        result = {"duration_seconds": seconds, "environment": {"device": device}}
+        result = {"duration_seconds": seconds, "environment": {"device": device}, "files": {}}
         other.ledger.folder("trial", work.signature).write_json("result.json", result)
     costs = estimate(make(tmp_path, cache_dir, "execution.device=cpu"), allow_pilot=False)
     assert costs.source == "1 finished trials of a like study (other)"
@@ -121,7 +121,7 @@ def test_a_like_study_of_another_version_does_not_count(
     work = other.plan.trials[0]
     other.ledger.begin(work, study="other", git_commit=None)
     folder = other.ledger.folder("trial", work.signature)
-    folder.write_json("result.json", {"duration_seconds": 60.0, "environment": {"device": "cpu"}})
+    folder.write_json("result.json", {"duration_seconds": 60.0, "environment": {"device": "cpu"}, "files": {}})
     stored = folder.read_json("config.json")
     folder.write_json("config.json", stored | {"config": stored["config"] | change})
     costs = estimate(make(tmp_path, cache_dir, "execution.device=cpu"), allow_pilot=False)

@@ -96,6 +96,7 @@ def complete(ledger: Ledger, signature: str = "t1", **changes: Any) -> None:
         "undefined": {"id/auroc": "one class only"},
         "environment": {"device": "cpu"},
         "num_parameters": 123,
+        "cpu_utilization_percentage": 97.5,
         "peak_rss_mib": 300.5,
         "checkpoint_sha256": "d" * 64,
     }

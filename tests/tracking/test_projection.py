@@ -30,6 +30,7 @@ def test_a_complete_trial(tmp_path: Path) -> None:
     assert scores["id/accuracy", 0] == 0.9
     assert scores["validation/accuracy", 4] == 0.8  # of the kept model, after the curve over 3 epochs
     assert scores["system/peak_rss_mib", 0] == 300.5
+    assert scores["system/cpu_utilization_percentage", 0] == 97.5
     assert {point.timestamp_ms for point in projection.scores} == {CREATED_MS + 9000}
     assert projection.epochs[2] == (
         Point("train/loss", 0.5, CREATED_MS + 2000, 2),

@@ -125,6 +125,7 @@ def test_the_folder_holds_what_the_ledger_expects(finished: tuple[Folder, dict[s
     assert result["environment"]["precision"] == "float32"
     assert result["num_parameters"] > 300_000
     assert result["peak_rss_mib"] > 50
+    assert result["cpu_utilization_percentage"] > 0
     assert result["checkpoint_sha256"] == hashlib.sha256(folder.read("model.safetensors")).hexdigest()
     epochs = folder.read_lines("epochs.jsonl")
     assert [record["epoch"] for record in epochs] == [1, 2]

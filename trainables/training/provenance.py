@@ -1,7 +1,8 @@
-"""Provenance of a trial's or stage's run: times, memory, device and versions."""
+"""Provenance of a trial's or stage's run: times, CPU, memory, device and versions."""
 
 from __future__ import annotations
 
+import os
 import platform
 import resource
 import sys
@@ -21,30 +22,37 @@ GPU_CONTEXT_MIB = 600.0
 
 
 class Start(NamedTuple):
-    """Start of a call on two clocks: the date, and one that neither a clock step nor a suspended machine moves."""
+    """Start of a call on two clocks: the date, and one that neither a clock step nor a suspended machine moves.
+
+    Beside them the CPU time that the process had used by then.
+    """
 
     wall_ms: int
     monotonic_seconds: float
+    cpu_seconds: float
 
     @classmethod
     def now(cls) -> Start:
         """Return this moment."""
-        return cls(int(time.time() * 1000), time.monotonic())
+        return cls(int(time.time() * 1000), time.monotonic(), _sum_cpu_seconds())
 
 
 def describe_run(
     signature: str, started: Start, outcome: Outcome, device: torch.device, choice: Choice, execution: Execution
 ) -> dict[str, Any]:
-    """Return times, epochs, peak memory, device and versions for ``result.json``."""
+    """Return times, epochs, CPU utilisation, peak memory, device and versions for ``result.json``."""
+    seconds = time.monotonic() - started.monotonic_seconds
     # ru_maxrss is KiB on Linux and bytes on macOS.
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
     return {
         "signature": signature,
         "started_ms": started.wall_ms,
         "finished_ms": int(time.time() * 1000),
-        "duration_seconds": round(time.monotonic() - started.monotonic_seconds, 3),
+        "duration_seconds": round(seconds, 3),
         "epochs": outcome.epochs,
         "best_epoch": outcome.best_epoch,
+        # Of one core, as top counts: two busy threads make 200.
+        "cpu_utilization_percentage": round(100 * (_sum_cpu_seconds() - started.cpu_seconds) / seconds, 1),
         "peak_rss_mib": round(rss, 1),
         **measure_gpu_memory(device),
         "environment": {
@@ -59,6 +67,11 @@ def describe_run(
             "python": platform.python_version(),
         },
     }
+
+
+def _sum_cpu_seconds() -> float:
+    """Return the CPU time of this process, all threads, and of its children that have ended, in seconds."""
+    return sum(os.times()[:4])
 
 
 def reset_gpu_peak(device: torch.device) -> None:
