@@ -179,18 +179,22 @@ def count_errors(confidence: Shaped[np.ndarray, " n"], is_correct: Shaped[np.nda
     wrong = _find_wrong(confidence, is_correct)
     # Two sorted halves are merged, which takes less time than to sort all and to carry along which are wrong.
     low, high = np.sort(confidence[wrong]), np.sort(confidence[~wrong])
+    place = np.searchsorted(high, low)
     is_wrong = np.zeros(len(confidence), dtype=bool)
-    is_wrong[np.searchsorted(high, low) + np.arange(len(low))] = True
+    is_wrong[place + np.arange(len(low))] = True
+    counts = Counts(np.arange(1, len(confidence) + 1), np.cumsum(is_wrong[::-1]))
+    is_between = place < len(high)
+    if not (_has_ties(low) or _has_ties(high) or (high[place[is_between]] == low[is_between]).any()):
+        return counts
     ordered = np.empty_like(confidence)
     ordered[is_wrong], ordered[~is_wrong] = low, high
-    errors = np.cumsum(is_wrong[::-1])
-    kept = np.arange(1, len(ordered) + 1)
-    starts = np.ones(len(ordered), dtype=bool)
-    np.not_equal(ordered[1:], ordered[:-1], out=starts[1:])
-    if starts.all():
-        return Counts(kept, errors)
-    ends = starts[::-1]  # of a group of equal confidences, seen from the highest, its first of the sorted is the last
-    return Counts(kept[ends], errors[ends])
+    # Seen from the highest, the first of equal ones in ascending order is the last.
+    ends = np.append(True, ordered[1:] != ordered[:-1])[::-1]
+    return Counts(counts.kept[ends], counts.errors[ends])
+
+
+def _has_ties(ordered: Shaped[np.ndarray, " n"]) -> bool:
+    return bool((ordered[1:] == ordered[:-1]).any())
 
 
 def _find_wrong(
