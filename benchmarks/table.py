@@ -54,6 +54,7 @@ FULL = (
     ("hypotheses.py",),
     ("patients.py",),
     ("near_duplicates.py",),
+    ("failure_metrics.py", "--full"),
     # These make an environment for their peer, and need a package index.
     ("shifts.py",),
     ("shift_parity.py",),
