@@ -266,12 +266,13 @@ class ArmRuns:
         assert record.result is not None
         headlines = list_headlines(record.result)
         kept: dict[tuple[str, int], float] = {}
-        for point in projection.scores:
+        scores = (*projection.scores, *(point for points in projection.added.values() for point in points))
+        for point in scores:
             if point.key in headlines:
                 kept[point.key, 0] = point.value
             elif point.key.startswith("shift/") and point.key.endswith(f"/{METRIC}"):
                 kept[point.key, point.step] = point.value
-        self._keys.update(point.key for point in projection.scores)
+        self._keys.update(point.key for point in scores)
         self._keys.update(point.key for points in projection.epochs.values() for point in points)
         keys = tuple(kept)
         keys = self._shapes.setdefault(keys, keys)

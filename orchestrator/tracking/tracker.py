@@ -141,7 +141,7 @@ class Tracker:
         try:
             with self._translating_errors(f"log {record.kind} {record.signature}"):
                 has_sent = self._ship(record, projection)
-                return self._ship_added(record.signature, projection) or has_sent
+                return self._ship_added(record, projection) or has_sent
         except RefusedError:
             self._index.remove(record.signature)  # it may have been deleted
             raise
@@ -169,15 +169,17 @@ class Tracker:
         self._arms.add(record, projection)
         return True
 
-    def _ship_added(self, signature: str, projection: Projection) -> bool:
+    def _ship_added(self, record: Record, projection: Projection) -> bool:
         """Send the metrics that were added to a trial since; repeating them changes nothing."""
-        run = self._runs.get(signature)
+        run = self._runs.get(record.signature)
         if run is None or projection.added.keys() <= set(run.added):
             return False
         for batch in make_added_batches(projection, known=run.added):
             self._log(run.run_id, batch)
         run.added = sorted(projection.added)
-        self._index.add_run(signature)
+        self._index.add_run(record.signature)
+        self._arms.remove(self._client, record.config)  # its means are made anew, with the added ones
+        self._arms.add(record, projection)
         return True
 
     def has_shipped(self, signature: str, state: str) -> bool:

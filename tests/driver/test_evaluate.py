@@ -66,6 +66,12 @@ def test_scores_are_added_once_and_reach_tables_selection_report_and_mlflow(
         assert [point.value for point in history] == [pytest.approx(_recompute(ledger, signature))]
         assert sum(tag.startswith("robustsweep.added.") for tag in run.data.tags) == 1
         assert len(client.get_metric_history(run_id, "failure/msr/augrc")) == 1
+    experiment = client.get_experiment_by_name("small")
+    arms = client.search_runs([experiment.experiment_id], "tags.`robustsweep.kind` = 'arm'")
+    means = results.trials.groupby("arm/augmentation")["failure/mahalanobis/augrc"].mean()
+    assert {run.info.run_name: run.data.metrics["failure/mahalanobis/augrc"] for run in arms} == pytest.approx(
+        means.to_dict()
+    )
 
 
 def test_a_score_that_there_is_not_is_refused_before_anything_is_written(ledger: Ledger) -> None:
