@@ -15,12 +15,14 @@ from orchestrator.cli.plan import (
     format_duration,
     render_estimate,
 )
+from orchestrator.driver import estimate as estimates
 from orchestrator.driver.estimate import STARTUP_SECONDS, Estimate, estimate
 from orchestrator.driver.prepare import Prepared, prepare
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.encoders import find_encoder_uses
 from orchestrator.planning.plan import Work
 from orchestrator.study.study_file import parse_study
+from tests.support.trained_study import TrainedStudy
 from trainables.errors import ConfigError
 
 TEXT = """\
@@ -42,7 +44,8 @@ def make(tmp_path: Path, cache_dir: Path, *overrides: str) -> Prepared:
 
 def finish(prepared: Prepared, work: Work, seconds: float) -> None:
     prepared.ledger.begin(work, study="s", git_commit=None)
-    prepared.ledger.folder(work.kind, work.signature).write_json("result.json", {"duration_seconds": seconds})
+    result = {"duration_seconds": seconds, "files": {}}
+    prepared.ledger.folder(work.kind, work.signature).write_json("result.json", result)
 
 
 def test_without_a_finished_trial_or_a_pilot_nothing_is_claimed(tmp_path: Path, cache_dir: Path) -> None:
@@ -239,3 +242,15 @@ def test_what_the_pilot_does_not_time_is_checked_too(
     prepared = make(tmp_path, cache_dir, f"factors={{model.name: [{networks}]}}")
     with pytest.raises(ConfigError, match="nonsense"):
         estimate(prepared, allow_pilot=True)
+
+
+def test_what_predictions_take_is_measured_on_finished_trials(trained_study: TrainedStudy) -> None:
+    prepared = prepare(trained_study.study, storage=str(trained_study.storage))
+    sizes = [
+        sum(path.stat().st_size for path in (trained_study.storage / "small/trials" / each.signature).glob("*/*.npz"))
+        for each in prepared.plan.trials
+    ]
+    assert min(sizes) > 10_000
+    assert estimates._find_stored_bytes(prepared) == pytest.approx(sum(sizes) / 4)
+    costs = Estimate("s", 1.0, 1.0, 1.0, 0.0, 1, stored_bytes=3_456_000_000)
+    assert describe_estimate(costs).endswith("0.00 GPU-hours; predictions and features 3.5 GB")
