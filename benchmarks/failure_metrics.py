@@ -147,7 +147,7 @@ def emit_replicates(count: int, num_replicates: int, num_peer: int, bar_seconds:
         random = np.random.default_rng(1)
         for _ in range(0, num_replicates, DRAWN):
             weights = draw_weights(count, min(DRAWN, num_replicates), random)
-            compute_failure_replicates(confidence, is_correct, weights, metrics=METRICS)
+            compute_failure_replicates(confidence[None], is_correct, weights, metrics=METRICS)
 
     def theirs() -> None:
         random = np.random.default_rng(1)

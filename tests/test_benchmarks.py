@@ -20,6 +20,7 @@ from orchestrator.study.study_file import load_study
 from orchestrator.tracking.tracker import Tracker
 from tests.support.paths import BENCHMARKS
 from trainables.evaluation.classification import compute_ece, compute_metrics
+from trainables.evaluation.detection.risk_coverage import compute_failure_metrics
 
 SCRIPTS = (
     "orchestration",
@@ -40,6 +41,7 @@ SCRIPTS = (
     "patients",
     "robust_selection",
     "hypotheses",
+    "failure_metrics",
 )
 
 
@@ -311,3 +313,13 @@ def test_a_family_does_not_choose_what_it_judges(scripts: dict[str, ModuleType])
     found = scripts["robust_selection"].choose("blur", clean, validation, test)
     assert found.arms == ("a", "b", "c")
     assert (found.given_up, found.won_back) == pytest.approx((0.2, 0.1))
+
+
+def test_the_loop_of_the_failure_benchmark_computes_what_ours_does(scripts: dict[str, ModuleType]) -> None:
+    benchmark = scripts["failure_metrics"]
+    confidence, is_correct = benchmark.draw_predictions(500)
+    assert 0.1 < 1 - is_correct.mean() < 0.3
+    for values in (confidence, confidence.round(1)):
+        found = compute_failure_metrics(values, is_correct).values
+        theirs = benchmark.loop_metrics(values, is_correct)
+        assert theirs == pytest.approx({name: found[name] for name in theirs}, abs=1e-12)

@@ -105,32 +105,43 @@ def test_weights_are_repeated_rows(seed: int, count: int, levels: int) -> None:
     confidence, is_correct = draw(seed, count, levels)
     weights = draw_weights(count, 20, np.random.default_rng(seed))
     assert (weights.sum(axis=1) == count).all()
-    found = compute_failure_replicates(confidence, is_correct, weights)
+    found = compute_failure_replicates(confidence[None], is_correct, weights)
     for row, weight in enumerate(weights):
         rows = np.repeat(np.arange(count), weight)
         once = compute_failure_metrics(confidence[rows], is_correct[rows])
         for name in FAILURE:
             if name in once.undefined:
-                assert np.isnan(found[name][row])
+                assert np.isnan(found[name][0, row])
             else:
-                assert found[name][row] == pytest.approx(once.values[name], abs=1e-12)
+                assert found[name][0, row] == pytest.approx(once.values[name], abs=1e-12)
 
 
 def test_weights_in_blocks_are_those_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     confidence, is_correct = draw(3, 50, 20)
     weights = draw_weights(50, 33, np.random.default_rng(0))
-    whole = compute_failure_replicates(confidence, is_correct, weights, metrics=("aurc", "augrc"))
+    whole = compute_failure_replicates(confidence[None], is_correct, weights, metrics=("aurc", "augrc"))
     monkeypatch.setattr("trainables.evaluation.detection.risk_coverage._BLOCK", 200)
-    parts = compute_failure_replicates(confidence, is_correct, weights, metrics=("aurc", "augrc"))
+    parts = compute_failure_replicates(confidence[None], is_correct, weights, metrics=("aurc", "augrc"))
     assert list(parts) == ["aurc", "augrc"]
     for name, values in whole.items():
         np.testing.assert_allclose(values, parts[name], rtol=1e-12)
 
 
 def test_a_replicate_without_images_is_nan() -> None:
-    found = compute_failure_replicates(np.array([1.0, 2.0]), np.array([True, False]), np.array([[0, 0], [1, 1]]))
-    assert np.isnan([values[0] for values in found.values()]).all()
-    assert found["aurc"][1] == pytest.approx(0.875)
+    found = compute_failure_replicates(np.array([[1.0, 2.0]]), np.array([True, False]), np.array([[0, 0], [1, 1]]))
+    assert np.isnan([values[0, 0] for values in found.values()]).all()
+    assert found["aurc"][0, 1] == pytest.approx(0.875)
+
+
+def test_several_scores_have_the_same_replicates_and_each_its_own_predictions() -> None:
+    confidence, is_correct = draw(1, 40, 10)
+    other, also_correct = draw(2, 40, 10**9)
+    weights = draw_weights(40, 25, np.random.default_rng(0))
+    both = compute_failure_replicates(np.stack([confidence, other]), np.stack([is_correct, also_correct]), weights)
+    for name, values in both.items():
+        for row, arrays in zip(values, ((confidence, is_correct), (other, also_correct)), strict=True):
+            alone = compute_failure_replicates(arrays[0][None], arrays[1], weights, metrics=[name])
+            np.testing.assert_array_equal(row, alone[name][0])
 
 
 @pytest.mark.parametrize(("is_correct", "word"), [(True, "wrong"), (False, "right")])
