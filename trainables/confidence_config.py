@@ -67,10 +67,10 @@ class ConfidNet(Frozen):
     """
 
     kind: Literal["confidnet"] = "confidnet"
-    # The papers train 100 to 500 epochs at 1e-4 and 20 to 100 at 1e-7 to 1e-6; shorter trainings need larger rates.
-    # Counts and rates are assumptions, measured on the phantom alone (docs/training_confidence.md).
+    # The papers train hundreds of epochs at 1e-4, then tens at 1e-7 to 1e-6. The numbers of epochs and the larger rate
+    # of fine-tuning are assumptions for short trainings; at 1e-3 the layers can saturate (docs/training_confidence.md).
     epochs: PositiveInt = Field(20, description="Of the layers, after training.epochs.")
-    learning_rate: Rate = Field(1e-3, description="Of the layers; Adam, constant.")
+    learning_rate: Rate = Field(1e-4, description="Of the layers; Adam, constant.")
     fine_tuning_epochs: int = Field(
         5, ge=0, lt=2**31, description="Of the copied encoder with the layers, after that; 0: there is no copy."
     )

@@ -5,7 +5,8 @@ Ray or MLflow. They write the folder that the ledger reads:
 
     epochs.jsonl  checkpoint.safetensors  model.safetensors  predictions/<set>.npz  detection.json  result.json (last)
 
-Checkpoints are removed once the model (or encoder) is written; if interrupted after that, a new call only evaluates.
+Checkpoints (those of ConfidNet are in ``confidence/``) are removed once the model or encoder is written; if interrupted
+after that, a new call only evaluates.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ confidence = model(images).softmax(1)        # in the order of model.config.clas
 _SETTINGS = (
     "training.epochs", "training.batch_size", "training.optimiser", "training.learning_rate", "training.schedule",
     "training.label_fraction", "training.class_weights", "training.select", "training.select_by",
-    "training.precision",
+    "training.precision", "training.confidence.kind",
 )  # fmt: skip
 
 

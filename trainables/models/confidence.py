@@ -124,7 +124,7 @@ def add_confidence(model: Classifier, config: ConfidenceConfig, *, seed: int) ->
         return
     branch: ConfidenceBranch
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # of the CPU alone, which draws initial weights
         if isinstance(config, ConfidNet):
             branch = ConfidNetBranch(model, config)
         else:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -76,44 +78,70 @@ def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
     ]
 
 
+DROPOUT = {"kind": "dropout"}
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Classifier]]:
+    """Return folder and model of a kind's training, which is run once."""
+
+    @cache
+    def run(kind: str) -> tuple[Path, Classifier]:
+        folder = tmp_path_factory.mktemp(kind)
+        return folder, train(folder, configure(kind, regulariser=DROPOUT))
+
+    return run
+
+
 @pytest.mark.parametrize(
-    ("kind", "interrupted_after"),
-    [("deep_gamblers", 1), ("deep_gamblers", 2), ("devries", 2), *(("confidnet", epoch) for epoch in range(2, 7))],
+    ("kind", "interrupted_after", "damaged"),
+    [
+        ("deep_gamblers", 1, False),
+        ("deep_gamblers", 2, True),
+        ("devries", 2, False),
+        *(("confidnet", epoch, False) for epoch in range(3, 7)),
+        ("confidnet", 4, True),
+        ("confidnet", 5, True),
+        ("confidnet", 6, True),
+    ],
 )
-@pytest.mark.parametrize("damaged", [False, True])
 def test_an_interruption_at_any_epoch_changes_no_bit(
-    tmp_path: Path, kind: str, interrupted_after: int, damaged: bool
+    uninterrupted: Callable[[str], tuple[Path, Classifier]],
+    tmp_path: Path,
+    kind: str,
+    interrupted_after: int,
+    damaged: bool,
 ) -> None:
-    settings = configure(kind, regulariser={"kind": "dropout"})
+    settings, (folder, whole) = configure(kind, regulariser=DROPOUT), uninterrupted(kind)
 
     def interrupt(record: dict[str, Any]) -> None:
         if record["epoch"] == interrupted_after:
             raise Interrupted
 
-    whole = train(tmp_path / "whole", settings)
     with pytest.raises(Interrupted):
-        train(tmp_path / "cut", settings, report=interrupt)
+        train(tmp_path, settings, report=interrupt)
     if damaged:
-        place = Folder(tmp_path / "cut")
+        place = Folder(tmp_path)
         place = place / "confidence" if place.exists("confidence/checkpoint.safetensors") else place
         place.write("checkpoint.safetensors", place.read("checkpoint.safetensors")[:-5])
     done: list[int] = []
-    resumed = train(tmp_path / "cut", settings, report=lambda record: done.append(record["epoch"]))
+    resumed = train(tmp_path, settings, report=lambda record: done.append(record["epoch"]))
     last = settings.training.total_epochs
     assert done == list(range(interrupted_after + (not damaged), last + 1))
     for (name, mine), theirs in zip(whole.state_dict().items(), resumed.state_dict().values(), strict=True):
         assert torch.equal(mine, theirs), name
-    lines = [without_times(Folder(tmp_path / name).read_lines(EPOCHS)) for name in ("whole", "cut")]
+    lines = [without_times(Folder(each).read_lines(EPOCHS)) for each in (folder, tmp_path)]
     assert lines[0] == lines[1]
     assert [line["epoch"] for line in lines[0]] == list(range(1, last + 1))
 
 
-def test_confidnet_leaves_the_classifier_as_it_was(tmp_path: Path) -> None:
-    data, settings = random_dataset(), configure("confidnet", regulariser={"kind": "dropout"})
-    plain = configure("confidnet", regulariser={"kind": "dropout"})
-    training = plain.training.model_copy(update={"confidence": NoConfidence()})
-    plain = plain.model_copy(update={"training": training})
-    expected, model = train(tmp_path / "plain", plain, data), train(tmp_path / "confidnet", settings, data)
+def test_confidnet_leaves_the_classifier_as_it_was(
+    uninterrupted: Callable[[str], tuple[Path, Classifier]], tmp_path: Path
+) -> None:
+    data, settings = random_dataset(), configure("confidnet", regulariser=DROPOUT)
+    training = settings.training.model_copy(update={"confidence": NoConfidence()})
+    plain = settings.model_copy(update={"training": training})
+    expected, (_, model) = train(tmp_path, plain, data), uninterrupted("confidnet")
     mine = model.state_dict()
     for name, value in expected.state_dict().items():
         assert torch.equal(value, mine[name]), name
@@ -249,15 +277,15 @@ def make_half_hard(name: str, num_images: int) -> ImageSet:
     [
         {"kind": "deep_gamblers", "reward": 2.2},
         {"kind": "devries"},
-        {"kind": "confidnet", "epochs": 10, "fine_tuning_epochs": 2},
+        {"kind": "confidnet", "epochs": 10, "fine_tuning_epochs": 1, "learning_rate": 1e-3},
     ],
     ids=lambda confidence: confidence["kind"],
 )
 def test_a_learned_confidence_ranks_errors_last(tmp_path: Path, confidence: dict[str, Any]) -> None:
     sets = {
-        "train": make_half_hard("train", 300),
+        "train": make_half_hard("train", 240),
         "val": make_half_hard("val", 60),
-        "test": make_half_hard("test", 400),
+        "test": make_half_hard("test", 300),
     }
     data = replace(random_dataset(), splits=sets, external={})
     settings = tiny_trial(
