@@ -21,6 +21,7 @@ import typer
 
 from orchestrator.cli.compare import compare, stats
 from orchestrator.cli.data import data
+from orchestrator.cli.explore import explore
 from orchestrator.cli.init import examples, init
 from orchestrator.cli.options import (
     Address,
@@ -37,7 +38,7 @@ from orchestrator.cli.options import (
     VerifyData,
 )
 from orchestrator.cli.select import register_if_asked, select
-from orchestrator.cli.shifts import shifts
+from orchestrator.cli.shifts.commands import shifts
 from trainables.errors import (
     ClusterLostError,
     InfrastructureError,
@@ -224,7 +225,7 @@ def report(
         typer.echo(where)
 
 
-for command in (init, examples, select, compare, stats):
+for command in (init, examples, select, explore, compare, stats):
     app.command()(command)
 
 

@@ -1,4 +1,4 @@
-"""Commands ``robustsweep shifts preview | export``: their options. The work is done in ``shift_files.py``."""
+"""Commands ``robustsweep shifts preview | export``: their options. The work is done in ``files.py``."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def preview(
     overrides: Overrides = None,
 ) -> None:
     """Draw every shift at every severity as the models receive it. Prints the path of the image."""
-    from orchestrator.cli.shift_files import preview_shifts
+    from orchestrator.cli.shifts.files import preview_shifts
     from orchestrator.study.study_file import load_study
 
     loaded = load_study(study, overrides or ())
@@ -45,7 +45,7 @@ def export(
     overrides: Overrides = None,
 ) -> None:
     """Write the shifted test sets as files. Prints one path per shift: a file or a folder."""
-    from orchestrator.cli.shift_files import export_shifts
+    from orchestrator.cli.shifts.files import export_shifts
     from orchestrator.study.study_file import load_study
 
     for path in export_shifts(load_study(study, overrides or ()), out, layout=layout.value):

@@ -1,0 +1,51 @@
+"""Command ``robustsweep explore``: its options. The work is done in ``orchestrator/explorer``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.options import Overrides, Storage, StudyOrName
+
+
+def explore(
+    study: StudyOrName,
+    *,
+    storage: Storage = None,
+    overrides: Overrides = None,
+    host: Annotated[
+        str, typer.Option(help="Address to bind; any but this machine's own needs the token in the printed link.")
+    ] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Port.", show_default="a free one")] = None,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a web browser.")] = True,
+) -> None:
+    """Look at images that trained models get wrong, and how sure they are. Ctrl-C stops the server."""
+    from orchestrator.cli.lookup import describe_differences, open_study
+    from orchestrator.explorer.serve import open_page, serve
+    from orchestrator.explorer.study import ExploredStudy
+    from orchestrator.ledger.ledger import Ledger
+
+    loaded = open_study(study, storage=storage, overrides=overrides or ())
+    root = storage or loaded.execution.storage
+    for line in describe_differences(loaded, storage=root):
+        typer.echo(line, err=True)
+    cache_dir = Path(loaded.execution.cache_dir).expanduser()
+    explored = ExploredStudy(Ledger(root, loaded.study), cache_dir)
+    try:
+        explored.prepare_now(explored.first)
+        with serve(explored, host=host, port=port) as served:
+            typer.echo(f"explorer {served.url}")
+            typer.echo("Ctrl-C stops it")
+            sys.stdout.flush()
+            if browser:
+                open_page(served.url)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM must stop the server, too
+            served.wait()
+    except KeyboardInterrupt:
+        typer.echo("stopped")
+    finally:
+        explored.close()

@@ -1,0 +1,259 @@
+// Brings together what is shown (state), the data (source, model), the map (stage) and the two sides.
+
+import { renderControls } from "explorer/controls.js";
+import { $, h, wordShift, brief, percent } from "explorer/dom.js";
+import { NO_LABEL, Trial, UNKNOWN, WRONG, findShown, shuffled } from "explorer/model.js";
+import { paint } from "explorer/paint.js";
+import { pointsInside } from "explorer/scatter.js";
+import { openSource } from "explorer/source.js";
+import { Stage } from "explorer/stage.js";
+import { read, write } from "explorer/state.js";
+
+class App {
+  constructor() {
+    this.source = openSource();
+    this.state = read(location.hash.slice(1));
+    this.trials = new Map();
+    this.ticket = 0;
+    this.theme = localStorage.getItem("robustsweep-theme") ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+    document.documentElement.dataset.theme = this.theme;
+    this.stage = new Stage($("stage"), {
+      onView: (view) => { this.state.view = view; this.#write(); },
+      onHover: (point, event, pane) => this.hover(point, event, pane),
+      onClick: (point) => this.choose(point),
+      onLasso: (outline) => this.lasso(outline),
+    });
+    this.stage.setTool("pan");
+    $("theme").onclick = () => this.toggleTheme();
+    $("menu").onclick = () => this.toggleMenu();
+    $("link").onclick = () => this.copyLink();
+    addEventListener("hashchange", () => {
+      if (location.hash.slice(1) === this.written) return;
+      this.state = read(location.hash.slice(1));
+      this.refresh();
+    });
+  }
+
+  async start() {
+    try {
+      this.study = await this.source.study();
+      $("study").textContent = this.study.study;
+      $("question").textContent = this.study.question ?? "";
+      document.title = `${this.study.study} · explorer`;
+      this.state.trial ??= this.study.first;
+      await this.refresh();
+    } catch (error) {
+      this.fail(error);
+      throw error;
+    }
+  }
+
+  fail(error) {
+    this.say(error.message, true);
+  }
+
+  say(text, isProblem = false) {
+    $("status").textContent = text;
+    $("status").classList.toggle("problem", isProblem);
+  }
+
+  #write() {
+    this.written = write(this.state);
+    history.replaceState(null, "", `#${this.written}`);
+  }
+
+  change(patch) {
+    Object.assign(this.state, patch);
+    this.#write();
+    return this.refresh().catch((error) => this.fail(error));
+  }
+
+  changeStyle(patch) {
+    Object.assign(this.state, patch);
+    this.stage.setStyle(this.state.size, this.state.opacity / 100);
+    this.#write();
+  }
+
+  async open(number) {
+    if (!this.trials.has(number)) {
+      const share = (value) => this.say(`Reading the predictions of the trial: ${percent(value, 0)}`);
+      const index = await this.source.trial(number, share);
+      const [labels, predicted] = await Promise.all(["labels", "predicted"].map((name) => this.source.array(number, name, "u2")));
+      this.trials.set(number, new Trial(number, index, labels, predicted));
+    }
+    return this.trials.get(number);
+  }
+
+  scoreOf(trial) {
+    const found = trial.index.scores.findIndex((each) => each.name === this.state.score);
+    return Math.max(0, found);
+  }
+
+  get scoreName() { return this.trial.index.scores[this.scoreOf(this.trial)].name; }
+  get scoreTitle() { return this.trial.index.scores[this.scoreOf(this.trial)].title; }
+  get scoreFormula() { return this.trial.index.scores[this.scoreOf(this.trial)].formula; }
+
+  get shown() {
+    const wanted = this.state.blocks ?? this.trial.usual;
+    return { blocks: wanted.filter((number) => number < this.trial.blocks.length) };
+  }
+
+  toggleBlocks(numbers) {
+    const now = new Set(this.shown.blocks), all = numbers.every((number) => now.has(number));
+    for (const number of numbers) { if (all) now.delete(number); else now.add(number); }
+    this.change({ blocks: [...now].sort((a, b) => a - b) });
+  }
+
+  // Reads what the state needs and draws it. A later call overtakes an earlier one.
+  async refresh() {
+    const ticket = ++this.ticket, { state } = this, stale = () => ticket !== this.ticket;
+    const trial = await this.open(state.trial);
+    const number = this.scoreOf(trial);
+    const [positions, values] = await Promise.all([
+      this.source.map(state.trial, state.map, (share) => this.say(`Computing the map: ${percent(share, 0)}`)),
+      this.source.array(state.trial, "score", "f4", number),
+    ]);
+    const other = state.other === null ? null : await this.#openOther(trial, state.other, number);
+    const extra = await this.#readExtra(trial);
+    if (stale()) return;
+    if (this.trial !== trial) this.order = shuffled(trial.count);
+    const isNew = this.trial !== trial || this.positions !== positions;
+    Object.assign(this, { trial, positions, values, other, extra });
+    this.points = findShown(trial, this.order, this.shown.blocks, state.classes);
+    this.say("");
+    this.draw();
+    if (isNew) { if (state.view) this.stage.setView(state.view); else this.stage.fitTo(this.stage.points); }
+    this.#write();
+    renderControls(this);
+    this.isReady = true;
+    document.documentElement.dataset.ready = String(ticket);
+  }
+
+  async #openOther(trial, number, score) {
+    const other = await this.open(number), name = trial.index.scores[score].name;
+    const there = other.index.scores.findIndex((each) => each.name === name);
+    const [match, values] = await Promise.all([
+      this.source.match(trial.number, number), this.source.array(number, "score", "f4", Math.max(0, there))]);
+    // The other's predictions at this trial's places: as if they were this one's.
+    const n = trial.count, mapped = { index: other.index, blocks: trial.blocks, blockOf: trial.blockOf, labels: trial.labels };
+    mapped.count = n;
+    mapped.number = number;
+    mapped.match = match;
+    mapped.predicted = new Uint16Array(n);
+    mapped.verdict = new Uint8Array(n).fill(UNKNOWN);
+    mapped.values = new Float32Array(n).fill(NaN);
+    mapped.block = trial.block.bind(trial);
+    mapped.image = trial.image.bind(trial);
+    for (let p = 0; p < n; p++) {
+      if (match[p] < 0) continue;
+      mapped.predicted[p] = other.predicted[match[p]];
+      mapped.verdict[p] = other.verdict[match[p]];
+      mapped.values[p] = values[match[p]];
+    }
+    return mapped;
+  }
+
+  async #readExtra(trial) {
+    const { colour } = this.state;
+    if (!colour.startsWith("column:")) return null;
+    const number = Number(colour.slice(7)), column = trial.index.columns[number];
+    if (!column) { this.state.colour = "confidence"; return null; }
+    const values = await this.source.array(trial.number, "column", column.levels ? "u2" : "f4", number);
+    return { kind: column.levels ? "levels" : "number", name: column.name, levels: column.levels, values };
+  }
+
+  get selection() {
+    const { picked } = this.state;
+    if (!picked) return null;
+    if (this.maskOf !== picked || this.mask.length !== this.trial.count) {
+      this.maskOf = picked;
+      this.mask = new Uint8Array(this.trial.count);
+      for (const p of picked) this.mask[p] = 1;
+    }
+    return this.mask;
+  }
+
+  draw() {
+    const { trial, other, points, positions, values, theme, state, extra } = this;
+    const one = paint({ trial, points, by: state.colour, values, theme, extra });
+    this.painted = one;
+    const name = (number) => { const each = this.study.trials[number]; return `${each.name} · replicate ${each.replicate}`; };
+    const panes = [{ colours: one.colours, verdict: (p) => trial.verdict[p], has: () => true, title: name(trial.number) }];
+    if (other) {
+      const two = paint({ trial: other, points: points.filter((p) => other.match[p] >= 0), by: state.colour, values: other.values, theme, extra });
+      panes.push({ colours: two.colours, verdict: (p) => other.verdict[p], has: (p) => other.match[p] >= 0, title: name(other.number) });
+    }
+    this.stage.show({ positions, panes, points, size: state.size, opacity: state.opacity / 100, selection: this.selection, theme });
+    const on = trial.index.fitted_on, shares = trial.index.explained;
+    const missing = points.length - this.stage.points.length;
+    const note = on === null ? "No features are stored, so there is no map."
+      : `${state.map === "pca" ? `PCA fitted on ${on} (${shares.map((share) => percent(share, 0)).join(" and ")} of its variance)` : `t-SNE fitted on ${on}`}, `
+        + `all other sets placed on it${missing ? `; ${missing} images without stored features are in the lists only` : ""}.`;
+    this.stage.showLegend(one.legend, note);
+    this.stage.mark({ point: state.point, outline: state.outline });
+  }
+
+  hover(point, event, pane = 0) {
+    const card = $("card");
+    this.stage.mark({ point: this.state.point, hovered: point, outline: this.state.outline, neighbours: this.neighbours ?? [] });
+    if (point === null || point === undefined) { card.hidden = true; this.hovered = null; return; }
+    if (this.hovered !== `${point} ${pane}`) {
+      this.hovered = `${point} ${pane}`;
+      card.replaceChildren(...this.describe(point, pane));
+    }
+    card.hidden = false;
+    const { width, height } = card.getBoundingClientRect(), gap = 16;
+    const left = event.clientX + gap + width > innerWidth ? event.clientX - gap - width : event.clientX + gap;
+    const top = Math.min(Math.max(8, event.clientY - height / 2), innerHeight - height - 8);
+    card.style.left = `${Math.max(8, left)}px`;
+    card.style.top = `${top}px`;
+  }
+
+  className(trial, code) { return code === NO_LABEL ? "no class of the study" : trial.index.classes[code]; }
+
+  // Content of the card beside the pointer.
+  describe(point, pane) {
+    const { trial } = this, shownBy = pane && this.other ? this.other : trial;
+    const values = pane && this.other ? this.other.values : this.values, block = trial.block(point);
+    const wrong = shownBy.verdict[point] === WRONG;
+    const lines = [
+      h("b", { class: wrong ? "wrong" : "" }, `${this.className(trial, shownBy.predicted[point])}`),
+      h("div", {}, "class ", this.className(trial, trial.labels[point])),
+      h("div", {}, `${this.scoreTitle} ${brief(values[point])}`),
+      h("div", { class: "faint" }, `${block.set.name}, ${wordShift(block.shift)}`),
+      h("div", { class: "faint id" }, this.ids?.[trial.image(point)] ?? ""),
+    ];
+    if (!this.ids || this.idsOf !== trial) {
+      this.source.ids(trial.number).then((ids) => { this.ids = ids; this.idsOf = trial; const box = $("card").querySelector(".id"); if (box && this.hovered?.startsWith(`${point} `)) box.textContent = ids[trial.image(point)]; });
+    }
+    const picture = block.set.has_images ? h("img", { src: this.source.image(trial.number, point, 96), alt: "", width: 96, height: 96 }) : null;
+    return [picture, h("div", {}, ...lines)].filter(Boolean);
+  }
+
+  choose(point) { this.change({ point }); }
+
+  lasso(outline) {
+    const picked = pointsInside(outline, this.positions, this.stage.points).sort();
+    this.change({ outline, picked, origin: "lasso", tab: "selection" });
+  }
+
+  toggleTheme() {
+    this.theme = this.theme === "dark" ? "light" : "dark";
+    localStorage.setItem("robustsweep-theme", this.theme);
+    document.documentElement.dataset.theme = this.theme;
+    this.draw();
+  }
+
+  toggleMenu() {
+    const open = document.body.classList.toggle("menu-open");
+    $("menu").setAttribute("aria-expanded", String(open));
+  }
+
+  async copyLink() {
+    try { await navigator.clipboard.writeText(location.href); this.say("Link copied"); } catch { prompt("The link to this view", location.href); }
+  }
+}
+
+const app = new App();
+window.explorer = app;
+app.start();
