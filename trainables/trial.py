@@ -20,13 +20,13 @@ from trainables.config import Execution, MatchingConfig, StageConfig, TrialConfi
 from trainables.data.dataset import Dataset
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
-from trainables.evaluation.matching import FOUND, match_strengths, read_matched
 from trainables.evaluation.robustness import (
     choose_shifts,
     choose_validation_shifts,
     evaluate_model,
     summarise_predictions,
 )
+from trainables.evaluation.severities.matching import FOUND, match_strengths, read_matched
 from trainables.model_config import ModelConfig
 from trainables.models.networks import Classifier, build_model
 from trainables.ops.stain_normalisation import StainNormaliser, check_stainable, choose_tiles

@@ -230,7 +230,7 @@ def _examples(results: Results, cache_dir: Path) -> tuple[Examples | None, str |
     try:
         config = read_trial_config(records[0].config["config"])
         if config.evaluation.is_matched:
-            from trainables.evaluation.matching import with_strengths  # imports torch
+            from trainables.evaluation.severities.matching import with_strengths  # imports torch
 
             stage = next((each.result for each in results.stages if each.signature == config.matching), None)
             if stage is None:

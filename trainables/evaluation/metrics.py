@@ -141,6 +141,71 @@ RELATIVE: dict[str, Metric] = {
         ),
     )
 }  # fmt: skip
+_BOTH_KINDS = "right and wrong predictions"
+#: Metrics of a confidence score (``confidence``) on one set, which say whether it ranks the wrong predictions last.
+FAILURE_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "aurc", "AURC",
+            "area under the risk (share of wrong predictions among the kept) over the coverage (share kept), the most "
+            "confident kept first, equal confidences together, by trapezoids",
+            higher_is_better=False, low=0.0, high=1.0, needs="labels", source="Geifman & El-Yaniv 2017",
+        ),
+        Metric(
+            "eaurc", "e-AURC", "AURC − [e + (1 − e)·ln(1 − e)] at the error rate e; ties can make it negative",
+            higher_is_better=False, low=-0.5, high=math.log(2), needs="labels", source="Geifman et al. 2019",
+        ),
+        Metric(
+            "augrc", "AUGRC", "area under (wrong predictions that are kept / all images) over the coverage",
+            higher_is_better=False, low=0.0, high=0.5, needs="labels", source="Traub et al. 2024",
+        ),
+        Metric(
+            "failure_auroc", "failure AUROC",
+            "share of pairs of a right and a wrong prediction in which the right one has more confidence; ties count ½",
+            higher_is_better=True, low=0.0, high=1.0, needs=_BOTH_KINDS, source="Hendrycks & Gimpel 2017",
+        ),
+        Metric(
+            "failure_fpr_at_95_tpr", "failure FPR at 95 % TPR",
+            "share of wrong predictions kept at the highest threshold that keeps 95 % of the right ones",
+            higher_is_better=False, low=0.0, high=1.0, needs=_BOTH_KINDS, source="Corbière et al. 2019",
+        ),
+        Metric(
+            "failure_ap", "failure AP", "average precision of wrong predictions, ranked from the least confident",
+            higher_is_better=True, low=0.0, high=1.0, needs=_BOTH_KINDS, source="Hendrycks & Gimpel 2017",
+        ),
+    )
+}  # fmt: skip
+_BOTH_SETS = "images of both sets"
+#: Metrics of a detector (``ood``) between in-distribution images and those of another set.
+OOD_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "auroc", "OOD AUROC",
+            "share of pairs of an in-distribution and another image in which the former scores higher; ties count ½",
+            higher_is_better=True, low=0.0, high=1.0, needs=_BOTH_SETS, source="Hendrycks & Gimpel 2017",
+        ),
+        Metric(
+            "aupr_in", "AUPR-in", "average precision of in-distribution images, ranked from the highest score",
+            higher_is_better=True, low=0.0, high=1.0, needs=_BOTH_SETS, source="Hendrycks & Gimpel 2017",
+        ),
+        Metric(
+            "aupr_out", "AUPR-out", "average precision of the other images, ranked from the lowest score",
+            higher_is_better=True, low=0.0, high=1.0, needs=_BOTH_SETS, source="Hendrycks & Gimpel 2017",
+        ),
+        Metric(
+            "fpr_at_95_tpr", "FPR at 95 % TPR",
+            "share of the other images that pass at the highest threshold that 95 % of in-distribution images pass",
+            higher_is_better=False, low=0.0, high=1.0, needs=_BOTH_SETS, source="Liang et al. 2018",
+        ),
+        Metric(
+            "fpr_at_95_tpr_out", "FPR at 95 % TPR, others positive",
+            "share of in-distribution images flagged at the lowest threshold that flags 95 % of the other images",
+            higher_is_better=False, low=0.0, high=1.0, needs=_BOTH_SETS, source="Liang et al. 2018",
+        ),
+    )
+}  # fmt: skip
 #: Size of the network: a number of the trial that a search may look at, not of an evaluation.
 NUM_PARAMETERS = Metric(
     "num_parameters", "number of weights", "weights of the network",

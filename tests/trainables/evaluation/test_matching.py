@@ -13,9 +13,15 @@ from tests.support.tiny_configs import random_dataset, random_set
 from trainables.config import Execution, MatchingConfig
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.errors import ConfigError
-from trainables.evaluation import matching
-from trainables.evaluation.matching import FOUND, find_positions, match_strengths, read_matched, with_strengths
-from trainables.evaluation.strength_scales import STRONGEST, build_scale
+from trainables.evaluation.severities import matching
+from trainables.evaluation.severities.matching import (
+    FOUND,
+    find_positions,
+    match_strengths,
+    read_matched,
+    with_strengths,
+)
+from trainables.evaluation.severities.strength_scales import STRONGEST, build_scale
 from trainables.evaluation_config import TARGETS, EvaluationConfig
 from trainables.models.networks import Classifier
 from trainables.shifts.bank import SHIFT_NAMES, build_shifts

@@ -20,7 +20,7 @@ from trainables.errors import ConfigError
 from trainables.evaluation.classification import compute_balanced_accuracy
 from trainables.evaluation.predictions import Transform, keep, predict_each
 from trainables.evaluation.robustness import choose_shifts, choose_validation_shifts
-from trainables.evaluation.strength_scales import StrengthScale, build_scale
+from trainables.evaluation.severities.strength_scales import StrengthScale, build_scale
 from trainables.evaluation_config import EvaluationConfig, MatchedEvaluation
 from trainables.models.networks import Classifier
 from trainables.seeding import hash_ids, mix
