@@ -4,27 +4,33 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from importlib import resources
 
 import numpy as np
 from starlette.applications import Starlette
+from starlette.concurrency import run_in_threadpool
 from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from orchestrator.explorer.cases import describe_case
 from orchestrator.explorer.guard import Door, Guard
 from orchestrator.explorer.jobs import Job
 from orchestrator.explorer.study import ExploredStudy
+from orchestrator.ledger.annotations import MAX_NOTE, Annotation, read_annotations
 from trainables.errors import RobustSweepError
 
 #: Modules of the page, which the browser loads by these names.
 MODULES = (
-    "app.js", "colours.js", "controls.js", "dom.js", "model.js", "paint.js", "scatter.js", "source.js",
-    "stage.js", "state.js",
+    "app.js", "case.js", "colours.js", "controls.js", "dom.js", "model.js", "paint.js", "panel.js", "scatter.js",
+    "source.js", "stage.js", "state.js",
 )  # fmt: skip
+#: Longest body of a request, in bytes.
+MAX_BODY = 8 * MAX_NOTE
 IMPORT_MAP = '{"imports":{"explorer/":"./static/"}}'
 _TYPES = {"js": "text/javascript", "css": "text/css", "svg": "image/svg+xml"}
 
@@ -60,6 +66,11 @@ def build_app(explored: ExploredStudy, door: Door) -> Starlette:
             Route(trial + "/ids", routes.ids),
             Route(trial + "/images/{point:int}", routes.image),
             Route(trial + "/matches/{other:int}", routes.match),
+            Route(trial + "/cases/{point:int}", routes.case),
+            Route(trial + "/maps/tsne", routes.tsne),
+            Route(trial + "/clusters", routes.clusters),
+            Route("/api/notes", routes.notes, methods=["GET"]),
+            Route("/api/notes", routes.annotate, methods=["POST"]),
         ],
         middleware=[Middleware(Guard, door=door, policy=POLICY)],
     )
@@ -78,8 +89,8 @@ def _answer_errors(endpoint: Callable[..., Response]) -> Callable[..., Response]
     return answer
 
 
-#: Names of the arrays that the page may ask for, and their types there.
-ARRAYS = {"labels": "<u2", "predicted": "<u2", "pca": "<f4", "score": "<f4", "column": None, "groups": "<u4"}
+#: Names of the arrays that the page may ask for.
+ARRAYS = ("labels", "predicted", "pca", "score", "column", "clusters")
 
 
 class _Routes:
@@ -121,7 +132,12 @@ class _Routes:
         prepared = self._explored.open(request.path_params["trial"])
         name, number = request.path_params["name"], request.path_params.get("number")
         known = {"score": len(prepared.index.scores), "column": len(prepared.index.columns)}
-        if name not in ARRAYS or (number is None) != (name not in known) or (number or 0) >= known.get(name, 1):
+        if (
+            name not in ARRAYS
+            or (number is None) != (name not in known)
+            or (number or 0) >= known.get(name, 1)
+            or not (prepared.has(name if number is None else f"{name}-{number}"))
+        ):
             return Response("not found", status_code=404)
         array = prepared.array(name if number is None else f"{name}-{number}")
         return binary(array)
@@ -135,10 +151,61 @@ class _Routes:
         return binary(self._explored.match(request.path_params["trial"], request.path_params["other"]))
 
     @_answer_errors
+    def case(self, request: Request) -> Response:
+        prepared = self._explored.open(request.path_params["trial"])
+        return JSONResponse(describe_case(prepared, request.path_params["point"]))
+
+    @_answer_errors
+    def tsne(self, request: Request) -> Response:
+        number = request.path_params["trial"]
+        job = self._explored.compute(number, "tsne")
+        if not job.is_done or job.error is not None:
+            return _progress(job)
+        return binary(self._explored.open(number).array("tsne"))
+
+    @_answer_errors
+    def clusters(self, request: Request) -> Response:
+        number = request.path_params["trial"]
+        job = self._explored.compute(number, "clusters")
+        if not job.is_done or job.error is not None:
+            return _progress(job)
+        text = (self._explored.open(number).folder / "clusters.json").read_bytes()
+        return Response(text, media_type="application/json")
+
+    @_answer_errors
+    def notes(self, request: Request) -> Response:
+        return _describe_notes(read_annotations(self._explored.ledger.root))
+
+    async def annotate(self, request: Request) -> Response:
+        body = b""
+        async for part in request.stream():
+            body += part
+            if len(body) > MAX_BODY:
+                return JSONResponse({"error": "the note is too long"}, status_code=413)
+        return await run_in_threadpool(self._annotate, body)
+
+    def _annotate(self, body: bytes) -> Response:
+        try:
+            asked = json.loads(body)
+            point, trial, note, is_wrong = (asked[key] for key in ("point", "trial", "note", "label_is_wrong"))
+        except (ValueError, KeyError, TypeError):
+            return JSONResponse({"error": "expected trial, point, note and label_is_wrong"}, status_code=400)
+        if not (type(point) is int and type(trial) is int and type(note) is str and type(is_wrong) is bool):
+            return JSONResponse({"error": "expected two numbers, a text and true or false"}, status_code=400)
+        try:
+            return _describe_notes(self._explored.annotate(trial, point, note=note, label_is_wrong=is_wrong))
+        except RobustSweepError as error:
+            return JSONResponse({"error": str(error)}, status_code=404)
+
+    @_answer_errors
     def image(self, request: Request) -> Response:
         side = min(1_024, max(16, int(request.query_params.get("side", "96"))))
         image = self._explored.paint(request.path_params["trial"], request.path_params["point"], side)
         return Response(image, media_type="image/png", headers={"cache-control": "private, max-age=86400"})
+
+
+def _describe_notes(notes: Sequence[Annotation]) -> Response:
+    return JSONResponse({"notes": [each.as_json() for each in notes]})
 
 
 def _progress(job: Job) -> Response:

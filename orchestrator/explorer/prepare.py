@@ -15,13 +15,14 @@ import numpy as np
 
 from orchestrator.analysis.slices.embedding import NUM_COMPONENTS, fit_axes
 from orchestrator.explorer.prepared import FORMAT, NO_LABEL, Column, Index, ScoreIndex, SetIndex
-from orchestrator.explorer.scores import SCORES
 from orchestrator.ledger.ledger import Ledger
 from trainables.config import TrialConfig, read_trial_config
 from trainables.data.dataset import ImageSet
 from trainables.data.table import hash_json
 from trainables.errors import RobustSweepError, StudyError
+from trainables.evaluation.confidence import CONFIDENCE_SCORES, compute_confidence
 from trainables.evaluation.predictions import Predictions, load_predictions
+from trainables.evaluation.validation_fit import fit_temperature
 from trainables.storage.completeness import RESULT
 from trainables.storage.folder import Folder
 
@@ -55,7 +56,7 @@ def compute_key(folder: Folder) -> str:
     if not names:
         raise StudyError(f"looked for predictions in {folder.uri} and found none; run the study again")
     stats = {name: folder.stat(f"predictions/{name}.npz") for name in names}
-    return str(hash_json([FORMAT, sorted(SCORES), folder.name, stats]))[:24]
+    return str(hash_json([FORMAT, sorted(CONFIDENCE_SCORES), folder.name, stats]))[:24]
 
 
 def prepare_trial(
@@ -102,7 +103,7 @@ def _write(ledger: Ledger, signature: str, target: Path, on_progress: Callable[[
     about = folder.read_json("config.json")
     names = list_sets(folder)
     images, problem = _find_images(ledger, read_trial_config(about["config"]), names)
-    writer = _Writer(target, images)
+    writer = _Writer(target, images, _fit_temperature(folder, names))
     for number, name in enumerate(names):
         writer.add(load_predictions(folder, name))
         on_progress(0.7 * (number + 1) / len(names))
@@ -138,15 +139,29 @@ def _find_images(ledger: Ledger, config: TrialConfig, names: Sequence[str]) -> t
     return {name: found[name] for name in names if name in found}, None
 
 
+def _fit_temperature(folder: Folder, names: Sequence[str]) -> float | None:
+    """Return the temperature of validation, None where there is none: scores that need it are left out."""
+    if "val" not in names:
+        return None
+    validation = load_predictions(folder, "val")
+    return fit_temperature(validation.logits[0].astype(np.float64), validation.labels)
+
+
 class _Writer:
     """Writes one set after the other; what is held grows with the number of points, not with that of features."""
 
-    def __init__(self, target: Path, images: dict[str, ImageSet]) -> None:
-        self._target, self._images = target, images
+    def __init__(self, target: Path, images: dict[str, ImageSet], temperature: float | None) -> None:
+        self._target, self._images, self._temperature = target, images, temperature
         self.sets: list[SetIndex] = []
         self._labels: list[np.ndarray] = []
         self._predicted: list[np.ndarray] = []
-        self._scores: dict[str, list[np.ndarray]] = {name: [] for name in SCORES}
+        self._of_logits = [
+            score.name
+            for score in CONFIDENCE_SCORES.values()
+            if score.function is not None and not (score.is_scaled and temperature is None)
+        ]
+        #: Score → first point and values of each part that has it.
+        self._scores: dict[str, list[tuple[int, np.ndarray]]] = {}
         self._groups: list[np.ndarray] = []
         self._ids: list[str] = []
         self._num_points = self._num_groups = 0
@@ -167,11 +182,15 @@ class _Writer:
             self._save(f"shifted_features-{number}", shifted)
             placed += predictions.shifts[1:]
         labels = np.where(predictions.labels < 0, NO_LABEL, predictions.labels).astype(np.uint16)
-        for logits in predictions.logits:
+        for position, logits in enumerate(predictions.logits):
             self._labels.append(labels)
             self._predicted.append(logits.argmax(axis=1).astype(np.uint16))
-            for name, score in SCORES.items():
-                self._scores[name].append(score.compute(logits.astype(np.float64)).astype(np.float32))
+            first = self._num_points + position * count
+            for name in self._of_logits:
+                values = compute_confidence(name, logits, temperature=self._temperature)
+                self._scores.setdefault(name, []).append((first, values.astype(np.float32)))
+        for name, stored in getattr(predictions, "scores", {}).items():
+            self._scores.setdefault(name, []).append((self._num_points, stored.reshape(-1)))
         groups = np.arange(count) if predictions.groups is None else predictions.groups
         self._groups.append(groups + self._num_groups)
         self._num_groups += int(groups.max(initial=-1)) + 1
@@ -228,9 +247,15 @@ class _Writer:
         self._save("predicted", np.concatenate(self._predicted))
         self._save("groups", np.concatenate(self._groups))
         (self._target / "ids.json").write_text(json.dumps(self._ids))
-        for number, parts in enumerate(self._scores.values()):
-            self._save(f"score-{number}", np.concatenate(parts))
-        return tuple(ScoreIndex(each.name, each.title, each.formula) for each in SCORES.values())
+        scores = []
+        for name in (name for name in CONFIDENCE_SCORES if name in self._scores):
+            values = np.full(self._num_points, np.nan, dtype=np.float32)
+            for first, part in self._scores[name]:
+                values[first : first + len(part)] = part
+            self._save(f"score-{len(scores)}", values)
+            score = CONFIDENCE_SCORES[name]
+            scores.append(ScoreIndex(name, score.title, score.formula, score.scale))
+        return tuple(scores)
 
     def write_columns(self) -> tuple[Column, ...]:
         """Write the metadata that every image can have: site, and the columns of the data set."""

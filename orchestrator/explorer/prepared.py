@@ -65,7 +65,9 @@ class ScoreIndex:
 
     name: str
     title: str
-    formula: str = ""
+    formula: str
+    #: What the values are: "as is", "log odds" of the formula, or "−log" of it.
+    scale: str
 
 
 @dataclass(frozen=True)

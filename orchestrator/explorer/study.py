@@ -12,6 +12,7 @@ import numpy as np
 from orchestrator.explorer.images import Images
 from orchestrator.explorer.jobs import Job, Jobs, Painter
 from orchestrator.explorer.prepared import Prepared
+from orchestrator.ledger.annotations import Annotation, annotate
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.states import ABSENT, COMPLETE
 from trainables.errors import StudyError
@@ -139,6 +140,17 @@ class ExploredStudy:
                     offset = there.first_point + there.shifts.index(shift) * there.count
                     found[start : start + each.count] = np.where(matched < 0, -1, matched + offset)
         return found
+
+    def annotate(self, number: int, point: int, *, note: str, label_is_wrong: bool) -> list[Annotation]:
+        """Write what is said about the image of a point into the ledger, and return all annotations.
+
+        Raises:
+            RobustSweepError: there is no such point, the note is too long, or the storage refused the write.
+        """
+        place = self.open(number).find(point)
+        image = self.open(number).ids[place.image]
+        with self._lock:
+            return annotate(self.ledger.root, place.set.name, image, note=note, label_is_wrong=label_is_wrong)
 
     def close(self) -> None:
         """End all processes."""

@@ -1,9 +1,11 @@
 // Brings together what is shown (state), the data (source, model), the map (stage) and the two sides.
 
+import { renderCase } from "explorer/case.js";
 import { renderControls } from "explorer/controls.js";
 import { $, h, wordShift, brief, percent } from "explorer/dom.js";
 import { NO_LABEL, Trial, UNKNOWN, WRONG, findShown, shuffled } from "explorer/model.js";
 import { paint } from "explorer/paint.js";
+import { markListed, renderPanel } from "explorer/panel.js";
 import { pointsInside } from "explorer/scatter.js";
 import { openSource } from "explorer/source.js";
 import { Stage } from "explorer/stage.js";
@@ -26,6 +28,8 @@ class App {
     this.stage.setTool("pan");
     $("theme").onclick = () => this.toggleTheme();
     $("menu").onclick = () => this.toggleMenu();
+    $("help").onclick = () => this.showKeys();
+    addEventListener("keydown", (event) => this.#onKey(event));
     $("link").onclick = () => this.copyLink();
     addEventListener("hashchange", () => {
       if (location.hash.slice(1) === this.written) return;
@@ -41,6 +45,7 @@ class App {
       $("question").textContent = this.study.question ?? "";
       document.title = `${this.study.study} · explorer`;
       this.state.trial ??= this.study.first;
+      this.source.notes().then((found) => { this.notes = found.notes; if (this.trial) renderPanel(this); }, (error) => this.fail(error));
       await this.refresh();
     } catch (error) {
       this.fail(error);
@@ -114,8 +119,14 @@ class App {
       this.source.array(state.trial, "score", "f4", number),
     ]);
     const other = state.other === null ? null : await this.#openOther(trial, state.other, number);
-    const extra = await this.#readExtra(trial);
+    const clusters = await this.#readClusters(trial);
+    const extra = await this.#readExtra(trial, clusters);
     if (stale()) return;
+    if (clusters) this.clusters = clusters;
+    if (this.trial !== trial && clusters === null) this.clusters = null;
+    if (!this.ids || this.idsOf !== trial) {
+      this.source.ids(trial.number).then((ids) => { this.ids = ids; this.idsOf = trial; if (state.tab === "notes" && this.trial === trial) renderPanel(this); });
+    }
     if (this.trial !== trial) this.order = shuffled(trial.count);
     const isNew = this.trial !== trial || this.positions !== positions;
     Object.assign(this, { trial, positions, values, other, extra });
@@ -125,8 +136,84 @@ class App {
     if (isNew) { if (state.view) this.stage.setView(state.view); else this.stage.fitTo(this.stage.points); }
     this.#write();
     renderControls(this);
-    this.isReady = true;
+    renderPanel(this);
     document.documentElement.dataset.ready = String(ticket);
+    await renderCase(this);
+  }
+
+  // A score in the words of its formula: stored values rank without ties, a probability as its log odds.
+  readValue(value) {
+    if (!Number.isFinite(value)) return "–";
+    const { scale } = this.trial.index.scores[this.scoreOf(this.trial)];
+    if (scale === "log odds") return sure(1 / (1 + Math.exp(-value)));
+    return brief(scale === "−log" ? Math.exp(-value) : value);
+  }
+
+  readScore(point) { return this.readValue(this.values[point]); }
+
+  // Number of the unshifted point of an image, null if this trial lacks it.
+  findPoint(setName, id) {
+    const set = this.trial.index.sets.find((each) => each.name === setName);
+    if (!set || !this.ids || this.idsOf !== this.trial) return null;
+    const row = this.ids.indexOf(id, set.first_image) - set.first_image;
+    return row >= 0 && row < set.count ? set.first_point + row : null;
+  }
+
+  async saveNote(note) {
+    this.notes = (await this.source.saveNote(note)).notes;
+    if (this.state.tab === "notes") renderPanel(this);
+  }
+
+  step(by) {
+    if (!this.list?.length) return;
+    const at = Array.prototype.indexOf.call(this.list, this.state.point);
+    const next = at < 0 ? (by > 0 ? 0 : this.list.length - 1) : Math.max(0, Math.min(this.list.length - 1, at + by));
+    this.choose(this.list[next], true);
+  }
+
+  clearSelection() { this.change({ picked: null, outline: null, origin: null }); }
+
+  pickCluster(number) {
+    const picked = [];
+    for (let p = 0; p < this.trial.count; p++) if (this.clusters.codes[p] === number) picked.push(p);
+    this.change({ picked: Uint32Array.from(picked), outline: null, origin: `cluster ${number + 1}` });
+  }
+
+  async #readClusters(trial) {
+    if (this.state.colour !== "cluster" && this.state.tab !== "clusters") return null;
+    try {
+      const found = await this.source.clusters(trial.number, (share) => this.say(`Looking for clusters: ${percent(share, 0)}`));
+      return found;
+    } catch (error) {
+      return { problem: error.message };
+    }
+  }
+
+  showKeys() {
+    const keys = [["← →", "case before, next case of the list"], ["↑ ↓", "the same"], ["O  U", "over-confident, under-confident failures"],
+      ["L  M", "lasso, move"], ["Shift + drag", "lasso at any time"], ["+  −  0", "zoom, fit"], ["Esc", "close the case, then select nothing"],
+      ["1 – 4", "failures, selection, clusters, notes"], ["D", "light or dark"], ["?", "this list"]];
+    $("keys").replaceChildren(h("form", { method: "dialog" }, h("h2", {}, "Keys"), h("dl", {}, keys.map(([key, words]) => [h("dt", {}, key), h("dd", {}, words)])), h("button", {}, "Close")));
+    $("keys").showModal();
+  }
+
+  #onKey(event) {
+    if (event.ctrlKey || event.metaKey || event.altKey || $("keys").open) return;
+    const target = event.target, kind = target.tagName;
+    if (kind === "TEXTAREA" || kind === "SELECT" || (kind === "INPUT" && target.type !== "checkbox")) return;
+    const tabs = ["failures", "selection", "clusters", "notes"];
+    const keys = {
+      ArrowRight: () => this.step(1), ArrowDown: () => this.step(1), ArrowLeft: () => this.step(-1), ArrowUp: () => this.step(-1),
+      o: () => this.change({ tab: "failures", kind: "over", point: null }), u: () => this.change({ tab: "failures", kind: "under", point: null }),
+      l: () => this.stage.setTool("lasso"), m: () => this.stage.setTool("pan"), d: () => this.toggleTheme(), "?": () => this.showKeys(),
+      "+": () => this.stage.zoomBy(1.4), "=": () => this.stage.zoomBy(1.4), "-": () => this.stage.zoomBy(1 / 1.4), 0: () => this.stage.fit(),
+      Escape: () => (this.state.point !== null ? this.choose(null) : this.clearSelection()),
+    };
+    tabs.forEach((tab, number) => { keys[number + 1] = () => this.change({ tab }); });
+    const run = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
+    if (!run) return;
+    event.preventDefault();
+    run();
   }
 
   async #openOther(trial, number, score) {
@@ -153,8 +240,9 @@ class App {
     return mapped;
   }
 
-  async #readExtra(trial) {
+  async #readExtra(trial, clusters) {
     const { colour } = this.state;
+    if (colour === "cluster") return clusters && !clusters.problem ? clusters : null;
     if (!colour.startsWith("column:")) return null;
     const number = Number(colour.slice(7)), column = trial.index.columns[number];
     if (!column) { this.state.colour = "confidence"; return null; }
@@ -189,7 +277,7 @@ class App {
     const note = on === null ? "No features are stored, so there is no map."
       : `${state.map === "pca" ? `PCA fitted on ${on} (${shares.map((share) => percent(share, 0)).join(" and ")} of its variance)` : `t-SNE fitted on ${on}`}, `
         + `all other sets placed on it${missing ? `; ${missing} images without stored features are in the lists only` : ""}.`;
-    this.stage.showLegend(one.legend, note);
+    this.stage.showLegend(one.legend, note, (value) => (one.legend.isScore ? this.readValue(value) : brief(value)));
     this.stage.mark({ point: state.point, outline: state.outline });
   }
 
@@ -219,18 +307,27 @@ class App {
     const lines = [
       h("b", { class: wrong ? "wrong" : "" }, `${this.className(trial, shownBy.predicted[point])}`),
       h("div", {}, "class ", this.className(trial, trial.labels[point])),
-      h("div", {}, `${this.scoreTitle} ${brief(values[point])}`),
+      h("div", {}, `${this.scoreTitle} ${this.readValue(values[point])}`),
       h("div", { class: "faint" }, `${block.set.name}, ${wordShift(block.shift)}`),
       h("div", { class: "faint id" }, this.ids?.[trial.image(point)] ?? ""),
     ];
     if (!this.ids || this.idsOf !== trial) {
-      this.source.ids(trial.number).then((ids) => { this.ids = ids; this.idsOf = trial; const box = $("card").querySelector(".id"); if (box && this.hovered?.startsWith(`${point} `)) box.textContent = ids[trial.image(point)]; });
+      this.source.ids(trial.number).then((ids) => { const box = $("card").querySelector(".id"); if (box && this.hovered?.startsWith(`${point} `)) box.textContent = ids[trial.image(point)]; });
     }
     const picture = block.set.has_images ? h("img", { src: this.source.image(trial.number, point, 96), alt: "", width: 96, height: 96 }) : null;
     return [picture, h("div", {}, ...lines)].filter(Boolean);
   }
 
-  choose(point) { this.change({ point }); }
+  // Looks at a case. Only what depends on it is drawn again.
+  choose(point, scroll = false) {
+    this.state.point = point;
+    this.neighbours = [];
+    this.#write();
+    this.stage.reveal(point);
+    this.stage.mark({ point, outline: this.state.outline });
+    markListed(this, scroll);
+    renderCase(this).catch((error) => this.fail(error));
+  }
 
   lasso(outline) {
     const picked = pointsInside(outline, this.positions, this.stage.points).sort();
@@ -252,6 +349,11 @@ class App {
   async copyLink() {
     try { await navigator.clipboard.writeText(location.href); this.say("Link copied"); } catch { prompt("The link to this view", location.href); }
   }
+}
+
+// A probability with as many nines as it has.
+function sure(share) {
+  return share > 0.9995 && share < 1 ? `1 − ${(1 - share).toExponential(0)}` : share.toFixed(3);
 }
 
 const app = new App();

@@ -42,3 +42,14 @@ export function wordShift(key) {
   const [name, severity] = key.split("/");
   return `${name.replaceAll("_", " ")} ${severity}`;
 }
+
+export const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
+
+// Hands the user a file.
+export function save(name, text, type) {
+  const link = h("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
+  document.body.append(link);
+  link.click();
+  link.remove();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+}

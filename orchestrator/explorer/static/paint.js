@@ -29,7 +29,7 @@ function byConfidence({ trial, points, values, theme, colours }) {
     seen[verdict]++;
   }
   const bars = [[RIGHT, "right", stops.right], [WRONG, "wrong", stops.wrong], [UNKNOWN, "no class of the study", stops.unknown]];
-  return { kind: "scales", low, high,
+  return { kind: "scales", isScore: true, low, high,
     bars: bars.filter(([verdict]) => seen[verdict]).map(([verdict, name, each]) => ({ name, stops: each, count: seen[verdict] })) };
 }
 

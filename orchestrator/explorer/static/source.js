@@ -57,9 +57,11 @@ class ServerSource {
 
   ids(trial) { return this.#once(`ids ${trial}`, async () => (await this.#ask(`api/trials/${trial}/ids`)).json()); }
 
-  computed(trial, path, onShare) {
-    const whole = `api/trials/${trial}/${path}`;
-    return this.#once(whole, async () => (await this.#await(whole, onShare)).json());
+  clusters(trial, onShare) {
+    return this.#once(`clusters ${trial}`, async () => {
+      const found = await (await this.#await(`api/trials/${trial}/clusters`, onShare)).json();
+      return { ...found, codes: await this.array(trial, "clusters", "i2") };
+    });
   }
 
   map(trial, method, onShare) {

@@ -259,12 +259,12 @@ export class Stage {
     this.zoom(this.panes[0], [scatter.width / 2, scatter.height / 2], factor);
   }
 
-  showLegend(legend, note) {
+  showLegend(legend, note, word = brief) {
     this.note.textContent = note ?? "";
     if (legend.kind === "scales") {
       this.legend.replaceChildren(...legend.bars.map((bar) =>
         h("div", { class: "scale" }, h("span", { class: "name" }, `${bar.name} `, h("small", {}, count(bar.count))),
-          this.#bar(bar.stops), h("span", { class: "ends" }, h("span", {}, brief(legend.low)), h("span", {}, brief(legend.high))))));
+          this.#bar(bar.stops), h("span", { class: "ends" }, h("span", {}, word(legend.low)), h("span", {}, word(legend.high))))));
       return;
     }
     const chip = (level) => {
