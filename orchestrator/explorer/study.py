@@ -58,6 +58,20 @@ class ExploredStudy:
         """Number of the first complete trial."""
         return next(trial.number for trial in self.trials if trial.state == COMPLETE)
 
+    def find_signature(self, signature: str) -> int:
+        """Return the number of a complete trial by its signature, or by its first digits.
+
+        Raises:
+            StudyError: none has it, or several do.
+        """
+        found = [each for each in self.trials if each.signature.startswith(signature) and each.state == COMPLETE]
+        if len(found) != 1:
+            raise StudyError(
+                f"asked for the trial {signature} of {self.ledger.study} and found {len(found)} complete ones; give the "
+                "signature of one, as the report shows it"
+            )
+        return found[0].number
+
     def find(self, number: int) -> TrialEntry:
         """Return a complete trial by its number.
 
@@ -103,6 +117,14 @@ class ExploredStudy:
         """Return the job that computes ``kind`` (tsne, clusters) from a prepared trial, started if need be."""
         prepared = self.open(number)
         return self.jobs.find(self._request(kind, folder=str(prepared.folder), **more))
+
+    def compute_now(self, number: int, kind: str) -> None:
+        """Compute ``kind`` (tsne, clusters) from a prepared trial, unless it is there.
+
+        Raises:
+            RobustSweepError: it cannot be computed.
+        """
+        self.jobs.wait(self._request(kind, folder=str(self.open(number).folder)))
 
     def paint(self, number: int, point: int, side_px: int) -> bytes:
         """Return the image of a point as PNG.

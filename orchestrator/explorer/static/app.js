@@ -17,7 +17,7 @@ class App {
     this.state = read(location.hash.slice(1));
     this.trials = new Map();
     this.ticket = 0;
-    this.theme = localStorage.getItem("robustsweep-theme") ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
+    this.theme = remembered() ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
     document.documentElement.dataset.theme = this.theme;
     this.stage = new Stage($("stage"), {
       onView: (view) => { this.state.view = view; this.#write(); },
@@ -64,7 +64,7 @@ class App {
 
   #write() {
     this.written = write(this.state);
-    history.replaceState(null, "", `#${this.written}`);
+    try { history.replaceState(null, "", `#${this.written}`); } catch { /* a frame that has no address of its own */ }
   }
 
   change(patch) {
@@ -144,10 +144,16 @@ class App {
   // A score in the words of its formula: stored values rank without ties, a probability as its log odds.
   readValue(value) {
     if (!Number.isFinite(value)) return "–";
-    const { scale } = this.trial.index.scores[this.scoreOf(this.trial)];
-    if (scale === "log odds") return sure(1 / (1 + Math.exp(-value)));
-    return brief(scale === "−log" ? Math.exp(-value) : value);
+    return this.wordNumber(this.toFormula(value));
   }
+
+  get scale() { return this.trial.index.scores[this.scoreOf(this.trial)].scale; }
+
+  toFormula(value) {
+    return this.scale === "log odds" ? 1 / (1 + Math.exp(-value)) : this.scale === "−log" ? Math.exp(-value) : value;
+  }
+
+  wordNumber(number) { return this.scale === "log odds" ? sure(number) : brief(number); }
 
   readScore(point) { return this.readValue(this.values[point]); }
 
@@ -336,7 +342,7 @@ class App {
 
   toggleTheme() {
     this.theme = this.theme === "dark" ? "light" : "dark";
-    localStorage.setItem("robustsweep-theme", this.theme);
+    remember(this.theme);
     document.documentElement.dataset.theme = this.theme;
     this.draw();
   }
@@ -351,9 +357,15 @@ class App {
   }
 }
 
-// A probability with as many nines as it has.
-function sure(share) {
-  return share > 0.9995 && share < 1 ? `1 − ${(1 - share).toExponential(0)}` : share.toFixed(3);
+const sure = (share) => (share > 0.9999 ? "> 0.9999" : share > 0.999 ? share.toFixed(4) : share.toFixed(3));
+
+// A frame without an origin, such as that of an artifact viewer, has no storage.
+const THEME = "robustsweep-theme";
+function remembered() {
+  try { return localStorage.getItem(THEME); } catch { return null; }
+}
+function remember(theme) {
+  try { localStorage.setItem(THEME, theme); } catch { /* for this page only */ }
 }
 
 const app = new App();

@@ -23,7 +23,8 @@ export async function renderCase(app) {
     h("header", {}, id, h("span", { class: "spacer" }), h("button", { class: "quiet", title: "Case before (←)", onclick: () => app.step(-1) }, "‹"),
       h("button", { class: "quiet", title: "Next case (→)", onclick: () => app.step(1) }, "›"),
       h("button", { id: "close-case", class: "quiet", title: "Close (Esc)", "aria-label": "Close", onclick: () => app.choose(null) }, "×")),
-    h("div", { class: "figures" }, block.position ? [figure(point, wordShift(block.shift)), figure(plain, "unshifted")] : figure(point, ""),
+    h("div", { class: "figures" }, block.position && app.source.isServed ? [figure(point, wordShift(block.shift)), figure(plain, "unshifted")]
+      : figure(point, block.position ? "unshifted; shifted ones are not in this file" : ""),
       h("div", { class: "verdict" },
         h("span", { class: "badge " + (wrong ? "is-wrong" : right ? "is-right" : "is-unknown") }, wrong ? "wrong" : right ? "right" : "no class of the study"),
         h("div", {}, h("small", {}, "predicted "), h("b", {}, app.className(trial, trial.predicted[point]))),

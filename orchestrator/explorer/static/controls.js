@@ -5,7 +5,7 @@ import { CHOICES } from "explorer/paint.js";
 import { NO_LABEL, WRONG, RIGHT } from "explorer/model.js";
 
 const field = (label, control, note) =>
-  h("label", { class: "field" }, h("span", {}, label), control, note ? h("small", {}, note) : null);
+  h("label", { class: control.tagName === "SELECT" ? "field wide" : "field" }, h("span", {}, label), control, note ? h("small", {}, note) : null);
 
 const select = (id, options, value, onchange) => {
   const element = h("select", { id, onchange: (event) => onchange(event.target.value) },
@@ -28,14 +28,14 @@ export function renderControls(app) {
   box.replaceChildren(
     section("Model",
       field("Trial", select("trial", trials, state.trial, (value) => app.change({ trial: Number(value), point: null, picked: null, outline: null, origin: null, view: null }))),
-      field("Beside it", select("other", [["", "no other trial"], ...trials.filter(([number]) => number !== state.trial)], state.other,
+      trials.length < 2 ? null : field("Beside it", select("other", [["", "no other trial"], ...trials.filter(([number]) => number !== state.trial)], state.other,
         (value) => app.change({ other: value === "" ? null : Number(value) })),
       state.other === null ? null : "Same places (those of the trial above), the other's predictions."),
       field("Confidence", select("score", trial.index.scores.map((each) => [each.name, each.title]), app.scoreName, (value) => app.change({ score: value })),
         app.scoreFormula)),
     section("Map",
       field("Colour", select("colour", [...CHOICES, ...columns], state.colour, (value) => app.change({ colour: value }))),
-      field("Places", select("map", [["pca", "PCA"], ["tsne", "t-SNE"]], state.map, (value) => app.change({ map: value, view: null, outline: null }))),
+      field("Places", select("map", [["pca", "PCA"], ["tsne", "t-SNE (openTSNE)"]], state.map, (value) => app.change({ map: value, view: null, outline: null }))),
       field("Size", h("input", { id: "size", type: "range", min: "1", max: "16", step: "0.5", value: String(state.size),
         oninput: (event) => app.changeStyle({ size: Number(event.target.value) }) })),
       field("Opacity", h("input", { id: "opacity", type: "range", min: "5", max: "100", value: String(state.opacity),

@@ -87,6 +87,25 @@ export function tally(trial, points, values) {
     confidence: points.length ? found.confidence / points.length : NaN };
 }
 
+// 256 steps that share the points equally among the colours, whatever the values' distribution.
+export function quantiles(values, points) {
+  const step = Math.max(1, Math.floor(points.length / 20_000)), kept = [];
+  for (let i = 0; i < points.length; i += step) if (Number.isFinite(values[points[i]])) kept.push(values[points[i]]);
+  if (!kept.length) return Float64Array.of(0);
+  const sorted = Float64Array.from(kept).sort();
+  return Float64Array.from({ length: 256 }, (_, k) => sorted[Math.round((k / 255) * (sorted.length - 1))]);
+}
+
+// Number of the step of a value, 0 to 255.
+export function stepOf(steps, value) {
+  let low = 0, high = steps.length - 1;
+  while (low < high) {
+    const middle = (low + high) >> 1;
+    if (steps[middle] < value) low = middle + 1; else high = middle;
+  }
+  return low;
+}
+
 // The ends of the middle 98 % of the values, so that one outlier does not take all colours.
 export function spread(values, points) {
   const step = Math.max(1, Math.floor(points.length / 20_000)), kept = [];

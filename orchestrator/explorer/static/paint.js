@@ -1,7 +1,7 @@
 // Colours of all shown points, and the legend that explains them.
 
 import { category, ramp, scales } from "explorer/colours.js";
-import { NO_LABEL, RIGHT, UNKNOWN, WRONG, spread } from "explorer/model.js";
+import { NO_LABEL, RIGHT, UNKNOWN, WRONG, quantiles, spread, stepOf } from "explorer/model.js";
 import { wordShift } from "explorer/dom.js";
 
 // What points can be coloured by, apart from metadata columns.
@@ -20,16 +20,16 @@ export function paint({ trial, points, by, values, theme, extra }) {
 }
 
 function byConfidence({ trial, points, values, theme, colours }) {
-  const stops = scales(theme), [low, high] = spread(values, points);
+  const stops = scales(theme), steps = quantiles(values, points);
   const tables = [ramp(stops.right), ramp(stops.wrong), ramp(stops.unknown)], seen = [0, 0, 0];
   for (const p of points) {
     const verdict = trial.verdict[p], table = tables[verdict];
-    const step = 3 * Math.max(0, Math.min(255, Math.round((255 * (values[p] - low)) / (high - low)))) || 0;
+    const step = 3 * stepOf(steps, values[p]);
     colours[4 * p] = table[step]; colours[4 * p + 1] = table[step + 1]; colours[4 * p + 2] = table[step + 2];
     seen[verdict]++;
   }
   const bars = [[RIGHT, "right", stops.right], [WRONG, "wrong", stops.wrong], [UNKNOWN, "no class of the study", stops.unknown]];
-  return { kind: "scales", isScore: true, low, high,
+  return { kind: "scales", isScore: true, low: steps[0], middle: steps[steps.length >> 1], high: steps.at(-1),
     bars: bars.filter(([verdict]) => seen[verdict]).map(([verdict, name, each]) => ({ name, stops: each, count: seen[verdict] })) };
 }
 

@@ -174,7 +174,7 @@ function clusters(app) {
   const sums = found.clusters.map(() => [0, 0]);
   for (let p = 0; p < trial.count; p++) {
     const code = found.codes[p];
-    if (code >= 0) { sums[code][0] += app.values[p]; sums[code][1]++; }
+    if (code >= 0) { sums[code][0] += app.toFormula(app.values[p]); sums[code][1]++; }
   }
   const elevated = found.clusters.filter((each) => each.is_elevated).length;
   return [
@@ -191,7 +191,7 @@ function clusters(app) {
           h("span", { class: "spacer" }), h("span", {}, `${count(each.size)} images`)),
         h("span", { class: "rate" }, h("span", { class: "axis", title: "Error rate with its 95 % interval; the line is that of all images" }, bar, dot, all),
           h("b", {}, percent(each.error_rate, 0)), h("small", {}, `${percent(each.low, 0)} – ${percent(each.high, 0)}`)),
-        h("small", {}, `${app.scoreTitle} ${app.readValue(sums[each.number][0] / sums[each.number][1])} on average`,
+        h("small", {}, `${app.scoreTitle} ${app.wordNumber(sums[each.number][0] / sums[each.number][1])} on average`,
           ...each.more.map((level) => ` · ${level.column} ${level.level}: ${percent(level.inside, 0)} (else ${percent(level.outside, 0)})`)));
     })),
   ];

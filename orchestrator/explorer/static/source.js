@@ -87,6 +87,73 @@ class ServerSource {
   }
 }
 
+const decode = (text) => Uint8Array.from(atob(text), (c) => c.charCodeAt(0)).buffer;
+
+class EmbeddedSource {
+  isServed = false;
+  #kept = new Map();
+
+  constructor(content) { this.content = content; }
+
+  async study() { return this.content.study; }
+  async trial() { return this.content.index; }
+  async ids() { return this.content.ids; }
+  async notes() { return { notes: [] }; }
+
+  #array(text, type) {
+    if (!this.#kept.has(text)) this.#kept.set(text, new TYPES[type](decode(text)));
+    return this.#kept.get(text);
+  }
+
+  async array(trial, name, type, number) {
+    return this.#array(this.content.arrays[number === undefined ? name : `${name}/${number}`], type);
+  }
+
+  async map(trial, method) {
+    if (!(method in this.content.arrays)) throw new SourceError("This file has no t-SNE map; choose PCA.");
+    return this.array(trial, method, "f4");
+  }
+
+  async clusters(trial) {
+    const found = this.content.clusters;
+    return found.problem ? found : { ...found, codes: await this.array(trial, "clusters", "i2") };
+  }
+
+  #find(point) {
+    const { sets } = this.content.index;
+    const set = sets.findLast((each) => each.first_point <= point), inside = point - set.first_point;
+    return { set, row: inside % set.count, shift: Math.floor(inside / set.count) };
+  }
+
+  // The unshifted image: shifted ones are not in the file.
+  image(trial, point) {
+    const { set, row } = this.#find(point), text = this.content.thumbnails[set.first_image + row];
+    return text ? `data:image/jpeg;base64,${text}` : null;
+  }
+
+  async case(trial, point) {
+    const { content } = this, { set, row, shift } = this.#find(point), image = set.first_image + row;
+    const top = this.#array(content.top, "u1"), predicted = await this.array(trial, "predicted", "u2"), labels = await this.array(trial, "labels", "u2");
+    const codes = this.#array(content.distribution_codes, "u2"), shares = this.#array(content.distribution_shares, "f4");
+    const size = codes.length / content.index.num_images;
+    const distribution = shift === 0
+      ? [...codes.subarray(image * size, (image + 1) * size)].map((code, k) => ({ class: code, probability: shares[image * size + k] }))
+      : [{ class: predicted[point], probability: top[point] / 255 }];
+    const metadata = {};
+    for (const [number, column] of content.index.columns.entries()) {
+      const values = await this.array(trial, "column", column.levels ? "u2" : "f4", number), value = values[image];
+      if (column.levels ? value < column.levels.length : Number.isFinite(value)) metadata[column.name] = column.levels ? column.levels[value] : String(Number(value.toPrecision(6)));
+    }
+    const versions = set.shifts.map((each, k) => {
+      const p = set.first_point + k * set.count + row;
+      return { point: p, shift: each, predicted: predicted[p], probability: top[p] / 255 };
+    });
+    return { point, id: content.ids[image], label: labels[point] === 65535 ? null : labels[point], distribution, metadata, versions,
+      neighbours: [], no_neighbours: null };
+  }
+}
+
 export function openSource() {
-  return new ServerSource();
+  const embedded = document.getElementById("embedded");
+  return embedded ? new EmbeddedSource(JSON.parse(embedded.textContent)) : new ServerSource();
 }
