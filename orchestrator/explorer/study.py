@@ -67,8 +67,8 @@ class ExploredStudy:
         found = [each for each in self.trials if each.signature.startswith(signature) and each.state == COMPLETE]
         if len(found) != 1:
             raise StudyError(
-                f"asked for the trial {signature} of {self.ledger.study} and found {len(found)} complete ones; give the "
-                "signature of one, as the report shows it"
+                f"asked for the trial {signature} of {self.ledger.study} and found {len(found)} complete ones; give "
+                "the signature of one, as the report shows it"
             )
         return found[0].number
 

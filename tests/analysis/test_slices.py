@@ -26,7 +26,7 @@ class Planted:
         return find_clusters(axes.place(self.features), self.is_wrong, self.patients)
 
 
-def plant(seed: int, *, triples: bool, num_patients: int = 1_000, correlated: bool = False) -> Planted:
+def plant(seed: int, *, triples: bool, num_patients: int = 1_500, correlated: bool = False) -> Planted:
     random = np.random.default_rng(seed)
     patients = np.repeat(np.arange(num_patients), 2)
     n = len(patients)
@@ -55,7 +55,7 @@ def test_a_planted_slice_is_among_the_first_and_called_elevated() -> None:
     assert is_found(planted)
     found = planted.cluster()
     assert found.clusters[0].is_elevated
-    assert found.clusters[0].error_rate == pytest.approx(0.3, abs=0.12)
+    assert found.clusters[0].error_rate > 2 * found.error_rate
 
 
 def test_the_error_rate_of_a_cluster_is_that_of_the_judging_half() -> None:

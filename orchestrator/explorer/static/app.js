@@ -3,7 +3,7 @@
 import { renderCase } from "explorer/case.js";
 import { renderControls } from "explorer/controls.js";
 import { $, h, wordShift, brief, percent } from "explorer/dom.js";
-import { NO_LABEL, Trial, UNKNOWN, WRONG, findShown, shuffled } from "explorer/model.js";
+import { NO_LABEL, Trial, UNKNOWN, WRONG, findShown, isPlaced, shuffled } from "explorer/model.js";
 import { paint } from "explorer/paint.js";
 import { markListed, renderPanel } from "explorer/panel.js";
 import { pointsInside } from "explorer/scatter.js";
@@ -269,12 +269,14 @@ class App {
 
   draw() {
     const { trial, other, points, positions, values, theme, state, extra } = this;
-    const one = paint({ trial, points, by: state.colour, values, theme, extra });
+    const placed = points.filter((p) => isPlaced(positions, p)), over = placed.length ? placed : points;
+    const one = paint({ trial, points, over, by: state.colour, values, theme, extra });
     this.painted = one;
     const name = (number) => { const each = this.study.trials[number]; return `${each.name} · replicate ${each.replicate}`; };
     const panes = [{ colours: one.colours, verdict: (p) => trial.verdict[p], has: () => true, title: name(trial.number) }];
     if (other) {
-      const two = paint({ trial: other, points: points.filter((p) => other.match[p] >= 0), by: state.colour, values: other.values, theme, extra });
+      const matched = points.filter((p) => other.match[p] >= 0);
+      const two = paint({ trial: other, points: matched, over: matched, by: state.colour, values: other.values, theme, extra });
       panes.push({ colours: two.colours, verdict: (p) => other.verdict[p], has: (p) => other.match[p] >= 0, title: name(other.number) });
     }
     this.stage.show({ positions, panes, points, size: state.size, opacity: state.opacity / 100, selection: this.selection, theme });

@@ -11,16 +11,16 @@ export const CHOICES = [
 ];
 const MOST_PAIRS = 9, MOST_LEVELS = 24;
 
-// Colours (4 bytes a point) and legend of `points`. `extra` has the metadata column or the clusters, if they are asked for.
-export function paint({ trial, points, by, values, theme, extra }) {
+// Colours (4 bytes a point) and legend of `points`; scales share their colours equally among the points `over`. `extra` has the metadata column or the clusters, if they are asked for.
+export function paint({ trial, points, over, by, values, theme, extra }) {
   const colours = new Uint8Array(4 * trial.count);
   const how = { confidence: byConfidence, confusion: byConfusion };
-  const legend = (how[by] ?? byLevel)({ trial, points, by, values, theme, extra, colours });
+  const legend = (how[by] ?? byLevel)({ trial, points, over, by, values, theme, extra, colours });
   return { colours, legend };
 }
 
-function byConfidence({ trial, points, values, theme, colours }) {
-  const stops = scales(theme), steps = quantiles(values, points);
+function byConfidence({ trial, points, over, values, theme, colours }) {
+  const stops = scales(theme), steps = quantiles(values, over);
   const tables = [ramp(stops.right), ramp(stops.wrong), ramp(stops.unknown)], seen = [0, 0, 0];
   for (const p of points) {
     const verdict = trial.verdict[p], table = tables[verdict];

@@ -264,7 +264,7 @@ export class Stage {
     if (legend.kind === "scales") {
       this.legend.replaceChildren(...legend.bars.map((bar) =>
         h("div", { class: "scale" }, h("span", { class: "name" }, `${bar.name} `, h("small", {}, count(bar.count))),
-          this.#bar(bar.stops), h("span", { class: "ends" }, [legend.low, legend.middle, legend.high].filter((v) => v !== undefined).map((value) => h("span", {}, word(value)))))));
+          this.#bar(bar.stops), h("span", { class: "ends" }, [legend.low, legend.middle, legend.high].filter((v) => v !== undefined).map(word).filter((text, k, all) => text !== all[k - 1]).map((text) => h("span", {}, text))))));
       return;
     }
     const chip = (level) => {
