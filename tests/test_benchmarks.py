@@ -40,6 +40,7 @@ SCRIPTS = (
     "patients",
     "robust_selection",
     "hypotheses",
+    "explorer",
 )
 
 

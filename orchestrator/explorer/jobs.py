@@ -39,13 +39,15 @@ class Jobs:
         self._is_closed = False
 
     def find(self, request: Mapping[str, Any]) -> Job:
-        """Return the job of a request, which is started the first time; a failed one is tried again."""
+        """Return the job of a request, which is started the first time; one that has failed is started by the next."""
         key = canonical_json(dict(request))
         with self._lock:
             job = self._jobs.get(key)
-            if job is None or (job.error is not None):
+            if job is None:
                 job = self._jobs[key] = Job()
                 threading.Thread(target=self._run, args=(dict(request), job), daemon=True).start()
+            elif job.is_done and job.error is not None:
+                del self._jobs[key]
             return job
 
     def wait(self, request: Mapping[str, Any]) -> Any:
@@ -120,6 +122,7 @@ class Painter:
         """
         with self._lock:
             if self._process is None or self._process.poll() is not None:
+                self.close()
                 self._process = subprocess.Popen(_COMMAND, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
             output = self._process.stdout
             assert output is not None
@@ -138,4 +141,5 @@ class Painter:
         """End the process."""
         if self._process is not None:
             self._process.kill()
-            self._process.wait()
+            with suppress(BrokenPipeError), self._process:  # closes its pipes
+                pass

@@ -130,7 +130,12 @@ class App {
     if (this.trial !== trial) this.order = shuffled(trial.count);
     const isNew = this.trial !== trial || this.positions !== positions;
     Object.assign(this, { trial, positions, values, other, extra });
-    this.points = findShown(trial, this.order, this.shown.blocks, state.classes);
+    const shownBy = `${trial.number} ${this.shown.blocks} ${state.classes}`;
+    if (this.shownBy !== shownBy) {
+      this.shownBy = shownBy;
+      this.points = findShown(trial, this.order, this.shown.blocks, state.classes);
+    }
+    if (state.outline && !state.picked) state.picked = pointsInside(state.outline, positions, this.points).sort();
     this.say("");
     this.draw();
     if (isNew) { if (state.view) this.stage.setView(state.view); else this.stage.fitTo(this.stage.points); }
@@ -269,16 +274,25 @@ class App {
 
   draw() {
     const { trial, other, points, positions, values, theme, state, extra } = this;
+    const key = [trial, points, values, positions, state.colour, theme, extra, other];
+    if (this.paintedBy?.every((each, k) => each === key[k])) { this.#show(); return; }
+    this.paintedBy = key;
     const placed = points.filter((p) => isPlaced(positions, p)), over = placed.length ? placed : points;
     const one = paint({ trial, points, over, by: state.colour, values, theme, extra });
     this.painted = one;
     const name = (number) => { const each = this.study.trials[number]; return `${each.name} · replicate ${each.replicate}`; };
-    const panes = [{ colours: one.colours, verdict: (p) => trial.verdict[p], has: () => true, title: name(trial.number) }];
+    const panes = [{ colours: one.colours, verdict: trial.verdict, title: name(trial.number) }];
     if (other) {
       const matched = points.filter((p) => other.match[p] >= 0);
       const two = paint({ trial: other, points: matched, over: matched, by: state.colour, values: other.values, theme, extra });
-      panes.push({ colours: two.colours, verdict: (p) => other.verdict[p], has: (p) => other.match[p] >= 0, title: name(other.number) });
+      panes.push({ colours: two.colours, verdict: other.verdict, match: other.match, title: name(other.number) });
     }
+    this.panes = panes;
+    this.#show();
+  }
+
+  #show() {
+    const { trial, points, positions, theme, state, panes } = this, one = this.painted;
     this.stage.show({ positions, panes, points, size: state.size, opacity: state.opacity / 100, selection: this.selection, theme });
     const on = trial.index.fitted_on, shares = trial.index.explained;
     const missing = points.length - this.stage.points.length;

@@ -118,9 +118,26 @@ export function spread(values, points) {
 
 // The most over-confident (wrong and sure) or under-confident (right and unsure) of some points, most first.
 export function rankFailures(trial, points, values, kind, most) {
-  const verdict = kind === "over" ? WRONG : RIGHT, sign = kind === "over" ? -1 : 1;
-  const found = [];
-  for (const p of points) if (trial.verdict[p] === verdict) found.push(p);
-  found.sort((a, b) => sign * (values[a] - values[b]) || a - b);
-  return found.slice(0, most);
+  const verdict = kind === "over" ? WRONG : RIGHT;
+  return [...rank(points.filter((p) => trial.verdict[p] === verdict), values, kind === "over").subarray(0, most)];
+}
+
+const BITS = 20; // of a point's number, beside the 32 of its value: 52 in all, exact in a float64
+
+// Points by their values, least first unless `largest`; ties by number, values that are none last. Numbers are sorted,
+// not objects: a tenth of the time.
+export function rank(points, values, largest = false) {
+  const bits = new Uint32Array(1), number = new Float32Array(bits.buffer), keys = new Float64Array(points.length);
+  if (points.some((p) => p >= 2 ** BITS)) {
+    const sign = largest ? -1 : 1;
+    return Uint32Array.from([...points].sort((a, b) => sign * (values[a] - values[b]) || a - b));
+  }
+  for (let k = 0; k < points.length; k++) {
+    const value = values[points[k]];
+    number[0] = largest ? -value : value;
+    const ordered = value !== value ? 0xffffffff : bits[0] >>> 31 ? ~bits[0] >>> 0 : (bits[0] | 0x80000000) >>> 0;
+    keys[k] = ordered * 2 ** BITS + points[k];
+  }
+  keys.sort();
+  return Uint32Array.from(keys, (key) => key % 2 ** BITS);
 }

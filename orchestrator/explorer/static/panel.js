@@ -1,7 +1,7 @@
 // The right side: lists of cases. Every list is one that the arrow keys step through.
 
 import { $, count, h, percent, plural, save, wordShift } from "explorer/dom.js";
-import { NO_LABEL, RIGHT, WRONG, rankFailures, tally } from "explorer/model.js";
+import { NO_LABEL, RIGHT, WRONG, rank, rankFailures, tally } from "explorer/model.js";
 
 const MOST_LISTED = 100, PAGE = 120;
 const TABS = [["failures", "Failures"], ["selection", "Selection"], ["clusters", "Clusters"], ["notes", "Notes"]];
@@ -95,7 +95,7 @@ function breakdown(app, points) {
   const pairs = new Map();
   for (const p of points) {
     if (trial.verdict[p] !== WRONG) continue;
-    const key = `${app.className(trial, trial.labels[p])} taken for ${app.className(trial, trial.predicted[p])}`;
+    const key = 65536 * trial.labels[p] + trial.predicted[p];
     pairs.set(key, (pairs.get(key) ?? 0) + 1);
   }
   const wrong = [...pairs].sort((a, b) => b[1] - a[1]).slice(0, 4);
@@ -106,7 +106,7 @@ function breakdown(app, points) {
         return h("tr", {}, h("td", {}, name), h("td", {}, count(found.points)), h("td", {}, percent(found.error)),
           h("td", {}, found.judged ? `${percent(found.interval[0], 0)} – ${percent(found.interval[1], 0)}` : "–"));
       }))) : null,
-    wrong.length ? h("p", { class: "faint" }, wrong.map(([name, number]) => `${name}: ${count(number)}`).join(" · ")) : null,
+    wrong.length ? h("p", { class: "faint" }, wrong.map(([pair, number]) => `${app.className(trial, Math.floor(pair / 65536))} taken for ${app.className(trial, pair % 65536)}: ${count(number)}`).join(" · ")) : null,
   ];
 }
 
@@ -120,13 +120,16 @@ function selection(app) {
       h("p", {}, "Draw around points with the lasso (L), or hold Shift and drag. What is selected is counted here, shown image by image, and can be exported."))];
   }
   const points = selectedPoints(app), { trial } = app;
-  const order = [...points].sort((a, b) => Number(trial.verdict[b] === WRONG) - Number(trial.verdict[a] === WRONG) || app.values[b] - app.values[a] || a - b);
+  const first = rank(points.filter((p) => trial.verdict[p] === WRONG), app.values, true);
+  const order = new Uint32Array(points.length);
+  order.set(first);
+  order.set(rank(points.filter((p) => trial.verdict[p] !== WRONG), app.values, true), first.length);
   app.list = order;
   const gallery = h("div", { class: "gallery" });
   const more = h("button", { class: "more" }, "Show more");
   let shown = 0;
   const add = () => {
-    gallery.append(...order.slice(shown, shown + PAGE).map((p) => tile(app, p)));
+    gallery.append(...Array.from(order.subarray(shown, shown + PAGE), (p) => tile(app, p)));
     shown = Math.min(order.length, shown + PAGE);
     more.hidden = shown >= order.length;
     more.textContent = `Show more of ${count(order.length - shown)}`;

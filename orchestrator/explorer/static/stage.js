@@ -69,8 +69,11 @@ export class Stage {
       this.positions = positions;
       for (const pane of this.panes) pane.scatter.setPositions(positions);
     }
-    this.points = points.filter((p) => isPlaced(positions, p));
-    this.grid = null;
+    if (this.given?.points !== points || this.given.positions !== positions) {
+      this.given = { points, positions };
+      this.points = points.filter((p) => isPlaced(positions, p));
+      this.grid = null;
+    }
     const muted = [...scales(theme).muted.map((part) => part / 255), theme === "dark" ? 0.5 : 0.45];
     panes.forEach((each, number) => {
       const { scatter, title } = this.panes[number];
@@ -78,10 +81,10 @@ export class Stage {
       title.hidden = panes.length < 2;
       scatter.size = size;
       scatter.opacity = opacity;
-      scatter.setColours(each.colours);
+      if (this.panes[number].colours !== each.colours) scatter.setColours((this.panes[number].colours = each.colours));
       const parts = [[], [], []].map(() => new Uint32Array(this.points.length)), sizes = [0, 0, 0];
       for (const p of this.points) {
-        const at = (selection && !selection[p]) || !each.has(p) ? 0 : each.verdict(p) === WRONG ? 2 : 1;
+        const at = (selection && !selection[p]) || (each.match && each.match[p] < 0) ? 0 : each.verdict[p] === WRONG ? 2 : 1;
         parts[at][sizes[at]++] = p;
       }
       const order = new Uint32Array(this.points.length), groups = [];

@@ -62,8 +62,10 @@ export function write(state) {
   if (state.view) put("v", state.view.map((value) => Number(value.toPrecision(7))).join(","));
   if (state.outline) put("l", toText(new Uint8Array(state.outline.buffer)));
   if (state.picked) {
-    const text = packNumbers(state.picked);
-    if (text.length <= MAX_LIST || !state.outline) put("q", text);
+    if (state.picked.length <= MAX_LIST) {
+      const text = packNumbers(state.picked);
+      if (text.length <= MAX_LIST) put("q", text);
+    }
   }
   return parts.join("&");
 }
