@@ -3,7 +3,7 @@
     python benchmarks/explorer.py                    # 20,000, 100,000 and 500,000 points, three minutes
     python benchmarks/explorer.py --points 20000
 
-- *paint*: from the start of loading the page until all points are drawn and read back (bars: 1 s at 20,000, 3 s beyond).
+- *paint*: from the start of loading the page until all points are drawn and read back (bars: 1 s at 20,000, 3 s above).
 - *lasso*: from its release, around half of the points, until counts and gallery stand on the page and the map is drawn
   (bar: .25 s).
 - *served*: peak resident memory of the server after all of that and 300 thumbnails (bar: 500 MiB).
@@ -76,7 +76,7 @@ def write_trial(folder: Path, num_points: int) -> None:
     folder.mkdir(parents=True)
     random = np.random.default_rng(0)
     count = min(num_points, MOST_IMAGES)
-    shifts = tuple(["identity/0", *(f"noise/{k}" for k in range(1, -(-num_points // count)))])
+    shifts = ("identity/0", *(f"noise/{k}" for k in range(1, -(-num_points // count))))
     n = count * len(shifts)
     np.save(folder / "labels.npy", np.tile(random.integers(0, 2, count), len(shifts)).astype(np.uint16))
     np.save(folder / "predicted.npy", random.integers(0, 2, n).astype(np.uint16))

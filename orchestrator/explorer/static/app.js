@@ -75,8 +75,14 @@ class App {
 
   changeStyle(patch) {
     Object.assign(this.state, patch);
-    this.stage.setStyle(this.state.size, this.state.opacity / 100);
+    this.stage.setStyle(this.size, this.state.opacity / 100);
     this.#write();
+  }
+
+  // Larger where there are few.
+  get size() {
+    const n = this.points.length;
+    return this.state.size ?? (n < 3_000 ? 7 : n < 20_000 ? 5 : n < 100_000 ? 4 : 3);
   }
 
   async open(number) {
@@ -128,7 +134,7 @@ class App {
       this.source.ids(trial.number).then((ids) => { this.ids = ids; this.idsOf = trial; if (state.tab === "notes" && this.trial === trial) renderPanel(this); });
     }
     if (this.trial !== trial) this.order = shuffled(trial.count);
-    const isNew = this.trial !== trial || this.positions !== positions;
+    const isNew = this.trial !== trial || this.positions !== positions || Boolean(this.other) !== Boolean(other);
     Object.assign(this, { trial, positions, values, other, extra });
     const shownBy = `${trial.number} ${this.shown.blocks} ${state.classes}`;
     if (this.shownBy !== shownBy) {
@@ -293,7 +299,7 @@ class App {
 
   #show() {
     const { trial, points, positions, theme, state, panes } = this, one = this.painted;
-    this.stage.show({ positions, panes, points, size: state.size, opacity: state.opacity / 100, selection: this.selection, theme });
+    this.stage.show({ positions, panes, points, size: this.size, opacity: state.opacity / 100, selection: this.selection, theme });
     const on = trial.index.fitted_on, shares = trial.index.explained;
     const missing = points.length - this.stage.points.length;
     const note = on === null ? "No features are stored, so there is no map."
@@ -353,7 +359,7 @@ class App {
 
   lasso(outline) {
     const picked = pointsInside(outline, this.positions, this.stage.points).sort();
-    this.change({ outline, picked, origin: "lasso", tab: "selection" });
+    return this.change({ outline, picked, origin: "lasso", tab: "selection" });
   }
 
   toggleTheme() {

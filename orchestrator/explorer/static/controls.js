@@ -36,7 +36,7 @@ export function renderControls(app) {
     section("Map",
       field("Colour", select("colour", [...CHOICES, ...columns], state.colour, (value) => app.change({ colour: value }))),
       field("Places", select("map", [["pca", "PCA"], ["tsne", "t-SNE (openTSNE)"]], state.map, (value) => app.change({ map: value, view: null, outline: null }))),
-      field("Size", h("input", { id: "size", type: "range", min: "1", max: "16", step: "0.5", value: String(state.size),
+      field("Size", h("input", { id: "size", type: "range", min: "1", max: "16", step: "0.5", value: String(app.size),
         oninput: (event) => app.changeStyle({ size: Number(event.target.value) }) })),
       field("Opacity", h("input", { id: "opacity", type: "range", min: "5", max: "100", value: String(state.opacity),
         oninput: (event) => app.changeStyle({ opacity: Number(event.target.value) }) }))),
@@ -79,7 +79,7 @@ function renderSet(app, set, open) {
         h("span", { class: "severities" }, each.map((block) => h("button", { class: "chip", "aria-pressed": String(on.has(block.number)),
           "data-block": String(block.number), title: `${wordShift(block.shift)}: ${describeErrors(trial, block)}`,
           onclick: () => app.toggleBlocks([block.number]) }, block.shift.split("/")[1]))))))) : null,
-    set.problem ? h("small", { class: "problem" }, set.problem) : null);
+    set.problem ? h("small", { class: "reason" }, set.problem) : null);
 }
 
 const tallies = new WeakMap();

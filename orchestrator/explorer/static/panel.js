@@ -81,7 +81,7 @@ function numbers(app, points) {
   const line = (name, value, note) => h("div", { class: "number" }, h("span", {}, name), h("b", {}, value), note ? h("small", {}, note) : null);
   return h("div", { class: "numbers" },
     line("images", count(found.points)),
-    line("error rate", percent(found.error), found.judged ? `${percent(low)} to ${percent(high)}` : "no class of the study"),
+    line("error rate", percent(found.error), found.judged ? `${(100 * low).toFixed(0)} – ${percent(high, 0)}` : "no class of the study"),
     line("wrong", count(found.wrong), `of ${count(found.judged)}`));
 }
 

@@ -59,12 +59,12 @@ export class Scatter {
     this.groups = []; // {first, count, size factor, opacity factor, instead}
     this.size = 5; this.opacity = 0.85;
     this.width = this.height = 1;
-    new ResizeObserver(() => this.#resize()).observe(canvas);
-    this.#resize();
+    new ResizeObserver(() => this.resize()).observe(canvas);
+    this.resize();
     view.onChange((moving) => this.request(moving));
   }
 
-  #resize() {
+  resize() {
     const box = this.canvas.getBoundingClientRect(), ratio = Math.min(2, window.devicePixelRatio || 1);
     if (!box.width) return;
     this.width = box.width; this.height = box.height; this.ratio = ratio;

@@ -24,6 +24,7 @@ export class Stage {
     this.handlers = handlers;
     this.view = new View();
     this.tool = "pan";
+    this.marks = { point: null, hovered: null, neighbours: [], outline: null };
     this.panesBox = h("div", { id: "panes" });
     this.legend = h("div", { id: "legend" });
     this.note = h("div", { id: "map-note" });
@@ -65,6 +66,8 @@ export class Stage {
   show({ positions, panes, points, size, opacity, selection, theme }) {
     while (this.panes.length < panes.length) this.#addPane().scatter.setPositions(positions);
     while (this.panes.length > panes.length) this.panes.pop().box.remove();
+    if (this.numPanes !== panes.length) for (const { scatter } of this.panes) scatter.resize(); // at once, not when observed
+    this.numPanes = panes.length;
     if (positions !== this.positions) {
       this.positions = positions;
       for (const pane of this.panes) pane.scatter.setPositions(positions);
@@ -77,7 +80,7 @@ export class Stage {
     const muted = [...scales(theme).muted.map((part) => part / 255), theme === "dark" ? 0.5 : 0.45];
     panes.forEach((each, number) => {
       const { scatter, title } = this.panes[number];
-      title.textContent = each.title;
+      title.textContent = title.title = each.title;
       title.hidden = panes.length < 2;
       scatter.size = size;
       scatter.opacity = opacity;
@@ -148,7 +151,7 @@ export class Stage {
 
   drawOverlay() {
     if (!this.positions) return;
-    const { point, hovered, neighbours, outline } = this.marks ?? { point: null, hovered: null, neighbours: [], outline: null };
+    const { point, hovered, neighbours, outline } = this.marks;
     for (const { scatter, overlay } of this.panes) {
       const parts = [], place = (p) => scatter.toScreen(this.positions[2 * p], this.positions[2 * p + 1]);
       const ring = (p, name, radius) => {

@@ -7,7 +7,7 @@ export const defaults = () => ({
   trial: 0, other: null, score: null, colour: "confidence", map: "pca",
   blocks: null, // numbers of the shown blocks (a set under a shift); null: all sets, unshifted
   classes: null, // numbers of the shown classes; null: all
-  size: 5, opacity: 85, view: null, // centre x, y and scale
+  size: null, opacity: 85, view: null, // centre x, y and scale
   tab: "failures", kind: "over", within: null, // list of cases: kind, and number of the set
   point: null, // number of the case that is looked at
   outline: null, // lasso in the plane, Float32Array
@@ -77,7 +77,7 @@ export function read(text) {
   state.other = number("u");
   state.point = number("p");
   state.within = number("w");
-  state.size = number("z") ?? state.size;
+  state.size = number("z"); // null: by the number of points
   state.opacity = number("o") ?? state.opacity;
   for (const [name, key] of [["score", "s"], ["colour", "c"], ["map", "m"], ["tab", "tab"], ["kind", "k"], ["origin", "from"]]) {
     state[name] = found.get(key) ?? state[name];
