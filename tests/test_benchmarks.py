@@ -42,6 +42,7 @@ SCRIPTS = (
     "robust_selection",
     "hypotheses",
     "failure_metrics",
+    "explorer",
 )
 
 

@@ -1,9 +1,8 @@
-"""Commands on the images of a study: ``robustsweep data check`` and ``robustsweep shifts preview | export``."""
+"""Command ``robustsweep data check``: description of a study's data, and a sheet of near-duplicates."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -77,45 +76,3 @@ def check_data(study: Study, path: Path, *, write_line: Callable[[str], None], v
         num_pairs = sum(dataset.similar.counts.values())
         shown = f", {MAX_SHOWN} of {num_pairs:,} pairs" if num_pairs > MAX_SHOWN else ""
         write_line(f"look at them{shown}: {target.absolute()}")
-
-
-shifts = typer.Typer(
-    help="The shifts of a study, on its own test images (those of the first arm).", no_args_is_help=True
-)
-
-
-class Layout(StrEnum):
-    """File layout of exported images."""
-
-    npz = "npz"
-    folder = "folder"
-
-
-@shifts.command("preview")
-def preview(
-    study: StudyFile,
-    out: Annotated[Path | None, typer.Option(help="The PNG.", show_default="<study>-shifts.png")] = None,
-    images: Annotated[int, typer.Option(min=1, help="Test images, one per class from the last one on.")] = 1,
-    overrides: Overrides = None,
-) -> None:
-    """Draw every shift at every severity as the models receive it. Prints the path of the image."""
-    from orchestrator.cli.shift_files import preview_shifts
-    from orchestrator.study.study_file import load_study
-
-    loaded = load_study(study, overrides or ())
-    typer.echo(preview_shifts(loaded, out or Path(f"{loaded.study}-shifts.png"), num_images=images))
-
-
-@shifts.command("export")
-def export(
-    study: StudyFile,
-    out: Annotated[Path, typer.Option(help="Folder to write to.", show_default=False)],
-    layout: Annotated[Layout, typer.Option("--format", help="npz as MedMNIST-C, folder as ImageNet-C.")] = Layout.npz,
-    overrides: Overrides = None,
-) -> None:
-    """Write the shifted test sets as files. Prints one path per shift: a file or a folder."""
-    from orchestrator.cli.shift_files import export_shifts
-    from orchestrator.study.study_file import load_study
-
-    for path in export_shifts(load_study(study, overrides or ()), out, layout=layout.value):
-        typer.echo(path)

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.compare import compare, stats
-from orchestrator.cli.data import data, shifts
+from orchestrator.cli.data import data
 from orchestrator.cli.evaluate import evaluate
+from orchestrator.cli.explore import explore
 from orchestrator.cli.init import examples, init
 from orchestrator.cli.options import (
     Address,
@@ -38,6 +39,7 @@ from orchestrator.cli.options import (
     VerifyData,
 )
 from orchestrator.cli.select import register_if_asked, select
+from orchestrator.cli.shifts.commands import shifts
 from trainables.errors import (
     ClusterLostError,
     InfrastructureError,
@@ -224,7 +226,7 @@ def report(
         typer.echo(where)
 
 
-for command in (init, examples, evaluate, select, compare, stats):
+for command in (init, examples, evaluate, select, explore, compare, stats):
     app.command()(command)
 
 

@@ -131,3 +131,22 @@ def ratio_interval(
     num_columns = shares.shape[1]
     share = np.full(num_columns, 1 / num_columns) if weights is None else np.asarray(weights, dtype=np.float64)
     return t_interval(shares @ share, level)
+
+
+def wilson_interval(hits: float, n: float, *, level: float = 0.95) -> tuple[float, float]:
+    """Return the Wilson interval of a share, in [0, 1].
+
+    Args:
+        hits: number that count, 0 to ``n``; a part of one is allowed, where units are not independent.
+        n: number of independent units, more than 0.
+        level: nominal coverage in (0, 1).
+
+    Source: Wilson 1927.
+    """
+    from scipy.special import ndtri
+
+    z = float(ndtri(0.5 + level / 2))
+    share, square = hits / n, z * z
+    centre = (share + square / (2 * n)) / (1 + square / n)
+    half = z / (1 + square / n) * np.sqrt(share * (1 - share) / n + square / (4 * n * n))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))

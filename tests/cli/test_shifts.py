@@ -11,7 +11,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from orchestrator.cli.main import app
-from orchestrator.cli.shift_files import load_shifts, preview_shifts
+from orchestrator.cli.shifts.files import load_shifts, preview_shifts
 from orchestrator.study.study_file import Study, parse_study
 from trainables.errors import StorageError, StudyError
 

@@ -68,15 +68,48 @@ class Page:
 
     def open(self, path: Path, *, width: int, height: int, dark: bool = False) -> Self:
         """Load a file as a device of that size shows it, and wait until it is loaded."""
+        return self.visit(path.resolve().as_uri(), width=width, height=height, dark=dark)
+
+    def visit(self, url: str, *, width: int, height: int, dark: bool = False) -> Self:
+        """Load a page as a device of that size shows it, and wait until it is loaded."""
         self.resize(width, height)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.call("Emulation.setEmulatedMedia", features=[scheme])
         self.events.clear()
-        self.call("Page.navigate", url=path.resolve().as_uri())
+        self.call("Page.navigate", url=url)
         while "Page.loadEventFired" not in self.events:
             answer = self._read()
             self.events.setdefault(answer.get("method", ""), []).append(answer.get("params", {}))
         return self
+
+    def wait_for(self, condition: str, seconds: float = 30.0) -> None:
+        """Wait until a JavaScript expression is true.
+
+        Raises:
+            AssertionError: it is not after some time.
+        """
+        until = time.monotonic() + seconds
+        while not self.evaluate(f"Boolean({condition})"):
+            if time.monotonic() > until:
+                text = self.evaluate("document.body.innerText")
+                raise AssertionError(f"{condition} after {seconds} s; the page: {text}")
+            time.sleep(0.03)
+
+    def press(self, key: str) -> None:
+        """Press and release a key, by its name in DOM events."""
+        for kind in ("keyDown", "keyUp"):
+            self.call("Input.dispatchKeyEvent", type=kind, key=key)
+
+    def mouse(self, kind: str, x: float, y: float, *, shift: bool = False) -> None:
+        """Send a mouse event: mouseMoved, mousePressed or mouseReleased."""
+        button = "none" if kind == "mouseMoved" else "left"
+        more = {"clickCount": 1, "modifiers": 8 * shift}
+        self.call("Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, **more)
+
+    def click(self, x: float, y: float) -> None:
+        """Move the mouse to a point of the window and click."""
+        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+            self.mouse(kind, x, y)
 
     def resize(self, width: int, height: int) -> None:
         """Show the page on a device of that size."""
@@ -121,7 +154,12 @@ def open_browser(profile: Path) -> Iterator[Page]:
     os.close(read_commands)
     os.close(write_answers)
     options = ["--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking"]
-    options += ["--remote-debugging-pipe", "--hide-scrollbars", f"--user-data-dir={profile}"]
+    options += [
+        "--remote-debugging-pipe",
+        "--hide-scrollbars",
+        "--enable-unsafe-swiftshader",
+        f"--user-data-dir={profile}",
+    ]
     with (profile / "browser.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-c", _LAUNCH, *map(str, theirs), browser_path, *options],

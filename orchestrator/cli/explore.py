@@ -1,0 +1,75 @@
+"""Command ``robustsweep explore``: its options. The work is done in ``orchestrator/explorer``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from orchestrator.cli.options import Overrides, Storage, StudyOrName
+
+if TYPE_CHECKING:
+    from orchestrator.explorer.study import ExploredStudy
+
+
+def explore(  # noqa: PLR0913 - the options of a command are its arguments
+    study: StudyOrName,
+    *,
+    storage: Storage = None,
+    overrides: Overrides = None,
+    host: Annotated[
+        str, typer.Option(help="Address to bind; any but this machine's own needs the token in the printed link.")
+    ] = "127.0.0.1",
+    port: Annotated[int | None, typer.Option(help="Port.", show_default="a free one")] = None,
+    export: Annotated[
+        Path | None, typer.Option(help="Write one trial as a page that needs no server, and end.", show_default="no")
+    ] = None,
+    trial: Annotated[
+        str | None,
+        typer.Option(help="Signature of the trial to show first, or to export.", show_default="the first complete one"),
+    ] = None,
+    browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a web browser.")] = True,
+) -> None:
+    """Look at images that trained models get wrong, and how sure they are. Ctrl-C stops the server."""
+    from orchestrator.cli.lookup import describe_differences, open_study
+    from orchestrator.explorer.serve import open_page, serve
+    from orchestrator.explorer.study import ExploredStudy
+    from orchestrator.ledger.ledger import Ledger
+
+    loaded = open_study(study, storage=storage, overrides=overrides or ())
+    root = storage or loaded.execution.storage
+    for line in describe_differences(loaded, storage=root):
+        typer.echo(line, err=True)
+    cache_dir = Path(loaded.execution.cache_dir).expanduser()
+    explored = ExploredStudy(Ledger(root, loaded.study), cache_dir)
+    try:
+        number = explored.first if trial is None else explored.find_signature(trial)
+        if export is not None:
+            _export(explored, number, export)
+            return
+        explored.prepare_now(number)
+        with serve(explored, host=host, port=port) as served:
+            url = served.url if trial is None else f"{served.url}#t={number}"
+            typer.echo(f"explorer {url}")
+            typer.echo("Ctrl-C stops it")
+            sys.stdout.flush()
+            if browser:
+                open_page(url)
+            signal.signal(signal.SIGTERM, signal.default_int_handler)  # SIGTERM must stop the server, too
+            served.wait()
+    except KeyboardInterrupt:
+        typer.echo("stopped")
+    finally:
+        explored.close()
+
+
+def _export(explored: ExploredStudy, number: int, path: Path) -> None:
+    from orchestrator.explorer.export import export_page
+
+    written = export_page(explored, number, path)
+    typer.echo(f"{written.path} ({written.num_bytes / 1e6:.1f} MB)")
+    if written.left_out is not None:
+        typer.echo(written.left_out)

@@ -1,0 +1,127 @@
+"""One map of all sets, and clusters whose errors are judged where they were not formed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+from orchestrator.analysis.slices.clusters import Clusters, estimate_correlation, find_clusters, find_overrepresented
+from orchestrator.analysis.slices.embedding import fit_axes
+from orchestrator.statistics.intervals import wilson_interval
+
+
+@dataclass(frozen=True)
+class Planted:
+    """Images of two classes, two per patient, with or without an artefact on 5 % of them that triples the error."""
+
+    features: np.ndarray
+    is_wrong: np.ndarray
+    patients: np.ndarray
+    has_artefact: np.ndarray
+
+    def cluster(self) -> Clusters:
+        axes = fit_axes(self.features, num_components=10)
+        return find_clusters(axes.place(self.features), self.is_wrong, self.patients)
+
+
+def plant(seed: int, *, triples: bool, num_patients: int = 1_500, correlated: bool = False) -> Planted:
+    random = np.random.default_rng(seed)
+    patients = np.repeat(np.arange(num_patients), 2)
+    n = len(patients)
+    label = random.integers(0, 2, n)
+    has_artefact = random.random(n) < 0.05
+    direction = random.normal(size=(3, 32))
+    direction /= np.linalg.norm(direction, axis=1, keepdims=True)
+    own = random.normal(size=(num_patients, 32))[patients] * 0.5
+    features = (
+        random.normal(size=(n, 32)) * 0.85 + own + 8 * direction[label] + 8 * has_artefact[:, None] * direction[2]
+    )
+    error = np.where(has_artefact & triples, 0.3, 0.1)
+    chance = random.random(num_patients)[patients] if correlated else random.random(n)
+    return Planted(features.astype(np.float16), chance < error, patients, has_artefact)
+
+
+def is_found(planted: Planted) -> bool:
+    """Whether clusters that are mostly artefacts, among the first three, hold half of all artefacts."""
+    codes = planted.cluster().codes
+    first = [number for number in range(min(3, codes.max() + 1)) if planted.has_artefact[codes == number].mean() > 0.5]
+    return bool(np.isin(codes[planted.has_artefact], first).mean() >= 0.5)
+
+
+def test_a_planted_slice_is_among_the_first_and_called_elevated() -> None:
+    planted = plant(0, triples=True)
+    assert is_found(planted)
+    found = planted.cluster()
+    assert found.clusters[0].is_elevated
+    assert found.clusters[0].error_rate > 2 * found.error_rate
+
+
+def test_the_error_rate_of_a_cluster_is_that_of_the_judging_half() -> None:
+    planted = plant(1, triples=True)
+    found = planted.cluster()
+    for each in found.clusters:
+        judged = found.judges & (found.codes == each.number)
+        assert each.num_judged == judged.sum()
+        assert each.error_rate == planted.is_wrong[judged].mean()
+        assert each.low <= each.error_rate <= each.high
+    halves = {patient: set(found.judges[planted.patients == patient]) for patient in range(50)}
+    assert all(len(half) == 1 for half in halves.values())
+    assert [each.low for each in found.clusters] == sorted((each.low for each in found.clusters), reverse=True)
+
+
+@pytest.mark.long
+def test_a_planted_slice_is_found_in_eight_of_ten_studies() -> None:
+    assert sum(is_found(plant(seed, triples=True)) for seed in range(10)) >= 8
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("correlated", [False, True])
+def test_without_a_slice_no_cluster_is_called_elevated(correlated: bool) -> None:
+    """In 95 % of studies at least, also where both images of a patient are wrong together: 3 of 200 SE 1.5 %."""
+    studies = 100
+    called = sum(
+        any(each.is_elevated for each in plant(seed, triples=False, correlated=correlated).cluster().clusters)
+        for seed in range(studies)
+    )
+    assert called <= 0.05 * studies
+
+
+def test_images_of_a_patient_that_fail_together_are_one() -> None:
+    groups = np.repeat(np.arange(200), 2)
+    together = np.repeat(np.random.default_rng(0).random(200) < 0.2, 2)
+    assert estimate_correlation(together, groups) == pytest.approx(1.0)
+    apart = np.random.default_rng(0).random(400) < 0.2
+    assert estimate_correlation(apart, groups) == pytest.approx(0.0, abs=0.1)
+    assert estimate_correlation(apart, np.arange(400)) == 0.0
+
+
+def test_levels_that_stand_out_are_named() -> None:
+    inside = np.arange(100) < 20
+    site = np.where(np.arange(100) < 18, 0, 1)
+    sex = np.arange(100) % 2
+    (found,) = find_overrepresented(inside, [("site", ["a", "b"], site), ("sex", ["f", "m"], sex)])
+    assert (found.column, found.level, found.inside, found.outside) == ("site", "a", 0.9, 0.0)
+
+
+def test_the_interval_of_a_share_is_wilsons() -> None:
+    """Known answer: Newcombe 1998, table I, 81 of 263."""
+    assert wilson_interval(81, 263) == pytest.approx((0.2553, 0.3662), abs=1e-4)
+    assert wilson_interval(0, 20) == pytest.approx((0.0, 0.1611), abs=1e-4)
+
+
+def test_axes_are_those_of_the_reference_alone_and_place_all_else() -> None:
+    random = np.random.default_rng(0)
+    reference = random.normal(size=(500, 6)) * [5, 3, 1, 1, 1, 1]
+    axes = fit_axes(reference.astype(np.float16), num_components=2)
+    _, _, expected = np.linalg.svd(reference - reference.mean(axis=0))
+    assert np.abs(np.diag(expected[:2] @ axes.components)) == pytest.approx([1, 1], abs=1e-3)
+    assert axes.explained.sum() == pytest.approx(34 / 38, abs=0.05)
+    shifted = axes.place(reference + axes.components[:, 0])
+    assert shifted - axes.place(reference) == pytest.approx(np.tile([1.0, 0.0], (500, 1)), abs=1e-3)
+
+
+def test_a_feature_that_never_varies_makes_no_axis() -> None:
+    axes = fit_axes(np.ones((10, 3), np.float16), num_components=4)
+    assert axes.place(np.ones((2, 3), np.float16)).tolist() == [[0.0] * 4] * 2
