@@ -11,8 +11,7 @@ from trainables.confidence_config import ConfidNet
 from trainables.config import Execution, TrialConfig
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
-from trainables.data.foreign import with_foreign_sets
-from trainables.data.load import load_dataset
+from trainables.data.foreign import load_evaluated
 from trainables.evaluation.predictions import keep, predict_each
 from trainables.models.confidence import add_confidence
 from trainables.models.model_scores import ModelScores, build_model_scores
@@ -60,8 +59,7 @@ def time_trial(config: TrialConfig, execution: Execution, *, max_seconds: float 
         max_seconds: no further step begins after half of it; a single step or batch may take longer.
     """
     device = prepare_process(execution)
-    data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
-    data = with_foreign_sets(data, config.data, config.evaluation, cache_dir=execution.cache_dir)
+    data = load_evaluated(config.data, config.evaluation, cache_dir=execution.cache_dir.expanduser())
     model = build_network(config.model, ScratchPretraining(), data, config.regulariser).to(device)
     precision = resolve_precision(config.training, device)
     choice = default_choice(config.model, model, precision, device)

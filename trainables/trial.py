@@ -20,7 +20,7 @@ from torch import Tensor
 from trainables.confidence_config import ConfidNet
 from trainables.config import Execution, MatchingConfig, StageConfig, TrialConfig
 from trainables.data.dataset import Dataset
-from trainables.data.foreign import with_foreign_sets
+from trainables.data.foreign import load_evaluated
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
 from trainables.evaluation.detection.summary import save_detection, summarise_detection
@@ -98,8 +98,7 @@ def run_trial(
     """
     started = Start.now()
     device = prepare_process(execution)
-    data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
-    data = with_foreign_sets(data, config.data, config.evaluation, cache_dir=execution.cache_dir)
+    data = load_evaluated(config.data, config.evaluation, cache_dir=execution.cache_dir.expanduser())
     config = config.model_copy(update={"evaluation": read_matched(config.evaluation, matching)})
     choose_shifts(data, config.evaluation)  # a wrong name has to fail before the training
     choose_validation_shifts(data, config.evaluation)

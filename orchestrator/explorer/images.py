@@ -44,13 +44,13 @@ class Images:
         Raises:
             RobustSweepError: it cannot be had on this machine.
         """
-        from trainables.data.load import load_dataset
+        from trainables.data.foreign import load_evaluated
 
-        config = self.config(signature).data
-        key = config.model_dump_json()
+        config = self.config(signature)
+        key = f"{config.data.model_dump_json()} {config.evaluation.model_dump_json(include={'foreign'})}"
         with self._lock:
             if key not in self._opened:
-                self._opened[key] = load_dataset(config, cache_dir=self._cache_dir)
+                self._opened[key] = load_evaluated(config.data, config.evaluation, cache_dir=self._cache_dir)
             return self._opened[key]
 
     def open_set(self, signature: str, name: str) -> ImageSet:
@@ -60,7 +60,7 @@ class Images:
             RobustSweepError: it cannot be had on this machine.
         """
         data = self.dataset(signature)
-        found = (data.splits | data.external).get(name)
+        found = (data.splits | data.external | data.ood).get(name)
         if found is None:
             raise StudyError(f"looked for the images of {name} and found none in the data set {data.name}")
         return found

@@ -128,14 +128,14 @@ def _write(ledger: Ledger, signature: str, target: Path, on_progress: Callable[[
 
 def _find_images(ledger: Ledger, config: TrialConfig, names: Sequence[str]) -> tuple[dict[str, ImageSet], str | None]:
     """Return the sets' images, and why some are not there: the map does not need them."""
-    from trainables.data.load import load_dataset
+    from trainables.data.foreign import load_evaluated
 
     cache_dir = Path(ledger.read_plan().get("cache_dir") or "~/.cache/robustsweep").expanduser()
     try:
-        data = load_dataset(config.data, cache_dir=cache_dir)
+        data = load_evaluated(config.data, config.evaluation, cache_dir=cache_dir)
     except RobustSweepError as error:
         return {}, f"Images and metadata are not shown, because they could not be had here: {error}"
-    found = data.splits | data.external
+    found = data.splits | data.external | data.ood
     return {name: found[name] for name in names if name in found}, None
 
 
@@ -247,7 +247,7 @@ class _Writer:
         self._save("predicted", np.concatenate(self._predicted))
         self._save("groups", np.concatenate(self._groups))
         (self._target / "ids.json").write_text(json.dumps(self._ids))
-        scores = []
+        scores: list[ScoreIndex] = []
         for name in (name for name in CONFIDENCE_SCORES if name in self._scores):
             values = np.full(self._num_points, np.nan, dtype=np.float32)
             for first, part in self._scores[name]:

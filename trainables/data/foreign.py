@@ -20,6 +20,14 @@ def fit_foreign_data(foreign: DataConfig, data: DataConfig) -> DataConfig:
     return foreign.model_copy(update={"image_size": data.image_size, "channels": data.channels})
 
 
+def load_evaluated(data: DataConfig, evaluation: EvaluationConfig, *, cache_dir: Path) -> Dataset:
+    """Return the data set of ``data`` with the sets of other sources that an evaluation names.
+
+    Arguments and errors are those of ``load_dataset`` and ``with_foreign_sets``.
+    """
+    return with_foreign_sets(load_dataset(data, cache_dir=cache_dir), data, evaluation, cache_dir=cache_dir)
+
+
 def with_foreign_sets(
     dataset: Dataset, data: DataConfig, evaluation: EvaluationConfig, *, cache_dir: Path, verify: bool = False
 ) -> Dataset:
