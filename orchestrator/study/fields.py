@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, get_args, get_origin
 
 from pydantic import BaseModel
 
@@ -56,7 +56,8 @@ def _collect(models: Iterable[type[BaseModel]], prefix: str, fields: dict[str, F
                 continue
             path = f"{prefix}{name}"
             known = fields.get(path)
-            inner = models_in(info.annotation)
+            # Of a mapping by name, such as evaluation.foreign, the names are no fields: it is set as a whole.
+            inner = () if get_origin(info.annotation) is dict else models_in(info.annotation)
             is_file = Path in (info.annotation, *get_args(info.annotation))
             owners = (*known.owners, model) if known else (model,)
             fields[path] = FieldPath(path, owners, name, inner, is_file)

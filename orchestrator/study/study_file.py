@@ -13,7 +13,7 @@ from pydantic import BaseModel, Field, ValidationError
 from orchestrator.study.data_sets import group_by_data_set
 from orchestrator.study.execution_config import ExecutionConfig
 from orchestrator.study.fields import FIELDS, SECTIONS, kind_of
-from orchestrator.study.grid import MAX_RULES, Arm, Grid, When, expand, find_label, read_grid, read_match
+from orchestrator.study.grid import MAX_RULES, Arm, Assignment, Grid, When, expand, find_label, read_grid, read_match
 from orchestrator.study.hypotheses import MAX_HYPOTHESES, HypothesisConfig, expand_kinds
 from orchestrator.study.hypothesis_checks import check_hypotheses
 from orchestrator.study.problems import explain
@@ -355,12 +355,24 @@ def _relative_paths(grid: Grid) -> Iterator[tuple[Key, str]]:
         field = FIELDS.get(".".join(assignment.path))
         if field and field.is_file and isinstance(assignment.value, str):
             yield assignment.source, assignment.value
+        if assignment.path == ("evaluation", "foreign") and isinstance(assignment.value, Mapping):
+            yield from _paths_of_sources(assignment)
         if assignment.path[-1] == "kind" and assignment.source[-1:] == ("kind",) and field:
             owner = next((model for model in field.owners if kind_of(model) == assignment.value), None)
             for name, info in owner.model_fields.items() if owner else ():
                 place = (*assignment.source[:-1], name)
                 if isinstance(info.default, Path) and place not in named:
                     yield place, str(info.default)
+
+
+def _paths_of_sources(assignment: Assignment) -> Iterator[tuple[Key, str]]:
+    """Yield key and value of every path of the other data sources of an evaluation."""
+    for name, source in assignment.value.items():
+        data = source.get("data") if isinstance(source, Mapping) else None
+        for field, value in data.items() if isinstance(data, Mapping) else ():
+            known = FIELDS.get(f"data.{field}")
+            if known is not None and known.is_file and isinstance(value, str):
+                yield (*assignment.source, name, "data", field), value
 
 
 def _plain(value: Any) -> Any:

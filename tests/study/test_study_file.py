@@ -156,3 +156,21 @@ def test_any_tree_is_a_study_or_a_study_error(tree: object) -> None:
 @given(st.text(max_size=12) | st.builds("{}={}".format, WORDS | st.text(max_size=8), TREES.map(str)))
 def test_any_override_gives_a_study_or_a_study_error(override: str) -> None:
     read(HEAD + "factors: {augmentation: [none, strong]}", override)
+
+
+def test_other_sources_reach_every_arm_with_paths_from_the_file(tmp_path: Path) -> None:
+    text = (
+        f"{HEAD}\nfactors: {{augmentation: [none, strong]}}\nevaluation:\n  roles: {{held_out: far}}\n  foreign:\n"
+        "    digits: {data: {kind: digits, image_size: 16}, role: near}\n"
+        "    chest: {data: {kind: medmnist, path: images/p.npz}}\n"
+    )
+    arms = parse_study(text, source="s", folder=tmp_path).arms()
+    assert len(arms) == 2
+    for arm in arms:
+        foreign = arm.config.evaluation.foreign
+        assert {name: source.role for name, source in foreign.items()} == {"digits": "near", "chest": "far"}
+        assert foreign["digits"].data.image_size == 16
+        assert foreign["chest"].data.path == tmp_path / "images/p.npz"
+        assert arm.config.evaluation.find_role("held_out") == "far"
+    with pytest.raises(StudyError, match=r"evaluation.foreign.digits.data"):
+        parse_study(text.replace("kind: digits", "kind: digit"), source="s", folder=tmp_path)
