@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from tests.support.tiny_configs import NETWORK, random_set
+from trainables.confidence_config import DeVries
 from trainables.data.feed import ImageFeed
 from trainables.errors import ConfigError
 from trainables.evaluation.predictions import keep, predict_each
 from trainables.model_config import ModelConfig
 from trainables.models import mc_dropout
+from trainables.models.confidence import add_confidence
 from trainables.models.mc_dropout import MC_DROPOUT_SCORES, McDropout, RunningScores
 from trainables.models.model_scores import build_model_scores
 from trainables.models.networks import Classifier, build_model
@@ -187,10 +189,29 @@ def test_scores_depend_on_the_image_and_the_seed_alone(model: Classifier) -> Non
     assert not np.array_equal(score(10, seed=1)["mc_dropout_msr"], whole["mc_dropout_msr"])
 
 
+def test_scores_belong_to_their_image_and_transform(model: Classifier) -> None:
+    def darken(batch: torch.Tensor, rows: slice) -> torch.Tensor:
+        return batch // 3
+
+    add_confidence(model, DeVries(), seed=0)
+    feed, scores = ImageFeed(IMAGES, torch.device("cpu")), build_model_scores(model, mc_dropout=4, seed=0)
+    settings = {"batch_size": 4, "precision": torch.float32, "scores": scores}
+    found = predict_each(model, feed, [keep, darken], features=True, **settings)
+    assert found.scores.keys() == {"devries", *MC_DROPOUT_SCORES}
+    assert found.features is not None
+    for index, transform in enumerate((keep, darken)):
+        alone = predict_each(model, feed, [transform], **settings)
+        assert np.array_equal(alone.logits[0], found.logits[index])
+        for name, values in alone.scores.items():
+            assert np.array_equal(values[0], found.scores[name][index]), name
+    plain = predict_each(model, feed, [keep], batch_size=4, precision=torch.float32)
+    assert np.array_equal(plain.logits[0], found.logits[0])
+    model.confidence = None
+
+
 def test_a_network_without_dropout_is_refused() -> None:
-    for dropout in (0.0,):
-        with pytest.raises(ConfigError, match=r"evaluation.mc_dropout: looked for dropout .* found no layer"):
-            McDropout(build(dropout=dropout), draws=5, seed=0)
+    with pytest.raises(ConfigError, match=r"evaluation.mc_dropout: looked for dropout .* found no layer"):
+        McDropout(build(dropout=0.0), draws=5, seed=0)
     assert build_model_scores(build(dropout=0.0), mc_dropout=0, seed=0) is None
 
 
