@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from trainables.evaluation.metrics import METRICS, RELATIVE, Metric, name_over_shifts
+from trainables.evaluation.metrics import (
+    FAILURE_METRICS,
+    METRICS,
+    OOD_METRICS,
+    RELATIVE,
+    Metric,
+    name_over_shifts,
+)
 from trainables.evaluation.seen import KINDS, POLICIES
 from trainables.shifts.tables import FAMILIES, OTHER
 
@@ -88,7 +95,17 @@ def describe_metrics() -> str:
         for aggregate in ("mean", "worst_shift", "worst_cell")
         for kind, metric in (("score", "accuracy"), ("error", "brier"))
     }
-    return HEAD + header + rows + FITTED + NAMES.format(**names) + _seen() + _families()
+    return HEAD + header + rows + FITTED + NAMES.format(**names) + _detection(header) + _seen() + _families()
+
+
+def _detection(header: str) -> str:
+    """Return the tables of failure and out-of-distribution detection."""
+    failures, others = ("".join(map(_row, table.values())) for table in (FAILURE_METRICS, OOD_METRICS))
+    return (
+        "\n## Failure detection\n\nOf one confidence score on one set; [failure detection](failure_detection.md) has "
+        f"the scores and how to read these.\n\n{header}{failures}\n## Out-of-distribution detection\n\nOf one detector "
+        f"between the test set and another set.\n\n{header}{others}"
+    )
 
 
 def _seen() -> str:
