@@ -160,7 +160,7 @@ def emit_replicates(count: int, num_replicates: int, num_peer: int, bar_seconds:
     facts = {
         "cpu_seconds": seconds,
         "peer_cpu_seconds": peer,
-        "peer_is_extrapolated_from": num_peer,
+        "peer_num_replicates": num_peer,
         "num_replicates": num_replicates,
         "num_images": count,
     }

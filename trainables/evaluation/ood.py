@@ -127,7 +127,7 @@ def fix_rejection(scores: Shaped[np.ndarray, " n"], *, share_kept: float = 0.95)
 
 @dataclass(frozen=True)
 class TrainingSplit:
-    """Training images as detectors see them: penultimate features, classes and logits, in one order."""
+    """Penultimate features, classes and logits of the training images, in one order: detectors are fitted on them."""
 
     features: Float[np.ndarray, "n features"]
     labels: Int[np.ndarray, " n"]

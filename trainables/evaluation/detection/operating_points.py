@@ -1,4 +1,4 @@
-"""Operating points as a clinic would deploy them: a threshold of validation, below which images are referred.
+"""Operating points as a clinic would deploy them: a threshold fixed on validation, below which images are referred.
 
 A confidence becomes a probability of being right by Platt scaling, also on validation.
 """
@@ -30,7 +30,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class SelectiveRisk:
-    """Effect of an operating point on a set. ``risk`` is None where nothing is kept."""
+    """Coverage and risk of an operating point on a set. ``risk`` is None where nothing is kept."""
 
     coverage: float
     risk: float | None

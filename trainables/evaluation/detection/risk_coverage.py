@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float64, Int, Int64, Integer, Shaped
 from trainables.errors import DataError
 from trainables.evaluation.classification import Metrics
 
-#: Numbers of one block of weights, which bounds memory; its counts and areas take 3 MiB, which a core's cache holds.
+#: Numbers of one block of weights. Its counts and areas take 3 MiB, which a core's cache holds.
 _BLOCK = 1 << 17
 #: Share of right predictions that are kept for ``failure_fpr_at_95_tpr``, as a fraction of integers: 19 of 20.
 _KEPT, _OF = 19, 20
