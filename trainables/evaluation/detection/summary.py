@@ -111,7 +111,11 @@ def summarise_detection(
     stored = {f"scores/{name}" for name in sets["val"].scores}
     given = [name for name, score in CONFIDENCE_SCORES.items() if score.needs in stored]
     for name in dict.fromkeys([*scores, *given]):
-        found, key = _measure(name, sets), name.replace("/", ".")  # a slash would be a level of metric names
+        key = name.replace("/", ".")  # a slash would be a level of metric names
+        try:
+            found = _measure(name, sets)
+        except DataError as error:  # too few training images for a detector, for example
+            found = str(error)
         if isinstance(found, str):
             summary.undefined[key] = found
             continue
@@ -164,10 +168,7 @@ def _measure_features(
     if any(found.features is None for found in others.values()):
         lacking = ", ".join(each for each, found in others.items() if found.features is None)
         return f"no features of {lacking} are stored: add them to evaluation.store_features"
-    try:
-        detector = fit_detector(name, TrainingSplit(train.features, train.labels, train.logits[0]))
-    except DataError as error:
-        return str(error)
+    detector = fit_detector(name, TrainingSplit(train.features, train.labels, train.logits[0]))
     found: Confidences = {}
     for each, predictions in others.items():
         rows = ((key, predictions.features_of(key)) for key in predictions.shifts)
