@@ -103,8 +103,8 @@ def test_a_score_of_features_judges_shifts_whose_features_are_stored(folder: Fol
 def test_what_a_detector_cannot_do_is_a_reason_and_no_end(folder: Folder) -> None:
     whole = make("train", seed=5)
     assert whole.features is not None
-    few = replace(whole, ids=whole.ids[:40], labels=whole.labels[:40], logits=whole.logits[:, :40])
-    save_predictions(folder, replace(few, features=whole.features[:40], scores={}))
+    few = {"ids": whole.ids[:40], "labels": whole.labels[:40], "logits": whole.logits[:, :40]}
+    save_predictions(folder, replace(whole, **few, features=whole.features[:40], scores={}))
     summary = summarise_detection(folder, SETS, scores=["knn", "msr"], roles=ROLES)
     assert "40" in summary.undefined["knn"]
     assert "failure/msr/augrc" in summary.metrics
