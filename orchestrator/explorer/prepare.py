@@ -247,7 +247,7 @@ class _Writer:
         self._save("predicted", np.concatenate(self._predicted))
         self._save("groups", np.concatenate(self._groups))
         (self._target / "ids.json").write_text(json.dumps(self._ids))
-        scores = []
+        scores: list[ScoreIndex] = []
         for name in (name for name in CONFIDENCE_SCORES if name in self._scores):
             values = np.full(self._num_points, np.nan, dtype=np.float32)
             for first, part in self._scores[name]:
