@@ -1,4 +1,4 @@
-"""Checks of who asks the server: the right host name, the token if it is not bound to this machine alone, no other site."""
+"""Checks of who asks the server: host name, the token if it is not bound to this machine alone, no other site."""
 
 from __future__ import annotations
 
