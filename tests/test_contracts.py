@@ -17,7 +17,7 @@ from tests.support.paths import ROOT
 PACKAGES = ("orchestrator", "robustsweep", "trainables")
 SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).rglob("*.py"))
 MAX_FILE_LINES, MAX_BODY_LINES = 400, 60
-MAX_ENTRIES_AT_THE_TOP, MAX_MODULES = 16, 13
+MAX_ENTRIES_AT_THE_TOP, MAX_MODULES = 17, 13
 #: First words of docstrings that name neither what a caller gets nor what changes.
 UNCLEAR = ("As", "Hear", "How", "Let", "Say", "Take", "Tell", "That", "Those", "What", "Who", "Whose")
 

@@ -102,7 +102,7 @@ def _choose(prepared: Prepared, *, seed: int = 0) -> tuple[list[_Part], str | No
     share = min(1.0, room / total_right) if total_right else 1.0
     generator = np.random.default_rng(seed)
     parts: list[_Part] = []
-    first_image, first_point = 0, 0
+    first_image = first_point = 0
     for each, bad, good in zip(sets, wrong, right, strict=True):
         kept = good if share == 1.0 else generator.choice(good, int(share * len(good)), replace=False)
         rows = np.sort(np.concatenate([bad, kept])).astype(np.int64)

@@ -1,4 +1,4 @@
-"""Who may ask the server: the right host name, the token if it is not bound to this machine alone, no other site."""
+"""Checks of who asks the server: host name, the token if it is not bound to this machine alone, no other site."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True)
 class Door:
-    """What a request must have."""
+    """Conditions that a request must meet."""
 
     #: Address that the server is bound to.
     host: str

@@ -1,4 +1,4 @@
-"""What the page needs of one trial, as arrays on this node's disk that are memory-mapped: memory stays flat.
+"""Arrays that the page needs of one trial, memory-mapped from this node's disk: memory stays flat.
 
     <cache_dir>/explorer/<key>/
       index.json               ``Index``

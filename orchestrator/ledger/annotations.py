@@ -16,7 +16,7 @@ MAX_NOTE = 4_000
 
 @dataclass(frozen=True)
 class Annotation:
-    """What people have said about one image."""
+    """Note and mark of people on one image."""
 
     #: Name of its set, and its id there.
     set_name: str

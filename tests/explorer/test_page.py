@@ -185,7 +185,7 @@ def test_a_lasso_counts_lists_and_exports_and_a_link_keeps_it(
     page.wait_for("document.querySelector('.numbers')")
     text = page.evaluate("document.querySelector('.numbers').innerText")
     assert f"{100 * wrong / len(picked):.1f} %" in text
-    assert page.evaluate("document.querySelectorAll('.gallery .tile').length") == min(120, len(picked))
+    assert page.evaluate("document.querySelectorAll('.gallery .tile').length") == min(60, len(picked))
     page.call("Browser.setDownloadBehavior", behavior="allow", downloadPath=str(tmp_path))
     page.evaluate("document.getElementById('export-csv').click()")
     rows = list(csv.DictReader(wait_for_file(tmp_path / "small-selection.csv").read_text().splitlines()))

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from orchestrator.explorer import prepare
 from orchestrator.explorer.cases import describe_case
 from orchestrator.explorer.computed import compute
 from orchestrator.explorer.prepare import compute_key, list_sets
@@ -138,6 +140,49 @@ def test_a_study_without_a_complete_trial_is_refused(tmp_path: Path) -> None:
     ledger = make_fake_ledger(tmp_path, replicates=0)
     with pytest.raises(StudyError, match="run the study first"):
         ExploredStudy(ledger, tmp_path)
+
+
+def test_training_neighbours_foreign_images_and_stored_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of predictions with features of training images and of shifts, and with confidences that the model has given."""
+    ledger = make_fake_ledger(tmp_path, factors={"augmentation": ("none",)}, replicates=1)
+    signature = ledger.read_plan()["trials"][0]["signature"]
+    random = np.random.default_rng(0)
+    features = {name: random.normal(size=(20, 5)).astype(np.float16) for name in ("train", "test", "digits")}
+    features["test"][0] = features["train"][7]
+    labels = {"train": np.arange(20) % 2, "test": np.arange(20) % 2, "digits": np.full(20, -1)}
+    stored = {
+        name: SimpleNamespace(
+            name=name,
+            ids=np.array([f"{name}-{k}" for k in range(20)]),
+            labels=labels[name],
+            shifts=("identity/0", "noise/1") if name == "test" else ("identity/0",),
+            logits=random.normal(size=(2 if name == "test" else 1, 20, 2)).astype(np.float32),
+            features=features[name],
+            shifted_features=features[name][None] + np.float16(1) if name == "test" else None,
+            groups=None,
+            scores={"devries": random.normal(size=(2, 20)).astype(np.float32)} if name == "test" else {},
+        )
+        for name in features
+    }
+    monkeypatch.setattr(prepare, "list_sets", lambda folder: ["test", "digits", "train"])
+    monkeypatch.setattr(prepare, "load_predictions", lambda folder, name: stored[name])
+    prepared = Prepared(prepare.prepare_trial(ledger, signature, cache_dir=tmp_path / "cache"))
+    test, digits, train = prepared.index.sets
+    assert (test.placed, test.problem) == (("identity/0", "noise/1"), None)
+    assert np.isfinite(prepared.array("pca")).all()
+    shift = prepared.array("pca")[20:40] - prepared.array("pca")[:20]
+    assert shift == pytest.approx(np.tile(shift[0], (20, 1)), abs=0.02)  # all features moved by one: all places alike
+    assert set(prepared.array("labels")[digits.first_point : digits.first_point + 20]) == {NO_LABEL}
+    names = [score.name for score in prepared.index.scores]
+    values = prepared.array(f"score-{names.index('devries')}")
+    assert np.array_equal(values[:40], stored["test"].scores["devries"].ravel())
+    assert np.isnan(values[40:]).all()
+    nearest = describe_case(prepared, 0)["neighbours"][0]
+    assert (nearest["point"], nearest["distance"]) == (train.first_point + 7, 0.0)
+    assert describe_case(prepared, train.first_point + 7)["neighbours"][0]["point"] != train.first_point + 7
+    assert describe_case(prepared, digits.first_point)["label"] is None
+    compute({"kind": "clusters", "folder": str(prepared.folder)}, lambda share: None)
+    assert json.loads((prepared.folder / "clusters.json").read_text())["num_images"] == 20
 
 
 def test_no_label_stands_outside_the_classes() -> None:

@@ -141,7 +141,7 @@ class App {
       this.shownBy = shownBy;
       this.points = findShown(trial, this.order, this.shown.blocks, state.classes);
     }
-    if (state.outline && !state.picked) state.picked = pointsInside(state.outline, positions, this.points).sort();
+    if (state.outline && !state.picked) state.picked = pointsInside(state.outline, positions, this.points);
     this.say("");
     this.draw();
     if (isNew) { if (state.view) this.stage.setView(state.view); else this.stage.fitTo(this.stage.points); }
@@ -281,7 +281,7 @@ class App {
   draw() {
     const { trial, other, points, positions, values, theme, state, extra } = this;
     const key = [trial, points, values, positions, state.colour, theme, extra, other];
-    if (this.paintedBy?.every((each, k) => each === key[k])) { this.#show(); return; }
+    if (this.paintedBy?.every((each, k) => each === key[k])) { this.#show(true); return; }
     this.paintedBy = key;
     const placed = points.filter((p) => isPlaced(positions, p)), over = placed.length ? placed : points;
     const one = paint({ trial, points, over, by: state.colour, values, theme, extra });
@@ -297,9 +297,10 @@ class App {
     this.#show();
   }
 
-  #show() {
+  // Quickly: only the selection has changed.
+  #show(quickly = false) {
     const { trial, points, positions, theme, state, panes } = this, one = this.painted;
-    this.stage.show({ positions, panes, points, size: this.size, opacity: state.opacity / 100, selection: this.selection, theme });
+    this.stage.show({ positions, panes, points, size: this.size, opacity: state.opacity / 100, selection: this.selection, theme, quickly });
     const on = trial.index.fitted_on, shares = trial.index.explained;
     const missing = points.length - this.stage.points.length;
     const note = on === null ? "No features are stored, so there is no map."
@@ -358,7 +359,7 @@ class App {
   }
 
   lasso(outline) {
-    const picked = pointsInside(outline, this.positions, this.stage.points).sort();
+    const picked = pointsInside(outline, this.positions, this.stage.points);
     return this.change({ outline, picked, origin: "lasso", tab: "selection" });
   }
 

@@ -80,6 +80,7 @@ function versions(app, found, point) {
     const element = h("button", { class: "version", "aria-current": String(each.point === point), "data-point": String(each.point),
       onclick: () => app.choose(each.point), onpointerenter: (event) => app.hover(each.point, event), onpointerleave: () => app.hover(null) }, text);
     element.style.background = css(scale[sure > 0.66 ? 2 : sure > 0.33 ? 1 : 0]);
+    element.classList.toggle("strong", sure > 0.66);
     element.setAttribute("aria-label", `${wordShift(each.shift)}: ${["right", "wrong", "no class"][verdict]}, ${percent(each.probability)}`);
     return element;
   };

@@ -118,8 +118,36 @@ export function spread(values, points) {
 
 // The most over-confident (wrong and sure) or under-confident (right and unsure) of some points, most first.
 export function rankFailures(trial, points, values, kind, most) {
-  const verdict = kind === "over" ? WRONG : RIGHT;
-  return [...rank(points.filter((p) => trial.verdict[p] === verdict), values, kind === "over").subarray(0, most)];
+  const wanted = ofVerdict(trial, points, kind === "over" ? WRONG : RIGHT, true);
+  return [...rankFirst(wanted, values, most, kind === "over").subarray(0, most)];
+}
+
+// The points with that verdict, or with any other.
+export function ofVerdict(trial, points, verdict, has) {
+  const found = new Uint32Array(points.length);
+  let number = 0;
+  for (let k = 0; k < points.length; k++) if ((trial.verdict[points[k]] === verdict) === has) found[number++] = points[k];
+  return found.subarray(0, number);
+}
+
+// The first of `rank`: at least `most` of them if there are so many. A histogram leaves out most of the others.
+export function rankFirst(points, values, most, largest) {
+  if (points.length <= 4 * most) return rank(points, values, largest);
+  const sign = largest ? 1 : -1;
+  let low = Infinity, high = -Infinity;
+  for (let k = 0; k < points.length; k++) {
+    const value = sign * values[points[k]];
+    if (value < low) low = value;
+    if (value > high) high = value;
+  }
+  const bins = new Uint32Array(1024), scale = 1023 / (high - low) || 0;
+  for (let k = 0; k < points.length; k++) bins[((sign * values[points[k]] - low) * scale) | 0]++;
+  let bin = 1023, kept = bins[bin];
+  while (bin > 0 && kept < most) kept += bins[--bin];
+  const first = new Uint32Array(kept);
+  let number = 0;
+  for (let k = 0; k < points.length; k++) if ((((sign * values[points[k]] - low) * scale) | 0) >= bin) first[number++] = points[k];
+  return rank(first, values, largest);
 }
 
 const BITS = 20; // of a point's number, beside the 32 of its value: 52 in all, exact in a float64

@@ -1,9 +1,9 @@
 // The right side: lists of cases. Every list is one that the arrow keys step through.
 
 import { $, count, h, percent, plural, save, wordShift } from "explorer/dom.js";
-import { NO_LABEL, RIGHT, WRONG, rank, rankFailures, tally } from "explorer/model.js";
+import { NO_LABEL, RIGHT, WRONG, ofVerdict, rankFailures, rankFirst, tally, wilson } from "explorer/model.js";
 
-const MOST_LISTED = 100, PAGE = 120;
+const MOST_LISTED = 100, PAGE = 60, MOST_STEPPED = 5_000;
 const TABS = [["failures", "Failures"], ["selection", "Selection"], ["clusters", "Clusters"], ["notes", "Notes"]];
 
 export function renderPanel(app) {
@@ -86,32 +86,33 @@ function numbers(app, points) {
 }
 
 function breakdown(app, points) {
-  const { trial } = app, groups = new Map();
+  const { trial } = app, { sets } = trial.index, setOf = trial.blocks.map((block) => block.set.number);
+  const seen = new Uint32Array(3 * sets.length), pairs = new Map();
   for (const p of points) {
-    const block = trial.block(p);
-    if (!groups.has(block.set.name)) groups.set(block.set.name, []);
-    groups.get(block.set.name).push(p);
-  }
-  const pairs = new Map();
-  for (const p of points) {
-    if (trial.verdict[p] !== WRONG) continue;
+    const verdict = trial.verdict[p];
+    seen[3 * setOf[trial.blockOf[p]] + verdict]++;
+    if (verdict !== WRONG) continue;
     const key = 65536 * trial.labels[p] + trial.predicted[p];
     pairs.set(key, (pairs.get(key) ?? 0) + 1);
   }
+  const rows = sets.map((set) => ({ name: set.name, right: seen[3 * set.number], wrong: seen[3 * set.number + 1], unknown: seen[3 * set.number + 2] }))
+    .filter((each) => each.right + each.wrong + each.unknown);
   const wrong = [...pairs].sort((a, b) => b[1] - a[1]).slice(0, 4);
   return [
-    groups.size > 1 ? h("table", { class: "by-set" }, h("thead", {}, h("tr", {}, h("th", {}, "set"), h("th", {}, "images"), h("th", {}, "error rate"), h("th", {}, "95 % interval"))),
-      h("tbody", {}, [...groups].slice(0, 12).map(([name, each]) => {
-        const found = tally(trial, each);
-        return h("tr", {}, h("td", {}, name), h("td", {}, count(found.points)), h("td", {}, percent(found.error)),
-          h("td", {}, found.judged ? `${percent(found.interval[0], 0)} – ${percent(found.interval[1], 0)}` : "–"));
+    rows.length > 1 ? h("table", { class: "by-set" }, h("thead", {}, h("tr", {}, h("th", {}, "set"), h("th", {}, "images"), h("th", {}, "error rate"), h("th", {}, "95 % interval"))),
+      h("tbody", {}, rows.slice(0, 12).map((each) => {
+        const judged = each.right + each.wrong, [low, high] = wilson(each.wrong, judged);
+        return h("tr", {}, h("td", {}, each.name), h("td", {}, count(judged + each.unknown)), h("td", {}, percent(each.wrong / judged)),
+          h("td", {}, judged ? `${percent(low, 0)} – ${percent(high, 0)}` : "–"));
       }))) : null,
     wrong.length ? h("p", { class: "faint" }, wrong.map(([pair, number]) => `${app.className(trial, Math.floor(pair / 65536))} taken for ${app.className(trial, pair % 65536)}: ${count(number)}`).join(" · ")) : null,
   ];
 }
 
 export function selectedPoints(app) {
-  return app.state.picked ? app.state.picked.filter((p) => p < app.trial.count) : new Uint32Array(0);
+  const { picked } = app.state, { count: n } = app.trial;
+  if (!picked) return new Uint32Array(0);
+  return picked.length && picked.at(-1) >= n ? picked.filter((p) => p < n) : picked; // ascending
 }
 
 function selection(app) {
@@ -120,10 +121,11 @@ function selection(app) {
       h("p", {}, "Draw around points with the lasso (L), or hold Shift and drag. What is selected is counted here, shown image by image, and can be exported."))];
   }
   const points = selectedPoints(app), { trial } = app;
-  const first = rank(points.filter((p) => trial.verdict[p] === WRONG), app.values, true);
-  const order = new Uint32Array(points.length);
+  const first = rankFirst(ofVerdict(trial, points, WRONG, true), app.values, MOST_STEPPED, true).subarray(0, MOST_STEPPED);
+  const rest = rankFirst(ofVerdict(trial, points, WRONG, false), app.values, MOST_STEPPED, true).subarray(0, MOST_STEPPED - first.length);
+  const order = new Uint32Array(first.length + rest.length);
   order.set(first);
-  order.set(rank(points.filter((p) => trial.verdict[p] !== WRONG), app.values, true), first.length);
+  order.set(rest, first.length);
   app.list = order;
   const gallery = h("div", { class: "gallery" });
   const more = h("button", { class: "more" }, "Show more");
@@ -141,7 +143,7 @@ function selection(app) {
       h("span", { class: "spacer" }), h("button", { id: "export-csv", title: "One line an image: set, id, shift, class, prediction, confidence", onclick: () => exportSelection(app) }, "Export CSV"),
       h("button", { id: "clear", title: "Select nothing (Esc)", onclick: () => app.clearSelection() }, "Clear")),
     numbers(app, points), ...breakdown(app, points).filter(Boolean),
-    h("p", { class: "faint" }, "Wrong ones first, most confident first."), gallery, more];
+    h("p", { class: "faint" }, `Wrong ones first, most confident first${order.length < points.length ? `; the first ${count(order.length)}` : ""}.`), gallery, more];
 }
 
 function tile(app, p) {

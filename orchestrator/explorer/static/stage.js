@@ -63,7 +63,7 @@ export class Stage {
   }
 
   // Positions of all points, and for each pane its colours, verdicts and title.
-  show({ positions, panes, points, size, opacity, selection, theme }) {
+  show({ positions, panes, points, size, opacity, selection, theme, quickly }) {
     while (this.panes.length < panes.length) this.#addPane().scatter.setPositions(positions);
     while (this.panes.length > panes.length) this.panes.pop().box.remove();
     if (this.numPanes !== panes.length) for (const { scatter } of this.panes) scatter.resize(); // at once, not when observed
@@ -98,7 +98,8 @@ export class Stage {
         first += sizes[at];
       });
       scatter.setOrder(order, groups);
-      scatter.draw(false);
+      if (quickly) scatter.request(true); // a part of them now, all of them as soon as it rests
+      else scatter.draw(false);
     });
     this.drawOverlay();
   }
