@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.ledger.derived import invalidate
 from trainables.errors import StudyError
 from trainables.storage.folder import Folder
 
@@ -71,5 +72,6 @@ def annotate(root: Folder, set_name: str, image: str, *, note: str, label_is_wro
         now = int(time.time() * 1000)
         kept[set_name, image] = Annotation(set_name, image, note.strip(), label_is_wrong, now)
     found = [kept[key] for key in sorted(kept)]
+    invalidate(root)  # the report shows results without images whose label is marked
     root.write_json(ANNOTATIONS, {"annotations": [each.as_json() for each in found]})
     return found

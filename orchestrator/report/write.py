@@ -46,6 +46,7 @@ from orchestrator.report.page import Section, render_page, within
 from orchestrator.report.sections import provenance
 from orchestrator.report.sections.answer import Answer, answer, answer_section, arms_section
 from orchestrator.report.sections.balanced import balanced_section
+from orchestrator.report.sections.detection.marked import marked_section
 from orchestrator.report.sections.detection.ood import ood_section
 from orchestrator.report.sections.detection.scores import failure_section
 from orchestrator.report.sections.effects import effects_section
@@ -207,6 +208,7 @@ def _list_sections(
         balanced_section(results, part.balanced),
         failure_section(results, ledger, detections, arms),
         ood_section(results, detections, arms),
+        marked_section(results, ledger),
         transfer_section(results, main),
         trade_off_section(results, arms, main),
         training_section(results, main),

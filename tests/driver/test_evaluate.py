@@ -9,8 +9,10 @@ import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
 
+from orchestrator.analysis.predictions.marked import compare_marked
 from orchestrator.analysis.results import load_results
 from orchestrator.driver.evaluate import evaluate_trials, list_addable_scores
+from orchestrator.ledger.annotations import annotate, read_annotations
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.write import write_report
 from orchestrator.selection.ranking import SelectionCriteria, select_arm
@@ -72,6 +74,30 @@ def test_scores_are_added_once_and_reach_tables_selection_report_and_mlflow(
     assert {run.info.run_name: run.data.metrics["failure/mahalanobis/augrc"] for run in arms} == pytest.approx(
         means.to_dict()
     )
+
+
+def test_the_report_has_results_without_images_whose_label_is_marked(
+    ledger: Ledger, trained_study: TrainedStudy
+) -> None:
+    results = load_results(ledger)
+    first = results.complete.iloc[0]
+    test = load_predictions(ledger.folder("trial", str(first["signature"])), "test")
+    wrong = np.flatnonzero(test.logits[0].argmax(axis=1) != test.labels)
+    assert len(wrong) > 2
+    for row in wrong[:2]:
+        annotate(ledger.root, "test", str(test.ids[row]), note="", label_is_wrong=True)
+    annotate(ledger.root, "test", str(test.ids[wrong[2]]), note="looks odd", label_is_wrong=False)
+    found = compare_marked(results, ledger, read_annotations(ledger.root))
+    row = found[(found["name"] == first["name"]) & (found["replicate"] == first["replicate"])].iloc[0]
+    assert row["num_marked"] == 2
+    assert row["whole"] == pytest.approx(first["id/balanced_accuracy"], abs=1e-12)
+    assert row["shifted_whole"] == pytest.approx(first["robustness/mean_balanced_accuracy"], abs=1e-12)
+    kept = np.delete(np.arange(len(test.labels)), wrong[:2])
+    right = test.logits[0, kept].argmax(axis=1) == test.labels[kept]
+    assert row["kept"] == pytest.approx(np.mean([right[test.labels[kept] == label].mean() for label in (0, 1)]))
+    page = Path(write_report(ledger, cache_dir=trained_study.cache_dir, examples=False).html).read_text()
+    assert 'id="marked"' in page
+    assert "Marked in the explorer: 2 images of test." in page
 
 
 def test_a_score_that_there_is_not_is_refused_before_anything_is_written(ledger: Ledger) -> None:
