@@ -66,6 +66,7 @@ __all__ = [
     "RunTag",
     "StudyPages",
     "ViewType",
+    "attach_page",
     "connect",
     "connect_database",
     "default_store",
@@ -165,6 +166,27 @@ def find_study(tracking_uri: str, study: str) -> StudyPages:
             return StudyPages(number, find_version(tracking_uri), has_views, reported[0] if reported else None)
     raise StudyError(
         f"looked for study {study!r} in MLflow at {redact(tracking_uri)} and found no such experiment; "
+        "run the study, or project its ledger with `robustsweep sync`"
+    )
+
+
+def attach_page(tracking_uri: str, study: str, name: str, text: str) -> str:
+    """Attach a page to the study's own run, in place of one of the same name; return the run's ID.
+
+    Raises:
+        TrackingError: MLflow cannot be reached.
+        StudyError: MLflow has no such study.
+    """
+    with translating_errors(tracking_uri, f"attach {name} to study {study!r}"):
+        client = MlflowClient(tracking_uri)
+        experiment = client.get_experiment_by_name(study)
+        number = None if experiment is None else str(experiment.experiment_id)
+        own = [] if number is None else search_runs(client, number, "tags.`robustsweep.kind` = 'study'")
+        for run in own:
+            client.log_text(run.info.run_id, text, name)
+            return str(run.info.run_id)
+    raise StudyError(
+        f"looked for the run of study {study!r} in MLflow at {redact(tracking_uri)} and found none; "
         "run the study, or project its ledger with `robustsweep sync`"
     )
 
