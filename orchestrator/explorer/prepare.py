@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from orchestrator.analysis.slices.embedding import NUM_COMPONENTS, fit_axes
+from orchestrator.explorer.images import Images
 from orchestrator.explorer.prepared import FORMAT, NO_LABEL, Column, Index, ScoreIndex, SetIndex
 from orchestrator.ledger.ledger import Ledger
-from trainables.config import TrialConfig, read_trial_config
 from trainables.data.dataset import ImageSet
 from trainables.data.table import hash_json
 from trainables.errors import RobustSweepError, StudyError
@@ -86,7 +86,7 @@ def prepare_trial(
     target.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=target.parent))
     try:
-        index = _write(ledger, signature, made, on_progress)
+        index = _write(ledger, signature, made, cache_dir, on_progress)
         (made / "index.json").write_text(json.dumps(replace(index, key=key).as_json()))
         try:
             os.replace(made, target)
@@ -98,11 +98,15 @@ def prepare_trial(
     return target
 
 
-def _write(ledger: Ledger, signature: str, target: Path, on_progress: Callable[[float], None]) -> Index:
+def _write(
+    ledger: Ledger, signature: str, target: Path, cache_dir: Path, on_progress: Callable[[float], None]
+) -> Index:
     folder = ledger.folder("trial", signature)
     about = folder.read_json("config.json")
     names = list_sets(folder)
-    images, problem = _find_images(ledger, read_trial_config(about["config"]), names)
+    opened = Images(ledger, cache_dir)
+    images, problem = _find_images(opened, signature, names)
+    classes = ledger.read_plan()["data"]["classes"] if problem is not None else opened.dataset(signature).classes
     writer = _Writer(target, images, _fit_temperature(folder, names))
     for number, name in enumerate(names):
         writer.add(load_predictions(folder, name))
@@ -116,7 +120,7 @@ def _write(ledger: Ledger, signature: str, target: Path, on_progress: Callable[[
         signature=signature,
         name=about["name"],
         replicate=int(about["replicate"] or 0),
-        classes=tuple(map(str, ledger.read_plan()["data"]["classes"])),
+        classes=tuple(map(str, classes)),
         sets=tuple(writer.sets),
         scores=scores,
         columns=columns,
@@ -126,16 +130,12 @@ def _write(ledger: Ledger, signature: str, target: Path, on_progress: Callable[[
     )
 
 
-def _find_images(ledger: Ledger, config: TrialConfig, names: Sequence[str]) -> tuple[dict[str, ImageSet], str | None]:
+def _find_images(opened: Images, signature: str, names: Sequence[str]) -> tuple[dict[str, ImageSet], str | None]:
     """Return the sets' images, and why some are not there: the map does not need them."""
-    from trainables.data.load import load_dataset
-
-    cache_dir = Path(ledger.read_plan().get("cache_dir") or "~/.cache/robustsweep").expanduser()
     try:
-        data = load_dataset(config.data, cache_dir=cache_dir)
+        found = opened.list_sets(signature)
     except RobustSweepError as error:
         return {}, f"Images and metadata are not shown, because they could not be had here: {error}"
-    found = data.splits | data.external
     return {name: found[name] for name in names if name in found}, None
 
 
