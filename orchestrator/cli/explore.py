@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import signal
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.options import Overrides, Storage, StudyOrName
+from orchestrator.cli.options import Mlflow, Overrides, Storage, StudyOrName
+from trainables.errors import redact
+
+#: Name of the page among the files of the study's run in MLflow.
+EXPLORER = "explorer.html"
 
 if TYPE_CHECKING:
     from orchestrator.explorer.study import ExploredStudy
+    from orchestrator.ledger.ledger import Ledger
 
 
 def explore(  # noqa: PLR0913 - the options of a command are its arguments
@@ -31,6 +37,13 @@ def explore(  # noqa: PLR0913 - the options of a command are its arguments
         str | None,
         typer.Option(help="Signature of the trial to show first, or to export.", show_default="the first complete one"),
     ] = None,
+    log: Annotated[
+        bool,
+        typer.Option(
+            "--log", help="Attach the page to the study's run in MLflow, and end; of the arm that validation chooses."
+        ),
+    ] = False,
+    mlflow: Mlflow = None,
     browser: Annotated[bool, typer.Option("--browser/--no-browser", help="Open the page in a web browser.")] = True,
 ) -> None:
     """Look at images that trained models get wrong, and how sure they are. Ctrl-C stops the server."""
@@ -46,9 +59,13 @@ def explore(  # noqa: PLR0913 - the options of a command are its arguments
     cache_dir = Path(loaded.execution.cache_dir).expanduser()
     explored = ExploredStudy(Ledger(root, loaded.study), cache_dir)
     try:
-        number = explored.first if trial is None else explored.find_signature(trial)
+        shown = _choose_trial(explored.ledger) if log and trial is None else trial
+        number = explored.first if shown is None else explored.find_signature(shown)
+        if log:
+            _log(explored, number, flag=mlflow, study_value=loaded.execution.mlflow)
         if export is not None:
             _export(explored, number, export)
+        if export is not None or log:
             return
         explored.prepare_now(number)
         with serve(explored, host=host, port=port) as served:
@@ -64,6 +81,30 @@ def explore(  # noqa: PLR0913 - the options of a command are its arguments
         typer.echo("stopped")
     finally:
         explored.close()
+
+
+def _choose_trial(ledger: Ledger) -> str:
+    """Return the signature of the trial that ``select`` takes, among what is complete."""
+    from orchestrator.analysis.results import load_results
+    from orchestrator.selection.ranking import SelectionCriteria, select_arm
+
+    return select_arm(load_results(ledger), SelectionCriteria(incomplete=True)).signature
+
+
+def _log(explored: ExploredStudy, number: int, *, flag: str | None, study_value: str | None) -> None:
+    """Attach the exported page of a trial to the study's run in MLflow."""
+    from orchestrator.explorer.export import export_page
+    from orchestrator.tracking.addresses import resolve_tracking_uri
+    from orchestrator.tracking.client import attach_page
+
+    ledger = explored.ledger
+    uri = resolve_tracking_uri(ledger, flag=flag, study_value=study_value)
+    with tempfile.TemporaryDirectory(prefix="robustsweep-") as folder:
+        written = export_page(explored, number, Path(folder) / EXPLORER)
+        attach_page(uri, ledger.study, EXPLORER, Path(written.path).read_text(encoding="utf-8"))
+    typer.echo(f"{EXPLORER} ({written.num_bytes / 1e6:.1f} MB) is attached to the study's run in {redact(uri)}")
+    if written.left_out is not None:
+        typer.echo(written.left_out)
 
 
 def _export(explored: ExploredStudy, number: int, path: Path) -> None:

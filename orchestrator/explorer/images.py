@@ -53,16 +53,24 @@ class Images:
                 self._opened[key] = load_evaluated(config.data, config.evaluation, cache_dir=self._cache_dir)
             return self._opened[key]
 
+    def list_sets(self, signature: str) -> dict[str, ImageSet]:
+        """Return the sets of images by their names in the predictions.
+
+        Raises:
+            RobustSweepError: they cannot be had on this machine.
+        """
+        data = self.dataset(signature)
+        return data.splits | data.external | data.ood
+
     def open_set(self, signature: str, name: str) -> ImageSet:
         """Return a set of images by its name in the predictions.
 
         Raises:
             RobustSweepError: it cannot be had on this machine.
         """
-        data = self.dataset(signature)
-        found = (data.splits | data.external | data.ood).get(name)
+        found = self.list_sets(signature).get(name)
         if found is None:
-            raise StudyError(f"looked for the images of {name} and found none in the data set {data.name}")
+            raise StudyError(f"looked for the images of {name} and found none in the data set of the trial")
         return found
 
     def read(self, signature: str, name: str, row: int) -> UInt8[np.ndarray, "channels height width"]:

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 
 from orchestrator.analysis.slices.embedding import NUM_COMPONENTS, fit_axes
+from orchestrator.explorer.images import Images
 from orchestrator.explorer.prepared import FORMAT, NO_LABEL, Column, Index, ScoreIndex, SetIndex
 from orchestrator.ledger.ledger import Ledger
-from trainables.config import TrialConfig, read_trial_config
 from trainables.data.dataset import ImageSet
 from trainables.data.table import hash_json
-from trainables.errors import RobustSweepError, StudyError
+from trainables.errors import DataError, RobustSweepError, StudyError
 from trainables.evaluation.confidence import CONFIDENCE_SCORES, compute_confidence
+from trainables.evaluation.ood import DETECTORS, Scorer, TrainingSplit, fit_detector
 from trainables.evaluation.predictions import Predictions, load_predictions
 from trainables.evaluation.validation_fit import fit_temperature
 from trainables.storage.completeness import RESULT
@@ -86,7 +87,7 @@ def prepare_trial(
     target.parent.mkdir(parents=True, exist_ok=True)
     made = Path(tempfile.mkdtemp(prefix=f".{key}-", dir=target.parent))
     try:
-        index = _write(ledger, signature, made, on_progress)
+        index = _write(ledger, signature, made, cache_dir, on_progress)
         (made / "index.json").write_text(json.dumps(replace(index, key=key).as_json()))
         try:
             os.replace(made, target)
@@ -98,12 +99,16 @@ def prepare_trial(
     return target
 
 
-def _write(ledger: Ledger, signature: str, target: Path, on_progress: Callable[[float], None]) -> Index:
+def _write(
+    ledger: Ledger, signature: str, target: Path, cache_dir: Path, on_progress: Callable[[float], None]
+) -> Index:
     folder = ledger.folder("trial", signature)
     about = folder.read_json("config.json")
     names = list_sets(folder)
-    images, problem = _find_images(ledger, read_trial_config(about["config"]), names)
-    writer = _Writer(target, images, _fit_temperature(folder, names))
+    opened = Images(ledger, cache_dir)
+    images, problem = _find_images(opened, signature, names)
+    classes = ledger.read_plan()["data"]["classes"] if problem is not None else opened.dataset(signature).classes
+    writer = _Writer(target, images, _fit_temperature(folder, names), _fit_detectors(folder, names))
     for number, name in enumerate(names):
         writer.add(load_predictions(folder, name))
         on_progress(0.7 * (number + 1) / len(names))
@@ -116,7 +121,7 @@ def _write(ledger: Ledger, signature: str, target: Path, on_progress: Callable[[
         signature=signature,
         name=about["name"],
         replicate=int(about["replicate"] or 0),
-        classes=tuple(map(str, ledger.read_plan()["data"]["classes"])),
+        classes=tuple(map(str, classes)),
         sets=tuple(writer.sets),
         scores=scores,
         columns=columns,
@@ -126,16 +131,12 @@ def _write(ledger: Ledger, signature: str, target: Path, on_progress: Callable[[
     )
 
 
-def _find_images(ledger: Ledger, config: TrialConfig, names: Sequence[str]) -> tuple[dict[str, ImageSet], str | None]:
+def _find_images(opened: Images, signature: str, names: Sequence[str]) -> tuple[dict[str, ImageSet], str | None]:
     """Return the sets' images, and why some are not there: the map does not need them."""
-    from trainables.data.foreign import load_evaluated
-
-    cache_dir = Path(ledger.read_plan().get("cache_dir") or "~/.cache/robustsweep").expanduser()
     try:
-        data = load_evaluated(config.data, config.evaluation, cache_dir=cache_dir)
+        found = opened.list_sets(signature)
     except RobustSweepError as error:
         return {}, f"Images and metadata are not shown, because they could not be had here: {error}"
-    found = data.splits | data.external | data.ood
     return {name: found[name] for name in names if name in found}, None
 
 
@@ -147,11 +148,29 @@ def _fit_temperature(folder: Folder, names: Sequence[str]) -> float | None:
     return fit_temperature(validation.logits[0].astype(np.float64), validation.labels)
 
 
+def _fit_detectors(folder: Folder, names: Sequence[str]) -> dict[str, Scorer]:
+    """Return the detectors that can be fitted to the stored features of the training images; without them none."""
+    train = load_predictions(folder, "train") if "train" in names else None
+    if train is None or train.features is None:
+        return {}
+    split, found = TrainingSplit(train.features, train.labels, train.logits[0]), {}
+    for name in DETECTORS:
+        try:
+            scorer = fit_detector(name, split)
+            scorer(train.features[:1], train.logits[0, :1])
+        except DataError:
+            continue  # too few images, for example: the report of the study has the reason
+        found[name] = scorer
+    return found
+
+
 class _Writer:
     """Writes one set after the other; what is held grows with the number of points, not with that of features."""
 
-    def __init__(self, target: Path, images: dict[str, ImageSet], temperature: float | None) -> None:
-        self._target, self._images, self._temperature = target, images, temperature
+    def __init__(
+        self, target: Path, images: dict[str, ImageSet], temperature: float | None, detectors: dict[str, Scorer]
+    ) -> None:
+        self._target, self._images, self._temperature, self._detectors = target, images, temperature, detectors
         self.sets: list[SetIndex] = []
         self._labels: list[np.ndarray] = []
         self._predicted: list[np.ndarray] = []
@@ -177,7 +196,7 @@ class _Writer:
         if predictions.features is not None:
             self._save(f"features-{number}", predictions.features)
             placed.append(predictions.shifts[0])
-        shifted = getattr(predictions, "shifted_features", None)
+        shifted = predictions.shifted_features
         if shifted is not None:
             self._save(f"shifted_features-{number}", shifted)
             placed += predictions.shifts[1:]
@@ -189,7 +208,11 @@ class _Writer:
             for name in self._of_logits:
                 values = compute_confidence(name, logits, temperature=self._temperature)
                 self._scores.setdefault(name, []).append((first, values.astype(np.float32)))
-        for name, stored in getattr(predictions, "scores", {}).items():
+            features = predictions.features_of(predictions.shifts[position])
+            for name, scorer in self._detectors.items() if features is not None else ():
+                values = scorer(features, logits)
+                self._scores.setdefault(name, []).append((first, values.astype(np.float32)))
+        for name, stored in predictions.scores.items():
             self._scores.setdefault(name, []).append((self._num_points, stored.reshape(-1)))
         groups = np.arange(count) if predictions.groups is None else predictions.groups
         self._groups.append(groups + self._num_groups)

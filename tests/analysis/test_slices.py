@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from orchestrator.analysis.slices.clusters import Clusters, estimate_correlation, find_clusters, find_overrepresented
-from orchestrator.analysis.slices.embedding import fit_axes
+from orchestrator.analysis.slices.embedding import embed_tsne, fit_axes
 from orchestrator.statistics.intervals import wilson_interval
 
 
@@ -125,3 +125,19 @@ def test_axes_are_those_of_the_reference_alone_and_place_all_else() -> None:
 def test_a_feature_that_never_varies_makes_no_axis() -> None:
     axes = fit_axes(np.ones((10, 3), np.float16), num_components=4)
     assert axes.place(np.ones((2, 3), np.float16)).tolist() == [[0.0] * 4] * 2
+
+
+def test_tsne_places_the_same_images_at_the_same_places_and_repeats_itself() -> None:
+    """What lies in two sets must lie at one place of the map: the fault of a map per set."""
+    pytest.importorskip("openTSNE")
+    random = np.random.default_rng(0)
+    reference = np.concatenate([random.normal(size=(100, 5)), random.normal(size=(100, 5)) + 8]).astype(np.float32)
+    shares: list[float] = []
+    fitted, placed = embed_tsne(reference, reference[::4], on_progress=shares.append)
+    size = np.linalg.norm(fitted - fitted.mean(axis=0), axis=1).mean()
+    assert np.linalg.norm(placed - fitted[::4], axis=1).mean() < 0.25 * size
+    again = embed_tsne(reference, reference[::4])
+    assert np.array_equal(again[0], fitted)
+    assert np.array_equal(again[1], placed)
+    assert shares == sorted(shares)
+    assert shares[-1] == 1.0

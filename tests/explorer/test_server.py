@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import http.client
 import json
+import subprocess
+import sys
 import urllib.parse
 from collections.abc import Iterator
 
@@ -188,3 +190,13 @@ def test_a_port_that_is_taken_is_an_error(served: Served, explored: ExploredStud
     port = urllib.parse.urlsplit(served.url).port
     with pytest.raises(StudyError, match="choose another"), serve(explored, port=port):
         raise AssertionError("it was bound twice")
+
+
+def test_the_server_holds_neither_torch_nor_scikit_learn() -> None:
+    """They are half a GiB; what needs them runs in processes of its own."""
+    code = (
+        "import sys, orchestrator.explorer.serve, orchestrator.explorer.export, trainables.data.load\n"
+        "print(sorted({'torch', 'sklearn', 'scipy', 'pandas', 'mlflow', 'ray'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -326,7 +326,7 @@ class App {
     card.style.top = `${top}px`;
   }
 
-  className(trial, code) { return code === NO_LABEL ? "no class of the study" : trial.index.classes[code]; }
+  className(trial, code) { return code === NO_LABEL ? "no class of the study" : (trial.index.classes[code] ?? String(code)); }
 
   // Content of the card beside the pointer.
   describe(point, pane) {
