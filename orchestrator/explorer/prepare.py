@@ -209,9 +209,10 @@ class _Writer:
                 values = compute_confidence(name, logits, temperature=self._temperature)
                 self._scores.setdefault(name, []).append((first, values.astype(np.float32)))
             features = predictions.features_of(predictions.shifts[position])
-            for name, scorer in self._detectors.items() if features is not None else ():
-                values = scorer(features, logits)
-                self._scores.setdefault(name, []).append((first, values.astype(np.float32)))
+            if features is not None:
+                for name, scorer in self._detectors.items():
+                    found = scorer(features, logits).astype(np.float32)
+                    self._scores.setdefault(name, []).append((first, found))
         for name, stored in predictions.scores.items():
             self._scores.setdefault(name, []).append((self._num_points, stored.reshape(-1)))
         groups = np.arange(count) if predictions.groups is None else predictions.groups
