@@ -8,9 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from mlflow.tracking import MlflowClient
+from typer.testing import CliRunner
 
 from orchestrator.analysis.predictions.marked import compare_marked
 from orchestrator.analysis.results import load_results
+from orchestrator.cli.main import app
 from orchestrator.driver.evaluate import evaluate_trials, list_addable_scores
 from orchestrator.ledger.annotations import annotate, read_annotations
 from orchestrator.ledger.ledger import Ledger
@@ -124,3 +126,22 @@ def _recompute(ledger: Ledger, signature: str) -> float:
     detector = fit_detector("mahalanobis", TrainingSplit(train.features, train.labels, train.logits[0]))
     is_correct = np.asarray(test.logits[0].argmax(axis=1) == test.labels)
     return compute_augrc(detector(test.features, test.logits[0]), is_correct)
+
+
+def test_the_explorer_is_attached_to_the_studys_run_for_the_chosen_arm(
+    ledger: Ledger, trained_study: TrainedStudy, tmp_path: Path
+) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    sync(ledger, uri)
+    done = CliRunner().invoke(
+        app, ["explore", str(trained_study.file), "--storage", ledger.storage, "--mlflow", uri, "--log"]
+    )
+    assert done.exit_code == 0, done.output
+    assert "explorer.html (" in done.output
+    client = MlflowClient(uri)
+    experiment = client.get_experiment_by_name("small")
+    (run,) = client.search_runs([experiment.experiment_id], "tags.`robustsweep.kind` = 'study'")
+    page = Path(client.download_artifacts(run.info.run_id, "explorer.html", str(tmp_path))).read_text()
+    chosen = select_arm(load_results(ledger), SelectionCriteria())
+    assert chosen.signature in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
