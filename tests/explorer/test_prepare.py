@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +19,7 @@ from orchestrator.ledger.ledger import Ledger
 from tests.support.synthetic_ledger import make_fake_ledger
 from trainables.errors import StudyError
 from trainables.evaluation.confidence import compute_confidence
-from trainables.evaluation.predictions import load_predictions
+from trainables.evaluation.predictions import Predictions, load_predictions
 
 
 @pytest.fixture
@@ -132,7 +131,7 @@ def test_clusters_cover_labelled_unshifted_images(prepared: Prepared) -> None:
     assert len(codes) == prepared.index.num_points
     test = prepared.index.sets[0]
     assert (codes[test.first_point + test.count : prepared.index.sets[1].first_point] == -1).all()
-    assert found["num_images"] == sum(each.count for each in prepared.index.sets)
+    assert found["num_images"] == sum(each.count for each in prepared.index.sets if each.name != "train")
     assert {code for code in codes.tolist() if code >= 0} == {each["number"] for each in found["clusters"]}
 
 
@@ -151,10 +150,10 @@ def test_training_neighbours_foreign_images_and_stored_scores(tmp_path: Path, mo
     features["test"][0] = features["train"][7]
     labels = {"train": np.arange(20) % 2, "test": np.arange(20) % 2, "digits": np.full(20, -1)}
     stored = {
-        name: SimpleNamespace(
+        name: Predictions(
             name=name,
             ids=np.array([f"{name}-{k}" for k in range(20)]),
-            labels=labels[name],
+            labels=labels[name].astype(np.int64),
             shifts=("identity/0", "noise/1") if name == "test" else ("identity/0",),
             logits=random.normal(size=(2 if name == "test" else 1, 20, 2)).astype(np.float32),
             features=features[name],
