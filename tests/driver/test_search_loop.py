@@ -44,7 +44,7 @@ def prepared(tmp_path: Path, cache_dir: Path) -> Prepared:
 
 def finish(prepared: Prepared, work: Work, **changes: Any) -> None:
     prepared.ledger.begin(work, study="s", git_commit=None)
-    result = {"metrics": measure(work.config), "num_parameters": 5, "undefined": {}}  # type: ignore[arg-type]
+    result = {"metrics": measure(work.config), "num_parameters": 5, "undefined": {}, "files": {}}  # type: ignore[arg-type]
     prepared.ledger.folder("trial", work.signature).write_json("result.json", result | changes)
 
 

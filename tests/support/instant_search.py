@@ -78,7 +78,8 @@ class Place:
         """Leave the result of a trial."""
         assert isinstance(work.config, TrialConfig)
         self.ledger.begin(work, study=self.study.study, git_commit=None)
-        result = {"metrics": measure(work.config) if metrics is None else metrics, "num_parameters": 5, "undefined": {}}
+        measured = measure(work.config) if metrics is None else metrics
+        result = {"metrics": measured, "num_parameters": 5, "undefined": {}, "files": {}}
         self.ledger.folder("trial", work.signature).write_json("result.json", result | changes)
         self.num_run += 1
 

@@ -94,6 +94,7 @@ def complete(ledger: Ledger, signature: str = "t1", **changes: Any) -> None:
         "metrics": {"id/accuracy": 0.9, "robustness/mean_accuracy": 0.7, "external/site B (2019)/accuracy": 0.7},
         "evaluations": evaluations,
         "undefined": {"id/auroc": "one class only"},
+        "files": {},
         "environment": {"device": "cpu"},
         "num_parameters": 123,
         "cpu_utilization_percentage": 97.5,

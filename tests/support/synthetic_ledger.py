@@ -166,6 +166,7 @@ def make_result(work: Work, externals: Sequence[str], num_severities: int = 5) -
         "metrics": _headline(evaluations, externals),
         "evaluations": evaluations,
         "undefined": {},
+        "files": {},
         "environment": {"device": "cpu", "precision": "float32", "torch": "2.15.0", "python": "3.12", "num_threads": 1},
         "num_parameters": 11_170_000,
         "cpu_utilization_percentage": 98.4,
