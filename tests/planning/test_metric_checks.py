@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -104,3 +105,41 @@ def test_a_search_and_its_early_stopping_may_go_by_shifted_validation(tmp_path: 
     assert find_epoch_metric(search.stopping_metric) == f"val/{by}"
     with pytest.raises(StudyError, match="take it away"):
         plan(tmp_path, cache_dir, text.replace("mean_auroc}", "mean_auroc, oracle: true}"), *overrides)
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("failure/msrr/augrc", "there is no confidence score 'msrr'; did you mean msr?"),
+        ("failure/msr/aurc", "only augrc is a headline number"),
+        ("failure/ensemble_msr/augrc", "is computed from several models, in the report"),
+        ("ood/knn/digits/auroc", "there is no set 'digits' to tell from the test images; there are external-0"),
+    ],
+)
+def test_failure_metrics_that_no_trial_can_have_are_refused(
+    metric: str, message: str, tmp_path: Path, cache_dir: Path
+) -> None:
+    text = PHANTOM + HYPOTHESIS.replace("METRIC", metric).replace("higher", "lower")
+    with pytest.raises(StudyError, match=rf"hypotheses\[0\].metric: found '{metric}'.*{re.escape(message)}"):
+        plan(tmp_path, cache_dir, text)
+
+
+@pytest.mark.parametrize(
+    "metric",
+    ["failure/msr/augrc", "failure/mahalanobis/mean_shifted_augrc", "failure/energy/mean_external_augrc",
+     "ood/knn/external-0/auroc", "ood/msr/digits/auroc", "ood/msr/far_full_spectrum/auroc"],
+)  # fmt: skip
+def test_failure_metrics_are_metrics_of_hypotheses(metric: str, tmp_path: Path, cache_dir: Path) -> None:
+    """Also of scores that are added to finished trials."""
+    text = PHANTOM + HYPOTHESIS.replace("METRIC", metric).replace("higher", "lower")
+    plan(tmp_path, cache_dir, text, "evaluation.foreign={digits: {data: {kind: digits}}}")
+
+
+def test_a_search_goes_by_failures_on_validation(tmp_path: Path, cache_dir: Path) -> None:
+    text = PHANTOM + SEARCH.replace("OBJECTIVE", "{metric: validation/failure/msr/augrc}")
+    plan(tmp_path, cache_dir, text)
+    search = parse_study(text, source="s.yaml").search
+    assert search is not None
+    assert not search.objectives[0].higher_is_better
+    with pytest.raises(StudyError, match="which is not in-distribution validation"):
+        parse_study(text.replace("validation/failure", "failure"), source="s.yaml")
