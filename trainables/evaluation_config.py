@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, JsonValue, Tag, model_validator
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, JsonValue, Tag, model_validator
 
 from trainables.data_config import DataConfig
 from trainables.frozen import SET_ONLY, UNHASHED, Frozen, Seed
@@ -55,6 +55,13 @@ def word_targets(targets: Sequence[float]) -> str:
 #: look alike, or something else altogether.
 Role = Literal["covariate", "near", "far"]
 FeatureSet = Literal["train", "val", "test", "external", "ood", "shifts"]
+#: Sets whose features are stored unless a study says otherwise.
+UNSHIFTED_SETS: tuple[FeatureSet, ...] = ("train", "val", "test", "external", "ood")
+
+
+def _expand_switch(found: object) -> object:
+    """Return the sets that true and false stand for; everything else as it is."""
+    return (UNSHIFTED_SETS if found else ()) if isinstance(found, bool) else found
 
 
 class ForeignData(Frozen):
@@ -99,9 +106,10 @@ class EvaluationConfig(Frozen):
         description="Passes with dropout on, for the scores mc_dropout_…; 0: none. The network needs a dropout layer.",
         json_schema_extra=SET_ONLY,
     )
-    store_features: tuple[FeatureSet, ...] = Field(
-        ("train", "val", "test", "external", "ood"),
-        description="Sets of which penultimate features are kept (float16); shifts: of the shifted test images, too.",
+    store_features: Annotated[tuple[FeatureSet, ...], BeforeValidator(_expand_switch)] = Field(
+        UNSHIFTED_SETS,
+        description="Sets of which penultimate features are kept (float16); shifts: of the shifted test images, too; "
+        "false: none.",
     )
     store_layers: tuple[str, ...] = Field(
         (),

@@ -85,7 +85,7 @@ def test_every_trial_and_stage_is_complete_with_its_files(finished_study: Finish
     for trial in trials:
         folder = ledger.folder("trial", trial.signature)
         assert set(folder.children()) >= {"config.json", "epochs.jsonl", "log.txt", "predictions", "result.json"}
-        assert set((folder / "predictions").children()) == {"test.npz", "val.npz"}
+        assert set((folder / "predictions").children()) == {"test.npz", "train.npz", "val.npz"}
         assert [line["epoch"] for line in trial.epochs] == [1, 2, 3]
         assert trial.result is not None
         rows = {(row["set"], row["shift"], row["severity"]) for row in trial.result["evaluations"]}

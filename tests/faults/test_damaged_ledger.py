@@ -26,7 +26,8 @@ HOWS = ("cut", "emptied", "garbage", "missing")
 #: Kinds of files of a complete study. Of the trials and the stage: what is damaged is made again, except logs.
 OF_TRIALS = {
     "trials/*/config.json", "trials/*/epochs.jsonl", "trials/*/model.safetensors", "trials/*/predictions/test.npz",
-    "trials/*/predictions/val.npz", "trials/*/result.json", "trials/*/log.txt",
+    "trials/*/predictions/val.npz", "trials/*/predictions/train.npz", "trials/*/detection.json", "trials/*/result.json",
+    "trials/*/log.txt",
 }  # fmt: skip
 OF_STAGES = {
     "stages/*/config.json", "stages/*/epochs.jsonl", "stages/*/encoder.safetensors", "stages/*/result.json",
@@ -36,8 +37,8 @@ OF_STAGES = {
 OF_STUDY = {
     "plan.json", "lease.lock", "shipped.json", "mlflow_runs.jsonl", "report/index.html", "report/trials.csv",
     "report/arms.csv", "report/shifts.csv", "report/effects.csv", "report/balanced_errors.csv", "report/source.json",
-    "report/verdicts.csv", "report/costs.csv", "report/arms.md", "report/arms.tex", "report/effects.md",
-    "report/effects.tex", "hypotheses.json", "usage.json",
+    "report/verdicts.csv", "report/failure_detection.csv", "report/costs.csv", "report/arms.md", "report/arms.tex",
+    "report/effects.md", "report/effects.tex", "hypotheses.json", "usage.json",
 }  # fmt: skip
 #: MLflow's own, not the ledger's: ``sync`` makes them again (``test_shipping.py``).
 OF_MLFLOW = {"mlflow.db", "mlartifacts/*"}
@@ -100,7 +101,7 @@ def test_damaged_trials_and_the_encoder(finished_study: FinishedStudy, tmp_path:
     trials = sorted((place.ledger / "trials").iterdir())
     (stage,) = (place.ledger / "stages").iterdir()
     # A trial without result.json has not finished: what else it lacks then is another case.
-    names = ["predictions/test.npz" if how == "missing" else "result.json", "model.safetensors", "predictions/val.npz"]
+    names = ["predictions/test.npz" if how == "missing" else "result.json", "model.safetensors", "detection.json"]
     hit = [trial / name for trial, name in zip(trials, [*names, "epochs.jsonl"], strict=True)]
     hit.append(stage / "encoder.safetensors")
     damage_all(hit, how)

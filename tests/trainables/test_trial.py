@@ -23,9 +23,11 @@ from trainables.data.dataset import Dataset
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
 from trainables.evaluation.classification import compute_metrics
+from trainables.evaluation.detection.summary import summarise_detection
 from trainables.evaluation.predictions import load_predictions
 from trainables.evaluation.robustness import summarise_rows
 from trainables.evaluation.validation_fit import fit_on_validation
+from trainables.evaluation_config import EvaluationConfig
 from trainables.storage.folder import Folder
 from trainables.trial import build_initial_model, prepare_process, run_stage, run_trial
 
@@ -113,7 +115,9 @@ def test_the_epoch_can_be_chosen_on_shifted_validation(tmp_path: Path, execution
 
 def test_the_folder_holds_what_the_ledger_expects(finished: tuple[Folder, dict[str, Any], list[Any]]) -> None:
     folder, result, _ = finished
-    assert list(folder.children()) == ["epochs.jsonl", "model.safetensors", "predictions", "result.json"]
+    assert list(folder.children()) == [
+        "detection.json", "epochs.jsonl", "model.safetensors", "predictions", "result.json"
+    ]  # fmt: skip
     assert folder.read_json("result.json") == json.loads(json.dumps(result))
     assert result["signature"] == "mine"
     assert result["status"] == "complete"
@@ -165,7 +169,11 @@ def test_metrics_are_those_of_the_stored_predictions(
         assert row["metrics"] == compute_metrics(logits, stored.labels, fit=fit).values
         assert row["num_images"] == len(digits.splits[row["set"]])
         assert stored.ids.tolist() == digits.splits[row["set"]].ids.tolist()
-    assert result["metrics"] == summarise_rows(result["evaluations"])
+    scores = EvaluationConfig().confidence_scores
+    detection = summarise_detection(folder, ["val", "test", "train"], scores=scores, roles={})
+    assert {"failure/msr/augrc", "failure/energy/mean_shifted_augrc"} <= detection.metrics.keys()
+    assert result["metrics"] == summarise_rows(result["evaluations"]) | detection.metrics
+    assert json.loads(folder.read("detection.json")) == detection.as_json()
 
 
 def test_progress_is_reported(finished: tuple[Folder, dict[str, Any], list[Any]]) -> None:
@@ -173,7 +181,7 @@ def test_progress_is_reported(finished: tuple[Folder, dict[str, Any], list[Any]]
     assert events[0] == {"event": "started", "epochs": 2}
     epochs = [{key: event[key] for key in event if key != "event"} for event in events if event["event"] == "epoch"]
     assert epochs == folder.read_lines("epochs.jsonl")
-    assert events[-2] == {"event": "evaluation", "done": 4, "total": 4}
+    assert events[-2] == {"event": "evaluation", "done": 5, "total": 5}
     scores = ("validation/balanced_accuracy", "robustness/mean_balanced_accuracy")
     assert events[-1] == {"event": "scores", "metrics": {name: result["metrics"][name] for name in scores}}
 
@@ -207,7 +215,7 @@ def test_test_images_are_never_read_during_training(
     test = digits.splits["test"]
     trapped = type(test)("test", Trap(), test.labels, test.ids, test.groups, test.sites)  # type: ignore[arg-type]
     data = Dataset("digits", digits.classes, digits.fingerprint, {**digits.splits, "test": trapped}, {})
-    monkeypatch.setattr(trial, "load_dataset", lambda *args, **kwargs: data)
+    monkeypatch.setattr(trial, "load_evaluated", lambda *args, **kwargs: data)
     with pytest.raises(AssertionError, match="test images were read"):
         run_trial(tiny_trial(), signature="mine", folder=Folder(tmp_path), execution=execution)
     assert (tmp_path / "model.safetensors").exists()  # the trap closed in the evaluation, after training

@@ -196,7 +196,7 @@ def test_scores_belong_to_their_image_and_transform(model: Classifier) -> None:
     add_confidence(model, DeVries(), seed=0)
     feed, scores = ImageFeed(IMAGES, torch.device("cpu")), build_model_scores(model, mc_dropout=4, seed=0)
     settings = {"batch_size": 4, "precision": torch.float32, "scores": scores}
-    found = predict_each(model, feed, [keep, darken], features=True, **settings)
+    found = predict_each(model, feed, [keep, darken], num_with_features=1, **settings)
     assert found.scores.keys() == {"devries", *MC_DROPOUT_SCORES}
     assert found.features is not None
     for index, transform in enumerate((keep, darken)):

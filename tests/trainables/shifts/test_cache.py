@@ -133,7 +133,7 @@ def test_progress_is_reported_while_copies_are_built(model: Classifier, tmp_path
         precision=torch.float32,
         on_progress=lambda done, total: said.append((done, total)),
     )
-    assert said == [(done, 7) for done in (1, 1, 1, 1, 1, 2, 3, 4, 5, 6, 7)]
+    assert said == [(done, 8) for done in (1, 1, 1, 1, 1, 2, 3, 4, 5, 6, 7, 8)]
 
 
 # ------------------------------------------------------------------ what is found
