@@ -94,8 +94,9 @@ def estimate(prepared: Prepared, *, allow_pilot: bool) -> Estimate:
 
 
 def _find_stored_bytes(prepared: Prepared) -> float | None:
-    """Return the mean size of the predictions of the study's complete trials, None if there are none."""
-    records = prepared.ledger.records("trial", states=(COMPLETE,))
+    """Return the mean size of the predictions of the first complete trials, None if there are none."""
+    first = {trial.signature for trial in prepared.plan.trials[:MAX_LIKE_TRIALS]}
+    records = prepared.ledger.records("trial", signatures=first, states=(COMPLETE,))
     sizes = [
         sum(about["bytes"] for name, about in record.result["files"].items() if name.startswith("predictions/"))
         for record in records
