@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from jaxtyping import Bool, Float, Float64, Int64
 
+from orchestrator.analysis.failure_detection import ALL_SHIFTS, IN_DISTRIBUTION
 from orchestrator.ledger.ledger import Ledger
 from trainables.evaluation.classification import compute_log_softmax
 from trainables.evaluation.confidence import CONFIDENCE_SCORES, compute_augrc, compute_confidence
@@ -23,8 +24,6 @@ COVERAGES = np.linspace(0.02, 1.0, 50)
 BINS = 15
 #: Outputs of one model that are held at a time; of larger test sets every n-th image is read. 400 MB.
 MAX_OUTPUTS = 50_000_000
-
-IN_DISTRIBUTION, ALL_SHIFTS = "in distribution", "all shifts"
 
 
 @dataclass

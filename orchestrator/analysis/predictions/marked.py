@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from jaxtyping import Bool
 
+from orchestrator.analysis.failure_detection import MAX_TRIALS
 from orchestrator.analysis.results import Results
 from orchestrator.ledger.annotations import Annotation
 from orchestrator.ledger.ledger import Ledger
@@ -15,10 +16,6 @@ from trainables.errors import StudyError
 from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.predictions import Predictions, load_predictions
 from trainables.evaluation.shift_means import average_shifts
-
-#: Trials whose predictions are read. Assumption: as for failure detection, a larger study is not looked at image by
-#: image.
-MAX_TRIALS = 1_000
 
 
 def compare_marked(results: Results, ledger: Ledger, annotations: Sequence[Annotation]) -> pd.DataFrame:

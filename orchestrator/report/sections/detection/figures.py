@@ -7,13 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from orchestrator.analysis.predictions.confidence_curves import (
-    ALL_SHIFTS,
-    BINS,
-    COVERAGES,
-    IN_DISTRIBUTION,
-    ConfidenceCurves,
-)
+from orchestrator.analysis.failure_detection import ALL_SHIFTS, IN_DISTRIBUTION
+from orchestrator.analysis.predictions.confidence_curves import BINS, COVERAGES, ConfidenceCurves
 from orchestrator.report.style import Figure, colour, floats, layout_of, panel_title, panels_of
 
 _PX = 340
