@@ -142,6 +142,10 @@ RELATIVE: dict[str, Metric] = {
     )
 }  # fmt: skip
 _BOTH_KINDS = "right and wrong predictions"
+#: e-AURC where wrong predictions come first and the right ones are tied: (1 − e²)/2 − (1 − e)·ln(1 − e), largest at
+#: 1 − e = Ω, the solution of Ω·exp(Ω) = 1. No ranking has more: every curve lies below the trapezoid of that one.
+_OMEGA = 0.5671432904097838
+_HIGHEST_EAURC = _OMEGA + _OMEGA**2 / 2
 #: Metrics of a confidence score (``confidence``) on one set, which say whether it ranks the wrong predictions last.
 FAILURE_METRICS: dict[str, Metric] = {
     metric.name: metric
@@ -154,7 +158,7 @@ FAILURE_METRICS: dict[str, Metric] = {
         ),
         Metric(
             "eaurc", "e-AURC", "AURC − [e + (1 − e)·ln(1 − e)] at the error rate e; ties can make it negative",
-            higher_is_better=False, low=-0.5, high=math.log(2), needs="labels", source="Geifman et al. 2019",
+            higher_is_better=False, low=-0.5, high=_HIGHEST_EAURC, needs="labels", source="Geifman et al. 2019",
         ),
         Metric(
             "augrc", "AUGRC", "area under (wrong predictions that are kept / all images) over the coverage",

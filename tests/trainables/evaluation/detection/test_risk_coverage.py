@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -97,6 +98,25 @@ def test_every_metric_is_that_of_a_loop_and_of_scikit_learn(seed: int, count: in
     assert set(found.values) | set(found.undefined) == set(FAILURE)
     for name, value in found.values.items():
         assert FAILURE_METRICS[name].low - 1e-12 <= value <= FAILURE_METRICS[name].high + 1e-12
+
+
+def test_no_ranking_leaves_the_ranges_of_the_table() -> None:
+    """Every order of up to 6 predictions with every pattern of ties, and long ones that come near the ends."""
+    highest = dict.fromkeys(FAILURE, -math.inf)
+    cases = [
+        (np.append(0, np.cumsum(steps)), np.array(labels))
+        for count in range(1, 7)
+        for steps in itertools.product([0, 1], repeat=count - 1)
+        for labels in itertools.product([False, True], repeat=count)
+    ]
+    ordered = np.append(np.arange(433, 0, -1), np.zeros(567))
+    cases += [(ordered, ordered == 0), (np.append(1, np.zeros(999)), np.arange(1000) == 0)]
+    for confidence, is_correct in cases:
+        for name, value in compute_failure_metrics(confidence, is_correct).values.items():
+            assert FAILURE_METRICS[name].low - 1e-12 <= value <= FAILURE_METRICS[name].high + 1e-12, (name, confidence)
+            highest[name] = max(highest[name], value)
+    # The ends of the table are reached, or nearly: they are not merely wide.
+    assert highest == pytest.approx({name: FAILURE_METRICS[name].high for name in FAILURE}, abs=1e-3)
 
 
 @given(seed=st.integers(0, 10_000), count=st.integers(1, 40), levels=st.sampled_from([1, 3, 10**9]))
