@@ -60,6 +60,7 @@ NAMES = """
 | `shift/<name>/<metric>` | under one shift, on average over its severities |
 | `family/<name>/<metric>` | *mean over a family of shifts*: over severities, then shifts of a type, then its types |
 | `slope/<name>/<metric>` | *slope over severity*, of one shift or a family |
+| `drop/<name>/<metric>`, `relative_drop/<name>/<metric>` ↓ | *drop* under one shift, a family or all (`mean`) |
 | `be/mean`, `rbe/mean`, `be/<name>`, `rbe/<name>` ↓ | BE and rBE, over all shifts or a family |
 
 - **Mean over shifts**: the mean over severities, then over the shifts of one type, then over types. A type is a
@@ -78,6 +79,8 @@ NAMES = """
 - **Slope over severity**: the rise of the least-squares line over the evaluated severities (three or more), from the
   lowest to the highest; of a family the mean over its types. Treatment minus control of it says whether a gain grows
   with severity.
+- **Drop**: unshifted − shifted, on average over severities (shifted − unshifted where lower is better); of a family the
+  mean over its types. The *relative* drop is divided by the unshifted value, and missing where that is 0.
 - **BE and rBE** are relative to the study's reference (`report.reference`), which is 1. In a hypothesis a replicate
   counts with its linearised share in the ratio of means over replicates (Cochran 1977, section 2.11), so their mean is
   the number of the report's table. Shifts without a usable denominator are left out for all replicates.

@@ -36,7 +36,7 @@ from orchestrator.study.hypotheses import (
 )
 from trainables.errors import StudyError
 from trainables.evaluation.families import group_by_family
-from trainables.evaluation.metrics import RELATIVE
+from trainables.evaluation.metrics import DROPS, RELATIVE
 from trainables.shifts.tables import find_type
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ def check_evaluated_shifts(
     """
     for number, hypothesis in enumerate(hypotheses):
         for each in list_measured(hypothesis):
-            if split_metric(each.metric)[0] in ("shift", "family", "slope", *RELATIVE):
+            if split_metric(each.metric)[0] in ("shift", "family", "slope", *DROPS, *RELATIVE):
                 for index in list_compared(each, [arm.levels for arm in arms]):
                     _check_evaluated(f"hypotheses[{number}] ({each.name})", each, arms[index], load)
 
@@ -85,7 +85,7 @@ def _check_evaluated(key: str, hypothesis: Hypothesis, arm: Arm, load: Callable[
         of_family = {shift: at for shift, at in severities.items() if find_type(shift) in families[name]}
         _check_slopes(key, hypothesis, arm, of_family)
         return
-    if kind in RELATIVE:  # the mean over all shifts
+    if kind in RELATIVE or (kind in DROPS and name == "mean"):  # over all shifts
         return
     found = f"{key}.metric: found {hypothesis.metric!r}, and the arm {arm.name!r} is not evaluated under {name!r}"
     if f"shift/{name}" in left_out:

@@ -209,8 +209,8 @@ def _check_metric(hypothesis: Hypothesis, report: Report) -> None:
         report(f"found {metric!r}, there is no metric {last!r}{list_options(last, list(METRICS))}", "metric")
     elif not kind and metric not in list_metrics() and find_detection(metric) is None:
         more = (
-            "; expected a column of trials.csv such as id/accuracy, <kind>/<name>/<metric> with shift, family, slope "
-            "or external, be/<name> or rbe/<name>, failure/<score>/augrc or ood/<score>/<set>/auroc"
+            "; expected a column of trials.csv such as id/accuracy, <kind>/<name>/<metric> with shift, family, slope, "
+            "drop, relative_drop or external, be/<name> or rbe/<name>, failure/<score>/augrc or ood/<score>/<set>/auroc"
         )
         report(f"there is no metric {metric!r}{suggest(metric, list_metrics()) or more}", "metric")
     if counts_shifts(hypothesis) and find_shift_metric(metric) is None:

@@ -141,6 +141,8 @@ RELATIVE: dict[str, Metric] = {
         ),
     )
 }  # fmt: skip
+#: Kinds of headline numbers ``<kind>/<shift, family or mean>/<metric>`` that say what a shift takes; lower is better.
+DROPS = ("drop", "relative_drop")
 _BOTH_KINDS = "right and wrong predictions"
 #: e-AURC where wrong predictions come first and the right ones are tied: (1 − e²)/2 − (1 − e)·ln(1 − e), largest at
 #: 1 − e = Ω, the solution of Ω·exp(Ω) = 1. No ranking has more: every curve lies below the trapezoid of that one.
@@ -346,8 +348,8 @@ def find_metric(name: str) -> Metric:
     Args:
         name: a metric, or a headline number: ``validation/…``, ``validation/robustness/mean_…``, ``id/…``,
             ``calibration/mean_shifted_…``, ``external/<set>/…``, ``external/mean_…``, ``shift/<name>/…``,
-            ``family/<name>/…``, ``slope/<name>/…``, ``be/<name>``, ``rbe/<name>``, ``failure/<score>/…``,
-            ``ood/<score>/<set>/…``, ``num_parameters``.
+            ``family/<name>/…``, ``slope/<name>/…``, ``drop/<name>/…``, ``relative_drop/<name>/…``,
+            ``be/<name>``, ``rbe/<name>``, ``failure/<score>/…``, ``ood/<score>/<set>/…``, ``num_parameters``.
 
     Raises:
         ConfigError: if the table has no such metric.
@@ -388,9 +390,10 @@ def find_chance(metric: str, num_classes: int) -> float | None:
 
 
 def is_higher_better(name: str) -> bool:
-    """Return whether higher values of a headline number are better; of a spread over sites, lower ones are.
+    """Return whether higher values of a headline number are better; of spreads over sites and drops, lower ones are.
 
     Raises:
         ConfigError: if the table has no such metric.
     """
-    return find_metric(name).higher_is_better and find_site_aggregate(name) != "sd"
+    is_loss = find_site_aggregate(name) == "sd" or name.partition("/")[0] in DROPS
+    return find_metric(name).higher_is_better and not is_loss
