@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -152,11 +153,14 @@ class Results:
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """Arm name → short label: the levels of the factors that vary; the full name where that is not unique."""
+        """Arm name → short label: levels of the factors that vary, or of all, or the name: the first that is unique."""
         arms = {trial["name"]: trial["arm"] for trial in self.plan["trials"]}
-        short = {name: " · ".join(str(arm[f]) for f in self.factors if f in arm) or name for name, arm in arms.items()}
-        seen = Counter(short.values())
-        return {name: label if seen[label] == 1 else name for name, label in short.items()}
+        found = {}
+        for factors in (self.factors, [*self.factors, *sorted({*chain(*arms.values())} - {*self.factors})]):
+            short = {name: " · ".join(str(arm[f]) for f in factors if f in arm) for name, arm in arms.items()}
+            seen = Counter(short.values())
+            found |= {name: label for name, label in short.items() if label and seen[label] == 1 and name not in found}
+        return {name: found.get(name, name) for name in arms}
 
     @cached_property
     def complete(self) -> pd.DataFrame:
