@@ -155,7 +155,7 @@ class Results:
     def labels(self) -> dict[str, str]:
         """Arm name → short label: levels of the factors that vary, or of all, or the name: the first that is unique."""
         arms = {trial["name"]: trial["arm"] for trial in self.plan["trials"]}
-        found = {}
+        found: dict[str, str] = {}
         for factors in (self.factors, [*self.factors, *sorted({*chain(*arms.values())} - {*self.factors})]):
             short = {name: " · ".join(str(arm[f]) for f in factors if f in arm) for name, arm in arms.items()}
             seen = Counter(short.values())
