@@ -21,6 +21,7 @@ from orchestrator.analysis.failure_detection import (
     tabulate_means,
 )
 from orchestrator.analysis.results import Results
+from orchestrator.analysis.tables.arms import find_best_arm
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, embed, note, table
 from orchestrator.statistics.intervals import MIN_REPLICATES
@@ -53,7 +54,7 @@ def failure_section(results: Results, ledger: Ledger, rows: DetectionRows | None
         *({} if rows is None else rows.undefined),
     ]
     titles = {str(name): find_title(str(name)) for name in names}
-    arm = find_chosen_arm(results, arms)
+    arm = find_best_arm(results, arms, f"val/{results.metric}")
     body = ""
     if rows is None:
         body = note(
@@ -69,14 +70,6 @@ def failure_section(results: Results, ledger: Ledger, rows: DetectionRows | None
             "Scores that no trial has:", items=[f"{titles[name]}: {why}" for name, why in undefined.items()]
         )
     return Section("failures", "Failures", "Does the model know when it is wrong?", body)
-
-
-def find_chosen_arm(results: Results, arms: pd.DataFrame) -> str | None:
-    """Return the name of the arm with the best mean on validation, None if none has one."""
-    column = f"val/{results.metric}.mean"
-    if column not in arms or not arms[column].notna().any():
-        return None
-    return str(arms.iloc[int(arms[column].argmax())]["name"])
 
 
 def _describe_arm(results: Results, ledger: Ledger, rows: DetectionRows, arm: str, titles: Mapping[str, str]) -> str:
