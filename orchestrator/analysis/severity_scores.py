@@ -52,56 +52,36 @@ def score_severities(
         listed: groups to return.
     """
     rows, names = rows_of_shifts(results)
-    frame = _name_units(results, rows, groups, listed)
-    keys = ["group", "shift", "severity"]
-    grouped = frame.groupby([*keys, "unit"], observed=True)["score"]
-    scores = grouped.mean().unstack("unit")
-    counts = grouped.count().groupby(keys, observed=True).sum()
-    values, numbers = scores.to_numpy(np.float64), counts.reindex(scores.index).to_numpy(np.int64)
-    means = scores.mean(axis=1).to_numpy()
-    intervals = [t_interval(row) for row in values]
-    ends = np.array([(math.nan, math.nan) if each is None else (each.low, each.high) for each in intervals])
-    places: dict[tuple[str, str], list[int]] = {}
-    for place, (group, shift, _) in enumerate(scores.index):
-        places.setdefault((group, shift), []).append(place)
-    severities = scores.index.get_level_values("severity").to_numpy()
+    clean = rows[rows["severity"] == 0].set_index("signature")[results.metric]
+    cells = results.cells(results.metric).reindex(clean.index)
+    severities = np.array([0, *cells.columns.get_level_values("severity")])
+    shifts = np.array([UNSHIFTED, *cells.columns.get_level_values("shift").astype(str)])
+    # One row per trial: 700,000 rows, one per trial and severity, take seconds to group.
+    table = pd.DataFrame(np.column_stack([clean, cells]))
+    own = np.array([groups.get(str(signature)) for signature in clean.index], dtype=object)
+    replicates = results.trials.set_index("signature")["replicate"].reindex(clean.index.astype(str)).to_numpy()
     found = {}
     for group in listed:
-        for shift in names:
-            if (group, shift) not in places or (group, UNSHIFTED) not in places:
-                continue
-            chosen = [*places[group, UNSHIFTED], *places[group, shift]]
-            units = values[chosen]
-            found[group, shift] = SeverityScores(
-                tuple(severities[chosen].tolist()),
-                units[:, ~np.isnan(units).all(axis=0)],
-                means[chosen],
-                *ends[chosen].T,
-                tuple(numbers[chosen].tolist()),
-            )
+        units = results.group_replicates(results.trials[results.trials["signature"].map(dict(groups)) == group])
+        of_group = own == group
+        trials = table[of_group]
+        of_trial = np.array([units[int(replicate)] for replicate in replicates[of_group]])
+        scores = trials.groupby(of_trial).mean()
+        means, numbers = scores.mean().to_numpy(), trials.count().to_numpy()
+        values = scores.to_numpy()
+        ends = [(math.nan, math.nan) if each is None else (each.low, each.high) for each in map(t_interval, values.T)]
+        low, high = np.array(ends).T
+        for shift in names if numbers[0] else ():
+            columns = np.flatnonzero((shifts == shift) & (numbers > 0))
+            if len(columns):
+                chosen = np.array([0, *columns[np.argsort(severities[columns])]])
+                of_units = values[:, chosen].T
+                found[group, shift] = SeverityScores(
+                    tuple(severities[chosen].tolist()),
+                    of_units[:, ~np.isnan(of_units).all(axis=0)],
+                    means[chosen],
+                    low[chosen],
+                    high[chosen],
+                    tuple(numbers[chosen].tolist()),
+                )
     return found
-
-
-def _name_units(results: Results, rows: pd.DataFrame, groups: Mapping[str, str], listed: Sequence[str]) -> pd.DataFrame:
-    """Return group, shift, severity, independent unit and score of the rows of the listed groups."""
-    signatures = rows["signature"].cat
-    of_trial = dict(zip(results.trials["signature"], results.trials["replicate"], strict=True))
-    own = results.trials["signature"].map(dict(groups))
-    units = {group: results.group_replicates(results.trials[own == group]) for group in listed}
-    group_of = [groups.get(signature) for signature in signatures.categories]
-    unit_of = [
-        units[group][int(of_trial[signature])] if group in units else -1
-        for signature, group in zip(signatures.categories, group_of, strict=True)
-    ]
-    codes = signatures.codes.to_numpy()
-    categories = pd.Categorical(group_of, categories=list(listed))
-    frame = pd.DataFrame(
-        {
-            "group": pd.Categorical.from_codes(categories.codes[codes], categories=list(listed)),
-            "shift": rows["shift"].array,
-            "severity": rows["severity"].to_numpy(),
-            "unit": np.array(unit_of)[codes],
-            "score": rows[results.metric].to_numpy(),
-        }
-    )
-    return frame[frame["group"].notna()]

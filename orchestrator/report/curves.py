@@ -51,7 +51,7 @@ _MIN_WIDTH_PX, _LETTER_PX = 200, 6.2
 def severity_curves(
     results: Results, groups: Mapping[str, str], what: str, *, shown: Sequence[str], first_colour: int = 0
 ) -> Figure | None:
-    """Return one panel per shift, largest drop first, with the mean per severity of every group; None without shifts.
+    """Return one panel per shift, largest drop first, with the mean per severity of every group; None without any.
 
     The band is the 95 % t interval over replicates; a group of fewer than ``MIN_REPLICATES`` has a thin line for each.
 
@@ -71,6 +71,8 @@ def severity_curves(
     known = {groups[signature] for signature in trained if signature in groups}
     listed = [group for group in shown if group in known][:LISTED_CURVES]
     scores = score_severities(results, groups, listed)
+    if not scores:
+        return None
     arms, seen = _arms_of(results, groups), frozenset[str]().union(*results.seen.values())
     chance = find_chance(results.metric, len(results.plan["data"]["classes"]))
     drawn = min(len(listed), SHOWN_CURVES)
