@@ -12,6 +12,7 @@ after that, a new call only evaluates.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -52,7 +53,7 @@ from trainables.storage.checkpoint import is_trained, load_weights, remove_check
 from trainables.storage.completeness import CONFIG, DETECTION, EPOCHS, RESULT, describe_files
 from trainables.storage.folder import Folder
 from trainables.training.acceleration import Choice, choose_acceleration, resolve_memory_format
-from trainables.training.confidnet import train_confidnet
+from trainables.training.confidnet import describe_undefined, train_confidnet
 from trainables.training.loop import Outcome, open_validation, resolve_precision, train_model
 from trainables.training.provenance import Start, describe_run, reset_gpu_peak
 from trainables.training.stopping import with_stop_check
@@ -107,6 +108,7 @@ def run_trial(
     result = _evaluate(model, data, config, choice, folder=folder, execution=execution, report=report)
     report({"event": "scores", "metrics": {name: result["metrics"].get(name) for name in SCORES}})
     result |= describe_run(signature, started, outcome, device, choice, execution)
+    result["undefined"] |= describe_undefined(folder.read_lines(EPOCHS))
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     sets = list_sets(data, config.evaluation)
     files = [MODEL, EPOCHS, DETECTION, *(f"predictions/{name}.npz" for name in sets)]
@@ -154,9 +156,11 @@ def _train(
                 validate_shifted=validate_shifted,
             )
         if isinstance(config.training.confidence, ConfidNet):
-            train_confidnet(model, data, config, signature=signature, folder=folder, report=tell, acceleration=choice)
-        facts = {"signature": signature, "epochs": outcome.epochs, "best_epoch": outcome.best_epoch}
-        save_weights(folder, MODEL, model.state_dict(), facts)
+            best = train_confidnet(
+                model, data, config, signature=signature, folder=folder, report=tell, acceleration=choice
+            )
+            outcome = replace(outcome, confidence_epoch=best)
+        save_weights(folder, MODEL, model.state_dict(), {"signature": signature, "outcome": asdict(outcome)})
     elif isinstance(config.training.confidence, ConfidNet):
         add_confidence(model, config.training.confidence, seed=0)  # its weights are read
     outcome = _load_model(model, folder, signature)
@@ -173,7 +177,7 @@ def _load_model(model: Classifier, folder: Folder, signature: str) -> Outcome:
     tensors, facts = load_weights(folder, MODEL)
     _check_signature(MODEL, folder, facts["signature"], signature)
     restore_module(model, tensors, origin=f"{MODEL} in {folder.uri}")
-    return Outcome(facts["epochs"], facts["best_epoch"])
+    return Outcome(**facts["outcome"])
 
 
 def _check_signature(name: str, folder: Folder, found: str, expected: str) -> None:

@@ -230,18 +230,24 @@ class Results:
         rows = self.shifts[self.shifts["set"] == "test"] if len(self.shifts) else self.shifts
         return rows.astype(dict.fromkeys(("signature", "name", "shift"), "category"))
 
+    def cells(self, metric: str) -> pd.DataFrame:
+        """Return ``metric`` on the shifted test set per shift × severity (``cells_table``)."""
+        if ("cells", metric) not in self._by_metric:
+            self._by_metric["cells", metric] = cells_table(self.test_rows, metric)
+        return self._by_metric["cells", metric]
+
     def type_means(self, metric: str) -> pd.DataFrame:
         """Return the means of ``metric`` on the shifted test set per type of shift, as in every mean over shifts.
 
         One row per signature, one column per type; empty if no evaluation has the metric.
         """
-        if metric not in self._type_means:
-            self._type_means[metric] = type_means_table(cells_table(self.test_rows, metric))
-        return self._type_means[metric]
+        if ("types", metric) not in self._by_metric:
+            self._by_metric["types", metric] = type_means_table(self.cells(metric))
+        return self._by_metric["types", metric]
 
     def slopes(self, metric: str) -> pd.DataFrame:
         """Return the slopes of ``metric`` over the severities of each shift (``slopes_table``)."""
-        return slopes_table(cells_table(self.test_rows, metric))
+        return slopes_table(self.cells(metric))
 
     @cached_property
     def families(self) -> dict[str, list[str]]:
@@ -251,7 +257,7 @@ class Results:
         return group_by_family(dict.fromkeys(find_type(str(name)) for name in names), self.plan.get("families", {}))
 
     @cached_property
-    def _type_means(self) -> dict[str, pd.DataFrame]:
+    def _by_metric(self) -> dict[tuple[str, str], pd.DataFrame]:
         return {}
 
     @cached_property
@@ -371,7 +377,7 @@ def load_results(
     trials = pd.concat(parts).reindex(results.trials.index) if parts else _with_shift_means(results, configs, used)
     found = replace(results, trials=trials, used_types=used)
     # What was computed from the shifts alone holds for these results as well; it takes a second for 10,000 trials.
-    kept = results.__dict__.keys() & {"test_rows", "_type_means"}
+    kept = results.__dict__.keys() & {"test_rows", "_by_metric"}
     found.__dict__.update({name: results.__dict__[name] for name in kept})
     return found
 

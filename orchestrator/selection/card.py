@@ -160,6 +160,8 @@ def _training(results: Results, selection: Selection, config: TrialConfig) -> Ca
             f"{tuning['metric']}"
         )
     rows["trained"] = f"{record.result['epochs']} epochs; the weights are those of epoch {record.result['best_epoch']}"
+    if "confidence_epoch" in record.result:
+        rows["trained"] += f", those of its confidence of epoch {record.result['confidence_epoch']}"
     return CardPart("Training", [Facts(rows)])
 
 

@@ -229,11 +229,11 @@ def find_units(needs: Sequence[Collection[str]]) -> list[int]:
         needs: signatures of the stages behind the compared trials of each replicate.
     """
     units = list(range(len(needs)))
+    first: dict[str, int] = {}  # stage → the first replicate that has it
     for number, stages in enumerate(needs):
-        for other in range(number):
-            if not set(stages).isdisjoint(needs[other]):
-                joined = {units[number], units[other]}
-                units = [min(joined) if unit in joined else unit for unit in units]
+        joined = {units[first.setdefault(stage, number)] for stage in stages} | {number}
+        if len(joined) > 1:
+            units = [min(joined) if unit in joined else unit for unit in units]
     return units
 
 

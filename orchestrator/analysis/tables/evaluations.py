@@ -249,8 +249,11 @@ def cells_table(test_rows: pd.DataFrame, metric: str) -> pd.DataFrame:
         test_rows: rows of the shifts table on the test set.
         metric: name of a column.
     """
-    rows = test_rows[test_rows["severity"] > 0]
-    if metric not in rows or rows.empty:
+    if metric not in test_rows:
+        return pd.DataFrame()
+    rows = test_rows[["signature", "shift", "severity", metric]]  # text is slow to copy
+    rows = rows[rows["severity"] > 0]
+    if rows.empty:
         return pd.DataFrame()
     return rows.pivot(index="signature", columns=["shift", "severity"], values=metric)
 
