@@ -13,6 +13,7 @@ from trainables.evaluation.metrics import (
     name_over_shifts,
 )
 from trainables.evaluation.seen import KINDS, POLICIES
+from trainables.pretraining.stage_metrics import STAGE_METRICS
 from trainables.shifts.tables import FAMILIES, OTHER
 
 HEAD = """<!-- Generated from trainables/evaluation/metrics.py: python docs/metrics.py > docs/metrics.md -->
@@ -102,6 +103,16 @@ as `validation/failure/<score>/augrc`, and `ood/<score>/<set>/auroc`; `near`, `f
 """
 
 
+STAGES = """
+## Contrastive pretraining
+
+Of a stage, per epoch in its `epochs.jsonl` and in MLflow; its `result.json` has the last values as `ssl/final_…`, and
+under `collapse` the verdict: `none`, or `dimensional` where the last epoch is flagged. A stage whose images are all
+mapped to one point fails as collapsed. Features are the encoder's, embeddings those that the loss compares.
+
+"""
+
+
 def describe_metrics() -> str:
     """Return the content of docs/metrics.md."""
     header = "| name | title | formula | | range | needs | source |\n|---|---|---|---|---|---|---|\n"
@@ -111,7 +122,9 @@ def describe_metrics() -> str:
         for aggregate in ("mean", "worst_shift", "worst_cell")
         for kind, metric in (("score", "accuracy"), ("error", "brier"))
     }
-    return HEAD + header + rows + FITTED + NAMES.format(**names) + _detection(header) + _seen() + _families()
+    stages = STAGES + header + "".join(map(_row, STAGE_METRICS.values()))
+    parts = (HEAD, header, rows, FITTED, NAMES.format(**names), _detection(header), stages, _seen(), _families())
+    return "".join(parts)
 
 
 def _detection(header: str) -> str:

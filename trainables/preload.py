@@ -20,7 +20,10 @@ _TRIAL = (
 #: Modules of the networks. timm itself imports torchvision.
 _TIMM, _TORCHVISION = ("timm",), ("torchvision.models",)
 #: Modules that only a contrastive stage imports.
-_CONTRASTIVE = ("trainables.pretraining.contrastive", "lightly.loss", "lightly.models.modules.heads")
+_CONTRASTIVE = (
+    "trainables.pretraining.contrastive", "lightly.loss", "lightly.models.modules.heads", "lightly.models.utils",
+    "lightly.utils.lars",
+)  # fmt: skip
 
 
 def preload(model_names: Sequence[str], *, contrastive: bool = False) -> None:

@@ -5,12 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from trainables.frozen import UNHASHED, Fraction, Frozen, PositiveInt, Rate, Weight
-
-#: The upper bound is an assumption: above any sensible layer, and below one that exhausts the memory.
-ProjectionSize = Annotated[int, Field(gt=0, le=65_536)]
+from trainables.contrastive_config import Method, MoCoViews, SimClr, Views
+from trainables.frozen import UNHASHED, Fraction, Frozen, PositiveInt
 
 
 class ScratchPretraining(Frozen):
@@ -34,32 +32,44 @@ class ImageNetPretraining(Frozen):
 
 
 class ContrastivePretraining(Frozen):
-    """SimCLR pretraining on the training split (Chen et al. 2020), from scratch or from ImageNet weights."""
+    """Pretraining on two views of every image of the training split, without labels, from any weights."""
 
     kind: Literal["contrastive"] = "contrastive"
-    method: Literal["simclr"] = Field("simclr", description="Contrastive method: NT-Xent between two views.")
+    method: Method = Field(SimClr(), description="What is asked of the two views, and how weights are updated.")
     init: Annotated[ScratchPretraining | ImageNetPretraining, Field(discriminator="kind")] = Field(
         ScratchPretraining(), description="Weights that the pretraining starts from."
     )
-    epochs: PositiveInt = Field(100, description="Passes over the training images, without labels.")
+    epochs: PositiveInt = Field(200, description="Passes over the training images, without labels. 200: MoCo v2.")
     batch_size: Annotated[int, Field(ge=2, lt=2**31)] = Field(
-        256, description="Images; each is told apart from the others of its batch."
+        256, description="Images; simclr tells each apart from the others of its batch."
     )
-    learning_rate: Rate = Field(0.06, description="SGD, momentum .9, cosine. .06: lightly’s small-image benchmarks.")
-    weight_decay: Weight = Field(1e-4, description="L2 weight decay of SGD, on all weights.")
-    temperature: Annotated[float, Field(ge=1e-8)] = Field(
-        0.2, description="τ of NT-Xent; lightly refuses less than 1e-8."
+    micro_batch_size: Annotated[int, Field(ge=2, lt=2**31)] | None = Field(
+        None,
+        description="Images whose activations are held at once; the gradient is still that of the batch, but batch "
+        "statistics are those of the part. none: all.",
     )
-    projection_dim: ProjectionSize = Field(128, description="Outputs of the projection head.")
-    hidden_dim: ProjectionSize = Field(512, description="Units of the projection head's hidden layer.")
-    crop_scale_min: Fraction = Field(0.2, description="Smallest area share of RandomResizedCrop.")
-    jitter_strength: float = Field(1.0, ge=0, description="Scales ColorJitter(.4, .4, .4, .1).")
+    views: Views = Field(MoCoViews(), description="What two views of an image differ in, after crop and flip.")
+    crop_scale_min: Fraction = Field(0.2, description="Smallest area share of RandomResizedCrop. .2: MoCo v2.")
     horizontal_flip: bool = Field(True, description="Off where left and right mean something, as in digits.")
     encoders: PositiveInt | Literal["per_replicate"] = Field(
         1,
         description="Independent pretrainings; replicate r starts from encoder r modulo their number.",
         json_schema_extra=UNHASHED,  # TrialConfig.encoder decides the result
     )
+
+    @model_validator(mode="after")
+    def _reaches_its_rate(self) -> ContrastivePretraining:
+        if self.method.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"method.warmup_epochs: found {self.method.warmup_epochs:g} of {self.epochs} epochs, which never train "
+                "at method.learning_rate; expected fewer"
+            )
+        if self.micro_batch_size is not None and self.micro_batch_size > self.batch_size:
+            raise ValueError(
+                f"micro_batch_size: found {self.micro_batch_size}, more than the {self.batch_size} of batch_size; "
+                "expected fewer, or none"
+            )
+        return self
 
 
 PretrainingConfig = Annotated[

@@ -200,7 +200,7 @@ def run_stage(
 
     Arguments and errors are those of ``run_trial``, but a stage is never stopped early.
     """
-    from trainables.pretraining.contrastive import pretrain_encoder  # lightly is needed in stages only
+    from trainables.pretraining.contrastive import build_monitor, pretrain_encoder, summarise_history  # for stages only
 
     started = Start.now()
     device = prepare_process(execution)
@@ -216,6 +216,7 @@ def run_stage(
             model,
             data.splits["train"],
             config,
+            monitor=build_monitor(data, config),
             signature=signature,
             folder=folder,
             report=lambda record: report({"event": "epoch", **record}),
@@ -224,7 +225,7 @@ def run_stage(
     _check_signature(ENCODER, folder, load_weights(folder, ENCODER)[1]["signature"], signature)
     remove_checkpoints(folder)
     history = folder.read_lines(EPOCHS)
-    result = {"status": "complete", "metrics": {"ssl/final_loss": history[-1]["metrics"]["ssl/loss"]}}
+    result = {"status": "complete", **summarise_history(history)}
     outcome = Outcome(len(history), len(history))
     result |= describe_run(signature, started, outcome, device, choice, execution)
     result["files"] = _describe_files(folder, [ENCODER, EPOCHS])

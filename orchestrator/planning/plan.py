@@ -294,7 +294,7 @@ def _stage_of(config: TrialConfig, fingerprint: str) -> Work | None:
     stage = StageConfig(
         data=config.data, model=config.model, pretraining=pretraining, seed=config.seed, encoder=config.encoder
     )
-    name = f"{pretraining.method} on {config.data.kind} from {pretraining.init.kind}"
+    name = f"{pretraining.method.kind} on {config.data.kind} from {pretraining.init.kind}"
     if stage.encoder:
         name += f", encoder {stage.encoder}"
     return Work("stage", compute_signature(stage, fingerprint), name, stage, fingerprint)

@@ -8,6 +8,7 @@ import numpy as np
 
 from orchestrator.planning.plan import imagenet_of
 from trainables.config import TrialConfig
+from trainables.contrastive_config import find_long_queue
 from trainables.data.dataset import Dataset
 from trainables.data.groups import check_groups, find_groups
 from trainables.errors import ConfigError
@@ -62,6 +63,10 @@ class SettingsChecks:
             yield f"training.batch_size: found {config.training.batch_size}, and there are {train} training images"
         if isinstance(pretraining, ContrastivePretraining) and pretraining.batch_size > train:
             yield f"pretraining.batch_size: found {pretraining.batch_size}, and there are {train} training images"
+        if isinstance(pretraining, ContrastivePretraining):
+            long_queue = find_long_queue(pretraining.method, train)
+            if long_queue is not None:
+                yield long_queue
 
     def _find_in_training(self, config: TrialConfig) -> Iterator[str]:
         training = config.training

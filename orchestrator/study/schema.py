@@ -16,8 +16,9 @@ def study_schema() -> dict[str, Any]:
     for section in SECTIONS:
         if FIELDS[section].kinds:
             properties[section] = _with_short_forms(FIELDS[section].kinds, properties[section])
-    init = schema["$defs"]["ContrastivePretraining"]["properties"]
-    init["init"] = _with_short_forms(FIELDS["pretraining.init"].kinds, init["init"])
+    contrastive = schema["$defs"]["ContrastivePretraining"]["properties"]
+    for name in ("init", "method", "views"):
+        contrastive[name] = _with_short_forms(FIELDS[f"pretraining.{name}"].kinds, contrastive[name])
     search = schema["$defs"]["SearchConfig"]["properties"]
     search["sampler"] = _with_short_forms(search["sampler"]["discriminator"]["mapping"], search["sampler"])
     kinds = search["early_stopping"]["anyOf"][0]["discriminator"]["mapping"]

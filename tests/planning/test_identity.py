@@ -32,11 +32,11 @@ STUDY = "factors: {pretraining: {a: scratch, b: {kind: contrastive, epochs: 3}},
                 seed=3,
                 replicate=2,
             ),
-            "0a2f40610d8399e1",
+            "27148f4ae1b03646",
         ),
         (
             StageConfig(data=MedmnistData(), model=TrialConfig().model, pretraining=ContrastivePretraining()),
-            "05f550f92e9fd693",
+            "cbb57926a84f742a",
         ),
     ],
 )
