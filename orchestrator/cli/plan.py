@@ -19,8 +19,8 @@ from orchestrator.ledger.preregistration import trace_hypotheses
 from orchestrator.planning.budget import describe_needs
 from orchestrator.planning.ceteris_paribus import read_differences, read_matching
 from orchestrator.planning.encoders import EncoderUse, find_encoder_uses
-from orchestrator.planning.plan import Work
 from orchestrator.planning.states import COMPLETE
+from orchestrator.planning.works import Work
 from trainables.config import MatchingConfig
 
 _MAX_ARMS = 60

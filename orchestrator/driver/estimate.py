@@ -13,9 +13,9 @@ from orchestrator.execution.resources import Slots, count_gpus, num_slots
 from orchestrator.ledger.durations import took_seconds
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.identity import compute_identity
-from orchestrator.planning.plan import Work
 from orchestrator.planning.states import COMPLETE
 from orchestrator.planning.trial_checks import check_trials
+from orchestrator.planning.works import Work
 from trainables.config import StageConfig, TrialConfig, read_trial_config
 from trainables.cpus import count_cpus
 from trainables.errors import ConfigError
@@ -131,8 +131,12 @@ def _time_finished_stages(prepared: Prepared) -> dict[str, float]:
 
 
 def _critical_path(todo: Sequence[Work], seconds: Sequence[float]) -> float:
+    """Return the seconds of the longest way from a stage that nothing waits before to a trial."""
     took = {work.signature: cost for work, cost in zip(todo, seconds, strict=True)}
-    return max(took[work.signature] + max((took.get(need, 0.0) for need in work.needs), default=0.0) for work in todo)
+    ends: dict[str, float] = {}
+    for work in sorted(todo, key=lambda work: (work.kind != "stage", len(work.needs))):  # chains from their first step
+        ends[work.signature] = took[work.signature] + max((ends.get(need, 0.0) for need in work.waits_for), default=0.0)
+    return max(ends.values())
 
 
 def _count_slots(prepared: Prepared) -> tuple[int, float]:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from orchestrator.planning.plan import Plan, Work
+from orchestrator.planning.plan import Plan
+from orchestrator.planning.works import Work
 
 
 @dataclass(frozen=True)

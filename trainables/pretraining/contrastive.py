@@ -1,4 +1,4 @@
-"""SimCLR on the training split, with lightly's loss and projection head and our own seeded batched views.
+"""SimCLR on the images of a step, with lightly's loss and projection head and our own seeded batched views.
 
 Source: Chen et al. 2020 (SimCLR), with the view policy of MoCo v2 (Chen et al. 2020b): RandomResizedCrop, colour jitter
 .8, greyscale .2, Gaussian blur .5, flip. Labels are never read.
@@ -98,6 +98,7 @@ def pretrain_encoder(
     from lightly.models.modules.heads import SimCLRProjectionHead
 
     settings = config.pretraining
+    assert isinstance(settings, ContrastivePretraining)
     projector = SimCLRProjectionHead(model.num_features, settings.hidden_dim, settings.projection_dim).to(
         model.mean.device
     )
@@ -143,6 +144,7 @@ def _train_epoch(
 ) -> dict[str, float]:
     """Train one epoch; return the means over its batches: loss, and spread of features and embeddings."""
     settings, epoch = config.pretraining, state.epoch + 1
+    assert isinstance(settings, ContrastivePretraining)
     encoder, projector = pair["encoder"], pair["projector"]
     assert isinstance(encoder, Classifier)
     device = encoder.mean.device

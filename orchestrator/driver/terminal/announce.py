@@ -232,7 +232,11 @@ def _announce_hypotheses(prepared: Prepared, console: Console) -> None:
             warn(console, each.status, f"{each.name}: {each.remark}{changes}")
     _announce_differences(prepared, console)
     hypotheses, trials = prepared.study.hypotheses, prepared.plan.trials
-    external = {work.name: prepared.inputs.dataset(work.config.data).external for work in trials} if hypotheses else {}
+    external = {
+        work.name: prepared.inputs.dataset(work.config.data).external
+        for work in (trials if hypotheses else ())
+        if isinstance(work.config, TrialConfig)
+    }
     attainable, without_arms = find_attainable(hypotheses, prepared.plan, prepared.about["factors"], external=external)
     for found in attainable:
         if found.is_reached:
