@@ -186,6 +186,22 @@ def make_matching(config: TrialConfig, reference: ArmLike, trained: TrialConfig,
     )
 
 
+#: Key of ``plan.json``: arm → what every statement about it has to say of its pretraining; only arms with something.
+REMARKS = "remarks"
+
+
+def find_remarks(pretraining: PretrainingConfig) -> list[str]:
+    """Return what every statement about an arm has to say of its chain, as phrases."""
+    remarks = []
+    if any(step.transductive for step in list_trained(pretraining)):
+        remarks.append("transductive: a pretraining may have seen these images")
+    first = list_steps(pretraining)[0]
+    if isinstance(first, WeightsPretraining) and first.pretrained_on is None:
+        name = first.name or (first.file.name if first.file else "")
+        remarks.append(f"whether the weights {name} were trained on these images is unknown")
+    return remarks
+
+
 def weights_of(config: TrialConfig) -> ImageNetPretraining | WeightsPretraining | None:
     """Return the published weights that a trial's chain begins with, None if it begins with random ones."""
     first = list_steps(config.pretraining)[0]

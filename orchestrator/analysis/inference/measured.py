@@ -12,8 +12,16 @@ from numpy.typing import NDArray
 
 from orchestrator.analysis.balanced_errors import relative_errors_table
 from orchestrator.analysis.results import Results
+from orchestrator.planning.works import REMARKS
 from orchestrator.statistics.intervals import Array
-from orchestrator.study.contrasts import Contrast, drop_apart, find_contrast, find_units, name_unit
+from orchestrator.study.contrasts import (
+    Contrast,
+    count_encoders,
+    drop_apart,
+    find_contrast,
+    find_units,
+    name_unit,
+)
 from orchestrator.study.hypotheses import (
     Hypothesis,
     counts_shifts,
@@ -207,4 +215,10 @@ class Measured:
             frozenset[str]().union(*(self._needs[arm][number] for arm in arms))
             for number in range(len(self.replicates))
         ]
-        return Grouping(np.array(find_units(stages)), name_unit(stages)), len(frozenset[str]().union(*stages))
+        num_encoders = count_encoders(each for arm in arms for each in self._needs[arm])
+        return Grouping(np.array(find_units(stages)), name_unit(stages)), num_encoders
+
+    def list_remarks(self, arms: Iterable[int]) -> tuple[str, ...]:
+        """Return what every statement about some arms has to say of their pretraining (``works.find_remarks``)."""
+        known = self.results.plan.get(REMARKS, {})
+        return tuple(dict.fromkeys(remark for arm in arms for remark in known.get(self._names[arm], ())))
