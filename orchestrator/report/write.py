@@ -20,6 +20,7 @@ from orchestrator.analysis.inference.verdicts import NO_VERDICT, NOT_ENOUGH, Ver
 from orchestrator.analysis.results import Results, load_results, results_sha256
 from orchestrator.analysis.tables.arms import arms_table
 from orchestrator.analysis.tables.formats import TextTable
+from orchestrator.analysis.wording import plural, sentence
 from orchestrator.ledger.derived import (
     DEFAULT_METRIC,
     FIGURES,
@@ -277,6 +278,9 @@ def _summary(results: Results, words: Mapping[str, Answer], budget_status: Budge
     ]
     held_back = provenance.describe_held_back(results, budget_status)
     lines += [held_back] if held_back is not None else []
+    lines += [
+        f"{sentence(remark)} ({plural(n, 'arm')})." for remark, n in provenance.count_remarks(results.plan).items()
+    ]
     for label, each in words.items():
         on = f"{label}: " if label else ""
         lines += [] if each.problem is None else [on + each.problem]

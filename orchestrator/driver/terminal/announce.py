@@ -113,7 +113,7 @@ def announce(prepared: Prepared, console: Console) -> None:
 def _announce_stages(prepared: Prepared, console: Console) -> None:
     """Print which stages another study has completed, what severities are matched to, and what pretraining may see."""
     stages = {stage.signature: stage for stage in prepared.plan.stages}
-    for signature, study in (prepared.find_adoptable() | prepared.adopted).items():
+    for signature, study in {**prepared.find_adoptable(), **prepared.adopted}.items():
         name = stages[signature].name
         print_line(console, "found", f"{name} ({signature}) is complete in {study}: it is copied, not run again")
     for stage in stages.values():
