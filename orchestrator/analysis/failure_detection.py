@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -21,9 +21,6 @@ from trainables.evaluation.balanced import UNSHIFTED
 from trainables.evaluation.metrics import FAILURE_METRICS, OOD_METRICS, name_failure
 from trainables.evaluation.shift_means import average_by_family, average_by_type, average_shifts
 from trainables.storage.completeness import DETECTION
-
-if TYPE_CHECKING:
-    from orchestrator.analysis.predictions.ensemble import EnsembleScores
 
 #: Conditions that every table begins with; families of shifts and external sets follow.
 IN_DISTRIBUTION, ALL_SHIFTS = "in distribution", "all shifts"
@@ -310,6 +307,16 @@ def _measure_sets(part: pd.DataFrame, metrics: Sequence[str]) -> list[tuple[str,
 
 #: Columns of ``failure_detection.csv``.
 COLUMNS = ("name", "score", "condition", "metric", "mean", "low", "high", "rank", "n", "not_told_from_best")
+
+
+@dataclass(frozen=True)
+class EnsembleScores:
+    """A deep ensemble of an arm's models. It is one unit: its values have no spread, and no interval."""
+
+    arm: str
+    #: Score → condition → AUGRC; severities, shifts and types of shift averaged as everywhere.
+    augrc: dict[str, dict[str, float]]
+    num_members: int
 
 
 def failure_table(results: Results, rows: DetectionRows | None, ensemble: EnsembleScores | None) -> pd.DataFrame:

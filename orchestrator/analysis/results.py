@@ -22,7 +22,6 @@ from orchestrator.analysis.tables.evaluations import (
     cells_table,
     find_seen_by_arm,
     find_used_types,
-    slopes_table,
     type_means_table,
     with_family_means,
     with_policy,
@@ -244,10 +243,6 @@ class Results:
         if ("types", metric) not in self._by_metric:
             self._by_metric["types", metric] = type_means_table(self.cells(metric))
         return self._by_metric["types", metric]
-
-    def slopes(self, metric: str) -> pd.DataFrame:
-        """Return the slopes of ``metric`` over the severities of each shift (``slopes_table``)."""
-        return slopes_table(self.cells(metric))
 
     @cached_property
     def families(self) -> dict[str, list[str]]:

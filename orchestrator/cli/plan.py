@@ -18,9 +18,9 @@ from orchestrator.driver.terminal.time_left import format_duration
 from orchestrator.ledger.preregistration import trace_hypotheses
 from orchestrator.planning.budget import describe_needs
 from orchestrator.planning.ceteris_paribus import read_differences, read_matching
-from orchestrator.planning.encoders import EncoderUse, find_encoder_uses
-from orchestrator.planning.plan import Work
+from orchestrator.planning.encoders import EncoderUse, find_chains, find_encoder_uses, list_chain_lines
 from orchestrator.planning.states import COMPLETE
+from orchestrator.planning.works import REMARKS, Work
 from trainables.config import MatchingConfig
 
 _MAX_ARMS = 60
@@ -45,6 +45,8 @@ def describe_plan(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
             | {"tuning": read_matching(prepared.about, each.name)}
             for each in trace_hypotheses(prepared.registration.versions)
         ],
+        "chains": [step.as_json(states, costs.stage_seconds) for step in find_chains(prepared.plan)],
+        "remarks": prepared.about.get(REMARKS, {}),
         "encoders": [_describe_encoders(use, prepared, costs) for use in find_encoder_uses(prepared.plan)],
         **({"tuning": prepared.about["tuning"]} if prepared.study.tuning else {}),
         "matched": _read_matched(prepared),
@@ -159,7 +161,9 @@ def _word_match(match: Mapping[str, Any]) -> str:
 
 
 def render_estimate(prepared: Prepared, costs: Estimate, console: Console) -> None:
-    """Print the estimate, whether it fits the budget, and the contrastive encoders with the cost of more."""
+    """Print the chains, the estimate, whether it fits the budget, and the encoders with the cost of more."""
+    for number, line in enumerate(list_chain_lines(find_chains(prepared.plan), _describe_stages(prepared, costs))):
+        print_line(console, "" if number else "chains", line)
     console.print(describe_estimate(costs), highlight=False)
     for use in find_encoder_uses(prepared.plan):
         decides_nothing = len(use.encoders) < min(2, use.num_replicates)
@@ -169,8 +173,22 @@ def render_estimate(prepared: Prepared, costs: Estimate, console: Console) -> No
             print_line(console, "budget", line)
 
 
+def _describe_stages(prepared: Prepared, costs: Estimate) -> dict[str, str]:
+    """Return signature of every stage → its state and cost: "to run, ≈ 3 min"."""
+    known, states = costs.stage_seconds, prepared.list_actions()
+    return {
+        stage.signature: states[stage.signature]
+        + (
+            f", {'≈ ' * (states[stage.signature] != COMPLETE)}{format_duration(known[stage.signature])}"
+            if stage.signature in known
+            else ""
+        )
+        for stage in prepared.plan.stages
+    }
+
+
 def _describe_encoders(use: EncoderUse, prepared: Prepared, costs: Estimate) -> dict[str, Any]:
-    """Return the contrastive encoders of some arms, and what one per replicate would add, as JSON values."""
+    """Return the encoders of some arms, and what one per replicate would add, as JSON values."""
     return {
         "stage": use.stage,
         "arms": list(use.arms),
@@ -189,7 +207,7 @@ def _estimate_more_encoders(use: EncoderUse, costs: Estimate) -> float | None:
 
 
 def describe_encoder_use(use: EncoderUse, prepared: Prepared, costs: Estimate) -> str:
-    """Return in one line how many contrastive encoders some arms have, what they decide, and the cost of more."""
+    """Return in one line how many encoders some arms have, what they decide, and the cost of more."""
     told = _describe_encoders(use, prepared, costs)
     number, replicates = told["encoders"], told["replicates"]
     arms = use.arms[0] if len(use.arms) == 1 else f"{len(use.arms)} arms"

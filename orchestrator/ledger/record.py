@@ -9,8 +9,9 @@ from typing import Any
 
 from orchestrator.ledger.attempts import FAILURE, archive_failure
 from orchestrator.planning.identity import compute_identity
-from orchestrator.planning.plan import Work, describe_candidate
+from orchestrator.planning.plan import describe_candidate
 from orchestrator.planning.states import COMPLETE, FAILED, INTERRUPTED, STOPPED
+from orchestrator.planning.works import Work
 from trainables.storage.completeness import RESULT, STOP, find_damage
 from trainables.storage.folder import Folder
 

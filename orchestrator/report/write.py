@@ -15,12 +15,13 @@ import pandas as pd
 from orchestrator.analysis.balanced_errors import balanced_errors_table
 from orchestrator.analysis.costs import arm_costs_table, costs_table
 from orchestrator.analysis.effects import Effect, compute_all_effects, effects_table
-from orchestrator.analysis.failure_detection import DetectionRows, failure_table, load_detection_rows
+from orchestrator.analysis.failure_detection import DetectionRows, EnsembleScores, failure_table, load_detection_rows
 from orchestrator.analysis.inference.verdicts import NO_VERDICT, NOT_ENOUGH, Verdict, judge, verdicts_table
-from orchestrator.analysis.predictions.ensemble import EnsembleScores, score_ensemble
+from orchestrator.analysis.predictions.ensemble import score_ensemble
 from orchestrator.analysis.results import Results, load_results, results_sha256
 from orchestrator.analysis.tables.arms import arms_table, find_best_arm
 from orchestrator.analysis.tables.formats import TextTable
+from orchestrator.analysis.wording import plural, sentence
 from orchestrator.ledger.derived import (
     DEFAULT_METRIC,
     FIGURES,
@@ -286,6 +287,9 @@ def _summary(results: Results, words: Mapping[str, Answer], budget_status: Budge
     ]
     held_back = provenance.describe_held_back(results, budget_status)
     lines += [held_back] if held_back is not None else []
+    lines += [
+        f"{sentence(remark)} ({plural(n, 'arm')})." for remark, n in provenance.count_remarks(results.plan).items()
+    ]
     for label, each in words.items():
         on = f"{label}: " if label else ""
         lines += [] if each.problem is None else [on + each.problem]

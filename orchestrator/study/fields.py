@@ -16,7 +16,7 @@ from trainables.config import TrialConfig
 _MAX_COMPARED = 1000
 
 #: Fields that no factor may set. Seeds never come from the arm, so that arms are paired; the rest is bookkeeping.
-_NOT_A_CHOICE = frozenset({"schema_version", "seed", "replicate", "encoder", "matching"})
+_NOT_A_CHOICE = frozenset({"schema_version", "seed", "replicate", "encoder", "earlier_encoders", "matching"})
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,17 @@ def models_in(annotation: Any) -> tuple[type[BaseModel], ...]:
     return tuple(model for argument in get_args(annotation) for model in models_in(argument))
 
 
+def _is_whole(path: str, annotation: Any) -> bool:
+    """Return whether a field is set as a whole, because what is below it has no paths.
+
+    So it is for mappings by name, such as ``evaluation.foreign``, for the images of a step of a chain, and for the
+    steps before the last two, which a list says better.
+    """
+    names = path.split(".")
+    is_in_chain = names[0] == "pretraining" and (names[-1] == "data" or names[1:] == ["init", "init"])
+    return get_origin(annotation) is dict or is_in_chain
+
+
 def _collect(models: Iterable[type[BaseModel]], prefix: str, fields: dict[str, FieldPath]) -> None:
     for model in models:
         for name, info in model.model_fields.items():
@@ -56,8 +67,7 @@ def _collect(models: Iterable[type[BaseModel]], prefix: str, fields: dict[str, F
                 continue
             path = f"{prefix}{name}"
             known = fields.get(path)
-            # Of a mapping by name, such as evaluation.foreign, the names are no fields: it is set as a whole.
-            inner = () if get_origin(info.annotation) is dict else models_in(info.annotation)
+            inner = () if _is_whole(path, info.annotation) else models_in(info.annotation)
             is_file = Path in (info.annotation, *get_args(info.annotation))
             owners = (*known.owners, model) if known else (model,)
             fields[path] = FieldPath(path, owners, name, inner, is_file)

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from orchestrator.ledger.other_studies import FOUND_IN
 from orchestrator.ledger.preregistration import read_versions
 from orchestrator.ledger.record import Record, describe_stop
 from orchestrator.planning.states import COMPLETE, FAILED, INTERRUPTED, STOPPED
@@ -365,6 +366,8 @@ def _describe(config: Mapping[str, Any]) -> dict[str, str]:
         if "candidate" in config:  # with tuning
             tags["robustsweep.candidate"] = str(config["candidate"])
             tags["mlflow.runName"] += f" · c{config['candidate']}"
+    if FOUND_IN in config:
+        tags["robustsweep.found_in"] = config[FOUND_IN]
     if config["needs"]:
         tags["robustsweep.needs"] = ", ".join(config["needs"])
     if config["git_commit"] is not None:

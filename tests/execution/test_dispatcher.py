@@ -11,7 +11,7 @@ import pytest
 from orchestrator.execution.dispatcher import SHORT_SECONDS, ChunkSettings, Dispatcher
 from orchestrator.execution.work_queue import WorkQueue
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.planning.plan import Work
+from orchestrator.planning.works import Work
 from tests.support.plans import make_stage, make_trial
 from tests.support.recording_handler import EXECUTION, RecordingHandler, describe
 from tests.support.scripted_fork_server import MODULE

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.paths import ROOT
-from tests.support.sigkill import POINTS
+from tests.support.sigkill import POINTS, STAGES
 from tests.support.tiny_configs import tiny_stage, tiny_trial
 from trainables import trial
 from trainables.config import Execution, TrialConfig
@@ -29,8 +29,9 @@ from trainables.evaluation.robustness import summarise_rows
 from trainables.evaluation.validation_fit import fit_on_validation
 from trainables.evaluation_config import EvaluationConfig
 from trainables.pretraining.stage_metrics import STAGE_METRICS
+from trainables.stage import run_stage
 from trainables.storage.folder import Folder
-from trainables.trial import build_initial_model, prepare_process, run_stage, run_trial
+from trainables.trial import build_initial_model, prepare_process, run_trial
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +77,10 @@ def without_times(record: dict[str, Any]) -> dict[str, Any]:
 def test_killed_and_called_again_equals_uninterrupted(killed: Path, case: str, point: str) -> None:
     whole, resumed = killed / case / "whole", killed / case / point
     assert sorted(path.name for path in resumed.iterdir()) == sorted(path.name for path in whole.iterdir())
-    weights = "encoder.safetensors" if case == "stage" else "model.safetensors"
+    weights = "encoder.safetensors" if case in STAGES else "model.safetensors"
     expected, found = (load_file(folder / weights) for folder in (whole, resumed))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    if case != "stage":  # the encoder's file names its signature, which is the same here too
+    if case not in STAGES:  # the encoder's file names its signature, which is the same here too
         for name in ("val", "test"):
             first, second = (load_predictions(Folder(folder), name) for folder in (whole, resumed))
             assert np.array_equal(first.logits, second.logits)
@@ -90,7 +91,7 @@ def test_killed_and_called_again_equals_uninterrupted(killed: Path, case: str, p
     assert (whole / weights).read_bytes() == (resumed / weights).read_bytes()
     lines = [[without_times(line) for line in Folder(folder).read_lines("epochs.jsonl")] for folder in (whole, resumed)]
     assert lines[0] == lines[1]
-    assert len(lines[0]) == (3 if case == "stage" else 4)
+    assert len(lines[0]) == (3 if case in STAGES else 4)
     results = [Folder(folder).read_json("result.json") for folder in (whole, resumed)]
     for key in ("metrics", "evaluations", "undefined", "epochs", "best_epoch", "checkpoint_sha256"):
         assert results[0].get(key) == results[1].get(key), key

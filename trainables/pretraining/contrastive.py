@@ -25,6 +25,7 @@ from trainables.pretraining.collapse import CollapseMeter, check_collapse, descr
 from trainables.pretraining.methods import ContrastiveTrainer, build_optimiser, build_trainer
 from trainables.pretraining.monitor import Monitor, is_measured
 from trainables.pretraining.views import build_views
+from trainables.pretraining_config import ContrastivePretraining
 from trainables.seeding import derive_seed, hash_ids, mix
 from trainables.storage.checkpoint import (
     TrainingState,
@@ -71,6 +72,7 @@ def pretrain_encoder(
         CheckpointError: if the checkpoint belongs to another stage.
     """
     settings = config.pretraining
+    assert isinstance(settings, ContrastivePretraining)
     problem = find_long_queue(settings.method, len(train))
     if problem is not None:
         raise ConfigError(problem)
@@ -111,6 +113,7 @@ def _train_epoch(
 ) -> dict[str, float]:
     """Train one epoch; return its loss and signs of collapse."""
     settings, epoch = config.pretraining, state.epoch + 1
+    assert isinstance(settings, ContrastivePretraining)
     method, make_view = settings.method, build_views(settings)
     encoder = trainer.modules["encoder"]
     assert isinstance(encoder, Classifier)
@@ -145,9 +148,12 @@ def _train_epoch(
 
 
 def build_monitor(data: Dataset, config: StageConfig) -> Monitor:
-    """Return the measurement of features on the training and validation images of ``data``."""
+    """Return the measurement of features on the training and validation images of ``data``, if it has the latter."""
+    assert isinstance(config.pretraining, ContrastivePretraining)
     make_view = build_views(config.pretraining)
-    return Monitor(data.splits["train"], data.splits["val"], make_view, seed=derive_seed(config.seed, config.stream))
+    return Monitor(
+        data.splits["train"], data.splits.get("val"), make_view, seed=derive_seed(config.seed, config.stream)
+    )
 
 
 def summarise_history(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a pretraining's encoder has learned so far: how near, how spread out and of what rank its features are."""
+"""Measurement of a pretraining's encoder after some epochs: accuracy of neighbours, spread and rank of its features."""
 
 from __future__ import annotations
 
@@ -32,15 +32,17 @@ class Monitor:
 
     Args:
         reference: training images of the data that the encoder is for; they vote.
-        validation: in-distribution validation images of the same data.
+        validation: in-distribution validation images of the same data; None: without labels there is no accuracy, and
+            views are those of training images.
         make_view: the views of the pretraining.
         seed: seed of the stage.
     """
 
-    def __init__(self, reference: ImageSet, validation: ImageSet, make_view: MakeView, *, seed: int) -> None:
-        self._reference, self._validation, self._make_view, self._seed = reference, validation, make_view, seed
+    def __init__(self, reference: ImageSet, validation: ImageSet | None, make_view: MakeView, *, seed: int) -> None:
+        self._reference, self._make_view, self._seed = reference, make_view, seed
+        self._is_labelled, self._validation = validation is not None, validation or reference
         self._voters = self._choose(reference, NUM_REFERENCES)
-        self._classified = self._choose(validation, NUM_CLASSIFIED)
+        self._classified = self._choose(self._validation, NUM_CLASSIFIED)
 
     def _choose(self, images: ImageSet, most: int) -> Int64[np.ndarray, " n"]:
         """Return the rows of a random part of the images that have a class, in their order."""
@@ -53,23 +55,26 @@ class Monitor:
         """Return metric (``stage_metrics``) → value, of the encoder in evaluation mode."""
         encoder.eval()
         voters = self._embed(encoder, self._reference.images[self._voters])
-        classified = self._embed(encoder, self._validation.images[self._classified])
         viewed = self._classified[:NUM_VIEWED]
         seeds = mix(torch.from_numpy(hash_ids(self._validation.ids[viewed])), "monitor", self._seed)
         images = self._validation.images[viewed]
         views = torch.stack([self._embed(encoder, images, mix(seeds, side)) for side in range(NUM_VIEWS)], dim=1)
+        accuracy = {"ssl/knn_accuracy": self._classify(encoder, voters)} if self._is_labelled else {}
         return {
-            "ssl/knn_accuracy": compute_knn_accuracy(
-                classified,
-                self._validation.labels[self._classified],
-                reference=voters,
-                reference_labels=self._reference.labels[self._voters],
-            ),
+            **accuracy,
             "ssl/alignment": compute_alignment(views[:, 0], views[:, 1]),
             "ssl/uniformity": compute_uniformity(voters),
             "ssl/rankme": compute_rankme(voters),
             "ssl/lidar": compute_lidar(views),
         }
+
+    def _classify(self, encoder: Classifier, voters: Float32[Tensor, "n f"]) -> float:
+        return compute_knn_accuracy(
+            self._embed(encoder, self._validation.images[self._classified]),
+            self._validation.labels[self._classified],
+            reference=voters,
+            reference_labels=self._reference.labels[self._voters],
+        )
 
     def _embed(
         self, encoder: Classifier, images: UInt8[np.ndarray, "n c h w"], seeds: Int64[Tensor, " n"] | None = None

@@ -12,9 +12,17 @@ from numpy.typing import NDArray
 
 from orchestrator.analysis.balanced_errors import relative_errors_table
 from orchestrator.analysis.results import Results
-from orchestrator.analysis.tables.evaluations import drops_table
+from orchestrator.analysis.tables.evaluations import drops_table, slopes_table
+from orchestrator.planning.works import REMARKS
 from orchestrator.statistics.intervals import Array
-from orchestrator.study.contrasts import Contrast, drop_apart, find_contrast, find_units, name_unit
+from orchestrator.study.contrasts import (
+    Contrast,
+    count_encoders,
+    drop_apart,
+    find_contrast,
+    find_units,
+    name_unit,
+)
 from orchestrator.study.hypotheses import (
     Hypothesis,
     counts_shifts,
@@ -146,9 +154,11 @@ class Measured:
         key = kind, metric
         if key not in self._known:
             if kind == "slope":
-                self._known[key] = self.results.slopes(metric)
+                self._known[key] = slopes_table(self.results.cells(metric))
             elif kind in DROPS:
-                self._known[key] = drops_table(self.results.test_rows, metric, is_relative=kind == "relative_drop")
+                self._known[key] = drops_table(
+                    self.results.cells(metric), self.results.test_rows, metric, is_relative=kind == "relative_drop"
+                )
             else:
                 self._known[key] = relative_errors_table(self.results, kind)
         return self._known[key]
@@ -211,4 +221,10 @@ class Measured:
             frozenset[str]().union(*(self._needs[arm][number] for arm in arms))
             for number in range(len(self.replicates))
         ]
-        return Grouping(np.array(find_units(stages)), name_unit(stages)), len(frozenset[str]().union(*stages))
+        num_encoders = count_encoders(each for arm in arms for each in self._needs[arm])
+        return Grouping(np.array(find_units(stages)), name_unit(stages)), num_encoders
+
+    def list_remarks(self, arms: Iterable[int]) -> tuple[str, ...]:
+        """Return what every statement about some arms has to say of their pretraining (``works.find_remarks``)."""
+        known = self.results.plan.get(REMARKS, {})
+        return tuple(dict.fromkeys(remark for arm in arms for remark in known.get(self._names[arm], ())))

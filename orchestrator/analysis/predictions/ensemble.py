@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from jaxtyping import Float32
 
-from orchestrator.analysis.failure_detection import DetectionRows, measure_conditions
+from orchestrator.analysis.failure_detection import DetectionRows, EnsembleScores, measure_conditions
 from orchestrator.analysis.results import Results
 from orchestrator.ledger.ledger import Ledger
 from trainables.evaluation.confidence import compute_augrc
@@ -17,16 +16,6 @@ from trainables.evaluation.detection.sample_scores import average_members, compu
 
 #: Outputs of all members on one set that are held at a time; on larger sets there is no ensemble. 200 MB.
 MAX_OUTPUTS = 50_000_000
-
-
-@dataclass(frozen=True)
-class EnsembleScores:
-    """A deep ensemble of an arm's models. It is one unit: its values have no spread, and no interval."""
-
-    arm: str
-    #: Score → condition → AUGRC; severities, shifts and types of shift averaged as everywhere.
-    augrc: dict[str, dict[str, float]]
-    num_members: int
 
 
 def score_ensemble(

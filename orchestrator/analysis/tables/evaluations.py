@@ -286,17 +286,17 @@ def slopes_table(wide: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame(found, wide.index.astype(str))
 
 
-def drops_table(test_rows: pd.DataFrame, metric: str, *, is_relative: bool) -> pd.DataFrame:
+def drops_table(wide: pd.DataFrame, test_rows: pd.DataFrame, metric: str, *, is_relative: bool) -> pd.DataFrame:
     """Return what ``metric`` loses under each shift, on average over severities: signatures × shifts.
 
     The loss is unshifted − shifted where higher is better, else shifted − unshifted. Missing where one of both is.
 
     Args:
+        wide: ``cells_table`` of the metric.
         test_rows: rows of the shifts table on the test set.
         metric: name of a column.
         is_relative: whether the loss is divided by the unshifted value; missing where that is 0.
     """
-    wide = cells_table(test_rows, metric)
     if wide.empty:
         return pd.DataFrame()
     rows = test_rows[test_rows["severity"] == 0]

@@ -136,8 +136,9 @@ def _families_table(results: Results) -> str:
 
 def _drops_table(results: Results) -> str:
     """Return a table with what each arm loses under shift, in all and under the type that takes most."""
+    cells = results.cells(results.metric)
     absolute, relative = (
-        type_averages(drops_table(results.test_rows, results.metric, is_relative=each)) for each in (False, True)
+        type_averages(drops_table(cells, results.test_rows, results.metric, is_relative=each)) for each in (False, True)
     )
     arms = results.trials.set_index("signature")["name"]
     absolute, relative = (each.groupby(arms.reindex(each.index), sort=False).mean() for each in (absolute, relative))

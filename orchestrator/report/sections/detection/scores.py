@@ -29,8 +29,8 @@ from trainables.evaluation.confidence import find_title
 from trainables.evaluation.metrics import FAILURE_METRICS
 
 if TYPE_CHECKING:
+    from orchestrator.analysis.failure_detection import EnsembleScores
     from orchestrator.analysis.predictions.confidence_curves import ConfidenceCurves
-    from orchestrator.analysis.predictions.ensemble import EnsembleScores
 
 #: Metric of the table; values are shown times 1,000, as in the papers.
 METRIC = "augrc"
