@@ -248,6 +248,40 @@ def test_another_trial_stands_beside_it_on_the_same_map(page: Page, served: Serv
     check_quiet(page, served.url)
 
 
+def test_where_both_models_looked_lies_over_the_image(page: Page, served: Served) -> None:
+    show(page, f"{served.url}#t=0&u=1")
+    page.evaluate("explorer.choose(explorer.list[0])")
+    page.wait_for("document.getElementById('looked')")
+    assert page.evaluate("document.getElementById('looked').value") == ""
+    page.press("a")
+    page.wait_for(
+        "[...document.querySelectorAll('.looked-at')].filter((each) => each.naturalWidth === 32).length === 2"
+    )
+    assert page.evaluate("document.getElementById('looked').value") == "grad_cam"
+    boxes = page.evaluate(
+        "[...document.querySelectorAll('.lens img')].map((each) => each.getBoundingClientRect())"
+        ".map((each) => [each.left, each.top, each.width, each.height])"
+    )
+    assert boxes[0] == boxes[1]
+    page.evaluate("explorer.changeLooked({ looked: 'integrated_gradients', lookedFor: 'label' })")
+    page.wait_for("document.querySelectorAll('.looked-at').length === 2")
+    words = page.evaluate("document.querySelector('#case figcaption').textContent")
+    assert words == "this trial, for class " + page.evaluate(
+        "explorer.className(explorer.trial, explorer.trial.labels[explorer.state.point])"
+    )
+    link = page.evaluate("location.href")
+    check_quiet(page, served.url)
+    show(page, link)
+    page.wait_for("document.querySelectorAll('.looked-at').length === 2")
+    page.evaluate("explorer.fadeLooked(20)")
+    assert page.evaluate("document.querySelector('.looked-at').style.opacity") == "0.2"
+    page.press("a")
+    page.wait_for(
+        "document.querySelectorAll('.looked-at').length === 0 && document.getElementById('looked').value === ''"
+    )
+    check_quiet(page, served.url)
+
+
 def test_a_note_and_a_wrong_label_are_saved_in_the_ledger(page: Page, served: Served, explored: ExploredStudy) -> None:
     show(page, f"{served.url}#t=0&p=3")
     page.wait_for("document.getElementById('note')")
@@ -325,6 +359,81 @@ def test_an_exported_file_works_from_a_disk_and_asks_nobody(
     page.press("3")
     page.wait_for("document.querySelector('.clusters, #list .empty, #list .problem')")
     check_quiet(page, url)
+
+
+def test_an_exported_file_has_shifted_images_of_the_worst_failures_and_all_notes(
+    page: Page, explored: ExploredStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orchestrator.explorer import export
+
+    monkeypatch.setattr(export, "MAX_SHIFTED", 12)  # three cases of four shifted images
+    test, stored = explored.open(0).index.sets[0], read_stored(explored)
+    explored.annotate(0, test.first_point + 2, note="a <b>hair</b>", label_is_wrong=True)
+    try:
+        written = export_page(explored, 0, tmp_path / "explorer.html")
+    finally:
+        explored.annotate(0, test.first_point + 2, note="", label_is_wrong=False)
+    said = "Shifted images are there of 3 of the most confident failures."
+    assert said in str(written.left_out)
+    url = written.path.as_uri()
+    show(page, url)
+    assert said in page.evaluate("document.getElementById('controls').textContent")
+    points = np.arange(test.first_point, test.first_point + test.count)
+    wrong = points[stored["wrong"][points]]
+    worst = wrong[np.lexsort((wrong, -stored["score"][wrong]))][:3]
+    shifted = sorted(int(k * test.count + point) for point in worst for k in range(1, 5))
+    assert sorted(map(int, page.evaluate("Object.keys(explorer.source.content.shifted)"))) == shifted
+    page.evaluate(f"explorer.choose({shifted[-1]})")
+    page.wait_for("[...document.querySelectorAll('#case figure img')].filter((each) => each.naturalWidth).length === 2")
+    first, second = page.evaluate("[...document.querySelectorAll('#case figure img')].map((each) => each.src)")
+    assert first != second
+    right = next(int(point) for point in points if point not in worst)
+    page.evaluate(f"explorer.choose({right + test.count})")
+    page.wait_for("document.querySelector('#case figcaption').textContent.includes('not in this file')")
+    page.press("4")
+    page.wait_for("document.querySelector('.note-row:not([disabled])')")
+    page.evaluate("document.querySelector('.note-row').click()")
+    page.wait_for("document.querySelector('.read-note')")
+    assert page.evaluate("document.querySelector('.read-note').textContent") == "label wrong a <b>hair</b>"
+    check_quiet(page, url)
+
+
+def test_in_a_frame_without_an_origin_the_page_works_and_hands_out_texts_to_copy(
+    page: Page, explored: ExploredStudy, tmp_path: Path
+) -> None:
+    """MLflow's artifact viewer: ``sandbox="allow-scripts"`` and a blob. No storage, no address, no downloads."""
+    written = export_page(explored, 0, tmp_path / "explorer.html")
+    viewer = tmp_path / "viewer.html"
+    text = json.dumps(written.path.read_text(encoding="utf-8")).replace("</", "<\\/")  # or it would end the script
+    viewer.write_text(VIEWER.replace("TEXT", text), encoding="utf-8")
+    page.watch_frames()
+    page.open(viewer, width=1400, height=900)
+    with page.inside_frame():
+        page.wait_for(READY)
+        page.evaluate("explorer.step(1)")
+        page.wait_for("document.querySelector('#case figure img').naturalWidth > 0")
+        page.evaluate("explorer.toggleTheme()")
+        page.evaluate(
+            "explorer.change({ picked: Uint32Array.from(explorer.points), origin: 'lasso', tab: 'selection' })"
+        )
+        page.wait_for("document.getElementById('export-csv')")
+        page.evaluate("document.getElementById('export-csv').click()")
+        page.wait_for("document.querySelector('#keys textarea')?.value.startsWith('set,id,shift')")
+        page.evaluate("document.querySelector('#keys button').click()")
+        assert not page.evaluate("document.getElementById('keys').open")
+        page.evaluate("document.getElementById('link').click()")
+        assert "no address" in page.evaluate("document.getElementById('status').textContent")
+    check_quiet(page, "file://")
+
+
+#: As MLflow shows an artifact.
+VIEWER = """\
+<!doctype html><meta charset="utf-8"><iframe sandbox="allow-scripts" width="1300" height="800"></iframe>
+<script>
+const page = new Blob([TEXT], { type: "text/html" });
+document.querySelector("iframe").src = URL.createObjectURL(page);
+</script>
+"""
 
 
 def test_an_exported_file_keeps_all_failures_and_says_what_it_leaves_out(

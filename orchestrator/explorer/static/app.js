@@ -2,7 +2,7 @@
 
 import { renderCase } from "explorer/case.js";
 import { renderControls } from "explorer/controls.js";
-import { $, h, wordShift, brief, percent } from "explorer/dom.js";
+import { $, brief, h, isCaged, percent, showDialog, showText, wordShift } from "explorer/dom.js";
 import { NO_LABEL, Trial, UNKNOWN, WRONG, findShown, isPlaced, shuffled } from "explorer/model.js";
 import { paint } from "explorer/paint.js";
 import { markListed, renderPanel } from "explorer/panel.js";
@@ -76,6 +76,24 @@ class App {
   changeStyle(patch) {
     Object.assign(this.state, patch);
     this.stage.setStyle(this.size, this.state.opacity / 100);
+    this.#write();
+  }
+
+  changeLooked(patch) {
+    Object.assign(this.state, patch);
+    if (this.state.looked) this.lastLooked = this.state.looked;
+    this.#write();
+    renderCase(this).catch((error) => this.fail(error));
+  }
+
+  toggleLooked() {
+    const first = this.study.attributions?.[0]?.name;
+    if (this.state.point !== null && first) this.changeLooked({ looked: this.state.looked ? null : (this.lastLooked ?? first) });
+  }
+
+  fadeLooked(opacity) {
+    this.state.lookedOpacity = opacity;
+    for (const each of document.querySelectorAll(".looked-at")) each.style.opacity = String(opacity / 100);
     this.#write();
   }
 
@@ -209,9 +227,8 @@ class App {
   showKeys() {
     const keys = [["← →", "case before, next case of the list"], ["↑ ↓", "the same"], ["O  U", "over-confident, under-confident failures"],
       ["L  M", "lasso, move"], ["Shift + drag", "lasso at any time"], ["+  −  0", "zoom, fit"], ["Esc", "close the case, then select nothing"],
-      ["1 – 4", "failures, selection, clusters, notes"], ["D", "light or dark"], ["?", "this list"]];
-    $("keys").replaceChildren(h("form", { method: "dialog" }, h("h2", {}, "Keys"), h("dl", {}, keys.map(([key, words]) => [h("dt", {}, key), h("dd", {}, words)])), h("button", {}, "Close")));
-    $("keys").showModal();
+      ["1 – 4", "failures, selection, clusters, notes"], ["A", "where the model looked, on or off"], ["D", "light or dark"], ["?", "this list"]];
+    showDialog("Keys", h("dl", {}, keys.map(([key, words]) => [h("dt", {}, key), h("dd", {}, words)])));
   }
 
   #onKey(event) {
@@ -222,7 +239,7 @@ class App {
     const keys = {
       ArrowRight: () => this.step(1), ArrowDown: () => this.step(1), ArrowLeft: () => this.step(-1), ArrowUp: () => this.step(-1),
       o: () => this.change({ tab: "failures", kind: "over", point: null }), u: () => this.change({ tab: "failures", kind: "under", point: null }),
-      l: () => this.stage.setTool("lasso"), m: () => this.stage.setTool("pan"), d: () => this.toggleTheme(), "?": () => this.showKeys(),
+      a: () => this.toggleLooked(), l: () => this.stage.setTool("lasso"), m: () => this.stage.setTool("pan"), d: () => this.toggleTheme(), "?": () => this.showKeys(),
       "+": () => this.stage.zoomBy(1.4), "=": () => this.stage.zoomBy(1.4), "-": () => this.stage.zoomBy(1 / 1.4), 0: () => this.stage.fit(),
       Escape: () => (this.state.point !== null ? this.choose(null) : this.clearSelection()),
     };
@@ -376,7 +393,8 @@ class App {
   }
 
   async copyLink() {
-    try { await navigator.clipboard.writeText(location.href); this.say("Link copied"); } catch { prompt("The link to this view", location.href); }
+    if (isCaged) { this.say("This frame has no address to share: download the page, and open it from the disk", true); return; }
+    try { await navigator.clipboard.writeText(location.href); this.say("Link copied"); } catch { showText("The link to this view", location.href); }
   }
 }
 
