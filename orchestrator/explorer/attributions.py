@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from trainables.storage.completeness import RESULT
 
 if TYPE_CHECKING:
     from trainables.models.networks import Classifier
+    from trainables.storage.folder import Folder
 
 #: Name in ``ATTRIBUTION_METHODS`` → title for the page, which must not import torch; a test compares them.
 TITLES = {
@@ -64,26 +66,41 @@ class Attributor:
             StudyError: the weights of the trial are not stored.
             RobustSweepError: images or weights cannot be had here, or the method does not suit the network.
         """
-        trial = self._images.folder(signature)
-        if not trial.exists(_WEIGHTS):
-            raise StudyError(
-                f"no attribution: the weights of this trial are not stored any more ({_WEIGHTS} in {trial.uri})"
-            )
+        trial = self._find_weights(signature)
         pixels = paint_shifted(self._images, signature, name, [row], key)
         facts = f"{FORMAT} {trial.read_json(RESULT)['checkpoint_sha256']} {method} {target} {pixels.shape}"
         digest = hashlib.sha256(facts.encode() + pixels.tobytes()).hexdigest()
         cached = self._folder / f"{digest[:32]}.png"
         if cached.exists():
             return cached.read_bytes()
-        picture = colour_attribution(self._compute(signature, pixels, method, target)[0])
+        picture = colour_attribution(self._compute(signature, pixels, [target], method)[0])
         self._folder.mkdir(parents=True, exist_ok=True)
         temporary = cached.with_suffix(f".{os.getpid()}.tmp")
         temporary.write_bytes(picture)
         os.replace(temporary, cached)
         return picture
 
+    def draw_small(
+        self, signature: str, name: str, rows: Sequence[int], targets: Sequence[int], *, method: str, side_px: int
+    ) -> list[bytes]:
+        """Return the attributions of unshifted images as PNG of at most ``side_px``.
+
+        Arguments and errors are those of ``draw``, for a class per image.
+        """
+        self._find_weights(signature)
+        pixels = paint_shifted(self._images, signature, name, rows, "identity/0")
+        return [colour_attribution(each, side_px) for each in self._compute(signature, pixels, targets, method)]
+
+    def _find_weights(self, signature: str) -> Folder:
+        trial = self._images.folder(signature)
+        if not trial.exists(_WEIGHTS):
+            raise StudyError(
+                f"no attribution: the weights of this trial are not stored any more ({_WEIGHTS} in {trial.uri})"
+            )
+        return trial
+
     def _compute(
-        self, signature: str, pixels: UInt8[np.ndarray, "n c h w"], method: str, target: int
+        self, signature: str, pixels: UInt8[np.ndarray, "n c h w"], targets: Sequence[int], method: str
     ) -> Float32[np.ndarray, "n h w"]:
         import torch
 
@@ -91,11 +108,7 @@ class Attributor:
 
         model, references = self._open(signature)
         found = compute_attribution(
-            model,
-            torch.from_numpy(pixels),
-            torch.full((len(pixels),), target),
-            method=method,
-            references=references,
+            model, torch.from_numpy(pixels), torch.tensor(targets), method=method, references=references
         )
         return found.numpy()
 
@@ -122,8 +135,13 @@ class Attributor:
         return self._opened[signature]
 
 
-def colour_attribution(values: Float32[np.ndarray, "height width"]) -> bytes:
-    """Return an attribution as PNG: warm where a pixel speaks for the class, blue where against it, clear at zero."""
+def colour_attribution(values: Float32[np.ndarray, "height width"], side_px: int | None = None) -> bytes:
+    """Return an attribution as PNG: warm where a pixel speaks for the class, blue where against it, clear at zero.
+
+    Args:
+        values: attribution of one image.
+        side_px: largest side; None for that of the image.
+    """
     from PIL import Image
 
     size = np.abs(values)
@@ -138,5 +156,8 @@ def colour_attribution(values: Float32[np.ndarray, "height width"]) -> bytes:
     picture[..., :3] = np.rint(np.where((values >= 0)[..., None], *colours))
     picture[..., 3] = np.rint(255 * strength)
     buffer = io.BytesIO()
-    Image.fromarray(picture, "RGBA").save(buffer, format="PNG", compress_level=6)
+    drawn = Image.fromarray(picture, "RGBA")
+    if side_px is not None:
+        drawn.thumbnail((side_px, side_px))
+    drawn.save(buffer, format="PNG", compress_level=6)
     return buffer.getvalue()

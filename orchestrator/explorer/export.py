@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from orchestrator.explorer.app import MODULES, read_static
+from orchestrator.explorer.attributions import TITLES
 from orchestrator.explorer.cases import NO_TRAINING, find_nearest, find_training
 from orchestrator.explorer.images import encode_thumbnail
 from orchestrator.explorer.prepared import NO_LABEL, Index, Point, Prepared, SetIndex
@@ -30,6 +31,8 @@ MAX_CASES = 100
 MAX_SHIFTED = 1_500
 #: Side of the thumbnails, px: 1 to 2 KB each.
 THUMBNAIL_PX = 64
+#: Attribution of the failures, and the side of its pictures, px: more than that of the maps that it interpolates.
+LOOKED, LOOKED_PX = "grad_cam", 32
 #: Classes of an image's distribution that are in the file.
 _MOST_CLASSES = 5
 #: What the page may load: itself.
@@ -80,11 +83,11 @@ def export_page(explored: ExploredStudy, number: int, path: Path) -> Exported:
     prepared = explored.prepare_now(number)
     parts, left_out = _choose(prepared)
     cases = _choose_cases(prepared, parts)
-    shifted, about_shifted = _draw_shifted(explored, number, cases)
+    drawn, about_drawn = _draw_cases(explored, number, prepared, cases)
     neighbours, about_neighbours = _collect_neighbours(explored, number, prepared, cases)
-    left_out = " ".join(filter(None, [left_out, about_shifted, about_neighbours])) or None
+    left_out = " ".join(filter(None, [left_out, *about_drawn, about_neighbours])) or None
     content = _collect(explored, number, prepared, parts, left_out)
-    content |= neighbours | {"shifted": shifted}
+    content |= neighbours | drawn
     content["notes"] = [each.as_json() for each in read_annotations(explored.ledger.root)]
     page = _render(content).encode()
     try:
@@ -168,6 +171,7 @@ def _collect(
             "question": explored.plan["question"],
             "trials": [vars(trial) | {"number": 0}],
             "first": 0,
+            "attributions": [{"name": LOOKED, "title": TITLES[LOOKED]}],
         },
         "index": index.as_json(),
         "arrays": arrays,
@@ -243,38 +247,66 @@ def _choose_cases(prepared: Prepared, parts: Sequence[_Part]) -> list[tuple[_Par
     return [(parts[which], place) for _, _, which, place in sorted(ranked)[:MAX_CASES]]
 
 
-def _draw_shifted(
-    explored: ExploredStudy, number: int, cases: Sequence[tuple[_Part, int]]
-) -> tuple[dict[str, str], str | None]:
-    """Return point in the file → its shifted image, and in words whose are not there."""
-    with_shifts = [(part, place) for part, place in cases if part.old.has_images and len(part.new.shifts) > 1]
+def _draw_cases(
+    explored: ExploredStudy, number: int, prepared: Prepared, cases: Sequence[tuple[_Part, int]]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return shifted images (point in the file → picture) and attributions (image → picture), and words about them."""
+    with_images = [(part, place) for part, place in cases if part.old.has_images]
     kept: list[tuple[_Part, int]] = []
     room = MAX_SHIFTED
-    for part, place in with_shifts:
-        if len(part.new.shifts) - 1 <= room:
+    for part, place in with_images:
+        if 0 < len(part.new.shifts) - 1 <= room:
             room -= len(part.new.shifts) - 1
             kept.append((part, place))
-    wanted = [
-        (part, position, [place for each, place in kept if each is part])
-        for part in dict.fromkeys(part for part, _ in kept)
-        for position in range(1, len(part.new.shifts))
+    shifts = [
+        (part, position, places) for part, places in _by_part(kept) for position in range(1, len(part.new.shifts))
     ]
-    if not wanted:
-        return {}, None
-    try:
-        drawn = explored.draw_thumbnails(
-            number,
-            [(part.old.name, part.rows[places], part.new.shifts[position]) for part, position, places in wanted],
-            side_px=THUMBNAIL_PX,
-        )
-    except RobustSweepError as error:
-        return {}, f"There are no shifted images: {error}."
+    looks, predicted = _by_part(with_images), prepared.array("predicted")
+    if not looks:
+        return {"shifted": {}, "looked": {}}, []
+    found = explored.draw_cases(
+        number,
+        shifted=[[part.old.name, part.rows[at].tolist(), part.new.shifts[position]] for part, position, at in shifts],
+        side=THUMBNAIL_PX,
+        looked=[
+            [part.old.name, part.rows[at].tolist(), predicted[part.old.first_point + part.rows[at]].tolist()]
+            for part, at in looks
+        ],
+        looked_side=LOOKED_PX,
+        method=LOOKED,
+    )
     pictures = {
-        str(part.new.first_point + position * part.new.count + place): picture
-        for (part, position, places), found in zip(wanted, drawn, strict=True)
-        for place, picture in zip(places, found, strict=True)
+        "shifted": _number(
+            [part.new.first_point + position * part.new.count for part, position, _ in shifts],
+            [at for *_, at in shifts],
+            found.get("shifted", []),
+        ),
+        "looked": _number(
+            [part.new.first_image for part, _ in looks], [at for _, at in looks], found.get("looked", [])
+        ),
     }
-    return pictures, f"Shifted images are there of {_word_cases(len(kept))}."
+    words = []
+    if shifts:
+        said = f"Shifted images are there of {_word_cases(len(kept))}."
+        words.append(found.get("no_shifted", said))
+    words.append(found.get("no_looked", f"Where the model looked is there of {_word_cases(len(with_images))}."))
+    return pictures, words
+
+
+def _by_part(cases: Sequence[tuple[_Part, int]]) -> list[tuple[_Part, list[int]]]:
+    parts = dict.fromkeys(part for part, _ in cases)
+    return [(part, [place for each, place in cases if each is part]) for part in parts]
+
+
+def _number(firsts: list[int], places: list[list[int]], pictures: list[list[str]]) -> dict[str, str]:
+    """Return number in the file → picture; none if none could be drawn."""
+    if not pictures:
+        return {}
+    return {
+        str(first + place): picture
+        for first, at, drawn in zip(firsts, places, pictures, strict=True)
+        for place, picture in zip(at, drawn, strict=True)
+    }
 
 
 def _word_cases(count: int) -> str:

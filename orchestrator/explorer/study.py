@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -130,23 +129,13 @@ class ExploredStudy:
         """
         self.jobs.wait(self._request(kind, folder=str(self.open(number).folder)))
 
-    def draw_thumbnails(
-        self, number: int, parts: Sequence[tuple[str, Sequence[int], str]], *, side_px: int
-    ) -> list[list[str]]:
-        """Return small images of a trial's sets, as JPEG in base 64.
-
-        Args:
-            number: number of the trial.
-            parts: name of a set, rows of its images and "<shift>/<severity>" of each list that comes back.
-            side_px: largest side.
+    def draw_cases(self, number: int, **wanted: Any) -> dict[str, Any]:
+        """Return the pictures of single cases for an exported page; ``wanted`` is that of the worker's ``cases``.
 
         Raises:
-            RobustSweepError: they cannot be had on this machine.
+            RobustSweepError: the process has died.
         """
-        more = {"parts": [[name, [int(row) for row in rows], key] for name, rows, key in parts], "side": side_px}
-        found: list[list[str]] = self.jobs.wait(
-            self._request("thumbnails", signature=self.find(number).signature, **more)
-        )
+        found: dict[str, Any] = self.jobs.wait(self._request("cases", signature=self.find(number).signature, **wanted))
         return found
 
     def paint(self, number: int, point: int, side_px: int) -> bytes:

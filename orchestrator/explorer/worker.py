@@ -22,7 +22,7 @@ def run_job(request: dict[str, Any], on_progress: Callable[[float], None]) -> An
     """Return the result of a job.
 
     Args:
-        request: ``kind`` (prepare, tsne, clusters or thumbnails), ``storage``, ``study``, ``cache_dir``, and what the
+        request: ``kind`` (prepare, tsne, clusters or cases), ``storage``, ``study``, ``cache_dir``, and what the
             kind needs.
         on_progress: callback with the finished share, in [0, 1].
 
@@ -35,24 +35,45 @@ def run_job(request: dict[str, Any], on_progress: Callable[[float], None]) -> An
 
         ledger = Ledger(request["storage"], request["study"])
         return str(prepare_trial(ledger, request["signature"], cache_dir=cache_dir, on_progress=on_progress))
-    if request["kind"] == "thumbnails":
-        return _draw_thumbnails(request, on_progress)
+    if request["kind"] == "cases":
+        return _draw_cases(request, on_progress)
     from orchestrator.explorer.computed import compute
 
     return compute(request, on_progress)
 
 
-def _draw_thumbnails(request: dict[str, Any], on_progress: Callable[[float], None]) -> list[list[str]]:
-    """Return small images, JPEG in base 64: one list for each of ``parts``, which are [set, rows, shift]."""
+def _draw_cases(request: dict[str, Any], on_progress: Callable[[float], None]) -> dict[str, Any]:
+    """Return what an exported page shows of single cases, as base 64; errors in the place of what cannot be had.
+
+    Args:
+        request: ``shifted``, lists of [set, rows, shift], and ``looked``, of [set, rows, classes], with the sides of
+            their pictures and the method of the attribution.
+        on_progress: callback with the finished share, in [0, 1].
+    """
+    from orchestrator.explorer.attributions import Attributor
     from orchestrator.explorer.images import Images, encode_thumbnail, paint_shifted
 
-    images = Images(Ledger(request["storage"], request["study"]), Path(request["cache_dir"]))
-    drawn = []
-    for number, (name, rows, key) in enumerate(request["parts"]):
-        pictures = paint_shifted(images, request["signature"], name, rows, key)
-        drawn.append([base64.b64encode(encode_thumbnail(each, request["side"])).decode() for each in pictures])
-        on_progress((number + 1) / len(request["parts"]))
-    return drawn
+    cache_dir, signature = Path(request["cache_dir"]), request["signature"]
+    images = Images(Ledger(request["storage"], request["study"]), cache_dir)
+    attributor = Attributor(images, cache_dir)
+    found: dict[str, Any] = {}
+
+    def draw_shifted(name: str, rows: list[int], key: str) -> list[bytes]:
+        return [encode_thumbnail(each, request["side"]) for each in paint_shifted(images, signature, name, rows, key)]
+
+    def draw_looked(name: str, rows: list[int], targets: list[int]) -> list[bytes]:
+        method, side = request["method"], request["looked_side"]
+        return attributor.draw_small(signature, name, rows, targets, method=method, side_px=side)
+
+    draws: dict[str, Callable[..., list[bytes]]] = {"shifted": draw_shifted, "looked": draw_looked}
+    for share, (kind, draw) in enumerate(draws.items(), 1):
+        try:
+            drawn = [draw(*part) for part in request[kind]]
+            found[kind] = [[base64.b64encode(each).decode() for each in part] for part in drawn]
+        except RobustSweepError as error:
+            found[f"no_{kind}"] = str(error)
+        on_progress(share / len(draws))
+    return found
 
 
 def paint(request: dict[str, Any]) -> bytes:

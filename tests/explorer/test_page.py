@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.explorer.export import export_page
+from orchestrator.explorer import export
+from orchestrator.explorer.export import Exported, export_page
 from orchestrator.explorer.serve import Served
 from orchestrator.explorer.study import ExploredStudy
 from orchestrator.ledger.annotations import read_annotations
@@ -47,6 +48,8 @@ WRITE_NOTE = """
   note.dispatchEvent(new Event('change'));
 })()
 """
+#: Pictures of the page, which CI keeps.
+SCREENSHOTS = Path(__file__).parents[2] / "build/screenshots"
 #: Numbers of points of the shown sets that are wrong.
 COUNT_WRONG = "explorer.points.filter((p) => explorer.trial.verdict[p] === 1).length"
 
@@ -72,6 +75,14 @@ def check_quiet(page: Page, allowed: str) -> None:
     assert page.events.get("Runtime.consoleAPICalled", []) == []
     asked = [each["request"]["url"] for each in page.events.get("Network.requestWillBeSent", [])]
     assert [url[:100] for url in asked if not url.startswith((allowed, "data:", "blob:", "about:blank"))] == []
+
+
+def photograph(page: Page, name: str) -> None:
+    """Write what is in view when nothing moves any more."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.wait_for("[...document.images].every((each) => each.complete || each.loading === 'lazy')")
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    page.photograph(SCREENSHOTS / f"{name}.png")
 
 
 def place_of(page: Page, point: int) -> tuple[float, float]:
@@ -312,9 +323,15 @@ def test_nothing_runs_over_the_edge_and_every_text_can_be_read(
         assert not page.evaluate("document.getElementById('trial').checkVisibility()")
         page.evaluate("document.getElementById('menu').click()")
         assert page.evaluate("document.getElementById('trial').checkVisibility()")
+        page.evaluate("document.getElementById('menu').click()")
     contrasts = page.evaluate(CONTRASTS)
     assert [each for each in contrasts if each["contrast"] < 4.5] == []
     check_quiet(page, served.url)
+    photograph(page, f"explorer-{width}x{height}-{'dark' if dark else 'light'}")
+    if width == 1400:
+        page.evaluate("explorer.change({ other: 1, looked: 'grad_cam' })")
+        page.wait_for("document.querySelectorAll('.looked-at').length === 2")
+        photograph(page, f"explorer-two-trials-{'dark' if dark else 'light'}")
 
 
 #: Contrast of every visible text with the background behind it (WCAG 2.2).
@@ -341,12 +358,23 @@ CONTRASTS = """
 """
 
 
+@pytest.fixture(scope="module")
+def exported(explored: ExploredStudy, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A file with a note, and with shifted images of three cases: of four shifts each."""
+    point = explored.open(0).index.sets[0].first_point + 2
+    explored.annotate(0, point, note="a <b>hair</b>", label_is_wrong=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "MAX_SHIFTED", 12)
+        written = export_page(explored, 0, tmp_path_factory.mktemp("exported") / "explorer.html")
+    explored.annotate(0, point, note="", label_is_wrong=False)
+    return written
+
+
 def test_an_exported_file_works_from_a_disk_and_asks_nobody(
-    page: Page, explored: ExploredStudy, tmp_path: Path
+    page: Page, explored: ExploredStudy, exported: Exported
 ) -> None:
-    written = export_page(explored, 0, tmp_path / "explorer.html")
-    assert written.num_bytes < 5_000_000
-    url = written.path.as_uri()
+    assert exported.num_bytes < 5_000_000
+    url = exported.path.as_uri()
     show(page, url)
     stored = read_stored(explored)
     assert page.evaluate("explorer.stage.points.length") == len(stored["shown"])
@@ -362,20 +390,12 @@ def test_an_exported_file_works_from_a_disk_and_asks_nobody(
 
 
 def test_an_exported_file_has_shifted_images_of_the_worst_failures_and_all_notes(
-    page: Page, explored: ExploredStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    page: Page, explored: ExploredStudy, exported: Exported
 ) -> None:
-    from orchestrator.explorer import export
-
-    monkeypatch.setattr(export, "MAX_SHIFTED", 12)  # three cases of four shifted images
     test, stored = explored.open(0).index.sets[0], read_stored(explored)
-    explored.annotate(0, test.first_point + 2, note="a <b>hair</b>", label_is_wrong=True)
-    try:
-        written = export_page(explored, 0, tmp_path / "explorer.html")
-    finally:
-        explored.annotate(0, test.first_point + 2, note="", label_is_wrong=False)
     said = "Shifted images are there of 3 of the most confident failures."
-    assert said in str(written.left_out)
-    url = written.path.as_uri()
+    assert said in str(exported.left_out)
+    url = exported.path.as_uri()
     show(page, url)
     assert said in page.evaluate("document.getElementById('controls').textContent")
     points = np.arange(test.first_point, test.first_point + test.count)
@@ -387,7 +407,15 @@ def test_an_exported_file_has_shifted_images_of_the_worst_failures_and_all_notes
     page.wait_for("[...document.querySelectorAll('#case figure img')].filter((each) => each.naturalWidth).length === 2")
     first, second = page.evaluate("[...document.querySelectorAll('#case figure img')].map((each) => each.src)")
     assert first != second
-    right = next(int(point) for point in points if point not in worst)
+    page.evaluate(f"explorer.choose({worst[0]})")
+    page.press("a")
+    page.wait_for("document.querySelector('.looked-at')?.naturalWidth === 32")
+    looked = set(map(int, page.evaluate("Object.keys(explorer.source.content.looked)")))
+    assert {explored.open(0).find(int(point)).image for point in wrong} <= looked
+    right = next(int(point) for point in points if explored.open(0).find(int(point)).image not in looked)
+    page.evaluate(f"explorer.choose({right})")
+    page.wait_for("document.querySelector('.looked-said')?.textContent.includes('Not in this file')")
+    page.press("a")
     page.evaluate(f"explorer.choose({right + test.count})")
     page.wait_for("document.querySelector('#case figcaption').textContent.includes('not in this file')")
     page.press("4")
@@ -399,12 +427,11 @@ def test_an_exported_file_has_shifted_images_of_the_worst_failures_and_all_notes
 
 
 def test_in_a_frame_without_an_origin_the_page_works_and_hands_out_texts_to_copy(
-    page: Page, explored: ExploredStudy, tmp_path: Path
+    page: Page, exported: Exported, tmp_path: Path
 ) -> None:
     """MLflow's artifact viewer: ``sandbox="allow-scripts"`` and a blob. No storage, no address, no downloads."""
-    written = export_page(explored, 0, tmp_path / "explorer.html")
     viewer = tmp_path / "viewer.html"
-    text = json.dumps(written.path.read_text(encoding="utf-8")).replace("</", "<\\/")  # or it would end the script
+    text = json.dumps(exported.path.read_text(encoding="utf-8")).replace("</", "<\\/")  # or it would end the script
     viewer.write_text(VIEWER.replace("TEXT", text), encoding="utf-8")
     page.watch_frames()
     page.open(viewer, width=1400, height=900)
@@ -439,8 +466,8 @@ document.querySelector("iframe").src = URL.createObjectURL(page);
 def test_an_exported_file_keeps_all_failures_and_says_what_it_leaves_out(
     explored: ExploredStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from orchestrator.explorer import export
-
+    refused = {"no_shifted": "The images have moved.", "no_looked": "The weights are gone."}
+    monkeypatch.setattr(explored, "draw_cases", lambda number, **wanted: refused)
     monkeypatch.setattr(export, "MAX_IMAGES", 20)
     monkeypatch.setattr(export, "MAX_POINTS", 100)
     parts, left_out = export._choose(explored.open(0))
@@ -452,3 +479,7 @@ def test_an_exported_file_keeps_all_failures_and_says_what_it_leaves_out(
     assert len(kept) < len(stored["shown"])
     written = export_page(explored, 0, tmp_path / "small.html")
     assert str(left_out) in written.path.read_text()
+    assert "The weights are gone." in written.path.read_text()
+    monkeypatch.setattr(export, "MAX_POINTS", 1_000)
+    written = export_page(explored, 0, tmp_path / "small.html")
+    assert "The images have moved." in written.path.read_text()

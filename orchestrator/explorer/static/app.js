@@ -21,6 +21,8 @@ class App {
     document.documentElement.dataset.theme = this.theme;
     this.stage = new Stage($("stage"), {
       onView: (view) => { this.state.view = view; this.#write(); },
+      // Until somebody moves it, the map fills its place.
+      onResize: () => { if (!this.state.view && this.stage?.points) this.stage.fitTo(this.stage.points); },
       onHover: (point, event, pane) => this.hover(point, event, pane),
       onClick: (point) => this.choose(point),
       onLasso: (outline) => this.lasso(outline),

@@ -10,13 +10,12 @@ export function lens(image) {
   return h("div", { class: "lens" }, image);
 }
 
-// Class that is explained: what this trial predicted, or the true one.
-const targetOf = (app, trial, point) => (app.state.lookedFor === "label" && trial.labels[point] !== NO_LABEL ? trial.labels[point] : trial.predicted[point]);
+// Class that is explained: what this trial predicted, or the true one; an exported file has the first alone.
+const targetOf = (app, trial, point) => (app.source.isServed && app.state.lookedFor === "label" && trial.labels[point] !== NO_LABEL ? trial.labels[point] : trial.predicted[point]);
 
 // The choice of method, class and opacity; `lenses` are { box, caption, trial, point }: what is laid over what.
 export function renderLooked(app, lenses, point) {
   const { state, trial } = app, methods = app.study.attributions ?? [];
-  if (!app.source.isServed) return h("p", { class: "faint" }, "Where the model looked is shown by the served page: robustsweep explore.");
   if (!trial.block(point).set.has_images) return null;
   const said = h("small", { class: "looked-said", role: "status" });
   const choose = h("select", { id: "looked", "aria-label": "Where the model looked",
@@ -25,7 +24,7 @@ export function renderLooked(app, lenses, point) {
   choose.value = state.looked ?? "";
   const children = [h("span", { title: "On or off: A" }, "Where it looked"), choose];
   if (state.looked) {
-    if (trial.verdict[point] === WRONG) {
+    if (app.source.isServed && trial.verdict[point] === WRONG) {
       const whose = h("select", { id: "looked-for", "aria-label": "For which class", onchange: (event) => app.changeLooked({ lookedFor: event.target.value }) },
         h("option", { value: "predicted" }, "for what is predicted"), h("option", { value: "label" }, "for the class"));
       whose.value = state.lookedFor === "label" ? "label" : "predicted";

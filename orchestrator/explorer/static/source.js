@@ -154,6 +154,13 @@ class EmbeddedSource {
     return text ? `data:image/jpeg;base64,${text}` : null;
   }
 
+  // Where the model looked for what it has predicted of an unshifted failure, if that is in the file.
+  attribution(trial, point) {
+    const { set, row, shift } = this.#find(point), text = shift ? null : this.content.looked[set.first_image + row];
+    if (text) return Promise.resolve(`data:image/png;base64,${text}`);
+    return Promise.reject(new SourceError("Not in this file, which has it of failures, unshifted; the served page (robustsweep explore) has it of all."));
+  }
+
   #neighbours(image) {
     const { content } = this, found = content.neighbours[image];
     if (!found) return { neighbours: [], no_neighbours: content.no_neighbours };
