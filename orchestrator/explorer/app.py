@@ -27,8 +27,8 @@ from trainables.errors import RobustSweepError
 
 #: Modules of the page, which the browser loads by these names.
 MODULES = (
-    "app.js", "case.js", "colours.js", "controls.js", "dom.js", "looked.js", "model.js", "paint.js", "panel.js",
-    "scatter.js", "source.js", "stage.js", "state.js",
+    "app.js", "case.js", "colours.js", "controls.js", "dom.js", "keys.js", "looked.js", "model.js", "paint.js",
+    "panel.js", "scatter.js", "source.js", "stage.js", "state.js",
 )  # fmt: skip
 #: Longest body of a request, in bytes.
 MAX_BODY = 8 * MAX_NOTE

@@ -164,6 +164,12 @@ def test_a_click_opens_the_case_and_arrow_keys_step_through_the_list(page: Page,
     page.wait_for("document.querySelector('#case .distribution')")
     page.wait_for("document.querySelector('#case figure img').naturalWidth === 32")
     assert page.evaluate("document.querySelectorAll('#case .version').length") in (0, 5)
+    width = "document.querySelector('#case figure img').getBoundingClientRect().width"
+    small = page.evaluate(width)
+    page.press("z")
+    assert page.evaluate(width) > 1.5 * small
+    page.press("z")
+    assert page.evaluate(width) == small
     page.press("Escape")
     page.wait_for("document.getElementById('case').hidden")
     page.press("u")

@@ -2,7 +2,8 @@
 
 import { renderCase } from "explorer/case.js";
 import { renderControls } from "explorer/controls.js";
-import { $, brief, h, isCaged, percent, showDialog, showText, wordShift } from "explorer/dom.js";
+import { $, brief, h, isCaged, percent, showText, wordShift } from "explorer/dom.js";
+import { onKey, showKeys } from "explorer/keys.js";
 import { NO_LABEL, Trial, UNKNOWN, WRONG, findShown, isPlaced, shuffled } from "explorer/model.js";
 import { paint } from "explorer/paint.js";
 import { markListed, renderPanel } from "explorer/panel.js";
@@ -30,8 +31,8 @@ class App {
     this.stage.setTool("pan");
     $("theme").onclick = () => this.toggleTheme();
     $("menu").onclick = () => this.toggleMenu();
-    $("help").onclick = () => this.showKeys();
-    addEventListener("keydown", (event) => this.#onKey(event));
+    $("help").onclick = showKeys;
+    addEventListener("keydown", (event) => onKey(this, event));
     $("link").onclick = () => this.copyLink();
     addEventListener("hashchange", () => {
       if (location.hash.slice(1) === this.written) return;
@@ -86,6 +87,11 @@ class App {
     if (this.state.looked) this.lastLooked = this.state.looked;
     this.#write();
     renderCase(this).catch((error) => this.fail(error));
+  }
+
+  toggleLarge() {
+    this.isLarge = !this.isLarge;
+    document.querySelector("#case .figures")?.classList.toggle("large", this.isLarge);
   }
 
   toggleLooked() {
@@ -224,32 +230,6 @@ class App {
     } catch (error) {
       return { problem: error.message };
     }
-  }
-
-  showKeys() {
-    const keys = [["← →", "case before, next case of the list"], ["↑ ↓", "the same"], ["O  U", "over-confident, under-confident failures"],
-      ["L  M", "lasso, move"], ["Shift + drag", "lasso at any time"], ["+  −  0", "zoom, fit"], ["Esc", "close the case, then select nothing"],
-      ["1 – 4", "failures, selection, clusters, notes"], ["A", "where the model looked, on or off"], ["D", "light or dark"], ["?", "this list"]];
-    showDialog("Keys", h("dl", {}, keys.map(([key, words]) => [h("dt", {}, key), h("dd", {}, words)])));
-  }
-
-  #onKey(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || $("keys").open) return;
-    const target = event.target, kind = target.tagName;
-    if (kind === "TEXTAREA" || kind === "SELECT" || (kind === "INPUT" && target.type !== "checkbox")) return;
-    const tabs = ["failures", "selection", "clusters", "notes"];
-    const keys = {
-      ArrowRight: () => this.step(1), ArrowDown: () => this.step(1), ArrowLeft: () => this.step(-1), ArrowUp: () => this.step(-1),
-      o: () => this.change({ tab: "failures", kind: "over", point: null }), u: () => this.change({ tab: "failures", kind: "under", point: null }),
-      a: () => this.toggleLooked(), l: () => this.stage.setTool("lasso"), m: () => this.stage.setTool("pan"), d: () => this.toggleTheme(), "?": () => this.showKeys(),
-      "+": () => this.stage.zoomBy(1.4), "=": () => this.stage.zoomBy(1.4), "-": () => this.stage.zoomBy(1 / 1.4), 0: () => this.stage.fit(),
-      Escape: () => (this.state.point !== null ? this.choose(null) : this.clearSelection()),
-    };
-    tabs.forEach((tab, number) => { keys[number + 1] = () => this.change({ tab }); });
-    const run = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-    if (!run) return;
-    event.preventDefault();
-    run();
   }
 
   async #openOther(trial, number, score) {

@@ -18,7 +18,7 @@ export async function renderCase(app) {
   box.hidden = false;
   const lenses = [];
   const figure = (p, words, looks = null) => {
-    const box = lens(picture(app, p, 512, 168)), caption = h("figcaption", {}, words);
+    const box = lens(app, picture(app, p, 512, 168)), caption = h("figcaption", {}, words);
     if (looks) lenses.push({ box, caption, words, ...looks });
     return h("figure", {}, box, caption);
   };
@@ -30,7 +30,7 @@ export async function renderCase(app) {
     h("header", {}, id, h("span", { class: "spacer" }), h("button", { class: "quiet", title: "Case before (←)", onclick: () => app.step(-1) }, "‹"),
       h("button", { class: "quiet", title: "Next case (→)", onclick: () => app.step(1) }, "›"),
       h("button", { id: "close-case", class: "quiet", title: "Close (Esc)", "aria-label": "Close", onclick: () => app.choose(null) }, "×")),
-    h("div", { class: "figures" }, block.position && app.source.hasShifted(point) ? [figure(point, wordShift(block.shift), mine), figure(plain, "unshifted")]
+    h("div", { class: app.isLarge ? "figures large" : "figures" }, block.position && app.source.hasShifted(point) ? [figure(point, wordShift(block.shift), mine), figure(plain, "unshifted")]
       : figure(point, block.position ? "unshifted; the shifted one is not in this file" : besideIt ? "this trial" : "", mine),
       besideIt ? figure(point, "other trial", { number: other.number, point: other.match[point], shown: other }) : null,
       h("div", { class: "verdict" },

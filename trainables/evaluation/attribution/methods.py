@@ -26,7 +26,7 @@ NUM_DRAWS = 64
 
 @dataclass(frozen=True)
 class Settings:
-    """What the methods need beside model, images and targets."""
+    """Settings of the methods, beside model, images and targets."""
 
     #: Largest number of images in one pass.
     batch_size: int
