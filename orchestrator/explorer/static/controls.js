@@ -11,6 +11,7 @@ const select = (id, options, value, onchange) => {
   const element = h("select", { id, onchange: (event) => onchange(event.target.value) },
     options.map(([key, name, disabled]) => h("option", { value: String(key), disabled }, name)));
   element.value = String(value ?? "");
+  element.title = element.selectedOptions[0]?.textContent ?? ""; // it may be cut off
   return element;
 };
 
