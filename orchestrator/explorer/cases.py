@@ -108,14 +108,15 @@ def find_nearest(
     features = prepared.array(f"features-{training.number}")
     mine = np.stack([np.asarray(prepared.features(place), dtype=np.float32) for place in places])
     squares = np.empty((len(mine), len(features)), dtype=np.float32)
+    centre = mine.mean(axis=0)  # of one place itself: then these are the squares of the distances
     for start in range(0, len(features), _CHUNK_ROWS):
-        chunk = features[start : start + _CHUNK_ROWS].astype(np.float32)
-        squares[:, start : start + len(chunk)] = (chunk**2).sum(axis=1) - 2.0 * mine @ chunk.T
+        chunk = features[start : start + _CHUNK_ROWS].astype(np.float32) - centre
+        squares[:, start : start + len(chunk)] = (chunk**2).sum(axis=1) - 2.0 * (mine - centre) @ chunk.T
     found = []
     for place, own, row_squares in zip(places, mine, squares, strict=True):
         if place.set.number == training.number:
             row_squares[place.row] = np.inf
-        # Squares are short of some digits where features are large: twice as many are measured again.
+        # Squares are short of some digits where places lie far apart: twice as many are measured again.
         rows = np.argsort(row_squares, kind="stable")[: 2 * most]
         rows = rows[np.isfinite(row_squares[rows])]
         distances = np.linalg.norm(features[np.sort(rows)].astype(np.float32) - own, axis=1)

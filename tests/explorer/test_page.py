@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from orchestrator.explorer import export
+from orchestrator.explorer.cases import describe_case
 from orchestrator.explorer.export import Exported, export_page
 from orchestrator.explorer.serve import Served
 from orchestrator.explorer.study import ExploredStudy
@@ -414,6 +415,12 @@ def test_an_exported_file_has_shifted_images_of_the_worst_failures_and_all_notes
     first, second = page.evaluate("[...document.querySelectorAll('#case figure img')].map((each) => each.src)")
     assert first != second
     page.evaluate(f"explorer.choose({worst[0]})")
+    nearest = describe_case(explored.open(0), int(worst[0]))["neighbours"]
+    assert len(nearest) == 8
+    page.wait_for("document.querySelectorAll('.neighbours img').length === 8")
+    image = explored.open(0).find(int(worst[0])).image
+    told = page.evaluate(f"explorer.source.content.neighbours[{image}].map((each) => each.distance)")
+    assert told == pytest.approx([each["distance"] for each in nearest], rel=1e-6)
     page.press("a")
     page.wait_for("document.querySelector('.looked-at')?.naturalWidth === 32")
     looked = set(map(int, page.evaluate("Object.keys(explorer.source.content.looked)")))
