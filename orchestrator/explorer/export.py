@@ -152,7 +152,6 @@ def _collect(
     index = replace(
         prepared.index,
         sets=tuple(part.new for part in parts),
-        problems=(*prepared.index.problems, *([left_out] if left_out else [])),
     )
     points = np.concatenate([part.points for part in parts])
     images = np.concatenate([part.old.first_image + part.rows for part in parts])

@@ -49,6 +49,7 @@ export function renderControls(app) {
       ? h("button", { class: "chip", "aria-pressed": String(!state.classes || state.classes.includes(NO_LABEL)), onclick: () => toggleClass(app, NO_LABEL) }, "no class of the study")
       : null), classes.length > 40 ? h("small", {}, `and ${classes.length - 40} more classes`) : null),
     trial.index.problems.length ? section("Not shown", ...trial.index.problems.map((each) => h("p", { class: "problem" }, each))) : "",
+    app.source.about ? section("This file", h("p", { class: "faint" }, app.source.about)) : "",
   );
   box.scrollTop = top;
 }

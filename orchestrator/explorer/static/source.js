@@ -115,6 +115,9 @@ class EmbeddedSource {
 
   constructor(content) { this.content = content; }
 
+  // What is in the file, in words; null if everything is.
+  get about() { return this.content.left_out; }
+
   async study() { return this.content.study; }
   async trial() { return this.content.index; }
   async ids() { return this.content.ids; }
