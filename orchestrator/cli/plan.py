@@ -215,7 +215,8 @@ def describe_encoder_use(use: EncoderUse, prepared: Prepared, costs: Estimate) -
     line += f" ({use.stage})"
     if not use.num_more:
         return line
-    decides = "decides nothing about contrastive pretraining" if number == 1 else f"{number} units, not {replicates}"
+    kind = "supervised" if use.stage.startswith("supervised") else "contrastive"
+    decides = f"decides nothing about {kind} pretraining" if number == 1 else f"{number} units, not {replicates}"
     added = f"+{count(use.num_more, 'stage')}"
     if told["trials_anew"]:
         added += f" and {count(told['trials_anew'], 'complete trial')} anew"
