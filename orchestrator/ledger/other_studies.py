@@ -59,7 +59,7 @@ def adopt_stage(ledger: Ledger, work: Work, other_study: str, *, lease: Lease, g
     """
     source = Ledger(ledger.storage, other_study).folder("stage", work.signature)
     try:
-        result = source.read_json(RESULT)
+        result, created_ms = source.read_json(RESULT), source.read_json(CONFIG)["created_ms"]
         files = {name: _read(source, name, about) for name, about in result["files"].items() if name != CONFIG}
     except StorageError:
         return False  # removed or damaged since it was found
@@ -67,7 +67,8 @@ def adopt_stage(ledger: Ledger, work: Work, other_study: str, *, lease: Lease, g
     last = find_claim(claims)
     claim = take_claim(claims, 1 if last is None else last.number + 1)
     folder = claimed(ledger.folder("stage", work.signature).uri, claims.uri, claim, lease.ticket)
-    record = describe_work(work, study=ledger.study, git_commit=git_commit) | {FOUND_IN: other_study}
+    about = {FOUND_IN: other_study, "created_ms": created_ms}  # its epochs have the times of the other study
+    record = describe_work(work, study=ledger.study, git_commit=git_commit) | about
     begin_record(folder, record)
     for name in [name for name in folder.children() if name.startswith("checkpoint")]:
         folder.remove(name)  # of an attempt that was interrupted here

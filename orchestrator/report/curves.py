@@ -361,8 +361,8 @@ def training_curves(
             data.append(_chance_line(chance, suffix) | {"x": [1, max(last, 2)], "showlegend": True})
     return Figure(
         title="Did the trainings settle?",
-        note=f"A line is one training (n = 1).{describe_chance(results)} n = {len(trials)} trials and {len(stages + supervised)} "
-        "stages that wrote at least an epoch."
+        note=f"A line is one training (n = 1).{describe_chance(results)} n = {len(trials)} trials and "
+        f"{len(stages) + len(supervised)} stages that wrote at least an epoch."
         + (f" One in {step} trials of each colour is drawn." if step > 1 else ""),
         data=data,
         layout=layout,
