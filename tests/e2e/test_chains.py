@@ -123,8 +123,7 @@ def test_another_study_copies_the_stages_it_finds(folder: Path) -> None:
     ledger, source = (Ledger(str(folder / "results"), name) for name in ("other", "chains"))
     stage, _ = ledger.records("stage")  # the first step is not needed any more
     assert stage.result is not None
-    assert stage.result["found_in"] == stage.config["found_in"] == "chains"
-    assert project(stage).tags["robustsweep.found_in"] == "chains"
+    assert stage.result["found_in"] == project(stage).closing_tags["robustsweep.found_in"] == "chains"
     assert project(stage).last_ms > project(stage).start_ms
     folders = [each.folder("stage", stage.signature) for each in (ledger, source)]
     assert folders[0].read("encoder.safetensors") == folders[1].read("encoder.safetensors")
