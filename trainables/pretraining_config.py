@@ -42,7 +42,7 @@ class WeightsPretraining(Frozen):
 
     kind: Literal["weights"] = "weights"
     name: str | None = Field(
-        None, description="<network>.<tag> of timm (timm/resnet18.fb_ssl_yfcc100m_ft_in1k) or torchvision; none: file."
+        None, description="NETWORK.TAG of timm (timm/resnet18.fb_ssl_yfcc100m_ft_in1k) or torchvision; none: file."
     )
     file: Path | None = Field(None, description="A state dict (.safetensors, .pth).", json_schema_extra=UNHASHED)
     file_sha256: str | None = Field(None, description="Digest of the file; filled in by the plan.")

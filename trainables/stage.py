@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from trainables.config import Execution, StageConfig
+import torch
+
+from trainables.config import Execution, StageConfig, TrainingConfig
 from trainables.data.dataset import Dataset
 from trainables.models.networks import Classifier
 from trainables.pretraining.sources import join_training, load_sources
@@ -20,8 +22,8 @@ from trainables.seeding import derive_seed, seed_everything
 from trainables.storage.checkpoint import is_trained, load_weights, remove_checkpoints, save_weights
 from trainables.storage.completeness import EPOCHS, RESULT
 from trainables.storage.folder import Folder
-from trainables.training.acceleration import Choice, resolve_memory_format
-from trainables.training.loop import Outcome
+from trainables.training.acceleration import Choice, default_choice, resolve_memory_format
+from trainables.training.loop import Outcome, resolve_precision
 from trainables.training.provenance import Start, describe_run, reset_gpu_peak
 from trainables.trial import (
     ENCODER,
@@ -57,10 +59,10 @@ def run_stage(
     seed_everything(derive_seed(config.seed, config.stream, "stage"))
     model = build_network(config.model, step.init, data[0], NoRegulariser())
     load_encoder(model, step.init, encoder)
-    choice = Choice(memory_format=resolve_memory_format(config.model, model, device))
+    choice = _choose(config, model, device)
     if not is_trained(folder, ENCODER):
         model = choice.place(model.to(device))
-        _train(model, data, config, signature=signature, folder=folder, report=report)
+        _train(model, data, config, choice, signature=signature, folder=folder, report=report)
         save_weights(folder, ENCODER, model.encoder_state(), {"signature": signature})
     check_signature(ENCODER, folder, load_weights(folder, ENCODER)[1]["signature"], signature)
     remove_checkpoints(folder)
@@ -73,8 +75,22 @@ def run_stage(
     return result
 
 
+def _choose(config: StageConfig, model: Classifier, device: torch.device) -> Choice:
+    """Return memory format and precision without a probe; a contrastive step sets its precision itself."""
+    if isinstance(config.pretraining, SupervisedPretraining):
+        return default_choice(config.model, model, resolve_precision(TrainingConfig(), device), device)
+    return Choice(memory_format=resolve_memory_format(config.model, model, device))
+
+
 def _train(
-    model: Classifier, data: Sequence[Dataset], config: StageConfig, *, signature: str, folder: Folder, report: Report
+    model: Classifier,
+    data: Sequence[Dataset],
+    config: StageConfig,
+    choice: Choice,
+    *,
+    signature: str,
+    folder: Folder,
+    report: Report,
 ) -> None:
     def tell(record: dict[str, Any]) -> None:
         report({"event": "epoch", **record})
@@ -82,7 +98,7 @@ def _train(
     if isinstance(config.pretraining, SupervisedPretraining):
         from trainables.pretraining.supervised import pretrain_with_labels
 
-        pretrain_with_labels(model, data[0], config, signature=signature, folder=folder, report=tell)
+        pretrain_with_labels(model, data[0], config, choice, signature=signature, folder=folder, report=tell)
         return
     from trainables.pretraining.contrastive import build_monitor, pretrain_encoder  # lightly is needed here only
 

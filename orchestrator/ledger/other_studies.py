@@ -21,7 +21,7 @@ from trainables.storage.claims import find_claim, release_claim, take_claim
 from trainables.storage.completeness import CONFIG, RESULT, describe_files, is_finished
 from trainables.storage.folder import Folder
 
-#: Key of ``config.json`` and ``result.json`` with the study that a stage was copied from.
+#: Key of ``result.json`` with the study that a stage was copied from.
 FOUND_IN = "found_in"
 
 
@@ -59,7 +59,7 @@ def adopt_stage(ledger: Ledger, work: Work, other_study: str, *, lease: Lease, g
     """
     source = Ledger(ledger.storage, other_study).folder("stage", work.signature)
     try:
-        result = source.read_json(RESULT)
+        result, created_ms = source.read_json(RESULT), source.read_json(CONFIG)["created_ms"]
         files = {name: _read(source, name, about) for name, about in result["files"].items() if name != CONFIG}
     except StorageError:
         return False  # removed or damaged since it was found
@@ -67,7 +67,8 @@ def adopt_stage(ledger: Ledger, work: Work, other_study: str, *, lease: Lease, g
     last = find_claim(claims)
     claim = take_claim(claims, 1 if last is None else last.number + 1)
     folder = claimed(ledger.folder("stage", work.signature).uri, claims.uri, claim, lease.ticket)
-    record = describe_work(work, study=ledger.study, git_commit=git_commit) | {FOUND_IN: other_study}
+    record = describe_work(work, study=ledger.study, git_commit=git_commit)
+    record["created_ms"] = created_ms  # its epochs have the times of the other study
     begin_record(folder, record)
     for name in [name for name in folder.children() if name.startswith("checkpoint")]:
         folder.remove(name)  # of an attempt that was interrupted here

@@ -273,7 +273,7 @@ def _chance_line(chance: float, suffix: str) -> dict[str, Any]:
 def training_curves(
     results: Results, groups: Mapping[str, str], order: Sequence[str], *, first_colour: int = 0
 ) -> Figure | None:
-    """Return training loss, validation metric and contrastive loss per epoch, with a thin line per trial or stage.
+    """Return training loss, validation metric and the losses of stages per epoch, with a thin line per trial or stage.
 
     None if no trial or stage has recorded any of them.
 
@@ -288,10 +288,12 @@ def training_curves(
     stages = [
         ("stage", record) for record in results.stages if record.epochs and "ssl/loss" in record.epochs[0]["metrics"]
     ]
+    supervised = [("stage", record) for record in results.stages if record.config["config"].get("kind") == "supervised"]
     panels = [
         ("train/loss", "training loss", trials),
         (f"val/{results.metric}", f"validation {TITLES[results.metric]}", trials),
         ("ssl/loss", "contrastive loss (stages)", stages),
+        ("train/loss", "supervised loss (stages)", supervised),
     ]
     panels = [
         panel
@@ -323,8 +325,8 @@ def training_curves(
             data.append(_chance_line(chance, suffix) | {"x": [1, max(last, 2)], "showlegend": True})
     return Figure(
         title="Did the trainings settle?",
-        note=f"A line is one training (n = 1).{describe_chance(results)} n = {len(trials)} trials and {len(stages)} "
-        "stages that wrote at least an epoch."
+        note=f"A line is one training (n = 1).{describe_chance(results)} n = {len(trials)} trials and "
+        f"{len(stages) + len(supervised)} stages that wrote at least an epoch."
         + (f" One in {step} trials of each colour is drawn." if step > 1 else ""),
         data=data,
         layout=layout,

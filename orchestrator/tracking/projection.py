@@ -366,8 +366,6 @@ def _describe(config: Mapping[str, Any]) -> dict[str, str]:
         if "candidate" in config:  # with tuning
             tags["robustsweep.candidate"] = str(config["candidate"])
             tags["mlflow.runName"] += f" · c{config['candidate']}"
-    if FOUND_IN in config:
-        tags["robustsweep.found_in"] = config[FOUND_IN]
     if config["needs"]:
         tags["robustsweep.needs"] = ", ".join(config["needs"])
     if config["git_commit"] is not None:
@@ -379,6 +377,8 @@ def _describe_result(result: Mapping[str, Any]) -> dict[str, str]:
     tags = {}
     if result.get("undefined"):
         tags["robustsweep.undefined"] = "; ".join(f"{key}: {why}" for key, why in result["undefined"].items())
+    if FOUND_IN in result:
+        tags["robustsweep.found_in"] = result[FOUND_IN]
     if result.get("checkpoint_sha256"):
         tags["robustsweep.checkpoint_sha256"] = result["checkpoint_sha256"]
     return tags

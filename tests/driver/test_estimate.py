@@ -185,7 +185,7 @@ def test_the_plan_as_json_names_the_state_of_everything(tmp_path: Path, cache_di
     }  # fmt: skip
     assert set(described) == {
         "study", "ledger", "counts", "estimate", "stages", "trials", "skipped", "orphaned", "hypotheses", "matched",
-        "encoders",
+        "encoders", "chains", "remarks",
     }  # fmt: skip
 
 

@@ -80,7 +80,7 @@ def test_several_sources_are_one_set(folder: Path, cache_dir: Path, tmp_path: Pa
     assert len(set(joined.ids)) == len(joined)
     assert {name[:2] for name in joined.ids} == {"0/", "1/"}
     assert set(joined.labels) == {-1}
-    with pytest.raises(StudyError, match=r"pretraining.batch_size: found 4000, and simclr on unlabelled_folder"):
+    with pytest.raises(StudyError, match=r"batch_size: found 4000, and simclr on unlabelled_folder"):
         plan(contrastive(sources).replace("batch_size: 4", "batch_size: 4000"), tmp_path, cache_dir)
 
 

@@ -66,15 +66,16 @@ def list_seen_kinds(augmentation: Mapping[str, Any]) -> frozenset[str]:
 
 
 def list_kinds_in_training(config: Mapping[str, Any]) -> frozenset[str]:
-    """Return the kinds of change that a trial's training contains, in contrastive pretraining too.
+    """Return the kinds of change that a trial's training contains, in any contrastive step of its chain too.
 
     Args:
         config: config of the trial, as JSON.
     """
-    kinds = list_seen_kinds(config["augmentation"])
-    return (
-        kinds | list_kinds_in_views(config["pretraining"]) if config["pretraining"]["kind"] == "contrastive" else kinds
-    )
+    kinds, step = list_seen_kinds(config["augmentation"]), config["pretraining"]
+    while step is not None:
+        kinds |= list_kinds_in_views(step) if step["kind"] == "contrastive" else frozenset()
+        step = step.get("init")
+    return kinds
 
 
 def list_kinds_in_views(pretraining: Mapping[str, Any]) -> frozenset[str]:

@@ -10,11 +10,19 @@ from trainables.pretraining_config import SupervisedPretraining
 from trainables.regularisers import WeightDecay
 from trainables.seeding import derive_seed
 from trainables.storage.folder import Folder
+from trainables.training.acceleration import Choice
 from trainables.training.loop import Outcome, Report, train_model
 
 
 def pretrain_with_labels(
-    model: Classifier, data: Dataset, config: StageConfig, *, signature: str, folder: Folder, report: Report
+    model: Classifier,
+    data: Dataset,
+    config: StageConfig,
+    choice: Choice,
+    *,
+    signature: str,
+    folder: Folder,
+    report: Report,
 ) -> Outcome:
     """Train ``model`` in place on the source's training split, from the last checkpoint if there is one.
 
@@ -37,4 +45,4 @@ def pretrain_with_labels(
         ),
         seed=derive_seed(config.seed, config.stream, "supervised"),
     )
-    return train_model(model, data, trial, signature=signature, folder=folder, report=report)
+    return train_model(model, data, trial, signature=signature, folder=folder, report=report, acceleration=choice)
