@@ -78,12 +78,12 @@ class RepresentationConfig(Frozen):
     """Settings of the statistics of what a network's layers hold (``representation/…``)."""
 
     num_images: int = Field(
-        1000, ge=0, description="Unshifted test images that they are computed from, evenly spaced; 0: no statistics."
+        1000, ge=4, description="Unshifted test images that they are computed from at most, evenly spaced."
     )
     layers: tuple[str, ...] | Literal["auto"] = Field(
-        "auto",
-        description="Modules of the network, such as layer3 or blocks.4; auto: the first convolution and the last "
-        "layer of every stage.",
+        (),
+        description="Modules of the network, such as layer3 or blocks.4, that are described too, and compared with the "
+        "initial weights; auto: the first convolution and the last layer of every stage.",
     )
 
 
@@ -132,7 +132,7 @@ class EvaluationConfig(Frozen):
     )
     representation: RepresentationConfig = Field(
         RepresentationConfig(),
-        description="Spectrum of every layer, and similarity to the initial weights.",
+        description="Statistics of what the network makes of test images.",
         json_schema_extra=SET_ONLY,
     )
     foreign: dict[str, ForeignData] = Field(

@@ -24,7 +24,7 @@ from trainables.data.foreign import load_evaluated
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
 from trainables.evaluation.detection.summary import save_detection, summarise_detection
-from trainables.evaluation.representation.summary import describe_layers
+from trainables.evaluation.representation.summary import describe_representation
 from trainables.evaluation.robustness import (
     choose_shifts,
     choose_validation_shifts,
@@ -106,9 +106,9 @@ def run_trial(
     report({"event": "started", "epochs": config.training.total_epochs})
     model, outcome, choice = _train(config, data, signature, folder, execution, encoder=encoder, report=report)
     result = _evaluate(model, data, config, choice, folder=folder, execution=execution, report=report)
-    initial = choice.place(build_initial_model(config, data, encoder=encoder).to(device))
-    layers = describe_layers(model, initial, data, config.evaluation, folder, execution, choice.dtype)
-    result |= {key: result[key] | getattr(layers, key) for key in ("metrics", "undefined")}
+    initial = build_initial_model(config, data, encoder=encoder) if config.evaluation.representation.layers else None
+    found = describe_representation(model, initial, data, config.evaluation, folder, execution, choice.dtype)
+    result |= {key: result[key] | getattr(found, key) for key in ("metrics", "undefined")}
     report({"event": "scores", "metrics": {name: result["metrics"].get(name) for name in SCORES}})
     result |= describe_run(signature, started, outcome, device, choice, execution)
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
