@@ -272,6 +272,10 @@ def is_higher_better(name: str) -> bool:
     """Return whether higher values of a headline number are better; of a spread over sites, lower ones are.
 
     Raises:
-        ConfigError: if the table has no such metric.
+        ConfigError: if the table has no such metric, or neither is better (``Metric.is_descriptive``).
     """
+    if find_metric(name).is_descriptive:
+        raise ConfigError(
+            f"looked for the better direction of {name!r}, which only describes; expected a metric with one"
+        )
     return find_metric(name).higher_is_better and find_site_aggregate(name) != "sd"

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.tiny_configs import NETWORK, random_dataset
+from tests.support.tiny_configs import random_dataset
 from trainables.config import Execution
 from trainables.errors import ConfigError
-from trainables.evaluation.metrics import REPRESENTATION_METRICS, find_metric
+from trainables.evaluation.metrics import REPRESENTATION_METRICS, find_metric, is_higher_better
 from trainables.evaluation.representation.alignment_uniformity import compute_alignment, compute_uniformity
 from trainables.evaluation.representation.layers import PENULTIMATE, check_layers, choose_layers
 from trainables.evaluation.representation.same_class import compute_class_alignment
@@ -24,6 +24,8 @@ from trainables.model_config import ModelConfig
 from trainables.models.networks import Classifier, build_model
 from trainables.storage.folder import Folder
 
+#: 96 features.
+NETWORK = "timm/test_resnet"
 DATA = random_dataset()
 
 
@@ -84,19 +86,19 @@ def test_the_file_describes_every_layer(networks: tuple[Classifier, Classifier],
     stored = json.loads(Folder(tmp_path).read("representation.json"))
     assert stored == summary.as_json()
     assert stored["num_images"] == 20
-    assert list(stored["layers"]) == ["conv1.0", "stage2", "stage3", "conv5", PENULTIMATE]
-    assert np.shape(stored["cka_initial"]) == (5, 5)
-    assert len(stored["procrustes_initial"]) == 5
+    assert list(stored["layers"]) == ["conv1.0", "layer1", "layer2", "layer3", "layer4", PENULTIMATE]
+    assert np.shape(stored["cka_initial"]) == (6, 6)
+    assert len(stored["procrustes_initial"]) == 6
     images = torch.from_numpy(DATA.splits["test"].images[choose_rows(24, 20)])
     outputs: list[torch.Tensor] = []
     with torch.inference_mode():
-        hook = networks[0].backbone.stage3.register_forward_hook(lambda *found: outputs.append(found[2]))
+        hook = networks[0].backbone.layer3.register_forward_hook(lambda *found: outputs.append(found[2]))
         networks[0](networks[0].normalise(images))
     hook.remove()
     samples = outputs[0].permute(0, 2, 3, 1).flatten(0, 2).numpy()  # 4 × 4 positions: all of them
     expected = np.linalg.eigvalsh(np.cov(samples.T))[::-1]
-    layer = stored["layers"]["stage3"]
-    assert layer["channels"] == samples.shape[1] == 96
+    layer = stored["layers"]["layer3"]
+    assert layer["channels"] == samples.shape[1] == 192
     np.testing.assert_allclose(layer["eigenvalue"], expected[np.array(layer["rank"]) - 1], rtol=1e-3, atol=1e-9)
 
 
@@ -105,7 +107,7 @@ def test_a_network_is_as_its_initial_weights_if_nothing_was_learned(
 ) -> None:
     same = describe((networks[0], deepcopy(networks[0])), tmp_path, batch_size=24)
     assert np.diag(np.array(same.cka_initial)) == pytest.approx(1.0, abs=1e-9)
-    assert same.procrustes_initial == pytest.approx([0.0] * 5, abs=1e-9)
+    assert same.procrustes_initial == pytest.approx([0.0] * 6, abs=1e-9)
     assert np.abs(same.cka_initial).max() <= 1.0
 
 
@@ -122,7 +124,7 @@ def test_what_is_undefined_is_said(networks: tuple[Classifier, Classifier], tmp_
     assert none.undefined == {
         f"representation/{name}": why for name in ("first_kurtosis", "cka_initial", "procrustes_initial")
     }
-    some = describe(networks, tmp_path, num_images=12, layers=("stage2",))
+    some = describe(networks, tmp_path, num_images=12, layers=("layer2",))
     assert some.undefined == {
         "representation/alpha": "it needs 24 images and 23 features, or more",
         "representation/first_kurtosis": "it needs a first convolution, among the layers",
@@ -136,6 +138,13 @@ def test_what_is_undefined_is_said(networks: tuple[Classifier, Classifier], tmp_
     )
     with pytest.raises(ConfigError, match=r"evaluation\.representation\.layers: the network has no layer 'layer9'"):
         describe(networks, tmp_path, layers=("layer9",))
+
+
+def test_what_only_describes_has_no_better_direction() -> None:
+    assert is_higher_better("representation/effective_rank")
+    assert not is_higher_better("representation/uniformity")
+    with pytest.raises(ConfigError, match="'representation/alpha', which only describes"):
+        is_higher_better("representation/alpha")
 
 
 def test_images_are_taken_from_the_whole_set() -> None:
