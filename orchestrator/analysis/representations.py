@@ -62,11 +62,16 @@ def load_arm_layers(results: Results, ledger: Ledger) -> dict[str, ArmLayers]:
 
 
 def _average(contents: Sequence[Mapping[str, Any]]) -> ArmLayers:
-    """Return the means over trials of one arm, which share network and images."""
-    layers, compared = contents[0]["layers"], tuple(contents[0]["compared"])
-    cka = np.array([content["cka_initial"] for content in contents], dtype=np.float64)
-    spectra = {layer: _average_spectra([content["layers"][layer] for content in contents]) for layer in layers}
-    return ArmLayers(spectra, compared, cka.mean(axis=0), len(contents), int(contents[0]["num_images"]))
+    """Return the means over the trials of one arm that have the network of the first one, which tuning may change."""
+    first = contents[0]
+    own = [each for each in contents if _name_network(each) == _name_network(first)]
+    cka = np.array([content["cka_initial"] for content in own], dtype=np.float64)
+    spectra = {layer: _average_spectra([content["layers"][layer] for content in own]) for layer in first["layers"]}
+    return ArmLayers(spectra, tuple(first["compared"]), cka.mean(axis=0), len(own), int(first["num_images"]))
+
+
+def _name_network(content: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    return [(name, layer["channels"], len(layer["rank"])) for name, layer in content["layers"].items()]
 
 
 def _average_spectra(stored: Sequence[Mapping[str, Any]]) -> LayerSpectrum:

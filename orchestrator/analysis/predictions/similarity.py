@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import reduce
 from itertools import combinations_with_replacement
 
 import numpy as np
@@ -59,13 +61,15 @@ def compare_arms(results: Results, ledger: Ledger) -> ArmSimilarity | None:
         StorageError: predictions are damaged.
     """
     chosen = list(dict.fromkeys(map(str, results.complete["name"])))
-    stored = {name: _load(results, ledger, name) for name in chosen[:MAX_ARMS]}
-    stored = {name: own for name, own in stored.items() if own}
+    wanted: np.ndarray | None = None
+    stored: dict[str, list[tuple[int, np.ndarray, np.ndarray]]] = {}
+    for name in chosen[:MAX_ARMS]:
+        for replicate, ids, features in _load(results, ledger, name):
+            wanted = ids[choose_rows(len(ids), MAX_IMAGES)] if wanted is None else wanted
+            rows = np.flatnonzero(np.isin(ids, wanted))
+            stored.setdefault(name, []).append((replicate, ids[rows], features[rows]))
     every = [ids for own in stored.values() for _, ids, _ in own]
-    if len(every) < 2:
-        return None
-    common = every[0][np.isin(every[0], _intersect(every))]
-    common = common[choose_rows(len(common), MAX_IMAGES)]
+    common = reduce(np.intersect1d, every) if len(every) > 1 else np.empty(0)
     if len(common) < MIN_IMAGES:
         return None
     trained = {
@@ -75,22 +79,13 @@ def compare_arms(results: Results, ledger: Ledger) -> ArmSimilarity | None:
     return _compare(trained, len(common), max(0, len(chosen) - MAX_ARMS))
 
 
-def _load(results: Results, ledger: Ledger, name: str) -> list[tuple[int, np.ndarray, np.ndarray]]:
-    """Return replicate, ids of test images and their features of the first trials of an arm that store some."""
+def _load(results: Results, ledger: Ledger, name: str) -> Iterator[tuple[int, np.ndarray, np.ndarray]]:
+    """Yield replicate, ids of test images and their features of the first trials of an arm that store some."""
     own = results.complete[results.complete["name"] == name].sort_values("replicate")
-    found = []
     for signature, replicate in own[["signature", "replicate"]].head(MAX_REPLICATES).itertuples(index=False):
         predictions = load_predictions(ledger.folder("trial", str(signature)), "test")
         if predictions.features is not None:
-            found.append((int(replicate), predictions.ids, predictions.features))
-    return found
-
-
-def _intersect(every: list[np.ndarray]) -> np.ndarray:
-    common = every[0]
-    for ids in every[1:]:
-        common = np.intersect1d(common, ids)
-    return common
+            yield int(replicate), predictions.ids, predictions.features
 
 
 def _find(ids: np.ndarray, wanted: np.ndarray) -> Int64[np.ndarray, " n"]:

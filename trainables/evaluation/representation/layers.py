@@ -82,11 +82,13 @@ def listening(
 
 @torch.inference_mode()
 def check_layers(model: Classifier, names: Sequence[str], images: UInt8[Tensor, "n c h w"]) -> None:
-    """Check on some images that layers exist, take part and give maps.
+    """Check on some images that layers exist, each named once, take part and give maps.
 
     Raises:
         ConfigError: if one does not.
     """
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{SETTING}: found {', '.join(names)}; expected every layer once")
     heard: list[str] = []
     with listening(model.eval(), names, lambda name, _: heard.append(name)):
         model(model.normalise(images))

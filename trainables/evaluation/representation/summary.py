@@ -20,6 +20,7 @@ from trainables.evaluation.representation.alignment_uniformity import compute_un
 from trainables.evaluation.representation.layers import (
     PENULTIMATE,
     SETTING,
+    check_layers,
     choose_layers,
     find_first_convolution,
     listening,
@@ -156,9 +157,9 @@ def _compare(
 ) -> dict[str, float | None]:
     """Return the headline numbers that need layers; add their spectra and similarities."""
     feed = ImageFeed(todo.images, model.mean.device)
-    names = todo.config.layers
-    if names == "auto":
-        names = choose_layers(model, next(feed.batches(todo.rows[:2], [2])))
+    some = next(feed.batches(todo.rows[:2], [2]))
+    names = choose_layers(model, some) if todo.config.layers == "auto" else todo.config.layers
+    check_layers(model, names, some)
     sums = _Sums(model.eval(), initial.to(feed.device).eval(), names)
     is_reduced = todo.precision != torch.float32
     with torch.inference_mode(), torch.autocast(feed.device.type, todo.precision, enabled=is_reduced):

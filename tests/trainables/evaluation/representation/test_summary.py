@@ -138,6 +138,8 @@ def test_what_is_undefined_is_said(networks: tuple[Classifier, Classifier], tmp_
     )
     with pytest.raises(ConfigError, match=r"evaluation\.representation\.layers: the network has no layer 'layer9'"):
         describe(networks, tmp_path, layers=("layer9",))
+    with pytest.raises(ConfigError, match="found layer2, layer2; expected every layer once"):
+        describe(networks, tmp_path, layers=("layer2", "layer2"))
 
 
 def test_what_only_describes_has_no_better_direction() -> None:
