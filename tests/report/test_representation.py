@@ -55,7 +55,7 @@ def test_what_an_arm_stores_is_averaged_over_its_trials(trained_study: TrainedSt
     for name, arm in arms.items():
         own = results.complete[results.complete["name"] == name]["signature"]
         stored = [json.loads(ledger.folder("trial", each).read("representation.json")) for each in own]
-        assert list(arm.spectra) == [*stored[0]["layers"]] == list(arm.compared)
+        assert list(arm.spectra) == [*stored[0]["layers"]] == ["conv1.0", *arm.compared]
         np.testing.assert_allclose(arm.cka_initial, np.mean([each["cka_initial"] for each in stored], axis=0))
         values = [np.array(each["layers"]["layer2"]["eigenvalue"]) for each in stored]
         expected = np.sqrt(values[0] / values[0][0] * values[1] / values[1][0])
@@ -77,8 +77,8 @@ def test_section_has_table_spectra_and_heat_maps(trained_study: TrainedStudy, se
     assert re.findall(r'data-view="figure-spectra-\d-view"[^>]*>([^<]*)<', section.body) == layers[::-1]
     assert len(drawn["figure-spectra-0"]["data"]) == 2
     heat = drawn["figure-initial-0"]["data"][0]
-    assert heat["y"] == layers[::-1]
-    assert heat["x"] == layers
+    assert heat["y"] == layers[:0:-1]
+    assert heat["x"] == layers[1:]  # without the convolution
     for trace in (drawn[f"figure-similarity-{n}"]["data"][0] for n in (0, 1)):
         z = np.array(trace["z"], dtype=np.float64)
         assert np.isfinite(z).all()

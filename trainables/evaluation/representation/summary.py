@@ -22,7 +22,7 @@ from trainables.evaluation.representation.layers import (
     SETTING,
     check_layers,
     choose_layers,
-    find_first_convolution,
+    list_convolutions,
     listening,
     sample_positions,
 )
@@ -173,9 +173,8 @@ def _compare(
         [compute_cka(sums.cross[a, b], trained[a], start[b]) for b in sums.layers] for a in sums.layers
     ]
     summary.procrustes_initial = [sums.cross[name, name].compute_procrustes() for name in sums.layers]
-    first = find_first_convolution(model, names)
     return {
-        "first_kurtosis": None if first is None else spectra[first].compute_kurtosis(),
+        "first_kurtosis": spectra[sums.convolutions[0]].compute_kurtosis() if sums.convolutions else None,
         "cka_initial": summary.cka_initial[-1][-1],
         "procrustes_initial": summary.procrustes_initial[-1],
     }
@@ -184,13 +183,15 @@ def _compare(
 class _Sums:
     """Sums over images: covariance of every layer, and its moments with every layer of the initial weights.
 
-    Layers are compared by their means over positions, and have the penultimate features as last one.
+    Layers are compared by their means over positions, and have the penultimate features as last one. Convolutions are
+    not compared: the mean of a linear map is that of the mean image, its brightness, whatever the kernel.
     """
 
     def __init__(self, model: Classifier, initial: Classifier, names: tuple[str, ...]) -> None:
         self._networks = (model, initial)
         self._names = names
-        self.layers = (*names, PENULTIMATE)
+        self.convolutions = list_convolutions(model, names)
+        self.layers = (*(name for name in names if name not in self.convolutions), PENULTIMATE)
         self.spectra = {name: CovarianceSum() for name in names}
         self.cross = {(one, other): CrossMoments() for one in self.layers for other in self.layers}
         self.own = tuple({name: CrossMoments() for name in self.layers} for _ in self._networks)

@@ -12,6 +12,7 @@ from jaxtyping import Float64
 from orchestrator.analysis.predictions.similarity import ArmSimilarity
 from orchestrator.analysis.representations import ArmLayers
 from orchestrator.report.style import SEQUENTIAL, Figure, colour, floats, layout_of
+from trainables.evaluation.representation.layers import PENULTIMATE
 
 #: Most rows of a heat map whose cells hold numbers.
 _ANNOTATED = 16
@@ -43,12 +44,13 @@ def draw_spectra(layer: str, arms: Mapping[str, ArmLayers], labels: Mapping[str,
     )
     layout["margin"] |= {"t": 24 + 18 * min(len(data), 8)}
     num = next(iter(arms.values()))
+    what = "the penultimate features" if layer == PENULTIMATE else f"the channels of {layer}"
     return Figure(
         title="In how many directions do the layers vary?",
         note=(
-            f"Eigenvalues of the covariance of the channels of {layer}, over the largest; geometric mean over "
-            f"replicates, {num.num_images} unshifted test images. A line that falls steeply uses few directions; a "
-            "straight one is a power law, whose slope is −α."
+            f"Eigenvalues of the covariance of {what}, over the largest; geometric mean over replicates, "
+            f"{num.num_images} unshifted test images. A line that falls steeply uses few directions; a straight one is "
+            "a power law, whose slope is −α."
         ),
         data=data,
         layout=layout,
@@ -90,7 +92,7 @@ def draw_similarity(found: ArmSimilarity, labels: Mapping[str, str]) -> dict[str
 def draw_initial(stored: ArmLayers, label: str) -> Figure:
     """Return CKA between layers of the trained networks of an arm and those of their initial weights."""
     layers = [escape(layer) for layer in stored.compared]
-    figure = _heat_map(
+    return _heat_map(
         "Which layers has the training changed?",
         f"Arm {label}: unbiased linear CKA of the layers of the trained network (rows) with those of the weights that "
         f"its training started from (columns), means over positions, {stored.num_images} unshifted test images, mean "
@@ -101,9 +103,6 @@ def draw_initial(stored: ArmLayers, label: str) -> Figure:
         counts=None,
         axes=("initial layer", "trained layer", "CKA"),
     )
-    figure.layout["xaxis"]["title"] = {"text": "initial weights"}
-    figure.layout["yaxis"]["title"] = {"text": "trained"}
-    return figure
 
 
 def _heat_map(
