@@ -54,6 +54,7 @@ from orchestrator.report.sections.detection.scores import failure_section
 from orchestrator.report.sections.effects import effects_section
 from orchestrator.report.sections.interactions import interactions_section
 from orchestrator.report.sections.provenance import left_out_section
+from orchestrator.report.sections.representation.section import representation_section
 from orchestrator.report.sections.search import search_section
 from orchestrator.report.sections.shifts import examples_section, shifts_section
 from orchestrator.report.sections.spread import spread_section
@@ -219,6 +220,7 @@ def _list_sections(
         failure_section(results, ledger, detections, ensemble, arms),
         ood_section(results, detections, arms),
         marked_section(results, ledger),
+        representation_section(results, ledger),
         transfer_section(results, main),
         trade_off_section(results, arms, main),
         training_section(results, main),

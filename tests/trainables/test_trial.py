@@ -25,6 +25,7 @@ from trainables.errors import CheckpointError, ConfigError
 from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.detection.summary import summarise_detection
 from trainables.evaluation.predictions import load_predictions
+from trainables.evaluation.representation.alignment_uniformity import compute_uniformity
 from trainables.evaluation.robustness import summarise_rows
 from trainables.evaluation.validation_fit import fit_on_validation
 from trainables.evaluation_config import EvaluationConfig
@@ -118,7 +119,7 @@ def test_the_epoch_can_be_chosen_on_shifted_validation(tmp_path: Path, execution
 def test_the_folder_holds_what_the_ledger_expects(finished: tuple[Folder, dict[str, Any], list[Any]]) -> None:
     folder, result, _ = finished
     assert list(folder.children()) == [
-        "detection.json", "epochs.jsonl", "model.safetensors", "predictions", "result.json"
+        "detection.json", "epochs.jsonl", "model.safetensors", "predictions", "representation.json", "result.json"
     ]  # fmt: skip
     assert folder.read_json("result.json") == json.loads(json.dumps(result))
     assert result["signature"] == "mine"
@@ -174,7 +175,12 @@ def test_metrics_are_those_of_the_stored_predictions(
     scores = EvaluationConfig().confidence_scores
     detection = summarise_detection(folder, ["val", "test", "train"], scores=scores, roles={})
     assert {"failure/msr/augrc", "failure/energy/mean_shifted_augrc"} <= detection.metrics.keys()
-    assert result["metrics"] == summarise_rows(result["evaluations"]) | detection.metrics
+    features = load_predictions(folder, "test").features
+    assert features is not None
+    expected = compute_uniformity(features)
+    assert result["metrics"]["representation/uniformity"] == pytest.approx(expected)
+    stored = {name: value for name, value in result["metrics"].items() if not name.startswith("representation/")}
+    assert stored == summarise_rows(result["evaluations"]) | detection.metrics
     assert json.loads(folder.read("detection.json")) == detection.as_json()
 
 
