@@ -20,6 +20,8 @@ STOP = "stop.json"
 EPOCHS = "epochs.jsonl"
 #: Rows of failure and out-of-distribution detection.
 DETECTION = "detection.json"
+#: Relevance on lesions: scores per image and lesion, and some maps; only with ``evaluation.attribution``.
+ATTRIBUTION = "attribution.npz"
 
 
 def describe_files(folder: Folder, names: Iterable[str]) -> dict[str, dict[str, Any]]:
