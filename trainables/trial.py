@@ -3,7 +3,8 @@
 ``run_trial`` and ``run_stage`` can be called from a notebook, a debugger or a bare GPU machine; they do not use
 Ray or MLflow. They write the folder that the ledger reads:
 
-    epochs.jsonl  checkpoint.safetensors  model.safetensors  predictions/<set>.npz  detection.json  result.json (last)
+    epochs.jsonl  checkpoint.safetensors  model.safetensors  predictions/<set>.npz  detection.json  attribution.npz
+    result.json (last)
 
 Checkpoints (those of ConfidNet are in ``confidence/``) are removed once the model or encoder is written; if interrupted
 after that, a new call only evaluates.
@@ -23,6 +24,7 @@ from trainables.data.dataset import Dataset
 from trainables.data.foreign import load_evaluated
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
+from trainables.evaluation.attribution.evaluate import evaluate_attribution
 from trainables.evaluation.detection.summary import save_detection, summarise_detection
 from trainables.evaluation.robustness import (
     choose_shifts,
@@ -49,7 +51,7 @@ from trainables.regularisers import (
 )
 from trainables.seeding import derive_seed, seed_everything
 from trainables.storage.checkpoint import is_trained, load_weights, remove_checkpoints, restore_module, save_weights
-from trainables.storage.completeness import CONFIG, DETECTION, EPOCHS, RESULT, describe_files
+from trainables.storage.completeness import ATTRIBUTION, CONFIG, DETECTION, EPOCHS, RESULT, describe_files
 from trainables.storage.folder import Folder
 from trainables.training.acceleration import Choice, choose_acceleration, resolve_memory_format
 from trainables.training.confidnet import train_confidnet
@@ -108,8 +110,8 @@ def run_trial(
     report({"event": "scores", "metrics": {name: result["metrics"].get(name) for name in SCORES}})
     result |= describe_run(signature, started, outcome, device, choice, execution)
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    sets = list_sets(data, config.evaluation)
-    files = [MODEL, EPOCHS, DETECTION, *(f"predictions/{name}.npz" for name in sets)]
+    files = [MODEL, EPOCHS, DETECTION, *(f"predictions/{name}.npz" for name in list_sets(data, config.evaluation))]
+    files += [] if config.evaluation.attribution is None else [ATTRIBUTION]
     result["files"] = _describe_files(folder, files)
     result["checkpoint_sha256"] = result["files"][MODEL]["sha256"]
     folder.write_json(RESULT, result)
@@ -315,10 +317,7 @@ def build_initial_model(config: TrialConfig, data: Dataset, *, encoder: Folder |
 
 
 def build_network(
-    config: ModelConfig,
-    pretraining: PretrainingConfig,
-    data: Dataset,
-    regulariser: RegulariserConfig,
+    config: ModelConfig, pretraining: PretrainingConfig, data: Dataset, regulariser: RegulariserConfig
 ) -> Classifier:
     """Return the network for ``data`` on the CPU, with random or ImageNet weights.
 
@@ -386,11 +385,12 @@ def _evaluate(
     roles = {name: config.evaluation.find_role(name) for name in (*data.external, *data.ood)}
     detection = summarise_detection(folder, names, scores=config.evaluation.confidence_scores, roles=roles)
     save_detection(folder, detection)
+    attribution = evaluate_attribution(model, build_network, data, config, folder=folder, execution=execution)
     return {
         "status": "complete",
-        "metrics": evaluation.metrics | detection.metrics,
+        "metrics": evaluation.metrics | detection.metrics | attribution.metrics,
         "validation_fit": evaluation.validation_fit,
         "evaluations": evaluation.rows,
-        "undefined": evaluation.undefined | left_out | left_out_of_validation,
+        "undefined": evaluation.undefined | attribution.undefined | left_out | left_out_of_validation,
         "num_quarantined": len(data.quarantined),
     }

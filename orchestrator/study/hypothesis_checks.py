@@ -32,6 +32,7 @@ from orchestrator.study.hypotheses import (
 )
 from orchestrator.study.problems import list_options
 from orchestrator.study.yaml_source import Key, Source, format_key
+from trainables.evaluation.attribution.table import split_attribution
 from trainables.evaluation.metrics import METRICS, RELATIVE, find_detection
 from trainables.shifts.tables import FAMILIES, GENERAL, GROUPS, OTHER, STAIN_NAME, load_aliases, load_tables
 
@@ -207,10 +208,11 @@ def _check_metric(hypothesis: Hypothesis, report: Report) -> None:
     kind, _, last = split_metric(metric)
     if kind and last not in METRICS and kind not in RELATIVE:
         report(f"found {metric!r}, there is no metric {last!r}{list_options(last, list(METRICS))}", "metric")
-    elif not kind and metric not in list_metrics() and find_detection(metric) is None:
+    elif not kind and metric not in list_metrics() and find_detection(metric) is None and split_attribution(metric) is None:
         more = (
             "; expected a column of trials.csv such as id/accuracy, <kind>/<name>/<metric> with shift, family, slope "
-            "or external, be/<name> or rbe/<name>, failure/<score>/augrc or ood/<score>/<set>/auroc"
+            "or external, be/<name> or rbe/<name>, failure/<score>/augrc, ood/<score>/<set>/auroc or "
+            "attribution/<method>/<metric>"
         )
         report(f"there is no metric {metric!r}{suggest(metric, list_metrics()) or more}", "metric")
     if counts_shifts(hypothesis) and find_shift_metric(metric) is None:

@@ -11,6 +11,7 @@ import re
 from dataclasses import dataclass
 
 from trainables.errors import ConfigError
+from trainables.evaluation.attribution.table import ATTRIBUTION_ROWS, split_attribution
 
 
 @dataclass(frozen=True)
@@ -250,6 +251,8 @@ OOD_METRICS: dict[str, Metric] = {
         ),
     )
 }  # fmt: skip
+#: Metrics of relevance maps on lesions.
+ATTRIBUTION_METRICS: dict[str, Metric] = {row["name"]: Metric(**row) for row in ATTRIBUTION_ROWS}
 #: Metrics of the two tables that are headline numbers of a trial; its ``detection.json`` has all.
 HEADLINE_FAILURE, HEADLINE_OOD = "augrc", "auroc"
 #: Size of the network: a number of the trial that a search may look at, not of an evaluation.
@@ -267,8 +270,6 @@ AGGREGATES = ("mean", "worst_cell", "worst_shift")
 _HEADLINE = re.compile(
     r"(?:.+/)?(?:mean_shifted_|mean_unseen_|mean_seen_|mean_unused_|mean_|worst_cell_|worst_shift_)?(\w+?)"
 )
-
-
 _FAILURE = re.compile(r"(?:validation/)?failure/[\w.]+/(?:mean_shifted_|mean_external_)?(\w+?)")
 _OOD = re.compile(r"ood/[\w.]+/.+/(\w+)")
 
@@ -347,7 +348,7 @@ def find_metric(name: str) -> Metric:
         name: a metric, or a headline number: ``validation/…``, ``validation/robustness/mean_…``, ``id/…``,
             ``calibration/mean_shifted_…``, ``external/<set>/…``, ``external/mean_…``, ``shift/<name>/…``,
             ``family/<name>/…``, ``slope/<name>/…``, ``be/<name>``, ``rbe/<name>``, ``failure/<score>/…``,
-            ``ood/<score>/<set>/…``, ``num_parameters``.
+            ``ood/<score>/<set>/…``, ``attribution/<method>/…``, ``num_parameters``.
 
     Raises:
         ConfigError: if the table has no such metric.
@@ -356,7 +357,9 @@ def find_metric(name: str) -> Metric:
         return NUM_PARAMETERS
     if name.partition("/")[0] in RELATIVE and name.count("/") == 1:
         return RELATIVE[name.partition("/")[0]]
-    detection = find_detection(name)
+    attribution, detection = split_attribution(name), find_detection(name)
+    if attribution is not None:
+        return ATTRIBUTION_METRICS[attribution[2]]
     if detection is not None:
         return detection
     if find_site_aggregate(name) is not None:

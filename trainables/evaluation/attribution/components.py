@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float64, Int32, Int64
+from jaxtyping import Bool, Float64, Int32, Int64, Shaped
 
 #: Name → smallest and largest area of a component, in px of the stored image.
 AREA_BINS: dict[str, tuple[float, float]] = {
@@ -27,8 +27,8 @@ class Components:
     area_px: Int64[np.ndarray, " components"]
     #: Major over minor axis of the ellipse with the same second moments, 1 or more.
     elongation: Float64[np.ndarray, " components"]
-    #: Area of that ellipse over the area of the component: 1 for an ellipse, 1.05 for a rectangle, more the more ragged,
-    #: bent or hollow. Affine maps do not change it, so it does not repeat the elongation.
+    #: Area of that ellipse over the area of the component: 1 for an ellipse, 1.05 for a rectangle, more for ragged,
+    #: bent or hollow ones. Affine maps do not change it, so it does not repeat the elongation.
     irregularity: Float64[np.ndarray, " components"]
 
     def __len__(self) -> int:
@@ -46,9 +46,7 @@ class Components:
 
     def by_area(self) -> dict[str, Bool[np.ndarray, " components"]]:
         """Return area bin → which components are in it."""
-        return {
-            name: (self.area_px >= low) & (self.area_px <= high) for name, (low, high) in AREA_BINS.items()
-        }
+        return {name: (self.area_px >= low) & (self.area_px <= high) for name, (low, high) in AREA_BINS.items()}
 
 
 def find_components(masks: Bool[np.ndarray, "n h w"]) -> Components:
@@ -64,7 +62,7 @@ def find_components(masks: Bool[np.ndarray, "n h w"]) -> Components:
     first = np.zeros(count, dtype=np.int64)
     first[which] = image
 
-    def average(values: Float64[np.ndarray, " pixels"]) -> Float64[np.ndarray, " components"]:
+    def average(values: Shaped[np.ndarray, " pixels"]) -> Float64[np.ndarray, " components"]:
         return np.bincount(which, weights=values, minlength=count) / area
 
     y, x = row - average(row)[which], column - average(column)[which]

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 from jaxtyping import Float32, Float64, Int64, Shaped, UInt8
-from torch import Tensor
 
+from trainables.config import Execution, TrialConfig
 from trainables.data.dataset import Dataset, ImageSet
-from trainables.data.sources.lesion_masks import TestMasks
+from trainables.data.sources.lesion_masks import TestMasks, load_test_masks
 from trainables.errors import StorageError
 from trainables.evaluation.attribution.area_effect import compute_large_small_ratio
 from trainables.evaluation.attribution.components import Components, find_components
@@ -30,9 +30,11 @@ from trainables.evaluation.attribution.mask_metrics import (
 )
 from trainables.evaluation.attribution.table import ADJUSTED_RATIO, CENTRE_PRIOR, RANDOMISED, name_attribution
 from trainables.evaluation.predictions import check_sums
-from trainables.evaluation_config import AttributionConfig
+from trainables.model_config import ModelConfig
 from trainables.models.networks import Classifier
-from trainables.seeding import hash_ids
+from trainables.pretraining_config import PretrainingConfig, ScratchPretraining
+from trainables.regularisers import RegulariserConfig
+from trainables.seeding import derive_seed, hash_ids, seed_everything
 from trainables.storage.completeness import ATTRIBUTION
 from trainables.storage.folder import Folder
 
@@ -94,60 +96,65 @@ def summarise_scored(scored: Scored, components: Components) -> tuple[dict[str, 
 
 def evaluate_attribution(
     model: Classifier,
-    build_randomised: Callable[[], Classifier],
+    build_network: Callable[[ModelConfig, PretrainingConfig, Dataset, RegulariserConfig], Classifier],
     data: Dataset,
-    masks: TestMasks,
-    config: AttributionConfig,
+    config: TrialConfig,
     *,
     folder: Folder,
-    batch_size: int,
-    seed: int,
+    execution: Execution,
 ) -> AttributionSummary:
     """Return the attribution metrics of a trained model and of its baselines; write ``attribution.npz``.
+
+    Nothing is computed or written without ``config.evaluation.attribution``: the summary is empty.
 
     What is explained is the logit of the true class. Baselines are the same method on a network with random weights
     (Adebayo et al. 2018), and a Gaussian around the middle of the image, which has seen nothing at all.
 
     Args:
         model: trained model on the device of the evaluation.
-        build_randomised: function that builds the same network with random weights.
+        build_network: function that builds the network of a trial, here with random weights.
         data: data set; test images are explained, and some training images are what expected gradients compare with.
-        masks: lesions of the test images.
-        config: methods, number of images, what counts as relevance.
+        config: config of the trial; seeds never depend on the arm.
         folder: folder of the trial.
-        batch_size: images per pass.
-        seed: of expected gradients.
+        execution: cache of the masks, and images per pass.
 
     Raises:
-        ConfigError: a method does not fit the network.
+        ConfigError: the data have no masks, or a method does not fit the network.
         DivergedError: an attribution is not finite.
         StorageError: the storage refuses the write.
     """
+    asked = config.evaluation.attribution
+    if asked is None:
+        return AttributionSummary()
     test, train = data.splits["test"], data.splits["train"]
-    rows = choose_scored(test, masks, config.images)
+    masks = load_test_masks(data, config.data, cache_dir=execution.cache_dir.expanduser())
+    rows = choose_scored(test, masks, asked.images)
     components = find_components(np.asarray(masks.masks[rows]) > 0)
     images, targets = torch.from_numpy(np.array(test.images[rows])), torch.from_numpy(test.labels[rows])
     chosen = np.sort(np.argsort(hash_ids(train.ids), kind="stable")[:NUM_REFERENCES])
     references = torch.from_numpy(np.array(train.images[chosen]))
 
     def explain(network: Classifier, method: str) -> Float32[np.ndarray, "n h w"]:
+        seed = derive_seed(config.seed, config.replicate, "attribution")
+        size = execution.evaluation_batch_size
         return compute_attribution(
-            network, images, targets, method=method, references=references, batch_size=batch_size, seed=seed
+            network, images, targets, method=method, references=references, batch_size=size, seed=seed
         ).numpy()
 
-    kept = _Kept(rows, test.ids[rows], components, config.cases)
+    kept = _Kept(rows, test.ids[rows], components, asked.cases)
     summary = AttributionSummary()
-    randomised = build_randomised().to(model.mean.device)
-    for method in config.methods:
+    seed_everything(derive_seed(config.seed, config.replicate, "randomised"))
+    randomised = build_network(config.model, ScratchPretraining(), data, config.regulariser).to(model.mean.device)
+    for method in asked.methods:
         for prefix, network in (("", model), (RANDOMISED, randomised)):
             attribution = explain(network, method)
-            scored = score_maps(attribution, components, config.relevance)
+            scored = score_maps(attribution, components, asked.relevance)
             _add(summary, method, prefix, scored, components)
-            kept.add(f"{method}/{prefix}", scored, attribution if not prefix else None, config.relevance)
+            kept.add(f"{method}/{prefix}", scored, attribution if not prefix else None, asked.relevance)
     prior = np.broadcast_to(build_centre_prior(*components.labels.shape[1:]), components.labels.shape)
     scored = score_maps(prior, components, "positive")
     _add(summary, CENTRE_PRIOR, "", scored, components)
-    kept.add(f"{CENTRE_PRIOR}/", scored, None, config.relevance)
+    kept.add(f"{CENTRE_PRIOR}/", scored, None, asked.relevance)
     kept.save(folder)
     return summary
 
@@ -181,9 +188,7 @@ class _Kept:
             "components/irregularity": components.irregularity.astype(np.float32),
         }
 
-    def add(
-        self, name: str, scored: Scored, attribution: Float32[np.ndarray, "n h w"] | None, sign: Sign
-    ) -> None:
+    def add(self, name: str, scored: Scored, attribution: Float32[np.ndarray, "n h w"] | None, sign: Sign) -> None:
         """Keep the scores of a method, and the first maps if it is that of the trained model."""
         self.arrays |= {f"scores/{name}{each}": values for each, values in scored.per_image.items()}
         self.arrays[f"shares/{name}"] = scored.shares.astype(np.float32)

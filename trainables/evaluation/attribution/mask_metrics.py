@@ -19,7 +19,7 @@ Relevance = Float32[np.ndarray, "n h w"]
 Masks = Bool[np.ndarray, "n h w"]
 #: ``positive``: evidence for the explained class. ``absolute``: evidence for or against it.
 Sign = Literal["positive", "absolute"]
-#: Spread of the centre prior as a share of the image's side: an assumption. 68 % of the relevance along an axis then lies
+#: Spread of the centre prior as a share of the image's side: an assumption. Along an axis 68 % of the relevance is then
 #: in the middle half of the image.
 CENTRE_SIGMA = 0.25
 
@@ -57,8 +57,8 @@ def compute_relevance_mass(relevance: Relevance, masks: Masks) -> Float64[np.nda
 def compute_relevance_rank(relevance: Relevance, masks: Masks) -> Float64[np.ndarray, " n"]:
     """Return the share of each image's K most relevant pixels inside its mask of K pixels, in [0, 1]; higher is better.
 
-    Of pixels that tie at the K-th place, the share that fits counts, which is the mean over all orders. NaN for an empty
-    mask.
+    Of pixels that tie at the K-th place, the share that fits counts, which is the mean over all orders. NaN for an
+    empty mask.
 
     Source: Arras, Osman & Samek 2022 (CLEVR-XAI), relevance rank accuracy. Differs: ties.
     """
