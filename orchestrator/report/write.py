@@ -45,6 +45,7 @@ from orchestrator.report.overview import notes_section, overview_section
 from orchestrator.report.page import Section, render_page, within
 from orchestrator.report.sections import provenance
 from orchestrator.report.sections.answer import Answer, answer, answer_section, arms_section
+from orchestrator.report.sections.attribution.section import attribution_section
 from orchestrator.report.sections.balanced import balanced_section
 from orchestrator.report.sections.detection.marked import marked_section
 from orchestrator.report.sections.detection.ood import ood_section
@@ -111,7 +112,7 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
         sections += [] if overall is None else [within(overall, "All data sets", 0)]
     for number, (label, part) in enumerate(parts.items(), start=1):
         shared = (ledger, detections[label], usage if part is whole else None)
-        of_part = _list_sections(part, *shared, *pictures[label])
+        of_part = _list_sections(part, *shared, *pictures[label], cache_dir if examples else None)
         sections += of_part if part is whole else [within(each, label, number) for each in of_part if each is not None]
     provenance_of_all = provenance.provenance_section(
         results, digest=digest, files=TABLES | PAPER_TABLES, compute=describe_compute(ledger, budget_status)
@@ -193,6 +194,7 @@ def _list_sections(
     usage: Usage | None,
     pictures: Examples | None,
     problem: str | None,
+    cache_dir: Path | None,
 ) -> list[Section | None]:
     """Return the sections on the arms of one data set."""
     results, arms, main = part.results, part.arms, part.main
@@ -209,6 +211,7 @@ def _list_sections(
         failure_section(results, ledger, detections, arms),
         ood_section(results, detections, arms),
         marked_section(results, ledger),
+        attribution_section(results, ledger, cache_dir),
         transfer_section(results, main),
         trade_off_section(results, arms, main),
         training_section(results, main),

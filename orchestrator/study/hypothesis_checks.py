@@ -208,7 +208,7 @@ def _check_metric(hypothesis: Hypothesis, report: Report) -> None:
     kind, _, last = split_metric(metric)
     if kind and last not in METRICS and kind not in RELATIVE:
         report(f"found {metric!r}, there is no metric {last!r}{list_options(last, list(METRICS))}", "metric")
-    elif not kind and metric not in list_metrics() and find_detection(metric) is None and split_attribution(metric) is None:
+    elif not kind and not (metric in list_metrics() or find_detection(metric) or split_attribution(metric)):
         more = (
             "; expected a column of trials.csv such as id/accuracy, <kind>/<name>/<metric> with shift, family, slope "
             "or external, be/<name> or rbe/<name>, failure/<score>/augrc, ood/<score>/<set>/auroc or "
