@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trainables.evaluation.confidence import CONFIDENCE_SCORES
 from trainables.evaluation.metrics import (
+    ATTRIBUTION_METRICS,
     FAILURE_METRICS,
     METRICS,
     OOD_METRICS,
@@ -98,6 +99,15 @@ as `validation/failure/<score>/augrc`, and `ood/<score>/<set>/auroc`; `near`, `f
 `far_full_spectrum` are means over sets of a role.
 """
 
+ATTRIBUTION = """
+## Where models look
+
+Of relevance maps on lesion masks, with `evaluation.attribution`: `attribution/<method>/<metric>` on the unshifted test images,
+`attribution/<method>/randomised_<metric>` of the same network with random weights, and `attribution/centre_prior/<metric>` of a
+Gaussian around the middle of the image; see [where models look](attribution.md). The arrow of the last metric means nothing.
+
+"""
+
 
 def describe_metrics() -> str:
     """Return the content of docs/metrics.md."""
@@ -108,7 +118,7 @@ def describe_metrics() -> str:
         for aggregate in ("mean", "worst_shift", "worst_cell")
         for kind, metric in (("score", "accuracy"), ("error", "brier"))
     }
-    return HEAD + header + rows + FITTED + NAMES.format(**names) + _detection(header) + _seen() + _families()
+    return HEAD + header + rows + FITTED + NAMES.format(**names) + _detection(header) + _attribution(header) + _seen() + _families()
 
 
 def _detection(header: str) -> str:
@@ -128,6 +138,11 @@ def _detection(header: str) -> str:
         )
     )
     return DETECTION + tables + scores
+
+
+def _attribution(header: str) -> str:
+    """Return the table of metrics of relevance maps on lesions."""
+    return ATTRIBUTION + header + "".join(map(_row, ATTRIBUTION_METRICS.values()))
 
 
 def _seen() -> str:

@@ -33,7 +33,7 @@ def phantom_trial(**attribution: Any) -> TrialConfig:
     return tiny_trial(
         data=PHANTOM,
         model={"name": "timm/test_resnet", "input_size": 32},
-        training={"epochs": 1, "label_fraction": None},
+        training={"epochs": 1, "label_fraction": 1.0},
         evaluation={
             "shifts": [], "severities": [1], "store_features": False,
             "attribution": {"methods": ["grad_cam", "integrated_gradients"], "images": 12, **attribution},
