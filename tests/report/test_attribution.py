@@ -16,7 +16,7 @@ from orchestrator.study.study_file import load_study
 from orchestrator.tracking.projection import project
 from tests.analysis.test_attribution import plant
 from tests.support.synthetic_ledger import make_fake_ledger
-from trainables.errors import StudyError
+from trainables.errors import ConfigError, StudyError
 from trainables.evaluation.attribution.methods import ATTRIBUTION_METHODS
 
 TEXT = """\
@@ -135,5 +135,5 @@ def test_data_without_masks_are_refused_before_anything_runs(tmp_path: Path, cac
     file = write_study(tmp_path, cache_dir)
     text = re.sub(r"data: .*", "data: {kind: digits, image_size: 32}", file.read_text())
     file.write_text(text)
-    with pytest.raises(StudyError, match=r"evaluation.attribution: the data \(digits\) have no lesion masks"):
+    with pytest.raises(ConfigError, match=r"evaluation.attribution: the data \(digits\) have no lesion masks"):
         prepare(load_study(file), storage=str(tmp_path / "results"))

@@ -28,8 +28,10 @@ from trainables.evaluation.attribution.mask_metrics import (
     share_by_component,
     take_relevance,
 )
+from trainables.evaluation.attribution.methods import ATTRIBUTION_METHODS
 from trainables.evaluation.attribution.table import ADJUSTED_RATIO, CENTRE_PRIOR, RANDOMISED, name_attribution
 from trainables.evaluation.predictions import check_sums
+from trainables.evaluation_config import AttributionConfig
 from trainables.model_config import ModelConfig
 from trainables.models.networks import Classifier
 from trainables.pretraining_config import PretrainingConfig, ScratchPretraining
@@ -40,6 +42,8 @@ from trainables.storage.folder import Folder
 
 #: Training images that expected gradients compare with: an assumption; their 64 draws see each about twice.
 NUM_REFERENCES = 32
+#: Methods that need no backward pass, which takes about twice the time of a forward pass.
+_WITHOUT_GRADIENT = {"occlusion"}
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,14 @@ class AttributionSummary:
     metrics: dict[str, float] = field(default_factory=dict)
     #: Name of a headline number → why it is undefined.
     undefined: dict[str, str] = field(default_factory=dict)
+
+
+def count_passes(asked: AttributionConfig | None) -> int:
+    """Return how many passes of an image in evaluation take as long as the attributions of one trial, at most."""
+    if asked is None:
+        return 0
+    costs = (ATTRIBUTION_METHODS[name].num_passes * (1 if name in _WITHOUT_GRADIENT else 3) for name in asked.methods)
+    return 2 * asked.images * sum(costs)
 
 
 def choose_scored(test: ImageSet, masks: TestMasks, count: int) -> Int64[np.ndarray, " n"]:
@@ -116,7 +128,7 @@ def evaluate_attribution(
         data: data set; test images are explained, and some training images are what expected gradients compare with.
         config: config of the trial; seeds never depend on the arm.
         folder: folder of the trial.
-        execution: cache of the masks, and images per pass.
+        execution: cache of the masks.
 
     Raises:
         ConfigError: the data have no masks, or a method does not fit the network.
@@ -136,7 +148,7 @@ def evaluate_attribution(
 
     def explain(network: Classifier, method: str) -> Float32[np.ndarray, "n h w"]:
         seed = derive_seed(config.seed, config.replicate, "attribution")
-        size = execution.evaluation_batch_size
+        size = config.training.batch_size  # gradients of that many fit into memory; evaluation takes larger batches
         return compute_attribution(
             network, images, targets, method=method, references=references, batch_size=size, seed=seed
         ).numpy()

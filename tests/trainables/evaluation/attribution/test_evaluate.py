@@ -13,7 +13,7 @@ from trainables.config import Execution, TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.data.load import load_dataset
 from trainables.data.sources.lesion_masks import load_test_masks
-from trainables.evaluation.attribution.evaluate import choose_scored, read_attribution
+from trainables.evaluation.attribution.evaluate import choose_scored, count_passes, read_attribution
 from trainables.evaluation.attribution.mask_metrics import compute_relevance_mass
 from trainables.evaluation.attribution.methods import ATTRIBUTION_METHODS
 from trainables.evaluation.attribution.table import ATTRIBUTION_ROWS, METHODS, split_attribution
@@ -112,6 +112,12 @@ def test_nothing_is_computed_unless_it_is_asked_for(tmp_path: Path, execution: E
     config = tiny_trial(evaluation={"shifts": [], "severities": [1], "store_features": False}, training={"epochs": 1})
     result = run_trial(config, signature="mine", folder=Folder(tmp_path), execution=execution)
     assert not any(name.startswith("attribution") for name in [*result["metrics"], *result["files"]])
+
+
+def test_passes_are_counted_with_the_random_weights_and_backward_passes() -> None:
+    asked = phantom_trial(methods=["grad_cam", "occlusion"], images=7).evaluation.attribution
+    assert count_passes(asked) == 2 * 7 * (3 * 1 + 225)
+    assert count_passes(None) == 0
 
 
 def test_names_and_directions_of_the_metrics() -> None:
