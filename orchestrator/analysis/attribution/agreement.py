@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -32,15 +33,19 @@ class RankAgreement:
     number: int
 
 
-def rank_agreement(results: Results) -> RankAgreement | None:
-    """Return how the overall metrics (``OVERALL``) of all methods rank the arms, or the trials of few arms.
+def rank_agreement(results: Results, metrics: Sequence[str] = OVERALL) -> RankAgreement | None:
+    """Return whether metrics of all methods rank the arms alike, or the trials of few arms.
 
     None if there are fewer than two columns, or too few trials.
+
+    Args:
+        results: tables of the study.
+        metrics: names of rows of the table, such as the overall ones, which measure the same thing.
     """
     from scipy.stats import kendalltau
 
     complete = results.complete
-    names = [name_attribution(method, metric) for metric in OVERALL for method in METHODS]
+    names = [name_attribution(method, metric) for metric in metrics for method in METHODS]
     columns = [name for name in names if name in complete and complete[name].notna().any()]
     table = complete.groupby("name", sort=False)[columns].mean().dropna() if columns else pd.DataFrame()
     noun = "arms"

@@ -42,8 +42,8 @@ def attribution_section(results: Results, ledger: Ledger, cache_dir: Path | None
     body = _lead(scores) + _warn_untold(results, scores) + _score_table(results, scores)
     figure = draw_concentrations(results, scores, METHOD_TITLES)
     body += "" if figure is None else embed(figure, "figure-attribution")
-    agreement = rank_agreement(results)
-    body += "" if agreement is None else _agreement_table(agreement)
+    agreements = rank_agreement(results), rank_agreement(results, (ADJUSTED_RATIO,))
+    body += "".join(_agreement_table(each) for each in agreements if each is not None)
     if cache_dir is not None:
         body += draw_overlays(results, ledger, cache_dir, METHOD_TITLES)
     return Section("attribution", "Attention", "Where do the models look?", body)
@@ -123,7 +123,10 @@ def _agreement_table(agreement: RankAgreement) -> str:
     columns = [Column(""), *(Column(title, is_number=True) for title in titles)]
     rows = []
     for title, values in zip(titles, agreement.kendall, strict=True):
-        cells = [Cell("–", "") if np.isnan(value) else Cell(f"{value:+.2f}", float(value)) for value in values]
+        cells = [
+            Cell("–", "") if np.isnan(value) else Cell(f"{value:+.2f}".replace("-", "−"), float(value))
+            for value in values
+        ]
         rows.append([Cell(escape(title), title), *cells])
     text = (
         f"Do methods and metrics rank the {agreement.noun} alike? Kendall’s τ over {agreement.number} "
