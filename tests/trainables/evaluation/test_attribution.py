@@ -105,12 +105,8 @@ def test_a_map_depends_on_its_image_alone_and_nothing_is_left_changed(method: st
     targets, references = torch.tensor([0, 1, 2, 0]), images.flip(3)
     np.random.seed(5)
     numpy_state, torch_state = np.random.get_state()[1].copy(), torch.get_rng_state()
-    first, again = (
-        compute_attribution(model, images, targets, method=method, references=references) for _ in range(2)
-    )
-    alone = compute_attribution(
-        model, images[2:3], targets[2:3], method=method, references=references, batch_size=5
-    )
+    first, again = (compute_attribution(model, images, targets, method=method, references=references) for _ in range(2))
+    alone = compute_attribution(model, images[2:3], targets[2:3], method=method, references=references, batch_size=5)
     assert first.shape == (4, 32, 32)
     assert first.dtype == torch.float32
     assert torch.isfinite(first).all()
@@ -142,7 +138,7 @@ def test_what_cannot_be_computed_is_said(model: Classifier, images: Tensor) -> N
     with pytest.raises(ConfigError, match="pass training images"):
         compute_attribution(model, images, TARGETS, method="expected_gradients")
     transformer = build_model(ModelConfig(name="timm/test_vit"), num_classes=2, channels=3, image_size=160)
-    with pytest.raises(ConfigError, match="no.*convolutional map|found none before its pooling"):
+    with pytest.raises(ConfigError, match="found none before its pooling"):
         compute_attribution(
             transformer, torch.zeros(1, 3, 160, 160, dtype=torch.uint8), torch.tensor([0]), method="grad_cam"
         )

@@ -51,7 +51,7 @@ def compute_attribution(
         settings = Settings(
             batch_size, seed, None if references is None else model.normalise(references.to(device)).detach()
         )
-        normalised = torch.cat([model.normalise(part.to(device)) for part in images.split(batch_size)]).detach()
+        normalised = torch.cat([model.normalise(part.to(device)) for part in torch.split(images, batch_size)]).detach()
         with torch.enable_grad():
             found = chosen.function(model, normalised, targets.to(device).long(), settings)
         return found.detach().float().cpu()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ NUM_DRAWS = 64
 
 @dataclass(frozen=True)
 class Settings:
-    """What the methods need beside model, images and targets."""
+    """Settings of the methods, beside model, images and targets."""
 
     #: Largest number of images in one pass.
     batch_size: int
@@ -34,8 +35,9 @@ class Settings:
     references: Float[Tensor, "r c h w"] | None
 
 
-Images, Targets = Float[Tensor, "n c h w"], Int[Tensor, " n"]
-Maps = Float[Tensor, "n h w"]
+Images: TypeAlias = Float[Tensor, "n c h w"]
+Targets: TypeAlias = Int[Tensor, " n"]
+Maps: TypeAlias = Float[Tensor, "n h w"]
 
 
 @dataclass(frozen=True)
@@ -60,7 +62,7 @@ def _attribute_grad_cam(model: Classifier, images: Images, targets: Targets, set
 
     layer = find_last_map(model, images[:1])
     method, found = LayerGradCam(model, layer), []
-    for rows in torch.arange(len(images)).split(settings.batch_size):
+    for rows in torch.split(torch.arange(len(images)), settings.batch_size):
         maps = method.attribute(images[rows].requires_grad_(), target=targets[rows], relu_attributions=True)
         found.append(LayerAttribution.interpolate(maps.detach(), tuple(images.shape[2:]), "bilinear")[:, 0])
     return torch.cat(found)
@@ -69,13 +71,13 @@ def _attribute_grad_cam(model: Classifier, images: Images, targets: Targets, set
 def _attribute_integrated_gradients(model: Classifier, images: Images, targets: Targets, settings: Settings) -> Maps:
     """Return the gradients integrated along the straight path from a black image, times the way.
 
-    Source: Sundararajan et al. 2017, equation 1; Gauss–Legendre quadrature. The sum over an image is the logit's change.
+    The sum over an image is the logit's change. Source: Sundararajan et al. 2017, equation 1, by Gauss–Legendre.
     """
     from captum.attr import IntegratedGradients
 
     method, found = IntegratedGradients(model), []
     black = -model.mean / model.std
-    for rows in torch.arange(len(images)).split(settings.batch_size):
+    for rows in torch.split(torch.arange(len(images)), settings.batch_size):
         batch = images[rows].requires_grad_()
         maps = method.attribute(
             batch,
@@ -98,8 +100,8 @@ def _attribute_expected_gradients(model: Classifier, images: Images, targets: Ta
 
     assert settings.references is not None
     method, found = GradientShap(model), []
-    draws = [len(part) for part in torch.arange(NUM_DRAWS).split(settings.batch_size)]
-    for image, target in zip(images.split(1), targets.split(1), strict=True):
+    draws = [len(part) for part in torch.split(torch.arange(NUM_DRAWS), settings.batch_size)]
+    for image, target in zip(torch.split(images, 1), torch.split(targets, 1), strict=True):
         total = torch.zeros_like(image)
         with _seeded(settings.seed):
             for number in draws:
@@ -134,7 +136,7 @@ def _attribute_occlusion(model: Classifier, images: Images, targets: Targets, se
     method, found = Occlusion(model), []
     channels, height, width = images.shape[1:]
     patch = (channels, max(2, height // PATCH), max(2, width // PATCH))
-    for rows in torch.arange(len(images)).split(settings.batch_size):
+    for rows in torch.split(torch.arange(len(images)), settings.batch_size):
         with torch.no_grad():
             maps = method.attribute(
                 images[rows],
