@@ -102,9 +102,10 @@ as `validation/failure/<score>/augrc`, and `ood/<score>/<set>/auroc`; `near`, `f
 ATTRIBUTION = """
 ## Where models look
 
-Of relevance maps on lesion masks, with `evaluation.attribution`: `attribution/<method>/<metric>` on the unshifted test images,
-`attribution/<method>/randomised_<metric>` of the same network with random weights, and `attribution/centre_prior/<metric>` of a
-Gaussian around the middle of the image; see [where models look](attribution.md). The arrow of the last metric means nothing.
+Of relevance maps on lesion masks, with `evaluation.attribution`: `attribution/<method>/<metric>` on the unshifted test
+images, `attribution/<method>/randomised_<metric>` of the same network with random weights, and
+`attribution/centre_prior/<metric>` of a Gaussian around the middle of the image; see
+[where models look](attribution.md). The arrow of the last metric means nothing.
 
 """
 
@@ -118,7 +119,8 @@ def describe_metrics() -> str:
         for aggregate in ("mean", "worst_shift", "worst_cell")
         for kind, metric in (("score", "accuracy"), ("error", "brier"))
     }
-    return HEAD + header + rows + FITTED + NAMES.format(**names) + _detection(header) + _attribution(header) + _seen() + _families()
+    tables = HEAD + header + rows + FITTED + NAMES.format(**names) + _detection(header) + _attribution(header)
+    return tables + _seen() + _families()
 
 
 def _detection(header: str) -> str:
