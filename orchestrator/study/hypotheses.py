@@ -55,7 +55,7 @@ class _Hypothesis(Frozen):
         "robustness/mean_balanced_accuracy",
         description="Column of trials.csv, shift/<name>/<metric>, family/<name>/<metric>, slope/<name>/<metric>, "
         "drop/<name>/<metric>, relative_drop/<name>/<metric>, be/<name>, rbe/<name>, failure/<score>/augrc, "
-        "ood/<score>/<set>/auroc or representation/<name>.",
+        "ood/<score>/<set>/auroc, representation/<name> or attribution/<method>/<metric>.",
     )
     severities: tuple[Severity, ...] | None = Field(
         None, min_length=1, description="With shift/<name>/<metric>: its mean over these; null: over all."

@@ -33,6 +33,7 @@ from orchestrator.study.hypotheses import (
 )
 from orchestrator.study.problems import list_options
 from orchestrator.study.yaml_source import Key, Source, format_key
+from trainables.evaluation.attribution.table import split_attribution
 from trainables.evaluation.metrics import METRICS, RELATIVE, find_detection, find_representation
 from trainables.shifts.tables import FAMILIES, GENERAL, GROUPS, OTHER, STAIN_NAME, load_aliases, load_tables
 
@@ -211,11 +212,11 @@ def _check_metric(hypothesis: Hypothesis, report: Report) -> None:
         report(f"found {metric!r}, of which neither more nor less is worse; compare it, or test equivalence", "metric")
     if kind and last not in METRICS and kind not in RELATIVE:
         report(f"found {metric!r}, there is no metric {last!r}{list_options(last, list(METRICS))}", "metric")
-    elif not kind and metric not in list_metrics() and not (find_detection(metric) or described):
+    elif not (kind or metric in list_metrics() or find_detection(metric) or described or split_attribution(metric)):
         more = (
             "; expected a column of trials.csv such as id/accuracy, <kind>/<name>/<metric> with shift, family, slope, "
-            "drop, relative_drop or external, be/<name> or rbe/<name>, failure/<score>/augrc, ood/<score>/<set>/auroc "
-            "or representation/<name>"
+            "drop, relative_drop or external, be/<name> or rbe/<name>, failure/<score>/augrc, ood/<score>/<set>/auroc, "
+            "representation/<name> or attribution/<method>/<metric>"
         )
         report(f"there is no metric {metric!r}{suggest(metric, list_metrics()) or more}", "metric")
     if counts_shifts(hypothesis) and find_shift_metric(metric) is None:

@@ -10,6 +10,7 @@ import math
 import re
 
 from trainables.errors import ConfigError
+from trainables.evaluation.attribution.table import ATTRIBUTION_METRICS, split_attribution
 from trainables.evaluation.metric_tables.detection import (
     FAILURE_METRICS,
     HEADLINE_FAILURE,
@@ -22,6 +23,7 @@ from trainables.evaluation.metric_tables.representation import REPRESENTATION_ME
 
 #: What others take from here, beside what is defined below.
 __all__ = [
+    "ATTRIBUTION_METRICS",
     "FAILURE_METRICS",
     "HEADLINE_FAILURE",
     "HEADLINE_OOD",
@@ -144,8 +146,6 @@ AGGREGATES = ("mean", "worst_cell", "worst_shift")
 _HEADLINE = re.compile(
     r"(?:.+/)?(?:mean_shifted_|mean_unseen_|mean_seen_|mean_unused_|mean_|worst_cell_|worst_shift_)?(\w+?)"
 )
-
-
 _FAILURE = re.compile(r"(?:validation/)?failure/[\w.]+/(?:mean_shifted_|mean_external_)?(\w+?)")
 _OOD = re.compile(r"ood/[\w.]+/.+/(\w+)")
 
@@ -225,7 +225,7 @@ def find_metric(name: str) -> Metric:
             ``calibration/mean_shifted_…``, ``external/<set>/…``, ``external/mean_…``, ``shift/<name>/…``,
             ``family/<name>/…``, ``slope/<name>/…``, ``drop/<name>/…``, ``relative_drop/<name>/…``,
             ``be/<name>``, ``rbe/<name>``, ``failure/<score>/…``, ``ood/<score>/<set>/…``, ``representation/…``,
-            ``num_parameters``.
+            ``attribution/<method>/…``, ``num_parameters``.
 
     Raises:
         ConfigError: if the table has no such metric.
@@ -234,7 +234,9 @@ def find_metric(name: str) -> Metric:
         return NUM_PARAMETERS
     if name.partition("/")[0] in RELATIVE and name.count("/") == 1:
         return RELATIVE[name.partition("/")[0]]
-    found = find_detection(name) or find_representation(name)
+    attribution, found = split_attribution(name), find_detection(name) or find_representation(name)
+    if attribution is not None:
+        return ATTRIBUTION_METRICS[attribution[2]]
     if found is not None:
         return found
     if find_site_aggregate(name) is not None:

@@ -117,7 +117,7 @@ def _heat_map(
 ) -> Figure:
     """Return a heat map in [0, largest], dark where representations are unlike."""
     rows, columns = names
-    z = [floats(row) for row in values[::-1]]  # Plotly draws the last row on top
+    z: list[list[Any]] = [floats(row) for row in values[::-1]]  # Plotly draws the last row on top
     scale = SEQUENTIAL if span[0] < span[1] else [[1.0 - at, hue] for at, hue in reversed(SEQUENTIAL)]
     trace: dict[str, Any] = {
         "type": "heatmap",
