@@ -33,7 +33,7 @@ from orchestrator.study.hypotheses import (
 )
 from orchestrator.study.problems import list_options
 from orchestrator.study.yaml_source import Key, Source, format_key
-from trainables.evaluation.attribution.table import split_attribution
+from trainables.evaluation.attribution.table import find_attribution
 from trainables.evaluation.metrics import METRICS, RELATIVE, find_detection, find_representation
 from trainables.shifts.tables import FAMILIES, GENERAL, GROUPS, OTHER, STAIN_NAME, load_aliases, load_tables
 
@@ -207,12 +207,12 @@ def _check_trend(
 def _check_metric(hypothesis: Hypothesis, report: Report) -> None:
     metric = hypothesis.metric
     kind, _, last = split_metric(metric)
-    described = find_representation(metric)
+    described = find_representation(metric) or find_attribution(metric)
     if described is not None and described.is_descriptive and isinstance(hypothesis, NonInferiority):
         report(f"found {metric!r}, of which neither more nor less is worse; compare it, or test equivalence", "metric")
     if kind and last not in METRICS and kind not in RELATIVE:
         report(f"found {metric!r}, there is no metric {last!r}{list_options(last, list(METRICS))}", "metric")
-    elif not (kind or metric in list_metrics() or find_detection(metric) or described or split_attribution(metric)):
+    elif not (kind or metric in list_metrics() or find_detection(metric) or described):
         more = (
             "; expected a column of trials.csv such as id/accuracy, <kind>/<name>/<metric> with shift, family, slope, "
             "drop, relative_drop or external, be/<name> or rbe/<name>, failure/<score>/augrc, ood/<score>/<set>/auroc, "

@@ -10,7 +10,7 @@ import math
 import re
 
 from trainables.errors import ConfigError
-from trainables.evaluation.attribution.table import ATTRIBUTION_METRICS, split_attribution
+from trainables.evaluation.attribution.table import ATTRIBUTION_METRICS, find_attribution
 from trainables.evaluation.metric_tables.detection import (
     FAILURE_METRICS,
     HEADLINE_FAILURE,
@@ -234,9 +234,7 @@ def find_metric(name: str) -> Metric:
         return NUM_PARAMETERS
     if name.partition("/")[0] in RELATIVE and name.count("/") == 1:
         return RELATIVE[name.partition("/")[0]]
-    attribution, found = split_attribution(name), find_detection(name) or find_representation(name)
-    if attribution is not None:
-        return ATTRIBUTION_METRICS[attribution[2]]
+    found = find_detection(name) or find_representation(name) or find_attribution(name)
     if found is not None:
         return found
     if find_site_aggregate(name) is not None:

@@ -85,3 +85,9 @@ def split_attribution(name: str) -> tuple[str, str, str] | None:
     """Return method, "" or ``RANDOMISED``, and metric of a headline number; None if it is no attribution metric."""
     match = _ATTRIBUTION.fullmatch(name)
     return None if match is None else (match[1] or match[3], match[2] or "", match[4])
+
+
+def find_attribution(name: str) -> Metric | None:
+    """Return the metric behind ``attribution/<method>/…``, None if the name is no attribution metric."""
+    parts = split_attribution(name)
+    return None if parts is None else ATTRIBUTION_METRICS[parts[2]]
