@@ -166,7 +166,7 @@ def render_estimate(prepared: Prepared, costs: Estimate, console: Console) -> No
         print_line(console, "" if number else "chains", line)
     console.print(describe_estimate(costs), highlight=False)
     for use in find_encoder_uses(prepared.plan):
-        decides_nothing = len(use.encoders) < min(2, use.num_replicates)
+        decides_nothing = use.num_units < min(2, use.num_replicates)
         (warn if decides_nothing else print_line)(console, "encoders", describe_encoder_use(use, prepared, costs))
     if prepared.budget_status is not None:
         for line in describe_needs(prepared.budget_status, find_needs(prepared, costs)):
@@ -194,6 +194,7 @@ def _describe_encoders(use: EncoderUse, prepared: Prepared, costs: Estimate) -> 
         "arms": list(use.arms),
         "encoders": len(use.encoders),
         "replicates": use.num_replicates,
+        "units": use.num_units,
         "more_stages": use.num_more,
         "more_seconds": _estimate_more_encoders(use, costs),
         "trials_anew": sum(prepared.states.get(signature) == COMPLETE for signature in use.reused),
@@ -202,8 +203,13 @@ def _describe_encoders(use: EncoderUse, prepared: Prepared, costs: Estimate) -> 
 
 def _estimate_more_encoders(use: EncoderUse, costs: Estimate) -> float | None:
     """Return how many seconds the stages of one encoder per replicate add, None if no such stage's time is known."""
-    known = [costs.stage_seconds[signature] for signature in use.encoders if signature in costs.stage_seconds]
-    return math.ceil(use.num_more / costs.slots) * sum(known) / len(known) if known else None
+    total = 0.0
+    for stages in use.steps:
+        known = [costs.stage_seconds[signature] for signature in stages if signature in costs.stage_seconds]
+        if not known:
+            return None
+        total += math.ceil((use.num_replicates - len(stages)) / costs.slots) * sum(known) / len(known)
+    return total
 
 
 def describe_encoder_use(use: EncoderUse, prepared: Prepared, costs: Estimate) -> str:
@@ -216,13 +222,17 @@ def describe_encoder_use(use: EncoderUse, prepared: Prepared, costs: Estimate) -
     if not use.num_more:
         return line
     kind = "supervised" if use.stage.startswith("supervised") else "contrastive"
-    decides = f"decides nothing about {kind} pretraining" if number == 1 else f"{number} units, not {replicates}"
+    decides = f"{use.num_units} units, not {replicates}"
+    if use.num_units == 1:
+        decides = f"decides nothing about {kind} pretraining"
+        decides += "" if number == 1 else ", because they share a step before"
+    every = "in every trained step " * (len(use.steps) > 1)
     added = f"+{count(use.num_more, 'stage')}"
     if told["trials_anew"]:
         added += f" and {count(told['trials_anew'], 'complete trial')} anew"
     if told["more_seconds"] is not None:
         added += f", ≈ {format_duration(told['more_seconds'])} for the stages on {count(costs.slots, 'slot')}"
-    return f"{line}: {decides}; pretraining.encoders: per_replicate costs {added}"
+    return f"{line}: {decides}; pretraining.encoders: per_replicate {every}costs {added}"
 
 
 def describe_estimate(costs: Estimate) -> str:

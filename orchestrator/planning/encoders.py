@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.works import Work, name_step
+from orchestrator.study.contrasts import find_units
 from trainables.config import StageConfig, TrialConfig
 from trainables.frozen import canonical_json
 from trainables.pretraining_config import PretrainingConfig, TrainedStep, list_steps
@@ -125,16 +126,20 @@ class EncoderUse:
     #: Name of their first stage.
     stage: str
     arms: tuple[str, ...]
-    #: Signatures of their stages: the independent encoders.
+    #: Signatures of the stages that their trials start from.
     encoders: tuple[str, ...]
+    #: The same for every trained step of their chain, the last one first.
+    steps: tuple[tuple[str, ...], ...]
+    #: Number of replicates, and of independent units that they are: those with a trained step in common are one.
     num_replicates: int
+    num_units: int
     #: Signatures of the trials that would start from another encoder if every replicate had its own.
     reused: tuple[str, ...]
 
     @property
     def num_more(self) -> int:
-        """Number of stages that one encoder per replicate adds."""
-        return self.num_replicates - len(self.encoders)
+        """Number of stages that one encoder per replicate, in every trained step, adds."""
+        return sum(self.num_replicates - len(stages) for stages in self.steps)
 
 
 def find_encoder_uses(plan: Plan) -> list[EncoderUse]:
@@ -143,23 +148,32 @@ def find_encoder_uses(plan: Plan) -> list[EncoderUse]:
     for trial in plan.trials:
         if trial.encoders:
             of_arm.setdefault(trial.name, []).append(trial)
-    groups: dict[tuple[str, ...], list[str]] = {}
+    groups: dict[tuple[tuple[str, ...], ...], list[str]] = {}
     for arm, trials in of_arm.items():
-        groups.setdefault(tuple(dict.fromkeys(trial.start or "" for trial in trials)), []).append(arm)
+        columns = zip(*(trial.encoders for trial in trials), strict=True)
+        groups.setdefault(tuple(tuple(dict.fromkeys(stages)) for stages in columns), []).append(arm)
     names = {stage.signature: stage.name for stage in plan.stages}
-    return [
-        EncoderUse(
-            stage=names[encoders[0]],
+    uses = []
+    for steps, arms in groups.items():
+        by_replicate = {trial.replicate: trial.encoders for trial in of_arm[arms[0]]}
+        use = EncoderUse(
+            stage=names[steps[0][0]],
             arms=tuple(arms),
-            encoders=encoders,
-            num_replicates=len({trial.replicate for trial in of_arm[arms[0]]}),
+            encoders=steps[0],
+            steps=steps,
+            num_replicates=len(by_replicate),
+            num_units=len(set(find_units(list(by_replicate.values())))),
             reused=tuple(trial.signature for arm in arms for trial in _find_reuse(of_arm[arm])),
         )
-        for encoders, arms in groups.items()
-    ]
+        uses.append(use)
+    return uses
 
 
 def _find_reuse(trials: Sequence[Work]) -> list[Work]:
-    """Return the trials of an arm that start from the encoder of an earlier replicate."""
-    first: dict[str | None, int | None] = {}
-    return [trial for trial in trials if first.setdefault(trial.start, trial.replicate) != trial.replicate]
+    """Return the trials of an arm that are built on an encoder of an earlier replicate."""
+    first: dict[str, int | None] = {}
+    reused = []
+    for trial in trials:
+        owners = [first.setdefault(stage, trial.replicate) for stage in trial.encoders]
+        reused += [trial] if any(owner != trial.replicate for owner in owners) else []
+    return reused

@@ -11,6 +11,7 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 
 from trainables.config import TrialConfig
+from trainables.frozen import canonical_json
 
 #: Maximum number of options that a word is compared with, at 10 µs each.
 _MAX_COMPARED = 1000
@@ -102,3 +103,13 @@ def suggest(word: str, options: Iterable[str]) -> str:
     """Return ``; did you mean x?``, or an empty string if no option is similar."""
     nearest = find_nearest(word, options)
     return f"; did you mean {nearest}?" if nearest else ""
+
+
+def describe_replicate(config: TrialConfig) -> str:
+    """Return what makes the trial of replicate 0, without what replicates share: the split, numbers of encoders."""
+    described = config.model_dump(mode="json", exclude={"data": {"split"}})
+    step = described["pretraining"]
+    while step is not None:
+        step.pop("encoders", None)
+        step = step.get("init")
+    return canonical_json(described)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from orchestrator.execution.work_queue import WorkQueue
+from orchestrator.planning.encoders import find_encoder_uses
 from orchestrator.planning.identity import compute_signature
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.reconcile import reconcile
@@ -122,6 +123,20 @@ def test_more_encoders_keep_the_stages_that_stay_what_they_are() -> None:
 def test_more_encoders_of_an_earlier_step_than_of_a_later_one_are_refused() -> None:
     with pytest.raises(StudyError, match="found 2 encoders of a step before one with 1"):
         plan_of(f"replicates: 4\npretraining: {STEPS % (', encoders: 2', '')}")
+
+
+def test_what_the_encoders_of_a_chain_decide_is_counted() -> None:
+    (use,) = find_encoder_uses(plan_of(f"replicates: 6\npretraining: {STEPS % ('', ', encoders: 3')}"))
+    assert (len(use.encoders), use.num_units, use.num_replicates, use.num_more) == (3, 1, 6, 5 + 3)
+    assert len(use.reused) == 5
+    (own,) = find_encoder_uses(plan_of(f"replicates: 6\npretraining: {STEPS % ((', encoders: per_replicate',) * 2)}"))
+    assert (own.num_units, own.num_more, own.reused) == (6, 0, ())
+
+
+def test_arms_that_differ_in_numbers_of_encoders_alone_are_the_same() -> None:
+    levels = f"{{a: {STEPS % ('', ', encoders: 2')}, b: {STEPS % (', encoders: 2', ', encoders: 2')}}}"
+    with pytest.raises(StudyError, match="have the same configuration"):
+        plan_of(f"replicates: 4\nfactors: {{pretraining: {levels}}}")
 
 
 def test_replicates_that_share_any_trained_step_are_one_unit() -> None:
