@@ -252,7 +252,8 @@ def _find_lack(hypothesis: Hypothesis, evidence: Evidence, best_p: float | None)
         return None
     if not evidence.has_enough_units:
         only = ""
-        if evidence.scope is not None and evidence.scope.num_encoders == 1 and counts_replicates(hypothesis):
+        is_one = evidence.scope is not None and evidence.scope.num_encoders == 1 and "group" not in evidence.units
+        if is_one and counts_replicates(hypothesis):
             only = "for this encoder: "
         needed = describe_needed(hypothesis, evidence.num_needed)
         return f"{only}{evidence.units}, {needed} are needed for p ≤ {hypothesis.alpha:g}"
