@@ -151,6 +151,6 @@ def _heat_map(
         data=[trace],
         layout=layout,
         height_px=150 + max(30 * len(rows), 90),
-        min_width_px=260 + 52 * len(columns),
+        min_width_px=160 + 46 * len(columns),
         axes=axes,
     )
