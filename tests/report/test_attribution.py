@@ -22,7 +22,7 @@ from trainables.evaluation.attribution.methods import ATTRIBUTION_METHODS
 TEXT = """\
 study: looks
 question: Where do models look?
-data: {kind: phantom, image_size: 32, num_images: 200, num_external_sites: 0, lesion_radius_px: [2, 8]}
+data: {kind: phantom, image_size: 32, num_images: 200, num_external_sites: 0, lesion_radius_px: [2, 6]}
 model: {name: timm/test_resnet, stem: original}
 training: {epochs: 1, batch_size: 32}
 evaluation:
