@@ -9,11 +9,13 @@ from trainables.evaluation.metrics import (
     METRICS,
     OOD_METRICS,
     RELATIVE,
+    REPRESENTATION_METRICS,
     SELECTIVE_METRICS,
     Metric,
     name_over_shifts,
 )
 from trainables.evaluation.seen import KINDS, POLICIES
+from trainables.pretraining.stage_metrics import STAGE_METRICS
 from trainables.shifts.tables import FAMILIES, OTHER
 
 HEAD = """<!-- Generated from trainables/evaluation/metrics.py: python docs/metrics.py > docs/metrics.md -->
@@ -21,7 +23,7 @@ HEAD = """<!-- Generated from trainables/evaluation/metrics.py: python docs/metr
 # Metrics
 
 Every number of a report is computed from the stored logits f (one per class) and the labels, on one set of images, by
-`trainables/evaluation/classification.py`. p is the softmax of f. ↑ higher is better, ↓ lower is better.
+`trainables/evaluation/classification.py`. p is the softmax of f. ↑ higher is better, ↓ lower is better, – neither.
 
 """
 
@@ -61,7 +63,9 @@ NAMES = """
 | `shift/<name>/<metric>` | under one shift, on average over its severities |
 | `family/<name>/<metric>` | *mean over a family of shifts*: over severities, then shifts of a type, then its types |
 | `slope/<name>/<metric>` | *slope over severity*, of one shift or a family |
+| `drop/<name>/<metric>`, `relative_drop/<name>/<metric>` ↓ | *drop* under one shift, a family or all (`mean`) |
 | `be/mean`, `rbe/mean`, `be/<name>`, `rbe/<name>` ↓ | BE and rBE, over all shifts or a family |
+| `representation/<name>` | of the features on unshifted test images (*representations*, below) |
 
 - **Mean over shifts**: the mean over severities, then over the shifts of one type, then over types. A type is a
   shift's name, but all cells of a stain grid are one type. Unshifted images do not count.
@@ -79,6 +83,8 @@ NAMES = """
 - **Slope over severity**: the rise of the least-squares line over the evaluated severities (three or more), from the
   lowest to the highest; of a family the mean over its types. Treatment minus control of it says whether a gain grows
   with severity.
+- **Drop**: unshifted − shifted, on average over severities (shifted − unshifted where lower is better); of a family the
+  mean over its types. The *relative* drop is divided by the unshifted value, and missing where that is 0.
 - **BE and rBE** are relative to the study's reference (`report.reference`), which is 1. In a hypothesis a replicate
   counts with its linearised share in the ratio of means over replicates (Cochran 1977, section 2.11), so their mean is
   the number of the report's table. Shifts without a usable denominator are left out for all replicates.
@@ -99,13 +105,33 @@ as `validation/failure/<score>/augrc`, and `ood/<score>/<set>/auroc`; `near`, `f
 `far_full_spectrum` are means over sets of a role.
 """
 
+REPRESENTATION = """
+## Representations
+
+What the penultimate features of a trained network hold, on at most 1,000 unshifted test images, as
+`representation/<name>`; `representation.json` of a trial has the same for every layer, see
+[representations](representations.md). They describe: none of them chooses a model. λ are the eigenvalues of the
+covariance, the largest first.
+
+"""
+
+
+STAGES = """
+## Contrastive pretraining
+
+Of a stage, per epoch in its `epochs.jsonl` and in MLflow; its `result.json` has the last values as `ssl/final_…`, and
+under `collapse` the verdict: `none`, or `dimensional` where the last epoch is flagged. A stage whose images are all
+mapped to one point fails as collapsed. Features are the encoder's, embeddings those that the loss compares.
+"""
+
+
 ATTRIBUTION = """
 ## Where models look
 
 Of relevance maps on lesion masks, with `evaluation.attribution`: `attribution/<method>/<metric>` on the unshifted test
 images, `attribution/<method>/randomised_<metric>` of the same network with random weights, and
 `attribution/centre_prior/<metric>` of a Gaussian around the middle of the image; see
-[where models look](attribution.md). The arrow of the last metric means nothing.
+[where models look](attribution.md).
 
 """
 
@@ -119,8 +145,22 @@ def describe_metrics() -> str:
         for aggregate in ("mean", "worst_shift", "worst_cell")
         for kind, metric in (("score", "accuracy"), ("error", "brier"))
     }
-    tables = HEAD + header + rows + FITTED + NAMES.format(**names) + _detection(header) + _attribution(header)
-    return tables + _seen() + _families()
+    stages = STAGES + header + "".join(map(_row, STAGE_METRICS.values()))
+    layers = REPRESENTATION + header + "".join(map(_row, REPRESENTATION_METRICS.values()))
+    parts = (
+        HEAD,
+        header,
+        rows,
+        FITTED,
+        NAMES.format(**names),
+        _detection(header),
+        stages,
+        layers,
+        _attribution(header),
+        _seen(),
+        _families(),
+    )
+    return "".join(parts)
 
 
 def _detection(header: str) -> str:
@@ -169,7 +209,7 @@ def _families() -> str:
 
 def _row(metric: Metric) -> str:
     span = f"{metric.low:g} to {metric.high:g}".replace("-", "−").replace("inf", "∞")
-    arrow = "↑" if metric.higher_is_better else "↓"
+    arrow = "–" if metric.is_descriptive else "↑" if metric.higher_is_better else "↓"
     cells = (f"`{metric.name}`", metric.title, metric.formula, arrow, span, metric.needs, metric.source or "–")
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 

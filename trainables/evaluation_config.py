@@ -74,6 +74,19 @@ class ForeignData(Frozen):
     )
 
 
+class RepresentationConfig(Frozen):
+    """Settings of the statistics of what a network's layers hold (``representation/…``)."""
+
+    num_images: int = Field(
+        1000, ge=4, description="Unshifted test images that they are computed from at most, evenly spaced."
+    )
+    layers: tuple[str, ...] | Literal["auto"] = Field(
+        (),
+        description="Modules of the network, such as layer3 or blocks.4, that are described too, and compared with the "
+        "initial weights; auto: the first convolution and the last layer of every stage.",
+    )
+
+
 AttributionName = Literal["grad_cam", "integrated_gradients", "expected_gradients", "occlusion"]
 
 
@@ -146,6 +159,11 @@ class EvaluationConfig(Frozen):
         (),
         description="Modules of the network, such as layer3 or blocks.4, of whose activations the means and spectral "
         "signatures are kept for these sets, too (mahalanobis_layers, spectral_signature).",
+        json_schema_extra=SET_ONLY,
+    )
+    representation: RepresentationConfig = Field(
+        RepresentationConfig(),
+        description="Statistics of what the network makes of test images.",
         json_schema_extra=SET_ONLY,
     )
     foreign: dict[str, ForeignData] = Field(

@@ -10,7 +10,7 @@ import pandas as pd
 from orchestrator.analysis.results import Results
 from orchestrator.statistics.intervals import Interval, drop_rounding, t_interval
 from trainables.evaluation.attribution.table import (
-    ATTRIBUTION_ROWS,
+    ATTRIBUTION_METRICS,
     CENTRE_PRIOR,
     METHODS,
     RANDOMISED,
@@ -18,7 +18,7 @@ from trainables.evaluation.attribution.table import (
 )
 
 #: Metrics in the order of the table.
-METRIC_NAMES = tuple(str(row["name"]) for row in ATTRIBUTION_ROWS)
+METRIC_NAMES = tuple(ATTRIBUTION_METRICS)
 
 
 @dataclass(frozen=True)

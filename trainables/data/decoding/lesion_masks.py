@@ -53,8 +53,9 @@ def decode_mask(path: Path, image_path: Path, spec: PixelSpec) -> UInt8[np.ndarr
 def _read_inside(image: Image.Image) -> Bool[np.ndarray, "height width"]:
     if image.format in ("JPEG", "MPO"):
         raise DataError("is a JPEG, which blurs the edges of a mask; expected PNG, TIFF or another lossless format")
-    if getattr(image, "n_frames", 1) > 1:
-        raise DataError(f"holds {image.n_frames} images, expected one mask")
+    num_frames = getattr(image, "n_frames", 1)
+    if num_frames > 1:
+        raise DataError(f"holds {num_frames} images, expected one mask")
     if "A" in image.mode or "transparency" in image.info:
         raise DataError("is partly transparent, expected 0 outside of lesions and any other value inside")
     image = ImageOps.exif_transpose(image)

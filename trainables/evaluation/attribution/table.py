@@ -1,11 +1,12 @@
-"""Rows of the table of metrics for attributions scored against lesion masks; ``metrics`` makes its entries of them."""
+"""The table of metrics of relevance maps on lesion masks, and the names of their headline numbers."""
 
 from __future__ import annotations
 
 import math
 import re
-from typing import Any, get_args
+from typing import get_args
 
+from trainables.evaluation.metric_tables.metric import Metric
 from trainables.evaluation_config import AttributionName
 
 METHODS: tuple[str, ...] = get_args(AttributionName)
@@ -24,51 +25,55 @@ AREA_BINS: dict[str, tuple[float, float]] = {
     "above_400": (401, float("inf")),
 }
 
-_MASKS = "test images with lesions and their masks"
-_ARRAS = "Arras et al. 2022"
+
+def _share(name: str, title: str, formula: str, source: str) -> Metric:
+    return Metric(
+        name, title, formula, higher_is_better=True, low=0.0, high=1.0,
+        needs="test images with lesions and their masks", source=source,
+    )  # fmt: skip
 
 
-def _bin_row(name: str) -> dict[str, Any]:
+def _concentration(name: str) -> Metric:
     low, high = AREA_BINS[name]
     area = f"{low:g} px or more" if math.isinf(high) else f"{low:g} to {high:g} px"
-    return {
-        "name": f"concentration_{name}",
-        "title": f"concentration on lesions of {area}",
-        "formula": f"share of the relevance in connected lesions of {area}, over their share of the area; both summed "
-        "over images; 1 by chance",
-        "higher_is_better": True, "low": 0.0, "high": math.inf, "needs": f"lesions of {area}",
-    }  # fmt: skip
+    return Metric(
+        f"concentration_{name}", f"concentration on lesions of {area}",
+        f"share of the relevance in connected lesions of {area}, over their share of the area; both summed over "
+        "images; 1 by chance",
+        higher_is_better=True, low=0.0, high=math.inf, needs=f"lesions of {area}",
+    )  # fmt: skip
 
 
-#: Fields of each ``metrics.Metric``.
-ATTRIBUTION_ROWS: tuple[dict[str, Any], ...] = (
-    {
-        "name": "relevance_mass", "title": "relevance mass",
-        "formula": "mean over images of the share of relevance inside the mask",
-        "higher_is_better": True, "low": 0.0, "high": 1.0, "needs": _MASKS, "source": _ARRAS,
-    },
-    {
-        "name": "relevance_rank", "title": "relevance rank accuracy",
-        "formula": "mean over images of the share of the K most relevant pixels inside the mask of K pixels; ties "
-        "count by their share",
-        "higher_is_better": True, "low": 0.0, "high": 1.0, "needs": _MASKS, "source": _ARRAS,
-    },
-    {
-        "name": "pointing_game", "title": "pointing game",
-        "formula": "share of images whose most relevant pixel is inside the mask, without tolerance; ties count by "
-        "their share",
-        "higher_is_better": True, "low": 0.0, "high": 1.0, "needs": _MASKS, "source": "Zhang et al. 2018",
-    },
-    *map(_bin_row, AREA_BINS),
-    {
-        "name": ADJUSTED_RATIO, "title": "relevance per area of large over small lesions, adjusted",
-        "formula": "factor of relevance per area for four times the area, at equal number, elongation and irregularity "
-        "of lesions: 4^β of a Poisson regression over lesions; 1: large ones get as much per pixel as small ones. "
-        "Neither direction is better",
-        "higher_is_better": False, "low": 0.0, "high": math.inf, "needs": "25 lesions whose area varies",
-    },
-)  # fmt: skip
-_NAMES = "|".join(row["name"] for row in ATTRIBUTION_ROWS)
+#: Name → metric of relevance maps on lesions.
+ATTRIBUTION_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        _share(
+            "relevance_mass", "relevance mass", "mean over images of the share of relevance inside the mask",
+            "Arras et al. 2022",
+        ),
+        _share(
+            "relevance_rank", "relevance rank accuracy",
+            "mean over images of the share of the K most relevant pixels inside the mask of K pixels; ties count by "
+            "their share",
+            "Arras et al. 2022",
+        ),
+        _share(
+            "pointing_game", "pointing game",
+            "share of images whose most relevant pixel is inside the mask, without tolerance; ties count by their "
+            "share",
+            "Zhang et al. 2018",
+        ),
+        *map(_concentration, AREA_BINS),
+        Metric(
+            ADJUSTED_RATIO, "relevance per area of large over small lesions, adjusted",
+            "factor of relevance per area for four times the area, at equal number, elongation and irregularity of "
+            "lesions: 4^β of a Poisson regression over lesions; 1: large ones get as much per pixel as small ones",
+            higher_is_better=False, low=0.0, high=math.inf, needs="25 lesions whose area varies", is_descriptive=True,
+        ),
+    )
+}  # fmt: skip
+_NAMES = "|".join(ATTRIBUTION_METRICS)
 _ATTRIBUTION = re.compile(rf"attribution/(?:({'|'.join(METHODS)})/({RANDOMISED})?|({CENTRE_PRIOR})/)({_NAMES})")
 
 
@@ -86,3 +91,9 @@ def split_attribution(name: str) -> tuple[str, str, str] | None:
     """Return method, "" or ``RANDOMISED``, and metric of a headline number; None if it is no attribution metric."""
     match = _ATTRIBUTION.fullmatch(name)
     return None if match is None else (match[1] or match[3], match[2] or "", match[4])
+
+
+def find_attribution(name: str) -> Metric | None:
+    """Return the metric behind ``attribution/<method>/…``, None if the name is no attribution metric."""
+    parts = split_attribution(name)
+    return None if parts is None else ATTRIBUTION_METRICS[parts[2]]
