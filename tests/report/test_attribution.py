@@ -22,7 +22,7 @@ from trainables.evaluation.attribution.methods import ATTRIBUTION_METHODS
 TEXT = """\
 study: looks
 question: Where do models look?
-data: {kind: phantom, image_size: 32, num_images: 200, num_external_sites: 0, lesion_radius_px: [2, 8]}
+data: {kind: phantom, image_size: 32, num_images: 200, num_external_sites: 0, lesion_radius_px: [2, 6]}
 model: {name: timm/test_resnet, stem: original}
 training: {epochs: 1, batch_size: 32}
 evaluation:
@@ -31,6 +31,9 @@ evaluation:
   attribution: {methods: [grad_cam, integrated_gradients], images: 10, cases: 2}
 factors: {augmentation: [none, strong]}
 replicates: 1
+execution: {cache_dir: CACHE}
+"""
+CLAIM = """\
 hypotheses:
   - name: less-large-only
     claim: Strong augmentation attends less to large lesions only.
@@ -39,13 +42,15 @@ hypotheses:
     control: {augmentation: none}
     direction: lower
     smallest_effect: 0
-execution: {cache_dir: CACHE}
 """
 
 
-def write_study(folder: Path, cache_dir: Path, metric: str = "grad_cam/adjusted_large_small_ratio") -> Path:
-    file = folder / "looks.yaml"
-    file.write_text(TEXT.replace("CACHE", str(cache_dir)).replace("METHOD/METRIC", metric))
+def write_study(folder: Path, cache_dir: Path, metric: str | None = None) -> Path:
+    """Write the study, with a claim about a metric and replicates for it if one is given."""
+    file, text = folder / "looks.yaml", TEXT.replace("CACHE", str(cache_dir))
+    if metric is not None:
+        text = text.replace("replicates: 1\n", "replicates: 6\n" + CLAIM.replace("METHOD/METRIC", metric))
+    file.write_text(text)
     return file
 
 
@@ -113,6 +118,12 @@ def test_there_is_no_section_without_attributions(tmp_path: Path) -> None:
 
 def test_titles_are_those_of_the_methods() -> None:
     assert {name: method.title for name, method in ATTRIBUTION_METHODS.items()} == METHOD_TITLES
+
+
+def test_the_claim_about_large_lesions_can_be_registered(tmp_path: Path, cache_dir: Path) -> None:
+    file = write_study(tmp_path, cache_dir, "integrated_gradients/adjusted_large_small_ratio")
+    prepared = prepare(load_study(file), storage=str(tmp_path / "results"))
+    assert len(prepared.plan.trials) == 12
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""How the relevance of a lesion depends on its area, at an equal number, elongation and irregularity of lesions.
+"""Dependence of a lesion's relevance on its area, at an equal number, elongation and irregularity of lesions.
 
 Every lesion component is one observation of one trained model. The number that comes out belongs to the model: it is
 what models are compared by, and no component ever counts as an independent unit.

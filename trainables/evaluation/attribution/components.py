@@ -7,13 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float64, Int32, Int64, Shaped
 
-#: Name → smallest and largest area of a component, in px of the stored image.
-AREA_BINS: dict[str, tuple[float, float]] = {
-    "below_25": (1, 24),
-    "25_to_100": (25, 99),
-    "100_to_400": (100, 400),
-    "above_400": (401, float("inf")),
-}
+from trainables.evaluation.attribution.table import AREA_BINS
 
 
 @dataclass(frozen=True)

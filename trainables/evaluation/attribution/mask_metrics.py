@@ -13,7 +13,8 @@ import numpy as np
 from jaxtyping import Bool, Float32, Float64, Shaped
 
 from trainables.errors import DivergedError
-from trainables.evaluation.attribution.components import AREA_BINS, Components
+from trainables.evaluation.attribution.components import Components
+from trainables.evaluation.attribution.table import AREA_BINS
 
 Relevance = Float32[np.ndarray, "n h w"]
 Masks = Bool[np.ndarray, "n h w"]

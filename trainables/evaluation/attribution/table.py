@@ -6,7 +6,6 @@ import math
 import re
 from typing import get_args
 
-from trainables.evaluation.attribution.components import AREA_BINS
 from trainables.evaluation.metric_tables.metric import Metric
 from trainables.evaluation_config import AttributionName
 
@@ -18,6 +17,13 @@ RANDOMISED = "randomised_"
 ADJUSTED_RATIO = "adjusted_large_small_ratio"
 #: Metrics that say the same thing in different ways: relevance on lesions is larger.
 OVERALL = ("relevance_mass", "relevance_rank", "pointing_game")
+#: Name → smallest and largest area of a component, in px of the stored image.
+AREA_BINS: dict[str, tuple[float, float]] = {
+    "below_25": (1, 24),
+    "25_to_100": (25, 99),
+    "100_to_400": (100, 400),
+    "above_400": (401, float("inf")),
+}
 
 
 def _share(name: str, title: str, formula: str, source: str) -> Metric:

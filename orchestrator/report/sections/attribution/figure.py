@@ -18,8 +18,8 @@ from orchestrator.report.style import (
     panel_title,
     panels_of,
 )
-from trainables.evaluation.attribution.components import AREA_BINS
 from trainables.evaluation.attribution.mask_metrics import name_bin
+from trainables.evaluation.attribution.table import AREA_BINS
 
 #: Area bin → label of the axis.
 BIN_LABELS = {"below_25": "< 25", "25_to_100": "25–99", "100_to_400": "100–400", "above_400": "> 400"}

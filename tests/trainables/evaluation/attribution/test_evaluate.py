@@ -25,7 +25,7 @@ from trainables.trial import run_trial
 
 PHANTOM = {
     "kind": "phantom", "num_images": 200, "image_size": 32, "num_external_sites": 0, "near_duplicates": "ignore",
-    "lesion_radius_px": [2.0, 8.0],
+    "lesion_radius_px": [2.0, 6.0],
 }  # fmt: skip
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainables.errors import DivergedError
-from trainables.evaluation.attribution.components import AREA_BINS, find_components
+from trainables.evaluation.attribution.components import find_components
 from trainables.evaluation.attribution.evaluate import score_maps, summarise_scored
 from trainables.evaluation.attribution.mask_metrics import (
     build_centre_prior,
@@ -21,6 +21,7 @@ from trainables.evaluation.attribution.mask_metrics import (
     share_by_component,
     take_relevance,
 )
+from trainables.evaluation.attribution.table import AREA_BINS
 
 SIZE = 40
 
