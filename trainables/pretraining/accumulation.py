@@ -39,7 +39,7 @@ def backward_in_parts(
     if len(parts) == 1:
         features, embeddings = embed(parts[0])
         loss = compute_loss([embeddings])
-        loss.backward()
+        torch.autograd.backward(loss)
         return loss.detach(), features.detach(), embeddings.detach()
     states, seen, leaves = [], [], []
     with torch.no_grad(), running_statistics_kept(modules):
@@ -49,11 +49,11 @@ def backward_in_parts(
             seen.append(features)
             leaves.append(embeddings.clone().requires_grad_())
     loss = compute_loss(leaves)
-    loss.backward()
+    torch.autograd.backward(loss)
     for part, state, leaf in zip(parts, states, leaves, strict=True):
         _restore(part[0].device, state)
         _, embeddings = embed(part)
-        embeddings.backward(leaf.grad)
+        torch.autograd.backward(embeddings, leaf.grad)
     return loss.detach(), torch.cat(seen), torch.cat([leaf.detach() for leaf in leaves])
 
 

@@ -81,7 +81,7 @@ class SimClrTrainer(ContrastiveTrainer):
             return features, embeddings
 
         size = len(first) if part_size is None else part_size
-        parts = list(zip(first.split(size), second.split(size), strict=True))
+        parts = list(zip(torch.split(first, size), torch.split(second, size), strict=True))
         return Outcome(*backward_in_parts(embed, parts, self._loss, modules=self.trained))
 
     def _loss(self, parts: list[Tensor]) -> Tensor:
@@ -132,7 +132,7 @@ class MoCoTrainer(ContrastiveTrainer):
         size = group if part_size is None else min(group, part_size)
         keys = self._compute_keys(second, size)
         outcomes = []
-        for part, own in zip(first.split(size), keys.split(size), strict=True):
+        for part, own in zip(torch.split(first, size), torch.split(keys, size), strict=True):
             features, queries = embed_images(part, *self.trained)
             outcomes.append(_backward(self.criterion(queries, own), features, queries, len(part) / len(first)))
         self.queue.enqueue(keys)
@@ -143,7 +143,7 @@ class MoCoTrainer(ContrastiveTrainer):
         """Return the keys of length 1; in groups of ``size`` drawn at random, unlike the queries'."""
         order = torch.randperm(len(views))
         networks = (self.modules["momentum_encoder"], self.modules["momentum_projector"])
-        keys = torch.cat([embed_images(views[rows], *networks)[-1] for rows in order.split(size)])
+        keys = torch.cat([embed_images(views[rows], *networks)[-1] for rows in torch.split(order, size)])
         keys[order] = keys.clone()
         return F.normalize(keys, dim=1)
 
@@ -209,7 +209,7 @@ class ByolTrainer(ContrastiveTrainer):
         """Add the gradients of a batch's loss to the trained weights; return the loss."""
         size = len(first) if part_size is None else part_size
         outcomes = []
-        for views in zip(first.split(size), second.split(size), strict=True):
+        for views in zip(torch.split(first, size), torch.split(second, size), strict=True):
             features, projections, predictions = zip(
                 *(embed_images(side, *self.trained) for side in views), strict=True
             )
@@ -285,7 +285,7 @@ def embed_images(images: Views, encoder: nn.Module, *heads: nn.Module) -> tuple[
 
 
 def _backward(loss: Tensor, features: Tensor, embeddings: Tensor, share: float) -> Outcome:
-    (loss * share).backward()
+    torch.autograd.backward(loss * share)
     return Outcome(loss.detach() * share, features.detach(), embeddings.detach())
 
 
