@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trainables.pretraining.group_statistics import find_norms
+
 #: Function from the views of a part to their features and embeddings.
 Embed = Callable[[tuple[Tensor, ...]], tuple[Tensor, Tensor]]
 
@@ -60,12 +62,7 @@ def backward_in_parts(
 @contextmanager
 def running_statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Leave the running statistics of batch normalisation as they are; batches are normalised by their own."""
-    layers = [
-        layer
-        for module in modules
-        for layer in module.modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.track_running_stats
-    ]
+    layers = [layer for layer in find_norms(modules) if layer.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False
     try:
