@@ -57,6 +57,7 @@ FULL = (
     ("failure_metrics.py", "--full"),
     ("representation.py",),
     ("attribution.py",),
+    ("pretraining.py",),
     # These make an environment for their peer, and need a package index.
     ("shifts.py",),
     ("shift_parity.py",),
