@@ -66,7 +66,7 @@ def least_ms(call: Callable[[], object], count: int) -> float:
 def emit(count: int) -> None:
     """Measure and print."""
     attribution, masks = draw_maps(count)
-    relevance = take_relevance(attribution, "positive")
+    relevance, _ = take_relevance(attribution, "positive")
     mass = least_ms(lambda: compute_relevance_mass(relevance, masks), count)
     rank = least_ms(lambda: compute_relevance_rank(relevance, masks), count)
 

@@ -29,7 +29,13 @@ from trainables.evaluation.attribution.mask_metrics import (
     take_relevance,
 )
 from trainables.evaluation.attribution.methods import ATTRIBUTION_METHODS
-from trainables.evaluation.attribution.table import ADJUSTED_RATIO, CENTRE_PRIOR, RANDOMISED, name_attribution
+from trainables.evaluation.attribution.table import (
+    ADJUSTED_RATIO,
+    CENTRE_PRIOR,
+    RANDOMISED,
+    WITHOUT_RELEVANCE,
+    name_attribution,
+)
 from trainables.evaluation.predictions import check_sums
 from trainables.evaluation_config import AttributionConfig
 from trainables.model_config import ModelConfig
@@ -50,7 +56,7 @@ _WITHOUT_GRADIENT = {"occlusion"}
 class Scored:
     """Scores of the relevance maps of one method, or of a baseline."""
 
-    #: Name in ``PER_IMAGE`` → value per image.
+    #: Name in ``PER_IMAGE``, or ``WITHOUT_RELEVANCE`` → value per image.
     per_image: dict[str, Float64[np.ndarray, " n"]]
     #: Share of its image's relevance that each lesion component holds.
     shares: Float64[np.ndarray, " components"]
@@ -91,8 +97,9 @@ def score_maps(attribution: Float32[np.ndarray, "n h w"], components: Components
         components: lesions of the same images.
         sign: what counts as relevance.
     """
-    relevance, masks = take_relevance(attribution, sign), components.labels > 0
+    (relevance, is_empty), masks = take_relevance(attribution, sign), components.labels > 0
     per_image = {name: function(relevance, masks) for name, function in PER_IMAGE.items()}
+    per_image[WITHOUT_RELEVANCE] = is_empty.astype(np.float64)
     return Scored(per_image, share_by_component(relevance, components))
 
 
@@ -205,7 +212,7 @@ class _Kept:
         self.arrays |= {f"scores/{name}{each}": values for each, values in scored.per_image.items()}
         self.arrays[f"shares/{name}"] = scored.shares.astype(np.float32)
         if attribution is not None:
-            relevance = take_relevance(attribution[: self._cases], sign)
+            relevance, _ = take_relevance(attribution[: self._cases], sign)
             self.arrays[f"maps/{name.rstrip('/')}"] = _quantise(relevance)
 
     def save(self, folder: Folder) -> None:

@@ -25,8 +25,8 @@ Sign = Literal["positive", "absolute"]
 CENTRE_SIGMA = 0.25
 
 
-def take_relevance(attribution: Float32[np.ndarray, "n h w"], sign: Sign) -> Relevance:
-    """Return the relevance, 0 or more, of signed attributions; a map of zeros becomes one of ones.
+def take_relevance(attribution: Float32[np.ndarray, "n h w"], sign: Sign) -> tuple[Relevance, Bool[np.ndarray, " n"]]:
+    """Return the relevance, 0 or more, of signed attributions, and which maps have none: they become maps of ones.
 
     Args:
         attribution: signed attributions of the pixels.
@@ -42,8 +42,9 @@ def take_relevance(attribution: Float32[np.ndarray, "n h w"], sign: Sign) -> Rel
             "them; expected finite ones: lower training.learning_rate or set training.gradient_clip_norm"
         )
     relevance = np.abs(attribution) if sign == "absolute" else np.maximum(attribution, 0)
-    relevance[~relevance.any(axis=(1, 2))] = 1
-    return relevance
+    is_empty = ~relevance.any(axis=(1, 2))
+    relevance[is_empty] = 1
+    return relevance, is_empty
 
 
 def compute_relevance_mass(relevance: Relevance, masks: Masks) -> Float64[np.ndarray, " n"]:

@@ -15,6 +15,8 @@ CENTRE_PRIOR = "centre_prior"
 #: Before a metric: of the same method on the same network with random weights.
 RANDOMISED = "randomised_"
 ADJUSTED_RATIO = "adjusted_large_small_ratio"
+#: A map of zeros: of Grad-CAM where no channel speaks for the class.
+WITHOUT_RELEVANCE = "without_relevance"
 #: Metrics that say the same thing in different ways: relevance on lesions is larger.
 OVERALL = ("relevance_mass", "relevance_rank", "pointing_game")
 #: Name → smallest and largest area of a component, in px of the stored image.
@@ -63,6 +65,12 @@ ATTRIBUTION_METRICS: dict[str, Metric] = {
             "share of images whose most relevant pixel is inside the mask, without tolerance; ties count by their "
             "share",
             "Zhang et al. 2018",
+        ),
+        Metric(
+            WITHOUT_RELEVANCE, "images without relevance",
+            "share of images whose map has no relevance at all; it counts as a uniform one in the other metrics",
+            higher_is_better=False, low=0.0, high=1.0, needs="test images with lesions and their masks",
+            is_descriptive=True,
         ),
         *map(_concentration, AREA_BINS),
         Metric(

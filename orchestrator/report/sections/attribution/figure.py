@@ -62,7 +62,7 @@ def draw_concentrations(results: Results, scores: AttributionScores, titles: Map
         note=(
             "Share of the relevance on lesions of an area (px of the stored image) over their share of the image: 1 is "
             "chance. Mean over trained models with 95 % t interval where there are enough; dashed: the same network "
-            "with random weights. Not adjusted for number and shape of the lesions; the table’s last column is."
+            "with random weights. Not adjusted for number and shape of the lesions, as the ratio in the table is."
         ),
         data=data,
         layout=layout,

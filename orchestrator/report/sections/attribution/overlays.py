@@ -90,9 +90,8 @@ def _load_images(
 
 
 def _grow(values: UInt8[np.ndarray, "..."]) -> UInt8[np.ndarray, "..."]:
-    """Return an image (channels first) or a mask at about ``SIDE_PX``: by whole factors, large ones by leaving out."""
-    side = values.shape[-1]
-    index = np.arange(SIDE_PX * max(1, round(side / SIDE_PX)) if side < SIDE_PX else SIDE_PX) * side // SIDE_PX
+    """Return an image (channels first) or a mask at ``SIDE_PX``, pixels repeated or left out."""
+    index = np.arange(SIDE_PX) * values.shape[-1] // SIDE_PX
     return values[..., index[:, None], index[None, :]]
 
 

@@ -16,7 +16,7 @@ from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, 
 from orchestrator.report.sections.attribution.figure import draw_concentrations
 from orchestrator.report.sections.attribution.overlays import draw_overlays
 from orchestrator.statistics.intervals import MIN_REPLICATES
-from trainables.evaluation.attribution.table import ADJUSTED_RATIO, OVERALL, split_attribution
+from trainables.evaluation.attribution.table import ADJUSTED_RATIO, OVERALL, WITHOUT_RELEVANCE, split_attribution
 from trainables.evaluation.metrics import ATTRIBUTION_METRICS
 
 #: Method → title in a sentence.
@@ -75,6 +75,8 @@ def _warn_untold(results: Results, scores: AttributionScores) -> str:
 
 def _score_table(results: Results, scores: AttributionScores) -> str:
     shown = [name for name in (*OVERALL, ADJUSTED_RATIO) if name in scores.metrics]
+    if any(name == WITHOUT_RELEVANCE and score.mean > 0 for (_, _, name), score in scores.scores.items()):
+        shown.append(WITHOUT_RELEVANCE)
     columns = [Column("arm"), Column("method")]
     columns += [Column(ATTRIBUTION_METRICS[name].title, is_number=True) for name in shown]
     rows = []

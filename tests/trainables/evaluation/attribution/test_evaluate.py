@@ -63,8 +63,10 @@ def test_every_method_has_its_metrics_and_baselines(finished: tuple[Folder, dict
         for prefix in ("", "randomised_"):
             assert 0 <= metrics[f"attribution/{method}/{prefix}relevance_mass"] <= 1
             assert 0 <= metrics[f"attribution/{method}/{prefix}pointing_game"] <= 1
-        trained, random = (metrics[f"attribution/{method}/{each}relevance_mass"] for each in ("", "randomised_"))
-        assert trained != random
+        assert 0 <= metrics[f"attribution/{method}/without_relevance"] <= 1
+    gradients = "attribution/integrated_gradients"
+    assert metrics[f"{gradients}/relevance_mass"] != metrics[f"{gradients}/randomised_relevance_mass"]
+    assert metrics[f"{gradients}/without_relevance"] == 0
     assert "attribution/centre_prior/relevance_mass" in metrics
     assert not any(name.startswith("attribution/occlusion") for name in metrics)
     found = [name for name in metrics if name.startswith("attribution/")]

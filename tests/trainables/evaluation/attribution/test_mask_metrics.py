@@ -44,7 +44,8 @@ def test_relevance_on_the_lesion_alone_has_the_best_scores() -> None:
 
 def test_scores_of_a_map_without_relevance_are_those_of_chance() -> None:
     masks = np.stack([draw((3, 4, 10, 16)), draw((20, 20, 2, 2))])
-    relevance = take_relevance(np.zeros((2, SIZE, SIZE), dtype=np.float32), "positive")
+    relevance, is_empty = take_relevance(np.zeros((2, SIZE, SIZE), dtype=np.float32), "positive")
+    assert is_empty.tolist() == [True, True]
     chance = [160 / SIZE**2, 4 / SIZE**2]
     for function in (compute_relevance_mass, compute_relevance_rank, compute_pointing_game):
         assert function(relevance, masks) == pytest.approx(chance)
@@ -101,8 +102,8 @@ def test_an_empty_mask_has_no_rank_accuracy() -> None:
 def test_positive_relevance_leaves_out_what_speaks_against_the_class() -> None:
     attribution = np.array([[[3.0, -6.0], [1.0, 0.0]]], dtype=np.float32)
     mask = np.array([[[True, False], [False, False]]])
-    assert compute_relevance_mass(take_relevance(attribution, "positive"), mask) == pytest.approx([3 / 4])
-    assert compute_relevance_mass(take_relevance(attribution, "absolute"), mask) == pytest.approx([3 / 10])
+    assert compute_relevance_mass(take_relevance(attribution, "positive")[0], mask) == pytest.approx([3 / 4])
+    assert compute_relevance_mass(take_relevance(attribution, "absolute")[0], mask) == pytest.approx([3 / 10])
     assert attribution[0, 0, 1] == -6  # what was given is left as it was
 
 
@@ -178,5 +179,8 @@ def test_summary_says_why_there_is_no_adjusted_ratio() -> None:
     found, problem = summarise_scored(scored, components)
     assert problem == "3 lesions are too few for a regression on their area; expected 25"
     assert found == pytest.approx(
-        {"relevance_mass": 0.01, "relevance_rank": 0.01, "pointing_game": 0.01, "concentration_below_25": 1.0}
-    )
+        {
+            "relevance_mass": 0.01, "relevance_rank": 0.01, "pointing_game": 0.01, "without_relevance": 0.0,
+            "concentration_below_25": 1.0,
+        }
+    )  # fmt: skip
