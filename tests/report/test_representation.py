@@ -6,8 +6,8 @@ import re
 import numpy as np
 import pytest
 
+from orchestrator.analysis.predictions.layers import load_arm_layers, tabulate_statistics
 from orchestrator.analysis.predictions.similarity import compare_arms
-from orchestrator.analysis.representations import load_arm_layers, tabulate_statistics
 from orchestrator.report.page import Section
 from orchestrator.report.sections.representation.section import representation_section
 from tests.support.trained_study import TrainedStudy

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from orchestrator.analysis.predictions.layers import ArmLayers
 from orchestrator.analysis.predictions.similarity import ArmSimilarity
-from orchestrator.analysis.representations import ArmLayers
 from orchestrator.report.style import SEQUENTIAL, Figure, colour, floats, layout_of
 from trainables.evaluation.representation.layers import PENULTIMATE
 

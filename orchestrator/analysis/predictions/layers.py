@@ -1,4 +1,4 @@
-"""What the trials of a study store of their layers: statistics per arm, spectra, similarity to the initial weights."""
+"""Statistics of layers per arm: numbers, spectra and similarity to the initial weights, as the trials store them."""
 
 from __future__ import annotations
 
