@@ -1,4 +1,4 @@
-"""What the trials of a study store of their layers: statistics per arm, spectra, similarity to the initial weights."""
+"""Representations of the trials of a study: statistics per arm, spectra, similarity to the initial weights."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class LayerSpectrum:
 
 @dataclass(frozen=True)
 class ArmLayers:
-    """What the trials of one arm store of their layers."""
+    """Layers of the trained networks of one arm, mean over its trials."""
 
     spectra: dict[str, LayerSpectrum]
     #: Layers that are compared with those of the initial weights; none unless the study asks for layers.
