@@ -56,6 +56,7 @@ from trainables.training.confidnet import train_confidnet
 from trainables.training.loop import Outcome, open_validation, resolve_precision, train_model
 from trainables.training.provenance import Start, describe_run, reset_gpu_peak
 from trainables.training.stopping import with_stop_check
+from trainables.training.transfer.trained_part import describe_trained_part
 
 ENCODER, MODEL = "encoder.safetensors", "model.safetensors"
 
@@ -107,6 +108,7 @@ def run_trial(
     result = _evaluate(model, data, config, choice, folder=folder, execution=execution, report=report)
     report({"event": "scores", "metrics": {name: result["metrics"].get(name) for name in SCORES}})
     result |= describe_run(signature, started, outcome, device, choice, execution)
+    result["transfer"] = describe_trained_part(model, config, data)
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     sets = list_sets(data, config.evaluation)
     files = [MODEL, EPOCHS, DETECTION, *(f"predictions/{name}.npz" for name in sets)]

@@ -221,11 +221,11 @@ def predict_each(  # noqa: PLR0913 - the last three have defaults
     if feed.device.type == "cuda":
         torch.cuda.synchronize(feed.device)
     outputs = torch.cat(logits).numpy().reshape(len(transforms), len(feed), -1)
-    _check_finite(outputs, feed.images)
+    check_finite(outputs, feed.images)
     named: dict[str, np.ndarray] = {}
     if scores is not None:
         columns = torch.cat(scored).numpy().reshape(len(transforms), len(feed), -1)
-        _check_finite(columns, feed.images)
+        check_finite(columns, feed.images)
         named = {name: np.ascontiguousarray(columns[..., index]) for index, name in enumerate(scores.names)}
     features = torch.cat(kept).numpy().reshape(num_with_features, len(feed), -1) if num_with_features else None
     layers = recorder.collect(num_with_features) if recorder is not None and num_with_features else {}
@@ -262,7 +262,12 @@ def _rebatch(batches: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
         yield torch.cat(waiting)
 
 
-def _check_finite(outputs: Float32[np.ndarray, "transforms n classes"], images: ImageSet) -> None:
+def check_finite(outputs: Float32[np.ndarray, "transforms n classes"], images: ImageSet) -> None:
+    """Check outputs on a set of images.
+
+    Raises:
+        DivergedError: if an output is not finite.
+    """
     finite = np.isfinite(outputs).all(axis=(0, 2))
     if not finite.all():
         raise DivergedError(
