@@ -8,6 +8,7 @@ from trainables.evaluation.metrics import (
     METRICS,
     OOD_METRICS,
     RELATIVE,
+    REPRESENTATION_METRICS,
     SELECTIVE_METRICS,
     Metric,
     name_over_shifts,
@@ -20,7 +21,7 @@ HEAD = """<!-- Generated from trainables/evaluation/metrics.py: python docs/metr
 # Metrics
 
 Every number of a report is computed from the stored logits f (one per class) and the labels, on one set of images, by
-`trainables/evaluation/classification.py`. p is the softmax of f. ↑ higher is better, ↓ lower is better.
+`trainables/evaluation/classification.py`. p is the softmax of f. ↑ higher is better, ↓ lower is better, – neither.
 
 """
 
@@ -61,6 +62,7 @@ NAMES = """
 | `family/<name>/<metric>` | *mean over a family of shifts*: over severities, then shifts of a type, then its types |
 | `slope/<name>/<metric>` | *slope over severity*, of one shift or a family |
 | `be/mean`, `rbe/mean`, `be/<name>`, `rbe/<name>` ↓ | BE and rBE, over all shifts or a family |
+| `representation/<name>` | of the features on unshifted test images (*representations*, below) |
 
 - **Mean over shifts**: the mean over severities, then over the shifts of one type, then over types. A type is a
   shift's name, but all cells of a stain grid are one type. Unshifted images do not count.
@@ -98,6 +100,16 @@ as `validation/failure/<score>/augrc`, and `ood/<score>/<set>/auroc`; `near`, `f
 `far_full_spectrum` are means over sets of a role.
 """
 
+REPRESENTATION = """
+## Representations
+
+What the penultimate features of a trained network hold, on at most 1,000 unshifted test images, as
+`representation/<name>`; `representation.json` of a trial has the same for every layer, see
+[representations](representations.md). They describe: none of them chooses a model. λ are the eigenvalues of the
+covariance, the largest first.
+
+"""
+
 
 def describe_metrics() -> str:
     """Return the content of docs/metrics.md."""
@@ -108,7 +120,8 @@ def describe_metrics() -> str:
         for aggregate in ("mean", "worst_shift", "worst_cell")
         for kind, metric in (("score", "accuracy"), ("error", "brier"))
     }
-    return HEAD + header + rows + FITTED + NAMES.format(**names) + _detection(header) + _seen() + _families()
+    layers = REPRESENTATION + header + "".join(map(_row, REPRESENTATION_METRICS.values()))
+    return HEAD + header + rows + FITTED + NAMES.format(**names) + _detection(header) + layers + _seen() + _families()
 
 
 def _detection(header: str) -> str:
@@ -152,7 +165,7 @@ def _families() -> str:
 
 def _row(metric: Metric) -> str:
     span = f"{metric.low:g} to {metric.high:g}".replace("-", "−").replace("inf", "∞")
-    arrow = "↑" if metric.higher_is_better else "↓"
+    arrow = "–" if metric.is_descriptive else "↑" if metric.higher_is_better else "↓"
     cells = (f"`{metric.name}`", metric.title, metric.formula, arrow, span, metric.needs, metric.source or "–")
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |\n"
 

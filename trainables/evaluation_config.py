@@ -74,6 +74,19 @@ class ForeignData(Frozen):
     )
 
 
+class RepresentationConfig(Frozen):
+    """Settings of the statistics of what a network's layers hold (``representation/…``)."""
+
+    num_images: int = Field(
+        1000, ge=0, description="Unshifted test images that they are computed from, evenly spaced; 0: no statistics."
+    )
+    layers: tuple[str, ...] | Literal["auto"] = Field(
+        "auto",
+        description="Modules of the network, such as layer3 or blocks.4; auto: the first convolution and the last "
+        "layer of every stage.",
+    )
+
+
 class EvaluationConfig(Frozen):
     """Settings of the evaluation of every trained model."""
 
@@ -115,6 +128,11 @@ class EvaluationConfig(Frozen):
         (),
         description="Modules of the network, such as layer3 or blocks.4, of whose activations the means and spectral "
         "signatures are kept for these sets, too (mahalanobis_layers, spectral_signature).",
+        json_schema_extra=SET_ONLY,
+    )
+    representation: RepresentationConfig = Field(
+        RepresentationConfig(),
+        description="Spectrum of every layer, and similarity to the initial weights.",
         json_schema_extra=SET_ONLY,
     )
     foreign: dict[str, ForeignData] = Field(

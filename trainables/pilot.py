@@ -106,6 +106,7 @@ def time_trial(config: TrialConfig, execution: Execution, *, max_seconds: float 
     shifts, of_validation = (build(config.evaluation, modality) for build in (build_shifts, build_validation_shifts))
     images = len(test) * (1 + len(shifts)) + len(data.splits["val"]) * (1 + len(of_validation))
     images += sum(len(each) for each in (data.external | data.ood).values())
+    images += 2 * min(len(test), config.evaluation.representation.num_images)  # of two networks
     if "train" in config.evaluation.store_features:
         images += len(data.splits["train"])
     per_epoch = validation * (int(not caches_features) + len(of_validation) * reads_shifted_validation(config.training))

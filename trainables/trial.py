@@ -3,10 +3,10 @@
 ``run_trial`` and ``run_stage`` can be called from a notebook, a debugger or a bare GPU machine; they do not use
 Ray or MLflow. They write the folder that the ledger reads:
 
-    epochs.jsonl  checkpoint.safetensors  model.safetensors  predictions/<set>.npz  detection.json  result.json (last)
+    epochs.jsonl  checkpoint.safetensors (of ConfidNet in ``confidence/``)  model.safetensors  predictions/<set>.npz
+    detection.json  representation.json  result.json (last)
 
-Checkpoints (those of ConfidNet are in ``confidence/``) are removed once the model or encoder is written; if interrupted
-after that, a new call only evaluates.
+Checkpoints are removed once the model or encoder is written; if interrupted after that, a new call only evaluates.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from trainables.data.foreign import load_evaluated
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
 from trainables.evaluation.detection.summary import save_detection, summarise_detection
+from trainables.evaluation.representation.summary import describe_layers
 from trainables.evaluation.robustness import (
     choose_shifts,
     choose_validation_shifts,
@@ -49,7 +50,7 @@ from trainables.regularisers import (
 )
 from trainables.seeding import derive_seed, seed_everything
 from trainables.storage.checkpoint import is_trained, load_weights, remove_checkpoints, restore_module, save_weights
-from trainables.storage.completeness import CONFIG, DETECTION, EPOCHS, RESULT, describe_files
+from trainables.storage.completeness import CONFIG, DETECTION, EPOCHS, REPRESENTATION, RESULT, describe_files
 from trainables.storage.folder import Folder
 from trainables.training.acceleration import Choice, choose_acceleration, resolve_memory_format
 from trainables.training.confidnet import train_confidnet
@@ -106,12 +107,15 @@ def run_trial(
     report({"event": "started", "epochs": config.training.total_epochs})
     model, outcome, choice = _train(config, data, signature, folder, execution, encoder=encoder, report=report)
     result = _evaluate(model, data, config, choice, folder=folder, execution=execution, report=report)
+    initial = choice.place(build_initial_model(config, data, encoder=encoder).to(device))
+    layers = describe_layers(model, initial, data, config.evaluation, folder, execution, choice.dtype)
+    result |= {key: result[key] | getattr(layers, key) for key in ("metrics", "undefined")}
     report({"event": "scores", "metrics": {name: result["metrics"].get(name) for name in SCORES}})
     result |= describe_run(signature, started, outcome, device, choice, execution)
     result["transfer"] = describe_trained_part(model, config, data)
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     sets = list_sets(data, config.evaluation)
-    files = [MODEL, EPOCHS, DETECTION, *(f"predictions/{name}.npz" for name in sets)]
+    files = [MODEL, EPOCHS, DETECTION, REPRESENTATION, *(f"predictions/{name}.npz" for name in sets)]
     result["files"] = _describe_files(folder, files)
     result["checkpoint_sha256"] = result["files"][MODEL]["sha256"]
     folder.write_json(RESULT, result)

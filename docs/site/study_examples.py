@@ -86,6 +86,8 @@ EXAMPLES: dict[str, str] = {
     "EvaluationConfig.severities": "[1, 3, 5]",
     "EvaluationConfig.validation_shifts": "[gaussian_noise, contrast_down]",
     "EvaluationConfig.store_layers": "[layer3, layer4]",
+    "EvaluationConfig.representation": "{num_images: 500, layers: [conv1, layer4]}",
+    "RepresentationConfig.layers": "[conv1, layer4]",
     "EvaluationConfig.foreign": "{digits: {data: {kind: digits}}}",
     "EvaluationConfig.roles": "{lyon: near}",
     "ForeignData.data": "{kind: digits}",

@@ -20,6 +20,7 @@ from trainables.evaluation.metrics import (
     THRESHOLDED,
     find_detection,
     find_metric,
+    find_representation,
     find_site_aggregate,
     name_over_sites,
 )
@@ -109,6 +110,8 @@ def find_undefined(metric: str, config: TrialConfig, data: Dataset) -> str | Non
     """
     if find_detection(metric) is not None:
         return _find_undefined_detection(metric, config, data)
+    if find_representation(metric) is not None:
+        return None if config.evaluation.representation.num_images else "evaluation.representation.num_images is 0"
     return _find_undefined_score(metric, config, data)
 
 

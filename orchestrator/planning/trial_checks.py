@@ -50,8 +50,11 @@ def check_trials(configs: Iterable[TrialConfig], inputs: Inputs) -> None:
 
 
 def _check_trial(config: TrialConfig, data: Dataset) -> None:
+    import torch
+
     from trainables.evaluation.detection.summary import check_scores
     from trainables.evaluation.layers import check_layers
+    from trainables.evaluation.representation.layers import check_layers as check_described_layers
     from trainables.evaluation.robustness import check_shifts
     from trainables.models.mc_dropout import find_dropout
     from trainables.regularisers import NoRegulariser
@@ -72,6 +75,9 @@ def _check_trial(config: TrialConfig, data: Dataset) -> None:
     _check_step(model, config, data)
     if config.evaluation.store_layers:
         check_layers(model, config.evaluation.store_layers, data.splits["test"].images[:2])
+    described = config.evaluation.representation.layers
+    if described and described != "auto":
+        check_described_layers(model, described, torch.from_numpy(data.splits["test"].images[:2].copy()))
 
 
 def _check_roles(config: TrialConfig, data: Dataset) -> None:

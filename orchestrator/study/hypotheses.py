@@ -53,7 +53,7 @@ class _Hypothesis(Frozen):
     metric: str = Field(
         "robustness/mean_balanced_accuracy",
         description="Column of trials.csv, shift/<name>/<metric>, family/<name>/<metric>, slope/<name>/<metric>, "
-        "be/<name>, rbe/<name>, failure/<score>/augrc or ood/<score>/<set>/auroc.",
+        "be/<name>, rbe/<name>, failure/<score>/augrc, ood/<score>/<set>/auroc or representation/<name>.",
     )
     severities: tuple[Severity, ...] | None = Field(
         None, min_length=1, description="With shift/<name>/<metric>: its mean over these; null: over all."

@@ -18,6 +18,7 @@ from orchestrator.study.hypotheses import (
     Correlation,
     Hypothesis,
     Interaction,
+    NonInferiority,
     Trend,
     counts_shifts,
     counts_sites,
@@ -32,7 +33,7 @@ from orchestrator.study.hypotheses import (
 )
 from orchestrator.study.problems import list_options
 from orchestrator.study.yaml_source import Key, Source, format_key
-from trainables.evaluation.metrics import METRICS, RELATIVE, find_detection
+from trainables.evaluation.metrics import METRICS, RELATIVE, find_detection, find_representation
 from trainables.shifts.tables import FAMILIES, GENERAL, GROUPS, OTHER, STAIN_NAME, load_aliases, load_tables
 
 #: Callback that receives the text of a problem, then the keys below the hypothesis.
@@ -205,12 +206,16 @@ def _check_trend(
 def _check_metric(hypothesis: Hypothesis, report: Report) -> None:
     metric = hypothesis.metric
     kind, _, last = split_metric(metric)
+    described = find_representation(metric)
+    if described is not None and described.is_descriptive and isinstance(hypothesis, NonInferiority):
+        report(f"found {metric!r}, of which neither more nor less is worse; compare it, or test equivalence", "metric")
     if kind and last not in METRICS and kind not in RELATIVE:
         report(f"found {metric!r}, there is no metric {last!r}{list_options(last, list(METRICS))}", "metric")
-    elif not kind and metric not in list_metrics() and find_detection(metric) is None:
+    elif not kind and metric not in list_metrics() and not (find_detection(metric) or described):
         more = (
             "; expected a column of trials.csv such as id/accuracy, <kind>/<name>/<metric> with shift, family, slope "
-            "or external, be/<name> or rbe/<name>, failure/<score>/augrc or ood/<score>/<set>/auroc"
+            "or external, be/<name> or rbe/<name>, failure/<score>/augrc, ood/<score>/<set>/auroc or "
+            "representation/<name>"
         )
         report(f"there is no metric {metric!r}{suggest(metric, list_metrics()) or more}", "metric")
     if counts_shifts(hypothesis) and find_shift_metric(metric) is None:

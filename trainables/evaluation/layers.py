@@ -33,7 +33,7 @@ class LayerRecorder:
     """
 
     def __init__(self, model: Classifier, layers: Sequence[str]) -> None:
-        self._modules = {name: _find_layer(model.backbone, name) for name in layers}
+        self._modules = {name: find_layer(model.backbone, name, setting="evaluation.store_layers") for name in layers}
         self._outputs: dict[str, Tensor] = {}
         self._kept: dict[str, list[Float32[np.ndarray, "m values"]]] = {}
 
@@ -90,13 +90,18 @@ class LayerRecorder:
         return found
 
 
-def _find_layer(backbone: nn.Module, name: str) -> nn.Module:
+def find_layer(backbone: nn.Module, name: str, *, setting: str) -> nn.Module:
+    """Return the module ``name`` of a network, which a study's ``setting`` asks for.
+
+    Raises:
+        ConfigError: if there is none.
+    """
     try:
         return backbone.get_submodule(name)
     except AttributeError:
         known = [child for child, _ in backbone.named_children()]
         raise ConfigError(
-            f"evaluation.store_layers: the network has no layer {name!r}; expected a module of it: one of "
+            f"{setting}: the network has no layer {name!r}; expected a module of it: one of "
             f"{', '.join(known)}, or one inside, such as {known[-2] if len(known) > 1 else known[0]}.0"
         ) from None
 

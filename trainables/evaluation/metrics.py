@@ -1,49 +1,35 @@
 """The table of metrics: every metric of an evaluation by name, with its formula, direction and range.
 
-Search, selection, hypotheses and report use this table; a name that is not in it is an error. Values are computed in
-``classification``.
+Search, selection, hypotheses and report use this table; a name that is not in it is an error. Parts of it are written
+in ``metric_tables``. Values are computed in ``classification``, ``detection`` and ``representation``.
 """
 
 from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
 
 from trainables.errors import ConfigError
+from trainables.evaluation.metric_tables.detection import (
+    FAILURE_METRICS,
+    HEADLINE_FAILURE,
+    HEADLINE_OOD,
+    OOD_METRICS,
+    SELECTIVE_METRICS,
+)
+from trainables.evaluation.metric_tables.metric import Metric
+from trainables.evaluation.metric_tables.representation import REPRESENTATION_METRICS
 
-
-@dataclass(frozen=True)
-class Metric:
-    """One metric of a trained model.
-
-    Attributes:
-        name: name in result files, tables and MLflow.
-        title: name in a sentence.
-        formula: formula in words.
-        higher_is_better: whether higher values are better.
-        low: smallest possible value.
-        high: largest possible value.
-        needs: data without which the metric is undefined.
-        source: paper that defines the metric.
-        is_fitted: whether it takes a number fitted on validation (``validation_fit``): unknown during training.
-    """
-
-    name: str
-    title: str
-    formula: str
-    higher_is_better: bool
-    low: float
-    high: float
-    needs: str
-    source: str = ""
-    is_fitted: bool = False
-
-    @property
-    def is_share(self) -> bool:
-        """Whether the largest value is 1: then values are written in percent, differences in points."""
-        return self.high == 1.0
-
+#: What others take from here, beside what is defined below.
+__all__ = [
+    "FAILURE_METRICS",
+    "HEADLINE_FAILURE",
+    "HEADLINE_OOD",
+    "OOD_METRICS",
+    "REPRESENTATION_METRICS",
+    "SELECTIVE_METRICS",
+    "Metric",
+]
 
 _TWO = "two classes, an image of both in validation and in the set"
 _SCALED = "a finite temperature on validation"
@@ -141,117 +127,6 @@ RELATIVE: dict[str, Metric] = {
         ),
     )
 }  # fmt: skip
-_BOTH_KINDS = "right and wrong predictions"
-#: e-AURC where wrong predictions come first and the right ones are tied: (1 − e²)/2 − (1 − e)·ln(1 − e), largest at
-#: 1 − e = Ω, the solution of Ω·exp(Ω) = 1. No ranking has more: every curve lies below the trapezoid of that one.
-_OMEGA = 0.5671432904097838
-_HIGHEST_EAURC = _OMEGA + _OMEGA**2 / 2
-#: Metrics of a confidence score (``confidence``) on one set, which say whether it ranks the wrong predictions last.
-FAILURE_METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric(
-            "aurc", "AURC",
-            "area under the risk (share of wrong predictions among the kept) over the coverage (share kept), the most "
-            "confident kept first, equal confidences together, by trapezoids",
-            higher_is_better=False, low=0.0, high=1.0, needs="labels", source="Geifman & El-Yaniv 2017",
-        ),
-        Metric(
-            "eaurc", "e-AURC", "AURC − [e + (1 − e)·ln(1 − e)] at the error rate e; ties can make it negative",
-            higher_is_better=False, low=-0.5, high=_HIGHEST_EAURC, needs="labels", source="Geifman et al. 2019",
-        ),
-        Metric(
-            "augrc", "AUGRC", "area under (wrong predictions that are kept / all images) over the coverage",
-            higher_is_better=False, low=0.0, high=0.5, needs="labels", source="Traub et al. 2024",
-        ),
-        Metric(
-            "failure_auroc", "failure AUROC",
-            "share of pairs of a right and a wrong prediction in which the right one has more confidence; ties count ½",
-            higher_is_better=True, low=0.0, high=1.0, needs=_BOTH_KINDS, source="Hendrycks & Gimpel 2017",
-        ),
-        Metric(
-            "failure_fpr_at_95_tpr", "failure FPR at 95 % TPR",
-            "share of wrong predictions kept at the highest threshold that keeps 95 % of the right ones",
-            higher_is_better=False, low=0.0, high=1.0, needs=_BOTH_KINDS, source="Corbière et al. 2019",
-        ),
-        Metric(
-            "failure_ap", "failure AP", "average precision of wrong predictions, ranked from the least confident",
-            higher_is_better=True, low=0.0, high=1.0, needs=_BOTH_KINDS, source="Hendrycks & Gimpel 2017",
-        ),
-    )
-}  # fmt: skip
-
-
-def _at_point(name: str, title: str, formula: str, fixed: str, *, higher_is_better: bool) -> Metric:
-    return Metric(
-        name, title, f"{formula} at the threshold that {fixed} on validation",
-        higher_is_better=higher_is_better, low=0.0, high=1.0, needs="such a threshold on validation",
-        source="El-Yaniv & Wiener 2010", is_fitted=True,
-    )  # fmt: skip
-
-
-_KEEPS_80, _RISKS_5 = "keeps 80 % of the images", "keeps the most images with at most 5 % wrong ones among them"
-#: What a confidence does where its threshold, or its scale, is fixed on validation (``detection.operating_points``).
-SELECTIVE_METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        _at_point(
-            "risk_at_coverage_80", "errors among the kept, one in five referred", "share of wrong among kept",
-            _KEEPS_80, higher_is_better=False,
-        ),
-        _at_point(
-            "coverage_at_coverage_80", "share kept, one in five referred", "share of images kept", _KEEPS_80,
-            higher_is_better=True,
-        ),
-        _at_point(
-            "risk_at_risk_5", "errors among the kept, 5 % allowed", "share of wrong among kept", _RISKS_5,
-            higher_is_better=False,
-        ),
-        _at_point(
-            "coverage_at_risk_5", "share kept, 5 % errors allowed", "share of images kept", _RISKS_5,
-            higher_is_better=True,
-        ),
-        Metric(
-            "failure_ece", "failure ECE",
-            "Σ (n_m/N)·|accuracy_m − probability_m| over equal-width bins of the confidence as a probability of being "
-            "right, by Platt scaling on validation",
-            higher_is_better=False, low=0.0, high=1.0, needs="right and wrong predictions on validation",
-            source="Platt 1999", is_fitted=True,
-        ),
-    )
-}  # fmt: skip
-_BOTH_SETS = "images of both sets"
-#: Metrics of a detector (``ood``) between in-distribution images and those of another set.
-OOD_METRICS: dict[str, Metric] = {
-    metric.name: metric
-    for metric in (
-        Metric(
-            "auroc", "OOD AUROC",
-            "share of pairs of an in-distribution and another image in which the former scores higher; ties count ½",
-            higher_is_better=True, low=0.0, high=1.0, needs=_BOTH_SETS, source="Hendrycks & Gimpel 2017",
-        ),
-        Metric(
-            "aupr_in", "AUPR-in", "average precision of in-distribution images, ranked from the highest score",
-            higher_is_better=True, low=0.0, high=1.0, needs=_BOTH_SETS, source="Hendrycks & Gimpel 2017",
-        ),
-        Metric(
-            "aupr_out", "AUPR-out", "average precision of the other images, ranked from the lowest score",
-            higher_is_better=True, low=0.0, high=1.0, needs=_BOTH_SETS, source="Hendrycks & Gimpel 2017",
-        ),
-        Metric(
-            "fpr_at_95_tpr", "FPR at 95 % TPR",
-            "share of the other images that pass at the highest threshold that 95 % of in-distribution images pass",
-            higher_is_better=False, low=0.0, high=1.0, needs=_BOTH_SETS, source="Liang et al. 2018",
-        ),
-        Metric(
-            "fpr_at_95_tpr_out", "FPR at 95 % TPR, others positive",
-            "share of in-distribution images flagged at the lowest threshold that flags 95 % of the other images",
-            higher_is_better=False, low=0.0, high=1.0, needs=_BOTH_SETS, source="Liang et al. 2018",
-        ),
-    )
-}  # fmt: skip
-#: Metrics of the two tables that are headline numbers of a trial; its ``detection.json`` has all.
-HEADLINE_FAILURE, HEADLINE_OOD = "augrc", "auroc"
 #: Size of the network: a number of the trial that a search may look at, not of an evaluation.
 NUM_PARAMETERS = Metric(
     "num_parameters", "number of weights", "weights of the network",
@@ -347,7 +222,7 @@ def find_metric(name: str) -> Metric:
         name: a metric, or a headline number: ``validation/…``, ``validation/robustness/mean_…``, ``id/…``,
             ``calibration/mean_shifted_…``, ``external/<set>/…``, ``external/mean_…``, ``shift/<name>/…``,
             ``family/<name>/…``, ``slope/<name>/…``, ``be/<name>``, ``rbe/<name>``, ``failure/<score>/…``,
-            ``ood/<score>/<set>/…``, ``num_parameters``.
+            ``ood/<score>/<set>/…``, ``representation/…``, ``num_parameters``.
 
     Raises:
         ConfigError: if the table has no such metric.
@@ -356,9 +231,9 @@ def find_metric(name: str) -> Metric:
         return NUM_PARAMETERS
     if name.partition("/")[0] in RELATIVE and name.count("/") == 1:
         return RELATIVE[name.partition("/")[0]]
-    detection = find_detection(name)
-    if detection is not None:
-        return detection
+    found = find_detection(name) or find_representation(name)
+    if found is not None:
+        return found
     if find_site_aggregate(name) is not None:
         return METRICS[name.partition("_")[2]]
     match = _HEADLINE.fullmatch(name)
@@ -377,6 +252,12 @@ def find_detection(name: str) -> Metric | None:
         return (FAILURE_METRICS | SELECTIVE_METRICS).get(match[1])
     match = _OOD.fullmatch(name)
     return None if match is None else OOD_METRICS.get(match[1])
+
+
+def find_representation(name: str) -> Metric | None:
+    """Return the metric behind ``representation/<name>``, None if the name is no such number."""
+    kind, _, metric = name.partition("/")
+    return REPRESENTATION_METRICS.get(metric) if kind == "representation" else None
 
 
 def find_chance(metric: str, num_classes: int) -> float | None:

@@ -20,6 +20,8 @@ STOP = "stop.json"
 EPOCHS = "epochs.jsonl"
 #: Rows of failure and out-of-distribution detection.
 DETECTION = "detection.json"
+#: Spectra of layers, and their similarity to the initial weights.
+REPRESENTATION = "representation.json"
 
 
 def describe_files(folder: Folder, names: Iterable[str]) -> dict[str, dict[str, Any]]:
