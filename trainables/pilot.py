@@ -18,13 +18,13 @@ from trainables.models.model_scores import ModelScores, build_model_scores
 from trainables.models.networks import Classifier
 from trainables.pretraining_config import ScratchPretraining
 from trainables.shifts.bank import build_shifts, build_validation_shifts
-from trainables.training.acceleration import default_choice
+from trainables.training.acceleration import default_choice, prepare_process
 from trainables.training.loop import resolve_precision
 from trainables.training.selection import reads_shifted_validation
 from trainables.training.step import TrainingStep
 from trainables.training.transfer.features import FeatureFeed, find_cache_obstacle
 from trainables.training.transfer.trained_part import set_training_mode
-from trainables.trial import build_network, prepare_process
+from trainables.trial import build_network
 
 #: Numbers of untimed steps (allocations, first kernels) and of timed steps.
 _WARMUP_STEPS, _TIMED_STEPS = 1, 3

@@ -24,6 +24,9 @@ from trainables.data.foreign import load_evaluated
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
 from trainables.evaluation.detection.summary import save_detection, summarise_detection
+from trainables.evaluation.labels.maps import check_label_maps
+from trainables.evaluation.labels.summary import summarise_views
+from trainables.evaluation.predictions import load_predictions
 from trainables.evaluation.representation.summary import describe_layers
 from trainables.evaluation.robustness import (
     choose_shifts,
@@ -52,7 +55,7 @@ from trainables.seeding import derive_seed, seed_everything
 from trainables.storage.checkpoint import is_trained, load_weights, remove_checkpoints, restore_module, save_weights
 from trainables.storage.completeness import CONFIG, DETECTION, EPOCHS, REPRESENTATION, RESULT, describe_files
 from trainables.storage.folder import Folder
-from trainables.training.acceleration import Choice, choose_acceleration, resolve_memory_format
+from trainables.training.acceleration import Choice, choose_acceleration, prepare_process, resolve_memory_format
 from trainables.training.confidnet import train_confidnet
 from trainables.training.loop import Outcome, open_validation, resolve_precision, train_model
 from trainables.training.provenance import Start, describe_run, reset_gpu_peak
@@ -104,6 +107,7 @@ def run_trial(
     config = config.model_copy(update={"evaluation": read_matched(config.evaluation, matching)})
     choose_shifts(data, config.evaluation)  # a wrong name has to fail before the training
     choose_validation_shifts(data, config.evaluation)
+    check_label_maps(config.evaluation, data)
     report({"event": "started", "epochs": config.training.total_epochs})
     model, outcome, choice = _train(config, data, signature, folder, execution, encoder=encoder, report=report)
     result = _evaluate(model, data, config, choice, folder=folder, execution=execution, report=report)
@@ -271,29 +275,6 @@ def run_matching(
     return result
 
 
-def prepare_process(execution: Execution) -> torch.device:
-    """Set the number of threads and cuDNN's determinism for this process; return the device.
-
-    Raises:
-        ConfigError: if ``execution.device`` is not a device, or there is no GPU.
-    """
-    torch.set_num_threads(execution.num_threads)
-    name = execution.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"execution.device: found {name!r}, expected auto, cpu, cuda or cuda:<index>") from error
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError("execution.device: asked for cuda, but torch sees no GPU; set it to auto or cpu")
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False
-        torch.set_float32_matmul_precision("high")
-    return device
-
-
 def build_initial_model(config: TrialConfig, data: Dataset, *, encoder: Folder | None) -> Classifier:
     """Return the network with the initial weights of a trial.
 
@@ -381,12 +362,12 @@ def _evaluate(
         precision=choice.dtype,
         on_progress=lambda done, total: report({"event": "evaluation", "done": done, "total": total}),
     )
-    evaluation = summarise_predictions(
-        folder,
-        ["val", "test", *data.external],
-        strengths={f"{shift.name}/{shift.severity}": shift.strength for shift in (*shifts, *of_validation)},
-        ece_bins=config.evaluation.ece_bins,
-        ordinal=config.data.ordinal,
+    sets = [load_predictions(folder, name) for name in ("val", "test", *data.external)]
+    strengths = {f"{shift.name}/{shift.severity}": shift.strength for shift in (*shifts, *of_validation)}
+    ordinal, ece_bins, maps = config.data.ordinal, config.evaluation.ece_bins, config.evaluation.label_maps
+    evaluation = summarise_predictions(sets, strengths=strengths, ece_bins=ece_bins, ordinal=ordinal)
+    views = summarise_views(
+        sets, data.classes, maps, per_class=config.evaluation.per_class, ece_bins=ece_bins, ordinal=ordinal
     )
     names = list_sets(data, config.evaluation)
     roles = {name: config.evaluation.find_role(name) for name in (*data.external, *data.ood)}
@@ -394,9 +375,10 @@ def _evaluate(
     save_detection(folder, detection)
     return {
         "status": "complete",
-        "metrics": evaluation.metrics | detection.metrics,
+        "metrics": evaluation.metrics | views.metrics | detection.metrics,
         "validation_fit": evaluation.validation_fit,
+        "label_maps": views.label_maps,
         "evaluations": evaluation.rows,
-        "undefined": evaluation.undefined | left_out | left_out_of_validation,
+        "undefined": evaluation.undefined | views.undefined | left_out | left_out_of_validation,
         "num_quarantined": len(data.quarantined),
     }

@@ -12,6 +12,7 @@ from orchestrator.study.fields import suggest
 from trainables.config import TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.errors import ConfigError, StudyError
+from trainables.evaluation.labels.maps import check_label_maps
 from trainables.frozen import canonical_json
 from trainables.pretraining_config import ContrastivePretraining, ImageNetPretraining, ScratchPretraining
 from trainables.shifts.wording import check_shift_names
@@ -165,6 +166,7 @@ def check_settings(configs: Iterable[TrialConfig], inputs: Inputs, *, device: st
         evaluations[id(data), canonical_json(config.evaluation.model_dump(mode="json"))] = config, data
     for config, data in evaluations.values():
         try:
+            check_label_maps(config.evaluation, data)
             check_shift_names(config.evaluation, data.modality)
             if any(isinstance(entry, dict) for entry in config.evaluation.shifts):
                 from trainables.shifts.bank import build_shifts, build_validation_shifts

@@ -29,7 +29,8 @@ from trainables.evaluation.robustness import summarise_rows
 from trainables.evaluation.validation_fit import fit_on_validation
 from trainables.evaluation_config import EvaluationConfig
 from trainables.storage.folder import Folder
-from trainables.trial import build_initial_model, prepare_process, run_stage, run_trial
+from trainables.training.acceleration import prepare_process
+from trainables.trial import build_initial_model, run_stage, run_trial
 
 
 @pytest.fixture(scope="module")
