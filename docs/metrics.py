@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trainables.evaluation.confidence import CONFIDENCE_SCORES
 from trainables.evaluation.metrics import (
+    CLASS_METRICS,
     FAILURE_METRICS,
     METRICS,
     OOD_METRICS,
@@ -62,6 +63,8 @@ NAMES = """
 | `family/<name>/<metric>` | *mean over a family of shifts*: over severities, then shifts of a type, then its types |
 | `slope/<name>/<metric>` | *slope over severity*, of one shift or a family |
 | `be/mean`, `rbe/mean`, `be/<name>`, `rbe/<name>` ↓ | BE and rBE, over all shifts or a family |
+| `<label map>/…` | as those above, of classes merged afterwards ([label maps](transfer.md)) |
+| `class_<index>/…`, `<label map>/class_<index>/…` | the same, of one class by itself (*single classes*, below) |
 | `representation/<name>` | of the features on unshifted test images (*representations*, below) |
 
 - **Mean over shifts**: the mean over severities, then over the shifts of one type, then over types. A type is a
@@ -100,6 +103,13 @@ as `validation/failure/<score>/augrc`, and `ood/<score>/<set>/auroc`; `near`, `f
 `far_full_spectrum` are means over sets of a role.
 """
 
+CLASSES = """
+## Single classes
+
+With `evaluation.per_class`, of each class k, counted from 0, as `class_<k>/…`.
+
+"""
+
 REPRESENTATION = """
 ## Representations
 
@@ -121,7 +131,9 @@ def describe_metrics() -> str:
         for kind, metric in (("score", "accuracy"), ("error", "brier"))
     }
     layers = REPRESENTATION + header + "".join(map(_row, REPRESENTATION_METRICS.values()))
-    return HEAD + header + rows + FITTED + NAMES.format(**names) + _detection(header) + layers + _seen() + _families()
+    classes = CLASSES + header + "".join(map(_row, CLASS_METRICS.values()))
+    parts = (HEAD, header, rows, FITTED, NAMES.format(**names), classes, _detection(header), layers)
+    return "".join(parts) + _seen() + _families()
 
 
 def _detection(header: str) -> str:

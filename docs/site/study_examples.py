@@ -88,6 +88,7 @@ EXAMPLES: dict[str, str] = {
     "EvaluationConfig.store_layers": "[layer3, layer4]",
     "EvaluationConfig.representation": "{num_images: 500, layers: [conv1, layer4]}",
     "RepresentationConfig.layers": "[conv1, layer4]",
+    "EvaluationConfig.label_maps": "{referable: {mild: no, moderate: yes, severe: yes}}",
     "EvaluationConfig.foreign": "{digits: {data: {kind: digits}}}",
     "EvaluationConfig.roles": "{lyon: near}",
     "ForeignData.data": "{kind: digits}",
