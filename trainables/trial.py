@@ -377,6 +377,7 @@ def _evaluate(
         "status": "complete",
         "metrics": evaluation.metrics | views.metrics | detection.metrics,
         "validation_fit": evaluation.validation_fit,
+        "classes": list(data.classes),
         "label_maps": views.label_maps,
         "evaluations": evaluation.rows,
         "undefined": evaluation.undefined | views.undefined | left_out | left_out_of_validation,

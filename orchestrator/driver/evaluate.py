@@ -56,7 +56,7 @@ def evaluate_trials(
     from trainables.evaluation.detection.summary import check_scores
 
     check_scores(scores)
-    arguments = [(ledger.storage, ledger.study, each, tuple(scores)) for each, _ in _list_complete(ledger)]
+    arguments = [(ledger.storage, ledger.study, each, tuple(scores)) for each in _list_complete(ledger)]
     return _evaluate_each(ledger, evaluate_trial, arguments, on_trial)
 
 
@@ -84,22 +84,15 @@ def add_views(
     if not label_maps and not per_class:
         return []
     maps = {name: dict(merged) for name, merged in label_maps.items()}
-    arguments = [
-        (ledger.storage, ledger.study, signature, maps, per_class, classes)
-        for signature, classes in _list_complete(ledger)
-    ]
+    arguments = [(ledger.storage, ledger.study, each, maps, per_class) for each in _list_complete(ledger)]
     return _evaluate_each(ledger, add_views_to_trial, arguments, on_trial)
 
 
-def _list_complete(ledger: Ledger) -> list[tuple[str, tuple[str, ...]]]:
-    """Return signature and classes of every complete trial of the plan."""
-    states, plan = ledger.states(), ledger.read_plan()
-    on_set = {name: each["classes"] for each in plan.get("data_sets", {}).values() for name in each["arms"]}
-    return [
-        (trial["signature"], tuple(on_set.get(trial["name"], plan["data"]["classes"])))
-        for trial in plan["trials"]
-        if states.get(trial["signature"]) == COMPLETE
-    ]
+def _list_complete(ledger: Ledger) -> list[str]:
+    """Return the signatures of the complete trials of the plan."""
+    states = ledger.states()
+    wanted = [trial["signature"] for trial in ledger.read_plan()["trials"]]
+    return [signature for signature in wanted if states.get(signature) == COMPLETE]
 
 
 def _evaluate_each(
@@ -153,12 +146,7 @@ def evaluate_trial(storage: str, study: str, signature: str, scores: Sequence[st
 
 
 def add_views_to_trial(
-    storage: str,
-    study: str,
-    signature: str,
-    label_maps: Mapping[str, Mapping[str, str | None]],
-    per_class: bool,
-    classes: Sequence[str],
+    storage: str, study: str, signature: str, label_maps: Mapping[str, Mapping[str, str | None]], per_class: bool
 ) -> Evaluated:
     """Add label maps, and single classes, to one complete trial, unless it has them.
 
@@ -168,7 +156,6 @@ def add_views_to_trial(
         signature: signature of the trial.
         label_maps: ``evaluation.label_maps``.
         per_class: ``evaluation.per_class``.
-        classes: classes that the model was trained on, in their order.
     """
     from trainables.evaluation.labels.summary import summarise_views
     from trainables.evaluation.predictions import load_predictions
@@ -184,7 +171,7 @@ def add_views_to_trial(
     names = list(dict.fromkeys(row["set"] for row in record.result["evaluations"]))
     views = summarise_views(
         [load_predictions(folder, name) for name in names],
-        classes,
+        record.result["classes"],
         label_maps,
         per_class=per_class,
         ece_bins=config.evaluation.ece_bins,
