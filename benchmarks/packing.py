@@ -40,11 +40,10 @@ from trainables.data.dataset import Dataset
 from trainables.data.load import load_dataset
 from trainables.models.networks import Classifier
 from trainables.preload import preload
-from trainables.training.acceleration import prepare_process
 from trainables.training.loop import resolve_precision
 from trainables.training.losses import build_loss
 from trainables.training.optimisation import build_optimiser, learning_rate_factor
-from trainables.trial import build_initial_model
+from trainables.trial import build_initial_model, prepare_process
 
 GPU_BAR = 2.0
 FORK = multiprocessing.get_context("fork")

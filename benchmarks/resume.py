@@ -26,7 +26,7 @@ from common import Line, Place, make_place
 
 from orchestrator.driver.prepare import Prepared, prepare
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.planning.plan import Work
+from orchestrator.planning.works import Work
 from orchestrator.study.study_file import load_study
 from orchestrator.tracking.run_index import RunIndex
 from tests.support.synthetic_ledger import STARTED_MS, make_result

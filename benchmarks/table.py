@@ -55,6 +55,7 @@ FULL = (
     ("patients.py",),
     ("near_duplicates.py",),
     ("failure_metrics.py", "--full"),
+    ("representation.py",),
     # These make an environment for their peer, and need a package index.
     ("shifts.py",),
     ("shift_parity.py",),

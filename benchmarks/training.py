@@ -38,9 +38,8 @@ from trainables.data.feed import ImageFeed
 from trainables.evaluation.predictions import keep, predict_each
 from trainables.models.networks import Classifier
 from trainables.storage.folder import Folder
-from trainables.training.acceleration import prepare_process
 from trainables.training.loop import resolve_precision, train_model
-from trainables.trial import build_initial_model
+from trainables.trial import build_initial_model, prepare_process
 
 BAR, BUSY_BAR = 0.95, 0.9
 NUM_CLASSES, CHANNELS, PASSES, EVALUATION_BATCH = 4, 3, 4, 256

@@ -15,6 +15,7 @@ from trainables.evaluation.metrics import (
     name_over_shifts,
 )
 from trainables.evaluation.seen import KINDS, POLICIES
+from trainables.pretraining.stage_metrics import STAGE_METRICS
 from trainables.shifts.tables import FAMILIES, OTHER
 
 HEAD = """<!-- Generated from trainables/evaluation/metrics.py: python docs/metrics.py > docs/metrics.md -->
@@ -62,6 +63,7 @@ NAMES = """
 | `shift/<name>/<metric>` | under one shift, on average over its severities |
 | `family/<name>/<metric>` | *mean over a family of shifts*: over severities, then shifts of a type, then its types |
 | `slope/<name>/<metric>` | *slope over severity*, of one shift or a family |
+| `drop/<name>/<metric>`, `relative_drop/<name>/<metric>` ↓ | *drop* under one shift, a family or all (`mean`) |
 | `be/mean`, `rbe/mean`, `be/<name>`, `rbe/<name>` ↓ | BE and rBE, over all shifts or a family |
 | `<label map>/…` | as those above, of classes merged afterwards ([label maps](transfer.md)) |
 | `class_<index>/…`, `<label map>/class_<index>/…` | the same, of one class by itself (*single classes*, below) |
@@ -83,6 +85,8 @@ NAMES = """
 - **Slope over severity**: the rise of the least-squares line over the evaluated severities (three or more), from the
   lowest to the highest; of a family the mean over its types. Treatment minus control of it says whether a gain grows
   with severity.
+- **Drop**: unshifted − shifted, on average over severities (shifted − unshifted where lower is better); of a family the
+  mean over its types. The *relative* drop is divided by the unshifted value, and missing where that is 0.
 - **BE and rBE** are relative to the study's reference (`report.reference`), which is 1. In a hypothesis a replicate
   counts with its linearised share in the ratio of means over replicates (Cochran 1977, section 2.11), so their mean is
   the number of the report's table. Shifts without a usable denominator are left out for all replicates.
@@ -121,6 +125,16 @@ covariance, the largest first.
 """
 
 
+STAGES = """
+## Contrastive pretraining
+
+Of a stage, per epoch in its `epochs.jsonl` and in MLflow; its `result.json` has the last values as `ssl/final_…`, and
+under `collapse` the verdict: `none`, or `dimensional` where the last epoch is flagged. A stage whose images are all
+mapped to one point fails as collapsed. Features are the encoder's, embeddings those that the loss compares.
+
+"""
+
+
 def describe_metrics() -> str:
     """Return the content of docs/metrics.md."""
     header = "| name | title | formula | | range | needs | source |\n|---|---|---|---|---|---|---|\n"
@@ -130,10 +144,23 @@ def describe_metrics() -> str:
         for aggregate in ("mean", "worst_shift", "worst_cell")
         for kind, metric in (("score", "accuracy"), ("error", "brier"))
     }
+    stages = STAGES + header + "".join(map(_row, STAGE_METRICS.values()))
     layers = REPRESENTATION + header + "".join(map(_row, REPRESENTATION_METRICS.values()))
     classes = CLASSES + header + "".join(map(_row, CLASS_METRICS.values()))
-    parts = (HEAD, header, rows, FITTED, NAMES.format(**names), classes, _detection(header), layers)
-    return "".join(parts) + _seen() + _families()
+    parts = (
+        HEAD,
+        header,
+        rows,
+        FITTED,
+        NAMES.format(**names),
+        classes,
+        _detection(header),
+        stages,
+        layers,
+        _seen(),
+        _families(),
+    )
+    return "".join(parts)
 
 
 def _detection(header: str) -> str:

@@ -159,7 +159,7 @@ def run_trial(
         execution: device, threads, cache; None: the defaults.
 
     Raises:
-        ConfigError: the config is not valid, or needs a contrastive stage, which only a study runs.
+        ConfigError: the config is not valid, or starts from a stage, which only a study runs.
         RobustSweepError: the data or the training cannot be used; the message says what to do.
     """
     from pydantic import ValidationError
@@ -168,7 +168,7 @@ def run_trial(
     from trainables.config import Execution, TrialConfig
     from trainables.data.load import load_dataset
     from trainables.errors import ConfigError
-    from trainables.pretraining_config import ContrastivePretraining
+    from trainables.pretraining_config import TrainedStep
     from trainables.storage.folder import Folder
     from trainables.trial import run_trial
 
@@ -176,9 +176,10 @@ def run_trial(
         trial = config if isinstance(config, TrialConfig) else TrialConfig.model_validate(config)
     except ValidationError as error:
         raise ConfigError(f"this is no description of a trial: {error}") from error
-    if isinstance(trial.pretraining, ContrastivePretraining):
+    if isinstance(trial.pretraining, TrainedStep):
         raise ConfigError(
-            "pretraining: found contrastive, a stage that only a study runs; put the trial into a study file"
+            f"pretraining: found {trial.pretraining.kind}, a stage that only a study runs; put the trial into a study "
+            "file"
         )
     execution = execution or Execution()
     data = load_dataset(trial.data, cache_dir=execution.cache_dir.expanduser())

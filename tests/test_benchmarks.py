@@ -42,6 +42,7 @@ SCRIPTS = (
     "robust_selection",
     "hypotheses",
     "failure_metrics",
+    "representation",
     "explorer",
 )
 
@@ -324,3 +325,13 @@ def test_the_loop_of_the_failure_benchmark_computes_what_ours_does(scripts: dict
         found = compute_failure_metrics(values, is_correct).values
         theirs = benchmark.loop_metrics(values, is_correct)
         assert theirs == pytest.approx({name: found[name] for name in theirs}, abs=1e-12)
+
+
+def test_cka_of_the_benchmark_is_that_of_the_matrices(scripts: dict[str, ModuleType]) -> None:
+    representation = scripts["representation"]
+    features = representation.draw_features(60, 40)
+    line = representation.make_line({"peak_rss_gib": 0.5}, features)
+    assert line.facts["difference_from_matrices"] < 1e-9
+    assert representation.compute_by_matrices(*features) > 0.1
+    assert (line.ratio, line.ok) == (2.0, True)
+    assert line.facts["n_by_n_matrices_gib"] == 2 * 60**2 * 8 / 2**30

@@ -121,6 +121,7 @@ def test_packages_import_each_other_as_agreed() -> None:
         ("mlflow", ["orchestrator/tracking/"]),
         ("(optuna|cmaes)", ["orchestrator/search/", "orchestrator/analysis/search_results.py"]),
         ("(plotly|kaleido|choreographer)", ["orchestrator/report/"]),
+        ("captum", ["trainables/evaluation/attribution/"]),
     ],
 )
 def test_a_third_party_is_named_in_its_package_only(library: str, homes: list[str]) -> None:

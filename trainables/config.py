@@ -30,7 +30,14 @@ from trainables.frozen import (
     revised,
 )
 from trainables.model_config import ModelConfig
-from trainables.pretraining_config import ContrastivePretraining, PretrainingConfig, ScratchPretraining
+from trainables.pretraining_config import (
+    ContrastivePretraining,
+    PretrainingConfig,
+    ScratchPretraining,
+    StepData,
+    SupervisedPretraining,
+    list_trained,
+)
 from trainables.regularisers import (
     CutMix,
     LabelSmoothing,
@@ -139,7 +146,12 @@ class TrialConfig(Frozen):
     seed: Seed = Field(0, description="Study seed.")
     replicate: int = Field(0, ge=0, lt=2**31)
     encoder: int | None = Field(
-        None, ge=0, lt=2**31, description="Which of the arm's contrastive encoders; filled in by the plan."
+        None, ge=0, lt=2**31, description="Which encoder of the last trained step; filled in by the plan."
+    )
+    earlier_encoders: tuple[int, ...] = Field(
+        (),
+        description="Which encoders of the trained steps before it; filled in by the plan.",
+        json_schema_extra=SET_ONLY,
     )
     matching: str | None = Field(
         None, description="Stage that has chosen matched severities; filled in by the plan.", json_schema_extra=SET_ONLY
@@ -210,20 +222,28 @@ def read_trial_config(stored: Mapping[str, Any]) -> TrialConfig:
 
 
 class StageConfig(Frozen):
-    """Complete description of one stage: a contrastive pretraining that all trials with its ``encoder`` share."""
+    """Complete description of one stage: the chain up to a trained step, which all that starts from it share."""
 
     schema_version: Literal[4] = SCHEMA_VERSION
-    kind: Literal["contrastive"] = "contrastive"
-    data: DataConfig
+    kind: Literal["supervised", "contrastive"] = "contrastive"
+    #: The study's, if a step of the chain is trained on it; else the first source of the last step.
+    data: StepData
     model: ModelConfig
-    pretraining: ContrastivePretraining
+    pretraining: Annotated[SupervisedPretraining | ContrastivePretraining, Field(discriminator="kind")]
     seed: Seed = 0
-    encoder: int = Field(0, ge=0, lt=2**31, description="Which of the independent pretrainings with these settings.")
+    encoder: int = Field(0, ge=0, lt=2**31, description="Which of the independent trainings of the last step.")
+    earlier_encoders: tuple[int, ...] = Field(
+        (), description="Which encoders of the trained steps before it.", json_schema_extra=SET_ONLY
+    )
 
     @property
-    def stream(self) -> int | None:
-        """Part of all seeds of the stage; None for encoder 0, so that it is the one that studies had before."""
-        return self.encoder or None
+    def stream(self) -> int | str | None:
+        """Part of all seeds of the stage: its encoder and its place in the chain.
+
+        None for encoder 0 of the first trained step, so that it is the one that studies had before.
+        """
+        number = len(list_trained(self.pretraining)) - 1
+        return f"{self.encoder} of step {number}" if number else self.encoder or None
 
 
 class MatchingConfig(TrialConfig):

@@ -176,6 +176,17 @@ class ImageFolderData(FileData):
         return self
 
 
+class UnlabelledFolderData(FileData):
+    """Images anywhere below a folder, without labels and splits; for a pretraining that needs none."""
+
+    kind: Literal["unlabelled_folder"] = "unlabelled_folder"
+    path: Path = Field(description="Root folder.", json_schema_extra=UNHASHED)
+    group_pattern: Expression | None = unhashed(
+        None, "Regular expression that finds the patient in an image's path; none: the DICOM patient, else one each."
+    )
+    image_size: StoredSize = 224
+
+
 class CsvData(FileData):
     """A CSV manifest with the columns file_name and label, optionally id, split, group and site; others are kept."""
 

@@ -79,19 +79,20 @@ class RepresentationConfig(Frozen):
     """Settings of the statistics of what a network's layers hold (``representation/…``)."""
 
     num_images: int = Field(
-        1000, ge=0, description="Unshifted test images that they are computed from, evenly spaced; 0: no statistics."
+        1000, ge=4, description="Unshifted test images that they are computed from at most, evenly spaced."
     )
     layers: tuple[str, ...] | Literal["auto"] = Field(
-        "auto",
-        description="Modules of the network, such as layer3 or blocks.4; auto: the first convolution and the last "
-        "layer of every stage.",
+        (),
+        description="Modules of the network, such as layer3 or blocks.4, that are described too, and compared with the "
+        "initial weights; auto: the first convolution and the last layer of every stage.",
     )
 
 
 #: First parts of the names of headline numbers, which no label map may have.
 KINDS = (
-    "validation", "val", "id", "calibration", "robustness", "external", "shift", "family", "slope", "be", "rbe",
-    "failure", "ood", "representation", "num_parameters", "ssl", "train", "test", "arm",
+    "validation", "val", "id", "calibration", "robustness", "external", "shift", "family", "slope", "drop",
+    "relative_drop", "be", "rbe", "failure", "ood", "representation", "attribution",
+    "pretraining", "num_parameters", "ssl", "train", "test", "arm",
 )  # fmt: skip
 _VIEW = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -172,7 +173,7 @@ class EvaluationConfig(Frozen):
     )
     representation: RepresentationConfig = Field(
         RepresentationConfig(),
-        description="Spectrum of every layer, and similarity to the initial weights.",
+        description="Statistics of what the network makes of test images.",
         json_schema_extra=SET_ONLY,
     )
     foreign: dict[str, ForeignData] = Field(

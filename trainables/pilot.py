@@ -18,13 +18,13 @@ from trainables.models.model_scores import ModelScores, build_model_scores
 from trainables.models.networks import Classifier
 from trainables.pretraining_config import ScratchPretraining
 from trainables.shifts.bank import build_shifts, build_validation_shifts
-from trainables.training.acceleration import default_choice, prepare_process
+from trainables.training.acceleration import default_choice
 from trainables.training.loop import resolve_precision
 from trainables.training.selection import reads_shifted_validation
 from trainables.training.step import TrainingStep
 from trainables.training.transfer.features import FeatureFeed, find_cache_obstacle
 from trainables.training.transfer.trained_part import set_training_mode
-from trainables.trial import build_network
+from trainables.trial import build_network, prepare_process
 
 #: Numbers of untimed steps (allocations, first kernels) and of timed steps.
 _WARMUP_STEPS, _TIMED_STEPS = 1, 3
@@ -106,7 +106,8 @@ def time_trial(config: TrialConfig, execution: Execution, *, max_seconds: float 
     shifts, of_validation = (build(config.evaluation, modality) for build in (build_shifts, build_validation_shifts))
     images = len(test) * (1 + len(shifts)) + len(data.splits["val"]) * (1 + len(of_validation))
     images += sum(len(each) for each in (data.external | data.ood).values())
-    images += 2 * min(len(test), config.evaluation.representation.num_images)  # of two networks
+    if config.evaluation.representation.layers:
+        images += 2 * min(len(test), config.evaluation.representation.num_images)  # of two networks
     if "train" in config.evaluation.store_features:
         images += len(data.splits["train"])
     per_epoch = validation * (int(not caches_features) + len(of_validation) * reads_shifted_validation(config.training))

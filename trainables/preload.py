@@ -19,8 +19,11 @@ _TRIAL = (
 )  # fmt: skip
 #: Modules of the networks. timm itself imports torchvision.
 _TIMM, _TORCHVISION = ("timm",), ("torchvision.models",)
-#: Modules that only a contrastive stage imports.
-_CONTRASTIVE = ("trainables.pretraining.contrastive", "lightly.loss", "lightly.models.modules.heads")
+#: Modules that only stages import.
+_CONTRASTIVE = (
+    "trainables.stage", "trainables.pretraining.supervised", "trainables.pretraining.contrastive", "lightly.loss",
+    "lightly.models.modules.heads", "lightly.models.utils", "lightly.utils.lars",
+)  # fmt: skip
 
 
 def preload(model_names: Sequence[str], *, contrastive: bool = False) -> None:
@@ -30,7 +33,7 @@ def preload(model_names: Sequence[str], *, contrastive: bool = False) -> None:
 
     Args:
         model_names: values of ``model.name``, e.g. ``timm/resnet18`` and ``resnet18``.
-        contrastive: whether to import the modules of contrastive stages, too.
+        contrastive: whether to import the modules of stages, too.
 
     Raises:
         ImportError: if a package is not installed.

@@ -1,6 +1,6 @@
 """MAIN PATH below the orchestrator: train and evaluate the model of one config, write its folder.
 
-``run_trial`` and ``run_stage`` can be called from a notebook, a debugger or a bare GPU machine; they do not use
+``run_trial`` (and ``stage.run_stage``) can be called from a notebook, a debugger or a bare GPU machine; they do not use
 Ray or MLflow. They write the folder that the ledger reads:
 
     epochs.jsonl  checkpoint.safetensors (of ConfidNet in ``confidence/``)  model.safetensors  predictions/<set>.npz
@@ -12,13 +12,14 @@ Checkpoints are removed once the model or encoder is written; if interrupted aft
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from trainables.confidence_config import ConfidNet
-from trainables.config import Execution, MatchingConfig, StageConfig, TrialConfig
+from trainables.config import Execution, MatchingConfig, TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.data.foreign import load_evaluated
 from trainables.data.load import load_dataset
@@ -27,7 +28,7 @@ from trainables.evaluation.detection.summary import save_detection, summarise_de
 from trainables.evaluation.labels.maps import check_label_maps
 from trainables.evaluation.labels.summary import summarise_views
 from trainables.evaluation.predictions import load_predictions
-from trainables.evaluation.representation.summary import describe_layers
+from trainables.evaluation.representation.summary import describe_representation
 from trainables.evaluation.robustness import (
     choose_shifts,
     choose_validation_shifts,
@@ -42,10 +43,9 @@ from trainables.models.mc_dropout import find_dropout
 from trainables.models.networks import Classifier, build_model
 from trainables.ops.stain_normalisation import StainNormaliser, check_stainable, choose_tiles
 from trainables.pretraining.imagenet import load_imagenet
-from trainables.pretraining_config import ContrastivePretraining, ImageNetPretraining, PretrainingConfig
+from trainables.pretraining_config import ImageNetPretraining, PretrainingConfig, TrainedStep, WeightsPretraining
 from trainables.regularisers import (
     Dropout,
-    NoRegulariser,
     RegulariserConfig,
     StainNormalisation,
     StochasticDepth,
@@ -55,8 +55,8 @@ from trainables.seeding import derive_seed, seed_everything
 from trainables.storage.checkpoint import is_trained, load_weights, remove_checkpoints, restore_module, save_weights
 from trainables.storage.completeness import CONFIG, DETECTION, EPOCHS, REPRESENTATION, RESULT, describe_files
 from trainables.storage.folder import Folder
-from trainables.training.acceleration import Choice, choose_acceleration, prepare_process, resolve_memory_format
-from trainables.training.confidnet import train_confidnet
+from trainables.training.acceleration import Choice, choose_acceleration
+from trainables.training.confidnet import describe_undefined, train_confidnet
 from trainables.training.loop import Outcome, open_validation, resolve_precision, train_model
 from trainables.training.provenance import Start, describe_run, reset_gpu_peak
 from trainables.training.stopping import with_stop_check
@@ -93,7 +93,7 @@ def run_trial(
         signature: identity of the trial; checkpoints of another trial are refused.
         folder: folder of the trial; all files are written here.
         execution: device, threads and caches.
-        encoder: folder of the finished contrastive stage; None if the trial does not start from one.
+        encoder: folder of the finished stage of its last trained step; None if the trial does not start from one.
         matching: folder of the finished stage that has chosen the severities; None unless they are matched.
         report: callback for progress events.
 
@@ -111,16 +111,17 @@ def run_trial(
     report({"event": "started", "epochs": config.training.total_epochs})
     model, outcome, choice = _train(config, data, signature, folder, execution, encoder=encoder, report=report)
     result = _evaluate(model, data, config, choice, folder=folder, execution=execution, report=report)
-    initial = choice.place(build_initial_model(config, data, encoder=encoder).to(device))
-    layers = describe_layers(model, initial, data, config.evaluation, folder, execution, choice.dtype)
-    result |= {key: result[key] | getattr(layers, key) for key in ("metrics", "undefined")}
+    initial = build_initial_model(config, data, encoder=encoder) if config.evaluation.representation.layers else None
+    found = describe_representation(model, initial, data, config.evaluation, folder, execution, choice.dtype)
+    result |= {key: result[key] | getattr(found, key) for key in ("metrics", "undefined")}
     report({"event": "scores", "metrics": {name: result["metrics"].get(name) for name in SCORES}})
     result |= describe_run(signature, started, outcome, device, choice, execution)
     result["transfer"] = describe_trained_part(model, config, data)
+    result["undefined"] |= describe_undefined(folder.read_lines(EPOCHS))
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     sets = list_sets(data, config.evaluation)
     files = [MODEL, EPOCHS, DETECTION, REPRESENTATION, *(f"predictions/{name}.npz" for name in sets)]
-    result["files"] = _describe_files(folder, files)
+    result["files"] = describe_result_files(folder, files)
     result["checkpoint_sha256"] = result["files"][MODEL]["sha256"]
     folder.write_json(RESULT, result)
     return result
@@ -164,9 +165,11 @@ def _train(
                 validate_shifted=validate_shifted,
             )
         if isinstance(config.training.confidence, ConfidNet):
-            train_confidnet(model, data, config, signature=signature, folder=folder, report=tell, acceleration=choice)
-        facts = {"signature": signature, "epochs": outcome.epochs, "best_epoch": outcome.best_epoch}
-        save_weights(folder, MODEL, model.state_dict(), facts)
+            best = train_confidnet(
+                model, data, config, signature=signature, folder=folder, report=tell, acceleration=choice
+            )
+            outcome = replace(outcome, confidence_epoch=best)
+        save_weights(folder, MODEL, model.state_dict(), {"signature": signature, "outcome": asdict(outcome)})
     elif isinstance(config.training.confidence, ConfidNet):
         add_confidence(model, config.training.confidence, seed=0)  # its weights are read
     outcome = _load_model(model, folder, signature)
@@ -174,68 +177,29 @@ def _train(
     return model, outcome, choice
 
 
-def _describe_files(folder: Folder, names: list[str]) -> dict[str, dict[str, Any]]:
+def describe_result_files(folder: Folder, names: list[str]) -> dict[str, dict[str, Any]]:
     """Return sizes and checksums of files for ``result.json``. ``config.json`` exists only in a ledger's folders."""
     return describe_files(folder, [*([CONFIG] if folder.exists(CONFIG) else []), *names])
 
 
 def _load_model(model: Classifier, folder: Folder, signature: str) -> Outcome:
     tensors, facts = load_weights(folder, MODEL)
-    _check_signature(MODEL, folder, facts["signature"], signature)
+    check_signature(MODEL, folder, facts["signature"], signature)
     restore_module(model, tensors, origin=f"{MODEL} in {folder.uri}")
-    return Outcome(facts["epochs"], facts["best_epoch"])
+    return Outcome(**facts["outcome"])
 
 
-def _check_signature(name: str, folder: Folder, found: str, expected: str) -> None:
+def check_signature(name: str, folder: Folder, found: str, expected: str) -> None:
+    """Check that a file was written by the trial or stage that reads it.
+
+    Raises:
+        CheckpointError: another one has written it.
+    """
     if found != expected:
         raise CheckpointError(
             f"read {name} in {folder.uri}: it was written by {found}, expected {expected}; "
             "remove the folder to start again"
         )
-
-
-def run_stage(
-    config: StageConfig,
-    *,
-    signature: str,
-    folder: Folder,
-    execution: Execution,
-    report: Report = lambda event: None,
-) -> dict[str, Any]:
-    """Pretrain one encoder, write ``encoder.safetensors`` and return the content of ``result.json``.
-
-    Arguments and errors are those of ``run_trial``, but a stage is never stopped early.
-    """
-    from trainables.pretraining.contrastive import pretrain_encoder  # lightly is needed in stages only
-
-    started = Start.now()
-    device = prepare_process(execution)
-    reset_gpu_peak(device)
-    data = load_dataset(config.data, cache_dir=execution.cache_dir.expanduser())
-    report({"event": "started", "epochs": config.pretraining.epochs})
-    seed_everything(derive_seed(config.seed, config.stream, "stage"))
-    model = build_network(config.model, config.pretraining.init, data, NoRegulariser())
-    choice = Choice(memory_format=resolve_memory_format(config.model, model, device))
-    if not is_trained(folder, ENCODER):
-        model = choice.place(model.to(device))
-        pretrain_encoder(
-            model,
-            data.splits["train"],
-            config,
-            signature=signature,
-            folder=folder,
-            report=lambda record: report({"event": "epoch", **record}),
-        )
-        save_weights(folder, ENCODER, model.encoder_state(), {"signature": signature})
-    _check_signature(ENCODER, folder, load_weights(folder, ENCODER)[1]["signature"], signature)
-    remove_checkpoints(folder)
-    history = folder.read_lines(EPOCHS)
-    result = {"status": "complete", "metrics": {"ssl/final_loss": history[-1]["metrics"]["ssl/loss"]}}
-    outcome = Outcome(len(history), len(history))
-    result |= describe_run(signature, started, outcome, device, choice, execution)
-    result["files"] = _describe_files(folder, [ENCODER, EPOCHS])
-    folder.write_json(RESULT, result)
-    return result
 
 
 def run_matching(
@@ -248,7 +212,8 @@ def run_matching(
 ) -> dict[str, Any]:
     """Train the reference, choose the strengths of matched severities and return the content of ``result.json``.
 
-    Only training and validation images are read. Arguments and errors are those of ``run_stage``.
+    Only training and validation images are read. Arguments and errors are those of ``run_trial``, but a stage is never
+    stopped early.
 
     Raises:
         ConfigError: if the reference is hardly better than chance.
@@ -270,9 +235,32 @@ def run_matching(
     )
     result = {"status": "complete", "metrics": {"validation/balanced_accuracy": matching["clean"]}}
     result |= {"matching": matching} | describe_run(signature, started, outcome, device, choice, execution)
-    result["files"] = _describe_files(folder, [MODEL, EPOCHS, FOUND])
+    result["files"] = describe_result_files(folder, [MODEL, EPOCHS, FOUND])
     folder.write_json(RESULT, result)
     return result
+
+
+def prepare_process(execution: Execution) -> torch.device:
+    """Set the number of threads and cuDNN's determinism for this process; return the device.
+
+    Raises:
+        ConfigError: if ``execution.device`` is not a device, or there is no GPU.
+    """
+    torch.set_num_threads(execution.num_threads)
+    name = execution.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"execution.device: found {name!r}, expected auto, cpu, cuda or cuda:<index>") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise ConfigError("execution.device: asked for cuda, but torch sees no GPU; set it to auto or cpu")
+        torch.backends.cudnn.deterministic = True
+        torch.backends.cudnn.benchmark = False
+        torch.set_float32_matmul_precision("high")
+    return device
 
 
 def build_initial_model(config: TrialConfig, data: Dataset, *, encoder: Folder | None) -> Classifier:
@@ -282,17 +270,11 @@ def build_initial_model(config: TrialConfig, data: Dataset, *, encoder: Folder |
     head whatever the pretraining.
 
     Raises:
-        ConfigError: if the trial starts from a contrastive stage and no finished one is given.
+        ConfigError: if the trial starts from a stage and no finished one is given.
     """
     seed_everything(derive_seed(config.seed, config.replicate, "init"))
     model = build_network(config.model, config.pretraining, data, config.regulariser)
-    if isinstance(config.pretraining, ContrastivePretraining):
-        if encoder is None or not encoder.exists(ENCODER):
-            raise ConfigError(
-                f"pretraining: the trial starts from a contrastive encoder, and there is none in {encoder}; "
-                "run its stage first (run_stage) and pass its folder"
-            )
-        model.load_encoder(load_weights(encoder, ENCODER)[0], origin=f"the encoder in {encoder.uri}")
+    load_encoder(model, config.pretraining, encoder)
     if not isinstance(config.training.confidence, ConfidNet):  # which copies the trained encoder
         seed = derive_seed(config.seed, config.replicate, "confidence")
         add_confidence(model, config.training.confidence, seed=seed)
@@ -301,22 +283,43 @@ def build_initial_model(config: TrialConfig, data: Dataset, *, encoder: Folder |
     return model
 
 
+def load_encoder(model: Classifier, pretraining: PretrainingConfig, encoder: Folder | None) -> None:
+    """Load the weights of a stage into ``model`` if a chain ends in a trained step; its head is kept.
+
+    Args:
+        model: network of ``build_network``.
+        pretraining: chain.
+        encoder: folder of the finished stage of the chain's last step.
+
+    Raises:
+        ConfigError: if the step is trained and ``encoder`` holds no finished stage.
+    """
+    if not isinstance(pretraining, TrainedStep):
+        return
+    if encoder is None or not encoder.exists(ENCODER):
+        raise ConfigError(
+            f"pretraining: the weights are those of a stage, and there are none in {encoder}; run its stage first "
+            "(run_stage) and pass its folder"
+        )
+    model.load_encoder(load_weights(encoder, ENCODER)[0], origin=f"the encoder in {encoder.uri}")
+
+
 def build_network(
     config: ModelConfig,
     pretraining: PretrainingConfig,
     data: Dataset,
     regulariser: RegulariserConfig,
 ) -> Classifier:
-    """Return the network for ``data`` on the CPU, with random or ImageNet weights.
+    """Return the network for ``data`` on the CPU, with random or published weights; a trained step's are not loaded.
 
     Dropout, stochastic depth and stain normalisation of the regulariser are part of it.
 
     Raises:
         ConfigError: if the network or the data do not fit the regulariser.
-        WeightsUnavailableError: if ImageNet weights are required and cannot be loaded.
+        WeightsUnavailableError: if published weights are required and cannot be loaded.
     """
     imagenet: dict[str, Tensor] | None = None
-    if isinstance(pretraining, ImageNetPretraining):
+    if isinstance(pretraining, ImageNetPretraining | WeightsPretraining):
         state = torch.get_rng_state()
         imagenet = load_imagenet(config.name, pretraining)
         torch.set_rng_state(state)  # loading must not change the random initial weights

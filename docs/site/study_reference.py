@@ -20,6 +20,8 @@ from trainables.frozen import Frozen
 
 Models = Sequence[type[BaseModel]]
 
+#: Sources of images with labels, which have a page of their own.
+_DATA = models_in(Study.model_fields["data"].annotation)
 #: Bounds from here on are there for the machine (see trainables/frozen.py); the page does not name them.
 _TECHNICAL = 1e6
 _FOLDER = "reference/study"
@@ -103,10 +105,14 @@ def _describe_field(  # noqa: PLR0913 - where it stands on the page
         return
     path = f"{prefix}.{name}" if prefix else name
     inner = models_in(info.annotation)
+    is_source = owner is not Study and set(_DATA) <= set(inner)
     facts = [_describe_type(_schema(owner, name), _definitions(owner)), _unit(owner, name), _default(owner, name)]
     yield f"{'#' * min(level, 6)} `{path}` {{#{anchor}-{path.replace('.', '-')}}}\n"
     yield f"{' · '.join(filter(None, facts))} · example `{name}: {_example(owner, name, info)}`\n"
     yield f"{_sentence(info.description)}{f' [All its fields]({name}.md).' if page else ''}\n"
+    if is_source:
+        yield "The fields of sources with labels are those of [data](data.md).\n"
+        inner = tuple(model for model in inner if model not in _DATA)
     if inner and not page and not set(inner) <= set(known):
         yield from _describe_models(inner, prefix=path, level=level + 1, known=known, anchor=anchor)
 
@@ -124,7 +130,10 @@ def _sentence(text: str | None) -> str:
 
 @cache
 def _model_schema(owner: type[BaseModel]) -> dict[str, Any]:
-    return owner.model_json_schema()
+    schema = owner.model_json_schema()
+    if "$ref" in schema:  # it contains itself, as a step of a chain does
+        schema |= schema["$defs"][schema["$ref"].rpartition("/")[2]]
+    return schema
 
 
 def _schema(owner: type[BaseModel], name: str) -> dict[str, Any]:

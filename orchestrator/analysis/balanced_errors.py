@@ -147,9 +147,9 @@ def _mean_errors(errors: pd.DataFrame) -> Errors:
 
 
 def _severities_by_arm(results: Results) -> dict[str, dict[str, set[int]]]:
-    frame = results.test_rows[results.test_rows["severity"] > 0]
+    frame = results.test_rows[["name", "shift", "severity"]].drop_duplicates()
     found: dict[str, dict[str, set[int]]] = {}
-    for name, shift, severity in frame[["name", "shift", "severity"]].drop_duplicates().itertuples(index=False):
+    for name, shift, severity in frame[frame["severity"] > 0].itertuples(index=False):
         found.setdefault(name, {}).setdefault(shift, set()).add(int(severity))
     return found
 

@@ -9,6 +9,7 @@ import pandas as pd
 
 from orchestrator.analysis.results import Results
 from orchestrator.ledger.durations import lost_seconds, took_seconds
+from orchestrator.ledger.other_studies import FOUND_IN
 
 
 def costs_table(results: Results) -> pd.DataFrame:
@@ -16,12 +17,17 @@ def costs_table(results: Results) -> pd.DataFrame:
 
     ``trial_seconds`` cover training and all evaluations, NaN unless the trial is complete; ``lost_seconds`` cover
     attempts that were lost or failed, and all time that has led to no result yet. A stage's seconds, finished and
-    lost, are shared equally among all trials planned to start from it, complete or not. With ``tuning`` the candidates
-    that were not chosen have a row as well: an arm takes the time of all of them.
+    lost, are shared equally among all trials planned to start from it, complete or not; one that was copied from
+    another study took none. With ``tuning`` the candidates that were not chosen have a row as well: an arm takes the
+    time of all of them.
     """
     results = results.trained
     users = Counter(need for trial in results.plan["trials"] for need in trial["needs"])
-    took = {stage.signature: took_seconds(stage) for stage in results.stages if stage.result is not None}
+    took = {
+        stage.signature: took_seconds(stage)
+        for stage in results.stages
+        if stage.result is not None and FOUND_IN not in stage.result
+    }
     lost = {stage.signature: lost_seconds(stage) for stage in results.stages}
     rows = []
     for trial in results.plan["trials"]:

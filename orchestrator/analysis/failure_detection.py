@@ -159,7 +159,7 @@ def tabulate_conditions(results: Results, failures: pd.DataFrame, metric: str) -
     units = results.group_replicates(results.trials[results.trials["name"].isin(set(failures["name"]))])
     found: dict[tuple[int, str, str], float] = {}
     for (replicate, score), own in failures.groupby(["replicate", "score"], sort=False):
-        for condition, value in _measure_conditions(results, own, metric).items():
+        for condition, value in measure_conditions(results, own, metric).items():
             found[int(str(replicate)), condition, str(score)] = value
     series = pd.Series(found, dtype=np.float64)
     series.index = pd.MultiIndex.from_tuples(
@@ -171,8 +171,14 @@ def tabulate_conditions(results: Results, failures: pd.DataFrame, metric: str) -
     return table.reindex(columns=pd.MultiIndex.from_tuples(order, names=["condition", "score"]))
 
 
-def _measure_conditions(results: Results, rows: pd.DataFrame, metric: str) -> dict[str, float]:
-    """Return condition → value of one score of one model."""
+def measure_conditions(results: Results, rows: pd.DataFrame, metric: str) -> dict[str, float]:
+    """Return condition → value of one score of one model.
+
+    Args:
+        results: tables of the study, for the families of shifts.
+        rows: set, shift, severity and the metric, one row per set × shift × severity.
+        metric: name in ``FAILURE_METRICS``.
+    """
     found: dict[str, float] = {}
     clean = rows[(rows["shift"] == UNSHIFTED) & (rows["set"] != "val")]
     by_set = dict(zip(clean["set"], clean[metric], strict=True))
@@ -304,18 +310,41 @@ def _measure_sets(part: pd.DataFrame, metrics: Sequence[str]) -> list[tuple[str,
 COLUMNS = ("name", "score", "condition", "metric", "mean", "low", "high", "rank", "n", "not_told_from_best")
 
 
-def failure_table(results: Results, rows: DetectionRows | None) -> pd.DataFrame:
+@dataclass(frozen=True)
+class EnsembleScores:
+    """A deep ensemble of an arm's models. It is one unit: its values have no spread, and no interval."""
+
+    arm: str
+    #: Score → condition → AUGRC; severities, shifts and types of shift averaged as everywhere.
+    augrc: dict[str, dict[str, float]]
+    num_members: int
+
+
+def failure_table(results: Results, rows: DetectionRows | None, ensemble: EnsembleScores | None) -> pd.DataFrame:
     """Return one row per arm × score × condition: AUGRC over independently trained models, with interval and rank.
+
+    The scores of an ensemble follow those of its arm: n = 1, so they have neither interval nor rank.
 
     Args:
         results: tables of the study.
         rows: ``load_detection_rows(results, ledger)``; without them the table is empty.
+        ensemble: the deep ensemble of an arm, if there is one.
     """
     if rows is None:
         return pd.DataFrame(columns=list(COLUMNS))
-    arms = dict.fromkeys(map(str, rows.failures["name"]))
-    found = [row for arm in arms for row in _list_standings(arm, rank_scores(results, rows, arm))]
+    found = []
+    for arm in dict.fromkeys(map(str, rows.failures["name"])):
+        found += _list_standings(arm, rank_scores(results, rows, arm))
+        found += [] if ensemble is None or ensemble.arm != arm else _list_ensemble(ensemble)
     return pd.DataFrame(found, columns=list(COLUMNS))
+
+
+def _list_ensemble(ensemble: EnsembleScores) -> list[dict[str, Any]]:
+    return [
+        {"name": ensemble.arm, "score": score, "condition": condition, "metric": "augrc", "mean": value, "n": 1}
+        for score, of_conditions in ensemble.augrc.items()
+        for condition, value in of_conditions.items()
+    ]
 
 
 def _list_standings(arm: str, ranking: Ranking) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,6 @@ from orchestrator.analysis.tables.evaluations import (
     cells_table,
     find_seen_by_arm,
     find_used_types,
-    slopes_table,
     type_means_table,
     with_family_means,
     with_policy,
@@ -153,11 +153,14 @@ class Results:
 
     @cached_property
     def labels(self) -> dict[str, str]:
-        """Arm name → short label: the levels of the factors that vary; the full name where that is not unique."""
+        """Arm name → short label: levels of the factors that vary, or of all, or the name: the first that is unique."""
         arms = {trial["name"]: trial["arm"] for trial in self.plan["trials"]}
-        short = {name: " · ".join(str(arm[f]) for f in self.factors if f in arm) or name for name, arm in arms.items()}
-        seen = Counter(short.values())
-        return {name: label if seen[label] == 1 else name for name, label in short.items()}
+        found: dict[str, str] = {}
+        for factors in (self.factors, [*self.factors, *sorted({*chain(*arms.values())} - {*self.factors})]):
+            short = {name: " · ".join(str(arm[f]) for f in factors if f in arm) for name, arm in arms.items()}
+            seen = Counter(short.values())
+            found |= {name: label for name, label in short.items() if label and seen[label] == 1 and name not in found}
+        return {name: found.get(name, name) for name in arms}
 
     @cached_property
     def complete(self) -> pd.DataFrame:
@@ -227,18 +230,20 @@ class Results:
         rows = self.shifts[self.shifts["set"] == "test"] if len(self.shifts) else self.shifts
         return rows.astype(dict.fromkeys(("signature", "name", "shift"), "category"))
 
+    def cells(self, metric: str) -> pd.DataFrame:
+        """Return ``metric`` on the shifted test set per shift × severity (``cells_table``)."""
+        if ("cells", metric) not in self._by_metric:
+            self._by_metric["cells", metric] = cells_table(self.test_rows, metric)
+        return self._by_metric["cells", metric]
+
     def type_means(self, metric: str) -> pd.DataFrame:
         """Return the means of ``metric`` on the shifted test set per type of shift, as in every mean over shifts.
 
         One row per signature, one column per type; empty if no evaluation has the metric.
         """
-        if metric not in self._type_means:
-            self._type_means[metric] = type_means_table(cells_table(self.test_rows, metric))
-        return self._type_means[metric]
-
-    def slopes(self, metric: str) -> pd.DataFrame:
-        """Return the slopes of ``metric`` over the severities of each shift (``slopes_table``)."""
-        return slopes_table(cells_table(self.test_rows, metric))
+        if ("types", metric) not in self._by_metric:
+            self._by_metric["types", metric] = type_means_table(self.cells(metric))
+        return self._by_metric["types", metric]
 
     @cached_property
     def families(self) -> dict[str, list[str]]:
@@ -248,7 +253,7 @@ class Results:
         return group_by_family(dict.fromkeys(find_type(str(name)) for name in names), self.plan.get("families", {}))
 
     @cached_property
-    def _type_means(self) -> dict[str, pd.DataFrame]:
+    def _by_metric(self) -> dict[tuple[str, str], pd.DataFrame]:
         return {}
 
     @cached_property
@@ -369,7 +374,7 @@ def load_results(
     trials = pd.concat(parts).reindex(results.trials.index) if parts else _with_shift_means(results, configs, used)
     found = replace(results, trials=trials, used_types=used)
     # What was computed from the shifts alone holds for these results as well; it takes a second for 10,000 trials.
-    kept = results.__dict__.keys() & {"test_rows", "_type_means"}
+    kept = results.__dict__.keys() & {"test_rows", "_by_metric"}
     found.__dict__.update({name: results.__dict__[name] for name in kept})
     return found
 

@@ -18,9 +18,9 @@ from orchestrator.driver.terminal.time_left import format_duration
 from orchestrator.ledger.preregistration import trace_hypotheses
 from orchestrator.planning.budget import describe_needs
 from orchestrator.planning.ceteris_paribus import read_differences, read_matching
-from orchestrator.planning.encoders import EncoderUse, find_encoder_uses
-from orchestrator.planning.plan import Work
+from orchestrator.planning.encoders import EncoderUse, find_chains, find_encoder_uses, list_chain_lines
 from orchestrator.planning.states import COMPLETE
+from orchestrator.planning.works import REMARKS, Work
 from trainables.config import MatchingConfig
 
 _MAX_ARMS = 60
@@ -45,6 +45,8 @@ def describe_plan(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
             | {"tuning": read_matching(prepared.about, each.name)}
             for each in trace_hypotheses(prepared.registration.versions)
         ],
+        "chains": [step.as_json(states, costs.stage_seconds) for step in find_chains(prepared.plan)],
+        "remarks": prepared.about.get(REMARKS, {}),
         "encoders": [_describe_encoders(use, prepared, costs) for use in find_encoder_uses(prepared.plan)],
         **({"tuning": prepared.about["tuning"]} if prepared.study.tuning else {}),
         "matched": _read_matched(prepared),
@@ -159,23 +161,40 @@ def _word_match(match: Mapping[str, Any]) -> str:
 
 
 def render_estimate(prepared: Prepared, costs: Estimate, console: Console) -> None:
-    """Print the estimate, whether it fits the budget, and the contrastive encoders with the cost of more."""
+    """Print the chains, the estimate, whether it fits the budget, and the encoders with the cost of more."""
+    for number, line in enumerate(list_chain_lines(find_chains(prepared.plan), _describe_stages(prepared, costs))):
+        print_line(console, "" if number else "chains", line)
     console.print(describe_estimate(costs), highlight=False)
     for use in find_encoder_uses(prepared.plan):
-        decides_nothing = len(use.encoders) < min(2, use.num_replicates)
+        decides_nothing = use.num_units < min(2, use.num_replicates)
         (warn if decides_nothing else print_line)(console, "encoders", describe_encoder_use(use, prepared, costs))
     if prepared.budget_status is not None:
         for line in describe_needs(prepared.budget_status, find_needs(prepared, costs)):
             print_line(console, "budget", line)
 
 
+def _describe_stages(prepared: Prepared, costs: Estimate) -> dict[str, str]:
+    """Return signature of every stage → its state and cost: "to run, ≈ 3 min"."""
+    known, states = costs.stage_seconds, prepared.list_actions()
+    return {
+        stage.signature: states[stage.signature]
+        + (
+            f", {'≈ ' * (states[stage.signature] != COMPLETE)}{format_duration(known[stage.signature])}"
+            if stage.signature in known
+            else ""
+        )
+        for stage in prepared.plan.stages
+    }
+
+
 def _describe_encoders(use: EncoderUse, prepared: Prepared, costs: Estimate) -> dict[str, Any]:
-    """Return the contrastive encoders of some arms, and what one per replicate would add, as JSON values."""
+    """Return the encoders of some arms, and what one per replicate would add, as JSON values."""
     return {
         "stage": use.stage,
         "arms": list(use.arms),
         "encoders": len(use.encoders),
         "replicates": use.num_replicates,
+        "units": use.num_units,
         "more_stages": use.num_more,
         "more_seconds": _estimate_more_encoders(use, costs),
         "trials_anew": sum(prepared.states.get(signature) == COMPLETE for signature in use.reused),
@@ -184,12 +203,17 @@ def _describe_encoders(use: EncoderUse, prepared: Prepared, costs: Estimate) -> 
 
 def _estimate_more_encoders(use: EncoderUse, costs: Estimate) -> float | None:
     """Return how many seconds the stages of one encoder per replicate add, None if no such stage's time is known."""
-    known = [costs.stage_seconds[signature] for signature in use.encoders if signature in costs.stage_seconds]
-    return math.ceil(use.num_more / costs.slots) * sum(known) / len(known) if known else None
+    total = 0.0
+    for stages in use.steps:
+        known = [costs.stage_seconds[signature] for signature in stages if signature in costs.stage_seconds]
+        if not known:
+            return None
+        total += math.ceil((use.num_replicates - len(stages)) / costs.slots) * sum(known) / len(known)
+    return total
 
 
 def describe_encoder_use(use: EncoderUse, prepared: Prepared, costs: Estimate) -> str:
-    """Return in one line how many contrastive encoders some arms have, what they decide, and the cost of more."""
+    """Return in one line how many encoders some arms have, what they decide, and the cost of more."""
     told = _describe_encoders(use, prepared, costs)
     number, replicates = told["encoders"], told["replicates"]
     arms = use.arms[0] if len(use.arms) == 1 else f"{len(use.arms)} arms"
@@ -197,13 +221,18 @@ def describe_encoder_use(use: EncoderUse, prepared: Prepared, costs: Estimate) -
     line += f" ({use.stage})"
     if not use.num_more:
         return line
-    decides = "decides nothing about contrastive pretraining" if number == 1 else f"{number} units, not {replicates}"
+    kind = "supervised" if use.stage.startswith("supervised") else "contrastive"
+    decides = f"{use.num_units} units, not {replicates}"
+    if use.num_units == 1:
+        decides = f"decides nothing about {kind} pretraining"
+        decides += "" if number == 1 else ", because they share a step before"
+    every = "in every trained step " * (len(use.steps) > 1)
     added = f"+{count(use.num_more, 'stage')}"
     if told["trials_anew"]:
         added += f" and {count(told['trials_anew'], 'complete trial')} anew"
     if told["more_seconds"] is not None:
         added += f", ≈ {format_duration(told['more_seconds'])} for the stages on {count(costs.slots, 'slot')}"
-    return f"{line}: {decides}; pretraining.encoders: per_replicate costs {added}"
+    return f"{line}: {decides}; pretraining.encoders: per_replicate {every}costs {added}"
 
 
 def describe_estimate(costs: Estimate) -> str:

@@ -34,7 +34,7 @@ def run_single(study: Study, signature: str, *, storage: str, echo: Callable[[st
         known = "\n".join(f"  {work.signature}  {work.kind}  {work.name}" for work in prepared.plan.works[:20])
         raise StudyError(f"looked for exactly one stage or trial {signature!r}; the plan has\n{known}")
     states = ledger.states()
-    missing = [need for need in work.needs if states.get(need) != COMPLETE]
+    missing = [need for need in work.waits_for if states.get(need) != COMPLETE]
     if missing:
         raise StudyError(f"{work.name} starts from the stage {missing[0]}, which is not complete; run that first")
 

@@ -15,7 +15,7 @@ from trainables.preload import preload
 if TYPE_CHECKING:
     from trainables.storage.folder import Folder
 
-#: Command-line word of a fork server, beside the names of networks: contrastive stages will run.
+#: Command-line word of a fork server, beside the names of networks: stages will run.
 CONTRASTIVE = "contrastive"
 #: Name of this module, for the slots that start a fork server on their node: ``python -m MODULE SOCKET WORDS``.
 MODULE = "orchestrator.driver.child_process"
@@ -81,9 +81,10 @@ def _run_work(request: Mapping[str, Any], report: Any) -> None:
 
 def _train(request: Mapping[str, Any], folder: Folder, report: Any) -> None:
     from trainables.config import Execution, MatchingConfig, StageConfig, TrialConfig
+    from trainables.stage import run_stage
     from trainables.storage.folder import Folder
     from trainables.training.stopping import StopTraining
-    from trainables.trial import run_matching, run_stage, run_trial
+    from trainables.trial import run_matching, run_trial
 
     if "heard" in request:
         report = ending_if_orphaned(report, Path(request["heard"]), request["orphan_seconds"])
@@ -94,11 +95,11 @@ def _train(request: Mapping[str, Any], folder: Folder, report: Any) -> None:
         chosen = MatchingConfig.model_validate(record["config"])
         run_matching(chosen, signature=signature, folder=folder, execution=execution, report=report)
         return
-    if record["kind"] == "stage":
-        stage = StageConfig.model_validate(record["config"])
-        run_stage(stage, signature=signature, folder=folder, execution=execution, report=report)
-        return
     stages = {name: Folder(request[name]) if request[name] else None for name in ("encoder", "matching")}
+    if record["kind"] == "stage":
+        stage, start = StageConfig.model_validate(record["config"]), stages["encoder"]
+        run_stage(stage, signature=signature, folder=folder, execution=execution, encoder=start, report=report)
+        return
     trial = TrialConfig.model_validate(record["config"])
     try:
         run_trial(trial, signature=signature, folder=folder, execution=execution, report=report, **stages)

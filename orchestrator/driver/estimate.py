@@ -13,13 +13,15 @@ from orchestrator.execution.resources import Slots, count_gpus, num_slots
 from orchestrator.ledger.durations import took_seconds
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.identity import compute_identity
-from orchestrator.planning.plan import Work
 from orchestrator.planning.states import COMPLETE
 from orchestrator.planning.trial_checks import check_trials
+from orchestrator.planning.works import Work
 from trainables.config import StageConfig, TrialConfig, read_trial_config
 from trainables.cpus import count_cpus
+from trainables.data_config import DataConfig
 from trainables.errors import ConfigError
 from trainables.frozen import canonical_json
+from trainables.pretraining_config import ContrastivePretraining
 from trainables.storage.folder import Folder
 
 #: Maximum number of kinds of trial that a pilot times, to stay short; further kinds get the mean.
@@ -131,8 +133,12 @@ def _time_finished_stages(prepared: Prepared) -> dict[str, float]:
 
 
 def _critical_path(todo: Sequence[Work], seconds: Sequence[float]) -> float:
+    """Return the seconds of the longest way from a stage that nothing waits before to a trial."""
     took = {work.signature: cost for work, cost in zip(todo, seconds, strict=True)}
-    return max(took[work.signature] + max((took.get(need, 0.0) for need in work.needs), default=0.0) for work in todo)
+    ends: dict[str, float] = {}
+    for work in sorted(todo, key=lambda work: (work.kind != "stage", len(work.needs))):  # chains from their first step
+        ends[work.signature] = took[work.signature] + max((ends.get(need, 0.0) for need in work.waits_for), default=0.0)
+    return max(ends.values())
 
 
 def _count_slots(prepared: Prepared) -> tuple[int, float]:
@@ -176,7 +182,7 @@ def _from_like_studies(prepared: Prepared, todo: Sequence[Work], *, on_gpu: bool
 
     The seconds are None if no trial of the same kind has finished there.
     """
-    kinds = [_kind_of(work) for work in todo]
+    kinds = [_kind_of(work, prepared) for work in todo]
     durations: dict[str, list[float]] = {}
     found = []
     for ledger in _find_other_ledgers(prepared):
@@ -218,18 +224,17 @@ def _from_pilot(prepared: Prepared, todo: Sequence[Work]) -> tuple[str, list[flo
 
     check_trials(prepared.open_configs, prepared.inputs)  # the pilot times only some of them
     execution = resolve_execution(prepared.study)
-    kinds = {_kind_of(work): work for work in reversed(todo)}  # the first of each kind
+    kinds = {_kind_of(work, prepared): work for work in reversed(todo)}  # the first of each kind
     timed = list(kinds.items())[-MAX_PILOTS:][::-1]
     each = PILOT_SECONDS / len(timed)
-    timings = {key: time_trial(_as_trial(work), execution, max_seconds=each) for key, work in timed}
+    timings = {key: time_trial(_as_trial(work, prepared), execution, max_seconds=each) for key, work in timed}
     mean = sum(t.trial_seconds for t in timings.values()) / len(timings)
     seconds = []
     for work in todo:
-        timing = timings.get(_kind_of(work))
+        timing = timings.get(_kind_of(work, prepared))
         if isinstance(work.config, StageConfig):
-            # Two views of every image: two images' worth of training each epoch.
             epoch = timing.epoch_seconds if timing else mean
-            seconds.append(2.0 * epoch * work.config.pretraining.epochs)
+            seconds.append(epoch * _count_passes(work.config, _as_trial(work, prepared).data, prepared))
         else:
             seconds.append(timing.trial_seconds if timing else mean)
     return (
@@ -239,14 +244,25 @@ def _from_pilot(prepared: Prepared, todo: Sequence[Work]) -> tuple[str, list[flo
     )
 
 
-def _as_trial(work: Work) -> TrialConfig:
+def _count_passes(stage: StageConfig, data: DataConfig, prepared: Prepared) -> float:
+    """Return how many epochs of a trial on ``data`` a stage trains for: one per view and as many as it has images."""
+    step, num_images = stage.pretraining, len(prepared.inputs.dataset(data).splits["train"])
+    own = sum(len(source.splits["train"]) for source in prepared.inputs.list_sources(step, data)) or num_images
+    views = 2 if isinstance(step, ContrastivePretraining) else 1
+    return views * step.epochs * own / num_images
+
+
+def _as_trial(work: Work, prepared: Prepared) -> TrialConfig:
+    """Return a trial whose epochs take the time of a stage's: the study's images have the size of those of a step."""
     if isinstance(work.config, TrialConfig):
         return work.config
-    return TrialConfig(data=work.config.data, model=work.config.model)
+    trial = next(trial for trial in prepared.plan.trials if work.signature in trial.needs)
+    assert isinstance(trial.config, TrialConfig)
+    return TrialConfig(data=trial.config.data, model=work.config.model)
 
 
-def _kind_of(work: Work) -> str:
-    return _kind_of_trial(_as_trial(work))
+def _kind_of(work: Work, prepared: Prepared) -> str:
+    return _kind_of_trial(_as_trial(work, prepared))
 
 
 def _kind_of_trial(config: TrialConfig) -> str:

@@ -13,8 +13,8 @@ from orchestrator.driver.search_loop import SearchLoop
 from orchestrator.driver.terminal.progress import StudyProgress
 from orchestrator.ledger.failures import DISK_FULL
 from orchestrator.ledger.record import describe_work
-from orchestrator.planning.plan import Work
 from orchestrator.planning.states import FAILED, INTERRUPTED
+from orchestrator.planning.works import Work
 from orchestrator.search.early_stopping import EarlyStopping
 from trainables.errors import DiskFullError
 

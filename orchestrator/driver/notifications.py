@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from types import TracebackType
 from typing import Any
 
-from orchestrator.planning.plan import Work
+from orchestrator.planning.works import Work
 from orchestrator.study.execution_config import Event, NotifyConfig
 from trainables.errors import redact
 

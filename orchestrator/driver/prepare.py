@@ -5,12 +5,13 @@ from __future__ import annotations
 import subprocess
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import Any
 
 from orchestrator.ledger.added_metrics import check_label_maps
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.other_studies import find_elsewhere
 from orchestrator.ledger.preregistration import EMPTY_REGISTRATION, Registration, update_registration
 from orchestrator.ledger.usage import read_budget_status
 from orchestrator.planning.budget import BudgetStatus, describe_budget
@@ -28,6 +29,7 @@ from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.planning.reconcile import Actions, reconcile
 from orchestrator.planning.states import COMPLETE
 from orchestrator.planning.trial_checks import check_settings, list_split_configs
+from orchestrator.planning.works import REMARKS, find_remarks
 from orchestrator.search.proposals import Search
 from orchestrator.study.data_sets import group_by_data_set, is_same_source
 from orchestrator.study.grid import Arm
@@ -56,6 +58,10 @@ class Prepared:
     search: Search | None = None
     #: Usage of the budget, None if the study has no budget.
     budget_status: BudgetStatus | None = None
+    #: Signature of stages that other studies on the storage have completed, and this one would run → such a study.
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    #: The same of stages that were copied in this run.
+    adopted: Mapping[str, str] = field(default_factory=dict)
     #: The hypotheses with the times of their registration.
     registration: Registration = EMPTY_REGISTRATION
 
@@ -87,14 +93,20 @@ class Prepared:
         """Return signature → action of ``run`` for every planned stage and trial.
 
         Actions are "to run", "to resume", "complete", "failed", "held back" (by the budget), "stopped early", and
-        "not needed": a stage that no open trial starts from.
+        "not needed": a stage that no open trial starts from; "complete in STUDY": a stage that is copied from there.
         """
         actions = self.actions
         named = {"to run": actions.start, "to resume": actions.resume, "complete": actions.skip}
         named |= {"failed": actions.failed, "held back": actions.held_back, "stopped early": actions.stopped}
         found = {work.signature: name for name, works in named.items() for work in works}
         unneeded = [work.signature for work in actions.skip if self.states.get(work.signature) != COMPLETE]
-        return found | dict.fromkeys(unneeded, "not needed")
+        found |= dict.fromkeys(unneeded, "not needed")
+        return found | {signature: f"complete in {study}" for signature, study in self.find_adoptable().items()}
+
+    def find_adoptable(self) -> dict[str, str]:
+        """Return ``elsewhere`` without the stages that nothing which runs starts from."""
+        needed = {need for work in self.actions.open + self.actions.held_back for need in work.waits_for}
+        return {signature: study for signature, study in self.elsewhere.items() if signature in needed}
 
 
 def prepare(
@@ -141,7 +153,8 @@ def prepare(
         about["tuning"] = about["base"]["tuning"] | told
     before = ledger.read_plan() if ledger.root.is_intact("plan.json") else None
     actions = reconcile(plan, states, retry_failed=retry_failed, early_stopping=study.stops_early)
-    prepared = Prepared(study, ledger, inputs, plan, states, actions, about, before, search)
+    elsewhere = find_elsewhere(ledger, [work for work in actions.open if work.kind == "stage"])
+    prepared = Prepared(study, ledger, inputs, plan, states, actions, about, before, search, elsewhere=elsewhere)
     return update_actions(prepared, states, retry_failed=retry_failed)
 
 
@@ -167,7 +180,8 @@ def update_actions(prepared: Prepared, states: Mapping[str, str], *, retry_faile
         retry_failed: whether to dispatch failed stages and trials again.
     """
     early_stopping = prepared.study.stops_early
-    actions = reconcile(prepared.plan, states, retry_failed=retry_failed, early_stopping=early_stopping)
+    known = {**states, **dict.fromkeys(prepared.elsewhere, COMPLETE)}
+    actions = reconcile(prepared.plan, known, retry_failed=retry_failed, early_stopping=early_stopping)
     budget_status = read_budget_status(prepared.ledger, prepared.about["budget"], states)
     actions = actions if budget_status is None else budget_status.hold_back(actions)
     registration = update_registration(
@@ -244,6 +258,7 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
         "cache_dir": str(study.execution.cache_dir),
         "reference": describe_reference(study.report, arms),
         "families": study.report.families,
+        **({REMARKS: remarks} if (remarks := _find_remarks(arms)) else {}),
         "budget": describe_budget(study.execution.budget, study.execution.price_per_gpu_hour),
         "git_commit": find_git_commit(),
         "versions": {
@@ -253,6 +268,10 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
         "study_sha256": compute_study_sha256(study),
         "base": base,
     }
+
+
+def _find_remarks(arms: Sequence[Arm]) -> dict[str, list[str]]:
+    return {arm.name: found for arm in arms if (found := find_remarks(arm.config.pretraining))}
 
 
 def _find_main_data(study: Study, arms: Sequence[Arm]) -> DataConfig:

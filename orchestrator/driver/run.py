@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -25,6 +25,7 @@ from orchestrator.execution.resources import check_device
 from orchestrator.ledger.derived import DEFAULT_METRIC, Report, Source, compute_state, invalidate, read_report
 from orchestrator.ledger.lease import Lease
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.other_studies import adopt_stage
 from orchestrator.ledger.record import describe_upstream
 from orchestrator.planning.states import ABSENT, FAILED
 from orchestrator.search.optuna_storage import resolve_storage
@@ -89,7 +90,7 @@ def run_study(
             runtime.check(prepared.open_configs)
         ledger = prepared.ledger  # of all who write: the lease guards this object, not the folder
         with Lease(ledger) as lease:  # nothing has been written before
-            prepared = refresh(prepared, retry_failed=retry_failed)
+            prepared = refresh(adopt_stages(prepared, lease), retry_failed=retry_failed)
             announce(prepared, console)
             prepared.registration.write(ledger.root)
             ledger.write_plan(prepared.plan, prepared.about)
@@ -114,6 +115,20 @@ def execute_and_report(
     if prepared.actions.open:
         notifier.notify("end", f"{summary.describe()}. Report: {summary.report}")
     return summary
+
+
+def adopt_stages(prepared: Prepared, lease: Lease) -> Prepared:
+    """Copy the stages that other studies have completed and that something open starts from; return the study.
+
+    Its states are those before; a stage that could not be copied is run.
+    """
+    commit, adopted = find_git_commit(), {}
+    for signature, other in prepared.find_adoptable().items():
+        stage = prepared.plan.find(signature)
+        assert stage is not None
+        if adopt_stage(prepared.ledger, stage, other, lease=lease, git_commit=commit):
+            adopted[signature] = other
+    return replace(prepared, elsewhere={}, adopted=adopted)
 
 
 def record_upstream_failures(prepared: Prepared) -> None:

@@ -25,7 +25,7 @@ from trainables import errors
 from trainables.config import TrialConfig
 from trainables.errors import ClusterLostError, InfrastructureError, RobustSweepError
 from trainables.preload import imports_kept
-from trainables.pretraining_config import ContrastivePretraining
+from trainables.pretraining_config import TrainedStep
 
 #: How long stopping Ray waits while it is still starting.
 _PATIENCE_SECONDS = 20.0
@@ -59,11 +59,11 @@ class Runtime:
 
     @cached_property
     def preload(self) -> tuple[str, ...]:
-        """Words for the imports of this run's fork servers: names of networks, ``contrastive`` for such stages."""
+        """Words for the imports of this run's fork servers: names of networks, ``contrastive`` if there are stages."""
         configs = [arm.config for arm in self._study.arms()]
         stages = (
             [child_process.CONTRASTIVE]
-            if any(isinstance(c.pretraining, ContrastivePretraining) for c in configs)
+            if any(isinstance(config.pretraining, TrainedStep) for config in configs)
             else []
         )
         return (*sorted({config.model.name for config in configs}), *stages)

@@ -16,8 +16,8 @@ from orchestrator.driver.terminal.announce import warn
 from orchestrator.execution.dispatcher import OnEvent
 from orchestrator.ledger.usage import read_budget_status
 from orchestrator.planning.budget import BudgetStatus
-from orchestrator.planning.plan import Work
 from orchestrator.planning.reconcile import Actions
+from orchestrator.planning.works import Work
 from orchestrator.search.optuna_storage import PATIENCE_SECONDS, Exporter, StorageWriter, resolve_storage
 from trainables.errors import RobustSweepError
 

@@ -18,8 +18,8 @@ from orchestrator.execution.work_queue import CHUNK_SECONDS, WorkQueue
 from orchestrator.ledger.failures import DISK_FULL, SUPERSEDED
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import describe_upstream
-from orchestrator.planning.plan import Work
 from orchestrator.planning.states import COMPLETE, FAILED, INTERRUPTED, STOPPED
+from orchestrator.planning.works import Work
 from trainables.storage.claims import CLAIMS, count_attempts
 from trainables.storage.completeness import is_finished, is_stopped
 
@@ -56,7 +56,7 @@ class ChunkSettings:
 
 def locate_stages(ledger: Ledger, work: Work) -> dict[str, str | None]:
     """Return the folders of the stages that a stage or trial starts from, as ``child_process.run_request`` asks."""
-    encoder, matching = next(iter(work.encoders), None), work.matching
+    encoder, matching = work.start, work.matching
     return {
         name: None if signature is None else ledger.folder("stage", signature).uri
         for name, signature in (("encoder", encoder), ("matching", matching))

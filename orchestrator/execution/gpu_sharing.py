@@ -12,7 +12,7 @@ from typing import Any
 
 from orchestrator.ledger.record import Record
 from orchestrator.planning.identity import compute_identity
-from orchestrator.planning.plan import Work
+from orchestrator.planning.works import Work
 from trainables.frozen import canonical_json
 
 #: Most trials on one GPU: beyond a few they take turns instead of sharing (assumption; not measured).

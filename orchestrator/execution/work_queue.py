@@ -7,7 +7,7 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 
-from orchestrator.planning.plan import Work
+from orchestrator.planning.works import Work
 
 #: A slot that has had a chunk for this long returns the trials it has not begun. Dispatching costs some 0.2 s (Tune's
 #: event loop), and a slot begins the next trial of its chunk at once; chunks of long trials have one trial in effect.
@@ -17,7 +17,7 @@ MAX_CHUNK = 64
 
 
 class WorkQueue:
-    """Open stages and trials by rank; each is ready once everything that it needs is complete.
+    """Open stages and trials by rank; each is ready once everything that it waits for is complete.
 
     Args:
         works: stages and trials, in the order of preference.
@@ -40,12 +40,15 @@ class WorkQueue:
         self.add(works)
 
     def add(self, works: Sequence[Work]) -> None:
-        """Add stages and trials after all others in the order of preference; their needs are complete or queued."""
+        """Add stages and trials after all others in the order of preference.
+
+        What they wait for is complete or queued.
+        """
         for work in works:
             self._works[work.signature] = work
             self._rank[work.signature] = len(self._order)
             self._order.append(work)
-            self._missing[work.signature] = set(work.needs) - self._done
+            self._missing[work.signature] = set(work.waits_for) - self._done
             for need in self._missing[work.signature]:
                 self._dependants[need].append(work)
             if not self._missing[work.signature]:
@@ -131,7 +134,12 @@ class WorkQueue:
     def drop(self, work: Work) -> list[Work]:
         """Remove a stage or trial that will not complete in this run; return those that can never start without it."""
         del self._works[work.signature]
-        lost = [each for each in self._dependants.pop(work.signature, ()) if each.signature in self._works]
-        for each in lost:
-            del self._works[each.signature]
+        lost: list[Work] = []
+        gone = [work]
+        while gone:  # what waits for a stage that can never start is lost, too
+            waiting = [each for each in self._dependants.pop(gone.pop().signature, ()) if each.signature in self._works]
+            for each in waiting:
+                del self._works[each.signature]
+            lost += waiting
+            gone += waiting
         return lost

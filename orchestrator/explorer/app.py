@@ -17,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from orchestrator.explorer.attributions import TITLES as ATTRIBUTIONS
 from orchestrator.explorer.cases import describe_case
 from orchestrator.explorer.guard import Door, Guard
 from orchestrator.explorer.jobs import Job
@@ -26,8 +27,8 @@ from trainables.errors import RobustSweepError
 
 #: Modules of the page, which the browser loads by these names.
 MODULES = (
-    "app.js", "case.js", "colours.js", "controls.js", "dom.js", "model.js", "paint.js", "panel.js", "scatter.js",
-    "source.js", "stage.js", "state.js",
+    "app.js", "case.js", "colours.js", "controls.js", "dom.js", "keys.js", "looked.js", "model.js", "paint.js",
+    "panel.js", "scatter.js", "source.js", "stage.js", "state.js",
 )  # fmt: skip
 #: Longest body of a request, in bytes.
 MAX_BODY = 8 * MAX_NOTE
@@ -65,6 +66,7 @@ def build_app(explored: ExploredStudy, door: Door) -> Starlette:
             Route(trial + "/arrays/{name}/{number:int}", routes.array),
             Route(trial + "/ids", routes.ids),
             Route(trial + "/images/{point:int}", routes.image),
+            Route(trial + "/attributions/{point:int}/{method}/{target:int}", routes.attribution),
             Route(trial + "/matches/{other:int}", routes.match),
             Route(trial + "/cases/{point:int}", routes.case),
             Route(trial + "/maps/tsne", routes.tsne),
@@ -116,6 +118,7 @@ class _Routes:
                 "question": explored.plan["question"],
                 "trials": [vars(trial) for trial in explored.trials],
                 "first": explored.first,
+                "attributions": [{"name": name, "title": title} for name, title in ATTRIBUTIONS.items()],
             }
         )
 
@@ -196,6 +199,12 @@ class _Routes:
             return _describe_notes(self._explored.annotate(trial, point, note=note, label_is_wrong=is_wrong))
         except RobustSweepError as error:
             return JSONResponse({"error": str(error)}, status_code=404)
+
+    @_answer_errors
+    def attribution(self, request: Request) -> Response:
+        trial, point, method, target = (request.path_params[key] for key in ("trial", "point", "method", "target"))
+        picture = self._explored.attribute(trial, point, method=method, target=target)
+        return Response(picture, media_type="image/png", headers={"cache-control": "private, max-age=86400"})
 
     @_answer_errors
     def image(self, request: Request) -> Response:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from orchestrator.explorer.prepared import NO_LABEL, Point, Prepared
+from orchestrator.explorer.prepared import NO_LABEL, Point, Prepared, SetIndex
 from trainables.evaluation.classification import compute_log_softmax
 
 #: Classes of the distribution, and training images, that are shown at most.
@@ -64,29 +65,61 @@ def _read_metadata(prepared: Prepared, place: Point) -> dict[str, str]:
 
 def _find_neighbours(prepared: Prepared, place: Point) -> dict[str, Any]:
     """Return the training images nearest in feature space, or why there are none."""
-    training = next((each for each in prepared.index.sets if each.name == "train"), None)
-    if training is None or not training.placed:
-        return {"neighbours": [], "no_neighbours": "no features of training images are stored"}
-    mine = prepared.features(place)
-    if mine is None:
+    training = find_training(prepared)
+    if training is None:
+        return {"neighbours": [], "no_neighbours": NO_TRAINING}
+    if prepared.features(place) is None:
         return {"neighbours": [], "no_neighbours": "no features of this image are stored"}
-    features, labels = prepared.array(f"features-{training.number}"), prepared.array("labels")
-    distances = np.empty(len(features), dtype=np.float32)
-    for start in range(0, len(features), _CHUNK_ROWS):
-        chunk = features[start : start + _CHUNK_ROWS].astype(np.float32)
-        distances[start : start + len(chunk)] = np.linalg.norm(chunk - mine.astype(np.float32), axis=1)
-    if place.set.number == training.number:
-        distances[place.row] = np.inf
-    rows = np.argsort(distances, kind="stable")[:_MOST_NEIGHBOURS]
+    (nearest,) = find_nearest(prepared, training, [place])
+    labels = prepared.array("labels")
     return {
         "neighbours": [
             {
-                "point": training.first_point + int(row),
+                "point": training.first_point + row,
                 "label": int(labels[training.first_point + row]),
-                "distance": float(distances[row]),
+                "distance": distance,
             }
-            for row in rows
-            if np.isfinite(distances[row])
+            for row, distance in nearest
         ],
         "no_neighbours": None,
     }
+
+
+#: Why no case has nearest training images.
+NO_TRAINING = "no features of training images are stored"
+
+
+def find_training(prepared: Prepared) -> SetIndex | None:
+    """Return the set of the training images if their features are stored."""
+    return next((each for each in prepared.index.sets if each.name == "train" and each.placed), None)
+
+
+def find_nearest(
+    prepared: Prepared, training: SetIndex, places: Sequence[Point], *, most: int = _MOST_NEIGHBOURS
+) -> list[list[tuple[int, float]]]:
+    """Return row and distance of the training images nearest to each place, nearest first; none is its own neighbour.
+
+    Args:
+        prepared: a trial.
+        training: its training images (``find_training``).
+        places: points whose features are stored.
+        most: number of neighbours.
+    """
+    features = prepared.array(f"features-{training.number}")
+    mine = np.stack([np.asarray(prepared.features(place), dtype=np.float32) for place in places])
+    squares = np.empty((len(mine), len(features)), dtype=np.float32)
+    centre = mine.mean(axis=0)  # of one place itself: then these are the squares of the distances
+    for start in range(0, len(features), _CHUNK_ROWS):
+        chunk = features[start : start + _CHUNK_ROWS].astype(np.float32) - centre
+        squares[:, start : start + len(chunk)] = (chunk**2).sum(axis=1) - 2.0 * (mine - centre) @ chunk.T
+    found = []
+    for place, own, row_squares in zip(places, mine, squares, strict=True):
+        if place.set.number == training.number:
+            row_squares[place.row] = np.inf
+        # Squares are short of some digits where places lie far apart: twice as many are measured again.
+        rows = np.argsort(row_squares, kind="stable")[: 2 * most]
+        rows = rows[np.isfinite(row_squares[rows])]
+        distances = np.linalg.norm(features[np.sort(rows)].astype(np.float32) - own, axis=1)
+        order = np.argsort(distances, kind="stable")[:most]
+        found.append([(int(np.sort(rows)[k]), float(distances[k])) for k in order])
+    return found

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from orchestrator.explorer.app import MODULES, read_static
-from orchestrator.explorer.prepared import NO_LABEL, Index, Prepared, SetIndex
+from orchestrator.explorer.attributions import TITLES
+from orchestrator.explorer.cases import NO_TRAINING, find_nearest, find_training
+from orchestrator.explorer.images import encode_thumbnail
+from orchestrator.explorer.prepared import NO_LABEL, Index, Point, Prepared, SetIndex
 from orchestrator.explorer.study import ExploredStudy
+from orchestrator.ledger.annotations import read_annotations
 from trainables.errors import RobustSweepError, StorageError
 from trainables.evaluation.classification import compute_log_softmax
 
@@ -22,8 +25,14 @@ from trainables.evaluation.classification import compute_log_softmax
 MAX_IMAGES = 4_000
 #: Points in a file with shifts; beyond, it holds the unshifted images alone.
 MAX_POINTS = 150_000
+#: Failures that are in a file with their nearest training images and, if there are not too many, all shifted versions.
+MAX_CASES = 100
+#: Shifted images in a file: 2 KB each.
+MAX_SHIFTED = 1_500
 #: Side of the thumbnails, px: 1 to 2 KB each.
 THUMBNAIL_PX = 64
+#: Attribution of the failures, and the side of its pictures, px: more than that of the maps that it interpolates.
+LOOKED, LOOKED_PX = "grad_cam", 32
 #: Classes of an image's distribution that are in the file.
 _MOST_CLASSES = 5
 #: What the page may load: itself.
@@ -43,7 +52,7 @@ class Exported:
     left_out: str | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _Part:
     """Part of one set that is in the file."""
 
@@ -73,7 +82,13 @@ def export_page(explored: ExploredStudy, number: int, path: Path) -> Exported:
     """
     prepared = explored.prepare_now(number)
     parts, left_out = _choose(prepared)
+    cases = _choose_cases(prepared, parts)
+    drawn, about_drawn = _draw_cases(explored, number, prepared, cases)
+    neighbours, about_neighbours = _collect_neighbours(explored, number, prepared, cases)
+    left_out = " ".join(filter(None, [left_out, *about_drawn, about_neighbours])) or None
     content = _collect(explored, number, prepared, parts, left_out)
+    content |= neighbours | drawn
+    content["notes"] = [each.as_json() for each in read_annotations(explored.ledger.root)]
     page = _render(content).encode()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -137,7 +152,6 @@ def _collect(
     index = replace(
         prepared.index,
         sets=tuple(part.new for part in parts),
-        problems=(*prepared.index.problems, *([left_out] if left_out else [])),
     )
     points = np.concatenate([part.points for part in parts])
     images = np.concatenate([part.old.first_image + part.rows for part in parts])
@@ -146,7 +160,7 @@ def _collect(
     arrays |= {f"score/{k}": _pack(prepared.array(f"score-{k}")[points]) for k in range(len(index.scores))}
     arrays |= {f"column/{k}": _pack(prepared.array(f"column-{k}")[images]) for k in range(len(index.columns))}
     clusters = _read_clusters(explored, number, prepared)
-    if clusters is not None:
+    if prepared.has("clusters"):
         arrays["clusters"] = _pack(prepared.array("clusters")[points])
     if prepared.has("tsne"):
         arrays["tsne"] = _pack(prepared.array("tsne")[points])
@@ -156,6 +170,7 @@ def _collect(
             "question": explored.plan["question"],
             "trials": [vars(trial) | {"number": 0}],
             "first": 0,
+            "attributions": [{"name": LOOKED, "title": TITLES[LOOKED]}],
         },
         "index": index.as_json(),
         "arrays": arrays,
@@ -196,22 +211,136 @@ def _describe_predictions(prepared: Prepared, parts: Sequence[_Part], index: Ind
 
 def _draw_thumbnails(explored: ExploredStudy, number: int, parts: Sequence[_Part]) -> list[str]:
     """Return one small image each, a JPEG in base 64; "" where a set's images are not on this machine."""
-    from PIL import Image
-
-    signature, drawn = explored.find(number).signature, []
+    drawn: list[str] = []
     for part in parts:
-        images = explored.images.open_set(signature, part.old.name).images if part.old.has_images else None
-        for row in part.rows:
-            if images is None:
-                drawn.append("")
-                continue
-            pixels = np.asarray(images[row])
-            picture = Image.fromarray(pixels[0] if pixels.shape[0] == 1 else np.moveaxis(pixels, 0, 2))
-            picture.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX))
-            buffer = BytesIO()
-            picture.save(buffer, format="JPEG", quality=80)
-            drawn.append(base64.b64encode(buffer.getvalue()).decode())
+        drawn += _draw_rows(explored, number, part.old, part.rows)
     return drawn
+
+
+def _draw_rows(explored: ExploredStudy, number: int, old: SetIndex, rows: Iterable[int]) -> list[str]:
+    if not old.has_images:
+        return ["" for _ in rows]
+    images = explored.images.open_set(explored.find(number).signature, old.name).images
+    return [base64.b64encode(encode_thumbnail(np.asarray(images[row]), THUMBNAIL_PX)).decode() for row in rows]
+
+
+def _choose_cases(prepared: Prepared, parts: Sequence[_Part]) -> list[tuple[_Part, int]]:
+    """Return part and place in it of the cases that are in the file with everything about them.
+
+    They are the failures with the highest confidence, those without a shift first.
+    """
+    scores = prepared.index.scores
+    confidence = prepared.array(f"score-{next((k for k, each in enumerate(scores) if each.name == 'msr'), 0)}")
+    labels, predicted = prepared.array("labels"), prepared.array("predicted")
+    ranked: list[tuple[bool, float, int, int]] = []
+    for which, part in enumerate(parts):
+        shape = (len(part.new.shifts), len(part.rows))
+        points = part.points
+        is_wrong = ((labels[points] != predicted[points]) & (labels[points] != NO_LABEL)).reshape(shape)
+        values = np.where(is_wrong, np.nan_to_num(confidence[points], nan=-np.inf).reshape(shape), -np.inf)
+        surest = np.where(is_wrong[0], values[0], values.max(axis=0))
+        ranked += [
+            (not is_wrong[0, place], -float(surest[place]), which, int(place))
+            for place in np.flatnonzero(is_wrong.any(axis=0))
+        ]
+    return [(parts[which], place) for _, _, which, place in sorted(ranked)[:MAX_CASES]]
+
+
+def _draw_cases(
+    explored: ExploredStudy, number: int, prepared: Prepared, cases: Sequence[tuple[_Part, int]]
+) -> tuple[dict[str, Any], list[str]]:
+    """Return shifted images (point in the file → picture) and attributions (image → picture), and words about them."""
+    with_images = [(part, place) for part, place in cases if part.old.has_images]
+    kept: list[tuple[_Part, int]] = []
+    room = MAX_SHIFTED
+    for part, place in with_images:
+        if 0 < len(part.new.shifts) - 1 <= room:
+            room -= len(part.new.shifts) - 1
+            kept.append((part, place))
+    shifts = [
+        (part, position, places) for part, places in _by_part(kept) for position in range(1, len(part.new.shifts))
+    ]
+    looks, predicted = _by_part(with_images), prepared.array("predicted")
+    if not looks:
+        return {"shifted": {}, "looked": {}}, []
+    found = explored.draw_cases(
+        number,
+        shifted=[[part.old.name, part.rows[at].tolist(), part.new.shifts[position]] for part, position, at in shifts],
+        side=THUMBNAIL_PX,
+        looked=[
+            [part.old.name, part.rows[at].tolist(), predicted[part.old.first_point + part.rows[at]].tolist()]
+            for part, at in looks
+        ],
+        looked_side=LOOKED_PX,
+        method=LOOKED,
+    )
+    pictures = {
+        "shifted": _number(
+            [part.new.first_point + position * part.new.count for part, position, _ in shifts],
+            [at for *_, at in shifts],
+            found.get("shifted", []),
+        ),
+        "looked": _number(
+            [part.new.first_image for part, _ in looks], [at for _, at in looks], found.get("looked", [])
+        ),
+    }
+    words = []
+    if shifts:
+        said = f"Shifted images are there of {_word_cases(len(kept))}."
+        words.append(found.get("no_shifted", said))
+    words.append(found.get("no_looked", f"Where the model looked is there of {_word_cases(len(with_images))}."))
+    return pictures, words
+
+
+def _by_part(cases: Sequence[tuple[_Part, int]]) -> list[tuple[_Part, list[int]]]:
+    parts = dict.fromkeys(part for part, _ in cases)
+    return [(part, [place for each, place in cases if each is part]) for part in parts]
+
+
+def _number(firsts: list[int], places: list[list[int]], pictures: list[list[str]]) -> dict[str, str]:
+    """Return number in the file → picture; none if none could be drawn."""
+    if not pictures:
+        return {}
+    return {
+        str(first + place): picture
+        for first, at, drawn in zip(firsts, places, pictures, strict=True)
+        for place, picture in zip(at, drawn, strict=True)
+    }
+
+
+def _word_cases(count: int) -> str:
+    return f"{count} of the most confident failures"
+
+
+def _collect_neighbours(
+    explored: ExploredStudy, number: int, prepared: Prepared, cases: Sequence[tuple[_Part, int]]
+) -> tuple[dict[str, Any], str | None]:
+    """Return image in the file → its nearest training images, these each once, and in words whose are not there."""
+    training = find_training(prepared)
+    chosen = [(part, place) for part, place in cases if part.old.placed]
+    if training is None or not chosen:
+        why = NO_TRAINING if training is None else "this file has those of failures alone"
+        return {"neighbours": {}, "training": {}, "no_neighbours": why}, None
+    places = [Point(part.old, int(part.rows[place]), 0) for part, place in chosen]
+    found = find_nearest(prepared, training, places)
+    rows = sorted({row for nearest in found for row, _ in nearest})
+    labels = prepared.array("labels")
+    said = f"Nearest training images are there of {_word_cases(len(chosen))}."
+    return {
+        "neighbours": {
+            str(part.new.first_image + place): [{"row": row, "distance": distance} for row, distance in nearest]
+            for (part, place), nearest in zip(chosen, found, strict=True)
+        },
+        "training": {
+            str(row): {
+                "id": prepared.ids[training.first_image + row],
+                "label": int(labels[training.first_point + row]),
+                "picture": picture,
+            }
+            for row, picture in zip(rows, _draw_rows(explored, number, training, rows), strict=True)
+        },
+        "no_neighbours": f"this file has those of {_word_cases(len(chosen))}",
+    }, said
 
 
 def _pack(array: np.ndarray) -> str:

@@ -107,14 +107,14 @@ def _send(stream: IO[bytes] | None, request: Mapping[str, Any]) -> None:
 
 
 class Painter:
-    """A process that paints shifted images one at a time; started by the first, ended by ``close``."""
+    """A process that paints images one at a time; started by the first, ended by ``close``."""
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock = threading.Lock()
 
     def paint(self, request: Mapping[str, Any]) -> bytes:
-        """Return a shifted image as PNG.
+        """Return the PNG of a request of the kind ``paint`` or ``attribute`` (``worker.paint``).
 
         Raises:
             RobustSweepError: it cannot be had here.
@@ -127,7 +127,7 @@ class Painter:
             output = self._process.stdout
             assert output is not None
             try:
-                _send(self._process.stdin, dict(request) | {"kind": "paint"})
+                _send(self._process.stdin, request)
                 answer = json.loads(output.readline() or b"{}")
             except (BrokenPipeError, ValueError):
                 answer = {}

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.explorer.attributions import TITLES
 from orchestrator.explorer.images import Images
 from orchestrator.explorer.jobs import Job, Jobs, Painter
 from orchestrator.explorer.prepared import Prepared
@@ -50,6 +51,8 @@ class ExploredStudy:
             raise StudyError(f"looked for complete trials of {ledger.study} and found none; run the study first")
         self.images = Images(ledger, cache_dir)
         self.jobs, self._painter = Jobs(), Painter()
+        # Another process: an attribution of seconds must not hold up the shifted images.
+        self._attributor = Painter()
         self._opened: dict[int, Prepared] = {}
         self._lock = threading.Lock()
 
@@ -126,6 +129,15 @@ class ExploredStudy:
         """
         self.jobs.wait(self._request(kind, folder=str(self.open(number).folder)))
 
+    def draw_cases(self, number: int, **wanted: Any) -> dict[str, Any]:
+        """Return the pictures of single cases for an exported page; ``wanted`` is that of the worker's ``cases``.
+
+        Raises:
+            RobustSweepError: the process has died.
+        """
+        found: dict[str, Any] = self.jobs.wait(self._request("cases", signature=self.find(number).signature, **wanted))
+        return found
+
     def paint(self, number: int, point: int, side_px: int) -> bytes:
         """Return the image of a point as PNG.
 
@@ -142,6 +154,25 @@ class ExploredStudy:
             return encode_png(self.images.read(trial.signature, place.set.name, place.row), side_px)
         more = {"set": place.set.name, "row": place.row, "shift": key, "side": side_px}
         return self._painter.paint(self._request("paint", signature=trial.signature, **more))
+
+    def attribute(self, number: int, point: int, *, method: str, target: int) -> bytes:
+        """Return where a trial's model looked for the class of code ``target``: a PNG to lay over a point's image.
+
+        Raises:
+            RobustSweepError: it cannot be computed on this machine.
+        """
+        trial, prepared = self.find(number), self.open(number)
+        place = prepared.find(point)
+        if not place.set.has_images:
+            raise StudyError(f"the images of {place.set.name} are not on this machine")
+        if method not in TITLES or not 0 <= target < len(prepared.index.classes):
+            raise StudyError(
+                f"asked for the attribution {method} for class {target}; expected one of {', '.join(TITLES)} and "
+                f"0 to {len(prepared.index.classes) - 1}"
+            )
+        more = {"set": place.set.name, "row": place.row, "shift": place.set.shifts[place.shift]}
+        more |= {"method": method, "target": target}
+        return self._attributor.paint(self._request("attribute", signature=trial.signature, **more))
 
     def match(self, number: int, other: int) -> np.ndarray:
         """Return the number of each point of a trial in another one (same set, image and shift), −1 if it lacks it."""
@@ -178,6 +209,7 @@ class ExploredStudy:
         """End all processes."""
         self.jobs.close()
         self._painter.close()
+        self._attributor.close()
 
 
 def _name(trial: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ then its bytes.
 
 from __future__ import annotations
 
+import base64
 import json
 import sys
 from collections.abc import Callable
@@ -21,7 +22,8 @@ def run_job(request: dict[str, Any], on_progress: Callable[[float], None]) -> An
     """Return the result of a job.
 
     Args:
-        request: ``kind`` (prepare, tsne or clusters), ``storage``, ``study``, ``cache_dir``, and what the kind needs.
+        request: ``kind`` (prepare, tsne, clusters or cases), ``storage``, ``study``, ``cache_dir``, and what the
+            kind needs.
         on_progress: callback with the finished share, in [0, 1].
 
     Raises:
@@ -33,28 +35,73 @@ def run_job(request: dict[str, Any], on_progress: Callable[[float], None]) -> An
 
         ledger = Ledger(request["storage"], request["study"])
         return str(prepare_trial(ledger, request["signature"], cache_dir=cache_dir, on_progress=on_progress))
+    if request["kind"] == "cases":
+        return _draw_cases(request, on_progress)
     from orchestrator.explorer.computed import compute
 
     return compute(request, on_progress)
 
 
-def paint(request: dict[str, Any]) -> bytes:
-    """Return a shifted image as PNG.
+def _draw_cases(request: dict[str, Any], on_progress: Callable[[float], None]) -> dict[str, Any]:
+    """Return what an exported page shows of single cases, as base 64; errors in the place of what cannot be had.
 
     Args:
-        request: ``storage``, ``study``, ``signature``, ``cache_dir``, ``set``, ``row``, ``shift`` and ``side``.
+        request: ``shifted``, lists of [set, rows, shift], and ``looked``, of [set, rows, classes], with the sides of
+            their pictures and the method of the attribution.
+        on_progress: callback with the finished share, in [0, 1].
+    """
+    from orchestrator.explorer.attributions import Attributor
+    from orchestrator.explorer.images import Images, encode_thumbnail, paint_shifted
+
+    cache_dir, signature = Path(request["cache_dir"]), request["signature"]
+    images = Images(Ledger(request["storage"], request["study"]), cache_dir)
+    attributor = Attributor(images, cache_dir)
+    found: dict[str, Any] = {}
+
+    def draw_shifted(name: str, rows: list[int], key: str) -> list[bytes]:
+        return [encode_thumbnail(each, request["side"]) for each in paint_shifted(images, signature, name, rows, key)]
+
+    def draw_looked(name: str, rows: list[int], targets: list[int]) -> list[bytes]:
+        method, side = request["method"], request["looked_side"]
+        return attributor.draw_small(signature, name, rows, targets, method=method, side_px=side)
+
+    draws: dict[str, Callable[..., list[bytes]]] = {"shifted": draw_shifted, "looked": draw_looked}
+    for share, (kind, draw) in enumerate(draws.items(), 1):
+        try:
+            drawn = [draw(*part) for part in request[kind]]
+            found[kind] = [[base64.b64encode(each).decode() for each in part] for part in drawn]
+        except RobustSweepError as error:
+            found[f"no_{kind}"] = str(error)
+        on_progress(share / len(draws))
+    return found
+
+
+def paint(request: dict[str, Any]) -> bytes:
+    """Return a shifted image as PNG, or for the kind ``attribute`` what lies over an image.
+
+    Args:
+        request: ``storage``, ``study``, ``signature``, ``cache_dir``, ``set``, ``row`` and ``shift``, then ``side`` or
+            ``method`` and ``target``.
 
     Raises:
-        RobustSweepError: the image or the shift cannot be had here.
+        RobustSweepError: the image, the shift or the attribution cannot be had here.
     """
+    from orchestrator.explorer.attributions import Attributor
     from orchestrator.explorer.images import Images, encode_png, paint_shifted
 
-    ledger = Ledger(request["storage"], request["study"])
-    images = _opened.setdefault(ledger.root.uri, Images(ledger, Path(request["cache_dir"])))
-    pixels = paint_shifted(images, request["signature"], request["set"], request["row"], request["shift"])
-    return encode_png(pixels, request["side"])
+    ledger, cache_dir = Ledger(request["storage"], request["study"]), Path(request["cache_dir"])
+    if ledger.root.uri not in _opened:
+        found = Images(ledger, cache_dir)
+        _opened[ledger.root.uri] = found, Attributor(found, cache_dir)
+    images, attributor = _opened[ledger.root.uri]
+    signature, name, row, key = (request[each] for each in ("signature", "set", "row", "shift"))
+    if request["kind"] == "attribute":
+        drawn: bytes = attributor.draw(signature, name, row, key, method=request["method"], target=request["target"])
+        return drawn
+    return encode_png(paint_shifted(images, signature, name, [row], key)[0], request["side"])
 
 
+#: Ledger → its images and models, which stay open from one request to the next.
 _opened: dict[str, Any] = {}
 
 
@@ -64,7 +111,7 @@ def _answer(request: dict[str, Any], output: BinaryIO) -> None:
         output.flush()
 
     try:
-        if request["kind"] == "paint":
+        if request["kind"] in ("paint", "attribute"):
             image = paint(request)
             say(size=len(image))
             output.write(image)

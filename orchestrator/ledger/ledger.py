@@ -29,8 +29,9 @@ from orchestrator.ledger.attempts import ATTEMPTS, FAILURE, count_lost, read_att
 from orchestrator.ledger.derived import invalidate
 from orchestrator.ledger.failures import LOST
 from orchestrator.ledger.record import STARTED, Record, begin_record, describe_work
-from orchestrator.planning.plan import Plan, Work
+from orchestrator.planning.plan import Plan
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
+from orchestrator.planning.works import Work
 from trainables.errors import StorageError, StudyError
 from trainables.storage.claims import CLAIMS
 from trainables.storage.completeness import CONFIG, RESULT, STOP, find_damage

@@ -9,8 +9,9 @@ from typing import Any
 
 from orchestrator.ledger.attempts import FAILURE, archive_failure
 from orchestrator.planning.identity import compute_identity
-from orchestrator.planning.plan import Work, describe_candidate
+from orchestrator.planning.plan import describe_candidate
 from orchestrator.planning.states import COMPLETE, FAILED, INTERRUPTED, STOPPED
+from orchestrator.planning.works import Work
 from trainables.storage.completeness import RESULT, STOP, find_damage
 from trainables.storage.folder import Folder
 
@@ -93,6 +94,6 @@ def begin_record(folder: Folder, record: dict[str, Any], *, early_stopping: bool
 
 
 def describe_upstream(stage: Work) -> dict[str, str]:
-    """Return the failure of a trial whose stage failed, as ``details`` of ``Ledger.record_failure``."""
-    message = f"the stage it starts from failed: {stage.name} ({stage.signature})"
+    """Return the failure of what is built on a stage that failed, as ``details`` of ``Ledger.record_failure``."""
+    message = f"a stage that it is built on failed: {stage.name} ({stage.signature})"
     return {"status": FAILED, "reason": "upstream", "message": message}

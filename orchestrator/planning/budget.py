@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from orchestrator.planning.plan import Work
 from orchestrator.planning.reconcile import Actions
+from orchestrator.planning.works import Work
 from orchestrator.study.execution_config import BUDGET_UNITS, Budget
 
 

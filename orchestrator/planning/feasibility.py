@@ -11,6 +11,7 @@ from orchestrator.study.contrasts import (
     Contrast,
     ContrastError,
     compute_smallest_p,
+    count_encoders,
     describe_needed,
     drop_apart,
     find_contrast,
@@ -37,7 +38,7 @@ from orchestrator.study.hypotheses import (
 from trainables.errors import StudyError
 from trainables.evaluation.families import group_by_family
 from trainables.evaluation.metric_tables.views import split_view
-from trainables.evaluation.metrics import RELATIVE
+from trainables.evaluation.metrics import DROPS, RELATIVE
 from trainables.shifts.tables import find_type
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def check_evaluated_shifts(
     """
     for number, hypothesis in enumerate(hypotheses):
         for each in list_measured(hypothesis):
-            if split_metric(each.metric)[0] in ("shift", "family", "slope", *RELATIVE):
+            if split_metric(each.metric)[0] in ("shift", "family", "slope", *DROPS, *RELATIVE):
                 for index in list_compared(each, [arm.levels for arm in arms]):
                     _check_evaluated(f"hypotheses[{number}] ({each.name})", each, arms[index], load)
 
@@ -86,7 +87,7 @@ def _check_evaluated(key: str, hypothesis: Hypothesis, arm: Arm, load: Callable[
         of_family = {shift: at for shift, at in severities.items() if find_type(shift) in families[name]}
         _check_slopes(key, hypothesis, arm, of_family)
         return
-    if kind in RELATIVE:  # the mean over all shifts
+    if kind in RELATIVE or (kind in DROPS and name == "mean"):  # over all shifts
         return
     found = f"{key}.metric: found {hypothesis.metric!r}, and the arm {arm.name!r} is not evaluated under {name!r}"
     if f"shift/{name}" in left_out:
@@ -125,7 +126,7 @@ class Attainable:
     p_value: float
     p_holm: float
     num_needed: int
-    #: Whether replicates are one unit only because arms have different numbers of encoders.
+    #: Whether replicates are one unit only because arms or steps have different numbers of encoders.
     is_linked: bool = False
 
     @property
@@ -147,7 +148,7 @@ class Attainable:
                 f"{_count(self.num_encoders, 'pretrained encoder')}: a statement for "
                 f"{'this encoder' if self.num_encoders == 1 else 'these encoders'}, no verdict; "
                 f"{self.num_needed} independent encoders would do"
-                f"{', as many in all compared arms' if self.is_linked else ''}"
+                f"{', as many in all compared arms and in every step of a chain' if self.is_linked else ''}"
             )
         found = f"{name}: {self.units}, smallest attainable p {self.p_holm:.3g} after correction for the family"
         if self.is_reached:
@@ -204,8 +205,11 @@ def find_attainable(
             units = f"{num_units} levels of {hypothesis.across}"
         num_levels = len(contrast.levels or contrast.parts)
         p_value = compute_smallest_p(hypothesis, num_units, num_levels, num_trainings=num_trainings)
-        needed, encoders = num_units_needed(hypothesis, num_levels), set[str]().union(*needs.values())
-        attainable = Attainable(hypothesis, units, len(needs), len(encoders), p_value, p_value, needed)
+        needed = num_units_needed(hypothesis, num_levels)
+        encoders = count_encoders(
+            trial.encoders for trial in plan.trials if trial.name in compared and trial.replicate in needs
+        )
+        attainable = Attainable(hypothesis, units, len(needs), encoders, p_value, p_value, needed)
         found.append(replace(attainable, is_linked=noun == "encoder group"))
     for family in {each.hypothesis.family for each in found}:
         members = [number for number, each in enumerate(found) if each.hypothesis.family == family]

@@ -6,14 +6,19 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from orchestrator.planning.plan import imagenet_of
+from orchestrator.planning.works import weights_of
 from trainables.config import TrialConfig
-from trainables.data.dataset import BadImage, Dataset
-from trainables.data_config import DataConfig
+from trainables.data.dataset import BadImage, Dataset, ImageSet
+from trainables.data_config import DataConfig, UnlabelledFolderData
 from trainables.errors import ConfigError, WeightsUnavailableError
 from trainables.evaluation_config import EvaluationConfig
 from trainables.frozen import canonical_json
-from trainables.pretraining_config import ContrastivePretraining
+from trainables.pretraining_config import (
+    ImageNetPretraining,
+    PretrainingConfig,
+    TrainedStep,
+    WeightsPretraining,
+)
 
 
 class Inputs:
@@ -28,6 +33,8 @@ class Inputs:
         self._cache_dir = cache_dir.expanduser()
         self._verify = verify
         self._datasets: dict[str, Dataset] = {}
+        self._sources: dict[str, Dataset] = {}
+        self._digests: dict[int, tuple[ImageSet, list[bytes]]] = {}
         self._missing: dict[str, str | None] = {}
 
     def dataset(self, config: DataConfig) -> Dataset:
@@ -41,7 +48,7 @@ class Inputs:
             self._datasets[key] = self._load(config)
         return self._datasets[key]
 
-    def _load(self, config: DataConfig) -> Dataset:
+    def _load(self, config: DataConfig | UnlabelledFolderData) -> Dataset:
         from trainables.data.load import load_dataset
 
         return load_dataset(config, cache_dir=self._cache_dir, verify=self._verify)
@@ -73,21 +80,21 @@ class Inputs:
         return self.dataset(config.data).fingerprint
 
     def missing_weights(self, config: TrialConfig) -> str | None:
-        """Return the reason why the ImageNet weights are unavailable, None if they are available or not needed.
+        """Return the reason why published weights are unavailable, None if they are available or not needed.
 
         Raises:
             WeightsUnavailableError: if they are unavailable and ``on_unavailable`` is ``error``.
         """
-        imagenet = imagenet_of(config)
-        if imagenet is None:
+        weights = weights_of(config)
+        if weights is None:
             return None
-        key = canonical_json([config.model.name, imagenet.weights, str(imagenet.file)])
+        key = canonical_json([config.model.name, weights.model_dump(mode="json")])
         if key not in self._missing:
             from trainables.pretraining.imagenet import find_missing_weights
 
-            self._missing[key] = find_missing_weights(config.model.name, imagenet)
+            self._missing[key] = find_missing_weights(config.model.name, weights)
         reason = self._missing[key]
-        if reason is not None and imagenet.on_unavailable == "error":
+        if reason is not None and weights.on_unavailable == "error":
             raise WeightsUnavailableError(
                 f"{reason}; put the weights into the cache, name a file with pretraining.file, "
                 "or set pretraining.on_unavailable: skip to leave these arms out"
@@ -97,7 +104,7 @@ class Inputs:
     def resolve(self, config: TrialConfig) -> TrialConfig:
         """Return the config with the digests of its weights file and of the images of other sources.
 
-        So content and not path decides the signature. The file is ``pretraining.file`` or that of an installed
+        So content and not path decides the signature. The file is that of the chain's first step or of an installed
         package; weights from a hub have none.
 
         Raises:
@@ -105,24 +112,59 @@ class Inputs:
         """
         if config.evaluation.foreign:
             config = config.model_copy(update={"evaluation": self._resolve_foreign(config)})
-        imagenet = imagenet_of(config)
-        if imagenet is None:
-            return config
+        pretraining = self._resolve_steps(config.pretraining, config)
+        return config if pretraining == config.pretraining else config.model_copy(update={"pretraining": pretraining})
+
+    def _resolve_steps(self, step: PretrainingConfig, config: TrialConfig) -> PretrainingConfig:
+        if isinstance(step, TrainedStep):
+            own: dict[str, Any] = {"init": self._resolve_steps(step.init, config)}
+            if step.sources:
+                from trainables.pretraining.sources import fit_source
+
+                step = step.with_sources([fit_source(source, config.data) for source in step.sources])
+                own["fingerprints"] = tuple(data.fingerprint for data in self.list_sources(step, config.data))
+            return step.model_copy(update=own)
+        if not isinstance(step, ImageNetPretraining | WeightsPretraining):
+            return step
         from trainables.pretraining.imagenet import find_weights_file
 
-        file = find_weights_file(config.model.name, imagenet)
+        file = find_weights_file(config.model.name, step)
         if file is None:
-            return config
+            return step
         found = _sha256(file)
-        if imagenet.file_sha256 not in (None, found):
+        if step.file_sha256 not in (None, found):
             raise ConfigError(
-                f"pretraining.file_sha256: expected {imagenet.file_sha256}, and {file} has {found}; name the "
+                f"pretraining.file_sha256: expected {step.file_sha256}, and {file} has {found}; name the "
                 "file that was meant, or leave the digest out"
             )
-        resolved: Any = imagenet.model_copy(update={"file_sha256": found})
-        if isinstance(config.pretraining, ContrastivePretraining):
-            resolved = config.pretraining.model_copy(update={"init": resolved})
-        return config.model_copy(update={"pretraining": resolved})
+        return step.model_copy(update={"file_sha256": found})
+
+    def list_sources(self, step: TrainedStep, data: DataConfig) -> list[Dataset]:
+        """Return the data sets that a step has of its own, brought to the side and channels of the study's images.
+
+        Raises:
+            DataError: an image of them is unusable.
+        """
+        if not step.sources:
+            return []
+        from trainables.pretraining.sources import fit_source
+
+        found = []
+        for source in step.sources:
+            fitted = fit_source(source, data)
+            key = fitted.model_dump_json()
+            if key not in self._sources:
+                self._sources[key] = self._load(fitted)
+            found.append(self._sources[key])
+        return found
+
+    def digest(self, images: ImageSet) -> list[bytes]:
+        """Return a digest of the pixels of every image, computed once per set."""
+        if id(images) not in self._digests:
+            from trainables.data.identity.copies import digest_images
+
+            self._digests[id(images)] = images, digest_images(images.images)  # the set is kept: its id stays its own
+        return self._digests[id(images)][1]
 
     def _resolve_foreign(self, config: TrialConfig) -> EvaluationConfig:
         from trainables.data.foreign import fit_foreign_data

@@ -113,7 +113,7 @@ def find_undefined(metric: str, config: TrialConfig, data: Dataset) -> str | Non
     if find_detection(metric) is not None:
         return _find_undefined_detection(metric, config, data)
     if find_representation(metric) is not None:
-        return None if config.evaluation.representation.num_images else "evaluation.representation.num_images is 0"
+        return _find_undefined_representation(metric.partition("/")[2], config)
     view, within = split_view(metric)
     return _find_undefined_in_view(view, within, config, data) if view else _find_undefined_score(metric, config, data)
 
@@ -185,6 +185,13 @@ def _find_undefined_detection(metric: str, config: TrialConfig, data: Dataset) -
     if kind == "failure":
         return _find_unmeasured(rest[0], config, data)
     return _find_no_set("/".join(rest[:-1]), config, data)
+
+
+def _find_undefined_representation(name: str, config: TrialConfig) -> str | None:
+    """Return why no trial can have such a statistic of its layers or features, None if it can."""
+    if name in ("first_kurtosis", "cka_initial", "procrustes_initial"):
+        return None if config.evaluation.representation.layers else "evaluation.representation.layers is empty"
+    return None if "test" in config.evaluation.store_features else "evaluation.store_features lacks test"
 
 
 def _find_unmeasured(name: str, config: TrialConfig, data: Dataset) -> str | None:

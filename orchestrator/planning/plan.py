@@ -5,30 +5,13 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from textwrap import shorten
 from typing import Any, Protocol
 
-from orchestrator.planning.identity import compute_identity, compute_signature, hash_identity
-from trainables.confidence_config import ConfidNet, NoConfidence
+from orchestrator.planning.identity import compute_identity, hash_identity
+from orchestrator.planning.works import ArmLike, Work, choose_encoders, make_matching, make_stages
 from trainables.config import MatchingConfig, StageConfig, TrialConfig
-from trainables.evaluation_config import EvaluationConfig
-from trainables.pretraining_config import ContrastivePretraining, ImageNetPretraining
-
-
-class ArmLike(Protocol):
-    """One combination of levels and the config it resolves to (``orchestrator.study.grid.Arm``)."""
-
-    @property
-    def name(self) -> str: ...  # noqa: D102
-    @property
-    def levels(self) -> Mapping[str, str]: ...  # noqa: D102
-    @property
-    def config(self) -> TrialConfig: ...  # noqa: D102
-    @property
-    def candidate(self) -> int | None: ...  # noqa: D102
-    @property
-    def tuned(self) -> Mapping[str, str]: ...  # noqa: D102
 
 
 class Facts(Protocol):
@@ -38,50 +21,10 @@ class Facts(Protocol):
         """Return the fingerprint of the trial's data."""
 
     def missing_weights(self, config: TrialConfig) -> str | None:
-        """Return the reason why the ImageNet weights are unavailable, None if they are available or not needed."""
+        """Return the reason why published weights are unavailable, None if they are available or not needed."""
 
     def resolve(self, config: TrialConfig) -> TrialConfig:
-        """Return the config with the fields filled in that its files decide (digest of a weights file)."""
-
-
-@dataclass(frozen=True)
-class Work:
-    """A stage or trial, the unit that a slot runs."""
-
-    kind: str  # "stage" or "trial"
-    signature: str
-    name: str
-    config: TrialConfig | StageConfig
-    data_fingerprint: str
-    #: Signatures of the stages that have to be complete first.
-    needs: tuple[str, ...] = ()
-    #: Factor → level; empty for a stage.
-    levels: Mapping[str, str] | None = None
-    replicate: int | None = None
-    #: Number of trials that need this stage; 0 for a trial.
-    num_dependants: int = 0
-    #: Number of the candidate that a trial is, and field → its value; None and empty without ``tuning``.
-    candidate: int | None = None
-    tuned: Mapping[str, str] = field(default_factory=dict)
-
-    @property
-    def label(self) -> str:
-        """Short name for people: "contrastive · strong · r0", with " · c1" of a candidate; or the name of a stage."""
-        if self.kind == "stage":
-            return self.name
-        levels = list((self.levels or {}).values()) or [self.name]
-        candidate = [] if self.candidate is None else [f"c{self.candidate}"]
-        return " · ".join([*levels, f"r{self.replicate}", *candidate])
-
-    @property
-    def encoders(self) -> tuple[str, ...]:
-        """Signatures of the contrastive stages among ``needs``; the other one chooses severities."""
-        return tuple(need for need in self.needs if need != self.matching)
-
-    @property
-    def matching(self) -> str | None:
-        """Signature of the stage that chooses the severities, None if they are not matched."""
-        return self.config.matching if isinstance(self.config, TrialConfig) else None
+        """Return the config with the fields filled in that its files decide (digests of weights, images of steps)."""
 
 
 @dataclass(frozen=True)
@@ -176,8 +119,8 @@ def make_plan(
 
     With ``tuning`` an arm comes once per candidate, one after the other.
 
-    Replicate r has the split of ``replace_split`` and contrastive encoder r modulo ``pretraining.encoders``. Replicates
-    vary slowest, so that an interrupted study has complete comparisons rather than complete arms.
+    Replicate r has the split of ``replace_split`` and the encoders of ``choose_encoders``. Replicates vary slowest, so
+    that an interrupted study has complete comparisons rather than complete arms.
 
     Args:
         arms: arms of the study.
@@ -197,8 +140,9 @@ def make_plan(
             reason = facts.missing_weights(reference.config)
         if reason is None:
             config = facts.resolve(arm.config)
-            matching = None if reference is None else _match(config, reference, facts)
-            if matching is not None:
+            if reference is not None:
+                trained = facts.resolve(reference.config)
+                matching = make_matching(config, reference, trained, facts.fingerprint(config))
                 stages.setdefault(matching.signature, matching)
                 config = config.model_copy(update={"matching": matching.signature})
             splits = [replace_split(config, replicate) for replicate in range(_num_splits(config, number))]
@@ -212,11 +156,10 @@ def make_plan(
             if replicate >= number:
                 continue
             base, identity, fingerprint = known[replicate % len(known)]
-            own = {"replicate": replicate, "encoder": _choose_encoder(base, replicate, number)}
+            own = {"replicate": replicate, **choose_encoders(base, replicate, number)}
             config = base.model_copy(update=own)
             needs = []
-            stage = _stage_of(config, fingerprint)
-            if stage is not None:
+            for stage in make_stages(config, fingerprint):
                 stages.setdefault(stage.signature, stage)
                 needs.append(stage.signature)
             if base.matching is not None:
@@ -251,14 +194,22 @@ def merge_plans(plans: Iterable[Plan], *, skipped: Sequence[Skipped] = (), num_t
 
 
 def _order_stages(stages: Iterable[Work], trials: Iterable[Work]) -> tuple[Work, ...]:
-    """Return the stages, longest first, with ``num_dependants`` set."""
+    """Return the stages with ``num_dependants`` set, those first that the longest way to a trial begins with.
+
+    So a stage comes after the one that it starts from, and ties keep the order of the file.
+    """
     dependants = Counter(need for trial in trials for need in trial.needs)
-    counted = (replace(stage, num_dependants=dependants[stage.signature]) for stage in stages)
-    return tuple(sorted(counted, key=lambda stage: -_cost(stage)))
+    counted = [replace(stage, num_dependants=dependants[stage.signature]) for stage in stages]
+    left: dict[str, float] = {}
+    for stage in sorted(counted, key=lambda stage: -len(stage.needs)):  # the last steps of chains first
+        left[stage.signature] = _cost(stage) + left.get(stage.signature, 0.0)
+        for need in stage.waits_for:
+            left[need] = max(left.get(need, 0.0), left[stage.signature])
+    return tuple(sorted(counted, key=lambda stage: -left[stage.signature]))
 
 
 def _cost(stage: Work) -> float:
-    """Return the length of a stage in epochs, infinite if all trials wait for it; ties keep the order of the file."""
+    """Return the length of a stage in epochs, infinite if all trials wait for it."""
     if isinstance(stage.config, MatchingConfig):
         return math.inf
     assert isinstance(stage.config, StageConfig)
@@ -277,60 +228,3 @@ def replace_split(config: TrialConfig, replicate: int) -> TrialConfig:
 
 def _num_splits(config: TrialConfig, num_replicates: int) -> int:
     return 1 if config.data.split == "fixed" else num_replicates
-
-
-def _choose_encoder(config: TrialConfig, replicate: int, num_replicates: int) -> int | None:
-    """Return the number of the contrastive encoder that a replicate starts from, None if it starts from none."""
-    pretraining = config.pretraining
-    if not isinstance(pretraining, ContrastivePretraining):
-        return None
-    return replicate % (num_replicates if pretraining.encoders == "per_replicate" else pretraining.encoders)
-
-
-def _stage_of(config: TrialConfig, fingerprint: str) -> Work | None:
-    pretraining = config.pretraining
-    if not isinstance(pretraining, ContrastivePretraining) or config.encoder is None:
-        return None
-    stage = StageConfig(
-        data=config.data, model=config.model, pretraining=pretraining, seed=config.seed, encoder=config.encoder
-    )
-    name = f"{pretraining.method} on {config.data.kind} from {pretraining.init.kind}"
-    if stage.encoder:
-        name += f", encoder {stage.encoder}"
-    return Work("stage", compute_signature(stage, fingerprint), name, stage, fingerprint)
-
-
-def _match(config: TrialConfig, reference: ArmLike, facts: Facts) -> Work:
-    """Return the stage that chooses the severities of a trial: the reference's training, on the trial's data."""
-    asked, trained = config.evaluation, facts.resolve(reference.config)
-    evaluation = EvaluationConfig(
-        modality=asked.modality,
-        shifts=asked.shifts,
-        severities="matched",
-        validation_shifts=asked.validation_shifts,
-        shift_seed=asked.shift_seed,
-    )
-    sections = ("model", "pretraining", "augmentation", "regulariser")
-    training = trained.training
-    if isinstance(training.confidence, ConfidNet):  # which changes nothing in the classifier that is matched on
-        training = training.model_copy(update={"confidence": NoConfidence()})
-    stage = MatchingConfig(
-        **{section: getattr(trained, section) for section in sections},
-        training=training,
-        data=config.data,
-        evaluation=evaluation,
-        seed=config.seed,
-        targets=asked.matching.targets,
-    )
-    fingerprint = facts.fingerprint(config)
-    return Work(
-        "stage", compute_signature(stage, fingerprint), f"severities matched on {reference.name}", stage, fingerprint
-    )
-
-
-def imagenet_of(config: TrialConfig) -> ImageNetPretraining | None:
-    """Return the ImageNet weights that a trial or its contrastive stage starts from, None if neither does."""
-    pretraining = config.pretraining
-    if isinstance(pretraining, ContrastivePretraining):
-        pretraining = pretraining.init
-    return pretraining if isinstance(pretraining, ImageNetPretraining) else None

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from orchestrator.planning.plan import Plan, Work
+from orchestrator.planning.plan import Plan
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, STOPPED
+from orchestrator.planning.works import Work
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class Actions:
     resume: tuple[Work, ...]
     #: Complete, or a stage that no open trial needs.
     skip: tuple[Work, ...]
-    #: Failed before and not retried; includes trials whose stage is among them.
+    #: Failed before and not retried; includes stages and trials that are built on one of them.
     failed: tuple[Work, ...]
     #: Signatures in the ledger that are no longer planned. Never deleted.
     orphaned: tuple[str, ...]
@@ -46,13 +47,16 @@ def reconcile(
     """
     start, resume, skip, failed, stopped = [], [], [], [], []
     done = {COMPLETE} | ({STOPPED} if early_stopping else set()) | (set() if retry_failed else {FAILED})
-    needed = {need for trial in plan.trials if states.get(trial.signature) not in done for need in trial.needs}
+    needed = {need for trial in plan.trials if states.get(trial.signature) not in done for need in trial.waits_for}
+    for stage in reversed(plan.stages):  # a stage comes after the one that it starts from
+        if stage.signature in needed and states.get(stage.signature) not in done:
+            needed |= set(stage.waits_for)
     dead: set[str] = set()
     for work in plan.works:
         state = states.get(work.signature, ABSENT)
         if state == COMPLETE:
             skip.append(work)
-        elif (state == FAILED and not retry_failed) or dead & set(work.needs):
+        elif (state == FAILED and not retry_failed) or dead & set(work.waits_for):
             failed.append(work)
             dead.add(work.signature)
         elif state == STOPPED and early_stopping:

@@ -6,12 +6,13 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from orchestrator.planning.plan import imagenet_of
+from orchestrator.planning.works import weights_of
 from trainables.config import TrialConfig
+from trainables.contrastive_config import find_long_queue
 from trainables.data.dataset import Dataset
 from trainables.data.groups import check_groups, find_groups
 from trainables.errors import ConfigError
-from trainables.pretraining_config import ContrastivePretraining
+from trainables.pretraining_config import ContrastivePretraining, ImageNetPretraining, list_trained
 from trainables.regularisers import (
     GroupDro,
     LabelSmoothing,
@@ -43,10 +44,10 @@ class SettingsChecks:
         yield from self._find_in_training(config)
         yield from self._find_in_labels(config)
         yield from self._find_in_groups(config)
-        imagenet = imagenet_of(config)
-        if imagenet is not None and imagenet.file is not None and imagenet.weights != "default":
+        weights = weights_of(config)
+        if isinstance(weights, ImageNetPretraining) and weights.file is not None and weights.weights != "default":
             yield (
-                f"pretraining.weights: found {imagenet.weights} beside pretraining.file, which takes its place; "
+                f"pretraining.weights: found {weights.weights} beside pretraining.file, which takes its place; "
                 "keep one of them"
             )
 
@@ -57,11 +58,16 @@ class SettingsChecks:
             yield f"data: every test image is of class {only!r}; expected two classes, or no metric tells models apart"
 
     def _find_in_batches(self, config: TrialConfig) -> Iterator[str]:
-        train, pretraining = len(self._data.splits["train"]), config.pretraining
+        train = len(self._data.splits["train"])
         if config.training.batch_size > train:
             yield f"training.batch_size: found {config.training.batch_size}, and there are {train} training images"
-        if isinstance(pretraining, ContrastivePretraining) and pretraining.batch_size > train:
-            yield f"pretraining.batch_size: found {pretraining.batch_size}, and there are {train} training images"
+        for step in list_trained(config.pretraining):
+            if not step.sources and step.batch_size > train:
+                yield f"pretraining.batch_size: found {step.batch_size}, and there are {train} training images"
+            if not step.sources and isinstance(step, ContrastivePretraining):
+                long_queue = find_long_queue(step.method, train)
+                if long_queue is not None:
+                    yield long_queue
 
     def _find_in_training(self, config: TrialConfig) -> Iterator[str]:
         training = config.training

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from orchestrator.planning.inputs import Inputs
-from orchestrator.planning.plan import imagenet_of, replace_split
+from orchestrator.planning.plan import replace_split
 from orchestrator.planning.settings_checks import SettingsChecks
+from orchestrator.planning.works import name_step, weights_of
 from orchestrator.study.fields import suggest
 from trainables.config import TrialConfig
 from trainables.data.dataset import Dataset
+from trainables.data.identity.overlap import Overlap, find_overlap, is_same_place
 from trainables.errors import ConfigError, StudyError
 from trainables.evaluation.labels.maps import check_label_maps
 from trainables.frozen import canonical_json
-from trainables.pretraining_config import ContrastivePretraining, ImageNetPretraining, ScratchPretraining
+from trainables.pretraining_config import ScratchPretraining, SupervisedPretraining, TrainedStep, list_trained
 from trainables.shifts.wording import check_shift_names
 
 if TYPE_CHECKING:
@@ -64,10 +66,10 @@ def _check_trial(config: TrialConfig, data: Dataset) -> None:
     check_shifts(data, config.evaluation)
     check_scores(config.evaluation.confidence_scores)
     _check_roles(config, data)
-    imagenet = imagenet_of(config)
-    weights = ScratchPretraining() if imagenet is None or imagenet.file is None else imagenet
-    is_stage = isinstance(config.pretraining, ContrastivePretraining)
-    if is_stage and isinstance(weights, ImageNetPretraining):
+    published = weights_of(config)
+    weights = ScratchPretraining() if published is None or published.file is None else published
+    is_stage = isinstance(config.pretraining, TrainedStep)
+    if is_stage and weights is published:
         build_network(config.model, weights, data, NoRegulariser())
     # Memory is allocated: on torch's meta device a forward pass spends two more seconds on imports.
     model = build_network(config.model, ScratchPretraining() if is_stage else weights, data, config.regulariser)
@@ -158,6 +160,7 @@ def check_settings(configs: Iterable[TrialConfig], inputs: Inputs, *, device: st
     problems: set[str] = set()
     evaluations = {}
     for config in configs:
+        problems |= set(find_problems_of_steps(config, inputs))
         data = inputs.dataset(config.data)
         if id(data) not in checks:
             checks[id(data)] = SettingsChecks(data, device=device)
@@ -177,3 +180,37 @@ def check_settings(configs: Iterable[TrialConfig], inputs: Inputs, *, device: st
             problems.add(str(error))
     if problems:
         raise StudyError("\n".join(sorted(problems)))
+
+
+def find_problems_of_steps(config: TrialConfig, inputs: Inputs) -> Iterator[str]:
+    """Yield the problems of the steps that have images of their own, and of their lengths.
+
+    No image that a model is tested on may enter a step, and none of its patients, unless the step is ``transductive``.
+    """
+    for step in list_trained(config.pretraining):
+        name = name_step(step, config)
+        if isinstance(step, SupervisedPretraining) and step.warmup_epochs >= step.epochs:
+            yield f"pretraining.warmup_epochs: found {step.warmup_epochs:g} of {step.epochs} epochs; expected fewer"
+        if not step.sources:
+            continue
+        sources = inputs.list_sources(step, config.data)
+        number = sum(len(source.splits["train"]) for source in sources)
+        if step.batch_size > number:
+            yield f"pretraining.batch_size: found {step.batch_size}, and {name} has {number} training images"
+        if not step.transductive:
+            target = inputs.with_foreign(config)
+            for source, data in zip(step.sources, sources, strict=True):
+                overlap = find_overlap(
+                    data, target, same_place=is_same_place(source, config.data), digest=inputs.digest
+                )
+                if overlap:
+                    yield _describe_overlap(overlap, name)
+
+
+def _describe_overlap(overlap: Overlap, name: str) -> str:
+    examples = [f"{one} is {other}" for one, other in overlap.images[:3]] or list(overlap.of_patients[:3])
+    return (
+        f"pretraining.data: {name} would see {len(overlap.images)} test or external image(s) of the study and "
+        f"{len(overlap.of_patients)} other image(s) of their patients ({', '.join(examples)}, …); expected none: take "
+        "them out of the source, or set transductive: true in this step, and every statement will say so"
+    )

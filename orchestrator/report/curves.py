@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 
 from orchestrator.analysis.results import TITLES, Results
+from orchestrator.analysis.severity_scores import SeverityScores, order_by_drop, score_severities
 from orchestrator.analysis.stain_grid import rows_of_shifts
 from orchestrator.analysis.wording import SEEN_MARK, explain_used, mark_used, plural, sentence, word_seen
 from orchestrator.ledger.record import Record
@@ -25,7 +26,7 @@ from orchestrator.report.style import (
     panels_of,
     translucent,
 )
-from orchestrator.statistics.intervals import MIN_REPLICATES, t_interval
+from orchestrator.statistics.intervals import MIN_REPLICATES
 from trainables.evaluation.metrics import find_chance
 
 #: Curves visible at first, and curves in the legend that can be switched on. The caption refers to shifts.csv for more.
@@ -50,7 +51,7 @@ _MIN_WIDTH_PX, _LETTER_PX = 200, 6.2
 def severity_curves(
     results: Results, groups: Mapping[str, str], what: str, *, shown: Sequence[str], first_colour: int = 0
 ) -> Figure | None:
-    """Return one panel per shift, largest drop first, with the mean per severity of every group; None without shifts.
+    """Return one panel per shift, largest drop first, with the mean per severity of every group; None without any.
 
     The band is the 95 % t interval over replicates; a group of fewer than ``MIN_REPLICATES`` has a thin line for each.
 
@@ -62,18 +63,21 @@ def severity_curves(
             ``LISTED_CURVES`` are listed in the legend.
         first_colour: index of the first group's colour.
     """
-    rows, _ = rows_of_shifts(results)
     names = order_by_drop(results)
     if not names:
         return None
-    frame = rows.assign(group=rows["signature"].map(dict(groups)).astype("category"))
-    known = set(frame.loc[frame["severity"] == 0, "group"].dropna())
+    rows, _ = rows_of_shifts(results)
+    trained = list(map(str, rows["signature"].unique()))
+    known = {groups[signature] for signature in trained if signature in groups}
     listed = [group for group in shown if group in known][:LISTED_CURVES]
-    scores, counts = _score_units(results, frame[frame["group"].isin(listed)], groups)
+    scores = score_severities(results, groups, listed)
+    if not scores:
+        return None
     arms, seen = _arms_of(results, groups), frozenset[str]().union(*results.seen.values())
     chance = find_chance(results.metric, len(results.plan["data"]["classes"]))
     drawn = min(len(listed), SHOWN_CURVES)
-    low = min(float(scores.to_numpy()[~np.isnan(scores.to_numpy())].min()), 1.0 if chance is None else chance)
+    low = float(np.nanmin(np.concatenate([each.units.ravel() for each in scores.values()])))
+    low = low if chance is None else min(low, chance)
     limits = (max(0.0, low - 0.03), 1.005)
     data: list[dict[str, Any]] = []
     layout = layout_of(annotations=[], meta=panels_of(_MIN_WIDTH_PX, below=24, shared=True))
@@ -82,8 +86,9 @@ def severity_curves(
         _add_panel(layout, suffix, (number, len(names)), limits, TITLES[results.metric])
         title = mark_used(shift, results.used_types) + f" {SEEN_MARK}" * (shift in seen)
         layout["annotations"].append(_small_title(title, layout, suffix))
-        curves = {group: _join(scores, counts, group, shift) for group in listed if (group, shift) in scores.index}
-        labels = find_free_labels({g: curve["mean"] for g, curve in curves.items() if g in listed[:drawn]}, limits)
+        curves = {group: scores[group, shift] for group in listed if (group, shift) in scores}
+        ends = {g: pd.Series(curve.mean, curve.severities) for g, curve in curves.items() if g in listed[:drawn]}
+        labels = find_free_labels(ends, limits)
         for group, curve in curves.items():
             policy, index = word_seen(results.seen, arms[group], shift), listed.index(group)
             look = (index, first_colour, suffix, shift)
@@ -103,8 +108,8 @@ def severity_curves(
         title="How fast does it fall as a shift gets stronger?",
         note=(
             f"{sentence(TITLES[results.metric])} against severity (0 is the unshifted test set); the shift with the "
-            f"largest drop comes first. Line: mean over the replicates of one {what}{_explain_bands(scores)}. "
-            f"n = {frame['signature'].nunique()} complete trials.{subset}"
+            f"largest drop comes first. Line: mean over the replicates of one {what}{_explain_bands(scores.values())}. "
+            f"n = {len(trained)} complete trials.{subset}"
             f"{describe_chance(results)}{_explain_titles(results)}{explain_used(results.used_types)}"
         ),
         data=data,
@@ -114,54 +119,14 @@ def severity_curves(
     )
 
 
-def order_by_drop(results: Results) -> list[str]:
-    """Return the shifts in the order of their drop, largest first: unshifted minus mean over severities and trials."""
-    rows, names = rows_of_shifts(results)
-    if not names:
-        return []
-    means = rows[rows["severity"] > 0].groupby("shift", observed=True)[results.metric].mean()
-    return sorted(names, key=lambda name: float(means[name]))  # all are compared with the same unshifted scores
-
-
-def _score_units(
-    results: Results, frame: pd.DataFrame, groups: Mapping[str, str]
-) -> tuple[pd.DataFrame, pd.Series[int]]:
-    """Return scores by (group, shift, severity) × independent unit, and the number of trials of each row."""
-    of_trial = results.trials["signature"].map(dict(groups))
-    units: dict[tuple[str, int], int] = {}
-    for group in frame["group"].unique():
-        found = results.group_replicates(results.trials[of_trial == group])
-        units |= {(group, replicate): unit for replicate, unit in found.items()}
-    of_row = [units[each] for each in zip(frame["group"], frame["replicate"], strict=True)]
-    keys = ["group", "shift", "severity"]
-    grouped = frame.assign(unit=of_row).groupby([*keys, "unit"], observed=True)[results.metric]
-    return grouped.mean().unstack("unit"), grouped.count().groupby(keys, observed=True).sum()
-
-
-def _join(scores: pd.DataFrame, counts: pd.Series[int], group: str, shift: str) -> pd.DataFrame:
-    """Return one row per severity from 0 on: mean, low and high of its interval (NaN without one), n, number of units.
-
-    Units too few for an interval have a column of values each.
-    """
-    parts = [pd.DataFrame(scores.xs((group, name))) for name in ("identity", shift)]
-    rows = pd.concat(parts).dropna(axis=1, how="all")
-    numbers = [int(count) for count in (counts[(group, "identity", 0)], *pd.Series(counts.loc[(group, shift)]))]
-    ends = [t_interval(row) for row in rows.to_numpy()]
-    table = pd.DataFrame({"mean": rows.mean(axis=1).to_numpy(), "n": numbers}, index=rows.index)
-    table["low"] = [math.nan if each is None else each.low for each in ends]
-    table["high"] = [math.nan if each is None else each.high for each in ends]
-    table["units"] = rows.shape[1]
-    return table if rows.shape[1] >= MIN_REPLICATES else table.join(rows.add_prefix("unit "))
-
-
-def _explain_bands(scores: pd.DataFrame) -> str:
-    numbers = pd.DataFrame(scores.xs("identity", level="shift")).notna().to_numpy().sum(axis=1)
+def _explain_bands(scores: Iterable[SeverityScores]) -> str:
+    numbers = {int((~np.isnan(each.units[0])).sum()) for each in scores}
     parts = []
-    if (numbers >= MIN_REPLICATES).any():
+    if max(numbers) >= MIN_REPLICATES:
         parts.append("band: its 95 % t interval over replicates")
-    if ((numbers > 1) & (numbers < MIN_REPLICATES)).any():
+    if any(1 < number < MIN_REPLICATES for number in numbers):
         parts.append(f"thin lines: its replicates (an interval takes {MIN_REPLICATES} independent ones)")
-    if (numbers == 1).any():
+    if 1 in numbers:
         parts.append("a line alone rests on one replicate or one shared encoder")
     return f"; {'; '.join(parts)}"
 
@@ -248,27 +213,26 @@ def find_free_labels(curves: Mapping[str, pd.Series[float]], limits: tuple[float
 
 
 def _curve(
-    curve: pd.DataFrame, group: str, look: tuple[int, int, str, str], *, policy: str, label: str
+    curve: SeverityScores, group: str, look: tuple[int, int, str, str], *, policy: str, label: str
 ) -> list[dict[str, Any]]:
     """Return the traces of a group in a panel: band or thin lines, then the mean, which says what its numbers are."""
     index, first_colour, suffix, panel = look
     axes: dict[str, Any] = {"type": "scatter", "xaxis": f"x{suffix}", "yaxis": f"y{suffix}", "legendgroup": str(index)}
     axes |= {"visible": True if index < SHOWN_CURVES else "legendonly"}
     hue = index + first_colour
-    severities = [int(value) for value in curve.index]
-    units = curve.filter(like="unit ")
-    has_band = bool(curve["low"].notna().all())
+    severities, num_units = list(curve.severities), curve.units.shape[1]
+    has_band = not np.isnan(curve.low).any()
     ends = "<br>95 % t interval %{customdata[1]:.1%} to %{customdata[2]:.1%}" if has_band else ""
-    numbers = "n = %{customdata[0]} trials, " + plural(int(curve["units"].iloc[0]), "replicate or encoder")
+    numbers = "n = %{customdata[0]} trials, " + plural(num_units, "replicate or encoder")
     line: dict[str, Any] = axes | {
         "name": escape(group),
         "mode": "lines+markers+text" if label else "lines+markers",
         "x": severities,
-        "y": floats(curve["mean"]),
+        "y": floats(curve.mean),
         "line": {"color": colour(hue), "width": 2},
         "marker": {"size": 4},
         "showlegend": not suffix,
-        "customdata": [[int(n), *floats(each)] for n, *each in curve[["n", "low", "high"]].itertuples(index=False)],
+        "customdata": list(map(list, zip(curve.num_trials, floats(curve.low), floats(curve.high), strict=True))),
         "hovertemplate": f"{escape(group)}<br>severity %{{x}}: %{{y:.1%}} ({numbers}){ends}"
         f"{policy and f'<br>{policy}'}<extra></extra>",
         "meta": {"panel": panel, "columns": ["n", "interval low", "interval high"]},
@@ -278,12 +242,12 @@ def _curve(
         line |= {"textfont": {"size": 10.5}, "cliponaxis": False}
     more = axes | {"mode": "lines", "hoverinfo": "skip", "showlegend": False}
     if has_band:
-        ends_of_band = floats(list(curve["high"]) + list(curve["low"])[::-1])
+        ends_of_band = [*floats(curve.high), *floats(curve.low)[::-1]]
         band = {"x": severities + severities[::-1], "y": ends_of_band, "fill": "toself", "line": {"width": 0}}
         return [more | band | {"fillcolor": translucent(hue)}, line]
-    if units.shape[1] < 2:
+    if not 1 < num_units < MIN_REPLICATES:
         return [line]
-    thin = {"x": [*severities, None] * units.shape[1], "y": [y for _, c in units.items() for y in (*floats(c), None)]}
+    thin = {"x": [*severities, None] * num_units, "y": [y for unit in curve.units.T for y in (*floats(unit), None)]}
     return [more | thin | {"line": {"color": colour(hue), "width": 1}, "opacity": 0.35}, line]
 
 
@@ -309,7 +273,7 @@ def _chance_line(chance: float, suffix: str) -> dict[str, Any]:
 def training_curves(
     results: Results, groups: Mapping[str, str], order: Sequence[str], *, first_colour: int = 0
 ) -> Figure | None:
-    """Return training loss, validation metric and contrastive loss per epoch, with a thin line per trial or stage.
+    """Return training loss, validation metric and the losses of stages per epoch, with a thin line per trial or stage.
 
     None if no trial or stage has recorded any of them.
 
@@ -324,10 +288,12 @@ def training_curves(
     stages = [
         ("stage", record) for record in results.stages if record.epochs and "ssl/loss" in record.epochs[0]["metrics"]
     ]
+    supervised = [("stage", record) for record in results.stages if record.config["config"].get("kind") == "supervised"]
     panels = [
         ("train/loss", "training loss", trials),
         (f"val/{results.metric}", f"validation {TITLES[results.metric]}", trials),
         ("ssl/loss", "contrastive loss (stages)", stages),
+        ("train/loss", "supervised loss (stages)", supervised),
     ]
     panels = [
         panel
@@ -359,8 +325,8 @@ def training_curves(
             data.append(_chance_line(chance, suffix) | {"x": [1, max(last, 2)], "showlegend": True})
     return Figure(
         title="Did the trainings settle?",
-        note=f"A line is one training (n = 1).{describe_chance(results)} n = {len(trials)} trials and {len(stages)} "
-        "stages that wrote at least an epoch."
+        note=f"A line is one training (n = 1).{describe_chance(results)} n = {len(trials)} trials and "
+        f"{len(stages) + len(supervised)} stages that wrote at least an epoch."
         + (f" One in {step} trials of each colour is drawn." if step > 1 else ""),
         data=data,
         layout=layout,

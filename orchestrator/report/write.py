@@ -15,11 +15,13 @@ import pandas as pd
 from orchestrator.analysis.balanced_errors import balanced_errors_table
 from orchestrator.analysis.costs import arm_costs_table, costs_table
 from orchestrator.analysis.effects import Effect, compute_all_effects, effects_table
-from orchestrator.analysis.failure_detection import DetectionRows, failure_table, load_detection_rows
+from orchestrator.analysis.failure_detection import DetectionRows, EnsembleScores, failure_table, load_detection_rows
 from orchestrator.analysis.inference.verdicts import NO_VERDICT, NOT_ENOUGH, Verdict, judge, verdicts_table
+from orchestrator.analysis.predictions.ensemble import score_ensemble
 from orchestrator.analysis.results import Results, load_results, results_sha256
-from orchestrator.analysis.tables.arms import arms_table
+from orchestrator.analysis.tables.arms import arms_table, find_best_arm
 from orchestrator.analysis.tables.formats import TextTable
+from orchestrator.analysis.wording import plural, sentence
 from orchestrator.ledger.derived import (
     DEFAULT_METRIC,
     FIGURES,
@@ -52,6 +54,7 @@ from orchestrator.report.sections.detection.scores import failure_section
 from orchestrator.report.sections.effects import effects_section
 from orchestrator.report.sections.interactions import interactions_section
 from orchestrator.report.sections.provenance import left_out_section
+from orchestrator.report.sections.representation.section import representation_section
 from orchestrator.report.sections.search import search_section
 from orchestrator.report.sections.shifts import examples_section, shifts_section
 from orchestrator.report.sections.spread import spread_section
@@ -103,14 +106,15 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
         label: _examples(part.results, cache_dir) if examples else (None, None) for label, part in parts.items()
     }
     detections = {label: load_detection_rows(part.results, ledger) for label, part in parts.items()}
-    failures = [failure_table(part.results, detections[label]) for label, part in parts.items()]
+    ensembles = {label: _score_chosen(part, ledger, detections[label]) for label, part in parts.items()}
+    failures = [failure_table(part.results, detections[label], ensembles[label]) for label, part in parts.items()]
     shown = {label: (part.results, part.words, part.arms) for label, part in parts.items()}
     sections = [overview_section(results, verdicts, shown), verdict_section(results, verdicts)]
     if len(parts) > 1:
         overall = effects_section(results, whole.shown)
         sections += [] if overall is None else [within(overall, "All data sets", 0)]
     for number, (label, part) in enumerate(parts.items(), start=1):
-        shared = (ledger, detections[label], usage if part is whole else None)
+        shared = (ledger, detections[label], ensembles[label], usage if part is whole else None)
         of_part = _list_sections(part, *shared, *pictures[label])
         sections += of_part if part is whole else [within(each, label, number) for each in of_part if each is not None]
     provenance_of_all = provenance.provenance_section(
@@ -186,10 +190,17 @@ def _compute(results: Results) -> _Computed:
     )
 
 
+def _score_chosen(part: _Computed, ledger: Ledger, rows: DetectionRows | None) -> EnsembleScores | None:
+    """Return the deep ensemble of the arm that validation chooses."""
+    chosen = find_best_arm(part.results, part.arms, f"val/{part.results.metric}")
+    return score_ensemble(part.results, ledger, rows, chosen)
+
+
 def _list_sections(
     part: _Computed,
     ledger: Ledger,
     detections: DetectionRows | None,
+    ensemble: EnsembleScores | None,
     usage: Usage | None,
     pictures: Examples | None,
     problem: str | None,
@@ -206,9 +217,10 @@ def _list_sections(
         spread_section(results),
         shifts_section(results, arms, main),
         balanced_section(results, part.balanced),
-        failure_section(results, ledger, detections, arms),
+        failure_section(results, ledger, detections, ensemble, arms),
         ood_section(results, detections, arms),
         marked_section(results, ledger),
+        representation_section(results, ledger),
         transfer_section(results, main),
         trade_off_section(results, arms, main),
         training_section(results, main),
@@ -277,6 +289,9 @@ def _summary(results: Results, words: Mapping[str, Answer], budget_status: Budge
     ]
     held_back = provenance.describe_held_back(results, budget_status)
     lines += [held_back] if held_back is not None else []
+    lines += [
+        f"{sentence(remark)} ({plural(n, 'arm')})." for remark, n in provenance.count_remarks(results.plan).items()
+    ]
     for label, each in words.items():
         on = f"{label}: " if label else ""
         lines += [] if each.problem is None else [on + each.problem]

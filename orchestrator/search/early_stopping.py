@@ -21,8 +21,8 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.planning.plan import Work
 from orchestrator.planning.states import COMPLETE, FAILED
+from orchestrator.planning.works import Work
 from orchestrator.search.proposals import Proposal, Search
 from orchestrator.study.search.config import SearchConfig, find_epoch_metric
 from trainables.config import TrialConfig

@@ -23,9 +23,10 @@ from pydantic import ValidationError
 
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import describe_upstream
-from orchestrator.planning.plan import Facts, Plan, Skipped, Work, make_plan, merge_plans
+from orchestrator.planning.plan import Facts, Plan, Skipped, make_plan, merge_plans
 from orchestrator.planning.reconcile import Actions, reconcile
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
+from orchestrator.planning.works import Work
 from orchestrator.search import sampler
 from orchestrator.search.optuna_storage import ProposalView
 from orchestrator.search.outcomes import RUNNING, Outcome, average_curves, compute_outcome, read_curve

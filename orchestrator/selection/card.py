@@ -10,6 +10,7 @@ import pandas as pd
 from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.wording import explain_used, flatten, mark_used, percent, plural, sentence, word_seen
 from orchestrator.planning.states import STOPPED
+from orchestrator.planning.works import REMARKS
 from orchestrator.selection.card_format import Card, CardPart, Code, Facts, Grid, Items, Text
 from orchestrator.selection.part_scores import PartScore, PartScores
 from orchestrator.selection.ranking import RULES, Selection, describe_value
@@ -59,7 +60,7 @@ def build_card(
         lede=f"{plural(len(data['classes']), 'class').replace('classs', 'classes')} of {data['name']} images, "
         f"replicate {selection.replicate} ({selection.arm.complete} are complete, from 0). Made to answer: "
         f"{results.plan['question'] or results.plan['study']}",
-        warnings=_warnings(selection),
+        warnings=[*_warnings(selection), *_list_remarks(results, selection)],
         parts=[
             _intended_use(results, config),
             _data(results),
@@ -73,6 +74,11 @@ def build_card(
         ],
         tags=["image-classification", "robustness", results.plan["study"], *(["oracle"] if selection.oracle else [])],
     )
+
+
+def _list_remarks(results: Results, selection: Selection) -> list[str]:
+    remarks = results.plan.get(REMARKS, {}).get(selection.arm.name, ())
+    return [f"{sentence(remark)}; the numbers here may be better than on new images." for remark in remarks]
 
 
 def _warnings(selection: Selection) -> list[str]:
@@ -160,6 +166,8 @@ def _training(results: Results, selection: Selection, config: TrialConfig) -> Ca
             f"{tuning['metric']}"
         )
     rows["trained"] = f"{record.result['epochs']} epochs; the weights are those of epoch {record.result['best_epoch']}"
+    if "confidence_epoch" in record.result:
+        rows["trained"] += f", those of its confidence of epoch {record.result['confidence_epoch']}"
     return CardPart("Training", [Facts(rows)])
 
 

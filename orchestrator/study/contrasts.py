@@ -224,26 +224,35 @@ def describe_needed(hypothesis: Hypothesis, num_needed: int) -> str:
 def find_units(needs: Sequence[Collection[str]]) -> list[int]:
     """Return the independent unit of each replicate: the number of the first replicate that it shares a stage with.
 
-    Replicates of which trials started from the same pretrained encoder are one unit: what that encoder happens to have
-    learned is in all of them.
+    Replicates of which trials started from the same pretrained encoder, or from encoders with a trained step in common,
+    are one unit: what that step happens to have learned is in all of them.
 
     Args:
         needs: signatures of the stages behind the compared trials of each replicate.
     """
     units = list(range(len(needs)))
+    first: dict[str, int] = {}  # stage → the first replicate that has it
     for number, stages in enumerate(needs):
-        for other in range(number):
-            if not set(stages).isdisjoint(needs[other]):
-                joined = {units[number], units[other]}
-                units = [min(joined) if unit in joined else unit for unit in units]
+        joined = {units[first.setdefault(stage, number)] for stage in stages} | {number}
+        if len(joined) > 1:
+            units = [min(joined) if unit in joined else unit for unit in units]
     return units
+
+
+def count_encoders(needs: Iterable[Collection[str]]) -> int:
+    """Return how many independent encoders trials started from: those that share a stage of their chain count once.
+
+    Args:
+        needs: signatures of the stages behind each trial.
+    """
+    return len(set(find_units([stages for stages in {frozenset(each) for each in needs} if stages])))
 
 
 def name_unit(needs: Sequence[Collection[str]]) -> str:
     """Return what the units of ``find_units`` are called: replicates, independent encoders, or encoder groups.
 
-    Where arms have different numbers of encoders, replicates that share one in some arm and none in another are linked
-    to a group: with 2 encoders in one arm and 3 in another, all six replicates are one.
+    Where arms, or the steps of a chain, have different numbers of encoders, replicates that share one in some arm or
+    step and none in another are linked to a group: with 2 encoders in one arm and 3 in another, all six are one.
     """
     units = find_units(needs)
     if len(set(units)) == len(units):

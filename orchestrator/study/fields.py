@@ -11,12 +11,13 @@ from typing import Any, get_args, get_origin
 from pydantic import BaseModel
 
 from trainables.config import TrialConfig
+from trainables.frozen import canonical_json
 
 #: Maximum number of options that a word is compared with, at 10 µs each.
 _MAX_COMPARED = 1000
 
 #: Fields that no factor may set. Seeds never come from the arm, so that arms are paired; the rest is bookkeeping.
-_NOT_A_CHOICE = frozenset({"schema_version", "seed", "replicate", "encoder", "matching"})
+_NOT_A_CHOICE = frozenset({"schema_version", "seed", "replicate", "encoder", "earlier_encoders", "matching"})
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,17 @@ def models_in(annotation: Any) -> tuple[type[BaseModel], ...]:
     return tuple(model for argument in get_args(annotation) for model in models_in(argument))
 
 
+def _is_whole(path: str, annotation: Any) -> bool:
+    """Return whether a field is set as a whole, because what is below it has no paths.
+
+    So it is for mappings by name, such as ``evaluation.foreign``, for the images of a step of a chain, and for the
+    steps before the last two, which a list says better.
+    """
+    names = path.split(".")
+    is_in_chain = names[0] == "pretraining" and (names[-1] == "data" or names[1:] == ["init", "init"])
+    return get_origin(annotation) is dict or is_in_chain
+
+
 def _collect(models: Iterable[type[BaseModel]], prefix: str, fields: dict[str, FieldPath]) -> None:
     for model in models:
         for name, info in model.model_fields.items():
@@ -56,8 +68,7 @@ def _collect(models: Iterable[type[BaseModel]], prefix: str, fields: dict[str, F
                 continue
             path = f"{prefix}{name}"
             known = fields.get(path)
-            # Of a mapping by name, such as evaluation.foreign, the names are no fields: it is set as a whole.
-            inner = () if get_origin(info.annotation) is dict else models_in(info.annotation)
+            inner = () if _is_whole(path, info.annotation) else models_in(info.annotation)
             is_file = Path in (info.annotation, *get_args(info.annotation))
             owners = (*known.owners, model) if known else (model,)
             fields[path] = FieldPath(path, owners, name, inner, is_file)
@@ -92,3 +103,13 @@ def suggest(word: str, options: Iterable[str]) -> str:
     """Return ``; did you mean x?``, or an empty string if no option is similar."""
     nearest = find_nearest(word, options)
     return f"; did you mean {nearest}?" if nearest else ""
+
+
+def describe_replicate(config: TrialConfig) -> str:
+    """Return what makes the trial of replicate 0, without what replicates share: the split, numbers of encoders."""
+    described = config.model_dump(mode="json", exclude={"data": {"split"}})
+    step = described["pretraining"]
+    while step is not None:
+        step.pop("encoders", None)
+        step = step.get("init")
+    return canonical_json(described)

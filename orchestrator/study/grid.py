@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError
 
-from orchestrator.study.fields import FIELDS, SECTIONS, suggest
+from orchestrator.study.fields import FIELDS, SECTIONS, describe_replicate, suggest
 from orchestrator.study.problems import explain, list_options
 from orchestrator.study.yaml_source import Key, Source, format_key, format_value, resolve_scalar
 from trainables.config import TrialConfig
@@ -382,9 +382,7 @@ def _report_useless(arms: Sequence[Arm], unused: set[Key], source: Source, *, ex
     if not arms and expected_any:
         source.report(("exclude",), "every arm is excluded, expected at least one to remain")
     seen: dict[str, Arm] = {}
-    # What replicates share makes no other trial of replicate 0.
-    shared: Any = {"data": {"split"}, "pretraining": {"encoders"}}
-    configs = ((arm.config.model_dump_json(exclude=shared), arm) for arm in arms)
+    configs = ((describe_replicate(arm.config), arm) for arm in arms)
     twins = [(other, arm) for config, arm in configs if (other := seen.setdefault(config, arm)) is not arm]
     if twins:
         more = f", and {len(twins) - 1} more such pairs" if len(twins) > 1 else ""

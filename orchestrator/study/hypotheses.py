@@ -17,6 +17,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 from orchestrator.study.grid import When, format_label
 from trainables.evaluation.metrics import (
     AGGREGATES,
+    DROPS,
     METRICS,
     RELATIVE,
     SITE_AGGREGATES,
@@ -52,8 +53,8 @@ class _Hypothesis(Frozen):
     metric: str = Field(
         "robustness/mean_balanced_accuracy",
         description="Column of trials.csv, shift/<name>/<metric>, family/<name>/<metric>, slope/<name>/<metric>, "
-        "be/<name>, rbe/<name>, failure/<score>/augrc, ood/<score>/<set>/auroc, representation/<name>, or "
-        "such a column of a label map or class: <name>/id/<metric>.",
+        "drop/<name>/<metric>, relative_drop/<name>/<metric>, be/<name>, rbe/<name>, failure/<score>/augrc, "
+        "ood/<score>/<set>/auroc, representation/<name>, or such a column of a label map or class: <name>/id/<metric>.",
     )
     severities: tuple[Severity, ...] | None = Field(
         None, min_length=1, description="With shift/<name>/<metric>: its mean over these; null: over all."
@@ -317,20 +318,20 @@ def list_metrics(view: str = "") -> list[str]:
 def split_metric(metric: str) -> tuple[str, str, str]:
     """Return kind, name and metric of ``kind/name/metric``, or of ``be/name`` and ``rbe/name``, whose metric they are.
 
-    Kind and name are empty for the others. Kinds: shift, family, slope, external, be, rbe.
+    Kind and name are empty for the others. Kinds: shift, family, slope, drop, relative_drop, external, be, rbe.
     """
     kind, _, rest = metric.partition("/")
     if kind in RELATIVE and rest and "/" not in rest:
         return kind, rest, kind
     name, slash, last = rest.rpartition("/")
-    is_known = kind in ("shift", "family", "slope", "external") and slash and name
+    is_known = kind in ("shift", "family", "slope", "external", *DROPS) and slash and name
     return (kind, name, last) if is_known else ("", "", metric)
 
 
 def is_about_families(metric: str, families: Iterable[str]) -> bool:
     """Return whether a metric is that of a family of shifts: of one of ``families``, or of a default one."""
     kind, name, _ = split_metric(metric)
-    return kind == "family" or (kind in ("slope", *RELATIVE) and name in {*families, *FAMILIES, OTHER})
+    return kind == "family" or (kind in ("slope", *DROPS, *RELATIVE) and name in {*families, *FAMILIES, OTHER})
 
 
 def find_shift_metric(metric: str) -> str | None:

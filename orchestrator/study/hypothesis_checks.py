@@ -223,9 +223,9 @@ def _check_metric(hypothesis: Hypothesis, evaluation: Any, report: Report) -> No
         report(f"found {metric!r}, there is no metric {last!r}{list_options(last, list(METRICS))}", "metric")
     elif not kind and metric not in list_metrics() and not (find_detection(metric) or described):
         more = (
-            "; expected a column of trials.csv such as id/accuracy, <kind>/<name>/<metric> with shift, family, slope "
-            "or external, be/<name> or rbe/<name>, failure/<score>/augrc, ood/<score>/<set>/auroc or "
-            "representation/<name>"
+            "; expected a column of trials.csv such as id/accuracy, <kind>/<name>/<metric> with shift, family, slope, "
+            "drop, relative_drop or external, be/<name> or rbe/<name>, failure/<score>/augrc, ood/<score>/<set>/auroc "
+            "or representation/<name>"
         )
         report(f"there is no metric {metric!r}{suggest(metric, list_metrics()) or more}", "metric")
     if counts_shifts(hypothesis) and find_shift_metric(metric) is None:

@@ -21,6 +21,7 @@ from trainables.errors import DataError
 from trainables.evaluation.balanced import load_reference
 from trainables.evaluation.families import normalise_member
 from trainables.frozen import Frozen
+from trainables.pretraining_config import TrainedStep
 from trainables.shifts.tables import ENTRY_POINTS, GENERAL, OTHER, load_aliases, load_tables, registered_names
 
 _ARM: Key = ("report", "reference", "arm")
@@ -231,8 +232,8 @@ def check_matching(tree: Source, report: ReportConfig, arms: Sequence[Arm], *, h
         return
     for reference in {arm.name: arm for arm in find_matching_references(report, arms).values()}.values():
         training = reference.config.training
-        if reference.config.pretraining.kind == "contrastive":
-            problem = "starts from a contrastive stage; expected an arm that starts from none"
+        if isinstance(reference.config.pretraining, TrainedStep):
+            problem = "starts from a stage; expected an arm that starts from none"
         elif "/" in training.select_by and (training.select == "best" or training.patience is not None):
             problem = "chooses its epoch on shifted validation images, whose strengths are not known before it"
         else:

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from orchestrator.study.fields import FIELDS, SECTIONS
+from orchestrator.study.steps import CHAIN
 from orchestrator.study.study_file import SET_DESCRIPTION, Study
 
 
@@ -16,8 +17,16 @@ def study_schema() -> dict[str, Any]:
     for section in SECTIONS:
         if FIELDS[section].kinds:
             properties[section] = _with_short_forms(FIELDS[section].kinds, properties[section])
-    init = schema["$defs"]["ContrastivePretraining"]["properties"]
-    init["init"] = _with_short_forms(FIELDS["pretraining.init"].kinds, init["init"])
+    contrastive = schema["$defs"]["ContrastivePretraining"]["properties"]
+    for name in ("method", "views"):
+        contrastive[name] = _with_short_forms(FIELDS[f"pretraining.{name}"].kinds, contrastive[name])
+    properties[CHAIN] = _with_list(properties[CHAIN])
+    for name in ("ContrastivePretraining", "SupervisedPretraining"):
+        step = schema["$defs"][name]["properties"]
+        step["init"] = _with_short_forms(FIELDS["pretraining.init"].kinds, step["init"])
+    data = contrastive["data"]
+    data["anyOf"] = [data["items"], {"type": "array", "items": data.pop("items")}]
+    del data["type"]
     search = schema["$defs"]["SearchConfig"]["properties"]
     search["sampler"] = _with_short_forms(search["sampler"]["discriminator"]["mapping"], search["sampler"])
     kinds = search["early_stopping"]["anyOf"][0]["discriminator"]["mapping"]
@@ -42,6 +51,13 @@ def _with_short_forms(kinds: Iterable[str], schema: dict[str, Any]) -> dict[str,
     return described | {"anyOf": [{"enum": list(kinds)}, schema]}
 
 
+def _with_list(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a chain, which may also be a list of kinds and steps."""
+    described = {key: schema.pop(key) for key in ("description", "default", "title") if key in schema}
+    step = {"anyOf": [{"enum": list(FIELDS[CHAIN].kinds)}, {"type": "object", "required": ["kind"]}]}
+    return described | {"anyOf": [*schema["anyOf"], {"type": "array", "minItems": 1, "items": step}]}
+
+
 def _value_schema(path: str) -> dict[str, Any]:
     """Return the schema of a field's value; that of a section accepts partial mappings and dotted keys."""
     field = FIELDS[path]
@@ -51,6 +67,8 @@ def _value_schema(path: str) -> dict[str, Any]:
     inner = {name.removeprefix(f"{path}.") for name in FIELDS if name.startswith(f"{path}.")}
     partial = {"type": "object", "propertyNames": {"enum": sorted(inner)}}
     partial["properties"] = {"kind": {"enum": list(field.kinds)}} if field.kinds else {}
+    if path == CHAIN:
+        return _with_list({"anyOf": [{"enum": list(field.kinds)}, partial]})
     return {"anyOf": [{"enum": list(field.kinds)}, partial]} if field.kinds else partial
 
 

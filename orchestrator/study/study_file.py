@@ -21,6 +21,7 @@ from orchestrator.study.report_config import ReportConfig, check_matching, check
 from orchestrator.study.search.config import SearchConfig, expand_sampler
 from orchestrator.study.search.space import find_problems
 from orchestrator.study.search.tuning import TuningConfig, draw_candidates, find_tuning_problems
+from orchestrator.study.steps import CHAIN, check_encoders, find_files, nest_chains
 from orchestrator.study.yaml_source import MAX_BYTES, Key, Source, apply_override, format_key, read_yaml
 from trainables.augmentation_config import AugmentationConfig, NoAugmentation
 from trainables.config import TrainingConfig
@@ -210,6 +211,7 @@ def parse_study(text: str, *, source: str, overrides: Sequence[str] = (), folder
 
 
 def _validate(tree: Source, folder: Path | str) -> Study | None:
+    nest_chains(tree)
     for section in SECTIONS:
         if section in tree.value:
             tree.value[section] = _expand_kind(section, tree.value[section])
@@ -236,7 +238,7 @@ def _validate(tree: Source, folder: Path | str) -> Study | None:
 def _check_trials(tree: Source, study: Study, grid: Grid, arms: list[Arm]) -> None:
     """Report what is wrong with the trials of a study as a whole: their number, encoders, search and tuning."""
     _check_replicates(tree, grid, study, arms)
-    _check_encoders(tree, grid, arms, study)
+    check_encoders(tree, grid, arms, [study.count_replicates(arm.levels) for arm in arms] or [study.replicates])
     check_matching(tree, study.report, arms, has_search=study.search is not None)
     if study.search and not tree.problems:
         _check_search(tree, study, study.search, arms)
@@ -275,32 +277,6 @@ def _has_levels(when: Mapping[str, Any], levels: Mapping[str, str]) -> bool:
         )
         for factor, wanted in when.items()
     )
-
-
-def _check_encoders(tree: Source, grid: Grid, arms: Sequence[Arm], study: Study) -> None:
-    """Report numbers of contrastive encoders that the replicates, or their splits, cannot use."""
-    shared = []
-    for arm in arms:
-        encoders = getattr(arm.config.pretraining, "encoders", None)
-        if arm.config.data.split == "per_replicate" and isinstance(encoders, int):
-            if encoders >= study.count_replicates(arm.levels):
-                continue
-            shared.append(arm.name)
-    if shared:
-        tree.report(
-            ("pretraining", "encoders"),
-            "expected per_replicate with data.split: per_replicate, because an encoder that replicates share has seen "
-            f"test images of theirs (arm {shared[0]}{f' and {len(shared) - 1} more' if shared[1:] else ''})",
-        )
-    replicates = max([study.count_replicates(arm.levels) for arm in arms], default=study.replicates)
-    for assignment in grid.assignments():
-        number = assignment.value
-        if assignment.path == ("pretraining", "encoders") and isinstance(number, int) and number > replicates:
-            tree.report(
-                assignment.source,
-                f"found {number} encoders for {replicates:,} replicate(s), expected at most as many: no trial "
-                "would start from the others; raise replicates, or say per_replicate",
-            )
 
 
 def _check_search(tree: Source, study: Study, search: SearchConfig, arms: list[Arm]) -> None:
@@ -348,6 +324,10 @@ def _make_paths_absolute(tree: Source, grid: Grid, folder: Path | str) -> None:
             tree.report(key, f"found {path!r}: {error}")
 
 
+#: Names of the fields that are paths.
+_FILES = frozenset(field.name for field in FIELDS.values() if field.is_file)
+
+
 def _relative_paths(grid: Grid) -> Iterator[tuple[Key, str]]:
     """Yield key and value of every path to data or weights, including relative defaults."""
     named = {assignment.source for assignment in grid.assignments()}
@@ -357,6 +337,8 @@ def _relative_paths(grid: Grid) -> Iterator[tuple[Key, str]]:
             yield assignment.source, assignment.value
         if assignment.path == ("evaluation", "foreign") and isinstance(assignment.value, Mapping):
             yield from _paths_of_sources(assignment)
+        if assignment.path[0] == CHAIN and isinstance(assignment.value, Mapping | list):
+            yield from find_files(assignment.value, assignment.source, _FILES)
         if assignment.path[-1] == "kind" and assignment.source[-1:] == ("kind",) and field:
             owner = next((model for model in field.owners if kind_of(model) == assignment.value), None)
             for name, info in owner.model_fields.items() if owner else ():

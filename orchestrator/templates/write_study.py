@@ -63,7 +63,7 @@ factors:
       on_unavailable: skip # where no weights can be had these arms are left out, and the report says so
     contrastive: # SimCLR on the training images: done once, shared by all trials that start from it
       kind: contrastive
-      epochs: $contrastive_epochs
+      epochs: $contrastive_epochs # from ImageNet: a list, [imagenet, {kind: contrastive, …}] (docs/pretraining.md)
   augmentation: [none, strong]
   regulariser: [none, spectral_decoupling]
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any
 
+from orchestrator.ledger.other_studies import FOUND_IN
 from orchestrator.ledger.preregistration import read_versions
 from orchestrator.ledger.record import Record, describe_stop
 from orchestrator.planning.states import COMPLETE, FAILED, INTERRUPTED, STOPPED
@@ -376,6 +377,8 @@ def _describe_result(result: Mapping[str, Any]) -> dict[str, str]:
     tags = {}
     if result.get("undefined"):
         tags["robustsweep.undefined"] = "; ".join(f"{key}: {why}" for key, why in result["undefined"].items())
+    if FOUND_IN in result:
+        tags["robustsweep.found_in"] = result[FOUND_IN]
     if result.get("checkpoint_sha256"):
         tags["robustsweep.checkpoint_sha256"] = result["checkpoint_sha256"]
     return tags

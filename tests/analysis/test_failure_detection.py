@@ -8,15 +8,24 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+import scipy.special
 
 from orchestrator.analysis.failure_detection import (
     DetectionRows,
     describe_ranking,
+    failure_table,
+    load_detection_rows,
     rank_scores,
     tabulate_conditions,
     tabulate_means,
     tabulate_ood,
 )
+from orchestrator.analysis.predictions.ensemble import score_ensemble
+from orchestrator.analysis.tables.arms import arms_table
+from orchestrator.report.sections.detection.scores import failure_section
+from tests.support.trained_study import TrainedStudy
+from trainables.evaluation.confidence import compute_augrc
+from trainables.evaluation.predictions import load_predictions
 
 TITLES = {"good": "Good", "bad": "Bad", "like": "Like"}
 
@@ -123,3 +132,49 @@ def test_foreign_sets_come_first_and_shifts_are_one_covariate_set() -> None:
     assert found.roles == {"held_out": "near", "digits": "far", "all shifts": "covariate", "clinic": "covariate"}
     assert found.values["knn", "all shifts"]["auroc"] == pytest.approx([0.7, 0.8])
     assert found.values["knn", "digits"]["auroc"] == pytest.approx([0.9, 1.0])
+
+
+def test_an_ensemble_is_one_unit_under_every_condition_of_its_models(trained_study: TrainedStudy) -> None:
+    results, ledger = trained_study.results, trained_study.ledger
+    rows, arms = load_detection_rows(results, ledger), arms_table(results)
+    assert rows is not None
+    arm = str(arms["name"].iloc[int(arms["val/balanced_accuracy.mean"].argmax())])
+    signatures = results.complete.loc[results.complete["name"] == arm, "signature"].tolist()
+
+    def measure(name: str, *keys: str) -> float:
+        """Return the mean AUGRC of the largest mean probability under some severities."""
+        members = [load_predictions(ledger.folder("trial", signature), name) for signature in signatures]
+        found = []
+        for key in keys:
+            shares = np.mean(
+                [scipy.special.softmax(each.of(key).astype(np.float64), axis=1) for each in members], axis=0
+            )
+            found.append(compute_augrc(shares.max(axis=1), shares.argmax(axis=1) == members[0].labels))
+        return float(np.mean(found))
+
+    (site,) = results.external_sets
+    noise, contrast = (("gaussian_noise/1", "gaussian_noise/5"), ("contrast_down/1", "contrast_down/5"))
+    families = {kinds[0]: name for name, kinds in results.families.items()}
+    expected = {
+        "in distribution": measure("test", "identity/0"),
+        "all shifts": measure("test", *noise, *contrast),
+        families["gaussian_noise"]: measure("test", *noise),
+        families["contrast_down"]: measure("test", *contrast),
+        site: measure(site, "identity/0"),
+    }
+    ensemble = score_ensemble(results, ledger, rows, arm)
+    assert ensemble is not None
+    assert ensemble.num_members == 2
+    assert ensemble.augrc["ensemble_msr"] == pytest.approx(expected)
+    table = failure_table(results, rows, ensemble)
+    own = table[table["score"].str.startswith("ensemble_")]
+    assert set(own["name"]) == {arm}
+    assert set(own["condition"]) == set(rank_scores(results, rows, arm).conditions) == set(expected)
+    assert set(own["n"]) == {1}
+    assert own[["low", "high", "rank", "not_told_from_best"]].isna().all(axis=None)
+    section = failure_section(results, ledger, rows, ensemble, arms)
+    assert section is not None
+    (row,) = (each for each in section.body.split("<tr>") if "deep ensemble, MSR" in each)
+    assert [f">{1000 * value:.1f}<" in row for value in expected.values()] == [True] * 5
+    assert "no interval over replicates" in section.body
+    assert score_ensemble(results, ledger, rows, None) is None

@@ -1,4 +1,5 @@
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ from orchestrator.analysis.balanced_errors import balanced_errors_table
 from orchestrator.analysis.differences import compute_differences
 from orchestrator.analysis.effects import Effect, compute_effects, effects_table
 from orchestrator.analysis.results import Results, load_results, results_sha256
-from orchestrator.analysis.tables.arms import arms_table
+from orchestrator.analysis.tables.arms import arms_table, find_best_arm
 from orchestrator.analysis.wording import word_seen
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.heat_maps import heat_map
@@ -58,6 +59,17 @@ def test_arms_have_mean_and_sample_deviation_over_replicates(tmp_path: Path) -> 
     assert arm[f"{MEAN}.n"] == 3
     assert arm[f"{MEAN}.mean"] == pytest.approx(values.mean())
     assert arm[f"{MEAN}.sd"] == pytest.approx(np.std(values, ddof=1))
+
+
+def test_the_best_arm_is_the_first_of_equal_ones_and_never_one_that_was_stopped_early() -> None:
+    arms = pd.DataFrame({"name": list("abcd"), "val/auroc.mean": [np.nan, 0.9, 0.8, 0.8], "id/auroc.mean": np.nan})
+    results: Any = SimpleNamespace(stopped_arms=frozenset())
+    assert find_best_arm(results, arms, "val/auroc") == "b"
+    results.stopped_arms = frozenset("b")
+    assert find_best_arm(results, arms, "val/auroc") == "c"
+    assert find_best_arm(results, arms, "id/auroc") is None
+    assert find_best_arm(results, arms, "val/accuracy") is None
+    assert find_best_arm(results, arms[:0], "val/auroc") is None
 
 
 def test_balanced_errors_are_relative_to_the_first_arm(tmp_path: Path) -> None:

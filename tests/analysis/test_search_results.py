@@ -128,7 +128,10 @@ def test_the_whole_report_is_written(ledger: Ledger, cache_dir: Path) -> None:
     assert 'id="search"' in page
     assert 'id="effects"' not in page  # there are no pairs
     assert read_figures(page)["figure-search"]["data"]
-    assert "augmentation=strong" in page
+    assert "augmentation=strong" not in page  # arms have short labels, all different
+    labels = load_results(ledger).labels.values()
+    assert len({*labels}) == len(labels)
+    assert any(label.startswith("strong · ") and f">{label}<" in page for label in labels)
 
 
 def test_a_grid_has_no_such_section(ledger: Ledger) -> None:

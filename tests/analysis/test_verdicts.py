@@ -43,6 +43,7 @@ from tests.study.test_hypotheses import SIDES, make
 from tests.support.ledger_records import make_ledger
 from tests.support.mlflow_stores import make_database, make_tracker
 from tests.support.synthetic_ledger import Fate, make_fake_ledger
+from trainables.evaluation.metrics import is_higher_better
 from trainables.evaluation.site_means import summarise_sites
 
 METRIC = "robustness/mean_balanced_accuracy"
@@ -356,6 +357,39 @@ def test_a_slope_over_severity_shows_a_gain_that_grows(tmp_path: Path) -> None:
         assert (verdict.verdict, verdict.evidence.units) == (SUPPORTED, "6 replicates")
     wide = verdict_of(ledger, make(metric="slope/mixed/accuracy", families={"mixed": ["jpeg", "snow", "shot_noise"]}))
     assert wide.evidence.effect == pytest.approx(0.04)
+
+
+def test_a_drop_is_what_the_shifted_images_take_absolute_and_relative(tmp_path: Path) -> None:
+    def change(arm: Mapping[str, str], shift: str, severity: int) -> float:
+        strong = arm["augmentation"] == "strong"
+        return {"jpeg": 0.01 if strong else 0.03, "pixelate": 0.02}.get(shift, 0.0) * -severity
+
+    ledger = shift_by(plant(tmp_path, lambda arm, replicate: 0.5 + 0.1 * (arm["augmentation"] == "strong")), change)
+    results = load_results(ledger)
+    rows = results.test_rows
+    unshifted = rows[rows["severity"] == 0].set_index("signature")["accuracy"]
+    shifted = (
+        rows[(rows["severity"] > 0) & (rows["shift"] == "jpeg")].groupby("signature", observed=True)["accuracy"].mean()
+    )
+    arm = results.trials.set_index("signature")["arm/augmentation"]
+    for name, scale in (("drop", 1.0), ("relative_drop", unshifted)):
+        means = ((unshifted - shifted) / scale).groupby(arm.reindex(unshifted.index)).mean()
+        evidence = verdict_of(ledger, make(metric=f"{name}/jpeg/accuracy", direction="lower")).evidence
+        assert evidence.effect == pytest.approx(means["strong"] - means["none"])
+        assert evidence.means["treatment"] == pytest.approx(means["strong"])
+    effects = [
+        verdict_of(ledger, make(metric=metric)).evidence.effect
+        for metric in ("drop/digital/accuracy", "family/digital/accuracy", "id/accuracy")
+    ]
+    assert effects[0] == pytest.approx(effects[2] - effects[1])
+    rise = verdict_of(ledger, make(metric="drop/jpeg/ece", direction="lower")).evidence.means["treatment"]
+    errors = (
+        rows[rows["signature"].isin(arm[arm == "strong"].index)]
+        .groupby(["shift", "severity"], observed=True)["ece"]
+        .mean()
+    )
+    assert rise == pytest.approx(errors["jpeg"].mean() - errors.xs(0, level="severity").mean())
+    assert is_higher_better("drop/jpeg/accuracy") is is_higher_better("relative_drop/mean/ece") is False
 
 
 def test_be_and_rbe_are_relative_to_the_reference_replicate_by_replicate(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from orchestrator.execution.local_executor import LocalExecutor
 from orchestrator.execution.resources import Slots
 from orchestrator.execution.work_queue import WorkQueue
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.planning.plan import Work
+from orchestrator.planning.works import Work
 from tests.support.plans import make_stage, make_trial
 from tests.support.processes import is_running, wait_until
 from tests.support.recording_handler import EXECUTION, RecordingHandler, describe

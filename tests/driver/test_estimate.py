@@ -20,7 +20,7 @@ from orchestrator.driver.estimate import STARTUP_SECONDS, Estimate, estimate
 from orchestrator.driver.prepare import Prepared, prepare
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.encoders import find_encoder_uses
-from orchestrator.planning.plan import Work
+from orchestrator.planning.works import Work
 from orchestrator.study.study_file import parse_study
 from tests.support.trained_study import TrainedStudy
 from trainables.errors import ConfigError
@@ -185,7 +185,7 @@ def test_the_plan_as_json_names_the_state_of_everything(tmp_path: Path, cache_di
     }  # fmt: skip
     assert set(described) == {
         "study", "ledger", "counts", "estimate", "stages", "trials", "skipped", "orphaned", "hypotheses", "matched",
-        "encoders",
+        "encoders", "chains", "remarks",
     }  # fmt: skip
 
 

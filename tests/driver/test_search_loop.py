@@ -19,7 +19,7 @@ from orchestrator.driver.search_loop import SearchLoop, exporting, refresh, writ
 from orchestrator.driver.terminal.announce import announce
 from orchestrator.driver.terminal.summary import add_budget, summarise
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.planning.plan import Work
+from orchestrator.planning.works import Work
 from orchestrator.study.study_file import parse_study
 from orchestrator.tracking.client import MlflowClient
 from tests.support.instant_search import SPACE, measure

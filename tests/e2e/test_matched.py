@@ -6,10 +6,15 @@ import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from orchestrator.ledger.ledger import Ledger
 from tests.e2e.test_encoders import call
+from trainables.errors import StudyError
+from trainables.seeding import hash_ids, mix
+from trainables.shifts.shift import Shift
 
 STUDY = """\
 study: matched
@@ -71,3 +76,30 @@ def test_the_plan_is_frozen_and_shows_the_strengths(folder: Path) -> None:
     )
     assert other["counts"]["complete"] == 0  # another reference is another study, never other numbers in this one
     assert other["matched"] == {}
+
+
+def test_the_explorer_draws_images_at_the_strengths_of_the_evaluation(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from orchestrator.explorer.images import Images, paint_shifted
+
+    ledger = Ledger(str(folder / "results"), "matched")
+    signature = ledger.read_plan()["trials"][0]["signature"]
+    images = Images(ledger, folder / "cache")
+    (stage,) = ledger.records("stage")
+    assert stage.result is not None
+    chosen = [each["strength"] for each in stage.result["matching"]["shifts"]["brightness_down"]]
+    test = images.open_set(signature, "test")
+    pixels, seeds = torch.from_numpy(np.array(test.images[3:5])), torch.from_numpy(hash_ids(test.ids[3:5]))
+    for key, shift in {
+        "brightness_down/2": Shift("brightness_down", 2, chosen[1]),
+        "dusk/1": Shift("brightness_down", 1, 0.4),  # brightness needs no random numbers, so that the name is no matter
+    }.items():
+        expected = shift.apply(pixels, mix(seeds, "shift", 0)).numpy()
+        assert np.array_equal(paint_shifted(images, signature, "test", [3, 4], key), expected)
+        assert not np.array_equal(expected, pixels.numpy())
+    monkeypatch.setattr(
+        images, "strengths", lambda signature: {"brightness_down/1": 0.9, "brightness_down/2": 0.3, "dusk/1": 0.5}
+    )
+    with pytest.raises(StudyError, match=r"evaluated at the strength 0.5, and now it would be 0.4"):
+        paint_shifted(images, signature, "test", [3], "dusk/1")

@@ -11,8 +11,8 @@ import pytest
 from orchestrator.execution.dispatcher import SHORT_SECONDS, ChunkSettings, Dispatcher
 from orchestrator.execution.work_queue import WorkQueue
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.planning.plan import Work
-from tests.support.plans import make_stage, make_trial
+from orchestrator.planning.works import Work
+from tests.support.plans import make_stage, make_trial, plan_of
 from tests.support.recording_handler import EXECUTION, RecordingHandler, describe
 from tests.support.scripted_fork_server import MODULE
 from trainables.storage.claims import take_claim
@@ -137,6 +137,21 @@ def test_nothing_is_ready_while_a_stage_runs_and_in_the_end_nothing_is_left(ledg
     slots.tell(3, (trial, DONE), last=True)
     assert slots.next() is None
     assert slots.dispatcher.is_finished
+
+
+def test_a_failed_step_fails_all_that_is_built_on_it(ledger: Ledger) -> None:
+    plan = plan_of("pretraining: [{kind: contrastive, epochs: 2}, {kind: contrastive, epochs: 3}]")
+    (first, second), (trial,) = plan.stages, plan.trials
+    slots = Slots(ledger, *plan.works)
+    assert [slots.next(), slots.next()] == [[first.name], None]
+    slots.tell(1, (first, BAD), last=True)
+    upstream = "failed: upstream"
+    assert slots.handler.ends() == {first.name: "failed: error", second.name: upstream, trial.name: upstream}
+    assert slots.dispatcher.is_finished
+    slots = Slots(ledger, second, trial, complete=(first,))
+    chunk = slots.dispatcher.next_chunk("1")
+    assert chunk is not None
+    assert chunk["works"][0]["encoder"] == ledger.folder("stage", first.signature).uri
 
 
 def test_a_failed_stage_fails_its_dependants_and_no_one_else(ledger: Ledger) -> None:

@@ -7,7 +7,7 @@ import pytest
 from orchestrator.execution.gpu_sharing import GpuShare, choose_gpus_per_trial, describe_kind, round_share
 from orchestrator.ledger.record import Record
 from orchestrator.planning.identity import compute_identity
-from orchestrator.planning.plan import Work
+from orchestrator.planning.works import Work
 from tests.support.plans import make_stage, make_trial, plan_of
 
 GPU_MIB = 80_000.0

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.execution.work_queue import CHUNK_SECONDS, MAX_CHUNK, WorkQueue
-from orchestrator.planning.plan import Work
+from orchestrator.planning.works import Work
 from tests.support.plans import make_stage, make_trial
 
 

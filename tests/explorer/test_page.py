@@ -12,7 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.explorer.export import export_page
+from orchestrator.explorer import export
+from orchestrator.explorer.cases import describe_case
+from orchestrator.explorer.export import Exported, export_page
 from orchestrator.explorer.serve import Served
 from orchestrator.explorer.study import ExploredStudy
 from orchestrator.ledger.annotations import read_annotations
@@ -47,6 +49,8 @@ WRITE_NOTE = """
   note.dispatchEvent(new Event('change'));
 })()
 """
+#: Pictures of the page, which CI keeps.
+SCREENSHOTS = Path(__file__).parents[2] / "build/screenshots"
 #: Numbers of points of the shown sets that are wrong.
 COUNT_WRONG = "explorer.points.filter((p) => explorer.trial.verdict[p] === 1).length"
 
@@ -72,6 +76,14 @@ def check_quiet(page: Page, allowed: str) -> None:
     assert page.events.get("Runtime.consoleAPICalled", []) == []
     asked = [each["request"]["url"] for each in page.events.get("Network.requestWillBeSent", [])]
     assert [url[:100] for url in asked if not url.startswith((allowed, "data:", "blob:", "about:blank"))] == []
+
+
+def photograph(page: Page, name: str) -> None:
+    """Write what is in view when nothing moves any more."""
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    page.wait_for("[...document.images].every((each) => each.complete || each.loading === 'lazy')")
+    page.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+    page.photograph(SCREENSHOTS / f"{name}.png")
 
 
 def place_of(page: Page, point: int) -> tuple[float, float]:
@@ -153,6 +165,12 @@ def test_a_click_opens_the_case_and_arrow_keys_step_through_the_list(page: Page,
     page.wait_for("document.querySelector('#case .distribution')")
     page.wait_for("document.querySelector('#case figure img').naturalWidth === 32")
     assert page.evaluate("document.querySelectorAll('#case .version').length") in (0, 5)
+    width = "document.querySelector('#case figure img').getBoundingClientRect().width"
+    small = page.evaluate(width)
+    page.press("z")
+    assert page.evaluate(width) > 1.5 * small
+    page.press("z")
+    assert page.evaluate(width) == small
     page.press("Escape")
     page.wait_for("document.getElementById('case').hidden")
     page.press("u")
@@ -248,6 +266,40 @@ def test_another_trial_stands_beside_it_on_the_same_map(page: Page, served: Serv
     check_quiet(page, served.url)
 
 
+def test_where_both_models_looked_lies_over_the_image(page: Page, served: Served) -> None:
+    show(page, f"{served.url}#t=0&u=1")
+    page.evaluate("explorer.choose(explorer.list[0])")
+    page.wait_for("document.getElementById('looked')")
+    assert page.evaluate("document.getElementById('looked').value") == ""
+    page.press("a")
+    page.wait_for(
+        "[...document.querySelectorAll('.looked-at')].filter((each) => each.naturalWidth === 32).length === 2"
+    )
+    assert page.evaluate("document.getElementById('looked').value") == "grad_cam"
+    boxes = page.evaluate(
+        "[...document.querySelectorAll('.lens img')].map((each) => each.getBoundingClientRect())"
+        ".map((each) => [each.left, each.top, each.width, each.height])"
+    )
+    assert boxes[0] == boxes[1]
+    page.evaluate("explorer.changeLooked({ looked: 'integrated_gradients', lookedFor: 'label' })")
+    page.wait_for("document.querySelectorAll('.looked-at').length === 2")
+    words = page.evaluate("document.querySelector('#case figcaption').textContent")
+    assert words == "this trial, for class " + page.evaluate(
+        "explorer.className(explorer.trial, explorer.trial.labels[explorer.state.point])"
+    )
+    link = page.evaluate("location.href")
+    check_quiet(page, served.url)
+    show(page, link)
+    page.wait_for("document.querySelectorAll('.looked-at').length === 2")
+    page.evaluate("explorer.fadeLooked(20)")
+    assert page.evaluate("document.querySelector('.looked-at').style.opacity") == "0.2"
+    page.press("a")
+    page.wait_for(
+        "document.querySelectorAll('.looked-at').length === 0 && document.getElementById('looked').value === ''"
+    )
+    check_quiet(page, served.url)
+
+
 def test_a_note_and_a_wrong_label_are_saved_in_the_ledger(page: Page, served: Served, explored: ExploredStudy) -> None:
     show(page, f"{served.url}#t=0&p=3")
     page.wait_for("document.getElementById('note')")
@@ -278,9 +330,15 @@ def test_nothing_runs_over_the_edge_and_every_text_can_be_read(
         assert not page.evaluate("document.getElementById('trial').checkVisibility()")
         page.evaluate("document.getElementById('menu').click()")
         assert page.evaluate("document.getElementById('trial').checkVisibility()")
+        page.evaluate("document.getElementById('menu').click()")
     contrasts = page.evaluate(CONTRASTS)
     assert [each for each in contrasts if each["contrast"] < 4.5] == []
     check_quiet(page, served.url)
+    photograph(page, f"explorer-{width}x{height}-{'dark' if dark else 'light'}")
+    if width == 1400:
+        page.evaluate("explorer.change({ other: 1, looked: 'grad_cam' })")
+        page.wait_for("document.querySelectorAll('.looked-at').length === 2")
+        photograph(page, f"explorer-two-trials-{'dark' if dark else 'light'}")
 
 
 #: Contrast of every visible text with the background behind it (WCAG 2.2).
@@ -307,12 +365,23 @@ CONTRASTS = """
 """
 
 
+@pytest.fixture(scope="module")
+def exported(explored: ExploredStudy, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    """A file with a note, and with shifted images of three cases: of four shifts each."""
+    point = explored.open(0).index.sets[0].first_point + 2
+    explored.annotate(0, point, note="a <b>hair</b>", label_is_wrong=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "MAX_SHIFTED", 12)
+        written = export_page(explored, 0, tmp_path_factory.mktemp("exported") / "explorer.html")
+    explored.annotate(0, point, note="", label_is_wrong=False)
+    return written
+
+
 def test_an_exported_file_works_from_a_disk_and_asks_nobody(
-    page: Page, explored: ExploredStudy, tmp_path: Path
+    page: Page, explored: ExploredStudy, exported: Exported
 ) -> None:
-    written = export_page(explored, 0, tmp_path / "explorer.html")
-    assert written.num_bytes < 5_000_000
-    url = written.path.as_uri()
+    assert exported.num_bytes < 5_000_000
+    url = exported.path.as_uri()
     show(page, url)
     stored = read_stored(explored)
     assert page.evaluate("explorer.stage.points.length") == len(stored["shown"])
@@ -327,11 +396,91 @@ def test_an_exported_file_works_from_a_disk_and_asks_nobody(
     check_quiet(page, url)
 
 
+def test_an_exported_file_has_shifted_images_of_the_worst_failures_and_all_notes(
+    page: Page, explored: ExploredStudy, exported: Exported
+) -> None:
+    test, stored = explored.open(0).index.sets[0], read_stored(explored)
+    said = "Shifted images are there of 3 of the most confident failures."
+    assert said in str(exported.left_out)
+    url = exported.path.as_uri()
+    show(page, url)
+    assert said in page.evaluate("document.getElementById('controls').textContent")
+    points = np.arange(test.first_point, test.first_point + test.count)
+    wrong = points[stored["wrong"][points]]
+    worst = wrong[np.lexsort((wrong, -stored["score"][wrong]))][:3]
+    shifted = sorted(int(k * test.count + point) for point in worst for k in range(1, 5))
+    assert sorted(map(int, page.evaluate("Object.keys(explorer.source.content.shifted)"))) == shifted
+    page.evaluate(f"explorer.choose({shifted[-1]})")
+    page.wait_for("[...document.querySelectorAll('#case figure img')].filter((each) => each.naturalWidth).length === 2")
+    first, second = page.evaluate("[...document.querySelectorAll('#case figure img')].map((each) => each.src)")
+    assert first != second
+    page.evaluate(f"explorer.choose({worst[0]})")
+    nearest = describe_case(explored.open(0), int(worst[0]))["neighbours"]
+    assert len(nearest) == 8
+    page.wait_for("document.querySelectorAll('.neighbours img').length === 8")
+    image = explored.open(0).find(int(worst[0])).image
+    told = page.evaluate(f"explorer.source.content.neighbours[{image}].map((each) => each.distance)")
+    assert told == pytest.approx([each["distance"] for each in nearest], rel=1e-6)
+    page.press("a")
+    page.wait_for("document.querySelector('.looked-at')?.naturalWidth === 32")
+    looked = set(map(int, page.evaluate("Object.keys(explorer.source.content.looked)")))
+    assert {explored.open(0).find(int(point)).image for point in wrong} <= looked
+    right = next(int(point) for point in points if explored.open(0).find(int(point)).image not in looked)
+    page.evaluate(f"explorer.choose({right})")
+    page.wait_for("document.querySelector('.looked-said')?.textContent.includes('Not in this file')")
+    page.press("a")
+    page.evaluate(f"explorer.choose({right + test.count})")
+    page.wait_for("document.querySelector('#case figcaption').textContent.includes('not in this file')")
+    page.press("4")
+    page.wait_for("document.querySelector('.note-row:not([disabled])')")
+    page.evaluate("document.querySelector('.note-row').click()")
+    page.wait_for("document.querySelector('.read-note')")
+    assert page.evaluate("document.querySelector('.read-note').textContent") == "label wrong a <b>hair</b>"
+    check_quiet(page, url)
+
+
+def test_in_a_frame_without_an_origin_the_page_works_and_hands_out_texts_to_copy(
+    page: Page, exported: Exported, tmp_path: Path
+) -> None:
+    """MLflow's artifact viewer: ``sandbox="allow-scripts"`` and a blob. No storage, no address, no downloads."""
+    viewer = tmp_path / "viewer.html"
+    text = json.dumps(exported.path.read_text(encoding="utf-8")).replace("</", "<\\/")  # or it would end the script
+    viewer.write_text(VIEWER.replace("TEXT", text), encoding="utf-8")
+    page.watch_frames()
+    page.open(viewer, width=1400, height=900)
+    with page.inside_frame():
+        page.wait_for(READY)
+        page.evaluate("explorer.step(1)")
+        page.wait_for("document.querySelector('#case figure img').naturalWidth > 0")
+        page.evaluate("explorer.toggleTheme()")
+        page.evaluate(
+            "explorer.change({ picked: Uint32Array.from(explorer.points), origin: 'lasso', tab: 'selection' })"
+        )
+        page.wait_for("document.getElementById('export-csv')")
+        page.evaluate("document.getElementById('export-csv').click()")
+        page.wait_for("document.querySelector('#keys textarea')?.value.startsWith('set,id,shift')")
+        page.evaluate("document.querySelector('#keys button').click()")
+        assert not page.evaluate("document.getElementById('keys').open")
+        page.evaluate("document.getElementById('link').click()")
+        assert "no address" in page.evaluate("document.getElementById('status').textContent")
+    check_quiet(page, "file://")
+
+
+#: As MLflow shows an artifact.
+VIEWER = """\
+<!doctype html><meta charset="utf-8"><iframe sandbox="allow-scripts" width="1300" height="800"></iframe>
+<script>
+const page = new Blob([TEXT], { type: "text/html" });
+document.querySelector("iframe").src = URL.createObjectURL(page);
+</script>
+"""
+
+
 def test_an_exported_file_keeps_all_failures_and_says_what_it_leaves_out(
     explored: ExploredStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from orchestrator.explorer import export
-
+    refused = {"no_shifted": "The images have moved.", "no_looked": "The weights are gone."}
+    monkeypatch.setattr(explored, "draw_cases", lambda number, **wanted: refused)
     monkeypatch.setattr(export, "MAX_IMAGES", 20)
     monkeypatch.setattr(export, "MAX_POINTS", 100)
     parts, left_out = export._choose(explored.open(0))
@@ -343,3 +492,7 @@ def test_an_exported_file_keeps_all_failures_and_says_what_it_leaves_out(
     assert len(kept) < len(stored["shown"])
     written = export_page(explored, 0, tmp_path / "small.html")
     assert str(left_out) in written.path.read_text()
+    assert "The weights are gone." in written.path.read_text()
+    monkeypatch.setattr(export, "MAX_POINTS", 1_000)
+    written = export_page(explored, 0, tmp_path / "small.html")
+    assert "The images have moved." in written.path.read_text()

@@ -70,6 +70,81 @@ def test_images_are_those_of_the_data_set_unshifted_and_as_the_model_saw_them(
     assert pixels.std() < 0.7 * stored.std()  # less contrast
 
 
+def test_an_attribution_is_that_of_the_stored_weights_for_the_pixels_that_the_model_saw(
+    served: Served, explored: ExploredStudy
+) -> None:
+    from io import BytesIO
+
+    import torch
+    from PIL import Image
+
+    from orchestrator.explorer.attributions import TITLES, colour_attribution
+    from orchestrator.explorer.images import paint_shifted
+    from trainables.evaluation.attribution.compute import compute_attribution
+    from trainables.evaluation.attribution.methods import ATTRIBUTION_METHODS
+    from trainables.models.exported import build_exported
+
+    assert {name: each.title for name, each in ATTRIBUTION_METHODS.items()} == TITLES
+    test, signature = explored.open(0).index.sets[0], explored.trials[0].signature
+    model = build_exported(
+        explored.ledger.folder("trial", signature),
+        explored.images.config(signature),
+        classes=explored.open(0).index.classes,
+        provenance={},
+    ).network
+    position = test.shifts.index("contrast_down/5")
+    pixels = torch.from_numpy(paint_shifted(explored.images, signature, "test", [3], "contrast_down/5"))
+    point = test.first_point + position * test.count + 3
+    for method in TITLES:
+        status, body, headers = ask(served, f"/api/trials/0/attributions/{point}/{method}/1")
+        assert (status, headers["content-type"]) == (200, "image/png"), body
+        picture = np.asarray(Image.open(BytesIO(body)))
+        assert picture.shape == (*pixels.shape[2:], 4)
+        if method == "expected_gradients":
+            continue  # its references are drawn by the explorer
+        expected = compute_attribution(model, pixels, torch.tensor([1]), method=method).numpy()[0]
+        assert body == colour_attribution(expected)
+    kept = sorted((explored.cache_dir / "explorer/attributions").iterdir())
+    assert ask(served, f"/api/trials/0/attributions/{point}/grad_cam/1")[0] == 200
+    assert sorted((explored.cache_dir / "explorer/attributions").iterdir()) == kept  # by content: found again
+    for path in ("grad_cam/2", "saliency/1", "..%2fx/1", "grad_cam/-1"):
+        assert ask(served, f"/api/trials/0/attributions/{point}/{path}")[0] == 404
+
+
+def test_without_stored_weights_there_is_no_attribution_and_the_reason_is_said(explored: ExploredStudy) -> None:
+    from orchestrator.explorer.attributions import Attributor
+
+    signature = explored.trials[1].signature
+    folder = explored.ledger.folder("trial", signature)
+    weights = folder.read("model.safetensors")
+    folder.remove("model.safetensors")
+    try:
+        with pytest.raises(StudyError, match="the weights of this trial are not stored any more"):
+            Attributor(explored.images, explored.cache_dir).draw(
+                signature, "test", 0, "identity/0", method="grad_cam", target=0
+            )
+    finally:
+        folder.write("model.safetensors", weights)
+
+
+def test_colours_show_the_sign_and_opacity_the_strength() -> None:
+    from io import BytesIO
+
+    from PIL import Image
+
+    from orchestrator.explorer.attributions import colour_attribution
+
+    values = np.zeros((20, 20), dtype=np.float32)
+    values[:10], values[10:, :5] = 2.0, -1.0
+    picture = np.asarray(Image.open(BytesIO(colour_attribution(values))))
+    assert set(picture[:10, :, 3].ravel()) == {255}
+    assert set(picture[10:, :5, 3].ravel()) == {128}
+    assert set(picture[10:, 5:, 3].ravel()) == {0}
+    assert picture[0, 0, 0] > picture[0, 0, 2]  # warm
+    assert picture[10, 0, 0] < picture[10, 0, 2]
+    assert np.asarray(Image.open(BytesIO(colour_attribution(0 * values))))[..., 3].max() == 0
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -27,7 +27,7 @@ HOWS = ("cut", "emptied", "garbage", "missing")
 OF_TRIALS = {
     "trials/*/config.json", "trials/*/epochs.jsonl", "trials/*/model.safetensors", "trials/*/predictions/test.npz",
     "trials/*/predictions/val.npz", "trials/*/predictions/train.npz", "trials/*/detection.json", "trials/*/result.json",
-    "trials/*/log.txt",
+    "trials/*/representation.json", "trials/*/log.txt",
 }  # fmt: skip
 OF_STAGES = {
     "stages/*/config.json", "stages/*/epochs.jsonl", "stages/*/encoder.safetensors", "stages/*/result.json",

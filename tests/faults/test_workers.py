@@ -171,7 +171,7 @@ def test_a_stage_that_asks_for_more_memory_than_there_is_fails_with_its_trials_a
     finished_study: FinishedStudy, place: Place, options: tuple[str, ...]
 ) -> None:
     """Its projection head takes two terabytes."""
-    wide = "kind: contrastive, hidden_dim: 50000, projection_dim: 10000000"
+    wide = "kind: contrastive, method: {kind: simclr, hidden_dim: 50000, projection_dim: 10000000}"
     place.study.write_text(place.study.read_text().replace("kind: contrastive", wide))
     done = place.call("run", *options)
     assert done.returncode == 1, done.stdout + done.stderr

@@ -25,8 +25,9 @@ from orchestrator.execution.work_queue import CHUNK_SECONDS, WorkQueue
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.usage import find_begun, read_budget_status, read_usage
 from orchestrator.planning.budget import BudgetStatus, Usage, describe_budget, describe_needs, measure
-from orchestrator.planning.plan import Plan, Work
+from orchestrator.planning.plan import Plan
 from orchestrator.planning.reconcile import reconcile
+from orchestrator.planning.works import Work
 from orchestrator.study.execution_config import Budget
 from orchestrator.study.study_file import compute_study_sha256, load_study, parse_study
 from tests.conftest import FinishedStudy

@@ -80,9 +80,9 @@ def test_a_difference_in_some_cells_says_in_how_many() -> None:
 
 def test_a_condition_on_what_the_level_sets_is_listed() -> None:
     """The level leaves the temperature at its default: its name no longer says what was trained."""
-    text = "conditions: [{when: {pretraining: contrastive}, set: {pretraining.temperature: 0.2}}]\n"
+    text = "conditions: [{when: {pretraining: contrastive}, set: {pretraining.method.temperature: 0.3}}]\n"
     assert describe(f"{text}hypotheses: [{PRETRAINING}]") == [
-        "pretraining.temperature: absent (control) / 0.2 (treatment)"
+        "pretraining.method.temperature: absent (control) / 0.3 (treatment)"
     ]
 
 

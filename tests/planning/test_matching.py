@@ -108,7 +108,7 @@ def test_arms_with_other_images_are_matched_on_these() -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("evaluation.matching={reference: {pretraining: b, augmentation: none}}", "starts from a contrastive stage"),
+        ("evaluation.matching={reference: {pretraining: b, augmentation: none}}", "starts from a stage; expected"),
         ("evaluation.matching={reference: {augmentation: none}}", "found 2 arms with these levels, expected one"),
         ("evaluation.matching={reference: {colour: red}}", "found 0 arms with these levels, expected one"),
         ("evaluation.matching={targets: [0.5, 0.1]}", "expected shares that ascend"),

@@ -114,6 +114,7 @@ def test_a_search_and_its_early_stopping_may_go_by_shifted_validation(tmp_path: 
         ("failure/msr/aurc", "only augrc is a headline number"),
         ("failure/ensemble_msr/augrc", "is computed from several models, in the report"),
         ("ood/knn/digits/auroc", "there is no set 'digits' to tell from the test images; there are external-0"),
+        ("representation/cka_initial", "evaluation.representation.layers is empty"),
     ],
 )
 def test_failure_metrics_that_no_trial_can_have_are_refused(
@@ -127,7 +128,8 @@ def test_failure_metrics_that_no_trial_can_have_are_refused(
 @pytest.mark.parametrize(
     "metric",
     ["failure/msr/augrc", "failure/mahalanobis/mean_shifted_augrc", "failure/energy/mean_external_augrc",
-     "ood/knn/external-0/auroc", "ood/msr/digits/auroc", "ood/msr/far_full_spectrum/auroc"],
+     "ood/knn/external-0/auroc", "ood/msr/digits/auroc", "ood/msr/far_full_spectrum/auroc",
+     "representation/effective_rank"],
 )  # fmt: skip
 def test_failure_metrics_are_metrics_of_hypotheses(metric: str, tmp_path: Path, cache_dir: Path) -> None:
     """Also of scores that are added to finished trials."""
@@ -143,6 +145,16 @@ def test_a_search_goes_by_failures_on_validation(tmp_path: Path, cache_dir: Path
     assert not search.objectives[0].higher_is_better
     with pytest.raises(StudyError, match="which is not in-distribution validation"):
         parse_study(text.replace("validation/failure", "failure"), source="s.yaml")
+    with pytest.raises(StudyError, match="expected a headline number of a trial, such as validation/balanced_accuracy"):
+        parse_study(text.replace("validation/failure/msr/augrc", "representation/alpha, oracle: true"), source="s.yaml")
+
+
+def test_of_what_only_describes_nothing_is_inferior(tmp_path: Path, cache_dir: Path) -> None:
+    text = PHANTOM + HYPOTHESIS.replace("METRIC", "representation/alpha")
+    plan(tmp_path, cache_dir, text)
+    margin = text.replace("direction: higher,\n   smallest_effect: 0,", "kind: non_inferiority, margin: 1,")
+    with pytest.raises(StudyError, match="neither more nor less is worse"):
+        parse_study(margin, source="s.yaml")
 
 
 _DIGITS = ", ".join(f"'{digit}': {'odd' if digit % 2 else 'even'}" for digit in range(10))

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from orchestrator.planning.encoders import find_encoder_uses
 from orchestrator.planning.identity import compute_signature
-from orchestrator.planning.plan import Plan, imagenet_of, merge_plans
+from orchestrator.planning.plan import Plan, merge_plans
+from orchestrator.planning.works import weights_of
 from tests.support.plans import StatedFacts, names_of, plan_of
 from trainables.config import TrialConfig
 from trainables.errors import StudyError
@@ -267,10 +268,10 @@ def test_weights_are_looked_up_through_the_stage() -> None:
     text = "pretraining: {kind: contrastive, init: imagenet}"
     plan = plan_of(text)
     assert isinstance(plan.trials[0].config, TrialConfig)
-    imagenet = imagenet_of(plan.trials[0].config)
+    imagenet = weights_of(plan.trials[0].config)
     assert imagenet is not None
     assert imagenet.weights == "default"
-    assert imagenet_of(TrialConfig()) is None
+    assert weights_of(TrialConfig()) is None
     assert plan.stages[0].name == "simclr on digits from imagenet"
 
 

@@ -11,7 +11,8 @@ import pytest
 import scipy.stats
 
 from orchestrator.analysis.results import load_results
-from orchestrator.report.curves import find_free_labels, order_by_drop, severity_curves
+from orchestrator.analysis.severity_scores import order_by_drop
+from orchestrator.report.curves import find_free_labels, severity_curves
 from orchestrator.report.style import Figure
 from tests.support.synthetic_ledger import SHIFTS, make_fake_ledger
 

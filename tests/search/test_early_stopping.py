@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from orchestrator.driver.execute import make_stopping_rule
-from orchestrator.planning.plan import Work
 from orchestrator.planning.states import COMPLETE, FAILED
+from orchestrator.planning.works import Work
 from orchestrator.search import early_stopping
 from orchestrator.search.early_stopping import EarlyStopping
 from orchestrator.search.proposals import Search

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.status import compute_status
-from orchestrator.planning.plan import Work
 from orchestrator.planning.states import COMPLETE, FAILED
+from orchestrator.planning.works import Work
 from orchestrator.search.proposals import MAX_DUPLICATES, Search
 from orchestrator.study.study_file import Study, compute_study_sha256
 from tests.support.instant_search import FINITE, SPACE, CrashAt, CrashError, Place, measure, names, read

@@ -23,9 +23,9 @@ from orchestrator.driver.prepare import prepare
 from orchestrator.driver.terminal.announce import announce
 from orchestrator.driver.terminal.summary import summarise
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.planning.plan import Work
 from orchestrator.planning.reconcile import reconcile
 from orchestrator.planning.states import COMPLETE, FAILED, STOPPED
+from orchestrator.planning.works import Work
 from orchestrator.report.sections.answer import answer
 from orchestrator.report.sections.search import search_section
 from orchestrator.report.write import write_report

@@ -5,6 +5,7 @@ import pytest
 from orchestrator.study.study_file import Study, parse_study
 from tests.support.study_texts import arms
 from trainables.augmentation_config import StrongAugmentation
+from trainables.contrastive_config import SimClr
 from trainables.data_config import DigitsData
 from trainables.errors import StudyError
 from trainables.pretraining_config import ContrastivePretraining, ImageNetPretraining
@@ -47,13 +48,13 @@ def test_a_bare_string_is_a_kind() -> None:
 
 def test_a_level_with_a_kind_replaces_and_one_without_merges() -> None:
     found = arms(
-        "pretraining: {kind: contrastive, epochs: 7, temperature: 0.3}\n"
-        "factors:\n  pretraining:\n    base: {}\n    hot: {temperature: 0.9, init.kind: imagenet}\n"
+        "pretraining: {kind: contrastive, epochs: 7, method: {kind: simclr, temperature: 0.3}}\n"
+        "factors:\n  pretraining:\n    base: {}\n    hot: {method.temperature: 0.9, init.kind: imagenet}\n"
         "    fresh: {kind: contrastive, init: imagenet, batch_size: 8}\n"
     )
     base, hot, fresh = (config.pretraining for config in found.values())
-    assert base == ContrastivePretraining(epochs=7, temperature=0.3)
-    assert hot == ContrastivePretraining(epochs=7, temperature=0.9, init=ImageNetPretraining())
+    assert base == ContrastivePretraining(epochs=7, method=SimClr(temperature=0.3))
+    assert hot == ContrastivePretraining(epochs=7, method=SimClr(temperature=0.9), init=ImageNetPretraining())
     assert fresh == ContrastivePretraining(batch_size=8, init=ImageNetPretraining())
 
 

@@ -40,8 +40,8 @@ BROKEN = {
     "nearest kind": (HEAD + "pretraining: {kind: imagnet}", "did you mean imagenet?"),
     "no kind": (HEAD + "pretraining: {epochs: 1}", "s.yaml:3: pretraining.kind: is missing, expected one of scratch"),
     "nested kind": (
-        HEAD + "pretraining:\n  kind: contrastive\n  init: {kind: contrastive}",
-        "s.yaml:5: pretraining.init.kind: found 'contrastive', expected one of scratch, imagenet",
+        HEAD + "pretraining:\n  kind: contrastive\n  init: {kind: contrastif}",
+        "s.yaml:5: pretraining.init.kind: found 'contrastif', expected one of scratch, imagenet",
     ),
     "key of another kind": (HEAD + "augmentation: {kind: none, strength: 1}", "augmentation.strength: unknown key"),
     "key called as its kind": (

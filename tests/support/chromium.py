@@ -111,6 +111,29 @@ class Page:
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             self.mouse(kind, x, y)
 
+    @contextmanager
+    def inside_frame(self) -> Iterator[None]:
+        """Steer the page's one frame of another origin instead of the page, until the context ends.
+
+        ``watch_frames`` has to be called before the page is loaded.
+        """
+        until = time.monotonic() + 30
+        while "Target.attachedToTarget" not in self.events:
+            assert time.monotonic() < until, "no frame of another origin"
+            self.evaluate("0")
+            time.sleep(0.03)
+        outside, self._session = self._session, self.events["Target.attachedToTarget"][-1]["sessionId"]
+        try:
+            for domain in ("Runtime", "Log", "Network"):
+                self.call(f"{domain}.enable")
+            yield
+        finally:
+            self._session = outside
+
+    def watch_frames(self) -> None:
+        """Attach to frames of another origin, which are processes of their own."""
+        self.call("Target.setAutoAttach", autoAttach=True, waitForDebuggerOnStart=False, flatten=True)
+
     def resize(self, width: int, height: int) -> None:
         """Show the page on a device of that size."""
         is_mobile = width < 500

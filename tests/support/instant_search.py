@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.planning.plan import Work
 from orchestrator.planning.reconcile import reconcile
+from orchestrator.planning.works import Work
 from orchestrator.search.proposals import Search
 from orchestrator.study.study_file import Study, parse_study
 from tests.support.plans import StatedFacts

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from orchestrator.planning.identity import compute_signature
-from orchestrator.planning.plan import Plan, Work, make_plan
+from orchestrator.planning.plan import Plan, make_plan
+from orchestrator.planning.works import Work
 from orchestrator.study.study_file import parse_study
 from trainables.config import StageConfig, TrialConfig
 

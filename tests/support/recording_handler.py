@@ -7,7 +7,7 @@ from typing import Any
 
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import describe_work
-from orchestrator.planning.plan import Work
+from orchestrator.planning.works import Work
 
 EXECUTION = {"num_threads": 1, "device": "cpu", "early_stopping": False}
 

@@ -21,10 +21,19 @@ import torchvision.models  # noqa: F401
 
 from tests.support.tiny_configs import tiny_stage, tiny_trial
 from trainables.config import Execution
+from trainables.stage import run_stage
 from trainables.storage.folder import Folder
-from trainables.trial import run_stage, run_trial
+from trainables.trial import run_trial
 
 TRAINING = {"epochs": 4, "batch_size": 32, "label_fraction": 0.08}
+#: First step of a chain, with the labels of other images.
+SUPERVISED = {
+    "kind": "supervised",
+    "data": {"kind": "digits", "image_size": 16, "split_seed": 5},
+    "epochs": 3,
+    "batch_size": 539,
+    "crop_scale_min": 0.5,
+}
 CASES = {
     "mixup": tiny_trial(
         augmentation={"kind": "strong", "erasing": 0.3, "crop_scale_min": 0.5},
@@ -47,14 +56,28 @@ CASES = {
         regulariser={"kind": "dropout"},
     ),
     "stage": tiny_stage(epochs=3, batch_size=400),
+    "supervised": tiny_stage(**SUPERVISED),
+    "second": tiny_stage(epochs=3, batch_size=400, init=SUPERVISED),
+    "transferred": tiny_trial(
+        pretraining={"kind": "contrastive", "epochs": 3, "batch_size": 400, "init": SUPERVISED},
+        training=TRAINING,
+        evaluation={"shifts": ["gaussian_noise"], "severities": [3]},
+    ),
 }
-#: Steps of one epoch are 4 (about 90 images), of the stage 2.
+#: Case → the case whose finished stage it starts from: a chain of two trained steps and fine-tuning.
+STARTS = {"second": "supervised", "transferred": "second"}
+#: Steps of one epoch are 4 (about 90 images), of the stages 2 (1078 images).
 POINTS = {
     "mixup": ("in-epoch-3", "between-the-writes", "before-the-line", "in-evaluation"),
     "dropout": ("after-epoch-2", "in-epoch-3"),
     "confidnet": ("after-epoch-2", "in-epoch-3", "between-the-writes", "before-the-line"),
     "stage": ("after-epoch-2", "in-epoch-3"),
+    "supervised": ("in-epoch-3",),
+    "second": ("in-epoch-3",),
+    "transferred": ("in-epoch-3",),
 }
+#: Cases that are stages.
+STAGES = ("stage", "supervised", "second")
 
 
 def _die() -> None:
@@ -81,7 +104,7 @@ def _arm(point: str, case: str) -> None:
         return counts[key] == last
 
     if point == "in-epoch-3":
-        last = 6 if case == "stage" else 2 * _num_steps() + 2
+        last = 6 if case in STAGES else 2 * _num_steps() + 2
         for optimiser in (torch.optim.Adam, torch.optim.SGD):  # AdamW steps as Adam does
             _die_before(optimiser, "step", lambda *args: count("steps", last, True))
     elif point == "between-the-writes":
@@ -116,8 +139,12 @@ def _call(case: str, folder: Path, point: str | None) -> int:
             if point == "after-epoch-2" and event["event"] == "epoch" and event["epoch"] == 2:
                 _die()
 
-        run: Any = run_stage if case == "stage" else run_trial
-        run(CASES[case], signature=case, folder=Folder(folder), execution=Execution(cache_dir=CACHE), report=report)
+        run: Any = run_stage if case in STAGES else run_trial
+        start = STARTS.get(case)
+        # What was killed starts from what was killed, where there is such a folder.
+        encoder = None if start is None else Folder(folder.parents[1] / start / folder.name)
+        execution = Execution(cache_dir=CACHE)
+        run(CASES[case], signature=case, folder=Folder(folder), execution=execution, encoder=encoder, report=report)
         code = 0
     finally:
         os._exit(code)
@@ -153,7 +180,7 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     first, *jobs = [(case, point) for case, points in POINTS.items() for point in (None, *points)]
     _check(root, *first)  # and all find the images in the cache
-    for number in range(0, len(jobs), 2):
+    for number in range(0, len(jobs), 2):  # a chain's steps after each other: the two jobs of each start together
         children = [_start(root, *job) for job in jobs[number : number + 2]]
         ends = [os.waitpid(child, 0)[1] for child in children]
         assert ends == [0] * len(children), jobs[number : number + 2]

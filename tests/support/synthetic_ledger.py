@@ -13,7 +13,8 @@ import numpy as np
 
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.identity import compute_signature
-from orchestrator.planning.plan import Plan, Skipped, Work
+from orchestrator.planning.plan import Plan, Skipped
+from orchestrator.planning.works import Work
 from trainables.config import TrialConfig
 from trainables.data_config import DigitsData
 from trainables.evaluation.metrics import AGGREGATES, METRICS, name_over_shifts

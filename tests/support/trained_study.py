@@ -17,7 +17,7 @@ question: Does strong augmentation help at another site?
 data: {kind: phantom, image_size: 32, num_images: 120, num_external_sites: 1, num_external_images: 30}
 model: {name: timm/test_resnet, stem: original}
 training: {epochs: 2, batch_size: 24, learning_rate: 0.003}
-evaluation: {shifts: [gaussian_noise, contrast_down], severities: [1, 5]}
+evaluation: {shifts: [gaussian_noise, contrast_down], severities: [1, 5], representation: {layers: auto}}
 factors: {augmentation: [none, strong]}
 replicates: 2
 execution: {cache_dir: CACHE}

@@ -43,12 +43,17 @@ def test_a_config_of_another_version_is_refused_in_words(version: int) -> None:
         {"augmentation": {"kind": "augmix", "width": 2**30}},
         {"augmentation": {"kind": "augmix", "max_depth": 2**30}},
         {"pretraining": {"kind": "contrastive", "batch_size": 1}},  # the loss is 0 whatever the weights
-        {"pretraining": {"kind": "contrastive", "learning_rate": 1e300}},
-        {"pretraining": {"kind": "contrastive", "learning_rate": 1e-300}},
-        {"pretraining": {"kind": "contrastive", "weight_decay": 1e300}},
-        {"pretraining": {"kind": "contrastive", "temperature": 1e-30}},  # lightly refuses it
-        {"pretraining": {"kind": "contrastive", "projection_dim": 2**30}},
-        {"pretraining": {"kind": "contrastive", "hidden_dim": 2**30}},
+        {"pretraining": {"kind": "contrastive", "method": {"kind": "simclr", "learning_rate": 1e300}}},
+        {"pretraining": {"kind": "contrastive", "method": {"kind": "simclr", "learning_rate": 1e-300}}},
+        {"pretraining": {"kind": "contrastive", "method": {"kind": "simclr", "weight_decay": 1e300}}},
+        {
+            "pretraining": {"kind": "contrastive", "method": {"kind": "simclr", "temperature": 1e-30}}
+        },  # lightly refuses it
+        {"pretraining": {"kind": "contrastive", "method": {"kind": "moco", "projection_dim": 2**30}}},
+        {"pretraining": {"kind": "contrastive", "method": {"kind": "byol", "hidden_dim": 2**30}}},
+        {"pretraining": {"kind": "contrastive", "method": {"kind": "byol", "temperature": 0.2}}},  # not BYOL's
+        {"pretraining": {"kind": "contrastive", "method": "byol", "epochs": 10}},  # all of them warm-up
+        {"pretraining": {"kind": "contrastive", "batch_size": 64, "micro_batch_size": 65}},
     ],
     ids=str,
 )

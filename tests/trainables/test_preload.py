@@ -19,7 +19,8 @@ import torch
 from tests.support.tiny_configs import tiny_stage, tiny_trial
 from trainables.config import Execution
 from trainables.storage.folder import Folder
-from trainables.trial import run_stage, run_trial
+from trainables.stage import run_stage
+from trainables.trial import run_trial
 
 assert not torch.cuda.is_initialized()
 if sys.platform == "linux":

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.paths import ROOT
-from tests.support.sigkill import POINTS
+from tests.support.sigkill import POINTS, STAGES
 from tests.support.tiny_configs import tiny_stage, tiny_trial
 from trainables import trial
 from trainables.config import Execution, TrialConfig
@@ -25,12 +25,14 @@ from trainables.errors import CheckpointError, ConfigError
 from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.detection.summary import summarise_detection
 from trainables.evaluation.predictions import load_predictions
+from trainables.evaluation.representation.alignment_uniformity import compute_uniformity
 from trainables.evaluation.robustness import summarise_rows
 from trainables.evaluation.validation_fit import fit_on_validation
 from trainables.evaluation_config import EvaluationConfig
+from trainables.pretraining.stage_metrics import STAGE_METRICS
+from trainables.stage import run_stage
 from trainables.storage.folder import Folder
-from trainables.training.acceleration import prepare_process
-from trainables.trial import build_initial_model, run_stage, run_trial
+from trainables.trial import build_initial_model, prepare_process, run_trial
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +78,10 @@ def without_times(record: dict[str, Any]) -> dict[str, Any]:
 def test_killed_and_called_again_equals_uninterrupted(killed: Path, case: str, point: str) -> None:
     whole, resumed = killed / case / "whole", killed / case / point
     assert sorted(path.name for path in resumed.iterdir()) == sorted(path.name for path in whole.iterdir())
-    weights = "encoder.safetensors" if case == "stage" else "model.safetensors"
+    weights = "encoder.safetensors" if case in STAGES else "model.safetensors"
     expected, found = (load_file(folder / weights) for folder in (whole, resumed))
     assert all(torch.equal(expected[name], found[name]) for name in expected)
-    if case != "stage":  # the encoder's file names its signature, which is the same here too
+    if case not in STAGES:  # the encoder's file names its signature, which is the same here too
         for name in ("val", "test"):
             first, second = (load_predictions(Folder(folder), name) for folder in (whole, resumed))
             assert np.array_equal(first.logits, second.logits)
@@ -90,7 +92,7 @@ def test_killed_and_called_again_equals_uninterrupted(killed: Path, case: str, p
     assert (whole / weights).read_bytes() == (resumed / weights).read_bytes()
     lines = [[without_times(line) for line in Folder(folder).read_lines("epochs.jsonl")] for folder in (whole, resumed)]
     assert lines[0] == lines[1]
-    assert len(lines[0]) == (3 if case == "stage" else 4)
+    assert len(lines[0]) == (3 if case in STAGES else 4)
     results = [Folder(folder).read_json("result.json") for folder in (whole, resumed)]
     for key in ("metrics", "evaluations", "undefined", "epochs", "best_epoch", "checkpoint_sha256"):
         assert results[0].get(key) == results[1].get(key), key
@@ -117,7 +119,7 @@ def test_the_epoch_can_be_chosen_on_shifted_validation(tmp_path: Path, execution
 def test_the_folder_holds_what_the_ledger_expects(finished: tuple[Folder, dict[str, Any], list[Any]]) -> None:
     folder, result, _ = finished
     assert list(folder.children()) == [
-        "detection.json", "epochs.jsonl", "model.safetensors", "predictions", "result.json"
+        "detection.json", "epochs.jsonl", "model.safetensors", "predictions", "representation.json", "result.json"
     ]  # fmt: skip
     assert folder.read_json("result.json") == json.loads(json.dumps(result))
     assert result["signature"] == "mine"
@@ -173,7 +175,12 @@ def test_metrics_are_those_of_the_stored_predictions(
     scores = EvaluationConfig().confidence_scores
     detection = summarise_detection(folder, ["val", "test", "train"], scores=scores, roles={})
     assert {"failure/msr/augrc", "failure/energy/mean_shifted_augrc"} <= detection.metrics.keys()
-    assert result["metrics"] == summarise_rows(result["evaluations"]) | detection.metrics
+    features = load_predictions(folder, "test").features
+    assert features is not None
+    expected = compute_uniformity(features)
+    assert result["metrics"]["representation/uniformity"] == pytest.approx(expected)
+    stored = {name: value for name, value in result["metrics"].items() if not name.startswith("representation/")}
+    assert stored == summarise_rows(result["evaluations"]) | detection.metrics
     assert json.loads(folder.read("detection.json")) == detection.as_json()
 
 
@@ -276,13 +283,13 @@ def test_a_trial_starts_from_its_encoder(tmp_path: Path, execution: Execution, d
         build_initial_model(config, digits, encoder=Folder(tmp_path))
     stage = Folder(tmp_path / "stage")
     result = run_stage(tiny_stage(epochs=1), signature="up", folder=stage, execution=execution)
-    assert result["metrics"].keys() == {"ssl/final_loss"}
+    assert result["metrics"].keys() == {name.replace("ssl/", "ssl/final_") for name in STAGE_METRICS}
+    assert result["collapse"] == {"verdict": "none", "epochs": [], "smallest_rank": 3.0}
     assert result["status"] == "complete"
     assert result["epochs"] == 1
     assert list(stage.children()) == ["encoder.safetensors", "epochs.jsonl", "result.json"]
     line = stage.read_lines("epochs.jsonl")[0]
-    spreads = {"ssl/feature_spread", "ssl/embedding_spread"}
-    assert line["metrics"].keys() == {"ssl/loss", "learning_rate", "seconds"} | spreads
+    assert line["metrics"].keys() == {"learning_rate", "seconds"} | STAGE_METRICS.keys()
     state = build_initial_model(config, digits, encoder=stage).backbone.state_dict()
     encoder = load_file(tmp_path / "stage" / "encoder.safetensors")
     scratch = initial(tiny_trial(), digits)

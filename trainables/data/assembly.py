@@ -23,7 +23,7 @@ from trainables.data.splits import (
     check_unique,
 )
 from trainables.data.table import Table, describe_row, list_first
-from trainables.data_config import ImageData
+from trainables.data_config import ImageData, UnlabelledFolderData
 from trainables.errors import ConfigError, DataError
 
 #: Longer strings of digits are sorted as text: Python refuses numbers of thousands of digits.
@@ -33,7 +33,7 @@ _NUMBER = re.compile(r"[+-]?(\d+(\.\d*)?|\.\d+)([eE][+-]?\d{1,3})?", re.ASCII)
 
 @dataclass(frozen=True)
 class Assignment:
-    """Class and set of every row of a table."""
+    """Class and set of every row of a table; an unlabelled folder is one class, all of it in train."""
 
     classes: tuple[str, ...]
     #: Index into ``classes`` and then ``held_out``; −1 for a row with a problem, or left out by ``data.label_map``.
@@ -55,6 +55,9 @@ def assign_sets(table: Table, config: ImageData) -> Assignment:
     """
     if not table.ids:
         raise DataError(f"found no image in the {config.model_dump()['kind']} data; expected at least a few per class")
+    if isinstance(config, UnlabelledFolderData):
+        sets = np.array(["" if row in table.problems else "train" for row in range(len(table.ids))], dtype=object)
+        return Assignment(("",), np.zeros(len(sets), dtype=np.int64), sets, dict(table.problems))
     classes, labels, problems = _resolve_labels(table, config)
     classes, labels, held_out = _hold_out(classes, labels, config.held_out_classes)
     sets = np.full(len(table.ids), "", dtype=object)

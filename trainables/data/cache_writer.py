@@ -29,7 +29,7 @@ from trainables.data.identity.copies import describe_problems, digest_images, fi
 from trainables.data.identity.near_duplicates import MAX_IMAGES, MIN_SIDE, find_near_duplicates, shrink_images
 from trainables.data.splits import EXTERNAL, SPLITS, check_no_empty_split
 from trainables.data.table import Table, describe_row, hash_json, list_first
-from trainables.data_config import FileData, ImageData
+from trainables.data_config import FileData, ImageData, UnlabelledFolderData
 from trainables.errors import DataError, DiskFullError
 from trainables.storage.completeness import describe_files
 from trainables.storage.folder import Folder, explain_failure
@@ -71,7 +71,10 @@ def write_dataset(folder: Path, table: Table, assignment: Assignment, config: Im
         if bad:
             gone = problems.keys() | leaked.keys()
             kept = np.array([name if row not in gone else "" for row, name in enumerate(assignment.sets)])
-            check_no_empty_split(kept, assignment.labels, assignment.classes)
+            if not isinstance(config, UnlabelledFolderData):
+                check_no_empty_split(kept, assignment.labels, assignment.classes)
+            elif not (kept != "").any():
+                raise DataError(_describe_bad(bad))
             _check_external(assignment.sets, kept)
         for entry in sets:
             _drop_rows(temporary, entry, leaked)

@@ -18,6 +18,7 @@ from trainables.data_config import (
     MedmnistData,
     PhantomData,
     TorchvisionData,
+    UnlabelledFolderData,
 )
 from trainables.errors import StorageError
 from trainables.storage.patient_lock import locked
@@ -26,7 +27,7 @@ from trainables.storage.patient_lock import locked
 NOT_STORED = {"path", "root", "group_file", "download", "ordinal", "split"}
 
 
-def load_dataset(config: DataConfig, *, cache_dir: Path, verify: bool = False) -> Dataset:
+def load_dataset(config: DataConfig | UnlabelledFolderData, *, cache_dir: Path, verify: bool = False) -> Dataset:
     """Return the data set of ``config``, its images memory-mapped from ``cache_dir/data/<key>/``.
 
     Images are decoded once, even if several processes of a node call at the same time; later calls only map them. The
@@ -69,7 +70,9 @@ def load_dataset(config: DataConfig, *, cache_dir: Path, verify: bool = False) -
     return dataset
 
 
-def _build_source(config: DataConfig, digests: FileDigests) -> Source:  # noqa: PLR0911 - one per kind
+def _build_source(  # noqa: PLR0911 - one per kind
+    config: DataConfig | UnlabelledFolderData, digests: FileDigests
+) -> Source:
     """Return the source of the images; only its own module is imported."""
     if isinstance(config, DigitsData):
         from trainables.data.sources.arrays import build_digits_source
@@ -87,6 +90,10 @@ def _build_source(config: DataConfig, digests: FileDigests) -> Source:  # noqa: 
         from trainables.data.sources.manifests import build_image_folder_source
 
         return build_image_folder_source(config, digests)
+    if isinstance(config, UnlabelledFolderData):
+        from trainables.data.sources.manifests import build_unlabelled_folder_source
+
+        return build_unlabelled_folder_source(config, digests)
     if isinstance(config, CsvData):
         from trainables.data.sources.manifests import build_csv_source
 
@@ -100,19 +107,19 @@ def _build_source(config: DataConfig, digests: FileDigests) -> Source:  # noqa: 
     return build_phantom_source(config, digests)
 
 
-def _name(config: DataConfig) -> str:
+def _name(config: DataConfig | UnlabelledFolderData) -> str:
     if isinstance(config, MedmnistData):
         return config.flag
     if isinstance(config, TorchvisionData):
         return config.name
     if isinstance(config, CsvData):
         return config.path.stem
-    if isinstance(config, ImageFolderData):
+    if isinstance(config, ImageFolderData | UnlabelledFolderData):
         return config.path.absolute().name
     return config.kind
 
 
-def _modality(config: DataConfig) -> str:
+def _modality(config: DataConfig | UnlabelledFolderData) -> str:
     """Return the modality, which selects severity tables: known for MedMNIST and the phantom, otherwise general."""
     if isinstance(config, PhantomData):
         return "fundus"

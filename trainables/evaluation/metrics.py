@@ -130,6 +130,8 @@ RELATIVE: dict[str, Metric] = {
         ),
     )
 }  # fmt: skip
+#: Kinds of headline numbers ``<kind>/<shift, family or mean>/<metric>`` that say what a shift takes; lower is better.
+DROPS = ("drop", "relative_drop")
 #: Size of the network: a number of the trial that a search may look at, not of an evaluation.
 NUM_PARAMETERS = Metric(
     "num_parameters", "number of weights", "weights of the network",
@@ -232,9 +234,9 @@ def find_metric(name: str) -> Metric:
     Args:
         name: a metric, or a headline number: ``validation/…``, ``validation/robustness/mean_…``, ``id/…``,
             ``calibration/mean_shifted_…``, ``external/<set>/…``, ``external/mean_…``, ``shift/<name>/…``,
-            ``family/<name>/…``, ``slope/<name>/…``, ``be/<name>``, ``rbe/<name>``, ``failure/<score>/…``,
-            ``ood/<score>/<set>/…``, ``representation/…``, ``num_parameters``;
-            or such a number of a view (``split_view``): ``<label map>/id/…``, ``class_3/id/…``.
+            ``family/<name>/…``, ``slope/<name>/…``, ``drop/<name>/…``, ``relative_drop/<name>/…``,
+            ``be/<name>``, ``rbe/<name>``, ``failure/<score>/…``, ``ood/<score>/<set>/…``, ``representation/…``,
+            ``num_parameters``; or such a number of a view (``split_view``): ``<label map>/id/…``, ``class_3/id/…``.
 
     Raises:
         ConfigError: if the table has no such metric.
@@ -283,9 +285,14 @@ def find_chance(metric: str, num_classes: int) -> float | None:
 
 
 def is_higher_better(name: str) -> bool:
-    """Return whether higher values of a headline number are better; of a spread over sites, lower ones are.
+    """Return whether higher values of a headline number are better; of spreads over sites and drops, lower ones are.
 
     Raises:
-        ConfigError: if the table has no such metric.
+        ConfigError: if the table has no such metric, or neither is better (``Metric.is_descriptive``).
     """
-    return find_metric(name).higher_is_better and find_site_aggregate(name) != "sd"
+    if find_metric(name).is_descriptive:
+        raise ConfigError(
+            f"looked for the better direction of {name!r}, which only describes; expected a metric with one"
+        )
+    is_loss = find_site_aggregate(name) == "sd" or name.partition("/")[0] in DROPS
+    return find_metric(name).higher_is_better and not is_loss

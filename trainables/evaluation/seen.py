@@ -31,12 +31,13 @@ OPERATION_KINDS = {
     "grayscale": "saturation", "jpeg": "jpeg", "shear_x": "geometry", "shear_y": "geometry",
     "translate_x": "geometry", "translate_y": "geometry", "rotate": "geometry",
 }  # fmt: skip
-#: Policy → kinds of change among its operations; contrastive: of the views in pretraining (MoCo v2's policy).
+#: Policy → kinds of change among its operations; contrastive: of MoCo v2's views in pretraining.
 POLICIES: dict[str, frozenset[str]] = {
     "none": frozenset(),
     "randaugment": frozenset({"brightness", "saturation", "contrast", "blur", "geometry"}),
     "trivialaugment": frozenset({"brightness", "saturation", "contrast", "blur", "geometry"}),
     "contrastive": frozenset({"brightness", "saturation", "contrast", "blur"}),
+    "contrastive_no_colour": frozenset({"brightness", "contrast", "blur"}),
     "augmix": frozenset({"contrast", "geometry"}),
     "strong-v0.1.0": frozenset({"brightness", "saturation", "contrast", "gamma", "blur", "noise", "jpeg"}),
     "strong-v1": frozenset({"brightness", "saturation", "contrast", "gamma", "blur", "geometry"}),
@@ -65,13 +66,28 @@ def list_seen_kinds(augmentation: Mapping[str, Any]) -> frozenset[str]:
 
 
 def list_kinds_in_training(config: Mapping[str, Any]) -> frozenset[str]:
-    """Return the kinds of change that a trial's training contains, in contrastive pretraining too.
+    """Return the kinds of change that a trial's training contains, in any contrastive step of its chain too.
 
     Args:
         config: config of the trial, as JSON.
     """
-    kinds = list_seen_kinds(config["augmentation"])
-    return kinds | POLICIES["contrastive"] if config["pretraining"]["kind"] == "contrastive" else kinds
+    kinds, step = list_seen_kinds(config["augmentation"]), config["pretraining"]
+    while step is not None:
+        kinds |= list_kinds_in_views(step) if step["kind"] == "contrastive" else frozenset()
+        step = step.get("init")
+    return kinds
+
+
+def list_kinds_in_views(pretraining: Mapping[str, Any]) -> frozenset[str]:
+    """Return the kinds of change that the views of a contrastive pretraining contain.
+
+    Args:
+        pretraining: the pretraining's config, as JSON.
+    """
+    views = pretraining["views"]
+    if views["kind"] == "strong":
+        return POLICIES[views["policy"]]
+    return POLICIES["contrastive_no_colour" if views["kind"] == "no_colour" else "contrastive"]
 
 
 def list_seen(names: Iterable[str], config: Mapping[str, Any]) -> frozenset[str]:

@@ -22,7 +22,7 @@ from torch import Tensor
 from trainables.errors import ConfigError, WeightsUnavailableError
 from trainables.models.networks import check_model_name
 from trainables.pretraining.packages import find_package_file, name_package, rename_to_timm
-from trainables.pretraining_config import ImageNetPretraining
+from trainables.pretraining_config import ImageNetPretraining, WeightsPretraining
 
 #: Timeout of the request that checks a server; short, since planning waits for it.
 _REACH_SECONDS = 5.0
@@ -41,12 +41,33 @@ class _Source:
     is_hugging_face: bool = False
 
 
-def find_missing_weights(model_name: str, config: ImageNetPretraining) -> str | None:
+def as_imagenet(model_name: str, config: ImageNetPretraining | WeightsPretraining) -> ImageNetPretraining:
+    """Return the step ``weights`` as the one that takes the same file, or the same tag of its network.
+
+    Raises:
+        ConfigError: if the weights are of another network.
+    """
+    if isinstance(config, ImageNetPretraining):
+        return config
+    same = {"file_sha256": config.file_sha256, "on_unavailable": config.on_unavailable}
+    if config.name is None:
+        return ImageNetPretraining(file=config.file, **same)
+    network, dot, tag = config.name.partition(".")
+    if not dot or network != model_name.partition(".")[0]:
+        raise ConfigError(
+            f"pretraining.name: found the weights {config.name!r} for the network {model_name}; expected "
+            f"{model_name.partition('.')[0]}.<tag>, the weights of the same network"
+        )
+    return ImageNetPretraining(weights=tag, **same)
+
+
+def find_missing_weights(model_name: str, config: ImageNetPretraining | WeightsPretraining) -> str | None:
     """Return why the weights are unavailable; None if the file or a cached copy exists, or the server answers.
 
     Raises:
         ConfigError: if there is no such network, or no such weights for it.
     """
+    config = as_imagenet(model_name, config)
     file, package = find_weights_file(model_name, config), name_package(model_name)
     if file is not None:
         return None if os.path.isfile(file) else f"pretraining.file: there is no file {file}"
@@ -64,7 +85,7 @@ def find_missing_weights(model_name: str, config: ImageNetPretraining) -> str | 
     return f"ImageNet weights for {model_name} are not in the cache, {source.url} {problem}{advice}"
 
 
-def find_weights_file(model_name: str, config: ImageNetPretraining) -> Path | None:
+def find_weights_file(model_name: str, config: ImageNetPretraining | WeightsPretraining) -> Path | None:
     """Return the file whose digest identifies the weights: ``config.file``, else that of an installed package.
 
     None if the weights come from the cache of the library's hub or a download. A file need not exist.
@@ -72,6 +93,7 @@ def find_weights_file(model_name: str, config: ImageNetPretraining) -> Path | No
     Raises:
         WeightsUnavailableError: if a package is installed and its file is missing.
     """
+    config = as_imagenet(model_name, config)
     if config.file is not None or config.weights != "default":
         return config.file
     return find_package_file(model_name)
@@ -83,7 +105,7 @@ def compute_file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def load_imagenet(model_name: str, config: ImageNetPretraining) -> dict[str, Tensor]:
+def load_imagenet(model_name: str, config: ImageNetPretraining | WeightsPretraining) -> dict[str, Tensor]:
     """Return the RGB state dict of the network, with the parameter names of its library.
 
     A download starts only if the weights are not cached and the server has answered a short request, because the
@@ -94,6 +116,7 @@ def load_imagenet(model_name: str, config: ImageNetPretraining) -> dict[str, Ten
             damaged.
         ConfigError: if there is no such network or weights, or the file has changed or is not a state dict.
     """
+    config = as_imagenet(model_name, config)
     file = find_weights_file(model_name, config)
     if file is not None:
         state = _load_file(file, config.file_sha256)

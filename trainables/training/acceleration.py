@@ -23,7 +23,7 @@ from torch import Tensor
 
 from trainables.config import Execution, TrialConfig
 from trainables.data.dataset import Dataset
-from trainables.errors import CheckpointError, ConfigError, StorageError
+from trainables.errors import CheckpointError, StorageError
 from trainables.frozen import Frozen
 from trainables.model_config import ModelConfig
 from trainables.models.networks import Classifier, build_model
@@ -39,29 +39,6 @@ _WARMUP_STEPS, _TIMED_SECONDS, _MIN_STEPS, _MAX_STEPS = 2, 0.5, 5, 50
 
 Clock = Callable[[], float]
 MemoryFormat = Literal["contiguous", "channels_last"]
-
-
-def prepare_process(execution: Execution) -> torch.device:
-    """Set the number of threads and cuDNN's determinism for this process; return the device.
-
-    Raises:
-        ConfigError: if ``execution.device`` is not a device, or there is no GPU.
-    """
-    torch.set_num_threads(execution.num_threads)
-    name = execution.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"execution.device: found {name!r}, expected auto, cpu, cuda or cuda:<index>") from error
-    if device.type == "cuda":
-        if not torch.cuda.is_available():
-            raise ConfigError("execution.device: asked for cuda, but torch sees no GPU; set it to auto or cpu")
-        torch.backends.cudnn.deterministic = True
-        torch.backends.cudnn.benchmark = False
-        torch.set_float32_matmul_precision("high")
-    return device
 
 
 class Choice(Frozen):

@@ -1,19 +1,20 @@
 """ConfidNet: what is trained after the classifier, which is frozen and does not change in a single bit.
 
 Source: Corbière et al. 2019 (arXiv 1910.04851), section 3. As in the authors' code, batch normalisation keeps the
-classifier's statistics and dropout is off in both phases.
+classifier's statistics and dropout is off in both phases. The branch that is kept, and the one that fine-tuning begins
+with, is that of the best epoch so far (``selection.select_confidence_epoch``); every checkpoint holds it.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 
 from trainables.confidence_config import ConfidNet
@@ -22,6 +23,7 @@ from trainables.data.batches import TrainingImages
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed, split_sizes
 from trainables.errors import DivergedError
+from trainables.evaluation.detection.risk_coverage import count_errors, measure_ap
 from trainables.models.confidence import ConfidNetBranch, add_confidence, get_branch
 from trainables.models.networks import Classifier
 from trainables.seeding import derive_seed
@@ -40,6 +42,7 @@ from trainables.storage.completeness import EPOCHS
 from trainables.storage.folder import Folder
 from trainables.training.acceleration import Choice
 from trainables.training.loop import Report, dump_record, write_missing_epochs
+from trainables.training.selection import CONFIDENCE_AP, CONFIDENCE_LOSS, select_confidence_epoch
 from trainables.training.step import TrainingInputs
 
 #: Validation images per forward pass.
@@ -60,8 +63,10 @@ def train_confidnet(
     folder: Folder,
     report: Report,
     acceleration: Choice,
-) -> None:
+) -> int:
     """Give the trained ``model`` its branch and train that, from the last checkpoint if there is one.
+
+    Leaves the branch of the best epoch in it and returns the number of that epoch.
 
     Epochs count on from the classifier's. An interrupted and continued run gives the same weights as an uninterrupted
     one, bit for bit on a CPU: nothing here draws from a global generator.
@@ -91,10 +96,35 @@ def train_confidnet(
         save_checkpoint(folder / CONFIDENCE, trainer.state)
         folder.append_line(EPOCHS, dump_record(record))
         report(record)
+    trainer.restore_best()
+    return trainer.state.best_epoch
+
+
+def describe_undefined(records: Sequence[Mapping[str, Any]]) -> dict[str, str]:
+    """Return why ConfidNet's epoch was not chosen by ``CONFIDENCE_AP``, by that name; nothing if it was, or without it.
+
+    Args:
+        records: all epochs of a trial (``epochs.jsonl``).
+    """
+    last = records[-1]["metrics"]
+    if CONFIDENCE_LOSS not in last or CONFIDENCE_AP in last:
+        return {}
+    return {CONFIDENCE_AP: "no validation image is classified wrongly, or all are: the epoch was chosen by the loss"}
+
+
+class _Outputs(NamedTuple):
+    """Confidence of the branch as log-odds, the true class's probability, and whether the classifier is right."""
+
+    log_odds: Float[Tensor, " n"]
+    target: Float[Tensor, " n"]
+    is_correct: Bool[Tensor, " n"]
 
 
 class _Trainer:
-    """Epochs of both phases and their state: that of the whole model, so that classifier and branch fit."""
+    """Epochs of both phases and their state: that of the whole model, so that classifier and branch fit.
+
+    The state also has the branch of the best epoch, ``best.…``, which a checkpoint of a later epoch replaces otherwise.
+    """
 
     def __init__(
         self, model: Classifier, data: Dataset, config: TrialConfig, choice: Choice, *, signature: str
@@ -141,11 +171,13 @@ class _Trainer:
         """Train one epoch, validate, update ``self.state`` and return the epoch's record."""
         started, state = time.perf_counter(), self.state
         if state.epoch == self.config.epochs:
+            self.restore_best()
             self.start_phase()
         self.model.eval()
         total, count = torch.zeros((), device=self.device), 0
         for batch in self.batches.epoch(self.stream + state.epoch + 1):
-            loss = self.compute_loss(self.inputs.make(batch), batch.labels)
+            outputs = self.compute_outputs(self.inputs.make(batch), batch.labels)
+            loss = F.mse_loss(outputs.log_odds.sigmoid(), outputs.target)
             self.optimiser.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]
             self.optimiser.step()
@@ -153,7 +185,7 @@ class _Trainer:
             total += loss.detach() * len(batch.labels)
             count += len(batch.labels)
         seconds = time.perf_counter() - started
-        metrics = {"confidence/train_loss": float(total) / count, "confidence/val_loss": self.validate()}
+        metrics = {"confidence/train_loss": float(total) / count} | self.validate()
         epoch = self.first_epoch + state.epoch + 1
         if not all(map(math.isfinite, metrics.values())):
             phase = "fine_tuning_learning_rate" if self.is_fine_tuning else "learning_rate"
@@ -165,29 +197,41 @@ class _Trainer:
         metrics["images_per_second"] = count / seconds
         record = {"epoch": epoch, "timestamp_ms": int(time.time() * 1000), "metrics": metrics}
         optimiser, state.optimiser_scalars = pack_optimiser(self.optimiser)
+        best = {name: value for name, value in state.tensors.items() if name.startswith("best.")}
         state.tensors = {**pack_module("model", self.model), **optimiser}
         state.epoch += 1
         state.history = [*state.history, record]
+        state.best_epoch = select_confidence_epoch(state.history)
+        state.tensors |= pack_module("best", self.branch) if state.best_epoch == epoch else best
         return record
 
-    def compute_loss(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Return the mean squared difference between the branch's confidence and the true class's probability."""
+    def restore_best(self) -> None:
+        """Give the branch the weights of the best epoch so far."""
+        weights = unpack("best", self.state.tensors)
+        restore_module(self.branch, weights, origin=f"the branch of epoch {self.state.best_epoch}")
+
+    def compute_outputs(self, images: Tensor, labels: Tensor) -> _Outputs:
+        """Return what the branch says of normalised images, and what it should say."""
         with torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
             with torch.no_grad():
                 logits, features = self.model.forward_features(images)
             # Before fine-tuning the copy still is the classifier.
             is_copy = not self.is_fine_tuning
             log_odds = self.branch(features) if is_copy else self.branch.log_odds(images, logits, features)
-        return F.mse_loss(log_odds.sigmoid(), true_class_probability(logits, labels))
+        return _Outputs(log_odds, true_class_probability(logits, labels), logits.argmax(1) == labels)
 
     @torch.no_grad()
-    def validate(self) -> float:
-        """Return the mean loss on the validation images."""
-        total = 0.0
-        for images, labels in _batches(self.val, self.feed):
-            loss = self.compute_loss(self.model.normalise(images), labels.to(self.device))
-            total += float(loss) * len(labels)
-        return total / len(self.val)
+    def validate(self) -> dict[str, float]:
+        """Return the mean loss on the validation images, and how the branch ranks the wrong predictions, if defined."""
+        batches = [
+            self.compute_outputs(self.model.normalise(images), labels.to(self.device))
+            for images, labels in _batches(self.val, self.feed)
+        ]
+        log_odds, targets, is_correct = (torch.cat(each).cpu() for each in zip(*batches, strict=True))
+        found = {CONFIDENCE_LOSS: float(F.mse_loss(log_odds.sigmoid(), targets))}
+        if math.isfinite(found[CONFIDENCE_LOSS]) and 0 < int(is_correct.sum()) < len(is_correct):
+            found[CONFIDENCE_AP] = float(measure_ap(count_errors(log_odds.numpy(), is_correct.numpy())))
+        return found
 
 
 def _batches(images: ImageSet, feed: ImageFeed) -> Iterator[tuple[Tensor, Tensor]]:

@@ -63,6 +63,8 @@ class Outcome:
 
     epochs: int
     best_epoch: int
+    #: The selected epoch of ConfidNet, whose epochs count on from the classifier's; None without it.
+    confidence_epoch: int | None = None
 
 
 def resolve_precision(config: TrainingConfig, device: torch.device) -> torch.dtype:

@@ -51,6 +51,7 @@ def describe_run(
         "duration_seconds": round(seconds, 3),
         "epochs": outcome.epochs,
         "best_epoch": outcome.best_epoch,
+        **({} if outcome.confidence_epoch is None else {"confidence_epoch": outcome.confidence_epoch}),
         # Of one core, as top counts: two busy threads make 200.
         "cpu_utilization_percentage": round(100 * (_sum_cpu_seconds() - started.cpu_seconds) / seconds, 1),
         "peak_rss_mib": round(rss, 1),

@@ -11,6 +11,10 @@ from typing import Any
 
 from trainables.config import TrainingConfig
 
+#: Names in the records of ConfidNet's epochs: its loss on validation images, and the average precision of the wrong
+#: predictions among them, ranked from the least confident; the latter is absent where none or all are wrong.
+CONFIDENCE_LOSS, CONFIDENCE_AP = "confidence/val_loss", "confidence/val_failure_ap"
+
 
 def reads_select_by(training: TrainingConfig) -> bool:
     """Return whether the value of ``select_by`` decides anything: the checkpoint, or when the training ends."""
@@ -40,6 +44,26 @@ def select_epoch(history: Sequence[Mapping[str, Any]], training: TrainingConfig)
     if len(tied) == 1:
         return int(tied[0]["epoch"])
     return int(min(tied, key=lambda record: (record["metrics"]["val/loss"], -record["epoch"]))["epoch"])
+
+
+def select_confidence_epoch(history: Sequence[Mapping[str, Any]]) -> int:
+    """Return the epoch whose confidence is kept: that with the highest average precision of wrong predictions.
+
+    Of epochs with equal values, and where it is undefined, the one with the lower validation loss is chosen, and of
+    these the latest. The classifier does not change, so it is defined in all epochs or in none.
+
+    Source: AUPR-Error, the main metric of Corbière et al. 2019, whose code measures it on validation after every epoch,
+    keeps all of them and leaves the choice to the reader; fd-shifts takes the last or the best by a validation metric.
+
+    Args:
+        history: record of every epoch of ConfidNet so far, at least one.
+    """
+
+    def rank(record: Mapping[str, Any]) -> tuple[float, float, int]:
+        metrics = record["metrics"]
+        return metrics.get(CONFIDENCE_AP, 0.0), -metrics[CONFIDENCE_LOSS], int(record["epoch"])
+
+    return int(max(history, key=rank)["epoch"])
 
 
 def count_epochs_without_improvement(history: Sequence[Mapping[str, Any]], training: TrainingConfig) -> int:

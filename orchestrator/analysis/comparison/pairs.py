@@ -187,7 +187,7 @@ def _find_settings(arms: Sequence[Arm], rows: Sequence[pd.DataFrame]) -> tuple[s
         arm.side.results.records[of_arm["signature"].iloc[0]].config["config"]
         for arm, of_arm in zip(arms, rows, strict=True)
     ]
-    own = {"replicate", "encoder"}
+    own = {"replicate", "encoder", "earlier_encoders"}
     configs = [{name: value for name, value in config.items() if name not in own} for config in configs]
     tuned = [field for arm in arms for field in arm.side.results.plan.get("tuning", {}).get("space", ())]
     labels = [arm.side.label for arm in arms]

@@ -99,6 +99,7 @@ def assess_correlation(hypothesis: Correlation, measured: Measured) -> Evidence:
             num_encoders=measured.group_replicates(sorted({arm for arm, _ in models}))[1],
             external=measured.external,
             data_sets=dict.fromkeys(measured.data_sets[arm] for arm, _ in sorted(models)),
+            remarks=measured.list_remarks(arm for arm, _ in sorted(models)),
         ),
     )
 

@@ -170,6 +170,7 @@ def assess_evidence(hypothesis: Hypothesis, measured: Measured) -> Evidence:
             num_encoders=num_encoders,
             external=measured.external,
             data_sets=dict.fromkeys(measured.data_sets[arm] for arms in cells for arm in arms),
+            remarks=measured.list_remarks(arm for arms in cells for arm in arms),
         ),
         num_trainings=units.num_trainings,
         agreement=_count_agreeing(hypothesis, contrast, parts, frame.columns, measured)

@@ -12,8 +12,17 @@ from numpy.typing import NDArray
 
 from orchestrator.analysis.balanced_errors import relative_errors_table
 from orchestrator.analysis.results import Results
+from orchestrator.analysis.tables.evaluations import drops_table, slopes_table
+from orchestrator.planning.works import REMARKS
 from orchestrator.statistics.intervals import Array
-from orchestrator.study.contrasts import Contrast, drop_apart, find_contrast, find_units, name_unit
+from orchestrator.study.contrasts import (
+    Contrast,
+    count_encoders,
+    drop_apart,
+    find_contrast,
+    find_units,
+    name_unit,
+)
 from orchestrator.study.hypotheses import (
     Hypothesis,
     counts_shifts,
@@ -23,7 +32,7 @@ from orchestrator.study.hypotheses import (
     split_metric,
 )
 from trainables.evaluation.families import group_by_family
-from trainables.evaluation.metrics import RELATIVE, split_view
+from trainables.evaluation.metrics import DROPS, RELATIVE, split_view
 from trainables.evaluation.shift_means import average_by_family, average_by_type
 from trainables.shifts.tables import find_type
 
@@ -117,7 +126,7 @@ class Measured:
         of_shifts = find_shift_metric(hypothesis.metric)
         if counts_shifts(hypothesis) and of_shifts is not None:
             return self.results.type_means(of_shifts)
-        if kind in ("family", "slope", *RELATIVE):
+        if kind in ("family", "slope", *DROPS, *RELATIVE):
             return self._select_shifts(self._by_shift(kind, metric), name, hypothesis)
         if kind == "shift":
             return self._at_severities(name, metric, hypothesis.severities)
@@ -141,9 +150,14 @@ class Measured:
             return self.results.type_means(metric)
         key = kind, metric
         if key not in self._known:
-            self._known[key] = (
-                self.results.slopes(metric) if kind == "slope" else relative_errors_table(self.results, kind)
-            )
+            if kind == "slope":
+                self._known[key] = slopes_table(self.results.cells(metric))
+            elif kind in DROPS:
+                self._known[key] = drops_table(
+                    self.results.cells(metric), self.results.test_rows, metric, is_relative=kind == "relative_drop"
+                )
+            else:
+                self._known[key] = relative_errors_table(self.results, kind)
         return self._known[key]
 
     @cached_property
@@ -204,4 +218,10 @@ class Measured:
             frozenset[str]().union(*(self._needs[arm][number] for arm in arms))
             for number in range(len(self.replicates))
         ]
-        return Grouping(np.array(find_units(stages)), name_unit(stages)), len(frozenset[str]().union(*stages))
+        num_encoders = count_encoders(each for arm in arms for each in self._needs[arm])
+        return Grouping(np.array(find_units(stages)), name_unit(stages)), num_encoders
+
+    def list_remarks(self, arms: Iterable[int]) -> tuple[str, ...]:
+        """Return what every statement about some arms has to say of their pretraining (``works.find_remarks``)."""
+        known = self.results.plan.get(REMARKS, {})
+        return tuple(dict.fromkeys(remark for arm in arms for remark in known.get(self._names[arm], ())))

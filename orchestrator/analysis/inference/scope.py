@@ -29,6 +29,8 @@ class Scope:
     #: Whether every replicate has a split of its own.
     has_own_splits: bool | None = None
     num_data_sets: int = 1
+    #: What has to be said of the pretraining of the compared models, as phrases.
+    remarks: tuple[str, ...] = ()
 
     def describe(self) -> str:
         """Return the scope as a phrase, e.g. "24 trained models, 1,797 test images, for this split"."""
@@ -41,7 +43,7 @@ class Scope:
             parts.append(f"{self.num_images:,} {self.images} images" + self._describe_origin())
         if self.has_own_splits is not None:
             parts.append("a split of these images per replicate" if self.has_own_splits else "for this split")
-        return ", ".join(parts)
+        return "; ".join([", ".join(parts), *self.remarks])
 
     def _describe_origin(self) -> str:
         origin = "" if self.num_patients is None else f" of {plural(self.num_patients, 'patient')}"
@@ -58,6 +60,7 @@ def find_scope(
     num_encoders: int,
     external: Mapping[str, int],
     data_sets: Collection[str] = (),
+    remarks: tuple[str, ...] = (),
 ) -> Scope:
     """Return the scope of a statement about one metric.
 
@@ -69,6 +72,7 @@ def find_scope(
         external: external set → number of its images, of all that trials were evaluated on. Where sites are left out
             one at a time, the plan does not describe them.
         data_sets: labels of the compared arms' data sets, of a study on several.
+        remarks: what has to be said of the pretraining of the compared models.
     """
     known = plan.get("data_sets", {})
     compared = [known[label] for label in data_sets if label in known]
@@ -81,13 +85,14 @@ def find_scope(
                     num_models=num_models,
                     num_encoders=num_encoders,
                     external={name: count for name, count in external.items() if name in each["num_images"]},
+                    remarks=remarks,
                 )
                 for each in compared
             ]
         )
     data = compared[0] if compared else plan.get("data")
     if data is None:
-        return Scope(num_models, num_encoders)
+        return Scope(num_models, num_encoders, remarks=remarks)
     metric = split_view(metric)[1]
     kind, name, _ = split_metric(metric)
     if kind == "external":
@@ -107,6 +112,7 @@ def find_scope(
         num_patients=sum(patients[each] for each in sets) if patients and patients.keys() >= set(sets) else None,
         num_sites=len(sets) if is_external else sites.get(sets[0]),
         has_own_splits=None if base is None else base["data"].get("split") == "per_replicate",
+        remarks=remarks,
     )
 
 

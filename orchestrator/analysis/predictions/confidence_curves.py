@@ -1,4 +1,4 @@
-"""Numbers behind the figures of failure detection of one arm: risk over coverage, reliability, ensemble."""
+"""Numbers behind the figures of failure detection of one arm: risk over coverage, reliability."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from jaxtyping import Bool, Float, Float64, Int64
 from orchestrator.analysis.failure_detection import ALL_SHIFTS, IN_DISTRIBUTION
 from orchestrator.ledger.ledger import Ledger
 from trainables.evaluation.classification import compute_log_softmax
-from trainables.evaluation.confidence import CONFIDENCE_SCORES, compute_augrc, compute_confidence
+from trainables.evaluation.confidence import CONFIDENCE_SCORES, compute_confidence
 from trainables.evaluation.detection.risk_coverage import compute_risk_coverage_curve
-from trainables.evaluation.detection.sample_scores import average_members, compute_ensemble_scores
 from trainables.evaluation.predictions import Predictions, load_predictions
-from trainables.evaluation.shift_means import average_shifts
 from trainables.evaluation.validation_fit import fit_temperature
 
 #: Coverages at which the curves of models are averaged.
@@ -123,60 +121,6 @@ def _read_score(
         return compute_confidence(name, logits, temperature=temperature)
     stored = score.needs.removeprefix("scores/")
     return test.scores[stored][rows, ::step].reshape(-1) if stored in test.scores else None
-
-
-@dataclass(frozen=True)
-class EnsembleScores:
-    """A deep ensemble of an arm's models, which is one model more: its values have no spread."""
-
-    #: Score → condition → AUGRC; of the shifts their mean, as everywhere.
-    augrc: dict[str, dict[str, float]]
-    #: Condition → accuracy of the mean probability.
-    accuracy: dict[str, float]
-    num_members: int
-
-
-def score_ensemble(ledger: Ledger, signatures: Sequence[str]) -> EnsembleScores | None:
-    """Return the scores of the deep ensemble of an arm's models on the test images.
-
-    None with fewer than two models, on test sets of their own, or with more outputs than ``MAX_OUTPUTS``.
-
-    Args:
-        ledger: ledger of the study.
-        signatures: signatures of the trials.
-
-    Raises:
-        StorageError: predictions are damaged.
-    """
-    if len(signatures) < 2:
-        return None
-    members = [load_predictions(ledger.folder("trial", signature), "test") for signature in signatures]
-    first = members[0]
-    if any(each.shifts != first.shifts or not np.array_equal(each.ids, first.ids) for each in members):
-        return None
-    if first.logits.size * len(members) > MAX_OUTPUTS:
-        return None
-    cells: dict[str, list[float]] = {}
-    right: list[float] = []
-    for row in range(len(first.shifts)):
-        logits = np.stack([each.logits[row] for each in members])
-        is_correct = average_members(logits).argmax(axis=1) == first.labels
-        right.append(float(is_correct.mean()))
-        for name, values in compute_ensemble_scores(logits).items():
-            cells.setdefault(name, []).append(compute_augrc(values, is_correct))
-    return EnsembleScores(
-        {name: _average(values, first.shifts) for name, values in cells.items()},
-        _average(right, first.shifts),
-        len(members),
-    )
-
-
-def _average(values: Sequence[float], shifts: Sequence[str]) -> dict[str, float]:
-    found = {IN_DISTRIBUTION: values[0]}
-    if len(values) > 1:
-        names = [key.rsplit("/", 1)[0] for key in shifts[1:]]
-        found[ALL_SHIFTS] = float(average_shifts(np.array([values[1:]]), names).mean[0])
-    return found
 
 
 def select_curves(scores: Sequence[str], leaders: Mapping[str, str], *, most: int = 6) -> list[str]:

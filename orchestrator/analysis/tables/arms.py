@@ -27,3 +27,20 @@ def arms_table(results: Results) -> pd.DataFrame:
             row[f"{measure.column}.n"] = summary.n
         rows.append(row)
     return pd.DataFrame(rows, columns=None if rows else ["name", "label"])
+
+
+def find_best_arm(results: Results, arms: pd.DataFrame, measure: str) -> str | None:
+    """Return the name of the arm with the highest mean of a measure; of equal ones the first in the plan.
+
+    None if no arm has one. Arms that a search stopped early are never the best: they must not be chosen.
+
+    Args:
+        results: tables of the study.
+        arms: ``arms_table(results)``.
+        measure: name of a measure of which higher values are better; ``val/<metric>`` finds the chosen arm.
+    """
+    column = f"{measure}.mean"
+    eligible = arms[~arms["name"].isin(results.stopped_arms)]
+    if column not in eligible or not eligible[column].notna().any():
+        return None
+    return str(eligible["name"].iloc[int(eligible[column].argmax())])

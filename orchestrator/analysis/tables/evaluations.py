@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 
 from orchestrator.study.contrasts import weigh_slope
 from orchestrator.study.hypotheses import MIN_TREND_LEVELS
+from trainables.evaluation.metrics import is_higher_better
 from trainables.evaluation.seen import POLICIES, find_policy, list_kinds_in_training, list_seen, list_used
-from trainables.evaluation.shift_means import average_by_family, average_shifts
+from trainables.evaluation.shift_means import average_by_family, average_by_type, average_shifts
 from trainables.shifts.tables import find_type
 
 #: Fields of an evaluation besides its metrics.
@@ -248,8 +249,11 @@ def cells_table(test_rows: pd.DataFrame, metric: str) -> pd.DataFrame:
         test_rows: rows of the shifts table on the test set.
         metric: name of a column.
     """
-    rows = test_rows[test_rows["severity"] > 0]
-    if metric not in rows or rows.empty:
+    if metric not in test_rows:
+        return pd.DataFrame()
+    rows = test_rows[["signature", "shift", "severity", metric]]  # text is slow to copy
+    rows = rows[rows["severity"] > 0]
+    if rows.empty:
         return pd.DataFrame()
     return rows.pivot(index="signature", columns=["shift", "severity"], values=metric)
 
@@ -280,3 +284,31 @@ def slopes_table(wide: pd.DataFrame) -> pd.DataFrame:
         if len(values.columns) >= MIN_TREND_LEVELS:
             found[str(shift)] = values.to_numpy() @ np.array(weigh_slope([float(each) for each in values.columns]))
     return pd.DataFrame(found, wide.index.astype(str))
+
+
+def drops_table(wide: pd.DataFrame, test_rows: pd.DataFrame, metric: str, *, is_relative: bool) -> pd.DataFrame:
+    """Return what ``metric`` loses under each shift, on average over severities: signatures × shifts.
+
+    The loss is unshifted − shifted where higher is better, else shifted − unshifted. Missing where one of both is.
+
+    Args:
+        wide: ``cells_table`` of the metric.
+        test_rows: rows of the shifts table on the test set.
+        metric: name of a column.
+        is_relative: whether the loss is divided by the unshifted value; missing where that is 0.
+    """
+    if wide.empty:
+        return pd.DataFrame()
+    rows = test_rows[test_rows["severity"] == 0]
+    unshifted = rows.set_index(rows["signature"].astype(str))[metric].reindex(wide.index.astype(str)).to_numpy()
+    sign = 1.0 if is_higher_better(metric) else -1.0
+    scale = np.where(unshifted == 0.0, np.nan, unshifted) if is_relative else 1.0
+    by_shift = average_shifts(wide.to_numpy(dtype=np.float64), list(map(str, wide.columns.get_level_values("shift"))))
+    losses = {shift: sign * (unshifted - mean) / scale for shift, mean in by_shift.by_shift.items()}
+    return pd.DataFrame(losses, wide.index.astype(str))
+
+
+def type_averages(by_shift: pd.DataFrame) -> pd.DataFrame:
+    """Return the means per type of shift of one column per shift, rows as given."""
+    found = average_by_type({str(shift): by_shift[shift].to_numpy() for shift in by_shift})
+    return pd.DataFrame(found, by_shift.index)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
@@ -14,6 +15,7 @@ from orchestrator.ledger.preregistration import EXPLORATORY, PREREGISTERED, trac
 from orchestrator.planning.ceteris_paribus import read_differences, read_matching
 from orchestrator.planning.feasibility import find_attainable
 from orchestrator.planning.plan import describe_skipped_briefly
+from orchestrator.planning.works import REMARKS
 from orchestrator.search.proposals import Search
 from orchestrator.study.grid import format_label
 from orchestrator.study.search.space import Space
@@ -81,10 +83,7 @@ def announce(prepared: Prepared, console: Console) -> None:
         + (f", {len(actions.resume)} of them to resume" if actions.resume else "")
         + (f"; {count(plan.num_to_come, 'trial')} to be proposed" if plan.num_to_come else ""),
     )
-    for stage in plan.stages:
-        if isinstance(stage.config, MatchingConfig):
-            text = f"{stage.name.removeprefix('severities ')}, on its validation images: "
-            print_line(console, "severities", text + word_targets(stage.config.targets))
+    _announce_stages(prepared, console)
     if prepared.search is not None:
         _announce_search(prepared.search, console)
     _announce_tuning(prepared, console)
@@ -109,6 +108,20 @@ def announce(prepared: Prepared, console: Console) -> None:
     if actions.orphaned:
         kept = f"{len(actions.orphaned)} stages and trials in the ledger that are no longer planned"
         print_line(console, "kept", f"{kept}; nothing is deleted")
+
+
+def _announce_stages(prepared: Prepared, console: Console) -> None:
+    """Print which stages another study has completed, what severities are matched to, and what pretraining may see."""
+    stages = {stage.signature: stage for stage in prepared.plan.stages}
+    for signature, study in {**prepared.find_adoptable(), **prepared.adopted}.items():
+        name = stages[signature].name
+        print_line(console, "found", f"{name} ({signature}) is complete in {study}: it is copied, not run again")
+    for stage in stages.values():
+        if isinstance(stage.config, MatchingConfig):
+            text = f"{stage.name.removeprefix('severities ')}, on its validation images: "
+            print_line(console, "severities", text + word_targets(stage.config.targets))
+    for remark, number in Counter(itertools.chain.from_iterable(prepared.about.get(REMARKS, {}).values())).items():
+        warn(console, "remark", f"{remark} ({count(number, 'arm')}); every statement about such an arm says so")
 
 
 def _announce_data(prepared: Prepared, console: Console) -> None:
@@ -232,7 +245,11 @@ def _announce_hypotheses(prepared: Prepared, console: Console) -> None:
             warn(console, each.status, f"{each.name}: {each.remark}{changes}")
     _announce_differences(prepared, console)
     hypotheses, trials = prepared.study.hypotheses, prepared.plan.trials
-    external = {work.name: prepared.inputs.dataset(work.config.data).external for work in trials} if hypotheses else {}
+    external = {
+        work.name: prepared.inputs.dataset(work.config.data).external
+        for work in (trials if hypotheses else ())
+        if isinstance(work.config, TrialConfig)
+    }
     attainable, without_arms = find_attainable(hypotheses, prepared.plan, prepared.about["factors"], external=external)
     for found in attainable:
         if found.is_reached:

@@ -21,8 +21,8 @@ from rich.text import Text
 
 from orchestrator.driver.terminal.announce import is_quiet, is_verbose
 from orchestrator.driver.terminal.time_left import TimeLeft, format_duration
-from orchestrator.planning.plan import Work
 from orchestrator.planning.states import STOPPED
+from orchestrator.planning.works import Work
 from trainables.config import TrialConfig
 from trainables.errors import RobustSweepError
 

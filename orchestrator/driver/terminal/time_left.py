@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from orchestrator.planning.plan import Work
+from orchestrator.planning.works import Work
 from trainables.config import TrialConfig
 
 #: Share of a trial's time that its training takes, as long as no trial has shown another: evaluation under some ten to

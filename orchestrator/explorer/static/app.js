@@ -2,7 +2,8 @@
 
 import { renderCase } from "explorer/case.js";
 import { renderControls } from "explorer/controls.js";
-import { $, h, wordShift, brief, percent } from "explorer/dom.js";
+import { $, brief, h, isCaged, percent, showText, wordShift } from "explorer/dom.js";
+import { onKey, showKeys } from "explorer/keys.js";
 import { NO_LABEL, Trial, UNKNOWN, WRONG, findShown, isPlaced, shuffled } from "explorer/model.js";
 import { paint } from "explorer/paint.js";
 import { markListed, renderPanel } from "explorer/panel.js";
@@ -21,6 +22,8 @@ class App {
     document.documentElement.dataset.theme = this.theme;
     this.stage = new Stage($("stage"), {
       onView: (view) => { this.state.view = view; this.#write(); },
+      // Until somebody moves it, the map fills its place.
+      onResize: () => { if (!this.state.view && this.stage?.points) this.stage.fitTo(this.stage.points); },
       onHover: (point, event, pane) => this.hover(point, event, pane),
       onClick: (point) => this.choose(point),
       onLasso: (outline) => this.lasso(outline),
@@ -28,8 +31,8 @@ class App {
     this.stage.setTool("pan");
     $("theme").onclick = () => this.toggleTheme();
     $("menu").onclick = () => this.toggleMenu();
-    $("help").onclick = () => this.showKeys();
-    addEventListener("keydown", (event) => this.#onKey(event));
+    $("help").onclick = showKeys;
+    addEventListener("keydown", (event) => onKey(this, event));
     $("link").onclick = () => this.copyLink();
     addEventListener("hashchange", () => {
       if (location.hash.slice(1) === this.written) return;
@@ -76,6 +79,29 @@ class App {
   changeStyle(patch) {
     Object.assign(this.state, patch);
     this.stage.setStyle(this.size, this.state.opacity / 100);
+    this.#write();
+  }
+
+  changeLooked(patch) {
+    Object.assign(this.state, patch);
+    if (this.state.looked) this.lastLooked = this.state.looked;
+    this.#write();
+    renderCase(this).catch((error) => this.fail(error));
+  }
+
+  toggleLarge() {
+    this.isLarge = !this.isLarge;
+    document.querySelector("#case .figures")?.classList.toggle("large", this.isLarge);
+  }
+
+  toggleLooked() {
+    const first = this.study.attributions?.[0]?.name;
+    if (this.state.point !== null && first) this.changeLooked({ looked: this.state.looked ? null : (this.lastLooked ?? first) });
+  }
+
+  fadeLooked(opacity) {
+    this.state.lookedOpacity = opacity;
+    for (const each of document.querySelectorAll(".looked-at")) each.style.opacity = String(opacity / 100);
     this.#write();
   }
 
@@ -204,33 +230,6 @@ class App {
     } catch (error) {
       return { problem: error.message };
     }
-  }
-
-  showKeys() {
-    const keys = [["← →", "case before, next case of the list"], ["↑ ↓", "the same"], ["O  U", "over-confident, under-confident failures"],
-      ["L  M", "lasso, move"], ["Shift + drag", "lasso at any time"], ["+  −  0", "zoom, fit"], ["Esc", "close the case, then select nothing"],
-      ["1 – 4", "failures, selection, clusters, notes"], ["D", "light or dark"], ["?", "this list"]];
-    $("keys").replaceChildren(h("form", { method: "dialog" }, h("h2", {}, "Keys"), h("dl", {}, keys.map(([key, words]) => [h("dt", {}, key), h("dd", {}, words)])), h("button", {}, "Close")));
-    $("keys").showModal();
-  }
-
-  #onKey(event) {
-    if (event.ctrlKey || event.metaKey || event.altKey || $("keys").open) return;
-    const target = event.target, kind = target.tagName;
-    if (kind === "TEXTAREA" || kind === "SELECT" || (kind === "INPUT" && target.type !== "checkbox")) return;
-    const tabs = ["failures", "selection", "clusters", "notes"];
-    const keys = {
-      ArrowRight: () => this.step(1), ArrowDown: () => this.step(1), ArrowLeft: () => this.step(-1), ArrowUp: () => this.step(-1),
-      o: () => this.change({ tab: "failures", kind: "over", point: null }), u: () => this.change({ tab: "failures", kind: "under", point: null }),
-      l: () => this.stage.setTool("lasso"), m: () => this.stage.setTool("pan"), d: () => this.toggleTheme(), "?": () => this.showKeys(),
-      "+": () => this.stage.zoomBy(1.4), "=": () => this.stage.zoomBy(1.4), "-": () => this.stage.zoomBy(1 / 1.4), 0: () => this.stage.fit(),
-      Escape: () => (this.state.point !== null ? this.choose(null) : this.clearSelection()),
-    };
-    tabs.forEach((tab, number) => { keys[number + 1] = () => this.change({ tab }); });
-    const run = keys[event.key.length === 1 ? event.key.toLowerCase() : event.key];
-    if (!run) return;
-    event.preventDefault();
-    run();
   }
 
   async #openOther(trial, number, score) {
@@ -376,7 +375,8 @@ class App {
   }
 
   async copyLink() {
-    try { await navigator.clipboard.writeText(location.href); this.say("Link copied"); } catch { prompt("The link to this view", location.href); }
+    if (isCaged) { this.say("This frame has no address to share: download the page, and open it from the disk", true); return; }
+    try { await navigator.clipboard.writeText(location.href); this.say("Link copied"); } catch { showText("The link to this view", location.href); }
   }
 }
 

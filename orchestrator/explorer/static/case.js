@@ -2,6 +2,7 @@
 
 import { css, scales } from "explorer/colours.js";
 import { $, h, percent, wordShift } from "explorer/dom.js";
+import { lens, renderLooked } from "explorer/looked.js";
 import { RIGHT, UNKNOWN, WRONG } from "explorer/model.js";
 import { picture } from "explorer/panel.js";
 
@@ -15,7 +16,13 @@ export async function renderCase(app) {
   }
   const block = trial.block(point), plain = point - block.position * block.set.count;
   box.hidden = false;
-  const figure = (p, words) => h("figure", {}, picture(app, p, 512, 168), h("figcaption", {}, words));
+  const lenses = [];
+  const figure = (p, words, looks = null) => {
+    const box = lens(app, picture(app, p, 512, 168)), caption = h("figcaption", {}, words);
+    if (looks) lenses.push({ box, caption, words, ...looks });
+    return h("figure", {}, box, caption);
+  };
+  const mine = { number: trial.number, point, shown: trial }, { other } = app, besideIt = other && other.match[point] >= 0 && app.state.looked;
   const wrong = trial.verdict[point] === WRONG, right = trial.verdict[point] === RIGHT;
   const id = h("span", { class: "id" }, "");
   const details = h("div", { class: "details" }, h("p", { class: "faint" }, "…"));
@@ -23,8 +30,9 @@ export async function renderCase(app) {
     h("header", {}, id, h("span", { class: "spacer" }), h("button", { class: "quiet", title: "Case before (←)", onclick: () => app.step(-1) }, "‹"),
       h("button", { class: "quiet", title: "Next case (→)", onclick: () => app.step(1) }, "›"),
       h("button", { id: "close-case", class: "quiet", title: "Close (Esc)", "aria-label": "Close", onclick: () => app.choose(null) }, "×")),
-    h("div", { class: "figures" }, block.position && app.source.isServed ? [figure(point, wordShift(block.shift)), figure(plain, "unshifted")]
-      : figure(point, block.position ? "unshifted; shifted ones are not in this file" : ""),
+    h("div", { class: app.isLarge ? "figures large" : "figures" }, block.position && app.source.hasShifted(point) ? [figure(point, wordShift(block.shift), mine), figure(plain, "unshifted")]
+      : figure(point, block.position ? "unshifted; the shifted one is not in this file" : besideIt ? "this trial" : "", mine),
+      besideIt ? figure(point, "other trial", { number: other.number, point: other.match[point], shown: other }) : null,
       h("div", { class: "verdict" },
         h("span", { class: "badge " + (wrong ? "is-wrong" : right ? "is-right" : "is-unknown") }, wrong ? "wrong" : right ? "right" : "no class of the study"),
         h("div", {}, h("small", {}, "predicted "), h("b", {}, app.className(trial, trial.predicted[point]))),
@@ -32,7 +40,7 @@ export async function renderCase(app) {
         h("div", {}, h("small", {}, `${app.scoreTitle} `), h("b", {}, app.readScore(point))),
         app.other ? besides(app, point) : null,
         h("small", {}, `${block.set.name}, ${wordShift(block.shift)}`))),
-    details);
+    renderLooked(app, lenses, point), details);
   let found;
   try {
     found = await app.source.case(trial.number, point);
@@ -42,10 +50,10 @@ export async function renderCase(app) {
   }
   if (app.state.point !== point) return; // another case has been chosen since
   id.textContent = found.id;
-  app.neighbours = found.neighbours.map((each) => each.point);
+  app.neighbours = found.neighbours.map((each) => each.point).filter((each) => each !== null);
   app.stage.mark({ point, outline: app.state.outline, neighbours: app.neighbours });
   details.replaceChildren(...[
-    distribution(app, found), versions(app, found, point), neighbours(app, found), metadata(found), app.source.isServed ? note(app, found, block) : null,
+    distribution(app, found), versions(app, found, point), neighbours(app, found), metadata(found), (app.source.isServed ? note : readNote)(app, found, block),
   ].filter(Boolean));
 }
 
@@ -96,8 +104,9 @@ function neighbours(app, found) {
   if (!found.neighbours.length) return null;
   const { trial } = app;
   return h("div", { class: "neighbours" }, h("h3", {}, "Nearest training images"), h("div", { class: "gallery" }, found.neighbours.map((each) => h("button", {
-    class: `tile ${each.label === found.label ? "is-right" : "is-wrong"}`, title: `class ${app.className(trial, each.label)}, distance ${each.distance.toPrecision(3)}`, onclick: () => app.choose(each.point) },
-  picture(app, each.point, 96, 56), h("small", {}, app.className(trial, each.label))))));
+    class: `tile ${each.label === found.label ? "is-right" : "is-wrong"}`, disabled: each.point === null, onclick: () => app.choose(each.point),
+    title: `${each.id ? `${each.id}, ` : ""}class ${app.className(trial, each.label)}, distance ${each.distance.toPrecision(3)}` },
+  each.point !== null ? picture(app, each.point, 96, 56) : each.picture ? h("img", { src: each.picture, alt: "", width: 56, height: 56 }) : h("span", { class: "no-image" }), h("small", {}, app.className(trial, each.label))))));
 }
 
 function metadata(found) {
@@ -105,8 +114,16 @@ function metadata(found) {
   return entries.length ? h("dl", {}, entries.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])) : null;
 }
 
+const findNote = (app, found, block) => app.notes?.find((each) => each.set === block.set.name && each.id === found.id);
+
+// In an exported file notes are read only.
+function readNote(app, found, block) {
+  const saved = findNote(app, found, block);
+  return saved ? h("p", { class: "read-note" }, saved.label_is_wrong ? h("b", { class: "wrong" }, "label wrong ") : null, saved.note) : null;
+}
+
 function note(app, found, block) {
-  const saved = app.notes?.find((each) => each.set === block.set.name && each.id === found.id);
+  const saved = findNote(app, found, block);
   const text = h("textarea", { id: "note", rows: "2", placeholder: "Note on this image", "aria-label": "Note on this image", maxlength: "4000" });
   text.value = saved?.note ?? "";
   const wrong = h("input", { id: "label-wrong", type: "checkbox", checked: saved?.label_is_wrong ?? false });

@@ -11,6 +11,7 @@ const select = (id, options, value, onchange) => {
   const element = h("select", { id, onchange: (event) => onchange(event.target.value) },
     options.map(([key, name, disabled]) => h("option", { value: String(key), disabled }, name)));
   element.value = String(value ?? "");
+  element.title = element.selectedOptions[0]?.textContent ?? ""; // it may be cut off
   return element;
 };
 
@@ -48,6 +49,7 @@ export function renderControls(app) {
       ? h("button", { class: "chip", "aria-pressed": String(!state.classes || state.classes.includes(NO_LABEL)), onclick: () => toggleClass(app, NO_LABEL) }, "no class of the study")
       : null), classes.length > 40 ? h("small", {}, `and ${classes.length - 40} more classes`) : null),
     trial.index.problems.length ? section("Not shown", ...trial.index.problems.map((each) => h("p", { class: "problem" }, each))) : "",
+    app.source.about ? section("This file", h("p", { class: "faint" }, app.source.about)) : "",
   );
   box.scrollTop = top;
 }

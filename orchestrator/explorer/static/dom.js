@@ -45,8 +45,27 @@ export function wordShift(key) {
 
 export const plural = (number, word) => `${count(number)} ${word}${number === 1 ? "" : "s"}`;
 
-// Hands the user a file.
+// Whether the page stands in a frame that may neither download nor copy, such as MLflow's artifact viewer.
+export const isCaged = self !== top && self.origin === "null";
+
+// Shows a dialog with a button that closes it. No form: a caged page may send none.
+export function showDialog(title, ...content) {
+  const box = $("keys");
+  box.replaceChildren(h("h2", {}, title), ...content, h("button", { onclick: () => box.close() }, "Close"));
+  box.showModal();
+}
+
+// A text to copy by hand.
+export function showText(title, text) {
+  const area = h("textarea", { class: "to-copy", readonly: true, rows: "12", "aria-label": title });
+  area.value = text;
+  showDialog(title, area);
+  area.select();
+}
+
+// Hands the user a file, as a text where files cannot be.
 export function save(name, text, type) {
+  if (isCaged) { showText(`${name}: this frame may not save files; copy it, or download the page`, text); return; }
   const link = h("a", { href: URL.createObjectURL(new Blob([text], { type })), download: name });
   document.body.append(link);
   link.click();

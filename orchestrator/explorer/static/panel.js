@@ -204,7 +204,8 @@ function clusters(app) {
 
 function notes(app) {
   const found = app.notes ?? [];
-  if (!found.length) return [h("div", { class: "empty" }, h("p", {}, "No notes yet."), h("p", {}, "Open a case to write one, or to mark its label as wrong. Notes lie in the study's ledger."))];
+  if (!found.length) return [h("div", { class: "empty" }, h("p", {}, "No notes yet."), h("p", {}, app.source.isServed
+    ? "Open a case to write one, or to mark its label as wrong. Notes lie in the study's ledger." : "Notes are written in the served page: robustsweep explore."))];
   const entries = found.map((each) => ({ ...each, point: app.findPoint(each.set, each.id) }));
   app.list = entries.map((each) => each.point).filter((point) => point !== null);
   const wrong = found.filter((each) => each.label_is_wrong).length;

@@ -5,9 +5,12 @@ const pause = (ms) => new Promise((done) => setTimeout(done, ms));
 
 export class SourceError extends Error {}
 
+const MOST_LOOKED = 200; // pictures of attributions that are kept
+
 class ServerSource {
   isServed = true;
   #kept = new Map();
+  #looked = new Map();
 
   async #ask(path, options) {
     let answer;
@@ -75,7 +78,24 @@ class ServerSource {
     return this.#once(path, async () => new Int32Array(await (await this.#ask(path)).arrayBuffer()));
   }
 
+  hasShifted() { return true; }
+
   image(trial, point, side) { return `api/trials/${trial}/images/${point}?side=${side}`; }
+
+  // Address of the picture that shows where a trial's model looked for a class. The last ones are kept.
+  attribution(trial, point, method, target) {
+    const path = `api/trials/${trial}/attributions/${point}/${method}/${target}`;
+    if (this.#looked.has(path)) return this.#looked.get(path);
+    const promise = this.#ask(path).then((answer) => answer.blob()).then((blob) => URL.createObjectURL(blob));
+    promise.catch(() => this.#looked.delete(path));
+    this.#looked.set(path, promise);
+    if (this.#looked.size > MOST_LOOKED) {
+      const [oldest, address] = this.#looked.entries().next().value;
+      this.#looked.delete(oldest);
+      address.then(URL.revokeObjectURL, () => {});
+    }
+    return promise;
+  }
 
   async case(trial, point) { return (await this.#ask(`api/trials/${trial}/cases/${point}`)).json(); }
 
@@ -95,10 +115,13 @@ class EmbeddedSource {
 
   constructor(content) { this.content = content; }
 
+  // What is in the file, in words; null if everything is.
+  get about() { return this.content.left_out; }
+
   async study() { return this.content.study; }
   async trial() { return this.content.index; }
   async ids() { return this.content.ids; }
-  async notes() { return { notes: [] }; }
+  async notes() { return { notes: this.content.notes }; }
 
   #array(text, type) {
     if (!this.#kept.has(text)) this.#kept.set(text, new TYPES[type](decode(text)));
@@ -125,10 +148,30 @@ class EmbeddedSource {
     return { set, row: inside % set.count, shift: Math.floor(inside / set.count) };
   }
 
-  // The unshifted image: shifted ones are not in the file.
+  // Whether a shifted image is in the file: those of some failures are.
+  hasShifted(point) { return point in this.content.shifted; }
+
+  // The unshifted image stands for a shifted one that is not in the file.
   image(trial, point) {
-    const { set, row } = this.#find(point), text = this.content.thumbnails[set.first_image + row];
+    const { set, row } = this.#find(point), text = this.content.shifted[point] ?? this.content.thumbnails[set.first_image + row];
     return text ? `data:image/jpeg;base64,${text}` : null;
+  }
+
+  // Where the model looked for what it has predicted of an unshifted failure, if that is in the file.
+  attribution(trial, point) {
+    const { set, row, shift } = this.#find(point), text = shift ? null : this.content.looked[set.first_image + row];
+    if (text) return Promise.resolve(`data:image/png;base64,${text}`);
+    return Promise.reject(new SourceError("Not in this file, which has it of failures, unshifted; the served page (robustsweep explore) has it of all."));
+  }
+
+  #neighbours(image) {
+    const { content } = this, found = content.neighbours[image];
+    if (!found) return { neighbours: [], no_neighbours: content.no_neighbours };
+    const described = found.map(({ row, distance }) => {
+      const { id, label, picture } = content.training[row];
+      return { point: null, id, label, distance, picture: picture ? `data:image/jpeg;base64,${picture}` : null };
+    });
+    return { neighbours: described, no_neighbours: null };
   }
 
   async case(trial, point) {
@@ -149,7 +192,7 @@ class EmbeddedSource {
       return { point: p, shift: each, predicted: predicted[p], probability: top[p] / 255 };
     });
     return { point, id: content.ids[image], label: labels[point] === 65535 ? null : labels[point], distribution, metadata, versions,
-      neighbours: [], no_neighbours: null };
+      ...(shift === 0 ? this.#neighbours(image) : { neighbours: [], no_neighbours: "this file has those of unshifted images" }) };
   }
 }
 

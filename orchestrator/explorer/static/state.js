@@ -10,6 +10,7 @@ export const defaults = () => ({
   size: null, opacity: 85, view: null, // centre x, y and scale
   tab: "failures", kind: "over", within: null, // list of cases: kind, and number of the set
   point: null, // number of the case that is looked at
+  looked: null, lookedFor: "predicted", lookedOpacity: 70, // attribution over the image: method, class, opacity
   outline: null, // lasso in the plane, Float32Array
   picked: null, // sorted numbers of selected points, Uint32Array
   origin: null, // what selected them: "lasso" or "cluster <n>"
@@ -52,7 +53,7 @@ export function write(state) {
   const base = defaults(), parts = [];
   const put = (key, value) => parts.push(`${key}=${encodeURIComponent(value)}`);
   const names = { trial: "t", other: "u", score: "s", colour: "c", map: "m", size: "z", opacity: "o", tab: "tab",
-    kind: "k", within: "w", point: "p", origin: "from" };
+    kind: "k", within: "w", point: "p", origin: "from", looked: "a", lookedFor: "af", lookedOpacity: "ao" };
   put("t", state.trial);
   for (const [name, key] of Object.entries(names)) {
     if (name !== "trial" && state[name] !== base[name] && state[name] !== null) put(key, state[name]);
@@ -79,7 +80,8 @@ export function read(text) {
   state.within = number("w");
   state.size = number("z"); // null: by the number of points
   state.opacity = number("o") ?? state.opacity;
-  for (const [name, key] of [["score", "s"], ["colour", "c"], ["map", "m"], ["tab", "tab"], ["kind", "k"], ["origin", "from"]]) {
+  state.lookedOpacity = number("ao") ?? state.lookedOpacity;
+  for (const [name, key] of [["score", "s"], ["colour", "c"], ["map", "m"], ["tab", "tab"], ["kind", "k"], ["origin", "from"], ["looked", "a"], ["lookedFor", "af"]]) {
     state[name] = found.get(key) ?? state[name];
   }
   try {

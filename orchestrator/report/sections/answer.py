@@ -11,6 +11,7 @@ import pandas as pd
 
 from orchestrator.analysis.effects import Effect
 from orchestrator.analysis.results import TITLES, Results
+from orchestrator.analysis.tables.arms import find_best_arm
 from orchestrator.analysis.wording import NO_BREAK, percent, plural, sentence
 from orchestrator.planning.states import COMPLETE
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, note, table
@@ -47,8 +48,7 @@ def arms_section(results: Results, arms: pd.DataFrame) -> Section:
     columns += [Column(measure.short, is_number=True) for measure in results.measures]
     if limits:
         columns.append(Column(f"replicates, {100 * limits[0]:.0f}–{100 * limits[1]:.0f} %", sortable=False))
-    eligible = arms[~arms["name"].isin(results.stopped_arms)]
-    marks = {column: _best(eligible, column) for column in (f"val/{results.metric}", shifted)}
+    marks = {column: find_best_arm(results, arms, column) for column in (f"val/{results.metric}", shifted)}
     tags = {marks[f"val/{results.metric}"]: "chosen"}
     tags[marks[shifted]] = "oracle" if marks[shifted] not in tags else "chosen and oracle"
     rows = []
@@ -95,11 +95,6 @@ def _limits(results: Results, column: str) -> tuple[float, float] | None:
         return None
     low, high = float(results.trials[column].min()), float(results.trials[column].max())
     return np.floor(20 * low) / 20, max(np.ceil(20 * high) / 20, np.floor(20 * low) / 20 + 0.05)
-
-
-def _best(arms: pd.DataFrame, column: str) -> str | None:
-    name = f"{column}.mean"
-    return str(arms["name"].iloc[int(arms[name].argmax())]) if name in arms and len(arms) else None
 
 
 def _completeness(results: Results, arm: pd.Series) -> Cell:

@@ -6,13 +6,16 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from html import escape
+from pathlib import Path
 from typing import Any
 
 from orchestrator.analysis.results import Results
 from orchestrator.analysis.tables.trial_rows import MISSING
-from orchestrator.analysis.wording import flatten, plural
+from orchestrator.analysis.wording import flatten, plural, sentence
+from orchestrator.ledger.other_studies import FOUND_IN
 from orchestrator.planning.budget import BudgetStatus
 from orchestrator.planning.states import COMPLETE, INTERRUPTED, STOPPED
+from orchestrator.planning.works import REMARKS
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, facts, note, table
 from trainables.data.describe import describe_conversions, describe_similar
 
@@ -81,7 +84,14 @@ def status(results: Results, budget_status: BudgetStatus | None = None) -> str:
     held_back = describe_held_back(results, budget_status)
     if held_back is not None:
         html += callout(held_back, "warn")
+    for remark, number in count_remarks(results.plan).items():
+        html += callout(f"{sentence(remark)} ({plural(number, 'arm')}).", "warn")
     return html
+
+
+def count_remarks(plan: Mapping[str, Any]) -> Counter[str]:
+    """Return what has to be said of the pretraining → number of the arms of which it has to be."""
+    return Counter(remark for found in plan.get(REMARKS, {}).values() for remark in found)
 
 
 def describe_held_back(results: Results, budget_status: BudgetStatus | None) -> str | None:
@@ -117,6 +127,7 @@ def provenance_section(
         "code": f"git commit {plan['git_commit']}" if plan["git_commit"] else "not in a git repository",
         "versions": ", ".join(f"{name} {version}" for name, version in plan["versions"].items()),
         "seed": str(plan["seed"]),
+        **_describe_pretraining(results),
         "tracking": plan["mlflow"] or "not logged to MLflow",
         "planned": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(plan["written_ms"] / 1000)),
         "ran on": _environments(results),
@@ -127,6 +138,30 @@ def provenance_section(
     links = ", ".join(f'<a href="{escape(name)}">{escape(name)}</a> ({escape(what)})' for name, what in files.items())
     body = facts(rows) + f'<p class="note">Beside this page: {links}.</p>' + _configuration(results)
     return Section("provenance", "Provenance", "Provenance", body)
+
+
+def _describe_pretraining(results: Results) -> dict[str, str]:
+    """Return the published weights with what the study states about them, and stages that were copied."""
+    rows: dict[str, str] = {}
+    weights: dict[str, str] = {}
+    for record in results.records.values():
+        step = record.config["config"]["pretraining"]
+        while "init" in step:
+            step = step["init"]
+        if step["kind"] == "weights":
+            name = step["name"] or Path(step["file"]).name
+            told = (step["file_sha256"] and f"sha256 {step['file_sha256']}", step["licence"], step["pretrained_on"])
+            weights[name] = f"{name} ({', '.join(filter(None, told)) or 'nothing is stated about them'})"
+    if weights:
+        rows["weights"] = "; ".join(weights.values())
+    copied = [
+        f"{stage.config['name']} from {stage.result[FOUND_IN]}"
+        for stage in results.stages
+        if stage.result is not None and FOUND_IN in stage.result
+    ]
+    if copied:
+        rows["stages of other studies"] = "; ".join(copied)
+    return rows
 
 
 def _describe_groups(data: Mapping[str, Any]) -> str:

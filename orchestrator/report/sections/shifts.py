@@ -14,6 +14,7 @@ from orchestrator.analysis.differences import compute_differences
 from orchestrator.analysis.effects import Effect, rank_factors
 from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.stain_grid import MARGIN, Grid, Line, compute_grid, summarise_copies
+from orchestrator.analysis.tables.evaluations import drops_table, type_averages
 from orchestrator.analysis.wording import plural, sentence, word_strength
 from orchestrator.ledger.record import Record
 from orchestrator.report.curves import severity_curves
@@ -53,7 +54,7 @@ def shifts_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effec
     )
     body += "".join(_matching_table(results, stage) for stage in results.stages if "matching" in (stage.result or {}))
     if heat is not None and results.families:
-        body += _families_table(results)
+        body += _families_table(results) + _drops_table(results)
     if grid is not None:
         body += embed(stain_heat_maps(results, grid), "figure-stains") + _copies_table(results, grid)
     return Section("shifts", "Shifts", "Where does it break?", body) if body else None
@@ -131,6 +132,34 @@ def _families_table(results: Results) -> str:
     return note(text) + table(
         [Column("arm"), *(Column(family, is_number=True) for family in columns)], rows, tall=len(rows) > TALL_ROWS
     )
+
+
+def _drops_table(results: Results) -> str:
+    """Return a table with what each arm loses under shift, in all and under the type that takes most."""
+    cells = results.cells(results.metric)
+    absolute, relative = (
+        type_averages(drops_table(cells, results.test_rows, results.metric, is_relative=each)) for each in (False, True)
+    )
+    arms = results.trials.set_index("signature")["name"]
+    absolute, relative = (each.groupby(arms.reindex(each.index), sort=False).mean() for each in (absolute, relative))
+    rows = []
+    for name, drops, losses in zip(absolute.index, absolute.to_numpy(), relative.to_numpy(), strict=True):
+        if np.isnan(drops).any():
+            continue
+        worst = int(drops.argmax())
+        where = f' <span class="sd">{escape(str(absolute.columns[worst]).replace("_", " "))}</span>'
+        row = [Cell(escape(results.labels[str(name)]))]
+        for value, end in ((drops.mean(), ""), (losses.mean(), ""), (drops[worst], where), (losses[worst], where)):
+            row.append(Cell("–", "") if np.isnan(value) else Cell(f"{100 * value:.1f}{end}", float(value)))
+        rows.append(row)
+    title = TITLES[results.metric]
+    text = (
+        f"Drop of {title} under shift: unshifted minus shifted in points, and as a share of the unshifted value "
+        "in %; mean over replicates, severities and types of shift, and the type that takes most from the arm."
+    )
+    columns = ("drop, points", "relative drop, %", "largest drop, points", "its relative drop, %")
+    head = [Column("arm"), *(Column(column, is_number=True) for column in columns)]
+    return note(text) + table(head, rows, tall=len(rows) > TALL_ROWS) if rows else ""
 
 
 def _copies_table(results: Results, grid: Grid) -> str:

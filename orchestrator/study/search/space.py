@@ -261,7 +261,7 @@ def find_wrong_names(space: Mapping[str, Parameter], arms: Sequence[Arm]) -> Ite
             problems = [f"the trial has no field {name!r}{suggest(name, FIELDS)}"]
         elif name.split(".")[0] in _FIXED:
             problems = ["trials are compared on the same data and shifts; vary something else"]
-        elif name == "pretraining.encoders":
+        elif name in ("pretraining.encoders", "pretraining.init.encoders"):
             problems = ["makes no other trial: it says how many pretrainings the replicates share; set it once"]
         elif name in factors:
             problems = ["is also a factor; keep it in one"]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from orchestrator.driver.terminal.time_left import TimeLeft
-from orchestrator.planning.plan import Work
+from orchestrator.planning.works import Work
 from tests.support.plans import make_stage, make_trial
 
 SLOTS = 2

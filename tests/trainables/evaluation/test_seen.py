@@ -26,6 +26,7 @@ def test_the_table_is_that_of_the_policies_operations() -> None:
     operations["augmix"] = {*_NAMES, "posterize"}
     operations["none"] = set()
     operations["contrastive"] = {"brightness", "contrast", "saturation", "hue", "grayscale", "blur"}
+    operations["contrastive_no_colour"] = {"brightness", "contrast", "blur"}
     for policy, names in operations.items():
         assert POLICIES[policy] == {OPERATION_KINDS[name] for name in names if name in OPERATION_KINDS}
     assert POLICIES.keys() == operations.keys()
@@ -50,7 +51,12 @@ def test_every_shift_has_at_most_one_kind() -> None:
         ({"augmentation": {"kind": "strong", "policy": "strong-v1", "strength": 1.0}}, {"elastic_transform"}),
         ({"augmentation": {"kind": "none", "erasing": 0.2}}, {"bubble"}),
         ({"augmentation": {"kind": "augmix", "strength": 1.0}}, {"elastic_transform"}),
-        ({"pretraining": {"kind": "contrastive"}}, {"saturation"}),
+        ({"pretraining": {"kind": "contrastive", "views": {"kind": "moco"}}}, {"saturation"}),
+        ({"pretraining": {"kind": "contrastive", "views": {"kind": "no_colour"}}}, set()),
+        (
+            {"pretraining": {"kind": "contrastive", "views": {"kind": "strong", "policy": "strong-v0.1.0"}}},
+            {"saturation", "jpeg", "shot_noise"},
+        ),
     ],
 )
 def test_what_a_training_has_seen(sections: dict[str, Any], expected: set[str]) -> None:

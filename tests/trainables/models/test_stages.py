@@ -14,8 +14,9 @@ from trainables.models.exported import build_exported, load_exported, write_expo
 from trainables.models.networks import Classifier, build_model, create_backbone
 from trainables.pretraining.imagenet import load_imagenet
 from trainables.pretraining_config import ImageNetPretraining
+from trainables.stage import run_stage
 from trainables.storage.folder import Folder
-from trainables.trial import run_stage, run_trial
+from trainables.trial import run_trial
 
 LITE0 = "timm/tf_efficientnet_lite0"
 #: Network → module that ends each stage, by its architecture: layer1 to layer4 of He et al. 2016, the four stages of

@@ -8,8 +8,10 @@ import numpy as np
 import pytest
 import torch
 
+from trainables.contrastive_config import Byol, Method, MoCo, SimClr
 from trainables.errors import CollapsedError
-from trainables.pretraining.collapse import check_collapse, measure_spread
+from trainables.pretraining.collapse import CollapseMeter, check_collapse, describe_collapse, measure_spread
+from trainables.pretraining.methods import Outcome
 
 
 def test_spread_is_the_deviation_of_normalised_vectors() -> None:
@@ -28,25 +30,68 @@ def test_spread_is_one_for_all_directions_and_zero_for_one(features: int) -> Non
     assert measure_spread(torch.zeros(8, features)).item() == 0.0
 
 
+GUESSING = math.log(511)
+
+
 @pytest.mark.parametrize(
-    ("loss", "features", "embeddings", "is_collapsed"),
+    ("method", "loss", "features", "embeddings", "is_collapsed"),
     [
-        (math.log(511), 0.8, 0.0, True),
-        (math.log(511), 1e-4, 0.9, True),  # batch normalisation pulls rounding errors apart
-        (6.2275, 0.45, 0.23, True),  # measured: digits at a learning rate of 1,000
-        (6.74, 0.75, 0.99, False),  # measured: a phantom's first epoch
-        (6.17, 0.82, 0.99, False),  # measured: the quickstart's first epoch
-        (5.0, 0.8, 0.1, False),  # alike, and told apart
+        (SimClr(), GUESSING, 0.8, 0.0, True),
+        (SimClr(), GUESSING, 1e-4, 0.9, True),  # batch normalisation pulls rounding errors apart
+        (SimClr(), 6.2275, 0.45, 0.23, True),  # measured: digits at a learning rate of 1,000
+        (SimClr(), 6.74, 0.75, 0.99, False),  # measured: a phantom's first epoch
+        (SimClr(), 6.17, 0.82, 0.99, False),  # measured: the quickstart's first epoch
+        (SimClr(), 5.0, 0.8, 0.1, False),  # alike, and told apart
+        (MoCo(queue_size=512), math.log(513), 0.8, 0.05, True),
+        (MoCo(queue_size=512), 6.08, 0.99, 0.233, False),  # measured: digits, the second epoch of a healthy run
+        (MoCo(), GUESSING, 0.8, 0.05, False),  # of 65,536 keys this is no guessing
+        (Byol(), 0.01, 0.8, 0.0, True),
+        (Byol(), 1.66, 0.996, 0.825, False),  # measured: digits
     ],
 )
-def test_both_signs_are_needed(loss: float, features: float, embeddings: float, is_collapsed: bool) -> None:
-    values = {"loss": loss, "feature_spread": features, "embedding_spread": embeddings}
+def test_both_signs_are_needed(
+    method: Method, loss: float, features: float, embeddings: float, is_collapsed: bool
+) -> None:
+    found = {"ssl/loss": loss, "ssl/feature_spread": features, "ssl/embedding_spread": embeddings}
 
     def check() -> None:
-        check_collapse(epoch=3, num_images=256, learning_rate=0.06, **values)
+        check_collapse(found, method, epoch=3, num_images=256)
 
     if not is_collapsed:
         check()
         return
-    with pytest.raises(CollapsedError, match=r"epoch 3: .* guessing costs 6.236; lower .* \(now 0.06\)"):
+    guessing = "" if isinstance(method, Byol) else ", where guessing costs 6.2"
+    with pytest.raises(CollapsedError, match=rf"epoch 3: .*{guessing}.*; lower pretraining\.method.* \(now 0"):
         check()
+
+
+def outcome(rank: int) -> Outcome:
+    """Embeddings of 400 views evenly spread over so many dimensions of 30, about a common direction."""
+    random = np.random.default_rng(0)
+    vectors = np.zeros((400, 30))
+    vectors[:, :rank] = random.normal(size=(400, rank))
+    vectors[:, -1] = 50.0
+    features = torch.from_numpy(random.normal(size=(400, 30)))
+    return Outcome(torch.tensor(2.0), features.float(), torch.from_numpy(vectors).float())
+
+
+@pytest.mark.parametrize(("rank", "is_collapsed"), [(1, 1.0), (2, 1.0), (4, 0.0), (20, 0.0)])
+def test_few_dimensions_are_flagged(rank: int, is_collapsed: float) -> None:
+    meter = CollapseMeter(torch.device("cpu"))
+    meter.add(outcome(20))
+    meter.add(outcome(rank))
+    found = meter.summarise()
+    assert found["ssl/loss"] == 2.0
+    assert found["ssl/embedding_rank"] == pytest.approx(rank, rel=0.1, abs=0.05)
+    assert found["ssl/feature_rank"] > 25
+    assert found["ssl/collapsed"] == is_collapsed
+
+
+@pytest.mark.parametrize(
+    ("flags", "verdict", "epochs"),
+    [([0, 0, 0], "none", []), ([1, 1, 0], "none", [1, 2]), ([0, 1, 1], "dimensional", [2, 3])],
+)
+def test_the_verdict_is_that_of_the_last_epoch(flags: list[int], verdict: str, epochs: list[int]) -> None:
+    history = [{"epoch": n, "metrics": {"ssl/collapsed": float(flag)}} for n, flag in enumerate(flags, 1)]
+    found = describe_collapse(history)
+    assert (found["verdict"], found["epochs"]) == (verdict, epochs)

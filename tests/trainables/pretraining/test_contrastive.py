@@ -14,60 +14,15 @@ from trainables.data.dataset import ImageSet
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, CollapsedError, DivergedError
 from trainables.models.networks import Classifier, build_model
-from trainables.pretraining.contrastive import make_view, pretrain_encoder
-from trainables.pretraining_config import ContrastivePretraining
-from trainables.seeding import hash_ids
+from trainables.pretraining.contrastive import pretrain_encoder
 from trainables.storage.folder import Folder
 
-SETTINGS = ContrastivePretraining()
+STILL = {"kind": "moco", "jitter_strength": 0.0}
 
 
 @pytest.fixture(autouse=True)
 def one_thread() -> None:
     torch.set_num_threads(1)
-
-
-def images(channels: int = 3, count: int = 64, size: int = 16) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(0)
-    return torch.randint(0, 256, (count, channels, size, size), generator=generator, dtype=torch.uint8)
-
-
-def seeds(count: int = 64) -> torch.Tensor:
-    return torch.from_numpy(hash_ids(map(str, range(count))))
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_a_view_depends_on_its_seed_alone(channels: int) -> None:
-    whole = make_view(images(channels), seeds(), SETTINGS)
-    assert whole.shape == images(channels).shape
-    assert whole.dtype == torch.uint8
-    rows = torch.tensor([5, 60, 7])
-    assert torch.equal(make_view(images(channels)[rows], seeds()[rows], SETTINGS), whole[rows])
-    assert not torch.equal(make_view(images(channels), seeds() + 1, SETTINGS), whole)
-
-
-def test_views_follow_the_policys_frequencies() -> None:
-    # A gradient from left to right, in one colour: what happened to it can be read off.
-    ramp = torch.zeros(2000, 3, 16, 16, dtype=torch.uint8)
-    ramp[:, 0] = torch.linspace(40, 200, 16).to(torch.uint8)
-    whole = ContrastivePretraining(crop_scale_min=1.0, jitter_strength=0.0)
-    views = make_view(ramp, seeds(2000), whole).float()
-    grey = (views[:, 0] == views[:, 2]).flatten(1).all(1)
-    assert grey.float().mean() == pytest.approx(0.2, abs=0.03)
-    flipped = views[:, 0, 8, 0] > views[:, 0, 8, -1]
-    assert flipped.float().mean() == pytest.approx(0.5, abs=0.04)
-    views = make_view(ramp, seeds(2000), whole.model_copy(update={"horizontal_flip": False}))
-    assert (views[:, 0, 8, 0] < views[:, 0, 8, -1]).all()
-
-
-def test_jitter_is_scaled_and_hits_four_of_five() -> None:
-    flat = torch.full((2000, 3, 8, 8), 100, dtype=torch.uint8)
-    flat[:, 0] = 160
-    still = ContrastivePretraining(crop_scale_min=1.0, jitter_strength=0.0)
-    moved = still.model_copy(update={"jitter_strength": 1.0})
-    before, after = make_view(flat, seeds(2000), still), make_view(flat, seeds(2000), moved)
-    changed = (before != after).flatten(1).any(1)
-    assert changed.float().mean() == pytest.approx(0.8, abs=0.04)
 
 
 def pretrain(
@@ -81,7 +36,7 @@ def pretrain(
 
 
 def test_pretraining_learns_to_recognise_images_and_leaves_the_head(tmp_path: Path, cache_dir: Path) -> None:
-    config = tiny_stage(epochs=2, batch_size=128, crop_scale_min=0.9, jitter_strength=0.0, horizontal_flip=False)
+    config = tiny_stage(epochs=2, batch_size=128, crop_scale_min=0.9, views=STILL, horizontal_flip=False)
     train = load_dataset(config.data, cache_dir=cache_dir).splits["train"]
     torch.manual_seed(0)
     before = build_model(config.model, num_classes=3, channels=1, image_size=16)
@@ -97,7 +52,7 @@ def test_images_that_are_all_alike_collapse(tmp_path: Path) -> None:
     """Every view is the same, so every embedding is, and the loss is exactly that of guessing: ln(2·48 − 1)."""
     train = random_set("train", 48)
     alike = ImageSet("train", 0 * train.images + 90, train.labels, train.ids, train.groups, train.sites)
-    config = tiny_stage(epochs=3, batch_size=48, jitter_strength=0.0)
+    config = tiny_stage(epochs=3, batch_size=48, views=STILL)
     with pytest.raises(CollapsedError, match=r"epoch 1: .*the loss is 4.554, where guessing costs 4.554; lower"):
         pretrain(tmp_path, config, alike)
     assert Folder(tmp_path).read_lines("epochs.jsonl") == []
@@ -111,7 +66,7 @@ def test_a_head_that_forgets_its_input_collapses(tmp_path: Path, monkeypatch: py
             return super().forward(x) * 0 + 1
 
     monkeypatch.setattr("lightly.models.modules.heads.SimCLRProjectionHead", Forgetful)
-    with pytest.raises(CollapsedError, match=r"lower pretraining\.learning_rate"):
+    with pytest.raises(CollapsedError, match=r"lower pretraining\.method\.learning_rate"):
         pretrain(tmp_path, tiny_stage(batch_size=24))
 
 
@@ -174,7 +129,9 @@ def test_interrupted_and_called_again(tmp_path: Path) -> None:
 
 def test_divergence_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Classifier, "normalise", lambda self, images: images.float() * float("nan"))
-    with pytest.raises(DivergedError, match=r"epoch 1: the contrastive loss is nan; lower pretraining.learning_rate"):
+    with pytest.raises(
+        DivergedError, match=r"epoch 1: the contrastive loss is nan; lower pretraining.method.learning_rate"
+    ):
         pretrain(tmp_path, tiny_stage(batch_size=24))
     assert not list(tmp_path.iterdir()) or not Folder(tmp_path).exists("checkpoint.safetensors")
 

@@ -9,23 +9,28 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
+from sklearn.metrics import average_precision_score
 
 from tests.support.tiny_configs import random_dataset, random_set, tiny_trial
 from trainables.confidence_config import NoConfidence
-from trainables.config import TrialConfig
+from trainables.config import Execution, TrialConfig
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
+from trainables.evaluation.detection.risk_coverage import measure_ap
 from trainables.evaluation.predictions import keep, predict, predict_each
 from trainables.models.confidence import ConfidNetBranch, get_branch
 from trainables.models.model_scores import build_model_scores
 from trainables.models.networks import Classifier
-from trainables.storage.checkpoint import restore_module
+from trainables.storage.checkpoint import restore_module, unpack
 from trainables.storage.completeness import EPOCHS
 from trainables.storage.folder import Folder
+from trainables.training import acceleration
 from trainables.training.acceleration import Choice
-from trainables.training.confidnet import train_confidnet, true_class_probability
+from trainables.training.confidnet import describe_undefined, train_confidnet, true_class_probability
 from trainables.training.loop import train_model
-from trainables.trial import build_initial_model
+from trainables.training.selection import CONFIDENCE_AP, CONFIDENCE_LOSS, select_confidence_epoch
+from trainables.trial import build_initial_model, run_trial
 
 CPU = torch.device("cpu")
 CONFIDNET = {"kind": "confidnet", "epochs": 2, "fine_tuning_epochs": 2, "hidden_units": 16, "hidden_layers": 2}
@@ -156,8 +161,6 @@ def test_confidnet_moves_layers_and_then_the_copied_encoder(tmp_path: Path) -> N
     def keep_state(record: dict[str, Any]) -> None:
         path = tmp_path / "confidence" / "checkpoint.safetensors"
         if record["epoch"] > 3:
-            from safetensors.torch import load_file
-
             states[record["epoch"]] = {name: value.clone() for name, value in load_file(path).items()}
 
     model = train(tmp_path, settings, data, report=keep_state)
@@ -179,6 +182,114 @@ def test_confidnet_moves_layers_and_then_the_copied_encoder(tmp_path: Path) -> N
     for name, value in model.backbone.state_dict().items():
         if "running" in name or "num_batches" in name:
             assert torch.equal(value, branch.encoder.backbone.state_dict()[name]), name
+
+
+def test_the_branch_of_the_best_epoch_is_kept_and_fine_tuning_begins_with_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The measure is scikit-learn's; a script says which epoch is the best."""
+    data = random_dataset()
+    # At a rate of nothing the layers stay those that fine-tuning begins with.
+    monkeypatch.setitem(KINDS, "confidnet", {**CONFIDNET, "epochs": 3, "fine_tuning_learning_rate": 1e-12})
+    script, measured = [0.2, 0.6, 0.4, 0.5, 0.1], []
+
+    def measure(counts: Any) -> float:
+        measured.append(float(measure_ap(counts)))
+        return script[len(measured) - 1]
+
+    monkeypatch.setattr("trainables.training.confidnet.measure_ap", measure)
+    models: dict[int, dict[str, torch.Tensor]] = {}
+
+    def keep_model(record: dict[str, Any]) -> None:
+        if record["epoch"] > 3:
+            tensors = load_file(tmp_path / "confidence" / "checkpoint.safetensors")
+            models[record["epoch"]] = {name: value.clone() for name, value in unpack("model", tensors).items()}
+        if record["epoch"] == 6:  # fine-tuning begins in another process
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(tmp_path, configure("confidnet"), data, report=keep_model)
+    model = train(tmp_path, configure("confidnet"), data, report=keep_model)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, models[5][name]), name
+        if name.startswith("confidence.layers"):
+            torch.testing.assert_close(models[7][name], value)
+            assert not torch.equal(models[6][name], value), name
+    labels, expected = data.splits["val"].labels, []
+    for weights in models.values():
+        restore_module(model, weights, origin="memory")
+        logits, scores = predicted(model, data, "val")
+        expected.append(average_precision_score(logits.argmax(1) != labels, -scores["confidnet"]))
+    assert measured == pytest.approx(expected)
+
+
+def test_of_equal_epochs_of_confidnet_the_one_with_the_smaller_loss_is_kept_and_then_the_latest() -> None:
+    def choose(*epochs: tuple[float | None, float]) -> int:
+        return select_confidence_epoch(
+            [
+                {"epoch": 4 + i, "metrics": {CONFIDENCE_LOSS: loss} | ({} if ap is None else {CONFIDENCE_AP: ap})}
+                for i, (ap, loss) in enumerate(epochs)
+            ]
+        )
+
+    assert choose((0.5, 0.1), (0.7, 0.3), (0.6, 0.05)) == 5
+    assert choose((0.7, 0.2), (0.7, 0.1), (0.7, 0.1), (0.6, 0.0)) == 6
+    assert choose((None, 0.2), (None, 0.1), (None, 0.3)) == 5
+
+
+def test_without_an_error_on_validation_the_loss_chooses_and_the_result_says_so(tmp_path: Path) -> None:
+    data = random_dataset()
+    model = build_initial_model(configure("confidnet"), data, encoder=None).eval()
+    val = data.splits["val"]
+    logits, _ = predict(model, val, batch_size=64, precision=torch.float32)
+    right = replace(data, splits={**data.splits, "val": replace(val, labels=logits.argmax(1))})
+    settings = {"signature": "mine", "folder": Folder(tmp_path), "report": lambda record: None}
+    best = train_confidnet(model, right, configure("confidnet"), acceleration=Choice(), **settings)
+    records = Folder(tmp_path).read_lines(EPOCHS)
+    losses = [record["metrics"][CONFIDENCE_LOSS] for record in records]
+    assert best == 1 + losses.index(min(losses))
+    assert "chosen by the loss" in describe_undefined(records)[CONFIDENCE_AP]
+    assert describe_undefined([{"metrics": {CONFIDENCE_LOSS: 0.1, CONFIDENCE_AP: 0.5}}]) == {}
+    assert describe_undefined([{"metrics": {"val/loss": 0.1}}]) == {}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_trial_runs_and_goes_on_with_what_a_probe_decides(
+    tmp_path: Path, cache_dir: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """The probe is a real one; what it decides is set, since on a CPU it would mostly keep the default."""
+    choice, compiled = Choice(memory_format="channels_last", compiled=True), []
+    monkeypatch.setattr(acceleration, "_TIMED_SECONDS", 0.0)
+    probe = acceleration.probe
+    decide = {"choice": choice}
+    monkeypatch.setattr(acceleration, "probe", lambda *args, **kw: probe(*args, **kw).model_copy(update=decide))
+    monkeypatch.setattr(torch, "compile", lambda forward, dynamic: compiled.append(forward) or forward)  # 15 s
+    settings = configure(
+        kind,
+        model={"name": "timm/test_resnet"},
+        training={"label_fraction": 0.05},
+        evaluation={"shifts": [], "confidence_scores": [kind]},
+    )
+    execution = Execution(device="cpu", cache_dir=cache_dir, acceleration=str(tmp_path / "acceleration"))
+
+    def run(name: str, report: Any = lambda event: None) -> dict[str, Any]:
+        return run_trial(settings, signature="s", folder=Folder(tmp_path / name), execution=execution, report=report)
+
+    def interrupt(event: dict[str, Any]) -> None:
+        if event.get("epoch") in (2, 6):
+            raise Interrupted
+
+    whole = run("whole")
+    assert whole["environment"].items() >= {**choice.model_dump(), "acceleration": "probe"}.items()
+    assert whole["metrics"][f"failure/{kind}/augrc"] < 0.5
+    assert compiled
+    for _ in range(2 if kind == "confidnet" else 1):
+        with pytest.raises(Interrupted):
+            run("broken", interrupt)
+    assert run("broken")["checkpoint_sha256"] == whole["checkpoint_sha256"]
+    stored = Folder(tmp_path / "broken").read("predictions/test.npz")
+    assert run("broken")["metrics"] == whole["metrics"]  # from the weights alone
+    assert stored == Folder(tmp_path / "whole").read("predictions/test.npz")
 
 
 def test_confidnet_learns_the_true_classs_probability(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,13 +12,13 @@ from trainables.data.decoding.threads import map_threads
 from trainables.data.identity.texts import check_similar, find_similar, normalise
 from trainables.data.sources.csv_file import read_csv
 from trainables.data.table import list_first
-from trainables.data_config import ImageFolderData
+from trainables.data_config import ImageFolderData, UnlabelledFolderData
 from trainables.errors import DataError
 
 _ADVICE = "set data.similar_text: distinct if they do differ"
 
 
-def find_groups(config: ImageFolderData, files: Sequence[str]) -> list[str] | None:
+def find_groups(config: ImageFolderData | UnlabelledFolderData, files: Sequence[str]) -> list[str] | None:
     """Return the group of every path by ``data.group_pattern`` or ``data.group_file``, None if neither is set.
 
     Raises:
@@ -26,7 +26,7 @@ def find_groups(config: ImageFolderData, files: Sequence[str]) -> list[str] | No
     """
     if config.group_pattern is not None:
         groups = _match_groups(files, config.group_pattern)
-    elif config.group_file is not None:
+    elif isinstance(config, ImageFolderData) and config.group_file is not None:
         groups = _look_up_groups(files, config.group_file)
     else:
         return None

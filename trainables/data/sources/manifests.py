@@ -19,7 +19,7 @@ from trainables.data.sources.image_groups import find_groups, find_patients
 from trainables.data.sources.layout import parse_split, read_places
 from trainables.data.splits import EXTERNAL, SPLITS, check_unique
 from trainables.data.table import Source, Table, hash_json, list_first
-from trainables.data_config import CsvData, ImageData, ImageFolderData
+from trainables.data_config import CsvData, ImageData, ImageFolderData, UnlabelledFolderData
 from trainables.errors import DataError
 
 REQUIRED_COLUMNS = ("file_name", "label")
@@ -173,21 +173,12 @@ def build_image_folder_source(config: ImageFolderData, digests: FileDigests) -> 
     Raises:
         DataError: the folder is missing, or a file or folder lies where none is expected.
     """
-    if not os.path.isdir(config.path):
-        raise DataError(f"data.path: there is no folder {config.path}; expected one with a folder per split or class")
-    try:
-        files = sorted(_list_files(config.path))
-    except OSError as error:
-        raise DataError(f"data.path: could not list the images in {config.path}: {error}") from error
+    files = _list_folder(config.path, "one with a folder per split or class")
     places = read_places(files, layout=config.layout, folder=str(config.path))
     splits, labels = [split for split, _ in places], [label for _, label in places]
     groups = find_groups(config, files)
     paths = [config.path / name for name in files]
-    problems = {
-        row: f"is not of a known image format; expected DICOM or one of {' '.join(sorted(IMAGE_SUFFIXES))}"
-        for row, path in enumerate(paths)
-        if path.suffix.lower() not in IMAGE_SUFFIXES and not is_dicom(path, IMAGE_SUFFIXES)
-    }
+    problems = _find_unknown_formats(paths)
 
     def build_table(pixels: FilePixels) -> Table:
         return Table(
@@ -206,6 +197,50 @@ def build_image_folder_source(config: ImageFolderData, digests: FileDigests) -> 
 
     said = files if config.group_file is None else [files, groups]
     return _build_file_source(config, paths, digests, config.path, build_table, said=said)
+
+
+def build_unlabelled_folder_source(config: UnlabelledFolderData, digests: FileDigests) -> Source:
+    """Return the source of all images below a folder.
+
+    Raises:
+        DataError: the folder is missing, or ``group_pattern`` finds no group in a path.
+    """
+    files = _list_folder(config.path, "one with images")
+    groups = find_groups(config, files)
+    paths = [config.path / name for name in files]
+
+    def build_table(pixels: FilePixels) -> Table:
+        return Table(
+            pixels=pixels,
+            ids=files,
+            labels=[""] * len(files),
+            splits=["train"] * len(files),
+            groups=find_patients(files, paths, similar_text=config.similar_text) if groups is None else groups,
+            sites=[""] * len(files),
+            file_names=files,
+            rows=[None] * len(files),
+            problems=_find_unknown_formats(paths),
+            conversions=pixels.conversions,
+        )
+
+    return _build_file_source(config, paths, digests, config.path, build_table, said=files)
+
+
+def _list_folder(folder: Path, expected: str) -> list[str]:
+    if not os.path.isdir(folder):
+        raise DataError(f"data.path: there is no folder {folder}; expected {expected}")
+    try:
+        return sorted(_list_files(folder))
+    except OSError as error:
+        raise DataError(f"data.path: could not list the images in {folder}: {error}") from error
+
+
+def _find_unknown_formats(paths: Sequence[Path]) -> dict[int, str]:
+    return {
+        row: f"is not of a known image format; expected DICOM or one of {' '.join(sorted(IMAGE_SUFFIXES))}"
+        for row, path in enumerate(paths)
+        if path.suffix.lower() not in IMAGE_SUFFIXES and not is_dicom(path, IMAGE_SUFFIXES)
+    }
 
 
 def _list_files(folder: Path, prefix: str = "", above: tuple[str, ...] = ()) -> list[str]:

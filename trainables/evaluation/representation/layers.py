@@ -82,11 +82,13 @@ def listening(
 
 @torch.inference_mode()
 def check_layers(model: Classifier, names: Sequence[str], images: UInt8[Tensor, "n c h w"]) -> None:
-    """Check on some images that layers exist, take part and give maps.
+    """Check on some images that layers exist, each named once, take part and give maps.
 
     Raises:
         ConfigError: if one does not.
     """
+    if len(set(names)) < len(names):
+        raise ConfigError(f"{SETTING}: found {', '.join(names)}; expected every layer once")
     heard: list[str] = []
     with listening(model.eval(), names, lambda name, _: heard.append(name)):
         model(model.normalise(images))
@@ -148,10 +150,9 @@ def _holds(name: str, chosen: set[str]) -> bool:
     return any(each.startswith(f"{name}.") for each in chosen)
 
 
-def find_first_convolution(model: Classifier, names: Sequence[str]) -> str | None:
-    """Return the first of the layers that is a convolution, None if none is."""
-    modules = (find_layer(model.backbone, name, setting=SETTING) for name in names)
-    return next((name for name, module in zip(names, modules, strict=True) if isinstance(module, nn.Conv2d)), None)
+def list_convolutions(model: Classifier, names: Sequence[str]) -> list[str]:
+    """Return those of the layers that are convolutions, whose output is linear in their input."""
+    return [name for name in names if isinstance(find_layer(model.backbone, name, setting=SETTING), nn.Conv2d)]
 
 
 def _list_blocks(maps: dict[str, tuple[int, ...]]) -> list[str]:

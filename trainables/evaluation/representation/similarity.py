@@ -8,7 +8,6 @@ the Procrustes distance sees the smaller ones too.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from torch import Tensor
 #: The unbiased estimator divides by n − 3.
 MIN_IMAGES = 4
 #: Images of which float64 copies are held at once.
-_BATCH = 1024
+_BATCH = 512
 
 
 class CrossMoments:
@@ -27,6 +26,7 @@ class CrossMoments:
     def __init__(self) -> None:
         self.count = 0
         self._shift: tuple[Tensor, Tensor] | None = None
+        self._product: Tensor | None = None
         self._sums: list[Tensor] = []
 
     def update(self, first: Shaped[Tensor, "n p"], second: Shaped[Tensor, "n q"]) -> None:
@@ -36,7 +36,10 @@ class CrossMoments:
             self._shift = x.mean(0), y.mean(0)
         x, y = x - self._shift[0], y - self._shift[1]
         k, m = x.square().sum(1), y.square().sum(1)  # diagonals of the Gram matrices
-        sums = [x.T @ y, x.sum(0), y.sum(0), x.T @ m, y.T @ k, k.sum(), m.sum(), k @ m]
+        if self._product is None:
+            self._product = x.new_zeros(x.shape[1], y.shape[1])
+        self._product.addmm_(x.T, y)
+        sums = [x.sum(0), y.sum(0), x.T @ m, y.T @ k, k.sum(), m.sum(), k @ m]
         self._sums = [old.add_(new) for old, new in zip(self._sums, sums, strict=True)] if self._sums else sums
         self.count += len(x)
 
@@ -54,10 +57,11 @@ class CrossMoments:
         n = self.count
         if n < MIN_IMAGES:
             raise ValueError(f"computed HSIC of {n} images, expected {MIN_IMAGES} or more")
-        product, x, y, x_by_m, y_by_k, k, m, k_by_m = self._sums
-        trace = product.square().sum() - k_by_m
+        assert self._product is not None
+        x, y, x_by_m, y_by_k, k, m, k_by_m = self._sums
+        trace = torch.linalg.matrix_norm(self._product).square() - k_by_m
         totals = (x @ x - k) * (y @ y - m)
-        rows = x @ product @ y - x @ x_by_m - y @ y_by_k + k_by_m
+        rows = x @ self._product @ y - x @ x_by_m - y @ y_by_k + k_by_m
         return float(trace + totals / ((n - 1) * (n - 2)) - 2.0 / (n - 2) * rows) / (n * (n - 3))
 
     def compute_procrustes(self) -> float | None:
@@ -68,11 +72,12 @@ class CrossMoments:
 
         Source: Ding et al. 2021 (Grounding representation similarity with statistical testing), section 2.
         """
-        product, x, y, _, _, k, m, _ = self._sums
+        assert self._product is not None
+        x, y, _, _, k, m, _ = self._sums
         norms = (k - x @ x / self.count) * (m - y @ y / self.count)
         if not float(norms) > 0.0:
             return None
-        nuclear = torch.linalg.svdvals(product - torch.outer(x, y) / self.count).sum()
+        nuclear = torch.linalg.svdvals(torch.addr(self._product, x, y, alpha=-1.0 / self.count)).sum()
         return max(0.0, 2.0 - 2.0 * float(nuclear / norms.sqrt()))
 
 
@@ -89,10 +94,13 @@ def compute_cka(cross: CrossMoments, first: CrossMoments, second: CrossMoments) 
         first: sums of the first one with itself.
         second: sums of the second one with itself.
     """
-    own = first.compute_hsic(), second.compute_hsic()
-    if min(own) <= 0.0:
+    return _relate(cross.compute_hsic(), first.compute_hsic(), second.compute_hsic())
+
+
+def _relate(cross: float, first: float, second: float) -> float | None:
+    if min(first, second) <= 0.0:
         return None
-    return min(1.0, max(-1.0, cross.compute_hsic() / math.sqrt(own[0]) / math.sqrt(own[1])))
+    return min(1.0, max(-1.0, cross / math.sqrt(first) / math.sqrt(second)))
 
 
 Features = Shaped[Tensor, "_ _"] | Shaped[np.ndarray, "_ _"]
@@ -110,14 +118,14 @@ def compare_features(first: Features, second: Features) -> tuple[float | None, f
     """
     if len(first) != len(second):
         raise ValueError(f"compared features of {len(first)} and of {len(second)} images, expected the same images")
-    cross, own, other = CrossMoments(), CrossMoments(), CrossMoments()
-    for x, y in zip(_split(first), _split(second), strict=True):
-        cross.update(x, y)
-        own.update(x, x)
-        other.update(y, y)
-    return compute_cka(cross, own, other), cross.compute_procrustes()
+    # One after the other, so that one matrix of sums is held at a time.
+    own, other = _sum(first, first).compute_hsic(), _sum(second, second).compute_hsic()
+    cross = _sum(first, second)
+    return _relate(cross.compute_hsic(), own, other), cross.compute_procrustes()
 
 
-def _split(features: Features) -> Iterator[Tensor]:
-    for start in range(0, len(features), _BATCH):
-        yield torch.as_tensor(features[start : start + _BATCH])
+def _sum(first: Features, second: Features) -> CrossMoments:
+    moments = CrossMoments()
+    for start in range(0, len(first), _BATCH):
+        moments.update(*(torch.as_tensor(each[start : start + _BATCH]) for each in (first, second)))
+    return moments

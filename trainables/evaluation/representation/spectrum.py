@@ -61,6 +61,23 @@ class CovarianceSum:
         return Spectrum(values[: min(self.count - 1, len(values))])
 
 
+def compute_spectrum(features: Shaped[Tensor, "n d"]) -> Spectrum:
+    """Return the spectrum of the covariance of features of n images.
+
+    Of fewer images than features the smaller matrix of their products is taken, which has the same eigenvalues.
+
+    Raises:
+        ValueError: there are fewer than two images.
+    """
+    if not 2 <= len(features) < features.shape[1]:
+        covariance = CovarianceSum()
+        covariance.update(features)
+        return covariance.compute_spectrum()
+    x = features.double() - features.double().mean(0)
+    values = torch.linalg.eigvalsh(x @ x.T / (len(x) - 1)).flip(0).clamp(min=0.0)
+    return Spectrum(values[:-1].cpu().numpy())
+
+
 @dataclass(frozen=True)
 class Spectrum:
     """Eigenvalues of the covariance of activations, the largest first: all that can differ from 0."""

@@ -3,30 +3,32 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Int64, Shaped, UInt8
 from torch import Tensor
 
 from trainables.config import Execution
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed, split_sizes
 from trainables.evaluation.metric_tables.representation import REPRESENTATION_METRICS
+from trainables.evaluation.predictions import load_predictions
 from trainables.evaluation.representation.alignment_uniformity import compute_uniformity
 from trainables.evaluation.representation.layers import (
     PENULTIMATE,
+    SETTING,
+    check_layers,
     choose_layers,
-    find_first_convolution,
+    list_convolutions,
     listening,
     sample_positions,
 )
 from trainables.evaluation.representation.same_class import compute_class_alignment
 from trainables.evaluation.representation.similarity import MIN_IMAGES, CrossMoments, compute_cka
-from trainables.evaluation.representation.spectrum import CovarianceSum, Spectrum
+from trainables.evaluation.representation.spectrum import CovarianceSum, Spectrum, compute_spectrum
 from trainables.evaluation_config import EvaluationConfig, RepresentationConfig
 from trainables.models.networks import Classifier
 from trainables.storage.completeness import REPRESENTATION
@@ -36,6 +38,12 @@ from trainables.storage.folder import Folder
 PREFIX = "representation"
 #: Most eigenvalues stored of a layer, evenly spaced on a logarithmic axis of ranks.
 _STORED = 100
+
+
+#: Numbers that need the layers of a trial.
+_OF_LAYERS = ("first_kurtosis", "cka_initial", "procrustes_initial")
+#: Numbers of the stored features.
+_OF_FEATURES = tuple(name for name in REPRESENTATION_METRICS if name not in _OF_LAYERS)
 
 
 @dataclass
@@ -49,14 +57,16 @@ class RepresentationSummary:
     num_images: int = 0
     #: Layer → ``channels``, ``rank`` and ``eigenvalue`` (lists), ``condition_number``, ``effective_rank``, ``alpha``.
     layers: dict[str, dict[str, Any]] = field(default_factory=dict)
-    #: Layers of the trained network × those of the initial weights.
+    #: Layers that are compared with those of the initial weights.
+    compared: list[str] = field(default_factory=list)
+    #: Of the trained network × of the initial weights.
     cka_initial: list[list[float | None]] = field(default_factory=list)
-    #: Of every layer.
+    #: Of every one.
     procrustes_initial: list[float | None] = field(default_factory=list)
 
     def as_json(self) -> dict[str, Any]:
         """Return everything but the headline numbers, which belong to ``result.json``."""
-        names = ("num_images", "layers", "cka_initial", "procrustes_initial")
+        names = ("num_images", "layers", "compared", "cka_initial", "procrustes_initial")
         return {name: getattr(self, name) for name in names}
 
 
@@ -65,77 +75,129 @@ def choose_rows(number: int, most: int) -> Int64[np.ndarray, " m"]:
     return np.arange(number) if number <= most else np.arange(most) * number // most
 
 
-def describe_layers(
+def describe_representation(
     model: Classifier,
-    initial: Classifier,
+    initial: Classifier | None,
     data: Dataset,
     config: EvaluationConfig,
     folder: Folder,
     execution: Execution,
     precision: torch.dtype,
 ) -> RepresentationSummary:
-    """Write ``representation.json``, from one pass of a trained network over unshifted test images; return all of it.
+    """Write ``representation.json`` of a trained network on unshifted test images; return all of it.
+
+    What is about penultimate features comes from the stored ones; layers take a pass over the images.
 
     Args:
         model: trained network, on its device.
-        initial: the network with the weights from which the training started, on the same device.
+        initial: the network with the weights from which the training started; None if no layers are described.
         data: data set; its test images are read.
-        config: layers, and number of images; with 0 nothing is computed.
-        folder: folder of the trial.
+        config: layers, and number of images.
+        folder: folder of the trial, with predictions on ``test``.
         execution: images per forward pass.
         precision: dtype of the forward pass; bfloat16 runs under autocast.
 
     Raises:
         ConfigError: if a layer does not exist or gives no map.
     """
-    summary = _measure(model.eval(), initial.eval(), data.splits["test"], config.representation, execution, precision)
+    test = load_predictions(folder, "test")
+    rows = choose_rows(len(test.labels), config.representation.num_images)
+    values: dict[str, float | None] = dict.fromkeys(REPRESENTATION_METRICS)
+    summary = RepresentationSummary(num_images=len(rows))
+    whys: dict[str, str] = {}
+    if len(rows) < MIN_IMAGES:
+        whys = dict.fromkeys(values, f"there are {len(rows)} images, expected {MIN_IMAGES} or more")
+    else:
+        if initial is None:
+            whys |= dict.fromkeys(_OF_LAYERS, f"{SETTING} names no layers")
+        else:
+            values |= _compare(
+                summary, model, initial, _Pass(data.splits["test"], rows, config.representation, execution, precision)
+            )
+        if test.features is None:
+            whys |= dict.fromkeys(_OF_FEATURES, "no features of test are stored: add it to evaluation.store_features")
+        else:
+            features = torch.from_numpy(test.features[rows])
+            values |= _describe_features(summary, features, test.labels[rows])
+    for name, value in values.items():
+        if value is None:
+            summary.undefined[f"{PREFIX}/{name}"] = whys.get(name, f"it needs {REPRESENTATION_METRICS[name].needs}")
+        else:
+            summary.metrics[f"{PREFIX}/{name}"] = value
     folder.write(REPRESENTATION, json.dumps(summary.as_json(), allow_nan=False, separators=(",", ":")).encode())
     return summary
 
 
-def _measure(
-    model: Classifier,
-    initial: Classifier,
-    images: ImageSet,
-    config: RepresentationConfig,
-    execution: Execution,
-    precision: torch.dtype,
-) -> RepresentationSummary:
-    if config.num_images == 0:
-        return RepresentationSummary()
-    rows = choose_rows(len(images), config.num_images)
-    if len(rows) < MIN_IMAGES:
-        why = f"there are {len(rows)} images, expected {MIN_IMAGES} or more"
-        return RepresentationSummary(undefined={f"{PREFIX}/{name}": why for name in REPRESENTATION_METRICS})
-    feed = ImageFeed(images, model.mean.device)
-    first = next(feed.batches(rows[:2], [2]))
-    names = choose_layers(model, first) if config.layers == "auto" else config.layers
-    sums = _Sums(model, initial, names)
-    with torch.inference_mode(), torch.autocast(feed.device.type, precision, enabled=precision != torch.float32):
-        for batch in feed.batches(rows, split_sizes(len(rows), execution.evaluation_batch_size)):
+def _describe_features(
+    summary: RepresentationSummary, features: Shaped[Tensor, "n d"], labels: Int64[np.ndarray, " n"]
+) -> dict[str, float | None]:
+    """Return the headline numbers of penultimate features; add their spectrum to the layers."""
+    spectrum = compute_spectrum(features)
+    layer = _describe_layer(spectrum, features.shape[1])
+    summary.layers[PENULTIMATE] = layer
+    return {name: layer[name] for name in ("effective_rank", "alpha", "condition_number")} | {
+        "alignment": compute_class_alignment(features, labels),
+        "uniformity": compute_uniformity(features),
+    }
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """A pass over some images."""
+
+    images: ImageSet
+    rows: Int64[np.ndarray, " m"]
+    config: RepresentationConfig
+    execution: Execution
+    precision: torch.dtype
+
+
+def _compare(
+    summary: RepresentationSummary, model: Classifier, initial: Classifier, todo: _Pass
+) -> dict[str, float | None]:
+    """Return the headline numbers that need layers; add their spectra and similarities."""
+    feed = ImageFeed(todo.images, model.mean.device)
+    some = next(feed.batches(todo.rows[:2], [2]))
+    names = choose_layers(model, some) if todo.config.layers == "auto" else todo.config.layers
+    check_layers(model, names, some)
+    sums = _Sums(model.eval(), initial.to(feed.device).eval(), names)
+    is_reduced = todo.precision != torch.float32
+    with torch.inference_mode(), torch.autocast(feed.device.type, todo.precision, enabled=is_reduced):
+        for batch in feed.batches(todo.rows, split_sizes(len(todo.rows), todo.execution.evaluation_batch_size)):
             sums.add(batch)
-    return _summarise(sums, images.labels[rows], find_first_convolution(model, names))
+    spectra = {name: covariance.compute_spectrum() for name, covariance in sums.spectra.items()}
+    summary.layers |= {name: _describe_layer(each, sums.spectra[name].num_channels) for name, each in spectra.items()}
+    trained, start = sums.own
+    summary.compared = list(sums.layers)
+    summary.cka_initial = [
+        [compute_cka(sums.cross[a, b], trained[a], start[b]) for b in sums.layers] for a in sums.layers
+    ]
+    summary.procrustes_initial = [sums.cross[name, name].compute_procrustes() for name in sums.layers]
+    return {
+        "first_kurtosis": spectra[sums.convolutions[0]].compute_kurtosis() if sums.convolutions else None,
+        "cka_initial": summary.cka_initial[-1][-1],
+        "procrustes_initial": summary.procrustes_initial[-1],
+    }
 
 
 class _Sums:
     """Sums over images: covariance of every layer, and its moments with every layer of the initial weights.
 
-    Layers are compared by their means over positions, and have the penultimate features as last one.
+    Layers are compared by their means over positions, and have the penultimate features as last one. Convolutions are
+    not compared: the mean of a linear map is that of the mean image, its brightness, whatever the kernel.
     """
 
     def __init__(self, model: Classifier, initial: Classifier, names: tuple[str, ...]) -> None:
         self._networks = (model, initial)
         self._names = names
-        self.layers = (*names, PENULTIMATE)
-        self.spectra = {name: CovarianceSum() for name in self.layers}
+        self.convolutions = list_convolutions(model, names)
+        self.layers = (*(name for name in names if name not in self.convolutions), PENULTIMATE)
+        self.spectra = {name: CovarianceSum() for name in names}
         self.cross = {(one, other): CrossMoments() for one in self.layers for other in self.layers}
         self.own = tuple({name: CrossMoments() for name in self.layers} for _ in self._networks)
-        self.features: list[Tensor] = []
 
     def add(self, batch: UInt8[Tensor, "n c h w"]) -> None:
         trained, initial = (self._run(number, batch) for number in range(2))
-        self.spectra[PENULTIMATE].update(trained[PENULTIMATE])
-        self.features.append(trained[PENULTIMATE].cpu())
         for (one, other), moments in self.cross.items():
             moments.update(trained[one], initial[other])
         for found, own in zip((trained, initial), self.own, strict=True):
@@ -157,39 +219,7 @@ class _Sums:
         return means | {PENULTIMATE: features.float()}
 
 
-def _summarise(sums: _Sums, labels: Int64[np.ndarray, " n"], first: str | None) -> RepresentationSummary:
-    spectra = {name: covariance.compute_spectrum() for name, covariance in sums.spectra.items()}
-    trained, initial = sums.own
-    cka = [[compute_cka(sums.cross[a, b], trained[a], initial[b]) for b in sums.layers] for a in sums.layers]
-    procrustes = [sums.cross[name, name].compute_procrustes() for name in sums.layers]
-    features, spectrum = torch.cat(sums.features), spectra[PENULTIMATE]
-    values = {
-        "effective_rank": spectrum.compute_effective_rank(),
-        "alignment": compute_class_alignment(features, labels),
-        "uniformity": compute_uniformity(features),
-        "alpha": spectrum.compute_alpha(),
-        "condition_number": spectrum.compute_condition_number(),
-        "first_kurtosis": None if first is None else spectra[first].compute_kurtosis(),
-        "cka_initial": cka[-1][-1],
-        "procrustes_initial": procrustes[-1],
-    }
-    channels = {name: covariance.num_channels for name, covariance in sums.spectra.items()}
-    return RepresentationSummary(
-        metrics={f"{PREFIX}/{name}": value for name, value in values.items() if value is not None},
-        undefined=_explain(values),
-        num_images=len(labels),
-        layers={name: _describe(each, channels[name]) for name, each in spectra.items()},
-        cka_initial=cka,
-        procrustes_initial=procrustes,
-    )
-
-
-def _explain(values: Mapping[str, float | None]) -> dict[str, str]:
-    missing = [name for name, value in values.items() if value is None]
-    return {f"{PREFIX}/{name}": f"it needs {REPRESENTATION_METRICS[name].needs}" for name in missing}
-
-
-def _describe(spectrum: Spectrum, num_channels: int) -> dict[str, Any]:
+def _describe_layer(spectrum: Spectrum, num_channels: int) -> dict[str, Any]:
     """Return the numbers of a layer, and its spectrum thinned out to what a figure can show."""
     number = len(spectrum.eigenvalues)
     ranks = np.unique(np.geomspace(1, number, _STORED).round().astype(np.int64))

@@ -27,21 +27,10 @@ def draw_risks(curves: ConfidenceCurves, titles: Mapping[str, str], label: str) 
         for index, score in enumerate(scores):
             if (condition, score) not in curves.risks:
                 continue
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines",
-                    "name": titles[score],
-                    "legendgroup": score,
-                    "showlegend": number == 0,
-                    "x": floats(COVERAGES),
-                    "y": floats(curves.risks[condition, score]),
-                    "line": {"color": colour(index), "width": 2},
-                    "hovertemplate": f"{titles[score]}<br>%{{x:.0%}} kept: %{{y:.1%}} wrong, n = {curves.num_models}"
-                    "<extra></extra>",
-                    **_axes(number),
-                }
-            )
+            title = titles[score]
+            hover = f"{title}<br>%{{x:.0%}} kept: %{{y:.1%}} wrong, n = {curves.num_models}"
+            line = _line(number, title, COVERAGES, curves.risks[condition, score], colour(index), hover)
+            data.append(line | {"mode": "lines"})
     return Figure(
         title="How many errors are left if the least confident images are referred to a human?",
         note=(
@@ -74,22 +63,10 @@ def draw_reliability(curves: ConfidenceCurves, label: str) -> Figure:
             if bins is None:
                 continue
             has = bins.num > 0
-            data.append(
-                {
-                    "type": "scatter",
-                    "mode": "lines+markers",
-                    "name": name,
-                    "legendgroup": name,
-                    "showlegend": number == 0,
-                    "x": floats(bins.confidence[has] / bins.num[has]),
-                    "y": floats(bins.right[has] / bins.num[has]),
-                    "customdata": [[int(each)] for each in bins.num[has]],
-                    "line": {"color": colour(3 if is_scaled else 0), "width": 2},
-                    "hovertemplate": f"{name}<br>confidence %{{x:.1%}}, right %{{y:.1%}}, n = %{{customdata[0]}}"
-                    "<extra></extra>",
-                    **_axes(number),
-                }
-            )
+            confidence, right = (each[has] / bins.num[has] for each in (bins.confidence, bins.right))
+            hover = f"{name}<br>confidence %{{x:.1%}}, right %{{y:.1%}}, n = %{{customdata[0]}}"
+            line = _line(number, name, confidence, right, colour(3 if is_scaled else 0), hover)
+            data.append(line | {"mode": "lines+markers", "customdata": [[int(each)] for each in bins.num[has]]})
     return Figure(
         title="Is a confidence of 90 % right nine times of ten?",
         note=(
@@ -147,6 +124,21 @@ def _list_conditions(curves: ConfidenceCurves) -> list[str]:
 
 def _describe_step(curves: ConfidenceCurves) -> str:
     return "" if curves.step == 1 else f" Every {curves.step}th image was read."
+
+
+def _line(number: int, name: str, x: np.ndarray, y: np.ndarray, hue: str, hover: str) -> dict[str, Any]:
+    """Return a line in the panel ``number``; its legend entry is in the first panel and switches it in all."""
+    return {
+        "type": "scatter",
+        "name": name,
+        "legendgroup": name,
+        "showlegend": number == 0,
+        "x": floats(x),
+        "y": floats(y),
+        "line": {"color": hue, "width": 2},
+        "hovertemplate": f"{hover}<extra></extra>",
+        **_axes(number),
+    }
 
 
 def _axes(number: int) -> dict[str, str]:

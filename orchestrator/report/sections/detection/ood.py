@@ -9,8 +9,8 @@ import pandas as pd
 
 from orchestrator.analysis.failure_detection import DetectionRows, OodTable, tabulate_ood
 from orchestrator.analysis.results import Results
+from orchestrator.analysis.tables.arms import find_best_arm
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, note, table
-from orchestrator.report.sections.detection.scores import find_chosen_arm
 from orchestrator.statistics.intervals import MIN_REPLICATES, t_interval
 from trainables.evaluation.confidence import find_title
 from trainables.evaluation.metrics import OOD_METRICS
@@ -26,7 +26,7 @@ def ood_section(results: Results, rows: DetectionRows | None, arms: pd.DataFrame
         rows: ``load_detection_rows(results, ledger)``.
         arms: ``arms_table(results)``.
     """
-    arm = find_chosen_arm(results, arms)
+    arm = find_best_arm(results, arms, f"val/{results.metric}")
     if rows is None or arm is None:
         return None
     found = tabulate_ood(results, rows, arm)

@@ -21,6 +21,7 @@ from orchestrator.analysis.failure_detection import (
     tabulate_means,
 )
 from orchestrator.analysis.results import Results
+from orchestrator.analysis.tables.arms import find_best_arm
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, embed, note, table
 from orchestrator.statistics.intervals import MIN_REPLICATES
@@ -28,20 +29,28 @@ from trainables.evaluation.confidence import find_title
 from trainables.evaluation.metrics import FAILURE_METRICS
 
 if TYPE_CHECKING:
-    from orchestrator.analysis.predictions.confidence_curves import ConfidenceCurves, EnsembleScores
+    from orchestrator.analysis.failure_detection import EnsembleScores
+    from orchestrator.analysis.predictions.confidence_curves import ConfidenceCurves
 
 #: Metric of the table; values are shown times 1,000, as in the papers.
 METRIC = "augrc"
 _SHOWN_FACTOR = 1000
 
 
-def failure_section(results: Results, ledger: Ledger, rows: DetectionRows | None, arms: pd.DataFrame) -> Section | None:
+def failure_section(
+    results: Results,
+    ledger: Ledger,
+    rows: DetectionRows | None,
+    ensemble: EnsembleScores | None,
+    arms: pd.DataFrame,
+) -> Section | None:
     """Return the section on the arm that validation chooses, and on all arms; None if no trial has a score.
 
     Args:
         results: tables of the study.
         ledger: ledger of the study; the chosen arm's predictions are read for the figures.
         rows: ``load_detection_rows(results, ledger)``.
+        ensemble: the deep ensemble of the arm that validation chooses, if there is one.
         arms: ``arms_table(results)``.
     """
     means = tabulate_means(results, METRIC)
@@ -53,7 +62,7 @@ def failure_section(results: Results, ledger: Ledger, rows: DetectionRows | None
         *({} if rows is None else rows.undefined),
     ]
     titles = {str(name): find_title(str(name)) for name in names}
-    arm = find_chosen_arm(results, arms)
+    arm = find_best_arm(results, arms, f"val/{results.metric}")
     body = ""
     if rows is None:
         body = note(
@@ -61,7 +70,7 @@ def failure_section(results: Results, ledger: Ledger, rows: DetectionRows | None
             "are not read: only what every trial has among its headline numbers is shown."
         )
     elif arm is not None:
-        body = _describe_arm(results, ledger, rows, arm, titles)
+        body = _describe_arm(results, ledger, rows, ensemble, arm, titles)
     body += _arm_table(results, means, titles)
     undefined = rows.undefined if rows is not None else {}
     if undefined:
@@ -71,19 +80,17 @@ def failure_section(results: Results, ledger: Ledger, rows: DetectionRows | None
     return Section("failures", "Failures", "Does the model know when it is wrong?", body)
 
 
-def find_chosen_arm(results: Results, arms: pd.DataFrame) -> str | None:
-    """Return the name of the arm with the best mean on validation, None if none has one."""
-    column = f"val/{results.metric}.mean"
-    if column not in arms or not arms[column].notna().any():
-        return None
-    return str(arms.iloc[int(arms[column].argmax())]["name"])
-
-
-def _describe_arm(results: Results, ledger: Ledger, rows: DetectionRows, arm: str, titles: Mapping[str, str]) -> str:
+def _describe_arm(
+    results: Results,
+    ledger: Ledger,
+    rows: DetectionRows,
+    ensemble: EnsembleScores | None,
+    arm: str,
+    titles: Mapping[str, str],
+) -> str:
     """Return text, table and figures on one arm."""
     from orchestrator.analysis.predictions.confidence_curves import (  # imports torch
         compute_confidence_curves,
-        score_ensemble,
         select_curves,
     )
 
@@ -94,7 +101,7 @@ def _describe_arm(results: Results, ledger: Ledger, rows: DetectionRows, arm: st
     signatures, label = [str(each) for each in own["signature"]], results.labels.get(arm, arm)
     drawn = select_curves(list(ranking.standings), ranking.leaders)
     curves = compute_confidence_curves(ledger, signatures, drawn)
-    body = _lead(ranking, titles, label) + _score_table(ranking, titles, score_ensemble(ledger, signatures))
+    body = _lead(ranking, titles, label) + _score_table(ranking, titles, ensemble)
     body += "" if curves is None else _figures(curves, titles, label)
     return body + _referral_table(results, rows, arm, titles)
 
@@ -121,8 +128,8 @@ def _score_table(ranking: Ranking, titles: Mapping[str, str], ensemble: Ensemble
     if ensemble is not None:
         rows += _ensemble_rows(ranking, ensemble)
         text += (
-            f" A deep ensemble of these {ensemble.num_members} models is one model more, with errors of its own: it "
-            "has no interval and no rank."
+            f" A deep ensemble of these {ensemble.num_members} models is one model more, with errors of its own: it is "
+            "one unit, so it has no interval over replicates and no rank."
         )
     return note(text) + table(columns, rows, tall=len(rows) > TALL_ROWS)
 

@@ -1,0 +1,89 @@
+"""What the trials of a study store of their layers: statistics per arm, spectra, similarity to the initial weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from jaxtyping import Float64
+
+from orchestrator.analysis.failure_detection import MAX_TRIALS
+from orchestrator.analysis.results import Results
+from orchestrator.ledger.ledger import Ledger
+from trainables.evaluation.metrics import REPRESENTATION_METRICS
+from trainables.storage.completeness import REPRESENTATION
+
+#: Start of the columns of headline numbers.
+PREFIX = "representation/"
+
+
+@dataclass(frozen=True)
+class LayerSpectrum:
+    """Spectrum of one layer of an arm, mean over its trials."""
+
+    rank: tuple[int, ...]
+    #: Eigenvalues over the largest: their geometric mean.
+    relative: Float64[np.ndarray, " ranks"]
+    num_trials: int
+
+
+@dataclass(frozen=True)
+class ArmLayers:
+    """What the trials of one arm store of their layers."""
+
+    spectra: dict[str, LayerSpectrum]
+    #: Layers that are compared with those of the initial weights; none unless the study asks for layers.
+    compared: tuple[str, ...]
+    #: Layer of the trained network × layer of the initial weights, mean over trials; NaN where undefined.
+    cka_initial: Float64[np.ndarray, "layers layers"]
+    num_trials: int
+    num_images: int
+
+
+def load_arm_layers(results: Results, ledger: Ledger) -> dict[str, ArmLayers]:
+    """Return arm → what its complete trials store of their layers; empty if none does, or of too many trials.
+
+    Raises:
+        StorageError: a file of the ledger is damaged.
+    """
+    if len(results.complete) > MAX_TRIALS:
+        return {}
+    stored: dict[str, list[Mapping[str, Any]]] = {}
+    for signature, name in results.complete[["signature", "name"]].itertuples(index=False):
+        folder = ledger.folder("trial", str(signature))
+        content = json.loads(folder.read(REPRESENTATION)) if folder.exists(REPRESENTATION) else {}
+        if content.get("layers"):
+            stored.setdefault(str(name), []).append(content)
+    return {name: _average(contents) for name, contents in stored.items()}
+
+
+def _average(contents: Sequence[Mapping[str, Any]]) -> ArmLayers:
+    """Return the means over the trials of one arm that have the network of the first one, which tuning may change."""
+    first = contents[0]
+    own = [each for each in contents if _name_network(each) == _name_network(first)]
+    cka = np.array([content["cka_initial"] for content in own], dtype=np.float64)
+    spectra = {layer: _average_spectra([content["layers"][layer] for content in own]) for layer in first["layers"]}
+    return ArmLayers(spectra, tuple(first["compared"]), cka.mean(axis=0), len(own), int(first["num_images"]))
+
+
+def _name_network(content: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    return [(name, layer["channels"], len(layer["rank"])) for name, layer in content["layers"].items()]
+
+
+def _average_spectra(stored: Sequence[Mapping[str, Any]]) -> LayerSpectrum:
+    values = np.array([each["eigenvalue"] for each in stored], dtype=np.float64)
+    with np.errstate(divide="ignore", invalid="ignore"):  # eigenvalues of 0 are not drawn
+        relative = np.exp(np.log(values / values[:, :1]).mean(axis=0))
+    return LayerSpectrum(tuple(stored[0]["rank"]), np.where(relative > 0, relative, np.nan), len(stored))
+
+
+def tabulate_statistics(results: Results) -> pd.DataFrame:
+    """Return the headline numbers of every complete trial that has some: name, and a column per metric found."""
+    found = [name for name in REPRESENTATION_METRICS if f"{PREFIX}{name}" in results.complete]
+    table = results.complete[["name", *(f"{PREFIX}{name}" for name in found)]]
+    table = table.rename(columns={f"{PREFIX}{name}": name for name in found})
+    return table.dropna(how="all", subset=found) if found else table.iloc[:0]

@@ -1,0 +1,100 @@
+from __future__ import annotations
+
+import json
+import re
+
+import numpy as np
+import pytest
+
+from orchestrator.analysis.predictions.similarity import compare_arms
+from orchestrator.analysis.representations import load_arm_layers, tabulate_statistics
+from orchestrator.report.page import Section
+from orchestrator.report.sections.representation.section import representation_section
+from tests.support.trained_study import TrainedStudy
+from trainables.evaluation.metrics import REPRESENTATION_METRICS
+from trainables.evaluation.predictions import load_predictions
+from trainables.evaluation.representation.similarity import compare_features
+
+
+@pytest.fixture(scope="module")
+def section(trained_study: TrainedStudy) -> Section:
+    found = representation_section(trained_study.results, trained_study.ledger)
+    assert found is not None
+    return found
+
+
+def figures(section: Section) -> dict[str, dict]:
+    found = re.findall(r'<script type="application/json" id="([^"]+)">(.*?)</script>', section.body)
+    return {name: json.loads(payload) for name, payload in found}
+
+
+def test_arms_are_compared_over_pairs_of_different_replicates(trained_study: TrainedStudy) -> None:
+    results, ledger = trained_study.results, trained_study.ledger
+    found = compare_arms(results, ledger)
+    assert found is not None
+    features = {
+        (name, replicate): load_predictions(ledger.folder("trial", signature), "test").features.astype(np.float64)
+        for name, replicate, signature in results.complete[["name", "replicate", "signature"]].itertuples(index=False)
+    }
+    first, second = found.arms
+    pairs = [((first, 0), (second, 1)), ((first, 1), (second, 0))]
+    expected = np.mean([compare_features(features[a], features[b]) for a, b in pairs], axis=0)
+    assert (found.cka[0, 1], found.procrustes[0, 1]) == pytest.approx(expected, abs=1e-9)
+    assert found.cka[1, 0] == found.cka[0, 1]
+    for number, arm in enumerate(found.arms):
+        expected = compare_features(features[arm, 0], features[arm, 1])
+        assert (found.cka[number, number], found.procrustes[number, number]) == pytest.approx(expected, abs=1e-9)
+    assert found.num_pairs.tolist() == [[1, 2], [2, 1]]
+    assert (found.num_images, found.num_left_out) == (len(features[first, 0]), 0)
+
+
+def test_what_an_arm_stores_is_averaged_over_its_trials(trained_study: TrainedStudy) -> None:
+    results, ledger = trained_study.results, trained_study.ledger
+    arms = load_arm_layers(results, ledger)
+    assert len(arms) == 2
+    for name, arm in arms.items():
+        own = results.complete[results.complete["name"] == name]["signature"]
+        stored = [json.loads(ledger.folder("trial", each).read("representation.json")) for each in own]
+        assert list(arm.spectra) == [*stored[0]["layers"]] == ["conv1.0", *arm.compared]
+        np.testing.assert_allclose(arm.cka_initial, np.mean([each["cka_initial"] for each in stored], axis=0))
+        values = [np.array(each["layers"]["layer2"]["eigenvalue"]) for each in stored]
+        expected = np.sqrt(values[0] / values[0][0] * values[1] / values[1][0])
+        np.testing.assert_allclose(arm.spectra["layer2"].relative, expected)
+        assert (arm.num_trials, arm.spectra["layer2"].num_trials) == (2, 2)
+
+
+def test_section_has_table_spectra_and_heat_maps(trained_study: TrainedStudy, section: Section) -> None:
+    table = tabulate_statistics(trained_study.results)
+    assert set(table) == {"name", *REPRESENTATION_METRICS}
+    mean = table.groupby("name", sort=False)["cka_initial"].mean().iloc[0]
+    assert f'data-value="{mean}"' in section.body
+    drawn = figures(section)
+    layers = ["conv1.0", "layer1", "layer2", "layer3", "layer4", "penultimate"]
+    assert sorted(drawn) == sorted(
+        [f"figure-spectra-{n}" for n in range(6)]
+        + [f"figure-{kind}-{n}" for kind in ("similarity", "initial") for n in (0, 1)]
+    )
+    assert re.findall(r'data-view="figure-spectra-\d-view"[^>]*>([^<]*)<', section.body) == layers[::-1]
+    assert len(drawn["figure-spectra-0"]["data"]) == 2
+    heat = drawn["figure-initial-0"]["data"][0]
+    assert heat["y"] == layers[:0:-1]
+    assert heat["x"] == layers[1:]  # without the convolution
+    for trace in (drawn[f"figure-similarity-{n}"]["data"][0] for n in (0, 1)):
+        z = np.array(trace["z"], dtype=np.float64)
+        assert np.isfinite(z).all()
+        np.testing.assert_allclose(z[::-1], z[::-1].T)
+
+
+def test_pairs_use_every_network_before_any_twice() -> None:
+    from orchestrator.analysis.predictions.similarity import _list_pairs, _prepare
+
+    features = np.random.default_rng(0).normal(size=(6, 3))
+    trained = [_prepare(number, features) for number in range(3)]
+
+    def numbers(*arguments: object, **options: bool) -> list[tuple[int, int]]:
+        return [(a.replicate, b.replicate) for a, b in _list_pairs(*arguments, **options)]  # type: ignore[arg-type]
+
+    assert numbers(trained, trained, same=True) == [(0, 1), (1, 2), (0, 2)]
+    assert numbers(trained, trained, same=False) == [(0, 1), (1, 2), (2, 0), (0, 2), (1, 0), (2, 1)]
+    assert numbers(trained[:1], trained[:1], same=True) == []
+    assert numbers(trained[:1], trained[:1], same=False) == [(0, 0)]

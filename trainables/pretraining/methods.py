@@ -1,0 +1,305 @@
+"""The contrastive methods: each turns two views of a batch into a loss and the gradients of its weights.
+
+Losses, heads and the moving average are lightly's. ``modules`` of a method are its whole state: what is in it is in the
+checkpoint, the queue and the momentum encoder too.
+"""
+
+from __future__ import annotations
+
+import copy
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from trainables.contrastive_config import Byol, Method, MoCo, SimClr
+from trainables.models.networks import Classifier
+from trainables.pretraining.accumulation import backward_in_parts
+from trainables.training.optimisation import learning_rate_factor
+
+Views = UInt8[Tensor, "n c h w"]
+
+
+class Outcome(NamedTuple):
+    """Loss of a batch, and what the trained network made of its views; without a graph."""
+
+    loss: Float[Tensor, ""]
+    features: Float[Tensor, "m f"]
+    embeddings: Float[Tensor, "m d"]
+
+
+class ContrastiveTrainer(ABC):
+    """One method on one network.
+
+    Attributes:
+        modules: everything that has weights or buffers; ``encoder`` and ``projector`` are trained by all methods.
+        trained: the modules with gradients.
+    """
+
+    modules: nn.ModuleDict
+    trained: tuple[nn.Module, ...]
+
+    @abstractmethod
+    def compute_gradients(self, first: Views, second: Views, *, part_size: int | None) -> Outcome:
+        """Add the gradients of a batch's loss to the trained weights; return the loss.
+
+        Args:
+            first: one view of every image.
+            second: another view of the same images, in the same order.
+            part_size: images whose activations are held at once; None: all.
+        """
+
+    def finish_step(self, step: int, num_steps: int) -> None:
+        """Update what follows the trained weights, after optimiser step ``step`` (from 0) of ``num_steps``."""
+        return None
+
+
+class SimClrTrainer(ContrastiveTrainer):
+    """NT-Xent between the views of a batch. Source: Chen et al. 2020, eq. 1."""
+
+    def __init__(self, model: Classifier, settings: SimClr) -> None:
+        from lightly.loss import NTXentLoss
+        from lightly.models.modules.heads import SimCLRProjectionHead
+
+        projector = SimCLRProjectionHead(model.num_features, settings.hidden_dim, settings.projection_dim)
+        self.modules = nn.ModuleDict({"encoder": model, "projector": projector.to(model.mean.device)})
+        self.trained = (self.modules["encoder"], self.modules["projector"])
+        self.criterion = NTXentLoss(temperature=settings.temperature)
+
+    def compute_gradients(self, first: Views, second: Views, *, part_size: int | None) -> Outcome:
+        """Add the gradients of a batch's loss to the trained weights; return the loss.
+
+        Both views of an image go through the network in one part, and every part is compared with all others.
+        """
+
+        def embed(views: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
+            features, embeddings = embed_images(torch.cat(views), *self.trained)
+            return features, embeddings
+
+        size = len(first) if part_size is None else part_size
+        parts = list(zip(first.split(size), second.split(size), strict=True))  # type: ignore[no-untyped-call]
+        return Outcome(*backward_in_parts(embed, parts, self._loss, modules=self.trained))
+
+    def _loss(self, parts: list[Tensor]) -> Tensor:
+        pairs = [part.chunk(2) for part in parts]
+        loss: Tensor = self.criterion(*(torch.cat(side) for side in zip(*pairs, strict=True)))
+        return loss
+
+
+class MoCoTrainer(ContrastiveTrainer):
+    """InfoNCE of a query, the key of the other view, and a queue of earlier keys. Source: He et al. 2020, eq. 1.
+
+    On 8 GPUs, MoCo's batch statistics are those of each GPU's 32 images, and keys are shuffled among the GPUs, so that
+    a query and its key do not share statistics, by which they could be told apart. Here a batch is divided into as many
+    groups, queries and shuffled keys go through the networks group by group, and each group has its own statistics.
+    Without batch normalisation there is nothing to shuffle.
+    """
+
+    def __init__(self, model: Classifier, settings: MoCo) -> None:
+        from lightly.loss import NTXentLoss
+        from lightly.models.modules.heads import MoCoProjectionHead
+
+        projector = MoCoProjectionHead(model.num_features, settings.hidden_dim, settings.projection_dim)
+        projector = projector.to(model.mean.device)
+        self.momentum = settings.momentum
+        has_batch_norm = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
+        self.num_groups = settings.batch_norm_groups if has_batch_norm else 1
+        self.queue = KeyQueue(settings.queue_size, settings.projection_dim).to(model.mean.device)
+        self.modules = nn.ModuleDict(
+            {
+                "encoder": model,
+                "projector": projector,
+                "momentum_encoder": _copy_frozen(model),
+                "momentum_projector": _copy_frozen(projector),
+                "queue": self.queue,
+            }
+        )
+        self.trained = (model, projector)
+        self.criterion = NTXentLoss(temperature=settings.temperature)
+        self.criterion.memory_bank = self.queue
+
+    def compute_gradients(self, first: Views, second: Views, *, part_size: int | None) -> Outcome:
+        """Add the gradients of a batch's loss to the trained weights; return the loss.
+
+        The first views are queries, the second ones keys. Queries depend on each other by their batch statistics
+        alone, so that each group is done for itself.
+        """
+        group = -(-len(first) // self.num_groups)
+        size = group if part_size is None else min(group, part_size)
+        keys = self._compute_keys(second, size)
+        outcomes = []
+        for part, own in zip(first.split(size), keys.split(size), strict=True):  # type: ignore[no-untyped-call]
+            features, queries = embed_images(part, *self.trained)
+            outcomes.append(_backward(self.criterion(queries, own), features, queries, len(part) / len(first)))
+        self.queue.enqueue(keys)
+        return _join(outcomes)
+
+    @torch.no_grad()
+    def _compute_keys(self, views: Views, size: int) -> Float[Tensor, "n d"]:
+        """Return the keys of length 1; in groups of ``size`` drawn at random, unlike the queries'."""
+        order = torch.randperm(len(views))
+        networks = (self.modules["momentum_encoder"], self.modules["momentum_projector"])
+        keys = torch.cat([embed_images(views[rows], *networks)[-1] for rows in order.split(size)])  # type: ignore[no-untyped-call]
+        keys[order] = keys.clone()
+        return F.normalize(keys, dim=1)
+
+    def finish_step(self, step: int, num_steps: int) -> None:
+        """Move the momentum encoder towards the trained one, by a constant momentum."""
+        _follow(self.modules, {"encoder": "momentum_encoder", "projector": "momentum_projector"}, self.momentum)
+
+
+class KeyQueue(nn.Module):
+    """First-in-first-out queue of keys, in the place of lightly's memory bank.
+
+    Its keys are part of the module's state, all keys of a batch enter at once after the batch, and none is lost where
+    the batch size does not divide the queue's.
+    """
+
+    keys: Tensor
+    position: Tensor
+
+    def __init__(self, size: int, num_dimensions: int) -> None:
+        super().__init__()
+        self.register_buffer("keys", F.normalize(torch.randn(size, num_dimensions), dim=1))
+        self.register_buffer("position", torch.zeros(1, dtype=torch.int64))
+
+    def forward(self, output: Tensor, labels: None = None, update: bool = False) -> tuple[Tensor, Tensor]:
+        """Return ``output`` and the keys as (d, size), as the loss asks for them; nothing is updated."""
+        return output, self.keys.T
+
+    @torch.no_grad()
+    def enqueue(self, keys: Float[Tensor, "n d"]) -> None:
+        """Replace the oldest keys."""
+        rows = (int(self.position) + torch.arange(len(keys), device=keys.device)) % len(self.keys)
+        self.keys[rows[-len(self.keys) :]] = keys[-len(self.keys) :]
+        self.position[0] = (int(self.position) + len(keys)) % len(self.keys)
+
+
+class ByolTrainer(ContrastiveTrainer):
+    """Squared distance between a view's prediction and the target's projection of the other view, both ways.
+
+    Source: Grill et al. 2020, eq. 2: 2 − 2·cos, for both views; in [0, 8].
+    """
+
+    def __init__(self, model: Classifier, settings: Byol) -> None:
+        from lightly.loss import NegativeCosineSimilarity
+        from lightly.models.modules.heads import BYOLPredictionHead, BYOLProjectionHead
+
+        device, size = model.mean.device, settings.projection_dim
+        projector = BYOLProjectionHead(model.num_features, settings.hidden_dim, size).to(device)
+        predictor = BYOLPredictionHead(size, settings.hidden_dim, size).to(device)
+        self.momentum = settings.momentum
+        self.modules = nn.ModuleDict(
+            {
+                "encoder": model,
+                "projector": projector,
+                "predictor": predictor,
+                "target_encoder": _copy_frozen(model),
+                "target_projector": _copy_frozen(projector),
+            }
+        )
+        self.trained = (model, projector, predictor)
+        self.similarity = NegativeCosineSimilarity()
+
+    def compute_gradients(self, first: Views, second: Views, *, part_size: int | None) -> Outcome:
+        """Add the gradients of a batch's loss to the trained weights; return the loss."""
+        size = len(first) if part_size is None else part_size
+        outcomes = []
+        for views in zip(first.split(size), second.split(size), strict=True):  # type: ignore[no-untyped-call]
+            features, projections, predictions = zip(
+                *(embed_images(side, *self.trained) for side in views), strict=True
+            )
+            loss = self.compute_loss(predictions, self._project_targets(views))
+            share = len(views[0]) / len(first)
+            outcomes.append(_backward(loss, torch.cat(features), torch.cat(projections), share))
+        return _join(outcomes)
+
+    def compute_loss(self, predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Float[Tensor, ""]:
+        """Return the loss of both views' predictions; ``targets`` are the projections of the same views."""
+        loss: Tensor = 4.0 + 2.0 * (
+            self.similarity(predictions[0], targets[1]) + self.similarity(predictions[1], targets[0])
+        )
+        return loss
+
+    @torch.no_grad()
+    def _project_targets(self, views: Sequence[Views]) -> list[Tensor]:
+        networks = (self.modules["target_encoder"], self.modules["target_projector"])
+        return [embed_images(side, *networks)[-1] for side in views]
+
+    def finish_step(self, step: int, num_steps: int) -> None:
+        """Move the target towards the trained network, by less and less."""
+        momentum = momentum_at(step, num_steps, self.momentum)
+        _follow(self.modules, {"encoder": "target_encoder", "projector": "target_projector"}, momentum)
+
+
+def build_trainer(model: Classifier, method: Method) -> ContrastiveTrainer:
+    """Return the method that ``method`` describes, on ``model``; its other weights are drawn from torch's generator."""
+    if isinstance(method, MoCo):
+        return MoCoTrainer(model, method)
+    return ByolTrainer(model, method) if isinstance(method, Byol) else SimClrTrainer(model, method)
+
+
+def build_optimiser(trainer: ContrastiveTrainer, method: Method) -> torch.optim.Optimizer:
+    """Return SGD or LARS over the trained weights, with momentum .9; LARS leaves biases and norms as they are.
+
+    Source: LARS: You et al. 2017; biases and normalisation neither decay nor are they scaled, as in BYOL.
+    """
+    if method.optimiser == "sgd":
+        return torch.optim.SGD(
+            nn.ModuleList(trainer.trained).parameters(),
+            lr=method.learning_rate,
+            momentum=0.9,
+            weight_decay=method.weight_decay,
+        )
+    from lightly.models.utils import get_weight_decay_parameters
+    from lightly.utils.lars import LARS
+
+    decaying, others = get_weight_decay_parameters(trainer.trained)
+    groups = [{"params": decaying}, {"params": others, "weight_decay": 0.0}]
+    optimiser: torch.optim.Optimizer = LARS(
+        groups, lr=method.learning_rate, momentum=0.9, weight_decay=method.weight_decay
+    )
+    return optimiser
+
+
+def momentum_at(step: int, num_steps: int, first: float) -> float:
+    """Return the momentum of a target at ``step`` (from 0): from ``first`` by a cosine up to 1.
+
+    Source: Grill et al. 2020, section 3.2: 1 − (1 − τ)·(cos(πk/K) + 1)/2.
+    """
+    return 1.0 - (1.0 - first) * learning_rate_factor(step, num_steps, 0, "cosine")
+
+
+def embed_images(images: Views, encoder: nn.Module, *heads: nn.Module) -> tuple[Float[Tensor, "n _"], ...]:
+    """Return the encoder's features and the output of each head on the one before, in float32; on GPUs by bfloat16."""
+    assert isinstance(encoder, Classifier)
+    with torch.autocast(images.device.type, torch.bfloat16, enabled=images.is_cuda):
+        outputs = [encoder.forward_features(encoder.normalise(images))[1].flatten(1)]
+        for head in heads:
+            outputs.append(head(outputs[-1]))
+    return tuple(output.float() for output in outputs)
+
+
+def _backward(loss: Tensor, features: Tensor, embeddings: Tensor, share: float) -> Outcome:
+    (loss * share).backward()  # type: ignore[no-untyped-call]
+    return Outcome(loss.detach() * share, features.detach(), embeddings.detach())
+
+
+def _join(outcomes: Sequence[Outcome]) -> Outcome:
+    losses, features, embeddings = zip(*outcomes, strict=True)
+    return Outcome(torch.stack(losses).sum(), torch.cat(features), torch.cat(embeddings))
+
+
+def _copy_frozen(module: nn.Module) -> nn.Module:
+    return copy.deepcopy(module).requires_grad_(False)
+
+
+def _follow(modules: nn.ModuleDict, pairs: dict[str, str], momentum: float) -> None:
+    from lightly.models.utils import update_momentum
+
+    for leader, follower in pairs.items():
+        update_momentum(modules[leader], modules[follower], m=momentum)
