@@ -53,7 +53,7 @@ SCHEMA_VERSION: Literal[4] = 4
 
 
 class FineTuning(Frozen):
-    """What of the network below the head is trained, and how fast."""
+    """Settings of the layers below the head: which of them are trained, and how fast."""
 
     layer_decay: Annotated[float, Field(ge=0.01, le=1.0)] = Field(
         1.0, description="Learning rate of a layer as a share of that of the layer above it; 1: all layers alike."

@@ -51,7 +51,7 @@ from trainables.training.selection import (
 )
 from trainables.training.step import TrainingStep
 from trainables.training.transfer.features import compute_features, find_cache_obstacle
-from trainables.training.transfer.trained_part import set_training_mode
+from trainables.training.transfer.trained_part import list_frozen, set_training_mode
 
 #: Callback after every epoch, with its record: {"epoch", "timestamp_ms", "metrics"}.
 Report = Callable[[dict[str, Any]], None]
@@ -136,7 +136,8 @@ def train_model(  # noqa: PLR0913 - the last two have defaults
         report(record)
     best = trainer.state.best_epoch
     weights = unpack("model", trainer.state.tensors) if best == trainer.state.epoch else load_best(folder, best)
-    restore_module(model, weights, origin=f"the weights of epoch {best} in {folder.uri}")
+    origin = f"the weights of epoch {best} in {folder.uri}"
+    restore_module(model, weights, origin=origin, without=trainer.frozen)
     return Outcome(trainer.state.epoch, trainer.state.best_epoch)
 
 
@@ -184,6 +185,8 @@ class _Trainer:
         self.base_rates = [group["lr"] for group in self.optimiser.param_groups]
         self.num_steps = self.batches.num_batches * config.training.epochs
         self.state = TrainingState(signature)
+        #: Not in checkpoints: these weights are the initial ones, which every call of the trial makes anew.
+        self.frozen = list_frozen(model, config)
         self.caches_features = find_cache_obstacle(model, config, data) is None
         self.val_features: Tensor | None = None
 
@@ -195,7 +198,7 @@ class _Trainer:
         return count_epochs_without_improvement(state.history, training) >= training.patience
 
     def restore(self, state: TrainingState) -> None:
-        restore_module(self.model, unpack("model", state.tensors), origin="the checkpoint")
+        restore_module(self.model, unpack("model", state.tensors), origin="the checkpoint", without=self.frozen)
         unpack_optimiser(self.optimiser, state.tensors, state.optimiser_scalars)
         for name, module in self.step.loss.state.items():
             restore_module(module, unpack(name, state.tensors), origin="the checkpoint")
@@ -274,7 +277,7 @@ class _Trainer:
             )
         optimiser, state.optimiser_scalars = pack_optimiser(self.optimiser)
         random, state.random_state = capture_random_state()
-        state.tensors = {**pack_module("model", self.model), **optimiser, **random}
+        state.tensors = {**pack_module("model", self.model, without=self.frozen), **optimiser, **random}
         for name, module in self.step.loss.state.items():
             state.tensors |= pack_module(name, module)
         state.epoch = epoch

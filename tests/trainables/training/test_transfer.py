@@ -15,6 +15,7 @@ from trainables.data.batches import TrainingImages
 from trainables.errors import ConfigError
 from trainables.model_config import ModelConfig
 from trainables.models.networks import Classifier, build_model
+from trainables.storage.checkpoint import load_checkpoint
 from trainables.storage.folder import Folder
 from trainables.training.loop import train_model
 from trainables.training.optimisation import build_optimiser
@@ -148,6 +149,17 @@ def test_an_interrupted_training_goes_on_bit_for_bit(tmp_path: Path, training: d
     assert len(found) == len(expected) == 3
     for one, other in zip(whole.state_dict().values(), resumed.state_dict().values(), strict=True):
         assert torch.equal(one, other)
+
+
+def test_a_checkpoint_of_a_probe_holds_no_frozen_weight(tmp_path: Path) -> None:
+    settings = config(training=PROBE)
+    with pytest.raises(Interrupted):
+        train(tmp_path, settings, kill_after=1)
+    state = load_checkpoint(Folder(tmp_path), "mine")
+    assert state is not None
+    assert [name for name in state.tensors if name.startswith("model.")] == [
+        "model.backbone.fc.weight", "model.backbone.fc.bias"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

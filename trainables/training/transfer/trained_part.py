@@ -1,4 +1,4 @@
-"""What of a network is trained, at which share of the learning rate, and in which mode its layers run meanwhile."""
+"""The trained part of a network: its parameters, their share of the learning rate, and the mode of every layer."""
 
 from __future__ import annotations
 
@@ -76,8 +76,16 @@ def set_training_mode(model: Classifier, config: TrialConfig) -> None:
             module.eval()
 
 
+def list_frozen(model: Classifier, config: TrialConfig) -> frozenset[str]:
+    """Return the names of the weights and buffers that a linear probe never changes; of another training, none."""
+    if not config.training.is_linear_probe:
+        return frozenset()
+    of_head = f"{_BACKBONE}{model.head_name}."
+    return frozenset(name for name in model.state_dict() if name.startswith(_BACKBONE) and not name.startswith(of_head))
+
+
 def freeze(model: Classifier, factors: dict[str, float]) -> None:
-    """Take the gradient from parameters whose factor (``find_rate_factors``) is 0."""
+    """Give a gradient to the parameters alone whose factor (``find_rate_factors``) is above 0."""
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(factors[name] > 0.0)
 
