@@ -117,12 +117,11 @@ def test_stages_are_those_of_the_model_section(name: str, stages: int) -> None:
 def test_frozen_layers_stay_bit_for_bit(
     tmp_path: Path, settings: dict[str, Any], frozen: tuple[str, ...], trained: tuple[str, ...]
 ) -> None:
-    before, after, epochs = train(tmp_path, fine_tuned(**settings))
+    before, after, _ = train(tmp_path, fine_tuned(**settings))
     # Statistics and their counters included; weights of a trained layer all move.
     for name, value in before.backbone.state_dict().items():
         assert name.startswith((*frozen, *trained))
         assert torch.equal(value, after.backbone.state_dict()[name]) == name.startswith(frozen), name
-    assert epochs[-1]["metrics"]["train/loss"] < epochs[0]["metrics"]["train/loss"]
 
 
 def test_frozen_batch_normalisation_keeps_statistics_and_trains_weights(tmp_path: Path) -> None:
