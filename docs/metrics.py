@@ -5,6 +5,7 @@ from __future__ import annotations
 from trainables.evaluation.confidence import CONFIDENCE_SCORES
 from trainables.evaluation.metrics import (
     ATTRIBUTION_METRICS,
+    CLASS_METRICS,
     FAILURE_METRICS,
     METRICS,
     OOD_METRICS,
@@ -65,6 +66,8 @@ NAMES = """
 | `slope/<name>/<metric>` | *slope over severity*, of one shift or a family |
 | `drop/<name>/<metric>`, `relative_drop/<name>/<metric>` ↓ | *drop* under one shift, a family or all (`mean`) |
 | `be/mean`, `rbe/mean`, `be/<name>`, `rbe/<name>` ↓ | BE and rBE, over all shifts or a family |
+| `<label map>/…` | as those above, of classes merged afterwards ([label maps](transfer.md)) |
+| `class_<index>/…`, `<label map>/class_<index>/…` | the same, of one class by itself (*single classes*, below) |
 | `representation/<name>` | of the features on unshifted test images (*representations*, below) |
 
 - **Mean over shifts**: the mean over severities, then over the shifts of one type, then over types. A type is a
@@ -103,6 +106,13 @@ Of every confidence score (below) on every set and shift, in `detection.json` of
 `failure/<score>/mean_shifted_augrc` (*mean over shifts*), `failure/<score>/mean_external_augrc`, the same on validation
 as `validation/failure/<score>/augrc`, and `ood/<score>/<set>/auroc`; `near`, `far`, `near_full_spectrum` and
 `far_full_spectrum` are means over sets of a role.
+"""
+
+CLASSES = """
+## Single classes
+
+With `evaluation.per_class`, of each class k, counted from 0, as `class_<k>/…`.
+
 """
 
 REPRESENTATION = """
@@ -147,12 +157,14 @@ def describe_metrics() -> str:
     }
     stages = STAGES + header + "".join(map(_row, STAGE_METRICS.values()))
     layers = REPRESENTATION + header + "".join(map(_row, REPRESENTATION_METRICS.values()))
+    classes = CLASSES + header + "".join(map(_row, CLASS_METRICS.values()))
     parts = (
         HEAD,
         header,
         rows,
         FITTED,
         NAMES.format(**names),
+        classes,
         _detection(header),
         stages,
         layers,

@@ -52,6 +52,31 @@ from trainables.regularisers import (
 SCHEMA_VERSION: Literal[4] = 4
 
 
+class FineTuning(Frozen):
+    """Settings of the layers below the head: which of them are trained, and how fast."""
+
+    layer_decay: Annotated[float, Field(ge=0.01, le=1.0)] = Field(
+        1.0, description="Learning rate of a layer as a share of that of the layer above it; 1: all layers alike."
+    )
+    frozen_stem: bool = Field(False, description="What lies before the first block keeps its initial weights.")
+    last_stages: PositiveInt | None = Field(
+        None, description="Only so many stages (as in model.stages) and the head are trained; none: all."
+    )
+    batch_norm: Literal["train", "frozen"] = Field(
+        "train",
+        description="frozen: all layers normalise by their initial statistics; frozen layers always do.",
+    )
+
+    @model_validator(mode="after")
+    def _freezes_the_stem_once(self) -> FineTuning:
+        if self.frozen_stem and self.last_stages is not None:
+            raise ValueError(
+                f"found frozen_stem with last_stages: {self.last_stages}, which freezes the stem already; expected one "
+                "of them: take frozen_stem away"
+            )
+        return self
+
+
 class TrainingConfig(Frozen):
     """Settings of the optimisation, and which epoch's weights are evaluated."""
 
@@ -63,6 +88,9 @@ class TrainingConfig(Frozen):
     schedule: Literal["cosine", "constant"] = Field("cosine", description="Of the rate; cosine: down to 0, per step.")
     warmup_epochs: Weight = Field(0.0, description="Fewer than epochs.")
     backbone_learning_rate_factor: Weight = Field(1.0, description="Below the head; 0 is a linear probe.")
+    fine_tune: FineTuning = Field(
+        FineTuning(), description="Frozen layers and rates per layer.", json_schema_extra=SET_ONLY
+    )
     gradient_clip_norm: float | None = Field(None, ge=SMALLEST, description="Of the gradient, 2-norm; none: off.")
     class_weights: Literal["none", "balanced"] = Field("none", description="In the loss; balanced: n/(K·n_k).")
     label_fraction: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
@@ -83,6 +111,20 @@ class TrainingConfig(Frozen):
         description="Learned with the classes or after them; none: nothing.",
         json_schema_extra=SET_ONLY,
     )
+
+    @property
+    def is_linear_probe(self) -> bool:
+        """Whether the head alone is trained."""
+        return self.backbone_learning_rate_factor == 0.0
+
+    @model_validator(mode="after")
+    def _fine_tuning_has_an_effect(self) -> TrainingConfig:
+        if self.is_linear_probe and self.fine_tune != FineTuning():
+            raise ValueError(
+                "found fine_tune with backbone_learning_rate_factor: 0, which trains the head alone; expected a factor "
+                "above 0, or no fine_tune"
+            )
+        return self
 
     @property
     def total_epochs(self) -> int:

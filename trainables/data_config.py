@@ -42,8 +42,10 @@ class ImageData(Frozen):
         "fixed", "All replicates have the same train, val and test, or each draws its own; only where split_seed draws."
     )
     ordinal: bool = Field(False, description="Classes are ordered: quadratic weighted kappa is reported.")
-    label_map: dict[Text, Text] | None = Field(
-        None, description="Original label -> class name; labels that are not named are an error."
+    label_map: dict[Text, Text | None] | None = Field(
+        None,
+        description="Original label -> class name, null to leave its images out; labels that are not named are an "
+        "error.",
     )
     external_sites: tuple[Text, ...] = Field(
         (), description="Sites kept out of train, val and test; each becomes an external set of that name."

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, JsonValue, Tag, model_validator
 
 from trainables.data_config import DataConfig
-from trainables.frozen import SET_ONLY, UNHASHED, Frozen, Seed
+from trainables.frozen import SET_ONLY, UNHASHED, Frozen, Seed, Text
 
 
 def _check_ascending(targets: tuple[float, ...]) -> tuple[float, ...]:
@@ -118,6 +119,34 @@ class AttributionConfig(Frozen):
         return self
 
 
+#: First parts of the names of headline numbers, which no label map may have.
+KINDS = (
+    "validation", "val", "id", "calibration", "robustness", "external", "shift", "family", "slope", "drop",
+    "relative_drop", "be", "rbe", "failure", "ood", "representation", "attribution",
+    "pretraining", "num_parameters", "ssl", "train", "test", "arm",
+)  # fmt: skip
+_VIEW = re.compile(r"[a-z][a-z0-9_]*")
+
+
+def _check_view(name: str) -> str:
+    if not _VIEW.fullmatch(name) or name in KINDS or name.startswith("class_"):
+        raise ValueError(
+            f"found {name!r}, expected a name of small letters, digits and _, which does not begin with class_ and is "
+            f"none of {', '.join(KINDS)}"
+        )
+    return name
+
+
+def _check_merges(merged: dict[str, str | None]) -> dict[str, str | None]:
+    if len({name for name in merged.values() if name is not None}) < 2:
+        raise ValueError(f"found {merged}, expected two classes or more to tell apart")
+    return merged
+
+
+#: Class → name of the class that it becomes part of; null leaves its images out.
+MergedClasses = Annotated[dict[Text, Text | None], AfterValidator(_check_merges)]
+
+
 class EvaluationConfig(Frozen):
     """Settings of the evaluation of every trained model."""
 
@@ -149,6 +178,18 @@ class EvaluationConfig(Frozen):
         le=10_000,
         description="Passes with dropout on, for the scores mc_dropout_…; 0: none. The network needs a dropout layer.",
         json_schema_extra=SET_ONLY,
+    )
+    label_maps: dict[Annotated[str, AfterValidator(_check_view)], MergedClasses] = Field(
+        {},
+        description="Name → merged classes, on which the trained model is evaluated as well: class → name of the class "
+        "that it becomes part of, null to leave its images out. Metrics are <name>/id/auroc, …; robustsweep evaluate "
+        "adds them later.",
+        json_schema_extra=UNHASHED,  # as confidence_scores; the plan refuses another map of the same name
+    )
+    per_class: bool = Field(
+        False,
+        description="Sensitivity and one-vs-rest AUROC of every class, too: class_<index>/id/sensitivity, ….",
+        json_schema_extra=UNHASHED,
     )
     store_features: Annotated[tuple[FeatureSet, ...], BeforeValidator(_expand_switch)] = Field(
         UNSHIFTED_SETS,

@@ -23,6 +23,8 @@ from trainables.training.acceleration import default_choice
 from trainables.training.loop import resolve_precision
 from trainables.training.selection import reads_shifted_validation
 from trainables.training.step import TrainingStep
+from trainables.training.transfer.features import FeatureFeed, find_cache_obstacle
+from trainables.training.transfer.trained_part import set_training_mode
 from trainables.trial import build_network, prepare_process
 
 #: Numbers of untimed steps (allocations, first kernels) and of timed steps.
@@ -69,7 +71,11 @@ def time_trial(config: TrialConfig, execution: Execution, *, max_seconds: float 
         add_confidence(model, confidence, seed=0)
     model = choice.place(model)
     training = TrainingStep(model, data, config, choice)
-    model.train()
+    set_training_mode(model, config)
+    caches_features = find_cache_obstacle(model, config, data) is None
+    if caches_features:
+        rows = training.batches.rows
+        training.take_features(FeatureFeed(torch.zeros(len(rows), model.num_features), rows, device))
     began, times = time.perf_counter(), []
     for step, batch in enumerate(training.batches.epoch(1)):
         started = time.perf_counter()
@@ -83,6 +89,8 @@ def time_trial(config: TrialConfig, execution: Execution, *, max_seconds: float 
     test = data.splits["test"]
     image_seconds = _time_prediction(model, test, precision, execution, max_seconds=_PREDICTION_SHARE * max_seconds)
     validation = image_seconds * len(data.splits["val"])
+    # A linear probe predicts all images once, then trains and validates on their features.
+    once = image_seconds * len(training.batches.rows) + validation if caches_features else 0.0
     confidence_seconds = 0.0
     if isinstance(confidence, ConfidNet):
         # The layers' epochs are passes of the classifier, to which fine-tuning adds training steps.
@@ -104,9 +112,9 @@ def time_trial(config: TrialConfig, execution: Execution, *, max_seconds: float 
     if "train" in config.evaluation.store_features:
         images += len(data.splits["train"])
     images += count_passes(config.evaluation.attribution)
-    per_epoch = validation * (1 + len(of_validation) * reads_shifted_validation(config.training))
+    per_epoch = validation * (int(not caches_features) + len(of_validation) * reads_shifted_validation(config.training))
     return PilotTimings(
-        epoch_seconds=step_seconds * training.batches.num_batches + per_epoch,
+        epoch_seconds=step_seconds * training.batches.num_batches + per_epoch + once / config.training.epochs,
         evaluation_seconds=scored_seconds * images,
         training_epochs=config.training.epochs,
         confidence_seconds=confidence_seconds,

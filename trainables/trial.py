@@ -26,6 +26,9 @@ from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
 from trainables.evaluation.attribution.evaluate import evaluate_attribution
 from trainables.evaluation.detection.summary import save_detection, summarise_detection
+from trainables.evaluation.labels.maps import check_label_maps
+from trainables.evaluation.labels.summary import summarise_views
+from trainables.evaluation.predictions import load_predictions
 from trainables.evaluation.representation.summary import describe_representation
 from trainables.evaluation.robustness import (
     choose_shifts,
@@ -66,6 +69,7 @@ from trainables.training.confidnet import describe_undefined, train_confidnet
 from trainables.training.loop import Outcome, open_validation, resolve_precision, train_model
 from trainables.training.provenance import Start, describe_run, reset_gpu_peak
 from trainables.training.stopping import with_stop_check
+from trainables.training.transfer.trained_part import describe_trained_part
 
 ENCODER, MODEL = "encoder.safetensors", "model.safetensors"
 
@@ -112,6 +116,7 @@ def run_trial(
     config = config.model_copy(update={"evaluation": read_matched(config.evaluation, matching)})
     choose_shifts(data, config.evaluation)  # a wrong name has to fail before the training
     choose_validation_shifts(data, config.evaluation)
+    check_label_maps(config.evaluation, data)
     report({"event": "started", "epochs": config.training.total_epochs})
     model, outcome, choice = _train(config, data, signature, folder, execution, encoder=encoder, report=report)
     result = _evaluate(model, data, config, choice, folder=folder, execution=execution, report=report)
@@ -120,6 +125,7 @@ def run_trial(
     result |= {key: result[key] | getattr(found, key) for key in ("metrics", "undefined")}
     report({"event": "scores", "metrics": {name: result["metrics"].get(name) for name in SCORES}})
     result |= describe_run(signature, started, outcome, device, choice, execution)
+    result["transfer"] = describe_trained_part(model, config, data)
     result["undefined"] |= describe_undefined(folder.read_lines(EPOCHS))
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     sets = list_sets(data, config.evaluation)
@@ -366,12 +372,12 @@ def _evaluate(
         precision=choice.dtype,
         on_progress=lambda done, total: report({"event": "evaluation", "done": done, "total": total}),
     )
-    evaluation = summarise_predictions(
-        folder,
-        ["val", "test", *data.external],
-        strengths={f"{shift.name}/{shift.severity}": shift.strength for shift in (*shifts, *of_validation)},
-        ece_bins=config.evaluation.ece_bins,
-        ordinal=config.data.ordinal,
+    sets = [load_predictions(folder, name) for name in ("val", "test", *data.external)]
+    strengths = {f"{shift.name}/{shift.severity}": shift.strength for shift in (*shifts, *of_validation)}
+    ordinal, ece_bins, maps = config.data.ordinal, config.evaluation.ece_bins, config.evaluation.label_maps
+    evaluation = summarise_predictions(sets, strengths=strengths, ece_bins=ece_bins, ordinal=ordinal)
+    views = summarise_views(
+        sets, data.classes, maps, per_class=config.evaluation.per_class, ece_bins=ece_bins, ordinal=ordinal
     )
     names = list_sets(data, config.evaluation)
     roles = {name: config.evaluation.find_role(name) for name in (*data.external, *data.ood)}
@@ -380,9 +386,11 @@ def _evaluate(
     attribution = evaluate_attribution(model, build_network, data, config, folder=folder, execution=execution)
     return {
         "status": "complete",
-        "metrics": evaluation.metrics | detection.metrics | attribution.metrics,
+        "metrics": evaluation.metrics | views.metrics | detection.metrics | attribution.metrics,
         "validation_fit": evaluation.validation_fit,
+        "classes": list(data.classes),
+        "label_maps": views.label_maps,
         "evaluations": evaluation.rows,
-        "undefined": evaluation.undefined | attribution.undefined | left_out | left_out_of_validation,
+        "undefined": evaluation.undefined | views.undefined | attribution.undefined | left_out | left_out_of_validation,
         "num_quarantined": len(data.quarantined),
     }

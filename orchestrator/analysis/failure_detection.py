@@ -57,7 +57,8 @@ def load_detection_rows(results: Results, ledger: Ledger) -> DetectionRows | Non
     for signature, name, replicate in keys:
         folder = ledger.folder("trial", str(signature))
         stored = [json.loads(folder.read(DETECTION))] if folder.exists(DETECTION) else []
-        for content in (*stored, *results.records[str(signature)].added):
+        added = (each for each in results.records[str(signature)].added if "failures" in each)
+        for content in (*stored, *added):
             for kind, frames in parts.items():
                 about = {"signature": signature, "name": name, "replicate": int(replicate)}
                 frames.append(pd.DataFrame(content[kind]).assign(**about))

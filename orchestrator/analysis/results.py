@@ -29,6 +29,7 @@ from orchestrator.analysis.tables.evaluations import (
     with_unused_means,
 )
 from orchestrator.analysis.tables.formats import TextTable
+from orchestrator.analysis.tables.label_maps import describe_label_maps
 from orchestrator.analysis.tables.trial_rows import MISSING, list_states, shifts_table, trials_table
 from orchestrator.analysis.tuning import choose_candidates, mark_chosen
 from orchestrator.ledger.ledger import Ledger
@@ -281,6 +282,7 @@ class Results:
                 for each, words in (("mean", "mean"), ("worst", "worst"), ("sd", "sd of"))
                 if len(self.external_sets) > 1
             ),
+            *(Measure(*each) for each in describe_label_maps(map(str, self.trials), metric, title)),
             Measure("calibration/ece", "in-distribution ECE", "ECE"),
             Measure("calibration/ece_scaled", "in-distribution ECE after temperature scaling", "ECE, scaled"),
             Measure("calibration/mean_shifted_ece", "mean shifted ECE", "shifted ECE"),

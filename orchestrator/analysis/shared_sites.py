@@ -10,7 +10,7 @@ import pandas as pd
 from orchestrator.analysis.results import Results
 from orchestrator.statistics.intervals import Array
 from orchestrator.study.hypotheses import split_metric
-from trainables.evaluation.metrics import find_metric, find_site_aggregate
+from trainables.evaluation.metrics import find_metric, find_site_aggregate, split_view
 from trainables.evaluation.site_means import aggregate_sites
 
 
@@ -20,7 +20,9 @@ def measure_over_sites(results: Results, measure: str, sites: Collection[str]) -
     NaN for trials on which the metric is undefined on one of them, and everywhere for worst and sd of a single site.
     """
     metric, aggregate = find_metric(measure).name, find_site_aggregate(measure)
-    columns = [f"external/{site}/{metric}" for site in sorted(sites)]
+    view, _ = split_view(measure)
+    prefix = f"{view}/" if view else ""
+    columns = [f"{prefix}external/{site}/{metric}" for site in sorted(sites)]
     values = aggregate_sites(metric, results.trials.reindex(columns=columns).to_numpy(dtype=float))
     return np.asarray(values[aggregate]) if aggregate in values else np.full(len(results.trials), np.nan)
 
@@ -38,10 +40,11 @@ def pair_values(results: Results, measure: str, pairs: pd.DataFrame) -> tuple[pd
     """
     rows = pairs.to_numpy()
     taken = results.trials[measure].to_numpy(dtype=float)[rows]
-    sets = results.external_by_arm if measure.startswith("external/") else {}
+    _, within = split_view(measure)
+    sets = results.external_by_arm if within.startswith("external/") else {}
     if len(set(sets.values())) < 2:
         return pairs, taken
-    kind, name, _ = split_metric(measure)
+    kind, name, _ = split_metric(within)
     arms = results.trials["name"].to_numpy()[rows]
     alike: dict[tuple[frozenset[str] | None, frozenset[str] | None], list[int]] = {}
     for number, (first, second) in enumerate(arms):

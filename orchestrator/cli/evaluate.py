@@ -21,14 +21,14 @@ def evaluate(
         typer.Option(help="Names of confidence scores, with commas.", show_default="all that stored predictions give"),
     ] = None,
 ) -> None:
-    """Add confidence scores to finished trials from their stored predictions, then rewrite the report and ship.
+    """Add confidence scores, and the study's label maps, to finished trials from stored predictions; report and ship.
 
     Nothing is trained. What a trial has already is left as it is, in the ledger and in MLflow.
     """
     from rich.progress import Progress
 
     from orchestrator.cli.lookup import open_study
-    from orchestrator.driver.evaluate import evaluate_trials, list_addable_scores
+    from orchestrator.driver.evaluate import add_views, evaluate_trials, list_addable_scores
     from orchestrator.ledger.lease import Lease
     from orchestrator.ledger.ledger import Ledger
     from orchestrator.report.write import write_report
@@ -45,7 +45,16 @@ def evaluate(
             done = evaluate_trials(
                 ledger, names, on_trial=lambda number, total: progress.update(task, completed=number, total=total)
             )
-        typer.echo(f"{sum(each.is_new for each in done)} trials evaluated, {len(done)} are complete")
+            task = progress.add_task("label maps and classes", total=None)
+            viewed = add_views(
+                ledger,
+                loaded.evaluation.label_maps,
+                per_class=loaded.evaluation.per_class,
+                on_trial=lambda number, total: progress.update(task, completed=number, total=total),
+            )
+        changed = {each.signature for each in (*done, *viewed) if each.is_new}
+        done += viewed
+        typer.echo(f"{len(changed)} trials evaluated, {len({each.signature for each in done})} are complete")
         reasons = Counter(f"{name}: {why}" for each in done for name, why in each.undefined.items())
         for reason, number in reasons.items():
             typer.echo(f"without {reason} ({number} trials)")

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from importlib import metadata
 from typing import Any
 
+from orchestrator.ledger.added_metrics import check_label_maps
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.other_studies import find_elsewhere
 from orchestrator.ledger.preregistration import EMPTY_REGISTRATION, Registration, update_registration
@@ -145,6 +146,7 @@ def prepare(
     if study.hypotheses:
         check_attainable(study.hypotheses, plan, _levels(arms), external=_list_external_sets(arms, inputs))
     states = ledger.states()
+    _check_stored_maps(study, ledger, plan, states)
     about = _describe(study, arms, inputs, mlflow=mlflow) | differences
     if study.tuning is not None:
         told = describe_tuning(study.tuning, candidates, study.hypotheses, about["factors"])
@@ -154,6 +156,19 @@ def prepare(
     elsewhere = find_elsewhere(ledger, [work for work in actions.open if work.kind == "stage"])
     prepared = Prepared(study, ledger, inputs, plan, states, actions, about, before, search, elsewhere=elsewhere)
     return update_actions(prepared, states, retry_failed=retry_failed)
+
+
+def _check_stored_maps(study: Study, ledger: Ledger, plan: Plan, states: Mapping[str, str]) -> None:
+    """Check that no complete trial has numbers of another label map with the name of one of the study's.
+
+    Raises:
+        ConfigError: if one has: its numbers and those of later trials would be of different classes.
+    """
+    if not study.evaluation.label_maps:
+        return
+    for work in plan.works:
+        if work.kind == "trial" and states.get(work.signature) == COMPLETE:
+            check_label_maps(ledger.folder("trial", work.signature), study.evaluation.label_maps)
 
 
 def update_actions(prepared: Prepared, states: Mapping[str, str], *, retry_failed: bool) -> Prepared:

@@ -10,7 +10,9 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from trainables.errors import ConfigError
 from trainables.frozen import canonical_json
+from trainables.storage.completeness import RESULT
 from trainables.storage.folder import Folder
 
 ADDED = "added"
@@ -53,6 +55,29 @@ def read_added(folder: Folder) -> tuple[dict[str, Any], ...]:
     names = sorted(f"{ADDED}/{name}" for name in (folder / ADDED).children() if name.endswith(".json"))
     found = [folder.read_json(name) for name in names if folder.is_intact(name)]
     return tuple(sorted(found, key=lambda each: (each["finished_ms"], each["signature"])))
+
+
+def check_label_maps(folder: Folder, label_maps: Mapping[str, Mapping[str, str | None]]) -> set[str]:
+    """Return the names of the label maps that a complete trial has numbers of.
+
+    Args:
+        folder: folder of the trial.
+        label_maps: ``evaluation.label_maps`` of the study as it is now.
+
+    Raises:
+        ConfigError: the trial has numbers of another map with one of these names.
+    """
+    stored = dict(folder.read_json(RESULT).get("label_maps", {}))
+    for each in read_added(folder):
+        stored |= each.get("label_maps", {})
+    for name, merged in label_maps.items():
+        if name in stored and stored[name]["merged"] != dict(merged):
+            raise ConfigError(
+                f"evaluation.label_maps.{name}: found {dict(merged)}, and the trial in {folder.uri} was evaluated with "
+                f"another map of this name, {stored[name]['merged']}; expected that one, or give the new one another "
+                "name"
+            )
+    return set(stored)
 
 
 def merge_metrics(result: Mapping[str, Any], added: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

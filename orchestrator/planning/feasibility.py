@@ -37,6 +37,7 @@ from orchestrator.study.hypotheses import (
 )
 from trainables.errors import StudyError
 from trainables.evaluation.families import group_by_family
+from trainables.evaluation.metric_tables.views import split_view
 from trainables.evaluation.metrics import DROPS, RELATIVE
 from trainables.shifts.tables import find_type
 
@@ -295,7 +296,7 @@ def check_external_sets(hypotheses: Sequence[Hypothesis], external: Mapping[str,
     names = sorted(set[str]().union(*external.values()))
     for number, hypothesis in enumerate(hypotheses):
         for metric in dict.fromkeys(each.metric for each in list_measured(hypothesis)):
-            kind, name, _ = split_metric(metric)
+            kind, name, _ = split_metric(split_view(metric)[1])
             if kind == "external" and name not in names:
                 known = f"the data have {', '.join(names)}" if names else "the data have none"
                 raise StudyError(

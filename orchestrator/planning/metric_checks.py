@@ -14,6 +14,7 @@ from orchestrator.study.search.config import SEEN_OVER_SHIFTS
 from trainables.errors import StudyError
 from trainables.evaluation.attribution.components import find_components
 from trainables.evaluation.attribution.table import CENTRE_PRIOR, split_attribution
+from trainables.evaluation.metric_tables.views import is_of_class
 from trainables.evaluation.metrics import (
     HEADLINE_FAILURE,
     HEADLINE_OOD,
@@ -25,6 +26,7 @@ from trainables.evaluation.metrics import (
     find_representation,
     find_site_aggregate,
     name_over_sites,
+    split_view,
 )
 from trainables.training.selection import reads_shifted_validation
 
@@ -117,7 +119,32 @@ def find_undefined(metric: str, config: TrialConfig, data: Dataset) -> str | Non
         return _find_undefined_detection(metric, config, data)
     if find_representation(metric) is not None:
         return _find_undefined_representation(metric.partition("/")[2], config)
-    return _find_undefined_score(metric, config, data)
+    view, within = split_view(metric)
+    return _find_undefined_in_view(view, within, config, data) if view else _find_undefined_score(metric, config, data)
+
+
+def _find_undefined_in_view(view: str, within: str, config: TrialConfig, data: Dataset) -> str | None:
+    """Return why a trial has no such number of a label map or class, None if it has one."""
+    from trainables.evaluation.labels.maps import merge_labels, resolve_label_map
+
+    ordinal, (name, _, last) = config.data.ordinal, view.partition("/")
+    of_class = view if is_of_class(name) else last
+    if not is_of_class(name):
+        maps = config.evaluation.label_maps
+        if name not in maps:
+            known = ", ".join(maps) or "none"
+            return f"evaluation.label_maps has no {name!r}{suggest(name, list(maps))}; there are {known}"
+        label_map = resolve_label_map(name, maps[name], data.classes)
+        data, ordinal = merge_labels(data, label_map), ordinal and label_map.is_ordered
+    config = config.model_copy(update={"data": config.data.model_copy(update={"ordinal": ordinal})})
+    if not of_class:
+        return _find_undefined_score(within, config, data)
+    if not config.evaluation.per_class:
+        return "evaluation.per_class is false; set it to true for sensitivity and AUROC of each class"
+    index = int(of_class.removeprefix("class_"))
+    if index >= data.num_classes:
+        return f"there is no class {index}: the classes are {', '.join(data.classes)}, counted from 0"
+    return _find_undefined_score(within.replace("sensitivity", "balanced_accuracy"), config, data)
 
 
 def _find_undefined_attribution(method: str, name: str, config: TrialConfig, data: Dataset) -> str | None:

@@ -14,6 +14,7 @@ from trainables.config import TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.data.identity.overlap import Overlap, find_overlap, is_same_place
 from trainables.errors import ConfigError, StudyError
+from trainables.evaluation.labels.maps import check_label_maps
 from trainables.frozen import canonical_json
 from trainables.pretraining_config import ScratchPretraining, SupervisedPretraining, TrainedStep, list_trained
 from trainables.shifts.wording import check_shift_names
@@ -28,16 +29,13 @@ def find_distinct(configs: Iterable[TrialConfig]) -> list[TrialConfig]:
     for config in configs:
         sections = (config.data, config.model, config.pretraining, config.regulariser, config.evaluation)
         parts = [section.model_dump(mode="json", exclude={"split_seed"}) for section in sections]
-        found.setdefault(canonical_json([*parts, _has_single_images(config), _is_frozen(config)]), config)
+        parts += [config.training.fine_tune.model_dump(mode="json")]
+        found.setdefault(canonical_json([*parts, _has_single_images(config), config.training.is_linear_probe]), config)
     return list(found.values())
 
 
 def _has_single_images(config: TrialConfig) -> bool:
     return config.training.batch_size == 1
-
-
-def _is_frozen(config: TrialConfig) -> bool:
-    return config.training.backbone_learning_rate_factor == 0.0
 
 
 def check_trials(configs: Iterable[TrialConfig], inputs: Inputs) -> None:
@@ -120,15 +118,15 @@ def _check_step(model: Classifier, config: TrialConfig, data: Dataset) -> None:
     """Run a forward pass of training on the smallest batch that there can be: one image if batches have one, else two.
 
     Raises:
-        ConfigError: if the network refuses it.
+        ConfigError: if the network refuses it, or ``training.fine_tune`` does not fit the network.
     """
     import torch
 
+    from trainables.training.transfer.trained_part import find_rate_factors, freeze, set_training_mode
+
     num_images = 1 if _has_single_images(config) else 2
-    model.train()
-    if _is_frozen(config):
-        model.eval()
-        model.head.train()
+    freeze(model, find_rate_factors(model, config))
+    set_training_mode(model, config)
     images = torch.zeros(num_images, *data.splits["train"].images.shape[1:])
     try:
         with torch.no_grad():
@@ -187,6 +185,7 @@ def check_settings(configs: Iterable[TrialConfig], inputs: Inputs, *, device: st
         evaluations[id(data), canonical_json(config.evaluation.model_dump(mode="json"))] = config, data
     for config, data in evaluations.values():
         try:
+            check_label_maps(config.evaluation, data)
             check_shift_names(config.evaluation, data.modality)
             if any(isinstance(entry, dict) for entry in config.evaluation.shifts):
                 from trainables.shifts.bank import build_shifts, build_validation_shifts

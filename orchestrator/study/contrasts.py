@@ -25,6 +25,7 @@ from orchestrator.study.hypotheses import (
 )
 from orchestrator.study.yaml_source import resolve_scalar
 from trainables.errors import StudyError
+from trainables.evaluation.metric_tables.views import split_view
 
 # --------------------------------------------------------------------------- contrasts
 
@@ -117,9 +118,10 @@ def drop_apart(contrast: Contrast, metric: str, sites: Sequence[frozenset[str] |
     Raises:
         ContrastError: if no cell is left.
     """
-    if not metric.startswith("external/") or not any(sites):
+    _, within = split_view(metric)
+    if not within.startswith("external/") or not any(sites):
         return contrast
-    kind, name, _ = split_metric(metric)
+    kind, name, _ = split_metric(within)
     whole = {}
     for key, parts in contrast.cells.items():
         shared = find_shared_sites((arm for arms in parts for arm in arms), sites)

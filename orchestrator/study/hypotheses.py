@@ -18,11 +18,10 @@ from orchestrator.study.grid import When, format_label
 from trainables.evaluation.metrics import (
     AGGREGATES,
     DROPS,
-    ERRORS,
     METRICS,
     RELATIVE,
-    SCORES,
     SITE_AGGREGATES,
+    list_metrics_of,
     name_over_shifts,
     name_over_sites,
 )
@@ -55,7 +54,8 @@ class _Hypothesis(Frozen):
         "robustness/mean_balanced_accuracy",
         description="Column of trials.csv, shift/<name>/<metric>, family/<name>/<metric>, slope/<name>/<metric>, "
         "drop/<name>/<metric>, relative_drop/<name>/<metric>, be/<name>, rbe/<name>, failure/<score>/augrc, "
-        "ood/<score>/<set>/auroc, representation/<name> or attribution/<method>/<metric>.",
+        "ood/<score>/<set>/auroc, representation/<name>, attribution/<method>/<metric>, or such a column of a label "
+        "map or class: <name>/id/<metric>.",
     )
     severities: tuple[Severity, ...] | None = Field(
         None, min_length=1, description="With shift/<name>/<metric>: its mean over these; null: over all."
@@ -303,12 +303,17 @@ def _listed(wanted: Any) -> list[str]:
 # --------------------------------------------------------------------------- metrics
 
 
-def list_metrics() -> list[str]:
-    """Return the metrics that every study has, without those of one external set, shift or family."""
-    names = [f"id/{score}" for score in SCORES] + [f"calibration/{error}" for error in ERRORS]
-    names += [name_over_shifts(aggregate, metric) for aggregate in AGGREGATES for metric in METRICS]
-    names += [name_over_sites(aggregate, metric) for aggregate in SITE_AGGREGATES for metric in METRICS]
-    return names + [f"val/{metric}" for metric in METRICS]
+def list_metrics(view: str = "") -> list[str]:
+    """Return the metrics that every study has, without those of one external set, shift or family.
+
+    Args:
+        view: label map or class (``split_view``), whose metrics are named without it; "" is none of them.
+    """
+    known = list_metrics_of(view)
+    names = [f"{'id' if metric.higher_is_better else 'calibration'}/{name}" for name, metric in known.items()]
+    names += [name_over_shifts(aggregate, metric) for aggregate in AGGREGATES for metric in known]
+    names += [name_over_sites(aggregate, metric) for aggregate in SITE_AGGREGATES for metric in known]
+    return names + [f"{'validation' if view else 'val'}/{metric}" for metric in known]
 
 
 def split_metric(metric: str) -> tuple[str, str, str]:

@@ -34,7 +34,14 @@ from orchestrator.study.hypotheses import (
 from orchestrator.study.problems import list_options
 from orchestrator.study.yaml_source import Key, Source, format_key
 from trainables.evaluation.attribution.table import find_attribution
-from trainables.evaluation.metrics import METRICS, RELATIVE, find_detection, find_representation
+from trainables.evaluation.metric_tables.views import is_of_class, split_view
+from trainables.evaluation.metrics import (
+    METRICS,
+    RELATIVE,
+    find_detection,
+    find_representation,
+    list_metrics_of,
+)
 from trainables.shifts.tables import FAMILIES, GENERAL, GROUPS, OTHER, STAIN_NAME, load_aliases, load_tables
 
 #: Callback that receives the text of a problem, then the keys below the hypothesis.
@@ -70,7 +77,7 @@ def check_hypotheses(tree: Source, grid: Grid, arms: Sequence[Arm]) -> None:
         _check_correlation(hypothesis, raw, report)
         _check_severities(hypothesis, report)
         for measured, place in _list_measured(hypothesis, report):
-            _check_metric(measured, place)
+            _check_metric(measured, tree.value.get("evaluation"), place)
             _check_shift(measured, tree.value.get("evaluation"), grid, place)
             _check_family(measured, place)
         if is_sound and len(tree.problems) == num_problems:
@@ -204,13 +211,16 @@ def _check_trend(
                 report(f"{hypothesis.factor} has no level {text!r}{list_options(text, list(labels))}", "levels", index)
 
 
-def _check_metric(hypothesis: Hypothesis, report: Report) -> None:
+def _check_metric(hypothesis: Hypothesis, evaluation: Any, report: Report) -> None:
     metric = hypothesis.metric
+    view, within = split_view(metric)
     kind, _, last = split_metric(metric)
     described = find_representation(metric) or find_attribution(metric)
     if described is not None and described.is_descriptive and isinstance(hypothesis, NonInferiority):
         report(f"found {metric!r}, of which neither more nor less is worse; compare it, or test equivalence", "metric")
-    if kind and last not in METRICS and kind not in RELATIVE:
+    if _is_view(view, evaluation):
+        _check_in_view(view, within, report)
+    elif kind and last not in METRICS and kind not in RELATIVE:
         report(f"found {metric!r}, there is no metric {last!r}{list_options(last, list(METRICS))}", "metric")
     elif not (kind or metric in list_metrics() or find_detection(metric) or described):
         more = (
@@ -224,6 +234,24 @@ def _check_metric(hypothesis: Hypothesis, report: Report) -> None:
         report(f"over shifts, found {metric!r}, {expected}", "metric")
     if counts_sites(hypothesis) and find_site_metric(metric) is None:
         report(f"over sites, found {metric!r}, expected the mean over sites of a metric: external/mean_…", "metric")
+
+
+def _is_view(view: str, evaluation: Any) -> bool:
+    """Return whether a study's base evaluation has a label map of this name, or it is a class."""
+    known = evaluation.get("label_maps") if isinstance(evaluation, Mapping) else None
+    first = view.partition("/")[0]
+    return bool(view) and (is_of_class(first) or (isinstance(known, Mapping) and first in known))
+
+
+def _check_in_view(view: str, within: str, report: Report) -> None:
+    """Report a metric that label maps and classes do not have; whether there is such a view depends on the data."""
+    kind, _, last = split_metric(within)
+    known = list_metrics_of(view)
+    if kind == "external" and last not in known:
+        report(f"there is no metric {last!r} of {view}{list_options(last, list(known))}", "metric")
+    elif kind != "external" and within not in list_metrics(view):
+        more = "; expected a column of trials.csv such as id/auroc, robustness/mean_auroc or external/<set>/auroc"
+        report(f"there is no metric {within!r} of {view}{suggest(within, list_metrics(view)) or more}", "metric")
 
 
 def _check_severities(hypothesis: Hypothesis, report: Report) -> None:

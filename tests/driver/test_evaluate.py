@@ -13,11 +13,13 @@ from typer.testing import CliRunner
 from orchestrator.analysis.predictions.marked import compare_marked
 from orchestrator.analysis.results import load_results
 from orchestrator.cli.main import app
-from orchestrator.driver.evaluate import evaluate_trials, list_addable_scores
+from orchestrator.driver.evaluate import add_views, evaluate_trials, list_addable_scores
+from orchestrator.driver.prepare import prepare
 from orchestrator.ledger.annotations import annotate, read_annotations
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.write import write_report
 from orchestrator.selection.ranking import SelectionCriteria, select_arm
+from orchestrator.study.study_file import load_study
 from orchestrator.tracking.shipper import sync
 from tests.support.trained_study import TrainedStudy
 from trainables.errors import ConfigError, StudyError
@@ -100,6 +102,48 @@ def test_the_report_has_results_without_images_whose_label_is_marked(
     page = Path(write_report(ledger, cache_dir=trained_study.cache_dir, examples=False).html).read_text()
     assert 'id="marked"' in page
     assert "Marked in the explorer: 2 images of test." in page
+
+
+def test_label_maps_are_added_once_and_reach_tables_report_and_mlflow(
+    ledger: Ledger, trained_study: TrainedStudy, tmp_path: Path
+) -> None:
+    classes = ledger.read_plan()["data"]["classes"]
+    maps = {"swapped": dict(zip(classes, ("a", "b"), strict=True))}
+    assert [each.is_new for each in add_views(ledger, maps, per_class=True)] == [True] * 4
+    assert not any(each.is_new for each in add_views(ledger, maps, per_class=True))
+    assert not any(each.is_new for each in add_views(ledger, maps, per_class=False))
+    assert add_views(ledger, {}, per_class=False) == []
+
+    results = load_results(ledger)
+    for name in ("id/auroc", "robustness/mean_balanced_accuracy", "external/mean_accuracy", "calibration/ece"):
+        assert results.trials[f"swapped/{name}"].to_numpy() == pytest.approx(results.trials[name].to_numpy(), abs=1e-9)
+    for signature, found in zip(results.trials["signature"], results.trials["class_1/id/sensitivity"], strict=True):
+        test = load_predictions(ledger.folder("trial", str(signature)), "test")
+        positive = test.labels == 1
+        assert found == pytest.approx((test.logits[0].argmax(axis=1)[positive] == 1).mean())
+    assert "mean shifted balanced accuracy of swapped" in [measure.title for measure in results.measures]
+    report = write_report(ledger, cache_dir=trained_study.cache_dir, examples=False)
+    assert "swapped: mean shifted" in Path(report.html).read_text()
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    sync(ledger, uri)
+    signature = _signatures(ledger)[0]
+    run = _find_run(MlflowClient(uri), signature)
+    expected = ledger.read("trial", signature).result
+    assert expected is not None
+    assert run.data.metrics["swapped/id/auroc"] == pytest.approx(expected["metrics"]["swapped/id/auroc"])
+
+
+def test_another_map_of_the_same_name_is_refused(ledger: Ledger, trained_study: TrainedStudy) -> None:
+    classes = ledger.read_plan()["data"]["classes"]
+    add_views(ledger, {"named": dict(zip(classes, ("a", "b"), strict=True))}, per_class=False)
+    other = dict(zip(classes, ("b", "a"), strict=True))
+    with pytest.raises(ConfigError, match=r"evaluation\.label_maps\.named: .* give the new one another name"):
+        add_views(ledger, {"named": other}, per_class=False)
+    text = ", ".join(f"'{each}': {name}" for each, name in other.items())
+    study = load_study(trained_study.file, [f"evaluation.label_maps={{named: {{{text}}}}}"])
+    with pytest.raises(ConfigError, match="was evaluated with another map of this name"):
+        prepare(study, storage=ledger.storage)
+    prepare(load_study(trained_study.file, [f"evaluation.label_maps={{another: {{{text}}}}}"]), storage=ledger.storage)
 
 
 def test_a_score_that_there_is_not_is_refused_before_anything_is_written(ledger: Ledger) -> None:

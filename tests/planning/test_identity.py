@@ -89,6 +89,24 @@ def test_a_confidence_and_mc_dropout_change_signatures_only_where_they_are_set()
     assert found[0] == found[4] == compute_signature(TrialConfig(), "x")
 
 
+def test_fine_tuning_changes_a_signature_only_where_it_is_set_and_label_maps_never_do() -> None:
+    """A label map is computed from stored predictions: adding one must not train a finished study again."""
+    assert "fine_tune" not in compute_identity(TrialConfig())["training"]
+    changes: list[dict[str, object]] = [
+        {},
+        {"training": {"fine_tune": {"layer_decay": 1.0}}},
+        {"evaluation": {"label_maps": {"high": {str(digit): str(digit > 4) for digit in range(10)}}}},
+        {"evaluation": {"per_class": True}},
+        {"training": {"fine_tune": {"layer_decay": 0.75}}},
+        {"training": {"fine_tune": {"last_stages": 1}}},
+        {"training": {"fine_tune": {"frozen_stem": True}}},
+        {"training": {"fine_tune": {"batch_norm": "frozen"}}},
+    ]
+    found = [compute_signature(TrialConfig.model_validate(change), "x") for change in changes]
+    assert len(set(found[:4])) == 1
+    assert len(set(found[3:])) == 5
+
+
 def test_other_data_are_another_signature() -> None:
     assert compute_signature(TrialConfig(), "x") != compute_signature(TrialConfig(), "y")
 

@@ -155,3 +155,49 @@ def test_of_what_only_describes_nothing_is_inferior(tmp_path: Path, cache_dir: P
     margin = text.replace("direction: higher,\n   smallest_effect: 0,", "kind: non_inferiority, margin: 1,")
     with pytest.raises(StudyError, match="neither more nor less is worse"):
         parse_study(margin, source="s.yaml")
+
+
+_DIGITS = ", ".join(f"'{digit}': {'odd' if digit % 2 else 'even'}" for digit in range(10))
+PARITY = f"evaluation.label_maps={{parity: {{{_DIGITS}}}}}"
+
+
+@pytest.mark.parametrize(
+    "metric",
+    ["parity/id/auroc", "parity/robustness/mean_balanced_accuracy", "parity/validation/sensitivity_at_specificity_95",
+     "class_9/id/sensitivity", "class_0/robustness/mean_auroc", "parity/class_1/id/sensitivity"],
+)  # fmt: skip
+def test_numbers_of_label_maps_and_classes_are_metrics_of_hypotheses(
+    metric: str, tmp_path: Path, cache_dir: Path
+) -> None:
+    plan(tmp_path, cache_dir, DIGITS + HYPOTHESIS.replace("METRIC", metric), PARITY, "evaluation.per_class=true")
+
+
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("parity/id/aurok", "there is no metric 'id/aurok' of parity; did you mean id/auroc?"),
+        ("parity/shift/gamma_up/auroc", "expected a column of trials.csv such as id/auroc"),
+        ("parity/id/quadratic_kappa", "needs ordered classes"),
+        ("parity/external/mean_auroc", "the data have no external set"),
+        ("parity/external/lyon/auroc", "expected an external set of the data"),
+        ("partiy/id/auroc", "there is no metric 'partiy/id/auroc'"),
+        ("class_9/id/ece", "there is no metric 'id/ece' of class_9"),
+        ("class_10/id/sensitivity", "there is no class 10: the classes are 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"),
+        ("parity/class_2/id/auroc", "there is no class 2: the classes are even, odd"),
+    ],
+)
+def test_numbers_that_no_label_map_or_class_has_are_refused(
+    metric: str, message: str, tmp_path: Path, cache_dir: Path
+) -> None:
+    with pytest.raises(StudyError, match=rf"found '{metric}'.*{message}|{message}"):
+        plan(tmp_path, cache_dir, DIGITS + HYPOTHESIS.replace("METRIC", metric), PARITY, "evaluation.per_class=true")
+
+
+def test_numbers_of_classes_have_to_be_asked_for(tmp_path: Path, cache_dir: Path) -> None:
+    with pytest.raises(StudyError, match=r"evaluation\.per_class is false"):
+        plan(tmp_path, cache_dir, DIGITS + HYPOTHESIS.replace("METRIC", "class_3/id/auroc"))
+
+
+def test_a_label_map_has_to_fit_the_classes(tmp_path: Path, cache_dir: Path) -> None:
+    with pytest.raises(StudyError, match=r"label_maps\.zero: found no entry for 1, 2"):
+        plan(tmp_path, cache_dir, DIGITS, "evaluation.label_maps={zero: {'0': zero, '9': rest}}")

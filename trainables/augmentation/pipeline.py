@@ -85,6 +85,12 @@ def build_augmentation(config: AugmentationConfig, image_size: int) -> Augmenter
     )
 
 
+def changes_images(config: AugmentationConfig) -> bool:
+    """Return whether an image can differ from one epoch to the next, erasing included."""
+    places = config.crop_scale_min is not None or config.horizontal_flip or config.vertical_flip
+    return places or config.erasing > 0.0 or not isinstance(_build_policy(config), NoPolicy)
+
+
 def _build_policy(config: AugmentationConfig) -> Policy:
     if config.kind == "none" or config.strength == 0.0:
         return NoPolicy()

@@ -36,7 +36,7 @@ class Assignment:
     """Class and set of every row of a table; an unlabelled folder is one class, all of it in train."""
 
     classes: tuple[str, ...]
-    #: Index into ``classes`` and then ``held_out``; −1 for a row with a problem.
+    #: Index into ``classes`` and then ``held_out``; −1 for a row with a problem, or left out by ``data.label_map``.
     labels: Int64[np.ndarray, " n"]
     #: train, val, test, held_out or external/<name>; "" for a row that is not used or has a problem.
     sets: np.ndarray
@@ -61,7 +61,7 @@ def assign_sets(table: Table, config: ImageData) -> Assignment:
     classes, labels, problems = _resolve_labels(table, config)
     classes, labels, held_out = _hold_out(classes, labels, config.held_out_classes)
     sets = np.full(len(table.ids), "", dtype=object)
-    usable = np.array([row for row in range(len(table.ids)) if row not in problems], dtype=np.int64)
+    usable = np.flatnonzero(labels >= 0)
     splits = np.array(table.splits, dtype=object)[usable]
     ids, groups, sites = (np.array(values, dtype=object)[usable] for values in (table.ids, table.groups, table.sites))
     for site in config.outer_sites:
@@ -125,11 +125,16 @@ def _check_held_out(sets: np.ndarray, names: Sequence[str]) -> None:
 
 
 def _resolve_labels(table: Table, config: ImageData) -> tuple[tuple[str, ...], Int64[np.ndarray, " n"], dict[int, str]]:
-    """Return the classes, the label index of every row (−1 for a problem) and all problems known so far."""
+    """Return the classes, the label index of every row and all problems known so far.
+
+    The index is −1 for a problem, and for an image that ``data.label_map`` leaves out.
+    """
     problems = dict(table.problems)
     usable = [row for row in range(len(table.ids)) if row not in problems]
     found = [table.labels[row] for row in usable]
-    mapping = {label: label for label in found} if config.label_map is None else config.label_map
+    mapping: Mapping[str, str | None] = dict(zip(found, found, strict=True))
+    if config.label_map is not None:
+        mapping = config.label_map
     if config.label_map is None and table.classes is None:
         check_single(found)
         if config.similar_text == "error":
@@ -139,27 +144,28 @@ def _resolve_labels(table: Table, config: ImageData) -> tuple[tuple[str, ...], I
         lines = [f"{describe_row(table.file_names[row], table.rows[row])}: {table.labels[row]!r}" for row in unmapped]
         raise DataError(
             f"data.label_map names no class for the label of {len(unmapped)} image(s); expected one of "
-            f"{', '.join(map(repr, mapping))}. Add the label to the map, or leave the images out:\n  "
+            f"{', '.join(map(repr, mapping))}. Add the label to the map, or map it to null to leave the images out:\n  "
             + list_first(lines)
         )
     classes = table.classes or _order_classes(set(found), mapping)
     index = {name: position for position, name in enumerate(classes)}
     labels = np.full(len(table.ids), -1, dtype=np.int64)
     for row, label in zip(usable, found, strict=True):
-        labels[row] = index.get(mapping[label], -1)
+        name = mapping[label]
+        if name is None:
+            continue
+        labels[row] = index.get(name, -1)
         if labels[row] < 0:
-            problems[row] = f"has the label {mapping[label]!r}, expected one of the classes {', '.join(classes)}"
+            problems[row] = f"has the label {name!r}, expected one of the classes {', '.join(classes)}"
     if len(classes) < 2 and not problems:
         raise DataError(f"found the classes {list(classes)}, expected at least two to tell apart")
     return classes, labels, problems
 
 
-def _order_classes(found: set[str], mapping: Mapping[str, str]) -> tuple[str, ...]:
+def _order_classes(found: set[str], mapping: Mapping[str, str | None]) -> tuple[str, ...]:
     """Return the mapped classes: by value if all are numbers, otherwise in the order of their original labels."""
-    mapped = {mapping[label] for label in found}
-    if are_numbers(mapped):
-        return tuple(sort_naturally(mapped))
-    return tuple(dict.fromkeys(mapping[label] for label in sort_naturally(found)))
+    mapped = [name for label in sort_naturally(found) if (name := mapping[label]) is not None]
+    return tuple(sort_naturally(set(mapped))) if are_numbers(mapped) else tuple(dict.fromkeys(mapped))
 
 
 def are_numbers(labels: Iterable[str]) -> bool:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
-from jaxtyping import Int64, UInt8
+from jaxtyping import Float32, Int64, UInt8
 from torch import Tensor
 
 from trainables.config import TrialConfig
@@ -22,13 +22,21 @@ from trainables.seeding import derive_seed, hash_ids, mix
 class Batch(NamedTuple):
     """One batch on the device."""
 
-    images: UInt8[Tensor, "n c h w"]
+    #: Images, or the cached features of a linear probe: n × features, float32.
+    images: UInt8[Tensor, "n c h w"] | Float32[Tensor, "n f"]
     #: Index of the class.
     labels: Int64[Tensor, " n"]
     #: Index of the group: the site, unless the regulariser groups by something else.
     groups: Int64[Tensor, " n"]
     #: Seed of all random draws for one sample in one epoch.
     seeds: Int64[Tensor, " n"]
+
+
+class Feed(Protocol):
+    """Source of batches by row number: of images (``ImageFeed``), or of what was computed from them."""
+
+    def batches(self, rows: Int64[np.ndarray, " n"], sizes: Sequence[int]) -> Iterator[Tensor]:
+        """Yield what belongs to ``rows`` in batches of ``sizes``, which sum to the number of rows."""
 
 
 class TrainingImages:
@@ -44,7 +52,8 @@ class TrainingImages:
     """
 
     def __init__(self, train: ImageSet, config: TrialConfig, device: torch.device) -> None:
-        self._feed, self._device = ImageFeed(train, device), device
+        self.feed: Feed = ImageFeed(train, device)
+        self._device = device
         self._seed = (config.seed, config.replicate)
         self._batch_size = config.training.batch_size
         self.rows = choose_label_fraction(
@@ -80,7 +89,7 @@ class TrainingImages:
         labels, groups = self._labels[index], self._groups[index]
         seeds = mix(self._sample_seeds[index], "epoch", epoch)
         start = 0
-        for images in self._feed.batches(order, self._sizes):
+        for images in self.feed.batches(order, self._sizes):
             part = slice(start, start := start + len(images))
             yield Batch(images, labels[part], groups[part], seeds[part])
 

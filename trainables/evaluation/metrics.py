@@ -20,10 +20,12 @@ from trainables.evaluation.metric_tables.detection import (
 )
 from trainables.evaluation.metric_tables.metric import Metric
 from trainables.evaluation.metric_tables.representation import REPRESENTATION_METRICS
+from trainables.evaluation.metric_tables.views import CLASS_METRICS, is_of_class, split_view
 
 #: What others take from here, beside what is defined below.
 __all__ = [
     "ATTRIBUTION_METRICS",
+    "CLASS_METRICS",
     "FAILURE_METRICS",
     "HEADLINE_FAILURE",
     "HEADLINE_OOD",
@@ -31,6 +33,7 @@ __all__ = [
     "REPRESENTATION_METRICS",
     "SELECTIVE_METRICS",
     "Metric",
+    "split_view",
 ]
 
 _TWO = "two classes, an image of both in validation and in the set"
@@ -136,6 +139,8 @@ NUM_PARAMETERS = Metric(
     "num_parameters", "number of weights", "weights of the network",
     higher_is_better=False, low=0.0, high=math.inf, needs="a network",
 )  # fmt: skip
+#: Metrics of an evaluation: of all classes, and of one.
+EVALUATED = CLASS_METRICS | METRICS
 #: Names of the metrics of which higher is better, and of those of which lower is.
 SCORES = tuple(name for name, metric in METRICS.items() if metric.higher_is_better)
 ERRORS = tuple(name for name, metric in METRICS.items() if not metric.higher_is_better)
@@ -155,9 +160,9 @@ def name_over_shifts(aggregate: str, metric: str) -> str:
 
     Args:
         aggregate: name in ``AGGREGATES``.
-        metric: name in ``METRICS``.
+        metric: name in ``EVALUATED``.
     """
-    if METRICS[metric].higher_is_better:
+    if EVALUATED[metric].higher_is_better:
         return f"robustness/{aggregate}_{metric}"
     return f"calibration/{'mean_shifted' if aggregate == 'mean' else aggregate}_{metric}"
 
@@ -167,7 +172,7 @@ def name_over_validation_shifts(aggregate: str, metric: str) -> str:
 
     Args:
         aggregate: name in ``AGGREGATES``.
-        metric: name in ``METRICS``.
+        metric: name in ``EVALUATED``.
     """
     return f"validation/{name_over_shifts(aggregate, metric)}"
 
@@ -213,8 +218,14 @@ def name_over_sites(aggregate: str, metric: str) -> str:
 
 def find_site_aggregate(name: str) -> str | None:
     """Return the summary over external sets that a headline number is, None if it is none."""
-    match = _OVER_SITES.fullmatch(name)
-    return match[1] if match is not None and match[2] in METRICS else None
+    view, within = split_view(name)
+    match = _OVER_SITES.fullmatch(within)
+    return match[1] if match is not None and match[2] in list_metrics_of(view) else None
+
+
+def list_metrics_of(view: str) -> dict[str, Metric]:
+    """Return the metrics of a view (``split_view``): those of one class, or of all classes."""
+    return CLASS_METRICS if is_of_class(view) else METRICS
 
 
 def find_metric(name: str) -> Metric:
@@ -225,7 +236,8 @@ def find_metric(name: str) -> Metric:
             ``calibration/mean_shifted_…``, ``external/<set>/…``, ``external/mean_…``, ``shift/<name>/…``,
             ``family/<name>/…``, ``slope/<name>/…``, ``drop/<name>/…``, ``relative_drop/<name>/…``,
             ``be/<name>``, ``rbe/<name>``, ``failure/<score>/…``, ``ood/<score>/<set>/…``, ``representation/…``,
-            ``attribution/<method>/…``, ``num_parameters``.
+            ``attribution/<method>/…``, ``num_parameters``; or such a number of a view (``split_view``):
+            ``<label map>/id/…``, ``class_3/id/…``.
 
     Raises:
         ConfigError: if the table has no such metric.
@@ -237,12 +249,14 @@ def find_metric(name: str) -> Metric:
     found = find_detection(name) or find_representation(name) or find_attribution(name)
     if found is not None:
         return found
+    view, within = split_view(name)
+    known = list_metrics_of(view)
     if find_site_aggregate(name) is not None:
-        return METRICS[name.partition("_")[2]]
-    match = _HEADLINE.fullmatch(name)
-    if match is None or match[1] not in METRICS:
-        raise ConfigError(f"looked for the metric of {name!r}, expected one that ends with one of {', '.join(METRICS)}")
-    return METRICS[match[1]]
+        return known[within.partition("_")[2]]
+    match = _HEADLINE.fullmatch(within)
+    if match is None or match[1] not in known:
+        raise ConfigError(f"looked for the metric of {name!r}, expected one that ends with one of {', '.join(known)}")
+    return known[match[1]]
 
 
 def find_detection(name: str) -> Metric | None:

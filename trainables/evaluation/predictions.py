@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Float32, Int64, UInt8
+from jaxtyping import Float, Float16, Float32, Int64, UInt8
 from torch import Tensor
 
 from trainables.data.dataset import ImageSet
@@ -29,9 +29,9 @@ class Predictions:
     name: str
     ids: np.ndarray
     labels: Int64[np.ndarray, " n"]
-    #: "<shift>/<severity>" of each row of ``logits``.
+    #: "<shift>/<severity>" of each row of ``logits``, which are float32 as the model gives them.
     shifts: tuple[str, ...]
-    logits: Float32[np.ndarray, "shifts n classes"]
+    logits: Float[np.ndarray, "shifts n classes"]
     #: Penultimate features of the unshifted images.
     features: Float16[np.ndarray, "n features"] | None = None
     #: Index of each image's group (patient, eye pair or slide) among those of this set.
@@ -45,7 +45,7 @@ class Predictions:
     #: under the shifts whose features are stored.
     layers: Mapping[str, Float32[np.ndarray, "with_features n _"]] = field(default_factory=dict)
 
-    def of(self, shift: str) -> Float32[np.ndarray, "n classes"]:
+    def of(self, shift: str) -> Float[np.ndarray, "n classes"]:
         """Return the logits under ``shift``, e.g. "gaussian_noise/3"."""
         return self.logits[self.shifts.index(shift)]
 
@@ -221,11 +221,11 @@ def predict_each(  # noqa: PLR0913 - the last three have defaults
     if feed.device.type == "cuda":
         torch.cuda.synchronize(feed.device)
     outputs = torch.cat(logits).numpy().reshape(len(transforms), len(feed), -1)
-    _check_finite(outputs, feed.images)
+    check_finite(outputs, feed.images)
     named: dict[str, np.ndarray] = {}
     if scores is not None:
         columns = torch.cat(scored).numpy().reshape(len(transforms), len(feed), -1)
-        _check_finite(columns, feed.images)
+        check_finite(columns, feed.images)
         named = {name: np.ascontiguousarray(columns[..., index]) for index, name in enumerate(scores.names)}
     features = torch.cat(kept).numpy().reshape(num_with_features, len(feed), -1) if num_with_features else None
     layers = recorder.collect(num_with_features) if recorder is not None and num_with_features else {}
@@ -262,7 +262,12 @@ def _rebatch(batches: Iterable[Tensor], batch_size: int) -> Iterator[Tensor]:
         yield torch.cat(waiting)
 
 
-def _check_finite(outputs: Float32[np.ndarray, "transforms n classes"], images: ImageSet) -> None:
+def check_finite(outputs: Float32[np.ndarray, "transforms n classes"], images: ImageSet) -> None:
+    """Check outputs on a set of images.
+
+    Raises:
+        DivergedError: if an output is not finite.
+    """
     finite = np.isfinite(outputs).all(axis=(0, 2))
     if not finite.all():
         raise DivergedError(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -14,12 +14,11 @@ from trainables.config import Execution
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
 from trainables.errors import ConfigError
-from trainables.evaluation.classification import compute_metrics
+from trainables.evaluation.classification import Metrics, compute_metrics
 from trainables.evaluation.layers import LayerRecorder
-from trainables.evaluation.metrics import AGGREGATES, METRICS, name_over_shifts, name_over_validation_shifts
+from trainables.evaluation.metrics import AGGREGATES, EVALUATED, name_over_shifts, name_over_validation_shifts
 from trainables.evaluation.predictions import (
     Predictions,
-    load_predictions,
     predict_each,
     save_predictions,
 )
@@ -236,44 +235,58 @@ def _key(shift: Shift) -> str:
 
 
 def summarise_predictions(
-    folder: Folder,
-    names: Iterable[str],
-    *,
-    strengths: dict[str, Any],
-    ece_bins: int,
-    ordinal: bool,
+    sets: Sequence[Predictions], *, strengths: Mapping[str, Any], ece_bins: int, ordinal: bool
 ) -> Evaluation:
     """Return all metrics of a trial, computed from its stored predictions alone.
 
     Args:
-        folder: folder of the trial, with predictions on ``val`` in any case: temperature and thresholds come from them.
-        names: names of the sets: ``val``, ``test``, then the external sets.
+        sets: predictions on ``val``, from which temperature and thresholds come, on ``test``, and on external sets.
         strengths: "<shift>/<severity>" → strength, for the rows.
         ece_bins: number of bins of the calibration error.
         ordinal: whether classes are ordered.
     """
-    rows: list[dict[str, Any]] = []
-    undefined: dict[str, list[str]] = {}
-    validation = load_predictions(folder, "val")
+    validation = next(each for each in sets if each.name == "val")
     fit = fit_on_validation(validation.of(f"{IDENTITY.name}/0"), validation.labels)
-    for name in names:
-        predictions = validation if name == "val" else load_predictions(folder, name)
-        for key, logits in zip(predictions.shifts, predictions.logits, strict=True):
-            shift, severity = key.rsplit("/", 1)
-            metrics = compute_metrics(logits, predictions.labels, ece_bins=ece_bins, ordinal=ordinal, fit=fit)
-            rows.append(
-                {
-                    "set": name,
-                    "shift": shift,
-                    "severity": int(severity),
-                    "strength": strengths.get(key),
-                    "num_images": len(predictions.labels),
-                    "metrics": metrics.values,
-                }
-            )
-            for metric, why in metrics.undefined.items():
-                undefined.setdefault(_name(rows[-1], metric), []).append(why)
-    return Evaluation(rows, summarise_rows(rows), _explain(undefined, rows), fit.as_json())
+    rows = describe_rows(sets, strengths)
+    found = [
+        compute_metrics(logits, predictions.labels, ece_bins=ece_bins, ordinal=ordinal, fit=fit)
+        for predictions in sets
+        for logits in predictions.logits
+    ]
+    return build_evaluation(rows, found, fit.as_json())
+
+
+def describe_rows(sets: Sequence[Predictions], strengths: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return a row without metrics for every set × shift × severity, in the order of the predictions."""
+    return [
+        {
+            "set": predictions.name,
+            "shift": key.rpartition("/")[0],
+            "severity": int(key.rpartition("/")[2]),
+            "strength": strengths.get(key),
+            "num_images": len(predictions.labels),
+        }
+        for predictions in sets
+        for key in predictions.shifts
+    ]
+
+
+def build_evaluation(
+    about: Sequence[Mapping[str, Any]], found: Sequence[Metrics], validation_fit: dict[str, float]
+) -> Evaluation:
+    """Return rows with their metrics, headline numbers, and what is undefined.
+
+    Args:
+        about: rows without metrics (``describe_rows``).
+        found: metrics of each.
+        validation_fit: numbers fitted on validation with which they were computed.
+    """
+    rows = [{**row, "metrics": metrics.values} for row, metrics in zip(about, found, strict=True)]
+    undefined: dict[str, list[str]] = {}
+    for row, metrics in zip(rows, found, strict=True):
+        for metric, why in metrics.undefined.items():
+            undefined.setdefault(_name(row, metric), []).append(why)
+    return Evaluation(rows, summarise_rows(rows), _explain(undefined, rows), validation_fit)
 
 
 def _name(row: Mapping[str, Any], metric: str) -> str:
@@ -285,7 +298,7 @@ def _name(row: Mapping[str, Any], metric: str) -> str:
         return f"external/{row['set']}/{metric}"
     if is_shifted:
         return name_over_shifts("mean", metric)
-    return f"id/{metric}" if METRICS[metric].higher_is_better else f"calibration/{metric}"
+    return f"id/{metric}" if EVALUATED[metric].higher_is_better else f"calibration/{metric}"
 
 
 def _explain(whys: Mapping[str, Sequence[str]], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
@@ -293,7 +306,7 @@ def _explain(whys: Mapping[str, Sequence[str]], rows: Sequence[Mapping[str, Any]
     totals = {
         name("mean", metric): sum(_is_shifted(row, of) for row in rows)
         for of, name in _OVER_SHIFTS.items()
-        for metric in METRICS
+        for metric in EVALUATED
     }
     return {
         name: found[0]
@@ -342,7 +355,7 @@ def summarise_shifts(shifted: Sequence[Mapping[str, Any]], name: Callable[[str, 
     means = average_shifts(values, [row["shift"] for row in shifted])
     found = {is_higher_better: means.aggregate(is_higher_better) for is_higher_better in (True, False)}
     for index, metric in enumerate(metrics):
-        for aggregate, each in zip(AGGREGATES, found[METRICS[metric].higher_is_better], strict=True):
+        for aggregate, each in zip(AGGREGATES, found[EVALUATED[metric].higher_is_better], strict=True):
             if not np.isnan(each[index]):
                 headline[name(aggregate, metric)] = float(each[index])
     return headline

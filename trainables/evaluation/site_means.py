@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from trainables.evaluation.balanced import UNSHIFTED
-from trainables.evaluation.metrics import METRICS, name_over_sites
+from trainables.evaluation.metrics import EVALUATED, name_over_sites
 
 
 def summarise_sites(rows: Iterable[Mapping[str, Any]]) -> dict[str, float]:
@@ -38,11 +38,11 @@ def aggregate_sites(
     """Return mean, worst and sd (n − 1) of a metric over sites, the last two for two sites or more.
 
     Args:
-        metric: name in ``METRICS``, which says whether the smallest or the largest value is the worst.
+        metric: name in ``EVALUATED``, which says whether the smallest or the largest value is the worst.
         values: the metric on each site, at least one.
     """
     found = {"mean": values.mean(axis=-1)}
     if values.shape[-1] > 1:
-        found["worst"] = values.min(axis=-1) if METRICS[metric].higher_is_better else values.max(axis=-1)
+        found["worst"] = values.min(axis=-1) if EVALUATED[metric].higher_is_better else values.max(axis=-1)
         found["sd"] = values.std(axis=-1, ddof=1)
     return found

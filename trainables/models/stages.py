@@ -69,8 +69,7 @@ def keep_stages(network: nn.Module, count: int, *, head: str, num_classes: int, 
     """
     was_training = network.training
     network.eval()
-    image = torch.linspace(-1.0, 1.0, 3 * _SIDE_PX**2).view(1, 3, _SIDE_PX, _SIDE_PX)
-    ends = _find_ends(network, image, head=head)
+    ends = find_ends(network, channels=3, head=head)
     if not ends:
         raise ConfigError(
             f"model.stages: looked for stages in {name}, whose maps get smaller from one to the next, and found none; "
@@ -82,6 +81,7 @@ def keep_stages(network: nn.Module, count: int, *, head: str, num_classes: int, 
             f"model.stages: found {count}, and {name} has {len(ends)} stages; expected 1 to {len(ends)}, or none for "
             "the whole network"
         )
+    image = _make_image(network, channels=3)
     expected = _record_output(network, ends[count - 1], image)
     parts = _cut(network, ends[count - 1])
     found = image
@@ -98,14 +98,27 @@ def keep_stages(network: nn.Module, count: int, *, head: str, num_classes: int, 
     return kept.train(was_training)
 
 
-def _find_ends(network: nn.Module, image: Float[Tensor, "1 3 h w"], *, head: str) -> list[str]:
+def _make_image(network: nn.Module, *, channels: int) -> Float[Tensor, "1 channels h w"]:
+    image = torch.linspace(-1.0, 1.0, channels * _SIDE_PX**2, device=next(network.parameters()).device)
+    return image.view(1, channels, _SIDE_PX, _SIDE_PX)
+
+
+@torch.no_grad()
+def find_ends(network: nn.Module, *, channels: int, head: str) -> list[str]:
     """Return the name of the last part of every stage: a block, or a convolution with its normalisation and activation.
 
-    A normalisation behind a block belongs to what follows it.
+    A normalisation behind a block belongs to what follows it. The list is empty if parts do not run one after the
+    other, as in a transformer.
+
+    Args:
+        network: network in evaluation mode.
+        channels: channels of its images.
+        head: name of the layer that gives the logits; the child that holds it is part of no stage.
     """
+    image = _make_image(network, channels=channels)
     top = head.partition(".")[0]
-    parts = [(name, part) for name, part in _list_parts(network) if name.partition(".")[0] != top]
-    has_blocks = any(_count_weights(part) > 1 for _, part in parts)
+    parts = [(name, part) for name, part in list_parts(network) if name.partition(".")[0] != top]
+    has_blocks = any(count_weights(part) > 1 for _, part in parts)
     ends: list[str] = []
     side, maps = _SIDE_PX, image
     is_new, has_begun, is_behind_block = True, False, False
@@ -118,7 +131,7 @@ def _find_ends(network: nn.Module, image: Float[Tensor, "1 3 h w"], *, head: str
             break  # pooled, flattened, or with channels last
         if maps.shape[2] < _SHRINKS_BELOW * side:
             is_new, has_begun = True, False
-        side, weights = maps.shape[2], _count_weights(part)
+        side, weights = maps.shape[2], count_weights(part)
         has_begun |= weights > int(has_blocks)
         if weights:
             is_behind_block = weights > 1
@@ -129,16 +142,16 @@ def _find_ends(network: nn.Module, image: Float[Tensor, "1 3 h w"], *, head: str
     return ends
 
 
-def _list_parts(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+def list_parts(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """Yield name and module of the parts in the order in which they are defined; plain sequences are taken apart."""
     for name, child in network.named_children():
         if type(child) is nn.Sequential:
-            yield from _list_parts(child, f"{prefix}{name}.")
+            yield from list_parts(child, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", child
 
 
-def _count_weights(part: nn.Module) -> int:
+def count_weights(part: nn.Module) -> int:
     """Return the number of weights of convolutions and linear layers: above one for a block."""
     return sum(parameter.ndim > 1 for parameter in part.parameters())
 

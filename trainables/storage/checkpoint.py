@@ -49,9 +49,16 @@ class TrainingState:
     random_state: dict[str, Any] = field(default_factory=dict)
 
 
-def pack_module(prefix: str, module: nn.Module) -> dict[str, Tensor]:
-    """Return a copy of a module's state on the CPU, with every name as ``<prefix>.<name>``."""
-    return {f"{prefix}.{name}": value.detach().cpu().clone() for name, value in module.state_dict().items()}
+def pack_module(prefix: str, module: nn.Module, *, without: Collection[str] = ()) -> dict[str, Tensor]:
+    """Return a copy of a module's state on the CPU, with every name as ``<prefix>.<name>``.
+
+    Args:
+        prefix: start of the names.
+        module: module whose weights and buffers are copied.
+        without: names of those that never change, and are left out.
+    """
+    state = module.state_dict()
+    return {f"{prefix}.{name}": state[name].detach().cpu().clone() for name in state if name not in without}
 
 
 def unpack(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -60,8 +67,10 @@ def unpack(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name.removeprefix(start): value for name, value in tensors.items() if name.startswith(start)}
 
 
-def restore_module(module: nn.Module, state: Mapping[str, Tensor], *, origin: str) -> None:
-    """Copy weights and buffers into ``module``, in place.
+def restore_module(
+    module: nn.Module, state: Mapping[str, Tensor], *, origin: str, without: Collection[str] = ()
+) -> None:
+    """Copy weights and buffers into ``module``, in place; those that ``pack_module`` left out stay as they are.
 
     Unlike ``load_state_dict``, it runs no version hooks: MNASNet's refuse a plain dict.
 
@@ -69,15 +78,15 @@ def restore_module(module: nn.Module, state: Mapping[str, Tensor], *, origin: st
         CheckpointError: names or shapes differ from the module's.
     """
     mine = module.state_dict()
-    wrong = sorted(mine.keys() ^ state.keys())
+    wrong = sorted((mine.keys() - set(without)) ^ state.keys())
     wrong += [name for name in mine if name in state and state[name].shape != mine[name].shape]
     if wrong:
         raise CheckpointError(
             f"read {origin}: {len(wrong)} tensors are missing, unknown, or of another shape than in this network "
             f"({', '.join(wrong[:3])} …); remove the folder to start again"
         )
-    for name, tensor in mine.items():
-        tensor.copy_(state[name])
+    for name, tensor in state.items():
+        mine[name].copy_(tensor)
 
 
 def pack_optimiser(optimiser: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:

@@ -10,7 +10,9 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Float32
 from torch import Tensor
 
 from trainables.config import Execution, TrainingConfig, TrialConfig
@@ -18,7 +20,7 @@ from trainables.data.dataset import Dataset
 from trainables.data.feed import ImageFeed
 from trainables.errors import ConfigError, DivergedError
 from trainables.evaluation.classification import compute_metrics
-from trainables.evaluation.predictions import keep, predict_each
+from trainables.evaluation.predictions import check_finite, keep, predict_each
 from trainables.evaluation.robustness import open_shifted_validation
 from trainables.models.networks import Classifier
 from trainables.storage.checkpoint import (
@@ -48,6 +50,8 @@ from trainables.training.selection import (
     select_epoch,
 )
 from trainables.training.step import TrainingStep
+from trainables.training.transfer.features import compute_features, find_cache_obstacle
+from trainables.training.transfer.trained_part import list_frozen, set_training_mode
 
 #: Callback after every epoch, with its record: {"epoch", "timestamp_ms", "metrics"}.
 Report = Callable[[dict[str, Any]], None]
@@ -132,7 +136,8 @@ def train_model(  # noqa: PLR0913 - the last two have defaults
         report(record)
     best = trainer.state.best_epoch
     weights = unpack("model", trainer.state.tensors) if best == trainer.state.epoch else load_best(folder, best)
-    restore_module(model, weights, origin=f"the weights of epoch {best} in {folder.uri}")
+    origin = f"the weights of epoch {best} in {folder.uri}"
+    restore_module(model, weights, origin=origin, without=trainer.frozen)
     return Outcome(trainer.state.epoch, trainer.state.best_epoch)
 
 
@@ -180,6 +185,10 @@ class _Trainer:
         self.base_rates = [group["lr"] for group in self.optimiser.param_groups]
         self.num_steps = self.batches.num_batches * config.training.epochs
         self.state = TrainingState(signature)
+        #: Not in checkpoints: these weights are the initial ones, which every call of the trial makes anew.
+        self.frozen = list_frozen(model, config)
+        self.caches_features = find_cache_obstacle(model, config, data) is None
+        self.val_features: Tensor | None = None
 
     @property
     def finished(self) -> bool:
@@ -189,7 +198,7 @@ class _Trainer:
         return count_epochs_without_improvement(state.history, training) >= training.patience
 
     def restore(self, state: TrainingState) -> None:
-        restore_module(self.model, unpack("model", state.tensors), origin="the checkpoint")
+        restore_module(self.model, unpack("model", state.tensors), origin="the checkpoint", without=self.frozen)
         unpack_optimiser(self.optimiser, state.tensors, state.optimiser_scalars)
         for name, module in self.step.loss.state.items():
             restore_module(module, unpack(name, state.tensors), origin="the checkpoint")
@@ -200,8 +209,11 @@ class _Trainer:
         """Train one epoch, validate, update ``self.state`` and return the epoch's record."""
         started = time.perf_counter()
         epoch = self.state.epoch + 1
+        if self.caches_features and self.val_features is None:
+            self._cache_features()
+        began = time.perf_counter()
         sums = self._train_epoch(epoch)
-        seconds = time.perf_counter() - started
+        seconds = time.perf_counter() - began
         metrics = {f"train/{name}": value for name, value in sums.items()} | self._validate()
         metrics["learning_rate"] = self.base_rates[-1] * self._rate_factor(self.state.step - 1)
         metrics["seconds"] = time.perf_counter() - started
@@ -210,18 +222,15 @@ class _Trainer:
         self._update_state(epoch, metrics, record)
         return record
 
-    def _set_training_mode(self) -> None:
-        """Set training mode, for the head alone if the backbone is frozen (linear probe).
-
-        A frozen backbone keeps its batch statistics, and its dropout is off.
-        """
-        self.model.train()
-        if self.config.training.backbone_learning_rate_factor == 0.0:
-            self.model.eval()
-            self.model.head.train()
+    def _cache_features(self) -> None:
+        """Compute the features of a linear probe; the network does not change from here on, and neither do they."""
+        train_feed, rows = self.batches.feed, np.arange(len(self.val))
+        assert isinstance(train_feed, ImageFeed)
+        self.step.take_features(compute_features(self.model, train_feed, self.batches.rows, precision=self.precision))
+        self.val_features = compute_features(self.model, self.val_feed, rows, precision=self.precision).features
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
-        self._set_training_mode()
+        set_training_mode(self.model, self.config)
         totals: dict[str, Tensor] = {}
         count = 0
         for index, batch in enumerate(self.batches.epoch(epoch)):
@@ -242,11 +251,21 @@ class _Trainer:
         return means | self.step.summarise()
 
     def _validate(self) -> dict[str, float]:
-        logits = predict_each(self.model, self.val_feed, [keep], batch_size=256, precision=self.precision).logits
-        metrics = compute_metrics(logits[0], self.val.labels, ordinal=self.ordinal).values
+        metrics = compute_metrics(self._predict_validation(), self.val.labels, ordinal=self.ordinal).values
         metrics["loss"] = metrics.pop("nll")
         metrics |= {} if self.validate_shifted is None else self.validate_shifted()
         return {f"val/{name}": value for name, value in metrics.items()}
+
+    def _predict_validation(self) -> Float32[np.ndarray, "n classes"]:
+        if self.val_features is None:
+            feed = self.val_feed
+            return predict_each(self.model, feed, [keep], batch_size=256, precision=self.precision).logits[0]
+        self.model.eval()
+        with torch.no_grad(), torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
+            logits: Tensor = self.model.head(self.val_features.to(self.device))
+        found = logits.cpu().numpy()
+        check_finite(found[None], self.val)
+        return found
 
     def _update_state(self, epoch: int, metrics: dict[str, float], record: dict[str, Any]) -> None:
         state, training = self.state, self.config.training
@@ -258,7 +277,7 @@ class _Trainer:
             )
         optimiser, state.optimiser_scalars = pack_optimiser(self.optimiser)
         random, state.random_state = capture_random_state()
-        state.tensors = {**pack_module("model", self.model), **optimiser, **random}
+        state.tensors = {**pack_module("model", self.model, without=self.frozen), **optimiser, **random}
         for name, module in self.step.loss.state.items():
             state.tensors |= pack_module(name, module)
         state.epoch = epoch

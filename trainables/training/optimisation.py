@@ -11,6 +11,7 @@ from torch import nn
 from trainables.config import TrialConfig
 from trainables.models.networks import Classifier
 from trainables.regularisers import WeightDecay, find_part
+from trainables.training.transfer.trained_part import find_rate_factors, freeze
 
 
 def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, schedule: str) -> float:
@@ -27,29 +28,29 @@ def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, schedule:
 
 
 def build_optimiser(model: Classifier, config: TrialConfig) -> tuple[list[nn.Parameter], torch.optim.Optimizer]:
-    """Return the trained parameters and their optimiser.
+    """Return the trained parameters and their optimiser; frozen parameters lose their gradient.
 
     Weights decay only if the regulariser includes weight decay; biases and normalisation (ndim < 2) never do. A
-    backbone factor of 0 freezes the backbone, which gives a linear probe. A learned confidence counts as head.
+    backbone factor of 0 freezes the backbone, which gives a linear probe. A learned confidence counts as head, whose
+    parameters are the last group.
+
+    Raises:
+        ConfigError: ``training.fine_tune`` does not fit the network.
     """
     training = config.training
     weight_decay = find_part(config.regulariser, WeightDecay)
     decay = 0.0 if weight_decay is None else weight_decay.weight
+    factors = find_rate_factors(model, config)
+    freeze(model, factors)
     last = (model.head, model.confidence)
     head = {id(parameter) for module in last if module is not None for parameter in module.parameters()}
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        is_head = id(parameter) in head
-        if not is_head and training.backbone_learning_rate_factor == 0.0:
-            parameter.requires_grad_(False)
-            continue
-        groups.setdefault((is_head, parameter.ndim > 1), []).append(parameter)
+    groups: dict[tuple[bool, float, bool], list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if factors[name] > 0.0:
+            groups.setdefault((id(parameter) in head, factors[name], parameter.ndim > 1), []).append(parameter)
     described: list[dict[str, Any]] = []
-    for (is_head, decays), parameters in sorted(groups.items(), key=lambda item: item[0]):
-        settings = {
-            "lr": training.learning_rate * (1.0 if is_head else training.backbone_learning_rate_factor),
-            "weight_decay": decay if decays else 0.0,
-        }
+    for (_, factor, decays), parameters in sorted(groups.items(), key=lambda item: item[0]):
+        settings = {"lr": training.learning_rate * factor, "weight_decay": decay if decays else 0.0}
         if described and settings.items() <= described[-1].items():  # one group is updated faster than two
             described[-1]["params"] += parameters
         else:

@@ -22,6 +22,7 @@ from trainables.training.losses import ClassificationLoss, Terms, build_loss
 from trainables.training.mixing import Mixed, cutmix, mixup
 from trainables.training.optimisation import build_optimiser, measure_weight_decay
 from trainables.training.sam import perturbed_weights
+from trainables.training.transfer.features import FeatureFeed
 
 
 class TrainingInputs:
@@ -69,6 +70,15 @@ class TrainingStep:
         self._parameters, self.optimiser = build_optimiser(model, config)
         self._mixup, self._cutmix = find_part(config.regulariser, Mixup), find_part(config.regulariser, CutMix)
         self._sam = find_part(config.regulariser, Sam)
+        self._takes_features = False
+
+    def take_features(self, features: FeatureFeed) -> None:
+        """From now on train the head on cached features, and read no image.
+
+        Args:
+            features: features of the training images in use (``find_cache_obstacle`` is None).
+        """
+        self.batches.feed, self._forward, self._takes_features = features, self._model.head, True
 
     def _build_loss(self, train: ImageSet, num_classes: int) -> ClassificationLoss:
         weights = None
@@ -99,7 +109,7 @@ class TrainingStep:
             epoch: number of the epoch, from 1.
             index: number of the batch, from 0.
         """
-        images = self._inputs.make(batch)
+        images = batch.images if self._takes_features else self._inputs.make(batch)
         mixed = self._mix(images, epoch, index)
         inputs = images if mixed is None else mixed.images
         self.optimiser.zero_grad(set_to_none=True)

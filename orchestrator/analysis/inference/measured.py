@@ -32,7 +32,7 @@ from orchestrator.study.hypotheses import (
     split_metric,
 )
 from trainables.evaluation.families import group_by_family
-from trainables.evaluation.metrics import DROPS, RELATIVE
+from trainables.evaluation.metrics import DROPS, RELATIVE, split_view
 from trainables.evaluation.shift_means import average_by_family, average_by_type
 from trainables.shifts.tables import find_type
 
@@ -84,11 +84,8 @@ class Measured:
         """
         factors = {name: [str(label) for label in labels] for name, labels in self.results.plan["factors"].items()}
         contrast = find_contrast(hypothesis, self.arms, factors)
-        return (
-            drop_apart(contrast, hypothesis.metric, self.sites)
-            if hypothesis.metric.startswith("external/")
-            else contrast
-        )
+        is_external = split_view(hypothesis.metric)[1].startswith("external/")
+        return drop_apart(contrast, hypothesis.metric, self.sites) if is_external else contrast
 
     @cached_property
     def data_sets(self) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.analysis.wording import plural
 from orchestrator.study.hypotheses import split_metric
+from trainables.evaluation.metric_tables.views import split_view
 
 _SETS = {"val": "validation", "test": "test"}
 
@@ -92,13 +93,14 @@ def find_scope(
     data = compared[0] if compared else plan.get("data")
     if data is None:
         return Scope(num_models, num_encoders, remarks=remarks)
+    metric = split_view(metric)[1]
     kind, name, _ = split_metric(metric)
     if kind == "external":
         sets = [name]
     elif metric.startswith("external/"):  # a mean over all of them
         sets = list(external)
     else:
-        sets = ["val" if metric.startswith("val/") else "test"]
+        sets = ["val" if metric.startswith(("val/", "validation/")) else "test"]
     # Plans of older versions lack these.
     patients, sites, base = data.get("num_patients"), data.get("num_sites", {}), plan.get("base")
     is_external, images = metric.startswith("external/"), data["num_images"] | external

@@ -67,3 +67,19 @@ def test_held_out_classes_that_cannot_be():
     labels = ["0"] * 30 + ["1"] * 30 + ["2"]
     with pytest.raises(DataError, match="no test image is of 2"):
         assign_sets(_table(labels), DigitsData(held_out_classes=("2",)))
+
+
+def test_labels_mapped_to_null_are_left_out_and_others_have_to_be_named():
+    labels = [str(index % 5) for index in range(200)]
+    mapping = {"0": None, "1": "mild", "2": "mild", "3": "severe", "4": "severe"}
+    assignment = assign_sets(_table(labels), DigitsData(label_map=mapping))
+    assert assignment.classes == ("mild", "severe")
+    is_left_out = np.array(labels) == "0"
+    assert (assignment.labels[is_left_out] == -1).all()
+    assert ((assignment.sets == "") == is_left_out).all()
+    assert [assignment.classes[label] for label in assignment.labels[~is_left_out]] == [
+        mapping[label] for label in labels if label != "0"
+    ]
+    assert not assignment.problems
+    with pytest.raises(DataError, match=r"names no class for the label of 40 image.*map it to null"):
+        assign_sets(_table(labels), DigitsData(label_map={k: v for k, v in mapping.items() if k != "0"}))

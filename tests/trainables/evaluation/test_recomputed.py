@@ -19,7 +19,7 @@ from sklearn.metrics import (
 )
 
 from trainables.evaluation.metrics import METRICS
-from trainables.evaluation.predictions import Predictions, save_predictions
+from trainables.evaluation.predictions import Predictions, load_predictions, save_predictions
 from trainables.evaluation.robustness import Evaluation, summarise_predictions
 from trainables.storage.folder import Folder
 
@@ -48,7 +48,8 @@ def evaluated(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathF
         ids = np.arange(count).astype(str)
         stored[name] = Predictions(name, ids, labels.astype(np.int64), tuple(keys), logits)
         save_predictions(folder, stored[name])
-    evaluation = summarise_predictions(folder, list(stored), strengths={}, ece_bins=BINS, ordinal=True)
+    sets = [load_predictions(folder, name) for name in stored]
+    evaluation = summarise_predictions(sets, strengths={}, ece_bins=BINS, ordinal=True)
     return evaluation, stored, classes
 
 

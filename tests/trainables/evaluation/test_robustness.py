@@ -11,7 +11,7 @@ from tests.support.tiny_configs import NETWORK, random_dataset
 from trainables.config import EvaluationConfig, Execution
 from trainables.errors import ConfigError
 from trainables.evaluation.classification import compute_metrics
-from trainables.evaluation.predictions import Predictions, load_predictions, predict, save_predictions
+from trainables.evaluation.predictions import Predictions, load_predictions, predict
 from trainables.evaluation.robustness import (
     Evaluation,
     check_shifts,
@@ -47,8 +47,7 @@ def evaluate(model: Classifier, folder: Folder, config: EvaluationConfig = CONFI
     evaluate_model(model, data, config, folder=folder, execution=execution, precision=torch.float32)
     shifts, _ = choose_shifts(data, config)
     return summarise_predictions(
-        folder,
-        ["val", "test", "elsewhere"],
+        [load_predictions(folder, name) for name in ("val", "test", "elsewhere")],
         strengths={f"{shift.name}/{shift.severity}": shift.strength for shift in shifts},
         ece_bins=15,
         ordinal=True,
@@ -237,35 +236,34 @@ def test_headline_numbers_by_hand() -> None:
     )
 
 
-def summarise(tmp_path: Path, predictions: Predictions) -> Evaluation:
-    save_predictions(Folder(tmp_path), predictions)
+def summarise(predictions: Predictions) -> Evaluation:
     alike, labels = np.zeros((1, 4, 2), dtype=np.float32), np.array([0, 1, 0, 1])
     alike[0, :, 1] = (-1.0, 1.0, 2.0, 1.0)  # two of three right: a finite temperature
-    save_predictions(Folder(tmp_path), Predictions("val", predictions.ids, labels, ("identity/0",), alike))
-    return summarise_predictions(Folder(tmp_path), [predictions.name], strengths={}, ece_bins=15, ordinal=True)
+    validation = Predictions("val", predictions.ids, labels, ("identity/0",), alike)
+    return summarise_predictions([predictions, validation], strengths={}, ece_bins=15, ordinal=True)
 
 
-def test_undefined_metrics_are_said_once_and_absent(tmp_path: Path) -> None:
+def test_undefined_metrics_are_said_once_and_absent() -> None:
     shifts = ("identity/0", "jpeg/1", "jpeg/2")
     logits = np.tile(np.float32([[[3.0, 0.0]]]), (3, 4, 1))
     predictions = Predictions("test", np.arange(4).astype(str), np.zeros(4, dtype=np.int64), shifts, logits)
-    evaluation = summarise(tmp_path, predictions)
+    evaluation = summarise(predictions)
     lacking = ("auroc", "quadratic_kappa", "sensitivity_at_specificity_95", "sensitivity_at_sensitivity_95")
     absent = {f"{prefix}{metric}" for prefix in ("id/", "robustness/mean_") for metric in lacking}
     assert set(evaluation.undefined) == absent
     assert not absent & evaluation.metrics.keys()
     assert evaluation.undefined["robustness/mean_auroc"] == "no image of class 1 (counted from 0)"
-    evaluation = summarise(tmp_path, replace(predictions, name="Messidor", shifts=shifts[:1], logits=logits[:1]))
+    evaluation = summarise(replace(predictions, name="Messidor", shifts=shifts[:1], logits=logits[:1]))
     assert set(evaluation.undefined) == {f"external/Messidor/{metric}" for metric in lacking}
 
 
-def test_there_is_no_mean_over_fewer_shifts(tmp_path: Path) -> None:
+def test_there_is_no_mean_over_fewer_shifts() -> None:
     logits = np.tile(np.float32([[[3.0, 0.0]]]), (3, 4, 1))
     logits[2, 0] = (0.0, 3.0)
     predictions = Predictions(
         "test", np.arange(4).astype(str), np.zeros(4, dtype=np.int64), ("identity/0", "jpeg/1", "jpeg/2"), logits
     )
-    evaluation = summarise(tmp_path, predictions)
+    evaluation = summarise(predictions)
     assert not [name for name in evaluation.metrics if name.startswith("robustness") and name.endswith("kappa")]
     assert "under 1 of 2 shifts × severities" in evaluation.undefined["robustness/mean_quadratic_kappa"]
 
