@@ -5,7 +5,8 @@
 
 *Methods*: forward, loss, backward, optimiser and the second network of one epoch on the same views (made beforehand),
 the same network from the same weights and the same batch size; ours is ``compute_gradients`` as a stage calls it, the
-peer is the loop of lightly's own examples: its MoCo has one group of batch statistics, ours has eight. Timed in turns, CPU seconds; a ratio is the median over the rounds.
+peer is the loop of lightly's own examples: its MoCo has one group of batch statistics, ours has eight. Timed in turns,
+CPU seconds; a ratio is the median over the rounds.
 
 *Views*: MoCo v2's two views of a batch, beside torchvision's transforms of the same policy on PIL images one by one,
 decoding left out on both sides.
