@@ -61,6 +61,7 @@ EXAMPLES: dict[str, str] = {
     "ContrastivePretraining.init": "{kind: imagenet}",
     "ContrastivePretraining.encoders": "per_replicate",
     "ContrastivePretraining.method": "{kind: moco, queue_size: 4096}",
+    "ContrastivePretraining.micro_batch_size": "64",
     "ContrastivePretraining.views": "{kind: no_colour}",
     "Augmentation.crop_scale_min": "0.6",
     "SpectralDecoupling.weight": "[0.01, 0.1]",

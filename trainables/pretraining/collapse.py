@@ -96,7 +96,7 @@ _RANKS = ("feature_rank", "embedding_rank")
 
 
 def _measure_ranks(outcome: Outcome) -> dict[str, float]:
-    """Return the two ranks; NaN where a vector is not finite, which is divergence and no collapse."""
+    """Return both ranks; NaN where a vector is not finite, which is divergence and no collapse."""
     parts = [centre_directions(part) for part in (outcome.features, outcome.embeddings)]
     return {
         name: compute_rankme(part) if bool(part.isfinite().all()) else math.nan

@@ -1,4 +1,4 @@
-"""What a pretraining's encoder has learned so far: how near, how spread out and of what rank its features are."""
+"""Measurements of what an encoder has learned so far: how near, how spread out and of what rank its features are."""
 
 from __future__ import annotations
 
