@@ -73,6 +73,7 @@ EXAMPLES: dict[str, str] = {
     "UnlabelledFolderData.path": "archive",
     "UnlabelledFolderData.group_pattern": "'p[0-9]+'",
     "ContrastivePretraining.method": "{kind: moco, queue_size: 4096}",
+    "ContrastivePretraining.micro_batch_size": "64",
     "ContrastivePretraining.views": "{kind: no_colour}",
     "Augmentation.crop_scale_min": "0.6",
     "SpectralDecoupling.weight": "[0.01, 0.1]",

@@ -96,8 +96,12 @@ _RANKS = ("feature_rank", "embedding_rank")
 
 
 def _measure_ranks(outcome: Outcome) -> dict[str, float]:
-    parts = (outcome.features, outcome.embeddings)
-    return {name: compute_rankme(centre_directions(part)) for name, part in zip(_RANKS, parts, strict=True)}
+    """Return both ranks; NaN where a vector is not finite, which is divergence and no collapse."""
+    parts = [centre_directions(part) for part in (outcome.features, outcome.embeddings)]
+    return {
+        name: compute_rankme(part) if bool(part.isfinite().all()) else math.nan
+        for name, part in zip(_RANKS, parts, strict=True)
+    }
 
 
 def check_collapse(found: Mapping[str, float], method: Method, chance: float | None, *, epoch: int) -> None:

@@ -141,10 +141,10 @@ def _train_epoch(
         signs.add(outcome)
     chance = find_chance_loss(method, min(settings.batch_size, len(rows)))
     found = signs.summarise(chance)
-    if not math.isfinite(found["ssl/loss"]):
-        raise DivergedError(
-            f"epoch {epoch}: the contrastive loss is {found['ssl/loss']}; lower pretraining.method.learning_rate"
-        )
+    broken = next((name for name, value in found.items() if not math.isfinite(value)), None)
+    if broken is not None:
+        what = "the contrastive loss" if broken == "ssl/loss" else broken
+        raise DivergedError(f"epoch {epoch}: {what} is {found[broken]}; lower pretraining.method.learning_rate")
     check_collapse(found, method, chance, epoch=epoch)
     return found
 

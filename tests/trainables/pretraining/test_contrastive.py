@@ -12,9 +12,11 @@ from tests.support.tiny_configs import random_dataset, random_set, tiny_stage
 from trainables.config import StageConfig
 from trainables.data.dataset import ImageSet
 from trainables.data.load import load_dataset
-from trainables.errors import CheckpointError, CollapsedError, DivergedError
+from trainables.errors import CheckpointError, CollapsedError, ConfigError, DivergedError
 from trainables.models.networks import Classifier, build_model
-from trainables.pretraining.contrastive import pretrain_encoder
+from trainables.pretraining.contrastive import build_monitor, pretrain_encoder
+from trainables.pretraining.monitor import is_measured
+from trainables.pretraining.stage_metrics import STAGE_METRICS
 from trainables.storage.folder import Folder
 
 STILL = {"kind": "moco", "jitter_strength": 0.0}
@@ -96,8 +98,19 @@ def test_encoders_are_independent_and_repeatable(tmp_path: Path) -> None:
     assert not torch.equal(first.encoder_state()[name], third.encoder_state()[name])
 
 
-def test_interrupted_and_called_again(tmp_path: Path) -> None:
-    config = tiny_stage(epochs=3, batch_size=24)
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"micro_batch_size": 7},
+        {"method": {"kind": "moco", "queue_size": 20, "hidden_dim": 16, "batch_norm_groups": 3}},
+        {"method": {"kind": "byol", "hidden_dim": 16, "projection_dim": 8, "warmup_epochs": 1}},
+    ],
+    ids=["simclr", "simclr in parts", "moco", "byol with lars"],
+)
+def test_interrupted_and_called_again(tmp_path: Path, settings: dict[str, Any]) -> None:
+    """With the queue, the second network and its schedule, bit for bit."""
+    config = tiny_stage(epochs=3, batch_size=24, **settings)
     whole, expected = pretrain(tmp_path / "whole", config)
 
     class Interrupted(BaseException):
@@ -134,6 +147,35 @@ def test_divergence_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ):
         pretrain(tmp_path, tiny_stage(batch_size=24))
     assert not list(tmp_path.iterdir()) or not Folder(tmp_path).exists("checkpoint.safetensors")
+
+
+def test_a_queue_of_too_many_keys_is_refused(tmp_path: Path) -> None:
+    config = tiny_stage(batch_size=24, method={"kind": "moco", "queue_size": 25})
+    with pytest.raises(ConfigError, match=r"found 25 keys for 48 training images.* 24 or fewer"):
+        pretrain(tmp_path, config)
+
+
+def test_features_are_measured_after_some_epochs_without_effect(tmp_path: Path) -> None:
+    assert [epoch for epoch in range(1, 13) if is_measured(epoch, 12)] == [2, 4, 6, 8, 10, 12]
+    config = tiny_stage(epochs=2, batch_size=24)
+    data = random_dataset()
+    whole, _ = pretrain(tmp_path / "without", config)
+    torch.manual_seed(0)
+    model = build_model(config.model, num_classes=3, channels=1, image_size=16)
+    history = pretrain_encoder(
+        model,
+        data.splits["train"],
+        config,
+        monitor=build_monitor(data, config),
+        signature="mine",
+        folder=Folder(tmp_path / "with"),
+        report=lambda record: None,
+    )
+    measured = {"ssl/knn_accuracy", "ssl/alignment", "ssl/uniformity", "ssl/rankme", "ssl/lidar"}
+    assert all(
+        measured <= record["metrics"].keys() <= {*STAGE_METRICS, "learning_rate", "seconds"} for record in history
+    )
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), model.state_dict().values(), strict=True))
 
 
 def test_fewer_images_than_a_batch(tmp_path: Path) -> None:
