@@ -117,8 +117,10 @@ def _heat_map(
 ) -> Figure:
     """Return a heat map in [0, largest], dark where representations are unlike."""
     rows, columns = names
-    z: list[list[Any]] = [floats(row) for row in values[::-1]]  # Plotly draws the last row on top
-    scale = SEQUENTIAL if span[0] < span[1] else [[1.0 - at, hue] for at, hue in reversed(SEQUENTIAL)]
+    z = [floats(row) for row in values[::-1]]  # Plotly draws the last row on top
+    scale = SEQUENTIAL
+    if span[0] > span[1]:
+        scale = [[at, hue] for (at, _), (_, hue) in zip(SEQUENTIAL, reversed(SEQUENTIAL), strict=True)]
     trace: dict[str, Any] = {
         "type": "heatmap",
         "z": z,
