@@ -56,6 +56,8 @@ FULL = (
     ("near_duplicates.py",),
     ("failure_metrics.py", "--full"),
     ("representation.py",),
+    ("attribution.py",),
+    ("pretraining.py",),
     # These make an environment for their peer, and need a package index.
     ("shifts.py",),
     ("shift_parity.py",),

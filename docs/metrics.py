@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from trainables.evaluation.confidence import CONFIDENCE_SCORES
 from trainables.evaluation.metrics import (
+    ATTRIBUTION_METRICS,
     CLASS_METRICS,
     FAILURE_METRICS,
     METRICS,
@@ -131,6 +132,16 @@ STAGES = """
 Of a stage, per epoch in its `epochs.jsonl` and in MLflow; its `result.json` has the last values as `ssl/final_…`, and
 under `collapse` the verdict: `none`, or `dimensional` where the last epoch is flagged. A stage whose images are all
 mapped to one point fails as collapsed. Features are the encoder's, embeddings those that the loss compares.
+"""
+
+
+ATTRIBUTION = """
+## Where models look
+
+Of relevance maps on lesion masks, with `evaluation.attribution`: `attribution/<method>/<metric>` on the unshifted test
+images, `attribution/<method>/randomised_<metric>` of the same network with random weights, and
+`attribution/centre_prior/<metric>` of a Gaussian around the middle of the image; see
+[where models look](attribution.md).
 
 """
 
@@ -157,6 +168,7 @@ def describe_metrics() -> str:
         _detection(header),
         stages,
         layers,
+        _attribution(header),
         _seen(),
         _families(),
     )
@@ -180,6 +192,11 @@ def _detection(header: str) -> str:
         )
     )
     return DETECTION + tables + scores
+
+
+def _attribution(header: str) -> str:
+    """Return the table of metrics of relevance maps on lesions."""
+    return ATTRIBUTION + header + "".join(map(_row, ATTRIBUTION_METRICS.values()))
 
 
 def _seen() -> str:

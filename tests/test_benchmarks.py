@@ -19,6 +19,7 @@ from orchestrator.statistics.patient_resampling import draw_resamples
 from orchestrator.study.study_file import load_study
 from orchestrator.tracking.tracker import Tracker
 from tests.support.paths import BENCHMARKS
+from trainables.evaluation.attribution.components import find_components
 from trainables.evaluation.classification import compute_ece, compute_metrics
 from trainables.evaluation.detection.risk_coverage import compute_failure_metrics
 
@@ -43,6 +44,7 @@ SCRIPTS = (
     "hypotheses",
     "failure_metrics",
     "representation",
+    "attribution",
     "explorer",
 )
 
@@ -315,6 +317,13 @@ def test_a_family_does_not_choose_what_it_judges(scripts: dict[str, ModuleType])
     found = scripts["robust_selection"].choose("blur", clean, validation, test)
     assert found.arms == ("a", "b", "c")
     assert (found.given_up, found.won_back) == pytest.approx((0.2, 0.1))
+
+
+def test_the_attribution_benchmark_draws_lesions_of_every_area(scripts: dict[str, ModuleType]) -> None:
+    attribution, masks = scripts["attribution"].draw_maps(6)
+    assert attribution.shape == masks.shape == (6, 224, 224)
+    assert masks.any(axis=(1, 2)).all()
+    assert all(chosen.any() for chosen in find_components(masks).by_area().values())
 
 
 def test_the_loop_of_the_failure_benchmark_computes_what_ours_does(scripts: dict[str, ModuleType]) -> None:

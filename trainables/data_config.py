@@ -188,7 +188,7 @@ class UnlabelledFolderData(FileData):
 
 
 class CsvData(FileData):
-    """A CSV manifest with the columns file_name and label, optionally id, split, group and site; others are kept."""
+    """A CSV manifest: file_name and label, optionally id, split, group, site and mask (lesions); others are kept."""
 
     kind: Literal["csv"] = "csv"
     path: Path = Field(description="The manifest.", json_schema_extra=UNHASHED)

@@ -116,6 +116,37 @@ def _check_merges(merged: dict[str, str | None]) -> dict[str, str | None]:
 MergedClasses = Annotated[dict[Text, Text | None], AfterValidator(_check_merges)]
 
 
+AttributionName = Literal["grad_cam", "integrated_gradients", "expected_gradients", "occlusion"]
+
+
+class AttributionConfig(Frozen):
+    """Where models look: attributions of test images, scored against their lesion masks (``docs/attribution.md``)."""
+
+    methods: Annotated[tuple[AttributionName, ...], Field(min_length=1)] = Field(
+        ("grad_cam", "integrated_gradients"),
+        description="Methods of attribution. With one alone it is not seen whether methods agree; occlusion is an "
+        "independent check and takes 225 passes an image.",
+    )
+    images: int = Field(
+        100, ge=1, le=1000, description="Test images with lesions that are scored, the same ones for every trial."
+    )
+    relevance: Literal["positive", "absolute"] = Field(
+        "positive", description="What counts: evidence for the true class, or for and against it alike."
+    )
+    cases: int = Field(
+        3, ge=0, le=20, description="Of these images, how many maps are kept for overlays.", json_schema_extra=UNHASHED
+    )
+    masks_sha256: str | None = Field(
+        None, description="Of the files with masks; filled in by the plan.", json_schema_extra=SET_ONLY
+    )
+
+    @model_validator(mode="after")
+    def _methods_once(self) -> AttributionConfig:
+        if len(set(self.methods)) < len(self.methods):
+            raise ValueError(f"found the methods {', '.join(self.methods)}; expected each once")
+        return self
+
+
 class EvaluationConfig(Frozen):
     """Settings of the evaluation of every trained model."""
 
@@ -193,6 +224,12 @@ class EvaluationConfig(Frozen):
         description="Scores by which wrong predictions and foreign images are told (failure/…, ood/…), beside those "
         "that the model itself gives; robustsweep evaluate adds others later.",
         json_schema_extra=UNHASHED,  # every score is what it is, whichever are computed beside it
+    )
+    attribution: AttributionConfig | None = Field(
+        None,
+        description="Where models look, scored against lesion masks (phantom, or csv with a column mask); null: not "
+        "computed.",
+        json_schema_extra=SET_ONLY,
     )
 
     @property

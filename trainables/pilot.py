@@ -12,6 +12,7 @@ from trainables.config import Execution, TrialConfig
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
 from trainables.data.foreign import load_evaluated
+from trainables.evaluation.attribution.evaluate import count_passes
 from trainables.evaluation.predictions import keep, predict_each
 from trainables.models.confidence import add_confidence
 from trainables.models.model_scores import ModelScores, build_model_scores
@@ -110,6 +111,7 @@ def time_trial(config: TrialConfig, execution: Execution, *, max_seconds: float 
         images += 2 * min(len(test), config.evaluation.representation.num_images)  # of two networks
     if "train" in config.evaluation.store_features:
         images += len(data.splits["train"])
+    images += count_passes(config.evaluation.attribution)
     per_epoch = validation * (int(not caches_features) + len(of_validation) * reads_shifted_validation(config.training))
     return PilotTimings(
         epoch_seconds=step_seconds * training.batches.num_batches + per_epoch + once / config.training.epochs,

@@ -4,7 +4,7 @@
 Ray or MLflow. They write the folder that the ledger reads:
 
     epochs.jsonl  checkpoint.safetensors (of ConfidNet in ``confidence/``)  model.safetensors  predictions/<set>.npz
-    detection.json  representation.json  result.json (last)
+    detection.json  representation.json  attribution.npz  result.json (last)
 
 Checkpoints are removed once the model or encoder is written; if interrupted after that, a new call only evaluates.
 """
@@ -24,6 +24,7 @@ from trainables.data.dataset import Dataset
 from trainables.data.foreign import load_evaluated
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
+from trainables.evaluation.attribution.evaluate import evaluate_attribution
 from trainables.evaluation.detection.summary import save_detection, summarise_detection
 from trainables.evaluation.labels.maps import check_label_maps
 from trainables.evaluation.labels.summary import summarise_views
@@ -53,7 +54,15 @@ from trainables.regularisers import (
 )
 from trainables.seeding import derive_seed, seed_everything
 from trainables.storage.checkpoint import is_trained, load_weights, remove_checkpoints, restore_module, save_weights
-from trainables.storage.completeness import CONFIG, DETECTION, EPOCHS, REPRESENTATION, RESULT, describe_files
+from trainables.storage.completeness import (
+    ATTRIBUTION,
+    CONFIG,
+    DETECTION,
+    EPOCHS,
+    REPRESENTATION,
+    RESULT,
+    describe_files,
+)
 from trainables.storage.folder import Folder
 from trainables.training.acceleration import Choice, choose_acceleration
 from trainables.training.confidnet import describe_undefined, train_confidnet
@@ -121,6 +130,7 @@ def run_trial(
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     sets = list_sets(data, config.evaluation)
     files = [MODEL, EPOCHS, DETECTION, REPRESENTATION, *(f"predictions/{name}.npz" for name in sets)]
+    files += [] if config.evaluation.attribution is None else [ATTRIBUTION]
     result["files"] = describe_result_files(folder, files)
     result["checkpoint_sha256"] = result["files"][MODEL]["sha256"]
     folder.write_json(RESULT, result)
@@ -305,10 +315,7 @@ def load_encoder(model: Classifier, pretraining: PretrainingConfig, encoder: Fol
 
 
 def build_network(
-    config: ModelConfig,
-    pretraining: PretrainingConfig,
-    data: Dataset,
-    regulariser: RegulariserConfig,
+    config: ModelConfig, pretraining: PretrainingConfig, data: Dataset, regulariser: RegulariserConfig
 ) -> Classifier:
     """Return the network for ``data`` on the CPU, with random or published weights; a trained step's are not loaded.
 
@@ -376,13 +383,14 @@ def _evaluate(
     roles = {name: config.evaluation.find_role(name) for name in (*data.external, *data.ood)}
     detection = summarise_detection(folder, names, scores=config.evaluation.confidence_scores, roles=roles)
     save_detection(folder, detection)
+    attribution = evaluate_attribution(model, build_network, data, config, folder=folder, execution=execution)
     return {
         "status": "complete",
-        "metrics": evaluation.metrics | views.metrics | detection.metrics,
+        "metrics": evaluation.metrics | views.metrics | detection.metrics | attribution.metrics,
         "validation_fit": evaluation.validation_fit,
         "classes": list(data.classes),
         "label_maps": views.label_maps,
         "evaluations": evaluation.rows,
-        "undefined": evaluation.undefined | views.undefined | left_out | left_out_of_validation,
+        "undefined": evaluation.undefined | views.undefined | attribution.undefined | left_out | left_out_of_validation,
         "num_quarantined": len(data.quarantined),
     }

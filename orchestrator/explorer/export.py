@@ -182,11 +182,13 @@ def _collect(
 
 
 def _read_clusters(explored: ExploredStudy, number: int, prepared: Prepared) -> Any:
-    try:
-        explored.compute_now(number, "clusters")
-    except RobustSweepError as error:
-        return {"problem": str(error)}
-    return json.loads((prepared.folder / "clusters.json").read_bytes())
+    file = prepared.folder / "clusters.json"
+    if not file.exists():
+        try:
+            explored.compute_now(number, "clusters")
+        except RobustSweepError as error:
+            return {"problem": str(error)}
+    return json.loads(file.read_bytes())
 
 
 def _describe_predictions(prepared: Prepared, parts: Sequence[_Part], index: Index) -> dict[str, str]:

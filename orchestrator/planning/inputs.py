@@ -36,6 +36,7 @@ class Inputs:
         self._sources: dict[str, Dataset] = {}
         self._digests: dict[int, tuple[ImageSet, list[bytes]]] = {}
         self._missing: dict[str, str | None] = {}
+        self._masks: dict[str, str | None] = {}
 
     def dataset(self, config: DataConfig) -> Dataset:
         """Return the data set of a config, decoded and checked. The images stay on disk.
@@ -102,16 +103,19 @@ class Inputs:
         return reason
 
     def resolve(self, config: TrialConfig) -> TrialConfig:
-        """Return the config with the digests of its weights file and of the images of other sources.
+        """Return the config with the digests of its weights file, of the images of other sources and of lesion masks.
 
         So content and not path decides the signature. The file is that of the chain's first step or of an installed
         package; weights from a hub have none.
 
         Raises:
-            ConfigError: if the config names another digest.
+            ConfigError: if the config names another digest, or lesions are asked for and the data have no masks.
+            DataError: if masks are unusable.
         """
         if config.evaluation.foreign:
             config = config.model_copy(update={"evaluation": self._resolve_foreign(config)})
+        if config.evaluation.attribution is not None:
+            config = config.model_copy(update={"evaluation": self._resolve_masks(config)})
         pretraining = self._resolve_steps(config.pretraining, config)
         return config if pretraining == config.pretraining else config.model_copy(update={"pretraining": pretraining})
 
@@ -175,6 +179,18 @@ class Inputs:
             fingerprint = self._load(data).fingerprint
             found[name] = source.model_copy(update={"data": data, "fingerprint": fingerprint})
         return config.evaluation.model_copy(update={"foreign": found})
+
+    def _resolve_masks(self, config: TrialConfig) -> EvaluationConfig:
+        from trainables.data.sources.lesion_masks import load_test_masks
+
+        key = config.data.model_dump_json()
+        if key not in self._masks:
+            self._masks[key] = load_test_masks(
+                self.dataset(config.data), config.data, cache_dir=self._cache_dir, verify=self._verify
+            ).sha256
+        assert config.evaluation.attribution is not None
+        attribution = config.evaluation.attribution.model_copy(update={"masks_sha256": self._masks[key]})
+        return config.evaluation.model_copy(update={"attribution": attribution})
 
 
 @cache

@@ -12,6 +12,8 @@ from orchestrator.study.grid import Arm
 from orchestrator.study.hypotheses import Hypothesis, list_measured
 from orchestrator.study.search.config import SEEN_OVER_SHIFTS
 from trainables.errors import StudyError
+from trainables.evaluation.attribution.components import find_components
+from trainables.evaluation.attribution.table import CENTRE_PRIOR, split_attribution
 from trainables.evaluation.metric_tables.views import is_of_class
 from trainables.evaluation.metrics import (
     HEADLINE_FAILURE,
@@ -110,6 +112,9 @@ def find_undefined(metric: str, config: TrialConfig, data: Dataset) -> str | Non
         config: config of the trial.
         data: data of the trial.
     """
+    attribution = split_attribution(metric)
+    if attribution is not None:
+        return _find_undefined_attribution(attribution[0], attribution[2], config, data)
     if find_detection(metric) is not None:
         return _find_undefined_detection(metric, config, data)
     if find_representation(metric) is not None:
@@ -140,6 +145,22 @@ def _find_undefined_in_view(view: str, within: str, config: TrialConfig, data: D
     if index >= data.num_classes:
         return f"there is no class {index}: the classes are {', '.join(data.classes)}, counted from 0"
     return _find_undefined_score(within.replace("sensitivity", "balanced_accuracy"), config, data)
+
+
+def _find_undefined_attribution(method: str, name: str, config: TrialConfig, data: Dataset) -> str | None:
+    """Return why no trial can have a metric of relevance on lesions, None if it can."""
+    asked = config.evaluation.attribution
+    if asked is None:
+        return f"evaluation.attribution is not set; set it to {{methods: [{method}, …]}}"
+    if method not in (*asked.methods, CENTRE_PRIOR):
+        return f"evaluation.attribution.methods has {', '.join(asked.methods)}, and not {method}"
+    masks = data.splits["test"].masks
+    if masks is not None and name.startswith("concentration_"):  # of files it is seen in the trials
+        present = {
+            f"concentration_{each}" for each, chosen in find_components(masks > 0).by_area().items() if chosen.any()
+        }
+        return None if name in present else "no test image has lesions of that area"
+    return None
 
 
 def _find_undefined_score(metric: str, config: TrialConfig, data: Dataset) -> str | None:

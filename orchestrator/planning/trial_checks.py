@@ -45,8 +45,8 @@ def check_trials(configs: Iterable[TrialConfig], inputs: Inputs) -> None:
 
     Raises:
         ConfigError: if a network, shift or modality is unknown, the network does not accept images of this size or
-            batches of this many, weights do not fit it, a regulariser does not fit the network or the data, or MC
-            dropout is asked of a network without dropout.
+            batches of this many, weights do not fit it, a regulariser does not fit the network or the data, MC
+            dropout is asked of a network without dropout, or Grad-CAM of one without convolutional maps.
     """
     for config in find_distinct(configs):
         _check_trial(config, inputs.with_foreign(config))
@@ -81,6 +81,22 @@ def _check_trial(config: TrialConfig, data: Dataset) -> None:
     described = config.evaluation.representation.layers
     if described and described != "auto":
         check_described_layers(model, described, torch.from_numpy(data.splits["test"].images[:2].copy()))
+    if config.evaluation.attribution is not None and "grad_cam" in config.evaluation.attribution.methods:
+        _check_map(model, data)
+
+
+def _check_map(model: Classifier, data: Dataset) -> None:
+    """Check that the network has a convolutional map for Grad-CAM.
+
+    Raises:
+        ConfigError: if it has none.
+    """
+    import torch
+
+    from trainables.evaluation.attribution.convolutional_map import find_last_map
+
+    model.eval()
+    find_last_map(model, model.normalise(torch.from_numpy(data.splits["test"].images[:1].copy())))
 
 
 def _check_roles(config: TrialConfig, data: Dataset) -> None:

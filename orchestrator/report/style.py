@@ -23,7 +23,13 @@ from trainables.evaluation.metrics import find_chance
 #: blue lighter so that it reads on a dark page too.
 PALETTE = ("#2b8ac9", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c6d46")
 #: One hue, dark to light: no rainbow, and readable in grey print. Low values are dark, to draw attention.
-SEQUENTIAL = [[0.0, "#7f2704"], [0.25, "#d94801"], [0.5, "#fd8d3c"], [0.75, "#fdd0a2"], [1.0, "#fff5eb"]]
+SEQUENTIAL: list[list[Any]] = [
+    [0.0, "#7f2704"],
+    [0.25, "#d94801"],
+    [0.5, "#fd8d3c"],
+    [0.75, "#fdd0a2"],
+    [1.0, "#fff5eb"],
+]
 #: Two hues that meet in white, for differences around 0. Orange is worse, like the dark end of ``SEQUENTIAL``.
 DIVERGING = [[0.0, "#a63603"], [0.25, "#fd8d3c"], [0.5, "#f7f7f7"], [0.75, "#6baed6"], [1.0, "#08519c"]]
 #: What is no level of a factor: what all arms have in common. Stands out on a light and on a dark page.

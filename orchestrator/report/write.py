@@ -47,6 +47,7 @@ from orchestrator.report.overview import notes_section, overview_section
 from orchestrator.report.page import Section, render_page, within
 from orchestrator.report.sections import provenance
 from orchestrator.report.sections.answer import Answer, answer, answer_section, arms_section
+from orchestrator.report.sections.attribution.section import attribution_section
 from orchestrator.report.sections.balanced import balanced_section
 from orchestrator.report.sections.detection.marked import marked_section
 from orchestrator.report.sections.detection.ood import ood_section
@@ -114,8 +115,9 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
         overall = effects_section(results, whole.shown)
         sections += [] if overall is None else [within(overall, "All data sets", 0)]
     for number, (label, part) in enumerate(parts.items(), start=1):
-        shared = (ledger, detections[label], ensembles[label], usage if part is whole else None)
-        of_part = _list_sections(part, *shared, *pictures[label])
+        detected = detections[label], ensembles[label]
+        drawn = (*pictures[label], cache_dir if examples else None)
+        of_part = _list_sections(part, ledger, detected, usage if part is whole else None, drawn)
         sections += of_part if part is whole else [within(each, label, number) for each in of_part if each is not None]
     provenance_of_all = provenance.provenance_section(
         results, digest=digest, files=TABLES | PAPER_TABLES, compute=describe_compute(ledger, budget_status)
@@ -199,14 +201,21 @@ def _score_chosen(part: _Computed, ledger: Ledger, rows: DetectionRows | None) -
 def _list_sections(
     part: _Computed,
     ledger: Ledger,
-    detections: DetectionRows | None,
-    ensemble: EnsembleScores | None,
+    detected: tuple[DetectionRows | None, EnsembleScores | None],
     usage: Usage | None,
-    pictures: Examples | None,
-    problem: str | None,
+    drawn: tuple[Examples | None, str | None, Path | None],
 ) -> list[Section | None]:
-    """Return the sections on the arms of one data set."""
+    """Return the sections on the arms of one data set.
+
+    Args:
+        part: tables of the data set.
+        ledger: ledger of the study.
+        detected: rows of failure detection, and the chosen arm's ensemble.
+        usage: what the whole study has used.
+        drawn: examples of shifts, or why there are none, and the folder of decoded images for overlays.
+    """
     results, arms, main = part.results, part.arms, part.main
+    (detections, ensemble), (pictures, problem, cache_dir) = detected, drawn
     return [
         answer_section(part.words),
         search_section(results),
@@ -221,6 +230,7 @@ def _list_sections(
         ood_section(results, detections, arms),
         marked_section(results, ledger),
         representation_section(results, ledger),
+        attribution_section(results, ledger, cache_dir),
         transfer_section(results, main),
         trade_off_section(results, arms, main),
         training_section(results, main),

@@ -54,7 +54,8 @@ class _Hypothesis(Frozen):
         "robustness/mean_balanced_accuracy",
         description="Column of trials.csv, shift/<name>/<metric>, family/<name>/<metric>, slope/<name>/<metric>, "
         "drop/<name>/<metric>, relative_drop/<name>/<metric>, be/<name>, rbe/<name>, failure/<score>/augrc, "
-        "ood/<score>/<set>/auroc, representation/<name>, or such a column of a label map or class: <name>/id/<metric>.",
+        "ood/<score>/<set>/auroc, representation/<name>, attribution/<method>/<metric>, or such a column of a label "
+        "map or class: <name>/id/<metric>.",
     )
     severities: tuple[Severity, ...] | None = Field(
         None, min_length=1, description="With shift/<name>/<metric>: its mean over these; null: over all."

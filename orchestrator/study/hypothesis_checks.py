@@ -33,6 +33,7 @@ from orchestrator.study.hypotheses import (
 )
 from orchestrator.study.problems import list_options
 from orchestrator.study.yaml_source import Key, Source, format_key
+from trainables.evaluation.attribution.table import find_attribution
 from trainables.evaluation.metric_tables.views import is_of_class, split_view
 from trainables.evaluation.metrics import (
     METRICS,
@@ -214,18 +215,18 @@ def _check_metric(hypothesis: Hypothesis, evaluation: Any, report: Report) -> No
     metric = hypothesis.metric
     view, within = split_view(metric)
     kind, _, last = split_metric(metric)
-    described = find_representation(metric)
+    described = find_representation(metric) or find_attribution(metric)
     if described is not None and described.is_descriptive and isinstance(hypothesis, NonInferiority):
         report(f"found {metric!r}, of which neither more nor less is worse; compare it, or test equivalence", "metric")
     if _is_view(view, evaluation):
         _check_in_view(view, within, report)
     elif kind and last not in METRICS and kind not in RELATIVE:
         report(f"found {metric!r}, there is no metric {last!r}{list_options(last, list(METRICS))}", "metric")
-    elif not kind and metric not in list_metrics() and not (find_detection(metric) or described):
+    elif not (kind or metric in list_metrics() or find_detection(metric) or described):
         more = (
             "; expected a column of trials.csv such as id/accuracy, <kind>/<name>/<metric> with shift, family, slope, "
-            "drop, relative_drop or external, be/<name> or rbe/<name>, failure/<score>/augrc, ood/<score>/<set>/auroc "
-            "or representation/<name>"
+            "drop, relative_drop or external, be/<name> or rbe/<name>, failure/<score>/augrc, ood/<score>/<set>/auroc, "
+            "representation/<name> or attribution/<method>/<metric>"
         )
         report(f"there is no metric {metric!r}{suggest(metric, list_metrics()) or more}", "metric")
     if counts_shifts(hypothesis) and find_shift_metric(metric) is None:

@@ -631,6 +631,32 @@ def test_arms_with_different_numbers_of_encoders_are_linked_to_fewer_units(tmp_p
     assert study({"none": 6, "strong": 6}).evidence.units == "6 replicates"
 
 
+def test_encoders_with_a_step_in_common_are_one_and_what_it_may_have_seen_is_said(tmp_path: Path) -> None:
+    ledger = plant(tmp_path, lambda arm, replicate: 0.5 + 0.1 * (arm["augmentation"] == "strong"))
+    plan = ledger.read_plan()
+
+    def share(num_first: int, remarks: Mapping[str, Any]) -> Verdict:
+        trials = [
+            trial | {"needs": [f"second{trial['replicate']}", f"first{trial['replicate'] % num_first}"]}
+            for trial in plan["trials"]
+        ]
+        ledger.root.write_json("plan.json", plan | {"trials": trials, "remarks": remarks})
+        return verdict_of(ledger, make())
+
+    remark = "transductive: a pretraining may have seen these images"
+    one = share(1, {"augmentation=strong": [remark]})
+    assert one.reason == "1 encoder group, 6 are needed for p ≤ 0.05"
+    assert one.evidence.scope is not None
+    assert one.evidence.scope.num_encoders == 1
+    assert one.evidence.scope.describe().endswith(f", for this split; {remark}")
+    three = share(3, {"another arm": [remark]})
+    assert three.evidence.units == "3 encoder groups"
+    assert three.evidence.scope is not None
+    assert three.evidence.scope.num_encoders == 3
+    assert remark not in three.evidence.scope.describe()
+    assert share(6, {}).evidence.units == "6 replicates"
+
+
 def test_the_scope_says_what_was_tested(tmp_path: Path) -> None:
     gain = {"none": 0.0, "strong": 0.1}
     ledger = plant(tmp_path, lambda arm, replicate: 0.5 + gain[arm["augmentation"]])

@@ -212,6 +212,7 @@ def test_the_encoders_are_counted_and_more_of_them_have_a_price(tmp_path: Path, 
             "arms": ["pretraining=contrastive"],
             "encoders": 1,
             "replicates": 6,
+            "units": 1,
             "more_stages": 5,
             "more_seconds": 3 * 240.0,  # five stages on two slots
             "trials_anew": 2,  # replicate 0 keeps its encoder

@@ -92,7 +92,7 @@ def test_every_step_starts_from_the_one_before_and_runs_once(folder: Path, outpu
     shown = project(first)  # its own run in MLflow
     assert shown.tags["robustsweep.kind"] == "stage"
     assert sorted(shown.epochs) == [1, 2]
-    assert {"train/loss", "val/balanced_accuracy"} <= {point.key for point in shown.epochs[2]}
+    assert {"train/loss", "validation/balanced_accuracy"} <= {point.key for point in shown.epochs[2]}
     trials = {
         (r.config["arm"]["pretraining"], r.config["replicate"]): r.config["needs"] for r in ledger.records("trial")
     }

@@ -284,7 +284,7 @@ def test_a_trial_starts_from_its_encoder(tmp_path: Path, execution: Execution, d
     stage = Folder(tmp_path / "stage")
     result = run_stage(tiny_stage(epochs=1), signature="up", folder=stage, execution=execution)
     assert result["metrics"].keys() == {name.replace("ssl/", "ssl/final_") for name in STAGE_METRICS}
-    assert result["collapse"] == {"verdict": "none", "epochs": [], "smallest_rank": 3.0}
+    assert result["collapse"] == {"verdict": "none", "epochs": []}
     assert result["status"] == "complete"
     assert result["epochs"] == 1
     assert list(stage.children()) == ["encoder.safetensors", "epochs.jsonl", "result.json"]

@@ -26,7 +26,7 @@ class ImageSet:
     sites: np.ndarray
     #: Further columns, one value per image: those of a manifest, or nuisance and lesion statistics of a phantom.
     metadata: dict[str, list[Any]] = field(default_factory=dict)
-    #: Lesion masks, if the source has them: 0 background, k the k-th lesion of the image.
+    #: Lesion masks of a phantom: 0 background, k the k-th lesion of the image. Those of files: ``load_test_masks``.
     masks: UInt8[np.ndarray, "n height width"] | None = None
 
     def __len__(self) -> int:

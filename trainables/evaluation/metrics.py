@@ -10,6 +10,7 @@ import math
 import re
 
 from trainables.errors import ConfigError
+from trainables.evaluation.attribution.table import ATTRIBUTION_METRICS, find_attribution
 from trainables.evaluation.metric_tables.detection import (
     FAILURE_METRICS,
     HEADLINE_FAILURE,
@@ -23,6 +24,7 @@ from trainables.evaluation.metric_tables.views import CLASS_METRICS, is_of_class
 
 #: What others take from here, beside what is defined below.
 __all__ = [
+    "ATTRIBUTION_METRICS",
     "CLASS_METRICS",
     "FAILURE_METRICS",
     "HEADLINE_FAILURE",
@@ -149,8 +151,6 @@ AGGREGATES = ("mean", "worst_cell", "worst_shift")
 _HEADLINE = re.compile(
     r"(?:.+/)?(?:mean_shifted_|mean_unseen_|mean_seen_|mean_unused_|mean_|worst_cell_|worst_shift_)?(\w+?)"
 )
-
-
 _FAILURE = re.compile(r"(?:validation/)?failure/[\w.]+/(?:mean_shifted_|mean_external_)?(\w+?)")
 _OOD = re.compile(r"ood/[\w.]+/.+/(\w+)")
 
@@ -236,7 +236,8 @@ def find_metric(name: str) -> Metric:
             ``calibration/mean_shifted_…``, ``external/<set>/…``, ``external/mean_…``, ``shift/<name>/…``,
             ``family/<name>/…``, ``slope/<name>/…``, ``drop/<name>/…``, ``relative_drop/<name>/…``,
             ``be/<name>``, ``rbe/<name>``, ``failure/<score>/…``, ``ood/<score>/<set>/…``, ``representation/…``,
-            ``num_parameters``; or such a number of a view (``split_view``): ``<label map>/id/…``, ``class_3/id/…``.
+            ``attribution/<method>/…``, ``num_parameters``; or such a number of a view (``split_view``):
+            ``<label map>/id/…``, ``class_3/id/…``.
 
     Raises:
         ConfigError: if the table has no such metric.
@@ -245,7 +246,7 @@ def find_metric(name: str) -> Metric:
         return NUM_PARAMETERS
     if name.partition("/")[0] in RELATIVE and name.count("/") == 1:
         return RELATIVE[name.partition("/")[0]]
-    found = find_detection(name) or find_representation(name)
+    found = find_detection(name) or find_representation(name) or find_attribution(name)
     if found is not None:
         return found
     view, within = split_view(name)

@@ -90,7 +90,7 @@ def load_predictions(folder: Folder, name: str) -> Predictions:
     """
     file = io.BytesIO(folder.read(f"predictions/{name}.npz"))
     try:
-        _check_sums(file)
+        check_sums(file)
         with np.load(file, allow_pickle=False) as arrays:
             return Predictions(
                 name=name,
@@ -108,7 +108,7 @@ def load_predictions(folder: Folder, name: str) -> Predictions:
         raise StorageError(f"{folder.uri}/predictions/{name}.npz is damaged: {error}") from error
 
 
-def _check_sums(file: io.BytesIO) -> None:
+def check_sums(file: io.BytesIO) -> None:
     """Check the checksums of an npz before it is parsed: a damaged header would make NumPy allocate any size."""
     with zipfile.ZipFile(file) as archive:
         bad = archive.testzip()

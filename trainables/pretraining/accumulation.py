@@ -12,6 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from trainables.pretraining.group_statistics import find_norms
+
 #: Function from the views of a part to their features and embeddings.
 Embed = Callable[[tuple[Tensor, ...]], tuple[Tensor, Tensor]]
 
@@ -39,7 +41,7 @@ def backward_in_parts(
     if len(parts) == 1:
         features, embeddings = embed(parts[0])
         loss = compute_loss([embeddings])
-        loss.backward()  # type: ignore[no-untyped-call]
+        torch.autograd.backward(loss)
         return loss.detach(), features.detach(), embeddings.detach()
     states, seen, leaves = [], [], []
     with torch.no_grad(), running_statistics_kept(modules):
@@ -49,23 +51,18 @@ def backward_in_parts(
             seen.append(features)
             leaves.append(embeddings.clone().requires_grad_())
     loss = compute_loss(leaves)
-    loss.backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss)
     for part, state, leaf in zip(parts, states, leaves, strict=True):
         _restore(part[0].device, state)
         _, embeddings = embed(part)
-        embeddings.backward(leaf.grad)  # type: ignore[no-untyped-call]
+        torch.autograd.backward(embeddings, leaf.grad)
     return loss.detach(), torch.cat(seen), torch.cat([leaf.detach() for leaf in leaves])
 
 
 @contextmanager
 def running_statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Leave the running statistics of batch normalisation as they are; batches are normalised by their own."""
-    layers = [
-        layer
-        for module in modules
-        for layer in module.modules()
-        if isinstance(layer, nn.modules.batchnorm._BatchNorm) and layer.track_running_stats
-    ]
+    layers = [layer for layer in find_norms(modules) if layer.track_running_stats]
     for layer in layers:
         layer.track_running_stats = False
     try:

@@ -16,14 +16,17 @@ from trainables.errors import CollapsedError
 from trainables.evaluation.representation.effective_rank import compute_rankme
 from trainables.pretraining.methods import Outcome
 
-#: Spread of the embeddings below which they count as one point. Healthy runs of SimCLR and BYOL have .8 and more from
-#: the first epoch on (digits and phantoms); at a learning rate of 1,000 digits fall to .67, .36, .23, .20.
-SMALLEST_EMBEDDING_SPREAD = 0.25
+#: Kind of method → spread of the embeddings below which they count as one point. Healthy runs have .8 and more (SimCLR,
+#: BYOL) or .16 and more (MoCo, whose head has no batch normalisation) in all epochs. SimCLR at a learning rate of 1,000
+#: falls to .12 in the first, BYOL without predictor to .2 in the second, MoCo to .08 and .004 (digits).
+SMALLEST_EMBEDDING_SPREAD = {"simclr": 0.25, "byol": 0.25, "moco": 0.1}
 #: The same for the encoder's features, which batch normalisation in the head can pull apart again. An assumption:
 #: features of untrained networks are alike, too, but not by so much.
 SMALLEST_FEATURE_SPREAD = 0.01
-#: Effective rank below which embeddings or features count as collapsed to a few dimensions.
-SMALLEST_RANK = 3.0
+#: Effective rank below which embeddings or features count as collapsed to a few dimensions, and the share of the first
+#: batch's rank below which they do where the loss is that of guessing. Healthy runs on digits keep .5 and more, and
+#: have 15 and more; at a learning rate of 1,000 it is a third in the first epoch.
+SMALLEST_RANK, SMALLEST_RANK_SHARE = 3.0, 0.5
 #: Share below the loss of guessing within which nothing has been learned: an assumption. The loss alone says too
 #: little: healthy runs on few images begin above that of guessing.
 CHANCE_TOLERANCE = 0.01
@@ -49,48 +52,70 @@ class CollapseMeter:
 
     Args:
         device: device of the batches.
+        first: record of the first epoch, which has the ranks of the first batch of all; None in the first epoch.
     """
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, first: Mapping[str, float] | None) -> None:
         self._totals, self._count = torch.zeros(3, device=device), 0
         self._last: Outcome | None = None
+        self._first = {} if first is None else {name: first[f"ssl/first_{name}"] for name in _RANKS}
+        self._is_first_epoch = first is None
 
     def add(self, outcome: Outcome) -> None:
-        """Add a batch; without waiting for the device."""
+        """Add a batch; without waiting for the device, except for the first of all."""
+        if not self._first:  # of the weights that the pretraining starts from
+            self._first = _measure_ranks(outcome)
         spreads = (measure_spread(outcome.features), measure_spread(outcome.embeddings))
         self._totals += torch.stack([outcome.loss, *spreads])
         self._count, self._last = self._count + 1, outcome
 
-    def summarise(self) -> dict[str, float]:
-        """Return metric (``stage_metrics``) → value: means, and ranks of the last batch."""
+    def summarise(self, chance: float | None) -> dict[str, float]:
+        """Return metric (``stage_metrics``) → value: means, and ranks of the last batch.
+
+        Args:
+            chance: loss of guessing; None if the method has none.
+        """
         assert self._last is not None
         loss, features, embeddings = (self._totals / self._count).tolist()
         found = {"ssl/loss": loss, "ssl/feature_spread": features, "ssl/embedding_spread": embeddings}
-        if math.isfinite(loss):
-            found["ssl/feature_rank"] = compute_rankme(centre_directions(self._last.features))
-            found["ssl/embedding_rank"] = compute_rankme(centre_directions(self._last.embeddings))
-            found["ssl/collapsed"] = float(min(found["ssl/feature_rank"], found["ssl/embedding_rank"]) < SMALLEST_RANK)
+        if not math.isfinite(loss):
+            return found
+        ranks = _measure_ranks(self._last)
+        is_guessing = chance is not None and loss >= (1.0 - CHANCE_TOLERANCE) * chance
+        has_few = any(
+            rank < SMALLEST_RANK or (is_guessing and rank < SMALLEST_RANK_SHARE * self._first[name])
+            for name, rank in ranks.items()
+        )
+        found |= {f"ssl/{name}": rank for name, rank in ranks.items()} | {"ssl/collapsed": float(has_few)}
+        if self._is_first_epoch:
+            found |= {f"ssl/first_{name}": rank for name, rank in self._first.items()}
         return found
 
 
-def check_collapse(found: Mapping[str, float], method: Method, *, epoch: int, num_images: int) -> None:
+_RANKS = ("feature_rank", "embedding_rank")
+
+
+def _measure_ranks(outcome: Outcome) -> dict[str, float]:
+    parts = (outcome.features, outcome.embeddings)
+    return {name: compute_rankme(centre_directions(part)) for name, part in zip(_RANKS, parts, strict=True)}
+
+
+def check_collapse(found: Mapping[str, float], method: Method, chance: float | None, *, epoch: int) -> None:
     """Check that an epoch has not mapped all images to one point.
 
-    For SimCLR and MoCo the loss has to be that of guessing as well: log(2N − 1) among the other views of a batch, log(K
-    + 1) among the key and the queue. BYOL has no such loss: its smallest, 0, is that of one point.
+    For SimCLR and MoCo the loss has to be that of guessing as well; BYOL’s smallest, 0, is that of one point.
 
     Args:
         found: signs of the epoch (``CollapseMeter``).
         method: method of the pretraining.
+        chance: loss of guessing (``find_chance_loss``).
         epoch: number of the epoch, for the message.
-        num_images: N, images per batch.
 
     Raises:
         CollapsedError: all images are one point.
     """
     loss, features, embeddings = (found[f"ssl/{name}"] for name in ("loss", "feature_spread", "embedding_spread"))
-    chance = None if isinstance(method, Byol) else find_chance_loss(method, num_images)
-    is_point = features < SMALLEST_FEATURE_SPREAD or embeddings < SMALLEST_EMBEDDING_SPREAD
+    is_point = features < SMALLEST_FEATURE_SPREAD or embeddings < SMALLEST_EMBEDDING_SPREAD[method.kind]
     if is_point and (chance is None or loss >= (1.0 - CHANCE_TOLERANCE) * chance):
         guessing = "" if chance is None else f", where guessing costs {chance:.4g}"
         raise CollapsedError(
@@ -101,8 +126,13 @@ def check_collapse(found: Mapping[str, float], method: Method, *, epoch: int, nu
         )
 
 
-def find_chance_loss(method: Method, num_images: int) -> float:
-    """Return the loss of guessing which of the candidates is the other view, of SimCLR or MoCo."""
+def find_chance_loss(method: Method, num_images: int) -> float | None:
+    """Return the loss of guessing which candidate is the other view; None for BYOL, which has no candidates.
+
+    SimCLR: log(2N − 1), the other views of a batch of N images. MoCo: log(K + 1), the key and the queue.
+    """
+    if isinstance(method, Byol):
+        return None
     return math.log(method.queue_size + 1 if isinstance(method, MoCo) else 2 * num_images - 1)
 
 
@@ -112,5 +142,5 @@ def describe_collapse(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     A pretraining whose images are all at one point has no history: it fails.
     """
     flagged = [record["epoch"] for record in history if record["metrics"]["ssl/collapsed"]]
-    is_collapsed = bool(history) and bool(flagged) and flagged[-1] == history[-1]["epoch"]
-    return {"verdict": "dimensional" if is_collapsed else "none", "epochs": flagged, "smallest_rank": SMALLEST_RANK}
+    is_collapsed = bool(flagged) and flagged[-1] == history[-1]["epoch"]
+    return {"verdict": "dimensional" if is_collapsed else "none", "epochs": flagged}

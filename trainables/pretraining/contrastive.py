@@ -21,7 +21,7 @@ from trainables.contrastive_config import find_long_queue
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.errors import ConfigError, DivergedError
 from trainables.models.networks import Classifier
-from trainables.pretraining.collapse import CollapseMeter, check_collapse, describe_collapse
+from trainables.pretraining.collapse import CollapseMeter, check_collapse, describe_collapse, find_chance_loss
 from trainables.pretraining.methods import ContrastiveTrainer, build_optimiser, build_trainer
 from trainables.pretraining.monitor import Monitor, is_measured
 from trainables.pretraining.views import build_views
@@ -124,7 +124,8 @@ def _train_epoch(
     # An incomplete last batch has fewer negatives and is left out, as in SimCLR; the order changes every epoch.
     num_batches = max(1, len(rows) // settings.batch_size)
     num_steps, warmup = num_batches * settings.epochs, round(num_batches * method.warmup_epochs)
-    signs = CollapseMeter(device)
+    first_record = state.history[0]["metrics"] if state.history else None
+    signs = CollapseMeter(device, first_record)
     for batch in np.array_split(rows[: num_batches * settings.batch_size], num_batches):
         rate = learning_rate_factor(state.step, num_steps, warmup, "cosine") * method.learning_rate
         for group in optimiser.param_groups:
@@ -138,12 +139,13 @@ def _train_epoch(
         trainer.finish_step(state.step, num_steps)
         state.step += 1
         signs.add(outcome)
-    found = signs.summarise()
+    chance = find_chance_loss(method, min(settings.batch_size, len(rows)))
+    found = signs.summarise(chance)
     if not math.isfinite(found["ssl/loss"]):
         raise DivergedError(
             f"epoch {epoch}: the contrastive loss is {found['ssl/loss']}; lower pretraining.method.learning_rate"
         )
-    check_collapse(found, method, epoch=epoch, num_images=min(settings.batch_size, len(rows)))
+    check_collapse(found, method, chance, epoch=epoch)
     return found
 
 

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from trainables.contrastive_config import Byol, Method, MoCo, SimClr
 from trainables.models.networks import Classifier
 from trainables.pretraining.accumulation import backward_in_parts
+from trainables.pretraining.group_statistics import can_group, find_norms, statistics_in_groups
 from trainables.training.optimisation import learning_rate_factor
 
 Views = UInt8[Tensor, "n c h w"]
@@ -81,7 +82,7 @@ class SimClrTrainer(ContrastiveTrainer):
             return features, embeddings
 
         size = len(first) if part_size is None else part_size
-        parts = list(zip(first.split(size), second.split(size), strict=True))  # type: ignore[no-untyped-call]
+        parts = list(zip(torch.split(first, size), torch.split(second, size), strict=True))
         return Outcome(*backward_in_parts(embed, parts, self._loss, modules=self.trained))
 
     def _loss(self, parts: list[Tensor]) -> Tensor:
@@ -106,8 +107,7 @@ class MoCoTrainer(ContrastiveTrainer):
         projector = MoCoProjectionHead(model.num_features, settings.hidden_dim, settings.projection_dim)
         projector = projector.to(model.mean.device)
         self.momentum = settings.momentum
-        has_batch_norm = any(isinstance(layer, nn.modules.batchnorm._BatchNorm) for layer in model.modules())
-        self.num_groups = settings.batch_norm_groups if has_batch_norm else 1
+        self.num_groups = settings.batch_norm_groups if find_norms([model]) else 1
         self.queue = KeyQueue(settings.queue_size, settings.projection_dim).to(model.mean.device)
         self.modules = nn.ModuleDict(
             {
@@ -126,24 +126,26 @@ class MoCoTrainer(ContrastiveTrainer):
         """Add the gradients of a batch's loss to the trained weights; return the loss.
 
         The first views are queries, the second ones keys. Queries depend on each other by their batch statistics
-        alone, so that each group is done for itself.
+        alone: with ``part_size`` each group, or part of one, is done for itself.
         """
-        group = -(-len(first) // self.num_groups)
-        size = group if part_size is None else min(group, part_size)
-        keys = self._compute_keys(second, size)
+        size, num_groups = len(first), self.num_groups
+        if part_size is not None:
+            size, num_groups = min(part_size, -(-size // num_groups)), 1
+        keys = self._compute_keys(second, size, num_groups)
         outcomes = []
-        for part, own in zip(first.split(size), keys.split(size), strict=True):  # type: ignore[no-untyped-call]
-            features, queries = embed_images(part, *self.trained)
+        for part, own in zip(torch.split(first, size), torch.split(keys, size), strict=True):
+            features, queries = embed_in_groups(part, num_groups, *self.trained)
             outcomes.append(_backward(self.criterion(queries, own), features, queries, len(part) / len(first)))
         self.queue.enqueue(keys)
         return _join(outcomes)
 
     @torch.no_grad()
-    def _compute_keys(self, views: Views, size: int) -> Float[Tensor, "n d"]:
-        """Return the keys of length 1; in groups of ``size`` drawn at random, unlike the queries'."""
+    def _compute_keys(self, views: Views, size: int, num_groups: int) -> Float[Tensor, "n d"]:
+        """Return the keys of length 1; in groups drawn at random, unlike the queries'."""
         order = torch.randperm(len(views))
         networks = (self.modules["momentum_encoder"], self.modules["momentum_projector"])
-        keys = torch.cat([embed_images(views[rows], *networks)[-1] for rows in order.split(size)])  # type: ignore[no-untyped-call]
+        parts = [embed_in_groups(views[rows], num_groups, *networks)[-1] for rows in torch.split(order, size)]
+        keys = torch.cat(parts)
         keys[order] = keys.clone()
         return F.normalize(keys, dim=1)
 
@@ -209,7 +211,7 @@ class ByolTrainer(ContrastiveTrainer):
         """Add the gradients of a batch's loss to the trained weights; return the loss."""
         size = len(first) if part_size is None else part_size
         outcomes = []
-        for views in zip(first.split(size), second.split(size), strict=True):  # type: ignore[no-untyped-call]
+        for views in zip(torch.split(first, size), torch.split(second, size), strict=True):
             features, projections, predictions = zip(
                 *(embed_images(side, *self.trained) for side in views), strict=True
             )
@@ -284,8 +286,23 @@ def embed_images(images: Views, encoder: nn.Module, *heads: nn.Module) -> tuple[
     return tuple(output.float() for output in outputs)
 
 
+def embed_in_groups(images: Views, num_groups: int, *networks: nn.Module) -> tuple[Float[Tensor, "n _"], ...]:
+    """Return the result of ``embed_images`` where each group of the images has batch statistics of its own.
+
+    Groups go through the network together where that is possible, else one after the other.
+    """
+    layers = find_norms(networks)
+    if num_groups == 1:
+        return embed_images(images, *networks)
+    if len(images) % num_groups == 0 and can_group(layers):
+        with statistics_in_groups(layers, num_groups):
+            return embed_images(images, *networks)
+    groups = [embed_images(part, *networks) for part in torch.tensor_split(images, num_groups) if len(part)]
+    return tuple(torch.cat(parts) for parts in zip(*groups, strict=True))
+
+
 def _backward(loss: Tensor, features: Tensor, embeddings: Tensor, share: float) -> Outcome:
-    (loss * share).backward()  # type: ignore[no-untyped-call]
+    torch.autograd.backward(loss * share)
     return Outcome(loss.detach() * share, features.detach(), embeddings.detach())
 
 

@@ -40,15 +40,18 @@ STAGE_METRICS: dict[str, Metric] = {
         ),
         *(
             _rank(
-                f"ssl/{part}_rank", f"rank of {part}s",
-                f"exp of the entropy of the singular values, as shares, of a batch's normalised {part}s minus their "
-                "mean; below 3 counts as collapse",
+                f"ssl/{first}{part}_rank", f"rank of {part}s{' at the start' if first else ''}",
+                "exp of the entropy of the singular values, as shares, of "
+                f"{'the first' if first else 'an epoch’s last'} batch's normalised {part}s minus their mean",
                 _BATCHES, "Roy & Vetterli 2007",
             )
+            for first in ("", "first_")
             for part in ("feature", "embedding")
         ),
         Metric(
-            "ssl/collapsed", "collapsed", "1 if one of the two ranks is below 3, else 0; one point ends the stage",
+            "ssl/collapsed", "collapsed",
+            "1 if a rank is below 3, or below half of the start's while the loss is that of guessing (1 % less counts, "
+            "too), else 0; one point for all images ends the stage",
             higher_is_better=False, low=0.0, high=1.0, needs=_BATCHES, source="Jing et al. 2022",
         ),
         Metric(

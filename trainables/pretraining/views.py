@@ -101,5 +101,5 @@ def crop(images: Images, seeds: Int64[Tensor, " n"], *, scale_min: float) -> Ima
     height, width = images.shape[-2:]
     boxes = draw_crops(seeds, scale_min=scale_min, height=height, width=width)
     block = len(images) if images.is_cuda else max(1, _BLOCK_VALUES // images[0].numel())
-    parts = zip(images.split(block), boxes.split(block), strict=True)  # type: ignore[no-untyped-call]
+    parts = zip(torch.split(images, block), torch.split(boxes, block), strict=True)
     return torch.cat([resize_crop(part, own, size=width) for part, own in parts])

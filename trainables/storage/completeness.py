@@ -22,6 +22,8 @@ EPOCHS = "epochs.jsonl"
 DETECTION = "detection.json"
 #: Spectra of layers, and their similarity to the initial weights.
 REPRESENTATION = "representation.json"
+#: Relevance on lesions: scores per image and lesion, and some maps; only with ``evaluation.attribution``.
+ATTRIBUTION = "attribution.npz"
 
 
 def describe_files(folder: Folder, names: Iterable[str]) -> dict[str, dict[str, Any]]:

@@ -10,7 +10,8 @@ family are corrected after Holm; *significant* means p ≤ α after correction.
 4. supported (direction): the effect has the claimed direction, significantly, and its size is open;
 5. not supported: everything else.
 
-A hypothesis over shifts gets no verdict: it is told under how many families of shifts the trained models agree.
+A hypothesis over shifts gets no verdict: it is told under how many families of shifts the trained models agree. One on
+where models look gets none if methods of attribution, or metrics of the same thing, disagree in direction.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
+from orchestrator.analysis.attribution.agreement import find_disagreement
 from orchestrator.analysis.inference.correlation import assess_correlation
 from orchestrator.analysis.inference.evidence import Agreement, Evidence, assess_evidence
 from orchestrator.analysis.inference.measured import Measured
@@ -106,6 +108,9 @@ def judge(results: Results) -> list[Verdict]:
     verdicts = []
     for (hypothesis, registered, evidence), p_values, best_p in zip(found, corrected, best, strict=True):
         verdict, reason = decide(hypothesis, evidence, p_values, best_p.claim)
+        if verdict not in (NOT_ENOUGH, NO_VERDICT) and evidence.effect is not None:
+            disagreement = find_disagreement(hypothesis, evidence.effect, measured)
+            verdict, reason = (verdict, reason) if disagreement is None else (NO_VERDICT, disagreement)
         verdicts.append(Verdict(hypothesis, registered, evidence, p_values, verdict, reason, moment_ms))
     return verdicts
 
@@ -247,7 +252,8 @@ def _find_lack(hypothesis: Hypothesis, evidence: Evidence, best_p: float | None)
         return None
     if not evidence.has_enough_units:
         only = ""
-        if evidence.scope is not None and evidence.scope.num_encoders == 1 and counts_replicates(hypothesis):
+        is_one = evidence.scope is not None and evidence.scope.num_encoders == 1 and "group" not in evidence.units
+        if is_one and counts_replicates(hypothesis):
             only = "for this encoder: "
         needed = describe_needed(hypothesis, evidence.num_needed)
         return f"{only}{evidence.units}, {needed} are needed for p ≤ {hypothesis.alpha:g}"

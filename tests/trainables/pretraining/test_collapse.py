@@ -10,7 +10,13 @@ import torch
 
 from trainables.contrastive_config import Byol, Method, MoCo, SimClr
 from trainables.errors import CollapsedError
-from trainables.pretraining.collapse import CollapseMeter, check_collapse, describe_collapse, measure_spread
+from trainables.pretraining.collapse import (
+    CollapseMeter,
+    check_collapse,
+    describe_collapse,
+    find_chance_loss,
+    measure_spread,
+)
 from trainables.pretraining.methods import Outcome
 
 
@@ -43,7 +49,7 @@ GUESSING = math.log(511)
         (SimClr(), 6.17, 0.82, 0.99, False),  # measured: the quickstart's first epoch
         (SimClr(), 5.0, 0.8, 0.1, False),  # alike, and told apart
         (MoCo(queue_size=512), math.log(513), 0.8, 0.05, True),
-        (MoCo(queue_size=512), 6.08, 0.99, 0.233, False),  # measured: digits, the second epoch of a healthy run
+        (MoCo(queue_size=256), 5.51, 0.34, 0.158, False),  # measured: digits, the second epoch of a healthy run
         (MoCo(), GUESSING, 0.8, 0.05, False),  # of 65,536 keys this is no guessing
         (Byol(), 0.01, 0.8, 0.0, True),
         (Byol(), 1.66, 0.996, 0.825, False),  # measured: digits
@@ -55,7 +61,7 @@ def test_both_signs_are_needed(
     found = {"ssl/loss": loss, "ssl/feature_spread": features, "ssl/embedding_spread": embeddings}
 
     def check() -> None:
-        check_collapse(found, method, epoch=3, num_images=256)
+        check_collapse(found, method, find_chance_loss(method, 256), epoch=3)
 
     if not is_collapsed:
         check()
@@ -75,13 +81,23 @@ def outcome(rank: int) -> Outcome:
     return Outcome(torch.tensor(2.0), features.float(), torch.from_numpy(vectors).float())
 
 
-@pytest.mark.parametrize(("rank", "is_collapsed"), [(1, 1.0), (2, 1.0), (4, 0.0), (20, 0.0)])
-def test_few_dimensions_are_flagged(rank: int, is_collapsed: float) -> None:
-    meter = CollapseMeter(torch.device("cpu"))
+@pytest.mark.parametrize(
+    ("rank", "chance", "is_collapsed"),
+    [(1, None, 1.0), (2, 9.0, 1.0), (4, None, 0.0), (4, 9.0, 0.0), (4, 2.01, 1.0), (8, 2.0, 1.0), (12, 2.0, 0.0)],
+)
+def test_few_dimensions_are_flagged(rank: int, chance: float | None, is_collapsed: float) -> None:
+    """Fewer than three always; fewer than half of the first batch's twenty, if the loss of 2 is that of guessing."""
+    first = CollapseMeter(torch.device("cpu"), None)
+    first.add(outcome(20))
+    first.add(outcome(20))
+    start = first.summarise(chance)
+    assert start["ssl/first_embedding_rank"] == pytest.approx(20, rel=0.1)
+    meter = CollapseMeter(torch.device("cpu"), start)
     meter.add(outcome(20))
     meter.add(outcome(rank))
-    found = meter.summarise()
+    found = meter.summarise(chance)
     assert found["ssl/loss"] == 2.0
+    assert "ssl/first_embedding_rank" not in found
     assert found["ssl/embedding_rank"] == pytest.approx(rank, rel=0.1, abs=0.05)
     assert found["ssl/feature_rank"] > 25
     assert found["ssl/collapsed"] == is_collapsed

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -23,7 +24,7 @@ from trainables.data_config import CsvData, ImageData, ImageFolderData, Unlabell
 from trainables.errors import DataError
 
 REQUIRED_COLUMNS = ("file_name", "label")
-OPTIONAL_COLUMNS = ("id", "split", "group", "site")
+OPTIONAL_COLUMNS = ("id", "split", "group", "site", "mask")
 #: Missing values as pandas and spreadsheets write them, in lower case; "none" and "NA" may be a class.
 MISSING = {"", "nan", "<na>", "#n/a"}
 #: Files and folders that file managers and archives leave in folders.
@@ -71,7 +72,40 @@ def build_csv_source(config: CsvData, digests: FileDigests) -> Source:
             classes=config.classes,
         )
 
-    return _build_file_source(config, paths, digests, root, build_table, said=columns)
+    # Masks have a digest of their own (``lesion_masks``): images that gain one are decoded, and named, as before.
+    said = {name: values for name, values in columns.items() if name != "mask"}
+    return _build_file_source(config, paths, digests, root, build_table, said=said)
+
+
+@dataclass(frozen=True)
+class MaskFile:
+    """Lesion mask of an image in a manifest."""
+
+    #: As the manifest names it.
+    name: str
+    #: None for an image without a mask.
+    path: Path | None
+    image_path: Path
+    line: int
+
+
+def read_mask_files(config: CsvData) -> dict[str, MaskFile] | None:
+    """Return id of every image → its lesion mask, None if the manifest has no column ``mask``. No mask is opened.
+
+    Raises:
+        DataError: the manifest cannot be read, or names a mask outside its root.
+    """
+    columns, lines = read_csv(config.path, key="data.path", required=REQUIRED_COLUMNS, optional=OPTIONAL_COLUMNS)
+    if "mask" not in columns:
+        return None
+    root, where = config.root or config.path.parent, config.path.name
+    files = _check_file_names(columns["file_name"], lines, where)
+    masks = _check_file_names(columns["mask"], lines, where, column="mask")
+    ids = columns.get("id", files)
+    return {
+        identifier: MaskFile(mask, _find_path(root, mask) if mask else None, _find_path(root, file), line)
+        for identifier, mask, file, line in zip(ids, masks, files, lines, strict=True)
+    }
 
 
 def _build_file_source(
@@ -90,7 +124,9 @@ def _build_file_source(
     return Source(hash_json([found, said]), lambda: build_table(pixels))
 
 
-def _check_file_names(names: Sequence[str], lines: Sequence[int], where: str) -> list[str]:
+def _check_file_names(
+    names: Sequence[str], lines: Sequence[int], where: str, *, column: str = "file_name"
+) -> list[str]:
     """Return the names in normal form, "" if missing; a path outside the root raises DataError for any ``on_bad``."""
     escaping = []
     for name, line in zip(names, lines, strict=True):
@@ -99,7 +135,7 @@ def _check_file_names(names: Sequence[str], lines: Sequence[int], where: str) ->
             escaping.append(f"{where} line {line}: {name!r}")
     if escaping:
         raise DataError(
-            f"{len(escaping)} file_name(s) point outside the root; expected paths relative to data.root without '..' "
+            f"{len(escaping)} {column}(s) point outside the root; expected paths relative to data.root without '..' "
             f"(set data.root to the folder that holds all images):\n  {list_first(escaping)}"
         )
     return ["" if name.lower() in MISSING else str(PurePosixPath(name.replace("\\", "/"))) for name in names]

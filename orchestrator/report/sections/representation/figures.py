@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+from orchestrator.analysis.predictions.layers import ArmLayers
 from orchestrator.analysis.predictions.similarity import ArmSimilarity
-from orchestrator.analysis.representations import ArmLayers
 from orchestrator.report.style import SEQUENTIAL, Figure, colour, floats, layout_of
 from trainables.evaluation.representation.layers import PENULTIMATE
 
@@ -117,7 +117,7 @@ def _heat_map(
 ) -> Figure:
     """Return a heat map in [0, largest], dark where representations are unlike."""
     rows, columns = names
-    z = [floats(row) for row in values[::-1]]  # Plotly draws the last row on top
+    z: list[list[Any]] = [floats(row) for row in values[::-1]]  # Plotly draws the last row on top
     scale = SEQUENTIAL if span[0] < span[1] else [[1.0 - at, hue] for at, hue in reversed(SEQUENTIAL)]
     trace: dict[str, Any] = {
         "type": "heatmap",
@@ -151,6 +151,6 @@ def _heat_map(
         data=[trace],
         layout=layout,
         height_px=150 + max(30 * len(rows), 90),
-        min_width_px=260 + 52 * len(columns),
+        min_width_px=160 + 46 * len(columns),
         axes=axes,
     )

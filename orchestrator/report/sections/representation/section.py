@@ -6,7 +6,7 @@ from html import escape
 
 import pandas as pd
 
-from orchestrator.analysis.representations import ArmLayers, load_arm_layers, tabulate_statistics
+from orchestrator.analysis.predictions.layers import ArmLayers, load_arm_layers, tabulate_statistics
 from orchestrator.analysis.results import Results
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, note, table, views

@@ -1,4 +1,4 @@
-"""What the trials of a study store of their layers: statistics per arm, spectra, similarity to the initial weights."""
+"""Statistics of layers per arm: numbers, spectra and similarity to the initial weights, as the trials store them."""
 
 from __future__ import annotations
 
@@ -19,6 +19,8 @@ from trainables.storage.completeness import REPRESENTATION
 
 #: Start of the columns of headline numbers.
 PREFIX = "representation/"
+#: Eigenvalues below this share of the largest are rounding errors, and not drawn.
+_ROUNDING = 1e-12
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,14 @@ class LayerSpectrum:
     """Spectrum of one layer of an arm, mean over its trials."""
 
     rank: tuple[int, ...]
-    #: Eigenvalues over the largest: their geometric mean.
+    #: Eigenvalues over the largest: their geometric mean; NaN for those that are rounding errors.
     relative: Float64[np.ndarray, " ranks"]
     num_trials: int
 
 
 @dataclass(frozen=True)
 class ArmLayers:
-    """What the trials of one arm store of their layers."""
+    """Layers of the trained networks of one arm, mean over its trials."""
 
     spectra: dict[str, LayerSpectrum]
     #: Layers that are compared with those of the initial weights; none unless the study asks for layers.
@@ -76,9 +78,9 @@ def _name_network(content: Mapping[str, Any]) -> list[tuple[str, int, int]]:
 
 def _average_spectra(stored: Sequence[Mapping[str, Any]]) -> LayerSpectrum:
     values = np.array([each["eigenvalue"] for each in stored], dtype=np.float64)
-    with np.errstate(divide="ignore", invalid="ignore"):  # eigenvalues of 0 are not drawn
+    with np.errstate(divide="ignore", invalid="ignore"):  # of 0
         relative = np.exp(np.log(values / values[:, :1]).mean(axis=0))
-    return LayerSpectrum(tuple(stored[0]["rank"]), np.where(relative > 0, relative, np.nan), len(stored))
+    return LayerSpectrum(tuple(stored[0]["rank"]), np.where(relative > _ROUNDING, relative, np.nan), len(stored))
 
 
 def tabulate_statistics(results: Results) -> pd.DataFrame:

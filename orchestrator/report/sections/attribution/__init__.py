@@ -1,0 +1,1 @@
+"""Report section on where the models look."""
