@@ -212,7 +212,8 @@ class _Kept:
         self.arrays |= {f"scores/{name}{each}": values for each, values in scored.per_image.items()}
         self.arrays[f"shares/{name}"] = scored.shares.astype(np.float32)
         if attribution is not None:
-            relevance, _ = take_relevance(attribution[: self._cases], sign)
+            relevance, is_empty = take_relevance(attribution[: self._cases], sign)
+            relevance[is_empty] = 0  # drawn as what it is
             self.arrays[f"maps/{name.rstrip('/')}"] = _quantise(relevance)
 
     def save(self, folder: Folder) -> None:
@@ -225,7 +226,8 @@ class _Kept:
 def _quantise(relevance: Float32[np.ndarray, "n h w"]) -> UInt8[np.ndarray, "n h w"]:
     if not len(relevance):
         return relevance.astype(np.uint8)
-    return np.rint(255 * relevance / relevance.max(axis=(1, 2), keepdims=True)).astype(np.uint8)
+    largest = relevance.max(axis=(1, 2), keepdims=True)
+    return np.rint(255 * relevance / np.where(largest > 0, largest, 1)).astype(np.uint8)
 
 
 def read_attribution(folder: Folder) -> dict[str, np.ndarray]:
