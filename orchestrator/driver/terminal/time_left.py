@@ -127,21 +127,29 @@ class TimeLeft:
         known = [seconds for seconds in whole if seconds is not None]
         if known:
             return _mean(known)
-        return None if kind == "trial" else self._guess_kind("trial", now)
+        return self._guess_from_stages() if kind == "trial" else self._guess_kind("trial", now)
+
+    def _guess_from_stages(self) -> float | None:
+        """Return how long a trial would take whose epochs last half as long as those of the stages that run.
+
+        A stage is trained on two views of every image. None before the first epoch of a stage, and with trials of which
+        something else is known.
+        """
+        open_configs = [work.config for work in self._open.values()]
+        epochs = [each.training.total_epochs for each in open_configs if isinstance(each, TrialConfig)]
+        each = [_time_epoch(row) for row in self._running.values() if row.work.kind == "stage"]
+        known = [seconds for seconds in each if seconds is not None]
+        return _mean(known) / 2 * _mean(epochs) / TRAINING_SHARE if epochs and known else None
 
     def _extrapolate(self, row: _Running, now: float) -> float | None:
         """Return how long a running stage or trial would take from epoch 1 on, None before its first epoch."""
-        if row.first is None or row.last is None:
+        each = _time_epoch(row)
+        if each is None or row.first is None:
             return None
         config = row.work.config
         epochs = config.training.total_epochs if isinstance(config, TrialConfig) else config.pretraining.epochs
-        trained = row.last[0] - row.first[0]
         # Time before the first epoch's end includes the start, which a trial has once.
-        seconds = (
-            row.first[1]
-            - row.started
-            + (epochs - 1) * ((row.last[1] - row.first[1]) / trained if trained else row.first[1] - row.started)
-        )
+        seconds = row.first[1] - row.started + (epochs - 1) * each
         if not isinstance(config, TrialConfig):
             return seconds
         share = _mean(self._training_shares) if self._training_shares else TRAINING_SHARE
@@ -155,6 +163,14 @@ class TimeLeft:
             return None
         spent = now - row.started
         return whole - spent if spent < whole else 0.1 * whole  # late: nothing says how late
+
+
+def _time_epoch(row: _Running) -> float | None:
+    """Return the seconds of an epoch of a running stage or trial, None before its first one has ended."""
+    if row.first is None or row.last is None:
+        return None
+    trained = row.last[0] - row.first[0]
+    return (row.last[1] - row.first[1]) / trained if trained else row.first[1] - row.started
 
 
 def _mean(values: Sequence[float]) -> float:
