@@ -75,6 +75,8 @@ EXAMPLES: dict[str, str] = {
     "ContrastivePretraining.method": "{kind: moco, queue_size: 4096}",
     "ContrastivePretraining.micro_batch_size": "64",
     "ContrastivePretraining.views": "{kind: no_colour}",
+    "EvaluationConfig.attribution": "{methods: [grad_cam, integrated_gradients], images: 40}",
+    "AttributionConfig.masks_sha256": "'9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08'",
     "Augmentation.crop_scale_min": "0.6",
     "SpectralDecoupling.weight": "[0.01, 0.1]",
     "SpectralDecoupling.gamma": "[0.5, 1.5]",
