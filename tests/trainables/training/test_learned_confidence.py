@@ -288,7 +288,12 @@ def test_a_trial_runs_and_goes_on_with_what_a_probe_decides(
             run("broken", interrupt)
     assert run("broken")["checkpoint_sha256"] == whole["checkpoint_sha256"]
     stored = Folder(tmp_path / "broken").read("predictions/test.npz")
-    assert run("broken")["metrics"] == whole["metrics"]  # from the weights alone
+    again = run("broken")  # from the weights alone
+    for key in ("metrics", "undefined", "best_epoch"):
+        assert again[key] == whole[key], key
+    epochs = [whole.get("confidence_epoch"), again.get("confidence_epoch")]
+    assert epochs[0] == epochs[1]
+    assert epochs[0] in (range(4, 8) if kind == "confidnet" else [None])
     assert stored == Folder(tmp_path / "whole").read("predictions/test.npz")
 
 
