@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from orchestrator.study.study_file import Study, parse_study
 from orchestrator.templates.find_data import FoundData, describe_found, find_source
 from trainables.cpus import count_cpus
 from trainables.errors import StudyError
+from trainables.pretraining_config import ContrastivePretraining
 
 if TYPE_CHECKING:
     from trainables.pilot import PilotTimings
@@ -64,7 +66,7 @@ factors:
     contrastive: # SimCLR on the training images: done once, shared by all trials that start from it
       kind: contrastive
       epochs: $contrastive_epochs # from ImageNet: a list, [imagenet, {kind: contrastive, …}] (docs/pretraining.md)
-  augmentation: [none, strong]
+${contrastive_batch}  augmentation: [none, strong]
   regulariser: [none, spectral_decoupling]
 
 # Independent trainings of every arm: six are the fewest with which a paired test can be significant.
@@ -168,10 +170,18 @@ def _fill(values: Mapping[str, Any], *, epochs: int, sizing: str) -> str:
         epochs=epochs,
         contrastive_epochs=2 * epochs,
         sizing=sizing,
-        batch_size=64 if found.num_train >= 640 else 32,
+        batch_size=64 if found.num_train >= 640 else min(32, found.num_train),
+        contrastive_batch=_write_contrastive_batch(found.num_train),
         replicates=REPLICATES,
         class_weights=weights if found.has_imbalance else "",
     )
+
+
+def _write_contrastive_batch(num_train: int) -> str:
+    """Return the line of a contrastive batch for few training images: half of them, to a power of two; else nothing."""
+    default = ContrastivePretraining.model_fields["batch_size"].default
+    largest = 2 ** int(math.log2(max(num_train // 2, 2)))
+    return f"      batch_size: {largest} # of {num_train} training images\n" if largest < default else ""
 
 
 def _format(value: Any) -> str:

@@ -9,6 +9,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from orchestrator.cli.main import app
+from orchestrator.driver.prepare import prepare
 from orchestrator.study.study_file import load_study
 from orchestrator.templates.examples import copy_examples, find_examples
 from orchestrator.templates.find_data import find_source
@@ -70,6 +71,18 @@ def test_a_folder_becomes_a_study_that_can_be_read_and_says_what_is_in_it(tmp_pa
     assert len(study.arms()) * study.replicates == written.num_trials == ARMS * REPLICATES
     assert f"{max(written.seconds / 60, 1):.0f} min on" in text
     assert MIN_EPOCHS <= study.training.epochs <= MAX_EPOCHS
+
+
+@pytest.mark.parametrize(("count", "batch"), [(10, 4), (60, 32), (500, 256)])
+def test_the_study_of_few_images_passes_all_checks_of_a_run(tmp_path: Path, count: int, batch: int) -> None:
+    write_images(tmp_path / "images", counts=(count, count))
+    out = tmp_path / "study.yaml"
+    write_study(tmp_path / "images", out, minutes=5, cache_dir=tmp_path / "cache", has_gpu=False)
+    study = load_study(out, [f"execution.cache_dir={tmp_path / 'cache'}"])
+    plan = prepare(study, storage=str(tmp_path / "results")).plan
+    (stage,) = plan.stages
+    assert stage.config.pretraining.batch_size == batch  # type: ignore[union-attr]
+    assert len(plan.trials) == ARMS * REPLICATES
 
 
 def test_copies_across_sets_are_set_aside_with_the_reason(tmp_path: Path) -> None:
