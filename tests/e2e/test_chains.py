@@ -30,7 +30,7 @@ factors:
     labels: [{kind: supervised, data: {kind: coloured_digits}, epochs: 2, batch_size: 256}]
     both:
     - {kind: supervised, data: {kind: coloured_digits}, epochs: 2, batch_size: 256}
-    - {kind: contrastive, epochs: 1, batch_size: 512, learning_rate: 1e-9, encoders: 2, transductive: true}
+    - {kind: contrastive, epochs: 1, batch_size: 512, method: {learning_rate: 1e-9}, encoders: 2, transductive: true}
 replicates: 2
 execution: {cache_dir: CACHE}
 """

@@ -84,7 +84,7 @@ def list_kinds_in_views(pretraining: Mapping[str, Any]) -> frozenset[str]:
     Args:
         pretraining: the pretraining's config, as JSON.
     """
-    views = pretraining["views"]
+    views = pretraining.get("views", {"kind": "moco"})  # ledgers from before there was a choice
     if views["kind"] == "strong":
         return POLICIES[views["policy"]]
     return POLICIES["contrastive_no_colour" if views["kind"] == "no_colour" else "contrastive"]
