@@ -171,6 +171,15 @@ class ContrastivePretraining(TrainedStep):
             )
         return self
 
+    @model_validator(mode="after")
+    def _scales_its_steps(self) -> ContrastivePretraining:
+        if self.method.optimiser == "lars" and self.method.weight_decay == 0.0:
+            raise ValueError(
+                "method.weight_decay: found 0 with optimiser: lars, which scales the steps of decaying weights alone, "
+                "so that it would be plain sgd; expected more, such as 1e-6, or optimiser: sgd"
+            )
+        return self
+
 
 #: Kinds that need no training, and so can only begin a chain.
 _UNTRAINED = ("scratch", "imagenet", "weights")
