@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trainables.contrastive_config import Byol, Method, MoCo, SimClr
 from trainables.models.networks import Classifier
-from trainables.pretraining.accumulation import backward_in_parts
+from trainables.pretraining.accumulation import backward_in_parts, split_evenly
 from trainables.pretraining.group_statistics import can_group, find_norms, statistics_in_groups
 from trainables.training.optimisation import learning_rate_factor
 
@@ -82,7 +82,7 @@ class SimClrTrainer(ContrastiveTrainer):
             return features, embeddings
 
         size = len(first) if part_size is None else part_size
-        parts = list(zip(torch.split(first, size), torch.split(second, size), strict=True))
+        parts = list(zip(split_evenly(first, size), split_evenly(second, size), strict=True))
         return Outcome(*backward_in_parts(embed, parts, self._loss, modules=self.trained))
 
     def _loss(self, parts: list[Tensor]) -> Tensor:
@@ -133,7 +133,7 @@ class MoCoTrainer(ContrastiveTrainer):
             size, num_groups = min(part_size, -(-size // num_groups)), 1
         keys = self._compute_keys(second, size, num_groups)
         outcomes = []
-        for part, own in zip(torch.split(first, size), torch.split(keys, size), strict=True):
+        for part, own in zip(split_evenly(first, size), split_evenly(keys, size), strict=True):
             features, queries = embed_in_groups(part, num_groups, *self.trained)
             outcomes.append(_backward(self.criterion(queries, own), features, queries, len(part) / len(first)))
         self.queue.enqueue(keys)
@@ -144,7 +144,7 @@ class MoCoTrainer(ContrastiveTrainer):
         """Return the keys of length 1; in groups drawn at random, unlike the queries'."""
         order = torch.randperm(len(views))
         networks = (self.modules["momentum_encoder"], self.modules["momentum_projector"])
-        parts = [embed_in_groups(views[rows], num_groups, *networks)[-1] for rows in torch.split(order, size)]
+        parts = [embed_in_groups(views[rows], num_groups, *networks)[-1] for rows in split_evenly(order, size)]
         keys = torch.cat(parts)
         keys[order] = keys.clone()
         return F.normalize(keys, dim=1)
@@ -211,7 +211,7 @@ class ByolTrainer(ContrastiveTrainer):
         """Add the gradients of a batch's loss to the trained weights; return the loss."""
         size = len(first) if part_size is None else part_size
         outcomes = []
-        for views in zip(torch.split(first, size), torch.split(second, size), strict=True):
+        for views in zip(split_evenly(first, size), split_evenly(second, size), strict=True):
             features, projections, predictions = zip(
                 *(embed_images(side, *self.trained) for side in views), strict=True
             )
