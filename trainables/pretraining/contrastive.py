@@ -66,7 +66,7 @@ def pretrain_encoder(
         report: callback for the record of every epoch.
 
     Raises:
-        ConfigError: if the queue is too long for so few images.
+        ConfigError: if the queue is too long for so few images, or a batch too small for its groups.
         DivergedError: if the loss is not finite.
         CollapsedError: if all images are mapped to the same point.
         CheckpointError: if the checkpoint belongs to another stage.
@@ -77,6 +77,13 @@ def pretrain_encoder(
     if problem is not None:
         raise ConfigError(problem)
     trainer = build_trainer(model, settings.method)
+    size = min(settings.batch_size, len(train))
+    if size < trainer.smallest_batch:
+        raise ConfigError(
+            f"pretraining.batch_size: found {size} images in a batch, and method.batch_norm_groups: "
+            f"{trainer.smallest_batch // 2}, so that a group would have batch statistics of one image; expected "
+            f"{trainer.smallest_batch} images or more, or fewer groups"
+        )
     optimiser = build_optimiser(trainer, settings.method)
     state = load_checkpoint(folder, signature)
     if state is None:

@@ -39,10 +39,12 @@ class ContrastiveTrainer(ABC):
     Attributes:
         modules: everything that has weights or buffers; ``encoder`` and ``projector`` are trained by all methods.
         trained: the modules with gradients.
+        smallest_batch: number of images of which every group with batch statistics of its own has two.
     """
 
     modules: nn.ModuleDict
     trained: tuple[nn.Module, ...]
+    smallest_batch: int = 2
 
     @abstractmethod
     def compute_gradients(self, first: Views, second: Views, *, part_size: int | None) -> Outcome:
@@ -108,6 +110,7 @@ class MoCoTrainer(ContrastiveTrainer):
         projector = projector.to(model.mean.device)
         self.momentum = settings.momentum
         self.num_groups = settings.batch_norm_groups if find_norms([model]) else 1
+        self.smallest_batch = 2 * self.num_groups
         self.queue = KeyQueue(settings.queue_size, settings.projection_dim).to(model.mean.device)
         self.modules = nn.ModuleDict(
             {
@@ -297,7 +300,7 @@ def embed_in_groups(images: Views, num_groups: int, *networks: nn.Module) -> tup
     if len(images) % num_groups == 0 and can_group(layers):
         with statistics_in_groups(layers, num_groups):
             return embed_images(images, *networks)
-    groups = [embed_images(part, *networks) for part in torch.tensor_split(images, num_groups) if len(part)]
+    groups = [embed_images(part, *networks) for part in torch.tensor_split(images, num_groups)]
     return tuple(torch.cat(parts) for parts in zip(*groups, strict=True))
 
 

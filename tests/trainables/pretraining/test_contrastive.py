@@ -155,6 +155,17 @@ def test_a_queue_of_too_many_keys_is_refused(tmp_path: Path) -> None:
         pretrain(tmp_path, config)
 
 
+@pytest.mark.parametrize(("groups", "is_refused"), [(12, False), (13, True)])
+def test_groups_of_one_image_are_refused(tmp_path: Path, groups: int, is_refused: bool) -> None:
+    method = {"kind": "moco", "queue_size": 24, "hidden_dim": 16, "batch_norm_groups": groups}
+    config = tiny_stage(epochs=1, batch_size=24, method=method)
+    if not is_refused:
+        assert len(pretrain(tmp_path, config)[1]) == 1
+        return
+    with pytest.raises(ConfigError, match=r"found 24 images in a batch.* 13, so that .* expected 26 images or more"):
+        pretrain(tmp_path, config)
+
+
 def test_features_are_measured_after_some_epochs_without_effect(tmp_path: Path) -> None:
     assert [epoch for epoch in range(1, 13) if is_measured(epoch, 12)] == [2, 4, 6, 8, 10, 12]
     config = tiny_stage(epochs=2, batch_size=24)
