@@ -5,7 +5,6 @@ What is asked of the views is in ``methods``, how they are made in ``views``. No
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,8 +38,9 @@ from trainables.storage.checkpoint import (
     unpack,
     unpack_optimiser,
 )
+from trainables.storage.completeness import EPOCHS
 from trainables.storage.folder import Folder
-from trainables.training.loop import write_missing_epochs
+from trainables.training.loop import dump_record, write_missing_epochs
 from trainables.training.optimisation import learning_rate_factor
 
 
@@ -104,7 +104,7 @@ def pretrain_encoder(
         record = {"epoch": state.epoch + 1, "timestamp_ms": int(time.time() * 1000), "metrics": metrics}
         _update_state(state, trainer, optimiser, record)
         save_checkpoint(folder, state)
-        folder.append_line("epochs.jsonl", json.dumps(record, sort_keys=True, allow_nan=False))
+        folder.append_line(EPOCHS, dump_record(record))
         report(record)
     return state.history
 

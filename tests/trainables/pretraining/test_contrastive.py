@@ -13,10 +13,10 @@ from trainables.config import StageConfig
 from trainables.data.dataset import ImageSet
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, CollapsedError, ConfigError, DivergedError
+from trainables.evaluation.metric_tables.stage import STAGE_METRICS
 from trainables.models.networks import Classifier, build_model
 from trainables.pretraining.contrastive import build_monitor, pretrain_encoder
 from trainables.pretraining.monitor import is_measured
-from trainables.pretraining.stage_metrics import STAGE_METRICS
 from trainables.storage.folder import Folder
 
 STILL = {"kind": "moco", "jitter_strength": 0.0}
