@@ -124,6 +124,15 @@ class SupervisedPretraining(TrainedStep):
         """Return the step on another source."""
         return self.model_copy(update={"data": sources[0]})
 
+    @model_validator(mode="after")
+    def _reaches_its_rate(self) -> SupervisedPretraining:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs: found {self.warmup_epochs:g} of {self.epochs} epochs, which never train at "
+                "learning_rate; expected fewer"
+            )
+        return self
+
 
 class ContrastivePretraining(TrainedStep):
     """Pretraining on two views of every image, without labels, from any step."""
