@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from trainables.evaluation.confidence import CONFIDENCE_SCORES
+from trainables.evaluation.metric_tables.stage import STAGE_METRICS
 from trainables.evaluation.metrics import (
     ATTRIBUTION_METRICS,
     CLASS_METRICS,
@@ -16,7 +17,6 @@ from trainables.evaluation.metrics import (
     name_over_shifts,
 )
 from trainables.evaluation.seen import KINDS, POLICIES
-from trainables.pretraining.stage_metrics import STAGE_METRICS
 from trainables.shifts.tables import FAMILIES, OTHER
 
 HEAD = """<!-- Generated from trainables/evaluation/metrics.py: python docs/metrics.py > docs/metrics.md -->

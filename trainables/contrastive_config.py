@@ -20,7 +20,9 @@ Optimiser = Annotated[
     Literal["sgd", "lars"],
     Field(description="With momentum .9; lars scales every layer's step by its norm, for batches of thousands."),
 ]
-WeightDecay = Annotated[Weight, Field(description="L2; of sgd on all weights, of lars not on biases and norms.")]
+WeightDecay = Annotated[
+    Weight, Field(description="L2; of sgd on all weights, of lars not on biases and norms, and above 0.")
+]
 WarmupEpochs = Annotated[Weight, Field(description="In which the rate rises linearly; fewer than epochs. Then cosine.")]
 
 

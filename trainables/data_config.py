@@ -176,6 +176,13 @@ class ImageFolderData(FileData):
         return self
 
 
+#: Fields of every source that mean nothing without labels and splits.
+_OF_LABELS_AND_SPLITS = (
+    "val_fraction", "test_fraction", "split_seed", "split", "ordinal", "label_map", "external_sites", "leave_out",
+    "held_out_classes",
+)  # fmt: skip
+
+
 class UnlabelledFolderData(FileData):
     """Images anywhere below a folder, without labels and splits; for a pretraining that needs none."""
 
@@ -185,6 +192,16 @@ class UnlabelledFolderData(FileData):
         None, "Regular expression that finds the patient in an image's path; none: the DICOM patient, else one each."
     )
     image_size: StoredSize = 224
+
+    @model_validator(mode="after")
+    def _has_no_labels_and_splits(self) -> UnlabelledFolderData:
+        fields = type(self).model_fields
+        found = [name for name in _OF_LABELS_AND_SPLITS if getattr(self, name) != fields[name].default]
+        if found:
+            raise ValueError(
+                f"found {found[0]} for an unlabelled folder, all of whose images are used; expected it left out"
+            )
+        return self
 
 
 class CsvData(FileData):

@@ -124,6 +124,15 @@ class SupervisedPretraining(TrainedStep):
         """Return the step on another source."""
         return self.model_copy(update={"data": sources[0]})
 
+    @model_validator(mode="after")
+    def _reaches_its_rate(self) -> SupervisedPretraining:
+        if self.warmup_epochs >= self.epochs:
+            raise ValueError(
+                f"warmup_epochs: found {self.warmup_epochs:g} of {self.epochs} epochs, which never train at "
+                "learning_rate; expected fewer"
+            )
+        return self
+
 
 class ContrastivePretraining(TrainedStep):
     """Pretraining on two views of every image, without labels, from any step."""
@@ -168,6 +177,15 @@ class ContrastivePretraining(TrainedStep):
             raise ValueError(
                 f"micro_batch_size: found {self.micro_batch_size}, more than the {self.batch_size} of batch_size; "
                 "expected fewer, or none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _scales_its_steps(self) -> ContrastivePretraining:
+        if self.method.optimiser == "lars" and self.method.weight_decay == 0.0:
+            raise ValueError(
+                "method.weight_decay: found 0 with optimiser: lars, which scales the steps of decaying weights alone, "
+                "so that it would be plain sgd; expected more, such as 1e-6, or optimiser: sgd"
             )
         return self
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
-
 from trainables.config import Execution, StageConfig, TrainingConfig
 from trainables.data.dataset import Dataset
 from trainables.models.networks import Classifier
@@ -22,7 +20,7 @@ from trainables.seeding import derive_seed, seed_everything
 from trainables.storage.checkpoint import is_trained, load_weights, remove_checkpoints, save_weights
 from trainables.storage.completeness import EPOCHS, RESULT
 from trainables.storage.folder import Folder
-from trainables.training.acceleration import Choice, default_choice, resolve_memory_format
+from trainables.training.acceleration import Choice, default_choice
 from trainables.training.loop import Outcome, resolve_precision
 from trainables.training.provenance import Start, describe_run, reset_gpu_peak
 from trainables.trial import (
@@ -59,7 +57,7 @@ def run_stage(
     seed_everything(derive_seed(config.seed, config.stream, "stage"))
     model = build_network(config.model, step.init, data[0], NoRegulariser())
     load_encoder(model, step.init, encoder)
-    choice = _choose(config, model, device)
+    choice = default_choice(config.model, model, resolve_precision(TrainingConfig(), device), device)
     if not is_trained(folder, ENCODER):
         model = choice.place(model.to(device))
         _train(model, data, config, choice, signature=signature, folder=folder, report=report)
@@ -73,13 +71,6 @@ def run_stage(
     result["files"] = describe_result_files(folder, [ENCODER, EPOCHS])
     folder.write_json(RESULT, result)
     return result
-
-
-def _choose(config: StageConfig, model: Classifier, device: torch.device) -> Choice:
-    """Return memory format and precision without a probe; a contrastive step sets its precision itself."""
-    if isinstance(config.pretraining, SupervisedPretraining):
-        return default_choice(config.model, model, resolve_precision(TrainingConfig(), device), device)
-    return Choice(memory_format=resolve_memory_format(config.model, model, device))
 
 
 def _train(

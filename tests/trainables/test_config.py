@@ -53,6 +53,15 @@ def test_a_config_of_another_version_is_refused_in_words(version: int) -> None:
         {"pretraining": {"kind": "contrastive", "method": {"kind": "byol", "hidden_dim": 2**30}}},
         {"pretraining": {"kind": "contrastive", "method": {"kind": "byol", "temperature": 0.2}}},  # not BYOL's
         {"pretraining": {"kind": "contrastive", "method": "byol", "epochs": 10}},  # all of them warm-up
+        {"pretraining": {"kind": "supervised", "data": {"kind": "digits"}, "epochs": 3, "warmup_epochs": 3}},
+        {"pretraining": {"kind": "contrastive", "method": {"kind": "byol", "weight_decay": 0}}},  # lars would be sgd
+        {
+            "pretraining": {
+                "kind": "contrastive",
+                "data": {"kind": "unlabelled_folder", "path": "a", "val_fraction": 0.1},
+            }
+        },
+        {"pretraining": {"kind": "contrastive", "data": {"kind": "unlabelled_folder", "path": "a", "ordinal": True}}},
         {"pretraining": {"kind": "contrastive", "batch_size": 64, "micro_batch_size": 65}},
     ],
     ids=str,

@@ -24,12 +24,12 @@ from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
 from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.detection.summary import summarise_detection
+from trainables.evaluation.metric_tables.stage import STAGE_METRICS
 from trainables.evaluation.predictions import load_predictions
 from trainables.evaluation.representation.alignment_uniformity import compute_uniformity
 from trainables.evaluation.robustness import summarise_rows
 from trainables.evaluation.validation_fit import fit_on_validation
 from trainables.evaluation_config import EvaluationConfig
-from trainables.pretraining.stage_metrics import STAGE_METRICS
 from trainables.stage import run_stage
 from trainables.storage.folder import Folder
 from trainables.trial import build_initial_model, prepare_process, run_trial

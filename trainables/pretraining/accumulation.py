@@ -59,6 +59,14 @@ def backward_in_parts(
     return loss.detach(), torch.cat(seen), torch.cat([leaf.detach() for leaf in leaves])
 
 
+def split_evenly(images: Tensor, size: int) -> tuple[Tensor, ...]:
+    """Return the images in parts of nearly equal size, of ``size`` at most unless one would be a single image.
+
+    A single image has no batch statistics; two or three are then taken together.
+    """
+    return torch.tensor_split(images, max(1, min(-(-len(images) // size), len(images) // 2)))
+
+
 @contextmanager
 def running_statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
     """Leave the running statistics of batch normalisation as they are; batches are normalised by their own."""

@@ -70,7 +70,7 @@ class CollapseMeter:
         self._count, self._last = self._count + 1, outcome
 
     def summarise(self, chance: float | None) -> dict[str, float]:
-        """Return metric (``stage_metrics``) → value: means, and ranks of the last batch.
+        """Return metric (``STAGE_METRICS``) → value: means, and ranks of the last batch.
 
         Args:
             chance: loss of guessing; None if the method has none.

@@ -5,7 +5,6 @@ What is asked of the views is in ``methods``, how they are made in ``views``. No
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -39,8 +38,9 @@ from trainables.storage.checkpoint import (
     unpack,
     unpack_optimiser,
 )
+from trainables.storage.completeness import EPOCHS
 from trainables.storage.folder import Folder
-from trainables.training.loop import write_missing_epochs
+from trainables.training.loop import dump_record, write_missing_epochs
 from trainables.training.optimisation import learning_rate_factor
 
 
@@ -66,7 +66,7 @@ def pretrain_encoder(
         report: callback for the record of every epoch.
 
     Raises:
-        ConfigError: if the queue is too long for so few images.
+        ConfigError: if the queue is too long for so few images, or a batch too small for its groups.
         DivergedError: if the loss is not finite.
         CollapsedError: if all images are mapped to the same point.
         CheckpointError: if the checkpoint belongs to another stage.
@@ -77,6 +77,13 @@ def pretrain_encoder(
     if problem is not None:
         raise ConfigError(problem)
     trainer = build_trainer(model, settings.method)
+    size = min(settings.batch_size, len(train))
+    if size < trainer.smallest_batch:
+        raise ConfigError(
+            f"pretraining.batch_size: found {size} images in a batch, and method.batch_norm_groups: "
+            f"{trainer.smallest_batch // 2}, so that a group would have batch statistics of one image; expected "
+            f"{trainer.smallest_batch} images or more, or fewer groups"
+        )
     optimiser = build_optimiser(trainer, settings.method)
     state = load_checkpoint(folder, signature)
     if state is None:
@@ -97,7 +104,7 @@ def pretrain_encoder(
         record = {"epoch": state.epoch + 1, "timestamp_ms": int(time.time() * 1000), "metrics": metrics}
         _update_state(state, trainer, optimiser, record)
         save_checkpoint(folder, state)
-        folder.append_line("epochs.jsonl", json.dumps(record, sort_keys=True, allow_nan=False))
+        folder.append_line(EPOCHS, dump_record(record))
         report(record)
     return state.history
 

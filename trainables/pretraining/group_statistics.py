@@ -51,11 +51,11 @@ def _normalise(layer: _BatchNorm, num_groups: int, images: Tensor) -> Tensor:
     count, channels = images.shape[:2]
     assert layer.running_mean is not None
     assert layer.running_var is not None
+    assert layer.momentum is not None
     mean, variance = (value.repeat(num_groups) for value in (layer.running_mean, layer.running_var))
     weight, bias = (None if value is None else value.repeat(num_groups) for value in (layer.weight, layer.bias))
     grouped = images.reshape(count // num_groups, num_groups * channels, *images.shape[2:])
-    momentum = 0.0 if layer.momentum is None else layer.momentum
-    result = F.batch_norm(grouped, mean, variance, weight, bias, True, momentum, layer.eps)
+    result = F.batch_norm(grouped, mean, variance, weight, bias, True, layer.momentum, layer.eps)
     with torch.no_grad():
         for own, found in zip((layer.running_mean, layer.running_var), (mean, variance), strict=True):
             own.copy_(found.view(num_groups, channels).mean(0))

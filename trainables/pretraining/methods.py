@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from trainables.contrastive_config import Byol, Method, MoCo, SimClr
 from trainables.models.networks import Classifier
-from trainables.pretraining.accumulation import backward_in_parts
+from trainables.pretraining.accumulation import backward_in_parts, split_evenly
 from trainables.pretraining.group_statistics import can_group, find_norms, statistics_in_groups
 from trainables.training.optimisation import learning_rate_factor
 
@@ -39,10 +39,12 @@ class ContrastiveTrainer(ABC):
     Attributes:
         modules: everything that has weights or buffers; ``encoder`` and ``projector`` are trained by all methods.
         trained: the modules with gradients.
+        smallest_batch: number of images of which every group with batch statistics of its own has two.
     """
 
     modules: nn.ModuleDict
     trained: tuple[nn.Module, ...]
+    smallest_batch: int = 2
 
     @abstractmethod
     def compute_gradients(self, first: Views, second: Views, *, part_size: int | None) -> Outcome:
@@ -82,7 +84,7 @@ class SimClrTrainer(ContrastiveTrainer):
             return features, embeddings
 
         size = len(first) if part_size is None else part_size
-        parts = list(zip(torch.split(first, size), torch.split(second, size), strict=True))
+        parts = list(zip(split_evenly(first, size), split_evenly(second, size), strict=True))
         return Outcome(*backward_in_parts(embed, parts, self._loss, modules=self.trained))
 
     def _loss(self, parts: list[Tensor]) -> Tensor:
@@ -108,6 +110,7 @@ class MoCoTrainer(ContrastiveTrainer):
         projector = projector.to(model.mean.device)
         self.momentum = settings.momentum
         self.num_groups = settings.batch_norm_groups if find_norms([model]) else 1
+        self.smallest_batch = 2 * self.num_groups
         self.queue = KeyQueue(settings.queue_size, settings.projection_dim).to(model.mean.device)
         self.modules = nn.ModuleDict(
             {
@@ -133,7 +136,7 @@ class MoCoTrainer(ContrastiveTrainer):
             size, num_groups = min(part_size, -(-size // num_groups)), 1
         keys = self._compute_keys(second, size, num_groups)
         outcomes = []
-        for part, own in zip(torch.split(first, size), torch.split(keys, size), strict=True):
+        for part, own in zip(split_evenly(first, size), split_evenly(keys, size), strict=True):
             features, queries = embed_in_groups(part, num_groups, *self.trained)
             outcomes.append(_backward(self.criterion(queries, own), features, queries, len(part) / len(first)))
         self.queue.enqueue(keys)
@@ -144,7 +147,7 @@ class MoCoTrainer(ContrastiveTrainer):
         """Return the keys of length 1; in groups drawn at random, unlike the queries'."""
         order = torch.randperm(len(views))
         networks = (self.modules["momentum_encoder"], self.modules["momentum_projector"])
-        parts = [embed_in_groups(views[rows], num_groups, *networks)[-1] for rows in torch.split(order, size)]
+        parts = [embed_in_groups(views[rows], num_groups, *networks)[-1] for rows in split_evenly(order, size)]
         keys = torch.cat(parts)
         keys[order] = keys.clone()
         return F.normalize(keys, dim=1)
@@ -211,7 +214,7 @@ class ByolTrainer(ContrastiveTrainer):
         """Add the gradients of a batch's loss to the trained weights; return the loss."""
         size = len(first) if part_size is None else part_size
         outcomes = []
-        for views in zip(torch.split(first, size), torch.split(second, size), strict=True):
+        for views in zip(split_evenly(first, size), split_evenly(second, size), strict=True):
             features, projections, predictions = zip(
                 *(embed_images(side, *self.trained) for side in views), strict=True
             )
@@ -297,7 +300,7 @@ def embed_in_groups(images: Views, num_groups: int, *networks: nn.Module) -> tup
     if len(images) % num_groups == 0 and can_group(layers):
         with statistics_in_groups(layers, num_groups):
             return embed_images(images, *networks)
-    groups = [embed_images(part, *networks) for part in torch.tensor_split(images, num_groups) if len(part)]
+    groups = [embed_images(part, *networks) for part in torch.tensor_split(images, num_groups)]
     return tuple(torch.cat(parts) for parts in zip(*groups, strict=True))
 
 

@@ -31,16 +31,17 @@ class Monitor:
     Labels are read here, for the accuracy alone: no weight depends on it.
 
     Args:
-        reference: training images of the data that the encoder is for; they vote.
-        validation: in-distribution validation images of the same data; None: without labels there is no accuracy, and
-            views are those of training images.
+        reference: training images of the step's first source; they vote.
+        validation: validation images of the same source; None: without labels there is no accuracy, and views are those
+            of training images.
         make_view: the views of the pretraining.
         seed: seed of the stage.
     """
 
     def __init__(self, reference: ImageSet, validation: ImageSet | None, make_view: MakeView, *, seed: int) -> None:
         self._reference, self._make_view, self._seed = reference, make_view, seed
-        self._is_labelled, self._validation = validation is not None, validation or reference
+        self._is_labelled = validation is not None
+        self._validation = reference if validation is None else validation
         self._voters = self._choose(reference, NUM_REFERENCES)
         self._classified = self._choose(self._validation, NUM_CLASSIFIED)
 
@@ -52,7 +53,7 @@ class Monitor:
 
     @torch.no_grad()
     def measure(self, encoder: Classifier) -> dict[str, float]:
-        """Return metric (``stage_metrics``) → value, of the encoder in evaluation mode."""
+        """Return metric (``STAGE_METRICS``) → value, of the encoder in evaluation mode."""
         encoder.eval()
         voters = self._embed(encoder, self._reference.images[self._voters])
         viewed = self._classified[:NUM_VIEWED]

@@ -95,6 +95,17 @@ def test_occlusion_of_a_pixel_is_the_mean_fall_of_the_logit_over_the_patches_on_
     assert found[0].numpy() == pytest.approx((falls / seen).numpy(), abs=1e-6)
 
 
+@pytest.mark.parametrize(("side", "places"), [(28, 14), (32, 15)])
+def test_occlusion_takes_no_more_passes_than_are_counted(side: int, places: int) -> None:
+    model = build_model(ModelConfig(name="timm/test_resnet"), num_classes=3, channels=1, image_size=side)
+    passed: list[int] = []
+    model.register_forward_pre_hook(lambda _, inputs: passed.append(len(inputs[0])))
+    images = torch.zeros(1, 1, side, side, dtype=torch.uint8)
+    compute_attribution(model, images, torch.tensor([0]), method="occlusion")
+    assert sum(passed) == places**2 + 1  # and one of the image as it is
+    assert places**2 <= ATTRIBUTION_METHODS["occlusion"].num_passes
+
+
 @pytest.mark.parametrize("method", ATTRIBUTION_METHODS)
 def test_a_map_depends_on_its_image_alone_and_nothing_is_left_changed(method: str) -> None:
     torch.manual_seed(0)

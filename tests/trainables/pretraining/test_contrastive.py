@@ -13,10 +13,10 @@ from trainables.config import StageConfig
 from trainables.data.dataset import ImageSet
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, CollapsedError, ConfigError, DivergedError
+from trainables.evaluation.metric_tables.stage import STAGE_METRICS
 from trainables.models.networks import Classifier, build_model
 from trainables.pretraining.contrastive import build_monitor, pretrain_encoder
 from trainables.pretraining.monitor import is_measured
-from trainables.pretraining.stage_metrics import STAGE_METRICS
 from trainables.storage.folder import Folder
 
 STILL = {"kind": "moco", "jitter_strength": 0.0}
@@ -152,6 +152,17 @@ def test_divergence_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_queue_of_too_many_keys_is_refused(tmp_path: Path) -> None:
     config = tiny_stage(batch_size=24, method={"kind": "moco", "queue_size": 25})
     with pytest.raises(ConfigError, match=r"found 25 keys for 48 training images.* 24 or fewer"):
+        pretrain(tmp_path, config)
+
+
+@pytest.mark.parametrize(("groups", "is_refused"), [(12, False), (13, True)])
+def test_groups_of_one_image_are_refused(tmp_path: Path, groups: int, is_refused: bool) -> None:
+    method = {"kind": "moco", "queue_size": 24, "hidden_dim": 16, "batch_norm_groups": groups}
+    config = tiny_stage(epochs=1, batch_size=24, method=method)
+    if not is_refused:
+        assert len(pretrain(tmp_path, config)[1]) == 1
+        return
+    with pytest.raises(ConfigError, match=r"found 24 images in a batch.* 13, so that .* expected 26 images or more"):
         pretrain(tmp_path, config)
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from trainables.contrastive_config import Byol, MoCo, SimClr, find_long_queue
 from trainables.models.networks import Classifier
+from trainables.pretraining.accumulation import split_evenly
 from trainables.pretraining.methods import (
     ByolTrainer,
     ContrastiveTrainer,
@@ -126,6 +127,17 @@ def test_gradients_in_parts_are_those_of_the_batch(method: Any, part_size: int) 
             assert (own.grad - other.grad).abs().max() < 1e-6
             compared += 1
     assert compared >= 4
+
+
+@pytest.mark.parametrize(
+    ("count", "size", "expected"), [(12, 5, [4, 4, 4]), (13, 4, [4, 3, 3, 3]), (5, 2, [3, 2]), (3, 2, [3]), (7, 9, [7])]
+)
+def test_no_part_is_a_single_image(count: int, size: int, expected: list[int]) -> None:
+    parts = split_evenly(torch.arange(count), size)
+    assert [len(part) for part in parts] == expected
+    assert torch.equal(torch.cat(parts), torch.arange(count))
+    outcome = build(METHODS[3], batch_norm=True).compute_gradients(*views(count), part_size=size)
+    assert outcome.loss.isfinite()  # BYOL's heads refuse a single image
 
 
 def test_parts_draw_the_same_dropout_twice_and_update_statistics_once() -> None:

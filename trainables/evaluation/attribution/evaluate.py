@@ -85,7 +85,7 @@ def choose_scored(test: ImageSet, masks: TestMasks, count: int) -> Int64[np.ndar
 
     So they are a random sample, the same for every trial, and of a larger sample a smaller one is part.
     """
-    rows = np.array([row for row, mask in enumerate(masks.masks) if mask.any()], dtype=np.int64)
+    rows = np.flatnonzero(masks.masks.any(axis=(1, 2)))
     return rows[np.argsort(hash_ids(test.ids[rows]), kind="stable")[:count]]
 
 

@@ -15,9 +15,10 @@ from torch import Tensor
 from trainables.evaluation.attribution.convolutional_map import find_last_map
 from trainables.models.networks import Classifier
 
-#: Side of the occluding patch as a share of the image's, and its step as a share of the patch (Zeiler & Fergus 2014
-#: move a grey square over the image; their sizes are not stated, these give 15 × 15 places).
-PATCH, STEP = 8, 2
+#: Side of the occluding patch as a share of the image's, and its places along an axis at most: steps of half a patch
+#: where the image's side is a multiple of 16 (Zeiler & Fergus 2014 move a grey square over the image; their sizes are
+#: not stated).
+PATCH, PLACES = 8, 15
 #: Steps along the path from black to the image: attributions then sum to the change of the logit within some per cent.
 NUM_STEPS = 32
 #: Draws of a reference and a place on the path to it, for each image.
@@ -48,7 +49,7 @@ class AttributionMethod:
     title: str
     #: Whether values below zero occur: pixels that speak against the class.
     is_signed: bool
-    #: Passes through the network per image, for an image of any size.
+    #: Passes through the network per image at most.
     num_passes: int
     needs_references: bool = False
 
@@ -136,12 +137,13 @@ def _attribute_occlusion(model: Classifier, images: Images, targets: Targets, se
     method, found = Occlusion(model), []
     channels, height, width = images.shape[1:]
     patch = (channels, max(2, height // PATCH), max(2, width // PATCH))
+    steps = [max(1, -(-(side - size) // (PLACES - 1))) for side, size in zip((height, width), patch[1:], strict=True)]
     for rows in torch.split(torch.arange(len(images)), settings.batch_size):
         with torch.no_grad():
             maps = method.attribute(
                 images[rows],
                 sliding_window_shapes=patch,
-                strides=(channels, max(1, patch[1] // STEP), max(1, patch[2] // STEP)),
+                strides=(channels, *steps),
                 baselines=0,
                 target=targets[rows],
                 perturbations_per_eval=max(1, settings.batch_size // len(rows)),
@@ -159,7 +161,5 @@ ATTRIBUTION_METHODS: dict[str, AttributionMethod] = {
     "expected_gradients": AttributionMethod(
         _attribute_expected_gradients, "expected gradients", is_signed=True, num_passes=NUM_DRAWS, needs_references=True
     ),
-    "occlusion": AttributionMethod(
-        _attribute_occlusion, "occlusion", is_signed=True, num_passes=(PATCH * STEP - 1) ** 2
-    ),
+    "occlusion": AttributionMethod(_attribute_occlusion, "occlusion", is_signed=True, num_passes=PLACES**2),
 }

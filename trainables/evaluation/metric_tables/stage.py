@@ -1,16 +1,17 @@
-"""The table of metrics that a contrastive pretraining records per epoch: what it learns, and whether it collapses.
+"""Metrics that a contrastive pretraining records per epoch: what it learns, and whether it collapses.
 
 Features are the encoder's, embeddings the projection head's. ``result.json`` has the last value of each, as
-``ssl/final_<name>``. No search or selection of trials sees them.
+``ssl/final_<name>``. No search or selection of trials sees them. Of a step on the study's own images, the first source
+is the study's data, whose validation images are in-distribution. An unlabelled folder has training images only.
 """
 
 from __future__ import annotations
 
 import math
 
-from trainables.evaluation.metrics import Metric
+from trainables.evaluation.metric_tables.metric import Metric
 
-_VALIDATION = "in-distribution validation images; measured after at most ten epochs and the last"
+_VALIDATION = "validation images of the step's first source; measured after at most ten epochs and the last"
 _BATCHES = "two views of every image"
 
 
