@@ -40,8 +40,8 @@ from trainables.trial import build_network
 #: lightly's optimiser for small images: BYOL's own is for batches of thousands.
 METHODS: dict[str, dict[str, Any]] = {
     "simclr": {"kind": "simclr"},
-    # A queue of at most half of the 720 training images, and a momentum for five batches an epoch.
-    "moco": {"kind": "moco", "queue_size": 256, "momentum": 0.9, "learning_rate": 0.03},
+    # A queue of at most half of the 720 training images.
+    "moco": {"kind": "moco", "queue_size": 256, "momentum": 0.99, "learning_rate": 0.06},
     "byol": {"kind": "byol", "optimiser": "sgd", "learning_rate": 0.06, "weight_decay": 1e-4, "warmup_epochs": 1,
              "hidden_dim": 512},
 }  # fmt: skip
@@ -158,7 +158,7 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=32)
     parser.add_argument("--lesion-radius", type=float, nargs=2, default=[3.0, 7.0], help="px at 64 px")
     parser.add_argument("--lesion-contrast", type=float, default=0.6)
-    parser.add_argument("--crop-scale-min", type=float, default=0.5, help="1.5 to 3.5 px are lost in smaller crops")
+    parser.add_argument("--crop-scale-min", type=float, default=0.5, help="smallest area of a view")
     parser.add_argument("--model", default="timm/test_resnet")
     parser.add_argument("--views", choices=("moco", "no_colour", "strong"), default="moco")
     parser.add_argument("--cache-dir", type=Path, default=Path("~/.cache/robustsweep"))
