@@ -1,7 +1,7 @@
 """Claim: after pretraining on the phantom, a linear probe beats the one on random weights and the one on PCA of pixels.
 
-    python benchmarks/linear_probe.py                       # six encoders of each method, ten minutes on one core
-    python benchmarks/linear_probe.py --encoders 2 --epochs 2 --images 256   # quick, says nothing
+    python benchmarks/linear_probe.py                       # six encoders of each method, about ten minutes on one core
+    python benchmarks/linear_probe.py --encoders 2 --epochs 2 --methods simclr byol   # quick, says nothing
 
 An encoder is an independent pretraining from its own random weights, as a study's ``pretraining.encoders`` makes them.
 A probe is a logistic regression (scikit-learn, standardised features, C by validation) on the features of the training

@@ -1,7 +1,7 @@
 """Claims: sharing stages costs a study nothing beyond them, and K encoders are K stage runs, whatever happens.
 
-    python benchmarks/pretraining_stages.py                # 3 × 4 × 6 trials, 6 encoders: half an hour on two cores
-    python benchmarks/pretraining_stages.py --quick        # 3 × 1 × 2 trials, 2 encoders: three minutes
+    python benchmarks/pretraining_stages.py                # 3 × 4 × 6 trials, 6 encoders: perhaps an hour
+    python benchmarks/pretraining_stages.py --quick        # 3 × 1 × 2 trials, 2 encoders: minutes
 
 The study has three initialisations (scratch, ImageNet, SimCLR from ImageNet with K encoders), a regulariser as its
 second factor, and R replicates.
