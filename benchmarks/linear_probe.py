@@ -1,7 +1,7 @@
 """Claim: after pretraining on the phantom, a linear probe beats the one on random weights and the one on PCA of pixels.
 
-    python benchmarks/linear_probe.py                       # six encoders of each method, half an hour
-    python benchmarks/linear_probe.py --encoders 2 --epochs 2 --images 256   # quick, says nothing
+    python benchmarks/linear_probe.py                       # six encoders of each method, about ten minutes on one core
+    python benchmarks/linear_probe.py --encoders 2 --epochs 2 --methods simclr byol   # quick, says nothing
 
 An encoder is an independent pretraining from its own random weights, as a study's ``pretraining.encoders`` makes them.
 A probe is a logistic regression (scikit-learn, standardised features, C by validation) on the features of the training
@@ -40,7 +40,8 @@ from trainables.trial import build_network
 #: lightly's optimiser for small images: BYOL's own is for batches of thousands.
 METHODS: dict[str, dict[str, Any]] = {
     "simclr": {"kind": "simclr"},
-    "moco": {"kind": "moco", "queue_size": 512, "momentum": 0.99, "learning_rate": 0.06},
+    # A queue of at most half of the 720 training images.
+    "moco": {"kind": "moco", "queue_size": 256, "momentum": 0.99, "learning_rate": 0.06},
     "byol": {"kind": "byol", "optimiser": "sgd", "learning_rate": 0.06, "weight_decay": 1e-4, "warmup_epochs": 1,
              "hidden_dim": 512},
 }  # fmt: skip
@@ -52,13 +53,21 @@ def make_config(method: str, options: argparse.Namespace, encoder: int) -> Stage
     """Return the stage of one encoder."""
     return StageConfig.model_validate(
         {
-            "data": {"kind": "phantom", "image_size": options.size, "num_images": options.images},
+            "data": {
+                "kind": "phantom",
+                "image_size": options.size,
+                "num_images": options.images,
+                "num_external_sites": 0,
+                "lesion_radius_px": options.lesion_radius,
+                "lesion_contrast": options.lesion_contrast,
+            },
             "model": {"name": options.model, "input_size": options.size, "stem": "original"},
             "pretraining": {
                 "kind": "contrastive",
                 "epochs": options.epochs,
                 "batch_size": 128,
                 "views": options.views,
+                "crop_scale_min": options.crop_scale_min,
                 "method": METHODS[method],
             },
             "encoder": encoder,
@@ -144,9 +153,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--methods", nargs="*", choices=METHODS, default=list(METHODS))
     parser.add_argument("--encoders", type=int, default=6)
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=24)
     parser.add_argument("--images", type=int, default=1200)
-    parser.add_argument("--size", type=int, default=64)
+    parser.add_argument("--size", type=int, default=32)
+    parser.add_argument("--lesion-radius", type=float, nargs=2, default=[3.0, 7.0], help="px at 64 px")
+    parser.add_argument("--lesion-contrast", type=float, default=0.6)
+    parser.add_argument("--crop-scale-min", type=float, default=0.5, help="smallest area of a view")
     parser.add_argument("--model", default="timm/test_resnet")
     parser.add_argument("--views", choices=("moco", "no_colour", "strong"), default="moco")
     parser.add_argument("--cache-dir", type=Path, default=Path("~/.cache/robustsweep"))

@@ -58,6 +58,7 @@ FULL = (
     ("representation.py",),
     ("attribution.py",),
     ("pretraining.py",),
+    ("pretraining_stages.py",),
     # These make an environment for their peer, and need a package index.
     ("shifts.py",),
     ("shift_parity.py",),

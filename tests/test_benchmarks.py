@@ -46,6 +46,7 @@ SCRIPTS = (
     "representation",
     "attribution",
     "explorer",
+    "pretraining_stages",
 )
 
 
@@ -344,3 +345,56 @@ def test_cka_of_the_benchmark_is_that_of_the_matrices(scripts: dict[str, ModuleT
     assert representation.compute_by_matrices(*features) > 0.1
     assert (line.ratio, line.ok) == (2.0, True)
     assert line.facts["n_by_n_matrices_gib"] == 2 * 60**2 * 8 / 2**30
+
+
+def test_both_studies_of_the_stage_benchmark_share_their_stages_alone(
+    scripts: dict[str, ModuleType], tmp_path: Path, cache_dir: Path
+) -> None:
+    benchmark = scripts["pretraining_stages"]
+    sizes = benchmark.Sizes(regularisers=4, replicates=6, encoders=3, epochs=1, stage_epochs=2)
+    places = [benchmark.make_study(tmp_path, name, tmp_path, sizes, cache_dir) for name in benchmark.REGULARISERS]
+    first, second = (prepare(load_study(place.study), storage=str(place.storage)).plan for place in places)
+    assert len(first.trials) == len(second.trials) == sizes.num_trials == 3 * 4 * 6
+    assert {stage.signature for stage in first.stages} == {stage.signature for stage in second.stages}
+    assert benchmark.write_stages(places[0], tmp_path / "stages.json") == 3
+    assert not {trial.signature for trial in first.trials} & {trial.signature for trial in second.trials}
+
+
+def test_stages_trained_again_after_a_kill_are_counted(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    benchmark = scripts["pretraining_stages"]
+    folder = tmp_path / "some" / "stages"
+    lines = {"a": '{"epoch": 1, "timestamp_ms": 5}\n{"epoch": 2, "timest', "b": '{"epoch": 1, "timestamp_ms": 6}\n'}
+    for name, text in lines.items():
+        (folder / name).mkdir(parents=True)
+        (folder / name / "epochs.jsonl").write_text(text)
+    before = benchmark.read_epochs(scripts["common"].Place(tmp_path / "study.yaml", tmp_path), "some")
+    assert before == {("a", 1): 5, ("b", 1): 6}
+    assert benchmark.count_repeated(before, before | {("a", 2): 9}) == 0
+    assert benchmark.count_repeated(before, {("a", 1): 8, ("a", 2): 9, ("b", 1): 6}) == 1
+    assert benchmark.count_repeated(before, {}) == 2
+
+
+def test_stages_that_were_copied_are_not_counted_as_trained(scripts: dict[str, ModuleType], tmp_path: Path) -> None:
+    import sqlite3
+
+    tags = [("a", "robustsweep.kind", "stage"), ("b", "robustsweep.kind", "stage"), ("c", "robustsweep.kind", "trial")]
+    tags += [("b", "robustsweep.found_in", "other")]
+    connection = sqlite3.connect(tmp_path / "mlflow.db")
+    with connection:
+        connection.execute("CREATE TABLE tags (run_uuid TEXT, key TEXT, value TEXT)")
+        connection.executemany("INSERT INTO tags VALUES (?, ?, ?)", tags)
+    connection.close()
+    assert scripts["pretraining_stages"].count_in_mlflow(tmp_path / "mlflow.db") == 1
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(sys.platform != "linux", reason="waits for the children of children")
+def test_a_killed_study_and_another_one_train_every_stage_once(scripts: dict[str, ModuleType]) -> None:
+    """In a process of its own, which becomes the parent of all that the studies leave behind."""
+    table = scripts["table"]
+    wall, runs = table.run_script(("pretraining_stages.py", "--quick"))
+    assert (wall["benchmark"], wall["trials"]) == ("pretraining.stages.wall", 6)
+    assert wall["ratio"] > 0
+    assert (runs["stage_runs"], runs["trained_again_after_kill"], runs["ok"]) == (2, 0, True)
+    assert runs["trained"] == {"first": 2, "second": 0}

@@ -298,6 +298,9 @@ def test_where_both_models_looked_lies_over_the_image(page: Page, served: Served
         "document.querySelectorAll('.looked-at').length === 0 && document.getElementById('looked').value === ''"
     )
     check_quiet(page, served.url)
+    show(page, f"{served.url}#t=0&p={page.evaluate('explorer.state.point')}&a=grad_cam")
+    page.wait_for("document.querySelectorAll('.looked-at').length === 1")
+    assert page.evaluate("document.querySelector('#case figcaption').textContent").startswith("for class ")
 
 
 def test_a_note_and_a_wrong_label_are_saved_in_the_ledger(page: Page, served: Served, explored: ExploredStudy) -> None:

@@ -51,7 +51,7 @@ async function draw(app, lenses, point, said) {
       const picture = h("img", { class: "looked-at", src: address, alt: "" });
       picture.style.opacity = String(app.state.lookedOpacity / 100);
       each.box.append(picture);
-      each.caption.textContent = `${each.words}, for class ${app.className(each.shown, target)}`;
+      each.caption.textContent = `${each.words ? `${each.words}, ` : ""}for class ${app.className(each.shown, target)}`;
     }
     said.textContent = "";
   } catch (error) {
