@@ -10,7 +10,7 @@ import pandas as pd
 from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.wording import explain_used, flatten, mark_used, percent, plural, sentence, word_seen
 from orchestrator.planning.states import STOPPED
-from orchestrator.planning.works import REMARKS
+from orchestrator.planning.works import tell_remarks
 from orchestrator.selection.card_format import Card, CardPart, Code, Facts, Grid, Items, Text
 from orchestrator.selection.part_scores import PartScore, PartScores
 from orchestrator.selection.ranking import RULES, Selection, describe_value
@@ -77,8 +77,10 @@ def build_card(
 
 
 def _list_remarks(results: Results, selection: Selection) -> list[str]:
-    remarks = results.plan.get(REMARKS, {}).get(selection.arm.name, ())
-    return [f"{sentence(remark)}; the numbers here may be better than on new images." for remark in remarks]
+    return [
+        f"{sentence(remark)}; the numbers here may be better than on new images."
+        for remark in tell_remarks(results.plan, [selection.arm.name])
+    ]
 
 
 def _warnings(selection: Selection) -> list[str]:
