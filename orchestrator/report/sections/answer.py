@@ -214,7 +214,8 @@ def _chosen(results: Results, arms: pd.DataFrame, arm: pd.Series) -> Statement:
         str(arm["label"]),
         f"Validation {title} {_value(arm, column)} ({_n(arm, column)}): {_value(arm, f'id/{metric}')} on the "
         f"in-distribution test set, {_value(arm, f'robustness/mean_{metric}')} on average over the shifts, "
-        f"{_value(arm, f'robustness/worst_shift_{metric}')} under the worst one.{rivals}{_remark(results, arm['name'])}",
+        f"{_value(arm, f'robustness/worst_shift_{metric}')} under the worst one.{rivals}"
+        f"{_remark(results, arm['name'])}",
     )
 
 
