@@ -54,7 +54,7 @@ class Pair:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What has to be said of the pretraining of its arms, as phrases."""
+        """Phrases that have to be said of the pretraining of its arms."""
         return tuple(dict.fromkeys(self.first.remarks + self.second.remarks))
 
     def describe_units(self, measure: str) -> str:

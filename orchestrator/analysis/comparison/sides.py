@@ -78,7 +78,7 @@ class Arm:
 
     @property
     def remarks(self) -> tuple[str, ...]:
-        """What every statement about it has to say of its pretraining, as phrases."""
+        """Phrases that every statement about it has to say of its pretraining."""
         return tell_remarks(self.side.results.plan, [self.name])
 
 
