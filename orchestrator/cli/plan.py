@@ -20,7 +20,7 @@ from orchestrator.planning.budget import describe_needs
 from orchestrator.planning.ceteris_paribus import read_differences, read_matching
 from orchestrator.planning.encoders import EncoderUse, find_chains, find_encoder_uses, list_chain_lines
 from orchestrator.planning.states import COMPLETE
-from orchestrator.planning.works import REMARKS, Work
+from orchestrator.planning.works import Work
 from trainables.config import MatchingConfig
 
 _MAX_ARMS = 60
@@ -46,7 +46,7 @@ def describe_plan(prepared: Prepared, costs: Estimate) -> dict[str, Any]:
             for each in trace_hypotheses(prepared.registration.versions)
         ],
         "chains": [step.as_json(states, costs.stage_seconds) for step in find_chains(prepared.plan)],
-        "remarks": prepared.about.get(REMARKS, {}),
+        "remarks": prepared.plan.remarks,
         "encoders": [_describe_encoders(use, prepared, costs) for use in find_encoder_uses(prepared.plan)],
         **({"tuning": prepared.about["tuning"]} if prepared.study.tuning else {}),
         "matched": _read_matched(prepared),

@@ -29,7 +29,6 @@ from orchestrator.planning.plan import Plan, make_plan
 from orchestrator.planning.reconcile import Actions, reconcile
 from orchestrator.planning.states import COMPLETE
 from orchestrator.planning.trial_checks import check_settings, list_split_configs
-from orchestrator.planning.works import REMARKS, find_remarks
 from orchestrator.search.proposals import Search
 from orchestrator.study.data_sets import group_by_data_set, is_same_source
 from orchestrator.study.grid import Arm
@@ -258,7 +257,6 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
         "cache_dir": str(study.execution.cache_dir),
         "reference": describe_reference(study.report, arms),
         "families": study.report.families,
-        **({REMARKS: remarks} if (remarks := _find_remarks(arms)) else {}),
         "budget": describe_budget(study.execution.budget, study.execution.price_per_gpu_hour),
         "git_commit": find_git_commit(),
         "versions": {
@@ -268,10 +266,6 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
         "study_sha256": compute_study_sha256(study),
         "base": base,
     }
-
-
-def _find_remarks(arms: Sequence[Arm]) -> dict[str, list[str]]:
-    return {arm.name: found for arm in arms if (found := find_remarks(arm.config.pretraining))}
 
 
 def _find_main_data(study: Study, arms: Sequence[Arm]) -> DataConfig:

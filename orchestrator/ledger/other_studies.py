@@ -18,7 +18,7 @@ from orchestrator.planning.works import Work
 from trainables.config import StageConfig
 from trainables.errors import StorageError
 from trainables.storage.claims import find_claim, release_claim, take_claim
-from trainables.storage.completeness import CONFIG, RESULT, describe_files, is_finished
+from trainables.storage.completeness import CONFIG, EPOCHS, RESULT, describe_files, is_finished
 from trainables.storage.folder import Folder
 
 #: Key of ``result.json`` with the study that a stage was copied from.
@@ -72,8 +72,9 @@ def adopt_stage(ledger: Ledger, work: Work, other_study: str, *, lease: Lease, g
     begin_record(folder, record)
     for name in [name for name in folder.children() if name.startswith("checkpoint")]:
         folder.remove(name)  # of an attempt that was interrupted here
-    for name, content in files.items():
-        folder.write(name, content)
+    # Weights last: with the history of an attempt that was interrupted here they would count as trained.
+    for name in sorted(files, key=lambda name: name != EPOCHS):
+        folder.write(name, files[name])
     stored: dict[str, Any] = result | {FOUND_IN: other_study, "files": describe_files(folder, [CONFIG, *files])}
     folder.write_json(RESULT, stored)
     release_claim(claims, claim)

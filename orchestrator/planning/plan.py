@@ -10,7 +10,15 @@ from textwrap import shorten
 from typing import Any, Protocol
 
 from orchestrator.planning.identity import compute_identity, hash_identity
-from orchestrator.planning.works import ArmLike, Work, choose_encoders, make_matching, make_stages
+from orchestrator.planning.works import (
+    REMARKS,
+    ArmLike,
+    Work,
+    choose_encoders,
+    find_remarks,
+    make_matching,
+    make_stages,
+)
 from trainables.config import MatchingConfig, StageConfig, TrialConfig
 
 
@@ -57,13 +65,24 @@ class Plan:
         found = [work for work in self.works if work.signature.startswith(signature)]
         return found[0] if len(found) == 1 else None
 
+    @property
+    def remarks(self) -> dict[str, list[str]]:
+        """Arm → what every statement about it has to say of its pretraining; only arms with something."""
+        configs = {(trial.name, trial.candidate): trial.config for trial in self.trials}
+        found: dict[str, dict[str, None]] = {}
+        for (name, _), config in configs.items():
+            for remark in find_remarks(config.pretraining):
+                found.setdefault(name, {})[remark] = None
+        return {name: list(remarks) for name, remarks in found.items()}
+
     def as_json(self) -> dict[str, Any]:
-        """Return stages, trials and skipped arms as JSON values, without the configs (they are in the ledger)."""
+        """Return stages, trials, skipped arms and remarks as JSON values, without the configs (of the ledger)."""
         return {
             "stages": [_row(stage) for stage in self.stages],
             "trials": [_row(trial) for trial in self.trials],
             "skipped": [asdict(skipped) | {"levels": dict(skipped.levels)} for skipped in self.skipped],
             **({"to_come": self.num_to_come} if self.num_to_come else {}),
+            **({REMARKS: remarks} if (remarks := self.remarks) else {}),
         }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -15,6 +15,7 @@ from trainables.pretraining_config import (
     ContrastivePretraining,
     ImageNetPretraining,
     PretrainingConfig,
+    SupervisedPretraining,
     TrainedStep,
     WeightsPretraining,
     list_steps,
@@ -193,13 +194,26 @@ REMARKS = "remarks"
 def find_remarks(pretraining: PretrainingConfig) -> list[str]:
     """Return what every statement about an arm has to say of its chain, as phrases."""
     remarks = []
-    if any(step.transductive for step in list_trained(pretraining)):
-        remarks.append("transductive: a pretraining may have seen these images")
+    transductive = [step for step in list_trained(pretraining) if step.transductive]
+    if transductive:
+        labels = " and their labels" * any(isinstance(step, SupervisedPretraining) for step in transductive)
+        remarks.append(f"transductive: a pretraining may have seen these images{labels}")
     first = list_steps(pretraining)[0]
     if isinstance(first, WeightsPretraining) and first.pretrained_on is None:
         name = first.name or (first.file.name if first.file else "")
         remarks.append(f"whether the weights {name} were trained on these images is unknown")
     return remarks
+
+
+def tell_remarks(plan: Mapping[str, Any], arms: Iterable[str]) -> tuple[str, ...]:
+    """Return what a statement about some arms has to say of their pretraining, each phrase once.
+
+    Args:
+        plan: content of ``plan.json``.
+        arms: names of the arms.
+    """
+    known = plan.get(REMARKS, {})
+    return tuple(dict.fromkeys(remark for arm in arms for remark in known.get(arm, ())))
 
 
 def weights_of(config: TrialConfig) -> ImageNetPretraining | WeightsPretraining | None:

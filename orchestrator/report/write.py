@@ -300,7 +300,8 @@ def _summary(results: Results, words: Mapping[str, Answer], budget_status: Budge
     held_back = provenance.describe_held_back(results, budget_status)
     lines += [held_back] if held_back is not None else []
     lines += [
-        f"{sentence(remark)} ({plural(n, 'arm')})." for remark, n in provenance.count_remarks(results.plan).items()
+        f"{sentence(remark)} ({plural(len(arms), 'arm')})."
+        for remark, arms in provenance.group_remarks(results.plan).items()
     ]
     for label, each in words.items():
         on = f"{label}: " if label else ""

@@ -10,7 +10,6 @@ import pandas as pd
 from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.wording import explain_used, flatten, mark_used, percent, plural, sentence, word_seen
 from orchestrator.planning.states import STOPPED
-from orchestrator.planning.works import REMARKS
 from orchestrator.selection.card_format import Card, CardPart, Code, Facts, Grid, Items, Text
 from orchestrator.selection.part_scores import PartScore, PartScores
 from orchestrator.selection.ranking import RULES, Selection, describe_value
@@ -60,7 +59,7 @@ def build_card(
         lede=f"{plural(len(data['classes']), 'class').replace('classs', 'classes')} of {data['name']} images, "
         f"replicate {selection.replicate} ({selection.arm.complete} are complete, from 0). Made to answer: "
         f"{results.plan['question'] or results.plan['study']}",
-        warnings=[*_warnings(selection), *_list_remarks(results, selection)],
+        warnings=_warnings(selection),
         parts=[
             _intended_use(results, config),
             _data(results),
@@ -76,11 +75,6 @@ def build_card(
     )
 
 
-def _list_remarks(results: Results, selection: Selection) -> list[str]:
-    remarks = results.plan.get(REMARKS, {}).get(selection.arm.name, ())
-    return [f"{sentence(remark)}; the numbers here may be better than on new images." for remark in remarks]
-
-
 def _warnings(selection: Selection) -> list[str]:
     counts, warnings = selection.counts, []
     if selection.oracle:
@@ -92,7 +86,8 @@ def _warnings(selection: Selection) -> list[str]:
     if lacking:
         said = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
         warnings.append(f"Chosen while {lacking} trials were not complete ({said}): another arm may be better.")
-    return warnings
+    better = "the numbers here may be better than on new images"
+    return [*warnings, *(f"{sentence(remark)}; {better}." for remark in selection.remarks)]
 
 
 def _intended_use(results: Results, config: TrialConfig) -> CardPart:

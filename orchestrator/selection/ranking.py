@@ -13,6 +13,7 @@ import pandas as pd
 
 from orchestrator.analysis.results import Results
 from orchestrator.planning.states import COMPLETE, STOPPED
+from orchestrator.planning.works import tell_remarks
 from orchestrator.statistics.intervals import summarise
 from trainables.errors import ConfigError, StudyError
 from trainables.evaluation.metrics import AGGREGATES, METRICS, is_higher_better, name_over_validation_shifts
@@ -84,6 +85,8 @@ class Selection:
     reasons: tuple[str, ...]
     #: Numbers of planned, complete, failed, interrupted and missing trials.
     counts: dict[str, int]
+    #: What has to be said of the pretraining of the arm, as phrases.
+    remarks: tuple[str, ...]
 
     @property
     def chooser(self) -> str:
@@ -137,6 +140,7 @@ def select_arm(results: Results, criteria: SelectionCriteria) -> Selection:
         signature=signature,
         reasons=(*reasons, reason),
         counts=results.counts,
+        remarks=tell_remarks(results.plan, [arm.name]),
     )
 
 

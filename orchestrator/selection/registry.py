@@ -13,6 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from orchestrator.analysis.wording import sentence
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.selection.export import (
     CARD,
@@ -171,7 +172,8 @@ def _create(client: Any, run: Any, selection: Selection, exported: Exported, *, 
         tags=tags,
         description=f"{selection.label}, replicate {selection.replicate}, chosen by {selection.column} ({who}, rule "
         f"{selection.rule}). Takes uint8 images n × {config.images.channels} × {config.images.size_px} × "
-        f"{config.images.size_px}, returns logits. Card: {CARD} among the model's artifacts."[:5000],
+        f"{config.images.size_px}, returns logits. Card: {CARD} among the model's artifacts."
+        f"{''.join(f' {sentence(remark)}.' for remark in selection.remarks)}"[:5000],
     )
     return str(created.version)
 

@@ -109,7 +109,7 @@ def describe_selection(selection: Selection, results: Results) -> list[str]:
         by = results.plan["tuning"]["metric"]
         lines.append(f"tuned: {values} (candidate {candidate['candidate']}, the best of its replicate by {by})")
     lines.append(f"rule {selection.rule}: {RULES[selection.rule]}")
-    return [*lines, *(f"  {reason}" for reason in selection.reasons)]
+    return [*lines, *(f"  {each}" for each in (*selection.reasons, *selection.remarks))]
 
 
 def _describe_export(exported: Exported) -> list[str]:

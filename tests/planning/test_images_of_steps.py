@@ -10,13 +10,16 @@ import pytest
 from PIL import Image
 
 from orchestrator.driver.prepare import Prepared, prepare
+from orchestrator.planning.works import find_remarks
 from orchestrator.study.study_file import parse_study
 from tests.support.tiny_configs import random_dataset
 from trainables.config import StageConfig
 from trainables.data.identity.copies import digest_images
 from trainables.data.identity.overlap import Overlap, find_overlap
+from trainables.data_config import DigitsData
 from trainables.errors import ConfigError, StudyError
 from trainables.pretraining.sources import join_training, load_sources
+from trainables.pretraining_config import ContrastivePretraining, SupervisedPretraining
 
 HEAD = "study: s\ndata: {kind: digits, image_size: 8}\nmodel: {name: shufflenet_v2_x0_5, input_size: 16}\n"
 
@@ -95,11 +98,22 @@ def test_test_images_enter_no_pretraining_unless_it_is_transductive(tmp_path: Pa
         plan(contrastive(other_split), tmp_path, cache_dir)
     plan(contrastive("{kind: digits}"), tmp_path, cache_dir)  # the study's own training split
     prepared = plan(contrastive(other_split, ", transductive: true"), tmp_path, cache_dir)
-    assert prepared.about["remarks"] == {"base": ["transductive: a pretraining may have seen these images"]}
+    assert prepared.plan.remarks == {"base": ["transductive: a pretraining may have seen these images"]}
     honest = plan(contrastive("{kind: digits}"), tmp_path, cache_dir)
     said = plan(contrastive("{kind: digits}", ", transductive: true"), tmp_path, cache_dir)
-    assert "remarks" not in honest.about
+    assert "remarks" not in honest.plan.as_json()
     assert said.plan.trials[0].signature != honest.plan.trials[0].signature
+    proposed = replace(said.plan.trials[0], name="training.learning_rate=0.01")  # an arm that a search makes
+    remarks = replace(said.plan, trials=(proposed,)).as_json()["remarks"]
+    assert remarks == {"training.learning_rate=0.01": ["transductive: a pretraining may have seen these images"]}
+
+
+def test_that_a_supervised_step_may_have_seen_labels_is_said() -> None:
+    step = SupervisedPretraining(data=DigitsData(), transductive=True)
+    seen = "transductive: a pretraining may have seen these images and their labels"
+    assert find_remarks(step) == [seen]
+    assert find_remarks(ContrastivePretraining(init=step)) == [seen]
+    assert find_remarks(SupervisedPretraining(data=DigitsData())) == []
 
 
 def test_patients_of_test_images_are_found_where_both_name_them_alike() -> None:
@@ -138,12 +152,12 @@ def test_weights_whose_images_are_unknown_are_said(tmp_path: Path, cache_dir: Pa
     steps = f"[{{kind: weights, file: {tmp_path / 'ours.safetensors'}, licence: ours}}, contrastive]"
     prepared = plan(steps, tmp_path, cache_dir)
     remark = "whether the weights ours.safetensors were trained on these images is unknown"
-    assert prepared.about["remarks"] == {"base": [remark]}
+    assert prepared.plan.remarks == {"base": [remark]}
     assert prepared.plan.stages[0].name == "simclr on digits from weights ours.safetensors"
     first = prepared.plan.trials[0].config.pretraining.init  # type: ignore[union-attr]
     assert len(first.file_sha256) == 64
     known = plan(steps.replace("licence: ours", "pretrained_on: other digits"), tmp_path, cache_dir)
-    assert "remarks" not in known.about
+    assert not known.plan.remarks
     assert known.plan.trials[0].signature == prepared.plan.trials[0].signature
     with pytest.raises(ConfigError, match=r"found the weights 'resnet18.IMAGENET1K_V1' for the network shufflenet"):
         plan("{kind: weights, name: resnet18.IMAGENET1K_V1}", tmp_path, cache_dir)

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import scipy.stats
 
+from orchestrator.analysis.effects import compute_effects
 from orchestrator.analysis.results import load_results
 from orchestrator.analysis.tables.arms import arms_table
 from orchestrator.report.sections.answer import answer
@@ -47,3 +48,17 @@ def test_arms_that_share_an_encoder_are_counted_as_not_tested_with_the_reason(tm
         "pretrained encoder, an interval takes 5). By 95 % t intervals of paired differences, not corrected for the "
         "choice of the best." in text
     )
+
+
+def test_every_statement_about_an_arm_says_what_its_pretraining_may_have_seen(tmp_path: Path) -> None:
+    ledger = plant(tmp_path, lambda arm, r: 0.8 + GAINS[r] * (arm["augmentation"] == "strong"))
+    results = load_results(ledger)
+    remark = "transductive: a pretraining may have seen these images"
+    name = {label: name for name, label in results.labels.items()}
+    effects = compute_effects(results, f"robustness/mean_{results.metric}")
+    said = {}
+    for seen in ("strong", "none"):
+        results.plan["remarks"] = {name[seen]: [remark]}
+        texts = answer(results, arms_table(results), effects).statements
+        said[seen] = [each.text.endswith(f" {remark.capitalize()}.") for each in texts]
+    assert said == {"strong": [True, True, True], "none": [False, False, True]}  # chosen, oracle, effect of both

@@ -106,8 +106,15 @@ def test_untold_methods_and_agreement_are_shown(tmp_path: Path) -> None:
     ledger = plant(tmp_path, {("grad_cam", "relevance_mass"): -0.02}, trained=0.1)
     section = attribution_section(load_results(ledger), ledger, None)
     assert section is not None
-    assert "Not above random weights in relevance mass" in section.body
-    assert "Grad-CAM: " in section.body
+    told = "Not told from, or below, random weights in relevance mass"
+    assert re.search(rf"{told}[^<]*<ul><li>Grad-CAM: none, strong</li>", section.body)
+    results = load_results(ledger)
+    for trial in results.plan["trials"]:
+        trial["needs"] = [f"encoder{trial['replicate'] % 4}"]  # four independent models: no interval
+    section = attribution_section(results, ledger, None)
+    assert section is not None
+    assert told not in section.body
+    assert "<ul><li>Grad-CAM: none, strong</li><li>integrated gradients: none, strong</li></ul>" in section.body
     assert "Kendall’s τ over 12 trials" in section.body
 
 

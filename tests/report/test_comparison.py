@@ -65,6 +65,19 @@ def test_page_shows_figure_arms_differences_and_what_is_left_out(tmp_path: Path)
     assert pairs["low"].notna().sum() == 3 * 11  # with 4 replicates there is no interval
 
 
+def test_what_a_pretraining_may_have_seen_is_said_of_its_arms_and_their_differences(tmp_path: Path) -> None:
+    factors = {"augmentation": ("none", "strong")}
+    ledgers = [make_fake_ledger(tmp_path, study=name, factors=factors) for name in ("a", "b")]
+    remark = "transductive: a pretraining may have seen these <images>"
+    ledgers[1].root.write_json("plan.json", ledgers[1].read_plan() | {"remarks": {"augmentation=strong": [remark]}})
+    page = Path(write_comparison(compare_studies(ledgers), str(tmp_path / "out"))[0]).read_text(encoding="utf-8")
+    assert "Transductive: a pretraining may have seen these &lt;images&gt;.<ul><li>b · strong</li></ul>" in page
+    pairs = pd.read_csv(tmp_path / "out" / "pairs.csv", keep_default_na=False)
+    assert {(first, said) for first, said in zip(pairs["first"], pairs["remarks"], strict=True)} == {
+        ("a · none", ""), ("a · strong", remark)
+    }  # fmt: skip
+
+
 def test_page_of_studies_on_other_images_says_why_nothing_is_tested(tmp_path: Path) -> None:
     ledgers = [
         make_fake_ledger(tmp_path, study="a", replicates=6),

@@ -2,14 +2,18 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from orchestrator.analysis.predictions.layers import load_arm_layers, tabulate_statistics
 from orchestrator.analysis.predictions.similarity import compare_arms
+from orchestrator.analysis.results import load_results
 from orchestrator.report.page import Section
 from orchestrator.report.sections.representation.section import representation_section
+from tests.support.synthetic_ledger import make_fake_ledger
 from tests.support.trained_study import TrainedStudy
 from trainables.evaluation.metrics import REPRESENTATION_METRICS
 from trainables.evaluation.predictions import load_predictions
@@ -97,7 +101,7 @@ def test_pairs_use_every_network_before_any_twice() -> None:
     from orchestrator.analysis.predictions.similarity import _list_pairs, _prepare
 
     features = np.random.default_rng(0).normal(size=(6, 3))
-    trained = [_prepare(number, features) for number in range(3)]
+    trained = [_prepare(number, frozenset(), features) for number in range(3)]
 
     def numbers(*arguments: object, **options: bool) -> list[tuple[int, int]]:
         return [(a.replicate, b.replicate) for a, b in _list_pairs(*arguments, **options)]  # type: ignore[arg-type]
@@ -106,3 +110,31 @@ def test_pairs_use_every_network_before_any_twice() -> None:
     assert numbers(trained, trained, same=False) == [(0, 1), (1, 2), (2, 0), (0, 2), (1, 0), (2, 1)]
     assert numbers(trained[:1], trained[:1], same=True) == []
     assert numbers(trained[:1], trained[:1], same=False) == [(0, 0)]
+
+
+def test_pairs_share_no_trained_step_if_there_are_others() -> None:
+    from orchestrator.analysis.predictions.similarity import _compare, _list_pairs, _prepare
+
+    features = np.random.default_rng(0).normal(size=(6, 3))
+    of_two = [_prepare(number, frozenset({f"encoder{number % 2}"}), features) for number in range(4)]
+    of_one = [_prepare(number, frozenset({"encoder0"}), features) for number in range(2)]
+
+    def numbers(*arguments: object, **options: bool) -> list[tuple[int, int]]:
+        return [(a.replicate, b.replicate) for a, b in _list_pairs(*arguments, **options)]  # type: ignore[arg-type]
+
+    assert numbers(of_two, of_two, same=True) == [(0, 1), (1, 2), (2, 3), (0, 3)]
+    assert numbers(of_one, of_two, same=False) == [(0, 1), (1, 3), (0, 3)]
+    assert numbers(of_one, of_one, same=True) == [(0, 1)]
+    assert not _compare({"two": of_two}, 6, 0).has_shared
+    assert _compare({"two": of_two, "one": of_one}, 6, 0).has_shared  # the trainings of the second arm
+
+
+def test_replicates_that_share_an_encoder_are_one_row_of_the_table(tmp_path: Path) -> None:
+    results = load_results(make_fake_ledger(tmp_path, factors={"augmentation": ("none", "strong")}, replicates=3))
+    trials = results.trials.assign(**{"representation/effective_rank": results.trials["replicate"] + 1.0})
+    for trial in results.plan["trials"]:
+        is_shared = trial["arm"]["augmentation"] == "strong"
+        trial["needs"] = [f"encoder{trial['replicate'] % 2}"] if is_shared else []
+    table = tabulate_statistics(replace(results, trials=trials))
+    values = {name: list(own["effective_rank"]) for name, own in table.groupby("name")}
+    assert values == {"augmentation=none": [1.0, 2.0, 3.0], "augmentation=strong": [2.0, 2.0]}  # of 1 and 3, of 2

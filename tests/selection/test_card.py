@@ -16,6 +16,7 @@ from orchestrator.selection.card import build_card
 from orchestrator.selection.card_format import Card, render_html, render_markdown
 from orchestrator.selection.part_scores import PartScore, PartScores, score_parts
 from orchestrator.selection.ranking import Selection, SelectionCriteria, select_arm
+from orchestrator.selection.select_model import describe_selection
 from orchestrator.statistics.intervals import Summary
 from tests.support.synthetic_ledger import Fate, make_fake_ledger
 from tests.support.trained_study import TrainedStudy
@@ -160,6 +161,18 @@ def test_an_oracle_and_missing_trials_are_the_first_thing_one_reads(tmp_path: Pa
     _, _, plain = card_of(tmp_path / "plain")
     assert plain.warnings == []
     assert "oracle" not in render_markdown(plain).lower()
+
+
+def test_what_a_pretraining_may_have_seen_is_said_of_the_chosen_model(tmp_path: Path) -> None:
+    results, selection, _ = card_of(tmp_path)
+    remark = "transductive: a pretraining may have seen these images"
+    results.plan["remarks"] = {selection.arm.name: [remark]}
+    chosen = select_arm(results, SelectionCriteria())
+    assert chosen.remarks == (remark,)
+    assert describe_selection(chosen, results)[-1] == f"  {remark}"
+    config = TrialConfig.model_validate(results.records[chosen.signature].config["config"])
+    card = build_card(results, chosen, config, parts=PartScores((), CLASSES), checks=[], files={})
+    assert card.warnings == [f"{remark.capitalize()}; the numbers here may be better than on new images."]
 
 
 def test_what_is_not_known_is_a_limit(tmp_path: Path) -> None:

@@ -52,6 +52,11 @@ class Pair:
     #: Fields in which the configurations of the two arms differ, in words.
     settings: tuple[str, ...]
 
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Phrases that have to be said of the pretraining of its arms."""
+        return tuple(dict.fromkeys(self.first.remarks + self.second.remarks))
+
     def describe_units(self, measure: str) -> str:
         """Return what the difference on a measure is over, and why it has no interval or no p if it has none."""
         if self.unpaired is not None:
@@ -223,10 +228,11 @@ def pairs_table(pairs: Sequence[Pair]) -> pd.DataFrame:
             "over": pair.describe_units(measure),
             "replicates": " ".join(map(str, pair.replicates)),
             "settings_that_differ": "; ".join(pair.settings),
+            "remarks": "; ".join(pair.remarks),
         }
         for pair in pairs
         for measure, each in pair.differences.items()
     ]
     columns = ["first", "second", "measure", "difference", "low", "high", "p_sign_flip", "p_holm", "over"]
-    table = pd.DataFrame(rows, columns=[*columns, "replicates", "settings_that_differ"])
+    table = pd.DataFrame(rows, columns=[*columns, "replicates", "settings_that_differ", "remarks"])
     return table.astype(dict.fromkeys(columns[3:8], float))

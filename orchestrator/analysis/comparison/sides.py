@@ -16,6 +16,7 @@ from orchestrator.analysis.tables.evaluations import cells_table
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.ceteris_paribus import read_settings
 from orchestrator.planning.states import COMPLETE
+from orchestrator.planning.works import tell_remarks
 from orchestrator.statistics.intervals import summarise
 from orchestrator.study.grid import Grid
 from trainables.errors import StudyError
@@ -74,6 +75,11 @@ class Arm:
     def label(self) -> str:
         """Its label with that of its side."""
         return f"{self.side.label} · {self.short}"
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """Phrases that every statement about it has to say of its pretraining."""
+        return tell_remarks(self.side.results.plan, [self.name])
 
 
 def load_sides(ledgers: Sequence[Ledger], metric: str, data_set: str | None = None) -> list[Side]:

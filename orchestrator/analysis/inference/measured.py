@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from orchestrator.analysis.balanced_errors import relative_errors_table
 from orchestrator.analysis.results import Results
 from orchestrator.analysis.tables.evaluations import drops_table, slopes_table
-from orchestrator.planning.works import REMARKS
+from orchestrator.planning.works import tell_remarks
 from orchestrator.statistics.intervals import Array
 from orchestrator.study.contrasts import (
     Contrast,
@@ -223,5 +223,4 @@ class Measured:
 
     def list_remarks(self, arms: Iterable[int]) -> tuple[str, ...]:
         """Return what every statement about some arms has to say of their pretraining (``works.find_remarks``)."""
-        known = self.results.plan.get(REMARKS, {})
-        return tuple(dict.fromkeys(remark for arm in arms for remark in known.get(self._names[arm], ())))
+        return tell_remarks(self.results.plan, (self._names[arm] for arm in arms))

@@ -84,8 +84,15 @@ def _average_spectra(stored: Sequence[Mapping[str, Any]]) -> LayerSpectrum:
 
 
 def tabulate_statistics(results: Results) -> pd.DataFrame:
-    """Return the headline numbers of every complete trial that has some: name, and a column per metric found."""
+    """Return the headline numbers of every independently trained model that has some: name, and a column per metric.
+
+    Those of an arm's replicates that share a trained step are averaged: they are one unit.
+    """
     found = [name for name in REPRESENTATION_METRICS if f"{PREFIX}{name}" in results.complete]
-    table = results.complete[["name", *(f"{PREFIX}{name}" for name in found)]]
-    table = table.rename(columns={f"{PREFIX}{name}": name for name in found})
-    return table.dropna(how="all", subset=found) if found else table.iloc[:0]
+    complete = results.complete
+    parts = [pd.DataFrame(columns=["name", *found])]
+    for name, rows in complete.groupby("name", sort=False) if found else ():
+        units = rows["replicate"].map(results.group_replicates(results.trials[results.trials["name"] == name]))
+        means = rows[[f"{PREFIX}{each}" for each in found]].groupby(units.to_numpy()).mean()
+        parts.append(means.set_axis(found, axis=1).assign(name=name).dropna(how="all", subset=found))
+    return pd.concat([part for part in parts if len(part)] or parts[:1], ignore_index=True)

@@ -15,7 +15,6 @@ from orchestrator.ledger.preregistration import EXPLORATORY, PREREGISTERED, trac
 from orchestrator.planning.ceteris_paribus import read_differences, read_matching
 from orchestrator.planning.feasibility import find_attainable
 from orchestrator.planning.plan import describe_skipped_briefly
-from orchestrator.planning.works import REMARKS
 from orchestrator.search.proposals import Search
 from orchestrator.study.grid import format_label
 from orchestrator.study.search.space import Space
@@ -120,7 +119,7 @@ def _announce_stages(prepared: Prepared, console: Console) -> None:
         if isinstance(stage.config, MatchingConfig):
             text = f"{stage.name.removeprefix('severities ')}, on its validation images: "
             print_line(console, "severities", text + word_targets(stage.config.targets))
-    for remark, number in Counter(itertools.chain.from_iterable(prepared.about.get(REMARKS, {}).values())).items():
+    for remark, number in Counter(itertools.chain.from_iterable(prepared.plan.remarks.values())).items():
         warn(console, "remark", f"{remark} ({count(number, 'arm')}); every statement about such an arm says so")
 
 

@@ -130,16 +130,20 @@ class TimeLeft:
         return self._guess_from_stages() if kind == "trial" else self._guess_kind("trial", now)
 
     def _guess_from_stages(self) -> float | None:
-        """Return how long a trial would take whose epochs last half as long as those of the stages that run.
+        """Return how long a trial would take whose epochs last as long as those of the stages that run, per view.
 
-        A stage is trained on two views of every image. None before the first epoch of a stage, and with trials of which
-        something else is known.
+        A contrastive stage is trained on two views of every image. None before the first epoch of a stage, and with
+        trials of which something else is known.
         """
         open_configs = [work.config for work in self._open.values()]
         epochs = [each.training.total_epochs for each in open_configs if isinstance(each, TrialConfig)]
-        each = [_time_epoch(row) for row in self._running.values() if row.work.kind == "stage"]
-        known = [seconds for seconds in each if seconds is not None]
-        return _mean(known) / 2 * _mean(epochs) / TRAINING_SHARE if epochs and known else None
+        each = [
+            (_time_epoch(row), 2 if row.work.config.kind == "contrastive" else 1)  # type: ignore[union-attr]
+            for row in self._running.values()
+            if row.work.kind == "stage"
+        ]
+        known = [seconds / views for seconds, views in each if seconds is not None]
+        return _mean(known) * _mean(epochs) / TRAINING_SHARE if epochs and known else None
 
     def _extrapolate(self, row: _Running, now: float) -> float | None:
         """Return how long a running stage or trial would take from epoch 1 on, None before its first epoch."""

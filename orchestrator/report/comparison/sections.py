@@ -200,7 +200,7 @@ def _row(pair: Pair, measure: str, difference: Difference, *, is_named: bool, ha
         Cell(_points(difference.mean), difference.mean),
         Cell("–" if interval is None else f"{_points(interval.low)} to {_points(interval.high)}"),
         *((p_cell(difference.p_value), p_cell(difference.p_holm)) if has_p else ()),
-        Cell(escape(pair.describe_units(measure)), css="wide"),
+        Cell(escape("; ".join([pair.describe_units(measure), *pair.remarks])), css="wide"),
         Cell(
             f"<details><summary>{plural(len(settings), 'field')}</summary>{listed}</details>" if settings else "nothing"
         ),

@@ -43,6 +43,15 @@ def write_comparison(compared: Comparison, out: str) -> list[str]:
     return [f"{out.rstrip('/')}/{name}" for name in ("index.html", *TABLES)]
 
 
+def _tell_remarks(compared: Comparison) -> str:
+    """Return what has to be said of the pretraining of arms, with their names (HTML)."""
+    arms: dict[str, list[str]] = {}
+    for arm in (arm for side in compared.sides for arm in side.arms):
+        for remark in arm.remarks:
+            arms.setdefault(remark, []).append(arm.label)
+    return "".join(callout(f"{sentence(remark)}.", "warn", labels) for remark, labels in arms.items())
+
+
 def _render(compared: Comparison) -> str:
     names = [side.label for side in compared.sides]
     digests = {side.label: results_sha256(side.results) for side in compared.sides}
@@ -59,7 +68,7 @@ def _render(compared: Comparison) -> str:
         lede=f"{sentence(TITLES[compared.metric])}; {plural(len(compared.arms), 'arm')}, "
         f"{plural(complete, 'complete trial')}; means under shift over "
         f"{plural(len(compared.common.names), 'shift')} that all have.",
-        status=lacking * (complete < planned),
+        status=lacking * (complete < planned) + _tell_remarks(compared),
         sections=[
             sections.overview_section(compared),
             sections.arms_section(compared),

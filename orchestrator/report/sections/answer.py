@@ -14,6 +14,7 @@ from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.tables.arms import find_best_arm
 from orchestrator.analysis.wording import NO_BREAK, percent, plural, sentence
 from orchestrator.planning.states import COMPLETE
+from orchestrator.planning.works import tell_remarks
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, note, table
 from orchestrator.report.style import describe_chance
 from orchestrator.statistics.intervals import MIN_REPLICATES, Interval, t_interval
@@ -186,6 +187,11 @@ def answer(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> A
     return Answer(tuple(statements))
 
 
+def _remark(results: Results, *arms: str) -> str:
+    """Return what has to be said of the pretraining of arms, as sentences behind others; "" if there is nothing."""
+    return "".join(f" {sentence(remark)}." for remark in tell_remarks(results.plan, arms))
+
+
 def _value(arm: pd.Series, column: str) -> str:
     return percent(arm.get(f"{column}.mean"), arm.get(f"{column}.sd"))
 
@@ -208,7 +214,8 @@ def _chosen(results: Results, arms: pd.DataFrame, arm: pd.Series) -> Statement:
         str(arm["label"]),
         f"Validation {title} {_value(arm, column)} ({_n(arm, column)}): {_value(arm, f'id/{metric}')} on the "
         f"in-distribution test set, {_value(arm, f'robustness/mean_{metric}')} on average over the shifts, "
-        f"{_value(arm, f'robustness/worst_shift_{metric}')} under the worst one.{rivals}",
+        f"{_value(arm, f'robustness/worst_shift_{metric}')} under the worst one.{rivals}"
+        f"{_remark(results, arm['name'])}",
     )
 
 
@@ -299,7 +306,8 @@ def _oracle(results: Results, arms: pd.DataFrame, chosen: pd.Series, best: pd.Se
         "Best under shift, in hindsight (oracle)",
         str(best["label"]),
         f"Mean shifted {TITLES[results.metric]} {_value(best, column)} ({_n(best, column)}). {lost} "
-        f"The oracle looks at test data to choose: it is a bound, not a choice{_flattered(len(arms))}.",
+        f"The oracle looks at test data to choose: it is a bound, not a choice{_flattered(len(arms))}."
+        f"{_remark(results, best['name'], chosen['name'])}",
     )
 
 
@@ -322,6 +330,7 @@ def _chosen_on_shifts(results: Results, arms: pd.DataFrame, clean: pd.Series) ->
             f" Under the {plural(num_unused, 'shift type')} not used for the choice {_value(chosen, judge)}; the best "
             f"in hindsight there is {best['label']} with {_value(best, judge)}. {_won_back(chosen, clean, best, judge)}"
         )
+    text += _remark(results, chosen["name"], clean["name"])
     return [Statement("Chosen on shifted validation", str(chosen["label"]), text)]
 
 
@@ -348,6 +357,8 @@ def _largest(results: Results, effects: Sequence[Effect]) -> Statement:
     if effect.num_shifts:
         shifts = f" In that direction under {effect.num_same_direction} of {effect.num_shifts} shift types."
     picked = f" It was picked as the largest of {len(effects)}, which flatters it." if len(effects) > 1 else ""
+    compared = results.trials["name"][results.trials[f"arm/{effect.factor}"].isin([effect.level, effect.reference])]
+    picked += _remark(results, *dict.fromkeys(compared))
     if effect.interval is None:
         text = f"{effect.units}. It was seen in these trained models, on this test set."
         return Statement(heading, headline, f"{text}{missing}{shifts}{picked}")

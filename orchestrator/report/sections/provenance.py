@@ -15,7 +15,7 @@ from orchestrator.analysis.wording import flatten, plural, sentence
 from orchestrator.ledger.other_studies import FOUND_IN
 from orchestrator.planning.budget import BudgetStatus
 from orchestrator.planning.states import COMPLETE, INTERRUPTED, STOPPED
-from orchestrator.planning.works import REMARKS
+from orchestrator.planning.works import tell_remarks
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, facts, note, table
 from trainables.data.describe import describe_conversions, describe_similar
 
@@ -84,14 +84,19 @@ def status(results: Results, budget_status: BudgetStatus | None = None) -> str:
     held_back = describe_held_back(results, budget_status)
     if held_back is not None:
         html += callout(held_back, "warn")
-    for remark, number in count_remarks(results.plan).items():
-        html += callout(f"{sentence(remark)} ({plural(number, 'arm')}).", "warn")
+    for remark, arms in group_remarks(results.plan).items():
+        labels = [results.labels[arm] for arm in arms]
+        html += callout(f"{sentence(remark)} ({plural(len(arms), 'arm')}).", "warn", [_join_names(labels)])
     return html
 
 
-def count_remarks(plan: Mapping[str, Any]) -> Counter[str]:
-    """Return what has to be said of the pretraining → number of the arms of which it has to be."""
-    return Counter(remark for found in plan.get(REMARKS, {}).values() for remark in found)
+def group_remarks(plan: Mapping[str, Any]) -> dict[str, list[str]]:
+    """Return what has to be said of the pretraining → planned arms of which it has to be."""
+    found: dict[str, list[str]] = {}
+    for arm in dict.fromkeys(trial["name"] for trial in plan["trials"]):
+        for remark in tell_remarks(plan, [arm]):
+            found.setdefault(remark, []).append(arm)
+    return found
 
 
 def describe_held_back(results: Results, budget_status: BudgetStatus | None) -> str | None:
@@ -143,7 +148,7 @@ def provenance_section(
 def _describe_pretraining(results: Results) -> dict[str, str]:
     """Return the published weights with what the study states about them, and stages that were copied."""
     rows: dict[str, str] = {}
-    weights: dict[str, str] = {}
+    weights: dict[str, None] = {}
     for record in results.records.values():
         step = record.config["config"]["pretraining"]
         while "init" in step:
@@ -151,9 +156,9 @@ def _describe_pretraining(results: Results) -> dict[str, str]:
         if step["kind"] == "weights":
             name = step["name"] or Path(step["file"]).name
             told = (step["file_sha256"] and f"sha256 {step['file_sha256']}", step["licence"], step["pretrained_on"])
-            weights[name] = f"{name} ({', '.join(filter(None, told)) or 'nothing is stated about them'})"
+            weights[f"{name} ({', '.join(filter(None, told)) or 'nothing is stated about them'})"] = None
     if weights:
-        rows["weights"] = "; ".join(weights.values())
+        rows["weights"] = "; ".join(weights)
     copied = [
         f"{stage.config['name']} from {stage.result[FOUND_IN]}"
         for stage in results.stages

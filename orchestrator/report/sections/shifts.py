@@ -142,9 +142,10 @@ def _drops_table(results: Results) -> str:
     )
     arms = results.trials.set_index("signature")["name"]
     absolute, relative = (each.groupby(arms.reindex(each.index), sort=False).mean() for each in (absolute, relative))
-    rows = []
+    rows, undefined = [], []
     for name, drops, losses in zip(absolute.index, absolute.to_numpy(), relative.to_numpy(), strict=True):
         if np.isnan(drops).any():
+            undefined.append(results.labels[str(name)])
             continue
         worst = int(drops.argmax())
         where = f' <span class="sd">{escape(str(absolute.columns[worst]).replace("_", " "))}</span>'
@@ -155,7 +156,9 @@ def _drops_table(results: Results) -> str:
     title = TITLES[results.metric]
     text = (
         f"Drop of {title} under shift: unshifted minus shifted in points, and as a share of the unshifted value "
-        "in %; mean over replicates, severities and types of shift, and the type that takes most from the arm."
+        "in %; mean over replicates, severities and types of shift, and the type that takes most from the arm, "
+        "picked as the largest, which flatters it."
+        + (f" Left out, without a value under some type: {', '.join(undefined)}." if undefined else "")
     )
     columns = ("drop, points", "relative drop, %", "largest drop, points", "its relative drop, %")
     head = [Column("arm"), *(Column(column, is_number=True) for column in columns)]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -129,15 +130,18 @@ def test_nothing_open_takes_no_time() -> None:
     assert TimeLeft([], expected={}).compute(0.0) == 0.0
 
 
-def test_trials_are_guessed_from_the_epochs_of_the_first_stage() -> None:
-    stage, trials = make_stage("stage", epochs=6), [make_trial("arm", replicate=replicate) for replicate in range(4)]
+@pytest.mark.parametrize(("kind", "views"), [("contrastive", 2), ("supervised", 1)])
+def test_trials_are_guessed_from_the_epochs_of_the_first_stage(kind: str, views: int) -> None:
+    stage = make_stage("stage", epochs=6)
+    stage = replace(stage, config=stage.config.model_copy(update={"kind": kind}))
+    trials = [make_trial("arm", replicate=replicate) for replicate in range(4)]
     left = TimeLeft([stage, *trials], expected={})
     left.start(stage, 0.0)
     assert left.compute(5.0) is None  # nothing has ended, not even an epoch
     left.train(stage, 1, 12.0)
     left.train(stage, 2, 22.0)
-    # An epoch of the stage takes 10 s, of a trial half of it; evaluation adds two thirds of that.
+    # An epoch of the stage takes 10 s, of a trial half of it if the stage has two views; evaluation adds two thirds.
     epochs = stage.config.pretraining.epochs
     whole = 12.0 + 10.0 * (epochs - 1)
-    each = 5.0 * EPOCHS / 0.6
+    each = 10.0 / views * EPOCHS / 0.6
     assert left.compute(22.0) == pytest.approx(whole - 22.0 + 4 * each)

@@ -41,7 +41,7 @@ def draw_overlays(results: Results, ledger: Ledger, cache_dir: Path, titles: Map
 
     firsts = results.complete.sort_values("replicate").drop_duplicates("name")
     rows: list[str] = []
-    head = ""
+    shown: list[str] = []
     for name, signature in list(zip(firsts["name"], firsts["signature"], strict=True))[:MAX_ARMS]:
         folder = ledger.folder("trial", str(signature))
         if not folder.exists(ATTRIBUTION):
@@ -55,19 +55,20 @@ def draw_overlays(results: Results, ledger: Ledger, cache_dir: Path, titles: Map
         except RobustSweepError as error:
             return callout(f"No overlays are shown, because the images could not be had here: {error}", "warn")
         pairs = list(zip(images, arrays["masks"], strict=True))
-        if not head:
+        if (ids := list(map(str, arrays["ids"][: len(images)]))) != shown:  # arms on other images have their own row
+            shown = ids
             head = "".join(
-                f"<td>{_picture(_outline(_grow(image), _grow(mask)), str(name_of))}</td>"
-                for (image, mask), name_of in zip(pairs, arrays["ids"], strict=False)
+                f"<td>{_picture(_outline(_grow(image), _grow(mask)), name_of)}</td>"
+                for (image, mask), name_of in zip(pairs, ids, strict=True)
             )
             rows.append(f'<tr><th scope="row">image</th>{head}</tr>')
-        label = escape(results.labels.get(str(name), str(name)))
+        label = results.labels.get(str(name), str(name))
         for method in methods:
             cells = "".join(
                 f"<td>{_picture(_overlay(image, mask, heat), f'{label}, {titles[method]}')}</td>"
                 for (image, mask), heat in zip(pairs, arrays[f"maps/{method}"], strict=True)
             )
-            rows.append(f'<tr><th scope="row">{label}<br>{titles[method]}</th>{cells}</tr>')
+            rows.append(f'<tr><th scope="row">{escape(label)}<br>{titles[method]}</th>{cells}</tr>')
     if not rows:
         return ""
     text = (

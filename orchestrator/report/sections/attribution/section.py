@@ -55,22 +55,33 @@ def _lead(scores: AttributionScores) -> str:
     return note(
         f"Relevance for the logit of the true class by {named}, scored on lesion masks of test images. Read every "
         "number beside its baselines: the same method on the same network with random weights, and a Gaussian around "
-        "the middle of the image (centre prior). A claim about relevance gets a verdict only if all methods, and "
-        f"metrics of the same thing, agree in direction.{alone}"
+        "the middle of the image (centre prior). A claim that relevance is higher or lower gets no verdict if another "
+        f"method, or another metric of the same thing, has an effect in the other direction.{alone}"
     )
 
 
 def _warn_untold(results: Results, scores: AttributionScores) -> str:
-    untold = list_untold(scores, OVERALL[0])
-    items = [
-        f"{METHOD_TITLES[method]}: {', '.join(results.labels.get(arm, arm) for arm in arms)}"
-        for method, arms in untold.items()
-    ]
-    text = (
-        f"Not above random weights in {ATTRIBUTION_METRICS[OVERALL[0]].title} (95 % interval of the paired "
-        "difference): there the maps show the network's architecture and the image, not what was learned."
+    untested: dict[str, list[str]] = {}
+    for (arm, method, name), score in scores.scores.items():
+        if name == OVERALL[0] and score.gain is None:
+            untested.setdefault(method, []).append(arm)
+    told, unknown = (
+        [
+            f"{METHOD_TITLES[method]}: {', '.join(results.labels.get(arm, arm) for arm in arms)}"
+            for method, arms in found
+        ]
+        for found in (list_untold(scores, OVERALL[0]).items(), untested.items())
     )
-    return callout(text, "warn", items) if items else ""
+    text = (
+        f"Not told from, or below, random weights in {ATTRIBUTION_METRICS[OVERALL[0]].title} (95 % interval of the "
+        "paired difference): nothing shows that these maps depend on what was learned, and not on the network's "
+        "architecture and the image alone."
+    )
+    why = (
+        f"Not compared with random weights in {ATTRIBUTION_METRICS[OVERALL[0]].title}: an interval takes "
+        f"{MIN_REPLICATES} independently trained models; replicates that share a pretrained encoder are one."
+    )
+    return (callout(text, "warn", told) if told else "") + (callout(why, "warn", unknown) if unknown else "")
 
 
 def _score_table(results: Results, scores: AttributionScores) -> str:

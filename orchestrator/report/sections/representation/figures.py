@@ -63,10 +63,14 @@ def draw_similarity(found: ArmSimilarity, labels: Mapping[str, str]) -> dict[str
     """Return CKA and Procrustes distance between arms, as heat maps by name of the measure."""
     names = [escape(labels.get(arm, arm)) for arm in found.arms]
     left_out = f" {found.num_left_out} more arms are not compared." if found.num_left_out else ""
+    shared = (
+        " Where two arms, or the trainings of one, all start from one trained step, trainings that share it are "
+        "compared, and they are more alike for that."
+    )
     note = (
         f"Penultimate features of {found.num_images} unshifted test images, mean over pairs of trained networks of "
-        "different replicates; on the diagonal two trainings of one arm: arms are only different where they are less "
-        f"alike than that.{left_out}"
+        "different replicates and pretrained encoders; on the diagonal two trainings of one arm: arms are only "
+        f"different where they are less alike than that.{shared * found.has_shared}{left_out}"
     )
     measures = {
         "CKA": (found.cka, "Unbiased linear CKA, 1 for features that are alike up to rotation and scale. ", (0.0, 1.0)),

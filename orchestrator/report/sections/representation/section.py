@@ -42,7 +42,8 @@ def _table(results: Results, statistics: pd.DataFrame) -> str:
         label = results.labels.get(str(name), str(name))
         rows.append([Cell(escape(label), label), *(_cell(own[metric]) for metric in found)])
     text = (
-        "Of the penultimate features on unshifted test images, mean ± sd over replicates. ↑ higher is better, ↓ lower; "
+        "Of the penultimate features on unshifted test images, mean ± sd over independently trained models: replicates "
+        "that share a pretrained encoder are one. ↑ higher is better, ↓ lower; "
         "the others describe. None of them chooses a model: networks with the same accuracy differ in all of them. "
         "The table of metrics (docs/metrics.md) has the formulas."
     )
