@@ -208,7 +208,10 @@ class _Routes:
 
     @_answer_errors
     def image(self, request: Request) -> Response:
-        side = min(1_024, max(16, int(request.query_params.get("side", "96"))))
+        asked = request.query_params.get("side", "96")
+        if not (asked.isascii() and asked.isdigit()):
+            return JSONResponse({"error": f"found side {asked!r}, expected a number of pixels"}, status_code=400)
+        side = min(1_024, max(16, int(asked[:5])))
         image = self._explored.paint(request.path_params["trial"], request.path_params["point"], side)
         return Response(image, media_type="image/png", headers={"cache-control": "private, max-age=86400"})
 

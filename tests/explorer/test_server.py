@@ -175,6 +175,11 @@ def test_nothing_but_the_page_and_numbered_images_can_be_requested(served: Serve
     assert b"study_sha256" not in body
 
 
+@pytest.mark.parametrize(("side", "status"), [("abc", 400), ("-5", 400), ("", 400), ("1e3", 400), ("9" * 400, 200)])
+def test_a_side_that_is_no_number_is_refused(served: Served, side: str, status: int) -> None:
+    assert ask(served, f"/api/trials/0/images/0?side={side}")[0] == status
+
+
 def test_a_link_in_the_cache_or_the_study_opens_nothing(served: Served, explored: ExploredStudy) -> None:
     folder = explored.open(0).folder
     (folder / "score-77.npy").symlink_to("/etc/passwd")
