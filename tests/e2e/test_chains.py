@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.other_studies import find_elsewhere
 from orchestrator.study.study_file import load_study
 from orchestrator.tracking.projection import project
+from tests.support.command_line import call
 from trainables.storage.checkpoint import load_weights
 
 STUDY = """\
@@ -35,16 +33,6 @@ replicates: 2
 execution: {cache_dir: CACHE}
 """
 FIRST, SECOND = "supervised on coloured_digits from scratch", "simclr on digits from supervised on coloured_digits"
-
-
-def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "robustsweep", words[0], str(folder / "study.yaml"), *words[1:]]
-    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
-    done = subprocess.run(
-        [*command, "--storage", str(folder / "results")], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +10,7 @@ import pytest
 
 from orchestrator.analysis.results import load_results
 from orchestrator.ledger.ledger import Ledger
+from tests.support.command_line import call
 from trainables.storage.checkpoint import load_weights
 
 STUDY = """\
@@ -25,16 +23,6 @@ pretraining: {kind: contrastive, epochs: 1, batch_size: 512, horizontal_flip: fa
 replicates: 4
 execution: {cache_dir: CACHE}
 """
-
-
-def call(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "robustsweep", words[0], str(folder / "study.yaml"), *words[1:]]
-    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
-    done = subprocess.run(
-        [*command, "--storage", str(folder / "results")], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done
 
 
 @pytest.fixture(scope="module")

@@ -5,14 +5,13 @@ Source: Gao et al. 2021 (gradient caching, arXiv 2101.06983).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from trainables.pretraining.group_statistics import find_norms
+from trainables.models.batch_norm import running_statistics_kept
 
 #: Function from the views of a part to their features and embeddings.
 Embed = Callable[[tuple[Tensor, ...]], tuple[Tensor, Tensor]]
@@ -65,19 +64,6 @@ def split_evenly(images: Tensor, size: int) -> tuple[Tensor, ...]:
     A single image has no batch statistics; two or three are then taken together.
     """
     return torch.tensor_split(images, max(1, min(-(-len(images) // size), len(images) // 2)))
-
-
-@contextmanager
-def running_statistics_kept(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Leave the running statistics of batch normalisation as they are; batches are normalised by their own."""
-    layers = [layer for layer in find_norms(modules) if layer.track_running_stats]
-    for layer in layers:
-        layer.track_running_stats = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.track_running_stats = True
 
 
 def _capture(device: torch.device) -> tuple[Tensor, Tensor | None]:

@@ -13,11 +13,6 @@ from torch import Tensor, nn
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
-def find_norms(modules: Iterable[nn.Module]) -> list[_BatchNorm]:
-    """Return the layers of batch normalisation."""
-    return [layer for module in modules for layer in module.modules() if isinstance(layer, _BatchNorm)]
-
-
 def can_group(layers: Iterable[_BatchNorm]) -> bool:
     """Return whether ``statistics_in_groups`` applies: to torch’s own layers with moving averages."""
     return all(

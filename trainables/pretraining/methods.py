@@ -17,9 +17,10 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from trainables.contrastive_config import Byol, Method, MoCo, SimClr
+from trainables.models.batch_norm import find_norms
 from trainables.models.networks import Classifier
 from trainables.pretraining.accumulation import backward_in_parts, split_evenly
-from trainables.pretraining.group_statistics import can_group, find_norms, statistics_in_groups
+from trainables.pretraining.group_statistics import can_group, statistics_in_groups
 from trainables.training.optimisation import learning_rate_factor
 
 Views = UInt8[Tensor, "n c h w"]

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+
+from trainables.models.batch_norm import running_statistics_kept
 
 #: Added to the gradient's norm, so that weights stay unchanged where the gradient is zero.
 _TINY = 1e-12
@@ -31,15 +32,11 @@ def perturbed_weights(
     """
     moved = [parameter for parameter in parameters if parameter.grad is not None]
     before = [parameter.detach().clone() for parameter in moved]
-    layers = [layer for layer in model.modules() if isinstance(layer, _BatchNorm) and layer.track_running_stats]
     _perturb_weights(moved, rho=rho, adaptive=adaptive)
-    for layer in layers:
-        layer.track_running_stats = False
     try:
-        yield
+        with running_statistics_kept([model]):
+            yield
     finally:
-        for layer in layers:
-            layer.track_running_stats = True
         with torch.no_grad():
             for parameter, value in zip(moved, before, strict=True):
                 parameter.copy_(value)
