@@ -27,6 +27,8 @@ SMALLEST_FEATURE_SPREAD = 0.01
 #: batch's rank below which they do where the loss is that of guessing. Healthy runs on digits keep .5 and more, and
 #: have 15 and more; at a learning rate of 1,000 it is a third in the first epoch.
 SMALLEST_RANK, SMALLEST_RANK_SHARE = 3.0, 0.5
+#: Largest rank that a batch can have (images − 1, or dimensions) from which a small one says something. Assumption.
+SMALLEST_POSSIBLE_RANK = 6
 #: Share below the loss of guessing within which nothing has been learned: an assumption. The loss alone says too
 #: little: healthy runs on few images begin above that of guessing.
 CHANCE_TOLERANCE = 0.01
@@ -83,8 +85,9 @@ class CollapseMeter:
         ranks = _measure_ranks(self._last)
         is_guessing = chance is not None and loss >= (1.0 - CHANCE_TOLERANCE) * chance
         has_few = any(
-            rank < SMALLEST_RANK or (is_guessing and rank < SMALLEST_RANK_SHARE * self._first[name])
-            for name, rank in ranks.items()
+            (rank < SMALLEST_RANK and possible >= SMALLEST_POSSIBLE_RANK)
+            or (is_guessing and rank < SMALLEST_RANK_SHARE * self._first[name])
+            for (name, rank), possible in zip(ranks.items(), _list_possible_ranks(self._last), strict=True)
         )
         found |= {f"ssl/{name}": rank for name, rank in ranks.items()} | {"ssl/collapsed": float(has_few)}
         if self._is_first_epoch:
@@ -93,6 +96,11 @@ class CollapseMeter:
 
 
 _RANKS = ("feature_rank", "embedding_rank")
+
+
+def _list_possible_ranks(outcome: Outcome) -> list[int]:
+    """Return the largest rank that features and embeddings of such a batch can have."""
+    return [min(len(part) - 1, part.shape[1]) for part in (outcome.features, outcome.embeddings)]
 
 
 def _measure_ranks(outcome: Outcome) -> dict[str, float]:

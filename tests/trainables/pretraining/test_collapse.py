@@ -103,6 +103,14 @@ def test_few_dimensions_are_flagged(rank: int, chance: float | None, is_collapse
     assert found["ssl/collapsed"] == is_collapsed
 
 
+@pytest.mark.parametrize(("views", "is_collapsed"), [(2, 0.0), (6, 0.0), (8, 1.0)])
+def test_batches_that_can_have_no_more_dimensions_are_not_flagged(views: int, is_collapsed: float) -> None:
+    few = outcome(2)
+    meter = CollapseMeter(torch.device("cpu"), None)
+    meter.add(Outcome(few.loss, few.features[:views], few.embeddings[:views]))
+    assert meter.summarise(None)["ssl/collapsed"] == is_collapsed
+
+
 @pytest.mark.parametrize(
     ("flags", "verdict", "epochs"),
     [([0, 0, 0], "none", []), ([1, 1, 0], "none", [1, 2]), ([0, 1, 1], "dimensional", [2, 3])],

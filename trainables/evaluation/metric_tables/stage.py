@@ -51,8 +51,8 @@ STAGE_METRICS: dict[str, Metric] = {
         ),
         Metric(
             "ssl/collapsed", "collapsed",
-            "1 if a rank is below 3, or below half of the start's while the loss is that of guessing (1 % less counts, "
-            "too), else 0; one point for all images ends the stage",
+            "1 if a rank is below 3 where 6 are possible, or below half of the start's while the loss is that of "
+            "guessing (1 % less counts, too), else 0; one point for all images ends the stage",
             higher_is_better=False, low=0.0, high=1.0, needs=_BATCHES, source="Jing et al. 2022",
         ),
         Metric(
