@@ -150,7 +150,7 @@ def test_noise_in_both_gains_is_no_correlation(tmp_path: Path) -> None:
     assert verdicts["disjoint"] == [NOT_SUPPORTED] * 4
 
 
-@pytest.mark.parametrize("coefficient", ["spearman", "pearson"])
+@pytest.mark.parametrize("coefficient", ["spearman", pytest.param("pearson", marks=pytest.mark.long)])
 def test_false_correlations_are_as_many_as_alpha_says(coefficient: Literal["spearman", "pearson"]) -> None:
     """Of 2,000 studies over 7 data sets without a correlation of the true gains.
 
