@@ -70,7 +70,6 @@ def test_plan_tells_candidates_and_trials(folder: Path) -> None:
     assert read_counts(folder)["planned"] == 12
 
 
-@pytest.mark.long
 def test_a_study_that_was_stopped_has_no_choice_and_goes_on(folder: Path) -> None:
     call(folder, "run", "--set", "execution.budget={trials: 4}", codes=(4,))
     counts = read_counts(folder)
