@@ -27,6 +27,7 @@ from typing import Any
 import numpy as np
 from common import Line, environment
 
+from orchestrator.explorer.images import encode_png
 from orchestrator.explorer.jobs import Job
 from orchestrator.explorer.prepared import Index, Prepared, ScoreIndex, SetIndex
 from orchestrator.explorer.serve import serve
@@ -124,10 +125,24 @@ class _Images:
         return np.asarray(self._images[row])
 
 
+class _Painter:
+    """In place of ``Painter``: shifted images are the unshifted ones, without a process that draws them."""
+
+    def __init__(self, images: _Images) -> None:
+        self._images = images
+
+    def paint(self, request: dict[str, Any]) -> bytes:
+        return encode_png(self._images.read("", request["set"], request["row"]), request["side"])
+
+    def close(self) -> None:
+        pass
+
+
 def serve_trial(folder: Path) -> None:
     """Serve a prepared trial; print the address, and at each line of standard input the peak memory in MiB."""
     explored = ExploredStudy(make_fake_ledger(folder.parent / "ledger", replicates=1), folder)
     explored.jobs, explored.images = _Prepared(folder), _Images(folder)  # type: ignore[assignment]
+    explored._painter = _Painter(explored.images)  # type: ignore[assignment,arg-type]
     with serve(explored) as served:
         print(served.url, flush=True)
         for _ in sys.stdin:
