@@ -76,13 +76,16 @@ def make_place(
     """Write a study of 2 × ``levels`` arms into ``folder``; its ledger will lie below ``folder/name``."""
     rates = ", ".join(f"{1e-3 * (1 + number / 1000):.6f}" for number in range(levels))
     values = {"EPOCHS": epochs, "LEVELS": rates, "REPLICATES": replicates, "CACHE": cache_dir}
-    text = STUDY
+    return Place(fill_study(STUDY, values, folder / f"{name}.yaml"), folder / name)
+
+
+def fill_study(text: str, values: Mapping[str, Any], path: Path) -> Path:
+    """Write ``text`` with its words in capitals replaced by their values to ``path``, and return it."""
     for key, value in values.items():
         text = text.replace(key, str(value))
-    folder.mkdir(parents=True, exist_ok=True)
-    study = folder / f"{name}.yaml"
-    study.write_text(text)
-    return Place(study, folder / name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
 
 
 def environment() -> dict[str, str]:

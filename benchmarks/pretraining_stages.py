@@ -38,7 +38,7 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from common import Line, Place, describe_machine, environment
+from common import Line, Place, describe_machine, environment, fill_study
 
 WALL_BAR = 1 / 1.05
 STUDY = """\
@@ -91,13 +91,7 @@ def make_study(folder: Path, name: str, storage: Path, sizes: Sizes, cache_dir: 
         "REGULARISERS": ", ".join(REGULARISERS[name][: sizes.regularisers]), "REPLICATES": sizes.replicates,
         "CACHE": cache_dir,
     }  # fmt: skip
-    text = STUDY
-    for key, value in values.items():
-        text = text.replace(key, str(value))
-    folder.mkdir(parents=True, exist_ok=True)
-    study = folder / f"{name}.yaml"
-    study.write_text(text)
-    return Place(study, storage)
+    return Place(fill_study(STUDY, values, folder / f"{name}.yaml"), storage)
 
 
 # ------------------------------------------------------------------ processes
