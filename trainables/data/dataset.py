@@ -8,6 +8,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64, UInt8
 
+#: Target of pixels that no loss and no metric counts: outside the field of view, in a border, or not annotated.
+UNCOUNTED = 255
+
 
 @dataclass(frozen=True)
 class ImageSet:
@@ -28,6 +31,8 @@ class ImageSet:
     metadata: dict[str, list[Any]] = field(default_factory=dict)
     #: Lesion masks of a phantom: 0 background, k the k-th lesion of the image. Those of files: ``load_test_masks``.
     masks: UInt8[np.ndarray, "n height width"] | None = None
+    #: Class of every pixel of a segmentation data set: an index into ``Dataset.classes`` or ``UNCOUNTED``; mapped, too.
+    targets: UInt8[np.ndarray, "n height width"] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
