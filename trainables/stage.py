@@ -55,7 +55,7 @@ def run_stage(
     data = load_sources(step.sources or (config.data,), cache_dir=execution.cache_dir.expanduser())
     report({"event": "started", "epochs": step.epochs})
     seed_everything(derive_seed(config.seed, config.stream, "stage"))
-    model = build_network(config.model, step.init, data[0], NoRegulariser())
+    model = build_network(config.model, step.init, data[0], NoRegulariser(), config.task)
     load_encoder(model, step.init, encoder)
     choice = default_choice(config.model, model, resolve_precision(TrainingConfig(), device), device)
     if not is_trained(folder, ENCODER):

@@ -27,7 +27,7 @@ def find_distinct(configs: Iterable[TrialConfig]) -> list[TrialConfig]:
     """Return the first config of each group that builds the same network, loss and shifts on the same images."""
     found: dict[str, TrialConfig] = {}
     for config in configs:
-        sections = (config.data, config.model, config.pretraining, config.regulariser, config.evaluation)
+        sections = (config.data, config.task, config.model, config.pretraining, config.regulariser, config.evaluation)
         parts = [section.model_dump(mode="json", exclude={"split_seed"}) for section in sections]
         parts += [config.training.fine_tune.model_dump(mode="json")]
         found.setdefault(canonical_json([*parts, _has_single_images(config), config.training.is_linear_probe]), config)
@@ -61,8 +61,10 @@ def _check_trial(config: TrialConfig, data: Dataset) -> None:
     from trainables.evaluation.robustness import check_shifts
     from trainables.models.mc_dropout import find_dropout
     from trainables.regularisers import NoRegulariser
+    from trainables.tasks.find import find_task
     from trainables.trial import build_network
 
+    find_task(config.task).check(config, data)
     check_shifts(data, config.evaluation)
     check_scores(config.evaluation.confidence_scores)
     _check_roles(config, data)
@@ -70,9 +72,10 @@ def _check_trial(config: TrialConfig, data: Dataset) -> None:
     weights = ScratchPretraining() if published is None or published.file is None else published
     is_stage = isinstance(config.pretraining, TrainedStep)
     if is_stage and weights is published:
-        build_network(config.model, weights, data, NoRegulariser())
+        build_network(config.model, weights, data, NoRegulariser(), config.task)
     # Memory is allocated: on torch's meta device a forward pass spends two more seconds on imports.
-    model = build_network(config.model, ScratchPretraining() if is_stage else weights, data, config.regulariser)
+    start = ScratchPretraining() if is_stage else weights
+    model = build_network(config.model, start, data, config.regulariser, config.task)
     if config.evaluation.mc_dropout > 0:
         find_dropout(model)
     _check_step(model, config, data)

@@ -122,6 +122,8 @@ def make_stages(config: TrialConfig, fingerprint: str) -> list[Work]:
             kind=step.kind,
             data=config.data if uses_study else step.sources[0],
             model=config.model,
+            # Without labels a network learns nothing of a task: the stage is the same for all.
+            **({"task": config.task} if isinstance(step, SupervisedPretraining) else {}),
             pretraining=step,
             seed=config.seed,
             encoder=encoders[number],

@@ -93,6 +93,10 @@ class Dataset:
     conversions: dict[str, int] = field(default_factory=dict)
     #: Selects the severity tables: fundus, dermoscopy, … (``EvaluationConfig.modality``), or general.
     modality: str = "general"
+    #: Data sets that the images of a segmentation come from, at least one; () if images and not pixels have classes.
+    components: tuple[str, ...] = ()
+    #: Name in ``components`` → the classes, background among them, that its masks tell apart; others are not known.
+    annotated: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:

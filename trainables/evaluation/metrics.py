@@ -277,6 +277,12 @@ def find_representation(name: str) -> Metric | None:
     return REPRESENTATION_METRICS.get(metric) if kind == "representation" else None
 
 
+#: Kind of a task → metric that arms are compared by unless another is asked for.
+MAIN_METRICS = {"classification": "balanced_accuracy", "segmentation": "dice"}
+#: Kind of a task → calibration error that is shown beside it.
+MAIN_CALIBRATION = {"classification": "ece", "segmentation": "pixel_ece"}
+
+
 def find_chance(metric: str, num_classes: int) -> float | None:
     """Return the value that guessing without looking at the images has, None where it depends on the class shares.
 
