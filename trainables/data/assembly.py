@@ -23,8 +23,9 @@ from trainables.data.splits import (
     check_unique,
 )
 from trainables.data.table import Table, describe_row, list_first
-from trainables.data_config import ImageData, UnlabelledFolderData
+from trainables.data_config import UnlabelledFolderData
 from trainables.errors import ConfigError, DataError
+from trainables.image_data_config import ImageData
 
 #: Longer strings of digits are sorted as text: Python refuses numbers of thousands of digits.
 _MAX_DIGITS = 100
@@ -44,6 +45,13 @@ class Assignment:
     problems: dict[int, str]
     #: Classes that no model is trained on.
     held_out: tuple[str, ...] = ()
+    #: See ``Table.components``: if there are any, ``labels`` index them.
+    components: tuple[str, ...] = ()
+
+    @property
+    def classes_of_images(self) -> tuple[str, ...]:
+        """Classes of which train needs an image; () where pixels and not images have classes."""
+        return () if self.components else self.classes
 
 
 def assign_sets(table: Table, config: ImageData) -> Assignment:
@@ -58,8 +66,37 @@ def assign_sets(table: Table, config: ImageData) -> Assignment:
     if isinstance(config, UnlabelledFolderData):
         sets = np.array(["" if row in table.problems else "train" for row in range(len(table.ids))], dtype=object)
         return Assignment(("",), np.zeros(len(sets), dtype=np.int64), sets, dict(table.problems))
+    if table.components:
+        assignment = assign_components(table, config)
+        if not assignment.problems:
+            check_no_empty_split(assignment.sets, assignment.labels, ())
+        return assignment
     classes, labels, problems = _resolve_labels(table, config)
     classes, labels, held_out = _hold_out(classes, labels, config.held_out_classes)
+    sets = _assign_rows(table, labels, config)
+    is_held_out = labels >= len(classes)
+    sets[is_held_out] = np.where(sets[is_held_out] == "test", HELD_OUT, "")
+    if not problems:  # otherwise write_dataset reports them first, and runs this check after quarantine
+        check_no_empty_split(sets, labels, classes)
+    _check_held_out(sets, held_out)
+    return Assignment(classes, labels, sets, problems, held_out)
+
+
+def assign_components(table: Table, config: ImageData) -> Assignment:
+    """Return the data set and the set of every row of a segmentation; a split may be empty.
+
+    Raises:
+        ConfigError: a site to leave out does not exist, or the split fractions leave no training data.
+        DataError: a repeated id, a group or id in two sets.
+    """
+    known = {name: index for index, name in enumerate(table.components)}
+    labels = np.array([-1 if row in table.problems else known[name] for row, name in enumerate(table.labels)])
+    sets = _assign_rows(table, labels.astype(np.int64), config)
+    return Assignment(table.classes or (), labels, sets, dict(table.problems), components=table.components)
+
+
+def _assign_rows(table: Table, labels: Int64[np.ndarray, " n"], config: ImageData) -> np.ndarray:
+    """Return the set of every row, "" for those with a negative label."""
     sets = np.full(len(table.ids), "", dtype=object)
     usable = np.flatnonzero(labels >= 0)
     splits = np.array(table.splits, dtype=object)[usable]
@@ -80,12 +117,7 @@ def assign_sets(table: Table, config: ImageData) -> Assignment:
     check_disjoint(splits, ids, what="id")
     check_unique(list(ids), [describe_row(table.file_names[row], table.rows[row]) for row in usable], what="id")
     check_disjoint(splits, groups, what="group")
-    is_held_out = labels >= len(classes)
-    sets[is_held_out] = np.where(sets[is_held_out] == "test", HELD_OUT, "")
-    if not problems:  # otherwise write_dataset reports them first, and runs this check after quarantine
-        check_no_empty_split(sets, labels, classes)
-    _check_held_out(sets, held_out)
-    return Assignment(classes, labels, sets, problems, held_out)
+    return sets
 
 
 def _hold_out(

@@ -1,7 +1,8 @@
 """Decoded images on disk: one folder per content, memory-mapped by every process of a node.
 
     <cache_dir>/data/<key>/index.json   labels, ids, groups, sites, metadata of every set, checksums of the arrays
-    <cache_dir>/data/<key>/0.npy …      uint8 (n, channels, size, size), one file per set; 0.masks.npy beside it
+    <cache_dir>/data/<key>/0.npy …      uint8 (n, channels, size, size), one file per set; beside it 0.masks.npy, or
+                                        0.targets.npy with the class of every pixel
 
 ``cache_writer`` writes a folder. Later damage is detected as in the ledger (``trainables/storage/completeness.py``).
 """
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import UInt8
 
 from trainables.data.dataset import BadImage, Dataset, ImageSet, SimilarPair, SimilarPairs
 from trainables.data.splits import EXTERNAL, HELD_OUT, SPLITS
@@ -24,7 +26,7 @@ from trainables.storage.completeness import find_change
 from trainables.storage.folder import Folder
 
 #: Increase it when decoding or the layout of a folder changes.
-CACHE_VERSION = 5
+CACHE_VERSION = 6
 INDEX = "index.json"
 
 _LOG = logging.getLogger(__name__)
@@ -80,6 +82,8 @@ def read_dataset(folder: Path, name: str, modality: str, *, every_byte: bool = F
         similar=_read_similar(index["similar"]),
         conversions=index["conversions"],
         modality=modality,
+        components=tuple(each or name for each in index["components"]),
+        annotated={each or name: tuple(classes) for each, classes in index["annotated"].items()},
     )
 
 
@@ -114,5 +118,10 @@ def _read_set(folder: Path, entry: dict[str, Any]) -> ImageSet:
         groups=np.array(entry["groups"], dtype=str),
         sites=np.array(entry["sites"], dtype=str),
         metadata=entry["metadata"],
-        masks=np.load(folder / entry["masks"], mmap_mode="r", allow_pickle=False) if entry["masks"] else None,
+        masks=_map(folder, entry["masks"]),
+        targets=_map(folder, entry["targets"]),
     )
+
+
+def _map(folder: Path, name: str | None) -> UInt8[np.ndarray, "n height width"] | None:
+    return None if name is None else np.load(folder / name, mmap_mode="r", allow_pickle=False)

@@ -27,10 +27,13 @@ from trainables.data.cache import INDEX
 from trainables.data.dataset import BadImage, SimilarPair, SimilarPairs
 from trainables.data.identity.copies import describe_problems, digest_images, find_copies
 from trainables.data.identity.near_duplicates import MAX_IMAGES, MIN_SIDE, find_near_duplicates, shrink_images
+from trainables.data.segmentation.targets import check_learnt, count_pixels
 from trainables.data.splits import EXTERNAL, SPLITS, check_no_empty_split
 from trainables.data.table import Table, describe_row, hash_json, list_first
-from trainables.data_config import FileData, ImageData, UnlabelledFolderData
+from trainables.data_config import UnlabelledFolderData
 from trainables.errors import DataError, DiskFullError
+from trainables.image_data_config import FileData, ImageData
+from trainables.segmentation_data_config import SegmentationData
 from trainables.storage.completeness import describe_files
 from trainables.storage.folder import Folder, explain_failure
 
@@ -42,8 +45,8 @@ _ABANDONED_SECONDS = 86_400.0
 #: Near-duplicates kept for looking at them.
 MAX_PAIRS = 1000
 #: Entries of a set that are needed while it is written: its rows in the table, digests of its files and of its pixels,
-#: thumbnails.
-_NOT_INDEXED = ("rows", "digests", "pixels", "thumbnails")
+#: thumbnails, areas of classes.
+_NOT_INDEXED = ("rows", "digests", "pixels", "thumbnails", "areas")
 
 
 def write_dataset(folder: Path, table: Table, assignment: Assignment, config: ImageData) -> None:
@@ -72,17 +75,21 @@ def write_dataset(folder: Path, table: Table, assignment: Assignment, config: Im
             gone = problems.keys() | leaked.keys()
             kept = np.array([name if row not in gone else "" for row, name in enumerate(assignment.sets)])
             if not isinstance(config, UnlabelledFolderData):
-                check_no_empty_split(kept, assignment.labels, assignment.classes)
+                check_no_empty_split(kept, assignment.labels, assignment.classes_of_images)
             elif not (kept != "").any():
                 raise DataError(_describe_bad(bad))
             _check_external(assignment.sets, kept)
         for entry in sets:
             _drop_rows(temporary, entry, leaked)
+        if table.components:
+            check_learnt(next(entry["areas"] for entry in sets if entry["name"] == "train"), assignment.classes)
         kept_rows = {row for entry in sets for row in entry["rows"]}
         index = {
             "classes": assignment.classes,
             "held_out": assignment.held_out,
-            "fingerprint": _compute_fingerprint(sets, (*assignment.classes, *assignment.held_out), config),
+            "components": table.components,
+            "annotated": table.annotated,
+            "fingerprint": _compute_fingerprint(sets, assignment, config),
             "quarantined": [[image.file_name, image.row, image.problem] for image in bad],
             "copies": copies,
             "similar": asdict(_find_similar(sets, config)),
@@ -118,7 +125,7 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
 
 
 def _check_space(folder: Path, num_images: int, config: ImageData) -> None:
-    needed = num_images * config.channels * config.image_size**2
+    needed = num_images * (config.channels + isinstance(config, SegmentationData)) * config.image_size**2
     free = shutil.disk_usage(folder).free
     if needed > free:
         raise DiskFullError(
@@ -146,6 +153,10 @@ def _decode_sets(
         sets.append({"name": name, **entry, **_describe_rows(table, assignment.labels, rows[good])})
         sets[-1]["digests"] = [digest for digest, keep in zip(entry["digests"], good, strict=True) if keep]
         sets[-1]["rows"] = rows[good].tolist()
+        if table.components and good.any():
+            areas = count_pixels(np.load(folder / entry["targets"], mmap_mode="r"), len(assignment.classes))
+            sets[-1]["areas"] = areas.tolist()
+            sets[-1]["metadata"]["foreground_px"] = areas[:, 1:].sum(axis=1).tolist()
     return sets, all_problems
 
 
@@ -153,7 +164,8 @@ def _decode_set(
     stem: Path, rows: Int64[np.ndarray, " n"], table: Table, config: ImageData
 ) -> tuple[dict[str, Any], dict[int, str]]:
     size = config.image_size
-    images_file, masks_file = f"{stem.name}.npy", f"{stem.name}.masks.npy" if table.pixels.has_masks else None
+    kind = "targets" if table.components else "masks"
+    images_file, masks_file = f"{stem.name}.npy", f"{stem.name}.{kind}.npy" if table.pixels.has_masks else None
     images = _create(stem.with_name(images_file), (len(rows), config.channels, size, size))
     masks = _create(stem.with_name(masks_file), (len(rows), size, size)) if masks_file else None
     digests, problems = table.pixels.decode(rows, images, masks)
@@ -166,8 +178,8 @@ def _decode_set(
         _keep_rows(stem.with_name(images_file), images, good)
         if masks is not None and masks_file is not None:
             _keep_rows(stem.with_name(masks_file), masks, good)
-    entry = {"images": images_file, "masks": masks_file, "digests": digests, "pixels": pixels}
-    return entry | {"thumbnails": thumbnails}, problems
+    entry = {"images": images_file, "masks": None, "targets": None, kind: masks_file, "digests": digests}
+    return entry | {"pixels": pixels, "thumbnails": thumbnails, "areas": [()] * len(pixels)}, problems
 
 
 def _check_copies(
@@ -179,9 +191,10 @@ def _check_copies(
         DataError: copies have different labels, or lie in two sets and ``on_leak`` is ``error``.
     """
     digests = {row: digest for entry in sets for row, digest in zip(entry["rows"], entry["pixels"], strict=True)}
-    copies = find_copies(digests, assignment.sets, assignment.labels)
+    labels = np.zeros_like(assignment.labels) if assignment.components else assignment.labels
+    copies = find_copies(digests, assignment.sets, labels)
     classes = (*assignment.classes, *assignment.held_out)
-    problem = describe_problems(copies, table, assignment.sets, assignment.labels, classes, config.on_leak)
+    problem = describe_problems(copies, table, assignment.sets, labels, classes, config.on_leak)
     if problem is not None:
         raise DataError(problem)
     leaked = {row: f"has a copy with the same pixels in {assignment.sets[kept]}" for row, kept in copies.across}
@@ -193,7 +206,7 @@ def _drop_rows(folder: Path, entry: dict[str, Any], rows: Mapping[int, str]) -> 
     good = np.array([row not in rows for row in entry["rows"]])
     if good.all():
         return
-    for name in (entry["images"], entry["masks"]):
+    for name in (entry["images"], entry["masks"], entry["targets"]):
         if name is not None:
             _keep_rows(folder / name, np.load(folder / name, mmap_mode="r"), good)
     for key in (*_NOT_INDEXED, "labels", "ids", "groups", "sites"):
@@ -276,10 +289,12 @@ def _check_external(before: np.ndarray, after: np.ndarray) -> None:
         )
 
 
-def _compute_fingerprint(sets: Sequence[dict[str, Any]], classes: Sequence[str], config: ImageData) -> str:
+def _compute_fingerprint(sets: Sequence[dict[str, Any]], assignment: Assignment, config: ImageData) -> str:
     """Return the sha256 of all rows' identity and content and of the settings that change pixels, without paths."""
+    classes = (*assignment.classes, *assignment.held_out)
+    labels = assignment.components or classes
     rows = [
-        [entry["name"], identifier, classes[label], group, site, digest]
+        [entry["name"], identifier, labels[label], group, site, digest]
         for entry in sets
         for identifier, label, group, site, digest in zip(
             *(entry[key] for key in ("ids", "labels", "groups", "sites", "digests")), strict=True

@@ -19,7 +19,7 @@ class ImageSet:
     name: str
     #: Memory-mapped, read-only, values 0–255.
     images: UInt8[np.ndarray, "n channels height width"]
-    #: Index into ``Dataset.classes``; −1 for images of none of them.
+    #: Index into ``Dataset.classes``, −1 for images of none of them; of a segmentation index into its ``components``.
     labels: Int64[np.ndarray, " n"]
     #: Immutable ids, unique over the whole data set.
     ids: np.ndarray
@@ -95,7 +95,7 @@ class Dataset:
     modality: str = "general"
     #: Data sets that the images of a segmentation come from, at least one; () if images and not pixels have classes.
     components: tuple[str, ...] = ()
-    #: Name in ``components`` → the classes, background among them, that its masks tell apart; others are not known.
+    #: Name in ``components`` → classes that its masks tell apart, background among them; of others they say nothing.
     annotated: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property

@@ -21,10 +21,17 @@ from trainables.data_config import (
     UnlabelledFolderData,
 )
 from trainables.errors import StorageError
+from trainables.segmentation_data_config import (
+    DatasetsData,
+    DecathlonData,
+    ImageMaskCsvData,
+    ImageMaskFolderData,
+    SegmentationData,
+)
 from trainables.storage.patient_lock import locked
 
 #: Fields for the location of data, its download, its report or the plan; they change no stored byte.
-NOT_STORED = {"path", "root", "group_file", "download", "ordinal", "split"}
+NOT_STORED = {"path", "root", "group_file", "download", "ordinal", "split", "weights", "datasets"}
 
 
 def load_dataset(config: DataConfig | UnlabelledFolderData, *, cache_dir: Path, verify: bool = False) -> Dataset:
@@ -102,9 +109,27 @@ def _build_source(  # noqa: PLR0911 - one per kind
         from trainables.data.sources.torchvision_sets import build_torchvision_source
 
         return build_torchvision_source(config, digests)
+    if isinstance(config, SegmentationData):
+        return _build_segmentation_source(config, digests)
     from trainables.data.sources.phantom import build_phantom_source
 
     return build_phantom_source(config, digests)
+
+
+def _build_segmentation_source(config: SegmentationData, digests: FileDigests) -> Source:
+    """Return the source of images with masks; only its own module is imported."""
+    if isinstance(config, ImageMaskFolderData):
+        from trainables.data.segmentation.image_masks import build_image_mask_folder_source
+
+        return build_image_mask_folder_source(config, digests)
+    if isinstance(config, ImageMaskCsvData):
+        from trainables.data.segmentation.image_masks import build_image_mask_csv_source
+
+        return build_image_mask_csv_source(config, digests)
+    from trainables.data.segmentation.union import build_datasets_source
+
+    assert isinstance(config, DatasetsData)
+    return build_datasets_source(config, lambda part: _build_segmentation_source(part, digests), NOT_STORED)
 
 
 def _name(config: DataConfig | UnlabelledFolderData) -> str:
@@ -112,9 +137,9 @@ def _name(config: DataConfig | UnlabelledFolderData) -> str:
         return config.flag
     if isinstance(config, TorchvisionData):
         return config.name
-    if isinstance(config, CsvData):
+    if isinstance(config, CsvData | ImageMaskCsvData):
         return config.path.stem
-    if isinstance(config, ImageFolderData | UnlabelledFolderData):
+    if isinstance(config, ImageFolderData | UnlabelledFolderData | ImageMaskFolderData | DecathlonData):
         return config.path.absolute().name
     return config.kind
 

@@ -21,7 +21,7 @@ class Pixels(Protocol):
 
     @property
     def has_masks(self) -> bool:
-        """Whether ``decode`` also fills masks."""
+        """Whether ``decode`` also fills masks: of lesions, or the targets of a segmentation."""
 
     def decode(
         self,
@@ -57,8 +57,12 @@ class Table:
     problems: dict[int, str] = field(default_factory=dict)
     #: Row → in words how intensities of more than 8 bits were converted; filled in by decoding.
     conversions: dict[int, str] = field(default_factory=dict)
-    #: Order of the classes, if the source or the user gives one.
+    #: Order of the classes, if the source or the user gives one; of a segmentation those of its pixels.
     classes: tuple[str, ...] | None = None
+    #: Data sets that the images of a segmentation come from, whose names are the labels; () if images have classes.
+    components: tuple[str, ...] = ()
+    #: Data set -> indices of the classes that its masks tell apart.
+    annotated: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,9 @@ from pydantic import ValidationError
 
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.load import load_dataset
-from trainables.data_config import DataConfig, ImageData, UnlabelledFolderData
+from trainables.data_config import DataConfig, UnlabelledFolderData
 from trainables.errors import ConfigError
+from trainables.image_data_config import ImageData
 
 Source = TypeVar("Source", bound=ImageData)
 

@@ -35,7 +35,7 @@ def decode_mask(path: Path, image_path: Path, spec: PixelSpec) -> UInt8[np.ndarr
     try:
         with Image.open(path) as opened:
             inside = _read_inside(opened)
-        size = _read_size(image_path, spec)
+        size = read_size(image_path, spec)
     except FileNotFoundError:
         raise DataError("does not exist, expected a mask") from None
     except UNREADABLE as error:
@@ -63,7 +63,7 @@ def _read_inside(image: Image.Image) -> Bool[np.ndarray, "height width"]:
     return (values != 0).any(axis=2) if values.ndim == 3 else values != 0
 
 
-def _read_size(path: Path, spec: PixelSpec) -> tuple[int, int]:
+def read_size(path: Path, spec: PixelSpec) -> tuple[int, int]:
     """Return width and height of an image as it is displayed."""
     if is_dicom(path, IMAGE_SUFFIXES):
         return decode_dicom(path, spec)[0].size

@@ -11,7 +11,7 @@ from jaxtyping import UInt8
 from PIL import Image, ImageOps
 
 from trainables.data.decoding.threads import map_threads
-from trainables.data_config import FileData, ImageData
+from trainables.image_data_config import FileData, ImageData
 
 
 @dataclass(frozen=True)
@@ -43,18 +43,21 @@ def fit_image(image: Image.Image, spec: PixelSpec) -> UInt8[np.ndarray, "channel
         image = Image.alpha_composite(Image.new("RGBA", image.size, (0, 0, 0, 255)), image)
     if image.mode not in ("L", "RGB"):
         image = image.convert("L" if image.mode == "1" else "RGB")
-    image = image.convert("L" if spec.channels == 1 else "RGB")
-    size = (spec.image_size, spec.image_size)
-    if image.size != size:
-        # Bilinear: antialiased when shrinking in PIL, and without overshoot when enlarging.
-        if spec.resize == "crop":
-            image = ImageOps.fit(image, size, Image.Resampling.BILINEAR)
-        elif spec.resize == "pad":
-            image = ImageOps.pad(image, size, Image.Resampling.BILINEAR, color=0)
-        else:
-            image = image.resize(size, Image.Resampling.BILINEAR)
-    array = np.asarray(image)
+    array = np.asarray(fit_size(image.convert("L" if spec.channels == 1 else "RGB"), spec))
     return array[None] if array.ndim == 2 else array.transpose(2, 0, 1)
+
+
+def fit_size(image: Image.Image, spec: PixelSpec) -> Image.Image:
+    """Return the image in the size of ``spec``, cropped, squashed or padded with 0 as it says."""
+    size = (spec.image_size, spec.image_size)
+    if image.size == size:
+        return image
+    # Bilinear: antialiased when shrinking in PIL, and without overshoot when enlarging.
+    if spec.resize == "crop":
+        return ImageOps.fit(image, size, Image.Resampling.BILINEAR)
+    if spec.resize == "pad":
+        return ImageOps.pad(image, size, Image.Resampling.BILINEAR, color=0)
+    return image.resize(size, Image.Resampling.BILINEAR)
 
 
 def fit_arrays(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.describe import has_groups
-from trainables.data_config import ImageData
+from trainables.image_data_config import ImageData
 
 #: Fields that name the place of a source's images, or the seed of those that are drawn.
 _PLACE = ("flag", "path", "name", "seed")

@@ -14,11 +14,14 @@ from trainables.data.sources.csv_file import read_csv
 from trainables.data.table import list_first
 from trainables.data_config import ImageFolderData, UnlabelledFolderData
 from trainables.errors import DataError
+from trainables.segmentation_data_config import ImageMaskFolderData
 
 _ADVICE = "set data.similar_text: distinct if they do differ"
 
 
-def find_groups(config: ImageFolderData | UnlabelledFolderData, files: Sequence[str]) -> list[str] | None:
+def find_groups(
+    config: ImageFolderData | ImageMaskFolderData | UnlabelledFolderData, files: Sequence[str]
+) -> list[str] | None:
     """Return the group of every path by ``data.group_pattern`` or ``data.group_file``, None if neither is set.
 
     Raises:

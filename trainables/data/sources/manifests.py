@@ -20,8 +20,9 @@ from trainables.data.sources.image_groups import find_groups, find_patients
 from trainables.data.sources.layout import parse_split, read_places
 from trainables.data.splits import EXTERNAL, SPLITS, check_unique
 from trainables.data.table import Source, Table, hash_json, list_first
-from trainables.data_config import CsvData, ImageData, ImageFolderData, UnlabelledFolderData
+from trainables.data_config import CsvData, ImageFolderData, UnlabelledFolderData
 from trainables.errors import DataError
+from trainables.image_data_config import ImageData
 
 REQUIRED_COLUMNS = ("file_name", "label")
 OPTIONAL_COLUMNS = ("id", "split", "group", "site", "mask")
@@ -41,15 +42,15 @@ def build_csv_source(config: CsvData, digests: FileDigests) -> Source:
     columns, lines = read_csv(config.path, key="data.path", required=REQUIRED_COLUMNS, optional=OPTIONAL_COLUMNS)
     root = config.root or config.path.parent
     where = config.path.name
-    files = _check_file_names(columns["file_name"], lines, where)
+    files = check_file_names(columns["file_name"], lines, where)
     places = [f"line {line}" for line in lines]
     known = [(name, place) for name, place in zip(files, places, strict=True) if name]
     check_unique([name for name, _ in known], [place for _, place in known], what="file_name")
-    problems = _find_missing(columns, lines, where, config.outer_sites)
-    columns["split"] = _read_splits(columns.get("split", [""] * len(files)), lines, where)
+    problems = find_missing(columns, lines, where, config.outer_sites)
+    columns["split"] = read_splits(columns.get("split", [""] * len(files)), lines, where)
     if config.similar_text == "error" and "group" in columns:
         check_similar(columns["group"], what="group", advice="set data.similar_text: distinct if they do differ")
-    paths = [_find_path(root, name) for name in files]
+    paths = [find_path(root, name) for name in files]
     ids = columns.get("id", files)
 
     def build_table(pixels: FilePixels) -> Table:
@@ -63,7 +64,7 @@ def build_csv_source(config: CsvData, digests: FileDigests) -> Source:
             file_names=[name or where for name in files],
             rows=list(lines),
             metadata={
-                name: _convert(values)
+                name: convert_column(values)
                 for name, values in columns.items()
                 if name not in REQUIRED_COLUMNS + OPTIONAL_COLUMNS
             },
@@ -99,11 +100,11 @@ def read_mask_files(config: CsvData) -> dict[str, MaskFile] | None:
     if "mask" not in columns:
         return None
     root, where = config.root or config.path.parent, config.path.name
-    files = _check_file_names(columns["file_name"], lines, where)
-    masks = _check_file_names(columns["mask"], lines, where, column="mask")
+    files = check_file_names(columns["file_name"], lines, where)
+    masks = check_file_names(columns["mask"], lines, where, column="mask")
     ids = columns.get("id", files)
     return {
-        identifier: MaskFile(mask, _find_path(root, mask) if mask else None, _find_path(root, file), line)
+        identifier: MaskFile(mask, find_path(root, mask) if mask else None, find_path(root, file), line)
         for identifier, mask, file, line in zip(ids, masks, files, lines, strict=True)
     }
 
@@ -124,9 +125,7 @@ def _build_file_source(
     return Source(hash_json([found, said]), lambda: build_table(pixels))
 
 
-def _check_file_names(
-    names: Sequence[str], lines: Sequence[int], where: str, *, column: str = "file_name"
-) -> list[str]:
+def check_file_names(names: Sequence[str], lines: Sequence[int], where: str, *, column: str = "file_name") -> list[str]:
     """Return the names in normal form, "" if missing; a path outside the root raises DataError for any ``on_bad``."""
     escaping = []
     for name, line in zip(names, lines, strict=True):
@@ -141,7 +140,7 @@ def _check_file_names(
     return ["" if name.lower() in MISSING else str(PurePosixPath(name.replace("\\", "/"))) for name in names]
 
 
-def _find_path(root: Path, name: str) -> Path:
+def find_path(root: Path, name: str) -> Path:
     """Return the path of a file, also where its name is on disk in Unicode's decomposed form."""
     path = root / name
     if name.isascii() or path.exists():
@@ -150,14 +149,19 @@ def _find_path(root: Path, name: str) -> Path:
     return decomposed if decomposed.exists() else path
 
 
-def _find_missing(
-    columns: dict[str, list[str]], lines: Sequence[int], where: str, external_sites: Sequence[str]
+def find_missing(
+    columns: dict[str, list[str]],
+    lines: Sequence[int],
+    where: str,
+    external_sites: Sequence[str],
+    *,
+    required: Sequence[str] = REQUIRED_COLUMNS,
 ) -> dict[int, str]:
     """Return row → problem for rows with an empty cell in a column that needs a value.
 
     A site may be unknown; images of an external site need no split.
     """
-    needed = [name for name in (*REQUIRED_COLUMNS, "id", "split", "group") if name in columns]
+    needed = [name for name in (*required, "id", "split", "group") if name in columns]
     sites = columns.get("site", [""] * len(lines))
     problems: dict[int, str] = {}
     for row, line in enumerate(lines):
@@ -169,7 +173,7 @@ def _find_missing(
     return problems
 
 
-def _read_splits(splits: Sequence[str], lines: Sequence[int], where: str) -> list[str]:
+def read_splits(splits: Sequence[str], lines: Sequence[int], where: str) -> list[str]:
     """Return the column split with train, val and test for their usual names in any case, "" where it is missing."""
     known = [
         "" if split.lower() in MISSING else split if split.startswith(EXTERNAL) else parse_split(split) or split
@@ -188,7 +192,7 @@ def _read_splits(splits: Sequence[str], lines: Sequence[int], where: str) -> lis
     return known
 
 
-def _convert(values: Sequence[str]) -> list[Any]:
+def convert_column(values: Sequence[str]) -> list[Any]:
     """Return a metadata column as integers or floats if all values are, otherwise as text; None for a missing value."""
     present = [value for value in values if value.lower() not in MISSING]
     for kind in (int, float):
@@ -209,12 +213,12 @@ def build_image_folder_source(config: ImageFolderData, digests: FileDigests) -> 
     Raises:
         DataError: the folder is missing, or a file or folder lies where none is expected.
     """
-    files = _list_folder(config.path, "one with a folder per split or class")
+    files = list_folder(config.path, "one with a folder per split or class")
     places = read_places(files, layout=config.layout, folder=str(config.path))
     splits, labels = [split for split, _ in places], [label for _, label in places]
     groups = find_groups(config, files)
     paths = [config.path / name for name in files]
-    problems = _find_unknown_formats(paths)
+    problems = find_unknown_formats(paths)
 
     def build_table(pixels: FilePixels) -> Table:
         return Table(
@@ -241,7 +245,7 @@ def build_unlabelled_folder_source(config: UnlabelledFolderData, digests: FileDi
     Raises:
         DataError: the folder is missing, or ``group_pattern`` finds no group in a path.
     """
-    files = _list_folder(config.path, "one with images")
+    files = list_folder(config.path, "one with images")
     groups = find_groups(config, files)
     paths = [config.path / name for name in files]
 
@@ -255,14 +259,19 @@ def build_unlabelled_folder_source(config: UnlabelledFolderData, digests: FileDi
             sites=[""] * len(files),
             file_names=files,
             rows=[None] * len(files),
-            problems=_find_unknown_formats(paths),
+            problems=find_unknown_formats(paths),
             conversions=pixels.conversions,
         )
 
     return _build_file_source(config, paths, digests, config.path, build_table, said=files)
 
 
-def _list_folder(folder: Path, expected: str) -> list[str]:
+def list_folder(folder: Path, expected: str) -> list[str]:
+    """Return the paths of all files below a folder, sorted.
+
+    Raises:
+        DataError: it is missing, or cannot be listed; the message says what is ``expected``.
+    """
     if not os.path.isdir(folder):
         raise DataError(f"data.path: there is no folder {folder}; expected {expected}")
     try:
@@ -271,7 +280,8 @@ def _list_folder(folder: Path, expected: str) -> list[str]:
         raise DataError(f"data.path: could not list the images in {folder}: {error}") from error
 
 
-def _find_unknown_formats(paths: Sequence[Path]) -> dict[int, str]:
+def find_unknown_formats(paths: Sequence[Path]) -> dict[int, str]:
+    """Return row → problem of the files that are no images by their suffix and their first bytes."""
     return {
         row: f"is not of a known image format; expected DICOM or one of {' '.join(sorted(IMAGE_SUFFIXES))}"
         for row, path in enumerate(paths)

@@ -1,0 +1,1 @@
+"""Sources of images with a class for every pixel, and their masks."""
