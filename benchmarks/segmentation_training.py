@@ -1,12 +1,13 @@
 """Claim: a segmentation trains at .95 of the speed of the plainest loop with segmentation-models-pytorch, or more.
 
-    python benchmarks/segmentation_training.py                                        # CPU, one thread, about three minutes
-    python benchmarks/segmentation_training.py --images 16 --steps 4 --repeat 1       # quick
+    python benchmarks/segmentation_training.py                                    # CPU, one thread, about three minutes
+    python benchmarks/segmentation_training.py --images 16 --steps 4 --repeat 1   # quick
 
-Ours is the training of a trial: patches out of mapped images, targets moved along, Dice and checkpoint after every epoch. The
-bare loop has images and masks in memory, cuts the same number of patches of the same size, and has the same network from
-the same weights, optimiser, schedule, losses and batch size; after every epoch it predicts the same validation images
-and computes their Dice; it saves nothing. Neither augments. Both run in turns; a ratio is the median over the rounds.
+Ours is the training of a trial: patches out of mapped images, targets moved along, Dice and checkpoint after every
+epoch. The bare loop has images and masks in memory, cuts the same number of patches of the same size, and has the same
+network from the same weights, optimiser, schedule, losses and batch size; after every epoch it predicts the same
+validation images and computes their Dice; it saves nothing. Neither augments. Both run in turns; a ratio is the median
+over the rounds.
 """
 
 from __future__ import annotations
