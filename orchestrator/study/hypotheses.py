@@ -24,6 +24,7 @@ from trainables.evaluation.metrics import (
     list_metrics_of,
     name_over_shifts,
     name_over_sites,
+    name_unshifted,
 )
 from trainables.frozen import Frozen, Severity, canonical_json
 from trainables.shifts.tables import FAMILIES, OTHER
@@ -310,7 +311,7 @@ def list_metrics(view: str = "") -> list[str]:
         view: label map or class (``split_view``), whose metrics are named without it; "" is none of them.
     """
     known = list_metrics_of(view)
-    names = [f"{'id' if metric.higher_is_better else 'calibration'}/{name}" for name, metric in known.items()]
+    names = [name_unshifted(metric) for metric in known]
     names += [name_over_shifts(aggregate, metric) for aggregate in AGGREGATES for metric in known]
     names += [name_over_sites(aggregate, metric) for aggregate in SITE_AGGREGATES for metric in known]
     return names + [f"{'validation' if view else 'val'}/{metric}" for metric in known]
