@@ -59,8 +59,8 @@ def measure_surfaces(
     if spacing.shape != (len(targets), targets.ndim - 1) or not (spacing > 0).all():
         raise DataError(
             f"measured distances of segmentations of shape {targets.shape} and found spacings of shape "
-            f"{spacing.shape}, smallest {spacing.min(initial=np.inf):g}; expected {targets.ndim - 1} numbers above 0 for "
-            "every case"
+            f"{spacing.shape}, smallest {spacing.min(initial=np.inf):g}; expected {targets.ndim - 1} numbers above 0 "
+            "for every case"
         )
 
     def measure_case(row: int) -> Float64[np.ndarray, "classes metrics"]:
