@@ -12,6 +12,7 @@ from trainables.evaluation.metrics import (
     OOD_METRICS,
     RELATIVE,
     REPRESENTATION_METRICS,
+    SEGMENTATION_METRICS,
     SELECTIVE_METRICS,
     Metric,
     name_over_shifts,
@@ -98,6 +99,24 @@ function, `average_shifts` of `trainables/evaluation/shift_means.py`.
 """
 
 
+SEGMENTATION = """
+## Segmentations
+
+Of a study with `task: segmentation`, in place of the metrics above and under the same names: `id/dice`,
+`robustness/mean_dice`, `external/<set>/hd95`, `calibration/band_ece`, `class_1/id/dice`, …; computed by
+`trainables/evaluation/segmentation/`. Only calibration is `calibration/…`: distances, of which lower is better, are
+`id/hd95` and `robustness/mean_hd95`.
+
+A case is an image or a volume. Where neither its target nor its prediction has a class, the case is left out of the
+means of that class, and counted (`num_empty`). A missed or an invented structure is not: it has the worst value, 0 or
+the image's diagonal, and is counted (`num_missed`, `num_invented`; `missed` is their share). A mean without it would
+rise where a model misses more. Distances are in mm where the spacing of the images is known, in pixels where it is not.
+Pixels that do not count, such as those outside of the field of view, belong to neither mask. Calibration is over the
+pixels of all cases together: a large case weighs more than a small one, and an ECE of one case is mostly noise.
+
+"""
+
+
 DETECTION = """
 ## Failure and out-of-distribution detection
 
@@ -157,6 +176,7 @@ def describe_metrics() -> str:
     }
     stages = STAGES + header + "".join(map(_row, STAGE_METRICS.values()))
     layers = REPRESENTATION + header + "".join(map(_row, REPRESENTATION_METRICS.values()))
+    segmentations = SEGMENTATION + header + "".join(map(_row, SEGMENTATION_METRICS.values()))
     classes = CLASSES + header + "".join(map(_row, CLASS_METRICS.values()))
     parts = (
         HEAD,
@@ -165,6 +185,7 @@ def describe_metrics() -> str:
         FITTED,
         NAMES.format(**names),
         classes,
+        segmentations,
         _detection(header),
         stages,
         layers,

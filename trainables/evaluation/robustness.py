@@ -16,7 +16,13 @@ from trainables.data.feed import ImageFeed
 from trainables.errors import ConfigError
 from trainables.evaluation.classification import Metrics, compute_metrics
 from trainables.evaluation.layers import LayerRecorder
-from trainables.evaluation.metrics import AGGREGATES, EVALUATED, name_over_shifts, name_over_validation_shifts
+from trainables.evaluation.metrics import (
+    AGGREGATES,
+    EVALUATED,
+    name_over_shifts,
+    name_over_validation_shifts,
+    name_unshifted,
+)
 from trainables.evaluation.predictions import (
     Predictions,
     predict_each,
@@ -317,7 +323,7 @@ def _name(row: Mapping[str, Any], metric: str) -> str:
         return f"external/{row['set']}/{metric}"
     if is_shifted:
         return name_over_shifts("mean", metric)
-    return f"id/{metric}" if EVALUATED[metric].higher_is_better else f"calibration/{metric}"
+    return name_unshifted(metric)
 
 
 def _explain(whys: Mapping[str, Sequence[str]], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:
