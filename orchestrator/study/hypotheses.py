@@ -315,13 +315,8 @@ def list_metrics(view: str = "") -> list[str]:
     Args:
         view: label map or class (``split_view``), whose metrics are named without it; "" is none of them.
     """
-<<<<<<< HEAD
     known = list_metrics_of(view) if view else TESTED
-    names = [f"{'id' if metric.higher_is_better else 'calibration'}/{name}" for name, metric in known.items()]
-=======
-    known = list_metrics_of(view)
     names = [name_unshifted(metric) for metric in known]
->>>>>>> h-segmetrics
     names += [name_over_shifts(aggregate, metric) for aggregate in AGGREGATES for metric in known]
     names += [name_over_sites(aggregate, metric) for aggregate in SITE_AGGREGATES for metric in known]
     return names + [f"{'validation' if view else 'val'}/{metric}" for metric in known]
