@@ -53,14 +53,16 @@ class SegmentationTask(Frozen):
     )
     loss: SegmentationLoss = Field(DiceCrossEntropy(), description="Of the pixels that are annotated.")
     patch_size: PositiveInt | None = Field(
-        None,
-        description="Side in px of the random crops that are trained on, and of the windows of evaluation; none: "
-        "whole images.",
+        None, description="Side in px of the random crops that are trained on; none: whole images."
     )
     patches_per_epoch: PositiveInt | None = Field(
         None,
         description="Crops per epoch over all data sets, so that arms on fewer images train as long; none: one per "
         "image.",
+    )
+    inference: Literal["windows", "whole"] = Field(
+        "windows",
+        description="Predict windows of patch_size and blend them, or whole images, which is a tenth to a half faster.",
     )
     overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.5, description="Share of a window's side that it has in common with the next, in evaluation."
@@ -71,6 +73,11 @@ class SegmentationTask(Frozen):
     band_px: PositiveInt = Field(
         5, description="Calibration near the foreground: within so many px of it (band_ece, …). An assumption."
     )
+
+    @property
+    def window_size(self) -> int | None:
+        """Side in px of the windows of evaluation; None: whole images."""
+        return self.patch_size if self.inference == "windows" else None
 
     @model_validator(mode="after")
     def _patches_halve(self) -> SegmentationTask:

@@ -106,8 +106,10 @@ class Segmentation:
     def count_passes(self, data: Dataset, config: TrialConfig) -> int:
         """Return the number of images that an evaluation predicts beside test and validation images, shifted or not.
 
-        Layers are recorded in a pass of their own over all unshifted images.
+        With windows, layers are recorded in a pass of their own over all unshifted images.
         """
+        if self._config.window_size is None:
+            return len(data.splits["train"]) + sum(map(len, (*data.external.values(), *data.ood.values())))
         others = len(data.splits["train"]) + sum(map(len, (*data.external.values(), *data.ood.values())))
         return 2 * others + len(data.splits["val"]) + len(data.splits["test"])
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -113,7 +114,8 @@ class SegmentationEvaluation:
             with open_copies(feed, data, config, self._execution) as copies:
                 copies.build(wanted, batch_size=self._execution.evaluation_batch_size)
                 for shift in wanted:
-                    passes.append(self._predict(feed, copies.transform(shift)))
+                    records = shift is wanted[0] and self._task.window_size is None
+                    passes.append(self._predict(feed, copies.transform(shift), records=records))
                     done += 1
                     on_progress(done, total)
             found = self._collect(feed, wanted, passes)
@@ -123,7 +125,11 @@ class SegmentationEvaluation:
                 measured.append((found, [each.cases for each in passes if each.cases is not None]))
         return self._summarise(measured, (*shifts, *of_validation)), stored
 
-    def _predict(self, feed: ImageFeed, transform: Transform) -> _Pass:
+    def _predict(self, feed: ImageFeed, transform: Transform, *, records: bool) -> _Pass:
+        with self._recorder.attached() if records else nullcontext():
+            return self._predict_each(feed, transform, records=records)
+
+    def _predict_each(self, feed: ImageFeed, transform: Transform, *, records: bool) -> _Pass:
         images, task = feed.images, self._task
         sources = torch.from_numpy(np.array(images.labels)).to(feed.device)
         calibration = CalibrationAccumulator(bins=self._config.ece_bins, band_px=task.band_px)
@@ -138,6 +144,8 @@ class SegmentationEvaluation:
             transform=transform,
         ):
             logits = batch.logits.float()
+            if records:
+                self._recorder.record(batch.images, len(batch.images))
             if images.targets is not None:
                 logits = restrict(logits, sources[batch.rows], self._annotated)
             probabilities = logits.softmax(1)
@@ -189,8 +197,10 @@ class SegmentationEvaluation:
     @torch.inference_mode()
     def _record(self, feed: ImageFeed) -> dict[str, np.ndarray]:
         """Return what is kept of the layers for the unshifted images, each seen as a whole."""
+        if self._task.window_size is None:  # recorded when they were predicted
+            return {name: each[0] for name, each in self._recorder.collect(1).items()}
         with self._recorder.attached():
-            whole = self._task.model_copy(update={"patch_size": None})
+            whole = self._task.model_copy(update={"inference": "whole"})
             for batch in predict_batches(
                 self._model,
                 feed,

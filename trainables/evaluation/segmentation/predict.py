@@ -57,7 +57,7 @@ def predict_batches(
         shifted = transform(images, rows)
         with torch.autocast(feed.device.type, precision, enabled=precision != torch.float32):
             normalised = model.normalise(shifted)
-            logits = predict_windows(model, normalised, size=task.patch_size, overlap=task.overlap)
+            logits = predict_windows(model, normalised, size=task.window_size, overlap=task.overlap)
         _check_finite(logits, rows, feed)
         yield PredictedBatch(rows, shifted, logits)
 
