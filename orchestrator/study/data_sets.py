@@ -12,6 +12,7 @@ from typing import Any
 from orchestrator.study.grid import Arm
 from trainables.data_config import DataConfig
 from trainables.frozen import canonical_json
+from trainables.segmentation_data_config import DatasetsData
 
 #: Fields that name the source of images, and those that decide its classes. Sizes, splits and left-out sites do not
 #: make another data set.
@@ -63,6 +64,8 @@ def is_same_source(first: DataConfig, second: DataConfig) -> bool:
 
 def _identify(data: DataConfig) -> str:
     fields = {name: _plain(getattr(data, name, None)) for name in (*_SOURCE, *_CLASSES)}
+    if isinstance(data, DatasetsData):
+        fields = {"datasets": {name: _identify(part) for name, part in data.datasets.items()}, "labels": data.labels}
     return canonical_json({"kind": data.kind, **fields})
 
 

@@ -29,7 +29,7 @@ def draw_pairs(dataset: Dataset) -> Image.Image:
     sets = dataset.splits | {EXTERNAL + name: images for name, images in dataset.external.items()}
     for place, pair in enumerate(pairs):
         left, top = _MARGIN_PX + place % columns * cell[0], _MARGIN_PX + place // columns * cell[1]
-        _draw_pair(sheet, draw, (left, top), pair, sets, dataset.classes)
+        _draw_pair(sheet, draw, (left, top), pair, sets, dataset.components or dataset.classes)
     return sheet
 
 
@@ -39,14 +39,14 @@ def _draw_pair(
     corner: tuple[int, int],
     pair: SimilarPair,
     sets: dict[str, ImageSet],
-    classes: tuple[str, ...],
+    names: tuple[str, ...],
 ) -> None:
     (left, top), font = corner, ImageFont.load_default(_FONT_PX)
     for column, (name, row) in enumerate((pair.first, pair.second)):
         x = left + column * (_IMAGE_PX + _GAP_PX)
         images = sets[name]
         sheet.paste(_enlarge(np.asarray(images.images[row])), (x, top))
-        lines = (f"{name}: {classes[images.labels[row]]}", str(images.ids[row]))
+        lines = (f"{name}: {names[images.labels[row]]}", str(images.ids[row]))
         colour = "black" if pair.first[0] == pair.second[0] else "firebrick"
         for number, line in enumerate(lines):
             draw.text(

@@ -15,10 +15,11 @@ MAX_NAMED = 12
 def describe_dataset(data: Dataset) -> dict[str, str]:
     """Return label → one line: classes, every set, groups, sites and copies."""
     lines = {"classes": f"{data.num_classes}, in this order: {_list(data.classes)}"}
+    count = _count_foreground if data.components else _count_classes
     for name, images in data.splits.items():
-        lines[name] = _count_classes(images, data.classes)
+        lines[name] = count(images, data)
     for name, images in data.external.items():
-        lines[f"external/{name}"] = _count_classes(images, data.classes)
+        lines[f"external/{name}"] = count(images, data)
     for name, images in data.ood.items():
         lines[name] = f"{len(images):,} images of no class that is trained on"
     sets = [*data.splits.values(), *data.external.values()]
@@ -61,7 +62,19 @@ def has_groups(data: Dataset) -> bool:
     return any(len(set(images.groups.tolist())) < len(images) for images in sets)
 
 
-def _count_classes(images: ImageSet, classes: tuple[str, ...]) -> str:
+def _count_foreground(images: ImageSet, data: Dataset) -> str:
+    """Return the images of every data set, the share of foreground, and how many images have none."""
+    area = np.array(images.metadata["foreground_px"])
+    parts = np.bincount(images.labels, minlength=len(data.components))
+    named = [f"{name} {number:,}" for name, number in zip(data.components, parts, strict=True) if number]
+    text = f"{len(images):,} images: " + (f"{', '.join(named)}; " if len(data.components) > 1 else "")
+    text += f"{area.sum() / (len(images) * images.images[0, 0].size):.1%} of all pixels are not {data.classes[0]}"
+    empty = int((area == 0).sum())
+    return text + (f"; {empty:,} image{'s' * (empty != 1)} without any" if empty else "")
+
+
+def _count_classes(images: ImageSet, data: Dataset) -> str:
+    classes = data.classes
     counts = np.bincount(images.labels, minlength=len(classes))
     if len(classes) > MAX_NAMED:
         return f"{len(images):,} images, {counts.min():,} to {counts.max():,} per class"

@@ -26,6 +26,7 @@ from trainables.segmentation_data_config import (
     DecathlonData,
     ImageMaskCsvData,
     ImageMaskFolderData,
+    OrgansData,
     SegmentationData,
 )
 from trainables.storage.patient_lock import locked
@@ -126,6 +127,14 @@ def _build_segmentation_source(config: SegmentationData, digests: FileDigests) -
         from trainables.data.segmentation.image_masks import build_image_mask_csv_source
 
         return build_image_mask_csv_source(config, digests)
+    if isinstance(config, DecathlonData):
+        from trainables.data.segmentation.decathlon import build_decathlon_source
+
+        return build_decathlon_source(config, digests)
+    if isinstance(config, OrgansData):
+        from trainables.data.segmentation.organs import build_organs_source
+
+        return build_organs_source(config, digests)
     from trainables.data.segmentation.union import build_datasets_source
 
     assert isinstance(config, DatasetsData)
@@ -141,13 +150,18 @@ def _name(config: DataConfig | UnlabelledFolderData) -> str:
         return config.path.stem
     if isinstance(config, ImageFolderData | UnlabelledFolderData | ImageMaskFolderData | DecathlonData):
         return config.path.absolute().name
-    return config.kind
+    return config.organ if isinstance(config, OrgansData) else config.kind
 
 
 def _modality(config: DataConfig | UnlabelledFolderData) -> str:
     """Return the modality, which selects severity tables: known for MedMNIST and the phantom, otherwise general."""
     if isinstance(config, PhantomData):
         return "fundus"
+    if isinstance(config, OrgansData):
+        return config.organ
+    if isinstance(config, DatasetsData):
+        found = {_modality(part) for part in config.parts.values()}
+        return found.pop() if len(found) == 1 else "general"
     if not isinstance(config, MedmnistData):
         return "general"
     from trainables.data.sources.arrays import MEDMNIST_MODALITY

@@ -10,7 +10,7 @@ from trainables.data.describe import has_groups
 from trainables.image_data_config import ImageData
 
 #: Fields that name the place of a source's images, or the seed of those that are drawn.
-_PLACE = ("flag", "path", "name", "seed")
+_PLACE = ("flag", "path", "name", "seed", "datasets")
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ from trainables.segmentation_data_config import BACKGROUND, ImageMaskCsvData, Im
 
 REQUIRED_COLUMNS = ("file_name", "mask")
 OPTIONAL_COLUMNS = ("id", "split", "group", "site", "fov", "spacing_mm")
+KNOWN_COLUMNS = REQUIRED_COLUMNS + OPTIONAL_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -198,15 +199,12 @@ def build_image_mask_csv_source(config: ImageMaskCsvData, digests: FileDigests) 
     splits = read_splits(columns.get("split", empty), lines, where)
     if config.similar_text == "error" and "group" in columns:
         check_similar(columns["group"], what="group", advice="set data.similar_text: distinct if they do differ")
-    spacing = [
-        _read_spacing(text, f"{where} line {line}")
-        for text, line in zip(columns.get("spacing_mm", empty), lines, strict=True)
-    ]
+    cells = zip(columns.get("spacing_mm", empty), lines, strict=True)
     files = MaskedFiles(
         images=[find_path(root, name) for name in images],
         masks=[find_path(root, name) if name else None for name in names["mask"]],
         fov=[find_path(root, name) if name else None for name in names["fov"]],
-        spacing=spacing,
+        spacing=[_read_spacing(text, f"{where} line {line}") for text, line in cells],
     )
     ids = columns.get("id", images)
 
@@ -219,11 +217,7 @@ def build_image_mask_csv_source(config: ImageMaskCsvData, digests: FileDigests) 
             "file_names": [name or where for name in images],
             "rows": list(lines),
             "problems": problems,
-            "metadata": {
-                name: convert_column(values)
-                for name, values in columns.items()
-                if name not in REQUIRED_COLUMNS + OPTIONAL_COLUMNS
-            },
+            "metadata": {name: convert_column(columns[name]) for name in columns if name not in KNOWN_COLUMNS},
         }
 
     return _MaskedSource(config, files, digests, root).build(describe, columns)
@@ -246,7 +240,7 @@ def _read_spacing(text: str, place: str) -> tuple[float, float] | None:
 
 @dataclass(frozen=True)
 class _MaskedSource:
-    """What folders and manifests have in common."""
+    """Files with masks on the way to a source: the part that folders and manifests share."""
 
     config: MaskFileData
     files: MaskedFiles

@@ -86,7 +86,7 @@ def _weigh_nuisance(
     """Return the share of the nuisance at each pixel: 0 in lesions, rising to 1 around them."""
     inside = (masks > 0).astype(np.float32)
     sigma_px = np.full(len(masks), SEAM * len(axis) / REFERENCE_SIZE, dtype=np.float32)
-    near = np.clip(4 * _blur(inside[:, None], sigma_px)[:, 0], 0, 1)
+    near = np.clip(4 * blur_images(inside[:, None], sigma_px)[:, 0], 0, 1)
     return 1 - np.maximum(near, inside)
 
 
@@ -96,7 +96,7 @@ def _photograph(
     """Return the images, values not limited to [0, 1], and the lesion masks of scenes."""
     dark, bright, masks = render_blobs(part, len(axis))
     colour = _render_retina(part, axis)
-    colour *= 1 - _render_vessels(part, axis)[:, None] * BLOOD_ABSORPTION[:, None, None]
+    colour *= 1 - render_vessels(part, axis)[:, None] * BLOOD_ABSORPTION[:, None, None]
     # A power instead of a factor for red: still black at contrast 1, but reddish below it.
     colour *= (1 - dark)[:, None] ** np.array([0.7, 1.5, 1.5], dtype=np.float32)[:, None, None]
     colour += np.minimum(1.8 * bright, 1)[:, None] * (EXUDATE_COLOUR[:, None, None] - colour)
@@ -127,7 +127,7 @@ def _squared_distance(
     return (axis[None, None, :] - x[:, None, None]) ** 2 + (axis[None, :, None] - y[:, None, None]) ** 2
 
 
-def _render_vessels(part: Scenes, axis: Float32[np.ndarray, " size"]) -> Float32[np.ndarray, "n size size"]:
+def render_vessels(part: Scenes, axis: Float32[np.ndarray, " size"]) -> Float32[np.ndarray, "n size size"]:
     """Return the depth of blood at each pixel, in [0, 1); vessels are curves v(u) in coordinates (u, v) of the disc."""
     x = (axis[None, :] - part.disc[:, 0, None]) * part.side[:, None]
     v = axis[None, :, None] - part.disc[:, 1, None, None]
@@ -193,9 +193,9 @@ def _apply_camera(
     field = np.clip((FIELD_RADIUS - radius) * size / REFERENCE_SIZE + 0.5, 0, 1)
     image = np.clip(colour, 0, 1) ** gamma * (gains * extra_gains)[:, :, None, None]
     image = (image * (1 - vignette * (radius / FIELD_RADIUS) ** 2.5) + offset[:, None, None, None]) * field
-    image = _blur(image, np.hypot(blur[:, 0, 0, 0], extra_blur) * size / REFERENCE_SIZE)
+    image = blur_images(image, np.hypot(blur[:, 0, 0, 0], extra_blur) * size / REFERENCE_SIZE)
     image = _average_blocks(image, part.nuisance[:, 5], size)
-    image = image + noise * _draw_normal(part.seed, image.shape[1:]) * (0.15 + 0.85 * field)
+    image = image + noise * draw_normal(part.seed, image.shape[1:]) * (0.15 + 0.85 * field)
     # A letter-like sign in the black corner, as some cameras print.
     unit = max(1, size // 32)
     tagged = part.nuisance[:, 6] > 0
@@ -204,7 +204,7 @@ def _apply_camera(
     return image.astype(np.float32)
 
 
-def _blur(
+def blur_images(
     image: Float32[np.ndarray, "n channels size size"], sigma_px: Float32[np.ndarray, " n"]
 ) -> Float32[np.ndarray, "n channels size size"]:
     """Return each image blurred by a Gaussian of its own σ, by its transfer function.
@@ -231,7 +231,7 @@ def _average_blocks(
     return image
 
 
-def _draw_normal(seed: UInt64[np.ndarray, " n"], shape: tuple[int, ...]) -> Float32[np.ndarray, "n ..."]:
+def draw_normal(seed: UInt64[np.ndarray, " n"], shape: tuple[int, ...]) -> Float32[np.ndarray, "n ..."]:
     """Return nearly normal numbers, a pure function of seed and position: sums of splitmix64's four 16-bit parts.
 
     Only the last step uses floats, so all machines agree. Source: Steele, Lea & Flood 2014 (splitmix64).
