@@ -27,7 +27,6 @@ class PredictedBatch(NamedTuple):
     logits: Float[Tensor, "n classes h w"]
 
 
-@torch.inference_mode()
 def predict_batches(
     model: Segmenter,
     feed: ImageFeed,
@@ -55,7 +54,8 @@ def predict_batches(
     for images in feed.batches(np.arange(len(feed)), split_sizes(len(feed), batch_size)):
         rows = slice(start, start := start + len(images))
         shifted = transform(images, rows)
-        with torch.autocast(feed.device.type, precision, enabled=precision != torch.float32):
+        casts = torch.autocast(feed.device.type, precision, enabled=precision != torch.float32)
+        with torch.inference_mode(), casts:
             normalised = model.normalise(shifted)
             logits = predict_windows(model, normalised, size=task.window_size, overlap=task.overlap)
         _check_finite(logits, rows, feed)

@@ -41,7 +41,7 @@ def measure_validation(
     losses, counted, num_classes = 0.0, 0, 0
     for batch in predict_batches(model, feed, task, batch_size=batch_size, precision=precision):
         logits = restrict(batch.logits.float(), sources[batch.rows], table)
-        targets = torch.from_numpy(images.targets[batch.rows]).to(feed.device)
+        targets = torch.from_numpy(np.array(images.targets[batch.rows])).to(feed.device)
         losses += float(F.cross_entropy(logits, targets.long(), ignore_index=UNCOUNTED, reduction="sum"))
         counted += int((targets != UNCOUNTED).sum())
         predicted.append(logits.argmax(1).byte().cpu().numpy())

@@ -69,7 +69,7 @@ class TrainingPatches:
         self._check(train)
         sources = train.labels[self.rows]
         counted = {
-            int(source): int(count) for source, count in zip(*np.unique(sources, return_counts=True), strict=True)
+            int(source): float(count) for source, count in zip(*np.unique(sources, return_counts=True), strict=True)
         }
         number = patches_per_epoch or len(self.rows)
         self._counts = _share_out(number, counted if shares is None else {key: shares[key] for key in counted})
