@@ -57,6 +57,7 @@ FULL = (
     ("failure_metrics.py", "--full"),
     ("representation.py",),
     ("attribution.py",),
+    ("segmentation.py",),
     ("pretraining.py",),
     ("pretraining_stages.py",),
     # These make an environment for their peer, and need a package index.

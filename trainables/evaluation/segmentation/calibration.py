@@ -6,6 +6,7 @@ and of any selection of its cases follow.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
@@ -13,7 +14,6 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int64, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 
 from trainables.data.dataset import UNCOUNTED
 from trainables.errors import DataError, DivergedError
@@ -110,7 +110,7 @@ class CalibrationAccumulator:
         """Add a batch of cases.
 
         Args:
-            probabilities: probability of every class, which sum to 1 over them.
+            probabilities: probability of every class, which sum to 1 over them; in 32 bits or more.
             targets: true classes, ``UNCOUNTED`` where no metric counts; on the device of the probabilities.
 
         Raises:
@@ -123,8 +123,8 @@ class CalibrationAccumulator:
                 f"shape {tuple(targets.shape)}; expected those without the classes, in second place"
             )
         counted = targets != UNCOUNTED
-        masks = {"pixel": counted, "band": counted & find_band(targets, self.band_px)}
-        self._batches.append(self._sum(probabilities, targets, masks))
+        zones = counted.long() + (counted & find_band(targets, self.band_px))
+        self._batches.append(_sum_zones(probabilities.flatten(2), targets.flatten(1), zones.flatten(1), self.bins))
 
     def finish(self) -> PixelCalibration:
         """Return the sums of all cases, in the order in which they were added.
@@ -136,57 +136,43 @@ class CalibrationAccumulator:
             raise DataError("summarised the calibration of pixels and found no case; expected at least one batch")
         return PixelCalibration({region: _join([batch[region] for batch in self._batches]) for region in REGIONS})
 
-    def _sum(
-        self,
-        probabilities: Float[Tensor, "n classes *space"],
-        targets: UInt8[Tensor, "n *space"],
-        masks: dict[str, Mask],
-    ) -> dict[str, PixelSums]:
-        num, num_classes = probabilities.shape[:2]
-        p = probabilities.flatten(2)
-        true = targets.flatten(1).long()
-        true = torch.where(true < num_classes, true, 0)  # those that do not count
-        confidence, predicted = p.max(dim=1)
-        if bool(confidence.isnan().any()):
-            raise DivergedError("added probabilities to a calibration and found NaN; expected those of a finite output")
-        confidence = confidence.double()
-        own = p.gather(1, true[:, None])[:, 0].double()
-        values = {
-            "correct": (predicted == true).double(),
-            "confidence": confidence,
-            "nll": -torch.log(own.clamp(min=_TINY)),
-            # (p_true − 1)² + Σ_(others) p², without an array of one-hot labels
-            "brier": p.double().square().sum(dim=1) - 2 * own + 1,
-        }
-        bins = (torch.ceil(confidence * self.bins).long() - 1).clamp(0, self.bins - 1)
-        bins += self.bins * torch.arange(num, device=p.device)[:, None]
-        return {
-            region: _sum_region(bins, {name: each[mask.flatten(1)] for name, each in values.items()}, mask, self.bins)
-            for region, mask in masks.items()
-        }
+
+def _sum_zones(
+    p: Float[Tensor, "n classes pixels"],
+    targets: UInt8[Tensor, "n pixels"],
+    zones: Int64[Tensor, "n pixels"],
+    num_bins: int,
+) -> dict[str, PixelSums]:
+    """Return the sums of both regions; ``zones`` is 0 for pixels that do not count, 2 in the band, 1 elsewhere."""
+    num, num_classes, _ = p.shape
+    confidence, predicted = p.max(dim=1)
+    if bool(confidence.isnan().any()):
+        raise DivergedError("added probabilities to a calibration and found NaN; expected those of a finite output")
+    true = torch.where(targets < num_classes, targets, 0).long()  # of those that do not count: any
+    own = p.gather(1, true[:, None])[:, 0]
+    confidence = confidence.double()
+    # Pixels of one case, zone and bin have one number; those that are right follow those that are not.
+    place = torch.ceil(confidence * num_bins).long().sub_(1).clamp_(0, num_bins - 1)
+    place += num_bins * (zones + 3 * torch.arange(num, device=p.device)[:, None])
+    counts = _add_up(2 * place + (predicted == true), None, (num, 3, num_bins, 2))
+    confidences = _add_up(place, confidence, (num, 3, num_bins))
+    # (p_true − 1)² + Σ_(others) p², without an array of one-hot labels
+    pixels = {"nll": -torch.log(own.clamp(min=_TINY)), "brier": p.square().sum(dim=1).sub_(own, alpha=2).add_(1)}
+    found = {}
+    for region, first in zip(REGIONS, (1, 2), strict=True):
+        weights = (zones >= first).to(p.dtype)
+        sums = {name: (each * weights).sum(dim=1, dtype=torch.float64).cpu().numpy() for name, each in pixels.items()}
+        both = counts[:, first:].sum(axis=1)
+        found[region] = PixelSums(both.sum(axis=-1), both[..., 1], confidences[:, first:].sum(axis=1), **sums)
+    return found
 
 
-def _sum_region(
-    bins: Int64[Tensor, "n pixels"], values: dict[str, Float64[Tensor, " counted"]], mask: Mask, num_bins: int
-) -> PixelSums:
-    """Return the sums of the pixels in a mask.
-
-    Args:
-        bins: bin of every pixel, those of case i from i · ``num_bins`` on.
-        values: numbers of the pixels in the mask.
-        mask: which pixels count.
-        num_bins: number of bins.
-    """
-    own = bins[mask.flatten(1)]
-
-    def add_up(weights: Tensor | None) -> Float64[np.ndarray, "n bins"]:
-        sums = torch.bincount(own, weights, minlength=len(mask) * num_bins)
-        return sums.double().cpu().numpy().reshape(len(mask), num_bins)
-
-    sums = {name: add_up(each) for name, each in values.items()}
-    return PixelSums(
-        add_up(None), sums["correct"], sums["confidence"], sums["nll"].sum(axis=1), sums["brier"].sum(axis=1)
-    )
+def _add_up(
+    place: Int64[Tensor, "n pixels"], weights: Float64[Tensor, "n pixels"] | None, shape: tuple[int, ...]
+) -> Float64[np.ndarray, "*shape"]:
+    """Return the number of pixels at each place of an array, or the sums of their weights."""
+    flat = None if weights is None else weights.flatten()
+    return torch.bincount(place.flatten(), flat, minlength=math.prod(shape)).double().cpu().numpy().reshape(shape)
 
 
 def _join(batches: Sequence[PixelSums]) -> PixelSums:
@@ -203,10 +189,14 @@ def find_band(targets: UInt8[Tensor, "n *space"], band_px: int) -> Mask:
 
     Source: Karimi & Gholipour 2022, who dilate the foreground by an amount that they do not give.
     """
-    found = ((targets != 0) & (targets != UNCOUNTED)).float()
-    pool = F.max_pool2d if targets.ndim == 3 else F.max_pool3d
-    for axis in range(targets.ndim - 1):  # a square is a row of columns
-        reach = [0] * (targets.ndim - 1)
-        reach[axis] = band_px
-        found = pool(found[:, None], [2 * each + 1 for each in reach], stride=1, padding=reach)[:, 0]
-    return found > 0
+    found = (targets != 0) & (targets != UNCOUNTED)
+    for axis in range(1, targets.ndim):  # a square is a row of columns
+        reach = 0
+        while reach < min(band_px, targets.shape[axis] - 1):
+            step = min(2 * reach + 1, band_px - reach, targets.shape[axis] - 1)
+            length = targets.shape[axis] - step
+            wider = found.clone()
+            wider.narrow(axis, step, length).logical_or_(found.narrow(axis, 0, length))
+            wider.narrow(axis, 0, length).logical_or_(found.narrow(axis, step, length))
+            found, reach = wider, reach + step
+    return found

@@ -100,6 +100,10 @@ def test_the_band_is_a_square_around_every_structure() -> None:
     assert np.array_equal(find_band(torch.from_numpy(targets), BAND).numpy(), dilate(targets))
     _, volumes = draw((14, 16, 5))
     assert np.array_equal(find_band(torch.from_numpy(volumes), BAND).numpy(), dilate(volumes))
+    for band_px in (1, 3, 4, 7, 19, 40):
+        whole = np.pad((targets[1:2] == 1) | (targets[1:2] == 2), ((0, 0), (band_px, band_px), (band_px, band_px)))
+        square = np.lib.stride_tricks.sliding_window_view(whole[0], (2 * band_px + 1,) * 2).any(axis=(2, 3))
+        assert np.array_equal(find_band(torch.from_numpy(targets[1:2]), band_px)[0].numpy(), square), band_px
     assert np.array_equal(find_band(torch.from_numpy(targets), 0).numpy(), (targets == 1) | (targets == 2))
 
 

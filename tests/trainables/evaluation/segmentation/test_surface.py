@@ -39,6 +39,21 @@ def test_concentric_discs_and_spheres(inner: float, outer: float, spacing: tuple
     assert assd == pytest.approx(outer - inner, abs=spacing[0] / 2)
 
 
+@pytest.mark.parametrize("spacing", [ANISOTROPIC, (1.0, 1.0, 5.0), (1.0, 5.0)])
+@pytest.mark.parametrize(("inner", "outer"), [(20, 30), (15, 40)])
+def test_concentric_ellipsoids_of_voxels(inner: float, outer: float, spacing: tuple[float, ...]) -> None:
+    """Discs and spheres in mm, of which voxels are five times as long as wide: within half of the longest side."""
+    balls = draw_ball(inner, spacing, 41), draw_ball(outer, spacing, 41)
+    hd95, assd, _ = measure(*balls, spacing)
+    assert hd95 == pytest.approx(outer - inner, abs=2.5)
+    assert assd == pytest.approx(outer - inner, abs=2.5)
+    # The median distance: a single boundary voxel may lie up to a whole one inside of the sphere.
+    assert measure(*balls, spacing, tolerance_mm=outer - inner + 2.5)[2] > 0.5
+    assert measure(*balls, spacing, tolerance_mm=outer - inner - 2.5)[2] < 0.5
+    assert measure(*balls, spacing, tolerance_mm=outer - inner + 5.0)[2] == 1.0
+    assert measure(*balls, spacing, tolerance_mm=outer - inner - 5.0)[2] < 0.05
+
+
 @pytest.mark.parametrize("spacing", [(1.0, 1.0), (0.4, 2.0), ANISOTROPIC, (1.0, 1.0, 5.0)])
 def test_identical_masks_are_zero_apart(spacing: tuple[float, ...]) -> None:
     ball = draw_ball(8 * max(spacing), spacing, 20)
