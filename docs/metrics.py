@@ -132,6 +132,7 @@ STAGES = """
 Of a stage, per epoch in its `epochs.jsonl` and in MLflow; its `result.json` has the last values as `ssl/final_…`, and
 under `collapse` the verdict: `none`, or `dimensional` where the last epoch is flagged. A stage whose images are all
 mapped to one point fails as collapsed. Features are the encoder's, embeddings those that the loss compares.
+
 """
 
 SUPERVISED = """
@@ -140,7 +141,6 @@ SUPERVISED = """
 Of a step that is trained with the labels of another source, of its last epoch, in its `result.json`.
 
 """
-
 
 ATTRIBUTION = """
 ## Where models look
