@@ -49,7 +49,7 @@ from trainables.trial import build_network
 METHODS: dict[str, dict[str, Any]] = {
     "simclr": {"kind": "simclr"},
     # At the default momentum of .999 the keys follow over 70 epochs. Groups of 32 images, as on each of MoCo's GPUs.
-    "moco": {"kind": "moco", "queue_size": 512, "momentum": 0.9, "temperature": 0.1, "learning_rate": 0.06,
+    "moco": {"kind": "moco", "queue_size": 512, "momentum": 0.9, "temperature": 0.1, "learning_rate": 0.2,
              "warmup_epochs": 1, "batch_norm_groups": 4},
     # lightly's optimiser for small images: BYOL's own is for batches of thousands.
     "byol": {"kind": "byol", "optimiser": "sgd", "learning_rate": 0.06, "weight_decay": 1e-4, "warmup_epochs": 0,
