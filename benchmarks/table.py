@@ -60,6 +60,8 @@ FULL = (
     ("segmentation.py",),
     ("pretraining.py",),
     ("pretraining_stages.py",),
+    ("linear_probe.py",),
+    ("explorer.py",),
     # These make an environment for their peer, and need a package index.
     ("shifts.py",),
     ("shift_parity.py",),

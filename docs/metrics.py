@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainables.evaluation.confidence import CONFIDENCE_SCORES
-from trainables.evaluation.metric_tables.stage import STAGE_METRICS
+from trainables.evaluation.metric_tables.stage import STAGE_METRICS, SUPERVISED_METRICS
 from trainables.evaluation.metrics import (
     ATTRIBUTION_METRICS,
     CLASS_METRICS,
@@ -154,8 +154,15 @@ STAGES = """
 Of a stage, per epoch in its `epochs.jsonl` and in MLflow; its `result.json` has the last values as `ssl/final_…`, and
 under `collapse` the verdict: `none`, or `dimensional` where the last epoch is flagged. A stage whose images are all
 mapped to one point fails as collapsed. Features are the encoder's, embeddings those that the loss compares.
+
 """
 
+SUPERVISED = """
+## Supervised pretraining
+
+Of a step that is trained with the labels of another source, of its last epoch, in its `result.json`.
+
+"""
 
 ATTRIBUTION = """
 ## Where models look
@@ -178,6 +185,7 @@ def describe_metrics() -> str:
         for kind, metric in (("score", "accuracy"), ("error", "brier"))
     }
     stages = STAGES + header + "".join(map(_row, STAGE_METRICS.values()))
+    supervised = SUPERVISED + header + "".join(map(_row, SUPERVISED_METRICS.values()))
     layers = REPRESENTATION + header + "".join(map(_row, REPRESENTATION_METRICS.values()))
     segmentations = SEGMENTATION + header + "".join(map(_row, SEGMENTATION_METRICS.values()))
     classes = CLASSES + header + "".join(map(_row, CLASS_METRICS.values()))
@@ -191,6 +199,7 @@ def describe_metrics() -> str:
         segmentations,
         _detection(header),
         stages,
+        supervised,
         layers,
         _attribution(header),
         _seen(),
