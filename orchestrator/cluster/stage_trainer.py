@@ -6,7 +6,6 @@ are those of all stages (``ChunkRunner``); Ray Train only places the processes a
 
 from __future__ import annotations
 
-import os
 import queue
 import shutil
 import tempfile
@@ -18,7 +17,7 @@ from functools import partial
 from typing import Any
 
 from orchestrator.cluster.connection import ray
-from orchestrator.cluster.ray_thread import RayThread
+from orchestrator.cluster.ray_thread import CHECK_SECONDS, RayThread
 from orchestrator.execution.chunk_runner import ChunkRunner
 from orchestrator.execution.dispatcher import Dispatcher
 from orchestrator.execution.fork_client import ProcessLostError, interpret_failure
@@ -68,7 +67,6 @@ class _Attempt:
         from ray import train
         from ray.train.torch import TorchConfig, TorchTrainer
 
-        os.environ["RAY_CHDIR_TO_TRIAL_DIR"] = "0"  # paths of data are relative to the study's folder
         own = ray.get_runtime_context().current_actor
         scratch = tempfile.mkdtemp(prefix="robustsweep-train-")  # Ray Train needs a folder; nothing in it is read
         has_gpu = slots.gpus > 0
@@ -205,6 +203,10 @@ def execute(
             thread.wait()
     finally:
         over.set()
+        for thread in threads:
+            thread.join(CHECK_SECONDS)
+        if any(thread.is_alive() for thread in threads):  # in a call of a Ray that is lost
+            dispatcher.close()
 
 
 def _run_slot(
