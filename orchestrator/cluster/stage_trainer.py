@@ -55,7 +55,6 @@ def run_process(config: dict[str, Any]) -> None:
         raise
 
 
-@ray.remote(num_cpus=0, max_concurrency=4)  # type: ignore[untyped-decorator]  # ray is untyped
 class _Attempt:
     """Actor that runs a ``TorchTrainer`` and hands its events on."""
 
@@ -120,7 +119,7 @@ class JointClient:
         self.close()
         # Processes on other nodes cannot see the slot's sign of life, and end with the actor that they report to.
         own = {name: value for name, value in request.items() if name != "heard"}
-        self._attempt = _Attempt.remote()
+        self._attempt = ray.remote(num_cpus=0, max_concurrency=4)(_Attempt).remote()
         self._run = self._attempt.run.remote(own, self._handle, self._slots)
 
     def next_event(self, timeout_seconds: float) -> dict[str, Any] | None:

@@ -142,7 +142,7 @@ class _NormaliseByAll(torch.autograd.Function):
         squares = (values - own_mean.view(shape)).square().sum(axes)
         number = own_mean.new_tensor([values.numel() / channels])
         found = torch.stack(processes.gather(torch.cat([own_mean, squares, number])))
-        means, squares, numbers = found.split([channels, channels, 1], dim=1)
+        means, squares, numbers = torch.split(found, [channels, channels, 1], dim=1)
         count = numbers.sum()
         mean = (numbers * means).sum(0) / count
         variance = (squares.sum(0) + (numbers * (means - mean).square()).sum(0)) / count

@@ -76,7 +76,7 @@ class ContrastiveTrainer(ABC):
             sizes: images of this process in every part.
             count: images of the batch.
         """
-        sides = zip(*(part.chunk(2) for part in values.split([2 * size for size in sizes])), strict=True)
+        sides = zip(*(part.chunk(2) for part in torch.split(values, [2 * size for size in sizes])), strict=True)
         return torch.cat([self.processes.collect(torch.cat(side), count) for side in sides])
 
     def finish_step(self, step: int, num_steps: int) -> None:
@@ -180,8 +180,8 @@ class MoCoTrainer(ContrastiveTrainer):
         self.queue.enqueue(keys)
         processes.add_gradients(self.trained)
         if not is_shared:  # every process has updated running statistics by its own groups
-            norms = [layer for layer in find_norms(self.modules.values()) if layer.running_mean is not None]
-            processes.average(each for layer in norms for each in (layer.running_mean, layer.running_var))
+            statistics = [(layer.running_mean, layer.running_var) for layer in find_norms(self.modules.values())]
+            processes.average(each for pair in statistics for each in pair if each is not None)
         loss, *found = _join(outcomes)
         return Outcome(processes.add(loss), *(processes.collect(rows, count) for rows in found))
 

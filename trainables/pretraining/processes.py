@@ -50,7 +50,7 @@ class Processes:
             size: rows of a part (``split_evenly``), of all processes together.
         """
         parts = split_evenly(torch.arange(count), size)
-        return own.split([int((part % self.count == self.rank).sum()) for part in parts])
+        return torch.split(own, [int((part % self.count == self.rank).sum()) for part in parts])
 
     def collect(self, own: Shaped[Tensor, "m *_"], count: int) -> Shaped[Tensor, "n *_"]:
         """Return all rows of a batch, in its order. Gradients reach this process's own rows alone.
@@ -113,7 +113,7 @@ class Processes:
         if self.count == 1 or not tensors:
             return
         total = self.add(torch.cat([tensor.flatten() for tensor in tensors])).mul_(factor)
-        for tensor, part in zip(tensors, total.split([tensor.numel() for tensor in tensors]), strict=True):
+        for tensor, part in zip(tensors, torch.split(total, [tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
 
 
