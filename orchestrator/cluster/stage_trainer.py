@@ -46,6 +46,7 @@ def run_process(config: dict[str, Any]) -> None:
     def send(event: dict[str, Any]) -> None:
         ray.get(config["attempt"].put.remote(event))
 
+    report({"event": "placed", "group": ray.util.get_current_placement_group()})
     try:
         config["handle"](config["request"], report)
     except PeerLostError:  # which may be tried again, and is not the failure that began it
@@ -85,7 +86,7 @@ class _Attempt:
             shutil.rmtree(scratch, ignore_errors=True)
 
     def put(self, event: dict[str, Any]) -> None:
-        """Take an event of a process."""
+        """Add an event of a process."""
         self._events.put(event)
 
     def take(self, seconds: float) -> list[dict[str, Any]]:
@@ -113,6 +114,7 @@ class JointClient:
         self._run: Any = None
         self._events: deque[dict[str, Any]] = deque()
         self._failure: dict[str, Any] | None = None
+        self._group: Any = None
 
     def begin(self, request: Mapping[str, Any]) -> None:
         """Send a request (see ``driver.child_process.run_request``). Does not wait for free resources."""
@@ -132,6 +134,9 @@ class JointClient:
         while True:
             while self._events:
                 event = self._events.popleft()
+                if event["event"] == "placed":
+                    self._group = event["group"]
+                    continue
                 if event["event"] != "failed":
                     return event
                 self._failure = self._failure or {key: value for key, value in event.items() if key != "event"}
@@ -164,11 +169,13 @@ class JointClient:
         """End the processes, if any: Ray ends them with the actor that owns them."""
         if self._attempt is not None:
             ray.kill(self._attempt)
+        if self._group is not None:  # Ray frees it with the driver's job only, Ray Train where there is a dashboard
+            ray.util.remove_placement_group(self._group)
 
     def close(self) -> None:
         """End the processes, if any, and forget their events."""
         self.kill()
-        self._attempt = self._run = self._failure = None
+        self._attempt = self._run = self._failure = self._group = None
         self._events.clear()
 
 

@@ -39,7 +39,7 @@ def unpack(text: str) -> dict[str, Any]:
 
 
 class Client(Protocol):
-    """What runs one request at a time for a slot, as ``ForkClient`` does."""
+    """Interface to what runs one request at a time for a slot, as ``ForkClient`` does."""
 
     def begin(self, request: Mapping[str, Any]) -> None: ...  # noqa: D102
     def next_event(self, timeout_seconds: float) -> dict[str, Any] | None: ...  # noqa: D102

@@ -29,9 +29,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "simclr": {},
     "simclr in parts": {"micro_batch_size": 7},
     "moco, two groups a process": {"method": MOCO | {"batch_norm_groups": 4}},
-    "moco, one group": {"method": MOCO | {"batch_norm_groups": 1}},
     "moco in parts": {"method": MOCO, "micro_batch_size": 6},
-    "byol": {"method": BYOL},
     "byol in parts": {"method": BYOL, "micro_batch_size": 8},
 }
 
