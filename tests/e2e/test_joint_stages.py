@@ -30,7 +30,7 @@ execution: {cache_dir: CACHE, processes_per_stage: 2, device: cpu}
 @pytest.mark.long
 def test_two_processes_train_a_stage_between_slots_of_one(tmp_path: Path) -> None:
     """The supervised step runs in a slot, then the contrastive one in two processes, then the trial in a slot."""
-    weights = {}
+    weights, losses = {}, []
     for count in (2, 1):
         text = STUDY.replace("CACHE", str(tmp_path / "cache")).replace("stage: 2", f"stage: {count}")
         folder = tmp_path / str(count)
@@ -43,10 +43,13 @@ def test_two_processes_train_a_stage_between_slots_of_one(tmp_path: Path) -> Non
         result = stages["contrastive"].result
         assert result is not None
         assert result["environment"]["processes"] == count
-        weights[stages["contrastive"].signature, count] = load_weights(
-            stages["contrastive"].folder, "encoder.safetensors"
-        )
-    (two, _), (one, _) = weights.values()
+        signature = stages["contrastive"].signature
+        folder_of_stage = ledger.folder("stage", signature)
+        weights[signature, count] = load_weights(folder_of_stage, "encoder.safetensors")[0]
+        losses.append([line["metrics"]["ssl/loss"] for line in folder_of_stage.read_lines("epochs.jsonl")])
+    two, one = weights.values()
     assert len({signature for signature, _ in weights}) == 1  # the number of processes is not part of it
     for name, tensor in one.items():
         assert two[name].numpy() == pytest.approx(tensor.numpy(), rel=1e-3, abs=1e-3)
+    assert len(losses[0]) == 2
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
