@@ -12,6 +12,7 @@ RobustSweepError
 │   └── DiskFullError      no space is left on the disk; the trial is not at fault
 ├── InfrastructureError    Ray cannot be reached, or a trial's process was lost       (orchestrator)
 │   ├── ClusterLostError   the head of the Ray cluster is gone                        (orchestrator)
+│   ├── PeerLostError      another process of the same stage is gone
 │   └── OrphanedError      nobody has asked for a trial's events for long              (orchestrator)
 └── StudyError             the study file, or a request about it, is wrong   (orchestrator)
     └── LeaseError         another driver holds the study                    (orchestrator)
@@ -79,6 +80,10 @@ class InfrastructureError(RobustSweepError):
 
 class ClusterLostError(InfrastructureError):
     """The head of the Ray cluster is gone; the same command continues with another cluster."""
+
+
+class PeerLostError(InfrastructureError):
+    """Another of the processes that train a stage together is gone; this one can do nothing without it."""
 
 
 class OrphanedError(InfrastructureError):

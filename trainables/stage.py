@@ -12,7 +12,9 @@ from typing import Any
 
 from trainables.config import Execution, StageConfig, TrainingConfig
 from trainables.data.dataset import Dataset
+from trainables.errors import ConfigError
 from trainables.models.networks import Classifier
+from trainables.pretraining.processes import find_processes
 from trainables.pretraining.sources import join_training, load_sources
 from trainables.pretraining_config import SupervisedPretraining
 from trainables.regularisers import NoRegulariser
@@ -49,14 +51,23 @@ def run_stage(
     """Train one step, write ``encoder.safetensors`` and return the content of ``result.json``.
 
     Arguments and errors are those of ``trial.run_trial``, but a stage is never stopped early; ``encoder`` is the folder
-    of the finished stage of the step before it, None if that is not trained.
+    of the finished stage of the step before it, None if that is not trained. A contrastive step may be trained by
+    several processes: each calls this with the same arguments and has a device of its own; ``torch.distributed``, which
+    the caller has initialised, joins them. The first one alone writes and reports; the others return {}.
+
+    Raises:
+        ConfigError: several processes were asked to train with labels, too.
+        PeerLostError: another process is gone.
     """
-    started = Start.now()
+    started, processes = Start.now(), find_processes()
     device = prepare_process(execution)
     reset_gpu_peak(device)
     step = config.pretraining
+    if processes.count > 1 and isinstance(step, SupervisedPretraining):
+        raise ConfigError(f"pretraining: asked {processes.count} processes to train a supervised step, expected one")
     data = load_sources(step.sources or (config.data,), cache_dir=execution.cache_dir.expanduser())
-    report({"event": "started", "epochs": step.epochs})
+    if processes.is_first:
+        report({"event": "started", "epochs": step.epochs})
     seed_everything(derive_seed(config.seed, config.stream, "stage"))
     model = build_network(config.model, step.init, data[0], NoRegulariser(), config.task)
     load_encoder(model, step.init, encoder)
@@ -64,13 +75,17 @@ def run_stage(
     if not is_trained(folder, ENCODER):
         model = choice.place(model.to(device))
         _train(model, data, config, choice, signature=signature, folder=folder, report=report)
-        save_weights(folder, ENCODER, model.encoder_state(), {"signature": signature})
+        if processes.is_first:
+            save_weights(folder, ENCODER, model.encoder_state(), {"signature": signature})
+    if not processes.is_first:
+        return {}
     check_signature(ENCODER, folder, load_weights(folder, ENCODER)[1]["signature"], signature)
     remove_checkpoints(folder)
     history = folder.read_lines(EPOCHS)
     result: dict[str, Any] = {"status": "complete", **_summarise(config, history)}
     outcome = Outcome(len(history), len(history))
     result |= describe_run(signature, started, outcome, device, choice, execution)
+    result["environment"]["processes"] = processes.count
     result["files"] = describe_result_files(folder, [ENCODER, EPOCHS])
     folder.write_json(RESULT, result)
     return result

@@ -18,16 +18,14 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from orchestrator.cluster.connection import PATIENCE_SECONDS, check_reachable, find_peers, ray, tune
+from orchestrator.cluster.connection import ray, tune
+from orchestrator.cluster.ray_thread import CHECK_SECONDS, RayThread
 from orchestrator.execution.chunk_runner import ChunkRunner, pack, unpack
 from orchestrator.execution.dispatcher import Dispatcher
 from orchestrator.execution.fork_client import MEMORY_ADVICE
 from orchestrator.execution.resources import Slots, num_slots
 from orchestrator.ledger.failures import CRASHED, OUT_OF_MEMORY
-from trainables.errors import ClusterLostError
 
-#: Seconds between two checks of the head and of this machine's raylet.
-_CHECK_SECONDS = 3.0
 #: Reports per second, of all slots together, with which Tune's loop does not fall behind; it can do some 40.
 REPORTS_PER_SECOND = 16.0
 
@@ -48,10 +46,11 @@ class DispatchSearcher(tune.search.Searcher):  # type: ignore[misc]  # ray is un
         self._dispatcher, self._report_seconds, self._read_error = dispatcher, report_seconds, read_error
 
     def suggest(self, trial_id: str) -> Any:
-        """Return the next chunk, None if nothing is ready, FINISHED if nothing is left."""
+        """Return the next chunk, None if nothing is ready, FINISHED if nothing is left or waits for a joint slot."""
         chunk = self._dispatcher.next_chunk(trial_id)
         if chunk is None:
-            return tune.search.Searcher.FINISHED if self._dispatcher.is_finished else None
+            is_over = self._dispatcher.is_finished or self._dispatcher.waits_for_joint
+            return tune.search.Searcher.FINISHED if is_over else None
         signature = chunk["works"][0]["record"]["signature"]
         return {"chunk": pack({**chunk, "report_seconds": self._report_seconds}), "signature": signature}
 
@@ -89,7 +88,7 @@ class SlotActor(tune.Trainable):  # type: ignore[misc]
     def _watch(self) -> None:
         """End the fork server of a machine that was cut off: nobody calls ``step``, and no trial runs any more."""
         while True:
-            time.sleep(_CHECK_SECONDS)
+            time.sleep(CHECK_SECONDS)
             with self._lock:
                 self._runner.disconnect_if_orphaned()
 
@@ -155,46 +154,10 @@ class _EventStopper(tune.Stopper):  # type: ignore[misc]
         return self._asked.is_set()
 
 
-class _TuneThread(threading.Thread):
-    """Thread that runs Tune: a Ray that has lost its head blocks its caller, and no signal helps."""
-
-    def __init__(self, tuner: tune.Tuner) -> None:
-        super().__init__(name="tune", daemon=True)
-        self._tuner = tuner
-        self._error: Exception | None = None
-
-    def run(self) -> None:
-        """Run Tune to its end; keep its error for ``wait``."""
-        try:
-            self._tuner.fit()
-        except Exception as error:  # noqa: BLE001 - the thread's boundary: ``wait`` raises it where it is waited for
-            self._error = error
-
-    def wait(self) -> None:
-        """Wait until Tune has ended; raise its error, if any.
-
-        Raises:
-            ClusterLostError: the head or this machine's raylet does not answer, so that Tune may never end.
-        """
-        answered = dict.fromkeys(find_peers(), time.monotonic())
-        while self.is_alive():
-            self.join(_CHECK_SECONDS)
-            for peer, last in answered.items():
-                try:
-                    check_reachable(peer)
-                    answered[peer] = time.monotonic()
-                except OSError as error:
-                    if time.monotonic() - last > PATIENCE_SECONDS:
-                        raise ClusterLostError(
-                            f"lost Ray: {peer} has not answered for {PATIENCE_SECONDS:.0f} s ({error}); what is "
-                            "finished is in the ledger, and what ran goes on from its last epoch"
-                        ) from error
-        if self._error is not None:
-            raise self._error
-
-
 def execute(dispatcher: Dispatcher, *, study: str, slots: Slots, max_retries: int, stop: threading.Event) -> None:
     """Run the dispatcher's chunks until every stage and trial is complete or failed, or soon after ``stop`` is set.
+
+    Also ends where all that is left waits for a stage of several processes (``stage_trainer``).
 
     Args:
         dispatcher: source of chunks and receiver of events.
@@ -215,28 +178,27 @@ def execute(dispatcher: Dispatcher, *, study: str, slots: Slots, max_retries: in
     )
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are in the ledger, and reported as events
     scratch = tempfile.mkdtemp(prefix="robustsweep-tune-")  # Tune needs a folder; nothing in it is read again
-    tuning = _TuneThread(
-        tune.Tuner(
-            tune.with_resources(SlotActor, {"cpu": slots.cpus, "gpu": slots.gpus}),
-            tune_config=tune.TuneConfig(
-                search_alg=searcher,
-                num_samples=-1,
-                max_concurrent_trials=number,
-                reuse_actors=True,
-                trial_name_creator=lambda trial: trial.config["signature"],
-                trial_dirname_creator=lambda trial: trial.trial_id,
-            ),
-            run_config=tune.RunConfig(
-                name=study,
-                stop=_EventStopper(stop),
-                callbacks=[losses],
-                storage_path=scratch,
-                failure_config=tune.FailureConfig(max_failures=max_retries),
-                checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger has them
-                verbose=0,
-            ),
-        )
+    tuner = tune.Tuner(
+        tune.with_resources(SlotActor, {"cpu": slots.cpus, "gpu": slots.gpus}),
+        tune_config=tune.TuneConfig(
+            search_alg=searcher,
+            num_samples=-1,
+            max_concurrent_trials=number,
+            reuse_actors=True,
+            trial_name_creator=lambda trial: trial.config["signature"],
+            trial_dirname_creator=lambda trial: trial.trial_id,
+        ),
+        run_config=tune.RunConfig(
+            name=study,
+            stop=_EventStopper(stop),
+            callbacks=[losses],
+            storage_path=scratch,
+            failure_config=tune.FailureConfig(max_failures=max_retries),
+            checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),  # the ledger has them
+            verbose=0,
+        ),
     )
+    tuning = RayThread(tuner.fit, name="tune")
     tuning.start()
     try:
         tuning.wait()

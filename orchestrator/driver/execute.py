@@ -20,7 +20,14 @@ from orchestrator.execution.dispatcher import ChunkSettings, Dispatcher
 from orchestrator.execution.gpu_sharing import choose_gpus_per_trial
 from orchestrator.execution.local_executor import LocalExecutor
 from orchestrator.execution.meter import Meter, saving_usage
-from orchestrator.execution.resources import Slots, check_fits, num_local_slots
+from orchestrator.execution.resources import (
+    JointSlots,
+    Slots,
+    check_fits,
+    check_joint_fits,
+    is_joint_stage,
+    num_local_slots,
+)
 from orchestrator.execution.work_queue import WorkQueue
 from orchestrator.ledger.lease import Lease
 from orchestrator.ledger.usage import read_usage
@@ -101,7 +108,8 @@ def make_dispatcher(
         describe=handler.describe,
         lease=lease.ticket,
     )
-    todo = WorkQueue(actions.open, complete=[work.signature for work in actions.skip], num_slots=1)
+    complete, is_joint = [work.signature for work in actions.skip], partial(is_joint_stage, execution)
+    todo = WorkQueue(actions.open, complete=complete, num_slots=1, is_joint=is_joint)
     find_more = handler.search_loop.find_more
     return Dispatcher(todo, ledger=ledger, settings=settings, on_event=handler.handle, find_more=find_more, meter=meter)
 
@@ -148,19 +156,31 @@ def execute_in_ray(
     stop: threading.Event,
     print_line: Callable[[str], None],
 ) -> None:
-    """Run the dispatcher's stages and trials on Ray Tune, which replaces the driver's own slots."""
+    """Run the dispatcher's stages and trials on Ray, which replaces the driver's own slots.
+
+    Stages of several processes and the slots of Tune take turns: the processes wait until there is room for all of
+    them, which slots that are never idle would not leave.
+    """
     resources = runtime.wait_for_ray()
-    from orchestrator.cluster import tune_executor  # imports ray
+    from orchestrator.cluster import stage_trainer, tune_executor  # imports ray
 
     is_said = runtime.local_resources is not None  # reported when the local slots started
     slots = resolve_slots(prepared, resources, print_line=(lambda line: None) if is_said else print_line)
     if runtime.is_local:
         check_fits(resources, slots)
-    study = prepared.study
-    dispatcher.set_gpus(slots.gpus)
-    tune_executor.execute(
-        dispatcher, study=study.study, slots=slots, max_retries=study.execution.max_retries, stop=stop
-    )
+    study, execution = prepared.study, prepared.study.execution
+    joint = JointSlots(execution.processes_per_stage, slots.cpus, 1.0 if slots.gpus else 0.0)
+    dispatcher.set_gpus(slots.gpus, joint=joint.num_processes * joint.gpus)
+    while True:
+        if dispatcher.has_joint:
+            if runtime.is_local:
+                check_joint_fits(resources, joint)
+            stage_trainer.execute(dispatcher, child_process.run_request, slots=joint, resources=resources, stop=stop)
+        if stop.is_set() or dispatcher.is_finished:
+            return
+        tune_executor.execute(dispatcher, study=study.study, slots=slots, max_retries=execution.max_retries, stop=stop)
+        if stop.is_set() or not dispatcher.has_joint:
+            return
 
 
 def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, print_line: Callable[[str], None]) -> Slots:
@@ -169,9 +189,8 @@ def resolve_slots(prepared: Prepared, resources: Mapping[str, float], *, print_l
     gpus = execution.gpus_per_trial
     if gpus == "auto" and resources.get("GPU", 0.0) > 0 and execution.device != "cpu":
         records = [record for kind in ("stage", "trial") for record in ledger.records(kind, states=(COMPLETE,))]
-        share = choose_gpus_per_trial(
-            prepared.actions.open, records, evaluation_batch_size=execution.evaluation_batch_size
-        )
+        todo = [work for work in prepared.actions.open if not is_joint_stage(execution, work)]
+        share = choose_gpus_per_trial(todo, records, evaluation_batch_size=execution.evaluation_batch_size)
         print_line(share.reason)
         gpus = share.gpus
     elif gpus == "auto":

@@ -13,7 +13,8 @@ import time
 import uuid
 import zlib
 from collections import deque
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Protocol
 
 from orchestrator.execution.fork_client import ForkClient, ProcessLostError, make_command, make_socket_path
 from orchestrator.execution.heartbeat import Heartbeat
@@ -37,6 +38,15 @@ def unpack(text: str) -> dict[str, Any]:
     return chunk
 
 
+class Client(Protocol):
+    """Interface to what runs one request at a time for a slot, as ``ForkClient`` does."""
+
+    def begin(self, request: Mapping[str, Any]) -> None: ...  # noqa: D102
+    def next_event(self, timeout_seconds: float) -> dict[str, Any] | None: ...  # noqa: D102
+    def kill(self) -> None: ...  # noqa: D102
+    def close(self) -> None: ...  # noqa: D102
+
+
 class ChunkRunner:
     """Runs the chunks of one slot.
 
@@ -47,14 +57,15 @@ class ChunkRunner:
 
     Args:
         chunk: first chunk.
+        client: runs the stages and trials; None: the fork server of this node.
     """
 
-    def __init__(self, chunk: dict[str, Any]) -> None:
+    def __init__(self, chunk: dict[str, Any], *, client: Client | None = None) -> None:
         path = make_socket_path(chunk["token"])
         self._heartbeat = Heartbeat(path.with_suffix(f".{uuid.uuid4().hex[:8]}.heard"))
         #: Events that were read while nobody asked for them.
         self._unread: deque[dict[str, Any] | ProcessLostError] = deque()
-        self._client = ForkClient(
+        self._client = client or ForkClient(
             num_threads=chunk["execution"]["num_threads"],
             path=path,
             preload=chunk["preload"],

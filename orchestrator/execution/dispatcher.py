@@ -30,6 +30,8 @@ OnEvent = Callable[[str, Work, dict[str, Any]], None]
 SHORT_SECONDS = 10.0
 #: Prefix of the names of local slots; the names of Tune's slots have letters and digits only.
 _LOCAL = "own-"
+#: The same of joint slots, each of which is several processes that run one stage together.
+_JOINT = "joint-"
 
 
 @dataclass(frozen=True)
@@ -100,6 +102,7 @@ class Dispatcher:
         #: Hosts that are known to write where this driver reads.
         self._shares_storage: set[str] = set()
         self._has_successors = self._may_overlap = self._is_closed = False
+        self._gpus_per_joint_slot = 0.0
 
     @property
     def is_finished(self) -> bool:
@@ -118,10 +121,10 @@ class Dispatcher:
         with self._changed:
             self._queue.num_slots = number
 
-    def set_gpus(self, number: float) -> None:
-        """Set how many GPUs each of Tune's slots holds. Local slots hold none."""
+    def set_gpus(self, number: float, *, joint: float = 0.0) -> None:
+        """Set how many GPUs each of Tune's slots holds, and each joint slot. Local slots hold none."""
         with self._changed:
-            self._meter.gpus_per_slot = number
+            self._meter.gpus_per_slot, self._gpus_per_joint_slot = number, joint
 
     def close(self) -> None:
         """Stop dispatching, and ignore further reports. Running slots are not stopped."""
@@ -141,7 +144,9 @@ class Dispatcher:
     def next_local_chunk(self, number: int) -> dict[str, Any] | None:
         """Return the next chunk for a local slot, None if nothing is ready or the slot should end."""
         with self._changed:
-            return self._next_chunk(_local_name(number)) if self.may_continue(number) else None
+            if not self.may_continue(number):
+                return None
+            return self._next_chunk(_local_name(number), self._queue.next_chunk)
 
     def report_local(self, number: int, events: Iterable[Mapping[str, Any]]) -> None:
         """Handle the events that a local slot reports (``report_events``)."""
@@ -177,6 +182,34 @@ class Dispatcher:
         own = [name for name in self._running if name.startswith(_LOCAL)]
         return bool(own) and not self._is_short() and len(self._running) >= self._queue.num_slots
 
+    # ------------------------------------------------------------------ joint slots
+
+    @property
+    def has_joint(self) -> bool:
+        """Whether a stage of several processes is ready or runs."""
+        with self._changed:
+            return self._queue.is_joint_ready or any(self._running[name] for name in self._running if _is_joint(name))
+
+    @property
+    def waits_for_joint(self) -> bool:
+        """Whether all slots are idle until a stage of several processes, which is ready, has run."""
+        with self._changed:
+            is_idle = not self._queue.is_any_ready and not any(self._running.values())
+            return is_idle and self._queue.is_joint_ready
+
+    def next_joint_chunk(self, number: int) -> dict[str, Any] | None:
+        """Return the next chunk for a joint slot, None if no stage of several processes is ready."""
+        with self._changed:
+            return self._next_chunk(f"{_JOINT}{number}", self._queue.next_joint)
+
+    def report_joint(self, number: int, events: Iterable[Mapping[str, Any]]) -> None:
+        """Handle the events that a joint slot reports (``report_events``)."""
+        self.report_events(f"{_JOINT}{number}", events)
+
+    def release_joint(self, number: int) -> None:
+        """Remove a joint slot (``release``)."""
+        self.release(f"{_JOINT}{number}")
+
     # ------------------------------------------------------------------ all slots
 
     def next_chunk(self, slot: str) -> dict[str, Any] | None:
@@ -185,11 +218,11 @@ class Dispatcher:
         None if nothing is ready, or if a local slot has to end first.
         """
         with self._changed:
-            return None if self._is_full() else self._next_chunk(slot)
+            return None if self._is_full() else self._next_chunk(slot, self._queue.next_chunk)
 
-    def _next_chunk(self, slot: str) -> dict[str, Any] | None:
+    def _next_chunk(self, slot: str, take: Callable[[], list[Work]]) -> dict[str, Any] | None:
         self._close_if_spent()
-        works = [] if self._is_closed else self._queue.next_chunk()
+        works = [] if self._is_closed else take()
         if not works:
             return None
         self._running[slot] = works
@@ -242,12 +275,16 @@ class Dispatcher:
                 if work is None or work not in self._running.get(slot, ()):
                     continue  # reported before its actor was lost
                 self._reported.add(slot)
-                gpus = 0.0 if slot.startswith(_LOCAL) else self._meter.gpus_per_slot
-                self._meter.report(slot, gpus=gpus, busy_seconds=event["busy_seconds"])
+                self._meter.report(slot, gpus=self._count_gpus(slot), busy_seconds=event["busy_seconds"])
                 self._handle_event(slot, work, dict(event))
             if not self._running.get(slot):
                 self._meter.end(slot)  # the chunk is done
             self._changed.notify_all()
+
+    def _count_gpus(self, slot: str) -> float:
+        if slot.startswith(_LOCAL):
+            return 0.0
+        return self._gpus_per_joint_slot if _is_joint(slot) else self._meter.gpus_per_slot
 
     def _handle_event(self, slot: str, work: Work, event: dict[str, Any]) -> None:
         match event["event"]:
@@ -346,6 +383,10 @@ class Dispatcher:
                     self._on_event("ended", dependant, describe_upstream(work))
         if not self._queue.is_closed:
             self._queue.add(self._find_more())
+
+
+def _is_joint(slot: str) -> bool:
+    return slot.startswith(_JOINT)
 
 
 def _local_name(number: int) -> str:

@@ -235,11 +235,8 @@ class ForkClient:
     def _interpret_exit(self, code: int) -> dict[str, Any]:
         self._child = None
         self._keep_log()
-        if self._failure is not None and self._failure["reason"] == OUT_OF_MEMORY:
-            message = f"there was no memory for what the trial asked for: {MEMORY_ADVICE}; {self._failure['message']}"
-            raise ProcessLostError(message, reason=OUT_OF_MEMORY, traceback=self._failure["traceback"])
         if self._failure is not None:
-            return {"event": "done", "status": "failed", **self._failure}
+            return interpret_failure(self._failure)
         if code == 0:
             return self._stopped or {"event": "done", "status": "complete"}
         how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
@@ -268,6 +265,21 @@ class ForkClient:
         if self._connection is not None:
             self._connection.close()
             self._connection = None
+
+
+def interpret_failure(failure: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the ``done`` event of a process that has raised.
+
+    Args:
+        failure: what it has reported (``ledger.failures.describe_failure``).
+
+    Raises:
+        ProcessLostError: there was no memory.
+    """
+    if failure["reason"] == OUT_OF_MEMORY:
+        message = f"there was no memory for what the trial asked for: {MEMORY_ADVICE}; {failure['message']}"
+        raise ProcessLostError(message, reason=OUT_OF_MEMORY, traceback=failure["traceback"])
+    return {"event": "done", "status": "failed", **failure}
 
 
 def _visible_devices() -> dict[str, str]:

@@ -107,6 +107,8 @@ def _measure(records: Iterable[Record], evaluation_batch_size: int) -> dict[str,
             continue
         if result["environment"]["evaluation_batch_size"] < evaluation_batch_size:
             continue
+        if result["environment"].get("processes", 1) > 1:
+            continue  # the peak of one of the processes, with its share of a batch
         kind = describe_kind(record.kind, record.config["identity"])
         peak, memory = measured.get(kind, (0.0, math.inf))
         measured[kind] = max(peak, result["peak_gpu_memory_mib"]), min(memory, result["gpu_memory_mib"])

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from orchestrator.planning.works import Work
 from orchestrator.study.execution_config import ExecutionConfig
-from trainables.config import TrialConfig
+from trainables.config import StageConfig, TrialConfig
 from trainables.cpus import count_cpus
 from trainables.errors import StudyError
 
@@ -24,11 +25,22 @@ class Slots:
     max_concurrent: int | None
 
 
+@dataclass(frozen=True)
+class JointSlots:
+    """Number of the processes that train a stage together, and resources of each."""
+
+    num_processes: int
+    cpus: float
+    gpus: float
+
+
 def find_local_resources(execution: ExecutionConfig) -> dict[str, float] | None:
     """Return the resources of this machine for local slots, None if all trials are to run in Ray.
 
-    Trials that may take a GPU run in Ray, which divides the GPUs among them.
+    Trials that may take a GPU run in Ray, which divides the GPUs among them, and so do stages of several processes.
     """
+    if execution.processes_per_stage > 1:
+        return None
     if not execution.local_executor or has_gpu(execution) or execution.gpus_per_trial not in ("auto", 0):
         return None
     return {"CPU": float(count_cpus()), "GPU": 0.0}
@@ -79,6 +91,34 @@ def check_fits(resources: Mapping[str, float], slots: Slots) -> None:
                 f"execution.{key}: a trial asks for {asked:g}, and this machine has {found:g}; "
                 "ask for less, or join a cluster with --address"
             )
+
+
+def is_joint_stage(execution: ExecutionConfig, work: Work) -> bool:
+    """Return whether several processes train a stage together: a contrastive one, if the study says so."""
+    is_contrastive = isinstance(work.config, StageConfig) and work.config.kind == "contrastive"
+    return is_contrastive and execution.processes_per_stage > 1
+
+
+def check_joint_fits(resources: Mapping[str, float], slots: JointSlots) -> None:
+    """Raise if the processes of a stage are larger than this machine: Ray would wait for ever.
+
+    Raises:
+        StudyError: they ask for more CPUs or GPUs than there are.
+    """
+    for what, each in (("CPU", slots.cpus), ("GPU", slots.gpus)):
+        asked, found = slots.num_processes * each, resources.get(what, 0.0)
+        if asked > found:
+            raise StudyError(
+                f"execution.processes_per_stage: {slots.num_processes} processes ask for {asked:g} {what}s together, "
+                f"and this machine has {found:g}; ask for fewer, or join a cluster with --address"
+            )
+
+
+def num_joint_slots(resources: Mapping[str, float], slots: JointSlots) -> int:
+    """Return how many stages of several processes fit at once; at least 1, as ``num_slots``."""
+    asked = {"CPU": slots.num_processes * slots.cpus, "GPU": slots.num_processes * slots.gpus}
+    fits = [resources.get(what, 0.0) / each for what, each in asked.items() if each]
+    return max(1, int(min(fits, default=1.0) + 1e-9))
 
 
 def num_local_slots(resources: Mapping[str, float], slots: Slots) -> int:

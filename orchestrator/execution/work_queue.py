@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from orchestrator.planning.works import Work
 
@@ -23,16 +23,25 @@ class WorkQueue:
         works: stages and trials, in the order of preference.
         complete: signatures that count as complete already.
         num_slots: how many chunks can run at once.
+        is_joint: whether several processes run a stage together, outside the slots.
     """
 
-    def __init__(self, works: Sequence[Work], *, complete: Iterable[str], num_slots: int) -> None:
-        self.num_slots = num_slots
+    def __init__(
+        self,
+        works: Sequence[Work],
+        *,
+        complete: Iterable[str],
+        num_slots: int,
+        is_joint: Callable[[Work], bool] = lambda work: False,
+    ) -> None:
+        self.num_slots, self._is_joint = num_slots, is_joint
         self._done = set(complete)
         self._works: dict[str, Work] = {}
         self._rank: dict[str, int] = {}
         self._missing: dict[str, set[str]] = {}
         self._dependants: dict[str, list[Work]] = defaultdict(list)
         self._ready: list[int] = []
+        self._ready_joint: list[int] = []
         self._order: list[Work] = []
         self._num_timed, self._seconds = 0, 0.0
         #: Whether dispatching has ended (``close``).
@@ -52,7 +61,20 @@ class WorkQueue:
             for need in self._missing[work.signature]:
                 self._dependants[need].append(work)
             if not self._missing[work.signature]:
-                heapq.heappush(self._ready, self._rank[work.signature])
+                self._push(work)
+
+    def _push(self, work: Work) -> None:
+        heapq.heappush(self._ready_joint if self._is_joint(work) else self._ready, self._rank[work.signature])
+
+    @property
+    def is_any_ready(self) -> bool:
+        """Whether a slot would get a chunk."""
+        return bool(self._ready)
+
+    @property
+    def is_joint_ready(self) -> bool:
+        """Whether a stage that several processes run together is ready."""
+        return bool(self._ready_joint)
 
     @property
     def is_finished(self) -> bool:
@@ -88,6 +110,10 @@ class WorkQueue:
             taken.append(self._order[heapq.heappop(self._ready)])
         return taken
 
+    def next_joint(self) -> list[Work]:
+        """Return the next stage that several processes run together; empty if none is ready."""
+        return [self._order[heapq.heappop(self._ready_joint)]] if self._ready_joint else []
+
     def _chunk_size(self) -> int:
         """Return half a fair share of the ready stages and trials, so that all slots end at about the same time.
 
@@ -100,7 +126,7 @@ class WorkQueue:
     def put_back(self, works: Iterable[Work]) -> None:
         """Put back stages and trials that a slot took and did not end."""
         for work in works:
-            heapq.heappush(self._ready, self._rank[work.signature])
+            self._push(work)
 
     def complete(self, work: Work, *, seconds: float | None = None) -> None:
         """Mark ``work`` as complete, and make ready the stages and trials that waited only for it.
@@ -117,7 +143,7 @@ class WorkQueue:
             missing = self._missing[dependant.signature]
             missing.discard(work.signature)
             if not missing and dependant.signature in self._works:
-                heapq.heappush(self._ready, self._rank[dependant.signature])
+                self._push(dependant)
 
     def close(self, running: Iterable[Work]) -> list[Work]:
         """Close the queue; return the stages and trials that will not start.
@@ -128,6 +154,7 @@ class WorkQueue:
         before, self.is_closed = self._works, True
         self._works = {work.signature: work for work in running}
         self._ready.clear()
+        self._ready_joint.clear()
         self._dependants.clear()
         return [work for work in before.values() if work.signature not in self._works]
 

@@ -77,6 +77,11 @@ class ExecutionConfig(Frozen):
         description="GPUs of a trial or stage, fractions share one; auto: what memory allows once it is known from "
         "finished trials, 1 before, 0 without a GPU.",
     )
+    processes_per_stage: PositiveInt = Field(
+        1,
+        description="Processes that train a contrastive stage together, each with a GPU of its own, or without GPUs "
+        "with cpus_per_trial cores; more than 1: in Ray.",
+    )
     max_concurrent_trials: PositiveInt | None = Field(None, description="Null: as many as resources allow.")
     max_retries: int = Field(2, ge=0, le=1000, description="Of a trial lost to infrastructure: a node, memory, a hang.")
     stall_minutes: float = Field(30.0, gt=0, le=1e6, description="A trial that reports nothing for so long is ended.")

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from orchestrator.cluster import connection, tune_executor
+from orchestrator.cluster import connection, ray_thread
 from orchestrator.cluster.tune_executor import DispatchSearcher, execute
 from orchestrator.execution.chunk_runner import unpack
 from orchestrator.execution.dispatcher import ChunkSettings, Dispatcher
@@ -221,10 +221,10 @@ def test_a_ray_that_is_lost_is_not_waited_for(
         raise ConnectionRefusedError(peer)
 
     def fall_silent(work: Work, event: dict[str, Any]) -> None:
-        monkeypatch.setattr(tune_executor, "check_reachable", silence)
+        monkeypatch.setattr(ray_thread, "check_reachable", silence)
 
-    monkeypatch.setattr(tune_executor, "_CHECK_SECONDS", 0.1)
-    monkeypatch.setattr(tune_executor, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(ray_thread, "CHECK_SECONDS", 0.1)
+    monkeypatch.setattr(ray_thread, "PATIENCE_SECONDS", 0.5)
     handler, stop = RecordingHandler(ledger, fall_silent), threading.Event()
     try:
         with pytest.raises(

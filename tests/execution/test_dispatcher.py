@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from orchestrator.execution.dispatcher import SHORT_SECONDS, ChunkSettings, Dispatcher
+from orchestrator.execution.meter import Meter
 from orchestrator.execution.work_queue import WorkQueue
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.works import Work
@@ -382,3 +384,34 @@ def test_a_trial_that_was_stopped_early_has_ended(ledger: Ledger) -> None:
     slots.tell(2, (works[2], BEGUN), (works[2], DONE), last=True)
     slots.tell(3, (works[3], BEGUN), (works[3], DONE), last=True)
     assert slots.dispatcher.is_finished
+
+
+def test_slots_and_stages_of_several_processes_take_turns(ledger: Ledger) -> None:
+    """A chain: a stage in a slot, one in several processes, a trial; the GPUs of all processes are counted."""
+    first, joint, meter = make_stage("first"), make_stage("joint"), Meter(clock=lambda: 0.0)
+    trial, handler = make_trial("trial", joint), RecordingHandler(ledger)
+    waiting = replace(joint, needs=(first.signature,))
+    todo = WorkQueue([first, waiting, trial], complete=(), num_slots=1, is_joint=lambda work: work is waiting)
+    settings = ChunkSettings(EXECUTION, "token", MODULE, (), 1, 600.0, describe)
+    dispatcher = Dispatcher(todo, ledger=ledger, settings=settings, on_event=handler.handle, meter=meter)
+    dispatcher.set_gpus(0.5, joint=2.0)
+
+    def end(stage: Work, report: Any, slot: Any) -> None:
+        ledger.folder("stage", stage.signature).write_json("result.json", {})
+        report(slot, [{"signature": stage.signature, "host": "here", **DONE, "busy_seconds": 60.0}])
+
+    assert dispatcher.next_joint_chunk(0) is None
+    assert names(dispatcher.next_chunk("1")) == ["first"]
+    assert not dispatcher.waits_for_joint
+    end(first, dispatcher.report_events, "1")
+    assert dispatcher.waits_for_joint
+    assert dispatcher.has_joint
+    assert dispatcher.next_chunk("1") is None
+    assert names(dispatcher.next_joint_chunk(0)) == ["joint"]
+    assert dispatcher.has_joint
+    assert not dispatcher.waits_for_joint  # it runs
+    end(waiting, dispatcher.report_joint, 0)
+    dispatcher.release_joint(0)
+    assert not dispatcher.has_joint
+    assert names(dispatcher.next_chunk("1")) == ["trial"]
+    assert meter.read().gpu_seconds == 60.0 * (0.5 + 2.0)

@@ -6,7 +6,16 @@ from typing import Any
 import pytest
 
 from orchestrator.execution import resources
-from orchestrator.execution.resources import Slots, check_fits, find_local_resources, num_local_slots, num_slots
+from orchestrator.execution.resources import (
+    JointSlots,
+    Slots,
+    check_fits,
+    check_joint_fits,
+    find_local_resources,
+    num_joint_slots,
+    num_local_slots,
+    num_slots,
+)
 from orchestrator.study.execution_config import ExecutionConfig
 from trainables.cpus import count_cpus
 from trainables.errors import StudyError
@@ -67,3 +76,13 @@ def test_the_driver_runs_only_what_takes_no_gpu(
 @pytest.mark.parametrize(("cpus", "most", "expected"), [(1.0, None, 8), (3.0, None, 2), (1.0, 3, 3), (1.0, 99, 8)])
 def test_own_slots_are_what_fits_and_no_more_than_asked(cpus: float, most: int | None, expected: int) -> None:
     assert num_local_slots({"CPU": 8.0}, Slots(cpus, 0.0, most)) == expected
+
+
+def test_the_processes_of_a_stage_have_to_fit_together() -> None:
+    slots = JointSlots(3, 2.0, 1.0)
+    check_joint_fits({"CPU": 6.0, "GPU": 3.0}, slots)
+    with pytest.raises(StudyError, match=r"processes_per_stage: 3 processes ask for 3 GPUs together, .* has 2;"):
+        check_joint_fits({"CPU": 6.0, "GPU": 2.0}, slots)
+    assert num_joint_slots({"CPU": 13.0, "GPU": 6.0}, slots) == 2
+    assert num_joint_slots({}, slots) == 1  # an empty cluster starts to grow
+    assert find_local_resources(ExecutionConfig(device="cpu", processes_per_stage=2)) is None

@@ -123,3 +123,21 @@ def test_when_it_is_closed_only_what_runs_is_left() -> None:
     for each in taken:
         work.drop(each)
     assert work.is_finished
+
+
+def test_stages_of_several_processes_are_handed_out_by_themselves() -> None:
+    joint, plain = make_stage("joint"), make_stage("plain")
+    work = WorkQueue(
+        [joint, plain, make_trial("trial", joint)], complete=(), num_slots=1, is_joint=lambda each: each is joint
+    )
+    assert names(work.next_chunk()) == ["plain"]
+    assert (work.is_any_ready, work.is_joint_ready) == (False, True)
+    assert names(work.next_joint()) == ["joint"]
+    assert work.next_joint() == work.next_chunk() == []
+    work.put_back([joint])
+    assert names(work.next_joint()) == ["joint"]
+    work.complete(joint)
+    assert names(work.next_chunk()) == ["trial"]
+    again = WorkQueue([joint], complete=(), num_slots=1, is_joint=lambda each: True)
+    assert names(again.close([])) == ["joint"]
+    assert not again.is_joint_ready

@@ -18,11 +18,13 @@ from torch import Tensor
 from trainables.config import StageConfig
 from trainables.contrastive_config import find_long_queue, find_small_groups
 from trainables.data.dataset import Dataset, ImageSet
-from trainables.errors import ConfigError, DivergedError
+from trainables.errors import CheckpointError, ConfigError, DivergedError
 from trainables.models.networks import Classifier
+from trainables.pretraining.accumulation import split_evenly
 from trainables.pretraining.collapse import CollapseMeter, check_collapse, describe_collapse, find_chance_loss
 from trainables.pretraining.methods import ContrastiveTrainer, build_optimiser, build_trainer
 from trainables.pretraining.monitor import Monitor, is_measured
+from trainables.pretraining.processes import Processes, find_processes
 from trainables.pretraining.views import build_views
 from trainables.pretraining_config import ContrastivePretraining
 from trainables.seeding import derive_seed, hash_ids, mix
@@ -56,6 +58,9 @@ def pretrain_encoder(
 ) -> list[dict[str, Any]]:
     """Pretrain ``model`` in place, from the last checkpoint if there is one; return the record of every epoch.
 
+    With several processes (``find_processes``) each of them calls this with the same arguments, and the first one alone
+    measures features, writes and reports.
+
     Args:
         model: network whose encoder is trained.
         train: images; their labels are not read.
@@ -66,10 +71,11 @@ def pretrain_encoder(
         report: callback for the record of every epoch.
 
     Raises:
-        ConfigError: if the queue is too long for so few images, or a batch too small for its groups.
+        ConfigError: if the queue is too long for so few images, or a batch too small for its groups or processes.
         DivergedError: if the loss is not finite.
         CollapsedError: if all images are mapped to the same point.
-        CheckpointError: if the checkpoint belongs to another stage.
+        CheckpointError: if the checkpoint belongs to another stage, or processes have read different ones.
+        PeerLostError: if another process is gone.
     """
     settings = config.pretraining
     assert isinstance(settings, ContrastivePretraining)
@@ -77,32 +83,72 @@ def pretrain_encoder(
     if problem is not None:
         raise ConfigError(problem)
     trainer = build_trainer(model, settings.method)
-    problem = find_small_groups(min(settings.batch_size, len(train)), trainer.num_groups)
-    if problem is not None:
-        raise ConfigError(problem)
+    trainer.processes = processes = find_processes()
+    _check_sizes(trainer, settings, min(settings.batch_size, len(train)))
     optimiser = build_optimiser(trainer, settings.method)
-    state = load_checkpoint(folder, signature)
+    state = _load_state(folder, signature, processes)
     if state is None:
         state = TrainingState(signature)
     else:
         restore_module(trainer.modules, unpack("model", state.tensors), origin="the checkpoint")
         unpack_optimiser(optimiser, state.tensors, state.optimiser_scalars)
         restore_random_state(state.tensors, state.random_state)
-    write_missing_epochs(folder, state.history)
+    if processes.is_first:
+        write_missing_epochs(folder, state.history)
     seeds = mix(torch.from_numpy(hash_ids(train.ids)), "contrastive", config.seed, config.stream)
     while state.epoch < settings.epochs:
         started = time.perf_counter()
+        if not processes.is_first:  # dropout draws other numbers than in the first, whose generator is in checkpoints
+            torch.manual_seed(derive_seed(config.seed, config.stream, "process", processes.rank, state.epoch))
         metrics = _train_epoch(trainer, train, config, seeds, optimiser=optimiser, state=state)
         seconds = time.perf_counter() - started
-        if monitor is not None and is_measured(state.epoch + 1, settings.epochs):
+        if monitor is not None and processes.is_first and is_measured(state.epoch + 1, settings.epochs):
             metrics |= monitor.measure(model)
         metrics |= {"learning_rate": optimiser.param_groups[0]["lr"], "seconds": seconds}
         record = {"epoch": state.epoch + 1, "timestamp_ms": int(time.time() * 1000), "metrics": metrics}
         _update_state(state, trainer, optimiser, record)
-        save_checkpoint(folder, state)
-        folder.append_line(EPOCHS, dump_record(record))
-        report(record)
+        if processes.is_first:
+            save_checkpoint(folder, state)
+            folder.append_line(EPOCHS, dump_record(record))
+            report(record)
     return state.history
+
+
+def _check_sizes(trainer: ContrastiveTrainer, settings: ContrastivePretraining, size: int) -> None:
+    """Check that a batch of ``size`` images can be divided into groups and among processes."""
+    problem = find_small_groups(size, trainer.num_groups)
+    if problem is not None:
+        raise ConfigError(problem)
+    count, groups = trainer.processes.count, trainer.num_groups
+    if groups > 1 and settings.micro_batch_size is None:
+        if groups % count:
+            raise ConfigError(
+                f"execution.processes_per_stage: divided the {groups} groups of pretraining.method.batch_norm_groups "
+                f"among {count} processes; expected a divisor of {groups}, so that each process has whole groups"
+            )
+        return
+    parts = split_evenly(torch.arange(size), min(settings.micro_batch_size or size, -(-size // groups)))
+    smallest = min(len(part) for part in parts)
+    if smallest < count:
+        raise ConfigError(
+            f"execution.processes_per_stage: divided {smallest} images, of which batch statistics are computed, among "
+            f"{count} processes; expected {smallest} processes or fewer, or a larger pretraining.batch_size"
+        )
+
+
+def _load_state(folder: Folder, signature: str, processes: Processes) -> TrainingState | None:
+    """Return the state of the last checkpoint, None if there is none; the same in all processes."""
+    state = load_checkpoint(folder, signature) if processes.is_first else None
+    processes.wait()  # the first one has removed a damaged file
+    if not processes.is_first:
+        state = load_checkpoint(folder, signature)
+    epochs = [int(each) for each in processes.gather(torch.tensor(0 if state is None else state.epoch))]
+    if len(set(epochs)) > 1:
+        raise CheckpointError(
+            f"read the checkpoint in {folder.uri}: the processes of the stage found it after the epochs "
+            f"{', '.join(map(str, epochs))}, expected the same; is this storage shared by all machines?"
+        )
+    return state
 
 
 def _train_epoch(
@@ -133,11 +179,12 @@ def _train_epoch(
         rate = learning_rate_factor(state.step, num_steps, warmup, "cosine") * method.learning_rate
         for group in optimiser.param_groups:
             group["lr"] = rate
-        images = torch.from_numpy(train.images[batch]).to(device, non_blocking=True)
-        seeds = mix(sample_seeds[torch.from_numpy(batch)], "epoch", epoch).to(device)
+        own = trainer.processes.take(torch.from_numpy(batch))
+        images = torch.from_numpy(train.images[own.numpy()]).to(device, non_blocking=True)
+        seeds = mix(sample_seeds[own], "epoch", epoch).to(device)
         first, second = (make_view(images, mix(seeds, "view", side)) for side in (0, 1))
         optimiser.zero_grad(set_to_none=True)
-        outcome = trainer.compute_gradients(first, second, part_size=settings.micro_batch_size)
+        outcome = trainer.compute_gradients(first, second, part_size=settings.micro_batch_size, count=len(batch))
         optimiser.step()
         trainer.finish_step(state.step, num_steps)
         state.step += 1

@@ -1,59 +1,184 @@
-"""Batch statistics of sub-batches on one device, as of several GPUs, in one pass of the network."""
+"""Batch statistics of another set of images than the batch that a layer sees: of its sub-batches, or of all processes.
+
+Every layer of batch normalisation that calls torch's ``batch_norm`` is reached, those of timm with an activation too.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from functools import partial
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from jaxtyping import Float
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
-_BatchNorm = nn.modules.batchnorm._BatchNorm
-
-
-def can_group(layers: Iterable[_BatchNorm]) -> bool:
-    """Return whether ``statistics_in_groups`` applies: to torch’s own layers with moving averages."""
-    return all(
-        type(layer).forward is _BatchNorm.forward and layer.track_running_stats and layer.momentum is not None
-        for layer in layers
-    )
+from trainables.pretraining.processes import Processes
 
 
-@contextmanager
-def statistics_in_groups(layers: Iterable[_BatchNorm], num_groups: int) -> Iterator[None]:
-    """Normalise image i of a batch by the statistics of the images j with j ≡ i modulo ``num_groups``.
+class _Settings(NamedTuple):
+    """Arguments of ``batch_norm`` after the images, in its order."""
+
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: Tensor | None = None
+    bias: Tensor | None = None
+    training: bool = False
+    momentum: float = 0.1
+    eps: float = 1e-5
+
+
+class _Statistics(TorchFunctionMode):
+    """Context in which layers in training mode normalise by ``normalise``."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        """Return what ``func`` does, but for ``batch_norm``."""
+        kwargs = kwargs or {}
+        if func is F.batch_norm:
+            images, *others = args
+            settings = _Settings(*others, **kwargs)
+            if settings.training:
+                return self.normalise(images, settings)
+        return func(*args, **kwargs)
+
+    @abstractmethod
+    def normalise(self, images: Tensor, settings: _Settings) -> Tensor:
+        """Return the normalised images, and update the running statistics."""
+
+
+class StatisticsInGroups(_Statistics):
+    """Context that normalises image i of a batch by the statistics of the images j with j ≡ i modulo ``num_groups``.
 
     Running statistics are updated once, by the mean over the groups.
 
     Args:
-        layers: layers in training mode, for which ``can_group`` holds.
-        num_groups: divides the number of images of all batches.
+        num_groups: number of groups; each has two images or more in every batch.
     """
-    layers = list(layers)
-    for layer in layers:
-        layer.forward = partial(_normalise, layer, num_groups)  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        for layer in layers:
-            del layer.forward
+
+    def __init__(self, num_groups: int) -> None:
+        super().__init__()
+        self._num_groups = num_groups
+
+    def normalise(self, images: Tensor, settings: _Settings) -> Tensor:
+        """Return the normalised images; groups of one size are taken for channels, which a view is enough for."""
+        num_groups, (count, channels) = self._num_groups, images.shape[:2]
+        if count % num_groups:
+            parts = [images[start::num_groups] for start in range(num_groups)]
+            copies = [_copy_running(settings, 1) for _ in parts]
+            found = [F.batch_norm(part, *copy) for part, copy in zip(parts, copies, strict=True)]
+            _average_running(settings, copies)
+            rows = torch.cat([torch.arange(start, count, num_groups) for start in range(num_groups)])
+            return torch.cat(found)[rows.argsort().to(images.device)]
+        copy = _copy_running(settings, num_groups)
+        weight, bias = (None if each is None else each.repeat(num_groups) for each in (copy.weight, copy.bias))
+        grouped = images.reshape(count // num_groups, num_groups * channels, *images.shape[2:])
+        result = F.batch_norm(grouped, *copy._replace(weight=weight, bias=bias))
+        _average_running(settings, [copy])
+        return result.reshape(images.shape)
 
 
-def _normalise(layer: _BatchNorm, num_groups: int, images: Tensor) -> Tensor:
-    """Return the normalised images: groups are taken for channels, which a view of the batch is enough for."""
-    count, channels = images.shape[:2]
-    assert layer.running_mean is not None
-    assert layer.running_var is not None
-    assert layer.momentum is not None
-    mean, variance = (value.repeat(num_groups) for value in (layer.running_mean, layer.running_var))
-    weight, bias = (None if value is None else value.repeat(num_groups) for value in (layer.weight, layer.bias))
-    grouped = images.reshape(count // num_groups, num_groups * channels, *images.shape[2:])
-    result = F.batch_norm(grouped, mean, variance, weight, bias, True, layer.momentum, layer.eps)
-    with torch.no_grad():
-        for own, found in zip((layer.running_mean, layer.running_var), (mean, variance), strict=True):
-            own.copy_(found.view(num_groups, channels).mean(0))
-        if layer.num_batches_tracked is not None:
-            layer.num_batches_tracked.add_(1)
-    return result.reshape(images.shape)
+def _copy_running(settings: _Settings, num_copies: int) -> _Settings:
+    """Return the settings with so many copies of the running statistics, one after another."""
+    mean, var = settings.running_mean, settings.running_var
+    if mean is None or var is None:
+        return settings
+    return settings._replace(running_mean=mean.repeat(num_copies), running_var=var.repeat(num_copies))
+
+
+@torch.no_grad()
+def _average_running(settings: _Settings, copies: Sequence[_Settings]) -> None:
+    """Set the running statistics to the mean of their copies."""
+    for name in ("running_mean", "running_var"):
+        own = getattr(settings, name)
+        if own is not None:
+            own.copy_(torch.cat([getattr(copy, name) for copy in copies]).view(-1, len(own)).mean(0))
+
+
+class StatisticsOfAll(_Statistics):
+    """Context that normalises by the statistics of the images of all processes, as torch's SyncBatchNorm on GPUs does.
+
+    Args:
+        processes: those that call the same layers in the same order.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        super().__init__()
+        self._processes = processes
+
+    def normalise(self, images: Tensor, settings: _Settings) -> Tensor:
+        """Return this process's normalised images."""
+        result, mean, variance, count = _NormaliseByAll.apply(
+            images, settings.weight, settings.bias, settings.eps, self._processes
+        )
+        if settings.running_mean is not None and settings.running_var is not None:
+            with torch.no_grad():
+                settings.running_mean.lerp_(mean, settings.momentum)
+                settings.running_var.lerp_(variance * (count / (count - 1.0)), settings.momentum)
+        return result
+
+
+class _NormaliseByAll(torch.autograd.Function):
+    """Batch normalisation over several processes. Source: Ioffe & Szegedy 2015, section 3.
+
+    The gradients of weight and bias are those of this process's images: their sum over the processes is the gradient.
+    """
+
+    @staticmethod
+    def forward(
+        context: Any, images: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, processes: Processes
+    ) -> tuple[Tensor, Float[Tensor, " c"], Float[Tensor, " c"], Float[Tensor, ""]]:
+        """Return the normalised images, mean and variance (biased) of all processes, and the number of their values."""
+        values, channels = images.float(), images.shape[1]
+        axes, shape = _arrange(images)
+        own_mean = values.mean(axes)
+        squares = (values - own_mean.view(shape)).square().sum(axes)
+        number = own_mean.new_tensor([values.numel() / channels])
+        found = torch.stack(processes.gather(torch.cat([own_mean, squares, number])))
+        means, squares, numbers = torch.split(found, [channels, channels, 1], dim=1)
+        count = numbers.sum()
+        mean = (numbers * means).sum(0) / count
+        variance = (squares.sum(0) + (numbers * (means - mean).square()).sum(0)) / count
+        scale = (variance + eps).rsqrt()
+        context.save_for_backward(images, weight, mean, scale, count)
+        context.processes = processes
+        result = (values - mean.view(shape)) * scale.view(shape)
+        if weight is not None:
+            result = result * weight.view(shape)
+        if bias is not None:
+            result = result + bias.view(shape)
+        context.mark_non_differentiable(mean, variance, count)
+        return result.to(images.dtype), mean, variance, count
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        """Return the gradients of images, weight and bias."""
+        images, weight, mean, scale, count = context.saved_tensors
+        axes, shape = _arrange(images)
+        values = gradient.float()
+        normalised = (images.float() - mean.view(shape)) * scale.view(shape)
+        own = torch.cat([values.sum(axes), (values * normalised).sum(axes)])
+        of_bias, of_weight = own.chunk(2)
+        shift, slope = (context.processes.add(own) / count).chunk(2)
+        factor = scale if weight is None else scale * weight
+        of_images = (values - shift.view(shape) - normalised * slope.view(shape)) * factor.view(shape)
+        has_weight, has_bias = context.needs_input_grad[1:3]
+        return (
+            of_images.to(images.dtype),
+            of_weight if has_weight else None,
+            of_bias if has_bias else None,
+            None,
+            None,
+        )
+
+
+def _arrange(images: Tensor) -> tuple[list[int], list[int]]:
+    """Return the axes over which a channel is averaged, and the shape of a value per channel."""
+    return [0, *range(2, images.ndim)], [1, -1, *[1] * (images.ndim - 2)]

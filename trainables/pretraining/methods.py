@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
@@ -19,15 +20,16 @@ from torch import Tensor, nn
 from trainables.contrastive_config import Byol, Method, MoCo, SimClr
 from trainables.models.batch_norm import find_norms
 from trainables.models.networks import Classifier
-from trainables.pretraining.accumulation import backward_in_parts, split_evenly
-from trainables.pretraining.group_statistics import can_group, statistics_in_groups
+from trainables.pretraining.accumulation import backward_in_parts
+from trainables.pretraining.group_statistics import StatisticsInGroups, StatisticsOfAll
+from trainables.pretraining.processes import ALONE, Processes
 from trainables.training.optimisation import learning_rate_factor
 
 Views = UInt8[Tensor, "n c h w"]
 
 
 class Outcome(NamedTuple):
-    """Loss of a batch, and what the trained network made of its views; without a graph."""
+    """Loss of a batch, and what the trained network made of its views; without a graph. Those of all processes."""
 
     loss: Float[Tensor, ""]
     features: Float[Tensor, "m f"]
@@ -41,21 +43,41 @@ class ContrastiveTrainer(ABC):
         modules: everything that has weights or buffers; ``encoder`` and ``projector`` are trained by all methods.
         trained: the modules with gradients.
         num_groups: parts of a batch with batch statistics of their own.
+        processes: those that train together; all have the same weights and draw the same numbers.
     """
 
     modules: nn.ModuleDict
     trained: tuple[nn.Module, ...]
     num_groups: int = 1
+    processes: Processes = ALONE
 
     @abstractmethod
-    def compute_gradients(self, first: Views, second: Views, *, part_size: int | None) -> Outcome:
+    def compute_gradients(
+        self, first: Views, second: Views, *, part_size: int | None, count: int | None = None
+    ) -> Outcome:
         """Add the gradients of a batch's loss to the trained weights; return the loss.
 
         Args:
-            first: one view of every image.
+            first: one view of every image of this process's share of the batch.
             second: another view of the same images, in the same order.
-            part_size: images whose activations are held at once; None: all.
+            part_size: images whose activations are held at once, by all processes together; None: all.
+            count: images of the batch; None: those of this process are all.
         """
+
+    def _sharing_statistics(self) -> AbstractContextManager[object]:
+        """Return the context in which batch statistics are those of all processes."""
+        return nullcontext() if self.processes.count == 1 else StatisticsOfAll(self.processes)
+
+    def _collect_sides(self, values: Tensor, sizes: Sequence[int], count: int) -> Tensor:
+        """Return the rows of both views of a batch; ``values`` are those of this process, of both views part by part.
+
+        Args:
+            values: rows of part 1, first view, part 1, second view, part 2, first view, …
+            sizes: images of this process in every part.
+            count: images of the batch.
+        """
+        sides = zip(*(part.chunk(2) for part in torch.split(values, [2 * size for size in sizes])), strict=True)
+        return torch.cat([self.processes.collect(torch.cat(side), count) for side in sides])
 
     def finish_step(self, step: int, num_steps: int) -> None:
         """Update what follows the trained weights, after optimiser step ``step`` (from 0) of ``num_steps``."""
@@ -74,24 +96,31 @@ class SimClrTrainer(ContrastiveTrainer):
         self.trained = (self.modules["encoder"], self.modules["projector"])
         self.criterion = NTXentLoss(temperature=settings.temperature)
 
-    def compute_gradients(self, first: Views, second: Views, *, part_size: int | None) -> Outcome:
+    def compute_gradients(
+        self, first: Views, second: Views, *, part_size: int | None, count: int | None = None
+    ) -> Outcome:
         """Add the gradients of a batch's loss to the trained weights; return the loss.
 
-        Both views of an image go through the network in one part, and every part is compared with all others.
+        Both views of an image go through the network in one part, and every part is compared with all others. The loss
+        is that of the whole batch in every process, and its gradient reaches the embeddings of this one.
         """
+        count = len(first) if count is None else count
+        size = count if part_size is None else part_size
 
         def embed(views: tuple[Tensor, ...]) -> tuple[Tensor, Tensor]:
             features, embeddings = embed_images(torch.cat(views), *self.trained)
             return features, embeddings
 
-        size = len(first) if part_size is None else part_size
-        parts = list(zip(split_evenly(first, size), split_evenly(second, size), strict=True))
-        return Outcome(*backward_in_parts(embed, parts, self._loss, modules=self.trained))
+        def compute_loss(embeddings: list[Tensor]) -> Tensor:
+            loss: Tensor = self.criterion(*self._collect_sides(torch.cat(embeddings), sizes, count).chunk(2))
+            return loss
 
-    def _loss(self, parts: list[Tensor]) -> Tensor:
-        pairs = [part.chunk(2) for part in parts]
-        loss: Tensor = self.criterion(*(torch.cat(side) for side in zip(*pairs, strict=True)))
-        return loss
+        parts = list(zip(*(self.processes.split(side, count, size) for side in (first, second)), strict=True))
+        sizes = [len(part[0]) for part in parts]
+        with self._sharing_statistics():
+            loss, *found = backward_in_parts(embed, parts, compute_loss, modules=self.trained)
+        self.processes.add_gradients(self.trained)
+        return Outcome(loss, *(self._collect_sides(rows, sizes, count) for rows in found))
 
 
 class MoCoTrainer(ContrastiveTrainer):
@@ -125,30 +154,47 @@ class MoCoTrainer(ContrastiveTrainer):
         self.criterion = NTXentLoss(temperature=settings.temperature)
         self.criterion.memory_bank = self.queue
 
-    def compute_gradients(self, first: Views, second: Views, *, part_size: int | None) -> Outcome:
+    def compute_gradients(
+        self, first: Views, second: Views, *, part_size: int | None, count: int | None = None
+    ) -> Outcome:
         """Add the gradients of a batch's loss to the trained weights; return the loss.
 
         The first views are queries, the second ones keys. Queries depend on each other by their batch statistics
-        alone: with ``part_size`` each group, or part of one, is done for itself.
+        alone: with ``part_size`` each group, or part of one, is done for itself. A process has whole groups, or its
+        share of every part.
         """
-        size, num_groups = len(first), self.num_groups
+        processes = self.processes
+        size = count = len(first) if count is None else count
+        num_groups = self.num_groups
         if part_size is not None:
             size, num_groups = min(part_size, -(-size // num_groups)), 1
-        keys = self._compute_keys(second, size, num_groups)
+        is_shared = num_groups == 1
         outcomes = []
-        for part, own in zip(split_evenly(first, size), split_evenly(keys, size), strict=True):
-            features, queries = embed_in_groups(part, num_groups, *self.trained)
-            outcomes.append(_backward(self.criterion(queries, own), features, queries, len(part) / len(first)))
+        with self._sharing_statistics() if is_shared else StatisticsInGroups(num_groups // processes.count):
+            keys = self._compute_keys(second, count, size)
+            own_keys = processes.split(processes.take(keys), count, size)
+            for part, own in zip(processes.split(first, count, size), own_keys, strict=True):
+                features, queries = embed_images(part, *self.trained)
+                outcomes.append(_backward(self.criterion(queries, own), features, queries, len(part) / count))
         self.queue.enqueue(keys)
-        return _join(outcomes)
+        processes.add_gradients(self.trained)
+        if not is_shared:  # every process has updated running statistics by its own groups
+            statistics = [(layer.running_mean, layer.running_var) for layer in find_norms(self.modules.values())]
+            processes.average(each for pair in statistics for each in pair if each is not None)
+        loss, *found = _join(outcomes)
+        return Outcome(processes.add(loss), *(processes.collect(rows, count) for rows in found))
 
     @torch.no_grad()
-    def _compute_keys(self, views: Views, size: int, num_groups: int) -> Float[Tensor, "n d"]:
-        """Return the keys of length 1; in groups drawn at random, unlike the queries'."""
-        order = torch.randperm(len(views))
+    def _compute_keys(self, own: UInt8[Tensor, "m c h w"], count: int, size: int) -> Float[Tensor, "n d"]:
+        """Return the keys of all images, of length 1; in groups drawn at random, unlike the queries'.
+
+        Every process has the views of all images, as in MoCo, and computes the keys of some.
+        """
+        processes = self.processes
+        views, order = processes.collect(own, count), processes.broadcast(torch.randperm(count))
         networks = (self.modules["momentum_encoder"], self.modules["momentum_projector"])
-        parts = [embed_in_groups(views[rows], num_groups, *networks)[-1] for rows in split_evenly(order, size)]
-        keys = torch.cat(parts)
+        parts = processes.split(processes.take(order), count, size)
+        keys = processes.collect(torch.cat([embed_images(views[rows], *networks)[-1] for rows in parts]), count)
         keys[order] = keys.clone()
         return F.normalize(keys, dim=1)
 
@@ -210,18 +256,25 @@ class ByolTrainer(ContrastiveTrainer):
         self.trained = (model, projector, predictor)
         self.similarity = NegativeCosineSimilarity()
 
-    def compute_gradients(self, first: Views, second: Views, *, part_size: int | None) -> Outcome:
+    def compute_gradients(
+        self, first: Views, second: Views, *, part_size: int | None, count: int | None = None
+    ) -> Outcome:
         """Add the gradients of a batch's loss to the trained weights; return the loss."""
-        size = len(first) if part_size is None else part_size
-        outcomes = []
-        for views in zip(split_evenly(first, size), split_evenly(second, size), strict=True):
-            features, projections, predictions = zip(
-                *(embed_images(side, *self.trained) for side in views), strict=True
-            )
-            loss = self.compute_loss(predictions, self._project_targets(views))
-            share = len(views[0]) / len(first)
-            outcomes.append(_backward(loss, torch.cat(features), torch.cat(projections), share))
-        return _join(outcomes)
+        count = len(first) if count is None else count
+        size = count if part_size is None else part_size
+        outcomes, sizes = [], []
+        with self._sharing_statistics():
+            for views in zip(*(self.processes.split(side, count, size) for side in (first, second)), strict=True):
+                features, projections, predictions = zip(
+                    *(embed_images(side, *self.trained) for side in views), strict=True
+                )
+                loss = self.compute_loss(predictions, self._project_targets(views))
+                share = len(views[0]) / count
+                outcomes.append(_backward(loss, torch.cat(features), torch.cat(projections), share))
+                sizes.append(len(views[0]))
+        self.processes.add_gradients(self.trained)
+        loss, *found = _join(outcomes)
+        return Outcome(self.processes.add(loss), *(self._collect_sides(rows, sizes, count) for rows in found))
 
     def compute_loss(self, predictions: Sequence[Tensor], targets: Sequence[Tensor]) -> Float[Tensor, ""]:
         """Return the loss of both views' predictions; ``targets`` are the projections of the same views."""
@@ -292,21 +345,6 @@ def embed_images(images: Views, encoder: nn.Module, *heads: nn.Module) -> tuple[
         for head in heads:
             outputs.append(head(outputs[-1]))
     return tuple(output.float() for output in outputs)
-
-
-def embed_in_groups(images: Views, num_groups: int, *networks: nn.Module) -> tuple[Float[Tensor, "n _"], ...]:
-    """Return the result of ``embed_images`` where each group of the images has batch statistics of its own.
-
-    Groups go through the network together where that is possible, else one after the other.
-    """
-    layers = find_norms(networks)
-    if num_groups == 1:
-        return embed_images(images, *networks)
-    if len(images) % num_groups == 0 and can_group(layers):
-        with statistics_in_groups(layers, num_groups):
-            return embed_images(images, *networks)
-    groups = [embed_images(part, *networks) for part in torch.tensor_split(images, num_groups)]
-    return tuple(torch.cat(parts) for parts in zip(*groups, strict=True))
 
 
 def _backward(loss: Tensor, features: Tensor, embeddings: Tensor, share: float) -> Outcome:
