@@ -139,7 +139,7 @@ def _round(value: Any) -> Any:
         return float(f"{value:.4g}")
     if isinstance(value, Mapping):
         return {key: _round(below) for key, below in value.items()}
-    return value
+    return [_round(below) for below in value] if isinstance(value, list | tuple) else value
 
 
 def describe_machine() -> dict[str, Any]:

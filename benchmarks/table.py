@@ -57,8 +57,11 @@ FULL = (
     ("failure_metrics.py", "--full"),
     ("representation.py",),
     ("attribution.py",),
+    ("segmentation.py",),
     ("pretraining.py",),
     ("pretraining_stages.py",),
+    ("linear_probe.py",),
+    ("explorer.py",),
     # These make an environment for their peer, and need a package index.
     ("shifts.py",),
     ("shift_parity.py",),

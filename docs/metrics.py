@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from trainables.evaluation.confidence import CONFIDENCE_SCORES
-from trainables.evaluation.metric_tables.stage import STAGE_METRICS
+from trainables.evaluation.metric_tables.stage import STAGE_METRICS, SUPERVISED_METRICS
 from trainables.evaluation.metrics import (
     ATTRIBUTION_METRICS,
     CLASS_METRICS,
@@ -12,6 +12,7 @@ from trainables.evaluation.metrics import (
     OOD_METRICS,
     RELATIVE,
     REPRESENTATION_METRICS,
+    SEGMENTATION_METRICS,
     SELECTIVE_METRICS,
     Metric,
     name_over_shifts,
@@ -98,6 +99,27 @@ function, `average_shifts` of `trainables/evaluation/shift_means.py`.
 """
 
 
+SEGMENTATION = """
+## Segmentations
+
+Of a study with `task: segmentation`, in place of the metrics above and under the same names: `id/dice`,
+`robustness/mean_dice`, `external/<set>/hd95`, `calibration/band_ece`, `class_1/id/dice`, …; computed by
+`trainables/evaluation/segmentation/`. Only calibration is `calibration/…`: distances, of which lower is better, are
+`id/hd95` and `robustness/mean_hd95`.
+
+A case is an image or a volume. Where neither its target nor its prediction has a class, the case is left out of the
+means of that class, and counted (`num_empty`). A missed or an invented structure is not: it has the worst value, 0 or
+the image's diagonal, and is counted (`num_missed`, `num_invented`; `missed` is their share). A mean without it would
+rise where a model misses more. Distances are in mm where the spacing of the images is known, in pixels where it is not.
+All are this package's own code on SciPy and PyTorch; of cases with the structure on both sides, Dice, IoU, HD95, ASSD
+and NSD are those of MONAI 1.6.1 (`benchmarks/segmentation.py`).
+
+Pixels that do not count, such as those outside of the field of view, belong to neither mask. Calibration is over the
+pixels of all cases together: a large case weighs more than a small one, and an ECE of one case is mostly noise.
+
+"""
+
+
 DETECTION = """
 ## Failure and out-of-distribution detection
 
@@ -132,8 +154,15 @@ STAGES = """
 Of a stage, per epoch in its `epochs.jsonl` and in MLflow; its `result.json` has the last values as `ssl/final_…`, and
 under `collapse` the verdict: `none`, or `dimensional` where the last epoch is flagged. A stage whose images are all
 mapped to one point fails as collapsed. Features are the encoder's, embeddings those that the loss compares.
+
 """
 
+SUPERVISED = """
+## Supervised pretraining
+
+Of a step that is trained with the labels of another source, of its last epoch, in its `result.json`.
+
+"""
 
 ATTRIBUTION = """
 ## Where models look
@@ -156,7 +185,9 @@ def describe_metrics() -> str:
         for kind, metric in (("score", "accuracy"), ("error", "brier"))
     }
     stages = STAGES + header + "".join(map(_row, STAGE_METRICS.values()))
+    supervised = SUPERVISED + header + "".join(map(_row, SUPERVISED_METRICS.values()))
     layers = REPRESENTATION + header + "".join(map(_row, REPRESENTATION_METRICS.values()))
+    segmentations = SEGMENTATION + header + "".join(map(_row, SEGMENTATION_METRICS.values()))
     classes = CLASSES + header + "".join(map(_row, CLASS_METRICS.values()))
     parts = (
         HEAD,
@@ -165,8 +196,10 @@ def describe_metrics() -> str:
         FITTED,
         NAMES.format(**names),
         classes,
+        segmentations,
         _detection(header),
         stages,
+        supervised,
         layers,
         _attribution(header),
         _seen(),

@@ -47,6 +47,7 @@ SCRIPTS = (
     "attribution",
     "explorer",
     "pretraining_stages",
+    "segmentation",
 )
 
 
@@ -325,6 +326,34 @@ def test_the_attribution_benchmark_draws_lesions_of_every_area(scripts: dict[str
     assert attribution.shape == masks.shape == (6, 224, 224)
     assert masks.any(axis=(1, 2)).all()
     assert all(chosen.any() for chosen in find_components(masks).by_area().values())
+
+
+def test_the_cases_of_the_segmentation_benchmark_are_no_easy_ones(scripts: dict[str, ModuleType]) -> None:
+    """Structures in every case, predictions that are near and not the same, at a sixteenth of the area."""
+    benchmark = scripts["segmentation"]
+    for draw in (benchmark.draw_organs, benchmark.draw_vessels):
+        masks = draw(4, 128)
+        assert masks.shape == (2, 4, 128, 128)
+        assert set(np.unique(masks)) == {0, 1}
+        found = benchmark.measure_ours(masks)
+        assert ((found.values["dice"] > 0.5) & (found.values["dice"] < 0.999)).all()
+        assert (found.values["hd95"] > 0).all()
+
+
+def test_the_peer_of_the_segmentation_benchmark_keeps_image_and_mask_together() -> None:
+    """Whatever library this Python has: same sizes and types, and the mask is cropped and flipped like its image."""
+    peer = runpy.run_path(str(BENCHMARKS / "peers/segmentation_augmentation.py"))
+    mask = np.zeros((64, 64), dtype=np.uint8)
+    mask[10:30, 15:50] = 1
+    image = np.repeat(255 * mask[..., None], 3, axis=2)
+    for _ in range(5):
+        cropped, moved = peer["crop"](image, mask)
+        assert ((cropped[..., 0] > 127) != (moved > 0)).mean() < 0.01
+    photo = np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8)
+    for operation in peer["OPERATIONS"]:
+        result = operation(photo)
+        assert (result.shape, result.dtype) == (photo.shape, photo.dtype)
+    assert len(peer["OPERATIONS"]) == 19
 
 
 def test_the_loop_of_the_failure_benchmark_computes_what_ours_does(scripts: dict[str, ModuleType]) -> None:

@@ -19,6 +19,7 @@ from trainables.data_config import DataConfig, DigitsData
 from trainables.errors import ConfigError
 from trainables.evaluation_config import EvaluationConfig, Shares
 from trainables.frozen import (
+    SELECTED_BY,
     SET_ONLY,
     SMALLEST,
     Frozen,
@@ -47,6 +48,7 @@ from trainables.regularisers import (
     SpectralDecoupling,
     find_part,
 )
+from trainables.task_config import ClassificationTask, TaskConfig
 
 #: Part of every signature. Increase it when a field changes its meaning but neither its name nor its type.
 SCHEMA_VERSION: Literal[4] = 4
@@ -100,7 +102,8 @@ class TrainingConfig(Frozen):
     )
     select: Literal["best", "last"] = Field("best", description="Epoch that is evaluated; best: by select_by.")
     select_by: SelectBy = Field(
-        "balanced_accuracy", description="On validation; ties: the lower loss, then the later epoch. patience, too."
+        "balanced_accuracy",
+        description="On validation (a segmentation: dice); ties: the lower loss, then the later epoch. patience, too.",
     )
     patience: PositiveInt | None = Field(None, description="Epochs without improvement before stopping; none: never.")
     precision: Literal["auto", "float32", "bfloat16"] = Field(
@@ -132,11 +135,29 @@ class TrainingConfig(Frozen):
         return self.epochs + self.confidence.extra_epochs
 
 
+def _fill_in_source(step: Mapping[str, Any], data: Any) -> dict[str, Any]:
+    """Return a step, and those before it, with the study's data trained on one data set where the step names that."""
+    filled = dict(step)
+    if isinstance(step.get("init"), Mapping):
+        filled["init"] = _fill_in_source(step["init"], data)
+    if isinstance(step.get("data"), str):
+        own = data.model_dump() if isinstance(data, Frozen) else dict(data or {})
+        known = own.get("datasets")
+        if known is None or step["data"] not in known:
+            there = f"data.datasets has {', '.join(known)}" if known else "data is not of the kind datasets"
+            raise ValueError(
+                f"pretraining.data: found {step['data']!r}, and {there}; expected one of them, or a mapping"
+            )
+        filled["data"] = own | {"train_on": [step["data"]]}
+    return filled
+
+
 class TrialConfig(Frozen):
     """One arm × one replicate: everything that decides a trial's result."""
 
     schema_version: Literal[4] = SCHEMA_VERSION
     data: DataConfig = DigitsData()
+    task: TaskConfig = Field(ClassificationTask(), description="What the network predicts.", json_schema_extra=SET_ONLY)
     model: ModelConfig = ModelConfig()
     pretraining: PretrainingConfig = ScratchPretraining()
     augmentation: AugmentationConfig = NoAugmentation()
@@ -156,6 +177,26 @@ class TrialConfig(Frozen):
     matching: str | None = Field(
         None, description="Stage that has chosen matched severities; filled in by the plan.", json_schema_extra=SET_ONLY
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _name_sources(cls, values: Any) -> Any:
+        """Replace the name of one of several data sets, where a supervised step has it as its data, by these."""
+        if not isinstance(values, Mapping) or not isinstance(values.get("pretraining"), Mapping):
+            return values
+        return {**values, "pretraining": _fill_in_source(values["pretraining"], values.get("data"))}
+
+    @model_validator(mode="after")
+    def _select_by_a_metric_of_the_task(self) -> TrialConfig:
+        training, allowed = self.training, SELECTED_BY[self.task.kind]
+        if training.select_by not in allowed and "select_by" not in training.model_fields_set:
+            self.__dict__["training"] = training.model_copy(update={"select_by": allowed[0]})
+        elif training.select_by not in allowed:
+            raise ValueError(
+                f"training.select_by: found {training.select_by} with task: {self.task.kind}; expected one of "
+                f"{', '.join(allowed)}"
+            )
+        return self
 
     @model_validator(mode="after")
     def _can_select(self) -> TrialConfig:
@@ -228,6 +269,9 @@ class StageConfig(Frozen):
     kind: Literal["supervised", "contrastive"] = "contrastive"
     #: The study's, if a step of the chain is trained on it; else the first source of the last step.
     data: StepData
+    task: TaskConfig = Field(
+        ClassificationTask(), description="What a supervised step trains.", json_schema_extra=SET_ONLY
+    )
     model: ModelConfig
     pretraining: Annotated[SupervisedPretraining | ContrastivePretraining, Field(discriminator="kind")]
     seed: Seed = 0

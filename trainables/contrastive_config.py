@@ -133,3 +133,14 @@ def find_long_queue(method: Method, num_images: int) -> str | None:
         "many images would be told apart from older views of themselves; expected at most half of the images: "
         f"{num_images // 2:,} or fewer (MoCo v2's 65,536 are a twentieth of ImageNet)"
     )
+
+
+def find_small_groups(num_images: int, num_groups: int) -> str | None:
+    """Return what is wrong with so many groups of a batch (``MoCo.batch_norm_groups``); None if nothing is."""
+    if num_images >= 2 * num_groups:
+        return None
+    return (
+        f"pretraining.batch_size: found {num_images} images in a batch, and method.batch_norm_groups: {num_groups}, so "
+        f"that a group would have batch statistics of one image; expected {2 * num_groups} images or more, or fewer "
+        "groups"
+    )

@@ -122,7 +122,7 @@ class AttributionConfig(Frozen):
 #: First parts of the names of headline numbers, which no label map may have.
 KINDS = (
     "validation", "val", "id", "calibration", "robustness", "external", "shift", "family", "slope", "drop",
-    "relative_drop", "be", "rbe", "failure", "ood", "representation", "attribution",
+    "relative_drop", "dataset", "be", "rbe", "failure", "ood", "representation", "attribution",
     "pretraining", "num_parameters", "ssl", "train", "test", "arm",
 )  # fmt: skip
 _VIEW = re.compile(r"[a-z][a-z0-9_]*")

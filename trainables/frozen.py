@@ -60,7 +60,16 @@ Text = Annotated[str, AfterValidator(lambda text: unicodedata.normalize("NFC", t
 SelectBy = Literal[
     "loss", "accuracy", "balanced_accuracy", "auroc",
     "robustness/mean_accuracy", "robustness/mean_balanced_accuracy", "robustness/mean_auroc",
+    "dice",
 ]  # fmt: skip
+#: Kind of a task → what may choose an epoch, its default first.
+SELECTED_BY: dict[str, tuple[str, ...]] = {
+    "classification": (
+        "balanced_accuracy", "loss", "accuracy", "auroc",
+        "robustness/mean_accuracy", "robustness/mean_balanced_accuracy", "robustness/mean_auroc",
+    ),
+    "segmentation": ("dice", "loss"),
+}  # fmt: skip
 
 #: Not hashed: the fingerprint of the data holds the classes in their order.
 Classes = Annotated[

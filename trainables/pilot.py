@@ -10,21 +10,18 @@ import torch
 from trainables.confidence_config import ConfidNet
 from trainables.config import Execution, TrialConfig
 from trainables.data.dataset import Dataset, ImageSet
-from trainables.data.feed import ImageFeed
 from trainables.data.foreign import load_evaluated
-from trainables.evaluation.attribution.evaluate import count_passes
-from trainables.evaluation.predictions import keep, predict_each
 from trainables.models.confidence import add_confidence
-from trainables.models.model_scores import ModelScores, build_model_scores
 from trainables.models.networks import Classifier
 from trainables.pretraining_config import ScratchPretraining
 from trainables.shifts.bank import build_shifts, build_validation_shifts
-from trainables.training.acceleration import default_choice
-from trainables.training.loop import resolve_precision
+from trainables.tasks.find import find_task
+from trainables.tasks.task import Task
+from trainables.training.acceleration import Choice, default_choice
+from trainables.training.loop import Learner, resolve_precision
 from trainables.training.selection import reads_shifted_validation
-from trainables.training.step import TrainingStep
+from trainables.training.step import ClassificationLearner
 from trainables.training.transfer.features import FeatureFeed, find_cache_obstacle
-from trainables.training.transfer.trained_part import set_training_mode
 from trainables.trial import build_network, prepare_process
 
 #: Numbers of untimed steps (allocations, first kernels) and of timed steps.
@@ -63,84 +60,79 @@ def time_trial(config: TrialConfig, execution: Execution, *, max_seconds: float 
     """
     device = prepare_process(execution)
     data = load_evaluated(config.data, config.evaluation, cache_dir=execution.cache_dir.expanduser())
-    model = build_network(config.model, ScratchPretraining(), data, config.regulariser).to(device)
-    precision = resolve_precision(config.training, device)
-    choice = default_choice(config.model, model, precision, device)
+    task = find_task(config.task)
+    model = build_network(config.model, ScratchPretraining(), data, config.regulariser, config.task).to(device)
+    choice = default_choice(config.model, model, resolve_precision(config.training, device), device)
     confidence = config.training.confidence
     if not isinstance(confidence, ConfidNet):
         add_confidence(model, confidence, seed=0)
     model = choice.place(model)
-    training = TrainingStep(model, data, config, choice)
-    set_training_mode(model, config)
-    caches_features = find_cache_obstacle(model, config, data) is None
+    once = config.model_copy(update={"training": config.training.model_copy(update={"select_by": "loss"})})
+    with task.open_learner(model, data, once, choice, execution) as learner:
+        step_seconds, caches_features = _time_steps(learner, data, config, device, max_seconds=max_seconds)
+    test, limit = data.splits["test"], _PREDICTION_SHARE * max_seconds
+    plain = config.model_copy(update={"evaluation": config.evaluation.model_copy(update={"mc_dropout": 0})})
+    image_seconds = _time_prediction(task, model, test, plain, choice, execution, max_seconds=limit)
+    validation = image_seconds * len(data.splits["val"])
+    # A linear probe predicts all images once, then trains and validates on their features.
+    computed_once = image_seconds * learner.num_images + validation if caches_features else 0.0
+    confidence_seconds = 0.0
+    if isinstance(confidence, ConfidNet):
+        # The layers' epochs are passes of the classifier, to which fine-tuning adds training steps.
+        one_epoch = image_seconds * learner.num_images + validation
+        confidence_seconds = confidence.extra_epochs * one_epoch
+        confidence_seconds += confidence.fine_tuning_epochs * (step_seconds * learner.num_batches + validation)
+        add_confidence(model, confidence, seed=0)
+    scored_seconds = image_seconds
+    if config.evaluation.mc_dropout > 0 or model.confidence is not None:
+        scored_seconds = _time_prediction(task, model, test, config, choice, execution, max_seconds=limit)
+    modality = data.modality if config.evaluation.modality == "auto" else config.evaluation.modality
+    num_shifts, num_validation_shifts = (
+        len(build(config.evaluation, modality)) for build in (build_shifts, build_validation_shifts)
+    )
+    images = len(test) * (1 + num_shifts) + len(data.splits["val"]) * (1 + num_validation_shifts)
+    images += task.count_passes(data, config)
+    shifted_each_epoch = num_validation_shifts * reads_shifted_validation(config.training)
+    per_epoch = validation * (int(not caches_features) + shifted_each_epoch)
+    return PilotTimings(
+        epoch_seconds=step_seconds * learner.num_batches + per_epoch + computed_once / config.training.epochs,
+        evaluation_seconds=scored_seconds * images,
+        training_epochs=config.training.epochs,
+        confidence_seconds=confidence_seconds,
+        stored_bytes=task.count_stored_bytes(data, config, model, num_shifts=num_shifts),
+    )
+
+
+def _time_steps(
+    learner: Learner, data: Dataset, config: TrialConfig, device: torch.device, *, max_seconds: float
+) -> tuple[float, bool]:
+    """Return the seconds of an optimiser step, and whether it is one on cached features of a linear probe."""
+    caches_features = find_cache_obstacle(learner.model, config, data) is None
     if caches_features:
-        rows = training.batches.rows
-        training.take_features(FeatureFeed(torch.zeros(len(rows), model.num_features), rows, device))
+        assert isinstance(learner, ClassificationLearner)
+        rows = learner.rows
+        learner.take_features(FeatureFeed(torch.zeros(len(rows), learner.model.num_features), rows, device))
     began, times = time.perf_counter(), []
-    for step, batch in enumerate(training.batches.epoch(1)):
+    for step, batch in enumerate(learner.batches(1)):
         started = time.perf_counter()
-        training.run(batch, step, epoch=1, index=step)
+        learner.run(batch, step, epoch=1, index=step)
         _synchronise(device)
         times.append(time.perf_counter() - started)
         if len(times) == _WARMUP_STEPS + _TIMED_STEPS or time.perf_counter() - began > max_seconds / 2:
             break
     timed = times[_WARMUP_STEPS:] or times
-    step_seconds = sum(timed) / len(timed)
-    test = data.splits["test"]
-    image_seconds = _time_prediction(model, test, precision, execution, max_seconds=_PREDICTION_SHARE * max_seconds)
-    validation = image_seconds * len(data.splits["val"])
-    # A linear probe predicts all images once, then trains and validates on their features.
-    once = image_seconds * len(training.batches.rows) + validation if caches_features else 0.0
-    confidence_seconds = 0.0
-    if isinstance(confidence, ConfidNet):
-        # The layers' epochs are passes of the classifier, to which fine-tuning adds training steps.
-        one_epoch = image_seconds * len(training.batches.rows) + validation
-        confidence_seconds = confidence.extra_epochs * one_epoch
-        confidence_seconds += confidence.fine_tuning_epochs * (step_seconds * training.batches.num_batches + validation)
-        add_confidence(model, confidence, seed=0)
-    scores = build_model_scores(model, mc_dropout=config.evaluation.mc_dropout, seed=0)
-    scored_seconds = image_seconds
-    if scores is not None:
-        limit = _PREDICTION_SHARE * max_seconds
-        scored_seconds = _time_prediction(model, test, precision, execution, scores=scores, max_seconds=limit)
-    modality = data.modality if config.evaluation.modality == "auto" else config.evaluation.modality
-    shifts, of_validation = (build(config.evaluation, modality) for build in (build_shifts, build_validation_shifts))
-    images = len(test) * (1 + len(shifts)) + len(data.splits["val"]) * (1 + len(of_validation))
-    images += sum(len(each) for each in (data.external | data.ood).values())
-    if config.evaluation.representation.layers:
-        images += 2 * min(len(test), config.evaluation.representation.num_images)  # of two networks
-    if "train" in config.evaluation.store_features:
-        images += len(data.splits["train"])
-    images += count_passes(config.evaluation.attribution)
-    per_epoch = validation * (int(not caches_features) + len(of_validation) * reads_shifted_validation(config.training))
-    return PilotTimings(
-        epoch_seconds=step_seconds * training.batches.num_batches + per_epoch + once / config.training.epochs,
-        evaluation_seconds=scored_seconds * images,
-        training_epochs=config.training.epochs,
-        confidence_seconds=confidence_seconds,
-        stored_bytes=_count_stored_bytes(data, config, num_shifts=len(shifts), num_features=model.num_features),
-    )
-
-
-def _count_stored_bytes(data: Dataset, config: TrialConfig, *, num_shifts: int, num_features: int) -> int:
-    """Return the size of logits (float32) and features (float16) in bytes, shifted validation images aside."""
-    stored, num_test = config.evaluation.store_features, len(data.splits["test"])
-    sets = {name: len(data.splits[name]) for name in ("train", "val", "test")}
-    sets |= {kind: sum(map(len, each.values())) for kind, each in (("external", data.external), ("ood", data.ood))}
-    with_features = sum(number for name, number in sets.items() if name in stored)
-    with_features += num_test * num_shifts * ("shifts" in stored)
-    with_logits = sum(number for name, number in sets.items() if name != "train" or name in stored)
-    return 2 * num_features * with_features + 4 * data.num_classes * (with_logits + num_test * num_shifts)
+    return sum(timed) / len(timed), caches_features
 
 
 def _time_prediction(
+    task: Task,
     model: Classifier,
     images: ImageSet,
-    precision: torch.dtype,
+    config: TrialConfig,
+    choice: Choice,
     execution: Execution,
     *,
     max_seconds: float,
-    scores: ModelScores | None = None,
 ) -> float:
     """Return the seconds per image, measured on as many images as take about ``max_seconds``, at most all."""
     number, seconds = 0, 0.0
@@ -150,11 +142,10 @@ def _time_prediction(
         rows = slice(number)  # a view: the images may be larger than memory
         part = replace(
             images, images=images.images[rows], labels=images.labels[rows], ids=images.ids[rows],
-            groups=images.groups[rows], sites=images.sites[rows], metadata={}, masks=None,
+            groups=images.groups[rows], sites=images.sites[rows], metadata={}, masks=None, targets=None,
         )  # fmt: skip
         started = time.perf_counter()
-        feed, size = ImageFeed(part, model.mean.device), execution.evaluation_batch_size
-        predict_each(model, feed, [keep], batch_size=size, precision=precision, scores=scores)
+        task.predict(model, part, config, choice, execution)
         seconds = time.perf_counter() - started
     return seconds / number
 

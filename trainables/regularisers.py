@@ -180,10 +180,15 @@ def find_part(regulariser: RegulariserConfig, kind: type[Part]) -> Part | None:
     >>> find_part(Combined(mixup=Mixup(alpha=0.4)), Mixup).alpha
     0.4
     """
-    parts: list[Any] = [regulariser]
+    return next((part for part in list_regularisers(regulariser) if isinstance(part, kind)), None)
+
+
+def list_regularisers(regulariser: RegulariserConfig) -> list[Any]:
+    """Return the regulariser, or those within a combination; empty for none."""
     if isinstance(regulariser, Combined):
-        parts = [getattr(regulariser, name) for name in Combined.model_fields]
-    return next((part for part in parts if isinstance(part, kind)), None)
+        parts = (getattr(regulariser, name) for name in Combined.model_fields if name != "kind")
+        return [part for part in parts if part is not None]
+    return [] if isinstance(regulariser, NoRegulariser) else [regulariser]
 
 
 def choose_group_columns(regulariser: RegulariserConfig) -> tuple[str, ...]:

@@ -33,6 +33,9 @@ from trainables.trial import (
     prepare_process,
 )
 
+#: Metric of a supervised step (``SUPERVISED_METRICS``) → name in the record of its last epoch.
+OF_LAST_EPOCH = {"supervised/final_loss": "train/loss", "supervised/val_balanced_accuracy": "val/balanced_accuracy"}
+
 
 def run_stage(
     config: StageConfig,
@@ -55,7 +58,7 @@ def run_stage(
     data = load_sources(step.sources or (config.data,), cache_dir=execution.cache_dir.expanduser())
     report({"event": "started", "epochs": step.epochs})
     seed_everything(derive_seed(config.seed, config.stream, "stage"))
-    model = build_network(config.model, step.init, data[0], NoRegulariser())
+    model = build_network(config.model, step.init, data[0], NoRegulariser(), config.task)
     load_encoder(model, step.init, encoder)
     choice = default_choice(config.model, model, resolve_precision(TrainingConfig(), device), device)
     if not is_trained(folder, ENCODER):
@@ -108,8 +111,7 @@ def _summarise(config: StageConfig, history: Sequence[Mapping[str, Any]]) -> dic
     """Return what ``result.json`` says of the training of a stage: its headline numbers, and a collapse verdict."""
     if isinstance(config.pretraining, SupervisedPretraining):
         last = history[-1]["metrics"]
-        kept = {"supervised/final_loss": "train/loss", "supervised/val_balanced_accuracy": "val/balanced_accuracy"}
-        return {"metrics": {name: last[key] for name, key in kept.items() if key in last}}
+        return {"metrics": {name: last[key] for name, key in OF_LAST_EPOCH.items() if key in last}}
     from trainables.pretraining.contrastive import summarise_history
 
     return summarise_history(history)

@@ -4,7 +4,9 @@
 Ray or MLflow. They write the folder that the ledger reads:
 
     epochs.jsonl  checkpoint.safetensors (of ConfidNet in ``confidence/``)  model.safetensors  predictions/<set>.npz
-    detection.json  representation.json  attribution.npz  result.json (last)
+    detection.json  representation.json  attribution.npz  cases/<set>.npz  result.json (last)
+
+What is between the network and the files depends on the task (``tasks``).
 
 Checkpoints are removed once the model or encoder is written; if interrupted after that, a new call only evaluates.
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -24,57 +27,37 @@ from trainables.data.dataset import Dataset
 from trainables.data.foreign import load_evaluated
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError
-from trainables.evaluation.attribution.evaluate import evaluate_attribution
-from trainables.evaluation.detection.summary import save_detection, summarise_detection
-from trainables.evaluation.labels.maps import check_label_maps
-from trainables.evaluation.labels.summary import summarise_views
-from trainables.evaluation.predictions import load_predictions
-from trainables.evaluation.representation.summary import describe_representation
-from trainables.evaluation.robustness import (
-    choose_shifts,
-    choose_validation_shifts,
-    evaluate_model,
-    list_sets,
-    summarise_predictions,
-)
 from trainables.evaluation.severities.matching import FOUND, match_strengths, read_matched
 from trainables.model_config import ModelConfig
 from trainables.models.confidence import add_confidence
-from trainables.models.mc_dropout import find_dropout
-from trainables.models.networks import Classifier, build_model
-from trainables.ops.stain_normalisation import StainNormaliser, check_stainable, choose_tiles
+from trainables.models.networks import Classifier
 from trainables.pretraining.imagenet import load_imagenet
 from trainables.pretraining_config import ImageNetPretraining, PretrainingConfig, TrainedStep, WeightsPretraining
 from trainables.regularisers import (
-    Dropout,
     RegulariserConfig,
-    StainNormalisation,
-    StochasticDepth,
-    find_part,
 )
 from trainables.seeding import derive_seed, seed_everything
 from trainables.storage.checkpoint import is_trained, load_weights, remove_checkpoints, restore_module, save_weights
 from trainables.storage.completeness import (
-    ATTRIBUTION,
     CONFIG,
-    DETECTION,
     EPOCHS,
-    REPRESENTATION,
     RESULT,
     describe_files,
 )
 from trainables.storage.folder import Folder
-from trainables.training.acceleration import Choice, choose_acceleration
+from trainables.task_config import ClassificationTask, TaskConfig
+from trainables.tasks.find import find_task
+from trainables.tasks.task import Trained
+from trainables.training.acceleration import Choice, default_choice
 from trainables.training.confidnet import describe_undefined, train_confidnet
-from trainables.training.loop import Outcome, open_validation, resolve_precision, train_model
+from trainables.training.loop import Outcome, resolve_precision, train_learner
 from trainables.training.provenance import Start, describe_run, reset_gpu_peak
 from trainables.training.stopping import with_stop_check
 from trainables.training.transfer.trained_part import describe_trained_part
 
 ENCODER, MODEL = "encoder.safetensors", "model.safetensors"
 
-#: Headline numbers of ``result.json`` that a trial reports when it is evaluated, for whoever watches.
-SCORES = ("validation/balanced_accuracy", "robustness/mean_balanced_accuracy")
+_CLASSIFICATION = ClassificationTask()
 #: Callback for progress: {"event": "epoch" | "evaluation" | …, …}; called in this process.
 Report = Callable[[dict[str, Any]], None]
 
@@ -114,24 +97,29 @@ def run_trial(
     device = prepare_process(execution)
     data = load_evaluated(config.data, config.evaluation, cache_dir=execution.cache_dir.expanduser())
     config = config.model_copy(update={"evaluation": read_matched(config.evaluation, matching)})
-    choose_shifts(data, config.evaluation)  # a wrong name has to fail before the training
-    choose_validation_shifts(data, config.evaluation)
-    check_label_maps(config.evaluation, data)
+    task = find_task(config.task)
+    task.check(config, data)  # a wrong name has to fail before the training
     report({"event": "started", "epochs": config.training.total_epochs})
     model, outcome, choice = _train(config, data, signature, folder, execution, encoder=encoder, report=report)
-    result = _evaluate(model, data, config, choice, folder=folder, execution=execution, report=report)
-    initial = build_initial_model(config, data, encoder=encoder) if config.evaluation.representation.layers else None
-    found = describe_representation(model, initial, data, config.evaluation, folder, execution, choice.dtype)
-    result |= {key: result[key] | getattr(found, key) for key in ("metrics", "undefined")}
-    report({"event": "scores", "metrics": {name: result["metrics"].get(name) for name in SCORES}})
+    trained = Trained(
+        model,
+        data,
+        config,
+        choice,
+        folder,
+        execution,
+        build_network=partial(build_network, task=config.task),
+        build_initial=lambda: build_initial_model(config, data, encoder=encoder),
+    )
+    found = task.evaluate(trained, lambda done, total: report({"event": "evaluation", "done": done, "total": total}))
+    files = found.pop("files")
+    result = {"status": "complete", **found, "num_quarantined": len(data.quarantined)}
+    report({"event": "scores", "metrics": {name: result["metrics"].get(name) for name in task.scores}})
     result |= describe_run(signature, started, outcome, device, choice, execution)
     result["transfer"] = describe_trained_part(model, config, data)
     result["undefined"] |= describe_undefined(folder.read_lines(EPOCHS))
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
-    sets = list_sets(data, config.evaluation)
-    files = [MODEL, EPOCHS, DETECTION, REPRESENTATION, *(f"predictions/{name}.npz" for name in sets)]
-    files += [] if config.evaluation.attribution is None else [ATTRIBUTION]
-    result["files"] = describe_result_files(folder, files)
+    result["files"] = describe_result_files(folder, [MODEL, EPOCHS, *files])
     result["checkpoint_sha256"] = result["files"][MODEL]["sha256"]
     folder.write_json(RESULT, result)
     return result
@@ -149,30 +137,25 @@ def _train(
 ) -> tuple[Classifier, Outcome, Choice]:
     """Return the trained model, from its file if an earlier call has written it; checkpoints are removed."""
     device = prepare_process(execution)
-    model = build_initial_model(config, data, encoder=encoder)
-    if config.evaluation.mc_dropout > 0:
-        find_dropout(model)  # a network without it has to fail before the training
-    choice = choose_acceleration(
-        config, model, data, execution, device=device, precision=resolve_precision(config.training, device)
-    )
+    task = find_task(config.task)
+    model = build_initial_model(config, data, encoder=encoder).to(device)
+    default = default_choice(config.model, model, resolve_precision(config.training, device), device)
+    choice = task.choose_acceleration(config, model, data, execution, default)
     reset_gpu_peak(device)
-    model = choice.place(model.to(device))
+    model = choice.place(model)
     if not is_trained(folder, MODEL):
 
         def tell(record: dict[str, Any]) -> None:
             report({"event": "epoch", **record})
 
-        num_epochs = config.training.epochs
-        with open_validation(model, data, config, choice, execution) as validate_shifted:
-            outcome = train_model(
-                model,
-                data,
+        stopping = with_stop_check(tell, folder, num_epochs=config.training.epochs)
+        with task.open_learner(model, data, config, choice, execution) as learner:
+            outcome = train_learner(
+                learner,
                 config,
                 signature=signature,
                 folder=folder,
-                report=with_stop_check(tell, folder, num_epochs=num_epochs) if execution.early_stopping else tell,
-                acceleration=choice,
-                validate_shifted=validate_shifted,
+                report=stopping if execution.early_stopping else tell,
             )
         if isinstance(config.training.confidence, ConfidNet):
             best = train_confidnet(
@@ -283,7 +266,7 @@ def build_initial_model(config: TrialConfig, data: Dataset, *, encoder: Folder |
         ConfigError: if the trial starts from a stage and no finished one is given.
     """
     seed_everything(derive_seed(config.seed, config.replicate, "init"))
-    model = build_network(config.model, config.pretraining, data, config.regulariser)
+    model = build_network(config.model, config.pretraining, data, config.regulariser, config.task)
     load_encoder(model, config.pretraining, encoder)
     if not isinstance(config.training.confidence, ConfidNet):  # which copies the trained encoder
         seed = derive_seed(config.seed, config.replicate, "confidence")
@@ -315,7 +298,11 @@ def load_encoder(model: Classifier, pretraining: PretrainingConfig, encoder: Fol
 
 
 def build_network(
-    config: ModelConfig, pretraining: PretrainingConfig, data: Dataset, regulariser: RegulariserConfig
+    config: ModelConfig,
+    pretraining: PretrainingConfig,
+    data: Dataset,
+    regulariser: RegulariserConfig,
+    task: TaskConfig = _CLASSIFICATION,
 ) -> Classifier:
     """Return the network for ``data`` on the CPU, with random or published weights; a trained step's are not loaded.
 
@@ -330,67 +317,4 @@ def build_network(
         state = torch.get_rng_state()
         imagenet = load_imagenet(config.name, pretraining)
         torch.set_rng_state(state)  # loading must not change the random initial weights
-    train = data.splits["train"].images
-    _, channels, _, size = train.shape
-    dropout, depth = find_part(regulariser, Dropout), find_part(regulariser, StochasticDepth)
-    model = build_model(
-        config,
-        num_classes=data.num_classes,
-        channels=channels,
-        image_size=size,
-        dropout=0.0 if dropout is None else dropout.probability,
-        stochastic_depth=None if depth is None else depth.probability,
-        imagenet=imagenet,
-    )
-    stain = find_part(regulariser, StainNormalisation)
-    if stain is not None:
-        check_stainable(channels)
-        model.stain = StainNormaliser(stain.method)
-        if stain.target == "training":
-            model.stain.fit([torch.from_numpy(train[rows]) for rows in choose_tiles(len(train))])
-    return model
-
-
-def _evaluate(
-    model: Classifier,
-    data: Dataset,
-    config: TrialConfig,
-    choice: Choice,
-    *,
-    folder: Folder,
-    execution: Execution,
-    report: Report,
-) -> dict[str, Any]:
-    shifts, left_out = choose_shifts(data, config.evaluation)
-    of_validation, left_out_of_validation = choose_validation_shifts(data, config.evaluation)
-    evaluate_model(
-        model,
-        data,
-        config.evaluation,
-        folder=folder,
-        execution=execution,
-        precision=choice.dtype,
-        on_progress=lambda done, total: report({"event": "evaluation", "done": done, "total": total}),
-    )
-    sets = [load_predictions(folder, name) for name in ("val", "test", *data.external)]
-    strengths = {f"{shift.name}/{shift.severity}": shift.strength for shift in (*shifts, *of_validation)}
-    ordinal, ece_bins, maps = config.data.ordinal, config.evaluation.ece_bins, config.evaluation.label_maps
-    evaluation = summarise_predictions(sets, strengths=strengths, ece_bins=ece_bins, ordinal=ordinal)
-    views = summarise_views(
-        sets, data.classes, maps, per_class=config.evaluation.per_class, ece_bins=ece_bins, ordinal=ordinal
-    )
-    names = list_sets(data, config.evaluation)
-    roles = {name: config.evaluation.find_role(name) for name in (*data.external, *data.ood)}
-    detection = summarise_detection(folder, names, scores=config.evaluation.confidence_scores, roles=roles)
-    save_detection(folder, detection)
-    attribution = evaluate_attribution(model, build_network, data, config, folder=folder, execution=execution)
-    return {
-        "status": "complete",
-        "metrics": evaluation.metrics | views.metrics | detection.metrics | attribution.metrics,
-        "validation_fit": evaluation.validation_fit,
-        "classes": list(data.classes),
-        "label_maps": views.label_maps,
-        "evaluations": evaluation.rows,
-        "undefined": evaluation.undefined | views.undefined | attribution.undefined | left_out | left_out_of_validation,
-        "num_quarantined": len(data.quarantined),
-    }
+    return find_task(task).build_network(config, data, regulariser, imagenet)

@@ -32,6 +32,7 @@ from orchestrator.analysis.tables.formats import TextTable
 from orchestrator.analysis.tables.label_maps import describe_label_maps
 from orchestrator.analysis.tables.trial_rows import MISSING, list_states, shifts_table, trials_table
 from orchestrator.analysis.tuning import choose_candidates, mark_chosen
+from orchestrator.ledger.derived import find_main_metric
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import STARTED, Record
 from orchestrator.planning.states import ABSENT, COMPLETE, STOPPED
@@ -39,13 +40,13 @@ from orchestrator.study.contrasts import find_units, name_unit
 from orchestrator.study.hypotheses import split_metric
 from trainables.errors import StudyError
 from trainables.evaluation.families import group_by_family
-from trainables.evaluation.metrics import METRICS, is_higher_better, name_over_sites, name_over_validation_shifts
+from trainables.evaluation.metrics import EVALUATED, is_higher_better, name_over_sites, name_over_validation_shifts
 from trainables.shifts.tables import find_type
 
 #: Kind of the stages that choose the strengths of matched severities.
 MATCHING = "matching"
 #: Metric → title, for the metrics that every set and shift has, so that mean and worst over shifts exist.
-TITLES = {name: METRICS[name].title for name in ("accuracy", "balanced_accuracy", "auroc")}
+TITLES = {name: EVALUATED[name].title for name in ("accuracy", "balanced_accuracy", "auroc", "dice")}
 
 #: Columns of the trials table that differ between an undisturbed and a resumed run.
 _TIMES = ("duration_seconds", "peak_rss_mib", "reason")
@@ -320,23 +321,22 @@ class Results:
         return [] if self.shifts.empty else sorted(set(self.shifts["set"].unique()) - {"test", "val"})
 
 
-def load_results(
-    ledger: Ledger, metric: str = "balanced_accuracy", *, states: Mapping[str, str] | None = None
-) -> Results:
+def load_results(ledger: Ledger, metric: str | None = None, *, states: Mapping[str, str] | None = None) -> Results:
     """Return the tables of a study, which may be unfinished.
 
     Args:
         ledger: ledger of the study.
-        metric: name in ``TITLES``.
+        metric: name in ``TITLES``; None: the one of the study's task.
         states: result of a recent ``ledger.states()``; None to call it.
 
     Raises:
         StudyError: the study has never been planned, or ``metric`` is not one that every shift has.
         StorageError: a file of the ledger is damaged; the message names it.
     """
-    if metric not in TITLES:
+    if metric is not None and metric not in TITLES:
         raise StudyError(f"asked for a report by the metric {metric!r}; expected one of {', '.join(TITLES)}")
     plan, states = ledger.read_plan(), ledger.states() if states is None else states
+    metric = find_main_metric(plan) if metric is None else metric
     planned = {trial["signature"] for trial in plan["trials"]}
     started = [signature for signature in sorted(planned) if states.get(signature, ABSENT) in STARTED]
     records, evaluations, packer = {}, {}, Packer()

@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from orchestrator.cli.options import Storage
+from orchestrator.cli.options import Metric, Storage
 from trainables.errors import StudyError
 
 
@@ -19,7 +19,7 @@ def compare(
         list[str], typer.Argument(help="Study files, or names of studies that were run.", show_default=False)
     ],
     storage: Storage = None,
-    metric: Annotated[str, typer.Option(help="Metric of the tables and the figure.")] = "balanced_accuracy",
+    metric: Metric = None,
     out: Annotated[str, typer.Option(help="Folder or fsspec URI to write.")] = "comparison",
     pair: Annotated[
         list[str] | None,

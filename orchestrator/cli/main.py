@@ -29,6 +29,7 @@ from orchestrator.cli.options import (
     AsJson,
     Checklists,
     FigureFormat,
+    Metric,
     Mlflow,
     Overrides,
     Quiet,
@@ -205,7 +206,7 @@ def report(
     study: StudyOrName,
     storage: Storage = None,
     overrides: Overrides = None,
-    metric: Annotated[str, typer.Option(help="Metric of the tables and figures.")] = "balanced_accuracy",
+    metric: Metric = None,
     figures: Annotated[FigureFormat | None, typer.Option(help="Write each figure as a file, and its data.")] = None,
     checklists: Checklists = None,
 ) -> None:

@@ -32,6 +32,7 @@ Mlflow = Annotated[str | None, typer.Option(help="MLflow tracking URI.", show_de
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join.", show_default="this machine")]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key.path=value, overrides the file. Repeatable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
+Metric = Annotated[str | None, typer.Option(help="Metric of the tables and figures.", show_default="that of the task")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print warnings, failures and results only.")]
 Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Print every start and epoch, too.")]
 VerifyData = Annotated[

@@ -37,6 +37,7 @@ from orchestrator.study.study_file import Study, compute_study_sha256
 from trainables.config import Execution, TrialConfig
 from trainables.data.describe import has_groups
 from trainables.data_config import DataConfig
+from trainables.evaluation.metrics import MAIN_METRICS
 
 
 @dataclass(frozen=True)
@@ -255,6 +256,7 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
         ),
         "mlflow": mlflow,
         "cache_dir": str(study.execution.cache_dir),
+        "metric": MAIN_METRICS[study.task.kind],
         "reference": describe_reference(study.report, arms),
         "families": study.report.families,
         "budget": describe_budget(study.execution.budget, study.execution.price_per_gpu_hour),

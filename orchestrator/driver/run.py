@@ -22,7 +22,7 @@ from orchestrator.driver.search_loop import exporting, refresh, write_extended_p
 from orchestrator.driver.terminal.announce import announce, print_line, warn
 from orchestrator.driver.terminal.summary import Summary, add_budget, summarise
 from orchestrator.execution.resources import check_device
-from orchestrator.ledger.derived import DEFAULT_METRIC, Report, Source, compute_state, invalidate, read_report
+from orchestrator.ledger.derived import Report, Source, compute_state, find_main_metric, invalidate, read_report
 from orchestrator.ledger.lease import Lease
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.other_studies import adopt_stage
@@ -195,8 +195,9 @@ def find_current_report(prepared: Prepared, tracking_uri: str) -> Report | None:
     new_failures = any(states.get(work.signature) != FAILED for work in prepared.actions.failed)
     if prepared.actions.open or new_failures:
         return None
-    state = compute_state(prepared.ledger.read_plan(), states)
-    report = read_report(root, Source(state, DEFAULT_METRIC, examples=True))
+    plan = prepared.ledger.read_plan()
+    state = compute_state(plan, states)
+    report = read_report(root, Source(state, find_main_metric(plan), examples=True))
     if report is None or not is_shipped(root, tracking_uri, state=state, page_sha256=report.page_sha256):
         return None
     return report
@@ -208,8 +209,10 @@ def start_report(prepared: Prepared, runtime: Runtime, lease: Lease) -> Callable
     Without a fork server the returned function writes the report itself.
     """
     ledger = prepared.ledger
-    state = compute_state(ledger.read_plan(), ledger.states())
-    report = read_report(ledger.root, Source(state, DEFAULT_METRIC, examples=True))
+    plan = ledger.read_plan()
+    report = read_report(
+        ledger.root, Source(compute_state(plan, ledger.states()), find_main_metric(plan), examples=True)
+    )
     if report is not None:
         return lambda: report
     if runtime.is_started:

@@ -37,8 +37,11 @@ PAPER_TABLES = {
 #: Folder of the figures as files, if they were requested.
 FIGURES = "report/figures"
 _FILES = (PAGE, *(f"report/{name}" for name in TABLES | PAPER_TABLES))
-#: Metric by which arms are compared, unless another is given.
-DEFAULT_METRIC = "balanced_accuracy"
+
+
+def find_main_metric(plan: Mapping[str, Any]) -> str:
+    """Return the metric by which the arms of a study are compared, unless another is given."""
+    return str(plan.get("metric", "balanced_accuracy"))
 
 
 @dataclass(frozen=True)

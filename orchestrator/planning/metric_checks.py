@@ -20,6 +20,7 @@ from trainables.evaluation.metrics import (
     HEADLINE_OOD,
     NUM_PARAMETERS,
     RELATIVE,
+    SEGMENTATION_METRICS,
     THRESHOLDED,
     find_detection,
     find_metric,
@@ -120,7 +121,11 @@ def find_undefined(metric: str, config: TrialConfig, data: Dataset) -> str | Non
     if find_representation(metric) is not None:
         return _find_undefined_representation(metric.partition("/")[2], config)
     view, within = split_view(metric)
-    return _find_undefined_in_view(view, within, config, data) if view else _find_undefined_score(metric, config, data)
+    if view:
+        return _find_undefined_in_view(view, within, config, data)
+    kind, _, rest = metric.partition("/")
+    of_task = _find_undefined_of_task(find_metric(metric).name, kind, rest.rpartition("/")[0], data)
+    return of_task if of_task is not None or kind == "dataset" else _find_undefined_score(metric, config, data)
 
 
 def _find_undefined_in_view(view: str, within: str, config: TrialConfig, data: Dataset) -> str | None:
@@ -186,6 +191,15 @@ def _find_undefined_score(metric: str, config: TrialConfig, data: Dataset) -> st
     if name == "quadratic_kappa" and not config.data.ordinal:
         return "it needs ordered classes; set data.ordinal: true if they are"
     return _find_absent(name, external or ("val" if kind in ("val", "validation") else "test"), data)
+
+
+def _find_undefined_of_task(name: str, kind: str, component: str, data: Dataset) -> str | None:
+    """Return why these data admit no such metric, or no number ``dataset/<component>/…``, None if they do."""
+    if name != NUM_PARAMETERS.name and (name in SEGMENTATION_METRICS) != bool(data.components):
+        return f"{name} is a metric of {'images' if data.components else 'pixels'}, and the classes are those of others"
+    if kind != "dataset" or (component in data.components and data.components[1:]):
+        return None
+    return f"there are {', '.join(data.components)}" if data.components[1:] else "data.kind is not datasets"
 
 
 def _find_undefined_detection(metric: str, config: TrialConfig, data: Dataset) -> str | None:

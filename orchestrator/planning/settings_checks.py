@@ -53,7 +53,7 @@ class SettingsChecks:
 
     def find_in_data(self) -> Iterator[str]:
         """Yield the problems of the data with any settings."""
-        if len(find_absent_classes(self._data, "test")) == self._data.num_classes - 1:
+        if len(find_absent_classes(self._data, "test")) == self._data.num_classes - 1 > 0:
             only = self._data.classes[int(self._data.splits["test"].labels[0])]
             yield f"data: every test image is of class {only!r}; expected two classes, or no metric tells models apart"
 
@@ -105,7 +105,7 @@ class SettingsChecks:
                 "validation some"
             )
         wanted = np.round(training.label_fraction * self._counts, 6)  # as batches.choose_label_fraction counts
-        if not wanted.all():
+        if not wanted.all() and not self._data.components:
             without = ", ".join(self._data.classes[index] for index in np.flatnonzero(wanted == 0)[:6])
             yield (
                 f"training.label_fraction: found {training.label_fraction:g}, which leaves no training image of class "
@@ -153,6 +153,8 @@ class SettingsChecks:
 
 def find_absent_classes(data: Dataset, split: str) -> list[str]:
     """Return the classes of which a split or external set has no image."""
+    if data.components:  # images have no class of their own
+        return []
     images = data.splits.get(split) or data.external[split]
     counts = np.bincount(images.labels, minlength=data.num_classes)  # np.unique would import numpy.ma: 15 ms of a plan
     return [name for name, count in zip(data.classes, counts, strict=True) if not count]

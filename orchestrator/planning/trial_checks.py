@@ -11,12 +11,19 @@ from orchestrator.planning.settings_checks import SettingsChecks
 from orchestrator.planning.works import name_step, weights_of
 from orchestrator.study.fields import suggest
 from trainables.config import TrialConfig
+from trainables.contrastive_config import find_small_groups
 from trainables.data.dataset import Dataset
 from trainables.data.identity.overlap import Overlap, find_overlap, is_same_place
 from trainables.errors import ConfigError, StudyError
 from trainables.evaluation.labels.maps import check_label_maps
 from trainables.frozen import canonical_json
-from trainables.pretraining_config import ScratchPretraining, SupervisedPretraining, TrainedStep, list_trained
+from trainables.pretraining_config import (
+    ContrastivePretraining,
+    ScratchPretraining,
+    SupervisedPretraining,
+    TrainedStep,
+    list_trained,
+)
 from trainables.shifts.wording import check_shift_names
 
 if TYPE_CHECKING:
@@ -27,7 +34,7 @@ def find_distinct(configs: Iterable[TrialConfig]) -> list[TrialConfig]:
     """Return the first config of each group that builds the same network, loss and shifts on the same images."""
     found: dict[str, TrialConfig] = {}
     for config in configs:
-        sections = (config.data, config.model, config.pretraining, config.regulariser, config.evaluation)
+        sections = (config.data, config.task, config.model, config.pretraining, config.regulariser, config.evaluation)
         parts = [section.model_dump(mode="json", exclude={"split_seed"}) for section in sections]
         parts += [config.training.fine_tune.model_dump(mode="json")]
         found.setdefault(canonical_json([*parts, _has_single_images(config), config.training.is_linear_probe]), config)
@@ -45,8 +52,9 @@ def check_trials(configs: Iterable[TrialConfig], inputs: Inputs) -> None:
 
     Raises:
         ConfigError: if a network, shift or modality is unknown, the network does not accept images of this size or
-            batches of this many, weights do not fit it, a regulariser does not fit the network or the data, MC
-            dropout is asked of a network without dropout, or Grad-CAM of one without convolutional maps.
+            batches of this many, a contrastive step's batch is too small for its groups, weights do not fit it, a
+            regulariser does not fit the network or the data, MC dropout is asked of a network without dropout, or
+            Grad-CAM of one without convolutional maps.
     """
     for config in find_distinct(configs):
         _check_trial(config, inputs.with_foreign(config))
@@ -61,8 +69,10 @@ def _check_trial(config: TrialConfig, data: Dataset) -> None:
     from trainables.evaluation.robustness import check_shifts
     from trainables.models.mc_dropout import find_dropout
     from trainables.regularisers import NoRegulariser
+    from trainables.tasks.find import find_task
     from trainables.trial import build_network
 
+    find_task(config.task).check(config, data)
     check_shifts(data, config.evaluation)
     check_scores(config.evaluation.confidence_scores)
     _check_roles(config, data)
@@ -70,12 +80,14 @@ def _check_trial(config: TrialConfig, data: Dataset) -> None:
     weights = ScratchPretraining() if published is None or published.file is None else published
     is_stage = isinstance(config.pretraining, TrainedStep)
     if is_stage and weights is published:
-        build_network(config.model, weights, data, NoRegulariser())
+        build_network(config.model, weights, data, NoRegulariser(), config.task)
     # Memory is allocated: on torch's meta device a forward pass spends two more seconds on imports.
-    model = build_network(config.model, ScratchPretraining() if is_stage else weights, data, config.regulariser)
+    start = ScratchPretraining() if is_stage else weights
+    model = build_network(config.model, start, data, config.regulariser, config.task)
     if config.evaluation.mc_dropout > 0:
         find_dropout(model)
     _check_step(model, config, data)
+    _check_groups(model, config)
     if config.evaluation.store_layers:
         check_layers(model, config.evaluation.store_layers, data.splits["test"].images[:2])
     described = config.evaluation.representation.layers
@@ -97,6 +109,21 @@ def _check_map(model: Classifier, data: Dataset) -> None:
 
     model.eval()
     find_last_map(model, model.normalise(torch.from_numpy(data.splits["test"].images[:1].copy())))
+
+
+def _check_groups(model: Classifier, config: TrialConfig) -> None:
+    """Check that no contrastive step takes batch statistics of a single image.
+
+    Raises:
+        ConfigError: if a batch has too few images for its groups.
+    """
+    from trainables.pretraining.methods import find_num_groups
+
+    for step in list_trained(config.pretraining):
+        if isinstance(step, ContrastivePretraining):
+            problem = find_small_groups(step.batch_size, find_num_groups(model, step.method))
+            if problem is not None:
+                raise ConfigError(problem)
 
 
 def _check_roles(config: TrialConfig, data: Dataset) -> None:

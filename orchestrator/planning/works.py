@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from orchestrator.planning.identity import compute_signature
 from trainables.confidence_config import ConfidNet, NoConfidence
 from trainables.config import MatchingConfig, StageConfig, TrialConfig
+from trainables.data_config import DataConfig, UnlabelledFolderData
 from trainables.evaluation_config import EvaluationConfig
 from trainables.frozen import canonical_json
 from trainables.pretraining_config import (
@@ -22,6 +23,7 @@ from trainables.pretraining_config import (
     list_trained,
     uses_study_data,
 )
+from trainables.segmentation_data_config import DatasetsData
 
 
 class ArmLike(Protocol):
@@ -122,6 +124,8 @@ def make_stages(config: TrialConfig, fingerprint: str) -> list[Work]:
             kind=step.kind,
             data=config.data if uses_study else step.sources[0],
             model=config.model,
+            # Without labels a network learns nothing of a task: the stage is the same for all.
+            **({"task": config.task} if isinstance(step, SupervisedPretraining) else {}),
             pretraining=step,
             seed=config.seed,
             encoder=encoders[number],
@@ -138,12 +142,16 @@ def make_stages(config: TrialConfig, fingerprint: str) -> list[Work]:
 def name_step(step: PretrainingConfig, config: TrialConfig) -> str:
     """Return a step in words: "imagenet", "simclr on digits", "supervised on phantom"."""
     if isinstance(step, TrainedStep):
-        sources = " + ".join(source.kind for source in step.sources) or config.data.kind
+        sources = " + ".join(map(_name_source, step.sources)) or config.data.kind
         method = step.method.kind if isinstance(step, ContrastivePretraining) else step.kind
         return f"{method} on {sources}"
     if isinstance(step, WeightsPretraining):
         return f"weights {step.name or (step.file.name if step.file else '')}"
     return step.kind
+
+
+def _name_source(source: DataConfig | UnlabelledFolderData) -> str:
+    return " + ".join(source.trained) if isinstance(source, DatasetsData) else source.kind
 
 
 def name_stage(config: TrialConfig, stage: StageConfig) -> str:

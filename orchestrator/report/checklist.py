@@ -10,7 +10,7 @@ from typing import Any
 
 from orchestrator.analysis.results import Results, load_results, results_sha256
 from orchestrator.analysis.wording import plural
-from orchestrator.ledger.derived import DEFAULT_METRIC, PAGE, TABLES, read_verdicts
+from orchestrator.ledger.derived import PAGE, TABLES, read_verdicts
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.preregistration import DELETED, read_versions, trace_hypotheses
 from orchestrator.planning.ceteris_paribus import read_differences, read_matching
@@ -77,7 +77,7 @@ def write_checklist(ledger: Ledger, name: str) -> str:
     """
     if name not in CHECKLISTS:
         raise StudyError(f"asked for the checklist {name!r}; expected one of {', '.join(CHECKLISTS)}")
-    results = load_results(ledger, DEFAULT_METRIC)
+    results = load_results(ledger)
     source = Source(results, read_verdicts(ledger.root), find_places(ledger.root))
     title, items = CHECKLISTS[name]
     path = f"report/checklist-{name}.md"

@@ -48,7 +48,8 @@ def build_examples(config: TrialConfig, *, cache_dir: Path) -> Examples:
     data = load_dataset(config.data, cache_dir=cache_dir)
     modality = data.modality if config.evaluation.modality == "auto" else config.evaluation.modality
     test = data.splits["test"]
-    row = int((test.labels == test.labels.max()).argmax())
+    label = int(test.labels.max())
+    row = int((test.labels == label).argmax())
     image = torch.from_numpy(test.images[row : row + 1].copy())
     seeds = mix(torch.from_numpy(hash_ids(test.ids[row : row + 1])), "shift", config.evaluation.shift_seed)
     rows: dict[str, list[tuple[bytes, str]]] = {}
@@ -58,7 +59,7 @@ def build_examples(config: TrialConfig, *, cache_dir: Path) -> Examples:
             rows.setdefault(shift.name, []).append((_png(shift.apply(image, seeds)), word_strength(shift.strength)))
             severities.append(shift.severity)
     return Examples(
-        image=f"{test.ids[row]}, class {data.classes[int(test.labels[row])]}",
+        image=f"{test.ids[row]}, {'' if data.components else 'class '}{(data.components or data.classes)[label]}",
         severities=tuple(sorted(set(severities))),
         original=_png(image),
         rows={name: tuple(cells) for name, cells in rows.items()},

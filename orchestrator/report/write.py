@@ -23,7 +23,6 @@ from orchestrator.analysis.tables.arms import arms_table, find_best_arm
 from orchestrator.analysis.tables.formats import TextTable
 from orchestrator.analysis.wording import plural, sentence
 from orchestrator.ledger.derived import (
-    DEFAULT_METRIC,
     FIGURES,
     PAGE,
     PAPER_TABLES,
@@ -57,6 +56,7 @@ from orchestrator.report.sections.interactions import interactions_section
 from orchestrator.report.sections.provenance import left_out_section
 from orchestrator.report.sections.representation.section import representation_section
 from orchestrator.report.sections.search import search_section
+from orchestrator.report.sections.segmentation.section import segmentation_section
 from orchestrator.report.sections.shifts import examples_section, shifts_section
 from orchestrator.report.sections.spread import spread_section
 from orchestrator.report.sections.trade_off import trade_off_section
@@ -82,13 +82,13 @@ def _gc_paused() -> Iterator[None]:
 
 
 @_gc_paused()
-def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRIC, examples: bool = True) -> Report:
+def write_report(ledger: Ledger, *, cache_dir: Path, metric: str | None = None, examples: bool = True) -> Report:
     """Write ``report/index.html`` and its tables into the ledger, also for an unfinished study.
 
     Args:
         ledger: ledger of the study.
         cache_dir: folder of this node's decoded images, for the examples.
-        metric: metric that arms are compared by: accuracy, balanced_accuracy or auroc.
+        metric: metric that arms are compared by, one of ``results.TITLES``; None: that of the task.
         examples: whether to draw an image under every shift; needs torch and the data.
 
     Raises:
@@ -148,7 +148,7 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str = DEFAULT_METRI
         page_sha256=hashlib.sha256(page.encode()).hexdigest(),
     )
     has_examples = any(each is not None for each, _ in pictures.values())
-    write_source(ledger.root, Source(state, metric, examples=has_examples), report)
+    write_source(ledger.root, Source(state, results.metric, examples=has_examples), report)
     return report
 
 
@@ -231,6 +231,7 @@ def _list_sections(
         marked_section(results, ledger),
         representation_section(results, ledger),
         attribution_section(results, ledger, cache_dir),
+        segmentation_section(results, ledger, arms, cache_dir),
         transfer_section(results, main),
         trade_off_section(results, arms, main),
         training_section(results, main),

@@ -51,7 +51,7 @@ def select_model(
     """
     ledger = Ledger(storage, study.study)
     named = [metric for metric in TITLES if request.criteria.by.endswith(metric)]
-    results = load_results(ledger, max(named, key=len, default="balanced_accuracy"))
+    results = load_results(ledger, max(named, key=len, default=None))
     if request.data_set is not None:
         results = results.select_data_set(request.data_set)
     selection = select_arm(results, request.criteria)

@@ -20,10 +20,12 @@ from trainables.evaluation.metrics import (
     DROPS,
     METRICS,
     RELATIVE,
+    SEGMENTATION_METRICS,
     SITE_AGGREGATES,
     list_metrics_of,
     name_over_shifts,
     name_over_sites,
+    name_unshifted,
 )
 from trainables.frozen import Frozen, Severity, canonical_json
 from trainables.shifts.tables import FAMILIES, OTHER
@@ -53,9 +55,9 @@ class _Hypothesis(Frozen):
     metric: str = Field(
         "robustness/mean_balanced_accuracy",
         description="Column of trials.csv, shift/<name>/<metric>, family/<name>/<metric>, slope/<name>/<metric>, "
-        "drop/<name>/<metric>, relative_drop/<name>/<metric>, be/<name>, rbe/<name>, failure/<score>/augrc, "
-        "ood/<score>/<set>/auroc, representation/<name>, attribution/<method>/<metric>, or such a column of a label "
-        "map or class: <name>/id/<metric>.",
+        "drop/<name>/<metric>, relative_drop/<name>/<metric>, dataset/<name>/<metric>, be/<name>, rbe/<name>, "
+        "failure/<score>/augrc, ood/<score>/<set>/auroc, representation/<name>, attribution/<method>/<metric>, or such "
+        "a column of a label map or class: <name>/id/<metric>.",
     )
     severities: tuple[Severity, ...] | None = Field(
         None, min_length=1, description="With shift/<name>/<metric>: its mean over these; null: over all."
@@ -303,14 +305,18 @@ def _listed(wanted: Any) -> list[str]:
 # --------------------------------------------------------------------------- metrics
 
 
+#: Metrics of an evaluation of all classes together, of any task.
+TESTED = METRICS | SEGMENTATION_METRICS
+
+
 def list_metrics(view: str = "") -> list[str]:
     """Return the metrics that every study has, without those of one external set, shift or family.
 
     Args:
         view: label map or class (``split_view``), whose metrics are named without it; "" is none of them.
     """
-    known = list_metrics_of(view)
-    names = [f"{'id' if metric.higher_is_better else 'calibration'}/{name}" for name, metric in known.items()]
+    known = list_metrics_of(view) if view else TESTED
+    names = [name_unshifted(metric) for metric in known]
     names += [name_over_shifts(aggregate, metric) for aggregate in AGGREGATES for metric in known]
     names += [name_over_sites(aggregate, metric) for aggregate in SITE_AGGREGATES for metric in known]
     return names + [f"{'validation' if view else 'val'}/{metric}" for metric in known]
@@ -319,13 +325,14 @@ def list_metrics(view: str = "") -> list[str]:
 def split_metric(metric: str) -> tuple[str, str, str]:
     """Return kind, name and metric of ``kind/name/metric``, or of ``be/name`` and ``rbe/name``, whose metric they are.
 
-    Kind and name are empty for the others. Kinds: shift, family, slope, drop, relative_drop, external, be, rbe.
+    Kind and name are empty for the others. Kinds: shift, family, slope, drop, relative_drop, external, dataset, be,
+    rbe.
     """
     kind, _, rest = metric.partition("/")
     if kind in RELATIVE and rest and "/" not in rest:
         return kind, rest, kind
     name, slash, last = rest.rpartition("/")
-    is_known = kind in ("shift", "family", "slope", "external", *DROPS) and slash and name
+    is_known = kind in ("shift", "family", "slope", "external", "dataset", *DROPS) and slash and name
     return (kind, name, last) if is_known else ("", "", metric)
 
 
@@ -337,12 +344,12 @@ def is_about_families(metric: str, families: Iterable[str]) -> bool:
 
 def find_shift_metric(metric: str) -> str | None:
     """Return the metric whose mean over shifts ``metric`` is, None if ``metric`` is not a mean over shifts."""
-    return next((name for name in METRICS if metric == name_over_shifts("mean", name)), None)
+    return next((name for name in TESTED if metric == name_over_shifts("mean", name)), None)
 
 
 def find_site_metric(metric: str) -> str | None:
     """Return the metric whose mean over external sites ``metric`` is, None if ``metric`` is not such a mean."""
-    return next((name for name in METRICS if metric == name_over_sites("mean", name)), None)
+    return next((name for name in TESTED if metric == name_over_sites("mean", name)), None)
 
 
 def iterate_selectors(hypothesis: Hypothesis) -> Iterator[tuple[str, Mapping[str, Any]]]:

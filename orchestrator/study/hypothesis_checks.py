@@ -15,6 +15,7 @@ from orchestrator.study.contrasts import (
 from orchestrator.study.fields import suggest
 from orchestrator.study.grid import Arm, Grid, format_label, read_match
 from orchestrator.study.hypotheses import (
+    TESTED,
     Correlation,
     Hypothesis,
     Interaction,
@@ -36,7 +37,6 @@ from orchestrator.study.yaml_source import Key, Source, format_key
 from trainables.evaluation.attribution.table import find_attribution
 from trainables.evaluation.metric_tables.views import is_of_class, split_view
 from trainables.evaluation.metrics import (
-    METRICS,
     RELATIVE,
     find_detection,
     find_representation,
@@ -220,13 +220,13 @@ def _check_metric(hypothesis: Hypothesis, evaluation: Any, report: Report) -> No
         report(f"found {metric!r}, of which neither more nor less is worse; compare it, or test equivalence", "metric")
     if _is_view(view, evaluation):
         _check_in_view(view, within, report)
-    elif kind and last not in METRICS and kind not in RELATIVE:
-        report(f"found {metric!r}, there is no metric {last!r}{list_options(last, list(METRICS))}", "metric")
+    elif kind and last not in TESTED and kind not in RELATIVE:
+        report(f"found {metric!r}, there is no metric {last!r}{list_options(last, list(TESTED))}", "metric")
     elif not (kind or metric in list_metrics() or find_detection(metric) or described):
         more = (
             "; expected a column of trials.csv such as id/accuracy, <kind>/<name>/<metric> with shift, family, slope, "
-            "drop, relative_drop or external, be/<name> or rbe/<name>, failure/<score>/augrc, ood/<score>/<set>/auroc, "
-            "representation/<name> or attribution/<method>/<metric>"
+            "drop, relative_drop, external or dataset, be/<name> or rbe/<name>, failure/<score>/augrc, "
+            "ood/<score>/<set>/auroc, representation/<name> or attribution/<method>/<metric>"
         )
         report(f"there is no metric {metric!r}{suggest(metric, list_metrics()) or more}", "metric")
     if counts_shifts(hypothesis) and find_shift_metric(metric) is None:

@@ -32,6 +32,7 @@ from trainables.frozen import Frozen, PositiveInt, Seed, canonical_json
 from trainables.model_config import ModelConfig
 from trainables.pretraining_config import PretrainingConfig, ScratchPretraining
 from trainables.regularisers import NoRegulariser, RegulariserConfig
+from trainables.task_config import ClassificationTask, TaskConfig
 
 
 def compute_study_sha256(study: Study) -> str:
@@ -91,6 +92,9 @@ class Study(Frozen):
     data: DataConfig = Field(
         description="the images: kind is digits, coloured_digits, medmnist, image_folder, csv, torchvision, phantom"
     )
+    task: TaskConfig = Field(
+        ClassificationTask(), description="What the network predicts: a class per image, or pixel."
+    )
     model: ModelConfig = Field(ModelConfig(), description="The network.")
     pretraining: PretrainingConfig = Field(ScratchPretraining(), description="Initial weights.")
     augmentation: AugmentationConfig = Field(NoAugmentation(), description="Random changes of training images.")
@@ -129,6 +133,8 @@ class Study(Frozen):
             del said["search"]["early_stopping"]
         if self.ceteris_paribus == "report":
             del said["ceteris_paribus"]
+        if isinstance(self.task, ClassificationTask):
+            del said["task"]
         if not self.report.families:
             del said["report"]["families"]
         return said

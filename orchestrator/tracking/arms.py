@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 
+from orchestrator.ledger.derived import find_main_metric
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import Record
 from orchestrator.planning.states import COMPLETE
@@ -39,8 +40,9 @@ from orchestrator.tracking.projection import (
     order_levels,
     project,
 )
-from orchestrator.tracking.views import BAND, METRIC, Shown
+from orchestrator.tracking.views import BAND, Shown
 from trainables.errors import StorageError
+from trainables.evaluation.metrics import MAIN_CALIBRATION, MAIN_METRICS
 
 _logger = logging.getLogger(__name__)
 
@@ -235,7 +237,13 @@ class ArmRuns:
             has_bands=bool(of_runs) and all(any(key.endswith(BAND) for key in keys) for keys in of_runs),
             keys=frozenset(self._keys.union(*of_runs)),
             created_ms=self._about["written_ms"],
+            metric=self._metric,
+            calibration=next(MAIN_CALIBRATION[task] for task, each in MAIN_METRICS.items() if each == self._metric),
         )
+
+    @property
+    def _metric(self) -> str:
+        return find_main_metric(self._about)
 
     def _read_sample(self) -> list[Trial]:
         signatures = sorted(signature for arm in self._arms.values() for signature in arm.signatures)
@@ -270,7 +278,7 @@ class ArmRuns:
         for point in scores:
             if point.key in headlines:
                 kept[point.key, 0] = point.value
-            elif point.key.startswith("shift/") and point.key.endswith(f"/{METRIC}"):
+            elif point.key.startswith("shift/") and point.key.endswith(f"/{self._metric}"):
                 kept[point.key, point.step] = point.value
         self._keys.update(point.key for point in scores)
         self._keys.update(point.key for points in projection.epochs.values() for point in points)

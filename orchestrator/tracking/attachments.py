@@ -21,9 +21,8 @@ import yaml
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import Record
 from orchestrator.tracking.projection import label_arm
-from orchestrator.tracking.views import METRIC
 from trainables.errors import StorageError
-from trainables.evaluation.metrics import METRICS
+from trainables.evaluation.metrics import EVALUATED, MAIN_METRICS
 
 CONFIG, LOG, PREDICTIONS, CURVES, CONFUSION, TRACEBACK = (
     "config.yaml", "log.txt", "predictions.json", "curves.png", "confusion.png", "traceback.txt",
@@ -64,7 +63,8 @@ def make_attachments(ledger: Ledger, record: Record, classes: Sequence[str], tra
     title = f"{label_arm(record.config)} · r{record.config['replicate']}"
     curves = _find_curves(record.result["evaluations"])
     if curves:
-        files[CURVES] = draw_curves(curves, title)
+        metric = EVALUATED[_find_metric(record.result["evaluations"])].title
+        files[CURVES] = draw_curves(curves, f"{title}: {metric} by severity")
     matrices = {}
     for name in dict.fromkeys(each["set"] for each in record.result["evaluations"]):
         if folder.exists(f"predictions/{name}.npz"):
@@ -135,17 +135,23 @@ def _name_classes(classes: Sequence[str], number: int) -> list[str]:
     return list(classes) if len(classes) == number else [f"class {index}" for index in range(number)]
 
 
+def _find_metric(evaluations: Sequence[Mapping[str, Any]]) -> str:
+    """Return the metric of the charts: that of the task, which evaluations have."""
+    known = {name for each in evaluations for name in each["metrics"]}
+    return next((name for name in MAIN_METRICS.values() if name in known), next(iter(MAIN_METRICS.values())))
+
+
 def _find_curves(evaluations: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, float]]:
     """Return shift → severity → value of the charts' metric on the test set, the lowest end first."""
     curves: dict[str, dict[int, float]] = {}
-    clean = None
+    clean, metric = None, _find_metric(evaluations)
     for each in evaluations:
-        if each["set"] != "test" or each["metrics"].get(METRIC) is None:
+        if each["set"] != "test" or each["metrics"].get(metric) is None:
             continue
         if each["severity"] == 0:
-            clean = each["metrics"][METRIC]
+            clean = each["metrics"][metric]
         else:
-            curves.setdefault(each["shift"], {})[each["severity"]] = each["metrics"][METRIC]
+            curves.setdefault(each["shift"], {})[each["severity"]] = each["metrics"][metric]
     if clean is not None:
         curves = {name: {0: clean} | curve for name, curve in curves.items()}
     return dict(sorted(curves.items(), key=lambda item: item[1][max(item[1])]))
@@ -158,7 +164,7 @@ def draw_curves(curves: Mapping[str, Mapping[int, float]], title: str) -> bytes:
         curves: shift → severity → value in [0, 1].
         title: of the figure.
     """
-    canvas = _Canvas(f"{title}: {METRICS[METRIC].title} by severity")
+    canvas = _Canvas(title)
     shown = dict(list(curves.items())[:_MAX_CURVES])
     last = max(max(curve) for curve in shown.values())
     width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainables.evaluation.metrics import METRICS, name_over_shifts
+from trainables.evaluation.metrics import EVALUATED, MAIN_CALIBRATION, MAIN_METRICS, name_over_shifts
 
 #: Releases of MLflow, without the last number, whose pages show these views.
 KNOWN_VERSIONS = ("3.17",)
@@ -24,12 +24,6 @@ BY_ARM, TRIALS = "by-arm", "trials"
 TITLES = {BY_ARM: "by arm", TRIALS: "trials"}
 #: Name of the report among the artifacts of the study's own run.
 REPORT = "report.html"
-#: Metric of the charts.
-METRIC = "balanced_accuracy"
-MEAN, WORST = (name_over_shifts(aggregate, METRIC) for aggregate in ("mean", "worst_shift"))
-_ECE, _SHIFTED_ECE = "calibration/ece", name_over_shifts("mean", "ece")
-#: Columns of the tables after the factors.
-HEADLINES = (f"id/{METRIC}", MEAN, WORST, _SHIFTED_ECE, f"validation/{METRIC}")
 #: At most this many severity curves are opened, worst first; the others are one click away.
 MAX_CURVES = 24
 #: More lines than this cannot be told apart: MLflow then shows the first ones of the table, the most robust.
@@ -57,6 +51,25 @@ class Shown:
     #: Keys of all metrics that runs have; MLflow would open a chart of each one that is in no section of the view.
     keys: frozenset[str] = field(default=frozenset())
     created_ms: int = 0
+    #: Metric of the charts, and the one of calibration.
+    metric: str = MAIN_METRICS["classification"]
+    calibration: str = MAIN_CALIBRATION["classification"]
+
+    @property
+    def mean(self) -> str:
+        """Headline number of the mean over shifts."""
+        return name_over_shifts("mean", self.metric)
+
+    @property
+    def worst(self) -> str:
+        """Headline number of the worst shift."""
+        return name_over_shifts("worst_shift", self.metric)
+
+    @property
+    def headlines(self) -> tuple[str, ...]:
+        """Columns of the tables after the factors."""
+        shifted = name_over_shifts("mean", self.calibration)
+        return (f"id/{self.metric}", self.mean, self.worst, shifted, f"validation/{self.metric}")
 
 
 def is_known(version: str | None) -> bool:
@@ -96,11 +109,11 @@ def make_state(key: str, shown: Shown) -> dict[str, Any]:
     few = shown.num_arms <= MAX_LINES
     columns = [f"params.`{factor}`" for factor in shown.factors]
     columns += [] if is_of_arms else ["params.`replicate`"]
-    columns += [f"metrics.`{name}`" for name in HEADLINES]
+    columns += [f"metrics.`{name}`" for name in shown.headlines]
     return {
         "searchFilter": f"tags.`robustsweep.kind` = '{'arm' if is_of_arms else 'trial'}'",
         # Sorted by start, MLflow folds runs under the study's run and draws no chart of them.
-        "orderByKey": f"metrics.`{MEAN}`",
+        "orderByKey": f"metrics.`{shown.mean}`",
         "orderByAsc": False,
         "startTime": "ALL",
         "lifecycleFilter": "Active",
@@ -134,19 +147,19 @@ def _arm_charts(shown: Shown) -> tuple[list[dict[str, Any]], dict[str, str]]:
     end = BAND if shown.has_bands else ""
     charts = [
         *(() if shown.has_bands else (_parallel(shown),)),
-        _bar("answer", MEAN),
-        _bar("answer", WORST),
-        _bar("answer", f"id/{METRIC}"),
-        *(_line("curves", f"shift/{name}/{METRIC}{end}") for name in shown.shifts[:MAX_CURVES]),
-        _bar("calibration", _SHIFTED_ECE),
-        _bar("calibration", _ECE),
+        _bar("answer", shown.mean),
+        _bar("answer", shown.worst),
+        _bar("answer", f"id/{shown.metric}"),
+        *(_line("curves", f"shift/{name}/{shown.metric}{end}") for name in shown.shifts[:MAX_CURVES]),
+        _bar("calibration", name_over_shifts("mean", shown.calibration)),
+        _bar("calibration", f"calibration/{shown.calibration}"),
         _bar("cost", "cost/duration_seconds"),
         _bar("cost", "system/peak_rss_mib"),
         _bar("cost", "system/cpu_utilization_percentage"),
     ]
     lines = "mean and 95 % interval" if shown.has_bands else "mean over replicates"
     return charts, {
-        "answer": f"What holds up? {METRICS[METRIC].title}",
+        "answer": f"What holds up? {EVALUATED[shown.metric].title}",
         "curves": f"Severity curves, worst shift first (0: unshifted; {lines})",
         "calibration": "Calibration (lower is better)",
         "cost": "Cost",
@@ -157,12 +170,12 @@ def _trial_charts(shown: Shown) -> tuple[list[dict[str, Any]], dict[str, str]]:
     """Return the charts of *trials*, and section → its heading."""
     charts = [
         _parallel(shown),
-        _bar("answer", MEAN),
-        _bar("answer", WORST),
-        _line("training", f"validation/{METRIC}"),
+        _bar("answer", shown.mean),
+        _bar("answer", shown.worst),
+        _line("training", f"validation/{shown.metric}"),
         _line("training", "train/loss"),
     ]
-    return charts, {"answer": f"Which choices hold up? {METRICS[METRIC].title}", "training": "Training"}
+    return charts, {"answer": f"Which choices hold up? {EVALUATED[shown.metric].title}", "training": "Training"}
 
 
 def _chart(section: str, kind: str, name: str, about: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,7 +191,7 @@ def _chart(section: str, kind: str, name: str, about: Mapping[str, Any]) -> dict
 
 
 def _parallel(shown: Shown) -> dict[str, Any]:
-    about = {"selectedParams": list(shown.factors), "selectedMetrics": [MEAN, WORST], "showAllRuns": True}
+    about = {"selectedParams": list(shown.factors), "selectedMetrics": [shown.mean, shown.worst], "showAllRuns": True}
     return _chart("answer", "PARALLEL", "parallel", about)
 
 

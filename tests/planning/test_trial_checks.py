@@ -120,6 +120,15 @@ def try_out(cache_dir: Path, *overrides: str) -> None:
     check_trials([arm.config for arm in study.arms()], Inputs(cache_dir))
 
 
+def test_groups_of_a_contrastive_batch_that_are_too_small_are_refused_before_anything_runs(cache_dir: Path) -> None:
+    """MoCo's eight groups need 16 images, and a network without batch normalisation has no groups."""
+    step = "pretraining={kind: contrastive, batch_size: 15, method: {kind: moco, queue_size: 32}}"
+    with pytest.raises(ConfigError, match=r"found 15 images in a batch.*_groups: 8, .* expected 16 images"):
+        try_out(cache_dir, step)
+    try_out(cache_dir, step.replace("15", "16"))
+    try_out(cache_dir, step, "model.name=timm/test_convnext", "model.input_size=32")
+
+
 def test_batch_normalisation_over_one_value_is_refused(cache_dir: Path) -> None:
     with pytest.raises(ConfigError, match=r"training.batch_size: found 1, .* at 8 px .*expected at least 2"):
         try_out(cache_dir, "training.batch_size=1")

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.support.tiny_configs import tiny_trial
-from trainables.config import Execution
+from trainables.config import Execution, TrialConfig
 from trainables.data.load import load_dataset
+from trainables.models.networks import Classifier
 from trainables.pilot import time_trial
 from trainables.training.step import TrainingStep
 
@@ -36,9 +38,13 @@ def test_a_pilot_counts_the_epochs_of_confidnet_and_the_passes_of_mc_dropout(
     cache_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An image takes a second, and ten with scores of the model's own."""
-    monkeypatch.setattr(
-        "trainables.pilot._time_prediction", lambda *args, scores=None, **more: 1.0 if scores is None else 10.0
-    )
+
+    def time_prediction(
+        task: Any, model: Classifier, images: Any, config: TrialConfig, *args: Any, **more: Any
+    ) -> float:
+        return 10.0 if config.evaluation.mc_dropout or model.confidence else 1.0
+
+    monkeypatch.setattr("trainables.pilot._time_prediction", time_prediction)
     execution = Execution(device="cpu", num_threads=1, cache_dir=cache_dir)
     data = load_dataset(tiny_trial().data, cache_dir=cache_dir)
     train, val = 0.1 * len(data.splits["train"]), len(data.splits["val"])

@@ -20,6 +20,7 @@ from trainables.evaluation.metric_tables.detection import (
 )
 from trainables.evaluation.metric_tables.metric import Metric
 from trainables.evaluation.metric_tables.representation import REPRESENTATION_METRICS
+from trainables.evaluation.metric_tables.segmentation import SEGMENTATION_METRICS
 from trainables.evaluation.metric_tables.views import CLASS_METRICS, is_of_class, split_view
 
 #: What others take from here, beside what is defined below.
@@ -31,6 +32,7 @@ __all__ = [
     "HEADLINE_OOD",
     "OOD_METRICS",
     "REPRESENTATION_METRICS",
+    "SEGMENTATION_METRICS",
     "SELECTIVE_METRICS",
     "Metric",
     "split_view",
@@ -92,21 +94,22 @@ METRICS: dict[str, Metric] = {
         Metric(
             "ece", "ECE", "Σ (n_m/N)·|accuracy_m − confidence_m| over equal-width bins of the confidence",
             higher_is_better=False, low=0.0, high=1.0, needs="labels", source="Guo et al. 2017, eq. 3",
+            is_calibration=True,
         ),
         Metric(
             "nll", "log loss", "mean of −log p(true class)",
-            higher_is_better=False, low=0.0, high=math.inf, needs="labels",
+            higher_is_better=False, low=0.0, high=math.inf, needs="labels", is_calibration=True,
         ),
         Metric(
             "brier", "Brier score", "mean over images of Σ over classes of (p − one-hot label)²",
-            higher_is_better=False, low=0.0, high=2.0, needs="labels", source="Brier 1950",
+            higher_is_better=False, low=0.0, high=2.0, needs="labels", source="Brier 1950", is_calibration=True,
         ),
         *(
             Metric(
                 f"{name}_scaled", f"{title} after temperature scaling",
                 f"{name} of the logits divided by the T > 0 with the smallest nll on validation",
                 higher_is_better=False, low=0.0, high=high, needs=_SCALED, source="Guo et al. 2017, section 4.2",
-                is_fitted=True,
+                is_fitted=True, is_calibration=True,
             )
             for name, title, high in (("ece", "ECE", 1.0), ("nll", "log loss", math.inf), ("brier", "Brier score", 2.0))
         ),
@@ -139,8 +142,8 @@ NUM_PARAMETERS = Metric(
     "num_parameters", "number of weights", "weights of the network",
     higher_is_better=False, low=0.0, high=math.inf, needs="a network",
 )  # fmt: skip
-#: Metrics of an evaluation: of all classes, and of one.
-EVALUATED = CLASS_METRICS | METRICS
+#: Metrics of an evaluation: of all classes, of one, and of segmentations.
+EVALUATED = SEGMENTATION_METRICS | CLASS_METRICS | METRICS
 #: Names of the metrics of which higher is better, and of those of which lower is.
 SCORES = tuple(name for name, metric in METRICS.items() if metric.higher_is_better)
 ERRORS = tuple(name for name, metric in METRICS.items() if not metric.higher_is_better)
@@ -155,6 +158,15 @@ _FAILURE = re.compile(r"(?:validation/)?failure/[\w.]+/(?:mean_shifted_|mean_ext
 _OOD = re.compile(r"ood/[\w.]+/.+/(\w+)")
 
 
+def name_unshifted(metric: str) -> str:
+    """Return the name of a headline number on the unshifted test images: ``id/auroc``, ``calibration/ece``, ….
+
+    Args:
+        metric: name in ``EVALUATED``.
+    """
+    return f"{'calibration' if EVALUATED[metric].is_calibration else 'id'}/{metric}"
+
+
 def name_over_shifts(aggregate: str, metric: str) -> str:
     """Return the name of a headline number over shifts: ``robustness/mean_auroc``, ``calibration/worst_shift_ece``, …
 
@@ -162,7 +174,7 @@ def name_over_shifts(aggregate: str, metric: str) -> str:
         aggregate: name in ``AGGREGATES``.
         metric: name in ``EVALUATED``.
     """
-    if EVALUATED[metric].higher_is_better:
+    if not EVALUATED[metric].is_calibration:
         return f"robustness/{aggregate}_{metric}"
     return f"calibration/{'mean_shifted' if aggregate == 'mean' else aggregate}_{metric}"
 
@@ -220,11 +232,18 @@ def find_site_aggregate(name: str) -> str | None:
     """Return the summary over external sets that a headline number is, None if it is none."""
     view, within = split_view(name)
     match = _OVER_SITES.fullmatch(within)
-    return match[1] if match is not None and match[2] in list_metrics_of(view) else None
+    return match[1] if match is not None and match[2] in _list_known(view) else None
 
 
-def list_metrics_of(view: str) -> dict[str, Metric]:
-    """Return the metrics of a view (``split_view``): those of one class, or of all classes."""
+def list_metrics_of(view: str, task: str = "classification") -> dict[str, Metric]:
+    """Return the metrics of a view (``split_view``): those of one class, or of all classes.
+
+    Args:
+        view: label map or class; "" is none of them.
+        task: classification or segmentation, whose metrics are the same for one class and for all.
+    """
+    if task == "segmentation":
+        return SEGMENTATION_METRICS
     return CLASS_METRICS if is_of_class(view) else METRICS
 
 
@@ -250,13 +269,18 @@ def find_metric(name: str) -> Metric:
     if found is not None:
         return found
     view, within = split_view(name)
-    known = list_metrics_of(view)
+    known = _list_known(view)
     if find_site_aggregate(name) is not None:
         return known[within.partition("_")[2]]
     match = _HEADLINE.fullmatch(within)
     if match is None or match[1] not in known:
         raise ConfigError(f"looked for the metric of {name!r}, expected one that ends with one of {', '.join(known)}")
     return known[match[1]]
+
+
+def _list_known(view: str) -> dict[str, Metric]:
+    """Return the metrics of a view, whatever the task."""
+    return list_metrics_of(view) | SEGMENTATION_METRICS
 
 
 def find_detection(name: str) -> Metric | None:
@@ -275,6 +299,12 @@ def find_representation(name: str) -> Metric | None:
     """Return the metric behind ``representation/<name>``, None if the name is no such number."""
     kind, _, metric = name.partition("/")
     return REPRESENTATION_METRICS.get(metric) if kind == "representation" else None
+
+
+#: Kind of a task → metric that arms are compared by unless another is asked for.
+MAIN_METRICS = {"classification": "balanced_accuracy", "segmentation": "dice"}
+#: Kind of a task → calibration error that is shown beside it.
+MAIN_CALIBRATION = {"classification": "ece", "segmentation": "pixel_ece"}
 
 
 def find_chance(metric: str, num_classes: int) -> float | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,7 +16,13 @@ from trainables.data.feed import ImageFeed
 from trainables.errors import ConfigError
 from trainables.evaluation.classification import Metrics, compute_metrics
 from trainables.evaluation.layers import LayerRecorder
-from trainables.evaluation.metrics import AGGREGATES, EVALUATED, name_over_shifts, name_over_validation_shifts
+from trainables.evaluation.metrics import (
+    AGGREGATES,
+    EVALUATED,
+    name_over_shifts,
+    name_over_validation_shifts,
+    name_unshifted,
+)
 from trainables.evaluation.predictions import (
     Predictions,
     predict_each,
@@ -32,6 +38,23 @@ from trainables.seeding import hash_ids, mix
 from trainables.shifts.bank import IDENTITY, Shift, build_shifts, build_validation_shifts
 from trainables.shifts.cache import ShiftedCopies
 from trainables.storage.folder import Folder
+
+
+@runtime_checkable
+class EvaluatedSet(Protocol):
+    """One evaluated set of images, of any task."""
+
+    @property
+    def name(self) -> str:
+        """Name of the set."""
+
+    @property
+    def ids(self) -> np.ndarray:
+        """Ids of its images."""
+
+    @property
+    def shifts(self) -> tuple[str, ...]:
+        """ "<shift>/<severity>" of each evaluation, the unshifted one first."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +190,7 @@ def evaluate_model(
         if kind in config.store_features:
             num_with_features = len(todo) if kind == "test" and "shifts" in config.store_features else 1
         feed = ImageFeed(images, model.mean.device)
-        with recorder.attached(), _open_copies(feed, data, config, execution) as copies:
+        with recorder.attached(), open_copies(feed, data, config, execution) as copies:
             copies.build(todo, batch_size=execution.evaluation_batch_size, on_built=lambda: on_progress(done, total))
             found = predict_each(
                 model,
@@ -181,7 +204,7 @@ def evaluate_model(
                 on_pass=count,
             )
         _, groups = np.unique(images.groups, return_inverse=True)
-        keys = tuple(map(_key, todo))
+        keys = tuple(map(name_shift, todo))
         predictions = Predictions(images.name, images.ids, images.labels, keys, found.logits, groups=groups)
         predictions = replace(predictions, scores=found.scores, layers=found.layers)
         if found.features is not None:
@@ -190,7 +213,8 @@ def evaluate_model(
         save_predictions(folder, predictions)
 
 
-def _open_copies(feed: ImageFeed, data: Dataset, config: EvaluationConfig, execution: Execution) -> ShiftedCopies:
+def open_copies(feed: ImageFeed, data: Dataset, config: EvaluationConfig, execution: Execution) -> ShiftedCopies:
+    """Return the cached shifted copies of a set on this node, with the seeds of the evaluation."""
     images = feed.images
     return ShiftedCopies(
         execution.cache_dir.expanduser() / "shifts",
@@ -214,7 +238,7 @@ def open_shifted_validation(
     """
     shifts, feed = choose_validation_shifts(data, config)[0][1:], ImageFeed(data.splits["val"], model.mean.device)
     batch_size = execution.evaluation_batch_size
-    with _open_copies(feed, data, config, execution) as copies:
+    with open_copies(feed, data, config, execution) as copies:
         copies.build(shifts, batch_size=batch_size)
 
         def measure() -> dict[str, float]:
@@ -230,7 +254,8 @@ def open_shifted_validation(
         yield measure
 
 
-def _key(shift: Shift) -> str:
+def name_shift(shift: Shift) -> str:
+    """Return "<shift>/<severity>", as in stored predictions."""
     return f"{shift.name}/{shift.severity}"
 
 
@@ -256,7 +281,7 @@ def summarise_predictions(
     return build_evaluation(rows, found, fit.as_json())
 
 
-def describe_rows(sets: Sequence[Predictions], strengths: Mapping[str, Any]) -> list[dict[str, Any]]:
+def describe_rows(sets: Sequence[EvaluatedSet], strengths: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Return a row without metrics for every set × shift × severity, in the order of the predictions."""
     return [
         {
@@ -264,7 +289,7 @@ def describe_rows(sets: Sequence[Predictions], strengths: Mapping[str, Any]) -> 
             "shift": key.rpartition("/")[0],
             "severity": int(key.rpartition("/")[2]),
             "strength": strengths.get(key),
-            "num_images": len(predictions.labels),
+            "num_images": len(predictions.ids),
         }
         for predictions in sets
         for key in predictions.shifts
@@ -298,7 +323,7 @@ def _name(row: Mapping[str, Any], metric: str) -> str:
         return f"external/{row['set']}/{metric}"
     if is_shifted:
         return name_over_shifts("mean", metric)
-    return f"id/{metric}" if EVALUATED[metric].higher_is_better else f"calibration/{metric}"
+    return name_unshifted(metric)
 
 
 def _explain(whys: Mapping[str, Sequence[str]], rows: Sequence[Mapping[str, Any]]) -> dict[str, str]:

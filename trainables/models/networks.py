@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 from trainables.errors import ConfigError
 from trainables.model_config import ModelConfig
+from trainables.models.adaptation import make_grey, make_stem_small, replace_module
 from trainables.models.stages import keep_stages
 from trainables.models.stochastic_depth import describe_lack, scale_drop_paths, set_stochastic_depth
 
@@ -215,9 +216,9 @@ def build_model(
         config.stem == "auto" and image_size < SMALL_STEM_BELOW_PX and not origin.fixed_size and not config.input_size
     )
     if small:
-        _make_stem_small(model.backbone)
+        make_stem_small(model.backbone)
     if channels == 1:
-        _make_grey(model.backbone)
+        make_grey(model.backbone)
         model.mean, model.std = model.mean.mean(1, keepdim=True), model.std.mean(1, keepdim=True)
     if origin.fixed_size and not (small or config.input_size):
         model.input_size = origin.fixed_size
@@ -225,7 +226,7 @@ def build_model(
         model.input_size = _find_input_size(model, channels, image_size, wanted=config.input_size or origin.fixed_size)
     if dropout > 0.0:
         layer = model.backbone.get_submodule(head)
-        _replace(model.backbone, head, nn.Sequential(nn.Dropout(dropout), layer))
+        replace_module(model.backbone, head, nn.Sequential(nn.Dropout(dropout), layer))
     return model
 
 
@@ -342,39 +343,6 @@ def _last_layer(module: nn.Module) -> nn.Linear | nn.Conv2d:
     layer = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
     assert isinstance(layer, nn.Linear | nn.Conv2d)
     return layer
-
-
-def _first_convolution(backbone: nn.Module) -> tuple[str, nn.Conv2d]:
-    for name, module in backbone.named_modules():
-        if isinstance(module, nn.Conv2d):
-            return name, module
-    raise ConfigError(f"{type(backbone).__name__} has no convolution that could be fitted to grey or small images")
-
-
-def _replace(backbone: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, child = name.rpartition(".")
-    setattr(backbone.get_submodule(parent), child, module)
-
-
-_STEM_LAYERS = (nn.Conv2d, nn.MaxPool2d)
-
-
-def _make_stem_small(backbone: nn.Module) -> None:
-    _, convolution = _first_convolution(backbone)
-    convolution.stride = (1, 1)
-    layers = [(name, module) for name, module in backbone.named_modules() if isinstance(module, _STEM_LAYERS)]
-    pools = [index for index, (_, module) in enumerate(layers) if isinstance(module, nn.MaxPool2d)]
-    # Right after the first convolution, or after the three 3×3 convolutions that replace it in timm's ResNets.
-    if pools and (pools[0] == 1 or layers[pools[0]][0] == "maxpool"):
-        _replace(backbone, layers[pools[0]][0], nn.Identity())
-
-
-def _make_grey(backbone: nn.Module) -> None:
-    name, old = _first_convolution(backbone)
-    if old.in_channels != 3:
-        raise ConfigError(f"cannot fit {type(backbone).__name__} to grey images: {name} has {old.in_channels} inputs")
-    old.weight = nn.Parameter(old.weight.detach().sum(1, keepdim=True))
-    old.in_channels = 1
 
 
 @torch.no_grad()

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 
-from trainables.ops.pixels import choose, to_uint8
+from trainables.ops.pixels import choose, to_uint8_
 
 Images = UInt8[Tensor, "n c h w"]
+#: Values that are resized at a time on a CPU, so few that a core's cache holds them.
+_BLOCK_VALUES = 1 << 20
 
 
 def flip(images: Images, chosen: Bool[Tensor, " n"], *, dim: int) -> Images:
@@ -18,14 +19,51 @@ def flip(images: Images, chosen: Bool[Tensor, " n"], *, dim: int) -> Images:
 
 
 def resize_crop(images: Images, boxes: Float[Tensor, "n 4"], *, size: int) -> UInt8[Tensor, "n c size size"]:
-    """Return the boxes (top, left, height, width, in px, inside the image) resized to ``size``², bilinear."""
-    height, width = images.shape[-2:]
+    """Return the boxes (top, left, height, width, in px, inside the image) resized to ``size``², bilinear.
+
+    Rows are interpolated first, then columns, which takes a third of the time of ``grid_sample`` on a CPU.
+    """
+    num, channels, height, width = images.shape
     top, left, box_height, box_width = (value[:, None] for value in boxes.unbind(1))
-    centre = (torch.arange(size, device=images.device) + 0.5) / size
-    y = 2.0 * (top + centre * box_height) / height - 1.0  # grid_sample's units: −1 and 1 are the outer edges
-    x = 2.0 * (left + centre * box_width) / width - 1.0
-    grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=3)
-    return to_uint8(F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False))
+    rows, columns = _place(top, box_height, size, height), _place(left, box_width, size, width)
+    step = max(1, _BLOCK_VALUES // (channels * size * width)) if images.device.type == "cpu" else num
+    parts = [slice(start, start + step) for start in range(0, num, max(1, step))]
+    resized = [_interpolate(images[part], *(each[part] for each in (*rows, *columns))) for part in parts]
+    return torch.cat(resized) if resized else images.new_empty((0, channels, size, size))
+
+
+def _place(
+    start: Float[Tensor, "n 1"], extent: Float[Tensor, "n 1"], size: int, length: int
+) -> tuple[Int64[Tensor, "n size"], Int64[Tensor, "n size"], Float[Tensor, "n size"]]:
+    """Return the pixels before and after each place of a resized axis of ``length`` px, and the share of the latter."""
+    place = start + (torch.arange(size, device=start.device) + 0.5) / size * extent - 0.5
+    place = place.clamp(0, length - 1)
+    before = place.floor()
+    return before.long(), (before + 1).clamp(max=length - 1).long(), place - before
+
+
+def _interpolate(
+    images: Images,
+    above: Int64[Tensor, "n size"],
+    below: Int64[Tensor, "n size"],
+    down: Float[Tensor, "n size"],
+    left: Int64[Tensor, "n size"],
+    right: Int64[Tensor, "n size"],
+    across: Float[Tensor, "n size"],
+) -> UInt8[Tensor, "n c size size"]:
+    num, channels, height, width = images.shape
+    flat = images.reshape(-1, width)
+    first = height * torch.arange(num * channels, device=images.device).reshape(num, channels, 1)
+
+    def take_rows(rows: Int64[Tensor, "n size"]) -> Float[Tensor, "n c size w"]:
+        taken = flat.index_select(0, (first + rows[:, None]).flatten())
+        return taken.reshape(num, channels, -1, width).float()
+
+    # Sums of three terms, not ``lerp``: its last bit depends on the place in memory, and so on the batch.
+    upper = take_rows(above)
+    mixed = take_rows(below).sub_(upper).mul_(down[:, None, :, None]).add_(upper).flatten(1, 2)
+    before, after = (mixed.gather(2, each[:, None].expand(-1, mixed.shape[1], -1)) for each in (left, right))
+    return to_uint8_(after.sub_(before).mul_(across[:, None]).add_(before).reshape(num, channels, len(down[0]), -1))
 
 
 def resize_crop_nearest(masks: Images, boxes: Float[Tensor, "n 4"], *, size: int) -> UInt8[Tensor, "n c size size"]:

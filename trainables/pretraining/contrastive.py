@@ -16,7 +16,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from trainables.config import StageConfig
-from trainables.contrastive_config import find_long_queue
+from trainables.contrastive_config import find_long_queue, find_small_groups
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.errors import ConfigError, DivergedError
 from trainables.models.networks import Classifier
@@ -77,13 +77,9 @@ def pretrain_encoder(
     if problem is not None:
         raise ConfigError(problem)
     trainer = build_trainer(model, settings.method)
-    size = min(settings.batch_size, len(train))
-    if size < trainer.smallest_batch:
-        raise ConfigError(
-            f"pretraining.batch_size: found {size} images in a batch, and method.batch_norm_groups: "
-            f"{trainer.smallest_batch // 2}, so that a group would have batch statistics of one image; expected "
-            f"{trainer.smallest_batch} images or more, or fewer groups"
-        )
+    problem = find_small_groups(min(settings.batch_size, len(train)), trainer.num_groups)
+    if problem is not None:
+        raise ConfigError(problem)
     optimiser = build_optimiser(trainer, settings.method)
     state = load_checkpoint(folder, signature)
     if state is None:

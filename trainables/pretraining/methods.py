@@ -40,12 +40,12 @@ class ContrastiveTrainer(ABC):
     Attributes:
         modules: everything that has weights or buffers; ``encoder`` and ``projector`` are trained by all methods.
         trained: the modules with gradients.
-        smallest_batch: number of images of which every group with batch statistics of its own has two.
+        num_groups: parts of a batch with batch statistics of their own.
     """
 
     modules: nn.ModuleDict
     trained: tuple[nn.Module, ...]
-    smallest_batch: int = 2
+    num_groups: int = 1
 
     @abstractmethod
     def compute_gradients(self, first: Views, second: Views, *, part_size: int | None) -> Outcome:
@@ -110,8 +110,7 @@ class MoCoTrainer(ContrastiveTrainer):
         projector = MoCoProjectionHead(model.num_features, settings.hidden_dim, settings.projection_dim)
         projector = projector.to(model.mean.device)
         self.momentum = settings.momentum
-        self.num_groups = settings.batch_norm_groups if find_norms([model]) else 1
-        self.smallest_batch = 2 * self.num_groups
+        self.num_groups = find_num_groups(model, settings)
         self.queue = KeyQueue(settings.queue_size, settings.projection_dim).to(model.mean.device)
         self.modules = nn.ModuleDict(
             {
@@ -240,6 +239,11 @@ class ByolTrainer(ContrastiveTrainer):
         """Move the target towards the trained network, by less and less."""
         momentum = momentum_at(step, num_steps, self.momentum)
         _follow(self.modules, {"encoder": "target_encoder", "projector": "target_projector"}, momentum)
+
+
+def find_num_groups(model: nn.Module, method: Method) -> int:
+    """Return into how many parts with batch statistics of their own a batch is divided."""
+    return method.batch_norm_groups if isinstance(method, MoCo) and find_norms([model]) else 1
 
 
 def build_trainer(model: Classifier, method: Method) -> ContrastiveTrainer:

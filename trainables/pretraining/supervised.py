@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from trainables.augmentation_config import NoAugmentation
-from trainables.config import StageConfig, TrainingConfig, TrialConfig
+from trainables.config import Execution, StageConfig, TrainingConfig, TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.models.networks import Classifier
 from trainables.pretraining_config import SupervisedPretraining
 from trainables.regularisers import WeightDecay
 from trainables.seeding import derive_seed
 from trainables.storage.folder import Folder
+from trainables.tasks.find import find_task
 from trainables.training.acceleration import Choice
-from trainables.training.loop import Outcome, Report, train_model
+from trainables.training.loop import Outcome, Report, train_learner
 
 
 def pretrain_with_labels(
@@ -33,6 +34,7 @@ def pretrain_with_labels(
     assert isinstance(step, SupervisedPretraining)
     trial = TrialConfig(
         data=step.data,
+        task=config.task,
         model=config.model,
         augmentation=NoAugmentation(crop_scale_min=step.crop_scale_min, horizontal_flip=step.horizontal_flip),
         regulariser=WeightDecay(weight=step.weight_decay),
@@ -45,4 +47,5 @@ def pretrain_with_labels(
         ),
         seed=derive_seed(config.seed, config.stream, "supervised"),
     )
-    return train_model(model, data, trial, signature=signature, folder=folder, report=report, acceleration=choice)
+    with find_task(config.task).open_learner(model, data, trial, choice, Execution()) as learner:
+        return train_learner(learner, trial, signature=signature, folder=folder, report=report)

@@ -5,23 +5,16 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
-import numpy as np
 import torch
-from jaxtyping import Float32
-from torch import Tensor
+from torch import Tensor, nn
 
-from trainables.config import Execution, TrainingConfig, TrialConfig
+from trainables.config import TrainingConfig, TrialConfig
 from trainables.data.dataset import Dataset
-from trainables.data.feed import ImageFeed
 from trainables.errors import ConfigError, DivergedError
-from trainables.evaluation.classification import compute_metrics
-from trainables.evaluation.predictions import check_finite, keep, predict_each
-from trainables.evaluation.robustness import open_shifted_validation
 from trainables.models.networks import Classifier
 from trainables.storage.checkpoint import (
     TrainingState,
@@ -46,12 +39,9 @@ from trainables.training.optimisation import learning_rate_factor
 from trainables.training.selection import (
     count_epochs_without_improvement,
     reads_select_by,
-    reads_shifted_validation,
     select_epoch,
 )
-from trainables.training.step import TrainingStep
-from trainables.training.transfer.features import compute_features, find_cache_obstacle
-from trainables.training.transfer.trained_part import list_frozen, set_training_mode
+from trainables.training.step import ClassificationLearner
 
 #: Callback after every epoch, with its record: {"epoch", "timestamp_ms", "metrics"}.
 Report = Callable[[dict[str, Any]], None]
@@ -115,9 +105,17 @@ def train_model(  # noqa: PLR0913 - the last two have defaults
         CheckpointError: if the checkpoint belongs to another trial.
     """
     device = model.mean.device
-    precision = resolve_precision(config.training, device)
-    choice = acceleration or default_choice(config.model, model, precision, device)
-    trainer = _Trainer(model, data, config, choice, signature=signature, validate_shifted=validate_shifted)
+    choice = acceleration or default_choice(config.model, model, resolve_precision(config.training, device), device)
+    learner = ClassificationLearner(model, data, config, choice, validate_shifted=validate_shifted)
+    return train_learner(learner, config, signature=signature, folder=folder, report=report)
+
+
+def train_learner(learner: Learner, config: TrialConfig, *, signature: str, folder: Folder, report: Report) -> Outcome:
+    """Train what a task trains, from the last checkpoint in ``folder`` if there is one; leave the best weights in it.
+
+    Arguments and errors are those of ``train_model``.
+    """
+    trainer = _Trainer(learner, config, signature=signature)
     state = load_checkpoint(folder, signature)
     if state is not None and has_best(folder, state):
         trainer.restore(state)
@@ -137,17 +135,8 @@ def train_model(  # noqa: PLR0913 - the last two have defaults
     best = trainer.state.best_epoch
     weights = unpack("model", trainer.state.tensors) if best == trainer.state.epoch else load_best(folder, best)
     origin = f"the weights of epoch {best} in {folder.uri}"
-    restore_module(model, weights, origin=origin, without=trainer.frozen)
+    restore_module(learner.model, weights, origin=origin, without=learner.frozen)
     return Outcome(trainer.state.epoch, trainer.state.best_epoch)
-
-
-def open_validation(
-    model: Classifier, data: Dataset, config: TrialConfig, choice: Choice, execution: Execution
-) -> AbstractContextManager[Callable[[], dict[str, float]] | None]:
-    """Return the context of ``train_model``'s ``validate_shifted``; of None if ``select_by`` does not need it."""
-    if not reads_shifted_validation(config.training):
-        return nullcontext()
-    return open_shifted_validation(model, data, config.evaluation, execution=execution, precision=choice.dtype)
 
 
 def dump_record(record: dict[str, Any]) -> str:
@@ -162,33 +151,72 @@ def write_missing_epochs(folder: Folder, history: Sequence[dict[str, Any]]) -> N
         folder.write(EPOCHS, expected)
 
 
+@runtime_checkable
+class Learner(Protocol):
+    """Training of a task: batches, a step on one of them, and the measures of an epoch."""
+
+    @property
+    def model(self) -> Classifier:
+        """Model, trained in place."""
+
+    @property
+    def optimiser(self) -> torch.optim.Optimizer:
+        """Its optimiser; the last group's learning rate is reported."""
+
+    @property
+    def frozen(self) -> frozenset[str]:
+        """Weights and buffers that are no part of checkpoints: every call of the trial makes them anew."""
+
+    @property
+    def num_batches(self) -> int:
+        """Optimiser steps per epoch."""
+
+    @property
+    def num_images(self) -> int:
+        """Images, or patches of images, per epoch."""
+
+    @property
+    def num_validated(self) -> int:
+        """Validation images."""
+
+    @property
+    def state(self) -> Mapping[str, nn.Module]:
+        """Further modules of a checkpoint by name, such as the weights of group DRO."""
+
+    def prepare(self) -> None:
+        """Compute what all epochs need; called before the first epoch of this process, after a checkpoint is read."""
+
+    def batches(self, epoch: int) -> Iterator[AnyBatch]:
+        """Yield the batches of an epoch, from 1; the model is in training mode."""
+
+    def run(self, batch: Any, step: int, *, epoch: int, index: int) -> dict[str, Tensor]:
+        """Run one optimiser step; return the loss (``loss``), its terms and further means over the batch."""
+
+    def summarise(self) -> dict[str, float]:
+        """Return further numbers of an epoch of training."""
+
+    def validate(self) -> dict[str, float]:
+        """Return the metrics on in-distribution validation, ``loss`` among them."""
+
+
+@runtime_checkable
+class AnyBatch(Protocol):
+    """Batch of any task; its length is that of ``seeds``."""
+
+    @property
+    def seeds(self) -> Tensor:
+        """Seed of each image."""
+
+
 class _Trainer:
     """Training epochs and their state. One instance per process and trial."""
 
-    def __init__(
-        self,
-        model: Classifier,
-        data: Dataset,
-        config: TrialConfig,
-        choice: Choice,
-        *,
-        signature: str,
-        validate_shifted: Callable[[], Mapping[str, float]] | None,
-    ) -> None:
-        self.model, self.config, self.validate_shifted = model, config, validate_shifted
-        self.device = model.mean.device
-        self.precision = choice.dtype
-        self.ordinal = config.data.ordinal
-        self.val, self.val_feed = data.splits["val"], ImageFeed(data.splits["val"], self.device)
-        self.step = TrainingStep(model, data, config, choice)
-        self.batches, self.optimiser = self.step.batches, self.step.optimiser
-        self.base_rates = [group["lr"] for group in self.optimiser.param_groups]
-        self.num_steps = self.batches.num_batches * config.training.epochs
+    def __init__(self, learner: Learner, config: TrialConfig, *, signature: str) -> None:
+        self.learner, self.config = learner, config
+        self.device = learner.model.mean.device
+        self.base_rates = [group["lr"] for group in learner.optimiser.param_groups]
+        self.num_steps = learner.num_batches * config.training.epochs
         self.state = TrainingState(signature)
-        #: Not in checkpoints: these weights are the initial ones, which every call of the trial makes anew.
-        self.frozen = list_frozen(model, config)
-        self.caches_features = find_cache_obstacle(model, config, data) is None
-        self.val_features: Tensor | None = None
 
     @property
     def finished(self) -> bool:
@@ -198,9 +226,11 @@ class _Trainer:
         return count_epochs_without_improvement(state.history, training) >= training.patience
 
     def restore(self, state: TrainingState) -> None:
-        restore_module(self.model, unpack("model", state.tensors), origin="the checkpoint", without=self.frozen)
-        unpack_optimiser(self.optimiser, state.tensors, state.optimiser_scalars)
-        for name, module in self.step.loss.state.items():
+        restore_module(
+            self.learner.model, unpack("model", state.tensors), origin="the checkpoint", without=self.learner.frozen
+        )
+        unpack_optimiser(self.learner.optimiser, state.tensors, state.optimiser_scalars)
+        for name, module in self.learner.state.items():
             restore_module(module, unpack(name, state.tensors), origin="the checkpoint")
         restore_random_state(state.tensors, state.random_state)
         self.state = state
@@ -209,76 +239,54 @@ class _Trainer:
         """Train one epoch, validate, update ``self.state`` and return the epoch's record."""
         started = time.perf_counter()
         epoch = self.state.epoch + 1
-        if self.caches_features and self.val_features is None:
-            self._cache_features()
+        self.learner.prepare()
         began = time.perf_counter()
         sums = self._train_epoch(epoch)
         seconds = time.perf_counter() - began
-        metrics = {f"train/{name}": value for name, value in sums.items()} | self._validate()
+        metrics = {f"train/{name}": value for name, value in sums.items()}
+        metrics |= self._validate()
         metrics["learning_rate"] = self.base_rates[-1] * self._rate_factor(self.state.step - 1)
         metrics["seconds"] = time.perf_counter() - started
-        metrics["images_per_second"] = len(self.batches.rows) / seconds
+        metrics["images_per_second"] = self.learner.num_images / seconds
         record = {"epoch": epoch, "timestamp_ms": int(time.time() * 1000), "metrics": metrics}
         self._update_state(epoch, metrics, record)
         return record
 
-    def _cache_features(self) -> None:
-        """Compute the features of a linear probe; the network does not change from here on, and neither do they."""
-        train_feed, rows = self.batches.feed, np.arange(len(self.val))
-        assert isinstance(train_feed, ImageFeed)
-        self.step.take_features(compute_features(self.model, train_feed, self.batches.rows, precision=self.precision))
-        self.val_features = compute_features(self.model, self.val_feed, rows, precision=self.precision).features
-
     def _train_epoch(self, epoch: int) -> dict[str, float]:
-        set_training_mode(self.model, self.config)
         totals: dict[str, Tensor] = {}
         count = 0
-        for index, batch in enumerate(self.batches.epoch(epoch)):
+        for index, batch in enumerate(self.learner.batches(epoch)):
             self._set_rate(self.state.step)
-            terms = self.step.run(batch, self.state.step, epoch=epoch, index=index)
+            terms = self.learner.run(batch, self.state.step, epoch=epoch, index=index)
             self.state.step += 1
-            count += len(batch.labels)
+            count += len(batch.seeds)
             # Summed on the device: no synchronisation per step.
             for name, value in terms.items():
                 total = totals.get(name, torch.zeros((), device=self.device))
-                totals[name] = total + value * len(batch.labels)
+                totals[name] = total + value * len(batch.seeds)
         means = {name: float(total) / count for name, total in totals.items()}
         if not math.isfinite(means["loss"]):
             raise DivergedError(
                 f"epoch {epoch}: the mean training loss is {means['loss']}; lower training.learning_rate "
                 f"(now {self.config.training.learning_rate}) or set training.gradient_clip_norm"
             )
-        return means | self.step.summarise()
+        return means | self.learner.summarise()
 
     def _validate(self) -> dict[str, float]:
-        metrics = compute_metrics(self._predict_validation(), self.val.labels, ordinal=self.ordinal).values
-        metrics["loss"] = metrics.pop("nll")
-        metrics |= {} if self.validate_shifted is None else self.validate_shifted()
-        return {f"val/{name}": value for name, value in metrics.items()}
-
-    def _predict_validation(self) -> Float32[np.ndarray, "n classes"]:
-        if self.val_features is None:
-            feed = self.val_feed
-            return predict_each(self.model, feed, [keep], batch_size=256, precision=self.precision).logits[0]
-        self.model.eval()
-        with torch.no_grad(), torch.autocast(self.device.type, self.precision, enabled=self.precision != torch.float32):
-            logits: Tensor = self.model.head(self.val_features.to(self.device))
-        found = logits.cpu().numpy()
-        check_finite(found[None], self.val)
-        return found
+        return {f"val/{name}": value for name, value in self.learner.validate().items()}
 
     def _update_state(self, epoch: int, metrics: dict[str, float], record: dict[str, Any]) -> None:
         state, training = self.state, self.config.training
         select_by = training.select_by
         if reads_select_by(training) and metrics.get(f"val/{select_by}") is None:
             raise ConfigError(
-                f"training.select_by: {select_by} is not defined on the {len(self.val)} validation images "
-                "(a class is absent); choose loss or accuracy, or enlarge the validation split"
+                f"training.select_by: {select_by} is not defined on the {self.learner.num_validated} validation "
+                "images (a class is absent); choose loss or accuracy, or enlarge the validation split"
             )
-        optimiser, state.optimiser_scalars = pack_optimiser(self.optimiser)
+        optimiser, state.optimiser_scalars = pack_optimiser(self.learner.optimiser)
         random, state.random_state = capture_random_state()
-        state.tensors = {**pack_module("model", self.model, without=self.frozen), **optimiser, **random}
-        for name, module in self.step.loss.state.items():
+        state.tensors = {**pack_module("model", self.learner.model, without=self.learner.frozen), **optimiser, **random}
+        for name, module in self.learner.state.items():
             state.tensors |= pack_module(name, module)
         state.epoch = epoch
         state.history = [*state.history, record]
@@ -286,11 +294,11 @@ class _Trainer:
 
     def _rate_factor(self, step: int) -> float:
         return learning_rate_factor(
-            step, self.num_steps, int(self.config.training.warmup_epochs * self.batches.num_batches),
+            step, self.num_steps, int(self.config.training.warmup_epochs * self.learner.num_batches),
             self.config.training.schedule,
         )  # fmt: skip
 
     def _set_rate(self, step: int) -> None:
         factor = self._rate_factor(step)
-        for group, rate in zip(self.optimiser.param_groups, self.base_rates, strict=True):
+        for group, rate in zip(self.learner.optimiser.param_groups, self.base_rates, strict=True):
             group["lr"] = rate * factor

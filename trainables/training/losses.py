@@ -199,7 +199,7 @@ def build_loss(
     weight: Tensor | float = 0.0
     gamma: Tensor | float = 0.0
     if penalty is not None:
-        weight, gamma = _per_index(penalty.weight, device), _per_index(penalty.gamma, device)
+        weight, gamma = per_index(penalty.weight, device), per_index(penalty.gamma, device)
         weight = 0.5 * weight if penalty.half else weight
     group_weights = None
     if dro is not None:
@@ -210,7 +210,8 @@ def build_loss(
     return ClassificationLoss(class_weights, epsilon, penalty, weight, gamma, group_weights, confidence)
 
 
-def _per_index(value: float | Sequence[float], device: torch.device) -> Tensor | float:
+def per_index(value: float | Sequence[float], device: torch.device) -> Tensor | float:
+    """Return one value for all, or a tensor of one value per class or group."""
     if isinstance(value, int | float):
         return float(value)
     return torch.tensor(value, dtype=torch.float32, device=device)

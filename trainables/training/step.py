@@ -1,18 +1,24 @@
-"""Optimiser step of a trial: augment → normalise → mix → forward → loss → backward → step.
+"""Training of a classification: its optimiser step (augment → normalise → mix → forward → loss → backward → step).
 
 Used by the training loop, and by the pilot that times a few steps before a study starts.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+
 import numpy as np
 import torch
+from jaxtyping import Float32, Int64
 from torch import Tensor, nn
 
 from trainables.augmentation.pipeline import build_augmentation, random_erasing
 from trainables.config import TrialConfig
 from trainables.data.batches import Batch, TrainingImages
 from trainables.data.dataset import Dataset, ImageSet
+from trainables.data.feed import ImageFeed
+from trainables.evaluation.classification import compute_metrics
+from trainables.evaluation.predictions import check_finite, keep, predict_each
 from trainables.models.networks import Classifier
 from trainables.regularisers import CutMix, Mixup, Sam, find_part
 from trainables.seeding import derive_seed
@@ -22,7 +28,8 @@ from trainables.training.losses import ClassificationLoss, Terms, build_loss
 from trainables.training.mixing import Mixed, cutmix, mixup
 from trainables.training.optimisation import build_optimiser, measure_weight_decay
 from trainables.training.sam import perturbed_weights
-from trainables.training.transfer.features import FeatureFeed
+from trainables.training.transfer.features import FeatureFeed, compute_features, find_cache_obstacle
+from trainables.training.transfer.trained_part import list_frozen, set_training_mode
 
 
 class TrainingInputs:
@@ -154,3 +161,104 @@ class TrainingStep:
         """Return the metrics of an epoch: the weight decay penalty, and those of the loss."""
         decay = measure_weight_decay(self.optimiser)
         return ({} if decay is None else {"weight_decay": decay}) | self.loss.summarise()
+
+
+class ClassificationLearner:
+    """A classifier with its training images, loss, optimiser and validation images (``loop.Learner``).
+
+    Args:
+        model: model on the device of the training; trained in place.
+        data: data set; test and external sets are never read.
+        config: config of the trial.
+        choice: memory format, precision and compiling.
+        validate_shifted: the model's present means over shifted validation images.
+    """
+
+    def __init__(
+        self,
+        model: Classifier,
+        data: Dataset,
+        config: TrialConfig,
+        choice: Choice,
+        *,
+        validate_shifted: Callable[[], Mapping[str, float]] | None = None,
+    ) -> None:
+        self.model, self._config, self._validate_shifted = model, config, validate_shifted
+        self._device, self._precision = model.mean.device, choice.dtype
+        self._val, self._val_feed = data.splits["val"], ImageFeed(data.splits["val"], self._device)
+        self._step = TrainingStep(model, data, config, choice)
+        self.optimiser = self._step.optimiser
+        self.frozen = list_frozen(model, config)
+        self._caches_features = find_cache_obstacle(model, config, data) is None
+        self._val_features: Tensor | None = None
+
+    @property
+    def num_batches(self) -> int:
+        """Optimiser steps per epoch."""
+        return self._step.batches.num_batches
+
+    @property
+    def num_images(self) -> int:
+        """Images per epoch."""
+        return len(self._step.batches.rows)
+
+    @property
+    def rows(self) -> Int64[np.ndarray, " n"]:
+        """Row numbers of the training images in use."""
+        return self._step.batches.rows
+
+    def take_features(self, features: FeatureFeed) -> None:
+        """From now on train the head on cached features (``TrainingStep.take_features``)."""
+        self._step.take_features(features)
+
+    @property
+    def num_validated(self) -> int:
+        """Validation images."""
+        return len(self._val)
+
+    @property
+    def state(self) -> Mapping[str, nn.Module]:
+        """Modules of the loss that keep something between steps."""
+        return self._step.loss.state
+
+    def prepare(self) -> None:
+        """Compute the features of a linear probe; the network does not change from here on, and neither do they."""
+        if not self._caches_features or self._val_features is not None:
+            return
+        train_feed, rows = self._step.batches.feed, np.arange(len(self._val))
+        assert isinstance(train_feed, ImageFeed)
+        found = compute_features(self.model, train_feed, self._step.batches.rows, precision=self._precision)
+        self._step.take_features(found)
+        self._val_features = compute_features(self.model, self._val_feed, rows, precision=self._precision).features
+
+    def batches(self, epoch: int) -> Iterator[Batch]:
+        """Yield the batches of an epoch; the model is in training mode, but for what is frozen."""
+        set_training_mode(self.model, self._config)
+        return self._step.batches.epoch(epoch)
+
+    def run(self, batch: Batch, step: int, *, epoch: int, index: int) -> Terms:
+        """Run one optimiser step (``TrainingStep.run``)."""
+        return self._step.run(batch, step, epoch=epoch, index=index)
+
+    def summarise(self) -> dict[str, float]:
+        """Return the weight decay penalty, and the numbers of the loss."""
+        return self._step.summarise()
+
+    def validate(self) -> dict[str, float]:
+        """Return the metrics on validation, shifted or not."""
+        ordinal = self._config.data.ordinal
+        metrics = compute_metrics(self._predict_validation(), self._val.labels, ordinal=ordinal).values
+        metrics["loss"] = metrics.pop("nll")
+        return metrics | ({} if self._validate_shifted is None else dict(self._validate_shifted()))
+
+    def _predict_validation(self) -> Float32[np.ndarray, "n classes"]:
+        if self._val_features is None:
+            feed = self._val_feed
+            return predict_each(self.model, feed, [keep], batch_size=256, precision=self._precision).logits[0]
+        self.model.eval()
+        enabled = self._precision != torch.float32
+        with torch.no_grad(), torch.autocast(self._device.type, self._precision, enabled=enabled):
+            logits: Tensor = self.model.head(self._val_features.to(self._device))
+        found = logits.cpu().numpy()
+        check_finite(found[None], self._val)
+        return found

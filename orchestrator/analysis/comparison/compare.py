@@ -17,7 +17,7 @@ from orchestrator.analysis.comparison.sides import (
     settings_table,
     trials_table,
 )
-from orchestrator.ledger.derived import DEFAULT_METRIC
+from orchestrator.ledger.derived import find_main_metric
 from orchestrator.ledger.ledger import Ledger
 
 
@@ -39,7 +39,7 @@ class Comparison:
 def compare_studies(
     ledgers: Sequence[Ledger],
     *,
-    metric: str = DEFAULT_METRIC,
+    metric: str | None = None,
     named: Sequence[tuple[str, str]] = (),
     data_set: str | None = None,
 ) -> Comparison:
@@ -47,7 +47,7 @@ def compare_studies(
 
     Args:
         ledgers: ledgers of two or more studies.
-        metric: metric that arms are compared by: accuracy, balanced_accuracy or auroc.
+        metric: metric that arms are compared by, one of ``results.TITLES``; None: that of the first study's task.
         named: pairs of arms to compare besides those with the same label (``compute_pairs``).
         data_set: the one data set to compare of studies on several; None for all.
 
@@ -55,6 +55,7 @@ def compare_studies(
         StudyError: the studies cannot be compared, or a named arm does not exist.
         StorageError: a ledger is damaged, or its storage refuses.
     """
+    metric = find_main_metric(ledgers[0].read_plan()) if metric is None else metric
     sides = load_sides(ledgers, metric, data_set)
     common = find_common_shifts(sides, metric)
     trials = trials_table(sides, common, metric)

@@ -25,11 +25,11 @@ from orchestrator.planning.states import STOPPED
 from orchestrator.planning.works import Work
 from trainables.config import TrialConfig
 from trainables.errors import RobustSweepError
+from trainables.evaluation.metrics import MAIN_METRICS, name_over_shifts
 
-#: Headline number by which "best so far" is told: of in-distribution validation, like every choice.
-SCORE = "validation/balanced_accuracy"
-_SHIFTED = "robustness/mean_balanced_accuracy"
-_EPOCH_METRICS = ("val/balanced_accuracy", "val/accuracy", "ssl/loss", "train/loss")
+#: Headline numbers by which "best so far" is told, of each task one: of in-distribution validation, like every choice.
+SCORES = tuple(f"validation/{metric}" for metric in MAIN_METRICS.values())
+_EPOCH_METRICS = (*(f"val/{metric}" for metric in MAIN_METRICS.values()), "val/accuracy", "ssl/loss", "train/loss")
 _MAX_ROWS = 24
 #: Widest block on a terminal: a line that a narrower window wraps is not erased when the block is drawn again.
 _MAX_WIDTH = 79
@@ -183,12 +183,14 @@ class StudyProgress:
 
     def _describe_score(self, work: Work, scores: Mapping[str, float | None]) -> str:
         """Return a trial's scores and the best so far in words, and remember whose it is."""
-        value = scores.get(SCORE)
-        if value is None:
+        name = next((name for name in SCORES if scores.get(name) is not None), None)
+        if name is None:
             return ""
+        value = scores[name]
+        assert value is not None
         if self._best is None or value > self._best[0]:
             self._best = value, work.label
-        shifted = scores.get(_SHIFTED)
+        shifted = scores.get(name_over_shifts("mean", name.removeprefix("validation/")))
         under = "" if shifted is None else f", shifted {shifted:.3f}"
         return f"val {value:.3f}{under}, best val {self._best[0]:.3f}"
 

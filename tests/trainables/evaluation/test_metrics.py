@@ -13,7 +13,17 @@ from tests.support.paths import ROOT
 from tests.support.study_texts import arms
 from trainables.errors import ConfigError, StudyError
 from trainables.evaluation.classification import Metrics, compute_metrics
-from trainables.evaluation.metrics import ERRORS, METRICS, SCORES, find_metric, is_higher_better
+from trainables.evaluation.metrics import (
+    ERRORS,
+    METRICS,
+    SCORES,
+    SEGMENTATION_METRICS,
+    find_metric,
+    is_higher_better,
+    list_metrics_of,
+    name_over_shifts,
+    name_unshifted,
+)
 from trainables.evaluation.validation_fit import fit_on_validation
 
 
@@ -60,15 +70,25 @@ def test_direction_and_range_are_those_of_the_values(name: str) -> None:
         ("num_parameters", "num_parameters"),
         ("external/mean_balanced_accuracy", "balanced_accuracy"),
         ("external/worst_nll", "nll"),
+        ("id/dice", "dice"),
+        ("robustness/mean_dice", "dice"),
+        ("robustness/worst_shift_hd95", "hd95"),
+        ("external/chase_db1/cl_dice", "cl_dice"),
+        ("external/mean_pixel_sensitivity", "pixel_sensitivity"),
+        ("calibration/mean_shifted_band_ece", "band_ece"),
+        ("shift/gaussian_noise/nsd", "nsd"),
+        ("class_1/id/missed", "missed"),
     ],
 )
 def test_a_headline_number_has_the_metric_it_ends_with(column: str, name: str) -> None:
     assert find_metric(column).name == name
-    assert is_higher_better(column) == (name.partition("_")[0] not in ("nll", "ece", "brier", "num"))
+    assert is_higher_better(column) == (
+        name.partition("_")[0] not in ("nll", "ece", "brier", "num", "hd95", "band", "missed")
+    )
 
 
 @pytest.mark.parametrize(
-    "name", ["aurc", "val/loss", "robustness/mean_hd95", "validation/my_accuracy", "accuracy/", ""]
+    "name", ["aurc", "val/loss", "robustness/mean_hd99", "validation/my_accuracy", "accuracy/", ""]
 )
 def test_an_unknown_metric_is_an_error_and_never_better_when_higher(name: str) -> None:
     with pytest.raises(ConfigError, match=r"expected one that ends with one of accuracy, balanced_accuracy"):
@@ -80,6 +100,21 @@ def test_a_search_takes_no_metric_that_is_not_in_the_table(name: str) -> None:
     text = f"search: {{num_trials: 3, objectives: [{{metric: {name}, oracle: true}}]}}\n"
     with pytest.raises(StudyError, match="expected a headline number of a trial"):
         arms(text)
+
+
+def test_errors_of_a_decision_are_not_named_calibration() -> None:
+    assert (name_unshifted("hd95"), name_unshifted("pixel_nll")) == ("id/hd95", "calibration/pixel_nll")
+    assert name_over_shifts("mean", "assd") == "robustness/mean_assd"
+    assert name_over_shifts("worst_cell", "band_brier") == "calibration/worst_cell_band_brier"
+    for name, metric in METRICS.items():
+        assert metric.is_calibration == (not metric.higher_is_better), name
+
+
+def test_a_classification_has_no_metric_of_a_segmentation() -> None:
+    assert list_metrics_of("") == METRICS
+    assert set(list_metrics_of("class_1")) == {"sensitivity", "auroc"}
+    assert list_metrics_of("class_1", "segmentation") == SEGMENTATION_METRICS == list_metrics_of("", "segmentation")
+    assert not set(SEGMENTATION_METRICS) & set(METRICS)
 
 
 def test_the_page_of_metrics_is_the_table() -> None:

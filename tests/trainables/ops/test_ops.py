@@ -402,6 +402,22 @@ def test_resize_crop_of_everything_is_the_image_and_a_box_is_its_part() -> None:
     assert (result[1][inner].float() - reference[inner]).abs().max() <= 0.51
 
 
+@pytest.mark.parametrize(("height", "width", "size"), [(19, 19, 19), (31, 23, 16), (8, 12, 40), (1, 5, 7)])
+def test_resize_crop_is_that_of_grid_sample(height: int, width: int, size: int) -> None:
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, height, width), dtype=np.uint8))
+    share = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
+    extent = torch.stack([height * (0.3 + 0.7 * share[:, 0]), width * (0.3 + 0.7 * share[:, 1])], dim=1)
+    start = share[:, 2:] * (torch.tensor([height, width]) - extent)
+    result = geometry.resize_crop(images, torch.cat([start, extent], dim=1), size=size)
+    centre = (torch.arange(size) + 0.5) / size
+    y, x = (2 * (start[:, axis, None] + centre * extent[:, axis, None]) / (height, width)[axis] - 1 for axis in (0, 1))
+    grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=3)
+    expected = torch.nn.functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+    assert (result.float() - expected).abs().max() <= 0.501
+    alone = geometry.resize_crop(images[3:4], torch.cat([start, extent], dim=1)[3:4], size=size)
+    assert torch.equal(alone, result[3:4])
+
+
 def test_colour_operations_leave_grey_images_alone() -> None:
     images = make_images(2, channels=1)
     half = factors(0.5, 0.5)

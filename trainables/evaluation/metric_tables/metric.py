@@ -19,6 +19,7 @@ class Metric:
         needs: data without which the metric is undefined.
         source: paper that defines the metric.
         is_fitted: whether it takes a number fitted on validation (``validation_fit``): unknown during training.
+        is_calibration: whether it judges probabilities and not decisions: its headline numbers are ``calibration/…``.
         is_descriptive: whether neither direction is better: it describes, and ``higher_is_better`` means nothing.
     """
 
@@ -31,6 +32,7 @@ class Metric:
     needs: str
     source: str = ""
     is_fitted: bool = False
+    is_calibration: bool = False
     is_descriptive: bool = False
 
     @property

@@ -1,4 +1,4 @@
-"""Metrics that a contrastive pretraining records per epoch: what it learns, and whether it collapses.
+"""Metrics of a pretraining: what a contrastive one records per epoch, and what remains of a supervised one.
 
 Features are the encoder's, embeddings the projection head's. ``result.json`` has the last value of each, as
 ``ssl/final_<name>``. No search or selection of trials sees them. Of a step on the study's own images, the first source
@@ -80,6 +80,22 @@ STAGE_METRICS: dict[str, Metric] = {
             "exp of the entropy of the eigenvalues, as shares, of the covariance of images' mean features whitened by "
             "that of the views of an image",
             f"four views of each image; {_VALIDATION}", "Thilak et al. 2024",
+        ),
+    )
+}  # fmt: skip
+
+#: The same of a supervised step, of its last epoch; only ``result.json`` has them.
+SUPERVISED_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        Metric(
+            "supervised/final_loss", "training loss", "mean cross-entropy of the training images' batches",
+            higher_is_better=False, low=0.0, high=math.inf, needs="labels of the step's source",
+        ),
+        Metric(
+            "supervised/val_balanced_accuracy", "balanced accuracy on validation",
+            "unweighted mean of the recall of each class",
+            higher_is_better=True, low=0.0, high=1.0, needs="validation images of the step's source",
         ),
     )
 }  # fmt: skip

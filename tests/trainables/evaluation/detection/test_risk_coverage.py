@@ -20,7 +20,10 @@ from trainables.evaluation.detection.risk_coverage import (
     compute_failure_replicates,
     compute_ood_metrics,
     compute_risk_coverage_curve,
+    compute_risk_metrics,
+    count_risks,
     draw_weights,
+    thin_curve,
 )
 from trainables.evaluation.metrics import FAILURE_METRICS, OOD_METRICS
 
@@ -69,6 +72,56 @@ def loop(confidence: np.ndarray, is_correct: np.ndarray) -> dict[str, float]:
     rate = errors / total
     perfect = rate + (1 - rate) * math.log(1 - rate) if rate < 1 else 1.0
     return {"aurc": aurc, "eaurc": aurc - perfect, "augrc": augrc}
+
+
+def loop_over_risks(confidence: np.ndarray, risks: np.ndarray) -> dict[str, float]:
+    """AURC and AUGRC by a loop over thresholds: mean risk of the kept, and their sum over all images."""
+    found = {"aurc": 0.0, "augrc": 0.0}
+    before: tuple[float, float, float] | None = None
+    for threshold in sorted(set(confidence.tolist()), reverse=True):
+        kept = risks[confidence >= threshold].tolist()
+        point = (len(kept) / len(risks), sum(kept) / len(kept), sum(kept) / len(risks))
+        start = (0.0, point[1], 0.0) if before is None else before
+        found["aurc"] += (point[0] - start[0]) * (point[1] + start[1]) / 2
+        found["augrc"] += (point[0] - start[0]) * (point[2] + start[2]) / 2
+        before = point
+    return found
+
+
+@given(seed=st.integers(0, 10_000), count=st.integers(1, 60), levels=st.sampled_from([1, 2, 5, 40, 10**9]))
+@settings(max_examples=100, deadline=None)
+def test_risks_are_those_of_a_loop(seed: int, count: int, levels: int) -> None:
+    confidence, is_correct = draw(seed, count, levels)
+    risks = np.random.default_rng(seed + 1).random(count)
+    assert compute_risk_metrics(confidence, risks).values == pytest.approx(
+        loop_over_risks(confidence, risks), abs=1e-12
+    )
+    order = np.random.default_rng(seed).permutation(count)  # ties: in whatever order
+    shuffled = compute_risk_metrics(confidence[order], risks[order]).values
+    assert shuffled == pytest.approx(compute_risk_metrics(confidence, risks).values, abs=1e-12)
+    counted = compute_failure_metrics(confidence, is_correct).values
+    by_risk = compute_risk_metrics(confidence, 1.0 - is_correct).values
+    assert by_risk == pytest.approx({name: counted[name] for name in ("aurc", "augrc")}, abs=1e-12)
+
+
+def test_worked_values_of_risks() -> None:
+    """Three cases of Dice .9, .6 and .2: kept from the best on, all at once, and from the worst on."""
+    risks = np.array([0.1, 0.4, 0.8])
+    best = compute_risk_metrics(np.array([3.0, 2.0, 1.0]), risks).values
+    assert best["augrc"] == pytest.approx((0.1 / 2 + (0.1 + 0.5) / 2 + (0.5 + 1.3) / 2) / 9)
+    assert best["aurc"] == pytest.approx((0.1 + (0.1 + 0.25) / 2 + (0.25 + 1.3 / 3) / 2) / 3)
+    tied = compute_risk_metrics(np.ones(3), risks).values
+    assert tied == pytest.approx({"aurc": 1.3 / 3, "augrc": 1.3 / 6})
+    assert compute_risk_metrics(np.array([1.0, 2.0, 3.0]), risks).values["augrc"] > tied["augrc"] > best["augrc"]
+    curve = thin_curve(count_risks(np.array([1.0, 3.0, 2.0]), risks))
+    assert curve.coverage == pytest.approx([1 / 3, 2 / 3, 1])
+    assert curve.risk == pytest.approx([0.4, 0.6, 1.3 / 3])
+
+
+@pytest.mark.parametrize("bad", [float("nan"), -0.1, 1.1])
+def test_risks_outside_of_their_range_are_refused(bad: float) -> None:
+    with pytest.raises(DataError, match="found 1 of 2 risks that are NaN or not between 0 and 1"):
+        compute_risk_metrics(np.array([0.5, 0.6]), np.array([0.3, bad]))
 
 
 def reference(confidence: np.ndarray, is_correct: np.ndarray) -> dict[str, float]:

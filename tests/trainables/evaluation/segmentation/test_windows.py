@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from itertools import pairwise
+
+import pytest
+import torch
+from monai.inferers import sliding_window_inference
+from torch import nn
+
+from trainables.evaluation.segmentation.windows import place_windows, predict_windows
+
+
+@pytest.mark.parametrize(("length", "size", "overlap"), [(100, 40, 0.5), (33, 32, 0.25), (64, 64, 0.5), (20, 8, 0.0)])
+def test_windows_cover_everything_and_overlap(length: int, size: int, overlap: float) -> None:
+    starts = place_windows(length, size, overlap)
+    assert starts[0] == 0
+    assert starts[-1] == max(0, length - size)
+    steps = [later - earlier for earlier, later in pairwise(starts)]
+    assert all(step <= max(1, int(size * (1 - overlap))) for step in steps)
+
+
+def test_of_a_network_without_context_windows_give_the_whole_image() -> None:
+    torch.manual_seed(0)
+    network, images = nn.Conv2d(3, 2, 1), torch.randn(2, 3, 50, 70)
+    with torch.no_grad():
+        assert torch.allclose(predict_windows(network, images, size=32, overlap=0.5), network(images), atol=1e-5)
+
+
+def test_blending_is_that_of_monai_where_the_windows_are_the_same() -> None:
+    """Three by three windows of 32 px on 64 px; the peer's weights have another smallest value."""
+    torch.manual_seed(0)
+    network, images = nn.Conv2d(1, 2, 5, padding=2), torch.randn(1, 1, 64, 64)
+    with torch.no_grad():
+        mine = predict_windows(network, images, size=32, overlap=0.5)
+        peer = sliding_window_inference(images, 32, 4, network, overlap=0.5, mode="gaussian")
+    assert torch.allclose(mine, peer, atol=2e-3)
+
+
+def test_the_middle_of_a_window_counts_most() -> None:
+    """A network that answers with the distance to its window's edge: blending takes the larger distances."""
+
+    def distance(images: torch.Tensor) -> torch.Tensor:
+        across = torch.arange(images.shape[-1], dtype=torch.float32)
+        return torch.minimum(across, across.flip(0)).expand(1, 1, *images.shape[-2:])
+
+    found = predict_windows(distance, torch.zeros(1, 1, 8, 24), size=8, overlap=0.5)
+    assert float(found[0, 0, 0, 8]) > 1.2 * (0 + 3) / 2  # the edge of one window, the middle of another

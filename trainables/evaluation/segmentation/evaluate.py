@@ -1,0 +1,256 @@
+"""Evaluation of a trained segmentation on every set and shift: what is stored per case, and metrics over cases."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from trainables.config import Execution
+from trainables.data.dataset import Dataset, ImageSet
+from trainables.data.feed import ImageFeed
+from trainables.evaluation.classification import Metrics
+from trainables.evaluation.layers import LayerRecorder
+from trainables.evaluation.predictions import Transform
+from trainables.evaluation.robustness import (
+    Evaluation,
+    build_evaluation,
+    choose_shifts,
+    choose_validation_shifts,
+    describe_rows,
+    name_shift,
+    open_copies,
+)
+from trainables.evaluation.segmentation.annotated import restrict, tabulate_annotated
+from trainables.evaluation.segmentation.calibration import CalibrationAccumulator
+from trainables.evaluation.segmentation.cases import CaseMetrics, measure_cases, summarise_cases
+from trainables.evaluation.segmentation.overlap import count_overlap
+from trainables.evaluation.segmentation.predict import predict_batches
+from trainables.evaluation.segmentation.stored import SegmentedSet, save_segmented
+from trainables.evaluation_config import EvaluationConfig
+from trainables.models.segmenter import BOTTLENECK, Segmenter
+from trainables.shifts.bank import IDENTITY, Shift
+from trainables.storage.folder import Folder
+from trainables.task_config import SegmentationTask
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Predictions on one set under one shift."""
+
+    #: None for images without targets.
+    cases: CaseMetrics | None
+    scores: dict[str, np.ndarray]
+    predicted: np.ndarray
+    entropy: np.ndarray
+
+
+def list_evaluated(data: Dataset) -> list[str]:
+    """Return the names of the sets that are evaluated: train (for its layers), val, test, external and foreign ones."""
+    return ["train", "val", "test", *data.external, *data.ood]
+
+
+class SegmentationEvaluation:
+    """Evaluation of one trained model; ``run`` writes a file per set and returns rows and headline numbers.
+
+    Args:
+        model: model on the device of the evaluation.
+        data: data set with targets; foreign images have none.
+        config: shifts and their seed, layers, bins of calibration.
+        task: windows, tolerance, band.
+        execution: images per batch; location and size limit of the shifted copies.
+        precision: dtype of the forward pass.
+    """
+
+    def __init__(
+        self,
+        model: Segmenter,
+        data: Dataset,
+        config: EvaluationConfig,
+        task: SegmentationTask,
+        *,
+        execution: Execution,
+        precision: torch.dtype,
+    ) -> None:
+        self._model, self._data, self._config, self._task = model, data, config, task
+        self._execution, self._precision = execution, precision
+        table = tabulate_annotated(data)
+        self._annotated = None if table is None else table.to(model.mean.device)
+        self._classes = [(index, name) for index, name in enumerate(data.classes) if index]
+        self._recorder = LayerRecorder(model, list(dict.fromkeys((BOTTLENECK, *config.store_layers))))
+
+    def run(
+        self, folder: Folder, *, on_progress: Callable[[int, int], None] = lambda done, total: None
+    ) -> tuple[Evaluation, dict[str, SegmentedSet]]:
+        """Write ``cases/<set>.npz`` for every set; return rows and headline numbers, and what was stored.
+
+        ``dataset/<name>/<metric>`` is of the unshifted test images of one of several data sets, whether it was trained
+        on or not.
+
+        Raises:
+            DivergedError: if an output is not finite.
+            StorageError: if the storage refuses a write.
+        """
+        data, config = self._data, self._config
+        shifts, of_validation = choose_shifts(data, config)[0], choose_validation_shifts(data, config)[0]
+        todo: list[tuple[ImageSet, list[Shift]]] = [
+            (data.splits["train"], [IDENTITY]),
+            (data.splits["val"], of_validation),
+            (data.splits["test"], shifts),
+            *((images, [IDENTITY]) for images in (*data.external.values(), *data.ood.values())),
+        ]
+        total, done = sum(len(each) for _, each in todo), 0
+        stored: dict[str, SegmentedSet] = {}
+        measured: list[tuple[SegmentedSet, list[CaseMetrics]]] = []
+        for images, wanted in todo:
+            passes = []
+            feed = ImageFeed(images, self._model.mean.device)
+            with open_copies(feed, data, config, self._execution) as copies:
+                copies.build(wanted, batch_size=self._execution.evaluation_batch_size)
+                for shift in wanted:
+                    records = shift is wanted[0] and self._task.window_size is None
+                    passes.append(self._predict(feed, copies.transform(shift), records=records))
+                    done += 1
+                    on_progress(done, total)
+            found = self._collect(feed, wanted, passes)
+            save_segmented(folder, found)
+            stored[images.name] = found
+            if images.name != "train" and passes[0].cases is not None:
+                measured.append((found, [each.cases for each in passes if each.cases is not None]))
+        return self._summarise(measured, (*shifts, *of_validation)), stored
+
+    def _predict(self, feed: ImageFeed, transform: Transform, *, records: bool) -> _Pass:
+        with self._recorder.attached() if records else nullcontext():
+            return self._predict_each(feed, transform, records=records)
+
+    def _predict_each(self, feed: ImageFeed, transform: Transform, *, records: bool) -> _Pass:
+        images, task = feed.images, self._task
+        sources = torch.from_numpy(np.array(images.labels)).to(feed.device)
+        calibration = CalibrationAccumulator(bins=self._config.ece_bins, band_px=task.band_px)
+        predicted: list[Tensor] = []
+        entropies: list[Tensor] = []
+        for batch in predict_batches(
+            self._model,
+            feed,
+            task,
+            batch_size=self._execution.evaluation_batch_size,
+            precision=self._precision,
+            transform=transform,
+        ):
+            logits = batch.logits.float()
+            if records:
+                self._recorder.record(batch.images, len(batch.images))
+            if images.targets is not None:
+                logits = restrict(logits, sources[batch.rows], self._annotated)
+            probabilities = logits.softmax(1)
+            predicted.append(probabilities.argmax(1).byte().cpu())
+            entropies.append(_quantise_entropy(probabilities).cpu())
+            if images.targets is not None:
+                targets = torch.from_numpy(images.targets[batch.rows]).to(feed.device)
+                calibration.add(probabilities, targets)
+        classes = torch.cat(predicted).numpy()
+        cases = None
+        if images.targets is not None:
+            cases = measure_cases(
+                classes,
+                np.asarray(images.targets),
+                classes=self._classes,
+                spacing=find_spacing(images),
+                tolerance_mm=task.tolerance,
+                calibration=calibration.finish(),
+            )
+        return _Pass(cases, {}, classes, torch.cat(entropies).numpy())
+
+    def _collect(self, feed: ImageFeed, shifts: Sequence[Shift], passes: Sequence[_Pass]) -> SegmentedSet:
+        images = feed.images
+        _, groups = np.unique(images.groups, return_inverse=True)
+        cases = [each.cases for each in passes if each.cases is not None]
+        return SegmentedSet(
+            name=images.name,
+            ids=images.ids,
+            groups=groups,
+            sources=np.array(images.labels),
+            shifts=tuple(map(name_shift, shifts)),
+            classes=tuple(name for _, name in self._classes),
+            metrics=_stack([each.values for each in cases]),
+            calibration=_stack([each.calibration.per_case() for each in cases if each.calibration is not None]),
+            scores=_stack([each.scores for each in passes]),
+            layers=self._record(feed),
+            predicted=passes[0].predicted,
+            areas=self._measure_areas(images, passes[0].predicted),
+            entropy=passes[0].entropy,
+        )
+
+    def _measure_areas(self, images: ImageSet, predicted: np.ndarray) -> np.ndarray | None:
+        if images.targets is None:
+            return None
+        counts = count_overlap(predicted, np.asarray(images.targets), foreground=[index for index, _ in self._classes])
+        pixels = np.stack([counts.predicted, counts.target], axis=-1)
+        return (pixels * find_spacing(images).prod(1)[:, None, None]).astype(np.float32)
+
+    @torch.inference_mode()
+    def _record(self, feed: ImageFeed) -> dict[str, np.ndarray]:
+        """Return what is kept of the layers for the unshifted images, each seen as a whole."""
+        if self._task.window_size is None:  # recorded when they were predicted
+            return {name: each[0] for name, each in self._recorder.collect(1).items()}
+        with self._recorder.attached():
+            whole = self._task.model_copy(update={"inference": "whole"})
+            for batch in predict_batches(
+                self._model,
+                feed,
+                whole,
+                batch_size=self._execution.evaluation_batch_size,
+                precision=self._precision,
+            ):
+                self._recorder.record(batch.images, len(batch.images))
+        return {name: each[0] for name, each in self._recorder.collect(1).items()}
+
+    def _summarise(
+        self, measured: Sequence[tuple[SegmentedSet, Sequence[CaseMetrics]]], shifts: Sequence[Shift]
+    ) -> Evaluation:
+        strengths = {name_shift(shift): shift.strength for shift in shifts}
+        rows: list[dict[str, Any]] = []
+        metrics: list[Metrics] = []
+        of_components: dict[str, float] = {}
+        for found, passes in measured:
+            for row, cases in zip(describe_rows([found], strengths), passes, strict=True):
+                summary = summarise_cases(cases)
+                rows.append(row | summary.counts)
+                metrics.append(summary.metrics)
+            if found.name in ("train", "val"):
+                continue
+            for index, component in enumerate(self._data.components):
+                own = found.sources == index
+                if len(self._data.components) > 1 and own.any():
+                    summary = summarise_cases(passes[0].take(own))
+                    of_components |= {f"dataset/{component}/{name}": v for name, v in summary.metrics.values.items()}
+        evaluation = build_evaluation(rows, metrics, {})
+        evaluation.metrics.update(of_components)
+        return evaluation
+
+
+def find_spacing(images: ImageSet) -> Float64[np.ndarray, "n 2"]:
+    """Return the sides of a stored pixel (row, column) of every image in mm; 1 where the data do not say."""
+    columns = [images.metadata.get(name) for name in ("spacing_row", "spacing_column")]
+    if any(column is None for column in columns):
+        return np.ones((len(images), 2))
+    return np.array(columns, dtype=np.float64).T
+
+
+def _quantise_entropy(probabilities: Tensor) -> Tensor:
+    """Return the entropy of every pixel over log(classes), 0 to 255."""
+    entropy = torch.special.entr(probabilities).sum(1) / np.log(probabilities.shape[1])
+    return (255.0 * entropy.clamp(0.0, 1.0)).round().byte()
+
+
+def _stack(passes: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Return name → the values of all passes, in float32."""
+    if not passes:
+        return {}
+    return {name: np.stack([each[name] for each in passes]).astype(np.float32) for name in passes[0]}

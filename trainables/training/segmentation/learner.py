@@ -1,0 +1,179 @@
+"""Training of a segmentation: patches, augmented with their targets; a step on them; Dice on validation."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from trainables.augmentation.pipeline import build_augmentation, random_erasing
+from trainables.config import TrialConfig
+from trainables.data.dataset import UNCOUNTED, Dataset
+from trainables.data.feed import ImageFeed
+from trainables.errors import ConfigError
+from trainables.evaluation.segmentation.annotated import tabulate_annotated
+from trainables.evaluation.segmentation.validation import measure_validation
+from trainables.models.segmenter import Segmenter
+from trainables.regularisers import (
+    Dropout,
+    LabelSmoothing,
+    RegulariserConfig,
+    Sam,
+    SpectralDecoupling,
+    StainNormalisation,
+    WeightDecay,
+    find_part,
+    list_regularisers,
+)
+from trainables.task_config import SegmentationTask
+from trainables.training.acceleration import Choice
+from trainables.training.optimisation import build_optimiser, measure_weight_decay
+from trainables.training.sam import perturbed_weights
+from trainables.training.segmentation.batches import PatchBatch, TrainingPatches, find_shares
+from trainables.training.segmentation.losses import SegmentationLoss
+from trainables.training.transfer.trained_part import set_training_mode
+
+#: Regularisers that mean the same for pixels as for images.
+_ALLOWED = (WeightDecay, SpectralDecoupling, LabelSmoothing, Dropout, Sam, StainNormalisation)
+
+
+class SegmentationLearner:
+    """A segmentation network with its training patches, loss, optimiser and validation images (``loop.Learner``).
+
+    Args:
+        model: model on the device of the training; trained in place.
+        data: data set with targets; test and external sets are never read.
+        config: config of the trial; its task is a ``SegmentationTask``.
+        choice: memory format, precision and compiling.
+        evaluation_batch_size: images per batch on validation.
+
+    Raises:
+        ConfigError: settings do not fit the data or the task.
+    """
+
+    def __init__(
+        self, model: Segmenter, data: Dataset, config: TrialConfig, choice: Choice, *, evaluation_batch_size: int = 16
+    ) -> None:
+        assert isinstance(config.task, SegmentationTask)
+        self.model, self._config, self._task = model, config, config.task
+        self._device, self._precision = model.mean.device, choice.dtype
+        check_regulariser(config.regulariser)
+        train = data.splits["train"]
+        self._batches = TrainingPatches(
+            train,
+            config,
+            self._device,
+            patch_size=config.task.patch_size,
+            patches_per_epoch=config.task.patches_per_epoch,
+            shares=find_shares(config.data, data.components),
+        )
+        size = config.task.patch_size or train.images.shape[-1]
+        self._augment, self._erasing = build_augmentation(config.augmentation, size), config.augmentation.erasing
+        annotated = tabulate_annotated(data)
+        self._loss = SegmentationLoss(
+            config.task,
+            config.regulariser,
+            num_classes=data.num_classes,
+            device=self._device,
+            annotated=annotated,
+        )
+        self._forward = choice.build_forward(model, config.training.batch_size)
+        self._parameters, self.optimiser = build_optimiser(model, config)
+        self._sam = find_part(config.regulariser, Sam)
+        self._val = ImageFeed(data.splits["val"], self._device)
+        self._annotated, self._batch_size = annotated, evaluation_batch_size
+        self.frozen: frozenset[str] = frozenset()
+
+    @property
+    def num_batches(self) -> int:
+        """Optimiser steps per epoch."""
+        return self._batches.num_batches
+
+    @property
+    def num_images(self) -> int:
+        """Patches per epoch."""
+        return self._batches.num_patches
+
+    @property
+    def num_validated(self) -> int:
+        """Validation images."""
+        return len(self._val)
+
+    @property
+    def state(self) -> Mapping[str, nn.Module]:
+        """No further modules."""
+        return {}
+
+    def prepare(self) -> None:
+        """Compute nothing: every epoch begins with images."""
+
+    def batches(self, epoch: int) -> Iterator[PatchBatch]:
+        """Yield the batches of an epoch; the model is in training mode, but for what is frozen."""
+        set_training_mode(self.model, self._config)
+        return self._batches.epoch(epoch)
+
+    def run(self, batch: PatchBatch, step: int, *, epoch: int, index: int) -> dict[str, Tensor]:
+        """Run one optimiser step; return the loss, the size of each of its terms, and the share of correct pixels."""
+        images, targets = self.augment(batch)
+        self.optimiser.zero_grad(set_to_none=True)
+        terms, logits = self._descend(images, targets, batch.sources, step)
+        if self._sam is not None:
+            with perturbed_weights(self.model, self._parameters, rho=self._sam.rho, adaptive=self._sam.adaptive):
+                self.optimiser.zero_grad(set_to_none=True)
+                highest, _ = self._descend(images, targets, batch.sources, step)
+            terms["sharpness"] = highest["loss"] - terms["loss"]
+        if self._config.training.gradient_clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._config.training.gradient_clip_norm)
+        self.optimiser.step()
+        is_counted = targets != UNCOUNTED
+        right = ((logits.argmax(1) == targets) & is_counted).sum() / is_counted.sum().clamp(min=1)
+        return {**terms, "pixel_accuracy": right}
+
+    def augment(self, batch: PatchBatch) -> tuple[Tensor, Tensor]:
+        """Return augmented, normalised images and their targets; pixels from outside the patch are not counted."""
+        images = self.model.normalise(self._augment(batch.images, batch.seeds))
+        if self._erasing > 0.0:
+            images = random_erasing(images, batch.seeds, self._erasing)
+        # What is moved in from outside is 0, and has to be uncounted: 255 + 1 is 0 in 8 bits.
+        moved = self._augment.move((batch.targets + 1)[:, None], batch.seeds)[:, 0] - 1
+        return images, moved
+
+    def _descend(self, images: Tensor, targets: Tensor, sources: Tensor, step: int) -> tuple[dict[str, Tensor], Tensor]:
+        """Run the forward and backward pass; return the loss with its terms, and the logits."""
+        with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
+            logits = self._forward(images)
+        terms = self._loss(logits, targets, sources, step)
+        loss = torch.stack(list(terms.values())).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return {name: value.detach() for name, value in {"loss": loss, **terms}.items()}, logits.detach()
+
+    def summarise(self) -> dict[str, float]:
+        """Return the weight decay penalty, if weights decay."""
+        decay = measure_weight_decay(self.optimiser)
+        return {} if decay is None else {"weight_decay": decay}
+
+    def validate(self) -> dict[str, float]:
+        """Return Dice (mean over cases and classes) and, as loss, the mean cross-entropy of the pixels."""
+        return measure_validation(
+            self.model,
+            self._val,
+            self._task,
+            annotated=self._annotated,
+            batch_size=self._batch_size,
+            precision=self._precision,
+        )
+
+
+def check_regulariser(regulariser: RegulariserConfig) -> None:
+    """Check that a regulariser means something for pixels.
+
+    Raises:
+        ConfigError: it mixes images, weighs groups of images, or changes the depth of an encoder.
+    """
+    for part in list_regularisers(regulariser):
+        if not isinstance(part, _ALLOWED):
+            known = ", ".join(kind.model_fields["kind"].default for kind in _ALLOWED)
+            raise ConfigError(
+                f"regulariser: found {part.kind} with task: segmentation; expected none or some of {known}"
+            )
