@@ -64,8 +64,8 @@ def _read_table(config: DecathlonData, listing: _Listing, content: Sequence[Sequ
     owners = [place for place, _ in slices]
     names = [listing.volumes[place].name for place in owners]
     ids = [f"{name}/{number:04d}" for name, (_, number) in zip(names, slices, strict=True)]
-    settings = [TARGETS_VERSION, config.window, config.scale, config.modalities, config.slices.axis]
-    settings += [sorted(index.items()), classes]
+    how = [config.window, config.scale, config.modalities, config.slices.axis]
+    settings = [TARGETS_VERSION, how, sorted(index.items()), classes]
     spacing: dict[str, list[float | None]] = {name: [None] * len(ids) for name in ("spacing_row", "spacing_column")}
     pixels = SlicePixels(
         volumes=listing.volumes,
@@ -103,7 +103,7 @@ def _list_slices(volume: Volume, config: DecathlonData, index: Mapping[int, int]
             labels, _ = read_labels(volume.label)
             background = [value for value, place in index.items() if place == 0]
             others = tuple(axis for axis in range(3) if axis != config.slices.axis)
-            has_foreground = (~np.isin(labels, background)).any(axis=others)
+            has_foreground = np.asarray((~np.isin(labels, background)).any(axis=others))
             numbers = [number for number in numbers if has_foreground[number]]
         return numbers, None
     except DataError as error:

@@ -182,10 +182,12 @@ def scale_spacing(
     """
     if spacing is None:
         return None, None
-    height, width = size
-    if spec.resize != "squash":  # one scale for both
-        height = width = min(size) if spec.resize == "crop" else max(size)
-    return spacing[0] * height / spec.image_size, spacing[1] * width / spec.image_size
+    side = spec.image_size
+    if spec.resize == "crop":  # one scale for both
+        return spacing[0] * min(size) / side, spacing[1] * min(size) / side
+    # Pillow brings the longer side of a padded image to the stored one, and rounds the shorter one to whole pixels.
+    stored = [side, side] if spec.resize == "squash" else [max(1, round(each * side / max(size))) for each in size]
+    return spacing[0] * size[0] / stored[0], spacing[1] * size[1] / stored[1]
 
 
 def count_pixels(targets: UInt8[np.ndarray, "n height width"], num_classes: int) -> Int64[np.ndarray, "n classes"]:
