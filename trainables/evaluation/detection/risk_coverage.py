@@ -36,8 +36,8 @@ class Counts:
     """
 
     kept: Int[np.ndarray, "*replicates thresholds"]
-    #: Wrong predictions among them.
-    errors: Int[np.ndarray, "*replicates thresholds"]
+    #: Wrong predictions among them, or the sum of their risks.
+    errors: Int[np.ndarray, "*replicates thresholds"] | Float64[np.ndarray, "*replicates thresholds"]
 
     @property
     def num_images(self) -> Int[np.ndarray, "*replicates"]:
@@ -45,8 +45,8 @@ class Counts:
         return self.kept[..., -1]
 
     @property
-    def num_errors(self) -> Int[np.ndarray, "*replicates"]:
-        """Number of wrong predictions."""
+    def num_errors(self) -> Int[np.ndarray, "*replicates"] | Float64[np.ndarray, "*replicates"]:
+        """Number of wrong predictions, or the sum of all risks."""
         return self.errors[..., -1]
 
     @cached_property
