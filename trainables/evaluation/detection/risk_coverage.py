@@ -1,8 +1,9 @@
 """Areas and rates that say whether a confidence ranks the wrong predictions last; of one set, and of bootstrap weights.
 
 Images are kept from the most confident on. Coverage is the share that is kept, risk the share of wrong predictions
-among the kept. Images of equal confidence are kept together: they are one point of every curve. The same counts serve
-out-of-distribution detection, with in-distribution images in the place of right predictions.
+among the kept; where predictions have a risk each, it is the mean risk of the kept (``count_risks``). Images of equal
+confidence are kept together: they are one point of every curve. The same counts serve out-of-distribution detection,
+with in-distribution images in the place of right predictions.
 """
 
 from __future__ import annotations
@@ -193,6 +194,46 @@ def count_errors(confidence: Shaped[np.ndarray, " n"], is_correct: Shaped[np.nda
     return Counts(counts.kept[ends], counts.errors[ends])
 
 
+def count_risks(confidence: Shaped[np.ndarray, " n"], risks: Shaped[np.ndarray, " n"]) -> Counts:
+    """Return the counts of one set whose predictions have a risk each, for ``measure_aurc`` and ``measure_augrc``.
+
+    With risks of 0 and 1 they are those of ``count_errors``.
+
+    Args:
+        confidence: higher where a prediction is trusted more; infinite values are allowed.
+        risks: 0 for a perfect prediction to 1 for the worst, such as 1 − Dice.
+
+    Raises:
+        DataError: if there are no images, lengths differ, a confidence is NaN, or a risk is not in [0, 1].
+
+    Source: Traub et al. 2024, section 3, for AUGRC with any loss as the risk.
+    """
+    _check_confidence(confidence, risks)
+    outside = int((~((risks >= 0) & (risks <= 1))).sum())
+    if outside:
+        raise DataError(
+            f"ranked predictions by confidence and found {outside} of {len(risks)} risks that are NaN or not between 0 "
+            "and 1; expected such as 1 − Dice: leave out the cases without a structure in target and prediction"
+        )
+    order = np.argsort(confidence)[::-1]
+    ends = _find_ends(confidence[order])
+    return Counts(ends + 1, np.cumsum(risks[order], dtype=np.float64)[ends])
+
+
+def compute_risk_metrics(confidence: Shaped[np.ndarray, " n"], risks: Shaped[np.ndarray, " n"]) -> Metrics:
+    """Return AURC and AUGRC (``metrics.FAILURE_METRICS``) of a confidence whose predictions have a risk each.
+
+    Arguments and errors are those of ``count_risks``.
+    """
+    counts = count_risks(confidence, risks)
+    return Metrics({name: float(FAILURE[name](counts)) for name in ("aurc", "augrc")}, {})
+
+
+def _find_ends(ordered: Shaped[np.ndarray, " n"]) -> Int64[np.ndarray, " groups"]:
+    """Return the place of the last of each group of equal values."""
+    return np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
+
+
 def _has_ties(ordered: Shaped[np.ndarray, " n"]) -> bool:
     return bool((ordered[1:] == ordered[:-1]).any())
 
@@ -201,9 +242,18 @@ def _find_wrong(
     confidence: Shaped[np.ndarray, "..."], is_correct: Shaped[np.ndarray, "..."]
 ) -> Bool[np.ndarray, "..."]:
     """Return where predictions are wrong, after a check of the arrays."""
-    if confidence.ndim != 1 or confidence.shape != is_correct.shape or not len(confidence):
+    _check_confidence(confidence, is_correct)
+    correct = is_correct.astype(bool)
+    if is_correct.dtype != np.bool_ and not np.array_equal(correct, is_correct):
+        raise DataError("ranked predictions by confidence and found is_correct other than 0 and 1; expected booleans")
+    return ~correct
+
+
+def _check_confidence(confidence: Shaped[np.ndarray, "..."], judged: Shaped[np.ndarray, "..."]) -> None:
+    """Raise DataError unless both are arrays of one length, at least 1, and no confidence is NaN."""
+    if confidence.ndim != 1 or confidence.shape != judged.shape or not len(confidence):
         raise DataError(
-            f"ranked predictions by confidence and found arrays of shapes {confidence.shape} and {is_correct.shape}; "
+            f"ranked predictions by confidence and found arrays of shapes {confidence.shape} and {judged.shape}; "
             "expected two of one length, at least 1"
         )
     missing = int(np.isnan(confidence).sum()) if confidence.dtype.kind == "f" else 0
@@ -212,10 +262,6 @@ def _find_wrong(
             f"ranked predictions by confidence and found {missing} of {len(confidence)} that are NaN; expected a "
             "number for every image: was the score computed from outputs that diverged?"
         )
-    correct = is_correct.astype(bool)
-    if is_correct.dtype != np.bool_ and not np.array_equal(correct, is_correct):
-        raise DataError("ranked predictions by confidence and found is_correct other than 0 and 1; expected booleans")
-    return ~correct
 
 
 def compute_failure_metrics(confidence: Shaped[np.ndarray, " n"], is_correct: Shaped[np.ndarray, " n"]) -> Metrics:
@@ -277,9 +323,7 @@ class _Ranking:
 def _rank(confidence: Shaped[np.ndarray, " n"], is_correct: Shaped[np.ndarray, " n"]) -> _Ranking:
     wrong = _find_wrong(confidence, is_correct)
     order = np.argsort(confidence)[::-1]
-    ordered = confidence[order]
-    ends = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
-    return _Ranking(order, wrong[order], ends)
+    return _Ranking(order, wrong[order], _find_ends(confidence[order]))
 
 
 def compute_failure_replicates(
@@ -342,7 +386,11 @@ def compute_risk_coverage_curve(
 
     Arguments and errors are those of ``count_errors``.
     """
-    counts = count_errors(confidence, is_correct)
+    return thin_curve(count_errors(confidence, is_correct), max_points=max_points)
+
+
+def thin_curve(counts: Counts, *, max_points: int = 200) -> RiskCoverage:
+    """Return points of risk over coverage of one set, at most ``max_points`` that are about equally far apart."""
     wanted = np.linspace(1 / max_points, 1, max_points) * counts.num_images
     chosen = np.unique(np.minimum(np.searchsorted(counts.kept, wanted - 1e-9), len(counts.kept) - 1))
     kept = counts.kept[chosen]

@@ -60,7 +60,7 @@ def _find_squares_on_cpu(matrices: Float[Tensor, "n short long"]) -> Float64[Ten
     """Return what ``_find_squares`` does.
 
     By BLAS's and LAPACK's own functions: half the products, since a Gram matrix is symmetric, and no copies between the
-    steps. Together 1.4 × as fast as torch's functions on 256 channels of 28 × 28.
+    steps.
     """
     from scipy.linalg.blas import dsyrk
     from scipy.linalg.lapack import dsterf, dsytrd, dsytrd_lwork

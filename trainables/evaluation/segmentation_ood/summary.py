@@ -11,8 +11,7 @@ from jaxtyping import Float
 
 from trainables.errors import DataError
 from trainables.evaluation.balanced import UNSHIFTED
-from trainables.evaluation.classification import Metrics
-from trainables.evaluation.detection.risk_coverage import Counts, measure_augrc, measure_aurc
+from trainables.evaluation.detection.risk_coverage import compute_risk_metrics
 from trainables.evaluation.detection.summary import DetectionSummary, add_ood, describe_row, summarise_failures
 from trainables.evaluation_config import Role
 
@@ -90,25 +89,6 @@ def _add_failures(summary: DetectionSummary, key: str, score: str, cases: Sequen
         summary.metrics |= summarise_failures(key, rows)
     else:
         summary.undefined[key] = "failures: no case of val, or none of test, has a Dice"
-
-
-def compute_risk_metrics(confidence: Values, risks: Values) -> Metrics:
-    """Return AURC and AUGRC of a confidence whose predictions have a risk each, in [0, 1].
-
-    Args:
-        confidence: higher where a segmentation is trusted more; equal values are one point of the curve.
-        risks: 1 − Dice of every case.
-
-    Raises:
-        DataError: if a confidence is NaN.
-    """
-    if np.isnan(confidence).any():
-        raise DataError("ranked segmentations by a confidence that is NaN; expected a number for every case")
-    order = np.argsort(confidence)[::-1]
-    ordered = confidence[order]
-    ends = np.append(np.flatnonzero(ordered[1:] != ordered[:-1]), len(ordered) - 1)
-    counts = Counts(ends + 1, np.cumsum(risks[order], dtype=np.float64)[ends])
-    return Metrics({"aurc": float(measure_aurc(counts)), "augrc": float(measure_augrc(counts))}, {})
 
 
 def _correlate(confidence: Values, dice: Values) -> dict[str, float]:

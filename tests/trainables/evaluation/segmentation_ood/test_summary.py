@@ -10,11 +10,10 @@ from scipy.stats import spearmanr
 
 from trainables.errors import DataError
 from trainables.evaluation.confidence import find_title
-from trainables.evaluation.detection.risk_coverage import compute_failure_metrics, compute_ood_metrics
+from trainables.evaluation.detection.risk_coverage import compute_ood_metrics, compute_risk_metrics
 from trainables.evaluation.metrics import find_metric
 from trainables.evaluation.segmentation_ood.summary import (
     JudgedCases,
-    compute_risk_metrics,
     summarise_segmentation_detection,
 )
 
@@ -26,19 +25,6 @@ def draw(name: str, count: int, *, seed: int, dice: bool = True, shift: str = "i
     quality = random.random(count)
     confidences = {score: quality + random.normal(0, 0.3, count) - (not dice) for score in SCORES}
     return JudgedCases(name, confidences, quality if dice else None, shift)
-
-
-def test_a_curve_by_hand_and_with_risks_of_0_and_1_that_of_right_and_wrong() -> None:
-    # Kept 1, 2, 3 of 3: sums of risk 0, .5, 1.5.
-    found = compute_risk_metrics(np.array([3.0, 2.0, 1.0]), np.array([0.0, 0.5, 1.0])).values
-    assert found["augrc"] == pytest.approx((0 + (0 + 0.5) / 2 + (0.5 + 1.5) / 2) / 9)
-    assert found["aurc"] == pytest.approx((0 + (0 + 0.25) / 2 + (0.25 + 0.5) / 2) / 3)
-    random = np.random.default_rng(0)
-    confidence, right = random.integers(0, 9, 60).astype(float), random.random(60) < 0.7
-    same, expected = compute_risk_metrics(confidence, 1.0 - right).values, compute_failure_metrics(confidence, right)
-    assert same == {name: pytest.approx(expected.values[name]) for name in ("aurc", "augrc")}
-    with pytest.raises(DataError, match="NaN"):
-        compute_risk_metrics(np.array([np.nan]), np.array([0.0]))
 
 
 def test_every_number_is_that_of_its_cases() -> None:
