@@ -55,6 +55,7 @@ FULL = (
     ("patients.py",),
     ("near_duplicates.py",),
     ("failure_metrics.py", "--full"),
+    ("spectral_ood.py",),
     ("representation.py",),
     ("attribution.py",),
     ("segmentation.py",),

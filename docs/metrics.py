@@ -10,8 +10,10 @@ from trainables.evaluation.metrics import (
     FAILURE_METRICS,
     METRICS,
     OOD_METRICS,
+    REJECTION_METRICS,
     RELATIVE,
     REPRESENTATION_METRICS,
+    SEGMENTATION_FAILURE_METRICS,
     SEGMENTATION_METRICS,
     SELECTIVE_METRICS,
     Metric,
@@ -213,8 +215,8 @@ def _detection(header: str) -> str:
     tables = "".join(
         f"\n### {title}\n\n{header}{''.join(map(_row, metrics.values()))}"
         for title, metrics in (
-            ("Failures", FAILURE_METRICS | SELECTIVE_METRICS),
-            ("Out of distribution", OOD_METRICS),
+            ("Failures", FAILURE_METRICS | SELECTIVE_METRICS | SEGMENTATION_FAILURE_METRICS),
+            ("Out of distribution", OOD_METRICS | REJECTION_METRICS),
         )
     )
     scores = (

@@ -43,6 +43,7 @@ SCRIPTS = (
     "robust_selection",
     "hypotheses",
     "failure_metrics",
+    "spectral_ood",
     "representation",
     "attribution",
     "explorer",
@@ -364,6 +365,13 @@ def test_the_loop_of_the_failure_benchmark_computes_what_ours_does(scripts: dict
         found = compute_failure_metrics(values, is_correct).values
         theirs = benchmark.loop_metrics(values, is_correct)
         assert theirs == pytest.approx({name: found[name] for name in theirs}, abs=1e-12)
+
+
+def test_the_svd_of_the_spectral_benchmark_has_the_signatures_of_ours(scripts: dict[str, ModuleType]) -> None:
+    from trainables.evaluation.detection.spectral import spectral_signature
+
+    maps = scripts["spectral_ood"].draw_maps(3, (6, 8, 8))
+    np.testing.assert_allclose(spectral_signature(maps), scripts["spectral_ood"].sign_by_svd(maps), atol=1e-5)
 
 
 def test_cka_of_the_benchmark_is_that_of_the_matrices(scripts: dict[str, ModuleType]) -> None:

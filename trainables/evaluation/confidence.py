@@ -120,6 +120,15 @@ def _from_members(prefix: str, title: str, needs: str, source: str) -> list[Conf
     ]
 
 
+#: Mean over the pixels of a map of uncertainties (``segmentation_ood.aggregations``) → its title.
+AGGREGATIONS = {
+    "image": "whole image",
+    "foreground": "predicted foreground",
+    "worst_patch": "worst patch",
+    "boundary_excluded": "away from boundaries",
+}
+
+
 def _from_the_model() -> list[ConfidenceScore]:
     """Return the scores that only the model can give: of its samples under dropout, and of its own confidence."""
     stored = "scores/{name}"
@@ -193,15 +202,41 @@ CONFIDENCE_SCORES: dict[str, ConfidenceScore] = {
     for score in (
         *_from_logits(),
         *_from_members("ensemble", "deep ensemble", "members", _SOURCES["ensemble"]),
+        ConfidenceScore(
+            "pairwise_dice",
+            "pairwise Dice",
+            "mean over pairs of members and foreground classes of the Dice between their segmentations",
+            "members",
+            "Roy et al. 2019",
+        ),
         *_from_the_model(),
         *_from_features(),
     )
 }
 
 
+def split_score(name: str) -> tuple[str, str]:
+    """Return the score and its aggregation or layer: of ``predictive_entropy.foreground`` that is its second half.
+
+    It is "" where there is none.
+
+    Args:
+        name: name as in headline numbers, or with a slash instead of the first dot.
+    """
+    score, _, part = name.replace("/", ".").partition(".")
+    return (score, part) if score in CONFIDENCE_SCORES else (name, "")
+
+
 def find_title(name: str) -> str:
-    """Return the title of a score in a sentence; ``pytorch_ood.SHE`` of a detector of that package is its class."""
-    return CONFIDENCE_SCORES[name].title if name in CONFIDENCE_SCORES else name.replace("pytorch_ood.", "pytorch-ood ")
+    """Return the title of a score in a sentence, with that of its aggregation or the name of its layer.
+
+    ``pytorch_ood.SHE`` of a detector of that package is its class.
+    """
+    score, part = split_score(name)
+    if score not in CONFIDENCE_SCORES:
+        return name.replace("pytorch_ood.", "pytorch-ood ")
+    title = CONFIDENCE_SCORES[score].title
+    return f"{title}, {AGGREGATIONS.get(part, part)}" if part else title
 
 
 def compute_confidence(

@@ -14,7 +14,8 @@ from jaxtyping import Float32, UInt8
 from torch import Tensor, nn
 
 from trainables.errors import ConfigError
-from trainables.evaluation.ood import compute_intensity_histograms, spectral_signature
+from trainables.evaluation.detection.spectral import spectral_signature
+from trainables.evaluation.ood import compute_intensity_histograms
 from trainables.models.networks import Classifier
 
 #: Kinds of arrays: mean over positions and spectral signature of a layer, histogram of the image.
@@ -25,15 +26,15 @@ class LayerRecorder:
     """Recorder of layers during forward passes.
 
     Args:
-        model: model whose layers are recorded.
-        layers: names of modules in its backbone, such as ``layer3`` or ``blocks.4``; may be empty.
+        network: network whose layers are recorded, such as the backbone of a classifier.
+        layers: names of its modules, such as ``layer3`` or ``blocks.4``; may be empty.
 
     Raises:
         ConfigError: if there is no such module.
     """
 
-    def __init__(self, model: Classifier, layers: Sequence[str]) -> None:
-        self._modules = {name: find_layer(model.backbone, name, setting="evaluation.store_layers") for name in layers}
+    def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+        self._modules = {name: find_layer(network, name, setting="evaluation.store_layers") for name in layers}
         self._outputs: dict[str, Tensor] = {}
         self._kept: dict[str, list[Float32[np.ndarray, "m values"]]] = {}
 
@@ -58,19 +59,19 @@ class LayerRecorder:
         """Keep the arrays of the first ``number`` images of the batch that the model has just seen.
 
         Raises:
-            ConfigError: if a layer's output is no map of positions, n × channels × height × width.
+            ConfigError: if a layer's output is no map of positions, n × channels × height × width (× depth).
         """
         self._keep(HISTOGRAM, compute_intensity_histograms(images[:number].cpu().numpy()))
         for name, output in self._outputs.items():
-            if not isinstance(output, Tensor) or output.ndim != 4:
+            if not isinstance(output, Tensor) or output.ndim not in (4, 5):
                 found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
                 raise ConfigError(
                     f"evaluation.store_layers: recorded {name}, whose output is {found}; expected a layer that gives "
                     "n × channels × height × width"
                 )
-            maps = output[:number].float().cpu()
-            self._keep(f"{POOLED}/{name}", maps.mean(dim=(2, 3)).numpy())
-            self._keep(f"{SPECTRAL}/{name}", spectral_signature(maps.numpy()).astype(np.float32))
+            maps = output[:number]
+            self._keep(f"{POOLED}/{name}", maps.float().flatten(2).mean(dim=2).cpu().numpy())
+            self._keep(f"{SPECTRAL}/{name}", spectral_signature(maps).float().cpu().numpy())
         self._outputs.clear()
 
     def forget(self) -> None:
@@ -112,7 +113,7 @@ def check_layers(model: Classifier, layers: Sequence[str], images: UInt8[np.ndar
     Raises:
         ConfigError: if one does not.
     """
-    recorder, batch = LayerRecorder(model, layers), torch.from_numpy(images)
+    recorder, batch = LayerRecorder(model.backbone, layers), torch.from_numpy(images)
     model.eval()
     with torch.inference_mode(), recorder.attached():
         model(model.normalise(batch))

@@ -16,6 +16,8 @@ from trainables.evaluation.metric_tables.detection import (
     HEADLINE_FAILURE,
     HEADLINE_OOD,
     OOD_METRICS,
+    REJECTION_METRICS,
+    SEGMENTATION_FAILURE_METRICS,
     SELECTIVE_METRICS,
 )
 from trainables.evaluation.metric_tables.metric import Metric
@@ -31,7 +33,9 @@ __all__ = [
     "HEADLINE_FAILURE",
     "HEADLINE_OOD",
     "OOD_METRICS",
+    "REJECTION_METRICS",
     "REPRESENTATION_METRICS",
+    "SEGMENTATION_FAILURE_METRICS",
     "SEGMENTATION_METRICS",
     "SELECTIVE_METRICS",
     "Metric",
@@ -290,9 +294,9 @@ def find_detection(name: str) -> Metric | None:
     """
     match = _FAILURE.fullmatch(name)
     if match is not None:
-        return (FAILURE_METRICS | SELECTIVE_METRICS).get(match[1])
+        return (FAILURE_METRICS | SELECTIVE_METRICS | SEGMENTATION_FAILURE_METRICS).get(match[1])
     match = _OOD.fullmatch(name)
-    return None if match is None else OOD_METRICS.get(match[1])
+    return None if match is None else (OOD_METRICS | REJECTION_METRICS).get(match[1])
 
 
 def find_representation(name: str) -> Metric | None:

@@ -1,4 +1,4 @@
-"""Out-of-distribution detectors by name, signatures of images that they compare, and near and far sets judged apart.
+"""Out-of-distribution detectors by name, histograms of images that they compare, and near and far sets judged apart.
 
 A detector is fitted on the training split. Its value is higher, the more an image looks like training, so that it may
 serve as a confidence as well.
@@ -6,7 +6,6 @@ serve as a confidence as well.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,54 +21,8 @@ from trainables.evaluation.detection.risk_coverage import OOD, compute_ood_metri
 from trainables.evaluation.detection.virtual_logit import fit_virtual_logit
 from trainables.evaluation_config import Role
 
-#: Singular values are at least this share of the largest. Channels that depend on each other have some near 0, where
-#: the logarithm would make rounding the largest part of the signature.
-FLOOR = 1e-6
-#: Numbers of activations that are held in 64 bits at a time: 64 MiB.
+#: Pixels of which histograms are counted at a time.
 _BLOCK = 1 << 23
-
-
-def spectral_signature(features: Float[np.ndarray, "n channels *space"]) -> Float64[np.ndarray, "n channels"]:
-    """Return θ = log(s) / ‖log(s)‖ of every image, s the singular values of its positions × channels, descending.
-
-    From the eigenvalues of the smaller Gram matrix, in 64 bits; the values that a map of fewer positions than channels
-    lacks are at the floor. θ depends on the size of the input: compare images of one size. A map of zeros gives the
-    same number for every channel, one whose singular values are all 1 zeros.
-
-    Args:
-        features: activations of one layer, channels first, with any number of spatial axes.
-
-    Raises:
-        DataError: if an activation is not finite.
-
-    Source: Karimi & Gholipour 2022, section 2.3. Differs: the floor.
-    """
-    flat = features.reshape(*features.shape[:2], math.prod(features.shape[2:]))
-    found = np.empty(features.shape[:2])
-    step = max(1, _BLOCK // max(1, math.prod(flat.shape[1:])))
-    for start in range(0, len(flat), step):
-        block = flat[start : start + step].astype(np.float64)
-        if not np.isfinite(block).all():
-            raise DataError("computed spectral signatures and found activations that are not finite; expected numbers")
-        found[start : start + step] = _take_logarithm(_find_singular_values(block))
-    return found
-
-
-def _find_singular_values(maps: Float64[np.ndarray, "b channels positions"]) -> Float64[np.ndarray, "b channels"]:
-    """Return the singular values of every map in descending order, 0 beyond the number of positions."""
-    across = maps.swapaxes(1, 2)
-    gram = maps @ across if maps.shape[1] <= maps.shape[2] else across @ maps
-    values = np.sqrt(np.maximum(np.linalg.eigvalsh(gram)[:, ::-1], 0.0))
-    found = np.zeros(maps.shape[:2])
-    found[:, : values.shape[1]] = values
-    return found
-
-
-def _take_logarithm(values: Float64[np.ndarray, "b channels"]) -> Float64[np.ndarray, "b channels"]:
-    smallest = np.maximum(FLOOR * values[:, :1], np.finfo(np.float64).tiny)
-    logarithm = np.log(np.maximum(values, smallest))
-    length = np.linalg.norm(logarithm, axis=1, keepdims=True)
-    return logarithm / np.where(length > 0, length, 1.0)
 
 
 def compute_intensity_histograms(
@@ -123,6 +76,22 @@ def fix_rejection(scores: Shaped[np.ndarray, " n"], *, share_kept: float = 0.95)
     if not len(scores):
         raise DataError("fixed a threshold of a detector and found no held-out images; expected a validation set")
     return float(np.quantile(scores, 1 - share_kept))
+
+
+def measure_rejection(
+    threshold: float, inside: Shaped[np.ndarray, " n"], outside: Shaped[np.ndarray, " m"]
+) -> dict[str, float]:
+    """Return ``metrics.REJECTION_METRICS``: the shares of other images rejected and of in-distribution ones kept.
+
+    Args:
+        threshold: threshold of validation (``fix_rejection``); what scores below it is rejected.
+        inside: scores of in-distribution images.
+        outside: scores of the others.
+    """
+    return {
+        "sensitivity": float((outside < threshold).mean()),
+        "specificity": float((inside >= threshold).mean()),
+    }
 
 
 @dataclass(frozen=True)

@@ -176,7 +176,7 @@ def evaluate_model(
     ]
     if "train" in config.store_features:
         sets.append((data.splits["train"], [IDENTITY], "train"))
-    recorder = LayerRecorder(model, config.store_layers)
+    recorder = LayerRecorder(model.backbone, config.store_layers)
     scores = build_model_scores(model, mc_dropout=config.mc_dropout, seed=config.shift_seed)
     total, done = sum(len(todo) for _, todo, _ in sets), 0
 

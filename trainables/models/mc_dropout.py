@@ -37,45 +37,68 @@ _RELATIVE, _ABSOLUTE = 1e-4, 1e-5
 
 
 class RunningScores:
-    """Scores of MC dropout from running sums over the draws, which are not kept. In float64."""
+    """Scores of several predictions of the same images or pixels, from running sums: the predictions are not kept.
 
-    def __init__(self) -> None:
-        self._count = 0
-        self._mean = self._squares = self._entropy = torch.zeros(())
+    Predictions are draws of MC dropout or members of an ensemble.
 
-    def add(self, logits: Float[Tensor, "n classes"]) -> None:
-        """Add the logits of one draw."""
-        shares = logits.double().softmax(1)
+    Args:
+        dtype: precision of the sums.
+    """
+
+    def __init__(self, dtype: torch.dtype = torch.float64) -> None:
+        self._dtype, self._count = dtype, 0
+        self._mean = self._squares = self._entropy = torch.zeros((), dtype=dtype)
+
+    def add(self, logits: Float[Tensor, "n classes *space"]) -> None:
+        """Add the logits of one prediction."""
+        shares = logits.to(self._dtype).softmax(1)
         self._count += 1
         away = shares - self._mean
         self._mean = self._mean + away / self._count
         self._squares = self._squares + away * (shares - self._mean)
-        self._entropy = self._entropy + _entropy(shares)
+        self._entropy = self._entropy + compute_entropy(shares)
 
-    def compute(self) -> Float64[Tensor, "n scores"]:
-        """Return ``MC_DROPOUT_SCORES`` for the draws p_m so far, with p̄ their mean and σ their standard deviation.
+    @property
+    def mean(self) -> Float[Tensor, "n classes *space"]:
+        """Mean probability of every class so far."""
+        return self._mean
 
-        They rank by max p̄, −H(p̄), −mean H(p_m), −(H(p̄) − mean H(p_m)), −mean_c σ_c, and max p̄ − σ at that class; the
-        first as log-odds, an uncertainty u as −log u (the last with u = 1 − max p̄ + σ), so that float32 makes no ties.
+    def compute_uncertainties(self) -> Float[Tensor, "scores n *space"]:
+        """Return the uncertainties behind ``MC_DROPOUT_SCORES`` for the predictions p_m so far, in [0, ∞).
 
-        Source: Bungert et al. 2023 (arXiv 2307.14729). σ is that of the M draws (ddof 0).
+        With p̄ their mean and σ their standard deviation: 1 − max p̄, H(p̄), mean H(p_m), H(p̄) − mean H(p_m), mean_c σ_c,
+        and 1 − max p̄ + σ at that class.
+
+        Source: Bungert et al. 2023 (arXiv 2307.14729). σ is that of the M predictions (ddof 0).
         """
         deviation = (self._squares / self._count).clamp(min=0.0).sqrt()
-        largest, index = self._mean.max(1, keepdim=True)
+        index = self._mean.argmax(1, keepdim=True)
         others = self._mean.scatter(1, index, 0.0).sum(1)
-        predictive, expected = _entropy(self._mean), self._entropy / self._count
-        uncertainties = [
-            predictive,
-            expected,
-            predictive - expected,
-            deviation.mean(1),
-            others + deviation.gather(1, index).squeeze(1),
-        ]
-        log_odds = largest.squeeze(1).log() - others.clamp(min=_SMALLEST).log()
-        return torch.stack([log_odds, *(-each.clamp(min=_SMALLEST).log() for each in uncertainties)], dim=1)
+        predictive, expected = compute_entropy(self._mean), self._entropy / self._count
+        return torch.stack(
+            [
+                others,
+                predictive,
+                expected,
+                (predictive - expected).clamp(min=0.0),
+                deviation.mean(1),
+                others + deviation.gather(1, index).squeeze(1),
+            ]
+        )
+
+    def compute(self) -> Float64[Tensor, "n scores *space"]:
+        """Return ``MC_DROPOUT_SCORES``, higher is more confident.
+
+        They rank by minus ``compute_uncertainties``; the first as log-odds of max p̄, an uncertainty u as −log u, so
+        that float32 makes no ties.
+        """
+        uncertainties = self.compute_uncertainties().double()
+        scores = -uncertainties.clamp(min=_SMALLEST).log()
+        scores[0] += self._mean.double().amax(1).log()
+        return scores.movedim(0, 1)
 
 
-def _entropy(shares: Float64[Tensor, "n classes"]) -> Float64[Tensor, " n"]:
+def compute_entropy(shares: Float[Tensor, "n classes *space"]) -> Float[Tensor, "n *space"]:
     """Return −Σ p·log p; the largest p is 1 minus the others, which keeps the digits of a small entropy."""
     largest, index = shares.max(1, keepdim=True)
     others = shares.scatter(1, index, 0.0)

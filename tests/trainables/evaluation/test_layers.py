@@ -9,9 +9,10 @@ import torch
 from tests.support.tiny_configs import NETWORK, random_dataset
 from trainables.config import EvaluationConfig, Execution
 from trainables.errors import ConfigError
+from trainables.evaluation.detection.spectral import spectral_signature
 from trainables.evaluation.detection.summary import summarise_detection
 from trainables.evaluation.layers import LayerRecorder, check_layers
-from trainables.evaluation.ood import compute_intensity_histograms, spectral_signature
+from trainables.evaluation.ood import compute_intensity_histograms
 from trainables.evaluation.predictions import load_predictions
 from trainables.evaluation.robustness import evaluate_model, list_sets
 from trainables.model_config import ModelConfig
@@ -52,7 +53,7 @@ def test_means_and_signatures_are_those_of_the_layers_output(model: Classifier, 
     assert set(test.layers) == {"histogram", *(f"{kind}/{name}" for kind in ("pooled", "spectral") for name in LAYERS)}
     for name, output in outputs.items():
         np.testing.assert_allclose(test.layers[f"pooled/{name}"][0], output.mean(dim=(2, 3)).numpy(), atol=1e-5)
-        expected = spectral_signature(output.numpy())
+        expected = spectral_signature(output).numpy()
         np.testing.assert_allclose(test.layers[f"spectral/{name}"][0], expected, atol=1e-3)
     assert np.array_equal(test.layers["histogram"][0], compute_intensity_histograms(np.asarray(images)))
 
@@ -93,6 +94,6 @@ def test_layers_that_are_not_there_or_give_no_map_are_refused(model: Classifier)
     images = np.array(random_dataset().splits["test"].images[:2])
     check_layers(model, LAYERS, images)
     with pytest.raises(ConfigError, match=r"no layer 'layer9'; expected a module of it: one of conv1, .*stage2"):
-        LayerRecorder(model, ["layer9"])
+        LayerRecorder(model.backbone, ["layer9"])
     with pytest.raises(ConfigError, match=r"recorded fc, whose output is \(2, 3\)"):
         check_layers(model, ["fc"], images)

@@ -7,14 +7,15 @@ from collections.abc import Iterator
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import torch
 from sklearn.metrics import roc_auc_score
 
 from trainables.errors import ConfigError, DataError
 from trainables.evaluation import ood
 from trainables.evaluation.confidence import CONFIDENCE_SCORES
 from trainables.evaluation.detection.risk_coverage import compute_ood_metrics
+from trainables.evaluation.detection.spectral import spectral_signature
+from trainables.evaluation.metrics import REJECTION_METRICS
 from trainables.evaluation.ood import (
     DETECTORS,
     JudgedSet,
@@ -26,87 +27,16 @@ from trainables.evaluation.ood import (
     fit_detector,
     fit_layer_ensemble,
     fix_rejection,
-    spectral_signature,
+    measure_rejection,
 )
 
-FLOOR = 1e-6
 
-
-def by_svd(maps: np.ndarray) -> np.ndarray:
-    """Signatures by the definition, with the floor."""
-    found = []
-    for image in maps.reshape(*maps.shape[:2], -1):
-        values = np.zeros(len(image))
-        singular = np.linalg.svd(image.T, compute_uv=False)
-        values[: len(singular)] = singular
-        logarithm = np.log(np.maximum(values, FLOOR * values[0]))
-        found.append(logarithm / np.linalg.norm(logarithm))
-    return np.array(found)
-
-
-@given(seed=st.integers(0, 10_000), shape=st.sampled_from([(3, 4, 8, 8), (2, 9, 5, 4), (2, 6, 3, 4, 2), (1, 1, 7, 7)]))
-@settings(max_examples=30, deadline=None)
-def test_gram_and_svd_agree_on_maps_of_full_rank(seed: int, shape: tuple[int, ...]) -> None:
-    maps = np.random.default_rng(seed).normal(size=shape) * 3
-    np.testing.assert_allclose(spectral_signature(maps), by_svd(maps), atol=1e-5)
-
-
-@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
-@pytest.mark.parametrize("rank", [1, 3, 5])
-def test_gram_and_svd_agree_after_flooring_on_dependent_channels(kind: type, rank: int) -> None:
-    random = np.random.default_rng(0)
-    maps = (random.normal(size=(4, 8, rank)) @ random.normal(size=(4, rank, 30))).reshape(4, 8, 5, 6).astype(kind)
-    if kind == np.float64:  # of the others rounding makes every rank full
-        assert (np.linalg.matrix_rank(maps.reshape(4, 8, 30)) == rank).all()
-    np.testing.assert_allclose(spectral_signature(maps), by_svd(maps.astype(np.float64)), atol=1e-5)
-
-
-def test_fewer_positions_than_channels_leave_the_others_at_the_floor() -> None:
-    maps = np.random.default_rng(0).normal(size=(2, 10, 2, 2))
-    found = spectral_signature(maps)
-    assert found.shape == (2, 10)
-    np.testing.assert_allclose(found, by_svd(maps), atol=1e-5)
-    np.testing.assert_array_equal(found[:, 4:], np.broadcast_to(found[:, 4:5], (2, 6)))
-
-
-@given(seed=st.integers(0, 10_000))
-@settings(max_examples=20, deadline=None)
-def test_order_of_channels_and_pixels_does_not_matter(seed: int) -> None:
-    random = np.random.default_rng(seed)
-    maps = random.normal(size=(2, 6, 4, 5))
-    channels, pixels = random.permutation(6), random.permutation(20)
-    moved = maps[:, channels].reshape(2, 6, 20)[:, :, pixels].reshape(2, 6, 4, 5)
-    np.testing.assert_allclose(spectral_signature(moved), spectral_signature(maps), atol=1e-10)
-
-
-def test_a_diagonal_map_has_the_known_signature() -> None:
-    values = np.array([8.0, 4.0, 2.0, 0.5])
-    maps = np.zeros((1, 4, 2, 2))
-    maps.reshape(4, 4)[np.arange(4), [2, 0, 3, 1]] = values
-    logarithm = np.log(values)
-    np.testing.assert_allclose(spectral_signature(maps)[0], logarithm / np.linalg.norm(logarithm), atol=1e-12)
-
-
-def test_maps_of_zeros_or_ones_are_numbers_and_infinite_ones_an_error() -> None:
-    found = spectral_signature(np.zeros((2, 4, 3, 3)))
-    np.testing.assert_allclose(found, -0.5)
-    unit = np.zeros((1, 3, 1, 3))
-    unit[0, :, 0] = np.eye(3)
-    np.testing.assert_array_equal(spectral_signature(unit), np.zeros((1, 3)))
-    with pytest.raises(DataError, match="not finite"):
-        spectral_signature(np.full((1, 2, 2, 2), np.inf))
-
-
-def test_signatures_in_blocks_are_those_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
-    maps = np.random.default_rng(0).normal(size=(7, 3, 4, 4)).astype(np.float32)
-    whole = spectral_signature(maps)
-    monkeypatch.setattr(ood, "_BLOCK", 100)
-    np.testing.assert_array_equal(spectral_signature(maps), whole)
-    assert spectral_signature(maps[:0]).shape == (0, 3)
+def sign(maps: np.ndarray) -> np.ndarray:
+    return spectral_signature(torch.from_numpy(maps)).numpy()
 
 
 def test_an_image_is_at_no_distance_of_itself_unless_it_is_left_out() -> None:
-    reference = NearestReference(spectral_signature(np.random.default_rng(0).normal(size=(20, 5, 6, 6))))
+    reference = NearestReference(sign(np.random.default_rng(0).normal(size=(20, 5, 6, 6))))
     np.testing.assert_array_equal(reference.score(reference.signatures), np.zeros(20))
     own = reference.score_reference()
     assert (own < 0).all()
@@ -119,10 +49,10 @@ def test_the_spectral_signature_tells_maps_of_another_rank() -> None:
     random = np.random.default_rng(0)
     usual = random.normal(size=(90, 6, 8, 8))
     flat = random.normal(size=(30, 6, 2)) @ random.normal(size=(30, 2, 64)) + 0.1 * random.normal(size=(30, 6, 64))
-    signatures = spectral_signature(usual)
+    signatures = sign(usual)
     reference = NearestReference(signatures[:30])
     threshold = fix_rejection(reference.score(signatures[30:60]))
-    inside, outside = reference.score(signatures[60:]), reference.score(spectral_signature(flat.reshape(30, 6, 8, 8)))
+    inside, outside = reference.score(signatures[60:]), reference.score(sign(flat.reshape(30, 6, 8, 8)))
     assert (inside >= threshold).mean() > 0.8
     assert (outside < threshold).all()
 
@@ -132,6 +62,12 @@ def test_the_threshold_is_the_95th_percentile_of_the_distances() -> None:
     assert -fix_rejection(-distances) == pytest.approx(np.percentile(distances, 95))
     with pytest.raises(DataError, match="no held-out images"):
         fix_rejection(np.array([]))
+
+
+def test_sensitivity_and_specificity_are_those_at_the_threshold() -> None:
+    found = measure_rejection(0.5, np.array([0.4, 0.5, 0.6, 0.7]), np.array([0.1, 0.5, 0.2]))
+    assert found == {"sensitivity": pytest.approx(2 / 3), "specificity": 0.75}
+    assert set(found) == set(REJECTION_METRICS)
 
 
 def test_intensity_histograms_count_every_channel_apart() -> None:

@@ -36,6 +36,8 @@ from trainables.evaluation.ood import (
     fit_combination,
     fit_detector,
     fit_layer_ensemble,
+    fix_rejection,
+    measure_rejection,
 )
 from trainables.evaluation.predictions import Predictions, load_predictions
 from trainables.evaluation.shift_means import average_shifts
@@ -120,7 +122,7 @@ def summarise_detection(
             summary.undefined[key] = found
             continue
         _add_failures(summary, key, sets, found)
-        _add_ood(summary, key, found, sets, roles)
+        add_ood(summary, key, found, {each: predictions.shifts for each, predictions in sets.items()}, roles)
     return summary
 
 
@@ -190,11 +192,11 @@ def _add_failures(summary: DetectionSummary, name: str, sets: Mapping[str, Predi
                 continue
             metrics = compute_failure_metrics(values, is_correct)
             rows.append(
-                _describe(name, each, key) | {"num_images": len(values), "num_errors": int((~is_correct).sum())}
+                describe_row(name, each, key) | {"num_images": len(values), "num_errors": int((~is_correct).sum())}
             )
             rows[-1]["metrics"] = metrics.values | _measure_fixed(fit, values, is_correct)
     summary.failures += rows
-    summary.metrics |= _summarise_failures(name, rows)
+    summary.metrics |= summarise_failures(name, rows)
 
 
 #: Score → kind of arrays that it compares.
@@ -279,13 +281,19 @@ def _measure_fixed(
     return found
 
 
-def _describe(name: str, each: str, key: str) -> dict[str, Any]:
+def describe_row(name: str, each: str, key: str) -> dict[str, Any]:
+    """Return the first columns of a row: score, set, shift and severity of ``key``, such as ``gaussian_noise/3``."""
     shift, severity = key.rsplit("/", 1)
     return {"score": name, "set": each, "shift": shift, "severity": int(severity)}
 
 
-def _summarise_failures(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
-    """Return the headline numbers of a score: in distribution, over shifts, over external sets, on validation."""
+def summarise_failures(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, float]:
+    """Return the headline numbers of a score: in distribution, over shifts, over external sets, on validation.
+
+    Args:
+        name: score, as in names of metrics.
+        rows: its rows (``describe_row``) with metrics, among them those of the unshifted val and test.
+    """
     value = {(row["set"], row["shift"], row["severity"]): row["metrics"][HEADLINE_FAILURE] for row in rows}
     headline = {
         f"validation/{name_failure(name, HEADLINE_FAILURE)}": value["val", UNSHIFTED, 0],
@@ -303,21 +311,36 @@ def _summarise_failures(name: str, rows: Sequence[Mapping[str, Any]]) -> dict[st
     return headline
 
 
-def _add_ood(
-    summary: DetectionSummary, name: str, found: Confidences, sets: Mapping[str, Predictions], roles: Mapping[str, Role]
+def add_ood(
+    summary: DetectionSummary,
+    name: str,
+    found: Mapping[str, Sequence[Values | None]],
+    shifts: Mapping[str, Sequence[str]],
+    roles: Mapping[str, Role],
 ) -> None:
-    """Add a score's rows between the unshifted test set and every other, and its headline numbers."""
-    inside = found["test"][0]
+    """Add a score's rows between the unshifted test set and every other, and its headline numbers.
+
+    Args:
+        summary: summary that is added to.
+        name: score, as in names of metrics.
+        found: set → confidences under each of its shifts, the first unshifted; "val" and "test" are among them.
+        shifts: set → names of its shifts with their severities.
+        roles: role of every set beside val and test.
+    """
+    inside, validation = found["test"][0], found["val"][0]
     judged: dict[str, JudgedSet] = {}
     assert inside is not None
+    assert validation is not None
+    threshold = fix_rejection(validation)
     for each, confidences in found.items():
-        for key, values in zip(sets[each].shifts, confidences, strict=True):
+        for key, values in zip(shifts[each], confidences, strict=True):
             if values is None or each == "val" or (each == "test" and key == f"{UNSHIFTED}/0"):
                 continue
             role: Role = "covariate" if each == "test" else roles[each]
             judged[f"{each} {key}"] = JudgedSet(role, values)
             metrics = compute_ood_metrics(inside, values).values
-            summary.ood.append(_describe(name, each, key) | {"role": role, "metrics": metrics})
+            row = describe_row(name, each, key) | {"role": role}
+            summary.ood.append(row | {"metrics": metrics | measure_rejection(threshold, inside, values)})
             if each != "test":
                 summary.metrics[name_ood(name, each, HEADLINE_OOD)] = metrics[HEADLINE_OOD]
     for key, value in compute_near_far(inside, judged).values.items():

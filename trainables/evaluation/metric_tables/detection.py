@@ -83,6 +83,14 @@ SELECTIVE_METRICS: dict[str, Metric] = {
         ),
     )
 }  # fmt: skip
+#: Metrics of a confidence score on segmentations, whose risk is 1 − Dice; beside them AURC and AUGRC with that risk.
+SEGMENTATION_FAILURE_METRICS: dict[str, Metric] = {
+    "spearman": Metric(
+        "spearman", "Spearman of score and Dice", "correlation of the ranks of score and Dice over the cases",
+        higher_is_better=True, low=-1.0, high=1.0, needs="scores and Dice that differ between cases",
+        source="Spearman 1904",
+    )
+}  # fmt: skip
 _BOTH_SETS = "images of both sets"
 #: Metrics of a detector (``ood``) between in-distribution images and those of another set.
 OOD_METRICS: dict[str, Metric] = {
@@ -113,5 +121,22 @@ OOD_METRICS: dict[str, Metric] = {
         ),
     )
 }  # fmt: skip
+
+
+def _when_rejected(name: str, title: str, share: str) -> Metric:
+    return Metric(
+        name, title, f"share of {share} a score than the one that 95 % of the validation images reach",
+        higher_is_better=True, low=0.0, high=1.0, needs=_BOTH_SETS, source="Karimi & Gholipour 2022",
+    )  # fmt: skip
+
+
+#: Metrics of a detector whose threshold is fixed on validation (``ood.fix_rejection``).
+REJECTION_METRICS: dict[str, Metric] = {
+    metric.name: metric
+    for metric in (
+        _when_rejected("sensitivity", "OOD sensitivity", "the other images with a lower"),
+        _when_rejected("specificity", "OOD specificity", "in-distribution images without a lower"),
+    )
+}
 #: Metrics of the two tables that are headline numbers of a trial; its ``detection.json`` has all.
 HEADLINE_FAILURE, HEADLINE_OOD = "augrc", "auroc"
