@@ -13,6 +13,7 @@ from trainables.config import Execution, FineTuning, TrialConfig
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
 from trainables.errors import ConfigError
+from trainables.evaluation.detection.summary import save_detection
 from trainables.evaluation.layers import check_layers
 from trainables.evaluation.robustness import choose_shifts, choose_validation_shifts
 from trainables.evaluation.segmentation.evaluate import SegmentationEvaluation, list_evaluated
@@ -23,6 +24,7 @@ from trainables.model_config import ModelConfig
 from trainables.models.networks import Classifier
 from trainables.models.segmenter import Segmenter, build_segmenter
 from trainables.regularisers import Dropout, RegulariserConfig, find_part
+from trainables.storage.completeness import DETECTION
 from trainables.task_config import SegmentationTask
 from trainables.tasks.classification import normalise_stains
 from trainables.tasks.task import OnProgress, Trained
@@ -123,7 +125,7 @@ class Segmentation:
         """Write the cases of every set; return their part of ``result.json``."""
         assert isinstance(trained.model, Segmenter)
         data, config = trained.data, trained.config.evaluation
-        evaluation, _ = SegmentationEvaluation(
+        evaluation, detection = SegmentationEvaluation(
             trained.model,
             data,
             config,
@@ -131,13 +133,14 @@ class Segmentation:
             execution=trained.execution,
             precision=trained.choice.dtype,
         ).run(trained.folder, on_progress=on_progress)
+        save_detection(trained.folder, detection)
         left_out = choose_shifts(data, config)[1] | choose_validation_shifts(data, config)[1]
         return {
-            "metrics": evaluation.metrics,
+            "metrics": evaluation.metrics | detection.metrics,
             "classes": list(data.classes),
             "evaluations": evaluation.rows,
             "undefined": evaluation.undefined | left_out,
-            "files": [locate_segmented(name) for name in list_evaluated(data)],
+            "files": [DETECTION, *(locate_segmented(name) for name in list_evaluated(data))],
         }
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from orchestrator.analysis.results import Results
 from orchestrator.ledger.ledger import Ledger
 from trainables.config import read_trial_config
+from trainables.evaluation.segmentation.judged import measure_dice
 from trainables.evaluation.segmentation.stored import SegmentedSet, load_segmented, locate_segmented
 
 
@@ -53,14 +54,6 @@ def load_cases(results: Results, ledger: Ledger, arm: str) -> Cases | None:
     if not names:
         return None
     return Cases(signature, int(rows["replicate"].iloc[0]), tuple(load_segmented(folder, name) for name in names))
-
-
-def measure_dice(cases: SegmentedSet) -> np.ndarray:
-    """Return Dice of every unshifted case, mean over the classes that it or its prediction has; NaN without any."""
-    values = cases.metrics["dice"][0]
-    defined = ~np.isnan(values)
-    total, count = np.where(defined, values, 0.0).sum(1), defined.sum(1)
-    return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
 
 
 def find_worst(results: Results, cases: Cases, cache_dir: Path, *, number: int) -> list[Case]:

@@ -16,6 +16,7 @@ from trainables.config import Execution
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
 from trainables.evaluation.classification import Metrics
+from trainables.evaluation.detection.summary import DetectionSummary
 from trainables.evaluation.layers import LayerRecorder
 from trainables.evaluation.predictions import Transform
 from trainables.evaluation.robustness import (
@@ -30,9 +31,11 @@ from trainables.evaluation.robustness import (
 from trainables.evaluation.segmentation.annotated import restrict, tabulate_annotated
 from trainables.evaluation.segmentation.calibration import CalibrationAccumulator
 from trainables.evaluation.segmentation.cases import CaseMetrics, measure_cases, summarise_cases
+from trainables.evaluation.segmentation.judged import add_detectors, judge_sets
 from trainables.evaluation.segmentation.overlap import count_overlap
 from trainables.evaluation.segmentation.predict import predict_batches
 from trainables.evaluation.segmentation.stored import SegmentedSet, save_segmented
+from trainables.evaluation.segmentation_ood.pixel_scores import compute_confidences, compute_uncertainties
 from trainables.evaluation_config import EvaluationConfig
 from trainables.models.segmenter import BOTTLENECK, Segmenter
 from trainables.shifts.bank import IDENTITY, Shift
@@ -83,12 +86,12 @@ class SegmentationEvaluation:
         table = tabulate_annotated(data)
         self._annotated = None if table is None else table.to(model.mean.device)
         self._classes = [(index, name) for index, name in enumerate(data.classes) if index]
-        self._recorder = LayerRecorder(model, list(dict.fromkeys((BOTTLENECK, *config.store_layers))))
+        self._recorder = LayerRecorder(model.backbone, list(dict.fromkeys((BOTTLENECK, *config.store_layers))))
 
     def run(
         self, folder: Folder, *, on_progress: Callable[[int, int], None] = lambda done, total: None
-    ) -> tuple[Evaluation, dict[str, SegmentedSet]]:
-        """Write ``cases/<set>.npz`` for every set; return rows and headline numbers, and what was stored.
+    ) -> tuple[Evaluation, DetectionSummary]:
+        """Write ``cases/<set>.npz`` for every set; return rows and headline numbers, and how well scores tell cases.
 
         ``dataset/<name>/<metric>`` is of the unshifted test images of one of several data sets, whether it was trained
         on or not.
@@ -119,11 +122,15 @@ class SegmentationEvaluation:
                     done += 1
                     on_progress(done, total)
             found = self._collect(feed, wanted, passes)
-            save_segmented(folder, found)
             stored[images.name] = found
             if images.name != "train" and passes[0].cases is not None:
                 measured.append((found, [each.cases for each in passes if each.cases is not None]))
-        return self._summarise(measured, (*shifts, *of_validation)), stored
+        stored, undefined = add_detectors(stored, config.store_layers)
+        for found in stored.values():
+            save_segmented(folder, found)
+        detection = judge_sets(stored, {name: config.find_role(name) for name in (*data.external, *data.ood)})
+        detection.undefined.update(undefined)
+        return self._summarise(measured, (*shifts, *of_validation)), detection
 
     def _predict(self, feed: ImageFeed, transform: Transform, *, records: bool) -> _Pass:
         with self._recorder.attached() if records else nullcontext():
@@ -135,6 +142,7 @@ class SegmentationEvaluation:
         calibration = CalibrationAccumulator(bins=self._config.ece_bins, band_px=task.band_px)
         predicted: list[Tensor] = []
         entropies: list[Tensor] = []
+        confidences: list[dict[str, np.ndarray]] = []
         for batch in predict_batches(
             self._model,
             feed,
@@ -149,23 +157,26 @@ class SegmentationEvaluation:
             if images.targets is not None:
                 logits = restrict(logits, sources[batch.rows], self._annotated)
             probabilities = logits.softmax(1)
-            predicted.append(probabilities.argmax(1).byte().cpu())
+            classes = probabilities.argmax(1).byte()
+            confidences.append(compute_confidences(compute_uncertainties(logits), classes))
+            predicted.append(classes.cpu())
             entropies.append(_quantise_entropy(probabilities).cpu())
             if images.targets is not None:
-                targets = torch.from_numpy(images.targets[batch.rows]).to(feed.device)
+                targets = torch.from_numpy(np.array(images.targets[batch.rows])).to(feed.device)
                 calibration.add(probabilities, targets)
-        classes = torch.cat(predicted).numpy()
+        whole = torch.cat(predicted).numpy()
         cases = None
         if images.targets is not None:
             cases = measure_cases(
-                classes,
+                whole,
                 np.asarray(images.targets),
                 classes=self._classes,
                 spacing=find_spacing(images),
                 tolerance_mm=task.tolerance,
                 calibration=calibration.finish(),
             )
-        return _Pass(cases, {}, classes, torch.cat(entropies).numpy())
+        scores = {name: np.concatenate([each[name] for each in confidences]) for name in confidences[0]}
+        return _Pass(cases, scores, whole, torch.cat(entropies).numpy())
 
     def _collect(self, feed: ImageFeed, shifts: Sequence[Shift], passes: Sequence[_Pass]) -> SegmentedSet:
         images = feed.images

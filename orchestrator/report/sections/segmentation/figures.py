@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from orchestrator.analysis.segmentation.by_data_set import DataSetScore, DataSetScores
-from orchestrator.analysis.segmentation.cases import Cases, measure_dice
+from orchestrator.analysis.segmentation.cases import Cases
 from orchestrator.report.style import NEUTRAL, Figure, colour, floats, layout_of
 from trainables.evaluation.metrics import SEGMENTATION_METRICS
+from trainables.evaluation.segmentation.judged import measure_dice
 
 
 def draw_data_sets(scores: DataSetScores, labels: Mapping[str, str], metric: str = "dice") -> Figure:
