@@ -15,6 +15,7 @@ EXAMPLES: dict[str, str] = {
     "Study.study": "my-first",
     "Study.question": "Does strong augmentation help more than ImageNet weights?",
     "Study.data": "{kind: csv, path: manifest.csv, image_size: 224}",
+    "Study.task": "{kind: segmentation, patch_size: 96}",
     "Study.model": "{name: timm/convnext_tiny}",
     "Study.pretraining": "{kind: imagenet}",
     "Study.augmentation": "{kind: strong, horizontal_flip: true}",
