@@ -20,20 +20,29 @@ import torch
 import torchvision.models  # noqa: F401
 
 from tests.support.tiny_configs import tiny_stage, tiny_trial
-from trainables.config import Execution
+from trainables.config import Execution, StageConfig
+from trainables.data_config import DigitsData
 from trainables.stage import run_stage
 from trainables.storage.folder import Folder
 from trainables.trial import run_trial
 
+#: A sixth of the digits for the training of stages: about 288.
+FEW = {"kind": "digits", "image_size": 16, "val_fraction": 0.14, "test_fraction": 0.7}
 TRAINING = {"epochs": 4, "batch_size": 32, "label_fraction": 0.08}
 #: First step of a chain, with the labels of other images.
 SUPERVISED = {
     "kind": "supervised",
-    "data": {"kind": "digits", "image_size": 16, "split_seed": 5},
+    "data": {**FEW, "split_seed": 5},
     "epochs": 3,
-    "batch_size": 539,
+    "batch_size": 150,
     "crop_scale_min": 0.5,
 }
+
+
+def _make_stage(**pretraining: Any) -> StageConfig:
+    return tiny_stage(**pretraining).model_copy(update={"data": DigitsData.model_validate(FEW)})
+
+
 CASES = {
     "mixup": tiny_trial(
         augmentation={"kind": "strong", "erasing": 0.3, "crop_scale_min": 0.5},
@@ -55,18 +64,18 @@ CASES = {
         evaluation={"shifts": [], "mc_dropout": 3},
         regulariser={"kind": "dropout"},
     ),
-    "stage": tiny_stage(epochs=3, batch_size=400),
-    "supervised": tiny_stage(**SUPERVISED),
-    "second": tiny_stage(epochs=3, batch_size=400, init=SUPERVISED),
+    "stage": _make_stage(epochs=3, batch_size=120),
+    "supervised": _make_stage(**SUPERVISED),
+    "second": _make_stage(epochs=3, batch_size=120, init=SUPERVISED),
     "transferred": tiny_trial(
-        pretraining={"kind": "contrastive", "epochs": 3, "batch_size": 400, "init": SUPERVISED},
+        pretraining={"kind": "contrastive", "epochs": 3, "batch_size": 120, "init": SUPERVISED},
         training=TRAINING,
         evaluation={"shifts": ["gaussian_noise"], "severities": [3]},
     ),
 }
 #: Case → the case whose finished stage it starts from: a chain of two trained steps and fine-tuning.
 STARTS = {"second": "supervised", "transferred": "second"}
-#: Steps of one epoch are 4 (about 90 images), of the stages 2 (1078 images).
+#: Steps of one epoch are 4 (about 90 images), of the stages 2 (about 288 images).
 POINTS = {
     "mixup": ("in-epoch-3", "between-the-writes", "before-the-line", "in-evaluation"),
     "dropout": ("after-epoch-2", "in-epoch-3"),
