@@ -32,6 +32,8 @@ PILOT_SECONDS = 30.0
 MAX_LIKE_STUDIES, MAX_LIKE_TRIALS = 5, 100
 #: Time to start Ray and to import packages in the first workers, measured on 2 cores (10–20 s).
 STARTUP_SECONDS = 15.0
+#: Folders of the predictions of a trial, of any task.
+_STORED = ("predictions/", "cases/")
 
 
 @dataclass(frozen=True)
@@ -100,7 +102,7 @@ def _find_stored_bytes(prepared: Prepared) -> float | None:
     first = {trial.signature for trial in prepared.plan.trials[:MAX_LIKE_TRIALS]}
     records = prepared.ledger.records("trial", signatures=first, states=(COMPLETE,))
     sizes = [
-        sum(about["bytes"] for name, about in record.result["files"].items() if name.startswith("predictions/"))
+        sum(about["bytes"] for name, about in record.result["files"].items() if name.startswith(_STORED))
         for record in records
         if record.result is not None
     ]

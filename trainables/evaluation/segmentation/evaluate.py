@@ -154,11 +154,12 @@ class SegmentationEvaluation:
             logits = batch.logits.float()
             if records:
                 self._recorder.record(batch.images, len(batch.images))
+            # Of all classes: what judges a foreign image does not know which data set it is to be taken for.
+            confidences.append(compute_confidences(compute_uncertainties(logits), logits.argmax(1)))
             if images.targets is not None:
                 logits = restrict(logits, sources[batch.rows], self._annotated)
             probabilities = logits.softmax(1)
             classes = probabilities.argmax(1).byte()
-            confidences.append(compute_confidences(compute_uncertainties(logits), classes))
             predicted.append(classes.cpu())
             entropies.append(_quantise_entropy(probabilities).cpu())
             if images.targets is not None:
@@ -238,7 +239,9 @@ class SegmentationEvaluation:
                 continue
             for index, component in enumerate(self._data.components):
                 own = found.sources == index
-                if len(self._data.components) > 1 and own.any():
+                # External sites of a data set are sets of their own.
+                is_of_component = len(self._data.components) > 1 and found.name in ("test", component)
+                if is_of_component and own.any():
                     summary = summarise_cases(passes[0].take(own))
                     of_components |= {f"dataset/{component}/{name}": v for name, v in summary.metrics.values.items()}
         evaluation = build_evaluation(rows, metrics, {})
@@ -248,10 +251,8 @@ class SegmentationEvaluation:
 
 def find_spacing(images: ImageSet) -> Float64[np.ndarray, "n 2"]:
     """Return the sides of a stored pixel (row, column) of every image in mm; 1 where the data do not say."""
-    columns = [images.metadata.get(name) for name in ("spacing_row", "spacing_column")]
-    if any(column is None for column in columns):
-        return np.ones((len(images), 2))
-    return np.array(columns, dtype=np.float64).T
+    columns = [images.metadata.get(name, [None] * len(images)) for name in ("spacing_row", "spacing_column")]
+    return np.array([[1.0 if value is None else value for value in column] for column in columns], dtype=np.float64).T
 
 
 def _quantise_entropy(probabilities: Tensor) -> Tensor:
