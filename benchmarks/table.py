@@ -59,6 +59,7 @@ FULL = (
     ("representation.py",),
     ("attribution.py",),
     ("segmentation.py",),
+    ("segmentation_training.py",),
     ("pretraining.py",),
     ("pretraining_stages.py",),
     ("linear_probe.py",),

@@ -6,6 +6,7 @@ import json
 import runpy
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -19,6 +20,7 @@ from orchestrator.statistics.patient_resampling import draw_resamples
 from orchestrator.study.study_file import load_study
 from orchestrator.tracking.tracker import Tracker
 from tests.support.paths import BENCHMARKS
+from trainables.data.dataset import UNCOUNTED, Dataset
 from trainables.evaluation.attribution.components import find_components
 from trainables.evaluation.classification import compute_ece, compute_metrics
 from trainables.evaluation.detection.risk_coverage import compute_failure_metrics
@@ -49,6 +51,8 @@ SCRIPTS = (
     "explorer",
     "pretraining_stages",
     "segmentation",
+    "segmentation_training",
+    "retina_vessels",
 )
 
 
@@ -435,3 +439,18 @@ def test_a_killed_study_and_another_one_train_every_stage_once(scripts: dict[str
     assert wall["ratio"] > 0
     assert (runs["stage_runs"], runs["trained_again_after_kill"], runs["ok"]) == (2, 0, True)
     assert runs["trained"] == {"first": 2, "second": 0}
+
+
+def test_the_baselines_of_the_retina_benchmark_find_bright_lines(scripts: dict[str, ModuleType]) -> None:
+    """Two dark lines on noise: a regression on colours and a threshold find them, and Dice is of counted pixels."""
+    benchmark = scripts["retina_vessels"]
+    images = scripts["segmentation_training"].make_set("train", 4, 32)
+    data = Dataset("discs", ("background", "disc"), "", {"train": images, "test": images}, {}, components=("discs",))
+    assert benchmark.score_regression(data) > 0.8
+    targets = np.array(images.targets)
+    assert benchmark.score(targets == 1, images) == 1.0
+    targets[:, :16] = UNCOUNTED
+    halved = replace(images, targets=targets)
+    assert benchmark.score(np.ones_like(targets, dtype=bool), halved) == pytest.approx(
+        np.mean([2 * n / (n + 16 * 32) for n in (targets == 1).sum((1, 2))])
+    )
