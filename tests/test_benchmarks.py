@@ -444,8 +444,8 @@ def test_a_killed_study_and_another_one_train_every_stage_once(scripts: dict[str
 def test_the_baselines_of_the_retina_benchmark_find_bright_lines(scripts: dict[str, ModuleType]) -> None:
     """Two dark lines on noise: a regression on colours and a threshold find them, and Dice is of counted pixels."""
     benchmark = scripts["retina_vessels"]
-    images = scripts["segmentation_training"].make_set("train", 4, 32)
-    data = Dataset("discs", ("background", "disc"), "", {"train": images, "test": images}, {}, components=("discs",))
+    images, test = (scripts["segmentation_training"].make_set(name, 4, 32) for name in ("train", "test"))
+    data = Dataset("discs", ("background", "disc"), "", {"train": images, "test": test}, {}, components=("discs",))
     assert benchmark.score_regression(data) > 0.8
     targets = np.array(images.targets)
     assert benchmark.score(targets == 1, images) == 1.0
