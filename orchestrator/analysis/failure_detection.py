@@ -311,6 +311,22 @@ COLUMNS = ("name", "score", "condition", "metric", "mean", "low", "high", "rank"
 
 
 @dataclass(frozen=True)
+class VotedSet:
+    """An ensemble of segmentations on one set, unshifted."""
+
+    name: str
+    num_cases: int
+    #: Mean Dice over cases, then classes, of the vote; None without targets.
+    vote_dice: float | None
+    #: The same of the members, their mean.
+    member_dice: float | None
+    #: aurc, augrc and spearman of pairwise Dice with the vote's Dice; empty without targets.
+    failure: Mapping[str, float]
+    #: ``OOD_METRICS`` and ``REJECTION_METRICS`` between the test set and this one; empty for the test set.
+    ood: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class EnsembleScores:
     """A deep ensemble of an arm's models. It is one unit: its values have no spread, and no interval."""
 
@@ -318,6 +334,10 @@ class EnsembleScores:
     #: Score → condition → AUGRC; severities, shifts and types of shift averaged as everywhere.
     augrc: dict[str, dict[str, float]]
     num_members: int
+    #: Sets of a segmentation, test first.
+    voted: tuple[VotedSet, ...] = ()
+    #: Why some of it is missing.
+    problem: str | None = None
 
 
 def failure_table(results: Results, rows: DetectionRows | None, ensemble: EnsembleScores | None) -> pd.DataFrame:

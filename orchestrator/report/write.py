@@ -107,7 +107,8 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str | None = None, 
         label: _examples(part.results, cache_dir) if examples else (None, None) for label, part in parts.items()
     }
     detections = {label: load_detection_rows(part.results, ledger) for label, part in parts.items()}
-    ensembles = {label: _score_chosen(part, ledger, detections[label]) for label, part in parts.items()}
+    images_dir = cache_dir if examples else None
+    ensembles = {label: _score_chosen(part, ledger, detections[label], images_dir) for label, part in parts.items()}
     failures = [failure_table(part.results, detections[label], ensembles[label]) for label, part in parts.items()]
     shown = {label: (part.results, part.words, part.arms) for label, part in parts.items()}
     sections = [overview_section(results, verdicts, shown), verdict_section(results, verdicts)]
@@ -116,7 +117,7 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str | None = None, 
         sections += [] if overall is None else [within(overall, "All data sets", 0)]
     for number, (label, part) in enumerate(parts.items(), start=1):
         detected = detections[label], ensembles[label]
-        drawn = (*pictures[label], cache_dir if examples else None)
+        drawn = (*pictures[label], images_dir)
         of_part = _list_sections(part, ledger, detected, usage if part is whole else None, drawn)
         sections += of_part if part is whole else [within(each, label, number) for each in of_part if each is not None]
     provenance_of_all = provenance.provenance_section(
@@ -192,10 +193,17 @@ def _compute(results: Results) -> _Computed:
     )
 
 
-def _score_chosen(part: _Computed, ledger: Ledger, rows: DetectionRows | None) -> EnsembleScores | None:
+def _score_chosen(
+    part: _Computed, ledger: Ledger, rows: DetectionRows | None, images_dir: Path | None
+) -> EnsembleScores | None:
     """Return the deep ensemble of the arm that validation chooses."""
     chosen = find_best_arm(part.results, part.arms, f"val/{part.results.metric}")
-    return score_ensemble(part.results, ledger, rows, chosen)
+    if rows is None or chosen is None:
+        return None
+    from orchestrator.analysis.segmentation.ensemble import score_segmentations  # imports torch
+
+    voted = score_segmentations(part.results, ledger, chosen, images_dir)
+    return score_ensemble(part.results, ledger, rows, chosen) if voted is None else voted
 
 
 def _list_sections(
@@ -227,11 +235,11 @@ def _list_sections(
         shifts_section(results, arms, main),
         balanced_section(results, part.balanced),
         failure_section(results, ledger, detections, ensemble, arms),
-        ood_section(results, detections, arms),
+        ood_section(results, detections, ensemble, arms),
         marked_section(results, ledger),
         representation_section(results, ledger),
         attribution_section(results, ledger, cache_dir),
-        segmentation_section(results, ledger, arms, cache_dir),
+        segmentation_section(results, ledger, ensemble, arms, cache_dir),
         transfer_section(results, main),
         trade_off_section(results, arms, main),
         training_section(results, main),

@@ -125,7 +125,7 @@ def _score_table(ranking: Ranking, titles: Mapping[str, str], ensemble: Ensemble
         "rank. Bold is the lowest mean; ≈ marks scores that are not told from it by paired intervals (95 % for all "
         "comparisons of a column together). Errors that no score flags raise a whole column: columns do not compare."
     )
-    if ensemble is not None:
+    if ensemble is not None and ensemble.augrc:
         rows += _ensemble_rows(ranking, ensemble)
         text += (
             f" A deep ensemble of these {ensemble.num_members} models is one model more, with errors of its own: it is "

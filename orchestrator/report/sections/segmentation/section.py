@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pandas as pd
 
+from orchestrator.analysis.failure_detection import EnsembleScores
 from orchestrator.analysis.results import Results
 from orchestrator.analysis.segmentation.by_data_set import DataSetScore, DataSetScores, score_data_sets
 from orchestrator.analysis.segmentation.cases import Cases, find_worst, load_cases
 from orchestrator.analysis.tables.arms import find_best_arm
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, embed, note, table
+from orchestrator.report.sections.segmentation.ensemble import show_ensemble
 from orchestrator.report.sections.segmentation.figures import draw_areas, draw_data_sets, draw_score
 from orchestrator.report.sections.segmentation.pictures import draw_cases
 from orchestrator.statistics.intervals import MIN_REPLICATES
@@ -27,13 +29,14 @@ SCORE = "predictive_entropy.foreground"
 
 
 def segmentation_section(
-    results: Results, ledger: Ledger, arms: pd.DataFrame, cache_dir: Path | None
+    results: Results, ledger: Ledger, ensemble: EnsembleScores | None, arms: pd.DataFrame, cache_dir: Path | None
 ) -> Section | None:
     """Return the section, None if no trial is a segmentation.
 
     Args:
         results: tables of the study.
         ledger: ledger of the study; the cases of one trial are read.
+        ensemble: the ensemble of the arm that validation chooses, if there is one.
         arms: ``arms_table(results)``.
         cache_dir: folder of this node's decoded images; None: no pictures.
     """
@@ -41,6 +44,7 @@ def segmentation_section(
     if scores is None:
         return None
     body = _score_table(results, scores) + embed(draw_data_sets(scores, results.labels), "figure-data-sets")
+    body += "" if ensemble is None else show_ensemble(ensemble, results.labels.get(ensemble.arm, ensemble.arm))
     arm = find_best_arm(results, arms, f"val/{results.metric}")
     cases = None if arm is None else load_cases(results, ledger, arm)
     if arm is not None and cases is not None:
