@@ -24,7 +24,7 @@ from trainables.evaluation.segmentation_ood.summary import JudgedCases, summaris
 
 @dataclass(frozen=True)
 class _Vote:
-    """What the members predict on one set, unshifted."""
+    """Predictions of the members on one set, unshifted, by majority vote."""
 
     ids: np.ndarray
     classes: tuple[str, ...]
