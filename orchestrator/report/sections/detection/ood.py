@@ -10,11 +10,14 @@ import pandas as pd
 from orchestrator.analysis.failure_detection import DetectionRows, OodTable, tabulate_ood
 from orchestrator.analysis.results import Results
 from orchestrator.analysis.tables.arms import find_best_arm
+from orchestrator.ledger.derived import find_task
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, note, table
 from orchestrator.statistics.intervals import MIN_REPLICATES, t_interval
 from trainables.evaluation.confidence import find_title
-from trainables.evaluation.metrics import OOD_METRICS
+from trainables.evaluation.metrics import OOD_METRICS, REJECTION_METRICS
 
+#: Metric of ``REJECTION_METRICS`` → its share in words.
+_SHARES = {"sensitivity": "share of the set flagged", "specificity": "share of test images kept"}
 _ROLES = {"near": "near", "far": "far", "covariate": "covariate: no success in itself"}
 
 
@@ -34,13 +37,20 @@ def ood_section(results: Results, rows: DetectionRows | None, arms: pd.DataFrame
         return None
     label = results.labels.get(arm, arm)
     auroc, fpr = OOD_METRICS["auroc"], OOD_METRICS["fpr_at_95_tpr"]
+    shows = "classes that were held out" if find_task(results.plan) == "classification" else "something alike"
     text = (
         f"Arm {label}: {auroc.title} between the unshifted test images and each set ({auroc.formula}), in percent; "
         f"small: 95 % t interval over independently trained models, from {MIN_REPLICATES} on, and {fpr.title}. Near "
-        "sets show classes that were held out, far sets something else altogether. Covariate sets show the same "
-        "classes under shifts or from elsewhere: flagging them is no success in itself, and whether what is flagged "
-        "there also fails is what the table of failures judges (all shifts, external sets)."
+        f"sets show {shows}, far sets something else altogether. Covariate sets show the same under shifts or from "
+        "elsewhere: flagging them is no success in itself, and whether what is flagged there also fails is what the "
+        "table of failures judges (all shifts, external sets)."
     )
+    rejection = [name for name in REJECTION_METRICS if any(name in each for each in found.values.values())]
+    if rejection:
+        text += " At the threshold that 95 % of the validation images reach, in percent: " + ", ".join(
+            f"{name}, the {_SHARES[name]}" for name in rejection
+        )
+        text += "."
     body = note(text) + _table(found)
     return Section("foreign", "Foreign images", "Does the model notice images it should not judge?", body)
 
@@ -62,6 +72,9 @@ def _table(found: OodTable) -> str:
             mean, interval = float(np.mean(values["auroc"])), t_interval(values["auroc"])
             small = "" if interval is None else f"{100 * interval.low:.1f} to {100 * interval.high:.1f} · "
             small += f"FPR {100 * float(np.mean(values['fpr_at_95_tpr'])):.0f}"
+            for metric in REJECTION_METRICS:
+                if metric in values and np.isfinite(values[metric]).all():
+                    small += f" · {metric[:4]}. {100 * float(np.mean(values[metric])):.0f}"
             css = "best" if mean == best[name] and found.roles[name] != "covariate" else ""
             cells.append(Cell(f'{100 * mean:.1f}<br><span class="sd">{small}</span>', mean, css))
         rows.append(cells)

@@ -22,8 +22,8 @@ from trainables.evaluation.metrics import SEGMENTATION_METRICS
 
 #: Cases that are shown.
 NUM_WORST = 6
-#: Score whose dots are drawn against Dice.
-SCORE = "predictive_entropy.foreground"
+#: Score whose dots are drawn against Dice, as it is stored.
+SCORE = "predictive_entropy/foreground"
 
 
 def segmentation_section(
