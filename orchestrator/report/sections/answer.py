@@ -54,7 +54,7 @@ def arms_section(results: Results, arms: pd.DataFrame) -> Section:
     tags[marks[shifted]] = "oracle" if marks[shifted] not in tags else "chosen and oracle"
     rows = []
     for _, arm in arms.iterrows():
-        tag = tags.get(arm["name"]) if chooser and len(arms) > 1 else None
+        tag = tags.get(arm["name"]) if chooser and len(arms) > 1 and not results.tested_on else None
         row = [Cell(escape(arm[f"arm/{factor}"])) for factor in factors] or [Cell(escape(arm["label"]))]
         if tag:
             html = f'{row[-1].html}<br><span class="tag {tag.split()[0]}">{tag}</span>'

@@ -21,7 +21,7 @@ from orchestrator.analysis.failure_detection import (
     tabulate_means,
 )
 from orchestrator.analysis.results import Results
-from orchestrator.analysis.tables.arms import find_best_arm
+from orchestrator.analysis.tables.arms import describe_best_arm, find_best_arm
 from orchestrator.ledger.derived import find_task
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, embed, note, table
@@ -102,20 +102,21 @@ def _describe_arm(
     ranking = rank_scores(results, rows, arm, METRIC)
     if not ranking.standings:
         return ""
+    chosen = describe_best_arm(results)
+    label = results.labels.get(arm, arm)
     if find_task(results.plan) == "segmentation":
-        return _lead(ranking, titles, results.labels.get(arm, arm)) + _case_table(results, rows, arm, ranking, titles)
-    own = results.complete[results.complete["name"] == arm]
-    signatures, label = [str(each) for each in own["signature"]], results.labels.get(arm, arm)
+        return _lead(ranking, titles, label, chosen) + _case_table(results, rows, arm, ranking, titles)
+    signatures = [str(each) for each in results.complete.loc[results.complete["name"] == arm, "signature"]]
     drawn = select_curves(list(ranking.standings), ranking.leaders)
     curves = compute_confidence_curves(ledger, signatures, drawn)
-    body = _lead(ranking, titles, label) + _score_table(ranking, titles, ensemble)
+    body = _lead(ranking, titles, label, chosen) + _score_table(ranking, titles, ensemble)
     body += "" if curves is None else _figures(curves, titles, label)
     return body + _referral_table(results, rows, arm, titles)
 
 
-def _lead(ranking: Ranking, titles: Mapping[str, str], label: str) -> str:
+def _lead(ranking: Ranking, titles: Mapping[str, str], label: str, chosen: str) -> str:
     sentences = " ".join(describe_ranking(ranking, titles))
-    return note(f"Of the arm that validation chooses (“{label}”). {sentences}")
+    return note(f"Of the {chosen} (“{label}”). {sentences}")
 
 
 def _score_table(ranking: Ranking, titles: Mapping[str, str], ensemble: EnsembleScores | None) -> str:
