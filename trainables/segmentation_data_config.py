@@ -116,7 +116,7 @@ class DecathlonData(SegmentationData, FileData):
 
     kind: Literal["decathlon"] = "decathlon"
     path: Path = Field(description="Folder that holds dataset.json.", json_schema_extra=UNHASHED)
-    slices: Slices = Field(Slices(), description="Which slices of a volume become images.")
+    slices: Slices = Field(Slices(), description="Slices of a volume that become images.")
     modalities: tuple[Annotated[int, Field(ge=0)], ...] = Field(
         (0,), min_length=1, max_length=3, description="Which modalities are stored: one, or as many as channels."
     )

@@ -18,7 +18,7 @@ from orchestrator.analysis.results import Results
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.statistics.intervals import Interval, drop_rounding, t_interval
 from trainables.evaluation.balanced import UNSHIFTED
-from trainables.evaluation.metrics import FAILURE_METRICS, OOD_METRICS, name_failure
+from trainables.evaluation.metrics import FAILURE_METRICS, OOD_METRICS, REJECTION_METRICS, name_failure
 from trainables.evaluation.shift_means import average_by_family, average_by_type, average_shifts
 from trainables.storage.completeness import DETECTION
 
@@ -281,7 +281,7 @@ def tabulate_ood(results: Results, rows: DetectionRows, arm: str) -> OodTable | 
     units = results.group_replicates(results.trials[results.trials["name"] == arm])
     roles: dict[str, str] = {}
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
-    metrics = [name for name in OOD_METRICS if name in own]
+    metrics = [name for name in (*OOD_METRICS, *REJECTION_METRICS) if name in own]
     for (score, _), part in own.assign(unit=own["replicate"].map(units)).groupby(["score", "unit"], sort=False):
         for label, role, found in _measure_sets(part, metrics):
             roles.setdefault(label, role)

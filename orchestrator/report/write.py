@@ -31,6 +31,7 @@ from orchestrator.ledger.derived import (
     Report,
     Source,
     compute_state,
+    find_task,
     locate_report,
     write_source,
 )
@@ -123,11 +124,9 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str | None = None, 
     provenance_of_all = provenance.provenance_section(
         results, digest=digest, files=TABLES | PAPER_TABLES, compute=describe_compute(ledger, budget_status)
     )
-    page = _render(
-        results,
-        [*sections, notes_section(results), left_out_section(results), provenance_of_all, glossary_section()],
-        budget_status,
-    )
+    words = glossary_section(find_task(results.plan))
+    ending = [notes_section(results), left_out_section(results), provenance_of_all, words]
+    page = _render(results, [*sections, *ending], budget_status)
     tables = {
         "trials.csv": results.trained.text["trials"],
         "arms.csv": TextTable(whole.arms),
@@ -140,10 +139,10 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str | None = None, 
     }
     papers = paper_tables(results, whole.arms, whole.shown)
     _write(ledger.root, page, {n: table.csv() for n, table in tables.items()} | papers)
-    words = {label: part.words for label, part in parts.items()}
+    answers = {label: part.words for label, part in parts.items()}
     report = locate_report(
         ledger.root,
-        summary="\n".join([_summary(results, words, budget_status), *summarise_verdicts(verdicts)]),
+        summary="\n".join([_summary(results, answers, budget_status), *summarise_verdicts(verdicts)]),
         counts=results.counts,
         results_sha256=digest,
         page_sha256=hashlib.sha256(page.encode()).hexdigest(),
@@ -184,13 +183,28 @@ class _Computed:
 def _compute(results: Results) -> _Computed:
     # The arms of a search are no grid, so they cannot be paired.
     measures = [] if "search" in results.plan else results.measures
+    effects = compute_all_effects(results, [measure.column for measure in measures])
+    if results.tested_on:  # levels that are tested on other images do not compare
+        effects = {
+            measure: [each for each in found if _is_same_test(results, each)] for measure, found in effects.items()
+        }
     return _Computed(
         results,
         arms_table(results),
-        compute_all_effects(results, [measure.column for measure in measures]),
+        {measure: found for measure, found in effects.items() if found},
         balanced_errors_table(results),
         costs_table(results),
     )
+
+
+def _is_same_test(results: Results, effect: Effect) -> bool:
+    """Return whether the arms of both levels of an effect have the same test images."""
+    column = results.trials[f"arm/{effect.factor}"]
+    of_levels = (
+        sorted(results.tested_on.get(str(name), ()) for name in results.trials["name"][column == level].unique())
+        for level in (effect.level, effect.reference)
+    )
+    return len(set(map(tuple, of_levels))) == 1
 
 
 def _score_chosen(
@@ -198,12 +212,11 @@ def _score_chosen(
 ) -> EnsembleScores | None:
     """Return the deep ensemble of the arm that validation chooses."""
     chosen = find_best_arm(part.results, part.arms, f"val/{part.results.metric}")
-    if rows is None or chosen is None:
-        return None
+    if rows is None or find_task(part.results.plan) == "classification":
+        return score_ensemble(part.results, ledger, rows, chosen)
     from orchestrator.analysis.segmentation.ensemble import score_segmentations  # imports torch
 
-    voted = score_segmentations(part.results, ledger, chosen, images_dir)
-    return score_ensemble(part.results, ledger, rows, chosen) if voted is None else voted
+    return score_segmentations(part.results, ledger, chosen, images_dir)
 
 
 def _list_sections(

@@ -110,7 +110,7 @@ def make_results(num: int = 3) -> Any:
     trials = pd.DataFrame({"name": "a", "replicate": range(num), "signature": MEMBERS[:num]})
     return SimpleNamespace(
         trials=trials, complete=trials, records=dict.fromkeys(MEMBERS, record), external_sets=[], families={},
-        metric="dice", labels={},
+        metric="dice", labels={}, plan={"task": "segmentation"},
         group_replicates=lambda own: {int(each): int(each) for each in own["replicate"]},
     )  # fmt: skip
 

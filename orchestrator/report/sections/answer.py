@@ -24,7 +24,7 @@ from trainables.evaluation.metrics import name_over_validation_shifts
 def answer_section(answer: Answer) -> Section:
     """Return the section with the findings in words."""
     if answer.problem is not None:
-        return Section("answer", "Answer", "No answer yet", callout(answer.problem, "warn"))
+        return Section("answer", "Answer", answer.heading, callout(answer.problem, "warn"))
     cards = "".join(
         f'<div class="answer{"" if number else " first"}"><p class="head">{escape(statement.heading)}</p>'
         f'<p class="main">{escape(statement.headline)}</p><p>{escape(statement.text)}</p></div>'
@@ -54,7 +54,7 @@ def arms_section(results: Results, arms: pd.DataFrame) -> Section:
     tags[marks[shifted]] = "oracle" if marks[shifted] not in tags else "chosen and oracle"
     rows = []
     for _, arm in arms.iterrows():
-        tag = tags.get(arm["name"]) if chooser and len(arms) > 1 else None
+        tag = tags.get(arm["name"]) if chooser and len(arms) > 1 and not results.tested_on else None
         row = [Cell(escape(arm[f"arm/{factor}"])) for factor in factors] or [Cell(escape(arm["label"]))]
         if tag:
             html = f'{row[-1].html}<br><span class="tag {tag.split()[0]}">{tag}</span>'
@@ -152,6 +152,8 @@ class Answer:
 
     statements: tuple[Statement, ...]
     problem: str | None = None
+    #: Heading of the problem.
+    heading: str = "No answer yet"
 
 
 def missing_pairs(count: int) -> str:
@@ -174,6 +176,13 @@ def answer(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> A
         return Answer((), "No trial is complete, so there is no answer yet.")
     if not len(arms):
         return Answer((), "Every configuration that has a complete trial was stopped early: there is none to choose.")
+    if results.tested_on:
+        return Answer(
+            (),
+            "Arms are trained on different data sets, and validation, test and shifted images are of these: no arm is "
+            "chosen among them. The section Segmentation compares them on the same images.",
+            heading="No arm is chosen",
+        )
     missing = [column.removesuffix(".mean") for column in (chooser, shifted) if column not in arms]
     if missing:
         return Answer((), f"No complete trial has a defined {' or '.join(missing)}, so no arm can be chosen by it.")

@@ -27,20 +27,20 @@ def show_ensemble(ensemble: EnsembleScores, label: str) -> str:
 
     Args:
         ensemble: the ensemble of an arm.
-        label: title of the arm.
+        label: which arm, as a noun without an article.
     """
     body = ""
     if ensemble.voted:
         columns = [Column("ensemble on"), *(Column(each, is_number=True) for each in _COLUMNS)]
         rows = [[Cell(escape(each.name), each.name), *_list_cells(each)] for each in ensemble.voted]
         text = (
-            f"The {ensemble.num_members} replicates of the arm that validation chooses ({label}) as one ensemble: a "
-            "pixel has the class that most of them predict, of equally many the first one (background before a "
-            "structure). It is a vote and no mean of probabilities, which are not stored, so it has no calibration "
-            "error. Its confidence is the pairwise Dice of its members. AUGRC and AURC of 1 − Dice of the vote, and "
-            "Spearman’s correlation with it, say whether cases on which the members differ are those that fail; AUROC "
-            "and FPR, whether they tell a set from the test images; flagged is the share of a set below the threshold "
-            "that keeps 95 % of validation. This is one set of trained models, so there is no interval over trainings."
+            f"The {ensemble.num_members} replicates of the {label} as one ensemble: a pixel has the class that most of "
+            "them predict, of equally many the first one (background before a structure). It is a vote and no mean of "
+            "probabilities, which are not stored, so it has no calibration error. Its confidence is the pairwise Dice "
+            "of its members. AUGRC and AURC of 1 − Dice of the vote, and Spearman’s correlation with it, say whether "
+            "cases on which the members differ are those that fail; AUROC and FPR, whether they tell a set from the "
+            "test images; flagged is the share of a set below the threshold that keeps 95 % of validation. This is one "
+            "set of trained models, so there is no interval over trainings."
         )
         body += note(text) + table(columns, rows)
     return body + ("" if ensemble.problem is None else callout(ensemble.problem, "warn"))

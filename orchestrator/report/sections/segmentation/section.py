@@ -11,7 +11,7 @@ from orchestrator.analysis.failure_detection import EnsembleScores
 from orchestrator.analysis.results import Results
 from orchestrator.analysis.segmentation.by_data_set import DataSetScore, DataSetScores, score_data_sets
 from orchestrator.analysis.segmentation.cases import Cases, find_worst, load_cases
-from orchestrator.analysis.tables.arms import find_best_arm
+from orchestrator.analysis.tables.arms import describe_best_arm, find_best_arm
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, embed, note, table
 from orchestrator.report.sections.segmentation.ensemble import show_ensemble
@@ -24,8 +24,8 @@ from trainables.evaluation.metrics import SEGMENTATION_METRICS
 
 #: Cases that are shown.
 NUM_WORST = 6
-#: Score whose dots are drawn against Dice.
-SCORE = "predictive_entropy.foreground"
+#: Score whose dots are drawn against Dice, as it is stored.
+SCORE = "predictive_entropy/foreground"
 
 
 def segmentation_section(
@@ -44,7 +44,9 @@ def segmentation_section(
     if scores is None:
         return None
     body = _score_table(results, scores) + embed(draw_data_sets(scores, results.labels), "figure-data-sets")
-    body += "" if ensemble is None else show_ensemble(ensemble, results.labels.get(ensemble.arm, ensemble.arm))
+    if ensemble is not None:
+        label = results.labels.get(ensemble.arm, ensemble.arm)
+        body += show_ensemble(ensemble, f"{describe_best_arm(results)} ({label})")
     arm = find_best_arm(results, arms, f"val/{results.metric}")
     cases = None if arm is None else load_cases(results, ledger, arm)
     if arm is not None and cases is not None:
@@ -67,7 +69,8 @@ def _score_table(results: Results, scores: DataSetScores) -> str:
         "Unshifted test images: mean over cases, then over independently trained models; small: 95 % t interval over "
         f"these, from {MIN_REPLICATES} on. A missed structure counts with the diagonal of the image in surface "
         "distances and with 0 in overlaps; cases where truth and prediction are empty count in no mean. Errors of "
-        "calibration are those of all pixels, and of those near the structures, where the background does not decide."
+        "calibration are those of all pixels, and of those near the structures, where the background does not decide. "
+        "HD95 is in mm, or in pixels where the files give no spacing."
     )
     return note(text) + table(columns, rows, tall=len(rows) > TALL_ROWS)
 
@@ -87,7 +90,7 @@ def _show_cases(results: Results, cases: Cases, label: str, cache_dir: Path | No
         except RobustSweepError as error:
             return callout(f"No cases are shown, because the images could not be had here: {error}", "warn")
         text = (
-            f"The {len(worst)} cases with the lowest Dice of the arm that validation chooses ({label}, replicate "
+            f"The {len(worst)} cases with the lowest Dice of the {describe_best_arm(results)} ({label}, replicate "
             f"{cases.replicate}), of all its test images. Green: found, orange: missed, blue: invented; uncertainty: "
             "entropy of the predicted probabilities, white is the largest."
         )
