@@ -305,8 +305,8 @@ def load_results(ledger: Ledger, metric: str | None = None, *, states: Mapping[s
     metric = find_main_metric(plan) if metric is None else metric
     if metric not in (known := list_titles(find_task(plan))):
         raise StudyError(
-            f"asked for results by the metric {metric!r}, and {plan['study']} is a study of {find_task(plan)}; "
-            f"expected {' or '.join(known)}"
+            f"asked for results of {plan['study']}, a study of {find_task(plan)}, by the metric {metric!r}; expected "
+            f"one of {', '.join(known)}"
         )
     planned = {trial["signature"] for trial in plan["trials"]}
     started = [signature for signature in sorted(planned) if states.get(signature, ABSENT) in STARTED]

@@ -49,5 +49,5 @@ def find_best_arm(results: Results, arms: pd.DataFrame, measure: str) -> str | N
 def describe_best_arm(results: Results) -> str:
     """Return what the arm with the best validation value is, as a noun without an article."""
     if results.tested_on:
-        return "arm with the best validation value, of images of the data sets that it is trained on"
+        return "arm with the best validation value on its own data sets"
     return "arm that validation chooses"

@@ -60,7 +60,8 @@ def arms_section(results: Results, arms: pd.DataFrame) -> Section:
             html = f'{row[-1].html}<br><span class="tag {tag.split()[0]}">{tag}</span>'
             row[-1] = Cell(html, value=arm["label"])
         row.append(_completeness(results, arm))
-        row += [measured_cell(arms, arm, measure.column, measure.higher_is_better) for measure in results.measures]
+        others = arms[arms["name"] == arm["name"]] if results.tested_on else arms  # that compare with it
+        row += [measured_cell(others, arm, measure.column, measure.higher_is_better) for measure in results.measures]
         if limits:
             values = results.trials.loc[results.trials["name"] == arm["name"], shifted]
             row.append(Cell(_strip(values, limits)))
@@ -69,10 +70,11 @@ def arms_section(results: Results, arms: pd.DataFrame) -> Section:
     numbers = f"{fewest} to {replicates}" if fewest < replicates else str(replicates)
     text = (
         f"{sentence(TITLES[results.metric])} in %, mean ± standard deviation over replicates (n = {numbers} "
-        "planned per arm); ECE, the expected calibration error, in % too, lower is better. Bold is the best mean of a "
-        "column, which need not be better than the next; only validation columns may choose. The dots are the "
-        "replicates’ mean shifted value. Click a heading to sort."
-    )
+        "planned per arm); ECE, the expected calibration error, in % too, lower is better. "
+        + ("" if results.tested_on else "Bold is the best mean of a column, which need not be better than the next; ")
+        + "only validation columns may choose. The dots are the replicates’ mean shifted value. Click a heading to "
+        "sort."
+    ).replace(". only", ". Only")
     if any(measure.column.startswith("robustness/mean_unseen_") for measure in results.measures):
         text += (
             " A shift is seen by a policy if the augmentation of any arm contains a change of its kind; the same "

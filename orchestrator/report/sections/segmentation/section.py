@@ -50,7 +50,12 @@ def segmentation_section(
     arm = find_best_arm(results, arms, f"val/{results.metric}")
     cases = None if arm is None else load_cases(results, ledger, arm)
     if arm is not None and cases is not None:
-        body += _show_cases(results, cases, results.labels.get(arm, arm), cache_dir)
+        body += _show_worst(results, cases, results.labels.get(arm, arm), cache_dir)
+        for name, figure in (
+            ("figure-areas", draw_areas(cases, scores.data_sets)),
+            ("figure-dice-score", draw_score(cases, SCORE, find_title(SCORE), scores.data_sets)),
+        ):
+            body += "" if figure is None else embed(figure, name)
     return Section("segmentation", "Segmentation", "How well are pixels told apart, and where not?", body)
 
 
@@ -78,26 +83,22 @@ def _score_table(results: Results, scores: DataSetScores) -> str:
 def _cell(score: DataSetScore | None, name: str) -> Cell:
     if score is None:
         return Cell("–", "")
-    small = "" if score.interval is None else f"{score.interval.low:.3f} to {score.interval.high:.3f}"
-    return Cell(f'{score.mean:.3f}<br><span class="sd">{small}</span>', score.mean)
+    digits = 3 if SEGMENTATION_METRICS[name].high <= 1 else 1  # distances are of some mm
+    small = "" if score.interval is None else f"{score.interval.low:.{digits}f} to {score.interval.high:.{digits}f}"
+    return Cell(f'{score.mean:.{digits}f}<br><span class="sd">{small}</span>', score.mean)
 
 
-def _show_cases(results: Results, cases: Cases, label: str, cache_dir: Path | None) -> str:
-    body = ""
-    if cache_dir is not None:
-        try:
-            worst = find_worst(results, cases, cache_dir, number=NUM_WORST)
-        except RobustSweepError as error:
-            return callout(f"No cases are shown, because the images could not be had here: {error}", "warn")
-        text = (
-            f"The {len(worst)} cases with the lowest Dice of the {describe_best_arm(results)} ({label}, replicate "
-            f"{cases.replicate}), of all its test images. Green: found, orange: missed, blue: invented; uncertainty: "
-            "entropy of the predicted probabilities, white is the largest."
-        )
-        body += note(text) + draw_cases(worst)
-    for name, figure in (
-        ("figure-areas", draw_areas(cases)),
-        ("figure-dice-score", draw_score(cases, SCORE, find_title(SCORE))),
-    ):
-        body += "" if figure is None else embed(figure, name)
-    return body
+def _show_worst(results: Results, cases: Cases, label: str, cache_dir: Path | None) -> str:
+    """Return the worst cases as pictures, or why there are none; nothing if none are asked for."""
+    if cache_dir is None:
+        return ""
+    try:
+        worst = find_worst(results, cases, cache_dir, number=NUM_WORST)
+    except RobustSweepError as error:
+        return callout(f"No cases are shown, because the images could not be had here: {error}", "warn")
+    text = (
+        f"The {len(worst)} cases with the lowest Dice of the {describe_best_arm(results)} ({label}, replicate "
+        f"{cases.replicate}), of all its test images. Errors: green found, orange missed, blue invented; uncertainty: "
+        "entropy of the predicted probabilities, white is the largest."
+    )
+    return note(text) + draw_cases(worst)
