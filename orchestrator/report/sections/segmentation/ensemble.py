@@ -40,8 +40,8 @@ def show_ensemble(ensemble: EnsembleScores, label: str) -> str:
             "of its members. AUGRC and AURC of 1 − Dice of the vote, and Spearman’s correlation with it, say whether "
             "cases on which the members differ are those that fail; AUROC and FPR, whether they tell a set from the "
             "test images; sensitivity is the share of a set below the threshold that 95 % of validation reach, "
-            "specificity that of the test images above it. This is one set of trained models, so there is no interval over "
-            "trainings."
+            "specificity that of the test images above it. This is one set of trained models, so there is no "
+            "interval over trainings."
         )
         body += note(text) + table(columns, rows)
     return body + ("" if ensemble.problem is None else callout(ensemble.problem, "warn"))
