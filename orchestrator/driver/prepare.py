@@ -38,6 +38,7 @@ from trainables.config import Execution, TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.data.describe import has_groups
 from trainables.data_config import DataConfig
+from trainables.errors import StudyError
 from trainables.evaluation.metrics import MAIN_METRICS
 
 
@@ -125,6 +126,11 @@ def prepare(
         WeightsUnavailableError: pretrained weights are not available.
         StudyError: settings do not fit the data, or ``ceteris_paribus: strict`` is not kept.
     """
+    if study.execution.register is not None and study.task.kind != "classification":
+        raise StudyError(
+            f"execution.register: found {study.execution.register} with task: {study.task.kind}, whose models are not "
+            "exported; leave it out"
+        )
     arms = study.arms()
     differences = {} if study.search else {"differences": _find_differences(study, arms)}
     inputs = Inputs(study.execution.cache_dir, verify=verify_data)

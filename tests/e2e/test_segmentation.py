@@ -143,6 +143,12 @@ def test_what_classifications_alone_have_is_refused(folder: Path, ledger: Ledger
         )
 
 
+def test_no_model_is_registered(tmp_path: Path, cache_dir: Path) -> None:
+    (tmp_path / "s.yaml").write_text(TEXT.replace("CACHE}", f"{cache_dir}, register: best}}"))
+    with pytest.raises(StudyError, match=r"execution.register: found best with task: segmentation"):
+        prepare(load_study(tmp_path / "s.yaml"), storage=str(tmp_path))
+
+
 @pytest.mark.parametrize(
     ("metric", "message"),
     [
