@@ -18,7 +18,7 @@ from orchestrator.analysis.results import Results
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.statistics.intervals import Interval, drop_rounding, t_interval
 from trainables.evaluation.balanced import UNSHIFTED
-from trainables.evaluation.metrics import FAILURE_METRICS, OOD_METRICS, name_failure
+from trainables.evaluation.metrics import FAILURE_METRICS, OOD_METRICS, REJECTION_METRICS, name_failure
 from trainables.evaluation.shift_means import average_by_family, average_by_type, average_shifts
 from trainables.storage.completeness import DETECTION
 
@@ -281,7 +281,7 @@ def tabulate_ood(results: Results, rows: DetectionRows, arm: str) -> OodTable | 
     units = results.group_replicates(results.trials[results.trials["name"] == arm])
     roles: dict[str, str] = {}
     values: dict[tuple[str, str], dict[str, list[float]]] = {}
-    metrics = [name for name in OOD_METRICS if name in own]
+    metrics = [name for name in (*OOD_METRICS, *REJECTION_METRICS) if name in own]
     for (score, _), part in own.assign(unit=own["replicate"].map(units)).groupby(["score", "unit"], sort=False):
         for label, role, found in _measure_sets(part, metrics):
             roles.setdefault(label, role)
@@ -311,6 +311,22 @@ COLUMNS = ("name", "score", "condition", "metric", "mean", "low", "high", "rank"
 
 
 @dataclass(frozen=True)
+class VotedSet:
+    """An ensemble of segmentations on one set, unshifted."""
+
+    name: str
+    num_cases: int
+    #: Mean Dice over cases, then classes, of the vote; None without targets.
+    vote_dice: float | None
+    #: The same of the members, their mean.
+    member_dice: float | None
+    #: aurc, augrc and spearman of pairwise Dice with the vote's Dice; empty without targets.
+    failure: Mapping[str, float]
+    #: ``OOD_METRICS`` and ``REJECTION_METRICS`` between the test set and this one; empty for the test set.
+    ood: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class EnsembleScores:
     """A deep ensemble of an arm's models. It is one unit: its values have no spread, and no interval."""
 
@@ -318,6 +334,10 @@ class EnsembleScores:
     #: Score → condition → AUGRC; severities, shifts and types of shift averaged as everywhere.
     augrc: dict[str, dict[str, float]]
     num_members: int
+    #: Sets of a segmentation, test first.
+    voted: tuple[VotedSet, ...] = ()
+    #: Why some of it is missing.
+    problem: str | None = None
 
 
 def failure_table(results: Results, rows: DetectionRows | None, ensemble: EnsembleScores | None) -> pd.DataFrame:

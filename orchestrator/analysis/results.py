@@ -29,10 +29,10 @@ from orchestrator.analysis.tables.evaluations import (
     with_unused_means,
 )
 from orchestrator.analysis.tables.formats import TextTable
-from orchestrator.analysis.tables.label_maps import describe_label_maps
+from orchestrator.analysis.tables.measures import Measure, list_measures
 from orchestrator.analysis.tables.trial_rows import MISSING, list_states, shifts_table, trials_table
 from orchestrator.analysis.tuning import choose_candidates, mark_chosen
-from orchestrator.ledger.derived import find_main_metric
+from orchestrator.ledger.derived import find_main_metric, find_task
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import STARTED, Record
 from orchestrator.planning.states import ABSENT, COMPLETE, STOPPED
@@ -40,7 +40,7 @@ from orchestrator.study.contrasts import find_units, name_unit
 from orchestrator.study.hypotheses import split_metric
 from trainables.errors import StudyError
 from trainables.evaluation.families import group_by_family
-from trainables.evaluation.metrics import EVALUATED, is_higher_better, name_over_sites, name_over_validation_shifts
+from trainables.evaluation.metrics import EVALUATED, SEGMENTATION_METRICS
 from trainables.shifts.tables import find_type
 
 #: Kind of the stages that choose the strengths of matched severities.
@@ -50,21 +50,6 @@ TITLES = {name: EVALUATED[name].title for name in ("accuracy", "balanced_accurac
 
 #: Columns of the trials table that differ between an undisturbed and a resumed run.
 _TIMES = ("duration_seconds", "peak_rss_mib", "reason")
-
-
-@dataclass(frozen=True)
-class Measure:
-    """One headline number of a trial: its column and its titles."""
-
-    column: str
-    title: str
-    #: Heading in a table that names the metric elsewhere.
-    short: str
-
-    @property
-    def higher_is_better(self) -> bool:
-        """Whether higher values are better."""
-        return is_higher_better(self.column)
 
 
 @dataclass(frozen=True)
@@ -151,6 +136,18 @@ class Results:
         trials, shifts = (table[table["name"].isin(names)] for table in (self.trials, self.shifts))
         records = {each: self.records[each] for each in trials["signature"] if each in self.records}
         return replace(self, plan=plan, records=records, trials=trials, shifts=shifts)
+
+    @cached_property
+    def tested_on(self) -> dict[str, tuple[str, ...]]:
+        """Name of an arm that has started → data sets of its validation and test images, with ``data.train_on``.
+
+        Empty if these are the same for all arms.
+        """
+        found: dict[str, tuple[str, ...]] = {}
+        for record in self.records.values():
+            data = record.config["config"]["data"]
+            found[record.config["name"]] = tuple(sorted(data.get("train_on") or data.get("datasets", ())))
+        return found if len(set(found.values())) > 1 else {}
 
     @cached_property
     def labels(self) -> dict[str, str]:
@@ -260,42 +257,8 @@ class Results:
     @cached_property
     def measures(self) -> list[Measure]:
         """Headline numbers in display order, without those that no trial has."""
-        metric, title = self.metric, TITLES[self.metric]
-        listed = [
-            Measure(f"val/{metric}", f"validation {title}", "validation"),
-            Measure(
-                name_over_validation_shifts("mean", metric), f"mean {title} on shifted validation", "shifted validation"
-            ),
-            Measure(f"id/{metric}", f"in-distribution {title}", "in-distribution test"),
-            Measure(
-                f"robustness/mean_unused_{metric}",
-                f"mean {title} under shifts not used for selection",
-                "not used for selection",
-            ),
-            Measure(f"robustness/mean_{metric}", f"mean shifted {title}", "mean shifted"),
-            Measure(f"robustness/mean_unseen_{metric}", f"mean {title} under unseen shifts", "unseen by the policies"),
-            Measure(f"robustness/mean_seen_{metric}", f"mean {title} under seen shifts", "seen by a policy"),
-            Measure(f"robustness/worst_shift_{metric}", f"{title} under the worst shift", "worst shift"),
-            Measure(f"robustness/worst_cell_{metric}", f"{title} under the worst shift × severity", "worst cell"),
-            *(Measure(f"external/{name}/{metric}", f"{name} {title}", name) for name in self.external_sets),
-            *(
-                Measure(name_over_sites(each, metric), f"{words} {title} over external sets", f"{words} external")
-                for each, words in (("mean", "mean"), ("worst", "worst"), ("sd", "sd of"))
-                if len(self.external_sets) > 1
-            ),
-            *(Measure(*each) for each in describe_label_maps(map(str, self.trials), metric, title)),
-            Measure("calibration/ece", "in-distribution ECE", "ECE"),
-            Measure("calibration/ece_scaled", "in-distribution ECE after temperature scaling", "ECE, scaled"),
-            Measure("calibration/mean_shifted_ece", "mean shifted ECE", "shifted ECE"),
-            Measure(
-                "calibration/mean_shifted_ece_scaled",
-                "mean shifted ECE after temperature scaling",
-                "shifted ECE, scaled",
-            ),
-        ]
-        return [
-            measure for measure in listed if measure.column in self.trials and self.trials[measure.column].notna().any()
-        ]
+        listed = list_measures(self.metric, TITLES[self.metric], self.external_sets, list(map(str, self.trials)))
+        return [each for each in listed if each.column in self.trials and self.trials[each.column].notna().any()]
 
     @cached_property
     def external_by_arm(self) -> dict[str, frozenset[str]]:
@@ -321,6 +284,11 @@ class Results:
         return [] if self.shifts.empty else sorted(set(self.shifts["set"].unique()) - {"test", "val"})
 
 
+def list_titles(task: str) -> dict[str, str]:
+    """Return metric → title, for those in ``TITLES`` that the trials of a task have."""
+    return {name: title for name, title in TITLES.items() if (name in SEGMENTATION_METRICS) == (task == "segmentation")}
+
+
 def load_results(ledger: Ledger, metric: str | None = None, *, states: Mapping[str, str] | None = None) -> Results:
     """Return the tables of a study, which may be unfinished.
 
@@ -333,10 +301,13 @@ def load_results(ledger: Ledger, metric: str | None = None, *, states: Mapping[s
         StudyError: the study has never been planned, or ``metric`` is not one that every shift has.
         StorageError: a file of the ledger is damaged; the message names it.
     """
-    if metric is not None and metric not in TITLES:
-        raise StudyError(f"asked for a report by the metric {metric!r}; expected one of {', '.join(TITLES)}")
     plan, states = ledger.read_plan(), ledger.states() if states is None else states
     metric = find_main_metric(plan) if metric is None else metric
+    if metric not in (known := list_titles(find_task(plan))):
+        raise StudyError(
+            f"asked for results of {plan['study']}, a study of {find_task(plan)}, by the metric {metric!r}; expected "
+            f"one of {', '.join(known)}"
+        )
     planned = {trial["signature"] for trial in plan["trials"]}
     started = [signature for signature in sorted(planned) if states.get(signature, ABSENT) in STARTED]
     records, evaluations, packer = {}, {}, Packer()

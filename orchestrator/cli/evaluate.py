@@ -29,6 +29,7 @@ def evaluate(
 
     from orchestrator.cli.lookup import open_study
     from orchestrator.driver.evaluate import add_views, evaluate_trials, list_addable_scores
+    from orchestrator.ledger.derived import check_is_classification
     from orchestrator.ledger.lease import Lease
     from orchestrator.ledger.ledger import Ledger
     from orchestrator.report.write import write_report
@@ -37,6 +38,7 @@ def evaluate(
 
     loaded = open_study(study, storage=storage, overrides=overrides or ())
     ledger = Ledger(storage or loaded.execution.storage, loaded.study)
+    check_is_classification(ledger.read_plan(), "add scores or label maps to the trials")
     uri = resolve_tracking_uri(ledger, flag=mlflow, study_value=loaded.execution.mlflow)
     names = list_addable_scores() if scores is None else [name.strip() for name in scores.split(",") if name.strip()]
     with Lease(ledger):

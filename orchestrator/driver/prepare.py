@@ -35,8 +35,10 @@ from orchestrator.study.grid import Arm
 from orchestrator.study.report_config import describe_reference, find_matching_references
 from orchestrator.study.study_file import Study, compute_study_sha256
 from trainables.config import Execution, TrialConfig
+from trainables.data.dataset import Dataset
 from trainables.data.describe import has_groups
 from trainables.data_config import DataConfig
+from trainables.errors import StudyError
 from trainables.evaluation.metrics import MAIN_METRICS
 
 
@@ -124,6 +126,11 @@ def prepare(
         WeightsUnavailableError: pretrained weights are not available.
         StudyError: settings do not fit the data, or ``ceteris_paribus: strict`` is not kept.
     """
+    if study.execution.register is not None and study.task.kind != "classification":
+        raise StudyError(
+            f"execution.register: found {study.execution.register} with task: {study.task.kind}, whose models are not "
+            "exported; leave it out"
+        )
     arms = study.arms()
     differences = {} if study.search else {"differences": _find_differences(study, arms)}
     inputs = Inputs(study.execution.cache_dir, verify=verify_data)
@@ -294,6 +301,19 @@ def _describe_data(config: DataConfig, inputs: Inputs) -> dict[str, Any]:
         else None,
         "num_sites": {name: count for name, images in sets.items() if (count := len(set(images.sites) - {""}))},
         "modality": data.modality,
+        **({"components": _describe_components(data)} if len(data.components) > 1 else {}),
+    }
+
+
+def _describe_components(data: Dataset) -> dict[str, dict[str, int | None]]:
+    """Return name of each data set in one → numbers of its test images, and of their patients if they are known."""
+    test, known = data.splits["test"], has_groups(data)
+    return {
+        name: {
+            "num_images": int((of := test.labels == index).sum()),
+            "num_patients": len(set(test.groups[of].tolist())) if known else None,
+        }
+        for index, name in enumerate(data.components)
     }
 
 

@@ -14,6 +14,7 @@ from orchestrator.explorer.images import Images
 from orchestrator.explorer.jobs import Job, Jobs, Painter
 from orchestrator.explorer.prepared import Prepared
 from orchestrator.ledger.annotations import Annotation, annotate
+from orchestrator.ledger.derived import check_is_classification
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.states import ABSENT, COMPLETE
 from trainables.errors import StudyError
@@ -42,6 +43,7 @@ class ExploredStudy:
     def __init__(self, ledger: Ledger, cache_dir: Path) -> None:
         self.ledger, self.cache_dir = ledger, cache_dir
         self.plan = ledger.read_plan()
+        check_is_classification(self.plan, "show the images")
         states = ledger.states()
         self.trials = [
             TrialEntry(number, each["signature"], _name(each), each["replicate"], states.get(each["signature"], ABSENT))

@@ -11,6 +11,8 @@ from importlib import metadata
 from typing import Any
 
 from orchestrator.planning.states import ABSENT
+from trainables.errors import StudyError
+from trainables.evaluation.metrics import MAIN_METRICS
 from trainables.frozen import canonical_json
 from trainables.storage.completeness import describe_files, find_change
 from trainables.storage.folder import Folder
@@ -41,7 +43,30 @@ _FILES = (PAGE, *(f"report/{name}" for name in TABLES | PAPER_TABLES))
 
 def find_main_metric(plan: Mapping[str, Any]) -> str:
     """Return the metric by which the arms of a study are compared, unless another is given."""
-    return str(plan.get("metric", "balanced_accuracy"))
+    return str(plan.get("metric", MAIN_METRICS["classification"]))
+
+
+def find_task(plan: Mapping[str, Any]) -> str:
+    """Return the kind of task of a study: classification or segmentation."""
+    metric = find_main_metric(plan)
+    return next(task for task, each in MAIN_METRICS.items() if each == metric)
+
+
+def check_is_classification(plan: Mapping[str, Any], wanted: str) -> None:
+    """Check that a study classifies images.
+
+    Args:
+        plan: plan of the study.
+        wanted: what needs one class per image, in words that follow "asked to".
+
+    Raises:
+        StudyError: it segments them.
+    """
+    if find_task(plan) != "classification":
+        raise StudyError(
+            f"asked to {wanted} of {plan['study']}, which is a study of segmentations; expected one that classifies "
+            "images (task: classification). Its report shows cases, data sets and scores"
+        )
 
 
 @dataclass(frozen=True)

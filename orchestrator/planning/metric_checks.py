@@ -119,6 +119,8 @@ def find_undefined(metric: str, config: TrialConfig, data: Dataset) -> str | Non
     if find_detection(metric) is not None:
         return _find_undefined_detection(metric, config, data)
     if find_representation(metric) is not None:
+        if data.components:
+            return "it is a statistic of the features of classifications, and task is segmentation"
         return _find_undefined_representation(metric.partition("/")[2], config)
     view, within = split_view(metric)
     if view:
@@ -196,7 +198,9 @@ def _find_undefined_score(metric: str, config: TrialConfig, data: Dataset) -> st
 def _find_undefined_of_task(name: str, kind: str, component: str, data: Dataset) -> str | None:
     """Return why these data admit no such metric, or no number ``dataset/<component>/…``, None if they do."""
     if name != NUM_PARAMETERS.name and (name in SEGMENTATION_METRICS) != bool(data.components):
-        return f"{name} is a metric of {'images' if data.components else 'pixels'}, and the classes are those of others"
+        if data.components:
+            return f"{name} is a metric of one class per image, and task is segmentation; expected one such as dice"
+        return f"{name} is a metric of segmentations, and task is classification; expected one such as accuracy"
     if kind != "dataset" or (component in data.components and data.components[1:]):
         return None
     return f"there are {', '.join(data.components)}" if data.components[1:] else "data.kind is not datasets"
@@ -211,7 +215,11 @@ def _find_undefined_detection(metric: str, config: TrialConfig, data: Dataset) -
 
     kind, score, *rest = metric.removeprefix("validation/").split("/")
     expected = {"failure": HEADLINE_FAILURE, "ood": HEADLINE_OOD}[kind]
-    if score not in CONFIDENCE_SCORES and not score.startswith("pytorch_ood."):
+    if data.components:
+        reason = _find_undefined_of_cases(score, rest[0], config)
+        if reason is not None:
+            return reason
+    elif score not in CONFIDENCE_SCORES and not score.startswith("pytorch_ood."):
         return f"there is no confidence score {score!r}{suggest(score, list(CONFIDENCE_SCORES))}"
     if score in CONFIDENCE_SCORES and CONFIDENCE_SCORES[score].needs == "members":
         return f"{score} is computed from several models, in the report"
@@ -220,6 +228,18 @@ def _find_undefined_detection(metric: str, config: TrialConfig, data: Dataset) -
     if kind == "failure":
         return _find_unmeasured(rest[0], config, data)
     return _find_no_set("/".join(rest[:-1]), config, data)
+
+
+def _find_undefined_of_cases(score: str, number: str, config: TrialConfig) -> str | None:
+    """Return why no trial on segmentations has such a score, or not under shifts, None if it has."""
+    from trainables.evaluation.confidence import OF_LAYERS, list_segmentation_scores, split_score
+
+    known = list_segmentation_scores(config.evaluation.store_layers)
+    if score not in known:
+        return f"segmentations have no score {score!r}{suggest(score, known)}; expected one of {', '.join(known)}"
+    if split_score(score)[0] in OF_LAYERS and number.startswith("mean_shifted_"):
+        return f"{score} is computed of unshifted images alone"
+    return None
 
 
 def _find_undefined_representation(name: str, config: TrialConfig) -> str | None:

@@ -20,6 +20,9 @@ _WORDS = {
     "balanced accuracy": "Mean over classes of the share of their images that is recognised.",
     "AUROC": "Probability that an image of a class gets a higher score for it than one of another class; mean over "
     "classes.",
+    "Dice": "Twice the pixels that truth and prediction have in common, over the pixels of both; mean over cases, then "
+    "over classes.",
+    "case": "One image of a segmentation.",
     "ECE": "Expected calibration error: how far confidence and accuracy are apart; lower is better.",
     "chance": "Score of guessing: 1 / number of classes for balanced accuracy, 50 % for AUROC. Accuracy and ECE have "
     "none that holds for every set.",
@@ -36,6 +39,16 @@ _WORDS = {
 }
 
 
-def glossary_section() -> Section:
-    """Return the section that explains the words of the page."""
-    return Section("glossary", "Glossary", "What the words mean", facts(_WORDS))
+#: Words that only the pages of one task have.
+_OF_TASK = {"classification": ("balanced accuracy", "AUROC", "chance"), "segmentation": ("Dice", "case")}
+
+
+def glossary_section(task: str) -> Section:
+    """Return the section that explains the words of the page.
+
+    Args:
+        task: classification or segmentation.
+    """
+    others = {word for name, words in _OF_TASK.items() if name != task for word in words}
+    shown = {word: meaning for word, meaning in _WORDS.items() if word not in others}
+    return Section("glossary", "Glossary", "What the words mean", facts(shown))

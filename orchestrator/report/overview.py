@@ -10,14 +10,21 @@ from typing import Any
 import pandas as pd
 
 from orchestrator.analysis.inference.verdicts import Verdict
-from orchestrator.analysis.results import TITLES, Results
+from orchestrator.analysis.results import Results, list_titles
 from orchestrator.analysis.wording import sentence
+from orchestrator.ledger.derived import find_task
 from orchestrator.planning.plan import describe_skipped_briefly
 from orchestrator.report.page import Section, views
 from orchestrator.report.sections.answer import Answer
 from orchestrator.report.sections.verdicts import css_of, describe_effect
 from orchestrator.report.style import CHANCE_LINE, HEADLINE, NEUTRAL, Figure, floats, layout_of
-from trainables.evaluation.metrics import METRICS, find_chance
+from trainables.evaluation.metrics import (
+    EVALUATED,
+    MAIN_CALIBRATION,
+    find_chance,
+    name_over_shifts,
+    name_unshifted,
+)
 
 #: Most arms that are drawn: more than two dozen lines of text are not read at a glance.
 MAX_ARMS = 24
@@ -25,11 +32,6 @@ MAX_ARMS = 24
 _ROW, _HEAD, _FOOT = 31, 34, 44
 #: Name, colour and symbol of both values of an arm.
 _LOOKS = (("unshifted", NEUTRAL, "circle-open"), ("mean over shifts", HEADLINE, "circle"))
-#: Metric → columns of the unshifted and the shifted value.
-_COLUMNS = {
-    **{name: (f"id/{name}", f"robustness/mean_{name}") for name in TITLES},
-    "ece": ("calibration/ece", "calibration/mean_shifted_ece"),
-}
 
 
 def overview_section(
@@ -53,9 +55,11 @@ def overview_section(
         for each in words.statements
     )
     more = '<p class="more jump"><a href="#verdicts">verdicts in full</a></p>' if verdicts else ""
-    metrics = dict.fromkeys((results.metric, *_COLUMNS)) if len(parts) == 1 else [results.metric]
+    task = find_task(results.plan)
+    every = (results.metric, *list_titles(task), MAIN_CALIBRATION[task])
+    metrics = dict.fromkeys(every) if len(parts) == 1 else [results.metric]
     figures = {
-        label or METRICS[name].title: figure
+        label or EVALUATED[name].title: figure
         for label, (of_part, _, arms) in parts.items()
         for name in metrics
         if (figure := _figure(of_part, _with_means(of_part, arms, name), name)) is not None
@@ -91,9 +95,14 @@ def _brief_verdict(verdict: Verdict) -> str:
     )
 
 
+def _columns(metric: str) -> tuple[str, str]:
+    """Return the columns of the unshifted and the shifted value of a metric."""
+    return name_unshifted(metric), name_over_shifts("mean", metric)
+
+
 def _with_means(results: Results, arms: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Return the arms with mean and n of both values of a metric, which ``arms_table`` has for one metric alone."""
-    for column in _COLUMNS[metric]:
+    for column in _columns(metric):
         if column in results.trials and f"{column}.mean" not in arms:
             found = results.complete.groupby("name")[column].agg(["mean", "count"])
             arms = arms.join(found.set_axis([f"{column}.mean", f"{column}.n"], axis=1), on="name")
@@ -101,7 +110,7 @@ def _with_means(results: Results, arms: pd.DataFrame, metric: str) -> pd.DataFra
 
 
 def _figure(results: Results, arms: pd.DataFrame, metric: str) -> Figure | None:
-    clean, shifted = _COLUMNS[metric]
+    clean, shifted = _columns(metric)
     if f"{clean}.mean" not in arms or f"{shifted}.mean" not in arms:
         return None
     shown, num_arms = sort_arms(arms, f"{shifted}.mean", metric)
@@ -129,7 +138,7 @@ def sort_arms(arms: pd.DataFrame, column: str, metric: str, *, most: int = MAX_A
         most: largest number of arms to return.
     """
     defined = arms.dropna(subset=[column])
-    ascending = not METRICS[metric].higher_is_better
+    ascending = not EVALUATED[metric].higher_is_better
     return defined.sort_values(column, ascending=ascending, kind="stable").iloc[:most], len(defined)
 
 
@@ -161,7 +170,7 @@ def draw_arms(
     chance = find_chance(metric, num_classes)
     data += [] if chance is None else [_chance(chance, len(arms))]
     layout = layout_of(
-        xaxis={"tickformat": ".0%", "zeroline": False, "title": {"text": METRICS[metric].title}},
+        xaxis={"tickformat": ".0%", "zeroline": False, "title": {"text": EVALUATED[metric].title}},
         yaxis={"visible": False, "range": [-0.5, len(arms) - 0.1]},
         annotations=[_label(name, row) for name, row in zip(arms["label"], rows.values(), strict=True)],
     )
@@ -169,7 +178,7 @@ def draw_arms(
     return Figure(
         title="How much of each arm’s score is left under shift?",
         note=(
-            f"{sentence(METRICS[metric].title)}: open dots unshifted, filled dots the mean over {shifts}; large the "
+            f"{sentence(EVALUATED[metric].title)}: open dots unshifted, filled dots the mean over {shifts}; large the "
             f"mean of an arm, small its replicates (n ≤ {int(arms['planned'].max())}). {note}"
         ),
         data=data,

@@ -31,6 +31,7 @@ from orchestrator.ledger.derived import (
     Report,
     Source,
     compute_state,
+    find_task,
     locate_report,
     write_source,
 )
@@ -107,7 +108,8 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str | None = None, 
         label: _examples(part.results, cache_dir) if examples else (None, None) for label, part in parts.items()
     }
     detections = {label: load_detection_rows(part.results, ledger) for label, part in parts.items()}
-    ensembles = {label: _score_chosen(part, ledger, detections[label]) for label, part in parts.items()}
+    images_dir = cache_dir if examples else None
+    ensembles = {label: _score_chosen(part, ledger, detections[label], images_dir) for label, part in parts.items()}
     failures = [failure_table(part.results, detections[label], ensembles[label]) for label, part in parts.items()]
     shown = {label: (part.results, part.words, part.arms) for label, part in parts.items()}
     sections = [overview_section(results, verdicts, shown), verdict_section(results, verdicts)]
@@ -116,17 +118,15 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str | None = None, 
         sections += [] if overall is None else [within(overall, "All data sets", 0)]
     for number, (label, part) in enumerate(parts.items(), start=1):
         detected = detections[label], ensembles[label]
-        drawn = (*pictures[label], cache_dir if examples else None)
+        drawn = (*pictures[label], images_dir)
         of_part = _list_sections(part, ledger, detected, usage if part is whole else None, drawn)
         sections += of_part if part is whole else [within(each, label, number) for each in of_part if each is not None]
     provenance_of_all = provenance.provenance_section(
         results, digest=digest, files=TABLES | PAPER_TABLES, compute=describe_compute(ledger, budget_status)
     )
-    page = _render(
-        results,
-        [*sections, notes_section(results), left_out_section(results), provenance_of_all, glossary_section()],
-        budget_status,
-    )
+    words = glossary_section(find_task(results.plan))
+    ending = [notes_section(results), left_out_section(results), provenance_of_all, words]
+    page = _render(results, [*sections, *ending], budget_status)
     tables = {
         "trials.csv": results.trained.text["trials"],
         "arms.csv": TextTable(whole.arms),
@@ -139,10 +139,10 @@ def write_report(ledger: Ledger, *, cache_dir: Path, metric: str | None = None, 
     }
     papers = paper_tables(results, whole.arms, whole.shown)
     _write(ledger.root, page, {n: table.csv() for n, table in tables.items()} | papers)
-    words = {label: part.words for label, part in parts.items()}
+    answers = {label: part.words for label, part in parts.items()}
     report = locate_report(
         ledger.root,
-        summary="\n".join([_summary(results, words, budget_status), *summarise_verdicts(verdicts)]),
+        summary="\n".join([_summary(results, answers, budget_status), *summarise_verdicts(verdicts)]),
         counts=results.counts,
         results_sha256=digest,
         page_sha256=hashlib.sha256(page.encode()).hexdigest(),
@@ -183,19 +183,40 @@ class _Computed:
 def _compute(results: Results) -> _Computed:
     # The arms of a search are no grid, so they cannot be paired.
     measures = [] if "search" in results.plan else results.measures
+    effects = compute_all_effects(results, [measure.column for measure in measures])
+    if results.tested_on:  # levels that are tested on other images do not compare
+        effects = {
+            measure: [each for each in found if _is_same_test(results, each)] for measure, found in effects.items()
+        }
     return _Computed(
         results,
         arms_table(results),
-        compute_all_effects(results, [measure.column for measure in measures]),
+        {measure: found for measure, found in effects.items() if found},
         balanced_errors_table(results),
         costs_table(results),
     )
 
 
-def _score_chosen(part: _Computed, ledger: Ledger, rows: DetectionRows | None) -> EnsembleScores | None:
+def _is_same_test(results: Results, effect: Effect) -> bool:
+    """Return whether the arms of both levels of an effect have the same test images."""
+    column = results.trials[f"arm/{effect.factor}"]
+    of_levels = (
+        sorted(results.tested_on.get(str(name), ()) for name in results.trials["name"][column == level].unique())
+        for level in (effect.level, effect.reference)
+    )
+    return len(set(map(tuple, of_levels))) == 1
+
+
+def _score_chosen(
+    part: _Computed, ledger: Ledger, rows: DetectionRows | None, images_dir: Path | None
+) -> EnsembleScores | None:
     """Return the deep ensemble of the arm that validation chooses."""
     chosen = find_best_arm(part.results, part.arms, f"val/{part.results.metric}")
-    return score_ensemble(part.results, ledger, rows, chosen)
+    if rows is None or find_task(part.results.plan) == "classification":
+        return score_ensemble(part.results, ledger, rows, chosen)
+    from orchestrator.analysis.segmentation.ensemble import score_segmentations  # imports torch
+
+    return score_segmentations(part.results, ledger, chosen, images_dir)
 
 
 def _list_sections(
@@ -227,11 +248,11 @@ def _list_sections(
         shifts_section(results, arms, main),
         balanced_section(results, part.balanced),
         failure_section(results, ledger, detections, ensemble, arms),
-        ood_section(results, detections, arms),
+        ood_section(results, detections, ensemble, arms),
         marked_section(results, ledger),
         representation_section(results, ledger),
         attribution_section(results, ledger, cache_dir),
-        segmentation_section(results, ledger, arms, cache_dir),
+        segmentation_section(results, ledger, ensemble, arms, cache_dir),
         transfer_section(results, main),
         trade_off_section(results, arms, main),
         training_section(results, main),

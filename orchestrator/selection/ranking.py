@@ -16,7 +16,7 @@ from orchestrator.planning.states import COMPLETE, STOPPED
 from orchestrator.planning.works import tell_remarks
 from orchestrator.statistics.intervals import summarise
 from trainables.errors import ConfigError, StudyError
-from trainables.evaluation.metrics import AGGREGATES, METRICS, is_higher_better, name_over_validation_shifts
+from trainables.evaluation.metrics import AGGREGATES, EVALUATED, is_higher_better, name_over_validation_shifts
 
 BEST, ONE_STANDARD_ERROR = "best", "one-standard-error"
 RULES = {
@@ -30,7 +30,7 @@ VALIDATION, _HEADLINE = "val/", "validation/"
 #: Columns of failure detection have it, too: failure/<score>/… names that on validation, like a metric's short name.
 _FAILURE = "failure/"
 #: Columns over shifted validation images: numbers of the trial alone, so that they have the longer prefix.
-_OVER_SHIFTS = frozenset(name_over_validation_shifts(how, metric) for how in AGGREGATES for metric in METRICS)
+_OVER_SHIFTS = frozenset(name_over_validation_shifts(how, metric) for how in AGGREGATES for metric in EVALUATED)
 
 
 @dataclass(frozen=True)

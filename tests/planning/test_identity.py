@@ -14,6 +14,7 @@ from trainables.data.load import load_dataset
 from trainables.data_config import CsvData, MedmnistData, PhantomData
 from trainables.frozen import canonical_json
 from trainables.pretraining_config import ContrastivePretraining, ImageNetPretraining
+from trainables.task_config import SegmentationTask
 
 FINGERPRINT = "0123456789abcdef"
 STUDY = "factors: {pretraining: {a: scratch, b: {kind: contrastive, epochs: 3}}, augmentation: [none, strong]}\n"
@@ -54,7 +55,8 @@ def test_a_signature_is_short_hexadecimal_and_repeatable() -> None:
 
 def test_all_defaults_are_spelled_out() -> None:
     identity = compute_identity(TrialConfig())
-    assert set(identity) == set(TrialConfig.model_fields) - {"matching", "earlier_encoders"}
+    assert set(identity) == set(TrialConfig.model_fields) - {"matching", "earlier_encoders", "task"}
+    assert compute_identity(TrialConfig(task=SegmentationTask()))["task"]["kind"] == "segmentation"
     assert identity["training"]["learning_rate"] == 1e-3
     assert identity["evaluation"]["severities"] == [1, 2, 3, 4, 5]
     assert compute_signature(TrialConfig.model_validate({"training": {"epochs": 20}}), "x") == compute_signature(

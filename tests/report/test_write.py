@@ -12,7 +12,7 @@ import plotly.graph_objects as go
 import pytest
 
 from orchestrator.analysis.wording import flatten
-from orchestrator.ledger.derived import DEFAULT_METRIC, Report, Source, compute_state, read_report
+from orchestrator.ledger.derived import Report, Source, compute_state, read_report
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.examples import build_examples
 from orchestrator.report.page import pack, read_figures, unpack
@@ -242,7 +242,7 @@ def test_many_trainings_are_thinned_and_the_page_says_so(tmp_path: Path, monkeyp
 def test_a_report_remembers_what_it_was_made_from(tmp_path: Path) -> None:
     ledger = make_fake_ledger(tmp_path, replicates=1)
     report, page = render(ledger, tmp_path)
-    source = Source(compute_state(ledger.read_plan(), ledger.states()), DEFAULT_METRIC, examples=False)
+    source = Source(compute_state(ledger.read_plan(), ledger.states()), "balanced_accuracy", examples=False)
     assert read_report(ledger.root, source) == report
     assert report.page_sha256 == hashlib.sha256(page.encode()).hexdigest()
     for other in (replace(source, metric="auroc"), replace(source, examples=True), replace(source, state="x")):

@@ -36,6 +36,7 @@ from tests.support.plans import StatedFacts, plan_of
 from tests.support.study_texts import HEAD, problems
 from trainables.errors import StudyError
 from trainables.evaluation.classification import compute_metrics
+from trainables.evaluation.metrics import SEGMENTATION_METRICS, find_metric
 from trainables.evaluation.robustness import summarise_rows
 from trainables.evaluation.validation_fit import fit_on_validation
 
@@ -318,7 +319,22 @@ def test_the_metrics_are_those_that_trials_have() -> None:
     ]  # fmt: skip
     of_trials = set(summarise_rows(rows)) | {f"val/{name}" for name in metrics}
     single = {f"external/{name}/{metric}" for name in ("lyon", "paris") for metric in metrics}
-    assert of_trials - single == set(list_metrics())
+    of_segmentations = {name for name in list_metrics() if find_metric(name).name in SEGMENTATION_METRICS}
+    assert of_trials - single == set(list_metrics()) - of_segmentations
+
+
+def test_segmentations_have_the_same_numbers_of_their_own_metrics() -> None:
+    values = dict.fromkeys(SEGMENTATION_METRICS, 0.5)
+    rows = [
+        {"set": name, "shift": shift, "severity": severity, "metrics": values}
+        for name, shift, severity in (
+            ("test", "identity", 0), ("test", "jpeg", 1), ("lyon", "identity", 0), ("paris", "identity", 0),
+        )
+    ]  # fmt: skip
+    of_trials = set(summarise_rows(rows)) | {f"val/{name}" for name in values}
+    single = {f"external/{name}/{metric}" for name in ("lyon", "paris") for metric in values}
+    known = {name for name in list_metrics() if find_metric(name).name in SEGMENTATION_METRICS}
+    assert of_trials - single == known
 
 
 # ------------------------------------------------------------------ contrasts

@@ -33,6 +33,8 @@ def with_foreign_sets(
 ) -> Dataset:
     """Return ``dataset`` with the test images of every ``evaluation.foreign`` source in ``ood``, labels −1.
 
+    Masks of a source say nothing about the classes of the study, and are left out.
+
     Args:
         dataset: data set of the study.
         data: its config.
@@ -53,5 +55,5 @@ def with_foreign_sets(
                 + "".join(f", {each}" for each in dataset.external)
             )
         images = load_dataset(fit_foreign_data(source.data, data), cache_dir=cache_dir, verify=verify).splits["test"]
-        found[name] = replace(images, name=name, labels=np.full(len(images), -1))
+        found[name] = replace(images, name=name, labels=np.full(len(images), -1), targets=None)
     return replace(dataset, ood=found)

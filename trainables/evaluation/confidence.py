@@ -7,7 +7,7 @@ log(p / (1 − p)), an uncertainty u ≥ 0 as −log u. ``ConfidenceScore.read``
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -213,6 +213,22 @@ CONFIDENCE_SCORES: dict[str, ConfidenceScore] = {
         *_from_features(),
     )
 }
+
+
+#: Scores of the pixels of one pass, which segmentations have in all ``AGGREGATIONS``.
+OF_PIXELS = ("msr", "predictive_entropy", "energy", "margin")
+#: Scores of what is recorded of layers and images, which segmentations have of unshifted images.
+OF_LAYERS = ("spectral_signature", "mahalanobis", "knn", "intensity_histogram")
+
+
+def list_segmentation_scores(layers: Sequence[str]) -> list[str]:
+    """Return the names of the scores that a trial on segmentations has, as in headline numbers.
+
+    Args:
+        layers: ``evaluation.store_layers``, each of which has a spectral signature, and all together.
+    """
+    of_layers = (f"spectral_signature.{layer}" for layer in (*layers, "all")) if layers else ()
+    return [*(f"{score}.{part}" for score in OF_PIXELS for part in AGGREGATIONS), *OF_LAYERS, *of_layers]
 
 
 def split_score(name: str) -> tuple[str, str]:

@@ -20,7 +20,7 @@ from orchestrator.planning.works import tell_remarks
 from orchestrator.statistics.intervals import summarise
 from orchestrator.study.grid import Grid
 from trainables.errors import StudyError
-from trainables.evaluation.metrics import METRICS
+from trainables.evaluation.metrics import EVALUATED
 from trainables.evaluation.shift_means import average_shifts
 
 #: Columns of the trials table of a comparison → their titles. The means are over the shifts that all studies have.
@@ -237,7 +237,7 @@ def _average_common(
         return nothing, nothing
     cells = cells_table(results.test_rows, metric).reindex(signatures)[list(common.cells)]
     means = average_shifts(cells.to_numpy(dtype=np.float64), [name for name, _ in common.cells])
-    mean, _, worst = means.aggregate(METRICS[metric].higher_is_better)
+    mean, _, worst = means.aggregate(EVALUATED[metric].higher_is_better)
     return mean, worst
 
 

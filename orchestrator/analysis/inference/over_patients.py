@@ -17,6 +17,7 @@ from orchestrator.analysis.predictions.patients import (
     assess_patients,
 )
 from orchestrator.analysis.results import Results
+from orchestrator.ledger.derived import find_task
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.study.hypotheses import Hypothesis, find_shift_metric, split_metric
 from trainables.errors import StorageError
@@ -50,6 +51,9 @@ def _assess(results: Results, ledger: Ledger, hypothesis: Hypothesis, measured: 
     measurement, num_trials = _find_measurement(results, hypothesis, compared), len(compared)
     if measurement is None:
         return None
+    if find_task(results.plan) != "classification":
+        problem = "no interval over patients: there is none for segmentations"
+        return PatientAssessment(None, problem, len(treatment))
     data = results.plan["data"]
     size = data["num_images"].get(measurement.set_name, 0) * len(data["classes"]) * len(measurement.cells) * num_trials
     if size > _MAX_NUMBERS:

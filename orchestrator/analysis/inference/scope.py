@@ -95,14 +95,25 @@ def find_scope(
         return Scope(num_models, num_encoders, remarks=remarks)
     metric = split_view(metric)[1]
     kind, name, _ = split_metric(metric)
-    if kind == "external":
+    if kind == "external" or (kind == "dataset" and name in data["num_images"]):
         sets = [name]
+    elif kind == "dataset":  # its part of the test set
+        part = data.get("components", {}).get(name, {})
+        return Scope(
+            num_models,
+            num_encoders,
+            images=f"test ({name})",
+            num_images=part.get("num_images"),
+            num_patients=part.get("num_patients"),
+            has_own_splits=_has_own_splits(plan),
+            remarks=remarks,
+        )
     elif metric.startswith("external/"):  # a mean over all of them
         sets = list(external)
     else:
         sets = ["val" if metric.startswith(("val/", "validation/")) else "test"]
     # Plans of older versions lack these.
-    patients, sites, base = data.get("num_patients"), data.get("num_sites", {}), plan.get("base")
+    patients, sites = data.get("num_patients"), data.get("num_sites", {})
     is_external, images = metric.startswith("external/"), data["num_images"] | external
     return Scope(
         num_models,
@@ -111,9 +122,15 @@ def find_scope(
         num_images=sum(images.get(each, 0) for each in sets),
         num_patients=sum(patients[each] for each in sets) if patients and patients.keys() >= set(sets) else None,
         num_sites=len(sets) if is_external else sites.get(sets[0]),
-        has_own_splits=None if base is None else base["data"].get("split") == "per_replicate",
+        has_own_splits=_has_own_splits(plan),
         remarks=remarks,
     )
+
+
+def _has_own_splits(plan: Mapping[str, Any]) -> bool | None:
+    """Return whether every replicate has a split of its own, None if the plan does not record it."""
+    base = plan.get("base")
+    return None if base is None else base["data"].get("split") == "per_replicate"
 
 
 def _add_up(scopes: Sequence[Scope]) -> Scope:

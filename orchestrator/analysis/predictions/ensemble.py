@@ -10,6 +10,7 @@ from jaxtyping import Float32
 
 from orchestrator.analysis.failure_detection import DetectionRows, EnsembleScores, measure_conditions
 from orchestrator.analysis.results import Results
+from orchestrator.ledger.derived import find_task
 from orchestrator.ledger.ledger import Ledger
 from trainables.evaluation.confidence import compute_augrc
 from trainables.evaluation.detection.sample_scores import average_members, compute_ensemble_scores
@@ -23,8 +24,8 @@ def score_ensemble(
 ) -> EnsembleScores | None:
     """Return the scores of the deep ensemble of an arm's complete trials, on every set that they are judged on.
 
-    None without rows or an arm, with fewer than two models, or if no set is the same for all of them. A set that is
-    not, or that has more outputs than ``MAX_OUTPUTS``, is left out.
+    None without rows or an arm, with fewer than two models, of segmentations, whose outputs are not stored, or if no
+    set is the same for all of them. A set that is not, or that has more outputs than ``MAX_OUTPUTS``, is left out.
 
     Args:
         results: tables of the study.
@@ -36,7 +37,7 @@ def score_ensemble(
         StorageError: predictions are damaged.
     """
     complete = results.complete[results.complete["name"] == arm]
-    if rows is None or len(complete) < 2:
+    if rows is None or len(complete) < 2 or find_task(results.plan) != "classification":
         return None
     own = rows.failures[rows.failures["name"] == arm]
     signatures = [str(each) for each in complete["signature"]]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from jaxtyping import Bool
 
 from orchestrator.analysis.results import Results
 from orchestrator.ledger.ledger import Ledger
@@ -21,6 +22,20 @@ class Cases:
     signature: str
     replicate: int
     sets: tuple[SegmentedSet, ...]
+    #: Names of the data sets that ``sources`` of the sets count through; empty for a single one.
+    data_sets: tuple[str, ...] = ()
+
+    def list_parts(self) -> list[tuple[str, SegmentedSet, Bool[np.ndarray, " n"]]]:
+        """Return name, set and images of every data set of the test images, or of every set where there is one."""
+        parts: list[tuple[str, SegmentedSet, Bool[np.ndarray, " n"]]] = []
+        for stored in self.sets:
+            if len(self.data_sets) < 2:
+                parts.append((stored.name, stored, np.ones(len(stored.ids), dtype=np.bool_)))
+                continue
+            parts += [
+                (self.data_sets[index], stored, stored.sources == index) for index in np.unique(stored.sources).tolist()
+            ]
+        return parts
 
 
 @dataclass(frozen=True)
@@ -53,7 +68,9 @@ def load_cases(results: Results, ledger: Ledger, arm: str) -> Cases | None:
     names = [name for name in ("test", *results.external_sets) if locate_segmented(name) in known]
     if not names:
         return None
-    return Cases(signature, int(rows["replicate"].iloc[0]), tuple(load_segmented(folder, name) for name in names))
+    data_sets = tuple(results.records[signature].config["config"]["data"].get("datasets", ()))
+    stored = tuple(load_segmented(folder, name) for name in names)
+    return Cases(signature, int(rows["replicate"].iloc[0]), stored, data_sets)
 
 
 def find_worst(results: Results, cases: Cases, cache_dir: Path, *, number: int) -> list[Case]:

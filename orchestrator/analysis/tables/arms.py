@@ -44,3 +44,10 @@ def find_best_arm(results: Results, arms: pd.DataFrame, measure: str) -> str | N
     if column not in eligible or not eligible[column].notna().any():
         return None
     return str(eligible["name"].iloc[int(eligible[column].argmax())])
+
+
+def describe_best_arm(results: Results) -> str:
+    """Return what the arm with the best validation value is, as a noun without an article."""
+    if results.tested_on:
+        return "arm with the best validation value on its own data sets"
+    return "arm that validation chooses"

@@ -20,7 +20,7 @@ from orchestrator.report.sections.answer import measured_cell
 from orchestrator.report.style import Figure
 from orchestrator.statistics.intervals import MIN_REPLICATES
 from orchestrator.statistics.paired_tests import min_units, smallest_p
-from trainables.evaluation.metrics import METRICS
+from trainables.evaluation.metrics import EVALUATED
 
 EXPLORATORY = (
     "Exploratory: this comparison was made after the results. No hypothesis was registered for it, and the studies may "
@@ -118,7 +118,7 @@ def arms_section(compared: Comparison) -> Section:
             Cell(escape(arm["arm"])),
             Cell(f"{arm[COMPLETE]} / {arm['planned']}", int(arm[COMPLETE])),
             *(
-                measured_cell(on_same[data[arm["study"]]], arm, measure, METRICS[metric].higher_is_better)
+                measured_cell(on_same[data[arm["study"]]], arm, measure, EVALUATED[metric].higher_is_better)
                 for measure in measures
             ),
         ]

@@ -24,7 +24,7 @@ from trainables.evaluation.metrics import name_over_validation_shifts
 def answer_section(answer: Answer) -> Section:
     """Return the section with the findings in words."""
     if answer.problem is not None:
-        return Section("answer", "Answer", "No answer yet", callout(answer.problem, "warn"))
+        return Section("answer", "Answer", answer.heading, callout(answer.problem, "warn"))
     cards = "".join(
         f'<div class="answer{"" if number else " first"}"><p class="head">{escape(statement.heading)}</p>'
         f'<p class="main">{escape(statement.headline)}</p><p>{escape(statement.text)}</p></div>'
@@ -54,13 +54,14 @@ def arms_section(results: Results, arms: pd.DataFrame) -> Section:
     tags[marks[shifted]] = "oracle" if marks[shifted] not in tags else "chosen and oracle"
     rows = []
     for _, arm in arms.iterrows():
-        tag = tags.get(arm["name"]) if chooser and len(arms) > 1 else None
+        tag = tags.get(arm["name"]) if chooser and len(arms) > 1 and not results.tested_on else None
         row = [Cell(escape(arm[f"arm/{factor}"])) for factor in factors] or [Cell(escape(arm["label"]))]
         if tag:
             html = f'{row[-1].html}<br><span class="tag {tag.split()[0]}">{tag}</span>'
             row[-1] = Cell(html, value=arm["label"])
         row.append(_completeness(results, arm))
-        row += [measured_cell(arms, arm, measure.column, measure.higher_is_better) for measure in results.measures]
+        others = arms[arms["name"] == arm["name"]] if results.tested_on else arms  # that compare with it
+        row += [measured_cell(others, arm, measure.column, measure.higher_is_better) for measure in results.measures]
         if limits:
             values = results.trials.loc[results.trials["name"] == arm["name"], shifted]
             row.append(Cell(_strip(values, limits)))
@@ -69,10 +70,11 @@ def arms_section(results: Results, arms: pd.DataFrame) -> Section:
     numbers = f"{fewest} to {replicates}" if fewest < replicates else str(replicates)
     text = (
         f"{sentence(TITLES[results.metric])} in %, mean ± standard deviation over replicates (n = {numbers} "
-        "planned per arm); ECE, the expected calibration error, in % too, lower is better. Bold is the best mean of a "
-        "column, which need not be better than the next; only validation columns may choose. The dots are the "
-        "replicates’ mean shifted value. Click a heading to sort."
-    )
+        "planned per arm); ECE, the expected calibration error, in % too, lower is better. "
+        + ("" if results.tested_on else "Bold is the best mean of a column, which need not be better than the next; ")
+        + "only validation columns may choose. The dots are the replicates’ mean shifted value. Click a heading to "
+        "sort."
+    ).replace(". only", ". Only")
     if any(measure.column.startswith("robustness/mean_unseen_") for measure in results.measures):
         text += (
             " A shift is seen by a policy if the augmentation of any arm contains a change of its kind; the same "
@@ -152,6 +154,8 @@ class Answer:
 
     statements: tuple[Statement, ...]
     problem: str | None = None
+    #: Heading of the problem.
+    heading: str = "No answer yet"
 
 
 def missing_pairs(count: int) -> str:
@@ -174,6 +178,13 @@ def answer(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> A
         return Answer((), "No trial is complete, so there is no answer yet.")
     if not len(arms):
         return Answer((), "Every configuration that has a complete trial was stopped early: there is none to choose.")
+    if results.tested_on:
+        return Answer(
+            (),
+            "Arms are trained on different data sets, and validation, test and shifted images are of these: no arm is "
+            "chosen among them. The section Segmentation compares them on the same images.",
+            heading="No arm is chosen",
+        )
     missing = [column.removesuffix(".mean") for column in (chooser, shifted) if column not in arms]
     if missing:
         return Answer((), f"No complete trial has a defined {' or '.join(missing)}, so no arm can be chosen by it.")

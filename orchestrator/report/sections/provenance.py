@@ -84,10 +84,25 @@ def status(results: Results, budget_status: BudgetStatus | None = None) -> str:
     held_back = describe_held_back(results, budget_status)
     if held_back is not None:
         html += callout(held_back, "warn")
+    if results.tested_on:
+        html += callout(describe_tested_on(results), "warn")
     for remark, arms in group_remarks(results.plan).items():
         labels = [results.labels[arm] for arm in arms]
         html += callout(f"{sentence(remark)} ({plural(len(arms), 'arm')}).", "warn", [_join_names(labels)])
     return html
+
+
+def describe_tested_on(results: Results) -> str:
+    """Return in words which arms have validation and test images of which data sets."""
+    by_sets: dict[tuple[str, ...], list[str]] = {}
+    for arm, names in results.tested_on.items():
+        by_sets.setdefault(names, []).append(results.labels.get(arm, arm))
+    listed = "; ".join(f"{' and '.join(names)}: {_join_names(arms)}" for names, arms in by_sets.items())
+    return (
+        "Arms are trained on different data sets (data.train_on), and their validation, test and shifted images are of "
+        f"these alone: such numbers compare only among arms of the same ({listed}). Every arm is tested on every data "
+        "set unshifted; those numbers (dataset/…) compare, and are in the section Segmentation."
+    )
 
 
 def group_remarks(plan: Mapping[str, Any]) -> dict[str, list[str]]:

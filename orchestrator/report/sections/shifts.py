@@ -27,7 +27,8 @@ from trainables.evaluation_config import word_targets
 
 def shifts_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> Section | None:
     """Return the section with heat maps, severity curves (by each factor and by arm) and the stain grid, if any."""
-    heat, grid, differences = heat_map(results), compute_grid(results), compute_differences(results)
+    heat, grid = heat_map(results), compute_grid(results)
+    differences = None if results.tested_on else compute_differences(results)  # of the same images alone
     curves = {}
     for factor in rank_factors(results, effects):
         groups = dict(zip(results.trials["signature"], results.trials[f"arm/{factor}"], strict=True))

@@ -24,7 +24,12 @@ _BLOCK = "replicate"
 
 
 def spread_section(results: Results) -> Section | None:
-    """Return the section with analysis of variance and minimum replicates, None with one arm or one replicate."""
+    """Return the section with analysis of variance and minimum replicates, None with one arm or one replicate.
+
+    None, too, if arms have different test images.
+    """
+    if results.tested_on:
+        return None
     variance, power = _variance(results), _power(results)
     if variance is None and power is None:
         return None

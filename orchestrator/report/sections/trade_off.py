@@ -33,13 +33,15 @@ NEAR = (0.06, 0.06)
 def trade_off_section(results: Results, arms: pd.DataFrame, effects: Sequence[Effect]) -> Section | None:
     """Return the section with figure and arms on the front, None with fewer than two arms that have both scores.
 
+    None, too, if arms have different test images.
+
     Args:
         results: tables of the study.
         arms: ``arms_table(results)``.
         effects: effects on the mean shifted metric; the factor with the largest determines the colours.
     """
     clean, worst = f"id/{results.metric}", f"robustness/worst_shift_{results.metric}"
-    if f"{clean}.mean" not in arms or f"{worst}.mean" not in arms:
+    if results.tested_on or f"{clean}.mean" not in arms or f"{worst}.mean" not in arms:
         return None
     shown = arms.dropna(subset=[f"{clean}.mean", f"{worst}.mean"]).reset_index(drop=True)
     if len(shown) < 2:

@@ -48,12 +48,14 @@ _TICKS = (
 def transfer_section(results: Results, effects: Sequence[Effect]) -> Section | None:
     """Return the section with the figure and effective robustness per arm, None if no trial is complete.
 
+    None, too, if arms have different test images.
+
     Args:
         results: tables of the study.
         effects: effects on the mean shifted metric; the two factors with the largest get colour and shape.
     """
     clean, panels = f"id/{results.metric}", _panels(results)
-    if clean not in results.complete or not panels:
+    if clean not in results.complete or not panels or results.tested_on:
         return None
     trials = results.complete.dropna(subset=[clean])
     if trials.empty or trials[list(panels)].isna().all().any():

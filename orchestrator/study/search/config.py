@@ -12,8 +12,10 @@ from pydantic import Field, field_validator, model_validator
 from orchestrator.study.grid import format_label
 from trainables.evaluation.metrics import (
     AGGREGATES,
+    MAIN_METRICS,
     METRICS,
     NUM_PARAMETERS,
+    SEGMENTATION_METRICS,
     find_detection,
     find_metric,
     is_higher_better,
@@ -21,8 +23,10 @@ from trainables.evaluation.metrics import (
 )
 from trainables.frozen import Frozen, PositiveInt, SelectBy
 
-_NAMES = "|".join(METRICS)
-_OVER_SHIFTS = "|".join(name_over_shifts(aggregate, metric) for aggregate in AGGREGATES for metric in METRICS)
+#: Metrics of an evaluation of all classes together, of any task.
+_EVALUATED = METRICS | SEGMENTATION_METRICS
+_NAMES = "|".join(_EVALUATED)
+_OVER_SHIFTS = "|".join(name_over_shifts(aggregate, metric) for aggregate in AGGREGATES for metric in _EVALUATED)
 #: Pattern of the headline numbers of a trial.
 _HEADLINE = re.compile(
     rf"{NUM_PARAMETERS.name}|(validation|id|calibration|external/[^/]+)/({_NAMES})|(validation/)?({_OVER_SHIFTS})"
@@ -30,7 +34,11 @@ _HEADLINE = re.compile(
 #: Headline numbers over shifted validation images that are known after each epoch if one of them chooses the epoch.
 SEEN_OVER_SHIFTS = tuple(f"validation/{name}" for name in get_args(SelectBy) if "/" in name)
 #: Headline numbers known after each epoch, on the validation images.
-_SEEN = tuple(f"validation/{name}" for name, metric in METRICS.items() if not metric.is_fitted) + SEEN_OVER_SHIFTS
+_SEEN = (
+    *(f"validation/{name}" for name, metric in METRICS.items() if not metric.is_fitted),
+    *SEEN_OVER_SHIFTS,
+    f"validation/{MAIN_METRICS['segmentation']}",
+)
 #: Prefixes of metrics that reveal nothing about test images.
 _VALIDATION = ("validation/", NUM_PARAMETERS.name)
 

@@ -10,6 +10,7 @@ from trainables.data.load import load_dataset
 from trainables.data_config import DigitsData, PhantomData
 from trainables.errors import ConfigError
 from trainables.evaluation_config import EvaluationConfig, ForeignData
+from trainables.segmentation_data_config import OrgansData
 
 PHANTOM = PhantomData(image_size=16, num_images=60, num_external_sites=1, num_external_images=4)
 
@@ -27,6 +28,14 @@ def test_other_sources_come_with_the_size_and_channels_of_the_study(tmp_path: Pa
     assert set(digits.labels) == {-1}
     assert (found.splits, found.fingerprint) == (data.splits, data.fingerprint)
     assert data.ood == {}
+
+
+def test_masks_of_other_sources_are_no_targets(tmp_path: Path) -> None:
+    data = load_dataset(PHANTOM, cache_dir=tmp_path)
+    source = OrgansData(image_size=16, num_images=20)
+    assert load_dataset(source, cache_dir=tmp_path).splits["test"].targets is not None
+    evaluation = EvaluationConfig(foreign={"organs": ForeignData(data=source)})
+    assert with_foreign_sets(data, PHANTOM, evaluation, cache_dir=tmp_path).ood["organs"].targets is None
 
 
 @pytest.mark.parametrize("name", ["test", "held_out", "external-0", "../x"])

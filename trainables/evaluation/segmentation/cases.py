@@ -142,7 +142,7 @@ def summarise_cases(cases: CaseMetrics) -> CaseSummary:
         "num_invented": int(cases.is_invented.sum()),
         "num_empty": int(cases.is_empty.sum()),
     }
-    found = {name: float(_mean(_mean(values, axis=0), axis=0)) for name, values in cases.values.items()}
+    found = {name: average_cases(values) for name, values in cases.values.items()}
     structures = " or ".join(cases.classes)
     reasons = dict.fromkeys(found, f"none of {len(cases)} cases, and of their predictions, has {structures}")
     if cases.calibration is not None:
@@ -152,6 +152,11 @@ def summarise_cases(cases: CaseMetrics) -> CaseSummary:
     defined = {name: value for name, value in found.items() if not np.isnan(value)}
     undefined = {name: reasons[name] for name in found if name not in defined}
     return CaseSummary(Metrics(defined, undefined), counts)
+
+
+def average_cases(values: Float[np.ndarray, "n classes"]) -> float:
+    """Return the mean over the cases in which a value is defined, then over classes; NaN if none is."""
+    return float(_mean(_mean(values.astype(np.float64), axis=0), axis=0))
 
 
 def summarise_classes(cases: CaseMetrics) -> dict[str, CaseSummary]:

@@ -21,12 +21,13 @@ from orchestrator.analysis.failure_detection import (
     tabulate_means,
 )
 from orchestrator.analysis.results import Results
-from orchestrator.analysis.tables.arms import find_best_arm
+from orchestrator.analysis.tables.arms import describe_best_arm, find_best_arm
+from orchestrator.ledger.derived import find_task
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, embed, note, table
 from orchestrator.statistics.intervals import MIN_REPLICATES
 from trainables.evaluation.confidence import find_title
-from trainables.evaluation.metrics import FAILURE_METRICS
+from trainables.evaluation.metrics import FAILURE_METRICS, SEGMENTATION_FAILURE_METRICS
 
 if TYPE_CHECKING:
     from orchestrator.analysis.failure_detection import EnsembleScores
@@ -77,7 +78,11 @@ def failure_section(
         body += callout(
             "Scores that no trial has:", items=[f"{titles[name]}: {why}" for name, why in undefined.items()]
         )
-    return Section("failures", "Failures", "Does the model know when it is wrong?", body)
+    is_of_cases = find_task(results.plan) == "segmentation"
+    title = (
+        "Does the model know which segmentations are bad?" if is_of_cases else "Does the model know when it is wrong?"
+    )
+    return Section("failures", "Failures", title, body)
 
 
 def _describe_arm(
@@ -88,7 +93,7 @@ def _describe_arm(
     arm: str,
     titles: Mapping[str, str],
 ) -> str:
-    """Return text, table and figures on one arm."""
+    """Return text, table and figures on one arm; of segmentations without those that need stored outputs."""
     from orchestrator.analysis.predictions.confidence_curves import (  # imports torch
         compute_confidence_curves,
         select_curves,
@@ -97,18 +102,22 @@ def _describe_arm(
     ranking = rank_scores(results, rows, arm, METRIC)
     if not ranking.standings:
         return ""
-    own = results.complete[results.complete["name"] == arm]
-    signatures, label = [str(each) for each in own["signature"]], results.labels.get(arm, arm)
+    chosen = describe_best_arm(results)
+    label = results.labels.get(arm, arm)
+    if find_task(results.plan) == "segmentation":
+        own = rows.failures[rows.failures["name"] == arm]
+        return _lead(ranking, titles, label, chosen) + _case_table(results, own, ranking, titles, ensemble)
+    signatures = [str(each) for each in results.complete.loc[results.complete["name"] == arm, "signature"]]
     drawn = select_curves(list(ranking.standings), ranking.leaders)
     curves = compute_confidence_curves(ledger, signatures, drawn)
-    body = _lead(ranking, titles, label) + _score_table(ranking, titles, ensemble)
+    body = _lead(ranking, titles, label, chosen) + _score_table(ranking, titles, ensemble)
     body += "" if curves is None else _figures(curves, titles, label)
     return body + _referral_table(results, rows, arm, titles)
 
 
-def _lead(ranking: Ranking, titles: Mapping[str, str], label: str) -> str:
+def _lead(ranking: Ranking, titles: Mapping[str, str], label: str, chosen: str) -> str:
     sentences = " ".join(describe_ranking(ranking, titles))
-    return note(f"Of the arm that validation chooses (“{label}”). {sentences}")
+    return note(f"Of the {chosen} (“{label}”). {sentences}")
 
 
 def _score_table(ranking: Ranking, titles: Mapping[str, str], ensemble: EnsembleScores | None) -> str:
@@ -125,7 +134,7 @@ def _score_table(ranking: Ranking, titles: Mapping[str, str], ensemble: Ensemble
         "rank. Bold is the lowest mean; ≈ marks scores that are not told from it by paired intervals (95 % for all "
         "comparisons of a column together). Errors that no score flags raise a whole column: columns do not compare."
     )
-    if ensemble is not None:
+    if ensemble is not None and ensemble.augrc:
         rows += _ensemble_rows(ranking, ensemble)
         text += (
             f" A deep ensemble of these {ensemble.num_members} models is one model more, with errors of its own: it is "
@@ -134,11 +143,55 @@ def _score_table(ranking: Ranking, titles: Mapping[str, str], ensemble: Ensemble
     return note(text) + table(columns, rows, tall=len(rows) > TALL_ROWS)
 
 
-def _cell(ranking: Ranking, score: str, condition: str, standing: Standing | None) -> Cell:
+def _case_table(
+    results: Results,
+    own: pd.DataFrame,
+    ranking: Ranking,
+    titles: Mapping[str, str],
+    ensemble: EnsembleScores | None,
+) -> str:
+    """Return the table of the scores of cases of a segmentation, with their correlation with Dice.
+
+    Args:
+        results: tables of the study.
+        own: rows of failures of the arm.
+        ranking: its ranking.
+        titles: score → title.
+        ensemble: its ensemble, if there is one.
+    """
+    correlations = tabulate_conditions(results, own, "spearman").mean() if "spearman" in own else pd.Series(dtype=float)
+    columns = [Column("confidence score"), *(Column(each, is_number=True) for each in ranking.conditions)]
+    body = []
+    for score, of_conditions in ranking.standings.items():
+        body.append([Cell(escape(titles[score]), titles[score])])
+        for condition in ranking.conditions:
+            found = correlations.get((condition, score), float("nan"))
+            more = "" if pd.isna(found) else f" · ρ {found:.2f}".replace("-", "−")
+            body[-1].append(_cell(ranking, score, condition, of_conditions.get(condition), more))
+    text = (
+        f"{FAILURE_METRICS[METRIC].title} × {_SHOWN_FACTOR:,}, lower is better: area under the sum of the risks 1 − "
+        f"Dice of the cases that are kept, divided by all cases, over the coverage "
+        f"({FAILURE_METRICS[METRIC].source}). Mean over {ranking.num_units} independently trained models; small: 95 % "
+        f"t interval, from {MIN_REPLICATES} on, the rank, and ρ, {SEGMENTATION_FAILURE_METRICS['spearman'].title} "
+        f"({SEGMENTATION_FAILURE_METRICS['spearman'].formula}), a mean over models, too. Bold is the lowest mean; ≈ "
+        "marks scores that are not told from it by paired intervals (95 % for all comparisons of a column together). "
+        "Low Dice raises a whole column: columns do not compare. Scores of layers are of unshifted images alone."
+    )
+    if ensemble is not None and ensemble.augrc:
+        body += _ensemble_rows(ranking, ensemble)
+        text += (
+            f" Pairwise Dice is of the ensemble of these {ensemble.num_members} models, and judges its vote: one unit "
+            "without interval and rank. Dice of shifted images is not known of the vote, whose members store what they "
+            "predict on unshifted ones."
+        )
+    return note(text) + table(columns, body, tall=len(body) > TALL_ROWS)
+
+
+def _cell(ranking: Ranking, score: str, condition: str, standing: Standing | None, more: str = "") -> Cell:
     if standing is None:
         return Cell("–", "")
     best, *rivals = ranking.tied.get(condition, ("",))
-    small = f"#{standing.rank}" + (" ≈" if score in rivals else "")
+    small = f"#{standing.rank}" + (" ≈" if score in rivals else "") + more
     if standing.interval is not None:
         low, high = (_SHOWN_FACTOR * each for each in (standing.interval.low, standing.interval.high))
         small = f"{low:.1f} to {high:.1f} · {small}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -62,18 +62,24 @@ def _find_ends(score: DataSetScore | None) -> tuple[float, float]:
     return (np.nan, np.nan) if interval is None else (interval.low, interval.high)
 
 
-def draw_areas(cases: Cases) -> Figure | None:
-    """Return a Bland–Altman plot of predicted and true areas of the test cases, None if none is stored."""
+def draw_areas(cases: Cases, order: Sequence[str] = ()) -> Figure | None:
+    """Return a Bland–Altman plot of predicted and true areas of the test cases, None if none is stored.
+
+    Args:
+        cases: stored cases.
+        order: data sets in the order of their colours.
+    """
     data: list[dict[str, Any]] = []
     every: list[np.ndarray] = []
-    for index, stored in enumerate(cases.sets):
+    for name, stored, chosen in cases.list_parts():
         if stored.areas is None:
             continue
-        predicted, true = stored.areas[..., 0].sum(1), stored.areas[..., 1].sum(1)
+        predicted, true = stored.areas[chosen, :, 0].sum(1), stored.areas[chosen, :, 1].sum(1)
         mean = (predicted + true) / 2
         relative = 100 * np.divide(predicted - true, mean, out=np.zeros_like(mean), where=mean > 0)
         every.append(relative)
-        data.append(_dots(stored.name, mean, relative, stored.ids, index, "%{x:.4g}: %{y:+.1f} %"))
+        hue = _find_colour(name, order, len(data))
+        data.append(_dots(name, mean, relative, stored.ids[chosen], hue, "%{x:.4g}: %{y:+.1f} %"))
     if not every:
         return None
     whole = np.concatenate(every)
@@ -85,7 +91,7 @@ def draw_areas(cases: Cases) -> Figure | None:
     ]
     layout = layout_of(
         xaxis={"title": {"text": "mean of predicted and true area"}},
-        yaxis={"title": {"text": "difference, % of the mean"}},
+        yaxis={"title": {"text": "difference, % of the mean"}, "zeroline": True},
         shapes=shapes,
     )
     return Figure(
@@ -101,14 +107,22 @@ def draw_areas(cases: Cases) -> Figure | None:
     )
 
 
-def draw_score(cases: Cases, score: str, title: str) -> Figure | None:
-    """Return Dice of every case over a confidence, None if the score is not stored."""
+def draw_score(cases: Cases, score: str, title: str, order: Sequence[str] = ()) -> Figure | None:
+    """Return Dice of every case over a confidence, None if the score is not stored.
+
+    Args:
+        cases: stored cases.
+        score: name of the score, as it is stored.
+        title: title of it.
+        order: data sets in the order of their colours.
+    """
     data: list[dict[str, Any]] = []
-    for index, stored in enumerate(cases.sets):
+    for name, stored, chosen in cases.list_parts():
         if score not in stored.scores:
             continue
-        dice, values = measure_dice(stored), stored.scores[score][0]
-        data.append(_dots(stored.name, values, dice, stored.ids, index, "%{x:.3g}: Dice %{y:.3f}"))
+        dice, values = measure_dice(stored)[chosen], stored.scores[score][0][chosen]
+        hue = _find_colour(name, order, len(data))
+        data.append(_dots(name, values, dice, stored.ids[chosen], hue, "%{x:.3g}: Dice %{y:.3f}"))
     if not data:
         return None
     layout = layout_of(
@@ -122,6 +136,10 @@ def draw_score(cases: Cases, score: str, title: str) -> Figure | None:
         height_px=380,
         axes=("confidence", "dice"),
     )
+
+
+def _find_colour(name: str, order: Sequence[str], number: int) -> int:
+    return order.index(name) if name in order else number
 
 
 def _dots(name: str, x: np.ndarray, y: np.ndarray, ids: np.ndarray, index: int, values: str) -> dict[str, Any]:

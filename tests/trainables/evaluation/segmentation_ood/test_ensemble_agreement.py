@@ -1,4 +1,4 @@
-"""Pairwise Dice by hand."""
+"""Pairwise Dice and majority votes by hand."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 
 from trainables.errors import DataError
 from trainables.evaluation.confidence import CONFIDENCE_SCORES
-from trainables.evaluation.segmentation_ood.ensemble_agreement import PAIRWISE_DICE, PairwiseDice
+from trainables.evaluation.segmentation_ood.ensemble_agreement import PAIRWISE_DICE, MajorityVote, PairwiseDice
 
 
 def test_pairwise_dice_by_hand() -> None:
@@ -49,3 +49,29 @@ def test_what_cannot_be_compared_is_an_error() -> None:
     with pytest.raises(DataError, match=r"shapes \(2, 4, 4\) and \(3, 4, 4\)"):
         agreement.add(np.zeros((3, 4, 4), dtype=np.uint8))
     assert CONFIDENCE_SCORES[PAIRWISE_DICE].needs == "members"
+
+
+def test_most_votes_win_and_of_equally_many_the_first_class() -> None:
+    members = np.array([[[0, 1, 2, 1, 2]], [[0, 1, 1, 0, 1]], [[1, 0, 2, 0, 0]], [[1, 1, 1, 2, 2]]])
+    vote = MajorityVote(3)
+    for member in members:
+        vote.add(member)
+    assert vote.compute().tolist() == [[0, 1, 1, 0, 2]]
+
+
+def test_a_vote_is_that_of_bincount() -> None:
+    members = np.random.default_rng(0).integers(0, 4, size=(5, 3, 9, 11))
+    vote = MajorityVote(4)
+    for member in members:
+        vote.add(member)
+    expected = np.apply_along_axis(lambda votes: np.bincount(votes, minlength=4).argmax(), 0, members)
+    assert np.array_equal(vote.compute(), expected)
+
+
+def test_votes_on_other_images_are_an_error() -> None:
+    vote = MajorityVote(2)
+    with pytest.raises(DataError, match="found no member"):
+        vote.compute()
+    vote.add(np.zeros((2, 4, 4), dtype=np.uint8))
+    with pytest.raises(DataError, match=r"shapes \(2, 4, 4\) and \(3, 4, 4\)"):
+        vote.add(np.zeros((3, 4, 4), dtype=np.uint8))
