@@ -44,6 +44,10 @@ class Segmenter(Classifier):
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes h w"]:
         """Return the logits of normalised images, in float32 under autocast too."""
+        return self.classify(self.decode(images), *images.shape[-2:])
+
+    def decode(self, images: Float[Tensor, "n c h w"]) -> Tensor:
+        """Return the decoder's last map, the input of ``classify``, for normalised images."""
         height, width = images.shape[-2:]
         side = 2**self.depth
         bottom, right = -height % side, -width % side
@@ -51,7 +55,12 @@ class Segmenter(Classifier):
             images = F.pad(images, (0, right, 0, bottom), mode="replicate")
         maps = list(self.backbone.get_submodule("encoder")(images))
         maps[-1] = self.backbone.get_submodule(BOTTLENECK)(maps[-1])
-        logits: Tensor = self.head(self.backbone.get_submodule("decoder")(maps))
+        decoded: Tensor = self.backbone.get_submodule("decoder")(maps)
+        return decoded
+
+    def classify(self, decoded: Tensor, height: int, width: int) -> Float[Tensor, "n classes h w"]:
+        """Return the logits of images of ``height`` × ``width`` px from the decoder's last map."""
+        logits: Tensor = self.head(decoded)
         return logits[..., :height, :width]
 
     def load_encoder(self, state: Mapping[str, Tensor], *, origin: str) -> None:

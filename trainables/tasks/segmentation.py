@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from trainables.confidence_config import NoConfidence
@@ -19,8 +21,10 @@ from trainables.evaluation.robustness import choose_shifts, choose_validation_sh
 from trainables.evaluation.segmentation.evaluate import SegmentationEvaluation, list_evaluated
 from trainables.evaluation.segmentation.predict import predict_batches
 from trainables.evaluation.segmentation.stored import locate_segmented
+from trainables.evaluation.segmentation_ood.dropout import SegmentationDropout
 from trainables.evaluation_config import EvaluationConfig
 from trainables.model_config import ModelConfig
+from trainables.models.mc_dropout import find_dropout
 from trainables.models.networks import Classifier
 from trainables.models.segmenter import Segmenter, build_segmenter
 from trainables.regularisers import Dropout, RegulariserConfig, find_part
@@ -84,6 +88,8 @@ class Segmentation:
         self, config: TrialConfig, model: Classifier, data: Dataset, execution: Execution, default: Choice
     ) -> Choice:
         """Return the device's default: the probe of ``execution.acceleration`` is of classification networks."""
+        if config.evaluation.mc_dropout > 0:
+            find_dropout(model)  # a network without it has to fail before the training
         if config.evaluation.store_layers:
             check_layers(model, config.evaluation.store_layers, data.splits["test"].images[:2])
         return default
@@ -99,25 +105,31 @@ class Segmentation:
     def predict(
         self, model: Classifier, images: ImageSet, config: TrialConfig, choice: Choice, execution: Execution
     ) -> None:
-        """Run the forward passes of the evaluation."""
+        """Run the forward passes of the evaluation, those of MC dropout included."""
         assert isinstance(model, Segmenter)
         feed, size = ImageFeed(images, model.mean.device), execution.evaluation_batch_size
-        for _ in predict_batches(model, feed, self._config, batch_size=size, precision=choice.dtype):
-            pass
+        draws, dropout = config.evaluation.mc_dropout, None
+        if draws > 0:
+            dropout = SegmentationDropout(model, self._config, draws=draws, seed=0, precision=choice.dtype)
+        sources = torch.from_numpy(np.array(images.labels)).to(feed.device)
+        for batch in predict_batches(model, feed, self._config, batch_size=size, precision=choice.dtype):
+            if dropout is not None:
+                dropout.compute_uncertainties(batch.images, sources[batch.rows], None)
 
     def count_passes(self, data: Dataset, config: TrialConfig) -> int:
         """Return the number of images that an evaluation predicts beside test and validation images, shifted or not.
 
-        With windows, layers are recorded in a pass of their own over all unshifted images.
+        Training images are seen once, for their layers. With windows, layers are recorded in a pass of their own over
+        all unshifted images.
         """
+        number, others = len(data.splits["train"]), sum(map(len, (*data.external.values(), *data.ood.values())))
         if self._config.window_size is None:
-            return len(data.splits["train"]) + sum(map(len, (*data.external.values(), *data.ood.values())))
-        others = len(data.splits["train"]) + sum(map(len, (*data.external.values(), *data.ood.values())))
-        return 2 * others + len(data.splits["val"]) + len(data.splits["test"])
+            return number + others
+        return number + 2 * others + len(data.splits["val"]) + len(data.splits["test"])
 
     def count_stored_bytes(self, data: Dataset, config: TrialConfig, model: Classifier, *, num_shifts: int) -> int:
         """Return the size of predicted classes and entropies in bytes; compressed they take about a fifth."""
-        sets = (*data.splits.values(), *data.external.values(), *data.ood.values())
+        sets = (data.splits["val"], data.splits["test"], *data.external.values(), *data.ood.values())
         pixels = sum(len(images) * images.images.shape[-2] * images.images.shape[-1] for images in sets)
         return 2 * pixels // 5
 

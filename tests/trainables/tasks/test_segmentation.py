@@ -77,6 +77,35 @@ def test_metrics_are_those_of_the_stored_predictions(
     assert {f"cases/{name}.npz" for name in ("train", "val", "test", "digits")} <= set(result["files"])
 
 
+def test_of_training_images_the_layers_alone_are_kept(finished: tuple[Folder, dict[str, Any]]) -> None:
+    training, validation = (load_segmented(finished[0], name) for name in ("train", "val"))
+    assert set(training.layers) == set(validation.layers)
+    assert {name: len(values) for name, values in training.layers.items()} == dict.fromkeys(
+        training.layers, len(training.ids)
+    )
+    assert training.predicted is None
+    assert not training.metrics
+
+
+def test_dropout_in_evaluation_gives_scores_and_changes_nothing_else(tmp_path: Path, execution: Execution) -> None:
+    folders = [Folder(tmp_path / name) for name in ("plain", "drawn")]
+    settings: dict[str, Any] = {"regulariser": {"kind": "dropout", "probability": 0.5}, "training": {"epochs": 1}}
+    drawn = {**settings, "evaluation": {"mc_dropout": 3}}
+    plain, result = (
+        run_trial(make_trial(**each), signature="mine", folder=folder, execution=execution)
+        for each, folder in zip((settings, drawn), folders, strict=True)
+    )
+    of_draws = {name for name in result["metrics"] if "mc_dropout" in name}
+    assert "failure/mc_dropout_entropy.foreground/augrc" in of_draws
+    assert {name: result["metrics"][name] for name in plain["metrics"]} == plain["metrics"]
+    assert set(result["metrics"]) == set(plain["metrics"]) | of_draws
+    stored = load_segmented(folders[1], "test")
+    assert stored.scores["mc_dropout_mutual_information/image"].shape == (2, len(stored.ids))
+    assert (stored.scores["mc_dropout_mutual_information/image"] < 0).all()
+    again = run_trial(make_trial(**drawn), signature="mine", folder=folders[1], execution=execution)
+    assert again["files"] == result["files"]
+
+
 def test_it_learns(finished: tuple[Folder, dict[str, Any]]) -> None:
     """Everything foreground has a Dice of .27 or less here, random weights one of about .3."""
     folder, result = finished
