@@ -21,6 +21,7 @@ from trainables.evaluation.robustness import choose_shifts, choose_validation_sh
 from trainables.evaluation.segmentation.evaluate import SegmentationEvaluation, list_evaluated
 from trainables.evaluation.segmentation.predict import predict_batches
 from trainables.evaluation.segmentation.stored import locate_segmented
+from trainables.evaluation.segmentation_ood.aggregations import PATCH
 from trainables.evaluation.segmentation_ood.dropout import SegmentationDropout
 from trainables.evaluation_config import EvaluationConfig
 from trainables.model_config import ModelConfig
@@ -34,10 +35,13 @@ from trainables.tasks.classification import normalise_stains
 from trainables.tasks.task import OnProgress, Trained
 from trainables.training.acceleration import Choice
 from trainables.training.loop import Learner
+from trainables.training.segmentation.batches import check_patch_size
 from trainables.training.segmentation.learner import SegmentationLearner, check_regulariser
 
 #: Fields of ``evaluation`` that are about one class per image, by name.
-_OF_CLASSIFICATION = ("label_maps", "per_class", "attribution")
+_OF_CLASSIFICATION = (
+    "label_maps", "per_class", "attribution", "representation", "store_features", "confidence_scores",
+)  # fmt: skip
 
 
 class Segmentation:
@@ -52,7 +56,8 @@ class Segmentation:
         """Check settings of a segmentation against its data.
 
         Raises:
-            ConfigError: the data have no class per pixel, or a setting is about one class per image.
+            ConfigError: the data have no class per pixel, a setting is about one class per image, or patches and images
+            do not fit each other.
         """
         if not data.components:
             raise ConfigError(
@@ -60,7 +65,14 @@ class Segmentation:
                 "with masks: image_mask_folder, image_mask_csv, decathlon, organs, or datasets of these"
             )
         check_settings(config)
-        check_regulariser(config.regulariser)
+        check_regulariser(config.regulariser, self._config)
+        check_patch_size(data.splits["train"], self._config.patch_size)
+        smallest = min(data.splits["test"].images.shape[-2:])
+        if smallest < PATCH:
+            raise ConfigError(
+                f"data.image_size: found {smallest} px with task: segmentation, whose scores look at patches of "
+                f"{PATCH} px; expected no less"
+            )
         choose_shifts(data, config.evaluation)
         choose_validation_shifts(data, config.evaluation)
 
@@ -78,6 +90,7 @@ class Segmentation:
             self._config,
             num_classes=data.num_classes,
             channels=data.splits["train"].images.shape[1],
+            image_size=data.splits["train"].images.shape[-1],
             dropout=0.0 if dropout is None else dropout.probability,
             imagenet=imagenet,
         )
@@ -168,9 +181,9 @@ def check_settings(config: TrialConfig) -> None:
         for name in _OF_CLASSIFICATION
         if getattr(config.evaluation, name) != getattr(default, name)
     ]
-    found += ["evaluation.representation.layers"] if config.evaluation.representation.layers else []
     found += ["evaluation.severities: matched"] if config.evaluation.is_matched else []
     found += [] if isinstance(training.confidence, NoConfidence) else ["training.confidence"]
+    found += ["training.backbone_learning_rate_factor: 0"] if training.is_linear_probe else []
     found += ["training.class_weights"] if training.class_weights != "none" else []
     only_norm = FineTuning(batch_norm=training.fine_tune.batch_norm)
     found += ["training.fine_tune"] if training.fine_tune != only_norm else []

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from trainables.config import Execution, StageConfig, TrialConfig
@@ -14,9 +15,12 @@ from trainables.data.load import load_dataset
 from trainables.errors import ConfigError
 from trainables.evaluation.segmentation.cases import measure_cases, summarise_cases
 from trainables.evaluation.segmentation.stored import load_segmented
+from trainables.models.segmenter import Segmenter
 from trainables.stage import run_stage
 from trainables.storage.folder import Folder
 from trainables.tasks.find import find_task
+from trainables.training.acceleration import default_choice
+from trainables.training.segmentation.learner import SegmentationLearner
 from trainables.trial import build_initial_model, run_trial
 
 NETWORK = "timm/test_resnet"
@@ -159,6 +163,15 @@ def test_a_transfer_hands_on_encoder_and_decoder(tmp_path: Path, execution: Exec
         ({"regulariser": {"kind": "mixup"}}, "found mixup with task: segmentation"),
         ({"training": {"class_weights": "balanced"}}, "training.class_weights: found it with task: segmentation"),
         ({"evaluation": {"per_class": True}}, "evaluation.per_class"),
+        ({"evaluation": {"store_features": False}}, "evaluation.store_features"),
+        ({"evaluation": {"confidence_scores": ["msr"]}}, "evaluation.confidence_scores"),
+        ({"training": {"backbone_learning_rate_factor": 0}}, "training.backbone_learning_rate_factor: 0"),
+        ({"task": {"patch_size": 40}}, "task.patch_size: found 40, and the images are stored at 32 px"),
+        ({"regulariser": {"kind": "spectral_decoupling", "group_by": "site"}}, "regulariser.group_by: found site"),
+        (
+            {"regulariser": {"kind": "label_smoothing"}, "task": {"loss": {"kind": "focal"}}},
+            "label_smoothing with task.loss: focal",
+        ),
         ({"augmentation": {"kind": "augmix"}}, "augmix"),
     ],
 )
@@ -171,6 +184,16 @@ def test_what_means_nothing_for_pixels_is_refused(sections: dict[str, Any], mess
     data = load_dataset(config.data, cache_dir=execution.cache_dir)
     with pytest.raises(ConfigError, match=message):
         find_task(config.task).check(config, data)
+
+
+def test_a_batch_of_one_patch_that_cannot_be_normalised_is_refused(execution: Execution) -> None:
+    config = make_trial(task={"patch_size": 8}, training={"batch_size": 1})
+    data = load_dataset(config.data, cache_dir=execution.cache_dir)
+    model = build_initial_model(config, data, encoder=None)
+    assert isinstance(model, Segmenter)
+    choice = default_choice(config.model, model, torch.float32, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="found batches of one patch of 8 px"):
+        SegmentationLearner(model, data, config, choice)
 
 
 def test_the_epoch_is_chosen_by_dice() -> None:

@@ -17,7 +17,7 @@ def make(dropout: float = 0.5, **task: Any) -> tuple[Segmenter, SegmentationTask
     settings = SegmentationTask.model_validate({"kind": "segmentation", "depth": 3, "width": 16, **task})
     torch.manual_seed(0)
     config = ModelConfig(name="timm/test_resnet")
-    return build_segmenter(config, settings, num_classes=3, channels=1, dropout=dropout).eval(), settings
+    return build_segmenter(config, settings, num_classes=3, channels=1, image_size=32, dropout=dropout).eval(), settings
 
 
 def make_images(number: int = 5) -> torch.Tensor:
