@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load_file
 
 from trainables.config import Execution, StageConfig, TrialConfig
+from trainables.data.foreign import load_evaluated
 from trainables.data.load import load_dataset
 from trainables.errors import ConfigError
 from trainables.evaluation.segmentation.cases import measure_cases, summarise_cases
 from trainables.evaluation.segmentation.stored import load_segmented
 from trainables.models.segmenter import Segmenter
+from trainables.pilot import time_trial
 from trainables.stage import run_stage
 from trainables.storage.folder import Folder
 from trainables.tasks.find import find_task
@@ -108,6 +110,20 @@ def test_dropout_in_evaluation_gives_scores_and_changes_nothing_else(tmp_path: P
     assert (stored.scores["mc_dropout_mutual_information/image"] < 0).all()
     again = run_trial(make_trial(**drawn), signature="mine", folder=folders[1], execution=execution)
     assert again["files"] == result["files"]
+
+
+def test_a_trial_with_draws_is_timed(execution: Execution) -> None:
+    config = make_trial(regulariser={"kind": "dropout", "probability": 0.5}, evaluation={"mc_dropout": 2})
+    timings = time_trial(config, execution, max_seconds=1.0)
+    assert timings.epoch_seconds > 0.0
+    assert timings.evaluation_seconds > 0.0
+    data = load_evaluated(config.data, config.evaluation, cache_dir=execution.cache_dir)
+    numbers = {name: len(images) for name, images in data.splits.items()}
+    foreign = sum(map(len, data.ood.values()))
+    once = find_task(config.task).count_passes(data, config)
+    assert once == sum(numbers.values()) + 2 * foreign  # the layers of unshifted images have a pass of their own
+    whole = make_trial(task={"inference": "whole"})
+    assert find_task(whole.task).count_passes(data, whole) == numbers["train"] + foreign
 
 
 def test_it_learns(finished: tuple[Folder, dict[str, Any]]) -> None:
