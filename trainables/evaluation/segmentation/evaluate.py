@@ -291,11 +291,15 @@ class SegmentationEvaluation:
 
 
 def find_spacing(images: ImageSet) -> Float64[np.ndarray, "n 2"]:
-    """Return the sides of a stored pixel (row, column) of every image in mm; 1 where the data do not say."""
+    """Return the sides of a stored pixel (row, column) of every image in mm; 1 where the data do not say.
+
+    Of several data sets some may say it and others not.
+    """
     columns = [images.metadata.get(name) for name in ("spacing_row", "spacing_column")]
     if any(column is None for column in columns):
         return np.ones((len(images), 2))
-    return np.array(columns, dtype=np.float64).T
+    sides = np.array(columns, dtype=np.float64).T  # None becomes NaN
+    return np.where(np.isnan(sides), 1.0, sides)
 
 
 def _quantise_entropy(probabilities: Tensor) -> Tensor:
