@@ -46,7 +46,7 @@ from trainables.task_config import SegmentationTask
 
 @dataclass(frozen=True)
 class _Unshifted:
-    """What is kept of the unshifted images alone."""
+    """Metrics, predictions and entropies of the unshifted images, whose pixels are stored."""
 
     #: None for images without targets.
     cases: CaseMetrics | None
@@ -216,7 +216,7 @@ class SegmentationEvaluation:
         )
 
     def _collect(self, feed: ImageFeed, shifts: Sequence[Shift], passes: Sequence[_Pass]) -> SegmentedSet:
-        """Return what is stored of a set: of training images, which have no pass, what is kept of the layers."""
+        """Return the stored arrays of a set; of training images, which have no pass, those of the layers alone."""
         images = feed.images
         _, groups = np.unique(images.groups, return_inverse=True)
         unshifted = passes[0].unshifted if passes else None
