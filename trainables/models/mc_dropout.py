@@ -118,6 +118,53 @@ class _Tail:
         return inputs.flatten(1)
 
 
+class DropoutMasks:
+    """Masks of the dropout layers of a network in evaluation mode: a hash of (seed, draw, layer, unit).
+
+    Args:
+        model: network.
+        seed: seed of the masks.
+        keeps: whether masks are kept once drawn, which those behind a backbone, which are small, should be.
+
+    Raises:
+        ConfigError: if the network has no dropout layer.
+    """
+
+    def __init__(self, model: Classifier, *, seed: int, keeps: bool = False) -> None:
+        self._dropouts, self._seed, self._keeps = find_dropout(model), seed, keeps
+        #: By draw, layer and shape.
+        self._masks: dict[tuple[int, str, tuple[int, ...]], Tensor] = {}
+
+    @contextmanager
+    def applied(self, draw: int) -> Iterator[None]:
+        """Apply the masks of a draw to the outputs of the dropout layers, which are off in evaluation."""
+        hooks = [layer.register_forward_hook(self._make_hook(name, draw)) for name, layer in self._dropouts.items()]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def _make_hook(self, name: str, draw: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
+        def mask(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            sides = [1] * (output.ndim - 2) if isinstance(layer, _CHANNELS) else output.shape[2:]
+            key = draw, name, (output.shape[1], *sides)
+            found = self._masks.get(key)
+            if found is None:
+                found = self._draw_mask(*key, probability=float(layer.p), device=output.device)  # type: ignore[arg-type]
+                if self._keeps:
+                    self._masks[key] = found
+            return output * found.to(output.dtype)
+
+        return mask
+
+    def _draw_mask(
+        self, draw: int, name: str, shape: tuple[int, ...], *, probability: float, device: torch.device
+    ) -> Tensor:
+        seeds = torch.tensor([derive_seed("mc_dropout", self._seed, draw, name)], device=device)
+        return (uniform(seeds, *shape) >= probability) / (1.0 - probability)
+
+
 class McDropout:
     """Draws of a network with dropout.
 
@@ -131,11 +178,9 @@ class McDropout:
     """
 
     def __init__(self, model: Classifier, *, draws: int, seed: int) -> None:
-        self._model, self._draws, self._seed = model, draws, seed
-        self._dropouts = find_dropout(model)
-        self._tail = _find_tail(model, list(self._dropouts))
-        #: Masks behind the backbone, which are small, by draw, layer and shape.
-        self._masks: dict[tuple[int, str, tuple[int, ...]], Tensor] = {}
+        self._model, self._draws = model, draws
+        self._tail = _find_tail(model, list(find_dropout(model)))
+        self._masks = DropoutMasks(model, seed=seed, keeps=self._tail is not None)
 
     @property
     def is_in_head_only(self) -> bool:
@@ -156,38 +201,9 @@ class McDropout:
         """
         scores = RunningScores()
         for draw in range(self._draws):
-            with self._masked(draw):
+            with self._masks.applied(draw):
                 scores.add(self._model(images) if self._tail is None else self._tail(inputs[0]))
         return scores.compute()
-
-    @contextmanager
-    def _masked(self, draw: int) -> Iterator[None]:
-        """Apply the masks of a draw to the outputs of the dropout layers, which are off in evaluation."""
-        hooks = [layer.register_forward_hook(self._make_hook(name, draw)) for name, layer in self._dropouts.items()]
-        try:
-            yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-
-    def _make_hook(self, name: str, draw: int) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], Tensor]:
-        def mask(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            sides = [1] * (output.ndim - 2) if isinstance(layer, _CHANNELS) else output.shape[2:]
-            key = draw, name, (output.shape[1], *sides)
-            found = self._masks.get(key)
-            if found is None:
-                found = self._draw_mask(*key, probability=float(layer.p), device=output.device)  # type: ignore[arg-type]
-                if self._tail is not None:
-                    self._masks[key] = found
-            return output * found.to(output.dtype)
-
-        return mask
-
-    def _draw_mask(
-        self, draw: int, name: str, shape: tuple[int, ...], *, probability: float, device: torch.device
-    ) -> Tensor:
-        seeds = torch.tensor([derive_seed("mc_dropout", self._seed, draw, name)], device=device)
-        return (uniform(seeds, *shape) >= probability) / (1.0 - probability)
 
 
 def find_dropout(model: Classifier) -> dict[str, nn.Module]:

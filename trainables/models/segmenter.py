@@ -26,6 +26,10 @@ _HEAD = "segmentation_head"
 BOTTLENECK = "bottleneck"
 
 
+#: Side in px of the largest image on which a new network is tried, which takes some 10 ms: small ones are refused.
+_LARGEST_TRIED = 128
+
+
 class Segmenter(Classifier):
     """A segmentation network with its normalisation; logits are one map per class at the size of the images.
 
@@ -44,6 +48,10 @@ class Segmenter(Classifier):
 
     def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes h w"]:
         """Return the logits of normalised images, in float32 under autocast too."""
+        return self.classify(self.decode(images), *images.shape[-2:])
+
+    def decode(self, images: Float[Tensor, "n c h w"]) -> Tensor:
+        """Return the decoder's last map, the input of ``classify``, for normalised images."""
         height, width = images.shape[-2:]
         side = 2**self.depth
         bottom, right = -height % side, -width % side
@@ -51,7 +59,12 @@ class Segmenter(Classifier):
             images = F.pad(images, (0, right, 0, bottom), mode="replicate")
         maps = list(self.backbone.get_submodule("encoder")(images))
         maps[-1] = self.backbone.get_submodule(BOTTLENECK)(maps[-1])
-        logits: Tensor = self.head(self.backbone.get_submodule("decoder")(maps))
+        decoded: Tensor = self.backbone.get_submodule("decoder")(maps)
+        return decoded
+
+    def classify(self, decoded: Tensor, height: int, width: int) -> Float[Tensor, "n classes h w"]:
+        """Return the logits of images of ``height`` × ``width`` px from the decoder's last map."""
+        logits: Tensor = self.head(decoded)
         return logits[..., :height, :width]
 
     def load_encoder(self, state: Mapping[str, Tensor], *, origin: str) -> None:
@@ -98,6 +111,7 @@ def build_segmenter(
     *,
     num_classes: int,
     channels: int,
+    image_size: int,
     dropout: float = 0.0,
     imagenet: Mapping[str, Tensor] | None = None,
 ) -> Segmenter:
@@ -108,6 +122,7 @@ def build_segmenter(
         task: decoder, depth and width.
         num_classes: number of maps, the background included.
         channels: 1 or 3.
+        image_size: side of the images in px, on which the network is tried, or on patches.
         dropout: probability that a channel of the decoder's last map is dropped; 0 adds no layer.
         imagenet: RGB state dict of the classification network but for its head; None keeps random weights.
 
@@ -130,7 +145,34 @@ def build_segmenter(
     if dropout > 0.0:
         head = model.backbone.get_submodule(_HEAD)
         setattr(model.backbone, _HEAD, nn.Sequential(nn.Dropout2d(dropout), *head.children()))
+    _check_output(model, config, task, num_classes=num_classes, image_size=image_size)
     return model
+
+
+@torch.no_grad()
+def _check_output(
+    model: Segmenter, config: ModelConfig, task: SegmentationTask, *, num_classes: int, image_size: int
+) -> None:
+    """Check that a network gives a map per class at the size of its images; it is left in training mode.
+
+    Raises:
+        ConfigError: it does not, or refuses them: some decoders take some encoders, depths and sizes only.
+    """
+    side = 2**task.depth
+    size = -(-min(task.patch_size or image_size, _LARGEST_TRIED) // side) * side
+    images = torch.zeros(1, model.mean.shape[1], size, size)
+    model.eval()
+    try:
+        found: object = tuple(model.head(model.decode(images)).shape[1:])
+    except (RuntimeError, ValueError) as error:
+        found = error
+    model.train()
+    if found != (num_classes, size, size):
+        raise ConfigError(
+            f"task: tried {task.decoder} on the encoder {config.name} with a depth of {task.depth} on an image of "
+            f"{tuple(images.shape[1:])} and found {found}; expected {(num_classes, size, size)}: choose another "
+            "task.decoder, task.depth, model.name, or larger images or patches"
+        )
 
 
 def _create(config: ModelConfig, task: SegmentationTask, num_classes: int) -> nn.Module:

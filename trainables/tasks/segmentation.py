@@ -6,6 +6,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+import torch
 from torch import Tensor
 
 from trainables.confidence_config import NoConfidence
@@ -19,8 +21,11 @@ from trainables.evaluation.robustness import choose_shifts, choose_validation_sh
 from trainables.evaluation.segmentation.evaluate import SegmentationEvaluation, list_evaluated
 from trainables.evaluation.segmentation.predict import predict_batches
 from trainables.evaluation.segmentation.stored import locate_segmented
+from trainables.evaluation.segmentation_ood.aggregations import PATCH
+from trainables.evaluation.segmentation_ood.dropout import SegmentationDropout
 from trainables.evaluation_config import EvaluationConfig
 from trainables.model_config import ModelConfig
+from trainables.models.mc_dropout import find_dropout
 from trainables.models.networks import Classifier
 from trainables.models.segmenter import Segmenter, build_segmenter
 from trainables.regularisers import Dropout, RegulariserConfig, find_part
@@ -30,10 +35,13 @@ from trainables.tasks.classification import normalise_stains
 from trainables.tasks.task import OnProgress, Trained
 from trainables.training.acceleration import Choice
 from trainables.training.loop import Learner
+from trainables.training.segmentation.batches import check_patch_size
 from trainables.training.segmentation.learner import SegmentationLearner, check_regulariser
 
 #: Fields of ``evaluation`` that are about one class per image, by name.
-_OF_CLASSIFICATION = ("label_maps", "per_class", "attribution")
+_OF_CLASSIFICATION = (
+    "label_maps", "per_class", "attribution", "representation", "store_features", "confidence_scores",
+)  # fmt: skip
 
 
 class Segmentation:
@@ -48,7 +56,8 @@ class Segmentation:
         """Check settings of a segmentation against its data.
 
         Raises:
-            ConfigError: the data have no class per pixel, or a setting is about one class per image.
+            ConfigError: the data have no class per pixel, a setting is about one class per image, or patches and images
+            do not fit each other.
         """
         if not data.components:
             raise ConfigError(
@@ -56,7 +65,14 @@ class Segmentation:
                 "with masks: image_mask_folder, image_mask_csv, decathlon, organs, or datasets of these"
             )
         check_settings(config)
-        check_regulariser(config.regulariser)
+        check_regulariser(config.regulariser, self._config)
+        check_patch_size(data.splits["train"], self._config.patch_size)
+        smallest = min(data.splits["test"].images.shape[-2:])
+        if smallest < PATCH:
+            raise ConfigError(
+                f"data.image_size: found {smallest} px with task: segmentation, whose scores look at patches of "
+                f"{PATCH} px; expected no less"
+            )
         choose_shifts(data, config.evaluation)
         choose_validation_shifts(data, config.evaluation)
 
@@ -74,6 +90,7 @@ class Segmentation:
             self._config,
             num_classes=data.num_classes,
             channels=data.splits["train"].images.shape[1],
+            image_size=data.splits["train"].images.shape[-1],
             dropout=0.0 if dropout is None else dropout.probability,
             imagenet=imagenet,
         )
@@ -84,6 +101,8 @@ class Segmentation:
         self, config: TrialConfig, model: Classifier, data: Dataset, execution: Execution, default: Choice
     ) -> Choice:
         """Return the device's default: the probe of ``execution.acceleration`` is of classification networks."""
+        if config.evaluation.mc_dropout > 0:
+            find_dropout(model)  # a network without it has to fail before the training
         if config.evaluation.store_layers:
             check_layers(model, config.evaluation.store_layers, data.splits["test"].images[:2])
         return default
@@ -99,25 +118,31 @@ class Segmentation:
     def predict(
         self, model: Classifier, images: ImageSet, config: TrialConfig, choice: Choice, execution: Execution
     ) -> None:
-        """Run the forward passes of the evaluation."""
+        """Run the forward passes of the evaluation, those of MC dropout included."""
         assert isinstance(model, Segmenter)
         feed, size = ImageFeed(images, model.mean.device), execution.evaluation_batch_size
-        for _ in predict_batches(model, feed, self._config, batch_size=size, precision=choice.dtype):
-            pass
+        draws, dropout = config.evaluation.mc_dropout, None
+        if draws > 0:
+            dropout = SegmentationDropout(model, self._config, draws=draws, seed=0, precision=choice.dtype)
+        sources = torch.from_numpy(np.array(images.labels)).to(feed.device)
+        for batch in predict_batches(model, feed, self._config, batch_size=size, precision=choice.dtype):
+            if dropout is not None:
+                dropout.compute_uncertainties(batch.images, sources[batch.rows], None)
 
     def count_passes(self, data: Dataset, config: TrialConfig) -> int:
         """Return the number of images that an evaluation predicts beside test and validation images, shifted or not.
 
-        With windows, layers are recorded in a pass of their own over all unshifted images.
+        Training images are seen once, for their layers. With windows, layers are recorded in a pass of their own over
+        all unshifted images.
         """
+        number, others = len(data.splits["train"]), sum(map(len, (*data.external.values(), *data.ood.values())))
         if self._config.window_size is None:
-            return len(data.splits["train"]) + sum(map(len, (*data.external.values(), *data.ood.values())))
-        others = len(data.splits["train"]) + sum(map(len, (*data.external.values(), *data.ood.values())))
-        return 2 * others + len(data.splits["val"]) + len(data.splits["test"])
+            return number + others
+        return number + 2 * others + len(data.splits["val"]) + len(data.splits["test"])
 
     def count_stored_bytes(self, data: Dataset, config: TrialConfig, model: Classifier, *, num_shifts: int) -> int:
         """Return the size of predicted classes and entropies in bytes; compressed they take about a fifth."""
-        sets = (*data.splits.values(), *data.external.values(), *data.ood.values())
+        sets = (data.splits["val"], data.splits["test"], *data.external.values(), *data.ood.values())
         pixels = sum(len(images) * images.images.shape[-2] * images.images.shape[-1] for images in sets)
         return 2 * pixels // 5
 
@@ -156,9 +181,9 @@ def check_settings(config: TrialConfig) -> None:
         for name in _OF_CLASSIFICATION
         if getattr(config.evaluation, name) != getattr(default, name)
     ]
-    found += ["evaluation.representation.layers"] if config.evaluation.representation.layers else []
     found += ["evaluation.severities: matched"] if config.evaluation.is_matched else []
     found += [] if isinstance(training.confidence, NoConfidence) else ["training.confidence"]
+    found += ["training.backbone_learning_rate_factor: 0"] if training.is_linear_probe else []
     found += ["training.class_weights"] if training.class_weights != "none" else []
     only_norm = FineTuning(batch_norm=training.fine_tune.batch_norm)
     found += ["training.fine_tune"] if training.fine_tune != only_norm else []

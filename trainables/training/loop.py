@@ -281,7 +281,7 @@ class _Trainer:
         if reads_select_by(training) and metrics.get(f"val/{select_by}") is None:
             raise ConfigError(
                 f"training.select_by: {select_by} is not defined on the {self.learner.num_validated} validation "
-                "images (a class is absent); choose loss or accuracy, or enlarge the validation split"
+                "images (a class is absent); choose loss, or enlarge the validation split"
             )
         optimiser, state.optimiser_scalars = pack_optimiser(self.learner.optimiser)
         random, state.random_state = capture_random_state()

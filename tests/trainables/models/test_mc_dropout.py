@@ -15,7 +15,7 @@ from trainables.evaluation.predictions import keep, predict_each
 from trainables.model_config import ModelConfig
 from trainables.models import mc_dropout
 from trainables.models.confidence import add_confidence
-from trainables.models.mc_dropout import MC_DROPOUT_SCORES, McDropout, RunningScores
+from trainables.models.mc_dropout import MC_DROPOUT_SCORES, DropoutMasks, McDropout, RunningScores
 from trainables.models.model_scores import build_model_scores
 from trainables.models.networks import Classifier, build_model
 from trainables.seeding import derive_seed, uniform
@@ -218,9 +218,8 @@ def test_a_network_without_dropout_is_refused() -> None:
 def test_masks_of_maps_drop_whole_channels_where_the_layer_does() -> None:
     model = build()
     model.backbone.maxpool = nn.Sequential(model.backbone.maxpool, nn.Dropout2d(0.5)).eval()
-    draws = McDropout(model, draws=1, seed=0)
     seen: list[torch.Tensor] = []
-    with torch.inference_mode(), draws._masked(0):
+    with torch.inference_mode(), DropoutMasks(model, seed=0).applied(0):
         layer = model.backbone.maxpool[1]
         hook = layer.register_forward_hook(lambda _, inputs, output: seen.extend([inputs[0], output]))
         model(model.normalise(torch.from_numpy(IMAGES.images)))

@@ -14,7 +14,7 @@ from trainables.task_config import SegmentationTask
 
 def make(name: str = "timm/test_resnet", *, channels: int = 3, **task: Any) -> Segmenter:
     settings = SegmentationTask.model_validate({"kind": "segmentation", "depth": 3, "width": 16, **task})
-    return build_segmenter(ModelConfig(name=name), settings, num_classes=4, channels=channels)
+    return build_segmenter(ModelConfig(name=name), settings, num_classes=4, channels=channels, image_size=64)
 
 
 def test_logits_have_the_size_of_the_images() -> None:
@@ -72,3 +72,16 @@ def test_what_a_stage_hands_on_is_everything_but_the_head() -> None:
 def test_what_the_library_does_not_have_is_refused(task: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         make("timm/test_vit" if not task else "timm/test_resnet", **task)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"decoder": "pspnet", "depth": 4}, r"found \(4, 32, 32\); expected \(4, 64, 64\)"),
+        ({"decoder": "pan", "patch_size": 32}, "Output size is too small"),
+        ({"decoder": "fpn", "channels": 1}, "expected input"),
+    ],
+)
+def test_a_decoder_that_does_not_fit_is_refused_when_it_is_built(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        make(**settings)

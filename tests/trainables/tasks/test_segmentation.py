@@ -7,16 +7,22 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from trainables.config import Execution, StageConfig, TrialConfig
+from trainables.data.foreign import load_evaluated
 from trainables.data.load import load_dataset
 from trainables.errors import ConfigError
 from trainables.evaluation.segmentation.cases import measure_cases, summarise_cases
 from trainables.evaluation.segmentation.stored import load_segmented
+from trainables.models.segmenter import Segmenter
+from trainables.pilot import time_trial
 from trainables.stage import run_stage
 from trainables.storage.folder import Folder
 from trainables.tasks.find import find_task
+from trainables.training.acceleration import default_choice
+from trainables.training.segmentation.learner import SegmentationLearner
 from trainables.trial import build_initial_model, run_trial
 
 NETWORK = "timm/test_resnet"
@@ -77,6 +83,49 @@ def test_metrics_are_those_of_the_stored_predictions(
     assert {f"cases/{name}.npz" for name in ("train", "val", "test", "digits")} <= set(result["files"])
 
 
+def test_of_training_images_the_layers_alone_are_kept(finished: tuple[Folder, dict[str, Any]]) -> None:
+    training, validation = (load_segmented(finished[0], name) for name in ("train", "val"))
+    assert set(training.layers) == set(validation.layers)
+    assert {name: len(values) for name, values in training.layers.items()} == dict.fromkeys(
+        training.layers, len(training.ids)
+    )
+    assert training.predicted is None
+    assert not training.metrics
+
+
+def test_dropout_in_evaluation_gives_scores_and_changes_nothing_else(tmp_path: Path, execution: Execution) -> None:
+    folders = [Folder(tmp_path / name) for name in ("plain", "drawn")]
+    settings: dict[str, Any] = {"regulariser": {"kind": "dropout", "probability": 0.5}, "training": {"epochs": 1}}
+    drawn = {**settings, "evaluation": {"mc_dropout": 3}}
+    plain, result = (
+        run_trial(make_trial(**each), signature="mine", folder=folder, execution=execution)
+        for each, folder in zip((settings, drawn), folders, strict=True)
+    )
+    of_draws = {name for name in result["metrics"] if "mc_dropout" in name}
+    assert "failure/mc_dropout_entropy.foreground/augrc" in of_draws
+    assert {name: result["metrics"][name] for name in plain["metrics"]} == plain["metrics"]
+    assert set(result["metrics"]) == set(plain["metrics"]) | of_draws
+    stored = load_segmented(folders[1], "test")
+    assert stored.scores["mc_dropout_mutual_information/image"].shape == (2, len(stored.ids))
+    assert (stored.scores["mc_dropout_mutual_information/image"] < 0).all()
+    again = run_trial(make_trial(**drawn), signature="mine", folder=folders[1], execution=execution)
+    assert again["files"] == result["files"]
+
+
+def test_a_trial_with_draws_is_timed(execution: Execution) -> None:
+    config = make_trial(regulariser={"kind": "dropout", "probability": 0.5}, evaluation={"mc_dropout": 2})
+    timings = time_trial(config, execution, max_seconds=1.0)
+    assert timings.epoch_seconds > 0.0
+    assert timings.evaluation_seconds > 0.0
+    data = load_evaluated(config.data, config.evaluation, cache_dir=execution.cache_dir)
+    numbers = {name: len(images) for name, images in data.splits.items()}
+    foreign = sum(map(len, data.ood.values()))
+    once = find_task(config.task).count_passes(data, config)
+    assert once == sum(numbers.values()) + 2 * foreign  # the layers of unshifted images have a pass of their own
+    whole = make_trial(task={"inference": "whole"})
+    assert find_task(whole.task).count_passes(data, whole) == numbers["train"] + foreign
+
+
 def test_it_learns(finished: tuple[Folder, dict[str, Any]]) -> None:
     """Everything foreground has a Dice of .27 or less here, random weights one of about .3."""
     folder, result = finished
@@ -130,6 +179,15 @@ def test_a_transfer_hands_on_encoder_and_decoder(tmp_path: Path, execution: Exec
         ({"regulariser": {"kind": "mixup"}}, "found mixup with task: segmentation"),
         ({"training": {"class_weights": "balanced"}}, "training.class_weights: found it with task: segmentation"),
         ({"evaluation": {"per_class": True}}, "evaluation.per_class"),
+        ({"evaluation": {"store_features": False}}, "evaluation.store_features"),
+        ({"evaluation": {"confidence_scores": ["msr"]}}, "evaluation.confidence_scores"),
+        ({"training": {"backbone_learning_rate_factor": 0}}, "training.backbone_learning_rate_factor: 0"),
+        ({"task": {"patch_size": 40}}, "task.patch_size: found 40, and the images are stored at 32 px"),
+        ({"regulariser": {"kind": "spectral_decoupling", "group_by": "site"}}, "regulariser.group_by: found site"),
+        (
+            {"regulariser": {"kind": "label_smoothing"}, "task": {"loss": {"kind": "focal"}}},
+            "label_smoothing with task.loss: focal",
+        ),
         ({"augmentation": {"kind": "augmix"}}, "augmix"),
     ],
 )
@@ -142,6 +200,16 @@ def test_what_means_nothing_for_pixels_is_refused(sections: dict[str, Any], mess
     data = load_dataset(config.data, cache_dir=execution.cache_dir)
     with pytest.raises(ConfigError, match=message):
         find_task(config.task).check(config, data)
+
+
+def test_a_batch_of_one_patch_that_cannot_be_normalised_is_refused(execution: Execution) -> None:
+    config = make_trial(task={"patch_size": 8}, training={"batch_size": 1})
+    data = load_dataset(config.data, cache_dir=execution.cache_dir)
+    model = build_initial_model(config, data, encoder=None)
+    assert isinstance(model, Segmenter)
+    choice = default_choice(config.model, model, torch.float32, torch.device("cpu"))
+    with pytest.raises(ConfigError, match="found batches of one patch of 8 px"):
+        SegmentationLearner(model, data, config, choice)
 
 
 def test_the_epoch_is_chosen_by_dice() -> None:

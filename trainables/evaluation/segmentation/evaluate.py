@@ -30,11 +30,12 @@ from trainables.evaluation.robustness import (
 )
 from trainables.evaluation.segmentation.annotated import restrict, tabulate_annotated
 from trainables.evaluation.segmentation.calibration import CalibrationAccumulator
-from trainables.evaluation.segmentation.cases import CaseMetrics, measure_cases, summarise_cases
+from trainables.evaluation.segmentation.cases import CaseMetrics, CaseSummary, measure_cases, summarise_cases
 from trainables.evaluation.segmentation.judged import add_detectors, judge_sets
 from trainables.evaluation.segmentation.overlap import count_overlap
 from trainables.evaluation.segmentation.predict import predict_batches
 from trainables.evaluation.segmentation.stored import SegmentedSet, save_segmented
+from trainables.evaluation.segmentation_ood.dropout import SegmentationDropout
 from trainables.evaluation.segmentation_ood.pixel_scores import compute_confidences, compute_uncertainties
 from trainables.evaluation_config import EvaluationConfig
 from trainables.models.segmenter import BOTTLENECK, Segmenter
@@ -44,14 +45,26 @@ from trainables.task_config import SegmentationTask
 
 
 @dataclass(frozen=True)
-class _Pass:
-    """Predictions on one set under one shift."""
+class _Unshifted:
+    """Metrics, predictions and entropies of the unshifted images, whose pixels are stored."""
 
     #: None for images without targets.
     cases: CaseMetrics | None
-    scores: dict[str, np.ndarray]
     predicted: np.ndarray
     entropy: np.ndarray
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """Numbers per image of one set under one shift; nothing of the size of the images is kept of shifted ones."""
+
+    #: None for images without targets, whose metrics and calibration are empty.
+    summary: CaseSummary | None
+    metrics: dict[str, np.ndarray]
+    calibration: dict[str, np.ndarray]
+    scores: dict[str, np.ndarray]
+    #: None for shifted images.
+    unshifted: _Unshifted | None
 
 
 def list_evaluated(data: Dataset) -> list[str]:
@@ -65,7 +78,7 @@ class SegmentationEvaluation:
     Args:
         model: model on the device of the evaluation.
         data: data set with targets; foreign images have none.
-        config: shifts and their seed, layers, bins of calibration.
+        config: shifts and their seed, layers, bins of calibration, draws of MC dropout.
         task: windows, tolerance, band.
         execution: images per batch; location and size limit of the shifted copies.
         precision: dtype of the forward pass.
@@ -86,6 +99,11 @@ class SegmentationEvaluation:
         table = tabulate_annotated(data)
         self._annotated = None if table is None else table.to(model.mean.device)
         self._classes = [(index, name) for index, name in enumerate(data.classes) if index]
+        self._dropout = None
+        if config.mc_dropout > 0:
+            self._dropout = SegmentationDropout(
+                model, task, draws=config.mc_dropout, seed=config.shift_seed, precision=precision
+            )
         self._recorder = LayerRecorder(model.backbone, list(dict.fromkeys((BOTTLENECK, *config.store_layers))))
 
     def run(
@@ -103,28 +121,33 @@ class SegmentationEvaluation:
         data, config = self._data, self._config
         shifts, of_validation = choose_shifts(data, config)[0], choose_validation_shifts(data, config)[0]
         todo: list[tuple[ImageSet, list[Shift]]] = [
-            (data.splits["train"], [IDENTITY]),
             (data.splits["val"], of_validation),
             (data.splits["test"], shifts),
             *((images, [IDENTITY]) for images in (*data.external.values(), *data.ood.values())),
         ]
-        total, done = sum(len(each) for _, each in todo), 0
-        stored: dict[str, SegmentedSet] = {}
-        measured: list[tuple[SegmentedSet, list[CaseMetrics]]] = []
+        total, done = 1 + sum(len(each) for _, each in todo), 0
+
+        def count() -> None:
+            nonlocal done
+            done += 1
+            on_progress(done, total)
+
+        training = ImageFeed(data.splits["train"], self._model.mean.device)
+        stored = {"train": self._collect(training, [IDENTITY], [])}
+        count()
+        measured: list[tuple[SegmentedSet, list[_Pass]]] = []
         for images, wanted in todo:
-            passes = []
+            passes: list[_Pass] = []
             feed = ImageFeed(images, self._model.mean.device)
             with open_copies(feed, data, config, self._execution) as copies:
                 copies.build(wanted, batch_size=self._execution.evaluation_batch_size)
                 for shift in wanted:
-                    records = shift is wanted[0] and self._task.window_size is None
-                    passes.append(self._predict(feed, copies.transform(shift), records=records))
-                    done += 1
-                    on_progress(done, total)
+                    passes.append(self._predict(feed, copies.transform(shift), is_unshifted=not passes))
+                    count()
             found = self._collect(feed, wanted, passes)
             stored[images.name] = found
-            if images.name != "train" and passes[0].cases is not None:
-                measured.append((found, [each.cases for each in passes if each.cases is not None]))
+            if images.targets is not None:
+                measured.append((found, passes))
         stored, undefined = add_detectors(stored, config.store_layers)
         for found in stored.values():
             save_segmented(folder, found)
@@ -132,11 +155,12 @@ class SegmentationEvaluation:
         detection.undefined.update(undefined)
         return self._summarise(measured, (*shifts, *of_validation)), detection
 
-    def _predict(self, feed: ImageFeed, transform: Transform, *, records: bool) -> _Pass:
+    def _predict(self, feed: ImageFeed, transform: Transform, *, is_unshifted: bool) -> _Pass:
+        records = is_unshifted and self._task.window_size is None
         with self._recorder.attached() if records else nullcontext():
-            return self._predict_each(feed, transform, records=records)
+            return self._predict_each(feed, transform, is_unshifted=is_unshifted, records=records)
 
-    def _predict_each(self, feed: ImageFeed, transform: Transform, *, records: bool) -> _Pass:
+    def _predict_each(self, feed: ImageFeed, transform: Transform, *, is_unshifted: bool, records: bool) -> _Pass:
         images, task = feed.images, self._task
         sources = torch.from_numpy(np.array(images.labels)).to(feed.device)
         calibration = CalibrationAccumulator(bins=self._config.ece_bins, band_px=task.band_px)
@@ -152,37 +176,52 @@ class SegmentationEvaluation:
             transform=transform,
         ):
             logits = batch.logits.float()
-            if records:
-                self._recorder.record(batch.images, len(batch.images))
             # Of all classes: what judges a foreign image does not know which data set it is to be taken for.
-            confidences.append(compute_confidences(compute_uncertainties(logits), logits.argmax(1)))
+            uncertainties = compute_uncertainties(logits)
+            if self._dropout is not None:
+                uncertainties |= self._dropout.compute_uncertainties(batch.images, sources[batch.rows], None)
+            if records:  # of the passes over a batch, the first
+                self._recorder.record(batch.images, len(batch.images))
+            confidences.append(compute_confidences(uncertainties, logits.argmax(1)))
             if images.targets is not None:
                 logits = restrict(logits, sources[batch.rows], self._annotated)
             probabilities = logits.softmax(1)
             classes = probabilities.argmax(1).byte()
             predicted.append(classes.cpu())
-            entropies.append(_quantise_entropy(probabilities).cpu())
+            if is_unshifted:
+                entropies.append(_quantise_entropy(probabilities).cpu())
             if images.targets is not None:
                 targets = torch.from_numpy(np.array(images.targets[batch.rows])).to(feed.device)
                 calibration.add(probabilities, targets)
         whole = torch.cat(predicted).numpy()
-        cases = None
-        if images.targets is not None:
-            cases = measure_cases(
-                whole,
-                np.asarray(images.targets),
-                classes=self._classes,
-                spacing=find_spacing(images),
-                tolerance_mm=task.tolerance,
-                calibration=calibration.finish(),
-            )
-        scores = {name: np.concatenate([each[name] for each in confidences]) for name in confidences[0]}
-        return _Pass(cases, scores, whole, torch.cat(entropies).numpy())
+        cases = self._measure(images, whole, calibration)
+        return _Pass(
+            summary=None if cases is None else summarise_cases(cases),
+            metrics={} if cases is None else cases.values,
+            calibration={} if cases is None or cases.calibration is None else cases.calibration.per_case(),
+            scores={name: np.concatenate([each[name] for each in confidences]) for name in confidences[0]},
+            unshifted=_Unshifted(cases, whole, torch.cat(entropies).numpy()) if is_unshifted else None,
+        )
+
+    def _measure(
+        self, images: ImageSet, predicted: np.ndarray, calibration: CalibrationAccumulator
+    ) -> CaseMetrics | None:
+        if images.targets is None:
+            return None
+        return measure_cases(
+            predicted,
+            np.asarray(images.targets),
+            classes=self._classes,
+            spacing=find_spacing(images),
+            tolerance_mm=self._task.tolerance,
+            calibration=calibration.finish(),
+        )
 
     def _collect(self, feed: ImageFeed, shifts: Sequence[Shift], passes: Sequence[_Pass]) -> SegmentedSet:
+        """Return the stored arrays of a set; of training images, which have no pass, those of the layers alone."""
         images = feed.images
         _, groups = np.unique(images.groups, return_inverse=True)
-        cases = [each.cases for each in passes if each.cases is not None]
+        unshifted = passes[0].unshifted if passes else None
         return SegmentedSet(
             name=images.name,
             ids=images.ids,
@@ -190,13 +229,13 @@ class SegmentationEvaluation:
             sources=np.array(images.labels),
             shifts=tuple(map(name_shift, shifts)),
             classes=tuple(name for _, name in self._classes),
-            metrics=_stack([each.values for each in cases]),
-            calibration=_stack([each.calibration.per_case() for each in cases if each.calibration is not None]),
+            metrics=_stack([each.metrics for each in passes]),
+            calibration=_stack([each.calibration for each in passes]),
             scores=_stack([each.scores for each in passes]),
-            layers=self._record(feed),
-            predicted=passes[0].predicted,
-            areas=self._measure_areas(images, passes[0].predicted),
-            entropy=passes[0].entropy,
+            layers=self._record(feed, is_recorded=bool(passes) and self._task.window_size is None),
+            predicted=None if unshifted is None else unshifted.predicted,
+            areas=None if unshifted is None else self._measure_areas(images, unshifted.predicted),
+            entropy=None if unshifted is None else unshifted.entropy,
         )
 
     def _measure_areas(self, images: ImageSet, predicted: np.ndarray) -> np.ndarray | None:
@@ -207,9 +246,14 @@ class SegmentationEvaluation:
         return (pixels * find_spacing(images).prod(1)[:, None, None]).astype(np.float32)
 
     @torch.inference_mode()
-    def _record(self, feed: ImageFeed) -> dict[str, np.ndarray]:
-        """Return what is kept of the layers for the unshifted images, each seen as a whole."""
-        if self._task.window_size is None:  # recorded when they were predicted
+    def _record(self, feed: ImageFeed, *, is_recorded: bool) -> dict[str, np.ndarray]:
+        """Return what is kept of the layers for the unshifted images, each seen as a whole.
+
+        Args:
+            feed: the images.
+            is_recorded: whether they were recorded when they were predicted.
+        """
+        if is_recorded:
             return {name: each[0] for name, each in self._recorder.collect(1).items()}
         with self._recorder.attached():
             whole = self._task.model_copy(update={"inference": "whole"})
@@ -224,25 +268,26 @@ class SegmentationEvaluation:
         return {name: each[0] for name, each in self._recorder.collect(1).items()}
 
     def _summarise(
-        self, measured: Sequence[tuple[SegmentedSet, Sequence[CaseMetrics]]], shifts: Sequence[Shift]
+        self, measured: Sequence[tuple[SegmentedSet, Sequence[_Pass]]], shifts: Sequence[Shift]
     ) -> Evaluation:
         strengths = {name_shift(shift): shift.strength for shift in shifts}
         rows: list[dict[str, Any]] = []
         metrics: list[Metrics] = []
         of_components: dict[str, float] = {}
         for found, passes in measured:
-            for row, cases in zip(describe_rows([found], strengths), passes, strict=True):
-                summary = summarise_cases(cases)
-                rows.append(row | summary.counts)
-                metrics.append(summary.metrics)
-            if found.name in ("train", "val"):
+            for row, each in zip(describe_rows([found], strengths), passes, strict=True):
+                assert each.summary is not None
+                rows.append(row | each.summary.counts)
+                metrics.append(each.summary.metrics)
+            unshifted = passes[0].unshifted
+            if found.name == "val" or unshifted is None or unshifted.cases is None:
                 continue
             for index, component in enumerate(self._data.components):
                 own = found.sources == index
                 # External sites of a data set are sets of their own.
                 is_of_component = len(self._data.components) > 1 and found.name in ("test", component)
                 if is_of_component and own.any():
-                    summary = summarise_cases(passes[0].take(own))
+                    summary = summarise_cases(unshifted.cases.take(own))
                     of_components |= {f"dataset/{component}/{name}": v for name, v in summary.metrics.values.items()}
         evaluation = build_evaluation(rows, metrics, {})
         evaluation.metrics.update(of_components)
@@ -250,9 +295,15 @@ class SegmentationEvaluation:
 
 
 def find_spacing(images: ImageSet) -> Float64[np.ndarray, "n 2"]:
-    """Return the sides of a stored pixel (row, column) of every image in mm; 1 where the data do not say."""
-    columns = [images.metadata.get(name, [None] * len(images)) for name in ("spacing_row", "spacing_column")]
-    return np.array([[1.0 if value is None else value for value in column] for column in columns], dtype=np.float64).T
+    """Return the sides of a stored pixel (row, column) of every image in mm; 1 where the data do not say.
+
+    Of several data sets some may say it and others not.
+    """
+    columns = [images.metadata.get(name) for name in ("spacing_row", "spacing_column")]
+    if any(column is None for column in columns):
+        return np.ones((len(images), 2))
+    sides = np.array(columns, dtype=np.float64).T  # None becomes NaN
+    return np.where(np.isnan(sides), 1.0, sides)
 
 
 def _quantise_entropy(probabilities: Tensor) -> Tensor:

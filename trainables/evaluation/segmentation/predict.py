@@ -17,6 +17,9 @@ from trainables.evaluation.segmentation.windows import predict_windows
 from trainables.models.segmenter import Segmenter
 from trainables.task_config import SegmentationTask
 
+#: Pixels of a batch at most, 64 images of 256 px: a decoder's maps at full size take 64 MiB and more per million.
+_PIXELS = 1 << 22
+
 
 class PredictedBatch(NamedTuple):
     """Predictions on consecutive images of a set."""
@@ -42,7 +45,7 @@ def predict_batches(
         model: model on the device of the predictions.
         feed: source of the images.
         task: windows and their overlap.
-        batch_size: images per batch.
+        batch_size: images per batch, fewer where they are large.
         precision: dtype of the forward pass; bfloat16 runs under autocast.
         transform: shift of the images.
 
@@ -50,8 +53,9 @@ def predict_batches(
         DivergedError: if an output is not finite.
     """
     model.eval()
-    start = 0
-    for images in feed.batches(np.arange(len(feed)), split_sizes(len(feed), batch_size)):
+    start, pixels = 0, feed.images.images.shape[-2] * feed.images.images.shape[-1]
+    sizes = split_sizes(len(feed), max(1, min(batch_size, _PIXELS // pixels)))
+    for images in feed.batches(np.arange(len(feed)), sizes):
         rows = slice(start, start := start + len(images))
         shifted = transform(images, rows)
         casts = torch.autocast(feed.device.type, precision, enabled=precision != torch.float32)

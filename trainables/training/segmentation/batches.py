@@ -46,7 +46,8 @@ class TrainingPatches:
         shares: index of a data set → its share of the patches of an epoch; None: by number of images.
 
     Raises:
-        ConfigError: no training image is left, or a patch is larger than the images.
+        ConfigError: no training image is left, a patch is larger than the images, or a data set has no patch in an
+            epoch.
     """
 
     def __init__(
@@ -73,6 +74,12 @@ class TrainingPatches:
         }
         number = patches_per_epoch or len(self.rows)
         self._counts = _share_out(number, counted if shares is None else {key: shares[key] for key in counted})
+        unused = [source for source, count in self._counts.items() if count == 0]
+        if unused:
+            raise ConfigError(
+                f"task.patches_per_epoch: found {number} patches, of which none is of the data set number "
+                f"{unused[0] + 1} at its share; expected more patches, or a larger share in data.weights"
+            )
         self._rows_of = {source: self.rows[sources == source] for source in counted}
         seeds = mix(torch.from_numpy(hash_ids(train.ids)), "augmentation", config.seed, config.replicate)
         self._sample_seeds = seeds.to(device)
@@ -81,12 +88,12 @@ class TrainingPatches:
     def _check(self, train: ImageSet) -> None:
         if not len(self.rows):
             raise ConfigError("training.label_fraction leaves no training image; at least 1 is needed")
-        smallest = min(train.images.shape[-2:])
-        if self._patch_size is not None and self._patch_size > smallest:
-            raise ConfigError(
-                f"task.patch_size: found {self._patch_size}, and the images are stored at {smallest} px; expected no "
-                "more, or a larger data.image_size"
-            )
+        check_patch_size(train, self._patch_size)
+
+    @property
+    def smallest_batch(self) -> int:
+        """Patches of the smallest batch."""
+        return min(self._sizes)
 
     @property
     def num_patches(self) -> int:
@@ -134,6 +141,20 @@ class TrainingPatches:
                 continue
             images, targets = crop_patches(whole, annotation, seeds, size=self._patch_size)
             yield PatchBatch(images, targets, self._sources[index], seeds)
+
+
+def check_patch_size(images: ImageSet, patch_size: int | None) -> None:
+    """Check that patches fit into images.
+
+    Raises:
+        ConfigError: they are larger.
+    """
+    smallest = min(images.images.shape[-2:])
+    if patch_size is not None and patch_size > smallest:
+        raise ConfigError(
+            f"task.patch_size: found {patch_size}, and the images are stored at {smallest} px; expected no more, or a "
+            "larger data.image_size"
+        )
 
 
 def find_shares(config: DataConfig, components: Sequence[str]) -> dict[int, float] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +27,7 @@ from trainables.regularisers import (
     find_part,
     list_regularisers,
 )
-from trainables.task_config import SegmentationTask
+from trainables.task_config import DiceCrossEntropy, SegmentationTask
 from trainables.training.acceleration import Choice
 from trainables.training.optimisation import build_optimiser, measure_weight_decay
 from trainables.training.sam import perturbed_weights
@@ -58,7 +59,7 @@ class SegmentationLearner:
         assert isinstance(config.task, SegmentationTask)
         self.model, self._config, self._task = model, config, config.task
         self._device, self._precision = model.mean.device, choice.dtype
-        check_regulariser(config.regulariser)
+        check_regulariser(config.regulariser, config.task)
         train = data.splits["train"]
         self._batches = TrainingPatches(
             train,
@@ -80,10 +81,29 @@ class SegmentationLearner:
         )
         self._forward = choice.build_forward(model, config.training.batch_size)
         self._parameters, self.optimiser = build_optimiser(model, config)
+        if self._batches.smallest_batch == 1:
+            self._check_single(train.images.shape[1], size)
         self._sam = find_part(config.regulariser, Sam)
         self._val = ImageFeed(data.splits["val"], self._device)
         self._annotated, self._batch_size = annotated, evaluation_batch_size
         self.frozen: frozenset[str] = frozenset()
+
+    def _check_single(self, channels: int, size: int) -> None:
+        """Check on a copy of the network that it can be trained on a batch of one patch.
+
+        Raises:
+            ConfigError: it normalises single values over a batch.
+        """
+        model = deepcopy(self.model)
+        set_training_mode(model, self._config)
+        try:
+            with torch.no_grad(), torch.random.fork_rng():
+                model(torch.zeros(1, channels, size, size, device=self._device))
+        except ValueError as error:
+            raise ConfigError(
+                f"training.batch_size: found batches of one patch of {size} px, which the network cannot normalise in "
+                f"training ({error}); expected at least 2 patches, larger ones or a smaller task.depth"
+            ) from error
 
     @property
     def num_batches(self) -> int:
@@ -165,15 +185,26 @@ class SegmentationLearner:
         )
 
 
-def check_regulariser(regulariser: RegulariserConfig) -> None:
-    """Check that a regulariser means something for pixels.
+def check_regulariser(regulariser: RegulariserConfig, task: SegmentationTask) -> None:
+    """Check that a regulariser means something for pixels and for the loss of a task.
 
     Raises:
-        ConfigError: it mixes images, weighs groups of images, or changes the depth of an encoder.
+        ConfigError: it mixes images, weighs groups of images, changes the depth of an encoder, smooths the labels of a
+            loss without cross-entropy, or has a λ or γ per group of images.
     """
     for part in list_regularisers(regulariser):
         if not isinstance(part, _ALLOWED):
             known = ", ".join(kind.model_fields["kind"].default for kind in _ALLOWED)
             raise ConfigError(
                 f"regulariser: found {part.kind} with task: segmentation; expected none or some of {known}"
+            )
+        if isinstance(part, LabelSmoothing) and not isinstance(task.loss, DiceCrossEntropy):
+            raise ConfigError(
+                f"regulariser: found label_smoothing with task.loss: {task.loss.kind}, which has no cross-entropy "
+                "whose labels could be smoothed; expected dice_cross_entropy, or another regulariser"
+            )
+        if isinstance(part, SpectralDecoupling) and part.group_by != "class":
+            raise ConfigError(
+                f"regulariser.group_by: found {part.group_by} with task: segmentation; expected class: several λ or γ "
+                "are those of the classes of pixels"
             )

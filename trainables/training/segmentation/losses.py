@@ -8,6 +8,7 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from trainables.data.dataset import UNCOUNTED
+from trainables.data.groups import check_groups
 from trainables.evaluation.segmentation.annotated import restrict
 from trainables.regularisers import LabelSmoothing, RegulariserConfig, SpectralDecoupling, find_part
 from trainables.task_config import DiceCrossEntropy, Focal, SegmentationTask, Tversky
@@ -43,6 +44,7 @@ class SegmentationLoss:
         self._overlap = _build_overlap(task, num_classes)
         self._has_cross_entropy = isinstance(task.loss, DiceCrossEntropy)
         self._annotated = None if annotated is None else annotated.to(device)
+        check_groups(regulariser, weighs_classes=False, num_classes=num_classes, num_groups=0)
         self._penalty = find_part(regulariser, SpectralDecoupling)
         self._weight: Tensor | float = 0.0
         self._gamma: Tensor | float = 0.0
@@ -68,21 +70,41 @@ class SegmentationLoss:
         wanted = targets.long()
         restricted = restrict(logits.float(), sources, self._annotated)
         terms: Terms = {name: loss(restricted, wanted) for name, loss in self._overlap.items()}
+        if "focal" in terms and not bool((wanted != UNCOUNTED).any()):  # the library's is the mean of nothing
+            terms["focal"] = logits.sum() * 0.0
         if self._has_cross_entropy:
-            losses = F.cross_entropy(
-                restricted, wanted, ignore_index=UNCOUNTED, label_smoothing=self._smoothing, reduction="sum"
-            )
+            losses = F.cross_entropy(restricted, wanted, ignore_index=UNCOUNTED, reduction="sum")
+            if self._smoothing > 0.0:
+                losses = (1.0 - self._smoothing) * losses + self._smoothing * self._spread(restricted, wanted, sources)
             terms["cross_entropy"] = losses / (wanted != UNCOUNTED).sum().clamp(min=1)
         if self._penalty is not None and step >= self._penalty.delay_steps:
-            terms["spectral_decoupling"] = self._penalise(logits, wanted)
+            terms["spectral_decoupling"] = self._penalise(logits, wanted, sources)
         return terms
 
-    def _penalise(self, logits: Float[Tensor, "n classes h w"], targets: Int64[Tensor, "n h w"]) -> Tensor:
+    def _spread(
+        self, restricted: Float[Tensor, "n classes h w"], targets: Int64[Tensor, "n h w"], sources: Int64[Tensor, " n"]
+    ) -> Tensor:
+        """Return the sum over counted pixels of the mean of −log p over the classes that the image's data annotate."""
+        losses = -restricted.log_softmax(1) * (targets != UNCOUNTED)[:, None]
+        if self._annotated is None:
+            return losses.mean(1).sum()
+        among = self._annotated[sources]
+        shares = (among / among.sum(1, keepdim=True))[:, :, None, None]
+        return (losses * shares).sum()
+
+    def _penalise(
+        self, logits: Float[Tensor, "n classes h w"], targets: Int64[Tensor, "n h w"], sources: Int64[Tensor, " n"]
+    ) -> Tensor:
+        """Return spectral decoupling; an output for a class that the image's data do not annotate counts as γ."""
         assert self._penalty is not None
         is_counted = targets != UNCOUNTED
-        counted, labels = logits.movedim(1, -1)[is_counted], targets[is_counted]
-        if not len(labels):
+        if not bool(is_counted.any()):
             return logits.sum() * 0.0
+        counted, labels = logits.float().movedim(1, -1)[is_counted], targets[is_counted]
+        if self._annotated is not None:
+            among = self._annotated[sources][:, None, None].expand(*is_counted.shape, -1)[is_counted]
+            offset = self._gamma[labels][:, None] if isinstance(self._gamma, Tensor) else self._gamma
+            counted = torch.where(among, counted, offset)
         is_grouped = isinstance(self._weight, Tensor) or isinstance(self._gamma, Tensor)
         return spectral_decoupling(
             counted,

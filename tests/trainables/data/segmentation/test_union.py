@@ -16,6 +16,7 @@ from trainables.data.describe import describe_dataset
 from trainables.data.load import load_dataset
 from trainables.data_config import DataConfig
 from trainables.errors import DataError
+from trainables.evaluation.segmentation.evaluate import find_spacing
 
 SIDE = 32
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(DataConfig)
@@ -39,6 +40,16 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def load(root: Path, **fields: object) -> Dataset:
     return load_dataset(build(root, **fields), cache_dir=root / "cache")
+
+
+def test_images_without_a_spacing_beside_others_with_one_are_measured_in_pixels(root: Path) -> None:
+    parts = build(root).model_dump()["datasets"]
+    parts["eyes"]["spacing_mm"] = 0.25
+    test = load(root, datasets=parts).splits["test"]
+    spacing = find_spacing(test)
+    assert (spacing[test.labels == 1] == 1.0).all()
+    assert (spacing[test.labels == 0] != 1.0).any()
+    assert (spacing > 0.0).all()
 
 
 def test_all_are_trained_on_and_merged_by_default(root: Path) -> None:

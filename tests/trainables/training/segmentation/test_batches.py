@@ -91,3 +91,8 @@ def test_shares_are_those_of_the_data() -> None:
     assert find_shares(make(), ("a", "b")) is None
     assert find_shares(make(weights="balanced"), ("a", "b")) == {0: 1.0, 1: 1.0}
     assert find_shares(make(weights={"a": 3, "b": 1}), ("a", "b")) == {0: 3.0, 1: 1.0}
+
+
+def test_a_data_set_without_a_patch_is_refused() -> None:
+    with pytest.raises(ConfigError, match="none is of the data set number 2 at its share"):
+        make_patches(patches_per_epoch=10, shares={0: 100.0, 1: 1.0})

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional as F
 
 from trainables.data.dataset import UNCOUNTED
+from trainables.errors import ConfigError
 from trainables.regularisers import LabelSmoothing, NoRegulariser, SpectralDecoupling
 from trainables.task_config import SegmentationTask
 from trainables.training.segmentation.losses import SegmentationLoss
@@ -101,7 +102,41 @@ def test_label_smoothing_is_that_of_cross_entropy() -> None:
     assert float(terms["cross_entropy"]) == pytest.approx(float(expected), rel=1e-5)
 
 
-def test_a_batch_in_which_nothing_counts_has_a_loss_of_zero() -> None:
+def test_regularisers_leave_classes_alone_that_a_data_set_does_not_annotate() -> None:
     logits, targets = make_pixels()
-    terms = make_loss(SpectralDecoupling())(logits, torch.full_like(targets, UNCOUNTED), torch.tensor([0, 0]), 0)
+    targets = torch.where((targets == 2), 1, targets)
+    annotated = torch.tensor([[True, True, True], [True, True, False]])
+    sources = torch.tensor([1, 1])
+    counted = logits.movedim(1, -1)[targets != UNCOUNTED][:, :2]
+    for regulariser, name, expected in (
+        (
+            LabelSmoothing(epsilon=0.3),
+            "cross_entropy",
+            F.cross_entropy(logits[:, :2], targets.long(), ignore_index=UNCOUNTED, label_smoothing=0.3),
+        ),
+        (
+            SpectralDecoupling(weight=0.4, gamma=0.5, reduction="sum"),
+            "spectral_decoupling",
+            0.2 * (counted - 0.5).square().sum(1).mean(),
+        ),
+    ):
+        own = logits.clone().requires_grad_()
+        terms = make_loss(regulariser, annotated=annotated)(own, targets, sources, 0)
+        assert float(terms[name].detach()) == pytest.approx(float(expected), rel=1e-5)
+        terms[name].backward()
+        assert own.grad is not None
+        assert float(own.grad[:, 2].abs().max()) == 0.0
+        assert float(own.grad[:, 1].abs().max()) > 0.0
+
+
+def test_as_many_weights_as_classes_are_needed() -> None:
+    with pytest.raises(ConfigError, match=r"regulariser.weight: found 2 values, expected one or 3"):
+        make_loss(SpectralDecoupling(weight=(0.1, 0.2)))
+
+
+@pytest.mark.parametrize("kind", ["dice_cross_entropy", "focal", "tversky"])
+def test_a_batch_in_which_nothing_counts_has_a_loss_of_zero(kind: str) -> None:
+    logits, targets = make_pixels()
+    loss = make_loss(SpectralDecoupling(), loss={"kind": kind})
+    terms = loss(logits, torch.full_like(targets, UNCOUNTED), torch.tensor([0, 0]), 0)
     assert float(torch.stack(list(terms.values())).sum()) == 0.0
