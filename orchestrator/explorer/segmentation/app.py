@@ -19,7 +19,7 @@ from trainables.errors import StudyError
 #: Modules and styles of the page, which the browser loads by these names.
 FILES = (
     "colours.js", "dom.js", "explorer.css", "scatter.js", "segmentation.css", "segmentation.js", "segmentation-case.js",
-    "segmentation-plot.js",
+    "segmentation-plot.js", "source.js",
 )  # fmt: skip
 
 

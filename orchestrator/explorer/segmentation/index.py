@@ -59,7 +59,10 @@ def list_cases(ledger: Ledger, signature: str, *, cache_dir: Path) -> dict[str, 
     return {
         "sets": [{"name": n, "count": len(e.ids), "has_targets": bool(e.metrics)} for n, e in sets.items()],
         "classes": list(next(iter(sets.values())).classes),
-        "metrics": [{"name": name, "title": SEGMENTATION_METRICS[name].title} for name in metrics],
+        "metrics": [
+            {"name": name, "title": SEGMENTATION_METRICS[name].title, "formula": SEGMENTATION_METRICS[name].formula}
+            for name in metrics
+        ],
         "scores": [{"name": name, "title": find_title(name)} for name in scores],
         "shifts": {name: list(each.shifts) for name, each in sets.items()},
         "explained": explained,
@@ -89,7 +92,8 @@ def load_sets(ledger: Ledger, signature: str) -> dict[str, SegmentedSet]:
             f"looked for the segmented cases of trial {signature} of {ledger.study} and found none; run the study again"
         )
     loaded = {name: load_segmented(folder, name) for name in names}
-    order = sorted(names, key=lambda name: (name == "train", name != "test", name != "val", not loaded[name].metrics, name))
+    first = {"test": 0, "val": 1, "train": 3}
+    order = sorted(names, key=lambda name: (first.get(name, 2), not loaded[name].metrics, name))
     return {name: loaded[name] for name in order}
 
 

@@ -13,7 +13,7 @@ export function renderCase(app) {
   if (number === null) { box.replaceChildren(); return; }
   const { index } = app, each = index.cases[number], set = index.sets[each.set];
   const panels = index.panels.filter((panel) => set.has_targets || !WITH_TRUTH.has(panel));
-  box.replaceChildren(
+  box.replaceChildren(h("div", {},
     h("header", {}, h("span", { class: "id" }, each.id), h("span", { class: "spacer" }),
       h("button", { class: "quiet", title: "Case before (←)", "aria-label": "Case before", onclick: () => app.step(-1) }, "‹"),
       h("button", { class: "quiet", title: "Next case (→)", "aria-label": "Next case", onclick: () => app.step(1) }, "›"),
@@ -23,8 +23,7 @@ export function renderCase(app) {
       h("div", { class: `figures${app.isLarge ? " large" : ""}` }, panels.map((panel) => drawPanel(app, number, panel))),
       set.has_targets ? drawKey(app) : null,
     ],
-    h("div", { class: "parts" }, listMetrics(app, each), listScores(app, each), listAreas(each), listShifts(app, each)),
-  );
+    h("div", { class: "parts" }, listMetrics(app, each), listScores(app, each), listAreas(each), listShifts(app, each))));
   box.scrollTop = 0;
 }
 
@@ -46,10 +45,10 @@ function drawKey(app) {
 }
 
 function listMetrics(app, each) {
-  const rows = app.index.metrics.map((metric, k) => [metric.title, each.metrics?.[k] ?? null]).filter(([, value]) => value !== null);
+  const rows = app.index.metrics.map((metric, k) => [metric, each.metrics?.[k] ?? null]).filter(([, value]) => value !== null);
   if (!rows.length) return null;
   return h("section", {}, h("h3", {}, `Metrics${app.index.classes.length > 1 ? ", mean over classes" : ""}`),
-    h("dl", { class: "measures" }, rows.map(([title, value]) => [h("dt", {}, title), h("dd", {}, brief(value)), h("dd", {})])));
+    h("dl", { class: "measures" }, rows.map(([{ title, formula }, value]) => [h("dt", { title: formula }, title), h("dd", {}, brief(value)), h("dd", {})])));
 }
 
 // A confidence has no scale of its own: beside it, the share of test cases that are surer.

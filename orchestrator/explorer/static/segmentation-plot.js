@@ -18,9 +18,9 @@ export class Plot {
     new ResizeObserver(() => this.draw()).observe(box);
   }
 
-  // points: [{number, x, y, fill, isOut}]; x and y in units of the axes, fill null without a value.
-  show(points, { xTitle, yTitle, hasZero, outline, chosen }) {
-    Object.assign(this, { points, xTitle, yTitle, hasZero, outline, chosen });
+  // points: [{number, x, y, fill, isOut}]; x and y in units of the axes, fill null without a value. lines: levels of y.
+  show(points, { xTitle, yTitle, lines, outline, chosen }) {
+    Object.assign(this, { points, xTitle, yTitle, lines, outline, chosen });
     this.draw();
   }
 
@@ -31,7 +31,7 @@ export class Plot {
     const { width, height } = this.box.getBoundingClientRect(), { left, right, top, bottom } = MARGIN;
     if (width < left + right + 20 || height < top + bottom + 20) return;
     this.xAxis = findAxis(this.points.map((p) => p.x), left, width - right, Math.max(2, Math.floor(width / 110)));
-    this.yAxis = findAxis(this.points.map((p) => p.y), height - bottom, top, Math.max(2, Math.floor(height / 70)));
+    this.yAxis = findAxis([...this.points.map((p) => p.y), ...this.lines.map(({ y }) => y)], height - bottom, top, Math.max(2, Math.floor(height / 70)));
     this.root.setAttribute("viewBox", `0 0 ${width} ${height}`);
     const parts = [];
     for (const tick of this.xAxis.ticks) {
@@ -42,9 +42,9 @@ export class Plot {
       const y = this.yAxis.place(tick);
       parts.push(svg("line", { class: "axis", x1: left, x2: width - right, y1: y, y2: y }), text(left - 6, y + 4, word(tick), "end"));
     }
-    if (this.hasZero && this.yAxis.low < 0 && this.yAxis.high > 0) {
-      const y = this.yAxis.place(0);
-      parts.push(svg("line", { class: "zero", x1: left, x2: width - right, y1: y, y2: y }));
+    for (const { y: value, isDotted } of this.lines) {
+      const y = this.yAxis.place(value);
+      parts.push(svg("line", { class: `limit${isDotted ? " dotted" : ""}`, x1: left, x2: width - right, y1: y, y2: y }));
     }
     const wide = text((left + width - right) / 2, height - 8, this.xTitle, "middle", "title");
     const tall = text(0, 0, this.yTitle, "middle", "title");
@@ -111,11 +111,9 @@ export class Plot {
     if (!this.isLasso) { this.#outline(); return; }
     this.onLasso(corners.flatMap(([x, y]) => [this.xAxis.value(x), this.yAxis.value(y)]));
   }
-
-  // Numbers of the cases inside an outline in units of the axes.
-  inside(outline) { return insideOf(this.points, outline); }
 }
 
+// Numbers of the cases inside an outline in units of the axes.
 export function insideOf(points, outline) {
   const places = Float64Array.from(points.flatMap((p) => [p.x, p.y]));
   return [...pointsInside(outline, places, points.map((_, k) => k))].map((k) => points[k].number);

@@ -141,13 +141,15 @@ class App {
     const points = places.filter((p) => p.x !== null && p.y !== null);
     this.picked = state.outline ? new Set(insideOf(points, state.outline)) : null;
     for (const p of points) Object.assign(p, { fill: paint(p.number), isOut: this.picked !== null && !this.picked.has(p.number) });
+    const lines = state.y === "area:difference" ? limitsOf(points.map((p) => p.y)) : [];
     // Bad cases lie above good ones.
     if (columns.has(DICE)) points.sort((a, b) => (this.value(DICE, b.number) ?? 2) - (this.value(DICE, a.number) ?? 2));
-    this.plot.show(points, { xTitle: columns.get(state.x).title, yTitle: columns.get(state.y).title, hasZero: state.y === "area:difference", outline: state.outline, chosen: state.case });
+    this.plot.show(points, { xTitle: columns.get(state.x).title, yTitle: columns.get(state.y).title, lines, outline: state.outline, chosen: state.case });
     const missing = places.length - points.length, { explained, fitted_on } = this.index;
     this.note.textContent = [
       state.x.startsWith("place:") && fitted_on ? `PCA of the bottleneck's features, fitted on ${fitted_on} (${explained.map((share) => `${(100 * share).toFixed(0)} %`).join(" and ")} of the variance); all other sets placed on it.` : "Unshifted images.",
-      missing ? `${plural(missing, "case")} without these numbers in the list only.` : ""].join(" ").trim();
+      lines.length ? `Bland–Altman: mean difference of all shown cases (${brief(lines[0].y)} %), dotted: 1.96 standard deviations around it.` : "",
+      missing ? `${plural(missing, "case")} without these numbers in the list only.` : ""].filter(Boolean).join(" ");
     document.documentElement.dataset.theme = theme;
     for (const button of this.views.children) button.setAttribute("aria-pressed", String(this.viewAxes(button.value).join() === `${state.x},${state.y}`));
   }
@@ -192,7 +194,7 @@ class App {
         choose("Across", "x", columns, state.x, (x) => this.change({ x, outline: null })),
         choose("Up", "y", columns, state.y, (y) => this.change({ y, outline: null })),
         choose("Colour", "colour", [["set", "set"], ...columns], state.colour, (colour) => this.change({ colour }))),
-      h("section", {}, h("h2", {}, "Sets"), index.sets.map((set, k) => h("label", { class: "block" },
+      h("section", {}, h("h2", {}, "Sets, mean Dice"), index.sets.map((set, k) => h("label", { class: "block" },
         h("input", { type: "checkbox", checked: sets.has(k), onchange: () => this.toggleSet(k) }), h("span", { class: "name", title: set.name }, set.name),
         h("span", { class: "error", title: set.has_targets ? "mean Dice" : "no truth" }, set.has_targets ? brief(meanOf(this.diceOf(k))) : plural(set.count, "case"))))),
     );
@@ -330,6 +332,13 @@ function showKeys() {
 }
 
 const meanOf = (values) => { const known = values.filter((each) => each !== null); return known.reduce((sum, each) => sum + each, 0) / known.length; };
+
+// Mean of differences, and 1.96 standard deviations on both sides of it (Bland & Altman 1986).
+function limitsOf(values) {
+  if (values.length < 2) return [];
+  const mean = meanOf(values), sd = Math.sqrt(values.reduce((sum, each) => sum + (each - mean) ** 2, 0) / (values.length - 1));
+  return [{ y: mean }, { y: mean - 1.96 * sd, isDotted: true }, { y: mean + 1.96 * sd, isDotted: true }];
+}
 
 const usualView = (index) => (index.fitted_on ? "map" : "score");
 
