@@ -30,7 +30,7 @@ execution: {cache_dir: CACHE}
 """
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def study_file(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
     """The file of the study, trained in this process; results lie beside it."""
     folder = tmp_path_factory.mktemp("discs")
@@ -44,7 +44,7 @@ def study_file(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Pat
     return file
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def segmented(study_file: Path, cache_dir: Path) -> Iterator[ExploredStudy]:
     from orchestrator.ledger.ledger import Ledger
 
@@ -53,7 +53,7 @@ def segmented(study_file: Path, cache_dir: Path) -> Iterator[ExploredStudy]:
     found.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def served_cases(segmented: ExploredStudy) -> Iterator[Served]:
     with serve(segmented) as found:
         yield found

@@ -83,7 +83,7 @@ def test_a_lasso_says_the_mean_dice_of_what_is_inside(page: Page, served_cases: 
 
 
 @pytest.mark.parametrize(("width", "dark"), [(1024, True), (390, False)])
-def test_it_fits_into_small_windows(page: Page, served_cases: Served, width: int, dark: bool) -> None:  # noqa: FBT001
+def test_it_fits_into_small_windows(page: Page, served_cases: Served, width: int, dark: bool) -> None:
     show(page, f"{served_cases.url}#case=0", width=width, height=800, dark=dark)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     assert page.evaluate("document.documentElement.dataset.theme") == ("dark" if dark else "light")
