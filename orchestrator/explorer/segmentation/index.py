@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from jaxtyping import Float64
 from orchestrator.analysis.segmentation.panels import PANELS
 from orchestrator.explorer.images import Images
 from orchestrator.ledger.ledger import Ledger
+from trainables.config import read_trial_config
 from trainables.errors import RobustSweepError, StudyError
 from trainables.evaluation.confidence import find_title
 from trainables.evaluation.metrics import SEGMENTATION_METRICS
@@ -76,6 +78,8 @@ def list_cases(ledger: Ledger, signature: str, *, cache_dir: Path) -> dict[str, 
 def load_sets(ledger: Ledger, signature: str) -> dict[str, SegmentedSet]:
     """Return the evaluated sets of a trial by name: test, validation, others with a truth, others, training images.
 
+    Foreign sets have no truth here: what is annotated in them is none of the study's classes.
+
     Raises:
         StudyError: it has none.
         StorageError: a file is damaged.
@@ -91,7 +95,9 @@ def load_sets(ledger: Ledger, signature: str) -> dict[str, SegmentedSet]:
         raise StudyError(
             f"looked for the segmented cases of trial {signature} of {ledger.study} and found none; run the study again"
         )
+    foreign = read_trial_config(folder.read_json("config.json")["config"]).evaluation.foreign
     loaded = {name: load_segmented(folder, name) for name in names}
+    loaded |= {name: replace(loaded[name], metrics={}, calibration={}, areas=None) for name in names if name in foreign}
     first = {"test": 0, "val": 1, "train": 3}
     order = sorted(names, key=lambda name: (first.get(name, 2), not loaded[name].metrics, name))
     return {name: loaded[name] for name in order}

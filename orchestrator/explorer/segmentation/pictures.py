@@ -41,7 +41,8 @@ def draw_panel(images: Images, signature: str, name: str, row: int, *, panel: st
         raise StudyError(f"the images of {name} are not those of the evaluation any more; run the study again")
     if stored.predicted is None or stored.entropy is None:
         raise StudyError(f"no masks of {name} are stored")
-    target = None if opened.targets is None or not stored.metrics else np.asarray(opened.targets[row])
+    is_foreign = name in images.config(signature).evaluation.foreign  # its masks are of other classes
+    target = None if opened.targets is None or is_foreign else np.asarray(opened.targets[row])
     drawn = paint_panels(np.asarray(opened.images[row]), target, stored.predicted[row], stored.entropy[row])
     if panel not in drawn:
         raise StudyError(f"asked for {panel} of case {row} of {name}, whose truth is not known")

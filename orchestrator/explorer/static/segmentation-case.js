@@ -27,12 +27,12 @@ export function renderCase(app) {
   box.scrollTop = 0;
 }
 
-export const describePlace = (set, each) => [set.name, each.site, set.has_targets ? null : "no truth"].filter(Boolean).join(" · ");
+export const describePlace = (set, each) => [set.name, each.site === set.name ? null : each.site, set.has_targets ? null : "no truth"].filter(Boolean).join(" · ");
 
 function drawPanel(app, number, panel) {
   const source = pictureOf(app.state.trial, number, panel, 512);
   return h("figure", {}, h("div", { class: "lens", title: "Larger or smaller (Z)", onclick: () => app.toggleLarge() },
-    h("img", { src: source, alt: `${panel} of ${app.index.cases[number].id}`, onerror: () => app.explainPicture(source) })),
+    h("img", { src: source, alt: `${panel} of ${app.index.cases[number].id}`, onerror: () => app.explainPicture(source), onload: ({ target }) => target.classList.toggle("shrunk", target.naturalWidth > target.clientWidth) })),
   h("figcaption", {}, panel));
 }
 

@@ -23,7 +23,7 @@ training: {epochs: 2, batch_size: 8, learning_rate: 0.005}
 evaluation:
   shifts: [contrast_down]
   severities: [3]
-  foreign: {digits: {data: {kind: digits, test_fraction: 0.01}, role: far}}
+  foreign: {fundus: {data: {kind: organs, organ: fundus, num_images: 40}, role: near}} # with masks of other classes
 factors: {augmentation: [none]}
 replicates: 1
 execution: {cache_dir: CACHE}

@@ -63,13 +63,13 @@ def test_numbers_are_those_of_the_stored_masks(index: dict[str, Any], segmented:
 
 
 def test_a_foreign_set_has_scores_and_a_place_but_no_metrics(index: dict[str, Any]) -> None:
-    digits = cases_of(index, "digits")
-    assert digits
-    assert [(each["metrics"], each["areas"], each["shifted"]) for each in digits] == [
+    foreign = cases_of(index, "fundus")
+    assert foreign
+    assert [(each["metrics"], each["areas"], each["shifted"]) for each in foreign] == [
         ([None] * len(index["metrics"]), None, None)
-    ] * len(digits)
+    ] * len(foreign)
     spectral = [each["name"] for each in index["scores"]].index("spectral_signature")
-    assert all(each["scores"][spectral] is not None and each["place"] is not None for each in digits)
+    assert all(each["scores"][spectral] is not None and each["place"] is not None for each in foreign)
 
 
 def test_the_map_is_fitted_on_test_and_others_are_placed_on_it(index: dict[str, Any], segmented: ExploredStudy) -> None:
@@ -81,8 +81,8 @@ def test_the_map_is_fitted_on_test_and_others_are_placed_on_it(index: dict[str, 
     assert places.var(axis=0, ddof=1) == pytest.approx(variances[:2], rel=1e-4)
     assert index["explained"] == pytest.approx(variances[:2] / variances.sum(), rel=1e-4)
     # Distances to a test image along the axes are those of projections: never longer than in the features.
-    others = sets["digits"].layers["pooled/bottleneck"].astype(np.float64)
-    placed = np.array([each["place"] for each in cases_of(index, "digits")])
+    others = sets["fundus"].layers["pooled/bottleneck"].astype(np.float64)
+    placed = np.array([each["place"] for each in cases_of(index, "fundus")])
     apart = np.linalg.norm(placed[:, None] - places, axis=2)
     assert (apart <= np.linalg.norm(others[:, None] - features, axis=2) * (1 + 1e-4)).all()
 
@@ -142,7 +142,7 @@ def test_nothing_but_the_page_and_numbered_cases_can_be_requested(served_cases: 
 def test_a_picture_of_an_unknown_truth_and_another_host_name_are_refused(
     index: dict[str, Any], served_cases: Served
 ) -> None:
-    number = index["cases"].index(cases_of(index, "digits")[0])
+    number = index["cases"].index(cases_of(index, "fundus")[0])
     assert ask(served_cases, f"/api/trials/0/cases/{number}/prediction")[0] == 200
     status, body, _ = ask(served_cases, f"/api/trials/0/cases/{number}/errors")
     assert (status, b"truth is not known" in body) == (404, True)
