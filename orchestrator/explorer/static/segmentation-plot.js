@@ -18,9 +18,9 @@ export class Plot {
     new ResizeObserver(() => this.draw()).observe(box);
   }
 
-  // points: [{number, x, y, fill, isOut}]; x and y in units of the axes, fill null without a value. lines: levels of y.
-  show(points, { xTitle, yTitle, lines, outline, chosen }) {
-    Object.assign(this, { points, xTitle, yTitle, lines, outline, chosen });
+  // points: [{number, x, y, fill, isOut}]; x and y in units of the axes, fill null without a value. lines: levels of y; rug: points without y.
+  show(points, { xTitle, yTitle, lines, rug, outline, chosen }) {
+    Object.assign(this, { points, xTitle, yTitle, lines, rug, outline, chosen });
     this.draw();
   }
 
@@ -30,7 +30,7 @@ export class Plot {
     if (!this.points) return;
     const { width, height } = this.box.getBoundingClientRect(), { left, right, top, bottom } = MARGIN;
     if (width < left + right + 20 || height < top + bottom + 20) return;
-    this.xAxis = findAxis(this.points.map((p) => p.x), left, width - right, Math.max(2, Math.floor(width / 110)));
+    this.xAxis = findAxis([...this.points, ...this.rug].map((p) => p.x), left, width - right, Math.max(2, Math.floor(width / 110)));
     this.yAxis = findAxis([...this.points.map((p) => p.y), ...this.lines.map(({ y }) => y)], height - bottom, top, Math.max(2, Math.floor(height / 70)));
     this.root.setAttribute("viewBox", `0 0 ${width} ${height}`);
     const parts = [];
@@ -56,6 +56,12 @@ export class Plot {
       if (p.fill) dot.style.fill = p.fill;
       dot.dataset.number = p.number;
       parts.push(dot);
+    }
+    for (const p of this.rug) {
+      const x = this.xAxis.place(p.x), tick = svg("line", { class: "tick", x1: x, x2: x, y1: height - bottom - 9, y2: height - bottom });
+      if (p.fill) tick.style.stroke = p.fill;
+      tick.dataset.number = p.number;
+      parts.push(tick);
     }
     this.mark_ = svg("circle", { class: "ring", r: radius + 4 });
     this.path = svg("polygon", { class: "outline" });

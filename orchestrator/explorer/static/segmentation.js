@@ -139,16 +139,20 @@ class App {
     const { state, columns, theme } = this, paint = this.paint();
     const places = this.shown.map((number) => ({ number, x: this.value(state.x, number), y: this.value(state.y, number) }));
     const points = places.filter((p) => p.x !== null && p.y !== null);
+    // What has no truth has no Dice: its other number stands along the axis.
+    const rug = state.y === DICE ? places.filter((p) => p.x !== null && p.y === null) : [];
     this.picked = state.outline ? new Set(insideOf(points, state.outline)) : null;
+    for (const p of rug) p.fill = state.colour === "set" ? paint(p.number) : null;
     for (const p of points) Object.assign(p, { fill: paint(p.number), isOut: this.picked !== null && !this.picked.has(p.number) });
     const lines = state.y === "area:difference" ? limitsOf(points.map((p) => p.y)) : [];
     // Bad cases lie above good ones.
     if (columns.has(DICE)) points.sort((a, b) => (this.value(DICE, b.number) ?? 2) - (this.value(DICE, a.number) ?? 2));
-    this.plot.show(points, { xTitle: columns.get(state.x).title, yTitle: columns.get(state.y).title, lines, outline: state.outline, chosen: state.case });
-    const missing = places.length - points.length, { explained, fitted_on } = this.index;
+    this.plot.show(points, { xTitle: columns.get(state.x).title, yTitle: columns.get(state.y).title, lines, rug, outline: state.outline, chosen: state.case });
+    const missing = places.length - points.length - rug.length, { explained, fitted_on } = this.index;
     this.note.textContent = [
       state.x.startsWith("place:") && fitted_on ? `PCA of the bottleneck's features, fitted on ${fitted_on} (${explained.map((share) => `${(100 * share).toFixed(0)} %`).join(" and ")} of the variance); all other sets placed on it.` : "Unshifted images.",
       lines.length ? `Bland–Altman: mean difference of all shown cases (${brief(lines[0].y)} %), dotted: 1.96 standard deviations around it.` : "",
+      rug.length ? `Ticks at the bottom: ${plural(rug.length, "case")} without Dice.` : "",
       missing ? `${plural(missing, "case")} without these numbers in the list only.` : ""].filter(Boolean).join(" ");
     document.documentElement.dataset.theme = theme;
     for (const button of this.views.children) button.setAttribute("aria-pressed", String(this.viewAxes(button.value).join() === `${state.x},${state.y}`));
@@ -215,7 +219,7 @@ class App {
     this.list = listed.sort((a, b) => key(a) - key(b) || a - b);
     const sorts = [...this.columns].filter(([name]) => name === DICE || name.startsWith("score:"));
     const sort = h("select", { id: "within", "aria-label": "Order", onchange: (event) => this.change({ sort: event.target.value }) },
-      sorts.map(([name, { title }]) => h("option", { value: name, selected: name === state.sort }, `lowest ${name === DICE ? title : `confidence: ${title}`}`)));
+      sorts.map(([name, { title, short }]) => h("option", { value: name, selected: name === state.sort }, short ? `lowest confidence: ${short}` : `lowest ${title}`)));
     this.most = Math.max(MOST_LISTED, this.list.indexOf(state.case) + 1);
     const rows = h("div", { class: "rows" }, this.list.slice(0, this.most).map((number) => this.#row(number)));
     const more = this.list.length > this.most ? h("p", { class: "faint" }, `and ${plural(this.list.length - this.most, "case")} more: draw a lasso around some`) : null;
@@ -347,7 +351,7 @@ function listColumns(index) {
   const columns = new Map();
   if (index.fitted_on) [0, 1].forEach((k) => columns.set(`place:${k}`, { title: `map, ${k ? "second" : "first"} axis`, of: (each) => each.place?.[k] ?? null }));
   index.metrics.forEach(({ name, title }, k) => columns.set(`metric:${name}`, { title, of: (each) => each.metrics?.[k] ?? null, range: name === "dice" ? [0, 1] : null }));
-  index.scores.forEach(({ name, title }, k) => columns.set(`score:${name}`, { title: `${title} (higher: more confident)`, of: (each) => each.scores[k] }));
+  index.scores.forEach(({ name, title }, k) => columns.set(`score:${name}`, { title: `${title} (higher: more confident)`, short: title, of: (each) => each.scores[k] }));
   if (index.cases.some((each) => each.areas)) {
     const area = (name, title, of) => columns.set(`area:${name}`, { title, of: (each) => (each.areas ? of(each.areas) : null) });
     area("predicted", "predicted area", ([predicted]) => predicted);

@@ -82,6 +82,16 @@ def test_a_lasso_says_the_mean_dice_of_what_is_inside(page: Page, served_cases: 
     check_quiet(page, served_cases.url)
 
 
+def test_what_has_no_truth_stands_along_the_axis_of_its_confidence(page: Page, served_cases: Served) -> None:
+    show(page, f"{served_cases.url}#x=score:spectral_signature&y=metric:dice&colour=set")
+    ticks = page.evaluate("[...document.querySelectorAll('#plot .tick')].map((each) => Number(each.dataset.number))")
+    foreign = page.evaluate(
+        "explorer.shown.filter((each) => explorer.index.sets[explorer.index.cases[each].set].name === 'fundus')"
+    )
+    assert ticks == foreign != []
+    check_quiet(page, served_cases.url)
+
+
 @pytest.mark.parametrize(("width", "dark"), [(1024, True), (390, False)])
 def test_it_fits_into_small_windows(page: Page, served_cases: Served, width: int, dark: bool) -> None:
     show(page, f"{served_cases.url}#case=0", width=width, height=800, dark=dark)
