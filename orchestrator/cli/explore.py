@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.options import Mlflow, Overrides, Storage, StudyOrName
-from trainables.errors import redact
+from trainables.errors import StudyError, redact
 
 #: Name of the page among the files of the study's run in MLflow.
 EXPLORER = "explorer.html"
@@ -61,13 +61,19 @@ def explore(  # noqa: PLR0913 - the options of a command are its arguments
     try:
         shown = _choose_trial(explored.ledger) if log and trial is None else trial
         number = explored.first if shown is None else explored.find_signature(shown)
+        if explored.is_segmentation and (log or export is not None):
+            raise StudyError(
+                f"asked for the explorer of {loaded.study} as one file, which there is not of segmentations; leave out "
+                "--export and --log: the report has the worst cases"
+            )
         if log:
             _log(explored, number, flag=mlflow, study_value=loaded.execution.mlflow)
         if export is not None:
             _export(explored, number, export)
         if export is not None or log:
             return
-        explored.prepare_now(number)
+        if not explored.is_segmentation:
+            explored.prepare_now(number)
         with serve(explored, host=host, port=port) as served:
             url = served.url if trial is None else f"{served.url}#t={number}"
             typer.echo(f"explorer {url}")

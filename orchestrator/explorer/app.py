@@ -8,6 +8,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import cache, wraps
 from importlib import resources
+from typing import Any
 
 import numpy as np
 from starlette.applications import Starlette
@@ -78,11 +79,11 @@ def build_app(explored: ExploredStudy, door: Door) -> Starlette:
     )
 
 
-def _answer_errors(endpoint: Callable[..., Response]) -> Callable[..., Response]:
+def answer_errors(endpoint: Callable[..., Response]) -> Callable[..., Response]:
     """Return the endpoint with errors of RobustSweep as answers of status 404."""
 
     @wraps(endpoint)
-    def answer(self: _Routes, request: Request) -> Response:
+    def answer(self: Any, request: Request) -> Response:
         try:
             return endpoint(self, request)
         except RobustSweepError as error:
@@ -105,10 +106,7 @@ class _Routes:
         return Response(render_page(), media_type="text/html; charset=utf-8")
 
     def static(self, request: Request) -> Response:
-        name = request.path_params["name"]
-        if name not in (*MODULES, "explorer.css"):
-            return Response("not found", status_code=404)
-        return Response(read_static(name), media_type=f"{_TYPES[name.rsplit('.', 1)[1]]}; charset=utf-8")
+        return serve_static(request.path_params["name"], (*MODULES, "explorer.css"))
 
     def study(self, request: Request) -> Response:
         explored = self._explored
@@ -122,15 +120,15 @@ class _Routes:
             }
         )
 
-    @_answer_errors
+    @answer_errors
     def trial(self, request: Request) -> Response:
         number = request.path_params["trial"]
         job = self._explored.prepare(number)
         if not job.is_done or job.error is not None:
-            return _progress(job)
+            return progress(job)
         return JSONResponse(self._explored.open(number).index.as_json())
 
-    @_answer_errors
+    @answer_errors
     def array(self, request: Request) -> Response:
         prepared = self._explored.open(request.path_params["trial"])
         name, number = request.path_params["name"], request.path_params.get("number")
@@ -145,37 +143,37 @@ class _Routes:
         array = prepared.array(name if number is None else f"{name}-{number}")
         return binary(array)
 
-    @_answer_errors
+    @answer_errors
     def ids(self, request: Request) -> Response:
         return JSONResponse(list(self._explored.open(request.path_params["trial"]).ids))
 
-    @_answer_errors
+    @answer_errors
     def match(self, request: Request) -> Response:
         return binary(self._explored.match(request.path_params["trial"], request.path_params["other"]))
 
-    @_answer_errors
+    @answer_errors
     def case(self, request: Request) -> Response:
         prepared = self._explored.open(request.path_params["trial"])
         return JSONResponse(describe_case(prepared, request.path_params["point"]))
 
-    @_answer_errors
+    @answer_errors
     def tsne(self, request: Request) -> Response:
         number = request.path_params["trial"]
         job = self._explored.compute(number, "tsne")
         if not job.is_done or job.error is not None:
-            return _progress(job)
+            return progress(job)
         return binary(self._explored.open(number).array("tsne"))
 
-    @_answer_errors
+    @answer_errors
     def clusters(self, request: Request) -> Response:
         number = request.path_params["trial"]
         job = self._explored.compute(number, "clusters")
         if not job.is_done or job.error is not None:
-            return _progress(job)
+            return progress(job)
         text = (self._explored.open(number).folder / "clusters.json").read_bytes()
         return Response(text, media_type="application/json")
 
-    @_answer_errors
+    @answer_errors
     def notes(self, request: Request) -> Response:
         return _describe_notes(read_annotations(self._explored.ledger.root))
 
@@ -200,27 +198,43 @@ class _Routes:
         except RobustSweepError as error:
             return JSONResponse({"error": str(error)}, status_code=404)
 
-    @_answer_errors
+    @answer_errors
     def attribution(self, request: Request) -> Response:
         trial, point, method, target = (request.path_params[key] for key in ("trial", "point", "method", "target"))
-        picture = self._explored.attribute(trial, point, method=method, target=target)
-        return Response(picture, media_type="image/png", headers={"cache-control": "private, max-age=86400"})
+        return picture(self._explored.attribute(trial, point, method=method, target=target))
 
-    @_answer_errors
+    @answer_errors
     def image(self, request: Request) -> Response:
-        asked = request.query_params.get("side", "96")
-        if not (asked.isascii() and asked.isdigit()):
-            return JSONResponse({"error": f"found side {asked!r}, expected a number of pixels"}, status_code=400)
-        side = min(1_024, max(16, int(asked[:5])))
-        image = self._explored.paint(request.path_params["trial"], request.path_params["point"], side)
-        return Response(image, media_type="image/png", headers={"cache-control": "private, max-age=86400"})
+        side = read_side(request)
+        if side is None:
+            return JSONResponse({"error": "expected a number of pixels as side"}, status_code=400)
+        return picture(self._explored.paint(request.path_params["trial"], request.path_params["point"], side))
+
+
+def serve_static(name: str, known: Sequence[str]) -> Response:
+    """Return a file of the page if its name is one of ``known``."""
+    if name not in known:
+        return Response("not found", status_code=404)
+    return Response(read_static(name), media_type=f"{_TYPES[name.rsplit('.', 1)[1]]}; charset=utf-8")
+
+
+def read_side(request: Request) -> int | None:
+    """Return the asked side of a picture, px, in [16, 1024]; None if it is no number."""
+    asked = request.query_params.get("side", "96")
+    return min(1_024, max(16, int(asked[:5]))) if asked.isascii() and asked.isdigit() else None
+
+
+def picture(png: bytes) -> Response:
+    """Return a PNG, which the browser keeps for a day."""
+    return Response(png, media_type="image/png", headers={"cache-control": "private, max-age=86400"})
 
 
 def _describe_notes(notes: Sequence[Annotation]) -> Response:
     return JSONResponse({"notes": [each.as_json() for each in notes]})
 
 
-def _progress(job: Job) -> Response:
+def progress(job: Job) -> Response:
+    """Return how far a job is (202), or why it failed (409)."""
     if job.error is not None:
         return JSONResponse({"error": job.error}, status_code=409)
     return JSONResponse({"share": job.share}, status_code=202)
@@ -232,6 +246,6 @@ def binary(array: np.ndarray) -> Response:
     return Response(little.tobytes(), media_type="application/octet-stream")
 
 
-def render_page() -> str:
-    """Return the page, which asks its server."""
-    return read_static("index.html").replace("IMPORT_MAP", IMPORT_MAP)
+def render_page(name: str = "index.html") -> str:
+    """Return the page of a file, which asks its server."""
+    return read_static(name).replace("IMPORT_MAP", IMPORT_MAP)

@@ -114,7 +114,7 @@ class Painter:
         self._lock = threading.Lock()
 
     def paint(self, request: Mapping[str, Any]) -> bytes:
-        """Return the PNG of a request of the kind ``paint`` or ``attribute`` (``worker.paint``).
+        """Return the PNG of a request that ``worker.paint`` knows.
 
         Raises:
             RobustSweepError: it cannot be had here.

@@ -14,6 +14,7 @@ import uvicorn
 
 from orchestrator.explorer.app import build_app
 from orchestrator.explorer.guard import make_door
+from orchestrator.explorer.segmentation.app import build_segmentation_app
 from orchestrator.explorer.study import ExploredStudy
 from trainables.errors import StudyError
 
@@ -42,7 +43,8 @@ def serve(explored: ExploredStudy, *, host: str = "127.0.0.1", port: int | None 
     """
     door = make_door(host)
     listening = _bind(host, port)
-    config = uvicorn.Config(build_app(explored, door), log_level="warning", access_log=False, lifespan="off")
+    build = build_segmentation_app if explored.is_segmentation else build_app
+    config = uvicorn.Config(build(explored, door), log_level="warning", access_log=False, lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()

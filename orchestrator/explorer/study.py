@@ -63,6 +63,11 @@ class ExploredStudy:
         """Number of the first complete trial."""
         return next(trial.number for trial in self.trials if trial.state == COMPLETE)
 
+    @property
+    def is_segmentation(self) -> bool:
+        """Whether the study's models segment: then its page shows cases and their masks."""
+        return self.images.config(self.trials[self.first].signature).task.kind == "segmentation"
+
     def find_signature(self, signature: str) -> int:
         """Return the number of a complete trial by its signature, or by its first digits.
 
@@ -139,6 +144,19 @@ class ExploredStudy:
         """
         found: dict[str, Any] = self.jobs.wait(self._request("cases", signature=self.find(number).signature, **wanted))
         return found
+
+    def list_cases(self, number: int) -> Job:
+        """Return the job that lists the segmented cases of a trial, started if need be (``segmentation.index``)."""
+        return self.jobs.find(self._request("list_cases", signature=self.find(number).signature))
+
+    def paint_case(self, number: int, set_name: str, row: int, panel: str, side_px: int) -> bytes:
+        """Return one picture of a segmented case as PNG; ``panel`` is a name in ``PANELS``.
+
+        Raises:
+            RobustSweepError: it cannot be had on this machine.
+        """
+        more = {"set": set_name, "row": row, "panel": panel, "side": side_px}
+        return self._painter.paint(self._request("paint_case", signature=self.find(number).signature, **more))
 
     def paint(self, number: int, point: int, side_px: int) -> bytes:
         """Return the image of a point as PNG.

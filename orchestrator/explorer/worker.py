@@ -22,8 +22,8 @@ def run_job(request: dict[str, Any], on_progress: Callable[[float], None]) -> An
     """Return the result of a job.
 
     Args:
-        request: ``kind`` (prepare, tsne, clusters or cases), ``storage``, ``study``, ``cache_dir``, and what the
-            kind needs.
+        request: ``kind`` (prepare, tsne, clusters, cases or list_cases), ``storage``, ``study``, ``cache_dir``, and
+            what the kind needs.
         on_progress: callback with the finished share, in [0, 1].
 
     Raises:
@@ -35,6 +35,10 @@ def run_job(request: dict[str, Any], on_progress: Callable[[float], None]) -> An
 
         ledger = Ledger(request["storage"], request["study"])
         return str(prepare_trial(ledger, request["signature"], cache_dir=cache_dir, on_progress=on_progress))
+    if request["kind"] == "list_cases":
+        from orchestrator.explorer.segmentation.index import list_cases
+
+        return list_cases(Ledger(request["storage"], request["study"]), request["signature"], cache_dir=cache_dir)
     if request["kind"] == "cases":
         return _draw_cases(request, on_progress)
     from orchestrator.explorer.computed import compute
@@ -77,11 +81,11 @@ def _draw_cases(request: dict[str, Any], on_progress: Callable[[float], None]) -
 
 
 def paint(request: dict[str, Any]) -> bytes:
-    """Return a shifted image as PNG, or for the kind ``attribute`` what lies over an image.
+    """Return a shifted image as PNG, for the kind ``attribute`` what lies over an image, for ``paint_case`` a mask.
 
     Args:
-        request: ``storage``, ``study``, ``signature``, ``cache_dir``, ``set``, ``row`` and ``shift``, then ``side`` or
-            ``method`` and ``target``.
+        request: ``storage``, ``study``, ``signature``, ``cache_dir``, ``set`` and ``row``; then ``shift``, with
+            ``side`` or ``method`` and ``target``; or ``panel`` and ``side``.
 
     Raises:
         RobustSweepError: the image, the shift or the attribution cannot be had here.
@@ -94,7 +98,12 @@ def paint(request: dict[str, Any]) -> bytes:
         found = Images(ledger, cache_dir)
         _opened[ledger.root.uri] = found, Attributor(found, cache_dir)
     images, attributor = _opened[ledger.root.uri]
-    signature, name, row, key = (request[each] for each in ("signature", "set", "row", "shift"))
+    signature, name, row = (request[each] for each in ("signature", "set", "row"))
+    if request["kind"] == "paint_case":
+        from orchestrator.explorer.segmentation.pictures import draw_panel
+
+        return draw_panel(images, signature, name, row, panel=request["panel"], side_px=request["side"])
+    key = request["shift"]
     if request["kind"] == "attribute":
         drawn: bytes = attributor.draw(signature, name, row, key, method=request["method"], target=request["target"])
         return drawn
@@ -111,7 +120,7 @@ def _answer(request: dict[str, Any], output: BinaryIO) -> None:
         output.flush()
 
     try:
-        if request["kind"] in ("paint", "attribute"):
+        if request["kind"] in ("paint", "attribute", "paint_case"):
             image = paint(request)
             say(size=len(image))
             output.write(image)

@@ -2,7 +2,7 @@
 
 import { renderCase } from "explorer/case.js";
 import { renderControls } from "explorer/controls.js";
-import { $, brief, h, isCaged, percent, showText, wordShift } from "explorer/dom.js";
+import { $, brief, h, isCaged, percent, remember, remembered, showText, wordShift } from "explorer/dom.js";
 import { onKey, showKeys } from "explorer/keys.js";
 import { NO_LABEL, Trial, UNKNOWN, WRONG, findShown, isPlaced, shuffled } from "explorer/model.js";
 import { paint } from "explorer/paint.js";
@@ -381,15 +381,6 @@ class App {
 }
 
 const sure = (share) => (share > 0.9999 ? "> 0.9999" : share > 0.999 ? share.toFixed(4) : share.toFixed(3));
-
-// A frame without an origin, such as that of an artifact viewer, has no storage.
-const THEME = "robustsweep-theme";
-function remembered() {
-  try { return localStorage.getItem(THEME); } catch { return null; }
-}
-function remember(theme) {
-  try { localStorage.setItem(THEME, theme); } catch { /* for this page only */ }
-}
 
 const app = new App();
 window.explorer = app;

@@ -72,3 +72,12 @@ export function save(name, text, type) {
   link.remove();
   setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
 }
+
+// A frame without an origin, such as that of an artifact viewer, has no storage.
+const THEME = "robustsweep-theme";
+export function remembered() {
+  try { return localStorage.getItem(THEME); } catch { return null; }
+}
+export function remember(theme) {
+  try { localStorage.setItem(THEME, theme); } catch { /* for this page only */ }
+}

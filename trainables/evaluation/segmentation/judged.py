@@ -56,17 +56,23 @@ def _put_first(values: Float64[np.ndarray, " n"], num_shifts: int) -> Float32[np
     return rows
 
 
-def measure_dice(cases: SegmentedSet, row: int = 0) -> Float64[np.ndarray, " n"]:
-    """Return Dice of every case, mean over the classes that it or its prediction has; NaN without any.
+def measure_metric(cases: SegmentedSet, metric: str, row: int = 0) -> Float64[np.ndarray, " n"]:
+    """Return a metric of every case, mean over the classes that it or its prediction has; NaN without any.
 
     Args:
         cases: evaluation on one set, with targets.
+        metric: key of ``cases.metrics``.
         row: which shift; 0 is none.
     """
-    values = cases.metrics["dice"][row].astype(np.float64)
+    values = cases.metrics[metric][row].astype(np.float64)
     defined = ~np.isnan(values)
     total, count = np.where(defined, values, 0.0).sum(1), defined.sum(1)
     return np.divide(total, count, out=np.full(len(total), np.nan), where=count > 0)
+
+
+def measure_dice(cases: SegmentedSet, row: int = 0) -> Float64[np.ndarray, " n"]:
+    """Return Dice of every case, see ``measure_metric``."""
+    return measure_metric(cases, "dice", row)
 
 
 def judge_sets(sets: Mapping[str, SegmentedSet], roles: Mapping[str, Role]) -> DetectionSummary:

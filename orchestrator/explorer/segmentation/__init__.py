@@ -1,0 +1,1 @@
+"""The explorer of segmentations: cases with their masks, worst first."""

@@ -1,0 +1,162 @@
+"""What the explorer of segmentations gives: numbers and pictures of cases, and to whom it gives nothing."""
+
+from __future__ import annotations
+
+import json
+import time
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from orchestrator.analysis.segmentation.panels import FOUND, INVENTED, MISSED, PANELS, paint_panels
+from orchestrator.cli.main import app
+from orchestrator.explorer.segmentation.index import list_cases, load_sets
+from orchestrator.explorer.serve import Served
+from orchestrator.explorer.study import ExploredStudy
+from tests.explorer.test_server import ask
+from trainables.data.dataset import UNCOUNTED
+from trainables.errors import StudyError
+
+
+@pytest.fixture(scope="module")
+def index(served_cases: Served) -> dict[str, Any]:
+    """The cases as the page gets them: it asks until they are listed."""
+    for _ in range(600):
+        status, body, _ = ask(served_cases, "/api/trials/0")
+        if status != 202:
+            break
+        time.sleep(0.1)
+    assert status == 200, body
+    found: dict[str, Any] = json.loads(body)
+    return found
+
+
+def cases_of(index: dict[str, Any], name: str) -> list[dict[str, Any]]:
+    number = [each["name"] for each in index["sets"]].index(name)
+    return [each for each in index["cases"] if each["set"] == number]
+
+
+def test_numbers_are_those_of_the_stored_masks(index: dict[str, Any], segmented: ExploredStudy) -> None:
+    signature = segmented.trials[0].signature
+    stored = load_sets(segmented.ledger, signature)["test"]
+    opened = segmented.images.open_set(signature, "test")
+    assert stored.predicted is not None
+    assert opened.targets is not None
+    position = [each["name"] for each in index["metrics"]].index("dice")
+    classes = range(1, len(index["classes"]) + 1)
+    for row, case in enumerate(cases_of(index, "test")):
+        predicted, true = stored.predicted[row], np.asarray(opened.targets[row])
+        sizes = [((predicted == k).sum(), (true == k).sum(), ((predicted == k) & (true == k)).sum()) for k in classes]
+        dice = [2 * both / (one + other) for one, other, both in sizes if one + other]
+        assert case["id"] == str(opened.ids[row])
+        assert case["metrics"][position] == pytest.approx(np.mean(dice), abs=1e-5)
+        assert case["shifted"][0] == case["metrics"][position]
+        assert case["areas"] == [sum(one for one, _, _ in sizes), sum(other for _, other, _ in sizes)]
+        for score, value in zip(index["scores"], case["scores"], strict=True):
+            assert value == pytest.approx(stored.scores[score["name"]][0, row], rel=1e-5)
+    assert index["shifts"]["test"] == ["identity/0", "contrast_down/3"]
+
+
+def test_a_foreign_set_has_scores_and_a_place_but_no_metrics(index: dict[str, Any]) -> None:
+    foreign = cases_of(index, "fundus")
+    assert foreign
+    assert [(each["metrics"], each["areas"], each["shifted"]) for each in foreign] == [
+        ([None] * len(index["metrics"]), None, None)
+    ] * len(foreign)
+    spectral = [each["name"] for each in index["scores"]].index("spectral_signature")
+    assert all(each["scores"][spectral] is not None and each["place"] is not None for each in foreign)
+
+
+def test_the_map_is_fitted_on_test_and_others_are_placed_on_it(index: dict[str, Any], segmented: ExploredStudy) -> None:
+    sets = load_sets(segmented.ledger, segmented.trials[0].signature)
+    features = sets["test"].layers["pooled/bottleneck"].astype(np.float64)
+    places = np.array([each["place"] for each in cases_of(index, "test")])
+    assert np.allclose(places.mean(axis=0), 0, atol=1e-5 * np.abs(places).max())
+    variances = np.linalg.eigvalsh(np.cov(features.T))[::-1]
+    assert places.var(axis=0, ddof=1) == pytest.approx(variances[:2], rel=1e-4)
+    assert index["explained"] == pytest.approx(variances[:2] / variances.sum(), rel=1e-4)
+    # Distances to a test image along the axes are those of projections: never longer than in the features.
+    others = sets["fundus"].layers["pooled/bottleneck"].astype(np.float64)
+    placed = np.array([each["place"] for each in cases_of(index, "fundus")])
+    apart = np.linalg.norm(placed[:, None] - places, axis=2)
+    assert (apart <= np.linalg.norm(others[:, None] - features, axis=2) * (1 + 1e-4)).all()
+
+
+def test_errors_are_painted_as_found_missed_and_invented() -> None:
+    image = np.full((1, 1, 5), 100, dtype=np.uint8)
+    target = np.array([[1, 1, 0, 2, UNCOUNTED]], dtype=np.uint8)
+    predicted = np.array([[1, 0, 1, 1, 1]], dtype=np.uint8)
+    drawn = paint_panels(image, target, predicted, np.array([[0, 255, 9, 0, 0]], dtype=np.uint8))
+    assert tuple(drawn) == PANELS
+    grey = (60, 60, 60)
+    assert [tuple(each) for each in drawn["errors"][0]] == [FOUND, MISSED, INVENTED, MISSED, grey]
+    assert [tuple(each) for each in drawn["truth"][0]] == [FOUND, FOUND, grey, FOUND, grey]
+    assert [tuple(each) for each in drawn["prediction"][0]] == [FOUND, grey, FOUND, FOUND, grey]
+    assert drawn["uncertainty"][0, :, 0].tolist() == [0, 255, 9, 0, 0]
+    assert drawn["image"][0, 0].tolist() == [100, 100, 100]
+    assert tuple(paint_panels(image, None, predicted, predicted)) == ("image", "prediction", "uncertainty")
+
+
+def test_pictures_are_those_of_the_case(index: dict[str, Any], served_cases: Served, segmented: ExploredStudy) -> None:
+    signature = segmented.trials[0].signature
+    stored = load_sets(segmented.ledger, signature)["test"]
+    image = np.asarray(segmented.images.open_set(signature, "test").images[2])
+    number = index["cases"].index(cases_of(index, "test")[2])
+    pixels = {}
+    for panel in PANELS:
+        status, body, headers = ask(served_cases, f"/api/trials/0/cases/{number}/{panel}")
+        assert (status, headers["content-type"]) == (200, "image/png")
+        assert "default-src 'none'" in headers["content-security-policy"]
+        pixels[panel] = np.asarray(Image.open(BytesIO(body)))
+    assert np.array_equal(pixels["image"].transpose(2, 0, 1), np.broadcast_to(image, (3, 32, 32)))
+    assert stored.predicted is not None
+    assert np.array_equal((pixels["prediction"] == FOUND).all(axis=2), stored.predicted[2] > 0)
+
+
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [
+        ("/api/trials/0/cases/99999/image", 404),
+        ("/api/trials/0/cases/-1/image", 404),
+        ("/api/trials/0/cases/0/..%2fplan.json", 404),
+        ("/api/trials/0/cases/0/mask", 404),
+        ("/api/trials/9/cases/0/image", 404),
+        ("/api/trials/9", 404),
+        ("/api/trials/0/cases/0/image?side=x", 400),
+        ("/api/trials/0/arrays/pca", 404),
+        ("/static/..%2fapp.py", 404),
+        ("/static/app.js", 404),
+        ("/plan.json", 404),
+    ],
+)  # fmt: skip
+@pytest.mark.usefixtures("index")
+def test_nothing_but_the_page_and_numbered_cases_can_be_requested(served_cases: Served, path: str, status: int) -> None:
+    assert ask(served_cases, path)[0] == status
+
+
+def test_a_picture_of_an_unknown_truth_and_another_host_name_are_refused(
+    index: dict[str, Any], served_cases: Served
+) -> None:
+    number = index["cases"].index(cases_of(index, "fundus")[0])
+    assert ask(served_cases, f"/api/trials/0/cases/{number}/prediction")[0] == 200
+    status, body, _ = ask(served_cases, f"/api/trials/0/cases/{number}/errors")
+    assert (status, b"truth is not known" in body) == (404, True)
+    assert ask(served_cases, "/api/study", headers={"Host": "evil.example"})[0] == 421
+
+
+def test_one_file_of_a_segmentation_is_refused(study_file: Path, tmp_path: Path) -> None:
+    asked = ["explore", str(study_file), "--storage", str(study_file.parent / "results")]
+    done = CliRunner().invoke(app, [*asked, "--export", str(tmp_path / "explorer.html")])
+    assert done.exit_code != 0
+    assert "the report has the worst cases" in done.output + str(done.exception)
+    assert not (tmp_path / "explorer.html").exists()
+
+
+def test_a_trial_without_cases_is_an_error(explored: ExploredStudy) -> None:
+    with pytest.raises(StudyError, match="looked for the segmented cases of trial"):
+        list_cases(explored.ledger, explored.trials[0].signature, cache_dir=explored.cache_dir)

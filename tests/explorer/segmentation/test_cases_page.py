@@ -1,0 +1,101 @@
+"""The page of a segmentation in a browser: worst cases first, one chosen by click and key, several by a lasso."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from orchestrator.explorer.serve import Served
+from tests.explorer.test_page import check_quiet, photograph, show
+from tests.support.chromium import Page, browser_path, open_browser
+
+pytestmark = pytest.mark.skipif(browser_path is None, reason="needs Chromium or Chrome")
+
+LISTED = "[...document.querySelectorAll('.case-row')].map((each) => Number(each.dataset.number))"
+DICE = "((numbers) => numbers.map((each) => explorer.value('metric:dice', each)))"
+FIGURES = "[...document.querySelectorAll('#case figcaption')].map((each) => each.textContent)"
+#: Middles of all dots of the plot: number, x and y in the window.
+DOTS = """
+[...document.querySelectorAll('#plot .case')].map((dot) => {
+  const box = dot.getBoundingClientRect();
+  return [Number(dot.dataset.number), box.left + box.width / 2, box.top + box.height / 2];
+})
+"""
+
+
+@pytest.fixture(scope="module")
+def page(profile: Path) -> Iterator[Page]:
+    with open_browser(profile) as found:
+        yield found
+
+
+def press(page: Page, key: str) -> None:
+    page.evaluate(f"dispatchEvent(new KeyboardEvent('keydown', {{ key: '{key}' }}))")
+
+
+def test_cases_are_listed_worst_first_and_chosen_by_key_and_click(page: Page, served_cases: Served) -> None:
+    show(page, served_cases.url)
+    listed = page.evaluate(LISTED)
+    dice = page.evaluate(f"{DICE}({LISTED})")
+    known = [each for each in dice if each is not None]
+    assert known == sorted(known)
+    assert dice[len(known) :] == [None] * (len(dice) - len(known))  # without a truth: at the end
+    press(page, "ArrowDown")
+    assert page.evaluate("explorer.number") == listed[0]
+    press(page, "ArrowDown")
+    assert page.evaluate("explorer.number") == listed[1]
+    page.wait_for("[...document.querySelectorAll('#case img')].every((each) => each.complete && each.naturalWidth)")
+    assert page.evaluate(FIGURES) == ["image", "truth", "prediction", "errors", "uncertainty"]
+    number, x, y = page.evaluate(DOTS)[-1]
+    page.mouse("mousePressed", x, y)
+    page.mouse("mouseReleased", x, y)
+    assert page.evaluate("explorer.number") == number
+    assert page.evaluate("location.hash").find(f"case={number}") > 0
+    photograph(page, "explorer-segmentation")
+    check_quiet(page, served_cases.url)
+
+
+def test_a_lasso_says_the_mean_dice_of_what_is_inside(page: Page, served_cases: Served) -> None:
+    show(page, f"{served_cases.url}#x=area:mean&y=metric:dice", dark=True)
+    dots = page.evaluate(DOTS)
+    left, right = min(x for _, x, _ in dots) - 8, max(x for _, x, _ in dots) + 8
+    top, bottom = min(y for *_, y in dots) - 8, max(y for *_, y in dots) + 8
+    middle = sorted(y for *_, y in dots)[len(dots) // 2] + 0.5
+    page.mouse("mousePressed", left, middle, shift=True)
+    for x, y in ((right, middle), (right, bottom), (left, bottom)):
+        page.mouse("mouseMoved", x, y, shift=True)
+    page.mouse("mouseReleased", left, bottom, shift=True)
+    page.wait_for("document.querySelector('.summary')")
+    inside = {number for number, _, y in dots if y > middle}
+    assert set(page.evaluate(LISTED)) == inside
+    values = page.evaluate(f"{DICE}({sorted(inside)})")
+    shown = page.evaluate("[...document.querySelectorAll('.summary b')].map((each) => each.textContent)")
+    assert shown[:2] == [str(len(inside)), f"{sum(values) / len(values):.3f}"]
+    assert top < middle
+    link = page.evaluate("location.hash")
+    show(page, served_cases.url + link)  # the link brings the selection back
+    assert set(page.evaluate(LISTED)) == inside
+    press(page, "Escape")
+    page.wait_for("!document.querySelector('.summary')")
+    check_quiet(page, served_cases.url)
+
+
+def test_what_has_no_truth_stands_along_the_axis_of_its_confidence(page: Page, served_cases: Served) -> None:
+    show(page, f"{served_cases.url}#x=score:spectral_signature&y=metric:dice&colour=set")
+    ticks = page.evaluate("[...document.querySelectorAll('#plot .tick')].map((each) => Number(each.dataset.number))")
+    foreign = page.evaluate(
+        "explorer.shown.filter((each) => explorer.index.sets[explorer.index.cases[each].set].name === 'fundus')"
+    )
+    assert ticks == foreign != []
+    check_quiet(page, served_cases.url)
+
+
+@pytest.mark.parametrize(("width", "dark"), [(1024, True), (390, False)])
+def test_it_fits_into_small_windows(page: Page, served_cases: Served, width: int, dark: bool) -> None:
+    show(page, f"{served_cases.url}#case=0", width=width, height=800, dark=dark)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("document.documentElement.dataset.theme") == ("dark" if dark else "light")
+    photograph(page, f"explorer-segmentation-{width}")
+    check_quiet(page, served_cases.url)
