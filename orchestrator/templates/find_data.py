@@ -45,6 +45,11 @@ def find_source(path: Path, *, max_side: int) -> dict[str, Any]:
         DataError: nothing is there, or it is none of the three.
     """
     if path.is_dir():
+        if any((each / "masks").is_dir() and (each / "images").is_dir() for each in (path, path / "train")):
+            raise DataError(
+                f"--from: found folders of images and masks in {path}; expected images in a folder per class. init "
+                "writes no studies of segmentations: begin with configs/retina_vessels.yaml (robustsweep examples)"
+            )
         sides, channels = _look_at_files(_walk(path), path)
         return {"kind": "image_folder", "path": str(path), "image_size": _choose(sides, max_side), "channels": channels}
     if not path.exists():

@@ -53,6 +53,13 @@ def write_manifest(folder: Path) -> Path:
     return path
 
 
+def test_images_and_masks_are_no_classes(tmp_path: Path) -> None:
+    for name in ("images", "masks"):
+        (tmp_path / "pairs" / "train" / name).mkdir(parents=True)
+    with pytest.raises(DataError, match=r"found folders of images and masks .*; expected images in a folder per class"):
+        write_study(tmp_path / "pairs", tmp_path / "s.yaml", minutes=5, cache_dir=tmp_path / "cache", has_gpu=False)
+
+
 def test_a_folder_becomes_a_study_that_can_be_read_and_says_what_is_in_it(tmp_path: Path) -> None:
     write_images(tmp_path / "images")
     out = tmp_path / "study.yaml"
