@@ -14,7 +14,7 @@ from orchestrator.explorer.images import Images
 from orchestrator.explorer.jobs import Job, Jobs, Painter
 from orchestrator.explorer.prepared import Prepared
 from orchestrator.ledger.annotations import Annotation, annotate
-from orchestrator.ledger.derived import check_is_classification
+from orchestrator.ledger.derived import find_task
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.states import ABSENT, COMPLETE
 from trainables.errors import StudyError
@@ -43,7 +43,6 @@ class ExploredStudy:
     def __init__(self, ledger: Ledger, cache_dir: Path) -> None:
         self.ledger, self.cache_dir = ledger, cache_dir
         self.plan = ledger.read_plan()
-        check_is_classification(self.plan, "show the images")
         states = ledger.states()
         self.trials = [
             TrialEntry(number, each["signature"], _name(each), each["replicate"], states.get(each["signature"], ABSENT))
@@ -66,7 +65,7 @@ class ExploredStudy:
     @property
     def is_segmentation(self) -> bool:
         """Whether the study's models segment: then its page shows cases and their masks."""
-        return self.images.config(self.trials[self.first].signature).task.kind == "segmentation"
+        return find_task(self.plan) == "segmentation"
 
     def find_signature(self, signature: str) -> int:
         """Return the number of a complete trial by its signature, or by its first digits.
