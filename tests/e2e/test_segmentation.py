@@ -15,7 +15,6 @@ from orchestrator.analysis.segmentation.by_data_set import score_data_sets
 from orchestrator.analysis.segmentation.cases import Cases, find_worst, load_cases
 from orchestrator.cli.trial import run_single
 from orchestrator.driver.prepare import prepare
-from orchestrator.explorer.study import ExploredStudy
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.sections.segmentation.figures import draw_areas, draw_score
 from orchestrator.report.sections.segmentation.section import SCORE
@@ -129,11 +128,9 @@ def test_figures_of_cases_have_a_colour_per_data_set(cases: Cases) -> None:
         assert dots["ct"]["marker"]["color"] != dots["us"]["marker"]["color"]
 
 
-def test_what_classifications_alone_have_is_refused(folder: Path, ledger: Ledger, cache_dir: Path) -> None:
+def test_what_classifications_alone_have_is_refused(folder: Path, ledger: Ledger) -> None:
     with pytest.raises(StudyError, match="a study of segmentation, by the metric 'auroc'; expected one of dice"):
         load_results(ledger, "auroc")
-    with pytest.raises(StudyError, match="asked to show the images of organs, which is a study of segmentations"):
-        ExploredStudy(ledger, cache_dir)
     with pytest.raises(StudyError, match="asked to choose and export a model of organs"):
         select_model(
             load_study(folder / "organs.yaml"),
