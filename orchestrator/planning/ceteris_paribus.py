@@ -111,6 +111,7 @@ def find_other_differences(cells: Cells, sides: Sequence[str], settings: Setting
     """Return the fields that differ between the sides within a cell beyond the factors that vary there.
 
     A field differs as meant if the levels of such a factor set it, and no condition has set it in an arm of the cell.
+    A section that one side alone has, such as the images of a step, is listed by its kind.
 
     Args:
         cells: arms to compare.
@@ -121,13 +122,20 @@ def find_other_differences(cells: Cells, sides: Sequence[str], settings: Setting
     for parts in cells.values():
         numbers = [number for part in parts for number in part]
         varied = [name for name in settings.set_by if len({settings.levels[number][name] for number in numbers}) > 1]
-        for name, values in settings.values.items():
-            is_meant = any(name in settings.set_by[factor] for factor in varied)
-            if is_meant and settings.conditioned[name].isdisjoint(numbers):
-                continue
-            texts = [_join([values[number] for number in part]) for part in parts]
-            if len(set(texts)) > 1:
-                found[name, tuple(zip(sides, texts, strict=True))] += 1
+        texts = {
+            name: [_join([values[number] for number in part]) for part in parts]
+            for name, values in settings.values.items()
+        }
+        meant = {name for factor in varied for name in settings.set_by[factor]}
+        listed = {
+            name: each
+            for name, each in texts.items()
+            if len(set(each)) > 1 and not (name in meant and settings.conditioned[name].isdisjoint(numbers))
+        }
+        of_one_side = {name for name, each in listed.items() if _ABSENT in each}
+        for name, each in listed.items():
+            if not _find_kinds(name) & of_one_side:
+                found[name, tuple(zip(sides, each, strict=True))] += 1
     return [FieldDifference(name, values, count, len(cells)) for (name, values), count in found.items()]
 
 
@@ -328,6 +336,12 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _find_kinds(name: str) -> set[str]:
+    """Return the fields that name the kinds of the sections in which a field is: of a.b.c a.kind and a.b.kind."""
+    parts = name.split(".")
+    return {".".join([*parts[:depth], "kind"]) for depth in range(1, len(parts))} - {name}
 
 
 def _covers(path: str, name: str) -> bool:

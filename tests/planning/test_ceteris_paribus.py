@@ -225,3 +225,13 @@ def test_a_metric_that_validation_cannot_have_is_refused(tmp_path: Path) -> None
 def test_the_default_leaves_the_digest_of_a_study_as_it_is() -> None:
     assert "ceteris_paribus" not in read(CONDITION).describe()
     assert read(CONDITION, "ceteris_paribus=strict").describe()["ceteris_paribus"] == "strict"
+
+
+def test_a_section_that_one_side_alone_has_is_listed_by_its_kind() -> None:
+    """The images of a step have dozens of fields, of which none says more than that they are there."""
+    step = "[{kind: supervised, data: {kind: digits, channels: 3}, epochs: 2}]"
+    text = f"conditions: [{{when: {{augmentation: strong, pretraining: scratch}}, set: {{pretraining: {step}}}}}]\n"
+    found = describe(f"{text}hypotheses: [{AUGMENTATION}]")
+    assert any(each.startswith("pretraining.data.kind: absent (control) / digits (treatment)") for each in found)
+    assert not [each for each in found if each.startswith("pretraining.data.") and ".kind:" not in each]
+    assert any(each.startswith("pretraining.epochs: ") for each in found)
