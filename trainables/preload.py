@@ -12,7 +12,8 @@ from contextlib import contextmanager
 #: first built, safetensors at its first write, importlib.resources for the severity tables, numpy and zipfile when
 #: predictions are read.
 _TRIAL = (
-    "trainables.trial", "trainables.data.cache_writer", "trainables.data.sources.arrays",
+    "trainables.trial", "trainables.tasks.classification", "trainables.data.cache_writer",
+    "trainables.data.sources.arrays",
     "trainables.data.sources.coloured", "trainables.data.sources.manifests", "trainables.data.sources.phantom",
     "trainables.data.sources.torchvision_sets", "torch._dynamo", "numpy.ctypeslib", "importlib.resources.readers",
     "importlib.readers", "numpy.ma", "encodings.cp437",
@@ -24,9 +25,14 @@ _CONTRASTIVE = (
     "trainables.stage", "trainables.pretraining.supervised", "trainables.pretraining.contrastive", "lightly.loss",
     "lightly.models.modules.heads", "lightly.models.utils", "lightly.utils.lars",
 )  # fmt: skip
+#: Modules that segmentations import.
+_SEGMENTATION = (
+    "trainables.tasks.segmentation", "segmentation_models_pytorch", "trainables.data.segmentation.image_masks",
+    "scipy.ndimage",
+)  # fmt: skip
 
 
-def preload(model_names: Sequence[str], *, contrastive: bool = False) -> None:
+def preload(model_names: Sequence[str], *, contrastive: bool = False, segmentation: bool = False) -> None:
     """Import the modules that trials of these networks need, whatever their data, augmentation and regulariser.
 
     Only imports: no thread is started and no GPU is used, so that forking stays safe.
@@ -34,6 +40,7 @@ def preload(model_names: Sequence[str], *, contrastive: bool = False) -> None:
     Args:
         model_names: values of ``model.name``, e.g. ``timm/resnet18`` and ``resnet18``.
         contrastive: whether to import the modules of stages, too.
+        segmentation: whether to import those of segmentations.
 
     Raises:
         ImportError: if a package is not installed.
@@ -47,6 +54,8 @@ def preload(model_names: Sequence[str], *, contrastive: bool = False) -> None:
         modules += _TORCHVISION
     if contrastive:
         modules += _CONTRASTIVE
+    if segmentation:
+        modules += _SEGMENTATION
     for module in modules:
         importlib.import_module(module)
     Image.preinit()  # the formats of the JPEG shift

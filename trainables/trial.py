@@ -148,14 +148,14 @@ def _train(
         def tell(record: dict[str, Any]) -> None:
             report({"event": "epoch", **record})
 
-        stopping = with_stop_check(tell, folder, num_epochs=config.training.epochs)
+        num_epochs = config.training.epochs
         with task.open_learner(model, data, config, choice, execution) as learner:
             outcome = train_learner(
                 learner,
                 config,
                 signature=signature,
                 folder=folder,
-                report=stopping if execution.early_stopping else tell,
+                report=with_stop_check(tell, folder, num_epochs=num_epochs) if execution.early_stopping else tell,
             )
         if isinstance(config.training.confidence, ConfidNet):
             best = train_confidnet(

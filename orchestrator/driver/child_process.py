@@ -15,8 +15,8 @@ from trainables.preload import preload
 if TYPE_CHECKING:
     from trainables.storage.folder import Folder
 
-#: Command-line word of a fork server, beside the names of networks: stages will run.
-CONTRASTIVE = "contrastive"
+#: Command-line words of a fork server, beside the names of networks: stages will run, or segmentations.
+CONTRASTIVE, SEGMENTATION = "contrastive", "segmentation"
 #: Name of this module, for the slots that start a fork server on their node: ``python -m MODULE SOCKET WORDS``.
 MODULE = "orchestrator.driver.child_process"
 
@@ -112,10 +112,15 @@ def main(path: str, *words: str) -> None:
 
     Args:
         path: path of the socket.
-        words: names of the networks that trials will build, and ``contrastive`` when stages will run.
+        words: names of the networks that trials will build, ``contrastive`` when stages will run, ``segmentation``
+            when trials segment.
     """
-    models = [word for word in words if word != CONTRASTIVE]
-    serve(path, run_request, load_imports=lambda: preload(models, contrastive=CONTRASTIVE in words))
+    models = [word for word in words if word not in (CONTRASTIVE, SEGMENTATION)]
+
+    def load_imports() -> None:
+        preload(models, contrastive=CONTRASTIVE in words, segmentation=SEGMENTATION in words)
+
+    serve(path, run_request, load_imports=load_imports)
 
 
 if __name__ == "__main__":

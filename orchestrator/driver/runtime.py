@@ -59,14 +59,15 @@ class Runtime:
 
     @cached_property
     def preload(self) -> tuple[str, ...]:
-        """Words for the imports of this run's fork servers: names of networks, ``contrastive`` if there are stages."""
+        """Words for the imports of this run's fork servers: names of networks, whether there are stages, the task."""
         configs = [arm.config for arm in self._study.arms()]
         stages = (
             [child_process.CONTRASTIVE]
             if any(isinstance(config.pretraining, TrainedStep) for config in configs)
             else []
         )
-        return (*sorted({config.model.name for config in configs}), *stages)
+        tasks = [self._study.task.kind] if self._study.task.kind == child_process.SEGMENTATION else []
+        return (*sorted({config.model.name for config in configs}), *stages, *tasks)
 
     @cached_property
     def local_resources(self) -> Mapping[str, float] | None:

@@ -42,8 +42,12 @@ _FILES = (PAGE, *(f"report/{name}" for name in TABLES | PAPER_TABLES))
 
 
 def find_main_metric(plan: Mapping[str, Any]) -> str:
-    """Return the metric by which the arms of a study are compared, unless another is given."""
-    return str(plan.get("metric", MAIN_METRICS["classification"]))
+    """Return the metric by which the arms of a study are compared, unless another is given.
+
+    Plans of earlier versions name none: theirs are classifications.
+    """
+    named = plan.get("metric")
+    return next((each for each in MAIN_METRICS.values() if each == named), MAIN_METRICS["classification"])
 
 
 def find_task(plan: Mapping[str, Any]) -> str:

@@ -180,7 +180,7 @@ def test_a_probe_on_cached_features_is_the_probe_on_images(
     )
     _, cached, expected = train(tmp_path / "cached", settings)
     num_cached = sum(passes)
-    monkeypatch.setattr("trainables.training.loop.find_cache_obstacle", lambda *arguments: "asked not to")
+    monkeypatch.setattr("trainables.training.step.find_cache_obstacle", lambda *arguments: "asked not to")
     _, other, found = train(tmp_path / "images", settings)
     # Each image once, and two for the check of the last layer; otherwise every image in every epoch.
     used = 24 if settings.training.label_fraction == 0.5 else 48
