@@ -14,6 +14,7 @@ from trainables.config import Execution, StageConfig, TrainingConfig
 from trainables.data.dataset import Dataset
 from trainables.errors import ConfigError
 from trainables.models.networks import Classifier
+from trainables.pretraining.imagenet import describe_weights
 from trainables.pretraining.processes import find_processes
 from trainables.pretraining.sources import join_training, load_sources
 from trainables.pretraining_config import SupervisedPretraining
@@ -83,6 +84,7 @@ def run_stage(
     remove_checkpoints(folder)
     history = folder.read_lines(EPOCHS)
     result: dict[str, Any] = {"status": "complete", **_summarise(config, history)}
+    result |= describe_weights(config.model.name, step.init)
     outcome = Outcome(len(history), len(history))
     result |= describe_run(signature, started, outcome, device, choice, execution)
     result["environment"]["processes"] = processes.count

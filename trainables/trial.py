@@ -31,7 +31,7 @@ from trainables.evaluation.severities.matching import FOUND, match_strengths, re
 from trainables.model_config import ModelConfig
 from trainables.models.confidence import add_confidence
 from trainables.models.networks import Classifier
-from trainables.pretraining.imagenet import load_imagenet
+from trainables.pretraining.imagenet import describe_weights, load_imagenet
 from trainables.pretraining_config import ImageNetPretraining, PretrainingConfig, TrainedStep, WeightsPretraining
 from trainables.regularisers import (
     RegulariserConfig,
@@ -118,6 +118,7 @@ def run_trial(
     result |= describe_run(signature, started, outcome, device, choice, execution)
     result["transfer"] = describe_trained_part(model, config, data)
     result["undefined"] |= describe_undefined(folder.read_lines(EPOCHS))
+    result |= describe_weights(config.model.name, config.pretraining)
     result["num_parameters"] = sum(parameter.numel() for parameter in model.parameters())
     result["files"] = describe_result_files(folder, [MODEL, EPOCHS, *files])
     result["checkpoint_sha256"] = result["files"][MODEL]["sha256"]

@@ -22,7 +22,7 @@ from torch import Tensor
 from trainables.errors import ConfigError, WeightsUnavailableError
 from trainables.models.networks import check_model_name
 from trainables.pretraining.packages import find_package_file, name_package, rename_to_timm
-from trainables.pretraining_config import ImageNetPretraining, WeightsPretraining
+from trainables.pretraining_config import ImageNetPretraining, PretrainingConfig, WeightsPretraining
 
 #: Timeout of the request that checks a server; short, since planning waits for it.
 _REACH_SECONDS = 5.0
@@ -138,6 +138,22 @@ def load_imagenet(model_name: str, config: ImageNetPretraining | WeightsPretrain
             f"pretraining: loaded ImageNet weights for {model_name} from {source.cached or source.url} and failed: "
             f"{_first_line(error)}; remove a damaged file from the cache, or name a file with pretraining.file"
         ) from error
+
+
+def describe_weights(model_name: str, step: PretrainingConfig) -> dict[str, str]:
+    """Return for ``result.json`` the digest of the published weights that a step loads; {} for other steps.
+
+    It is of names and values as they are loaded, so that weights of a hub, which have no file, have one, too.
+
+    Errors are those of ``load_imagenet``.
+    """
+    if not isinstance(step, ImageNetPretraining | WeightsPretraining):
+        return {}
+    digest = hashlib.sha256()
+    for name, tensor in sorted(load_imagenet(model_name, step).items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.contiguous().cpu().numpy().tobytes())
+    return {"published_weights_sha256": digest.hexdigest()}
 
 
 def _load_file(path: Path, sha256: str | None) -> dict[str, Tensor]:

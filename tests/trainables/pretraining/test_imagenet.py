@@ -16,8 +16,13 @@ from torchvision import models
 from trainables.errors import ConfigError, WeightsUnavailableError
 from trainables.model_config import ModelConfig
 from trainables.models.networks import build_model
-from trainables.pretraining.imagenet import compute_file_sha256, find_missing_weights, load_imagenet
-from trainables.pretraining_config import ImageNetPretraining
+from trainables.pretraining.imagenet import (
+    compute_file_sha256,
+    describe_weights,
+    find_missing_weights,
+    load_imagenet,
+)
+from trainables.pretraining_config import ImageNetPretraining, ScratchPretraining
 
 NETWORK, HUB_FILE = "shufflenet_v2_x0_5", "shufflenetv2_x0.5-f707e7126e.pth"
 TIMM_NETWORK, TIMM_REPOSITORY = "timm/test_resnet", "models--timm--test_resnet.r160_in1k"
@@ -138,6 +143,21 @@ def test_weights_from_the_hub_cache(tmp_path: Path, state: dict[str, torch.Tenso
     assert find_missing_weights(NETWORK, ImageNetPretraining()) is None
     assert_fits(load_imagenet(NETWORK, ImageNetPretraining()), state)
     assert no_network == []
+
+
+def test_weights_of_a_hub_have_a_digest_of_their_values(tmp_path: Path, state: dict[str, torch.Tensor]) -> None:
+    folder = tmp_path / "torch" / "hub" / "checkpoints"
+    folder.mkdir(parents=True)
+    torch.save(state, folder / HUB_FILE)
+    found = describe_weights(NETWORK, ImageNetPretraining())
+    save_file(dict(reversed(state.items())), tmp_path / "w.safetensors")
+    assert describe_weights(NETWORK, ImageNetPretraining(file=tmp_path / "w.safetensors")) == found
+    name = next(iter(state))
+    torch.save(state | {name: state[name] + 1e-3}, folder / HUB_FILE)
+    other = describe_weights(NETWORK, ImageNetPretraining())
+    assert len(other["published_weights_sha256"]) == 64
+    assert other != found
+    assert describe_weights(NETWORK, ScratchPretraining()) == {}
 
 
 def test_a_damaged_cache_says_which_file(tmp_path: Path) -> None:
