@@ -62,7 +62,7 @@ class SegmentationTask(Frozen):
     )
     inference: Literal["windows", "whole"] = Field(
         "windows",
-        description="Predict windows of patch_size and blend them, or whole images, which is a tenth to a half faster.",
+        description="Predict windows of patch_size and blend them, or whole images in one pass.",
     )
     overlap: Annotated[float, Field(ge=0.0, lt=1.0)] = Field(
         0.5, description="Share of a window's side that it has in common with the next, in evaluation."

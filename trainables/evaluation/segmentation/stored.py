@@ -69,7 +69,7 @@ def save_segmented(folder: Folder, found: SegmentedSet) -> None:
         if pixels is not None:
             arrays[name] = pixels
     buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type] # masks shrink to a fiftieth
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type] # of vessels: masks to a 24th, entropies to a half
     folder.write(locate_segmented(found.name), buffer.getvalue())
 
 
