@@ -61,7 +61,9 @@ def predict_batches(
         casts = torch.autocast(feed.device.type, precision, enabled=precision != torch.float32)
         with torch.inference_mode(), casts:
             normalised = model.normalise(shifted)
-            logits = predict_windows(model, normalised, size=task.window_size, overlap=task.overlap)
+            logits = predict_windows(
+                model, normalised, size=task.window_size, overlap=task.overlap, batch_size=batch_size
+            )
         _check_finite(logits, rows, feed)
         yield PredictedBatch(rows, shifted, logits)
 

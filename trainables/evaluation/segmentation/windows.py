@@ -20,6 +20,7 @@ def predict_windows(
     *,
     size: int | None,
     overlap: float,
+    batch_size: int = 1,
 ) -> Float[Tensor, "n classes h w"]:
     """Return the logits of images: of every pixel the mean over the windows that it is in, those around it most.
 
@@ -28,6 +29,7 @@ def predict_windows(
         images: normalised images, at least of the windows' size.
         size: side of the windows in px; None, or that of the images: one pass over whole images.
         overlap: least share of a window's side that it has in common with the next.
+        batch_size: windows of a forward pass, if there are more of them than images.
     """
     height, width = images.shape[-2:]
     if size is None or (size >= height and size >= width):
@@ -35,13 +37,19 @@ def predict_windows(
     weights = _blend(size, images.device)
     total: Tensor | None = None
     norm = torch.zeros(height, width, device=images.device)
-    for top in place_windows(height, size, overlap):
-        for left in place_windows(width, size, overlap):
-            rows, columns = slice(top, top + size), slice(left, left + size)
-            logits = forward(images[..., rows, columns]).float()
-            if total is None:
-                total = torch.zeros(*logits.shape[:2], height, width, device=images.device)
-            total[..., rows, columns] += weights * logits
+    places = [
+        (slice(top, top + size), slice(left, left + size))
+        for top in place_windows(height, size, overlap)
+        for left in place_windows(width, size, overlap)
+    ]
+    together = max(1, batch_size // len(images))
+    for start in range(0, len(places), together):
+        part = places[start : start + together]
+        logits = forward(torch.cat([images[..., rows, columns] for rows, columns in part])).float()
+        if total is None:
+            total = torch.zeros(len(images), logits.shape[1], height, width, device=images.device)
+        for (rows, columns), window in zip(part, logits.split(len(images)), strict=True):
+            total[..., rows, columns] += weights * window
             norm[rows, columns] += weights
     assert total is not None
     return total / norm

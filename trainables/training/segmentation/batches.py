@@ -183,11 +183,11 @@ def crop_patches(
     drawn = uniform(seeds, 2, stream="patch")
     room = torch.tensor([height - size + 1, width - size + 1], device=images.device)
     corner = torch.minimum((drawn * room).long(), room - 1)
-    across = torch.arange(size, device=images.device)
-    rows = (corner[:, 0, None] + across)[:, :, None]
-    columns = (corner[:, 1, None] + across)[:, None, :]
-    of = torch.arange(number, device=images.device)[:, None, None]
-    return images.movedim(1, -1)[of, rows, columns].movedim(-1, 1).contiguous(), targets[of, rows, columns]
+    top, left = corner.unbind(1)
+    of = torch.arange(number, device=images.device)
+    # Views of all places, of which one is copied per image: an index per pixel took four times as long.
+    patches = images.unfold(2, size, 1).unfold(3, size, 1)[of, :, top, left]
+    return patches, targets.unfold(1, size, 1).unfold(2, size, 1)[of, top, left]
 
 
 def _share_out(number: int, weights: Mapping[int, float]) -> dict[int, int]:
