@@ -54,3 +54,15 @@ clean:
 .PHONY: bench
 bench: install
 	$(BIN)/python benchmarks/table.py
+
+# Everything that has to be seen on a GPU, in eight minutes at most; JSON into build/gpu-check.json.
+.PHONY: gpu-check gpu-wheelhouse
+gpu-check: install
+	$(BIN)/python benchmarks/gpu_check.py
+
+# For a machine with PyTorch and no package index: a few MiB that its Python 3.12 lacks, to be carried there.
+gpu-wheelhouse: install
+	$(BIN)/python -m pip download --quiet -c constraints.txt --only-binary :all: --python-version 3.12 \
+	  --dest build/wheelhouse --no-deps \
+	  pydantic pydantic-core annotated-types typing-inspection typing-extensions safetensors filelock fsspec \
+	  pytest pluggy iniconfig packaging pygments

@@ -1,10 +1,10 @@
-"""Claim: the strong policy costs no more CPU time than strong-augment, which is OpenCV; on a GPU 10,000 images/s.
+"""Claim: the strong policy costs no more CPU time than strong-augment, which is OpenCV.
 
     python benchmarks/augmentation.py                                # makes an environment for the peer, thrown away
     python benchmarks/augmentation.py --peer-python ENV/bin/python   # one with strong-augment
 
 Both augment the same images at 224 × 224 on one thread, in turns, CPU seconds; ours in batches of 64. Beside it the
-cost relative to a training step of a ResNet-50 on the same device, and, where there is a GPU, a line of its own.
+cost relative to a training step of a ResNet-50. On a GPU: ``device_speed.py``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,6 @@ from trainables.augmentation_config import StrongAugmentation
 from trainables.seeding import hash_ids, mix
 
 BAR = 1.0
-GPU_BAR_IMAGES_PER_SECOND = 10_000
 SIDE_PX = 224
 #: With the versions that the peer still runs on: with NumPy 2 its posterize overflows.
 PEERS = ("numpy<2", "setuptools<81", "strong-augment==0.1.0", "opencv-python<4.10", "opencv-python-headless<4.10")
@@ -127,23 +126,6 @@ def compare(python: Path, num_images: int, repeat: int, folder: Path) -> Line:
     return Line("augmentation", peer / mine, BAR, facts)
 
 
-def measure_gpu() -> Line:
-    """Return the line of the GPU: images per second in batches of 256."""
-    device, batch_size = torch.device("cuda"), 256
-    images = to_batch(make_images(64, SIDE_PX)).to(device).repeat(batch_size // 64, 1, 1, 1)
-    augment = build_augmentation(StrongAugmentation(), SIDE_PX)
-    for epoch in range(3):
-        augment_all(augment, images, batch_size, epoch)
-    seconds = [time_calls(partial(augment_all, augment, images, batch_size, e), device) for e in range(3, 13)]
-    rate = batch_size / statistics.median(seconds)
-    facts = {
-        "images_per_second": rate,
-        "share_of_resnet50_step": 1.0 / rate / time_resnet_step(device, batch_size),
-        "device": torch.cuda.get_device_name(device),
-    }
-    return Line("augmentation on a GPU", rate / GPU_BAR_IMAGES_PER_SECOND, 1.0, facts)
-
-
 def main() -> None:
     """Measure and print the JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -155,8 +137,6 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         compare(options.peer_python or make_environment(folder / "peer"), options.images, options.repeat, folder).emit()
-    if torch.cuda.is_available():
-        measure_gpu().emit()
 
 
 if __name__ == "__main__":

@@ -61,10 +61,11 @@ class Job:
     image_size: int
     batch_size: int
     model: str
+    label_fraction: float = 1.0
     optimiser: str = "adamw"
     precision: str = "auto"
 
-    def configs(self, *, label_fraction: float = 1.0) -> list[TrialConfig]:
+    def configs(self, *, label_fraction: float | None = None) -> list[TrialConfig]:
         """Return the trials, one per replicate."""
         first = TrialConfig.model_validate(
             {
@@ -73,7 +74,7 @@ class Job:
                 "training": {
                     "epochs": self.epochs,
                     "batch_size": self.batch_size,
-                    "label_fraction": label_fraction,
+                    "label_fraction": self.label_fraction if label_fraction is None else label_fraction,
                     "optimiser": self.optimiser,
                     "precision": self.precision,
                 },
@@ -285,6 +286,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--image-size", type=int, default=16)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--label-fraction", type=float, default=1.0, help="Share of the images.")
     parser.add_argument("--model", default="timm/test_resnet")
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1, help="of one after another and stacked")
     parser.add_argument("--repeat", type=int, default=1)

@@ -75,7 +75,6 @@ def compare(python: Path, num_images: int, repeat: int, folder: Path) -> Line:
         "peer_ms_per_image": _by_name(theirs),
         "peer_failed": peers[0].failed,
         "num_images": num_images,
-        "gpu_images_x_severities_per_second": _time_on_gpu(batch, shifts),
     }
     return Line("shifts", sum(theirs[key] for key in common) / sum(mine[key] for key in common), BAR, facts)
 
@@ -86,15 +85,6 @@ def _by_name(seconds: dict[str, float]) -> dict[str, float]:
     return {
         name: 1e3 * float(np.mean([s for key, s in seconds.items() if key.split("/")[0] == name])) for name in names
     }
-
-
-def _time_on_gpu(batch: torch.Tensor, shifts: list[Shift]) -> float | None:
-    """Images × severities per second on a GPU, 256 at a time; None where there is none."""
-    if not torch.cuda.is_available():
-        return None
-    images = batch.cuda().repeat(-(-256 // len(batch)), 1, 1, 1)
-    time_shifts(images, shifts)
-    return len(images) * len(shifts) / sum(time_shifts(images, shifts).values())
 
 
 def main() -> None:

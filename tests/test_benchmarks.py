@@ -53,6 +53,8 @@ SCRIPTS = (
     "segmentation",
     "segmentation_training",
     "retina_vessels",
+    "device_speed",
+    "gpu_check",
 )
 
 
@@ -454,3 +456,19 @@ def test_the_baselines_of_the_retina_benchmark_find_bright_lines(scripts: dict[s
     assert benchmark.score(np.ones_like(targets, dtype=bool), halved) == pytest.approx(
         np.mean([2 * n / (n + 16 * 32) for n in (targets == 1).sum((1, 2))])
     )
+
+
+def test_a_stage_of_the_gpu_check_is_stopped_with_all_its_processes(scripts: dict[str, ModuleType]) -> None:
+    check = scripts["gpu_check"]
+    line = '{"benchmark": "a", "ratio": 1.0, "bar": 2.0, "ok": false}'
+    sleeper = f"import os, time; print({line!r}, flush=True); os.fork(); print(os.getpid(), flush=True); time.sleep(60)"
+    codes = {"stopped": sleeper, "failed": "print('why'); raise SystemExit(3)", "done": f"print({line!r})"}
+    stages = [check.Stage(name, ("-c", code), ("-c", code), 60.0) for name, code in codes.items()]
+    found = {stage.name: check.run_stage(stage, is_small=True, limit=5.0) for stage in stages}
+    assert [found[name]["state"] for name in codes] == ["stopped after 5 s", "failed with exit code 3", "done"]
+    assert found["stopped"]["lines"] == found["done"]["lines"] == [json.loads(line)]
+    assert found["failed"]["output"] == "why\n"
+    pids = [int(word) for word in found["stopped"]["output"].split() if word.isdigit()]
+    assert len(pids) == 2
+    assert not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids)
+    assert check.describe(found["done"]).splitlines()[1].endswith("not reached")
