@@ -20,6 +20,7 @@ from orchestrator.statistics.patient_resampling import draw_resamples
 from orchestrator.study.study_file import load_study
 from orchestrator.tracking.tracker import Tracker
 from tests.support.paths import BENCHMARKS
+from tests.support.processes import is_running
 from trainables.data.dataset import UNCOUNTED, Dataset
 from trainables.evaluation.attribution.components import find_components
 from trainables.evaluation.classification import compute_ece, compute_metrics
@@ -470,5 +471,5 @@ def test_a_stage_of_the_gpu_check_is_stopped_with_all_its_processes(scripts: dic
     assert found["failed"]["output"] == "why\n"
     pids = [int(word) for word in found["stopped"]["output"].split() if word.isdigit()]
     assert len(pids) == 2
-    assert not any(Path(f"/proc/{pid}/cmdline").exists() for pid in pids)
+    assert not any(map(is_running, pids))
     assert check.describe(found["done"]).splitlines()[1].endswith("not reached")

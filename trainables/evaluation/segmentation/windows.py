@@ -48,7 +48,7 @@ def predict_windows(
         logits = forward(torch.cat([images[..., rows, columns] for rows, columns in part])).float()
         if total is None:
             total = torch.zeros(len(images), logits.shape[1], height, width, device=images.device)
-        for (rows, columns), window in zip(part, logits.split(len(images)), strict=True):
+        for (rows, columns), window in zip(part, torch.split(logits, len(images)), strict=True):
             total[..., rows, columns] += weights * window
             norm[rows, columns] += weights
     assert total is not None
