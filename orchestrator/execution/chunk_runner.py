@@ -19,12 +19,15 @@ from typing import Any, Protocol
 from orchestrator.execution.fork_client import ForkClient, ProcessLostError, make_command, make_socket_path
 from orchestrator.execution.heartbeat import Heartbeat
 from orchestrator.ledger.attempts import ATTEMPTS
-from orchestrator.ledger.failures import DISK_FULL, HUNG, ORPHANED, SUPERSEDED
+from orchestrator.ledger.failures import DISK_FULL, HUNG, ORPHANED, OUT_OF_MEMORY, SUPERSEDED
 from orchestrator.ledger.lease import claimed, guarded
 from orchestrator.ledger.record import begin_record
 from trainables.errors import DiskFullError, SupersededError
 from trainables.storage.claims import Claim, find_claim, release_claim, take_claim
 from trainables.storage.completeness import is_finished, is_stopped
+
+#: Setting of ``execution`` that a process may be short of memory for.
+EVALUATION_BATCH = "evaluation_batch_size"
 
 
 def pack(chunk: dict[str, Any]) -> str:
@@ -87,7 +90,7 @@ class ChunkRunner:
         self._claims = guarded(chunk["works"][0]["claims"], chunk["lease"])
         self._events: list[dict[str, Any]] = []
         self._unread.clear()
-        self._tries = 0
+        self._tries = self._num_starved = 0
         self._began = self._tried = self._last_event = 0.0
         self._taken = time.monotonic()
         self._until = self._taken + chunk["chunk_seconds"]
@@ -157,7 +160,7 @@ class ChunkRunner:
         work = self._current = self._pending.popleft()
         self._folder = guarded(work["folder"], self._chunk["lease"])
         self._claims, self._claim = guarded(work["claims"], self._chunk["lease"]), None
-        self._tries, self._began = 0, time.monotonic()
+        self._tries, self._num_starved, self._began = 0, 0, time.monotonic()
         self._tried = self._began
         ended = self._find_end()
         if ended is not None:
@@ -201,8 +204,16 @@ class ChunkRunner:
         self._tried = self._last_event = time.monotonic()
         names = ("folder", "claims", "encoder", "matching")
         request = {name: self._current[name] for name in names} | {"claim": self._claim.name}
-        shared = {name: self._chunk[name] for name in ("execution", "lease", "orphan_seconds")}
+        shared = {"execution": self._shrink(), **{name: self._chunk[name] for name in ("lease", "orphan_seconds")}}
         self._client.begin(request | shared | {"heard": str(self._heartbeat.path)})
+
+    def _shrink(self) -> dict[str, Any]:
+        """Return the settings of the next process: half the images per batch in evaluation for each that had no memory.
+
+        The number of images per batch is no part of a trial: its results are the same up to rounding.
+        """
+        execution = self._chunk["execution"]
+        return {**execution, EVALUATION_BATCH: max(1, execution[EVALUATION_BATCH] >> self._num_starved)}
 
     def _advance(self, timeout_seconds: float) -> None:
         try:
@@ -213,6 +224,7 @@ class ChunkRunner:
         except ProcessLostError as error:
             note = {**self._measure_attempt(), "host": os.uname().nodename, "message": str(error)}
             self._folder.append_line(ATTEMPTS, json.dumps(note))
+            self._num_starved += error.reason == OUT_OF_MEMORY
             if self._tries <= self._chunk["max_retries"]:
                 self._try()
             else:

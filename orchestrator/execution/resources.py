@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from glob import glob
+from itertools import takewhile
 from pathlib import Path
 
 from orchestrator.planning.works import Work
@@ -14,6 +17,8 @@ from trainables.errors import StudyError
 
 #: Device files of GPU drivers: NVIDIA, AMD, and either of them under WSL.
 _GPU_DEVICES = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")
+#: NVIDIA GPUs, a file each; parts of one (MIG) have none of their own.
+_NVIDIA = "/dev/nvidia[0-9]*"
 
 
 @dataclass(frozen=True)
@@ -67,13 +72,34 @@ def check_device(execution: ExecutionConfig, configs: Iterable[TrialConfig]) -> 
 
 
 def has_gpu(execution: ExecutionConfig) -> bool:
-    """Return whether this machine has a GPU that trials may use, of any maker, without importing torch."""
-    return execution.device != "cpu" and any(Path(name).exists() for name in _GPU_DEVICES)
+    """Return whether this machine has a GPU that trials may use, of any maker, without importing torch.
+
+    There is none for them if ``CUDA_VISIBLE_DEVICES`` hides all.
+    """
+    return execution.device != "cpu" and _list_visible() != [] and any(Path(name).exists() for name in _GPU_DEVICES)
 
 
 def count_gpus(execution: ExecutionConfig) -> int:
-    """Return how many NVIDIA GPUs this machine has for trials, without importing torch."""
-    return 0 if execution.device == "cpu" else len(list(Path("/dev").glob("nvidia[0-9]*")))
+    """Return how many NVIDIA GPUs, or parts of GPUs (MIG), trials may use on this machine, without importing torch."""
+    if execution.device == "cpu":
+        return 0
+    found, visible = len(glob(_NVIDIA)), _list_visible()
+    if visible is None or found == 0:
+        return found
+    is_part = any(name.startswith("MIG-") for name in visible)
+    return len(visible) if is_part else min(found, len(visible))
+
+
+def _list_visible() -> list[str] | None:
+    """Return the GPUs that ``CUDA_VISIBLE_DEVICES`` names, None if it is not set.
+
+    As CUDA reads it: what follows a negative number, or one that is no GPU, does not count.
+    """
+    text = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if text is None:
+        return None
+    names = [name.strip() for name in text.split(",")]
+    return list(takewhile(lambda name: name.isdecimal() or name.startswith(("GPU-", "MIG-")), names))
 
 
 def check_fits(resources: Mapping[str, float], slots: Slots) -> None:

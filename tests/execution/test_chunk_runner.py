@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from orchestrator.execution.chunk_runner import ChunkRunner, pack, unpack
+from orchestrator.execution.fork_client import ForkClient
 from orchestrator.ledger.attempts import count_lost, read_attempts
 from orchestrator.ledger.failures import SUPERSEDED
 from tests.support.processes import is_running, wait_until
@@ -36,7 +37,7 @@ def make_chunk(root: Path, *names: str, **changes: Any) -> dict[str, Any]:
         for name in names
     ]
     common = {
-        "execution": {"num_threads": 1, "early_stopping": False},
+        "execution": {"num_threads": 1, "early_stopping": False, "evaluation_batch_size": 6},
         "stall_seconds": 600.0,
         "orphan_seconds": 600.0,
         "module": MODULE,
@@ -201,6 +202,21 @@ def test_a_lost_trial_is_tried_again_in_its_slot(
         assert ("in starves" in done["traceback"]) == (reason == "out of memory")
 
 
+def test_a_process_that_had_no_memory_is_followed_by_one_that_evaluates_fewer_images_at_once(
+    start: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    begin = ForkClient.begin
+
+    def note(client: ForkClient, request: Any) -> None:
+        sizes.append(request["execution"]["evaluation_batch_size"])
+        begin(client, request)
+
+    monkeypatch.setattr(ForkClient, "begin", note)
+    list(news_of(start(make_chunk(tmp_path, "starves", "dies_once", "finish", max_retries=3))))
+    assert sizes == [6, 3, 1, 1, 6, 6, 6]
+
+
 def test_a_hanging_trial_is_killed_noted_and_tried_again(start: Start, tmp_path: Path) -> None:
     runner = start(make_chunk(tmp_path, "hangs_once", stall_seconds=1.0))
     assert ends_of(list(news_of(runner))) == [("hangs_once", "complete")]
@@ -235,7 +251,7 @@ def test_closing_kills_what_runs(start: Start, tmp_path: Path) -> None:
 def test_what_was_stopped_early_ends_at_once_where_trials_are_stopped_early(start: Start, tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "finish-1"))
     folder.write_json("stop.json", {})
-    stopping = {"num_threads": 1, "early_stopping": True}
+    stopping = {"num_threads": 1, "early_stopping": True, "evaluation_batch_size": 6}
     events = list(news_of(start(make_chunk(tmp_path, "finish 1", "finish 2", execution=stopping))))
     assert ends_of(events) == [("finish 1", "stopped_early"), ("finish 2", "complete")]
     assert "finish 1" not in [event["signature"] for event in events if event["event"] == "begun"]
@@ -248,7 +264,7 @@ def test_what_was_stopped_early_ends_at_once_where_trials_are_stopped_early(star
 def test_a_damaged_stop_is_none(start: Start, tmp_path: Path) -> None:
     folder = Folder(str(tmp_path / "finish-1"))
     folder.write("stop.json", b'{"cut')
-    stopping = {"num_threads": 1, "early_stopping": True}
+    stopping = {"num_threads": 1, "early_stopping": True, "evaluation_batch_size": 6}
     assert ends_of(list(news_of(start(make_chunk(tmp_path, "finish 1", execution=stopping))))) == [
         ("finish 1", "complete")
     ]
@@ -256,7 +272,7 @@ def test_a_damaged_stop_is_none(start: Start, tmp_path: Path) -> None:
 
 
 def test_a_trial_that_says_it_was_stopped_has_not_failed(start: Start, tmp_path: Path) -> None:
-    stopping = {"num_threads": 1, "early_stopping": True}
+    stopping = {"num_threads": 1, "early_stopping": True, "evaluation_batch_size": 6}
     events = list(news_of(start(make_chunk(tmp_path, "stops", "finish", execution=stopping))))
     assert ends_of(events) == [("stops", "stopped_early"), ("finish", "complete")]
     assert next(event["epoch"] for event in events if event["event"] == "done") == 4

@@ -11,7 +11,9 @@ from orchestrator.execution.resources import (
     Slots,
     check_fits,
     check_joint_fits,
+    count_gpus,
     find_local_resources,
+    has_gpu,
     num_joint_slots,
     num_local_slots,
     num_slots,
@@ -86,3 +88,25 @@ def test_the_processes_of_a_stage_have_to_fit_together() -> None:
     assert num_joint_slots({"CPU": 13.0, "GPU": 6.0}, slots) == 2
     assert num_joint_slots({}, slots) == 1  # an empty cluster starts to grow
     assert find_local_resources(ExecutionConfig(device="cpu", processes_per_stage=2)) is None
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"),
+    [
+        (None, 2), ("0", 1), ("0,1,2", 2), ("", 0), ("-1", 0), ("NoDevFiles", 0), ("1,-1,0", 1), ("GPU-8f2a", 1),
+        ("MIG-1c,MIG-2d,MIG-3e", 3),
+    ],
+)  # fmt: skip
+def test_gpus_are_those_that_cuda_shows(
+    gpu: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, visible: str | None, count: int
+) -> None:
+    gpu.touch()
+    for number in range(2):
+        (tmp_path / f"nvidia{number}").touch()
+    monkeypatch.setattr(resources, "_NVIDIA", str(tmp_path / "nvidia[0-9]*"))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert count_gpus(ExecutionConfig()) == count
+    assert has_gpu(ExecutionConfig()) is (count > 0)
+    assert (count_gpus(ExecutionConfig(device="cpu")), has_gpu(ExecutionConfig(device="cpu"))) == (0, False)

@@ -9,7 +9,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import describe_work
 from orchestrator.planning.works import Work
 
-EXECUTION = {"num_threads": 1, "device": "cpu", "early_stopping": False}
+EXECUTION = {"num_threads": 1, "device": "cpu", "early_stopping": False, "evaluation_batch_size": 6}
 
 
 class RecordingHandler:
