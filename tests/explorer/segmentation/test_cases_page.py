@@ -13,14 +13,14 @@ from tests.support.chromium import Page, browser_path, open_browser
 
 pytestmark = pytest.mark.skipif(browser_path is None, reason="needs Chromium or Chrome")
 
-LISTED = "[...document.querySelectorAll('.case-row')].map((each) => Number(each.dataset.number))"
+LISTED = "[...document.querySelectorAll('.case-row')].map((each) => Number(each.dataset.point))"
 DICE = "((numbers) => numbers.map((each) => explorer.value('metric:dice', each)))"
 FIGURES = "[...document.querySelectorAll('#case figcaption')].map((each) => each.textContent)"
 #: Middles of all dots of the plot: number, x and y in the window.
 DOTS = """
 [...document.querySelectorAll('#plot .case')].map((dot) => {
   const box = dot.getBoundingClientRect();
-  return [Number(dot.dataset.number), box.left + box.width / 2, box.top + box.height / 2];
+  return [Number(dot.dataset.point), box.left + box.width / 2, box.top + box.height / 2];
 })
 """
 
@@ -43,15 +43,15 @@ def test_cases_are_listed_worst_first_and_chosen_by_key_and_click(page: Page, se
     assert known == sorted(known)
     assert dice[len(known) :] == [None] * (len(dice) - len(known))  # without a truth: at the end
     press(page, "ArrowDown")
-    assert page.evaluate("explorer.number") == listed[0]
+    assert page.evaluate("explorer.state.point") == listed[0]
     press(page, "ArrowDown")
-    assert page.evaluate("explorer.number") == listed[1]
+    assert page.evaluate("explorer.state.point") == listed[1]
     page.wait_for("[...document.querySelectorAll('#case img')].every((each) => each.complete && each.naturalWidth)")
     assert page.evaluate(FIGURES) == ["image", "truth", "prediction", "errors", "uncertainty"]
     number, x, y = page.evaluate(DOTS)[-1]
     page.mouse("mousePressed", x, y)
     page.mouse("mouseReleased", x, y)
-    assert page.evaluate("explorer.number") == number
+    assert page.evaluate("explorer.state.point") == number
     assert page.evaluate("location.hash").find(f"case={number}") > 0
     photograph(page, "explorer-segmentation")
     check_quiet(page, served_cases.url)
@@ -67,24 +67,24 @@ def test_a_lasso_says_the_mean_dice_of_what_is_inside(page: Page, served_cases: 
     for x, y in ((right, middle), (right, bottom), (left, bottom)):
         page.mouse("mouseMoved", x, y, shift=True)
     page.mouse("mouseReleased", left, bottom, shift=True)
-    page.wait_for("document.querySelector('.summary')")
+    page.wait_for("document.querySelector('.numbers')")
     inside = {number for number, _, y in dots if y > middle}
     assert set(page.evaluate(LISTED)) == inside
     values = page.evaluate(f"{DICE}({sorted(inside)})")
-    shown = page.evaluate("[...document.querySelectorAll('.summary b')].map((each) => each.textContent)")
+    shown = page.evaluate("[...document.querySelectorAll('.numbers b')].map((each) => each.textContent)")
     assert shown[:2] == [str(len(inside)), f"{sum(values) / len(values):.3f}"]
     assert top < middle
     link = page.evaluate("location.hash")
     show(page, served_cases.url + link)  # the link brings the selection back
     assert set(page.evaluate(LISTED)) == inside
     press(page, "Escape")
-    page.wait_for("!document.querySelector('.summary')")
+    page.wait_for("document.querySelector('#list .empty')")
     check_quiet(page, served_cases.url)
 
 
 def test_what_has_no_truth_stands_along_the_axis_of_its_confidence(page: Page, served_cases: Served) -> None:
     show(page, f"{served_cases.url}#x=score:spectral_signature&y=metric:dice&colour=set")
-    ticks = page.evaluate("[...document.querySelectorAll('#plot .tick')].map((each) => Number(each.dataset.number))")
+    ticks = page.evaluate("[...document.querySelectorAll('#plot .tick')].map((each) => Number(each.dataset.point))")
     foreign = page.evaluate(
         "explorer.shown.filter((each) => explorer.index.sets[explorer.index.cases[each].set].name === 'fundus')"
     )
