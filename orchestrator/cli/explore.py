@@ -89,7 +89,8 @@ def _choose_trial(ledger: Ledger) -> str:
     from orchestrator.analysis.results import load_results
     from orchestrator.selection.ranking import SelectionCriteria, select_arm
 
-    return select_arm(load_results(ledger), SelectionCriteria(incomplete=True)).signature
+    results = load_results(ledger)
+    return select_arm(results, SelectionCriteria(by=results.metric, incomplete=True)).signature
 
 
 def _log(explored: ExploredStudy, number: int, *, flag: str | None, study_value: str | None) -> None:

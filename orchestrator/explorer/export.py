@@ -38,13 +38,13 @@ def export_page(explored: ExploredStudy, number: int, path: Path) -> Exported:
         RobustSweepError: the page cannot be made.
         StorageError: the file cannot be written.
     """
+    study = describe_study(explored) | {"trials": [vars(explored.trials[number]) | {"number": 0}], "first": 0}
     if explored.is_segmentation:
-        page, about, content = segmentation_app.PAGE, segmentation_app.ABOUT, explored.collect_cases(number)
+        page, content = segmentation_app.PAGE, explored.collect_cases(number)
+        content["study"] = study | segmentation_app.ABOUT
     else:
-        page, about = classification_app.PAGE, {"attributions": [{"name": LOOKED, "title": TITLES[LOOKED]}]}
-        content = collect_content(explored, number)
-    trial = vars(explored.trials[number]) | {"number": 0}
-    content["study"] = describe_study(explored) | {"trials": [trial], "first": 0} | about
+        page, content = classification_app.PAGE, collect_content(explored, number)
+        content["study"] = study | {"attributions": [{"name": LOOKED, "title": TITLES[LOOKED]}]}
     content["notes"] = [each.as_json() for each in read_annotations(explored.ledger.root)]
     text = render_file(page, content).encode()
     try:

@@ -99,10 +99,19 @@ def judge_groups(
         inside, outside = judged & (codes == number), judged & (codes != number)
         units = _average_patients(risks[inside], groups[inside])
         interval = t_interval(units)
-        limits = [None, None] if interval is None else np.clip((interval.low, interval.high), 0.0, 1.0).tolist()
         p = _compare(units, _average_patients(risks[outside], groups[outside]), seed=number)
-        size, mean = int((codes == number).sum()), float(units.mean()) if len(units) else np.nan
-        found.append(RiskGroup(number, size, int(inside.sum()), len(units), mean, *limits, p))
+        found.append(
+            RiskGroup(
+                number=number,
+                size=int((codes == number).sum()),
+                num_judged=int(inside.sum()),
+                num_patients=len(units),
+                risk=float(units.mean()) if len(units) else np.nan,
+                low=None if interval is None else max(0.0, interval.low),
+                high=None if interval is None else min(1.0, interval.high),
+                p=p,
+            )
+        )
     adjusted = holm([each.p for each in found])
     return [replace(each, p=1.0 if p is None else p) for each, p in zip(found, adjusted, strict=True)]
 

@@ -1,4 +1,4 @@
-"""Data of one trial of segmentations in a page by itself: numbers, pictures of the worst cases, small ones of others."""
+"""Data of one trial of segmentations in a page by itself: numbers, pictures of the worst cases, small ones of all."""
 
 from __future__ import annotations
 
