@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from orchestrator.cli.options import Mlflow, Overrides, Storage, StudyOrName
-from trainables.errors import StudyError, redact
+from trainables.errors import redact
 
 #: Name of the page among the files of the study's run in MLflow.
 EXPLORER = "explorer.html"
@@ -61,11 +61,6 @@ def explore(  # noqa: PLR0913 - the options of a command are its arguments
     try:
         shown = _choose_trial(explored.ledger) if log and trial is None else trial
         number = explored.first if shown is None else explored.find_signature(shown)
-        if explored.is_segmentation and (log or export is not None):
-            raise StudyError(
-                f"asked for the explorer of {loaded.study} as one file, which there is not of segmentations; leave out "
-                "--export and --log: the report has the worst cases"
-            )
         if log:
             _log(explored, number, flag=mlflow, study_value=loaded.execution.mlflow)
         if export is not None:
@@ -94,7 +89,8 @@ def _choose_trial(ledger: Ledger) -> str:
     from orchestrator.analysis.results import load_results
     from orchestrator.selection.ranking import SelectionCriteria, select_arm
 
-    return select_arm(load_results(ledger), SelectionCriteria(incomplete=True)).signature
+    results = load_results(ledger)
+    return select_arm(results, SelectionCriteria(by=results.metric, incomplete=True)).signature
 
 
 def _log(explored: ExploredStudy, number: int, *, flag: str | None, study_value: str | None) -> None:

@@ -109,14 +109,22 @@ def encode_png(pixels: UInt8[np.ndarray, "channels height width"], side_px: int)
     return buffer.getvalue()
 
 
-def encode_thumbnail(pixels: UInt8[np.ndarray, "channels height width"], side_px: int) -> bytes:
-    """Return an image as JPEG of at most ``side_px``: 1 to 2 KB at 64 px."""
+def encode_thumbnail(
+    pixels: UInt8[np.ndarray, "channels height width"], side_px: int, *, chroma: bool = False
+) -> bytes:
+    """Return an image as JPEG of at most ``side_px``: 1 to 2 KB at 64 px.
+
+    Args:
+        pixels: one or three channels.
+        side_px: longer side.
+        chroma: whether colours are as sharp as brightness, for drawn ones.
+    """
     from PIL import Image
 
     picture = Image.fromarray(pixels[0] if pixels.shape[0] == 1 else np.moveaxis(pixels, 0, 2))
     picture.thumbnail((side_px, side_px))
     buffer = io.BytesIO()
-    picture.save(buffer, format="JPEG", quality=80)
+    picture.save(buffer, format="JPEG", quality=80, subsampling=0 if chroma else -1)
     return buffer.getvalue()
 
 

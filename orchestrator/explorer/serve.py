@@ -12,7 +12,7 @@ from typing import Any
 
 import uvicorn
 
-from orchestrator.explorer.app import build_app
+from orchestrator.explorer.classification.app import build_classification_app
 from orchestrator.explorer.guard import make_door
 from orchestrator.explorer.segmentation.app import build_segmentation_app
 from orchestrator.explorer.study import ExploredStudy
@@ -43,7 +43,7 @@ def serve(explored: ExploredStudy, *, host: str = "127.0.0.1", port: int | None 
     """
     door = make_door(host)
     listening = _bind(host, port)
-    build = build_segmentation_app if explored.is_segmentation else build_app
+    build = build_segmentation_app if explored.is_segmentation else build_classification_app
     config = uvicorn.Config(build(explored, door), log_level="warning", access_log=False, lifespan="off")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)

@@ -148,13 +148,42 @@ class ExploredStudy:
         """Return the job that lists the segmented cases of a trial, started if need be (``segmentation.index``)."""
         return self.jobs.find(self._request("list_cases", signature=self.find(number).signature))
 
-    def paint_case(self, number: int, set_name: str, row: int, panel: str, side_px: int) -> bytes:
+    def cluster_cases(self, number: int) -> Job:
+        """Return the job that finds clusters and groups of segmented cases (``segmentation.groups``)."""
+        return self.jobs.find(self._request("cluster_cases", signature=self.find(number).signature))
+
+    def collect_cases(self, number: int) -> dict[str, Any]:
+        """Return what an exported page holds of the segmented cases of a trial (``segmentation.export``).
+
+        Raises:
+            RobustSweepError: its cases cannot be listed.
+        """
+        found: dict[str, Any] = self.jobs.wait(self._request("collect_cases", signature=self.find(number).signature))
+        return found
+
+    def find_case(self, number: int, case: int) -> dict[str, Any]:
+        """Return the entry of a segmented case of a trial by its number, with the name of its set as ``set_name``.
+
+        Raises:
+            StudyError: there is none of this number, or the cases are not listed yet.
+        """
+        job = self.list_cases(number)
+        if not job.is_done or job.error is not None:
+            raise StudyError(job.error or f"the cases of trial {number} are not listed yet")
+        cases = job.result["cases"]
+        if not 0 <= case < len(cases):
+            raise StudyError(f"asked for case {case}; trial {number} has {len(cases)}")
+        found: dict[str, Any] = cases[case]
+        return found | {"set_name": job.result["sets"][found["set"]]["name"]}
+
+    def paint_case(self, number: int, case: int, panel: str, side_px: int) -> bytes:
         """Return one picture of a segmented case as PNG; ``panel`` is a name in ``PANELS``.
 
         Raises:
             RobustSweepError: it cannot be had on this machine.
         """
-        more = {"set": set_name, "row": row, "panel": panel, "side": side_px}
+        found = self.find_case(number, case)
+        more = {"set": found["set_name"], "row": found["row"], "panel": panel, "side": side_px}
         return self._painter.paint(self._request("paint_case", signature=self.find(number).signature, **more))
 
     def paint(self, number: int, point: int, side_px: int) -> bytes:
@@ -214,15 +243,22 @@ class ExploredStudy:
         return found
 
     def annotate(self, number: int, point: int, *, note: str, label_is_wrong: bool) -> list[Annotation]:
-        """Write what is said about the image of a point into the ledger, and return all annotations.
+        """Write what is said about the image of a point, or a segmented case, and return all annotations.
 
         Raises:
             RobustSweepError: there is no such point, the note is too long, or the storage refused the write.
         """
-        place = self.open(number).find(point)
-        image = self.open(number).ids[place.image]
+        set_name, image = self._name_image(number, point)
         with self._lock:
-            return annotate(self.ledger.root, place.set.name, image, note=note, label_is_wrong=label_is_wrong)
+            return annotate(self.ledger.root, set_name, image, note=note, label_is_wrong=label_is_wrong)
+
+    def _name_image(self, number: int, point: int) -> tuple[str, str]:
+        """Return set and id of the image of a point, or of a segmented case."""
+        if self.is_segmentation:
+            case = self.find_case(number, point)
+            return case["set_name"], case["id"]
+        place = self.open(number).find(point)
+        return place.set.name, self.open(number).ids[place.image]
 
     def close(self) -> None:
         """End all processes."""

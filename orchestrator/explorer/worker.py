@@ -22,8 +22,8 @@ def run_job(request: dict[str, Any], on_progress: Callable[[float], None]) -> An
     """Return the result of a job.
 
     Args:
-        request: ``kind`` (prepare, tsne, clusters, cases or list_cases), ``storage``, ``study``, ``cache_dir``, and
-            what the kind needs.
+        request: ``kind`` (prepare, tsne, clusters, cases; of segmentations list_cases, cluster_cases, collect_cases),
+            ``storage``, ``study``, ``cache_dir``, and what the kind needs.
         on_progress: callback with the finished share, in [0, 1].
 
     Raises:
@@ -39,6 +39,14 @@ def run_job(request: dict[str, Any], on_progress: Callable[[float], None]) -> An
         from orchestrator.explorer.segmentation.index import list_cases
 
         return list_cases(Ledger(request["storage"], request["study"]), request["signature"], cache_dir=cache_dir)
+    if request["kind"] == "cluster_cases":
+        from orchestrator.explorer.segmentation.groups import cluster_cases
+
+        return cluster_cases(Ledger(request["storage"], request["study"]), request["signature"], cache_dir=cache_dir)
+    if request["kind"] == "collect_cases":
+        from orchestrator.explorer.segmentation.export import collect_cases
+
+        return collect_cases(Ledger(request["storage"], request["study"]), request["signature"], cache_dir=cache_dir)
     if request["kind"] == "cases":
         return _draw_cases(request, on_progress)
     from orchestrator.explorer.computed import compute

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from scipy import stats
 
 from orchestrator.analysis.slices.clusters import Clusters, estimate_correlation, find_clusters, find_overrepresented
 from orchestrator.analysis.slices.embedding import embed_tsne, fit_axes
+from orchestrator.analysis.slices.risks import find_risk_clusters, judge_groups
 from orchestrator.statistics.intervals import wilson_interval
 
 
@@ -141,3 +144,51 @@ def test_tsne_places_the_same_images_at_the_same_places_and_repeats_itself() -> 
     assert np.array_equal(again[1], placed)
     assert shares == sorted(shares)
     assert shares[-1] == 1.0
+
+
+def plant_risks(seed: int, *, worse: bool, num_patients: int = 150) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return features, risks and patients of two clusters, two alike cases a patient; the second may be .15 worse."""
+    random = np.random.default_rng(seed)
+    patients = np.repeat(np.arange(num_patients), 2)
+    second = np.repeat(random.random(num_patients) < 0.3, 2)
+    features = random.normal(size=(len(patients), 6)) * 0.6 + 8 * second[:, None]
+    own = random.gamma(2.0, 0.08, num_patients)[patients]
+    risks = np.clip(own + random.normal(size=len(patients)) * 0.02 + 0.15 * (second & worse), 0, 1)
+    return features.astype(np.float32), risks, patients
+
+
+def test_a_worse_cluster_of_cases_is_called_by_the_patients_it_was_not_formed_on() -> None:
+    features, risks, patients = plant_risks(0, worse=True)
+    found = find_risk_clusters(features, risks, patients)
+    first = found.clusters[0]
+    assert first.is_elevated
+    assert not any(each.is_elevated for each in found.clusters[1:])
+    judged = found.judges & (found.codes == first.number)
+    means = [risks[judged & (patients == patient)].mean() for patient in np.unique(patients[judged])]
+    assert (first.risk, first.num_patients) == (pytest.approx(np.mean(means)), len(means))
+    half = stats.t.ppf(0.975, len(means) - 1) * np.std(means, ddof=1) / len(means) ** 0.5
+    assert (first.low, first.high) == pytest.approx((np.mean(means) - half, np.mean(means) + half))
+    everyone = found.judges
+    expected = np.mean([risks[everyone & (patients == each)].mean() for each in np.unique(patients[everyone])])
+    assert found.risk == pytest.approx(expected)
+
+
+def test_the_p_of_a_group_is_that_of_all_permutations() -> None:
+    risks = np.array([0.9, 0.8, 0.1, 0.2, 0.3, 0.15])
+    codes, patients = np.array([0, 0, 1, 1, 1, 1]), np.arange(6)
+    first, second = judge_groups(codes, risks, patients)
+    sums = [sum(pair) for pair in itertools.combinations(risks, 2)]
+    exact = np.mean([each >= 1.7 - 1e-9 for each in sums])  # 1 of 15
+    assert first.p == pytest.approx(2 * exact, abs=0.02)  # Holm: of two groups
+    assert second.p == 1.0
+    assert (first.low, first.high) == (None, None)  # two patients
+
+
+@pytest.mark.long
+def test_without_a_worse_cluster_of_cases_none_is_called() -> None:
+    """In 95 % of studies at least, with two alike cases a patient and skewed risks; of 200, three standard errors."""
+    called = sum(
+        any(each.is_elevated for each in find_risk_clusters(*plant_risks(seed, worse=False)).clusters)
+        for seed in range(200)
+    )
+    assert called <= 0.05 * 200 + 3 * (200 * 0.05 * 0.95) ** 0.5

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from orchestrator.explorer import export
-from orchestrator.explorer.cases import describe_case
+from orchestrator.explorer.classification import export
+from orchestrator.explorer.classification.cases import describe_case
 from orchestrator.explorer.export import Exported, export_page
 from orchestrator.explorer.serve import Served
 from orchestrator.explorer.study import ExploredStudy

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from orchestrator.explorer import prepare
-from orchestrator.explorer.cases import describe_case
+from orchestrator.explorer.classification.cases import describe_case
 from orchestrator.explorer.computed import compute
 from orchestrator.explorer.prepare import compute_key, list_sets
 from orchestrator.explorer.prepared import NO_LABEL, Prepared

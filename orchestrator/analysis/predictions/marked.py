@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pandas as pd
@@ -12,10 +14,14 @@ from orchestrator.analysis.failure_detection import MAX_TRIALS
 from orchestrator.analysis.results import Results
 from orchestrator.ledger.annotations import Annotation
 from orchestrator.ledger.ledger import Ledger
+from trainables.config import read_trial_config
 from trainables.errors import StudyError
 from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.predictions import Predictions, load_predictions
+from trainables.evaluation.segmentation.cases import average_cases
+from trainables.evaluation.segmentation.stored import load_segmented, locate_segmented
 from trainables.evaluation.shift_means import average_shifts
+from trainables.storage.folder import Folder
 
 
 def compare_marked(results: Results, ledger: Ledger, annotations: Sequence[Annotation]) -> pd.DataFrame:
@@ -42,16 +48,15 @@ def compare_marked(results: Results, ledger: Ledger, annotations: Sequence[Annot
     for signature, name, replicate in results.complete[["signature", "name", "replicate"]].itertuples(index=False):
         folder = ledger.folder("trial", str(signature))
         for set_name, images in marked.items():
-            if not folder.exists(f"predictions/{set_name}.npz"):
+            stored = _open(folder, set_name, results.metric)
+            if stored is None:
                 continue  # of a data set or a site that this arm is not tested on
-            predictions = load_predictions(folder, set_name)
-            is_kept = ~np.isin(predictions.ids, images)
+            is_kept = ~np.isin(stored.ids, images)
             row = {"name": name, "replicate": replicate, "set": set_name, "num_marked": int((~is_kept).sum())}
-            row |= {"whole": _measure(predictions, results.metric, 0, np.ones_like(is_kept))}
-            row |= {"kept": _measure(predictions, results.metric, 0, is_kept)}
-            if set_name == "test" and len(predictions.shifts) > 1:
-                row["shifted_whole"] = _average(predictions, results.metric, np.ones_like(is_kept))
-                row["shifted_kept"] = _average(predictions, results.metric, is_kept)
+            row |= {"whole": stored.measure(0, np.ones_like(is_kept)), "kept": stored.measure(0, is_kept)}
+            if set_name == "test" and len(stored.shifts) > 1:
+                row["shifted_whole"] = _average(stored, np.ones_like(is_kept))
+                row["shifted_kept"] = _average(stored, is_kept)
             rows.append(row)
     return pd.DataFrame([row for row in rows if row["num_marked"]])
 
@@ -65,6 +70,32 @@ def group_marked(annotations: Sequence[Annotation]) -> Mapping[str, list[str]]:
     return found
 
 
+@dataclass(frozen=True)
+class _Stored:
+    """A stored set of images: its ids and shifts, and (row of a shift, which images count) → the metric on them."""
+
+    ids: np.ndarray
+    shifts: Sequence[str]
+    measure: Callable[[int, Bool[np.ndarray, " n"]], float]
+
+
+def _open(folder: Folder, set_name: str, metric: str) -> _Stored | None:
+    """Return a set of a trial, of classifications or segmentations; None if the trial does not have it."""
+    if folder.exists(locate_segmented(set_name)):
+        cases = load_segmented(folder, set_name)
+        foreign = read_trial_config(folder.read_json("config.json")["config"]).evaluation.foreign
+        values = None if set_name in foreign else cases.metrics.get(metric)  # its masks are of other classes
+
+        def measure_cases(row: int, is_kept: Bool[np.ndarray, " n"]) -> float:
+            return float("nan") if values is None else average_cases(values[row, is_kept])
+
+        return _Stored(cases.ids, cases.shifts, measure_cases)
+    if not folder.exists(f"predictions/{set_name}.npz"):
+        return None
+    predictions = load_predictions(folder, set_name)
+    return _Stored(predictions.ids, predictions.shifts, partial(_measure, predictions, metric))
+
+
 def _measure(predictions: Predictions, metric: str, row: int, is_kept: Bool[np.ndarray, " n"]) -> float:
     labels = predictions.labels[is_kept]
     if not len(labels) or (labels < 0).any():
@@ -72,7 +103,7 @@ def _measure(predictions: Predictions, metric: str, row: int, is_kept: Bool[np.n
     return compute_metrics(predictions.logits[row, is_kept], labels).values.get(metric, float("nan"))
 
 
-def _average(predictions: Predictions, metric: str, is_kept: Bool[np.ndarray, " n"]) -> float:
-    values = [_measure(predictions, metric, row, is_kept) for row in range(1, len(predictions.shifts))]
-    names = [key.rsplit("/", 1)[0] for key in predictions.shifts[1:]]
+def _average(stored: _Stored, is_kept: Bool[np.ndarray, " n"]) -> float:
+    values = [stored.measure(row, is_kept) for row in range(1, len(stored.shifts))]
+    names = [key.rsplit("/", 1)[0] for key in stored.shifts[1:]]
     return float(average_shifts(np.array([values]), names).mean[0])

@@ -77,21 +77,26 @@ def find_clusters(
 
     Source: HDBSCAN, Campello et al. 2013; judged apart from where they were formed as in Eyuboglu et al. 2022 (Domino).
     """
-    judges = _choose_half(groups, seed)
-    codes = _form(features, judges, seed)
+    codes, judges = form_clusters(features, groups, seed=seed)
     correlation = estimate_correlation(is_wrong[judges], groups[judges])
     found = [_judge(number, codes, is_wrong, groups, judges, correlation) for number in range(int(codes.max()) + 1)]
     adjusted = [1.0 if p is None else p for p in holm([each.p for each in found])]
-    order = sorted(range(len(found)), key=lambda number: (-found[number].low, number))
-    renumbered = np.full(len(found) + 1, -1, dtype=np.int64)  # the last stays: −1 is its index as well
-    clusters = []
-    for number, old in enumerate(order):
-        renumbered[old] = number
-        each = found[old]
-        clusters.append(Cluster(number, *_numbers(each), p=adjusted[old]))
-    return Clusters(
-        renumbered[codes], tuple(clusters), judges, float(is_wrong[judges].mean()) if judges.any() else np.nan
-    )
+    codes, order = sort_clusters(codes, [each.low for each in found])
+    clusters = tuple(Cluster(number, *_numbers(found[old]), p=adjusted[old]) for number, old in enumerate(order))
+    return Clusters(codes, clusters, judges, float(is_wrong[judges].mean()) if judges.any() else np.nan)
+
+
+def sort_clusters(codes: Int64[np.ndarray, " n"], lows: Sequence[float]) -> tuple[Int64[np.ndarray, " n"], list[int]]:
+    """Return the codes that count clusters from the highest lower limit down, and the old code of each new one.
+
+    Args:
+        codes: cluster of every image, −1 for none.
+        lows: lower limit of each cluster.
+    """
+    order = sorted(range(len(lows)), key=lambda number: (-lows[number], number))
+    renumbered = np.full(len(lows) + 1, -1, dtype=np.int64)  # the last stays: −1 is its index as well
+    renumbered[order] = np.arange(len(lows))
+    return renumbered[codes], order
 
 
 def _numbers(each: Cluster) -> tuple[int, int, int, float, float, float]:
@@ -106,10 +111,27 @@ def _choose_half(groups: Int64[np.ndarray, " n"], seed: int) -> Bool[np.ndarray,
     return is_judge[positions]
 
 
+def form_clusters(
+    features: Float32[np.ndarray, "n components"], groups: Int64[np.ndarray, " n"], *, seed: int = 0
+) -> tuple[Int64[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
+    """Return the cluster of every image, −1 for none, and whether it is of the half that is judged.
+
+    Clusters are formed without the judging half, whose images follow their neighbours.
+
+    Args:
+        features: principal components of the features.
+        groups: patient or other group of each image: all of it is in one half.
+        seed: seed of the halves.
+
+    Source: HDBSCAN, Campello et al. 2013.
+    """
+    judges = _choose_half(groups, seed)
+    return _form(features, judges, seed), judges
+
+
 def _form(
     features: Float32[np.ndarray, "n components"], judges: Bool[np.ndarray, " n"], seed: int
 ) -> Int64[np.ndarray, " n"]:
-    """Return the cluster of every image: formed without the judging half, whose images follow their neighbours."""
     from sklearn.cluster import HDBSCAN
     from sklearn.neighbors import NearestNeighbors
 

@@ -40,7 +40,7 @@ def list_cases(ledger: Ledger, signature: str, *, cache_dir: Path) -> dict[str, 
     """
     sets = load_sets(ledger, signature)
     places, explained = map_sets(sets)
-    sites, no_images = _find_sites(Images(ledger, cache_dir), signature, sets)
+    sites, no_images = find_sites(Images(ledger, cache_dir), signature, sets)
     metrics = [
         name for name in SEGMENTATION_METRICS if any(name in {*s.metrics, *s.calibration} for s in sets.values())
     ]
@@ -146,7 +146,7 @@ def _as_json(values: Float64[np.ndarray, "n k"]) -> list[list[float | None]]:
     return [[float(f"{each:.6g}") if np.isfinite(each) else None for each in row] for row in values]
 
 
-def _find_sites(
+def find_sites(
     images: Images, signature: str, sets: Mapping[str, SegmentedSet]
 ) -> tuple[dict[str, list[str]], str | None]:
     """Return the site of every case by set, and why there are no images here, None if there are."""

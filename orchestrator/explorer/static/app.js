@@ -2,26 +2,28 @@
 
 import { renderCase } from "explorer/case.js";
 import { renderControls } from "explorer/controls.js";
-import { $, brief, h, isCaged, percent, remember, remembered, showText, wordShift } from "explorer/dom.js";
-import { onKey, showKeys } from "explorer/keys.js";
+import { $, brief, h, percent, wordShift } from "explorer/dom.js";
+import { CLOSE, DRAG, Frame, LARGER, LAST, STEPS, open } from "explorer/frame.js";
+import { EmbeddedImages, ServedImages } from "explorer/image-source.js";
+import { TABS, renderLists } from "explorer/lists.js";
 import { NO_LABEL, Trial, UNKNOWN, WRONG, findShown, isPlaced, shuffled } from "explorer/model.js";
 import { paint } from "explorer/paint.js";
-import { markListed, renderPanel } from "explorer/panel.js";
-import { pointsInside } from "explorer/scatter.js";
+import { markListed, tabKeys } from "explorer/panel.js";
+import { pointsInside } from "explorer/polygon.js";
 import { openSource } from "explorer/source.js";
 import { Stage } from "explorer/stage.js";
 import { read, write } from "explorer/state.js";
 
-class App {
+const HELP = [STEPS, ["↑ ↓", "the same"], ["O  U", "over-confident, under-confident failures"], ["L  M", "lasso, move"], DRAG, ["+  −  0", "zoom, fit"], CLOSE,
+  ["1 – 4", "failures, selection, clusters, notes"], ["A", "where the model looked, on or off"], LARGER, ...LAST];
+
+class App extends Frame {
   constructor() {
-    this.source = openSource();
-    this.state = read(location.hash.slice(1));
+    super(openSource(ServedImages, EmbeddedImages), { read, write, help: HELP });
     this.trials = new Map();
     this.ticket = 0;
-    this.theme = remembered() ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
-    document.documentElement.dataset.theme = this.theme;
     this.stage = new Stage($("stage"), {
-      onView: (view) => { this.state.view = view; this.#write(); },
+      onView: (view) => { this.state.view = view; this.writeAddress(); },
       // Until somebody moves it, the map fills its place.
       onResize: () => { if (!this.state.view && this.stage?.points) this.stage.fitTo(this.stage.points); },
       onHover: (point, event, pane) => this.hover(point, event, pane),
@@ -29,69 +31,26 @@ class App {
       onLasso: (outline) => this.lasso(outline),
     });
     this.stage.setTool("pan");
-    $("theme").onclick = () => this.toggleTheme();
-    $("menu").onclick = () => this.toggleMenu();
-    $("help").onclick = showKeys;
-    addEventListener("keydown", (event) => onKey(this, event));
-    $("link").onclick = () => this.copyLink();
-    addEventListener("hashchange", () => {
-      if (location.hash.slice(1) === this.written) return;
-      this.state = read(location.hash.slice(1));
-      this.refresh();
+    const show = (kind) => this.change({ tab: "failures", kind, point: null });
+    Object.assign(this.keys, {
+      o: () => show("over"), u: () => show("under"), a: () => this.toggleLooked(), l: () => this.stage.setTool("lasso"), m: () => this.stage.setTool("pan"),
+      "+": () => this.stage.zoomBy(1.4), "=": () => this.stage.zoomBy(1.4), "-": () => this.stage.zoomBy(1 / 1.4), 0: () => this.stage.fit(), ...tabKeys(this, TABS),
     });
   }
 
-  async start() {
-    try {
-      this.study = await this.source.study();
-      $("study").textContent = this.study.study;
-      $("question").textContent = this.study.question ?? "";
-      document.title = `${this.study.study} · explorer`;
-      this.state.trial ??= this.study.first;
-      this.source.notes().then((found) => { this.notes = found.notes; if (this.trial) renderPanel(this); }, (error) => this.fail(error));
-      await this.refresh();
-    } catch (error) {
-      this.fail(error);
-      throw error;
-    }
-  }
-
-  fail(error) {
-    this.say(error.message, true);
-  }
-
-  say(text, isProblem = false) {
-    $("status").textContent = text;
-    $("status").classList.toggle("problem", isProblem);
-  }
-
-  #write() {
-    this.written = write(this.state);
-    try { history.replaceState(null, "", `#${this.written}`); } catch { /* a frame that has no address of its own */ }
-  }
-
-  change(patch) {
-    Object.assign(this.state, patch);
-    this.#write();
-    return this.refresh().catch((error) => this.fail(error));
-  }
+  renderLists() { if (this.trial) renderLists(this); }
 
   changeStyle(patch) {
     Object.assign(this.state, patch);
     this.stage.setStyle(this.size, this.state.opacity / 100);
-    this.#write();
+    this.writeAddress();
   }
 
   changeLooked(patch) {
     Object.assign(this.state, patch);
     if (this.state.looked) this.lastLooked = this.state.looked;
-    this.#write();
+    this.writeAddress();
     renderCase(this).catch((error) => this.fail(error));
-  }
-
-  toggleLarge() {
-    this.isLarge = !this.isLarge;
-    document.querySelector("#case .figures")?.classList.toggle("large", this.isLarge);
   }
 
   toggleLooked() {
@@ -102,7 +61,7 @@ class App {
   fadeLooked(opacity) {
     this.state.lookedOpacity = opacity;
     for (const each of document.querySelectorAll(".looked-at")) each.style.opacity = String(opacity / 100);
-    this.#write();
+    this.writeAddress();
   }
 
   // Larger where there are few.
@@ -111,7 +70,7 @@ class App {
     return this.state.size ?? (n < 3_000 ? 7 : n < 20_000 ? 5 : n < 100_000 ? 4 : 3);
   }
 
-  async open(number) {
+  async openTrial(number) {
     if (!this.trials.has(number)) {
       const share = (value) => this.say(`Reading the predictions of the trial: ${percent(value, 0)}`);
       const index = await this.source.trial(number, share);
@@ -144,7 +103,7 @@ class App {
   // Reads what the state needs and draws it. A later call overtakes an earlier one.
   async refresh() {
     const ticket = ++this.ticket, { state } = this, stale = () => ticket !== this.ticket;
-    const trial = await this.open(state.trial);
+    const trial = await this.openTrial(state.trial);
     const number = this.scoreOf(trial);
     const [positions, values] = await Promise.all([
       this.source.map(state.trial, state.map, (share) => this.say(`Computing the map: ${percent(share, 0)}`)),
@@ -157,7 +116,7 @@ class App {
     if (clusters) this.clusters = clusters;
     if (this.trial !== trial && clusters === null) this.clusters = null;
     if (!this.ids || this.idsOf !== trial) {
-      this.source.ids(trial.number).then((ids) => { this.ids = ids; this.idsOf = trial; if (state.tab === "notes" && this.trial === trial) renderPanel(this); });
+      this.source.ids(trial.number).then((ids) => { this.ids = ids; this.idsOf = trial; if (state.tab === "notes" && this.trial === trial) this.renderLists(); });
     }
     if (this.trial !== trial) this.order = shuffled(trial.count);
     const isNew = this.trial !== trial || this.positions !== positions || Boolean(this.other) !== Boolean(other);
@@ -171,9 +130,9 @@ class App {
     this.say("");
     this.draw();
     if (isNew) { if (state.view) this.stage.setView(state.view); else this.stage.fitTo(this.stage.points); }
-    this.#write();
+    this.writeAddress();
     renderControls(this);
-    renderPanel(this);
+    this.renderLists();
     document.documentElement.dataset.ready = String(ticket);
     await renderCase(this);
   }
@@ -202,18 +161,6 @@ class App {
     return row >= 0 && row < set.count ? set.first_point + row : null;
   }
 
-  async saveNote(note) {
-    this.notes = (await this.source.saveNote(note)).notes;
-    if (this.state.tab === "notes") renderPanel(this);
-  }
-
-  step(by) {
-    if (!this.list?.length) return;
-    const at = Array.prototype.indexOf.call(this.list, this.state.point);
-    const next = at < 0 ? (by > 0 ? 0 : this.list.length - 1) : Math.max(0, Math.min(this.list.length - 1, at + by));
-    this.choose(this.list[next], true);
-  }
-
   clearSelection() { this.change({ picked: null, outline: null, origin: null }); }
 
   pickCluster(number) {
@@ -233,7 +180,7 @@ class App {
   }
 
   async #openOther(trial, number, score) {
-    const other = await this.open(number), name = trial.index.scores[score].name;
+    const other = await this.openTrial(number), name = trial.index.scores[score].name;
     const there = other.index.scores.findIndex((each) => each.name === name);
     const [match, values] = await Promise.all([
       this.source.match(trial.number, number), this.source.array(number, "score", "f4", Math.max(0, there))]);
@@ -310,19 +257,9 @@ class App {
   }
 
   hover(point, event, pane = 0) {
-    const card = $("card");
     this.stage.mark({ point: this.state.point, hovered: point, outline: this.state.outline, neighbours: this.neighbours ?? [] });
-    if (point === null || point === undefined) { card.hidden = true; this.hovered = null; return; }
-    if (this.hovered !== `${point} ${pane}`) {
-      this.hovered = `${point} ${pane}`;
-      card.replaceChildren(...this.describe(point, pane));
-    }
-    card.hidden = false;
-    const { width, height } = card.getBoundingClientRect(), gap = 16;
-    const left = event.clientX + gap + width > innerWidth ? event.clientX - gap - width : event.clientX + gap;
-    const top = Math.min(Math.max(8, event.clientY - height / 2), innerHeight - height - 8);
-    card.style.left = `${Math.max(8, left)}px`;
-    card.style.top = `${top}px`;
+    if (point === null || point === undefined) this.hideCard();
+    else this.showCard(`${point} ${pane}`, event, () => this.describe(point, pane));
   }
 
   className(trial, code) { return code === NO_LABEL ? "no class of the study" : (trial.index.classes[code] ?? String(code)); }
@@ -350,7 +287,7 @@ class App {
   choose(point, scroll = false) {
     this.state.point = point;
     this.neighbours = [];
-    this.#write();
+    this.writeAddress();
     this.stage.reveal(point);
     this.stage.mark({ point, outline: this.state.outline });
     markListed(this, scroll);
@@ -361,27 +298,8 @@ class App {
     const picked = pointsInside(outline, this.positions, this.stage.points);
     return this.change({ outline, picked, origin: "lasso", tab: "selection" });
   }
-
-  toggleTheme() {
-    this.theme = this.theme === "dark" ? "light" : "dark";
-    remember(this.theme);
-    document.documentElement.dataset.theme = this.theme;
-    this.draw();
-  }
-
-  toggleMenu() {
-    const open = document.body.classList.toggle("menu-open");
-    $("menu").setAttribute("aria-expanded", String(open));
-  }
-
-  async copyLink() {
-    if (isCaged) { this.say("This frame has no address to share: download the page, and open it from the disk", true); return; }
-    try { await navigator.clipboard.writeText(location.href); this.say("Link copied"); } catch { showText("The link to this view", location.href); }
-  }
 }
 
 const sure = (share) => (share > 0.9999 ? "> 0.9999" : share > 0.999 ? share.toFixed(4) : share.toFixed(3));
 
-const app = new App();
-window.explorer = app;
-app.start();
+open(new App());

@@ -2,9 +2,10 @@
 
 import { css, scales } from "explorer/colours.js";
 import { $, h, percent, wordShift } from "explorer/dom.js";
-import { lens, renderLooked } from "explorer/looked.js";
+import { picture } from "explorer/lists.js";
+import { renderLooked } from "explorer/looked.js";
 import { RIGHT, UNKNOWN, WRONG } from "explorer/model.js";
-import { picture } from "explorer/panel.js";
+import { noteOn } from "explorer/notes.js";
 
 export async function renderCase(app) {
   const box = $("case"), { point } = app.state, { trial } = app;
@@ -18,7 +19,7 @@ export async function renderCase(app) {
   box.hidden = false;
   const lenses = [];
   const figure = (p, words, looks = null) => {
-    const box = lens(app, picture(app, p, 512, 168)), caption = h("figcaption", {}, words);
+    const box = app.lens(picture(app, p, 512, 168)), caption = h("figcaption", {}, words);
     if (looks) lenses.push({ box, caption, words, ...looks });
     return h("figure", {}, box, caption);
   };
@@ -27,9 +28,7 @@ export async function renderCase(app) {
   const id = h("span", { class: "id" }, "");
   const details = h("div", { class: "details" }, h("p", { class: "faint" }, "…"));
   box.replaceChildren(
-    h("header", {}, id, h("span", { class: "spacer" }), h("button", { class: "quiet", title: "Case before (←)", onclick: () => app.step(-1) }, "‹"),
-      h("button", { class: "quiet", title: "Next case (→)", onclick: () => app.step(1) }, "›"),
-      h("button", { id: "close-case", class: "quiet", title: "Close (Esc)", "aria-label": "Close", onclick: () => app.choose(null) }, "×")),
+    app.caseHeader(id),
     h("div", { class: app.isLarge ? "figures large" : "figures" }, block.position && app.source.hasShifted(point) ? [figure(point, wordShift(block.shift), mine), figure(plain, "unshifted")]
       : figure(point, block.position ? "unshifted; the shifted one is not in this file" : besideIt ? "this trial" : "", mine),
       besideIt ? figure(point, "other trial", { number: other.number, point: other.match[point], shown: other }) : null,
@@ -53,7 +52,7 @@ export async function renderCase(app) {
   app.neighbours = found.neighbours.map((each) => each.point).filter((each) => each !== null);
   app.stage.mark({ point, outline: app.state.outline, neighbours: app.neighbours });
   details.replaceChildren(...[
-    distribution(app, found), versions(app, found, point), neighbours(app, found), metadata(found), (app.source.isServed ? note : readNote)(app, found, block),
+    distribution(app, found), versions(app, found, point), neighbours(app, found), metadata(found), noteOn(app, { set: block.set.name, id: found.id, point: found.point }, "label"),
   ].filter(Boolean));
 }
 
@@ -113,33 +112,3 @@ function metadata(found) {
   const entries = Object.entries(found.metadata);
   return entries.length ? h("dl", {}, entries.map(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])) : null;
 }
-
-const findNote = (app, found, block) => app.notes?.find((each) => each.set === block.set.name && each.id === found.id);
-
-// In an exported file notes are read only.
-function readNote(app, found, block) {
-  const saved = findNote(app, found, block);
-  return saved ? h("p", { class: "read-note" }, saved.label_is_wrong ? h("b", { class: "wrong" }, "label wrong ") : null, saved.note) : null;
-}
-
-function note(app, found, block) {
-  const saved = findNote(app, found, block);
-  const text = h("textarea", { id: "note", rows: "2", placeholder: "Note on this image", "aria-label": "Note on this image", maxlength: "4000" });
-  text.value = saved?.note ?? "";
-  const wrong = h("input", { id: "label-wrong", type: "checkbox", checked: saved?.label_is_wrong ?? false });
-  const said = h("small", { id: "note-said" });
-  const write = async () => {
-    said.textContent = "saving…";
-    try {
-      await app.saveNote({ trial: app.trial.number, point: found.point, note: text.value, label_is_wrong: wrong.checked });
-      said.textContent = "saved in the ledger";
-    } catch (error) {
-      said.textContent = error.message;
-    }
-  };
-  text.onchange = write;
-  wrong.onchange = write;
-  text.onkeydown = (event) => { if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) text.blur(); };
-  return h("div", { class: "note" }, text, h("label", {}, wrong, " the label is wrong"), said);
-}
-

@@ -1,29 +1,14 @@
-// The left side: what is shown. Every control says its value by itself; nothing is hidden behind an "apply".
+// The left side: what is shown.
 
 import { $, count, h, percent, wordShift } from "explorer/dom.js";
+import { aboutFile, field, section, select, trialOptions } from "explorer/fields.js";
 import { CHOICES } from "explorer/paint.js";
 import { NO_LABEL, WRONG, RIGHT } from "explorer/model.js";
-
-const field = (label, control, note) =>
-  h("label", { class: control.tagName === "SELECT" ? "field wide" : "field" }, h("span", {}, label), control, note ? h("small", {}, note) : null);
-
-const select = (id, options, value, onchange) => {
-  const element = h("select", { id, onchange: (event) => onchange(event.target.value) },
-    options.map(([key, name, disabled]) => h("option", { value: String(key), disabled }, name)));
-  element.value = String(value ?? "");
-  element.title = element.selectedOptions[0]?.textContent ?? ""; // it may be cut off
-  return element;
-};
-
-const section = (title, ...children) => h("section", {}, h("h2", {}, title), ...children);
 
 export function renderControls(app) {
   const { state, trial, study } = app, box = $("controls");
   const top = box.scrollTop, open = new Set([...box.querySelectorAll("details[open]")].map((each) => each.dataset.set));
-  const trials = study.trials.map((each) => {
-    const done = each.state === "complete";
-    return [each.number, `${each.name} · replicate ${each.replicate}${done ? "" : ` (${each.state})`}`, !done];
-  });
+  const trials = trialOptions(study);
   const columns = trial.index.columns.map((column, number) => [`column:${number}`, column.name]);
   const classes = trial.index.classes;
   box.replaceChildren(
@@ -49,7 +34,7 @@ export function renderControls(app) {
       ? h("button", { class: "chip", "aria-pressed": String(!state.classes || state.classes.includes(NO_LABEL)), onclick: () => toggleClass(app, NO_LABEL) }, "no class of the study")
       : null), classes.length > 40 ? h("small", {}, `and ${classes.length - 40} more classes`) : null),
     trial.index.problems.length ? section("Not shown", ...trial.index.problems.map((each) => h("p", { class: "problem" }, each))) : "",
-    app.source.about ? section("This file", h("p", { class: "faint" }, app.source.about)) : "",
+    aboutFile(app),
   );
   box.scrollTop = top;
 }

@@ -5,11 +5,6 @@ import { NO_LABEL, WRONG } from "explorer/model.js";
 
 const WAIT_MS = 120; // whoever steps through cases with the arrow keys asks for the last one alone
 
-// An image with room for an attribution over it; a click shows it larger.
-export function lens(app, image) {
-  return h("div", { class: "lens", title: "Larger or smaller (Z)", onclick: () => app.toggleLarge() }, image);
-}
-
 // Class that is explained: what this trial predicted, or the true one; an exported file has the first alone.
 const targetOf = (app, trial, point) => (app.source.isServed && app.state.lookedFor === "label" && trial.labels[point] !== NO_LABEL ? trial.labels[point] : trial.predicted[point]);
 

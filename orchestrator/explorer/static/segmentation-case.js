@@ -1,47 +1,49 @@
-// The chosen case: its pictures, metrics, scores and areas.
+// The chosen case: its pictures, metrics, scores, areas and note.
 
 import { $, brief, h, percent, wordShift } from "explorer/dom.js";
+import { chipOf } from "explorer/legend.js";
+import { noteOn } from "explorer/notes.js";
 
 const WITH_TRUTH = new Set(["truth", "errors"]);
 const ERRORS_HELP = "Green: found; orange: missed; blue: invented. Uncertainty: entropy of the probabilities, white is the largest.";
 
-export const pictureOf = (trial, number, panel, side) => `api/trials/${trial}/cases/${number}/${panel}?side=${side}`;
-
 export function renderCase(app) {
-  const box = $("case"), { number } = app;
-  box.hidden = number === null;
-  if (number === null) { box.replaceChildren(); return; }
-  const { index } = app, each = index.cases[number], set = index.sets[each.set];
-  const panels = index.panels.filter((panel) => set.has_targets || !WITH_TRUTH.has(panel));
-  box.replaceChildren(h("div", {},
-    h("header", {}, h("span", { class: "id" }, each.id), h("span", { class: "spacer" }),
-      h("button", { class: "quiet", title: "Case before (←)", "aria-label": "Case before", onclick: () => app.step(-1) }, "‹"),
-      h("button", { class: "quiet", title: "Next case (→)", "aria-label": "Next case", onclick: () => app.step(1) }, "›"),
-      h("button", { class: "quiet", title: "Close (Esc)", "aria-label": "Close", onclick: () => app.choose(null) }, "×")),
+  const box = $("case"), { point } = app.state;
+  box.hidden = point === null;
+  if (point === null) { box.replaceChildren(); return; }
+  const { index, source } = app, each = index.cases[point], set = index.sets[each.set];
+  const panels = index.panels.filter((panel) => (set.has_targets || !WITH_TRUTH.has(panel)) && source.hasPanel(point, panel));
+  box.replaceChildren(h("div", {}, app.caseHeader(h("span", { class: "id" }, each.id)),
     h("p", { class: "faint" }, describePlace(set, each)),
     index.no_images ? h("p", { class: "problem" }, `There are no pictures here: ${index.no_images}`) : [
-      h("div", { class: `figures${app.isLarge ? " large" : ""}` }, panels.map((panel) => drawPanel(app, number, panel))),
-      set.has_targets ? drawKey(app) : null,
+      h("div", { class: `figures${app.isLarge ? " large" : ""}` }, panels.map((panel) => drawPanel(app, point, panel))),
+      set.has_targets ? drawKey(app, panels) : null,
+      source.hasPanel(point, "image") ? null : h("p", { class: "faint" }, "The other pictures of this case are not in this file."),
     ],
-    h("div", { class: "parts" }, listMetrics(app, each), listScores(app, each), listAreas(each), listShifts(app, each))));
+    h("div", { class: "parts" }, listMetrics(app, each), listScores(app, each), listAreas(each), listShifts(app, each),
+      noteOn(app, { set: set.name, id: each.id, point }, "mask"))));
   box.scrollTop = 0;
 }
 
 export const describePlace = (set, each) => [set.name, each.site === set.name ? null : each.site, set.has_targets ? null : "no truth"].filter(Boolean).join(" · ");
 
-function drawPanel(app, number, panel) {
-  const source = pictureOf(app.state.trial, number, panel, 512);
-  return h("figure", {}, h("div", { class: "lens", title: "Larger or smaller (Z)", onclick: () => app.toggleLarge() },
-    h("img", { src: source, alt: `${panel} of ${app.index.cases[number].id}`, onerror: () => app.explainPicture(source), onload: ({ target }) => target.classList.toggle("shrunk", target.naturalWidth > target.clientWidth) })),
+// A small picture of a case: its errors, or what is predicted where the truth is not known.
+export function smallPicture(app, point, size) {
+  const { index, source } = app, set = index.sets[index.cases[point].set];
+  const address = index.no_images ? null : source.picture(app.state.trial, point, set.has_targets ? "errors" : "prediction", 96);
+  return address ? h("img", { src: address, alt: "", loading: "lazy", width: size, height: size }) : h("span", { class: "no-image", title: "There is no picture here." });
+}
+
+function drawPanel(app, point, panel) {
+  const address = app.source.picture(app.state.trial, point, panel, 512);
+  return h("figure", {}, app.lens(h("img", { src: address, alt: `${panel} of ${app.index.cases[point].id}`, onerror: () => app.explainPicture(address),
+    onload: ({ target }) => target.classList.toggle("shrunk", target.naturalWidth > target.clientWidth) })),
   h("figcaption", {}, panel));
 }
 
-function drawKey(app) {
-  return h("p", { class: "key faint", title: ERRORS_HELP }, Object.entries(app.study.colours).map(([word, rgb]) => {
-    const dot = h("i", {});
-    dot.style.background = `rgb(${rgb.join(" ")})`;
-    return h("span", { class: "level" }, dot, word);
-  }), h("span", {}, "uncertainty: white is the largest"));
+function drawKey(app, panels) {
+  return h("p", { class: "key faint", title: ERRORS_HELP }, Object.entries(app.study.colours).map(([word, rgb]) => chipOf(`rgb(${rgb.join(" ")})`, word)),
+    panels.includes("uncertainty") ? h("span", {}, "uncertainty: white is the largest") : null);
 }
 
 function listMetrics(app, each) {

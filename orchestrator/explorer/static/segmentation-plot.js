@@ -1,7 +1,7 @@
 // Scatter of the cases on any two of their numbers, as SVG: there are hundreds of them, not a million.
 
-import { brief, h, svg } from "explorer/dom.js";
-import { pointsInside } from "explorer/scatter.js";
+import { brief, svg } from "explorer/dom.js";
+import { pointsInside } from "explorer/polygon.js";
 
 const MARGIN = { left: 58, right: 16, top: 14, bottom: 42 };
 
@@ -54,13 +54,13 @@ export class Plot {
     for (const p of this.points) {
       const dot = svg("circle", { class: `case${p.fill ? "" : " unknown"}${p.isOut ? " out" : ""}`, cx: this.xAxis.place(p.x), cy: this.yAxis.place(p.y), r: radius });
       if (p.fill) dot.style.fill = p.fill;
-      dot.dataset.number = p.number;
+      dot.dataset.point = p.number;
       parts.push(dot);
     }
     for (const p of this.rug) {
       const x = this.xAxis.place(p.x), tick = svg("line", { class: "tick", x1: x, x2: x, y1: height - bottom - 9, y2: height - bottom });
       if (p.fill) tick.style.stroke = p.fill;
-      tick.dataset.number = p.number;
+      tick.dataset.point = p.number;
       parts.push(tick);
     }
     this.mark_ = svg("circle", { class: "ring", r: radius + 4 });
@@ -87,7 +87,7 @@ export class Plot {
   }
 
   #numberAt(event) {
-    const number = event.target.dataset?.number;
+    const number = event.target.dataset?.point;
     return number === undefined ? null : Number(number);
   }
 
@@ -155,10 +155,4 @@ function findAxis(values, from, to, most) {
     place: (value) => from + ((value - low) / (high - low)) * (to - from),
     value: (place) => low + ((place - from) / (to - from)) * (high - low),
   };
-}
-
-export function legendOf(words, fill) {
-  const dot = h("i", {});
-  if (fill) dot.style.background = fill;
-  return h("span", { class: `level${fill ? "" : " hollow"}` }, dot, words);
 }

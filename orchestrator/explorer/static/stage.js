@@ -1,7 +1,8 @@
 // The map: one pane, or two with the same view for two trials; panning, zooming, lasso, hovering.
 
-import { css, gradient, scales } from "explorer/colours.js";
+import { css, scales } from "explorer/colours.js";
 import { $, brief, count, h, svg } from "explorer/dom.js";
+import { chipOf, scaleOf } from "explorer/legend.js";
 import { WRONG, isPlaced } from "explorer/model.js";
 import { Grid, Scatter, View } from "explorer/scatter.js";
 
@@ -269,22 +270,11 @@ export class Stage {
   showLegend(legend, note, word = brief) {
     this.note.textContent = note ?? "";
     if (legend.kind === "scales") {
-      this.legend.replaceChildren(...legend.bars.map((bar) =>
-        h("div", { class: "scale" }, h("span", { class: "name" }, `${bar.name} `, h("small", {}, count(bar.count))),
-          this.#bar(bar.stops), h("span", { class: "ends" }, [legend.low, legend.middle, legend.high].filter((v) => v !== undefined).map(word).filter((text, k, all) => text !== all[k - 1]).map((text) => h("span", {}, text))))));
+      const ends = [legend.low, legend.middle, legend.high].filter((v) => v !== undefined).map(word);
+      this.legend.replaceChildren(...legend.bars.map((bar) => scaleOf([`${bar.name} `, h("small", {}, count(bar.count))], bar.stops, ends.filter((text, k) => text !== ends[k - 1]))));
       return;
     }
-    const chip = (level) => {
-      const dot = h("i", {});
-      dot.style.background = css(level.colour);
-      return h("span", { class: "level" }, dot, level.name, " ", h("small", {}, count(level.count)));
-    };
+    const chip = (level) => chipOf(css(level.colour), level.name, " ", h("small", {}, count(level.count)));
     this.legend.replaceChildren(...legend.levels.map(chip), legend.more ? h("small", {}, `and ${legend.more} more`) : "");
-  }
-
-  #bar(stops) {
-    const bar = h("i", { class: "bar" });
-    bar.style.background = gradient(stops);
-    return bar;
   }
 }

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import time
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
-from typer.testing import CliRunner
 
+from orchestrator.analysis.predictions.marked import compare_marked
+from orchestrator.analysis.results import load_results
 from orchestrator.analysis.segmentation.panels import FOUND, INVENTED, MISSED, PANELS, paint_panels
-from orchestrator.cli.main import app
+from orchestrator.explorer.segmentation import export
 from orchestrator.explorer.segmentation.index import list_cases, load_sets
 from orchestrator.explorer.serve import Served
 from orchestrator.explorer.study import ExploredStudy
-from tests.explorer.test_server import ask
+from orchestrator.ledger.annotations import read_annotations
+from orchestrator.report.sections.detection.marked import marked_section
+from tests.explorer.test_server import JSON, ask
 from trainables.data.dataset import UNCOUNTED
 from trainables.errors import StudyError
 
@@ -26,14 +29,19 @@ from trainables.errors import StudyError
 @pytest.fixture(scope="module")
 def index(served_cases: Served) -> dict[str, Any]:
     """The cases as the page gets them: it asks until they are listed."""
+    found: dict[str, Any] = json.loads(wait_for(served_cases, "/api/trials/0"))
+    return found
+
+
+def wait_for(served: Served, path: str) -> bytes:
+    """Ask until a job is done, as the page does."""
     for _ in range(600):
-        status, body, _ = ask(served_cases, "/api/trials/0")
+        status, body, _ = ask(served, path)
         if status != 202:
             break
         time.sleep(0.1)
     assert status == 200, body
-    found: dict[str, Any] = json.loads(body)
-    return found
+    return body
 
 
 def cases_of(index: dict[str, Any], name: str) -> list[dict[str, Any]]:
@@ -149,12 +157,70 @@ def test_a_picture_of_an_unknown_truth_and_another_host_name_are_refused(
     assert ask(served_cases, "/api/study", headers={"Host": "evil.example"})[0] == 421
 
 
-def test_one_file_of_a_segmentation_is_refused(study_file: Path, tmp_path: Path) -> None:
-    asked = ["explore", str(study_file), "--storage", str(study_file.parent / "results")]
-    done = CliRunner().invoke(app, [*asked, "--export", str(tmp_path / "explorer.html")])
-    assert done.exit_code != 0
-    assert "the report has the worst cases" in done.output + str(done.exception)
-    assert not (tmp_path / "explorer.html").exists()
+def test_sites_are_judged_by_the_risk_of_their_patients(
+    index: dict[str, Any], served_cases: Served, segmented: ExploredStudy
+) -> None:
+    found = json.loads(wait_for(served_cases, "/api/trials/0/clusters"))
+    sets = load_sets(segmented.ledger, segmented.trials[0].signature)
+    dice = [each["metrics"][0] if each["metrics"] else None for each in index["cases"]]
+    assert index["metrics"][0]["name"] == "dice"
+    names = [index["sets"][each["set"]]["name"] for each in index["cases"]]
+    assert [each["name"] for each in found["parts"]] == ["test", "val"]  # no training images, nothing foreign
+    for number, part in enumerate(found["parts"]):
+        rows = [k for k, code in enumerate(found["part_codes"]) if code == number]
+        assert rows == [k for k, name in enumerate(names) if name == part["name"] and dice[k] is not None]
+        values = np.array([1 - dice[k] for k in rows])
+        patients = sets[part["name"]].groups[[index["cases"][k]["row"] for k in rows]]
+        means = [values[patients == patient].mean() for patient in np.unique(patients)]
+        assert part["risk"] == pytest.approx(np.mean(means), abs=1e-5)
+        assert (part["num_judged"], part["num_patients"]) == (len(rows), len(means))
+    assert (found["clusters"], found["problem"]) == ([], None)  # too few cases
+    assert set(found["codes"]) == {-1}
+
+
+def test_a_note_on_a_case_is_written_and_its_mask_left_out_of_the_report(
+    index: dict[str, Any], served_cases: Served, segmented: ExploredStudy
+) -> None:
+    case = cases_of(index, "test")[1]
+    note = {"trial": 0, "point": index["cases"].index(case), "note": "two organs", "label_is_wrong": True}
+    status, body, _ = ask(served_cases, "/api/notes", method="POST", body=json.dumps(note).encode(), headers=JSON)
+    assert status == 200, body
+    (saved,) = read_annotations(segmented.ledger.root)
+    assert (saved.set_name, saved.image, saved.note) == ("test", case["id"], "two organs")
+    results = load_results(segmented.ledger)
+    section = marked_section(results, segmented.ledger)
+    assert section is not None
+    assert section.title == "What if masks that people have marked are wrong?"
+    beyond = note | {"point": len(index["cases"])}
+    assert ask(served_cases, "/api/notes", method="POST", body=json.dumps(beyond).encode(), headers=JSON)[0] == 404
+    erased = json.dumps(note | {"note": "", "label_is_wrong": False}).encode()
+    ask(served_cases, "/api/notes", method="POST", body=erased, headers=JSON)
+    assert read_annotations(segmented.ledger.root) == []
+    (row,) = compare_marked(results, segmented.ledger, [saved]).to_dict("records")
+    dice = load_sets(segmented.ledger, segmented.trials[0].signature)["test"].metrics["dice"].astype(np.float64)
+    whole, kept = (np.nanmean(np.nanmean(each, axis=1), axis=1) for each in (dice, np.delete(dice, 1, axis=1)))
+    assert row["whole"] == pytest.approx(results.complete.iloc[0]["id/dice"], rel=1e-6)
+    assert (row["whole"], row["kept"], row["num_marked"]) == (pytest.approx(whole[0]), pytest.approx(kept[0]), 1)
+    assert row["shifted_kept"] == pytest.approx(kept[1])  # of a single shift
+
+
+def test_a_file_keeps_the_worst_cases_and_says_what_it_leaves_out(
+    index: dict[str, Any], segmented: ExploredStudy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    signature, cache_dir = segmented.trials[0].signature, segmented.cache_dir
+    monkeypatch.setattr(export, "MAX_CASES", 6)
+    monkeypatch.setattr(export, "MAX_DRAWN", 2)
+    found = export.collect_cases(segmented.ledger, signature, cache_dir=cache_dir)
+    dice = [each["metrics"][0] for each in found["index"]["cases"]]
+    known = [each["metrics"][0] for name in ("test", "val") for each in cases_of(index, name)]
+    assert dice == sorted(known)[:6]
+    assert [list(each) for each in found["pictures"]] == [list(PANELS)] * 2 + [["errors"]] * 4
+    assert len(found["clusters"]["part_codes"]) == 6
+    assert "6 of" in found["left_out"]
+    assert "All pictures are there of 2 cases" in found["left_out"]
+    assert "train" not in [each["name"] for each in found["index"]["sets"]]
+    picture = Image.open(BytesIO(base64.b64decode(found["pictures"][0]["truth"])))
+    assert picture.size == (32, 32)
 
 
 def test_a_trial_without_cases_is_an_error(explored: ExploredStudy) -> None:

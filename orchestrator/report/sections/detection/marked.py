@@ -9,6 +9,7 @@ import pandas as pd
 from orchestrator.analysis.results import TITLES, Results
 from orchestrator.analysis.wording import plural
 from orchestrator.ledger.annotations import read_annotations
+from orchestrator.ledger.derived import find_task
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.page import TALL_ROWS, Cell, Column, Section, callout, note, table
 from orchestrator.statistics.intervals import summarise
@@ -29,24 +30,25 @@ def marked_section(results: Results, ledger: Ledger) -> Section | None:
         return None
     from orchestrator.analysis.predictions.marked import compare_marked  # imports torch
 
-    title = "What if labels that people have marked are wrong?"
+    what = "mask" if find_task(results.plan) == "segmentation" else "label"
+    title = f"What if {what}s that people have marked are wrong?"
     try:
         found = compare_marked(results, ledger, annotations)
     except StudyError as error:
-        return Section("marked", "Marked labels", title, callout(f"Not compared: {error}"))
+        return Section("marked", f"Marked {what}s", title, callout(f"Not compared: {error}"))
     if found.empty:
         return None
     counts = found.groupby("set", sort=False)["num_marked"].max()
     listed = ", ".join(f"{plural(int(count), 'image')} of {name}" for name, count in counts.items())
     text = (
         f"Marked in the explorer: {listed}. Here they are left out; everything else on this page counts every image as "
-        "it is labelled. Whoever marks labels has seen what the models say of these images: leaving out errors that "
-        f"look like wrong labels flatters every model. {TITLES[results.metric]} in percent, mean ± sd over replicates."
+        f"it is labelled. Whoever marks {what}s has seen what the models say of these images: leaving out errors that "
+        f"look like wrong {what}s flatters every model. {TITLES[results.metric]} in percent, mean ± sd over replicates."
     )
     rows = _rows(results, found)
     columns = [Column("arm"), Column("images"), *(Column(each, is_number=True) for each in ("all", "without marked"))]
     columns.append(Column("difference, points", is_number=True))
-    return Section("marked", "Marked labels", title, note(text) + table(columns, rows, tall=len(rows) > TALL_ROWS))
+    return Section("marked", f"Marked {what}s", title, note(text) + table(columns, rows, tall=len(rows) > TALL_ROWS))
 
 
 def _rows(results: Results, found: pd.DataFrame) -> list[list[Cell]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from html import escape
 from typing import TYPE_CHECKING
 
@@ -36,6 +36,11 @@ if TYPE_CHECKING:
 #: Metric of the table; values are shown times 1,000, as in the papers.
 METRIC = "augrc"
 _SHOWN_FACTOR = 1000
+#: What bold means and ≈ marks, in the texts of the tables of scores.
+_MARKS = (
+    "Bold is the lowest mean; ≈ marks scores that are not told from it by paired intervals (95 % for all comparisons "
+    "of a column together)."
+)
 
 
 def failure_section(
@@ -122,25 +127,16 @@ def _lead(ranking: Ranking, titles: Mapping[str, str], label: str, chosen: str) 
 
 def _score_table(ranking: Ranking, titles: Mapping[str, str], ensemble: EnsembleScores | None) -> str:
     metric = FAILURE_METRICS[ranking.metric]
-    columns = [Column("confidence score"), *(Column(each, is_number=True) for each in ranking.conditions)]
-    rows = []
-    for score, of_conditions in ranking.standings.items():
-        cells = [Cell(escape(titles[score]), titles[score])]
-        cells += [_cell(ranking, score, each, of_conditions.get(each)) for each in ranking.conditions]
-        rows.append(cells)
     text = (
         f"{metric.title} × {_SHOWN_FACTOR:,}, lower is better: {metric.formula} ({metric.source}). Mean over "
         f"{ranking.num_units} independently trained models; small: 95 % t interval, from {MIN_REPLICATES} on, and the "
-        "rank. Bold is the lowest mean; ≈ marks scores that are not told from it by paired intervals (95 % for all "
-        "comparisons of a column together). Errors that no score flags raise a whole column: columns do not compare."
+        f"rank. {_MARKS} Errors that no score flags raise a whole column: columns do not compare."
     )
-    if ensemble is not None and ensemble.augrc:
-        rows += _ensemble_rows(ranking, ensemble)
-        text += (
-            f" A deep ensemble of these {ensemble.num_members} models is one model more, with errors of its own: it is "
-            "one unit, so it has no interval over replicates and no rank."
-        )
-    return note(text) + table(columns, rows, tall=len(rows) > TALL_ROWS)
+    of_ensemble = (
+        "A deep ensemble of these {num} models is one model more, with errors of its own: it is one unit, so it has no "
+        "interval over replicates and no rank."
+    )
+    return _table(ranking, titles, ensemble, text, of_ensemble)
 
 
 def _case_table(
@@ -159,35 +155,58 @@ def _case_table(
         titles: score → title.
         ensemble: its ensemble, if there is one.
     """
+    metric, spearman = FAILURE_METRICS[METRIC], SEGMENTATION_FAILURE_METRICS["spearman"]
     correlations = tabulate_conditions(results, own, "spearman").mean() if "spearman" in own else pd.Series(dtype=float)
-    columns = [Column("confidence score"), *(Column(each, is_number=True) for each in ranking.conditions)]
-    body = []
-    for score, of_conditions in ranking.standings.items():
-        body.append([Cell(escape(titles[score]), titles[score])])
-        for condition in ranking.conditions:
-            found = correlations.get((condition, score), float("nan"))
-            more = "" if pd.isna(found) else f" · ρ {found:.2f}".replace("-", "−")
-            body[-1].append(_cell(ranking, score, condition, of_conditions.get(condition), more))
+    more = {key: f" · ρ {found:.2f}".replace("-", "−") for key, found in correlations.items() if not pd.isna(found)}
     text = (
-        f"{FAILURE_METRICS[METRIC].title} × {_SHOWN_FACTOR:,}, lower is better: area under the sum of the risks 1 − "
-        f"Dice of the cases that are kept, divided by all cases, over the coverage "
-        f"({FAILURE_METRICS[METRIC].source}). Mean over {ranking.num_units} independently trained models; small: 95 % "
-        f"t interval, from {MIN_REPLICATES} on, the rank, and ρ, {SEGMENTATION_FAILURE_METRICS['spearman'].title} "
-        f"({SEGMENTATION_FAILURE_METRICS['spearman'].formula}), a mean over models, too. Bold is the lowest mean; ≈ "
-        "marks scores that are not told from it by paired intervals (95 % for all comparisons of a column together). "
-        "Low Dice raises a whole column: columns do not compare. Scores of layers are of unshifted images alone."
+        f"{metric.title} × {_SHOWN_FACTOR:,}, lower is better: area under the sum of the risks 1 − Dice of the cases "
+        f"that are kept, divided by all cases, over the coverage ({metric.source}). Mean over {ranking.num_units} "
+        f"independently trained models; small: 95 % t interval, from {MIN_REPLICATES} on, the rank, and ρ, "
+        f"{spearman.title} ({spearman.formula}), a mean over models, too. {_MARKS} Low Dice raises a whole "
+        "column: columns do not compare. Scores of layers are of unshifted images alone."
     )
+    of_ensemble = (
+        "Pairwise Dice is of the ensemble of these {num} models, and judges its vote: one unit without interval and "
+        "rank. Dice of shifted images is not known of the vote, whose members store what they predict on unshifted "
+        "ones."
+    )
+    return _table(ranking, titles, ensemble, text, of_ensemble, more)
+
+
+def _table(
+    ranking: Ranking,
+    titles: Mapping[str, str],
+    ensemble: EnsembleScores | None,
+    text: str,
+    of_ensemble: str,
+    more: Mapping[Hashable, str] | None = None,
+) -> str:
+    """Return the table score × condition below its text.
+
+    Args:
+        ranking: scores of the chosen arm.
+        titles: score → title.
+        ensemble: its ensemble, if there is one.
+        text: how to read the table.
+        of_ensemble: how to read the rows of an ensemble of ``{num}`` members.
+        more: (condition, score) → what stands beside the rank.
+    """
+    columns = [Column("confidence score"), *(Column(each, is_number=True) for each in ranking.conditions)]
+    rows = []
+    for score, of_conditions in ranking.standings.items():
+        cells = [Cell(escape(titles[score]), titles[score])]
+        cells += [
+            _cell(ranking, score, each, of_conditions.get(each), (more or {}).get((each, score), ""))
+            for each in ranking.conditions
+        ]
+        rows.append(cells)
     if ensemble is not None and ensemble.augrc:
-        body += _ensemble_rows(ranking, ensemble)
-        text += (
-            f" Pairwise Dice is of the ensemble of these {ensemble.num_members} models, and judges its vote: one unit "
-            "without interval and rank. Dice of shifted images is not known of the vote, whose members store what they "
-            "predict on unshifted ones."
-        )
-    return note(text) + table(columns, body, tall=len(body) > TALL_ROWS)
+        rows += _ensemble_rows(ranking, ensemble)
+        text += " " + of_ensemble.format(num=ensemble.num_members)
+    return note(text) + table(columns, rows, tall=len(rows) > TALL_ROWS)
 
 
-def _cell(ranking: Ranking, score: str, condition: str, standing: Standing | None, more: str = "") -> Cell:
+def _cell(ranking: Ranking, score: str, condition: str, standing: Standing | None, more: str) -> Cell:
     if standing is None:
         return Cell("–", "")
     best, *rivals = ranking.tied.get(condition, ("",))
