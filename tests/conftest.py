@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).pare
 import pytest
 import torch
 
+from tests.support.processes import find_listening, find_marked
 from tests.support.tiny_study import IN_RAY, Place, make_place
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ class FinishedStudy:
     output: str
     errors: str
     exit_code: int
+    #: Addresses at which its processes listened while it ran, Ray's among them.
+    listened: frozenset[str]
 
 
 @pytest.fixture(scope="session")
@@ -43,8 +47,14 @@ def finished_study(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     """The one study of a test run that is trained from start to end, all of it in Ray."""
     folder = tmp_path_factory.mktemp("finished")
     place = make_place(folder, folder / "cache")
-    done = place.call("run", *IN_RAY)
-    return FinishedStudy(place, done.stdout, done.stderr, done.returncode)
+    process, listened = place.start("run", *IN_RAY), set[str]()
+    with ThreadPoolExecutor(1) as reader:
+        reading = reader.submit(process.communicate, timeout=280)
+        while not reading.done():
+            listened |= find_listening(find_marked(place.marker))
+            wait([reading], timeout=1.0)
+    out, err = reading.result()
+    return FinishedStudy(place, out, err, process.returncode, frozenset(listened))
 
 
 @pytest.fixture(scope="session")

@@ -39,6 +39,7 @@ except RuntimeError:  # neither HOME nor an entry for this user, as in some cont
 import ray
 from ray import tune
 from ray._common.utils import get_default_ray_temp_dir
+from ray._private import ray_constants
 from ray.tune.execution import class_cache
 
 #: Other modules import ray and tune from here: Ray reads the variables above when it is imported.
@@ -70,6 +71,7 @@ def connect(address: str | None) -> dict[str, float]:
         _check_listens(address)
     else:
         _provide_token()
+    _listen_to_all(address is not None)
     try:
         ray.init(
             address=address or "local",
@@ -88,6 +90,16 @@ def connect(address: str | None) -> dict[str, float]:
         what = f"could not join the Ray cluster at {address}" if address else "could not start Ray on this machine"
         raise InfrastructureError(f"{what}: {error}; robustsweep doctor looks at what is there") from error
     return resources
+
+
+def _listen_to_all(asked: bool) -> None:
+    """Make the Ray that starts next listen to other machines, or to this one alone.
+
+    Ray has a switch for that on Windows and macOS, where it listens to this machine unless told otherwise. On Linux a
+    local Ray would be open to the network, behind its token.
+    """
+    ray_constants.ENABLE_RAY_CLUSTER = asked
+    os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = str(int(asked))  # for the processes that it starts
 
 
 def _choose_temp_dir() -> str | None:

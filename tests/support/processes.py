@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from ipaddress import ip_address
 from pathlib import Path
 
 
@@ -27,6 +29,26 @@ def find_marked(marker: str) -> dict[int, str]:
                     found[int(folder.name)] = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200]
             except (FileNotFoundError, ProcessLookupError, PermissionError):
                 continue
+    return found
+
+
+def find_listening(pids: Iterable[int]) -> set[str]:
+    """Return the addresses (TCP, without port) at which these processes listen."""
+    sockets = set()
+    for pid in pids:
+        with suppress(OSError):  # it has ended
+            for file in Path(f"/proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    sockets.add(os.readlink(file))
+    found = set()
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            columns = line.split()
+            if columns[3] == "0A" and f"socket:[{columns[9]}]" in sockets:
+                words = bytes.fromhex(columns[1].partition(":")[0])
+                # Words of 32 bits in the order of this machine.
+                octets = b"".join(words[start : start + 4][::-1] for start in range(0, len(words), 4))
+                found.add(str(ip_address(octets)))
     return found
 
 
