@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +15,7 @@ os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(Path(__file__).pare
 import pytest
 import torch
 
+from tests.support.shared import make_once
 from tests.support.tiny_study import IN_RAY, Place, make_place
 
 if TYPE_CHECKING:
@@ -41,17 +43,24 @@ class FinishedStudy:
 @pytest.fixture(scope="session")
 def finished_study(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     """The one study of a test run that is trained from start to end, all of it in Ray."""
-    folder = tmp_path_factory.mktemp("finished")
-    place = make_place(folder, folder / "cache")
-    done = place.call("run", *IN_RAY)
-    return FinishedStudy(place, done.stdout, done.stderr, done.returncode)
+
+    def run(folder: Path) -> None:
+        place = make_place(folder, folder / "cache")
+        done = place.call("run", *IN_RAY)
+        said = [place.marker, done.stdout, done.stderr, done.returncode]
+        (folder / "said.json").write_text(json.dumps(said), encoding="utf-8")
+
+    folder = make_once(tmp_path_factory, "finished", run)
+    marker, *said = json.loads((folder / "said.json").read_text(encoding="utf-8"))
+    return FinishedStudy(Place(folder / "tiny.yaml", folder / "results", marker), *said)
 
 
 @pytest.fixture(scope="session")
-def trained_study(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> TrainedStudy:
+def trained_study(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
     """A small study of two arms and two replicates that is trained in this process; not to be changed by a test."""
     from tests.support.trained_study import (
-        train_study,  # not above: conftest.py is read before shape annotations are made to run
+        find_study,  # not above: conftest.py is read before shape annotations are made to run
+        train_study,
     )
 
-    return train_study(tmp_path_factory.mktemp("trained"), cache_dir)
+    return find_study(make_once(tmp_path_factory, "trained", train_study))
