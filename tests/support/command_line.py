@@ -24,11 +24,16 @@ class Said:
 
 def call(folder: Path, *words: str, codes: Sequence[int] = (0,)) -> Said:
     """Run a command on ``folder/study.yaml`` with the ledger in ``folder/results``, and check its exit code."""
-    argv = ["robustsweep", words[0], str(folder / "study.yaml"), *words[1:], "--storage", str(folder / "results")]
+    command, *options = words
+    return call_words(command, str(folder / "study.yaml"), *options, "--storage", str(folder / "results"), codes=codes)
+
+
+def call_words(*words: str, codes: Sequence[int] = (0,)) -> Said:
+    """Run ``robustsweep`` with these words, and check its exit code."""
     out, err = io.StringIO(), io.StringIO()
     code: object = 0
     with (
-        mock.patch.object(sys, "argv", argv),
+        mock.patch.object(sys, "argv", ["robustsweep", *words]),
         mock.patch.dict(os.environ, {"NO_COLOR": "1", "COLUMNS": "200"}),
         mock.patch("signal.signal"),  # a test run keeps its own handlers
         contextlib.redirect_stdout(out),
