@@ -6,6 +6,7 @@ report, and what was stored about an MLflow database that is gone.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import zipfile
 from dataclasses import dataclass
@@ -31,8 +32,8 @@ class Before:
 
     def call(self, command: str, *options: str, study: str = "before-the-move.yaml") -> str:
         """Run a command of ``robustsweep`` to its end; return what it prints."""
-        named = str(self.folder / study) if study.endswith(".yaml") else study
-        return call_words(command, named, "--storage", str(self.folder), *options).stdout
+        with contextlib.chdir(self.folder):  # its paths are relative
+            return call_words(command, study, "--storage", str(self.folder), *options).stdout
 
     def records(self) -> dict[str, bytes]:
         """Return the content of every file of every stage and trial."""
