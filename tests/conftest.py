@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import pytest
 import torch
 
 from tests.support.processes import find_listening, find_marked
+from tests.support.shared import make_once
 from tests.support.tiny_study import IN_RAY, Place, make_place
 
 if TYPE_CHECKING:
@@ -39,29 +41,35 @@ class FinishedStudy:
     errors: str
     exit_code: int
     #: Addresses at which its processes listened while it ran, Ray's among them.
-    listened: frozenset[str]
+    listened: list[str]
 
 
 @pytest.fixture(scope="session")
 def finished_study(tmp_path_factory: pytest.TempPathFactory) -> FinishedStudy:
     """The one study of a test run that is trained from start to end, all of it in Ray."""
-    folder = tmp_path_factory.mktemp("finished")
-    place = make_place(folder, folder / "cache")
-    process, listened = place.start("run", *IN_RAY), set[str]()
-    with ThreadPoolExecutor(1) as reader:
-        reading = reader.submit(process.communicate, timeout=280)
-        while not reading.done():
-            listened |= find_listening(find_marked(place.marker))
-            wait([reading], timeout=1.0)
-    out, err = reading.result()
-    return FinishedStudy(place, out, err, process.returncode, frozenset(listened))
+
+    def run(folder: Path) -> None:
+        place = make_place(folder, folder / "cache")
+        process, listened = place.start("run", *IN_RAY), set[str]()
+        with ThreadPoolExecutor(1) as reader:
+            reading = reader.submit(process.communicate, timeout=280)
+            while not reading.done():
+                listened |= find_listening(find_marked(place.marker))
+                wait([reading], timeout=1.0)
+        said = [place.marker, *reading.result(), process.returncode, sorted(listened)]
+        (folder / "said.json").write_text(json.dumps(said), encoding="utf-8")
+
+    folder = make_once(tmp_path_factory, "finished", run)
+    marker, *said = json.loads((folder / "said.json").read_text(encoding="utf-8"))
+    return FinishedStudy(Place(folder / "tiny.yaml", folder / "results", marker), *said)
 
 
 @pytest.fixture(scope="session")
-def trained_study(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> TrainedStudy:
+def trained_study(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
     """A small study of two arms and two replicates that is trained in this process; not to be changed by a test."""
     from tests.support.trained_study import (
-        train_study,  # not above: conftest.py is read before shape annotations are made to run
+        find_study,  # not above: conftest.py is read before shape annotations are made to run
+        train_study,
     )
 
-    return train_study(tmp_path_factory.mktemp("trained"), cache_dir)
+    return find_study(make_once(tmp_path_factory, "trained", train_study))

@@ -8,6 +8,9 @@ from pydantic import Field
 
 from trainables.frozen import Frozen, ImageSize, PositiveInt
 
+#: Side of images (px) below which a stem that divides by four leaves too little: MedMNIST and CIFAR practice.
+SMALL_STEM_BELOW_PX = 48
+
 
 class ModelConfig(Frozen):
     """Network of a trial, and its adaptation to small or grey images."""

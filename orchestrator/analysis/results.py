@@ -138,16 +138,21 @@ class Results:
         return replace(self, plan=plan, records=records, trials=trials, shifts=shifts)
 
     @cached_property
-    def tested_on(self) -> dict[str, tuple[str, ...]]:
-        """Name of an arm that has started → data sets of its validation and test images, with ``data.train_on``.
+    def trained_on(self) -> dict[str, tuple[str, ...]]:
+        """Name of an arm that has started → data sets of its training, validation and test images; () of a single one.
 
-        Empty if these are the same for all arms.
+        With ``data.train_on`` the others are external sets.
         """
         found: dict[str, tuple[str, ...]] = {}
         for record in self.records.values():
             data = record.config["config"]["data"]
             found[record.config["name"]] = tuple(sorted(data.get("train_on") or data.get("datasets", ())))
-        return found if len(set(found.values())) > 1 else {}
+        return found
+
+    @property
+    def tested_on(self) -> dict[str, tuple[str, ...]]:
+        """``trained_on``, empty if it is the same for all arms."""
+        return self.trained_on if len(set(self.trained_on.values())) > 1 else {}
 
     @cached_property
     def labels(self) -> dict[str, str]:

@@ -40,6 +40,7 @@ from trainables.data.describe import has_groups
 from trainables.data_config import DataConfig
 from trainables.errors import StudyError
 from trainables.evaluation.metrics import MAIN_METRICS
+from trainables.task_config import SegmentationTask
 
 
 @dataclass(frozen=True)
@@ -219,9 +220,14 @@ def resolve_execution(study: Study, ledger: Ledger | None = None) -> Execution:
         cache_dir=execution.cache_dir.expanduser(),
         shift_cache_gib=execution.shift_cache_gib,
         evaluation_batch_size=execution.evaluation_batch_size,
-        acceleration=(ledger.root / "acceleration").uri if ledger and execution.acceleration == "probe" else None,
+        acceleration=(ledger.root / "acceleration").uri if ledger and is_probed(study) else None,
         early_stopping=study.stops_early,
     )
+
+
+def is_probed(study: Study) -> bool:
+    """Return whether ``execution.acceleration: probe`` is asked for and means something: it times classifications."""
+    return study.execution.acceleration == "probe" and not isinstance(study.task, SegmentationTask)
 
 
 def find_git_commit() -> str | None:

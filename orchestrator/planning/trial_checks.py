@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from orchestrator.planning.inputs import Inputs
@@ -25,6 +26,7 @@ from trainables.pretraining_config import (
     list_trained,
 )
 from trainables.shifts.wording import check_shift_names
+from trainables.task_config import SegmentationTask
 
 if TYPE_CHECKING:
     from trainables.models.networks import Classifier
@@ -203,7 +205,7 @@ def check_settings(configs: Iterable[TrialConfig], inputs: Inputs, *, device: st
     problems: set[str] = set()
     evaluations = {}
     for config in configs:
-        problems |= set(find_problems_of_steps(config, inputs))
+        problems |= {*find_problems_of_steps(config, inputs), *find_misplaced_steps(config)}
         data = inputs.dataset(config.data)
         if id(data) not in checks:
             checks[id(data)] = SettingsChecks(data, device=device)
@@ -248,6 +250,19 @@ def find_problems_of_steps(config: TrialConfig, inputs: Inputs) -> Iterator[str]
                 )
                 if overlap:
                     yield _describe_overlap(overlap, name)
+
+
+def find_misplaced_steps(config: TrialConfig) -> Iterator[str]:
+    """Yield the contrastive steps, which train a classification network, that would start from a segmentation."""
+    if not isinstance(config.task, SegmentationTask):
+        return
+    for before, step in pairwise(list_trained(config.pretraining)):
+        if isinstance(before, SupervisedPretraining) and isinstance(step, ContrastivePretraining):
+            yield (
+                f"pretraining: found {name_step(step, config)} after {name_step(before, config)}, which trains a "
+                "segmentation network, and a contrastive step trains a classification network; expected the "
+                "contrastive step before it"
+            )
 
 
 def _describe_overlap(overlap: Overlap, name: str) -> str:

@@ -12,6 +12,7 @@ from trainables.config import MatchingConfig, StageConfig, TrialConfig
 from trainables.data_config import DataConfig, UnlabelledFolderData
 from trainables.evaluation_config import EvaluationConfig
 from trainables.frozen import canonical_json
+from trainables.model_config import SMALL_STEM_BELOW_PX, ModelConfig
 from trainables.pretraining_config import (
     ContrastivePretraining,
     ImageNetPretraining,
@@ -24,6 +25,7 @@ from trainables.pretraining_config import (
     uses_study_data,
 )
 from trainables.segmentation_data_config import DatasetsData
+from trainables.task_config import SegmentationTask
 
 
 class ArmLike(Protocol):
@@ -123,7 +125,7 @@ def make_stages(config: TrialConfig, fingerprint: str) -> list[Work]:
         stage = StageConfig(
             kind=step.kind,
             data=config.data if uses_study else step.sources[0],
-            model=config.model,
+            model=_choose_network(step, config),
             # Without labels a network learns nothing of a task: the stage is the same for all.
             **({"task": config.task} if isinstance(step, SupervisedPretraining) else {}),
             pretraining=step,
@@ -137,6 +139,18 @@ def make_stages(config: TrialConfig, fingerprint: str) -> list[Work]:
             Work("stage", compute_signature(stage, content), name_stage(config, stage), stage, content, needs)
         )
     return stages[::-1]
+
+
+def _choose_network(step: SupervisedPretraining | ContrastivePretraining, config: TrialConfig) -> ModelConfig:
+    """Return the network that a step trains: the trial's, with the stem that it has there.
+
+    A segmentation's encoder has the original stem at any size, and a contrastive step trains a classification network,
+    whose stem would be small.
+    """
+    is_segmentation = isinstance(config.task, SegmentationTask)
+    if is_segmentation and isinstance(step, ContrastivePretraining) and config.data.image_size < SMALL_STEM_BELOW_PX:
+        return config.model.model_copy(update={"stem": "original"})
+    return config.model
 
 
 def name_step(step: PretrainingConfig, config: TrialConfig) -> str:

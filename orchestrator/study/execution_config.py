@@ -97,7 +97,9 @@ class ExecutionConfig(Frozen):
     )
     evaluation_batch_size: PositiveInt = Field(256, description="Images per batch in evaluation.")
     acceleration: Literal["off", "probe"] = Field(
-        "off", description="probe: memory format, precision and compiling are timed once, and the same for all trials."
+        "off",
+        description="probe: memory format, precision and compiling are timed once, and the same for all trials; of "
+        "classifications only: segmentations take the device's default, as with off.",
     )
     local_executor: bool = Field(
         True,

@@ -12,6 +12,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.study.study_file import load_study
 from orchestrator.tracking.addresses import resolve_tracking_uri
 from tests.conftest import FinishedStudy
+from tests.support.command_line import call_words
 from tests.support.tiny_study import copy_place
 from trainables.errors import StudyError
 
@@ -95,7 +96,7 @@ def test_commands_about_a_study_say_that_its_file_differs(
     finished_study: FinishedStudy, tmp_path: Path, command: str
 ) -> None:
     place = copy_place(finished_study.place, tmp_path)
-    done = place.call(command, "--set", "training.epochs=7")
+    done = call_words(command, *place.flags, "--set", "training.epochs=7")
     assert "differs from the one that was last run" in done.stderr
     assert "training.epochs: 3 was run, now 7" in done.stderr
 

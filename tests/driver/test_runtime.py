@@ -21,7 +21,7 @@ def make_study(cache_dir: Path, *overrides: str) -> Study:
     return parse_study(text, source="s.yaml", overrides=[f"execution.cache_dir={cache_dir}", *overrides])
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def configs(cache_dir: Path) -> list[TrialConfig]:
     return [arm.config for arm in make_study(cache_dir).arms()]
 
@@ -37,11 +37,13 @@ class NoRay:
     def end(self) -> None: ...
 
 
-@pytest.fixture
-def runtime(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
+@pytest.fixture(scope="module")
+def runtime(cache_dir: Path) -> Iterator[Runtime]:
     """With a real fork server and without Ray."""
-    monkeypatch.setattr("orchestrator.driver.runtime._RayThread", NoRay)
     with Runtime(make_study(cache_dir), address=None) as runtime:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("orchestrator.driver.runtime._RayThread", NoRay)
+            runtime.start()  # once: what the tests do starts nothing more
         yield runtime
 
 
@@ -67,11 +69,12 @@ def test_a_fork_server_alone_starts_no_ray(cache_dir: Path) -> None:
         assert not [thread for thread in threading.enumerate() if thread.name == "ray"]
 
 
-def test_leaving_ends_the_server(runtime: Runtime) -> None:
-    runtime.start()
-    path = make_socket_path(runtime.token)
-    assert path.exists()
-    runtime.__exit__(None, None, None)
+def test_leaving_ends_the_server(cache_dir: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("orchestrator.driver.runtime._RayThread", NoRay)
+    with Runtime(make_study(cache_dir), address=None) as runtime:
+        runtime.start()
+        path = make_socket_path(runtime.token)
+        assert path.exists()
     wait_until(lambda: not path.exists(), "the fork server is gone")
 
 

@@ -22,6 +22,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.works import Work
 from orchestrator.study.study_file import parse_study
 from orchestrator.tracking.client import MlflowClient
+from tests.support.command_line import call_words
 from tests.support.instant_search import SPACE, measure
 from tests.support.tiny_study import Place, make_place
 from trainables.errors import StudyError
@@ -183,9 +184,10 @@ def test_a_search_through_the_command_line(tmp_path: Path, cache_dir: Path) -> N
     settled = place.call("run", *once)
     assert settled.returncode == 0
     assert "settled" in settled.stdout
-    counted = json.loads(place.call("status", "--json", *once).stdout)
+    counted = json.loads(call_words("status", *place.flags, "--json", *once).stdout)
     assert (counted["planned"], counted["complete"]) == (3, 3)
-    more = json.loads(place.call("plan", "--json", "--no-pilot", *once, "--set", "search.num_trials=5").stdout)
+    words = ("--json", "--no-pilot", *once, "--set", "search.num_trials=5")
+    more = json.loads(call_words("plan", *place.flags, *words).stdout)
     assert (more["counts"]["planned"], more["counts"]["complete"], more["counts"]["to_come"]) == (5, 3, 2)
     assert more["estimate"]["work_seconds"] > 0
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from orchestrator.ledger.ledger import Ledger
-from tests.e2e.test_encoders import call
+from tests.support.command_line import call
 from trainables.errors import StudyError
 from trainables.seeding import hash_ids, mix
 from trainables.shifts.shift import Shift
@@ -20,8 +20,8 @@ STUDY = """\
 study: matched
 question: Which augmentation holds where every shift is equally hard?
 data: {kind: digits, image_size: 8}
-model: {name: shufflenet_v2_x0_5, input_size: 16}
-training: {epochs: 4, batch_size: 32, learning_rate: 0.005}
+model: {name: timm/test_resnet, stem: original, input_size: 16}
+training: {epochs: 3, batch_size: 32, learning_rate: 0.005}
 evaluation:
   shifts: [brightness_down, {name: dusk, op: brightness_down, strengths: [0.4]}]
   severities: matched

@@ -63,10 +63,11 @@ def test_status_counts(finished_study: FinishedStudy) -> None:
     }  # fmt: skip
 
 
-def test_running_again_starts_nothing(finished_study: FinishedStudy) -> None:
-    place = finished_study.place
+def test_running_again_starts_nothing(finished_study: FinishedStudy, tmp_path: Path) -> None:
+    """In a copy, whose lease is not that of the study which another process may be reading."""
+    place = copy_place(finished_study.place, tmp_path)
     before = stamps(place)
-    again = place.call("run", "--json")
+    again = place.call("run", "--json", "--mlflow", f"sqlite:///{finished_study.place.ledger}/mlflow.db")
     assert again.returncode == 0, again.stderr
     assert json.loads(again.stdout)["complete"] == NUM_TRIALS
     assert "0 trials and 0 stages to run" in again.stderr

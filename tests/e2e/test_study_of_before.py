@@ -6,16 +6,15 @@ report, and what was stored about an MLflow database that is gone.
 
 from __future__ import annotations
 
+import contextlib
 import json
-import os
-import subprocess
-import sys
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
+from tests.support.command_line import call_words
 from tests.support.paths import ROOT
 
 SIGNATURES = {"339d08ea0a7516c8", "88e0e5ec1f791b40", "d13174ab85d5b04c"}
@@ -33,11 +32,8 @@ class Before:
 
     def call(self, command: str, *options: str, study: str = "before-the-move.yaml") -> str:
         """Run a command of ``robustsweep`` to its end; return what it prints."""
-        words = [sys.executable, "-m", "robustsweep", command, study, "--storage", str(self.folder), *options]
-        environment = {k: v for k, v in os.environ.items() if k != "MLFLOW_TRACKING_URI"} | {"COLUMNS": "200"}
-        done = subprocess.run(words, cwd=self.folder, env=environment, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        with contextlib.chdir(self.folder):  # its paths are relative
+            return call_words(command, study, "--storage", str(self.folder), *options).stdout
 
     def records(self) -> dict[str, bytes]:
         """Return the content of every file of every stage and trial."""

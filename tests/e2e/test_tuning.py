@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +11,15 @@ import pytest
 
 from orchestrator.analysis.results import load_results
 from orchestrator.ledger.ledger import Ledger
+from tests.support.command_line import call
 
 #: In half of the candidates spectral decoupling has a weight that allows no logit other than 0; without it, these are
 #: the same configuration as the other half.
 STUDY = """\
 study: tuned
-data: {kind: digits, image_size: 8}
+data: {kind: digits, image_size: 8, test_fraction: 0.5}
 model: {name: timm/test_resnet, stem: original, input_size: 16}
-training: {epochs: 3, batch_size: 64}
+training: {epochs: 3, batch_size: 32}
 evaluation: {shifts: [gaussian_noise], severities: [1]}
 factors: {regulariser: [none, spectral_decoupling]}
 replicates: 2
@@ -35,19 +33,8 @@ execution: {cache_dir: CACHE}
 """
 
 
-def call(folder: Path, *words: str, codes: tuple[int, ...] = (0,)) -> str:
-    command = [sys.executable, "-m", "robustsweep", words[0], str(folder / "study.yaml"), *words[1:]]
-    environment = {**os.environ, "NO_COLOR": "1", "COLUMNS": "200"}
-    environment.pop("MLFLOW_TRACKING_URI", None)
-    done = subprocess.run(
-        [*command, "--storage", str(folder / "results")], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode in codes, done.stdout + done.stderr
-    return done.stdout
-
-
 def read_counts(folder: Path) -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(call(folder, "status", "--json", codes=(0, 1)))
+    found: dict[str, Any] = json.loads(call(folder, "status", "--json", codes=(0, 1)).stdout)
     return found
 
 
@@ -59,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_plan_tells_candidates_and_trials(folder: Path) -> None:
-    said = call(folder, "plan", "--no-pilot")
+    said = call(folder, "plan", "--no-pilot").stdout
     assert (
         "4 candidates of regulariser.weight, training.learning_rate for every arm and replicate, chosen by validation/"
         "balanced_accuracy" in said
@@ -108,7 +95,7 @@ def test_a_study_that_was_stopped_has_no_choice_and_goes_on(folder: Path) -> Non
 
 
 def test_select_names_the_chosen_values(folder: Path) -> None:
-    said = call(folder, "select", "--json")
+    said = call(folder, "select", "--json").stdout
     selected = json.loads(said)
     origin = json.loads((Path(selected["folder"]) / "selection.json").read_text())
     tuned = origin["tuned"]

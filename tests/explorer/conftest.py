@@ -15,11 +15,13 @@ from tests.support.trained_study import TrainedStudy
 
 
 @pytest.fixture(scope="session")
-def explored(trained_study: TrainedStudy, tmp_path_factory: pytest.TempPathFactory) -> Iterator[ExploredStudy]:
+def explored(
+    trained_study: TrainedStudy, tmp_path_factory: pytest.TempPathFactory, cache_dir: Path
+) -> Iterator[ExploredStudy]:
     """The study with its first trial prepared."""
     storage = tmp_path_factory.mktemp("explored") / "results"
     shutil.copytree(trained_study.storage, storage)
-    found = ExploredStudy(Ledger(str(storage), "small"), trained_study.cache_dir)
+    found = ExploredStudy(Ledger(str(storage), "small"), cache_dir)
     found.prepare_now(0)
     yield found
     found.close()

@@ -54,7 +54,7 @@ def test_one_trial_fails_and_the_sweep_goes_on(
     text = place.study.read_text()
     start, end = text.index("factors:"), text.index("execution:")
     text = (text[:start] + FACTORS + text[end:]).replace("input_size: 16", "input_size: 32")
-    place.study.write_text(text.replace("epochs: 3,", "epochs: 3, optimiser: sgd,"))
+    place.study.write_text(text.replace("epochs: 3,", "epochs: 3, optimiser: sgd, label_fraction: 0.3,"))
     code = tmp_path / "code"
     code.mkdir()
     (code / "sitecustomize.py").write_text(SITECUSTOMIZE)

@@ -175,6 +175,19 @@ def test_weights_that_do_not_fit_are_refused_before_anything_runs(kind: str, tmp
         try_out(cache_dir, f"pretraining={pretraining}")
 
 
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("model.name=timm/nonsense", "nonsense"),
+        ("regulariser=stochastic_depth", "which it does not have"),
+        ("regulariser=stain_normalisation", "images of 1 channel, expected RGB"),
+    ],
+)
+def test_what_the_network_or_the_images_lack_is_refused(override: str, message: str, cache_dir: Path) -> None:
+    with pytest.raises(ConfigError, match=message):
+        try_out(cache_dir, override)
+
+
 def test_a_stain_that_the_training_images_lack_is_refused(cache_dir: Path) -> None:
     regulariser = "regulariser={kind: stain_normalisation, target: training}"
     with pytest.raises(ConfigError, match=r"regulariser.target: looked for stained tissue"):

@@ -13,6 +13,7 @@ from typer.testing import CliRunner
 
 from orchestrator.analysis.comparison.compare import compare_studies
 from orchestrator.cli.main import app
+from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.comparison.write import TABLES, write_comparison
 from orchestrator.report.page import read_figures
 from tests.support.synthetic_ledger import Fate, make_fake_ledger
@@ -88,6 +89,38 @@ def test_page_of_studies_on_other_images_says_why_nothing_is_tested(tmp_path: Pa
     assert "12 not paired: different images, or another split or size of them." in text
     assert "p, Holm" not in text
     assert "fingerprint of the data" in text
+
+
+def train_on(ledger: Ledger, *names: str, arm: str) -> None:
+    """Make an arm one that was trained on some of two data sets, which changes its images."""
+    for trial in ledger.read_plan()["trials"]:
+        if trial["name"] == arm:
+            folder = ledger.folder("trial", trial["signature"])
+            stored = folder.read_json("config.json")
+            stored["config"]["data"] |= {"datasets": {"ct": {}, "us": {}}, "train_on": [*names]}
+            folder.write_json("config.json", stored | {"data_fingerprint": "".join(names)})
+
+
+def test_arms_that_are_trained_on_different_data_sets_are_named_and_not_ranked(tmp_path: Path) -> None:
+    factors = {"trained_on": ("ct", "both")}
+    ledgers = [make_fake_ledger(tmp_path, study=name, factors=factors, replicates=6) for name in ("a", "b")]
+    for ledger in ledgers:
+        train_on(ledger, "ct", arm="trained_on=ct")
+    page = Path(write_comparison(compare_studies(ledgers), str(tmp_path / "same"))[0]).read_text(encoding="utf-8")
+    assert "trained on different data sets" not in page  # of one the images of the other arms are not known
+    for ledger in ledgers:
+        train_on(ledger, "ct", "us", arm="trained_on=both")
+    compared = compare_studies(ledgers, named=[("ct", "both")])
+    page = Path(write_comparison(compared, str(tmp_path / "out"))[0]).read_text(encoding="utf-8")
+    text = text_of(page)
+    assert "Arms are trained on different data sets (data.train_on), and their validation, test and shifted" in text
+    assert "(ct: a · ct; b · ct; ct and us: a · both; b · both)." in text
+    pairs = pd.read_csv(tmp_path / "out" / "pairs.csv", keep_default_na=False)
+    over = dict(zip(pairs["first"] + " " + pairs["second"], pairs["over"], strict=True))
+    assert over["a · ct b · both"] == "not paired: different images, or another split or size of them"
+    assert not over["a · ct b · ct"].startswith("not paired: different images")
+    rows = re.findall(r"<tr>.*?</tr>", page[page.index('id="arms"') : page.index('id="pairs"')], re.DOTALL)
+    assert {"both" in row for row in rows if ' best"' in row} == {True, False}  # one of each set of images
 
 
 def test_the_command_prints_paths_and_takes_pairs(tmp_path: Path) -> None:

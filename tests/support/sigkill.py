@@ -1,6 +1,6 @@
 """Run a tiny trial or stage without interruption, and again with real SIGKILLs at chosen points; compare afterwards.
 
-``python killed.py CACHE FOLDER``: for every case, ``FOLDER/<case>/whole`` was never interrupted, and
+``python sigkill.py CACHE FOLDER CASE/POINT …``: ``FOLDER/<case>/whole`` was never interrupted, and
 ``FOLDER/<case>/<point>`` was killed at that point and called again. Each call is a fresh process, forked before any
 tensor was computed.
 """
@@ -21,41 +21,44 @@ import torchvision.models  # noqa: F401
 
 from tests.support.tiny_configs import tiny_stage, tiny_trial
 from trainables.config import Execution, StageConfig
-from trainables.data_config import DigitsData
+from trainables.data_config import PhantomData
 from trainables.stage import run_stage
 from trainables.storage.folder import Folder
 from trainables.trial import run_trial
 
-#: A sixth of the digits for the training of stages: about 288.
-FEW = {"kind": "digits", "image_size": 16, "val_fraction": 0.14, "test_fraction": 0.7}
-TRAINING = {"epochs": 4, "batch_size": 32, "label_fraction": 0.08}
+#: 144 training, 48 validation and 48 test images.
+DATA = {"kind": "phantom", "image_size": 16, "channels": 1, "num_images": 240, "num_sites": 1, "num_external_sites": 0}
+TRAINING = {"epochs": 4, "batch_size": 32, "label_fraction": 0.65}
 #: First step of a chain, with the labels of other images.
 SUPERVISED = {
     "kind": "supervised",
-    "data": {**FEW, "split_seed": 5},
+    "data": {**DATA, "seed": 5},
     "epochs": 3,
-    "batch_size": 150,
+    "batch_size": 72,
     "crop_scale_min": 0.5,
 }
 
 
 def _make_stage(**pretraining: Any) -> StageConfig:
-    return tiny_stage(**pretraining).model_copy(update={"data": DigitsData.model_validate(FEW)})
+    return tiny_stage(**pretraining).model_copy(update={"data": PhantomData.model_validate(DATA)})
 
 
 CASES = {
     "mixup": tiny_trial(
+        data=DATA,
         augmentation={"kind": "strong", "erasing": 0.3, "crop_scale_min": 0.5},
         regulariser={"kind": "mixup"},
         training=TRAINING,
         evaluation={"shifts": ["gaussian_noise"], "severities": [3]},
     ),
     "dropout": tiny_trial(
+        data=DATA,
         regulariser={"kind": "dropout"},
         training={**TRAINING, "optimiser": "sgd", "warmup_epochs": 1.5, "select_by": "loss", "gradient_clip_norm": 1.0},
         evaluation={"shifts": ["gaussian_noise"], "severities": [3]},
     ),
     "confidnet": tiny_trial(
+        data=DATA,
         training={
             **TRAINING,
             "epochs": 1,
@@ -64,26 +67,34 @@ CASES = {
         evaluation={"shifts": [], "mc_dropout": 3},
         regulariser={"kind": "dropout"},
     ),
-    "stage": _make_stage(epochs=3, batch_size=120),
+    "stage": _make_stage(epochs=3, batch_size=72),
     "supervised": _make_stage(**SUPERVISED),
-    "second": _make_stage(epochs=3, batch_size=120, init=SUPERVISED),
+    "second": _make_stage(epochs=3, batch_size=72, init=SUPERVISED),
     "transferred": tiny_trial(
-        pretraining={"kind": "contrastive", "epochs": 3, "batch_size": 120, "init": SUPERVISED},
+        data=DATA,
+        pretraining={"kind": "contrastive", "epochs": 3, "batch_size": 72, "init": SUPERVISED},
         training=TRAINING,
         evaluation={"shifts": ["gaussian_noise"], "severities": [3]},
     ),
 }
 #: Case → the case whose finished stage it starts from: a chain of two trained steps and fine-tuning.
 STARTS = {"second": "supervised", "transferred": "second"}
-#: Steps of one epoch are 4 (about 90 images), of the stages 2 (about 288 images).
+#: Points of every case; a step of the stages' epochs is one half of them.
 POINTS = {
-    "mixup": ("in-epoch-3", "between-the-writes", "before-the-line", "in-evaluation"),
-    "dropout": ("after-epoch-2", "in-epoch-3"),
-    "confidnet": ("after-epoch-2", "in-epoch-3", "between-the-writes", "before-the-line"),
-    "stage": ("after-epoch-2", "in-epoch-3"),
+    "mixup": ("in-epoch-3", "between-the-writes", "in-evaluation"),
+    "dropout": ("after-epoch-2",),
+    "confidnet": ("in-epoch-3", "before-the-line"),
+    "stage": ("in-epoch-3",),
     "supervised": ("in-epoch-3",),
     "second": ("in-epoch-3",),
     "transferred": ("in-epoch-3",),
+}
+#: Points that code which is shared has passed in another case above.
+MORE_POINTS = {
+    "mixup": ("before-the-line",),
+    "dropout": ("in-epoch-3",),
+    "confidnet": ("after-epoch-2", "between-the-writes"),
+    "stage": ("after-epoch-2",),
 }
 #: Cases that are stages.
 STAGES = ("stage", "supervised", "second")
@@ -187,7 +198,13 @@ def _start(root: Path, case: str, point: str | None) -> int:
 if __name__ == "__main__":
     CACHE, root = Path(sys.argv[1]), Path(sys.argv[2])
     torch.set_num_threads(1)
-    first, *jobs = [(case, point) for case, points in POINTS.items() for point in (None, *points)]
+    asked: dict[str, dict[str, None]] = {case: {} for case in CASES}
+    for case, point in (word.split("/") for word in sys.argv[3:]):
+        start: str | None = case
+        while start is not None:  # what it starts from has to be killed at the same point
+            asked[start][point] = None
+            start = STARTS.get(start)
+    first, *jobs = [(case, point) for case, points in asked.items() if points for point in (None, *points)]
     _check(root, *first)  # and all find the images in the cache
     for number in range(0, len(jobs), 2):  # a chain's steps after each other: the two jobs of each start together
         children = [_start(root, *job) for job in jobs[number : number + 2]]

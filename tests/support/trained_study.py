@@ -45,13 +45,16 @@ class TrainedStudy:
         return load_results(self.ledger)
 
 
-def train_study(folder: Path, cache_dir: Path) -> TrainedStudy:
+def find_study(folder: Path) -> TrainedStudy:
+    """Return the study that ``train_study`` has trained in ``folder``."""
+    return TrainedStudy(folder / "small.yaml", folder / "results", folder / "cache")
+
+
+def train_study(folder: Path) -> None:
     """Train all four trials, a second each."""
-    file = folder / "small.yaml"
-    file.write_text(TEXT.replace("CACHE", str(cache_dir)))
-    trained = TrainedStudy(file, folder / "results", cache_dir)
+    trained = find_study(folder)
+    trained.file.write_text(TEXT.replace("CACHE", str(trained.cache_dir)))
     prepared = prepare(trained.study, storage=str(trained.storage))
     prepared.ledger.write_plan(prepared.plan, prepared.about)
     for work in prepared.plan.works:
         run_single(trained.study, work.signature, storage=str(trained.storage), echo=lambda line: None)
-    return trained

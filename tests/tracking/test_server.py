@@ -31,7 +31,7 @@ def get(url: str) -> str:
         return str(answer.read().decode())
 
 
-def test_the_server_answers_shows_the_study_and_leaves_no_process(uri: str) -> None:
+def test_the_server_answers_this_machine_shows_the_study_and_leaves_no_process(uri: str, tmp_path: Path) -> None:
     with serve_ui(uri, "demo") as server:
         assert server.url.startswith("http://127.0.0.1:")
         assert 'id="root"' in get(server.links.by_arm.split("#")[0])
@@ -41,6 +41,7 @@ def test_the_server_answers_shows_the_study_and_leaves_no_process(uri: str) -> N
         os.killpg(group, 0)
         with pytest.raises(StudyError, match="--port"):
             serve_ui(uri, "demo", port=int(server.url.rsplit(":", 1)[1]))
+        check_it_answers_this_machine_only_and_leaves_its_folder_to_nobody(server.url, uri, tmp_path)
     with pytest.raises(ProcessLookupError):
         os.killpg(group, 0)
     server.wait()
@@ -56,22 +57,21 @@ def ask(server: str, path: str, host: str) -> int:
         connection.close()
 
 
-def test_the_server_answers_this_machine_only_and_leaves_its_folder_to_nobody(uri: str, tmp_path: Path) -> None:
-    (tmp_path / "outside").write_text("private")
-    with serve_ui(uri, "demo") as server:
-        port = int(server.url.rsplit(":", 1)[1])
-        listening = Path("/proc/net/tcp").read_text().upper()
-        assert f"0100007F:{port:04X} 00000000:0000 0A" in listening
-        assert f"00000000:{port:04X} 00000000:0000 0A" not in listening
-        assert ask(server.url, "/health", "127.0.0.1") == 200
-        run = MlflowClient(uri).search_runs(["1"])[0].info.run_id
-        list_page = "/ajax-api/2.0/mlflow/experiments/get-by-name?experiment_name=demo"
-        assert ask(server.url, list_page, "127.0.0.1") == 200
-        assert ask(server.url, list_page, "elsewhere.example") == 403  # DNS rebinding
-        for climb in ("../" * 12, "..%2f" * 12, "%2e%2e/" * 12, "..%252f" * 12, "/"):
-            where = f"{climb}{str(tmp_path / 'outside')[1:]}"
-            assert ask(server.url, f"/get-artifact?run_uuid={run}&path={where}", "127.0.0.1") != 200
-            assert ask(server.url, f"/static-files/{where}", "127.0.0.1") != 200
+def check_it_answers_this_machine_only_and_leaves_its_folder_to_nobody(server: str, uri: str, folder: Path) -> None:
+    (folder / "outside").write_text("private")
+    port = int(server.rsplit(":", 1)[1])
+    listening = Path("/proc/net/tcp").read_text().upper()
+    assert f"0100007F:{port:04X} 00000000:0000 0A" in listening
+    assert f"00000000:{port:04X} 00000000:0000 0A" not in listening
+    assert ask(server, "/health", "127.0.0.1") == 200
+    run = MlflowClient(uri).search_runs(["1"])[0].info.run_id
+    list_page = "/ajax-api/2.0/mlflow/experiments/get-by-name?experiment_name=demo"
+    assert ask(server, list_page, "127.0.0.1") == 200
+    assert ask(server, list_page, "elsewhere.example") == 403  # DNS rebinding
+    for climb in ("../" * 12, "..%2f" * 12, "%2e%2e/" * 12, "..%252f" * 12, "/"):
+        where = f"{climb}{str(folder / 'outside')[1:]}"
+        assert ask(server, f"/get-artifact?run_uuid={run}&path={where}", "127.0.0.1") != 200
+        assert ask(server, f"/static-files/{where}", "127.0.0.1") != 200
 
 
 def test_a_server_that_does_not_start_shows_its_log(uri: str, monkeypatch: pytest.MonkeyPatch) -> None:

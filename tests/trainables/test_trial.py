@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.paths import ROOT
-from tests.support.sigkill import POINTS, STAGES
+from tests.support.sigkill import MORE_POINTS, POINTS, STAGES
 from tests.support.tiny_configs import tiny_stage, tiny_trial
 from trainables import trial
 from trainables.config import Execution, TrialConfig
@@ -57,10 +57,12 @@ def finished(
 
 
 @pytest.fixture(scope="module")
-def killed(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
-    """The folders that sigkill.py leaves behind."""
+def killed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
+    """The folders that sigkill.py leaves behind, of the cases and points that were selected."""
     root = tmp_path_factory.mktemp("killed")
-    command = [sys.executable, "-m", "tests.support.sigkill", str(cache_dir), str(root)]
+    params = [item.callspec.params for item in request.session.items if "killed" in getattr(item, "fixturenames", ())]
+    words = [f"{each['case']}/{each['point']}" for each in params]
+    command = [sys.executable, "-m", "tests.support.sigkill", str(cache_dir), str(root), *words]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, check=False, cwd=ROOT)
     assert done.returncode == 0, done.stderr
     return root
@@ -74,7 +76,14 @@ def without_times(record: dict[str, Any]) -> dict[str, Any]:
     return {"epoch": record["epoch"], "metrics": metrics}
 
 
-@pytest.mark.parametrize(("case", "point"), [(case, point) for case, points in POINTS.items() for point in points])
+def list_points() -> list[object]:
+    """Return cases with their points; those that take other cases' way once more are long."""
+    some = [(case, point) for case, points in POINTS.items() for point in points]
+    more = [(case, point) for case, points in MORE_POINTS.items() for point in points]
+    return [*some, *(pytest.param(*each, marks=pytest.mark.long) for each in more)]
+
+
+@pytest.mark.parametrize(("case", "point"), list_points())
 def test_killed_and_called_again_equals_uninterrupted(killed: Path, case: str, point: str) -> None:
     whole, resumed = killed / case / "whole", killed / case / point
     assert sorted(path.name for path in resumed.iterdir()) == sorted(path.name for path in whole.iterdir())
@@ -102,7 +111,7 @@ def test_the_epoch_can_be_chosen_on_shifted_validation(tmp_path: Path, execution
     """What chose it is the headline number of the chosen weights, which is computed from stored predictions."""
     by = "robustness/mean_balanced_accuracy"
     config = tiny_trial(
-        training={"epochs": 4, "select_by": by, "label_fraction": 1.0, "learning_rate": 0.01},
+        training={"epochs": 4, "select_by": by, "label_fraction": 0.4, "learning_rate": 0.01},
         evaluation={"shifts": [], "validation_shifts": ["contrast_down", "gaussian_noise"]},
     )
     folder = Folder(tmp_path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 
 from trainables.data.assembly import check_order
@@ -10,10 +11,8 @@ from trainables.data.dataset import Dataset
 from trainables.data.identity.file_digests import FileDigests
 from trainables.data.table import Source, hash_json
 from trainables.data_config import (
-    ColouredDigitsData,
     CsvData,
     DataConfig,
-    DigitsData,
     ImageFolderData,
     MedmnistData,
     PhantomData,
@@ -27,12 +26,27 @@ from trainables.segmentation_data_config import (
     ImageMaskCsvData,
     ImageMaskFolderData,
     OrgansData,
-    SegmentationData,
 )
 from trainables.storage.patient_lock import locked
 
 #: Fields for the location of data, its download, its report or the plan; they change no stored byte.
 NOT_STORED = {"path", "root", "group_file", "download", "ordinal", "split", "weights", "datasets"}
+
+#: Kind of data → module whose function ``build_<kind>_source`` returns its source; ``datasets`` is made of others.
+SOURCES = {
+    "digits": "sources.arrays",
+    "coloured_digits": "sources.coloured",
+    "medmnist": "sources.arrays",
+    "image_folder": "sources.manifests",
+    "unlabelled_folder": "sources.manifests",
+    "csv": "sources.manifests",
+    "torchvision": "sources.torchvision_sets",
+    "phantom": "sources.phantom",
+    "image_mask_folder": "segmentation.image_masks",
+    "image_mask_csv": "segmentation.image_masks",
+    "decathlon": "segmentation.decathlon",
+    "organs": "segmentation.organs",
+}
 
 
 def load_dataset(config: DataConfig | UnlabelledFolderData, *, cache_dir: Path, verify: bool = False) -> Dataset:
@@ -78,67 +92,15 @@ def load_dataset(config: DataConfig | UnlabelledFolderData, *, cache_dir: Path, 
     return dataset
 
 
-def _build_source(  # noqa: PLR0911 - one per kind
-    config: DataConfig | UnlabelledFolderData, digests: FileDigests
-) -> Source:
+def _build_source(config: DataConfig | UnlabelledFolderData, digests: FileDigests) -> Source:
     """Return the source of the images; only its own module is imported."""
-    if isinstance(config, DigitsData):
-        from trainables.data.sources.arrays import build_digits_source
+    if isinstance(config, DatasetsData):
+        from trainables.data.segmentation.union import build_datasets_source
 
-        return build_digits_source(config, digests)
-    if isinstance(config, ColouredDigitsData):
-        from trainables.data.sources.coloured import build_coloured_digits_source
-
-        return build_coloured_digits_source(config, digests)
-    if isinstance(config, MedmnistData):
-        from trainables.data.sources.arrays import build_medmnist_source
-
-        return build_medmnist_source(config, digests)
-    if isinstance(config, ImageFolderData):
-        from trainables.data.sources.manifests import build_image_folder_source
-
-        return build_image_folder_source(config, digests)
-    if isinstance(config, UnlabelledFolderData):
-        from trainables.data.sources.manifests import build_unlabelled_folder_source
-
-        return build_unlabelled_folder_source(config, digests)
-    if isinstance(config, CsvData):
-        from trainables.data.sources.manifests import build_csv_source
-
-        return build_csv_source(config, digests)
-    if isinstance(config, TorchvisionData):
-        from trainables.data.sources.torchvision_sets import build_torchvision_source
-
-        return build_torchvision_source(config, digests)
-    if isinstance(config, SegmentationData):
-        return _build_segmentation_source(config, digests)
-    from trainables.data.sources.phantom import build_phantom_source
-
-    return build_phantom_source(config, digests)
-
-
-def _build_segmentation_source(config: SegmentationData, digests: FileDigests) -> Source:
-    """Return the source of images with masks; only its own module is imported."""
-    if isinstance(config, ImageMaskFolderData):
-        from trainables.data.segmentation.image_masks import build_image_mask_folder_source
-
-        return build_image_mask_folder_source(config, digests)
-    if isinstance(config, ImageMaskCsvData):
-        from trainables.data.segmentation.image_masks import build_image_mask_csv_source
-
-        return build_image_mask_csv_source(config, digests)
-    if isinstance(config, DecathlonData):
-        from trainables.data.segmentation.decathlon import build_decathlon_source
-
-        return build_decathlon_source(config, digests)
-    if isinstance(config, OrgansData):
-        from trainables.data.segmentation.organs import build_organs_source
-
-        return build_organs_source(config, digests)
-    from trainables.data.segmentation.union import build_datasets_source
-
-    assert isinstance(config, DatasetsData)
-    return build_datasets_source(config, lambda part: _build_segmentation_source(part, digests), NOT_STORED)
+        return build_datasets_source(config, lambda part: _build_source(part, digests), NOT_STORED)
+    module = importlib.import_module(f"trainables.data.{SOURCES[config.kind]}")
+    source: Source = getattr(module, f"build_{config.kind}_source")(config, digests)
+    return source
 
 
 def _name(config: DataConfig | UnlabelledFolderData) -> str:

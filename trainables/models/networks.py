@@ -24,13 +24,11 @@ from jaxtyping import Float, UInt8
 from torch import Tensor, nn
 
 from trainables.errors import ConfigError
-from trainables.model_config import ModelConfig
+from trainables.model_config import SMALL_STEM_BELOW_PX, ModelConfig
 from trainables.models.adaptation import make_grey, make_stem_small, replace_module
 from trainables.models.stages import keep_stages
 from trainables.models.stochastic_depth import describe_lack, scale_drop_paths, set_stochastic_depth
 
-#: Image side (px) below which a stem that divides by four leaves too little: MedMNIST and CIFAR practice.
-SMALL_STEM_BELOW_PX = 48
 #: Sides tried, smallest first, until a network accepts its input (299: Inception).
 _INPUT_SIZES = (32, 64, 96, 128, 160, 192, 224, 299, 384)
 _IMAGENET_MEAN, _IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -100,7 +100,7 @@ class Segmentation:
     def choose_acceleration(
         self, config: TrialConfig, model: Classifier, data: Dataset, execution: Execution, default: Choice
     ) -> Choice:
-        """Return the device's default: the probe of ``execution.acceleration`` is of classification networks."""
+        """Return the device's default: the probe of ``execution.acceleration`` times steps of classifications."""
         if config.evaluation.mc_dropout > 0:
             find_dropout(model)  # a network without it has to fail before the training
         if config.evaluation.store_layers:

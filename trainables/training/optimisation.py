@@ -1,16 +1,18 @@
-"""Optimiser of a trial: trained parameters, learning rates and weight decay."""
+"""Optimiser of a trial: trained parameters, learning rates and weight decay; its step, with SAM and clipping."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from trainables.config import TrialConfig
 from trainables.models.networks import Classifier
-from trainables.regularisers import WeightDecay, find_part
+from trainables.regularisers import Sam, WeightDecay, find_part
+from trainables.training.sam import perturbed_weights
 from trainables.training.transfer.trained_part import find_rate_factors, freeze
 
 
@@ -70,3 +72,64 @@ def measure_weight_decay(optimiser: torch.optim.Optimizer) -> float | None:
         if group["weight_decay"] > 0.0
     ]
     return float(torch.stack(terms).sum()) if terms else None
+
+
+class Descent:
+    """Steps of an optimiser along the gradient of a loss.
+
+    Args:
+        model: network, trained in place.
+        config: config of the trial: its optimiser, SAM and clipping.
+        precision: type in which the forward pass computes.
+
+    Raises:
+        ConfigError: ``training.fine_tune`` does not fit the network.
+    """
+
+    def __init__(self, model: Classifier, config: TrialConfig, precision: torch.dtype) -> None:
+        self._model, self._precision = model, precision
+        self._parameters, self.optimiser = build_optimiser(model, config)
+        self._sam, self._clip_norm = find_part(config.regulariser, Sam), config.training.gradient_clip_norm
+
+    def run(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        inputs: Tensor,
+        compute_loss: Callable[[Tensor, bool], dict[str, Tensor]],
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Run one step; return the loss with its terms, and the outputs.
+
+        With SAM also return the sharpness: the increase of the loss at the point where the gradient is computed.
+
+        Args:
+            forward: network.
+            inputs: what it takes.
+            compute_loss: outputs and whether the loss may adapt to them, which it may once a step → its terms.
+        """
+        self.optimiser.zero_grad(set_to_none=True)
+        terms, outputs = self._descend(forward, inputs, compute_loss, adapt=True)
+        if self._sam is not None:
+            with perturbed_weights(self._model, self._parameters, rho=self._sam.rho, adaptive=self._sam.adaptive):
+                self.optimiser.zero_grad(set_to_none=True)
+                highest, _ = self._descend(forward, inputs, compute_loss, adapt=False)
+            terms["sharpness"] = highest["loss"] - terms["loss"]
+        if self._clip_norm is not None:
+            nn.utils.clip_grad_norm_(self._parameters, self._clip_norm)
+        self.optimiser.step()
+        return terms, outputs
+
+    def _descend(
+        self,
+        forward: Callable[[Tensor], Tensor],
+        inputs: Tensor,
+        compute_loss: Callable[[Tensor, bool], dict[str, Tensor]],
+        *,
+        adapt: bool,
+    ) -> tuple[dict[str, Tensor], Tensor]:
+        """Run the forward and backward pass; return the loss with its terms, and the outputs."""
+        with torch.autocast(inputs.device.type, self._precision, enabled=self._precision != torch.float32):
+            outputs = forward(inputs)
+        terms = compute_loss(outputs, adapt)
+        loss = torch.stack(list(terms.values())).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return {name: value.detach() for name, value in {"loss": loss, **terms}.items()}, outputs.detach()

@@ -20,14 +20,13 @@ from trainables.data.feed import ImageFeed
 from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.predictions import check_finite, keep, predict_each
 from trainables.models.networks import Classifier
-from trainables.regularisers import CutMix, Mixup, Sam, find_part
+from trainables.regularisers import CutMix, Mixup, find_part
 from trainables.seeding import derive_seed
 from trainables.training.acceleration import Choice
 from trainables.training.confidence_losses import build_confidence_loss
 from trainables.training.losses import ClassificationLoss, Terms, build_loss
 from trainables.training.mixing import Mixed, cutmix, mixup
-from trainables.training.optimisation import build_optimiser, measure_weight_decay
-from trainables.training.sam import perturbed_weights
+from trainables.training.optimisation import Descent, measure_weight_decay
 from trainables.training.transfer.features import FeatureFeed, compute_features, find_cache_obstacle
 from trainables.training.transfer.trained_part import list_frozen, set_training_mode
 
@@ -65,7 +64,7 @@ class TrainingStep:
     """
 
     def __init__(self, model: Classifier, data: Dataset, config: TrialConfig, choice: Choice) -> None:
-        self._model, self._config, self._precision = model, config, choice.dtype
+        self._model, self._config = model, config
         self._device = model.mean.device
         self._num_classes = data.num_classes
         outputs = model if model.confidence is None else model.forward_outputs
@@ -74,9 +73,9 @@ class TrainingStep:
         self.batches = TrainingImages(train, config, self._device)
         self._inputs = TrainingInputs(model, config, train.images.shape[-1])
         self.loss = self._build_loss(train, data.num_classes)
-        self._parameters, self.optimiser = build_optimiser(model, config)
+        self._descent = Descent(model, config, choice.dtype)
+        self.optimiser = self._descent.optimiser
         self._mixup, self._cutmix = find_part(config.regulariser, Mixup), find_part(config.regulariser, CutMix)
-        self._sam = find_part(config.regulariser, Sam)
         self._takes_features = False
 
     def take_features(self, features: FeatureFeed) -> None:
@@ -119,16 +118,10 @@ class TrainingStep:
         images = batch.images if self._takes_features else self._inputs.make(batch)
         mixed = self._mix(images, epoch, index)
         inputs = images if mixed is None else mixed.images
-        self.optimiser.zero_grad(set_to_none=True)
-        terms, logits = self._descend(inputs, batch, mixed, step, adapt=True)
-        if self._sam is not None:
-            with perturbed_weights(self._model, self._parameters, rho=self._sam.rho, adaptive=self._sam.adaptive):
-                self.optimiser.zero_grad(set_to_none=True)
-                highest, _ = self._descend(inputs, batch, mixed, step, adapt=False)
-            terms["sharpness"] = highest["loss"] - terms["loss"]
-        if self._config.training.gradient_clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, self._config.training.gradient_clip_norm)
-        self.optimiser.step()
+        terms, outputs = self._descent.run(
+            self._forward, inputs, lambda found, adapt: self._measure_loss(found, batch, mixed, step, adapt=adapt)
+        )
+        logits = outputs[:, : self._num_classes]
         return {**terms, "accuracy": (logits.argmax(1) == batch.labels).float().mean()}
 
     def _mix(self, images: Tensor, epoch: int, index: int) -> Mixed | None:
@@ -141,21 +134,14 @@ class TrainingStep:
             return cutmix(images, alpha=self._cutmix.alpha, generator=generator)
         return None
 
-    def _descend(
-        self, inputs: Tensor, batch: Batch, mixed: Mixed | None, step: int, *, adapt: bool
-    ) -> tuple[Terms, Tensor]:
-        """Run the forward and backward pass; return the loss with its terms, and the logits."""
-        with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
-            outputs = self._forward(inputs)
+    def _measure_loss(self, outputs: Tensor, batch: Batch, mixed: Mixed | None, step: int, *, adapt: bool) -> Terms:
+        """Return the terms of the loss; those of mixed images are between the terms of both images' labels."""
         terms = self.loss(outputs, batch.labels, batch.groups, step, seeds=batch.seeds, adapt=adapt)
         if mixed is not None:
             partner, share = mixed.partner, mixed.share
             theirs = self.loss(outputs, batch.labels[partner], batch.groups[partner], step, adapt=adapt)
             terms = {name: share * value + (1.0 - share) * theirs[name] for name, value in terms.items()}
-        loss = torch.stack(list(terms.values())).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        sizes = {name: value.detach() for name, value in {"loss": loss, **terms}.items()}
-        return sizes, outputs[:, : self._num_classes]
+        return terms
 
     def summarise(self) -> dict[str, float]:
         """Return the metrics of an epoch: the weight decay penalty, and those of the loss."""

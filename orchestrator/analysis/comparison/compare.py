@@ -35,6 +35,12 @@ class Comparison:
     pairs: Sequence[Pair]
     settings: pd.DataFrame
 
+    @property
+    def tested_on(self) -> dict[str, tuple[str, ...]]:
+        """Label of an arm → data sets of its test images, with ``data.train_on``; empty if all have the same."""
+        found = {arm.label: arm.trained_on for side in self.sides for arm in side.arms if arm.trained_on}
+        return found if len(set(found.values())) > 1 else {}
+
 
 def compare_studies(
     ledgers: Sequence[Ledger],

@@ -77,6 +77,11 @@ class Arm:
         return f"{self.side.label} · {self.short}"
 
     @property
+    def trained_on(self) -> tuple[str, ...]:
+        """Data sets of its training, validation and test images, () of a single one or if none of its trials began."""
+        return self.side.results.trained_on.get(self.name, ())
+
+    @property
     def remarks(self) -> tuple[str, ...]:
         """Phrases that every statement about it has to say of its pretraining."""
         return tell_remarks(self.side.results.plan, [self.name])

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.markup import escape
 
-from orchestrator.driver.prepare import Prepared
+from orchestrator.driver.prepare import Prepared, is_probed
 from orchestrator.ledger.preregistration import EXPLORATORY, PREREGISTERED, trace_hypotheses
 from orchestrator.planning.ceteris_paribus import read_differences, read_matching
 from orchestrator.planning.feasibility import find_attainable
@@ -83,6 +83,13 @@ def announce(prepared: Prepared, console: Console) -> None:
         + (f"; {count(plan.num_to_come, 'trial')} to be proposed" if plan.num_to_come else ""),
     )
     _announce_stages(prepared, console)
+    if prepared.study.execution.acceleration == "probe" and not is_probed(prepared.study):
+        print_line(
+            console,
+            "probe",
+            "none: execution.acceleration: probe times steps of classifications; segmentations train with the "
+            "device's default, as with acceleration: off",
+        )
     if prepared.search is not None:
         _announce_search(prepared.search, console)
     _announce_tuning(prepared, console)

@@ -110,15 +110,15 @@ def arms_section(compared: Comparison) -> Section:
     measures = [measure for measure in MEASURES if arms[f"{measure}.mean"].notna().any()]
     columns = [Column("study"), Column("arm"), Column("complete", is_number=True)]
     columns += [Column(MEASURES[measure], is_number=True) for measure in measures]
-    data = {side.label: side.fingerprint for side in compared.sides}
-    on_same = {name: arms[arms["study"].map(data) == name] for name in data.values()}
+    data = {arm.label: (side.fingerprint, arm.trained_on) for side in compared.sides for arm in side.arms}
+    on_same = {images: arms[[data[label] == images for label in arms["label"]]] for images in data.values()}
     rows = [
         [
             Cell(escape(arm["study"])),
             Cell(escape(arm["arm"])),
             Cell(f"{arm[COMPLETE]} / {arm['planned']}", int(arm[COMPLETE])),
             *(
-                measured_cell(on_same[data[arm["study"]]], arm, measure, EVALUATED[metric].higher_is_better)
+                measured_cell(on_same[data[arm["label"]]], arm, measure, EVALUATED[metric].higher_is_better)
                 for measure in measures
             ),
         ]
@@ -127,7 +127,7 @@ def arms_section(compared: Comparison) -> Section:
     text = (
         f"{sentence(TITLES[metric])} in %, mean ± standard deviation over the n complete replicates of an arm. Means "
         "under shift are over the shifts × severities that all studies have at the same strength, so they may differ "
-        "from those in a study’s own report. Bold is the best mean of a column among the studies on the same images, "
+        "from those in a study’s own report. Bold is the best mean of a column among the arms on the same images, "
         "which need not be better than the next; scores on different images are not on the same scale."
     )
     body = note(text) + table(columns, rows, tall=len(rows) > TALL_ROWS)

@@ -12,6 +12,7 @@ from orchestrator.analysis.wording import plural, sentence
 from orchestrator.planning.states import COMPLETE
 from orchestrator.report.comparison import sections
 from orchestrator.report.page import callout, render_page
+from orchestrator.report.sections.provenance import describe_tested_on
 from trainables.storage.folder import Folder
 
 #: File name → what it holds.
@@ -43,6 +44,13 @@ def write_comparison(compared: Comparison, out: str) -> list[str]:
     return [f"{out.rstrip('/')}/{name}" for name in ("index.html", *TABLES)]
 
 
+def _tell_tested_on(compared: Comparison) -> str:
+    """Return which arms are tested on images of which data sets, if these differ (HTML)."""
+    if not compared.tested_on:
+        return ""
+    return callout(f"{describe_tested_on(compared.tested_on, {})} No difference between others is paired.", "warn")
+
+
 def _tell_remarks(compared: Comparison) -> str:
     """Return what has to be said of the pretraining of arms, with their names (HTML)."""
     arms: dict[str, list[str]] = {}
@@ -68,7 +76,7 @@ def _render(compared: Comparison) -> str:
         lede=f"{sentence(TITLES[compared.metric])}; {plural(len(compared.arms), 'arm')}, "
         f"{plural(complete, 'complete trial')}; means under shift over "
         f"{plural(len(compared.common.names), 'shift')} that all have.",
-        status=lacking * (complete < planned) + _tell_remarks(compared),
+        status=lacking * (complete < planned) + _tell_tested_on(compared) + _tell_remarks(compared),
         sections=[
             sections.overview_section(compared),
             sections.arms_section(compared),

@@ -85,23 +85,31 @@ def status(results: Results, budget_status: BudgetStatus | None = None) -> str:
     if held_back is not None:
         html += callout(held_back, "warn")
     if results.tested_on:
-        html += callout(describe_tested_on(results), "warn")
+        unshifted = (
+            "Every arm is tested on every data set unshifted; those numbers (dataset/…) compare, and are in the "
+            "section Segmentation."
+        )
+        html += callout(f"{describe_tested_on(results.tested_on, results.labels)} {unshifted}", "warn")
     for remark, arms in group_remarks(results.plan).items():
         labels = [results.labels[arm] for arm in arms]
         html += callout(f"{sentence(remark)} ({plural(len(arms), 'arm')}).", "warn", [_join_names(labels)])
     return html
 
 
-def describe_tested_on(results: Results) -> str:
-    """Return in words which arms have validation and test images of which data sets."""
+def describe_tested_on(tested_on: Mapping[str, tuple[str, ...]], labels: Mapping[str, str]) -> str:
+    """Return in words which arms have validation and test images of which data sets.
+
+    Args:
+        tested_on: name of an arm → its data sets, at least two different ones.
+        labels: name of an arm → what it is called.
+    """
     by_sets: dict[tuple[str, ...], list[str]] = {}
-    for arm, names in results.tested_on.items():
-        by_sets.setdefault(names, []).append(results.labels.get(arm, arm))
+    for arm, names in tested_on.items():
+        by_sets.setdefault(names, []).append(labels.get(arm, arm))
     listed = "; ".join(f"{' and '.join(names)}: {_join_names(arms)}" for names, arms in by_sets.items())
     return (
         "Arms are trained on different data sets (data.train_on), and their validation, test and shifted images are of "
-        f"these alone: such numbers compare only among arms of the same ({listed}). Every arm is tested on every data "
-        "set unshifted; those numbers (dataset/…) compare, and are in the section Segmentation."
+        f"these alone: such numbers compare only among arms of the same ({listed})."
     )
 
 

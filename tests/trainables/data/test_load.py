@@ -1,8 +1,10 @@
+import importlib
 import subprocess
 import sys
+from typing import get_args
 
-from trainables.data.load import load_dataset
-from trainables.data_config import PhantomData
+from trainables.data.load import SOURCES, load_dataset
+from trainables.data_config import DataConfig, PhantomData, UnlabelledFolderData
 
 
 def test_phantom_through_the_front_door(tmp_path):
@@ -16,6 +18,13 @@ def test_phantom_through_the_front_door(tmp_path):
     assert train.masks is not None
     assert [int((mask > 0).sum()) for mask in train.masks] == train.metadata["lesion_area_px"]
     assert set(train.metadata) == {"lesion_count", "lesion_area_px", "nuisance"}
+
+
+def test_every_kind_of_data_has_a_source():
+    kinds = {each.model_fields["kind"].default for each in (*get_args(get_args(DataConfig)[0]), UnlabelledFolderData)}
+    assert kinds - {"datasets"} == {*SOURCES}
+    for kind, module in SOURCES.items():
+        assert callable(getattr(importlib.import_module(f"trainables.data.{module}"), f"build_{kind}_source"))
 
 
 def test_loading_data_does_not_import_torch(tmp_path):

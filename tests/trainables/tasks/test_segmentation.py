@@ -202,6 +202,30 @@ def test_what_means_nothing_for_pixels_is_refused(sections: dict[str, Any], mess
         find_task(config.task).check(config, data)
 
 
+def test_a_step_is_as_long_as_clipping_allows_at_the_point_of_sam(execution: Execution) -> None:
+    """Plain gradient descent at a rate of .1 with gradients cut to a norm of .01 moves the weights by .001."""
+    training = {"optimiser": "sgd", "momentum": 0.0, "learning_rate": 0.1, "gradient_clip_norm": 0.01}
+    moves, losses = {}, {}
+    for kind in ("none", "sam"):
+        config = make_trial(training=training, regulariser={"kind": kind})
+        data = load_dataset(config.data, cache_dir=execution.cache_dir)
+        model = build_initial_model(config, data, encoder=None)
+        assert isinstance(model, Segmenter)
+        choice = default_choice(config.model, model, torch.float32, torch.device("cpu"))
+        learner = SegmentationLearner(model, data, config, choice)
+        before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+        terms = learner.run(next(learner.batches(1)), 0, epoch=1, index=0)
+        moves[kind] = torch.cat(
+            [(weight.detach() - before[name]).flatten() for name, weight in model.named_parameters()]
+        )
+        losses[kind] = terms
+        assert float(moves[kind].norm()) == pytest.approx(0.001, rel=1e-3)
+    assert losses["none"]["loss"] == losses["sam"]["loss"]  # of the same weights and patches
+    assert float(losses["sam"]["sharpness"]) > 0
+    cosine = float(torch.nn.functional.cosine_similarity(moves["none"], moves["sam"], dim=0))
+    assert 0 < cosine < 0.9999
+
+
 def test_a_batch_of_one_patch_that_cannot_be_normalised_is_refused(execution: Execution) -> None:
     config = make_trial(task={"patch_size": 8}, training={"batch_size": 1})
     data = load_dataset(config.data, cache_dir=execution.cache_dir)

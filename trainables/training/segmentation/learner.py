@@ -24,13 +24,11 @@ from trainables.regularisers import (
     SpectralDecoupling,
     StainNormalisation,
     WeightDecay,
-    find_part,
     list_regularisers,
 )
 from trainables.task_config import DiceCrossEntropy, SegmentationTask
 from trainables.training.acceleration import Choice
-from trainables.training.optimisation import build_optimiser, measure_weight_decay
-from trainables.training.sam import perturbed_weights
+from trainables.training.optimisation import Descent, measure_weight_decay
 from trainables.training.segmentation.batches import PatchBatch, TrainingPatches, find_shares
 from trainables.training.segmentation.losses import SegmentationLoss
 from trainables.training.transfer.trained_part import set_training_mode
@@ -80,10 +78,10 @@ class SegmentationLearner:
             annotated=annotated,
         )
         self._forward = choice.build_forward(model, config.training.batch_size)
-        self._parameters, self.optimiser = build_optimiser(model, config)
+        self._descent = Descent(model, config, choice.dtype)
+        self.optimiser = self._descent.optimiser
         if self._batches.smallest_batch == 1:
             self._check_single(train.images.shape[1], size)
-        self._sam = find_part(config.regulariser, Sam)
         self._val = ImageFeed(data.splits["val"], self._device)
         self._annotated, self._batch_size = annotated, evaluation_batch_size
         self.frozen: frozenset[str] = frozenset()
@@ -136,16 +134,9 @@ class SegmentationLearner:
     def run(self, batch: PatchBatch, step: int, *, epoch: int, index: int) -> dict[str, Tensor]:
         """Run one optimiser step; return the loss, the size of each of its terms, and the share of correct pixels."""
         images, targets = self.augment(batch)
-        self.optimiser.zero_grad(set_to_none=True)
-        terms, logits = self._descend(images, targets, batch.sources, step)
-        if self._sam is not None:
-            with perturbed_weights(self.model, self._parameters, rho=self._sam.rho, adaptive=self._sam.adaptive):
-                self.optimiser.zero_grad(set_to_none=True)
-                highest, _ = self._descend(images, targets, batch.sources, step)
-            terms["sharpness"] = highest["loss"] - terms["loss"]
-        if self._config.training.gradient_clip_norm is not None:
-            nn.utils.clip_grad_norm_(self._parameters, self._config.training.gradient_clip_norm)
-        self.optimiser.step()
+        terms, logits = self._descent.run(
+            self._forward, images, lambda outputs, _: self._loss(outputs, targets, batch.sources, step)
+        )
         is_counted = targets != UNCOUNTED
         right = ((logits.argmax(1) == targets) & is_counted).sum() / is_counted.sum().clamp(min=1)
         return {**terms, "pixel_accuracy": right}
@@ -158,15 +149,6 @@ class SegmentationLearner:
         # What is moved in from outside is 0, and has to be uncounted: 255 + 1 is 0 in 8 bits.
         moved = self._augment.move((batch.targets + 1)[:, None], batch.seeds)[:, 0] - 1
         return images, moved
-
-    def _descend(self, images: Tensor, targets: Tensor, sources: Tensor, step: int) -> tuple[dict[str, Tensor], Tensor]:
-        """Run the forward and backward pass; return the loss with its terms, and the logits."""
-        with torch.autocast(self._device.type, self._precision, enabled=self._precision != torch.float32):
-            logits = self._forward(images)
-        terms = self._loss(logits, targets, sources, step)
-        loss = torch.stack(list(terms.values())).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return {name: value.detach() for name, value in {"loss": loss, **terms}.items()}, logits.detach()
 
     def summarise(self) -> dict[str, float]:
         """Return the weight decay penalty, if weights decay."""
