@@ -9,10 +9,12 @@ import numpy as np
 
 from trainables.data.dataset import Dataset
 from trainables.data.load import load_dataset
+from trainables.data.segmentation.extents import find_sides
 from trainables.data.splits import is_set_name
 from trainables.data_config import DataConfig
 from trainables.errors import ConfigError
 from trainables.evaluation_config import EvaluationConfig
+from trainables.segmentation_data_config import DecathlonData
 
 
 def fit_foreign_data(foreign: DataConfig, data: DataConfig) -> DataConfig:
@@ -33,6 +35,7 @@ def with_foreign_sets(
 ) -> Dataset:
     """Return ``dataset`` with the test images of every ``evaluation.foreign`` source in ``ood``, labels −1.
 
+    Volumes are brought to the spacing of the data set.
     Masks of a source say nothing about the classes of the study, and are left out.
 
     Args:
@@ -54,6 +57,10 @@ def with_foreign_sets(
                 f"digits, '_', '-', '.' or blanks inside, and none of train, val, test, held_out"
                 + "".join(f", {each}" for each in dataset.external)
             )
-        images = load_dataset(fit_foreign_data(source.data, data), cache_dir=cache_dir, verify=verify).splits["test"]
+        fitted = fit_foreign_data(source.data, data)
+        if isinstance(fitted, DecathlonData) and fitted.dimensions == 3 and dataset.splits["train"].holds_volumes:
+            thickness, height, width = find_sides(dataset.splits["train"])[0].tolist()
+            fitted = fitted.model_copy(update={"spacing_mm": (thickness, height, width)})
+        images = load_dataset(fitted, cache_dir=cache_dir, verify=verify).splits["test"]
         found[name] = replace(images, name=name, labels=np.full(len(images), -1), targets=None)
     return replace(dataset, ood=found)

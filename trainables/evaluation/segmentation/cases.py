@@ -52,6 +52,23 @@ class CaseMetrics:
             None if self.calibration is None else self.calibration.take(cases),
         )
 
+    @classmethod
+    def join(cls, parts: Sequence[CaseMetrics], calibration: PixelCalibration | None) -> CaseMetrics:
+        """Return the metrics of the cases of several measurements by the same classes and metrics.
+
+        Args:
+            parts: measurements, one after the other.
+            calibration: sums of all cases.
+        """
+        return cls(
+            parts[0].classes,
+            {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values},
+            np.concatenate([part.is_missed for part in parts]),
+            np.concatenate([part.is_invented for part in parts]),
+            np.concatenate([part.is_empty for part in parts]),
+            calibration,
+        )
+
     def take_class(self, column: int) -> CaseMetrics:
         """Return the metrics of one class; calibration, which is of all classes together, is left out."""
         chosen = slice(column, column + 1)

@@ -41,11 +41,12 @@ class SegmentedSet:
     #: "histogram", "pooled/<layer>", "spectral/<layer>" → values per image, unshifted.
     layers: Mapping[str, Float32[np.ndarray, "n _"]] = field(default_factory=dict)
     #: Predicted class of every pixel, unshifted.
-    predicted: UInt8[np.ndarray, "n h w"] | None = None
-    #: Predicted and true area per case and class, unshifted, in mm² (px² without a spacing); None without targets.
+    predicted: UInt8[np.ndarray, "n *space"] | None = None
+    #: Predicted and true area per case and class, unshifted, in mm² (px² without a spacing), of volumes in mm³; None
+    #: without targets.
     areas: Float32[np.ndarray, "n classes 2"] | None = None
     #: Entropy of the predicted probabilities over log(classes), 0 to 255, unshifted.
-    entropy: UInt8[np.ndarray, "n h w"] | None = None
+    entropy: UInt8[np.ndarray, "n *space"] | None = None
 
 
 def save_segmented(folder: Folder, found: SegmentedSet) -> None:
