@@ -96,7 +96,7 @@ class Classifier(nn.Module):
         logits, inputs = self.forward_recording(images, _last_layer(self.head))
         return torch.cat([logits, self.confidence(flatten_map(inputs))], dim=1)
 
-    def forward_recording(self, images: Float[Tensor, "n c h w"], *layers: nn.Module) -> tuple[Tensor, ...]:
+    def forward_recording(self, images: Float[Tensor, "n c *space"], *layers: nn.Module) -> tuple[Tensor, ...]:
         """Return the logits and the input of each of ``layers``, in this order."""
         seen: dict[nn.Module, Tensor] = {}
         hooks = [

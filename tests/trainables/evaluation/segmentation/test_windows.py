@@ -36,6 +36,33 @@ def test_blending_is_that_of_monai_where_the_windows_are_the_same() -> None:
     assert torch.allclose(mine, peer, atol=2e-3)
 
 
+def test_volumes_are_blended_as_by_monai() -> None:
+    """Anisotropic windows, two by three by three of them."""
+    torch.manual_seed(0)
+    network, volumes = nn.Conv3d(1, 2, 3, padding=1), torch.randn(1, 1, 12, 32, 32)
+    size = (8, 16, 16)
+    with torch.no_grad():
+        mine = predict_windows(network, volumes, size=size, overlap=0.5)
+        peer = sliding_window_inference(volumes, size, 4, network, overlap=0.5, mode="gaussian")
+    assert torch.allclose(mine, peer, atol=2e-3)
+
+
+def test_a_volume_smaller_than_a_window_is_filled_up_and_cut_again() -> None:
+    torch.manual_seed(0)
+    network, volumes = nn.Conv3d(1, 2, 1), torch.randn(1, 1, 5, 20, 9)
+    seen: list[tuple[int, ...]] = []
+
+    def forward(windows: torch.Tensor) -> torch.Tensor:
+        seen.append(tuple(windows.shape[2:]))
+        found: torch.Tensor = network(windows)
+        return found
+
+    with torch.no_grad():
+        found = predict_windows(forward, volumes, size=(8, 16, 16), overlap=0.5)
+        assert torch.allclose(found, network(volumes), atol=1e-5)
+    assert seen == [(8, 16, 16)] * 2
+
+
 def test_the_middle_of_a_window_counts_most() -> None:
     """A network that answers with the distance to its window's edge: blending takes the larger distances."""
 
