@@ -34,11 +34,21 @@ def draw_ball(
 
 def write_balls(root: Path, *, cases: int = 10) -> Path:
     """Write ``cases`` volumes, every other one with a slice more than the others; return the folder."""
+    return _write(root, [draw_ball(case, (24, 24, 8 + case % 2)) for case in range(cases)], SPACING)
+
+
+def write_dark_balls(root: Path, *, cases: int = 6) -> Path:
+    """Write ``cases`` volumes of balls that are darker than what is around them, of 2 × 2 × 5 mm; return the folder."""
+    spacing = (2.0, 2.0, 5.0)
+    drawn = [draw_ball(100 + case, (12, 12, 8), spacing) for case in range(cases)]
+    return _write(root, [(255 - values, labels) for values, labels in drawn], spacing)
+
+
+def _write(root: Path, volumes: list[tuple[np.ndarray, np.ndarray]], spacing: tuple[float, float, float]) -> Path:
     entries = []
-    for case in range(cases):
-        values, labels = draw_ball(case, (24, 24, 8 + case % 2))
-        write_volume(root / f"imagesTr/c{case}.nii.gz", values)
-        write_volume(root / f"labelsTr/c{case}.nii.gz", labels)
+    for case, (values, labels) in enumerate(volumes):
+        write_volume(root / f"imagesTr/c{case}.nii.gz", values, spacing)
+        write_volume(root / f"labelsTr/c{case}.nii.gz", labels, spacing)
         entries.append({"image": f"./imagesTr/c{case}.nii.gz", "label": f"./labelsTr/c{case}.nii.gz"})
     write_listing(root, entries)
     return root
