@@ -23,7 +23,7 @@ export function renderCase(app) {
       h("div", { class: `figures${app.isLarge ? " large" : ""}` }, panels.map((panel) => drawPanel(app, number, panel))),
       set.has_targets ? drawKey(app) : null,
     ],
-    h("div", { class: "parts" }, listMetrics(app, each), listScores(app, each), listAreas(each), listShifts(app, each))));
+    h("div", { class: "parts" }, listMetrics(app, each), listScores(app, each), listAreas(app, each), listShifts(app, each))));
   box.scrollTop = 0;
 }
 
@@ -60,10 +60,10 @@ function listScores(app, each) {
       h("dt", {}, title), h("dd", {}, brief(value)), h("dd", {}, share === null ? "" : h("small", {}, percent(share, 0)))])));
 }
 
-function listAreas(each) {
+function listAreas(app, each) {
   if (!each.areas) return null;
   const [predicted, real] = each.areas;
-  return h("section", {}, h("h3", {}, "Area, all classes"), h("dl", { class: "measures" },
+  return h("section", {}, h("h3", {}, `${app.index.measure === "volume" ? "Volume" : "Area"}, all classes`), h("dl", { class: "measures" },
     h("dt", {}, "predicted"), h("dd", {}, brief(predicted)), h("dd", {}), h("dt", {}, "true"), h("dd", {}, brief(real)), h("dd", {})));
 }
 

@@ -8,7 +8,7 @@ import { openSource } from "explorer/source.js";
 
 const MOST_LISTED = 200;
 const DICE = "metric:dice";
-const VIEWS = { map: "Map", score: "Dice over confidence", areas: "Areas" };
+const VIEWS = { map: "Map", score: "Dice over confidence", areas: "Sizes" };
 const NUMBERS = ["case", "trial"], TEXTS = ["x", "y", "colour", "sort"];
 
 class App {
@@ -354,10 +354,10 @@ function listColumns(index) {
   index.scores.forEach(({ name, title }, k) => columns.set(`score:${name}`, { title: `${title} (higher: more confident)`, short: title, of: (each) => each.scores[k] }));
   if (index.cases.some((each) => each.areas)) {
     const area = (name, title, of) => columns.set(`area:${name}`, { title, of: (each) => (each.areas ? of(each.areas) : null) });
-    area("predicted", "predicted area", ([predicted]) => predicted);
-    area("true", "true area", ([, real]) => real);
-    area("mean", "mean of predicted and true area", ([predicted, real]) => (predicted + real) / 2);
-    area("difference", "predicted − true area, % of the mean", ([predicted, real]) => (predicted + real > 0 ? (200 * (predicted - real)) / (predicted + real) : 0));
+    area("predicted", `predicted ${index.measure}`, ([predicted]) => predicted);
+    area("true", `true ${index.measure}`, ([, real]) => real);
+    area("mean", `mean of predicted and true ${index.measure}`, ([predicted, real]) => (predicted + real) / 2);
+    area("difference", `predicted − true ${index.measure}, % of the mean`, ([predicted, real]) => (predicted + real > 0 ? (200 * (predicted - real)) / (predicted + real) : 0));
   }
   return columns;
 }

@@ -48,6 +48,11 @@ class SegmentedSet:
     #: Entropy of the predicted probabilities over log(classes), 0 to 255, unshifted.
     entropy: UInt8[np.ndarray, "n *space"] | None = None
 
+    @property
+    def measure(self) -> str:
+        """What ``areas`` are called: area, of volumes volume."""
+        return "volume" if self.predicted is not None and self.predicted.ndim == 4 else "area"
+
 
 def save_segmented(folder: Folder, found: SegmentedSet) -> None:
     """Write ``cases/<name>.npz``."""
