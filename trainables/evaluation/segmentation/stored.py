@@ -50,7 +50,7 @@ class SegmentedSet:
 
     @property
     def measure(self) -> str:
-        """What ``areas`` are called: area, of volumes volume."""
+        """Name of what ``areas`` are: area, of volumes volume."""
         return "volume" if self.predicted is not None and self.predicted.ndim == 4 else "area"
 
 
