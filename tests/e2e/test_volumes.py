@@ -170,6 +170,7 @@ def test_of_a_volume_without_errors_the_largest_section_is_shown_and_else_the_ce
         ("patch_size: [8, 16, 16]", "patch_size: [8, 18, 16]", r"expected multiples of 1 × 4 × 4"),
         ("tolerance: 1}", "tolerance: 1, inference: whole}", r"task.inference: found whole with volumes"),
         ("monai/unet", "resnet18", r"model.name: found resnet18 with volumes"),
+        ("monai/unet}", "monai/unet, memory_format: channels_last}", "model.memory_format: found channels_last"),
         ("flips:\n", "flips:\n    mix: {augmentation.kind: augmix}\n", r"augmentation: found augmix"),
         (
             "flips:\n",

@@ -125,16 +125,11 @@ class Segmentation:
     def choose_acceleration(
         self, config: TrialConfig, model: Classifier, data: Dataset, execution: Execution, default: Choice
     ) -> Choice:
-        """Return the device's default: the probe of ``execution.acceleration`` is of classification networks.
-
-        Networks of volumes are contiguous, since the memory format channels_last is that of images.
-        """
+        """Return the device's default: the probe of ``execution.acceleration`` is of classification networks."""
         if config.evaluation.mc_dropout > 0:
             find_dropout(model)  # a network without it has to fail before the training
         if config.evaluation.store_layers:
             check_layers(model, config.evaluation.store_layers, self.take_inputs(data.splits["test"].images[:2]))
-        if data.splits["train"].holds_volumes:
-            return default.model_copy(update={"memory_format": "contiguous"})
         return default
 
     @contextmanager

@@ -15,13 +15,7 @@ from trainables.task_config import SegmentationTask
 def find_problems_of_volumes(config: TrialConfig, data: Dataset) -> Iterator[str]:
     """Yield the settings that do not fit volumes, or that only volumes have."""
     holds_volumes = data.splits["train"].holds_volumes
-    for name, source in config.evaluation.foreign.items():
-        is_volume = isinstance(source.data, DecathlonData) and source.data.dimensions == 3
-        if is_volume != holds_volumes:
-            yield (
-                f"evaluation.foreign: found {'volumes' if is_volume else 'images'} in {name}, and the data are "
-                f"{'volumes' if holds_volumes else 'images'}; expected the same (data.dimensions)"
-            )
+    yield from _find_in_foreign(config, holds_volumes=holds_volumes)
     if not holds_volumes:
         yield from _find_only_of_volumes(config)
         return
@@ -32,6 +26,8 @@ def find_problems_of_volumes(config: TrialConfig, data: Dataset) -> Iterator[str
             "pretraining: found other than random weights with volumes; expected scratch: nothing is published or "
             "pretrained for their networks"
         )
+    if config.model.memory_format == "channels_last":
+        yield "model.memory_format: found channels_last with volumes; expected auto or contiguous: it is of images"
     if find_part(config.regulariser, StainNormalisation) is not None:
         yield "regulariser: found stain_normalisation with volumes; expected none: it is of stained sections"
     task = config.task
@@ -55,3 +51,13 @@ def _find_only_of_volumes(config: TrialConfig) -> Iterator[str]:
         yield "augmentation.slice_flip: found it on images, which have no slices; expected it left out"
     if isinstance(config.task, SegmentationTask) and config.task.foreground_share is not None:
         yield "task.foreground_share: found it on images, whose patches lie anywhere; expected it left out"
+
+
+def _find_in_foreign(config: TrialConfig, *, holds_volumes: bool) -> Iterator[str]:
+    for name, source in config.evaluation.foreign.items():
+        is_volume = isinstance(source.data, DecathlonData) and source.data.dimensions == 3
+        if is_volume != holds_volumes:
+            yield (
+                f"evaluation.foreign: found {'volumes' if is_volume else 'images'} in {name}, and the data are "
+                f"{'volumes' if holds_volumes else 'images'}; expected the same (data.dimensions)"
+            )

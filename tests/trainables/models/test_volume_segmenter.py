@@ -12,6 +12,7 @@ from trainables.model_config import ModelConfig
 from trainables.models.mc_dropout import find_dropout
 from trainables.models.volume_segmenter import VolumeSegmenter, build_volume_segmenter, plan_topology
 from trainables.task_config import SegmentationTask
+from trainables.training.acceleration import default_choice
 
 SPACING = (5.0, 1.0, 1.0)
 
@@ -56,6 +57,11 @@ def test_thick_slices_are_not_mixed_before_the_voxels_are_as_large() -> None:
         convolution(volumes)[0, :, 3].sum().backward()
         assert volumes.grad is not None
         assert volumes.grad[0].abs().amax((0, 2, 3)).nonzero().flatten().tolist() == seen
+
+
+def test_weights_are_contiguous_on_every_device() -> None:
+    choice = default_choice(ModelConfig(name="monai/unet"), make(), torch.float32, torch.device("cuda"))
+    assert choice.memory_format == "contiguous"
 
 
 def test_dropout_lies_in_the_head() -> None:
