@@ -116,6 +116,7 @@ def test_balls_are_found_and_distances_are_in_mm(ledger: Ledger, result: dict[st
     assert stored.metrics["hd95"][0, :, 0] == pytest.approx(hd95)
     assert min(dice) > 0.5
     assert "cl_dice" not in stored.metrics
+    assert result["undefined"]["id/cl_dice"] == "it is a metric of images, not of volumes"
 
 
 def load_study_data(ledger: Ledger, result: dict[str, Any]) -> Any:
@@ -170,6 +171,7 @@ def test_of_a_volume_without_errors_the_largest_section_is_shown_and_else_the_ce
         ("patch_size: [8, 16, 16]", "patch_size: [8, 18, 16]", r"expected multiples of 1 × 4 × 4"),
         ("tolerance: 1}", "tolerance: 1, inference: whole}", r"task.inference: found whole with volumes"),
         ("monai/unet", "resnet18", r"model.name: found resnet18 with volumes"),
+        ("mean_dice", "mean_cl_dice", "cl_dice is a metric of images, and the data are volumes"),
         ("monai/unet}", "monai/unet, memory_format: channels_last}", "model.memory_format: found channels_last"),
         ("flips:\n", "flips:\n    mix: {augmentation.kind: augmix}\n", r"augmentation: found augmix"),
         (

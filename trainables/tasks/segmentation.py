@@ -20,6 +20,8 @@ from trainables.data.segmentation.extents import find_sides
 from trainables.errors import ConfigError
 from trainables.evaluation.detection.summary import save_detection
 from trainables.evaluation.layers import check_layers
+from trainables.evaluation.metric_tables.segmentation import OF_IMAGES_ALONE
+from trainables.evaluation.metrics import name_unshifted
 from trainables.evaluation.robustness import choose_shifts, choose_validation_shifts
 from trainables.evaluation.segmentation.evaluate import SegmentationEvaluation, list_evaluated
 from trainables.evaluation.segmentation.predict import predict_batches
@@ -185,6 +187,8 @@ class Segmentation:
         ).run(trained.folder, on_progress=on_progress)
         save_detection(trained.folder, detection)
         left_out = choose_shifts(data, config)[1] | choose_validation_shifts(data, config)[1]
+        if data.splits["test"].holds_volumes:
+            left_out |= {name_unshifted(name): "it is a metric of images, not of volumes" for name in OF_IMAGES_ALONE}
         return {
             "metrics": evaluation.metrics | detection.metrics,
             "classes": list(data.classes),

@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Float64
 
 from trainables.errors import DataError
 from trainables.evaluation.classification import Metrics
+from trainables.evaluation.metric_tables.segmentation import OF_IMAGES_ALONE
 from trainables.evaluation.segmentation.calibration import PixelCalibration
 from trainables.evaluation.segmentation.centreline import measure_centreline
 from trainables.evaluation.segmentation.overlap import Segmentations, Values, count_overlap, measure_overlap
@@ -18,7 +19,7 @@ from trainables.evaluation.segmentation.surface import SURFACE, measure_surfaces
 #: Metrics of every case and class; those of calibration, per case, come from ``calibration``.
 CASE_METRICS = ("dice", "iou", "pixel_sensitivity", "pixel_precision", "hd95", "assd", "nsd", "cl_dice", "missed")
 #: Those of them that a volume has, too.
-VOLUME_METRICS = tuple(name for name in CASE_METRICS if name != "cl_dice")
+VOLUME_METRICS = tuple(name for name in CASE_METRICS if name not in OF_IMAGES_ALONE)
 
 
 @dataclass(frozen=True)
