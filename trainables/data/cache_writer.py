@@ -134,10 +134,12 @@ def _check_space(folder: Path, num_images: int, shape: tuple[int, ...], config: 
     needed = num_images * (config.channels + isinstance(config, SegmentationData)) * math.prod(shape)
     free = shutil.disk_usage(folder).free
     if needed > free:
-        smaller = "smaller data.image_size" if len(shape) == 2 else "coarser data.spacing_mm"
+        what, smaller = f"images of {shape[0]} px", "smaller data.image_size"
+        if len(shape) > 2:
+            what, smaller = f"volumes of {' × '.join(map(str, shape))} voxels", "coarser data.spacing_mm"
         raise DiskFullError(
-            f"{num_images} images of {'×'.join(map(str, shape))} px need {needed / 2**30:.1f} GiB in {folder.parent}, "
-            f"which has {free / 2**30:.1f} GiB free: free some, or choose another cache_dir or a {smaller}"
+            f"{num_images} {what} need {needed / 2**30:.1f} GiB in {folder.parent}, which has {free / 2**30:.1f} GiB "
+            f"free: free some, or choose another cache_dir or a {smaller}"
         )
 
 
