@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from trainables.frozen import Fraction, Frozen
+from trainables.frozen import SET_ONLY, Fraction, Frozen
 
 #: Of operations or chains. The upper bound is an assumption: far above the papers' numbers; time grows with it.
 Count = Annotated[int, Field(gt=0, le=1000)]
@@ -20,6 +20,9 @@ class Augmentation(Frozen):
     crop_scale_min: Fraction | None = Field(None, description="Smallest area share of RandomResizedCrop; none: off.")
     horizontal_flip: bool = Field(False, description="Mirrors left and right with probability ½.")
     vertical_flip: bool = Field(False, description="Mirrors top and bottom with probability ½.")
+    slice_flip: bool = Field(
+        False, description="Reverses the slices of volumes with probability ½.", json_schema_extra=SET_ONLY
+    )
     erasing: Fraction = Field(0.0, description="Probability of RandomErasing.")
 
 

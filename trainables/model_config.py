@@ -15,7 +15,9 @@ SMALL_STEM_BELOW_PX = 48
 class ModelConfig(Frozen):
     """Network of a trial, and its adaptation to small or grey images."""
 
-    name: str = Field("resnet18", description="torchvision model, or timm/<name>.")
+    name: str = Field(
+        "resnet18", description="torchvision model, or timm/<name>; of volumes monai/unet, or monai/residual_unet."
+    )
     stages: PositiveInt | None = Field(
         None, description="First stages that are kept, with average pooling after them; none: the whole network."
     )

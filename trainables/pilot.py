@@ -137,12 +137,14 @@ def _time_prediction(
     """Return the seconds per image, measured on as many images as take about ``max_seconds``, at most all."""
     number, seconds = 0, 0.0
     while number < len(images) and (number == 0 or seconds < max_seconds / 2):
-        wanted = _FIRST_IMAGES if number == 0 else int(number * max_seconds / seconds)
+        first = 1 if images.holds_volumes else _FIRST_IMAGES
+        wanted = first if number == 0 else int(number * max_seconds / seconds)
         number = min(len(images), max(2 * number, wanted))
         rows = slice(number)  # a view: the images may be larger than memory
         part = replace(
             images, images=images.images[rows], labels=images.labels[rows], ids=images.ids[rows],
-            groups=images.groups[rows], sites=images.sites[rows], metadata={}, masks=None, targets=None,
+            groups=images.groups[rows], sites=images.sites[rows], masks=None, targets=None,
+            metadata={name: values[rows] for name, values in images.metadata.items()},
         )  # fmt: skip
         started = time.perf_counter()
         task.predict(model, part, config, choice, execution)

@@ -25,6 +25,8 @@ _CONTRASTIVE = (
     "trainables.stage", "trainables.pretraining.supervised", "trainables.pretraining.contrastive", "lightly.loss",
     "lightly.models.modules.heads", "lightly.models.utils", "lightly.utils.lars",
 )  # fmt: skip
+#: Modules that networks of volumes import.
+_MONAI = ("monai.networks.nets", "trainables.data.segmentation.decathlon")
 #: Modules that segmentations import.
 _SEGMENTATION = (
     "trainables.tasks.segmentation", "segmentation_models_pytorch", "trainables.data.segmentation.image_masks",
@@ -50,7 +52,9 @@ def preload(model_names: Sequence[str], *, contrastive: bool = False, segmentati
     modules = list(_TRIAL)
     if any(name.startswith("timm/") for name in model_names):
         modules += _TIMM
-    if any(not name.startswith("timm/") for name in model_names):
+    if any(name.startswith("monai/") for name in model_names):
+        modules += _MONAI
+    if any(not name.startswith(("timm/", "monai/")) for name in model_names):
         modules += _TORCHVISION
     if contrastive:
         modules += _CONTRASTIVE

@@ -7,7 +7,18 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, FieldSerializationInfo, field_serializer, model_validator
 
-from trainables.frozen import UNHASHED, Expression, Frozen, PositiveInt, Scale, Seed, StoredSize, Text, unhashed
+from trainables.frozen import (
+    SET_ONLY,
+    UNHASHED,
+    Expression,
+    Frozen,
+    PositiveInt,
+    Scale,
+    Seed,
+    StoredSize,
+    Text,
+    unhashed,
+)
 from trainables.image_data_config import FileData, ImageData
 
 #: Class of the pixels that belong to nothing; always the first.
@@ -111,7 +122,8 @@ class Slices(Frozen):
 class DecathlonData(SegmentationData, FileData):
     """Volumes in NIfTI with a ``dataset.json``, as in the Medical Segmentation Decathlon or nnU-Net (version 2).
 
-    The images are slices, a patient is a volume. Test is ``imagesTs`` where ``labelsTs`` is beside it.
+    The images are slices, or the volumes themselves; a patient is a volume. Test is ``imagesTs`` where ``labelsTs`` is
+    beside it.
     """
 
     kind: Literal["decathlon"] = "decathlon"
@@ -121,6 +133,32 @@ class DecathlonData(SegmentationData, FileData):
         (0,), min_length=1, max_length=3, description="Which modalities are stored: one, or as many as channels."
     )
     image_size: StoredSize = 224
+    dimensions: Literal[2, 3] = Field(
+        2, description="2: the images are slices. 3: they are volumes of one spacing.", json_schema_extra=SET_ONLY
+    )
+    spacing_mm: tuple[Scale, Scale, Scale] | None = Field(
+        None,
+        description="Thickness, height and width in mm of a stored voxel; none: the median over the volumes.",
+        json_schema_extra=SET_ONLY,
+    )
+
+    @model_validator(mode="after")
+    def _has_one_form_of_images(self) -> DecathlonData:
+        if self.dimensions == 2 and self.spacing_mm is not None:
+            raise ValueError(
+                "found spacing_mm with dimensions: 2; expected it left out, or dimensions: 3: slices are brought to "
+                "image_size"
+            )
+        fields = type(self).model_fields
+        of_slices = [name for name in ("image_size", "resize") if getattr(self, name) != fields[name].default]
+        of_slices += ["slices.every"] if self.slices.every != 1 else []
+        of_slices += ["slices.without_foreground"] if self.slices.without_foreground != "keep" else []
+        if self.dimensions == 3 and of_slices:
+            raise ValueError(
+                f"found {of_slices[0]} with dimensions: 3, whose volumes are stored whole; expected it left out "
+                "(spacing_mm sets how fine they are)"
+            )
+        return self
 
     @model_validator(mode="after")
     def _has_a_modality_per_channel(self) -> DecathlonData:
@@ -209,6 +247,11 @@ class DatasetsData(SegmentationData):
                         f"found {field} {getattr(part, field)!r} in datasets.{name} and {getattr(self, field)!r} for "
                         f"all; expected one {field}: set it beside kind: datasets"
                     )
+            if isinstance(part, DecathlonData) and part.dimensions == 3:
+                raise ValueError(
+                    f"found volumes (dimensions: 3) in datasets.{name}; expected slices (dimensions: 2), or the "
+                    "volumes of one data set by themselves (kind: decathlon)"
+                )
         for field in _OF_THE_PARTS:
             if getattr(self, field) != type(self).model_fields[field].default:
                 raise ValueError(f"found {field} for all data sets; expected it in those that it is meant for")

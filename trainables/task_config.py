@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from trainables.frozen import Frozen, PositiveInt
+from trainables.frozen import SET_ONLY, Fraction, Frozen, PositiveInt
 
 #: Share, 0 to 1 without the ends.
 _OpenShare = Annotated[float, Field(gt=0.0, lt=1.0)]
@@ -43,17 +43,30 @@ SegmentationLoss = Annotated[DiceCrossEntropy | Focal | Tversky, Field(discrimin
 
 
 class SegmentationTask(Frozen):
-    """One class per pixel: an encoder (``model.name``) with a decoder of segmentation-models-pytorch."""
+    """One class per pixel: an encoder (``model.name``) with a decoder of segmentation-models-pytorch.
+
+    Of volumes: a U-Net of MONAI (``model.name``).
+    """
 
     kind: Literal["segmentation"] = "segmentation"
     decoder: str = Field("unet", description="Architecture in segmentation-models-pytorch: unet, unetplusplus, fpn, …")
-    depth: Annotated[int, Field(ge=3, le=5)] = Field(5, description="Halvings of the resolution in the encoder.")
+    depth: Annotated[int, Field(ge=3, le=5)] = Field(
+        5, description="Halvings of the resolution in the encoder; of volumes at most, as spacing and patch allow."
+    )
     width: Annotated[int, Field(ge=16, le=1024)] = Field(
         256, description="Channels of the deepest block of a U-Net's decoder; half of it in each block above."
     )
     loss: SegmentationLoss = Field(DiceCrossEntropy(), description="Of the pixels that are annotated.")
-    patch_size: PositiveInt | None = Field(
-        None, description="Side in px of the random crops that are trained on; none: whole images."
+    patch_size: PositiveInt | tuple[PositiveInt, PositiveInt, PositiveInt] | None = Field(
+        None,
+        description="Side in px of the random crops that are trained on, of volumes also slices, rows and columns; "
+        "none: whole images.",
+    )
+    foreground_share: Fraction | None = Field(
+        None,
+        description="Share of the crops of volumes that are centred on a voxel of a random class in them; none: a "
+        "third (nnU-Net).",
+        json_schema_extra=SET_ONLY,
     )
     patches_per_epoch: PositiveInt | None = Field(
         None,
@@ -75,14 +88,18 @@ class SegmentationTask(Frozen):
     )
 
     @property
-    def window_size(self) -> int | None:
-        """Side in px of the windows of evaluation; None: whole images."""
+    def window_size(self) -> int | tuple[int, int, int] | None:
+        """Side or sides in px of the windows of evaluation; None: whole images."""
         return self.patch_size if self.inference == "windows" else None
+
+    def patch_sides(self, axes: int) -> tuple[int, ...] | None:
+        """Return the sides of patches of images with so many axes, None for whole images."""
+        return (self.patch_size,) * axes if isinstance(self.patch_size, int) else self.patch_size
 
     @model_validator(mode="after")
     def _patches_halve(self) -> SegmentationTask:
         side = 2**self.depth
-        if self.patch_size is not None and self.patch_size % side:
+        if isinstance(self.patch_size, int) and self.patch_size % side:
             raise ValueError(
                 f"patch_size: found {self.patch_size}, which cannot be halved {self.depth} times; expected a multiple "
                 f"of {side}"

@@ -18,6 +18,7 @@ EXAMPLES: dict[str, str] = {
     "Study.task": "{kind: segmentation, patch_size: 96}",
     "SegmentationTask.patch_size": "96",
     "SegmentationTask.patches_per_epoch": "320",
+    "SegmentationTask.foreground_share": "0.5",
     "SegmentationTask.decoder": "unetplusplus",
     "SegmentationTask.loss": "{kind: tversky, alpha: 0.3, beta: 0.7}",
     "TrialConfig.task": "{kind: segmentation, patch_size: 96}",
@@ -72,6 +73,7 @@ EXAMPLES: dict[str, str] = {
     "DecathlonData.path": "Task03_Liver",
     "DecathlonData.slices": "{axis: 2, every: 2, without_foreground: drop}",
     "DecathlonData.modalities": "[1]",
+    "DecathlonData.spacing_mm": "[5, 0.8, 0.8]",
     "DatasetsData.datasets": "{drive: {kind: image_mask_folder, path: drive}, "
     "chase: {kind: image_mask_folder, path: chase}}",
     "DatasetsData.train_on": "[drive]",

@@ -175,7 +175,7 @@ class Inputs:
 
         found = {}
         for name, source in config.evaluation.foreign.items():
-            data = fit_foreign_data(source.data, config.data)
+            data = fit_foreign_data(source.data, config.data, self.dataset(config.data))
             fingerprint = self._load(data).fingerprint
             found[name] = source.model_copy(update={"data": data, "fingerprint": fingerprint})
         return config.evaluation.model_copy(update={"foreign": found})

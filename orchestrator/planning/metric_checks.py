@@ -14,6 +14,7 @@ from orchestrator.study.search.config import SEEN_OVER_SHIFTS
 from trainables.errors import StudyError
 from trainables.evaluation.attribution.components import find_components
 from trainables.evaluation.attribution.table import CENTRE_PRIOR, split_attribution
+from trainables.evaluation.metric_tables.segmentation import OF_IMAGES_ALONE
 from trainables.evaluation.metric_tables.views import is_of_class
 from trainables.evaluation.metrics import (
     HEADLINE_FAILURE,
@@ -201,6 +202,8 @@ def _find_undefined_of_task(name: str, kind: str, component: str, data: Dataset)
         if data.components:
             return f"{name} is a metric of one class per image, and task is segmentation; expected one such as dice"
         return f"{name} is a metric of segmentations, and task is classification; expected one such as accuracy"
+    if name in OF_IMAGES_ALONE and data.splits["train"].holds_volumes:
+        return f"{name} is a metric of images, and the data are volumes"
     if kind != "dataset" or (component in data.components and data.components[1:]):
         return None
     return f"there are {', '.join(data.components)}" if data.components[1:] else "data.kind is not datasets"

@@ -21,6 +21,7 @@ from trainables.regularisers import (
     choose_group_columns,
     find_part,
 )
+from trainables.tasks.volumes import find_problems_of_volumes
 from trainables.training.selection import reads_select_by
 
 
@@ -44,6 +45,7 @@ class SettingsChecks:
         yield from self._find_in_training(config)
         yield from self._find_in_labels(config)
         yield from self._find_in_groups(config)
+        yield from find_problems_of_volumes(config, self._data)
         weights = weights_of(config)
         if isinstance(weights, ImageNetPretraining) and weights.file is not None and weights.weights != "default":
             yield (

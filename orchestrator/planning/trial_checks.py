@@ -74,7 +74,8 @@ def _check_trial(config: TrialConfig, data: Dataset) -> None:
     from trainables.tasks.find import find_task
     from trainables.trial import build_network
 
-    find_task(config.task).check(config, data)
+    task = find_task(config.task)
+    task.check(config, data)
     check_shifts(data, config.evaluation)
     check_scores(config.evaluation.confidence_scores)
     _check_roles(config, data)
@@ -88,10 +89,10 @@ def _check_trial(config: TrialConfig, data: Dataset) -> None:
     model = build_network(config.model, start, data, config.regulariser, config.task)
     if config.evaluation.mc_dropout > 0:
         find_dropout(model)
-    _check_step(model, config, data)
+    _check_step(model, config, task.take_inputs(data.splits["train"].images[:1]).shape[1:])
     _check_groups(model, config)
     if config.evaluation.store_layers:
-        check_layers(model, config.evaluation.store_layers, data.splits["test"].images[:2])
+        check_layers(model, config.evaluation.store_layers, task.take_inputs(data.splits["test"].images[:2]))
     described = config.evaluation.representation.layers
     if described and described != "auto":
         check_described_layers(model, described, torch.from_numpy(data.splits["test"].images[:2].copy()))
@@ -143,8 +144,13 @@ def _check_roles(config: TrialConfig, data: Dataset) -> None:
             )
 
 
-def _check_step(model: Classifier, config: TrialConfig, data: Dataset) -> None:
+def _check_step(model: Classifier, config: TrialConfig, shape: tuple[int, ...]) -> None:
     """Run a forward pass of training on the smallest batch that there can be: one image if batches have one, else two.
+
+    Args:
+        model: the network.
+        config: the trial.
+        shape: channels and sides of what the network sees at once.
 
     Raises:
         ConfigError: if the network refuses it, or ``training.fine_tune`` does not fit the network.
@@ -156,7 +162,7 @@ def _check_step(model: Classifier, config: TrialConfig, data: Dataset) -> None:
     num_images = 1 if _has_single_images(config) else 2
     freeze(model, find_rate_factors(model, config))
     set_training_mode(model, config)
-    images = torch.zeros(num_images, *data.splits["train"].images.shape[1:])
+    images = torch.zeros(num_images, *shape)
     try:
         with torch.no_grad():
             model(images)

@@ -42,6 +42,8 @@ def build_examples(config: TrialConfig, *, cache_dir: Path) -> Examples:
     import torch
 
     from trainables.data.load import load_dataset
+    from trainables.data.segmentation.extents import find_extents
+    from trainables.ops.geometry import index_first
     from trainables.seeding import hash_ids, mix
     from trainables.shifts.bank import build_shifts
 
@@ -51,6 +53,8 @@ def build_examples(config: TrialConfig, *, cache_dir: Path) -> Examples:
     label = int(test.labels.max())
     row = int((test.labels == label).argmax())
     image = torch.from_numpy(test.images[row : row + 1].copy())
+    if test.holds_volumes:  # as it is evaluated, without its padding
+        image = image[index_first(find_extents(test)[row].tolist())]
     seeds = mix(torch.from_numpy(hash_ids(test.ids[row : row + 1])), "shift", config.evaluation.shift_seed)
     rows: dict[str, list[tuple[bytes, str]]] = {}
     severities = []
@@ -58,8 +62,9 @@ def build_examples(config: TrialConfig, *, cache_dir: Path) -> Examples:
         if shift.severity:
             rows.setdefault(shift.name, []).append((_png(shift.apply(image, seeds)), word_strength(shift.strength)))
             severities.append(shift.severity)
+    shown, kind = ", central slice" * test.holds_volumes, "" if data.components else "class "
     return Examples(
-        image=f"{test.ids[row]}, {'' if data.components else 'class '}{(data.components or data.classes)[label]}",
+        image=f"{test.ids[row]}{shown}, {kind}{(data.components or data.classes)[label]}",
         severities=tuple(sorted(set(severities))),
         original=_png(image),
         rows={name: tuple(cells) for name, cells in rows.items()},
@@ -68,9 +73,11 @@ def build_examples(config: TrialConfig, *, cache_dir: Path) -> Examples:
 
 
 def _png(image: Tensor) -> bytes:
-    """Return a 1 × C × H × W uint8 tensor as PNG, at most ``MAX_SIDE_PX`` wide or high."""
+    """Return a 1 × C × H × W uint8 tensor as PNG, at most ``MAX_SIDE_PX`` a side; of a volume its central slice."""
     from PIL import Image
 
+    if image.ndim == 5:
+        image = image[:, :, image.shape[2] // 2]
     pixels = image[0].permute(1, 2, 0).cpu().numpy()
     picture = Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels)
     picture.thumbnail((MAX_SIDE_PX, MAX_SIDE_PX), Image.Resampling.LANCZOS)

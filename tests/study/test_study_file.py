@@ -81,9 +81,9 @@ def test_a_user_without_a_home_folder_names_a_cache(monkeypatch: pytest.MonkeyPa
     assert parse_study(f"{HEAD}\nexecution: {{cache_dir: {tmp_path}}}", source="s").execution.cache_dir == tmp_path
 
 
-@pytest.mark.parametrize(("name", "num_arms"), [("quickstart", 12), ("pneumonia", 12)])
+@pytest.mark.parametrize(("name", "num_arms"), [("quickstart", 12), ("pneumonia", 12), ("spleen-volumes", 3)])
 def test_the_example_studies_are_sound(name: str, num_arms: int) -> None:
-    study = load_study(CONFIGS / f"{name}.yaml")
+    study = load_study(CONFIGS / f"{name.replace('-', '_')}.yaml")
     assert study.study == name
     assert len(study.arms()) == num_arms
     assert study.replicates >= 2

@@ -48,7 +48,7 @@ class Augmenter:
             images: images of 1 or 3 channels.
             seeds: ``mix(hash_ids(ids), derive_seed(seed, replicate, "augmentation"), epoch)``.
         """
-        return self.policy(self._place(images, seeds, resize=geometry.resize_crop), seeds)
+        return self.policy(self.place(images, seeds, resize=geometry.resize_crop), seeds)
 
     def move(self, masks: UInt8[Tensor, "n 1 h w"], seeds: Int64[Tensor, " n"]) -> UInt8[Tensor, "n 1 H W"]:
         """Return segmentation masks cropped, flipped and moved like the images of the same seeds, by nearest pixel.
@@ -60,11 +60,18 @@ class Augmenter:
         Raises:
             ConfigError: the policy is AugMix.
         """
-        return self.policy.move(self._place(masks, seeds, resize=geometry.resize_crop_nearest), seeds)
+        return self.policy.move(self.place(masks, seeds, resize=geometry.resize_crop_nearest), seeds)
 
-    def _place(
+    def place(
         self, images: Images, seeds: Int64[Tensor, " n"], *, resize: Callable[..., Images]
     ) -> UInt8[Tensor, "n c H W"]:
+        """Return images or masks cropped and flipped, without the policy.
+
+        Args:
+            images: images or masks.
+            seeds: seeds of the images.
+            resize: function that cuts boxes out, see ``geometry.resize_crop``.
+        """
         if self.crop_scale_min is not None:
             boxes = draw_crops(seeds, scale_min=self.crop_scale_min, height=images.shape[2], width=images.shape[3])
             images = resize(images, boxes, size=self.image_size)

@@ -1,8 +1,9 @@
 """Decoded images on disk: one folder per content, memory-mapped by every process of a node.
 
     <cache_dir>/data/<key>/index.json   labels, ids, groups, sites, metadata of every set, checksums of the arrays
-    <cache_dir>/data/<key>/0.npy …      uint8 (n, channels, size, size), one file per set; beside it 0.masks.npy, or
-                                        0.targets.npy with the class of every pixel
+    <cache_dir>/data/<key>/0.npy …      uint8 (n, channels, size, size), of volumes (n, channels, depth, height, width),
+                                        one file per set; beside it 0.masks.npy, or 0.targets.npy with the class of
+                                        every pixel
 
 ``cache_writer`` writes a folder. Later damage is detected as in the ledger (``trainables/storage/completeness.py``).
 """
@@ -123,5 +124,5 @@ def _read_set(folder: Path, entry: dict[str, Any]) -> ImageSet:
     )
 
 
-def _map(folder: Path, name: str | None) -> UInt8[np.ndarray, "n height width"] | None:
+def _map(folder: Path, name: str | None) -> UInt8[np.ndarray, "n *space"] | None:
     return None if name is None else np.load(folder / name, mmap_mode="r", allow_pickle=False)

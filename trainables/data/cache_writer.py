@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import json
+import math
 import os
 import shutil
 import time
@@ -61,7 +62,7 @@ def write_dataset(folder: Path, table: Table, assignment: Assignment, config: Im
     temporary = folder.with_name(f"{folder.name}.{uuid.uuid4().hex[:12]}.tmp")
     temporary.mkdir(parents=True)
     try:
-        _check_space(temporary, int((assignment.sets != "").sum()), config)
+        _check_space(temporary, int((assignment.sets != "").sum()), _find_shape(table, config), config)
         sets, problems = _decode_sets(temporary, table, assignment, config)
         bad = [
             BadImage(table.file_names[row], table.rows[row], problem)
@@ -89,10 +90,10 @@ def write_dataset(folder: Path, table: Table, assignment: Assignment, config: Im
             "held_out": assignment.held_out,
             "components": table.components,
             "annotated": table.annotated,
-            "fingerprint": _compute_fingerprint(sets, assignment, config),
+            "fingerprint": _compute_fingerprint(sets, assignment, table, config),
             "quarantined": [[image.file_name, image.row, image.problem] for image in bad],
             "copies": copies,
-            "similar": asdict(_find_similar(sets, config)),
+            "similar": asdict(_find_similar(sets, table, config)),
             "conversions": Counter(how for row, how in sorted(table.conversions.items()) if row in kept_rows),
             "sets": [{key: value for key, value in entry.items() if key not in _NOT_INDEXED} for entry in sets],
             "files": describe_files(Folder(temporary), sorted(path.name for path in temporary.glob("*.npy"))),
@@ -124,13 +125,21 @@ def _put_in_place(temporary: Path, folder: Path) -> None:
         shutil.rmtree(folder, ignore_errors=True)  # processes that have mapped it keep their data
 
 
-def _check_space(folder: Path, num_images: int, config: ImageData) -> None:
-    needed = num_images * (config.channels + isinstance(config, SegmentationData)) * config.image_size**2
+def _find_shape(table: Table, config: ImageData) -> tuple[int, ...]:
+    """Return the sides of the stored images: height and width, of volumes depth, height and width."""
+    return table.shape or (config.image_size, config.image_size)
+
+
+def _check_space(folder: Path, num_images: int, shape: tuple[int, ...], config: ImageData) -> None:
+    needed = num_images * (config.channels + isinstance(config, SegmentationData)) * math.prod(shape)
     free = shutil.disk_usage(folder).free
     if needed > free:
+        what, smaller = f"images of {shape[0]} px", "smaller data.image_size"
+        if len(shape) > 2:
+            what, smaller = f"volumes of {' × '.join(map(str, shape))} voxels", "coarser data.spacing_mm"
         raise DiskFullError(
-            f"{num_images} images of {config.image_size} px need {needed / 2**30:.1f} GiB in {folder.parent}, which "
-            f"has {free / 2**30:.1f} GiB free: free some, or choose another cache_dir or a smaller data.image_size"
+            f"{num_images} {what} need {needed / 2**30:.1f} GiB in {folder.parent}, which has {free / 2**30:.1f} GiB "
+            f"free: free some, or choose another cache_dir or a {smaller}"
         )
 
 
@@ -163,16 +172,17 @@ def _decode_sets(
 def _decode_set(
     stem: Path, rows: Int64[np.ndarray, " n"], table: Table, config: ImageData
 ) -> tuple[dict[str, Any], dict[int, str]]:
-    size = config.image_size
+    shape = _find_shape(table, config)
     kind = "targets" if table.components else "masks"
     images_file, masks_file = f"{stem.name}.npy", f"{stem.name}.{kind}.npy" if table.pixels.has_masks else None
-    images = _create(stem.with_name(images_file), (len(rows), config.channels, size, size))
-    masks = _create(stem.with_name(masks_file), (len(rows), size, size)) if masks_file else None
+    images = _create(stem.with_name(images_file), (len(rows), config.channels, *shape))
+    masks = _create(stem.with_name(masks_file), (len(rows), *shape)) if masks_file else None
     digests, problems = table.pixels.decode(rows, images, masks)
     good = np.array([row not in problems for row in rows])
     hashed = digest_images(images)  # while they are in the page cache
     pixels = [digest for digest, keep in zip(hashed, good, strict=True) if keep]
-    is_compared = config.near_duplicates == "report" and size >= MIN_SIDE and len(table.ids) <= MAX_IMAGES
+    is_compared = config.near_duplicates == "report" and len(shape) == 2
+    is_compared = is_compared and config.image_size >= MIN_SIDE and len(table.ids) <= MAX_IMAGES
     thumbnails = list(shrink_images(images)[good]) if is_compared else [None] * len(pixels)
     if problems:
         _keep_rows(stem.with_name(images_file), images, good)
@@ -217,9 +227,11 @@ def _drop_rows(folder: Path, entry: dict[str, Any], rows: Mapping[int, str]) -> 
     }
 
 
-def _find_similar(sets: Sequence[dict[str, Any]], config: ImageData) -> SimilarPairs:
+def _find_similar(sets: Sequence[dict[str, Any]], table: Table, config: ImageData) -> SimilarPairs:
     """Return the pairs of images that look like copies of each other without having the same pixels."""
     places = [(str(entry["name"]), place) for entry in sets for place in range(len(entry["rows"]))]
+    if table.shape is not None:
+        return SimilarPairs({}, (), unchecked="volumes")
     if config.near_duplicates == "ignore":
         return SimilarPairs({}, (), unchecked="data.near_duplicates: ignore")
     if config.image_size < MIN_SIDE:
@@ -289,7 +301,9 @@ def _check_external(before: np.ndarray, after: np.ndarray) -> None:
         )
 
 
-def _compute_fingerprint(sets: Sequence[dict[str, Any]], assignment: Assignment, config: ImageData) -> str:
+def _compute_fingerprint(
+    sets: Sequence[dict[str, Any]], assignment: Assignment, table: Table, config: ImageData
+) -> str:
     """Return the sha256 of all rows' identity and content and of the settings that change pixels, without paths."""
     classes = (*assignment.classes, *assignment.held_out)
     labels = assignment.components or classes
@@ -303,4 +317,6 @@ def _compute_fingerprint(sets: Sequence[dict[str, Any]], assignment: Assignment,
     settings: list[Any] = [FINGERPRINT_VERSION, config.image_size, config.channels, config.resize, list(classes)]
     if isinstance(config, FileData) and (config.window, config.scale, config.frame) != (None, None, None):
         settings.append([config.window, config.scale, config.frame])  # only if set: older fingerprints stay as they are
+    if table.shape is not None:
+        settings.append(table.shape)
     return hash_json([settings, rows])

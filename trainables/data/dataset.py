@@ -10,6 +10,9 @@ from jaxtyping import Int64, UInt8
 
 #: Target of pixels that no loss and no metric counts: outside the field of view, in a border, or not annotated.
 UNCOUNTED = 255
+#: Columns of volumes: their slices, rows and columns, where the stored array may be larger; sides of a voxel in mm.
+EXTENT = ("num_slices", "num_rows", "num_columns")
+SPACING = ("spacing_slice", "spacing_row", "spacing_column")
 
 
 @dataclass(frozen=True)
@@ -17,8 +20,8 @@ class ImageSet:
     """One split or external set; row i of every array belongs to one image."""
 
     name: str
-    #: Memory-mapped, read-only, values 0–255.
-    images: UInt8[np.ndarray, "n channels height width"]
+    #: Memory-mapped, read-only, values 0–255; n × channels × height × width, of volumes × depth × height × width.
+    images: UInt8[np.ndarray, "n channels *space"]
     #: Index into ``Dataset.classes``, −1 for images of none of them; of a segmentation index into its ``components``.
     labels: Int64[np.ndarray, " n"]
     #: Immutable ids, unique over the whole data set.
@@ -30,12 +33,17 @@ class ImageSet:
     #: Further columns, one value per image: those of a manifest, or nuisance and lesion statistics of a phantom.
     metadata: dict[str, list[Any]] = field(default_factory=dict)
     #: Lesion masks of a phantom: 0 background, k the k-th lesion of the image. Those of files: ``load_test_masks``.
-    masks: UInt8[np.ndarray, "n height width"] | None = None
+    masks: UInt8[np.ndarray, "n *space"] | None = None
     #: Class of every pixel of a segmentation data set: an index into ``Dataset.classes`` or ``UNCOUNTED``; mapped, too.
-    targets: UInt8[np.ndarray, "n height width"] | None = None
+    targets: UInt8[np.ndarray, "n *space"] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def holds_volumes(self) -> bool:
+        """Whether the images have a depth."""
+        return self.images.ndim == 5
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from trainables.data.dataset import Dataset, ImageSet
+from trainables.data.segmentation.extents import find_extents, find_sides
 
 #: Classes and sites that a line names; of more only the number is given.
 MAX_NAMED = 12
@@ -23,10 +24,13 @@ def describe_dataset(data: Dataset) -> dict[str, str]:
     for name, images in data.ood.items():
         lines[name] = f"{len(images):,} images of no class that is trained on"
     sets = [*data.splits.values(), *data.external.values()]
+    if sets[0].holds_volumes:
+        lines["volumes"] = _describe_voxels(data)
     if has_groups(data):
         lines["groups"] = f"{sum(len(set(images.groups.tolist())) for images in sets):,}, each in one set"
     else:
-        lines["groups"] = "one per image: if several show one patient, they may lie in several sets"
+        what = "volume" if sets[0].holds_volumes else "image"
+        lines["groups"] = f"one per {what}: if several show one patient, they may lie in several sets"
     names, counts = np.unique(np.concatenate([images.sites for images in sets]), return_counts=True)
     sites = [f"{name} {count:,}" for name, count in zip(names, counts, strict=True) if name]
     if sites:
@@ -67,10 +71,23 @@ def _count_foreground(images: ImageSet, data: Dataset) -> str:
     area = np.array(images.metadata["foreground_px"])
     parts = np.bincount(images.labels, minlength=len(data.components))
     named = [f"{name} {number:,}" for name, number in zip(data.components, parts, strict=True) if number]
-    text = f"{len(images):,} images: " + (f"{', '.join(named)}; " if len(data.components) > 1 else "")
-    text += f"{area.sum() / (len(images) * images.images[0, 0].size):.1%} of all pixels are not {data.classes[0]}"
+    what, pixels, of_what = "image", len(images) * images.images[0, 0].size, "pixels"
+    if images.holds_volumes:
+        what, pixels, of_what = "volume", int(find_extents(images).prod(axis=1).sum()), "voxels"
+    text = f"{len(images):,} {what}s: " + (f"{', '.join(named)}; " if len(data.components) > 1 else "")
+    text += f"{area.sum() / pixels:.1%} of all {of_what} are not {data.classes[0]}"
     empty = int((area == 0).sum())
-    return text + (f"; {empty:,} image{'s' * (empty != 1)} without any" if empty else "")
+    return text + (f"; {empty:,} {what}{'s' * (empty != 1)} without any" if empty else "")
+
+
+def _describe_voxels(data: Dataset) -> str:
+    """Return the sizes of volumes and of their voxels."""
+    sets = [*data.splits.values(), *data.external.values()]
+    extents = np.concatenate([find_extents(images) for images in sets])
+    small, large = (" × ".join(map(str, each.tolist())) for each in (extents.min(axis=0), extents.max(axis=0)))
+    sides = " × ".join(f"{side:g}" for side in find_sides(sets[0])[0])
+    size = small if small == large else f"{small} to {large}"
+    return f"{size} voxels (slices × rows × columns) of {sides} mm"
 
 
 def _count_classes(images: ImageSet, data: Dataset) -> str:

@@ -38,7 +38,7 @@ class ImageFeed:
     def __len__(self) -> int:
         return len(self.images)
 
-    def batches(self, rows: Int64[np.ndarray, " n"], sizes: Sequence[int]) -> Iterator[UInt8[Tensor, "m c h w"]]:
+    def batches(self, rows: Int64[np.ndarray, " n"], sizes: Sequence[int]) -> Iterator[UInt8[Tensor, "m c *space"]]:
         """Yield the images of ``rows`` in batches of ``sizes``, which sum to the number of rows."""
         if self._resident is not None:
             # One transfer of row numbers for all batches.
@@ -52,7 +52,7 @@ class ImageFeed:
         for part in parts:
             yield torch.from_numpy(self.images.images[part])  # fancy indexing copies only this batch
 
-    def _prefetch(self, parts: Sequence[Int64[np.ndarray, " m"]]) -> Iterator[UInt8[Tensor, "m c h w"]]:
+    def _prefetch(self, parts: Sequence[Int64[np.ndarray, " m"]]) -> Iterator[UInt8[Tensor, "m c *space"]]:
         """Yield the images of ``parts``; the next part is read from the map while the GPU processes the current one."""
         with ThreadPoolExecutor(max_workers=1) as reader:
             coming: Future[Tensor] = reader.submit(self._read_pinned, parts[0])
@@ -61,7 +61,7 @@ class ImageFeed:
                 yield ready.result().to(self.device, non_blocking=True)
             yield coming.result().to(self.device, non_blocking=True)
 
-    def _read_pinned(self, part: Int64[np.ndarray, " m"]) -> UInt8[Tensor, "m c h w"]:
+    def _read_pinned(self, part: Int64[np.ndarray, " m"]) -> UInt8[Tensor, "m c *space"]:
         with torch.cuda.device(self.device):
             return torch.from_numpy(self.images.images[part]).pin_memory()
 

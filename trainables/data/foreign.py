@@ -9,15 +9,28 @@ import numpy as np
 
 from trainables.data.dataset import Dataset
 from trainables.data.load import load_dataset
+from trainables.data.segmentation.extents import find_sides
 from trainables.data.splits import is_set_name
 from trainables.data_config import DataConfig
 from trainables.errors import ConfigError
 from trainables.evaluation_config import EvaluationConfig
+from trainables.segmentation_data_config import DecathlonData
 
 
-def fit_foreign_data(foreign: DataConfig, data: DataConfig) -> DataConfig:
-    """Return ``foreign`` with the side and the channels that the study's images have."""
-    return foreign.model_copy(update={"image_size": data.image_size, "channels": data.channels})
+def fit_foreign_data(foreign: DataConfig, data: DataConfig, dataset: Dataset) -> DataConfig:
+    """Return ``foreign`` with the side and the channels that the study's images have, volumes with their spacing.
+
+    Args:
+        foreign: config of the other source.
+        data: config of the study's data set.
+        dataset: the study's data set.
+    """
+    fitted = foreign.model_copy(update={"image_size": data.image_size, "channels": data.channels})
+    train = dataset.splits["train"]
+    if isinstance(fitted, DecathlonData) and fitted.dimensions == 3 and train.holds_volumes:
+        thickness, height, width = find_sides(train)[0].tolist()
+        return fitted.model_copy(update={"spacing_mm": (thickness, height, width)})
+    return fitted
 
 
 def load_evaluated(data: DataConfig, evaluation: EvaluationConfig, *, cache_dir: Path) -> Dataset:
@@ -33,6 +46,7 @@ def with_foreign_sets(
 ) -> Dataset:
     """Return ``dataset`` with the test images of every ``evaluation.foreign`` source in ``ood``, labels −1.
 
+    Volumes have the spacing of the data set.
     Masks of a source say nothing about the classes of the study, and are left out.
 
     Args:
@@ -54,6 +68,7 @@ def with_foreign_sets(
                 f"digits, '_', '-', '.' or blanks inside, and none of train, val, test, held_out"
                 + "".join(f", {each}" for each in dataset.external)
             )
-        images = load_dataset(fit_foreign_data(source.data, data), cache_dir=cache_dir, verify=verify).splits["test"]
+        fitted = fit_foreign_data(source.data, data, dataset)
+        images = load_dataset(fitted, cache_dir=cache_dir, verify=verify).splits["test"]
         found[name] = replace(images, name=name, labels=np.full(len(images), -1), targets=None)
     return replace(dataset, ood=found)

@@ -26,8 +26,8 @@ class Pixels(Protocol):
     def decode(
         self,
         rows: Int64[np.ndarray, " n"],
-        images: UInt8[np.ndarray, "n channels height width"],
-        masks: UInt8[np.ndarray, "n height width"] | None,
+        images: UInt8[np.ndarray, "n channels *space"],
+        masks: UInt8[np.ndarray, "n *space"] | None,
     ) -> tuple[list[str], dict[int, str]]:
         """Fill ``images[i]`` (and ``masks[i]``) with the table's row ``rows[i]``.
 
@@ -63,6 +63,8 @@ class Table:
     components: tuple[str, ...] = ()
     #: Data set -> indices of the classes that its masks tell apart.
     annotated: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    #: Depth, height and width of stored volumes; None: images of the size of the config.
+    shape: tuple[int, int, int] | None = None
 
 
 @dataclass(frozen=True)

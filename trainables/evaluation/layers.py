@@ -55,7 +55,7 @@ class LayerRecorder:
             for handle in handles:
                 handle.remove()
 
-    def record(self, images: UInt8[Tensor, "n c h w"], number: int) -> None:
+    def record(self, images: UInt8[Tensor, "n c *space"], number: int) -> None:
         """Keep the arrays of the first ``number`` images of the batch that the model has just seen.
 
         Raises:
@@ -107,7 +107,7 @@ def find_layer(backbone: nn.Module, name: str, *, setting: str) -> nn.Module:
         ) from None
 
 
-def check_layers(model: Classifier, layers: Sequence[str], images: UInt8[np.ndarray, "n c h w"]) -> None:
+def check_layers(model: Classifier, layers: Sequence[str], images: UInt8[np.ndarray, "n c *space"]) -> None:
     """Check on some images that layers exist and give maps of positions.
 
     Raises:

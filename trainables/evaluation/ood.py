@@ -6,6 +6,7 @@ serve as a confidence as well.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,7 +27,7 @@ _BLOCK = 1 << 23
 
 
 def compute_intensity_histograms(
-    images: UInt8[np.ndarray, "n channels height width"], *, bins: int = 64
+    images: UInt8[np.ndarray, "n channels *space"], *, bins: int = 64
 ) -> Float32[np.ndarray, "n shares"]:
     """Return the share of pixels in each bin of intensity, the bins of all channels in a row.
 
@@ -38,7 +39,7 @@ def compute_intensity_histograms(
     """
     num_images, channels = images.shape[:2]
     found = np.empty((num_images, channels * bins), dtype=np.float32)
-    pixels = images.shape[2] * images.shape[3]
+    pixels = math.prod(images.shape[2:])
     step = max(1, _BLOCK // (channels * pixels))
     for start in range(0, num_images, step):
         block = images[start : start + step].reshape(-1, pixels) // (256 // bins)

@@ -118,10 +118,10 @@ def check_sums(file: io.BytesIO) -> None:
 
 
 #: Maps uint8 images and their slice of the set to the shifted uint8 images.
-Transform = Callable[[UInt8[Tensor, "m c h w"], slice], UInt8[Tensor, "m c h w"]]
+Transform = Callable[[UInt8[Tensor, "m c *space"], slice], UInt8[Tensor, "m c *space"]]
 
 
-def keep(batch: UInt8[Tensor, "m c h w"], rows: slice) -> UInt8[Tensor, "m c h w"]:
+def keep(batch: UInt8[Tensor, "m c *space"], rows: slice) -> UInt8[Tensor, "m c *space"]:
     """Return ``batch`` unchanged: the transform of an unshifted pass."""
     return batch
 

@@ -75,7 +75,7 @@ def choose_shifts(data: Dataset, config: EvaluationConfig) -> tuple[list[Shift],
     entry ``{"shift/<name>": reason}``.
 
     Raises:
-        ConfigError: if a shift, severity or modality is unknown or repeated.
+        ConfigError: if a shift, severity or modality is unknown or repeated, or a shift means nothing for volumes.
     """
     return _leave_out(data, build_shifts(config, data.modality), "shift")
 
@@ -89,14 +89,23 @@ def choose_validation_shifts(data: Dataset, config: EvaluationConfig) -> tuple[l
 
 
 def _leave_out(data: Dataset, shifts: Sequence[Shift], prefix: str) -> tuple[list[Shift], dict[str, str]]:
-    is_grey = data.splits["test"].images.shape[1] == 1
+    test = data.splits["test"]
+    is_grey = test.images.shape[1] == 1
     left_out = {
         f"{prefix}/{shift.name}": "changes nothing in grey images, so it is left out of the evaluation and of every "
         "mean"
         for shift in shifts
         if is_grey and shift.needs_colour
     }
-    return [IDENTITY, *(shift for shift in shifts if f"{prefix}/{shift.name}" not in left_out)], left_out
+    chosen = [shift for shift in shifts if f"{prefix}/{shift.name}" not in left_out]
+    flat = list(dict.fromkeys(shift.name for shift in chosen if test.holds_volumes and not shift.fits_volumes))
+    if flat:
+        raise ConfigError(
+            f"evaluation.{'validation_' * prefix.startswith('validation')}shifts: found {', '.join(flat)} with volumes "
+            "(data.dimensions: 3), whose slices would be changed one by one as if each were a picture of its own; "
+            "expected noise, blur, brightness, contrast, gamma, jpeg, pixelate, zoom_blur or elastic_transform"
+        )
+    return [IDENTITY, *chosen], left_out
 
 
 def check_shifts(data: Dataset, config: EvaluationConfig) -> None:
@@ -218,7 +227,8 @@ def open_copies(feed: ImageFeed, data: Dataset, config: EvaluationConfig, execut
     images = feed.images
     return ShiftedCopies(
         execution.cache_dir.expanduser() / "shifts",
-        budget_bytes=int(execution.shift_cache_gib * 2**30),
+        # Volumes are shifted without the padding that they are stored with.
+        budget_bytes=0 if images.holds_volumes else int(execution.shift_cache_gib * 2**30),
         feed=feed,
         seeds=mix(torch.from_numpy(hash_ids(images.ids)).to(feed.device), "shift", config.shift_seed),
         content=(data.fingerprint, images.name, config.shift_seed),

@@ -67,7 +67,7 @@ class Classifier(nn.Module):
         """The last layer, or dropout followed by it."""
         return self.backbone.get_submodule(self.head_name)
 
-    def normalise(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n c h w"]:
+    def normalise(self, images: UInt8[Tensor, "n c *space"]) -> Float[Tensor, "n c *space"]:
         """Return normalised float images at the size of the data, after stain normalisation if the model has it."""
         if self.stain is not None:
             images = self.stain(images)
@@ -94,7 +94,7 @@ class Classifier(nn.Module):
         logits, inputs = self.forward_recording(images, _last_layer(self.head))
         return torch.cat([logits, self.confidence(flatten_map(inputs))], dim=1)
 
-    def forward_recording(self, images: Float[Tensor, "n c h w"], *layers: nn.Module) -> tuple[Tensor, ...]:
+    def forward_recording(self, images: Float[Tensor, "n c *space"], *layers: nn.Module) -> tuple[Tensor, ...]:
         """Return the logits and the input of each of ``layers``, in this order."""
         seen: dict[nn.Module, Tensor] = {}
         hooks = [
@@ -337,9 +337,9 @@ def find_head(backbone: nn.Module, num_classes: int, *, name: str) -> str:
     return heads[-1]
 
 
-def _last_layer(module: nn.Module) -> nn.Linear | nn.Conv2d:
-    layer = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d)][-1]
-    assert isinstance(layer, nn.Linear | nn.Conv2d)
+def _last_layer(module: nn.Module) -> nn.Linear | nn.Conv2d | nn.Conv3d:
+    layer = [m for m in module.modules() if isinstance(m, nn.Linear | nn.Conv2d | nn.Conv3d)][-1]
+    assert isinstance(layer, nn.Linear | nn.Conv2d | nn.Conv3d)
     return layer
 
 

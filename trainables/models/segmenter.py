@@ -18,10 +18,11 @@ from trainables.errors import ConfigError
 from trainables.model_config import ModelConfig
 from trainables.models.adaptation import make_grey
 from trainables.models.networks import Classifier, create_backbone
+from trainables.ops.geometry import index_first
 from trainables.task_config import SegmentationTask
 
 #: Name of the last block inside the network, a convolution to one map per class.
-_HEAD = "segmentation_head"
+HEAD = "segmentation_head"
 #: Module whose output is the bottleneck: the encoder's last map.
 BOTTLENECK = "bottleneck"
 
@@ -41,16 +42,16 @@ class Segmenter(Classifier):
     """
 
     def __init__(self, backbone: nn.Module, *, mean: Tensor, std: Tensor, depth: int) -> None:
-        super().__init__(backbone, head=_HEAD, mean=mean, std=std, input_size=0)
+        super().__init__(backbone, head=HEAD, mean=mean, std=std, input_size=0)
         self.depth = depth
         #: Passes the encoder's last map on, so that it can be recorded like any layer.
         backbone.add_module(BOTTLENECK, nn.Identity())
 
-    def forward(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n classes h w"]:
+    def forward(self, images: Float[Tensor, "n c *space"]) -> Float[Tensor, "n classes *space"]:
         """Return the logits of normalised images, in float32 under autocast too."""
-        return self.classify(self.decode(images), *images.shape[-2:])
+        return self.classify(self.decode(images), *images.shape[2:])
 
-    def decode(self, images: Float[Tensor, "n c h w"]) -> Tensor:
+    def decode(self, images: Float[Tensor, "n c *space"]) -> Tensor:
         """Return the decoder's last map, the input of ``classify``, for normalised images."""
         height, width = images.shape[-2:]
         side = 2**self.depth
@@ -62,10 +63,10 @@ class Segmenter(Classifier):
         decoded: Tensor = self.backbone.get_submodule("decoder")(maps)
         return decoded
 
-    def classify(self, decoded: Tensor, height: int, width: int) -> Float[Tensor, "n classes h w"]:
-        """Return the logits of images of ``height`` × ``width`` px from the decoder's last map."""
+    def classify(self, decoded: Tensor, *sides: int) -> Float[Tensor, "n classes *space"]:
+        """Return the logits of images with these sides from the decoder's last map."""
         logits: Tensor = self.head(decoded)
-        return logits[..., :height, :width]
+        return logits[index_first(sides)]
 
     def load_encoder(self, state: Mapping[str, Tensor], *, origin: str) -> None:
         """Load the weights of everything but the head, or of a classification network with this encoder.
@@ -143,8 +144,8 @@ def build_segmenter(
         make_grey(model.backbone)
         model.mean, model.std = model.mean.mean(1, keepdim=True), model.std.mean(1, keepdim=True)
     if dropout > 0.0:
-        head = model.backbone.get_submodule(_HEAD)
-        setattr(model.backbone, _HEAD, nn.Sequential(nn.Dropout2d(dropout), *head.children()))
+        head = model.backbone.get_submodule(HEAD)
+        setattr(model.backbone, HEAD, nn.Sequential(nn.Dropout2d(dropout), *head.children()))
     _check_output(model, config, task, num_classes=num_classes, image_size=image_size)
     return model
 
@@ -159,7 +160,8 @@ def _check_output(
         ConfigError: it does not, or refuses them: some decoders take some encoders, depths and sizes only.
     """
     side = 2**task.depth
-    size = -(-min(task.patch_size or image_size, _LARGEST_TRIED) // side) * side
+    (patch, *_) = task.patch_sides(2) or (image_size,)
+    size = -(-min(patch, _LARGEST_TRIED) // side) * side
     images = torch.zeros(1, model.mean.shape[1], size, size)
     model.eval()
     try:

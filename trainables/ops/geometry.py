@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from typing import Any
+
 import torch
-from jaxtyping import Bool, Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, Shaped, UInt8
 from torch import Tensor
 
 from trainables.ops.pixels import choose, to_uint8_
@@ -126,3 +129,23 @@ def about_centre(matrices: Float[Tensor, "n 2 3"], *, height: int, width: int) -
 
 def _matrices(first: tuple[Tensor, ...], second: tuple[Tensor, ...]) -> Float[Tensor, "n 2 3"]:
     return torch.stack([torch.stack(first, dim=1), torch.stack(second, dim=1)], dim=1)
+
+
+def split_slices(volumes: Shaped[Tensor, "n c d h w"]) -> Shaped[Tensor, "slices c h w"]:
+    """Return volumes as images of their slices, those of a volume one after the other."""
+    return volumes.movedim(2, 1).flatten(0, 1)
+
+
+def join_slices(slices: Shaped[Tensor, "slices c h w"], depth: int) -> Shaped[Tensor, "n c d h w"]:
+    """Return slices as volumes of ``depth`` slices each."""
+    return slices.reshape(-1, depth, *slices.shape[1:]).movedim(1, 2).contiguous()
+
+
+def index_last(places: Iterable[slice]) -> tuple[Any, ...]:
+    """Return the index of a box along the last axes of an array."""
+    return (..., *places)
+
+
+def index_first(sides: Iterable[int]) -> tuple[Any, ...]:
+    """Return the index of the box with these sides in the first corner of the last axes of an array."""
+    return index_last(slice(0, side) for side in sides)

@@ -154,15 +154,15 @@ class ShiftedCopies:
                 self._folder,
             )
 
-    def transform(self, shift: Shift) -> Callable[[UInt8[Tensor, "m c h w"], slice], UInt8[Tensor, "m c h w"]]:
+    def transform(self, shift: Shift) -> Callable[[UInt8[Tensor, "m c *space"], slice], UInt8[Tensor, "m c *space"]]:
         """Return a function from images and their rows to the shifted images, read from the copy if there is one.
 
         Calls must go through the set from the first row to the last, any number of times. The copy is looked up at
         the start of each pass.
         """
-        mapped: UInt8[np.ndarray, "n c h w"] | None = None
+        mapped: UInt8[np.ndarray, "n c *space"] | None = None
 
-        def apply(images: UInt8[Tensor, "m c h w"], rows: slice) -> UInt8[Tensor, "m c h w"]:
+        def apply(images: UInt8[Tensor, "m c *space"], rows: slice) -> UInt8[Tensor, "m c *space"]:
             nonlocal mapped
             if rows.start == 0:
                 mapped = self._map(shift)
@@ -210,7 +210,7 @@ class ShiftedCopies:
         self._held.pop(path, None)
         path.unlink(missing_ok=True)
 
-    def _map(self, shift: Shift) -> UInt8[np.ndarray, "n c h w"] | None:
+    def _map(self, shift: Shift) -> UInt8[np.ndarray, "n c *space"] | None:
         """Return the memory-mapped copy after checking every byte; None if it is missing, damaged or unreadable."""
         path = self._locate(shift)
         try:

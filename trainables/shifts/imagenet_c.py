@@ -73,15 +73,15 @@ def _spatter(images: Images, strength: Strength, seeds: Seeds) -> Images:
 #: Operations by ImageNet-C's name.
 OPERATIONS: dict[str, Operation] = {
     "glass_blur": Operation(_glass_blur, (0.0, 0.0, 0.0)),
-    "zoom_blur": Operation(_zoom_blur, (1.0, 1.0)),
+    "zoom_blur": Operation(_zoom_blur, (1.0, 1.0), fold="slices"),
     "snow": Operation(_snow, (0.0, 0.0, 1.0, 1.0, 0.0, 0.0, 1.0)),
     "frost": Operation(_frost, (1.0, 0.0)),
     "fog": Operation(_fog, (0.0, 2.0)),
     "spatter": Operation(_spatter, (0.0, 0.0, 1.0, 1.0, 0.0, 0.0)),
-    "brightness": Operation(lambda x, s, seeds: colour_space.add_value(x, each(s, x)), 0.0),
-    "contrast": Operation(lambda x, s, seeds: colour_space.scale_contrast(x, each(s, x)), 1.0),
+    "brightness": Operation(lambda x, s, seeds: colour_space.add_value(x, each(s, x)), 0.0, fold="voxels"),
+    "contrast": Operation(lambda x, s, seeds: colour_space.scale_contrast(x, each(s, x)), 1.0, fold="voxels"),
     "saturate": Operation(
-        lambda x, s, seeds: colour_space.saturate(x, each(s, x, 0), each(s, x, 1)), (1.0, 0.0), needs_colour=True
+        lambda x, s, seeds: colour_space.saturate(x, each(s, x, 0), each(s, x, 1)), (1.0, 0.0), True, "voxels"
     ),
-    "elastic_transform": Operation(_elastic_transform, 0.0),
+    "elastic_transform": Operation(_elastic_transform, 0.0, fold="slices"),
 }

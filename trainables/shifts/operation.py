@@ -7,7 +7,7 @@ a pixel and have no effect, so up to .3 px are added (``scale_length``).
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int64, UInt8
@@ -22,6 +22,11 @@ Seeds = Int64[Tensor, " n"]
 REFERENCE_SIDE_PX = 224
 
 
+#: How volumes are shifted: as one image of all voxels where neighbours do not matter (noise, intensities), or slice by
+#: slice with the random numbers of the volume; a composition part by part.
+Fold = Literal["voxels", "slices", "parts"]
+
+
 class Operation(NamedTuple):
     """Operation of a shift, and the strength at which it is the identity."""
 
@@ -29,6 +34,8 @@ class Operation(NamedTuple):
     identity: Strength
     #: Whether images of one channel are returned unchanged.
     needs_colour: bool = False
+    #: None: it means nothing for volumes.
+    fold: Fold | None = None
 
 
 def scale_length(length_px: float, side_px: int) -> float:

@@ -52,24 +52,26 @@ def _gamma(images: Images, strength: Strength, seeds: Seeds) -> Images:
 
 #: Operations of ``shifts: all``, in this order. The identity of jpeg and shot noise is a limit that cannot be applied.
 DEFAULT: dict[str, Operation] = {
-    "gaussian_noise": Operation(lambda x, s, seeds: noise.add_gaussian_noise(x, each(s, x), seeds), 0.0),
-    "shot_noise": Operation(lambda x, s, seeds: noise.add_shot_noise(x, seeds, photons=one(s)), math.inf),
-    "impulse_noise": Operation(lambda x, s, seeds: noise.add_impulse_noise(x, each(s, x), seeds), 0.0),
-    "speckle_noise": Operation(lambda x, s, seeds: noise.add_speckle_noise(x, each(s, x), seeds), 0.0),
-    "gaussian_blur": Operation(_gaussian_blur, 0.0),
-    "defocus_blur": Operation(_defocus_blur, (0.0, 0.0)),
-    "motion_blur": Operation(_motion_blur, (0.0, 0.0)),
-    "brightness_up": Operation(_brightness, 1.0),
-    "brightness_down": Operation(_brightness, 1.0),
-    "contrast_up": Operation(_contrast, 1.0),
-    "contrast_down": Operation(_contrast, 1.0),
-    "gamma_up": Operation(_gamma, 1.0),
-    "gamma_down": Operation(_gamma, 1.0),
-    "saturation": Operation(
-        lambda x, s, seeds: colour.scale_saturation(x, each(s, x, 0), each(s, x, 1)), (1.0, 0.0), needs_colour=True
+    "gaussian_noise": Operation(lambda x, s, seeds: noise.add_gaussian_noise(x, each(s, x), seeds), 0.0, fold="voxels"),
+    "shot_noise": Operation(
+        lambda x, s, seeds: noise.add_shot_noise(x, seeds, photons=one(s)), math.inf, fold="voxels"
     ),
-    "jpeg": Operation(_jpeg, math.inf),
-    "pixelate": Operation(_pixelate, 1.0),
+    "impulse_noise": Operation(lambda x, s, seeds: noise.add_impulse_noise(x, each(s, x), seeds), 0.0, fold="voxels"),
+    "speckle_noise": Operation(lambda x, s, seeds: noise.add_speckle_noise(x, each(s, x), seeds), 0.0, fold="voxels"),
+    "gaussian_blur": Operation(_gaussian_blur, 0.0, fold="slices"),
+    "defocus_blur": Operation(_defocus_blur, (0.0, 0.0), fold="slices"),
+    "motion_blur": Operation(_motion_blur, (0.0, 0.0), fold="slices"),
+    "brightness_up": Operation(_brightness, 1.0, fold="voxels"),
+    "brightness_down": Operation(_brightness, 1.0, fold="voxels"),
+    "contrast_up": Operation(_contrast, 1.0, fold="voxels"),
+    "contrast_down": Operation(_contrast, 1.0, fold="voxels"),
+    "gamma_up": Operation(_gamma, 1.0, fold="voxels"),
+    "gamma_down": Operation(_gamma, 1.0, fold="voxels"),
+    "saturation": Operation(
+        lambda x, s, seeds: colour.scale_saturation(x, each(s, x, 0), each(s, x, 1)), (1.0, 0.0), True, "voxels"
+    ),
+    "jpeg": Operation(_jpeg, math.inf, fold="slices"),
+    "pixelate": Operation(_pixelate, 1.0, fold="slices"),
 }
 
 #: Every operation of the bank, in the order in which shifts are listed everywhere.

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from trainables.config import Execution, TrialConfig
@@ -54,6 +56,10 @@ class Classification:
         choose_shifts(data, config.evaluation)
         choose_validation_shifts(data, config.evaluation)
         check_label_maps(config.evaluation, data)
+
+    def take_inputs(self, images: UInt8[np.ndarray, "n c *space"]) -> UInt8[np.ndarray, "n c *seen"]:
+        """Return the images."""
+        return images
 
     def build_network(
         self, config: ModelConfig, data: Dataset, regulariser: RegulariserConfig, imagenet: Mapping[str, Tensor] | None

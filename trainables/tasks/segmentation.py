@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import UInt8
 from torch import Tensor
 
 from trainables.confidence_config import NoConfidence
 from trainables.config import Execution, FineTuning, TrialConfig
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
+from trainables.data.segmentation.extents import find_sides
 from trainables.errors import ConfigError
 from trainables.evaluation.detection.summary import save_detection
 from trainables.evaluation.layers import check_layers
+from trainables.evaluation.metric_tables.segmentation import OF_IMAGES_ALONE
+from trainables.evaluation.metrics import name_unshifted
 from trainables.evaluation.robustness import choose_shifts, choose_validation_shifts
 from trainables.evaluation.segmentation.evaluate import SegmentationEvaluation, list_evaluated
 from trainables.evaluation.segmentation.predict import predict_batches
@@ -28,11 +33,14 @@ from trainables.model_config import ModelConfig
 from trainables.models.mc_dropout import find_dropout
 from trainables.models.networks import Classifier
 from trainables.models.segmenter import Segmenter, build_segmenter
+from trainables.models.volume_segmenter import build_volume_segmenter
+from trainables.ops.geometry import index_first
 from trainables.regularisers import Dropout, RegulariserConfig, find_part
 from trainables.storage.completeness import DETECTION
 from trainables.task_config import SegmentationTask
 from trainables.tasks.classification import normalise_stains
 from trainables.tasks.task import OnProgress, Trained
+from trainables.tasks.volumes import find_problems_of_volumes
 from trainables.training.acceleration import Choice
 from trainables.training.loop import Learner
 from trainables.training.segmentation.batches import check_patch_size
@@ -65,16 +73,25 @@ class Segmentation:
                 "with masks: image_mask_folder, image_mask_csv, decathlon, organs, or datasets of these"
             )
         check_settings(config)
+        for problem in find_problems_of_volumes(config, data):
+            raise ConfigError(problem)
         check_regulariser(config.regulariser, self._config)
         check_patch_size(data.splits["train"], self._config.patch_size)
-        smallest = min(data.splits["test"].images.shape[-2:])
-        if smallest < PATCH:
+        smallest = min(data.splits["test"].images.shape[2:])
+        if smallest < PATCH and not data.splits["test"].holds_volumes:
             raise ConfigError(
                 f"data.image_size: found {smallest} px with task: segmentation, whose scores look at patches of "
                 f"{PATCH} px; expected no less"
             )
         choose_shifts(data, config.evaluation)
         choose_validation_shifts(data, config.evaluation)
+
+    def take_inputs(self, images: UInt8[np.ndarray, "n c *space"]) -> UInt8[np.ndarray, "n c *seen"]:
+        """Return the images, of volumes their first patch."""
+        sides = self._config.patch_sides(3)
+        if images.ndim < 5 or sides is None:
+            return images
+        return images[index_first(sides)]
 
     def build_network(
         self, config: ModelConfig, data: Dataset, regulariser: RegulariserConfig, imagenet: Mapping[str, Tensor] | None
@@ -84,14 +101,24 @@ class Segmentation:
         Raises:
             ConfigError: if encoder, decoder and weights do not fit each other, or the data the regulariser.
         """
-        dropout = find_part(regulariser, Dropout)
+        dropout, train = find_part(regulariser, Dropout), data.splits["train"]
+        probability = 0.0 if dropout is None else dropout.probability
+        if train.holds_volumes:
+            return build_volume_segmenter(
+                config,
+                self._config,
+                num_classes=data.num_classes,
+                channels=train.images.shape[1],
+                spacing=find_sides(train)[0].tolist(),
+                dropout=probability,
+            )
         model = build_segmenter(
             config,
             self._config,
             num_classes=data.num_classes,
-            channels=data.splits["train"].images.shape[1],
-            image_size=data.splits["train"].images.shape[-1],
-            dropout=0.0 if dropout is None else dropout.probability,
+            channels=train.images.shape[1],
+            image_size=train.images.shape[-1],
+            dropout=probability,
             imagenet=imagenet,
         )
         normalise_stains(model, data, regulariser)
@@ -104,7 +131,7 @@ class Segmentation:
         if config.evaluation.mc_dropout > 0:
             find_dropout(model)  # a network without it has to fail before the training
         if config.evaluation.store_layers:
-            check_layers(model, config.evaluation.store_layers, data.splits["test"].images[:2])
+            check_layers(model, config.evaluation.store_layers, self.take_inputs(data.splits["test"].images[:2]))
         return default
 
     @contextmanager
@@ -143,7 +170,7 @@ class Segmentation:
     def count_stored_bytes(self, data: Dataset, config: TrialConfig, model: Classifier, *, num_shifts: int) -> int:
         """Return the size of predicted classes and entropies in bytes; compressed, those of vessels take a quarter."""
         sets = (data.splits["val"], data.splits["test"], *data.external.values(), *data.ood.values())
-        pixels = sum(len(images) * images.images.shape[-2] * images.images.shape[-1] for images in sets)
+        pixels = sum(len(images) * math.prod(images.images.shape[2:]) for images in sets)
         return 2 * pixels // 4
 
     def evaluate(self, trained: Trained, on_progress: OnProgress) -> dict[str, Any]:
@@ -160,6 +187,8 @@ class Segmentation:
         ).run(trained.folder, on_progress=on_progress)
         save_detection(trained.folder, detection)
         left_out = choose_shifts(data, config)[1] | choose_validation_shifts(data, config)[1]
+        if data.splits["test"].holds_volumes:
+            left_out |= {name_unshifted(name): "it is a metric of images, not of volumes" for name in OF_IMAGES_ALONE}
         return {
             "metrics": evaluation.metrics | detection.metrics,
             "classes": list(data.classes),

@@ -7,6 +7,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import numpy as np
+from jaxtyping import UInt8
 from torch import Tensor
 
 from trainables.config import Execution, TrialConfig
@@ -54,6 +56,9 @@ class Task(Protocol):
         Raises:
             ConfigError: they do not fit.
         """
+
+    def take_inputs(self, images: UInt8[np.ndarray, "n c *space"]) -> UInt8[np.ndarray, "n c *seen"]:
+        """Return what of stored images the network sees at once: all of them, of volumes a patch."""
 
     def build_network(
         self, config: ModelConfig, data: Dataset, regulariser: RegulariserConfig, imagenet: Mapping[str, Tensor] | None

@@ -94,8 +94,10 @@ def resolve_memory_format(config: ModelConfig, model: Classifier, device: torch.
     """Return ``model.memory_format`` of the study; for auto what is faster as a rule, which depends on the network.
 
     channels_last is taken on GPUs, and on CPUs for networks with depthwise convolutions, which are 1.4 to 2.7 times
-    as fast in it (docs/networks.md).
+    as fast in it (docs/networks.md). Networks of volumes are contiguous: channels_last is a format of images.
     """
+    if model.mean.ndim > 4:
+        return "contiguous"
     if config.memory_format != "auto":
         return config.memory_format
     return "channels_last" if device.type == "cuda" or model.has_depthwise_convolutions else "contiguous"

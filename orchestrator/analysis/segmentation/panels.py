@@ -16,12 +16,12 @@ PANELS = ("image", "truth", "prediction", "errors", "uncertainty")
 
 
 def paint_panels(
-    image: UInt8[np.ndarray, "c h w"],
-    target: UInt8[np.ndarray, "h w"] | None,
-    predicted: UInt8[np.ndarray, "h w"],
-    entropy: UInt8[np.ndarray, "h w"],
+    image: UInt8[np.ndarray, "c *space"],
+    target: UInt8[np.ndarray, "*space"] | None,
+    predicted: UInt8[np.ndarray, "*space"],
+    entropy: UInt8[np.ndarray, "*space"],
 ) -> dict[str, UInt8[np.ndarray, "h w 3"]]:
-    """Return name in ``PANELS`` → picture, in their order.
+    """Return name in ``PANELS`` → picture, in their order; of a volume one slice, that of ``choose_slice``.
 
     Args:
         image: one or three channels.
@@ -29,6 +29,10 @@ def paint_panels(
         predicted: predicted class of every pixel.
         entropy: uncertainty of every pixel, 0 to 255.
     """
+    if predicted.ndim == 3:
+        number = choose_slice(target, predicted)
+        image, predicted, entropy = image[:, number], predicted[number], entropy[number]
+        target = None if target is None else target[number]
     colours = np.array(np.broadcast_to(image, (3, *image.shape[1:]))).transpose(1, 2, 0)
     grey = np.repeat((0.6 * colours.mean(2, keepdims=True)).astype(np.uint8), 3, axis=2)
     uncertainty = np.repeat(entropy[:, :, None], 3, axis=2)
@@ -44,6 +48,25 @@ def paint_panels(
         "errors": _paint(grey, [(right, FOUND), (true & ~right, MISSED), (found & ~true, INVENTED)]),
         "uncertainty": uncertainty,
     }
+
+
+def choose_slice(target: UInt8[np.ndarray, "d h w"] | None, predicted: UInt8[np.ndarray, "d h w"]) -> int:
+    """Return the number of the slice that is shown of a volume: that with the most wrong voxels.
+
+    Without a truth, or if nothing is wrong, that with the most predicted foreground; without any, the central one.
+
+    Args:
+        target: true class of every voxel or ``UNCOUNTED``; None where it is not known.
+        predicted: predicted class of every voxel.
+    """
+    wrong = np.zeros(predicted.shape, dtype=np.bool_)
+    if target is not None:
+        wrong = (target != predicted) & (target != UNCOUNTED)
+    for shown in (wrong, predicted > 0):
+        counts = shown.sum(axis=(1, 2))
+        if counts.any():
+            return int(counts.argmax())
+    return len(predicted) // 2
 
 
 def _paint(

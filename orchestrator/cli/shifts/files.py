@@ -54,7 +54,7 @@ def load_shifts(study: Study) -> ShiftedTestSet:
 def preview_shifts(study: Study, path: Path, *, num_images: int = 1) -> Path:
     """Write a sheet of all shifts on test images as PNG and return its path.
 
-    The images are the first of each class, from the last class on.
+    The images are the first of each class, from the last class on; of volumes the central slices.
 
     Raises:
         StorageError: the file cannot be written.
@@ -79,12 +79,18 @@ def export_shifts(study: Study, folder: Path, *, layout: Literal["npz", "folder"
 
     Raises:
         StorageError: a file cannot be written.
+        StudyError: the data are volumes.
         RobustSweepError: any error of ``load_shifts``.
     """
     from trainables.shifts.export import write_folders, write_npz
 
     found = load_shifts(study)
     test, folder = found.data.splits["test"], folder.absolute()
+    if test.holds_volumes:
+        raise StudyError(
+            f"asked to export the shifted volumes of {study.study}; expected images (data.dimensions: 2): npz and "
+            "folder hold pictures. Shift.apply shifts volumes in Python"
+        )
     if layout == "npz":
         return write_npz(folder, test, found.shifts, shift_seed=found.shift_seed)
     return write_folders(folder, test, found.data.classes, found.shifts, shift_seed=found.shift_seed)

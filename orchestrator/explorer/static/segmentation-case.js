@@ -20,7 +20,7 @@ export function renderCase(app) {
       set.has_targets ? drawKey(app, panels) : null,
       source.hasPanel(point, "image") ? null : h("p", { class: "faint" }, "The other pictures of this case are not in this file."),
     ],
-    h("div", { class: "parts" }, listMetrics(app, each), listScores(app, each), listAreas(each), listShifts(app, each),
+    h("div", { class: "parts" }, listMetrics(app, each), listScores(app, each), listAreas(app, each), listShifts(app, each),
       noteOn(app, { set: set.name, id: each.id, point }, "mask"))));
   box.scrollTop = 0;
 }
@@ -62,10 +62,10 @@ function listScores(app, each) {
       h("dt", {}, title), h("dd", {}, brief(value)), h("dd", {}, share === null ? "" : h("small", {}, percent(share, 0)))])));
 }
 
-function listAreas(each) {
+function listAreas(app, each) {
   if (!each.areas) return null;
   const [predicted, real] = each.areas;
-  return h("section", {}, h("h3", {}, "Area, all classes"), h("dl", { class: "measures" },
+  return h("section", {}, h("h3", {}, `${app.index.measure === "volume" ? "Volume" : "Area"}, all classes`), h("dl", { class: "measures" },
     h("dt", {}, "predicted"), h("dd", {}, brief(predicted)), h("dd", {}), h("dt", {}, "true"), h("dd", {}, brief(real)), h("dd", {})));
 }
 

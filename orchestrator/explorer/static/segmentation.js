@@ -12,7 +12,7 @@ import { Plot, insideOf } from "explorer/segmentation-plot.js";
 import { EmbeddedCases, ServedCases } from "explorer/segmentation-source.js";
 import { openSource } from "explorer/source.js";
 
-const VIEWS = { map: "Map", score: "Dice over confidence", areas: "Areas" };
+const VIEWS = { map: "Map", score: "Dice over confidence", areas: "Sizes" };
 const HELP = [STEPS, ["↑ ↓", "the same"], ["L", "lasso on or off"], DRAG, CLOSE, ["1 – 4", "cases, selection, clusters, notes"], LARGER, ...LAST];
 // Name in the state → key in the address.
 const NUMBERS = { trial: "t", point: "case" }, TEXTS = { x: "x", y: "y", colour: "colour", sort: "sort", tab: "tab", group: "group" };
@@ -244,10 +244,10 @@ function listColumns(index) {
   index.scores.forEach(({ name, title }, k) => columns.set(`score:${name}`, { title: `${title} (higher: more confident)`, short: title, of: (each) => each.scores[k] }));
   if (index.cases.some((each) => each.areas)) {
     const area = (name, title, of) => columns.set(`area:${name}`, { title, of: (each) => (each.areas ? of(each.areas) : null) });
-    area("predicted", "predicted area", ([predicted]) => predicted);
-    area("true", "true area", ([, real]) => real);
-    area("mean", "mean of predicted and true area", ([predicted, real]) => (predicted + real) / 2);
-    area("difference", "predicted − true area, % of the mean", ([predicted, real]) => (predicted + real > 0 ? (200 * (predicted - real)) / (predicted + real) : 0));
+    area("predicted", `predicted ${index.measure}`, ([predicted]) => predicted);
+    area("true", `true ${index.measure}`, ([, real]) => real);
+    area("mean", `mean of predicted and true ${index.measure}`, ([predicted, real]) => (predicted + real) / 2);
+    area("difference", `predicted − true ${index.measure}, % of the mean`, ([predicted, real]) => (predicted + real > 0 ? (200 * (predicted - real)) / (predicted + real) : 0));
   }
   return columns;
 }

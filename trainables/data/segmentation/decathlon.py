@@ -1,4 +1,4 @@
-"""Source of slices of volumes with a ``dataset.json``: the Medical Segmentation Decathlon's, and nnU-Net's."""
+"""Source of volumes with a ``dataset.json``, or of their slices: the Medical Segmentation Decathlon's, or nnU-Net's."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from trainables.data.identity.file_digests import FileDigests
 from trainables.data.identity.texts import normalise
 from trainables.data.segmentation.nifti import SlicePixels, Volume, read_labels, read_shape
 from trainables.data.segmentation.targets import TARGETS_VERSION, index_values, order_classes
+from trainables.data.segmentation.volumes import VolumePixels, order_axes, plan_grid
 from trainables.data.table import Source, Table, hash_json
 from trainables.errors import DataError
 from trainables.segmentation_data_config import DecathlonData
@@ -37,7 +38,7 @@ class _Listing:
 
 
 def build_decathlon_source(config: DecathlonData, digests: FileDigests) -> Source:
-    """Return the source of the slices of all volumes that have labels.
+    """Return the source of all volumes that have labels, or of their slices.
 
     Raises:
         DataError: ``dataset.json`` is missing or not of a known form.
@@ -47,18 +48,69 @@ def build_decathlon_source(config: DecathlonData, digests: FileDigests) -> Sourc
     found = dict(zip(paths, digests.read(paths, of=f"volumes {config.path.absolute()}"), strict=True))
     content = [[found[path.absolute()] for path in _files(volume)] for volume in listing.volumes]
     said = [[volume.name for volume in listing.volumes], listing.splits, sorted(listing.labels.items())]
-    return Source(hash_json([content, said]), lambda: _read_table(config, listing, content))
+    read = _read_slices if config.dimensions == 2 else _read_volumes
+    return Source(hash_json([content, said]), lambda: read(config, listing, content))
 
 
 def _files(volume: Volume) -> list[Path]:
     return [*dict.fromkeys(path for path, _ in volume.images), volume.label]
 
 
-def _read_table(config: DecathlonData, listing: _Listing, content: Sequence[Sequence[str]]) -> Table:
+def _index_labels(config: DecathlonData, listing: _Listing) -> tuple[tuple[str, ...], dict[int, int]]:
+    """Return the classes, and label → index of its class or ``UNCOUNTED``."""
     labels = {value: name for value, name in listing.labels.items() if name != _IGNORE}
     ignored = {value: name for value, name in listing.labels.items() if name == _IGNORE}
     classes = order_classes([labels[value] for value in sorted(labels)], config.label_map)
-    index = index_values(labels, config.label_map, classes) | index_values(ignored, {_IGNORE: None}, classes)
+    return classes, index_values(labels, config.label_map, classes) | index_values(ignored, {_IGNORE: None}, classes)
+
+
+def _read_volumes(config: DecathlonData, listing: _Listing, content: Sequence[Sequence[str]]) -> Table:
+    classes, index = _index_labels(config, listing)
+    volumes, problems = listing.volumes, {}
+    sizes, sides = [(1, 1, 1)] * len(volumes), [(1.0, 1.0, 1.0)] * len(volumes)
+    for row, volume in enumerate(volumes):
+        try:
+            sizes[row], sides[row] = read_shape(volume.label)
+        except DataError as error:
+            problems[row] = f"has labels, {volume.label.name}, that cannot be used: the file {error}"
+    grid = plan_grid(
+        [order_axes(size, config.slices.axis) for size in sizes],
+        [order_axes(each, config.slices.axis) for each in sides],
+        spacing=config.spacing_mm,
+        reference=[row for row, split in enumerate(listing.splits) if split != "test" and row not in problems],
+    )
+    how = [config.window, config.scale, config.modalities, config.slices.axis, grid.spacing]
+    settings = [TARGETS_VERSION, how, sorted(index.items()), classes]
+    pixels = VolumePixels(
+        volumes=volumes,
+        grid=grid,
+        axis=config.slices.axis,
+        digests=[hash_json([settings, each]) for each in content],
+        spec=build_pixel_spec(config),
+        index=index,
+    )
+    names = [volume.name for volume in volumes]
+    return Table(
+        pixels=pixels,
+        ids=names,
+        labels=[""] * len(names),
+        splits=listing.splits,
+        groups=names,
+        sites=[""] * len(names),
+        file_names=[str(volume.images[0][0].relative_to(config.path)) for volume in volumes],
+        rows=[None] * len(names),
+        metadata=grid.describe(),
+        problems=problems,
+        conversions=pixels.conversions,
+        classes=classes,
+        components=("",),
+        annotated={"": tuple(range(len(classes)))},
+        shape=grid.shape,
+    )
+
+
+def _read_slices(config: DecathlonData, listing: _Listing, content: Sequence[Sequence[str]]) -> Table:
+    classes, index = _index_labels(config, listing)
     counted = map_threads(lambda volume: _list_slices(volume, config, index), listing.volumes)
     slices = [(place, number) for place, (numbers, _) in enumerate(counted) for number in numbers]
     owners = [place for place, _ in slices]
@@ -97,7 +149,7 @@ def _read_table(config: DecathlonData, listing: _Listing, content: Sequence[Sequ
 def _list_slices(volume: Volume, config: DecathlonData, index: Mapping[int, int]) -> tuple[list[int], str | None]:
     """Return the slices of a volume that become images, or one slice and why the volume cannot be used."""
     try:
-        count = read_shape(volume.label)[config.slices.axis]
+        count = read_shape(volume.label)[0][config.slices.axis]
         numbers = list(range(0, count, config.slices.every))
         if config.slices.without_foreground == "drop":
             labels, _ = read_labels(volume.label)

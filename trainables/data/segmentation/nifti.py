@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -66,15 +66,16 @@ def _open(path: Path, modality: int = 0) -> Any:
     raise DataError(f"has the shape {shape}, expected three axes, or a fourth with more than {modality} modalities")
 
 
-def read_shape(path: Path) -> tuple[int, int, int]:
-    """Return the number of voxels of a volume from left to right, back to front and down to up.
+def read_shape(path: Path) -> tuple[tuple[int, int, int], tuple[float, float, float]]:
+    """Return the number of voxels of a volume from left to right, back to front and down to up, and their sides in mm.
 
     Raises:
         ConfigError: nibabel is not installed.
         DataError: the file is no volume; the message completes a sentence that begins with its name.
     """
-    a, b, c = _open(path).shape
-    return a, b, c
+    image = _open(path)
+    a, b, c = image.shape
+    return (a, b, c), measure_sides(image.affine)
 
 
 def read_volume(path: Path, modality: int = 0) -> tuple[Any, Any]:
@@ -142,60 +143,80 @@ class SlicePixels:
             mine = [int(rows[place]) for place in places]
             volume = self.volumes[self.slices[mine[0]][0]]
             try:
-                planes, labels, spacing, how = self._read(volume)
+                case = read_case(volume, self.index, self.spec)
+                column, line = (side for axis, side in enumerate(case.sides) if axis != self.axis)
                 for place, row in zip(places, mine, strict=True):
                     number = self.slices[row][1]
-                    images[place] = self._fit([take_slice(plane, self.axis, number) for plane in planes])
-                    shown = take_slice(labels, self.axis, number)
+                    images[place] = self._fit([take_slice(plane, self.axis, number) for plane in case.modalities])
+                    shown = take_slice(case.classes, self.axis, number)
                     targets[place] = fit_targets(np.ascontiguousarray(shown), self.spec)
-                    sides = scale_spacing(shown.shape, spacing, self.spec)
-                    for column, side in zip(self.spacing.values(), sides, strict=True):
-                        column[row] = side
+                    sides = scale_spacing(shown.shape, (line, column), self.spec)
+                    for values, side in zip(self.spacing.values(), sides, strict=True):
+                        values[row] = side
             except DataError as error:
                 return {row: str(error) for row in mine}
-            if how is not None:
-                self.conversions.update(dict.fromkeys(mine, how))
+            if case.conversion is not None:
+                self.conversions.update(dict.fromkeys(mine, case.conversion))
             return {}
 
         problems = {row: text for found in map_threads(decode, by_volume) for row, text in found.items()}
         return [self.digests[row] for row in rows], problems
 
-    def _read(
-        self, volume: Volume
-    ) -> tuple[list[UInt8[np.ndarray, "x y z"]], UInt8[np.ndarray, "x y z"], tuple[float, float], str | None]:
-        """Return the modalities in 8 bits, the classes, height and width of a pixel in mm, and how they were converted.
-
-        Raises:
-            DataError: a file is unusable, or image and labels do not lie in the same place.
-        """
-        try:
-            labels, place = read_labels(volume.label)
-            classes = convert_mask(labels, self.index, setting="labels in dataset.json")
-        except DataError as error:
-            raise DataError(f"has labels, {volume.label.name}, that cannot be used: the file {error}") from error
-        planes, how = [], None
-        for path, modality in volume.images:
-            voxels, affine = read_volume(path, modality)
-            if voxels.shape != labels.shape:
-                shapes = ["×".join(map(str, each.shape)) for each in (voxels, labels)]
-                raise DataError(
-                    f"has {shapes[0]} voxels, and its labels {shapes[1]}; expected as many: resample the labels to the "
-                    "image"
-                )
-            if not np.allclose(affine, place, rtol=_SAME, atol=_SAME):
-                raise DataError(
-                    "lies in another place than its labels (their affine matrices differ); expected labels on the "
-                    "image's own voxels: resample them"
-                )
-            plane, how = convert_intensities(voxels, self.spec)
-            planes.append(plane)
-        sides = np.sqrt((place[:3, :3] ** 2).sum(axis=0))
-        column, row = (float(side) for side in np.delete(sides, self.axis))
-        return planes, classes, (row, column), how
-
     def _fit(self, planes: Sequence[UInt8[np.ndarray, "height width"]]) -> UInt8[np.ndarray, "channels side side"]:
         fitted = [np.asarray(fit_size(Image.fromarray(np.ascontiguousarray(plane)), self.spec)) for plane in planes]
         return np.stack(fitted * self.spec.channels if len(fitted) == 1 else fitted)
+
+
+class ReadCase(NamedTuple):
+    """A volume in 8 bits with its classes, both on the voxels of its files in R, A, S."""
+
+    modalities: list[UInt8[np.ndarray, "x y z"]]
+    classes: UInt8[np.ndarray, "x y z"]
+    #: Sides of a voxel in mm.
+    sides: tuple[float, float, float]
+    #: In words how the intensities were converted, None if they had 8 bits.
+    conversion: str | None
+
+
+def read_case(volume: Volume, index: Mapping[int, int], spec: PixelSpec) -> ReadCase:
+    """Return a volume with the classes of its voxels.
+
+    Args:
+        volume: its files.
+        index: label → index of its class, or ``UNCOUNTED``.
+        spec: how intensities become 8 bits.
+
+    Raises:
+        DataError: a file is unusable, or image and labels do not lie in the same place.
+    """
+    try:
+        labels, place = read_labels(volume.label)
+        classes = convert_mask(labels, index, setting="labels in dataset.json")
+    except DataError as error:
+        raise DataError(f"has labels, {volume.label.name}, that cannot be used: the file {error}") from error
+    modalities, how = [], None
+    for path, modality in volume.images:
+        voxels, affine = read_volume(path, modality)
+        if voxels.shape != labels.shape:
+            shapes = ["×".join(map(str, each.shape)) for each in (voxels, labels)]
+            raise DataError(
+                f"has {shapes[0]} voxels, and its labels {shapes[1]}; expected as many: resample the labels to the "
+                "image"
+            )
+        if not np.allclose(affine, place, rtol=_SAME, atol=_SAME):
+            raise DataError(
+                "lies in another place than its labels (their affine matrices differ); expected labels on the "
+                "image's own voxels: resample them"
+            )
+        converted, how = convert_intensities(voxels, spec)
+        modalities.append(converted)
+    return ReadCase(modalities, classes, measure_sides(place), how)
+
+
+def measure_sides(affine: Any) -> tuple[float, float, float]:
+    """Return the sides of a voxel in mm, from an affine matrix."""
+    x, y, z = np.sqrt((affine[:3, :3] ** 2).sum(axis=0)).tolist()
+    return x, y, z
 
 
 def convert_intensities(voxels: Any, spec: PixelSpec) -> tuple[UInt8[np.ndarray, "x y z"], str | None]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Bool, Int64, Integer, UInt8
+from jaxtyping import Bool, Float32, Int64, Integer, UInt8
 from PIL import Image, ImageOps
 
 from trainables.data.dataset import UNCOUNTED
@@ -19,8 +19,8 @@ from trainables.segmentation_data_config import BACKGROUND
 TARGETS_VERSION = 1
 #: Values that a message names.
 _MAX_VALUES = 8
-#: Images whose pixels are counted at once.
-_CHUNK = 64
+#: Images whose pixels are counted at once, and their pixels: a volume may have more than 64 images.
+_CHUNK, _PIXELS = 64, 1 << 24
 
 
 def read_mask(path: Path, *, what: str = "mask") -> Integer[np.ndarray, "height width"]:
@@ -117,8 +117,8 @@ def index_values(
 
 
 def convert_mask(
-    values: Integer[np.ndarray, "height width"], index: Mapping[int, int], *, setting: str = "data.mask_values"
-) -> UInt8[np.ndarray, "height width"]:
+    values: Integer[np.ndarray, "*space"], index: Mapping[int, int], *, setting: str = "data.mask_values"
+) -> UInt8[np.ndarray, "*space"]:
     """Return the class of every pixel.
 
     Raises:
@@ -154,15 +154,28 @@ def fit_targets(targets: UInt8[np.ndarray, "height width"], spec: PixelSpec) -> 
     side = spec.image_size
     if targets.shape == (side, side):
         return targets
-    is_counted = _fit_share(targets != UNCOUNTED, spec) >= 0.5
+    return assign_classes(targets, lambda inside: _fit_share(inside, spec))
+
+
+def assign_classes(
+    targets: UInt8[np.ndarray, "*space"], fit: Callable[[Bool[np.ndarray, "*space"]], Float32[np.ndarray, "*fitted"]]
+) -> UInt8[np.ndarray, "*fitted"]:
+    """Return the classes of the stored pixels or voxels, see ``fit_targets``.
+
+    Args:
+        targets: classes of the pixels of the file.
+        fit: function from a mask to the share of every stored pixel that is inside, 0 to 1.
+    """
+    is_counted = fit(targets != UNCOUNTED) >= 0.5
     found = [int(value) for value in np.unique(targets) if value not in (0, UNCOUNTED)]
-    shares = {value: _fit_share(targets == value, spec).ravel() for value in found}
-    fitted: UInt8[np.ndarray, " pixels"] = np.zeros(side * side, dtype=np.uint8)
-    for value in sorted(found, key=lambda each: float(shares[each].sum())):
-        share = np.where(fitted == 0, shares[value], 0)
-        num_pixels = min(max(1, round(float(shares[value].sum()))), int((share > 0).sum()))
-        fitted[np.argsort(-share, kind="stable")[:num_pixels]] = value
-    return np.where(is_counted, fitted.reshape(side, side), np.uint8(UNCOUNTED))
+    shares = {value: fit(targets == value).ravel() for value in found}
+    areas = {value: float(shares[value].sum()) for value in found}
+    fitted: UInt8[np.ndarray, " pixels"] = np.zeros(is_counted.size, dtype=np.uint8)
+    for value in sorted(found, key=lambda each: areas[each]):
+        free = np.flatnonzero((shares[value] > 0) & (fitted == 0))
+        most = np.argsort(-shares[value][free], kind="stable")[: max(1, round(areas[value]))]
+        fitted[free[most]] = value
+    return np.where(is_counted, fitted.reshape(is_counted.shape), np.uint8(UNCOUNTED))
 
 
 def _fit_share(inside: Bool[np.ndarray, "height width"], spec: PixelSpec) -> np.ndarray:
@@ -190,14 +203,15 @@ def scale_spacing(
     return spacing[0] * size[0] / stored[0], spacing[1] * size[1] / stored[1]
 
 
-def count_pixels(targets: UInt8[np.ndarray, "n height width"], num_classes: int) -> Int64[np.ndarray, "n classes"]:
+def count_pixels(targets: UInt8[np.ndarray, "n *space"], num_classes: int) -> Int64[np.ndarray, "n classes"]:
     """Return the number of counted pixels of every class in every image."""
     counts = np.zeros((len(targets), num_classes), dtype=np.int64)
-    for start in range(0, len(targets), _CHUNK):
-        part = targets[start : start + _CHUNK].reshape(len(targets[start : start + _CHUNK]), -1)
+    step = max(1, min(_CHUNK, _PIXELS // max(1, targets[0].size))) if len(targets) else 1
+    for start in range(0, len(targets), step):
+        part = targets[start : start + step].reshape(len(targets[start : start + step]), -1)
         codes = part.astype(np.int64) + 256 * np.arange(len(part))[:, None]
         found = np.bincount(codes.ravel(), minlength=256 * len(part)).reshape(len(part), 256)
-        counts[start : start + _CHUNK] = found[:, :num_classes]
+        counts[start : start + step] = found[:, :num_classes]
     return counts
 
 

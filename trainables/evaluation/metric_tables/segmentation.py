@@ -75,3 +75,6 @@ SEGMENTATION_METRICS: dict[str, Metric] = {
         *_calibration("band", "counted pixels within some rows and columns of the target's foreground", "foreground"),
     )
 }  # fmt: skip
+
+#: Those of them that volumes do not have: skeletons are those of images.
+OF_IMAGES_ALONE = ("cl_dice",)

@@ -13,17 +13,18 @@ _EXCLUDED = -1e4
 
 
 def restrict(
-    logits: Float[Tensor, "n classes h w"],
+    logits: Float[Tensor, "n classes *space"],
     sources: Int64[Tensor, " n"],
     annotated: Bool[Tensor, "sources classes"] | None,
-) -> Float[Tensor, "n classes h w"]:
+) -> Float[Tensor, "n classes *space"]:
     """Return logits in which the classes that an image's data set does not annotate have a probability of 0.
 
     One output per data set (and the background that all share) on one encoder and decoder is the same as a head each.
     """
     if annotated is None:
         return logits
-    return logits.masked_fill(~annotated[sources][:, :, None, None], _EXCLUDED)
+    excluded = ~annotated[sources]
+    return logits.masked_fill(excluded[(..., *[None] * (logits.ndim - 2))], _EXCLUDED)
 
 
 def tabulate_annotated(data: Dataset) -> Bool[Tensor, "sources classes"] | None:

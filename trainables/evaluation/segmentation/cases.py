@@ -10,6 +10,7 @@ from jaxtyping import Bool, Float, Float64
 
 from trainables.errors import DataError
 from trainables.evaluation.classification import Metrics
+from trainables.evaluation.metric_tables.segmentation import OF_IMAGES_ALONE
 from trainables.evaluation.segmentation.calibration import PixelCalibration
 from trainables.evaluation.segmentation.centreline import measure_centreline
 from trainables.evaluation.segmentation.overlap import Segmentations, Values, count_overlap, measure_overlap
@@ -18,7 +19,7 @@ from trainables.evaluation.segmentation.surface import SURFACE, measure_surfaces
 #: Metrics of every case and class; those of calibration, per case, come from ``calibration``.
 CASE_METRICS = ("dice", "iou", "pixel_sensitivity", "pixel_precision", "hd95", "assd", "nsd", "cl_dice", "missed")
 #: Those of them that a volume has, too.
-VOLUME_METRICS = tuple(name for name in CASE_METRICS if name != "cl_dice")
+VOLUME_METRICS = tuple(name for name in CASE_METRICS if name not in OF_IMAGES_ALONE)
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,23 @@ class CaseMetrics:
             self.is_invented[cases],
             self.is_empty[cases],
             None if self.calibration is None else self.calibration.take(cases),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[CaseMetrics], calibration: PixelCalibration | None) -> CaseMetrics:
+        """Return the metrics of the cases of several measurements by the same classes and metrics.
+
+        Args:
+            parts: measurements, one after the other.
+            calibration: sums of all cases.
+        """
+        return cls(
+            parts[0].classes,
+            {name: np.concatenate([part.values[name] for part in parts]) for name in parts[0].values},
+            np.concatenate([part.is_missed for part in parts]),
+            np.concatenate([part.is_invented for part in parts]),
+            np.concatenate([part.is_empty for part in parts]),
+            calibration,
         )
 
     def take_class(self, column: int) -> CaseMetrics:

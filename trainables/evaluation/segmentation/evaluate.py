@@ -9,15 +9,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float64
 from torch import Tensor
 
 from trainables.config import Execution
 from trainables.data.dataset import Dataset, ImageSet
 from trainables.data.feed import ImageFeed
+from trainables.data.segmentation.extents import find_sides
 from trainables.evaluation.classification import Metrics
 from trainables.evaluation.detection.summary import DetectionSummary
-from trainables.evaluation.layers import LayerRecorder
+from trainables.evaluation.layers import HISTOGRAM, LayerRecorder
+from trainables.evaluation.ood import compute_intensity_histograms
 from trainables.evaluation.predictions import Transform
 from trainables.evaluation.robustness import (
     Evaluation,
@@ -30,15 +31,24 @@ from trainables.evaluation.robustness import (
 )
 from trainables.evaluation.segmentation.annotated import restrict, tabulate_annotated
 from trainables.evaluation.segmentation.calibration import CalibrationAccumulator
-from trainables.evaluation.segmentation.cases import CaseMetrics, CaseSummary, measure_cases, summarise_cases
+from trainables.evaluation.segmentation.cases import (
+    CASE_METRICS,
+    VOLUME_METRICS,
+    CaseMetrics,
+    CaseSummary,
+    measure_cases,
+    summarise_cases,
+)
 from trainables.evaluation.segmentation.judged import add_detectors, judge_sets
 from trainables.evaluation.segmentation.overlap import count_overlap
-from trainables.evaluation.segmentation.predict import predict_batches
+from trainables.evaluation.segmentation.predict import crop_padding, predict_batches, read_targets, split_batches
 from trainables.evaluation.segmentation.stored import SegmentedSet, save_segmented
+from trainables.evaluation.segmentation.windows import fill_up, list_windows
 from trainables.evaluation.segmentation_ood.dropout import SegmentationDropout
 from trainables.evaluation.segmentation_ood.pixel_scores import compute_confidences, compute_uncertainties
 from trainables.evaluation_config import EvaluationConfig
 from trainables.models.segmenter import BOTTLENECK, Segmenter
+from trainables.ops.geometry import index_last
 from trainables.shifts.bank import IDENTITY, Shift
 from trainables.storage.folder import Folder
 from trainables.task_config import SegmentationTask
@@ -164,8 +174,9 @@ class SegmentationEvaluation:
         images, task = feed.images, self._task
         sources = torch.from_numpy(np.array(images.labels)).to(feed.device)
         calibration = CalibrationAccumulator(bins=self._config.ece_bins, band_px=task.band_px)
-        predicted: list[Tensor] = []
-        entropies: list[Tensor] = []
+        whole = np.zeros((len(images), *images.images.shape[2:]), dtype=np.uint8)
+        entropies = np.zeros_like(whole) if is_unshifted else whole[:0]
+        measured: list[CaseMetrics] = []
         confidences: list[dict[str, np.ndarray]] = []
         for batch in predict_batches(
             self._model,
@@ -187,34 +198,35 @@ class SegmentationEvaluation:
                 logits = restrict(logits, sources[batch.rows], self._annotated)
             probabilities = logits.softmax(1)
             classes = probabilities.argmax(1).byte()
-            predicted.append(classes.cpu())
+            # Of a volume only its own voxels: what is stored around it is background.
+            inside = (batch.rows, *(slice(0, side) for side in classes.shape[1:]))
+            whole[inside] = classes.cpu().numpy()
             if is_unshifted:
-                entropies.append(_quantise_entropy(probabilities).cpu())
+                entropies[inside] = _quantise_entropy(probabilities).cpu().numpy()
             if images.targets is not None:
-                targets = torch.from_numpy(np.array(images.targets[batch.rows])).to(feed.device)
+                targets = read_targets(images, batch.rows, feed.device)
                 calibration.add(probabilities, targets)
-        whole = torch.cat(predicted).numpy()
-        cases = self._measure(images, whole, calibration)
+                if images.holds_volumes:
+                    measured.append(self._measure(images, batch.rows, whole[inside], targets.cpu().numpy()))
+        if images.targets is not None and not images.holds_volumes:  # all together: one call for a thousand images
+            measured.append(self._measure(images, slice(None), whole, np.asarray(images.targets)))
+        cases = CaseMetrics.join(measured, calibration.finish()) if measured else None
         return _Pass(
             summary=None if cases is None else summarise_cases(cases),
             metrics={} if cases is None else cases.values,
             calibration={} if cases is None or cases.calibration is None else cases.calibration.per_case(),
             scores={name: np.concatenate([each[name] for each in confidences]) for name in confidences[0]},
-            unshifted=_Unshifted(cases, whole, torch.cat(entropies).numpy()) if is_unshifted else None,
+            unshifted=_Unshifted(cases, whole, entropies) if is_unshifted else None,
         )
 
-    def _measure(
-        self, images: ImageSet, predicted: np.ndarray, calibration: CalibrationAccumulator
-    ) -> CaseMetrics | None:
-        if images.targets is None:
-            return None
+    def _measure(self, images: ImageSet, rows: slice, predicted: np.ndarray, targets: np.ndarray) -> CaseMetrics:
         return measure_cases(
             predicted,
-            np.asarray(images.targets),
+            targets,
             classes=self._classes,
-            spacing=find_spacing(images),
+            spacing=find_sides(images)[rows],
             tolerance_mm=self._task.tolerance,
-            calibration=calibration.finish(),
+            metrics=VOLUME_METRICS if images.holds_volumes else CASE_METRICS,
         )
 
     def _collect(self, feed: ImageFeed, shifts: Sequence[Shift], passes: Sequence[_Pass]) -> SegmentedSet:
@@ -243,7 +255,7 @@ class SegmentationEvaluation:
             return None
         counts = count_overlap(predicted, np.asarray(images.targets), foreground=[index for index, _ in self._classes])
         pixels = np.stack([counts.predicted, counts.target], axis=-1)
-        return (pixels * find_spacing(images).prod(1)[:, None, None]).astype(np.float32)
+        return (pixels * find_sides(images).prod(1)[:, None, None]).astype(np.float32)
 
     @torch.inference_mode()
     def _record(self, feed: ImageFeed, *, is_recorded: bool) -> dict[str, np.ndarray]:
@@ -255,6 +267,8 @@ class SegmentationEvaluation:
         """
         if is_recorded:
             return {name: each[0] for name, each in self._recorder.collect(1).items()}
+        if feed.images.holds_volumes:
+            return self._record_windows(feed)
         with self._recorder.attached():
             whole = self._task.model_copy(update={"inference": "whole"})
             for batch in predict_batches(
@@ -266,6 +280,28 @@ class SegmentationEvaluation:
             ):
                 self._recorder.record(batch.images, len(batch.images))
         return {name: each[0] for name, each in self._recorder.collect(1).items()}
+
+    def _record_windows(self, feed: ImageFeed) -> dict[str, np.ndarray]:
+        """Return what is kept of the layers for volumes: the mean over windows, whose size is that of all volumes.
+
+        A signature depends on the size of the input, and a whole volume may not fit into memory. The histogram is that
+        of the volume.
+        """
+        size, images = self._task.window_size, feed.images
+        assert size is not None
+        reduced = self._precision != torch.float32
+        rows: list[dict[str, np.ndarray]] = []
+        with self._recorder.attached(), torch.autocast(feed.device.type, self._precision, enabled=reduced):
+            self._model.eval()
+            for start, stored in enumerate(feed.batches(np.arange(len(feed)), split_batches(images, 1))):
+                volume = crop_padding(stored, images, slice(start, start + 1))
+                filled = fill_up(self._model.normalise(volume), size)
+                for place in list_windows(tuple(filled.shape[2:]), size, self._task.overlap):
+                    self._model(filled[index_last(place)])
+                    self._recorder.record(volume[..., :1, :1, :1], 1)
+                own = {name: each[0].mean(0) for name, each in self._recorder.collect(1).items()}
+                rows.append(own | {HISTOGRAM: compute_intensity_histograms(volume.cpu().numpy())[0]})
+        return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def _summarise(
         self, measured: Sequence[tuple[SegmentedSet, Sequence[_Pass]]], shifts: Sequence[Shift]
@@ -292,18 +328,6 @@ class SegmentationEvaluation:
         evaluation = build_evaluation(rows, metrics, {})
         evaluation.metrics.update(of_components)
         return evaluation
-
-
-def find_spacing(images: ImageSet) -> Float64[np.ndarray, "n 2"]:
-    """Return the sides of a stored pixel (row, column) of every image in mm; 1 where the data do not say.
-
-    Of several data sets some may say it and others not.
-    """
-    columns = [images.metadata.get(name) for name in ("spacing_row", "spacing_column")]
-    if any(column is None for column in columns):
-        return np.ones((len(images), 2))
-    sides = np.array(columns, dtype=np.float64).T  # None becomes NaN
-    return np.where(np.isnan(sides), 1.0, sides)
 
 
 def _quantise_entropy(probabilities: Tensor) -> Tensor:

@@ -41,11 +41,17 @@ class SegmentedSet:
     #: "histogram", "pooled/<layer>", "spectral/<layer>" → values per image, unshifted.
     layers: Mapping[str, Float32[np.ndarray, "n _"]] = field(default_factory=dict)
     #: Predicted class of every pixel, unshifted.
-    predicted: UInt8[np.ndarray, "n h w"] | None = None
-    #: Predicted and true area per case and class, unshifted, in mm² (px² without a spacing); None without targets.
+    predicted: UInt8[np.ndarray, "n *space"] | None = None
+    #: Predicted and true area per case and class, unshifted, in mm² (px² without a spacing), of volumes in mm³; None
+    #: without targets.
     areas: Float32[np.ndarray, "n classes 2"] | None = None
     #: Entropy of the predicted probabilities over log(classes), 0 to 255, unshifted.
-    entropy: UInt8[np.ndarray, "n h w"] | None = None
+    entropy: UInt8[np.ndarray, "n *space"] | None = None
+
+    @property
+    def measure(self) -> str:
+        """Name of what ``areas`` are: area, of volumes volume."""
+        return "volume" if self.predicted is not None and self.predicted.ndim == 4 else "area"
 
 
 def save_segmented(folder: Folder, found: SegmentedSet) -> None:

@@ -11,8 +11,9 @@ from torch import Tensor
 from trainables.data.dataset import UNCOUNTED
 from trainables.data.feed import ImageFeed
 from trainables.evaluation.segmentation.annotated import restrict
-from trainables.evaluation.segmentation.cases import measure_cases, summarise_cases
-from trainables.evaluation.segmentation.predict import predict_batches
+from trainables.evaluation.segmentation.cases import average_cases
+from trainables.evaluation.segmentation.overlap import count_overlap, measure_overlap
+from trainables.evaluation.segmentation.predict import predict_batches, read_targets
 from trainables.models.segmenter import Segmenter
 from trainables.task_config import SegmentationTask
 
@@ -37,22 +38,16 @@ def measure_validation(
     assert images.targets is not None
     sources = torch.from_numpy(np.array(images.labels)).to(feed.device)
     table = None if annotated is None else annotated.to(feed.device)
-    predicted: list[np.ndarray] = []
-    losses, counted, num_classes = 0.0, 0, 0
+    dice: list[np.ndarray] = []
+    losses, counted = 0.0, 0
     for batch in predict_batches(model, feed, task, batch_size=batch_size, precision=precision):
         logits = restrict(batch.logits.float(), sources[batch.rows], table)
-        targets = torch.from_numpy(np.array(images.targets[batch.rows])).to(feed.device)
+        targets = read_targets(images, batch.rows, feed.device)
         losses += float(F.cross_entropy(logits, targets.long(), ignore_index=UNCOUNTED, reduction="sum"))
         counted += int((targets != UNCOUNTED).sum())
-        predicted.append(logits.argmax(1).byte().cpu().numpy())
-        num_classes = logits.shape[1]
-    cases = measure_cases(
-        np.concatenate(predicted),
-        np.asarray(images.targets),
-        classes=[(index, str(index)) for index in range(1, num_classes)],
-        spacing=np.ones((len(images), 2)),
-        tolerance_mm=task.tolerance,
-        metrics=("dice",),
-    )
-    found = {name: value for name, value in summarise_cases(cases).metrics.values.items() if name == "dice"}
-    return {"loss": losses / max(1, counted), **found}
+        counts = count_overlap(
+            logits.argmax(1).byte().cpu().numpy(), targets.cpu().numpy(), foreground=range(1, logits.shape[1])
+        )
+        dice.append(measure_overlap(counts)["dice"])
+    mean = average_cases(np.concatenate(dice))
+    return {"loss": losses / max(1, counted), **({} if np.isnan(mean) else {"dice": mean})}

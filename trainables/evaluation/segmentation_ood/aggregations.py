@@ -28,6 +28,8 @@ def aggregate_uncertainty(
     Of all pixels; of the predicted foreground; of the patch in which it is largest; of the pixels away from predicted
     boundaries. Where nothing is predicted, or no pixel is away from a boundary, it is that of all pixels.
 
+    Along an axis on which a volume is shorter than a patch, a patch is as long as the volume.
+
     Args:
         uncertainty: map of two or three axes of every image; higher is less certain.
         prediction: predicted class of every pixel; 0 is background.
@@ -35,12 +37,12 @@ def aggregate_uncertainty(
         boundary: distance up to which pixels are left out, in pixels, along the axes and diagonally.
 
     Raises:
-        DataError: if the patch is larger than the images, or the maps have neither two nor three axes.
+        DataError: if the patch is larger than an image, or the maps have neither two nor three axes.
     """
-    if uncertainty.ndim not in (3, 4) or not 1 <= patch <= min(uncertainty.shape[1:]):
+    if uncertainty.ndim not in (3, 4) or patch < 1 or (uncertainty.ndim == 3 and patch > min(uncertainty.shape[1:])):
         raise DataError(
             f"aggregated maps of {tuple(uncertainty.shape[1:])} pixels over patches with a side of {patch}; expected "
-            "maps of two or three axes, none of which is shorter than a patch"
+            "maps of three axes, or of two that are not shorter than a patch"
         )
     image = uncertainty.flatten(1).mean(dim=1, dtype=torch.float64)
     worst = _pool(uncertainty, patch, (functional.avg_pool2d, functional.avg_pool3d)).flatten(1).amax(dim=1)
@@ -68,7 +70,8 @@ def _pool(
     axes = maps.ndim - 1
     found = maps[:, None]
     for axis in range(axes):
-        kernel = tuple(size if each == axis else 1 for each in range(axes))
+        length = min(size, maps.shape[1 + axis]) if not padding else size
+        kernel = tuple(length if each == axis else 1 for each in range(axes))
         margin = tuple(padding if each == axis else 0 for each in range(axes))
         found = pools[axes - 2](found, kernel, stride=1, padding=margin)
     return found[:, 0]

@@ -39,7 +39,7 @@ class SegmentationDropout:
 
     def compute_uncertainties(
         self,
-        images: UInt8[Tensor, "n c h w"],
+        images: UInt8[Tensor, "n c *space"],
         sources: Int64[Tensor, " n"],
         annotated: Bool[Tensor, "sources classes"] | None,
     ) -> dict[str, Maps]:
@@ -63,7 +63,7 @@ class SegmentationDropout:
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
     @torch.inference_mode()
-    def _predict(self, images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, "n channels h w"]:
+    def _predict(self, images: UInt8[Tensor, "n c *space"]) -> Float[Tensor, "n channels *space"]:
         """Return the logits of all draws, one after another in the channels; windows are blended for each of them."""
         is_reduced = self._precision != torch.float32
         with torch.autocast(images.device.type, self._precision, enabled=is_reduced):
@@ -71,11 +71,11 @@ class SegmentationDropout:
                 self._draw, self._model.normalise(images), size=self._task.window_size, overlap=self._task.overlap
             )
 
-    def _draw(self, images: Float[Tensor, "n c h w"]) -> Float[Tensor, "n channels h w"]:
+    def _draw(self, images: Float[Tensor, "n c *space"]) -> Float[Tensor, "n channels *space"]:
         decoded = self._model.decode(images) if self._is_in_head_only else None
         found: list[Tensor] = []
         for draw in range(self._draws):
             with self._masks.applied(draw):
                 own = self._model.decode(images) if decoded is None else decoded
-                found.append(self._model.classify(own, *images.shape[-2:]))
+                found.append(self._model.classify(own, *images.shape[2:]))
         return torch.cat(found, dim=1)

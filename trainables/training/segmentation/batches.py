@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -23,9 +24,9 @@ from trainables.segmentation_data_config import DatasetsData
 class PatchBatch(NamedTuple):
     """One batch on the device."""
 
-    images: UInt8[Tensor, "n c h w"]
+    images: UInt8[Tensor, "n c *space"]
     #: Index of each pixel's class, or ``UNCOUNTED``.
-    targets: UInt8[Tensor, "n h w"]
+    targets: UInt8[Tensor, "n *space"]
     #: Index of the data set that each image comes from.
     sources: Int64[Tensor, " n"]
     #: Seed of all random draws for one patch in one epoch.
@@ -56,13 +57,12 @@ class TrainingPatches:
         config: TrialConfig,
         device: torch.device,
         *,
-        patch_size: int | None,
+        patch_size: int | tuple[int, int, int] | None,
         patches_per_epoch: int | None,
         shares: Mapping[int, float] | None = None,
     ) -> None:
         assert train.targets is not None
         self._train, self._device, self._patch_size = train, device, patch_size
-        self._feed = ImageFeed(train, device)
         self._seed = (config.seed, config.replicate)
         self._batch_size = config.training.batch_size
         seed = derive_seed(config.seed, config.replicate, "labels")
@@ -84,6 +84,10 @@ class TrainingPatches:
         seeds = mix(torch.from_numpy(hash_ids(train.ids)), "augmentation", config.seed, config.replicate)
         self._sample_seeds = seeds.to(device)
         self._sources = torch.from_numpy(np.array(train.labels)).to(device)
+
+    @cached_property
+    def _feed(self) -> ImageFeed:
+        return ImageFeed(self._train, self._device)
 
     def _check(self, train: ImageSet) -> None:
         if not len(self.rows):
@@ -127,33 +131,66 @@ class TrainingPatches:
 
     def epoch(self, epoch: int) -> Iterator[PatchBatch]:
         """Yield the batches of an epoch; epochs are numbered from 1."""
-        assert self._train.targets is not None
         rows, passes = self.draw(epoch)
+        start = 0
+        for images, targets, seeds in self._cut(rows, self._draw_seeds(rows, passes, epoch)):
+            index = torch.from_numpy(rows[start : (start := start + len(images))]).to(self._device)
+            yield PatchBatch(images, targets, self._sources[index], seeds)
+
+    def _draw_seeds(
+        self, rows: Int64[np.ndarray, " n"], passes: Int64[np.ndarray, " n"], epoch: int
+    ) -> Int64[Tensor, " n"]:
+        index, times = torch.from_numpy(rows).to(self._device), torch.from_numpy(passes).to(self._device)
+        return mix(mix(self._sample_seeds[index], "epoch", epoch) + times, "pass")
+
+    def _cut(
+        self, rows: Int64[np.ndarray, " n"], seeds: Int64[Tensor, " n"]
+    ) -> Iterator[tuple[UInt8[Tensor, "m c *space"], UInt8[Tensor, "m *space"], Int64[Tensor, " m"]]]:
+        """Yield the patches of ``rows`` in batches, with targets and seeds."""
+        assert self._train.targets is not None
+        assert not isinstance(self._patch_size, tuple)
         start = 0
         for whole in self._feed.batches(rows, self._sizes):
             part = slice(start, start := start + len(whole))
-            index = torch.from_numpy(rows[part]).to(self._device)
-            times = torch.from_numpy(passes[part]).to(self._device)
-            seeds = mix(mix(self._sample_seeds[index], "epoch", epoch) + times, "pass")
             annotation = torch.from_numpy(self._train.targets[rows[part]]).to(self._device)
             if self._patch_size is None:
-                yield PatchBatch(whole, annotation, self._sources[index], seeds)
+                yield whole, annotation, seeds[part]
                 continue
-            images, targets = crop_patches(whole, annotation, seeds, size=self._patch_size)
-            yield PatchBatch(images, targets, self._sources[index], seeds)
+            yield *crop_patches(whole, annotation, seeds[part], size=self._patch_size), seeds[part]
 
 
-def check_patch_size(images: ImageSet, patch_size: int | None) -> None:
+def check_patch_size(images: ImageSet, patch_size: int | tuple[int, int, int] | None) -> None:
     """Check that patches fit into images.
 
     Raises:
-        ConfigError: they are larger.
+        ConfigError: they are larger, or have another number of sides.
     """
-    smallest = min(images.images.shape[-2:])
+    shape = images.images.shape[2:]
+    if isinstance(patch_size, tuple) or images.holds_volumes:
+        _check_patch_of_volumes(shape, patch_size)
+        return
+    smallest = min(shape)
     if patch_size is not None and patch_size > smallest:
         raise ConfigError(
             f"task.patch_size: found {patch_size}, and the images are stored at {smallest} px; expected no more, or a "
             "larger data.image_size"
+        )
+
+
+def _check_patch_of_volumes(shape: tuple[int, ...], patch_size: int | tuple[int, int, int] | None) -> None:
+    sides = (patch_size,) * 3 if isinstance(patch_size, int) else patch_size
+    stored = " × ".join(map(str, shape))
+    if len(shape) != 3:
+        raise ConfigError(f"task.patch_size: found three sides, and images of {stored} px; expected one side")
+    if sides is None:
+        raise ConfigError(
+            f"task.patch_size: found none with volumes of up to {stored} voxels; expected slices, rows and columns of "
+            "the patches"
+        )
+    if any(side > most for side, most in zip(sides, shape, strict=True)):
+        raise ConfigError(
+            f"task.patch_size: found {' × '.join(map(str, sides))} voxels (slices, rows, columns), and the largest "
+            f"volume has {stored}; expected no more, or a finer data.spacing_mm"
         )
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 
 import torch
 from torch import Tensor, nn
 
-from trainables.augmentation.pipeline import build_augmentation, random_erasing
+from trainables.augmentation.pipeline import Augmenter, build_augmentation, random_erasing
+from trainables.augmentation.volumes import VolumeAugmenter, erase_boxes
 from trainables.config import TrialConfig
 from trainables.data.dataset import UNCOUNTED, Dataset
 from trainables.data.feed import ImageFeed
@@ -29,8 +30,9 @@ from trainables.regularisers import (
 from trainables.task_config import DiceCrossEntropy, SegmentationTask
 from trainables.training.acceleration import Choice
 from trainables.training.optimisation import Descent, measure_weight_decay
-from trainables.training.segmentation.batches import PatchBatch, TrainingPatches, find_shares
+from trainables.training.segmentation.batches import PatchBatch, TrainingPatches, check_patch_size, find_shares
 from trainables.training.segmentation.losses import SegmentationLoss
+from trainables.training.segmentation.volumes import FOREGROUND_SHARE, TrainingVolumes
 from trainables.training.transfer.trained_part import set_training_mode
 
 #: Regularisers that mean the same for pixels as for images.
@@ -59,16 +61,11 @@ class SegmentationLearner:
         self._device, self._precision = model.mean.device, choice.dtype
         check_regulariser(config.regulariser, config.task)
         train = data.splits["train"]
-        self._batches = TrainingPatches(
-            train,
-            config,
-            self._device,
-            patch_size=config.task.patch_size,
-            patches_per_epoch=config.task.patches_per_epoch,
-            shares=find_shares(config.data, data.components),
-        )
-        size = config.task.patch_size or train.images.shape[-1]
-        self._augment, self._erasing = build_augmentation(config.augmentation, size), config.augmentation.erasing
+        self._batches = _build_batches(config, data, self._device)
+        sides = config.task.patch_sides(train.images.ndim - 2) or train.images.shape[2:]
+        build = VolumeAugmenter if train.holds_volumes else build_augmentation
+        self._augment: VolumeAugmenter | Augmenter = build(config.augmentation, sides[-1])
+        self._erasing = config.augmentation.erasing
         annotated = tabulate_annotated(data)
         self._loss = SegmentationLoss(
             config.task,
@@ -81,12 +78,12 @@ class SegmentationLearner:
         self._descent = Descent(model, config, choice.dtype)
         self.optimiser = self._descent.optimiser
         if self._batches.smallest_batch == 1:
-            self._check_single(train.images.shape[1], size)
+            self._check_single(train.images.shape[1], sides)
         self._val = ImageFeed(data.splits["val"], self._device)
         self._annotated, self._batch_size = annotated, evaluation_batch_size
         self.frozen: frozenset[str] = frozenset()
 
-    def _check_single(self, channels: int, size: int) -> None:
+    def _check_single(self, channels: int, sides: Sequence[int]) -> None:
         """Check on a copy of the network that it can be trained on a batch of one patch.
 
         Raises:
@@ -96,11 +93,11 @@ class SegmentationLearner:
         set_training_mode(model, self._config)
         try:
             with torch.no_grad(), torch.random.fork_rng():
-                model(torch.zeros(1, channels, size, size, device=self._device))
+                model(torch.zeros(1, channels, *sides, device=self._device))
         except ValueError as error:
             raise ConfigError(
-                f"training.batch_size: found batches of one patch of {size} px, which the network cannot normalise in "
-                f"training ({error}); expected at least 2 patches, larger ones or a smaller task.depth"
+                f"training.batch_size: found batches of one patch of {sides[-1]} px, which the network cannot "
+                f"normalise in training ({error}); expected at least 2 patches, larger ones or a smaller task.depth"
             ) from error
 
     @property
@@ -145,7 +142,8 @@ class SegmentationLearner:
         """Return augmented, normalised images and their targets; pixels from outside the patch are not counted."""
         images = self.model.normalise(self._augment(batch.images, batch.seeds))
         if self._erasing > 0.0:
-            images = random_erasing(images, batch.seeds, self._erasing)
+            erase = erase_boxes if images.ndim == 5 else random_erasing
+            images = erase(images, batch.seeds, self._erasing)
         # What is moved in from outside is 0, and has to be uncounted: 255 + 1 is 0 in 8 bits.
         moved = self._augment.move((batch.targets + 1)[:, None], batch.seeds)[:, 0] - 1
         return images, moved
@@ -165,6 +163,31 @@ class SegmentationLearner:
             batch_size=self._batch_size,
             precision=self._precision,
         )
+
+
+def _build_batches(config: TrialConfig, data: Dataset, device: torch.device) -> TrainingPatches:
+    """Return the batches of patches of images, or of volumes.
+
+    Raises:
+        ConfigError: see ``TrainingPatches``.
+    """
+    assert isinstance(config.task, SegmentationTask)
+    task, train, shares = config.task, data.splits["train"], find_shares(config.data, data.components)
+    if not train.holds_volumes:
+        return TrainingPatches(
+            train, config, device, patch_size=task.patch_size, patches_per_epoch=task.patches_per_epoch, shares=shares
+        )
+    check_patch_size(train, task.patch_size)
+    slices, rows, columns = task.patch_sides(3) or (0, 0, 0)
+    return TrainingVolumes(
+        train,
+        config,
+        device,
+        patch_size=(slices, rows, columns),
+        patches_per_epoch=task.patches_per_epoch,
+        shares=shares,
+        foreground_share=FOREGROUND_SHARE if task.foreground_share is None else task.foreground_share,
+    )
 
 
 def check_regulariser(regulariser: RegulariserConfig, task: SegmentationTask) -> None:

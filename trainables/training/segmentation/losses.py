@@ -54,8 +54,8 @@ class SegmentationLoss:
 
     def __call__(
         self,
-        logits: Float[Tensor, "n classes h w"],
-        targets: UInt8[Tensor, "n h w"],
+        logits: Float[Tensor, "n classes *space"],
+        targets: UInt8[Tensor, "n *space"],
         sources: Int64[Tensor, " n"],
         step: int,
     ) -> Terms:
@@ -82,18 +82,24 @@ class SegmentationLoss:
         return terms
 
     def _spread(
-        self, restricted: Float[Tensor, "n classes h w"], targets: Int64[Tensor, "n h w"], sources: Int64[Tensor, " n"]
+        self,
+        restricted: Float[Tensor, "n classes *space"],
+        targets: Int64[Tensor, "n *space"],
+        sources: Int64[Tensor, " n"],
     ) -> Tensor:
         """Return the sum over counted pixels of the mean of −log p over the classes that the image's data annotate."""
         losses = -restricted.log_softmax(1) * (targets != UNCOUNTED)[:, None]
         if self._annotated is None:
             return losses.mean(1).sum()
         among = self._annotated[sources]
-        shares = (among / among.sum(1, keepdim=True))[:, :, None, None]
+        shares = (among / among.sum(1, keepdim=True))[(..., *[None] * (losses.ndim - 2))]
         return (losses * shares).sum()
 
     def _penalise(
-        self, logits: Float[Tensor, "n classes h w"], targets: Int64[Tensor, "n h w"], sources: Int64[Tensor, " n"]
+        self,
+        logits: Float[Tensor, "n classes *space"],
+        targets: Int64[Tensor, "n *space"],
+        sources: Int64[Tensor, " n"],
     ) -> Tensor:
         """Return spectral decoupling; an output for a class that the image's data do not annotate counts as γ."""
         assert self._penalty is not None
@@ -102,7 +108,8 @@ class SegmentationLoss:
             return logits.sum() * 0.0
         counted, labels = logits.float().movedim(1, -1)[is_counted], targets[is_counted]
         if self._annotated is not None:
-            among = self._annotated[sources][:, None, None].expand(*is_counted.shape, -1)[is_counted]
+            own = sources[(..., *[None] * (targets.ndim - 1))].expand_as(targets)
+            among = self._annotated[own[is_counted]]
             offset = self._gamma[labels][:, None] if isinstance(self._gamma, Tensor) else self._gamma
             counted = torch.where(among, counted, offset)
         is_grouped = isinstance(self._weight, Tensor) or isinstance(self._gamma, Tensor)

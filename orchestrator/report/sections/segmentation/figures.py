@@ -63,7 +63,7 @@ def _find_ends(score: DataSetScore | None) -> tuple[float, float]:
 
 
 def draw_areas(cases: Cases, order: Sequence[str] = ()) -> Figure | None:
-    """Return a Bland–Altman plot of predicted and true areas of the test cases, None if none is stored.
+    """Return a Bland–Altman plot of predicted and true areas (or volumes) of the test cases, None if none is stored.
 
     Args:
         cases: stored cases.
@@ -82,7 +82,7 @@ def draw_areas(cases: Cases, order: Sequence[str] = ()) -> Figure | None:
         data.append(_dots(name, mean, relative, stored.ids[chosen], hue, "%{x:.4g}: %{y:+.1f} %"))
     if not every:
         return None
-    whole = np.concatenate(every)
+    whole, measure = np.concatenate(every), cases.sets[0].measure
     bias, sd = float(whole.mean()), float(whole.std(ddof=1)) if len(whole) > 1 else 0.0
     lines = [(bias, "solid"), (bias - 1.96 * sd, "dot"), (bias + 1.96 * sd, "dot")]
     shapes = [
@@ -90,20 +90,20 @@ def draw_areas(cases: Cases, order: Sequence[str] = ()) -> Figure | None:
         for y, dash in lines
     ]
     layout = layout_of(
-        xaxis={"title": {"text": "mean of predicted and true area"}},
+        xaxis={"title": {"text": f"mean of predicted and true {measure}"}},
         yaxis={"title": {"text": "difference, % of the mean"}, "zeroline": True},
         shapes=shapes,
     )
     return Figure(
         title="Does it find too much or too little?",
         note=(
-            f"Bland–Altman: predicted minus true area of every case, all classes together; line: mean difference "
+            f"Bland–Altman: predicted minus true {measure} of every case, all classes together; line: mean difference "
             f"({bias:+.1f} %), dotted: 1.96 standard deviations around it. One trained model."
         ).replace("-", "−"),
         data=data,
         layout=layout,
         height_px=380,
-        axes=("area", "difference"),
+        axes=(measure, "difference"),
     )
 
 

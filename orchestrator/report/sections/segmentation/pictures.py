@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from orchestrator.analysis.segmentation.cases import Case
-from orchestrator.analysis.segmentation.panels import PANELS, paint_panels
+from orchestrator.analysis.segmentation.panels import PANELS, choose_slice, paint_panels
 
 #: Side of a drawn image, px.
 SIDE_PX = 160
@@ -22,13 +22,21 @@ def draw_cases(cases: Sequence[Case]) -> str:
     head = "".join(f"<th>{name}</th>" for name in PANELS)
     rows = "".join(
         f'<tr><th scope="row">{escape(case.identifier)}<br><span class="sd">{escape(case.set_name)} · Dice '
-        f"{case.dice:.3f}</span></th>{''.join(f'<td>{_picture(each, case)}</td>' for each in _panels(case))}</tr>"
+        f"{case.dice:.3f}{_word_slice(case)}</span></th>"
+        f"{''.join(f'<td>{_picture(each, case)}</td>' for each in _panels(case))}</tr>"
         for case in cases
     )
     return (
         f'<div class="scroll gallery"><table class="examples cases"><thead><tr><th></th>{head}</tr></thead>'
         f"<tbody>{rows}</tbody></table></div>"
     )
+
+
+def _word_slice(case: Case) -> str:
+    """Return which slice of a volume is shown, from 1."""
+    if case.predicted.ndim == 2:
+        return ""
+    return f" · slice {choose_slice(case.target, case.predicted) + 1} of {len(case.predicted)}"
 
 
 def _panels(case: Case) -> list[UInt8[np.ndarray, "h w 3"]]:

@@ -14,9 +14,9 @@ from tests.trainables.data.segmentation.test_image_masks import write_folder
 from trainables.data.dataset import Dataset
 from trainables.data.describe import describe_dataset
 from trainables.data.load import load_dataset
+from trainables.data.segmentation.extents import find_sides
 from trainables.data_config import DataConfig
 from trainables.errors import DataError
-from trainables.evaluation.segmentation.evaluate import find_spacing
 
 SIDE = 32
 _ADAPTER: TypeAdapter[Any] = TypeAdapter(DataConfig)
@@ -46,7 +46,7 @@ def test_images_without_a_spacing_beside_others_with_one_are_measured_in_pixels(
     parts = build(root).model_dump()["datasets"]
     parts["eyes"]["spacing_mm"] = 0.25
     test = load(root, datasets=parts).splits["test"]
-    spacing = find_spacing(test)
+    spacing = find_sides(test)
     assert (spacing[test.labels == 1] == 1.0).all()
     assert (spacing[test.labels == 0] != 1.0).any()
     assert (spacing > 0.0).all()

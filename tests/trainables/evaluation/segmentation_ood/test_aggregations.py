@@ -51,6 +51,14 @@ def test_aggregations_are_those_of_a_loop(shape: tuple[int, ...], patch: int, bo
             assert values[image].item() == pytest.approx(expected[name], rel=1e-9), (name, image)
 
 
+def test_in_a_thin_volume_a_patch_is_as_thick_as_it() -> None:
+    maps = torch.rand(2, 4, 12, 12, dtype=torch.float64)
+    found = aggregate_uncertainty(maps, torch.zeros(2, 4, 12, 12, dtype=torch.uint8), patch=10)["worst_patch"]
+    corners = itertools.product(range(3), repeat=2)
+    expected = torch.stack([maps[:, :, y : y + 10, x : x + 10].mean((1, 2, 3)) for y, x in corners]).amax(0)
+    assert torch.allclose(found, expected)
+
+
 def test_a_patch_that_does_not_fit_is_an_error() -> None:
     maps = torch.zeros(2, 8, 20)
     with pytest.raises(DataError, match=r"aggregated maps of \(8, 20\) pixels over patches with a side of 10"):
