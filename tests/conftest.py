@@ -55,3 +55,13 @@ def trained_study(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> 
     )
 
     return train_study(tmp_path_factory.mktemp("trained"), cache_dir)
+
+
+@pytest.fixture(scope="session")
+def organs(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
+    """Root of the ledger of a small study of segmentations, beside its file; not to be changed by a test."""
+    from tests.support.organs_study import train_organs
+
+    folder = tmp_path_factory.mktemp("organs")
+    train_organs(folder, cache_dir)
+    return folder

@@ -32,7 +32,7 @@ def predict_windows(
     height, width = images.shape[-2:]
     if size is None or (size >= height and size >= width):
         return forward(images)
-    weights = _blend(size, images.device)
+    weights = blend_window(size, images.device)
     total: Tensor | None = None
     norm = torch.zeros(height, width, device=images.device)
     for top in place_windows(height, size, overlap):
@@ -60,7 +60,8 @@ def place_windows(length: int, size: int, overlap: float) -> list[int]:
     return [round(index * (length - size) / count) for index in range(count + 1)]
 
 
-def _blend(size: int, device: torch.device) -> Float[Tensor, "s s"]:
+def blend_window(size: int, device: torch.device) -> Float[Tensor, "s s"]:
+    """Return the weights of the pixels of a window, largest at its centre."""
     across = torch.arange(size, device=device, dtype=torch.float32) - (size - 1) / 2
     line = torch.exp(-0.5 * (across / (SIGMA * size)).square())
     return (line[:, None] * line).clamp(min=_LEAST)
