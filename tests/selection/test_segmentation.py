@@ -13,9 +13,16 @@ import pytest
 import torch
 
 from orchestrator.analysis.results import Results, load_results
+from orchestrator.driver.prepare import prepare
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.selection.export import CONTENTS, Exported, export_selection
 from orchestrator.selection.ranking import Selection, SelectionCriteria, select_arm
+from orchestrator.selection.registry import register_model
+from orchestrator.study.study_file import load_study
+from orchestrator.tracking.client import default_store
+from orchestrator.tracking.shipper import sync
+from tests.support.mlflow_stores import make_database
+from tests.support.organs_study import TEXT
 from trainables.config import read_trial_config
 from trainables.data.load import load_dataset
 from trainables.errors import CheckpointError, ConfigError, StudyError
@@ -137,3 +144,39 @@ def test_a_reference_of_other_weights_is_refused(exported: tuple[Selection, Expo
     save_weights(Folder(tmp_path / "out"), "reference.safetensors", {}, {"weights_sha256": "0" * 64})
     with pytest.raises(CheckpointError, match="it belongs to the weights 0000"):
         load_exported(tmp_path / "out")
+
+
+def test_the_registered_version_answers_as_the_folder_does(
+    exported: tuple[Selection, Exported], ledger: Ledger, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    shutil.copytree(ledger.storage, tmp_path / "results")
+    copy, uri = Ledger(str(tmp_path / "results"), "organs"), make_database(tmp_path, tmp_path / "empty.db")
+    sync(copy, uri)
+    selection, done = exported
+    told: list[str] = []
+    registered = register_model(uri, copy, selection, done, name="organs", alias="best", write_line=told.append)
+    assert (registered.version, registered.is_new) == ("1", True)
+    assert registered.check.num_images == registered.check.num_same_class == 8
+    with default_store(uri):
+        module = mlflow.pytorch.load_model("models:/organs@best")
+    with torch.no_grad():
+        masks = module(torch.from_numpy(done.images[:3])).argmax(1).numpy()
+    np.testing.assert_array_equal(masks, done.logits[:3].argmax(1))
+
+
+def test_the_model_of_a_study_is_registered_at_its_end_unless_arms_do_not_compare(
+    tmp_path: Path, cache_dir: Path
+) -> None:
+    text = TEXT.replace("CACHE}", f"{cache_dir}, register: best}}")
+    (tmp_path / "s.yaml").write_text(text)
+    with pytest.raises(StudyError, match=r"execution.register: found best, and arms that are trained on different"):
+        prepare(load_study(tmp_path / "s.yaml"), storage=str(tmp_path))
+    factor = "{ct: {data.train_on: [ct]}, both: {data.train_on: [ct, us]}}"
+    assert factor in text
+    text = text.replace(factor, "{ct: {training.learning_rate: 0.001}, both: {training.learning_rate: 0.002}}")
+    (tmp_path / "s.yaml").write_text(text)
+    prepare(load_study(tmp_path / "s.yaml"), storage=str(tmp_path))
