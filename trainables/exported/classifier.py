@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float32, UInt8
@@ -9,10 +11,18 @@ from torch import Tensor
 
 from trainables.data.dataset import ImageSet
 from trainables.errors import ConfigError
+from trainables.evaluation.classification import compute_metrics
 from trainables.evaluation.predictions import load_predictions
 from trainables.exported.check import TOLERANCES, Check, compare
 from trainables.exported.form import ExportedConfig
-from trainables.exported.network import ExportedNetwork, check_ids, spread_rows
+from trainables.exported.network import (
+    ExportedNetwork,
+    NewEvaluation,
+    check_classes,
+    check_ids,
+    list_images,
+    spread_rows,
+)
 from trainables.model_config import ModelConfig
 from trainables.models.confidence import add_confidence
 from trainables.models.model_scores import build_model_scores
@@ -21,6 +31,8 @@ from trainables.storage.folder import Folder
 
 #: Test images on which networks are compared.
 MAX_CHECKED = 64
+#: Images per pass over new ones.
+_BATCH = 64
 
 
 class ImageClassifier(ExportedNetwork):
@@ -88,6 +100,31 @@ confidence = model(images).softmax(1)        # in the order of model.config.clas
         logits = self(torch.from_numpy(np.array(test.images[rows]))).float().numpy()
         what = "model.safetensors against the predictions that the trial stored"
         return compare(logits, predictions.of("identity/0")[rows], what=what, tolerance=TOLERANCES[precision])
+
+    @torch.inference_mode()
+    def evaluate(self, sets: Sequence[ImageSet], classes: Sequence[str], *, data_set: str | None) -> NewEvaluation:
+        """Return metrics of the logits, and class and confidence of every image, see ``ExportedNetwork.evaluate``."""
+        own = self.config.classes
+        check_classes(classes, own)
+        if data_set is not None:
+            raise ConfigError(f"found the data set {data_set!r} for a network that classifies images; leave it out")
+        device, parts = self.network.mean.device, []
+        for images in sets:
+            for start in range(0, len(images), _BATCH):
+                batch = torch.from_numpy(np.array(images.images[start : start + _BATCH]))
+                parts.append(self(batch.to(device)).float().cpu().numpy())
+        logits = np.concatenate(parts)
+        index = np.array([own.index(name) for name in classes])
+        labels = index[np.concatenate([images.labels for images in sets])]
+        confidence = torch.from_numpy(logits).softmax(1).amax(1)
+        predicted = logits.argmax(1)
+        cases = {"class": [own[k] for k in labels], "predicted": [own[k] for k in predicted]}
+        return NewEvaluation(
+            compute_metrics(logits, labels, ece_bins=self.config.ece_bins),
+            {"num_cases": len(labels), "num_errors": int((predicted != labels).sum())},
+            {},
+            list_images(sets) | cases | {"confidence": confidence.tolist()},
+        )
 
     def sample_logits(self, logits: Tensor) -> Float32[Tensor, "n values"]:
         """Return all logits, see ``ExportedNetwork.sample_logits``."""

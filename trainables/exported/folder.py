@@ -80,6 +80,7 @@ def build_exported(
         normalisation=Normalisation(mean=(), std=(), network_size_px=0),  # those of the network, below
         classes=classes,
         pixels=None if pixels is None else pixels.said,
+        ece_bins=config.evaluation.ece_bins,
         weights_sha256=trial.sha256(WEIGHTS),
         self_test=SelfTest(logits=()),
         provenance=dict(provenance),

@@ -82,6 +82,7 @@ class ExportedConfig(Frozen):
     normalisation: Normalisation
     classes: tuple[str, ...] = Field(description="In the order of the logits.")
     pixels: Pixels | None = Field(None, description="Of segmentations.")
+    ece_bins: PositiveInt = Field(15, description="Bins of the calibration error, as in the study.")
     weights_sha256: str
     self_test: SelfTest
     provenance: dict[str, JsonValue]

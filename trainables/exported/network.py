@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -14,11 +16,26 @@ from torch import Tensor, nn
 from trainables.data.dataset import ImageSet
 from trainables.data.decoding.files import decode_file
 from trainables.data.decoding.pixels import PixelSpec
-from trainables.errors import DataError
+from trainables.errors import ConfigError, DataError
+from trainables.evaluation.classification import Metrics
 from trainables.exported.check import Check
 from trainables.exported.form import ExportedConfig, Images, make_test_images
 from trainables.models.networks import Classifier
 from trainables.storage.folder import Folder
+
+
+@dataclass(frozen=True)
+class NewEvaluation:
+    """Evaluation of a network on images that its study did not have."""
+
+    #: Name in the table of metrics → value, and why others are undefined.
+    metrics: Metrics
+    #: Numbers of cases, and of those that were missed, invented or empty.
+    counts: dict[str, int]
+    #: Detector → share of the images that are below its threshold of validation.
+    flagged: dict[str, float]
+    #: Column → a value of every image: its set, id and site, and what was measured on it; NaN where undefined.
+    cases: dict[str, list[Any]]
 
 
 class ExportedNetwork(nn.Module, ABC):
@@ -71,6 +88,19 @@ class ExportedNetwork(nn.Module, ABC):
         """
 
     @abstractmethod
+    def evaluate(self, sets: Sequence[ImageSet], classes: Sequence[str], *, data_set: str | None) -> NewEvaluation:
+        """Return metrics over all images of some sets together, and of every image.
+
+        Args:
+            sets: sets of one data set, of the network's size and channels.
+            classes: its classes.
+            data_set: data set of the network's study among whose classes pixels are told apart; None: all classes.
+
+        Raises:
+            ConfigError: its classes are not those of the network, or there is no such data set.
+        """
+
+    @abstractmethod
     def sample_logits(self, logits: Tensor) -> Float32[Tensor, "n values"]:
         """Return the logits of the self-test that are kept in ``config.json``."""
 
@@ -112,6 +142,28 @@ def _build_spec(images: Images) -> PixelSpec:
         scale=images.scale,
         frame=images.frame,
     )
+
+
+def list_images(sets: Sequence[ImageSet]) -> dict[str, list[Any]]:
+    """Return the columns of ``NewEvaluation.cases`` that say which image it is."""
+    return {
+        "set": [images.name for images in sets for _ in range(len(images))],
+        "id": [str(name) for images in sets for name in images.ids],
+        "site": [str(site) for images in sets for site in images.sites],
+    }
+
+
+def check_classes(found: Sequence[str], expected: Sequence[str]) -> None:
+    """Check that images have the classes of a network, in whatever order.
+
+    Raises:
+        ConfigError: they have others.
+    """
+    if sorted(found) != sorted(expected):
+        raise ConfigError(
+            f"evaluated images with the classes {', '.join(found)} by a network of {', '.join(expected)}; expected the "
+            "same names: give them in a file of data settings (label_map, mask_values or foreground)"
+        )
 
 
 def spread_rows(number: int, most: int) -> np.ndarray:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,20 +15,30 @@ from trainables.errors import ConfigError
 from trainables.evaluation.layers import HISTOGRAM, LayerRecorder
 from trainables.evaluation.ood import fix_rejection
 from trainables.evaluation.segmentation.annotated import restrict, tabulate_annotated
+from trainables.evaluation.segmentation.calibration import CalibrationAccumulator
+from trainables.evaluation.segmentation.cases import measure_cases, summarise_cases
+from trainables.evaluation.segmentation.evaluate import find_spacing
 from trainables.evaluation.segmentation.stored import load_segmented, locate_segmented
 from trainables.evaluation.segmentation.windows import blend_window, place_windows
 from trainables.evaluation.segmentation_ood.detectors import DETECTORS, score_sets
 from trainables.exported.check import Check, count_same
 from trainables.exported.form import ExportedConfig, Pixels
-from trainables.exported.network import ExportedNetwork, check_ids, spread_rows
+from trainables.exported.network import (
+    ExportedNetwork,
+    NewEvaluation,
+    check_classes,
+    check_ids,
+    list_images,
+    spread_rows,
+)
 from trainables.model_config import ModelConfig
 from trainables.models.networks import Classifier
 from trainables.models.segmenter import BOTTLENECK, build_segmenter
 from trainables.storage.folder import Folder
 from trainables.task_config import SegmentationTask
 
-#: Pixels of the test images on which networks are compared: 16 images of 256 px.
-_PIXELS_CHECKED = 1 << 20
+#: Pixels of the test images on which networks are compared, and of a batch of new ones: 16 images of 256 px.
+_PIXELS = 1 << 20
 #: Share of the pixels of test images that may have another class than the trial gave them. Our choice; on a CPU none
 #: was measured to have one.
 PIXEL_TOLERANCES = {"float32": 1e-4, "TF32": 1e-3, "bfloat16": 1e-2}
@@ -116,17 +126,18 @@ foreign = model.is_foreign(images)           # whether an image is unlike those 
         Raises:
             ConfigError: there is no such data set.
         """
-        known = self._pixels.data_sets
-        if data_set is not None and data_set not in known:
+        return self._predict(images, data_set).argmax(1).byte()
+
+    def _predict(self, images: Tensor, data_set: str | None) -> Tensor:
+        known, logits = self._pixels.data_sets, self(images)
+        if data_set is None:
+            return logits
+        if data_set not in known:
             raise ConfigError(
-                f"segment: found the data set {data_set!r}, and this network was made for "
-                f"{', '.join(map(repr, known))}; expected one of them, or none"
+                f"found the data set {data_set!r} for a network that was made for {', '.join(map(repr, known))}; "
+                "expected one of them, or none"
             )
-        logits = self(images)
-        if data_set is not None:
-            sources = torch.full((len(images),), known.index(data_set), device=images.device)
-            logits = self._restrict(logits, sources)
-        return logits.argmax(1).byte()
+        return self._restrict(logits, torch.full((len(images),), known.index(data_set), device=images.device))
 
     def _restrict(self, logits: Tensor, sources: Tensor) -> Tensor:
         """Return logits without the classes that the data set of an image does not have."""
@@ -209,7 +220,7 @@ foreign = model.is_foreign(images)           # whether an image is unlike those 
     def choose_checked(self, test: ImageSet) -> np.ndarray:
         """Return rows of test images, fewer where they are large, see ``ExportedNetwork.choose_checked``."""
         height, width = test.images.shape[-2:]
-        return spread_rows(len(test), max(1, _PIXELS_CHECKED // (height * width)))
+        return spread_rows(len(test), max(1, _PIXELS // (height * width)))
 
     @torch.inference_mode()
     def compare_stored(self, trial: Folder, test: ImageSet, rows: np.ndarray, *, precision: str) -> Check:
@@ -228,6 +239,54 @@ foreign = model.is_foreign(images)           # whether an image is unlike those 
             num_images=len(rows),
             num_same_class=count_same(found, expected),
         ).require()
+
+    @torch.inference_mode()
+    def evaluate(self, sets: Sequence[ImageSet], classes: Sequence[str], *, data_set: str | None) -> NewEvaluation:
+        """Return metrics of the cases, as in the study, and how foreign each is, see ``ExportedNetwork.evaluate``."""
+        own, task, device = self.config.classes, self._task, self.network.mean.device
+        shown = self._list_shown(data_set)
+        check_classes(classes, [own[0], *(own[index] for index in shown)])
+        index = np.full(256, UNCOUNTED, dtype=np.uint8)
+        index[: len(classes)] = [own.index(name) for name in classes]
+        calibration = CalibrationAccumulator(bins=self.config.ece_bins, band_px=task.band_px)
+        predicted, targets, ratings = [], [], []
+        for images in sets:
+            step = max(1, _PIXELS // (images.images.shape[-2] * images.images.shape[-1]))
+            for start in range(0, len(images), step):
+                rows = slice(start, start + step)
+                assert images.targets is not None
+                batch = torch.from_numpy(np.array(images.images[rows])).to(device)
+                probabilities = self._predict(batch, data_set).softmax(1)
+                targets.append(index[images.targets[rows]])
+                calibration.add(probabilities, torch.from_numpy(targets[-1]).to(device))
+                predicted.append(probabilities.argmax(1).byte().cpu().numpy())
+                ratings.append(self.rate_foreign(batch))
+        cases = measure_cases(
+            np.concatenate(predicted),
+            np.concatenate(targets),
+            classes=[(column, own[column]) for column in shown],
+            spacing=np.concatenate([find_spacing(images) for images in sets]),
+            tolerance_mm=task.tolerance,
+            calibration=calibration.finish(),
+        )
+        summary, thresholds = summarise_cases(cases), self._pixels.thresholds
+        confidences = {name: np.concatenate([each[name] for each in ratings]) for name in thresholds}
+        columns = cases.per_case()
+        if len(shown) > 1:
+            columns |= {f"dice/{own[place]}": cases.values["dice"][:, column] for column, place in enumerate(shown)}
+        columns |= {f"{name} confidence": values for name, values in confidences.items()}
+        foreign = {f"{name} foreign": (values < thresholds[name]).tolist() for name, values in confidences.items()}
+        return NewEvaluation(
+            summary.metrics,
+            summary.counts,
+            {name: float((values < thresholds[name]).mean()) for name, values in confidences.items()},
+            list_images(sets) | {name: values.tolist() for name, values in columns.items()} | foreign,
+        )
+
+    def _list_shown(self, data_set: str | None) -> list[int]:
+        """Return the indices of the foreground classes of a data set, or of all."""
+        annotated = self._pixels.annotated.get(data_set or "")
+        return [each for each in range(1, len(self.config.classes)) if annotated is None or each in annotated]
 
     def sample_logits(self, logits: Tensor) -> Float32[Tensor, "n values"]:
         """Return the logits of some pixels, see ``ExportedNetwork.sample_logits``."""
