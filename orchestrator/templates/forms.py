@@ -166,7 +166,7 @@ hypotheses:
 
 # Every trained model is tested on the unshifted test images and under these shifts of the bank, at these severities.
 evaluation:
-  shifts: [gaussian_noise, defocus_blur, brightness_down, contrast_down] # robustsweep shifts list: all of them
+  shifts: [gaussian_noise, defocus_blur, brightness_down, contrast_down] # docs/shifts.md has all of them
   severities: [1, 3, 5]
   # modality: chest_xray # severity tables made for fundus, dermoscopy, chest_xray or pathology
 """),

@@ -77,7 +77,8 @@ def _write(
     root = Path(added.get("root", source))
     name = _name_study(root)
     max_side = MAX_SIDE_GPU if has_gpu else MAX_SIDE_CPU
-    settings = find_source(source, max_side=max_side, root=added.get("root")) | added | {"on_leak": "quarantine"}
+    settings = find_source(source, max_side=max_side, root=added.get("root"))
+    settings |= {**added, "on_leak": "quarantine"}
     draft = parse_study(json.dumps({"study": name, "data": settings}), source=str(out), folder=out.parent)
     found = describe_found(settings, load_dataset(draft.data, cache_dir=cache_dir))
     found.settings.update({key: _relate(Path(settings[key]), out) for key in ("path", *added)})
