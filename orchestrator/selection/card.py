@@ -29,7 +29,7 @@ _SETTINGS = (
 
 @dataclass(frozen=True)
 class ExportFacts:
-    """What is known of the exported files."""
+    """Facts about the exported files."""
 
     #: How networks of this task are used.
     model: type[ExportedNetwork]

@@ -130,7 +130,7 @@ def evaluate_study(
 
 @dataclass(frozen=True)
 class Added:
-    """What an evaluation has found of one network."""
+    """Findings about one network."""
 
     #: Its row in ``models.csv``, and its rows in ``cases.csv``, without the columns that say which network it is.
     model: Mapping[str, Any]

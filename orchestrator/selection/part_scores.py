@@ -55,7 +55,7 @@ Measure = Callable[[np.ndarray, int | None], Mapping[str, float]]
 
 @dataclass(frozen=True)
 class _Stored:
-    """What a trial stored of its test images."""
+    """Stored predictions of a trial on its test images."""
 
     ids: np.ndarray
     #: Images of each class that is shown, by its index.

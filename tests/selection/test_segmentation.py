@@ -106,7 +106,7 @@ def test_the_loaded_network_draws_the_masks_of_the_trial(
     assert model.is_foreign(pixels).sum() == (validation < threshold).sum() == 1
     with pytest.raises(ConfigError, match="expected one of spectral_signature, mahalanobis, knn, intensity_histogram"):
         model.is_foreign(pixels, "nonsense")
-    with pytest.raises(ConfigError, match="found the data set 'mr', and this network was made for 'ct'"):
+    with pytest.raises(ConfigError, match="found the data set 'mr' for a network that was made for 'ct'"):
         model.segment(pixels, "mr")
 
 

@@ -54,7 +54,7 @@ class SelfTest(Frozen):
 
 
 class Pixels(Frozen):
-    """What is known of the masks of a segmentation, and of its training images."""
+    """Facts about the masks of a segmentation, and about its training images."""
 
     data_sets: tuple[str, ...] = Field(description="Data sets that the network was made for; one may have no name.")
     annotated: dict[str, tuple[int, ...]] = Field(

@@ -1,4 +1,4 @@
-"""What the exported networks of all tasks have in common: a module from uint8 images to logits."""
+"""Common part of the exported networks of all tasks: a module from uint8 images to logits."""
 
 from __future__ import annotations
 

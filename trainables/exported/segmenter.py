@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float32, Float64, UInt8
 from torch import Tensor
 
@@ -48,7 +49,7 @@ _GRID = 8
 
 @dataclass(frozen=True)
 class AboutPixels:
-    """What an exported segmentation says of its data, and the arrays of training images that detectors compare with."""
+    """Facts about the data of an exported segmentation, and arrays of the training images, for detectors."""
 
     said: Pixels
     #: "histogram", "pooled/bottleneck", "spectral/bottleneck" → a row per training image.
@@ -302,18 +303,27 @@ def _predict_windows_at_once(
     A graph for ONNX or MLflow then holds the network once, and not once per window.
     """
     height, width = images.shape[-2:]
-    places = [
-        (slice(top, top + size), slice(left, left + size))
-        for top in place_windows(height, size, overlap)
-        for left in place_windows(width, size, overlap)
-    ]
-    windows = torch.cat([images[..., rows, columns] for rows, columns in places])
-    logits = forward(windows).float()
-    number = images.shape[0]
+    tops, lefts = place_windows(height, size, overlap), place_windows(width, size, overlap)
+    windows = [images[..., top : top + size, left : left + size] for top in tops for left in lefts]
     weights = blend_window(size, images.device)
-    total = torch.zeros(number, logits.shape[1], height, width, device=images.device)
-    norm = torch.zeros(height, width, device=images.device)
-    for index, (rows, columns) in enumerate(places):
-        total[..., rows, columns] += weights * logits[index * number : (index + 1) * number]
-        norm[rows, columns] += weights
-    return total / norm
+    logits = weights * forward(torch.cat(windows)).float()
+    number = images.shape[0]
+    parts = [logits[index * number : (index + 1) * number] for index in range(len(windows))]
+    total = _assemble(parts, tops, lefts, height, width)
+    return total / _assemble([weights] * len(windows), tops, lefts, height, width)
+
+
+def _assemble(parts: Sequence[Tensor], tops: Sequence[int], lefts: Sequence[int], height: int, width: int) -> Tensor:
+    """Return the sum of windows at their places, row of windows by row; by padding, which all runtimes do fast."""
+    size = parts[0].shape[-1]
+    total: Tensor | None = None
+    for row, top in enumerate(tops):
+        strip: Tensor | None = None
+        for column, left in enumerate(lefts):
+            padded = F.pad(parts[row * len(lefts) + column], (left, width - left - size))
+            strip = padded if strip is None else strip + padded
+        assert strip is not None
+        padded = F.pad(strip, (0, 0, top, height - top - size))
+        total = padded if total is None else total + padded
+    assert total is not None
+    return total
