@@ -38,8 +38,8 @@ from trainables.models.segmenter import BOTTLENECK, build_segmenter
 from trainables.storage.folder import Folder
 from trainables.task_config import SegmentationTask
 
-#: Pixels of the test images on which networks are compared, and of a batch of new ones: 16 images of 256 px.
-_PIXELS = 1 << 20
+#: Pixels of the test images on which networks are compared, and of a batch of new ones: 8 images of 256 px.
+_PIXELS = 1 << 19
 #: Share of the pixels of test images that may have another class than the trial gave them. Our choice; on a CPU none
 #: was measured to have one.
 PIXEL_TOLERANCES = {"float32": 1e-4, "TF32": 1e-3, "bfloat16": 1e-2}
@@ -185,7 +185,7 @@ foreign = model.is_foreign(images)           # whether an image is unlike those 
             how = f"Windows of {size} px that share {task.overlap:g} of their side, blended with Gaussian weights."
         notes = [how]
         if len(pixels.data_sets) > 1:
-            notes.append(f"Data sets: {', '.join(pixels.data_sets)}.")
+            notes.append(f"Data sets of its study: {', '.join(pixels.data_sets)}.")
         if pixels.annotated:
             notes.append("They have classes of their own: segment(images, data_set) tells pixels apart among its.")
         if pixels.counted_share < 1:
