@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from orchestrator.study.study_file import Study, load_study
     from robustsweep.api import StudyResults, plan, results, run, run_trial, status
     from trainables.config import TrialConfig
-    from trainables.models.exported import load_exported
+    from trainables.exported.folder import load_exported
 
 __all__ = [
     "Study",
@@ -36,7 +36,7 @@ _HOMES = {
     "Study": "orchestrator.study.study_file",
     "load_study": "orchestrator.study.study_file",
     "TrialConfig": "trainables.config",
-    "load_exported": "trainables.models.exported",
+    "load_exported": "trainables.exported.folder",
     **dict.fromkeys(("StudyResults", "plan", "results", "run", "run_trial", "status"), "robustsweep.api"),
 }
 

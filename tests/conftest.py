@@ -73,3 +73,11 @@ def trained_study(tmp_path_factory: pytest.TempPathFactory) -> TrainedStudy:
     )
 
     return find_study(make_once(tmp_path_factory, "trained", train_study))
+
+
+@pytest.fixture(scope="session")
+def organs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Root of the ledger of a small study of segmentations, beside its file; not to be changed by a test."""
+    from tests.support.organs_study import train_organs
+
+    return make_once(tmp_path_factory, "organs", lambda folder: train_organs(folder, folder / "cache"))

@@ -11,7 +11,11 @@ import typer
 def init(
     source: Annotated[
         Path,
-        typer.Option("--from", help="CSV manifest, folder of images, or npz in MedMNIST's form.", show_default=False),
+        typer.Option(
+            "--from",
+            help="CSV manifest, folder of images, with masks or without, or npz in MedMNIST's form.",
+            show_default=False,
+        ),
     ],
     out: Annotated[Path, typer.Option(help="Study file to write.")] = Path("study.yaml"),
     minutes: Annotated[float, typer.Option(min=1, help="How long the study should take on this machine.")] = 30.0,

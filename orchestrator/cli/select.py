@@ -32,8 +32,12 @@ def select(  # noqa: PLR0913 - the options of a command are its arguments
     study: StudyOrName,
     *,
     by: Annotated[
-        str, typer.Option(help="Metric on validation, or validation/robustness/…; with --oracle any column.")
-    ] = ("balanced_accuracy"),
+        str | None,
+        typer.Option(
+            help="Metric on validation, or validation/robustness/…; with --oracle any column.",
+            show_default="that of the task",
+        ),
+    ] = None,
     rule: Annotated[
         Rule, typer.Option(help="best mean over replicates, or the simplest arm within one standard error of it.")
     ] = Rule.best,

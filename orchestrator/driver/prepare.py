@@ -40,6 +40,7 @@ from trainables.data.describe import has_groups
 from trainables.data_config import DataConfig
 from trainables.errors import StudyError
 from trainables.evaluation.metrics import MAIN_METRICS
+from trainables.segmentation_data_config import DatasetsData
 from trainables.task_config import SegmentationTask
 
 
@@ -127,12 +128,8 @@ def prepare(
         WeightsUnavailableError: pretrained weights are not available.
         StudyError: settings do not fit the data, or ``ceteris_paribus: strict`` is not kept.
     """
-    if study.execution.register is not None and study.task.kind != "classification":
-        raise StudyError(
-            f"execution.register: found {study.execution.register} with task: {study.task.kind}, whose models are not "
-            "exported; leave it out"
-        )
     arms = study.arms()
+    _check_registered(study, arms)
     differences = {} if study.search else {"differences": _find_differences(study, arms)}
     inputs = Inputs(study.execution.cache_dir, verify=verify_data)
     if study.hypotheses:
@@ -281,6 +278,24 @@ def _describe(study: Study, arms: Sequence[Arm], inputs: Inputs, *, mlflow: str 
         "study_sha256": compute_study_sha256(study),
         "base": base,
     }
+
+
+def _check_registered(study: Study, arms: Sequence[Arm]) -> None:
+    """Check that validation can choose the model to register.
+
+    Raises:
+        StudyError: arms are trained, and validated, on different ones of several data sets.
+    """
+    trained: dict[tuple[str, ...], set[tuple[str, ...]]] = {}
+    for arm in arms:
+        if isinstance(arm.config.data, DatasetsData):
+            trained.setdefault(tuple(arm.config.data.datasets), set()).add(arm.config.data.trained)
+    if study.execution.register is not None and any(len(each) > 1 for each in trained.values()):
+        raise StudyError(
+            f"execution.register: found {study.execution.register}, and arms that are trained on different data sets "
+            "(data.train_on), whose validation images do not compare; leave it out, and choose by the images of one of "
+            f"them: robustsweep select {study.study} --by dataset/<name>/<metric> --register <name>"
+        )
 
 
 def _find_main_data(study: Study, arms: Sequence[Arm]) -> DataConfig:

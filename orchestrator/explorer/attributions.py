@@ -116,7 +116,7 @@ class Attributor:
         """Return the model of a trial and the training images that expected gradients compare with."""
         import torch
 
-        from trainables.models.exported import build_exported
+        from trainables.exported.folder import build_exported
 
         if signature not in self._opened:
             data = self._images.dataset(signature)

@@ -69,7 +69,7 @@ def check_is_classification(plan: Mapping[str, Any], wanted: str) -> None:
     if find_task(plan) != "classification":
         raise StudyError(
             f"asked to {wanted} of {plan['study']}, which is a study of segmentations; expected one that classifies "
-            "images (task: classification). Its report shows cases, data sets and scores"
+            "images (task: classification). Its trials have all their scores; --on evaluates them on new images"
         )
 
 

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import numpy as np
-import pandas as pd
-
-from orchestrator.analysis.results import TITLES, Results
-from orchestrator.analysis.wording import explain_used, flatten, mark_used, percent, plural, sentence, word_seen
+from orchestrator.analysis.results import Results
+from orchestrator.analysis.wording import flatten, plural, sentence
 from orchestrator.planning.states import STOPPED
 from orchestrator.selection.card_format import Card, CardPart, Code, Facts, Grid, Items, Text
-from orchestrator.selection.part_scores import PartScore, PartScores
+from orchestrator.selection.card_results import show_calibration, show_performance, show_robustness
+from orchestrator.selection.part_scores import PartScores
 from orchestrator.selection.ranking import RULES, Selection, describe_value
-from orchestrator.statistics.intervals import MIN_REPLICATES, Summary, summarise
+from orchestrator.statistics.intervals import MIN_REPLICATES
 from trainables.config import TrainingConfig, TrialConfig
-from trainables.evaluation.validation_fit import compute_predictive_values
 
-_USE = """\
-from robustsweep import load_exported
-
-model = load_exported("FOLDER")              # nothing is unpickled
-images = model.decode_image("image.png")     # uint8, 1 x {channels} x {size} x {size}
-confidence = model(images).softmax(1)        # in the order of model.config.classes"""
+if TYPE_CHECKING:
+    from trainables.exported.network import ExportedNetwork
 
 #: Settings of the training that the card lists; the others are in config.json of the trial.
 _SETTINGS = (
@@ -32,14 +27,27 @@ _SETTINGS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class ExportFacts:
+    """Facts about the exported files."""
+
+    #: How networks of this task are used.
+    model: type[ExportedNetwork]
+    #: What a user has to know of this one (``ExportedNetwork.list_notes``).
+    notes: Sequence[str]
+    #: Numerical checks of the export, as sentences.
+    checks: Sequence[str]
+    #: Name of a file beside the card → its content, in words.
+    files: Mapping[str, str]
+
+
 def build_card(
     results: Results,
     selection: Selection,
     config: TrialConfig,
     *,
     parts: PartScores,
-    checks: Sequence[str],
-    files: Mapping[str, str],
+    exported: ExportFacts,
 ) -> Card:
     """Return the card of the selected model.
 
@@ -48,8 +56,7 @@ def build_card(
         selection: selection made from these results.
         config: configuration of the selected trial.
         parts: scores per site and class of the selected arm.
-        checks: numerical checks of the export, as sentences.
-        files: name of a file beside the card → its content, in words.
+        exported: what is known of the exported files.
     """
     chosen = results.trials[results.trials["name"] == selection.arm.name]
     data = results.plan["data"]
@@ -61,17 +68,23 @@ def build_card(
         f"{results.plan['question'] or results.plan['study']}",
         warnings=_warnings(selection),
         parts=[
-            _intended_use(results, config),
+            _intended_use(results, config, exported),
             _data(results),
             _training(results, selection, config),
-            _performance(results, selection, chosen, parts),
-            _robustness(results, selection, chosen),
-            _calibration(results, selection, chosen),
+            show_performance(results, selection, chosen, parts),
+            show_robustness(results, selection, chosen),
+            show_calibration(results, selection, chosen),
             _selection(selection),
             _limits(results, selection, parts, training=config.training),
-            _provenance(results, selection, checks, files),
+            _provenance(results, selection, exported),
         ],
-        tags=["image-classification", "robustness", results.plan["study"], *(["oracle"] if selection.oracle else [])],
+        pipeline_tag=exported.model.pipeline_tag,
+        tags=[
+            exported.model.pipeline_tag,
+            "robustness",
+            results.plan["study"],
+            *(["oracle"] if selection.oracle else []),
+        ],
     )
 
 
@@ -90,23 +103,24 @@ def _warnings(selection: Selection) -> list[str]:
     return [*warnings, *(f"{sentence(remark)}; {better}." for remark in selection.remarks)]
 
 
-def _intended_use(results: Results, config: TrialConfig) -> CardPart:
+def _intended_use(results: Results, config: TrialConfig, exported: ExportFacts) -> CardPart:
     data = results.plan["data"]
     images = config.data
     colour = "grey" if images.channels == 1 else "RGB"
+    purpose = exported.model.purpose.format(colour=colour, size=images.image_size, resize=images.resize)
     return CardPart(
         "Intended use",
         [
             Text(
                 f"To study which training choices hold up under distribution shift, on {data['name']} images "
-                f"({data['modality']}). The network puts {colour} images, brought to {images.image_size} px "
-                f"({images.resize}), each into one of: {_list(data['classes'])}."
+                f"({data['modality']}). The network {purpose}: {_list(data['classes'])}."
             ),
             Text(
                 "Not a medical device. Not for diagnosis, triage or any decision about a person. Not tested on images "
                 "of other kinds, sites or populations than those listed here; before any use, test it on your own."
             ),
-            Code(_USE.format(channels=images.channels, size=images.image_size)),
+            *([Items(exported.notes)] if exported.notes else []),
+            Code(exported.model.usage.format(channels=images.channels, size=images.image_size)),
         ],
     )
 
@@ -166,149 +180,6 @@ def _training(results: Results, selection: Selection, config: TrialConfig) -> Ca
     return CardPart("Training", [Facts(rows)])
 
 
-# ------------------------------------------------------------------------------------------------ results
-
-
-def _performance(results: Results, selection: Selection, chosen: pd.DataFrame, parts: PartScores) -> CardPart:
-    images = results.plan["data"]["num_images"]
-    sets = {"validation": ("val", "val"), "in-distribution test": ("id", "test")}
-    sets |= {f"{name} (external)": (f"external/{name}", name) for name in results.external_sets}
-    rows = []
-    for title, (prefix, name) in sets.items():
-        values = [_mean(chosen, f"{prefix}/{metric}") for metric in TITLES]
-        this = _own(chosen, selection, f"{prefix}/{results.metric}")
-        rows.append([title, f"{images.get(name, 0):,}", *values, this])
-    columns = ["set", "images", *TITLES.values(), f"this model: {TITLES[results.metric]}"]
-    blocks: list[Text | Grid] = [
-        Text(
-            f"Mean ± standard deviation over {plural(selection.arm.complete, 'replicate')} of the arm; the last column "
-            "is the exported replicate."
-        ),
-        Grid(columns, rows),
-    ]
-    if parts.sites:
-        blocks.append(Text("In-distribution test set, per site:"))
-        blocks.append(Grid(["site", "images", "accuracy", "balanced accuracy"], [_site(site) for site in parts.sites]))
-    blocks.append(Text("In-distribution test set, per class:"))
-    classes = [[part.name, f"{part.num_images:,}", _percent(part.accuracy)] for part in parts.classes]
-    blocks.append(Grid(["class", "images", "recall"], classes))
-    return CardPart("Results", blocks)
-
-
-def _site(site: PartScore) -> list[str]:
-    assert site.balanced_accuracy is not None
-    return [site.name, f"{site.num_images:,}", _percent(site.accuracy), _percent(site.balanced_accuracy)]
-
-
-def _percent(summary: Summary) -> str:
-    return percent(summary.mean, summary.sd)
-
-
-def _mean(chosen: pd.DataFrame, column: str) -> str:
-    return _percent(summarise(chosen[column])) if column in chosen else "undefined"
-
-
-def _own(chosen: pd.DataFrame, selection: Selection, column: str) -> str:
-    if column not in chosen:
-        return "undefined"
-    return percent(float(chosen.loc[chosen["signature"] == selection.signature, column].iloc[0]))
-
-
-def _robustness(results: Results, selection: Selection, chosen: pd.DataFrame) -> CardPart:
-    metric, frame = results.metric, results.shifts
-    frame = frame[(frame["name"] == selection.arm.name) & (frame["set"] == "test") & (frame["severity"] > 0)]
-    if frame.empty or metric not in frame:
-        return CardPart("Robustness", [Text("The study tested no shift.")])
-    rows = []
-    for shift, group in frame.groupby("shift", sort=False):
-        by_severity = group.groupby("severity")[metric].mean()
-        worst = by_severity.idxmin() if by_severity.notna().any() else None
-        at = group[group["severity"] == worst][metric]
-        rows.append(
-            (by_severity.min(), str(shift), _percent(summarise(group.groupby("signature")[metric].mean())), at, worst)
-        )
-    rows.sort(key=lambda row: (pd.isna(row[0]), row[0]))
-    _, name, _, values, severity = rows[0]
-    grid = [
-        [
-            mark_used(shift, results.used_types),
-            word_seen(results.seen, [selection.arm.name], shift) or "not known",
-            mean,
-            _percent(summarise(at)),
-            "–" if at_ is None else str(at_),
-        ]
-        for _, shift, mean, at, at_ in rows
-    ]
-    text = (
-        f"{sentence(TITLES[metric])} on the shifted test set, mean ± standard deviation over replicates, by the "
-        f"worst severity. Over all of them {_mean(chosen, f'robustness/mean_{metric}')}; the worst is {name} at "
-        f"severity {severity}: {_percent(summarise(values))}. Unshifted: {_mean(chosen, f'id/{metric}')}."
-        f"{explain_used(results.used_types)}"
-    )
-    unused = f"robustness/mean_unused_{metric}"
-    if unused in chosen:
-        text = f"Over shifts not used for selection: {_mean(chosen, unused)}. {text}"
-    return CardPart(
-        "Robustness",
-        [Text(text), Grid(["shift", "training policy", "mean over severities", "worst severity", "which"], grid)],
-    )
-
-
-def _calibration(results: Results, selection: Selection, chosen: pd.DataFrame) -> CardPart:
-    columns = {
-        "in-distribution test": "calibration/ece",
-        "mean over shifts": "calibration/mean_shifted_ece",
-        "worst shift": "calibration/worst_shift_ece",
-    }
-    columns |= {f"{name} (external)": f"external/{name}/ece" for name in results.external_sets}
-    rows = [
-        [f"{title}{scaling}", _mean(chosen, f"{column}{suffix}"), _own(chosen, selection, f"{column}{suffix}")]
-        for title, column in columns.items()
-        for scaling, suffix in (("", ""), (", after temperature scaling", "_scaled"))
-        if f"{column}{suffix}" in chosen
-    ]
-    scores = ", ".join(
-        f"{title} {summary.mean:.3f}"
-        for title, column in {"log loss": "calibration/nll", "Brier score": "calibration/brier"}.items()
-        if column in chosen and (summary := summarise(chosen[column])).mean is not None
-    )
-    text = (
-        f"Expected calibration error, lower is better. On the in-distribution test set also: {scores}."
-        if scores
-        else ""
-    )
-    blocks: list[Text | Grid] = [Text(text)] if text else []
-    blocks.append(Grid(["set", "ECE", "this model"], rows))
-    return CardPart("Calibration", [*blocks, *_thresholds(results, selection, chosen)])
-
-
-#: Prevalences at which predictive values are given. Our choice: screening, an outpatient clinic, a balanced test set.
-_PREVALENCES = (0.01, 0.1, 0.5)
-
-
-def _thresholds(results: Results, selection: Selection, chosen: pd.DataFrame) -> list[Text | Grid]:
-    """Return this model's sensitivity, specificity and predictive values at validation's thresholds, if it has any."""
-    record = results.records[selection.signature]
-    fit = {} if record.result is None else record.result.get("validation_fit", {})
-    own = chosen[chosen["signature"] == selection.signature].iloc[0]
-    rows = []
-    for at, title in (("specificity_95", "95 % specificity"), ("sensitivity_95", "95 % sensitivity")):
-        shares = [float(own.get(f"id/{name}_at_{at}", np.nan)) for name in ("sensitivity", "specificity")]
-        if f"threshold_at_{at}" not in fit or np.isnan(shares).any():
-            continue
-        values = (compute_predictive_values(shares[0], shares[1], prevalence) for prevalence in _PREVALENCES)
-        pairs = [f"{percent(positive)} / {percent(negative)}" for positive, negative in values]
-        rows.append([title, f"{fit[f'threshold_at_{at}']:.4g}", *map(percent, shares), *pairs])
-    if not rows:
-        return []
-    text = (
-        "This model on the in-distribution test set, at thresholds of f₁ − f₀ (class 1 is positive) chosen on "
-        "validation. Predictive values (positive / negative) are for populations with so many positives (Bayes)."
-    )
-    heads = [f"PPV / NPV at {100 * prevalence:g} %" for prevalence in _PREVALENCES]
-    return [Text(text), Grid(["validation", "threshold", "sensitivity", "specificity", *heads], rows)]
-
-
 # ------------------------------------------------------------------------------------------------ selection, limits
 
 
@@ -364,7 +235,7 @@ def _limits(results: Results, selection: Selection, parts: PartScores, *, traini
     return CardPart("Limits", [Items(items)])
 
 
-def _provenance(results: Results, selection: Selection, checks: Sequence[str], files: Mapping[str, str]) -> CardPart:
+def _provenance(results: Results, selection: Selection, exported: ExportFacts) -> CardPart:
     record, plan = results.records[selection.signature], results.plan
     assert record.result is not None
     environment = ", ".join(f"{name} {value}" for name, value in record.result["environment"].items())
@@ -384,8 +255,8 @@ def _provenance(results: Results, selection: Selection, checks: Sequence[str], f
         [
             Facts(rows),
             Text("Numerical checks of what lies in this folder:"),
-            Items(checks),
+            Items(exported.checks),
             Text("Files:"),
-            Facts(files),
+            Facts(exported.files),
         ],
     )

@@ -103,7 +103,8 @@ class Card:
     #: Warnings that a reader must not miss: an oracle chose, trials are missing.
     warnings: Sequence[str]
     parts: Sequence[CardPart]
-    #: Tags of the front matter.
+    #: Kind of network in the words of model hubs, and tags, for the front matter.
+    pipeline_tag: str
     tags: Sequence[str]
 
 
@@ -112,7 +113,7 @@ class Card:
 
 def render_markdown(card: Card) -> str:
     """Return the card as Markdown with a YAML front matter, as model hubs read it."""
-    lines = ["---", "library_name: robustsweep", "pipeline_tag: image-classification", "tags:"]
+    lines = ["---", "library_name: robustsweep", f"pipeline_tag: {card.pipeline_tag}", "tags:"]
     lines += [f"- {json.dumps(tag)}" for tag in card.tags]  # a JSON string is YAML
     lines += ["---", "", f"# {_plain(card.title)}", "", _plain(card.lede), ""]
     for warning in card.warnings:

@@ -6,12 +6,13 @@ Pure: uses only the tables and records of ``analysis.results``.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import pandas as pd
 
 from orchestrator.analysis.results import Results
+from orchestrator.ledger.derived import find_main_metric
 from orchestrator.planning.states import COMPLETE, STOPPED
 from orchestrator.planning.works import tell_remarks
 from orchestrator.statistics.intervals import summarise
@@ -27,8 +28,9 @@ RULES = {
 #: Prefix of the only columns that may choose an arm, besides those over shifted validation images; MLflow's headline
 #: numbers have the same under the longer prefix.
 VALIDATION, _HEADLINE = "val/", "validation/"
-#: Columns of failure detection have it, too: failure/<score>/… names that on validation, like a metric's short name.
-_FAILURE = "failure/"
+#: Starts of columns that have it, too: failure/<score>/… and dataset/<name>/… name those on validation, like a metric's
+#: short name.
+_OF_VALIDATION = ("failure/", "dataset/")
 #: Columns over shifted validation images: numbers of the trial alone, so that they have the longer prefix.
 _OVER_SHIFTS = frozenset(name_over_validation_shifts(how, metric) for how in AGGREGATES for metric in EVALUATED)
 
@@ -37,9 +39,9 @@ _OVER_SHIFTS = frozenset(name_over_validation_shifts(how, metric) for how in AGG
 class SelectionCriteria:
     """Criteria by which an arm and a replicate are chosen."""
 
-    #: A metric on validation ("auroc", "validation/robustness/mean_auroc"), or with ``oracle`` any column of the trials
-    #: ("robustness/worst_shift_auroc").
-    by: str = "balanced_accuracy"
+    #: A metric on validation ("auroc", "dataset/drive/dice", "validation/robustness/mean_auroc"), or with ``oracle``
+    #: any column of the trials ("robustness/worst_shift_auroc"); None: the main metric of the study's task.
+    by: str | None = None
     rule: str = BEST
     #: Whether test, shifted or external data may choose.
     oracle: bool = False
@@ -122,7 +124,9 @@ def select_arm(results: Results, criteria: SelectionCriteria) -> Selection:
             f"--data-set with one of {listed}"
         )
     _check_counts(results, criteria)
+    criteria = replace(criteria, by=criteria.by or find_main_metric(results.plan))
     column = find_column(results.complete, criteria)
+    _check_same_images(results, column)
     higher = _is_higher_better(column)
     ranking = rank_arms(results, column, higher_is_better=higher)
     if not ranking or ranking[0].mean is None:
@@ -158,6 +162,23 @@ def _check_counts(results: Results, criteria: SelectionCriteria) -> None:
         )
 
 
+def _check_same_images(results: Results, column: str) -> None:
+    """Check that a column is of the same images in all arms that have it.
+
+    Raises:
+        StudyError: it is of the validation images of each arm, and arms are trained on different data sets.
+    """
+    if results.tested_on and "dataset/" not in column:
+        known = sorted({name for names in results.tested_on.values() for name in names})
+        metric = column.rpartition("/")[2]
+        raise StudyError(
+            f"asked which arm to choose by {column}, and the arms are trained on different data sets (data.train_on), "
+            "whose images do not compare; expected --by with the images of one of them: "
+            f"{', '.join(f'dataset/{name}/{metric}' for name in known)}, which chooses among the arms that are trained "
+            "on it"
+        )
+
+
 def find_column(complete: pd.DataFrame, criteria: SelectionCriteria) -> str:
     """Return the column that the criteria name.
 
@@ -169,12 +190,14 @@ def find_column(complete: pd.DataFrame, criteria: SelectionCriteria) -> str:
         StudyError: the column does not exist, it is not validation and ``oracle`` is not set, or it is validation and
             ``oracle`` is set.
     """
+    assert criteria.by is not None
     asked = criteria.by if criteria.by in _OVER_SHIFTS else criteria.by.removeprefix(_HEADLINE)
     by = asked if "/" in asked else f"{VALIDATION}{asked}"
-    if asked.startswith(_FAILURE) and not criteria.oracle:
+    if asked.startswith(_OF_VALIDATION) and not criteria.oracle:
         by = f"{_HEADLINE}{asked}"
     known = [str(each) for each in complete if "/" in str(each) and not str(each).startswith(("arm/", _HEADLINE))]
-    known += [str(each) for each in complete if each in _OVER_SHIFTS or str(each).startswith(f"{_HEADLINE}{_FAILURE}")]
+    starts = tuple(f"{_HEADLINE}{start}" for start in _OF_VALIDATION)
+    known += [str(each) for each in complete if each in _OVER_SHIFTS or str(each).startswith(starts)]
     validation = [column for column in known if column.startswith((VALIDATION, _HEADLINE))]
     others = [column for column in known if column not in validation]
     if by not in known:

@@ -18,10 +18,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.selection.export import (
     CARD,
     CARD_PAGE,
-    TOLERANCES,
-    Check,
     Exported,
-    compare,
     compute_logits,
     make_slug,
 )
@@ -38,6 +35,7 @@ from orchestrator.tracking.client import (
 )
 from orchestrator.tracking.projection import MAX_TAG_LENGTH
 from trainables.errors import CheckpointError, ConfigError, StudyError, redact
+from trainables.exported.check import TOLERANCES, Check, compare
 
 #: Tags that identify a version: the same trial with the same weights is registered once.
 _KEYS = ("robustsweep.signature", "robustsweep.checkpoint_sha256")

@@ -7,7 +7,6 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from orchestrator.analysis.results import TITLES, Results, load_results
-from orchestrator.ledger.derived import check_is_classification
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.plan import describe_skipped
 from orchestrator.planning.states import STOPPED
@@ -51,8 +50,7 @@ def select_model(
         RobustSweepError: any of its subclasses, with a message for the user.
     """
     ledger = Ledger(storage, study.study)
-    check_is_classification(ledger.read_plan(), "choose and export a model")
-    named = [metric for metric in TITLES if request.criteria.by.endswith(metric)]
+    named = [metric for metric in TITLES if (request.criteria.by or "").endswith(metric)]
     results = load_results(ledger, max(named, key=len, default=None))
     if request.data_set is not None:
         results = results.select_data_set(request.data_set)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import csv
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from orchestrator.templates.find_masks import SUFFIXES, find_mask_folders, find_mask_values
 from trainables.data.dataset import Dataset
 from trainables.data.describe import describe_dataset, has_groups
 from trainables.errors import DataError
@@ -18,8 +19,7 @@ from trainables.errors import DataError
 #: Number of files whose sizes are read to choose ``data.image_size``.
 _LOOK_AT = 50
 #: Sides in px to choose from; the largest that the images have, up to what the machine can train on.
-_SIDES = (28, 32, 64, 96, 128, 224)
-_SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp"}
+_SIDES = (28, 32, 64, 96, 128, 224, 256, 384, 512)
 
 
 @dataclass(frozen=True)
@@ -32,36 +32,55 @@ class FoundData:
     facts: tuple[str, ...]
     num_train: int
     has_imbalance: bool
+    #: Whether pixels have classes, and not images.
+    has_masks: bool
 
 
-def find_source(path: Path, *, max_side: int) -> dict[str, Any]:
+@dataclass(frozen=True)
+class MaxSide:
+    """Largest sides in px that a machine can train on in reasonable time."""
+
+    of_images: int
+    of_masks: int
+
+
+def find_source(path: Path, *, max_side: MaxSide, root: str | None = None) -> dict[str, Any]:
     """Return kind, path, side and channels of the images at ``path``: a manifest, a folder of images, or an npz.
+
+    A folder, or a manifest, may hold masks beside the images.
 
     Args:
         path: what the user names.
-        max_side: largest side in px that this machine can train on in reasonable time.
+        max_side: largest side in px.
+        root: folder that the files of a manifest are relative to; None: the manifest's own.
 
     Raises:
         DataError: nothing is there, or it is none of the three.
     """
     if path.is_dir():
-        if any((each / "masks").is_dir() and (each / "images").is_dir() for each in (path, path / "train")):
-            raise DataError(
-                f"--from: found folders of images and masks in {path}; expected images in a folder per class. init "
-                "writes no studies of segmentations: begin with configs/retina_vessels.yaml (robustsweep examples)"
-            )
+        masked = find_mask_folders(path)
+        if masked is not None:
+            roles = [masked.get("image_folder", "images"), masked.get("mask_folder", "masks")]
+            images, masks = ([each for each in _walk(path) if name in each.relative_to(path).parts] for name in roles)
+            return masked | {"path": str(path)} | _describe_masked(images, masks, path, max_side)
         sides, channels = _look_at_files(_walk(path), path)
-        return {"kind": "image_folder", "path": str(path), "image_size": _choose(sides, max_side), "channels": channels}
+        size = _choose(sides, max_side.of_images)
+        return {"kind": "image_folder", "path": str(path), "image_size": size, "channels": channels}
     if not path.exists():
         raise DataError(f"--from: there is nothing at {path}; expected a CSV manifest, a folder of images or an npz")
     match path.suffix.lower():
         case ".npz":
             side, channels = _look_at_npz(path)
-            kept = {"image_size": min(side, max_side)} if side > max_side else {"image_size": side}
-            return {"kind": "medmnist", "flag": path.stem, "path": str(path), **kept, "channels": channels}
+            size = min(side, max_side.of_images)
+            return {"kind": "medmnist", "flag": path.stem, "path": str(path), "image_size": size, "channels": channels}
         case ".csv":
-            sides, channels = _look_at_files(_read_manifest(path), path)
-            return {"kind": "csv", "path": str(path), "image_size": _choose(sides, max_side), "channels": channels}
+            images, masks = _read_manifest(path, path.parent if root is None else Path(root))
+            if masks:
+                described = _describe_masked(images, masks, path, max_side)
+                return {"kind": "image_mask_csv", "path": str(path)} | described
+            sides, channels = _look_at_files(images, path)
+            size = _choose(sides, max_side.of_images)
+            return {"kind": "csv", "path": str(path), "image_size": size, "channels": channels}
     raise DataError(
         f"--from: found {path}, expected a CSV manifest (.csv), a folder of images, or an npz of MedMNIST's form (.npz)"
     )
@@ -84,10 +103,17 @@ def describe_found(settings: dict[str, Any], data: Dataset) -> FoundData:
     if not has_groups(data):
         comments["path"] = {
             "csv": "a column group (the patient) keeps images of one patient in one set; there is none",
+            "image_mask_csv": "a column group (the patient) keeps images of one patient in one set; there is none",
             "image_folder": "add group_pattern: '(p\\d+)_' (a patient in each path) or group_file: else images of one "
             "patient may lie in several sets",
+            "image_mask_folder": "add group_pattern: '(p\\d+)_' (a patient in each path): else images of one patient "
+            "may lie in several sets",
         }.get(settings["kind"], "every image counts as a patient of its own")
     train = data.splits["train"]
+    if "resize" in settings:
+        comments["resize"] = "black borders, which no metric counts; crop would cut structures off"
+    if "mask_values" in settings:
+        comments["mask_values"] = "name the classes"
     counts = np.bincount(train.labels, minlength=data.num_classes)
     sites = sorted({str(site) for images in data.splits.values() for site in set(images.sites.tolist())} - {""})
     if len(sites) > 1 and not data.external:
@@ -95,35 +121,52 @@ def describe_found(settings: dict[str, Any], data: Dataset) -> FoundData:
             f"sites: {', '.join(sites[:6])}; external_sites: [{sites[0]}] would keep one for the end"
         )
     facts = tuple(f"{label}: {line}" for label, line in describe_dataset(data).items())
-    return FoundData(settings, comments, facts, len(train), bool(counts.max() > 2 * max(counts.min(), 1)))
+    return FoundData(
+        settings,
+        comments,
+        facts,
+        len(train),
+        has_imbalance=not data.components and bool(counts.max() > 2 * max(counts.min(), 1)),
+        has_masks=bool(data.components),
+    )
 
 
 def _walk(folder: Path) -> Iterator[Path]:
     for path in sorted(folder.rglob("*")):
-        if path.suffix.lower() in _SUFFIXES and path.is_file():
+        if path.suffix.lower() in SUFFIXES and path.is_file():
             yield path
 
 
-def _read_manifest(path: Path) -> Iterator[Path]:
+def _read_manifest(path: Path, root: Path) -> tuple[list[Path], list[Path]]:
+    """Return the images of a manifest, and their masks if it has such a column."""
     with path.open(newline="", encoding="utf-8-sig") as lines:
         reader = csv.DictReader(lines)
         columns = set(reader.fieldnames or ())
-        if not {"file_name", "label"} <= columns:
+        if "file_name" not in columns or not columns & {"label", "mask"}:
             raise DataError(
                 f"--from: {path} has the columns {', '.join(sorted(columns)) or 'none'}; expected file_name and label, "
-                "optionally id, split, group and site: rename them"
+                "or file_name and mask, optionally id, split, group and site: rename them"
             )
-        for row in reader:
-            yield path.parent / row["file_name"]
+        rows = list(reader)
+    images = [root / row["file_name"] for row in rows]
+    return images, [root / row["mask"] for row in rows] if "mask" in columns else []
 
 
-def _look_at_files(files: Iterator[Path], where: Path) -> tuple[list[int], int]:
+def _describe_masked(images: list[Path], masks: list[Path], where: Path, max_side: MaxSide) -> dict[str, Any]:
+    """Return side and channels of images with masks, and the classes of the masks if they have several."""
+    sides, channels = _look_at_files(images, where)
+    values = find_mask_values(masks)
+    size = {"image_size": _choose(sides, max_side.of_masks), "channels": channels, "resize": "pad"}
+    return size | ({} if values is None else {"mask_values": values})
+
+
+def _look_at_files(files: Iterable[Path], where: Path) -> tuple[list[int], int]:
     """Return the short sides in px of some images, and 1 channel if all of them are grey, else 3."""
     from PIL import Image, UnidentifiedImageError
 
-    some = [path for path in files if path.suffix.lower() in _SUFFIXES]
+    some = [path for path in files if path.suffix.lower() in SUFFIXES]
     if not some:
-        raise DataError(f"--from: found no image in {where}; expected files such as {', '.join(sorted(_SUFFIXES))}")
+        raise DataError(f"--from: found no image in {where}; expected files such as {', '.join(sorted(SUFFIXES))}")
     step = max(len(some) // _LOOK_AT, 1)
     sides, modes = [], Counter[str]()
     for path in some[::step]:

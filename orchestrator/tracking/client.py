@@ -245,7 +245,7 @@ def import_flavour() -> Any:
 
 
 def save_torch_model(module: Any, folder: Path, *, metadata: dict[str, Any]) -> None:
-    """Write an ``ImageClassifier`` (``trainables.models.exported``) as an MLflow model without pickle.
+    """Write an ``ExportedNetwork`` (``trainables.exported.network``) as an MLflow model without pickle.
 
     The model is a graph for any batch size. Its input example is made of the images of the self-test: no patient's
     image gets into the registry.
@@ -260,15 +260,18 @@ def save_torch_model(module: Any, folder: Path, *, metadata: dict[str, Any]) -> 
     """
     flavour = import_flavour()
     import numpy as np
+    import torch
     from mlflow.models import ModelSignature
     from mlflow.types import Schema, TensorSpec
 
-    from trainables.models.exported import make_test_images
+    from trainables.exported.form import make_test_images
 
     example = make_test_images(module.config.images).numpy()
+    with torch.inference_mode():
+        shape = module(torch.from_numpy(example)).shape
     # Without names: an input with a name would have to be a dict, which the flavour's own predict refuses (3.17).
     inputs = Schema([TensorSpec(np.dtype(np.uint8), (-1, *example.shape[1:]))])
-    outputs = Schema([TensorSpec(np.dtype(np.float32), (-1, len(module.config.classes)))])
+    outputs = Schema([TensorSpec(np.dtype(np.float32), (-1, *shape[1:]))])
     flavour.save_model(
         module,
         str(folder),

@@ -13,60 +13,21 @@ import pytest
 from orchestrator.analysis.results import load_results
 from orchestrator.analysis.segmentation.by_data_set import score_data_sets
 from orchestrator.analysis.segmentation.cases import Cases, find_worst, load_cases
-from orchestrator.cli.trial import run_single
 from orchestrator.driver.prepare import prepare
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.report.sections.segmentation.figures import draw_areas, draw_score
 from orchestrator.report.sections.segmentation.section import SCORE
 from orchestrator.report.write import write_report
-from orchestrator.selection.ranking import SelectionCriteria
-from orchestrator.selection.select_model import SelectOptions, select_model
 from orchestrator.study.study_file import load_study
+from tests.support.organs_study import TEXT
 from trainables.errors import StudyError
 from trainables.evaluation.confidence import find_title
 from trainables.evaluation.segmentation.judged import measure_dice
 
-TEXT = """\
-study: organs
-question: Does training on both help?
-task: {kind: segmentation, depth: 3, width: 16, patch_size: 24, patches_per_epoch: 16}
-data:
-  kind: datasets
-  image_size: 32
-  datasets:
-    ct: {kind: organs, organ: ct, num_images: 20}
-    us: {kind: organs, organ: ultrasound, num_images: 20, seed: 1}
-model: {name: timm/test_resnet}
-training: {epochs: 1, batch_size: 8, learning_rate: 5e-3}
-evaluation:
-  shifts: [gaussian_noise]
-  severities: [3]
-  foreign: {digits: {data: {kind: digits, test_fraction: 0.02}, role: far}}
-factors:
-  trained_on: {ct: {data.train_on: [ct]}, both: {data.train_on: [ct, us]}}
-replicates: 2
-hypotheses:
-- {name: h, claim: It helps., treatment: {trained_on: both}, control: {trained_on: ct}, direction: higher,
-   smallest_effect: 0, over: shifts, metric: robustness/mean_dice}
-execution: {cache_dir: CACHE}
-"""
-
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory, cache_dir: Path) -> Path:
-    path = tmp_path_factory.mktemp("organs")
-    (path / "organs.yaml").write_text(TEXT.replace("CACHE", str(cache_dir)))
-    study = load_study(path / "organs.yaml")
-    prepared = prepare(study, storage=str(path))
-    prepared.ledger.write_plan(prepared.plan, prepared.about)
-    for work in prepared.plan.works:
-        run_single(study, work.signature, storage=str(path), echo=lambda line: None)
-    return path
-
-
-@pytest.fixture(scope="module")
-def ledger(folder: Path) -> Ledger:
-    return Ledger(str(folder), "organs")
+def ledger(organs: Path) -> Ledger:
+    return Ledger(str(organs), "organs")
 
 
 @pytest.fixture(scope="module")
@@ -128,22 +89,9 @@ def test_figures_of_cases_have_a_colour_per_data_set(cases: Cases) -> None:
         assert dots["ct"]["marker"]["color"] != dots["us"]["marker"]["color"]
 
 
-def test_what_classifications_alone_have_is_refused(folder: Path, ledger: Ledger) -> None:
+def test_what_classifications_alone_have_is_refused(ledger: Ledger) -> None:
     with pytest.raises(StudyError, match="a study of segmentation, by the metric 'auroc'; expected one of dice"):
         load_results(ledger, "auroc")
-    with pytest.raises(StudyError, match="asked to choose and export a model of organs"):
-        select_model(
-            load_study(folder / "organs.yaml"),
-            SelectOptions(SelectionCriteria("dice")),
-            storage=str(folder),
-            write_line=lambda line: None,
-        )
-
-
-def test_no_model_is_registered(tmp_path: Path, cache_dir: Path) -> None:
-    (tmp_path / "s.yaml").write_text(TEXT.replace("CACHE}", f"{cache_dir}, register: best}}"))
-    with pytest.raises(StudyError, match=r"execution.register: found best with task: segmentation"):
-        prepare(load_study(tmp_path / "s.yaml"), storage=str(tmp_path))
 
 
 @pytest.mark.parametrize(

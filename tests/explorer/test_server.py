@@ -82,7 +82,7 @@ def test_an_attribution_is_that_of_the_stored_weights_for_the_pixels_that_the_mo
     from orchestrator.explorer.images import paint_shifted
     from trainables.evaluation.attribution.compute import compute_attribution
     from trainables.evaluation.attribution.methods import ATTRIBUTION_METHODS
-    from trainables.models.exported import build_exported
+    from trainables.exported.folder import build_exported
 
     assert {name: each.title for name, each in ATTRIBUTION_METHODS.items()} == TITLES
     test, signature = explored.open(0).index.sets[0], explored.trials[0].signature

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from orchestrator.analysis.results import Results, load_results
-from orchestrator.selection.card import build_card
+from orchestrator.selection.card import ExportFacts, build_card
 from orchestrator.selection.card_format import Card, render_html, render_markdown
-from orchestrator.selection.part_scores import PartScore, PartScores, score_parts
+from orchestrator.selection.part_scores import PartScore, PartScores, Score, score_parts
 from orchestrator.selection.ranking import Selection, SelectionCriteria, select_arm
 from orchestrator.selection.select_model import describe_selection
 from orchestrator.statistics.intervals import Summary
@@ -22,12 +22,17 @@ from tests.support.synthetic_ledger import Fate, make_fake_ledger
 from tests.support.trained_study import TrainedStudy
 from trainables.config import TrialConfig
 from trainables.evaluation.predictions import load_predictions
+from trainables.exported.classifier import ImageClassifier
 
 SECTIONS = [
     "Intended use", "Data", "Training", "Results", "Robustness", "Calibration", "Selection", "Limits", "Provenance",
 ]  # fmt: skip
-CLASSES = tuple(PartScore(name, 180, Summary(0.9, 0.01, 2)) for name in ("normal", "diseased"))
-SITES = tuple(PartScore(name, 90, Summary(0.8, 0.02, 2), Summary(0.81, 0.02, 2)) for name in ("paris", "lyon"))
+NOTHING = ExportFacts(ImageClassifier, notes=(), checks=(), files={})
+CLASSES = tuple(PartScore(name, 180, (Score("recall", Summary(0.9, 0.01, 2)),)) for name in ("normal", "diseased"))
+SITES = tuple(
+    PartScore(name, 90, (Score("accuracy", Summary(0.8, 0.02, 2)), Score("balanced accuracy", Summary(0.81, 0.02, 2))))
+    for name in ("paris", "lyon")
+)
 
 
 def card_of(
@@ -48,8 +53,11 @@ def card_of(
         selection,
         config,
         parts=PartScores(tuple(sites), CLASSES),
-        checks=["model.safetensors against the stored predictions: largest difference 0"],
-        files={"model.safetensors": "the weights"},
+        exported=replace(
+            NOTHING,
+            checks=["model.safetensors against the stored predictions: largest difference 0"],
+            files={"model.safetensors": "the weights"},
+        ),
     )
     return results, selection, card
 
@@ -80,7 +88,7 @@ def test_splits_that_differ_between_trials_are_not_called_the_same(tmp_path: Pat
     record = results.records[selection.signature]
     record.config["config"]["data"]["split_seed"] = 17
     config = TrialConfig.model_validate(record.config["config"])
-    card = build_card(results, selection, config, parts=PartScores((), CLASSES), checks=[], files={})
+    card = build_card(results, selection, config, parts=PartScores((), CLASSES), exported=NOTHING)
     assert re.search(r"split.?_seed not the same in all trials", render_markdown(card))
 
 
@@ -89,7 +97,7 @@ def test_a_network_that_was_cut_is_called_so(tmp_path: Path) -> None:
     assert "(first 2 stages)" not in render_markdown(card)
     config = TrialConfig.model_validate(results.records[selection.signature].config["config"])
     config = config.model_copy(update={"model": config.model.model_copy(update={"stages": 2})})
-    card = build_card(results, selection, config, parts=PartScores((), CLASSES), checks=[], files={})
+    card = build_card(results, selection, config, parts=PartScores((), CLASSES), exported=NOTHING)
     assert f"{config.model.name} (first 2 stages), " in render_markdown(card)
 
 
@@ -138,7 +146,7 @@ def test_thresholds_of_validation_come_with_predictive_values(tmp_path: Path) ->
     selection = select_arm(results, SelectionCriteria())
     config = TrialConfig.model_validate(results.records[signature].config["config"])
     results.records[signature].result.setdefault("checkpoint_sha256", "c" * 64)  # type: ignore[union-attr]
-    card = build_card(results, selection, config, parts=PartScores((), CLASSES), checks=[], files={})
+    card = build_card(results, selection, config, parts=PartScores((), CLASSES), exported=NOTHING)
     page = Text(render_html(card)).text.replace("\u00a0", " ")
     assert selection.signature == signature
     assert "95 % specificity" in page
@@ -171,7 +179,7 @@ def test_what_a_pretraining_may_have_seen_is_said_of_the_chosen_model(tmp_path: 
     assert chosen.remarks == (remark,)
     assert describe_selection(chosen, results)[-1] == f"  {remark}"
     config = TrialConfig.model_validate(results.records[chosen.signature].config["config"])
-    card = build_card(results, chosen, config, parts=PartScores((), CLASSES), checks=[], files={})
+    card = build_card(results, chosen, config, parts=PartScores((), CLASSES), exported=NOTHING)
     assert card.warnings == [f"{remark.capitalize()}; the numbers here may be better than on new images."]
 
 
@@ -200,21 +208,23 @@ def test_names_from_the_study_are_shown_and_never_obeyed(tmp_path: Path) -> None
 
 def test_scores_per_site_and_class_come_from_the_stored_predictions(trained_study: TrainedStudy) -> None:
     results, ledger = trained_study.results, trained_study.ledger
-    arm = results.trials["name"].iloc[0]
-    rows = results.complete[results.complete["name"] == arm]
+    selection = select_arm(results, SelectionCriteria())
+    rows = results.complete[results.complete["name"] == selection.arm.name]
     stored = [load_predictions(ledger.folder("trial", signature), "test") for signature in rows["signature"]]
     labels = stored[0].labels
     sites = np.array(["a", "b", "c"] * 8)
-    scores = score_parts(ledger, results, arm, sites, ("0", "1"))
+    scores = score_parts(ledger, results, selection, sites, ("0", "1"))
     correct = [each.of("identity/0").argmax(1) == labels for each in stored]
     for site in scores.sites:
         expected = [each[sites == site.name].mean() for each in correct]
-        assert site.accuracy.mean == pytest.approx(np.mean(expected))
-        assert site.accuracy.sd == pytest.approx(np.std(expected, ddof=1))
-        assert (site.num_images, site.accuracy.n) == (8, 2)
+        accuracy, balanced = site.scores
+        assert (accuracy.title, balanced.title) == ("accuracy", "balanced accuracy")
+        assert accuracy.summary.mean == pytest.approx(np.mean(expected))
+        assert accuracy.summary.sd == pytest.approx(np.std(expected, ddof=1))
+        assert (site.num_images, accuracy.summary.n) == (8, 2)
     assert [part.name for part in scores.sites] == ["a", "b", "c"]
-    balanced = np.mean([part.accuracy.mean or 0.0 for part in scores.classes])
-    assert balanced == pytest.approx(rows["id/balanced_accuracy"].mean()), "mean recall is the balanced accuracy"
-    assert score_parts(ledger, results, arm, np.array([""] * 24), ("0", "1")).sites == ()
-    one = replace(scores, sites=()).classes
-    assert sum(part.num_images for part in one) == 24
+    assert scores.of_replicates == ""
+    recalls = [part.scores[0].summary.mean or 0.0 for part in scores.classes]
+    assert np.mean(recalls) == pytest.approx(rows["id/balanced_accuracy"].mean()), "mean recall: balanced accuracy"
+    assert score_parts(ledger, results, selection, np.array([""] * 24), ("0", "1")).sites == ()
+    assert sum(part.num_images for part in scores.classes) == 24

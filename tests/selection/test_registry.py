@@ -83,7 +83,7 @@ def call(
 def test_the_registered_model_is_loaded_as_users_do_and_answers_alike(call: Call, tmp_path: Path) -> None:
     done = call("fundus", alias="champion")
     assert (done.version, done.uri, done.is_new) == ("1", "models:/fundus@champion", True)
-    assert done.check.max_abs_difference <= 1e-4
+    assert done.check.difference <= 1e-4
     assert list(tmp_path.iterdir()) == [], "no database or mlruns of MLflow's own"
     _, exported = call.exports[0]
     with default_store(call.uri):

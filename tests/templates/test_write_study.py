@@ -13,13 +13,13 @@ from orchestrator.driver.prepare import prepare
 from orchestrator.study.study_file import load_study
 from orchestrator.templates.examples import copy_examples, find_examples
 from orchestrator.templates.find_data import find_source
+from orchestrator.templates.forms import CLASSIFICATION, SEGMENTATION
 from orchestrator.templates.write_study import (
-    ARMS,
     MAX_EPOCHS,
+    MAX_SIDE_CPU,
     MIN_EPOCHS,
     OVERHEAD_SECONDS,
     REPLICATES,
-    STAGE_TRIALS,
     choose_epochs,
     estimate_seconds,
     write_study,
@@ -53,11 +53,66 @@ def write_manifest(folder: Path) -> Path:
     return path
 
 
-def test_images_and_masks_are_no_classes(tmp_path: Path) -> None:
-    for name in ("images", "masks"):
-        (tmp_path / "pairs" / "train" / name).mkdir(parents=True)
-    with pytest.raises(DataError, match=r"found folders of images and masks .*; expected images in a folder per class"):
-        write_study(tmp_path / "pairs", tmp_path / "s.yaml", minutes=5, cache_dir=tmp_path / "cache", has_gpu=False)
+def draw_pairs(images: Path, masks: Path, *, number: int = 12, values: tuple[int, ...] = (255,), end: str = "") -> None:
+    """Write images of a bright disc in noise, and masks in which it has the values in turn."""
+    rng = np.random.default_rng(0)
+    for folder in (images, masks):
+        folder.mkdir(parents=True, exist_ok=True)
+    row, column = np.mgrid[:40, :48]
+    for index in range(number):
+        inside = (row - rng.integers(12, 28)) ** 2 + (column - rng.integers(12, 36)) ** 2 < 64
+        pixels = np.where(inside, 160, 60) + rng.integers(0, 60, inside.shape)
+        Image.fromarray(pixels.astype(np.uint8)).save(images / f"{index:02}.png")
+        mask = np.where(inside, values[index % len(values)], 0).astype(np.uint8)
+        Image.fromarray(mask).save(masks / f"{index:02}{end}.png")
+
+
+@pytest.mark.parametrize("kind", ["usual names", "other names", "one folder"])
+def test_images_with_masks_become_a_study_of_segmentations_that_plans(tmp_path: Path, kind: str) -> None:
+    place = tmp_path / "lungs"
+    if kind == "usual names":
+        draw_pairs(place / "images", place / "masks", end="_mask")
+    elif kind == "other names":
+        draw_pairs(place / "Img", place / "Labels", values=(1, 2))
+    else:
+        draw_pairs(place / "all", place / "all", end="_mask")
+    out = tmp_path / "study.yaml"
+    written = write_study(place, out, minutes=5, cache_dir=tmp_path / "cache", has_gpu=False)
+    text, study = out.read_text(), load_study(out, [f"execution.cache_dir={tmp_path / 'cache'}"])
+    assert written.num_trials == SEGMENTATION.num_arms * REPLICATES == len(study.arms()) * study.replicates
+    assert study.task.kind == "segmentation"
+    assert (study.data.image_size, study.data.channels, study.data.resize) == (32, 1, "pad")
+    expected = {
+        "usual names": ("path: lungs # add group_pattern", "classes: 2, in this order: background, foreground"),
+        "other names": (
+            "image_folder: Img\n  mask_folder: Labels",
+            "mask_values: {0: background, 1: class-1, 2: class-2} # name the classes",
+        ),
+        "one folder": ("path: study-pairs.csv # a column group", "root: lungs\n"),
+    }[kind]
+    for words in (*expected, "patches_per_epoch: 160 #", "of all pixels are not background"):
+        assert words in text
+    plan = prepare(study, storage=str(tmp_path / "results")).plan
+    assert len(plan.trials) == written.num_trials
+
+
+def test_images_and_masks_that_may_be_told_apart_in_two_ways_are_refused(tmp_path: Path) -> None:
+    def write(name: str) -> None:
+        write_study(tmp_path / name, tmp_path / "s.yaml", minutes=5, cache_dir=tmp_path / "cache", has_gpu=False)
+
+    for folder in ("images", "1st_manual", "mask"):  # as in DRIVE, where mask is the field of view
+        (tmp_path / "drive" / "training" / folder).mkdir(parents=True)
+    with pytest.raises(DataError, match=r"found the folders 1st_manual, mask in .*; expected one"):
+        write("drive")
+    draw_pairs(tmp_path / "lone", tmp_path / "lone", end="_mask")
+    (tmp_path / "lone" / "03_mask.png").unlink()
+    with pytest.raises(DataError, match=r"found 11 pairs .*, and 1 files without a partner, the first .*03\.png"):
+        write("lone")
+    draw_pairs(tmp_path / "bad", tmp_path / "bad", end="_mask")
+    (tmp_path / "bad" / "03.png").write_text("no image")
+    with pytest.raises(DataError, match=r"03\.png"):
+        write("bad")
+    assert not list(tmp_path.glob("*.csv")), "no manifest is left behind"
 
 
 def test_a_folder_becomes_a_study_that_can_be_read_and_says_what_is_in_it(tmp_path: Path) -> None:
@@ -75,7 +130,7 @@ def test_a_folder_becomes_a_study_that_can_be_read_and_says_what_is_in_it(tmp_pa
     assert "add group_pattern" in text
     assert study.training.class_weights == "balanced"  # 30 against 10
     assert "on_leak" not in text
-    assert len(study.arms()) * study.replicates == written.num_trials == ARMS * REPLICATES
+    assert len(study.arms()) * study.replicates == written.num_trials == CLASSIFICATION.num_arms * REPLICATES
     assert f"{max(written.seconds / 60, 1):.0f} min on" in text
     assert MIN_EPOCHS <= study.training.epochs <= MAX_EPOCHS
 
@@ -89,7 +144,7 @@ def test_the_study_of_few_images_passes_all_checks_of_a_run(tmp_path: Path, coun
     plan = prepare(study, storage=str(tmp_path / "results")).plan
     (stage,) = plan.stages
     assert stage.config.pretraining.batch_size == batch  # type: ignore[union-attr]
-    assert len(plan.trials) == ARMS * REPLICATES
+    assert len(plan.trials) == CLASSIFICATION.num_arms * REPLICATES
 
 
 def test_copies_across_sets_are_set_aside_with_the_reason(tmp_path: Path) -> None:
@@ -115,12 +170,12 @@ def test_a_manifest_in_colour_with_patients_needs_no_advice_on_groups(tmp_path: 
 
 def test_an_npz_keeps_its_side_up_to_what_the_machine_can_do(tmp_path: Path) -> None:
     np.savez(tmp_path / "mine.npz", train_images=np.zeros((4, 224, 224, 3), np.uint8))
-    found = find_source(tmp_path / "mine.npz", max_side=64)
+    found = find_source(tmp_path / "mine.npz", max_side=MAX_SIDE_CPU)
     assert found == {
         "kind": "medmnist", "flag": "mine", "path": str(tmp_path / "mine.npz"), "image_size": 64, "channels": 3,
     }  # fmt: skip
     np.savez(tmp_path / "grey.npz", train_images=np.zeros((4, 28, 28), np.uint8))
-    found = find_source(tmp_path / "grey.npz", max_side=64)
+    found = find_source(tmp_path / "grey.npz", max_side=MAX_SIDE_CPU)
     assert (found["image_size"], found["channels"]) == (28, 1)
 
 
@@ -150,12 +205,12 @@ def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:
 
 def test_the_epochs_are_the_most_that_fit() -> None:
     # 72 trials of (e · 1 s + 2 s + overhead) and one stage of 4 e s on two slots.
-    seconds = (72 * (10 * 1.0 + 2.0 + OVERHEAD_SECONDS) + STAGE_TRIALS * 10) / 2
-    assert estimate_seconds(10, 1.0, 2.0, slots=2) == pytest.approx(seconds)
-    assert choose_epochs(1.0, 2.0, slots=2, seconds=seconds) == 10
-    assert choose_epochs(1.0, 2.0, slots=2, seconds=seconds - 1) == 9
-    assert choose_epochs(100.0, 2.0, slots=2, seconds=60) == MIN_EPOCHS
-    assert choose_epochs(0.001, 0.0, slots=2, seconds=3600) == MAX_EPOCHS
+    seconds = (72 * (10 * 1.0 + 2.0 + OVERHEAD_SECONDS) + CLASSIFICATION.stage_trials * 10) / 2
+    assert estimate_seconds(CLASSIFICATION, 10, 1.0, 2.0, slots=2) == pytest.approx(seconds)
+    assert choose_epochs(CLASSIFICATION, 1.0, 2.0, slots=2, seconds=seconds) == 10
+    assert choose_epochs(CLASSIFICATION, 1.0, 2.0, slots=2, seconds=seconds - 1) == 9
+    assert choose_epochs(CLASSIFICATION, 100.0, 2.0, slots=2, seconds=60) == MIN_EPOCHS
+    assert choose_epochs(CLASSIFICATION, 0.001, 0.0, slots=2, seconds=3600) == MAX_EPOCHS
 
 
 def test_the_shipped_studies_are_copied_and_can_be_read(tmp_path: Path) -> None:

@@ -307,6 +307,11 @@ def find_representation(name: str) -> Metric | None:
 
 #: Kind of a task → metric that arms are compared by unless another is asked for.
 MAIN_METRICS = {"classification": "balanced_accuracy", "segmentation": "dice"}
+#: Kind of a task → metrics that a model card shows on every set.
+CARD_METRICS = {
+    "classification": ("accuracy", "balanced_accuracy", "auroc"),
+    "segmentation": ("dice", "hd95", "missed", "pixel_ece", "band_ece"),
+}
 #: Kind of a task → calibration error that is shown beside it.
 MAIN_CALIBRATION = {"classification": "ece", "segmentation": "pixel_ece"}
 

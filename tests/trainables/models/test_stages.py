@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from tests.support.tiny_configs import tiny_stage, tiny_trial
 from trainables.config import Execution
 from trainables.errors import ConfigError
+from trainables.exported.folder import build_exported, load_exported, write_exported
 from trainables.model_config import ModelConfig
-from trainables.models.exported import build_exported, load_exported, write_exported
 from trainables.models.networks import Classifier, build_model, create_backbone
 from trainables.pretraining.imagenet import load_imagenet
 from trainables.pretraining_config import ImageNetPretraining

@@ -122,7 +122,7 @@ class SegmentationEvaluation:
         """Write ``cases/<set>.npz`` for every set; return rows and headline numbers, and how well scores tell cases.
 
         ``dataset/<name>/<metric>`` is of the unshifted test images of one of several data sets, whether it was trained
-        on or not.
+        on or not; ``validation/dataset/<name>/<metric>`` of its validation images, where it was.
 
         Raises:
             DivergedError: if an output is not finite.
@@ -316,15 +316,16 @@ class SegmentationEvaluation:
                 rows.append(row | each.summary.counts)
                 metrics.append(each.summary.metrics)
             unshifted = passes[0].unshifted
-            if found.name == "val" or unshifted is None or unshifted.cases is None:
+            if unshifted is None or unshifted.cases is None:
                 continue
+            prefix = "validation/" if found.name == "val" else ""
             for index, component in enumerate(self._data.components):
                 own = found.sources == index
                 # External sites of a data set are sets of their own.
-                is_of_component = len(self._data.components) > 1 and found.name in ("test", component)
+                is_of_component = len(self._data.components) > 1 and found.name in ("val", "test", component)
                 if is_of_component and own.any():
-                    summary = summarise_cases(unshifted.cases.take(own))
-                    of_components |= {f"dataset/{component}/{name}": v for name, v in summary.metrics.values.items()}
+                    values = summarise_cases(unshifted.cases.take(own)).metrics.values
+                    of_components |= {f"{prefix}dataset/{component}/{name}": v for name, v in values.items()}
         evaluation = build_evaluation(rows, metrics, {})
         evaluation.metrics.update(of_components)
         return evaluation

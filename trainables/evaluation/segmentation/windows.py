@@ -44,7 +44,7 @@ def predict_windows(
     if len(shape) == 2 and all(side >= length for side, length in zip(sides, shape, strict=True)):
         return forward(images)
     whole = fill_up(images, sides)
-    weights = _blend(sides, images.device)
+    weights = blend_window(sides, images.device)
     total: Tensor | None = None
     norm = torch.zeros(whole.shape[2:], device=images.device)
     places = list(list_windows(tuple(whole.shape[2:]), sides, overlap))
@@ -95,7 +95,8 @@ def _list_sides(size: Size, axes: int) -> tuple[int, ...]:
     return (size,) * axes if isinstance(size, int) else size
 
 
-def _blend(sides: tuple[int, ...], device: torch.device) -> Float[Tensor, "*sides"]:
+def blend_window(sides: tuple[int, ...], device: torch.device) -> Float[Tensor, "*sides"]:
+    """Return the weights of the pixels of a window, largest at its centre."""
     weights = torch.ones((), device=device)
     for side in sides:
         across = torch.arange(side, device=device, dtype=torch.float32) - (side - 1) / 2

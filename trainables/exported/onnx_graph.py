@@ -16,7 +16,8 @@ import torch
 from jaxtyping import Float32, UInt8
 
 from trainables.errors import ConfigError
-from trainables.models.exported import ImageClassifier, make_test_images
+from trainables.exported.form import make_test_images
+from trainables.exported.network import ExportedNetwork
 
 INPUT, OUTPUT = "images", "logits"
 _PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -36,7 +37,7 @@ def check_onnx_installed() -> None:
         )
 
 
-def build_onnx(model: ImageClassifier) -> bytes:
+def build_onnx(model: ExportedNetwork) -> bytes:
     """Return the network as an ONNX file with the input ``images`` (uint8, batch × c × h × w) and output ``logits``.
 
     Raises:
@@ -69,7 +70,7 @@ def build_onnx(model: ImageClassifier) -> bytes:
     return buffer.getvalue()
 
 
-def run_onnx(data: bytes, images: UInt8[np.ndarray, "n c h w"]) -> Float32[np.ndarray, "n classes"]:
+def run_onnx(data: bytes, images: UInt8[np.ndarray, "n c h w"]) -> Float32[np.ndarray, "n classes *space"]:
     """Return the logits that onnxruntime computes on a CPU with the ONNX file ``data``."""
     import onnxruntime
 
