@@ -25,11 +25,16 @@ def to_uint8(values: Num[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
 
 
 def to_uint8_(values: Float32[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """Return the result of ``to_uint8``, overwriting ``values``: on a CPU new memory costs more than the arithmetic.
+    """Return the result of ``to_uint8``, overwriting ``values``: on a CPU new memory costs more than the arithmetic."""
+    return round_in_place(values.clamp_(0, 255)).to(torch.uint8)
 
-    Adding 1.5·2²³ leaves no bits for a fraction, rounds to even as ``round`` does, and the integer is the lowest byte.
+
+def round_in_place(values: Float32[Tensor, "*shape"]) -> Int32[Tensor, "*shape"]:
+    """Return integers whose lowest byte is ``values`` (−½ to 255½, ends excluded) rounded, in the memory of these.
+
+    Adding 1.5·2²³ leaves no bits for a fraction and rounds to even as ``round`` does.
     """
-    return values.clamp_(0, 255).add_(1.5 * 2**23).view(torch.int32).to(torch.uint8)
+    return values.add_(1.5 * 2**23).view(torch.int32)
 
 
 def truncate_to_uint8_(values: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
