@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
-from torch.nn import functional as F
 
 from trainables.ops.pixels import choose, to_uint8_
 
@@ -38,9 +37,8 @@ def resize_crop(
         parts = zip(torch.split(images, 1), torch.split(result, 1), boxes.tolist(), mirrored.tolist(), strict=True)
         for image, place, (top, left, height, width), (up_down, left_right) in parts:
             box = image[:, :, top : top + height, left : left + width]
-            resized = F.interpolate(box, (size, size), mode="bilinear")
             dims = [2] * up_down + [3] * left_right
-            place.copy_(resized.flip(dims) if dims else resized)
+            torch.ops.aten.upsample_bilinear2d.out(box.flip(dims), [size, size], False, out=place)
     return result
 
 
