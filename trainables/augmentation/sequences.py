@@ -190,7 +190,7 @@ class _Work:
         """Apply the remaining tables; copy the images that no operation has changed to the result."""
         rows = [row for row, table in enumerate(self.tables) if table is not None]
         for block in _split(rows, self.block_size):
-            if len(block) > 1:
+            if self.block_size > 1:
                 self._keep(block, self._look_up(block))
             else:
                 self._write_tabled(block[0], self._results[block[0]])
@@ -212,7 +212,7 @@ class _Work:
 
     def _look_up(self, rows: Sequence[int]) -> Images:
         """Return these images with their tables applied, not to be written to; those that have one must come first."""
-        if len(rows) == 1:  # a large image: it is copied once at most
+        if self.block_size == 1:  # a large image: it is copied once at most
             image = self.images[rows[0]]
             if self.tables[rows[0]] is not None:
                 image = torch.empty_like(image)

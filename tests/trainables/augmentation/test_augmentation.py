@@ -259,6 +259,16 @@ def test_the_result_depends_on_image_and_seed_alone(config: AugmentationConfig, 
     assert not torch.equal(together, augment(images, make_seeds(num, epoch=1)))
 
 
+@pytest.mark.parametrize("channels", [1, 3])
+def test_images_that_fill_a_block_are_augmented_alike(channels: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, seeds = make_images(80, channels), make_seeds(80)
+    before, augment = images.clone(), build_augmentation(StrongAugmentation(), 19)
+    expected = augment(images, seeds)
+    monkeypatch.setattr(sequences, "_BLOCK_VALUES", 1)
+    assert torch.equal(augment(images, seeds), expected)
+    assert torch.equal(images, before)
+
+
 def test_input_is_not_written_to() -> None:
     images = make_images(40)
     before = images.clone()
