@@ -3,6 +3,7 @@
     python benchmarks/segmentation.py                                # a few minutes
     python benchmarks/segmentation.py --quick                        # 20 cases, 32 images, seconds
     python benchmarks/segmentation.py --peer-python ENV/bin/python   # augments there, with OpenCV if it has it
+    python benchmarks/segmentation.py --only augmentation            # or metrics
 
 - *metrics*: Dice, IoU, sensitivity, precision, HD95, ASSD and NSD of 200 cases at 512 × 512, of one organ each and of
   vessels; MONAI is called once per case and metric, for all but sensitivity and precision. Dice and IoU have to agree
@@ -194,24 +195,32 @@ def compare_augmentation(python: Path, num: int, repeat: int, folder: Path) -> L
     return Line("segmentation.augmentation", statistics.median(divide(theirs, ours)), AUGMENTATION_BAR, facts)
 
 
+def measure_metrics(num: int, repeat: int) -> None:
+    """Measure and print the lines of the metrics, if MONAI is there."""
+    try:
+        import monai.metrics  # noqa: F401
+    except ImportError:
+        print("MONAI is not installed: pip install 'robustsweep[medical]'", file=sys.stderr)
+        return
+    for kind, draw in (("organs", draw_organs), ("vessels", draw_vessels)):
+        compare_metrics(kind, draw(num), repeat).emit()
+
+
 def main() -> None:
     """Measure and print the JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="20 cases, 32 images")
     parser.add_argument("--peer-python", type=Path, default=Path(sys.executable), help="that augments the peer's way")
     parser.add_argument("--repeat", type=int, default=3)
+    parser.add_argument("--only", choices=("metrics", "augmentation"), help="one of the two parts")
     asked = parser.parse_args()
     torch.set_num_threads(1)
     cases, images = (20, 32) if asked.quick else (200, 128)
     with threadpool_limits(1), tempfile.TemporaryDirectory() as name:
-        try:
-            import monai.metrics  # noqa: F401
-        except ImportError:
-            print("MONAI is not installed: pip install 'robustsweep[medical]'", file=sys.stderr)
-        else:
-            for kind, draw in (("organs", draw_organs), ("vessels", draw_vessels)):
-                compare_metrics(kind, draw(cases), asked.repeat).emit()
-        compare_augmentation(asked.peer_python, images, asked.repeat, Path(name)).emit()
+        if asked.only != "augmentation":
+            measure_metrics(cases, asked.repeat)
+        if asked.only != "metrics":
+            compare_augmentation(asked.peer_python, images, asked.repeat, Path(name)).emit()
 
 
 if __name__ == "__main__":

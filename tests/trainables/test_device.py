@@ -18,7 +18,7 @@ import torch
 from tests.support.paths import ROOT
 from tests.support.tiny_configs import random_set, tiny_trial
 from trainables.augmentation.pipeline import build_augmentation
-from trainables.augmentation_config import StrongAugmentation
+from trainables.augmentation_config import NoAugmentation, StrongAugmentation
 from trainables.config import EvaluationConfig, Execution
 from trainables.data import feed
 from trainables.data.feed import ImageFeed
@@ -83,14 +83,22 @@ def run(config: Any, folder: Path, report: Any = lambda event: None) -> dict[str
 @pytest.mark.parametrize("policy", ["strong-v0.1.0", "strong-v1"])
 def test_augmentation_gives_the_images_of_the_cpu(device: torch.device, policy: str) -> None:
     images, seeds = draw_images(24, 64)
-    settings = {"policy": policy, "crop_scale_min": 0.5, "horizontal_flip": True}
-    augment = build_augmentation(StrongAugmentation.model_validate(settings), 64)
+    augment = build_augmentation(StrongAugmentation.model_validate({"policy": policy, "horizontal_flip": True}), 64)
     expected, found = augment(images, seeds), augment(images.to(device), seeds.to(device))
     assert found.device.type == device.type
     assert not torch.equal(expected, images)
     assert_alike(found, expected)
+
+
+def test_crops_are_those_of_the_cpu(device: torch.device) -> None:
+    """Masks exactly; images to a level, since the CPU's kernel rounds between rows and columns."""
+    images, seeds = draw_images(24, 64)
+    crop = build_augmentation(NoAugmentation(crop_scale_min=0.5, horizontal_flip=True, vertical_flip=True), 48)
+    expected, found = crop(images, seeds), crop(images.to(device), seeds.to(device))
+    assert found.shape == (24, 3, 48, 48)
+    assert int((found.cpu().int() - expected.int()).abs().max()) <= 1
     masks = images[:, :1]
-    assert torch.equal(augment.move(masks.to(device), seeds.to(device)).cpu(), augment.move(masks, seeds))
+    assert torch.equal(crop.move(masks.to(device), seeds.to(device)).cpu(), crop.move(masks, seeds))
 
 
 @pytest.mark.parametrize("bank", ["imagenet-c", "medmnist-c"])

@@ -72,12 +72,19 @@ class Augmenter:
             seeds: seeds of the images.
             resize: function that cuts boxes out, see ``geometry.resize_crop``.
         """
+        mirrored = torch.stack(
+            [
+                (uniform(seeds, stream=stream) < 0.5) & wanted
+                for wanted, stream in ((self.vertical_flip, "up-down"), (self.horizontal_flip, "left-right"))
+            ],
+            dim=1,
+        )
         if self.crop_scale_min is not None:
             boxes = draw_crops(seeds, scale_min=self.crop_scale_min, height=images.shape[2], width=images.shape[3])
-            images = resize(images, boxes, size=self.image_size)
-        for wanted, dim, stream in ((self.horizontal_flip, -1, "left-right"), (self.vertical_flip, -2, "up-down")):
+            return resize(images, boxes, mirrored, size=self.image_size)
+        for wanted, dim in ((self.vertical_flip, -2), (self.horizontal_flip, -1)):
             if wanted:
-                images = geometry.flip(images, uniform(seeds, stream=stream) < 0.5, dim=dim)
+                images = geometry.flip(images, mirrored[:, dim], dim=dim)
         return images
 
 
@@ -112,18 +119,19 @@ def _build_policy(config: AugmentationConfig) -> Policy:
     return StrongPolicy(SPACES[config.policy], config.strength)
 
 
-def draw_crops(seeds: Int64[Tensor, " n"], *, scale_min: float, height: int, width: int) -> Float[Tensor, "n 4"]:
+def draw_crops(seeds: Int64[Tensor, " n"], *, scale_min: float, height: int, width: int) -> Int64[Tensor, "n 4"]:
     """Return random boxes (top, left, height, width, px): area share in [scale_min, 1], sides 3:4 to 4:3.
 
-    Source: RandomResizedCrop of torchvision. Differs: a box that does not fit is shortened instead of drawn again,
-    and edges need not lie on whole pixels.
+    Source: RandomResizedCrop of torchvision. Differs: a box that does not fit is shortened instead of drawn again.
     """
     u = uniform(seeds, 4, stream="crop")
     area = height * width * (scale_min + (1.0 - scale_min) * u[:, 0])
     ratio = torch.exp((2.0 * u[:, 1] - 1.0) * math.log(4.0 / 3.0))
-    box_height = torch.sqrt(area / ratio).clamp(max=height)
-    box_width = torch.sqrt(area * ratio).clamp(max=width)
-    return torch.stack([u[:, 2] * (height - box_height), u[:, 3] * (width - box_width), box_height, box_width], dim=1)
+    box_height = torch.sqrt(area / ratio).round().clamp(1, height)
+    box_width = torch.sqrt(area * ratio).round().clamp(1, width)
+    top = torch.floor(u[:, 2] * (height - box_height + 1))
+    left = torch.floor(u[:, 3] * (width - box_width + 1))
+    return torch.stack([top, left, box_height, box_width], dim=1).long()
 
 
 def random_erasing(

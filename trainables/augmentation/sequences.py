@@ -190,7 +190,11 @@ class _Work:
         """Apply the remaining tables; copy the images that no operation has changed to the result."""
         rows = [row for row, table in enumerate(self.tables) if table is not None]
         for block in _split(rows, self.block_size):
-            self._keep(block, self._look_up(block))
+            if self.block_size > 1:
+                self._keep(block, self._look_up(block))
+            else:
+                self._write_tabled(block[0], self._results[block[0]])
+                self.images[block[0]] = self._results[block[0]]
         for image, result in zip(self.images, self._results, strict=True):
             if image is not result:
                 result.copy_(image)
@@ -207,7 +211,13 @@ class _Work:
         return [_Table(values, channels) for values in follow.gather(2, tables.to(torch.int64)).unbind()]
 
     def _look_up(self, rows: Sequence[int]) -> Images:
-        """Return a copy of these images with their tables applied; images that have a table must come first."""
+        """Return these images with their tables applied, not to be written to; those that have one must come first."""
+        if self.block_size == 1:  # a large image: it is copied once at most
+            image = self.images[rows[0]]
+            if self.tables[rows[0]] is not None:
+                image = torch.empty_like(image)
+                self._write_tabled(rows[0], image)
+            return image[None]
         images = torch.stack([self.images[row] for row in rows])
         tables = [table for row in rows if (table := self.tables[row]) is not None]
         if not tables:
@@ -224,6 +234,17 @@ class _Work:
             look_up(changed, values.index_select(0, own), out=changed)
             _put(planes, own, changed)
         return images
+
+    def _write_tabled(self, row: int, out: UInt8[Tensor, "c h w"]) -> None:
+        """Write an image with its table applied to ``out``, which may be the image."""
+        image, table = self.images[row], self.tables[row]
+        assert table is not None
+        planes = zip(torch.split(image.flatten(1), 1), torch.split(out.flatten(1), 1), strict=True)
+        for channel, (plane, own) in enumerate(planes):
+            if channel in table.channels:
+                look_up(plane, table.values[channel : channel + 1], out=own)
+            elif out is not image:
+                own.copy_(plane)
 
 
 def _compose_runs(

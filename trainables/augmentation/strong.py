@@ -193,6 +193,8 @@ class StrongPolicy:
 
     def move(self, masks: UInt8[Tensor, "n 1 h w"], seeds: Int64[Tensor, " n"]) -> UInt8[Tensor, "n 1 h w"]:
         """Return the masks of the same samples, moved like their images."""
+        if not self._warps.any():
+            return masks
         return move_masks(masks, self.draw(seeds), self.operations)
 
     def draw(self, seeds: Int64[Tensor, " n"]) -> Sequences:

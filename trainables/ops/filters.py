@@ -16,12 +16,14 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from trainables.ops.pixels import is_grey, per_sample, to_uint8, to_uint8_, truncate_to_uint8_
+from trainables.ops.pixels import is_grey, per_sample, round_in_place, to_uint8, to_uint8_, truncate_to_uint8_
 
 Images = UInt8[Tensor, "n c h w"]
 
 #: StrongAugment's embossing kernel.
 EMBOSS = ((-2, -1, 0), (-1, 1, 1), (0, 1, 2))
+#: Values of a chunk of rows: a plane of 512². Smaller ones cost more in calls than they save.
+_CHUNK_VALUES = 2**18
 #: Radius from which on a disk has enough pixels to consist of whole ones.
 _COARSE_PX = 2.0
 #: Radius beyond which ImageNet-C softens a disk's edge with 5×5 pixels instead of 3×3.
@@ -108,28 +110,58 @@ def gaussian_blur(images: Images, sigma_px: Float[Tensor, " n"], radius_px: Int6
     """Return the images blurred by a Gaussian of their own ``sigma_px`` (0 is identity), cut at ``radius_px``."""
     radii = radius_px.tolist()
     largest = max(radii, default=0)
-    height, width = images.shape[-2:]
+    num, channels, height, width = images.shape
     sigma = sigma_px.double().clamp(min=1e-3)  # weights beside the centre underflow to 0: identity
-    padded = _pad(images, largest, torch.float32)
     distance = torch.arange(largest + 1, device=images.device)[:, None]
     weights = torch.where(radius_px >= distance, torch.exp(-(distance**2) / (2.0 * sigma**2)), 0.0)
     total = 2.0 * sum(weights[1:].unbind(), torch.zeros_like(sigma)) + 1.0  # a wider neighbour only adds exact zeros
-    scaled = (weights / total).float()[:, :, None, None, None].unbind()
+    scaled = (weights / total).float()
     # Images whose kernel reaches this far; in a batch ordered by radius their span contains no others.
     wide = [[number for number, radius in enumerate(radii) if radius >= away] for away in range(largest + 1)]
     spans = [slice(numbers[0], numbers[-1] + 1) for numbers in wide] if radii else [slice(0)]
-    rows = _sum_pairs(padded, scaled, spans, dim=2, side=height)
-    return to_uint8_(_sum_pairs(rows, scaled, spans, dim=3, side=width))
+    rows, along = images.reshape(num, channels * height, width), scaled[:, :, None, None].unbind()
+    blurred = torch.empty(rows.shape, device=images.device)
+    for part in _split_rows(images, num * width, channels * height):
+        blurred[:, part] = _sum_pairs(_pad_columns(rows[:, part], largest), along, spans, dim=2, side=width)
+    # A bag is the sum of its rows of the table, one after the other: the same in any batch.
+    window = _mirrored(height, largest, images.device).unfold(0, 2 * largest + 1, 1)
+    bags = (height * torch.arange(num * channels, device=images.device)[:, None, None] + window).flatten(0, 1)
+    down = torch.cat([scaled[1:].flip(0), scaled]).t().repeat_interleave(channels * height, 0)
+    result = torch.empty((len(bags), width), dtype=torch.uint8, device=images.device)
+    table = blurred.flatten(0, 1)
+    for part in _split_rows(images, width, len(bags)):
+        summed = F.embedding_bag(bags[part], table, mode="sum", per_sample_weights=down[part])
+        result[part] = round_in_place(summed)
+    return result.reshape(images.shape)
+
+
+def _split_rows(images: Images, values: int, num_rows: int) -> list[slice]:
+    """Return all of ``num_rows`` in parts, on a CPU of few rows of ``values`` each, whose floats stay in its cache."""
+    step = max(1, _CHUNK_VALUES // max(1, values)) if images.device.type == "cpu" else max(1, num_rows)
+    return [slice(start, start + step) for start in range(0, num_rows, step)]
+
+
+def _pad_columns(rows: UInt8[Tensor, "n h w"], radius: int) -> Float[Tensor, "n h W"]:
+    """Return the rows with mirrored borders."""
+    width = rows.shape[2]
+    if radius >= width:
+        return rows.index_select(2, _mirrored(width, radius, rows.device)).float()
+    padded = torch.empty((*rows.shape[:2], width + 2 * radius), device=rows.device)
+    padded[..., radius : radius + width].copy_(rows)
+    if radius:
+        padded[..., :radius].copy_(padded[..., radius + 1 : 2 * radius + 1].flip(2))
+        padded[..., radius + width :].copy_(padded[..., width - 1 : width + radius - 1].flip(2))
+    return padded
 
 
 def _sum_pairs(
-    padded: Float[Tensor, "n c h w"],
-    weights: Sequence[Float[Tensor, "#n 1 1 1"]],
+    padded: Float[Tensor, "n *h w"],
+    weights: Sequence[Float[Tensor, "#n *#h 1"]],
     spans: Sequence[slice],
     *,
     dim: int,
     side: int,
-) -> Float[Tensor, "n c H W"]:
+) -> Float[Tensor, "n *H W"]:
     """Return the sum over a symmetric kernel along ``dim``: one product for the two pixels at the same distance.
 
     Images outside the span of a distance have the weight 0 there and are left out, which gives the same sum.

@@ -14,6 +14,8 @@ from torch import Tensor
 
 #: Pixels of a plane from which on a table of 2¹⁶ pairs saves time.
 _PAIRED_PIXELS = 2**14
+#: Weights of red, green and blue in luma (ITU-R 601-2, in Pillow's 16-bit fixed point).
+_LUMA = (19595, 38470, 7471)
 #: Planes of 224² that are looked up at a time, so few that index and tables stay in the cache.
 _CACHED_PLANES = 6
 
@@ -25,11 +27,16 @@ def to_uint8(values: Num[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
 
 
 def to_uint8_(values: Float32[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
-    """Return the result of ``to_uint8``, overwriting ``values``: on a CPU new memory costs more than the arithmetic.
+    """Return the result of ``to_uint8``, overwriting ``values``: on a CPU new memory costs more than the arithmetic."""
+    return round_in_place(values.clamp_(0, 255)).to(torch.uint8)
 
-    Adding 1.5·2²³ leaves no bits for a fraction, rounds to even as ``round`` does, and the integer is the lowest byte.
+
+def round_in_place(values: Float32[Tensor, "*shape"]) -> Int32[Tensor, "*shape"]:
+    """Return integers whose lowest byte is ``values`` (−½ to 255½, ends excluded) rounded, in the memory of these.
+
+    Adding 1.5·2²³ leaves no bits for a fraction and rounds to even as ``round`` does.
     """
-    return values.clamp_(0, 255).add_(1.5 * 2**23).view(torch.int32).to(torch.uint8)
+    return values.add_(1.5 * 2**23).view(torch.int32)
 
 
 def truncate_to_uint8_(values: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
@@ -57,14 +64,16 @@ def compute_grey(images: UInt8[Tensor, "n c h w"]) -> Int32[Tensor, "n 1 h w"]:
     if is_grey(images):
         return images.to(torch.int32)
     red, green, blue = (images[:, channel : channel + 1].to(torch.int32) for channel in range(3))
-    weighted = red.mul_(19595).add_(green, alpha=38470).add_(blue, alpha=7471)
+    weighted = red.mul_(_LUMA[0]).add_(green, alpha=_LUMA[1]).add_(blue, alpha=_LUMA[2])
     return weighted.add_(32768).bitwise_right_shift_(16)
 
 
 def compute_mean_grey(images: UInt8[Tensor, "n c h w"]) -> Float[Tensor, " n"]:
-    """Return the mean luma of every image, in [0, 255]."""
-    rows = compute_grey(images).float().sum(3)  # integers below 2²⁴: exact in any order
-    return (rows.double().flatten(1).sum(1) / (images.shape[-1] * images.shape[-2])).float()
+    """Return the mean luma of every image, in [0, 255], not rounded pixel by pixel."""
+    sums = images.float().sum(3).double().sum(2)  # whole numbers below 2²⁴, then below 2⁵³: exact in any order
+    if not is_grey(images):
+        sums = (sums * torch.tensor(_LUMA, dtype=torch.float64, device=images.device)).div_(2**16).sum(1, keepdim=True)
+    return (sums[:, 0] / (images.shape[-1] * images.shape[-2])).float()
 
 
 def choose(
@@ -111,12 +120,13 @@ def look_up(
         torch.gather(tables, 1, planes.to(torch.int64), out=out)
         return
     pixels = planes.shape[1]
-    if pixels >= _PAIRED_PIXELS and pixels % 2 == 0:
-        # A pair's first byte is its low or its high one; the entries are written back in the same order.
-        single = tables.to(torch.int16)
-        tables, high = single, (single << 8)[:, :, None]
-        planes, out = planes.view(torch.uint16), out.view(torch.int16)
-    for start in range(0, len(planes), _CACHED_PLANES):
-        now = slice(start, start + _CACHED_PLANES)
-        table = tables[now] if tables.dtype == torch.uint8 else (high[now] | tables[now, None]).flatten(1)
-        torch.gather(table, 1, planes[now].to(torch.int64), out=out[now])
+    if pixels < _PAIRED_PIXELS or pixels % 2:
+        for start in range(0, len(planes), _CACHED_PLANES):
+            now = slice(start, start + _CACHED_PLANES)
+            torch.gather(tables[now], 1, planes[now].to(torch.int64), out=out[now])
+        return
+    # A pair's first byte is its low or its high one; the entries are written back in the same order.
+    single = tables.to(torch.int16)
+    for own, plane, place in zip(single, planes.view(torch.uint16), out.view(torch.int16), strict=True):
+        pairs = ((own << 8)[:, None] | own).flatten()
+        torch.index_select(pairs, 0, plane.to(torch.int32), out=place)

@@ -18,7 +18,7 @@ from trainables.augmentation_config import StrongAugmentation
 from trainables.contrastive_config import NoColourViews, StrongViews
 from trainables.ops.colour import adjust_brightness, adjust_hue, adjust_saturation, tabulate_contrast, to_grayscale
 from trainables.ops.filters import gaussian_blur
-from trainables.ops.geometry import flip, resize_crop
+from trainables.ops.geometry import resize_crop
 from trainables.pretraining_config import ContrastivePretraining
 from trainables.seeding import uniform
 
@@ -29,8 +29,6 @@ MakeView = Callable[[UInt8[Tensor, "n c h w"], Int64[Tensor, " n"]], UInt8[Tenso
 _JITTER, _HUE = 0.4, 0.1
 _P_JITTER, _P_GREY, _P_BLUR = 0.8, 0.2, 0.5
 _BLUR_SIGMA_AT_224 = (0.1, 2.0)
-#: Values that are cropped at once on a CPU, so few that they stay in its cache: five colour images of 224².
-_BLOCK_VALUES = 5 * 3 * 224 * 224
 
 
 def _blur(images: Images, magnitudes: Magnitudes) -> Images:
@@ -66,9 +64,10 @@ def build_views(config: ContrastivePretraining) -> MakeView:
 
     def make_view(images: UInt8[Tensor, "n c h w"], seeds: Int64[Tensor, " n"]) -> UInt8[Tensor, "n c h w"]:
         draws = uniform(seeds, 12, stream="view")
-        images = crop(images, seeds, scale_min=config.crop_scale_min)
-        if config.horizontal_flip:
-            images = flip(images, draws[:, 3] < 0.5, dim=-1)
+        left_right = (draws[:, 3] < 0.5) & config.horizontal_flip
+        mirrored = torch.stack([torch.zeros_like(left_right), left_right], dim=1)
+        boxes = draw_crops(seeds, scale_min=config.crop_scale_min, height=images.shape[-2], width=images.shape[-1])
+        images = resize_crop(images, boxes, mirrored, size=images.shape[-1])
         choices, magnitudes = _draw_steps(draws, images, strength)
         if not has_colour:
             choices[:, _COLOUR] = -1
@@ -94,12 +93,3 @@ def _draw_steps(
     if images.shape[1] == 1:
         choices[:, _COLOUR] = -1  # these change nothing in a grey image
     return choices, torch.stack([sizes, torch.zeros_like(sizes)], dim=2)
-
-
-def crop(images: Images, seeds: Int64[Tensor, " n"], *, scale_min: float) -> Images:
-    """Return a random part of every image, at the image's size (``augmentation.pipeline.draw_crops``)."""
-    height, width = images.shape[-2:]
-    boxes = draw_crops(seeds, scale_min=scale_min, height=height, width=width)
-    block = len(images) if images.is_cuda else max(1, _BLOCK_VALUES // images[0].numel())
-    parts = zip(torch.split(images, block), torch.split(boxes, block), strict=True)
-    return torch.cat([resize_crop(part, own, size=width) for part, own in parts])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import colorsys
 import io
 import math
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -385,37 +386,47 @@ def test_shear_about_the_centre_is_torchvisions() -> None:
 
 
 def test_masks_are_cropped_to_the_nearest_pixel() -> None:
-    masks = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8).expand(2, 1, 8, 8)
-    boxes = torch.tensor([[0.0, 0.0, 8.0, 8.0], [2.0, 4.0, 4.0, 4.0]])
-    result = geometry.resize_crop_nearest(masks, boxes, size=8)
+    masks = torch.arange(64, dtype=torch.uint8).reshape(1, 1, 8, 8).expand(3, 1, 8, 8)
+    boxes = torch.tensor([[0, 0, 8, 8], [2, 4, 4, 4], [2, 4, 4, 4]])
+    result = geometry.resize_crop_nearest(masks, boxes, MIRRORED[:3], size=8)
     assert torch.equal(result[0], masks[0])
-    assert torch.equal(result[1], masks[1, :, 2:6, 4:8].repeat_interleave(2, 1).repeat_interleave(2, 2))
+    part = masks[1, :, 2:6, 4:8].repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert torch.equal(result[1], part.flip(1))
+    assert torch.equal(result[2], part.flip(2))
 
 
-def test_resize_crop_of_everything_is_the_image_and_a_box_is_its_part() -> None:
-    images = make_images(2, height=32, width=32)
-    boxes = torch.tensor([[0.0, 0.0, 32.0, 32.0], [8.0, 4.0, 16.0, 16.0]])
-    result = geometry.resize_crop(images, boxes, size=32)
-    assert torch.equal(result[0], images[0])
-    reference = torch.nn.functional.interpolate(images[1:, :, 8:24, 4:20].float(), size=32, mode="bilinear")[0]
-    inner = (slice(None), slice(1, -1), slice(1, -1))  # at the border the crop sees its neighbours
-    assert (result[1][inner].float() - reference[inner]).abs().max() <= 0.51
+#: Neither axis, up–down, left–right, both.
+MIRRORED = torch.tensor([[False, False], [True, False], [False, True], [True, True]])
 
 
+@pytest.mark.parametrize("resize", [geometry.resize_crop, geometry.interpolate])
+def test_resize_crop_of_everything_is_the_image(resize: Callable[..., torch.Tensor]) -> None:
+    images = make_images(4, height=32, width=32)
+    result = resize(images, torch.tensor([[0, 0, 32, 32]] * 4), MIRRORED, size=32)
+    expected = (images[0], images[1].flip(1), images[2].flip(2), images[3].flip(1, 2))
+    assert torch.equal(result, torch.stack(expected))
+
+
+@pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("height", "width", "size"), [(19, 19, 19), (31, 23, 16), (8, 12, 40), (1, 5, 7)])
-def test_resize_crop_is_that_of_grid_sample(height: int, width: int, size: int) -> None:
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (6, 3, height, width), dtype=np.uint8))
-    share = torch.rand(6, 4, generator=torch.Generator().manual_seed(0))
-    extent = torch.stack([height * (0.3 + 0.7 * share[:, 0]), width * (0.3 + 0.7 * share[:, 1])], dim=1)
-    start = share[:, 2:] * (torch.tensor([height, width]) - extent)
-    result = geometry.resize_crop(images, torch.cat([start, extent], dim=1), size=size)
-    centre = (torch.arange(size) + 0.5) / size
-    y, x = (2 * (start[:, axis, None] + centre * extent[:, axis, None]) / (height, width)[axis] - 1 for axis in (0, 1))
-    grid = torch.stack([x[:, None, :].expand(-1, size, -1), y[:, :, None].expand(-1, -1, size)], dim=3)
-    expected = torch.nn.functional.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
-    assert (result.float() - expected).abs().max() <= 0.501
-    alone = geometry.resize_crop(images[3:4], torch.cat([start, extent], dim=1)[3:4], size=size)
+def test_resize_crop_is_the_interpolated_box(height: int, width: int, size: int, channels: int) -> None:
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (8, channels, height, width), dtype=np.uint8))
+    share = torch.rand(8, 4, generator=torch.Generator().manual_seed(0))
+    extent = (torch.tensor([height, width]) * (0.3 + 0.7 * share[:, :2])).long().clamp(min=1)
+    boxes = torch.cat([(share[:, 2:] * (torch.tensor([height, width]) - extent + 1)).long(), extent], dim=1)
+    mirrored = MIRRORED.repeat(2, 1)
+    result = geometry.resize_crop(images, boxes, mirrored, size=size)
+    at_once = geometry.interpolate(images, boxes, mirrored, size=size)
+    for index, ((top, left, tall, wide), dims) in enumerate(
+        zip(boxes.tolist(), ([], [1], [2], [1, 2]) * 2, strict=True)
+    ):
+        box = images[index : index + 1, :, top : top + tall, left : left + wide].float()
+        expected = torch.nn.functional.interpolate(box, size=(size, size), mode="bilinear")[0].flip(dims)
+        assert (at_once[index].float() - expected).abs().max() <= 0.501
+        assert (result[index].float() - expected).abs().max() <= 1.01  # rounded twice
+    alone = geometry.resize_crop(images[3:4], boxes[3:4], mirrored[3:4], size=size)
     assert torch.equal(alone, result[3:4])
+    assert torch.equal(geometry.interpolate(images[3:4], boxes[3:4], mirrored[3:4], size=size), at_once[3:4])
 
 
 def test_colour_operations_leave_grey_images_alone() -> None:

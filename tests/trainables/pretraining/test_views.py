@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainables.augmentation.pipeline import build_augmentation
+from trainables.augmentation.pipeline import build_augmentation, draw_crops
 from trainables.augmentation_config import StrongAugmentation
 from trainables.ops.colour import adjust_brightness, adjust_contrast, adjust_hue, adjust_saturation, to_grayscale
 from trainables.ops.filters import gaussian_blur
-from trainables.ops.geometry import flip
-from trainables.pretraining.views import build_views, crop
+from trainables.ops.geometry import flip, resize_crop
+from trainables.pretraining.views import build_views
 from trainables.pretraining_config import ContrastivePretraining
 from trainables.seeding import hash_ids, uniform
 
@@ -47,7 +47,8 @@ def test_a_view_depends_on_its_seed_alone(channels: int, views: str) -> None:
 def test_a_view_is_its_operations_one_by_one(views: str, channels: int) -> None:
     before = images(channels, 300, 32)
     draws = uniform(seeds(300), 12, stream="view").T
-    after = flip(crop(before, seeds(300), scale_min=0.3), draws[3] < 0.5, dim=-1)
+    boxes, never = draw_crops(seeds(300), scale_min=0.3, height=32, width=32), torch.zeros(300, 2, dtype=torch.bool)
+    after = flip(resize_crop(before, boxes, never, size=32), draws[3] < 0.5, dim=-1)
     spread = 0.7 * (2.0 * draws[4:8] - 1.0)
     moved = adjust_contrast(adjust_brightness(after, 1.0 + 0.4 * spread[0]), 1.0 + 0.4 * spread[1])
     if views == "moco":
