@@ -22,7 +22,7 @@ ROOT_PAGES = {
     "README.md": "index.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changelog.md",
-    "SECURITY.md": "security.md",
+    "SECURITY.md": "security_policy.md",
 }
 #: Folders that a page may link to → their pages.
 FOLDERS = {"docs/decisions": "decisions/index.md", "configs": "gallery/index.md"}
