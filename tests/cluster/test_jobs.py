@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.cluster.job_attempts import Attempt, Attempts
-from orchestrator.cluster.job_server import JobServerError
-from orchestrator.cluster.jobs import POLL_SECONDS, SILENCE_SECONDS, Jobs, Submission
+from orchestrator.cluster.jobs.attempts import Attempt, Attempts
+from orchestrator.cluster.jobs.server import JobRequest, JobServerError
+from orchestrator.cluster.jobs.study_jobs import POLL_SECONDS, SILENCE_SECONDS, Jobs, Submission
 from orchestrator.ledger.lease import HEARTBEAT_SECONDS, LEASE_SECONDS, Lease
 from orchestrator.ledger.ledger import Ledger
 from tests.support.job_servers import LocalJobServer, check_contract, make_package
@@ -201,7 +201,7 @@ def test_a_damaged_claim_is_void_once_it_is_old(server: LocalJobServer, ledger: 
 
 
 def test_a_claim_is_renewed_while_its_package_is_uploaded(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("orchestrator.cluster.job_attempts.HEARTBEAT_SECONDS", 0.01)
+    monkeypatch.setattr("orchestrator.cluster.jobs.attempts.HEARTBEAT_SECONDS", 0.01)
     attempts = Attempts(ledger)
     claim = attempts.claim(1, "http://head:8265")
     assert claim is not None
@@ -222,6 +222,26 @@ def test_a_submission_whose_answer_was_lost_counts(server: LocalJobServer, ledge
     server.loses_answer = True
     assert Submitter(server, ledger).run("echo done") == 0
     assert names(server) == ["tiny-1"]
+
+
+def test_a_job_server_that_is_away_when_its_driver_died_is_waited_for(server: LocalJobServer, ledger: Ledger) -> None:
+    """As a head is that starts anew: the first submission says so at once, the next ones wait."""
+    server.num_failures = 2
+    with pytest.raises(JobServerError):
+        Submitter(server, ledger).run("true")
+    server.num_failures = 0
+    submit, num_refused = server.submit, 5
+
+    def refuse(request: JobRequest) -> None:
+        nonlocal num_refused
+        if server.requests and num_refused:
+            num_refused -= 1
+            raise JobServerError("no available agent to submit job, please try again later")
+        submit(request)
+
+    server.submit = refuse  # type: ignore[method-assign]
+    assert Submitter(server, ledger).run("false", "kill -9 $$", "true", retries=1) == 0
+    assert names(server) == ["tiny-2", "tiny-3"]
 
 
 def test_a_name_that_another_study_has_used_up_is_skipped(server: LocalJobServer, ledger: Ledger) -> None:

@@ -1,4 +1,4 @@
-"""Commands ``robustsweep submit``, ``logs`` and ``stop``: a study as a job of a Ray cluster (``cluster/jobs.py``)."""
+"""Commands ``robustsweep submit``, ``logs`` and ``stop``: a study as a job of a Ray cluster (``cluster/jobs``)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from orchestrator.cluster.exit_codes import INCOMPLETE
 from trainables.errors import StudyError
 
 if TYPE_CHECKING:
-    from orchestrator.cluster.jobs import Jobs
+    from orchestrator.cluster.jobs.study_jobs import Jobs
     from orchestrator.study.study_file import Study
 
 JobServerAddress = Annotated[
@@ -52,9 +52,9 @@ def submit(  # noqa: PLR0913 - the options of a command are its arguments
     ] = False,
 ) -> None:
     """Run a study as a job of a Ray cluster and follow it. A second submission attaches to the job that runs."""
-    from orchestrator.cluster.job_entrypoint import build_entrypoint, check_no_secret, check_storage, find_in_upload
-    from orchestrator.cluster.jobs import Submission
-    from orchestrator.cluster.upload import find_upload, read_variables
+    from orchestrator.cluster.jobs.entrypoint import build_entrypoint, check_no_secret, check_storage, find_in_upload
+    from orchestrator.cluster.jobs.study_jobs import Submission
+    from orchestrator.cluster.jobs.upload import find_upload, read_variables
     from orchestrator.study.study_file import load_study
 
     if detach and retries:
@@ -99,7 +99,7 @@ def logs(
 ) -> None:
     """Print what the driver of a submitted study has printed."""
     from orchestrator.cli.lookup import open_study
-    from orchestrator.cluster.jobs import judge
+    from orchestrator.cluster.jobs.study_jobs import judge
 
     loaded = open_study(study, storage=storage, overrides=overrides or ())
     jobs = _open_jobs(loaded, address, storage)
@@ -129,8 +129,8 @@ def stop(study: StudyOrName, address: JobServerAddress, storage: Storage = None,
 
 def _open_jobs(study: Study, address: str, storage: str | None) -> Jobs:
     """Return the jobs of a study; what a job prints goes to standard output, and what happens to standard error."""
-    from orchestrator.cluster.jobs import Jobs
-    from orchestrator.cluster.ray_job_server import RayJobServer
+    from orchestrator.cluster.jobs.ray_server import RayJobServer
+    from orchestrator.cluster.jobs.study_jobs import Jobs
     from orchestrator.ledger.ledger import Ledger
 
     def write(text: str) -> None:

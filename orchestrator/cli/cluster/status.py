@@ -56,8 +56,8 @@ def status(
 
 def _describe_job(study: str, storage: str, address: str) -> str:
     """Return a line about the last attempt at running the study as a job."""
-    from orchestrator.cluster.jobs import Jobs
-    from orchestrator.cluster.ray_job_server import RayJobServer
+    from orchestrator.cluster.jobs.ray_server import RayJobServer
+    from orchestrator.cluster.jobs.study_jobs import Jobs
     from orchestrator.ledger.ledger import Ledger
 
     def ignore(text: str) -> None:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from orchestrator.cluster.exit_codes import (
     COMPLETE,
@@ -21,11 +22,13 @@ from orchestrator.cluster.exit_codes import (
     STOPPED,
     WRONG_REQUEST,
 )
-from orchestrator.cluster.job_attempts import Attempt, Attempts
-from orchestrator.cluster.job_server import Job, JobExistsError, JobRequest, JobServer, JobServerError
+from orchestrator.cluster.jobs.attempts import Attempt, Attempts
+from orchestrator.cluster.jobs.server import Job, JobExistsError, JobRequest, JobServer, JobServerError
 from orchestrator.ledger.lease import Lease
 from orchestrator.ledger.ledger import Ledger
 from trainables.errors import InfrastructureError, LeaseError, StorageError
+
+T = TypeVar("T")
 
 #: Seconds between two questions, longer for a log of megabytes, which is read whole: at most 0.5 MB/s.
 POLL_SECONDS, _LOG_BYTES_PER_SECOND = 2.0, 500_000
@@ -43,7 +46,7 @@ _NO_PROGRAM = (126, 127)
 
 @dataclass(frozen=True)
 class Submission:
-    """What is submitted, in each attempt the same.
+    """Content of a submission, in each attempt the same.
 
     Args:
         make_entrypoint: shell command of the job, given its attempt.
@@ -93,10 +96,14 @@ class Jobs:
             retries -= 1
             self.say(f"{_describe_end(name, job)}; submitting the study again, {retries} times more after this")
             self._wait_for_lease(name, is_patient=True)
-            name = self.start(submission)
+            name = self.start(submission, patience_seconds=SILENCE_SECONDS)
 
-    def start(self, submission: Submission) -> str:
+    def start(self, submission: Submission, *, patience_seconds: float = 0.0) -> str:
         """Submit the study unless a job runs it; return the submission id of the job that does.
+
+        Args:
+            submission: what is submitted.
+            patience_seconds: how long a job server that does not answer is asked again.
 
         Raises:
             LeaseError: a driver that is no job of this cluster runs the study.
@@ -104,7 +111,7 @@ class Jobs:
         """
         while True:
             latest = self.attempts.latest()
-            job = self._find_own(latest)
+            job = self._insist(partial(self._find_own, latest), patience_seconds)
             if latest is not None and job is not None and not job.has_ended:
                 self.say(f"the job {latest.job} runs the study already: following it, nothing is submitted")
                 return latest.job
@@ -117,9 +124,27 @@ class Jobs:
             elif not self._wait_for_lease(latest.job, is_patient=False):
                 continue
             attempt = self.attempts.claim(1 if latest is None else latest.number + 1, self.server.address)
-            if attempt is not None and self._submit(attempt, submission):
+            if attempt is None:
+                continue
+            with self.attempts.kept(attempt):
+                has_job = self._insist(partial(self._submit, attempt, submission), patience_seconds)
+            if has_job:
                 self.say(f"submitted the job {attempt.job} to {self.server.address}")
                 return attempt.job
+
+    def _insist(self, ask: Callable[[], T], patience_seconds: float) -> T:
+        """Return the answer of the job server, which is asked again for some time if there is none."""
+        silent = 0.0
+        while True:
+            try:
+                return ask()
+            except JobServerError as error:
+                if silent >= patience_seconds:
+                    raise
+                if silent == 0.0:
+                    self.say(f"{error}; asking again")
+            self.sleep(POLL_SECONDS)
+            silent += POLL_SECONDS
 
     def _submit(self, attempt: Attempt, submission: Submission) -> bool:
         """Return whether the cluster has the job of this attempt; False if its name was used up by another study."""
@@ -130,14 +155,13 @@ class Jobs:
             variables=dict(submission.variables) | STOP_VARIABLES,
             metadata={_LEDGER: self.ledger.root.uri, _CLAIM: attempt.token},
         )
-        with self.attempts.kept(attempt):
-            try:
-                self.server.submit(request)
-            except JobExistsError:
-                return self._has(attempt)
-            except JobServerError:
-                if not self._has(attempt):  # the request may have arrived, and its answer not
-                    raise
+        try:
+            self.server.submit(request)
+        except JobExistsError:
+            return self._has(attempt)
+        except JobServerError:
+            if not self._has(attempt):  # the request may have arrived, and its answer not
+                raise
         return True
 
     def _has(self, attempt: Attempt) -> bool:

@@ -9,8 +9,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from orchestrator.cluster.exit_codes import WRONG_REQUEST
-from orchestrator.cluster.job_attempts import JOBS, Attempt, name_file
-from orchestrator.cluster.upload import Upload, is_secret
+from orchestrator.cluster.jobs.attempts import JOBS, Attempt, name_file
+from orchestrator.cluster.jobs.upload import Upload, is_secret
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.study.study_file import Study
 from trainables.errors import StudyError

@@ -1,4 +1,4 @@
-"""Job server of a Ray cluster over HTTP: the ``JobServer`` of ``job_server.py``."""
+"""Job server of a Ray cluster over HTTP: the ``JobServer`` of ``server.py``."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, cast
 from urllib.parse import urlsplit
 
 from orchestrator.cluster.connection import ray
-from orchestrator.cluster.job_server import Job, JobExistsError, JobRequest, JobServerError, JobStatus
+from orchestrator.cluster.jobs.server import Job, JobExistsError, JobRequest, JobServerError, JobStatus
 from trainables.errors import InfrastructureError, StudyError, redact
 
 try:

@@ -101,7 +101,7 @@ class Attempts:
 
     @contextmanager
     def kept(self, attempt: Attempt) -> Iterator[None]:
-        """Renew the claim of an attempt while the body submits it; mark it as submitted if the body raises nothing."""
+        """Renew the claim of an attempt while the body submits it, and mark it as submitted; as void if it raises."""
         stop = threading.Event()
 
         def renew() -> None:
@@ -113,13 +113,15 @@ class Attempts:
 
         thread = threading.Thread(target=renew, name="job claim", daemon=True)
         thread.start()
+        ended = replace(attempt, alive_ms=0)
         try:
             yield
+            now = int(time.time() * 1000)
+            ended = replace(attempt, alive_ms=now, submitted_ms=now)
         finally:
             stop.set()
             thread.join()
-        now = int(time.time() * 1000)
-        self._write(replace(attempt, alive_ms=now, submitted_ms=now))
+            self._write(ended)
 
     def _write(self, attempt: Attempt) -> None:
         self._folder.write_json(name_file(attempt.number), asdict(attempt))

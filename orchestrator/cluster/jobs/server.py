@@ -1,6 +1,6 @@
-"""Job server of a Ray cluster, as ``jobs.py`` uses it: what is submitted, what is known of a job, and the errors.
+"""Job server of a Ray cluster, as ``study_jobs.py`` uses it: what is submitted, what is known of a job, and the errors.
 
-The implementation is ``ray_job_server.py``; tests have one without Ray, held to the same by one contract test.
+The implementation is ``ray_server.py``; tests have one without Ray, held to the same by one contract test.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class JobRequest:
 
 @dataclass(frozen=True)
 class Job:
-    """What the job server knows of a job. ``exit_code`` is negative for a signal, None if no process has ended."""
+    """State of a job, as its server knows it. ``exit_code`` is negative for a signal, None if no process has ended."""
 
     name: str
     status: JobStatus
