@@ -184,7 +184,7 @@ def test_a_claim_is_waited_for_as_long_as_its_submitter_lives(server: LocalJobSe
     submitter = Submitter(server, ledger, die_later)
     assert submitter.run("false", "true") == 0
     assert names(server) == ["tiny-2"]  # the number of a claim that is void is used up
-    assert "is submitting the job tiny-1: waiting for it" in submitter.said[0]
+    assert "is submitting the job tiny-1: waiting" in submitter.said[0]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"number": 1}', b"[]"])

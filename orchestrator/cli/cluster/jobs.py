@@ -99,7 +99,6 @@ def logs(
 ) -> None:
     """Print what the driver of a submitted study has printed."""
     from orchestrator.cli.lookup import open_study
-    from orchestrator.cluster.jobs.study_jobs import judge
 
     loaded = open_study(study, storage=storage, overrides=overrides or ())
     jobs = _open_jobs(loaded, address, storage)
@@ -109,7 +108,7 @@ def logs(
         raise StudyError(f"looked for a job of the study {loaded.study!r} in {jobs.ledger.root.uri}: {which}")
     if follow:
         try:
-            raise typer.Exit(judge(jobs.follow(found.job))[0])
+            raise typer.Exit(jobs.conclude(found.job, jobs.follow(found.job)))
         except KeyboardInterrupt:
             raise typer.Exit(INCOMPLETE) from None
     if jobs.server.find(found.job) is None:

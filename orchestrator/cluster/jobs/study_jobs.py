@@ -89,14 +89,18 @@ class Jobs:
         name = self.start(submission)
         while True:
             job = self.follow(name)
-            code, advice = judge(job)
             if not is_retried(job) or retries == 0:
-                self.say(f"{_describe_end(name, job)}{advice}")
-                return code
+                return self.conclude(name, job)
             retries -= 1
             self.say(f"{_describe_end(name, job)}; submitting the study again, {retries} times more after this")
             self._wait_for_lease(name, is_patient=True)
             name = self.start(submission, patience_seconds=SILENCE_SECONDS)
+
+    def conclude(self, name: str, job: Job | None) -> int:
+        """Say what has become of a job, and return its exit code; see ``judge``."""
+        code, advice = judge(job)
+        self.say(f"{_describe_end(name, job)}{advice}")
+        return code
 
     def start(self, submission: Submission, *, patience_seconds: float = 0.0) -> str:
         """Submit the study unless a job runs it; return the submission id of the job that does.
@@ -109,6 +113,7 @@ class Jobs:
             LeaseError: a driver that is no job of this cluster runs the study.
             JobServerError: the job server does not answer.
         """
+        is_told = False
         while True:
             latest = self.attempts.latest()
             job = self._insist(partial(self._find_own, latest), patience_seconds)
@@ -116,7 +121,9 @@ class Jobs:
                 self.say(f"the job {latest.job} runs the study already: following it, nothing is submitted")
                 return latest.job
             if latest is not None and job is None and latest.is_being_submitted:
-                self.say(f"process {latest.pid} on {latest.host} is submitting the job {latest.job}: waiting for it")
+                if not is_told:
+                    self.say(f"process {latest.pid} on {latest.host} is submitting the job {latest.job}: waiting")
+                is_told = True
                 self.sleep(POLL_SECONDS)
                 continue
             if latest is None:
