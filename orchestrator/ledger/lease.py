@@ -108,7 +108,7 @@ class Lease:
         holder = self._read()
         if holder is None:
             return None
-        return holder if is_fresh(holder) else None
+        return holder if is_alive(holder) else None
 
     def check(self) -> None:
         """Raise ``LeaseError`` if another driver is alive. Writes nothing."""
@@ -254,7 +254,7 @@ def _read(root: Folder, name: str = LEASE) -> dict[str, Any] | None:
         ) from error
 
 
-def is_fresh(holder: Mapping[str, Any]) -> bool:
+def is_alive(holder: Mapping[str, Any]) -> bool:
     """Return whether a holder (host, pid, alive_ms) is taken for alive: it has renewed, and its process is not gone."""
     return _age(holder) < LEASE_SECONDS and _is_alive(holder)
 

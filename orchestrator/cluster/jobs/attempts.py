@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 
-from orchestrator.ledger.lease import HEARTBEAT_SECONDS, is_fresh
+from orchestrator.ledger.lease import HEARTBEAT_SECONDS, is_alive
 from orchestrator.ledger.ledger import Ledger
 from trainables.errors import StorageError
 from trainables.storage.folder import Folder
@@ -45,7 +45,7 @@ class Attempt:
     @property
     def is_being_submitted(self) -> bool:
         """Whether its submitter lives and has not handed it over yet."""
-        return self.submitted_ms is None and is_fresh(asdict(self))
+        return self.submitted_ms is None and is_alive(asdict(self))
 
 
 class Attempts:
