@@ -97,7 +97,7 @@ class Jobs:
             name = self.start(submission, patience_seconds=SILENCE_SECONDS)
 
     def conclude(self, name: str, job: Job | None) -> int:
-        """Say what has become of a job, and return its exit code; see ``judge``."""
+        """Return the exit code that stands for the end of a job (``judge``), after a line about what has become of it."""
         code, advice = judge(job)
         self.say(f"{_describe_end(name, job)}{advice}")
         return code

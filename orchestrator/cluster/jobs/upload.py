@@ -47,7 +47,7 @@ class Upload:
 
     def describe(self) -> str:
         """Return a line about it."""
-        return f"{len(self.files)} files, {describe_size(self.num_bytes)}, of {self.root}"
+        return f"{_count(self.files)}, {describe_size(self.num_bytes)}, of {self.root}"
 
     def pack(self, target: Path) -> None:
         """Write the files into a zip file that depends on nothing but names, contents and permissions."""
@@ -82,7 +82,7 @@ def find_upload(root: Path, excludes: Sequence[str] = (), *, max_bytes: int = in
             entries[file.parts[0]] += size
         largest = ", ".join(f"{name} {describe_size(size)}" for name, size in entries.most_common(_NUM_NAMED))
         raise StudyError(
-            f"wanted to upload {len(files)} files of {root} and found {describe_size(total)}, expected at most "
+            f"wanted to upload {_count(files)} of {root} and found {describe_size(total)}, expected at most "
             f"{describe_size(max_bytes)}, which is Ray's limit; the largest entries are {largest}. Leave out what the "
             "job does not need (--exclude, or a .gitignore), or give another folder with --working-dir; data belong "
             "on the cluster's disks or in its object store"
@@ -145,6 +145,10 @@ def read_variables(names: Sequence[str], environment: Mapping[str, str]) -> dict
 def is_secret(text: str) -> bool:
     """Return whether a text has a password in a URI, or looks like a token or key."""
     return _SECRET_VALUE.search(text) is not None
+
+
+def _count(files: Sequence[Path]) -> str:
+    return f"{len(files)} file{'s' * (len(files) != 1)}"
 
 
 def describe_size(num_bytes: int) -> str:
