@@ -97,7 +97,7 @@ class Jobs:
             name = self.start(submission, patience_seconds=SILENCE_SECONDS)
 
     def conclude(self, name: str, job: Job | None) -> int:
-        """Return the exit code that stands for the end of a job (``judge``), after a line about what has become of it."""
+        """Return the exit code that stands for the end of a job (``judge``), after saying what it was."""
         code, advice = judge(job)
         self.say(f"{_describe_end(name, job)}{advice}")
         return code
