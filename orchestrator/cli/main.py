@@ -19,6 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli.cluster.jobs import logs, stop, submit
+from orchestrator.cli.cluster.status import status
 from orchestrator.cli.compare import compare, stats
 from orchestrator.cli.data import data
 from orchestrator.cli.evaluate import evaluate
@@ -41,6 +43,14 @@ from orchestrator.cli.options import (
 )
 from orchestrator.cli.select import register_if_asked, select
 from orchestrator.cli.shifts.commands import shifts
+from orchestrator.cluster.exit_codes import (
+    COMPLETE,
+    INCOMPLETE,
+    INFRASTRUCTURE,
+    OUT_OF_BUDGET,
+    STOPPED,
+    WRONG_REQUEST,
+)
 from trainables.errors import (
     ClusterLostError,
     InfrastructureError,
@@ -56,8 +66,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from orchestrator.study.study_file import Study
-
-COMPLETE, INCOMPLETE, WRONG_REQUEST, INFRASTRUCTURE, OUT_OF_BUDGET, STOPPED = 0, 1, 2, 3, 4, 5
 
 app = typer.Typer(
     name="robustsweep",
@@ -170,38 +178,6 @@ def plan(
 
 
 @app.command()
-def status(
-    study: StudyOrName,
-    storage: Storage = None,
-    overrides: Overrides = None,
-    verify: Annotated[bool, typer.Option("--verify", help="Read all of what is complete, compare checksums.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Show how many trials are planned, complete, running, failed, interrupted, missing."""
-    from orchestrator.cli.status import (
-        compute_status,
-        find_budget_status,
-        find_damaged,
-        is_out_of_budget,
-        render_status,
-    )
-
-    loaded = _open(study, storage, overrides)
-    counts = compute_status(loaded, storage=_storage(loaded, storage))
-    budget_status = find_budget_status(loaded, storage=_storage(loaded, storage))
-    if as_json:
-        typer.echo(json.dumps(counts | ({} if budget_status is None else {"budget": budget_status.as_json()})))
-    else:
-        render_status(counts, _console(), budget_status)
-    _warn_of_differences(loaded, storage)
-    damaged = find_damaged(loaded, storage=_storage(loaded, storage)) if verify else []
-    for damage in damaged:
-        typer.echo(f"damaged: {damage}; remove that file and run the study again: it is made anew", err=True)
-    incomplete = OUT_OF_BUDGET if is_out_of_budget(counts, budget_status) and not damaged else INCOMPLETE
-    raise typer.Exit(COMPLETE if counts["complete"] == counts["planned"] and not damaged else incomplete)
-
-
-@app.command()
 def report(
     study: StudyOrName,
     storage: Storage = None,
@@ -227,7 +203,7 @@ def report(
         typer.echo(where)
 
 
-for command in (init, examples, evaluate, select, explore, compare, stats):
+for command in (init, examples, evaluate, select, explore, compare, stats, status, submit, logs, stop):
     app.command()(command)
 
 

@@ -108,7 +108,7 @@ class Lease:
         holder = self._read()
         if holder is None:
             return None
-        return holder if _age(holder) < LEASE_SECONDS and _is_alive(holder) else None
+        return holder if is_alive(holder) else None
 
     def check(self) -> None:
         """Raise ``LeaseError`` if another driver is alive. Writes nothing."""
@@ -254,7 +254,12 @@ def _read(root: Folder, name: str = LEASE) -> dict[str, Any] | None:
         ) from error
 
 
-def _age(holder: dict[str, Any]) -> float:
+def is_alive(holder: Mapping[str, Any]) -> bool:
+    """Return whether a holder (host, pid, alive_ms) is taken for alive: it has renewed, and its process is not gone."""
+    return _age(holder) < LEASE_SECONDS and _is_alive(holder)
+
+
+def _age(holder: Mapping[str, Any]) -> float:
     """Return the seconds since the last sign of life."""
     return time.time() - float(holder["alive_ms"]) / 1000
 
@@ -264,7 +269,7 @@ def _describe(holder: dict[str, Any]) -> str:
     return f"process {holder['pid']} on {holder['host']} since {since}"
 
 
-def _is_alive(holder: dict[str, Any]) -> bool:
+def _is_alive(holder: Mapping[str, Any]) -> bool:
     """Return False only if the holder ran on this host and its process is gone: no need to wait for the expiry."""
     if holder["host"] != socket.gethostname():
         return True

@@ -3,6 +3,7 @@
     <storage>/<study>/
       plan.json            the last plan: arms, factors, data, skipped
       hypotheses.json      all versions of the hypotheses (``preregistration.py``)
+      jobs/<number>.json   attempts at running it as a job of a cluster (``cluster/jobs/attempts.py``)
       lease.json           driver that runs the study, and its last sign of life (``lease.py``)
       stages/<signature>/  config.json epochs.jsonl encoder.safetensors result.json | failure.json log.txt
       trials/<signature>/  config.json epochs.jsonl checkpoint.safetensors model.safetensors
