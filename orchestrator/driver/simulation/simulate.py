@@ -184,11 +184,16 @@ def simulate(scenario: Scenario, *, repeats: int, seed: int) -> list[Outcome]:
 def simulate_once(scenario: Scenario, seed: np.random.SeedSequence) -> Outcome:
     """Return the outcome of one simulated run."""
     prepared, execution = scenario.prepared, scenario.prepared.study.execution
-    for_durations, for_losses = map(np.random.default_rng, seed.spawn(2))
+    for_durations, for_losses = seed.spawn(2)
     with _scratch_ledger(prepared.study.study) as ledger:
         loop = EventLoop()
-        world = World(loop, Draw(scenario.durations, for_durations), scenario.overheads, _make_hooks(ledger))
-        simulator = Simulator(world, scenario.cluster, for_losses, max_retries=execution.max_retries)
+        world = World(
+            loop,
+            Draw(scenario.durations, np.random.default_rng(for_durations)),
+            scenario.overheads,
+            _make_hooks(ledger),
+        )
+        simulator = Simulator(world, scenario.cluster, _draw_losses(for_losses), max_retries=execution.max_retries)
         meter = Meter(
             scenario.usage,
             limits={} if execution.budget is None else execution.budget.limits(),
@@ -206,6 +211,10 @@ def simulate_once(scenario: Scenario, seed: np.random.SeedSequence) -> Outcome:
             queue, ledger=ledger, settings=_make_settings(prepared), on_event=simulator.handle, meter=meter
         )
         return simulator.run(dispatcher, queue)
+
+
+def _draw_losses(seed: np.random.SeedSequence) -> np.random.Generator:
+    return np.random.default_rng(seed)
 
 
 def _make_settings(prepared: Prepared) -> ChunkSettings:
