@@ -7,7 +7,6 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -119,21 +118,11 @@ def test_a_slot_that_is_lost_too_often_fails_as_in_a_run(tmp_path: Path, cache_d
     assert (outcome.failed, outcome.complete, outcome.nodes_lost) == (2, 0, 2)
 
 
-class Losses(np.random.Generator):
-    """Generator that loses the node after these times, one after the other."""
-
-    def __init__(self, after: Sequence[float]) -> None:
-        super().__init__(np.random.PCG64(0))
-        self.after = iter(after)
-
-    def exponential(self, *args: Any, **more: Any) -> Any:
-        return next(self.after)
-
-
 def run_with_losses(prepared: Prepared, durations: Durations, cluster: Cluster, losses: Sequence[float]) -> Outcome:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("orchestrator.driver.simulation.simulate._draw_losses", lambda seed: Losses(losses))
-        return run(prepared, durations, cluster)
+    """Lose the only node after these times, one after the other."""
+    after = iter(losses)
+    scenario = make_scenario(prepared, durations, cluster, whole=False, overheads=FREE)
+    return simulate(scenario, repeats=1, seed=0, next_loss=lambda node: next(after))[0]
 
 
 def test_the_budget_closes_the_queue_on_the_simulated_clock(tmp_path: Path, cache_dir: Path) -> None:
@@ -230,3 +219,32 @@ def test_the_command_prints_a_table_of_80_columns_and_json(
     assert found["cluster"]["slots"] == 4
     assert {each["origin"] for each in found["assumptions"]} == {"given", "benchmark", "assumption"}
     assert not list(tmp_path.glob("s/*"))  # nothing was written beside a ledger
+
+
+SEARCH = """\
+study: s
+data: {kind: digits, image_size: 8}
+model: {name: shufflenet_v2_x0_5, input_size: 16}
+training: {epochs: 9, batch_size: 32}
+evaluation: {shifts: [gaussian_noise], severities: [1]}
+search:
+  num_trials: 24
+  parallel: 8
+  space: {training.learning_rate: {low: 1e-4, high: 1e-1, log: true}}
+"""
+
+
+def test_a_search_proposes_and_stops_trials_early_as_in_a_run(tmp_path: Path, cache_dir: Path) -> None:
+    """24 trials of 9 epochs in rungs of 1, 3 and 9 epochs: ASHA keeps about a third in each of them."""
+    cluster = Cluster(8, 1, gpus=1, gpus_per_slot=1.0)
+    whole = run(prepare_text(tmp_path, cache_dir, text=SEARCH), exact(100), cluster)
+    assert (whole.complete, whole.stopped_early, whole.useful) == (24, 0, 2400.0)
+    rule = "search.early_stopping={kind: asha, grace_epochs: 1, reduction_factor: 3}"
+    stopped = run(prepare_text(tmp_path, cache_dir, rule, text=SEARCH), exact(100), cluster)
+    assert stopped.complete + stopped.stopped_early == 24
+    assert 8 <= stopped.stopped_early <= 22
+    assert stopped.makespan <= whole.makespan
+    # Of a stopped trial its epochs of 60 s / 9 count, at least one and at most all but the last.
+    assert 100 * stopped.complete + 60 / 9 * stopped.stopped_early <= stopped.useful
+    assert stopped.useful <= 100 * stopped.complete + 60 * 8 / 9 * stopped.stopped_early
+    assert not list(tmp_path.iterdir())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestrator.driver.simulation.cluster import Cluster, Overheads
+from orchestrator.driver.simulation.course import EPOCH_NOISE, REPLICATE_NOISE
 from orchestrator.driver.simulation.durations import ASSUMED, BENCHMARK, GIVEN, Durations
 from orchestrator.driver.terminal.time_left import format_duration
 
@@ -40,7 +41,8 @@ def list_assumptions(
     if speed != 1.0:
         found.append(Assumption("speed against that", f"{speed:g} ×", GIVEN))
     if stops_early:
-        found.append(Assumption("what stops early", "drawn at random, better ones less often", ASSUMED))
+        noise = f"drawn; noise {EPOCH_NOISE:g} sd at first, {REPLICATE_NOISE:g} of replicates"
+        found.append(Assumption("scores that decide what stops", noise, ASSUMED))
     if cluster.is_local:
         found.append(Assumption("start of the first trial", f"{overheads.local_start:g} s", BENCHMARK))
     else:

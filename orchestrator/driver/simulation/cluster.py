@@ -8,8 +8,9 @@ from orchestrator.driver.estimate import STARTUP_SECONDS
 
 #: Mean time until a lost node is replaced by a new one (assumption).
 REPLACEMENT_MINUTES = 5.0
-#: Time until the driver notices that a node is gone (assumption; Ray checks every 3 s, and gives up after 5 in a row).
-NOTICE_SECONDS = 30.0
+#: Time until the driver notices that a node does not answer any more, with Ray's defaults (``tests/support/hosts.py``).
+#: One whose processes are killed, and whose connections end, is noticed within seconds.
+NOTICE_SECONDS = 63.0
 #: Time from the start of ``run`` to the first trial in a local slot (``benchmarks/startup.py``, 2 cores).
 LOCAL_START_SECONDS = 3.1
 #: Time to start an actor of Tune with a fork server of its node: imports of ray and torch (assumption).

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import math
-import uuid
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +14,7 @@ from orchestrator.driver import child_process
 from orchestrator.driver.estimate import time_like_studies, time_pilot
 from orchestrator.driver.prepare import Prepared, resolve_execution
 from orchestrator.driver.simulation.cluster import REPLACEMENT_MINUTES, Cluster, Overheads
+from orchestrator.driver.simulation.course import follow_plan, follow_search, scratch_ledger
 from orchestrator.driver.simulation.durations import (
     ASSUMED,
     GIVEN,
@@ -26,14 +26,13 @@ from orchestrator.driver.simulation.durations import (
 )
 from orchestrator.driver.simulation.event_loop import EventLoop
 from orchestrator.driver.simulation.outcome import Outcome
-from orchestrator.driver.simulation.simulator import Simulator
-from orchestrator.driver.simulation.slots import Hooks, World
+from orchestrator.driver.simulation.simulator import NextLoss, Simulator
+from orchestrator.driver.simulation.slots import World
 from orchestrator.execution.dispatcher import ChunkSettings, Dispatcher
 from orchestrator.execution.gpu_sharing import choose_gpus_per_trial
 from orchestrator.execution.meter import Meter
 from orchestrator.execution.resources import JointSlots, is_joint_stage, num_joint_slots
 from orchestrator.execution.work_queue import WorkQueue
-from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import describe_work
 from orchestrator.ledger.usage import read_usage
 from orchestrator.planning.budget import Usage
@@ -41,7 +40,6 @@ from orchestrator.planning.states import COMPLETE
 from orchestrator.planning.works import Work
 from trainables.cpus import count_cpus
 from trainables.errors import StudyError
-from trainables.storage.completeness import RESULT
 
 
 @dataclass(frozen=True)
@@ -176,24 +174,37 @@ def find_durations(
     return list_durations(source, works, found)
 
 
-def simulate(scenario: Scenario, *, repeats: int, seed: int) -> list[Outcome]:
-    """Return the outcomes of several simulated runs, each with durations and losses of its own."""
-    return [simulate_once(scenario, np.random.SeedSequence([seed, number])) for number in range(repeats)]
+def simulate(scenario: Scenario, *, repeats: int, seed: int, next_loss: NextLoss | None = None) -> list[Outcome]:
+    """Return the outcomes of several simulated runs, each with durations and losses of its own.
+
+    Args:
+        scenario: what is simulated.
+        repeats: number of runs.
+        seed: seed of all of them.
+        next_loss: when nodes are lost; None: at random, as often as the cluster says.
+    """
+    seeds = [np.random.SeedSequence([seed, number]) for number in range(repeats)]
+    return [simulate_once(scenario, each, next_loss) for each in seeds]
 
 
-def simulate_once(scenario: Scenario, seed: np.random.SeedSequence) -> Outcome:
+def simulate_once(scenario: Scenario, seed: np.random.SeedSequence, next_loss: NextLoss | None = None) -> Outcome:
     """Return the outcome of one simulated run."""
-    prepared, execution = scenario.prepared, scenario.prepared.study.execution
-    for_durations, for_losses = seed.spawn(2)
-    with _scratch_ledger(prepared.study.study) as ledger:
-        loop = EventLoop()
-        world = World(
-            loop,
-            Draw(scenario.durations, np.random.default_rng(for_durations)),
-            scenario.overheads,
-            _make_hooks(ledger),
-        )
-        simulator = Simulator(world, scenario.cluster, _draw_losses(for_losses), max_retries=execution.max_retries)
+    prepared, execution, cluster = scenario.prepared, scenario.prepared.study.execution, scenario.cluster
+    of_durations, of_losses, of_scores = map(np.random.default_rng, seed.spawn(3))
+    loop = EventLoop()
+    with scratch_ledger(prepared.study.study) as ledger:
+        if prepared.search is None:
+            course = follow_plan(scenario.works, ledger)
+        else:
+            course = follow_search(prepared, ledger, of_scores)
+        world = World(loop, Draw(scenario.durations, of_durations), scenario.overheads, course.hooks)
+        losses = next_loss or _draw_losses(cluster, of_losses)
+        simulator = Simulator(world, cluster, losses, max_retries=execution.max_retries)
+
+        def handle(what: str, work: Work, details: dict[str, Any]) -> None:
+            simulator.handle(what, work, details)
+            course.on_event(what, work, details)
+
         meter = Meter(
             scenario.usage,
             limits={} if execution.budget is None else execution.budget.limits(),
@@ -201,20 +212,19 @@ def simulate_once(scenario: Scenario, seed: np.random.SeedSequence) -> Outcome:
             on_spent=simulator.report_spent,
             clock=lambda: loop.now,
         )
-        queue = WorkQueue(
-            scenario.works,
-            complete=scenario.complete,
-            num_slots=scenario.cluster.num_slots,
-            is_joint=partial(is_joint_stage, execution),
-        )
+        is_joint = partial(is_joint_stage, execution)
+        queue = WorkQueue(course.works, complete=scenario.complete, num_slots=cluster.num_slots, is_joint=is_joint)
+        settings = _make_settings(prepared)
         dispatcher = Dispatcher(
-            queue, ledger=ledger, settings=_make_settings(prepared), on_event=simulator.handle, meter=meter
+            queue, ledger=ledger, settings=settings, on_event=handle, find_more=course.find_more, meter=meter
         )
-        return simulator.run(dispatcher, queue)
+        outcome = simulator.run(dispatcher, queue)
+        course.check()
+        return outcome
 
 
-def _draw_losses(seed: np.random.SeedSequence) -> np.random.Generator:
-    return np.random.default_rng(seed)
+def _draw_losses(cluster: Cluster, random: np.random.Generator) -> NextLoss:
+    return lambda node: random.exponential(3600.0 / cluster.spot_loss) if cluster.spot_loss else math.inf
 
 
 def _make_settings(prepared: Prepared) -> ChunkSettings:
@@ -228,27 +238,3 @@ def _make_settings(prepared: Prepared) -> ChunkSettings:
         stall_seconds=60.0 * execution.stall_minutes,
         describe=partial(describe_work, study=prepared.study.study, git_commit=None),
     )
-
-
-@contextmanager
-def _scratch_ledger(study: str) -> Iterator[Ledger]:
-    """Yield an empty ledger in memory: nothing of a simulation is ever written beside a real one."""
-    ledger = Ledger(f"memory://robustsweep-{uuid.uuid4().hex}", study)
-    try:
-        yield ledger
-    finally:
-        ledger.root.remove("trials")
-        ledger.root.remove("stages")
-
-
-def _make_hooks(ledger: Ledger) -> Hooks:
-    known: set[str] = set()
-
-    def finish(work: Work, host: str) -> None:
-        """Leave a result where the dispatcher looks for one: of each host once, and of a slot that is given up."""
-        if host not in known:
-            known.add(host)
-            known.discard("")
-            ledger.folder(work.kind, work.signature).write_json(RESULT, {"files": {}})
-
-    return Hooks(finish=finish)

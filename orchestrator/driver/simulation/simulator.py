@@ -6,12 +6,12 @@ spent and which trials stop early is decided by the code that decides it in a ru
 
 from __future__ import annotations
 
+import math
 from collections import Counter, deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
-
-import numpy as np
 
 from orchestrator.driver.simulation.cluster import Cluster
 from orchestrator.driver.simulation.event_loop import Body, Process
@@ -24,6 +24,8 @@ from orchestrator.ledger.failures import CRASHED
 from orchestrator.planning.states import COMPLETE, FAILED, STOPPED
 from orchestrator.planning.works import Work
 
+#: Node → seconds from now until it is lost, infinite: never; called when it starts.
+NextLoss = Callable[[int], float]
 #: Seconds between two reports of a local slot (``LocalExecutor``), of a joint one, and reports of all of Tune's slots
 #: per second (``tune_executor``).
 LOCAL_REPORT_SECONDS, JOINT_REPORT_SECONDS, REPORTS_PER_SECOND = 0.25, 1.0, 16.0
@@ -49,12 +51,12 @@ class Simulator:
     Args:
         world: clock, durations and what else all slots share. The clock is that of the dispatcher's meter, too.
         cluster: nodes.
-        random: generator of the losses of nodes.
+        next_loss: returns when nodes are lost.
         max_retries: how often a lost slot is replaced (``tune_executor.execute``).
     """
 
-    def __init__(self, world: World, cluster: Cluster, random: np.random.Generator, *, max_retries: int) -> None:
-        self._world, self._loop, self._cluster, self._random = world, world.loop, cluster, random
+    def __init__(self, world: World, cluster: Cluster, next_loss: NextLoss, *, max_retries: int) -> None:
+        self._world, self._loop, self._cluster, self._next_loss = world, world.loop, cluster, next_loss
         self._max_retries = max_retries
         self._dispatcher: Dispatcher
         self._queue: WorkQueue
@@ -138,7 +140,7 @@ class Simulator:
         self._begin_tune()
         if self._dispatcher.has_joint:
             self._begin_joint()
-        for node in range(self._cluster.nodes if self._cluster.spot_loss else 0):
+        for node in range(self._cluster.nodes):
             self._loop.start(self._run_node(node))
 
     def _begin_tune(self) -> None:
@@ -226,9 +228,12 @@ class Simulator:
     # ------------------------------------------------------------------ nodes
 
     def _run_node(self, node: int) -> Body:
-        """Lose a node at random, and replace it, again and again."""
+        """Lose a node and replace it, again and again."""
         while True:
-            yield self._loop.now + self._random.exponential(3600.0 / self._cluster.spot_loss)
+            until_loss = self._next_loss(node)
+            if math.isinf(until_loss):
+                return
+            yield self._loop.now + until_loss
             self._lose(node)
             yield self._loop.now + self._cluster.replacement_seconds
             self._up_since[node] = self._loop.now
