@@ -33,7 +33,7 @@ from orchestrator.driver.simulation.simulator import NextLoss
 from orchestrator.driver.simulation.summary import summarise
 from orchestrator.study.study_file import load_study
 
-#: Trials of the claim on speed, and the seconds in which they are simulated, plan included.
+#: Trials of the claim on speed, and the CPU seconds of one thread in which they are simulated, plan included.
 CLAIM, BAR_SECONDS = 100_000, 120.0
 #: Worst ratio of predicted and measured time that counts as right.
 BAR = 0.9
@@ -51,16 +51,22 @@ def measure_speed(num_trials: int) -> Line:
     with tempfile.TemporaryDirectory(prefix="robustsweep-bench-") as root:
         folder = Path(root)
         place = make_place(folder, "big", levels=25, replicates=num_trials // 50, cache_dir=folder / "cache")
-        started = time.perf_counter()
+        started, wall = time.process_time(), time.perf_counter()
         prepared = prepare(load_study(place.study), storage=str(place.storage))
-        planned = time.perf_counter() - started
+        planned = time.process_time() - started
         cluster = choose_cluster(prepared, nodes=64, gpus=8, spot_loss=0.05)
         scenario = make_scenario(prepared, find_durations(prepared, seconds="60±10"), cluster, whole=True)
         (outcome,) = simulate(scenario, repeats=1, seed=0)
-        seconds = time.perf_counter() - started
+        seconds, wall = time.process_time() - started, time.perf_counter() - wall
     if outcome.complete != num_trials:
         raise RuntimeError(f"{outcome.complete} of {num_trials} trials are complete")
-    facts = {"seconds": seconds, "of_these_planning": planned, "trials": num_trials, "slots": cluster.num_slots}
+    facts = {
+        "cpu_seconds": seconds,
+        "of_these_planning": planned,
+        "wall_seconds": wall,
+        "trials": num_trials,
+        "slots": cluster.num_slots,
+    }
     facts |= {"nodes_lost": outcome.nodes_lost, "attempts_lost": outcome.attempts_lost, "makespan": outcome.makespan}
     is_claim = num_trials >= CLAIM
     said = {} if is_claim else {"bar_is": f"none below {CLAIM} trials"}

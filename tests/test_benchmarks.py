@@ -53,6 +53,8 @@ SCRIPTS = (
     "segmentation",
     "segmentation_training",
     "retina_vessels",
+    "simulation",
+    "scaling",
 )
 
 
@@ -454,3 +456,22 @@ def test_the_baselines_of_the_retina_benchmark_find_bright_lines(scripts: dict[s
     assert benchmark.score(np.ones_like(targets, dtype=bool), halved) == pytest.approx(
         np.mean([2 * n / (n + 16 * 32) for n in (targets == 1).sum((1, 2))])
     )
+
+
+def test_a_simulation_that_is_timed_carries_everything_out(scripts: dict[str, ModuleType]) -> None:
+    line = scripts["simulation"].measure_speed(100)
+    assert line.benchmark == "simulation.100"
+    assert line.facts["bar_is"] == "none below 100000 trials"
+    assert (line.facts["trials"], line.facts["slots"]) == (100, 512)
+    assert line.facts["makespan"] > 60
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(sys.platform != "linux", reason="nodes of a cluster on this machine")
+@pytest.mark.parametrize("which", ["local", "cluster"])
+def test_a_run_takes_what_its_simulation_says(which: str, scripts: dict[str, ModuleType]) -> None:
+    """Real training on the slots of this machine; 16 slots on two nodes, one of which is lost and replaced."""
+    (line,) = scripts["table"].run_script(("simulation.py", "--only", which))
+    assert line["benchmark"] == f"simulation.{which}"
+    assert line["ok"] or line["is_in_range"], line

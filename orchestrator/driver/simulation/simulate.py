@@ -33,7 +33,6 @@ from orchestrator.execution.gpu_sharing import choose_gpus_per_trial
 from orchestrator.execution.meter import Meter
 from orchestrator.execution.resources import JointSlots, is_joint_stage, num_joint_slots
 from orchestrator.execution.work_queue import WorkQueue
-from orchestrator.ledger.record import describe_work
 from orchestrator.ledger.usage import read_usage
 from orchestrator.planning.budget import Usage
 from orchestrator.planning.states import COMPLETE
@@ -236,5 +235,5 @@ def _make_settings(prepared: Prepared) -> ChunkSettings:
         preload=(),
         max_retries=execution.max_retries,
         stall_seconds=60.0 * execution.stall_minutes,
-        describe=partial(describe_work, study=prepared.study.study, git_commit=None),
+        describe=lambda work: {"signature": work.signature},  # nothing is written
     )
