@@ -13,6 +13,7 @@ import pytest
 
 from orchestrator.cli import main
 from orchestrator.driver.prepare import Prepared, prepare
+from orchestrator.driver.simulation.assumptions import list_assumptions
 from orchestrator.driver.simulation.cluster import Cluster, Overheads
 from orchestrator.driver.simulation.durations import Draw, Duration, Durations, parse_seconds
 from orchestrator.driver.simulation.outcome import Outcome
@@ -232,6 +233,27 @@ search:
   parallel: 8
   space: {training.learning_rate: {low: 1e-4, high: 1e-1, log: true}}
 """
+
+
+def test_stages_of_several_processes_run_before_the_trials_take_the_slots(tmp_path: Path, cache_dir: Path) -> None:
+    """Two stages of 4 processes on 8 GPUs run at once, two more after them, then 16 trials on 8 slots."""
+    chains = ", ".join(f"s{n}: {{kind: contrastive, epochs: {n}}}" for n in range(1, 5))
+    settings = (f"factors={{pretraining: {{{chains}}}}}", "execution.processes_per_stage=4")
+    prepared = prepare_text(tmp_path, cache_dir, *settings)
+    cluster = choose_cluster(prepared, nodes=1, gpus=8)
+    assert (cluster.num_joint, cluster.num_slots) == (2, 8)
+    outcome = run(prepared, exact(100, stage=1000), cluster)
+    assert outcome.complete == 20
+    assert outcome.makespan == pytest.approx(2000 + 200, abs=3)  # a joint slot looks for the next stage every second
+
+
+def test_seconds_of_a_cpu_are_called_so_where_gpus_are_simulated(prepared: Prepared) -> None:
+    measured = replace(exact(100), is_on_cpu=True)
+    cluster = Cluster(1, 8, gpus=8, gpus_per_slot=1.0)
+    for speed, expected in ((1.0, "1 ×; give --speed"), (20.0, "20 ×")):
+        found = list_assumptions(measured.speed_up(speed), cluster, FREE, speed=speed, stops_early=False)
+        assert [each.value for each in found if each.name.startswith("speed")] == [expected]
+    assert run(prepared, measured.speed_up(20.0), cluster).makespan == 5.0
 
 
 def test_a_search_proposes_and_stops_trials_early_as_in_a_run(tmp_path: Path, cache_dir: Path) -> None:

@@ -70,7 +70,9 @@ def simulate(  # noqa: PLR0913 - the options of a command are its arguments
     ).speed_up(speed)
     scenario = make_scenario(prepared, durations, cluster, whole=whole)
     if not scenario.works and prepared.search is None:
-        typer.echo("nothing is open: --whole simulates the study as if nothing was complete")
+        typer.echo("nothing is open: --whole simulates the study as if nothing was complete", err=as_json)
+        if as_json:
+            typer.echo("{}")
         return
     price = loaded.execution.price_per_gpu_hour if price is None else price
     summary = summarise(simulate_study(scenario, repeats=repeats, seed=seed), cluster, price=price)

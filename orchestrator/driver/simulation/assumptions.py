@@ -38,7 +38,9 @@ def list_assumptions(
         Assumption("share of training in a trial", f"{durations.training_share:.0%}", durations.share_origin),
         Assumption("slot time beside each trial", f"{overheads.per_trial:.2f} s", durations.overhead_origin),
     ]
-    if speed != 1.0:
+    if cluster.gpus and durations.is_on_cpu and speed == 1.0:
+        found.append(Assumption("speed of a GPU against the CPU measured", "1 ×; give --speed", ASSUMED))
+    elif speed != 1.0:
         found.append(Assumption("speed against that", f"{speed:g} ×", GIVEN))
     if stops_early:
         noise = f"drawn; noise {EPOCH_NOISE:g} sd at first, {REPLICATE_NOISE:g} of replicates"

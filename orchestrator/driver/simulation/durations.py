@@ -53,6 +53,8 @@ class Durations:
     share_origin: str = ASSUMED
     #: Seconds in a slot for each stage or trial beside its own; None if the ledger does not tell.
     overhead: float | None = None
+    #: Whether all of them were measured on CPUs.
+    is_on_cpu: bool = False
 
     @property
     def sigma(self) -> float:
@@ -174,14 +176,19 @@ def measure_durations(prepared: Prepared) -> Durations | None:
         training_share=TRAINING_SHARE if share is None else share,
         share_origin=ASSUMED if share is None else MEASURED,
         overhead=_measure_overhead(prepared, started),
+        is_on_cpu=all(_find_device(record) == "cpu" for record in trials),
     )
 
 
-def list_durations(source: str, works: Sequence[Work], seconds: Sequence[float]) -> Durations:
+def _find_device(record: Record) -> str | None:
+    return None if record.result is None else record.result.get("environment", {}).get("device")
+
+
+def list_durations(source: str, works: Sequence[Work], seconds: Sequence[float], *, is_on_cpu: bool) -> Durations:
     """Return durations from expected seconds of each stage or trial, of a like study or a pilot."""
     known = {work.signature: Duration(took, SPREAD) for work, took in zip(works, seconds, strict=True)}
     mean = Duration(sum(seconds) / len(seconds), SPREAD)
-    return Durations(source, MEASURED, ASSUMED, {"trial": mean}, by_signature=known)
+    return Durations(source, MEASURED, ASSUMED, {"trial": mean}, by_signature=known, is_on_cpu=is_on_cpu)
 
 
 def _describe(seconds: Sequence[float], sigma: float) -> Duration:

@@ -31,7 +31,7 @@ from orchestrator.driver.simulation.slots import World
 from orchestrator.execution.dispatcher import ChunkSettings, Dispatcher
 from orchestrator.execution.gpu_sharing import choose_gpus_per_trial
 from orchestrator.execution.meter import Meter
-from orchestrator.execution.resources import JointSlots, is_joint_stage, num_joint_slots
+from orchestrator.execution.resources import JointSlots, has_gpu, is_joint_stage, num_joint_slots
 from orchestrator.execution.work_queue import WorkQueue
 from orchestrator.ledger.usage import read_usage
 from orchestrator.planning.budget import Usage
@@ -163,14 +163,16 @@ def find_durations(
         return measured
     works = prepared.search.make_example_trials() if prepared.search else prepared.plan.works
     source, found = time_like_studies(prepared, works, on_gpu=on_gpu)
+    is_on_cpu = not on_gpu
     if found is None and allow_pilot:
         source, found, _ = time_pilot(prepared, works)
+        is_on_cpu = not has_gpu(prepared.study.execution)
     if found is None:
         raise StudyError(
             "simulate: looked for the time of a trial and found none: no trial of this study or of a like one has "
             "finished; give --seconds 90±20, or leave out --no-pilot"
         )
-    return list_durations(source, works, found)
+    return list_durations(source, works, found, is_on_cpu=is_on_cpu)
 
 
 def simulate(scenario: Scenario, *, repeats: int, seed: int, next_loss: NextLoss | None = None) -> list[Outcome]:
