@@ -14,6 +14,7 @@ import argparse
 import json
 import os
 import signal
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,7 @@ from common import ROOT, Line, Place, environment, make_place
 from sleeping_child import SLEEP_EPOCHS, SLEEP_SECONDS, SLEEP_SPREAD
 
 from orchestrator.driver.prepare import Prepared, prepare
-from orchestrator.driver.simulation.cluster import ACTOR_SECONDS, Cluster, Overheads
+from orchestrator.driver.simulation.cluster import Cluster, Overheads
 from orchestrator.driver.simulation.durations import Durations
 from orchestrator.driver.simulation.simulate import choose_cluster, find_durations, make_scenario, simulate
 from orchestrator.driver.simulation.simulator import NextLoss
@@ -153,37 +154,69 @@ def measure_cluster() -> Line:
             words += ["--storage", str(place.storage), "--address", machines.address]
             with open(folder / "driver.txt", "wb") as output:
                 driver = subprocess.Popen(words, stdout=output, stderr=output, cwd=ROOT)
-            started = wait_for_first(place, driver) - began
+            wait_for_first(place, driver)
             time.sleep(LOST_AFTER)
             first.send(signal.SIGKILL)
+            lost = time.time()
             time.sleep(REPLACED_AFTER)
             machines.add_worker(num_cpus=NODE_SLOTS)
-            code = driver.wait(600)
+            code = driver.wait(900)
         if code:
             raise RuntimeError(f"the driver ended with {code}:\n{(folder / 'driver.txt').read_text()[-3000:]}")
-        return predict_cluster(place, measured=find_last_end(place) - began, started=started)
+        return predict_cluster(place, began=began, lost=lost)
 
 
-def predict_cluster(place: Place, *, measured: float, started: float) -> Line:
-    """Return the line of the run on the cluster; its start, with 16 processes at once on few cores, is as measured."""
+def predict_cluster(place: Place, *, began: float, lost: float) -> Line:
+    """Return the line of the run on the cluster.
+
+    16 processes that start at once on few cores take what they take: when the slots begin, and when those of the new
+    node do, is as measured. The rest is predicted.
+    """
     prepared = prepare(load_study(place.study), storage=str(place.storage))
-    durations = find_durations(prepared)
-    overheads = Overheads(start=max(0.0, started - ACTOR_SECONDS), notice=NOTICE, per_trial=durations.overhead or 0.0)
-    cluster = Cluster(2, NODE_SLOTS, replacement_seconds=REPLACED_AFTER)
-    losses = {0: iter([LOST_AFTER])}
-    facts = {"trials": TRIALS, "slots": cluster.num_slots, "node_lost_after": LOST_AFTER}
-    facts["attempts"] = sum(len(record.attempts) for record in prepared.ledger.records("trial"))
+    durations, attempts = find_durations(prepared), read_attempts(place, lost)
+    num_slots = 2 * NODE_SLOTS
+    start = statistics.mean(sorted(begin for begin, _ in attempts)[:num_slots]) - began
+    replaced = statistics.mean(find_recovery(attempts, lost)) - lost
+    overheads = Overheads(start=start, actor=0.0, notice=NOTICE, per_trial=durations.overhead or 0.0)
+    cluster = Cluster(2, NODE_SLOTS, replacement_seconds=replaced)
+    after = {0: iter([lost - began - start])}
+    facts = {"trials": TRIALS, "slots": num_slots, "attempts": len(attempts), "lost_at": lost - began}
     return compare(
-        "simulation.cluster", prepared, durations, cluster, overheads, measured=measured,
-        next_loss=lambda node: next(losses.get(node, iter(())), float("inf")), facts=facts,
+        "simulation.cluster", prepared, durations, cluster, overheads,
+        measured=max(end for _, end in attempts) - began,
+        next_loss=lambda node: next(after.get(node, iter(())), float("inf")),
+        facts=facts | {"slots_begin": start, "node_is_back_after": replaced},
     )  # fmt: skip
 
 
-def wait_for_first(place: Place, driver: subprocess.Popen[bytes]) -> float:
-    """Return when the first trial began; wait for it."""
+def read_attempts(place: Place, lost: float) -> list[tuple[float, float]]:
+    """Return begin and end of every attempt, in seconds since the epoch; one without a result ended with its node."""
+    found = []
+    for path in place.storage.rglob("trials/*/result.json"):
+        result = json.loads(path.read_text())
+        first = json.loads((path.parent / "epochs.jsonl").read_text().splitlines()[0])
+        begin, end = result["started_ms"] / 1000, result["finished_ms"] / 1000
+        at_first = first["timestamp_ms"] / 1000 - first["metrics"]["seconds"]
+        found.append((begin, end))
+        if at_first < begin - 1.0:  # another attempt had begun before
+            found.append((at_first, lost))
+    return found
+
+
+def find_recovery(attempts: list[tuple[float, float]], lost: float) -> list[float]:
+    """Return when more than the slots of the other node run again, when one more than that, and so on."""
+    begins = sorted(begin for begin, _ in attempts if begin > lost)
+    running = [(sum(begin <= at < end for begin, end in attempts), at) for at in begins]
+    return [
+        next(at for count, at in running if count >= wanted) for wanted in range(NODE_SLOTS + 1, 2 * NODE_SLOTS + 1)
+    ]
+
+
+def wait_for_first(place: Place, driver: subprocess.Popen[bytes]) -> None:
+    """Wait until a trial has an epoch behind it."""
     while driver.poll() is None:
-        if next(place.storage.rglob("trials/*/config.json"), None) is not None:
-            return time.time()
+        if next(place.storage.rglob("trials/*/epochs.jsonl"), None) is not None:
+            return
         time.sleep(0.1)
     raise RuntimeError(f"the driver ended with {driver.returncode} before the first trial")
 

@@ -69,4 +69,9 @@ def list_assumptions(
 def _describe_durations(durations: Durations) -> str:
     trial = durations.by_kind["trial"].mean
     stage = durations.by_kind.get("stage")
-    return f"{trial:.3g}" + ("" if stage is None else f", of a stage {stage.mean:.3g}") + f" ({durations.source})"
+    stages = "" if stage is None else f", of a stage {_format(stage.mean)}"
+    return f"{_format(trial)}{stages} ({durations.source})"
+
+
+def _format(seconds: float) -> str:
+    return f"{seconds:,.0f}" if seconds >= 100 else f"{seconds:.3g}"

@@ -58,7 +58,7 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Overheads:
-    """What scheduling takes, in seconds."""
+    """Costs of scheduling, in seconds."""
 
     start: float = STARTUP_SECONDS
     local_start: float = LOCAL_START_SECONDS

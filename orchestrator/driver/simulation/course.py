@@ -1,4 +1,4 @@
-"""What a study adds to a simulated run: results of trials, proposals of a search, and which trials stop early.
+"""Additions of a study to a simulated run: results of trials, proposals of a search, and which trials stop early.
 
 Proposals and early stopping are those of a run, on a ledger in memory. Scores are drawn, because nobody knows them.
 """
@@ -35,7 +35,7 @@ REPLICATE_NOISE, EPOCH_NOISE = 0.3, 0.5
 
 @dataclass
 class Course:
-    """What a study adds to a simulated run."""
+    """Additions of a study to a simulated run."""
 
     #: Stages and trials to begin with.
     works: Sequence[Work]

@@ -50,7 +50,7 @@ class EventLoop:
         process.body.close()
 
     def run(self, is_over: Callable[[], bool]) -> None:
-        """Let the processes run until ``is_over`` returns True after a step.
+        """Run the processes until ``is_over`` returns True after a step.
 
         Raises:
             RuntimeError: nothing is due any more, and it is not over.

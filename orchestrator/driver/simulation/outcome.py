@@ -1,4 +1,4 @@
-"""What one simulated run has taken, and the way through stages, trials and slots that decided how long it was."""
+"""Outcome of one simulated run, and the way through stages, trials and slots that decided how long it was."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class Outcome:
 
 @dataclass
 class Trace:
-    """When and where every stage and trial ran."""
+    """Times and places at which every stage and trial ran."""
 
     #: Signature → stage or trial, of all that have begun.
     works: dict[str, Work] = field(default_factory=dict)

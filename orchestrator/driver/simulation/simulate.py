@@ -43,7 +43,7 @@ from trainables.errors import StudyError
 
 @dataclass(frozen=True)
 class Scenario:
-    """What is simulated: works, their durations, the cluster."""
+    """Input of a simulation: stages and trials, their durations, the cluster."""
 
     prepared: Prepared
     #: Stages and trials to run, in the plan's order.

@@ -205,7 +205,7 @@ class Simulator:
             self._loop.wake()
 
     def _take_for_tune(self, place: Place) -> bool:
-        """Take a chunk; return whether there was one."""
+        """Get a chunk; return whether there was one."""
         if self._num_joint_running:
             return False
         name = f"t{self._counts['chunks']}"

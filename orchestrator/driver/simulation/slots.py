@@ -21,7 +21,7 @@ _KEPT = ("begun", "returned", "done")
 
 @dataclass
 class Hooks:
-    """What a study adds to the course of its trials."""
+    """Additions of a study to the course of its trials."""
 
     #: Returns whether a trial is to stop; called before each epoch.
     is_stopped: Callable[[Work], bool] = lambda work: False
@@ -33,7 +33,7 @@ class Hooks:
 
 @dataclass
 class World:
-    """What all slots of a simulation share."""
+    """State that all slots of a simulation share."""
 
     loop: EventLoop
     draw: Draw
@@ -190,7 +190,7 @@ class Runner:
         self._events.append({"signature": work.signature, **event})
 
     def _wait(self, until: float) -> Body:
-        """Let time pass, and report and give back what is due meanwhile."""
+        """Wait, and report and give back what is due meanwhile."""
         loop = self._world.loop
         while True:
             give_back = self._until if self._pending else math.inf
