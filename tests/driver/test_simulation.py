@@ -20,6 +20,7 @@ from orchestrator.driver.simulation.outcome import Outcome
 from orchestrator.driver.simulation.simulate import choose_cluster, find_durations, make_scenario, simulate
 from orchestrator.driver.simulation.summary import describe_path, summarise
 from orchestrator.study.study_file import parse_study
+from trainables.cpus import count_cpus
 from trainables.errors import StudyError
 
 TEXT = """\
@@ -133,6 +134,14 @@ def test_the_budget_closes_the_queue_on_the_simulated_clock(tmp_path: Path, cach
     assert (outcome.complete, outcome.held_back, outcome.makespan) == (3, 5, 300.0)
 
 
+def test_a_limit_of_trials_counts_from_zero_for_the_whole_plan(tmp_path: Path, cache_dir: Path) -> None:
+    prepared = prepare_text(tmp_path, cache_dir, "execution.budget={trials: 3}")
+    prepared.ledger.begin(prepared.plan.trials[0], study="s", git_commit=None)
+    again = prepare_text(tmp_path, cache_dir, "execution.budget={trials: 3}")
+    works = make_scenario(again, exact(100), Cluster(1, 1), whole=True, overheads=FREE).works
+    assert works == prepared.plan.trials[:3]
+
+
 def test_simulations_differ_and_their_seed_repeats_them(prepared: Prepared) -> None:
     durations = Durations("given", "given", "given", {"trial": parse_seconds("100±20", option="--seconds")})
     scenario = make_scenario(prepared, durations, Cluster(4, 1, gpus=1, gpus_per_slot=1, spot_loss=2.0), whole=False)
@@ -192,6 +201,8 @@ def test_slots_of_a_node_are_what_fits(prepared: Prepared, tmp_path: Path, cache
     shared = prepare_text(tmp_path, cache_dir, "execution.gpus_per_trial=0.25", "execution.max_concurrent_trials=20")
     cluster = choose_cluster(shared, nodes=1, gpus=8)
     assert (cluster.slots_per_node, cluster.num_slots, cluster.gpus_per_slot) == (32, 20, 0.25)
+    none = prepare_text(tmp_path, cache_dir, "execution.gpus_per_trial=0")
+    assert choose_cluster(none, nodes=3, gpus=8).num_slots == 3 * count_cpus()
     whole = prepare_text(tmp_path, cache_dir, "execution.gpus_per_trial=2")
     with pytest.raises(StudyError, match=r"a trial asks for 2 GPUs .* and a node has 1"):
         choose_cluster(whole, nodes=4, gpus=1)

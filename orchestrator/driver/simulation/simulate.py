@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -35,6 +35,7 @@ from orchestrator.execution.resources import JointSlots, has_gpu, is_joint_stage
 from orchestrator.execution.work_queue import WorkQueue
 from orchestrator.ledger.usage import read_usage
 from orchestrator.planning.budget import Usage
+from orchestrator.planning.reconcile import Actions
 from orchestrator.planning.states import COMPLETE
 from orchestrator.planning.works import Work
 from trainables.cpus import count_cpus
@@ -72,7 +73,7 @@ def choose_cluster(
         prepared: the study.
         nodes: number of nodes.
         gpus: GPUs of a node.
-        cpus: CPUs of a node; None: enough for the GPUs, without GPUs as many as this machine has.
+        cpus: CPUs of a node; None: enough for its GPUs, or as many as this machine has if trials take no GPU.
         spot_loss: losses per node and hour.
         replacement_minutes: minutes until a lost node is replaced, None: ``REPLACEMENT_MINUTES``.
 
@@ -87,7 +88,7 @@ def choose_cluster(
         share = choose_gpus_per_trial(todo, records, evaluation_batch_size=execution.evaluation_batch_size).gpus
     elif share == "auto":
         share = 0.0
-    found = {"CPU": cpus or (math.inf if gpus else count_cpus()), "GPU": float(gpus)}
+    found = {"CPU": cpus or (math.inf if share else count_cpus()), "GPU": float(gpus)}
     _check_fits(found, execution.cpus_per_trial, share)
     fits = [found["CPU"] / execution.cpus_per_trial] + ([gpus / share] if share else [])
     joint = JointSlots(execution.processes_per_stage, execution.cpus_per_trial, 1.0 if share else 0.0)
@@ -128,7 +129,11 @@ def make_scenario(
     if prepared.search is not None:
         return Scenario(prepared, (), (), durations, cluster, overheads)
     if whole:
-        return Scenario(prepared, prepared.plan.works, (), durations, cluster, overheads)
+        actions = Actions(prepared.plan.works, (), (), (), ())
+        if prepared.budget_status is not None:
+            unspent = dict.fromkeys(prepared.budget_status.limits, 0.0)
+            actions = replace(prepared.budget_status, taken=unspent, begun=frozenset()).hold_back(actions)
+        return Scenario(prepared, actions.start, (), durations, cluster, overheads)
     done = tuple(work.signature for work in prepared.actions.skip)
     usage = read_usage(prepared.ledger)
     return Scenario(prepared, prepared.actions.open, done, durations, cluster, overheads, usage)
