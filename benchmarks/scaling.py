@@ -73,6 +73,7 @@ def describe(outcome: Outcome, **of: float) -> dict[str, Any]:
     print(json.dumps(of), flush=True)
     facts = {"makespan": outcome.makespan, "utilisation": outcome.utilisation, "driver_busy": outcome.driver_busy}
     facts |= {"behind": outcome.tracking_behind, "lost": outcome.lost, "useful": outcome.useful}
+    facts["failed"] = outcome.failed
     return of | facts | {"attempts_lost": outcome.attempts_lost, "gpu_hours": outcome.gpu_hours}
 
 
@@ -129,11 +130,12 @@ def tabulate(found: dict[str, list[dict[str, Any]]]) -> str:
         points = {point["gpus"]: point for point in _select(found["lengths"], "seconds", seconds)}
         cells = [f"{points[gpus]['utilisation']:.0%}, {points[gpus]['driver_busy']:.0%}" for gpus in columns]
         lines.append(_row(seconds, *cells))
-    heads = ("losses per node and hour", "seconds of a trial", "attempts lost", "lost work", "time", "GPU-hours")
+    heads = ["losses per node and hour", "seconds of a trial", "attempts lost", "trials lost too often"]
+    heads += ["lost work", "time", "GPU-hours"]
     lines += ["", _row(*heads), _row(*["---"] * len(heads))]
     for point in found["losses"]:
         share = point["lost"] / point["useful"]
-        cells = (point["attempts_lost"], f"{share:.2%}", format_duration(point["makespan"]))
+        cells = (point["attempts_lost"], point["failed"], f"{share:.2%}", format_duration(point["makespan"]))
         lines.append(_row(point["spot_loss"], point["seconds"], *cells, f"{point['gpu_hours']:,.0f}"))
     return "\n".join(lines)
 

@@ -18,7 +18,7 @@ from orchestrator.driver.simulation.cluster import Cluster, Overheads
 from orchestrator.driver.simulation.durations import Draw, Duration, Durations, parse_seconds
 from orchestrator.driver.simulation.outcome import Outcome
 from orchestrator.driver.simulation.simulate import choose_cluster, find_durations, make_scenario, simulate
-from orchestrator.driver.simulation.summary import describe_path, summarise
+from orchestrator.driver.simulation.summary import advise, describe_path, summarise
 from orchestrator.study.study_file import parse_study
 from trainables.cpus import count_cpus
 from trainables.errors import StudyError
@@ -118,6 +118,7 @@ def test_a_slot_that_is_lost_too_often_fails_as_in_a_run(tmp_path: Path, cache_d
     cluster = Cluster(1, 2, gpus=2, gpus_per_slot=1.0, spot_loss=1.0, replacement_seconds=0)
     outcome = run_with_losses(prepared, exact(100), cluster, [5.0, 5.0, math.inf])
     assert (outcome.failed, outcome.complete, outcome.nodes_lost) == (2, 0, 2)
+    assert advise(outcome, cluster).startswith("Of 2 stages and trials 2 fail, lost with their nodes more often")
 
 
 def run_with_losses(prepared: Prepared, durations: Durations, cluster: Cluster, losses: Sequence[float]) -> Outcome:

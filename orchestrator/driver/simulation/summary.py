@@ -11,7 +11,6 @@ import numpy as np
 
 from orchestrator.driver.simulation.cluster import Cluster
 from orchestrator.driver.simulation.outcome import Outcome, Step
-from orchestrator.driver.terminal.announce import count
 from orchestrator.driver.terminal.time_left import format_duration
 
 #: Quantiles of a range that has 90 % of the runs in it.
@@ -105,8 +104,11 @@ def advise(outcome: Outcome, cluster: Cluster) -> str:
     ideal = outcome.useful / slots
     chain, idle = outcome.longest_chain, outcome.makespan - max(ideal, outcome.longest_chain)
     stages = [step for step in outcome.path if step.kind == "stage"]
-    if not outcome.complete:
-        return "Nothing is complete at the end: see the failures."
+    if outcome.failed:
+        return (
+            f"Of {outcome.failed + outcome.complete} stages and trials {outcome.failed} fail, lost with their nodes "
+            "more often than execution.max_retries allows: raise it, or make them shorter."
+        )
     if outcome.lost > 0.1 * outcome.useful:
         return "Lost work takes more than a tenth: shorter epochs, or nodes that are lost less often, would shorten it."
     if outcome.driver_busy > 0.7:
@@ -129,9 +131,3 @@ def advise(outcome: Outcome, cluster: Cluster) -> str:
         f"Work fills the slots: twice as many would take about {format_duration(outcome.makespan - ideal / 2)}, and no "
         f"number of them less than {format_duration(chain)}."
     )
-
-
-def describe_losses(outcome: Summary) -> str:
-    """Return in words what was lost with nodes: their number, attempts and seconds."""
-    nodes, attempts = outcome.figures["nodes_lost"].median, outcome.figures["attempts_lost"].median
-    return f"{count(round(nodes), 'node')}, {count(round(attempts), 'attempt')}"
