@@ -103,7 +103,8 @@ def _draw(path: Path, curves: Sequence[tuple[str, list[dict[str, Any]]]], read: 
     for (name, points), colour in zip(curves, PALETTE, strict=False):
         x, y = [point["gpus"] for point in points], [read(point) for point in points]
         axes.plot(x, y, "o-", color=colour, markersize=4)
-        axes.annotate(f" {name}", (x[-1], y[-1]), color=colour, va="center")
+        is_crowded = "hours" not in label and points is curves[-1][1]  # at the upper edge, close to the one below
+        axes.annotate(f" {name}", (x[-1], y[-1]), color=colour, va="bottom" if is_crowded else "center")
     axes.set_xscale("log", base=2)
     axes.set_xticks(GPUS, [str(gpus) for gpus in GPUS])
     axes.set_xlim(0.9, 512 * 4.5)
