@@ -282,3 +282,11 @@ def test_a_search_proposes_and_stops_trials_early_as_in_a_run(tmp_path: Path, ca
     assert 100 * stopped.complete + 60 / 9 * stopped.stopped_early <= stopped.useful
     assert stopped.useful <= 100 * stopped.complete + 60 * 8 / 9 * stopped.stopped_early
     assert not list(tmp_path.iterdir())
+
+
+def test_without_losses_everything_is_complete_however_late_a_slot_reports(prepared: Prepared) -> None:
+    durations = Durations("given", "given", "given", {"trial": parse_seconds("1±0.5", option="--seconds")})
+    for cluster in (Cluster(1, 2, is_local=True), Cluster(1, 2, gpus=2, gpus_per_slot=1.0)):
+        outcomes = simulate(make_scenario(prepared, durations, cluster, whole=False), repeats=50, seed=0)
+        assert {outcome.complete for outcome in outcomes} == {8}
+        assert {outcome.failed for outcome in outcomes} == {0}

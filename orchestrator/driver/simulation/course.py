@@ -21,6 +21,7 @@ from orchestrator.driver.search_loop import SearchLoop
 from orchestrator.driver.simulation.slots import Hooks
 from orchestrator.execution.dispatcher import OnEvent
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.planning.states import COMPLETE
 from orchestrator.planning.works import Work
 from orchestrator.search.early_stopping import Judge
 from orchestrator.search.proposals import Search
@@ -62,7 +63,8 @@ def scratch_ledger(study: str) -> Iterator[Ledger]:
 
 def follow_plan(works: Sequence[Work], ledger: Ledger) -> Course:
     """Return the course of a study that runs its whole plan."""
-    return Course(works, Hooks(finish=_Results(ledger).write))
+    results = _Results(ledger)
+    return Course(works, Hooks(finish=results.write), results.handle)
 
 
 def follow_search(prepared: Prepared, ledger: Ledger, random: np.random.Generator) -> Course:
@@ -75,6 +77,7 @@ def follow_search(prepared: Prepared, ledger: Ledger, random: np.random.Generato
     judge = Judge(search, ledger, make_stopping_rule) if study.stops_early else None
 
     def handle(what: str, work: Work, details: dict[str, Any]) -> None:
+        results.handle(what, work, details)
         if what == "ended":
             loop.record_end(work, details)
         if judge is not None and work.kind == "trial":
@@ -131,15 +134,19 @@ class _Results:
 
     def __init__(self, ledger: Ledger, scores: _Scores | None = None) -> None:
         self._ledger, self._scores = ledger, scores
+        #: Hosts of which the dispatcher has found a result; it looks for no other.
         self._hosts: set[str] = set()
 
+    def handle(self, what: str, work: Work, details: dict[str, Any]) -> None:
+        """Process an event of the dispatcher (``dispatcher.OnEvent``)."""
+        if what == "ended" and details["status"] == COMPLETE and "host" in details:
+            self._hosts.add(details["host"])
+
     def write(self, work: Work, host: str) -> None:
-        """Write a result: of each trial of a search, else of each host once, and of a slot that is given up."""
+        """Write a result: of each trial of a search, else as long as the dispatcher looks for it."""
         is_scored = self._scores is not None and work.kind == "trial"
         if not is_scored and host in self._hosts:
             return
-        if host:
-            self._hosts.add(host)
         metrics = self._scores.measure(work) if self._scores is not None and is_scored else {}
         result = {"files": {}, "metrics": metrics, "undefined": {}, "num_parameters": 1_000_000}
         self._ledger.folder(work.kind, work.signature).write_json(RESULT, result)

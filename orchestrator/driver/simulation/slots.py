@@ -142,6 +142,7 @@ class Runner:
     def _run_work(self, work: Work) -> Body:
         world, began = self._world, self._world.loop.now
         if work.signature in world.finished:  # its node was lost before it could say so
+            world.hooks.finish(work, self._host)
             self._add(work, {"event": "done", "status": COMPLETE, "host": self._host})
             return
         if world.hooks.is_stopped(work):
