@@ -62,6 +62,7 @@ FULL = (
     ("segmentation_training.py",),
     ("pretraining.py",),
     ("pretraining_stages.py",),
+    ("simulation.py", "--cluster"),
     ("linear_probe.py",),
     ("explorer.py",),
     # These make an environment for their peer, and need a package index.

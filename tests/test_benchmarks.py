@@ -56,6 +56,8 @@ SCRIPTS = (
     "retina_vessels",
     "device_speed",
     "gpu_check",
+    "simulation",
+    "scaling",
 )
 
 
@@ -473,3 +475,22 @@ def test_a_stage_of_the_gpu_check_is_stopped_with_all_its_processes(scripts: dic
     assert len(pids) == 2
     assert not any(map(is_running, pids))
     assert check.describe(found["done"]).splitlines()[1].endswith("not reached")
+
+
+def test_a_simulation_that_is_timed_carries_everything_out(scripts: dict[str, ModuleType]) -> None:
+    line = scripts["simulation"].measure_speed(100)
+    assert line.benchmark == "simulation.100"
+    assert line.facts["bar_is"] == "none below 100000 trials"
+    assert (line.facts["trials"], line.facts["slots"]) == (100, 512)
+    assert line.facts["makespan"] > 60
+
+
+@pytest.mark.long
+@pytest.mark.timeout(900)
+@pytest.mark.skipif(sys.platform != "linux", reason="nodes of a cluster on this machine")
+@pytest.mark.parametrize("which", ["local", "cluster"])
+def test_a_run_takes_what_its_simulation_says(which: str, scripts: dict[str, ModuleType]) -> None:
+    """Real training on the slots of this machine; 16 slots on two nodes, one of which is lost and replaced."""
+    (line,) = scripts["table"].run_script(("simulation.py", "--only", which))
+    assert line["benchmark"] == f"simulation.{which}"
+    assert line["ok"] or line["is_in_range"], line

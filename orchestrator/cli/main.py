@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from orchestrator.cli.cluster.jobs import logs, stop, submit
+from orchestrator.cli.cluster.simulate import simulate
 from orchestrator.cli.cluster.status import status
 from orchestrator.cli.compare import compare, stats
 from orchestrator.cli.data import data
@@ -203,7 +204,7 @@ def report(
         typer.echo(where)
 
 
-for command in (init, examples, evaluate, select, explore, compare, stats, status, submit, logs, stop):
+for command in (init, examples, evaluate, select, explore, compare, stats, status, submit, logs, stop, simulate):
     app.command()(command)
 
 
@@ -290,11 +291,8 @@ def doctor(
 
     if study is not None:
         execution = _load(study, overrides).execution
-        storage, mlflow, address = (
-            storage or execution.storage,
-            mlflow or execution.mlflow,
-            address or execution.address,
-        )
+        storage, mlflow = storage or execution.storage, mlflow or execution.mlflow
+        address = address or execution.address
     findings = examine(storage=storage or "results", mlflow=mlflow, address=address)
     if as_json:
         typer.echo(json.dumps([vars(finding) for finding in findings]))

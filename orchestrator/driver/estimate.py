@@ -76,7 +76,7 @@ def estimate(prepared: Prepared, *, allow_pilot: bool) -> Estimate:
     source, seconds = _from_ledgers(prepared, todo, on_gpu=gpus > 0)
     each_bytes = _find_stored_bytes(prepared)
     if seconds is None and allow_pilot:
-        source, seconds, each_bytes = _from_pilot(prepared, todo)
+        source, seconds, each_bytes = time_pilot(prepared, todo)
     source += ", as if nothing was stopped early" if prepared.study.stops_early else ""
     if seconds is None:
         source = "unknown: no trial has finished, and no pilot was made"
@@ -124,7 +124,7 @@ def expect_seconds(prepared: Prepared) -> dict[str, float]:
 def _from_ledgers(prepared: Prepared, todo: Sequence[Work], *, on_gpu: bool) -> tuple[str, list[float] | None]:
     """Return the source, and per stage or trial its expected seconds; None if no ledger has a trial to go by."""
     source, seconds = _from_finished(prepared, todo)
-    return (source, seconds) if seconds is not None else _from_like_studies(prepared, todo, on_gpu=on_gpu)
+    return (source, seconds) if seconds is not None else time_like_studies(prepared, todo, on_gpu=on_gpu)
 
 
 def _time_finished_stages(prepared: Prepared) -> dict[str, float]:
@@ -180,7 +180,7 @@ def _from_finished(prepared: Prepared, todo: Sequence[Work]) -> tuple[str, list[
     return f"{num_trials} finished trials", [sum(took) / len(took) for took in known]
 
 
-def _from_like_studies(prepared: Prepared, todo: Sequence[Work], *, on_gpu: bool) -> tuple[str, list[float] | None]:
+def time_like_studies(prepared: Prepared, todo: Sequence[Work], *, on_gpu: bool) -> tuple[str, list[float] | None]:
     """Return the source, and per stage or trial the mean seconds of the same kind in other studies on the storage.
 
     The seconds are None if no trial of the same kind has finished there.
@@ -221,7 +221,7 @@ def _find_other_ledgers(prepared: Prepared) -> list[Ledger]:
     return [Ledger(storage, name) for _, name in sorted(found, reverse=True)[:MAX_LIKE_STUDIES]]
 
 
-def _from_pilot(prepared: Prepared, todo: Sequence[Work]) -> tuple[str, list[float], float]:
+def time_pilot(prepared: Prepared, todo: Sequence[Work]) -> tuple[str, list[float], float]:
     """Return the source, the seconds of every stage or trial, and the mean size of a trial's predictions in bytes."""
     from trainables.pilot import time_trial  # imports torch
 

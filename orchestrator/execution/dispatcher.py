@@ -179,8 +179,8 @@ class Dispatcher:
 
     def _is_full(self) -> bool:
         """Return whether another slot has to wait for a local one to end, which may take long."""
-        own = [name for name in self._running if name.startswith(_LOCAL)]
-        return bool(own) and not self._is_short() and len(self._running) >= self._queue.num_slots
+        is_crowded = len(self._running) >= self._queue.num_slots and not self._is_short()
+        return is_crowded and any(name.startswith(_LOCAL) for name in self._running)
 
     # ------------------------------------------------------------------ joint slots
 

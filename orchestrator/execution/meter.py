@@ -6,6 +6,7 @@ import logging
 import math
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -55,6 +56,8 @@ class Meter:
         self._since = clock()
         #: Slot → GPUs that it holds, and the time from which it is counted.
         self._slots: dict[str, tuple[float, float]] = {}
+        #: GPUs that a slot holds → number of such slots.
+        self._num_holding: Counter[float] = Counter()
         self._gpus = 0.0
 
     def report(self, slot: str, *, gpus: float, busy_seconds: float) -> None:
@@ -69,16 +72,25 @@ class Meter:
             self._advance()
             began = self._since - busy_seconds
             held, counted_from = self._slots.get(slot, (0.0, self._since))
+            if slot not in self._slots or held != gpus:
+                self._hold(slot, gpus)
             self._slots[slot] = gpus, began
-            self._gpus += gpus - held
             self._add(0.0, counted_from - began, (counted_from - began) * gpus)
 
     def end(self, slot: str) -> None:
         """Stop counting the time of a slot."""
         with self._lock:
             self._advance()
+            self._hold(slot, None)
             self._slots.pop(slot, None)
-            self._gpus = sum(held for held, _ in self._slots.values())  # anew, so that no rounding errors add up
+
+    def _hold(self, slot: str, gpus: float | None) -> None:
+        """Count a slot that holds some GPUs from now on, None: that ends. The sum is made anew: no rounding adds up."""
+        if slot in self._slots:
+            self._num_holding[self._slots[slot][0]] -= 1
+        if gpus is not None:
+            self._num_holding[gpus] += 1
+        self._gpus = sum(held * number for held, number in self._num_holding.items())
 
     def read(self) -> Usage:
         """Return the usage until now, earlier runs included."""

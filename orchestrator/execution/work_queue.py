@@ -44,6 +44,8 @@ class WorkQueue:
         self._ready_joint: list[int] = []
         self._order: list[Work] = []
         self._num_timed, self._seconds = 0, 0.0
+        #: Number of open stages: the queue may hold 100,000 trials, and is asked several times a second.
+        self._num_stages = 0
         #: Whether dispatching has ended (``close``).
         self.is_closed = False
         self.add(works)
@@ -54,6 +56,7 @@ class WorkQueue:
         What they wait for is complete or queued.
         """
         for work in works:
+            self._num_stages += work.kind == "stage" and work.signature not in self._works
             self._works[work.signature] = work
             self._rank[work.signature] = len(self._order)
             self._order.append(work)
@@ -89,7 +92,7 @@ class WorkQueue:
     @property
     def seconds_left(self) -> float | None:
         """Seconds for which all slots will be busy, None if a stage is open or no trial has been timed."""
-        if self.mean_seconds is None or any(work.kind == "stage" for work in self._works.values()):
+        if self.mean_seconds is None or self._num_stages:
             return None
         return self.mean_seconds * len(self._works) / self.num_slots
 
@@ -137,7 +140,7 @@ class WorkQueue:
         """
         if seconds is not None and work.kind == "trial":
             self._num_timed, self._seconds = self._num_timed + 1, self._seconds + seconds
-        del self._works[work.signature]
+        self._remove(work)
         self._done.add(work.signature)
         for dependant in self._dependants.pop(work.signature, ()):
             missing = self._missing[dependant.signature]
@@ -153,6 +156,7 @@ class WorkQueue:
         """
         before, self.is_closed = self._works, True
         self._works = {work.signature: work for work in running}
+        self._num_stages = sum(work.kind == "stage" for work in self._works.values())
         self._ready.clear()
         self._ready_joint.clear()
         self._dependants.clear()
@@ -160,13 +164,17 @@ class WorkQueue:
 
     def drop(self, work: Work) -> list[Work]:
         """Remove a stage or trial that will not complete in this run; return those that can never start without it."""
-        del self._works[work.signature]
+        self._remove(work)
         lost: list[Work] = []
         gone = [work]
         while gone:  # what waits for a stage that can never start is lost, too
             waiting = [each for each in self._dependants.pop(gone.pop().signature, ()) if each.signature in self._works]
             for each in waiting:
-                del self._works[each.signature]
+                self._remove(each)
             lost += waiting
             gone += waiting
         return lost
+
+    def _remove(self, work: Work) -> None:
+        del self._works[work.signature]
+        self._num_stages -= work.kind == "stage"

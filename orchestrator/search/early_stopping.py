@@ -54,24 +54,22 @@ class Rule(Protocol):
 MakeRule = Callable[[SearchConfig, int], Rule]
 
 
-class EarlyStopping:
-    """Thread that judges the configurations of a search. Importing Ray takes seconds, and a storage may be slow.
+class Judge:
+    """Judges the configurations of a search, from the events of their trials.
 
     Args:
         search: search with ``early_stopping``; its proposals are read.
         ledger: ledger of the study.
-        make_rule: factory of the rule, called in that thread.
-        stop: event that is set when nothing can be judged any more; ``check`` raises the reason.
+        make_rule: factory of the rule, called before the first decision.
     """
 
-    def __init__(self, search: Search, ledger: Ledger, make_rule: MakeRule, *, stop: threading.Event) -> None:
+    def __init__(self, search: Search, ledger: Ledger, make_rule: MakeRule) -> None:
         config = search.config.early_stopping
         assert config is not None
-        self._search, self._ledger, self._stop, self._config = search, ledger, stop, config
+        self._search, self._ledger, self._config = search, ledger, config
         self._make_rule = make_rule
         self._name = search.config.stopping_metric
         self._metric = find_epoch_metric(self._name)
-        self._events: queue.SimpleQueue[_Event | None] = queue.SimpleQueue()
         self._rule: Rule | None = None
         #: Signature of a trial → its configuration.
         self._proposal_of: dict[str, Proposal] = {}
@@ -84,60 +82,12 @@ class EarlyStopping:
         #: Signature of a configuration → content of ``stop.json``.
         self._decisions: dict[str, dict[str, Any]] = {}
         #: Trials whose ``stop.json`` is still to be written.
-        self._pending_stops: dict[str, Work] = {}
-        self._error: Exception | None = None
-        self._given_up = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="early-stopping", daemon=True)
-        self._thread.start()
+        self.pending_stops: dict[str, Work] = {}
 
-    def handle(self, what: str, work: Work, details: dict[str, Any]) -> None:
-        """Queue an event of a trial for judging (``dispatcher.OnEvent``); stages are ignored. Returns at once."""
-        if work.kind == "trial":
-            self._events.put((what, work, details))
-
-    def finish(self, timeout_seconds: float = PATIENCE_SECONDS) -> None:
-        """Process the queued events, write pending stop decisions, and end the thread."""
-        self._events.put(None)
-        self._thread.join(timeout_seconds)
-        self._given_up.set()
-
-    def check(self) -> None:
-        """Raise the error that kept trials from being judged or a decision from being written; call after ``finish``.
-
-        Raises:
-            StorageError: the ledger could not be read or written.
-            Exception: any error of Tune's schedulers.
-        """
-        if self._error is not None:
-            raise self._error
-        if self._pending_stops:
-            raise StorageError(
-                f"could not write {STOP} of {len(self._pending_stops)} trials; run the study again to go on"
-            )
-
-    # ------------------------------------------------------------------ the thread
-
-    def _run(self) -> None:
-        try:
-            self._replay_ledger()
-            while True:
-                self._write()
-                try:
-                    event = self._events.get(timeout=_RETRY_SECONDS if self._pending_stops else None)
-                except queue.Empty:
-                    continue
-                if event is None:
-                    break
-                self._process_event(*event)
-            while self._pending_stops and not self._given_up.wait(_RETRY_SECONDS):
-                self._write()
-        except Exception as error:  # noqa: BLE001 - the thread's boundary: ``check`` raises it
-            self._error = error
-            self._stop.set()
-
-    def _process_event(self, what: str, work: Work, details: dict[str, Any]) -> None:
+    def process_event(self, what: str, work: Work, details: dict[str, Any]) -> None:
+        """Judge by an event of a trial; decisions stay pending until ``write``."""
         if work.signature not in self._proposal_of:
-            self._replay_ledger()
+            self.replay_ledger()
         proposal = self._proposal_of.get(work.signature)
         if proposal is None:
             return
@@ -147,7 +97,7 @@ class EarlyStopping:
             self._ended.add(work.signature)
         if proposal.signature in self._decisions:
             if what == "started":
-                self._pending_stops[work.signature] = work
+                self.pending_stops[work.signature] = work
             return
         for line in self._find_new_epochs(what, work, details):
             self._report_epoch(work, line)
@@ -207,11 +157,11 @@ class EarlyStopping:
 
     def _stop_configuration(self, proposal: Proposal, verdict: dict[str, Any]) -> None:
         self._decisions[proposal.signature] = verdict
-        self._pending_stops |= {trial.signature: trial for trial in proposal.plan.trials}
+        self.pending_stops |= {trial.signature: trial for trial in proposal.plan.trials}
 
     # ------------------------------------------------------------------ the ledger
 
-    def _replay_ledger(self) -> None:
+    def replay_ledger(self) -> None:
         """Replay the ledger's epochs of new proposals to the rules, in the order in which the epochs ended."""
         new = [each for each in list(self._search.proposals) if each.plan.trials[0].signature not in self._proposal_of]
         lines: list[tuple[int, str, int, Work, dict[str, Any]]] = []
@@ -231,9 +181,9 @@ class EarlyStopping:
             if is_new and (decision is None or epoch <= decision["epoch"]):
                 self._report_epoch(trial, line)
 
-    def _write(self) -> None:
+    def write(self) -> None:
         """Write pending stop decisions; those that the storage refuses stay pending."""
-        for signature, work in list(self._pending_stops.items()):
+        for signature, work in list(self.pending_stops.items()):
             try:
                 self._write_stop(work)
             except DiskFullError:
@@ -241,10 +191,73 @@ class EarlyStopping:
             except StorageError as error:
                 _logger.warning("could not stop trial %s, trying again: %s", signature, error)
                 return
-            del self._pending_stops[signature]
+            del self.pending_stops[signature]
 
     def _write_stop(self, work: Work) -> None:
         folder = self._ledger.folder("trial", work.signature)
         if folder.exists(RESULT) or folder.exists("failure.json") or folder.is_intact(STOP):
             return  # it has ended, or the decision is there already
         folder.write_json(STOP, self._decisions[self._proposal_of[work.signature].signature])
+
+
+class EarlyStopping:
+    """Thread in which a ``Judge`` works. Importing Ray takes seconds, and a storage may be slow.
+
+    Args:
+        search: search with ``early_stopping``; its proposals are read.
+        ledger: ledger of the study.
+        make_rule: factory of the rule, called in that thread.
+        stop: event that is set when nothing can be judged any more; ``check`` raises the reason.
+    """
+
+    def __init__(self, search: Search, ledger: Ledger, make_rule: MakeRule, *, stop: threading.Event) -> None:
+        self._judge, self._stop = Judge(search, ledger, make_rule), stop
+        self._events: queue.SimpleQueue[_Event | None] = queue.SimpleQueue()
+        self._error: Exception | None = None
+        self._given_up = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="early-stopping", daemon=True)
+        self._thread.start()
+
+    def handle(self, what: str, work: Work, details: dict[str, Any]) -> None:
+        """Queue an event of a trial for judging (``dispatcher.OnEvent``); stages are ignored. Returns at once."""
+        if work.kind == "trial":
+            self._events.put((what, work, details))
+
+    def finish(self, timeout_seconds: float = PATIENCE_SECONDS) -> None:
+        """Process the queued events, write pending stop decisions, and end the thread."""
+        self._events.put(None)
+        self._thread.join(timeout_seconds)
+        self._given_up.set()
+
+    def check(self) -> None:
+        """Raise the error that kept trials from being judged or a decision from being written; call after ``finish``.
+
+        Raises:
+            StorageError: the ledger could not be read or written.
+            Exception: any error of Tune's schedulers.
+        """
+        if self._error is not None:
+            raise self._error
+        if self._judge.pending_stops:
+            raise StorageError(
+                f"could not write {STOP} of {len(self._judge.pending_stops)} trials; run the study again to go on"
+            )
+
+    def _run(self) -> None:
+        judge = self._judge
+        try:
+            judge.replay_ledger()
+            while True:
+                judge.write()
+                try:
+                    event = self._events.get(timeout=_RETRY_SECONDS if judge.pending_stops else None)
+                except queue.Empty:
+                    continue
+                if event is None:
+                    break
+                judge.process_event(*event)
+            while judge.pending_stops and not self._given_up.wait(_RETRY_SECONDS):
+                judge.write()
+        except Exception as error:  # noqa: BLE001 - the thread's boundary: ``check`` raises it
+            self._error = error
+            self._stop.set()
