@@ -23,7 +23,7 @@ from orchestrator.cli.compare import compare, stats
 from orchestrator.cli.data import data
 from orchestrator.cli.evaluate import evaluate
 from orchestrator.cli.explore import explore
-from orchestrator.cli.init import examples, init
+from orchestrator.cli.init import examples, init, schema
 from orchestrator.cli.options import (
     Address,
     AsJson,
@@ -32,6 +32,7 @@ from orchestrator.cli.options import (
     Metric,
     Mlflow,
     Overrides,
+    Part,
     Quiet,
     Storage,
     StudyFile,
@@ -94,6 +95,7 @@ def run(  # noqa: PLR0913 - the options of a command are its arguments
     storage: Storage = None,
     mlflow: Mlflow = None,
     address: Address = None,
+    shard: Part = None,
     overrides: Overrides = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed trials again.")] = False,
     verify_data: VerifyData = False,
@@ -102,7 +104,7 @@ def run(  # noqa: PLR0913 - the options of a command are its arguments
     as_json: AsJson = False,
 ) -> None:
     """Run open stages and trials, resume interrupted ones and write the report. Run it again after any interruption."""
-    from orchestrator.driver.run import run_study
+    from orchestrator.driver.shards.run import choose_run
     from orchestrator.driver.terminal.announce import Terminal
 
     _stop_at_sigterm()
@@ -111,7 +113,8 @@ def run(  # noqa: PLR0913 - the options of a command are its arguments
         raise RobustSweepError("run: found --quiet and --verbose; give one of them")
     console = Terminal(stderr=as_json, detail="quiet" if quiet else "verbose" if verbose else "normal")
     flags = {"--storage": storage, "--mlflow": mlflow, "--set": overrides}
-    again = _command("run", study, flags | {"--address": address})
+    again = _command("run", study, flags | {"--address": address, "--shard": shard})
+    run_study = choose_run(shard)
     try:
         summary = run_study(
             loaded,
@@ -182,6 +185,7 @@ def status(
         compute_status,
         find_budget_status,
         find_damaged,
+        find_drivers,
         is_out_of_budget,
         render_status,
     )
@@ -189,10 +193,12 @@ def status(
     loaded = _open(study, storage, overrides)
     counts = compute_status(loaded, storage=_storage(loaded, storage))
     budget_status = find_budget_status(loaded, storage=_storage(loaded, storage))
+    drivers = find_drivers(loaded, storage=_storage(loaded, storage))
     if as_json:
-        typer.echo(json.dumps(counts | ({} if budget_status is None else {"budget": budget_status.as_json()})))
+        budget = {} if budget_status is None else {"budget": budget_status.as_json()}
+        typer.echo(json.dumps(counts | budget | ({"drivers": drivers} if drivers else {})))
     else:
-        render_status(counts, _console(), budget_status)
+        render_status(counts, _console(), budget_status, drivers)
     _warn_of_differences(loaded, storage)
     damaged = find_damaged(loaded, storage=_storage(loaded, storage)) if verify else []
     for damage in damaged:
@@ -227,7 +233,7 @@ def report(
         typer.echo(where)
 
 
-for command in (init, examples, evaluate, select, explore, compare, stats):
+for command in (init, examples, schema, evaluate, select, explore, compare, stats):
     app.command()(command)
 
 
@@ -290,14 +296,6 @@ def trial(
     loaded = _load(study, overrides)
     folder = run_single(loaded, signature, storage=_storage(loaded, storage), echo=typer.echo)
     typer.echo(f"complete: {folder}")
-
-
-@app.command()
-def schema() -> None:
-    """Print the JSON schema of a study file, for editors."""
-    from orchestrator.study.schema import study_schema
-
-    typer.echo(json.dumps(study_schema(), indent=1))
 
 
 @app.command()

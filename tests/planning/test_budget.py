@@ -19,7 +19,8 @@ from orchestrator.cli.status import compute_status, find_budget_status, is_out_o
 from orchestrator.driver.estimate import estimate
 from orchestrator.driver.prepare import prepare
 from orchestrator.execution import meter
-from orchestrator.execution.dispatcher import ChunkSettings, Dispatcher
+from orchestrator.execution.chunk_settings import ChunkSettings
+from orchestrator.execution.dispatcher import Dispatcher
 from orchestrator.execution.meter import Meter, saving_usage
 from orchestrator.execution.work_queue import CHUNK_SECONDS, WorkQueue
 from orchestrator.ledger.ledger import Ledger
