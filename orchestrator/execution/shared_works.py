@@ -33,7 +33,7 @@ class SharedWorks:
     Args:
         ledger: ledger of the study.
         driver: name of this driver, letters and digits.
-        since_ms: since when the drivers work together, in ms; failures after that are not tried again.
+        since_ms: since when the drivers work together, in ms; only failures before that are tried again.
     """
 
     def __init__(self, ledger: Ledger, *, driver: str, since_ms: int) -> None:

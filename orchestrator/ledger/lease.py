@@ -20,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from orchestrator.ledger.ledger import Ledger
 from trainables.errors import LeaseError, StorageError
@@ -149,7 +149,7 @@ class Lease:
             "ago); wait for it, or stop it first"
         )
 
-    def __enter__(self) -> Lease:
+    def __enter__(self) -> Self:
         with self._exclusively():
             self.check()
             if not self._entry_base.keys() & {"driver"}:  # drivers that shared the study are dead
@@ -225,7 +225,7 @@ class Lease:
         self._thread.join()
         self._ledger.root.guard = self._guard_before
         if self._is_lost:
-            by = "another driver, which has ended since" if self._successor is None else describe(self._successor)
+            by = "another driver" if self._successor is None else describe(self._successor)
             raise LeaseError(
                 f"the study in {self._folder.uri} was taken over by {by}: this one had given no sign of life for "
                 f"{LEASE_SECONDS:.0f} s. It has stopped, and nothing is lost"

@@ -97,7 +97,7 @@ def add_usage(first: Usage, second: Usage) -> Usage:
 def read_shared_usage(ledger: Ledger) -> Usage:
     """Return the usage of the drivers that shared a study; the time in which several ran counts once."""
     folder = ledger.root / SHARED_USAGE
-    found = [folder.read_json(name) for name in folder.children() if folder.is_intact(name)]
+    found = [folder.read_json(name) for name in folder.children() if name.endswith(".json") and folder.is_intact(name)]
     spans = [(each["since_ms"] / 1000, each["until_ms"] / 1000) for each in found]
     return Usage(
         _measure_union(spans),

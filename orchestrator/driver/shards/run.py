@@ -116,7 +116,9 @@ class Member:
         self._runtime, self._lease, self._shard, self._console = runtime, lease, shard, console
         self._retry_failed = retry_failed
         self._drivers = Drivers(prepared.ledger.root, lease.driver)
-        self._works = SharedWorks(prepared.ledger, driver=lease.driver, since_ms=lease.since_all_ms)
+        # Of what failed, only what had failed before is tried again, and only if this is asked for.
+        since_ms = lease.since_all_ms if retry_failed else 0
+        self._works = SharedWorks(prepared.ledger, driver=lease.driver, since_ms=since_ms)
         self._prepared = refresh(self._adopt_stages(prepared), retry_failed=retry_failed)
 
     def _adopt_stages(self, prepared: Prepared) -> Prepared:
