@@ -88,15 +88,17 @@ class EventHandler:
             return {"status": INTERRUPTED, "reason": DISK_FULL, "message": str(error)}
         return details
 
-    def report_spent(self, num_works: int) -> None:
+    def report_spent(self, num_works: int, *, notifies: bool = True) -> None:
         """Report to the terminal and the notification targets that the budget is spent.
 
         Args:
             num_works: number of stages and trials that will not start.
+            notifies: whether the notification targets get it, and not only the terminal.
         """
         text = f"the budget is spent: what runs goes on to its end, {num_works} stages and trials are not started"
         self._progress.print_line(text)
-        self._observers.notifier.notify("budget", text)
+        if notifies:
+            self._observers.notifier.notify("budget", text)
 
     def check(self) -> None:
         """Raise the error that has stopped the study, if there is one.

@@ -43,6 +43,10 @@ LOCK = "lease.lock"
 CONFIRM_SECONDS = 1.0
 
 
+class BusyError(LeaseError):
+    """Another driver is taking a lease in this moment; a little later it is known whether it has the study."""
+
+
 def fence(lease: Mapping[str, str]) -> Callable[[], None]:
     """Return a guard for folders (``Folder(…, guard=…)``) that raises ``LeaseError`` unless this lease still holds.
 
@@ -210,7 +214,7 @@ class Lease:
         other = read_lease(self._folder, LOCK)
         if other is None or age(other) < LEASE_SECONDS:
             by = "another driver" if other is None else describe(other)
-            raise LeaseError(f"the study in {self._folder.uri} is being taken in this moment by {by}; wait for it")
+            raise BusyError(f"the study in {self._folder.uri} is being taken in this moment by {by}; wait for it")
         return False
 
     def _confirm(self) -> None:

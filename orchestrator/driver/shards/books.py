@@ -64,6 +64,7 @@ class Books:
         """
         lease = BooksLease(self._prepared.ledger, driver=self._driver, living=living)
         try:
+            lease.check()  # without the lock, which every driver would take every few seconds
             self._lease_stack.enter_context(lease)
         except LeaseError:
             lease.check_alone()

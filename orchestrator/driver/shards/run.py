@@ -170,7 +170,7 @@ class Member:
             handling_signals(progress.print_line) as stop,
         ):
             handler = EventHandler(prepared, observers, progress, stop)
-            meter = self._make_meter(handler)
+            meter = self._make_meter(handler, books)
             dispatcher = make_dispatcher(
                 prepared, self._runtime, self._lease, handler, meter, works=ordered, shared=works
             )
@@ -196,12 +196,12 @@ class Member:
         handler.check()
         return stop.is_set()
 
-    def _make_meter(self, handler: EventHandler) -> Meter:
+    def _make_meter(self, handler: EventHandler, books: Books) -> Meter:
         execution = self._prepared.study.execution
         return Meter(
             limits={} if execution.budget is None else execution.budget.limits(),
             price_per_gpu_hour=execution.price_per_gpu_hour,
-            on_spent=handler.report_spent,
+            on_spent=lambda number: handler.report_spent(number, notifies=books.is_kept),
             others=read_others_usage(self._prepared.ledger, self._lease.driver),
         )
 

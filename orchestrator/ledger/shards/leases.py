@@ -12,16 +12,18 @@ it was running is free from that moment on.
 from __future__ import annotations
 
 import hashlib
+import random
 import time
 import uuid
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from orchestrator.ledger.lease import (
     HEARTBEAT_SECONDS,
     LEASE_SECONDS,
     LEASES,
+    BusyError,
     Lease,
     age,
     describe,
@@ -66,6 +68,16 @@ class DriverLease(Lease):
         self._plan_sha256 = plan_sha256
         #: Since when drivers that live share the study, in ms; known once the lease is held.
         self.since_all_ms = 0
+
+    def __enter__(self) -> Self:
+        deadline = time.monotonic() + LEASE_SECONDS
+        while True:  # on an object store the lock refuses, and all drivers of an array start together
+            try:
+                return super().__enter__()
+            except BusyError:
+                if time.monotonic() > deadline:
+                    raise
+                time.sleep(random.uniform(0.1, 1.0))
 
     def check(self) -> None:
         """Raise ``LeaseError`` if a driver runs the study alone, or others share it with another plan."""
