@@ -1,4 +1,4 @@
-"""What a driver knows of the stages and trials that it shares with other drivers of the study.
+"""Stages and trials that several drivers of a study share, as one of them sees them.
 
 The claims in the ledger decide (``trainables.storage.claims.exchange_claim``): a slot takes the claim of a stage or
 trial before it begins it, and gets it only if nobody else has taken it since the driver has looked. The name of a claim
@@ -7,7 +7,7 @@ has the driver for which it was taken in it; the claim holds as long as that dri
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from orchestrator.ledger.attempts import FAILURE
@@ -42,14 +42,15 @@ class SharedWorks:
         #: Signature → time of the last failure, in ms.
         self._failures: dict[str, int] = {}
 
-    def look(self, living: Collection[str]) -> frozenset[str]:
+    def look(self, lives: Callable[[str], bool]) -> frozenset[str]:
         """Read the claims; return the signatures of what other drivers have.
 
         Args:
-            living: names of the drivers that live.
+            lives: whether the driver of this name lives; asked after the claims were read.
         """
         self._claims = find_claims(self._ledger)
-        others = set(living) - {self.driver}
+        holders = {claim.holder for claim in self._claims.values()} - {self.driver, ""}
+        others = {holder for holder in holders if lives(holder)}
         return frozenset(signature for signature, claim in self._claims.items() if claim.holder in others)
 
     def describe(self, signature: str) -> dict[str, Any]:

@@ -114,9 +114,9 @@ def test_one_driver_writes_the_plan_and_tells_mlflow_until_another_takes_over(
 ) -> None:
     root = prepared.ledger.root
     with open_books(prepared, "first") as first, open_books(prepared, "second") as second:
-        assert first.try_to_take({"first", "second"}, is_first=True)
+        assert first.try_to_take({"first", "second"}.__contains__, is_first=True)
         written = root.read("plan.json")
-        assert not second.try_to_take({"first", "second"}, is_first=True)
+        assert not second.try_to_take({"first", "second"}.__contains__, is_first=True)
         second.notify("trial", "b")
         first.notify("trial", "a")
         assert [each.shipper.told for each in shippers] == [["a"]]
@@ -124,7 +124,7 @@ def test_one_driver_writes_the_plan_and_tells_mlflow_until_another_takes_over(
         assert shippers[0].left_open == ["b"]
         assert not first.is_kept
         root.write_json("conclusion.json", {})
-        assert second.try_to_take({"second"})
+        assert second.try_to_take({"second"}.__contains__)
         assert root.read("plan.json") == written  # that of the first
         assert not root.exists("conclusion.json")
         second.notify("trial", "c")
@@ -134,7 +134,7 @@ def test_one_driver_writes_the_plan_and_tells_mlflow_until_another_takes_over(
 
 def test_who_takes_over_before_there_is_a_plan_writes_it(prepared: Prepared, shippers: list[Any]) -> None:
     with open_books(prepared, "second") as second:
-        assert second.try_to_take({"second"})
+        assert second.try_to_take({"second"}.__contains__)
         assert len(prepared.ledger.read_plan()["trials"]) == 2
 
 
@@ -147,7 +147,7 @@ def test_the_books_are_not_taken_from_a_driver_that_runs_the_study_alone(
         open_books(prepared, "d") as books,
         pytest.raises(LeaseError, match="is being run by process"),
     ):
-        books.try_to_take({"d"})
+        books.try_to_take({"d"}.__contains__)
     assert shippers == []
 
 

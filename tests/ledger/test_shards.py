@@ -97,11 +97,11 @@ def test_a_driver_alone_clears_away_those_that_are_dead(ledger: Ledger) -> None:
 
 def test_one_driver_keeps_the_books_until_it_is_dead(ledger: Ledger) -> None:
     with join(ledger) as first, join(ledger, "2/2") as second:
-        living = {first.driver, second.driver}
-        books = BooksLease(again(ledger), driver=first.driver, living=living).__enter__()
+        lives = {first.driver, second.driver}.__contains__
+        books = BooksLease(again(ledger), driver=first.driver, lives=lives).__enter__()
         with pytest.raises(LeaseError, match=r"books of the study in .* are kept by process"):
-            BooksLease(again(ledger), driver=second.driver, living=living).__enter__()
-        other = BooksLease(again(ledger), driver=second.driver, living={second.driver}).__enter__()
+            BooksLease(again(ledger), driver=second.driver, lives=lives).__enter__()
+        other = BooksLease(again(ledger), driver=second.driver, lives={second.driver}.__contains__).__enter__()
         assert ledger.root.read_json("lease.json")["driver"] == second.driver
         late = guarded(ledger.root.uri, books.ticket)
         with pytest.raises(LeaseError, match="refused to write"):
@@ -109,7 +109,7 @@ def test_one_driver_keeps_the_books_until_it_is_dead(ledger: Ledger) -> None:
         other.__exit__()
         books.__exit__()
     with Lease(again(ledger)), pytest.raises(LeaseError, match="is being run by process"):
-        BooksLease(again(ledger), driver="d", living={"d"}).__enter__()
+        BooksLease(again(ledger), driver="d", lives=bool).__enter__()
 
 
 def test_a_driver_that_was_taken_for_dead_stops_itself_and_changes_nothing(
@@ -201,6 +201,13 @@ def test_while_the_storage_is_away_nobody_dies(ledger: Ledger, clock: Clock, mon
     assert drivers.look() == {"mine", "other"}  # it could not renew its lease either
     hold(ledger, alive_ms=5)
     assert watch(drivers, clock, 15) == {"mine", "other"}
+
+
+def test_a_driver_that_has_joined_since_the_last_look_lives(ledger: Ledger, clock: Clock) -> None:
+    drivers = Drivers(ledger.root, "mine", clock=clock)
+    drivers.look()
+    hold(ledger, "new")
+    assert [drivers.lives(name) for name in ("mine", "new", "dead")] == [True, True, False]
 
 
 def test_the_watching_driver_lives(ledger: Ledger, clock: Clock) -> None:

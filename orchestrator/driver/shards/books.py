@@ -5,7 +5,7 @@ The first driver takes them, and ships what all drivers do. If it ends or dies, 
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -52,17 +52,17 @@ class Books:
         """Whether this driver keeps the books."""
         return self._lease is not None
 
-    def try_to_take(self, living: Collection[str], *, is_first: bool = False) -> bool:
-        """Take the books unless a driver that lives keeps them; return whether this driver keeps them now.
+    def try_to_take(self, lives: Callable[[str], bool], *, is_first: bool = False) -> bool:
+        """Acquire the books unless a driver that lives keeps them; return whether this driver keeps them now.
 
         Args:
-            living: names of the drivers that live.
+            lives: whether the driver of a name lives.
             is_first: whether to write the plan, also over that of an earlier run.
 
         Raises:
             LeaseError: a driver runs the study alone.
         """
-        lease = BooksLease(self._prepared.ledger, driver=self._driver, living=living)
+        lease = BooksLease(self._prepared.ledger, driver=self._driver, lives=lives)
         try:
             lease.check()  # without the lock, which every driver would take every few seconds
             self._lease_stack.enter_context(lease)

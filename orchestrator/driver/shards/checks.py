@@ -1,4 +1,4 @@
-"""What does not work with ``--shard`` is refused before anything starts, and what a driver without Ray has."""
+"""Checks of what does not work with ``--shard``, before anything starts, and resources of a driver without Ray."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ from orchestrator.driver.estimate import expect_seconds
 from orchestrator.driver.events import EventHandler, Observers
 from orchestrator.driver.execute import handling_signals, make_dispatcher, resolve_slots
 from orchestrator.driver.prepare import Prepared, find_git_commit
-from orchestrator.driver.run import announce_places, notifying, prepare_run, run_study
+from orchestrator.driver.run import announce_places, notifying, prepare_run
 from orchestrator.driver.runtime import Runtime
 from orchestrator.driver.search_loop import refresh
 from orchestrator.driver.shards.books import Books
@@ -48,6 +48,8 @@ def choose_run(shard: str | None) -> Callable[..., Summary]:
     Raises:
         StudyError: it is no part.
     """
+    from orchestrator.driver.run import run_study
+
     return run_study if shard is None else partial(run_shard, shard=Shard.parse(shard))
 
 
@@ -124,7 +126,8 @@ class Member:
     def _adopt_stages(self, prepared: Prepared) -> Prepared:
         """Copy the stages that other studies have completed, and that no other driver has taken."""
         commit, adopted = find_git_commit(), {}
-        taken = self._works.look(self._drivers.look())
+        self._drivers.look()
+        taken = self._works.look(self._drivers.lives)
         for signature, other in prepared.find_adoptable().items():
             stage = prepared.plan.find(signature)
             assert stage is not None
@@ -145,11 +148,11 @@ class Member:
             notifying(self._prepared, self._console) as notifier,
             Books(self._prepared, tracking_uri, self._lease.driver, retry_failed=self._retry_failed) as books,
         ):
-            books.try_to_take(self._drivers.look(), is_first=True)
+            books.try_to_take(self._drivers.lives, is_first=True)
             observers = Observers(notifier, books.notify, lambda: None)
             is_stopped = bool(self._prepared.actions.open) and self._execute(books, observers)
             if is_stopped and len(self._drivers.look()) > 1:
-                books.leave(self._works.look(self._drivers.look()))
+                books.leave(self._works.look(self._drivers.lives))
                 return self._summarise()
             summary = self._conclude(books)
             if self._prepared.actions.open and not summary.is_concluded_elsewhere:
@@ -218,7 +221,8 @@ class Member:
             summary = self._find_conclusion()
             if summary is not None:
                 return summary
-            if not books.try_to_take(self._drivers.look()):
+            self._drivers.look()
+            if not books.try_to_take(self._drivers.lives):
                 time.sleep(LOOK_SECONDS)
         return books.conclude(self._runtime, self._console)
 

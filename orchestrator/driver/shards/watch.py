@@ -27,7 +27,7 @@ _SHARE = 0.1
 
 @dataclass(frozen=True)
 class Shared:
-    """What the drivers of a study share: each other, stages and trials, books."""
+    """Objects that the drivers of a study have in common: each other, stages and trials, books."""
 
     drivers: Drivers
     works: SharedWorks
@@ -87,14 +87,13 @@ class Watch:
             StorageError: the storage cannot be reached.
             LeaseError: a driver runs the study alone, or a lease is damaged.
         """
-        living = self._drivers.look()
-        self._show(len(living))
-        taken = self._works.look(living)  # before the states: what is released by then has ended
+        self._show(len(self._drivers.look()))
+        taken = self._works.look(self._drivers.lives)  # before the states: what is released by then has ended
         waiting = self._dispatcher.list_waiting()
         if waiting:
             ended = self._works.find_ended(waiting, self._ledger.states())
             self._dispatcher.update(ended, taken)
-        if self._books.is_kept or self._books.try_to_take(living):
+        if self._books.is_kept or self._books.try_to_take(self._drivers.lives):
             for signature in taken & self._kinds.keys():  # their epochs
                 self._books.notify(self._kinds[signature], signature)
         if self._has_budget:

@@ -15,7 +15,7 @@ import hashlib
 import random
 import time
 import uuid
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -29,6 +29,7 @@ from orchestrator.ledger.lease import (
     describe,
     is_alive,
     is_gone,
+    read_lease,
     read_leases,
 )
 from orchestrator.ledger.ledger import Ledger
@@ -99,21 +100,21 @@ class BooksLease(Lease):
     Args:
         ledger: ledger of the study; its writes are refused once the lease is lost.
         driver: name of the driver.
-        living: names of the drivers that live.
+        lives: whether the driver of a name lives (``Drivers.lives``).
 
     Raises:
         LeaseError: on entering, if a driver that lives keeps the books.
     """
 
-    def __init__(self, ledger: Ledger, *, driver: str, living: Collection[str]) -> None:
+    def __init__(self, ledger: Ledger, *, driver: str, lives: Callable[[str], bool]) -> None:
         super().__init__(ledger, about={"driver": driver})
-        self._living = living
+        self._lives = lives
 
     def check(self) -> None:
         """Raise ``LeaseError`` if a driver that lives has the lease."""
         self.check_alone()
         holder = self._read()
-        if holder is not None and holder.get("driver") in self._living:
+        if holder is not None and "driver" in holder and self._lives(holder["driver"]):
             raise LeaseError(f"the books of the study in {self._folder.uri} are kept by {describe(holder)}")
 
 
@@ -160,6 +161,16 @@ class Drivers:
         self._watched = {name: each for name, each in self._watched.items() if name in found and name not in dead}
         self.living = {name: lease for name, lease in found.items() if name not in dead}
         return frozenset(self.living) | {self._driver}
+
+    def lives(self, name: str) -> bool:
+        """Return whether a driver lives; one that has joined since the last look does.
+
+        Raises:
+            StorageError: its lease could not be read.
+        """
+        return (
+            name == self._driver or name in self.living or read_lease(self._root, f"{LEASES}/{name}.json") is not None
+        )
 
     def _is_dead(self, name: str, lease: Mapping[str, Any], passed: float) -> bool:
         seen = self._watched.get(name)
