@@ -23,7 +23,7 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.shards.leases import DriverLease, compute_plan_sha256
 from orchestrator.ledger.shards.shard import Shard
 from orchestrator.study.study_file import Study, parse_study
-from trainables.errors import LeaseError, StudyError
+from trainables.errors import LeaseError, StorageError, StudyError
 
 HEAD = "study: s\nquestion: Why?\ndata: {kind: digits, image_size: 8}\nmodel: {name: shufflenet_v2_x0_5}\n"
 SEARCH = "search: {num_trials: 4, space: {training.epochs: {low: 1, high: 4}}}\n"
@@ -38,6 +38,7 @@ def make_study(text: str = "", *overrides: str) -> Study:
     [
         (make_study(), "ray://head:10001", "found the Ray cluster ray://head:10001"),
         (make_study(SEARCH), None, "found a search, whose next trials depend on results"),
+        (make_study("", "execution.local_executor=false"), None, "local_executor: false, which sends all trials"),
         (make_study("", "execution.processes_per_stage=2"), None, "processes_per_stage: 2, which takes Ray"),
         (make_study("", "execution.budget={trials: 3}"), None, "found execution.budget.trials"),
     ],
@@ -136,6 +137,22 @@ def test_who_takes_over_before_there_is_a_plan_writes_it(prepared: Prepared, shi
     with open_books(prepared, "second") as second:
         assert second.try_to_take({"second"}.__contains__)
         assert len(prepared.ledger.read_plan()["trials"]) == 2
+
+
+def test_books_that_could_not_be_begun_are_free_for_the_next_driver(
+    prepared: Prepared, shippers: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with open_books(prepared, "first") as first:
+        with monkeypatch.context() as patch:
+
+            def fail(*_: object) -> None:
+                raise StorageError("away")
+
+            patch.setattr(Ledger, "write_plan", fail)
+            with pytest.raises(StorageError):
+                first.try_to_take(bool, is_first=True)
+        assert not prepared.ledger.root.exists("lease.json")
+        assert first.try_to_take(bool)
 
 
 def test_the_books_are_not_taken_from_a_driver_that_runs_the_study_alone(

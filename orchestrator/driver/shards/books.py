@@ -63,12 +63,19 @@ class Books:
             LeaseError: a driver runs the study alone.
         """
         lease = BooksLease(self._prepared.ledger, driver=self._driver, lives=lives)
-        try:
-            lease.check()  # without the lock, which every driver would take every few seconds
-            self._lease_stack.enter_context(lease)
-        except LeaseError:
-            lease.check_alone()
-            return False
+        with ExitStack() as taken:
+            try:
+                lease.check()  # without the lock, which every driver would take every few seconds
+                taken.enter_context(lease)
+            except LeaseError:
+                lease.check_alone()
+                return False
+            self._begin(is_first)
+            self._lease, self._lease_stack = lease, taken.pop_all()
+        return True
+
+    def _begin(self, is_first: bool) -> None:
+        """Begin the books under their lease."""
         ledger = self._prepared.ledger
         ledger.root.remove(CONCLUSION)
         if is_first or not self._is_planned():
@@ -76,8 +83,6 @@ class Books:
             ledger.write_plan(self._prepared.plan, self._prepared.about)
         self._prepared = update_actions(self._prepared, ledger.states(), retry_failed=self._retry_failed)
         self._shipping = self._shipping_stack.enter_context(shipping(self._prepared, self._tracking_uri))
-        self._lease = lease
-        return True
 
     def _is_planned(self) -> bool:
         """Return whether ``plan.json`` has the stages and trials of this plan."""

@@ -32,6 +32,11 @@ def check_shardable(study: Study, *, address: str | None) -> None:
             "--shard: found a search, whose next trials depend on results; several drivers can share a study only if "
             "its trials are known beforehand. Run it with one driver, and --address for a cluster"
         )
+    if not execution.local_executor:
+        raise StudyError(
+            "--shard: found execution.local_executor: false, which sends all trials to Ray, expected true: each driver "
+            "trains in slots of its own"
+        )
     if execution.processes_per_stage > 1:
         raise StudyError(
             f"--shard: found execution.processes_per_stage: {execution.processes_per_stage}, which takes Ray; set it "
