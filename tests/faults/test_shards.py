@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
@@ -20,7 +21,8 @@ from mlflow.tracking import MlflowClient
 from orchestrator.analysis.results import load_results, results_sha256
 from orchestrator.ledger.ledger import Ledger
 from tests.support.hosts import Hosts, running_hosts
-from tests.support.processes import is_running, wait_until
+from tests.support.object_stores import connect, serve_s3
+from tests.support.processes import is_running, lines, wait_until
 from tests.support.tiny_study import NUM_STAGES, Place, make_place, stamps
 
 pytestmark = [pytest.mark.long, pytest.mark.timeout(900)]
@@ -64,19 +66,25 @@ def finish(process: subprocess.Popen[str], code: int = 0) -> str:
     return out + errors
 
 
+def list_runs(address: str) -> list[Any]:
+    """Return the runs that MLflow has of the study."""
+    client = MlflowClient(address)
+    experiment = client.get_experiment_by_name("tiny")
+    assert experiment is not None
+    return list(client.search_runs([experiment.experiment_id]))
+
+
 def check_whole(place: Place, undisturbed: Place) -> None:
     """Everything is as if one driver had run it alone, in the ledger and in MLflow."""
     ledger, whole = (Ledger(str(each.storage), "tiny") for each in (place, undisturbed))
     assert results_sha256(load_results(ledger)) == results_sha256(load_results(whole))
     for file in place.ledger.glob("trials/*/epochs.jsonl"):
-        lines = file.read_text().splitlines()
-        assert [json.loads(line)["epoch"] for line in lines] == list(range(1, EPOCHS + 1))
+        written = file.read_text().splitlines()
+        assert [json.loads(line)["epoch"] for line in written] == list(range(1, EPOCHS + 1))
     assert not list((place.ledger / "claims").iterdir())
     assert not (place.ledger / "lease.json").exists()
-    client = MlflowClient(f"sqlite:///{place.ledger}/mlflow.db")
-    experiment = client.get_experiment_by_name("tiny")
-    assert experiment is not None
-    runs = client.search_runs([experiment.experiment_id])
+    address = f"sqlite:///{place.ledger}/mlflow.db"
+    runs, client = list_runs(address), MlflowClient(address)
     assert {run.info.status for run in runs} == {"FINISHED"}
     kinds = Counter(run.data.tags["robustsweep.kind"] for run in runs)
     assert (kinds["study"], kinds["stage"], kinds["trial"]) == (1, NUM_STAGES, NUM_TRIALS)
@@ -160,3 +168,28 @@ def test_a_driver_that_sleeps_too_long_changes_nothing_when_it_wakes_up(undistur
     changed = {name for name in after if after[name] != before.get(name)}
     assert {Path(name).name for name in changed} <= {"log.txt", "attempts.jsonl"}
     check_whole(place, undisturbed)
+
+
+def test_drivers_share_a_study_on_an_object_store(undisturbed: Place, tmp_path: Path) -> None:
+    pytest.importorskip("moto", reason="the server comes with the extra dev")
+    pytest.importorskip("s3fs", reason="its client comes with the extra cluster")
+    place = make_place(tmp_path, undisturbed.study.parent / "cache")
+    where = ("--storage", "s3://studies/some/where", "--mlflow", f"sqlite:///{tmp_path}/mlflow.db")
+    with serve_s3() as store:
+        files = connect(store)
+        files.mkdir("studies")
+        first, second = (place.start("run", "--shard", f"{n}/2", *OPTIONS, *where, **store) for n in (1, 2))
+        for line in lines(second):
+            if ": epoch 3" in line:
+                break
+        second.kill()
+        finish(first)
+        second.communicate()
+        files.get("studies/some/where/tiny", str(tmp_path / "copy" / "tiny"), recursive=True)
+    again, whole = Ledger(str(tmp_path / "copy"), "tiny"), Ledger(str(undisturbed.storage), "tiny")
+    assert results_sha256(load_results(again)) == results_sha256(load_results(whole))
+    assert not {"claims", "lease.json", "lease.lock"} & set(again.root.children())
+    runs = list_runs(f"sqlite:///{tmp_path}/mlflow.db")
+    own = [run for run in runs if run.data.tags["robustsweep.kind"] in ("stage", "trial")]
+    assert len({run.data.tags["robustsweep.signature"] for run in own}) == len(own) == NUM_TRIALS + NUM_STAGES
+    assert {run.info.status for run in runs} == {"FINISHED"}
