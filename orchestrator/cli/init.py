@@ -1,7 +1,8 @@
-"""Commands ``robustsweep init`` and ``robustsweep examples``: study files to begin with."""
+"""Commands ``robustsweep init``, ``examples`` and ``schema``: study files to begin with, and what they may hold."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated
 
@@ -48,3 +49,10 @@ def examples(
 
     for path in copy_examples(folder, overwrite=force):
         typer.echo(f"robustsweep run {path}")
+
+
+def schema() -> None:
+    """Print the JSON schema of a study file, for editors."""
+    from orchestrator.study.schema import study_schema
+
+    typer.echo(json.dumps(study_schema(), indent=1))

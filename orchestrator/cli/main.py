@@ -26,7 +26,7 @@ from orchestrator.cli.compare import compare, stats
 from orchestrator.cli.data import data
 from orchestrator.cli.evaluate import evaluate
 from orchestrator.cli.explore import explore
-from orchestrator.cli.init import examples, init
+from orchestrator.cli.init import examples, init, schema
 from orchestrator.cli.options import (
     Address,
     AsJson,
@@ -35,6 +35,7 @@ from orchestrator.cli.options import (
     Metric,
     Mlflow,
     Overrides,
+    Part,
     Quiet,
     Storage,
     StudyFile,
@@ -103,6 +104,7 @@ def run(  # noqa: PLR0913 - the options of a command are its arguments
     storage: Storage = None,
     mlflow: Mlflow = None,
     address: Address = None,
+    shard: Part = None,
     overrides: Overrides = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="Try failed trials again.")] = False,
     verify_data: VerifyData = False,
@@ -111,7 +113,7 @@ def run(  # noqa: PLR0913 - the options of a command are its arguments
     as_json: AsJson = False,
 ) -> None:
     """Run open stages and trials, resume interrupted ones and write the report. Run it again after any interruption."""
-    from orchestrator.driver.run import run_study
+    from orchestrator.driver.shards.run import choose_run
     from orchestrator.driver.terminal.announce import Terminal
 
     _stop_at_sigterm()
@@ -120,7 +122,8 @@ def run(  # noqa: PLR0913 - the options of a command are its arguments
         raise RobustSweepError("run: found --quiet and --verbose; give one of them")
     console = Terminal(stderr=as_json, detail="quiet" if quiet else "verbose" if verbose else "normal")
     flags = {"--storage": storage, "--mlflow": mlflow, "--set": overrides}
-    again = _command("run", study, flags | {"--address": address})
+    again = _command("run", study, flags | {"--address": address, "--shard": shard})
+    run_study = choose_run(shard)
     try:
         summary = run_study(
             loaded,
@@ -204,7 +207,21 @@ def report(
         typer.echo(where)
 
 
-for command in (init, examples, evaluate, select, explore, compare, stats, status, submit, logs, stop, simulate):
+for command in (
+    init,
+    examples,
+    schema,
+    evaluate,
+    select,
+    explore,
+    compare,
+    stats,
+    status,
+    submit,
+    logs,
+    stop,
+    simulate,
+):
     app.command()(command)
 
 
@@ -267,14 +284,6 @@ def trial(
     loaded = _load(study, overrides)
     folder = run_single(loaded, signature, storage=_storage(loaded, storage), echo=typer.echo)
     typer.echo(f"complete: {folder}")
-
-
-@app.command()
-def schema() -> None:
-    """Print the JSON schema of a study file, for editors."""
-    from orchestrator.study.schema import study_schema
-
-    typer.echo(json.dumps(study_schema(), indent=1))
 
 
 @app.command()

@@ -30,6 +30,12 @@ StudyOrName = Annotated[
 Storage = Annotated[str | None, typer.Option(help="Root of the ledger: path or fsspec URI.", show_default="results")]
 Mlflow = Annotated[str | None, typer.Option(help="MLflow tracking URI.", show_default="SQLite beside the ledger")]
 Address = Annotated[str | None, typer.Option(help="Ray cluster to join.", show_default="this machine")]
+Part = Annotated[
+    str | None,
+    typer.Option(
+        "--shard", metavar="I/N", help="Share the study with other drivers, without Ray; begin with part I of N."
+    ),
+]
 Overrides = Annotated[list[str] | None, typer.Option("--set", help="key.path=value, overrides the file. Repeatable.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON for programs.")]
 Metric = Annotated[str | None, typer.Option(help="Metric of the tables and figures.", show_default="that of the task")]

@@ -92,7 +92,7 @@ def register_if_asked(study: Study, summary: Summary, *, storage: str, mlflow: s
         mlflow: value of ``--mlflow``.
         console: where the lines are printed.
     """
-    if study.execution.register is None or not summary.is_complete:
+    if study.execution.register is None or not summary.is_complete or summary.is_concluded_elsewhere:
         return
     from orchestrator.driver.terminal.announce import print_line, warn
     from orchestrator.ledger.ledger import Ledger

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
 
-from orchestrator.ledger.lease import Lease
+from orchestrator.execution.shared_works import find_claims
+from orchestrator.ledger.lease import Lease, describe, is_alive, read_leases
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.usage import read_budget_status
 from orchestrator.planning.budget import BudgetStatus, describe_budget
@@ -24,7 +26,8 @@ _TUNED = "tuned_replicates"
 def compute_status(study: Study, *, storage: str) -> dict[str, int]:
     """Return the counts over the trials of the last plan; before the first run all are missing.
 
-    A trial that has begun and not ended is running while a driver is alive, else interrupted. With early stopping,
+    A trial that has begun and not ended is running while a driver is alive, else interrupted; where several drivers
+    share the study, while the driver that has it is alive. With early stopping,
     stopped trials have a count of their own: they will not be continued. With
     ``tuning`` every candidate is a trial, and the replicates that have all of theirs are counted besides.
     """
@@ -41,7 +44,12 @@ def compute_status(study: Study, *, storage: str) -> dict[str, int]:
     trials = [states.get(trial["signature"], ABSENT) for trial in plan["trials"]]
     trials += [ABSENT] * plan.get("to_come", 0)
     begun = trials.count(INTERRUPTED) + (0 if study.stops_early else trials.count(STOPPED))
-    running = begun if Lease(ledger).holder() else 0
+    living = find_living(ledger)
+    if living:
+        held = {signature for signature, claim in find_claims(ledger).items() if claim.holder in living}
+        running = sum(trial["signature"] in held for trial in plan["trials"])
+    else:
+        running = begun if Lease(ledger).holder() else 0
     return {
         "planned": len(trials),
         "complete": trials.count(COMPLETE),
@@ -52,6 +60,22 @@ def compute_status(study: Study, *, storage: str) -> dict[str, int]:
         "missing": trials.count(ABSENT),
         **({_TUNED: _count_tuned(plan, states)} if "tuning" in plan else {}),
     }
+
+
+def find_living(ledger: Ledger) -> dict[str, dict[str, Any]]:
+    """Return name → lease of the drivers that share a study and live; none if one runs it alone."""
+    return {name: lease for name, lease in read_leases(ledger.root).items() if is_alive(lease)}
+
+
+def find_drivers(study: Study, *, storage: str) -> list[dict[str, Any]]:
+    """Return the drivers that share the study now, by part: shard, host, pid, since_ms, how many works each runs."""
+    ledger = Ledger(storage, study.study)
+    running = Counter(claim.holder for claim in find_claims(ledger).values())
+    drivers = [
+        {key: lease[key] for key in ("shard", "host", "pid", "since_ms")} | {"running": running[name]}
+        for name, lease in find_living(ledger).items()
+    ]
+    return sorted(drivers, key=lambda driver: ([int(part) for part in driver["shard"].split("/")], driver["since_ms"]))
 
 
 def _count_tuned(plan: Mapping[str, Any], states: Mapping[str, str]) -> int:
@@ -86,12 +110,20 @@ def find_damaged(study: Study, *, storage: str) -> list[str]:
     return list(ledger.damaged.values())
 
 
-def render_status(counts: Mapping[str, int], console: Console, budget_status: BudgetStatus | None = None) -> None:
-    """Print the counts, one per line, and the usage of the budget."""
+def render_status(
+    counts: Mapping[str, int],
+    console: Console,
+    budget_status: BudgetStatus | None = None,
+    drivers: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Print the counts, one per line, the usage of the budget, and the drivers that share the study."""
     width = max(12, *map(len, counts))
     for name, count in counts.items():
         console.print(f"{name.replace('_', ' '):<{width}} {count}", highlight=False)
     if budget_status is not None:
         console.print(f"{'budget':<12} {budget_status.describe()}", highlight=False)
+    for driver in drivers:
+        runs = f"{describe(driver)}, runs {driver['running']}"
+        console.print(f"{'driver':<12} {driver['shard']}  {runs}", highlight=False, soft_wrap=True)
     if is_out_of_budget(counts, budget_status):
         console.print("the budget is spent: raise execution.budget and run again", highlight=False)

@@ -7,11 +7,11 @@ from typing import Any
 
 from orchestrator.driver.child_process import run_request
 from orchestrator.driver.prepare import find_git_commit, prepare, resolve_execution
-from orchestrator.execution.dispatcher import locate_stages
+from orchestrator.execution.chunk_settings import locate_stages
 from orchestrator.execution.meter import Meter, saving_usage
 from orchestrator.execution.resources import count_gpus
 from orchestrator.ledger.lease import Lease
-from orchestrator.ledger.usage import read_usage
+from orchestrator.ledger.usage import read_own_usage
 from orchestrator.planning.states import COMPLETE
 from orchestrator.study.study_file import Study
 from trainables.errors import StudyError
@@ -43,7 +43,7 @@ def run_single(study: Study, signature: str, *, storage: str, echo: Callable[[st
             shown = "  ".join(f"{name} {value:.4g}" for name, value in event["metrics"].items())
             echo(f"epoch {event['epoch']}  {shown}")
 
-    meter = Meter(read_usage(ledger))  # the time counts towards the budget, but no limit is enforced
+    meter = Meter(read_own_usage(ledger))  # the time counts towards the budget, but no limit is enforced
     meter.report("single", gpus=float(count_gpus(study.execution) > 0), busy_seconds=0.0)
     with Lease(ledger) as lease, saving_usage(meter, ledger.root):
         ledger.begin(work, study=study.study, git_commit=find_git_commit())

@@ -11,6 +11,7 @@ from orchestrator.driver.notifications import Notifier
 from orchestrator.driver.prepare import Prepared, find_git_commit
 from orchestrator.driver.search_loop import SearchLoop
 from orchestrator.driver.terminal.progress import StudyProgress
+from orchestrator.execution.shared_works import ELSEWHERE
 from orchestrator.ledger.failures import DISK_FULL
 from orchestrator.ledger.record import describe_work
 from orchestrator.planning.states import FAILED, INTERRUPTED
@@ -64,12 +65,13 @@ class EventHandler:
 
     def handle(self, what: str, work: Work, details: dict[str, Any]) -> None:
         """Process an event of a stage or trial; ``what`` is "started", "event" or "ended"."""
-        if what == "ended" and details["status"] == FAILED:
+        is_elsewhere = ELSEWHERE in details  # another driver records it, and notifies
+        if what == "ended" and details["status"] == FAILED and not is_elsewhere:
             details = self._record_failure(work, details)
         if details.get("reason") == DISK_FULL:
             self._full = self._full or details["message"]
             self._stop.set()
-        elif what == "ended" and details["status"] == FAILED:
+        elif what == "ended" and details["status"] == FAILED and not is_elsewhere:
             self._observers.notifier.notify_failure(work, details)
         if what == "ended":
             self.search_loop.record_end(work, details)
@@ -86,15 +88,17 @@ class EventHandler:
             return {"status": INTERRUPTED, "reason": DISK_FULL, "message": str(error)}
         return details
 
-    def report_spent(self, num_works: int) -> None:
+    def report_spent(self, num_works: int, *, notifies: bool = True) -> None:
         """Report to the terminal and the notification targets that the budget is spent.
 
         Args:
             num_works: number of stages and trials that will not start.
+            notifies: whether the notification targets get it, and not only the terminal.
         """
         text = f"the budget is spent: what runs goes on to its end, {num_works} stages and trials are not started"
         self._progress.print_line(text)
-        self._observers.notifier.notify("budget", text)
+        if notifies:
+            self._observers.notifier.notify("budget", text)
 
     def check(self) -> None:
         """Raise the error that has stopped the study, if there is one.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -16,7 +16,8 @@ from orchestrator.driver.events import EventHandler, Observers
 from orchestrator.driver.prepare import Prepared, resolve_execution
 from orchestrator.driver.runtime import Runtime
 from orchestrator.driver.terminal.progress import StudyProgress
-from orchestrator.execution.dispatcher import ChunkSettings, Dispatcher
+from orchestrator.execution.chunk_settings import ChunkSettings
+from orchestrator.execution.dispatcher import Dispatcher
 from orchestrator.execution.gpu_sharing import choose_gpus_per_trial
 from orchestrator.execution.local_executor import LocalExecutor
 from orchestrator.execution.meter import Meter, saving_usage
@@ -28,10 +29,12 @@ from orchestrator.execution.resources import (
     is_joint_stage,
     num_local_slots,
 )
+from orchestrator.execution.shared_works import SharedWorks
 from orchestrator.execution.work_queue import WorkQueue
 from orchestrator.ledger.lease import Lease
-from orchestrator.ledger.usage import read_usage
+from orchestrator.ledger.usage import read_own_usage, read_shared_usage
 from orchestrator.planning.states import COMPLETE
+from orchestrator.planning.works import Work
 from orchestrator.search.early_stopping import INTERRUPT_TIMEOUT_SECONDS, PATIENCE_SECONDS, EarlyStopping, Rule
 from orchestrator.study.search.config import SearchConfig
 from trainables.errors import TerminatedError
@@ -93,9 +96,26 @@ def stopping_early(prepared: Prepared, stop: threading.Event) -> Iterator[EarlyS
 
 
 def make_dispatcher(
-    prepared: Prepared, runtime: Runtime, lease: Lease, handler: EventHandler, meter: Meter
+    prepared: Prepared,
+    runtime: Runtime,
+    lease: Lease,
+    handler: EventHandler,
+    meter: Meter,
+    *,
+    works: Sequence[Work] | None = None,
+    shared: SharedWorks | None = None,
 ) -> Dispatcher:
-    """Return the dispatcher of all slots, with the open stages and trials in its work queue."""
+    """Return the dispatcher of all slots.
+
+    Args:
+        prepared: the study.
+        runtime: its processes.
+        lease: lease of the driver.
+        handler: handler of events.
+        meter: counts the time of the slots.
+        works: open stages and trials in the order of preference; None: in the plan's.
+        shared: what other drivers have, None if there is one driver.
+    """
     execution, ledger, actions = prepared.study.execution, prepared.ledger, prepared.actions
     settings = ChunkSettings(
         execution=resolve_execution(prepared.study, ledger).model_dump(mode="json"),
@@ -109,16 +129,24 @@ def make_dispatcher(
         lease=lease.ticket,
     )
     complete, is_joint = [work.signature for work in actions.skip], partial(is_joint_stage, execution)
-    todo = WorkQueue(actions.open, complete=complete, num_slots=1, is_joint=is_joint)
-    find_more = handler.search_loop.find_more
-    return Dispatcher(todo, ledger=ledger, settings=settings, on_event=handler.handle, find_more=find_more, meter=meter)
+    todo = WorkQueue(actions.open if works is None else works, complete=complete, num_slots=1, is_joint=is_joint)
+    return Dispatcher(
+        todo,
+        ledger=ledger,
+        settings=settings,
+        on_event=handler.handle,
+        find_more=handler.search_loop.find_more,
+        meter=meter,
+        shared=shared,
+    )
 
 
 def make_meter(prepared: Prepared, *, on_spent: Callable[[int], None]) -> Meter:
     """Return a meter that adds the time of this run to the usage of earlier runs."""
     execution = prepared.study.execution
     return Meter(
-        read_usage(prepared.ledger),
+        read_own_usage(prepared.ledger),
+        others=read_shared_usage(prepared.ledger),
         limits={} if execution.budget is None else execution.budget.limits(),
         price_per_gpu_hour=execution.price_per_gpu_hour,
         on_spent=on_spent,

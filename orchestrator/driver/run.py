@@ -5,7 +5,7 @@ To resume is to run again: complete stages and trials are not touched, interrupt
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -67,27 +67,13 @@ def run_study(
         RobustSweepError: the request is wrong; raised before anything starts.
     """
     ledger = Ledger(storage, study.study)
-    tracking_uri = resolve_tracking_uri(ledger, flag=mlflow, study_value=study.execution.mlflow)
+    tracking_uri = announce_places(study, ledger, mlflow, console)
     resolve_storage(ledger, study.execution.optuna)  # a wrong address is refused before anything starts
-    print_line(console, "study", f"{study.study}: {study.question}")
-    print_line(console, "ledger", ledger.root.uri)
-    print_line(console, "MLflow", redact(tracking_uri))
     Lease(ledger).check()  # before the data are read, which may take long
     with Runtime(study, address=address or study.execution.address) as runtime:
-        if not ledger.root.exists("plan.json"):
-            runtime.start_fork_server()  # a new study: something will run, and importing torch takes seconds
-        prepared = prepare(
-            study,
-            storage=storage,
-            retry_failed=retry_failed,
-            verify_data=verify_data,
-            mlflow=redact(tracking_uri),
+        prepared = prepare_run(
+            study, runtime, ledger, retry_failed=retry_failed, verify_data=verify_data, mlflow=tracking_uri
         )
-        if prepared.is_open:
-            if runtime.is_local:
-                check_device(study.execution, prepared.open_configs)
-            runtime.start()
-            runtime.check(prepared.open_configs)
         ledger = prepared.ledger  # of all who write: the lease guards this object, not the folder
         with Lease(ledger) as lease:  # nothing has been written before
             prepared = refresh(adopt_stages(prepared, lease), retry_failed=retry_failed)
@@ -98,6 +84,40 @@ def run_study(
                 return execute_and_report(
                     prepared, runtime, lease, notifier, console=console, tracking_uri=tracking_uri
                 )
+
+
+def announce_places(study: Study, ledger: Ledger, mlflow: str | None, console: Console) -> str:
+    """Print where the ledger and MLflow are; return MLflow's tracking URI.
+
+    Raises:
+        RobustSweepError: an address is wrong.
+    """
+    tracking_uri = resolve_tracking_uri(ledger, flag=mlflow, study_value=study.execution.mlflow)
+    print_line(console, "study", f"{study.study}: {study.question}")
+    print_line(console, "ledger", ledger.root.uri)
+    print_line(console, "MLflow", redact(tracking_uri))
+    return tracking_uri
+
+
+def prepare_run(
+    study: Study, runtime: Runtime, ledger: Ledger, *, retry_failed: bool, verify_data: bool, mlflow: str
+) -> Prepared:
+    """Return the study with its plan; if something is open, its trials have been checked, and processes are starting.
+
+    Raises:
+        RobustSweepError: the request is wrong.
+    """
+    if not ledger.root.exists("plan.json"):
+        runtime.start_fork_server()  # a new study: something will run, and importing torch takes seconds
+    prepared = prepare(
+        study, storage=ledger.storage, retry_failed=retry_failed, verify_data=verify_data, mlflow=redact(mlflow)
+    )
+    if prepared.is_open:
+        if runtime.is_local:
+            check_device(study.execution, prepared.open_configs)
+        runtime.start()
+        runtime.check(prepared.open_configs)
+    return prepared
 
 
 def execute_and_report(
@@ -148,6 +168,8 @@ class Shipping:
 
     shipper: Shipper
     unshipped: int = 0
+    #: Signatures that other drivers go on with: their runs stay open in MLflow.
+    left_open: Collection[str] = ()
 
 
 @contextmanager
@@ -174,7 +196,9 @@ def shipping(prepared: Prepared, tracking_uri: str) -> Iterator[Shipping | None]
         yield running
         patience = PATIENCE_SECONDS
     finally:
-        running.unshipped = shipper.finish(timeout_seconds=patience, max_seconds=MAX_WAIT_SECONDS)
+        running.unshipped = shipper.finish(
+            timeout_seconds=patience, max_seconds=MAX_WAIT_SECONDS, left_open=running.left_open
+        )
 
 
 @contextmanager

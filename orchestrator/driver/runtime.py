@@ -37,12 +37,13 @@ class Runtime:
     Args:
         study: study to run.
         address: Ray cluster, None for this machine.
+        resources: what the driver's own slots have if all trials run in them; None: Ray may be started.
     """
 
-    def __init__(self, study: Study, *, address: str | None) -> None:
+    def __init__(self, study: Study, *, address: str | None, resources: Mapping[str, float] | None = None) -> None:
         self._study = study
         self._execution = resolve_execution(study)
-        self._address = address
+        self._address, self._resources = address, resources
         #: Token in the socket paths of this run's fork servers.
         self.token = uuid.uuid4().hex[:16]
         self._client: ForkClient | None = None
@@ -72,6 +73,8 @@ class Runtime:
     @cached_property
     def local_resources(self) -> Mapping[str, float] | None:
         """Resources of this machine for the driver's own slots, None if all trials run in Ray."""
+        if self._resources is not None:
+            return self._resources
         return None if self._address else find_local_resources(self._study.execution)
 
     @property

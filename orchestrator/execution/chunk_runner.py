@@ -18,12 +18,13 @@ from typing import Any, Protocol
 
 from orchestrator.execution.fork_client import ForkClient, ProcessLostError, make_command, make_socket_path
 from orchestrator.execution.heartbeat import Heartbeat
+from orchestrator.execution.shared_works import ELSEWHERE
 from orchestrator.ledger.attempts import ATTEMPTS
 from orchestrator.ledger.failures import DISK_FULL, HUNG, ORPHANED, OUT_OF_MEMORY, SUPERSEDED
 from orchestrator.ledger.lease import claimed, guarded
 from orchestrator.ledger.record import begin_record
 from trainables.errors import DiskFullError, SupersededError
-from trainables.storage.claims import Claim, find_claim, release_claim, take_claim
+from trainables.storage.claims import Claim, exchange_claim, find_claim, parse_claim, release_claim, take_claim
 from trainables.storage.completeness import is_finished, is_stopped
 
 #: Setting of ``execution`` that a process may be short of memory for.
@@ -54,7 +55,8 @@ class ChunkRunner:
     """Runs the chunks of one slot.
 
     A chunk is a list of ``works``, each ``{"record": content of config.json, "folder": …, "claims": …, "number": of the
-    attempt, "encoder": … | None, "matching": … | None}``, and their common settings: ``execution``, ``token``,
+    attempt, "encoder": … | None, "matching": … | None}``, with ``"holder"`` and ``"over"`` if several drivers share the
+    study (``SharedWorks.describe``), and their common settings: ``execution``, ``token``,
     ``module`` and ``preload`` (which fork server), ``stall_seconds``, ``orphan_seconds``, ``max_retries``,
     ``chunk_seconds``, ``report_seconds``, ``created_ms``, ``lease``.
 
@@ -165,10 +167,14 @@ class ChunkRunner:
         ended = self._find_end()
         if ended is not None:
             found = find_claim(self._claims)  # an actor that was lost, or cut off, could not release it
-            self._claim = found if found is not None and found.number <= work["number"] else None
+            is_ours = found is not None and found.number <= work["number"] and not self._is_shared
+            self._claim = found if is_ours else None
             self._end(ended)
             return
-        self._take_claim()
+        if self._is_shared and not self._take_from_others():
+            return
+        if not self._is_shared:
+            self._take_claim()
         begin_record(self._folder, work["record"], early_stopping=self._early_stopping)
         if self._early_stopping and is_stopped(self._folder):
             self._end({"event": "done", "status": "stopped_early"})
@@ -176,10 +182,36 @@ class ChunkRunner:
         self._report({"event": "begun"})
         self._try()
 
+    @property
+    def _is_shared(self) -> bool:
+        """Whether several drivers share the study."""
+        return self._current is not None and "holder" in self._current
+
+    def _take_from_others(self) -> bool:
+        """Acquire the first claim unless another driver has one, or has ended the work; return whether it is to run."""
+        assert self._current is not None
+        over = self._current["over"]
+        self._claim = None if over is None else parse_claim(over)
+        try:
+            self._take_claim()
+        except SupersededError:
+            self._report({"event": ELSEWHERE})
+            self._current = self._claim = None
+            return False
+        ended = self._find_end()  # between the look before and the claim
+        if ended is not None:
+            self._end(ended)
+        return ended is None
+
     def _take_claim(self) -> None:
         """Acquire the claim for the next process, which ends the one before, also if it could not be killed."""
         assert self._current is not None
-        self._claim = take_claim(self._claims, self._current["number"], before=self._claim)
+        number, holder = self._current["number"], self._current.get("holder")
+        self._claim = (
+            take_claim(self._claims, number, before=self._claim)
+            if holder is None
+            else exchange_claim(self._claims, self._claim, number, holder=holder)
+        )
         self._folder = claimed(self._current["folder"], self._claims.uri, self._claim, self._chunk["lease"])
 
     def _find_end(self) -> dict[str, Any] | None:
@@ -187,12 +219,14 @@ class ChunkRunner:
 
         An earlier actor of this slot may have been lost before it reported the end.
         """
+        whose = {ELSEWHERE: True} if self._is_shared else {}
         if is_finished(self._folder):
-            return {"event": "done", "status": "complete"}
+            return {"event": "done", "status": "complete"} | whose
         if self._folder.is_intact("failure.json"):
             failure = self._folder.read_json("failure.json")
             if failure["timestamp_ms"] > self._chunk["created_ms"]:
-                return {"event": "done"} | {key: failure[key] for key in ("status", "reason", "message", "traceback")}
+                said = {key: failure[key] for key in ("status", "reason", "message", "traceback")}
+                return {"event": "done"} | said | whose
         return None
 
     def _try(self) -> None:
@@ -281,12 +315,17 @@ class ChunkRunner:
     def _end(self, event: dict[str, Any]) -> None:
         if event.get("reason") == SUPERSEDED:
             self._note_superseded(event["message"])
-        elif self._claim is not None:
+        elif self._claim is not None and not self._is_kept(event):
             release_claim(self._claims, self._claim)
         self._report({**event, "host": os.uname().nodename})
         self._current = self._claim = None
         if event.get("reason") == DISK_FULL:
             self._return_all()  # the next one would end in the same way
+
+    def _is_kept(self, event: Mapping[str, Any]) -> bool:
+        """Return whether the driver releases the claim itself, once the ledger has the failure."""
+        has_failed = event["status"] == "failed" and event.get("reason") != DISK_FULL
+        return self._is_shared and has_failed and ELSEWHERE not in event
 
     def _note_superseded(self, message: str) -> None:
         """Add the end of this attempt to the notes, which are the only file that several attempts write."""

@@ -9,11 +9,12 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+from orchestrator.execution.chunk_settings import ChunkSettings, locate_stages
 from orchestrator.execution.meter import Meter
+from orchestrator.execution.shared_works import ELSEWHERE, SharedWorks
 from orchestrator.execution.work_queue import CHUNK_SECONDS, WorkQueue
 from orchestrator.ledger.failures import DISK_FULL, SUPERSEDED
 from orchestrator.ledger.ledger import Ledger
@@ -28,41 +29,12 @@ OnEvent = Callable[[str, Work, dict[str, Any]], None]
 
 #: Trials are short if their mean duration is below this: local slots may then run beside the actors that replace them.
 SHORT_SECONDS = 10.0
+#: Message of a failure in another driver.
+_SEE_THERE = "with another driver; the report says why"
 #: Prefix of the names of local slots; the names of Tune's slots have letters and digits only.
 _LOCAL = "own-"
 #: The same of joint slots, each of which is several processes that run one stage together.
 _JOINT = "joint-"
-
-
-@dataclass(frozen=True)
-class ChunkSettings:
-    """Settings that every chunk of a run carries."""
-
-    #: ``trainables.config.Execution`` as JSON.
-    execution: dict[str, Any]
-    #: Name of the fork servers of this run.
-    token: str
-    #: Module that starts a fork server: ``python -m MODULE``.
-    module: str
-    #: Words that select the imports of the fork servers (``driver.child_process.main``).
-    preload: tuple[str, ...]
-    max_retries: int
-    stall_seconds: float
-    #: Stage or trial → content of its ``config.json``.
-    describe: Callable[[Work], dict[str, Any]]
-    #: ``Lease.ticket`` of the driver: nothing is written once it is lost. None if there is no lease.
-    lease: Mapping[str, str] | None = None
-    #: How long a slot may not be asked for events until its trial ends.
-    orphan_seconds: float = 180.0
-
-
-def locate_stages(ledger: Ledger, work: Work) -> dict[str, str | None]:
-    """Return the folders of the stages that a stage or trial starts from, as ``child_process.run_request`` asks."""
-    encoder, matching = work.start, work.matching
-    return {
-        name: None if signature is None else ledger.folder("stage", signature).uri
-        for name, signature in (("encoder", encoder), ("matching", matching))
-    }
 
 
 class Dispatcher:
@@ -75,6 +47,7 @@ class Dispatcher:
         on_event: callback for every start, event and end.
         find_more: returns further stages and trials to run; called after every end; must not raise.
         meter: counts the time of the slots; nothing is dispatched once its budget is spent. None: no budget.
+        shared: what other drivers have, if several share the study; None: this is the only one.
     """
 
     def __init__(
@@ -86,9 +59,10 @@ class Dispatcher:
         on_event: OnEvent,
         find_more: Callable[[], Sequence[Work]] = tuple,
         meter: Meter | None = None,
+        shared: SharedWorks | None = None,
     ) -> None:
         self._queue, self._ledger, self._settings, self._on_event = work_queue, ledger, settings, on_event
-        self._find_more, self._meter = find_more, meter or Meter()
+        self._find_more, self._meter, self._shared = find_more, meter or Meter(), shared
         self._changed = threading.Condition(threading.RLock())
         #: Slot → its stages and trials that have not ended; the first is the one that runs.
         self._running: dict[str, list[Work]] = {}
@@ -102,7 +76,7 @@ class Dispatcher:
         #: Hosts that are known to write where this driver reads.
         self._shares_storage: set[str] = set()
         self._has_successors = self._may_overlap = self._is_closed = False
-        self._gpus_per_joint_slot = 0.0
+        self._gpus_per_joint_slot = self._gpus_per_local_slot = 0.0
 
     @property
     def is_finished(self) -> bool:
@@ -121,10 +95,11 @@ class Dispatcher:
         with self._changed:
             self._queue.num_slots = number
 
-    def set_gpus(self, number: float, *, joint: float = 0.0) -> None:
-        """Set how many GPUs each of Tune's slots holds, and each joint slot. Local slots hold none."""
+    def set_gpus(self, number: float, *, joint: float = 0.0, local: float = 0.0) -> None:
+        """Set how many GPUs each of Tune's slots holds, each joint slot, and each local slot."""
         with self._changed:
             self._meter.gpus_per_slot, self._gpus_per_joint_slot = number, joint
+            self._gpus_per_local_slot = local
 
     def close(self) -> None:
         """Stop dispatching, and ignore further reports. Running slots are not stopped."""
@@ -146,15 +121,15 @@ class Dispatcher:
         with self._changed:
             if not self.may_continue(number):
                 return None
-            return self._next_chunk(_local_name(number), self._queue.next_chunk)
+            return self._next_chunk(f"{_LOCAL}{number}", self._queue.next_chunk)
 
     def report_local(self, number: int, events: Iterable[Mapping[str, Any]]) -> None:
         """Handle the events that a local slot reports (``report_events``)."""
-        self.report_events(_local_name(number), events)
+        self.report_events(f"{_LOCAL}{number}", events)
 
     def release_local(self, number: int) -> None:
         """Remove a local slot (``release``)."""
-        self.release(_local_name(number))
+        self.release(f"{_LOCAL}{number}")
 
     def expect_tune_slots(self, *, may_overlap: bool = True) -> None:
         """Replace the local slots by Tune's slots.
@@ -171,7 +146,7 @@ class Dispatcher:
         with self._changed:
             if not self._has_successors:
                 return True
-            return self._is_short() and len(self._reported - {_local_name(number)}) < self._queue.num_slots
+            return self._is_short() and len(self._reported - {f"{_LOCAL}{number}"}) < self._queue.num_slots
 
     def _is_short(self) -> bool:
         mean = self._queue.mean_seconds
@@ -228,16 +203,9 @@ class Dispatcher:
         self._running[slot] = works
         return {
             "works": [self._request(work) for work in works],
-            "created_ms": int(time.time() * 1000),
-            "execution": self._settings.execution,
-            "token": self._settings.token,
-            "module": self._settings.module,
-            "preload": self._settings.preload,
-            "max_retries": self._settings.max_retries,
-            "stall_seconds": self._settings.stall_seconds,
-            "orphan_seconds": self._settings.orphan_seconds,
+            "created_ms": int(time.time() * 1000) if self._shared is None else self._shared.since_ms,
             "chunk_seconds": min(CHUNK_SECONDS, self._meter.seconds_left()),
-            "lease": self._settings.lease,
+            **self._settings.as_json(),
         }
 
     def _request(self, work: Work) -> dict[str, Any]:
@@ -246,12 +214,15 @@ class Dispatcher:
             "folder": self._ledger.folder(work.kind, work.signature).uri,
             "claims": self._ledger.claims(work.signature).uri,
             "number": self._count_attempt(work),
+            **({} if self._shared is None else self._shared.describe(work.signature)),
             **locate_stages(self._ledger, work),
         }
 
     def _count_attempt(self, work: Work) -> int:
         if self._attempts is None:  # before the first chunk: other drivers may have written until the lease was taken
             self._attempts = Counter(count_attempts(self._ledger.root / CLAIMS))
+        if self._shared is not None:  # other drivers count, too
+            self._attempts[work.signature] = self._shared.count_attempts(work.signature, self._attempts[work.signature])
         self._attempts[work.signature] += 1
         return self._attempts[work.signature]
 
@@ -283,7 +254,7 @@ class Dispatcher:
 
     def _count_gpus(self, slot: str) -> float:
         if slot.startswith(_LOCAL):
-            return 0.0
+            return self._gpus_per_local_slot
         return self._gpus_per_joint_slot if _is_joint(slot) else self._meter.gpus_per_slot
 
     def _handle_event(self, slot: str, work: Work, event: dict[str, Any]) -> None:
@@ -295,11 +266,45 @@ class Dispatcher:
             case "returned":
                 self._running[slot].remove(work)
                 self._put_back(work)
+            case "elsewhere":
+                self._running[slot].remove(work)
+                self._leave(work)
             case "done":
                 self._running[slot].remove(work)
-                self._end(work, self._determine_end(work, event))
+                details = self._determine_end(work, event)
+                if self._shared is not None and details.get("reason") == SUPERSEDED:
+                    self._leave(work)
+                else:
+                    self._end(work, details)
             case _:
                 self._on_event("event", work, event)
+
+    # ------------------------------------------------------------------ other drivers
+
+    def _leave(self, work: Work) -> None:
+        """Leave a stage or trial to the driver that has taken it, until ``update`` tells what has become of it."""
+        if work.signature in self._begun:
+            self._begun.discard(work.signature)
+            self._on_event("event", work, {"event": ELSEWHERE})
+        if self._queue.is_closed:
+            self._queue.drop(work)
+        else:
+            self._queue.park(work)
+
+    def list_waiting(self) -> list[Work]:
+        """Return the stages and trials that have not ended and that no slot of this driver has."""
+        with self._changed:
+            running = {work.signature for works in self._running.values() for work in works}
+            return [work for work in self._queue.works if work.signature not in running]
+
+    def update(self, ended: Mapping[str, str], taken: Collection[str]) -> None:
+        """Count what other drivers have ended (signature → state), and what they have now (signatures)."""
+        with self._changed:
+            for work in self.list_waiting():
+                if work.signature in ended and self._queue.get(work.signature) is not None:
+                    self._end(work, {"status": ended[work.signature], ELSEWHERE: True, "message": _SEE_THERE})
+            self._queue.set_taken({work.signature for work in self.list_waiting()}.intersection(taken))
+            self._changed.notify_all()
 
     def record_loss(self, slot: str) -> dict[str, int]:
         """Count that the actor of a slot was lost. Another actor runs the same chunk again.
@@ -375,19 +380,18 @@ class Dispatcher:
 
     def _end(self, work: Work, details: dict[str, Any]) -> None:
         self._on_event("ended", work, details)
+        if self._shared is not None and details["status"] == FAILED:
+            self._shared.release(work.signature)  # now that the ledger has the failure
         if details["status"] == COMPLETE:
             self._queue.complete(work, seconds=details.get("seconds"))
         else:
             for dependant in self._queue.drop(work):
                 if details["status"] == FAILED:
-                    self._on_event("ended", dependant, describe_upstream(work))
+                    said = {ELSEWHERE: True} if ELSEWHERE in details else {}
+                    self._on_event("ended", dependant, describe_upstream(work) | said)
         if not self._queue.is_closed:
             self._queue.add(self._find_more())
 
 
 def _is_joint(slot: str) -> bool:
     return slot.startswith(_JOINT)
-
-
-def _local_name(number: int) -> str:
-    return f"{_LOCAL}{number}"

@@ -32,10 +32,11 @@ class LocalExecutor:
         dispatcher: source of chunks and receiver of events.
         num_slots: number of stages and trials that run at once.
         stop: event that ends the study; also set here when a slot fails, whose error is raised on leaving.
+        has_ray: whether Ray can replace the slots.
     """
 
-    def __init__(self, dispatcher: Dispatcher, num_slots: int, *, stop: threading.Event) -> None:
-        self._dispatcher, self._stop = dispatcher, stop
+    def __init__(self, dispatcher: Dispatcher, num_slots: int, *, stop: threading.Event, has_ray: bool = True) -> None:
+        self._dispatcher, self._stop, self._has_ray = dispatcher, stop, has_ray
         self._abandoned = threading.Event()
         self._error: Exception | None = None
         self._began = time.monotonic()
@@ -62,7 +63,8 @@ class LocalExecutor:
         """Return True once Ray should be started, False once everything is over without it."""
         while not self._is_over():
             left, waited = self._dispatcher.seconds_left, time.monotonic() - self._began
-            if (left or 0.0) > WORTH_SECONDS or (left is None and waited > PATIENCE_SECONDS):
+            is_long = (left or 0.0) > WORTH_SECONDS or (left is None and waited > PATIENCE_SECONDS)
+            if self._has_ray and is_long:
                 return True
             self._dispatcher.wait(_REPORT_SECONDS)
         return False

@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
+from typing import Any
 
-from orchestrator.ledger.usage import USAGE
+from orchestrator.ledger.usage import SHARED_USAGE, USAGE
 from orchestrator.planning.budget import Usage
 from trainables.errors import LeaseError, StorageError
 from trainables.storage.folder import Folder
@@ -33,6 +34,7 @@ class Meter:
         price_per_gpu_hour: price that turns a limit of money into GPU hours; None if there is no such limit.
         on_spent: called once, with the number of stages and trials that will not start because of the budget.
         clock: returns seconds; stands still while the machine is suspended.
+        others: usage that counts towards the limits and is stored elsewhere (``count_others``).
     """
 
     def __init__(
@@ -43,6 +45,7 @@ class Meter:
         price_per_gpu_hour: float | None = None,
         on_spent: Callable[[int], None] = lambda number: None,
         clock: Callable[[], float] = time.monotonic,
+        others: Usage | None = None,
     ) -> None:
         limits, hourly = limits or {}, price_per_gpu_hour
         self._wall_limit = 3600 * limits.get("wall_hours", math.inf)
@@ -52,7 +55,7 @@ class Meter:
         #: GPUs that a slot of Tune holds.
         self.gpus_per_slot = 0.0
         self._clock, self._lock = clock, threading.Lock()
-        self._usage = before or Usage()
+        self._usage, self._others = before or Usage(), others or Usage()
         self._since = clock()
         #: Slot → GPUs that it holds, and the time from which it is counted.
         self._slots: dict[str, tuple[float, float]] = {}
@@ -92,8 +95,13 @@ class Meter:
             self._num_holding[gpus] += 1
         self._gpus = sum(held * number for held, number in self._num_holding.items())
 
+    def count_others(self, others: Usage) -> None:
+        """Set the usage of other drivers that share the study, as the ledger has it now."""
+        with self._lock:
+            self._others = others
+
     def read(self) -> Usage:
-        """Return the usage until now, earlier runs included."""
+        """Return the usage until now, earlier runs included, and without that of ``others``."""
         with self._lock:
             self._advance()
             return self._usage
@@ -103,9 +111,10 @@ class Meter:
         with self._lock:
             self._advance()
             gpus = max(self._gpus, self.gpus_per_slot)
-            gpu_left = self._gpu_limit - self._usage.gpu_seconds
+            gpu_left = self._gpu_limit - self._usage.gpu_seconds - self._others.gpu_seconds
             left = gpu_left / gpus if gpus else math.inf if gpu_left > 0 else 0.0
-            return max(0.0, min(self._wall_limit - self._usage.wall_seconds, left))
+            wall_left = self._wall_limit - self._usage.wall_seconds - self._others.wall_seconds
+            return max(0.0, min(wall_left, left))
 
     def _advance(self) -> None:
         now = self._clock()
@@ -118,19 +127,25 @@ class Meter:
 
 
 @contextmanager
-def saving_usage(meter: Meter, root: Folder) -> Iterator[Meter]:
+def saving_usage(meter: Meter, root: Folder, *, driver: str | None = None) -> Iterator[Meter]:
     """Write the usage that a meter counts into a ledger's folder: at first, from a thread, and after the body.
+
+    Args:
+        meter: meter of the run.
+        root: folder of the ledger.
+        driver: name of the driver if it shares the study with others: its usage has a file of its own.
 
     Raises:
         StorageError: the first write fails. A later failure is a warning, since a study should not end because of its
             accounts.
     """
-    _write(root, meter.read())
+    since = None if driver is None else (driver, int(time.time() * 1000))
+    _write(root, meter.read(), since)
     over = threading.Event()
 
     def save() -> None:
         while not over.wait(SAVE_SECONDS):
-            _try_to_write(root, meter.read())
+            _try_to_write(root, meter.read(), since)
 
     thread = threading.Thread(target=save, name="usage", daemon=True)
     thread.start()
@@ -139,15 +154,23 @@ def saving_usage(meter: Meter, root: Folder) -> Iterator[Meter]:
     finally:
         over.set()
         thread.join()
-        _try_to_write(root, meter.read())
+        _try_to_write(root, meter.read(), since)
 
 
-def _try_to_write(root: Folder, usage: Usage) -> None:
+def _try_to_write(root: Folder, usage: Usage, since: tuple[str, int] | None) -> None:
     try:
-        _write(root, usage)
+        _write(root, usage, since)
     except (StorageError, LeaseError) as error:
         _logger.warning("could not write down what the study has taken, trying again later: %s", error)
 
 
-def _write(root: Folder, usage: Usage) -> None:
-    root.write_json(USAGE, {name: round(seconds, 3) for name, seconds in asdict(usage).items()})
+def _write(root: Folder, usage: Usage, since: tuple[str, int] | None) -> None:
+    """Write the usage; ``since``: name of a driver that shares the study, and when it began, in ms."""
+    content: dict[str, Any] = {name: round(seconds, 3) for name, seconds in asdict(usage).items()}
+    if since is None:
+        root.write_json(USAGE, content)
+        return
+    driver, since_ms = since
+    del content["wall_seconds"]  # in which others run, too
+    span = {"since_ms": since_ms, "until_ms": int(time.time() * 1000)}
+    root.write_json(f"{SHARED_USAGE}/{driver}.json", content | span)

@@ -148,8 +148,9 @@ def num_joint_slots(resources: Mapping[str, float], slots: JointSlots) -> int:
 
 
 def num_local_slots(resources: Mapping[str, float], slots: Slots) -> int:
-    """Return how many trials the local executor runs at once: as many as there are CPUs for, up to the maximum."""
-    fitting = int(resources["CPU"] / slots.cpus + 1e-9)
+    """Return how many trials the local executor runs at once: as many as CPUs and GPUs allow, up to the maximum."""
+    fits = [resources["CPU"] / slots.cpus, *([resources["GPU"] / slots.gpus] if slots.gpus else [])]
+    fitting = int(min(fits) + 1e-9)
     return fitting if slots.max_concurrent is None else min(fitting, slots.max_concurrent)
 
 

@@ -43,6 +43,9 @@ class WorkQueue:
         self._ready: list[int] = []
         self._ready_joint: list[int] = []
         self._order: list[Work] = []
+        #: Signatures of what other drivers have, and of what was ready and is not handed out because of that.
+        self._taken: frozenset[str] = frozenset()
+        self._parked: set[str] = set()
         self._num_timed, self._seconds = 0, 0.0
         #: Number of open stages: the queue may hold 100,000 trials, and is asked several times a second.
         self._num_stages = 0
@@ -102,16 +105,46 @@ class WorkQueue:
 
     def next_chunk(self) -> list[Work]:
         """Return the next chunk for one slot, in the order to run; empty if everything left waits or runs."""
+        self._park_taken()
         if not self._ready:
             return []
         first = self._order[heapq.heappop(self._ready)]
         taken = [first]
         size = self._chunk_size()
-        while first.kind == "trial" and len(taken) < size and self._ready:
-            if self._order[self._ready[0]].kind != "trial":
+        while first.kind == "trial" and len(taken) < size:
+            self._park_taken()
+            if not self._ready or self._order[self._ready[0]].kind != "trial":
                 break  # trials wait for a stage, so it never waits in a chunk
             taken.append(self._order[heapq.heappop(self._ready)])
         return taken
+
+    def _park_taken(self) -> None:
+        """Remove what has ended, or is taken, elsewhere from the head of what is ready."""
+        while self._ready:
+            signature = self._order[self._ready[0]].signature
+            if signature in self._works and signature not in self._taken:
+                return
+            heapq.heappop(self._ready)
+            if signature in self._works:
+                self._parked.add(signature)
+
+    @property
+    def works(self) -> list[Work]:
+        """Stages and trials that have not ended, in the order of preference."""
+        return list(self._works.values())
+
+    def park(self, work: Work) -> None:
+        """Put back a stage or trial that another driver turned out to have, until ``set_taken``."""
+        self._taken |= {work.signature}
+        self._parked.add(work.signature)
+
+    def set_taken(self, signatures: Iterable[str]) -> None:
+        """Set which stages and trials other drivers have: they are not handed out."""
+        self._taken = frozenset(signatures)
+        free = [self._works[signature] for signature in self._parked - self._taken if signature in self._works]
+        self._parked &= self._taken
+        for work in free:
+            self._push(work)
 
     def next_joint(self) -> list[Work]:
         """Return the next stage that several processes run together; empty if none is ready."""
@@ -159,6 +192,7 @@ class WorkQueue:
         self._num_stages = sum(work.kind == "stage" for work in self._works.values())
         self._ready.clear()
         self._ready_joint.clear()
+        self._parked.clear()
         self._dependants.clear()
         return [work for work in before.values() if work.signature not in self._works]
 

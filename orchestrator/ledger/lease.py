@@ -1,5 +1,8 @@
 """Lease for one driver per study: ``lease.json`` names the driver, and no other can write into the ledger.
 
+Drivers that share a study (``run --shard``) have a lease each in ``leases/``, and ``lease.json`` names the one of them
+that keeps the books (``shards/leases.py``).
+
 The holder renews it; a driver that has not done so for a minute is taken for dead, and the next one takes over. Every
 process that writes for a driver (itself, its slots, the processes of its trials) checks the lease before each write
 (``fence``): one that was suspended meanwhile changes nothing when it wakes up.
@@ -17,7 +20,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Self
 
 from orchestrator.ledger.ledger import Ledger
 from trainables.errors import LeaseError, StorageError
@@ -32,10 +35,16 @@ LEASE_SECONDS = 60.0
 #: A sign of life further ahead means that clocks differ. An assumption: clocks that are set by NTP differ by less.
 MAX_AHEAD_SECONDS = 5.0
 LEASE = "lease.json"
+#: Folder of the leases of drivers that share a study; each is named after its driver.
+LEASES = "leases"
 #: File that is held only for the moment in which the lease is taken.
 LOCK = "lease.lock"
 #: Time in which two drivers notice each other where nothing can be locked.
 CONFIRM_SECONDS = 1.0
+
+
+class BusyError(LeaseError):
+    """Another driver is taking a lease in this moment; a little later it is known whether it has the study."""
 
 
 def fence(lease: Mapping[str, str]) -> Callable[[], None]:
@@ -47,9 +56,9 @@ def fence(lease: Mapping[str, str]) -> Callable[[], None]:
     root = Folder(lease["root"])
 
     def check() -> None:
-        holder = _read(root)
+        holder = read_lease(root, lease["name"])
         if holder is None or holder["token"] != lease["token"]:
-            by = "nobody: another driver has taken over and ended" if holder is None else _describe(holder)
+            by = "nobody: another driver has taken over and ended" if holder is None else describe(holder)
             raise LeaseError(f"refused to write into {root.uri}: its lease is now held by {by}; nothing is lost")
 
     return check
@@ -83,7 +92,10 @@ class Lease:
         LeaseError: on entering, if another driver is alive; on leaving, if another has taken over.
     """
 
-    def __init__(self, ledger: Ledger) -> None:
+    def __init__(
+        self, ledger: Ledger, *, name: str = LEASE, token: str | None = None, about: Mapping[str, Any] | None = None
+    ) -> None:
+        self._name = name
         self._ledger, self._guard_before = ledger, ledger.root.guard
         self._folder = Folder(ledger.root.uri)  # without a guard: writing the lease needs no lease
         self._stop = threading.Event()
@@ -93,7 +105,8 @@ class Lease:
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "since_ms": since_ms,
-            "token": uuid.uuid4().hex,
+            "token": token or uuid.uuid4().hex,
+            **(about or {}),
         }
         self._is_lost = False
         self._successor: dict[str, Any] | None = None
@@ -101,35 +114,50 @@ class Lease:
     @property
     def ticket(self) -> dict[str, str]:
         """Argument of ``fence``, for processes that write on behalf of this driver."""
-        return {"root": self._folder.uri, "token": str(self._entry_base["token"])}
+        return {"root": self._folder.uri, "name": self._name, "token": str(self._entry_base["token"])}
+
+    @property
+    def since_ms(self) -> int:
+        """When this driver began, in ms."""
+        return int(self._entry_base["since_ms"])
 
     def holder(self) -> dict[str, Any] | None:
         """Return the living holder of the lease (host, pid, since_ms, alive_ms, token), None if there is none."""
         holder = self._read()
-        if holder is None:
-            return None
-        return holder if is_alive(holder) else None
+        return holder if holder is not None and is_alive(holder) else None
 
     def check(self) -> None:
         """Raise ``LeaseError`` if another driver is alive. Writes nothing."""
-        holder = self.holder()
-        if holder is None:
-            return
-        age = _age(holder)
-        if age < -MAX_AHEAD_SECONDS:
+        sharing = [each for each in read_leases(self._folder).values() if is_alive(each)]
+        if sharing:
             raise LeaseError(
-                f"the study in {self._folder.uri} is being run by {_describe(holder)}, whose last sign of life is "
-                f"{-age:.0f} s in the future: the clocks of the machines differ, or this one was set back. If that "
+                f"the study in {self._folder.uri} is being run with --shard, by {', '.join(map(describe, sharing))}; "
+                "join in with `run --shard`, wait for them, or stop them first"
+            )
+        self.check_alone()
+
+    def check_alone(self) -> None:
+        """Raise ``LeaseError`` if a driver that runs the study alone is alive."""
+        holder = self.holder()
+        if holder is None or "driver" in holder:
+            return
+        silent = age(holder)
+        if silent < -MAX_AHEAD_SECONDS:
+            raise LeaseError(
+                f"the study in {self._folder.uri} is being run by {describe(holder)}, whose last sign of life is "
+                f"{-silent:.0f} s in the future: the clocks of the machines differ, or this one was set back. If that "
                 f"driver runs, wait for it or stop it; if not, remove {LEASE} in that folder, and set the clocks"
             )
         raise LeaseError(
-            f"the study in {self._folder.uri} is being run by {_describe(holder)} (last sign of life {age:.0f} s ago); "
-            "wait for it, or stop it first"
+            f"the study in {self._folder.uri} is being run by {describe(holder)} (last sign of life {silent:.0f} s "
+            "ago); wait for it, or stop it first"
         )
 
-    def __enter__(self) -> Lease:
+    def __enter__(self) -> Self:
         with self._exclusively():
             self.check()
+            if not self._entry_base.keys() & {"driver"}:  # drivers that shared the study are dead
+                self._folder.remove(LEASES)
             self._write()
         self._ledger.root.guard = fence(self.ticket)  # from here on
         self._thread.start()
@@ -158,7 +186,8 @@ class Lease:
     def _locked_on_disk(self) -> Iterator[None]:
         from filelock import FileLock  # imported here: most commands take no lease
 
-        lock = FileLock(f"{self._folder.uri}/{LOCK}")
+        # Whoever holds it may be suspended: then this is given up.
+        lock = FileLock(f"{self._folder.uri}/{LOCK}", timeout=LEASE_SECONDS)
         try:
             os.makedirs(self._folder.uri, exist_ok=True)
             lock.acquire()
@@ -182,17 +211,17 @@ class Lease:
             return self._folder.create(LOCK, said) is False
         if is_created is None:
             return False
-        other = _read(self._folder, LOCK)
-        if other is None or _age(other) < LEASE_SECONDS:
-            by = "another driver" if other is None else _describe(other)
-            raise LeaseError(f"the study in {self._folder.uri} is being taken in this moment by {by}; wait for it")
+        other = read_lease(self._folder, LOCK)
+        if other is None or age(other) < LEASE_SECONDS:
+            by = "another driver" if other is None else describe(other)
+            raise BusyError(f"the study in {self._folder.uri} is being taken in this moment by {by}; wait for it")
         return False
 
     def _confirm(self) -> None:
         time.sleep(CONFIRM_SECONDS)
         holder = self._read()
         if not self._is_mine(holder):
-            by = "nobody" if holder is None else _describe(holder)
+            by = "nobody" if holder is None else describe(holder)
             raise LeaseError(f"the study in {self._folder.uri} was taken in the same moment by {by}; wait for it")
 
     def __exit__(self, *_: object) -> None:
@@ -200,22 +229,22 @@ class Lease:
         self._thread.join()
         self._ledger.root.guard = self._guard_before
         if self._is_lost:
-            by = "another driver, which has ended since" if self._successor is None else _describe(self._successor)
+            by = "another driver" if self._successor is None else describe(self._successor)
             raise LeaseError(
                 f"the study in {self._folder.uri} was taken over by {by}: this one had given no sign of life for "
                 f"{LEASE_SECONDS:.0f} s. It has stopped, and nothing is lost"
             )
         if self._is_mine(self._read()):
-            self._folder.remove(LEASE)
+            self._folder.remove(self._name)
 
     def _is_mine(self, holder: dict[str, Any] | None) -> bool:
         return holder is not None and holder["token"] == self._entry_base["token"]
 
     def _read(self) -> dict[str, Any] | None:
-        return _read(self._folder)
+        return read_lease(self._folder, self._name)
 
     def _write(self) -> None:
-        self._folder.write_json(LEASE, self._entry())
+        self._folder.write_json(self._name, self._entry())
 
     def _entry(self) -> dict[str, Any]:
         return self._entry_base | {"alive_ms": int(time.time() * 1000)}
@@ -233,8 +262,20 @@ class Lease:
                 _logger.warning("could not renew the lease of the study, trying again: %s", error)
 
 
-def _read(root: Folder, name: str = LEASE) -> dict[str, Any] | None:
-    """Return the holder in ``lease.json`` (or in the lock), None if there is no such file.
+def read_leases(root: Folder) -> dict[str, dict[str, Any]]:
+    """Return name of each driver that shares the study of a ledger's folder → its lease, whether it lives or not.
+
+    Raises:
+        LeaseError: a lease is damaged.
+        StorageError: the folder could not be read.
+    """
+    names = [name for name in (root / LEASES).children() if name.endswith(".json")]
+    found = {name.removesuffix(".json"): read_lease(root, f"{LEASES}/{name}") for name in names}
+    return {driver: holder for driver, holder in found.items() if holder is not None}
+
+
+def read_lease(root: Folder, name: str = LEASE) -> dict[str, Any] | None:
+    """Return the holder in a lease (or in the lock), None if there is no such file.
 
     Raises:
         LeaseError: the file is damaged.
@@ -242,7 +283,8 @@ def _read(root: Folder, name: str = LEASE) -> dict[str, Any] | None:
     """
     try:
         holder: dict[str, Any] = root.read_json(name)
-        return {key: holder[key] for key in ("host", "pid", "since_ms", "alive_ms", "token")}
+        known = {key: holder[key] for key in ("host", "pid", "since_ms", "alive_ms", "token")}
+        return known | {key: holder[key] for key in ("driver", "shard", "plan") if key in holder}
     except (StorageError, KeyError, TypeError) as error:
         if isinstance(error.__cause__, FileNotFoundError):  # no check beforehand: that is one more request
             return None
@@ -254,29 +296,30 @@ def _read(root: Folder, name: str = LEASE) -> dict[str, Any] | None:
         ) from error
 
 
-def is_alive(holder: Mapping[str, Any]) -> bool:
-    """Return whether a holder (host, pid, alive_ms) is taken for alive: it has renewed, and its process is not gone."""
-    return _age(holder) < LEASE_SECONDS and _is_alive(holder)
-
-
-def _age(holder: Mapping[str, Any]) -> float:
+def age(holder: Mapping[str, Any]) -> float:
     """Return the seconds since the last sign of life."""
     return time.time() - float(holder["alive_ms"]) / 1000
 
 
-def _describe(holder: dict[str, Any]) -> str:
+def describe(holder: Mapping[str, Any]) -> str:
+    """Return in words which process holds a lease, and since when."""
     since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(holder["since_ms"] / 1000))
     return f"process {holder['pid']} on {holder['host']} since {since}"
 
 
-def _is_alive(holder: Mapping[str, Any]) -> bool:
-    """Return False only if the holder ran on this host and its process is gone: no need to wait for the expiry."""
+def is_alive(holder: Mapping[str, Any]) -> bool:
+    """Return whether the holder of a lease has given a sign of life lately, and its process is not known to be gone."""
+    return age(holder) < LEASE_SECONDS and not is_gone(holder)
+
+
+def is_gone(holder: Mapping[str, Any]) -> bool:
+    """Return whether the holder ran on this host and its process is gone: no need to wait for the expiry."""
     if holder["host"] != socket.gethostname():
-        return True
+        return False
     try:
         os.kill(holder["pid"], 0)
     except ProcessLookupError:
-        return False
-    except PermissionError:
         return True
-    return True
+    except PermissionError:
+        return False
+    return False

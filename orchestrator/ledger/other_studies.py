@@ -8,7 +8,7 @@ A stage that the other study is still running, or that is damaged there, is not 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from typing import Any
 
 from orchestrator.ledger.lease import Lease, claimed
@@ -17,7 +17,7 @@ from orchestrator.ledger.record import begin_record, describe_work
 from orchestrator.planning.works import Work
 from trainables.config import StageConfig
 from trainables.errors import StorageError
-from trainables.storage.claims import find_claim, release_claim, take_claim
+from trainables.storage.claims import Claim, find_claim, release_claim, take_claim
 from trainables.storage.completeness import CONFIG, EPOCHS, RESULT, describe_files, is_finished
 from trainables.storage.folder import Folder
 
@@ -43,7 +43,15 @@ def find_elsewhere(ledger: Ledger, stages: Collection[Work]) -> dict[str, str]:
     return found
 
 
-def adopt_stage(ledger: Ledger, work: Work, other_study: str, *, lease: Lease, git_commit: str | None) -> bool:
+def adopt_stage(
+    ledger: Ledger,
+    work: Work,
+    other_study: str,
+    *,
+    lease: Lease,
+    git_commit: str | None,
+    take: Callable[[str], Claim] | None = None,
+) -> bool:
     """Copy a stage from another study, as an attempt with a claim of its own; return whether it is complete now.
 
     Args:
@@ -52,6 +60,7 @@ def adopt_stage(ledger: Ledger, work: Work, other_study: str, *, lease: Lease, g
         other_study: study that has completed it.
         lease: lease of the ledger.
         git_commit: commit of the working folder.
+        take: returns a claim on a signature, for a driver that shares the study; None: the next one.
 
     Raises:
         SupersededError: another attempt has taken over.
@@ -64,8 +73,11 @@ def adopt_stage(ledger: Ledger, work: Work, other_study: str, *, lease: Lease, g
     except StorageError:
         return False  # removed or damaged since it was found
     claims = ledger.claims(work.signature)
-    last = find_claim(claims)
-    claim = take_claim(claims, 1 if last is None else last.number + 1)
+    if take is None:
+        last = find_claim(claims)
+        claim = take_claim(claims, 1 if last is None else last.number + 1)
+    else:
+        claim = take(work.signature)
     folder = claimed(ledger.folder("stage", work.signature).uri, claims.uri, claim, lease.ticket)
     record = describe_work(work, study=ledger.study, git_commit=git_commit)
     record["created_ms"] = created_ms  # its epochs have the times of the other study

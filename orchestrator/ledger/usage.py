@@ -1,4 +1,8 @@
-"""Time that all runs of a study have used (``usage.json``), and how much of its budget that is."""
+"""Time that all runs of a study have used, and how much of its budget that is.
+
+usage.json            of the drivers that ran it alone
+usage/<driver>.json   of one that shared it with others (``run --shard``), and from when to when it ran
+"""
 
 from __future__ import annotations
 
@@ -14,6 +18,8 @@ from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, STOPPED
 from trainables.storage.completeness import EPOCHS
 
 USAGE = "usage.json"
+#: Folder with the usage of drivers that shared the study.
+SHARED_USAGE = "usage"
 
 
 def read_budget_status(
@@ -69,19 +75,72 @@ def find_begun(ledger: Ledger, states: Mapping[str, str]) -> frozenset[str]:
 
 
 def find_usage(ledger: Ledger) -> Usage | None:
-    """Return the usage of all runs of a study, None if ``usage.json`` is missing or damaged."""
-    return Usage(**ledger.root.read_json(USAGE)) if ledger.root.is_intact(USAGE) else None
+    """Return the usage of all runs of a study, None if nothing intact tells of any."""
+    alone, shared = _find_own_usage(ledger), read_shared_usage(ledger)
+    return None if alone is None and shared == Usage() else add_usage(alone or Usage(), shared)
 
 
 def read_usage(ledger: Ledger) -> Usage:
-    """Return the usage of all runs of a study.
+    """Return the usage of all runs of a study, estimated as in ``read_own_usage`` if ``usage.json`` is missing."""
+    return add_usage(read_own_usage(ledger), read_shared_usage(ledger))
 
-    If ``usage.json`` is missing or damaged, it is estimated from complete, failed and stopped stages and trials:
-    attempts that were cut off together with their driver or machine are not in it.
+
+def add_usage(first: Usage, second: Usage) -> Usage:
+    """Return the sum of two usages."""
+    return Usage(
+        first.wall_seconds + second.wall_seconds,
+        first.slot_seconds + second.slot_seconds,
+        first.gpu_seconds + second.gpu_seconds,
+    )
+
+
+def read_shared_usage(ledger: Ledger) -> Usage:
+    """Return the usage of the drivers that shared a study; the time in which several ran counts once."""
+    folder = ledger.root / SHARED_USAGE
+    found = [folder.read_json(name) for name in folder.children() if name.endswith(".json") and folder.is_intact(name)]
+    spans = [(each["since_ms"] / 1000, each["until_ms"] / 1000) for each in found]
+    return Usage(
+        _measure_union(spans),
+        sum(each["slot_seconds"] for each in found),
+        sum(each["gpu_seconds"] for each in found),
+    )
+
+
+def read_others_usage(ledger: Ledger, driver: str) -> Usage:
+    """Return the usage of all runs of a study without that of one of the drivers that share it."""
+    whole, name = read_usage(ledger), f"{SHARED_USAGE}/{driver}.json"
+    if not ledger.root.is_intact(name):
+        return whole
+    mine = ledger.root.read_json(name)
+    seconds = (mine["until_ms"] - mine["since_ms"]) / 1000
+    left = whole.wall_seconds - seconds, whole.slot_seconds - mine["slot_seconds"]
+    return Usage(*(max(0.0, each) for each in (*left, whole.gpu_seconds - mine["gpu_seconds"])))
+
+
+def _measure_union(spans: Collection[tuple[float, float]]) -> float:
+    """Return the length of the union of intervals."""
+    total, until = 0.0, -math.inf
+    for begin, end in sorted(spans):
+        total += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return total
+
+
+def _find_own_usage(ledger: Ledger) -> Usage | None:
+    return Usage(**ledger.root.read_json(USAGE)) if ledger.root.is_intact(USAGE) else None
+
+
+def read_own_usage(ledger: Ledger) -> Usage:
+    """Return the usage of the drivers that ran a study alone.
+
+    If ``usage.json`` is missing or damaged, and no drivers have shared the study, it is estimated from complete, failed
+    and stopped stages and trials: attempts that were cut off together with their driver or machine are not in it.
     """
-    usage = find_usage(ledger)
+    usage = _find_own_usage(ledger)
     if usage is not None:
         return usage
+    if any((ledger.root / SHARED_USAGE).children()):
+        return Usage()
     ended = (COMPLETE, FAILED, STOPPED)
     return estimate_usage([record for kind in ("stage", "trial") for record in ledger.records(kind, states=ended)])
 
@@ -95,11 +154,7 @@ def estimate_usage(records: Collection[Record]) -> Usage:
         slots += seconds
         if record.result is not None and record.result["environment"]["device"] != "cpu":
             gpus += seconds
-    wall, until = 0.0, -math.inf
-    for begin, end in sorted(spans):
-        wall += max(0.0, end - max(begin, until))
-        until = max(until, end)
-    return Usage(wall, slots, gpus)
+    return Usage(_measure_union(spans), slots, gpus)
 
 
 def _find_end_ms(record: Record) -> float:

@@ -121,6 +121,7 @@ class Shipper:
         self._ended = threading.Event()
         self._given_up = threading.Event()
         self._is_closed = False
+        self._left_open: Collection[str] = ()
         self._thread = threading.Thread(target=self._run, name="mlflow-shipper", daemon=True)
 
     @cached_property
@@ -137,7 +138,9 @@ class Shipper:
         """Start the thread."""
         self._thread.start()
 
-    def finish(self, timeout_seconds: float, *, max_seconds: float = float("inf")) -> int:
+    def finish(
+        self, timeout_seconds: float, *, max_seconds: float = float("inf"), left_open: Collection[str] = ()
+    ) -> int:
         """Ship the remaining records and close interrupted runs; return the number of records that MLflow lacks.
 
         Call it when nothing runs any more. ``robustsweep sync`` ships lacking records later.
@@ -145,7 +148,9 @@ class Shipper:
         Args:
             timeout_seconds: longest wait without an arriving record.
             max_seconds: longest wait in all.
+            left_open: signatures that other drivers go on with; their runs stay open.
         """
+        self._left_open = left_open
         self._ended.set()
         started = last_moment = time.monotonic()
         num_arrived, is_told = -1, False
@@ -316,7 +321,7 @@ class Shipper:
         if self._has_failed:
             # A create_run without an answer may have been carried out late: opening removes the second run.
             self.tracker.open()
-        self.tracker.close_interrupted()
+        self.tracker.close_interrupted(self._left_open)
         self.tracker.show_arms()
         self._is_closed = True
 

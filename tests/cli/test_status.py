@@ -8,12 +8,15 @@ from pathlib import Path
 from rich.console import Console
 
 from orchestrator.cli.lookup import describe_differences
-from orchestrator.cli.status import COUNTS, compute_status, find_damaged, render_status
+from orchestrator.cli.status import COUNTS, compute_status, find_damaged, find_drivers, render_status
 from orchestrator.ledger.lease import Lease
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.shards.leases import DriverLease
+from orchestrator.ledger.shards.shard import Shard
 from orchestrator.planning.plan import Plan
 from orchestrator.study.study_file import Study, compute_study_sha256, parse_study
 from tests.support.plans import make_trial
+from trainables.storage.claims import exchange_claim
 from trainables.storage.completeness import describe_files
 
 TEXT = "study: s\ndata: {kind: digits}\nfactors: {augmentation: [none, strong]}\nreplicates: 3\n"
@@ -97,3 +100,27 @@ def test_counts_are_printed_one_a_line() -> None:
     console = Console(file=StringIO())
     render_status({"planned": 2, "complete": 1}, console)
     assert console.file.getvalue() == "planned      2\ncomplete     1\n"  # type: ignore[attr-defined]
+
+
+def test_drivers_that_share_a_study_are_listed_with_what_they_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ledger = make_ledger(tmp_path, "interrupted a", "interrupted b", "interrupted c", "missing")
+    trials = [trial["signature"] for trial in ledger.read_plan()["trials"]]
+    with join(ledger, "10/12") as first, join(ledger, "2/12"):
+        exchange_claim(ledger.claims(trials[0]), None, 1, holder=first.driver)
+        exchange_claim(ledger.claims(trials[1]), None, 1, holder="dead")
+        counts = compute_status(make_study(), storage=str(tmp_path))
+        drivers = find_drivers(make_study(), storage=str(tmp_path))
+    assert (counts["running"], counts["interrupted"], counts["missing"]) == (1, 2, 1)
+    assert [(driver["shard"], driver["running"], driver["pid"]) for driver in drivers] == [
+        ("2/12", 0, os.getpid()), ("10/12", 1, os.getpid()),
+    ]  # fmt: skip
+    render_status(counts, Console(width=200), drivers=drivers)
+    assert "\ndriver       10/12  process " in capsys.readouterr().out
+    assert find_drivers(make_study(), storage=str(tmp_path)) == []
+    assert compute_status(make_study(), storage=str(tmp_path))["running"] == 0
+
+
+def join(ledger: Ledger, shard: str) -> DriverLease:
+    return DriverLease(Ledger(ledger.storage, ledger.study), shard=Shard.parse(shard), plan_sha256="p")

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from orchestrator.execution.dispatcher import SHORT_SECONDS, ChunkSettings, Dispatcher
+from orchestrator.execution.chunk_settings import ChunkSettings
+from orchestrator.execution.dispatcher import SHORT_SECONDS, Dispatcher
 from orchestrator.execution.meter import Meter
 from orchestrator.execution.work_queue import WorkQueue
 from orchestrator.ledger.ledger import Ledger

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from orchestrator.execution import local_executor
-from orchestrator.execution.dispatcher import ChunkSettings, Dispatcher
+from orchestrator.execution.chunk_settings import ChunkSettings
+from orchestrator.execution.dispatcher import Dispatcher
 from orchestrator.execution.local_executor import LocalExecutor
 from orchestrator.execution.work_queue import WorkQueue
 from orchestrator.ledger.ledger import Ledger

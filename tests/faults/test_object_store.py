@@ -7,6 +7,8 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,9 @@ from tests.conftest import FinishedStudy
 from tests.support.object_stores import SECRET, connect, serve_s3
 from tests.support.processes import lines
 from tests.support.tiny_study import NUM_TRIALS, make_place
+from trainables.errors import SupersededError
+from trainables.storage.claims import Claim, exchange_claim, find_claim, release_claim
+from trainables.storage.folder import Folder
 
 BUCKET = "studies"
 
@@ -112,3 +117,27 @@ def test_a_store_that_cannot_be_reached_is_told(tmp_path: Path, finished_study: 
     assert f"error: could not look for s3://{BUCKET}/x/tiny/plan.json" in done.stderr
     assert "Traceback" not in done.stderr
     assert SECRET not in done.stdout + done.stderr
+
+
+# ------------------------------------------------------------------------------------------------ claims
+
+
+@pytest.mark.parametrize("before", ["nobody", "a dead driver"])
+def test_of_drivers_that_take_a_trial_in_the_same_moment_one_gets_it(
+    store: dict[str, str], tmp_path: Path, before: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in store.items():
+        monkeypatch.setenv(name, value)
+    claims = Folder(f"s3://{BUCKET}/{tmp_path.name}") / "claims" / "abc"
+    found = None if before == "nobody" else exchange_claim(claims, None, 1, holder="dead")
+    got: list[Claim] = []
+
+    def take(number: int) -> None:
+        with suppress(SupersededError):
+            got.append(exchange_claim(claims, found, 2, holder=f"d{number}"))
+
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(take, range(6)))
+    assert got == [find_claim(claims)]
+    release_claim(claims, got[0])
+    assert list(claims.children()) == []

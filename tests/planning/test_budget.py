@@ -19,11 +19,12 @@ from orchestrator.cli.status import compute_status, find_budget_status, is_out_o
 from orchestrator.driver.estimate import estimate
 from orchestrator.driver.prepare import prepare
 from orchestrator.execution import meter
-from orchestrator.execution.dispatcher import ChunkSettings, Dispatcher
+from orchestrator.execution.chunk_settings import ChunkSettings
+from orchestrator.execution.dispatcher import Dispatcher
 from orchestrator.execution.meter import Meter, saving_usage
 from orchestrator.execution.work_queue import CHUNK_SECONDS, WorkQueue
 from orchestrator.ledger.ledger import Ledger
-from orchestrator.ledger.usage import find_begun, read_budget_status, read_usage
+from orchestrator.ledger.usage import find_begun, read_budget_status, read_others_usage, read_usage
 from orchestrator.planning.budget import BudgetStatus, Usage, describe_budget, describe_needs, measure
 from orchestrator.planning.plan import Plan
 from orchestrator.planning.reconcile import reconcile
@@ -492,3 +493,33 @@ def test_a_study_out_of_budget_starts_nothing_and_says_so(finished_study: Finish
         assert plan["budget"]["fits"] == {"trials": fits}
         assert [row["state"] for row in plan["trials"]].count(state) == 1
     assert place.call("status", *spent).returncode == 4
+
+
+# ------------------------------------------------------------------ several drivers
+
+
+def test_drivers_that_share_a_study_count_the_time_in_which_several_run_once(ledger: Ledger, clock: Clock) -> None:
+    ledger.root.write_json("usage.json", {"wall_seconds": 100.0, "slot_seconds": 50.0, "gpu_seconds": 5.0})
+    for name, since, until, gpus in (("a", 0, 60, 10.0), ("b", 30, 90, 20.0), ("c", 200, 210, 0.0)):
+        span = {"since_ms": 1000 * since, "until_ms": 1000 * until}
+        ledger.root.write_json(f"usage/{name}.json", span | {"slot_seconds": 7.0, "gpu_seconds": gpus})
+    assert read_usage(ledger) == Usage(100.0 + 90.0 + 10.0, 50.0 + 21.0, 35.0)
+    assert read_others_usage(ledger, "b") == Usage(200.0 - 60.0, 64.0, 15.0)
+    assert read_others_usage(ledger, "d") == read_usage(ledger)
+    own = Meter(limits={"wall_hours": 1.0}, clock=clock, others=read_others_usage(ledger, "d"))
+    assert own.seconds_left() == 3600.0 - 200.0
+    clock.now += 50
+    own.count_others(Usage(1000.0, 0.0, 0.0))
+    assert own.seconds_left() == 3600.0 - 1050.0
+
+
+def test_what_a_sharing_driver_has_taken_has_a_file_of_its_own(ledger: Ledger, clock: Clock) -> None:
+    used = Meter(clock=clock, others=Usage(10.0, 10.0, 10.0))
+    used.report("slot", gpus=0.5, busy_seconds=0.0)
+    with saving_usage(used, ledger.root, driver="a"):
+        clock.now += 8
+    found = ledger.root.read_json("usage/a.json")
+    assert (found["slot_seconds"], found["gpu_seconds"]) == (8.0, 4.0)
+    assert found["since_ms"] <= found["until_ms"]
+    assert not ledger.root.exists("usage.json")
+    assert read_usage(ledger).gpu_seconds == 4.0  # nothing is estimated from records besides

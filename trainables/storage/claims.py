@@ -29,6 +29,8 @@ from trainables.storage.folder import Folder, explain_failure, replace_synced
 
 #: Folder of a ledger in which claims lie.
 CLAIMS = "claims"
+#: Characters of a token that are random; those before them name the driver, if several drivers share a study.
+_NUM_RANDOM = 12
 #: Objects of more bytes are sent in parts, without a condition (s3fs: twice its chunk of 50 MiB).
 _MAX_CONDITIONAL_BYTES = 100 * 2**20
 
@@ -46,6 +48,11 @@ class Claim(NamedTuple):
     def name(self) -> str:
         """Name of its folder or object."""
         return f"{self.number}.{self.tries}.{self.token}"
+
+    @property
+    def holder(self) -> str:
+        """Driver for which it was taken (``exchange_claim``); "" where a study has one driver."""
+        return self.token[:-_NUM_RANDOM]
 
 
 def parse_claim(name: str) -> Claim | None:
@@ -87,9 +94,59 @@ def take_claim(claims: Folder, number: int, *, before: Claim | None = None) -> C
         SupersededError: a newer attempt, or another one of the same number, has the claim.
         StorageError: the storage refused the write.
     """
-    mine = Claim(number, 0 if before is None else before.tries + 1, uuid.uuid4().hex[:12])
+    mine = Claim(number, 0 if before is None else before.tries + 1, uuid.uuid4().hex[:_NUM_RANDOM])
     claims.guard()
     return _take_on_disk(claims, mine, before) if claims.is_local else _take_by_creating(claims, mine, before)
+
+
+def exchange_claim(claims: Folder, found: Claim | None, number: int, *, holder: str) -> Claim:
+    """Acquire the claim of an attempt in place of the one that was found; return it.
+
+    Of several drivers that have found the same, one succeeds: on a disk by renaming it, on an object store by creating
+    an object that bears the number. Where the store has no such step, both may succeed, and the larger claim counts.
+
+    Args:
+        claims: folder of the claims of one stage or trial.
+        found: claim that counted when the caller looked, None if there was none.
+        number: number of the attempt, larger than that of ``found``, or the same if the attempt had that claim.
+        holder: letters and digits that name the driver.
+
+    Raises:
+        SupersededError: another claim counts by now, or another driver takes it in this moment.
+        StorageError: the storage refused the write.
+    """
+    tries = found.tries + 1 if found is not None and found.number == number else 0
+    mine = Claim(number, tries, holder + uuid.uuid4().hex[:_NUM_RANDOM])
+    claims.guard()
+    if claims.is_local:
+        _exchange_on_disk(claims, found, mine)
+    elif find_claim(claims) != found or claims.create(f"{mine.number}.{mine.tries}", b"") is False:
+        raise _refuse_exchange(claims, mine)
+    else:
+        claims.write(mine.name, b"")
+        if find_claim(claims) != mine:
+            raise _refuse_exchange(claims, mine)
+    return mine
+
+
+def _refuse_exchange(claims: Folder, mine: Claim) -> SupersededError:
+    return SupersededError(f"attempt {mine.number} at {claims.name} was about to start; another driver has taken it")
+
+
+def _exchange_on_disk(claims: Folder, found: Claim | None, mine: Claim) -> None:
+    try:
+        if found is not None:
+            os.rename(f"{claims.uri}/{found.name}", f"{claims.uri}/{mine.name}")
+        else:
+            _create_on_disk(claims, mine)
+    except FileNotFoundError as error:
+        raise _refuse_exchange(claims, mine) from error
+    except OSError as error:
+        if found is not None or error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise explain_failure(f"could not write {claims.uri}/{mine.name}", error) from error
+        if find_claim(claims) is None:
+            _remove_strangers(claims)  # for the next one that tries
+        raise _refuse_exchange(claims, mine) from error
 
 
 def release_claim(claims: Folder, claim: Claim) -> None:

@@ -212,7 +212,14 @@ class Folder:
 
     def is_intact(self, name: str) -> bool:
         """Return whether ``name`` exists and is a JSON object exactly as ``write_json`` wrote it."""
-        return self.exists(name) and is_sealed(self.read(name))
+        try:
+            return is_sealed(self.read(name))
+        except StorageError as error:
+            if isinstance(
+                error.__cause__, FileNotFoundError | NotADirectoryError
+            ):  # others remove files: no check before
+                return False
+            raise
 
     def stat(self, name: str) -> tuple[int, int] | None:
         """Return the size (bytes) and modification time (ns) of a file, None if it is missing.
@@ -257,8 +264,11 @@ class Folder:
     def children(self) -> Iterator[str]:
         """Yield the sorted names of files and folders directly below; none if the folder is missing."""
         if self.is_local:
-            if os.path.isdir(self.uri):
-                yield from sorted(os.listdir(self.uri))
+            try:
+                names = sorted(os.listdir(self.uri))
+            except (FileNotFoundError, NotADirectoryError):  # no check beforehand: others remove folders
+                return
+            yield from names
             return
         with self._fs(f"list {self.uri}") as fs:
             paths = fs.ls(self.uri, detail=False) if fs.exists(self.uri) else []

@@ -30,6 +30,7 @@ def status(
         compute_status,
         find_budget_status,
         find_damaged,
+        find_drivers,
         is_out_of_budget,
         render_status,
     )
@@ -38,11 +39,13 @@ def status(
     where = storage or loaded.execution.storage
     counts = compute_status(loaded, storage=where)
     budget_status = find_budget_status(loaded, storage=where)
+    drivers = find_drivers(loaded, storage=where)
     job = {} if address is None else {"job": _describe_job(loaded.study, where, address)}
     if as_json:
-        typer.echo(json.dumps(counts | ({} if budget_status is None else {"budget": budget_status.as_json()}) | job))
+        budget = {} if budget_status is None else {"budget": budget_status.as_json()}
+        typer.echo(json.dumps(counts | budget | ({"drivers": drivers} if drivers else {}) | job))
     else:
-        render_status(counts, Console(), budget_status)
+        render_status(counts, Console(), budget_status, drivers)
         for text in job.values():
             typer.echo(f"{'job':<12} {text}")
     for line in describe_differences(loaded, storage=where):

@@ -28,7 +28,8 @@ from orchestrator.driver.simulation.event_loop import EventLoop
 from orchestrator.driver.simulation.outcome import Outcome
 from orchestrator.driver.simulation.simulator import NextLoss, Simulator
 from orchestrator.driver.simulation.slots import World
-from orchestrator.execution.dispatcher import ChunkSettings, Dispatcher
+from orchestrator.execution.chunk_settings import ChunkSettings
+from orchestrator.execution.dispatcher import Dispatcher
 from orchestrator.execution.gpu_sharing import choose_gpus_per_trial
 from orchestrator.execution.meter import Meter
 from orchestrator.execution.resources import JointSlots, has_gpu, is_joint_stage, num_joint_slots

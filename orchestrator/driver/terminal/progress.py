@@ -21,6 +21,7 @@ from rich.text import Text
 
 from orchestrator.driver.terminal.announce import is_quiet, is_verbose
 from orchestrator.driver.terminal.time_left import TimeLeft, format_duration
+from orchestrator.execution.shared_works import ELSEWHERE
 from orchestrator.planning.states import STOPPED
 from orchestrator.planning.works import Work
 from trainables.config import TrialConfig
@@ -81,6 +82,7 @@ class StudyProgress:
         self._time_left = TimeLeft(works, expected={}, num_to_come=num_to_come)
         self._num_works, self._num_done = len(works) + num_to_come, num_done
         self._num_ended = self._num_failed = self._num_stopped = 0
+        self._num_drivers = 1
         self._best: tuple[float, str] | None = None
         self._started = clock()
         self._thread = threading.Thread(target=self._consume, name="progress", daemon=True)
@@ -109,6 +111,10 @@ class StudyProgress:
     def print_line(self, line: str) -> None:
         """Print a line above the block; can be called from a signal handler."""
         self._events.put(line)
+
+    def set_num_drivers(self, number: int) -> None:
+        """Set how many drivers share the study, for the time left: each is taken to be as fast as this one."""
+        self._num_drivers = number
 
     def _consume(self) -> None:
         try:
@@ -160,6 +166,10 @@ class StudyProgress:
             self._time_left.evaluate(work, now)
         elif kind == "scores":
             row.scores = event["metrics"]
+        elif kind == ELSEWHERE:
+            self._rows.pop(work.signature)
+            self._time_left.end(work, now, is_complete=False)
+            self._print(f"[yellow]moved[/yellow]  {_name(work)}: another driver goes on with it")
 
     def _on_end(self, now: float, work: Work, details: dict[str, Any]) -> None:
         row = self._rows.pop(work.signature, None)
@@ -179,7 +189,8 @@ class StudyProgress:
             seconds = f"{format_duration(now - row.started)}" if row else ""
             score = self._describe_score(work, row.scores) if row else ""
             name = escape(work.label) if self._console.is_terminal else _name(work)  # 80 columns are few
-            self._print_unless_quiet("  ".join(filter(None, [f"done {count}", name, seconds, score])))
+            where = "by another driver" if ELSEWHERE in details else ""
+            self._print_unless_quiet("  ".join(filter(None, [f"done {count}", name, seconds, score, where])))
 
     def _describe_score(self, work: Work, scores: Mapping[str, float | None]) -> str:
         """Return a trial's scores and the best so far in words, and remember whose it is."""
@@ -209,7 +220,7 @@ class StudyProgress:
 
     def _summarise(self, now: float) -> str:
         """Return counts, time left and the best score in one line."""
-        left = self._time_left.compute(now)
+        left = self._time_left.compute(now, num_drivers=self._num_drivers)
         parts = [
             f"{self._num_ended} of {self._num_works} ended",
             f"{len(self._rows)} running",
@@ -234,7 +245,7 @@ class StudyProgress:
             table.add_row(escape(row.work.label), phase, metric, format_duration(now - row.started))
         if len(rows) > _MAX_ROWS:
             table.add_row(f"… and {len(rows) - _MAX_ROWS} more")
-        left = self._time_left.compute(now)
+        left = self._time_left.compute(now, num_drivers=self._num_drivers)
         counts = f"{self._num_ended}/{self._num_works} · {format_duration(now - self._started)} · "
         counts += "ETA after the first epochs" if left is None else f"ETA {format_duration(left)}"
         bar = Table.grid(padding=(0, 1))

@@ -30,6 +30,8 @@ class Summary:
     budget: str | None = None
     #: Number of trials that a search has stopped; they will not be continued.
     stopped_early: int = 0
+    #: Whether another driver that shares the study has written the report.
+    is_concluded_elsewhere: bool = False
 
     @property
     def is_complete(self) -> bool:

@@ -82,8 +82,13 @@ class TimeLeft:
         if row.evaluating_since is not None and row.first is not None and row.first[0] == 1:
             self._training_shares.append((row.evaluating_since - row.started) / took)
 
-    def compute(self, now: float) -> float | None:
-        """Return the estimated seconds left, None as long as nothing is known about any trial's time."""
+    def compute(self, now: float, *, num_drivers: int = 1) -> float | None:
+        """Return the estimated seconds left, None as long as nothing is known about any trial's time.
+
+        Args:
+            now: the time.
+            num_drivers: number of drivers that share the study, each with as many slots.
+        """
         typical = {kind: self._guess_kind(kind, now) for kind in ("stage", "trial")}
         names = Counter((work.kind, work.name, self._expected.get(work.signature)) for work in self._open.values())
         waiting, longest = 0.0, 0.0
@@ -101,7 +106,7 @@ class TimeLeft:
         if any(each is None for each in left):
             return None
         running = [each for each in left if each is not None]
-        slots = max(1, min(self._num_slots, len(self._open) + self._num_to_come + len(running)))
+        slots = max(1, min(self._num_slots * num_drivers, len(self._open) + self._num_to_come + len(running)))
         # At the end slots wait for the last trial, on average for half of one.
         idle = (slots - 1) / slots * longest / 2 if waiting else 0.0
         return max((waiting + sum(running)) / slots + idle, longest, *running, 0.0)

@@ -165,3 +165,21 @@ def test_what_was_stopped_early_is_said_with_its_last_epoch() -> None:
     assert lines[0].startswith("stopped early 1/2  ")
     assert lines[0].endswith(": after epoch 4/20")
     assert lines[1].endswith(": before it began")
+
+
+def test_what_another_driver_has_taken_over_or_completed_is_said_once() -> None:
+    console, other = make_terminal("normal"), make_trial("other")
+    with StudyProgress(console, works=[TRIAL, other], num_done=0) as progress:
+        progress.set_num_drivers(2)
+        progress.handle_event("started", TRIAL, {})
+        progress.handle_event("event", TRIAL, {"event": "elsewhere"})
+        for work in (TRIAL, other):
+            progress.handle_event("ended", work, {"status": "complete", "elsewhere": True})
+    assert (
+        read_lines(console.file.getvalue())
+        == [  # type: ignore[attr-defined]
+            f"moved  {TRIAL_NAME}: another driver goes on with it",
+            f"done 1/2  {TRIAL_NAME}  by another driver",
+            f"done 2/2  other · r0 [{other.signature[:8]}]  by another driver",
+        ]
+    )

@@ -145,3 +145,17 @@ def test_trials_are_guessed_from_the_epochs_of_the_first_stage(kind: str, views:
     whole = 12.0 + 10.0 * (epochs - 1)
     each = 10.0 / views * EPOCHS / 0.6
     assert left.compute(22.0) == pytest.approx(whole - 22.0 + 4 * each)
+
+
+def test_drivers_that_share_a_study_share_its_time() -> None:
+    works = [make_trial("a", replicate=number) for number in range(20)]
+    works = [
+        Work(work.kind, f"{number:03}", work.name, work.config, "d", (), work.levels, work.replicate)
+        for number, work in enumerate(works)
+    ]
+    left = TimeLeft(works, expected={})
+    left.start(works[0], 0.0)
+    left.end(works[0], 10.0, is_complete=True)
+    alone, shared = (left.compute(10.0, num_drivers=number) for number in (1, 4))
+    assert alone == 190.0
+    assert shared == pytest.approx(190.0 / 4 + 3 / 4 * 10.0 / 2)  # on average, slots wait for half of the last one

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from trainables.storage.claims import (
     Claim,
     ClaimedFolder,
     count_attempts,
+    exchange_claim,
     find_claim,
     parse_claim,
     release_claim,
@@ -184,3 +186,66 @@ def test_file_systems_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     folder.rename("a", "b")
     assert sorted(folder.children()) == ["b"]
     assert folder.read("b") == b"1"
+
+
+# ------------------------------------------------------------------ several drivers
+
+
+def test_a_claim_names_the_driver_that_has_it(root: Folder) -> None:
+    claims = root / "claims" / "abc"
+    assert take_claim(claims, 1).holder == ""
+    mine = exchange_claim(claims, find_claim(claims), 2, holder="driver7")
+    assert mine.holder == "driver7"
+    assert (mine.number, mine.tries) == (2, 0)
+    assert find_claim(claims) == mine
+    assert parse_claim(mine.name) == mine
+    again = exchange_claim(claims, mine, 2, holder="driver7")  # its process was lost
+    assert (again.number, again.tries, again.holder) == (2, 1, "driver7")
+    release_claim(claims, again)
+    assert find_claim(claims) is None
+    assert exchange_claim(claims, None, 1, holder="driver8").holder == "driver8"
+
+
+def test_a_claim_is_not_taken_over_another_one_than_was_seen(root: Folder) -> None:
+    claims = root / "claims" / "abc"
+    first = exchange_claim(claims, None, 1, holder="first")
+    for found, number in ((None, 1), (None, 2), (Claim(1, 0, "gone" + "0" * 12), 5)):
+        with pytest.raises(SupersededError, match="another driver has taken it"):
+            exchange_claim(claims, found, number, holder="second")
+    assert find_claim(claims) == first
+    second = exchange_claim(claims, first, 2, holder="second")
+    assert claimed(root, first).is_superseded
+    with pytest.raises(SupersededError):
+        exchange_claim(claims, first, 3, holder="third")
+    assert find_claim(claims) == second
+
+
+@pytest.mark.parametrize("before", ["nobody", "a dead driver"])
+def test_of_many_that_saw_the_same_one_gets_the_claim(root: Folder, before: str) -> None:
+    for round_number in range(10):
+        claims = root / "claims" / f"abc{round_number}"
+        found = None if before == "nobody" else exchange_claim(claims, None, 1, holder="dead")
+        barrier, got = threading.Barrier(8), []
+
+        def take(
+            holder: str, claims: Folder = claims, found: Claim | None = found, barrier: threading.Barrier = barrier
+        ) -> None:
+            barrier.wait()
+            with suppress(SupersededError):
+                got.append(exchange_claim(claims, found, 2, holder=holder))  # noqa: B023 - of this round
+
+        threads = [threading.Thread(target=take, args=(f"d{number}",)) for number in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert got == [find_claim(claims)]
+
+
+def test_a_driver_that_dies_while_it_takes_a_claim_is_no_obstacle(tmp_path: Path) -> None:
+    """On an object store it may leave the object that bears the number, and no claim."""
+    claims = Folder(f"memory://{tmp_path.name}") / "claims" / "abc"
+    claims.create("1.0", b"")
+    with pytest.raises(SupersededError):
+        exchange_claim(claims, None, 1, holder="mine")
+    assert exchange_claim(claims, None, 2, holder="mine").number == 2  # whoever hands it out counts on

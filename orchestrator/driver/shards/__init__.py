@@ -1,0 +1,1 @@
+"""``run --shard``: one of several drivers that share a study."""
