@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from orchestrator.cli.cluster.top import top
 from orchestrator.cli.compare import compare, stats
 from orchestrator.cli.data import data
 from orchestrator.cli.evaluate import evaluate
@@ -227,7 +228,7 @@ def report(
         typer.echo(where)
 
 
-for command in (init, examples, evaluate, select, explore, compare, stats):
+for command in (init, examples, evaluate, select, explore, compare, stats, top):
     app.command()(command)
 
 
@@ -314,11 +315,8 @@ def doctor(
 
     if study is not None:
         execution = _load(study, overrides).execution
-        storage, mlflow, address = (
-            storage or execution.storage,
-            mlflow or execution.mlflow,
-            address or execution.address,
-        )
+        storage, mlflow = storage or execution.storage, mlflow or execution.mlflow
+        address = address or execution.address
     findings = examine(storage=storage or "results", mlflow=mlflow, address=address)
     if as_json:
         typer.echo(json.dumps([vars(finding) for finding in findings]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ from rich.console import Console
 from orchestrator.driver import child_process
 from orchestrator.driver.estimate import expect_seconds
 from orchestrator.driver.events import EventHandler, Observers
+from orchestrator.driver.live.publish import Source, publishing
 from orchestrator.driver.prepare import Prepared, resolve_execution
 from orchestrator.driver.runtime import Runtime
 from orchestrator.driver.terminal.progress import StudyProgress
@@ -59,8 +61,10 @@ def execute_open(prepared: Prepared, runtime: Runtime, lease: Lease, observers: 
         handler = EventHandler(prepared, observers, progress, stop, early=early)
         meter = make_meter(prepared, on_spent=handler.report_spent)
         dispatcher = make_dispatcher(prepared, runtime, lease, handler, meter)
+        source = make_source(prepared, handler, meter, dispatcher, progress)
         with (
             saving_usage(meter, prepared.ledger.root),
+            publishing(source, prepared.ledger.root, print_line=progress.print_line),
             running_locally(prepared, runtime, dispatcher, stop=stop, print_line=progress.print_line) as needs_ray,
         ):
             if needs_ray:
@@ -122,6 +126,22 @@ def make_meter(prepared: Prepared, *, on_spent: Callable[[int], None]) -> Meter:
         limits={} if execution.budget is None else execution.budget.limits(),
         price_per_gpu_hour=execution.price_per_gpu_hour,
         on_spent=on_spent,
+    )
+
+
+def make_source(
+    prepared: Prepared, handler: EventHandler, meter: Meter, dispatcher: Dispatcher, progress: StudyProgress
+) -> Source:
+    """Return what the snapshots of a run are made of."""
+    return Source(
+        prepared.study.study,
+        handler.live,
+        meter,
+        seconds_left=progress.estimate_seconds_left,
+        num_slots=lambda: dispatcher.num_slots,
+        execution=prepared.study.execution,
+        before=meter.read(),
+        since_ms=int(time.time() * 1000),
     )
 
 

@@ -173,7 +173,9 @@ class ChunkRunner:
         if self._early_stopping and is_stopped(self._folder):
             self._end({"event": "done", "status": "stopped_early"})
             return
-        self._report({"event": "begun"})
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+        place = {"host": os.uname().nodename, "devices": devices, "attempt": work["number"]}
+        self._report({"event": "begun", **place})
         self._try()
 
     def _take_claim(self) -> None:

@@ -116,6 +116,12 @@ class Dispatcher:
         with self._changed:
             return 0.0 if self._queue.is_closed else self._queue.seconds_left
 
+    @property
+    def num_slots(self) -> int:
+        """How many slots may run at once."""
+        with self._changed:
+            return self._queue.num_slots
+
     def set_num_slots(self, number: int) -> None:
         """Set how many slots may run at once."""
         with self._changed:
@@ -289,9 +295,12 @@ class Dispatcher:
     def _handle_event(self, slot: str, work: Work, event: dict[str, Any]) -> None:
         match event["event"]:
             case "begun":
+                place = {name: event.get(name) for name in ("host", "devices", "attempt")} | {"slot": slot}
                 if work.signature not in self._begun:
                     self._begun.add(work.signature)
-                    self._on_event("started", work, {})
+                    self._on_event("started", work, place)
+                else:  # by another actor, after the first one was lost
+                    self._on_event("event", work, {"event": "begun", **place})
             case "returned":
                 self._running[slot].remove(work)
                 self._put_back(work)
