@@ -14,12 +14,14 @@ from orchestrator.driver.terminal.time_left import format_duration
 from orchestrator.planning.budget import format_amount
 from orchestrator.study.execution_config import BUDGET_UNITS
 
-#: Rows of failures at most where the terminal is low; of what runs, if the height is not limited.
+#: Rows of failures at most.
 _MAX_FAILURES = 5
 #: A sign of life that is older is told: it is written every 2 or 10 s (``publish.SAVE_SECONDS``).
 _LATE_SECONDS = 20.0
-#: Widest column of hosts, and of slots.
-_MAX_HOST, _MAX_SLOT = 20, 14
+#: Widest column of slots, and share of the width that hosts take at most.
+_MAX_SLOT, _HOSTS = 11, 0.18
+#: From this width on, the numbers of second and later attempts are shown.
+_WIDE = 100
 
 
 def render_frame(frame: Mapping[str, Any], *, width: int, height: int | None = None) -> RenderableType:
@@ -95,14 +97,14 @@ def _render_running(frame: Mapping[str, Any], width: int, room: int | None) -> R
         return Text("nothing runs", style="dim")
     shown = rows if room is None or len(rows) <= room else rows[: room - 1]
     table = Table(box=None, pad_edge=False, width=width, header_style="bold")
-    table.add_column("host", no_wrap=True, overflow="ellipsis", max_width=_MAX_HOST)
+    table.add_column("host", no_wrap=True, overflow="ellipsis", max_width=int(_HOSTS * width))
     table.add_column("slot", no_wrap=True, overflow="ellipsis", max_width=_MAX_SLOT)
     table.add_column("stage or trial", no_wrap=True, overflow="ellipsis", ratio=1)
     table.add_column("doing", no_wrap=True, overflow="ellipsis")
     table.add_column("for", no_wrap=True, justify="right")
     for row in shown:
         doing = f"epoch {row['epoch']}/{row['epochs']}" if row["phase"] == "training" else row["phase"]
-        doing += f", attempt {row['attempt']}" if (row["attempt"] or 1) > 1 else ""
+        doing += f", attempt {row['attempt']}" if (row["attempt"] or 1) > 1 and width >= _WIDE else ""
         host, slot, label = _clean(row["host"] or "unknown"), _name_slot(row), _clean(row["label"])
         table.add_row(
             Text(host), Text(slot), Text(label), Text(_clean(doing)), _since(row["since_ms"], frame["now_ms"])
