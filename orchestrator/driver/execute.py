@@ -32,7 +32,7 @@ from orchestrator.execution.resources import (
 )
 from orchestrator.execution.work_queue import WorkQueue
 from orchestrator.ledger.lease import Lease
-from orchestrator.ledger.usage import read_usage
+from orchestrator.ledger.usage import read_usage, record_dashboard
 from orchestrator.planning.states import COMPLETE
 from orchestrator.search.early_stopping import INTERRUPT_TIMEOUT_SECONDS, PATIENCE_SECONDS, EarlyStopping, Rule
 from orchestrator.study.search.config import SearchConfig
@@ -184,6 +184,9 @@ def execute_in_ray(
     resources = runtime.wait_for_ray()
     from orchestrator.cluster import stage_trainer, tune_executor  # imports ray
 
+    if runtime.dashboard is not None:
+        print_line(f"Ray dashboard: {runtime.dashboard}")
+        record_dashboard(prepared.ledger, runtime.dashboard)
     is_said = runtime.local_resources is not None  # reported when the local slots started
     slots = resolve_slots(prepared, resources, print_line=(lambda line: None) if is_said else print_line)
     if runtime.is_local:

@@ -4,10 +4,12 @@
       plan.json            the last plan: arms, factors, data, skipped
       hypotheses.json      all versions of the hypotheses (``preregistration.py``)
       lease.json           driver that runs the study, and its last sign of life (``lease.py``)
+      running/             what each driver runs now, where (``driver/live/publish.py``)
+      usage.json cluster.json   time that all runs have used, and the last cluster (``usage.py``)
       stages/<signature>/  config.json epochs.jsonl encoder.safetensors result.json | failure.json log.txt
       trials/<signature>/  config.json epochs.jsonl checkpoint.safetensors model.safetensors
                            predictions/<set>.npz result.json | failure.json | stop.json log.txt
-                           attempts.jsonl, if one was lost (``attempts.py``)
+                           log.jsonl; attempts.jsonl, if one was lost (``attempts.py``)
                            added/<signature>.json (``added_metrics.py``)
       report/  mlflow.db
       shipped.json mlflow_runs.jsonl   state that MLflow has (``tracking/shipped.py``, ``tracking/run_index.py``)

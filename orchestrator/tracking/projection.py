@@ -27,7 +27,7 @@ _CPU = "cpu_utilization_percentage"
 #: First part of a key → the fields of ``result.json`` below it. ``system/`` has a page of its own in MLflow.
 _COSTS = {
     "cost": ("duration_seconds", "best_epoch", "num_parameters"),
-    # MLflow's own name, but of the trial's process instead of the machine: 100 is one core. A curve over the epochs, too.
+    # MLflow's own name, but of the trial's process instead of the machine: 100 is one core. A curve by epoch, too.
     "system": (_CPU, "peak_rss_mib", "peak_gpu_memory_mib"),
 }
 
