@@ -73,7 +73,7 @@ def test_a_running_study_is_shown_in_80_columns_from_the_ledger_alone(tmp_path: 
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
     assert "driver  head, process 4242, for 2 h 05 min" in text
-    assert "trials  412 of 960 complete · 3 failed · 541 missing · 4 running" in text
+    assert "trials  412 of 960 complete · 4 running · 3 failed · 541 missing" in text
     assert "stages  2 of 2 complete" in text
     assert "slots   4 of 16 busy · utilisation 94% · ETA 2 h 10 min" in text
     assert "used    2 wall hours · 20 hours of trials and stages · 10 of 40 GPU-hours" in text

@@ -18,6 +18,8 @@ from orchestrator.study.execution_config import BUDGET_UNITS
 _MAX_FAILURES = 5
 #: A sign of life that is older is told: it is written every 2 or 10 s (``publish.SAVE_SECONDS``).
 _LATE_SECONDS = 20.0
+#: States of which the numbers are shown, beside the complete ones.
+_STATES = ("running", "failed", "stopped_early", "interrupted", "missing")
 #: Widest column of slots, and share of the width that hosts take at most.
 _MAX_SLOT, _HOSTS = 11, 0.18
 #: From this width on, the numbers of second and later attempts are shown.
@@ -71,11 +73,7 @@ def _describe_driver(driver: Mapping[str, Any], now_ms: int) -> Text:
 
 
 def _describe_counts(counts: Mapping[str, int]) -> str:
-    others = [
-        f"{number} {state.replace('_', ' ')}"
-        for state, number in counts.items()
-        if number and state not in ("planned", "complete", "tuned_replicates")
-    ]
+    others = [f"{counts[state]} {state.replace('_', ' ')}" for state in _STATES if counts.get(state)]
     return " · ".join([f"{counts['complete']} of {counts['planned']} complete", *others])
 
 
@@ -128,7 +126,7 @@ def _describe_failure(failure: Mapping[str, Any], frame: Mapping[str, Any]) -> T
 
 
 def _labelled(label: str, text: str) -> Text:
-    return Text(f"{label:<7} {text}")
+    return Text.assemble((f"{label:<7} ", "bold"), text)
 
 
 def _line(text: Text, width: int) -> Text:
