@@ -185,17 +185,16 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_the_log_says_where_and_when_every_attempt_ran(start: Start, tmp_path: Path) -> None:
-    list(news_of(start(make_chunk(tmp_path, "finish", "fail", "dies_once"))))
-    steps = [[(line["level"], line["event"]) for line in read_log(tmp_path / name)] for name in ("finish", "fail")]
-    begun = [("info", "begun"), ("info", "started")]
-    assert [each[:2] for each in steps] == [begun, begun]
-    assert [each[-1] for each in steps] == [("info", "done"), ("error", "failed")]
-    lost = read_log(tmp_path / "dies_once")
-    assert [line["event"] for line in lost if line["event"] != "evaluation"] == [
-        "begun", "started", "lost", "started", "done",
-    ]  # fmt: skip
-    (why,) = [line["message"] for line in lost if line["event"] == "lost"]
-    assert "SIGKILL" in why
+    list(news_of(start(make_chunk(tmp_path, "finish", "shout", "dies_once"))))
+    logs = {name: read_log(tmp_path / name) for name in ("finish", "shout", "dies_once")}
+    assert {name: [line["event"] for line in log] for name, log in logs.items()} == {
+        "finish": ["begun", "done"],
+        "shout": ["begun", "started", "failed"],
+        "dies_once": ["begun", "started", "lost", "done"],
+    }
+    failed, lost = logs["shout"][-1], logs["dies_once"]
+    assert (failed["level"], failed["message"]) == ("error", "ValueError: " + "y" * 288)
+    assert (lost[2]["level"], "SIGKILL" in lost[2]["message"]) == ("warning", True)
     for line in lost:
         assert (line["attempt"], line["host"], line["slot_pid"]) == (1, os.uname().nodename, os.getpid())
         assert abs(datetime.fromisoformat(line["time"]).timestamp() - time.time()) < 600
