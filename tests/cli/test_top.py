@@ -76,7 +76,7 @@ def test_a_running_study_is_shown_in_80_columns_from_the_ledger_alone(tmp_path: 
     assert "trials  412 of 960 complete · 4 running · 3 failed · 541 missing" in text
     assert "stages  2 of 2 complete" in text
     assert "slots   4 of 16 busy · utilisation 94% · ETA 2 h 10 min" in text
-    assert "used    2 wall hours · 20 hours of trials and stages · 10 of 40 GPU-hours" in text
+    assert "used    2 h 00 min wall · 20 h 00 min of trials and stages · 10 of 40 GPU-hours" in text
     assert "25 of 100 money" in draw(FrameReader(study, storage=str(tmp_path)).read(), width=120)[5]
     (late,) = (line for line in lines if "gpu 2" in line)
     assert late.split()[3:] == ["contrastive", "·", "strong", "·", "r3", "evaluating", "12/96", "2", "min"]

@@ -79,13 +79,13 @@ def _describe_counts(counts: Mapping[str, int]) -> str:
 
 def _describe_usage(frame: Mapping[str, Any]) -> str:
     """Return time and money of all runs, with the limits of the budget."""
-    parts = []
+    wall, slots = (format_duration(frame["usage"][f"{name}_seconds"]) for name in ("wall", "slot"))
+    parts = [f"{wall} wall", f"{slots} of trials and stages"]
     for name, amount in frame["taken"].items():
         limit = frame["limits"].get(name)
-        if amount or limit is not None or name == "wall_hours":
+        if limit is not None or (amount and name != "wall_hours"):
             of = "" if limit is None else f" of {format_amount(limit)}"
             parts.append(f"{format_amount(amount)}{of} {BUDGET_UNITS[name]}")
-    parts.insert(1, f"{format_amount(frame['usage']['slot_seconds'] / 3600)} hours of trials and stages")
     return " · ".join(parts)
 
 

@@ -88,10 +88,16 @@ class LiveState:
     def _begin(self, work: Work, details: Mapping[str, Any]) -> None:
         config = work.config
         epochs = config.training.total_epochs if isinstance(config, TrialConfig) else config.pretraining.epochs
-        place = {name: details.get(name) for name in ("host", "slot", "devices", "attempt")}
-        now_ms = self._now_ms()
         self._running[work.signature] = RunningWork(
-            work.signature, work.kind, work.label, **place, since_ms=now_ms, epochs=epochs
+            work.signature,
+            work.kind,
+            work.label,
+            host=details.get("host"),
+            slot=details.get("slot"),
+            devices=details.get("devices"),
+            attempt=details.get("attempt"),
+            since_ms=self._now_ms(),
+            epochs=epochs,
         )
         self._set(work, RUNNING)
 
