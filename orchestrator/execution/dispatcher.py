@@ -296,11 +296,9 @@ class Dispatcher:
         match event["event"]:
             case "begun":
                 place = {name: event.get(name) for name in ("host", "devices", "attempt")} | {"slot": slot}
-                if work.signature not in self._begun:
-                    self._begun.add(work.signature)
-                    self._on_event("started", work, place)
-                else:  # by another actor, after the first one was lost
-                    self._on_event("event", work, {"event": "begun", **place})
+                is_first = work.signature not in self._begun  # else another actor has begun it, after a loss
+                self._begun.add(work.signature)
+                self._on_event("started" if is_first else "event", work, place if is_first else event | place)
             case "returned":
                 self._running[slot].remove(work)
                 self._put_back(work)

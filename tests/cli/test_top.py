@@ -18,9 +18,10 @@ from orchestrator.cli.cluster.frame import FrameReader, merge_snapshots
 from orchestrator.cli.cluster.frame_text import render_frame
 from orchestrator.driver.live.publish import RUNNING
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.study.study_file import Study
 from tests.cli.test_status import TEXT, make_ledger, make_study
 
-NOW_MS = int(time.time() * 1000)
+NOW_MS = 1_800_000_000_000
 
 
 def make_row(number: int, **other: Any) -> dict[str, Any]:
@@ -53,6 +54,10 @@ def write_snapshot(ledger: Ledger, snapshot: dict[str, Any], name: str = "head-4
     (ledger.root / RUNNING).write_json(name, snapshot)
 
 
+def read(study: Study, storage: Path) -> dict[str, Any]:
+    return FrameReader(study, storage=str(storage), clock=lambda: NOW_MS / 1000).read()
+
+
 def draw(frame: dict[str, Any], width: int = 80, height: int | None = None) -> list[str]:
     console = Console(file=StringIO(), width=width, color_system=None)
     console.print(render_frame(frame, width=width, height=height))
@@ -69,7 +74,7 @@ def test_a_running_study_is_shown_in_80_columns_from_the_ledger_alone(tmp_path: 
     study = make_study(
         "study: s\ndata: {kind: digits}\nexecution: {price_per_gpu_hour: 2.5, budget: {money: 100, gpu_hours: 40}}\n"
     )
-    lines = draw(FrameReader(study, storage=str(tmp_path)).read())
+    lines = draw(read(study, tmp_path))
     assert max(map(len, lines)) <= 80
     text = "\n".join(lines)
     assert "driver  head, process 4242, for 2 h 05 min" in text
@@ -77,10 +82,10 @@ def test_a_running_study_is_shown_in_80_columns_from_the_ledger_alone(tmp_path: 
     assert "stages  2 of 2 complete" in text
     assert "slots   4 of 16 busy · utilisation 94% · ETA 2 h 10 min" in text
     assert "used    2 h 00 min wall · 20 h 00 min of trials and stages · 10 of 40 GPU-hours" in text
-    assert "25 of 100 money" in draw(FrameReader(study, storage=str(tmp_path)).read(), width=120)[5]
+    assert "25 of 100 money" in draw(read(study, tmp_path), width=120)[5]
     (late,) = (line for line in lines if "gpu 2" in line)
     assert late.split()[3:] == ["contrastive", "·", "strong", "·", "r3", "evaluating", "12/96", "2", "min"]
-    assert "evaluating 12/96, attempt 2" in "\n".join(draw(FrameReader(study, storage=str(tmp_path)).read(), 120))
+    assert "evaluating 12/96, attempt 2" in "\n".join(draw(read(study, tmp_path), 120))
     (row,) = (line.split() for line in lines if "r1" in line)
     assert row == ["node1", "own-1", "contrastive", "·", "strong", "·", "r1", "epoch", "7/20", "2", "min"]
     assert "scratch · none · r0 [00000000] on node2: diverged: epoch 3" in text
@@ -90,7 +95,7 @@ def test_what_does_not_fit_on_the_terminal_is_counted(tmp_path: Path) -> None:
     ledger = make_ledger(tmp_path, "missing")
     failures = [make_failure(number) for number in range(10)]
     write_snapshot(ledger, make_snapshot(*(make_row(number) for number in range(200)), failures=failures))
-    frame = FrameReader(make_study(), storage=str(tmp_path)).read()
+    frame = read(make_study(), tmp_path)
     lines = draw(frame, height=24)
     assert len(lines) <= 24
     shown = sum("epoch 7/20" in line for line in lines)
@@ -103,7 +108,7 @@ def test_what_does_not_fit_on_the_terminal_is_counted(tmp_path: Path) -> None:
 
 def test_without_a_driver_the_whole_ledger_is_read(tmp_path: Path) -> None:
     make_ledger(tmp_path, "complete", "failed", "interrupted", "missing")
-    frame = FrameReader(make_study(), storage=str(tmp_path)).read()
+    frame = read(make_study(), tmp_path)
     assert frame["trials"] == {"planned": 4, "complete": 1, "running": 0, "failed": 1, "interrupted": 1, "missing": 1}
     assert frame["running"] == []
     assert [(failure["reason"], failure["message"]) for failure in frame["failures"]] == [("error", "m")]
@@ -115,7 +120,7 @@ def test_without_a_driver_the_whole_ledger_is_read(tmp_path: Path) -> None:
 def test_a_driver_that_was_killed_is_told_and_its_trials_do_not_run(tmp_path: Path) -> None:
     ledger = make_ledger(tmp_path, "interrupted")
     write_snapshot(ledger, make_snapshot(make_row(1), alive_ms=NOW_MS - 600_000))
-    frame = FrameReader(make_study(), storage=str(tmp_path)).read()
+    frame = read(make_study(), tmp_path)
     assert not frame["drivers"][0]["is_alive"]
     assert frame["running"] == []
     assert frame["trials"]["interrupted"] == 1
@@ -141,7 +146,7 @@ def test_a_hostile_ledger_cannot_steer_the_terminal(tmp_path: Path) -> None:
     bad = "\x1b[2J\x1b]0;title\x07[red]x[/red]"
     row, failure = make_row(1, host=bad, label=bad, phase=bad, devices=bad), make_failure(1, message=bad, label=bad)
     write_snapshot(ledger, make_snapshot(row, host=bad, failures=[failure]))
-    text = "\n".join(draw(FrameReader(make_study(), storage=str(tmp_path)).read(), width=200))
+    text = "\n".join(draw(read(make_study(), tmp_path), width=200))
     assert "\x1b" not in text
     assert "\x07" not in text
     assert "[red]x[/red]" in text
@@ -152,7 +157,7 @@ def watched(tmp_path: Path) -> list[str]:
     """Command line that watches a running study."""
     ledger = make_ledger(tmp_path, "missing")
     (tmp_path / "s.yaml").write_text(TEXT)
-    write_snapshot(ledger, make_snapshot(make_row(1), host=socket.gethostname()))
+    write_snapshot(ledger, make_snapshot(make_row(1), host=socket.gethostname(), alive_ms=int(time.time() * 1000)))
     return [sys.executable, "-m", "robustsweep", "top", str(tmp_path / "s.yaml"), "--storage", str(tmp_path)]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from orchestrator.cli.status import compute_status
@@ -27,10 +27,11 @@ class FrameReader:
     Args:
         study: the study, of which the name, the budget and the price count.
         storage: root of the ledger.
+        clock: returns the time in seconds since 1970.
     """
 
-    def __init__(self, study: Study, *, storage: str) -> None:
-        self._study, self._storage = study, storage
+    def __init__(self, study: Study, *, storage: str, clock: Callable[[], float] = time.time) -> None:
+        self._study, self._storage, self._clock = study, storage, clock
         self._ledger = Ledger(storage, study.study)
         self._idle: dict[str, Any] = {}
         self._read_again = 0.0
@@ -46,7 +47,7 @@ class FrameReader:
         Raises:
             StorageError: the ledger cannot be read.
         """
-        now = time.time()
+        now = self._clock()
         snapshots = read_snapshots(self._ledger.root)
         alive = [snapshot for snapshot in snapshots if is_fresh(snapshot, now)]
         usage = find_usage(self._ledger) or Usage()

@@ -48,7 +48,7 @@ class RunningWork:
 
 
 class LiveState:
-    """What happens in a running study. Thread-safe; a handler of events like the dispatcher's others.
+    """State of a running study. Thread-safe; a handler of events like the dispatcher's others.
 
     Args:
         works: all planned stages and trials.
