@@ -118,7 +118,7 @@ class Dispatcher:
 
     @property
     def num_slots(self) -> int:
-        """How many slots may run at once."""
+        """Number of slots that may run at once."""
         with self._changed:
             return self._queue.num_slots
 
