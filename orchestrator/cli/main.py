@@ -22,6 +22,7 @@ import typer
 from orchestrator.cli.cluster.jobs import logs, stop, submit
 from orchestrator.cli.cluster.simulate import simulate
 from orchestrator.cli.cluster.status import status
+from orchestrator.cli.cluster.top import top
 from orchestrator.cli.compare import compare, stats
 from orchestrator.cli.data import data
 from orchestrator.cli.evaluate import evaluate
@@ -221,6 +222,7 @@ for command in (
     logs,
     stop,
     simulate,
+    top,
 ):
     app.command()(command)
 

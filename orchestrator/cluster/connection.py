@@ -9,6 +9,7 @@ import socket
 import sys
 import tempfile
 from pathlib import Path
+from typing import NamedTuple
 
 # Set before ray is imported. The ledger is the truth: no snapshots, no log files per trial, no usage report; the driver
 # handles signals.
@@ -29,7 +30,7 @@ os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
 
 from orchestrator.execution.private_folder import find_private_folder
 from trainables.cpus import count_cpus
-from trainables.errors import InfrastructureError
+from trainables.errors import InfrastructureError, redact
 
 try:
     Path.home()
@@ -43,7 +44,7 @@ from ray._private import ray_constants
 from ray.tune.execution import class_cache
 
 #: Other modules import ray and tune from here: Ray reads the variables above when it is imported.
-__all__ = ["PATIENCE_SECONDS", "check_reachable", "connect", "disconnect", "find_peers", "ray", "tune"]
+__all__ = ["PATIENCE_SECONDS", "Cluster", "check_reachable", "connect", "disconnect", "find_peers", "ray", "tune"]
 
 # Tune passes the driver's cloud keys to its actors in a runtime environment, and Ray writes that into log files which
 # everybody on the machine can read. Actors have the keys of the node that they run on.
@@ -59,8 +60,16 @@ _MAX_TEMP_DIR_BYTES = (103 if sys.platform == "darwin" else 107) - len(
 )
 
 
-def connect(address: str | None) -> dict[str, float]:
-    """Start a local Ray, or join the cluster at ``address``; return its resources.
+class Cluster(NamedTuple):
+    """A Ray that was joined or started."""
+
+    resources: dict[str, float]
+    #: Address of its dashboard for a browser, None if it has none.
+    dashboard: str | None
+
+
+def connect(address: str | None) -> Cluster:
+    """Start a local Ray, or join the cluster at ``address``; return its resources and its dashboard.
 
     Without an address a Ray that happens to run on this machine is never joined.
 
@@ -73,7 +82,7 @@ def connect(address: str | None) -> dict[str, float]:
         _provide_token()
     _listen_to_all(address is not None)
     try:
-        ray.init(
+        context = ray.init(
             address=address or "local",
             include_dashboard=False if address is None else None,
             logging_level=logging.ERROR,
@@ -89,7 +98,18 @@ def connect(address: str | None) -> dict[str, float]:
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         what = f"could not join the Ray cluster at {address}" if address else "could not start Ray on this machine"
         raise InfrastructureError(f"{what}: {error}; robustsweep doctor looks at what is there") from error
-    return resources
+    return Cluster(resources, make_dashboard_url(context.dashboard_url))
+
+
+def make_dashboard_url(place: str | None) -> str | None:
+    """Return the URL of a dashboard without user names and passwords, None if there is none.
+
+    Args:
+        place: ``host:port``, as Ray tells it, or the URL in ``RAY_OVERRIDE_DASHBOARD_URL``.
+    """
+    if not place:
+        return None
+    return redact(place if place.startswith(("http://", "https://")) else f"http://{place}")
 
 
 def _listen_to_all(asked: bool) -> None:

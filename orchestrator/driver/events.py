@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.driver.live.state import LiveState
 from orchestrator.driver.notifications import Notifier
 from orchestrator.driver.prepare import Prepared, find_git_commit
 from orchestrator.driver.search_loop import SearchLoop
@@ -55,6 +56,7 @@ class EventHandler:
         self._early = early
         self._commit = find_git_commit()
         self._full: str | None = None
+        self.live = LiveState(prepared.plan.works, prepared.states, num_to_come=prepared.plan.num_to_come)
         self.search_loop = SearchLoop(
             prepared, on_event=self.handle, stop=stop, show=observers.show, on_spent=self.report_spent
         )
@@ -78,6 +80,7 @@ class EventHandler:
         if self._early is not None:
             self._early.handle(what, work, details)
         self._observers.notify_shipper(work.kind, work.signature)
+        self.live.handle(what, work, details)
         self._progress.handle_event(what, work, details)
 
     def _record_failure(self, work: Work, details: dict[str, Any]) -> dict[str, Any]:

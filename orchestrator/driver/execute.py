@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -13,6 +14,7 @@ from rich.console import Console
 from orchestrator.driver import child_process
 from orchestrator.driver.estimate import expect_seconds
 from orchestrator.driver.events import EventHandler, Observers
+from orchestrator.driver.live.publish import Source, publishing
 from orchestrator.driver.prepare import Prepared, resolve_execution
 from orchestrator.driver.runtime import Runtime
 from orchestrator.driver.terminal.progress import StudyProgress
@@ -32,7 +34,7 @@ from orchestrator.execution.resources import (
 from orchestrator.execution.shared_works import SharedWorks
 from orchestrator.execution.work_queue import WorkQueue
 from orchestrator.ledger.lease import Lease
-from orchestrator.ledger.usage import read_own_usage, read_shared_usage
+from orchestrator.ledger.usage import read_own_usage, read_shared_usage, record_dashboard
 from orchestrator.planning.states import COMPLETE
 from orchestrator.planning.works import Work
 from orchestrator.search.early_stopping import INTERRUPT_TIMEOUT_SECONDS, PATIENCE_SECONDS, EarlyStopping, Rule
@@ -62,8 +64,10 @@ def execute_open(prepared: Prepared, runtime: Runtime, lease: Lease, observers: 
         handler = EventHandler(prepared, observers, progress, stop, early=early)
         meter = make_meter(prepared, on_spent=handler.report_spent)
         dispatcher = make_dispatcher(prepared, runtime, lease, handler, meter)
+        source = make_source(prepared, handler, meter, dispatcher, progress)
         with (
             saving_usage(meter, prepared.ledger.root),
+            publishing(source, prepared.ledger.root, print_line=progress.print_line),
             running_locally(prepared, runtime, dispatcher, stop=stop, print_line=progress.print_line) as needs_ray,
         ):
             if needs_ray:
@@ -153,6 +157,22 @@ def make_meter(prepared: Prepared, *, on_spent: Callable[[int], None]) -> Meter:
     )
 
 
+def make_source(
+    prepared: Prepared, handler: EventHandler, meter: Meter, dispatcher: Dispatcher, progress: StudyProgress
+) -> Source:
+    """Return what the snapshots of a run are made of."""
+    return Source(
+        prepared.study.study,
+        handler.live,
+        meter,
+        seconds_left=progress.estimate_seconds_left,
+        num_slots=lambda: dispatcher.num_slots,
+        execution=prepared.study.execution,
+        before=meter.read(),
+        since_ms=int(time.time() * 1000),
+    )
+
+
 @contextmanager
 def running_locally(
     prepared: Prepared,
@@ -192,6 +212,9 @@ def execute_in_ray(
     resources = runtime.wait_for_ray()
     from orchestrator.cluster import stage_trainer, tune_executor  # imports ray
 
+    if runtime.dashboard is not None:
+        print_line(f"Ray dashboard: {runtime.dashboard}")
+        record_dashboard(prepared.ledger, runtime.dashboard)
     is_said = runtime.local_resources is not None  # reported when the local slots started
     slots = resolve_slots(prepared, resources, print_line=(lambda line: None) if is_said else print_line)
     if runtime.is_local:

@@ -15,6 +15,7 @@ from rich.console import Console
 
 from orchestrator.driver.events import Observers
 from orchestrator.driver.execute import execute_open
+from orchestrator.driver.live.prometheus import check_metrics
 from orchestrator.driver.notifications import Notifier
 from orchestrator.driver.prepare import Prepared, find_git_commit, prepare
 from orchestrator.driver.runtime import Runtime
@@ -66,6 +67,7 @@ def run_study(
     Raises:
         RobustSweepError: the request is wrong; raised before anything starts.
     """
+    check_metrics(study.execution)
     ledger = Ledger(storage, study.study)
     tracking_uri = announce_places(study, ledger, mlflow, console)
     resolve_storage(ledger, study.execution.optuna)  # a wrong address is refused before anything starts

@@ -175,6 +175,11 @@ class Runtime:
         assert self._ray is not None
         return self._ray.wait()
 
+    @property
+    def dashboard(self) -> str | None:
+        """Address of the dashboard of the cluster that was joined, None if it has none or there is no cluster."""
+        return None if self._ray is None or self.is_local else self._ray.dashboard
+
 
 class _RayThread(threading.Thread):
     """Thread that starts Ray and lives until ``end``: the kernel ends Ray's processes with the thread that did."""
@@ -184,6 +189,7 @@ class _RayThread(threading.Thread):
         self._address = address
         self._is_up, self._is_over = threading.Event(), threading.Event()
         self._resources: Mapping[str, float] = {}
+        self.dashboard: str | None = None
         self._error: Exception | None = None
 
     def run(self) -> None:
@@ -192,7 +198,7 @@ class _RayThread(threading.Thread):
             with imports_kept():
                 from orchestrator.cluster import connection  # imports ray
 
-            self._resources = connection.connect(self._address)
+            self._resources, self.dashboard = connection.connect(self._address)
         except Exception as error:  # noqa: BLE001 - the thread's boundary: ``wait`` raises it
             self._error = error
         self._is_up.set()

@@ -19,7 +19,7 @@ from typing import Any, Protocol
 from orchestrator.execution.fork_client import ForkClient, ProcessLostError, make_command, make_socket_path
 from orchestrator.execution.heartbeat import Heartbeat
 from orchestrator.execution.shared_works import ELSEWHERE
-from orchestrator.ledger.attempts import ATTEMPTS
+from orchestrator.ledger.attempts import ATTEMPTS, AttemptLog
 from orchestrator.ledger.failures import DISK_FULL, HUNG, ORPHANED, OUT_OF_MEMORY, SUPERSEDED
 from orchestrator.ledger.lease import claimed, guarded
 from orchestrator.ledger.record import begin_record
@@ -88,6 +88,7 @@ class ChunkRunner:
         self._pending = deque(chunk["works"])
         self._current: dict[str, Any] | None = None
         self._claim: Claim | None = None
+        self._log: AttemptLog | None = None
         self._folder = guarded(chunk["works"][0]["folder"], chunk["lease"])
         self._claims = guarded(chunk["works"][0]["claims"], chunk["lease"])
         self._events: list[dict[str, Any]] = []
@@ -159,7 +160,8 @@ class ChunkRunner:
         self._events.append({"signature": signature, **event})
 
     def _begin_next(self) -> None:
-        work = self._current = self._pending.popleft()
+        work, self._log = self._pending.popleft(), None
+        self._current = work
         self._folder = guarded(work["folder"], self._chunk["lease"])
         self._claims, self._claim = guarded(work["claims"], self._chunk["lease"]), None
         self._tries, self._num_starved, self._began = 0, 0, time.monotonic()
@@ -179,7 +181,11 @@ class ChunkRunner:
         if self._early_stopping and is_stopped(self._folder):
             self._end({"event": "done", "status": "stopped_early"})
             return
-        self._report({"event": "begun"})
+        devices = os.environ.get("CUDA_VISIBLE_DEVICES")
+        place = {"host": os.uname().nodename, "devices": devices, "attempt": work["number"]}
+        self._log = AttemptLog(place | {"slot_pid": os.getpid()})
+        self._log.add("begun")
+        self._report({"event": "begun", **place})
         self._try()
 
     @property
@@ -259,6 +265,7 @@ class ChunkRunner:
             note = {**self._measure_attempt(), "host": os.uname().nodename, "message": str(error)}
             self._folder.append_line(ATTEMPTS, json.dumps(note))
             self._num_starved += error.reason == OUT_OF_MEMORY
+            self._note("lost", level="warning", message=str(error))
             if self._tries <= self._chunk["max_retries"]:
                 self._try()
             else:
@@ -269,12 +276,15 @@ class ChunkRunner:
         if event.get("reason") == ORPHANED:
             note = {**self._measure_attempt(), "host": os.uname().nodename, "orphaned": True}
             self._folder.append_line(ATTEMPTS, json.dumps({**note, "message": event["message"]}))
+            self._note("lost", level="warning", message=event["message"])
             self._tries -= 1  # it was not at fault
             self._try()
         elif event["event"] == "done":
             attempt = self._measure_attempt()
             self._end({**self._verify(event), "attempt": attempt, "seconds": time.monotonic() - self._began})
         else:
+            if event["event"] in ("started", "evaluation"):
+                self._note(event["event"])
             self._report(event)
 
     def _next_event(self, timeout_seconds: float) -> dict[str, Any] | None:
@@ -315,7 +325,13 @@ class ChunkRunner:
     def _end(self, event: dict[str, Any]) -> None:
         if event.get("reason") == SUPERSEDED:
             self._note_superseded(event["message"])
-        elif self._claim is not None and not self._is_kept(event):
+        elif self._claim is not None:
+            has_failed = event["status"] == "failed"
+            how = {"event": "failed", "level": "error"} if has_failed else {"event": "done"}
+            self._note(**how, message=event.get("message"), is_end=True)
+            if self._log is not None:
+                self._log.write(self._folder)
+        if self._claim is not None and not self._is_kept(event) and event.get("reason") != SUPERSEDED:
             release_claim(self._claims, self._claim)
         self._report({**event, "host": os.uname().nodename})
         self._current = self._claim = None
@@ -326,6 +342,11 @@ class ChunkRunner:
         """Return whether the driver releases the claim itself, once the ledger has the failure."""
         has_failed = event["status"] == "failed" and event.get("reason") != DISK_FULL
         return self._is_shared and has_failed and ELSEWHERE not in event
+
+    def _note(self, event: str, **about: Any) -> None:
+        """Add a line to the log of the attempt, if it has begun."""
+        if self._log is not None:
+            self._log.add(event, **about)
 
     def _note_superseded(self, message: str) -> None:
         """Add the end of this attempt to the notes, which are the only file that several attempts write."""

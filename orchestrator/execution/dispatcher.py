@@ -1,7 +1,6 @@
 """Assign chunks of stages and trials to slots, and decide how each one ended. Independent of Ray and of processes.
 
 A slot is an actor of Tune, or a thread of the local executor. It takes a chunk, reports its events, and is released.
-Every start, event and end is passed to one callback.
 """
 
 from __future__ import annotations
@@ -89,6 +88,11 @@ class Dispatcher:
         """Estimated seconds until the open stages and trials are done, None while too little is known."""
         with self._changed:
             return 0.0 if self._queue.is_closed else self._queue.seconds_left
+
+    @property
+    def num_slots(self) -> int:
+        """Number of slots that may run at once."""
+        return self._queue.num_slots
 
     def set_num_slots(self, number: int) -> None:
         """Set how many slots may run at once."""
@@ -253,16 +257,15 @@ class Dispatcher:
             self._changed.notify_all()
 
     def _count_gpus(self, slot: str) -> float:
-        if slot.startswith(_LOCAL):
-            return self._gpus_per_local_slot
-        return self._gpus_per_joint_slot if _is_joint(slot) else self._meter.gpus_per_slot
+        others = self._gpus_per_joint_slot if _is_joint(slot) else self._meter.gpus_per_slot
+        return self._gpus_per_local_slot if slot.startswith(_LOCAL) else others
 
     def _handle_event(self, slot: str, work: Work, event: dict[str, Any]) -> None:
         match event["event"]:
             case "begun":
-                if work.signature not in self._begun:
-                    self._begun.add(work.signature)
-                    self._on_event("started", work, {})
+                kind = "event" if work.signature in self._begun else "started"  # once more after an actor was lost
+                self._begun.add(work.signature)
+                self._on_event(kind, work, {**event, "slot": slot})
             case "returned":
                 self._running[slot].remove(work)
                 self._put_back(work)

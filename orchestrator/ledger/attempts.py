@@ -1,15 +1,21 @@
-"""Attempts without a result, as ``attempts.jsonl`` of a stage or trial keeps them, and the time they took.
+"""Attempts at a stage or trial: those without a result, and the log of all that have ended.
 
-One line per attempt whose process was lost, written by its slot; one per failure that was tried again, with its reason
-as ``failed``; one per attempt that a newer one has taken over, with its number as ``superseded``; one per attempt that
-ended because nobody asked for its events, as ``orphaned``. The duration of the
-attempt that ended in ``failure.json`` is stored there, under ``attempt``. An attempt that was cut off together with its
-driver or machine leaves no line, only the epochs from which the next one continued.
+``attempts.jsonl`` has the attempts without a result, and the time they took: one line per attempt whose process was
+lost, written by its slot; one per failure that was tried again, with its reason as ``failed``; one per attempt that a
+newer one has taken over, with its number as ``superseded``; one per attempt that ended because nobody asked for its
+events, as ``orphaned``. The duration of the attempt that ended in ``failure.json`` is stored there, under ``attempt``.
+An attempt that was cut off together with its driver or machine leaves no line, only the epochs from which the next one
+continued.
+
+``log.jsonl`` has what other files do not: where and when every attempt ran, and its steps (``AttemptLog``).
 """
 
 from __future__ import annotations
 
 import json
+import logging
+import time
+from collections.abc import Mapping
 from typing import Any
 
 from trainables.errors import StorageError
@@ -17,6 +23,47 @@ from trainables.storage.folder import Folder
 
 ATTEMPTS = "attempts.jsonl"
 FAILURE = "failure.json"
+LOG = "log.jsonl"
+#: Characters of a message in the log, and lines that the log of one attempt has at most: its first ones, and its end.
+MAX_LOGGED, MAX_LINES = 300, 20
+
+_logger = logging.getLogger(__name__)
+
+
+class AttemptLog:
+    """Log of one attempt, kept by its slot and written into the folder of the stage or trial when the attempt ends.
+
+    A line is a JSON object: ``time`` (UTC, ISO 8601 with milliseconds), ``level`` (info, warning, error), ``event``
+    (begun, started, evaluation, lost, done, failed), ``attempt`` and the place: ``host``, ``slot_pid``, ``devices``.
+    Epochs, each with its checkpoint, have their times in ``epochs.jsonl``.
+
+    Args:
+        place: attempt and place, which every line has.
+    """
+
+    def __init__(self, place: Mapping[str, Any]) -> None:
+        self._place, self._lines = {key: value for key, value in place.items() if value is not None}, list[str]()
+        self._last: str | None = None
+
+    def add(self, event: str, *, level: str = "info", message: str | None = None, is_end: bool = False) -> None:
+        """Add a line, the first of several for the same event; also none before the end if there are ``MAX_LINES``."""
+        if not is_end and (event == self._last or len(self._lines) >= MAX_LINES - 1):
+            return
+        self._last = event
+        now = time.time()
+        moment = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(now)) + f".{int(now % 1 * 1000):03d}Z"
+        said = {} if message is None else {"message": message.partition("\n")[0][:MAX_LOGGED]}
+        self._lines.append(json.dumps({"time": moment, "level": level, "event": event, **self._place, **said}))
+
+    def write(self, folder: Folder) -> None:
+        """Append the lines to ``log.jsonl``: one write per attempt. If that fails, a warning: the attempt counts."""
+        if not self._lines:
+            return
+        try:
+            folder.append_line(LOG, "\n".join(self._lines))
+        except StorageError as error:
+            _logger.warning("the log of an attempt is lost: %s", error)
+        self._lines.clear()
 
 
 def read_attempts(folder: Folder) -> list[dict[str, Any]]:

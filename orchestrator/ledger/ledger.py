@@ -6,10 +6,12 @@
       jobs/<number>.json   attempts at running it as a job of a cluster (``cluster/jobs/attempts.py``)
       lease.json           driver that runs the study, and its last sign of life (``lease.py``)
       leases/<driver>.json conclusion.json   drivers that share the study, and the end of it (``shards/leases.py``)
+       running/             what each driver runs now, where (``driver/live/publish.py``)
+       cluster.json         the last cluster (``usage.py``)
       stages/<signature>/  config.json epochs.jsonl encoder.safetensors result.json | failure.json log.txt
       trials/<signature>/  config.json epochs.jsonl checkpoint.safetensors model.safetensors
                            predictions/<set>.npz result.json | failure.json | stop.json log.txt
-                           attempts.jsonl, if one was lost (``attempts.py``)
+                           log.jsonl; attempts.jsonl, if one was lost (``attempts.py``)
                            added/<signature>.json (``added_metrics.py``)
       report/  mlflow.db
       usage.json usage/<driver>.json   time that the study has taken (``usage.py``)

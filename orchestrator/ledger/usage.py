@@ -1,4 +1,4 @@
-"""Time that all runs of a study have used, and how much of its budget that is.
+"""Time that all runs of a study have used, and how much of its budget that is, and on what cluster.
 
 usage.json            of the drivers that ran it alone
 usage/<driver>.json   of one that shared it with others (``run --shard``), and from when to when it ran
@@ -20,6 +20,18 @@ from trainables.storage.completeness import EPOCHS
 USAGE = "usage.json"
 #: Folder with the usage of drivers that shared the study.
 SHARED_USAGE = "usage"
+#: The cluster that the last run on one has joined.
+CLUSTER = "cluster.json"
+
+
+def record_dashboard(ledger: Ledger, url: str) -> None:
+    """Write down the address of the dashboard of the cluster that the study runs on, for the report and MLflow."""
+    ledger.root.write_json(CLUSTER, {"dashboard": url})
+
+
+def find_dashboard(ledger: Ledger) -> str | None:
+    """Return the address of the dashboard of the last cluster that the study ran on, None if it has run on none."""
+    return str(ledger.root.read_json(CLUSTER)["dashboard"]) if ledger.root.is_intact(CLUSTER) else None
 
 
 def read_budget_status(
@@ -44,7 +56,7 @@ def read_budget_status(
 
 
 def describe_compute(ledger: Ledger, budget_status: BudgetStatus | None) -> dict[str, str]:
-    """Return the time that all runs of a study have used, and its budget, in words; either is left out if unknown."""
+    """Return the time that all runs of a study have used, its cluster and its budget in words, as far as known."""
     facts = {}
     usage = find_usage(ledger)
     if usage is not None:
@@ -53,6 +65,9 @@ def describe_compute(ledger: Ledger, budget_status: BudgetStatus | None) -> dict
         facts["taken"] = (
             f"{wall} wall hours, {slots} hours of trials and stages, {gpus} GPU hours; all runs, lost attempts included"
         )
+    dashboard = find_dashboard(ledger)
+    if dashboard is not None:
+        facts["Ray dashboard"] = f"{dashboard} while the cluster runs"
     return facts if budget_status is None else facts | {"budget": budget_status.describe()}
 
 

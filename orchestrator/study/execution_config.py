@@ -113,6 +113,13 @@ class ExecutionConfig(Frozen):
     )
     budget: Budget | None = Field(None, description="What all runs may take together; null: no limit.")
     price_per_gpu_hour: float | None = Field(None, gt=0, le=1e6, description="In any currency.")
+    metrics_port: Annotated[int, Field(ge=0, le=65535)] | None = Field(
+        None, description="Port of metrics for Prometheus while a study runs; 0: a free one; null: none."
+    )
+    metrics_address: str = Field("127.0.0.1", description="Address of this machine at which they are served.")
+    metrics_file: UserPath | None = Field(
+        None, description="File of the same metrics (*.prom), for node-exporter's textfile collector."
+    )
     notify: NotifyConfig | None = Field(None, description="Notifications when a run ended or a trial failed.")
     register: Literal["best"] | None = Field(
         None,

@@ -23,11 +23,12 @@ from orchestrator.ledger.record import Record, describe_stop
 from orchestrator.planning.states import COMPLETE, FAILED, INTERRUPTED, STOPPED
 from trainables.errors import StorageError
 
+_CPU = "cpu_utilization_percentage"
 #: First part of a key → the fields of ``result.json`` below it. ``system/`` has a page of its own in MLflow.
 _COSTS = {
     "cost": ("duration_seconds", "best_epoch", "num_parameters"),
-    # MLflow's own name, but of the trial's process instead of the machine: 100 is one core.
-    "system": ("cpu_utilization_percentage", "peak_rss_mib", "peak_gpu_memory_mib"),
+    # MLflow's own name, but of the trial's process instead of the machine: 100 is one core. A curve by epoch, too.
+    "system": (_CPU, "peak_rss_mib", "peak_gpu_memory_mib"),
 }
 
 # Limits of MLflow 3.17 (mlflow.utils.validation).
@@ -295,7 +296,7 @@ def _project_result(result: Mapping[str, Any], *, step_kept: int) -> tuple[Point
 
     Args:
         result: content of ``result.json``.
-        step_kept: step of what the kept model has on unshifted validation images, after the curve over the epochs.
+        step_kept: step after the curves over the epochs, of the kept model's validation and the trial's CPU.
     """
     values: dict[tuple[str, int], float] = {}
     for key, value in result["metrics"].items():
@@ -310,7 +311,7 @@ def _project_result(result: Mapping[str, Any], *, step_kept: int) -> tuple[Point
     for group, names_of_costs in _COSTS.items():
         for name in names_of_costs:
             if result.get(name) is not None:  # stages lack some, and memory is unknown on some systems
-                values[make_key(group, name), 0] = result[name]
+                values[make_key(group, name), step_kept if name == _CPU else 0] = result[name]
     moment = result["finished_ms"]
     return tuple(Point(key, float(value), moment, step) for (key, step), value in values.items())
 

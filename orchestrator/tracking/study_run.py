@@ -9,6 +9,7 @@ from typing import Any
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.preregistration import DELETED
 from orchestrator.ledger.record import Record
+from orchestrator.ledger.usage import find_dashboard
 from orchestrator.planning.states import INTERRUPTED
 from orchestrator.tracking.artifacts import choose_artifact_location, move_artifacts
 from orchestrator.tracking.client import Dataset, DatasetInput, InputTag, LifecycleStage, Metric, RunTag
@@ -25,6 +26,8 @@ from orchestrator.tracking.views import REPORT, TITLES, make_path, make_report_p
 
 #: Tag of an experiment or run that MLflow shows as its description, as Markdown.
 NOTE_TAG = "mlflow.note.content"
+#: Tag of the study's own run: address of Ray's dashboard, if it ran on a cluster that has one.
+DASHBOARD_TAG = "robustsweep.ray_dashboard"
 #: What users write below this line of the experiment's description is kept.
 KEPT_BELOW = "_Notes below this line are kept._"
 #: Larger tables stay beside the ledger's report: a server would have to take them in one request.
@@ -50,7 +53,7 @@ def ensure_experiment(client: Any, tracking_uri: str, ledger: Ledger, study: str
 
 
 def ensure_parent(
-    client: Any, experiment_id: str, about: Mapping[str, Any], found: Sequence[str], known: str | None
+    client: Any, experiment_id: str, about: Mapping[str, Any], found: Sequence[str], known: str | None, ledger: Ledger
 ) -> str:
     """Return the ID of the study's own run, which is made or runs again; second ones are deleted.
 
@@ -62,8 +65,10 @@ def ensure_parent(
         about: content of ``plan.json``.
         found: IDs of the runs that MLflow has.
         known: ID of the run that the ledger's index names.
+        ledger: ledger of the study, which names the cluster's dashboard.
     """
-    tags = describe_study(about)
+    dashboard = find_dashboard(ledger)
+    tags = describe_study(about) | ({} if dashboard is None else {DASHBOARD_TAG: dashboard})
     if not found:
         created = client.create_run(experiment_id, start_time=about["written_ms"], tags=tags)
         return str(created.info.run_id)

@@ -122,7 +122,7 @@ class Tracker:
                 parents = [restore_parent(self._client, deleted, self._index.parent_run_id)]
                 query_all = True  # its trials may have been deleted with it
             known = self._index.parent_run_id
-            parent_run_id = ensure_parent(self._client, self.experiment_id, self._about, parents, known)
+            parent_run_id = ensure_parent(self._client, self.experiment_id, self._about, parents, known, self._ledger)
             self._find_runs(parent_run_id, query_all)
             self._arms.find(self._client, self.experiment_id, parent_run_id)
             self._views = dict(self._client.get_experiment(self.experiment_id).tags)

@@ -76,7 +76,7 @@ def test_the_searcher_hands_out_what_the_desk_has(ledger: Ledger) -> None:
 
 @pytest.fixture(scope="module")
 def ray() -> Iterator[dict[str, float]]:
-    yield connection.connect(None)
+    yield connection.connect(None).resources
     connection.disconnect()
 
 

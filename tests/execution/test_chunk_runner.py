@@ -6,8 +6,10 @@ import errno
 import json
 import os
 import signal
+import time
 import uuid
 from collections.abc import Callable, Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +178,35 @@ def test_a_slot_that_finds_no_room_itself_says_so(
     assert [event["event"] for event in events] == ["done", "returned"]
     assert events[0]["reason"] == "disk full"
     assert f"could not write {tmp_path}/finish-1/config.json: the disk is full" in events[0]["message"]
+
+
+def read_log(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+
+def test_the_log_says_where_and_when_every_attempt_ran(start: Start, tmp_path: Path) -> None:
+    list(news_of(start(make_chunk(tmp_path, "finish", "shout", "dies_once"))))
+    logs = {name: read_log(tmp_path / name) for name in ("finish", "shout", "dies_once")}
+    assert {name: [line["event"] for line in log] for name, log in logs.items()} == {
+        "finish": ["begun", "done"],
+        "shout": ["begun", "started", "failed"],
+        "dies_once": ["begun", "started", "lost", "done"],
+    }
+    failed, lost = logs["shout"][-1], logs["dies_once"]
+    assert (failed["level"], failed["message"]) == ("error", "ValueError: " + "y" * 288)
+    assert (lost[2]["level"], "SIGKILL" in lost[2]["message"]) == ("warning", True)
+    for line in lost:
+        assert (line["attempt"], line["host"], line["slot_pid"]) == (1, os.uname().nodename, os.getpid())
+        assert abs(datetime.fromisoformat(line["time"]).timestamp() - time.time()) < 600
+    assert [line["time"] for line in lost] == sorted(line["time"] for line in lost)
+
+
+def test_what_is_found_complete_has_no_further_log(start: Start, tmp_path: Path) -> None:
+    chunk = make_chunk(tmp_path, "finish")
+    list(news_of(start(chunk)))
+    before = (tmp_path / "finish" / "log.jsonl").read_bytes()
+    list(news_of(start(chunk)))
+    assert (tmp_path / "finish" / "log.jsonl").read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from orchestrator.ledger.attempts import MAX_LINES, MAX_LOGGED, AttemptLog
 from orchestrator.ledger.durations import lost_seconds, spent_seconds, took_seconds
 from orchestrator.ledger.record import Record
+from trainables.storage.folder import Folder
 
 
 def make_record(
@@ -66,3 +69,27 @@ def test_a_suspended_machine_or_a_clock_that_is_set_takes_no_time(started: float
     assert took_seconds(record) == pytest.approx(30)
     record.result["duration_seconds"] = finished - started  # as earlier versions wrote it
     assert took_seconds(record) >= 20
+
+
+def test_the_log_of_an_attempt_is_bounded_and_ends_with_its_end(tmp_path: Path) -> None:
+    folder, log = Folder(tmp_path), AttemptLog({"attempt": 2, "host": "h", "devices": None})
+    for number in range(50):
+        log.add("lost" if number % 2 else "started", message="x" * 1000 + "\nmore")
+    log.add("started")
+    log.add("failed", level="error", is_end=True)
+    log.write(folder)
+    lines = folder.read_lines("log.jsonl")
+    assert len(lines) == MAX_LINES
+    assert len(lines[0]["message"]) == MAX_LOGGED
+    assert lines[-1] | {"level": "error", "event": "failed", "attempt": 2, "host": "h"} == lines[-1]
+    assert "devices" not in lines[0]
+    log.write(folder)  # each line once
+    assert len(folder.read_lines("log.jsonl")) == MAX_LINES
+
+
+def test_a_log_that_cannot_be_written_costs_no_attempt(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "file").write_text("")
+    log = AttemptLog({"attempt": 1})
+    log.add("begun")
+    log.write(Folder(tmp_path / "file" / "below"))
+    assert "the log of an attempt is lost" in caplog.text

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -30,7 +31,7 @@ def test_a_complete_trial(tmp_path: Path) -> None:
     assert scores["id/accuracy", 0] == 0.9
     assert scores["validation/accuracy", 4] == 0.8  # of the kept model, after the curve over 3 epochs
     assert scores["system/peak_rss_mib", 0] == 300.5
-    assert scores["system/cpu_utilization_percentage", 0] == 97.5
+    assert scores["system/cpu_utilization_percentage", 4] == 97.5  # of the whole trial
     assert {point.timestamp_ms for point in projection.scores} == {CREATED_MS + 9000}
     assert projection.epochs[2] == (
         Point("train/loss", 0.5, CREATED_MS + 2000, 2),
@@ -45,6 +46,16 @@ def test_a_complete_trial(tmp_path: Path) -> None:
         "mlflow.source.git.commit": "c0ffee",
     }
     assert projection.closing_tags["robustsweep.undefined"] == "id/auroc: one class only"
+
+
+def test_what_a_trial_uses_is_a_curve_over_the_epochs_on_the_page_of_system_metrics(tmp_path: Path) -> None:
+    ledger = make_ledger(tmp_path)
+    begin(ledger)
+    metrics = {"system/cpu_utilization_percentage": 99.5, "system/rss_mib": 512.0}
+    line = {"epoch": 2, "timestamp_ms": CREATED_MS + 2000, "metrics": metrics}
+    ledger.folder("trial", "t1").append_line("epochs.jsonl", json.dumps(line))
+    points = project(ledger.read("trial", "t1")).epochs[2]
+    assert points == tuple(Point(key, value, CREATED_MS + 2000, 2) for key, value in metrics.items())
 
 
 def test_a_candidate_is_told_by_name_tag_and_param(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from orchestrator.ledger.ledger import Ledger
+from orchestrator.ledger.usage import record_dashboard
 from orchestrator.tracking.addresses import RefusedError, TrackingError
 from orchestrator.tracking.client import MlflowClient, StudyPages, find_study
 from orchestrator.tracking.tracker import Tracker
@@ -288,9 +289,12 @@ def test_one_parent_run_that_reopens_and_holds_the_report(uri: str, ledger: Ledg
     artifact = client.download_artifacts(tracker.parent_run_id, "report.html")
     assert Path(artifact).read_bytes() == b"<html>\xc3\xa9</html>"
     assert len(list(Path(ledger.root.uri, "mlartifacts").rglob("report.html"))) == 1
+    assert "robustsweep.ray_dashboard" not in parent.data.tags
+    record_dashboard(ledger, "http://10.0.0.1:8265")
     again = make_tracker(uri, ledger)
     assert again.parent_run_id == tracker.parent_run_id
     assert client.get_run(again.parent_run_id).info.status == "RUNNING"
+    assert client.get_run(again.parent_run_id).data.tags["robustsweep.ray_dashboard"] == "http://10.0.0.1:8265"
     again.close(is_complete=True)
     assert client.get_run(again.parent_run_id).info.status == "FINISHED"
 

@@ -72,7 +72,8 @@ TIMES = {"timestamp_ms", "seconds", "images_per_second"}
 
 
 def without_times(record: dict[str, Any]) -> dict[str, Any]:
-    metrics = {name: value for name, value in record["metrics"].items() if name not in TIMES}
+    measured = {name for name in record["metrics"] if name.startswith("system/")}
+    metrics = {name: value for name, value in record["metrics"].items() if name not in TIMES | measured}
     return {"epoch": record["epoch"], "metrics": metrics}
 
 
@@ -298,7 +299,8 @@ def test_a_trial_starts_from_its_encoder(tmp_path: Path, execution: Execution, d
     assert result["epochs"] == 1
     assert list(stage.children()) == ["encoder.safetensors", "epochs.jsonl", "result.json"]
     line = stage.read_lines("epochs.jsonl")[0]
-    assert line["metrics"].keys() == {"learning_rate", "seconds"} | STAGE_METRICS.keys()
+    usage = {"system/cpu_utilization_percentage", "system/rss_mib"}
+    assert line["metrics"].keys() == {"learning_rate", "seconds"} | STAGE_METRICS.keys() | usage
     state = build_initial_model(config, digits, encoder=stage).backbone.state_dict()
     encoder = load_file(tmp_path / "stage" / "encoder.safetensors")
     scratch = initial(tiny_trial(), digits)

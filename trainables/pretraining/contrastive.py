@@ -27,6 +27,7 @@ from trainables.pretraining.monitor import Monitor, is_measured
 from trainables.pretraining.processes import Processes, find_processes
 from trainables.pretraining.views import build_views
 from trainables.pretraining_config import ContrastivePretraining
+from trainables.process_usage import UsageSampler
 from trainables.seeding import derive_seed, hash_ids, mix
 from trainables.storage.checkpoint import (
     TrainingState,
@@ -96,6 +97,7 @@ def pretrain_encoder(
     if processes.is_first:
         write_missing_epochs(folder, state.history)
     seeds = mix(torch.from_numpy(hash_ids(train.ids)), "contrastive", config.seed, config.stream)
+    usage = UsageSampler(model.mean.device)
     while state.epoch < settings.epochs:
         started = time.perf_counter()
         if not processes.is_first:  # dropout draws other numbers than in the first, whose generator is in checkpoints
@@ -104,7 +106,7 @@ def pretrain_encoder(
         seconds = time.perf_counter() - started
         if monitor is not None and processes.is_first and is_measured(state.epoch + 1, settings.epochs):
             metrics |= monitor.measure(model)
-        metrics |= {"learning_rate": optimiser.param_groups[0]["lr"], "seconds": seconds}
+        metrics |= {"learning_rate": optimiser.param_groups[0]["lr"], "seconds": seconds} | usage.sample()
         record = {"epoch": state.epoch + 1, "timestamp_ms": int(time.time() * 1000), "metrics": metrics}
         _update_state(state, trainer, optimiser, record)
         if processes.is_first:

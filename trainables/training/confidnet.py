@@ -26,6 +26,7 @@ from trainables.errors import DivergedError
 from trainables.evaluation.detection.risk_coverage import count_errors, measure_ap
 from trainables.models.confidence import ConfidNetBranch, add_confidence, get_branch
 from trainables.models.networks import Classifier
+from trainables.process_usage import UsageSampler
 from trainables.seeding import derive_seed
 from trainables.storage.checkpoint import (
     CONFIDENCE,
@@ -132,6 +133,7 @@ class _Trainer:
         assert isinstance(config.training.confidence, ConfidNet)
         self.config = config.training.confidence
         self.model, self.precision, self.device = model, choice.dtype, model.mean.device
+        self.usage = UsageSampler(self.device)
         add_confidence(model, self.config, seed=derive_seed(config.seed, config.replicate, "confidence"))
         branch = get_branch(model)
         assert isinstance(branch, ConfidNetBranch)
@@ -195,6 +197,7 @@ class _Trainer:
         metrics["learning_rate"] = self.optimiser.param_groups[0]["lr"]
         metrics["seconds"] = time.perf_counter() - started
         metrics["images_per_second"] = count / seconds
+        metrics |= self.usage.sample()
         record = {"epoch": epoch, "timestamp_ms": int(time.time() * 1000), "metrics": metrics}
         optimiser, state.optimiser_scalars = pack_optimiser(self.optimiser)
         best = {name: value for name, value in state.tensors.items() if name.startswith("best.")}

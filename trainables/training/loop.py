@@ -16,6 +16,7 @@ from trainables.config import TrainingConfig, TrialConfig
 from trainables.data.dataset import Dataset
 from trainables.errors import ConfigError, DivergedError
 from trainables.models.networks import Classifier
+from trainables.process_usage import UsageSampler
 from trainables.storage.checkpoint import (
     TrainingState,
     capture_random_state,
@@ -214,6 +215,7 @@ class _Trainer:
     def __init__(self, learner: Learner, config: TrialConfig, *, signature: str) -> None:
         self.learner, self.config = learner, config
         self.device = learner.model.mean.device
+        self.usage = UsageSampler(self.device)
         self.base_rates = [group["lr"] for group in learner.optimiser.param_groups]
         self.num_steps = learner.num_batches * config.training.epochs
         self.state = TrainingState(signature)
@@ -248,6 +250,7 @@ class _Trainer:
         metrics["learning_rate"] = self.base_rates[-1] * self._rate_factor(self.state.step - 1)
         metrics["seconds"] = time.perf_counter() - started
         metrics["images_per_second"] = self.learner.num_images / seconds
+        metrics |= self.usage.sample()
         record = {"epoch": epoch, "timestamp_ms": int(time.time() * 1000), "metrics": metrics}
         self._update_state(epoch, metrics, record)
         return record

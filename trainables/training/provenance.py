@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import platform
 import resource
 import sys
@@ -14,6 +13,7 @@ import torch
 
 from trainables.config import Execution
 from trainables.cpus import count_cpus
+from trainables.process_usage import sum_cpu_seconds
 from trainables.training.acceleration import Choice
 from trainables.training.loop import Outcome
 
@@ -34,7 +34,7 @@ class Start(NamedTuple):
     @classmethod
     def now(cls) -> Start:
         """Return this moment."""
-        return cls(int(time.time() * 1000), time.monotonic(), _sum_cpu_seconds())
+        return cls(int(time.time() * 1000), time.monotonic(), sum_cpu_seconds())
 
 
 def describe_run(
@@ -53,7 +53,7 @@ def describe_run(
         "best_epoch": outcome.best_epoch,
         **({} if outcome.confidence_epoch is None else {"confidence_epoch": outcome.confidence_epoch}),
         # Of one core, as top counts: two busy threads make 200.
-        "cpu_utilization_percentage": round(100 * (_sum_cpu_seconds() - started.cpu_seconds) / seconds, 1),
+        "cpu_utilization_percentage": round(100 * (sum_cpu_seconds() - started.cpu_seconds) / seconds, 1),
         "peak_rss_mib": round(rss, 1),
         **measure_gpu_memory(device),
         "environment": {
@@ -68,11 +68,6 @@ def describe_run(
             "python": platform.python_version(),
         },
     }
-
-
-def _sum_cpu_seconds() -> float:
-    """Return the CPU time of this process, all threads, and of its children that have ended, in seconds."""
-    return sum(os.times()[:4])
 
 
 def reset_gpu_peak(device: torch.device) -> None:

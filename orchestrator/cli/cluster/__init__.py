@@ -1,1 +1,1 @@
-"""Commands for clusters."""
+"""Commands for studies on clusters: submitting, following and stopping jobs, and what is known of a study's state."""

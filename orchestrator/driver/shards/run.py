@@ -16,7 +16,9 @@ from rich.console import Console
 
 from orchestrator.driver.estimate import expect_seconds
 from orchestrator.driver.events import EventHandler, Observers
-from orchestrator.driver.execute import handling_signals, make_dispatcher, resolve_slots
+from orchestrator.driver.execute import handling_signals, make_dispatcher, make_source, resolve_slots
+from orchestrator.driver.live.prometheus import check_metrics
+from orchestrator.driver.live.publish import publishing
 from orchestrator.driver.prepare import Prepared, find_git_commit
 from orchestrator.driver.run import announce_places, notifying, prepare_run
 from orchestrator.driver.runtime import Runtime
@@ -80,6 +82,7 @@ def run_shard(  # noqa: PLR0913 - the options of a command
         RobustSweepError: the request is wrong; raised before anything starts.
     """
     check_shardable(study, address=address or study.execution.address)
+    check_metrics(study.execution)
     resources = find_own_resources(study.execution)
     ledger = Ledger(storage, study.study)
     tracking_uri = announce_places(study, ledger, mlflow, console)
@@ -182,8 +185,10 @@ class Member:
             resources = self._runtime.local_resources
             assert resources is not None
             number = num_local_slots(resources, slots)
+            source = make_source(prepared, handler, meter, dispatcher, progress)
             with (
                 saving_usage(meter, prepared.ledger.root, driver=self._lease.driver),
+                publishing(source, prepared.ledger.root, print_line=progress.print_line),
                 Watch(
                     prepared,
                     Shared(self._drivers, works, books),

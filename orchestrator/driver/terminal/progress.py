@@ -85,6 +85,7 @@ class StudyProgress:
         self._num_drivers = 1
         self._best: tuple[float, str] | None = None
         self._started = clock()
+        self._lock = threading.Lock()
         self._thread = threading.Thread(target=self._consume, name="progress", daemon=True)
         self._live = Live(console=console, refresh_per_second=4, get_renderable=self._render, transient=True)
 
@@ -107,6 +108,11 @@ class StudyProgress:
     def handle_event(self, what: str, work: Work, details: dict[str, Any]) -> None:
         """Queue an event of a stage or trial to be shown; returns at once."""
         self._events.put((self._clock(), what, work, details))
+
+    def estimate_seconds_left(self) -> float | None:
+        """Return the estimated seconds until everything has ended, None while too little is known."""
+        with self._lock:
+            return self._time_left.compute(self._clock(), num_drivers=self._num_drivers)
 
     def print_line(self, line: str) -> None:
         """Print a line above the block; can be called from a signal handler."""
@@ -136,7 +142,8 @@ class StudyProgress:
             if isinstance(item, str):
                 self._print(item)
             else:
-                self._handle(*item)
+                with self._lock:
+                    self._handle(*item)
 
     def _handle(self, now: float, what: str, work: Work, details: dict[str, Any]) -> None:
         if what == "started":

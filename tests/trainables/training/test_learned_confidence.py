@@ -76,7 +76,7 @@ class Interrupted(BaseException):
 
 
 def without_times(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    timed = ("seconds", "images_per_second")
+    timed = {"seconds", "images_per_second", "system/cpu_utilization_percentage", "system/rss_mib"}
     return [
         {"epoch": record["epoch"], **{key: value for key, value in record["metrics"].items() if key not in timed}}
         for record in records
