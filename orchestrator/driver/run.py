@@ -30,7 +30,7 @@ from orchestrator.ledger.record import describe_upstream
 from orchestrator.planning.states import ABSENT, FAILED
 from orchestrator.search.optuna_storage import resolve_storage
 from orchestrator.study.study_file import Study
-from orchestrator.tracking.addresses import TrackingError, resolve_tracking_uri
+from orchestrator.tracking.addresses import TrackingError, check_access, resolve_tracking_uri
 from orchestrator.tracking.shipped import is_shipped
 from orchestrator.tracking.shipper import MAX_WAIT_SECONDS, PATIENCE_SECONDS, Shipper
 from trainables.errors import redact
@@ -73,6 +73,7 @@ def run_study(
     print_line(console, "ledger", ledger.root.uri)
     print_line(console, "MLflow", redact(tracking_uri))
     Lease(ledger).check()  # before the data are read, which may take long
+    check_access(tracking_uri)
     with Runtime(study, address=address or study.execution.address) as runtime:
         if not ledger.root.exists("plan.json"):
             runtime.start_fork_server()  # a new study: something will run, and importing torch takes seconds

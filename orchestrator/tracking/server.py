@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
-from orchestrator.tracking.addresses import TrackingError
+from orchestrator.tracking.addresses import TrackingError, strip_credentials
 from orchestrator.tracking.views import BY_ARM, KNOWN_VERSIONS, TRIALS, is_known, make_path, make_report_path
 from trainables.errors import StudyError, redact
 
@@ -100,7 +100,7 @@ def serve_ui(tracking_uri: str, study: str, *, port: int | None = None, timeout_
 
     shown = find_study(tracking_uri, study)
     if tracking_uri.startswith(("http:", "https:")):
-        url = _strip_credentials(tracking_uri)
+        url = strip_credentials(tracking_uri)
         return UiServer(url, make_links(url, shown), None)
     port = _choose_port(port)
     url = f"http://127.0.0.1:{port}"
@@ -141,12 +141,6 @@ def open_page(url: str) -> bool:
     """
     has_desktop = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
     return sys.stdout.isatty() and has_desktop and webbrowser.open(url)
-
-
-def _strip_credentials(uri: str) -> str:
-    scheme, _, rest = uri.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}".rstrip("/")
 
 
 def _choose_port(port: int | None) -> int:

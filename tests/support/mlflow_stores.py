@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,29 @@ def make_database(folder: Path, template: Path) -> str:
 
 
 class Server:
-    """``mlflow server`` over a database in ``folder``, on a port that stays the same over restarts."""
+    """``mlflow server``, on a port that stays the same over restarts.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: folder of its files.
+        store: URI of its database; None for an SQLite file in ``folder``.
+        num_workers: number of its processes.
+        options: further options of the command.
+        variables: further variables of its environment.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        store: str | None = None,
+        num_workers: int = 1,
+        options: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
+        self._store = store or f"sqlite:///{folder}/server.db"
+        self._options = ["--workers", str(num_workers), *options]
+        self._variables = variables or {}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -44,9 +64,12 @@ class Server:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        command += ["--artifacts-destination", str(self.folder / "artifacts"), *self._options]
+        environment = os.environ | {
+            "MLFLOW_BACKEND_STORE_URI": self._store,  # not an argument: everybody on the machine could read a password
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            **self._variables,
+        }
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + 120
