@@ -152,8 +152,14 @@ class Shown:
     datasets: list[tuple[str, str]]
 
 
-def show(uri: str, study: str) -> dict[str, Shown]:
-    """Return signature → run of a study that MLflow shows; its own run is called ``study``. None may be there twice."""
+def show(uri: str, study: str, points: Mapping[str, Sequence[Any]] | None = None) -> dict[str, Shown]:
+    """Return signature → run of a study that MLflow shows; its own run is called ``study``. None may be there twice.
+
+    Args:
+        uri: address of the store.
+        study: name of the study.
+        points: values of each run; None asks MLflow, metric by metric.
+    """
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(study)
     assert experiment is not None
@@ -163,7 +169,10 @@ def show(uri: str, study: str) -> dict[str, Shown]:
         kind = tags["robustsweep.kind"]
         name = tags.get("robustsweep.signature", f"arm {tags['robustsweep.arm']}" if kind == "arm" else kind)
         assert name not in shown
-        history = [point for key in run.data.metrics for point in client.get_metric_history(run_id, key)]
+        if points is None:
+            history = [point for key in run.data.metrics for point in client.get_metric_history(run_id, key)]
+        else:
+            history = list(points.get(run_id, ()))
         shown[name] = Shown(
             run.info.status,
             run.data.params,
@@ -180,6 +189,12 @@ def show(uri: str, study: str) -> dict[str, Shown]:
 
 
 def check_shown(shown: dict[str, Shown], ledger: Ledger) -> None:
+    """Every record once and ended, with its values; the study's own run with the report."""
+    check_records(shown, ledger)
+    assert shown["study"].artifacts == sorted({"report.html", *TABLES})
+
+
+def check_records(shown: dict[str, Shown], ledger: Ledger) -> None:
     """Every record once and ended, its epochs as ``epochs.jsonl`` has them, its results as of when it ended."""
     records = {record.signature: record for kind in ("stage", "trial") for record in ledger.records(kind)}
     shown = {name: each for name, each in shown.items() if not name.startswith("arm ")}
@@ -202,7 +217,6 @@ def check_shown(shown: dict[str, Shown], ledger: Ledger) -> None:
         values = {(key, value) for key, _, value, _ in others}
         assert {(key, value) for key, value in record.result["metrics"].items()} <= values
         assert len(each.datasets) == 1
-    assert shown["study"].artifacts == sorted({"report.html", *TABLES})
 
 
 def name_in_mlflow(key: str) -> str:
