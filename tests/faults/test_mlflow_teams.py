@@ -114,7 +114,11 @@ def team(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Team]:
         variables["PYTHONPATH"] = os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])
     with Postgres() as postgres:
         server = Server(
-            folder, store=postgres.uri, num_workers=2, options=("--app-name", "basic-auth"), variables=variables
+            folder,
+            store=make_absolute(postgres.uri),
+            num_workers=2,
+            options=("--app-name", "basic-auth"),
+            variables=variables,
         )
         try:
             server.start()
