@@ -20,7 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from orchestrator.tracking.addresses import DENIALS, DeniedError, check_access, strip_credentials
+from orchestrator.tracking.addresses import DENIALS, DeniedError, strip_credentials
+from orchestrator.tracking.server import check_access
 from trainables.cpus import count_cpus
 from trainables.errors import ConfigError, StorageError, redact
 from trainables.storage.folder import Folder

@@ -30,7 +30,8 @@ from orchestrator.ledger.record import describe_upstream
 from orchestrator.planning.states import ABSENT, FAILED
 from orchestrator.search.optuna_storage import resolve_storage
 from orchestrator.study.study_file import Study
-from orchestrator.tracking.addresses import TrackingError, check_access, resolve_tracking_uri
+from orchestrator.tracking.addresses import TrackingError, resolve_tracking_uri
+from orchestrator.tracking.server import check_access
 from orchestrator.tracking.shipped import is_shipped
 from orchestrator.tracking.shipper import MAX_WAIT_SECONDS, PATIENCE_SECONDS, Shipper
 from trainables.errors import redact

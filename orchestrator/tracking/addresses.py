@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import http.client
 import os
 import sqlite3
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
@@ -18,9 +14,6 @@ from trainables.errors import StorageError, StudyError, redact
 
 #: Answers of a server, or of a proxy in front of it, to somebody who may not do what was asked for.
 DENIALS = {401: "who asks is unknown", 403: "who asks may not do that"}
-#: A question that every user of a server may ask.
-PROBE = "/api/2.0/mlflow/experiments/search?max_results=1"
-_PROBE_SECONDS = 5.0
 
 
 class TrackingError(StorageError):
@@ -108,44 +101,6 @@ def has_run(uri: str, run_id: str) -> bool:
             return bool(connection.execute(query, [run_id]).fetchone()[0])
     except sqlite3.Error:
         return False  # not a database of the MLflow that we know: opening it reports the error
-
-
-def check_access(uri: str) -> None:
-    """Raise if a server accepts no request of this process; a server that cannot be reached passes, as an outage.
-
-    Asks without credentials first, which needs no MLflow; a server that wants some is asked again by MLflow's client,
-    since there are many ways to give them.
-
-    Args:
-        uri: absolute URI, see ``resolve_tracking_uri``; a database passes.
-
-    Raises:
-        DeniedError: the server answers 401 or 403.
-    """
-    if not uri.startswith(("http:", "https:")) or not _wants_credentials(uri):
-        return
-    from orchestrator.tracking.client import require_access  # importing it imports MLflow: 2 s
-
-    try:
-        require_access(uri, PROBE)
-    except DeniedError:
-        raise
-    except TrackingError:
-        return  # an outage: the ledger keeps what MLflow lacks
-
-
-def _wants_credentials(uri: str) -> bool:
-    """Return whether a server denies a request without credentials, or could only be asked by MLflow's client."""
-    try:
-        urllib.request.urlopen(strip_credentials(uri) + PROBE, timeout=_PROBE_SECONDS).close()
-    except urllib.error.HTTPError as error:
-        error.close()
-        return error.code in DENIALS
-    except urllib.error.URLError as error:
-        return isinstance(error.reason, ssl.SSLError)  # MLflow's settings may name another authority
-    except (OSError, http.client.HTTPException):
-        return False
-    return False
 
 
 def strip_credentials(uri: str) -> str:

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from orchestrator.cli.doctor import examine
-from orchestrator.tracking.addresses import DeniedError, TrackingError, check_access
+from orchestrator.tracking.addresses import DeniedError, TrackingError
 from orchestrator.tracking.client import MlflowClient, translating_errors
+from orchestrator.tracking.server import check_access
 from orchestrator.tracking.shipper import Shipper
 from orchestrator.tracking.tracker import Tracker
 from tests.support.faulty_proxy import AWAY, ERROR_500, FORBID, PASS, UNKNOWN, FaultyProxy, encode_user
