@@ -63,6 +63,11 @@ class Team:
     url: str
     database: str
 
+    @property
+    def as_admin(self) -> str:
+        """The server's address for somebody who may see everything."""
+        return self.url.replace("://", "://" + ":".join(ADMIN) + "@")
+
     def points(self) -> dict[str, list[Point]]:
         """Return run ID → all its values."""
         found: dict[str, list[Point]] = defaultdict(list)
@@ -147,7 +152,7 @@ def start_driver(team: Team, folder: Path, study: str, user: str, trials_per_slo
 
 def check_busy(team: Team, folder: Path, study: str, trials_per_slot: int, points: dict[str, list[Any]]) -> int:
     """Return the number of values of a study of made-up trials, all of which MLflow has, once."""
-    shown = show(make_absolute(team.database), study, points)
+    shown = show(team.as_admin, study, points)
     ledger = Ledger(str(folder), study)
     check_records(shown, ledger)
     trials = [each for signature, each in shown.items() if signature.startswith("t")]
@@ -187,7 +192,7 @@ def test_four_studies_at_once(team: Team, finished_study: FinishedStudy, tmp_pat
     points = team.points()
     for study in owners:
         check_busy(team, tmp_path, study, 2, points)
-    check_shown(show(make_absolute(team.database), "tiny", points), Ledger(str(place.storage), "tiny"))
+    check_shown(show(team.as_admin, "tiny", points), Ledger(str(place.storage), "tiny"))
     team.check_once()
     check_secret(tmp_path, out, err, *said.values())
 
@@ -203,13 +208,13 @@ def test_a_wrong_password_and_the_study_of_somebody_else(
     create_user(team.url, "eve", "eve-password-c0de")
     right = place.call("sync", "--mlflow", team.url, **login("ada"))
     assert right.returncode == 0, right.stderr
-    before = show(make_absolute(team.database), "tiny", team.points())
+    before = show(team.as_admin, "tiny", team.points())
     foreign = place.call("sync", "--mlflow", team.url, **login("eve", "eve-password-c0de"))
     assert (foreign.returncode, "HTTP 403" in foreign.stderr) == (3, True), foreign.stdout + foreign.stderr
     assert "have whoever runs the server grant the permission" in " ".join(foreign.stderr.split())
     assert "Traceback" not in wrong.stderr + foreign.stderr
-    assert show(make_absolute(team.database), "tiny", team.points()) == before
-    experiment = MlflowClient(make_absolute(team.database)).get_experiment_by_name("tiny")
+    assert show(team.as_admin, "tiny", team.points()) == before
+    experiment = MlflowClient(team.as_admin).get_experiment_by_name("tiny")
     assert experiment is not None
     granted = {"resource_type": "experiment", "resource_id": experiment.experiment_id, "permission": "MANAGE"}
     ask_as_admin(team.url, "3.0/mlflow/users/permissions/grant", username="eve", **granted)
