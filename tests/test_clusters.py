@@ -93,6 +93,12 @@ def test_the_workstation_listens_to_itself_alone() -> None:
     assert services["study"]["stop_signal"] == "SIGTERM"
     shared = yaml.safe_load((ROOT / "docker-compose.yaml").read_text(encoding="utf-8"))["services"]
     assert services["database"] == shared["database"]
+    server = services["mlflow"]
+    hosts = server["command"][server["command"].index("--allowed-hosts") + 1].split(",")
+    assert set(hosts) == {"mlflow:5000", "localhost:5000", "127.0.0.1:5000"}
+    assert services["study"]["environment"]["MLFLOW_TRACKING_URI"] == f"http://{hosts[0]}"
+    stores = [each["mlflow"]["environment"]["MLFLOW_BACKEND_STORE_URI"] for each in (services, shared)]
+    assert stores[0] == stores[1]
 
 
 @pytest.mark.parametrize("name", SCRIPTS)

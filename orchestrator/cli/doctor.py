@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from orchestrator.tracking.addresses import DENIALS, DeniedError, strip_credentials
+from orchestrator.tracking.server import check_access
 from trainables.cpus import count_cpus
 from trainables.errors import ConfigError, StorageError, redact
 from trainables.storage.folder import Folder
@@ -101,10 +103,18 @@ def _examine_servers(mlflow: str | None, address: str | None) -> Iterator[Findin
 
 def _ask(uri: str) -> Finding:
     try:
-        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=_TIMEOUT_SECONDS) as answer:
-            return Finding("MLflow", answer.status == 200, f"{redact(uri)} answers")
+        try:
+            urllib.request.urlopen(f"{strip_credentials(uri)}/health", timeout=_TIMEOUT_SECONDS).close()
+        except urllib.error.HTTPError as error:
+            error.close()
+            if error.code not in DENIALS:
+                raise
+        check_access(uri)
+    except DeniedError as error:
+        return Finding("MLflow", False, str(error))
     except (urllib.error.URLError, OSError, ValueError) as error:
         return Finding("MLflow", False, redact(f"{uri} does not answer: {error}"))
+    return Finding("MLflow", True, f"{redact(uri)} answers")
 
 
 def _reach(address: str) -> Finding:

@@ -32,6 +32,7 @@ from orchestrator.planning.states import ABSENT, FAILED
 from orchestrator.search.optuna_storage import resolve_storage
 from orchestrator.study.study_file import Study
 from orchestrator.tracking.addresses import TrackingError, resolve_tracking_uri
+from orchestrator.tracking.server import check_access
 from orchestrator.tracking.shipped import is_shipped
 from orchestrator.tracking.shipper import MAX_WAIT_SECONDS, PATIENCE_SECONDS, Shipper
 from trainables.errors import redact
@@ -72,6 +73,7 @@ def run_study(
     tracking_uri = announce_places(study, ledger, mlflow, console)
     resolve_storage(ledger, study.execution.optuna)  # a wrong address is refused before anything starts
     Lease(ledger).check()  # before the data are read, which may take long
+    check_access(tracking_uri)
     with Runtime(study, address=address or study.execution.address) as runtime:
         prepared = prepare_run(
             study, runtime, ledger, retry_failed=retry_failed, verify_data=verify_data, mlflow=tracking_uri

@@ -12,6 +12,9 @@ from orchestrator.ledger.databases import SCHEMES, find_sqlite_file, name_driver
 from orchestrator.ledger.ledger import Ledger
 from trainables.errors import StorageError, StudyError, redact
 
+#: Answers of a server, or of a proxy in front of it, to somebody who may not do what was asked for.
+DENIALS = {401: "who asks is unknown", 403: "who asks may not do that"}
+
 
 class TrackingError(StorageError):
     """MLflow could not be reached, or failed internally; trying again later makes sense."""
@@ -19,6 +22,10 @@ class TrackingError(StorageError):
 
 class RefusedError(TrackingError):
     """MLflow understood the request and refused it; sending it again does not help."""
+
+
+class DeniedError(TrackingError):
+    """MLflow, or a proxy in front of it, does not accept who asks; waiting does not help, other credentials may."""
 
 
 def resolve_tracking_uri(
@@ -94,3 +101,10 @@ def has_run(uri: str, run_id: str) -> bool:
             return bool(connection.execute(query, [run_id]).fetchone()[0])
     except sqlite3.Error:
         return False  # not a database of the MLflow that we know: opening it reports the error
+
+
+def strip_credentials(uri: str) -> str:
+    """Return the address of a server without the user name and password in it."""
+    scheme, _, rest = uri.partition("://")
+    host, slash, path = rest.partition("/")
+    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}".rstrip("/")

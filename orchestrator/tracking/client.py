@@ -50,7 +50,7 @@ with imports_kept():
     from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.ledger.databases import create_database, is_database_server
-from orchestrator.tracking.addresses import RefusedError, TrackingError
+from orchestrator.tracking.addresses import DENIALS, DeniedError, RefusedError, TrackingError
 from orchestrator.tracking.views import REPORT, TITLES, VIEW_TAG
 from trainables.errors import StudyError, redact
 
@@ -76,6 +76,7 @@ __all__ = [
     "find_version",
     "find_versions",
     "import_flavour",
+    "require_access",
     "save_torch_model",
     "search_runs",
     "translating_errors",
@@ -84,6 +85,9 @@ __all__ = [
 
 _RUNS_PER_PAGE = 1000
 _REFUSALS = ("INVALID_PARAMETER_VALUE", "BAD_REQUEST")
+_DENIALS = {"UNAUTHENTICATED": 401, "CUSTOMER_UNAUTHORIZED": 401, "PERMISSION_DENIED": 403}
+#: A header that a server repeats in its answer.
+_CREDENTIALS = re.compile(r"(?i)\b(basic|bearer) [\w+/.~-]+=*")
 
 # Users of a study need neither "Creating initial database tables" and alembic's steps, nor the traceback that MLflow
 # logs of every error that it also raises.
@@ -133,6 +137,22 @@ def find_version(tracking_uri: str) -> str | None:
     answer = http_request(credentials, "/version", "GET", raise_on_status=False)  # type: ignore[no-untyped-call]
     text = str(answer.text).strip()
     return text if answer.status_code == 200 and re.fullmatch(r"\d+(\.\w+)+", text) else None
+
+
+def require_access(tracking_uri: str, path: str) -> None:
+    """Raise if a server denies this process the page at ``path``; other answers than 401 and 403 pass.
+
+    Raises:
+        DeniedError: the server answers 401 or 403.
+        TrackingError: it cannot be reached.
+    """
+    asked = "let this process in"
+    with translating_errors(tracking_uri, asked):
+        credentials = get_default_host_creds(tracking_uri)  # type: ignore[no-untyped-call]
+        answer = http_request(credentials, path, "GET", raise_on_status=False)  # type: ignore[no-untyped-call]
+    if answer.status_code in DENIALS:
+        said = _quote(str(answer.text))
+        raise DeniedError(f"asked MLflow at {redact(tracking_uri)} to {asked}: {said}; {_advise(answer.status_code)}")
 
 
 @dataclass(frozen=True)
@@ -314,10 +334,34 @@ def translating_errors(tracking_uri: str, what: str) -> Iterator[None]:
         yield
     except (MlflowException, SQLAlchemyError, OSError, ImportError) as error:
         asked = f"asked MLflow at {redact(tracking_uri)} to {what}"
-        said = redact(str(error).strip().split("\n", 1)[0])[:500]
+        said = _quote(str(error))
+        if (status := _find_denial(error)) is not None:
+            raise DeniedError(f"{asked}: {said}; {_advise(status)}") from error
         if isinstance(error, MlflowException) and error.error_code in _REFUSALS:
             raise RefusedError(f"{asked}; it refused: {said}; the ledger has everything") from error
         raise TrackingError(
             f"{asked}: {type(error).__name__}: {said}; check that it runs, and the address. The ledger has everything: "
             "`robustsweep sync` ships what is missing"
         ) from error
+
+
+def _quote(text: str) -> str:
+    return _CREDENTIALS.sub(r"\1 ***", redact(text.strip().split("\n", 1)[0]))[:500]
+
+
+def _find_denial(error: Exception) -> int | None:
+    """Return the HTTP status with which a server denied access, None for any other error."""
+    if isinstance(error, MlflowException):
+        return _DENIALS.get(error.error_code)
+    status = getattr(getattr(error, "response", None), "status_code", None)  # of requests, for artifacts
+    return status if status in DENIALS else None
+
+
+def _advise(status: int) -> str:
+    advice = f"that is HTTP {status}, {DENIALS[status]}: set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+    advice += " (or MLFLOW_TRACKING_TOKEN) in the environment of this command"
+    if status == 403:
+        advice += (
+            ", have whoever runs the server grant the permission, or name its host in the server's --allowed-hosts"
+        )
+    return advice + ". The ledger has everything: `robustsweep sync` ships what is missing"

@@ -1,10 +1,12 @@
-"""MLflow's own web server for a study's store, on this machine only, and links to the study's pages."""
+"""MLflow's own web server for a study's store, on this machine only, links to the study's pages, access to a server."""
 
 from __future__ import annotations
 
+import http.client
 import os
 import signal
 import socket
+import ssl
 import subprocess
 import sys
 import tempfile
@@ -16,7 +18,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, TYPE_CHECKING
 
-from orchestrator.tracking.addresses import TrackingError
+from orchestrator.tracking.addresses import DENIALS, DeniedError, TrackingError, strip_credentials
 from orchestrator.tracking.views import BY_ARM, KNOWN_VERSIONS, TRIALS, is_known, make_path, make_report_path
 from trainables.errors import StudyError, redact
 
@@ -26,6 +28,9 @@ if TYPE_CHECKING:
 _POLL_SECONDS = 0.2
 _STOP_SECONDS = 10.0
 _TAIL_LINES = 20
+#: A question that every user of a server may ask.
+_PROBE = "/api/2.0/mlflow/experiments/search?max_results=1"
+_PROBE_SECONDS = 5.0
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,7 @@ def serve_ui(tracking_uri: str, study: str, *, port: int | None = None, timeout_
 
     shown = find_study(tracking_uri, study)
     if tracking_uri.startswith(("http:", "https:")):
-        url = _strip_credentials(tracking_uri)
+        url = strip_credentials(tracking_uri)
         return UiServer(url, make_links(url, shown), None)
     port = _choose_port(port)
     url = f"http://127.0.0.1:{port}"
@@ -141,12 +146,6 @@ def open_page(url: str) -> bool:
     """
     has_desktop = sys.platform in ("darwin", "win32") or any(map(os.environ.get, ("DISPLAY", "WAYLAND_DISPLAY")))
     return sys.stdout.isatty() and has_desktop and webbrowser.open(url)
-
-
-def _strip_credentials(uri: str) -> str:
-    scheme, _, rest = uri.partition("://")
-    host, slash, path = rest.partition("/")
-    return f"{scheme}://{host.rpartition('@')[2]}{slash}{path}".rstrip("/")
 
 
 def _choose_port(port: int | None) -> int:
@@ -212,3 +211,41 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
         except subprocess.TimeoutExpired:
             continue
     process.wait()
+
+
+def check_access(uri: str) -> None:
+    """Raise if a server accepts no request of this process; a server that cannot be reached passes, as an outage.
+
+    Asks without credentials first, which needs no MLflow; a server that wants some is asked again by MLflow's client,
+    since there are many ways to give them.
+
+    Args:
+        uri: absolute URI, see ``resolve_tracking_uri``; a database passes.
+
+    Raises:
+        DeniedError: the server answers 401 or 403.
+    """
+    if not uri.startswith(("http:", "https:")) or not _wants_credentials(uri):
+        return
+    from orchestrator.tracking.client import require_access  # importing it imports MLflow: 2 s
+
+    try:
+        require_access(uri, _PROBE)
+    except DeniedError:
+        raise
+    except TrackingError:
+        return  # an outage: the ledger keeps what MLflow lacks
+
+
+def _wants_credentials(uri: str) -> bool:
+    """Return whether a server denies a request without credentials, or could only be asked by MLflow's client."""
+    try:
+        urllib.request.urlopen(strip_credentials(uri) + _PROBE, timeout=_PROBE_SECONDS).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+        return error.code in DENIALS
+    except urllib.error.URLError as error:
+        return isinstance(error.reason, ssl.SSLError)  # MLflow's settings may name another authority
+    except (OSError, http.client.HTTPException):
+        return False
+    return False

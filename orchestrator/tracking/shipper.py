@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 from orchestrator.ledger.derived import PAGE, TABLES, Report, compute_state, find_report, read_verdicts, stops_early
 from orchestrator.ledger.ledger import Ledger
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, STOPPED
-from orchestrator.tracking.addresses import RefusedError, TrackingError
+from orchestrator.tracking.addresses import DeniedError, RefusedError, TrackingError
 from trainables.errors import LeaseError, StorageError
 
 if TYPE_CHECKING:
@@ -115,6 +115,7 @@ class Shipper:
         #: Message of the last error.
         self.problem = ""
         self._num_failures = 0  # in a row
+        self._is_denied = False
         self._has_failed = False
         self._has_caught_up = False
         self._next_show = 0.0
@@ -185,7 +186,8 @@ class Shipper:
                 return
             except TrackingError as error:
                 is_refused = isinstance(error, RefusedError)
-                if time.monotonic() > deadline or (is_refused and has_failed):
+                is_denied = isinstance(error, DeniedError)
+                if time.monotonic() > deadline or is_denied or (is_refused and has_failed):
                     raise
                 has_failed = True
                 if not is_refused:  # else the study's run has been deleted meanwhile: opening restores it
@@ -252,14 +254,17 @@ class Shipper:
             self._given_up.set()
             return False
         except (StorageError, OSError) as error:  # of MLflow, or of the ledger's storage
-            if self._num_failures == 0:
+            was_denied, self._is_denied = self._is_denied, isinstance(error, DeniedError)
+            if self._num_failures == 0 or (self._is_denied and not was_denied):
                 _logger.warning("shipping to MLflow pauses%s: %s", "" if is_last else ", the study goes on", error)
+            if is_last and self._is_denied:  # waiting does not help
+                self._given_up.set()
             self._num_failures = min(self._num_failures + 1, 10)
             self._has_failed, self.problem = True, str(error)
             return False
         if self._num_failures:
             _logger.warning("shipping to MLflow goes on")
-        self._num_failures = 0
+        self._num_failures, self._is_denied = 0, False
         return self._is_closed
 
     def _prepare(self) -> None:

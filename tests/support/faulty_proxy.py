@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import http.client
 import random
 import threading
@@ -12,9 +13,11 @@ from urllib.parse import urlsplit
 
 #: What a request may meet. Of ``lose`` and ``late`` every second one, at random: it is carried out and its answer lost,
 #: or it is carried out when whoever asked may have given up.
-PASS, SLOW, ERROR_500, ERROR_503, CLOSE, HANG, GARBAGE, LOSE, LATE, AWAY = (
-    "pass", "slow", "500", "503", "close", "hang", "garbage", "lose", "late", "away",
+PASS, SLOW, ERROR_500, ERROR_503, CLOSE, HANG, GARBAGE, LOSE, LATE, AWAY, FORBID = (
+    "pass", "slow", "500", "503", "close", "hang", "garbage", "lose", "late", "away", "403",
 )  # fmt: skip
+#: What happens, whatever the fault of the moment, to a request without the right user name and password.
+UNKNOWN = "401"
 _NOT_PASSED_ON = ("connection", "transfer-encoding", "content-length")
 
 
@@ -25,9 +28,13 @@ class FaultyProxy:
         target: address of the server.
         seconds: by how much ``slow`` and ``late`` delay a request.
         seed: of ``lose`` and ``late``.
+        user: user name and password that every request has to show (HTTP's basic authentication); None for nobody's.
     """
 
-    def __init__(self, target: str, *, seconds: float = 5.0, seed: int = 0) -> None:
+    def __init__(
+        self, target: str, *, seconds: float = 5.0, seed: int = 0, user: tuple[str, str] | None = None
+    ) -> None:
+        self.user = user
         self._host = urlsplit(target).netloc
         self._seconds = seconds
         self._random, self._lock = random.Random(seed), threading.Lock()
@@ -83,6 +90,8 @@ class FaultyProxy:
         body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
         fault = self.fault
         with self._lock:
+            if self.user is not None and request.headers.get("Authorization") != encode_user(*self.user):
+                fault = UNKNOWN
             if fault in (LOSE, LATE) and self._random.random() < 0.5:
                 fault = PASS
             self.counts[fault] += 1
@@ -96,6 +105,10 @@ class FaultyProxy:
                 _answer(request, status, answer, headers)
         elif fault == GARBAGE:
             _answer(request, 200, b"<html>Please log in</html>", [("Content-Type", "text/html")])
+        elif fault in (UNKNOWN, FORBID):  # as nginx says it
+            asks = [("WWW-Authenticate", 'Basic realm="MLflow"')] if fault == UNKNOWN else []
+            page = {UNKNOWN: b"<html>401 Authorization Required</html>", FORBID: b"<html>403 Forbidden</html>"}[fault]
+            _answer(request, int(fault), page, [("Content-Type", "text/html"), *asks])
         elif fault in (ERROR_500, ERROR_503):
             _answer(request, int(fault), b"<html>upstream is not well</html>", [("Content-Type", "text/html")])
         request.close_connection = True
@@ -111,6 +124,11 @@ class FaultyProxy:
             return 502, [], b"bad gateway"
         finally:
             connection.close()
+
+
+def encode_user(name: str, password: str) -> str:
+    """Return the header ``Authorization`` of HTTP's basic authentication."""
+    return "Basic " + base64.b64encode(f"{name}:{password}".encode()).decode()
 
 
 def _answer(request: BaseHTTPRequestHandler, status: int, body: bytes, headers: list[tuple[str, str]]) -> None:

@@ -17,13 +17,13 @@ NAME = "pretraining=scratch, augmentation.strength=0.5"
 ARM = {"augmentation.strength": 0.5, "pretraining": "scratch"}  # sorted, as a ledger has it
 
 
-def make_ledger(folder: Path, signatures: tuple[str, ...] = ("t1", "t2")) -> Ledger:
+def make_ledger(folder: Path, signatures: tuple[str, ...] = ("t1", "t2"), study: str = STUDY) -> Ledger:
     """Return a ledger with a plan of these trials and nothing run yet."""
-    ledger = Ledger(str(folder), STUDY)
+    ledger = Ledger(str(folder), study)
     ledger.root.write_json(
         "plan.json",
         {
-            "study": STUDY,
+            "study": study,
             "question": "Does it hold?",
             "factors": {"pretraining": ["scratch", "imagenet"]},
             "replicates": 2,

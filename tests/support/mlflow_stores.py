@@ -12,6 +12,7 @@ import time
 import urllib.error
 import urllib.request
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,10 +33,29 @@ def make_database(folder: Path, template: Path) -> str:
 
 
 class Server:
-    """``mlflow server`` over a database in ``folder``, on a port that stays the same over restarts."""
+    """``mlflow server``, on a port that stays the same over restarts.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        folder: folder of its files.
+        store: URI of its database; None for an SQLite file in ``folder``.
+        num_workers: number of its processes.
+        options: further options of the command.
+        variables: further variables of its environment.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        store: str | None = None,
+        num_workers: int = 1,
+        options: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.folder = folder
+        self._store = store or f"sqlite:///{folder}/server.db"
+        self._options = ["--workers", str(num_workers), *options]
+        self._variables = variables or {}
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -44,9 +64,12 @@ class Server:
 
     def start(self) -> None:
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)]
-        command += ["--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder}/server.db"]
-        command += ["--artifacts-destination", str(self.folder / "artifacts")]
-        environment = os.environ | {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+        command += ["--artifacts-destination", str(self.folder / "artifacts"), *self._options]
+        environment = os.environ | {
+            "MLFLOW_BACKEND_STORE_URI": self._store,  # not an argument: everybody on the machine could read a password
+            "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
+            **self._variables,
+        }
         with open(self.folder / "log", "ab") as log:
             self._process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + 120
@@ -129,8 +152,14 @@ class Shown:
     datasets: list[tuple[str, str]]
 
 
-def show(uri: str, study: str) -> dict[str, Shown]:
-    """Return signature → run of a study that MLflow shows; its own run is called ``study``. None may be there twice."""
+def show(uri: str, study: str, points: Mapping[str, Sequence[Any]] | None = None) -> dict[str, Shown]:
+    """Return signature → run of a study that MLflow shows; its own run is called ``study``. None may be there twice.
+
+    Args:
+        uri: address of the store.
+        study: name of the study.
+        points: values of each run; None asks MLflow, metric by metric.
+    """
     client = MlflowClient(uri)
     experiment = client.get_experiment_by_name(study)
     assert experiment is not None
@@ -140,7 +169,10 @@ def show(uri: str, study: str) -> dict[str, Shown]:
         kind = tags["robustsweep.kind"]
         name = tags.get("robustsweep.signature", f"arm {tags['robustsweep.arm']}" if kind == "arm" else kind)
         assert name not in shown
-        history = [point for key in run.data.metrics for point in client.get_metric_history(run_id, key)]
+        if points is None:
+            history = [point for key in run.data.metrics for point in client.get_metric_history(run_id, key)]
+        else:
+            history = list(points.get(run_id, ()))
         shown[name] = Shown(
             run.info.status,
             run.data.params,
@@ -157,6 +189,12 @@ def show(uri: str, study: str) -> dict[str, Shown]:
 
 
 def check_shown(shown: dict[str, Shown], ledger: Ledger) -> None:
+    """Every record once and ended, with its values; the study's own run with the report."""
+    check_records(shown, ledger)
+    assert shown["study"].artifacts == sorted({"report.html", *TABLES})
+
+
+def check_records(shown: dict[str, Shown], ledger: Ledger) -> None:
     """Every record once and ended, its epochs as ``epochs.jsonl`` has them, its results as of when it ended."""
     records = {record.signature: record for kind in ("stage", "trial") for record in ledger.records(kind)}
     shown = {name: each for name, each in shown.items() if not name.startswith("arm ")}
@@ -179,7 +217,6 @@ def check_shown(shown: dict[str, Shown], ledger: Ledger) -> None:
         values = {(key, value) for key, _, value, _ in others}
         assert {(key, value) for key, value in record.result["metrics"].items()} <= values
         assert len(each.datasets) == 1
-    assert shown["study"].artifacts == sorted({"report.html", *TABLES})
 
 
 def name_in_mlflow(key: str) -> str:
