@@ -9,8 +9,8 @@ of the operating system with a path in that folder: new content is written there
 is renamed into it. Renaming the folder, which is how the next claim is taken, makes such calls fail.
 
 On an object store the claim is an object of that name, the highest counts, and every object is written on condition
-that it is still what this attempt has seen (S3's If-Match). Where a store ignores the condition, or the object is so
-large that it is sent in parts, the claim is only looked up before the write.
+that it is still what this attempt has seen (S3's If-Match, Azure's too; ``object_store.make_condition``). Where a store
+ignores the condition or its library does not offer it, the claim is only looked up before the write.
 """
 
 from __future__ import annotations
@@ -19,18 +19,19 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainables.errors import StorageError, SupersededError
 from trainables.storage.folder import Folder, explain_failure, replace_synced
+from trainables.storage.object_store import find_version, make_condition
 
+#: Characters of signatures, which are hexadecimal.
+SIGNATURE_DIGITS = "0123456789abcdef"
 #: Folder of a ledger in which claims lie.
 CLAIMS = "claims"
-#: Objects of more bytes are sent in parts, without a condition (s3fs: twice its chunk of 50 MiB).
-_MAX_CONDITIONAL_BYTES = 100 * 2**20
 
 
 class Claim(NamedTuple):
@@ -71,7 +72,11 @@ def count_attempts(claims: Folder) -> dict[str, int]:
     Args:
         claims: folder ``claims`` of a ledger.
     """
-    found = {signature: find_claim(claims / signature) for signature in claims.children() if signature.isalnum()}
+    found = {
+        signature: max(filter(None, map(parse_claim, names)), default=None)
+        for signature, names in claims.grandchildren(SIGNATURE_DIGITS).items()
+        if signature.isalnum()
+    }
     return {signature: claim.number for signature, claim in found.items() if claim is not None}
 
 
@@ -236,8 +241,7 @@ class ClaimedFolder(Folder):
         if not self.is_local:
             self._check_claim(f"rename {old}")
             # By the store, without a condition: too late, it copies what the newer attempt has written.
-            with self._fs(f"rename {old} to {new_name}") as fs:
-                fs.cp_file(old, new)
+            self._ask(f"rename {old} to {new_name}", lambda fs: fs.cp_file(old, new))
             self._versions.pop(new_name, None)
             return
         held, gone = (self._at_claim(uuid.uuid4().hex) for _ in range(2))
@@ -296,12 +300,14 @@ class ClaimedFolder(Folder):
 
     def _look_up(self, name: str) -> str | None:
         path = self._at(name)
-        with self._fs(f"look at {path}") as fs:
+
+        def look(fs: Any) -> object:
             try:
-                found: Mapping[str, Any] = fs.info(path)
+                return fs.info(path)
             except FileNotFoundError:
-                found = {}
-        self._versions[name] = found.get("ETag")
+                return None
+
+        self._versions[name] = find_version(self._ask(f"look at {path}", look))
         return self._versions[name]
 
     def _put(self, name: str, data: bytes) -> None:
@@ -311,10 +317,9 @@ class ClaimedFolder(Folder):
         seen = self._versions[name] if name in self._versions else self._look_up(name)
         self._check_claim(f"write {path}")
         try:
-            with self._fs(f"write {path}") as fs:
-                is_conditional = "s3" in fs.protocol and len(data) < _MAX_CONDITIONAL_BYTES
-                condition = {"IfNoneMatch": "*"} if seen is None else {"IfMatch": seen}
-                written = fs.pipe_file(path, data, **(condition if is_conditional else {}))
+            written = self._ask(
+                f"write {path}", lambda fs: fs.pipe_file(path, data, **make_condition(fs, seen, len(data)))
+            )
         except StorageError:
             now = self._look_up(name)
             self._check_claim(f"write {path}")
@@ -323,10 +328,11 @@ class ClaimedFolder(Folder):
             if now is None or super().read(name) != data:  # else the answer to this write was lost
                 self._put(name, data)  # it is what an earlier attempt wrote before it noticed
             return
-        if isinstance(written, Mapping) and "ETag" in written:
-            self._versions[name] = written["ETag"]
-        else:
+        version = find_version(written)
+        if version is None:
             self._versions.pop(name, None)
+        else:
+            self._versions[name] = version
 
 
 def _link(old: str, new: str) -> None:
