@@ -88,8 +88,9 @@ def run_study(
                 check_device(study.execution, prepared.open_configs)
             runtime.start()
             runtime.check(prepared.open_configs)
+            runtime.probe_storage(prepared.ledger)
         ledger = prepared.ledger  # of all who write: the lease guards this object, not the folder
-        with Lease(ledger) as lease:  # nothing has been written before
+        with Lease(ledger) as lease:  # nothing has been written before, except probes, which are gone again
             prepared = refresh(adopt_stages(prepared, lease), retry_failed=retry_failed)
             announce(prepared, console)
             prepared.registration.write(ledger.root)

@@ -100,8 +100,8 @@ def take_claim(claims: Folder, number: int, *, before: Claim | None = None) -> C
 def release_claim(claims: Folder, claim: Claim) -> None:
     """Remove a claim if it still counts: nothing can be written under it any more, nor under an earlier one."""
     if not claims.is_local:
-        if find_claim(claims) == claim:
-            for name in list(claims.children()):
+        if _counts(claims, claim):
+            for name in {*claims.children(), claim.name}:
                 claims.remove(name)
         return
     gone = f"{claims.uri}.{claim.token}"
@@ -110,6 +110,14 @@ def release_claim(claims: Folder, claim: Claim) -> None:
         with suppress(OSError):  # a new claim has been taken in this moment
             os.rmdir(claims.uri)
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def _counts(claims: Folder, claim: Claim) -> bool:
+    """Return whether a claim is there and none is larger."""
+    found = find_claim(claims)
+    if found is None or found < claim:  # it was removed, or an object store's listing lags behind
+        return not claims.is_local and claims.exists(claim.name)
+    return found == claim
 
 
 def _check_order(claims: Folder, found: Claim | None, mine: Claim, before: Claim | None) -> None:
@@ -160,7 +168,7 @@ def _remove_strangers(claims: Folder) -> None:
 def _take_by_creating(claims: Folder, mine: Claim, before: Claim | None) -> Claim:
     _check_order(claims, find_claim(claims), mine, before)
     claims.write(mine.name, b"")
-    if find_claim(claims) != mine:  # of two in the same moment, the larger name counts for both
+    if not _counts(claims, mine):  # of two in the same moment, the larger name counts for both
         raise SupersededError(f"attempt {mine.number} at {claims.name} started in the same moment as another one")
     return mine
 
@@ -190,7 +198,7 @@ class ClaimedFolder(Folder):
     @property
     def is_superseded(self) -> bool:
         """Whether another attempt has the claim, or it was released."""
-        return find_claim(self._claims) != self._claim
+        return not _counts(self._claims, self._claim)
 
     def _at_claim(self, name: str) -> str:
         return f"{self._claims.uri}/{self._claim.name}/{name}"

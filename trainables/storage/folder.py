@@ -250,9 +250,12 @@ class Folder:
 
     def read_lines(self, name: str) -> list[Any]:
         """Return the JSON values of a ``.jsonl`` file, [] if it is missing; an incomplete last line is left out."""
-        if not self.exists(name):
-            return []
-        whole = self.read(name).rpartition(b"\n")[0]  # the rest is an incomplete line
+        try:
+            whole = self.read(name).rpartition(b"\n")[0]  # the rest is an incomplete line
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return []
+            raise
         try:
             return [parse_json(line) for line in whole.split(b"\n") if line.strip()]
         except ValueError as error:
