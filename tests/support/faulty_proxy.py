@@ -10,11 +10,13 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-#: What a request may meet. Of ``lose`` and ``late`` every second one, at random: it is carried out and its answer lost,
-#: or it is carried out when whoever asked may have given up.
-PASS, SLOW, ERROR_500, ERROR_503, CLOSE, HANG, GARBAGE, LOSE, LATE, AWAY = (
-    "pass", "slow", "500", "503", "close", "hang", "garbage", "lose", "late", "away",
+#: What a request may meet. Of ``lose``, ``late`` and ``throttle`` every second one, at random: it is carried out and its
+#: answer lost, it is carried out when whoever asked may have given up, or it is refused as one of too many.
+PASS, SLOW, ERROR_500, ERROR_503, CLOSE, HANG, GARBAGE, LOSE, LATE, AWAY, THROTTLE = (
+    "pass", "slow", "500", "503", "close", "hang", "garbage", "lose", "late", "away", "throttle",
 )  # fmt: skip
+#: What S3 says to those who ask too often.
+_SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
 _NOT_PASSED_ON = ("connection", "transfer-encoding", "content-length")
 
 
@@ -83,7 +85,7 @@ class FaultyProxy:
         body = request.rfile.read(int(request.headers.get("Content-Length", 0)))
         fault = self.fault
         with self._lock:
-            if fault in (LOSE, LATE) and self._random.random() < 0.5:
+            if fault in (LOSE, LATE, THROTTLE) and self._random.random() < 0.5:
                 fault = PASS
             self.counts[fault] += 1
         if fault in (SLOW, LATE):
@@ -96,6 +98,8 @@ class FaultyProxy:
                 _answer(request, status, answer, headers)
         elif fault == GARBAGE:
             _answer(request, 200, b"<html>Please log in</html>", [("Content-Type", "text/html")])
+        elif fault == THROTTLE:
+            _answer(request, 503, _SLOW_DOWN, [("Content-Type", "application/xml")])
         elif fault in (ERROR_500, ERROR_503):
             _answer(request, int(fault), b"<html>upstream is not well</html>", [("Content-Type", "text/html")])
         request.close_connection = True
@@ -119,8 +123,10 @@ def _answer(request: BaseHTTPRequestHandler, status: int, body: bytes, headers: 
         for key, value in headers:
             if key.lower() not in _NOT_PASSED_ON:
                 request.send_header(key, value)
-        request.send_header("Content-Length", str(len(body)))
+        size = next((value for key, value in headers if key.lower() == "content-length"), "0")
+        request.send_header("Content-Length", size if request.command == "HEAD" else str(len(body)))
         request.end_headers()
-        request.wfile.write(body)
+        if request.command != "HEAD":
+            request.wfile.write(body)
     except OSError:
         pass  # who asked has given up
