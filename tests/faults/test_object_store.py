@@ -83,7 +83,9 @@ DONE = "[0, 1, 2] {'aa': {"
 
 def work(environment: dict[str, str], storage: str, **more: str) -> subprocess.CompletedProcess[str]:
     words = [sys.executable, "-c", WORK, storage]
-    return subprocess.run(words, env=os.environ | environment | more, capture_output=True, text=True, timeout=300)
+    return subprocess.run(
+        words, env=os.environ | environment | more, check=False, capture_output=True, text=True, timeout=300
+    )
 
 
 @pytest.mark.long
@@ -133,7 +135,7 @@ def test_a_study_on_a_throttled_store_has_the_same_results(
     assert results_sha256(load_results(again)) == results_sha256(load_results(whole))
 
 
-# ------------------------------------------------------------------------------------------------ a probe from each node
+# ------------------------------------------------------------------------------------------------ a probe from nodes
 
 #: Says what is wrong with the storage as seen from the nodes of a cluster.
 PROBE_NODES = """
@@ -166,7 +168,7 @@ def test_a_node_without_access_to_the_storage_is_named_before_anything_runs(
 
         def probe() -> str:
             words = [sys.executable, "-c", PROBE_NODES, machines.address, storage]
-            return subprocess.run(words, capture_output=True, text=True, timeout=120).stdout
+            return subprocess.run(words, check=False, capture_output=True, text=True, timeout=120).stdout
 
         assert probe() == "all can use it\n"
         assert connect(store).find(f"{BUCKET}/{tmp_path.name}") == []

@@ -10,8 +10,8 @@ from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
-#: What a request may meet. Of ``lose``, ``late`` and ``throttle`` every second one, at random: it is carried out and its
-#: answer lost, it is carried out when whoever asked may have given up, or it is refused as one of too many.
+#: What a request may meet. Of ``lose``, ``late`` and ``throttle`` every second one, at random: it is carried out and
+#: its answer lost, it is carried out when whoever asked may have given up, or it is refused as one of too many.
 PASS, SLOW, ERROR_500, ERROR_503, CLOSE, HANG, GARBAGE, LOSE, LATE, AWAY, THROTTLE = (
     "pass", "slow", "500", "503", "close", "hang", "garbage", "lose", "late", "away", "throttle",
 )  # fmt: skip

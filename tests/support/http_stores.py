@@ -87,7 +87,7 @@ class _Azure(_Handler):
             del self.objects[name]
             self.say(202)
         else:
-            content, number = self.objects[name]
+            content = self.objects[name][0]
             known = self._describe(name) | {"x_ms_blob_type": "BlockBlob", "Content_Type": "application/octet-stream"}
             known["Content_Length"] = str(len(content))
             status = 206 if "x-ms-range" in self.headers and content else 200
@@ -189,9 +189,8 @@ class _Google(_Handler):
         content, number = self.objects[name]
         bucket, _, key = name.partition("/")
         digest = base64.b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
-        return {"name": key, "bucket": bucket, "size": str(len(content)), "generation": str(number), "etag": f"e{number}"} | {
-            "md5Hash": digest, "updated": _TIME, "timeCreated": _TIME
-        }  # fmt: skip
+        said = {"name": key, "bucket": bucket, "size": str(len(content)), "md5Hash": digest, "updated": _TIME}
+        return said | {"generation": str(number), "etag": f"e{number}", "timeCreated": _TIME}
 
     def _upload(self, bucket: str) -> None:
         head, _, rest = self.body.partition(b"\n\n")[2].partition(b"\n--==0==")
