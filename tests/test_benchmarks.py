@@ -30,6 +30,7 @@ SCRIPTS = (
     "orchestration",
     "startup",
     "resume",
+    "object_listing",
     "tracking",
     "packing",
     "table",

@@ -79,7 +79,7 @@ def run_study(
             study, runtime, ledger, retry_failed=retry_failed, verify_data=verify_data, mlflow=tracking_uri
         )
         ledger = prepared.ledger  # of all who write: the lease guards this object, not the folder
-        with Lease(ledger) as lease:  # nothing has been written before
+        with Lease(ledger) as lease:  # nothing has been written before, except probes, which are gone again
             prepared = refresh(adopt_stages(prepared, lease), retry_failed=retry_failed)
             announce(prepared, console)
             prepared.registration.write(ledger.root)
@@ -121,6 +121,7 @@ def prepare_run(
             check_device(study.execution, prepared.open_configs)
         runtime.start()
         runtime.check(prepared.open_configs)
+        runtime.probe_storage(prepared.ledger)
     return prepared
 
 

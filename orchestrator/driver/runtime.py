@@ -26,6 +26,7 @@ from trainables.config import TrialConfig
 from trainables.errors import ClusterLostError, InfrastructureError, RobustSweepError
 from trainables.preload import imports_kept
 from trainables.pretraining_config import TrainedStep
+from trainables.storage.probe import probe_storage
 
 #: How long stopping Ray waits while it is still starting.
 _PATIENCE_SECONDS = 20.0
@@ -125,6 +126,21 @@ class Runtime:
             with imports_kept():
                 from orchestrator.cluster import tune_schedulers  # noqa: F401
         self._finish("checking the trials")
+
+    def probe_storage(self, ledger: Ledger) -> None:
+        """Try from every machine of the run what trials do with the storage. Nothing is tried on this machine's disk.
+
+        Raises:
+            StorageError: a machine cannot use the storage; the message names it.
+            InfrastructureError: the cluster does not answer.
+        """
+        if not self.is_local:
+            self.wait_for_ray()
+            from orchestrator.cluster.storage_probe import probe_nodes  # imports ray
+
+            probe_nodes(ledger.root)
+        elif not ledger.root.is_local:
+            probe_storage(ledger.root, "this machine")
 
     def start_report(self, ledger: Ledger, lease: Mapping[str, str]) -> Callable[[], Report]:
         """Start writing the report in a child of the fork server; return a function that waits for it and returns it.

@@ -20,7 +20,8 @@ from orchestrator.ledger.ledger import Ledger
 from orchestrator.ledger.record import describe_upstream
 from orchestrator.planning.states import COMPLETE, FAILED, INTERRUPTED, STOPPED
 from orchestrator.planning.works import Work
-from trainables.storage.claims import CLAIMS, count_attempts
+from trainables.storage.attempt_counts import count_attempts
+from trainables.storage.claims import CLAIMS
 from trainables.storage.completeness import is_finished, is_stopped
 
 #: Called with ("started" | "event" | "ended", work, details), one call at a time: must be quick and never raise.
@@ -257,15 +258,14 @@ class Dispatcher:
             self._changed.notify_all()
 
     def _count_gpus(self, slot: str) -> float:
-        others = self._gpus_per_joint_slot if _is_joint(slot) else self._meter.gpus_per_slot
-        return self._gpus_per_local_slot if slot.startswith(_LOCAL) else others
+        shared = self._gpus_per_joint_slot if _is_joint(slot) else self._meter.gpus_per_slot
+        return self._gpus_per_local_slot if slot.startswith(_LOCAL) else shared
 
     def _handle_event(self, slot: str, work: Work, event: dict[str, Any]) -> None:
         match event["event"]:
             case "begun":
-                kind = "event" if work.signature in self._begun else "started"  # once more after an actor was lost
+                self._on_event("event" if work.signature in self._begun else "started", work, {**event, "slot": slot})
                 self._begun.add(work.signature)
-                self._on_event(kind, work, {**event, "slot": slot})
             case "returned":
                 self._running[slot].remove(work)
                 self._put_back(work)

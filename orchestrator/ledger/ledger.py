@@ -38,6 +38,7 @@ from orchestrator.planning.plan import Plan
 from orchestrator.planning.states import ABSENT, COMPLETE, FAILED, INTERRUPTED, STOPPED
 from orchestrator.planning.works import Work
 from trainables.errors import StorageError, StudyError
+from trainables.storage.attempt_counts import SIGNATURE_DIGITS
 from trainables.storage.claims import CLAIMS
 from trainables.storage.completeness import CONFIG, RESULT, STOP, find_damage
 from trainables.storage.folder import Folder
@@ -84,14 +85,22 @@ class Ledger:
 
     def _states(self, kind: str) -> Iterator[tuple[str, str]]:
         folder = self.root / f"{kind}s"
-        signatures = list(folder.children())
-        yield from zip(
-            signatures, self._each(lambda signature: self._state(folder / signature), signatures), strict=True
-        )
+        listed = folder.grandchildren(SIGNATURE_DIGITS)
+        states = self._each(lambda signature: self._state(folder / signature, listed[signature]), list(listed))
+        yield from zip(listed, states, strict=True)
 
-    def _state(self, folder: Folder) -> str:
-        files = set(folder.children())
+    def _state(self, folder: Folder, files: set[str]) -> str:
+        """Return the state of a stage or trial.
+
+        Args:
+            folder: folder of the stage or trial.
+            files: names in it. An object store's listing may lag behind: of what it shows as begun and not ended, the
+                result is looked for by its name.
+        """
         damage = None
+        is_begun = CONFIG in files and not files & {RESULT, FAILURE, STOP}
+        if is_begun and not folder.is_local and folder.exists(RESULT):
+            files = files | {RESULT}
         if RESULT in files:
             damage = None if folder.name in self._intact else self._find_damage(folder)
         elif FAILURE in files or {CONFIG, STOP} <= files:

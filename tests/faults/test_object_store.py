@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -16,6 +17,7 @@ import pytest
 from orchestrator.analysis.results import load_results, results_sha256
 from orchestrator.ledger.ledger import Ledger
 from tests.conftest import FinishedStudy
+from tests.support.faulty_proxy import ERROR_503, LOSE, THROTTLE, FaultyProxy
 from tests.support.object_stores import SECRET, connect, serve_s3
 from tests.support.processes import lines
 from tests.support.tiny_study import NUM_TRIALS, make_place
@@ -65,6 +67,125 @@ def test_a_study_on_an_object_store_survives_the_death_of_its_driver(
     assert results_sha256(load_results(again)) == results_sha256(load_results(whole))
     settled = place.call("run", *where, **store)
     assert (settled.returncode, "settled" in settled.stdout) == (0, True), settled.stdout + settled.stderr
+
+
+# ------------------------------------------------------------------------------------------------ a busy store
+
+#: Whatever a trial does with its folder.
+WORK = """
+import sys
+from trainables.storage.folder import Folder
+from trainables.storage.probe import probe_storage
+root = Folder(sys.argv[1])
+for number in range(3):
+    root.write_json(f"trials/aa/{number}.json", {"number": number})
+    root.append_line("lines.jsonl", str(number))
+probe_storage(root, "here")
+print(root.read_lines("lines.jsonl"), (root / "trials").grandchildren("abcdef"), sorted(root.children()))
+"""
+DONE = "[0, 1, 2] {'aa': {"
+
+
+def work(environment: dict[str, str], storage: str, **more: str) -> subprocess.CompletedProcess[str]:
+    words = [sys.executable, "-c", WORK, storage]
+    return subprocess.run(
+        words, env=os.environ | environment | more, check=False, capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("fault", [THROTTLE, LOSE])
+def test_a_store_that_refuses_or_loses_every_fourth_request_is_only_slower(
+    store: dict[str, str], tmp_path: Path, fault: str
+) -> None:
+    with FaultyProxy(store["AWS_ENDPOINT_URL"]) as proxy:
+        proxy.share = 0.25  # six tries that all fail: once in 4,000 requests
+        proxy.switch(fault)
+        through = store | {"AWS_ENDPOINT_URL": proxy.url, "AWS_MAX_ATTEMPTS": "1"}
+        done = work(through, f"s3://{BUCKET}/{tmp_path.name}-{fault}")
+        assert done.stdout.startswith(DONE), done.stdout + done.stderr[-3000:]
+        assert done.stdout.rstrip().endswith("['lines.jsonl', 'trials']")
+        assert proxy.counts[fault] > 5
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_store_that_refuses_every_request_is_told_with_the_number_of_tries(
+    store: dict[str, str], tmp_path: Path
+) -> None:
+    with FaultyProxy(store["AWS_ENDPOINT_URL"]) as proxy:
+        proxy.switch(ERROR_503)
+        through = store | {"AWS_ENDPOINT_URL": proxy.url, "AWS_MAX_ATTEMPTS": "1"}
+        done = work(through, f"s3://{BUCKET}/{tmp_path.name}")
+    assert f"could not write s3://{BUCKET}/{tmp_path.name}/trials/aa/0.json, tried 6 times in " in done.stderr
+    assert SECRET not in done.stderr
+
+
+@pytest.mark.long
+@pytest.mark.timeout(400)
+def test_a_study_on_a_throttled_store_has_the_same_results(
+    finished_study: FinishedStudy, store: dict[str, str], tmp_path: Path
+) -> None:
+    place = make_place(tmp_path, finished_study.place.study.parent / "cache")
+    with FaultyProxy(store["AWS_ENDPOINT_URL"]) as proxy:
+        proxy.share = 0.25
+        proxy.switch(THROTTLE)
+        where = ("--storage", f"s3://{BUCKET}/throttled", "--mlflow", f"sqlite:///{tmp_path}/mlflow.db")
+        done = place.call("run", *where, **store | {"AWS_ENDPOINT_URL": proxy.url})
+        assert proxy.counts[THROTTLE] > 100
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert f"{NUM_TRIALS} planned, {NUM_TRIALS} complete" in said
+    connect(store).get(f"{BUCKET}/throttled/tiny", str(tmp_path / "copy" / "tiny"), recursive=True)
+    again, whole = Ledger(str(tmp_path / "copy"), "tiny"), Ledger(str(finished_study.place.storage), "tiny")
+    assert results_sha256(load_results(again)) == results_sha256(load_results(whole))
+
+
+# ------------------------------------------------------------------------------------------------ a probe from nodes
+
+#: Says what is wrong with the storage as seen from the nodes of a cluster.
+PROBE_NODES = """
+import sys
+from orchestrator.cluster import connection
+from orchestrator.cluster.storage_probe import probe_nodes
+from trainables.errors import StorageError
+from trainables.storage.folder import Folder
+connection.connect(sys.argv[1])
+try:
+    probe_nodes(Folder(sys.argv[2]))
+except StorageError as error:
+    print("refused:", error)
+else:
+    print("all can use it")
+"""
+
+
+@pytest.mark.long
+@pytest.mark.timeout(300)
+def test_a_node_without_access_to_the_storage_is_named_before_anything_runs(
+    store: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tests.support.ray_clusters import running_cluster
+
+    for name, value in store.items():
+        monkeypatch.setenv(name, value)
+    storage = f"s3://{BUCKET}/{tmp_path.name}"
+    with running_cluster(uuid.uuid4().hex, num_workers=1) as machines:
+
+        def probe() -> str:
+            words = [sys.executable, "-c", PROBE_NODES, machines.address, storage]
+            return subprocess.run(words, check=False, capture_output=True, text=True, timeout=120).stdout
+
+        assert probe() == "all can use it\n"
+        assert connect(store).find(f"{BUCKET}/{tmp_path.name}") == []
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
+        machines.add_worker()
+        monkeypatch.setenv("AWS_ENDPOINT_URL", store["AWS_ENDPOINT_URL"])
+        said = probe()
+    assert said.startswith(f"refused: the storage {storage} cannot be used from the node "), said
+    assert "tried to find what the driver has written: could not look for s3://" in said
+    assert SECRET not in said
 
 
 # ------------------------------------------------------------------------------------------------ the lease

@@ -12,12 +12,21 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import urlsplit
 
 #: What a request may meet. Of ``lose`` and ``late`` every second one, at random: it is carried out and its answer lost,
-#: or it is carried out when whoever asked may have given up.
-PASS, SLOW, ERROR_500, ERROR_503, CLOSE, HANG, GARBAGE, LOSE, LATE, AWAY, FORBID = (
-    "pass", "slow", "500", "503", "close", "hang", "garbage", "lose", "late", "away", "403",
+#: or it is carried out when whoever asked may have given up; of ``throttle`` it is refused as one of too many.
+PASS, SLOW, ERROR_500, ERROR_503, CLOSE, HANG, GARBAGE, LOSE, LATE, AWAY, FORBID, THROTTLE = (
+    "pass", "slow", "500", "503", "close", "hang", "garbage", "lose", "late", "away", "403", "throttle",
 )  # fmt: skip
 #: What happens, whatever the fault of the moment, to a request without the right user name and password.
 UNKNOWN = "401"
+#: What S3 says to those who ask too often.
+_SLOW_DOWN = b"<Error><Code>SlowDown</Code><Message>Please reduce your request rate.</Message></Error>"
+#: Fault → status, body and headers of its answer.
+_ANSWERS = {
+    GARBAGE: (200, b"<html>Please log in</html>", [("Content-Type", "text/html")]),
+    ERROR_500: (500, b"<html>upstream is not well</html>", [("Content-Type", "text/html")]),
+    ERROR_503: (503, b"<html>upstream is not well</html>", [("Content-Type", "text/html")]),
+    THROTTLE: (503, _SLOW_DOWN, [("Content-Type", "application/xml")]),
+}
 _NOT_PASSED_ON = ("connection", "transfer-encoding", "content-length")
 
 
@@ -40,6 +49,8 @@ class FaultyProxy:
         self._random, self._lock = random.Random(seed), threading.Lock()
         self._healed = threading.Event()
         self.fault = PASS
+        #: Share of the requests that ``lose``, ``late`` and ``throttle`` affect.
+        self.share = 0.5
         #: What happened to how many requests.
         self.counts: Counter[str] = Counter()
         self._server: ThreadingHTTPServer | None = None
@@ -72,6 +83,8 @@ class FaultyProxy:
         proxy = self
 
         class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"  # boto sends a body only when it is told to continue
+
             def log_message(self, *_: object) -> None:
                 pass
 
@@ -92,7 +105,7 @@ class FaultyProxy:
         with self._lock:
             if self.user is not None and request.headers.get("Authorization") != encode_user(*self.user):
                 fault = UNKNOWN
-            if fault in (LOSE, LATE) and self._random.random() < 0.5:
+            if fault in (LOSE, LATE, THROTTLE) and self._random.random() >= self.share:
                 fault = PASS
             self.counts[fault] += 1
         if fault in (SLOW, LATE):
@@ -103,14 +116,12 @@ class FaultyProxy:
             status, headers, answer = self._forward(request, body)
             if fault != LOSE:
                 _answer(request, status, answer, headers)
-        elif fault == GARBAGE:
-            _answer(request, 200, b"<html>Please log in</html>", [("Content-Type", "text/html")])
         elif fault in (UNKNOWN, FORBID):  # as nginx says it
             asks = [("WWW-Authenticate", 'Basic realm="MLflow"')] if fault == UNKNOWN else []
             page = {UNKNOWN: b"<html>401 Authorization Required</html>", FORBID: b"<html>403 Forbidden</html>"}[fault]
             _answer(request, int(fault), page, [("Content-Type", "text/html"), *asks])
-        elif fault in (ERROR_500, ERROR_503):
-            _answer(request, int(fault), b"<html>upstream is not well</html>", [("Content-Type", "text/html")])
+        elif fault in _ANSWERS:
+            _answer(request, *_ANSWERS[fault])
         request.close_connection = True
 
     def _forward(self, request: BaseHTTPRequestHandler, body: bytes) -> tuple[int, list[tuple[str, str]], bytes]:
@@ -134,11 +145,14 @@ def encode_user(name: str, password: str) -> str:
 def _answer(request: BaseHTTPRequestHandler, status: int, body: bytes, headers: list[tuple[str, str]]) -> None:
     try:
         request.send_response(status)
+        request.send_header("Connection", "close")
         for key, value in headers:
             if key.lower() not in _NOT_PASSED_ON:
                 request.send_header(key, value)
-        request.send_header("Content-Length", str(len(body)))
+        size = next((value for key, value in headers if key.lower() == "content-length"), "0")
+        request.send_header("Content-Length", size if request.command == "HEAD" else str(len(body)))
         request.end_headers()
-        request.wfile.write(body)
+        if request.command != "HEAD":
+            request.wfile.write(body)
     except OSError:
         pass  # who asked has given up

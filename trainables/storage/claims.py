@@ -9,8 +9,8 @@ of the operating system with a path in that folder: new content is written there
 is renamed into it. Renaming the folder, which is how the next claim is taken, makes such calls fail.
 
 On an object store the claim is an object of that name, the highest counts, and every object is written on condition
-that it is still what this attempt has seen (S3's If-Match). Where a store ignores the condition, or the object is so
-large that it is sent in parts, the claim is only looked up before the write.
+that it is still what this attempt has seen (S3's If-Match, Azure's too; ``object_store.make_condition``). Where a store
+ignores the condition or its library does not offer it, the claim is only looked up before the write.
 """
 
 from __future__ import annotations
@@ -19,20 +19,19 @@ import errno
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from trainables.errors import StorageError, SupersededError
 from trainables.storage.folder import Folder, explain_failure, replace_synced
+from trainables.storage.object_store import find_version, make_condition
 
 #: Folder of a ledger in which claims lie.
 CLAIMS = "claims"
 #: Characters of a token that are random; those before them name the driver, if several drivers share a study.
 _NUM_RANDOM = 12
-#: Objects of more bytes are sent in parts, without a condition (s3fs: twice its chunk of 50 MiB).
-_MAX_CONDITIONAL_BYTES = 100 * 2**20
 
 
 class Claim(NamedTuple):
@@ -70,16 +69,6 @@ def find_claim(claims: Folder) -> Claim | None:
         claims: folder of the claims of one stage or trial.
     """
     return max(filter(None, map(parse_claim, claims.children())), default=None)
-
-
-def count_attempts(claims: Folder) -> dict[str, int]:
-    """Return signature → number of the newest attempt, of every stage and trial that is not complete.
-
-    Args:
-        claims: folder ``claims`` of a ledger.
-    """
-    found = {signature: find_claim(claims / signature) for signature in claims.children() if signature.isalnum()}
-    return {signature: claim.number for signature, claim in found.items() if claim is not None}
 
 
 def take_claim(claims: Folder, number: int, *, before: Claim | None = None) -> Claim:
@@ -152,8 +141,8 @@ def _exchange_on_disk(claims: Folder, found: Claim | None, mine: Claim) -> None:
 def release_claim(claims: Folder, claim: Claim) -> None:
     """Remove a claim if it still counts: nothing can be written under it any more, nor under an earlier one."""
     if not claims.is_local:
-        if find_claim(claims) == claim:
-            for name in list(claims.children()):
+        if _counts(claims, claim):
+            for name in {*claims.children(), claim.name}:
                 claims.remove(name)
         return
     gone = f"{claims.uri}.{claim.token}"
@@ -162,6 +151,14 @@ def release_claim(claims: Folder, claim: Claim) -> None:
         with suppress(OSError):  # a new claim has been taken in this moment
             os.rmdir(claims.uri)
         shutil.rmtree(gone, ignore_errors=True)
+
+
+def _counts(claims: Folder, claim: Claim) -> bool:
+    """Return whether a claim is there and none is larger."""
+    found = find_claim(claims)
+    if found is None or found < claim:  # it was removed, or an object store's listing lags behind
+        return not claims.is_local and claims.exists(claim.name)
+    return found == claim
 
 
 def _check_order(claims: Folder, found: Claim | None, mine: Claim, before: Claim | None) -> None:
@@ -212,7 +209,7 @@ def _remove_strangers(claims: Folder) -> None:
 def _take_by_creating(claims: Folder, mine: Claim, before: Claim | None) -> Claim:
     _check_order(claims, find_claim(claims), mine, before)
     claims.write(mine.name, b"")
-    if find_claim(claims) != mine:  # of two in the same moment, the larger name counts for both
+    if not _counts(claims, mine):  # of two in the same moment, the larger name counts for both
         raise SupersededError(f"attempt {mine.number} at {claims.name} started in the same moment as another one")
     return mine
 
@@ -242,7 +239,7 @@ class ClaimedFolder(Folder):
     @property
     def is_superseded(self) -> bool:
         """Whether another attempt has the claim, or it was released."""
-        return find_claim(self._claims) != self._claim
+        return not _counts(self._claims, self._claim)
 
     def _at_claim(self, name: str) -> str:
         return f"{self._claims.uri}/{self._claim.name}/{name}"
@@ -293,8 +290,7 @@ class ClaimedFolder(Folder):
         if not self.is_local:
             self._check_claim(f"rename {old}")
             # By the store, without a condition: too late, it copies what the newer attempt has written.
-            with self._fs(f"rename {old} to {new_name}") as fs:
-                fs.cp_file(old, new)
+            self._ask(f"rename {old} to {new_name}", lambda fs: fs.cp_file(old, new))
             self._versions.pop(new_name, None)
             return
         held, gone = (self._at_claim(uuid.uuid4().hex) for _ in range(2))
@@ -353,12 +349,14 @@ class ClaimedFolder(Folder):
 
     def _look_up(self, name: str) -> str | None:
         path = self._at(name)
-        with self._fs(f"look at {path}") as fs:
+
+        def look(fs: Any) -> object:
             try:
-                found: Mapping[str, Any] = fs.info(path)
+                return fs.info(path)
             except FileNotFoundError:
-                found = {}
-        self._versions[name] = found.get("ETag")
+                return None
+
+        self._versions[name] = find_version(self._ask(f"look at {path}", look))
         return self._versions[name]
 
     def _put(self, name: str, data: bytes) -> None:
@@ -368,10 +366,9 @@ class ClaimedFolder(Folder):
         seen = self._versions[name] if name in self._versions else self._look_up(name)
         self._check_claim(f"write {path}")
         try:
-            with self._fs(f"write {path}") as fs:
-                is_conditional = "s3" in fs.protocol and len(data) < _MAX_CONDITIONAL_BYTES
-                condition = {"IfNoneMatch": "*"} if seen is None else {"IfMatch": seen}
-                written = fs.pipe_file(path, data, **(condition if is_conditional else {}))
+            written = self._ask(
+                f"write {path}", lambda fs: fs.pipe_file(path, data, **make_condition(fs, seen, len(data)))
+            )
         except StorageError:
             now = self._look_up(name)
             self._check_claim(f"write {path}")
@@ -380,10 +377,11 @@ class ClaimedFolder(Folder):
             if now is None or super().read(name) != data:  # else the answer to this write was lost
                 self._put(name, data)  # it is what an earlier attempt wrote before it noticed
             return
-        if isinstance(written, Mapping) and "ETag" in written:
-            self._versions[name] = written["ETag"]
-        else:
+        version = find_version(written)
+        if version is None:
             self._versions.pop(name, None)
+        else:
+            self._versions[name] = version
 
 
 def _link(old: str, new: str) -> None:

@@ -9,19 +9,22 @@ from __future__ import annotations
 
 import errno
 import hashlib
-import inspect
 import json
 import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, TypeVar
 
 from pydantic_core import from_json
 
 from trainables.errors import ConfigError, DiskFullError, StorageError, redact
+from trainables.storage import object_store
+
+T = TypeVar("T")
 
 #: Beginning of a sealed JSON object. The seal is the checksum of the bytes after it, without the last newline.
 _SEAL = re.compile(rb'{\n "seal": "([0-9a-f]{64})"[,\n]')
@@ -70,27 +73,16 @@ class Folder:
             raise StorageError(f"refused to leave {self.uri}: got the name {name!r}, expected a plain relative one")
         return f"{self.uri.rstrip('/')}/{name}"
 
-    @contextmanager
-    def _fs(self, attempt: str) -> Iterator[Any]:
-        """Yield fsspec's file system; turn every error into a ``StorageError`` that states ``attempt``."""
-        try:
-            import fsspec  # imported here: local ledgers never need it
-
-            fs = fsspec.core.url_to_fs(self.uri)[0]
-            fs.invalidate_cache()  # listings are cached, and other machines write here too
-            yield fs
-        except OSError as error:
-            raise explain_failure(f"could not {attempt}", error) from error
-        except Exception as error:  # every file system has errors of its own, without a common base
-            raise StorageError(f"could not {attempt}: {type(error).__name__}: {error}") from error
+    def _ask(self, attempt: str, question: Callable[[Any], T]) -> T:
+        """Return the answer of fsspec's file system to ``question``, see ``object_store.ask``."""
+        return object_store.ask(self.uri, attempt, question, explain_failure)
 
     def exists(self, name: str) -> bool:
         """Return whether the file or folder ``name`` exists."""
         path = self._at(name)
         if self.is_local:
             return os.path.exists(path)
-        with self._fs(f"look for {path}") as fs:
-            return bool(fs.exists(path))
+        return self._ask(f"look for {path}", lambda fs: bool(fs.exists(path)))
 
     def read(self, name: str) -> bytes:
         """Return the content of ``name``.
@@ -100,8 +92,7 @@ class Folder:
         """
         path = self._at(name)
         if not self.is_local:
-            with self._fs(f"read {path}") as fs:
-                return bytes(fs.cat_file(path))
+            return self._ask(f"read {path}", lambda fs: bytes(fs.cat_file(path)))
         try:
             with open(path, "rb") as file:
                 return file.read()
@@ -117,8 +108,7 @@ class Folder:
         self.guard()
         path = self._at(name)
         if not self.is_local:
-            with self._fs(f"write {path}") as fs:
-                fs.pipe_file(path, data)
+            self._ask(f"write {path}", lambda fs: fs.pipe_file(path, data))
             return
         temporary = f"{path}.{os.getpid()}.tmp"
         try:
@@ -146,17 +136,27 @@ class Folder:
                 with open(path, "xb") as file:
                     file.write(data)
                 return True
-            with self._fs(f"create {path}") as fs:
-                if not _creates_in_one_step(type(fs)):
-                    return None
-                with suppress(FileExistsError):
-                    fs.pipe_file(path, data, mode="create")
-                    return True
-                return False
+            return self._create_object(path, data)
         except FileExistsError:
             return False
         except OSError as error:
             raise explain_failure(f"could not create {path}", error) from error
+
+    def _create_object(self, path: str, data: bytes) -> bool | None:
+        tries = 0
+
+        def create(fs: Any) -> bool | None:
+            nonlocal tries
+            if not object_store.can_create(fs):
+                return None
+            tries += 1
+            with suppress(FileExistsError):
+                fs.pipe_file(path, data, mode="create")
+                return True
+            # The answer to the try before may have been lost: it exists because of that one.
+            return tries > 1 and bytes(fs.cat_file(path)) == data
+
+        return self._ask(f"create {path}", create)
 
     def append_line(self, name: str, line: str) -> None:
         """Append one line to ``name``; on an object store the (small) file is rewritten.
@@ -215,9 +215,8 @@ class Folder:
         try:
             return is_sealed(self.read(name))
         except StorageError as error:
-            if isinstance(
-                error.__cause__, FileNotFoundError | NotADirectoryError
-            ):  # others remove files: no check before
+            # No check beforehand: that is one more request, and others remove files.
+            if isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
                 return False
             raise
 
@@ -228,8 +227,7 @@ class Folder:
         """
         path = self._at(name)
         if not self.is_local:
-            with self._fs(f"look at {path}") as fs:
-                return (int(fs.size(path)), 0) if fs.exists(path) else None
+            return self._ask(f"look at {path}", lambda fs: (int(fs.size(path)), 0) if fs.exists(path) else None)
         try:
             found = os.stat(path)
         except FileNotFoundError:
@@ -253,9 +251,12 @@ class Folder:
 
     def read_lines(self, name: str) -> list[Any]:
         """Return the JSON values of a ``.jsonl`` file, [] if it is missing; an incomplete last line is left out."""
-        if not self.exists(name):
-            return []
-        whole = self.read(name).rpartition(b"\n")[0]  # the rest is an incomplete line
+        try:
+            whole = self.read(name).rpartition(b"\n")[0]  # the rest is an incomplete line
+        except StorageError as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                return []
+            raise
         try:
             return [parse_json(line) for line in whole.split(b"\n") if line.strip()]
         except ValueError as error:
@@ -270,17 +271,51 @@ class Folder:
                 return
             yield from names
             return
-        with self._fs(f"list {self.uri}") as fs:
-            paths = fs.ls(self.uri, detail=False) if fs.exists(self.uri) else []
+        paths = self._ask(f"list {self.uri}", self._list_object_store)
         yield from sorted({str(path).rstrip("/").rsplit("/", 1)[-1] for path in paths})
+
+    def _list_object_store(self, fs: Any) -> list[Any]:
+        try:
+            found: list[Any] = fs.ls(self.uri, detail=False)
+        except FileNotFoundError:
+            return []
+        return found
+
+    def grandchildren(self, beginnings: str) -> dict[str, set[str]]:
+        """Return name of each folder directly below → names of the files and folders directly in it.
+
+        On an object store this takes one request per thousand files at any depth, not one per folder.
+
+        Args:
+            beginnings: characters with which the names of the folders begin; others are left out on an object store.
+                Each is listed by itself, all at the same time.
+        """
+        if self.is_local:
+            return {name: set((self / name).children()) for name in self.children()}
+        found: dict[str, set[str]] = {}
+        for name in self._find_below(beginnings):
+            child, _, rest = name.partition("/")
+            if child[:1] in beginnings:
+                found.setdefault(child, set()).update([rest.partition("/")[0]] if rest else [])
+        return dict(sorted(found.items()))
+
+    def _find_below(self, beginnings: str) -> list[str]:
+        def look(beginning: str) -> list[str]:
+            attempt = f"list {self.uri}/{beginning}*"
+            return self._ask(attempt, lambda fs: object_store.find_below(fs, self.uri, beginning))
+
+        if not self._ask(f"list {self.uri}", object_store.lists_by_beginning):
+            return look("")
+        with ThreadPoolExecutor(len(beginnings)) as pool:
+            return [name for names in pool.map(look, beginnings) for name in names]
 
     def rename(self, name: str, new_name: str) -> None:
         """Rename a file, replacing a file of the new name."""
         self.guard()
         old, new = self._at(name), self._at(new_name)
         if not self.is_local:
-            with self._fs(f"rename {old} to {new_name}") as fs:
-                fs.mv(old, new)
+            self._ask(f"rename {old} to {new_name}", lambda fs: fs.cp_file(old, new))
+            self._ask(f"remove {old} after copying it to {new_name}", lambda fs: _remove_object(fs, old))
             return
         try:
             os.replace(old, new)
@@ -292,9 +327,7 @@ class Folder:
         self.guard()
         path = self._at(name)
         if not self.is_local:
-            with self._fs(f"remove {path}") as fs:
-                if fs.exists(path):
-                    fs.rm(path, recursive=True)
+            self._ask(f"remove {path}", lambda fs: _remove_object(fs, path))
         elif os.path.isdir(path):
             shutil.rmtree(path)
         else:
@@ -322,12 +355,10 @@ def replace_synced(temporary: str, path: str, data: bytes) -> None:
     os.replace(temporary, path)
 
 
-def _creates_in_one_step(file_system: type) -> bool:
-    """Return whether the library implements exclusive creation; fsspec's default checks first and writes afterwards."""
-    method = getattr(file_system, "_pipe_file", None) or file_system.pipe_file  # type: ignore[attr-defined]
-    return "mode" in inspect.signature(method).parameters and not method.__module__.startswith(
-        ("fsspec.spec", "fsspec.asyn")
-    )
+def _remove_object(fs: Any, path: str) -> None:
+    with suppress(FileNotFoundError):  # a try before may have removed it, and its answer been lost
+        if fs.exists(path):
+            fs.rm(path, recursive=True)
 
 
 def _cut_torn_line(file: IO[bytes]) -> None:

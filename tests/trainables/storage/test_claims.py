@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from trainables.errors import StorageError, SupersededError
+from trainables.storage.attempt_counts import count_attempts
 from trainables.storage.claims import (
     Claim,
     ClaimedFolder,
-    count_attempts,
     exchange_claim,
     find_claim,
     parse_claim,
