@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -93,7 +93,7 @@ def serving(hosts: Hosts) -> Iterator[Services]:
     with (
         serve_s3(address=head.address, prefix=head.prefix) as environment,
         Postgres(prefix=head.prefix) as postgres,
-        _serving_mlflow(head, postgres.uri) as mlflow,
+        _serving_mlflow(head, postgres.uri.replace("postgresql:", "postgresql+psycopg2:")) as mlflow,
     ):
         hosts.set_environment(environment)
         _run_python(head, _MAKE_BUCKET, BUCKET)
@@ -118,7 +118,8 @@ def _serving_mlflow(head: Host, uri: str) -> Iterator[str]:
         assert server.poll() is None, log.read_text()
         yield f"http://{head.name}:{PORT}"
     finally:
-        os.killpg(server.pid, signal.SIGKILL)
+        with suppress(ProcessLookupError):  # it has ended, which the test is told
+            os.killpg(server.pid, signal.SIGKILL)
         server.wait()
 
 
