@@ -218,11 +218,6 @@ class Hosts:
         _call(*rule, "100", "to", self.hosts[0].address, "ipproto", "tcp", "dport", str(port), "lookup", "main")
         _call(*rule, "101", "to", _NETWORK, "blackhole")
 
-    def allow_all(self, host: Host) -> None:
-        """End ``allow_only``."""
-        for preference in ("100", "101"):
-            _call("ip", "-n", host.namespace, "rule", "del", "pref", preference)
-
     def start_head(self, *, num_cpus: int = 1, **variables: str) -> None:
         """Start Ray's head on the first host, with these environment variables."""
         head = self.hosts[0]
