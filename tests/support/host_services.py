@@ -145,5 +145,5 @@ def list_built(hosts: Hosts, host: Host) -> list[str]:
 
 def measure_shared_memory(host: Host) -> int:
     """Return how many bytes a host's shared memory holds: pages that Ray's object store has ever used stay there."""
-    found = os.statvfs(f"/proc/{host.first_pid}/root/dev/shm")
+    found = os.statvfs(Path("/proc", str(host.first_pid), "root", "dev", "shm"))
     return (found.f_blocks - found.f_bfree) * found.f_frsize
