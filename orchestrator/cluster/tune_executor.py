@@ -28,6 +28,10 @@ from orchestrator.ledger.failures import CRASHED, OUT_OF_MEMORY
 
 #: Reports per second, of all slots together, with which Tune's loop does not fall behind; it can do some 40.
 REPORTS_PER_SECOND = 16.0
+#: Seconds between two looks at the size of the cluster; a node takes as long to join.
+RESIZE_SECONDS = 5.0
+#: Limit on concurrent trials that Tune is given: it fixes its own at the start, and nodes join later.
+_NO_LIMIT = 10**9
 
 
 class DispatchSearcher(tune.search.Searcher):  # type: ignore[misc]  # ray is untyped
@@ -35,24 +39,35 @@ class DispatchSearcher(tune.search.Searcher):  # type: ignore[misc]  # ray is un
 
     Args:
         dispatcher: source of chunks and receiver of events.
-        report_seconds: seconds between two reports of a slot.
+        count_slots: returns how many trials may run at once, which changes as nodes join and are lost.
         read_error: Tune trial → reason, message and traceback of its error (``Dispatcher.release``).
     """
 
     def __init__(
-        self, dispatcher: Dispatcher, *, report_seconds: float, read_error: Callable[[str], dict[str, str]]
+        self, dispatcher: Dispatcher, *, count_slots: Callable[[], int], read_error: Callable[[str], dict[str, str]]
     ) -> None:
         super().__init__()
-        self._dispatcher, self._report_seconds, self._read_error = dispatcher, report_seconds, read_error
+        self._dispatcher, self._count_slots, self._read_error = dispatcher, count_slots, read_error
+        #: Tune trials that have a chunk.
+        self._live: set[str] = set()
+
+    def set_max_concurrency(self, max_concurrent: int) -> bool:
+        """Return True: ``suggest`` limits what runs at once."""
+        return True
 
     def suggest(self, trial_id: str) -> Any:
         """Return the next chunk, None if nothing is ready, FINISHED if nothing is left or waits for a joint slot."""
+        number = self._count_slots()
+        self._dispatcher.set_num_slots(number)
+        if len(self._live) >= number:
+            return None
         chunk = self._dispatcher.next_chunk(trial_id)
         if chunk is None:
             is_over = self._dispatcher.is_finished or self._dispatcher.waits_for_joint
             return tune.search.Searcher.FINISHED if is_over else None
-        signature = chunk["works"][0]["record"]["signature"]
-        return {"chunk": pack({**chunk, "report_seconds": self._report_seconds}), "signature": signature}
+        self._live.add(trial_id)
+        signature, report_seconds = chunk["works"][0]["record"]["signature"], max(1.0, number / REPORTS_PER_SECOND)
+        return {"chunk": pack({**chunk, "report_seconds": report_seconds}), "signature": signature}
 
     def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
         """Pass the events of a slot to the dispatcher."""
@@ -60,6 +75,7 @@ class DispatchSearcher(tune.search.Searcher):  # type: ignore[misc]  # ray is un
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
         """Pass the last events to the dispatcher, and release the slot."""
+        self._live.discard(trial_id)
         self.on_trial_result(trial_id, result or {})
         self._dispatcher.release(trial_id, error=partial(self._read_error, trial_id) if error else None)
 
@@ -75,6 +91,24 @@ class DispatchSearcher(tune.search.Searcher):  # type: ignore[misc]  # ray is un
 
     def save_to_dir(self, checkpoint_dir: str, session_str: str = "default") -> None:
         """Do nothing: the ledger is the state."""
+
+
+class ClusterSize:
+    """Number of trials that fit on the cluster at once, as it is now.
+
+    Args:
+        slots: resources of one trial.
+    """
+
+    def __init__(self, slots: Slots) -> None:
+        self._slots, self._number, self._looked = slots, 1, -RESIZE_SECONDS
+
+    def count_slots(self) -> int:
+        """Return the number, at most ``RESIZE_SECONDS`` old; a limit of the study does not change."""
+        now = time.monotonic()
+        if now - self._looked >= RESIZE_SECONDS:
+            self._number, self._looked = num_slots(ray.cluster_resources(), self._slots), now
+        return self._number
 
 
 class SlotActor(tune.Trainable):  # type: ignore[misc]
@@ -169,13 +203,11 @@ def execute(dispatcher: Dispatcher, *, study: str, slots: Slots, max_retries: in
     Raises:
         ClusterLostError: the head of the cluster, or the raylet of this machine, is gone.
     """
-    number = num_slots(ray.cluster_resources(), slots)
-    dispatcher.set_num_slots(number)
+    size = ClusterSize(slots)
+    dispatcher.set_num_slots(size.count_slots())
     dispatcher.expect_tune_slots(may_overlap=slots.max_concurrent is None)
     losses = _LossCallback(dispatcher.record_loss)
-    searcher = DispatchSearcher(
-        dispatcher, report_seconds=max(1.0, number / REPORTS_PER_SECOND), read_error=losses.read_error
-    )
+    searcher = DispatchSearcher(dispatcher, count_slots=size.count_slots, read_error=losses.read_error)
     logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # failures are in the ledger, and reported as events
     scratch = tempfile.mkdtemp(prefix="robustsweep-tune-")  # Tune needs a folder; nothing in it is read again
     tuner = tune.Tuner(
@@ -183,7 +215,7 @@ def execute(dispatcher: Dispatcher, *, study: str, slots: Slots, max_retries: in
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             num_samples=-1,
-            max_concurrent_trials=number,
+            max_concurrent_trials=_NO_LIMIT,
             reuse_actors=True,
             trial_name_creator=lambda trial: trial.config["signature"],
             trial_dirname_creator=lambda trial: trial.trial_id,

@@ -49,7 +49,7 @@ def test_the_searcher_hands_out_what_the_desk_has(ledger: Ledger) -> None:
     def read_error(trial_id: str) -> dict[str, str]:
         return {"reason": "crashed", "message": "lost", "traceback": f"what Tune knows of {trial_id}"}
 
-    searcher = DispatchSearcher(dispatcher, report_seconds=3.0, read_error=read_error)
+    searcher = DispatchSearcher(dispatcher, count_slots=lambda: 48, read_error=read_error)
 
     config = searcher.suggest("1")
     assert config["signature"] == stage.signature
@@ -69,6 +69,28 @@ def test_the_searcher_hands_out_what_the_desk_has(ledger: Ledger) -> None:
     assert failure["traceback"] == "what Tune knows of 3"
     assert failure["attempts"] == 2
     assert searcher.suggest("4") == connection.tune.search.Searcher.FINISHED
+
+
+def test_the_searcher_fills_a_cluster_that_grows_and_shrinks(ledger: Ledger) -> None:
+    trials, handler = [make_trial(name) for name in "abcdefghijkl"], RecordingHandler(ledger)
+    settings = ChunkSettings(EXECUTION, "token", MODULE, (), 1, 600.0, describe)
+    dispatcher = Dispatcher(
+        WorkQueue(trials, complete=(), num_slots=1), ledger=ledger, settings=settings, on_event=handler.handle
+    )
+    sizes = {"slots": 1}
+    searcher = DispatchSearcher(dispatcher, count_slots=lambda: sizes["slots"], read_error=lambda trial_id: {})
+
+    def suggest(*trial_ids: str) -> list[bool]:
+        return [searcher.suggest(trial_id) is not None for trial_id in trial_ids]
+
+    assert suggest("1", "2") == [True, False]
+    sizes["slots"] = 3  # a node has joined
+    assert suggest("2", "3", "4") == [True, True, False]
+    sizes["slots"] = 2  # a node is lost
+    searcher.on_trial_complete("1", error=False)
+    assert suggest("4") == [False]
+    searcher.on_trial_complete("2", error=False)
+    assert suggest("4", "5") == [True, False]
 
 
 # ------------------------------------------------------------------ a real Ray

@@ -330,10 +330,11 @@ def test_a_driver_that_is_cut_off_ends_and_another_goes_on(place: Place, hosts: 
 def test_a_host_without_power(place: Place, hosts: Hosts, undisturbed: Place) -> None:
     b = hosts.hosts[1]
     process = start(place, hosts, **IMPATIENT)
-    before = {signature: epochs_of(place, signature) for signature in place.training()}
+    before = {each: epochs_of(place, each) for each in place.training()}
+    signature, _ = get_trial(place, b)
     b.power_off()
     assert f"[{signature[:8]}]: its process ended; started again" in finish(place, process)
-    assert all(epochs_of(place, signature).startswith(lines) for signature, lines in before.items())
+    assert all(epochs_of(place, each).startswith(lines) for each, lines in before.items())
     check_whole(place, undisturbed)
 
 

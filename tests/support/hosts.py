@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -53,6 +53,7 @@ IMPATIENT = {
     "RAY_health_check_timeout_ms": "2000",
     "RAY_health_check_failure_threshold": "3",
 }
+_NETWORK = "10.77.0.0/24"
 _SECONDS = 60.0
 
 
@@ -205,12 +206,29 @@ class Hosts:
         """Put the cable of a host back."""
         self._link("set", host.port, "up")
 
+    def disturb(self, host: Host, *, delay_ms: float, loss_percent: float) -> str:
+        """Delay all packets to a host, and lose some; return why the kernel cannot, if so."""
+        netem = ("netem", "delay", f"{delay_ms}ms", "loss", f"{loss_percent}%")
+        words = ("ip", "netns", "exec", self.switch, "tc", "qdisc", "add", "dev", host.port, "root", *netem)
+        return subprocess.run(words, check=False, capture_output=True, text=True, timeout=_SECONDS).stderr.strip()
+
+    def allow_only(self, host: Host, port: int) -> None:
+        """Let a host reach one port of the first host alone: it is cut off from Ray, and not from storage."""
+        rule = ("ip", "-n", host.namespace, "rule", "add", "pref")
+        _call(*rule, "100", "to", self.hosts[0].address, "ipproto", "tcp", "dport", str(port), "lookup", "main")
+        _call(*rule, "101", "to", _NETWORK, "blackhole")
+
     def start_head(self, *, num_cpus: int = 1, **variables: str) -> None:
         """Start Ray's head on the first host, with these environment variables."""
         head = self.hosts[0]
         head.start_ray("--head", "--port=6379", "--include-dashboard=false", num_cpus=num_cpus, **variables)
         connect = ["bash", "-c", f"exec 3<>/dev/tcp/{head.address}/6379"]
         wait_until(lambda: _call(*head.prefix, *connect, check=False) == 0, "Ray's head answers")
+
+    def set_environment(self, variables: Mapping[str, str]) -> None:
+        """Add environment variables to all that is started on the hosts from now on."""
+        for host in self.hosts:
+            host.variables |= variables
 
     def start_worker(self, host: Host, *, num_cpus: int = 1) -> None:
         """Start a node of Ray on another host."""

@@ -5,14 +5,14 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 _SERVE = """
 import sys
 from moto.server import ThreadedMotoServer
-server = ThreadedMotoServer("127.0.0.1", port=0, verbose=False)
+server = ThreadedMotoServer(sys.argv[1], port=0, verbose=False)
 server.start()
 print("%s:%d" % server.get_host_and_port(), flush=True)
 sys.stdin.read()
@@ -22,10 +22,15 @@ KEY, SECRET = "AKIAOBJECTSTORETESTS", "object-store-secret-f00dfeed"
 
 
 @contextmanager
-def serve_s3() -> Iterator[dict[str, str]]:
-    """Run an empty store; yield the environment in which every client finds it."""
+def serve_s3(*, address: str = "127.0.0.1", prefix: Sequence[str] = ()) -> Iterator[dict[str, str]]:
+    """Run an empty store; yield the environment in which every client finds it.
+
+    Args:
+        address: where it listens.
+        prefix: words before the command, that run it on another host.
+    """
     server = subprocess.Popen(
-        [sys.executable, "-c", _SERVE],
+        [*prefix, sys.executable, "-c", _SERVE, address],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
@@ -33,9 +38,8 @@ def serve_s3() -> Iterator[dict[str, str]]:
     )
     try:
         assert server.stdout is not None
-        address = server.stdout.readline().strip()
         yield {
-            "AWS_ENDPOINT_URL": f"http://{address}",
+            "AWS_ENDPOINT_URL": f"http://{server.stdout.readline().strip()}",
             "AWS_ACCESS_KEY_ID": KEY,
             "AWS_SECRET_ACCESS_KEY": SECRET,
             "AWS_DEFAULT_REGION": "us-east-1",

@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -20,13 +21,17 @@ class Postgres:
     """A database server with a new, empty cluster; a context manager that stops it and removes its files.
 
     Skips the test where PostgreSQL is not installed.
+
+    Args:
+        prefix: words before its commands, that run it on another host.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, prefix: Sequence[str] = ()) -> None:
         if shutil.which("initdb") is None or shutil.which("pg_ctl") is None:
             pytest.skip("PostgreSQL's initdb and pg_ctl are not on PATH")
         # Not below pytest's folders: those belong to whoever runs the tests, and nobody else may look into them.
         self.folder = Path(tempfile.mkdtemp(prefix="robustsweep-postgres-"))
+        self._prefix = [*prefix, "env", f"--chdir={self.folder}"] if prefix else []
         self._as_user: list[str] = []
         if os.geteuid() == 0:  # it refuses to run as root
             user = next(each for each in pwd.getpwall() if each.pw_name in _USERS)
@@ -62,7 +67,7 @@ class Postgres:
         self._call("pg_ctl", "stop", "--mode=immediate", "--wait", check=False)
 
     def _call(self, program: str, *arguments: str, check: bool = True) -> None:
-        command = [*self._as_user, program, *arguments, "-D", str(self.folder / "data")]
+        command = [*self._prefix, *self._as_user, program, *arguments, "-D", str(self.folder / "data")]
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, cwd=self.folder, text=True,
                               stdin=subprocess.DEVNULL, check=False)  # fmt: skip
         assert done.returncode == 0 or not check, f"{program}: {done.stdout}"
