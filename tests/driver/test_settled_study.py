@@ -248,7 +248,7 @@ class _Failing:
     def start(self) -> None:
         pass
 
-    def finish(self, timeout_seconds: float, *, max_seconds: float) -> int:
+    def finish(self, timeout_seconds: float, *, max_seconds: float, left_open: object = ()) -> int:
         return 3
 
 

@@ -27,11 +27,11 @@ HOWS = ("cut", "emptied", "garbage", "missing")
 OF_TRIALS = {
     "trials/*/config.json", "trials/*/epochs.jsonl", "trials/*/model.safetensors", "trials/*/predictions/test.npz",
     "trials/*/predictions/val.npz", "trials/*/predictions/train.npz", "trials/*/detection.json", "trials/*/result.json",
-    "trials/*/representation.json", "trials/*/log.txt",
+    "trials/*/representation.json", "trials/*/log.txt", "trials/*/log.jsonl",
 }  # fmt: skip
 OF_STAGES = {
     "stages/*/config.json", "stages/*/epochs.jsonl", "stages/*/encoder.safetensors", "stages/*/result.json",
-    "stages/*/log.txt",
+    "stages/*/log.txt", "stages/*/log.jsonl",
 }  # fmt: skip
 #: Of the study: written again, or done without.
 OF_STUDY = {
@@ -123,7 +123,8 @@ def test_damaged_configs_and_cached_images(finished_study: FinishedStudy, tmp_pa
     (stage,) = (place.ledger / "stages").iterdir()
     hit = [*(trial / "config.json" for trial in trials[:2]), trials[2] / "predictions/test.npz", stage / "epochs.jsonl"]
     (images,) = cache.glob("data/*/0.npy")
-    damage_all([*hit, images, *(trial / "log.txt" for trial in trials), stage / "log.txt"], how)
+    logs = [folder / name for folder in (*trials, stage) for name in ("log.txt", "log.jsonl")]
+    damage_all([*hit, images, *logs], how)
     said = check_whole(finished_study, place)
     for path in hit:
         assert f"damaged {path} " in said

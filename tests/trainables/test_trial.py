@@ -224,6 +224,7 @@ def test_test_images_are_never_read_during_training(
 ) -> None:
     class Trap:
         shape, dtype = digits.splits["test"].images.shape, digits.splits["test"].images.dtype
+        ndim = len(shape)
 
         def __getitem__(self, rows: object) -> None:
             raise AssertionError("test images were read")
