@@ -95,9 +95,22 @@ def test_three_of_four_tasks_of_an_array_that_are_cancelled_are_made_up_for(
     job = submit(slurm, place, "slurm-array.sbatch", "--array=0-3", "--time=30")
     wait_until(lambda: len(stamps(place)) >= 1, "a stage or trial has begun", 180.0)
     for task in (0, 1, 3):
-        slurm.call("scancel", "--signal=KILL", "--full", f"{job}_{task}")
+        slurm.call("scancel", f"{job}_{task}")  # with --signal=KILL it takes the tasks that still wait along
     slurm.wait_for(f"{job}_2", "COMPLETED", 600.0)
     check(place, whole)
+    # Of task 3, which waited, nothing is left.
+    assert {slurm.find_state(f"{job}_{task}") for task in (0, 1)} == {"CANCELLED"}
+
+
+def test_a_study_that_is_cancelled_stays_ended(slurm: Slurm, tmp_path: Path, cache_dir: Path) -> None:
+    place = make_long_place(tmp_path, cache_dir)
+    job = submit(slurm, place, "slurm.sbatch", "--time=30")
+    wait_until(lambda: len(stamps(place)) >= 1, "a stage or trial has begun", 180.0)
+    slurm.call("scancel", job)
+    wait_until(lambda: "stopped; go on with" in read_outputs(place), "the driver has stopped in order", 60.0)
+    wait_until(lambda: not slurm.call("squeue", "--noheader").strip(), "the job has ended", 60.0)
+    assert slurm.find_state(job) == "CANCELLED"
+    wait_until(lambda: not place.survivors(), "nothing of the study is left")
 
 
 def test_an_array_larger_than_the_cluster_allows_is_refused_by_slurm(slurm: Slurm, tmp_path: Path) -> None:
