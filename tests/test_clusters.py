@@ -113,19 +113,32 @@ def test_a_script_is_valid_to_the_shell(name: str) -> None:
         subprocess.run(["bash", "-n", "-c", inner[1]], check=True)
 
 
-@pytest.mark.parametrize(("code", "requeued"), [(0, False), (1, False), (2, False), (3, True), (4, False), (5, True)])
+@pytest.mark.parametrize(
+    ("code", "state", "requeued"),
+    [
+        *((code, "RUNNING", code in (3, 5)) for code in range(6)),
+        (5, "COMPLETING", False),  # scancel, or a preemption that SLURM itself puts back into the queue
+    ],
+)
 def test_a_task_of_an_array_goes_back_into_the_queue_if_the_study_can_go_on(
-    tmp_path: Path, code: int, requeued: bool
+    tmp_path: Path, code: int, state: str, requeued: bool
 ) -> None:
     programs = {
         "robustsweep": f'echo "$@" > {tmp_path}/asked; exit {code}',
-        "scontrol": f'echo "$@" > {tmp_path}/requeued',
+        "scontrol": f'[ "$1" = show ] && echo "JobId=12 JobState={state}" || echo "$@" > {tmp_path}/requeued',
     }
     for program, line in programs.items():
         (tmp_path / program).write_text(f"#!/bin/sh\n{line}\n")
         (tmp_path / program).chmod(0o755)
     task = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "4", "SLURM_ARRAY_TASK_COUNT": "8"}
-    settings = {**os.environ, **task, "SLURM_ARRAY_JOB_ID": "9", "STUDY": "a b.yaml", "STORAGE": "s3://b"}
+    settings = {
+        **os.environ,
+        **task,
+        "SLURM_ARRAY_JOB_ID": "9",
+        "SLURM_JOB_ID": "12",
+        "STUDY": "a b.yaml",
+        "STORAGE": "s3://b",
+    }
     settings["PATH"] = f"{tmp_path}:{settings['PATH']}"
     done = subprocess.run(["bash", str(CLUSTERS / "slurm-array.sbatch")], env=settings, check=False)
     assert (tmp_path / "asked").read_text() == "run a b.yaml --storage s3://b --shard 4/8\n"
